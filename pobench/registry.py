@@ -1,0 +1,325 @@
+"""Content by name: losses, judges, figures and layouts, registered by decorator, found by name or alias.
+
+A loss's signature is its declaration. Positional parameters name what the harness supplies
+(`policy`, `reference`, `kl`); keyword defaults are the loss's settings. Nothing else describes a loss.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from pobench.types import LossOutput
+
+
+class PobenchError(Exception):
+    """The command, a setting or the data is wrong: printed as it stands, without a traceback; exit status 2."""
+
+
+class UnknownNameError(PobenchError):
+    """A name that nothing is registered under."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'simpo'?"`, or `""` when nothing known is close."""
+    close = difflib.get_close_matches(_normal(name), {_normal(k): k for k in known}, n=1, cutoff=0.6)
+    by_normal = {_normal(k): k for k in known}
+    return f"; did you mean {by_normal[close[0]]!r}?" if close else ""
+
+
+def _normal(name: str) -> str:
+    """Case, spaces, dashes and underscores do not matter."""
+    return "".join(c for c in name.casefold() if c not in " -_")
+
+
+class Named(Protocol):
+    name: str
+
+
+T = TypeVar("T", bound=Named)
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name and alias. `package` is imported, file by file, at the first look-up."""
+
+    def __init__(self, kind: str, package: str, entry_points: str | None = None) -> None:
+        self.kind, self.package, self.entry_points = kind, package, entry_points
+        self._items: dict[str, T] = {}
+        self._aliases: dict[str, str] = {}
+        self._loaded = False
+
+    def add(self, item: T, aliases: Iterable[str] = ()) -> None:
+        """Register `item`. Raises PobenchError if one of its names is taken by something else."""
+        taken = self._items.get(item.name)
+        if taken is not None and _home(taken) != _home(item):
+            raise PobenchError(f"{self.kind} {item.name!r} is registered twice: {_home(taken)} and {_home(item)}")
+        for alias in (item.name, *aliases):
+            owner = self._aliases.setdefault(_normal(alias), item.name)
+            if owner != item.name:
+                raise PobenchError(f"{self.kind} {item.name!r}: the name {alias!r} belongs to {owner!r} already")
+        self._items[item.name] = item
+
+    def get(self, name: str) -> T:
+        """The thing called `name`. Raises UnknownNameError naming the nearest and all known."""
+        self._load()
+        try:
+            return self._items[self._aliases[_normal(name)]]
+        except KeyError:
+            known = ", ".join(self.names())
+            raise UnknownNameError(f"unknown {self.kind} {name!r}{nearest(name, self.names())} Known: {known}") from None
+
+    def names(self) -> list[str]:
+        """All names, sorted, without aliases."""
+        self._load()
+        return sorted(self._items)
+
+    def aliases(self, name: str) -> list[str]:
+        """The (normalised) other names of `name`."""
+        return sorted(a for a, owner in self._aliases.items() if owner == name and a != _normal(name))
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+            importlib.import_module(f"{self.package}.{module.name}")
+        if self.entry_points:
+            for entry in importlib.metadata.entry_points(group=self.entry_points):
+                entry.load()
+
+
+def _home(item: Any) -> str:
+    function = getattr(item, "function", item)
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', '?')}"
+
+
+def _settings(signature: inspect.Signature) -> dict[str, Any]:
+    return {p.name: p.default for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+# ---------------------------------------------------------------- losses
+
+SUPPLIED = ("policy", "reference", "kl")  # what the harness can hand to a loss, in this order
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A registered objective: the function itself, and what its signature and docstring declare."""
+
+    name: str
+    function: Callable[..., LossOutput]
+    source: str
+    needs: frozenset[str]  # subset of {"reference", "kl"}
+    settings: Mapping[str, Any]  # setting -> default
+    doc: str
+    units: Mapping[str, str] = field(default_factory=dict)  # setting -> unit
+    ranges: Mapping[str, Any] = field(default_factory=dict)  # setting -> published search range
+    in_paper: bool = False  # one of the twelve of the design card
+    title: str = ""  # as a table prints it
+
+    def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
+        return self.function(*args, **kwargs)
+
+    @property
+    def formula(self) -> str:
+        """The indented line(s) of the docstring that state the objective."""
+        lines = self.doc.splitlines()
+        return "\n".join(line.strip() for line in lines if line.startswith("    ") and line.strip())
+
+
+losses: Registry[Loss] = Registry("loss", "pobench.losses", entry_points="pobench.losses")
+
+
+def register_loss(
+    name: str,
+    *,
+    source: str,
+    aliases: Iterable[str] = (),
+    title: str = "",
+    units: Mapping[str, str] | None = None,
+    ranges: Mapping[str, Any] | None = None,
+    in_paper: bool = False,
+) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
+    """Register a loss function under `name`.
+
+    source: where the formula comes from. units: setting -> unit. ranges: setting -> published search range.
+    Raises PobenchError when a positional parameter is none of `policy`, `reference`, `kl`, or a setting has
+    no default: the harness could not supply it.
+    """
+
+    def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
+        signature = inspect.signature(function)
+        faults = []
+        supplied = []
+        for p in signature.parameters.values():
+            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                faults.append(f"*{p.name}: the harness cannot fill a catch-all parameter; name what the loss uses")
+            elif p.kind is p.KEYWORD_ONLY:
+                if p.default is p.empty:
+                    faults.append(f"{p.name}: a setting needs a default value")
+            elif p.name not in SUPPLIED:
+                faults.append(
+                    f"{p.name}: the harness supplies {', '.join(SUPPLIED)}; a setting goes behind '*' with a default"
+                    f"{nearest(p.name, SUPPLIED)}"
+                )
+            else:
+                supplied.append(p.name)
+        if not faults and supplied != [s for s in SUPPLIED if s in supplied]:
+            faults.append(f"parameters stand in the order {', '.join(SUPPLIED)}; got {', '.join(supplied)}")
+        if not faults and "policy" not in supplied:
+            faults.append("policy: a loss needs the policy's log-probabilities as its first parameter")
+        settings = _settings(signature)
+        for what, given in (("units", units), ("ranges", ranges)):
+            faults += [
+                f"{what}: {key!r} is no setting of it{nearest(key, settings)}" for key in given or {} if key not in settings
+            ]
+        if faults:
+            raise PobenchError(f"loss {name!r} cannot be registered:\n" + "\n".join(f"  {f}" for f in faults))
+        doc = inspect.getdoc(function) or inspect.getdoc(sys.modules[function.__module__]) or ""
+        loss = Loss(
+            name,
+            function,
+            source,
+            frozenset(supplied) - {"policy"},
+            settings,
+            doc,
+            dict(units or {}),
+            dict(ranges or {}),
+            in_paper,
+            title or name,
+        )
+        losses.add(loss, aliases)
+        return function
+
+    return register
+
+
+def get_loss(name: str) -> Loss:
+    """The loss called `name` or one of its aliases; a callable. Raises UnknownNameError."""
+    return losses.get(name)
+
+
+def list_losses() -> list[str]:
+    """The names of all registered losses, sorted."""
+    return losses.names()
+
+
+# ---------------------------------------------------------------- figures and tables
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A registered figure or table: a function of frames, asked for by parameter name."""
+
+    name: str
+    function: Callable[..., Any]
+    kind: str  # "figure" | "table"
+    title: str
+    paper: str  # where the paper shows it ("Fig. 2a"), "" for ours
+    frames: tuple[str, ...]
+    settings: Mapping[str, Any]
+    doc: str
+    order: int = 100
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+figures: Registry[Figure] = Registry("figure", "pobench.analysis")
+
+FRAMES = ("runs", "steps", "heldout", "answers", "verdicts", "scores", "audit")
+
+
+def _register_shown(kind: str, name: str, title: str, paper: str, order: int, aliases: Iterable[str]) -> Callable[..., Any]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+        asked = tuple(p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY)
+        unknown = [a for a in asked if a not in FRAMES]
+        if unknown:
+            raise PobenchError(f"{kind} {name!r} asks for {', '.join(unknown)}; frames are {', '.join(FRAMES)}")
+        doc = inspect.getdoc(function) or inspect.getdoc(sys.modules[function.__module__]) or ""
+        figures.add(Figure(name, function, kind, title, paper, asked, _settings(signature), doc, order), aliases)
+        return function
+
+    return register
+
+
+def register_figure(name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = ()) -> Callable[..., Any]:
+    """Register a figure: `f(frame, …) -> Drawing`; see `pobench.plot.Drawing`. Frames are named by parameter."""
+    return _register_shown("figure", name, title, paper, order, aliases)
+
+
+def register_table(name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = ()) -> Callable[..., Any]:
+    """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values."""
+    return _register_shown("table", name, title, paper, order, aliases)
+
+
+# ---------------------------------------------------------------- judges and layouts
+
+
+@dataclass(frozen=True)
+class NamedFunction:
+    """A registered factory of a judge or a layout; `settings` are its keyword defaults."""
+
+    name: str
+    function: Callable[..., Any]
+    settings: Mapping[str, Any]
+    doc: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+judges: Registry[NamedFunction] = Registry("judge", "pobench.judging")
+layouts: Registry[NamedFunction] = Registry("layout", "pobench.layouts")
+
+
+def _register_named(registry: Registry[NamedFunction], name: str, aliases: Iterable[str]) -> Callable[..., Any]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        settings = _settings(inspect.signature(function))
+        registry.add(NamedFunction(name, function, settings, inspect.getdoc(function) or ""), aliases)
+        return function
+
+    return register
+
+
+def register_judge(name: str, *, aliases: Iterable[str] = ()) -> Callable[..., Any]:
+    """Register a judge factory: `f(**settings) -> Judge`; see `pobench.judging`."""
+    return _register_named(judges, name, aliases)
+
+
+def register_layout(name: str, *, aliases: Iterable[str] = ()) -> Callable[..., Any]:
+    """Register a layout: a class whose instances turn TokenPairs into a batch; see `pobench.layouts`."""
+    return _register_named(layouts, name, aliases)
+
+
+# ---------------------------------------------------------------- plug-ins
+
+
+def load_plugin(path: str | Path) -> None:
+    """Import a user's file that registers losses, judges or figures. Raises PobenchError if it cannot be read."""
+    path = Path(path)
+    if not path.is_file():
+        raise PobenchError(f"--plugin: no file {str(path)!r}")
+    name = f"pobench_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PobenchError(f"--plugin: {str(path)!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except PobenchError:
+        raise
+    except Exception as error:
+        raise PobenchError(f"--plugin: {str(path)!r} fails at import: {type(error).__name__}: {error}") from error

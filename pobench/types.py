@@ -1,0 +1,78 @@
+"""Every shape and unit, once.
+
+Log-probabilities are in nats, summed over response tokens in fp32 or better; lengths are counts of
+response tokens (the end-of-turn token included). A tensor marked `(pairs,)` has one entry per
+preference pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class SequenceLogps(NamedTuple):
+    """Log-probabilities of one response per pair.
+
+    total: (pairs,) nats, `Σ_t log π(y_t | x, y_<t)` over the response tokens.
+    length: (pairs,) tokens, at least 1.
+    """
+
+    total: Tensor
+    length: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """(pairs,) nats per token: `total / length`."""
+        return self.total / self.length
+
+
+class Pair(NamedTuple):
+    """The preferred and the dispreferred response of each pair, under one model."""
+
+    chosen: SequenceLogps
+    rejected: SequenceLogps
+
+
+class LossOutput(NamedTuple):
+    """What a loss returns: the objective and the two implicit rewards, in the loss's own unit.
+
+    loss: (pairs,) the objective to minimise, with gradient; the harness takes the mean over pairs.
+    chosen_reward, rejected_reward: (pairs,), read without gradient.
+    """
+
+    loss: Tensor
+    chosen_reward: Tensor
+    rejected_reward: Tensor
+
+
+class TokenPair(NamedTuple):
+    """One preference pair as token ids: both responses follow the same prompt.
+
+    id: names the row in every file that speaks of it. prompt, chosen, rejected: token ids, none empty;
+    responses end with their end-of-turn token.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with what it stands on: n observations and a confidence interval.
+
+    Nothing measured is `Estimate.missing()`: nan with n = 0, printed as a dash, never 0.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def missing(cls) -> Estimate:
+        return cls(float("nan"), float("nan"), float("nan"), 0)
