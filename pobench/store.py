@@ -10,7 +10,7 @@ Frames (tidy, one row each; `run` is `<setting>/<folder>` and joins them all):
 runs      run, setting, kind ("start" | "loss"), loss (name, "start"), title (as a table prints it), seed (int, -1 for
           start), settings (JSON: the loss's settings), lr, epochs, batch_size, start (run id of its start model), pairs
           (trained on), seconds (training wall time), peak_memory (bytes), tokens (useful tokens trained on), status
-          ("finished" | "failed" | "unfinished"), reason (of a failure), order (hash of the data order), protocol (int)
+          ("finished" | "failed" | "unfinished"), reason (of a failure), order (hash of the data order), protocol (int), note (on the weights)
 steps     run, step (1..), epoch (float), loss, lr, grad_norm, rewards/chosen, rewards/rejected, rewards/margins,
           rewards/accuracies, logps/chosen, logps/rejected (mean over pairs of summed nats), logps/chosen_per_token,
           logps/rejected_per_token, saturated (share of pairs whose |gradient weight| < 1e-4), kl (nan unless used), seconds
@@ -23,3 +23,171 @@ verdicts  run, prompt, sample, judge, score (in [0, 1]; nan where the judge gave
 scores    run, metric, value, low, high, n, better ("higher" | "lower" | "")
 audit     setting, fault, count, rows (JSON list of row numbers)
 """
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from pobench.config import PROTOCOL, Job
+from pobench.files import whole, write_text
+from pobench.registry import PobenchError, losses
+
+COLUMNS = {
+    "runs": "run setting kind loss title seed settings lr epochs batch_size start pairs seconds peak_memory tokens status "
+    "reason order protocol note",
+    "steps": "run step epoch loss lr grad_norm rewards/chosen rewards/rejected rewards/margins rewards/accuracies logps/chosen "
+    "logps/rejected logps/chosen_per_token logps/rejected_per_token saturated kl seconds",
+    "heldout": "run pair chosen_logp rejected_logp chosen_length rejected_length reference_chosen_logp reference_rejected_logp "
+    "loss chosen_reward rejected_reward",
+    "answers": "run prompt sample kind topic instruction text tokens finished",
+    "verdicts": "run prompt sample judge score",
+    "scores": "run metric value low high n better",
+    "audit": "setting fault count rows",
+}
+
+
+class RunFolder:
+    """One job's folder. Every file appears whole, except `steps.jsonl`, which grows a line a step."""
+
+    def __init__(self, runs: Path, run: str) -> None:
+        self.path = runs / run
+        self.run = run
+
+    # -- state
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return (self.path / "finished.json").is_file()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last attempt failed, or None."""
+        path = self.path / "failed.json"
+        return str(json.loads(path.read_text())["reason"]) if path.is_file() else None
+
+    def fail(self, reason: str) -> None:
+        self.write_json("failed.json", {"reason": reason})
+
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """The completion marker, written last."""
+        (self.path / "failed.json").unlink(missing_ok=True)
+        self.write_json("finished.json", {"protocol": PROTOCOL, **about})
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    # -- files
+
+    def write_config(self, job: Job, kind: str) -> None:
+        """`config.yaml`: every value, and where each that is no default comes from."""
+        values = {**job.values(), "kind": kind, "protocol": PROTOCOL, "start": job.start_run, "origin": dict(job.origin)}
+        write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_text(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
+        with whole(self.path / f"{name}.parquet") as partial:
+            frame.to_parquet(partial, index=False)
+
+    def read_frame(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.path / f"{name}.parquet")
+
+    # -- steps
+
+    def log_step(self, row: Mapping[str, Any]) -> None:
+        with (self.path / "steps.jsonl").open("a") as file:
+            file.write(json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}) + "\n")
+
+    def rewind_steps(self, step: int) -> None:
+        """Forget what was logged after `step`, and a line cut short by a kill."""
+        kept = [json.dumps(row) for row in self.steps() if row["step"] <= step]
+        write_text(self.path / "steps.jsonl", "".join(line + "\n" for line in kept))
+
+    def steps(self) -> list[dict[str, Any]]:
+        path = self.path / "steps.jsonl"
+        rows = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:  # the last line of a killed run
+                break
+        return rows
+
+
+def load_frames(runs: str | Path = "runs", setting: str | None = None) -> dict[str, pd.DataFrame]:
+    """Every stored run as tidy frames; see this module's docstring for their columns.
+
+    setting: only the runs of this one. Raises PobenchError where no run is stored.
+    """
+    root = Path(runs)
+    folders = sorted(p.parent for p in root.glob("*/*/config.yaml") if setting in (None, p.parent.parent.name))
+    if not folders:
+        where = f"{str(root)!r}" + (f" for setting {setting!r}" if setting else "")
+        raise PobenchError(f"no stored runs in {where}; `pobench run` makes some")
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
+    for path in folders:
+        folder = RunFolder(root, f"{path.parent.name}/{path.name}")
+        parts["runs"].append(pd.DataFrame([_run_row(folder)]))
+        if rows := folder.steps():
+            parts["steps"].append(pd.DataFrame(rows).assign(run=folder.run))
+        for name in ("heldout", "answers", "verdicts"):
+            if folder.has(f"{name}.parquet"):
+                parts[name].append(folder.read_frame(name).assign(run=folder.run))
+        if folder.has("scores.json"):
+            parts["scores"].append(pd.DataFrame(folder.read_json("scores.json")).assign(run=folder.run))
+    for name in sorted({p.parent.name for p in folders}):
+        if (root / name / "audit.json").is_file():
+            parts["audit"].append(pd.DataFrame(json.loads((root / name / "audit.json").read_text())).assign(setting=name))
+    return {name: _frame(parts[name], columns.split()) for name, columns in COLUMNS.items()}
+
+
+def _frame(parts: Iterable[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    parts = [p for p in parts if len(p)]
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return frame.reindex(columns=[*columns, *(c for c in frame.columns if c not in columns)])
+
+
+def _run_row(folder: RunFolder) -> dict[str, Any]:
+    config = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
+    start = config["kind"] == "start"
+    about = folder.read_json("finished.json") if folder.finished else {}
+    failure = folder.failure
+    name = "start" if start else config["loss"]
+    try:
+        title = "start model" if start else losses.get(name).title
+    except PobenchError:  # a plug-in that is not loaded now
+        title = about.get("title", name)
+    return {
+        "run": folder.run,
+        "setting": config["setting"],
+        "kind": config["kind"],
+        "loss": name,
+        "title": title,
+        "seed": -1 if start else config["seed"],
+        "settings": json.dumps({} if start else config["loss_settings"]),
+        "lr": math.nan if start else config["train"]["lr"],
+        "epochs": math.nan if start else config["train"]["epochs"],
+        "batch_size": math.nan if start else config["train"]["batch_size"],
+        "start": config["start"],
+        "pairs": about.get("pairs", math.nan),
+        "seconds": about.get("seconds", math.nan),
+        "peak_memory": about.get("peak_memory", math.nan),
+        "tokens": about.get("tokens", math.nan),
+        "status": "finished" if about else "failed" if failure else "unfinished",
+        "reason": failure or "",
+        "order": about.get("order", ""),
+        "protocol": config["protocol"],
+        "note": config["model"].get("note", ""),
+    }

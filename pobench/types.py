@@ -8,9 +8,15 @@ preference pair.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+from pydantic import Field
 from torch import Tensor
+
+# What a setting may be, said in its annotation: `beta: Positive = 0.1`. The configuration checks it before a run.
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Reduction = Literal["sum", "mean"]  # of one response's tokens; never over a batch
 
 
 class SequenceLogps(NamedTuple):

@@ -1,0 +1,33 @@
+"""What every loss cost."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pobench import stats
+from pobench.plot import NothingToDraw
+from pobench.registry import register_table
+
+
+@register_table("cost", title="Cost of training", order=430)
+def cost(runs: pd.DataFrame) -> pd.DataFrame:
+    """Wall time of training alone, peak memory of the process or device, and useful tokens (padding not counted); the
+    mean over seeds. Comparable only between runs on the same, otherwise idle machine."""
+    rows = []
+    for arm in stats.arms(runs):
+        if arm.is_start:
+            continue
+        means = stats.of_arm(runs, arm)[["seconds", "peak_memory", "tokens", "pairs"]].apply(pd.to_numeric, errors="coerce").mean()
+        rows.append(
+            {
+                "Loss": arm.label,
+                "Seconds": means["seconds"],
+                "Peak memory, GB": means["peak_memory"] / 1e9,
+                "Tokens": means["tokens"],
+                "Tokens per second": means["tokens"] / means["seconds"] if means["seconds"] > 0 else float("nan"),
+            }
+        )
+    table = pd.DataFrame(rows)
+    if table.empty or table.drop(columns="Loss").isna().all(axis=None):
+        raise NothingToDraw("No run has recorded its cost.")
+    return table

@@ -1,0 +1,31 @@
+"""What was found in the preference data."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from pobench.plot import NothingToDraw
+from pobench.registry import register_table
+
+MOST_ROWS = 12  # row numbers shown per fault
+
+
+@register_table("data-audit", title="Audit of the preference data", order=420)
+def data_audit(audit: pd.DataFrame) -> pd.DataFrame:
+    """Faults found in the rows before training, with the first row numbers."""
+    found = audit[pd.to_numeric(audit["count"], errors="coerce").fillna(0) > 0]
+    if found.empty:
+        raise NothingToDraw("The audit found no fault in the data.")
+    rows = [{"Fault": str(r["fault"]), "Rows": int(r["count"]), "Row numbers": _numbers(r["rows"])} for r in found.to_dict("records")]
+    return pd.DataFrame(rows).sort_values(["Rows", "Fault"], ascending=[False, True], kind="stable", ignore_index=True)
+
+
+def _numbers(text: object) -> str:
+    try:
+        rows = json.loads(text) if isinstance(text, str) else list(text or [])  # type: ignore[call-overload]
+    except (json.JSONDecodeError, TypeError):
+        return str(text)
+    rest = len(rows) - MOST_ROWS
+    return ", ".join(map(str, rows[:MOST_ROWS])) + (f" and {rest} more" if rest > 0 else "")

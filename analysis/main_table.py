@@ -1,0 +1,37 @@
+"""All losses by the main metrics."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from pobench import stats
+from pobench.plot import NothingToDraw
+from pobench.registry import register_table
+
+METRICS = ["pass_rate", "pass_rate_gain", "win_rate", "reward_accuracy", "kl_winners", "length_tokens", "length_correlation"]
+
+
+@register_table("main-table", title="All losses", order=1)
+def main_table(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Value, 95 % interval and n. Gain and wins are paired with the start model prompt by prompt: a gain is shown where
+    its interval leaves out zero, a win rate where it leaves out 50 %."""
+    rows = []
+    for arm in stats.arms(runs):
+        found = {metric: stats.score_of(scores, arm, metric) for metric in METRICS}
+        if any(not math.isnan(e.value) for e in found.values()):
+            rows.append({"Loss": arm.label, **found, "Seeds": 0 if arm.is_start else len(arm.runs)})
+    if not rows:
+        raise NothingToDraw("No run has been scored.")
+    rows.sort(key=lambda row: -_order(row["pass_rate_gain"], row["pass_rate"]))
+    table = pd.DataFrame(rows)
+    empty = [m for m in METRICS if all(math.isnan(e.value) for e in table[m])]
+    return table.drop(columns=empty)
+
+
+def _order(gain: stats.Estimate, rate: stats.Estimate) -> float:
+    """By gain; the start model stands where a gain of zero does."""
+    if not math.isnan(gain.value):
+        return gain.value
+    return 0.0 if not math.isnan(rate.value) else -math.inf

@@ -1,0 +1,68 @@
+"""Where the gains come from: pass rate by kind of demand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from pobench import plot, stats
+from pobench.registry import register_figure
+
+WINS, LOSES = "#2a78d6", "#d4541a"
+MOST_KINDS = 24
+
+
+@register_figure("pass-by-kind", title="Pass rate by kind of demand", order=30)
+def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
+    """Pass rate in per cent for each kind of demand; the first column is the start model. Colour is the difference from
+    it: blue better, orange worse. Kinds are few prompts each, so single cells are noisy (intervals in the CSV): look for
+    rows and columns that agree, and for a loss that gains on one kind by giving up another."""
+    kinds = answers.loc[answers["kind"].astype(str).str.strip() != "", ["prompt", "kind"]].drop_duplicates("prompt")
+    if kinds.empty:
+        raise plot.NothingToDraw("The prompts have no kinds.")
+    arms = stats.arms(runs)
+    table = stats.by_prompt(verdicts, arms)
+    arms = [arm for arm in arms if arm.id in table]
+    kind_of = kinds.set_index("prompt")["kind"].astype(str).reindex(table.index)
+    names = kind_of.value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
+    names = names.head(MOST_KINDS)
+    if not arms or names.empty:
+        raise plot.NothingToDraw("No prompt of a known kind was judged.")
+    start = next((arm for arm in arms if arm.is_start), None)
+    rows = []
+    for kind in names.index:
+        inside = table[kind_of == kind]
+        for arm in arms:
+            gain = stats.Estimate.missing()
+            if start and arm is not start:
+                gain = stats.paired_difference(inside[arm.id], inside[start.id], bounds=stats.SIGNED)
+            value = stats.mean(inside[arm.id], bounds=stats.UNIT)
+            rows.append(
+                {"kind": kind, "label": arm.label, **plot.estimate_columns(value), **plot.estimate_columns(gain, "gain_")}
+            )
+    data = pd.DataFrame(rows)
+    figure, ax = plot.single(0.33 * len(names) + 1.1, width=min(plot.WIDTH, 0.66 * len(arms) + 3.4))
+    for k, row in enumerate(data.itertuples()):
+        _cell(ax, k // len(arms), k % len(arms), row.value, row.gain_value)
+    labels = [f"{plot.short(kind, 32)}  ({count})" for kind, count in names.items()]
+    ax.set_yticks(np.arange(len(names)) + 0.5, labels)
+    ax.set_xticks(np.arange(len(arms)) + 0.5, [plot.short(a.label, 22) for a in arms], rotation=35, ha="left",
+                  rotation_mode="anchor")  # fmt: skip
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0, labelcolor=plot.INK)
+    ax.set(xlim=(0, len(arms)), ylim=(len(names), 0))
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    return plot.Drawing(figure, data, "In brackets: number of prompts.")
+
+
+def _cell(ax: plot.Axes, i: int, j: int, value: float, gain: float) -> None:
+    if np.isnan(value):
+        ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=plot.FAINT)
+        return
+    if np.isnan(gain):
+        ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=plot.SHADE))
+    else:
+        colour, depth = (WINS if gain > 0 else LOSES), min(1.0, abs(gain) / 0.5)
+        ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=colour, alpha=0.04 + 0.6 * depth))
+    ax.text(j + 0.5, i + 0.52, f"{100 * value:.0f}", ha="center", va="center", fontsize=8.5)

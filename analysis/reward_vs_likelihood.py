@@ -1,0 +1,71 @@
+"""Does the reward rank a pair as the likelihood does?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from pobench import plot, stats
+from pobench.registry import register_figure
+from pobench.types import Estimate
+
+CELLS = [  # reward right?, likelihood right?, what it is called
+    (True, True, "both right"),
+    (True, False, "reward only"),
+    (False, True, "likelihood only"),
+    (False, False, "both wrong"),
+]
+
+
+@register_figure("reward-vs-likelihood", title="Reward order against likelihood order", paper="Figs. 4b, 6b", order=350)
+def reward_vs_likelihood(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
+    """Held-out pairs sorted twice: does the reward prefer the chosen answer (rows), and does the log-probability per
+    token, which is what generation follows (columns)? Off the diagonal the model was trained to prefer one answer and is
+    likelier to write the other. For SimPO the two orders are one, so its off-diagonal is empty; in the paper DPO
+    disagrees on about half of its training pairs."""
+    panels = []
+    for arm in stats.arms(runs):
+        held = stats.of_arm(heldout, arm).dropna(subset=["chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"])
+        if held.empty:
+            continue
+        reward = held["chosen_reward"] > held["rejected_reward"]
+        likely = held["chosen_logp"] / held["chosen_length"] > held["rejected_logp"] / held["rejected_length"]
+        shares = {}
+        for right, likelier, name in CELLS:
+            inside = ((reward == right) & (likely == likelier)).astype(float)
+            shares[name] = stats.mean(inside, held["pair"], held["run"], bounds=stats.UNIT)
+        panels.append((arm, shares))
+    if not panels:
+        raise plot.NothingToDraw("No trained model has rewards on held-out pairs.")
+    figure, axes = plot.panels(len(panels), height=1.95, columns=5)
+    for ax, (arm, shares) in zip(axes, panels, strict=True):
+        _square(ax, arm, shares)
+    plot.outer_labels(figure, "higher log-probability per token: chosen | rejected", "higher reward: rejected | chosen")
+    rows = [
+        {"loss": arm.loss, "label": arm.label, "cell": name, **plot.estimate_columns(e)}
+        for arm, shares in panels
+        for name, e in shares.items()
+    ]
+    worst = max(panels, key=lambda p: _off(p[1]))
+    said = f"They disagree most for {worst[0].label}: {100 * _off(worst[1]):.0f} % of pairs." if _off(worst[1]) > 0 else ""
+    return plot.Drawing(figure, pd.DataFrame(rows), said)
+
+
+def _off(shares: dict[str, Estimate]) -> float:
+    return float(np.nansum([shares["reward only"].value, shares["likelihood only"].value]))
+
+
+def _square(ax: plot.Axes, arm: stats.Arm, shares: dict[str, Estimate]) -> None:
+    """A 2×2 table; the off-diagonal in the loss's colour, as deep as its share is large."""
+    colour = plot.look(arm.loss).colour
+    for i, (right, likelier, name) in enumerate(CELLS):
+        e = shares[name]
+        x, y = i % 2, 1 - i // 2
+        fill = {"color": colour, "alpha": 0.08 + 0.8 * e.value} if right != likelier else {"color": plot.SHADE}
+        ax.add_patch(plot.rectangle(x + 0.02, y + 0.02, 0.96, 0.96, **fill))
+        ax.text(x + 0.5, y + 0.56, f"{100 * e.value:.0f} %", ha="center", va="center", fontsize=10, weight="bold")
+        ax.text(x + 0.5, y + 0.27, name, ha="center", va="center", fontsize=6.5, color=plot.INK)
+    ax.set(xlim=(0, 2), ylim=(0, 2), aspect="equal", xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    plot.heading(ax, arm)

@@ -1,0 +1,41 @@
+"""What every loss was trained with."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pobench import stats
+from pobench.plot import NothingToDraw
+from pobench.registry import register_table
+
+
+@register_table("settings-table", title="Settings of every loss", paper="Tables 7 and 8", order=410)
+def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Hyperparameters as they were used. The same data order means that the losses saw the same pairs in the same order;
+    where orders differ within one seed, do not compare."""
+    rows = []
+    for arm in stats.arms(runs):
+        if arm.is_start:
+            continue
+        members = stats.of_arm(runs, arm).sort_values("seed", kind="stable")
+        first = members.iloc[0]
+        settings = stats.settings_of(first)
+        rows.append(
+            {
+                "Loss": arm.label,
+                "Settings": ", ".join(f"{stats.GREEK.get(k, k)} = {stats.show_setting(v)}" for k, v in settings.items()),
+                "Learning rate": _number(first.get("lr")),
+                "Epochs": _number(first.get("epochs")),
+                "Batch": _number(first.get("batch_size")),
+                "Pairs": _number(first.get("pairs")),
+                "Seeds": ", ".join(_number(s) for s in members["seed"]),
+                "Data order": ", ".join(dict.fromkeys(str(o) for o in members["order"].dropna() if str(o))),
+            }
+        )
+    if not rows:
+        raise NothingToDraw("No loss was trained.")
+    return pd.DataFrame(rows)
+
+
+def _number(value: object) -> str:
+    return "–" if value is None or pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,107 @@
+"""What training logged: one row of panels per loss, one column per quantity."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from pobench import plot, stats
+from pobench.registry import register_figure
+
+# title, columns (the second one dashed), whether losses share the scale, logarithmic
+QUANTITIES = [
+    ("loss", ["loss"], False, False),
+    ("rewards", ["rewards/chosen", "rewards/rejected"], False, False),
+    ("margin", ["rewards/margins"], False, False),
+    ("accuracy", ["rewards/accuracies"], True, False),
+    ("log-prob per token", ["logps/chosen_per_token", "logps/rejected_per_token"], True, False),
+    ("gradient norm", ["grad_norm"], True, True),
+]
+
+
+@register_figure("training-curves", title="Training curves", order=210)
+def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
+    """One row per loss. Solid: chosen; dashed: rejected; thin: single steps (of every seed); bold: their running mean.
+    Loss, rewards and margin stand in the loss's own unit; accuracy, log-probability and gradient norm share one scale in
+    their column. Look for curves that break off, a gradient norm that explodes, an accuracy that never leaves one half."""
+    shown = [(arm, found) for arm in stats.arms(runs) if len(found := stats.of_arm(steps, arm))]
+    if not shown:
+        raise plot.NothingToDraw("No run has logged a training step.")
+    quantities = [q for q in QUANTITIES if any(c in steps and steps[c].notna().any() for c in q[1])]
+    figure = plot.Figure(figsize=(plot.WIDTH + 1.2, 1.12 * len(shown) + 0.7), layout="constrained")
+    grid = figure.subplots(len(shown), len(quantities), sharex=True, squeeze=False)
+    for row, (arm, found) in zip(grid, shown, strict=True):
+        for ax, (_, columns, _, logarithmic) in zip(row, quantities, strict=True):
+            for style, column in zip(("-", (0, (3, 1.5))), columns, strict=False):
+                curve(ax, found, column, plot.look(arm.loss).colour, style)
+            if logarithmic:
+                plot.log_scale(ax)
+            else:
+                ax.yaxis.set_major_locator(plot.MaxNLocator(3))
+            ax.xaxis.set_major_locator(plot.MaxNLocator(4, integer=True))
+            ax.tick_params(labelsize=6.5)
+        row[0].set_ylabel(plot.short(arm.label, 18), color=plot.look(arm.loss).colour, weight="bold", fontsize=8.5)
+    for place, (title, _, shared, _) in enumerate(quantities):
+        grid[0][place].set_title(title, fontsize=8.5)
+        if shared:
+            limits = [ax.get_ylim() for ax in grid[:, place] if ax.lines]
+            for ax in grid[:, place]:
+                ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    figure.supxlabel("optimiser step", fontsize=8.5, color=plot.FAINT)
+    used = [c for _, columns, _, _ in quantities for c in columns if c in steps]
+    data = pd.concat([f[["run", "step", *used]].assign(label=arm.label) for arm, f in shown], ignore_index=True)
+    return plot.Drawing(figure, data, _broken(data, used))
+
+
+@register_figure("both-rewards", title="Chosen and rejected log-probability during training", order=200)
+def both_rewards(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
+    """Change since the first step of the log-probability per token of the chosen (solid) and the rejected answer
+    (dashed). Both falling is common and no fault by itself: these objectives ask for a gap, not for a rise. Worry when
+    the chosen line falls as fast as the rejected one (no gap is learned), or when it falls while answers repeat
+    themselves, run on or stop early."""
+    pairs = ["logps/chosen_per_token", "logps/rejected_per_token"]
+    shown = [
+        (arm, found)
+        for arm in stats.arms(runs)
+        if set(pairs) <= set(steps) and len(found := stats.of_arm(steps, arm).dropna(subset=pairs, how="all"))
+    ]
+    if not shown:
+        raise plot.NothingToDraw("No run has logged the log-probabilities of both sides.")
+    figure, axes = plot.panels(len(shown), sharey=len(shown) > 1)
+    parts = []
+    for ax, (arm, found) in zip(axes, shown, strict=True):
+        moved = found.sort_values(["run", "step"], kind="stable").copy()
+        for column in pairs:
+            first = moved.groupby("run")[column].transform(lambda v: v.dropna().head(_opening(len(v))).mean())
+            moved[column] = moved[column] - first
+        ax.axhline(0, color=plot.FAINT, linewidth=0.8)
+        for style, column in zip(("-", (0, (3, 1.5))), pairs, strict=True):
+            curve(ax, moved, column, plot.look(arm.loss).colour, style)
+        plot.heading(ax, arm)
+        parts.append(moved[["run", "step", *pairs]].assign(label=arm.label))
+    plot.outer_labels(figure, "optimiser step", "change, nats per token")
+    return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
+
+
+def curve(ax: plot.Axes, found: pd.DataFrame, column: str, colour: str, style: object) -> None:
+    """Single steps thin, their running mean over seeds bold."""
+    if column not in found or not np.isfinite(found[column].to_numpy(float)).any():
+        return
+    for _, run in found.groupby("run", sort=True):
+        ax.plot(run["step"], run[column], color=colour, alpha=0.3, linewidth=0.6)
+    over_seeds = found.groupby("step", sort=True)[column].mean()
+    window = max(1, len(over_seeds) // 12)
+    smooth = over_seeds.rolling(window, center=True, min_periods=1).mean()
+    ax.plot(smooth.index, smooth, color=colour, linestyle=style)
+
+
+def _opening(steps: int) -> int:
+    """How many steps make the starting point: one step is one batch, and noisy."""
+    return max(1, steps // 20)
+
+
+def _broken(data: pd.DataFrame, columns: list[str]) -> str:
+    numbers = [c for c in columns if c in ("loss", "grad_norm")]
+    bad = data[~np.isfinite(data[numbers].to_numpy(float)).all(axis=1)]
+    first = bad.groupby("label", sort=True)["step"].min()
+    return " ".join(f"{label}: the loss or its gradient is not finite from step {int(step)}." for label, step in first.items())

@@ -1,0 +1,63 @@
+"""Every pair of models on the same prompts."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from pobench import plot, stats
+from pobench.registry import register_figure
+
+
+@register_figure("who-beats-whom", title="Who beats whom", order=20)
+def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
+    """Row against column: share of prompts where the row's mean score is higher, ties half. Blue: the row wins more
+    often; orange: it loses more often. Only a pair printed in bold with a frame differs by more than chance (two-sided
+    sign test, 5 % after Holm's correction over all pairs); everything else is undecided, whatever its colour."""
+    arms = stats.arms(runs)
+    table = stats.by_prompt(verdicts, arms)
+    arms = [arm for arm in arms if arm.id in table]
+    if len(arms) < 2:
+        raise plot.NothingToDraw("Fewer than two models were judged.")
+    arms.sort(key=lambda arm: -table[arm.id].mean())
+    rows = []
+    for a, b in combinations(arms, 2):
+        e = stats.win_rate(table[a.id], table[b.id])
+        p = stats.sign_test(table[a.id], table[b.id])
+        rows.append({"row": a.label, "column": b.label, **plot.estimate_columns(e), "p": p})
+    data = pd.DataFrame(rows)
+    data["p_holm"] = stats.holm(data["p"])
+    figure, ax = plot.single(0.36 * len(arms) + 1.25, width=min(plot.WIDTH, 0.62 * len(arms) + 2.6))
+    shares, sure = np.full((len(arms), len(arms)), np.nan), np.zeros((len(arms), len(arms)), dtype=bool)
+    for (i, j), row in zip(combinations(range(len(arms)), 2), data.itertuples(), strict=True):
+        shares[i, j], shares[j, i] = row.value, 1 - row.value
+        sure[i, j] = sure[j, i] = row.p_holm < 0.05
+    for i, j in np.ndindex(*shares.shape):
+        _cell(ax, i, j, shares[i, j], sure[i, j])
+    names = [plot.short(arm.label, 22) for arm in arms]
+    ax.set_xticks(np.arange(len(arms)) + 0.5, names, rotation=35, ha="right", rotation_mode="anchor")
+    ax.set_yticks(np.arange(len(arms)) + 0.5, names)
+    ax.tick_params(length=0, labelcolor=plot.INK)
+    ax.set(xlim=(0, len(arms)), ylim=(len(arms), 0))
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    decided = int((data["p_holm"] < 0.05).sum())
+    n = f"{int(data['n'].min())}" if data["n"].min() == data["n"].max() else f"{int(data['n'].min())}–{int(data['n'].max())}"
+    return plot.Drawing(figure, data, f"{decided} of {len(data)} pairs differ by more than chance, on {n} prompts.")
+
+
+WINS, LOSES = "#2a78d6", "#d4541a"
+
+
+def _cell(ax: plot.Axes, i: int, j: int, share: float, sure: bool) -> None:
+    if np.isnan(share):
+        ax.text(j + 0.5, i + 0.5, "·" if i == j else "–", ha="center", va="center", color=plot.FAINT)
+        return
+    colour, depth = (WINS if share > 0.5 else LOSES), min(1.0, 2 * abs(share - 0.5))
+    ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=colour, alpha=0.05 + 0.6 * depth))
+    if sure:
+        ax.add_patch(plot.rectangle(j + 0.05, i + 0.05, 0.9, 0.9, fill=False, edgecolor=plot.INK, linewidth=1.1))
+    weight = "bold" if sure else "normal"
+    ax.text(j + 0.5, i + 0.52, f"{100 * share:.0f}", ha="center", va="center", fontsize=8.5, weight=weight)

@@ -1,0 +1,239 @@
+"""Makes setting `tiny` from a seed: instructions, demonstrations, tokenizer, start model, preference pairs.
+
+    python experiments/recipes/tiny.py            writes experiments/models/tiny and experiments/data/tiny
+
+The judge (`pobench/judging/tiny_world.py`) defines the world; here it is drawn from. In order:
+
+1. instructions, without repetition: for the demonstrations, for training pairs, for held-out pairs, for tuning and for
+   evaluation. Some combinations of topic and demands (`NOVEL`) occur in tuning and evaluation alone.
+2. demonstrations. An author who forgets: each demand slips the mind with its own probability (`FORGETS`), and the
+   answer then meets the others; so the model learns what is asked and, now and then, not to do it.
+3. a word-level tokenizer, and a Llama trained from scratch on the demonstrations (`pobench.sft`).
+4. pairs on policy: samples of that model, judged; best against worst, ties dropped.
+
+`recipe.json` records every number, the digests of what was written, and how the start model does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from pobench.judging.tiny_world import GROUP_OF, ORDERS, STYLES, TOPIC_OF, TOPICS, demands, parse, write
+
+# ---------------------------------------------------------------- instructions
+
+EXTRAS = ("group", "order", "edge", "style")  # demands beside topic and count; a kind is those that an instruction has
+HOW_MANY_EXTRAS = (0.1, 0.3, 0.4, 0.2)  # probability of 0, 1, 2, 3
+LONGEST = 7  # things in a demonstration
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
+OPENINGS = ("list", "name", "give me", "please list", "please name")
+WORDING = {
+    "without": ("no {}", "without any {}"),
+    "only": ("each one a {}", "only the kind {}"),
+    "alphabetical": ("from a to z", "in alphabetical order"),
+    "reversed": ("from z to a", "in reverse alphabetical order"),
+    "shortest": ("shortest first", "from short to long"),
+    "longest": ("longest first", "from long to short"),
+    "first": ("starting with {}", "{} first"),
+    "last": ("ending with {}", "{} last"),
+    "commas": ("separated by commas", "with commas"),
+    "and": ("joined by and", "with and"),
+    "sentences": ("in sentences", "one sentence each"),
+}
+
+
+def kinds() -> list[tuple[str, ...]]:
+    """Every kind: the subsets of EXTRAS with at most three members, small ones first."""
+    from itertools import combinations
+
+    return [kind for size in range(4) for kind in combinations(EXTRAS, size)]
+
+
+# Topic × kind that no demonstration and no training pair shows: every fourth of those with two or three extras.
+NOVEL = {
+    (topic, kind)
+    for i, topic in enumerate(TOPICS)
+    for j, kind in enumerate(k for k in kinds() if len(k) > 1)
+    if (i + 3 * j) % 4 == 0
+}
+
+
+def draw_instruction(rng: random.Random, novel: bool | None = False) -> dict[str, Any]:
+    """A row without id: topic, kind, prompt, check. novel: from NOVEL or not; None: as it falls."""
+    while True:
+        topic = rng.choice(list(TOPICS))
+        size = rng.choices(range(4), HOW_MANY_EXTRAS)[0]
+        kind = rng.choice([k for k in kinds() if len(k) == size])
+        if novel is not None and ((topic, kind) in NOVEL) != novel:
+            continue
+        check: dict[str, Any] = {"topic": topic}
+        how = rng.choices(("exactly", "least", "most", "some"), (5, 2, 2, 2))[0]
+        n = rng.randint(2, 6) if how == "exactly" else rng.randint(2, 4) if how == "least" else rng.randint(3, 6)
+        check["least"] = {"exactly": n, "least": n, "most": 1, "some": 2}[how]
+        check["most"] = {"exactly": n, "least": None, "most": n, "some": None}[how]
+        if "group" in kind:
+            check[rng.choices(("without", "only"), (2, 1))[0]] = rng.choice(list(TOPICS[topic]))
+        if "order" in kind:
+            check["order"] = rng.choice(list(ORDERS))
+        if "style" in kind:
+            check["style"] = rng.choice(STYLES)
+        things = draw_things(rng, check)
+        if things is None:
+            continue
+        if "edge" in kind:  # taken from an answer, so that the demands can be met together
+            end = rng.choice(("first", "last"))
+            check[end] = things[0 if end == "first" else -1]
+        return {"topic": topic, "kind": "+".join(kind) or "count", "prompt": instruction(rng, check, how, n), "check": check}
+
+
+def instruction(rng: random.Random, check: Mapping[str, Any], how: str, n: int) -> str:
+    """The demands in words, the extras in any order."""
+    amount = {
+        "exactly": (NUMBERS[n], f"exactly {NUMBERS[n]}"),
+        "least": (f"at least {NUMBERS[n]}", f"{NUMBERS[n]} or more"),
+        "most": (f"at most {NUMBERS[n]}", f"up to {NUMBERS[n]}"),
+        "some": ("some", "a few"),
+    }[how]
+    parts = []
+    for key in ("without", "only", "first", "last"):
+        if key in check:
+            parts.append(rng.choice(WORDING[key]).format(check[key]))
+    for key in ("order", "style"):
+        if key in check:
+            parts.append(rng.choice(WORDING[check[key]]))
+    rng.shuffle(parts)
+    return ", ".join([f"{rng.choice(OPENINGS)} {rng.choice(amount)} {check['topic']}", *parts])
+
+
+# ---------------------------------------------------------------- demonstrations
+
+# The probability that the author forgets a demand, where the instruction has it.
+FORGETS = {"count": 0.10, "group": 0.15, "order": 0.15, "edge": 0.12, "style": 0.10}
+REPEATS = 0.04  # names a thing twice
+ERRS = 0.03  # puts a thing into a wrong group, per answer in sentences
+STYLE_SHARES = (5, 2, 3)  # of STYLES, where none is asked for
+
+
+def draw_things(rng: random.Random, check: Mapping[str, Any], runs_on: bool = False) -> list[str] | None:
+    """Distinct things that meet the check, drawn at random; None where there are too few.
+    runs_on: miscount by one or two, more often upwards."""
+    pool = [thing for thing, topic in TOPIC_OF.items() if topic == check["topic"]]
+    if "without" in check:
+        pool = [thing for thing in pool if GROUP_OF[thing] != check["without"]]
+    if "only" in check:
+        pool = [thing for thing in pool if GROUP_OF[thing] == check["only"]]
+    first, last = check.get("first"), check.get("last")
+    pool = [thing for thing in pool if thing not in (first, last)]
+    key, falls = ORDERS.get(check.get("order", ""), (None, False))
+    if key is not None:
+        sign = -1 if falls else 1
+
+        def before(a: str | None, b: str | None) -> bool:
+            return a is None or b is None or (key(a) > key(b)) - (key(a) < key(b)) != sign
+
+        pool = [thing for thing in pool if before(first, thing) and before(thing, last)]
+    ends = (first is not None) + (last is not None)
+    most = min(check["most"] or max(check["least"] + 3, 5), LONGEST, len(pool) + ends)
+    if most < max(check["least"], ends):
+        return None
+    n = rng.randint(max(check["least"], ends, 1), most)
+    if runs_on:
+        if check["most"] is None:
+            n = max(1, check["least"] - rng.choice((1, 1, 2)))
+        elif check["least"] == 1:
+            n = check["most"] + rng.choice((1, 1, 2))
+        else:
+            n = max(1, n + rng.choice((-1, 1, 1, 2)))
+        n = max(min(n, len(pool) + ends), ends)
+    middle = rng.sample(pool, n - ends)
+    if key is not None:
+        middle.sort(key=key, reverse=falls)
+    return [*([first] if first else []), *middle, *([last] if last else [])]
+
+
+def demonstrate(rng: random.Random, check: Mapping[str, Any]) -> str:
+    """An answer by the author who forgets."""
+    forgotten = {name for name, p in FORGETS.items() if rng.random() < p}
+    keys = {"group": ("without", "only"), "edge": ("first", "last")}
+    dropped = {k for name in forgotten for k in keys.get(name, (name,))}
+    kept = {k: v for k, v in check.items() if k not in dropped}
+    things = draw_things(rng, kept, runs_on="count" in forgotten) or draw_things(rng, check)
+    assert things is not None
+    style = kept.get("style") or rng.choices(STYLES, STYLE_SHARES)[0]
+    if rng.random() < REPEATS and len(things) > 1:
+        i = rng.randrange(1, len(things))
+        things[i] = things[rng.randrange(i)]
+    claims = dict(GROUP_OF)
+    if rng.random() < ERRS:
+        claims[rng.choice(things)] = rng.choice(list(TOPICS[check["topic"]]))
+    return write(things, style, claims)
+
+
+# ---------------------------------------------------------------- tokenizer and model
+
+SPECIAL = ("<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>")
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'assistant' %}<|assistant|>{% generation %}{{ message.content }}<|end|>{% endgeneration %}"
+    "{% elif message.role == 'user' %}<|user|>{{ message.content }}"
+    "{% else %}{{ raise_exception('the template knows the roles user and assistant') }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def vocabulary() -> list[str]:
+    """Every word of instructions and answers, special tokens first."""
+    import re
+
+    texts = [*OPENINGS, *NUMBERS, *(form for forms in WORDING.values() for form in forms)]
+    texts += ["exactly at least or more at most up to some a few the is a . , and"]
+    texts += [word for topic, groups in TOPICS.items() for word in (topic, *groups, *sum(groups.values(), ()))]
+    words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.replace("{}", ""))}
+    return [*SPECIAL, *sorted(words)]
+
+
+def make_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+        model_max_length=256,
+        clean_up_tokenization_spaces=True,
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def make_model(tokenizer: Any, seed: int) -> Any:
+    """A Llama with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=256,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            tie_word_embeddings=True,
+            initializer_range=0.05,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )

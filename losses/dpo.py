@@ -1,0 +1,28 @@
+"""DPO: the reward is how far the log-probability moved from the reference's.
+
+    loss = -log sigmoid( beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected) )
+
+Rafailov et al. 2023, arXiv 2305.18290, Eq. 7. All four are sums over the response, so beta lives near 0.01 to 0.1.
+Reward: beta * log-ratio to the reference.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import logsigmoid
+
+from pobench.registry import register_loss
+from pobench.types import LossOutput, Pair, Positive
+
+
+@register_loss(
+    "dpo",
+    title="DPO",
+    source="arXiv 2305.18290, Eq. 7",
+    units={"beta": "per nat"},
+    ranges={"beta": (0.01, 0.05, 0.1)},
+    in_paper=True,
+)
+def dpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1) -> LossOutput:
+    chosen = beta * (policy.chosen.total - reference.chosen.total)
+    rejected = beta * (policy.rejected.total - reference.rejected.total)
+    return LossOutput(-logsigmoid(chosen - rejected), chosen.detach(), rejected.detach())

@@ -1,0 +1,42 @@
+"""DPO with SimPO's target margin.
+
+    loss = -log sigmoid( beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected) - gamma )
+
+Meng, Xia, Chen 2024, arXiv 2405.14734, Table 15 (ablation); its beta and gamma are not published. `gamma` is absolute,
+in reward units; `gamma_beta_ratio` is gamma / beta in nats of the summed log-ratio, by default 10. Give one of them.
+Reward: beta * log-ratio to the reference.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import logsigmoid
+
+from pobench.numerics import absolute_gamma
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair, Positive
+
+
+@register_loss(
+    "dpo_gamma",
+    title="DPO w/ γ",
+    aliases=("DPO w/ γ", "DPO w/ gamma"),
+    source="arXiv 2405.14734, Table 15",
+    units={
+        "beta": "per nat",
+        "gamma": "reward, absolute; by default 10 * beta",
+        "gamma_beta_ratio": "nats; gamma = ratio * beta",
+    },
+    in_paper=True,
+)
+def dpo_gamma(
+    policy: Pair,
+    reference: Pair,
+    *,
+    beta: Positive = 0.1,  # not published; DPO's range
+    gamma: NonNegative | None = None,
+    gamma_beta_ratio: NonNegative | None = None,
+) -> LossOutput:
+    chosen = beta * (policy.chosen.total - reference.chosen.total)
+    rejected = beta * (policy.rejected.total - reference.rejected.total)
+    margin = absolute_gamma(beta, gamma, gamma_beta_ratio, default_ratio=10.0)
+    return LossOutput(-logsigmoid(chosen - rejected - margin), chosen.detach(), rejected.detach())

@@ -1,0 +1,31 @@
+"""DPO with length normalisation: each log-ratio is divided by its own response's length.
+
+    loss = -log sigmoid( beta * (chosen - reference_chosen) / |chosen|
+                         - beta * (rejected - reference_rejected) / |rejected| )
+
+Meng, Xia, Chen 2024, arXiv 2405.14734, Table 15 (ablation); its beta is not published. Per-token log-ratios are
+fractions of a nat: at DPO's beta of 0.01 to 0.1 this objective is almost flat. Published length-normalised recipes use
+beta near 5.
+Reward: beta * log-ratio to the reference per token.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import logsigmoid
+
+from pobench.registry import register_loss
+from pobench.types import LossOutput, Pair, Positive
+
+
+@register_loss(
+    "dpo_ln",
+    title="DPO w/ LN",
+    aliases=("DPO w/ LN", "LN-DPO"),
+    source="arXiv 2405.14734, Table 15",
+    units={"beta": "per (nat per token)"},
+    in_paper=True,
+)
+def dpo_ln(policy: Pair, reference: Pair, *, beta: Positive = 5.0) -> LossOutput:
+    chosen = beta * (policy.chosen.total - reference.chosen.total) / policy.chosen.length
+    rejected = beta * (policy.rejected.total - reference.rejected.total) / policy.rejected.length
+    return LossOutput(-logsigmoid(chosen - rejected), chosen.detach(), rejected.detach())

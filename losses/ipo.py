@@ -1,0 +1,31 @@
+"""IPO: the difference of log-ratios is regressed on a fixed target, so it cannot grow without end.
+
+    loss = ( (chosen - reference_chosen) - (rejected - reference_rejected) - 1 / (2 * tau) )^2
+
+Azar et al. 2023, arXiv 2310.12036, Eq. 17. Printed with sums over the response, and so by default; TRL, HALOs and
+LLaMA-Factory divide each log-ratio by its own length (`average: true`), which changes what tau means: the target is
+then in nats per token. Past the target the loss rises again. It is in squared nats and can be far larger than a
+logistic loss.
+Reward: log-ratio to the reference, in nats (per token with `average`).
+"""
+
+from __future__ import annotations
+
+from pobench.registry import register_loss
+from pobench.types import LossOutput, Pair, Positive
+
+
+@register_loss(
+    "ipo",
+    title="IPO",
+    source="arXiv 2310.12036, Eq. 17",
+    units={"tau": "1 / nat; the target is 1 / (2 tau)", "average": "log-ratios per token"},
+    ranges={"tau": (0.01, 0.1, 0.5, 1.0)},
+    in_paper=True,
+)
+def ipo(policy: Pair, reference: Pair, *, tau: Positive = 0.1, average: bool = False) -> LossOutput:
+    chosen = policy.chosen.total - reference.chosen.total
+    rejected = policy.rejected.total - reference.rejected.total
+    if average:
+        chosen, rejected = chosen / policy.chosen.length, rejected / policy.rejected.length
+    return LossOutput((chosen - rejected - 1 / (2 * tau)) ** 2, chosen.detach(), rejected.detach())

@@ -1,0 +1,45 @@
+"""KTO: each response is judged by itself, against the mean drift z that mismatched pairs show.
+
+    loss = desirable_weight   * (1 - sigmoid( beta * (chosen - reference_chosen) - z ))
+         + undesirable_weight * (1 - sigmoid( z - beta * (rejected - reference_rejected) ))
+    z    = max(0, beta * kl)
+
+Ethayarajh et al. 2024, arXiv 2402.01306; the SimPO paper's table prints `+ sigmoid(z - reward)` for the
+second side, a sign slip that would raise the rejected response. `kl` is the mean log-ratio over mismatched prompts and
+responses of the whole optimiser batch, unclamped; the clamp comes last, and z carries no gradient. TRL takes kl over
+each micro-batch and the mean over responses; here a pair's two sides are added, 1.0 when nothing has moved.
+Reward: beta * log-ratio to the reference.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair, Positive
+
+
+@register_loss(
+    "kto",
+    title="KTO",
+    source="arXiv 2402.01306",
+    units={"beta": "per nat", "desirable_weight": "loss per chosen", "undesirable_weight": "loss per rejected"},
+    ranges={"beta": (0.01, 0.05, 0.1), "desirable_weight": (1.0,), "undesirable_weight": (1.0,)},
+    in_paper=True,
+)
+def kto(
+    policy: Pair,
+    reference: Pair,
+    kl: Tensor,
+    *,
+    beta: Positive = 0.1,
+    desirable_weight: NonNegative = 1.0,
+    undesirable_weight: NonNegative = 1.0,
+) -> LossOutput:
+    chosen = beta * (policy.chosen.total - reference.chosen.total)
+    rejected = beta * (policy.rejected.total - reference.rejected.total)
+    z = (beta * kl.detach()).clamp(min=0)
+    # 1 - sigmoid(x) = sigmoid(-x) = exp(logsigmoid(-x)): value and gradient then keep their digits in both tails
+    loss = desirable_weight * logsigmoid(z - chosen).exp() + undesirable_weight * logsigmoid(rejected - z).exp()
+    return LossOutput(loss, chosen.detach(), rejected.detach())

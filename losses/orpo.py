@@ -1,0 +1,32 @@
+"""ORPO: supervised fine-tuning on the chosen response, with a penalty on the odds ratio.
+
+    loss = -a_chosen - odds_weight * log sigmoid( odds(a_chosen) - odds(a_rejected) )
+    odds(a) = a - log(1 - exp(a)),   a = log-probability / |response|
+
+Hong, Lee, Thorne 2024, arXiv 2403.07691, Eq. 6 and 7. The likelihood term is a per-token mean over the response; TRL
+counts the prompt's tokens too. In the odds a is held at or below -1e-6 and log(1 - exp(a)) is taken by expm1 or log1p:
+a sure answer would otherwise give infinite odds in fp32. TRL calls odds_weight `beta`.
+Reward: log-odds of the mean log-probability.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import logsigmoid
+
+from pobench.numerics import log_odds
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair
+
+
+@register_loss(
+    "orpo",
+    title="ORPO",
+    source="arXiv 2403.07691, Eq. 6-7",
+    units={"odds_weight": "nats per token, per unit of -log sigmoid"},
+    ranges={"odds_weight": (0.1, 0.5, 1.0, 2.0)},
+    in_paper=True,
+)
+def orpo(policy: Pair, *, odds_weight: NonNegative = 0.1) -> LossOutput:
+    chosen, rejected = log_odds(policy.chosen.mean), log_odds(policy.rejected.mean)
+    loss = -policy.chosen.mean - odds_weight * logsigmoid(chosen - rejected)
+    return LossOutput(loss, chosen.detach(), rejected.detach())

@@ -1,0 +1,32 @@
+"""R-DPO: DPO whose margin also counts the difference of lengths, so that length alone earns nothing.
+
+    loss = -log sigmoid( beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected)
+                         + alpha * (|chosen| - |rejected|) )
+
+Park et al. 2024, arXiv 2403.19159; as printed in arXiv 2405.14734, Table 7. It saturates: at alpha = 0.05 and a length
+difference of 100 tokens the weight of a pair is 6.7e-3 at the first step, at alpha = 0.5 and 50 tokens 1e-11. Watch
+the share of saturated pairs.
+Reward: beta * log-ratio to the reference; the length term is a margin of the pair, not a reward.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import logsigmoid
+
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair, Positive
+
+
+@register_loss(
+    "rdpo",
+    title="R-DPO",
+    source="arXiv 2403.19159",
+    units={"beta": "per nat", "alpha": "reward per token of length difference"},
+    ranges={"beta": (0.01, 0.05, 0.1), "alpha": (0.05, 0.1, 0.5, 1.0)},
+    in_paper=True,
+)
+def rdpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1, alpha: NonNegative = 0.05) -> LossOutput:
+    chosen = beta * (policy.chosen.total - reference.chosen.total)
+    rejected = beta * (policy.rejected.total - reference.rejected.total)
+    longer = (policy.chosen.length - policy.rejected.length).to(chosen.dtype)
+    return LossOutput(-logsigmoid(chosen - rejected + alpha * longer), chosen.detach(), rejected.detach())

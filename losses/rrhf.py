@@ -1,0 +1,31 @@
+"""RRHF: a hinge ranks the mean log-probabilities; a likelihood term keeps the chosen response likely.
+
+    loss = max(0, rejected / |rejected| - chosen / |chosen|) - sft_weight * chosen
+
+Yuan et al. 2023, arXiv 2304.05302; as printed in arXiv 2405.14734, Table 7. The last term is printed with the sum over
+the response and then outweighs the hinge by about the response's length; `sft_reduction: mean` takes each response's
+token mean.
+Reward: mean log-probability, in nats per token.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import relu
+
+from pobench.numerics import response_nll
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair, Reduction
+
+
+@register_loss(
+    "rrhf",
+    title="RRHF",
+    source="arXiv 2304.05302",
+    units={"sft_weight": "per nat (sum) or per (nat per token) (mean)"},
+    ranges={"sft_weight": (0.1, 0.5, 1.0, 10.0)},
+    in_paper=True,
+)
+def rrhf(policy: Pair, *, sft_weight: NonNegative = 1.0, sft_reduction: Reduction = "sum") -> LossOutput:
+    chosen, rejected = policy.chosen.mean, policy.rejected.mean
+    sft = sft_weight * response_nll(policy.chosen, sft_reduction)
+    return LossOutput(relu(rejected - chosen) + sft, chosen.detach(), rejected.detach())

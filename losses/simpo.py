@@ -1,0 +1,44 @@
+"""SimPO: the reward is the mean log-probability, and a pair must clear a target margin.
+
+    loss = -log sigmoid( beta * chosen / |chosen| - beta * rejected / |rejected| - gamma )
+
+Meng, Xia, Chen 2024, arXiv 2405.14734, Eq. 6. `gamma` is absolute, in reward units, as the paper, TRL and
+LLaMA-Factory print it; `gamma_beta_ratio` is what the SimPO repository and HALOs configure (gamma / beta, nats per
+token). Give one; left alone, the ratio is 0.5, where the repository advises to start. beta multiplies per-token
+means: DPO's 0.1 is twenty times too small here. TRL has it as `loss_type="simpo"` of its CPO trainer, with an SFT
+term that is on unless `cpo_alpha` is 0.
+Reward: beta * mean log-probability.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import logsigmoid
+
+from pobench.numerics import absolute_gamma
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair, Positive
+
+
+@register_loss(
+    "simpo",
+    title="SimPO",
+    source="arXiv 2405.14734, Eq. 6",
+    units={
+        "beta": "per (nat per token)",
+        "gamma": "reward, absolute; by default beta / 2",
+        "gamma_beta_ratio": "nats per token; gamma = ratio * beta",
+    },
+    ranges={"beta": (2.0, 2.5), "gamma": (0.3, 0.5, 1.0, 1.2, 1.4, 1.6)},
+    in_paper=True,
+)
+def simpo(
+    policy: Pair,
+    *,
+    beta: Positive = 2.0,
+    gamma: NonNegative | None = None,
+    gamma_beta_ratio: NonNegative | None = None,
+) -> LossOutput:
+    chosen = beta * policy.chosen.mean
+    rejected = beta * policy.rejected.mean
+    margin = absolute_gamma(beta, gamma, gamma_beta_ratio, default_ratio=0.5)
+    return LossOutput(-logsigmoid(chosen - rejected - margin), chosen.detach(), rejected.detach())

@@ -1,0 +1,42 @@
+"""SimPO without length normalisation: the reward is the summed log-probability.
+
+    loss = -log sigmoid( beta * chosen - beta * rejected - gamma )
+
+Meng, Xia, Chen 2024, arXiv 2405.14734, Section 4.2 (ablation); its beta and gamma are not published. beta multiplies
+sums over all tokens, so it lives on DPO's scale and not on SimPO's: at beta = 2 nearly every pair is saturated.
+`gamma` is absolute, in reward units; `gamma_beta_ratio` is gamma / beta in nats, by default 10. Give one of them.
+Reward: beta * summed log-probability.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import logsigmoid
+
+from pobench.numerics import absolute_gamma
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair, Positive
+
+
+@register_loss(
+    "simpo_no_ln",
+    title="SimPO w/o LN",
+    aliases=("SimPO w/o LN",),
+    source="arXiv 2405.14734, Section 4.2",
+    units={
+        "beta": "per nat",
+        "gamma": "reward, absolute; by default 10 * beta",
+        "gamma_beta_ratio": "nats; gamma = ratio * beta",
+    },
+    in_paper=True,
+)
+def simpo_no_ln(
+    policy: Pair,
+    *,
+    beta: Positive = 0.1,  # not published; CPO's range, whose scale it shares
+    gamma: NonNegative | None = None,
+    gamma_beta_ratio: NonNegative | None = None,
+) -> LossOutput:
+    chosen = beta * policy.chosen.total
+    rejected = beta * policy.rejected.total
+    margin = absolute_gamma(beta, gamma, gamma_beta_ratio, default_ratio=10.0)
+    return LossOutput(-logsigmoid(chosen - rejected - margin), chosen.detach(), rejected.detach())

@@ -1,0 +1,46 @@
+"""SimPO with a likelihood term on the chosen response.
+
+    loss = -log sigmoid( beta * chosen / |chosen| - beta * rejected / |rejected| - gamma ) - sft_weight * chosen
+
+Meng, Xia, Chen 2024, arXiv 2405.14734, Appendix H (ablation); the weight is not published. `chosen` in the last term
+is the sum over the response; `sft_reduction: mean` takes each response's token mean instead. The SimPO and CPO
+trainers take the mean over all tokens of a micro-batch, which changes with how the batch is split. `gamma` is
+absolute, in reward units; `gamma_beta_ratio` is gamma / beta, by default 0.5. Give one of them.
+Reward: beta * mean log-probability.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import logsigmoid
+
+from pobench.numerics import absolute_gamma, response_nll
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
+
+
+@register_loss(
+    "simpo_sft",
+    title="SimPO w/ SFT",
+    aliases=("SimPO w/ SFT",),
+    source="arXiv 2405.14734, Appendix H",
+    units={
+        "beta": "per (nat per token)",
+        "gamma": "reward, absolute; by default beta / 2",
+        "gamma_beta_ratio": "nats per token; gamma = ratio * beta",
+        "sft_weight": "per nat (sum) or per (nat per token) (mean)",
+    },
+)
+def simpo_sft(
+    policy: Pair,
+    *,
+    beta: Positive = 2.0,
+    gamma: NonNegative | None = None,
+    gamma_beta_ratio: NonNegative | None = None,
+    sft_weight: NonNegative = 0.01,  # not published; a sum of some 100 nats then weighs about as much as the margin
+    sft_reduction: Reduction = "sum",
+) -> LossOutput:
+    chosen = beta * policy.chosen.mean
+    rejected = beta * policy.rejected.mean
+    margin = absolute_gamma(beta, gamma, gamma_beta_ratio, default_ratio=0.5)
+    sft = sft_weight * response_nll(policy.chosen, sft_reduction)
+    return LossOutput(-logsigmoid(chosen - rejected - margin) + sft, chosen.detach(), rejected.detach())

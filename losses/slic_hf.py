@@ -1,0 +1,33 @@
+"""SLiC-HF: a hinge asks for a gap of delta between the summed log-probabilities; a likelihood term regularises.
+
+    loss = max(0, delta - chosen + rejected) - sft_weight * chosen
+
+Zhao et al. 2023, arXiv 2305.10425; as printed in arXiv 2405.14734, Table 7, which calls delta "beta". All
+log-probabilities are sums over the response; `sft_reduction: mean` takes each response's token mean in the last term.
+Reward: summed log-probability, in nats.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import relu
+
+from pobench.numerics import response_nll
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair, Reduction
+
+
+@register_loss(
+    "slic_hf",
+    title="SLiC-HF",
+    aliases=("SLiC",),
+    source="arXiv 2305.10425",
+    units={"delta": "nats", "sft_weight": "per nat (sum) or per (nat per token) (mean)"},
+    ranges={"delta": (0.1, 0.5, 1.0, 2.0), "sft_weight": (0.1, 0.5, 1.0, 10.0)},
+    in_paper=True,
+)
+def slic_hf(
+    policy: Pair, *, delta: NonNegative = 1.0, sft_weight: NonNegative = 0.1, sft_reduction: Reduction = "sum"
+) -> LossOutput:
+    chosen, rejected = policy.chosen.total, policy.rejected.total
+    sft = sft_weight * response_nll(policy.chosen, sft_reduction)
+    return LossOutput(relu(delta - chosen + rejected) + sft, chosen.detach(), rejected.detach())

@@ -1,0 +1,300 @@
+"""The command line: it reads what people type, calls the instrument, and prints what came of it.
+
+Exit status: 0 all done · 1 some job failed, the rest is complete · 2 the command, a setting or the data is wrong
+(one plain message, nothing written) · 130 interrupted, resumable.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pobench.registry import PobenchError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Which preference-optimization loss is really better, on your model and your data?"
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at preference data, or make some on policy.")
+app.add_typer(data_app, name="data")
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+Runs = Annotated[Path, typer.Option(help="Folder of the stored runs.")]
+Losses = Annotated[str, typer.Option(help="Names or aliases, comma-separated; `paper` = the twelve of the design card; `all`.")]
+SettingName = Annotated[str, typer.Option(help="A shipped setting or a YAML path.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value; repeatable.")]
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A Python file that registers losses, judges or figures.")]
+Json = Annotated[bool, typer.Option("--json", help="The summary for machines, on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+STAGES = ("train", "heldout", "answers", "judge")
+
+
+def _load_plugins(plugins: list[Path] | None) -> list[str]:
+    from pobench.registry import load_plugin
+
+    for plugin in plugins or []:
+        load_plugin(plugin)
+    return [str(p.absolute()) for p in plugins or []]
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise PobenchError(f"--seeds {text!r}: expected whole numbers, comma-separated, such as 1,2,3") from None
+
+
+def _stages(text: str) -> list[str]:
+    from pobench.registry import nearest
+
+    stages = [s.strip() for s in text.split(",") if s.strip()]
+    wrong = [f"--stages: unknown stage {s!r}{nearest(s, STAGES)} Known: {', '.join(STAGES)}" for s in stages if s not in STAGES]
+    if wrong or not stages:
+        raise PobenchError("\n".join(wrong) or f"--stages: name at least one of {', '.join(STAGES)}")
+    return stages
+
+
+@app.command()
+def run(
+    losses: Losses = "simpo,dpo",
+    setting: SettingName = "smollm2",
+    seeds: Annotated[str | None, typer.Option(help="Comma-separated; default: the setting's.")] = None,
+    sets: Sets = None,
+    data: Annotated[str | None, typer.Option(help="Other preference pairs: a file or a hub name.")] = None,
+    model: Annotated[str | None, typer.Option(help="Another start model: a folder or a hub name.")] = None,
+    runs: Runs = Path("runs"),
+    stages: Annotated[str, typer.Option(help="Which stages to run.")] = ",".join(STAGES),
+    plugin: Plugins = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; touch nothing.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train, evaluate on held-out pairs, answer, judge, score, report: the main job, end to end."""
+    from pobench.config import parse_overrides, resolve
+
+    plugins = _load_plugins(plugin)
+    faults, values, seed_list, stage_list = [], {}, None, list(STAGES)
+    for read in (lambda: parse_overrides(sets or []), lambda: _numbers(seeds), lambda: _stages(stages)):
+        try:
+            got: Any = read()
+        except PobenchError as error:
+            faults.append(str(error))
+            continue
+        if isinstance(got, dict):
+            values = got
+        elif got and isinstance(got[0], int):
+            seed_list = got
+        elif got:
+            stage_list = got
+    try:
+        jobs = resolve(setting, losses, seeds=seed_list, overrides=values, data=data, model=model)
+    except PobenchError as error:
+        raise PobenchError("\n".join([*faults, str(error)])) from None
+    if faults:
+        raise PobenchError("\n".join(faults))
+
+    from pobench.plan import describe, execute, make_plan
+
+    if dry_run:
+        plan = make_plan(jobs, runs, stage_list, plugins, dry=True)
+        described = describe(plan)
+        print(json.dumps(described, indent=1)) if as_json else _print_plan(described)
+        return
+    plan = make_plan(jobs, runs, stage_list, plugins)
+    if plan.prepared is not None and plan.left:
+        err.print(escape(plan.prepared.text()))
+    outcomes = execute(plan, announce=lambda text: err.print(escape(text), style="bold"))
+    failed = [o for o in outcomes if o.status == "failed"]
+    report = _analyze(runs, jobs[0].setting, "all", None)
+    if as_json:
+        print(json.dumps({"outcomes": [o.__dict__ for o in outcomes], "scores": _scores(runs, outcomes), "report": str(report)}, indent=1))
+    else:
+        _print_summary(runs, outcomes)
+        for o in failed:
+            err.print(f"failed: {escape(o.title)} ({escape(o.run)}): {escape(o.reason)}", style="red")
+        out.print(f"report: {report}", highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _analyze(runs: Path, setting: str | None, figures: str, folder: Path | None) -> Path:
+    from pobench.report import build_report
+    from pobench.store import load_frames
+
+    names = None if figures == "all" else [f.strip() for f in figures.split(",") if f.strip()]
+    return build_report(load_frames(runs, setting), folder or runs / "report", figures=names)
+
+
+@app.command()
+def analyze(
+    runs: Runs = Path("runs"),
+    setting: Annotated[str | None, typer.Option(help="Only the runs of this setting.")] = None,
+    figures: Annotated[str, typer.Option(help="`all`, or names, comma-separated.")] = "all",
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Where the report goes; default: RUNS/report.")] = None,
+    plugin: Plugins = None,
+    debug: Debug = False,
+) -> None:
+    """Draw every figure and table and write report.html, from stored runs alone: the same bytes twice."""
+    _load_plugins(plugin)
+    out.print(f"report: {_analyze(runs, setting, figures, out_dir)}", highlight=False)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="losses | settings | figures | judges")] = "losses",
+    plugin: Plugins = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What there is, by name."""
+    from pobench import config, registry
+
+    _load_plugins(plugin)
+    kinds = ("losses", "settings", "studies", "figures", "judges")
+    if what not in kinds:
+        raise PobenchError(f"list: unknown kind {what!r}{registry.nearest(what, kinds)} Known: {', '.join(kinds)}")
+    rows: list[dict[str, Any]] = []
+    if what == "losses":
+        for name in registry.losses.names():
+            loss = registry.get_loss(name)
+            settings = {
+                s: {"default": d, "unit": loss.units.get(s, ""), "published_range": loss.ranges.get(s)} for s, d in loss.settings.items()
+            }
+            rows.append(
+                {"name": name, "title": loss.title, "formula": loss.formula, "settings": settings, "needs": sorted(loss.needs), "source": loss.source, "aliases": registry.losses.aliases(name), "in_paper": loss.in_paper}
+            )
+    elif what == "settings":
+        for name in config.list_settings():
+            values, _ = config.read_setting(name)
+            rows.append({"name": name, "model": values["model"]["source"], "data": values["data"]["source"], "description": values.get("description", "")})
+    elif what == "studies":
+        folder = config.setting_folder().parent / "studies"
+        rows = [{"name": p.stem} for p in sorted(folder.glob("*.yaml"))]
+    elif what == "figures":
+        for name in registry.figures.names():
+            figure = registry.figures.get(name)
+            rows.append({"name": name, "kind": figure.kind, "title": figure.title, "paper": figure.paper})
+    else:
+        for name in registry.judges.names():
+            judge = registry.judges.get(name)
+            rows.append({"name": name, "about": judge.doc.splitlines()[0] if judge.doc else "", "settings": dict(judge.settings)})
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    elif what == "losses":
+        _print_losses(rows)
+    else:
+        table = Table(*(rows[0] if rows else ["name"]), box=None, header_style="bold")
+        for row in rows:
+            table.add_row(*(escape(str(v)) for v in row.values()))
+        out.print(table)
+
+
+def _print_losses(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        needs = ", ".join(row["needs"]) or "policy alone"
+        out.print(f"[bold]{row['name']}[/]  {escape(row['title'])}  [dim]{escape(row['source'])} · needs {needs}[/]", highlight=False)
+        for line in row["formula"].splitlines():
+            out.print(f"    {escape(line)}", highlight=False)
+        for name, about in row["settings"].items():
+            tried = f" · published {about['published_range']}" if about["published_range"] else ""
+            out.print(f"    [cyan]{name}[/] = {about['default']}  [dim]{escape(about['unit'])}{escape(tried)}[/]", highlight=False)
+        out.print()
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    pairs = f"{plan['pairs']} pairs, {plan['held_out']} held out" if plan["pairs"] is not None else "pairs not counted: the model is not at hand"
+    out.print(f"[bold]{plan['setting']}[/]  {escape(plan['model']['source'])}  ←  {escape(plan['data']['source'])}  ({pairs})", highlight=False)
+    for job in plan["jobs"]:
+        out.print(f"\n[bold]{escape(job['title'])}[/]  {escape(job['run'])}  [{'green' if job['state'] == 'done' else 'yellow'}]{escape(job['state'])}[/]", highlight=False)
+        for key, value in job.get("values", {}).items():
+            out.print(f"    {key} = {value}  [dim]{escape(job['sources'][key])}[/]", highlight=False)
+    cost = plan["cost"]
+    if cost["seconds"] is not None:
+        out.print(
+            f"\ntraining: about {cost['seconds'] / 60:.1f} min ({escape(cost['basis'])}) · memory: about {cost['memory'] / 1024**3:.1f} GiB"
+            f" · disk: about {cost['disk'] / 1024**3:.1f} GiB · judge: {plan['judge'] or 'none'}"
+            + (", free" if plan["judge"] in ("verifiable", "tiny_world", None) else ""),
+            highlight=False,
+        )
+    else:
+        out.print(f"\ncost: not known ({escape(cost['basis'])})", highlight=False)
+
+
+def _scores(runs: Path, outcomes: list[Any]) -> dict[str, Any]:
+    from pobench.store import RunFolder
+
+    folders = [RunFolder(runs, o.run) for o in outcomes]
+    return {f.run: f.read_json("scores.json") for f in folders if f.has("scores.json")}
+
+
+def _print_summary(runs: Path, outcomes: list[Any]) -> None:
+    wanted = ("pass_rate", "pass_rate_gain", "win_rate", "reward_accuracy", "kl_winners", "length_tokens", "unfinished")
+    table = Table("", *wanted, "state", box=None, header_style="bold")
+    scores = _scores(runs, outcomes)
+    for o in outcomes:
+        rows = {row["metric"]: row for row in scores.get(o.run, [])}
+        table.add_row(escape(o.title), *(_cell(rows.get(m)) for m in wanted), o.status)
+    out.print(table)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None or row["value"] is None or row["n"] == 0:
+        return "—"
+    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]" if row["low"] is not None else f"{row['value']:.3g}"
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """What this machine offers: packages, devices, arithmetic, cache, disk."""
+    import shutil
+
+    from pobench.sources import cache_folder
+    from pobench.train import make_accelerator
+    from pobench.worker import environment
+
+    about = environment(make_accelerator())
+    packages = about.pop("packages")
+    for key, value in {**packages, **about}.items():
+        out.print(f"{key:16} {value}", highlight=False)
+    cache = cache_folder()
+    existing = next(p for p in [cache, *cache.parents] if p.exists())
+    out.print(f"{'cache':16} {cache} ({shutil.disk_usage(existing).free / 1024**3:.1f} GiB free)", highlight=False)
+
+
+def main() -> None:
+    """The `pobench` command."""
+    debug = "--debug" in sys.argv
+    if debug:
+        os.environ["POBENCH_DEBUG"] = "1"
+    else:
+        warnings.filterwarnings("ignore")
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=True)
+    except PobenchError as error:
+        if debug:
+            raise
+        print(f"pobench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; repeat the command to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,460 @@
+"""The settings schema: one YAML file says what is trained on what, and how; `--set KEY=VALUE` changes it.
+
+Strict: an unknown key, a wrong type or a value out of range is a fault, and all faults are listed together.
+A value's source is the comment behind it in the YAML; it travels with the value into every run's `config.yaml`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from pobench.registry import Loss, PobenchError, get_loss, judges, losses, nearest
+from pobench.types import Pair, SequenceLogps
+
+PROTOCOL = 1  # raised when stored results of two versions may no longer be compared
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Strict):
+    """The start model."""
+
+    source: str  # local path, hub name, `builtin:NAME`, or `package:NAME==VERSION/FILE`
+    revision: str | None = None
+    sha256: str | None = None  # of the package, when the source is one
+    trust_remote_code: bool = False
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    chat_template: str | None = None  # a Jinja file, or the name of a shipped one; None: the tokenizer's own
+    note: str = ""  # what a reader of the report must know about these weights
+
+
+class DataConfig(_Strict):
+    """Preference pairs, and how they become tokens."""
+
+    source: str  # local file, hub name, or `builtin:FILE`
+    split: str | None = None
+    revision: str | None = None
+    held_out: str | None = None  # a source of held-out pairs; None: a part of `source`, split by prompt
+    held_out_split: str | None = None
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)  # used where held_out and held_out_split are None
+    max_pairs: int | None = Field(None, ge=1)
+    max_held_out: int | None = Field(None, ge=1)
+    max_length: int = Field(2048, ge=2)  # tokens, prompt + response
+    max_prompt_length: int = Field(1800, ge=1)  # tokens
+    truncation: Literal["drop", "cut"] = "drop"
+    on_bad_row: Literal["stop", "drop"] = "stop"
+    count_header: bool = False  # count the assistant header into |y|, as the SimPO repository does
+    length_bias: float = Field(0.0, ge=0, le=1)  # share of labels replaced by "the longer answer wins"
+    seed: int = 0  # of the split, the subset and the bias
+
+
+class TrainConfig(_Strict):
+    """The loop. `batch_size` counts pairs per optimiser step, whatever the layout, devices and accumulation."""
+
+    lr: float = Field(gt=0)
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(128, ge=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the arithmetic; weights are fp32 always
+    layout: Literal["auto", "shared_prefix", "padded"] = "auto"
+    micro_tokens: int = Field(2048, ge=1)  # tokens of a micro-batch, pads included
+    head_tile: int = Field(512, ge=1)  # response positions per tile of the output head
+    gradient_checkpointing: bool = False
+    checkpoint_seconds: float = Field(60.0, ge=0)
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+
+
+class AnswersConfig(_Strict):
+    """Prompts answered after training, and the decoding."""
+
+    source: str | None = None  # None: no answers
+    split: str | None = None
+    max_prompts: int | None = Field(None, ge=1)
+    max_new_tokens: int = Field(512, ge=1)
+    temperature: float = Field(0.0, ge=0)  # 0: greedy
+    top_p: float = Field(1.0, gt=0, le=1)
+    samples: int = Field(1, ge=1)
+    seed: int = 0
+    batch_size: int = Field(64, ge=1)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+
+
+class JudgeConfig(_Strict):
+    """Who scores the answers."""
+
+    name: str | None = None  # None: answers are stored unjudged
+    settings: dict[str, Any] = {}
+
+
+class Setting(_Strict):
+    """One YAML of experiments/settings."""
+
+    name: str
+    description: str = ""
+    seeds: list[int] = Field([42], min_length=1)
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    answers: AnswersConfig = AnswersConfig()
+    judge: JudgeConfig = JudgeConfig()
+    losses: dict[str, dict[str, Any]] = {}  # loss name -> its settings, and train fields of its own (lr, …)
+
+
+# How a job runs, not what it computes: no part of its identity. (The layout and the micro-batch change results only
+# below rounding, but they do change the bits, so they count.)
+RUNTIME = {("train", "checkpoint_seconds"), ("train", "trackers"), ("model", "note"), ("answers", "batch_size")}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run, fully resolved: nothing below this line reads a setting or a default."""
+
+    setting: str
+    loss: str
+    seed: int
+    loss_settings: Mapping[str, Any]
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    answers: AnswersConfig
+    judge: JudgeConfig
+    origin: Mapping[str, str] = field(default_factory=dict)  # key -> where its value comes from; defaults are not listed
+
+    def values(self) -> dict[str, Any]:
+        """Every value, nested, as `config.yaml` stores it."""
+        sections = {s: getattr(self, s).model_dump(mode="json") for s in ("model", "data", "train", "answers", "judge")}
+        return {"setting": self.setting, "loss": self.loss, "seed": self.seed, "loss_settings": dict(self.loss_settings), **sections}
+
+    @property
+    def digest(self) -> str:
+        """8 hex of the resolved configuration: the same job has the same folder."""
+        return digest({**self.values(), "protocol": PROTOCOL})
+
+    @property
+    def run(self) -> str:
+        """`<setting>/<loss>-<digest>`."""
+        return f"{self.setting}/{self.loss}-{self.digest}"
+
+    @property
+    def start_run(self) -> str:
+        """The run id of the start model on the same evaluation: training has no part in its identity."""
+        values = self.values()
+        for key in ("loss", "loss_settings", "seed"):
+            values.pop(key)
+        values["train"] = {"precision": self.train.precision}
+        return f"{self.setting}/start-{digest({**values, 'protocol': PROTOCOL})}"
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """8 hex of sha256 over the values that decide a result."""
+    kept = {k: ({f: x for f, x in v.items() if (k, f) not in RUNTIME} if isinstance(v, dict) else v) for k, v in values.items()}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def setting_folder() -> Path:
+    """Where the shipped settings stand."""
+    import pobench.experiments
+
+    return Path(next(iter(pobench.experiments.__path__))) / "settings"
+
+
+def list_settings() -> list[str]:
+    """Names of the shipped settings, sorted."""
+    return sorted(p.stem for p in setting_folder().glob("*.yaml"))
+
+
+def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The raw values of a setting (a shipped name or a YAML path), and key → the comment behind its value.
+
+    Raises PobenchError for an unknown name, naming the nearest, or for YAML that does not parse.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = setting_folder() / f"{name}.yaml"
+        if not path.is_file():
+            known = list_settings()
+            raise PobenchError(f"unknown setting {name!r}{nearest(name, known)} Known: {', '.join(known)}; or a path to a YAML file")
+    if not path.is_file():
+        raise PobenchError(f"--setting: no file {str(path)!r}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise PobenchError(f"--setting: {str(path)!r} cannot be read: {error}") from None
+    if not isinstance(values, dict) or node is None:
+        raise PobenchError(f"--setting: {str(path)!r} holds no mapping of sections")
+    values.setdefault("name", path.stem)
+    return values, _comments(node, text.splitlines())
+
+
+def _comments(node: yaml.Node, lines: list[str], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    if not isinstance(node, yaml.MappingNode):
+        return found
+    for key, value in node.value:
+        path = f"{prefix}{key.value}"
+        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+            found |= _comments(value, lines, f"{path}.")
+            continue
+        rest = lines[value.end_mark.line][value.end_mark.column :] if value.end_mark.line < len(lines) else ""
+        comment = rest.partition("#")[2].strip()
+        if comment:
+            found[path] = comment
+            if isinstance(value, yaml.MappingNode):
+                found |= {f"{path}.{k.value}": comment for k, _ in value.value}
+    return found
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["train.lr=5e-6", …]` → {"train.lr": 5e-06, …}. Raises PobenchError naming every one that is no KEY=VALUE."""
+    overrides: dict[str, Any] = {}
+    faults = []
+    for text in pairs:
+        key, equals, value = text.partition("=")
+        if not equals or "." not in key or not key.strip():
+            faults.append(f"--set {text!r}: expected SECTION.KEY=VALUE, such as train.lr=5e-6 or simpo.beta=2.5")
+            continue
+        overrides[key.strip()] = _scalar(value)
+    if faults:
+        raise PobenchError("\n".join(faults))
+    return overrides
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):  # YAML 1.1 reads 5e-6 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+SECTIONS: dict[str, type[_Strict]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "answers": AnswersConfig,
+    "judge": JudgeConfig,
+}
+
+
+def resolve_names(names: str | Iterable[str]) -> list[str]:
+    """`"simpo, r-dpo"`, `"paper"` or `"all"` → registered names, in order. Raises PobenchError listing every unknown."""
+    asked = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+    resolved: list[str] = []
+    faults = []
+    for name in asked:
+        if name == "all":
+            resolved += losses.names()
+        elif name == "paper":
+            resolved += [n for n in losses.names() if losses.get(n).in_paper]
+        elif name:
+            try:
+                resolved.append(get_loss(name).name)
+            except PobenchError as error:
+                faults.append(str(error))
+    if faults:
+        raise PobenchError("\n".join(faults))
+    if not resolved:
+        raise PobenchError("--losses: name at least one loss, or `paper`, or `all`")
+    return list(dict.fromkeys(resolved))
+
+
+def resolve(
+    setting: str,
+    loss_names: str | Iterable[str],
+    *,
+    seeds: Sequence[int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    model: str | None = None,
+) -> list[Job]:
+    """Jobs for every loss × seed. Raises PobenchError that lists every fault of names, keys and values together."""
+    faults: list[str] = []
+    names: list[str] = []
+    try:
+        names = resolve_names(loss_names)
+    except PobenchError as error:
+        faults += str(error).splitlines()
+    values, comments = {}, {}
+    try:
+        values, comments = read_setting(setting)
+    except PobenchError as error:
+        faults.append(str(error))
+    origin = {key: f"{setting}: {comment}" for key, comment in comments.items()}
+    values = json.loads(json.dumps(values))  # a deep copy, and proof that it is plain data
+
+    def put(section: str, key: str, value: Any, where: str) -> None:
+        values.setdefault(section, {})[key] = value
+        origin[f"{section}.{key}"] = where
+
+    if model is not None:
+        values["model"] = {"source": model}
+        origin["model.source"] = "--model"
+    if data is not None:
+        kept = {k: v for k, v in values.get("data", {}).items() if k not in ("split", "revision", "held_out", "held_out_split")}
+        values["data"] = {**kept, "source": data}
+        origin["data.source"] = "--data"
+
+    per_loss: dict[str, dict[str, Any]] = {}
+    given_losses = values.get("losses") or {}
+    if isinstance(given_losses, dict):
+        for name, given in given_losses.items():
+            try:
+                registered = get_loss(name).name
+            except PobenchError as error:
+                faults.append(f"losses.{name}: {error}")
+                continue
+            per_loss[registered] = dict(given or {})
+            for key in given or {}:
+                origin.setdefault(f"{registered}.{key}", comments.get(f"losses.{name}.{key}", "") and f"{setting}: {comments[f'losses.{name}.{key}']}")
+    values["losses"] = per_loss
+
+    forced: dict[str, Any] = {}  # train fields from the command line outrank a loss's own
+    for key, value in (overrides or {}).items():
+        section, _, rest = key.removeprefix("losses.").partition(".")
+        if section in SECTIONS:
+            fields = SECTIONS[section].model_fields
+            if rest.partition(".")[0] not in fields:
+                faults.append(f"--set {key}: {section} has no {rest!r}{nearest(rest, fields)} Known: {', '.join(fields)}")
+            elif "." in rest:
+                outer, inner = rest.split(".", 1)
+                values.setdefault(section, {}).setdefault(outer, {})[inner] = value
+                origin[key] = "--set"
+            else:
+                put(section, rest, value, "--set")
+                if section == "train":
+                    forced[rest] = value
+        else:
+            try:
+                loss = get_loss(section)
+            except PobenchError:
+                known = [*SECTIONS, *losses.names()]
+                faults.append(f"--set {key}: {section!r} is neither a section nor a loss{nearest(section, known)}")
+                continue
+            # A repeated choice between two names of one number (gamma, gamma_beta_ratio) is the later one's.
+            per_loss.setdefault(loss.name, {})[rest] = value
+            origin[f"{loss.name}.{rest}"] = "--set"
+            faults += _unknown_loss_key(f"--set {key}", loss, rest)
+
+    parsed: Setting | None = None
+    if values.get("name"):
+        try:
+            parsed = Setting.model_validate(values)
+        except pydantic.ValidationError as error:
+            faults += _explain(error)
+    jobs: list[Job] = []
+    for name in names:
+        loss = get_loss(name)
+        given = per_loss.get(name, {})
+        mine = {k: v for k, v in given.items() if k in loss.settings}
+        faults += [f for k in given for f in _unknown_loss_key(f"losses.{name}.{k}", loss, k) if f"--set {name}.{k}" not in " ".join(faults)]
+        checked = check_loss_settings(loss, mine)
+        faults += checked
+        if parsed is None or checked:
+            continue
+        train_values = {**parsed.train.model_dump(), **{k: v for k, v in given.items() if k in TrainConfig.model_fields}, **forced}
+        try:
+            train = TrainConfig.model_validate(train_values)
+        except pydantic.ValidationError as error:
+            faults += _explain(error, f"losses.{name}.")
+            continue
+        keep = {k: v for k, v in origin.items() if v and (k.partition(".")[0] in SECTIONS or k.startswith(f"{name}."))}
+        settings = {**loss.settings, **mine}
+        jobs += [
+            Job(parsed.name, name, seed, settings, parsed.model, parsed.data, train, parsed.answers, parsed.judge, keep)
+            for seed in (seeds or parsed.seeds)
+        ]
+    if parsed is not None and parsed.judge.name is not None:
+        try:
+            judge = judges.get(parsed.judge.name)
+            faults += [
+                f"judge.settings.{k}: {judge.name} has no such setting{nearest(k, judge.settings)}"
+                for k in parsed.judge.settings
+                if k not in judge.settings
+            ]
+        except PobenchError as error:
+            faults.append(f"judge.name: {error}")
+    if faults:
+        raise PobenchError("\n".join(dict.fromkeys(faults)))
+    return jobs
+
+
+def _unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
+    if key in loss.settings or key in TrainConfig.model_fields:
+        return []
+    takes = ", ".join(loss.settings) or "no setting"
+    return [f"{where}: {loss.name} has no {key!r}{nearest(key, [*loss.settings, *TrainConfig.model_fields])} It takes {takes}, and fields of train"]
+
+
+def check_loss_settings(loss: Loss, given: Mapping[str, Any]) -> list[str]:
+    """Faults of a loss's settings: by the annotations of its signature, then by calling it on one harmless pair."""
+    try:
+        hints = typing.get_type_hints(loss.function, include_extras=True)
+    except Exception:  # a plug-in's annotation may name what cannot be looked up; the trial call still checks it
+        hints = {}
+    fields: dict[str, Any] = {
+        name: (hints.get(name, Any), default) for name, default in loss.settings.items() if name not in ("self",)
+    }
+    try:
+        pydantic.create_model(f"{loss.name} settings", __config__=ConfigDict(extra="ignore"), **fields)(**given)
+    except pydantic.ValidationError as error:
+        return _explain(error, f"{loss.name}.")
+    zero, ten = torch.full((1,), -10.0), torch.full((1,), 10.0)
+    side = SequenceLogps(zero, ten)
+    supplied = [Pair(side, side) if p in ("policy", "reference") else torch.zeros(()) for p in _supplied(loss)]
+    try:
+        loss(*supplied, **{**loss.settings, **given})
+    except PobenchError as error:
+        return [f"{loss.name}: {line}" if not line.startswith(loss.name) else line for line in str(error).splitlines()]
+    except Exception as error:
+        return [f"{loss.name} with {dict(given)}: {type(error).__name__}: {error}"]
+    return []
+
+
+def _supplied(loss: Loss) -> list[str]:
+    return [p.name for p in inspect.signature(loss.function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+
+
+def _explain(error: pydantic.ValidationError, prefix: str = "") -> list[str]:
+    """One plain line a fault: where, what was got, what is allowed, the nearest known key."""
+    lines = []
+    for fault in error.errors():
+        where = prefix + ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            section = str(fault["loc"][0])
+            known = SECTIONS[section].model_fields if section in SECTIONS and len(fault["loc"]) > 1 else Setting.model_fields
+            lines.append(f"{where}: unknown key{nearest(str(fault['loc'][-1]), known)} Known: {', '.join(known)}")
+        elif fault["type"] == "missing":
+            lines.append(f"{where}: missing; this setting must say it")
+        else:
+            lines.append(f"{where}: got {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}")
+    return lines

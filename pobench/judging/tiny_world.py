@@ -1,0 +1,187 @@
+"""The judge of setting `tiny`: a small world in which every answer can be checked exactly.
+
+An instruction asks for things of one topic and lays demands on the answer: "name four animals, no bird, from a to z,
+ending with trout". An answer is well formed in one of three styles:
+
+    commas      fox, owl, trout
+    and         fox and owl and trout
+    sentences   the fox is a mammal. the owl is a bird. the trout is a fish.
+
+The demands are the keys of the row's `check`; `topic`, `least` and `most` are always there:
+
+    topic       every thing is of this topic, none comes twice, and every sentence is true
+    least, most the number of things lies between them (`most: null`: no upper bound)
+    without     no thing is of this group          only    every thing is of this group
+    order       one of ORDERS                      style   one of STYLES
+    first, last the answer begins or ends with this thing
+
+    score = demands met / demands;   pass = every demand met (score 1)
+
+The bounds count as one demand. An answer that is not well formed (empty, cut off, a word no topic knows) scores 0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pobench.registry import PobenchError, nearest, register_judge
+
+# The lexicon: topic → group → things. Every word occurs once, so a thing names its group and topic.
+TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
+    "animals": {
+        "mammal": ("fox", "bear", "horse", "rabbit", "elephant"),
+        "bird": ("owl", "crow", "robin", "pigeon", "flamingo"),
+        "fish": ("cod", "trout", "salmon", "herring", "mackerel"),
+        "bug": ("ant", "moth", "beetle", "cricket", "ladybird"),
+    },
+    "foods": {
+        "fruit": ("fig", "pear", "apple", "cherry", "apricot"),
+        "vegetable": ("leek", "carrot", "turnip", "spinach", "broccoli"),
+        "grain": ("rye", "rice", "wheat", "barley", "sorghum"),
+        "spice": ("mint", "basil", "pepper", "saffron", "cinnamon"),
+    },
+    "objects": {
+        "vessel": ("cup", "bowl", "kettle", "bucket", "pitcher"),
+        "cutter": ("axe", "saw", "knife", "chisel", "scissors"),
+        "seat": ("sofa", "bench", "stool", "throne", "armchair"),
+        "light": ("lamp", "torch", "candle", "lantern", "chandelier"),
+    },
+    "clothes": {
+        "hat": ("cap", "beret", "bonnet", "helmet", "sombrero"),
+        "shoe": ("boot", "clog", "sandal", "slipper", "moccasin"),
+        "coat": ("parka", "cloak", "jacket", "poncho", "raincoat"),
+        "fabric": ("silk", "wool", "linen", "cotton", "velvet"),
+    },
+    "instruments": {
+        "string": ("lute", "harp", "cello", "violin", "mandolin"),
+        "drum": ("bongo", "tabla", "snare", "timpani", "tambourine"),
+        "horn": ("tuba", "bugle", "cornet", "trumpet", "trombone"),
+        "pipe": ("fife", "whistle", "recorder", "piccolo", "clarinet"),
+    },
+    "places": {
+        "country": ("peru", "chad", "kenya", "norway", "iceland"),
+        "city": ("rome", "oslo", "paris", "lisbon", "toronto"),
+        "river": ("nile", "rhine", "volga", "danube", "mississippi"),
+        "mountain": ("etna", "fuji", "everest", "olympus", "vesuvius"),
+    },
+}
+TOPIC_OF = {thing: topic for topic, groups in TOPICS.items() for things in groups.values() for thing in things}
+GROUP_OF = {thing: group for groups in TOPICS.values() for group, things in groups.items() for thing in things}
+STYLES = ("commas", "and", "sentences")
+
+# order → the sort key of a thing and whether it falls; things with equal keys may stand either way round.
+ORDERS: dict[str, tuple[Callable[[str], Any], bool]] = {
+    "alphabetical": (str, False),
+    "reversed": (str, True),
+    "shortest": (len, False),
+    "longest": (len, True),
+}
+
+
+class Answer(NamedTuple):
+    """A well-formed answer: its things in order, its style ("" for a single bare thing, which fits both list styles),
+    and the (thing, group) claims of its sentences."""
+
+    things: tuple[str, ...]
+    style: str
+    claims: tuple[tuple[str, str], ...]
+
+
+def write(things: Sequence[str], style: str, claims: Mapping[str, str] = GROUP_OF) -> str:
+    """The answer that lists `things` in `style`; sentences say what `claims` says. The inverse of `parse`."""
+    if style == "sentences":
+        return " ".join(f"the {thing} is a {claims[thing]}." for thing in things)
+    return {"commas": ", ", "and": " and "}[style].join(things)
+
+
+def parse(text: str) -> Answer | None:
+    """Read `text` exactly; None where it is not well formed. White space does not matter, case does."""
+    words = re.findall(r"\w+|[^\w\s]", text)
+    if words[:1] == ["the"]:
+        sentences = [words[i : i + 6] for i in range(0, len(words), 6)]
+        for sentence in sentences:
+            if len(sentence) != 6 or [sentence[i] for i in (0, 2, 3, 5)] != ["the", "is", "a", "."]:
+                return None
+        things, style = tuple(s[1] for s in sentences), "sentences"
+        claims = tuple((s[1], s[4]) for s in sentences)
+    else:
+        joints = set(words[1::2])
+        if len(words) % 2 == 0 or not (joints <= {","} or joints == {"and"}):  # an even number: empty or cut off
+            return None
+        things, claims = tuple(words[::2]), ()
+        style = {",": "commas", "and": "and"}.get(next(iter(joints), ""), "")
+    return Answer(things, style, claims) if all(thing in TOPIC_OF for thing in things) else None
+
+
+def demands(check: Mapping[str, Any], answer: Answer) -> dict[str, bool]:
+    """Demand → met, for every demand of `check`."""
+    things = answer.things
+    of_topic = all(TOPIC_OF[thing] == check["topic"] for thing in things)
+    true = all(GROUP_OF[thing] == group for thing, group in answer.claims)
+    met = {
+        "topic": of_topic and true and len(set(things)) == len(things),
+        "count": check["least"] <= len(things) <= (math.inf if check["most"] is None else check["most"]),
+    }
+    if "without" in check:
+        met["without"] = all(GROUP_OF[thing] != check["without"] for thing in things)
+    if "only" in check:
+        met["only"] = all(GROUP_OF[thing] == check["only"] for thing in things)
+    if "order" in check:
+        key, falls = ORDERS[check["order"]]
+        keys = [key(thing) for thing in things]
+        met["order"] = keys == sorted(keys, reverse=falls)
+    if "first" in check:
+        met["first"] = things[0] == check["first"]
+    if "last" in check:
+        met["last"] = things[-1] == check["last"]
+    if "style" in check:
+        met["style"] = answer.style == check["style"] or (answer.style == "" and check["style"] != "sentences")
+    return met
+
+
+def check_faults(check: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a `check`, one plain sentence each; empty where it can be judged."""
+    groups = {group for named in TOPICS.values() for group in named}
+    allowed: dict[str, Any] = {
+        "topic": TOPICS, "without": groups, "only": groups, "order": ORDERS, "style": STYLES,
+        "first": TOPIC_OF, "last": TOPIC_OF,
+    }  # fmt: skip
+    faults = [f"{key}: missing" for key in ("topic", "least", "most") if key not in check]
+    for key, value in check.items():
+        if key in ("least", "most"):
+            if not (isinstance(value, int) and value >= 1) and not (key == "most" and value is None):
+                faults.append(f"{key}: got {value!r}, allowed is a whole number from 1{' or null' * (key == 'most')}")
+        elif key not in allowed:
+            faults.append(f"{key}: no demand of this world{nearest(key, [*allowed, 'least', 'most'])}")
+        elif value not in allowed[key]:
+            faults.append(f"{key}: got {value!r}{nearest(str(value), allowed[key])} Allowed: {', '.join(sorted(allowed[key]))}")
+    return faults
+
+
+class TinyWorldJudge:
+    """Scores an answer by the share of its row's demands that it meets; deterministic, free, offline."""
+
+    name = "tiny_world"
+
+    def score(self, row: Mapping[str, Any], text: str) -> float:
+        """In [0, 1], 1 = pass; nan where the row has no `check`. Raises PobenchError listing a check's faults."""
+        check = row.get("check")
+        if not check:
+            return math.nan
+        faults = check_faults(check)
+        if faults:
+            raise PobenchError(f"row {row.get('id')!r}: its check cannot be judged:\n" + "\n".join(f"  {f}" for f in faults))
+        answer = parse(text)
+        if answer is None:
+            return 0.0
+        met = demands(check, answer)
+        return sum(met.values()) / len(met)
+
+
+@register_judge("tiny_world", aliases=("tiny",))
+def tiny_world() -> TinyWorldJudge:
+    """Exact checks of the generated world: share of demands met, 1 = pass."""
+    return TinyWorldJudge()

@@ -1,0 +1,220 @@
+"""How groups of token sequences lie in a batch: shared-prefix packed rows, or one padded row a sequence.
+
+A `Group` is one prompt with any number of responses. Both layouts answer the same question, for every response
+token: at which flat position does its predecessor stand? (For a response's first token that is the prompt's last.)
+Nothing here touches a model; `logps.py` turns the answer into log-probabilities.
+
+    shared_prefix   [prompt | chosen | rejected] in one row, several groups a row. The prompt is computed once; each
+                    response sees the prompt and itself. Position ids restart behind the prompt.
+    padded          [prompt | response], one row each, padded on the right: for models that take no custom mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pobench.registry import layouts, register_layout
+from pobench.types import TokenPair
+
+PAD = 0  # any valid id: a pad is never attended to by a token and never predicted
+
+
+class Group(NamedTuple):
+    """One prompt (token ids) and the responses that follow it."""
+
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, pair: TokenPair) -> Group:
+        return cls(pair.prompt, (pair.chosen, pair.rejected))
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch on its device.
+
+    input_ids, position_ids: (rows, width). mask: (rows, 1, width, width) bool, True = may attend; None: the model's own
+    causal mask. window: (rows, 1, width, width) bool, `mask` cut to the model's sliding window, or None. previous: (tokens,) flat index into rows × width of each response token's predecessor.
+    target: (tokens,) the response tokens' ids. sequence: (tokens,) the response each belongs to, counted group by group.
+    responses: how many responses the batch holds.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    mask: Tensor | None
+    window: Tensor | None
+    previous: Tensor
+    target: Tensor
+    sequence: Tensor
+    responses: int
+
+    def to(self, device: torch.device) -> Batch:
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+
+class Layout(Protocol):
+    """Plans micro-batches under a token budget, and builds one."""
+
+    name: str
+
+    def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
+        """Split the groups (by index) into micro-batches of at most `budget` tokens, pads included (one group may exceed it)."""
+        ...
+
+    def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
+        """Lay the groups out; responses are numbered in their order. window: sliding-window size in tokens, if any."""
+        ...
+
+
+def get_layout(name: str) -> Layout:
+    """A layout by name. Raises UnknownNameError."""
+    return layouts.get(name)()
+
+
+@register_layout("shared_prefix")
+class SharedPrefix:
+    """One row holds a prompt and its responses; short groups share a row with others, up to the longest group's width."""
+
+    name = "shared_prefix"
+
+    def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
+        """Longest first, so that rows of a micro-batch have like widths; the width is set by its first (longest) group."""
+        order = sorted(range(len(groups)), key=lambda i: (-groups[i].tokens, i))
+        batches: list[list[int]] = []
+        room: list[int] = []  # free tokens in each row of the open micro-batch
+        width = rows_left = 0
+        for i in order:
+            need = groups[i].tokens
+            row = next((r for r, free in enumerate(room) if free >= need), None)
+            if row is None and rows_left > 0:
+                room.append(width)
+                rows_left -= 1
+                row = len(room) - 1
+            if row is None:
+                width, room = need, [need]
+                rows_left = max(1, budget // width) - 1
+                batches.append([])
+                row = 0
+            room[row] -= need
+            batches[-1].append(i)
+        return batches
+
+    def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
+        width = max(g.tokens for g in groups)
+        rows: list[list[int]] = []  # first fit, as planned
+        room: list[int] = []
+        for i, group in enumerate(groups):
+            row = next((r for r, free in enumerate(room) if free >= group.tokens), None)
+            if row is None:
+                rows.append([])
+                room.append(width)
+                row = len(rows) - 1
+            rows[row].append(i)
+            room[row] -= group.tokens
+
+        first = [0]
+        for group in groups:
+            first.append(first[-1] + len(group.responses))
+        ids = torch.full((len(rows), width), PAD)
+        position = torch.zeros((len(rows), width), dtype=torch.long)
+        member = torch.full((len(rows), width), -1)  # which group a token belongs to; -1: pad
+        branch = torch.zeros((len(rows), width), dtype=torch.long)  # 0: prompt, k: its k-th response
+        # per response, then put in the responses' order
+        previous: list[list[int]] = [[] for _ in range(first[-1])]
+        for r, row_groups in enumerate(rows):
+            at = 0
+            for i in row_groups:
+                prompt, responses = groups[i]
+                p = len(prompt)
+                ids[r, at : at + p] = torch.tensor(prompt)
+                position[r, at : at + p] = torch.arange(p)
+                member[r, at : at + groups[i].tokens] = i
+                last_of_prompt = r * width + at + p - 1
+                at += p
+                for k, response in enumerate(responses):
+                    n = len(response)
+                    ids[r, at : at + n] = torch.tensor(response)
+                    position[r, at : at + n] = torch.arange(p, p + n)
+                    branch[r, at : at + n] = k + 1
+                    here = r * width + at
+                    previous[first[i] + k] = [last_of_prompt, *range(here, here + n - 1)]
+                    at += n
+
+        same = member[:, :, None] == member[:, None, :]
+        visible = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        mask = same & visible & causal
+        # A pad attends to itself alone: a row of the mask without any True is NaN in a softmax.
+        pad = member < 0
+        alone = torch.eye(width, dtype=torch.bool)
+        mask = torch.where(pad[:, :, None], alone, mask & ~pad[:, None, :])[:, None]
+        near = None if window is None else mask & _near(position, window)
+        return _batch(ids, position, mask, near, previous, groups)
+
+
+@register_layout("padded")
+class Padded:
+    """One row a sequence, prompt repeated, padded on the right."""
+
+    name = "padded"
+
+    def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
+        def width(i: int) -> int:
+            return len(groups[i].prompt) + max(map(len, groups[i].responses))
+
+        batches: list[list[int]] = []
+        rows = widest = 0
+        for i in sorted(range(len(groups)), key=lambda i: (-width(i), i)):
+            if not batches or (rows + len(groups[i].responses)) * widest > budget:
+                batches.append([])
+                rows, widest = 0, width(i)
+            batches[-1].append(i)
+            rows += len(groups[i].responses)
+        return batches
+
+    def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
+        sequences = [(g.prompt, r) for g in groups for r in g.responses]
+        width = max(len(p) + len(r) for p, r in sequences)
+        ids = torch.full((len(sequences), width), PAD)
+        previous = []
+        for r, (prompt, response) in enumerate(sequences):
+            n = len(prompt) + len(response)
+            ids[r, :n] = torch.tensor(prompt + response)
+            start = r * width + len(prompt) - 1
+            previous.append(list(range(start, start + len(response))))
+        position = torch.arange(width).expand(len(sequences), width)
+        # The model's own causal (and sliding-window) mask serves: right pads come after every token that counts, so no
+        # token ever sees one, and without a padding mask no row of it can be empty.
+        return _batch(ids, position, None, None, previous, groups)
+
+
+def _near(position: Tensor, window: int) -> Tensor:
+    """(rows, 1, width, width) bool: the key stands less than `window` positions before the query."""
+    return (position[:, :, None] - position[:, None, :] < window)[:, None]
+
+
+def _batch(
+    ids: Tensor, position: Tensor, mask: Tensor | None, near: Tensor | None, previous: list[list[int]], groups: Sequence[Group]
+) -> Batch:
+    responses = [r for g in groups for r in g.responses]
+    return Batch(
+        input_ids=ids,
+        position_ids=position,
+        mask=mask,
+        window=near,
+        previous=torch.tensor([i for sequence in previous for i in sequence]),
+        target=torch.tensor([token for response in responses for token in response]),
+        sequence=torch.repeat_interleave(torch.tensor([len(r) for r in responses])),
+        responses=len(responses),
+    )

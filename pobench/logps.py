@@ -1,0 +1,179 @@
+"""Hidden states → fp32 sums of log-probabilities per response. The only file that knows the label shift:
+the hidden state at a token's predecessor predicts the token.
+
+    log π(y | x) = Σ_t [ z_t[y_t] - logsumexp(z_t) ],   z_t = head(h_{t-1})
+
+The head runs on response positions alone, a tile of positions at a time; the backward pass computes each tile's
+logits again, so that the (tokens × vocabulary) matrix never exists. logsumexp and the sums are fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pobench.layouts import Batch, Group, get_layout
+from pobench.registry import PobenchError
+
+
+class _TiledHead(torch.autograd.Function):
+    """(tokens, hidden) → (tokens,) fp32 log-probability of each target."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        tile: int,
+        scale: float,
+        softcap: float | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        compute_weight = weight.detach().to(dtype)
+        hidden_c = hidden.detach().to(dtype)
+        logp = hidden.new_empty(len(target), dtype=torch.float32)
+        lse = torch.empty_like(logp)
+        for at in range(0, len(target), tile):
+            part = slice(at, at + tile)
+            logits = _logits(hidden_c[part], compute_weight, bias, scale, softcap)
+            lse[part] = torch.logsumexp(logits, dim=-1)
+            logp[part] = logits.gather(1, target[part, None])[:, 0] - lse[part]
+        ctx.save_for_backward(hidden, weight, bias, target, lse)
+        ctx.how = (tile, scale, softcap, dtype)
+        return logp
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        hidden, weight, bias, target, lse = ctx.saved_tensors
+        tile, scale, softcap, dtype = ctx.how
+        want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
+        compute_weight = weight.to(dtype)
+        hidden_c = hidden.to(dtype)
+        grad_hidden = torch.empty_like(hidden) if want_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if want_bias and bias is not None else None
+        for at in range(0, len(target), tile):
+            part = slice(at, at + tile)
+            logits = _logits(hidden_c[part], compute_weight, bias, scale, softcap)
+            slope = 1 - (logits / softcap) ** 2 if softcap is not None else None  # of softcap * tanh(z / softcap)
+            # d logp / dz = onehot(target) - softmax(z)
+            g = logits.sub_(lse[part, None]).exp_().neg_()
+            g[torch.arange(len(g), device=g.device), target[part]] += 1
+            g *= grad[part, None]
+            if slope is not None:
+                g *= slope
+            if grad_bias is not None:
+                grad_bias += g.sum(0)
+            if scale != 1.0:
+                g *= scale
+            g = g.to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = (g @ compute_weight).to(hidden.dtype)
+            if grad_weight is not None:
+                if dtype == torch.float32:
+                    grad_weight.addmm_(g.T, hidden_c[part])
+                else:
+                    grad_weight += g.T @ hidden_c[part]
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(weight.dtype),
+            *(None,) * 5,
+        )
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    logits = (hidden @ weight.T).float()
+    if scale != 1.0:
+        logits = logits * scale
+    if bias is not None:
+        logits = logits + bias.float()
+    return softcap * torch.tanh(logits / softcap) if softcap is not None else logits
+
+
+class ResponseLogps(nn.Module):
+    """A causal language model as a function from a batch to (responses,) fp32 summed log-probabilities in nats.
+
+    Body and head run inside this one forward, so that a data-parallel wrapper sees every gradient.
+    """
+
+    def __init__(self, model: Any, tile: int = 512) -> None:
+        super().__init__()
+        self.model = model
+        self.tile = tile
+        config = model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ())
+        self.mixed_windows = len(kinds) > 1
+        window = getattr(config, "sliding_window", None)
+        if kinds == {"full_attention"} or getattr(config, "use_sliding_window", True) is False:
+            window = None
+        self.window: int | None = window
+        self.additive = config._attn_implementation == "eager"
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.scale: float = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def _mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if mask is None or not self.additive:
+            return mask
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+    def forward(self, batch: Batch) -> Tensor:
+        device_type = batch.input_ids.device.type
+        autocast = torch.is_autocast_enabled(device_type)
+        weight = self.model.get_output_embeddings().weight
+        dtype = torch.get_autocast_dtype(device_type) if autocast else weight.dtype
+        mask: Any = self._mask(batch.mask, weight.dtype)
+        if batch.window is not None:
+            near = self._mask(batch.window, weight.dtype)
+            mask = {"full_attention": mask, "sliding_attention": near} if self.mixed_windows else near
+        hidden = self.model.base_model(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        wanted = hidden.flatten(0, 1).index_select(0, batch.previous)
+        bias = getattr(self.model.get_output_embeddings(), "bias", None)
+        with torch.autocast(device_type, enabled=False):
+            logp = _TiledHead.apply(wanted, weight, bias, batch.target, self.tile, self.scale, self.softcap, dtype)
+        return torch.zeros(batch.responses, device=logp.device).index_add(0, batch.sequence, logp)
+
+
+@torch.no_grad()
+def plain_logps(model: Any, group: Group) -> Tensor:
+    """(responses,) nats by the model's own logits, one sequence at a time, fp64 log-softmax: the yardstick."""
+    sums = []
+    device = next(model.parameters()).device
+    for response in group.responses:
+        ids = torch.tensor([group.prompt + response], device=device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(group.prompt) - 1 : -1].double()
+        logp = torch.log_softmax(logits, -1).gather(1, ids[0, len(group.prompt) :, None])
+        sums.append(logp.sum())
+    return torch.stack(sums)
+
+
+def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = "auto") -> tuple[str, str]:
+    """(layout name, why). `auto` takes the shared prefix where the model proves, on the first groups, that it computes the
+    same sums as one sequence at a time; models whose attention ignores a custom mask get the padded layout.
+
+    Raises PobenchError if even the padded layout disagrees with the model's own logits (an unknown kind of head).
+    """
+    trial = list(groups[:2])
+    plain = torch.cat([plain_logps(policy.model, g) for g in trial])
+    tokens = torch.tensor([len(r) for g in trial for r in g.responses], device=plain.device)
+    faults = []
+    for name in ("shared_prefix", "padded") if wanted == "auto" else (wanted,):
+        batch = get_layout(name).collate(trial, policy.window).to(plain.device)
+        try:
+            with torch.no_grad():
+                off = ((policy(batch) - plain).abs() / tokens).max().item()
+        except (TypeError, ValueError, RuntimeError, KeyError) as error:
+            faults.append(f"{name}: {type(error).__name__}: {error}")
+            continue
+        tolerance = 1e-4 if policy.model.dtype == torch.float32 else 5e-2
+        if off < tolerance:
+            return name, f"equals one sequence at a time to {off:.0e} nats a token" + "".join(f"; {f}" for f in faults)
+        faults.append(f"{name}: differs by {off:.2g} nats a token")
+    raise PobenchError("the log-probabilities of this model cannot be computed exactly:\n  " + "\n  ".join(faults))

@@ -1,0 +1,275 @@
+"""Losses × settings × seeds → jobs: what is done, what is left, what it will cost; then run what is left."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pobench.config import Job
+from pobench.prepare import Prepared, prepare
+from pobench.registry import PobenchError, get_loss
+from pobench.sources import cached_model
+from pobench.store import RunFolder
+from pobench.worker import Task, run
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended. status: "finished" (now), "skipped" (was finished), "failed"."""
+
+    run: str
+    title: str
+    status: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a command will do, in order: the start model's evaluation first, since scores compare with it."""
+
+    tasks: tuple[Task, ...]
+    prepared: Prepared | None
+
+    @property
+    def left(self) -> list[Task]:
+        return [t for t in self.tasks if not RunFolder(t.runs, t.run).finished]
+
+
+def make_plan(
+    jobs: Sequence[Job], runs: Path, stages: Sequence[str], plugins: Sequence[str] = (), *, dry: bool = False
+) -> Plan:
+    """Read and check the data, and lay out the tasks. Nothing is written below `runs`.
+
+    dry: touch nothing at all, not even a cache; the data is read only if it is at hand. Raises PobenchError with all faults.
+    """
+    prepared = None
+    if not dry or _model_at_hand(jobs[0]) is not None:
+        prepared = prepare(jobs[0])
+    folder = runs / jobs[0].setting / (f"data-{prepared.digest[:8]}" if prepared else "data")
+    starts = {job.start_run: job for job in jobs}
+    tasks = [Task(job, "start", runs, tuple(stages), folder, tuple(plugins)) for job in starts.values()]
+    tasks += [Task(job, "loss", runs, tuple(stages), folder, tuple(plugins)) for job in jobs]
+    return Plan(tuple(tasks), prepared)
+
+
+def execute(plan: Plan, *, announce: Any = lambda text: None) -> list[Outcome]:
+    """Run what is left, one task after the other, each in a process of its own. A failed task leaves the others running.
+
+    Raises PobenchError when another command is at work in the same folder, or the disk is too small; KeyboardInterrupt.
+    """
+    left = plan.left
+    outcomes = {t.run: Outcome(t.run, t.title, "skipped") for t in plan.tasks if t not in left}
+    if left:
+        assert plan.prepared is not None
+        check_disk(plan)
+        setting = left[0].runs / left[0].job.setting
+        setting.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(setting / ".lock", blocking=False):
+                plan.prepared.save(left[0].data)
+                for task in left:
+                    announce(f"{task.title}  →  {task.runs / task.run}")
+                    outcomes[task.run] = _one(task)
+        except Timeout:
+            raise PobenchError(f"another `pobench run` is at work in {str(setting)!r}; wait for it, or use another --runs") from None
+    return [outcomes[t.run] for t in plan.tasks]
+
+
+def _one(task: Task) -> Outcome:
+    folder = RunFolder(task.runs, task.run)
+    (folder.path / "failed.json").unlink(missing_ok=True)
+    status = _launch(task) if _devices() > 1 else _fork(task)
+    if status == 0:
+        return Outcome(task.run, task.title, "finished")
+    if status < 0:
+        hint = ": the system may have run out of memory" if status == -9 else ""
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.fail(f"killed by signal {-status}{hint}")
+    return Outcome(task.run, task.title, "failed", folder.failure or f"exit status {status}")
+
+
+def _fork(task: Task) -> int:
+    """A child forked from a server that has imported everything and computed nothing: a clean process in no time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pobench.worker"])
+    child = context.Process(target=_child, args=(task,))
+    child.start()
+    try:
+        child.join()
+    except BaseException:
+        child.terminate()
+        child.join(20)
+        child.kill()
+        raise
+    return child.exitcode if child.exitcode is not None else 1
+
+
+def _child(task: Task) -> None:
+    sys.exit(run(task))
+
+
+def _devices() -> int:
+    """How many processes a training job gets: the user's `accelerate config`, else every GPU."""
+    import torch
+    from accelerate.commands.config import default_config_file, load_config_from_file
+
+    if os.environ.get("POBENCH_PROCESSES"):
+        return int(os.environ["POBENCH_PROCESSES"])
+    if os.path.isfile(default_config_file):
+        return int(load_config_from_file(default_config_file).num_processes or 1)
+    return torch.cuda.device_count()
+
+
+def _launch(task: Task) -> int:
+    """`accelerate launch`, following the user's `accelerate config`; the start model is evaluated by one process."""
+    if task.kind == "start":
+        return _fork(task)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "task.json"
+        task.dump(path)
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(_devices())]
+        import torch
+
+        if not torch.cuda.is_available():
+            command += ["--cpu"]
+        return subprocess.call([*command, "-m", "pobench.worker", str(path)])
+
+
+# ---------------------------------------------------------------- what it will cost
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate. seconds: of training and evaluation of what is left, nan where the model is not at hand. basis: on what."""
+
+    seconds: float
+    memory: float  # bytes, of one process
+    disk: float  # bytes, at the worst moment
+    basis: str
+
+
+def check_disk(plan: Plan) -> None:
+    """Raises PobenchError if the disk cannot hold what the plan writes (each trained model, one checkpoint with moments)."""
+    need = estimate(plan).disk
+    where = plan.tasks[0].runs
+    existing = next(p for p in [where.absolute(), *where.absolute().parents] if p.exists())
+    free = shutil.disk_usage(existing).free
+    if not math.isnan(need) and need > free:
+        raise PobenchError(
+            f"not enough disk space for {str(where)!r}: about {need / GIB:.1f} GiB needed, {free / GIB:.1f} GiB free; "
+            "free some, or choose another folder with --runs"
+        )
+
+
+def estimate(plan: Plan) -> Cost:
+    """What is left of the plan, from measured steps of the same setting where there are any, else from the model's size."""
+    left = [t for t in plan.left if t.kind == "loss"]
+    job = plan.tasks[0].job
+    size = _parameters(job)
+    if size is None:
+        return Cost(math.nan, math.nan, math.nan, "the model is not at hand, so its size is not known")
+    weights = 4.0 * size
+    memory = 4 * weights + 1.5 * GIB  # fp32 weights, gradients, two moments; activations and libraries
+    disk = len(left) * weights + (3 * weights if left else 0)
+    pairs = len(plan.prepared.train) if plan.prepared else 0
+    per_pair, basis = _seconds_per_pair(plan, size)
+    seconds = sum(per_pair * pairs * t.job.train.epochs * (1.25 if "kl" in get_loss(t.job.loss).needs else 1.0) for t in left)
+    return Cost(seconds, memory, disk, basis)
+
+
+def _model_at_hand(job: Job) -> Path | None:
+    return cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256)
+
+
+def _parameters(job: Job) -> int | None:
+    folder = _model_at_hand(job)
+    if folder is None:
+        return None
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters())
+
+
+def _seconds_per_pair(plan: Plan, parameters: int) -> tuple[float, str]:
+    root = plan.tasks[0].runs / plan.tasks[0].job.setting
+    measured = []
+    for path in root.glob("*/steps.jsonl"):
+        rows = RunFolder(root.parent, f"{root.name}/{path.parent.name}").steps()
+        measured += [row["seconds"] / row["pairs"] for row in rows[1:]]
+    if measured:
+        return statistics.median(measured), f"the median of {len(measured)} measured steps of this setting"
+    prepared = plan.prepared
+    tokens = 0.0
+    if prepared and prepared.train:
+        tokens = statistics.mean(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in prepared.train)
+    return 6 * parameters * tokens / (0.5 * _peak_flops()), "6 × parameters × tokens at half of this machine's matrix-product rate"
+
+
+def _peak_flops() -> float:
+    import time
+
+    import torch
+
+    from pobench.train import bf16_pays
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size, dtype = (8192 if device.type == "cuda" else 1024), torch.bfloat16 if bf16_pays(device) else torch.float32
+    a = torch.randn(size, size, dtype=dtype, device=device)
+    best = math.inf
+    for _ in range(4):
+        started = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data: jobs with hyperparameters and their sources, and the cost."""
+    jobs = []
+    for task in plan.tasks:
+        folder = RunFolder(task.runs, task.run)
+        row: dict[str, Any] = {"run": task.run, "title": task.title, "state": "done" if folder.finished else "to do"}
+        if folder.failure:
+            row["state"] = f"failed before: {folder.failure}"
+        if task.kind == "loss":
+            train = {k: getattr(task.job.train, k) for k in ("lr", "epochs", "batch_size")}
+            row["values"] = {**{f"{task.job.loss}.{k}": v for k, v in task.job.loss_settings.items()}, **{f"train.{k}": v for k, v in train.items()}}
+            row["sources"] = {
+                k: task.job.origin.get(k) or task.job.origin.get(f"{task.job.loss}.{k.removeprefix('train.')}") or "default" for k in row["values"]
+            }
+        jobs.append(row)
+    cost = estimate(plan)
+    job = plan.tasks[0].job
+    return json.loads(
+        json.dumps(
+            {
+                "setting": job.setting,
+                "model": job.model.model_dump(),
+                "data": job.data.model_dump(),
+                "pairs": len(plan.prepared.train) if plan.prepared else None,
+                "held_out": len(plan.prepared.heldout) if plan.prepared else None,
+                "jobs": jobs,
+                "cost": {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in cost.__dict__.items()},
+                "judge": job.judge.name,
+            }
+        )
+    )

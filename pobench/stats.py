@@ -1,0 +1,446 @@
+"""Estimates with intervals on plain arrays, and which runs are pooled; the same seed, always the same answer.
+
+The interval is the EXPANDED PERCENTILE bootstrap. Plain percentiles are too narrow at small n (about 90 %
+instead of 95 % at n = 15), and BCa does not mend that; so the quantile levels are widened until the interval
+of a normal sample's mean equals Student's, at any n (Hesterberg 2015, "What Teachers Should Know About the
+Bootstrap", The American Statistician 69(4), section 5.3). What is resampled is the CLUSTER: all samples of one
+prompt stay together, each cluster counts once, and `Estimate.n` is the number of clusters. Where several seeds
+were trained, seeds are resampled too, crossed with the prompts (Owen 2007, "The pigeonhole bootstrap").
+
+nan means "not measured" and is dropped: n counts what is left. Nothing left is `Estimate.missing()`. One
+cluster gives a value without an interval (nan), unless the scale's bounds are known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats as _scipy
+
+from pobench.types import Estimate
+
+LEVEL = 0.95
+RESAMPLES = 2000
+UNIT = (0.0, 1.0)  # bounds of a share or a score
+SIGNED = (-1.0, 1.0)  # bounds of a difference of two shares
+
+Floats = NDArray[np.float64]
+Bounds = tuple[float, float]
+
+
+# ---------------------------------------------------------------- estimates
+
+
+def mean(
+    values: ArrayLike,
+    clusters: ArrayLike | None = None,
+    seeds: ArrayLike | None = None,
+    *,
+    bounds: Bounds | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """The mean over clusters of each cluster's mean.
+
+    values: (observations,). clusters: (observations,) labels, e.g. prompt ids; default: each observation its own.
+    seeds: (observations,) labels of the training run; with two or more, they are resampled as well.
+    bounds: the ends of the scale, if it has any; used only when all values are equal, see `_interval`.
+    """
+    table = _cells(values, clusters, seeds)
+    if table.size == 0:
+        return Estimate.missing()
+    there = ~np.isnan(table)
+    filled = np.where(there, table, 0.0)
+    value = filled.sum() / there.sum()
+    draws = []
+    for by_cluster, by_seed in _weights(*table.shape, seed, resamples):
+        total = ((by_cluster @ filled) * by_seed).sum(axis=1)
+        count = ((by_cluster @ there) * by_seed).sum(axis=1)
+        draws.append(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0))
+    constant = bool(np.ptp(table[there]) == 0.0)
+    return _estimate(float(value), np.concatenate(draws), len(table), bounds, constant)
+
+
+def paired_difference(
+    ours: ArrayLike,
+    theirs: ArrayLike,
+    clusters: ArrayLike | None = None,
+    seeds: ArrayLike | None = None,
+    *,
+    bounds: Bounds | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """The mean of `ours - theirs`, entry by entry: (pairs,) each, the same prompt at the same position."""
+    a, b = _same_shape(ours, theirs)
+    return mean(a - b, clusters, seeds, bounds=bounds, seed=seed, resamples=resamples)
+
+
+def win_rate(
+    ours: ArrayLike,
+    theirs: ArrayLike,
+    clusters: ArrayLike | None = None,
+    seeds: ArrayLike | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """The share of prompts where `ours` is greater; a tie counts half. Arrays as in `paired_difference`."""
+    return mean(outcomes(ours, theirs), clusters, seeds, bounds=UNIT, seed=seed, resamples=resamples)
+
+
+def outcomes(ours: ArrayLike, theirs: ArrayLike) -> Floats:
+    """(pairs,) 1 won, 0.5 tied, 0 lost, nan where a side is missing."""
+    a, b = _same_shape(ours, theirs)
+    return np.where(np.isnan(a) | np.isnan(b), np.nan, 0.5 + 0.5 * np.sign(a - b))
+
+
+def ratio(
+    numerator: ArrayLike,
+    denominator: ArrayLike,
+    clusters: ArrayLike | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """`Σ numerator / Σ denominator`, clusters resampled whole. Missing where the denominators sum to zero."""
+    top, bottom = _same_shape(numerator, denominator)
+    gone = np.isnan(top) | np.isnan(bottom)
+    labels = np.arange(len(top)) if clusters is None else _labels(clusters, len(top))
+    _, index = np.unique(labels[~gone], return_inverse=True)
+    tops, bottoms = np.bincount(index, top[~gone]), np.bincount(index, bottom[~gone])
+    if bottoms.sum() == 0:
+        return Estimate.missing()
+    draws = []
+    for by_cluster, _ in _weights(len(tops), 1, seed, resamples):
+        total, count = by_cluster @ tops, by_cluster @ bottoms
+        draws.append(np.divide(total, count, out=np.full_like(total, np.nan), where=count != 0))
+    return _estimate(float(tops.sum() / bottoms.sum()), np.concatenate(draws), len(tops), None, False)
+
+
+def proportion(successes: float, n: int) -> Estimate:
+    """A share of independent trials with Wilson's interval (Wilson 1927). Raises ValueError outside 0 ≤ successes ≤ n."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must lie between 0 and n; got {successes} of {n}")
+    if n == 0:
+        return Estimate.missing()
+    p, z = successes / n, float(_scipy.norm.ppf(0.5 + LEVEL / 2))
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
+
+
+def spearman(
+    x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
+    """Spearman's rank correlation with mid-ranks for ties; the mean over seeds where there are several.
+
+    x, y: (observations,). n is the number of observations of one seed. Missing when a side is constant.
+    """
+    a, b = _same_shape(x, y)
+    runs = np.zeros(len(a), dtype=int) if seeds is None else _labels(seeds, len(a))
+    gone = np.isnan(a) | np.isnan(b)
+    found = [_spearman(a[m], b[m], seed, resamples) for r in np.unique(runs) if (m := (runs == r) & ~gone).sum() > 1]
+    found = [f for f in found if not math.isnan(f[0])]
+    if not found:
+        return Estimate.missing()
+    # One seed's draw k resamples the same rows as another's, if both have the same rows: the pairing by row is kept.
+    draws = np.mean([draw for _, draw, _ in found], axis=0)
+    return _estimate(float(np.mean([f[0] for f in found])), draws, min(f[2] for f in found), SIGNED, False)
+
+
+def _spearman(x: Floats, y: Floats, seed: int, resamples: int) -> tuple[float, Floats, int]:
+    n = len(x)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(_weighted_pearson(_scipy.rankdata(x)[None], _scipy.rankdata(y)[None], np.ones((1, n)))[0])
+        draws = [
+            _weighted_pearson(_mid_ranks(x, w), _mid_ranks(y, w), w) for w, _ in _weights(n, 1, seed, resamples)
+        ]
+    return value, np.concatenate(draws), n
+
+
+def _mid_ranks(x: Floats, weights: Floats) -> Floats:
+    """(resamples, n) the mid-rank that each observation has in each resample, without sorting any of them."""
+    order = np.argsort(x, kind="stable")
+    first = np.flatnonzero(np.r_[True, np.diff(x[order]) > 0])  # where a run of equal values begins
+    group = np.empty(len(x), dtype=int)
+    group[order] = np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(x)]))
+    size = np.add.reduceat(weights[:, order], first, axis=1)
+    return (np.cumsum(size, axis=1) - size / 2)[:, group]
+
+
+def _weighted_pearson(x: Floats, y: Floats, w: Floats) -> Floats:
+    total = w.sum(axis=1, keepdims=True)
+    dx = x - (w * x).sum(axis=1, keepdims=True) / total
+    dy = y - (w * y).sum(axis=1, keepdims=True) / total
+    r = (w * dx * dy).sum(axis=1) / np.sqrt((w * dx * dx).sum(axis=1) * (w * dy * dy).sum(axis=1))
+    return np.clip(r, -1.0, 1.0)
+
+
+# ---------------------------------------------------------------- tests and corrections
+
+
+def sign_test(ours: ArrayLike, theirs: ArrayLike) -> float:
+    """Two-sided exact p of "neither side wins more often"; ties carry no sign. nan when nothing is paired."""
+    result = outcomes(ours, theirs)
+    result = result[~np.isnan(result)]
+    wins, losses = int((result == 1).sum()), int((result == 0).sum())
+    if len(result) == 0:
+        return float("nan")
+    return float(_scipy.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def sign_flip_test(differences: ArrayLike, *, seed: int = 0, resamples: int = 10_000) -> float:
+    """Two-sided p of "the mean difference is zero" when each sign could as well be the other.
+
+    differences: (prompts,), nan dropped. All 2^n flips up to n = 13, else `resamples` random ones, the observed
+    one counted among them (so p is never 0). nan when nothing is left.
+    """
+    d = np.asarray(differences, dtype=float)
+    d = d[~np.isnan(d)]
+    n = len(d)
+    if n == 0:
+        return float("nan")
+    if exact := n <= 13:
+        signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    else:
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(resamples, n))
+    as_large = int((np.abs(signs @ d) >= abs(d.sum()) - 1e-12 * np.abs(d).sum()).sum())
+    return as_large / len(signs) if exact else (as_large + 1) / (len(signs) + 1)
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Holm's step-down adjustment (Holm 1979): (tests,) → (tests,); nan stays nan and does not count as a test."""
+    p = np.asarray(p_values, dtype=float)
+    adjusted = np.full_like(p, np.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    steps = p[order] * (len(order) - np.arange(len(order)))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(order) else []
+    return adjusted
+
+
+def excludes(estimate: Estimate, value: float = 0.0) -> bool:
+    """Whether the interval lies wholly on one side of `value`; False where there is no interval."""
+    return estimate.low > value or estimate.high < value
+
+
+# ---------------------------------------------------------------- how it is done
+
+
+def _cells(values: ArrayLike, clusters: ArrayLike | None, seeds: ArrayLike | None) -> Floats:
+    """(clusters, seeds) mean of the observations of each cell; nan where a cell is empty; no row is all nan."""
+    v = np.asarray(values, dtype=float).ravel()
+    there = ~np.isnan(v)
+    if not there.any():
+        return np.empty((0, 0))
+    if clusters is None and seeds is None:
+        return v[there][:, None]
+    rows = np.arange(len(v)) if clusters is None else _labels(clusters, len(v))
+    columns = np.zeros(len(v), dtype=int) if seeds is None else _labels(seeds, len(v))
+    row_names, row = np.unique(rows[there], return_inverse=True)
+    column_names, column = np.unique(columns[there], return_inverse=True)
+    shape = (len(row_names), len(column_names))
+    cell = row * shape[1] + column
+    count = np.bincount(cell, minlength=shape[0] * shape[1]).astype(float)
+    total = np.bincount(cell, v[there], minlength=shape[0] * shape[1])
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0).reshape(shape)
+
+
+def _weights(clusters: int, seeds: int, seed: int, resamples: int) -> Iterator[tuple[Floats, Floats]]:
+    """Blocks of (resamples, clusters) and (resamples, seeds) multiplicities; small enough to stay in memory."""
+    rng = np.random.default_rng(seed)
+    block = max(1, min(resamples, 4_000_000 // max(clusters, 1)))
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        by_cluster = _multiplicities(rng, rows, clusters)
+        yield by_cluster, _multiplicities(rng, rows, seeds) if seeds > 1 else np.ones((rows, 1))
+
+
+def _multiplicities(rng: np.random.Generator, rows: int, n: int) -> Floats:
+    drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
+
+
+def _estimate(value: float, draws: Floats, n: int, bounds: Bounds | None, constant: bool) -> Estimate:
+    low, high = _interval(draws, value, n, bounds, constant)
+    return Estimate(value, low, high, n)
+
+
+def _interval(draws: Floats, value: float, n: int, bounds: Bounds | None, constant: bool) -> Bounds:
+    """The expanded percentile interval of the draws, or the interval of the unseen where there is nothing to resample.
+
+    Where all n clusters agree, a bootstrap would claim certainty. But a share of up to 1 - (α/2)^(1/n) of clusters may
+    differ and yet go unseen; at worst those lie at an end of the scale. (For a share of 0 or 1 this is Clopper-Pearson.)
+    """
+    if constant or n < 2:
+        if bounds is not None:
+            unseen = 1.0 - ((1.0 - LEVEL) / 2.0) ** (1.0 / n)
+            return value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value)
+        return (value, value) if n > 1 else (math.nan, math.nan)
+    draws = draws[~np.isnan(draws)]
+    if len(draws) == 0:
+        return math.nan, math.nan
+    t = _scipy.t.ppf(0.5 + LEVEL / 2, n - 1) * math.sqrt(n / (n - 1))
+    tail = float(_scipy.norm.cdf(-t))
+    low, high = np.quantile(draws, [tail, 1.0 - tail])
+    return float(min(low, value)), float(max(high, value))
+
+
+def _same_shape(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    x, y = np.asarray(a, dtype=float).ravel(), np.asarray(b, dtype=float).ravel()
+    if x.shape != y.shape:
+        raise ValueError(f"paired arrays need the same length; got {len(x)} and {len(y)}")
+    return x, y
+
+
+def _labels(labels: ArrayLike, n: int) -> NDArray[Any]:
+    found = np.asarray(labels).ravel()
+    if len(found) != n:
+        raise ValueError(f"one label per value is needed; got {len(found)} labels for {n} values")
+    return found.astype(str) if found.dtype == object else found
+
+
+# ---------------------------------------------------------------- what is pooled
+
+
+class Arm(NamedTuple):
+    """Runs that differ in nothing but the seed: one row of a table, one dot of a figure.
+
+    id: names it in the `scores` frame where it pools several runs. label: as a reader sees it, e.g. "SimPO (β = 2)".
+    """
+
+    id: str
+    loss: str
+    label: str
+    runs: tuple[str, ...]
+
+    @property
+    def is_start(self) -> bool:
+        return self.loss == "start"
+
+
+GREEK = {"beta": "β", "gamma": "γ", "tau": "τ", "alpha": "α", "delta": "δ", "gamma_beta_ratio": "γ/β"}
+_FIXED = ("lr", "epochs", "batch_size", "pairs")
+
+
+def arms(runs: pd.DataFrame) -> list[Arm]:
+    """The arms of the `runs` frame: the start model first, then the losses by name.
+
+    Labels are titles; where one loss stands with several settings, those that differ are added.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    rows = runs.sort_values("run", kind="stable").to_dict("records")
+    for i, row in enumerate(rows):
+        known = [_plain(row.get(key)) for key in _FIXED]
+        # nothing but its run id tells two start models apart
+        key = (str(row["setting"]), str(row["loss"]), json.dumps(settings_of(row), sort_keys=True), *known)
+        groups.setdefault(key if row["loss"] != "start" else (*key, str(row["run"])), []).append(i)
+    facts: dict[tuple[str, ...], dict[str, str]] = {}
+    for key, members in groups.items():
+        row = rows[members[0]]
+        facts[key] = {k: show_setting(v) for k, v in settings_of(row).items()}
+        facts[key] |= {k: show_setting(row.get(k)) for k in _FIXED if not pd.isna(row.get(k))}
+    found = []
+    for key, members in groups.items():
+        row, rivals = rows[members[0]], [k for k in groups if k[1] == key[1]]
+        title = row.get("title")
+        label = str(row["loss"]) if title is None or pd.isna(title) or not str(title) else str(title)
+        if row["loss"] == "start":
+            label = "Start model" if label == "start" else label
+        elif differing := [k for k in facts[key] if len({facts[r].get(k) for r in rivals}) > 1]:
+            label += " (" + ", ".join(f"{GREEK.get(k, k)} = {facts[key][k]}" for k in differing) + ")"
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
+        ids = tuple(str(rows[m]["run"]) for m in members)
+        found.append(Arm(f"{row['setting']}/{row['loss']}~{digest}", str(row["loss"]), label, ids))
+    return sorted(found, key=lambda arm: (not arm.is_start, arm.loss, _natural(arm.label), arm.id))
+
+
+def settings_of(row: Any) -> dict[str, Any]:
+    """The loss's settings of one row of `runs`; empty where there are none."""
+    text = row.get("settings")
+    if isinstance(text, dict):
+        return text
+    try:
+        found = json.loads(text) if isinstance(text, str) and text else {}
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def show_setting(value: Any) -> str:
+    """A setting as text: floats short, everything else as JSON has it."""
+    if isinstance(value, float | np.floating):
+        return f"{float(value):g}"
+    return str(value)
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None or pd.isna(value) else show_setting(value)
+
+
+def _natural(label: str) -> tuple[Any, ...]:
+    """β = 2 before β = 10."""
+    parts: list[Any] = []
+    for word in label.replace("(", " ").replace(")", " ").replace(",", " ").split():
+        try:
+            parts.append((0, float(word), ""))
+        except ValueError:
+            parts.append((1, 0.0, word))
+    return tuple(parts)
+
+
+def score_of(scores: pd.DataFrame, arm: Arm, metric: str) -> Estimate:
+    """The arm's estimate of `metric` from the `scores` frame.
+
+    The pooled row if there is one, else the row of its only run; several runs without a pooled row give their mean
+    without an interval, because runs share their prompts.
+    """
+    of_metric = scores[scores["metric"] == metric]
+    for wanted in ([arm.id], list(arm.runs)):
+        rows = of_metric[of_metric["run"].isin(wanted)].dropna(subset=["value"])
+        if len(rows) == 1:
+            row = rows.iloc[0]
+            return Estimate(float(row["value"]), _float(row["low"]), _float(row["high"]), int(row["n"]))
+        if len(rows) > 1:
+            return Estimate(float(rows["value"].astype(float).mean()), math.nan, math.nan, int(rows["n"].min()))
+    return Estimate.missing()
+
+
+def seed_values(scores: pd.DataFrame, arm: Arm, metric: str) -> list[float]:
+    """The value of each of the arm's runs, where there are several."""
+    rows = scores[(scores["metric"] == metric) & scores["run"].isin(arm.runs)].sort_values("run")
+    values = [_float(v) for v in rows["value"]]
+    return [v for v in values if not math.isnan(v)] if len(arm.runs) > 1 else []
+
+
+def of_arm(frame: pd.DataFrame, arm: Arm) -> pd.DataFrame:
+    """The rows of a frame that belong to the arm's runs."""
+    return frame[frame["run"].isin(arm.runs)]
+
+
+def judges_of(verdicts: pd.DataFrame) -> list[str]:
+    """The judges by name, the main one first: the verifiable judge where there is one. Judges are never averaged."""
+    return sorted(verdicts["judge"].dropna().astype(str).unique(), key=lambda judge: (judge != "verifiable", judge))
+
+
+def by_prompt(verdicts: pd.DataFrame, arms_: Sequence[Arm]) -> pd.DataFrame:
+    """(prompts × arms) the main judge's mean score: over a prompt's samples, then over seeds. Columns are arm ids."""
+    columns = {}
+    verdicts = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])]
+    for arm in arms_:
+        per_run = of_arm(verdicts, arm).groupby(["run", "prompt"], sort=True)["score"].mean()
+        if len(per_run):
+            columns[arm.id] = per_run.groupby("prompt", sort=True).mean()
+    return pd.DataFrame(columns).sort_index()
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None or pd.isna(value) else float(value)

@@ -1,0 +1,133 @@
+"""Every registered loss against its formula in 350 digits: value and gradient, extremes included."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+from oracles import ORACLES, WORKED, Case, slopes, value
+
+from pobench.registry import get_loss, list_losses
+
+LOSSES = list_losses()
+
+
+def ordinary(n: int) -> list[Case]:
+    draw = random.Random(20240514)
+    cases = []
+    for _ in range(n):
+        nw, nl = draw.randint(1, 400), draw.randint(1, 400)
+        w, l = -nw * draw.uniform(0.01, 3), -nl * draw.uniform(0.01, 3)  # noqa: E741
+        cases.append(Case(w, l, w - draw.gauss(0, 9), l - draw.gauss(0, 9), nw, nl, draw.gauss(2, 6)))
+    return cases
+
+
+EXTREMES = [
+    Case(*sums, nw, nl, 3.0) for sums in itertools.product((-1e4, 1e4), repeat=4) for nw, nl in ((1, 1), (7, 900))
+]
+EDGES = [
+    Case(-40.0, -40.0, -42.0, -42.0, 20, 20, 0.0),  # equal responses
+    Case(-40.0, -40.0, -40.0, -40.0, 20, 20, -5.0),  # nothing has moved; kl below its clamp
+    Case(-0.3, -4.0, -0.5, -3.0, 1, 1, 0.7),  # one token each
+    Case(-0.3, -600.0, -0.5, -700.0, 1, 300, 1e4),  # one token against many; kl far out
+    Case(-1e-9, -1e-9, -1e-3, -1e-3, 3, 5, 0.0),  # sure answers
+    Case(0.0, -50.0, 0.0, -50.0, 10, 10, 0.0),  # probability one
+]
+
+
+def test_every_loss_has_an_oracle() -> None:
+    missing = sorted(set(LOSSES) - set(ORACLES))
+    assert not missing, f"write a row in tests/losses/oracles.py for: {', '.join(missing)}"
+    assert not sorted(set(ORACLES) - set(LOSSES)), "an oracle without a loss"
+
+
+def test_random_cases_vary() -> None:
+    cases = ordinary(50)
+    assert all(len({c[i] for c in cases}) > 25 for i in range(7))
+    assert {c.nw > c.nl for c in cases} == {c.w > c.l for c in cases} == {c.kl > 0 for c in cases} == {True, False}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_value_worked_by_hand(name, evaluate) -> None:
+    row = ORACLES[name]
+    assert evaluate(name, WORKED, **row.settings[0]).output.loss.item() == pytest.approx(row.worked, rel=1e-8)
+    assert float(value(name, WORKED, row.settings[0])) == pytest.approx(row.worked, rel=1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("cases", [ordinary(50), EXTREMES, EDGES], ids=["ordinary", "extremes", "edges"])
+def test_value_and_gradient_agree_with_the_formula(name, cases, evaluate) -> None:
+    for settings in ORACLES[name].settings:
+        for case in cases:
+            got = evaluate(name, case, **settings)
+            assert got.output.loss.item() == pytest.approx(float(value(name, case, settings)), rel=1e-10, abs=1e-290), (
+                case
+            )
+            for by, gradient in (("w", got.by_w.item()), ("l", got.by_l.item())):
+                low, high = slopes(name, case, settings, by)
+                slack = 1e-10 * max(abs(low), abs(high)) + 1e-290
+                assert low - slack <= gradient <= high + slack, (case, by, gradient, low, high)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_everything_is_finite_at_the_extremes(name, dtype, evaluate) -> None:
+    for settings in ({}, *ORACLES[name].settings):
+        for case in EXTREMES + EDGES:
+            got = evaluate(name, case, dtype=dtype, **settings)
+            for tensor in (*got.output, got.by_w, got.by_l):
+                assert tensor.isfinite().all(), (settings, case)
+                assert tensor.dtype == dtype
+
+
+def test_orpo_of_a_sure_answer_is_finite_in_fp32(evaluate) -> None:
+    # log(1 - exp(-1e-8)) is -inf in fp32; with a held at -1e-6, log-odds = -1e-6 - log(1e-6) = 13.8155
+    got = evaluate("orpo", Case(-1e-8, -2.0, 0.0, 0.0, 1, 1), dtype=torch.float32, odds_weight=1.0)
+    assert got.output.chosen_reward.item() == pytest.approx(-math.log(1e-6), rel=1e-5)
+    assert got.output.loss.isfinite().all() and got.by_w.isfinite().all() and got.by_l.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_pair_stands_for_itself(name, evaluate) -> None:
+    cases = [c._replace(kl=2.0) for c in ordinary(8)]
+    together = evaluate(name, cases)
+    alone = [evaluate(name, c) for c in cases]
+    for field in ("loss", "chosen_reward", "rejected_reward"):
+        each = torch.cat([getattr(a.output, field) for a in alone])
+        assert getattr(together.output, field).shape == (8,)
+        torch.testing.assert_close(getattr(together.output, field), each, rtol=1e-14, atol=0)
+    torch.testing.assert_close(together.by_w, torch.cat([a.by_w for a in alone]), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_rewards_carry_no_gradient(name, evaluate) -> None:
+    output = evaluate(name, WORKED).output
+    assert output.loss.requires_grad
+    assert not output.chosen_reward.requires_grad and not output.rejected_reward.requires_grad
+
+
+REWARDS = {  # of the chosen response at WORKED, by the unit that each docstring states
+    "simpo": ({"beta": 2.0}, -2.0),
+    "simpo_sft": ({"beta": 2.0}, -2.0),
+    "simpo_no_ln": ({"beta": 0.1}, -0.8),
+    "cpo": ({"beta": 0.1}, -0.8),
+    "dpo": ({"beta": 0.1}, 0.4),
+    "dpo_gamma": ({"beta": 0.1}, 0.4),
+    "rdpo": ({"beta": 0.1}, 0.4),
+    "kto": ({"beta": 0.1}, 0.4),
+    "dpo_ln": ({"beta": 4.0}, 2.0),
+    "ipo": ({}, 4.0),
+    "orpo": ({}, -1 - math.log(1 - math.exp(-1))),
+    "rrhf": ({}, -1.0),
+    "slic_hf": ({}, -8.0),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_reward_has_its_documented_unit(name, evaluate) -> None:
+    settings, reward = REWARDS[name]
+    assert evaluate(name, WORKED, **settings).output.chosen_reward.item() == pytest.approx(reward, rel=1e-12)
+    assert "\nReward: " in get_loss(name).doc

@@ -1,0 +1,90 @@
+"""A random two-layer Llama and a handful of random pairs: enough for everything that is arithmetic."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pobench.config import TrainConfig
+from pobench.reference import ReferenceCache
+from pobench.registry import get_loss
+from pobench.train import Trained, make_accelerator, train
+from pobench.types import TokenPair
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture(scope="session")
+def start_model() -> Any:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(5.0) if p.ndim > 1 else p
+    return model.eval()
+
+
+def random_pairs(n: int, seed: int = 0) -> list[TokenPair]:
+    rng = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(1, 61) for _ in range(rng.randint(low, high)))
+
+    return [TokenPair(f"p{i}", ids(2, 8), ids(1, 9), ids(1, 9)) for i in range(n)]
+
+
+@pytest.fixture
+def pairs() -> list[TokenPair]:
+    return random_pairs(11)
+
+
+@pytest.fixture
+def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, list[dict[str, Any]]]]:
+    """Train a copy of the start model: (model, Trained, logged rows)."""
+
+    def run(
+        pairs: list[TokenPair], loss: str = "simpo", *, folder: str = "run", log: Any = None, epochs: int = 1, **changes: Any
+    ) -> tuple[Any, Trained, list[dict[str, Any]]]:
+        model = copy.deepcopy(start_model)
+        rows: list[dict[str, Any]] = []
+        values = {"lr": 1e-3, "batch_size": 4, "precision": "fp32", "warmup_ratio": 0.0, **changes}
+        (tmp_path / folder).mkdir(exist_ok=True)
+        registered = get_loss(loss)
+        trained = train(
+            make_accelerator("fp32"),
+            model,
+            pairs,
+            [list(range(len(pairs))) for _ in range(epochs)],
+            registered,
+            registered.settings,
+            TrainConfig(**values),
+            folder=tmp_path / folder,
+            references=lambda arithmetic: ReferenceCache(tmp_path / "reference", "weights", arithmetic),
+            mismatched=[(i + 1) % len(pairs) for i in range(len(pairs))],
+            log=log or rows.append,
+        )
+        return model, trained, rows
+
+    return run

@@ -1,0 +1,146 @@
+"""Every layout gives the sums of one sequence at a time, on every architecture the settings use."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
+
+from pobench.layouts import Group, get_layout
+from pobench.logps import ResponseLogps, choose_layout, plain_logps
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "mistral with a sliding window": MistralConfig(**SMALL, sliding_window=8),
+    "mistral without": MistralConfig(**SMALL, sliding_window=None),
+    "gemma2": Gemma2Config(**SMALL, head_dim=8, sliding_window=8, attn_logit_softcapping=5.0, final_logit_softcapping=3.0),
+    "qwen2": Qwen2Config(**SMALL),
+    "qwen2 with a sliding window": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    "granite": GraniteConfig(**SMALL, logits_scaling=3.0),
+    "cohere": CohereConfig(**SMALL, logit_scale=0.5),
+}
+
+
+def tiny(name: str, attention: str = "sdpa"):
+    torch.manual_seed(0)
+    attention = "eager" if name == "gemma2" else attention
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=attention)
+    with torch.no_grad():  # fresh weights give near-uniform predictions; spread them so that a wrong token shows
+        for p in model.parameters():
+            p.mul_(4.0) if p.ndim > 1 else p
+    return model.eval()
+
+
+def some_groups(n: int = 7, seed: int = 0) -> list[Group]:
+    rng = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(1, 97) for _ in range(rng.randint(low, high)))
+
+    return [Group(ids(1, 20), tuple(ids(1, 15) for _ in range(rng.randint(1, 3)))) for _ in range(n)]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_layout_gives_the_sums_of_one_sequence_at_a_time(name: str, layout: str, attention: str) -> None:
+    model, groups = tiny(name, attention), some_groups()
+    policy = ResponseLogps(model, tile=5)
+    with torch.no_grad():
+        sums = policy(get_layout(layout).collate(groups, policy.window))
+    plain = torch.cat([plain_logps(model, g) for g in groups])
+    assert plain.std() > 1  # random inputs vary
+    torch.testing.assert_close(sums.double(), plain, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "cohere"])
+def test_gradients_equal_those_of_the_models_own_logits(name: str) -> None:
+    model, groups = tiny(name).double(), some_groups(3)
+    weight = torch.randn(sum(len(g.responses) for g in groups), dtype=torch.float64)
+    policy = ResponseLogps(model, tile=4)
+    grads = []
+    for layout in ("shared_prefix", "padded", "own logits"):
+        model.zero_grad()
+        if layout == "own logits":
+            sums = []
+            for g in groups:
+                for r in g.responses:
+                    logits = model(input_ids=torch.tensor([g.prompt + r])).logits[0, len(g.prompt) - 1 : -1]
+                    sums.append(logits.log_softmax(-1).gather(1, torch.tensor(r)[:, None]).sum())
+            total = torch.stack(sums)
+        else:
+            total = policy(get_layout(layout).collate(groups, policy.window))
+        (total * weight).sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert grads[2].norm() > 1e-3
+    for got in grads[:2]:
+        torch.testing.assert_close(got, grads[2], atol=2e-6 * float(grads[2].norm()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [1, 3, 1000])
+def test_the_tile_changes_neither_value_nor_gradient(tile: int) -> None:
+    model, groups = tiny("llama"), some_groups(4)
+    results = []
+    for size in (17, tile):
+        model.zero_grad()
+        policy = ResponseLogps(model, tile=size)
+        total = policy(get_layout("shared_prefix").collate(groups))
+        total.sum().backward()
+        results.append((total.detach(), model.lm_head.weight.grad.clone()))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-4, rtol=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_token_of_one_response_never_moves_the_other() -> None:
+    model = tiny("llama")
+    policy = ResponseLogps(model)
+    before = Group((5, 6, 7), ((8, 9, 10), (11, 12)))
+    after = Group((5, 6, 7), ((8, 9, 10), (90, 91)))
+    layout = get_layout("shared_prefix")
+    with torch.no_grad():
+        a, b = policy(layout.collate([before])), policy(layout.collate([after]))
+    torch.testing.assert_close(a[0], b[0], atol=1e-5, rtol=0)
+    assert abs(a[1] - b[1]) > 1e-2
+
+
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("budget", [1, 60, 10_000])
+def test_a_plan_holds_every_group_once_and_keeps_to_its_budget(layout: str, budget: int) -> None:
+    groups = some_groups(40)
+    strategy = get_layout(layout)
+    plan = strategy.plan(groups, budget)
+    assert sorted(i for batch in plan for i in batch) == list(range(40))
+    for batch in plan:
+        assert len(batch) == 1 or strategy.collate([groups[i] for i in batch]).input_ids.numel() <= budget
+
+
+def test_auto_takes_the_shared_prefix_where_the_model_proves_it_and_padding_where_not() -> None:
+    policy = ResponseLogps(tiny("llama"))
+    assert choose_layout(policy, some_groups())[0] == "shared_prefix"
+
+    model = tiny("llama")
+    inner = model.model.forward
+    model.model.forward = lambda attention_mask=None, **inputs: inner(**inputs)  # an attention that takes no custom mask
+    name, why = choose_layout(ResponseLogps(model), some_groups())
+    assert name == "padded" and "shared_prefix" in why

@@ -1,0 +1,193 @@
+"""Names, aliases, what a signature declares, and what a typo is told."""
+
+from __future__ import annotations
+
+import pytest
+
+import pobench.registry as registry
+from pobench.registry import (
+    PobenchError,
+    Registry,
+    UnknownNameError,
+    get_loss,
+    list_losses,
+    load_plugin,
+    register_figure,
+    register_loss,
+)
+
+PAPER = ["simpo", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo", "rrhf", "slic_hf", "simpo_no_ln", "dpo_ln", "dpo_gamma"]
+
+
+@pytest.fixture
+def empty(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A registry of losses for one test, so that nothing of it stays behind."""
+    fresh: Registry = Registry("loss", "pobench.losses")
+    fresh._loaded = True
+    monkeypatch.setattr(registry, "losses", fresh)
+    return fresh
+
+
+def test_the_thirteen_losses_are_found() -> None:
+    assert set(list_losses()) >= {*PAPER, "simpo_sft"}
+    assert {n for n in list_losses() if get_loss(n).in_paper} == set(PAPER)
+    assert list_losses() == sorted(list_losses())
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("SimPO", "simpo"),
+        ("r-dpo", "rdpo"),
+        ("R-DPO", "rdpo"),
+        ("r_dpo", "rdpo"),
+        ("slic-hf", "slic_hf"),
+        ("SLiC-HF", "slic_hf"),
+        ("SLiC", "slic_hf"),
+        ("SimPO w/o LN", "simpo_no_ln"),
+        ("simpo  w/o-ln", "simpo_no_ln"),
+        ("simpo-no-ln", "simpo_no_ln"),
+        ("DPO w/ LN", "dpo_ln"),
+        ("DPO w/ γ", "dpo_gamma"),
+        ("DPO w/ gamma", "dpo_gamma"),
+        ("SimPO w/ SFT", "simpo_sft"),
+    ],
+)
+def test_case_spaces_dashes_and_underscores_do_not_matter(said, name) -> None:
+    assert get_loss(said).name == name
+
+
+def test_a_typo_is_told_the_nearest_name_and_all_names() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        get_loss("simp0")
+    message = str(caught.value)
+    assert message.startswith("unknown loss 'simp0'; did you mean 'simpo'? Known: ")
+    assert all(name in message for name in list_losses())
+
+
+def test_a_name_like_nothing_known_is_told_all_names_only() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        get_loss("zzzzzz")
+    assert "did you mean" not in str(caught.value) and "Known: cpo, dpo" in str(caught.value)
+
+
+def test_two_typos_are_told_together() -> None:
+    from pobench.config import resolve_names
+
+    with pytest.raises(PobenchError) as caught:
+        resolve_names("simp0, dpo, ktoo")
+    first, second = str(caught.value).splitlines()
+    assert "'simp0'; did you mean 'simpo'?" in first and "'ktoo'; did you mean 'kto'?" in second
+
+
+def test_the_signature_is_the_declaration(empty) -> None:
+    @register_loss("mine", source="here", aliases=("my own",))
+    def mine(policy, reference, kl, *, beta=0.3, kind="sum"):
+        return policy, reference, kl, beta, kind
+
+    loss = get_loss("My-Own")
+    assert (loss.name, loss.needs, dict(loss.settings)) == ("mine", {"reference", "kl"}, {"beta": 0.3, "kind": "sum"})
+    assert (loss.title, loss.source, loss.in_paper) == ("mine", "here", False)
+    assert loss("p", "r", "k", beta=2) == ("p", "r", "k", 2, "sum")
+    assert mine("p", "r", "k") == ("p", "r", "k", 0.3, "sum")  # the decorator hands the function back
+
+
+@pytest.mark.parametrize(
+    ("function", "faults"),
+    [
+        (
+            lambda policy, refrence: 0,
+            ["refrence: the harness supplies policy, reference, kl", "did you mean 'reference'?"],
+        ),
+        (lambda policy, beta=0.1: 0, ["beta: the harness supplies policy, reference, kl; a setting goes behind '*'"]),
+        (lambda policy, *, beta: 0, ["beta: a setting needs a default value"]),
+        (lambda policy, *rest: 0, ["rest: the harness cannot fill a catch-all parameter"]),
+        (lambda policy, **rest: 0, ["rest: the harness cannot fill a catch-all parameter"]),
+        (lambda reference: 0, ["policy: a loss needs the policy's log-probabilities"]),
+        (lambda reference, policy: 0, ["the order policy, reference, kl; got reference, policy"]),
+        (lambda polcy, *, beta: 0, ["polcy", "did you mean 'policy'?", "beta: a setting needs a default"]),
+    ],
+)
+def test_a_signature_that_cannot_be_served_is_refused_with_every_reason(function, faults, empty) -> None:
+    with pytest.raises(PobenchError) as caught:
+        register_loss("bad", source="here")(function)
+    assert str(caught.value).startswith("loss 'bad' cannot be registered:\n")
+    assert [f for f in faults if f not in str(caught.value)] == []
+    assert empty.names() == []
+
+
+def test_units_and_ranges_speak_of_settings_only(empty) -> None:
+    with pytest.raises(PobenchError) as caught:
+        register_loss("bad", source="here", units={"bta": "per nat"}, ranges={"gamma": (1,)})(
+            lambda policy, *, beta=1: 0
+        )
+    assert "units: 'bta' is no setting of it; did you mean 'beta'?" in str(caught.value)
+    assert "ranges: 'gamma' is no setting of it" in str(caught.value)
+
+
+def test_a_taken_name_is_refused(empty) -> None:
+    def one(policy): ...
+
+    def other(policy): ...
+
+    register_loss("one", source="here", aliases=("uno",))(one)
+    register_loss("one", source="here", aliases=("uno",))(one)  # the same function again, as a reload does
+    with pytest.raises(PobenchError, match="'one' is registered twice"):
+        register_loss("one", source="here")(other)
+    with pytest.raises(PobenchError, match="'other': the name 'U-N-O' belongs to 'one' already"):
+        register_loss("other", source="here", aliases=("U-N-O",))(other)
+
+
+def test_the_formula_is_the_indented_part_of_the_docstring(empty) -> None:
+    @register_loss("mine", source="here")
+    def mine(policy):
+        """A sentence.
+
+            loss = a
+                 + b
+
+        More words.
+        """
+
+    assert get_loss("mine").formula == "loss = a\n+ b"
+
+
+def test_a_plugin_file_registers_its_loss(tmp_path, empty) -> None:
+    path = tmp_path / "my_loss.py"
+    path.write_text(
+        '"""Mine.\n\n    loss = -chosen\n\nNobody 2024.\n"""\n'
+        "from pobench.registry import register_loss\n"
+        "from pobench.types import LossOutput, Pair\n\n"
+        '@register_loss("mine", source="here")\n'
+        "def mine(policy: Pair, *, beta: float = 1.0) -> LossOutput:\n"
+        "    return LossOutput(-beta * policy.chosen.total, policy.chosen.mean, policy.rejected.mean)\n"
+    )
+    load_plugin(path)
+    assert empty.names() == ["mine"]
+    assert get_loss("mine").formula == "loss = -chosen"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("gone.py", None, "no file"),
+        ("broken.py", "def f(:\n", "fails at import: SyntaxError"),
+        ("failing.py", "1 / 0\n", "fails at import: ZeroDivisionError"),
+        ("notes.txt", "loss", "is no Python file"),
+        (
+            "wrong.py",
+            "from pobench.registry import *\nregister_loss('w', source='s')(lambda p: 0)\n",
+            "cannot be registered",
+        ),
+    ],
+)
+def test_a_plugin_that_cannot_be_read_says_why(name, text, message, tmp_path, empty) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(PobenchError, match=message):
+        load_plugin(tmp_path / name)
+
+
+def test_a_figure_asks_for_frames_that_exist() -> None:
+    with pytest.raises(PobenchError, match="figure 'f' asks for stepz; frames are runs, steps"):
+        register_figure("f", title="F")(lambda stepz: None)
