@@ -17,7 +17,11 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     for arm in stats.arms(runs):
         if arm.is_start:
             continue
-        means = stats.of_arm(runs, arm)[["seconds", "peak_memory", "tokens", "pairs"]].apply(pd.to_numeric, errors="coerce").mean()
+        means = (
+            stats.of_arm(runs, arm)[["seconds", "peak_memory", "tokens", "pairs"]]
+            .apply(pd.to_numeric, errors="coerce")
+            .mean()
+        )
         rows.append(
             {
                 "Loss": arm.label,

@@ -18,7 +18,16 @@ def data_audit(audit: pd.DataFrame) -> pd.DataFrame:
     found = audit[pd.to_numeric(audit["count"], errors="coerce").fillna(0) > 0]
     if found.empty:
         raise NothingToDraw("The audit found no fault in the data.")
-    rows = [{"Fault": str(r["fault"]), "Rows": int(r["count"]), "Row numbers": _numbers(r["rows"])} for r in found.to_dict("records")]
+    several = "data" in found and found["data"].nunique() > 1
+    rows = [
+        {
+            **({"Data": str(r["data"])} if several else {}),
+            "Fault": str(r["fault"]),
+            "Rows": int(r["count"]),
+            "Row numbers": _numbers(r["rows"]),
+        }
+        for r in found.to_dict("records")
+    ]
     return pd.DataFrame(rows).sort_values(["Rows", "Fault"], ascending=[False, True], kind="stable", ignore_index=True)
 
 

@@ -10,7 +10,9 @@ from pobench.registry import register_figure
 MOST_POINTS = 1000  # drawn per panel, evenly picked; every number is computed from all of them
 
 
-@register_figure("logp-vs-length", title="Log-probability per token against length", paper="Figs. 2b, 2c, 4a, 6a", order=340)
+@register_figure(
+    "logp-vs-length", title="Log-probability per token against length", paper="Figs. 2b, 2c, 4a, 6a", order=340
+)
 def logp_vs_length(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
     """Each point is the chosen answer of a held-out pair; the line is the mean in bins of equal counts; ρ is Spearman's
     correlation with its 95 % interval. Compare with the start model: a ρ far above it means that training made long
@@ -30,10 +32,12 @@ def logp_vs_length(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
         colour = plot.look(arm.loss).colour
         drawn = points.iloc[:: max(1, -(-len(points) // MOST_POINTS))]
         ax.plot(
-            drawn["chosen_length"], drawn["per_token"], "o", color=colour, alpha=0.35, markersize=2.5, markeredgewidth=0,
-            rasterized=len(drawn) > 200,
+            drawn["chosen_length"], drawn["per_token"], "o", color=colour, alpha=0.35, markersize=2.5,
+            markeredgewidth=0, rasterized=len(drawn) > 200,
         )  # fmt: skip
-        line = plot.binned(points["chosen_length"].to_numpy(), points["per_token"].to_numpy(), points["pair"], points["run"])
+        line = plot.binned(
+            points["chosen_length"].to_numpy(), points["per_token"].to_numpy(), points["pair"], points["run"]
+        )
         ax.plot(line["x"], line["value"], color=plot.INK, linewidth=1.3)
         plot.heading(ax, arm)
         ax.annotate(_rho(rho), (0.97, 0.05), xycoords="axes fraction", ha="right", fontsize=8, color=plot.INK)

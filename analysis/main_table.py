@@ -10,7 +10,15 @@ from pobench import stats
 from pobench.plot import NothingToDraw
 from pobench.registry import register_table
 
-METRICS = ["pass_rate", "pass_rate_gain", "win_rate", "reward_accuracy", "kl_winners", "length_tokens", "length_correlation"]
+METRICS = [
+    "pass_rate",
+    "pass_rate_gain",
+    "win_rate",
+    "reward_accuracy",
+    "kl_winners",
+    "length_tokens",
+    "length_correlation",
+]
 
 
 @register_table("main-table", title="All losses", order=1)
@@ -21,7 +29,7 @@ def main_table(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     for arm in stats.arms(runs):
         found = {metric: stats.score_of(scores, arm, metric) for metric in METRICS}
         if any(not math.isnan(e.value) for e in found.values()):
-            rows.append({"Loss": arm.label, **found, "Seeds": 0 if arm.is_start else len(arm.runs)})
+            rows.append({"Loss": arm.label, **found, "Seeds": math.nan if arm.is_start else len(arm.runs)})
     if not rows:
         raise NothingToDraw("No run has been scored.")
     rows.sort(key=lambda row: -_order(row["pass_rate_gain"], row["pass_rate"]))

@@ -9,11 +9,14 @@ from pobench.registry import register_figure
 
 
 @register_figure("margin-vs-length", title="Reward margin against length difference", paper="Fig. 2a", order=330)
-def margin_vs_length(runs: pd.DataFrame, heldout: pd.DataFrame, *, bins: int = 8, width: float | None = None) -> plot.Drawing:
-    """Mean reward margin of held-out pairs, binned by how many tokens longer the chosen answer is; the band is the 95 %
-    interval of the mean. Each panel has the loss's own unit, so compare shapes, not heights. A line that climbs from
-    deep below zero to high above it says that the reward is mostly a count of tokens; a flat line above zero says that it
-    ranks pairs whatever their length. Bins hold equal numbers of pairs (`width` gives fixed ones; the paper uses 100)."""
+def margin_vs_length(
+    runs: pd.DataFrame, heldout: pd.DataFrame, *, bins: int = 8, width: float | None = None
+) -> plot.Drawing:
+    """Mean reward margin of held-out pairs, binned by how many tokens longer the chosen answer is; the band is the 95
+    % interval of the mean. Each panel has the loss's own unit, so compare shapes, not heights. A line that climbs
+    from deep below zero to high above it says that the reward is mostly a count of tokens; a flat line above zero
+    says that it ranks pairs whatever their length. Bins hold equal numbers of pairs (the setting width gives fixed
+    ones; the paper uses 100)."""
     panels, notes = [], []
     for arm in stats.arms(runs):
         held = stats.of_arm(heldout, arm).dropna(subset=["chosen_reward", "rejected_reward"])
@@ -34,7 +37,14 @@ def margin_vs_length(runs: pd.DataFrame, heldout: pd.DataFrame, *, bins: int = 8
         ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
         ax.plot(line["x"], line["value"], marker=marker, color=colour, markersize=4)
         plot.heading(ax, arm)
-        ax.annotate(f"ρ = {rho.value:.2f}", (0.03, 0.93), xycoords="axes fraction", va="top", fontsize=8, color=plot.FAINT)
+        ax.annotate(
+            f"ρ = {rho.value:.2f}".replace("-", "−"),
+            (0.03, 0.93),
+            xycoords="axes fraction",
+            va="top",
+            fontsize=8,
+            color=plot.FAINT,
+        )
         if rho.low > 0.5:
             notes.append(arm.label)
     plot.outer_labels(figure, "chosen minus rejected length, tokens", "mean reward margin, own unit")

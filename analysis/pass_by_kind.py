@@ -14,9 +14,10 @@ MOST_KINDS = 24
 
 @register_figure("pass-by-kind", title="Pass rate by kind of demand", order=30)
 def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
-    """Pass rate in per cent for each kind of demand; the first column is the start model. Colour is the difference from
-    it: blue better, orange worse. Kinds are few prompts each, so single cells are noisy (intervals in the CSV): look for
-    rows and columns that agree, and for a loss that gains on one kind by giving up another."""
+    """Pass rate in per cent for each kind of demand (in brackets: its number of prompts); the first column is the
+    start model. Colour is the difference from it: blue better, orange worse. Kinds are few prompts each, so single
+    cells are noisy (intervals in the CSV): look for rows and columns that agree, and for a loss that gains on one
+    kind by giving up another."""
     kinds = answers.loc[answers["kind"].astype(str).str.strip() != "", ["prompt", "kind"]].drop_duplicates("prompt")
     if kinds.empty:
         raise plot.NothingToDraw("The prompts have no kinds.")
@@ -38,7 +39,12 @@ def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFra
                 gain = stats.paired_difference(inside[arm.id], inside[start.id], bounds=stats.SIGNED)
             value = stats.mean(inside[arm.id], bounds=stats.UNIT)
             rows.append(
-                {"kind": kind, "label": arm.label, **plot.estimate_columns(value), **plot.estimate_columns(gain, "gain_")}
+                {
+                    "kind": kind,
+                    "label": arm.label,
+                    **plot.estimate_columns(value),
+                    **plot.estimate_columns(gain, "gain_"),
+                }
             )
     data = pd.DataFrame(rows)
     figure, ax = plot.single(0.33 * len(names) + 1.1, width=min(plot.WIDTH, 0.66 * len(arms) + 3.4))
@@ -53,7 +59,7 @@ def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFra
     ax.set(xlim=(0, len(arms)), ylim=(len(names), 0))
     ax.grid(False)
     ax.spines[:].set_visible(False)
-    return plot.Drawing(figure, data, "In brackets: number of prompts.")
+    return plot.Drawing(figure, data)
 
 
 def _cell(ax: plot.Axes, i: int, j: int, value: float, gain: float) -> None:

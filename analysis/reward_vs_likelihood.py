@@ -20,12 +20,14 @@ CELLS = [  # reward right?, likelihood right?, what it is called
 @register_figure("reward-vs-likelihood", title="Reward order against likelihood order", paper="Figs. 4b, 6b", order=350)
 def reward_vs_likelihood(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
     """Held-out pairs sorted twice: does the reward prefer the chosen answer (rows), and does the log-probability per
-    token, which is what generation follows (columns)? Off the diagonal the model was trained to prefer one answer and is
-    likelier to write the other. For SimPO the two orders are one, so its off-diagonal is empty; in the paper DPO
+    token, which is what generation follows (columns)? Off the diagonal the model was trained to prefer one answer and
+    is likelier to write the other. For SimPO the two orders are one, so its off-diagonal is empty; in the paper DPO
     disagrees on about half of its training pairs."""
     panels = []
     for arm in stats.arms(runs):
-        held = stats.of_arm(heldout, arm).dropna(subset=["chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"])
+        held = stats.of_arm(heldout, arm).dropna(
+            subset=["chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"]
+        )
         if held.empty:
             continue
         reward = held["chosen_reward"] > held["rejected_reward"]
@@ -47,7 +49,9 @@ def reward_vs_likelihood(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Draw
         for name, e in shares.items()
     ]
     worst = max(panels, key=lambda p: _off(p[1]))
-    said = f"They disagree most for {worst[0].label}: {100 * _off(worst[1]):.0f} % of pairs." if _off(worst[1]) > 0 else ""
+    said = (
+        f"They disagree most for {worst[0].label}: {100 * _off(worst[1]):.0f} % of pairs." if _off(worst[1]) > 0 else ""
+    )
     return plot.Drawing(figure, pd.DataFrame(rows), said)
 
 

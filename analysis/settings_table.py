@@ -11,8 +11,8 @@ from pobench.registry import register_table
 
 @register_table("settings-table", title="Settings of every loss", paper="Tables 7 and 8", order=410)
 def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Hyperparameters as they were used. The same data order means that the losses saw the same pairs in the same order;
-    where orders differ within one seed, do not compare."""
+    """Hyperparameters as they were used. The same data order means that the losses saw the same pairs in the same
+    order; where orders differ within one seed, do not compare."""
     rows = []
     for arm in stats.arms(runs):
         if arm.is_start:
@@ -23,7 +23,9 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "Loss": arm.label,
-                "Settings": ", ".join(f"{stats.GREEK.get(k, k)} = {stats.show_setting(v)}" for k, v in settings.items()),
+                "Settings": ", ".join(
+                    f"{stats.GREEK.get(k, k)} = {stats.show_setting(v)}" for k, v in settings.items() if v is not None
+                ),
                 "Learning rate": _number(first.get("lr")),
                 "Epochs": _number(first.get("epochs")),
                 "Batch": _number(first.get("batch_size")),

@@ -21,9 +21,10 @@ QUANTITIES = [
 
 @register_figure("training-curves", title="Training curves", order=210)
 def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
-    """One row per loss. Solid: chosen; dashed: rejected; thin: single steps (of every seed); bold: their running mean.
-    Loss, rewards and margin stand in the loss's own unit; accuracy, log-probability and gradient norm share one scale in
-    their column. Look for curves that break off, a gradient norm that explodes, an accuracy that never leaves one half."""
+    """One row per loss. Solid: chosen; dashed: rejected; thin: single steps (of every seed); bold: their running
+    mean. Loss, rewards and margin stand in the loss's own unit; accuracy, log-probability and gradient norm share one
+    scale in their column. Look for curves that break off, a gradient norm that explodes, an accuracy that never
+    leaves one half."""
     shown = [(arm, found) for arm in stats.arms(runs) if len(found := stats.of_arm(steps, arm))]
     if not shown:
         raise plot.NothingToDraw("No run has logged a training step.")
@@ -104,4 +105,6 @@ def _broken(data: pd.DataFrame, columns: list[str]) -> str:
     numbers = [c for c in columns if c in ("loss", "grad_norm")]
     bad = data[~np.isfinite(data[numbers].to_numpy(float)).all(axis=1)]
     first = bad.groupby("label", sort=True)["step"].min()
-    return " ".join(f"{label}: the loss or its gradient is not finite from step {int(step)}." for label, step in first.items())
+    return " ".join(
+        f"{label}: the loss or its gradient is not finite from step {int(step)}." for label, step in first.items()
+    )

@@ -21,15 +21,21 @@ DROP = -0.5  # nats per token on the winners: each of their tokens became 1.6 ti
 
 @register_table("training-health", title="Health of training and answers", order=205)
 def training_health(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Shifts are policy minus start model on held-out answers, in nats per token. The last column says what to look at;
-    it speaks up when answers are over 1.5 or under 0.5 times as long as the start model's, repeat 5 points more, are cut
-    off 10 points more often, use 10 points fewer distinct bigrams, or when winners lost over 0.5 nats per token. These
-    limits are rules of thumb of ours."""
+    """Shifts are policy minus start model on held-out answers, in nats per token. Moved apart: the chosen
+    rose and the rejected fell; no gap: the rejected one gained on the chosen. A warning appears when answers are
+    over 1.5 or under 0.5 times as long as the start model's, repeat 5 points more, are cut off 10 points more often,
+    use 10 points fewer distinct bigrams, or when winners lost over 0.5 nats per token. These limits are rules of
+    thumb of ours."""
     arms = stats.arms(runs)
     found = {arm.id: {m: stats.score_of(scores, arm, m) for m in METRICS} for arm in arms}
     start = next((found[arm.id] for arm in arms if arm.is_start), {m: Estimate.missing() for m in METRICS})
     rows = [
-        {"Loss": arm.label, **found[arm.id], "What to look at": "" if arm.is_start else remark(found[arm.id], start)}
+        {
+            "Loss": arm.label,
+            "Warnings": "; ".join([] if arm.is_start else warnings(found[arm.id], start)),
+            "Both sides": both_sides(found[arm.id]["chosen_logp_shift"], found[arm.id]["rejected_logp_shift"]),
+            **found[arm.id],
+        }
         for arm in arms
         if any(not math.isnan(e.value) for e in found[arm.id].values())
     ]
@@ -38,32 +44,35 @@ def training_health(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def remark(ours: dict[str, Estimate], start: dict[str, Estimate]) -> str:
-    """What happened to both sides, and each limit that was passed."""
-    said = [both_sides(ours["chosen_logp_shift"], ours["rejected_logp_shift"])]
+def warnings(ours: dict[str, Estimate], start: dict[str, Estimate]) -> list[str]:
+    """Each limit that was passed, in words."""
+    said = []
     if ours["chosen_logp_shift"].value < DROP:
         said.append(f"winners lost {-ours['chosen_logp_shift'].value:.2f} nats per token")
     times = _divide(ours["length_tokens"].value, start["length_tokens"].value)
     if times > LONGER or times < SHORTER:
         said.append(f"answers {times:.1f} times as long")
-    for metric, limit, words in (("repetition", REPEATS, "more repetition"), ("unfinished", CUT, "more answers cut off")):
+    for metric, limit, words in (
+        ("repetition", REPEATS, "more repetition"),
+        ("unfinished", CUT, "more answers cut off"),
+    ):
         if ours[metric].value - start[metric].value > limit:
             said.append(words)
     if ours["distinct_2"].value - start["distinct_2"].value < POORER:
         said.append("less varied words")
-    return "; ".join(s for s in said if s)
+    return said
 
 
 def both_sides(chosen: Estimate, rejected: Estimate) -> str:
-    """What training did to the likelihood of both answers, in words."""
+    """What training did to the likelihood of both answers: `no gap` where the rejected one gained on the chosen."""
     up, down = chosen.value, rejected.value
     if math.isnan(up) or math.isnan(down):
         return ""
     if up < 0 and down < 0:
-        return "both fell, the rejected more" if down < up else "both fell, the chosen more: no gap was learned"
+        return "both fell" if down < up else "both fell, no gap"
     if up >= 0 and down >= 0:
-        return "both rose, the chosen more" if up > down else "both rose, the rejected more: no gap was learned"
-    return "chosen rose, rejected fell" if up >= 0 else "chosen fell, rejected rose: the wrong way"
+        return "both rose" if up > down else "both rose, no gap"
+    return "moved apart" if up >= 0 else "wrong way"
 
 
 def _divide(a: float, b: float) -> float:

@@ -44,7 +44,11 @@ def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
     ax.grid(False)
     ax.spines[:].set_visible(False)
     decided = int((data["p_holm"] < 0.05).sum())
-    n = f"{int(data['n'].min())}" if data["n"].min() == data["n"].max() else f"{int(data['n'].min())}–{int(data['n'].max())}"
+    n = (
+        f"{int(data['n'].min())}"
+        if data["n"].min() == data["n"].max()
+        else f"{int(data['n'].min())}–{int(data['n'].max())}"
+    )
     return plot.Drawing(figure, data, f"{decided} of {len(data)} pairs differ by more than chance, on {n} prompts.")
 
 

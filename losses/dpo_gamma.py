@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from pobench.numerics import absolute_gamma
+from pobench.numerics import GAMMA_NAMES, absolute_gamma, spell_out_gamma
 from pobench.registry import register_loss
 from pobench.types import LossOutput, NonNegative, Pair, Positive
 
@@ -27,6 +27,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
         "gamma_beta_ratio": "nats; gamma = ratio * beta",
     },
     in_paper=True,
+    alternatives=GAMMA_NAMES,
+    canonical=spell_out_gamma(10.0),
 )
 def dpo_gamma(
     policy: Pair,

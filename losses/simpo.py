@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from pobench.numerics import absolute_gamma
+from pobench.numerics import GAMMA_NAMES, absolute_gamma, spell_out_gamma
 from pobench.registry import register_loss
 from pobench.types import LossOutput, NonNegative, Pair, Positive
 
@@ -30,6 +30,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
     },
     ranges={"beta": (2.0, 2.5), "gamma": (0.3, 0.5, 1.0, 1.2, 1.4, 1.6)},
     in_paper=True,
+    alternatives=GAMMA_NAMES,
+    canonical=spell_out_gamma(0.5),
 )
 def simpo(
     policy: Pair,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from pobench.numerics import absolute_gamma, response_nll
+from pobench.numerics import GAMMA_NAMES, absolute_gamma, response_nll, spell_out_gamma
 from pobench.registry import register_loss
 from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
 
@@ -29,6 +29,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
         "gamma_beta_ratio": "nats per token; gamma = ratio * beta",
         "sft_weight": "per nat (sum) or per (nat per token) (mean)",
     },
+    alternatives=GAMMA_NAMES,
+    canonical=spell_out_gamma(0.5),
 )
 def simpo_sft(
     policy: Pair,

@@ -48,7 +48,9 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     state = {}
     for i, (name, parameter) in enumerate(_in_order(model, optimizer)):
         state[i] = {
-            key: moments[f"{key}/{name}"].to(torch.device("cpu") if key == "step" and not _fused(optimizer) else parameter.device)
+            key: moments[f"{key}/{name}"].to(
+                torch.device("cpu") if key == "step" and not _fused(optimizer) else parameter.device
+            )
             for key in ("step", "exp_avg", "exp_avg_sq")
         }
     fresh = optimizer.state_dict()

@@ -22,7 +22,10 @@ from rich.table import Table
 from pobench.registry import PobenchError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Which preference-optimization loss is really better, on your model and your data?"
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Which preference-optimization loss is really better, on your model and your data?",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at preference data, or make some on policy.")
 app.add_typer(data_app, name="data")
@@ -31,10 +34,14 @@ out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
 Runs = Annotated[Path, typer.Option(help="Folder of the stored runs.")]
-Losses = Annotated[str, typer.Option(help="Names or aliases, comma-separated; `paper` = the twelve of the design card; `all`.")]
+Losses = Annotated[
+    str, typer.Option(help="Names or aliases, comma-separated; `paper` = the twelve of the design card; `all`.")
+]
 SettingName = Annotated[str, typer.Option(help="A shipped setting or a YAML path.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value; repeatable.")]
-Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A Python file that registers losses, judges or figures.")]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A Python file that registers losses, judges or figures.")
+]
 Json = Annotated[bool, typer.Option("--json", help="The summary for machines, on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -62,7 +69,11 @@ def _stages(text: str) -> list[str]:
     from pobench.registry import nearest
 
     stages = [s.strip() for s in text.split(",") if s.strip()]
-    wrong = [f"--stages: unknown stage {s!r}{nearest(s, STAGES)} Known: {', '.join(STAGES)}" for s in stages if s not in STAGES]
+    wrong = [
+        f"--stages: unknown stage {s!r}{nearest(s, STAGES)} Known: {', '.join(STAGES)}"
+        for s in stages
+        if s not in STAGES
+    ]
     if wrong or not stages:
         raise PobenchError("\n".join(wrong) or f"--stages: name at least one of {', '.join(STAGES)}")
     return stages
@@ -121,7 +132,12 @@ def run(
     failed = [o for o in outcomes if o.status == "failed"]
     report = _analyze(runs, jobs[0].setting, "all", None)
     if as_json:
-        print(json.dumps({"outcomes": [o.__dict__ for o in outcomes], "scores": _scores(runs, outcomes), "report": str(report)}, indent=1))
+        print(
+            json.dumps(
+                {"outcomes": [o.__dict__ for o in outcomes], "scores": _scores(runs, outcomes), "report": str(report)},
+                indent=1,
+            )
+        )
     else:
         _print_summary(runs, outcomes)
         for o in failed:
@@ -172,15 +188,32 @@ def list_(
         for name in registry.losses.names():
             loss = registry.get_loss(name)
             settings = {
-                s: {"default": d, "unit": loss.units.get(s, ""), "published_range": loss.ranges.get(s)} for s, d in loss.settings.items()
+                s: {"default": d, "unit": loss.units.get(s, ""), "published_range": loss.ranges.get(s)}
+                for s, d in loss.settings.items()
             }
             rows.append(
-                {"name": name, "title": loss.title, "formula": loss.formula, "settings": settings, "needs": sorted(loss.needs), "source": loss.source, "aliases": registry.losses.aliases(name), "in_paper": loss.in_paper}
+                {
+                    "name": name,
+                    "title": loss.title,
+                    "formula": loss.formula,
+                    "settings": settings,
+                    "needs": sorted(loss.needs),
+                    "source": loss.source,
+                    "aliases": registry.losses.aliases(name),
+                    "in_paper": loss.in_paper,
+                }
             )
     elif what == "settings":
         for name in config.list_settings():
             values, _ = config.read_setting(name)
-            rows.append({"name": name, "model": values["model"]["source"], "data": values["data"]["source"], "description": values.get("description", "")})
+            rows.append(
+                {
+                    "name": name,
+                    "model": values["model"]["source"],
+                    "data": values["data"]["source"],
+                    "description": values.get("description", ""),
+                }
+            )
     elif what == "studies":
         folder = config.setting_folder().parent / "studies"
         rows = [{"name": p.stem} for p in sorted(folder.glob("*.yaml"))]
@@ -191,7 +224,13 @@ def list_(
     else:
         for name in registry.judges.names():
             judge = registry.judges.get(name)
-            rows.append({"name": name, "about": judge.doc.splitlines()[0] if judge.doc else "", "settings": dict(judge.settings)})
+            rows.append(
+                {
+                    "name": name,
+                    "about": judge.doc.splitlines()[0] if judge.doc else "",
+                    "settings": dict(judge.settings),
+                }
+            )
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     elif what == "losses":
@@ -206,28 +245,44 @@ def list_(
 def _print_losses(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         needs = ", ".join(row["needs"]) or "policy alone"
-        out.print(f"[bold]{row['name']}[/]  {escape(row['title'])}  [dim]{escape(row['source'])} · needs {needs}[/]", highlight=False)
+        out.print(
+            f"[bold]{row['name']}[/]  {escape(row['title'])}  [dim]{escape(row['source'])} · needs {needs}[/]",
+            highlight=False,
+        )
         for line in row["formula"].splitlines():
             out.print(f"    {escape(line)}", highlight=False)
         for name, about in row["settings"].items():
             tried = f" · published {about['published_range']}" if about["published_range"] else ""
-            out.print(f"    [cyan]{name}[/] = {about['default']}  [dim]{escape(about['unit'])}{escape(tried)}[/]", highlight=False)
+            out.print(
+                f"    [cyan]{name}[/] = {about['default']}  [dim]{escape(about['unit'])}{escape(tried)}[/]",
+                highlight=False,
+            )
         out.print()
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
-    pairs = f"{plan['pairs']} pairs, {plan['held_out']} held out" if plan["pairs"] is not None else "pairs not counted: the model is not at hand"
-    out.print(f"[bold]{plan['setting']}[/]  {escape(plan['model']['source'])}  ←  {escape(plan['data']['source'])}  ({pairs})", highlight=False)
+    pairs = (
+        f"{plan['pairs']} pairs, {plan['held_out']} held out"
+        if plan["pairs"] is not None
+        else "pairs not counted: the model is not at hand"
+    )
+    out.print(
+        f"[bold]{plan['setting']}[/]  {escape(plan['model']['source'])}  ←  {escape(plan['data']['source'])}  ({pairs})",
+        highlight=False,
+    )
     for job in plan["jobs"]:
-        out.print(f"\n[bold]{escape(job['title'])}[/]  {escape(job['run'])}  [{'green' if job['state'] == 'done' else 'yellow'}]{escape(job['state'])}[/]", highlight=False)
+        colour = "green" if job["state"] == "done" else "yellow"
+        state = f"[{colour}]{escape(job['state'])}[/]"
+        out.print(f"\n[bold]{escape(job['title'])}[/]  {escape(job['run'])}  {state}", highlight=False)
         for key, value in job.get("values", {}).items():
             out.print(f"    {key} = {value}  [dim]{escape(job['sources'][key])}[/]", highlight=False)
     cost = plan["cost"]
     if cost["seconds"] is not None:
+        free = ", free" if plan["judge"] in (None, "verifiable", "tiny_world") else ""
         out.print(
-            f"\ntraining: about {cost['seconds'] / 60:.1f} min ({escape(cost['basis'])}) · memory: about {cost['memory'] / 1024**3:.1f} GiB"
-            f" · disk: about {cost['disk'] / 1024**3:.1f} GiB · judge: {plan['judge'] or 'none'}"
-            + (", free" if plan["judge"] in ("verifiable", "tiny_world", None) else ""),
+            f"\ntraining: about {cost['seconds'] / 60:.1f} min ({escape(cost['basis'])})"
+            f" · memory: about {cost['memory'] / 1024**3:.1f} GiB · disk: about {cost['disk'] / 1024**3:.1f} GiB"
+            f" · judge: {plan['judge'] or 'none'}{free}",
             highlight=False,
         )
     else:
@@ -254,7 +309,9 @@ def _print_summary(runs: Path, outcomes: list[Any]) -> None:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None or row["value"] is None or row["n"] == 0:
         return "—"
-    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]" if row["low"] is not None else f"{row['value']:.3g}"
+    return (
+        f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]" if row["low"] is not None else f"{row['value']:.3g}"
+    )
 
 
 @app.command()

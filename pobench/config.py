@@ -78,7 +78,7 @@ class TrainConfig(_Strict):
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the arithmetic; weights are fp32 always
     layout: Literal["auto", "shared_prefix", "padded"] = "auto"
     micro_tokens: int = Field(2048, ge=1)  # tokens of a micro-batch, pads included
-    head_tile: int = Field(512, ge=1)  # response positions per tile of the output head
+    head_tile: int | None = Field(None, ge=1)  # response positions per tile of the output head; None: by device
     gradient_checkpointing: bool = False
     checkpoint_seconds: float = Field(60.0, ge=0)
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
@@ -138,12 +138,20 @@ class Job:
     train: TrainConfig
     answers: AnswersConfig
     judge: JudgeConfig
-    origin: Mapping[str, str] = field(default_factory=dict)  # key -> where its value comes from; defaults are not listed
+    origin: Mapping[str, str] = field(
+        default_factory=dict
+    )  # key -> where its value comes from; defaults are not listed
 
     def values(self) -> dict[str, Any]:
         """Every value, nested, as `config.yaml` stores it."""
         sections = {s: getattr(self, s).model_dump(mode="json") for s in ("model", "data", "train", "answers", "judge")}
-        return {"setting": self.setting, "loss": self.loss, "seed": self.seed, "loss_settings": dict(self.loss_settings), **sections}
+        return {
+            "setting": self.setting,
+            "loss": self.loss,
+            "seed": self.seed,
+            "loss_settings": dict(self.loss_settings),
+            **sections,
+        }
 
     @property
     def digest(self) -> str:
@@ -167,7 +175,10 @@ class Job:
 
 def digest(values: Mapping[str, Any]) -> str:
     """8 hex of sha256 over the values that decide a result."""
-    kept = {k: ({f: x for f, x in v.items() if (k, f) not in RUNTIME} if isinstance(v, dict) else v) for k, v in values.items()}
+    kept = {
+        k: ({f: x for f, x in v.items() if (k, f) not in RUNTIME} if isinstance(v, dict) else v)
+        for k, v in values.items()
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -196,7 +207,9 @@ def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
         path = setting_folder() / f"{name}.yaml"
         if not path.is_file():
             known = list_settings()
-            raise PobenchError(f"unknown setting {name!r}{nearest(name, known)} Known: {', '.join(known)}; or a path to a YAML file")
+            raise PobenchError(
+                f"unknown setting {name!r}{nearest(name, known)} Known: {', '.join(known)}; or a path to a YAML file"
+            )
     if not path.is_file():
         raise PobenchError(f"--setting: no file {str(path)!r}")
     try:
@@ -266,8 +279,8 @@ SECTIONS: dict[str, type[_Strict]] = {
 }
 
 
-def resolve_names(names: str | Iterable[str]) -> list[str]:
-    """`"simpo, r-dpo"`, `"paper"` or `"all"` → registered names, in order. Raises PobenchError listing every unknown."""
+def resolve_names(names: str | Iterable[str]) -> tuple[list[str], list[str]]:
+    """`"simpo, r-dpo"`, `"paper"` or `"all"` → (registered names in order, a fault for every unknown one)."""
     asked = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
     resolved: list[str] = []
     faults = []
@@ -281,11 +294,9 @@ def resolve_names(names: str | Iterable[str]) -> list[str]:
                 resolved.append(get_loss(name).name)
             except PobenchError as error:
                 faults.append(str(error))
-    if faults:
-        raise PobenchError("\n".join(faults))
-    if not resolved:
-        raise PobenchError("--losses: name at least one loss, or `paper`, or `all`")
-    return list(dict.fromkeys(resolved))
+    if not resolved and not faults:
+        faults.append("--losses: name at least one loss, or `paper`, or `all`")
+    return list(dict.fromkeys(resolved)), faults
 
 
 def resolve(
@@ -298,13 +309,9 @@ def resolve(
     model: str | None = None,
 ) -> list[Job]:
     """Jobs for every loss × seed. Raises PobenchError that lists every fault of names, keys and values together."""
-    faults: list[str] = []
-    names: list[str] = []
-    try:
-        names = resolve_names(loss_names)
-    except PobenchError as error:
-        faults += str(error).splitlines()
-    values, comments = {}, {}
+    names, faults = resolve_names(loss_names)
+    values: dict[str, Any] = {}
+    comments: dict[str, str] = {}
     try:
         values, comments = read_setting(setting)
     except PobenchError as error:
@@ -320,7 +327,11 @@ def resolve(
         values["model"] = {"source": model}
         origin["model.source"] = "--model"
     if data is not None:
-        kept = {k: v for k, v in values.get("data", {}).items() if k not in ("split", "revision", "held_out", "held_out_split")}
+        kept = {
+            k: v
+            for k, v in values.get("data", {}).items()
+            if k not in ("split", "revision", "held_out", "held_out_split")
+        }
         values["data"] = {**kept, "source": data}
         origin["data.source"] = "--data"
 
@@ -335,7 +346,10 @@ def resolve(
                 continue
             per_loss[registered] = dict(given or {})
             for key in given or {}:
-                origin.setdefault(f"{registered}.{key}", comments.get(f"losses.{name}.{key}", "") and f"{setting}: {comments[f'losses.{name}.{key}']}")
+                origin.setdefault(
+                    f"{registered}.{key}",
+                    comments.get(f"losses.{name}.{key}", "") and f"{setting}: {comments[f'losses.{name}.{key}']}",
+                )
     values["losses"] = per_loss
 
     forced: dict[str, Any] = {}  # train fields from the command line outrank a loss's own
@@ -344,7 +358,9 @@ def resolve(
         if section in SECTIONS:
             fields = SECTIONS[section].model_fields
             if rest.partition(".")[0] not in fields:
-                faults.append(f"--set {key}: {section} has no {rest!r}{nearest(rest, fields)} Known: {', '.join(fields)}")
+                faults.append(
+                    f"--set {key}: {section} has no {rest!r}{nearest(rest, fields)} Known: {', '.join(fields)}"
+                )
             elif "." in rest:
                 outer, inner = rest.split(".", 1)
                 values.setdefault(section, {}).setdefault(outer, {})[inner] = value
@@ -360,8 +376,12 @@ def resolve(
                 known = [*SECTIONS, *losses.names()]
                 faults.append(f"--set {key}: {section!r} is neither a section nor a loss{nearest(section, known)}")
                 continue
-            # A repeated choice between two names of one number (gamma, gamma_beta_ratio) is the later one's.
-            per_loss.setdefault(loss.name, {})[rest] = value
+            mine = per_loss.setdefault(loss.name, {})
+            for group in loss.alternatives:  # of two names of one number (gamma, gamma_beta_ratio) the YAML's gives way
+                for other in group if rest in group else ():
+                    if origin.get(f"{loss.name}.{other}") != "--set":
+                        mine.pop(other, None)
+            mine[rest] = value
             origin[f"{loss.name}.{rest}"] = "--set"
             faults += _unknown_loss_key(f"--set {key}", loss, rest)
 
@@ -376,19 +396,28 @@ def resolve(
         loss = get_loss(name)
         given = per_loss.get(name, {})
         mine = {k: v for k, v in given.items() if k in loss.settings}
-        faults += [f for k in given for f in _unknown_loss_key(f"losses.{name}.{k}", loss, k) if f"--set {name}.{k}" not in " ".join(faults)]
+        faults += [
+            f
+            for k in given
+            for f in _unknown_loss_key(f"losses.{name}.{k}", loss, k)
+            if f"--set {name}.{k}" not in " ".join(faults)
+        ]
         checked = check_loss_settings(loss, mine)
         faults += checked
         if parsed is None or checked:
             continue
-        train_values = {**parsed.train.model_dump(), **{k: v for k, v in given.items() if k in TrainConfig.model_fields}, **forced}
+        train_values = {
+            **parsed.train.model_dump(),
+            **{k: v for k, v in given.items() if k in TrainConfig.model_fields},
+            **forced,
+        }
         try:
             train = TrainConfig.model_validate(train_values)
         except pydantic.ValidationError as error:
             faults += _explain(error, f"losses.{name}.")
             continue
         keep = {k: v for k, v in origin.items() if v and (k.partition(".")[0] in SECTIONS or k.startswith(f"{name}."))}
-        settings = {**loss.settings, **mine}
+        settings = loss.canonical({**loss.settings, **mine})
         jobs += [
             Job(parsed.name, name, seed, settings, parsed.model, parsed.data, train, parsed.answers, parsed.judge, keep)
             for seed in (seeds or parsed.seeds)
@@ -412,7 +441,8 @@ def _unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
     if key in loss.settings or key in TrainConfig.model_fields:
         return []
     takes = ", ".join(loss.settings) or "no setting"
-    return [f"{where}: {loss.name} has no {key!r}{nearest(key, [*loss.settings, *TrainConfig.model_fields])} It takes {takes}, and fields of train"]
+    close = nearest(key, [*loss.settings, *TrainConfig.model_fields])
+    return [f"{where}: {loss.name} has no {key!r}{close} It takes {takes}, and fields of train"]
 
 
 def check_loss_settings(loss: Loss, given: Mapping[str, Any]) -> list[str]:
@@ -451,7 +481,11 @@ def _explain(error: pydantic.ValidationError, prefix: str = "") -> list[str]:
         where = prefix + ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             section = str(fault["loc"][0])
-            known = SECTIONS[section].model_fields if section in SECTIONS and len(fault["loc"]) > 1 else Setting.model_fields
+            known = (
+                SECTIONS[section].model_fields
+                if section in SECTIONS and len(fault["loc"]) > 1
+                else Setting.model_fields
+            )
             lines.append(f"{where}: unknown key{nearest(str(fault['loc'][-1]), known)} Known: {', '.join(known)}")
         elif fault["type"] == "missing":
             lines.append(f"{where}: missing; this setting must say it")

@@ -70,7 +70,7 @@ def chat_template(tokenizer: Any, template: str | None = None) -> str:
         )
     else:
         text = tokenizer.get_chat_template()
-    return _FIXED_DATE + text if "strftime_now" in text else text
+    return _FIXED_DATE + text if "strftime_now" in text and not text.startswith(_FIXED_DATE) else text
 
 
 class Renderer:
@@ -140,6 +140,8 @@ class Renderer:
 
     def _ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids; special tokens are those of the template, and the beginning-of-text token where it wrote none."""
+        if not texts:
+            return []
         batch = self.tokenizer(
             list(texts),
             add_special_tokens=False,
@@ -422,7 +424,8 @@ def split_by_prompt(items: Sequence[Item], fraction: float, seed: int) -> tuple[
     """(training, held-out): a prompt goes to one side, whole, by the hash of its text and the seed.
 
     So added, removed or reordered rows move no other row. `fraction` of the prompts is held out on average, and at
-    least one prompt stands on either side. Text prompts that differ only in case and white space count as one.
+    least one prompt stands on either side. Preferences are split by their text, where prompts that differ only in case
+    and white space count as one; token pairs by their prompt's ids, so another tokenizer splits them otherwise.
     Raises PobenchError if the fraction is outside (0, 1) or all items share one prompt.
     """
     if not 0 < fraction < 1:

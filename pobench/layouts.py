@@ -12,7 +12,7 @@ Nothing here touches a model; `logps.py` turns the answer into log-probabilities
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -44,7 +44,8 @@ class Batch:
     """A micro-batch on its device.
 
     input_ids, position_ids: (rows, width). mask: (rows, 1, width, width) bool, True = may attend; None: the model's own
-    causal mask. window: (rows, 1, width, width) bool, `mask` cut to the model's sliding window, or None. previous: (tokens,) flat index into rows × width of each response token's predecessor.
+    causal mask. window: (rows, 1, width, width) bool, `mask` cut to the model's sliding window, or None.
+    previous: (tokens,) flat index into rows × width of each response token's predecessor.
     target: (tokens,) the response tokens' ids. sequence: (tokens,) the response each belongs to, counted group by group.
     responses: how many responses the batch holds.
     """
@@ -59,8 +60,9 @@ class Batch:
     responses: int
 
     def to(self, device: torch.device) -> Batch:
-        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        moved: dict[str, Any] = {name: v.to(device, non_blocking=True) for name, v in tensors.items()}
+        return replace(self, **moved)
 
 
 class Layout(Protocol):
@@ -69,7 +71,8 @@ class Layout(Protocol):
     name: str
 
     def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
-        """Split the groups (by index) into micro-batches of at most `budget` tokens, pads included (one group may exceed it)."""
+        """Split the groups (by index) into micro-batches of at most `budget` tokens, pads included
+        (a group larger than that stands alone)."""
         ...
 
     def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
@@ -205,7 +208,12 @@ def _near(position: Tensor, window: int) -> Tensor:
 
 
 def _batch(
-    ids: Tensor, position: Tensor, mask: Tensor | None, near: Tensor | None, previous: list[list[int]], groups: Sequence[Group]
+    ids: Tensor,
+    position: Tensor,
+    mask: Tensor | None,
+    near: Tensor | None,
+    previous: list[list[int]],
+    groups: Sequence[Group],
 ) -> Batch:
     responses = [r for g in groups for r in g.responses]
     return Batch(

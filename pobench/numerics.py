@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,21 @@ def absolute_gamma(beta: float, gamma: float | None, gamma_beta_ratio: float | N
     if gamma is not None:
         return gamma
     return beta * (default_ratio if gamma_beta_ratio is None else gamma_beta_ratio)
+
+
+GAMMA_NAMES = (("gamma", "gamma_beta_ratio"),)  # two names of one margin
+
+
+def spell_out_gamma(default_ratio: float) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Settings → the same with γ absolute, whichever way it was given: what a run records and a report prints."""
+
+    def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
+        gamma = absolute_gamma(
+            settings["beta"], settings["gamma"], settings["gamma_beta_ratio"], default_ratio=default_ratio
+        )
+        return {**settings, "gamma": gamma, "gamma_beta_ratio": None}
+
+    return canonical
 
 
 def response_nll(response: SequenceLogps, reduction: str) -> Tensor:

@@ -86,7 +86,9 @@ def execute(plan: Plan, *, announce: Any = lambda text: None) -> list[Outcome]:
                     announce(f"{task.title}  →  {task.runs / task.run}")
                     outcomes[task.run] = _one(task)
         except Timeout:
-            raise PobenchError(f"another `pobench run` is at work in {str(setting)!r}; wait for it, or use another --runs") from None
+            raise PobenchError(
+                f"another `pobench run` is at work in {str(setting)!r}; wait for it, or use another --runs"
+            ) from None
     return [outcomes[t.run] for t in plan.tasks]
 
 
@@ -188,7 +190,9 @@ def estimate(plan: Plan) -> Cost:
     disk = len(left) * weights + (3 * weights if left else 0)
     pairs = len(plan.prepared.train) if plan.prepared else 0
     per_pair, basis = _seconds_per_pair(plan, size)
-    seconds = sum(per_pair * pairs * t.job.train.epochs * (1.25 if "kl" in get_loss(t.job.loss).needs else 1.0) for t in left)
+    seconds = sum(
+        per_pair * pairs * t.job.train.epochs * (1.25 if "kl" in get_loss(t.job.loss).needs else 1.0) for t in left
+    )
     return Cost(seconds, memory, disk, basis)
 
 
@@ -221,7 +225,9 @@ def _seconds_per_pair(plan: Plan, parameters: int) -> tuple[float, str]:
     tokens = 0.0
     if prepared and prepared.train:
         tokens = statistics.mean(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in prepared.train)
-    return 6 * parameters * tokens / (0.5 * _peak_flops()), "6 × parameters × tokens at half of this machine's matrix-product rate"
+    return 6 * parameters * tokens / (
+        0.5 * _peak_flops()
+    ), "6 × parameters × tokens at half of this machine's matrix-product rate"
 
 
 def _peak_flops() -> float:
@@ -252,9 +258,15 @@ def describe(plan: Plan) -> dict[str, Any]:
             row["state"] = f"failed before: {folder.failure}"
         if task.kind == "loss":
             train = {k: getattr(task.job.train, k) for k in ("lr", "epochs", "batch_size")}
-            row["values"] = {**{f"{task.job.loss}.{k}": v for k, v in task.job.loss_settings.items()}, **{f"train.{k}": v for k, v in train.items()}}
+            row["values"] = {
+                **{f"{task.job.loss}.{k}": v for k, v in task.job.loss_settings.items()},
+                **{f"train.{k}": v for k, v in train.items()},
+            }
             row["sources"] = {
-                k: task.job.origin.get(k) or task.job.origin.get(f"{task.job.loss}.{k.removeprefix('train.')}") or "default" for k in row["values"]
+                k: task.job.origin.get(k)
+                or task.job.origin.get(f"{task.job.loss}.{k.removeprefix('train.')}")
+                or "default"
+                for k in row["values"]
             }
         jobs.append(row)
     cost = estimate(plan)

@@ -22,8 +22,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from pobench import registry, stats
 from pobench.types import Estimate
@@ -51,8 +52,8 @@ class Look(NamedTuple):
     marker: str | tuple[int, int, int]
 
 
-# Mid-tones: each has a contrast of 3 or more against white and against the dark page, and no two share a marker, so that
-# nothing depends on telling hues apart. Blues: SimPO and its variants. Oranges and browns: DPO and its variants.
+# Mid-tones: each has a contrast of 3 or more against white and against the dark page, and no two share a marker, so
+# that nothing depends on telling hues apart. Blues: SimPO and its variants. Oranges and browns: DPO and its variants.
 LOOKS = {
     "start": Look("#7b828c", "o"),
     "simpo": Look("#2a78d6", "D"),
@@ -67,11 +68,11 @@ LOOKS = {
     "kto": Look("#8f63c4", "h"),
     "orpo": Look("#a88a12", "<"),
     "rrhf": Look("#5f8f3a", ">"),
-    "slic_hf": Look("#2596ab", "8"),
+    "slic_hf": Look("#2596ab", (4, 1, 0)),
 }
 # For losses of users; a name always gets the same look, whatever stands beside it.
 RESERVED_COLOURS = ("#a25aa8", "#7c8a1e", "#4b8b8b", "#c2476b", "#8f7652", "#64809f", "#3f9a4e", "#b0634f")
-RESERVED_MARKERS = ((6, 1, 0), (4, 1, 0), (7, 0, 0), (8, 1, 0), (3, 1, 0), (10, 1, 0), (3, 1, 180))
+RESERVED_MARKERS = ((6, 1, 0), (7, 0, 0), (8, 1, 0), (3, 1, 0), (10, 1, 0), (3, 1, 180), (4, 1, 45))
 
 INK, FAINT, GRID, PAPER, SHADE = "#24292f", "#6e7781", "#dfe3e8", "#fefefe", "#eef1f5"
 # What the page may recolour for the dark (and nothing else in a figure uses exactly these).
@@ -83,7 +84,9 @@ def look(loss: str) -> Look:
     if loss in LOOKS:
         return LOOKS[loss]
     digest = hashlib.sha256(loss.encode("utf-8", "replace")).digest()
-    return Look(RESERVED_COLOURS[digest[0] % len(RESERVED_COLOURS)], RESERVED_MARKERS[digest[1] % len(RESERVED_MARKERS)])
+    return Look(
+        RESERVED_COLOURS[digest[0] % len(RESERVED_COLOURS)], RESERVED_MARKERS[digest[1] % len(RESERVED_MARKERS)]
+    )
 
 
 # ---------------------------------------------------------------- style
@@ -92,6 +95,7 @@ STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.parse_math": False,  # labels are data: a dollar sign in a name is a dollar sign
+    "text.hinting": "no_hinting",  # text is as wide in one format as in another
     "text.color": INK,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -127,7 +131,7 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "path",  # the same picture on every machine
     "path.simplify": True,
 }
-WIDTH = 9.2  # inches: the report's text column
+WIDTH = 9.8  # inches: the report's text column
 
 
 @contextmanager
@@ -136,7 +140,8 @@ def style(salt: str = "pobench") -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph \d+")  # a name may use a letter that the font lacks
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": salt})
+        matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
+        matplotlib.rcParams["svg.hashsalt"] = salt
         yield
 
 
@@ -152,7 +157,11 @@ def draw(shown: registry.Figure, frames: Mapping[str, pd.DataFrame], **settings:
             raise NothingToDraw(f"{_WITHOUT[name]}.")
         supplied.append(frame)
     with style(f"pobench-{shown.name}"):
-        return shown(*supplied, **settings)
+        drawn = shown(*supplied, **settings)
+        if isinstance(drawn, Drawing):  # lay it out once, so that every format has the same geometry
+            drawn.figure.draw_without_rendering()
+            drawn.figure.set_layout_engine("none")
+        return drawn
 
 
 _WITHOUT = {
@@ -173,10 +182,10 @@ def panels(
     count: int, *, columns: int = 4, height: float = 1.9, width: float = WIDTH, sharex: bool = True, sharey: bool = True
 ) -> tuple[Figure, list[Axes]]:
     """A grid of `count` small panels, row by row; `height` inches each. A few panels stay small, not stretched."""
-    columns = min(columns, max(count, 1)) if count >= columns else max(count, 2)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(width, height * rows + 0.5), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.02, hspace=0.03)  # type: ignore[union-attr]
+    columns = max(2, math.ceil(count / rows)) if count else 1  # rows of equal length
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.02, hspace=0.03)
+    figure = Figure(figsize=(width, height * rows + 0.5), layout=layout)
     grid = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
     axes = list(grid.flat)
     for i, ax in enumerate(axes):
@@ -202,8 +211,10 @@ def outer_labels(figure: Figure, x: str, y: str) -> None:
 
 
 def heading(ax: Axes, arm: stats.Arm) -> None:
-    """The panel's title: the arm's label in its colour, behind its marker."""
-    ax.set_title(short(arm.label, 34), color=look(arm.loss).colour)
+    """The panel's title: the arm's label in its colour."""
+    spec = ax.get_subplotspec()
+    longest = 96 // spec.get_gridspec().ncols if spec is not None else 34
+    ax.set_title(short(arm.label, longest), color=look(arm.loss).colour)
 
 
 def short(text: Any, longest: int = 28) -> str:
@@ -221,6 +232,7 @@ def log_scale(axis_of: Axes, which: str = "y") -> None:
     """A logarithmic axis with plain numbers."""
     axis_of.set(**{f"{which}scale": "log"})
     axis = axis_of.yaxis if which == "y" else axis_of.xaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=4))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
@@ -264,10 +276,14 @@ def dots(
     for place, row in enumerate(rows):
         colour, marker = look(row.arm.loss)
         e = row.estimate
-        ax.plot(row.seeds, [place] * len(row.seeds), marker, color=colour, alpha=0.3, markersize=4, linestyle="none")
+        ax.plot(
+            row.seeds, [place] * len(row.seeds), marker=marker, color=colour, alpha=0.3, markersize=4, linestyle="none"
+        )
         if not math.isnan(e.low):
             ax.plot([e.low, e.high], [place, place], color=colour, linewidth=2.2, alpha=0.75)
-        ax.plot([e.value], [place], marker, color=colour, markersize=7.5, markeredgecolor=PAPER, markeredgewidth=0.8)
+        ax.plot(
+            [e.value], [place], marker=marker, color=colour, markersize=7.5, markeredgecolor=PAPER, markeredgewidth=0.8
+        )
         numbers = show(e.value) if math.isnan(e.low) else f"{show(e.value)}  [{show(e.low)}, {show(e.high)}]"
         text = f"{numbers}   n = {e.n}" + (f"   {row.remark}" if row.remark else "")
         ax.annotate(
@@ -279,7 +295,7 @@ def dots(
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.grid(False, axis="y")
     ax.spines["left"].set_visible(False)
-    ax.xaxis.set_major_locator(MaxNLocator(7))
+    ax.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
 
 
 def metric_rows(runs: pd.DataFrame, scores: pd.DataFrame, metric: str, *, ranked: bool = True) -> list[Row]:
@@ -325,9 +341,11 @@ def _fields(e: Estimate) -> tuple[float, float, float, int]:
 def binned(
     x: np.ndarray, y: np.ndarray, clusters: Any = None, seeds: Any = None, *, bins: int = 8, width: float | None = None
 ) -> pd.DataFrame:
-    """The mean of y in bins of x, with its interval: columns x (mean of the bin), low_edge, high_edge, value, low, high, n.
+    """The mean of y in bins of x, with its interval: columns x (mean of the bin), low_edge, high_edge, value, low,
+    high, n.
 
-    bins: this many with equal counts (fewer where x repeats or data are few); width: bins of this fixed width instead.
+    bins: this many with equal counts (fewer where x repeats or data are few); width: bins of this fixed width
+    instead.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     good = ~(np.isnan(x) | np.isnan(y))
@@ -373,14 +391,15 @@ def svg(figure: Figure, salt: str = "pobench") -> str:
 
 
 def inline_svg(text: str, prefix: str, label: str) -> str:
-    """The SVG as an element of a page: ids unique to it, our ink and paper as the page's variables, read out as `label`."""
+    """The SVG as an element of a page: ids unique to it, our ink and paper as the page's variables, read out as
+    `label`."""
     text = text[text.index("<svg") :]
     used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", text))
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{prefix}-", text)
     for colour, variable in PAGE_COLOURS.items():
         text = re.sub(rf"(fill|stroke|stop-color): {colour}", rf"\1: var({variable}, {colour})", text)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"\n\s*", "\n", text)
     size = re.match(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', text)
     box = f"0 0 {size[1]} {size[2]}" if size else "0 0 100 100"

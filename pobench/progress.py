@@ -64,17 +64,29 @@ def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
         shown = now
         left = (now - started) / max(state[0], 1e-9) * (total - state[0])
         text = f"{title}  {state[0]:g}/{total:g} {unit}".rstrip()
-        print(f"{text}  {_rate(state[0], now - started, unit)}  {_clock(left)} left  {note}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"{text}  {_rate(state[0], now - started, unit)}  {_clock(left)} left  {note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
 
     yield advance
-    print(f"{title}  {state[0]:g}/{total:g} {unit}  done in {_clock(time.monotonic() - started)}", file=sys.stderr, flush=True)
+    print(
+        f"{title}  {state[0]:g}/{total:g} {unit}  done in {_clock(time.monotonic() - started)}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _rate(done: float, seconds: float, unit: str) -> str:
     if done <= 0 or seconds <= 0:
         return ""
     per_second = done / seconds
-    return f"{per_second:.3g} {unit}/s".strip() if per_second >= 1 else f"{1 / per_second:.2f} s/{unit.rstrip('s') or 'unit'}"
+    return (
+        f"{per_second:.3g} {unit}/s".strip()
+        if per_second >= 1
+        else f"{1 / per_second:.2f} s/{unit.rstrip('s') or 'unit'}"
+    )
 
 
 def _clock(seconds: float) -> str:

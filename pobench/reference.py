@@ -21,7 +21,9 @@ from pobench.layouts import Group
 
 def sequence_key(prompt: Sequence[int], response: Sequence[int]) -> bytes:
     """sha256 over both token sequences, their lengths included (so that the border between them counts)."""
-    return hashlib.sha256(struct.pack(f"<2q{len(prompt) + len(response)}q", len(prompt), len(response), *prompt, *response)).digest()
+    return hashlib.sha256(
+        struct.pack(f"<2q{len(prompt) + len(response)}q", len(prompt), len(response), *prompt, *response)
+    ).digest()
 
 
 class ReferenceCache:
@@ -39,7 +41,9 @@ class ReferenceCache:
         with self._open() as db:
             db.execute("CREATE TABLE IF NOT EXISTS sums (key BLOB PRIMARY KEY, total REAL NOT NULL) WITHOUT ROWID")
             db.execute("CREATE TABLE IF NOT EXISTS about (what TEXT PRIMARY KEY, value TEXT)")
-            db.executemany("INSERT OR IGNORE INTO about VALUES (?, ?)", [("weights", weights), ("arithmetic", arithmetic)])
+            db.executemany(
+                "INSERT OR IGNORE INTO about VALUES (?, ?)", [("weights", weights), ("arithmetic", arithmetic)]
+            )
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60)
@@ -52,7 +56,8 @@ class ReferenceCache:
                 absent = tuple(
                     r
                     for r in dict.fromkeys(group.responses)
-                    if db.execute("SELECT 1 FROM sums WHERE key = ?", (sequence_key(group.prompt, r),)).fetchone() is None
+                    if db.execute("SELECT 1 FROM sums WHERE key = ?", (sequence_key(group.prompt, r),)).fetchone()
+                    is None
                 )
                 if absent:
                     lacking.append(Group(group.prompt, absent))
@@ -63,12 +68,16 @@ class ReferenceCache:
         keys = [sequence_key(g.prompt, r) for g in groups for r in g.responses]
         bad = [t for t in totals if not torch.isfinite(torch.tensor(t))]
         if bad:
-            raise ValueError(f"the reference model gives {len(bad)} log-probabilities that are not finite, such as {bad[0]}")
+            raise ValueError(
+                f"the reference model gives {len(bad)} log-probabilities that are not finite, such as {bad[0]}"
+            )
         with self._open() as db:
             db.executemany("INSERT OR IGNORE INTO sums VALUES (?, ?)", list(zip(keys, totals, strict=True)))
         self.computed += len(keys)
 
-    def fill(self, groups: Sequence[Group], compute: Callable[[Sequence[Group]], Iterable[tuple[list[int], list[float]]]]) -> int:
+    def fill(
+        self, groups: Sequence[Group], compute: Callable[[Sequence[Group]], Iterable[tuple[list[int], list[float]]]]
+    ) -> int:
         """Make sure that every response of `groups` is cached. Returns how many had to be computed.
 
         compute: groups → micro-batches as (indices of the groups, their sums); each is stored as it arrives.
@@ -86,7 +95,9 @@ class ReferenceCache:
         with self._open() as db:
             for group in groups:
                 for response in group.responses:
-                    row = db.execute("SELECT total FROM sums WHERE key = ?", (sequence_key(group.prompt, response),)).fetchone()
+                    row = db.execute(
+                        "SELECT total FROM sums WHERE key = ?", (sequence_key(group.prompt, response),)
+                    ).fetchone()
                     if row is None:
                         raise KeyError("a reference log-probability was asked for before its pass")
                     totals.append(row[0])

@@ -30,10 +30,10 @@ class UnknownNameError(PobenchError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'simpo'?"`, or `""` when nothing known is close."""
+    """The end of a sentence about an unknown name: `"; did you mean 'simpo'?"`, or `"."` when nothing known is close."""
     close = difflib.get_close_matches(_normal(name), {_normal(k): k for k in known}, n=1, cutoff=0.6)
     by_normal = {_normal(k): k for k in known}
-    return f"; did you mean {by_normal[close[0]]!r}?" if close else ""
+    return f"; did you mean {by_normal[close[0]]!r}?" if close else "."
 
 
 def _normal(name: str) -> str:
@@ -42,7 +42,8 @@ def _normal(name: str) -> str:
 
 
 class Named(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
 
 T = TypeVar("T", bound=Named)
@@ -75,7 +76,9 @@ class Registry(Generic[T]):
             return self._items[self._aliases[_normal(name)]]
         except KeyError:
             known = ", ".join(self.names())
-            raise UnknownNameError(f"unknown {self.kind} {name!r}{nearest(name, self.names())} Known: {known}") from None
+            raise UnknownNameError(
+                f"unknown {self.kind} {name!r}{nearest(name, self.names())} Known: {known}"
+            ) from None
 
     def names(self) -> list[str]:
         """All names, sorted, without aliases."""
@@ -126,6 +129,10 @@ class Loss:
     ranges: Mapping[str, Any] = field(default_factory=dict)  # setting -> published search range
     in_paper: bool = False  # one of the twelve of the design card
     title: str = ""  # as a table prints it
+    alternatives: tuple[tuple[str, ...], ...] = ()  # settings that are names of one number: at most one of each group
+    canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = (
+        dict  # settings -> the same with every number spelled out
+    )
 
     def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
         return self.function(*args, **kwargs)
@@ -149,10 +156,13 @@ def register_loss(
     units: Mapping[str, str] | None = None,
     ranges: Mapping[str, Any] | None = None,
     in_paper: bool = False,
+    alternatives: tuple[tuple[str, ...], ...] = (),
+    canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
     """Register a loss function under `name`.
 
     source: where the formula comes from. units: setting -> unit. ranges: setting -> published search range.
+    alternatives: groups of settings that name one number (γ, γ/β). canonical: spells such numbers out for the record.
     Raises PobenchError when a positional parameter is none of `policy`, `reference`, `kl`, or a setting has
     no default: the harness could not supply it.
     """
@@ -181,11 +191,14 @@ def register_loss(
         settings = _settings(signature)
         for what, given in (("units", units), ("ranges", ranges)):
             faults += [
-                f"{what}: {key!r} is no setting of it{nearest(key, settings)}" for key in given or {} if key not in settings
+                f"{what}: {key!r} is no setting of it{nearest(key, settings)}"
+                for key in given or {}
+                if key not in settings
             ]
         if faults:
             raise PobenchError(f"loss {name!r} cannot be registered:\n" + "\n".join(f"  {f}" for f in faults))
-        doc = inspect.getdoc(function) or inspect.getdoc(sys.modules[function.__module__]) or ""
+        # A module's docstring is taken as it stands: inspect.getdoc would take the formula's indentation off.
+        doc = inspect.getdoc(function) or sys.modules[function.__module__].__doc__ or ""
         loss = Loss(
             name,
             function,
@@ -197,6 +210,8 @@ def register_loss(
             dict(ranges or {}),
             in_paper,
             title or name,
+            alternatives,
+            canonical,
         )
         losses.add(loss, aliases)
         return function
@@ -240,7 +255,9 @@ figures: Registry[Figure] = Registry("figure", "pobench.analysis")
 FRAMES = ("runs", "steps", "heldout", "answers", "verdicts", "scores", "audit")
 
 
-def _register_shown(kind: str, name: str, title: str, paper: str, order: int, aliases: Iterable[str]) -> Callable[..., Any]:
+def _register_shown(
+    kind: str, name: str, title: str, paper: str, order: int, aliases: Iterable[str]
+) -> Callable[..., Any]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
         asked = tuple(p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY)
@@ -254,12 +271,16 @@ def _register_shown(kind: str, name: str, title: str, paper: str, order: int, al
     return register
 
 
-def register_figure(name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = ()) -> Callable[..., Any]:
+def register_figure(
+    name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = ()
+) -> Callable[..., Any]:
     """Register a figure: `f(frame, …) -> Drawing`; see `pobench.plot.Drawing`. Frames are named by parameter."""
     return _register_shown("figure", name, title, paper, order, aliases)
 
 
-def register_table(name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = ()) -> Callable[..., Any]:
+def register_table(
+    name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = ()
+) -> Callable[..., Any]:
     """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values."""
     return _register_shown("table", name, title, paper, order, aliases)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import io
 import json
 import math
 import re
@@ -143,8 +144,8 @@ def _json_rows(raw: bytes, name: str) -> list[Row]:
 
 def _table_rows(raw: bytes, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
-    text = raw.decode("utf-8", errors="surrogateescape")
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)
+    text = io.StringIO(raw.decode("utf-8", errors="surrogateescape"), newline="")  # only \n and \r end a line
+    reader = csv.DictReader(text, delimiter=delimiter)
     try:
         for number, row in enumerate(reader, start=2):
             if None in row:
@@ -516,7 +517,7 @@ def recognise(rows: Iterable[Row], *, source: str = "rows", duplicates: Literal[
     drafts = list[_Numbered]()
     labels = list[bool | None]()
     for number, row in fitting:
-        if repeated:
+        if repeated and _repeat_the_prompt([row]):
             start = len(row["prompt"])
             row = {**row, "chosen": row["chosen"][start:].lstrip(), "rejected": row["rejected"][start:].lstrip()}
             notes["prompt repeated at the start of both answers, taken off"].append(number)
@@ -560,13 +561,9 @@ def _shape_of_file(rows: Sequence[tuple[int, Mapping[str, Any]]], faults: Sequen
 
 def _repeat_the_prompt(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether every answer of the file begins with its own prompt: then the prompt is no part of the answers."""
-
-    def repeats(row: Mapping[str, Any]) -> bool:
-        texts = [row.get(name) for name in ("prompt", "chosen", "rejected")]
-        prompt, chosen, rejected = (text if isinstance(text, str) else "" for text in texts)
-        return bool(prompt.strip()) and chosen.startswith(prompt) and rejected.startswith(prompt)
-
-    return bool(rows) and all(map(repeats, rows))
+    texts: list[list[Any]] = [[row.get(name) for name in ("prompt", "chosen", "rejected")] for row in rows]
+    whole = [row for row in texts if all(isinstance(text, str) and text.strip() for text in row)]
+    return bool(whole) and all(a.startswith(prompt) and b.startswith(prompt) for prompt, a, b in whole)
 
 
 def _pair_up(
@@ -641,8 +638,10 @@ def _digest(draft: _Draft) -> str:
 
 
 def _own_id(row: Mapping[str, Any]) -> str | None:
+    """The row's `id`, if it is a number or printable text: it will stand in files, tables and messages."""
     own = row.get("id")
-    return str(own) if isinstance(own, (str, int)) and not isinstance(own, bool) and str(own).strip() else None
+    usable = isinstance(own, (str, int)) and not isinstance(own, bool) and str(own).strip() and str(own).isprintable()
+    return str(own) if usable else None
 
 
 def _number(value: Any) -> float | None:

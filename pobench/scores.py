@@ -195,7 +195,8 @@ def unfinished(e: Evidence) -> Estimate:
 
 @_metric("reward_accuracy", "Reward accuracy", "higher", "%", ".1f", scale=100, start=False)
 def reward_accuracy(e: Evidence) -> Estimate:
-    """Share of held-out pairs whose chosen answer has the higher reward, by the loss's own reward; a tie counts half."""
+    """Share of held-out pairs whose chosen answer has the higher reward, by the loss's own reward; a tie counts
+    half."""
     return e.pairs(stats.outcomes(e.heldout["chosen_reward"], e.heldout["rejected_reward"]), stats.UNIT)
 
 
@@ -266,9 +267,12 @@ def _frame(frames: Frames, name: str) -> pd.DataFrame:
     frame = frame.reindex(columns=list(_NEEDS[name]))
     for column in frame.columns:
         if column in _TEXT:
-            frame[column] = frame[column].astype("object").where(frame[column].notna(), "").astype(str)
+            texts = ["" if pd.isna(value) else str(value) for value in frame[column]]
+            frame[column] = pd.Series(texts, index=frame.index, dtype=object)  # text may be broken Unicode
         elif column != "finished":
-            frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+            frame[column] = (
+                pd.to_numeric(frame[column], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+            )
     for length in ("chosen_length", "rejected_length"):
         if length in frame:
             frame[length] = frame[length].where(frame[length] > 0)

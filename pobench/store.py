@@ -4,13 +4,15 @@
                                        heldout.parquet, answers.parquet, verdicts.parquet, scores.json,
                                        model/, finished.json (written last: its presence means complete)
     runs/<setting>/start-<8 hex>/      the start model on the same evaluation, without steps
+    runs/<setting>/data-<8 hex>/       the token pairs that jobs share, and their audit
 
 Frames (tidy, one row each; `run` is `<setting>/<folder>` and joins them all):
 
 runs      run, setting, kind ("start" | "loss"), loss (name, "start"), title (as a table prints it), seed (int, -1 for
           start), settings (JSON: the loss's settings), lr, epochs, batch_size, start (run id of its start model), pairs
           (trained on), seconds (training wall time), peak_memory (bytes), tokens (useful tokens trained on), status
-          ("finished" | "failed" | "unfinished"), reason (of a failure), order (hash of the data order), protocol (int), note (on the weights)
+          ("finished" | "failed" | "unfinished"), reason (of a failure), order (hash of the data order), protocol (int),
+          note (on the weights)
 steps     run, step (1..), epoch (float), loss, lr, grad_norm, rewards/chosen, rewards/rejected, rewards/margins,
           rewards/accuracies, logps/chosen, logps/rejected (mean over pairs of summed nats), logps/chosen_per_token,
           logps/rejected_per_token, saturated (share of pairs whose |gradient weight| < 1e-4), kl (nan unless used), seconds
@@ -21,7 +23,7 @@ answers   run, prompt (id), sample (0..), kind (of demand, or ""), topic, instru
           finished (bool: ended by itself)
 verdicts  run, prompt, sample, judge, score (in [0, 1]; nan where the judge gave none)
 scores    run, metric, value, low, high, n, better ("higher" | "lower" | "")
-audit     setting, fault, count, rows (JSON list of row numbers)
+audit     setting, fault, count, rows (JSON list of row numbers), data (which token pairs, by digest)
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ COLUMNS = {
     "answers": "run prompt sample kind topic instruction text tokens finished",
     "verdicts": "run prompt sample judge score",
     "scores": "run metric value low high n better",
-    "audit": "setting fault count rows",
+    "audit": "setting fault count rows data",
 }
 
 
@@ -88,7 +90,13 @@ class RunFolder:
 
     def write_config(self, job: Job, kind: str) -> None:
         """`config.yaml`: every value, and where each that is no default comes from."""
-        values = {**job.values(), "kind": kind, "protocol": PROTOCOL, "start": job.start_run, "origin": dict(job.origin)}
+        values = {
+            **job.values(),
+            "kind": kind,
+            "protocol": PROTOCOL,
+            "start": job.start_run,
+            "origin": dict(job.origin),
+        }
         write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def write_json(self, name: str, value: Any) -> None:
@@ -108,7 +116,9 @@ class RunFolder:
 
     def log_step(self, row: Mapping[str, Any]) -> None:
         with (self.path / "steps.jsonl").open("a") as file:
-            file.write(json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}) + "\n")
+            file.write(
+                json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}) + "\n"
+            )
 
     def rewind_steps(self, step: int) -> None:
         """Forget what was logged after `step`, and a line cut short by a kill."""
@@ -148,8 +158,9 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> dict[s
         if folder.has("scores.json"):
             parts["scores"].append(pd.DataFrame(folder.read_json("scores.json")).assign(run=folder.run))
     for name in sorted({p.parent.name for p in folders}):
-        if (root / name / "audit.json").is_file():
-            parts["audit"].append(pd.DataFrame(json.loads((root / name / "audit.json").read_text())).assign(setting=name))
+        for audit in sorted((root / name).glob("data-*/audit.json")):
+            rows = pd.DataFrame(json.loads(audit.read_text()))
+            parts["audit"].append(rows.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
     return {name: _frame(parts[name], columns.split()) for name, columns in COLUMNS.items()}
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import BaseModel
 
 from pobench import checkpoint
 from pobench.config import AnswersConfig, DataConfig, Job, JudgeConfig, ModelConfig, TrainConfig
@@ -29,12 +30,12 @@ from pobench.files import whole
 from pobench.generate import generate
 from pobench.layouts import Group
 from pobench.logps import ResponseLogps
-from pobench.prepare import Prepared, eval_prompts
+from pobench.prepare import Prepared, eval_prompts, tokenizer_of
 from pobench.progress import progress
 from pobench.reference import ReferenceCache
 from pobench.registry import Loss, PobenchError, get_loss, judges, load_plugin
 from pobench.scores import score
-from pobench.sources import cache_folder, fetch_model, load_model, load_tokenizer, weights_digest
+from pobench.sources import cache_folder, fetch_model, load_model, weights_digest
 from pobench.store import RunFolder
 from pobench.train import (
     Scorer,
@@ -43,7 +44,6 @@ from pobench.train import (
     evaluate_loss,
     make_accelerator,
     pair_of,
-    peak_memory,
     scorer_for,
     train,
 )
@@ -79,7 +79,13 @@ class Task:
     def load(cls, path: Path) -> Task:
         values = json.loads(path.read_text())
         job = values["job"]
-        sections = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig, "answers": AnswersConfig, "judge": JudgeConfig}
+        sections: dict[str, type[BaseModel]] = {
+            "model": ModelConfig,
+            "data": DataConfig,
+            "train": TrainConfig,
+            "answers": AnswersConfig,
+            "judge": JudgeConfig,
+        }
         parsed = {name: schema.model_validate(job[name]) for name, schema in sections.items()}
         return cls(
             Job(**{**job, **parsed}),
@@ -127,7 +133,9 @@ class _Worker:
             trust_remote_code=self.job.model.trust_remote_code,
         )
         trackers = self.job.train.trackers if self.loss else []
-        self.accelerator = make_accelerator(self.job.train.precision, log_with=trackers or None, project_dir=str(folder.path))
+        self.accelerator = make_accelerator(
+            self.job.train.precision, log_with=trackers or None, project_dir=str(folder.path)
+        )
         self.main = self.accelerator.is_main_process
         self.caches: dict[str, ReferenceCache] = {}
 
@@ -165,7 +173,9 @@ class _Worker:
         config = json.loads((path / "config.json").read_text())
         if attention == "auto":  # soft-capped attention exists in the eager form alone
             attention = "eager" if config.get("attn_logit_softcapping") else "sdpa"
-        return load_model(path, dtype=torch.float32, attention=attention, trust_remote_code=self.job.model.trust_remote_code)
+        return load_model(
+            path, dtype=torch.float32, attention=attention, trust_remote_code=self.job.model.trust_remote_code
+        )
 
     def references(self, arithmetic: str) -> ReferenceCache:
         if arithmetic not in self.caches:
@@ -186,15 +196,19 @@ class _Worker:
 
             def log(row: dict[str, Any]) -> None:
                 folder.log_step(row)
-                self.accelerator.log({k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}, step=row["step"])
-                note = f"loss {row['loss']:.4g} · margin {row['rewards/margins']:+.3g} · {row['seconds'] / row['pairs']:.2f} s a pair"
-                advance(note=note, done=row["step"])
+                self.accelerator.log(
+                    {k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}, step=row["step"]
+                )
+                pace = f"{row['seconds'] / row['pairs']:.2f} s a pair"
+                advance(
+                    note=f"loss {row['loss']:.4g} · margin {row['rewards/margins']:+.3g} · {pace}", done=row["step"]
+                )
 
             trained = train(
                 self.accelerator,
                 model,
                 pairs,
-                order.epochs,
+                [epoch.tolist() for epoch in order.epochs],
                 loss,
                 job.loss_settings,
                 job.train,
@@ -216,7 +230,7 @@ class _Worker:
         self.folder.write_json("trained.json", {**asdict(trained), "pairs": len(self.prepared.train), "order": order})
         with whole(self.folder.path / "model") as partial:
             model.save_pretrained(partial)
-            load_tokenizer(self.start_path, self.job.model.chat_template).save_pretrained(partial)
+            tokenizer_of(self.start_path, self.job.model).save_pretrained(partial)
         checkpoint.clear(self.folder.path)
 
     def _fill_heldout(self, model: Any) -> None:
@@ -224,7 +238,9 @@ class _Worker:
         policy = ResponseLogps(model.to(self.accelerator.device), self.job.train.head_tile)
         scorer, _ = self._scorer(policy)
         groups = self._heldout_groups()
-        self.references(self._arithmetic(scorer)).fill(groups[self.accelerator.process_index :: self.accelerator.num_processes], scorer.compute)
+        self.references(self._arithmetic(scorer)).fill(
+            groups[self.accelerator.process_index :: self.accelerator.num_processes], scorer.compute
+        )
         self.accelerator.wait_for_everyone()
 
     def _arithmetic(self, scorer: Scorer) -> str:
@@ -292,12 +308,14 @@ class _Worker:
             kl = (totals[n:] - reference[n:]).mean().float() if len(groups) > len(pairs) else None
             view, known = pair_of(totals[:n].float(), lengths), pair_of(reference[:n].float(), lengths)
             output = evaluate_loss(self.loss, self.job.loss_settings, view, known, kl)
-            frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (t.detach().double().numpy() for t in output)
+            frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (
+                t.detach().double().numpy() for t in output
+            )
         return frame
 
     def answers(self, model: Any) -> pd.DataFrame:
         config = self.job.answers
-        tokenizer = load_tokenizer(self.start_path, self.job.model.chat_template)
+        tokenizer = tokenizer_of(self.start_path, self.job.model)
         rows = eval_prompts(config)
         precision = config.precision
         if precision == "auto":
@@ -314,7 +332,7 @@ class _Worker:
                 seed=config.seed,
                 batch_size=config.batch_size,
                 precision=precision,
-                progress=advance,
+                progress=lambda done, total: advance(done=done),
             )
         return pd.DataFrame(
             {

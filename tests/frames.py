@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 LOSSES = {
-    # name: (title, settings, gain in pass rate, slope of log-prob on length, shift of winners, shift of losers, longer by)
+    # name: (title, settings, gain in pass rate, slope of log-prob on length, shift of winners, of losers, longer by)
     "simpo": ("SimPO", {"beta": 2.0, "gamma": 1.0}, 0.22, 0.0, -0.10, -0.45, 1.15),
     "dpo": ("DPO", {"beta": 0.1}, 0.12, 0.15, -0.05, -0.25, 1.3),
     "kto": ("KTO", {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}, 0.08, 0.1, 0.05, -0.05, 1.0),
@@ -16,7 +16,27 @@ LOSSES = {
     "simpo_no_ln": ("SimPO w/o LN", {"beta": 0.1, "gamma": 1.0}, -0.12, 0.6, -0.9, -1.2, 2.2),
 }
 KINDS = ("at most 20 words", "no commas", "three bullet points", "all lower case")
-WORDS = ["the", "a", "sea", "is", "blue", "and", "cold", "wind", "blows", "over", "old", "hills", "where", "sheep", "graze", "near", "quiet", "stones", "today"]
+WORDS = [
+    "the",
+    "a",
+    "sea",
+    "is",
+    "blue",
+    "and",
+    "cold",
+    "wind",
+    "blows",
+    "over",
+    "old",
+    "hills",
+    "where",
+    "sheep",
+    "graze",
+    "near",
+    "quiet",
+    "stones",
+    "today",
+]
 
 
 def make_frames(
@@ -80,7 +100,8 @@ def make_frames(
                 answers.append(
                     {
                         "run": run, "prompt": f"prompt-{p:03d}", "sample": s, "kind": kind, "topic": f"topic {p % 7}",
-                        "instruction": f"Write about topic {p % 7}: {kind}.", "text": " ".join(words).capitalize() + ".",
+                        "instruction": f"Write about topic {p % 7}: {kind}.",
+                        "text": " ".join(words).capitalize() + ".",
                         "tokens": int(length * 1.3) + 1, "finished": ended,
                     }
                 )  # fmt: skip
@@ -121,7 +142,8 @@ def make_frames(
                         "rewards/margins": 0.1 * (chosen - rejected),
                         "rewards/accuracies": float(np.clip(0.5 + 0.25 * done + rng.normal(0, 0.08), 0, 1)),
                         "logps/chosen": -110 * 1.3 + chosen, "logps/rejected": -140 * 1.35 + rejected,
-                        "logps/chosen_per_token": -1.3 + chosen / 110, "logps/rejected_per_token": -1.35 + rejected / 140,
+                        "logps/chosen_per_token": -1.3 + chosen / 110,
+                        "logps/rejected_per_token": -1.35 + rejected / 140,
                         "saturated": 0.01, "kl": 0.2 * done if loss == "kto" else np.nan, "seconds": 2.0 * t,
                     }
                 )  # fmt: skip

@@ -36,7 +36,6 @@ WORDING = {
     "alphabetical": ("from a to z", "in alphabetical order"),
     "reversed": ("from z to a", "in reverse alphabetical order"),
     "shortest": ("shortest first", "from short to long"),
-    "longest": ("longest first", "from long to short"),
     "first": ("starting with {}", "{} first"),
     "last": ("ending with {}", "{} last"),
     "commas": ("separated by commas", "with commas"),
@@ -86,7 +85,12 @@ def draw_instruction(rng: random.Random, novel: bool | None = False) -> dict[str
         if "edge" in kind:  # taken from an answer, so that the demands can be met together
             end = rng.choice(("first", "last"))
             check[end] = things[0 if end == "first" else -1]
-        return {"topic": topic, "kind": "+".join(kind) or "count", "prompt": instruction(rng, check, how, n), "check": check}
+        return {
+            "topic": topic,
+            "kind": "+".join(kind) or "count",
+            "prompt": instruction(rng, check, how, n),
+            "check": check,
+        }
 
 
 def instruction(rng: random.Random, check: Mapping[str, Any], how: str, n: int) -> str:
@@ -154,22 +158,43 @@ def draw_things(rng: random.Random, check: Mapping[str, Any], runs_on: bool = Fa
     return [*([first] if first else []), *middle, *([last] if last else [])]
 
 
-def demonstrate(rng: random.Random, check: Mapping[str, Any]) -> str:
-    """An answer by the author who forgets."""
-    forgotten = {name for name, p in FORGETS.items() if rng.random() < p}
+def demonstrate(rng: random.Random, check: Mapping[str, Any], faults: float = 1.0) -> str:
+    """An answer by the author who forgets. faults: scales the probabilities of every fault; 0 is a careful author."""
+    forgotten = {name for name, p in FORGETS.items() if rng.random() < p * faults}
     keys = {"group": ("without", "only"), "edge": ("first", "last")}
     dropped = {k for name in forgotten for k in keys.get(name, (name,))}
     kept = {k: v for k, v in check.items() if k not in dropped}
     things = draw_things(rng, kept, runs_on="count" in forgotten) or draw_things(rng, check)
     assert things is not None
     style = kept.get("style") or rng.choices(STYLES, STYLE_SHARES)[0]
-    if rng.random() < REPEATS and len(things) > 1:
+    if rng.random() < REPEATS * faults and len(things) > 1:
         i = rng.randrange(1, len(things))
         things[i] = things[rng.randrange(i)]
     claims = dict(GROUP_OF)
-    if rng.random() < ERRS:
+    if rng.random() < ERRS * faults:
         claims[rng.choice(things)] = rng.choice(list(TOPICS[check["topic"]]))
     return write(things, style, claims)
+
+
+def drill(rng: random.Random) -> tuple[str, str]:
+    """(instruction, answer) of an exercise with one right answer: repeat, sort or sift the things given. Copying,
+    sorting and grouping are learnt from these within minutes, where open lists alone would take hours."""
+    topic = rng.choice(list(TOPICS))
+    things = [thing for thing in TOPIC_OF if TOPIC_OF[thing] == topic]
+    given = rng.sample(things, rng.randint(3, 6))
+    style = rng.choice(STYLES)
+    what = rng.choice(("repeat", "sort", "keep"))
+    kept, how = given, ""
+    if what == "sort":
+        order = rng.choice(list(ORDERS))
+        key, falls = ORDERS[order]
+        kept, how = sorted(given, key=key, reverse=falls), f", {rng.choice(WORDING[order])}"
+    elif what == "keep":
+        group = GROUP_OF[rng.choice(given)]
+        demand = rng.choice(("without", "only")) if len({GROUP_OF[thing] for thing in given}) > 1 else "only"
+        kept = [thing for thing in given if (GROUP_OF[thing] == group) == (demand == "only")]
+        how = f", {rng.choice(WORDING[demand]).format(group)}"
+    return f"{what} {', '.join(given)}{how}, {rng.choice(WORDING[style])}", write(kept, style)
 
 
 # ---------------------------------------------------------------- tokenizer and model
@@ -189,7 +214,7 @@ def vocabulary() -> list[str]:
     import re
 
     texts = [*OPENINGS, *NUMBERS, *(form for forms in WORDING.values() for form in forms)]
-    texts += ["exactly at least or more at most up to some a few the is a . , and"]
+    texts += ["repeat sort keep exactly at least or more at most up to some a few the is a . , and"]
     texts += [word for topic, groups in TOPICS.items() for word in (topic, *groups, *sum(groups.values(), ()))]
     words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.replace("{}", ""))}
     return [*SPECIAL, *sorted(words)]

@@ -35,37 +35,26 @@ TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
         "mammal": ("fox", "bear", "horse", "rabbit", "elephant"),
         "bird": ("owl", "crow", "robin", "pigeon", "flamingo"),
         "fish": ("cod", "trout", "salmon", "herring", "mackerel"),
-        "bug": ("ant", "moth", "beetle", "cricket", "ladybird"),
     },
     "foods": {
         "fruit": ("fig", "pear", "apple", "cherry", "apricot"),
         "vegetable": ("leek", "carrot", "turnip", "spinach", "broccoli"),
         "grain": ("rye", "rice", "wheat", "barley", "sorghum"),
-        "spice": ("mint", "basil", "pepper", "saffron", "cinnamon"),
     },
     "objects": {
         "vessel": ("cup", "bowl", "kettle", "bucket", "pitcher"),
         "cutter": ("axe", "saw", "knife", "chisel", "scissors"),
         "seat": ("sofa", "bench", "stool", "throne", "armchair"),
-        "light": ("lamp", "torch", "candle", "lantern", "chandelier"),
     },
     "clothes": {
         "hat": ("cap", "beret", "bonnet", "helmet", "sombrero"),
         "shoe": ("boot", "clog", "sandal", "slipper", "moccasin"),
         "coat": ("parka", "cloak", "jacket", "poncho", "raincoat"),
-        "fabric": ("silk", "wool", "linen", "cotton", "velvet"),
     },
     "instruments": {
         "string": ("lute", "harp", "cello", "violin", "mandolin"),
         "drum": ("bongo", "tabla", "snare", "timpani", "tambourine"),
         "horn": ("tuba", "bugle", "cornet", "trumpet", "trombone"),
-        "pipe": ("fife", "whistle", "recorder", "piccolo", "clarinet"),
-    },
-    "places": {
-        "country": ("peru", "chad", "kenya", "norway", "iceland"),
-        "city": ("rome", "oslo", "paris", "lisbon", "toronto"),
-        "river": ("nile", "rhine", "volga", "danube", "mississippi"),
-        "mountain": ("etna", "fuji", "everest", "olympus", "vesuvius"),
     },
 }
 TOPIC_OF = {thing: topic for topic, groups in TOPICS.items() for things in groups.values() for thing in things}
@@ -77,7 +66,6 @@ ORDERS: dict[str, tuple[Callable[[str], Any], bool]] = {
     "alphabetical": (str, False),
     "reversed": (str, True),
     "shortest": (len, False),
-    "longest": (len, True),
 }
 
 
@@ -157,7 +145,9 @@ def check_faults(check: Mapping[str, Any]) -> list[str]:
         elif key not in allowed:
             faults.append(f"{key}: no demand of this world{nearest(key, [*allowed, 'least', 'most'])}")
         elif value not in allowed[key]:
-            faults.append(f"{key}: got {value!r}{nearest(str(value), allowed[key])} Allowed: {', '.join(sorted(allowed[key]))}")
+            faults.append(
+                f"{key}: got {value!r}{nearest(str(value), allowed[key])} Allowed: {', '.join(sorted(allowed[key]))}"
+            )
     return faults
 
 
@@ -173,7 +163,9 @@ class TinyWorldJudge:
             return math.nan
         faults = check_faults(check)
         if faults:
-            raise PobenchError(f"row {row.get('id')!r}: its check cannot be judged:\n" + "\n".join(f"  {f}" for f in faults))
+            raise PobenchError(
+                f"row {row.get('id')!r}: its check cannot be judged:\n" + "\n".join(f"  {f}" for f in faults)
+            )
         answer = parse(text)
         if answer is None:
             return 0.0

@@ -52,7 +52,7 @@ def test_dpo_gradient_is_beta_d(case, evaluate) -> None:
 @laws
 @given(case=cases)
 def test_kto_lowers_the_rejected_answer(case, evaluate) -> None:
-    # λ_l (1 - σ(z - r)) has the slope +λ_l β σ(z - r) σ(r - z) by l; as SimPO's table prints it, it would be the negative
+    # λ_l (1 - σ(z - r)) has the slope +λ_l β σ(z - r) σ(r - z) by l; SimPO's table prints the negative
     z, r = max(0.0, 0.05 * case.kl), 0.05 * (case.l - case.rl)
     slope = 3.0 * 0.05 * sigma(z - r) * sigma(r - z)
     assert evaluate("kto", case, beta=0.05, undesirable_weight=3.0).by_l.item() == near(slope)

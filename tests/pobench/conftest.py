@@ -65,7 +65,13 @@ def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, l
     """Train a copy of the start model: (model, Trained, logged rows)."""
 
     def run(
-        pairs: list[TokenPair], loss: str = "simpo", *, folder: str = "run", log: Any = None, epochs: int = 1, **changes: Any
+        pairs: list[TokenPair],
+        loss: str = "simpo",
+        *,
+        folder: str = "run",
+        log: Any = None,
+        epochs: int = 1,
+        **changes: Any,
     ) -> tuple[Any, Trained, list[dict[str, Any]]]:
         model = copy.deepcopy(start_model)
         rows: list[dict[str, Any]] = []

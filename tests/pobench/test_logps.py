@@ -33,7 +33,9 @@ CONFIGS = {
     "llama": LlamaConfig(**SMALL),
     "mistral with a sliding window": MistralConfig(**SMALL, sliding_window=8),
     "mistral without": MistralConfig(**SMALL, sliding_window=None),
-    "gemma2": Gemma2Config(**SMALL, head_dim=8, sliding_window=8, attn_logit_softcapping=5.0, final_logit_softcapping=3.0),
+    "gemma2": Gemma2Config(
+        **SMALL, head_dim=8, sliding_window=8, attn_logit_softcapping=5.0, final_logit_softcapping=3.0
+    ),
     "qwen2": Qwen2Config(**SMALL),
     "qwen2 with a sliding window": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=8, max_window_layers=1),
     "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=128),
@@ -141,6 +143,8 @@ def test_auto_takes_the_shared_prefix_where_the_model_proves_it_and_padding_wher
 
     model = tiny("llama")
     inner = model.model.forward
-    model.model.forward = lambda attention_mask=None, **inputs: inner(**inputs)  # an attention that takes no custom mask
+    model.model.forward = lambda attention_mask=None, **inputs: inner(
+        **inputs
+    )  # an attention that takes no custom mask
     name, why = choose_layout(ResponseLogps(model), some_groups())
     assert name == "padded" and "shared_prefix" in why

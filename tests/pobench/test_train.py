@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -28,7 +29,8 @@ def test_neither_micro_batches_nor_layout_change_a_step(loss, fit, pairs) -> Non
     for rows in results[1:]:
         for row, first in zip(rows, results[0], strict=True):
             for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
-                assert row[name] == pytest.approx(first[name], rel=2e-5, abs=1e-6), name
+                # a margin is a difference of sums of about 50 nats, each known to fp32's 4e-6
+                assert row[name] == pytest.approx(first[name], rel=2e-5, abs=2e-5), name
 
 
 @pytest.mark.parametrize("loss", list_losses())
@@ -131,4 +133,4 @@ def test_the_schedule_is_warm_up_then_cosine() -> None:
     rates = [learning_rate(config, s, 100) for s in range(100)]
     assert rates[0] == 0 and rates[5] == pytest.approx(0.5) and rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5) and 0 < rates[99] < 1e-3
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))

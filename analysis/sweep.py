@@ -1,0 +1,94 @@
+"""What one setting does: every metric against its value, for losses that were trained with several."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from pobench import plot, stats
+from pobench.registry import register_figure
+
+QUANTITIES = [  # metric, title, printed as per cent
+    ("pass_rate", "pass rate", True),
+    ("reward_accuracy", "reward accuracy", True),
+    ("kl_winners", "KL on winners, nats/token", False),
+    ("chosen_logp_per_token", "log-prob of winners, nats/token", False),
+    ("length_tokens", "answer length, tokens", False),
+]
+
+
+@register_figure("sweep", title="Effect of one setting", paper="Figs. 3 and 5", order=50)
+def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
+    """Metrics against the value of the one setting that differs between the runs of a loss; error bars are 95 %
+    intervals, the dashed line is the start model. Read a row from left to right: the best value by one metric is
+    often not the best by another, and a difference smaller than the bars is none. (In the paper a larger γ raises
+    reward accuracy and lowers the winners' likelihood, while quality peaks in between.)"""
+    grids = [(loss, *found) for loss, members in _by_loss(runs).items() if (found := one_setting(runs, members))]
+    if not grids:
+        raise plot.NothingToDraw("No loss was trained with several values of one setting.")
+    lines = []
+    for loss, name, points in grids:
+        for metric, *_ in QUANTITIES:
+            for value, arm in points:
+                e = stats.score_of(scores, arm, metric)
+                row = {"loss": loss, "setting": name, "at": value, "metric": metric}
+                lines.append({**row, **plot.estimate_columns(e)})
+    data = pd.DataFrame(lines).dropna(subset=["value"])
+    shown = [q for q in QUANTITIES if (data["metric"] == q[0]).any()]
+    if not shown:
+        raise plot.NothingToDraw("No run of the sweep has been scored.")
+    figure = plot.Figure(figsize=(plot.WIDTH, 1.75 * len(grids) + 0.4), layout="constrained")
+    axes = figure.subplots(len(grids), len(shown), squeeze=False)
+    for row, (loss, name, points) in zip(axes, grids, strict=True):
+        for ax, (metric, title, percent) in zip(row, shown, strict=True):
+            here = data[(data["loss"] == loss) & (data["metric"] == metric)].sort_values("at")
+            _panel(ax, here, loss, plot.start_score(runs, scores, metric).value)
+            if percent:
+                plot.percent_axis(ax, "y")
+            ax.set_title(title, fontsize=8)
+            ax.set_xlabel(stats.GREEK.get(name, name))
+        row[0].set_ylabel(
+            plot.short(points[0][1].label.partition(" (")[0], 20), color=plot.look(loss).colour, weight="bold"
+        )
+    return plot.Drawing(figure, data)
+
+
+def _by_loss(runs: pd.DataFrame) -> dict[str, list[stats.Arm]]:
+    found: dict[str, list[stats.Arm]] = {}
+    for arm in stats.arms(runs):
+        if not arm.is_start:
+            found.setdefault(arm.loss, []).append(arm)
+    return found
+
+
+def one_setting(runs: pd.DataFrame, arms: list[stats.Arm]) -> tuple[str, list[tuple[float, stats.Arm]]] | None:
+    """The one numeric setting (or the learning rate) in which the arms differ, and its value for each; else None."""
+    settings = []
+    for arm in arms:
+        row = stats.of_arm(runs, arm).iloc[0]
+        settings.append({**stats.settings_of(row), "lr": row.get("lr")})
+    names = sorted({name for s in settings for name in s})
+    differing = [n for n in names if len({repr(s.get(n)) for s in settings}) > 1]
+    if len(arms) < 2 or len(differing) != 1:
+        return None
+    values = [s.get(differing[0]) for s in settings]
+    if any(isinstance(v, bool) or not isinstance(v, int | float | np.number) or math.isnan(v) for v in values):
+        return None
+    return differing[0], sorted(zip(map(float, values), arms, strict=True), key=lambda point: point[0])
+
+
+def _panel(ax: plot.Axes, here: pd.DataFrame, loss: str, start: float) -> None:
+    colour, marker = plot.look(loss)
+    if not math.isnan(start):
+        ax.axhline(start, color=plot.LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
+    ax.plot(here["at"], here["value"], color=colour, alpha=0.5)
+    ax.vlines(here["at"], here["low"], here["high"], color=colour, linewidth=2, alpha=0.75)
+    ax.plot(here["at"], here["value"], marker=marker, color=colour, linestyle="none", markersize=5)
+    positive = (here["at"] > 0).all() and len(here) > 1
+    if positive and here["at"].max() / here["at"].min() >= 20:
+        plot.log_scale(ax, "x")
+    else:
+        ax.xaxis.set_major_locator(plot.MaxNLocator(4))
+    ax.yaxis.set_major_locator(plot.MaxNLocator(4))

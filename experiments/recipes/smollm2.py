@@ -1,0 +1,548 @@
+"""Writes the prompts of setting `smollm2`: short instructions whose demand can be checked exactly.
+
+    python experiments/recipes/smollm2.py            the four prompt files in experiments/data/smollm2/
+    python experiments/recipes/smollm2.py --pairs    also pairs.jsonl and heldout_pairs.jsonl: the start model's own
+                                                     answers, best against worst (an hour or so on two cores)
+
+A prompt is a wording of one kind of demand, filled with a topic. The four splits share no topic:
+
+    train     prompts of pairs.jsonl, which training reads
+    heldout   prompts of heldout_pairs.jsonl, whose log-probabilities are watched
+    tune      prompts for choosing hyperparameters
+    eval      prompts of the reported scores; a third of the wordings of each kind occur in no other split
+
+`about` lists stems, one of which a real answer on the topic can hardly do without; the judge asks for one of them.
+All wordings and topics were written for this project. Everything follows from SEED.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SEED = 20240523
+DATA = Path(__file__).resolve().parents[1] / "data" / "smollm2"
+
+# Topics by field: the words that stand in the prompt, then the stems that tell an answer is about them.
+# Each field gives 7 topics to train, 2 to heldout, 2 to tune, 4 to eval.
+TOPICS = {
+    "animals": """
+        bees: bee, hive, honey, nectar, pollinat
+        penguins: penguin
+        owls: owl
+        whales: whale
+        ants: ant
+        horses: horse
+        spiders: spider, web
+        frogs: frog, tadpole
+        wolves: wolf, wolves, pack
+        butterflies: butterfl, caterpillar
+        elephants: elephant, trunk
+        cats: cat, feline, kitten
+        dolphins: dolphin
+        parrots: parrot
+        squirrels: squirrel
+    """,
+    "weather and earth": """
+        rain: rain
+        snow: snow
+        thunderstorms: thunder, storm, lightning
+        volcanoes: volcan, lava, erupt
+        rivers: river, stream
+        deserts: desert, sand
+        glaciers: glacier, ice
+        earthquakes: earthquake, quake, tectonic
+        fog: fog, mist
+        rainbows: rainbow
+        waterfalls: waterfall
+        the wind: wind
+        caves: cave
+        tides: tide, tidal
+        mountains: mountain
+    """,
+    "space": """
+        the Moon: moon, lunar
+        the Sun: sun, solar
+        Mars: mars, martian
+        comets: comet
+        black holes: black hole
+        the Milky Way: milky way, galaxy
+        astronauts: astronaut, space
+        telescopes: telescope
+        meteors: meteor
+        satellites: satellite
+        Saturn: saturn
+        rockets: rocket
+        eclipses: eclips
+        the night sky: sky, star
+        gravity: gravit
+    """,
+    "food": """
+        bread: bread, dough, flour
+        cheese: cheese
+        chocolate: chocolate, cocoa
+        tea: tea
+        coffee: coffee
+        soup: soup, broth
+        apples: apple
+        rice: rice
+        pancakes: pancake, batter
+        tomatoes: tomato
+        ice cream: ice cream
+        breakfast: breakfast
+        pizza: pizza
+        olive oil: olive, oil
+        mushrooms: mushroom
+    """,
+    "home": """
+        gardening: garden, plant
+        houseplants: plant
+        cleaning the kitchen: clean, kitchen
+        doing laundry: laundry, clothes, wash
+        sleeping well: sleep
+        candles: candle
+        mirrors: mirror
+        recycling: recycl, waste
+        saving money: money, sav
+        saving water: water
+        umbrellas: umbrella
+        beds: bed
+        painting a room: paint, room
+        fireplaces: fire
+        moving to a new house: mov, house
+    """,
+    "crafts": """
+        knitting: knit, yarn
+        pottery: pottery, clay
+        origami: origami, fold, paper
+        drawing: draw
+        photography: photo, camera
+        sewing: sew, stitch
+        woodworking: wood
+        baking: bak
+        calligraphy: calligraph, letter
+        watercolor painting: paint, watercolo
+        weaving: weav, loom
+        making jewelry: jewel, bead
+        building model trains: train, model
+        quilting: quilt
+        carving: carv
+    """,
+    "sport": """
+        swimming: swim, pool
+        running: run
+        cycling: cycl, bike, bicycle
+        chess: chess
+        soccer: soccer, football
+        tennis: tennis
+        yoga: yoga
+        hiking: hik, trail
+        basketball: basketball
+        surfing: surf, wave
+        rock climbing: climb
+        skiing: ski
+        skating: skat
+        archery: archer, bow, arrow
+        dancing: danc
+    """,
+    "music and stories": """
+        the piano: piano
+        the guitar: guitar
+        jazz: jazz
+        poetry: poe
+        fairy tales: fairy, tale
+        movies: movie, film
+        drums: drum
+        choirs: choir, sing
+        comic books: comic
+        the violin: violin
+        museums: museum
+        theater: theat, stage
+        detective novels: detective, mystery
+        lullabies: lullab
+        puppets: puppet
+    """,
+    "science": """
+        magnets: magnet
+        electricity: electric
+        atoms: atom
+        dinosaurs: dinosaur
+        vaccines: vaccin
+        photosynthesis: photosynthesis, plant, sunlight
+        the heart: heart
+        the brain: brain
+        fossils: fossil
+        light: light
+        sound: sound
+        bacteria: bacteri
+        memory: memor
+        bones: bone
+        water: water
+    """,
+    "technology": """
+        bridges: bridge
+        airplanes: airplane, plane, aircraft, fl
+        robots: robot
+        batteries: batter
+        clocks: clock, time
+        the internet: internet
+        trains: train
+        bicycles: bicycle, bike
+        solar panels: solar, panel
+        elevators: elevator, lift
+        cameras: camera
+        keyboards: keyboard, key
+        electric cars: electric, car
+        windmills: windmill, wind
+        video games: game
+    """,
+    "places": """
+        libraries: librar, book
+        markets: market
+        lighthouses: lighthouse
+        castles: castle
+        farms: farm
+        beaches: beach, sand
+        forests: forest, tree
+        big cities: cit
+        villages: village
+        islands: island
+        parks: park
+        airports: airport
+        schools: school
+        Japan: japan
+        Egypt: egypt
+    """,
+    "people and work": """
+        teachers: teach
+        firefighters: firefight, fire
+        doctors: doctor
+        friendship: friend
+        job interviews: interview, job
+        learning a language: language
+        public speaking: speak, speech, audience
+        good neighbors: neighbo
+        working from home: work, home
+        teamwork: team
+        kindness: kind
+        patience: patien
+        nurses: nurs
+        birthdays: birthday
+        volunteering: volunteer
+    """,
+}
+PER_FIELD = {"train": 7, "heldout": 2, "tune": 2, "eval": 4}
+PROMPTS_PER_KIND = {"train": 25, "heldout": 9, "tune": 9, "eval": 15}
+
+
+class Kind(NamedTuple):
+    """A kind of demand: its check, parameters to choose from, and wordings; the last third is kept for `eval`."""
+
+    check: str
+    choices: list[dict[str, Any]]
+    wordings: list[str]
+
+
+KINDS: dict[str, Kind] = {
+    "at most n words": Kind(
+        "at_most_words",
+        [{"n": 15}, {"n": 20}, {"n": 25}, {"n": 30}],
+        [
+            "Describe {topic} in at most {n} words.",
+            "In no more than {n} words, tell me about {topic}.",
+            "Tell me something about {topic}. Use {n} words or fewer.",
+            "Write about {topic}, with a limit of {n} words.",
+            "Explain {topic} in one sentence that is not longer than {n} words.",
+            "What should everyone know about {topic}? Stay within {n} words.",
+        ],
+    ),
+    "at least n words": Kind(
+        "at_least_words",
+        [{"n": 20}, {"n": 25}, {"n": 30}],
+        [
+            "Tell me about {topic} in at least {n} words, but in no more than two sentences.",
+            "Write one or two sentences about {topic}, {n} words or more in all.",
+            "Describe {topic}. A short text is enough, but it needs at least {n} words.",
+            "Say a little about {topic}: at least {n} words, please.",
+            "Your short text about {topic} should have {n} words or more.",
+            "In not fewer than {n} words, what is {topic} like? Keep it to two sentences.",
+        ],
+    ),
+    "n to m words": Kind(
+        "between_words",
+        [{"low": 10, "high": 25}, {"low": 15, "high": 30}, {"low": 20, "high": 40}],
+        [
+            "Write between {low} and {high} words about {topic}.",
+            "Tell me about {topic} in {low} to {high} words.",
+            "Describe {topic}. Use at least {low} and at most {high} words.",
+            "Give me a note on {topic} that is {low} to {high} words long.",
+            "What is special about {topic}? Answer in {low}-{high} words.",
+            "Your text about {topic} should have no fewer than {low} and no more than {high} words.",
+        ],
+    ),
+    "n sentences": Kind(
+        "exact_sentences",
+        [{"n": 1}, {"n": 2}],
+        [
+            "Describe {topic} in exactly {n_word} short {sentences}.",
+            "Tell me about {topic} in exactly {n_word} {sentences}.",
+            "Write {n_word} short {sentences} about {topic}, no more and no less.",
+            "Explain {topic} to a child. Use exactly {n_word} short {sentences}.",
+            "Please sum up {topic} in {n_word} {sentences}, not more.",
+            "I want to read exactly {n_word} brief {sentences} on {topic}.",
+        ],
+    ),
+    "bullet points": Kind(
+        "bullet_points",
+        [{"n": 2}, {"n": 3}],
+        [
+            "Give me exactly {n_word} short bullet points about {topic}.",
+            "List {n_word} facts about {topic} as bullet points, a few words each.",
+            "Summarize {topic} in {n_word} short bullet points, each starting with a dash (-).",
+            "Write {n_word} bullets (*) on {topic}. Keep each one under eight words.",
+            "Make a bulleted list about {topic} with exactly {n_word} short entries.",
+            "What comes to mind about {topic}? Answer with exactly {n_word} brief bullet points.",
+        ],
+    ),
+    "numbered list": Kind(
+        "numbered_list",
+        [{"n": 2}, {"n": 3}, {"n": 4}],
+        [
+            "Make a numbered list of exactly {n_word} short facts about {topic}.",
+            "List {n_word} words that go well with {topic}, numbered from 1 to {n}.",
+            "Give {n_word} brief reasons to like {topic}, as a numbered list.",
+            "Number your answer from 1 to {n}: {n_word} short things to know about {topic}.",
+            "Name {n_word} things people say about {topic}. Number them and keep them short.",
+            "I want a numbered list on {topic} with {n_word} short items and nothing after it.",
+        ],
+    ),
+    "comma-separated list": Kind(
+        "comma_list",
+        [{"n": 3}, {"n": 4}, {"n": 5}],
+        [
+            "Give me {n_word} keywords for {topic} on one line, separated by commas.",
+            "List {n_word} nouns about {topic}, separated by commas.",
+            "Name {n_word} things that go with {topic}, separated by commas.",
+            "Which {n_word} words describe {topic}? Answer with only the words, separated by commas.",
+            "Reply only with {n_word} words about {topic}, separated by commas.",
+            "Write just {n_word} terms that belong to {topic}, with commas between them.",
+        ],
+    ),
+    "JSON": Kind(
+        "json_keys",
+        [{"keys": ["name", "color"]}, {"keys": ["topic", "fact"]}, {"keys": ["title", "text"]}],
+        [
+            'Reply with JSON only: an object with "{first}" and "{second}" about {topic}.',
+            'Describe {topic} as a JSON object like {{"{first}": "...", "{second}": "..."}}.',
+            'Complete this JSON object about {topic}: {{"{first}": "", "{second}": ""}}',
+            'Write one short JSON object about {topic} with the keys "{first}" and "{second}", and nothing else.',
+            'Answer in valid JSON with exactly two keys, "{first}" and "{second}". The subject is {topic}.',
+            'Give me a short JSON object on {topic}. Its keys are "{first}" and "{second}".',
+        ],
+    ),
+    "no commas": Kind(
+        "no_commas",
+        [{}],
+        [
+            "Describe {topic} in one short sentence without using any commas.",
+            "Tell me briefly about {topic}. Do not use commas.",
+            "Write a short sentence on {topic} that contains no commas.",
+            "What is {topic} about? Give a brief answer that has no comma in it.",
+            "Say something short about {topic}, but leave out all commas.",
+            "Commas are not allowed in your answer. Briefly describe {topic}.",
+        ],
+    ),
+    "lowercase": Kind(
+        "lowercase",
+        [{}],
+        [
+            "write one sentence about {topic} in lowercase letters only, like this one.",
+            "Describe {topic} in a sentence, using only small letters and no capitals.",
+            "in lowercase only please: what is nice about {topic}?",
+            "please write entirely in lowercase and tell me one thing about {topic}.",
+            "tell me something short about {topic} and do not use any capital letters.",
+            "all lowercase please. what do you know about {topic}?",
+        ],
+    ),
+    "in quotation marks": Kind(
+        "quoted",
+        [{}],
+        [
+            "Write one sentence about {topic} and put your whole answer in double quotation marks.",
+            "Invent a short quotation about {topic}. Write only the quotation, inside double quotes.",
+            "Give me a motto about {topic}, in double quotation marks and with nothing around it.",
+            'Wrap your entire reply in double quotes, "like this". Say something short about {topic}.',
+            "Your complete answer should stand between double quotation marks: what is {topic} like?",
+            "Put quotation marks at the start and at the end of a one-sentence answer about {topic}.",
+        ],
+    ),
+    "only a question": Kind(
+        "one_question",
+        [{}],
+        [
+            "Ask me one question about {topic}. Write only the question.",
+            "Write a single quiz question about {topic}, without the answer.",
+            "What would a curious child ask about {topic}? Give just that one question.",
+            "Write one question that a teacher could ask about {topic}.",
+            "Reply with nothing but one question on the subject of {topic}.",
+            "Turn {topic} into a one-sentence question and write nothing else.",
+        ],
+    ),
+    "exclamation mark": Kind(
+        "ends_with_exclamation",
+        [{}],
+        [
+            "Write an exciting sentence about {topic} that ends with an exclamation mark!",
+            "Give a short cheer for {topic} and end it with an exclamation mark!",
+            "Describe {topic} with excitement and finish with an exclamation mark. One sentence only.",
+            "Write a short, loud advertisement for {topic} that ends with an exclamation mark.",
+            "Say why you like {topic} in a sentence and close it with an exclamation mark!",
+            "End your one-sentence answer with an exclamation mark: what is great about {topic}?",
+        ],
+    ),
+    "begins with": Kind(
+        "begins_with",
+        [{"phrase": p} for p in ("In short", "Most people", "Did you know", "I think", "Every day", "Many of us")],
+        [
+            'Write one sentence about {topic} that starts with the words "{phrase}".',
+            'Tell me something short about {topic}. Begin your answer with "{phrase}".',
+            'Complete this sentence about {topic}: "{phrase} ..."',
+            'Start with "{phrase}" and describe {topic} in one sentence.',
+            'Using "{phrase}" as the opening, write a sentence on {topic}.',
+            'Say something brief about {topic}, with "{phrase}" at the very beginning.',
+        ],
+    ),
+    "uses a word": Kind(
+        "contains_words",
+        [{"all_of": [w]} for w in ("always", "good", "people", "today", "beautiful", "because", "small", "morning")],
+        [
+            'Write one sentence about {topic} that contains the word "{first}".',
+            'Use the word "{first}" in a short text about {topic}.',
+            'Describe {topic} briefly. Include the word "{first}".',
+            'Tell me about {topic} in one or two sentences, with the word "{first}" in them.',
+            'In a short answer about {topic}, work in the word "{first}".',
+            'The word "{first}" must appear in your sentence about {topic}.',
+        ],
+    ),
+    "avoids a word": Kind(
+        "avoids_words",
+        [{"none_of": [w]} for w in ("and", "is", "are", "of", "a", "that", "to", "in")],
+        [
+            'Describe {topic} in one short sentence without the word "{first}".',
+            'Tell me something short about {topic}. Do not use the word "{first}".',
+            'Write a short sentence about {topic} that avoids the word "{first}".',
+            'The word "{first}" is forbidden. In one sentence, what do you know about {topic}?',
+            'Say something brief about {topic} and never use the word "{first}".',
+            'Leave out the word "{first}" in your short description of {topic}.',
+        ],
+    ),
+    "a word exactly once": Kind(
+        "word_times",
+        [{"word": w, "n": 1} for w in ("today", "always", "good", "little", "people", "beautiful", "never", "world")],
+        [
+            'Write a short text about {topic} that uses the word "{word}" exactly once.',
+            'Tell me briefly about {topic}. The word "{word}" must occur exactly once.',
+            'Use the word "{word}" once, not more often, in a sentence or two about {topic}.',
+            'Describe {topic} in short, with "{word}" in it exactly once.',
+            'In a brief note on {topic}, say "{word}" exactly once.',
+            'Your short answer about {topic} should contain "{word}" once and not more.',
+        ],
+    ),
+    "one paragraph": Kind(
+        "exact_paragraphs",
+        [{"n": 1}],
+        [
+            "Write one short paragraph about {topic}.",
+            "Give me some advice on {topic} in a single short paragraph, without a list.",
+            "Explain {topic} in one paragraph of two or three sentences.",
+            "Answer in one small paragraph, not a list: what are the main facts about {topic}?",
+            "Sum up the main points about {topic} in a single brief paragraph.",
+            "What are the good sides of {topic}? Keep your answer in one short paragraph.",
+        ],
+    ),
+}
+
+_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+_TIMES = {1: "once", 2: "twice"}
+
+
+class Topic(NamedTuple):
+    text: str
+    about: list[str]
+
+
+def topics(random_state: random.Random) -> dict[str, list[Topic]]:
+    """The topics of each split, every field in every split, no topic in two."""
+    splits: dict[str, list[Topic]] = {split: [] for split in PER_FIELD}
+    for lines in TOPICS.values():
+        field = []
+        for line in lines.strip().splitlines():
+            text, _, stems = line.strip().partition(": ")
+            field.append(Topic(text, stems.split(", ")))
+        random_state.shuffle(field)
+        for split, count in PER_FIELD.items():
+            splits[split] += field[:count]
+            field = field[count:]
+    return splits
+
+
+def fill(wording: str, topic: str, parameters: dict[str, Any]) -> str:
+    """The prompt: `wording` with the topic and the parameters in words."""
+    listed = next((v for v in parameters.values() if isinstance(v, list)), [])
+    n = parameters.get("n", 0)
+    words = dict(zip(("first", "second"), listed, strict=False))
+    spoken = {
+        "n_word": _NUMBERS.get(n, str(n)),
+        "sentences": "sentence" if n == 1 else "sentences",
+        "times": _TIMES.get(n),
+    }
+    capitals = wording.isupper() or wording.replace("{topic}", "").isupper()
+    return wording.format(topic=topic.upper() if capitals else topic, **words, **spoken, **parameters)
+
+
+def prompts(split: str, split_topics: list[Topic], random_state: random.Random) -> Iterator[dict[str, Any]]:
+    """The rows of one split: each kind equally often, each with other topics, wordings and parameters in turn."""
+    for name, kind in KINDS.items():
+        seen, unseen = kind.wordings[:4], kind.wordings[4:]
+        count = PROMPTS_PER_KIND[split]
+        chosen = random_state.sample(split_topics, count)
+        for i, topic in enumerate(chosen):
+            wordings = unseen if split == "eval" and i % 3 == 2 else seen
+            wording = wordings[(i // 3 if wordings is unseen else i) % len(wordings)]
+            parameters = kind.choices[random_state.randrange(len(kind.choices))]
+            row = {
+                "id": f"{split}-{name.replace(' ', '_')}-{i + 1:02d}",
+                "topic": topic.text,
+                "kind": name,
+                "prompt": fill(wording, topic.text, parameters),
+                "check": {"kind": kind.check, **parameters, "about": topic.about},
+            }
+            if split == "eval":
+                row["wording"] = "unseen" if wordings is unseen else "seen"
+            yield row
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=DATA)
+    out = parser.parse_args().out
+    random_state = random.Random(SEED)
+    for split, split_topics in topics(random_state).items():
+        rows = list(prompts(split, split_topics, random_state))
+        write(out / f"{split}_prompts.jsonl", rows)
+        print(f"{split}: {len(rows)} prompts, {len(split_topics)} topics")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""From a job to what its data stage leaves behind: token pairs for training and for holding out, and the audit.
+
+Done once per setting, before any run folder exists, so that bad data stops a command with nothing written.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pobench.config import AnswersConfig, Job, ModelConfig
+from pobench.data import (
+    Audit,
+    Renderer,
+    bias_labels,
+    chat_template,
+    data_digest,
+    prompt_key,
+    split_by_prompt,
+    subset,
+    tokenize,
+)
+from pobench.files import whole
+from pobench.registry import PobenchError
+from pobench.rows import Found, load_preferences, read_rows
+from pobench.sources import fetch_model, fetch_rows, load_tokenizer
+from pobench.types import TokenPair
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Token pairs ready for training and evaluation. audit: fault, count, rows. digest: hex sha256 over all token ids."""
+
+    train: list[TokenPair]
+    heldout: list[TokenPair]
+    audit: pd.DataFrame
+    digest: str
+    summary: str = ""
+
+    def text(self) -> str:
+        """For the terminal: what was read, and what was left out."""
+        return self.summary
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`, whole; nothing if it is there (its name holds the digest)."""
+        if folder.is_dir():
+            return
+        with whole(folder) as partial:
+            partial.mkdir(parents=True)
+            for name in ("train", "heldout"):
+                rows = [
+                    {"id": p.id, **{k: list(getattr(p, k)) for k in ("prompt", "chosen", "rejected")}}
+                    for p in getattr(self, name)
+                ]
+                pd.DataFrame(rows).to_parquet(partial / f"{name}.parquet", index=False)
+            (partial / "audit.json").write_text(self.audit.to_json(orient="records", indent=1))
+            (partial / "data.json").write_text(
+                json.dumps({"digest": self.digest, "train": len(self.train), "heldout": len(self.heldout)})
+            )
+
+    @classmethod
+    def load(cls, folder: Path) -> Prepared:
+        frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("train", "heldout")}
+        pairs = {
+            name: [
+                TokenPair(r.id, *(tuple(map(int, getattr(r, k))) for k in ("prompt", "chosen", "rejected")))
+                for r in frame.itertuples()
+            ]
+            for name, frame in frames.items()
+        }
+        audit = pd.DataFrame(json.loads((folder / "audit.json").read_text()))
+        return cls(pairs["train"], pairs["heldout"], audit, json.loads((folder / "data.json").read_text())["digest"])
+
+
+def tokenizer_of(folder: Path, model: ModelConfig) -> Any:
+    """The model's tokenizer with the one chat template that training and generation share."""
+    given = chat_template(None, model.chat_template) if model.chat_template else None
+    tokenizer = load_tokenizer(folder, given, trust_remote_code=model.trust_remote_code)
+    tokenizer.chat_template = chat_template(tokenizer)
+    return tokenizer
+
+
+def prepare(job: Job) -> Prepared:
+    """Fetch, read, audit, split and tokenise a job's data. Raises PobenchError that lists all faults of all its files."""
+    model, data = job.model, job.data
+    folder = fetch_model(
+        model.source, revision=model.revision, sha256=model.sha256, trust_remote_code=model.trust_remote_code
+    )
+    renderer = Renderer(tokenizer_of(folder, model))
+    own_heldout = data.held_out is not None or data.held_out_split is not None
+    faults: list[str] = []
+
+    def read(source: str, split: str | None) -> tuple[list[TokenPair], Audit] | None:
+        try:
+            found: Found = load_preferences(fetch_rows(source, split=split, revision=data.revision))
+            return tokenize(
+                found,
+                renderer,
+                max_length=data.max_length,
+                max_prompt_length=data.max_prompt_length,
+                truncation=data.truncation,
+                count_header=data.count_header,
+                on_bad_row=data.on_bad_row,
+            )
+        except PobenchError as error:
+            faults.append(str(error))
+            return None
+
+    got = read(data.source, data.split)
+    heldout = read(data.held_out or data.source, data.held_out_split or data.split) if own_heldout else None
+    if faults or got is None:
+        raise PobenchError("\n".join(faults))
+    pairs, audit = got
+    frames = [audit.frame()]
+    summary = [audit.text()]
+    if heldout is not None:
+        held, held_audit = heldout
+        frames.append(held_audit.frame().assign(fault=lambda f: "held out: " + f.fault))
+        summary.append(held_audit.text())
+        seen = {prompt_key(p) for p in held}
+        shared = [p for p in pairs if prompt_key(p) in seen]
+        if shared:  # never train on what is evaluated
+            pairs = [p for p in pairs if prompt_key(p) not in seen]
+            frames.append(
+                pd.DataFrame(
+                    [{"fault": "prompt is held out, left out of training", "count": len(shared), "rows": "[]"}]
+                )
+            )
+            summary.append(f"  {len(shared)} training pairs left out: their prompts are held out")
+    else:
+        pairs, held = split_by_prompt(pairs, data.held_out_fraction, data.seed)
+    pairs = subset(pairs, data.max_pairs, data.seed)
+    held = subset(held, data.max_held_out, data.seed)
+    if not pairs or not held:
+        raise PobenchError(
+            f"{data.source}: {len(pairs)} training pairs and {len(held)} held-out pairs are left; both are needed"
+        )
+    pairs = bias_labels(pairs, data.length_bias, data.seed)
+    summary.append(f"training on {len(pairs)} pairs, {len(held)} held out")
+    frames.append(
+        pd.DataFrame(
+            [
+                {"fault": "used for training", "count": len(pairs), "rows": "[]"},
+                {"fault": "held out", "count": len(held), "rows": "[]"},
+            ]
+        )
+    )
+    return Prepared(pairs, held, pd.concat(frames, ignore_index=True), data_digest([*pairs, *held]), "\n".join(summary))
+
+
+def eval_prompts(config: AnswersConfig) -> list[dict[str, Any]]:
+    """Rows to answer: `id`, `messages` (chat), and whatever a judge reads (`check`, `kind`, `topic`).
+
+    Raises PobenchError for rows without a prompt.
+    """
+    assert config.source is not None
+    rows = []
+    faults = []
+    for number, row in read_rows(fetch_rows(config.source, split=config.split)):
+        prompt = row.get("prompt", row.get("instruction")) if isinstance(row, dict) else None
+        if not isinstance(row, dict) or not prompt:
+            faults.append(f"{config.source}: row {number}: no `prompt` (text or chat messages)")
+            continue
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        rows.append({**row, "id": str(row.get("id", number)), "messages": messages})
+    if faults:
+        raise PobenchError("\n".join(faults))
+    return rows[: config.max_prompts]

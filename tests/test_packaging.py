@@ -1,0 +1,79 @@
+"""Five folders install as one name, and a wheel holds all that the program needs and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONTENT = ("losses", "experiments", "analysis", "reports")
+BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel of a copy of the sources, so that building leaves nothing behind here."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    junk = shutil.ignore_patterns("__pycache__", ".*")
+    for folder in ("pobench", *CONTENT):
+        shutil.copytree(ROOT / folder, source / folder, ignore=junk)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    built = subprocess.run([sys.executable, "-c", BUILD, str(out)], cwd=source, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-2000:]
+    return zipfile.ZipFile(next(out.glob("*.whl")))
+
+
+def test_the_packages_listed_are_the_folders_on_disk() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    inner = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "pobench").rglob("__init__.py")}
+    assert set(setuptools["packages"]) == inner | {f"pobench.{folder}" for folder in CONTENT}
+    assert setuptools["package-dir"] == {"pobench": "pobench", **{f"pobench.{folder}": folder for folder in CONTENT}}
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in CONTENT)
+
+
+def test_a_wheel_installs_one_name(wheel) -> None:
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"pobench"}
+    assert not [name for name in wheel.namelist() if "test" in name or "recipes" in name]
+
+
+def test_a_wheel_holds_every_module_and_every_shipped_file(wheel) -> None:
+    shipped = [p for folder in ("pobench", "losses", "analysis") for p in (ROOT / folder).rglob("*.py")]
+    for folder in ("settings", "studies", "data", "models"):
+        shipped += [p for p in (ROOT / "experiments" / folder).rglob("*") if p.is_file()]
+    shipped += [p for p in (ROOT / "reports").glob("*") if p.suffix in (".html", ".css", ".js")]
+    inside = set(wheel.namelist())
+    names = [str(p.relative_to(ROOT)) for p in shipped if not p.name.startswith(".") and "__pycache__" not in p.parts]
+    wanted = {name if name.startswith("pobench/") else f"pobench/{name}" for name in names}
+    assert sorted(wanted - inside) == []
+    assert any(name.endswith(".yaml") for name in wanted)
+
+
+def test_an_unpacked_wheel_finds_its_content(wheel, tmp_path) -> None:
+    wheel.extractall(tmp_path)
+    code = (
+        "import pobench, pobench.registry as r, pobench.config as c\n"
+        "print(pobench.__file__, r.get_loss('dpo').function.__code__.co_filename, c.setting_folder())\n"
+        "print(','.join(r.list_losses()), ','.join(c.list_settings()))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    places, names = run.stdout.splitlines()
+    assert all(Path(place).is_relative_to(tmp_path) for place in places.split())
+    losses, settings = (set(part.split(",")) for part in names.split())
+    assert losses == {p.stem for p in (ROOT / "losses").glob("[!_]*.py")}
+    assert settings == {p.stem for p in (ROOT / "experiments/settings").glob("*.yaml")}
