@@ -13,9 +13,9 @@ from pobench.registry import register_figure
 QUANTITIES = [  # metric, title, printed as per cent
     ("pass_rate", "pass rate", True),
     ("reward_accuracy", "reward accuracy", True),
-    ("kl_winners", "KL on winners, nats/token", False),
-    ("chosen_logp_per_token", "log-prob of winners, nats/token", False),
-    ("length_tokens", "answer length, tokens", False),
+    ("kl_winners", "KL, nats/token", False),
+    ("chosen_logp_per_token", "winners, nats/token", False),
+    ("length_tokens", "length, tokens", False),
 ]
 
 
@@ -89,6 +89,7 @@ def _panel(ax: plot.Axes, here: pd.DataFrame, loss: str, start: float) -> None:
     positive = (here["at"] > 0).all() and len(here) > 1
     if positive and here["at"].max() / here["at"].min() >= 20:
         plot.log_scale(ax, "x")
-    else:
-        ax.xaxis.set_major_locator(plot.MaxNLocator(4))
+    if len(here) <= 6:  # the values themselves
+        ax.set_xticks(here["at"], [f"{value:g}" for value in here["at"]])
+        ax.set_xticks([], minor=True)
     ax.yaxis.set_major_locator(plot.MaxNLocator(4))

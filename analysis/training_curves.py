@@ -29,6 +29,8 @@ def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     if not shown:
         raise plot.NothingToDraw("No run has logged a training step.")
     quantities = [q for q in QUANTITIES if any(c in steps and steps[c].notna().any() for c in q[1])]
+    if not quantities:
+        raise plot.NothingToDraw("No training step has a number to draw.")
     figure = plot.Figure(figsize=(plot.WIDTH + 1.2, 1.12 * len(shown) + 0.7), layout="constrained")
     grid = figure.subplots(len(shown), len(quantities), sharex=True, squeeze=False)
     for row, (arm, found) in zip(grid, shown, strict=True):

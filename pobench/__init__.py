@@ -1,3 +1,41 @@
-"""pobench: which preference-optimization objective is really better, on your model and your data?"""
+"""pobench: which preference-optimization objective is really better, on your model and your data?
+
+    from pobench import get_loss, Pair, SequenceLogps, LossOutput, register_loss, list_losses, run, load_frames
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pobench.registry import PobenchError, get_loss, list_losses, register_loss
+from pobench.types import LossOutput, Pair, SequenceLogps
+
+if TYPE_CHECKING:
+    from pobench.plan import run_setting as run
+    from pobench.store import load_frames
 
 __version__ = "0.1.0"
+__all__ = [
+    "LossOutput",
+    "Pair",
+    "PobenchError",
+    "SequenceLogps",
+    "get_loss",
+    "list_losses",
+    "load_frames",
+    "register_loss",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`run` and `load_frames` bring transformers and pandas along; a file that defines a loss should not wait for them."""
+    if name == "run":
+        from pobench.plan import run_setting
+
+        return run_setting
+    if name == "load_frames":
+        from pobench.store import load_frames
+
+        return load_frames
+    raise AttributeError(f"module 'pobench' has no attribute {name!r}")

@@ -314,6 +314,107 @@ def _cell(row: dict[str, Any] | None) -> str:
     )
 
 
+ModelName = Annotated[str | None, typer.Option(help="Whose tokenizer; default: the setting's.")]
+
+
+def _job(setting: str, data: str | None, model: str | None, sets: list[str] | None) -> Any:
+    """A setting's data and model, whatever the loss."""
+    from pobench.config import parse_overrides, resolve
+    from pobench.registry import list_losses
+
+    return resolve(setting, list_losses()[0], data=data, model=model, overrides=parse_overrides(sets or []))[0]
+
+
+@data_app.command()
+def audit(
+    file: Annotated[str, typer.Argument(help="A file, `builtin:…` or a hub name.")],
+    setting: SettingName = "smollm2",
+    model: ModelName = None,
+    characters: Annotated[
+        bool, typer.Option("--characters", help="Without a tokenizer: lengths in characters.")
+    ] = False,
+    sets: Sets = None,
+    debug: Debug = False,
+) -> None:
+    """Count and list what is wrong with preference data: nothing is trained, nothing is written."""
+    from pobench.data import Audit
+    from pobench.inspection import render_audit
+    from pobench.prepare import read_pairs
+    from pobench.rows import load_preferences
+    from pobench.sources import fetch_rows
+
+    job = _job(setting, file, model, [*(sets or []), "data.on_bad_row=drop"])
+    if characters:
+        found = load_preferences(fetch_rows(file, split=job.data.split))
+        out.print(render_audit(Audit.of_file(found)))
+    else:
+        out.print(render_audit(read_pairs(job)[1]))
+
+
+@data_app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="A file, `builtin:…` or a hub name.")],
+    rows: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 3,
+    ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
+    setting: SettingName = "smollm2",
+    model: ModelName = None,
+    sets: Sets = None,
+    debug: Debug = False,
+) -> None:
+    """Show what the model will see: tokens, the cut between prompt and response, both responses in colour."""
+    from pobench.inspection import render_inspection
+    from pobench.prepare import read_pairs
+
+    pairs, _, renderer = read_pairs(_job(setting, file, model, [*(sets or []), "data.on_bad_row=drop"]))
+    out.print(render_inspection(pairs, renderer, rows=rows, ids=ids))
+
+
+@data_app.command()
+def onpolicy(
+    prompts: Annotated[str, typer.Argument(help="Prompt rows: a file or `builtin:…`.")],
+    to: Annotated[Path, typer.Option("--out", help="The pairs, JSONL; samples and recipe are written beside it.")],
+    setting: SettingName = "smollm2",
+    model: Annotated[str | None, typer.Option(help="Another model than the setting's.")] = None,
+    samples: Annotated[int, typer.Option(min=2)] = 5,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.95,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the setting's.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    precision: Annotated[str, typer.Option(help="fp32 | bf16")] = "fp32",
+    debug: Debug = False,
+) -> None:
+    """Make preference pairs from the model's own answers: sample, judge, best against worst. Resumable."""
+    import torch
+
+    from pobench.onpolicy import Decoding, make_pairs
+    from pobench.prepare import prompt_rows, tokenizer_of
+    from pobench.progress import progress
+    from pobench.registry import judges
+    from pobench.sources import fetch_model, load_model, weights_digest
+
+    job = _job(setting, None, model, None)
+    if job.judge.name is None:
+        raise PobenchError(
+            f"setting {setting!r} has no judge, so its answers cannot be ranked; --set judge.name=… in a YAML"
+        )
+    rows = prompt_rows(prompts)
+    folder = fetch_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256)
+    decoding = Decoding(samples, temperature, top_p, max_new_tokens or job.answers.max_new_tokens, seed, precision)
+    with progress("answers", len(rows) * samples, "answers") as advance:
+        recipe = make_pairs(
+            rows,
+            judges.get(job.judge.name)(**job.judge.settings),
+            to,
+            model=load_model(folder, dtype=torch.float32),
+            tokenizer=tokenizer_of(folder, job.model),
+            made_by={"source": job.model.source, "digest": weights_digest(folder)},
+            decoding=decoding,
+            progress=lambda done, total: advance(done=done),
+        )
+    out.print_json(data=recipe["counts"])
+    out.print(f"pairs: {to}", highlight=False)
+
+
 @app.command()
 def doctor(debug: Debug = False) -> None:
     """What this machine offers: packages, devices, arithmetic, cache, disk."""

@@ -7,6 +7,7 @@ A value's source is the comment behind it in the YAML; it travels with the value
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import inspect
 import json
 import typing
@@ -187,9 +188,7 @@ def digest(values: Mapping[str, Any]) -> str:
 
 def setting_folder() -> Path:
     """Where the shipped settings stand."""
-    import pobench.experiments
-
-    return Path(next(iter(pobench.experiments.__path__))) / "settings"
+    return Path(str(importlib.resources.files("pobench.experiments"))) / "settings"
 
 
 def list_settings() -> list[str]:

@@ -182,10 +182,7 @@ def _decode(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        if uniform is None:
-            token = logits.argmax(-1)
-        else:
-            token = pick(logits, temperature, top_p, uniform[alive, step])
+        token = logits.argmax(-1) if uniform is None else pick(logits, temperature, top_p, uniform[alive, step])
         spoken[alive[~ended], step] = token[~ended]
         ended |= torch.isin(token, ends)
         left = int((~ended).sum())

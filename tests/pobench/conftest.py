@@ -94,3 +94,26 @@ def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, l
         return model, trained, rows
 
     return run
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> Any:
+    """Words split at spaces, a chat template in ChatML's style."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "say", *(f"w{i}" for i in range(50))]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+    )
+    return tokenizer

@@ -1,0 +1,263 @@
+"""Every figure and table: draws what it says, keeps its looks, and gives up politely."""
+
+from __future__ import annotations
+
+import ast
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from pobench import plot, registry, stats
+from pobench.types import Estimate
+
+NAMES = registry.figures.names()
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def drawn(frames) -> dict:
+    """Everything that the synthetic frames allow."""
+    found = {}
+    for name in NAMES:
+        try:
+            found[name] = plot.draw(registry.figures.get(name), frames)
+        except plot.NothingToDraw:
+            assert name == "sweep"
+    return found
+
+
+def test_the_shipped_figures_and_tables_are_all_there() -> None:
+    assert set(NAMES) >= {
+        "training-curves", "both-rewards", "margin-vs-length", "logp-vs-length", "reward-vs-likelihood", "heldout-accuracy",
+        "kl", "pass-rate", "answer-length", "main-table", "pass-by-kind", "who-beats-whom", "settings-table", "sweep",
+        "training-health", "cost", "data-audit",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_says_what_to_look_for(name) -> None:
+    shown = registry.figures.get(name)
+    assert shown.title and len(shown.doc) > 60 and shown.doc.rstrip().endswith((".", ")"))
+    assert not shown.doc.startswith('"')
+
+
+def test_every_figure_gives_a_picture_and_the_numbers_behind_it(drawn) -> None:
+    for name, found in drawn.items():
+        if registry.figures.get(name).kind == "figure":
+            assert isinstance(found, plot.Drawing) and len(found.data), name
+        else:
+            assert isinstance(found, pd.DataFrame) and len(found), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_at_all_is_said_in_a_sentence(name, frames) -> None:
+    empty = {key: frame.iloc[:0] for key, frame in frames.items()}
+    with pytest.raises(plot.NothingToDraw) as reason:
+        plot.draw(registry.figures.get(name), empty)
+    assert str(reason.value).endswith(".") and len(str(reason.value)) > 15
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_everywhere_never_crashes(name, frames) -> None:
+    blank = {}
+    for key, frame in frames.items():
+        frame = frame.copy()
+        if key not in ("runs", "audit"):
+            numeric = frame.select_dtypes("number").columns.difference(["sample", "step", "n"])
+            frame[numeric] = frame[numeric].astype(float) * np.nan
+        blank[key] = frame
+    try:
+        plot.draw(registry.figures.get(name), blank)
+    except plot.NothingToDraw as reason:
+        assert str(reason).endswith(".")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_run_with_one_pair_and_one_prompt_never_crashes(name, synthetic) -> None:
+    from pobench import scores
+
+    one = synthetic.make_frames({"dpo": synthetic.LOSSES["dpo"]}, prompts=1, samples=1, pairs=1, steps=1)
+    one["scores"] = scores.complete(one)
+    try:
+        found = plot.draw(registry.figures.get(name), one)
+    except plot.NothingToDraw as reason:
+        assert str(reason).endswith(".")
+    else:
+        if isinstance(found, plot.Drawing):
+            plot.svg(found.figure)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_start_model_never_crashes(name, frames) -> None:
+    run = frames["runs"].loc[frames["runs"]["loss"] == "start", "run"].iloc[0]
+    alone = {k: f[f["run"] == run] if "run" in f else f for k, f in frames.items()}
+    try:
+        plot.draw(registry.figures.get(name), alone)
+    except plot.NothingToDraw as reason:
+        assert str(reason).endswith(".")
+
+
+def test_the_same_frames_give_the_same_bytes(frames) -> None:
+    shown = registry.figures.get("reward-vs-likelihood")
+    first, second = (plot.draw(shown, frames) for _ in range(2))
+    assert plot.png(first.figure) == plot.png(second.figure)
+    assert plot.svg(first.figure) == plot.svg(second.figure)
+    assert plot.csv(first.data) == plot.csv(second.data)
+    assert b"Matplotlib" not in plot.png(first.figure) and "<dc:date>" not in plot.svg(first.figure)
+
+
+def test_drawing_leaves_matplotlib_as_it_was(frames) -> None:
+    with matplotlib.rc_context({"font.size": 31.0, "axes.facecolor": "red"}):
+        found = plot.draw(registry.figures.get("kl"), frames)
+        assert matplotlib.rcParams["font.size"] == 31.0
+        assert plot.png(found.figure) == plot.png(plot.draw(registry.figures.get("kl"), frames).figure)
+
+
+def test_seeds_are_one_dot_and_faint_ones(seeded) -> None:
+    found = plot.draw(registry.figures.get("pass-rate"), seeded).data
+    simpo = found[found["label"] == "SimPO"]
+    assert list(simpo["of"]) == ["all", "seed", "seed"]
+    assert simpo["value"].iloc[0] == pytest.approx(simpo["value"].iloc[1:].mean())
+    assert simpo["n"].iloc[0] == 16
+
+
+# ---------------------------------------------------------------- the numbers in the pictures
+
+
+def test_the_pass_rate_shown_is_the_mean_over_prompts(drawn, frames) -> None:
+    data = drawn["pass-rate"].data.set_index("label")
+    judged = frames["verdicts"].merge(frames["runs"][["run", "title"]])
+    expected = judged.groupby(["title", "prompt"])["score"].mean().groupby("title").mean()
+    for label in data.index:
+        assert data.loc[label, "value"] == pytest.approx(expected[label])
+
+
+def test_simpos_own_two_orders_are_one(drawn) -> None:
+    data = drawn["reward-vs-likelihood"].data.set_index(["label", "cell"])["value"]
+    assert data["SimPO", "reward only"] == data["SimPO", "likelihood only"] == 0
+    assert data["SimPO w/o LN", "reward only"] + data["SimPO w/o LN", "likelihood only"] > 0.1
+    assert data.groupby("label").sum().tolist() == pytest.approx([1.0] * data.index.levels[0].size)
+
+
+def test_the_length_bound_loss_shows_its_correlation(drawn) -> None:
+    data = drawn["logp-vs-length"].data
+    rho = {label: stats.spearman(g["chosen_length"], g["per_token"]).value for label, g in data.groupby("label")}
+    assert rho["SimPO w/o LN"] > rho["SimPO"] + 0.3
+
+
+def test_who_beats_whom_corrects_over_all_pairs(drawn) -> None:
+    data = drawn["who-beats-whom"].data
+    assert len(data) == 6 * 5 // 2
+    assert data["p_holm"].to_numpy() == pytest.approx(stats.holm(data["p"]))
+    assert (data["p_holm"] >= data["p"]).all()
+
+
+def test_fixed_bins_have_the_width_that_was_asked_for(frames) -> None:
+    data = plot.draw(registry.figures.get("margin-vs-length"), frames, width=100).data
+    assert set((data["high_edge"] - data["low_edge"]).round(6)) == {100.0}
+    assert set(data["low_edge"] % 100) == {0.0}
+
+
+def test_bins_by_quantile_hold_about_equal_counts_and_all_points() -> None:
+    x = np.random.default_rng(0).exponential(size=80)
+    bins = plot.binned(x, 2 * x, bins=8)
+    assert bins["n"].sum() == 80 and set(bins["n"]) == {10}
+    assert bins["value"].to_numpy() == pytest.approx(2 * bins["x"].to_numpy())
+    assert len(plot.binned(np.array([1.0]), np.array([2.0]))) == 1
+    assert plot.binned(np.array([]), np.array([])).empty
+
+
+def test_a_collapse_is_called_one(drawn) -> None:
+    table = drawn["training-health"].set_index("Loss")
+    warned = table.loc["SimPO w/o LN", "Warnings"]
+    for sign in ("winners lost", "times as long", "repetition", "cut off", "less varied"):
+        assert sign in warned
+    assert table.loc["SimPO", "Warnings"] == "" and table.loc["SimPO", "Both sides"] == "both fell"
+    assert table.loc["KTO", "Both sides"] == "moved apart"
+
+
+def test_a_sweep_needs_one_numeric_setting_that_differs(synthetic) -> None:
+    from pobench import scores
+
+    title, _, *rest = synthetic.LOSSES["dpo"]
+    parts = [
+        synthetic.make_frames({"dpo": (title, {"beta": b}, *rest)}, prompts=8, pairs=12, steps=2) for b in (0.01, 0.1)
+    ]
+    both = {k: pd.concat([p[k] for p in parts], ignore_index=True) for k in parts[0]}
+    both["runs"] = both["runs"].drop_duplicates("run")
+    both["scores"] = scores.complete(both)
+    found = plot.draw(registry.figures.get("sweep"), both).data
+    assert set(found["at"]) == {0.01, 0.1} and set(found["setting"]) == {"beta"}
+
+
+def test_the_main_table_stands_in_the_order_of_the_gain(drawn) -> None:
+    table = drawn["main-table"]
+    gains = [
+        0.0 if label == "Start model" else e.value
+        for label, e in zip(table["Loss"], table["pass_rate_gain"], strict=True)
+    ]
+    assert gains == sorted(gains, reverse=True)
+    assert all(isinstance(e, Estimate) for e in table["pass_rate"])
+
+
+# ---------------------------------------------------------------- looks
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("colour", [look.colour for look in plot.LOOKS.values()] + list(plot.RESERVED_COLOURS))
+@pytest.mark.parametrize("page", ["#fefefe", "#14171b"])
+def test_colours_can_be_seen_by_day_and_by_night(colour, page) -> None:
+    light, dark = sorted([luminance(colour), luminance(page)], reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 3
+
+
+def test_every_shipped_loss_has_a_look_of_its_own() -> None:
+    assert set(registry.list_losses()) <= set(plot.LOOKS)
+    assert (
+        len({look.colour for look in plot.LOOKS.values()})
+        == len({look.marker for look in plot.LOOKS.values()})
+        == len(plot.LOOKS)
+    )
+
+
+def test_a_users_loss_always_gets_the_same_look_out_of_the_reserved_part() -> None:
+    mine = plot.look("my_loss")
+    assert mine == plot.look("my_loss")
+    assert mine.colour in plot.RESERVED_COLOURS and mine.marker in plot.RESERVED_MARKERS
+    assert not set(plot.RESERVED_COLOURS) & {look.colour for look in plot.LOOKS.values()}
+    assert not set(plot.RESERVED_MARKERS) & {look.marker for look in plot.LOOKS.values()}
+    assert len({plot.look(f"loss {i}") for i in range(50)}) > 10
+
+
+def test_hostile_names_are_drawn_as_text(synthetic) -> None:
+    from pobench import scores
+
+    title = "$\\frac{<script>\udcff & co"
+    one = synthetic.make_frames({"mine": ("mine", {}, *synthetic.LOSSES["dpo"][2:])}, prompts=4, pairs=6, steps=2)
+    one["runs"]["title"] = pd.Series(["start", title], dtype=object)
+    one["scores"] = scores.complete(one)
+    for name in ("pass-rate", "who-beats-whom", "training-curves"):
+        svg = plot.svg(plot.draw(registry.figures.get(name), one).figure)
+        assert "<script" not in plot.inline_svg(svg, "x", name)
+
+
+def test_content_knows_only_what_it_may() -> None:
+    allowed = {"types", "stats", "plot", "registry"}
+    for path in (ROOT / "analysis").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "pobench":
+                assert {a.name for a in node.names} <= allowed, path.name
+            assert not (isinstance(node, ast.Import) and any("pyplot" in a.name for a in node.names)), path.name
+
+
+def test_a_missing_number_is_not_drawn_as_zero() -> None:
+    assert math.isnan(plot.estimate_columns(Estimate.missing())["value"])
