@@ -297,21 +297,22 @@ def _scores(runs: Path, outcomes: list[Any]) -> dict[str, Any]:
 
 
 def _print_summary(runs: Path, outcomes: list[Any]) -> None:
-    wanted = ("pass_rate", "pass_rate_gain", "win_rate", "reward_accuracy", "kl_winners", "length_tokens", "unfinished")
-    table = Table("", *wanted, "state", box=None, header_style="bold")
+    """What fits a terminal; the report has the rest. Intervals (95 %) where a decision hangs on them."""
+    columns = {"pass_rate": "pass rate", "pass_rate_gain": "gain", "reward_accuracy": "accuracy", "kl_winners": "KL"}
+    table = Table("", *columns.values(), "tokens", "state", box=None, header_style="bold", padding=(0, 1, 0, 0))
     scores = _scores(runs, outcomes)
     for o in outcomes:
         rows = {row["metric"]: row for row in scores.get(o.run, [])}
-        table.add_row(escape(o.title), *(_cell(rows.get(m)) for m in wanted), o.status)
-    out.print(table)
+        cells = [_cell(rows.get(m), interval=m.startswith("pass_rate")) for m in (*columns, "length_tokens")]
+        table.add_row(escape(o.title), *cells, o.status)
+    out.print(table, highlight=False)
 
 
-def _cell(row: dict[str, Any] | None) -> str:
+def _cell(row: dict[str, Any] | None, *, interval: bool) -> str:
     if row is None or row["value"] is None or row["n"] == 0:
-        return "—"
-    return (
-        f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]" if row["low"] is not None else f"{row['value']:.3g}"
-    )
+        return "–"
+    value = f"{row['value']:.3g}"
+    return f"{value} [{row['low']:.2f}, {row['high']:.2f}]" if interval and row["low"] is not None else value
 
 
 ModelName = Annotated[str | None, typer.Option(help="Whose tokenizer; default: the setting's.")]

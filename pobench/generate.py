@@ -170,6 +170,9 @@ def _decode(
     ends = torch.tensor(list(stops), device=device)
     uniform = None if draws is None else torch.as_tensor(draws, dtype=torch.float32, device=device)
     cache = DynamicCache(config=model.config)
+    # An index, not the number 1: a slice of the hidden states is not contiguous, and torch would then multiply each row
+    # with a copy of the head of its own.
+    last = torch.tensor([-1], device=device)
     alive = torch.arange(len(rows), device=device)  # which row of the input each row of the batch is
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     spoken = torch.full((len(rows), max_new_tokens), -1, device=device)
@@ -180,7 +183,7 @@ def _decode(
             position_ids=position,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         ).logits[:, -1]
         token = logits.argmax(-1) if uniform is None else pick(logits, temperature, top_p, uniform[alive, step])
         spoken[alive[~ended], step] = token[~ended]

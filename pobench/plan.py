@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -57,6 +58,9 @@ def make_plan(
 
     dry: touch nothing at all, not even a cache; the data is read only if it is at hand. Raises PobenchError with all faults.
     """
+    absent = [t for t in jobs[0].train.trackers if importlib.util.find_spec(t) is None]
+    if absent:
+        raise PobenchError(f"train.trackers: {', '.join(absent)} not installed; pip install 'pobench[trackers]'")
     prepared = None
     if not dry or _model_at_hand(jobs[0]) is not None:
         prepared = prepare(jobs[0])

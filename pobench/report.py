@@ -746,7 +746,9 @@ def _source(name: str, value: Any, loss: registry.Loss, sources: Mapping[str, An
         return clean(str(sources[name]), 200)
     said = "the default" if name in loss.settings and loss.settings[name] == value else ""
     if name in loss.ranges:
-        said += ("; " if said else "") + f"published range {loss.ranges[name]}"
+        searched = loss.ranges[name]
+        values = [stats.show_setting(v) for v in (searched if isinstance(searched, list | tuple) else [searched])]
+        said += ("; " if said else "") + f"published search over {listing(values)}"
     return said
 
 
@@ -885,13 +887,17 @@ def render(sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
     )
     digest = base64.b64encode(hashlib.sha256(read["report.js"].encode()).digest()).decode()
-    return pages.get_template("report.html").render(
-        sections=sections,
-        metrics=_used_metrics(sections),
-        version=__version__,
-        css=Markup(read["report.css"]),
-        js=Markup(read["report.js"]),
-        js_hash=digest,
+    return (
+        pages.get_template("report.html")
+        .render(
+            sections=sections,
+            metrics=_used_metrics(sections),
+            version=__version__,
+            css=Markup(read["report.css"]),
+            js=Markup(read["report.js"]),
+            js_hash=digest,
+        )
+        .lstrip()
     )
 
 

@@ -15,10 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
+from pobench.config import TrainConfig
+from pobench.data import Renderer
 from pobench.layouts import Group, get_layout
 from pobench.logps import ResponseLogps, choose_layout
 from pobench.registry import PobenchError
+from pobench.rows import Message, shared_start
+from pobench.train import NonFiniteError, learning_rate, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,20 @@ def sft(
 
     rows: `{"messages": […]}`, or `{"prompt": text or messages, "response": text}`. batch_size: assistant turns per
     optimiser step; a short last batch is weighted right. max_length: tokens of prompt + response. micro_tokens: tokens
-    of a micro-batch, pads included. shuffle: False keeps the rows' order (a curriculum). progress: called with (steps done, steps in all). The same seed on the same machine
-    gives the same weights.
+    of a micro-batch, pads included. shuffle: False keeps the order of the rows, for a curriculum. progress: called with
+    (steps done, steps in all). The same seed on the same machine gives the same weights.
     Raises PobenchError for weights that are not fp32, for rows that cannot be learnt from, and for a loss or gradient
     that is not finite.
     """
-    low = sorted({str(p.dtype) for p in model.parameters() if p.dtype != torch.float32})
-    if low:
-        raise PobenchError(f"sft: weights must be fp32, got {', '.join(low)}; small steps are lost in shorter formats")
+    config = TrainConfig(
+        lr=lr,
+        epochs=epochs,
+        batch_size=batch_size,
+        warmup_ratio=warmup_ratio,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        adam_beta2=adam_beta2,
+    )
     everything = tokenise(tokenizer, rows)
     groups = [g for g in everything if g.tokens <= max_length]
     if not groups:
@@ -73,18 +84,11 @@ def sft(
     policy = ResponseLogps(model)
     device = next(model.parameters()).device
     rule = get_layout(choose_layout(policy, groups, layout)[0])
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=(0.9, adam_beta2), weight_decay=weight_decay, fused=device.type == "cuda"
-    )
+    optimizer = make_optimizer(policy, config)
     steps = epochs * math.ceil(len(groups) / batch_size)
-    warmup = math.ceil(warmup_ratio * steps)
 
-    def scale(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    started, losses, tokens = time.perf_counter(), [], 0
+    losses: list[float] = []
+    started, tokens = time.perf_counter(), 0
     for epoch in range(epochs):
         order = list(range(len(groups)))
         if shuffle:
@@ -98,15 +102,16 @@ def sft(
                 loss = -policy(micro).sum() / learnt
                 loss.backward()
                 total += loss.item()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
             if not (math.isfinite(total) and math.isfinite(norm)):
-                raise PobenchError(
-                    f"sft: step {len(losses) + 1} of {steps}: loss {total}, gradient norm {norm}; stopped"
+                raise NonFiniteError(
+                    f"sft: step {len(losses) + 1} of {steps}: loss {total:g}, gradient norm {norm:g}; "
+                    "try a smaller learning rate"
                 )
-            for group in optimiser.param_groups:
-                group["lr"] = lr * scale(len(losses))
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, len(losses), steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             losses.append(total)
             tokens += sum(g.tokens for g in batch)
             if progress is not None:
@@ -116,50 +121,46 @@ def sft(
 
 def tokenise(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[Group]:
     """One Group per assistant turn. Raises PobenchError listing every row without a turn to learn from."""
-    groups, faults = [], []
-    for number, row in enumerate(rows):
+    renderer = tokenizer if isinstance(tokenizer, Renderer) else Renderer(tokenizer)
+    texts: list[tuple[str, str, str]] = []
+    faults = []
+    for number, row in enumerate(rows, start=1):
         try:
-            groups += _turns(tokenizer, _messages(row))
-        except ValueError as error:
+            texts += _turns(renderer, _messages(row))
+        except (ValueError, KeyError, TypeError, TemplateError) as error:
             faults.append(f"  row {number}: {error}")
     if faults:
         raise PobenchError("sft: rows that cannot be learnt from:\n" + "\n".join(faults))
+    groups = []
+    for asked, answered, _ in renderer.pair_ids(texts):
+        border = shared_start(asked, answered)
+        groups.append(Group(answered[:border], (answered[border:],)))
     return groups
 
 
-def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
+def _messages(row: Mapping[str, Any]) -> list[Message]:
     if "messages" in row:
-        return list(row["messages"])
+        return [Message(m["role"], m["content"]) for m in row["messages"]]
     if "prompt" not in row or "response" not in row:
-        raise ValueError(
-            f"expected `messages`, or `prompt` and `response`; got {', '.join(map(str, row)) or 'nothing'}"
-        )
+        got = ", ".join(map(str, row)) or "nothing"
+        raise ValueError(f"expected `messages`, or `prompt` and `response`; got {got}")
     prompt = row["prompt"]
-    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return [*before, {"role": "assistant", "content": row["response"]}]
+    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [*(Message(m["role"], m["content"]) for m in before), Message("assistant", row["response"])]
 
 
-def _turns(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[Group]:
+def _turns(renderer: Renderer, messages: Sequence[Message]) -> list[tuple[str, str, str]]:
+    """For each assistant turn the texts that `Renderer.pair_ids` takes; demonstrations have no second answer."""
     turns = []
     for i, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message.role != "assistant":
             continue
-        if i == 0 or not message["content"].strip():
-            raise ValueError("an assistant turn without a prompt" if i == 0 else "an empty assistant turn")
-        prompt = _ids(tokenizer, messages[:i], add_generation_prompt=True)
-        whole = _ids(tokenizer, messages[: i + 1], add_generation_prompt=False)
-        shared = next(
-            (k for k, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole))
-        )
-        response = whole[shared:]
-        if tokenizer.eos_token_id in response:  # what a template writes behind the end of turn is not the assistant's
-            response = response[: response.index(tokenizer.eos_token_id) + 1]
-        turns.append(Group(tuple(whole[:shared]), (tuple(response),)))
+        if i == 0:
+            raise ValueError("the assistant speaks before it is asked")
+        if not message.content.strip():
+            raise ValueError("an assistant turn is empty")
+        answered = renderer.conversation(messages[:i], message.content)
+        turns.append((renderer.prompt(messages[:i]), answered, answered))
     if not turns:
         raise ValueError("no assistant turn")
     return turns
-
-
-def _ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> list[int]:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -384,11 +384,16 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (ImportError, ValueError, KeyError, OSError) as error:
+    except (ImportError, ValueError, KeyError, TypeError, OSError) as error:
         raise PobenchError(f"{gguf.name} cannot be read as a GGUF model: {error}") from error
     finally:
         if bars:
             logging.enable_progress_bar()
+    # Not every release of transformers hands the file's special tokens to the tokenizer; the configuration has them.
+    for role in ("bos_token", "eos_token", "pad_token"):
+        number = getattr(model.config, f"{role}_id", None)
+        if isinstance(number, int):
+            setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(number))
     # The weights are plain fp32 now; the marks of the quantised file would forbid saving them.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -12,7 +12,7 @@ runs      run, setting, kind ("start" | "loss"), loss (name, "start"), title (as
           start), settings (JSON: the loss's settings), lr, epochs, batch_size, start (run id of its start model), pairs
           (trained on), seconds (training wall time), peak_memory (bytes), tokens (useful tokens trained on), status
           ("finished" | "failed" | "unfinished"), reason (of a failure), order (hash of the data order), protocol (int),
-          note (on the weights)
+          note (on the weights), environment (JSON), sources (JSON: setting → where its value comes from)
 steps     run, step (1..), epoch (float), loss, lr, grad_norm, rewards/chosen, rewards/rejected, rewards/margins,
           rewards/accuracies, logps/chosen, logps/rejected (mean over pairs of summed nats), logps/chosen_per_token,
           logps/rejected_per_token, saturated (share of pairs whose |gradient weight| < 1e-4), kl (nan unless used), seconds
@@ -43,7 +43,7 @@ from pobench.registry import PobenchError, losses
 
 COLUMNS = {
     "runs": "run setting kind loss title seed settings lr epochs batch_size start pairs seconds peak_memory tokens status "
-    "reason order protocol note",
+    "reason order protocol note environment sources",
     "steps": "run step epoch loss lr grad_norm rewards/chosen rewards/rejected rewards/margins rewards/accuracies logps/chosen "
     "logps/rejected logps/chosen_per_token logps/rejected_per_token saturated kl seconds",
     "heldout": "run pair chosen_logp rejected_logp chosen_length rejected_length reference_chosen_logp reference_rejected_logp "
@@ -201,4 +201,12 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
         "order": about.get("order", ""),
         "protocol": config["protocol"],
         "note": config["model"].get("note", ""),
+        "environment": json.dumps(folder.read_json("environment.json") if folder.has("environment.json") else {}),
+        "sources": json.dumps({} if start else _sources(config["origin"], config["loss"])),
     }
+
+
+def _sources(origin: Mapping[str, str], loss: str) -> dict[str, str]:
+    """Setting → source, for the loss's own settings and the training fields a reader asks about."""
+    named = {key.removeprefix(f"{loss}."): where for key, where in origin.items() if key.startswith(f"{loss}.")}
+    return {**{f: origin[f"train.{f}"] for f in ("lr", "epochs", "batch_size") if f"train.{f}" in origin}, **named}

@@ -2,7 +2,8 @@
 for (const table of document.querySelectorAll("table.sortable")) {
   table.querySelectorAll("thead th").forEach((head, column) => {
     head.querySelector("button").addEventListener("click", () => {
-      const up = head.getAttribute("aria-sort") === "descending";
+      const now = head.getAttribute("aria-sort"); // numbers begin with the largest, words with A
+      const up = head.classList.contains("num") ? now === "descending" : now !== "ascending";
       table.querySelectorAll("thead th").forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const key = (row) => {
@@ -12,7 +13,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const rows = [...table.tBodies[0].rows];
       rows.sort((a, b) => {
         const [x, y] = [key(a), key(b)];
-        if (typeof x === "string") return (up ? 1 : -1) * y.localeCompare(x) * -1;
+        if (typeof x === "string") return up ? x.localeCompare(y) : y.localeCompare(x);
         if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
         return up ? x - y : y - x;
       });

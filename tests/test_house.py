@@ -18,7 +18,8 @@ INSTRUMENT = """
     data logps reference scores plot store
     inspection train sft generate
     judging
-    prepare onpolicy
+    onpolicy
+    prepare
     worker
     plan
     report

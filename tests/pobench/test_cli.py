@@ -183,7 +183,9 @@ def test_one_loss_that_fails_leaves_the_others_running(pobench_cli, setting, tmp
     (tmp_path / "broken.py").write_text(
         PLUGIN.replace("-weight * policy.chosen.mean", "policy.chosen.mean * float('nan')").replace("mine", "broken")
     )
-    status, out, err = pobench_cli("run", "--setting", "small.yaml", "--losses", "broken,simpo", "--plugin", "broken.py")
+    status, out, err = pobench_cli(
+        "run", "--setting", "small.yaml", "--losses", "broken,simpo", "--plugin", "broken.py"
+    )
     assert status == 1, err
     assert "failed: broken" in err and "step 1: loss nan" in err
     assert "finished" in out and (tmp_path / "runs/report/report.html").is_file()

@@ -50,7 +50,14 @@ def test_one_margin_under_two_names_is_one_job(setting) -> None:
 
 
 def test_all_faults_come_in_one_message(setting) -> None:
-    overrides = {"trian.lr": 1, "train.batch_sise": 3, "simpo.bta": 2, "dpo.gamma": 1, "simpo.beta": -1, "train.lr": "fast"}
+    overrides = {
+        "trian.lr": 1,
+        "train.batch_sise": 3,
+        "simpo.bta": 2,
+        "dpo.gamma": 1,
+        "simpo.beta": -1,
+        "train.lr": "fast",
+    }
     with pytest.raises(PobenchError) as caught:
         resolve(setting, "simp0,simpo,dpo", overrides=overrides)
     text = str(caught.value)

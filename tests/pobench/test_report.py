@@ -33,7 +33,7 @@ def synthetic() -> ModuleType:
 @pytest.fixture(scope="session")
 def frames(synthetic) -> dict:
     """A start model, four losses that finished and one that failed. Do not change it."""
-    made = synthetic.make_frames(prompts=40, pairs=50, steps=12, failed=("ipo",))
+    made = synthetic.make_frames(prompts=64, samples=3, pairs=50, steps=12, failed=("ipo",))
     made["runs"]["note"] = "Weights are dequantised Q4_1."
     return {**made, "scores": scores.complete(made)}
 
@@ -219,7 +219,7 @@ def test_hostile_answers_are_text(frames, tmp_path) -> None:
         "</style></div>{{ 7*7 }}{% raw %}",
     ]
     answers = hostile["answers"]
-    answers["text"] = pd.Series([texts[i % 5] for i in range(len(answers))], index=answers.index, dtype=object)
+    answers["text"] = pd.Series([texts[(i // 3) % 5] for i in range(len(answers))], index=answers.index, dtype=object)
     answers["instruction"] = "<b>bold</b> & <script>x</script>"
     hostile["runs"]["reason"] = "<i>out of memory</i>"
     hostile["runs"]["note"] = "<script>note()</script>"

@@ -1,0 +1,83 @@
+"""Seconds and memory of pobench's training step on this machine: a row of JSON.
+
+    python benchmarks/training_step.py --setting smollm2 --loss simpo --pairs 32 --precision bf16
+
+Warm-up steps are left out; tokens are useful ones (pads not counted); the process's peak memory includes the libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+
+from pobench.config import resolve
+from pobench.data import mismatch
+from pobench.layouts import Group
+from pobench.prepare import prepare
+from pobench.reference import ReferenceCache
+from pobench.registry import get_loss
+from pobench.sources import fetch_model, load_model
+from pobench.train import make_accelerator, train
+from pobench.worker import environment
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--setting", default="smollm2")
+    parser.add_argument("--loss", default="simpo")
+    parser.add_argument("--data", default=None)
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    parser.add_argument("--micro-tokens", type=int, default=None)
+    parser.add_argument("--warm-up", type=int, default=1, help="steps not counted")
+    given = parser.parse_args()
+
+    overrides = {"data.max_pairs": given.pairs, "train.precision": given.precision, "train.warmup_ratio": 0.0}
+    if given.micro_tokens:
+        overrides["train.micro_tokens"] = given.micro_tokens
+    (job,) = resolve(given.setting, given.loss, data=given.data, overrides=overrides)[:1]
+    pairs = prepare(job).train
+    folder = fetch_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256)
+    accelerator = make_accelerator(given.precision)
+    loss = get_loss(given.loss)
+    rows: list[dict] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        trained = train(
+            accelerator,
+            load_model(folder, dtype=torch.float32),
+            pairs,
+            [list(range(len(pairs)))],
+            loss,
+            job.loss_settings,
+            job.train,
+            folder=place,
+            references=lambda arithmetic: ReferenceCache(place, "benchmark", arithmetic),
+            mismatched=mismatch(pairs) if "kl" in loss.needs else None,
+            log=rows.append,
+        )
+    counted = rows[given.warm_up :] or rows
+    tokens = sum(Group.of(p).tokens for p in pairs[given.warm_up * job.train.batch_size :])
+    print(
+        json.dumps(
+            {
+                "setting": given.setting,
+                "loss": given.loss,
+                "pairs": sum(r["pairs"] for r in counted),
+                "seconds_per_pair": statistics.median(r["seconds"] / r["pairs"] for r in counted),
+                "useful_tokens_per_second": tokens / sum(r["seconds"] for r in counted),
+                "peak_memory_gb": trained.peak_memory / 1e9,
+                "layout": trained.layout,
+                **environment(accelerator),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
