@@ -128,9 +128,15 @@ def run(
     plan = make_plan(jobs, runs, stage_list, plugins)
     if plan.prepared is not None and plan.left:
         err.print(escape(plan.prepared.text()))
-    outcomes = execute(plan, announce=lambda text: err.print(escape(text), style="bold"))
+    try:
+        outcomes = execute(plan, announce=lambda text: err.print(escape(text), style="bold", highlight=False))
+    except KeyboardInterrupt:
+        err.print("\ninterrupted; the same command continues where this one stopped")
+        raise
     failed = [o for o in outcomes if o.status == "failed"]
-    report = _analyze(runs, jobs[0].setting, "all", None)
+    report = runs / "report" / "report.html"
+    if any(o.status != "skipped" for o in outcomes) or not report.is_file():
+        report = _analyze(runs, None, "all", None)
     if as_json:
         print(
             json.dumps(

@@ -24,7 +24,7 @@ from pobench.prepare import Prepared, prepare
 from pobench.registry import PobenchError, get_loss
 from pobench.sources import cached_model
 from pobench.store import RunFolder
-from pobench.worker import STAGES, Task, run
+from pobench.worker import INTERRUPTED, STAGES, Task, run
 
 GIB = 1024**3
 
@@ -100,6 +100,8 @@ def _one(task: Task) -> Outcome:
     folder = RunFolder(task.runs, task.run)
     (folder.path / "failed.json").unlink(missing_ok=True)
     status = _launch(task) if _devices() > 1 else _fork(task)
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
     if status == 0:
         return Outcome(task.run, task.title, "finished")
     if status < 0:

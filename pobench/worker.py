@@ -51,6 +51,7 @@ from pobench.train import (
 )
 from pobench.types import Pair, TokenPair
 
+INTERRUPTED = 130
 STAGES = ("train", "heldout", "answers", "judge")
 
 
@@ -111,6 +112,8 @@ def run(task: Task) -> int:
             load_plugin(plugin)
         _Worker(task, folder).work()
         return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except Exception as error:
         if not isinstance(error, PobenchError):
             (folder.path / "traceback.txt").write_text(traceback.format_exc())

@@ -1,4 +1,4 @@
-"""The search behind smollm2.yaml's learning rates and settings: six trials for each loss, scored on the tuning prompts.
+"""The search behind smollm2.yaml's learning rates and settings: four trials for each loss, scored on the tuning prompts.
 
     python experiments/recipes/tune_smollm2.py [--runs runs-tuning]        repeat to continue
 
@@ -18,8 +18,8 @@ import pandas as pd
 from pobench import load_frames, run
 
 GRID = {
-    "simpo": {"train.lr": (5e-6, 1e-5, 2e-5), "simpo.gamma_beta_ratio": (0.5, 1.0)},
-    "dpo": {"train.lr": (5e-6, 1e-5, 2e-5), "dpo.beta": (0.05, 0.1)},
+    "simpo": {"train.lr": (1e-5, 2e-5), "simpo.gamma_beta_ratio": (0.5, 1.0)},
+    "dpo": {"train.lr": (1e-5, 2e-5), "dpo.beta": (0.05, 0.1)},
 }
 TUNE = {"answers.source": "builtin:smollm2/tune_prompts.jsonl"}
 OUT = Path(__file__).resolve().parents[1] / "data" / "smollm2" / "tuning.csv"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pobench.cli import main
 from pobench.config import TrainConfig
 from pobench.data import data_order, mismatch
 from pobench.reference import ReferenceCache
@@ -121,3 +125,39 @@ def word_tokenizer() -> Any:
         "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
     )
     return tokenizer
+
+
+@pytest.fixture
+def pobench_cli(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """Call the command: (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pobench", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def setting(tmp_path: Path, start_model: Any, word_tokenizer: Any) -> dict[str, Any]:
+    """A whole setting on disk: a random model, a word tokenizer, ten preference rows, three prompts."""
+    start_model.save_pretrained(tmp_path / "model")
+    word_tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"id": str(i), "prompt": f"say w{i}", "chosen": f"w{i} w1", "rejected": f"w{i} w2 w3"} for i in range(10)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    prompts = [{"id": f"e{i}", "prompt": f"say w{i}", "check": {"kind": "max_words", "n": 3}} for i in range(3)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in prompts))
+    values = {
+        "name": "small",
+        "model": {"source": str(tmp_path / "model")},
+        "data": {"source": str(tmp_path / "pairs.jsonl"), "held_out_fraction": 0.3},
+        "train": {"lr": 1e-3, "batch_size": 4, "precision": "fp32", "micro_tokens": 200},
+        "answers": {"source": str(tmp_path / "prompts.jsonl"), "max_new_tokens": 4, "precision": "fp32"},
+        "judge": {"name": "verifiable"},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
+    return values

@@ -12,7 +12,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from pobench.registry import PobenchError
 from pobench.sft import sft, tokenise
 
-WORDS = ["<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>", *"a b c d e f g h say then".split()]
+WORDS = [
+    "<pad>",
+    "<unk>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+    *["a", "b", "c", "d", "e", "f", "g", "h", "say", "then"],
+]
 
 
 @pytest.fixture
