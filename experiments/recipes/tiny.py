@@ -6,8 +6,9 @@ The judge (`pobench/judging/tiny_world.py`) defines the world; here it is drawn 
 
 1. instructions, without repetition: for the demonstrations, for training pairs, for held-out pairs, for tuning and for
    evaluation. Some combinations of topic and demands (`NOVEL`) occur in tuning and evaluation alone.
-2. demonstrations. An author who forgets: each demand slips the mind with its own probability (`FORGETS`), and the
-   answer then meets the others; so the model learns what is asked and, now and then, not to do it.
+2. demonstrations, in three stages (`CURRICULUM`): drills that teach to copy; then a careful author, who meets every
+   demand; last one who forgets: each demand slips the mind with its own probability (`FORGETS`), and the answer meets
+   the others. So the model learns what is asked and, now and then, not to do it.
 3. a word-level tokenizer, and a Llama trained from scratch on the demonstrations (`pobench.sft`).
 4. pairs on policy: samples of that model, judged; best against worst, ties dropped.
 
@@ -138,9 +139,11 @@ POPULARITY = {t: 4 / 2**i for groups in TOPICS.values() for things in groups.val
 STYLE_SHARES = (5, 2, 3)  # of STYLES, where none is asked for
 
 
-def draw_things(rng: random.Random, check: Mapping[str, Any], runs_on: bool = False) -> list[str] | None:
-    """Distinct things that meet the check, drawn at random; None where there are too few.
-    runs_on: miscount by one or two, more often upwards."""
+def draw_things(rng: random.Random, check: Mapping[str, Any], miscount: bool = False) -> list[str] | None:
+    """Distinct things that meet the check, drawn by POPULARITY; None where there are too few.
+
+    miscount: miss the bounds by one or two; where there are two of them, more often the upper one.
+    """
     pool = [thing for thing, topic in TOPIC_OF.items() if topic == check["topic"]]
     if "without" in check:
         pool = [thing for thing in pool if GROUP_OF[thing] != check["without"]]
@@ -161,7 +164,7 @@ def draw_things(rng: random.Random, check: Mapping[str, Any], runs_on: bool = Fa
     if most < max(check["least"], ends):
         return None
     n = rng.randint(max(check["least"], ends, 1), most)
-    if runs_on:
+    if miscount:
         if check["most"] is None:
             n = max(1, check["least"] - rng.choice((1, 1, 2)))
         elif check["least"] == 1:
@@ -184,7 +187,7 @@ def demonstrate(rng: random.Random, check: Mapping[str, Any], faults: float = 1.
     keys = {"group": ("without", "only"), "edge": ("first", "last")}
     dropped = {k for name in forgotten for k in keys.get(name, (name,))}
     kept = {k: v for k, v in check.items() if k not in dropped}
-    things = draw_things(rng, kept, runs_on="count" in forgotten) or draw_things(rng, check)
+    things = draw_things(rng, kept, miscount="count" in forgotten) or draw_things(rng, check)
     assert things is not None
     style = kept.get("style") or rng.choices(STYLES, STYLE_SHARES)[0]
     if rng.random() < REPEATS * faults and len(things) > 1:

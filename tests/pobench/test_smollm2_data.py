@@ -105,7 +105,7 @@ def test_length_does_not_tell_chosen_from_rejected():
 def test_the_recipe_tells_how_the_pairs_came_about(recipe, name, split):
     from pobench.onpolicy import _digest, messages
 
-    told = json.loads((DATA / "recipe.json").read_text(encoding="utf-8"))[f"{name}.jsonl"]
+    told = json.loads((DATA / f"{name}.recipe.json").read_text(encoding="utf-8"))
     assert told["model"]["source"] == recipe.MODEL and told["model"]["sha256"] == recipe.WHEEL_SHA256
     assert told["decoding"] == recipe.DECODING
     assert told["judge"] == "verifiable"
