@@ -1,6 +1,6 @@
 """pobench: which preference-optimization objective is really better, on your model and your data?
 
-    from pobench import get_loss, Pair, SequenceLogps, LossOutput, register_loss, list_losses, run, load_frames
+from pobench import get_loss, Pair, SequenceLogps, LossOutput, register_loss, list_losses, run, load_frames
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pobench.files import write_text
 from pobench.generate import generate_batches
 from pobench.judging import PointwiseJudge
 from pobench.registry import PobenchError
@@ -95,8 +96,8 @@ def make_pairs(
             progress(len(drawn), total)
     pairs, counts = best_against_worst(rows, drawn, judge)
     recipe = {**asked, "judge": judge.name, "rule": "best against worst, closest in length", "counts": counts}
-    _write_whole(out, "".join(_line(pair) for pair in pairs))
-    _write_whole(out.with_suffix(".recipe.json"), json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
+    write_text(out, "".join(_line(pair) for pair in pairs))
+    write_text(out.with_suffix(".recipe.json"), json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
     return recipe
 
 
@@ -192,11 +193,11 @@ def _mean(values: Sequence[float]) -> float | None:
 def _open_samples(path: Path, asked: Mapping[str, Any]) -> list[Sample]:
     """The samples that `path` holds already; made with its first line, the settings, where there is none."""
     if not path.is_file():
-        _write_whole(path, _line({"samples_of": asked}))
+        write_text(path, _line({"samples_of": asked}))
         return []
     whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
     if torn:  # a line that was being written when the last call was cut off
-        _write_whole(path, whole + "\n")
+        write_text(path, whole + "\n")
     try:
         first, *rest = [json.loads(line) for line in whole.splitlines()]
         found = first["samples_of"]
@@ -222,12 +223,6 @@ def _append(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
         stream.write("".join(_line(v) for v in values))
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def _digest(value: Any) -> str:

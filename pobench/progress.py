@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -29,53 +30,66 @@ def progress(title: str, total: float, unit: str = "") -> Iterator[Advance]:
         yield from _lines(title, total, unit)
 
 
+class _Pace:
+    """What is done and how fast. Work that an earlier call had done (the first report starts above 1) counts for no speed."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit, self.started, self.done, self.before = unit, time.monotonic(), 0.0, math.nan
+
+    def advance(self, n: float, done: float | None) -> None:
+        if math.isnan(self.before):
+            self.before = 0.0 if done is None else max(0.0, done - 1)
+        self.done = self.done + n if done is None else done
+
+    @property
+    def rate(self) -> str:
+        return _rate(self.done - (0.0 if math.isnan(self.before) else self.before), self.seconds, self.unit)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def left(self, total: float) -> str:
+        fresh = self.done - self.before
+        return _clock(self.seconds / fresh * (total - self.done)) if fresh > 0 else "?"
+
+
 def _bar(title: str, total: float, unit: str) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]} {task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim"),
         TimeElapsedColumn(),
-        TextColumn("·"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
-        task = bars.add_task(title, total=total, rate="", note="")
-        started, state = time.monotonic(), [0.0]
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(title, total=total, note="", left="")
+        pace = _Pace(unit)
 
         def advance(n: float = 1, note: str = "", done: float | None = None) -> None:
-            state[0] = state[0] + n if done is None else done
-            rate = _rate(state[0], time.monotonic() - started, unit)
-            bars.update(task, completed=state[0], rate=rate, note=note)
+            pace.advance(n, done)
+            left = f"· {pace.left(total)} left" if pace.done < total else ""
+            bars.update(task, completed=pace.done, note=f"{pace.rate} {note}", left=left)
 
         yield advance
 
 
 def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
-    started = shown = time.monotonic()
-    state = [0.0, 0.0]  # done now, done when we began (a resumed job begins above 0)
+    pace, shown = _Pace(unit), time.monotonic()
 
     def advance(n: float = 1, note: str = "", done: float | None = None) -> None:
         nonlocal shown
-        state[0] = state[0] + n if done is None else done
-        now = time.monotonic()
-        if now - shown < SECONDS_BETWEEN_LINES or state[0] >= total:
+        pace.advance(n, done)
+        if time.monotonic() - shown < SECONDS_BETWEEN_LINES or pace.done >= total:
             return
-        shown = now
-        left = (now - started) / max(state[0], 1e-9) * (total - state[0])
-        text = f"{title}  {state[0]:g}/{total:g} {unit}".rstrip()
-        print(
-            f"{text}  {_rate(state[0], now - started, unit)}  {_clock(left)} left  {note}".rstrip(),
-            file=sys.stderr,
-            flush=True,
-        )
+        shown = time.monotonic()
+        text = f"{title}  {pace.done:g}/{total:g} {unit}".rstrip()
+        print(f"{text}  {pace.rate}  {pace.left(total)} left  {note}".rstrip(), file=sys.stderr, flush=True)
 
     yield advance
-    print(
-        f"{title}  {state[0]:g}/{total:g} {unit}  done in {_clock(time.monotonic() - started)}",
-        file=sys.stderr,
-        flush=True,
-    )
+    text = f"{title}  {pace.done:g}/{total:g} {unit}".rstrip()
+    print(f"{text}  done in {_clock(pace.seconds)}", file=sys.stderr, flush=True)
 
 
 def _rate(done: float, seconds: float, unit: str) -> str:

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pobench.files import whole, write_text
 from pobench.registry import PobenchError, nearest
 
 ORIGIN_FILE = "pobench_origin.json"  # beside converted weights: what they were made from
@@ -108,7 +109,7 @@ def weights_digest(folder: Path) -> str:
         total.update(json.dumps(meaning, sort_keys=True).encode())
     with contextlib.suppress(OSError):  # an unwritable cache costs time, not the answer
         note.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(note, json.dumps({"folder": str(folder), "files": seen, "sha256": total.hexdigest()}))
+        write_text(note, json.dumps({"folder": str(folder), "files": seen, "sha256": total.hexdigest()}))
     return total.hexdigest()
 
 
@@ -194,12 +195,10 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def _building(target: Path) -> Iterator[Path]:
-    """A path beside `target` to build a file or folder at; renamed to `target` at the end, removed after a fault."""
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    """`files.whole`, where a full or read-only disk is one message with the remedy."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        os.replace(unfinished, target)
+        with whole(target) as unfinished:
+            yield unfinished
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
@@ -207,17 +206,6 @@ def _building(target: Path) -> Iterator[Path]:
         raise PobenchError(
             f"{why}: {str(target.parent)!r}; make room there, or set POBENCH_CACHE to a folder that has it"
         ) from error
-    finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished, ignore_errors=True)
-        else:
-            unfinished.unlink(missing_ok=True)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 @contextlib.contextmanager
@@ -404,7 +392,7 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     tokenizer.save_pretrained(folder)
     kind = gguf.stem.rpartition(".")[2]
     note = f"weights dequantised from {kind}" if re.match(r"I?Q\d", kind) else "weights converted from GGUF"
-    _write_whole(folder / ORIGIN_FILE, json.dumps({**made_from, "file": gguf.name, "note": note}, indent=2) + "\n")
+    write_text(folder / ORIGIN_FILE, json.dumps({**made_from, "file": gguf.name, "note": note}, indent=2) + "\n")
 
 
 def _from_gguf_file(file: Path, sha256: str | None) -> Path:

@@ -358,7 +358,7 @@ def arms(runs: pd.DataFrame) -> list[Arm]:
         label = label.encode("utf-8", "replace").decode()  # a frame of labels must be possible
         if row["loss"] == "start":
             label = "Start model" if label.casefold() in ("start", "start model") else label
-        elif differing := [k for k in facts[key] if len({facts[r].get(k) for r in rivals}) > 1]:
+        elif differing := [k for k in facts[key] if len({facts[r].get(k) for r in rivals} - {None}) > 1]:
             label += " (" + ", ".join(f"{GREEK.get(k, k)} = {facts[key][k]}" for k in differing) + ")"
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
         ids = tuple(str(rows[m]["run"]) for m in members)

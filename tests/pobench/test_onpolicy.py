@@ -104,7 +104,7 @@ def test_pairs_come_with_their_recipe_and_samples(tmp_path, parts):
     assert len(samples) == recipe["counts"]["answers"] == 30
     texts = {(s["id"], s["text"]) for s in samples if s["finished"]}
     assert all((p["id"], p["chosen"]) in texts and (p["id"], p["rejected"]) in texts for p in pairs)
-    assert not list(tmp_path.glob("*.unfinished"))
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(tmp_path, parts):
