@@ -16,7 +16,8 @@ INSTRUMENT = """
     registry files progress
     numerics config sources rows layouts stats metrics checkpoint
     data logps reference scores plot store
-    inspection train sft generate
+    inspection train generate
+    sft
     judging
     onpolicy
     prepare
@@ -29,7 +30,7 @@ INSTRUMENT = """
 CONTENT = {  # folder: the modules of pobench it may import, and the packages besides Python's own
     "losses": ({"types", "registry", "numerics"}, {"torch"}),
     "analysis": ({"types", "registry", "stats", "plot"}, {"numpy", "pandas", "matplotlib", "scipy"}),
-    "experiments": (set(INSTRUMENT.split()) - {"cli"}, {"numpy", "torch", "transformers", "tokenizers"}),
+    "experiments": (set(INSTRUMENT.split()) - {"cli"}, {"numpy", "pandas", "torch", "transformers", "tokenizers"}),
     "reports": (set(), set()),
 }
 LAYER = {module: depth for depth, line in enumerate(INSTRUMENT.strip().splitlines()) for module in line.split()}

@@ -369,6 +369,8 @@ def main() -> None:
         }
         model.save_pretrained(MODEL)
         tokenizer.save_pretrained(MODEL)
+        for file in MODEL.iterdir():
+            file.chmod(0o644)  # safetensors writes for its owner alone, and a wheel would keep that
 
     judge, counts = TinyWorldJudge(), {}
     for split, name in (("train", "pairs"), ("heldout", "heldout_pairs")):
