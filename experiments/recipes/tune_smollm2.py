@@ -41,7 +41,9 @@ def main() -> None:
         row = {"loss": trial.loss, "lr": trial.lr, **json.loads(trial.settings), "epochs": trial.epochs}
         for metric in ("pass_rate", "pass_rate_gain", "kl_winners", "reward_accuracy", "length_tokens"):
             for part in ("value", "low", "high", "n"):
-                row[metric if part == "value" else f"{metric}_{part}"] = scores.get((part, metric), pd.Series()).get(trial.run)
+                row[metric if part == "value" else f"{metric}_{part}"] = scores.get((part, metric), pd.Series()).get(
+                    trial.run
+                )
         rows.append(row)
     pd.DataFrame(rows).round(5).to_csv(OUT, index=False)
     print(f"{len(rows)} trials: {OUT}")
