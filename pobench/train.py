@@ -31,7 +31,6 @@ from pobench.reference import ReferenceCache
 from pobench.registry import Loss, PobenchError
 from pobench.types import LossOutput, Pair, SequenceLogps, TokenPair
 
-
 STEPS_BETWEEN_TRIMS = 4  # every step would cost a third of its time in touching the pages again
 
 
