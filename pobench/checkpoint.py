@@ -16,6 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
+SHARD_BYTES = 64 * 1024**2
+
+
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint in `folder`, or None."""
     found = [p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
@@ -30,8 +33,8 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
     partial = folder / f"partial-{step}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_named(model), partial / "weights.safetensors")
-    save_file(_moments(model, optimizer), partial / "adam.safetensors")
+    _save(_named(model), partial, "weights")
+    _save(_moments(model, optimizer), partial, "adam")
     (partial / "state.json").write_text(json.dumps({"step": step, **about}))
     partial.rename(target)
     clear(folder, keep=target)
@@ -40,11 +43,11 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put weights and moments back in place; returns what `save` was told, with `step`."""
     device = next(model.parameters()).device
-    weights = load_file(path / "weights.safetensors", device=str(device))
+    weights = _load(path, "weights", str(device))
     with torch.no_grad():
         for name, parameter in _trained(model).items():
             parameter.copy_(weights[name])
-    moments = load_file(path / "adam.safetensors")
+    moments = _load(path, "adam")
     state = {}
     for i, (name, parameter) in enumerate(_in_order(model, optimizer)):
         state[i] = {
@@ -63,6 +66,22 @@ def clear(folder: Path, keep: Path | None = None) -> None:
     for path in [*folder.glob("checkpoint-*"), *folder.glob("partial-*")]:
         if path != keep:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _save(tensors: dict[str, Tensor], folder: Path, name: str) -> None:
+    """In shards: safetensors copies all that it is handed at once, and a whole model's worth would double the memory."""
+    shard: dict[str, Tensor] = {}
+    for i, (key, tensor) in enumerate(tensors.items(), start=1):
+        shard[key] = tensor
+        if i == len(tensors) or sum(t.nbytes for t in shard.values()) > SHARD_BYTES:
+            save_file(shard, folder / f"{name}-{i}.safetensors")
+            shard = {}
+
+
+def _load(folder: Path, name: str, device: str = "cpu") -> dict[str, Tensor]:
+    return {
+        k: t for file in sorted(folder.glob(f"{name}-*.safetensors")) for k, t in load_file(file, device=device).items()
+    }
 
 
 def _fused(optimizer: torch.optim.Optimizer) -> bool:
