@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-
 SHARD_BYTES = 64 * 1024**2
 
 
