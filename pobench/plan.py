@@ -132,7 +132,7 @@ def _child(task: Task) -> None:
 
 
 def _devices() -> int:
-    """How many processes a training job gets: the user's `accelerate config`, else every GPU."""
+    """How many processes a training job gets: `POBENCH_PROCESSES`, else the user's `accelerate config`, else every GPU."""
     import torch
     from accelerate.commands.config import default_config_file, load_config_from_file
 
@@ -150,12 +150,13 @@ def _launch(task: Task) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "task.json"
         task.dump(path)
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(_devices())]
         import torch
 
-        if not torch.cuda.is_available():
-            command += ["--cpu"]
-        return subprocess.call([*command, "-m", "pobench.worker", str(path)])
+        if torch.cuda.is_available() or not os.environ.get("POBENCH_PROCESSES"):
+            command = ["accelerate.commands.launch", "--num_processes", str(_devices())]
+        else:  # on CPUs `accelerate launch` wants MPI; torch's own launcher does without
+            command = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(_devices())]
+        return subprocess.call([sys.executable, "-m", *command, "-m", "pobench.worker", str(path)])
 
 
 # ---------------------------------------------------------------- what it will cost
