@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.resources
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -721,7 +720,7 @@ def formulas(part: Part) -> list[Formula]:
         if arm.is_start:
             continue
         row = stats.of_arm(part.frames["runs"], arm).iloc[0]
-        used, sources = stats.settings_of(row), _json(row.get("sources"))
+        used, sources = stats.settings_of(row), stats.json_object(row.get("sources"))
         colour = plot.look(arm.loss).colour
         try:
             loss = registry.get_loss(arm.loss)
@@ -756,7 +755,7 @@ def environment(part: Part) -> list[tuple[str, str]]:
     """(key, value) of the environment that all runs share; where runs differ, every value that occurs."""
     found: dict[str, list[str]] = {}
     for text in part.frames["runs"]["environment"]:
-        for key, value in _flat(_json(text)):
+        for key, value in _flat(stats.json_object(text)):
             values = found.setdefault(key, [])
             if value not in values:
                 values.append(value)
@@ -769,16 +768,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]
             yield from _flat(value, f"{prefix}{key} · ")
         else:
             yield f"{prefix}{key}", str(value)
-
-
-def _json(text: Any) -> dict[str, Any]:
-    if isinstance(text, dict):
-        return text
-    try:
-        found = json.loads(text) if isinstance(text, str) and text else {}
-    except json.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 # ---------------------------------------------------------------- the page

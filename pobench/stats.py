@@ -368,7 +368,11 @@ def arms(runs: pd.DataFrame) -> list[Arm]:
 
 def settings_of(row: Any) -> dict[str, Any]:
     """The loss's settings of one row of `runs`; empty where there are none."""
-    text = row.get("settings")
+    return json_object(row.get("settings"))
+
+
+def json_object(text: Any) -> dict[str, Any]:
+    """A mapping stored as JSON text (or left as one); empty where there is none, or it does not parse."""
     if isinstance(text, dict):
         return text
     try:
