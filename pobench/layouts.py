@@ -22,6 +22,9 @@ from pobench.registry import layouts, register_layout
 from pobench.types import TokenPair
 
 PAD = 0  # any valid id: a pad is never attended to by a token and never predicted
+# Rows are this many tokens wide, or a multiple. A processor's matrix kernels are compiled for a shape and kept: with widths
+# that recur they are found again, which saves more time than the pads cost, and memory.
+WIDTH_STEP = 32
 
 
 class Group(NamedTuple):
@@ -105,7 +108,8 @@ class SharedPrefix:
                 rows_left -= 1
                 row = len(room) - 1
             if row is None:
-                width, room = need, [need]
+                width = _row_width(need)
+                room = [width if width <= budget else need]
                 rows_left = max(1, budget // width) - 1
                 batches.append([])
                 row = 0
@@ -114,7 +118,7 @@ class SharedPrefix:
         return batches
 
     def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
-        width = max(g.tokens for g in groups)
+        width = _row_width(max(g.tokens for g in groups))
         rows: list[list[int]] = []  # first fit, as planned
         room: list[int] = []
         for i, group in enumerate(groups):
@@ -200,6 +204,10 @@ class Padded:
         # The model's own causal (and sliding-window) mask serves: right pads come after every token that counts, so no
         # token ever sees one, and without a padding mask no row of it can be empty.
         return _batch(ids, position, None, None, previous, groups)
+
+
+def _row_width(tokens: int) -> int:
+    return -(-tokens // WIDTH_STEP) * WIDTH_STEP
 
 
 def _near(position: Tensor, window: int) -> Tensor:

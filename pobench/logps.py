@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from pobench.layouts import Batch, Group, get_layout
 from pobench.registry import PobenchError
 
+VOCABULARY_TILE = 8192  # rows of the head's weight whose gradient is made at once
+
 
 class _Head(NamedTuple):
-    """How hidden states become logits. dtype: of the matrix product."""
+    """How hidden states become logits. dtype: of the matrix product. grad: where the weight's gradient is added, or None."""
 
     tile: int
     scale: float
     softcap: float | None
     dtype: torch.dtype
+    grad: Tensor | None
 
     def logits(
         self, hidden: Tensor, product_weight: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
@@ -66,7 +69,9 @@ class _TiledHead(torch.autograd.Function):
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
         product_weight = weight.to(head.dtype)
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
+        grad_weight = None
+        if want_weight:
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32) if head.grad is None else head.grad
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if want_bias and bias is not None else None
         for at in range(0, len(target), head.tile):
             part = slice(at, at + head.tile)
@@ -83,17 +88,24 @@ class _TiledHead(torch.autograd.Function):
             g = g.to(head.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = (g @ product_weight).to(hidden.dtype)
-            if grad_weight is not None and head.dtype == torch.float32:
-                grad_weight.addmm_(g.T, hidden[part])
-            elif grad_weight is not None:
-                grad_weight += g.T @ hidden[part].to(head.dtype)
+            if grad_weight is not None:
+                _add_products(grad_weight, g.T, hidden[part].to(head.dtype))
         return (
             grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_weight is None or head.grad is not None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(weight.dtype),
             None,
             None,
         )
+
+
+def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`, in fp32; a narrower product is made a few rows at a time, not as large as the total."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+        return
+    for at in range(0, len(left), VOCABULARY_TILE):
+        total[at : at + VOCABULARY_TILE] += left[at : at + VOCABULARY_TILE] @ right
 
 
 class ResponseLogps(nn.Module):
@@ -103,8 +115,13 @@ class ResponseLogps(nn.Module):
     """
 
     def __init__(self, model: Any, tile: int | None = None) -> None:
-        """tile: response positions per tile of the head; None: what suits the device."""
+        """tile: response positions per tile of the head; None: what suits the device.
+
+        `add_in_place`: the head adds its weight's gradient to the one that is there, instead of handing autograd a matrix
+        of the same size to add. Not under a data-parallel wrapper, which waits for what autograd hands out.
+        """
         super().__init__()
+        self.add_in_place = False
         self.model = model
         # On a CPU a tile of logits should stay near the cache; on a GPU a small product wastes the chip.
         self.tile = tile or (128 if model.device.type == "cpu" else 4096)
@@ -140,7 +157,8 @@ class ResponseLogps(nn.Module):
         ).last_hidden_state
         wanted = hidden.flatten(0, 1).index_select(0, batch.previous)
         bias = getattr(self.model.get_output_embeddings(), "bias", None)
-        head = _Head(self.tile, self.scale, self.softcap, dtype)
+        grad = weight.grad if self.add_in_place and weight.dtype == torch.float32 else None
+        head = _Head(self.tile, self.scale, self.softcap, dtype, grad)
         with torch.autocast(device_type, enabled=False):
             logp = _TiledHead.apply(wanted, weight, bias, batch.target, head)
         return torch.zeros(batch.responses, device=logp.device).index_add(0, batch.sequence, logp)

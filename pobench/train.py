@@ -255,6 +255,7 @@ def train(
     if keep_gradients:
         for parameter in policy.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        policy.add_in_place = world == 1
 
     last_save = time.monotonic()
     for step in range(done, len(batches)):
