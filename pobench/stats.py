@@ -103,15 +103,84 @@ def outcomes(ours: ArrayLike, theirs: ArrayLike) -> Floats:
     return np.where(np.isnan(a) | np.isnan(b), np.nan, 0.5 + 0.5 * np.sign(a - b))
 
 
+def length_controlled_win_rate(
+    results: ArrayLike,
+    ours_length: ArrayLike,
+    theirs_length: ArrayLike,
+    clusters: ArrayLike | None = None,
+    seeds: ArrayLike | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """The win rate at equal length, by a logistic model that knows the lengths and nothing else:
+
+        logit P(ours wins) = θ + φ tanh((ours_length - theirs_length) / their standard deviation)
+        length-controlled win rate = sigmoid(θ)
+
+    It is for any prompts and any opponent, and it is NOT AlpacaEval's LC win rate, which also knows how hard each of
+    its own instructions is: call it "length-only". A normal prior of φ with deviation 10 settles what data leave
+    open in which the longer answer always wins; hundreds of pairs outweigh it. Where nearly all of ours are longer (or
+    shorter), equal length is an extrapolation: read it with its interval, or not at all.
+
+    results: (observations,) 1 won, 0.5 tied, 0 lost, or anything between, as `outcomes` gives. ours_length,
+    theirs_length: (observations,) in one unit. clusters, seeds: as in `mean`; each cluster counts once. An observation
+    that lacks its result or a length is dropped.
+    """
+    y, longer = _same_shape(results, np.subtract(*_same_shape(ours_length, theirs_length)))
+    there = ~(np.isnan(y) | np.isnan(longer))
+    if not there.any():
+        return Estimate.missing()
+    labels = np.arange(len(y)) if clusters is None else _labels(clusters, len(y))
+    runs = np.zeros(len(y), dtype=int) if seeds is None else _labels(seeds, len(y))
+    names, cluster = np.unique(labels[there], return_inverse=True)
+    run_names, run = np.unique(runs[there], return_inverse=True)
+    y, longer = y[there], longer[there]
+    spread = float(longer.std(ddof=1)) if len(y) > 1 else 0.0
+    x = np.tanh(longer / spread) if spread > 0 else np.zeros_like(y)
+    cell = cluster * len(run_names) + run
+    share = 1.0 / np.bincount(cell)[cell]  # a cell's observations count as one together
+    value = float(_at_equal_length(y, x, share[None])[0])
+    draws = [
+        _at_equal_length(y, x, by_cluster[:, cluster] * (by_seed[:, run] if len(run_names) > 1 else 1.0) * share)
+        for by_cluster, by_seed in _weights(len(names), len(run_names), seed, resamples)
+    ]
+    constant = bool(np.ptp(y) == 0.0)
+    return _estimate(float(y[0]) if constant else value, np.concatenate(draws), len(names), UNIT, constant)
+
+
+def _at_equal_length(y: Floats, x: Floats, weights: Floats) -> Floats:
+    """(resamples,) sigmoid(θ) of the penalised logistic fits of y on x; weights: (resamples, observations)."""
+    theta, phi = np.zeros((2, len(weights), 1))
+    for _ in range(60):  # Newton's steps, shortened: on separable data the whole ones run away
+        p = 1.0 / (1.0 + np.exp(-(theta + phi * x)))
+        rest, bend = weights * (y - p), weights * p * (1.0 - p)
+        slope = rest.sum(1, keepdims=True) - 1e-6 * theta, (rest * x).sum(1, keepdims=True) - phi / 100.0
+        a, b = bend.sum(1, keepdims=True) + 1e-6, (bend * x).sum(1, keepdims=True)
+        d = (bend * x * x).sum(1, keepdims=True) + 1.0 / 100.0
+        determinant = a * d - b * b
+        steps = (d * slope[0] - b * slope[1]) / determinant, (a * slope[1] - b * slope[0]) / determinant
+        theta, phi = theta + np.clip(steps[0], -2.0, 2.0), phi + np.clip(steps[1], -2.0, 2.0)
+        if max(np.abs(steps[0]).max(), np.abs(steps[1]).max()) < 1e-9:
+            break
+    fitted: Floats = 1.0 / (1.0 + np.exp(-theta[:, 0]))
+    fitted[weights.sum(1) == 0] = np.nan  # a resample of seeds and clusters that never meet
+    return fitted
+
+
 def ratio(
     numerator: ArrayLike,
     denominator: ArrayLike,
     clusters: ArrayLike | None = None,
     *,
+    bounds: Bounds | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
-    """`Σ numerator / Σ denominator`, clusters resampled whole. Missing where the denominators sum to zero."""
+    """`Σ numerator / Σ denominator`, clusters resampled whole. Missing where the denominators sum to zero.
+
+    bounds: the ends of the ratio's scale, if it has any; used only when all clusters have the same ratio.
+    """
     top, bottom = _same_shape(numerator, denominator)
     gone = np.isnan(top) | np.isnan(bottom)
     labels = np.arange(len(top)) if clusters is None else _labels(clusters, len(top))
@@ -123,7 +192,9 @@ def ratio(
     for by_cluster, _ in _weights(len(tops), 1, seed, resamples):
         total, count = by_cluster @ tops, by_cluster @ bottoms
         draws.append(np.divide(total, count, out=np.full_like(total, np.nan), where=count != 0))
-    return _estimate(float(tops.sum() / bottoms.sum()), np.concatenate(draws), len(tops), None, False)
+    shares = tops[bottoms != 0] / bottoms[bottoms != 0]
+    constant = bounds is not None and bool(np.ptp(shares) == 0.0)
+    return _estimate(float(tops.sum() / bottoms.sum()), np.concatenate(draws), len(tops), bounds, constant)
 
 
 def proportion(successes: float, n: int) -> Estimate:
