@@ -1,0 +1,683 @@
+"""What the benchmarks share: one training run of pobench or of TRL in a process of its own, and the arithmetic of results.
+
+Both sides get the same token ids, batch size, learning rate (linear decay, no warm-up, AdamW without decay, gradients
+clipped at 1: TRL's defaults) and number of steps. pobench goes through `pobench.train.train`. TRL's DPOTrainer differs
+from the one that is installed in four places, none of them in its step: it is handed token ids in place of text, its
+sampler puts the warm-up batches first, it tells the length of a pair to the sampler that groups by length (its own
+column filter would drop it), and the time of its reference pass is taken. It saves nothing, reports to nobody and draws
+no progress bar.
+
+Time runs from the end of the last warm-up step to the end of the last step, collation included. Memory is the peak of
+the whole process (of the GPU, where there is one), libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import platform
+import resource
+import signal
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pobench.config import Job, list_settings, resolve
+from pobench.data import data_order, mismatch, subset
+from pobench.files import write_text
+from pobench.layouts import Group
+from pobench.prepare import read_pairs
+from pobench.reference import ReferenceCache, sequence_key
+from pobench.registry import PobenchError, get_loss
+from pobench.sources import fetch_model, load_model, weights_digest
+from pobench.train import make_accelerator, peak_memory, train
+from pobench.types import TokenPair
+
+TOLERANCE = 1e-5  # relative difference of two losses that count as the same, fp32
+MOVED = 1e-3  # relative change of the loss below which equal losses would prove nothing
+FAULT = "fault"  # what a child's result holds in place of a traceback
+STATE_BYTES = 16  # a parameter's share of weights, gradients and two moments, all fp32
+
+
+class Twin(NamedTuple):
+    """A loss of TRL's DPOTrainer that is one of ours. setting: ours that is TRL's `beta`. settings: ours that make it so."""
+
+    loss_type: str
+    setting: str
+    settings: dict[str, Any]
+
+
+TWINS = {
+    "dpo": Twin("sigmoid", "beta", {}),
+    "dpo_ln": Twin("sigmoid_norm", "beta", {}),
+    "ipo": Twin("ipo", "tau", {"average": True}),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How TRL's trainer is set up. The default is the trainer as it comes, `micro` pairs a forward pass."""
+
+    micro: int = 8
+    precomputed: bool = False
+    checkpointing: bool | None = None  # None: TRL's own default
+    grouped: bool = False  # batches of like lengths
+
+    @classmethod
+    def best(cls, micro: int) -> Variant:
+        return cls(micro, precomputed=True, checkpointing=False, grouped=True)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One training run. pairs: a JSON file of token pairs, of which the first `count` are taken (None: all).
+
+    trained: so many of them are trained on (None: all), the others only need their reference. warm_up: steps before the
+    clock starts, on the first pairs again. place: folder for caches, shared by the runs of one comparison.
+    """
+
+    model: str
+    pairs: str
+    loss: str
+    settings: dict[str, Any]
+    lr: float
+    place: str
+    precision: str = "fp32"
+    count: int | None = None
+    trained: int | None = None
+    epochs: int = 1
+    warm_up: int = 0
+    batch_size: int = 8
+    max_length: int = 2048
+    micro_tokens: int = 2048
+    threads: int = 1
+    variant: Variant = field(default_factory=Variant)
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+class Shape(NamedTuple):
+    """Sizes that decide the work. body: matrix parameters without embedding and head. parameters: all that are trained."""
+
+    body: int
+    hidden: int
+    vocabulary: int
+    parameters: int
+
+    @classmethod
+    def of(cls, model: Any) -> Shape:
+        head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+        outside = {id(head): head.numel(), id(embedding): embedding.numel()}  # one, where they are tied
+        body = sum(p.numel() for p in model.parameters() if p.ndim >= 2) - sum(outside.values())
+        return cls(body, head.shape[1], head.shape[0], sum(p.numel() for p in model.parameters() if p.requires_grad))
+
+
+def limit_flops(shape: Shape, pair: TokenPair, *, recomputed_head: bool = False) -> int:
+    """FLOPs that a training step cannot do without, for one pair: 6N(P + C + R) + 6HV(C + R); attention's own products,
+    which grow with the square of the length, are not counted. recomputed_head: + 2HV(C + R)."""
+    responses = len(pair.chosen) + len(pair.rejected)
+    head = 8 if recomputed_head else 6
+    return 6 * shape.body * (len(pair.prompt) + responses) + head * shape.hidden * shape.vocabulary * responses
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median over rounds, with its least and greatest. Raises ValueError if there is none."""
+    if not values:
+        raise ValueError("a spread of no values")
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    """The spread of the quotients, round by round, so that a slow spell of the machine meets both."""
+    return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
+def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The greatest relative difference of two runs' losses, step by step."""
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def check_same_loss(runs: dict[str, Sequence[float]]) -> float:
+    """The greatest relative difference of any run's losses from the first's.
+
+    Raises PobenchError when it exceeds `TOLERANCE`, or when the loss has not moved enough for equality to mean anything.
+    """
+    (first, ours), *others = runs.items()
+    if not all(math.isfinite(x) for losses in runs.values() for x in losses):
+        raise PobenchError(f"no timing: a loss is not finite: {runs}")
+    moved = max(abs(x - ours[0]) / abs(ours[0]) for x in ours)
+    if moved < MOVED:
+        raise PobenchError(
+            f"no timing: over {len(ours)} steps the loss of {first} changed by {moved:.1g} of itself (at least {MOVED:g} "
+            "is needed), so equal losses would prove nothing; give a larger --lr"
+        )
+    off = {name: largest_difference(losses, ours) for name, losses in others}
+    if any(not x <= TOLERANCE for x in off.values()):
+        told = "; ".join(f"{name} by {x:.2g}" for name, x in off.items())
+        raise PobenchError(f"no timing: losses differ from those of {first}: {told} (allowed {TOLERANCE:g} relative)")
+    return max(off.values())
+
+
+# ---------------------------------------------------------------- a process of its own
+
+
+def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What `function` returns when a fresh interpreter calls it. Raises PobenchError when that process fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        child = multiprocessing.get_context("spawn").Process(target=_child, args=(function, arguments, result))
+        child.start()
+        try:
+            child.join()
+        except BaseException:
+            child.terminate()
+            child.join(20)
+            child.kill()
+            raise
+        if child.exitcode or not result.is_file():
+            hint = " (the system may have run out of memory)" if child.exitcode == -9 else ""
+            raise PobenchError(f"{function.__name__}: its process ended with status {child.exitcode}{hint}")
+        found = json.loads(result.read_text())
+        if FAULT in found:
+            raise PobenchError(f"{function.__name__}: {found[FAULT]}")
+        return found
+
+
+def _child(function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], result: Path) -> None:
+    os.dup2(2, 1)  # standard output belongs to the parent's JSON
+    if not os.environ.get("POBENCH_DEBUG"):
+        warnings.filterwarnings("ignore")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        found = function(*arguments)
+    except Exception as error:
+        if os.environ.get("POBENCH_DEBUG"):
+            raise
+        found = {FAULT: str(error) if isinstance(error, PobenchError) else f"{type(error).__name__}: {error}"}
+    write_text(result, json.dumps(found))
+
+
+def pin_threads(threads: int) -> None:
+    """For this process's children: libraries read these once, when they are loaded."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def libraries_memory(model: str) -> int:
+    """Bytes that this process holds before it trains: the model is loaded once and dropped, because that imports the rest."""
+    import torch
+
+    load_model(Path(model), dtype=torch.float32)
+    gc.collect()
+    status = Path("/proc/self/status")
+    return _status_bytes(status, "VmRSS") if status.is_file() else 0
+
+
+def highest_memory(device: Any) -> int:
+    """Bytes, the most that this process has held (GPU memory where it trains on one).
+
+    A child's `ru_maxrss` starts at its parent's size on Linux; the kernel's high-water mark does not.
+    """
+    status = Path("/proc/self/status")
+    if device.type == "cuda" or not status.is_file():
+        return peak_memory(device)
+    return _status_bytes(status, "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _status_bytes(status: Path, key: str) -> int:
+    lines = (line.split() for line in status.read_text().splitlines())
+    return next((int(words[1]) * 1024 for words in lines if words[0] == f"{key}:"), 0)
+
+
+def now(device: Any) -> float:
+    """Seconds, with the device's queue empty."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def matmul_rate(precision: str, device: Any) -> float:
+    """FLOP/s of a large square product in this process: the median of nine."""
+    import torch
+
+    size = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    taken = []
+    for _ in range(12):
+        started = now(device)
+        torch.mm(a, b)
+        taken.append(now(device) - started)
+    return 2 * size**3 / statistics.median(taken[3:])
+
+
+def cpu_name() -> str:
+    """As the processor calls itself; its architecture where the system does not tell."""
+    with open("/proc/cpuinfo", encoding="utf-8") if os.path.exists("/proc/cpuinfo") else open(os.devnull) as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def about_machine(accelerator: Any) -> dict[str, Any]:
+    """The environment of a measurement: packages, processor, threads."""
+    from pobench.worker import environment
+
+    found = environment(accelerator)
+    try:
+        found["packages"]["trl"] = importlib.metadata.version("trl")
+    except importlib.metadata.PackageNotFoundError:
+        found["packages"]["trl"] = None
+    return {**found, "cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else None}
+
+
+# ---------------------------------------------------------------- the two sides
+
+
+class TimedCache(ReferenceCache):
+    """A cache that knows what filling it took."""
+
+    seconds = 0.0
+
+    def fill(self, groups: Sequence[Group], compute: Any) -> int:
+        started = time.perf_counter()
+        computed = super().fill(groups, compute)
+        self.seconds += time.perf_counter() - started
+        return computed
+
+
+def run_pobench(work: Work) -> dict[str, Any]:
+    """Train with pobench: see `_measured`; reference_seconds and reference_computed (responses) tell the cost of the
+    reference pass, 0 where the cache had it all; train_seconds is all that `train` took, that pass included."""
+    import torch
+
+    from pobench.config import TrainConfig
+
+    torch.set_num_threads(work.threads)
+    accelerator = make_accelerator(work.precision)
+    pairs = load_pairs(Path(work.pairs))[: work.count]
+    order = training_order(pairs[: work.trained])
+    warm = warm_up_order(order, work.warm_up * work.batch_size)
+    config = TrainConfig(
+        lr=work.lr,
+        batch_size=work.batch_size,
+        schedule="linear",
+        warmup_ratio=0.0,
+        precision=work.precision,
+        micro_tokens=work.micro_tokens,
+        checkpoint_seconds=1e9,
+    )
+    libraries = libraries_memory(work.model)
+    model = load_model(Path(work.model), dtype=torch.float32)
+    shape = Shape.of(model)
+    caches: list[TimedCache] = []
+
+    def references(arithmetic: str) -> ReferenceCache:
+        caches.append(TimedCache(Path(work.place) / "reference", weights_digest(Path(work.model)), arithmetic))
+        return caches[-1]
+
+    loss = get_loss(work.loss)
+    losses: list[float] = []
+    ends: list[float] = []
+
+    def log(row: dict[str, Any]) -> None:
+        ends.append(now(accelerator.device))
+        losses.append(row["loss"])
+
+    started = now(accelerator.device)
+    with tempfile.TemporaryDirectory() as folder:
+        trained = train(
+            accelerator,
+            model,
+            pairs,
+            [*([warm] if warm else []), *[order] * work.epochs],
+            loss,
+            work.settings,
+            config,
+            folder=Path(folder),
+            references=references,
+            mismatched=mismatch(pairs) if "kl" in loss.needs else None,
+            log=log,
+        )
+    whole = now(accelerator.device) - started
+    return {
+        **_measured(work, accelerator, shape, libraries, ends, pairs),
+        "losses": losses,
+        "layout": trained.layout,
+        "train_seconds": whole,
+        "reference_seconds": sum(c.seconds for c in caches),
+        "reference_computed": sum(c.computed for c in caches),
+    }
+
+
+def need_trl() -> None:
+    """Raises PobenchError where TRL is not installed."""
+    if importlib.util.find_spec("trl") is None:
+        raise PobenchError("TRL is not installed, and there is nothing to compare with; pip install trl==1.16.0")
+
+
+def run_trl(work: Work, watched: bool = False) -> dict[str, Any]:
+    """Train with TRL's DPOTrainer: see `_measured`. watched: also the loss of every step, and the keys of the token
+    sequences that the model was shown; it costs time, so timed runs go without."""
+    import torch
+    from accelerate import Accelerator
+    from datasets import Dataset, load_from_disk
+    from torch.utils.data import Sampler
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    torch.set_num_threads(work.threads)
+    pairs = load_pairs(Path(work.pairs))[: work.count]
+    order = training_order(pairs)
+    warm = warm_up_order(order, work.warm_up * work.batch_size)
+    # On disk, so that TRL finds its own cache of reference sums again; in bf16 these are others than in fp32.
+    table = Path(work.place) / f"trl-{len(pairs)}-{work.precision}"
+    if not table.exists():
+        Dataset.from_dict(_columns(pairs)).save_to_disk(str(table))
+    ends: list[float] = []
+    reference: list[float] = []
+    losses: list[list[float]] = [[]]
+    shown: set[str] = set()
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            ends.append(now(args.device))
+            losses.append([])
+
+    class WarmFirst(Sampler):
+        def __init__(self, then: Any) -> None:
+            self.then = then
+
+        def __iter__(self) -> Iterator[int]:
+            yield from warm
+            yield from self.then
+
+        def __len__(self) -> int:
+            return len(warm) + len(self.then)
+
+    class Peer(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+            return dataset
+
+        def _set_signature_columns_if_needed(self) -> None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = list(dict.fromkeys([*self._signature_columns, "length"]))
+
+        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+            return WarmFirst(super()._get_train_sampler(*args, **kwargs))
+
+        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+            started = now(self.args.device)
+            dataset = super()._precompute_ref_logps(*args, **kwargs)
+            reference.append(now(self.args.device) - started)
+            return dataset
+
+    class Watched(Peer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            losses[-1].append(float(loss.detach()))
+            rows = zip(inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"], strict=True)
+            for ids, held, answer in rows:
+                prompt, response = (ids[held.bool() & (answer == kind)].tolist() for kind in (0, 1))
+                shown.add(sequence_key(prompt, response).hex())
+            return loss
+
+    twin, variant = TWINS[work.loss], work.variant
+    libraries = libraries_memory(work.model)
+    with tempfile.TemporaryDirectory() as folder:
+        config = DPOConfig(
+            output_dir=folder,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            per_device_train_batch_size=variant.micro,
+            gradient_accumulation_steps=work.batch_size // variant.micro,
+            learning_rate=work.lr,
+            num_train_epochs=work.epochs,
+            max_length=work.max_length,
+            bf16=work.precision == "bf16",
+            use_cpu=not torch.cuda.is_available(),  # or it refuses bf16
+            loss_type=[twin.loss_type],
+            beta=work.settings[twin.setting],
+            precompute_ref_log_probs=variant.precomputed,
+            **({} if variant.checkpointing is None else {"gradient_checkpointing": variant.checkpointing}),
+            **({"train_sampling_strategy": "group_by_length"} if variant.grouped else {}),
+        )
+        trainer = (Watched if watched else Peer)(
+            model=work.model, args=config, train_dataset=load_from_disk(str(table)), callbacks=[Clock()]
+        )
+        trainer.remove_callback(PrinterCallback)
+        shape = Shape.of(trainer.model)
+        trainer.train()
+    return {
+        **_measured(work, Accelerator(), shape, libraries, ends, pairs),
+        "losses": [statistics.mean(step) for step in losses if step],
+        "shown": sorted(shown),
+        "reference_seconds": sum(reference),
+        "checkpointing": bool(config.gradient_checkpointing),
+    }
+
+
+TRIAL_PAIRS = 32
+
+
+def fastest_micro(work: Work) -> tuple[int, dict[int, dict[str, Any]]]:
+    """(pairs a forward pass, what every size that was tried gave) of TRL at its best, on a few pairs."""
+    trials = {}
+    for size in [n for n in (8, 4, 2, 1) if work.batch_size % n == 0]:
+        trials[size] = in_child(run_trl, replace(work, count=TRIAL_PAIRS, variant=Variant.best(size)))
+        say(f"trl_best with micro-batches of {size}: {trials[size]['seconds_per_pair']:.3g} s a pair")
+    return min(trials, key=lambda size: trials[size]["seconds_per_pair"]), trials
+
+
+def reference_cost(runs: Sequence[dict[str, Any]], pairs: int) -> float:
+    """Seconds of TRL's reference pass over all pairs: of the first run that made it, since the others find its cache."""
+    return max(run["reference_seconds"] for run in runs if run["pairs"] == pairs)
+
+
+def _measured(
+    work: Work, accelerator: Any, shape: Shape, libraries: int, ends: Sequence[float], pairs: Sequence[TokenPair]
+) -> dict[str, Any]:
+    """Times in seconds, memory in bytes. ends: when each step ended."""
+    device = accelerator.device
+    peak = highest_memory(device)
+    values: dict[str, Any] = {
+        "peak_memory": peak,
+        "libraries_memory": 0 if device.type == "cuda" else libraries,
+        "state_memory": STATE_BYTES * shape.parameters,
+        "steps": len(ends),
+        "pairs": len(pairs),
+        "shape": list(shape),
+        "environment": about_machine(accelerator),
+    }
+    counted = pairs[: work.trained]
+    if work.warm_up:
+        seconds = ends[-1] - ends[work.warm_up - 1]
+        tokens = work.epochs * sum(Group.of(p).tokens for p in counted)
+        flops = work.epochs * sum(limit_flops(shape, p) for p in counted)
+        rate = matmul_rate(work.precision, device)
+        recomputed = work.epochs * sum(limit_flops(shape, p, recomputed_head=True) for p in counted)
+        values |= {
+            "seconds": seconds,
+            "seconds_per_pair": seconds / (work.epochs * len(counted)),
+            "useful_tokens_per_second": tokens / seconds,
+            "mfu": flops / seconds / rate,
+            "mfu_with_recomputed_head": recomputed / seconds / rate,
+            "matmul_flops": rate,
+        }
+    return values
+
+
+# ---------------------------------------------------------------- data
+
+
+def training_order(pairs: Sequence[TokenPair]) -> list[int]:
+    """As pobench meets them in an epoch of seed 0."""
+    return data_order(pairs, 0, 1).epochs[0].tolist()
+
+
+def warm_up_order(order: Sequence[int], pairs: int) -> list[int]:
+    """The first `pairs` indices, round and round where there are fewer."""
+    return [order[i % len(order)] for i in range(pairs)]
+
+
+def _columns(pairs: Sequence[TokenPair]) -> dict[str, list[Any]]:
+    """As TRL's own preparation leaves them, and the length that its grouping sampler asks for."""
+    return {
+        "prompt_ids": [list(p.prompt) for p in pairs],
+        "chosen_ids": [list(p.chosen) for p in pairs],
+        "rejected_ids": [list(p.rejected) for p in pairs],
+        "length": [len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs],
+    }
+
+
+def save_pairs(path: Path, pairs: Sequence[TokenPair]) -> None:
+    write_text(path, json.dumps(pairs))
+
+
+def load_pairs(path: Path) -> list[TokenPair]:
+    return [TokenPair(i, *map(tuple, ids)) for i, *ids in json.loads(path.read_text())]
+
+
+def job_of(
+    model: str, loss: str, *, data: str | None = None, lr: float | None = None, max_length: int | None = None
+) -> Job:
+    """The job behind a command line. model: the name of a shipped setting, whose data and values then serve, or a folder
+    or hub name with the values of `smollm2`. Bad and over-long rows are left out."""
+    named = model in list_settings()
+    overrides: dict[str, Any] = {"data.on_bad_row": "drop"}
+    if lr is not None:
+        overrides["train.lr"] = lr
+    if max_length is not None:
+        overrides |= {"data.max_length": max_length, "data.max_prompt_length": max(1, max_length - 2)}
+    setting = model if named else "smollm2"
+    return resolve(setting, loss, data=data, model=None if named else model, overrides=overrides)[0]
+
+
+def pairs_of(job: Job, count: int) -> list[TokenPair]:
+    """`count` token pairs of the job's data. Raises PobenchError where it has fewer."""
+    pairs, _, _ = read_pairs(job)
+    if len(pairs) < count:
+        raise PobenchError(f"--pairs {count}: {job.data.source} has {len(pairs)} that fit {job.data.max_length} tokens")
+    return subset(pairs, count)
+
+
+def model_folder(job: Job) -> str:
+    return str(fetch_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256))
+
+
+def lengths_of(pairs: Sequence[TokenPair]) -> dict[str, float]:
+    """The mean tokens of a pair's parts."""
+    return {part: statistics.mean(len(getattr(p, part)) for p in pairs) for part in ("prompt", "chosen", "rejected")}
+
+
+# ---------------------------------------------------------------- command lines
+
+
+def parser_of(doc: str | None, *, model: str, pairs: int | None = None) -> argparse.ArgumentParser:
+    """The options that every benchmark has. doc: what `--help` says first."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", default=model, help="a shipped setting (its model, data and values), a folder, a name"
+    )
+    parser.add_argument("--data", help="a preference file; default: the setting's own")
+    if pairs is not None:
+        parser.add_argument("--pairs", type=int, default=pairs)
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of the arithmetic; weights are fp32")
+    parser.add_argument("--lr", type=float, help="default: the setting's")
+    parser.add_argument("--batch-size", type=int, default=8, help="pairs per optimiser step")
+    parser.add_argument("--micro-tokens", type=int, help="of pobench's micro-batches; default: the setting's")
+    parser.add_argument("--max-length", type=int, help="tokens; longer pairs are left out; default: the setting's")
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--out", type=Path, help="also write that object to a file")
+    return parser
+
+
+def say(text: str) -> None:
+    """A line about what goes on, beside the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_script(measure: Callable[[argparse.Namespace], dict[str, Any]], parser: argparse.ArgumentParser) -> None:
+    """Parse, measure, print and write; a fault is one plain message and exit status 2."""
+    given = parser.parse_args()
+    pin_threads(given.threads)
+    # As an exception it reaches `in_child`, which ends the child.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        result = measure(given)
+    except PobenchError as error:
+        say(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    text = json.dumps(result, indent=1)
+    if given.out:
+        write_text(given.out, text + "\n")
+    if given.json:
+        print(text)
+    else:
+        print("\n".join(f"{key:<44} {value}" for key, value in _flat(result)))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and set(value) == {"median", "min", "max", "n"}:
+            yield prefix + key, f"{value['median']:.4g}  [{value['min']:.4g}, {value['max']:.4g}]  n = {value['n']}"
+        elif isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def common(given: argparse.Namespace, job: Job) -> dict[str, Any]:
+    """What every result says about its conditions; file names without their folders."""
+    return {
+        "model": Path(given.model).name if os.path.sep in given.model else given.model,
+        "data": Path(job.data.source).name,
+        "dtype": given.dtype,
+        "batch_size": given.batch_size,
+        "lr": job.train.lr,
+        "max_length": job.data.max_length,
+        "micro_tokens": given.micro_tokens or job.train.micro_tokens,
+        "threads": given.threads,
+    }
+
+
+def work_of(given: argparse.Namespace, job: Job, pairs: Path, place: Path, **changes: Any) -> Work:
+    """The run that a command line asks for."""
+    values: dict[str, Any] = {
+        "model": model_folder(job),
+        "pairs": str(pairs),
+        "loss": job.loss,
+        "settings": dict(job.loss_settings),
+        "lr": job.train.lr,
+        "place": str(place),
+        "precision": given.dtype,
+        "batch_size": given.batch_size,
+        "max_length": job.data.max_length,
+        "micro_tokens": given.micro_tokens or job.train.micro_tokens,
+        "threads": given.threads,
+    }
+    return Work(**{**values, **changes})

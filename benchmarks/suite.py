@@ -1,0 +1,139 @@
+"""All registered losses, one epoch each, against as many TRL runs.
+
+    python benchmarks/suite.py --model tiny --pairs 64 --out FILE
+
+pobench's side is measured: everything that `train` takes, the one reference pass included. TRL's side is an ESTIMATE
+from measured steps of its DPOTrainer; it has no one trainer for all these losses. A loss that needs no reference is
+counted as a DPO step without one; KTO's mismatched pairs are not counted against TRL, nor is starting its trainers.
+
+    as it comes   reference-based: the reference computed in every step; others: the same trainer without it
+    at its best   reference precomputed, once for each reference-based run: TRL keys its cache by the prepared text, whose
+                  preparation holds all its arguments, the loss and the output folder among them; `best_reference_kept` is
+                  the estimate for who gets around that and computes it once for all
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sqlite3
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peers
+from peers import Variant, Work, in_child, run_pobench, run_trl, say
+
+from pobench.registry import PobenchError, get_loss, list_losses
+
+
+def main() -> None:
+    parser = peers.parser_of(__doc__, model="tiny", pairs=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=2, help="TRL's steps before the clock starts")
+    parser.add_argument("--best-micro", type=int, help="pairs a forward pass of TRL at its best; default: by a trial")
+    peers.run_script(measure, parser)
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    if given.pairs < given.batch_size or given.pairs % given.batch_size:
+        raise PobenchError(f"--pairs {given.pairs}: a multiple of --batch-size {given.batch_size} is needed")
+    if given.best_micro is not None and (given.best_micro < 1 or given.batch_size % given.best_micro):
+        raise PobenchError(f"--best-micro {given.best_micro}: a divisor of --batch-size {given.batch_size} is needed")
+    if min(given.rounds, given.warm_up) < 1:
+        raise PobenchError("--rounds and --warm-up: at least 1")
+    peers.need_trl()
+    names = list_losses()
+
+    def job_of(name: str) -> Any:
+        return peers.job_of(given.model, name, data=given.data, lr=given.lr, max_length=given.max_length)
+
+    job = job_of("dpo")
+    pairs = peers.pairs_of(job, given.pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        peers.save_pairs(place / "pairs.json", pairs)
+        trl = peers.work_of(given, job, place / "pairs.json", place, warm_up=given.warm_up)
+        trials: dict[int, dict[str, Any]] = {}
+        micro = given.best_micro
+        if micro is None:
+            micro, trials = peers.fastest_micro(trl)
+        variants = {
+            "default": Variant(given.batch_size),
+            "default_without_reference": Variant(given.batch_size, precomputed=True),
+            "best": Variant.best(micro),
+        }
+        ours: list[dict[str, Any]] = []
+        theirs: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+        for turn in range(given.rounds):
+            own = place / f"round-{turn}"  # an empty cache: a round holds its reference pass
+            own.mkdir()
+            works = [peers.work_of(given, job_of(name), place / "pairs.json", own) for name in names]
+            ours.append(in_child(run_suite, works))
+            say(f"round {turn + 1}: {len(names)} losses in {ours[-1]['seconds']:.1f} s")
+            for name, variant in variants.items():
+                theirs[name].append(in_child(run_trl, replace(trl, variant=variant)))
+                say(f"round {turn + 1}: TRL, {name}: {theirs[name][-1]['seconds_per_pair']:.3g} s a pair")
+        step = {name: statistics.median(run["seconds"] for run in runs) for name, runs in theirs.items()}
+        everywhere = [run for runs in theirs.values() for run in runs] + list(trials.values())
+        reference = peers.reference_cost(everywhere, given.pairs)
+    needing = [name for name in names if "reference" in get_loss(name).needs]
+    total = statistics.median(run["seconds"] for run in ours)
+    estimate = estimates(step, reference, len(needing), len(names) - len(needing))
+    return {
+        "benchmark": "suite",
+        **peers.common(given, job),
+        "pairs": given.pairs,
+        "rounds": given.rounds,
+        "pobench_seconds": total,
+        "losses": {name: statistics.median(run["losses"][name] for run in ours) for name in names},
+        "reference_based": needing,
+        "reference_seconds": statistics.median(run["reference_seconds"] for run in ours),
+        "reference_passes": max(run["reference_passes"] for run in ours),
+        "trl_estimated": True,
+        "trl_seconds_one_run": step,
+        "trl_reference_seconds": reference,
+        "trl_best_micro": micro,
+        "trl_seconds": estimate,
+        "time_ratio": {name: total / seconds for name, seconds in estimate.items()},
+        "environment": ours[0]["environment"],
+    }
+
+
+def run_suite(works: Sequence[Work]) -> dict[str, Any]:
+    """Every work, one after the other, in this process. reference_passes: sequences computed, over distinct sequences."""
+    runs = {work.loss: run_pobench(work) for work in works}
+    distinct = distinct_sequences(Path(works[0].place) / "reference")
+    return {
+        "losses": {name: run["train_seconds"] for name, run in runs.items()},
+        "seconds": sum(run["train_seconds"] for run in runs.values()),
+        "reference_seconds": sum(run["reference_seconds"] for run in runs.values()),
+        "reference_passes": sum(run["reference_computed"] for run in runs.values()) / distinct,
+        "environment": next(iter(runs.values()))["environment"],
+    }
+
+
+def distinct_sequences(folder: Path) -> int:
+    """How many (prompt, response) the caches of a folder hold, whichever of them."""
+    keys: set[bytes] = set()
+    for file in folder.glob("*.sqlite"):
+        with contextlib.closing(sqlite3.connect(file)) as db:
+            keys |= {key for (key,) in db.execute("SELECT key FROM sums")}
+    return len(keys)
+
+
+def estimates(step: dict[str, float], reference: float, needing: int, free: int) -> dict[str, float]:
+    """Seconds of so many TRL runs. step: seconds of one run's steps, by variant. reference: of one reference pass."""
+    best = (needing + free) * step["best"]
+    return {
+        "default": needing * step["default"] + free * step["default_without_reference"],
+        "best": best + needing * reference,
+        "best_reference_kept": best + reference,
+    }
+
+
+if __name__ == "__main__":
+    main()
