@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help run report test test-all check clean
+.PHONY: help run report test test-all check docs clean
 .DEFAULT_GOAL := help
 
 help:       ## this list
@@ -28,6 +28,11 @@ check: $(VENV)/.installed-test ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed      ## write docs/losses.md from the losses' docstrings and declarations
+	@mkdir -p docs
+	$(BIN)/pobench list losses --markdown > docs/losses.md.part
+	mv docs/losses.md.part docs/losses.md
 
 clean:      ## remove what building and testing left; runs and the environment stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

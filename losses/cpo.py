@@ -3,8 +3,16 @@
     loss = -log sigmoid( beta * chosen - beta * rejected ) - sft_weight * chosen
 
 Xu et al. 2024, arXiv 2401.08417; as printed in arXiv 2405.14734, Table 7. Both terms are printed with the sum
-over the response; `sft_reduction: mean` takes each response's token mean in the second. TRL takes the mean over all
-tokens of a micro-batch there (weight `cpo_alpha`), which changes with how the batch is split.
+over the response; `sft_reduction: mean` takes each response's token mean in the second.
+Elsewhere: TRL takes the mean over all tokens of a micro-batch in the second term (weight `cpo_alpha`), which changes
+with how the batch is split; for one pair it is `sft_reduction: mean`.
+Beware: as a sum, the likelihood term outweighs the contrast, whose slope is at most beta.
+
+Gradient:
+    chosen = -beta * s - sft_weight * where(sft_reduction == "sum", 1, 1 / |chosen|)
+    rejected = beta * s
+    s = sigmoid(beta * rejected - beta * chosen)
+
 Reward: beta * summed log-probability.
 """
 
@@ -23,6 +31,11 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
     source="arXiv 2401.08417",
     units={"beta": "per nat", "sft_weight": "per nat (sum) or per (nat per token) (mean)"},
     ranges={"beta": (0.01, 0.05, 0.1), "sft_weight": (1.0,)},
+    defaults={
+        "beta": "TRL's default, the largest of arXiv 2405.14734, Table 7; the tuned value is not published",
+        "sft_weight": "arXiv 2405.14734, Table 7: the only value",
+        "sft_reduction": "as printed in arXiv 2405.14734, Table 7",
+    },
     in_paper=True,
 )
 def cpo(

@@ -3,6 +3,14 @@
     loss = -log sigmoid( beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected) )
 
 Rafailov et al. 2023, arXiv 2305.18290, Eq. 7. All four are sums over the response, so beta lives near 0.01 to 0.1.
+Elsewhere: TRL's default `loss_type="sigmoid"` of its DPO trainer and HALOs' are the same.
+Beware: only the difference counts: the chosen response may become less likely as long as the rejected one falls faster.
+
+Gradient:
+    chosen = -beta * s
+    rejected = beta * s
+    s = sigmoid(beta * (rejected - reference_rejected) - beta * (chosen - reference_chosen))
+
 Reward: beta * log-ratio to the reference.
 """
 
@@ -20,6 +28,7 @@ from pobench.types import LossOutput, Pair, Positive
     source="arXiv 2305.18290, Eq. 7",
     units={"beta": "per nat"},
     ranges={"beta": (0.01, 0.05, 0.1)},
+    defaults={"beta": "arXiv 2305.18290, Appendix B; the SimPO authors' tuned value is 0.01"},
     in_paper=True,
 )
 def dpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1) -> LossOutput:

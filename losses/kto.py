@@ -4,10 +4,21 @@
          + undesirable_weight * (1 - sigmoid( z - beta * (rejected - reference_rejected) ))
     z    = max(0, beta * kl)
 
-Ethayarajh et al. 2024, arXiv 2402.01306; the SimPO paper's table prints `+ sigmoid(z - reward)` for the
-second side, a sign slip that would raise the rejected response. `kl` is the mean log-ratio over mismatched prompts and
-responses of the whole optimiser batch, unclamped; the clamp comes last, and z carries no gradient. TRL takes kl over
-each micro-batch and the mean over responses; here a pair's two sides are added, 1.0 when nothing has moved.
+Ethayarajh et al. 2024, arXiv 2402.01306. `kl` is the mean log-ratio over mismatched prompts and responses of the whole
+optimiser batch, unclamped; the clamp comes last, and z carries no gradient. A pair's two sides are added, 1.0 when
+nothing has moved.
+Elsewhere: TRL and HALOs take kl over each micro-batch and the mean over responses: with as many chosen as rejected ones
+their loss is half of this. The SimPO paper's table prints `+ sigmoid(z - reward)` for the second side, a sign slip that
+would raise the rejected response.
+Beware: kl from a small micro-batch is noise, and a mismatch within a batch of one is no mismatch.
+
+Gradient:
+    chosen = -desirable_weight * beta * sigmoid(r_chosen - z) * sigmoid(z - r_chosen)
+    rejected = undesirable_weight * beta * sigmoid(r_rejected - z) * sigmoid(z - r_rejected)
+    r_chosen = beta * (chosen - reference_chosen)
+    r_rejected = beta * (rejected - reference_rejected)
+    z = max(0, beta * kl)
+
 Reward: beta * log-ratio to the reference.
 """
 
@@ -26,6 +37,11 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
     source="arXiv 2402.01306",
     units={"beta": "per nat", "desirable_weight": "loss per chosen", "undesirable_weight": "loss per rejected"},
     ranges={"beta": (0.01, 0.05, 0.1), "desirable_weight": (1.0,), "undesirable_weight": (1.0,)},
+    defaults={
+        "beta": "TRL's default, the largest of arXiv 2405.14734, Table 7; the tuned value is not published",
+        "desirable_weight": "arXiv 2405.14734, Table 7: the only value",
+        "undesirable_weight": "arXiv 2405.14734, Table 7: the only value",
+    },
     in_paper=True,
 )
 def kto(

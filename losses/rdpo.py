@@ -3,9 +3,17 @@
     loss = -log sigmoid( beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected)
                          + alpha * (|chosen| - |rejected|) )
 
-Park et al. 2024, arXiv 2403.19159; as printed in arXiv 2405.14734, Table 7. It saturates: at alpha = 0.05 and a length
-difference of 100 tokens the weight of a pair is 6.7e-3 at the first step, at alpha = 0.5 and 50 tokens 1e-11. Watch
-the share of saturated pairs.
+Park et al. 2024, arXiv 2403.19159; as printed in arXiv 2405.14734, Table 7.
+Elsewhere: neither TRL nor HALOs has it; at alpha = 0 it is their DPO.
+Beware: it saturates. At alpha = 0.05 and a length difference of 100 tokens the weight of a pair is 6.7e-3 at the first
+step, at alpha = 0.5 and 50 tokens 1e-11. Watch the share of saturated pairs.
+
+Gradient:
+    chosen = -beta * s
+    rejected = beta * s
+    s = sigmoid(beta * (rejected - reference_rejected) - beta * (chosen - reference_chosen) - longer)
+    longer = alpha * (|chosen| - |rejected|)
+
 Reward: beta * log-ratio to the reference; the length term is a margin of the pair, not a reward.
 """
 
@@ -23,6 +31,11 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
     source="arXiv 2403.19159",
     units={"beta": "per nat", "alpha": "reward per token of length difference"},
     ranges={"beta": (0.01, 0.05, 0.1), "alpha": (0.05, 0.1, 0.5, 1.0)},
+    meanings={"alpha": "what one token of length difference counts in the margin"},
+    defaults={
+        "beta": "DPO's, the largest of arXiv 2405.14734, Table 7; the tuned value is not published",
+        "alpha": "the smallest of arXiv 2405.14734, Table 7; the tuned value is not published",
+    },
     in_paper=True,
 )
 def rdpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1, alpha: NonNegative = 0.05) -> LossOutput:

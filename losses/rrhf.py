@@ -2,9 +2,17 @@
 
     loss = max(0, rejected / |rejected| - chosen / |chosen|) - sft_weight * chosen
 
-Yuan et al. 2023, arXiv 2304.05302; as printed in arXiv 2405.14734, Table 7. The last term is printed with the sum over
-the response and then outweighs the hinge by about the response's length; `sft_reduction: mean` takes each response's
-token mean.
+Yuan et al. 2023, arXiv 2304.05302, for two responses; as printed in arXiv 2405.14734, Table 7. `sft_reduction: mean`
+takes each response's token mean in the last term.
+Elsewhere: neither TRL nor HALOs has it. The authors rank several responses to a prompt, every pair of them by this hinge.
+Beware: the last term is printed with the sum over the response and then outweighs the hinge by about the response's
+length.
+
+Gradient:
+    chosen = -hinge / |chosen| - sft_weight * where(sft_reduction == "sum", 1, 1 / |chosen|)
+    rejected = hinge / |rejected|
+    hinge = where(rejected / |rejected| > chosen / |chosen|, 1, 0)
+
 Reward: mean log-probability, in nats per token.
 """
 
@@ -23,6 +31,10 @@ from pobench.types import LossOutput, NonNegative, Pair, Reduction
     source="arXiv 2304.05302",
     units={"sft_weight": "per nat (sum) or per (nat per token) (mean)"},
     ranges={"sft_weight": (0.1, 0.5, 1.0, 10.0)},
+    defaults={
+        "sft_weight": "arXiv 2304.05302: the two terms are added as they stand; the tuned value is not published",
+        "sft_reduction": "as printed in arXiv 2405.14734, Table 7",
+    },
     in_paper=True,
 )
 def rrhf(policy: Pair, *, sft_weight: NonNegative = 1.0, sft_reduction: Reduction = "sum") -> LossOutput:

@@ -2,9 +2,17 @@
 
     loss = -log sigmoid( beta * chosen - beta * rejected - gamma )
 
-Meng, Xia, Chen 2024, arXiv 2405.14734, Section 4.2 (ablation); its beta and gamma are not published. beta multiplies
-sums over all tokens, so it lives on DPO's scale and not on SimPO's: at beta = 2 nearly every pair is saturated.
-`gamma` is absolute, in reward units; `gamma_beta_ratio` is gamma / beta in nats, by default 10. Give one of them.
+Meng, Xia, Chen 2024, arXiv 2405.14734, Section 4.2 (ablation); its beta and gamma are not published. `gamma` is
+absolute, in reward units; `gamma_beta_ratio` is gamma / beta in nats, by default 10. Give one of them.
+Elsewhere: neither TRL nor HALOs has it; TRL's CPO without its SFT term is the same at gamma = 0.
+Beware: beta multiplies sums over all tokens, so it lives on DPO's scale and not on SimPO's: at beta = 2 nearly every
+pair is saturated.
+
+Gradient:
+    chosen = -beta * s
+    rejected = beta * s
+    s = sigmoid(beta * rejected - beta * chosen + gamma)
+
 Reward: beta * summed log-probability.
 """
 
@@ -27,6 +35,11 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
         "gamma": "reward, absolute; by default 10 * beta",
         "gamma_beta_ratio": "nats; gamma = ratio * beta",
     },
+    defaults={
+        "beta": "not published; CPO's, whose scale it shares",
+        "gamma": "not published; follows the ratio",
+        "gamma_beta_ratio": "10 where neither is given: not published",
+    },
     in_paper=True,
     alternatives=GAMMA_NAMES,
     canonical=spell_out_gamma(10.0),
@@ -34,7 +47,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 def simpo_no_ln(
     policy: Pair,
     *,
-    beta: Positive = 0.1,  # not published; CPO's range, whose scale it shares
+    beta: Positive = 0.1,
     gamma: NonNegative | None = None,
     gamma_beta_ratio: NonNegative | None = None,
 ) -> LossOutput:

@@ -3,9 +3,17 @@
     loss = -log sigmoid( beta * chosen / |chosen| - beta * rejected / |rejected| - gamma ) - sft_weight * chosen
 
 Meng, Xia, Chen 2024, arXiv 2405.14734, Appendix H (ablation); the weight is not published. `chosen` in the last term
-is the sum over the response; `sft_reduction: mean` takes each response's token mean instead. The SimPO and CPO
-trainers take the mean over all tokens of a micro-batch, which changes with how the batch is split. `gamma` is
-absolute, in reward units; `gamma_beta_ratio` is gamma / beta, by default 0.5. Give one of them.
+is the sum over the response; `sft_reduction: mean` takes each response's token mean instead. `gamma` is absolute, in
+reward units; `gamma_beta_ratio` is gamma / beta, by default 0.5. Give one of them.
+Elsewhere: the SimPO repository (`sft_weight`) and TRL's CPO trainer (`cpo_alpha`) take the mean over all tokens of a
+micro-batch in the last term, which changes with how the batch is split; for one pair it is `sft_reduction: mean`.
+Beware: a weight tuned for a mean is about a response's length too large for a sum.
+
+Gradient:
+    chosen = -beta * s / |chosen| - sft_weight * where(sft_reduction == "sum", 1, 1 / |chosen|)
+    rejected = beta * s / |rejected|
+    s = sigmoid(beta * rejected / |rejected| - beta * chosen / |chosen| + gamma)
+
 Reward: beta * mean log-probability.
 """
 
@@ -29,6 +37,13 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
         "gamma_beta_ratio": "nats per token; gamma = ratio * beta",
         "sft_weight": "per nat (sum) or per (nat per token) (mean)",
     },
+    defaults={
+        "beta": "not published; SimPO's",
+        "gamma": "not published; SimPO's",
+        "gamma_beta_ratio": "0.5 where neither is given: not published; SimPO's",
+        "sft_weight": "not published; a sum of some 100 nats then weighs about as much as the margin",
+        "sft_reduction": "as printed in arXiv 2405.14734, Appendix H",
+    },
     alternatives=GAMMA_NAMES,
     canonical=spell_out_gamma(0.5),
 )
@@ -38,7 +53,7 @@ def simpo_sft(
     beta: Positive = 2.0,
     gamma: NonNegative | None = None,
     gamma_beta_ratio: NonNegative | None = None,
-    sft_weight: NonNegative = 0.01,  # not published; a sum of some 100 nats then weighs about as much as the margin
+    sft_weight: NonNegative = 0.01,
     sft_reduction: Reduction = "sum",
 ) -> LossOutput:
     chosen = beta * policy.chosen.mean

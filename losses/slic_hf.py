@@ -4,6 +4,17 @@
 
 Zhao et al. 2023, arXiv 2305.10425; as printed in arXiv 2405.14734, Table 7, which calls delta "beta". All
 log-probabilities are sums over the response; `sft_reduction: mean` takes each response's token mean in the last term.
+Elsewhere: HALOs has the same hinge and calls delta `beta`. TRL's is `loss_type="hinge"` of its CPO trainer,
+max(0, 1 - beta * (chosen - rejected)): beta times this hinge at delta = 1 / beta, with `cpo_alpha` for sft_weight and a
+token mean over the micro-batch.
+Beware: a nat more on the chosen response moves its sum by 1 and its token mean by 1 / length: an `sft_weight` cannot be
+carried over from one reduction to the other.
+
+Gradient:
+    chosen = -hinge - sft_weight * where(sft_reduction == "sum", 1, 1 / |chosen|)
+    rejected = hinge
+    hinge = where(delta - chosen + rejected > 0, 1, 0)
+
 Reward: summed log-probability, in nats.
 """
 
@@ -23,6 +34,11 @@ from pobench.types import LossOutput, NonNegative, Pair, Reduction
     source="arXiv 2305.10425",
     units={"delta": "nats", "sft_weight": "per nat (sum) or per (nat per token) (mean)"},
     ranges={"delta": (0.1, 0.5, 1.0, 2.0), "sft_weight": (0.1, 0.5, 1.0, 10.0)},
+    defaults={
+        "delta": "HALOs' default; the tuned value is not published",
+        "sft_weight": "HALOs' default, the smallest of arXiv 2405.14734, Table 7; the tuned value is not published",
+        "sft_reduction": "as printed in arXiv 2405.14734, Table 7",
+    },
     in_paper=True,
 )
 def slic_hf(

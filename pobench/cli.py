@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at preference data, or make some on policy.")
 app.add_typer(data_app, name="data")
+score_app = typer.Typer(no_args_is_help=True, help="Score stored verdicts of AlpacaEval 2, Arena-Hard or MT-Bench.")
+app.add_typer(score_app, name="score")
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -180,6 +183,7 @@ def list_(
     what: Annotated[str, typer.Argument(help="losses | settings | figures | judges")] = "losses",
     plugin: Plugins = None,
     as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Losses only: the page of all objectives.")] = False,
     debug: Debug = False,
 ) -> None:
     """What there is, by name."""
@@ -189,12 +193,24 @@ def list_(
     kinds = ("losses", "settings", "studies", "figures", "judges")
     if what not in kinds:
         raise PobenchError(f"list: unknown kind {what!r}{registry.nearest(what, kinds)} Known: {', '.join(kinds)}")
+    if markdown:
+        if what != "losses" or as_json:
+            raise PobenchError("list: --markdown is for `losses`, without --json")
+        from pobench.loss_page import loss_page
+
+        print(loss_page(), end="")
+        return
     rows: list[dict[str, Any]] = []
     if what == "losses":
         for name in registry.losses.names():
             loss = registry.get_loss(name)
             settings = {
-                s: {"default": d, "unit": loss.units.get(s, ""), "published_range": loss.ranges.get(s)}
+                s: {
+                    "default": d,
+                    "default_from": loss.defaults.get(s, ""),
+                    "unit": loss.units.get(s, ""),
+                    "published_range": loss.ranges.get(s),
+                }
                 for s, d in loss.settings.items()
             }
             rows.append(
@@ -202,6 +218,7 @@ def list_(
                     "name": name,
                     "title": loss.title,
                     "formula": loss.formula,
+                    "gradient": loss.gradient,
                     "settings": settings,
                     "needs": sorted(loss.needs),
                     "source": loss.source,
@@ -257,6 +274,9 @@ def _print_losses(rows: list[dict[str, Any]]) -> None:
         )
         for line in row["formula"].splitlines():
             out.print(f"    {escape(line)}", highlight=False)
+        for line in row["gradient"].splitlines():
+            by = "d loss / d " if line.startswith(("chosen =", "rejected =")) else ""
+            out.print(f"    [dim]{by}{escape(line)}[/]", highlight=False)
         for name, about in row["settings"].items():
             tried = f" · published {about['published_range']}" if about["published_range"] else ""
             out.print(
@@ -420,6 +440,67 @@ def onpolicy(
         )
     out.print_json(data=recipe["counts"])
     out.print(f"pairs: {to}", highlight=False)
+
+
+Verdicts = Annotated[Path, typer.Argument(metavar="FILE", help="Stored verdicts: JSON, JSONL, CSV or Parquet.")]
+OneModel = Annotated[str | None, typer.Option(help="Which model, where the file holds several.")]
+
+
+@score_app.command("alpaca_eval")
+def score_alpaca_eval(
+    file: Verdicts,
+    length_control: Annotated[
+        Path | None,
+        typer.Option(help="Folder with df_gamed.csv and instruction_difficulty.csv; default: the hub."),
+    ] = None,
+    length_only: Annotated[
+        bool, typer.Option("--length-only", help="Other prompts or another opponent: win rates without LC.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """AlpacaEval 2: win rate and length-controlled win rate, by alpaca_eval's own code, from its annotations."""
+    from pobench.judging import alpaca_eval
+
+    _print_scored(alpaca_eval.score(file, length_control=length_control, length_only=length_only), as_json)
+
+
+@score_app.command("arena_hard")
+def score_arena_hard(file: Verdicts, model: OneModel = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Arena-Hard v0.1: the score against gpt-4-0314, from the judgments of both games."""
+    from pobench.judging import arena_hard
+
+    _print_scored(arena_hard.score(file, model=model), as_json)
+
+
+@score_app.command("mt_bench")
+def score_mt_bench(file: Verdicts, model: OneModel = None, as_json: Json = False, debug: Debug = False) -> None:
+    """MT-Bench: the mean of 160 grades, by turn and by category."""
+    from pobench.judging import mt_bench
+
+    _print_scored(mt_bench.score(file, model=model), as_json)
+
+
+def _print_scored(scored: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(scored.as_json(), indent=1))
+        return
+    named = ", ".join([*([scored.model] if scored.model else []), f"judged by {scored.judge or '(not named)'}"])
+    out.print(f"[bold]{_untrusted(scored.benchmark)}[/]  {_untrusted(named)}", highlight=False)
+    table = Table("", "value", "95 %", "n", "", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for line in scored.lines:
+        e = line.estimate
+        value, low, high = ("–" if math.isnan(x) else f"{x:{line.format}}" for x in (e.value, e.low, e.high))
+        interval = "–" if math.isnan(e.low) else escape(f"[{low}, {high}]")
+        table.add_row(line.title, value, interval, str(e.n), f"[dim]{escape(line.note)}[/]")
+    out.print(table, highlight=False)
+    for note in scored.notes:
+        out.print(f"note: {_untrusted(note)}", highlight=False)
+
+
+def _untrusted(text: str) -> str:
+    """Text from a file, fit for a terminal."""
+    return escape("".join(c if c.isprintable() else "�" for c in text))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The three exact pieces that several losses are built from."""
+"""The exact pieces that several losses are built from."""
 
 from __future__ import annotations
 
@@ -66,3 +66,14 @@ def log_odds(logp: Tensor) -> Tensor:
     logp = logp.clamp(max=LARGEST_LOGP)
     log1mexp = torch.where(logp > -math.log(2), (-torch.expm1(logp)).log(), torch.log1p(-logp.exp()))
     return logp - log1mexp
+
+
+def exp_difference(a: Tensor, b: Tensor) -> Tensor:
+    """`exp(a) - exp(b)`, same shape and dtype, to the last digits however close a and b lie, value and gradient.
+
+    Near a tie the plain difference keeps few digits, and far from one expm1's own gradient does: each is used where
+    it is exact. Both exponentials must be finite.
+    """
+    gap = a - b
+    near = b.exp() * torch.expm1(gap.clamp(-1, 1))  # held, so that the side not taken stays finite
+    return torch.where(gap.abs() < math.log(2), near, a.exp() - b.exp())

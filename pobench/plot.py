@@ -69,6 +69,23 @@ LOOKS = {
     "orpo": Look("#a88a12", "<"),
     "rrhf": Look("#5f8f3a", ">"),
     "slic_hf": Look("#2596ab", (4, 1, 0)),
+    # Further losses. Warm: DPO with another margin. Greens: squared. Purples and pinks: each answer by itself.
+    "cdpo": Look("#aa8a79", "8"),
+    "robust_dpo": Look("#dc726f", "H"),
+    "rso": Look("#72680e", (5, 0, 180)),
+    "dpop": Look("#f8602a", (3, 0, 45)),
+    "rpo": Look("#74674e", (4, 0, 22)),
+    "discopop": Look("#f80779", (5, 1, 180)),
+    "caldpo": Look("#0f7850", (3, 0, 315)),
+    "sppo_hard": Look("#068307", (6, 1, 30)),
+    "exo_pair": Look("#067284", (7, 1, 0)),
+    "nca_pair": Look("#e016f8", (9, 1, 0)),
+    "bco_pair": Look("#b506bc", (12, 1, 0)),
+    "apo_zero": Look("#852ff5", (3, 1, 90)),
+    "apo_down": Look("#f948be", (3, 1, 270)),
+    "simper": Look("#087faf", (4, 1, 22)),
+    "alphapo": Look("#2f55f3", (5, 0, 90)),
+    "repo": Look("#7991c4", (6, 0, 15)),
 }
 # For losses of users; a name always gets the same look, whatever stands beside it.
 RESERVED_COLOURS = ("#a25aa8", "#7c8a1e", "#4b8b8b", "#c2476b", "#8f7652", "#64809f", "#3f9a4e", "#b0634f")

@@ -113,6 +113,11 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 # ---------------------------------------------------------------- losses
 
 SUPPLIED = ("policy", "reference", "kl")  # what the harness can hand to a loss, in this order
+GRADIENT = "\nGradient:\n"  # the line of a loss's docstring that ends its formula's part and begins its gradient's
+
+
+def _indented(text: str) -> str:
+    return "\n".join(line.strip() for line in text.splitlines() if line.startswith("    ") and line.strip())
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,8 @@ class Loss:
     doc: str
     units: Mapping[str, str] = field(default_factory=dict)  # setting -> unit
     ranges: Mapping[str, Any] = field(default_factory=dict)  # setting -> published search range
+    meanings: Mapping[str, str] = field(default_factory=dict)  # setting -> what it does, where its name does not say it
+    defaults: Mapping[str, str] = field(default_factory=dict)  # setting -> where its default comes from
     in_paper: bool = False  # one of the twelve of the design card
     title: str = ""  # as a table prints it
     alternatives: tuple[tuple[str, ...], ...] = ()  # settings that are names of one number: at most one of each group
@@ -139,9 +146,16 @@ class Loss:
 
     @property
     def formula(self) -> str:
-        """The indented line(s) of the docstring that state the objective."""
-        lines = self.doc.splitlines()
-        return "\n".join(line.strip() for line in lines if line.startswith("    ") and line.strip())
+        """The indented line(s) of the docstring that state the objective: those before `Gradient:`."""
+        return _indented(self.doc.partition(GRADIENT)[0])
+
+    @property
+    def gradient(self) -> str:
+        """The indented line(s) after `Gradient:`, one `name = expression` each; "" where the docstring has none.
+
+        `chosen` and `rejected` are the derivatives of the loss by the policy's two sums; other names are auxiliary.
+        """
+        return _indented(self.doc.partition(GRADIENT)[2])
 
 
 losses: Registry[Loss] = Registry("loss", "pobench.losses", entry_points="pobench.losses")
@@ -155,6 +169,8 @@ def register_loss(
     title: str = "",
     units: Mapping[str, str] | None = None,
     ranges: Mapping[str, Any] | None = None,
+    meanings: Mapping[str, str] | None = None,
+    defaults: Mapping[str, str] | None = None,
     in_paper: bool = False,
     alternatives: tuple[tuple[str, ...], ...] = (),
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
@@ -162,6 +178,7 @@ def register_loss(
     """Register a loss function under `name`.
 
     source: where the formula comes from. units: setting -> unit. ranges: setting -> published search range.
+    meanings: setting -> what it does. defaults: setting -> where its default comes from, or "not published".
     alternatives: groups of settings that name one number (γ, γ/β). canonical: spells such numbers out for the record.
     Raises PobenchError when a positional parameter is none of `policy`, `reference`, `kl`, or a setting has
     no default: the harness could not supply it.
@@ -189,7 +206,7 @@ def register_loss(
         if not faults and "policy" not in supplied:
             faults.append("policy: a loss needs the policy's log-probabilities as its first parameter")
         settings = _settings(signature)
-        for what, given in (("units", units), ("ranges", ranges)):
+        for what, given in (("units", units), ("ranges", ranges), ("meanings", meanings), ("defaults", defaults)):
             faults += [
                 f"{what}: {key!r} is no setting of it{nearest(key, settings)}"
                 for key in given or {}
@@ -208,6 +225,8 @@ def register_loss(
             doc,
             dict(units or {}),
             dict(ranges or {}),
+            dict(meanings or {}),
+            dict(defaults or {}),
             in_paper,
             title or name,
             alternatives,

@@ -16,6 +16,10 @@ from torch import Tensor
 # What a setting may be, said in its annotation: `beta: Positive = 0.1`. The configuration checks it before a run.
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+UnitInterval = Annotated[float, Field(gt=0, le=1)]
+FlipRate = Annotated[float, Field(ge=0, lt=0.5)]  # of pairs whose two answers are swapped; at a half they say nothing
+PositiveFlipRate = Annotated[float, Field(gt=0, lt=0.5)]
 Reduction = Literal["sum", "mean"]  # of one response's tokens; never over a batch
 
 

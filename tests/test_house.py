@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 INSTRUMENT = """
     types
     registry files progress
-    numerics config sources rows layouts stats metrics checkpoint
+    numerics config sources rows layouts stats metrics checkpoint loss_page
     data logps reference scores plot store
     inspection train generate
     sft

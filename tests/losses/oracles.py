@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from mpmath import exp, log1p, mp, mpf
+from mpmath import exp, log, log1p, mp, mpf
 
 mp.dps = 350  # a slope of 1e-290 is the difference of two values near 1
 
@@ -102,6 +102,89 @@ def slic_hf(c: Case, delta: float, sft_weight: float, sft_reduction: str) -> Any
     return max(mpf(0), delta - c.w + c.l) + sft_weight * nll(c, sft_reduction)
 
 
+def drift(c: Case) -> tuple[Any, Any]:
+    """Log-ratios to the reference, in nats: of the chosen answer, of the rejected one."""
+    return c.w - c.rw, c.l - c.rl
+
+
+def cdpo(c: Case, beta: float, label_smoothing: float) -> Any:
+    m = beta * (c.w - c.rw - c.l + c.rl)
+    return (1 - label_smoothing) * nls(m) + label_smoothing * nls(-m)
+
+
+def robust_dpo(c: Case, beta: float, label_smoothing: float) -> Any:
+    m = beta * (c.w - c.rw - c.l + c.rl)
+    return ((1 - label_smoothing) * nls(m) - label_smoothing * nls(-m)) / (1 - 2 * label_smoothing)
+
+
+def rso(c: Case, beta: float) -> Any:
+    return max(mpf(0), 1 - beta * (c.w - c.rw - c.l + c.rl))
+
+
+def exo_pair(c: Case, beta: float, label_smoothing: float) -> Any:
+    m = beta * (c.w - c.rw - c.l + c.rl)
+    return sigma(m) * (-nls(m) - log(1 - label_smoothing)) + sigma(-m) * (-nls(-m) - log(label_smoothing))
+
+
+def nca_pair(c: Case, beta: float) -> Any:
+    w, l = drift(c)  # noqa: E741
+    return nls(beta * w) + nls(-beta * w) / 2 + nls(-beta * l) / 2
+
+
+def bco_pair(c: Case, beta: float) -> Any:
+    w, l = drift(c)  # noqa: E741
+    return nls(beta * w) + nls(-beta * l)
+
+
+def apo_zero(c: Case, beta: float) -> Any:
+    w, l = drift(c)  # noqa: E741
+    return sigma(-beta * w) + sigma(beta * l)
+
+
+def apo_down(c: Case, beta: float) -> Any:
+    w, l = drift(c)  # noqa: E741
+    return sigma(beta * w) + sigma(beta * (l - w))
+
+
+def sppo_hard(c: Case, beta: float) -> Any:
+    w, l = drift(c)  # noqa: E741
+    return (w - 1 / (2 * beta)) ** 2 + (l + 1 / (2 * beta)) ** 2
+
+
+def caldpo(c: Case, beta: float, calibration_weight: float) -> Any:
+    w, l = drift(c)  # noqa: E741
+    return nls(w - l) + calibration_weight * sppo_hard(c, beta)
+
+
+def dpop(c: Case, beta: float, penalty_weight: float) -> Any:
+    w, l = drift(c)  # noqa: E741
+    return nls(beta * (w - l - penalty_weight * max(mpf(0), -w)))
+
+
+def simper(c: Case) -> Any:
+    return exp(min(mpf(0), c.l / c.nl)) - exp(min(mpf(0), c.w / c.nw))
+
+
+def alphapo(c: Case, alpha: float, beta: float, gamma: float) -> Any:
+    def reward(a: Any) -> Any:
+        return beta * (1 - exp(min(mpf(80), -alpha * a))) / alpha if alpha else beta * a
+
+    return nls(reward(c.w / c.nw) - reward(c.l / c.nl) - gamma)
+
+
+def repo(c: Case, gamma: float) -> Any:
+    return max(mpf(0), gamma - c.w / c.nw + c.l / c.nl)
+
+
+def discopop(c: Case, beta: float, tau: float) -> Any:
+    m = beta * (c.w - c.rw - c.l + c.rl)
+    return sigma(-m / tau) * nls(m) + sigma(m / tau) * exp(-m)
+
+
+def rpo(c: Case, beta: float, sft_weight: float, sft_reduction: str) -> Any:
+    return dpo(c, beta) + sft_weight * nll(c, sft_reduction)
+
+
 def nll(c: Case, sft_reduction: str) -> Any:
     return {"sum": -c.w, "mean": -c.w / c.nw}[sft_reduction]
 
@@ -147,6 +230,59 @@ ORACLES = {
     "rrhf": Row(rrhf, [{"sft_weight": 0.1, **how} for how in (SUM, MEAN)], 0.8),
     # max(0, 17 + 8 - 24) = 1, and 0.5·8
     "slic_hf": Row(slic_hf, [{"delta": 17.0, "sft_weight": 0.5, **how} for how in (SUM, MEAN)], 5.0),
+    # m = 0.6; 0.9·log(1 + e^-0.6) + 0.1·log(1 + e^0.6) = 0.9·0.43748795 + 0.1·1.03748795
+    "cdpo": Row(cdpo, [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 0.01, "label_smoothing": 0.0}], 0.497487950393),
+    # (0.9·0.43748795 - 0.1·1.03748795) / 0.8 = 0.28999036 / 0.8
+    "robust_dpo": Row(
+        robust_dpo,
+        [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 0.01, "label_smoothing": 0.45}],
+        0.362487950393,
+    ),
+    # 1 - 0.1·6 = 0.4
+    "rso": Row(rso, [{"beta": 0.1}, {"beta": 0.5}], 0.4),
+    # q = σ(0.6) = 0.64565631; q·(-0.43748795 - log 0.9) + (1 - q)·(-1.03748795 - log 0.1)
+    # = 0.64565631·(-0.33212743) + 0.35434369·1.26509714 = -0.21444017 + 0.44827919
+    "exo_pair": Row(
+        exo_pair, [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 0.5, "label_smoothing": 1e-3}], 0.233839021692
+    ),
+    # log(1 + e^-0.4) = 0.51301525, log(1 + e^0.4) = 0.91301525, log(1 + e^-0.2) = 0.59813887;
+    # 0.51301525 + 0.5·0.91301525 + 0.5·0.59813887
+    "nca_pair": Row(nca_pair, [{"beta": 0.1}, {"beta": 0.01}], 1.268592313291),
+    # 0.51301525 + 0.59813887
+    "bco_pair": Row(bco_pair, [{"beta": 0.1}, {"beta": 0.01}], 1.111154121782),
+    # 1 - σ(0.4) = 0.40131234, σ(-0.2) = 0.45016600
+    "apo_zero": Row(apo_zero, [{"beta": 0.1}, {"beta": 0.01}], 0.851478342575),
+    # σ(0.4) = 0.59868766, 1 - σ(0.6) = 0.35434369
+    "apo_down": Row(apo_down, [{"beta": 0.1}, {"beta": 0.01}], 0.953031353887),
+    # targets ±5: (4 - 5)² + (-2 + 5)² = 1 + 9
+    "sppo_hard": Row(sppo_hard, [{"beta": 0.1}, {"beta": 0.001}], 10.0),
+    # log(1 + e^-6) = 0.00247569, and 0.5·10
+    "caldpo": Row(
+        caldpo,
+        [{"beta": 0.1, "calibration_weight": 0.5}, {"beta": 0.002, "calibration_weight": 1.0}],
+        5.002475685,
+    ),
+    # the chosen answer rose: DPO's 0.43748795
+    "dpop": Row(dpop, [{"beta": 0.1, "penalty_weight": 50.0}, {"beta": 0.01, "penalty_weight": 1.5}], 0.437487950393),
+    # e^-3 - e^-1 = 0.04978707 - 0.36787944
+    "simper": Row(simper, [{}], -0.318092372803),
+    # r(-1) = 4·(1 - e^0.5)/0.5 = -5.18977017, r(-3) = 4·(1 - e^1.5)/0.5 = -27.85351256; 22.66374239 - 22 = 0.66374239;
+    # log(1 + e^-0.66374240) = log 1.51492054
+    "alphapo": Row(
+        alphapo,
+        [
+            {"alpha": 0.5, "beta": 4.0, "gamma": 22.0},
+            {"alpha": -0.25, "beta": 2.5, "gamma": 0.5},
+            {"alpha": 0.0, "beta": 2.0, "gamma": 1.0},
+        ],
+        0.415363085402,
+    ),
+    # 2.5 - (-1 + 3) = 0.5
+    "repo": Row(repo, [{"gamma": 2.5}, {"gamma": 0.6}], 0.5),
+    # m = 0.6, m/τ = 1.2: σ(-1.2)·0.43748795 + σ(1.2)·e^-0.6 = 0.23147522·0.43748795 + 0.76852478·0.54881164
+    "discopop": Row(discopop, [{"beta": 0.1, "tau": 0.5}, {"beta": 0.05, "tau": 0.05}], 0.523042961866),
+    # 0.43748795, and 0.5·1
+    "rpo": Row(rpo, [{"beta": 0.1, "sft_weight": 0.5, **how} for how in (MEAN, SUM)], 0.937487950393),
 }
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import ORACLES, Case
 
-from pobench.registry import list_losses
+from pobench.registry import get_loss, list_losses
 
 LOSSES = list_losses()
-REFERENCED = ["dpo", "ipo", "kto", "rdpo", "dpo_ln", "dpo_gamma"]
+REFERENCED = [name for name in LOSSES if "reference" in get_loss(name).needs]
 
 nats = st.floats(-2000, 0)
 tokens = st.integers(1, 2000)
@@ -22,6 +24,10 @@ laws = settings(max_examples=60, deadline=None, derandomize=True)
 
 def sigma(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def swapped(case: Case) -> Case:
+    return Case(case.l, case.w, case.rl, case.rw, case.nl, case.nw, case.kl)
 
 
 def near(expected: object) -> object:
@@ -76,6 +82,15 @@ def test_the_loss_before_the_first_step(w, l, nw, nl, evaluate) -> None:  # noqa
     assert at("dpo_gamma", gamma=1.5) == near(math.log1p(math.exp(1.5)))
     gap = 0.01 * (nw - nl)
     assert at("rdpo", alpha=0.01) == near(math.log1p(math.exp(-abs(gap))) + max(0.0, -gap))
+    for name in ("cdpo", "robust_dpo", "dpop"):
+        assert at(name) == near(math.log(2))
+    assert at("rpo", sft_weight=2.0) == near(math.log(2) - 2 * w / nw)
+    assert at("rso") == at("apo_zero") == at("apo_down") == 1.0
+    assert at("nca_pair") == at("bco_pair") == near(2 * math.log(2))
+    assert at("exo_pair", label_smoothing=0.2) == near(-math.log(2) - math.log(0.2 * 0.8) / 2)
+    assert at("sppo_hard", beta=0.25) == near(8.0)  # 2² up and 2² down
+    assert at("caldpo", beta=0.25, calibration_weight=0.5) == near(math.log(2) + 4.0)
+    assert at("discopop") == near((math.log(2) + 1) / 2)  # half logistic, half exponential
 
 
 def test_rdpo_saturates_as_its_docstring_says(evaluate) -> None:
@@ -109,7 +124,15 @@ def test_reductions(case, evaluate) -> None:
     same(("dpo_ln", {"beta": 0.05}), ("dpo", {"beta": 0.05}), short)
     same(("simpo", {"beta": 0.05, "gamma": 0.5}), ("simpo_no_ln", {"beta": 0.05, "gamma": 0.5}), short)
     same(("ipo", {"tau": 0.1, "average": True}), ("ipo", {"tau": 0.1, "average": False}), short)
-    for name in ("cpo", "simpo_sft", "rrhf", "slic_hf"):
+    for name in ("cdpo", "robust_dpo"):
+        same((name, {"label_smoothing": 0.0, "beta": 0.05}), ("dpo", {"beta": 0.05}))
+    same(("dpop", {"penalty_weight": 0.0, "beta": 0.05}), ("dpo", {"beta": 0.05}))
+    same(("rpo", {"sft_weight": 0.0, "beta": 0.05}), ("dpo", {"beta": 0.05}))
+    same(("alphapo", {"alpha": 0.0, "beta": 2.5, "gamma": 0.3}), ("simpo", {"beta": 2.5, "gamma": 0.3}))
+    same(("apo_zero", {"beta": 0.05}), ("kto", {"beta": 0.05}), case._replace(kl=0.0))
+    same(("caldpo", {"calibration_weight": 0.0}), ("dpo", {"beta": 1.0}))
+    same(("rpo", {"beta": 0.05, "sft_reduction": "sum"}), ("cpo", {"beta": 0.05}), case._replace(rw=0.0, rl=0.0))
+    for name in ("cpo", "simpo_sft", "rrhf", "slic_hf", "rpo"):
         same((name, {"sft_reduction": "mean"}), (name, {"sft_reduction": "sum"}), short)
 
 
@@ -124,6 +147,59 @@ def test_rrhf_ranks_by_the_hinge_of_simpos_margin(case, evaluate) -> None:
 
 @laws
 @given(case=cases)
+def test_alphapo_becomes_simpo_as_alpha_vanishes(case, evaluate) -> None:
+    bent = evaluate("alphapo", case, alpha=1e-9, beta=2.5, gamma=0.3)
+    straight = evaluate("simpo", case, beta=2.5, gamma=0.3)
+    # the reward is a + α a² / 2 + …: with a of at most 2000 nats a token, and a slope that gains α a
+    assert bent.output.loss.item() == pytest.approx(straight.output.loss.item(), rel=1e-5, abs=1e-2)
+    assert bent.by_w.item() == pytest.approx(straight.by_w.item(), rel=1e-2)
+
+
+@laws
+@given(case=cases)
+def test_repo_is_the_hinge_of_simpos_margin(case, evaluate) -> None:
+    margin = evaluate("simpo", case, beta=1.0).margin.item()
+    assert evaluate("repo", case, gamma=0.5).output.loss.item() == pytest.approx(
+        max(0.0, 0.5 - margin), rel=1e-10, abs=1e-12
+    )
+
+
+@laws
+@given(case=cases)
+def test_rso_is_slics_hinge_on_log_ratios(case, evaluate) -> None:
+    drift = case._replace(w=case.w - case.rw, l=case.l - case.rl)
+    hinge = evaluate("slic_hf", drift, delta=20.0, sft_weight=0.0).output.loss.item()
+    assert evaluate("rso", case, beta=0.05).output.loss.item() == pytest.approx(0.05 * hinge, rel=1e-9, abs=1e-12)
+
+
+@laws
+@given(case=cases)
+def test_sums_of_losses(case, evaluate) -> None:
+    def at(name: str, **settings: float) -> float:
+        return evaluate(name, case, **settings).output.loss.item()
+
+    calibration = at("sppo_hard", beta=0.01)
+    assert at("caldpo", beta=0.01, calibration_weight=0.5) == near(at("dpo", beta=1.0) + 0.5 * calibration)
+    # cDPO adds what robust DPO takes away
+    both = 0.9 * at("dpo") + 0.1 * evaluate("dpo", swapped(case)).output.loss.item()
+    assert at("cdpo", label_smoothing=0.1) == near(both)
+    # NCA and BCO share the rejected answer's term, but for a half
+    chosen = 0.01 * (case.w - case.rw)
+    assert at("nca_pair") == near((at("bco_pair") - math.log(sigma(chosen)) - math.log(sigma(-chosen))) / 2)
+
+
+@laws
+@given(case=cases)
+def test_robust_dpo_is_unbiased(case, evaluate) -> None:
+    # a pair as it was, seen right in 80 % of draws and swapped in 20 %: the mean is DPO's loss of the pair as it was
+    right = evaluate("robust_dpo", case, label_smoothing=0.2).output.loss.item()
+    wrong = evaluate("robust_dpo", swapped(case), label_smoothing=0.2).output.loss.item()
+    expected = evaluate("dpo", case).output.loss.item()
+    assert 0.8 * right + 0.2 * wrong == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+@laws
+@given(case=cases)
 def test_simpo_ranks_as_the_mean_likelihood_does(case, evaluate) -> None:
     # The paper's 2×2 table of reward order against likelihood order: SimPO's off-diagonal is empty
     likelier = case.w / case.nw - case.l / case.nl
@@ -133,10 +209,53 @@ def test_simpo_ranks_as_the_mean_likelihood_does(case, evaluate) -> None:
 # ---------------------------------------------------------------- directions
 
 
+class Pull(NamedTuple):
+    """A loss that by its design lowers a chosen answer, or raises a rejected one: where, and a case where it does."""
+
+    where: Callable[..., bool]  # of a case's log-ratios (chosen, rejected), in nats, and the loss's settings
+    witness: Case
+
+
+def drifted(chosen: float, rejected: float) -> Case:
+    return Case(-40.0 + chosen, -40.0 + rejected, -40.0, -40.0, 20, 20, 0.0)
+
+
+PULLS_BACK = {
+    # past a target of the margin
+    "ipo": Pull(lambda w, l, tau, **_: w - l > 1 / (2 * tau), drifted(4.0, -2.0)),  # noqa: E741
+    "cdpo": Pull(
+        lambda w, l, beta, label_smoothing: beta * (w - l) > math.log(1 / label_smoothing - 1),  # noqa: E741
+        drifted(20.0, -20.0),
+    ),
+    "exo_pair": Pull(
+        lambda w, l, beta, label_smoothing: beta * (w - l) > math.log(1 / label_smoothing - 1),  # noqa: E741
+        drifted(50.0, -50.0),
+    ),
+    # past a target of either answer
+    "nca_pair": Pull(lambda w, l, beta: beta * w > math.log(2), drifted(80.0, 0.0)),  # noqa: E741
+    "sppo_hard": Pull(lambda w, l, beta: max(w, -l) > 1 / (2 * beta), drifted(0.0, -600.0)),  # noqa: E741
+    "caldpo": Pull(lambda w, l, beta, **_: max(w, -l) > 1 / (2 * beta), drifted(300.0, 0.0)),  # noqa: E741
+    # the chosen answer is meant to fall while it is nearer to the reference than the margin is to 0
+    "apo_down": Pull(lambda w, l, beta: abs(w) <= abs(w - l) * (1 + 1e-12), drifted(1.0, -9.0)),  # noqa: E741
+    # not convex: a ridge around no margin
+    "discopop": Pull(lambda w, l, beta, tau: abs(beta * (w - l)) < 2.5 * tau, drifted(0.0, 0.0)),  # noqa: E741
+}
+# An unranked pair inside every hinge, short of every target
+UNRANKED = Case(-60.0, -58.0, -60.5, -59.0, 20, 22, 0.0)
+ELSEWHERE = {"apo_down": drifted(30.0, 29.0), "discopop": drifted(-40.0, 0.0)}  # where these two do not pull back
+
+
+def pulls_back(name: str, case: Case, **given: Any) -> bool:
+    settings = {**get_loss(name).settings, **given}
+    return name in PULLS_BACK and PULLS_BACK[name].where(case.w - case.rw, case.l - case.rl, **settings)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_falls_when_chosen_rises_and_when_rejected_falls(name, evaluate) -> None:
-    # An unranked pair inside every hinge, short of IPO's target of 5 nats
-    got = evaluate(name, Case(-60.0, -58.0, -60.5, -59.0, 20, 22, 0.0), **ORACLES[name].settings[0])
+    chosen_settings = ORACLES[name].settings[0]
+    case = ELSEWHERE.get(name, UNRANKED)
+    assert not pulls_back(name, case, **chosen_settings)
+    got = evaluate(name, case, **chosen_settings)
     assert got.by_w.item() < 0 < got.by_l.item()
 
 
@@ -144,22 +263,37 @@ def test_the_loss_falls_when_chosen_rises_and_when_rejected_falls(name, evaluate
 @given(case=cases)
 def test_no_loss_ever_pulls_the_wrong_way(case, evaluate) -> None:
     for name in LOSSES:
-        if name == "ipo" and (case.w - case.rw) - (case.l - case.rl) > 5:
-            continue  # past its target it pulls back, by design
-        got = evaluate(name, case)
-        assert got.by_w.item() <= 0 <= got.by_l.item(), name
+        if not pulls_back(name, case):
+            got = evaluate(name, case)
+            assert got.by_w.item() <= 0 <= got.by_l.item(), name
 
 
-def test_ipo_pulls_back_past_its_target(evaluate) -> None:
-    assert evaluate("ipo", Case(-1.0, -20.0, -10.0, -10.0, 5, 5), tau=0.1).by_w.item() > 0
+@pytest.mark.parametrize("name", PULLS_BACK)
+def test_what_is_said_to_pull_back_does(name, evaluate) -> None:
+    witness = PULLS_BACK[name].witness
+    got = evaluate(name, witness)
+    assert pulls_back(name, witness)
+    assert got.by_w.item() > 0 or got.by_l.item() < 0
+
+
+def test_apo_down_lowers_both_answers(evaluate) -> None:
+    got = evaluate("apo_down", drifted(1.0, -9.0))
+    assert got.by_w.item() > 0 and got.by_l.item() > 0
+
+
+def test_discopops_ridge_lies_where_its_docstring_says(evaluate) -> None:
+    def slope(m_over_tau: float) -> float:  # by the margin, at beta = tau = 0.05: a nat of drift is one m / tau
+        return evaluate("discopop", drifted(m_over_tau, 0.0)).by_w.item()
+
+    assert slope(-2.4) < 0 < slope(-2.3)
+    assert slope(1.4) > 0 > slope(1.5)
 
 
 @laws
 @given(case=cases)
 def test_swapping_the_pair_negates_the_margin(case, evaluate) -> None:
-    swapped = Case(case.l, case.w, case.rl, case.rw, case.nl, case.nw, case.kl)
     for name in LOSSES:
-        assert evaluate(name, swapped).margin.item() == -evaluate(name, case).margin.item(), name
+        assert evaluate(name, swapped(case)).margin.item() == -evaluate(name, case).margin.item(), name
 
 
 @laws

@@ -13,13 +13,14 @@ from pobench.numerics import absolute_gamma
 from pobench.registry import PobenchError, get_loss, list_losses
 
 LOSSES = list_losses()
-WITH_GAMMA = [n for n in LOSSES if "gamma" in get_loss(n).settings]
+WITH_GAMMA = [n for n in LOSSES if "gamma_beta_ratio" in get_loss(n).settings]  # RePO's gamma is a ratio itself
+SIGNED = {("alphapo", "alpha")}  # below 0 the reward bends the other way
 WITH_SFT = [n for n in LOSSES if "sft_reduction" in get_loss(n).settings]
 
 
 def test_the_families_are_not_empty() -> None:
-    assert WITH_GAMMA == ["dpo_gamma", "simpo", "simpo_no_ln", "simpo_sft"]
-    assert WITH_SFT == ["cpo", "rrhf", "simpo_sft", "slic_hf"]
+    assert WITH_GAMMA == ["alphapo", "dpo_gamma", "simpo", "simpo_no_ln", "simpo_sft"]
+    assert WITH_SFT == ["cpo", "rpo", "rrhf", "simpo_sft", "slic_hf"]
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -35,13 +36,29 @@ def test_defaults_and_published_ranges_are_allowed(name) -> None:
 def test_numbers_out_of_range_are_refused_by_name(name) -> None:
     loss = get_loss(name)
     numbers = [s for s, default in loss.settings.items() if default is None or type(default) is float]
-    assert numbers
+    assert numbers or name == "simper"  # which has nothing to set
     for setting in numbers:
         for bad in (-1.0, math.nan, math.inf, "much"):
+            if bad == -1.0 and (name, setting) in SIGNED:
+                assert check_loss_settings(loss, {setting: bad}) == []
+                continue
             faults = check_loss_settings(loss, {setting: bad})
             assert len(faults) == 1 and faults[0].startswith(f"{name}.{setting}: got {bad!r}"), faults
     for setting in {"beta", "tau"} & set(numbers):
         assert check_loss_settings(loss, {setting: 0.0})
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if "label_smoothing" in get_loss(n).settings])
+def test_a_flip_rate_stays_below_a_half(name) -> None:
+    assert check_loss_settings(get_loss(name), {"label_smoothing": 0.49}) == []
+    (fault,) = check_loss_settings(get_loss(name), {"label_smoothing": 0.5})
+    assert fault.startswith(f"{name}.label_smoothing: got 0.5; input should be less than 0.5")
+    assert bool(check_loss_settings(get_loss(name), {"label_smoothing": 0.0})) == (name == "exo_pair")  # log of it
+
+
+def test_discopops_blend_is_no_softer_than_its_exponential_is_steep() -> None:
+    assert check_loss_settings(get_loss("discopop"), {"tau": 1.0}) == []
+    assert check_loss_settings(get_loss("discopop"), {"tau": 1.01})
 
 
 @pytest.mark.parametrize("name", WITH_GAMMA)
@@ -72,8 +89,10 @@ def test_the_likelihood_term_is_a_sum_as_printed_or_each_responses_mean(name, ev
         with_term = evaluate(name, WORKED, sft_weight=1.0, **settings).output.loss
         return (with_term - evaluate(name, WORKED, sft_weight=0.0).output.loss).item()
 
-    assert get_loss(name).settings["sft_reduction"] == "sum"
-    assert term() == pytest.approx(8.0)
+    as_printed = "mean" if name == "rpo" else "sum"
+    assert get_loss(name).settings["sft_reduction"] == as_printed
+    assert term() == term(sft_reduction=as_printed)
+    assert term(sft_reduction="sum") == pytest.approx(8.0)
     assert term(sft_reduction="mean") == pytest.approx(1.0)  # 8 nats over 8 tokens
     with pytest.raises(PobenchError, match="sft_reduction: got 'batch'; allowed: 'sum', 'mean'"):
         term(sft_reduction="batch")

@@ -26,6 +26,7 @@ def written(folder: Path) -> list[str]:
         (("run", "--setting", "small.yaml", "--plugin", "none.py"), ("--plugin: no file",)),
         (("analyze",), ("no stored runs",)),
         (("list", "loses"), ("did you mean 'losses'?",)),
+        (("list", "settings", "--markdown"), ("--markdown is for `losses`",)),
     ],
 )
 def test_a_wrong_command_is_one_plain_message_and_writes_nothing(
@@ -100,7 +101,13 @@ def test_list_names_every_loss_with_formula_settings_and_needs(pobench_cli) -> N
     assert status == 0 and set(rows) == set(list_losses())
     assert all(row["formula"] and row["source"] for row in rows.values())
     assert rows["kto"]["needs"] == ["kl", "reference"] and rows["simpo"]["needs"] == []
-    assert "log sigmoid" in pobench_cli("list", "losses")[1]
+    listed = pobench_cli("list", "losses")[1]
+    assert "log sigmoid" in listed and "d loss / d rejected = beta * s" in listed
+
+
+def test_list_losses_as_a_page(pobench_cli) -> None:
+    status, out, _ = pobench_cli("list", "losses", "--markdown")
+    assert status == 0 and out.startswith("# The objectives\n") and "\n### SimPO\n" in out
 
 
 PLUGIN = '''\

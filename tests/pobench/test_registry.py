@@ -68,7 +68,7 @@ def test_a_typo_is_told_the_nearest_name_and_all_names() -> None:
 def test_a_name_like_nothing_known_is_told_all_names_only() -> None:
     with pytest.raises(UnknownNameError) as caught:
         get_loss("zzzzzz")
-    assert "did you mean" not in str(caught.value) and "Known: cpo, dpo" in str(caught.value)
+    assert "did you mean" not in str(caught.value) and f"Known: {', '.join(list_losses())}" in str(caught.value)
 
 
 def test_two_typos_are_told_together() -> None:
@@ -122,6 +122,12 @@ def test_units_and_ranges_speak_of_settings_only(empty) -> None:
         )
     assert "units: 'bta' is no setting of it; did you mean 'beta'?" in str(caught.value)
     assert "ranges: 'gamma' is no setting of it" in str(caught.value)
+    with pytest.raises(PobenchError) as caught:
+        register_loss("bad", source="here", meanings={"bta": "scale"}, defaults={"gamma": "not published"})(
+            lambda policy, *, beta=1: 0
+        )
+    assert "meanings: 'bta' is no setting of it; did you mean 'beta'?" in str(caught.value)
+    assert "defaults: 'gamma' is no setting of it" in str(caught.value)
 
 
 def test_a_taken_name_is_refused(empty) -> None:
@@ -151,6 +157,25 @@ def test_the_formula_is_the_indented_part_of_the_docstring(empty) -> None:
     assert get_loss("mine").formula == "loss = a\n+ b"
 
 
+def test_the_gradient_is_what_stands_indented_after_its_word(empty) -> None:
+    @register_loss("mine", source="here")
+    def mine(policy):
+        """A sentence.
+
+            loss = a
+
+        Gradient: of which this line is not.
+
+        Gradient:
+            chosen = -1
+            rejected = s
+
+        Reward: none.
+        """
+
+    assert (get_loss("mine").formula, get_loss("mine").gradient) == ("loss = a", "chosen = -1\nrejected = s")
+
+
 def test_a_plugin_file_registers_its_loss(tmp_path, empty) -> None:
     path = tmp_path / "my_loss.py"
     path.write_text(
@@ -163,7 +188,7 @@ def test_a_plugin_file_registers_its_loss(tmp_path, empty) -> None:
     )
     load_plugin(path)
     assert empty.names() == ["mine"]
-    assert get_loss("mine").formula == "loss = -chosen"
+    assert (get_loss("mine").formula, get_loss("mine").gradient) == ("loss = -chosen", "")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Cal-DPO: DPO's contrast, and each log-ratio held to a target, so that the chosen answer cannot sink with the other.
+
+    loss = -log sigmoid( d_chosen - d_rejected )
+         + calibration_weight * ( (d_chosen - 1 / (2 * beta))^2 + (d_rejected + 1 / (2 * beta))^2 )
+    d_chosen   = chosen - reference_chosen
+    d_rejected = rejected - reference_rejected
+
+Xiao et al. 2024, arXiv 2412.14516, Eq. 10 (weight 1). beta sets the targets alone; the contrast has none.
+Elsewhere: the authors' trainer weighs the squares by 0.5, and takes their mean over the micro-batch, as the paper's
+listing does; this loss adds each pair's own, which has the same mean. TRL has none of it.
+Beware: it is in squared nats and the squares are nearly all of it: the contrast's slope is at most 1, theirs 500 at the
+first step by default. Past its target each answer is pulled back.
+
+Gradient:
+    chosen = -s + 2 * calibration_weight * (chosen - reference_chosen - 1 / (2 * beta))
+    rejected = s + 2 * calibration_weight * (rejected - reference_rejected + 1 / (2 * beta))
+    s = sigmoid(rejected - reference_rejected - chosen + reference_chosen)
+
+Reward: log-ratio to the reference, in nats.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import logsigmoid
+
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair, Positive
+
+
+@register_loss(
+    "caldpo",
+    title="Cal-DPO",
+    source="arXiv 2412.14516, Eq. 10",
+    units={"beta": "1 / nat; the targets are ±1 / (2 beta)", "calibration_weight": "loss per squared nat"},
+    meanings={"beta": "one over the distance between the two targets", "calibration_weight": "what the squares count"},
+    defaults={
+        "beta": "the authors' repository, Zephyr on UltraFeedback",
+        "calibration_weight": "as printed in arXiv 2412.14516; the authors' repository has 0.5",
+    },
+)
+def caldpo(
+    policy: Pair, reference: Pair, *, beta: Positive = 0.002, calibration_weight: NonNegative = 1.0
+) -> LossOutput:
+    chosen = policy.chosen.total - reference.chosen.total
+    rejected = policy.rejected.total - reference.rejected.total
+    target = 1 / (2 * beta)
+    calibration = (chosen - target) ** 2 + (rejected + target) ** 2
+    loss = -logsigmoid(chosen - rejected) + calibration_weight * calibration
+    return LossOutput(loss, chosen.detach(), rejected.detach())

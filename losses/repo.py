@@ -1,0 +1,36 @@
+"""RePO: a hinge on SimPO's margin; a pair that has cleared it counts no more.
+
+    loss = max(0, gamma - ( chosen / |chosen| - rejected / |rejected| ))
+
+Wu et al. 2025, arXiv 2503.07426: SimPO as beta grows without end, divided by beta. gamma is in nats per token: the
+place of SimPO's gamma / beta, not of its gamma.
+Elsewhere: the authors' trainer configures gamma as `gamma_beta_ratio`; its `beta` scales the reported rewards alone.
+TRL's "hinge" of the CPO trainer asks for 1 / beta of the summed log-probabilities: another loss.
+Beware: beyond gamma the gradient is exactly 0; watch the share of pairs that still count.
+
+Gradient:
+    chosen = where(m < gamma, -1 / |chosen|, 0)
+    rejected = where(m < gamma, 1 / |rejected|, 0)
+    m = chosen / |chosen| - rejected / |rejected|
+
+Reward: mean log-probability, in nats per token.
+"""
+
+from __future__ import annotations
+
+from torch.nn.functional import relu
+
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair
+
+
+@register_loss(
+    "repo",
+    title="RePO",
+    source="arXiv 2503.07426",
+    units={"gamma": "nats per token"},
+    defaults={"gamma": "the authors' repository, Llama-3-Instruct"},
+)
+def repo(policy: Pair, *, gamma: NonNegative = 0.6) -> LossOutput:
+    chosen, rejected = policy.chosen.mean, policy.rejected.mean
+    return LossOutput(relu(gamma - (chosen - rejected)), chosen.detach(), rejected.detach())

@@ -1,0 +1,28 @@
+"""SimPER: raise the chosen answer's inverse perplexity, lower the rejected one's; nothing to tune.
+
+    loss = exp(rejected / |rejected|) - exp(chosen / |chosen|)
+
+Xiao et al. 2025, arXiv 2502.00883. The exponential of a mean log-probability is one over the perplexity, a number
+between 0 and 1: no reference, no beta, no margin.
+Elsewhere: the authors' trainer has this formula and reports the mean log-probability as the reward. TRL has none of it.
+Beware: the loss lies in (-1, 1) and its slope is the inverse perplexity over the length: an unlikely answer hardly
+moves. Means are held at or below 0, where a log-probability lies.
+
+Gradient:
+    chosen = -exp(chosen / |chosen|) / |chosen|
+    rejected = exp(rejected / |rejected|) / |rejected|
+
+Reward: inverse perplexity, between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from pobench.numerics import exp_difference
+from pobench.registry import register_loss
+from pobench.types import LossOutput, Pair
+
+
+@register_loss("simper", title="SimPER", source="arXiv 2502.00883")
+def simper(policy: Pair) -> LossOutput:
+    chosen, rejected = policy.chosen.mean.clamp(max=0), policy.rejected.mean.clamp(max=0)
+    return LossOutput(exp_difference(rejected, chosen), chosen.detach().exp(), rejected.detach().exp())

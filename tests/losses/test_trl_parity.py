@@ -1,0 +1,384 @@
+"""The losses against TRL's own trainers, end to end: the same model, the same tokens, the same value and gradient.
+
+TRL tokenises, collates, runs the model and computes its loss as it does in training; ours is handed the log-probabilities
+that `pobench.logps` computes for the tokens TRL arrived at. `pytest -s` prints how far apart they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import string
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pobench.layouts import Group, get_layout
+from pobench.logps import ResponseLogps
+from pobench.registry import get_loss
+from pobench.types import Pair, SequenceLogps
+
+pytest.importorskip("trl", minversion="1.16", reason="TRL 1.16 is not installed: pip install -e '.[test]'")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # names that TRL uses and transformers will drop
+    pytest.mark.filterwarnings("ignore:.*trl.experimental.*"),
+]
+
+PAIRS = [
+    ("name a sea", "the baltic", "a sea is a large body of salt water"),
+    ("count to three", "one two three", "no"),
+    ("hi", "hello there", "go away now"),
+    ("what is red", "a colour of long waves that we see in roses", "blue"),
+    ("say b", "b", "c"),
+    ("is it so", "it may be so", "it may not be so at all"),
+]
+VALUE, GRADIENT = 5e-5, 1e-4  # relative; both sides compute in fp32, where a sum of 100 nats is known to 1e-5
+
+
+class Match(NamedTuple):
+    """A loss of ours at some settings, TRL's name for it, and the factor from ours to TRL's."""
+
+    name: str
+    settings: dict[str, Any]
+    trainer: str
+    options: dict[str, Any]
+    factor: float = 1.0
+
+
+MATCHES = [
+    Match("dpo", {"beta": 0.1}, "DPO", {"loss_type": ["sigmoid"], "beta": 0.1}),
+    Match("dpo", {"beta": 0.01}, "DPO", {"loss_type": ["sigmoid"], "beta": 0.01}),
+    Match("ipo", {"tau": 0.1, "average": True}, "DPO", {"loss_type": ["ipo"], "beta": 0.1}),
+    Match("dpo_ln", {"beta": 5.0}, "DPO", {"loss_type": ["sigmoid_norm"], "beta": 5.0}),
+    # TRL calls γ `simpo_gamma`, absolute; its SFT term is on unless the weight is 0
+    Match(
+        "simpo",
+        {"beta": 2.0, "gamma": 1.0},
+        "CPO",
+        {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0.0},
+    ),
+    Match(
+        "simpo",
+        {"beta": 2.5, "gamma_beta_ratio": 0.1},
+        "CPO",
+        {"loss_type": "simpo", "beta": 2.5, "simpo_gamma": 0.25, "cpo_alpha": 0.0},
+    ),
+    # TRL's likelihood term is a mean over the tokens of a micro-batch: with one pair in it, each response's own mean
+    Match(
+        "simpo_sft",
+        {"beta": 2.0, "gamma": 1.0, "sft_weight": 0.5, "sft_reduction": "mean"},
+        "CPO",
+        {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0.5},
+    ),
+    Match(
+        "cpo",
+        {"beta": 0.1, "sft_weight": 1.0, "sft_reduction": "mean"},
+        "CPO",
+        {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 1.0},
+    ),
+    Match("cpo", {"beta": 0.05, "sft_weight": 0.0}, "CPO", {"loss_type": "sigmoid", "beta": 0.05, "cpo_alpha": 0.0}),
+    # max(0, 1 - β (w - l)) = β max(0, 1/β - (w - l)), and so is the weight of the second term
+    Match(
+        "slic_hf",
+        {"delta": 20.0, "sft_weight": 10.0, "sft_reduction": "mean"},
+        "CPO",
+        {"loss_type": "hinge", "beta": 0.05, "cpo_alpha": 0.5},
+        factor=0.05,
+    ),
+    Match("orpo", {"odds_weight": 0.1}, "ORPO", {"beta": 0.1}),
+    Match("orpo", {"odds_weight": 2.0}, "ORPO", {"beta": 2.0}),
+    Match("rso", {"beta": 1.0}, "DPO", {"loss_type": ["hinge"], "beta": 1.0}),
+    Match(
+        "robust_dpo",
+        {"beta": 0.1, "label_smoothing": 0.2},
+        "DPO",
+        {"loss_type": ["robust"], "beta": 0.1, "label_smoothing": 0.2},
+    ),
+    Match(
+        "exo_pair",
+        {"beta": 0.1, "label_smoothing": 0.001},
+        "DPO",
+        {"loss_type": ["exo_pair"], "beta": 0.1, "label_smoothing": 0.001},
+    ),
+    # TRL's AOT sorts the log-ratios of a micro-batch; with one pair in it cDPO is left
+    Match(
+        "cdpo",
+        {"beta": 0.1, "label_smoothing": 0.1},
+        "DPO",
+        {"loss_type": ["aot"], "beta": 0.1, "label_smoothing": 0.1},
+    ),
+    Match("nca_pair", {"beta": 0.1}, "DPO", {"loss_type": ["nca_pair"], "beta": 0.1}),
+    Match("bco_pair", {"beta": 0.1}, "DPO", {"loss_type": ["bco_pair"], "beta": 0.1}),
+    Match("apo_zero", {"beta": 0.1}, "DPO", {"loss_type": ["apo_zero"], "beta": 0.1}),
+    Match("apo_down", {"beta": 0.1}, "DPO", {"loss_type": ["apo_down"], "beta": 0.1}),
+    Match("sppo_hard", {"beta": 0.1}, "DPO", {"loss_type": ["sppo_hard"], "beta": 0.1}),
+    Match(
+        "discopop",
+        {"beta": 0.1, "tau": 0.05},
+        "DPO",
+        {"loss_type": ["discopop"], "beta": 0.1, "discopop_tau": 0.05},
+    ),
+    Match(
+        "rpo",
+        {"beta": 0.1, "sft_weight": 0.5, "sft_reduction": "mean"},
+        "DPO",
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "beta": 0.1},
+    ),
+    Match(
+        "alphapo",
+        {"alpha": 0.25, "beta": 2.5, "gamma": 0.1},
+        "CPO",
+        {"loss_type": "alphapo", "alpha": 0.25, "beta": 2.5, "simpo_gamma": 0.1},
+    ),
+]
+# TRL's value for these depends on what else is in the micro-batch
+TOGETHER = [m for m in MATCHES if m.trainer == "ORPO" or m.options.get("cpo_alpha") or m.name in ("cdpo", "rpo")]
+
+
+# ---------------------------------------------------------------- a model, a tokenizer, TRL's trainers
+
+
+def small_llama(seed: int) -> Any:
+    """Two layers of 32. Scaled up, so that a random model prefers some tokens clearly."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(4)
+    return model.eval()
+
+
+def letters() -> Any:
+    special = ["<unk>", "<end>", "<pad>"]
+    tokens = {token: i for i, token in enumerate([*special, *string.ascii_lowercase, " "])}
+    tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<pad>", padding_side="left"
+    )
+
+
+@pytest.fixture(scope="module")
+def trl() -> Any:
+    """TRL's classes: importing them takes seconds, so it is done once and only where a test asks for it."""
+    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    return SimpleNamespace(
+        DPO=(DPOTrainer, DPOConfig),
+        CPO=(CPOTrainer, CPOConfig),
+        ORPO=(ORPOTrainer, ORPOConfig),
+        KTO=(KTOTrainer, KTOConfig),
+    )
+
+
+@pytest.fixture(scope="module")
+def start() -> tuple[Any, Any]:
+    """(policy, reference): the reference is the policy, moved a little."""
+    policy, other = small_llama(0), small_llama(1)
+    reference = copy.deepcopy(policy)
+    with torch.no_grad():
+        for a, b in zip(reference.parameters(), other.parameters(), strict=True):
+            a.lerp_(b, 0.1)
+    return policy, reference
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture
+def trainer(trl, start, tmp_path: Path) -> Callable[..., Any]:
+    """`trainer("DPO", rows, beta=0.1, …)`: TRL's trainer on a copy of the policy, built the way users build it."""
+
+    def build(kind: str, rows: list[dict[str, Any]], *, swapped: bool = False, **options: Any) -> Any:
+        from datasets import Dataset
+
+        policy, reference = reversed(start) if swapped else start
+        trainer_class, config_class = getattr(trl, kind)
+        config = config_class(
+            output_dir=str(tmp_path),
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            per_device_train_batch_size=len(rows),
+            **options,
+        )
+        referenced = {"ref_model": copy.deepcopy(reference)} if kind in ("DPO", "KTO") else {}
+        return trainer_class(
+            copy.deepcopy(policy),
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=letters(),
+            **referenced,
+        )
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[tuple[str, str, str, float, float]]]:
+    """Rows of what was compared; printed at the end."""
+    rows: list[tuple[str, str, str, float, float]] = []
+    yield rows
+    name, ours, theirs = (max(len(row[i]) for row in rows) for i in range(3)) if rows else (0, 0, 0)
+    print(f"\n\nlargest relative difference\n{'loss':<{name}}  {'here':<{ours}}  {'TRL':<{theirs}}    value gradient")
+    for row in rows:
+        print(f"{row[0]:<{name}}  {row[1]:<{ours}}  {row[2]:<{theirs}}  {row[3]:7.1e}  {row[4]:7.1e}")
+
+
+def paired_rows() -> list[dict[str, Any]]:
+    return [{"prompt": p, "chosen": f" {c}", "rejected": f" {r}"} for p, c, r in PAIRS]
+
+
+def show(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{k}={'+'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in settings.items())
+
+
+# ---------------------------------------------------------------- both sides
+
+
+def tokens_of(row: dict[str, Any]) -> Group:
+    """What TRL made of a row: the older trainers keep whole sequences with the prompt's labels at -100."""
+    if "prompt_ids" in row:
+        return Group(tuple(row["prompt_ids"]), (tuple(row["chosen_ids"]), tuple(row["rejected_ids"])))
+    first = row["chosen_labels"].count(-100)
+    return Group(
+        tuple(row["chosen_input_ids"][:first]),
+        (tuple(row["chosen_input_ids"][first:]), tuple(row["rejected_input_ids"][first:])),
+    )
+
+
+def logps(model: Any, groups: list[Group]) -> Tensor:
+    """(responses,) nats, by the code under test."""
+    return ResponseLogps(model)(get_layout("padded").collate(groups))
+
+
+def pair_of(model: Any, groups: list[Group]) -> Pair:
+    totals = logps(model, groups)
+    lengths = torch.tensor([len(r) for g in groups for r in g.responses])
+    return Pair(SequenceLogps(totals[0::2], lengths[0::2]), SequenceLogps(totals[1::2], lengths[1::2]))
+
+
+def gradient_of(loss: Tensor, model: Any) -> Tensor:
+    """(parameters,) of the model's, in one row."""
+    found = torch.autograd.grad(loss, [p for p in model.parameters()], materialize_grads=True)
+    return torch.cat([g.flatten() for g in found])
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """Relative to the larger; of vectors, the length of the difference."""
+    return ((ours - theirs).norm() / torch.maximum(ours.norm(), theirs.norm())).item()
+
+
+def theirs_at(trainer: Any, rows: list[int]) -> Tensor:
+    """TRL's loss of a micro-batch of these rows of its data set."""
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in rows])
+    return trainer.compute_loss(trainer.model, batch)
+
+
+def whole_sequence_nll(model: Any, groups: list[Group]) -> Tensor:
+    """(pairs,) the likelihood term of TRL's ORPO for one chosen response: every token but the first, prompt and all."""
+    whole = [Group(g.prompt[:1], (g.prompt[1:] + g.responses[0],)) for g in groups]
+    return -logps(model, whole) / torch.tensor([len(g.responses[0]) for g in whole])
+
+
+# ---------------------------------------------------------------- the tests
+
+
+@pytest.mark.parametrize("match", MATCHES, ids=lambda m: f"{m.name}-{m.trainer}-{show(m.options)}")
+def test_a_pair_has_trls_loss_and_gradient(match, trainer, start, table) -> None:
+    theirs = trainer(match.trainer, paired_rows(), **match.options)
+    groups = [tokens_of(row) for row in theirs.train_dataset]
+    model, loss = theirs.model, get_loss(match.name)
+
+    supplied = [pair_of(model, groups)]
+    if "reference" in loss.needs:
+        with torch.no_grad():
+            supplied.append(pair_of(start[1], groups))
+    ours = match.factor * loss(*supplied, **match.settings).loss
+    if match.trainer == "ORPO":  # by design: the likelihood of the response alone
+        ours = ours + supplied[0].chosen.mean + whole_sequence_nll(model, groups)
+    values = torch.stack([theirs_at(theirs, [i]) for i in range(len(groups))])
+
+    assert len({round(v, 4) for v in values.tolist()}) > 2, "the pairs do not differ: nothing is compared"
+    off = ((ours - values).abs() / torch.maximum(ours.abs(), values.abs()).clamp(min=1e-3)).max().item()
+    by = apart(gradient_of(ours.sum(), model), gradient_of(values.sum(), model))
+    table.append((match.name, show(match.settings), f"{type(theirs).__name__} {show(match.options)}", off, by))
+    assert off < VALUE, (ours, values)
+    assert by < GRADIENT
+
+
+@pytest.mark.parametrize(
+    "match", [m for m in MATCHES if m not in TOGETHER], ids=lambda m: f"{m.name}-{show(m.options)}"
+)
+def test_trls_micro_batch_is_the_mean_of_its_pairs(match, trainer) -> None:
+    theirs = trainer(match.trainer, paired_rows(), **match.options)
+    each = torch.stack([theirs_at(theirs, [i]) for i in range(len(PAIRS))])
+    assert theirs_at(theirs, list(range(len(PAIRS)))).item() == pytest.approx(each.mean().item(), rel=VALUE)
+
+
+def test_trls_likelihood_term_depends_on_the_split_and_ours_does_not(trainer) -> None:
+    theirs = trainer("CPO", paired_rows(), loss_type="sigmoid", beta=0.1, cpo_alpha=1.0)
+    policy = pair_of(theirs.model, [tokens_of(row) for row in theirs.train_dataset])
+    contrast = get_loss("cpo")(policy, beta=0.1, sft_weight=0.0).loss.mean()
+    ours = get_loss("cpo")(policy, beta=0.1, sft_weight=1.0, sft_reduction="mean").loss.mean()
+    by_tokens = contrast - policy.chosen.total.sum() / policy.chosen.length.sum()
+    value = theirs_at(theirs, list(range(len(PAIRS))))
+    assert value.item() == pytest.approx(by_tokens.item(), rel=VALUE)
+    assert value.item() != pytest.approx(ours.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["drift", "other-drift"])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 2.0)])
+def test_kto_is_twice_trls_mean_over_responses(swapped, weights, trainer, start, table) -> None:
+    rows = [
+        {"prompt": p, "completion": f" {answer}", "label": label}
+        for p, chosen, rejected in PAIRS
+        for answer, label in ((chosen, True), (rejected, False))
+    ]
+    given = {"beta": 0.1, "desirable_weight": weights[0], "undesirable_weight": weights[1]}
+    theirs = trainer("KTO", rows, swapped=swapped, **given)
+    model, reference = theirs.model, start[0] if swapped else start[1]
+    data = list(theirs.train_dataset)
+    groups = [
+        Group(tuple(a["prompt_ids"]), (tuple(a["completion_ids"]), tuple(b["completion_ids"])))
+        for a, b in zip(data[0::2], data[1::2], strict=True)
+    ]
+    mismatched = [Group(tuple(r["prompt_ids"]), (tuple(r["KL_completion_ids"]),)) for r in data]
+    with torch.no_grad():
+        kl = (logps(model, mismatched) - logps(reference, mismatched)).mean()
+        drift = pair_of(reference, groups)
+    ours = get_loss("kto")(pair_of(model, groups), drift, kl, **given).loss.mean() / 2
+    value = theirs_at(theirs, list(range(len(data))))
+
+    off, by = apart(ours, value), apart(gradient_of(ours, model), gradient_of(value, model))
+    table.append(("kto", f"{show(given)}, kl={kl:.2f}", f"{type(theirs).__name__} {show(given)}", off, by))
+    assert off < VALUE
+    assert by < GRADIENT
