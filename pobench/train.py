@@ -319,6 +319,8 @@ def train(
                 }
             )
         if time.monotonic() - last_save >= config.checkpoint_seconds and step + 1 < len(batches):
+            if device.type == "cpu":
+                _give_back_freed_memory()  # saving needs some of its own
             if accelerator.is_main_process:
                 checkpoint.save(
                     folder, step + 1, accelerator.unwrap_model(prepared), _plain(optimizer), {"seconds": seconds}
