@@ -17,7 +17,8 @@ INSTRUMENT = """
     numerics config sources rows layouts stats metrics checkpoint loss_page
     data logps reference scores plot store
     inspection train generate
-    sft
+    sft invariance
+    conformance
     judging
     onpolicy
     prepare
