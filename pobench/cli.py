@@ -378,12 +378,14 @@ def _scores(runs: Path, outcomes: list[Any]) -> dict[str, Any]:
 def _print_summary(runs: Path, outcomes: list[Any]) -> None:
     """What fits a terminal; the report has the rest. Intervals (95 %) where a decision hangs on them."""
     columns = {"pass_rate": "pass rate", "pass_rate_gain": "gain", "reward_accuracy": "accuracy", "kl_winners": "KL"}
-    table = Table("", *columns.values(), "tokens", "state", box=None, header_style="bold", padding=(0, 1, 0, 0))
+    states = {o.status for o in outcomes}
+    last = ["state"] if len(states) > 1 else []  # eighty columns hold it only where it tells something
+    table = Table("", *columns.values(), "tokens", *last, box=None, header_style="bold", padding=(0, 1, 0, 0))
     scores = _scores(runs, outcomes)
     for o in outcomes:
         rows = {row["metric"]: row for row in scores.get(o.run, [])}
         cells = [_cell(rows.get(m), interval=m.startswith("pass_rate")) for m in (*columns, "length_tokens")]
-        table.add_row(escape(o.title), *cells, o.status)
+        table.add_row(escape(o.title), *cells, *([o.status] if last else []))
     out.print(table, highlight=False)
 
 
@@ -391,7 +393,10 @@ def _cell(row: dict[str, Any] | None, *, interval: bool) -> str:
     if row is None or row["value"] is None or row["n"] == 0:
         return "–"
     value = f"{row['value']:.3g}"
-    return f"{value} [{row['low']:.2f}, {row['high']:.2f}]" if interval and row["low"] is not None else value
+    if not interval or row["low"] is None:
+        return value
+    low, high = (f"{row[end]:.2f}".replace("0.", ".", 1) for end in ("low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 ModelName = Annotated[str | None, typer.Option(help="Whose tokenizer; default: the setting's.")]

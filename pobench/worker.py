@@ -200,7 +200,9 @@ class _Worker:
         model = self.model(self.start_path)
         self._fill_heldout(model)
         if job.train.trackers:
-            self.accelerator.init_trackers("pobench", config=_flat(job.values()))
+            named = {"name": self.task.run}
+            kwargs = {"wandb": {**named, "dir": str(folder.path)}, "trackio": named}
+            self.accelerator.init_trackers("pobench", config=_flat(job.values()), init_kwargs=kwargs)
         with progress(self.task.title, steps, "steps") as advance:
 
             def log(row: dict[str, Any]) -> None:
