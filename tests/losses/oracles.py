@@ -219,7 +219,7 @@ ORACLES = {
         kto,
         [
             {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 2.0},
-            {"beta": 0.05, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+            {"beta": 0.05, "desirable_weight": 0.7, "undesirable_weight": 1.3},
         ],
         1.108606738,
     ),
