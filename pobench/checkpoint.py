@@ -24,8 +24,8 @@ def latest(folder: Path) -> Path | None:
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]) -> None:
-    """Write `checkpoint-<step>` and drop the older ones. about: small facts to return at resume."""
+def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
+    """Write `checkpoint-<step>` and drop the older ones. facts: small ones, to return at resume."""
     target = folder / f"checkpoint-{step}"
     if target.exists():
         return
@@ -34,7 +34,7 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
     partial.mkdir(parents=True)
     _save(_named(model), partial, "weights")
     _save(_moments(model, optimizer), partial, "adam")
-    (partial / "state.json").write_text(json.dumps({"step": step, **about}))
+    (partial / "state.json").write_text(json.dumps({"step": step, **facts}))
     partial.rename(target)
     clear(folder, keep=target)
 
@@ -57,6 +57,11 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
         }
     fresh = optimizer.state_dict()
     optimizer.load_state_dict({"state": state, "param_groups": fresh["param_groups"]})
+    return about(path)
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What `save` was told, with `step`."""
     return dict(json.loads((path / "state.json").read_text()))
 
 

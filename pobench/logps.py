@@ -3,8 +3,15 @@ the hidden state at a token's predecessor predicts the token.
 
     log π(y | x) = Σ_t [ z_t[y_t] - logsumexp(z_t) ],   z_t = head(h_{t-1})
 
-The head runs on response positions alone, a tile of positions at a time; the backward pass computes each tile's
-logits again, so that the (tokens × vocabulary) matrix never exists. The softmax and the sums are fp32.
+The head runs on response positions alone, a tile of positions at a time, so that the (tokens × vocabulary) matrix never
+exists. The softmax and the sums are fp32. Where the head's weight is trained, the backward pass computes each tile's
+logits again. A frozen head (an adapter is trained) is passed once: a token's log-probability depends on its own hidden
+state alone, so its slope there,
+
+    ∂ log π(y_t) / ∂ h = weight[y_t] - softmax(z_t) @ weight,
+
+is one vector a token, made in the forward pass while the tile's softmax is at hand and kept in the hidden state's place.
+The backward pass only scales it: no weight gradient, nothing recomputed.
 """
 
 from __future__ import annotations
@@ -45,28 +52,49 @@ class _Head(NamedTuple):
             logits += bias.float()
         return torch.tanh_(logits.div_(self.softcap)).mul_(self.softcap) if self.softcap is not None else logits
 
+    def pull(self, logits: Tensor, softmax: Tensor, target: Tensor, by: Tensor) -> Tensor:
+        """(tokens, vocabulary) `by` · d logp / d(scaled logits before the cap) = by · (onehot - softmax), made in
+        `softmax`."""
+        g = softmax.mul_(-by[:, None])
+        g.scatter_add_(1, target[:, None], by[:, None])
+        if self.softcap is not None:  # d/dz of softcap * tanh(z / softcap)
+            g *= 1 - (logits / self.softcap) ** 2
+        return g
+
 
 class _TiledHead(torch.autograd.Function):
     """(tokens, hidden) → (tokens,) fp32 log-probability of each target, in nats."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: _Head) -> Tensor:
+        want_hidden, *want_head = ctx.needs_input_grad[:3]
+        slope = torch.empty_like(hidden) if want_hidden and not any(want_head) else None
         product_weight = weight.to(head.dtype)
         logp = hidden.new_empty(len(target), dtype=torch.float32)
         for at in range(0, len(target), head.tile):
             part = slice(at, at + head.tile)
             logits = head.logits(hidden[part], product_weight, weight, bias, target[part])
             # torch's log_softmax is one vectorised pass over a row; its logsumexp is several, and many times slower on a CPU
-            logp[part] = torch.log_softmax(logits, -1).gather(1, target[part, None])[:, 0]
-        ctx.save_for_backward(hidden, weight, bias, target)
+            log_softmax = torch.log_softmax(logits, -1)
+            logp[part] = log_softmax.gather(1, target[part, None])[:, 0]
+            if slope is not None:
+                g = head.pull(logits, log_softmax.exp_(), target[part], torch.ones_like(logp[part]))
+                slope[part] = (g.mul_(head.scale).to(head.dtype) @ product_weight).to(hidden.dtype)
+        if slope is None:
+            ctx.save_for_backward(hidden, weight, bias, target)
+        else:
+            ctx.save_for_backward(slope)
         ctx.head = head
         return logp
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
+        if not (want_weight or want_bias):
+            (slope,) = ctx.saved_tensors
+            return (slope * grad[:, None]).to(slope.dtype), None, None, None, None
         hidden, weight, bias, target = ctx.saved_tensors
         head: _Head = ctx.head
-        want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
         product_weight = weight.to(head.dtype)
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         grad_weight = None
@@ -76,11 +104,7 @@ class _TiledHead(torch.autograd.Function):
         for at in range(0, len(target), head.tile):
             part = slice(at, at + head.tile)
             logits = head.logits(hidden[part], product_weight, weight, bias, target[part])
-            # d logp / dz = onehot(target) - softmax(z)
-            g = torch.softmax(logits, -1).mul_(-grad[part, None])
-            g.scatter_add_(1, target[part, None], grad[part, None])
-            if head.softcap is not None:  # d/dz of softcap * tanh(z / softcap)
-                g *= 1 - (logits / head.softcap) ** 2
+            g = head.pull(logits, torch.softmax(logits, -1), target[part], grad[part])
             if grad_bias is not None:
                 grad_bias += g.sum(0)
             if head.scale != 1.0:

@@ -9,10 +9,7 @@ number of processes changes it. Every loss is a function of two sums per pair; i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +21,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pobench import checkpoint, metrics
-from pobench.config import TrainConfig
-from pobench.layouts import Group, Layout, get_layout
+from pobench.config import MICRO_TOKENS, TrainConfig
+from pobench.layouts import Batch, Group, Layout, get_layout
 from pobench.logps import ResponseLogps, choose_layout
+from pobench.memory import Choice, choose, give_back_freed_memory, peak_memory
+from pobench.metrics import evaluate_loss, pair_of
 from pobench.reference import ReferenceCache
 from pobench.registry import Loss, PobenchError
-from pobench.types import LossOutput, Pair, SequenceLogps, TokenPair
+from pobench.types import TokenPair
 
 STEPS_BETWEEN_TRIMS = 4  # every step would cost a third of its time in touching the pages again
 
@@ -120,41 +119,9 @@ class Trained:
     layout: str
     layout_reason: str
     step0_gap: float  # mean |policy - reference| a token on the first pairs, nats; nan for a reference-free loss
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most this process has held (GPU memory where training runs on one)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
-
-
-def _give_back_freed_memory() -> None:
-    """Return to the system what activations of ever other shapes have left in holes of glibc's heap."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def pair_of(totals: Tensor, lengths: Tensor) -> Pair:
-    """(2 × pairs,) in the order chosen, rejected, chosen, … → a Pair of (pairs,) each."""
-    return Pair(SequenceLogps(totals[0::2], lengths[0::2]), SequenceLogps(totals[1::2], lengths[1::2]))
-
-
-def evaluate_loss(
-    loss: Loss, settings: Mapping[str, Any], policy: Pair, reference: Pair | None, kl: Tensor | None
-) -> LossOutput:
-    """Call a loss with what its signature asks for. Raises PobenchError when it returns other shapes than (pairs,)."""
-    supplied = {"policy": policy, "reference": reference, "kl": kl}
-    output = loss(
-        *(supplied[name] for name in ("policy", "reference", "kl") if name == "policy" or name in loss.needs),
-        **settings,
-    )
-    pairs = policy.chosen.total.shape
-    wrong = [f"{name} {tuple(t.shape)}" for name, t in output._asdict().items() if t.shape != pairs]
-    if wrong:
-        raise PobenchError(f"loss {loss.name!r} must return one value per pair, {tuple(pairs)}; got {', '.join(wrong)}")
-    return output
+    micro_tokens: int
+    gradient_checkpointing: bool
+    memory_reason: str  # why so many tokens, and why checkpointing or not
 
 
 def scorer_for(
@@ -168,7 +135,15 @@ def scorer_for(
     groups = [Group.of(p) for p in pairs[:2]]
     name, reason = choose_layout(policy, groups, config.layout)
     window = policy.window if name == "shared_prefix" else None
-    return Scorer(prepared, get_layout(name), window, config.micro_tokens, device), reason
+    budget = MICRO_TOKENS if config.micro_tokens == "auto" else config.micro_tokens
+    return Scorer(prepared, get_layout(name), window, budget, device), reason
+
+
+def arithmetic(accelerator: Accelerator, scorer: Scorer, model: Any) -> str:
+    """What, besides the weights and the tokens, decides the digits of a sum: a part of the reference cache's name."""
+    kind = "nf4" if getattr(model, "is_loaded_in_4bit", False) else str(model.dtype).removeprefix("torch.")
+    narrow = "" if kind == "float32" else f" {kind} weights"
+    return f"{accelerator.mixed_precision} {scorer.layout.name}{narrow}"
 
 
 def train(
@@ -184,13 +159,15 @@ def train(
     references: Callable[[str], ReferenceCache] | None = None,
     mismatched: Sequence[int] | None = None,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
+    say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
 ) -> Trained:
     """Train `model` in place on `pairs`, in the order of `epochs` (indices into pairs, one sequence an epoch).
 
     settings: the loss's own. folder: where checkpoints live. references: arithmetic → the cache of reference sums, for a
     loss that needs them. mismatched: for a loss that needs `kl`, for each pair the index of the pair whose answer is
-    borrowed. log: takes one row of metrics a step (main process only). rewind: called with the step a resume starts from.
+    borrowed. log: takes one row of metrics a step (main process only). say: takes a sentence on a choice that was
+    measured. rewind: called with the step a resume starts from.
     Raises NonFiniteError (weights unchanged by that step), PobenchError.
     """
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
@@ -198,11 +175,16 @@ def train(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.train()
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = ResponseLogps(model.to(device), config.head_tile)
     optimizer = make_optimizer(policy, config)
     scorer, reason = scorer_for(policy, policy, pairs, config, device)
+    groups = [Group.of(p) for p in pairs]
+    saved = checkpoint.latest(folder)
+    choice = _micro_batch(accelerator, policy, config, groups, scorer, checkpoint.about(saved) if saved else {})
+    scorer.budget = choice.micro_tokens
+    if "auto" in (config.micro_tokens, config.gradient_checkpointing):
+        on = "with" if choice.gradient_checkpointing else "without"
+        say(f"micro-batches of {choice.micro_tokens} tokens, {on} activation checkpointing: {choice.reason}")
     prepared, optimizer = accelerator.prepare(policy, optimizer)
     scorer.policy = prepared
 
@@ -211,7 +193,6 @@ def train(
         for epoch, order in enumerate(epochs)
         for at in range(0, len(order), config.batch_size)
     ]
-    groups = [Group.of(p) for p in pairs]
     lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in pairs])
     borrowed: list[Group] = []
     if "kl" in loss.needs:
@@ -227,15 +208,14 @@ def train(
     known_borrowed: Tensor | None = None
     if loss.needs:
         assert references is not None
-        cache = references(f"{accelerator.mixed_precision} {scorer.layout.name}")
+        cache = references(arithmetic(accelerator, scorer, model))
         cache.fill([*groups, *borrowed][rank::world], scorer.compute)
         accelerator.wait_for_everyone()
         known = cache.get(groups).float().view(-1, 2)
         known_borrowed = cache.get(borrowed).float() if borrowed else None
         gap = _step0_gap(scorer, groups, known, lengths, batches[0][1][:8])
-        tolerance = (
-            1e-4 if accelerator.mixed_precision == "no" else 5e-2
-        )  # bf16 rounds differently in rows of other widths
+        exact = accelerator.mixed_precision == "no" and model.dtype == torch.float32
+        tolerance = 1e-4 if exact else 5e-2  # bf16 rounds differently in rows of other widths
         if not gap < tolerance:
             raise PobenchError(
                 f"before step 1 policy and reference differ by {gap:.2g} nats a token (allowed {tolerance:g}): "
@@ -243,7 +223,6 @@ def train(
             )
 
     done, seconds = 0, 0.0
-    saved = checkpoint.latest(folder)
     if saved is not None:
         about = checkpoint.load(saved, accelerator.unwrap_model(prepared), _plain(optimizer))
         done, seconds = about["step"], about["seconds"]
@@ -301,7 +280,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=not keep_gradients)
         if device.type == "cpu" and step % STEPS_BETWEEN_TRIMS == 0:
-            _give_back_freed_memory()
+            give_back_freed_memory()
         took = time.monotonic() - started
         seconds += took
         if accelerator.is_main_process:
@@ -320,19 +299,65 @@ def train(
             )
         if time.monotonic() - last_save >= config.checkpoint_seconds and step + 1 < len(batches):
             if device.type == "cpu":
-                _give_back_freed_memory()  # saving needs some of its own
+                give_back_freed_memory()  # saving needs some of its own
             if accelerator.is_main_process:
-                checkpoint.save(
-                    folder, step + 1, accelerator.unwrap_model(prepared), _plain(optimizer), {"seconds": seconds}
-                )
+                facts = {"seconds": seconds, "memory": choice._asdict()}
+                checkpoint.save(folder, step + 1, accelerator.unwrap_model(prepared), _plain(optimizer), facts)
             accelerator.wait_for_everyone()
             last_save = time.monotonic()
     tokens = sum(groups[i].tokens for _, batch in batches for i in batch)
-    return Trained(len(batches), seconds, peak_memory(device), tokens, scorer.layout.name, reason, gap)
+    return Trained(len(batches), seconds, peak_memory(device), tokens, scorer.layout.name, reason, gap, *choice)
 
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
+
+
+def _micro_batch(
+    accelerator: Accelerator,
+    policy: ResponseLogps,
+    config: TrainConfig,
+    groups: Sequence[Group],
+    scorer: Scorer,
+    resumed: Mapping[str, Any],
+) -> Choice:
+    """Tokens of a micro-batch and checkpointing: as the setting says, as the run began, or by a probe; switched on here.
+
+    The smallest choice of all processes is everyone's.
+    """
+    model, switched_on = policy.model, False
+
+    def checkpointing(on: bool) -> None:
+        nonlocal switched_on
+        if on and not switched_on:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        elif switched_on and not on:
+            model.gradient_checkpointing_disable()
+        switched_on = on
+
+    def step(batch: Batch) -> None:
+        with accelerator.autocast():
+            totals = policy(batch)
+        totals.sum().backward()
+
+    if config.micro_tokens != "auto" and config.gradient_checkpointing != "auto":
+        choice = Choice(config.micro_tokens, config.gradient_checkpointing, "as the setting says")
+    elif "memory" in resumed:
+        choice = Choice(**resumed["memory"])
+    else:
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        policy.add_in_place = policy.model.device.type == "cpu" and accelerator.num_processes == 1  # as in the steps
+        moments = sum(2 * p.nbytes for p in trained)
+        window, device = scorer.window, scorer.device
+        mine = choose(config, groups, scorer.layout, window, device, step, checkpointing, later=moments)
+        policy.zero_grad(set_to_none=True)
+        least = torch.tensor([mine.micro_tokens, not mine.gradient_checkpointing], device=device)
+        tokens, without = accelerator.gather(least).view(-1, 2).min(dim=0).values.tolist()
+        choice = Choice(tokens, not without, mine.reason)
+    checkpointing(choice.gradient_checkpointing)
+    return choice
 
 
 def _step0_gap(scorer: Scorer, groups: Sequence[Group], known: Tensor, lengths: Tensor, first: list[int]) -> float:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import importlib.util
 import json
+import logging
 import math
 import os
 import platform
@@ -25,8 +27,9 @@ import torch
 import transformers
 from pydantic import BaseModel
 
-from pobench import checkpoint
+from pobench import adapters, checkpoint
 from pobench.config import AnswersConfig, DataConfig, Job, JudgeConfig, ModelConfig, TrainConfig
+from pobench.cross_loss import evaluate, view_of
 from pobench.data import data_order, mismatch
 from pobench.files import whole
 from pobench.generate import generate
@@ -37,19 +40,10 @@ from pobench.progress import progress
 from pobench.reference import ReferenceCache
 from pobench.registry import Loss, PobenchError, get_loss, judges, load_plugin
 from pobench.scores import score
-from pobench.sources import cache_folder, fetch_model, load_model, weights_digest
+from pobench.sources import cache_folder, fetch_model, weights_digest
 from pobench.store import RunFolder
-from pobench.train import (
-    Scorer,
-    Trained,
-    bf16_pays,
-    evaluate_loss,
-    make_accelerator,
-    pair_of,
-    scorer_for,
-    train,
-)
-from pobench.types import Pair, TokenPair
+from pobench.train import Scorer, Trained, arithmetic, bf16_pays, make_accelerator, scorer_for, train
+from pobench.types import TokenPair
 
 INTERRUPTED = 130
 STAGES = ("train", "heldout", "answers", "judge")
@@ -105,6 +99,7 @@ def run(task: Task) -> int:
     if not os.environ.get("POBENCH_DEBUG"):  # our own progress and messages are enough
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it where it is installed
         warnings.filterwarnings("ignore")
     folder = RunFolder(task.runs, task.run)
     try:
@@ -126,7 +121,10 @@ def run(task: Task) -> int:
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return f"out of memory; try --set train.micro_tokens=… (smaller) or train.gradient_checkpointing=true ({text[:200]})"
+        return (
+            "out of memory; try --set train.micro_tokens=auto (or a smaller number) and "
+            f"--set train.gradient_checkpointing=auto ({text[:200]})"
+        )
     return text if isinstance(error, PobenchError) else f"{type(error).__name__}: {text}"
 
 
@@ -178,12 +176,17 @@ class _Worker:
             folder.finish({"title": self.loss.title if self.loss else "start model", **about})
 
     def model(self, path: Path) -> Any:
+        """The model in `path`, with weights as an adapter of this run wants them below it."""
         attention = self.job.model.attention
         config = json.loads((path / "config.json").read_text())
         if attention == "auto":  # soft-capped attention exists in the eager form alone
             attention = "eager" if config.get("attn_logit_softcapping") else "sdpa"
-        return load_model(
-            path, dtype=torch.float32, attention=attention, trust_remote_code=self.job.model.trust_remote_code
+        return adapters.load_base(
+            path,
+            self.job.train.adapter if self.loss else None,
+            attention=attention,
+            trust_remote_code=self.job.model.trust_remote_code,
+            device=self.accelerator.device,
         )
 
     def references(self, arithmetic: str) -> ReferenceCache:
@@ -199,6 +202,8 @@ class _Worker:
         steps = math.ceil(len(pairs) / job.train.batch_size) * job.train.epochs
         model = self.model(self.start_path)
         self._fill_heldout(model)
+        adapter = job.train.adapter
+        adapted = adapters.attach(model, adapter, job.seed) if adapter else None
         if job.train.trackers:
             named = {"name": self.task.run}
             kwargs = {"wandb": {**named, "dir": str(folder.path)}, "trackio": named}
@@ -227,21 +232,26 @@ class _Worker:
                 references=self.references,
                 mismatched=mismatch(pairs) if "kl" in loss.needs else None,
                 log=log if self.main else lambda row: None,
+                say=_say if self.main else lambda text: None,
                 rewind=folder.rewind_steps if self.main else lambda step: None,
             )
         if job.train.trackers:
             self.accelerator.end_training()
         if self.main:
-            self._save(model, trained, order.digest)
+            self._save(model, adapted, trained, order.digest)
         self.accelerator.wait_for_everyone()
-        del model
+        del model, adapted
         gc.collect()
 
-    def _save(self, model: Any, trained: Trained, order: str) -> None:
+    def _save(self, model: Any, adapted: Any, trained: Trained, order: str) -> None:
+        adapter, source = self.job.train.adapter, self.job.model
         self.folder.write_json("trained.json", {**asdict(trained), "pairs": len(self.prepared.train), "order": order})
         with whole(self.folder.path / "model") as partial:
-            model.save_pretrained(partial)
-            tokenizer_of(self.start_path, self.job.model).save_pretrained(partial)
+            if adapter is not None and not adapter.merge:
+                adapters.save(adapted, partial, source.source, source.revision)
+            else:
+                (adapters.merged(adapted) if adapter else model).save_pretrained(partial)
+            tokenizer_of(self.start_path, source).save_pretrained(partial)
         checkpoint.clear(self.folder.path)
 
     def _fill_heldout(self, model: Any) -> None:
@@ -249,13 +259,10 @@ class _Worker:
         policy = ResponseLogps(model.to(self.accelerator.device), self.job.train.head_tile)
         scorer, _ = self._scorer(policy)
         groups = self._heldout_groups()
-        self.references(self._arithmetic(scorer)).fill(
+        self.references(arithmetic(self.accelerator, scorer, model)).fill(
             groups[self.accelerator.process_index :: self.accelerator.num_processes], scorer.compute
         )
         self.accelerator.wait_for_everyone()
-
-    def _arithmetic(self, scorer: Scorer) -> str:
-        return f"{self.accelerator.mixed_precision} {scorer.layout.name}"
 
     def _scorer(self, policy: ResponseLogps) -> tuple[Scorer, str]:
         scorer, reason = scorer_for(policy, policy, self.prepared.heldout, self.job.train, self.accelerator.device)
@@ -269,14 +276,16 @@ class _Worker:
         return scorer, reason
 
     def _heldout_groups(self) -> list[Group]:
-        groups = [Group.of(p) for p in self.prepared.heldout]
-        return groups + self._borrowed()
-
-    def _borrowed(self) -> list[Group]:
-        if self.loss is None or "kl" not in self.loss.needs:
-            return []
+        """A pair's two answers, and one that belongs to another prompt: of the last, KTO's kl is made. It shares the row
+        and so the prompt with the others, which makes it cheap enough to have it for every run, not for KTO's alone."""
         pairs = self.prepared.heldout
-        return [Group(p.prompt, (pairs[j].chosen,)) for p, j in zip(pairs, mismatch(pairs), strict=True)]
+        try:
+            borrowed = [(pairs[j].chosen,) for j in mismatch(pairs)]
+        except PobenchError:  # all pairs share one prompt
+            if self.loss is not None and "kl" in self.loss.needs:
+                raise
+            return [Group.of(p) for p in pairs]
+        return [Group(p.prompt, (p.chosen, p.rejected, *more)) for p, more in zip(pairs, borrowed, strict=True)]
 
     def evaluate(self) -> None:
         """Held-out log-probabilities and answers of the trained (or start) model."""
@@ -284,44 +293,42 @@ class _Worker:
         path = folder.path / "model" if self.loss else self.start_path
         if not self.main:  # one process evaluates; sharding generation over processes is not worth its bookkeeping here
             return
-        model = self.model(path).to(self.accelerator.device).eval()
+        whole_model = not adapters.stored_in(path)
+        model = self.model(path if whole_model else self.start_path)
+        adapted = None if whole_model else adapters.load(model, path)
+        model = model.to(self.accelerator.device).eval()
         if "heldout" in stages and not folder.has("heldout.parquet"):
-            folder.write_frame("heldout", self.heldout(model))
+            folder.write_frame("heldout", self.heldout(model, adapted))
         if "answers" in stages and not folder.has("answers.parquet") and self.job.answers.source:
+            if adapted is not None and model.dtype == torch.float32:  # one product a layer, not three
+                model = adapters.merged(adapted)
             folder.write_frame("answers", self.answers(model))
 
-    def heldout(self, model: Any) -> pd.DataFrame:
+    def heldout(self, model: Any, adapted: Any = None) -> pd.DataFrame:
         pairs = self.prepared.heldout
         policy = ResponseLogps(model, self.job.train.head_tile)
         scorer, _ = self._scorer(policy)
-        cache = self.references(self._arithmetic(scorer))
+        cache = self.references(arithmetic(self.accelerator, scorer, model))
         groups = self._heldout_groups()
-        if cache.missing(groups):
+        if cache.missing(groups) and adapted is not None:
+            with adapters.disabled(adapted):
+                cache.fill(groups, scorer.compute)
+        elif cache.missing(groups):
             start = model if self.loss is None else self.model(self.start_path).to(self.accelerator.device)
             cache.fill(groups, self._scorer(ResponseLogps(start, self.job.train.head_tile))[0].compute)
             if start is not model:
                 del start
-        reference = cache.get(groups)
+        reference = cache.get(groups).view(len(pairs), -1)
         totals = reference.clone()
         if self.loss is not None:
-            at = [0]
-            for group in groups:
-                at.append(at[-1] + len(group.responses))
             with progress(f"{self.task.title}: held-out pairs", len(groups), "pairs") as advance:
                 for indices, sums in scorer.compute(groups):
-                    where = [at[i] + k for i in indices for k in range(len(groups[i].responses))]
-                    totals[where] = torch.tensor(sums, dtype=torch.float64)
+                    totals[indices] = torch.tensor(sums, dtype=torch.float64).view(len(indices), -1)
                     advance(len(indices))
-        n = 2 * len(pairs)
-        lengths = torch.tensor([len(r) for p in pairs for r in (p.chosen, p.rejected)])
-        frame = heldout_frame(pairs, pair_of(totals[:n], lengths), pair_of(reference[:n], lengths))
+        frame = heldout_frame(pairs, totals, reference)
         if self.loss is not None:
-            kl = (totals[n:] - reference[n:]).mean().float() if len(groups) > len(pairs) else None
-            view, known = pair_of(totals[:n].float(), lengths), pair_of(reference[:n].float(), lengths)
-            output = evaluate_loss(self.loss, self.job.loss_settings, view, known, kl)
-            frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (
-                t.detach().double().numpy() for t in output
-            )
+            output = evaluate(self.loss, self.job.loss_settings, view_of(frame))
+            frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (t.double().numpy() for t in output)
         return frame
 
     def answers(self, model: Any) -> pd.DataFrame:
@@ -331,6 +338,8 @@ class _Worker:
         precision = config.precision
         if precision == "auto":
             precision = "bf16" if bf16_pays(self.accelerator.device) else "fp32"
+        if model.dtype != torch.float32:  # an adapter over narrower weights: they are spoken with as they are
+            precision = "bf16"
         with progress(f"{self.task.title}: answers", len(rows) * config.samples, "answers") as advance:
             answers = generate(
                 model,
@@ -377,6 +386,10 @@ class _Worker:
         self.folder.write_json("scores.json", _plain(score(ours, _frames(start) if start else None)))
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _frames(folder: RunFolder) -> dict[str, pd.DataFrame]:
     names = ("heldout", "answers", "verdicts")
     return {n: folder.read_frame(n).assign(run=folder.run) for n in names if folder.has(f"{n}.parquet")}
@@ -386,17 +399,21 @@ def _plain(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
 
 
-def heldout_frame(pairs: Sequence[TokenPair], policy: Pair, reference: Pair) -> pd.DataFrame:
-    """One row a pair; rewards are nan until a loss gives them."""
+def heldout_frame(pairs: Sequence[TokenPair], totals: torch.Tensor, reference: torch.Tensor) -> pd.DataFrame:
+    """One row a pair. totals, reference: (pairs, 2 or 3) nats of the chosen, the rejected and the mismatched answer, if
+    there is one; rewards are nan until a loss gives them."""
+    sums = ("chosen_logp", "rejected_logp", "mismatched_logp")
+    blank = torch.full((len(pairs),), math.nan)
+    policy_of, reference_of = (dict(zip(sums, [*t.T, blank], strict=False)) for t in (totals, reference))
     return pd.DataFrame(
         {
             "pair": [p.id for p in pairs],
-            "chosen_logp": policy.chosen.total.numpy(),
-            "rejected_logp": policy.rejected.total.numpy(),
-            "chosen_length": policy.chosen.length.numpy(),
-            "rejected_length": policy.rejected.length.numpy(),
-            "reference_chosen_logp": reference.chosen.total.numpy(),
-            "reference_rejected_logp": reference.rejected.total.numpy(),
+            "chosen_logp": policy_of["chosen_logp"].numpy(),
+            "rejected_logp": policy_of["rejected_logp"].numpy(),
+            "chosen_length": [len(p.chosen) for p in pairs],
+            "rejected_length": [len(p.rejected) for p in pairs],
+            **{f"reference_{name}": reference_of[name].numpy() for name in sums},
+            "mismatched_logp": policy_of["mismatched_logp"].numpy(),
             "loss": math.nan,
             "chosen_reward": math.nan,
             "rejected_reward": math.nan,
@@ -406,7 +423,8 @@ def heldout_frame(pairs: Sequence[TokenPair], policy: Pair, reference: Pair) -> 
 
 def environment(accelerator: Any) -> dict[str, Any]:
     """Packages, device and processes of this run; no host name, no path, no key."""
-    packages = ("pobench", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "pandas", "scipy")
+    packages = ["pobench", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "pandas", "scipy"]
+    packages += [p for p in ("peft", "bitsandbytes") if importlib.util.find_spec(p) is not None]
     device = accelerator.device
     return {
         "packages": {p: importlib.metadata.version(p) for p in packages},

@@ -1,0 +1,97 @@
+"""Every trained model under every loss."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from pobench import plot, stats
+from pobench.registry import register_figure
+from pobench.types import Estimate
+
+MARKS = {"loss": "mean loss", "reward_accuracy": "reward accuracy", "margin": "mean margin"}
+BETTER, WORSE = "#2a78d6", "#d4541a"  # than the start model
+
+
+@register_figure("cross-loss", title="Every loss on every model", order=45)
+def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "loss") -> plot.Drawing:
+    """Columns: what a model was trained with; rows: the loss that evaluates it, with that loss's own settings, on the same
+    held-out pairs. A number is the mean over pairs in the row's unit; compare along a row, never down a column. Blue is
+    better than the start model by the row's loss, orange is worse, and the deeper the colour, the further the model lies
+    from it within the row: a colour ranks, and says nothing of chance, for which the CSV has the intervals. A frame marks
+    a model under its own loss; a dash is a loss that needs what was not stored. A model that is best by a loss it was not
+    trained with says that the two ask for much the same."""
+    if metric not in MARKS:
+        raise plot.NothingToDraw(f"A metric of this figure is one of {', '.join(MARKS)}, not {metric}.")
+    arms = stats.arms(runs)
+    rows = cross_loss[cross_loss["metric"] == metric]
+    found = {
+        (arm.id, name): _pooled(part) for arm in arms for name, part in stats.of_arm(rows, arm).groupby("evaluated")
+    }
+    titles = dict(zip(rows["evaluated"], rows["title"], strict=True))
+    names = sorted(titles, key=lambda name: (plot.short(titles[name]).casefold(), name))
+    measured = {arm for (arm, _), e in found.items() if not math.isnan(e.value)}
+    arms = [arm for arm in arms if arm.id in measured]
+    if not arms:
+        raise plot.NothingToDraw("No loss could be evaluated on held-out pairs.")
+    blank = Estimate.missing()
+    data = pd.DataFrame(
+        [
+            {"trained": a.label, "loss": a.loss, "evaluated": n, **plot.estimate_columns(found.get((a.id, n), blank))}
+            for a in arms
+            for n in names
+        ]
+    )
+    values = data["value"].to_numpy(float).reshape(len(arms), len(names)).T
+    figure, ax = plot.single(0.24 * len(names) + 1.3, width=min(plot.WIDTH, 0.66 * len(arms) + 2.4))
+    start = next((i for i, arm in enumerate(arms) if arm.is_start), None)
+    depth = _depth(values, None if start is None else values[:, start], higher=metric != "loss")
+    for i, j in np.ndindex(*values.shape):
+        _cell(ax, i, j, values[i, j], depth[i, j], arms[j].loss == names[i], metric)
+    ax.set_xticks(
+        np.arange(len(arms)) + 0.5,
+        [plot.short(a.label, 22) for a in arms],
+        rotation=35,
+        ha="right",
+        rotation_mode="anchor",
+    )
+    ax.set_yticks(np.arange(len(names)) + 0.5, [plot.short(titles[name], 22) for name in names])
+    ax.tick_params(length=0, labelcolor=plot.INK)
+    ax.set(xlim=(0, len(arms)), ylim=(len(names), 0), xlabel="trained with", ylabel="evaluated by")
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    counted = data.loc[data["n"] > 0, "n"]
+    return plot.Drawing(figure, data, f"{MARKS[metric].capitalize()}, over {int(counted.max())} held-out pairs.")
+
+
+def _pooled(rows: pd.DataFrame) -> Estimate:
+    """One run's estimate as it is; several seeds' mean without an interval, since they share their pairs."""
+    rows = rows.dropna(subset=["value"])
+    if len(rows) == 1:
+        row = rows.iloc[0]
+        return Estimate(float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]))
+    if rows.empty:
+        return Estimate.missing()
+    return Estimate(float(rows["value"].mean()), math.nan, math.nan, int(rows["n"].min()))
+
+
+def _depth(values: np.ndarray, start: np.ndarray | None, higher: bool) -> np.ndarray:
+    """(evaluated, trained) in [-1, 1]: how far better than the start model, as a part of the row's largest distance."""
+    if start is None:
+        return np.full_like(values, np.nan)
+    away = (values - start[:, None]) * (1 if higher else -1)
+    largest = np.nanmax(np.abs(np.where(np.isnan(away), 0.0, away)), axis=1, keepdims=True)
+    return np.divide(away, largest, out=np.full_like(away, np.nan), where=largest > 0)
+
+
+def _cell(ax: plot.Axes, i: int, j: int, value: float, depth: float, own: bool, metric: str) -> None:
+    if not math.isnan(depth) and depth != 0:
+        colour = BETTER if depth > 0 else WORSE
+        ax.add_patch(plot.rectangle(j + 0.03, i + 0.04, 0.94, 0.92, color=colour, alpha=0.04 + 0.5 * abs(depth)))
+    if own:
+        ax.add_patch(plot.rectangle(j + 0.04, i + 0.06, 0.92, 0.88, fill=False, edgecolor=plot.INK, linewidth=1.0))
+    text = "–" if math.isnan(value) else f"{100 * value:.0f} %" if metric == "reward_accuracy" else f"{value:.3g}"
+    shade = plot.FAINT if math.isnan(value) else plot.INK
+    ax.text(j + 0.5, i + 0.52, text.replace("-", "−"), ha="center", va="center", fontsize=7, color=shade)
