@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pandas as pd
 
 from pobench import plot, stats
@@ -25,7 +24,7 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     intervals, the dashed line is the start model. Read a row from left to right: the best value by one metric is
     often not the best by another, and a difference smaller than the bars is none. (In the paper a larger γ raises
     reward accuracy and lowers the winners' likelihood, while quality peaks in between.)"""
-    grids = [(loss, *found) for loss, members in _by_loss(runs).items() if (found := one_setting(runs, members))]
+    grids = stats.lines(runs)
     if not grids:
         raise plot.NothingToDraw("No loss was trained with several values of one setting.")
     lines = []
@@ -43,7 +42,8 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     axes = figure.subplots(len(grids), len(shown), squeeze=False)
     for row, (loss, name, points) in zip(axes, grids, strict=True):
         for ax, (metric, title, percent) in zip(row, shown, strict=True):
-            here = data[(data["loss"] == loss) & (data["metric"] == metric)].sort_values("at")
+            mine = (data["loss"] == loss) & (data["setting"] == name) & (data["metric"] == metric)
+            here = data[mine].sort_values("at")
             _panel(ax, here, loss, plot.start_score(runs, scores, metric).value)
             if percent:
                 plot.percent_axis(ax, "y")
@@ -53,30 +53,6 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
             plot.short(points[0][1].label.partition(" (")[0], 20), color=plot.look(loss).colour, weight="bold"
         )
     return plot.Drawing(figure, data)
-
-
-def _by_loss(runs: pd.DataFrame) -> dict[str, list[stats.Arm]]:
-    found: dict[str, list[stats.Arm]] = {}
-    for arm in stats.arms(runs):
-        if not arm.is_start:
-            found.setdefault(arm.loss, []).append(arm)
-    return found
-
-
-def one_setting(runs: pd.DataFrame, arms: list[stats.Arm]) -> tuple[str, list[tuple[float, stats.Arm]]] | None:
-    """The one numeric setting (or the learning rate) in which the arms differ, and its value for each; else None."""
-    settings = []
-    for arm in arms:
-        row = stats.of_arm(runs, arm).iloc[0]
-        settings.append({**stats.settings_of(row), "lr": row.get("lr")})
-    names = sorted({name for s in settings for name in s})
-    differing = [n for n in names if len({repr(s.get(n)) for s in settings}) > 1]
-    if len(arms) < 2 or len(differing) != 1:
-        return None
-    values = [s.get(differing[0]) for s in settings]
-    if any(isinstance(v, bool) or not isinstance(v, int | float | np.number) or math.isnan(v) for v in values):
-        return None
-    return differing[0], sorted(zip(map(float, values), arms, strict=True), key=lambda point: point[0])
 
 
 def _panel(ax: plot.Axes, here: pd.DataFrame, loss: str, start: float) -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from pobench import scores
+from pobench.cross_loss import cross_loss
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,7 @@ def synthetic() -> ModuleType:
 def frames(synthetic) -> dict:
     """A start model and five losses, one seed, scored. Do not change it."""
     made = synthetic.make_frames(prompts=24, pairs=60, steps=12)
-    return {**made, "scores": scores.complete(made)}
+    return {**made, "scores": scores.complete(made), "cross_loss": cross_loss(made["runs"], made["heldout"])}
 
 
 @pytest.fixture(scope="session")
@@ -33,4 +34,4 @@ def seeded(synthetic) -> dict:
     """Two losses with two seeds each, scored. Do not change it."""
     two = {name: synthetic.LOSSES[name] for name in ("simpo", "dpo")}
     made = synthetic.make_frames(two, seeds=(1, 2), prompts=16, pairs=40, steps=8)
-    return {**made, "scores": scores.complete(made)}
+    return {**made, "scores": scores.complete(made), "cross_loss": cross_loss(made["runs"], made["heldout"])}

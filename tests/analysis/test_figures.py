@@ -16,6 +16,14 @@ from pobench.types import Estimate
 
 NAMES = registry.figures.names()
 ROOT = Path(__file__).parents[2]
+OF_STUDIES = {  # they want several settings of a loss
+    "sweep",
+    "margin-density",
+    "length-bias",
+    "seed-spread",
+    "tuning",
+    "tuning-table",
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +34,7 @@ def drawn(frames) -> dict:
         try:
             found[name] = plot.draw(registry.figures.get(name), frames)
         except plot.NothingToDraw:
-            assert name == "sweep"
+            assert name in OF_STUDIES
     return found
 
 
@@ -34,7 +42,8 @@ def test_the_shipped_figures_and_tables_are_all_there() -> None:
     assert set(NAMES) >= {
         "training-curves", "both-rewards", "margin-vs-length", "logp-vs-length", "reward-vs-likelihood", "heldout-accuracy",
         "kl", "pass-rate", "answer-length", "main-table", "pass-by-kind", "who-beats-whom", "settings-table", "sweep",
-        "training-health", "cost", "data-audit",
+        "training-health", "cost", "data-audit", "claims", "margin-density", "time-and-memory", "length-normalisation",
+        "length-bias", "seed-spread",
     }  # fmt: skip
 
 
@@ -261,3 +270,21 @@ def test_content_knows_only_what_it_may() -> None:
 
 def test_a_missing_number_is_not_drawn_as_zero() -> None:
     assert math.isnan(plot.estimate_columns(Estimate.missing())["value"])
+
+
+def test_a_model_stands_under_every_loss_and_what_is_not_stored_is_a_dash(drawn, frames) -> None:
+    found = drawn["cross-loss"]
+    data = found.data.set_index(["trained", "evaluated"])
+    expected = frames["heldout"].merge(frames["runs"][["run", "title"]])
+    margin = 0.1 * (
+        (expected["chosen_logp"] - expected["reference_chosen_logp"])
+        - (expected["rejected_logp"] - expected["reference_rejected_logp"])
+    )
+    by_hand = np.log1p(np.exp(-margin)).groupby(expected["title"]).mean()
+    assert data.loc[("IPO", "dpo"), "value"] == pytest.approx(by_hand["IPO"], rel=1e-4)
+    assert data.loc[("Start model", "dpo"), "value"] == pytest.approx(math.log(2), rel=1e-6)
+    assert math.isnan(data.loc[("DPO", "kto"), "value"]) and data.loc[("DPO", "kto"), "n"] == 0
+    texts = [t.get_text() for t in found.figure.axes[0].texts]
+    assert len(texts) == 6 * len(registry.list_losses()) and texts.count("–") == 6
+    shares = plot.draw(registry.figures.get("cross-loss"), frames, metric="reward_accuracy").data["value"].dropna()
+    assert shares.between(0, 1).all()

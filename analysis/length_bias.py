@@ -1,0 +1,65 @@
+"""How much of a length preference in the labels ends up in the model."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from pobench import plot, stats
+from pobench.registry import register_figure
+
+QUANTITIES = [  # name, what the axis says, printed as per cent
+    ("pass_rate", "pass rate", True),
+    ("length_tokens", "tokens of an answer", False),
+    ("margin_correlation", "ρ(margin, length difference)", False),
+    ("reward_accuracy", "accuracy on true labels", True),
+]
+
+
+@register_figure("length-bias", title="Labels that prefer length", order=355)
+def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
+    """Across: the share of training labels that length decides (the longer answer is called better); held-out labels
+    and the judge stay true. Bands are 95 % intervals, the dashed line is the start model. A loss that resists keeps
+    its quality and its length; one that gives in writes longer answers, ranks held-out pairs by length (third
+    panel), and ranks fewer of them right. Where the panels move together the label noise did it; where length moves
+    and quality does not, the bias was learned beside the task."""
+    lines = [line for line in stats.lines(runs) if line.setting == "length_bias"]
+    rows = []
+    for line in lines:
+        for at, arm in line.points:
+            held = stats.of_arm(heldout, arm)
+            for name, *_ in QUANTITIES:
+                e = (
+                    stats.spearman(
+                        held["chosen_length"] - held["rejected_length"],
+                        held["chosen_reward"] - held["rejected_reward"],
+                        held["run"],
+                    )
+                    if name == "margin_correlation"
+                    else stats.score_of(scores, arm, name)
+                )
+                rows.append({"loss": line.loss, "at": at, "quantity": name, **plot.estimate_columns(e)})
+    data = pd.DataFrame(rows, columns=["loss", "at", "quantity", "value", "low", "high", "n"]).dropna(subset=["value"])
+    if data.empty:
+        raise plot.NothingToDraw("No loss was trained with several length biases of the labels.")
+    shown = [q for q in QUANTITIES if (data["quantity"] == q[0]).any()]
+    figure = plot.Figure(figsize=(plot.WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for ax, (name, says, percent) in zip(axes, shown, strict=True):
+        for loss, mine in data[data["quantity"] == name].groupby("loss", sort=True):
+            colour, marker = plot.look(str(loss))
+            label = next((line.points[0][1].label.partition(" (")[0] for line in lines if line.loss == loss), str(loss))
+            ax.plot(mine["at"], mine["value"], color=colour, marker=marker, markersize=4, label=plot.short(label, 18))
+            if data["loss"].nunique() <= 4:  # more bands hide each other; the CSV has them
+                ax.fill_between(mine["at"], mine["low"], mine["high"], color=colour, alpha=0.12, linewidth=0)
+        start = plot.start_score(runs, scores, name).value
+        if not math.isnan(start):
+            ax.axhline(start, color=plot.LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
+        if percent:
+            plot.percent_axis(ax, "y")
+        ax.set_title(says, fontsize=8.5)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=6)
+    figure.supxlabel("share of labels decided by length", fontsize=8.5, color=plot.FAINT)
+    return plot.Drawing(figure, data)
