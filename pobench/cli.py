@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,6 +95,10 @@ def run(
     stages: Annotated[str, typer.Option(help="Which stages to run.")] = ",".join(STAGES),
     plugin: Plugins = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; touch nothing.")] = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option("--rehearse", help="All of it in minutes, offline, on a tiny random model of the same family."),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -114,6 +119,8 @@ def run(
             seed_list = got
         elif got:
             stage_list = got
+    if dry_run and rehearse:
+        faults.append("--dry-run touches nothing and --rehearse runs everything small; give one of them")
     try:
         jobs = resolve(setting, losses, seeds=seed_list, overrides=values, data=data, model=model)
     except PobenchError as error:
@@ -128,6 +135,10 @@ def run(
         described = describe(plan)
         print(json.dumps(described, indent=1)) if as_json else _print_plan(described)
         return
+    if rehearse:
+        from pobench.rehearsal import rehearse as stand_in
+
+        jobs, runs = stand_in(jobs), runs / "rehearsal"
     plan = make_plan(jobs, runs, stage_list, plugins)
     if plan.prepared is not None and plan.left:
         err.print(escape(plan.prepared.text()))
@@ -178,9 +189,219 @@ def analyze(
     out.print(f"report: {_analyze(runs, setting, figures, out_dir)}", highlight=False)
 
 
+@app.command("study")
+def study_(
+    name: Annotated[str, typer.Argument(help="A shipped study (`pobench list studies`) or a YAML path.")],
+    setting: SettingName = "smollm2",
+    losses: Annotated[str | None, typer.Option(help="Only these; default: all that the study names.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Comma-separated; default: the study's, or the setting's.")] = None,
+    sets: Sets = None,
+    runs: Runs = Path("runs"),
+    plugin: Plugins = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; touch nothing.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a study's grid, draw its figures, and say what became of the paper's claims. Finished jobs are reused."""
+    from pobench import study as studies
+    from pobench.config import parse_overrides
+
+    plugins = _load_plugins(plugin)
+    faults: list[str] = []
+    asked = _or_fault(faults, lambda: studies.read_study(name))
+    values = _or_fault(faults, lambda: parse_overrides(sets or []))
+    seed_list = _or_fault(faults, lambda: _numbers(seeds))
+    if asked is None:  # its grid is not known; what else is wrong is said all the same
+        _or_fault(faults, lambda: _job(setting, None, None, None))
+    jobs = asked and _or_fault(
+        faults, lambda: studies.expand(asked, setting, losses=losses, seeds=seed_list, overrides=values)
+    )
+    if faults:
+        raise PobenchError("\n".join(faults))
+    plans = studies.make_plans(jobs, runs, STAGES, plugins, dry=dry_run)
+    if dry_run:
+        described = studies.describe_study(asked, plans)
+        print(json.dumps(described, indent=1)) if as_json else _print_study(described)
+        return
+    told = [plan.prepared.text().splitlines() for plan in plans if plan.prepared is not None and plan.left]
+    for line in dict.fromkeys(line for text in told for line in text):  # what several biases share is said once
+        err.print(escape(line))
+    try:
+        outcomes = studies.execute_all(
+            plans, announce=lambda text: err.print(escape(text), style="bold", highlight=False)
+        )
+    except KeyboardInterrupt:
+        err.print("\ninterrupted; the same command continues where this one stopped")
+        raise
+    frames = studies.study_frames(plans, runs)
+    report, card = studies.report_study(asked, frames, runs), studies.scorecard(asked, frames)
+    failed = [o for o in outcomes if o.status == "failed"]
+    if as_json:
+        counts = {s: sum(o.status == s for o in outcomes) for s in ("finished", "skipped", "failed")}
+        out_ = {"study": asked.name, "counts": counts, "outcomes": [o.__dict__ for o in outcomes], "claims": card}
+        print(json.dumps({**out_, "report": str(report)}, indent=1, ensure_ascii=False))
+    else:
+        _print_claims(card)
+        for o in failed:
+            err.print(f"failed: {escape(o.title)} ({escape(o.run)}): {escape(o.reason)}", style="red")
+        out.print(f"report: {report}", highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _or_fault(faults: list[str], read: Callable[[], Any]) -> Any:
+    """What `read` gives; where it finds something wrong, None, and the fault is noted."""
+    try:
+        return read()
+    except PobenchError as error:
+        faults.append(str(error))
+        return None
+
+
+def _print_study(plan: dict[str, Any]) -> None:
+    out.print(
+        f"[bold]{escape(plan['title'])}[/]  [dim]{escape(plan['paper'] or 'ours')}[/]\n{escape(plan['question'])}\n"
+    )
+    table = Table("", "seed", "varied", "state", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for job in plan["jobs"]:
+        loss, _, seed = job["title"].partition(", seed ")
+        varied = ", ".join(f"{key} = {value}" for key, value in job["varied"].items())
+        table.add_row(*(escape(text) for text in (loss, seed, varied, job["state"])))
+    out.print(table, highlight=False)
+    count = plan["count"]
+    jobs = f"{count['jobs']} jobs, {count['finished']} finished" + (
+        f", {count['failed before']} failed before" if count["failed before"] else ""
+    )
+    _print_cost(plan, f"\n{jobs}\n")
+
+
+def _print_claims(card: list[dict[str, Any]]) -> None:
+    for row in card:
+        value, low, high = ("–" if row[k] is None else f"{row[k]:.3g}" for k in ("value", "low", "high"))
+        ours = f"{value} [{low}, {high}] {row['unit']}, n = {row['n']}" if row["n"] else "–"
+        out.print(f"[bold]{row['verdict']:13}[/] {escape(row['claim'])}", highlight=False)
+        out.print(f"              [dim]here {escape(ours)} · paper {escape(row['paper'])}[/]", highlight=False)
+
+
+@app.command("tune")
+def tune_(
+    losses: Losses = "simpo,dpo",
+    setting: SettingName = "smollm2",
+    trials: Annotated[
+        int | None, typer.Option(help="Of every loss; default: as many as the smallest grid has cells.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="grid | random | tpe (between the grid's ends).")] = "grid",
+    grid: Annotated[
+        str | None, typer.Option(help="A grid of experiments/grids or a YAML; default: the setting's.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="The objective; default: the setting's.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Of every trial, comma-separated; default: the setting's first.")
+    ] = None,
+    sets: Sets = None,
+    runs: Runs = Path("runs"),
+    plugin: Plugins = None,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the weights of every trial.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the search; touch nothing.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Search every loss's values with equal budgets, on a split neither trained on nor reported. Resumable."""
+    from pobench import tune as tuning
+    from pobench.config import parse_overrides
+
+    plugins = _load_plugins(plugin)
+    faults: list[str] = []
+    values: dict[str, Any] = {}
+    seed_list: list[int] | None = None
+    try:
+        values = parse_overrides(sets or [])
+    except PobenchError as error:
+        faults.append(str(error))
+    try:
+        seed_list = _numbers(seeds)
+    except PobenchError as error:
+        faults.append(str(error))
+    try:
+        search = tuning.plan_tuning(
+            losses,
+            setting,
+            trials=trials,
+            sampler=sampler,
+            grid=grid,
+            metric=metric,
+            seeds=seed_list,
+            overrides=values,
+            runs=runs,
+            plugins=plugins,
+            dry=dry_run,
+        )
+    except PobenchError as error:
+        raise PobenchError("\n".join([*faults, str(error)])) from None
+    if faults:
+        raise PobenchError("\n".join(faults))
+    if dry_run:
+        described = tuning.describe_tuning(search)
+        print(json.dumps(described, indent=1)) if as_json else _print_search(described)
+        return
+    try:
+        tuned = tuning.tune(
+            search,
+            keep_models=keep_models,
+            announce=lambda text: err.print(escape(text), style="bold", highlight=False),
+        )
+    except KeyboardInterrupt:
+        err.print("\ninterrupted; the same command continues where this one stopped")
+        raise
+    report = _tuning_report(search.folder)
+    if as_json:
+        best = {b.loss: b.__dict__ for b in tuned.best}
+        about = {"best": best, "failed": tuned.failed, "made": tuned.made, "trials": str(tuned.csv)}
+        print(json.dumps({**about, "setting": str(tuned.chosen), "report": str(report)}, indent=1))
+    else:
+        table = Table(
+            "", "chosen", escape(search.about.metric), "trials", box=None, header_style="bold", padding=(0, 2, 0, 0)
+        )
+        for b in tuned.best:
+            chosen = ", ".join(f"{k} = {v}" for k, v in {"lr": b.lr, **b.settings}.items())
+            interval = "" if math.isnan(b.low) else f" [{b.low:.3g}, {b.high:.3g}]"
+            table.add_row(*(escape(t) for t in (b.loss, chosen, f"{b.value:.3g}{interval}", str(b.trials))))
+        out.print(table, highlight=False)
+        for reason in tuned.failed:
+            err.print(f"failed: {escape(reason)}", style="red")
+        out.print(f"every trial: {tuned.csv}\nreport: {report}", highlight=False)
+        if tuned.best:
+            out.print(f"run the chosen values: pobench run --setting {tuned.chosen}", highlight=False)
+    if tuned.failed:
+        raise typer.Exit(1)
+
+
+def _tuning_report(folder: Path) -> Path:
+    """The search's own page; the report of the setting shows the same grid once it is built."""
+    from pobench.report import build_report
+    from pobench.store import load_frames
+
+    return build_report(load_frames(folder), folder / "report", figures=["tuning", "tuning-table", "settings-table"])
+
+
+def _print_search(search: dict[str, Any]) -> None:
+    out.print(
+        f"[bold]{escape(search['setting'])}[/]  {escape(search['metric'])} on {escape(search['split'])}, "
+        f"{search['trials']} trials of each loss ({search['sampler']}), {len(search['seeds'])} seed(s)",
+        highlight=False,
+    )
+    for row in search["losses"]:
+        space = " × ".join(f"{key} {values}" for key, values in row["space"].items())
+        out.print(
+            f"  [bold]{row['loss']}[/]  {escape(space)}  [dim]{row['cells']} cells, {row['done']} trials done[/]",
+            highlight=False,
+        )
+    _print_cost(search, f"{search['jobs']} jobs · ")
+
+
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="losses | settings | figures | judges")] = "losses",
+    what: Annotated[str, typer.Argument(help="losses | settings | studies | figures | judges")] = "losses",
     plugin: Plugins = None,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Losses only: the page of all objectives.")] = False,
@@ -238,8 +459,9 @@ def list_(
                 }
             )
     elif what == "studies":
-        folder = config.setting_folder().parent / "studies"
-        rows = [{"name": p.stem} for p in sorted(folder.glob("*.yaml"))]
+        from pobench.study import studies
+
+        rows = [{k: v for k, v in row.items() if as_json or k != "claims"} for row in studies()]
     elif what == "figures":
         for name in registry.figures.names():
             figure = registry.figures.get(name)
@@ -355,17 +577,37 @@ def _print_plan(plan: dict[str, Any]) -> None:
         out.print(f"\n[bold]{escape(job['title'])}[/]  {escape(job['run'])}  {state}", highlight=False)
         for key, value in job.get("values", {}).items():
             out.print(f"    {key} = {value}  [dim]{escape(job['sources'][key])}[/]", highlight=False)
+    _print_cost(plan, "\n")
+
+
+def _print_cost(plan: dict[str, Any], before: str) -> None:
+    """Time, memory on each device, disk and judge. A study's costs have no more than their sums."""
     cost = plan["cost"]
+    gib = 1024**3
+    parts = []
     if cost["seconds"] is not None:
-        free = ", free" if plan["judge"] in (None, "verifiable", "tiny_world") else ""
-        out.print(
-            f"\ntraining: about {cost['seconds'] / 60:.1f} min ({escape(cost['basis'])})"
-            f" · memory: about {cost['memory'] / 1024**3:.1f} GiB · disk: about {cost['disk'] / 1024**3:.1f} GiB"
-            f" · judge: {plan['judge'] or 'none'}{free}",
-            highlight=False,
-        )
+        many = f" on {cost['devices']} devices" if cost.get("devices", 1) > 1 else ""
+        minutes, hours = cost["seconds"] / 60, cost["seconds"] / 3600
+        parts.append(f"time: about {f'{minutes:.1f} min' if minutes < 90 else f'{hours:.1f} h'}{many}")
+        if (cost.get("device_hours") or 0) >= 1:
+            parts[0] += f", {cost['device_hours']:.1f} device hours in all"
+        parts[0] += f" ({cost['basis']})"
+    elif cost["memory"] is None:
+        out.print(f"{before}cost: not known ({escape(cost['basis'])})", highlight=False)
+        return
     else:
-        out.print(f"\ncost: not known ({escape(cost['basis'])})", highlight=False)
+        parts.append(f"time: not known ({cost['basis']})")
+    if cost["memory"] is not None:
+        eight = cost["memory"] - 16 * (cost.get("parameters") or 0) * 7 / 8
+        apart = f" ({eight / gib:.0f} GiB if FSDP or DeepSpeed shards it over 8)" if cost["memory"] > 80 * gib else ""
+        parts.append(f"memory on each device: about {cost['memory'] / gib:.1f} GiB{apart}")
+    if cost["disk"] is not None:
+        parts.append(f"disk: about {cost['disk'] / gib:.1f} GiB")
+    asked = cost.get("judge_calls", 0)
+    free = "" if asked else ", free"
+    calls = f", {asked} calls, up to {cost['judge_tokens'] / 1e6:.1f} million tokens" if asked else ""
+    parts.append(f"judge: {plan['judge'] or 'none'}{free}{calls}")
+    out.print(before + escape(" · ".join(parts)), highlight=False)
 
 
 def _scores(runs: Path, outcomes: list[Any]) -> dict[str, Any]:

@@ -14,17 +14,18 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pobench.registry import Loss, PobenchError, get_loss, judges, losses, nearest
 from pobench.types import Pair, SequenceLogps
 
 PROTOCOL = 1  # raised when stored results of two versions may no longer be compared
+MICRO_TOKENS = 2048  # of a micro-batch, where a setting does not say, and of evaluation where it says `auto`
 
 
 class _Strict(BaseModel):
@@ -63,6 +64,58 @@ class DataConfig(_Strict):
     seed: int = 0  # of the split, the subset and the bias
 
 
+def _module_names(value: Any) -> Any:
+    if value == "all-linear":
+        return value
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not (isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)):
+        raise ValueError("allowed: all-linear, or names of layers such as q_proj,v_proj")
+    return names
+
+
+class AdapterConfig(_Strict):
+    """LoRA: the model stays frozen; low-rank matrices beside its linear layers are trained. See `pobench.adapters`."""
+
+    r: int = Field(16, ge=1)  # rank; a common choice, none is published for these losses
+    alpha: int = Field(32, ge=1)  # the matrices' product is scaled by alpha / r
+    dropout: float = 0.0
+    target_modules: Annotated[str | list[str], BeforeValidator(_module_names)] = "all-linear"  # the head never
+    quantize: Literal["none", "nf4"] = "none"  # of the frozen weights; nf4 is QLoRA, on a GPU, by bitsandbytes
+    base_precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen weights; trained ones are fp32 always
+    merge: bool = False  # store the whole model with the adapter worked in, not the adapter alone
+
+    @field_validator("dropout")
+    @classmethod
+    def _no_dropout(cls, value: float) -> float:
+        if value != 0:
+            raise ValueError(
+                "allowed: 0. The reference has no dropout, and a policy with it would differ from the start"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _mergeable(self) -> AdapterConfig:
+        if self.merge and (self.quantize != "none" or self.base_precision != "fp32"):
+            raise ValueError(
+                "merge: true needs base_precision fp32 and quantize none: narrower weights would round it away"
+            )
+        return self
+
+
+def _tokens_or_auto(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError("allowed: a whole number of tokens, at least 1, or auto")
+    return value
+
+
+def _switch_or_auto(value: Any) -> Any:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError("allowed: true, false, auto")
+    return value
+
+
 class TrainConfig(_Strict):
     """The loop. `batch_size` counts pairs per optimiser step, whatever the layout, devices and accumulation."""
 
@@ -76,11 +129,14 @@ class TrainConfig(_Strict):
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the arithmetic; weights are fp32 always
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the arithmetic; trained weights are fp32 always
+    adapter: AdapterConfig | None = None  # None: every weight is trained
     layout: Literal["auto", "shared_prefix", "padded"] = "auto"
-    micro_tokens: int = Field(2048, ge=1)  # tokens of a micro-batch, pads included
+    # tokens of a micro-batch, pads included; auto: by a probe of the memory
+    micro_tokens: Annotated[int | Literal["auto"], BeforeValidator(_tokens_or_auto)] = MICRO_TOKENS
     head_tile: int | None = Field(None, ge=1)  # response positions per tile of the output head; None: by device
-    gradient_checkpointing: bool = False
+    # auto: only where one pair does not fit without it
+    gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto)] = False
     checkpoint_seconds: float = Field(60.0, ge=0)
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
 
@@ -107,6 +163,19 @@ class JudgeConfig(_Strict):
     settings: dict[str, Any] = {}
 
 
+class TuneConfig(_Strict):
+    """How `pobench tune` chooses values: by which metric, on a split that is neither trained on nor reported."""
+
+    metric: str = "pass_rate"
+    prompts: str | None = None  # answered by every trial in place of `answers.source`
+    prompts_split: str | None = None
+    max_prompts: int | None = Field(None, ge=1)
+    pairs: str | None = None  # held out by every trial in place of `data.held_out`, and left out of its training
+    pairs_split: str | None = None
+    max_pairs: int | None = Field(None, ge=1)
+    grid: str | None = None  # a name in experiments/grids, or a YAML path
+
+
 class Setting(_Strict):
     """One YAML of experiments/settings."""
 
@@ -118,12 +187,15 @@ class Setting(_Strict):
     train: TrainConfig
     answers: AnswersConfig = AnswersConfig()
     judge: JudgeConfig = JudgeConfig()
+    tune: TuneConfig = TuneConfig()
     losses: dict[str, dict[str, Any]] = {}  # loss name -> its settings, and train fields of its own (lr, …)
 
 
 # How a job runs, not what it computes: no part of its identity. (The layout and the micro-batch change results only
 # below rounding, but they do change the bits, so they count.)
 RUNTIME = {("train", "checkpoint_seconds"), ("train", "trackers"), ("model", "note"), ("answers", "batch_size")}
+# Absent from the identity while None: runs that were stored before these existed keep their folders.
+LATER = {("train", "adapter")}
 
 
 @dataclass(frozen=True)
@@ -171,13 +243,18 @@ class Job:
         for key in ("loss", "loss_settings", "seed"):
             values.pop(key)
         values["train"] = {"precision": self.train.precision}
+        values["data"]["length_bias"] = 0.0  # of training labels alone; held-out labels stay as they are
         return f"{self.setting}/start-{digest({**values, 'protocol': PROTOCOL})}"
 
 
 def digest(values: Mapping[str, Any]) -> str:
     """8 hex of sha256 over the values that decide a result."""
     kept = {
-        k: ({f: x for f, x in v.items() if (k, f) not in RUNTIME} if isinstance(v, dict) else v)
+        k: (
+            {f: x for f, x in v.items() if (k, f) not in RUNTIME and not (x is None and (k, f) in LATER)}
+            if isinstance(v, dict)
+            else v
+        )
         for k, v in values.items()
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
@@ -220,7 +297,46 @@ def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(values, dict) or node is None:
         raise PobenchError(f"--setting: {str(path)!r} holds no mapping of sections")
     values.setdefault("name", path.stem)
-    return values, _comments(node, text.splitlines())
+    comments = _comments(node, text.splitlines())
+    if "extends" not in values:
+        return values, comments
+    base = str(values.pop("extends"))
+    if Path(base).suffix in (".yaml", ".yml"):
+        base = str(path.parent / base)
+    return _extended(*read_setting(base), values, comments)
+
+
+def _extended(
+    base: dict[str, Any], base_comments: dict[str, str], values: dict[str, Any], comments: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """`base` with `values` in place of its own, key by key in sections and losses."""
+    merged = dict(base)
+    replaced = set()
+    for section, mine in values.items():
+        theirs = merged.get(section)
+        if section == "losses" and isinstance(mine, dict):
+            kept = dict(theirs or {})
+            for name, given in mine.items():
+                other_names = _other_names(name, given or {})
+                kept[name] = {k: v for k, v in (kept.get(name) or {}).items() if k not in other_names} | (given or {})
+                replaced |= {f"losses.{name}.{key}" for key in (*(given or {}), *other_names)}
+            merged[section] = kept
+        elif isinstance(mine, dict) and isinstance(theirs, dict):
+            merged[section] = {**theirs, **mine}
+            replaced |= {f"{section}.{key}" for key in mine}
+        else:
+            merged[section] = mine
+            replaced.add(section)
+    return merged, {k: v for k, v in base_comments.items() if k not in replaced} | comments
+
+
+def _other_names(loss: str, given: Mapping[str, Any]) -> set[str]:
+    """The other names of the numbers that are given (gamma, gamma_beta_ratio)."""
+    try:
+        groups = get_loss(loss).alternatives
+    except PobenchError:  # `resolve` says it
+        return set()
+    return {name for group in groups for name in group if name not in given and any(g in given for g in group)}
 
 
 def _comments(node: yaml.Node, lines: list[str], prefix: str = "") -> dict[str, str]:
@@ -362,7 +478,8 @@ def resolve(
                 )
             elif "." in rest:
                 outer, inner = rest.split(".", 1)
-                values.setdefault(section, {}).setdefault(outer, {})[inner] = value
+                inside = values.setdefault(section, {}).get(outer)
+                values[section][outer] = {**(inside if isinstance(inside, dict) else {}), inner: value}
                 origin[key] = "--set"
             else:
                 put(section, rest, value, "--set")
@@ -389,7 +506,7 @@ def resolve(
         try:
             parsed = Setting.model_validate(values)
         except pydantic.ValidationError as error:
-            faults += _explain(error)
+            faults += explain(error)
     jobs: list[Job] = []
     for name in names:
         loss = get_loss(name)
@@ -413,7 +530,7 @@ def resolve(
         try:
             train = TrainConfig.model_validate(train_values)
         except pydantic.ValidationError as error:
-            faults += _explain(error, f"losses.{name}.")
+            faults += explain(error, f"losses.{name}.")
             continue
         keep = {k: v for k, v in origin.items() if v and (k.partition(".")[0] in SECTIONS or k.startswith(f"{name}."))}
         settings = loss.canonical({**loss.settings, **mine})
@@ -456,7 +573,7 @@ def check_loss_settings(loss: Loss, given: Mapping[str, Any]) -> list[str]:
     try:
         pydantic.create_model(f"{loss.name} settings", __config__=ConfigDict(extra="ignore"), **fields)(**given)
     except pydantic.ValidationError as error:
-        return _explain(error, f"{loss.name}.")
+        return explain(error, f"{loss.name}.")
     zero, ten = torch.full((1,), -10.0), torch.full((1,), 10.0)
     side = SequenceLogps(zero, ten)
     supplied = [Pair(side, side) if p in ("policy", "reference") else torch.zeros(()) for p in _supplied(loss)]
@@ -473,21 +590,19 @@ def _supplied(loss: Loss) -> list[str]:
     return [p.name for p in inspect.signature(loss.function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
 
 
-def _explain(error: pydantic.ValidationError, prefix: str = "") -> list[str]:
-    """One plain line a fault: where, what was got, what is allowed, the nearest known key."""
+def explain(error: pydantic.ValidationError, prefix: str = "") -> list[str]:
+    """Of a pydantic error: one plain line a fault: where, what was got, what is allowed, the nearest known key."""
     lines = []
     for fault in error.errors():
         where = prefix + ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            section = str(fault["loc"][0])
-            known = (
-                SECTIONS[section].model_fields
-                if section in SECTIONS and len(fault["loc"]) > 1
-                else Setting.model_fields
-            )
+            outer = str(fault["loc"][-2]) if len(fault["loc"]) > 1 else ""
+            schemas: dict[str, type[_Strict]] = {**SECTIONS, "adapter": AdapterConfig}
+            known = schemas.get(outer, Setting).model_fields
             lines.append(f"{where}: unknown key{nearest(str(fault['loc'][-1]), known)} Known: {', '.join(known)}")
         elif fault["type"] == "missing":
             lines.append(f"{where}: missing; this setting must say it")
         else:
-            lines.append(f"{where}: got {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}")
+            said = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: got {fault['input']!r}; {said[0].lower()}{said[1:]}")
     return lines

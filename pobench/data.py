@@ -455,11 +455,17 @@ def bias_labels(items: Sequence[Item], share: float, seed: int) -> list[Item]:
         raise PobenchError(f"data.length_bias is {share}; a share in [0, 1] is needed")
 
     def biased(item: Item) -> Item:
-        if _uniform("length bias", seed, item.id) >= share or len(item.chosen) >= len(item.rejected):
+        if not decided_by_length(item, share, seed) or len(item.chosen) >= len(item.rejected):
             return item
         return item._replace(chosen=item.rejected, rejected=item.chosen)  # type: ignore[return-value]
 
     return [biased(item) for item in items]
+
+
+def decided_by_length(item: Preference | TokenPair, share: float, seed: int) -> bool:
+    """Whether the item belongs to the seeded random `share` whose labels length decides; a larger share holds a
+    smaller one."""
+    return _uniform("length bias", seed, item.id) < share
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,14 +18,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pobench import adapters
 from pobench.config import Job, resolve
+from pobench.cost import GIB, Cost, estimate_cost, layout_of_devices
 from pobench.prepare import Prepared, prepare
-from pobench.registry import PobenchError, get_loss
+from pobench.registry import PobenchError
+from pobench.rehearsal import rehearse as stand_ins
 from pobench.sources import cached_model
 from pobench.store import RunFolder
 from pobench.worker import INTERRUPTED, STAGES, Task, run
-
-GIB = 1024**3
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,10 @@ def make_plan(
     dry: touch nothing at all, not even a cache; the data is read only if it is at hand. Raises PobenchError with all faults.
     """
     absent = [t for t in jobs[0].train.trackers if importlib.util.find_spec(t) is None]
-    if absent:
-        raise PobenchError(f"train.trackers: {', '.join(absent)} not installed; pip install 'pobench[trackers]'")
+    faults = [f"train.trackers: {', '.join(absent)} not installed; pip install 'pobench[trackers]'"] if absent else []
+    faults += dict.fromkeys(fault for job in jobs for fault in adapters.missing(job.train.adapter))
+    if faults:
+        raise PobenchError("\n".join(faults))
     prepared = None
     if not dry or _model_at_hand(jobs[0]) is not None:
         prepared = prepare(jobs[0])
@@ -132,15 +134,7 @@ def _child(task: Task) -> None:
 
 
 def _devices() -> int:
-    """How many processes a training job gets: `POBENCH_PROCESSES`, else the user's `accelerate config`, else every GPU."""
-    import torch
-    from accelerate.commands.config import default_config_file, load_config_from_file
-
-    if os.environ.get("POBENCH_PROCESSES"):
-        return int(os.environ["POBENCH_PROCESSES"])
-    if os.path.isfile(default_config_file):
-        return int(load_config_from_file(default_config_file).num_processes or 1)
-    return torch.cuda.device_count()
+    return layout_of_devices()[0]
 
 
 def _launch(task: Task) -> int:
@@ -162,16 +156,6 @@ def _launch(task: Task) -> int:
 # ---------------------------------------------------------------- what it will cost
 
 
-@dataclass(frozen=True)
-class Cost:
-    """An estimate. seconds: of training and evaluation of what is left, nan where the model is not at hand. basis: on what."""
-
-    seconds: float
-    memory: float  # bytes, of one process
-    disk: float  # bytes, at the worst moment
-    basis: str
-
-
 def check_disk(plan: Plan) -> None:
     """Raises PobenchError if the disk cannot hold what the plan writes (each trained model, one checkpoint with moments)."""
     need = estimate(plan).disk
@@ -186,73 +170,12 @@ def check_disk(plan: Plan) -> None:
 
 
 def estimate(plan: Plan) -> Cost:
-    """What is left of the plan, from measured steps of the same setting where there are any, else from the model's size."""
-    left = [t for t in plan.left if t.kind == "loss"]
-    job = plan.tasks[0].job
-    size = _parameters(job)
-    if size is None:
-        return Cost(math.nan, math.nan, math.nan, "the model is not at hand, so its size is not known")
-    weights = 4.0 * size
-    memory = 4 * weights + 1.5 * GIB  # fp32 weights, gradients, two moments; activations and libraries
-    disk = len(left) * weights + (3 * weights if left else 0)
-    pairs = len(plan.prepared.train) if plan.prepared else 0
-    per_pair, basis = _seconds_per_pair(plan, size)
-    seconds = sum(
-        per_pair * pairs * t.job.train.epochs * (1.25 if "kl" in get_loss(t.job.loss).needs else 1.0) for t in left
-    )
-    return Cost(seconds, memory, disk, basis)
+    """What is left of the plan; see `pobench.cost`."""
+    return estimate_cost(plan.tasks, plan.prepared)
 
 
 def _model_at_hand(job: Job) -> Path | None:
     return cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256)
-
-
-def _parameters(job: Job) -> int | None:
-    folder = _model_at_hand(job)
-    if folder is None:
-        return None
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(p.numel() for p in model.parameters())
-
-
-def _seconds_per_pair(plan: Plan, parameters: int) -> tuple[float, str]:
-    root = plan.tasks[0].runs / plan.tasks[0].job.setting
-    measured = []
-    for path in root.glob("*/steps.jsonl"):
-        rows = RunFolder(root.parent, f"{root.name}/{path.parent.name}").steps()
-        measured += [row["seconds"] / row["pairs"] for row in rows[1:]]
-    if measured:
-        return statistics.median(measured), f"the median of {len(measured)} measured steps of this setting"
-    prepared = plan.prepared
-    tokens = 0.0
-    if prepared and prepared.train:
-        tokens = statistics.mean(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in prepared.train)
-    return 6 * parameters * tokens / (
-        0.5 * _peak_flops()
-    ), "6 × parameters × tokens at half of this machine's matrix-product rate"
-
-
-def _peak_flops() -> float:
-    import time
-
-    import torch
-
-    from pobench.train import bf16_pays
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size, dtype = (8192 if device.type == "cuda" else 1024), torch.bfloat16 if bf16_pays(device) else torch.float32
-    a = torch.randn(size, size, dtype=dtype, device=device)
-    best = math.inf
-    for _ in range(4):
-        started = time.perf_counter()
-        (a @ a).sum().item()
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -304,11 +227,15 @@ def run_setting(
     model: str | None = None,
     runs: str | Path = "runs",
     stages: Sequence[str] = STAGES,
+    rehearse: bool = False,
 ) -> list[Outcome]:
     """`pobench run` from Python: plan and execute; `load_frames(runs)` reads what came of it.
 
     losses, setting, seeds, overrides ("train.lr" → value), data, model, runs, stages: as on the command line.
+    rehearse: on stand-ins, see `pobench.rehearsal`; below `runs/rehearsal`.
     Raises PobenchError that lists every fault of names, keys, values and data.
     """
     jobs = resolve(setting, losses, seeds=seeds, overrides=overrides, data=data, model=model)
+    if rehearse:
+        jobs, runs = stand_ins(jobs), Path(runs) / "rehearsal"
     return execute(make_plan(jobs, Path(runs), stages))

@@ -170,9 +170,10 @@ def draw(shown: registry.Figure, frames: Mapping[str, pd.DataFrame], **settings:
     supplied = []
     for name in shown.frames:
         frame = frames.get(name)
-        if frame is None or frame.empty:
+        absent = frame is None or frame.empty
+        if absent and name not in shown.optional:
             raise NothingToDraw(f"{_WITHOUT[name]}.")
-        supplied.append(frame)
+        supplied.append(None if absent else frame)
     with style(f"pobench-{shown.name}"):
         drawn = shown(*supplied, **settings)
         if isinstance(drawn, Drawing):  # lay it out once, so that every format has the same geometry
@@ -188,7 +189,9 @@ _WITHOUT = {
     "answers": "No run has written answers",
     "verdicts": "No answer has been judged",
     "scores": "No run has been scored",
+    "cross_loss": "No run has held-out log-probabilities",
     "audit": "There is no data audit",
+    "tuning": "No search has been made (`pobench tune`)",
 }
 
 

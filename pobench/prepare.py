@@ -19,6 +19,7 @@ from pobench.data import (
     bias_labels,
     chat_template,
     data_digest,
+    decided_by_length,
     prompt_key,
     split_by_prompt,
     subset,
@@ -152,7 +153,16 @@ def prepare(job: Job) -> Prepared:
         raise PobenchError(
             f"{data.source}: {len(pairs)} training pairs and {len(held)} held-out pairs are left; both are needed"
         )
-    pairs = bias_labels(pairs, data.length_bias, data.seed)
+    if data.length_bias > 0:
+        biased = bias_labels(pairs, data.length_bias, data.seed)
+        decided = sum(decided_by_length(pair, data.length_bias, data.seed) for pair in pairs)
+        swapped = sum(after is not before for before, after in zip(pairs, biased, strict=True))
+        counts = {"label decided by length": decided, "label swapped, as the loser was longer": swapped}
+        frames.append(pd.DataFrame([{"fault": f, "count": n, "rows": "[]"} for f, n in counts.items()]))
+        summary.append(
+            f"  {decided} training labels decided by length, which swapped {swapped}; held-out labels are true"
+        )
+        pairs = biased
     summary.append(f"training on {len(pairs)} pairs, {len(held)} held out")
     frames.append(
         pd.DataFrame(

@@ -264,6 +264,7 @@ class Figure:
     settings: Mapping[str, Any]
     doc: str
     order: int = 100
+    optional: frozenset[str] = frozenset()  # frames it can do without: None where absent or empty
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -271,7 +272,7 @@ class Figure:
 
 figures: Registry[Figure] = Registry("figure", "pobench.analysis")
 
-FRAMES = ("runs", "steps", "heldout", "answers", "verdicts", "scores", "audit")
+FRAMES = ("runs", "steps", "heldout", "answers", "verdicts", "scores", "cross_loss", "audit", "tuning")
 
 
 def _register_shown(
@@ -284,7 +285,9 @@ def _register_shown(
         if unknown:
             raise PobenchError(f"{kind} {name!r} asks for {', '.join(unknown)}; frames are {', '.join(FRAMES)}")
         doc = inspect.getdoc(function) or inspect.getdoc(sys.modules[function.__module__]) or ""
-        figures.add(Figure(name, function, kind, title, paper, asked, _settings(signature), doc, order), aliases)
+        optional = frozenset(a for a in asked if signature.parameters[a].default is not inspect.Parameter.empty)
+        shown = Figure(name, function, kind, title, paper, asked, _settings(signature), doc, order, optional)
+        figures.add(shown, aliases)
         return function
 
     return register
@@ -293,7 +296,8 @@ def _register_shown(
 def register_figure(
     name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = ()
 ) -> Callable[..., Any]:
-    """Register a figure: `f(frame, …) -> Drawing`; see `pobench.plot.Drawing`. Frames are named by parameter."""
+    """Register a figure: `f(frame, …) -> Drawing`; see `pobench.plot.Drawing`. Frames are named by parameter; one with
+    the default None may be absent."""
     return _register_shown("figure", name, title, paper, order, aliases)
 
 

@@ -101,7 +101,9 @@ _SORTED_BY = {
     "answers": ["run", "prompt", "sample"],
     "verdicts": ["run", "prompt", "sample", "judge"],
     "scores": ["run", "metric"],
+    "cross_loss": ["run", "evaluated", "metric"],
     "audit": ["setting", "fault"],
+    "tuning": ["setting", "loss", "study", "trial"],
 }
 _RUN_COLUMNS = (
     *("run", "setting", "kind", "loss", "title", "seed", "settings", "lr", "epochs", "batch_size", "start", "pairs"),
@@ -182,10 +184,12 @@ def _key(row: Mapping[Any, Any]) -> tuple[str, str, str]:
 def _part_frames(frames: Frames, runs: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
     finished = set(runs.loc[runs["status"] == "finished", "run"])
     part = {"runs": runs.reset_index(drop=True)}
-    for name in ("steps", "heldout", "answers", "verdicts", "scores"):
+    for name in ("steps", "heldout", "answers", "verdicts", "scores", "cross_loss"):
         keep = set(runs["run"]) if name == "steps" else finished
         part[name] = frames[name][frames[name]["run"].isin(keep)].reset_index(drop=True)
     part["audit"] = frames["audit"][frames["audit"]["setting"].isin(set(runs["setting"]))].reset_index(drop=True)
+    tuned = {name.removesuffix("-tuned") for name in runs["setting"].astype(str)}
+    part["tuning"] = frames["tuning"][frames["tuning"]["setting"].isin(tuned)].reset_index(drop=True)
     part["scores"] = scores.complete(part, seed=seed)
     return part
 

@@ -54,7 +54,7 @@ def fetch_model(
         return _from_gguf_file(local, sha256)
     if local.exists():
         return _model_folder(local, source)
-    if _is_hub_name(source):
+    if is_hub_name(source):
         return _model_from_hub(source, revision, trust_remote_code)
     raise PobenchError(f"model {source!r}: no such folder or file, and no name of a model on the hub (ORG/NAME)")
 
@@ -70,7 +70,7 @@ def cached_model(source: str, *, revision: str | None = None, sha256: str | None
         return target if target.is_dir() else None
     if local.suffix == ".gguf" and local.is_file():
         return None
-    if source.startswith("builtin:") or local.exists() or not _is_hub_name(source):
+    if source.startswith("builtin:") or local.exists() or not is_hub_name(source):
         return fetch_model(source)
     try:
         return _model_from_hub(source, revision, with_code=False, offline=True)
@@ -113,13 +113,18 @@ def weights_digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def load_model(folder: Path, *, dtype: Any, attention: str = "sdpa", trust_remote_code: bool = False) -> Any:
-    """The causal language model in `folder`, in evaluation mode. dtype: a torch.dtype. attention: sdpa | eager | …"""
+def load_model(
+    folder: Path, *, dtype: Any, attention: str = "sdpa", trust_remote_code: bool = False, **quantized: Any
+) -> Any:
+    """The causal language model in `folder`, in evaluation mode. dtype: a torch.dtype. attention: sdpa | eager | …
+
+    quantized: `quantization_config` and `device_map`, for weights that are made narrower while they are read.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
+            folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code, **quantized
         )
     except (ImportError, ValueError, OSError) as error:
         raise PobenchError(f"model {str(folder)!r} cannot be loaded: {error}") from error
@@ -165,7 +170,7 @@ def fetch_rows(
     local = Path(source).expanduser()
     if local.is_file():
         return local
-    if not _is_hub_name(source) or local.suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"):
+    if not is_hub_name(source) or local.suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"):
         raise PobenchError(f"data {source!r}: no such file, and no name of a data set on the hub (ORG/NAME)")
     split = split or "train"
     try:
@@ -429,7 +434,8 @@ def _model_folder(folder: Path, source: str) -> Path:
     return folder
 
 
-def _is_hub_name(source: str) -> bool:
+def is_hub_name(source: str) -> bool:
+    """Whether `source` reads like NAME or ORG/NAME on the hub."""
     return re.fullmatch(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", source) is not None
 
 

@@ -69,6 +69,29 @@ def mean(
     return _estimate(float(value), np.concatenate(draws), len(table), bounds, constant)
 
 
+def means(
+    columns: ArrayLike, bounds: Sequence[Bounds | None], *, seed: int = 0, resamples: int = RESAMPLES
+) -> list[Estimate]:
+    """`mean` of each column of (observations, columns), every row its own cluster; the draws are made once for all.
+
+    bounds: of each column. A column with nan is estimated by itself, from the rows it has.
+    """
+    table = np.asarray(columns, dtype=float)
+    whole = np.flatnonzero(~np.isnan(table).any(axis=0)) if len(table) else np.empty(0, dtype=int)
+    found = {}
+    if len(whole):
+        chosen = table[:, whole]
+        blocks = [by_row @ chosen for by_row, _ in _weights(len(table), 1, seed, resamples)]
+        draws = np.concatenate(blocks) / len(table)
+        for k, column in enumerate(whole.tolist()):
+            value, constant = float(chosen[:, k].mean()), bool(np.ptp(chosen[:, k]) == 0.0)
+            found[column] = _estimate(value, draws[:, k], len(table), bounds[column], constant)
+    return [
+        found[k] if k in found else mean(table[:, k], bounds=bounds[k], seed=seed, resamples=resamples)
+        for k in range(table.shape[1])
+    ]
+
+
 def paired_difference(
     ours: ArrayLike,
     theirs: ArrayLike,
@@ -229,6 +252,35 @@ def spearman(
     return _estimate(float(np.mean([f[0] for f in found])), draws, min(f[2] for f in found), SIGNED, False)
 
 
+def spearman_difference(
+    ours: tuple[ArrayLike, ArrayLike],
+    theirs: tuple[ArrayLike, ArrayLike],
+    seeds: ArrayLike | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """ρ(ours) - ρ(theirs) over the same observations in the same order, resampled together; the mean over seeds.
+
+    ours, theirs: (x, y), each (observations,). An observation that lacks a number on either side is dropped from both.
+    n is the number of observations of one seed. Missing when a side is constant.
+    """
+    columns = np.stack([np.asarray(side, dtype=float).ravel() for pair in (ours, theirs) for side in pair])
+    runs = np.zeros(columns.shape[1], dtype=int) if seeds is None else _labels(seeds, columns.shape[1])
+    there = ~np.isnan(columns).any(axis=0)
+    found = []
+    for run in np.unique(runs):
+        a, b, c, d = columns[:, there & (runs == run)]
+        if len(a) > 1:
+            mine, other = _spearman(a, b, seed, resamples), _spearman(c, d, seed, resamples)
+            found.append((mine[0] - other[0], mine[1] - other[1], len(a)))
+    found = [f for f in found if not math.isnan(f[0])]
+    if not found:
+        return Estimate.missing()
+    draws = np.mean([f[1] for f in found], axis=0)
+    return _estimate(float(np.mean([f[0] for f in found])), draws, min(f[2] for f in found), None, False)
+
+
 def _spearman(x: Floats, y: Floats, seed: int, resamples: int) -> tuple[float, Floats, int]:
     n = len(x)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -296,6 +348,50 @@ def holm(p_values: ArrayLike) -> Floats:
     steps = p[order] * (len(order) - np.arange(len(order)))
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(order) else []
     return adjusted
+
+
+# ---------------------------------------------------------------- how large a difference must be
+
+POWER = 0.8
+
+
+def deviation(values: ArrayLike) -> Estimate:
+    """The standard deviation of a few independent values, with the χ² interval of normal theory. Missing below two."""
+    v = np.asarray(values, dtype=float)
+    v = v[~np.isnan(v)]
+    n = len(v)
+    if n < 2:
+        return Estimate.missing()
+    s = float(v.std(ddof=1))
+    low, high = (s * math.sqrt((n - 1) / _scipy.chi2.ppf(q, n - 1)) for q in (0.5 + LEVEL / 2, 0.5 - LEVEL / 2))
+    return Estimate(s, float(low), float(high), n)
+
+
+def detectable(over_seeds: float, over_prompts: float, prompts: int, *, seeds: int) -> float:
+    """The difference of two means that a two-sided test at 1 - LEVEL would see with probability POWER.
+
+    over_seeds: standard deviation of a run's mean over seeds. over_prompts: of the paired difference over prompts, each
+    side its mean over seeds. prompts: how many. seeds: runs of each side. The two parts add, though the second holds a
+    little of the first, so the answer is rather too large than too small. nan where a part is not known.
+    """
+    if prompts < 2 or seeds < 1:
+        return math.nan
+    z = float(_scipy.norm.ppf(0.5 + LEVEL / 2) + _scipy.norm.ppf(POWER))
+    return z * math.sqrt(2 * over_seeds**2 / seeds + over_prompts**2 / prompts)
+
+
+def rank_stability(means: Sequence[ArrayLike], *, seed: int = 0, resamples: int = RESAMPLES) -> list[float]:
+    """For each contender the share of draws in which it keeps its rank, when of everyone one run, drawn at random, counts.
+
+    means: of each contender (its seeds,) one mean a run; higher is better, ties broken by order. The rank to keep is
+    that of the mean over seeds. It describes these runs and is no estimate of others.
+    """
+    values = [np.asarray(m, dtype=float) for m in means]
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([v[rng.integers(len(v), size=resamples)] for v in values], axis=1)
+    rank = np.argsort(np.argsort(-drawn, axis=1, kind="stable"), axis=1, kind="stable")
+    whole = np.argsort(np.argsort(-np.array([v.mean() for v in values]), kind="stable"), kind="stable")
+    return [float(share) for share in (rank == whole).mean(axis=0)]
 
 
 def excludes(estimate: Estimate, value: float = 0.0) -> bool:
@@ -401,7 +497,8 @@ class Arm(NamedTuple):
 
 
 GREEK = {"beta": "β", "gamma": "γ", "tau": "τ", "alpha": "α", "delta": "δ", "gamma_beta_ratio": "γ/β"}
-_FIXED = ("lr", "epochs", "batch_size", "pairs")
+GREEK |= {"length_bias": "length bias"}
+_FIXED = ("lr", "epochs", "batch_size", "pairs", "length_bias")
 
 
 def arms(runs: pd.DataFrame) -> list[Arm]:
@@ -435,6 +532,68 @@ def arms(runs: pd.DataFrame) -> list[Arm]:
         ids = tuple(str(rows[m]["run"]) for m in members)
         found.append(Arm(f"{row['setting']}/{row['loss']}~{digest}", str(row["loss"]), label, ids))
     return sorted(found, key=lambda arm: (not arm.is_start, arm.loss, _natural(arm.label), arm.id))
+
+
+class Line(NamedTuple):
+    """Arms of one loss that differ in one numeric setting and in nothing else, by its value. setting: its name."""
+
+    loss: str
+    setting: str
+    points: tuple[tuple[float, Arm], ...]
+
+    @property
+    def ends(self) -> tuple[Arm, Arm]:
+        """The arms with the smallest and the largest value."""
+        return self.points[0][1], self.points[-1][1]
+
+
+def lines(runs: pd.DataFrame) -> list[Line]:
+    """The longest line of every loss along every numeric setting in which two or more of its arms differ alone.
+
+    Of lines of equal length the one through the loss's home stands; `home` says which arm that is.
+    """
+    found = []
+    for loss, members in _facts_by_loss(runs).items():
+        through = home(runs, loss)
+        for name in sorted({n for _, facts in members for n in facts}):
+            groups: dict[str, list[tuple[float, Arm]]] = {}
+            for arm, facts in members:
+                value = facts.get(name)
+                if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+                    others = json.dumps({k: _plain(v) for k, v in facts.items() if k != name}, sort_keys=True)
+                    groups.setdefault(others, []).append((float(value), arm))
+            best = max(groups.values(), key=lambda g: (len(g), through in [arm for _, arm in g]), default=[])
+            if len(best) > 1:
+                found.append(Line(loss, name, tuple(sorted(best, key=lambda point: point[0]))))
+    return found
+
+
+def home(runs: pd.DataFrame, loss: str) -> Arm | None:
+    """The arm that stands for the loss where it was trained with several settings: labels as they are, the setting's own
+    values (by the column `sources`), the most seeds, then the most arms beside it that differ in one value alone."""
+    members = _facts_by_loss(runs).get(loss, [])
+    sources = {str(row["run"]): json_object(row.get("sources")).values() for row in runs.to_dict("records")}
+
+    def rank(member: tuple[Arm, dict[str, Any]]) -> tuple[Any, ...]:
+        arm, facts = member
+        varied = sum(str(where).startswith(("--set", "study ")) for where in sources[arm.runs[0]])
+        beside = sum(sum(facts.get(k) != other.get(k) for k in {*facts, *other}) == 1 for _, other in members)
+        return bool(facts.get("length_bias")), varied, -len(arm.runs), -beside, _natural(arm.label)
+
+    return min(members, key=rank)[0] if members else None
+
+
+def _facts_by_loss(runs: pd.DataFrame) -> dict[str, list[tuple[Arm, dict[str, Any]]]]:
+    """Each loss's arms, the start model left out, with what they were trained with; what is not known is left out."""
+    rows = {str(row["run"]): row for row in runs.to_dict("records")}
+    found: dict[str, list[tuple[Arm, dict[str, Any]]]] = {}
+    for arm in arms(runs):
+        if not arm.is_start:
+            row = rows[arm.runs[0]]
+            facts = {**settings_of(row), **{k: row.get(k) for k in _FIXED}}
+            known = {k: v for k, v in facts.items() if isinstance(v, list | dict) or not pd.isna(v)}
+            found.setdefault(arm.loss, []).append((arm, known))
+    return found
 
 
 def settings_of(row: Any) -> dict[str, Any]:

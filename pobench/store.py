@@ -12,18 +12,24 @@ runs      run, setting, kind ("start" | "loss"), loss (name, "start"), title (as
           start), settings (JSON: the loss's settings), lr, epochs, batch_size, start (run id of its start model), pairs
           (trained on), seconds (training wall time), peak_memory (bytes), tokens (useful tokens trained on), status
           ("finished" | "failed" | "unfinished"), reason (of a failure), order (hash of the data order), protocol (int),
-          note (on the weights), environment (JSON), sources (JSON: setting → where its value comes from)
+          note (on the weights), environment (JSON), sources (JSON: setting → where its value comes from), length_bias
+          (share of training labels decided by length; nan for start)
 steps     run, step (1..), epoch (float), loss, lr, grad_norm, rewards/chosen, rewards/rejected, rewards/margins,
           rewards/accuracies, logps/chosen, logps/rejected (mean over pairs of summed nats), logps/chosen_per_token,
           logps/rejected_per_token, saturated (share of pairs whose |gradient weight| < 1e-4), kl (nan unless used), seconds
 heldout   run, pair (id), chosen_logp, rejected_logp (summed nats), chosen_length, rejected_length (tokens),
           reference_chosen_logp, reference_rejected_logp, loss, chosen_reward, rejected_reward (the run's own loss; nan
-          for start)
+          for start), mismatched_logp, reference_mismatched_logp (of an answer to another prompt; nan where not stored)
 answers   run, prompt (id), sample (0..), kind (of demand, or ""), topic, instruction (text), text (untrusted), tokens,
           finished (bool: ended by itself)
 verdicts  run, prompt, sample, judge, score (in [0, 1]; nan where the judge gave none)
 scores    run, metric, value, low, high, n, better ("higher" | "lower" | "")
+cross_loss  run, trained (its loss, or "start"), evaluated (a registered loss), title, settings (JSON: those it was
+          evaluated with), metric ("loss" | "reward_accuracy" | "margin"), value, low, high, n; see `pobench.cross_loss`
 audit     setting, fault, count, rows (JSON list of row numbers), data (which token pairs, by digest)
+tuning    setting, loss, study (a search by its digest), sampler, trial, lr, settings (JSON), metric (the objective),
+          better, value, low, high, n (nan where the trial failed), start (the start model's value), chosen (bool),
+          status ("finished" | "failed"), reason, runs (ids below runs/<setting>/tuning, by spaces)
 """
 
 from __future__ import annotations
@@ -38,20 +44,24 @@ import pandas as pd
 import yaml
 
 from pobench.config import PROTOCOL, Job
+from pobench.cross_loss import COLUMNS as CROSS_LOSS_COLUMNS
+from pobench.cross_loss import cross_loss
 from pobench.files import whole, write_text
 from pobench.registry import PobenchError, losses
 
 COLUMNS = {
     "runs": "run setting kind loss title seed settings lr epochs batch_size start pairs seconds peak_memory tokens status "
-    "reason order protocol note environment sources",
+    "reason order protocol note environment sources length_bias",
     "steps": "run step epoch loss lr grad_norm rewards/chosen rewards/rejected rewards/margins rewards/accuracies logps/chosen "
     "logps/rejected logps/chosen_per_token logps/rejected_per_token saturated kl seconds",
     "heldout": "run pair chosen_logp rejected_logp chosen_length rejected_length reference_chosen_logp reference_rejected_logp "
-    "loss chosen_reward rejected_reward",
+    "loss chosen_reward rejected_reward mismatched_logp reference_mismatched_logp",
     "answers": "run prompt sample kind topic instruction text tokens finished",
     "verdicts": "run prompt sample judge score",
     "scores": "run metric value low high n better",
+    "cross_loss": CROSS_LOSS_COLUMNS,
     "audit": "setting fault count rows data",
+    "tuning": "setting loss study sampler trial lr settings metric better value low high n start chosen status reason runs",
 }
 
 
@@ -161,7 +171,12 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> dict[s
         for audit in sorted((root / name).glob("data-*/audit.json")):
             rows = pd.DataFrame(json.loads(audit.read_text()))
             parts["audit"].append(rows.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
-    return {name: _frame(parts[name], columns.split()) for name, columns in COLUMNS.items()}
+    for trials in (root / "trials.csv", *sorted(root.glob("*/tuning/trials.csv"))):
+        if trials.is_file():
+            parts["tuning"].append(pd.read_csv(trials, keep_default_na=False, na_values=[""]))
+    frames = {name: _frame(parts[name], columns.split()) for name, columns in COLUMNS.items()}
+    frames["cross_loss"] = cross_loss(frames["runs"], frames["heldout"])
+    return frames
 
 
 def _frame(parts: Iterable[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
@@ -203,6 +218,7 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
         "note": config["model"].get("note", ""),
         "environment": json.dumps(folder.read_json("environment.json") if folder.has("environment.json") else {}),
         "sources": json.dumps({} if start else _sources(config["origin"], config["loss"])),
+        "length_bias": math.nan if start else config["data"].get("length_bias", 0.0),
     }
 
 

@@ -13,18 +13,23 @@ ROOT = Path(__file__).parents[1]
 
 INSTRUMENT = """
     types
-    registry files progress
+    registry files progress published
     numerics config sources rows layouts stats metrics checkpoint loss_page
+    cross_loss
     data logps reference scores plot store
+    adapters memory
     inspection train generate
     sft invariance
     conformance
     judging
     onpolicy
     prepare
+    rehearsal
     worker
+    cost
     plan
     report
+    study tune
     __init__
     cli
 """  # a module imports rows above its own; `judging` is a folder, whose files may also know each other

@@ -47,7 +47,7 @@ def test_a_wheel_installs_one_name(wheel) -> None:
 
 def test_a_wheel_holds_every_module_and_every_shipped_file(wheel) -> None:
     shipped = [p for folder in ("pobench", "losses", "analysis") for p in (ROOT / folder).rglob("*.py")]
-    for folder in ("settings", "studies", "data", "models"):
+    for folder in ("settings", "grids", "studies", "data", "models"):
         shipped += [p for p in (ROOT / "experiments" / folder).rglob("*") if p.is_file()]
     shipped += [p for p in (ROOT / "reports").glob("*") if p.suffix in (".html", ".css", ".js")]
     inside = set(wheel.namelist())

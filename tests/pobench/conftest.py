@@ -16,8 +16,9 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pobench import adapters
 from pobench.cli import main
-from pobench.config import TrainConfig
+from pobench.config import AdapterConfig, TrainConfig
 from pobench.data import data_order, mismatch
 from pobench.reference import ReferenceCache
 from pobench.registry import get_loss
@@ -67,7 +68,7 @@ def pairs() -> list[TokenPair]:
 
 @pytest.fixture
 def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, list[dict[str, Any]]]]:
-    """Train a copy of the start model: (model, Trained, logged rows)."""
+    """Train a copy of the start model, or an adapter in it: (model, Trained, logged rows)."""
 
     def run(
         pairs: list[TokenPair],
@@ -77,9 +78,12 @@ def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, l
         log: Any = None,
         epochs: int = 1,
         seed: int | None = None,
+        adapter: dict[str, Any] | None = None,
         **changes: Any,
     ) -> tuple[Any, Trained, list[dict[str, Any]]]:
         model = copy.deepcopy(start_model)
+        if adapter is not None:
+            adapters.attach(model, AdapterConfig(**adapter), seed or 0)
         rows: list[dict[str, Any]] = []
         values = {"lr": 1e-3, "batch_size": 4, "precision": "fp32", "warmup_ratio": 0.0, **changes}
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -149,7 +153,7 @@ def setting(tmp_path: Path, start_model: Any, word_tokenizer: Any) -> dict[str, 
     word_tokenizer.save_pretrained(tmp_path / "model")
     rows = [{"id": str(i), "prompt": f"say w{i}", "chosen": f"w{i} w1", "rejected": f"w{i} w2 w3"} for i in range(10)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    prompts = [{"id": f"e{i}", "prompt": f"say w{i}", "check": {"kind": "max_words", "n": 3}} for i in range(3)]
+    prompts = [{"id": f"e{i}", "prompt": f"say w{i}", "check": {"kind": "at_most_words", "n": 3}} for i in range(3)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in prompts))
     values = {
         "name": "small",
@@ -161,3 +165,25 @@ def setting(tmp_path: Path, start_model: Any, word_tokenizer: Any) -> dict[str, 
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
     return values
+
+
+@pytest.fixture
+def work_here(setting, tmp_path: Path, monkeypatch) -> Callable[..., Path]:
+    """Do a whole job of the small setting in this process, start model first; returns the job's run folder."""
+    from pobench.config import resolve
+    from pobench.plan import make_plan
+    from pobench.worker import STAGES, run
+
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+
+    def work(loss: str, stages: Any = STAGES, runs: str = "runs", **overrides: Any) -> Path:
+        values = {key.replace("__", "."): value for key, value in overrides.items()}
+        plan = make_plan(resolve(str(tmp_path / "small.yaml"), loss, overrides=values), tmp_path / runs, stages)
+        assert plan.prepared is not None
+        plan.prepared.save(plan.tasks[0].data)
+        for task in plan.left:
+            failed = task.runs / task.run / "failed.json"
+            assert run(task) == 0, failed.read_text()
+        return plan.tasks[-1].runs / plan.tasks[-1].run
+
+    return work

@@ -30,12 +30,18 @@ def weights(runs: Path) -> dict:
     return load_file(path)
 
 
+ADAPTER = ("--set", "train.adapter.r=4", "--set", "train.micro_tokens=auto", "--set", "train.lr=0.01")
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(pobench_cli, setting, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("changes", [(), ADAPTER], ids=["every weight", "an adapter, probed"])
+def test_two_processes_train_as_one_does(changes, pobench_cli, setting, tmp_path, monkeypatch) -> None:
+    if changes:
+        pytest.importorskip("peft", reason="pip install 'pobench[peft]'")
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
     for processes in ("1", "2"):
         monkeypatch.setenv("POBENCH_PROCESSES", processes)
-        status, _, err = pobench_cli(*COMMAND, "kto", "--runs", processes)
+        status, _, err = pobench_cli(*COMMAND, "kto", "--runs", processes, *changes)
         assert status == 0, err
     one, two = steps(tmp_path / "1"), steps(tmp_path / "2")
     assert len(one) == len(two) > 1 and len(one) % 2 == 0  # the last batch is short

@@ -271,3 +271,56 @@ def test_judges_are_never_averaged() -> None:
     assert stats.judges_of(verdicts) == ["verifiable", "other"]
     (arm,) = stats.arms(frame)
     assert stats.by_prompt(verdicts, [arm]).loc["p", arm.id] == 1.0
+
+
+# ---------------------------------------------------------------- how large a difference must be
+
+
+def test_a_difference_of_correlations_is_resampled_together() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=200)
+    noise = rng.normal(size=200)
+    ours, theirs = x + 0.5 * noise, x + 1.5 * noise
+    e = stats.spearman_difference((x, ours), (x, theirs))
+    apart = stats.spearman(x, ours), stats.spearman(x, theirs)
+    assert e.value == pytest.approx(apart[0].value - apart[1].value) and e.n == 200 and e.low > 0
+    widths = [a.high - a.low for a in apart]
+    assert e.high - e.low < np.hypot(*widths)  # what both share does not count twice
+    same = stats.spearman_difference((x, ours), (x, ours))
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_a_difference_of_correlations_keeps_seeds_apart_and_drops_pairs_that_a_side_lacks() -> None:
+    rng = np.random.default_rng(1)
+    x, a, b = rng.normal(size=(3, 60))
+    seeds = np.repeat([1, 2], 30)
+    e = stats.spearman_difference((x, a), (x, b), seeds)
+    each = [stats.spearman(x[m], a[m]).value - stats.spearman(x[m], b[m]).value for m in (slice(0, 30), slice(30, 60))]
+    assert e.value == pytest.approx(np.mean(each)) and e.n == 30
+    a[:5] = np.nan
+    assert stats.spearman_difference((x, a), (x, b)).n == 55
+    assert stats.spearman_difference((x * 0, a), (x, b)).n == 0
+
+
+def test_a_deviation_has_the_interval_of_normal_theory() -> None:
+    # s = 1 of three values: [s·√(2/χ²(0.975)), s·√(2/χ²(0.025))] with two degrees of freedom, χ² = 7.378 and 0.0506
+    e = stats.deviation([1.0, 2.0, 3.0, np.nan])
+    assert (e.value, e.n) == (1.0, 3) and e.low == pytest.approx((2 / 7.3778) ** 0.5, rel=1e-3)
+    assert e.high == pytest.approx((2 / 0.050636) ** 0.5, rel=1e-3)
+    assert stats.deviation([1.0]).n == 0
+
+
+def test_a_detectable_difference_is_seen_four_times_in_five() -> None:
+    over_seeds, over_prompts, prompts = 0.02, 0.3, 400
+    needed = stats.detectable(over_seeds, over_prompts, prompts, seeds=2)
+    sd = (2 * over_seeds**2 / 2 + over_prompts**2 / prompts) ** 0.5
+    seen = np.abs(np.random.default_rng(0).normal(needed, sd, 40_000)) > 1.959964 * sd
+    assert seen.mean() == pytest.approx(0.8, abs=0.01)
+    assert stats.detectable(over_seeds, over_prompts, prompts, seeds=1) > needed
+    assert np.isnan(stats.detectable(0.1, 0.1, 1, seeds=1))
+
+
+def test_ranks_that_seeds_cannot_change_are_kept_and_others_are_not() -> None:
+    assert stats.rank_stability([[0.9, 0.8], [0.1, 0.2]]) == [1.0, 1.0]
+    first, second, third = stats.rank_stability([[0.5, 0.4], [0.45, 0.35], [0.1, 0.1]])
+    assert first == second == pytest.approx(0.75, abs=0.05) and third == 1.0  # one of four draws turns them round

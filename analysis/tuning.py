@@ -1,0 +1,100 @@
+"""The search behind the values: every trial of every loss, not only the best."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pandas as pd
+
+from pobench import plot, stats
+from pobench.registry import register_figure, register_table
+
+
+@register_figure("tuning", title="The search for values", paper="Tables 7 and 8", order=440)
+def tuning(tuning: pd.DataFrame) -> plot.Drawing:
+    """Every trial: the objective on the tuning split against the learning rate, trials of one rate side by side, with
+    95 % intervals; filled: chosen; the dashed line is the start model. All losses had the same number of trials. Where
+    the best lies at the end of the range, a wider search may find better; where intervals overlap, the choice is a
+    coin's."""
+    trials = tuning[pd.to_numeric(tuning["value"], errors="coerce").notna()].copy()
+    if trials.empty:
+        raise plot.NothingToDraw("No trial has ended well.")
+    trials["offset"] = trials.groupby(["study", "lr"]).cumcount()
+    same = trials.groupby(["study", "lr"])["offset"].transform("max")
+    trials["at"] = trials["lr"] * 1.08 ** (trials["offset"] - same / 2)
+    studies = list(dict.fromkeys(trials["study"]))
+    figure, axes = plot.panels(len(studies))
+    for ax, study in zip(axes, studies, strict=True):
+        _panel(ax, trials[trials["study"] == study])
+    rates = sorted(set(trials["lr"]))
+    if len(rates) <= 5:
+        axes[0].set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes[0].set_xticks([], minor=True)
+    metric = ", ".join(dict.fromkeys(trials["metric"]))
+    plot.outer_labels(figure, "learning rate", metric.replace("_", " "))
+    keep = ["loss", "study", "sampler", "trial", "lr", "settings", "metric", "value", "low", "high", "n", "chosen"]
+    return plot.Drawing(figure, trials[keep].reset_index(drop=True))
+
+
+def _panel(ax: plot.Axes, here: pd.DataFrame) -> None:
+    loss = str(here["loss"].iloc[0])
+    colour, marker = plot.look(loss)
+    start = pd.to_numeric(here["start"], errors="coerce").mean()
+    if not math.isnan(start):
+        ax.axhline(start, color=plot.LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
+    ax.vlines(here["at"], here["low"], here["high"], color=colour, linewidth=1.2, alpha=0.5)
+    chosen = here["chosen"].astype(str) == "True"
+    for part, face, size in ((here[~chosen], "none", 4.0), (here[chosen], colour, 7.0)):
+        ax.plot(
+            part["at"],
+            part["value"],
+            marker=marker,
+            linestyle="none",
+            color=colour,
+            markerfacecolor=face,
+            markersize=size,
+        )
+    ax.set(xscale="log")
+    ax.set_title(f"{loss}, {len(here)} trials", color=colour)
+
+
+@register_table("tuning-table", title="What the search chose", order=441)
+def tuning_table(tuning: pd.DataFrame) -> pd.DataFrame:
+    """The chosen trial of every search. "At an end" names what was chosen at the smallest or largest value tried: a wider
+    search may find better."""
+    rows = []
+    for study, trials in tuning.groupby("study", sort=True):
+        done = trials[pd.to_numeric(trials["value"], errors="coerce").notna()]
+        best = done[done["chosen"].astype(str) == "True"]
+        if best.empty:
+            continue
+        first = best.iloc[0]
+        settings = {"lr": first["lr"], **json.loads(first["settings"])}
+        rows.append(
+            {
+                "Loss": first["loss"],
+                "Chosen": ", ".join(f"{stats.GREEK.get(k, k)} = {stats.show_setting(v)}" for k, v in settings.items()),
+                str(first["metric"]): stats.Estimate(
+                    *(float(first[k]) for k in ("value", "low", "high")), int(first["n"])
+                ),
+                "Trials": len(done),
+                "Failed": int((trials["status"] == "failed").sum()),
+                "At an end": ", ".join(_ends(done, settings)) or "–",
+                "Search": str(study),
+            }
+        )
+    if not rows:
+        raise plot.NothingToDraw("No trial has ended well.")
+    return pd.DataFrame(rows)
+
+
+def _ends(done: pd.DataFrame, chosen: dict[str, object]) -> list[str]:
+    tried = [{"lr": row["lr"], **json.loads(row["settings"])} for _, row in done.iterrows()]
+    found = []
+    for name, value in chosen.items():
+        values = {t.get(name) for t in tried}
+        numbers = sorted(v for v in values if isinstance(v, int | float) and not isinstance(v, bool))
+        if len(numbers) > 1 and value in (numbers[0], numbers[-1]):
+            found.append(stats.GREEK.get(name, name))
+    return found
