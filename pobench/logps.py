@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pobench.layouts import Batch, Group, get_layout
+from pobench.layouts import WIDTH_STEP, Batch, Group, get_layout
 from pobench.registry import PobenchError
 
 VOCABULARY_TILE = 8192  # rows of the head's weight whose gradient is made at once
@@ -179,12 +179,15 @@ class ResponseLogps(nn.Module):
         hidden = self.model.base_model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask, use_cache=False
         ).last_hidden_state
-        wanted = hidden.flatten(0, 1).index_select(0, batch.previous)
+        # As rows' widths do, the number of positions recurs: the last tile has a multiple of WIDTH_STEP, pads included.
+        pads = -len(batch.target) % WIDTH_STEP
+        previous, target = (torch.nn.functional.pad(t, (0, pads)) for t in (batch.previous, batch.target))
+        wanted = hidden.flatten(0, 1).index_select(0, previous)
         bias = getattr(self.model.get_output_embeddings(), "bias", None)
         grad = weight.grad if self.add_in_place and weight.dtype == torch.float32 else None
         head = _Head(self.tile, self.scale, self.softcap, dtype, grad)
         with torch.autocast(device_type, enabled=False):
-            logp = _TiledHead.apply(wanted, weight, bias, batch.target, head)
+            logp = _TiledHead.apply(wanted, weight, bias, target, head)[: len(batch.target)]
         return torch.zeros(batch.responses, device=logp.device).index_add(0, batch.sequence, logp)
 
 
