@@ -65,8 +65,8 @@ def test_swapping_the_sides_mirrors_it_and_the_value_lies_in_its_interval(rows) 
     won, ours, theirs = np.array(rows, dtype=float).T
     forth = stats.length_controlled_win_rate(won, ours, theirs, resamples=40)
     back = stats.length_controlled_win_rate(1 - won, theirs, ours, resamples=40)
-    assert forth.value + back.value == pytest.approx(1, abs=1e-6)
-    tolerance = 1e-6  # of the fit
+    tolerance = 2e-5  # a weak prior of θ keeps a rate a little off 0 and 1, unless every result is exactly the same
+    assert forth.value + back.value == pytest.approx(1, abs=tolerance)
     assert 0 <= forth.low <= forth.value + tolerance and forth.value - tolerance <= forth.high <= 1
 
 
