@@ -84,13 +84,19 @@ class Subject:
 # ---------------------------------------------------------------- pairs to try a loss on
 
 
-def ordinary(n: int = 64, seed: int = 0) -> Numbers:
-    """Random pairs: 5 to 400 tokens, 0.05 to 3 nats a token, up to some nats away from the reference."""
-    draw = torch.Generator().manual_seed(seed)
+def _uniform(n: int, draw: torch.Generator) -> Callable[[float, float], Tensor]:
+    """(low, high) → (n,) numbers in between, the next ones of `draw`."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(n, generator=draw, dtype=torch.float64)
 
+    return uniform
+
+
+def ordinary(n: int = 64, seed: int = 0) -> Numbers:
+    """Random pairs: 5 to 400 tokens, 0.05 to 3 nats a token, up to some nats away from the reference."""
+    draw = torch.Generator().manual_seed(seed)
+    uniform = _uniform(n, draw)
     lengths = [uniform(5, 401).floor() for _ in range(2)]
     policy = [-length * uniform(0.05, 3) for length in lengths]
     moved = [torch.randn(n, generator=draw, dtype=torch.float64) * 6 for _ in range(2)]
@@ -101,11 +107,7 @@ def ordinary(n: int = 64, seed: int = 0) -> Numbers:
 def misranked(clearly: bool = False, n: int = 32, seed: int = 1) -> Numbers:
     """Pairs that training has yet to rank: the rejected answer ahead, by the policy and since the reference. A little
     (0.04 nats a token, under 2 nats since the reference), or clearly (0.6 nats a token, 20 to 60 nats each)."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(n, generator=draw, dtype=torch.float64)
-
+    uniform = _uniform(n, torch.Generator().manual_seed(seed))
     length = uniform(20, 200).floor()
     mean, apart = -uniform(0.4, 2.0), 0.3 if clearly else 0.02
     chosen, rejected = length * (mean - apart), length * (mean + apart)
@@ -130,11 +132,7 @@ def equal() -> Numbers:
 
 def untrained(n: int = 400, seed: int = 2) -> Numbers:
     """Realistic pairs before the first step (policy = reference): 30 to 600 tokens, 0.3 to 1.5 nats a token."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(n, generator=draw, dtype=torch.float64)
-
+    uniform = _uniform(n, torch.Generator().manual_seed(seed))
     lengths = [uniform(30, 601).floor() for _ in range(2)]
     totals = [-length * uniform(0.3, 1.5) for length in lengths]
     return Numbers(*totals, *totals, *(length.long() for length in lengths))

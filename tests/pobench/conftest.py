@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from pobench import adapters
 from pobench.cli import main
 from pobench.config import AdapterConfig, TrainConfig
 from pobench.data import data_order, mismatch
+from pobench.invariance import small_model, small_pairs
 from pobench.reference import ReferenceCache
 from pobench.registry import get_loss
 from pobench.train import Trained, make_accelerator, train
@@ -35,35 +33,12 @@ def fresh_accelerate():
 
 @pytest.fixture(scope="session")
 def start_model() -> Any:
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=61,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(5.0) if p.ndim > 1 else p
-    return model.eval()
-
-
-def random_pairs(n: int, seed: int = 0) -> list[TokenPair]:
-    rng = random.Random(seed)
-
-    def ids(low: int, high: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(1, 61) for _ in range(rng.randint(low, high)))
-
-    return [TokenPair(f"p{i}", ids(2, 8), ids(1, 9), ids(1, 9)) for i in range(n)]
+    return small_model().eval()
 
 
 @pytest.fixture
 def pairs() -> list[TokenPair]:
-    return random_pairs(11)
+    return small_pairs(11, seed=0)
 
 
 @pytest.fixture
@@ -187,3 +162,15 @@ def work_here(setting, tmp_path: Path, monkeypatch) -> Callable[..., Path]:
         return plan.tasks[-1].runs / plan.tasks[-1].run
 
     return work
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[list[dict[str, Any]]], Path]:
+    """Stored judgments, one JSON object a line."""
+
+    def write(rows: list[dict[str, Any]]) -> Path:
+        path = tmp_path / "judgments.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,6 @@ from pobench.registry import PobenchError
 REAL = Path(__file__).parents[2] / "../shared/data/arena_hard/v0.1"
 needs_data = pytest.mark.skipif(not REAL.is_dir(), reason="the benchmark's questions are not part of the project")
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture
-def save(tmp_path) -> Callable[[Rows], Path]:
-    def write(rows: Rows) -> Path:
-        path = tmp_path / "judgments.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
-
-    return write
 
 
 def row(first: Any, second: Any, question: str = "q", **changes: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import math
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,6 @@ from pobench.registry import PobenchError
 REAL = Path(__file__).parents[2] / "../shared/data/mt_bench"
 needs_data = pytest.mark.skipif(not REAL.is_dir(), reason="the benchmark's questions are not part of the project")
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture
-def save(tmp_path) -> Callable[[Rows], Path]:
-    def write(rows: Rows) -> Path:
-        path = tmp_path / "judgments.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
-
-    return write
 
 
 def grade(question: int = 81, turn: int = 1, score: Any = 7, **changes: Any) -> dict[str, Any]:
