@@ -78,7 +78,7 @@ def score(annotations: Path | str, *, length_control: Path | None = None, length
 
 
 def _official(frame: pd.DataFrame, about: Mapping[str, str], folder: Path | None) -> Scored:
-    glm = _alpaca_eval()
+    glm = module("metrics.glm_winrate")
     gamed, stand_ins, notes = _length_control(folder)
     if gamed is None or frame["preference"].isna().all():
         found = glm.get_winrate(frame)
@@ -104,7 +104,7 @@ def _official(frame: pd.DataFrame, about: Mapping[str, str], folder: Path | None
         "discrete_win_rate": float(found["discrete_win_rate"]),
         "reconstructed": bool(stand_ins) and not missing,
     }
-    lines = (Line("LC win rate, %", adjusted, note=_error(error)), *common)
+    lines = (Line("LC win rate, %", adjusted, note=_error(error), metric="lc_win_rate"), *common)
     return Scored(name, about["model"], about["judge"], lines, values, tuple(notes))
 
 
@@ -140,9 +140,9 @@ def _common(frame: pd.DataFrame, about: Mapping[str, str], notes: list[str]) -> 
     read_ = won[~np.isnan(won)]
     error = float(pd.Series(read_).sem()) * 100
     lines = (
-        Line("Win rate, %", raw, note=_error(error)),
-        Line("Length-only win rate, %", only, note="of length alone: not LC"),
-        Line("Length, characters", length, ".0f"),
+        Line("Win rate, %", raw, note=_error(error), metric="win_rate"),
+        Line("Length-only win rate, %", only, note="of length alone: not LC", metric="length_only_win_rate"),
+        Line("Length, characters", length, ".0f", metric="length"),
     )
     values = {
         "n": len(read_),
@@ -336,9 +336,9 @@ def _length_controlled(glm: Any, frame: pd.DataFrame, gamed: Path) -> dict[str, 
 
 
 @functools.cache
-def _alpaca_eval() -> Any:
-    """The module of alpaca_eval's GLM. Its import turns the root logger to INFO, and wants pkg_resources, which
-    setuptools 82 has dropped: the logger is restored, and the two functions it uses are lent."""
+def module(name: str) -> Any:
+    """A module of alpaca_eval. Its import turns the root logger to INFO, and wants pkg_resources, which setuptools 82 has
+    dropped: the logger is restored, and the two functions it uses are lent."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     lent = importlib.util.find_spec("pkg_resources") is None
@@ -347,7 +347,7 @@ def _alpaca_eval() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return needed("alpaca_eval.metrics.glm_winrate", "alpaca_eval", "scoring AlpacaEval 2 needs alpaca_eval")
+            return needed(f"alpaca_eval.{name}", "alpaca_eval", "AlpacaEval 2 needs alpaca_eval")
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers

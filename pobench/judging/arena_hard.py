@@ -78,9 +78,9 @@ def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> 
     if unread:
         notes.append(f"{unread} of {unread + len(games)} games have no readable verdict: dropped")
     lines = (
-        Line("Score, %", by_question, note="interval over questions"),
+        Line("Score, %", by_question, note="interval over questions", metric="win_rate"),
         Line("Score, %", published, note=f"interval as published: {ROUNDS} bootstraps over battles"),
-        Line("Position flips, %", flips, ".1f", "questions whose two games name opposite winners"),
+        Line("Position flips, %", flips, ".1f", "questions whose two games name opposite winners", "position_flips"),
     )
     values = {
         "score": by_question.value,

@@ -73,9 +73,9 @@ def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> 
     if not is_gpt4(judge):
         label = f"MT-Bench's questions{part}, judged by {judge or 'an unnamed judge'}: not MT-Bench"
     lines = [
-        Line("Score, 1 to 10", whole, note=f"mean of {len(read_)} grades"),
-        *(Line(f"Turn {turn}", estimate) for turn, estimate in turns.items()),
-        *(Line(title.capitalize() if title != "stem" else "STEM", e) for title, e in categories.items()),
+        Line("Score, 1 to 10", whole, note=f"mean of {len(read_)} grades", metric="score"),
+        *(Line(f"Turn {turn}", estimate, metric=f"turn_{turn}") for turn, estimate in turns.items()),
+        *(Line(c.capitalize() if c != "stem" else "STEM", e, metric=c) for c, e in categories.items()),
     ]
     values = {
         "score": whole.value,
@@ -101,7 +101,7 @@ def _mean(grades: list[Grade], seed: int) -> Estimate:
 
 def rating(judgment: str) -> float:
     """The grade in a judge's reply, read as fschat does; nan if there is none from 1 to 10."""
-    common = _fschat()
+    common = fschat()
     found = common.one_score_pattern.search(judgment) or common.one_score_pattern_backup.search(judgment)
     try:
         value = float(ast.literal_eval(found[1])) if found else math.nan
@@ -111,10 +111,11 @@ def rating(judgment: str) -> float:
 
 
 @functools.cache
-def _fschat() -> Any:
+def fschat() -> Any:
+    """fschat's judge code. Raises PobenchError where the package is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return needed("fastchat.llm_judge.common", "mt_bench", "reading MT-Bench's judgments needs fschat")
+        return needed("fastchat.llm_judge.common", "mt_bench", "MT-Bench needs fschat")
 
 
 def _read(path: Path | str, wanted: str | None) -> tuple[list[Grade], str, str]:

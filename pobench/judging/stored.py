@@ -29,12 +29,14 @@ _ESCAPED = 60  # characters of untrusted text in a message
 
 
 class Line(NamedTuple):
-    """One number as a person reads it: `title  value [low, high]  n`. format: as in f"{value:{format}}"."""
+    """One number as a person reads it: `title  value [low, high]  n`. format: as in f"{value:{format}}". metric: its name
+    in the frame `benchmarks`; "" keeps it out."""
 
     title: str
     estimate: Estimate
     format: str = ".2f"
     note: str = ""
+    metric: str = ""
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,7 @@ def test_scoring_writes_nothing_beside_alpaca_eval_and_leaves_settings_as_they_w
         found = [p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
         return {str(p): p.stat().st_mtime_ns for p in found}
 
-    alpaca_eval._alpaca_eval.cache_clear()
+    alpaca_eval.module.cache_clear()
     before = files(), logging.getLogger().level, sklearn.get_config(), sys.modules.get("pkg_resources")
     assert before[0]
     alpaca_eval.score(save(rows), length_control=gamed)
@@ -272,7 +272,7 @@ def test_scoring_writes_nothing_beside_alpaca_eval_and_leaves_settings_as_they_w
 
 
 def test_without_alpaca_eval_the_message_has_the_install_line(rows, save, monkeypatch) -> None:
-    alpaca_eval._alpaca_eval.cache_clear()
+    alpaca_eval.module.cache_clear()
     monkeypatch.setitem(sys.modules, "alpaca_eval.metrics.glm_winrate", None)
     with pytest.raises(PobenchError, match=r"pip install 'pobench\[alpaca_eval\]'"):
         alpaca_eval.score(save(rows))

@@ -123,7 +123,7 @@ def test_a_grade_off_the_scale_is_not_read(judgment) -> None:
 
 
 def test_without_fschat_a_stored_score_is_enough_and_a_judgment_asks_for_it(rows, save, monkeypatch) -> None:
-    mt_bench._fschat.cache_clear()
+    mt_bench.fschat.cache_clear()
     monkeypatch.setitem(sys.modules, "fastchat.llm_judge.common", None)
     assert mt_bench.score(save(rows)).values["n"] == 160
     with pytest.raises(PobenchError, match=r"pip install 'pobench\[mt_bench\]'"):

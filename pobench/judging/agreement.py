@@ -1,0 +1,134 @@
+"""How often a judge of pairs agrees with people: before its verdicts are believed, and with "the longer wins" beside it.
+
+Rows are preferences of any shape that `pobench.rows` reads; chosen is what a person preferred. Where rows name a subset
+(`subset`, or the same within `meta`), each is counted by itself too. Prompts are the clusters of every interval.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pobench import stats
+from pobench.judging.longer import Longer
+from pobench.judging.pairwise import Comparison, Progress, Verdict, as_text, judge_many
+from pobench.judging.stored import Line, Scored, Verbatim, fingerprint, scaled, short
+from pobench.registry import PobenchError
+from pobench.rows import Preference, load_preferences, read_rows, refuse
+from pobench.types import Estimate
+
+
+class Case(NamedTuple):
+    """A preference as a judge sees it: which side the chosen answer stands on is decided by a hash of the row."""
+
+    comparison: Comparison
+    chosen_is_b: bool
+    subset: str
+    prompt: str  # a fingerprint, the cluster
+
+    def right(self, verdict: Verdict) -> float:
+        """1 where the judge prefers the chosen answer, 0.5 where it ties, nan where it gave no verdict."""
+        sign = 1 if self.chosen_is_b else -1
+        return float(0.5 + 0.5 * np.sign(verdict.probability - 0.5) * sign)
+
+
+def cases(path: Path | str, limit: int | None = None) -> list[Case]:
+    """The preferences of a file; limit: the first ones by a hash, so that all subsets stay in. Raises PobenchError that
+    lists the bad rows."""
+    found = load_preferences(path)
+    refuse(found.faults, source=found.source, rows=found.rows)
+    subsets = {number: _subset(row) for number, row in read_rows(path) if isinstance(row, dict)}
+    chosen = sorted(found.preferences, key=lambda p: _draw(p, "limit"))[:limit] if limit else found.preferences
+    return [_case(p, subsets.get(p.row, "")) for p in sorted(chosen, key=lambda p: p.row)]
+
+
+def _case(p: Preference, subset: str) -> Case:
+    chosen_is_b = _draw(p, "side") % 2 == 0
+    a, b = (p.rejected, p.chosen) if chosen_is_b else (p.chosen, p.rejected)
+    return Case(Comparison(p.prompt, a, b), chosen_is_b, subset, fingerprint(as_text(p.prompt)))
+
+
+def _draw(p: Preference, what: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{what} {p.id}".encode("utf-8", "replace")).digest()[:8])
+
+
+def _subset(row: Mapping[str, Any]) -> str:
+    meta = row.get("meta")
+    named = row.get("subset") or (meta.get("subset") if isinstance(meta, Mapping) else None)
+    return str(named or "")
+
+
+def check(judge: Any, asked: Sequence[Case], *, data: str = "", progress: Progress | None = None) -> Scored:
+    """What the judge says of these pairs against what people said, and what length alone would have said.
+
+    Raises PobenchError for a judge that compares nothing.
+    """
+    if not hasattr(judge, "judge"):
+        raise PobenchError(f"judge {judge.name!r} grades single answers; agreement needs one that compares two")
+    comparisons = [case.comparison for case in asked]
+    verdicts = judge_many(judge, comparisons, progress)
+    right = np.array([c.right(v) for c, v in zip(asked, verdicts, strict=True)])
+    by_length = np.array([c.right(v) for c, v in zip(asked, Longer().judge_many(comparisons), strict=True)])
+    by_length[np.isnan(right)] = math.nan  # the same rows
+    prompts = np.array([c.prompt for c in asked])
+    flips, first = (_share([getattr(v, name) for v in verdicts], prompts) for name in ("flipped", "first"))
+    over = stats.paired_difference(right, by_length, prompts, bounds=stats.SIGNED)
+    named = {"agreement": _share(right, prompts), "longer": _share(by_length, prompts)}
+    by_subset = {}
+    for subset in sorted({c.subset for c in asked} - {""}):
+        mine = np.array([c.subset == subset for c in asked])
+        by_subset[subset] = {
+            "agreement": _share(right[mine], prompts[mine]),
+            "longer": _share(by_length[mine], prompts[mine]),
+        }
+    lines = [
+        _percent("Agreement, %", named["agreement"]),
+        _percent("“The longer wins”, %", named["longer"], "no judge: a bias to measure one by"),
+        Line("Above it, points", scaled(over, 100), "+.1f"),
+        *(
+            _percent(f"  {subset}", part["agreement"], f"the longer: {_plain(part['longer'])}")
+            for subset, part in by_subset.items()
+        ),
+        _percent("Position flips, %", flips, "another winner in the other order"),
+        _percent("First shown wins, %", first, "50 without a liking for a place"),
+    ]
+    blank = [v.error for v in verdicts if math.isnan(v.probability)]
+    values = {
+        "pairs": len(asked),
+        "dropped": len(blank),
+        **named,
+        "above_longer": over,
+        "position_flips": flips,
+        "first": first,
+        "subsets": by_subset,
+        "spent": vars(judge.client.spent) if hasattr(judge, "client") else None,
+    }
+    return Scored("Agreement with people", data, judge.name, tuple(lines), values, _notes(judge, blank, len(asked)))
+
+
+def _notes(judge: Any, blank: Sequence[str], n: int) -> tuple[str, ...]:
+    notes = []
+    if blank:
+        why = Counter(short(Verbatim(error or "no reason given")) for error in blank).most_common(3)
+        notes.append(f"{len(blank)} of {n} pairs have no verdict: dropped. " + "; ".join(f"{k}× {e}" for e, k in why))
+    if hasattr(judge, "client"):
+        notes.append(f"paid for now: {judge.client.spent}")
+    return tuple(notes)
+
+
+def _share(values: Any, prompts: Any) -> Estimate:
+    return stats.mean(values, prompts, bounds=stats.UNIT)
+
+
+def _percent(title: str, share: Estimate, note: str = "") -> Line:
+    return Line(title, scaled(share, 100), ".1f", note)
+
+
+def _plain(share: Estimate) -> str:
+    return f"{share.value * 100:.1f}" if share.n else "–"

@@ -1,0 +1,83 @@
+"""A chat model behind an OpenAI-compatible address as the judge of pairs; `pobench.judging.endpoint` does the asking."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from pobench.judging.endpoint import Client, Cost, Reply, Request
+from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, from_alternatives, from_text, question
+from pobench.judging.stored import short
+from pobench.registry import register_judge
+from pobench.types import Positive
+
+Dollars = Annotated[float, Field(ge=0)] | None
+
+
+class EndpointJudge(TwoOrders):
+    """Shows a chat model both answers and reads the letter that it replies: from the log-probabilities of its first
+    token where the server gives them, else from the text."""
+
+    def __init__(self, client: Client, max_tokens: int, logprobs: int) -> None:
+        self.client, self.max_tokens, self.logprobs = client, max_tokens, logprobs
+        self.name = client.model
+
+    def read(self, shown: Sequence[Comparison], progress: Progress | None = None) -> list[Read]:
+        return [_read(reply) for reply in self.client.ask([self._request(c) for c in shown], progress=progress)]
+
+    def estimate(self, comparisons: Sequence[Comparison]) -> Cost:
+        """What the verdicts may cost, both orders."""
+        both = [one for c in comparisons if c.a != c.b for one in (c, c.swapped)]
+        return self.client.estimate([self._request(c) for c in both])
+
+    def _request(self, shown: Comparison) -> Request:
+        said = ({"role": "user", "content": question(shown)},)
+        return Request(said, self.max_tokens, logprobs=self.logprobs)
+
+
+def _read(reply: Reply) -> Read:
+    if reply.error:
+        return Read(math.nan, reply.error)
+    likely = from_alternatives(reply.top)
+    second = from_text(reply.text) if math.isnan(likely) else likely
+    return Read(second, f"neither A nor B: {short(reply.text)}" if math.isnan(second) else "")
+
+
+@register_judge(
+    "endpoint", runtime=("key_variable", "concurrency", "retries", "timeout", "price_in", "price_out", "max_cost")
+)
+def endpoint(
+    *,
+    model: str = "",
+    base_url: str | None = None,
+    key_variable: str = "OPENAI_API_KEY",
+    max_tokens: Annotated[int, Field(ge=1)] = 16,
+    logprobs: Annotated[int, Field(ge=0, le=20)] = 5,
+    concurrency: Annotated[int, Field(ge=1)] = 8,
+    retries: Annotated[int, Field(ge=0)] = 5,
+    timeout: Positive = 120.0,
+    price_in: Dollars = None,
+    price_out: Dollars = None,
+    max_cost: Dollars = None,
+) -> EndpointJudge:
+    """A chat model at an OpenAI-compatible address compares two answers, both orders averaged.
+
+    model, base_url (default: OpenAI's); key_variable: the environment variable that holds the key. max_tokens: of a
+    reply; more for a model that thinks aloud. logprobs: alternatives asked for; 0: read the text alone. price_in,
+    price_out: dollars per million tokens; max_cost: dollars one call may spend.
+    """
+    client = Client(
+        model=model,
+        base_url=base_url,
+        key_variable=key_variable,
+        concurrency=concurrency,
+        retries=retries,
+        timeout=timeout,
+        price_in=math.nan if price_in is None else price_in,
+        price_out=math.nan if price_out is None else price_out,
+        max_cost=max_cost,
+    )
+    return EndpointJudge(client, max_tokens, logprobs)

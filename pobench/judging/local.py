@@ -1,0 +1,82 @@
+"""A causal language model on this machine as the judge of pairs: the logit of B against the logit of A.
+
+Small models have hardly an opinion and a strong liking for one letter, which both orders cancel but do not cure: run
+`pobench judge check` on pairs that people have compared before believing one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from pobench.generate import prompt_tokens
+from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, question
+from pobench.judging.weights import Precision, Weights, batches, longest, padded
+from pobench.registry import PobenchError, register_judge
+from pobench.sources import load_model, load_tokenizer
+
+
+class LocalJudge(TwoOrders):
+    """Asks for a letter, and reads P(B) / (P(A) + P(B)) where the letter would stand. Nothing is sampled."""
+
+    def __init__(self, weights: Weights, batch_size: int = 8) -> None:
+        self.weights, self.batch_size, self.name = weights, batch_size, weights.name
+
+    @cached_property
+    def model(self) -> Any:
+        w = self.weights
+        read = load_model(w.folder, dtype=w.dtype, attention=w.attention, trust_remote_code=w.trust_remote_code)
+        return read.to(w.device)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.weights.folder, trust_remote_code=self.weights.trust_remote_code)
+
+    @cached_property
+    def letters(self) -> list[list[int]]:
+        """The tokens that are A, and those that are B: bare or behind a space."""
+        found = []
+        for letter in "AB":
+            spelled = [self.tokenizer(text, add_special_tokens=False).input_ids for text in (letter, f" {letter}")]
+            found.append(sorted({ids[0] for ids in spelled if len(ids) == 1}))
+        if not all(found):
+            raise PobenchError(f"judge model {self.name!r}: its tokenizer has no token for the letters A and B")
+        return found
+
+    @torch.inference_mode()
+    def read(self, shown: Sequence[Comparison], progress: Progress | None = None) -> list[Read]:
+        """P(B) for each; nan where the question is longer than the model reads."""
+        asked = [prompt_tokens(self.tokenizer, [{"role": "user", "content": question(c)}]) for c in shown]
+        limit = longest(self.model)
+        reads = [Read(math.nan, f"{len(ids)} tokens; the model reads {limit}") for ids in asked]
+        last = torch.tensor([-1], device=self.weights.device)  # an index: see `pobench.generate`
+        for places in batches(asked, self.batch_size, limit, progress):
+            batch = padded([asked[i] for i in places], self.tokenizer.pad_token_id, self.weights.device)
+            logits = (
+                self.model(**batch, use_cache=False, logits_to_keep=last).logits[:, -1].float()
+            )  # (rows, vocabulary)
+            a, b = (logits[:, ids].logsumexp(1) for ids in self.letters)
+            for i, probability in zip(places, torch.sigmoid((b - a).double()).tolist(), strict=True):
+                reads[i] = Read(probability)
+        return reads
+
+
+@register_judge("local", runtime=("batch_size",))
+def local(
+    *,
+    model: str = "",
+    revision: str | None = None,
+    batch_size: Annotated[int, Field(ge=1)] = 8,
+    precision: Precision = "auto",
+    trust_remote_code: bool = False,
+) -> LocalJudge:
+    """A causal language model on this machine compares two answers: P(B) against P(A), both orders averaged.
+
+    model: a folder or hub name with a chat template. trust_remote_code: run code that comes with the model.
+    """
+    return LocalJudge(Weights(model, revision, precision, trust_remote_code), batch_size)

@@ -1,0 +1,122 @@
+"""A reward model (sequence classification with one output) as a judge: a raw reward an answer, σ of a difference a pair.
+
+A reward has no bounds and no zero: it ranks answers to one prompt and is no grade, so `bounded` is False. A pair is
+judged by Bradley and Terry's model, which reward models are trained with: P(b is better) = σ(r_b − r_a). It reads one
+answer at a time, so there is no order to average over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from pobench.judging.pairwise import Comparison, Progress, Prompt, Verdict, messages
+from pobench.judging.weights import Precision, Weights, batches, longest, padded
+from pobench.registry import PobenchError, register_judge
+from pobench.sources import load_tokenizer
+
+
+class RewardModel:
+    """Scores answers by a model's reward, in the model's own unit."""
+
+    bounded = False
+
+    def __init__(self, weights: Weights, batch_size: int = 8) -> None:
+        self.weights, self.batch_size, self.name = weights, batch_size, weights.name
+
+    @cached_property
+    def model(self) -> Any:
+        from transformers import AutoModelForSequenceClassification
+
+        w = self.weights
+        try:
+            model, about = AutoModelForSequenceClassification.from_pretrained(
+                w.folder,
+                dtype=w.dtype,
+                attn_implementation=w.attention,
+                trust_remote_code=w.trust_remote_code,
+                output_loading_info=True,
+            )
+        except (ImportError, ValueError, OSError) as error:
+            hint = "; it brings code of its own: trust_remote_code: true runs it" * ("trust_remote_code" in str(error))
+            raise PobenchError(f"reward model {self.name!r} cannot be loaded: {error}{hint}") from error
+        if about["missing_keys"]:  # they would be random
+            raise PobenchError(
+                f"{self.name!r} is no reward model: it lacks {', '.join(sorted(about['missing_keys'])[:3])}"
+            )
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = self.tokenizer.pad_token_id
+        return model.to(w.device).eval()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.weights.folder, trust_remote_code=self.weights.trust_remote_code)
+
+    def score(self, row: Mapping[str, Any], text: str, finished: bool = True) -> float:
+        """The raw reward of one answer; nan where prompt and answer are longer than the model reads."""
+        return self.rewards([(row["prompt"], text)])[0]
+
+    @torch.inference_mode()
+    def rewards(self, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None) -> list[float]:
+        """The raw reward of each (prompt, answer), in order; what `score` gives, many at once."""
+        rows = [self._tokens(prompt, text) for prompt, text in answers]
+        found = [math.nan] * len(rows)
+        for places in batches(rows, self.batch_size, longest(self.model), progress):
+            pad = self.model.config.pad_token_id
+            batch = padded([rows[i] for i in places], pad, self.weights.device)
+            output = self.model(**{k: batch[k] for k in ("input_ids", "attention_mask")})
+            scores = getattr(output, "score", None)  # what models with several objectives call their sum
+            scores = (output.logits if scores is None else scores).float().reshape(len(places), -1)
+            if scores.shape[1] != 1:
+                raise PobenchError(f"{self.name!r} gives {scores.shape[1]} numbers an answer; a reward model gives one")
+            for i, reward in zip(places, scores[:, 0].tolist(), strict=True):
+                found[i] = reward
+        return found
+
+    def judge_many(self, comparisons: Sequence[Comparison], progress: Progress | None = None) -> list[Verdict]:
+        """σ(r_b − r_a) of each; the same in both orders."""
+        distinct = {_key(c.prompt, text): (c.prompt, text) for c in comparisons for text in (c.a, c.b)}
+        reward = dict(zip(distinct, self.rewards(list(distinct.values()), progress), strict=True))
+        return [_verdict(reward[_key(c.prompt, c.b)] - reward[_key(c.prompt, c.a)]) for c in comparisons]
+
+    def judge(self, prompt: Prompt, a: str, b: str) -> float:
+        """P(b is better)."""
+        return self.judge_many([Comparison(prompt, a, b)])[0].probability
+
+    def _tokens(self, prompt: Prompt, text: str) -> list[int]:
+        chat = [*messages(prompt), {"role": "assistant", "content": text}]
+        whole = self.tokenizer.apply_chat_template(chat, tokenize=False)
+        return list(self.tokenizer(whole, add_special_tokens=False).input_ids)
+
+
+def _key(prompt: Prompt, text: str) -> str:
+    return repr((messages(prompt), text))
+
+
+def _verdict(difference: float) -> Verdict:
+    if math.isnan(difference):
+        return Verdict(math.nan, error="longer than the model reads")
+    p = 1 / (1 + math.exp(-difference)) if difference >= 0 else 1 - 1 / (1 + math.exp(difference))
+    return Verdict(p, p, p)
+
+
+@register_judge("reward_model", runtime=("batch_size",))
+def reward_model(
+    *,
+    model: str = "",
+    revision: str | None = None,
+    batch_size: Annotated[int, Field(ge=1)] = 8,
+    precision: Precision = "auto",
+    trust_remote_code: bool = False,
+) -> RewardModel:
+    """A reward model on this machine: raw rewards to rank answers by, σ of their difference to compare two.
+
+    model: a folder or hub name of a sequence classifier with one output and a chat template. trust_remote_code: run code
+    that comes with the model (ArmoRM needs it).
+    """
+    return RewardModel(Weights(model, revision, precision, trust_remote_code), batch_size)

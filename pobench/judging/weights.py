@@ -1,0 +1,84 @@
+"""What judges with weights of their own share: where a model is, how exactly it computes, and batches of its prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pobench.judging.pairwise import Progress
+from pobench.registry import PobenchError
+from pobench.sources import fetch_model
+from pobench.train import bf16_pays
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model by its source. precision: of weights and arithmetic; auto: bf16 on a GPU that has it, else fp32."""
+
+    source: str
+    revision: str | None = None
+    precision: Precision = "auto"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise PobenchError("judge.settings.model: name the judge's model, a folder or a hub name")
+
+    @property
+    def name(self) -> str:
+        """The last part of the source: no path of this machine gets into a result."""
+        return Path(self.source).name
+
+    @cached_property
+    def folder(self) -> Path:
+        return fetch_model(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def attention(self) -> str:
+        """Soft-capped attention exists in the eager form alone."""
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return "eager" if config.get("attn_logit_softcapping") else "sdpa"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        narrow = self.device.type == "cuda" and bf16_pays(self.device) if self.precision == "auto" else None
+        return torch.bfloat16 if narrow or self.precision == "bf16" else torch.float32
+
+
+def longest(model: Any) -> int:
+    """Tokens the model can read."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit and limit > 0 else 2**31
+
+
+def batches(
+    rows: Sequence[Sequence[int]], size: int, limit: int, progress: Progress | None = None
+) -> Iterator[list[int]]:
+    """Places of rows of alike length, `size` at a time, those of more than `limit` tokens left out. The longest first:
+    where memory does not do, it is known at once."""
+    order = sorted((i for i, row in enumerate(rows) if len(row) <= limit), key=lambda i: (-len(rows[i]), i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+        if progress is not None:
+            progress(len(rows) - len(order) + min(start + size, len(order)), len(rows))
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
+    """(rows, tokens) each, padded on the left, so that the last column is every row's last token."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    there = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": there, "position_ids": (there.cumsum(1) - 1).clamp(min=0)}
