@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from pobench import plot
 from pobench.files import whole, write_text
 from pobench.registry import PobenchError
-from pobench.report import clean, make_table, to_markdown
+from pobench.tables import clean, make_table, to_markdown
 from pobench.types import Estimate
 
 # No loss's colours: what is compared here are programs.
@@ -41,6 +41,7 @@ class Kind(NamedTuple):
     about: str
     rows: Callable[[dict[str, Any]], list[dict[str, Any]]]
     figure: Callable[[dict[str, Any]], Figure]
+    absent: str = ""  # what the page says while there is no result; "": nothing
 
 
 def main() -> None:
@@ -72,6 +73,7 @@ def build(folder: Path) -> Path:
     for name, kind in KINDS.items():
         mine = {stem: result for stem, result in results.items() if result["benchmark"] == name}
         if not mine:
+            parts += [f"## {kind.title}", kind.absent] if kind.absent else []
             continue
         rows = [
             {"file": stem, "model": result["model"], "arithmetic": result["dtype"], **row}
@@ -131,19 +133,51 @@ def _vs_trl_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _vs_trl_figure(result: dict[str, Any]) -> Figure:
+    return _step_figure(
+        {
+            f"{label}, {loss}": (found["sides"][side], colour)
+            for loss, found in result["losses"].items()
+            for side, (label, colour) in SIDES.items()
+        }
+    )
+
+
+def _step_figure(rows: dict[str, tuple[dict[str, Any], str]]) -> Figure:
+    """Time, memory and use of the machine, a bar a row. rows: label → (what was measured, colour)."""
     shown = {
         "seconds_per_pair": ("seconds a pair", 1.0),
         "peak_memory": ("peak memory, GB", 1e-9),
         "mfu": ("share of the matrix-product peak", 1.0),
     }
-    rows = [(loss, side) for loss in result["losses"] for side in SIDES]
     figure, axes = plot.panels(len(shown), columns=3, height=0.5 + 0.28 * len(rows), sharex=False)
     for ax, (key, (label, unit)) in zip(axes, shown.items(), strict=True):
-        for place, (loss, side) in enumerate(rows):
-            spread = {k: v * unit for k, v in result["losses"][loss]["sides"][side][key].items()}
-            _bar(ax, place, spread["median"], SIDES[side][1], (spread["min"], spread["max"]))
-        _bars_axis(ax, [f"{SIDES[side][0]}, {loss}" for loss, side in rows], label)
+        for place, (measured, colour) in enumerate(rows.values()):
+            spread = {k: v * unit for k, v in measured[key].items()}
+            _bar(ax, place, spread["median"], colour, (spread["min"], spread["max"]))
+        _bars_axis(ax, list(rows), label)
     return figure
+
+
+# ---------------------------------------------------------------- one GPU
+
+
+def _gpu_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "layers": side.removesuffix(" layers"),
+            "parameters, billions": result["parameters"] / 1e9,
+            "pairs": result["pairs"],
+            "seconds a pair": _estimate(found["seconds_per_pair"]),
+            "peak memory, GB": _estimate({k: v / (1 if k == "n" else 1e9) for k, v in found["peak_memory"].items()}),
+            "share of the matrix-product peak": _estimate(found["mfu"]),
+            "largest difference of losses from the CPU's": f"{result['agreement']['largest_relative_difference']:.1e}",
+        }
+        for side, found in result["sides"].items()
+    ]
+
+
+def _gpu_figure(result: dict[str, Any]) -> Figure:
+    return _step_figure({side: (found, OURS) for side, found in result["sides"].items()})
 
 
 # ---------------------------------------------------------------- growth
@@ -256,6 +290,15 @@ KINDS = {
         "that of TRL at its best, less is better.",
         _vs_trl_rows,
         _vs_trl_figure,
+    ),
+    "gpu": Kind(
+        "The training step on one GPU",
+        "A random model of Llama's shape, bf16 arithmetic over fp32 weights, pairs of UltraFeedback's proportions; layers as "
+        "pobench has them, and by torch.compile. The losses are compared with the CPU's on a smaller model. The goal is a "
+        "share of 0.5.",
+        _gpu_rows,
+        _gpu_figure,
+        "Not measured: no GPU at hand. `python benchmarks/gpu.py --out benchmarks/results/gpu.json` does it on one.",
     ),
     "scaling": Kind(
         "Growth with the number of pairs",

@@ -7,8 +7,8 @@ sampler puts the warm-up batches first, it tells the length of a pair to the sam
 column filter would drop it), and the time of its reference pass is taken. It saves nothing, reports to nobody and draws
 no progress bar.
 
-Time runs from the end of the last warm-up step to the end of the last step, collation included. Memory is the peak of
-the whole process (of the GPU, where there is one), libraries included.
+Time is that of the steps after the warm-up, collation included. Memory is the peak of the whole process (of the GPU,
+where there is one), libraries included.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pobench.attention import use_flex
 from pobench.config import Job, list_settings, resolve
 from pobench.data import data_order, mismatch, subset
 from pobench.files import write_text
@@ -104,6 +105,7 @@ class Work:
     micro_tokens: int = 2048
     threads: int = 1
     variant: Variant = field(default_factory=Variant)
+    compile: bool = False
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -257,19 +259,53 @@ def now(device: Any) -> float:
     return time.perf_counter()
 
 
-def matmul_rate(precision: str, device: Any) -> float:
-    """FLOP/s of a large square product in this process: the median of nine."""
+def matmul_rates(precision: str, device: Any, times: int, size: int) -> list[float]:
+    """FLOP/s of a square matrix product in this process, product by product."""
     import torch
 
-    size = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    taken = []
-    for _ in range(12):
+    product = torch.empty(size, size, device=device, dtype=dtype)
+    rates = []
+    for _ in range(times):
         started = now(device)
-        torch.mm(a, b)
-        taken.append(now(device) - started)
-    return 2 * size**3 / statistics.median(taken[3:])
+        torch.mm(a, b, out=product)
+        rates.append(2 * size**3 / (now(device) - started))
+    return rates
+
+
+PRODUCT = {"cpu": 1024, "cuda": 8192}  # a processor is at its peak with 1024 already; 12 MB do not show in its memory
+
+
+class StepClock:
+    """When each step began and ended. Between steps, off the clock, a few matrix products tell how fast the machine
+    multiplies just then: a shared processor's rate may halve within a minute, and a share of its peak would be the
+    neighbours' doing. On a GPU, whose memory the products would count in, they follow the last step (`rate`).
+
+    multiplies: False where the time of the whole run is taken.
+    """
+
+    def __init__(self, precision: str, device: Any, multiplies: bool) -> None:
+        self.precision, self.device, self.multiplies = precision, device, multiplies and device.type != "cuda"
+        self.begun: list[float] = [now(device)]  # of the step after so many
+        self.ended: list[float] = []
+        self._rates: list[float] = []
+
+    def __call__(self) -> None:
+        """A step has ended, and the next begins."""
+        self.ended.append(now(self.device))
+        if self.multiplies:
+            self._rates += matmul_rates(self.precision, self.device, 4, PRODUCT["cpu"])[1:]
+        self.begun.append(now(self.device))
+
+    def seconds(self, warm_up: int) -> float:
+        """Of all steps after the first `warm_up`."""
+        return sum(self.ended[warm_up:]) - sum(self.begun[warm_up:-1])
+
+    def rate(self) -> float:
+        """FLOP/s, the median."""
+        rates = self._rates or matmul_rates(self.precision, self.device, 12, PRODUCT[self.device.type])[3:]
+        return statistics.median(rates)
 
 
 def cpu_name() -> str:
@@ -325,10 +361,12 @@ def run_pobench(work: Work) -> dict[str, Any]:
         warmup_ratio=0.0,
         precision=work.precision,
         micro_tokens=work.micro_tokens,
+        compile=work.compile,
         checkpoint_seconds=1e9,
     )
     libraries = libraries_memory(work.model)
     model = load_model(Path(work.model), dtype=torch.float32)
+    use_flex(model, device=accelerator.device)
     shape = Shape.of(model)
     caches: list[TimedCache] = []
 
@@ -338,10 +376,10 @@ def run_pobench(work: Work) -> dict[str, Any]:
 
     loss = get_loss(work.loss)
     losses: list[float] = []
-    ends: list[float] = []
+    clock = StepClock(work.precision, accelerator.device, multiplies=work.warm_up > 0)
 
     def log(row: dict[str, Any]) -> None:
-        ends.append(now(accelerator.device))
+        clock()
         losses.append(row["loss"])
 
     started = now(accelerator.device)
@@ -361,9 +399,10 @@ def run_pobench(work: Work) -> dict[str, Any]:
         )
     whole = now(accelerator.device) - started
     return {
-        **_measured(work, accelerator, shape, libraries, ends, pairs),
+        **_measured(work, accelerator, shape, libraries, clock, pairs),
         "losses": losses,
         "layout": trained.layout,
+        "layout_reason": trained.layout_reason,
         "train_seconds": whole,
         "reference_seconds": sum(c.seconds for c in caches),
         "reference_computed": sum(c.computed for c in caches),
@@ -394,14 +433,15 @@ def run_trl(work: Work, watched: bool = False) -> dict[str, Any]:
     table = Path(work.place) / f"trl-{len(pairs)}-{work.precision}"
     if not table.exists():
         Dataset.from_dict(_columns(pairs)).save_to_disk(str(table))
-    ends: list[float] = []
+    device = Accelerator().device
+    clock = StepClock(work.precision, device, multiplies=work.warm_up > 0)
     reference: list[float] = []
     losses: list[list[float]] = [[]]
     shown: set[str] = set()
 
     class Clock(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            ends.append(now(args.device))
+            clock()
             losses.append([])
 
     class WarmFirst(Sampler):
@@ -470,7 +510,7 @@ def run_trl(work: Work, watched: bool = False) -> dict[str, Any]:
         shape = Shape.of(trainer.model)
         trainer.train()
     return {
-        **_measured(work, Accelerator(), shape, libraries, ends, pairs),
+        **_measured(work, Accelerator(), shape, libraries, clock, pairs),
         "losses": [statistics.mean(step) for step in losses if step],
         "shown": sorted(shown),
         "reference_seconds": sum(reference),
@@ -496,26 +536,26 @@ def reference_cost(runs: Sequence[dict[str, Any]], pairs: int) -> float:
 
 
 def _measured(
-    work: Work, accelerator: Any, shape: Shape, libraries: int, ends: Sequence[float], pairs: Sequence[TokenPair]
+    work: Work, accelerator: Any, shape: Shape, libraries: int, clock: StepClock, pairs: Sequence[TokenPair]
 ) -> dict[str, Any]:
-    """Times in seconds, memory in bytes. ends: when each step ended."""
+    """Times in seconds, memory in bytes."""
     device = accelerator.device
     peak = highest_memory(device)
     values: dict[str, Any] = {
         "peak_memory": peak,
         "libraries_memory": 0 if device.type == "cuda" else libraries,
         "state_memory": STATE_BYTES * shape.parameters,
-        "steps": len(ends),
+        "steps": len(clock.ended),
         "pairs": len(pairs),
         "shape": list(shape),
         "environment": about_machine(accelerator),
     }
     counted = pairs[: work.trained]
     if work.warm_up:
-        seconds = ends[-1] - ends[work.warm_up - 1]
+        seconds = clock.seconds(work.warm_up)
         tokens = work.epochs * sum(Group.of(p).tokens for p in counted)
         flops = work.epochs * sum(limit_flops(shape, p) for p in counted)
-        rate = matmul_rate(work.precision, device)
+        rate = clock.rate()
         recomputed = work.epochs * sum(limit_flops(shape, p, recomputed_head=True) for p in counted)
         values |= {
             "seconds": seconds,

@@ -46,6 +46,12 @@ def missing(config: AdapterConfig | None) -> list[str]:
     return lacking
 
 
+def attention_of(folder: Path, wanted: str = "auto") -> str:
+    """The kind of attention to load the model in `folder` with: soft-capped attention exists in the eager form alone."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return ("eager" if config.get("attn_logit_softcapping") else "sdpa") if wanted in ("auto", "flex") else wanted
+
+
 def load_base(
     folder: Path,
     config: AdapterConfig | None,

@@ -6,14 +6,16 @@ left-padded; answers that have ended leave the batch, so a long one does not hol
 The random numbers of an answer come from (seed, sample, the prompt's tokens) alone. So neither batch size, nor order,
 nor the other prompts, nor an interruption change what is drawn; and two models answer the same prompt with the same
 random numbers, which takes noise out of their comparison. (Floating-point sums still depend on the batch's shape;
-where two tokens are all but equally likely, that can decide.)
+where two tokens are all but equally likely, that can decide. So an interrupted or shared-out call keeps the shapes.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,42 +39,54 @@ class Answer(NamedTuple):
     finished: bool  # the model ended it; False: cut off at max_new_tokens
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are drawn: all that decides what is said.
+
+    temperature 0 is greedy. top_p: the smallest set of tokens whose probability reaches it is drawn from. precision:
+    "fp32" or "bf16", the weights' type while answering. Raises PobenchError that lists what is out of range.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1  # of every prompt
+    seed: int = 0
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "at least 0 (0 is greedy)"),
+            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
+            "samples": (self.samples >= 1, "at least 1"),
+            "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+        }
+        faults = [f"  {k}: {getattr(self, k)!r}; {allowed}" for k, (holds, allowed) in rules.items() if not holds]
+        if faults:
+            raise PobenchError("answers cannot be generated:\n" + "\n".join(faults))
+
+
 def generate(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[Message]],
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    samples: int = 1,
-    seed: int = 0,
     batch_size: int = 64,
-    precision: str = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
-    """`samples` answers to each chat prompt, ordered by prompt, then sample.
+    """The answers to each chat prompt, ordered by prompt, then sample; the model itself is left as it is.
 
-    temperature 0 is greedy. top_p: the smallest set of tokens whose probability reaches it is drawn from.
-    precision: "fp32" or "bf16", the weights' type while answering (the model itself is left as it is).
-    progress(done, all): called after each batch, in answers. Raises PobenchError for settings out of range.
+    model: of transformers, or whatever has a `generation_config` and a `decode` of its own (`pobench.vllm_engine`).
+
+    progress(done, all): called after each batch, in answers.
     """
     answers: list[Answer] = []
-    for batch in generate_batches(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        samples=samples,
-        seed=seed,
-        batch_size=batch_size,
-        precision=precision,
-    ):
+    for batch in generate_batches(model, tokenizer, prompts, decoding, batch_size=batch_size):
         answers += batch
         if progress is not None:
-            progress(len(answers), len(prompts) * samples)
+            progress(len(answers), len(prompts) * decoding.samples)
     return sorted(answers)
 
 
@@ -80,48 +94,34 @@ def generate_batches(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[Message]],
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    samples: int = 1,
-    seed: int = 0,
     batch_size: int = 64,
-    precision: str = "fp32",
     skip: Callable[[int, int], bool] = lambda prompt, sample: False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[list[Answer]]:
-    """`generate`, batch by batch as they are done; answers for which skip(prompt, sample) holds are left out."""
-    faults = [
-        *([f"max_new_tokens: {max_new_tokens}; at least 1"] if max_new_tokens < 1 else []),
-        *([f"temperature: {temperature}; at least 0 (0 is greedy)"] if temperature < 0 else []),
-        *([f"top_p: {top_p}; above 0, at most 1"] if not 0 < top_p <= 1 else []),
-        *([f"batch_size: {batch_size}; at least 1"] if batch_size < 1 else []),
-        *([f"samples: {samples}; at least 1"] if samples < 1 else []),
-        *([f"precision: {precision!r}; one of {', '.join(PRECISIONS)}"] if precision not in PRECISIONS else []),
-    ]
-    if faults:
-        raise PobenchError("answers cannot be generated:\n" + "\n".join(f"  {f}" for f in faults))
+    """`generate`, batch by batch as they are done; answers for which skip(prompt, sample) holds are left out.
+
+    share: (i, n) takes every n-th batch from the i-th on: of n processes each does one share. Batches are laid out
+    before anything is skipped or shared out, so neither changes the shape of a sum, and the answers are the same to
+    the last bit.
+    """
+    if batch_size < 1:
+        raise PobenchError(f"answers cannot be generated:\n  batch_size: {batch_size}; at least 1")
     encoded = [prompt_tokens(tokenizer, messages) for messages in prompts]
-    wanted = [(p, s) for p in range(len(prompts)) for s in range(samples) if not skip(p, s)]
-    wanted.sort(key=lambda w: (len(encoded[w[0]]), w))
-    if not wanted:
+    asked = sorted(
+        ((p, s) for p in range(len(prompts)) for s in range(decoding.samples)), key=lambda a: (len(encoded[a[0]]), a)
+    )
+    batches = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
+    mine = [batch for batch in batches[share[0] :: share[1]] if not all(skip(*a) for a in batch)]
+    if not mine:
         return
     stops = stop_tokens(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
-    speaker = _in_precision(model, PRECISIONS[precision])
-    was_training = speaker.training
-    speaker.eval()
-    try:
-        for start in range(0, len(wanted), batch_size):
-            batch = wanted[start : start + batch_size]
-            rows = [encoded[p] for p, _ in batch]
-            draws = None
-            if temperature > 0:
-                draws = np.stack([_draws(seed, s, encoded[p], max_new_tokens) for p, s in batch])
-            spoken = _decode(speaker, rows, pad, stops, max_new_tokens, temperature, top_p, draws)
-            yield [_answer(tokenizer, p, s, ids, stops) for (p, s), ids in zip(batch, spoken, strict=True)]
-    finally:
-        speaker.train(was_training)
+    with _decoder(model, tokenizer, stops, decoding) as decode:
+        for batch in mine:
+            spoken = decode([encoded[p] for p, _ in batch], [s for _, s in batch])
+            said = (_answer(tokenizer, p, s, ids, stops) for (p, s), ids in zip(batch, spoken, strict=True))
+            yield [answer for answer in said if not skip(answer.prompt, answer.sample)]
 
 
 def prompt_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
@@ -147,36 +147,55 @@ def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 # ---------------------------------------------------------------- the loop
 
+Decode = Callable[[Sequence[Sequence[int]], Sequence[int]], list[list[int]]]
+
+
+@contextlib.contextmanager
+def _decoder(model: Any, tokenizer: Any, stops: Sequence[int], decoding: Decoding) -> Iterator[Decode]:
+    """(prompts' tokens, which of its prompt's answers each is) → each answer's tokens, its stop token included."""
+    if hasattr(model, "decode"):
+        yield lambda rows, samples: model.decode(rows, samples, stops, decoding)
+        return
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
+    speaker = _in_precision(model, PRECISIONS[decoding.precision])
+    was_training = speaker.training
+    speaker.eval()
+    try:
+        yield lambda rows, samples: _decode(speaker, rows, samples, pad, stops, decoding)
+    finally:
+        speaker.train(was_training)
+
 
 @torch.inference_mode()
 def _decode(
     model: Any,
     rows: Sequence[Sequence[int]],
+    samples: Sequence[int],
     pad: int,
     stops: Sequence[int],
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    draws: np.ndarray | None,
+    decoding: Decoding,
 ) -> list[list[int]]:
-    """The tokens of each row's answer, its stop token included. draws: (rows, max_new_tokens) in [0, 1)."""
-    from transformers import DynamicCache
-
+    """The tokens of each row's answer, its stop token included. rows: the prompts' tokens. samples: which of its
+    prompt's answers each is."""
     device = model.device
     longest = max(len(row) for row in rows)
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     position = (mask.cumsum(-1) - 1).clamp(min=0)
     ends = torch.tensor(list(stops), device=device)
-    uniform = None if draws is None else torch.as_tensor(draws, dtype=torch.float32, device=device)
-    cache = DynamicCache(config=model.config)
+    count = decoding.max_new_tokens
+    uniform = None
+    if decoding.temperature > 0:
+        draws = [_draws(decoding.seed, sample, row, count) for row, sample in zip(rows, samples, strict=True)]
+        uniform = torch.as_tensor(np.stack(draws), dtype=torch.float32, device=device)  # (rows, count) in [0, 1)
+    cache = _cache(model.config, longest + count, static=device.type == "cuda")
     # An index, not the number 1: a slice of the hidden states is not contiguous, and torch would then multiply each row
     # with a copy of the head of its own.
     last = torch.tensor([-1], device=device)
     alive = torch.arange(len(rows), device=device)  # which row of the input each row of the batch is
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    spoken = torch.full((len(rows), max_new_tokens), -1, device=device)
-    for step in range(max_new_tokens):
+    spoken = torch.full((len(rows), count), -1, device=device)
+    for step in range(count):
         logits = model(
             input_ids=ids,
             attention_mask=mask,
@@ -185,7 +204,10 @@ def _decode(
             use_cache=True,
             logits_to_keep=last,
         ).logits[:, -1]
-        token = logits.argmax(-1) if uniform is None else pick(logits, temperature, top_p, uniform[alive, step])
+        if uniform is None:
+            token = logits.argmax(-1)
+        else:
+            token = pick(logits, decoding.temperature, decoding.top_p, uniform[alive, step])
         spoken[alive[~ended], step] = token[~ended]
         ended |= torch.isin(token, ends)
         left = int((~ended).sum())
@@ -194,12 +216,35 @@ def _decode(
         # Shrinking copies the cache, so it waits until an eighth of the rows has ended.
         if left <= len(ended) * 7 // 8:
             keep = (~ended).nonzero().squeeze(-1)
-            cache.batch_select_indices(keep)
+            _keep(cache, keep)
             alive, mask, position, token, ended = alive[keep], mask[keep], position[keep], token[keep], ended[keep]
         ids = token[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
         position = position[:, -1:] + 1
     return [[t for t in row if t >= 0] for row in spoken.tolist()]
+
+
+def _cache(config: Any, tokens: int, static: bool) -> Any:
+    """Of keys and values. static: with room for all tokens from the start, where a growing one is copied at every step;
+    only for layers that keep keys and values and nothing else."""
+    from transformers import DynamicCache, StaticCache
+    from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
+
+    cache = StaticCache(config=config, max_cache_len=tokens) if static else None
+    if cache is not None and all(type(layer) in (StaticLayer, StaticSlidingWindowLayer) for layer in cache.layers):
+        return cache
+    return DynamicCache(config=config)
+
+
+def _keep(cache: Any, rows: Tensor) -> None:
+    from transformers import StaticCache
+
+    if not isinstance(cache, StaticCache):
+        cache.batch_select_indices(rows)
+        return
+    layers: Any = cache.layers
+    for layer in layers:
+        layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
 
 def pick(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> Tensor:
@@ -227,8 +272,12 @@ def pick(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> T
 
 def _draws(seed: int, sample: int, prompt: Sequence[int], count: int) -> np.ndarray:
     """(count,) uniform numbers that belong to this prompt and sample, whatever else is generated."""
-    key = hashlib.sha256(f"{seed} {sample} {list(prompt)}".encode()).digest()
-    return np.random.default_rng(list(key)).random(count, dtype=np.float32)
+    return np.random.default_rng(list(key_of(seed, sample, prompt))).random(count, dtype=np.float32)
+
+
+def key_of(seed: int, sample: int, prompt: Sequence[int]) -> bytes:
+    """32 bytes that belong to this prompt (its tokens) and sample: the source of all that is random about the answer."""
+    return hashlib.sha256(f"{seed} {sample} {list(prompt)}".encode()).digest()
 
 
 def _answer(tokenizer: Any, prompt: int, sample: int, ids: list[int], stops: Sequence[int]) -> Answer:

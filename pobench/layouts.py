@@ -11,7 +11,7 @@ Nothing here touches a model; `logps.py` turns the answer into log-probabilities
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -28,10 +28,14 @@ WIDTH_STEP = 32
 
 
 class Group(NamedTuple):
-    """One prompt (token ids) and the responses that follow it."""
+    """One prompt (token ids) and the responses that follow it.
+
+    learnt: of a single response that is more than one turn, the spans [start, stop) that count; (): all of it.
+    """
 
     prompt: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
+    learnt: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, pair: TokenPair) -> Group:
@@ -41,13 +45,18 @@ class Group(NamedTuple):
     def tokens(self) -> int:
         return len(self.prompt) + sum(map(len, self.responses))
 
+    @property
+    def learnt_tokens(self) -> int:
+        return sum(stop - start for start, stop in self.learnt) or sum(map(len, self.responses))
+
 
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch on its device.
 
-    input_ids, position_ids: (rows, width). mask: (rows, 1, width, width) bool, True = may attend; None: the model's own
-    causal mask. window: (rows, 1, width, width) bool, `mask` cut to the model's sliding window, or None.
+    input_ids, position_ids: (rows, width). member: (rows, width) the group a token belongs to, -1: pad; None: the model's
+    own causal mask serves. branch: (rows, width) 0: prompt, k: its k-th response. window: the model's sliding window, in
+    positions, or None.
     previous: (tokens,) flat index into rows × width of each response token's predecessor.
     target: (tokens,) the response tokens' ids. sequence: (tokens,) the response each belongs to, counted group by group.
     responses: how many responses the batch holds.
@@ -55,8 +64,9 @@ class Batch:
 
     input_ids: Tensor
     position_ids: Tensor
-    mask: Tensor | None
-    window: Tensor | None
+    member: Tensor | None
+    branch: Tensor | None
+    window: int | None
     previous: Tensor
     target: Tensor
     sequence: Tensor
@@ -66,6 +76,29 @@ class Batch:
         tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         moved: dict[str, Any] = {name: v.to(device, non_blocking=True) for name, v in tensors.items()}
         return replace(self, **moved)
+
+    def sees(self, window: int | None = None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Which key a query may attend to, as a function of indices (row, head, query, key) that gives bool: an earlier
+        token of its prompt or of its own response, less than `window` positions before it. Whatever broadcasts will do."""
+        member, branch, position = self.member, self.branch, self.position_ids
+        assert member is not None and branch is not None
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            of = branch[row, key]
+            visible = (
+                (member[row, query] == member[row, key]) & ((of == 0) | (of == branch[row, query])) & (query >= key)
+            )
+            # A pad attends to itself alone: a row of a mask without any True is NaN in a softmax.
+            visible = visible & ((member[row, query] >= 0) | (query == key))
+            return visible if window is None else visible & (position[row, query] - position[row, key] < window)
+
+        return sees
+
+    def mask(self, window: int | None = None) -> Tensor:
+        """(rows, 1, width, width) bool: `sees`, written out."""
+        rows, width = self.input_ids.shape
+        row, at = (torch.arange(n, device=self.input_ids.device) for n in (rows, width))
+        return self.sees(window)(row[:, None, None], row, at[:, None], at)[:, None]
 
 
 class Layout(Protocol):
@@ -83,9 +116,9 @@ class Layout(Protocol):
         ...
 
 
-def get_layout(name: str) -> Layout:
-    """A layout by name. Raises UnknownNameError."""
-    return layouts.get(name)()
+def get_layout(name: str, **settings: Any) -> Layout:
+    """A layout by name; settings: its own. Raises UnknownNameError."""
+    return layouts.get(name)(**settings)
 
 
 @register_layout("shared_prefix")
@@ -93,6 +126,10 @@ class SharedPrefix:
     """One row holds a prompt and its responses; short groups share a row with others, up to the longest group's width."""
 
     name = "shared_prefix"
+
+    def __init__(self, *, width_step: int = WIDTH_STEP) -> None:
+        """width_step: a row's width is a multiple of it."""
+        self.width_step = width_step
 
     def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
         """Longest first, so that rows of a micro-batch have like widths; the width is set by its first (longest) group."""
@@ -108,7 +145,7 @@ class SharedPrefix:
                 rows_left -= 1
                 row = len(room) - 1
             if row is None:
-                width = _row_width(need)
+                width = self._width(need)
                 room = [width if width <= budget else need]
                 rows_left = max(1, budget // width) - 1
                 batches.append([])
@@ -118,7 +155,7 @@ class SharedPrefix:
         return batches
 
     def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
-        width = _row_width(max(g.tokens for g in groups))
+        width = self._width(max(g.tokens for g in groups))
         rows: list[list[int]] = []  # first fit, as planned
         room: list[int] = []
         for i, group in enumerate(groups):
@@ -142,7 +179,7 @@ class SharedPrefix:
         for r, row_groups in enumerate(rows):
             at = 0
             for i in row_groups:
-                prompt, responses = groups[i]
+                prompt, responses = groups[i].prompt, groups[i].responses
                 p = len(prompt)
                 ids[r, at : at + p] = torch.tensor(prompt)
                 position[r, at : at + p] = torch.arange(p)
@@ -157,17 +194,10 @@ class SharedPrefix:
                     here = r * width + at
                     previous[first[i] + k] = [last_of_prompt, *range(here, here + n - 1)]
                     at += n
+        return _batch(ids, position, member, branch, window, previous, groups)
 
-        same = member[:, :, None] == member[:, None, :]
-        visible = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
-        mask = same & visible & causal
-        # A pad attends to itself alone: a row of the mask without any True is NaN in a softmax.
-        pad = member < 0
-        alone = torch.eye(width, dtype=torch.bool)
-        mask = torch.where(pad[:, :, None], alone, mask & ~pad[:, None, :])[:, None]
-        near = None if window is None else mask & _near(position, window)
-        return _batch(ids, position, mask, near, previous, groups)
+    def _width(self, tokens: int) -> int:
+        return -(-tokens // self.width_step) * self.width_step
 
 
 @register_layout("padded")
@@ -203,32 +233,33 @@ class Padded:
         position = torch.arange(width).expand(len(sequences), width)
         # The model's own causal (and sliding-window) mask serves: right pads come after every token that counts, so no
         # token ever sees one, and without a padding mask no row of it can be empty.
-        return _batch(ids, position, None, None, previous, groups)
+        return _batch(ids, position, None, None, None, previous, groups)
 
 
-def _row_width(tokens: int) -> int:
-    return -(-tokens // WIDTH_STEP) * WIDTH_STEP
-
-
-def _near(position: Tensor, window: int) -> Tensor:
-    """(rows, 1, width, width) bool: the key stands less than `window` positions before the query."""
-    return (position[:, :, None] - position[:, None, :] < window)[:, None]
+def _spans_of(tokens: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
+    return [token for start, stop in spans for token in tokens[start:stop]]
 
 
 def _batch(
     ids: Tensor,
     position: Tensor,
-    mask: Tensor | None,
-    near: Tensor | None,
+    member: Tensor | None,
+    branch: Tensor | None,
+    window: int | None,
     previous: list[list[int]],
     groups: Sequence[Group],
 ) -> Batch:
-    responses = [r for g in groups for r in g.responses]
+    responses: list[Sequence[int]] = [r for g in groups for r in g.responses]
+    if any(g.learnt for g in groups):
+        spans = [s for g in groups for s in ([g.learnt] if g.learnt else [((0, len(r)),) for r in g.responses])]
+        previous = [_spans_of(sequence, learnt) for sequence, learnt in zip(previous, spans, strict=True)]
+        responses = [_spans_of(response, learnt) for response, learnt in zip(responses, spans, strict=True)]
     return Batch(
         input_ids=ids,
         position_ids=position,
-        mask=mask,
-        window=near,
+        member=member,
+        branch=branch,
+        window=window,
         previous=torch.tensor([i for sequence in previous for i in sequence]),
         target=torch.tensor([token for response in responses for token in response]),
         sequence=torch.repeat_interleave(torch.tensor([len(r) for r in responses])),

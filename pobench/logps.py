@@ -4,9 +4,9 @@ the hidden state at a token's predecessor predicts the token.
     log π(y | x) = Σ_t [ z_t[y_t] - logsumexp(z_t) ],   z_t = head(h_{t-1})
 
 The head runs on response positions alone, a tile of positions at a time, so that the (tokens × vocabulary) matrix never
-exists. The softmax and the sums are fp32. Where the head's weight is trained, the backward pass computes each tile's
-logits again. A frozen head (an adapter is trained) is passed once: a token's log-probability depends on its own hidden
-state alone, so its slope there,
+exists. The softmax and the sums are fp32. Where the head's weight is trained, the backward pass needs each tile's softmax:
+the first ones are kept, `KEPT_BYTES` of them, and the others computed again. A frozen head (an adapter is trained) is
+passed once: a token's log-probability depends on its own hidden state alone, so its slope there,
 
     ∂ log π(y_t) / ∂ h = weight[y_t] - softmax(z_t) @ weight,
 
@@ -17,25 +17,31 @@ The backward pass only scales it: no weight gradient, nothing recomputed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pobench.layouts import WIDTH_STEP, Batch, Group, get_layout
+from pobench.attention import BLOCK, block_mask, kind_of, take_matrices, takes_blocks
+from pobench.compiled import compile_layers
+from pobench.layouts import WIDTH_STEP, Batch, Group, Layout, get_layout
+from pobench.lean import Arithmetic, add_products, make_lean
 from pobench.registry import PobenchError
 
-VOCABULARY_TILE = 8192  # rows of the head's weight whose gradient is made at once
+KEPT_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of a micro-batch's softmax, so that so much is not computed twice
 
 
 class _Head(NamedTuple):
-    """How hidden states become logits. dtype: of the matrix product. grad: where the weight's gradient is added, or None."""
+    """How hidden states become logits. dtype: of the matrix product. grad: where the weight's gradient is added, or None.
+    room: bytes of softmax that may be kept for the backward pass."""
 
     tile: int
     scale: float
     softcap: float | None
     dtype: torch.dtype
     grad: Tensor | None
+    room: int
 
     def logits(
         self, hidden: Tensor, product_weight: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
@@ -52,12 +58,15 @@ class _Head(NamedTuple):
             logits += bias.float()
         return torch.tanh_(logits.div_(self.softcap)).mul_(self.softcap) if self.softcap is not None else logits
 
-    def pull(self, logits: Tensor, softmax: Tensor, target: Tensor, by: Tensor) -> Tensor:
-        """(tokens, vocabulary) `by` · d logp / d(scaled logits before the cap) = by · (onehot - softmax), made in
-        `softmax`."""
-        g = softmax.mul_(-by[:, None])
+    def pull(self, logits: Tensor | None, softmax: Tensor, target: Tensor, by: Tensor) -> Tensor:
+        """(tokens, vocabulary) fp32 `by` · d logp / d(scaled logits before the cap) = by · (onehot - softmax).
+
+        logits: where there is a cap.
+        """
+        g = softmax * -by[:, None]
         g.scatter_add_(1, target[:, None], by[:, None])
         if self.softcap is not None:  # d/dz of softcap * tanh(z / softcap)
+            assert logits is not None
             g *= 1 - (logits / self.softcap) ** 2
         return g
 
@@ -69,6 +78,8 @@ class _TiledHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: _Head) -> Tensor:
         want_hidden, *want_head = ctx.needs_input_grad[:3]
         slope = torch.empty_like(hidden) if want_hidden and not any(want_head) else None
+        room = head.room if any(want_head) and head.softcap is None else 0
+        kept: list[Tensor] = []
         product_weight = weight.to(head.dtype)
         logp = hidden.new_empty(len(target), dtype=torch.float32)
         for at in range(0, len(target), head.tile):
@@ -77,11 +88,15 @@ class _TiledHead(torch.autograd.Function):
             # torch's log_softmax is one vectorised pass over a row; its logsumexp is several, and many times slower on a CPU
             log_softmax = torch.log_softmax(logits, -1)
             logp[part] = log_softmax.gather(1, target[part, None])[:, 0]
+            room -= log_softmax.numel() * head.dtype.itemsize
+            if room >= 0:
+                softmax = log_softmax.exp_()
+                kept.append(softmax.to(head.dtype) if head.dtype.itemsize < softmax.dtype.itemsize else softmax)
             if slope is not None:
                 g = head.pull(logits, log_softmax.exp_(), target[part], torch.ones_like(logp[part]))
                 slope[part] = (g.mul_(head.scale).to(head.dtype) @ product_weight).to(hidden.dtype)
         if slope is None:
-            ctx.save_for_backward(hidden, weight, bias, target)
+            ctx.save_for_backward(hidden, weight, bias, target, *kept)
         else:
             ctx.save_for_backward(slope)
         ctx.head = head
@@ -93,7 +108,7 @@ class _TiledHead(torch.autograd.Function):
         if not (want_weight or want_bias):
             (slope,) = ctx.saved_tensors
             return (slope * grad[:, None]).to(slope.dtype), None, None, None, None
-        hidden, weight, bias, target = ctx.saved_tensors
+        hidden, weight, bias, target, *kept = ctx.saved_tensors
         head: _Head = ctx.head
         product_weight = weight.to(head.dtype)
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
@@ -101,10 +116,13 @@ class _TiledHead(torch.autograd.Function):
         if want_weight:
             grad_weight = torch.zeros_like(weight, dtype=torch.float32) if head.grad is None else head.grad
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if want_bias and bias is not None else None
-        for at in range(0, len(target), head.tile):
+        for turn, at in enumerate(range(0, len(target), head.tile)):
             part = slice(at, at + head.tile)
-            logits = head.logits(hidden[part], product_weight, weight, bias, target[part])
-            g = head.pull(logits, torch.softmax(logits, -1), target[part], grad[part])
+            logits = None
+            if turn >= len(kept):
+                logits = head.logits(hidden[part], product_weight, weight, bias, target[part])
+            softmax = kept[turn] if logits is None else torch.softmax(logits, -1)
+            g = head.pull(logits, softmax, target[part], grad[part])
             if grad_bias is not None:
                 grad_bias += g.sum(0)
             if head.scale != 1.0:
@@ -113,7 +131,7 @@ class _TiledHead(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[part] = (g @ product_weight).to(hidden.dtype)
             if grad_weight is not None:
-                _add_products(grad_weight, g.T, hidden[part].to(head.dtype))
+                add_products(grad_weight, g.T, hidden[part].to(head.dtype))
         return (
             grad_hidden,
             None if grad_weight is None or head.grad is not None else grad_weight.to(weight.dtype),
@@ -123,30 +141,24 @@ class _TiledHead(torch.autograd.Function):
         )
 
 
-def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total += left @ right`, in fp32; a narrower product is made a few rows at a time, not as large as the total."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-        return
-    for at in range(0, len(left), VOCABULARY_TILE):
-        total[at : at + VOCABULARY_TILE] += left[at : at + VOCABULARY_TILE] @ right
-
-
 class ResponseLogps(nn.Module):
     """A causal language model as a function from a batch to (responses,) fp32 summed log-probabilities in nats.
 
     Body and head run inside this one forward, so that a data-parallel wrapper sees every gradient.
     """
 
-    def __init__(self, model: Any, tile: int | None = None) -> None:
-        """tile: response positions per tile of the head; None: what suits the device.
+    def __init__(self, model: Any, tile: int | None = None, *, compiled: bool = False) -> None:
+        """tile: response positions per tile of the head; None: what suits the device. compiled: layers by torch.compile,
+        in place of the lean ones.
 
-        `add_in_place`: the head adds its weight's gradient to the one that is there, instead of handing autograd a matrix
-        of the same size to add. Not under a data-parallel wrapper, which waits for what autograd hands out.
+        `arithmetic.in_place`: head and linear layers add a weight's gradient to the one that is there, instead of handing
+        autograd a matrix of the same size to add.
         """
         super().__init__()
-        self.add_in_place = False
         self.model = model
+        self.arithmetic = Arithmetic() if compiled else make_lean(model.base_model)
+        if compiled:
+            compile_layers(model)
         # On a CPU a tile of logits should stay near the cache; on a GPU a small product wastes the chip.
         self.tile = tile or (128 if model.device.type == "cpu" else 4096)
         config = model.config.get_text_config()
@@ -156,36 +168,56 @@ class ResponseLogps(nn.Module):
         if kinds == {"full_attention"} or getattr(config, "use_sliding_window", True) is False:
             window = None
         self.window: int | None = window
-        self.additive = config._attn_implementation == "eager"
+        self.additive = kind_of(model) == "eager" or model.device.type == "cpu"
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.scale: float = getattr(config, "logit_scale", None) or 1.0 / (
             getattr(config, "logits_scaling", None) or 1.0
         )
 
-    def _mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        if mask is None or not self.additive:
+    def layout(self, name: str) -> Layout:
+        """The layout as this model takes it best."""
+        return get_layout(
+            name, **({"width_step": BLOCK} if name == "shared_prefix" and takes_blocks(self.model) else {})
+        )
+
+    def _mask(self, batch: Batch, window: int | None, dtype: torch.dtype) -> Any:
+        """Blocks, truth values, or what is added to the scores: on a CPU sdpa is up to twice as fast with that as with
+        truth values."""
+        if takes_blocks(self.model):
+            return block_mask(batch, window)
+        mask = batch.mask(window)
+        if not self.additive:
             return mask
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+    def _masks(self, batch: Batch, dtype: torch.dtype) -> Any:
+        """Made once for all layers: one mask, one for each kind of layer, or None where the model's own serves."""
+        if batch.member is None:
+            return None
+        if batch.window is None or not self.mixed_windows:
+            return self._mask(batch, batch.window, dtype)
+        kinds = {"full_attention": None, "sliding_attention": batch.window}
+        return {kind: self._mask(batch, window, dtype) for kind, window in kinds.items()}
 
     def forward(self, batch: Batch) -> Tensor:
         device_type = batch.input_ids.device.type
         autocast = torch.is_autocast_enabled(device_type)
         weight = self.model.get_output_embeddings().weight
         dtype = torch.get_autocast_dtype(device_type) if autocast else weight.dtype
-        mask: Any = self._mask(batch.mask, weight.dtype)
-        if batch.window is not None:
-            near = self._mask(batch.window, weight.dtype)
-            mask = {"full_attention": mask, "sliding_attention": near} if self.mixed_windows else near
         hidden = self.model.base_model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask, use_cache=False
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=self._masks(batch, dtype),
+            use_cache=False,
         ).last_hidden_state
         # As rows' widths do, the number of positions recurs: the last tile has a multiple of WIDTH_STEP, pads included.
         pads = -len(batch.target) % WIDTH_STEP
         previous, target = (torch.nn.functional.pad(t, (0, pads)) for t in (batch.previous, batch.target))
         wanted = hidden.flatten(0, 1).index_select(0, previous)
         bias = getattr(self.model.get_output_embeddings(), "bias", None)
-        grad = weight.grad if self.add_in_place and weight.dtype == torch.float32 else None
-        head = _Head(self.tile, self.scale, self.softcap, dtype, grad)
+        grad = self.arithmetic.grad(weight)
+        room = KEPT_BYTES.get(device_type, 0) if torch.is_grad_enabled() else 0
+        head = _Head(self.tile, self.scale, self.softcap, dtype, grad, room)
         with torch.autocast(device_type, enabled=False):
             logp = _TiledHead.apply(wanted, weight, bias, target, head)[: len(batch.target)]
         return torch.zeros(batch.responses, device=logp.device).index_add(0, batch.sequence, logp)
@@ -204,26 +236,63 @@ def plain_logps(model: Any, group: Group) -> Tensor:
     return torch.stack(sums)
 
 
+def _longer(group: Group) -> Group:
+    """With a prompt that fills more than one further block."""
+    times = 1 + -(-2 * BLOCK // len(group.prompt))
+    return group._replace(prompt=group.prompt * times)
+
+
 def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = "auto") -> tuple[str, str]:
     """(layout name, why). `auto` takes the shared prefix where the model proves, on the first groups, that it computes the
-    same sums as one sequence at a time; models whose attention ignores a custom mask get the padded layout.
+    same sums as one sequence at a time; models whose attention ignores a custom mask get the padded layout. Blocks of
+    attention are tried first, in two sizes, and on a GPU their backward pass has to run; where they fail, the model goes
+    back to matrices.
 
     Raises PobenchError if even the padded layout disagrees with the model's own logits (an unknown kind of head).
     """
     trial = list(groups[:2])
-    plain = torch.cat([plain_logps(policy.model, g) for g in trial])
-    tokens = torch.tensor([len(r) for g in trial for r in g.responses], device=plain.device)
+    tolerance = 1e-4 if policy.model.dtype == torch.float32 else 5e-2
     faults = []
-    for name in ("shared_prefix", "padded") if wanted == "auto" else (wanted,):
-        batch = get_layout(name).collate(trial, policy.window).to(plain.device)
+
+    @cache
+    def plain(g: Group) -> Tensor:
+        return plain_logps(policy.model, g)
+
+    def furthest(layout: Layout, groups: Sequence[Group], backward: bool) -> float:
+        """The largest difference from one sequence at a time, nats a token."""
+        sums = torch.cat([plain(g) for g in groups])
+        tokens = torch.tensor([len(r) for g in groups for r in g.responses], device=sums.device)
+        with torch.set_grad_enabled(backward):
+            ours = policy(layout.collate(groups, policy.window).to(sums.device))
+            if ours.requires_grad:
+                torch.autograd.grad(ours.sum(), next(p for p in policy.parameters() if p.requires_grad))
+        return ((ours.detach() - sums).abs() / tokens).max().item()
+
+    def proven(name: str) -> str:
+        """How well it agrees; "" where it does not, with a fault noted."""
+        blocks = name == "shared_prefix" and takes_blocks(policy.model)
+        layout, called = policy.layout(name), f"{name} by blocks" if blocks else name
+        # Kernels are compiled for one size, and once more for sizes that change: more rows, and wider ones.
+        trials = [trial, [*map(_longer, trial), *trial]] if blocks else [trial]
         try:
-            with torch.no_grad():
-                off = ((policy(batch) - plain).abs() / tokens).max().item()
-        except (TypeError, ValueError, RuntimeError, KeyError) as error:
-            faults.append(f"{name}: {type(error).__name__}: {error}")
-            continue
-        tolerance = 1e-4 if policy.model.dtype == torch.float32 else 5e-2
+            off = max(furthest(layout, t, blocks and policy.model.device.type != "cpu") for t in trials)
+        except Exception as error:
+            if not (blocks or isinstance(error, TypeError | ValueError | RuntimeError | KeyError)):
+                raise  # where kernels are compiled, anything may go wrong; elsewhere these tell of a mask not taken
+            faults.append(f"{called}: {type(error).__name__}: {error}")
+            return ""
         if off < tolerance:
-            return name, f"equals one sequence at a time to {off:.0e} nats a token" + "".join(f"; {f}" for f in faults)
-        faults.append(f"{name}: differs by {off:.2g} nats a token")
+            return (
+                f"{'by blocks of attention, ' if blocks else ''}equals one sequence at a time to {off:.0e} nats a token"
+            )
+        faults.append(f"{called}: differs by {off:.2g} nats a token")
+        return ""
+
+    for name in ("shared_prefix", "padded") if wanted == "auto" else (wanted,):
+        why = proven(name)
+        if not why and name == "shared_prefix" and takes_blocks(policy.model):
+            take_matrices(policy.model)
+            why = proven(name)
+        if why:
+            return name, why + "".join(f"; {fault}" for fault in faults)
     raise PobenchError("the log-probabilities of this model cannot be computed exactly:\n  " + "\n  ".join(faults))

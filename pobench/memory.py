@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from pobench.config import MICRO_TOKENS, TrainConfig
+from pobench.config import MICRO_TOKENS, LoopConfig
 from pobench.layouts import Batch, Group, Layout
 
 SHARE = 0.8  # of the free memory that a micro-batch may take; the rest is for what a probe cannot see
@@ -140,7 +140,7 @@ def held_by(work: Callable[[], None], device: torch.device) -> int:
 
 
 def choose(
-    config: TrainConfig,
+    config: LoopConfig,
     groups: Sequence[Group],
     layout: Layout,
     window: int | None,

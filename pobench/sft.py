@@ -1,35 +1,276 @@
-"""The SFT stage: a start model learns to answer, from demonstrations.
+"""The SFT stage: a start model learns to answer, from demonstrated conversations, on the loop that trains everything.
 
-    loss = - Σ log π(response token) / response tokens,   both sums over the whole optimiser batch
+    loss = - Σ log π(assistant token) / assistant tokens,   both sums over the whole optimiser batch
 
-Every assistant turn is one prompt (all that stands before it) with one response, so only assistant tokens are learnt,
-and each counts the same however the batch is split. Turns share rows without seeing each other: `layouts.py`.
+A conversation is one sequence; the assistant's turns alone are learnt, each up to and including its end-of-turn token, and
+each token counts the same however the batch is split. Conversations share rows without seeing each other: `layouts.py`.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import pandas as pd
+import pydantic
 import torch
+from accelerate import Accelerator
 from jinja2 import TemplateError
 
-from pobench.config import TrainConfig
+from pobench.config import SftConfig, explain
 from pobench.data import Renderer
-from pobench.layouts import Group, get_layout
-from pobench.logps import ResponseLogps, choose_layout
+from pobench.files import whole
+from pobench.layouts import Group
+from pobench.objectives import LikelihoodObjective
 from pobench.registry import PobenchError
-from pobench.rows import Message, shared_start
-from pobench.train import NonFiniteError, learning_rate, make_optimizer
+from pobench.rows import Fault, Message, refuse, shared_start
+from pobench.train import Trained, make_accelerator, minimise
+
+Numbered = tuple[int, Any]  # a row behind its number in the file, from 1
+
+
+# ---------------------------------------------------------------- rows → token sequences
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Conversations ready to learn from, one Group each. turns: learnt from in an epoch. over_long: turns left out
+    because they end beyond the maximum length. dropped: rows left out as faulty, under `on_bad_row: drop`."""
+
+    groups: list[Group]
+    turns: int
+    over_long: int
+    dropped: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def learnt_tokens(self) -> int:
+        return sum(g.learnt_tokens for g in self.groups)
+
+    def text(self) -> str:
+        """For the terminal: what was read, and what was left out."""
+        left_out = [f"  {fault}" for fault in self.faults]
+        if self.dropped:
+            left_out.append(f"  {self.dropped} rows left out as faulty")
+        if self.over_long:
+            left_out.append(f"  {self.over_long} assistant turns left out: they end beyond the maximum length")
+        head = f"SFT on {len(self.groups)} conversations, {self.turns} assistant turns, {self.learnt_tokens} tokens of them"
+        return "\n".join([head, *left_out])
+
+    def save(self, folder: Path) -> None:
+        rows = [{"prompt": g.prompt, "response": g.responses[0], "learnt": sum(g.learnt, ())} for g in self.groups]
+        with whole(folder / "demonstrations.parquet") as partial:
+            pd.DataFrame(rows).to_parquet(partial, index=False)
+        about = {"turns": self.turns, "over_long": self.over_long, "dropped": self.dropped, "faults": self.faults}
+        with whole(folder / "demonstrations.json") as partial:
+            partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Demonstrations:
+        frame = pd.read_parquet(folder / "demonstrations.parquet")
+        groups = [
+            Group(tuple(map(int, r.prompt)), (tuple(map(int, r.response)),), _in_twos(r.learnt))
+            for r in frame.itertuples()
+        ]
+        return cls(groups, **json.loads((folder / "demonstrations.json").read_text(encoding="utf-8")))
+
+
+def _in_twos(flat: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return tuple((int(a), int(b)) for a, b in zip(flat[::2], flat[1::2], strict=True))
+
+
+class _Text(NamedTuple):
+    """A rendered conversation up to the end of its last learnt turn, and for each such turn the text it follows."""
+
+    whole: str
+    asked: tuple[str, ...]
+
+
+def tokenise(
+    tokenizer: Any,
+    rows: Sequence[Numbered],
+    *,
+    source: str = "sft",
+    max_length: int = 2048,
+    on_bad_row: str = "stop",
+) -> Demonstrations:
+    """Rows as one Group a conversation, cut behind the last assistant turn that ends within `max_length` tokens.
+
+    rows: numbered; `{"messages": […]}`, or `{"prompt": text or messages, "response": text}`. on_bad_row: "stop" raises
+    one PobenchError that lists every bad row, "drop" counts them. Raises PobenchError where no turn is left.
+    """
+    renderer = tokenizer if isinstance(tokenizer, Renderer) else Renderer(tokenizer)
+    faults: list[Fault] = []
+    groups: list[Group] = []
+    turns = over_long = 0
+    remaining = iter(rows)
+    while chunk := list(islice(remaining, 1024)):
+        texts: list[_Text] = []
+        for number, row in chunk:
+            made = _texts(renderer, number, row)
+            if isinstance(made, Fault):
+                faults.append(made)
+            else:
+                texts += made
+        for prompt_ids, ids in _ids(renderer, texts):
+            spans = _spans(prompt_ids, ids, renderer.end)
+            fitting = [s for s in spans if s[1] <= max_length]
+            turns, over_long = turns + len(fitting), over_long + len(spans) - len(fitting)
+            if fitting:
+                groups.append(_group(ids, fitting))
+    if on_bad_row == "stop":
+        refuse(faults, source=source, rows=len(rows), option="sft.on_bad_row")
+    if not groups:
+        shown = "".join(f"\n  {fault}" for fault in faults[:20])
+        raise PobenchError(
+            f"{source}: nothing to learn from; {len(rows)} rows, {len(faults)} of them faulty, {over_long} turns, all over "
+            f"{max_length} tokens{shown}"
+        )
+    return Demonstrations(groups, turns, over_long, len({f.row for f in faults}), [str(f) for f in faults[:5]])
+
+
+def _texts(renderer: Renderer, number: int, row: Any) -> list[_Text] | Fault:
+    messages = row if isinstance(row, Fault) else _messages(number, row)
+    if isinstance(messages, Fault):
+        return messages
+    answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
+    if not answers:
+        return Fault(number, "", "no assistant turn", "")
+    if answers[0] == 0:
+        return Fault(number, "", "the assistant speaks before it is asked", "")
+    for i, message in enumerate(messages):
+        if i in answers and not message.content.strip():
+            return Fault(number, f"messages[{i}]", "an assistant turn is empty", "")
+        if found := renderer.special.search(message.content):
+            return Fault(
+                number, f"messages[{i}]", "holds a special token of the tokenizer as text", repr(found.group())
+            )
+    try:
+        asked = [renderer.prompt(messages[:i]) for i in answers]
+        whole_text = renderer.conversation(messages[: answers[-1]], messages[answers[-1]].content)
+        if all(whole_text.startswith(text) for text in asked) and (len(asked) == 1 or not renderer.adds_end):
+            return [_Text(whole_text, tuple(asked))]
+        # The template writes earlier turns differently once more follow, or closes none of them: each on its own.
+        return [
+            _Text(renderer.conversation(messages[:i], messages[i].content), (text,))
+            for i, text in zip(answers, asked, strict=True)
+        ]
+    except (TemplateError, ValueError, TypeError) as error:  # what templates raise for roles they do not take
+        return Fault(number, "messages", "the chat template refuses the conversation", str(error)[:120])
+
+
+def _messages(number: int, row: Any) -> list[Message] | Fault:
+    if not isinstance(row, Mapping):
+        return Fault(number, "", "expected an object", repr(row)[:40])
+    if row.get("messages") is not None:
+        given = row["messages"]
+    elif "prompt" in row and "response" in row:
+        before = [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
+        if not isinstance(before, Sequence):
+            return Fault(number, "prompt", "neither text nor messages", repr(before)[:40])
+        given = [*before, {"role": "assistant", "content": row["response"]}]
+    else:
+        return Fault(
+            number, "", "expected `messages`, or `prompt` and `response`", ", ".join(map(str, row)) or "nothing"
+        )
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return Fault(number, "messages", "no list of messages", repr(given)[:40])
+    messages = []
+    for i, m in enumerate(given):
+        role, content = (m.get("role"), m.get("content")) if isinstance(m, Mapping) else (None, None)
+        if not (isinstance(role, str) and isinstance(content, str)):
+            return Fault(number, f"messages[{i}]", "no `role` and `content` of text", repr(m)[:40])
+        messages.append(Message(role, content))
+    return messages
+
+
+def _ids(renderer: Renderer, texts: Sequence[_Text]) -> Iterator[tuple[list[tuple[int, ...]], tuple[int, ...]]]:
+    """For each text the ids of what its turns follow, and of the whole, closed by the end-of-turn token."""
+    end = (renderer.end,) if renderer.adds_end else ()
+    ids = iter(renderer.ids([t for text in texts for t in (*text.asked, text.whole)]))
+    for text in texts:
+        yield [next(ids) for _ in text.asked], next(ids) + end
+
+
+def _spans(asked: Sequence[tuple[int, ...]], ids: tuple[int, ...], end: int) -> list[tuple[int, int]]:
+    """[start, stop) of each learnt turn in `ids`: from where the prompt's tokens end, up to the next end-of-turn token."""
+    spans = []
+    for prompt in asked:
+        start = shared_start(prompt, ids)
+        spans.append((start, ids.index(end, start) + 1))
+    return spans
+
+
+def _group(ids: tuple[int, ...], spans: Sequence[tuple[int, int]]) -> Group:
+    first, last = spans[0][0], spans[-1][1]
+    learnt = tuple((start - first, stop - first) for start, stop in spans) if len(spans) > 1 else ()
+    return Group(ids[:first], (ids[first:last],), learnt)
+
+
+# ---------------------------------------------------------------- batches, and the loop
+
+
+def batches(groups: Sequence[Group], config: SftConfig) -> list[tuple[float, list[int]]]:
+    """(epochs done after it, indices of its conversations) of every optimiser step. The same seed gives the same order."""
+    steps = []
+    for epoch in range(config.epochs):
+        order = list(range(len(groups)))
+        if config.shuffle:
+            order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
+        done = 0
+        for batch in _packed(order, groups, config) if config.packing else _in_parts(order, config.batch_size):
+            done += len(batch)
+            steps.append((epoch + done / len(order), batch))
+    return steps
+
+
+def _in_parts(order: list[int], size: int) -> Iterator[list[int]]:
+    return (order[at : at + size] for at in range(0, len(order), size))
+
+
+def _packed(order: list[int], groups: Sequence[Group], config: SftConfig) -> Iterator[list[int]]:
+    """As many conversations as fill `batch_size` rows of `max_length` tokens, one row after the other."""
+    batch: list[int] = []
+    rows = room = 0
+    for i in order:
+        if groups[i].tokens > room:
+            if rows == config.batch_size:
+                yield batch
+                batch, rows = [], 0
+            rows, room = rows + 1, config.max_length
+        room -= groups[i].tokens
+        batch.append(i)
+    yield batch
+
+
+def learn(
+    accelerator: Accelerator,
+    model: Any,
+    demonstrations: Demonstrations,
+    config: SftConfig,
+    *,
+    folder: Path,
+    log: Callable[[dict[str, Any]], None] = lambda row: None,
+    say: Callable[[str], None] = lambda text: None,
+    rewind: Callable[[int], None] = lambda step: None,
+) -> Trained:
+    """Train `model` in place on the conversations; the keywords, and what is raised, as for `train.minimise`."""
+    groups = demonstrations.groups
+    steps = batches(groups, config)
+    objective = LikelihoodObjective(groups)
+    return minimise(accelerator, model, objective, steps, config, folder=folder, log=log, say=say, rewind=rewind)
 
 
 @dataclass(frozen=True)
 class SftResult:
-    """What a stage did. losses: one per step, nats per response token. turns: learnt from in each epoch.
-    over_long: turns left out because they exceed `max_length`. tokens: useful tokens computed, prompts included."""
+    """What `sft` did. losses: one per step, nats per learnt token. turns, over_long: as in `Demonstrations`.
+    tokens: useful tokens computed, prompts included."""
 
     losses: list[float]
     turns: int
@@ -43,124 +284,30 @@ def sft(
     tokenizer: Any,
     rows: Sequence[Mapping[str, Any]],
     *,
-    lr: float,
-    epochs: int = 1,
-    batch_size: int = 128,
-    warmup_ratio: float = 0.1,
-    weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
-    adam_beta2: float = 0.999,
-    max_length: int = 2048,
-    micro_tokens: int = 4096,
-    layout: str = "auto",
-    shuffle: bool = True,
-    seed: int = 42,
     progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
 ) -> SftResult:
-    """Train `model` in place: AdamW on fp32 weights, cosine schedule with warm-up, no dropout.
+    """Train `model` in place on rows in memory, in fp32, without checkpoints.
 
-    rows: `{"messages": […]}`, or `{"prompt": text or messages, "response": text}`. batch_size: assistant turns per
-    optimiser step; a short last batch is weighted right. max_length: tokens of prompt + response. micro_tokens: tokens
-    of a micro-batch, pads included. shuffle: False keeps the order of the rows, for a curriculum. progress: called with
-    (steps done, steps in all). The same seed on the same machine gives the same weights.
-    Raises PobenchError for weights that are not fp32, for rows that cannot be learnt from, and for a loss or gradient
+    rows: as `tokenise` takes them. settings: fields of SftConfig; `lr` is needed. progress: called with (steps done, steps
+    in all). Raises PobenchError for settings and rows that are wrong, weights that are not fp32, and a loss or gradient
     that is not finite.
     """
-    config = TrainConfig(
-        lr=lr,
-        epochs=epochs,
-        batch_size=batch_size,
-        warmup_ratio=warmup_ratio,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        adam_beta2=adam_beta2,
-    )
-    everything = tokenise(tokenizer, rows)
-    groups = [g for g in everything if g.tokens <= max_length]
-    if not groups:
-        raise PobenchError(f"sft: nothing to learn from; {len(everything)} turns, all over {max_length} tokens")
-
-    model.eval()  # dropout off, as in every other stage
-    policy = ResponseLogps(model)
-    device = next(model.parameters()).device
-    rule = get_layout(choose_layout(policy, groups, layout)[0])
-    optimizer = make_optimizer(policy, config)
-    steps = epochs * math.ceil(len(groups) / batch_size)
-
+    try:
+        config = SftConfig(
+            **{"source": "rows in memory", "precision": "fp32", "checkpoint_seconds": math.inf, **settings}
+        )
+    except pydantic.ValidationError as error:
+        raise PobenchError("\n".join(explain(error, "sft.", SftConfig))) from None
+    numbered = list(enumerate(rows, start=1))
+    made = tokenise(tokenizer, numbered, source="sft", max_length=config.max_length, on_bad_row=config.on_bad_row)
     losses: list[float] = []
-    started, tokens = time.perf_counter(), 0
-    for epoch in range(epochs):
-        order = list(range(len(groups)))
-        if shuffle:
-            order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-        for at in range(0, len(order), batch_size):
-            batch = [groups[i] for i in order[at : at + batch_size]]
-            learnt = sum(len(g.responses[0]) for g in batch)
-            total = 0.0
-            for part in rule.plan(batch, micro_tokens):
-                micro = rule.collate([batch[i] for i in part], policy.window).to(device)
-                loss = -policy(micro).sum() / learnt
-                loss.backward()
-                total += loss.item()
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
-            if not (math.isfinite(total) and math.isfinite(norm)):
-                raise NonFiniteError(
-                    f"sft: step {len(losses) + 1} of {steps}: loss {total:g}, gradient norm {norm:g}; "
-                    "try a smaller learning rate"
-                )
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, len(losses), steps)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(total)
-            tokens += sum(g.tokens for g in batch)
-            if progress is not None:
-                progress(len(losses), steps)
-    return SftResult(losses, len(groups), len(everything) - len(groups), tokens, time.perf_counter() - started)
 
+    def log(row: dict[str, Any]) -> None:
+        losses.append(row["loss"])
+        if progress is not None:
+            progress(row["step"], row["steps"])
 
-def tokenise(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """One Group per assistant turn. Raises PobenchError listing every row without a turn to learn from."""
-    renderer = tokenizer if isinstance(tokenizer, Renderer) else Renderer(tokenizer)
-    texts: list[tuple[str, str, str]] = []
-    faults = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            texts += _turns(renderer, _messages(row))
-        except (ValueError, KeyError, TypeError, TemplateError) as error:
-            faults.append(f"  row {number}: {error}")
-    if faults:
-        raise PobenchError("sft: rows that cannot be learnt from:\n" + "\n".join(faults))
-    groups = []
-    for asked, answered, _ in renderer.pair_ids(texts):
-        border = shared_start(asked, answered)
-        groups.append(Group(answered[:border], (answered[border:],)))
-    return groups
-
-
-def _messages(row: Mapping[str, Any]) -> list[Message]:
-    if "messages" in row:
-        return [Message(m["role"], m["content"]) for m in row["messages"]]
-    if "prompt" not in row or "response" not in row:
-        got = ", ".join(map(str, row)) or "nothing"
-        raise ValueError(f"expected `messages`, or `prompt` and `response`; got {got}")
-    prompt = row["prompt"]
-    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return [*(Message(m["role"], m["content"]) for m in before), Message("assistant", row["response"])]
-
-
-def _turns(renderer: Renderer, messages: Sequence[Message]) -> list[tuple[str, str, str]]:
-    """For each assistant turn the texts that `Renderer.pair_ids` takes; demonstrations have no second answer."""
-    turns = []
-    for i, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        if i == 0:
-            raise ValueError("the assistant speaks before it is asked")
-        if not message.content.strip():
-            raise ValueError("an assistant turn is empty")
-        answered = renderer.conversation(messages[:i], message.content)
-        turns.append((renderer.prompt(messages[:i]), answered, answered))
-    if not turns:
-        raise ValueError("no assistant turn")
-    return turns
+    with tempfile.TemporaryDirectory() as folder:
+        done = learn(make_accelerator(config.precision), model, made, config, folder=Path(folder), log=log)
+    return SftResult(losses, made.turns, made.over_long, done.tokens, done.seconds)

@@ -1,9 +1,9 @@
-"""THE loop. It knows no loss by name: a loss's signature says what to hand it.
+"""THE loop. It knows no loss by name, nor whether it trains on pairs or on demonstrations: see `objectives.py`.
 
-Per optimiser step: a constant number of pairs, split into micro-batches by tokens. The objective is the sum over pairs
-divided by the pairs of the whole batch (a number known before the first micro-batch), so neither the split nor the
-number of processes changes it. Every loss is a function of two sums per pair; its gradient with respect to those
-(`∂loss/∂w`, `∂loss/∂l`) is taken first and then sent through the model.
+Per optimiser step: a batch, split into micro-batches by tokens. The objective is a sum over its items divided by the
+size of the whole batch (a number known before the first micro-batch), so neither the split nor the number of processes
+changes it. It is a function of one sum of log-probabilities per response; its gradient with respect to those is taken
+first and then sent through the model.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pobench import checkpoint, metrics
-from pobench.config import MICRO_TOKENS, TrainConfig
-from pobench.layouts import Batch, Group, Layout, get_layout
+from pobench import checkpoint
+from pobench.attention import takes_blocks
+from pobench.compiled import is_compiled
+from pobench.config import MICRO_TOKENS, LoopConfig, TrainConfig
+from pobench.layouts import Batch, Group, Layout
 from pobench.logps import ResponseLogps, choose_layout
 from pobench.memory import Choice, choose, give_back_freed_memory, peak_memory
-from pobench.metrics import evaluate_loss, pair_of
+from pobench.objectives import Compute, Objective, PreferenceObjective, Start
 from pobench.reference import ReferenceCache
 from pobench.registry import Loss, PobenchError
 from pobench.types import TokenPair
@@ -54,7 +56,7 @@ def make_accelerator(precision: str = "auto", **kwargs: Any) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device.type == "cpu", **kwargs)
 
 
-def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+def learning_rate(config: LoopConfig, step: int, total: int) -> float:
     """Of optimiser step `step` (0-based) out of `total`: linear warm-up, then the schedule, as in transformers."""
     warmup = math.ceil(config.warmup_ratio * total)
     if step < warmup:
@@ -65,7 +67,7 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     return config.lr * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def make_optimizer(policy: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(policy: torch.nn.Module, config: LoopConfig) -> torch.optim.AdamW:
     """AdamW over fp32 weights; matrices decay, vectors (norms, biases) do not. Raises PobenchError for other weights."""
     trained = [p for p in policy.parameters() if p.requires_grad]
     odd = {str(p.dtype) for p in trained if p.dtype != torch.float32}
@@ -127,23 +129,28 @@ class Trained:
 def scorer_for(
     policy: ResponseLogps,
     prepared: torch.nn.Module,
-    pairs: Sequence[TokenPair],
-    config: TrainConfig,
+    groups: Sequence[Group],
+    config: LoopConfig,
     device: torch.device,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Scorer, str]:
-    """The layout chosen for this model and data, and why."""
-    groups = [Group.of(p) for p in pairs[:2]]
-    name, reason = choose_layout(policy, groups, config.layout)
+    """The layout chosen for this model and data, and why. say: is told where the model's blocks of attention are given up."""
+    blocks = takes_blocks(policy.model)
+    name, reason = choose_layout(policy, [g._replace(learnt=()) for g in groups[:2]], config.layout)
+    if blocks and not takes_blocks(policy.model):
+        say(f"attention by matrices, not by blocks: {reason}")
     window = policy.window if name == "shared_prefix" else None
     budget = MICRO_TOKENS if config.micro_tokens == "auto" else config.micro_tokens
-    return Scorer(prepared, get_layout(name), window, budget, device), reason
+    return Scorer(prepared, policy.layout(name), window, budget, device), reason
 
 
 def arithmetic(accelerator: Accelerator, scorer: Scorer, model: Any) -> str:
     """What, besides the weights and the tokens, decides the digits of a sum: a part of the reference cache's name."""
     kind = "nf4" if getattr(model, "is_loaded_in_4bit", False) else str(model.dtype).removeprefix("torch.")
     narrow = "" if kind == "float32" else f" {kind} weights"
-    return f"{accelerator.mixed_precision} {scorer.layout.name}{narrow}"
+    blocks = " blocks" if scorer.layout.name == "shared_prefix" and takes_blocks(model) else ""
+    fused = " compiled" if is_compiled(model) else ""
+    return f"{accelerator.mixed_precision} {scorer.layout.name}{narrow}{blocks}{fused}"
 
 
 def train(
@@ -161,13 +168,44 @@ def train(
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
+    watch: Callable[[Compute], dict[str, float]] | None = None,
 ) -> Trained:
     """Train `model` in place on `pairs`, in the order of `epochs` (indices into pairs, one sequence an epoch).
 
-    settings: the loss's own. folder: where checkpoints live. references: arithmetic → the cache of reference sums, for a
-    loss that needs them. mismatched: for a loss that needs `kl`, for each pair the index of the pair whose answer is
-    borrowed. log: takes one row of metrics a step (main process only). say: takes a sentence on a choice that was
-    measured. rewind: called with the step a resume starts from.
+    settings, references, mismatched: as `PreferenceObjective` takes them. The rest, and what is raised: as `minimise`.
+    """
+    objective = PreferenceObjective(pairs, loss, settings, references, mismatched)
+    batches = [
+        (epoch + min(at + config.batch_size, len(order)) / len(order), list(order[at : at + config.batch_size]))
+        for epoch, order in enumerate(epochs)
+        for at in range(0, len(order), config.batch_size)
+    ]
+    return minimise(
+        accelerator, model, objective, batches, config, folder=folder, log=log, say=say, rewind=rewind, watch=watch,
+        watch_every=config.evaluate_every,
+    )  # fmt: skip
+
+
+def minimise(
+    accelerator: Accelerator,
+    model: Any,
+    objective: Objective,
+    batches: Sequence[tuple[float, list[int]]],
+    config: LoopConfig,
+    *,
+    folder: Path,
+    log: Callable[[dict[str, Any]], None] = lambda row: None,
+    say: Callable[[str], None] = lambda text: None,
+    rewind: Callable[[int], None] = lambda step: None,
+    watch: Callable[[Compute], dict[str, float]] | None = None,
+    watch_every: int = 0,
+) -> Trained:
+    """Train `model` in place, a step a batch.
+
+    batches: (epochs done after it, indices of its items). folder: where checkpoints live. log: takes one row of metrics a
+    step (main process only). say: takes a sentence on a choice that was measured. rewind: called with the step a resume
+    starts from. watch: called every `watch_every` steps and after the last (0: never), in every process, with the policy's
+    `Scorer.compute`; what it returns is logged with the step, and its time is no training time.
     Raises NonFiniteError (weights unchanged by that step), PobenchError.
     """
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
@@ -175,10 +213,10 @@ def train(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.train()
-    policy = ResponseLogps(model.to(device), config.head_tile)
+    policy = ResponseLogps(model.to(device), config.head_tile, compiled=config.compile)
     optimizer = make_optimizer(policy, config)
-    scorer, reason = scorer_for(policy, policy, pairs, config, device)
-    groups = [Group.of(p) for p in pairs]
+    groups = objective.groups
+    scorer, reason = scorer_for(policy, policy, groups, config, device, say)
     saved = checkpoint.latest(folder)
     choice = _micro_batch(accelerator, policy, config, groups, scorer, checkpoint.about(saved) if saved else {})
     scorer.budget = choice.micro_tokens
@@ -188,39 +226,9 @@ def train(
     prepared, optimizer = accelerator.prepare(policy, optimizer)
     scorer.policy = prepared
 
-    batches = [  # (epochs done after it, indices of its pairs)
-        (epoch + min(at + config.batch_size, len(order)) / len(order), list(order[at : at + config.batch_size]))
-        for epoch, order in enumerate(epochs)
-        for at in range(0, len(order), config.batch_size)
-    ]
-    lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in pairs])
-    borrowed: list[Group] = []
-    if "kl" in loss.needs:
-        assert mismatched is not None
-        # Chosen and rejected answers take turns as the borrowed one, so that the estimate covers both.
-        borrowed = [
-            Group(p.prompt, ((pairs[j].chosen, pairs[j].rejected)[i % 2],))
-            for i, (p, j) in enumerate(zip(pairs, mismatched, strict=True))
-        ]
-
-    gap = math.nan
-    known: Tensor | None = None
-    known_borrowed: Tensor | None = None
-    if loss.needs:
-        assert references is not None
-        cache = references(arithmetic(accelerator, scorer, model))
-        cache.fill([*groups, *borrowed][rank::world], scorer.compute)
-        accelerator.wait_for_everyone()
-        known = cache.get(groups).float().view(-1, 2)
-        known_borrowed = cache.get(borrowed).float() if borrowed else None
-        gap = _step0_gap(scorer, groups, known, lengths, batches[0][1][:8])
-        exact = accelerator.mixed_precision == "no" and model.dtype == torch.float32
-        tolerance = 1e-4 if exact else 5e-2  # bf16 rounds differently in rows of other widths
-        if not gap < tolerance:
-            raise PobenchError(
-                f"before step 1 policy and reference differ by {gap:.2g} nats a token (allowed {tolerance:g}): "
-                "the cached reference does not belong to this model or arithmetic; delete the cache's `reference` folder"
-            )
+    exact = accelerator.mixed_precision == "no" and model.dtype == torch.float32
+    how = arithmetic(accelerator, scorer, model)
+    gap = objective.start(Start(accelerator, scorer.compute, how, exact, batches[0][1]))
 
     done, seconds = 0, 0.0
     if saved is not None:
@@ -234,7 +242,7 @@ def train(
     if keep_gradients:
         for parameter in policy.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        policy.add_in_place = world == 1
+        policy.arithmetic.in_place = world == 1
 
     last_save = time.monotonic()
     for step in range(done, len(batches)):
@@ -242,13 +250,9 @@ def train(
         epoch, batch = batches[step]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, len(batches))
-        mine = batch[rank::world]
-        kl = None
-        if borrowed:
-            assert known_borrowed is not None
-            kl = _kl(accelerator, scorer, [borrowed[i] for i in mine], known_borrowed[mine], len(batch))
-
-        sums = torch.zeros(len(metrics.NAMES), dtype=torch.float64, device=device)
+        mine, size = batch[rank::world], objective.size(batch)
+        beside = objective.begin_step(accelerator, scorer.compute, mine, len(batch))
+        sums = torch.zeros(len(objective.names), dtype=torch.float64, device=device)
         micro = list(scorer.micro_batches([groups[i] for i in mine or batch[:1]]))
         for m, (indices, forward) in enumerate(micro):
             last = m == len(micro) - 1
@@ -258,24 +262,17 @@ def train(
                 if not mine:  # a short last batch leaves this process idle; it still takes part in the reduction
                     accelerator.backward((totals * 0).sum())
                     continue
-                here = [mine[i] for i in indices]
-                leaf = totals.detach().requires_grad_()
-                length = lengths[here].flatten().to(device)
-                reference = None if known is None else pair_of(known[here].flatten().to(device), length)
-                view = pair_of(leaf, length)
-                output = evaluate_loss(loss, settings, view, reference, kl)
-                (slope,) = torch.autograd.grad(output.loss.sum(), leaf)
-                sums += metrics.step_sums(view, output, slope[0::2].abs() + slope[1::2].abs()).to(device)
-                # A data-parallel wrapper averages over processes; we want the sum over them, divided by all pairs.
-                accelerator.backward((totals * slope).sum() * (world / len(batch)))
-        values = dict(zip(metrics.NAMES, (accelerator.reduce(sums, "sum") / len(batch)).tolist(), strict=True))
+                slope, logged = objective.measure([mine[i] for i in indices], totals)
+                sums += logged.to(device)
+                # A data-parallel wrapper averages over processes; we want the sum over them, divided by the whole batch.
+                accelerator.backward((totals * slope).sum() * (world / size))
+        values = dict(zip(objective.names, (accelerator.reduce(sums, "sum") / size).tolist(), strict=True))
         norm = accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)
         grad_norm = float(norm) if norm is not None else math.nan
         if not (math.isfinite(values["loss"]) and math.isfinite(grad_norm)):
-            ids = ", ".join(pairs[i].id for i in batch[:8])
             raise NonFiniteError(
-                f"step {step + 1}: loss {values['loss']:g}, gradient norm {grad_norm:g}; pairs in the batch: {ids}"
-                f"{' …' if len(batch) > 8 else ''}. The last checkpoint is kept; try a smaller learning rate"
+                f"step {step + 1}: loss {values['loss']:g}, gradient norm {grad_norm:g}; {objective.named(batch)}. "
+                "The last checkpoint is kept; try a smaller learning rate"
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=not keep_gradients)
@@ -283,17 +280,19 @@ def train(
             give_back_freed_memory()
         took = time.monotonic() - started
         seconds += took
+        if watch is not None and watch_every and ((step + 1) % watch_every == 0 or step + 1 == len(batches)):
+            beside = {**beside, **watch(scorer.compute)}
         if accelerator.is_main_process:
             log(
                 {
                     "step": step + 1,
                     "epoch": epoch,
                     **values,
-                    "kl": math.nan if kl is None else float(kl),
+                    **beside,
                     "lr": learning_rate(config, step, len(batches)),
                     "grad_norm": grad_norm,
                     "seconds": took,
-                    "pairs": len(batch),
+                    objective.unit: size,
                     "steps": len(batches),
                 }
             )
@@ -316,7 +315,7 @@ def _plain(optimizer: Any) -> torch.optim.Optimizer:
 def _micro_batch(
     accelerator: Accelerator,
     policy: ResponseLogps,
-    config: TrainConfig,
+    config: LoopConfig,
     groups: Sequence[Group],
     scorer: Scorer,
     resumed: Mapping[str, Any],
@@ -348,7 +347,9 @@ def _micro_batch(
         trained = [p for p in policy.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
-        policy.add_in_place = policy.model.device.type == "cpu" and accelerator.num_processes == 1  # as in the steps
+        policy.arithmetic.in_place = (
+            policy.model.device.type == "cpu" and accelerator.num_processes == 1
+        )  # as in the steps
         moments = sum(2 * p.nbytes for p in trained)
         window, device = scorer.window, scorer.device
         mine = choose(config, groups, scorer.layout, window, device, step, checkpointing, later=moments)
@@ -358,19 +359,3 @@ def _micro_batch(
         choice = Choice(tokens, not without, mine.reason)
     checkpointing(choice.gradient_checkpointing)
     return choice
-
-
-def _step0_gap(scorer: Scorer, groups: Sequence[Group], known: Tensor, lengths: Tensor, first: list[int]) -> float:
-    gaps = []
-    for indices, sums in scorer.compute([groups[i] for i in first]):
-        here = [first[i] for i in indices]
-        gaps.append((torch.tensor(sums) - known[here].flatten()).abs() / lengths[here].flatten())
-    return float(torch.cat(gaps).mean())
-
-
-def _kl(accelerator: Accelerator, scorer: Scorer, borrowed: list[Group], known: Tensor, pairs: int) -> Tensor:
-    """0-d: the unclamped mean of log π - log π_ref over the whole batch's mismatched pairs, in nats, detached."""
-    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    for indices, sums in scorer.compute(borrowed):
-        total += (torch.tensor(sums, dtype=torch.float64) - known[indices].double()).sum().to(total.device)
-    return (accelerator.reduce(total, "sum") / pairs).float()

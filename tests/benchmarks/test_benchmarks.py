@@ -22,7 +22,7 @@ from pobench.rows import Message, Preference
 from pobench.types import Pair, SequenceLogps, TokenPair
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("vs_trl", "scaling", "suite", "page", "training_step")
+SCRIPTS = ("vs_trl", "scaling", "suite", "gpu", "page", "training_step")
 
 
 @pytest.fixture(autouse=True)
@@ -274,6 +274,12 @@ def results() -> dict[str, dict[str, Any]]:
                 }
             },
         },
+        "gpu": {
+            **common,
+            "parameters": 1.2e9,
+            "sides": dict.fromkeys(("lean layers", "compiled layers"), side),
+            "agreement": {"largest_relative_difference": 3e-7},
+        },
         "scaling": {
             **common, "loss": "dpo", "sizes": sizes, "growth_ratio": 2.0, "pairs_ratio": 2.0, "memory_growth_ratio": 1.0,
         },
@@ -309,6 +315,36 @@ def test_the_page_names_every_file_that_is_no_result(tmp_path: Path) -> None:
         page.build(tmp_path)
     assert all(f"{name}.json" in str(caught.value) for name in "abc")
     assert not (tmp_path / "README.md").exists()
+
+
+def test_the_page_says_that_no_gpu_was_measured_until_one_is(tmp_path: Path) -> None:
+    page = script("page")
+    found = results()
+    (tmp_path / "a.json").write_text(json.dumps({"benchmark": "scaling", **found["scaling"]}))
+    assert "Not measured: no GPU at hand" in page.build(tmp_path).read_text()
+    (tmp_path / "b.json").write_text(json.dumps({"benchmark": "gpu", **found["gpu"]}))
+    text = page.build(tmp_path).read_text()
+    assert "Not measured" not in text and "| compiled |" in text
+
+
+def test_random_pairs_have_ultrafeedbacks_proportions() -> None:
+    pairs = script("gpu").random_pairs(2000, 100, 1)
+    means = script("peers").lengths_of(pairs)
+    # uniform over ±50 %: a standard deviation of 0.5 / √3 = 0.29 of the mean, so 0.0065 of it for the mean of 2000
+    assert means == pytest.approx({"prompt": 150, "chosen": 300, "rejected": 250}, rel=0.03)
+    assert len({len(p.chosen) for p in pairs}) > 100
+
+
+def test_the_gpu_benchmark_names_all_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = script("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    wrong = argparse.Namespace(
+        small=False, loss="dpo", pairs=10, batch_size=4, micro_tokens=1, warm_up=1, rounds=1, threads=1
+    )
+    with pytest.raises(PobenchError) as caught:
+        gpu.check(wrong)
+    for word in ("multiple of --batch-size 4", "dpo: it needs reference", "there is none"):
+        assert word in str(caught.value)
 
 
 def test_results_are_printed_with_their_spread() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_chat_model import character_tokenizer, chat_model
 
-from pobench.generate import generate, generate_batches, pick, prompt_tokens, stop_tokens
+from pobench import generate as generation
+from pobench.generate import Decoding, generate, generate_batches, pick, prompt_tokens, stop_tokens
 from pobench.registry import PobenchError
 
 TOKENIZER = character_tokenizer()
@@ -29,7 +32,7 @@ def model():
 )
 def test_greedy_answers_equal_those_of_transformers(architecture, settings):
     model = chat_model(architecture, seed=3, **settings)
-    ours = generate(model, TOKENIZER, PROMPTS, max_new_tokens=24, batch_size=3)
+    ours = generate(model, TOKENIZER, PROMPTS, Decoding(24), batch_size=3)
     assert len({a.text for a in ours}) > 1
     for answer in ours:
         ids = torch.tensor([prompt_tokens(TOKENIZER, PROMPTS[answer.prompt])])
@@ -41,34 +44,65 @@ def test_greedy_answers_equal_those_of_transformers(architecture, settings):
         assert answer.text == TOKENIZER.decode(said, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [("llama", {}), ("gemma2", {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8})],
+)
+def test_a_cache_with_room_for_all_from_the_start_gives_the_same_answers(monkeypatch, architecture, settings):
+    model = chat_model(architecture, seed=3, **settings)
+    drawn = Decoding(40, temperature=1.5, samples=6, seed=5)
+    growing = generate(model, TOKENIZER, PROMPTS, drawn)
+    assert len({a.tokens for a in growing}) > 4  # rows leave the batch
+    made, cache = [], generation._cache
+    monkeypatch.setattr(generation, "_cache", lambda c, n, static: made.append(cache(c, n, True)) or made[-1])
+    assert generate(model, TOKENIZER, PROMPTS, drawn) == growing
+    assert [type(c).__name__ for c in made] == ["StaticCache"]
+
+
 def test_answers_that_end_early_change_nothing_for_the_others(model):
-    drawn = {"max_new_tokens": 30, "temperature": 2.0, "samples": 6, "seed": 5}
-    together = generate(model, TOKENIZER, PROMPTS, **drawn, batch_size=24)
+    drawn = Decoding(30, temperature=2.0, samples=6, seed=5)
+    together = generate(model, TOKENIZER, PROMPTS, drawn, batch_size=24)
     assert len({a.tokens for a in together}) > 4  # they do end at different times
-    assert together == generate(model, TOKENIZER, PROMPTS, **drawn, batch_size=1)
+    assert together == generate(model, TOKENIZER, PROMPTS, drawn, batch_size=1)
 
 
 def test_a_prompt_is_answered_the_same_whatever_else_is_asked(model):
-    drawn = {"max_new_tokens": 12, "temperature": 1.0, "samples": 2, "seed": 5}
-    among = [a.text for a in generate(model, TOKENIZER, PROMPTS, **drawn) if a.prompt == 2]
-    alone = [a.text for a in generate(model, TOKENIZER, PROMPTS[2:3], **drawn)]
+    drawn = Decoding(12, temperature=1.0, samples=2, seed=5)
+    among = [a.text for a in generate(model, TOKENIZER, PROMPTS, drawn) if a.prompt == 2]
+    alone = [a.text for a in generate(model, TOKENIZER, PROMPTS[2:3], drawn)]
     assert alone == among
-    other = [a.text for a in generate(model, TOKENIZER, PROMPTS[2:3], **{**drawn, "seed": 6})]
+    other = [a.text for a in generate(model, TOKENIZER, PROMPTS[2:3], replace(drawn, seed=6))]
     assert other != alone
     assert alone[0] != alone[1]
 
 
 def test_skipped_answers_are_left_out_and_the_rest_stays(model):
-    drawn = {"max_new_tokens": 8, "temperature": 1.0, "samples": 2, "seed": 1}
-    whole = set(generate(model, TOKENIZER, PROMPTS, **drawn))
-    batches = generate_batches(model, TOKENIZER, PROMPTS, **drawn, batch_size=2, skip=lambda p, s: s == 0 or p == 3)
+    drawn = Decoding(8, temperature=1.0, samples=2, seed=1)
+    whole = set(generate(model, TOKENIZER, PROMPTS, drawn))
+    batches = generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=2, skip=lambda p, s: s == 0 or p == 3)
     rest = {a for batch in batches for a in batch}
     assert {(a.prompt, a.sample) for a in rest} == {(0, 1), (1, 1), (2, 1)}
     assert rest <= whole
 
 
+def test_shares_and_skipped_answers_leave_every_batch_its_shape(model, monkeypatch):
+    drawn = Decoding(8, temperature=1.0, samples=3, seed=1)
+    shapes = []
+    decode = generation._decode
+    monkeypatch.setattr(generation, "_decode", lambda m, rows, *a: shapes.append(rows) or decode(m, rows, *a))
+    whole = list(generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=5))
+    laid_out = list(shapes)
+    assert [len(rows) for rows in laid_out] == [5, 5, 2]
+    shares = [list(generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=5, share=(i, 2))) for i in range(2)]
+    assert shares == [whole[::2], whole[1::2]]
+    shapes.clear()
+    have = {(a.prompt, a.sample) for a in [*whole[0], *whole[1][:2]]}  # cut off within the second batch
+    rest = list(generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=5, skip=lambda p, s: (p, s) in have))
+    assert rest == [whole[1][2:], whole[2]] and shapes == laid_out[1:]
+
+
 def test_the_end_of_turn_token_is_counted_but_not_shown(model):
-    answers = generate(model, TOKENIZER, PROMPTS, max_new_tokens=40, temperature=3.0, samples=4, seed=2)
+    answers = generate(model, TOKENIZER, PROMPTS, Decoding(40, temperature=3.0, samples=4, seed=2))
     finished = [a for a in answers if a.finished]
     cut = [a for a in answers if not a.finished]
     assert finished and all("<|end|>" not in a.text and a.tokens <= 40 for a in finished)
@@ -80,7 +114,7 @@ def test_the_end_of_turn_token_is_counted_but_not_shown(model):
 def test_bf16_answers_leave_the_fp32_model_as_it_is(model):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model.train()
-    answers = generate(model, TOKENIZER, PROMPTS, max_new_tokens=4, precision="bf16")
+    answers = generate(model, TOKENIZER, PROMPTS, Decoding(4, precision="bf16"))
     assert len(answers) == 4
     assert model.training
     model.eval()
@@ -89,9 +123,7 @@ def test_bf16_answers_leave_the_fp32_model_as_it_is(model):
 
 def test_progress_reaches_the_number_of_answers(model):
     seen = []
-    generate(
-        model, TOKENIZER, PROMPTS, max_new_tokens=2, samples=2, batch_size=3, progress=lambda d, n: seen.append((d, n))
-    )
+    generate(model, TOKENIZER, PROMPTS, Decoding(2, samples=2), batch_size=3, progress=lambda d, n: seen.append((d, n)))
     assert seen == [(3, 8), (6, 8), (8, 8)]
 
 
@@ -104,15 +136,15 @@ def test_the_turn_ending_token_of_the_template_stops_an_answer(model):
     assert tokenizer.convert_tokens_to_ids("<unk>") in ids
 
 
-def test_all_faulty_settings_are_listed_together(model):
+def test_all_faulty_settings_are_listed_together():
     with pytest.raises(PobenchError) as error:
-        generate(model, TOKENIZER, PROMPTS, max_new_tokens=0, temperature=-1, top_p=0, precision="fp8")
+        Decoding(max_new_tokens=0, temperature=-1, top_p=0, precision="fp8")
     for word in ("max_new_tokens", "temperature", "top_p", "fp8"):
         assert word in str(error.value)
 
 
 def test_no_prompts_give_no_answers(model):
-    assert generate(model, TOKENIZER, [], max_new_tokens=4) == []
+    assert generate(model, TOKENIZER, [], Decoding(4)) == []
 
 
 # ---------------------------------------------------------------- drawing one token

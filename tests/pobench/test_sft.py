@@ -9,8 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pobench.config import SftConfig
 from pobench.registry import PobenchError
-from pobench.sft import sft, tokenise
+from pobench.sft import Demonstrations, batches, sft, tokenise
 
 WORDS = [
     "<pad>",
@@ -77,26 +78,65 @@ def ids(text: str) -> tuple[int, ...]:
     return tuple(WORDS.index(w) for w in text.split())
 
 
-def test_every_assistant_turn_is_one_prompt_with_one_response(tokenizer) -> None:
-    groups = tokenise(tokenizer, ROWS)
-    assert len(groups) == 5
-    assert groups[0].prompt == ids("<|user|> say a b <|assistant|>")
-    assert groups[0].responses == (ids("a b <|end|>"),)
-    # The second turn sees the first, and learns only its own tokens.
-    assert groups[4].prompt == ids("<|user|> say g <|assistant|> g <|end|> <|user|> then h h h h <|assistant|>")
-    assert groups[4].responses == (ids("h h h h <|end|>"),)
+def conversations(tokenizer, rows=ROWS, **how):
+    return tokenise(tokenizer, list(enumerate(rows, start=1)), **how)
+
+
+def test_a_conversation_is_one_sequence_of_which_the_assistants_turns_are_learnt(tokenizer) -> None:
+    made = conversations(tokenizer)
+    single, several = made.groups[0], made.groups[3]
+    assert len(made.groups) == 4 and made.turns == 5
+    assert single.prompt == ids("<|user|> say a b <|assistant|>")
+    assert single.responses == (ids("a b <|end|>"),) and single.learnt_tokens == 3
+    assert several.prompt == ids("<|user|> say g <|assistant|>")
+    assert several.responses == (ids("g <|end|> <|user|> then h h h h <|assistant|> h h h h <|end|>"),)
+    assert several.learnt == ((0, 2), (9, 14))  # `g <|end|>`, then `h h h h <|end|>`
+    assert several.learnt_tokens == 7
+
+
+def test_a_template_that_rewrites_earlier_turns_gives_each_turn_its_own_sequence(tokenizer) -> None:
+    # The last question is marked, so the text in front of a later answer is no continuation of the earlier one.
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>"
+        "{{ 'then ' if m.role == 'user' and (loop.last or loop.revindex == 2) else '' }}{{ m.content }}"
+        "{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    first, second = conversations(tokenizer, [ROWS[3]]).groups
+    assert first.prompt == ids("<|user|> then say g <|assistant|>") and first.responses == (ids("g <|end|>"),)
+    assert second.prompt[:3] == ids("<|user|> say g") and second.responses == (ids("h h h h <|end|>"),)
+    assert not first.learnt and not second.learnt
+
+
+def test_demonstrations_survive_the_trip_through_a_folder(tokenizer, tmp_path) -> None:
+    made = conversations(tokenizer, [*ROWS, {"no": 1}], on_bad_row="drop")
+    made.save(tmp_path)
+    assert Demonstrations.load(tmp_path) == made
+    assert "1 rows left out as faulty" in made.text() and "row 5: expected" in made.text()
+
+
+def test_packing_fills_a_batch_with_rows_of_the_maximum_length(tokenizer) -> None:
+    groups = conversations(tokenizer, ROWS * 5).groups  # 8, 6, 10 and 18 tokens
+    config = SftConfig(source="", lr=1.0, batch_size=2, max_length=25, packing=True, shuffle=False, epochs=2)
+    steps = batches(groups, config)
+    # 8 + 6 + 10 fit into a row of 25; then 18 alone, for the next 8 do not fit beside them.
+    assert [b for _, b in steps[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert sorted(i for epoch, b in steps if epoch <= 1 for i in b) == list(range(20))
+    assert steps[-1][0] == 2
 
 
 def reference_loss(model, groups) -> torch.Tensor:
-    """Cross-entropy by the model's own logits, one conversation at a time, prompts masked, mean over all tokens."""
+    """Cross-entropy by the model's own logits, one conversation at a time, all but the assistant's turns masked, mean over
+    all tokens."""
     total, learnt = torch.zeros(()), 0
     for group in groups:
         sequence = torch.tensor([group.prompt + group.responses[0]])
-        labels = sequence.clone()
-        labels[0, : len(group.prompt)] = -100
+        labels = torch.full_like(sequence, -100)
+        at = len(group.prompt)
+        for start, stop in group.learnt or ((0, len(group.responses[0])),):
+            labels[0, at + start : at + stop] = sequence[0, at + start : at + stop]
         logits = model(input_ids=sequence).logits[0, :-1]
         total = total + torch.nn.functional.cross_entropy(logits, labels[0, 1:], ignore_index=-100, reduction="sum")
-        learnt += len(group.responses[0])
+        learnt += int((labels != -100).sum())
     return total / learnt
 
 
@@ -109,7 +149,7 @@ def test_a_step_is_that_of_a_token_mean_over_the_whole_batch_however_it_is_split
     result = sft(
         trained, tokenizer, ROWS, lr=1e-2, batch_size=5, warmup_ratio=0.0, micro_tokens=micro_tokens, layout=layout
     )
-    loss = reference_loss(plain, tokenise(tokenizer, ROWS))
+    loss = reference_loss(plain, conversations(tokenizer).groups)
     assert result.losses == pytest.approx([loss.item()], rel=1e-5)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
@@ -128,13 +168,13 @@ def test_it_learns_and_the_same_seed_gives_the_same_weights(tokenizer) -> None:
     sft(again, tokenizer, ROWS, **how, seed=1)
     sft(other, tokenizer, ROWS, **how, seed=2)
     assert sum(result.losses[-3:]) / 3 < 0.5 < 2 < result.losses[0]
-    assert seen[0] == (1, 60) and seen[-1] == (60, 60)  # five turns in batches of two: three steps an epoch
+    assert seen[0] == (1, 40) and seen[-1] == (40, 40)  # four conversations in batches of two: two steps an epoch
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
 
 
 def test_unshuffled_rows_are_learnt_from_in_their_order(tokenizer) -> None:
-    model, groups = make_model(), tokenise(tokenizer, ROWS)
+    model, groups = make_model(), conversations(tokenizer).groups
     expected = [reference_loss(copy.deepcopy(model), [group]).item() for group in groups]
     result = sft(model, tokenizer, ROWS, lr=1e-12, batch_size=1, shuffle=False)
     assert result.losses == pytest.approx(expected, rel=1e-4)
@@ -143,7 +183,8 @@ def test_unshuffled_rows_are_learnt_from_in_their_order(tokenizer) -> None:
 def test_over_long_turns_are_left_out_and_counted(tokenizer) -> None:
     result = sft(make_model(), tokenizer, ROWS, lr=1e-3, max_length=10)
     assert (result.turns, result.over_long) == (4, 1)
-    assert result.tokens == sum(g.tokens for g in tokenise(tokenizer, ROWS) if g.tokens <= 10)
+    assert result.tokens == sum(g.tokens for g in conversations(tokenizer, max_length=10).groups)
+    assert max(g.tokens for g in conversations(tokenizer, max_length=10).groups) <= 10
     with pytest.raises(PobenchError, match="5 turns, all over 3 tokens"):
         sft(make_model(), tokenizer, ROWS, lr=1e-3, max_length=3)
 
@@ -154,13 +195,25 @@ def test_rows_without_anything_to_learn_are_refused_all_together(tokenizer) -> N
         {"prompt": "say a", "answer": "a"},
         {"messages": [{"role": "user", "content": "say a"}]},
         {"prompt": "say a", "response": " "},
+        {"messages": [{"role": "user", "content": "say <|end|>"}, {"role": "assistant", "content": "a"}]},
+        {"messages": [{"from": "human", "value": "say a"}]},
+        {"messages": [{"role": "assistant", "content": "a"}]},
     ]
     with pytest.raises(PobenchError) as error:
-        tokenise(tokenizer, bad)
+        conversations(tokenizer, bad)
     said = str(error.value)
     assert "row 1:" not in said
     assert all(
-        part in said for part in ("row 2: expected", "row 3: no assistant turn", "row 4: an assistant turn is empty")
+        part in said
+        for part in (
+            "row 2: expected `messages`, or `prompt` and `response`; got prompt, answer",
+            "row 3: no assistant turn",
+            "an assistant turn is empty",
+            "holds a special token of the tokenizer as text; got '<|end|>'",
+            "no `role` and `content` of text",
+            "row 7: the assistant speaks before it is asked",
+            "6 of 7 rows are bad (sft.on_bad_row: drop goes on without)",
+        )
     )
 
 
@@ -171,5 +224,5 @@ def test_weights_in_short_formats_are_refused(tokenizer) -> None:
 
 def test_a_loss_that_is_no_number_stops_at_its_step(tokenizer) -> None:
     # A first step of ±1e38 on every weight: products overflow in the second.
-    with pytest.raises(PobenchError, match="step 2 of 5"):
+    with pytest.raises(PobenchError, match=r"step 2: loss .*conversations in the batch: "):
         sft(make_model(), tokenizer, ROWS, lr=1e38, batch_size=1, warmup_ratio=0.0)

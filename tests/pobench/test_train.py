@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from pobench.layouts import Group
 from pobench.registry import PobenchError, list_losses, losses, register_loss
 from pobench.train import NonFiniteError, learning_rate
 from pobench.types import LossOutput, Pair
@@ -68,6 +69,21 @@ def test_a_killed_run_resumes_bit_for_bit(fit, pairs) -> None:
     last = {row["step"]: row["loss"] for row in seen}
     assert [last[row["step"]] for row in rows] == [row["loss"] for row in rows]
     assert seen[-1]["step"] == trained.steps == 9
+
+
+def test_watching_the_held_out_pairs_changes_no_weight_and_is_logged_where_it_was_done(fit, pairs) -> None:
+    groups = [Group.of(p) for p in pairs[:3]]
+
+    def watch(compute) -> dict[str, float]:
+        return {"heldout/kl": sum(sum(sums) for _, sums in compute(groups))}
+
+    alone, _, _ = fit(pairs, "dpo", folder="a", epochs=2)
+    watched, trained, rows = fit(pairs, "dpo", folder="b", epochs=2, watch=watch, evaluate_every=4)
+    assert torch.equal(weights(alone), weights(watched))
+    assert [row["step"] for row in rows if "heldout/kl" in row] == [4, trained.steps] == [4, 6]
+    assert rows[3]["heldout/kl"] != rows[-1]["heldout/kl"]
+    _, _, rows = fit(pairs, "dpo", folder="c", watch=watch)
+    assert not any("heldout/kl" in row for row in rows)  # off by default
 
 
 def test_a_reference_free_loss_asks_for_no_reference(fit, pairs, tmp_path) -> None:

@@ -1,0 +1,138 @@
+"""Attention over shared-prefix rows by FlexAttention, on a GPU: blocks of tokens that see nothing of each other are never
+computed, and no (width × width) matrix is read.
+
+transformers is handed one further kind of attention. A call whose mask is a BlockMask goes to FlexAttention; every other
+(one sequence, padded rows, answers) is what it would have been: `sdpa`, or `eager` where scores are capped.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from pobench.layouts import Batch
+from pobench.registry import PobenchError
+
+BLOCK = 128  # tokens; FlexAttention's own block, so a row is as wide as a multiple of it
+_NAMES = {base: f"flex_over_{base}" for base in ("sdpa", "eager")}
+
+
+def use_flex(model: Any, wanted: str = "auto", device: torch.device | None = None) -> None:
+    """Let `model` take block masks where `wanted` is "flex", or "auto" and `device` (None: the model's own) is a GPU.
+
+    Raises PobenchError where "flex" is asked for and cannot be had.
+    """
+    able = getattr(model, "_can_set_attn_implementation", lambda: False)()
+    on_gpu = (device or model.device).type == "cuda"
+    if wanted == "flex" and not (able and on_gpu):
+        reason = "this model's attention cannot be exchanged" if on_gpu else "FlexAttention has no gradient on a CPU"
+        raise PobenchError(f"model.attention: flex: {reason}; allowed here: auto, sdpa, eager")
+    if able and on_gpu and wanted in ("auto", "flex"):
+        take_blocks(model)
+
+
+def take_blocks(model: Any) -> None:
+    """Exchange the model's kind of attention for the one that takes block masks beside what it took before."""
+    _register()
+    model.set_attn_implementation(_NAMES[kind_of(model)])
+
+
+def take_matrices(model: Any) -> None:
+    """Undo `take_blocks`."""
+    model.set_attn_implementation(kind_of(model))
+
+
+def takes_blocks(model: Any) -> bool:
+    """Whether `take_blocks` was called on it."""
+    return model.config.get_text_config()._attn_implementation in _NAMES.values()
+
+
+def kind_of(model: Any) -> str:
+    """The kind of attention that calls without a block mask get."""
+    found: str = model.config.get_text_config()._attn_implementation
+    return found.removeprefix("flex_over_")
+
+
+def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
+    """`batch.sees(window)` block by block; made once a batch, for all layers."""
+    rows, width = batch.input_ids.shape
+    return create_block_mask(batch.sees(window), rows, None, width, width, device=batch.input_ids.device)
+
+
+@cache
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import eager_mask, sdpa_mask
+
+    AttentionInterface.register(_NAMES["sdpa"], _flex_or(lambda module: sdpa_attention_forward))
+    AttentionMaskInterface.register(_NAMES["sdpa"], sdpa_mask)
+    # Every architecture brings an eager form of its own, beside its layers.
+    AttentionInterface.register(_NAMES["eager"], _flex_or(lambda module: _home(module).eager_attention_forward))
+    AttentionMaskInterface.register(_NAMES["eager"], eager_mask)
+
+
+def _home(module: Any) -> Any:
+    return sys.modules[type(module).__module__]
+
+
+def _flex_or(base: Any) -> Any:
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **how: Any) -> Any:
+        if isinstance(attention_mask, BlockMask):
+            return _flex(query, key, value, attention_mask, **how), None
+        return base(module)(module, query, key, value, attention_mask, **how)
+
+    return attention
+
+
+def _flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **how: Any,
+) -> Tensor:
+    """(rows, width, heads, features) of query (rows, heads, width, features), key and value (rows, fewer heads, …).
+
+    Raises ValueError for what it does not do: an attention sink, a bias of positions.
+    """
+    odd = [name for name in ("s_aux", "position_bias") if how.get(name) is not None]
+    if odd or how.get("dropout"):
+        raise ValueError(f"FlexAttention is given no {', '.join([*odd, *(['dropout'] if how.get('dropout') else [])])}")
+    # Autocast knows sdpa and not this; rotated queries and keys come in fp32, values narrower.
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    shared = query.shape[1] // key.shape[1]
+    if shared & (shared - 1):  # its kernels share a head among a power of two
+        key, value = (t.repeat_interleave(shared, dim=1) for t in (key, value))
+    y = _kernel(device)(
+        query.to(dtype),
+        key.to(dtype),
+        value.to(dtype),
+        score_mod=None if softcap is None else _capped(softcap),
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return y.transpose(1, 2).contiguous()
+
+
+@cache
+def _capped(softcap: float) -> Any:
+    def capped(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
+
+
+@cache
+def _kernel(device: str) -> Any:
+    """On a GPU the fused kernels, compiled once for a kind of shape; on a CPU the plain form, which has no gradient."""
+    return flex_attention if device == "cpu" else torch.compile(flex_attention)

@@ -1,0 +1,251 @@
+"""Lean layers give the numbers of the layers they stand for, keep less, and stay away from what they do not know."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from test_logps import CONFIGS, some_groups, tiny
+from torch import nn
+from transformers import AutoModelForCausalLM, Phi3Config
+
+from pobench.layouts import get_layout
+from pobench.lean import _GatedMlp, make_lean
+from pobench.logps import ResponseLogps
+
+EXCHANGED = {  # of the modules of one layer and of the last norm: linear layers, MLPs, norms
+    "llama": (4, 1, 3),
+    "mistral with a sliding window": (4, 1, 3),
+    "mistral without": (4, 1, 3),
+    "gemma2": (4, 1, 5),
+    "qwen2": (4, 1, 3),
+    "qwen2 with a sliding window": (4, 1, 3),
+    "gpt2": (0, 0, 0),  # its layers are no nn.Linear, its norm subtracts the mean
+    "granite": (4, 1, 3),
+    "cohere": (4, 1, 0),
+}
+
+
+def exchanged(model: nn.Module) -> list[str]:
+    return [type(m).__name__ for m in model.modules() if "forward" in m.__dict__]
+
+
+def hidden_and_gradients(model: Any, in_place: bool, autocast: bool = False) -> tuple[torch.Tensor, dict[str, Any]]:
+    ids = torch.arange(1, 25).view(2, 12)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if in_place else None
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    slope = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+    (hidden * slope).sum().backward()
+    return hidden.detach(), {n: p.grad.clone() for n, p in model.base_model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_exchanged_on_each_architecture(name: str) -> None:
+    model = tiny(name)
+    make_lean(model.base_model)
+    found = exchanged(model)
+    linear, mlp, norm = EXCHANGED[name]
+    norms = [n for n in found if n.endswith("RMSNorm")]
+    assert found.count("Linear") == 2 * linear
+    assert sum(n.endswith("MLP") for n in found) == 2 * mlp
+    assert len(norms) == (2 * (norm - 1) + 1 if norm else 0)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_values_and_every_gradient_equal_those_of_the_untouched_model(name: str, in_place: bool) -> None:
+    plain = tiny(name)
+    lean = copy.deepcopy(plain)
+    make_lean(lean.base_model).in_place = in_place
+    (want, wants), (got, gots) = (
+        hidden_and_gradients(plain, in_place=False),
+        hidden_and_gradients(lean, in_place=in_place),
+    )
+    assert want.std() > 1e-2
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert wants.keys() <= gots.keys()
+    for parameter, grad in wants.items():
+        assert grad.norm() > 0
+        assert (gots[parameter] - grad).norm() <= 2e-5 * grad.norm(), parameter
+
+
+def test_gradients_added_in_place_add_up_over_micro_batches() -> None:
+    model = tiny("llama").train()
+    arithmetic = make_lean(model.base_model)
+    arithmetic.in_place = True
+    _, once = hidden_and_gradients(model, in_place=True)
+    ids = torch.arange(1, 25).view(2, 12)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    for name, parameter in model.base_model.named_parameters():
+        torch.testing.assert_close(parameter.grad, 2 * once[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_bf16_products_round_no_worse_than_autocasts_own(in_place: bool) -> None:
+    plain = tiny("llama").train()
+    lean = copy.deepcopy(plain)
+    make_lean(lean.base_model).in_place = in_place
+    exact, exacts = hidden_and_gradients(plain, in_place=False)
+    own, owns = hidden_and_gradients(plain, in_place=False, autocast=True)
+    got, gots = hidden_and_gradients(lean, in_place=in_place, autocast=True)
+    assert (own - exact).norm() > 1e-4 * exact.norm()  # there is rounding to compare
+    assert (got - exact).norm() <= 1.5 * (own - exact).norm()
+
+    def far(grads: dict[str, torch.Tensor]) -> float:
+        return float(torch.stack([(grads[n] - exacts[n]).norm() / exacts[n].norm() for n in exacts]).norm())
+
+    assert far(gots) <= 1.5 * far(owns)
+
+
+def test_an_optimisers_step_is_seen_by_the_next_narrow_product() -> None:
+    model = tiny("llama")
+    make_lean(model.base_model)
+    before, _ = hidden_and_gradients(model, in_place=False, autocast=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    optimizer.step()
+    after, _ = hidden_and_gradients(model, in_place=False, autocast=True)
+    fresh, _ = hidden_and_gradients(_lean_copy(model), in_place=False, autocast=True)
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, fresh, atol=0, rtol=0)
+
+
+def _lean_copy(model: Any) -> Any:
+    twin = AutoModelForCausalLM.from_config(model.config)
+    twin.load_state_dict(model.state_dict())
+    make_lean(twin.base_model)
+    return twin.eval()
+
+
+def test_a_deep_copy_computes_with_its_own_weights() -> None:
+    model = tiny("llama")
+    make_lean(model.base_model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.mul_(0.5)
+        ids = torch.arange(1, 9)[None]
+        one, other = (m.base_model(input_ids=ids).last_hidden_state for m in (model, twin))
+    assert not torch.allclose(one, other)
+
+
+def test_a_frozen_weight_gets_no_gradient_and_the_others_keep_theirs() -> None:
+    plain = tiny("llama").train()
+    frozen = "model.layers.0.mlp.gate_proj.weight"
+    lean = copy.deepcopy(plain)
+    for model in (plain, lean):
+        dict(model.named_parameters())[frozen].requires_grad_(False)
+    make_lean(lean.base_model)
+    (_, wants), (_, gots) = (hidden_and_gradients(m, in_place=False) for m in (plain, lean))
+    assert wants.keys() == gots.keys() and frozen.removeprefix("model.") not in gots
+    for name in wants:
+        torch.testing.assert_close(gots[name], wants[name], atol=1e-4, rtol=1e-4)
+
+
+def test_adapters_that_come_later_are_not_passed_by() -> None:
+    from pobench.adapters import attach
+    from pobench.config import AdapterConfig
+
+    model = tiny("llama")
+    make_lean(model.base_model)
+    adapted = attach(model, AdapterConfig(r=2), seed=0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:  # zero at the start, where no gradient reaches its partner
+            parameter.data.normal_()
+    hidden = adapted.get_base_model().base_model(input_ids=torch.arange(1, 13)[None], use_cache=False).last_hidden_state
+    hidden.sum().backward()
+    trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+    assert any("gate_proj" in n for n in trained)
+    assert [n for n, p in trained.items() if p.grad is None or not p.grad.any()] == []
+
+
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
+    plain = tiny("llama").train()
+    lean = copy.deepcopy(plain)
+    make_lean(lean.base_model).in_place = True
+    lean.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    (_, wants), (_, gots) = hidden_and_gradients(plain, in_place=False), hidden_and_gradients(lean, in_place=True)
+    for name in wants:
+        torch.testing.assert_close(gots[name], wants[name], atol=1e-4, rtol=1e-4)
+
+
+def test_an_mlp_that_computes_something_else_keeps_its_own_forward() -> None:
+    class OddMLP(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_proj, self.up_proj = nn.Linear(8, 16, bias=False), nn.Linear(8, 16, bias=False)
+            self.down_proj, self.act_fn = nn.Linear(16, 8, bias=False), nn.SiLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) + x
+
+    body = nn.Sequential(OddMLP())
+    make_lean(body)
+    assert exchanged(body) == ["Linear", "Linear", "Linear"]
+
+
+def test_a_model_with_fused_gate_and_up_keeps_its_mlp() -> None:
+    config = Phi3Config(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    make_lean(model.base_model)
+    assert "Phi3MLP" not in exchanged(model) and "Phi3RMSNorm" in exchanged(model)
+
+
+def test_a_layer_keeps_less_for_the_backward_pass() -> None:
+    plain = tiny("llama").train()
+    lean = copy.deepcopy(plain)
+    make_lean(lean.base_model)
+    kept = {}
+    for name, model in (("plain", plain), ("lean", lean)):
+        storages: dict[int, int] = {}
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def pack(x: torch.Tensor, storages: dict[int, int] = storages, weights: set[int] = weights) -> torch.Tensor:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in weights:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            model.base_model(input_ids=torch.arange(1, 65)[None], use_cache=False).last_hidden_state.sum().backward()
+        kept[name] = sum(storages.values())
+    assert kept["lean"] < 0.8 * kept["plain"], kept
+
+
+def test_the_kept_softmax_changes_neither_value_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pobench.logps
+
+    results = []
+    for room in (0, 97 * 4 * 5 * 2, 2**20):  # none, two tiles of five positions, all
+        monkeypatch.setattr(pobench.logps, "KEPT_BYTES", {"cpu": room})
+        model = tiny("llama")
+        total = ResponseLogps(model, tile=5)(get_layout("shared_prefix").collate(some_groups(4)))
+        total.sum().backward()
+        results.append((total.detach(), model.lm_head.weight.grad, model.model.embed_tokens.weight.grad))
+    for result in results[1:]:
+        for got, want in zip(result, results[0], strict=True):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_the_mlps_gradient_is_that_of_finite_differences() -> None:
+    from pobench.lean import Arithmetic
+
+    draw = torch.Generator().manual_seed(0)
+    x, gate, up = (torch.randn(s, generator=draw, dtype=torch.float64) for s in ((2, 3, 4), (5, 4), (5, 4)))
+    down = torch.randn(4, 5, generator=draw, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (x, gate, up, down)]
+    assert torch.autograd.gradcheck(
+        lambda *args: _GatedMlp.apply(*args, torch.nn.functional.silu, Arithmetic()), inputs
+    )
