@@ -28,7 +28,9 @@ def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "l
     arms = stats.arms(runs)
     rows = cross_loss[cross_loss["metric"] == metric]
     found = {
-        (arm.id, name): _pooled(part) for arm in arms for name, part in stats.of_arm(rows, arm).groupby("evaluated")
+        (arm.id, name): stats.pooled(part)
+        for arm in arms
+        for name, part in stats.of_arm(rows, arm).groupby("evaluated")
     }
     titles = dict(zip(rows["evaluated"], rows["title"], strict=True))
     names = sorted(titles, key=lambda name: (plot.short(titles[name]).casefold(), name))
@@ -64,17 +66,6 @@ def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "l
     ax.spines[:].set_visible(False)
     counted = data.loc[data["n"] > 0, "n"]
     return plot.Drawing(figure, data, f"{MARKS[metric].capitalize()}, over {int(counted.max())} held-out pairs.")
-
-
-def _pooled(rows: pd.DataFrame) -> Estimate:
-    """One run's estimate as it is; several seeds' mean without an interval, since they share their pairs."""
-    rows = rows.dropna(subset=["value"])
-    if len(rows) == 1:
-        row = rows.iloc[0]
-        return Estimate(float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]))
-    if rows.empty:
-        return Estimate.missing()
-    return Estimate(float(rows["value"].mean()), math.nan, math.nan, int(rows["n"].min()))
 
 
 def _depth(values: np.ndarray, start: np.ndarray | None, higher: bool) -> np.ndarray:

@@ -17,7 +17,7 @@ QUANTITIES = [  # name, what the axis says, printed as per cent
 ]
 
 
-@register_figure("length-bias", title="Labels that prefer length", order=355)
+@register_figure("length-bias", title="Labels that prefer length", order=355, every_arm=True)
 def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     """Across: the share of training labels that length decides (the longer answer is called better); held-out labels
     and the judge stay true. Bands are 95 % intervals, the dashed line is the start model. A loss that resists keeps

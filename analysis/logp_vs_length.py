@@ -39,6 +39,7 @@ def logp_vs_length(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
             points["chosen_length"].to_numpy(), points["per_token"].to_numpy(), points["pair"], points["run"]
         )
         ax.plot(line["x"], line["value"], color=plot.INK, linewidth=1.3)
+        plot.hint_estimates(ax, line["x"], line, plot.short(arm.label))
         plot.heading(ax, arm)
         ax.annotate(_rho(rho), (0.97, 0.05), xycoords="axes fraction", ha="right", fontsize=8, color=plot.INK)
     plot.outer_labels(figure, "length of the chosen answer, tokens", "log-probability, nats per token")

@@ -14,6 +14,8 @@ METRICS = [
     "pass_rate",
     "pass_rate_gain",
     "win_rate",
+    "longer_wins",
+    "position_flips",
     "reward_accuracy",
     "kl_winners",
     "length_tokens",

@@ -13,7 +13,11 @@ GRID = 200  # points of a curve
 
 
 @register_figure(
-    "margin-density", title="Reward margin and winners' likelihood by γ", paper="Figs. 3b and 3c", order=52
+    "margin-density",
+    title="Reward margin and winners' likelihood by γ",
+    paper="Figs. 3b and 3c",
+    order=52,
+    every_arm=True,
 )
 def margin_density(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
     """Left: density of the reward margin over held-out pairs, one curve for each target margin γ (the deeper the

@@ -36,6 +36,7 @@ def margin_vs_length(
         ax.axvline(0, color=plot.GRID, linewidth=0.8)
         ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
         ax.plot(line["x"], line["value"], marker=marker, color=colour, markersize=4)
+        plot.hint_estimates(ax, line["x"], line, plot.short(arm.label))
         plot.heading(ax, arm)
         ax.annotate(
             f"ρ = {rho.value:.2f}".replace("-", "−"),

@@ -9,7 +9,7 @@ from pobench.plot import NothingToDraw
 from pobench.registry import register_table
 
 
-@register_table("settings-table", title="Settings of every loss", paper="Tables 7 and 8", order=410)
+@register_table("settings-table", title="Settings of every loss", paper="Tables 7 and 8", order=410, every_arm=True)
 def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Hyperparameters as they were used. The same data order means that the losses saw the same pairs in the same
     order; where orders differ within one seed, do not compare."""

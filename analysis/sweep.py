@@ -18,7 +18,7 @@ QUANTITIES = [  # metric, title, printed as per cent
 ]
 
 
-@register_figure("sweep", title="Effect of one setting", paper="Figs. 3 and 5", order=50)
+@register_figure("sweep", title="Effect of one setting", paper="Figs. 3a, 5a and 5b", order=50, every_arm=True)
 def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     """Metrics against the value of the one setting that differs between the runs of a loss; error bars are 95 %
     intervals, the dashed line is the start model. Read a row from left to right: the best value by one metric is
@@ -45,6 +45,7 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
             mine = (data["loss"] == loss) & (data["setting"] == name) & (data["metric"] == metric)
             here = data[mine].sort_values("at")
             _panel(ax, here, loss, plot.start_score(runs, scores, metric).value)
+            plot.hint_estimates(ax, here["at"], here, f"{title}, {stats.GREEK.get(name, name)}")
             if percent:
                 plot.percent_axis(ax, "y")
             ax.set_title(title, fontsize=8)

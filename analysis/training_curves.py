@@ -31,12 +31,15 @@ def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     quantities = [q for q in QUANTITIES if any(c in steps and steps[c].notna().any() for c in q[1])]
     if not quantities:
         raise plot.NothingToDraw("No training step has a number to draw.")
-    figure = plot.Figure(figsize=(plot.WIDTH + 1.2, 1.12 * len(shown) + 0.7), layout="constrained")
-    grid = figure.subplots(len(shown), len(quantities), sharex=True, squeeze=False)
+    across = len(quantities)
+    figure, axes = plot.panels(
+        len(shown) * across, columns=across, height=1.12, width=plot.WIDTH + 1.2, sharex=True, sharey=False
+    )
+    grid = np.array(axes).reshape(len(shown), across)
     for row, (arm, found) in zip(grid, shown, strict=True):
         for ax, (_, columns, _, logarithmic) in zip(row, quantities, strict=True):
             for style, column in zip(("-", (0, (3, 1.5))), columns, strict=False):
-                curve(ax, found, column, plot.look(arm.loss).colour, style)
+                curve(ax, found, column, arm, style)
             if logarithmic:
                 plot.log_scale(ax)
             else:
@@ -79,23 +82,26 @@ def both_rewards(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
             moved[column] = moved[column] - first
         ax.axhline(0, color=plot.FAINT, linewidth=0.8)
         for style, column in zip(("-", (0, (3, 1.5))), pairs, strict=True):
-            curve(ax, moved, column, plot.look(arm.loss).colour, style)
+            curve(ax, moved, column, arm, style)
         plot.heading(ax, arm)
         parts.append(moved[["run", "step", *pairs]].assign(label=arm.label))
     plot.outer_labels(figure, "optimiser step", "change, nats per token")
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
 
 
-def curve(ax: plot.Axes, found: pd.DataFrame, column: str, colour: str, style: object) -> None:
+def curve(ax: plot.Axes, found: pd.DataFrame, column: str, arm: stats.Arm, style: object) -> None:
     """Single steps thin, their running mean over seeds bold."""
     if column not in found or not np.isfinite(found[column].to_numpy(float)).any():
         return
+    label, colour = arm.label, plot.look(arm.loss).colour
     for _, run in found.groupby("run", sort=True):
         ax.plot(run["step"], run[column], color=colour, alpha=0.3, linewidth=0.6)
     over_seeds = found.groupby("step", sort=True)[column].mean()
     window = max(1, len(over_seeds) // 12)
     smooth = over_seeds.rolling(window, center=True, min_periods=1).mean()
     ax.plot(smooth.index, smooth, color=colour, linestyle=style)
+    says = f"{plot.short(label)}, {column.replace('/', ' ').replace('_', ' ')}"
+    plot.hint(ax, smooth.index, smooth, [f"{says}, step {at}: {v:.3g}".replace("-", "−") for at, v in smooth.items()])
 
 
 def _opening(steps: int) -> int:

@@ -28,9 +28,11 @@ def tuning(tuning: pd.DataFrame) -> plot.Drawing:
     for ax, study in zip(axes, studies, strict=True):
         _panel(ax, trials[trials["study"] == study])
     rates = sorted(set(trials["lr"]))
-    if len(rates) <= 5:
-        axes[0].set_xticks(rates, [f"{rate:g}" for rate in rates])
-    axes[0].set_xticks([], minor=True)
+    for ax in axes:  # one scale for all, with room for the outermost trials
+        ax.set_xlim(min(trials["at"]) / 1.4, max(trials["at"]) * 1.4)
+        ax.set_xticks([], minor=True)
+        if len(rates) <= 5:
+            ax.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45, ha="right", rotation_mode="anchor")
     metric = ", ".join(dict.fromkeys(trials["metric"]))
     plot.outer_labels(figure, "learning rate", metric.replace("_", " "))
     keep = ["loss", "study", "sampler", "trial", "lr", "settings", "metric", "value", "low", "high", "n", "chosen"]

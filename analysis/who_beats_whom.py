@@ -22,9 +22,10 @@ def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
     if len(arms) < 2:
         raise plot.NothingToDraw("Fewer than two models were judged.")
     arms.sort(key=lambda arm: -table[arm.id].mean())
+    pairs = list(combinations(arms, 2))
+    results = np.stack([stats.outcomes(table[a.id], table[b.id]) for a, b in pairs], axis=1)
     rows = []
-    for a, b in combinations(arms, 2):
-        e = stats.win_rate(table[a.id], table[b.id])
+    for (a, b), e in zip(pairs, stats.means(results, [stats.UNIT] * len(pairs)), strict=True):
         p = stats.sign_test(table[a.id], table[b.id])
         rows.append({"row": a.label, "column": b.label, **plot.estimate_columns(e), "p": p})
     data = pd.DataFrame(rows)
@@ -37,6 +38,9 @@ def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
     for i, j in np.ndindex(*shares.shape):
         _cell(ax, i, j, shares[i, j], sure[i, j])
     names = [plot.short(arm.label, 22) for arm in arms]
+    for i, j in zip(*np.nonzero(np.isfinite(shares)), strict=True):
+        said = f"{names[i]} against {names[j]}: {100 * shares[i, j]:.1f} %, {'sure' if sure[i, j] else 'undecided'}"
+        plot.hint(ax, [j + 0.5], [i + 0.5], [said], aloud=False)
     ax.set_xticks(np.arange(len(arms)) + 0.5, names, rotation=35, ha="right", rotation_mode="anchor")
     ax.set_yticks(np.arange(len(arms)) + 0.5, names)
     ax.tick_params(length=0, labelcolor=plot.INK)

@@ -19,14 +19,20 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import ArrayLike
 
 from pobench import registry, stats
+from pobench.frames import Frames
 from pobench.types import Estimate
 
 
@@ -149,6 +155,7 @@ STYLE: dict[str, Any] = {
     "path.simplify": True,
 }
 WIDTH = 9.8  # inches: the report's text column
+MOST_ARMS = 16  # rows and panels that a reader still takes in; the paper's losses are twelve
 
 
 @contextmanager
@@ -165,8 +172,11 @@ def style(salt: str = "pobench") -> Iterator[None]:
 def draw(shown: registry.Figure, frames: Mapping[str, pd.DataFrame], **settings: Any) -> Any:
     """Call a registered figure or table with the frames it names, in our style.
 
+    Of more than `MOST_ARMS` arms, only those at home are shown (each loss as its setting has it), and a note says so,
+    except where the figure is about how settings of one loss differ (`every_arm`).
     Returns its Drawing or DataFrame. Raises NothingToDraw where a frame is absent or empty.
     """
+    frames, left_out = (frames, "") if shown.every_arm else at_home(frames)
     supplied = []
     for name in shown.frames:
         frame = frames.get(name)
@@ -176,20 +186,45 @@ def draw(shown: registry.Figure, frames: Mapping[str, pd.DataFrame], **settings:
         supplied.append(None if absent else frame)
     with style(f"pobench-{shown.name}"):
         drawn = shown(*supplied, **settings)
+        if left_out and isinstance(drawn, Drawing):
+            drawn = drawn._replace(notes=f"{drawn.notes} {left_out}".strip())
+        elif left_out:
+            drawn.attrs["notes"] = f"{drawn.attrs.get('notes', '')} {left_out}".strip()
+        if isinstance(drawn, Drawing) and isinstance(drawn.figure, _Panels):
+            drawn.figure.align()
         if isinstance(drawn, Drawing):  # lay it out once, so that every format has the same geometry
             drawn.figure.draw_without_rendering()
             drawn.figure.set_layout_engine("none")
         return drawn
 
 
+def at_home(frames: Mapping[str, pd.DataFrame]) -> tuple[Mapping[str, pd.DataFrame], str]:
+    """The frames without the arms that studies have added, and a sentence on what is left out; as they are, and "",
+    where no more than `MOST_ARMS` arms stand in them."""
+    runs = frames.get("runs")
+    if runs is None or len(runs) <= MOST_ARMS or len(arms := stats.arms(runs)) <= MOST_ARMS:
+        return frames, ""
+    homes = stats.homes(runs)
+    kept = {name for arm in arms if arm.is_start or arm in homes for name in (arm.id, *arm.runs)}
+    count = sum(not arm.is_start and arm.runs[0] not in kept for arm in arms)
+    if not count:
+        return frames, ""
+    said = f"Each loss stands with its setting's own values; {count} more, of studies, are in the sweeps and `settings-table`."
+    return Frames(frames).of_runs(kept), said
+
+
 _WITHOUT = {
     "runs": "There are no runs",
     "steps": "No run has logged a training step",
     "heldout": "No run has held-out log-probabilities",
+    "norms": "No run has gradient norms (`--stages norms`)",
     "answers": "No run has written answers",
     "verdicts": "No answer has been judged",
     "scores": "No run has been scored",
     "cross_loss": "No run has held-out log-probabilities",
+    "gradients": "No run has held-out log-probabilities",
+    "paper": "The paper's numbers are not there",
+    "benchmarks": "No benchmark has been run (`--stages benchmarks`)",
     "audit": "There is no data audit",
     "tuning": "No search has been made (`pobench tune`)",
 }
@@ -205,17 +240,34 @@ def panels(
     rows = math.ceil(count / columns)
     columns = max(2, math.ceil(count / rows)) if count else 1  # rows of equal length
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.02, hspace=0.03)
-    figure = Figure(figsize=(width, height * rows + 0.5), layout=layout)
-    grid = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
-    axes = list(grid.flat)
+    figure = _Panels(figsize=(width, height * rows + 0.5), layout=layout)
+    figure.sharex, figure.sharey = sharex, sharey
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for i, ax in enumerate(axes):
-        if i >= count:
-            ax.set_visible(False)
-        elif sharex and i + columns >= count:  # the last panel of each column carries the ticks
-            ax.tick_params(labelbottom=True)
+        ax.set_visible(i < count)
+        # the last panel of each column and the first of each row carry the ticks
+        ax.tick_params(labelbottom=not sharex or i + columns >= count, labelleft=not sharey or i % columns == 0)
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.yaxis.set_major_locator(MaxNLocator(5))
     return figure, axes[:count]
+
+
+class _Panels(Figure):
+    """A figure whose panels get the same limits when all is drawn. (Sharing axes, as matplotlib has it, asks every panel
+    about every other time and again: with a hundred of them that is half of the drawing.)"""
+
+    sharex = sharey = False
+
+    def align(self) -> None:
+        drawn = [ax for ax in self.axes if ax.get_visible() and ax.has_data()]
+        if self.sharex and drawn:
+            lows, highs = zip(*(ax.get_xlim() for ax in drawn), strict=True)
+            for ax in drawn:
+                ax.set_xlim(min(lows), max(highs))
+        if self.sharey and drawn:
+            lows, highs = zip(*(ax.get_ylim() for ax in drawn), strict=True)
+            for ax in drawn:
+                ax.set_ylim(min(lows), max(highs))
 
 
 def single(height: float, *, width: float = WIDTH) -> tuple[Figure, Axes]:
@@ -231,10 +283,23 @@ def outer_labels(figure: Figure, x: str, y: str) -> None:
 
 
 def heading(ax: Axes, arm: stats.Arm) -> None:
-    """The panel's title: the arm's label in its colour."""
+    """The panel's title: the arm's label after its marker."""
     spec = ax.get_subplotspec()
     longest = 96 // spec.get_gridspec().ncols if spec is not None else 34
-    ax.set_title(short(arm.label, longest), color=look(arm.loss).colour)
+    colour, marker = look(arm.loss)
+    ax.set_title("\u2003" + short(arm.label, longest))
+    place = ScaledTranslation(3.5 / 72, (STYLE["axes.titlepad"] + 3.4) / 72, ax.figure.dpi_scale_trans)
+    ax.add_artist(
+        Line2D(
+            [0],
+            [1],
+            color=colour,
+            marker=MarkerStyle(marker),
+            markersize=6,
+            transform=ax.transAxes + place,
+            clip_on=False,
+        )
+    )
 
 
 def short(text: Any, longest: int = 28) -> str:
@@ -306,6 +371,9 @@ def dots(
         )
         numbers = show(e.value) if math.isnan(e.low) else f"{show(e.value)}  [{show(e.low)}, {show(e.high)}]"
         text = f"{numbers}   n = {e.n}" + (f"   {row.remark}" if row.remark else "")
+        label = short(row.arm.label)
+        hint(ax, [e.value], [place], [f"{label}: {' '.join(text.split())}"])
+        hint(ax, row.seeds, [place] * len(row.seeds), [f"{label}, one seed: {show(v)}" for v in row.seeds], aloud=False)
         ax.annotate(
             text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=FAINT,
             annotation_clip=False,
@@ -390,6 +458,78 @@ def binned(
     return pd.DataFrame(rows, columns=columns)
 
 
+# ---------------------------------------------------------------- what a pointer finds
+
+MOST_HINTS = 60  # of one series, evenly picked
+
+
+class _Hints(Artist):
+    """Texts at points of an axes, in its data coordinates. Draws nothing."""
+
+    def __init__(self, points: Sequence[tuple[float, float, str]], aloud: bool) -> None:
+        super().__init__()
+        self.set_in_layout(False)
+        self.points, self.aloud = points, aloud
+
+
+def hint(ax: Axes, x: ArrayLike, y: ArrayLike, texts: Sequence[str], *, aloud: bool = True) -> None:
+    """What the page says where a pointer comes near (x, y); each array (points,), in data coordinates.
+
+    Call it once for each series. aloud: its first and last text also tell what is seen to those who cannot see it.
+    """
+    xs, ys = (np.asarray(values, dtype=float).ravel() for values in (x, y))
+    points = [point for point in zip(xs, ys, map(str, texts), strict=True) if np.isfinite(point[:2]).all()]
+    picked = np.unique(np.linspace(0, len(points) - 1, min(len(points), MOST_HINTS)).round().astype(int))
+    ax.add_artist(_Hints([points[i] for i in picked], aloud))
+
+
+def hint_estimates(
+    ax: Axes, x: ArrayLike, rows: pd.DataFrame, label: str, show: Callable[[float], str] = "{:.3g}".format
+) -> None:
+    """Hints of a line of estimates: rows with the columns value, low, high and n, one for each x."""
+    xs = np.asarray(x, dtype=float)
+    texts = []
+    for at, value, low, high, n in zip(xs, rows["value"], rows["low"], rows["high"], rows["n"], strict=True):
+        interval = "" if math.isnan(low) else f" [{show(low)}, {show(high)}]"
+        texts.append(f"{label} at {at:.4g}: {show(value)}{interval}, n = {n:.0f}".replace("-", "−"))
+    hint(ax, xs, rows["value"], texts)
+
+
+class Hint(NamedTuple):
+    """A text at a place of the picture; x, y: fractions of its width and height, from the upper left corner."""
+
+    x: float
+    y: float
+    text: str
+
+
+def hints(figure: Figure) -> list[Hint]:
+    """Every hint inside the axes it belongs to, as the figure is laid out now."""
+    found = []
+    for ax, series in _series(figure):
+        for x, y, text in series.points:
+            at = ax.transData.transform((x, y))
+            if ax.bbox.padded(1).contains(*at):
+                across, down = figure.transFigure.inverted().transform(at)
+                found.append(Hint(float(across), 1 - float(down), text))
+    return found
+
+
+def described(figure: Figure, longest: int = 16) -> str:
+    """What is seen, in words: each series by its text, or by its first and last; "" where nothing was hinted."""
+    said = []
+    for _, series in _series(figure):
+        texts = [text for *_, text in series.points] if series.aloud else []
+        said += [" to ".join(dict.fromkeys((texts[0], texts[-1])))] if texts else []
+    rest = len(said) - longest
+    return "; ".join(said[:longest] + ([f"and {rest} more"] if rest > 0 else []))
+
+
+def _series(figure: Figure) -> Iterator[tuple[Axes, _Hints]]:
+    for ax in figure.axes:
+        yield from ((ax, artist) for artist in ax.artists if isinstance(artist, _Hints))
+
+
 # ---------------------------------------------------------------- bytes
 
 
@@ -420,6 +560,7 @@ def inline_svg(text: str, prefix: str, label: str) -> str:
     for colour, variable in PAGE_COLOURS.items():
         text = re.sub(rf"(fill|stroke|stop-color): {colour}", rf"\1: var({variable}, {colour})", text)
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' d="[^"]*"', lambda d: re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", d[0]), text)
     text = re.sub(r"\n\s*", "\n", text)
     size = re.match(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', text)
     box = f"0 0 {size[1]} {size[2]}" if size else "0 0 100 100"

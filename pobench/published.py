@@ -2,13 +2,18 @@
 
 A model's sizes (from its configuration file), special tokens and the behaviour of its chat template, in our own
 Jinja; a data set's columns and splits. A rehearsal builds its stand-ins from this, and a dry run its estimate.
+And what the SimPO paper's tables print, for tables that set our numbers beside them.
 """
 
 from __future__ import annotations
 
+import importlib.resources
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # ---------------------------------------------------------------- chat templates
 
@@ -64,7 +69,7 @@ class PublishedModel:
     bos: str
     eos: str
     pad: str | None
-    template: str
+    template: str | None  # None: a base model has none
     source: str
     adds_bos: bool = True
     stops: tuple[str, ...] = field(default=())  # of the generation configuration, besides `eos`
@@ -117,6 +122,24 @@ MODELS: dict[str, PublishedModel] = {
         pad=None,
         template=MISTRAL_TEMPLATE,
         source="config.json and tokenizer_config.json of the hub page; v0.2 has no sliding window",
+    ),
+    "mistralai/Mistral-7B-v0.1": PublishedModel(
+        {**_MISTRAL, "sliding_window": 4096},
+        _ANGLES,
+        bos="<s>",
+        eos="</s>",
+        pad=None,
+        template=None,
+        source="config.json and tokenizer_config.json of the hub page; arXiv 2310.06825",
+    ),
+    "meta-llama/Meta-Llama-3-8B": PublishedModel(
+        _LLAMA3,
+        _LLAMA3_SPECIAL,
+        bos="<|begin_of_text|>",
+        eos="<|end_of_text|>",
+        pad=None,
+        template=None,
+        source="config.json and tokenizer_config.json of the hub page; arXiv 2407.21783",
     ),
     "princeton-nlp/Llama-3-Base-8B-SFT": PublishedModel(
         _LLAMA3,
@@ -185,7 +208,7 @@ MODELS: dict[str, PublishedModel] = {
 }
 
 
-# ---------------------------------------------------------------- preference data sets
+# ---------------------------------------------------------------- data sets
 
 
 @dataclass(frozen=True)
@@ -214,6 +237,7 @@ _ON_POLICY = {
     "chosen": "messages",
     "rejected": "messages",
 }
+_CHATS = {"prompt": "text", "prompt_id": "text", "messages": "messages"}
 _RANKED = "the data set's card; all columns but prompt_id as SimPO's on_policy_data_gen/reward_model_annotate.py writes"
 
 DATASETS: dict[str, PublishedData] = {
@@ -229,6 +253,11 @@ DATASETS: dict[str, PublishedData] = {
         },
         "the data set's card",
     ),
+    "HuggingFaceH4/ultrachat_200k": PublishedData(
+        _CHATS,
+        {"train_sft": 207865, "test_sft": 23110, "train_gen": 256032, "test_gen": 28304},
+        "the data set's card",
+    ),
     "princeton-nlp/mistral-instruct-ultrafeedback": PublishedData(
         _ON_POLICY, {"train": 59700, "test": 2990}, f"{_RANKED}; rows to three digits"
     ),
@@ -242,3 +271,20 @@ DATASETS: dict[str, PublishedData] = {
         _ON_POLICY, {"train": 59600, "test": 1940}, f"{_RANKED}; rows to three digits"
     ),
 }
+
+
+# ---------------------------------------------------------------- the SimPO paper's results
+
+
+def paper_results() -> pd.DataFrame:
+    """The numbers of Tables 1, 4, 5, 6 and 9 to 17 of arXiv 2405.14734v3, as printed, one a row.
+
+    Columns: table (int), setting (ours; "" for a model that no setting trains), loss (registered name, or "start"), label
+    (the paper's row), where (what sets the row apart from the setting's own values: "gamma=0", "lr=5e-07"), benchmark,
+    metric, value (per cent; characters or tokens for lengths; 1 to 10 for MT-Bench).
+    """
+    import pandas as pd
+
+    path = importlib.resources.files("pobench.experiments") / "data/paper/tables.csv"
+    with path.open(encoding="utf-8") as file:
+        return pd.read_csv(file, keep_default_na=False, dtype={"table": int, "value": float})

@@ -571,8 +571,17 @@ def lines(runs: pd.DataFrame) -> list[Line]:
 def home(runs: pd.DataFrame, loss: str) -> Arm | None:
     """The arm that stands for the loss where it was trained with several settings: labels as they are, the setting's own
     values (by the column `sources`), the most seeds, then the most arms beside it that differ in one value alone."""
-    members = _facts_by_loss(runs).get(loss, [])
-    sources = {str(row["run"]): json_object(row.get("sources")).values() for row in runs.to_dict("records")}
+    return _home(runs, _facts_by_loss(runs).get(loss, []))
+
+
+def homes(runs: pd.DataFrame) -> list[Arm]:
+    """The arm that stands for each loss, by loss; see `home`."""
+    return [arm for members in _facts_by_loss(runs).values() if (arm := _home(runs, members)) is not None]
+
+
+def _home(runs: pd.DataFrame, members: list[tuple[Arm, dict[str, Any]]]) -> Arm | None:
+    mine = runs[runs["run"].isin([arm.runs[0] for arm, _ in members])]
+    sources = {str(row["run"]): json_object(row.get("sources")).values() for row in mine.to_dict("records")}
 
     def rank(member: tuple[Arm, dict[str, Any]]) -> tuple[Any, ...]:
         arm, facts = member
@@ -642,13 +651,21 @@ def score_of(scores: pd.DataFrame, arm: Arm, metric: str) -> Estimate:
     """
     of_metric = scores[scores["metric"] == metric]
     for wanted in ([arm.id], list(arm.runs)):
-        rows = of_metric[of_metric["run"].isin(wanted)].dropna(subset=["value"])
-        if len(rows) == 1:
-            row = rows.iloc[0]
-            return Estimate(float(row["value"]), _float(row["low"]), _float(row["high"]), int(row["n"]))
-        if len(rows) > 1:
-            return Estimate(float(rows["value"].astype(float).mean()), math.nan, math.nan, int(rows["n"].min()))
+        if not math.isnan((found := pooled(of_metric[of_metric["run"].isin(wanted)])).value):
+            return found
     return Estimate.missing()
+
+
+def pooled(rows: pd.DataFrame) -> Estimate:
+    """Of rows with value, low, high, n: the only one that has a value as it is; several seeds' mean without an interval,
+    since they share their prompts or pairs."""
+    rows = rows.dropna(subset=["value"])
+    if rows.empty:
+        return Estimate.missing()
+    first = rows.iloc[0]
+    if len(rows) == 1:
+        return Estimate(float(first["value"]), _float(first["low"]), _float(first["high"]), int(first["n"]))
+    return Estimate(float(rows["value"].astype(float).mean()), math.nan, math.nan, int(rows["n"].min()))
 
 
 def seed_values(scores: pd.DataFrame, arm: Arm, metric: str) -> list[float]:

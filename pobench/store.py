@@ -16,20 +16,38 @@ runs      run, setting, kind ("start" | "loss"), loss (name, "start"), title (as
           (share of training labels decided by length; nan for start)
 steps     run, step (1..), epoch (float), loss, lr, grad_norm, rewards/chosen, rewards/rejected, rewards/margins,
           rewards/accuracies, logps/chosen, logps/rejected (mean over pairs of summed nats), logps/chosen_per_token,
-          logps/rejected_per_token, saturated (share of pairs whose |gradient weight| < 1e-4), kl (nan unless used), seconds
+          logps/rejected_per_token, saturated (share of pairs whose |gradient weight| < 1e-4), kl (nan unless used), seconds;
+          at the steps of `train.evaluate_every`, means over held-out pairs: heldout/kl (reference from policy, on winners)
+          and heldout/chosen_per_token (nats per token), heldout/accuracy, heldout/margin (of the run's own reward)
 heldout   run, pair (id), chosen_logp, rejected_logp (summed nats), chosen_length, rejected_length (tokens),
           reference_chosen_logp, reference_rejected_logp, loss, chosen_reward, rejected_reward (the run's own loss; nan
           for start), mismatched_logp, reference_mismatched_logp (of an answer to another prompt; nan where not stored)
 answers   run, prompt (id), sample (0..), kind (of demand, or ""), topic, instruction (text), text (untrusted), tokens,
           finished (bool: ended by itself)
-verdicts  run, prompt, sample, judge, score (in [0, 1]; nan where the judge gave none)
+verdicts  run, prompt, sample, judge, score (in [0, 1]; nan where the judge gave none). Of a judge that compares, score is
+          P(better than the start model's answer), a half for the start model itself, beside against ("start"), forward
+          and backward (the same with the start's answer shown first, and last), flipped (1: the order decided), longer
+          (1: this answer is, 0.5: equally long)
 scores    run, metric, value, low, high, n, better ("higher" | "lower" | "")
-cross_loss  run, trained (its loss, or "start"), evaluated (a registered loss), title, settings (JSON: those it was
-          evaluated with), metric ("loss" | "reward_accuracy" | "margin"), value, low, high, n; see `pobench.cross_loss`
+norms     run, pair, chosen_norm, rejected_norm (length of ∇ log π(answer) by all weights, per nat), product (of both)
 audit     setting, fault, count, rows (JSON list of row numbers), data (which token pairs, by digest)
 tuning    setting, loss, study (a search by its digest), sampler, trial, lr, settings (JSON), metric (the objective),
           better, value, low, high, n (nan where the trial failed), start (the start model's value), chosen (bool),
           status ("finished" | "failed"), reason, runs (ids below runs/<setting>/tuning, by spaces)
+benchmarks  run, setting, loss ("start" for the start model), seed (-1 for it), benchmark (alpaca_eval, arena_hard, mt_bench,
+          downstream, …), metric, value, low, high, n, judge ("" where none is asked), name (what the result may be
+          called: "AlpacaEval 2" only where it is that), limit (prompts asked of a part; nan: all). One row a metric, of
+          the result on most prompts by each judge; units are the benchmark's own (rates in %, MT-Bench 1 to 10)
+          alpaca_eval: lc_win_rate, win_rate, length_only_win_rate, length (characters) · arena_hard: win_rate,
+          position_flips · mt_bench: score, turn_1, turn_2, and one for each category · downstream: its tasks
+
+Made from these when first asked for (`pobench.frames`):
+
+cross_loss  run, trained (its loss, or "start"), evaluated (a registered loss), title, settings (JSON: those it was
+          evaluated with), metric ("loss" | "reward_accuracy" | "margin"), value, low, high, n; see `pobench.cross_loss`
+gradients   run, evaluated, pair, chosen_length, rejected_length, chosen_weight, rejected_weight (∂loss/∂ sum, per nat),
+          norm (of the pair's gradient by all weights; nan without `norms`); see `pobench.gradients`
+paper       what the SimPO paper's tables print; see `pobench.published.paper_results`
 """
 
 from __future__ import annotations
@@ -44,23 +62,24 @@ import pandas as pd
 import yaml
 
 from pobench.config import PROTOCOL, Job
-from pobench.cross_loss import COLUMNS as CROSS_LOSS_COLUMNS
-from pobench.cross_loss import cross_loss
 from pobench.files import whole, write_text
+from pobench.frames import Frames
 from pobench.registry import PobenchError, losses
 
 COLUMNS = {
     "runs": "run setting kind loss title seed settings lr epochs batch_size start pairs seconds peak_memory tokens status "
     "reason order protocol note environment sources length_bias",
     "steps": "run step epoch loss lr grad_norm rewards/chosen rewards/rejected rewards/margins rewards/accuracies logps/chosen "
-    "logps/rejected logps/chosen_per_token logps/rejected_per_token saturated kl seconds",
+    "logps/rejected logps/chosen_per_token logps/rejected_per_token saturated kl seconds "
+    "heldout/kl heldout/chosen_per_token heldout/accuracy heldout/margin",
     "heldout": "run pair chosen_logp rejected_logp chosen_length rejected_length reference_chosen_logp reference_rejected_logp "
     "loss chosen_reward rejected_reward mismatched_logp reference_mismatched_logp",
+    "norms": "run pair chosen_norm rejected_norm product",
     "answers": "run prompt sample kind topic instruction text tokens finished",
     "verdicts": "run prompt sample judge score",
     "scores": "run metric value low high n better",
-    "cross_loss": CROSS_LOSS_COLUMNS,
     "audit": "setting fault count rows data",
+    "benchmarks": "run setting loss seed benchmark metric value low high n judge name limit",
     "tuning": "setting loss study sampler trial lr settings metric better value low high n start chosen status reason runs",
 }
 
@@ -122,6 +141,15 @@ class RunFolder:
     def read_frame(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(self.path / f"{name}.parquet")
 
+    def benchmark_results(self) -> list[dict[str, Any]]:
+        """The stored `score.json` of each benchmark by each judge: that of most questions, and of these the latest."""
+        best: dict[tuple[str, str], dict[str, Any]] = {}
+        for path in sorted(self.path.glob("benchmarks/**/score.json")):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            key = result["benchmark"], result["judge"]
+            best[key] = max(best.get(key, result), result, key=lambda r: (r["asked"], r["made"]))
+        return [best[key] for key in sorted(best)]
+
     # -- steps
 
     def log_step(self, row: Mapping[str, Any]) -> None:
@@ -146,7 +174,7 @@ class RunFolder:
         return rows
 
 
-def load_frames(runs: str | Path = "runs", setting: str | None = None) -> dict[str, pd.DataFrame]:
+def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames:
     """Every stored run as tidy frames; see this module's docstring for their columns.
 
     setting: only the runs of this one. Raises PobenchError where no run is stored.
@@ -162,9 +190,10 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> dict[s
         parts["runs"].append(pd.DataFrame([_run_row(folder)]))
         if rows := folder.steps():
             parts["steps"].append(pd.DataFrame(rows).assign(run=folder.run))
-        for name in ("heldout", "answers", "verdicts"):
+        for name in ("heldout", "norms", "answers", "verdicts"):
             if folder.has(f"{name}.parquet"):
                 parts[name].append(folder.read_frame(name).assign(run=folder.run))
+        parts["benchmarks"] += _benchmark_rows(folder, parts["runs"][-1])
         if folder.has("scores.json"):
             parts["scores"].append(pd.DataFrame(folder.read_json("scores.json")).assign(run=folder.run))
     for name in sorted({p.parent.name for p in folders}):
@@ -174,15 +203,22 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> dict[s
     for trials in (root / "trials.csv", *sorted(root.glob("*/tuning/trials.csv"))):
         if trials.is_file():
             parts["tuning"].append(pd.read_csv(trials, keep_default_na=False, na_values=[""]))
-    frames = {name: _frame(parts[name], columns.split()) for name, columns in COLUMNS.items()}
-    frames["cross_loss"] = cross_loss(frames["runs"], frames["heldout"])
-    return frames
+    return Frames({name: _frame(parts[name], columns.split()) for name, columns in COLUMNS.items()})
 
 
 def _frame(parts: Iterable[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     parts = [p for p in parts if len(p)]
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     return frame.reindex(columns=[*columns, *(c for c in frame.columns if c not in columns)])
+
+
+def _benchmark_rows(folder: RunFolder, run: pd.DataFrame) -> list[pd.DataFrame]:
+    named = run[["run", "setting", "loss", "seed"]].iloc[0].to_dict()
+    kept = ("benchmark", "judge", "name", "limit")
+    return [
+        pd.DataFrame(result["rows"]).assign(**named, **{k: result[k] for k in kept})
+        for result in folder.benchmark_results()
+    ]
 
 
 def _run_row(folder: RunFolder) -> dict[str, Any]:

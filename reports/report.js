@@ -1,4 +1,4 @@
-// Sort a table by its column heads; numbers by data-sort, dashes last. Open everything before printing.
+// Sort a table by its column heads; numbers by data-sort, dashes last.
 for (const table of document.querySelectorAll("table.sortable")) {
   table.querySelectorAll("thead th").forEach((head, column) => {
     head.querySelector("button").addEventListener("click", () => {
@@ -21,6 +21,66 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+
+// Say what stands where the pointer is, or, with the arrow keys, point by point.
+const reach = 28; // pixels
+for (const picture of document.querySelectorAll(".picture")) {
+  const lines = picture.querySelector(".hints")?.textContent.split("\n") ?? [];
+  const points = lines.map((line) => /^(-?\d+) (-?\d+) (.*)$/.exec(line)).filter(Boolean).map(([, x, y, text]) => ({ x: x / 1e4, y: y / 1e4, text }));
+  if (!points.length) continue;
+  const drawn = picture.querySelector("svg, img");
+  const tip = picture.appendChild(Object.assign(document.createElement("output"), { className: "tip" }));
+  const ring = picture.appendChild(Object.assign(document.createElement("span"), { className: "at" }));
+  let at = -1;
+  const say = (place) => {
+    at = place;
+    tip.textContent = points[place]?.text ?? "";
+    if (place < 0) return;
+    const [inside, outside] = [drawn.getBoundingClientRect(), picture.getBoundingClientRect()];
+    const left = inside.left - outside.left + picture.scrollLeft + points[place].x * inside.width;
+    const top = inside.top - outside.top + points[place].y * inside.height;
+    Object.assign(ring.style, { left: `${left}px`, top: `${top}px` });
+    const most = picture.scrollLeft + picture.clientWidth - tip.offsetWidth;
+    Object.assign(tip.style, { left: `${Math.max(0, Math.min(left + 12, most))}px`, top: `${top < 48 ? top + 14 : top - tip.offsetHeight - 10}px` });
+  };
+  const near = (event) => {
+    const box = drawn.getBoundingClientRect();
+    const far = ({ x, y }) => Math.hypot(box.left + x * box.width - event.clientX, box.top + y * box.height - event.clientY);
+    const place = points.reduce((best, point, i) => (far(point) < far(points[best]) ? i : best), 0);
+    say(far(points[place]) < reach ? place : -1);
+  };
+  picture.tabIndex = 0;
+  picture.addEventListener("pointermove", near);
+  picture.addEventListener("pointerdown", near);
+  picture.addEventListener("pointerleave", () => say(-1));
+  picture.addEventListener("blur", () => say(-1));
+  picture.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (step) say((Math.max(at, step > 0 ? -1 : 0) + step + points.length) % points.length);
+    else if (event.key === "Escape") say(-1);
+    else return;
+    event.preventDefault();
+  });
+}
+
+// Light or dark: as the system has it until the button is pressed, then as the reader chose.
+const theme = document.querySelector("button.theme");
+const night = matchMedia("(prefers-color-scheme: dark)");
+const remembered = { // a page opened from disk may be refused a memory
+  get: () => { try { return localStorage.getItem("theme"); } catch { return null; } },
+  set: (value) => { try { localStorage.setItem("theme", value); } catch { /* it lasts as long as the page */ } },
+};
+const isDark = () => (document.documentElement.dataset.theme ?? (night.matches ? "dark" : "light")) === "dark";
+const wear = (value) => {
+  if (value === "dark" || value === "light") document.documentElement.dataset.theme = value;
+  theme.textContent = isDark() ? "Light page" : "Dark page";
+};
+theme.hidden = false;
+theme.addEventListener("click", () => { wear(isDark() ? "light" : "dark"); remembered.set(document.documentElement.dataset.theme); });
+night.addEventListener("change", () => wear());
+wear(remembered.get());
+
+// Open everything before printing; show in the contents where the reader is.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => (d.open = true)));
 const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
 const seen = new IntersectionObserver((entries) => {

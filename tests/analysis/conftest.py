@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from pobench import scores
-from pobench.cross_loss import cross_loss
+from pobench.frames import Frames
 
 
 @pytest.fixture(scope="session")
@@ -23,15 +23,15 @@ def synthetic() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def frames(synthetic) -> dict:
+def frames(synthetic) -> Frames:
     """A start model and five losses, one seed, scored. Do not change it."""
     made = synthetic.make_frames(prompts=24, pairs=60, steps=12)
-    return {**made, "scores": scores.complete(made), "cross_loss": cross_loss(made["runs"], made["heldout"])}
+    return Frames({**made, "scores": scores.complete(made)})
 
 
 @pytest.fixture(scope="session")
-def seeded(synthetic) -> dict:
+def seeded(synthetic) -> Frames:
     """Two losses with two seeds each, scored. Do not change it."""
     two = {name: synthetic.LOSSES[name] for name in ("simpo", "dpo")}
     made = synthetic.make_frames(two, seeds=(1, 2), prompts=16, pairs=40, steps=8)
-    return {**made, "scores": scores.complete(made), "cross_loss": cross_loss(made["runs"], made["heldout"])}
+    return Frames({**made, "scores": scores.complete(made)})

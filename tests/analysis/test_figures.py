@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pobench import plot, registry, stats
+from pobench import plot, registry, scores, stats
+from pobench.frames import Frames
 from pobench.types import Estimate
 
 NAMES = registry.figures.names()
@@ -23,6 +24,10 @@ OF_STUDIES = {  # they want several settings of a loss
     "seed-spread",
     "tuning",
     "tuning-table",
+    "kl-in-training",
+    "gradient-norm",
+    "beside-paper",  # of a setting of the paper
+    "beside-paper-downstream",
 }
 
 
@@ -87,8 +92,6 @@ def test_nan_everywhere_never_crashes(name, frames) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_run_with_one_pair_and_one_prompt_never_crashes(name, synthetic) -> None:
-    from pobench import scores
-
     one = synthetic.make_frames({"dpo": synthetic.LOSSES["dpo"]}, prompts=1, samples=1, pairs=1, steps=1)
     one["scores"] = scores.complete(one)
     try:
@@ -190,8 +193,6 @@ def test_a_collapse_is_called_one(drawn) -> None:
 
 
 def test_a_sweep_needs_one_numeric_setting_that_differs(synthetic) -> None:
-    from pobench import scores
-
     title, _, *rest = synthetic.LOSSES["dpo"]
     parts = [
         synthetic.make_frames({"dpo": (title, {"beta": b}, *rest)}, prompts=8, pairs=12, steps=2) for b in (0.01, 0.1)
@@ -248,8 +249,6 @@ def test_a_users_loss_always_gets_the_same_look_out_of_the_reserved_part() -> No
 
 
 def test_hostile_names_are_drawn_as_text(synthetic) -> None:
-    from pobench import scores
-
     title = "$\\frac{<script>\udcff & co"
     one = synthetic.make_frames({"mine": ("mine", {}, *synthetic.LOSSES["dpo"][2:])}, prompts=4, pairs=6, steps=2)
     one["runs"]["title"] = pd.Series(["start", title], dtype=object)
@@ -288,3 +287,126 @@ def test_a_model_stands_under_every_loss_and_what_is_not_stored_is_a_dash(drawn,
     assert len(texts) == 6 * len(registry.list_losses()) and texts.count("–") == 6
     shares = plot.draw(registry.figures.get("cross-loss"), frames, metric="reward_accuracy").data["value"].dropna()
     assert shares.between(0, 1).all()
+
+
+# ---------------------------------------------------------------- beside DPO, beside the paper
+
+
+def test_gains_over_dpo_are_paired_and_the_start_model_stands_among_them(drawn, frames) -> None:
+    data = drawn["gains-over-dpo"].data.set_index("label")
+    judged = frames["verdicts"].merge(frames["runs"][["run", "title"]]).groupby(["title", "prompt"])["score"].mean()
+    assert data.loc["SimPO", "value"] == pytest.approx(100 * (judged["SimPO"] - judged["DPO"]).mean())
+    assert "DPO" not in data.index and data.loc["Start model", "n"] == 24
+
+
+def test_the_cells_beside_dpo_are_the_joint_outcomes(drawn, frames) -> None:
+    data = drawn["beside-dpo"].data
+    assert data.groupby("label")["value"].sum().tolist() == pytest.approx([1.0] * 4)
+    judged = frames["verdicts"].merge(frames["runs"][["run", "title"]]).groupby(["title", "prompt"])["score"].mean()
+    start = judged["Start model"]
+    both = ((judged["SimPO"] > start) & (judged["DPO"] > start)).mean()
+    cell = data[(data["label"] == "SimPO") & (data["rival"] == "wins") & (data["this"] == "wins")]
+    assert cell["value"].item() == pytest.approx(both)
+
+
+def test_simpos_pull_falls_with_length_more_than_dpos(drawn) -> None:
+    data = drawn["gradient-weight"].data
+    chosen = data[data["side"] == "chosen"].groupby("label")
+    fall = {label: g["value"].iloc[-1] / g["value"].iloc[0] for label, g in chosen}
+    assert fall["SimPO"] < min(0.5, fall["DPO"])  # DPO's falls too here: long pairs are the ones it has learned
+
+
+@pytest.fixture(scope="module")
+def of_the_paper(synthetic) -> Frames:
+    """Runs that carry the name of one of the paper's settings, with a benchmark."""
+    made = synthetic.make_frames(setting="mistral-base", prompts=6, pairs=20, steps=2)
+    judges = (("gpt-4-1106-preview", 0.0), ("a-judge", 50.0))
+    rows = [
+        {"run": r["run"], "setting": "mistral-base", "loss": r["loss"], "seed": r["seed"], "benchmark": "alpaca_eval",
+         "metric": "lc_win_rate", "value": v, "low": v - 2, "high": v + 3, "n": 805, "judge": judge, "name": "AlpacaEval 2",
+         "limit": math.nan}
+        for r in made["runs"].to_dict("records") for judge, more in judges for v in [10.0 + len(r["loss"]) + more]
+    ]  # fmt: skip
+    return Frames({**made, "scores": scores.complete(made), "benchmarks": pd.DataFrame(rows)})
+
+
+def test_table_10_comes_first_and_what_another_table_says_stands_beside_it(of_the_paper) -> None:
+    table = plot.draw(registry.figures.get("beside-paper"), of_the_paper).set_index("Model")
+    lc = "AlpacaEval LC, %"
+    assert table.loc["SimPO", f"{lc}: paper"] == 21.4 and table.loc["SimPO", f"{lc}: also"] == 21.5
+    assert table.loc["CPO", "Arena-Hard WR, %: paper"] == 5.8 and table.loc["CPO", "Arena-Hard WR, %: also"] == 6.9
+    assert math.isnan(table.loc["DPO", f"{lc}: also"])
+    assert table.loc["SimPO", f"{lc}: ours"] == Estimate(15.0, 13.0, 18.0, 805)  # the GPT-4-class judge's
+    assert table.loc["RRHF", f"{lc}: ours"].n == 0 and table.loc["SimPO, γ = 0", f"{lc}: ours"].n == 0
+    assert table.loc["SimPO w/o LN", "ρ(log-prob, length): paper"] == 0.82
+    assert table.loc["SimPO w/o LN", "ρ(log-prob, length): ours"].n == 20
+    assert "gpt-4-1106-preview" in table.attrs["notes"]
+
+
+def test_downstream_numbers_of_the_paper_stand_without_any_of_ours(of_the_paper) -> None:
+    table = plot.draw(registry.figures.get("beside-paper-downstream"), of_the_paper).set_index("Model")
+    assert table.loc["KTO", "average, %: paper"] == 63.42 and table.loc["KTO", "average, %: ours"].n == 0
+
+
+def test_a_setting_that_the_paper_does_not_have_is_told_which_it_has(frames) -> None:
+    with pytest.raises(plot.NothingToDraw, match=r"nothing of the setting tiny; it has .*mistral-base"):
+        plot.draw(registry.figures.get("beside-paper"), frames)
+
+
+def test_gains_on_a_benchmark_stand_beside_the_papers(of_the_paper) -> None:
+    data = plot.draw(registry.figures.get("gains-over-dpo"), of_the_paper).data
+    lc = data[data["quantity"].str.startswith("AlpacaEval")].set_index("label")
+    assert lc.loc["SimPO", "paper"] == pytest.approx(21.4 - 15.1)
+
+
+# ---------------------------------------------------------------- studies on the page
+
+
+def test_kl_in_training_starts_at_the_reference_and_shows_what_was_measured(frames) -> None:
+    steps = frames["steps"].assign(**{"heldout/kl": lambda s: (0.01 * s["step"]).where(s["step"] % 4 == 0)})
+    found = plot.draw(registry.figures.get("kl-in-training"), {**frames.given, "steps": steps})
+    assert set(found.data["step"]) == {4, 8, 12} and set(found.data["label"]) == {
+        "SimPO",
+        "DPO",
+        "KTO",
+        "IPO",
+        "SimPO w/o LN",
+    }
+    assert all(line.get_ydata()[0] == 0 for ax in found.figure.axes for line in ax.lines if len(line.get_ydata()) > 2)
+
+
+def test_a_gradients_norm_is_drawn_where_the_model_was_asked(frames) -> None:
+    held = frames["heldout"]
+    norms = held[["run", "pair"]].assign(chosen_norm=2.0, rejected_norm=1.0, product=0.0)
+    data = plot.draw(registry.figures.get("gradient-norm"), {**Frames({**frames.given, "norms": norms})}).data
+    dpo = frames["gradients"].merge(frames["runs"][["run", "loss"]]).query("loss == 'dpo'")
+    by_hand = np.hypot(2 * dpo["chosen_weight"], dpo["rejected_weight"])
+    assert data.loc[data["loss"] == "dpo", "norm"].to_numpy() == pytest.approx(
+        (by_hand / by_hand.mean()).to_numpy(), rel=1e-4
+    )
+
+
+def test_of_many_arms_the_losses_at_home_are_drawn_and_a_note_says_so(synthetic) -> None:
+    title, settings, *rest = synthetic.LOSSES["simpo"]
+    parts = [synthetic.make_frames(prompts=4, pairs=8, steps=2)] + [
+        synthetic.make_frames({"simpo": (title, {**settings, "gamma": 0.1 * g}, *rest)}, prompts=4, pairs=8, steps=2)
+        for g in range(11, 24)
+    ]
+    many = {k: pd.concat([p[k] for p in parts], ignore_index=True) for k in parts[0]}
+    many["runs"] = many["runs"].drop_duplicates("run")
+    found = plot.draw(registry.figures.get("logp-vs-length"), many)
+    labels = [ax.get_title(loc="left").strip() for ax in found.figure.axes if ax.get_visible()]
+    assert len(labels) == 6 and labels.count("SimPO") == 1
+    assert "13 more" in found.notes
+    table = plot.draw(registry.figures.get("settings-table"), many)
+    assert len(table) == 18 and "notes" not in table.attrs
+    many["scores"] = scores.complete(many)
+    assert len(plot.draw(registry.figures.get("main-table"), many)) == 6
+    few = plot.draw(registry.figures.get("logp-vs-length"), parts[0])
+    assert "more" not in few.notes
+
+
+def test_panels_that_share_a_scale_have_the_same_limits(drawn) -> None:
+    axes = [ax for ax in drawn["logp-vs-length"].figure.axes if ax.get_visible()]
+    assert len({ax.get_xlim() for ax in axes}) == len({ax.get_ylim() for ax in axes}) == 1
+    assert len({ax.get_ylim() for ax in drawn["margin-vs-length"].figure.axes if ax.get_visible()}) > 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import importlib.util
-import io
 import json
 import re
 from html.parser import HTMLParser
@@ -14,9 +13,8 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from pobench import report, scores, stats
+from pobench import findings, parts, report, scores, stats
 from pobench.registry import PobenchError
-from pobench.types import Estimate
 
 FEW = ["main-table", "kl", "training-health", "settings-table"]
 
@@ -141,7 +139,7 @@ def test_the_csv_of_a_figure_is_one_click_away_and_is_the_file(whole) -> None:
 
 
 def test_the_summary_says_who_is_better_and_what_failed(frames) -> None:
-    (part,) = report.split(report.ordered(frames))
+    (part,) = parts.split(parts.ordered(frames))
     section = report.build_section(part, report._chosen(["training-health"]), 0)
     said = {f.head: f.text for f in section.findings}
     (simpo,) = [a for a in stats.arms(frames["runs"]) if a.loss == "simpo"]
@@ -157,8 +155,8 @@ def test_the_summary_says_who_is_better_and_what_failed(frames) -> None:
 def test_the_summary_follows_the_data(frames, synthetic) -> None:
     flat = {n: (*v[:2], 0.0, *v[3:]) for n, v in synthetic.LOSSES.items() if n in ("dpo", "kto")}
     made = synthetic.make_frames(flat, prompts=12, pairs=10, steps=3)
-    (part,) = report.split(report.ordered(made))
-    said = {f.head: f.text for f in report.findings(part, [])}
+    (part,) = parts.split(parts.ordered(made))
+    said = {f.head: f.text for f in findings.findings(part)}
     assert "Better than the start model" not in said
     assert (
         "DPO" in said["Not told apart from the start model"]
@@ -168,8 +166,8 @@ def test_the_summary_follows_the_data(frames, synthetic) -> None:
 
 def test_without_verdicts_nothing_is_claimed_about_quality(frames) -> None:
     bare = {k: f for k, f in frames.items() if k not in ("verdicts", "scores", "answers")}
-    (part,) = report.split(report.ordered(bare))
-    (finding,) = [f for f in report.findings(part, []) if f.head == "No judge"]
+    (part,) = parts.split(parts.ordered(bare))
+    (finding,) = [f for f in findings.findings(part) if f.head == "No judge"]
     assert "not judged" in finding.text and "SimPO" in finding.text
 
 
@@ -187,14 +185,14 @@ def test_settings_protocols_and_start_models_are_never_mixed(synthetic) -> None:
             if "run" in frame:
                 frame["run"] = frame["run"].str.replace("dpo-", f"dpo-{k}")
     both = {k: pd.concat([m[k] for m in made], ignore_index=True) for k in made[0]}
-    parts = report.split(report.ordered(both))
-    assert [p.title for p in parts] == [
+    found = parts.split(parts.ordered(both))
+    assert [p.title for p in found] == [
         "smollm2, protocol 1",
         "smollm2, protocol 2, start model start-00000008",
         "smollm2, protocol 2, start model start-00000009",
         "tiny",
     ]
-    for part in parts:
+    for part in found:
         assert len(part.frames["runs"]) == 2
         assert set(part.frames["answers"]["run"]) == set(part.frames["runs"]["run"])
 
@@ -202,11 +200,11 @@ def test_settings_protocols_and_start_models_are_never_mixed(synthetic) -> None:
 def test_an_unfinished_run_is_told_and_not_compared(frames, synthetic) -> None:
     made = synthetic.make_frames(prompts=10, pairs=10, steps=4)
     made["runs"].loc[made["runs"]["loss"] == "kto", "status"] = "unfinished"
-    (part,) = report.split(report.ordered(made))
+    (part,) = parts.split(parts.ordered(made))
     run = made["runs"].loc[made["runs"]["loss"] == "kto", "run"].iloc[0]
     assert run in set(part.frames["steps"]["run"])
     assert run not in set(part.frames["answers"]["run"]) | set(part.frames["scores"]["run"])
-    assert "KTO." in {f.text for f in report.findings(part, []) if f.head == "Not finished"}
+    assert "KTO." in {f.text for f in findings.findings(part) if f.head == "Not finished"}
 
 
 def test_hostile_answers_are_text(frames, tmp_path) -> None:
@@ -234,7 +232,7 @@ def test_hostile_answers_are_text(frames, tmp_path) -> None:
 
 
 def test_samples_are_picked_by_rule_and_carry_their_verdict(frames) -> None:
-    (part,) = report.split(report.ordered(frames))
+    (part,) = parts.split(parts.ordered(frames))
     picked = report.sample_answers(part)
     import hashlib
 
@@ -278,40 +276,70 @@ def test_unknown_names_are_refused_with_the_nearest(frames, tmp_path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-# ---------------------------------------------------------------- tables as files
+# ---------------------------------------------------------------- the files beside the page
 
 
-def table() -> report.Table:
-    frame = pd.DataFrame(
-        {
-            "Loss": ["SimPO|x", "R&D_50%"],
-            "pass_rate": [Estimate(0.5, 0.4, 0.6, 10), Estimate.missing()],
-            "pass_rate_gain": [Estimate(-0.1, -0.2, -0.05, 10), Estimate(0.1, -0.05, 0.2, 10)],
-            "Seconds": [1234.5, float("nan")],
-        }
+def test_the_markdown_summary_says_what_the_page_says(whole, frames) -> None:
+    text = (whole / "summary.md").read_text("utf-8")
+    assert text.startswith("## tiny\n\n5 losses · 1 seed · 320 training pairs")
+    for finding in ("Better than the start model", "Failed", "One seed"):
+        assert f"**{finding}.**" in text
+    assert "> Weights are dequantised Q4_1." in text.replace("\\_", "_")
+    assert (whole / "tiny/tables/main-table.md").read_text("utf-8") in text + "\n"
+
+
+def test_a_hostile_title_stays_text_in_markdown(frames, tmp_path) -> None:
+    hostile = {**frames, "runs": frames["runs"].assign(note="<script>x</script> [a](javascript:b) | *c*")}
+    report.build_report(hostile, tmp_path, figures=["main-table"], formats=["md"])
+    text = (tmp_path / "summary.md").read_text("utf-8")
+    assert r"\<script\>x\</script\> \[a\](javascript:b) \| \*c\*" in text
+
+
+def test_only_the_formats_asked_for_are_written(frames, tmp_path) -> None:
+    where = report.build_report(frames, tmp_path, figures=["main-table", "kl"], formats=["md", "tex"])
+    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
+    assert where == tmp_path
+    assert files == {"summary.md", "tables.tex", "tiny/tables/main-table.md", "tiny/tables/main-table.tex"}
+
+
+def test_a_page_that_grows_too_large_leaves_its_largest_pictures_out(frames, tmp_path, monkeypatch) -> None:
+    names = ["kl", "training-curves"]
+    whole = report.build_report(frames, tmp_path / "a", figures=names).stat().st_size
+    monkeypatch.setattr(report, "LARGEST_PAGE", whole - 1)
+    html = read(report.build_report(frames, tmp_path / "b", figures=names).parent)
+    assert len(html.encode()) < whole
+    assert "Too large for this page: tiny/figures/training-curves.svg" in html
+    assert html.count("Too large") == 1 and (tmp_path / "b/tiny/figures/training-curves.svg").is_file()
+
+
+def test_many_losses_still_make_a_summary_of_a_minute(synthetic) -> None:
+    many = {f"loss_{i:02d}": (f"Loss {i}", {}, 0.3 - 0.05 * (i > 14), *[0.0] * 3, 1.0) for i in range(24)}
+    made = synthetic.make_frames(many, prompts=40, pairs=4, steps=2)
+    (part,) = parts.split(parts.ordered(made))
+    said = findings.findings(part)
+    text = " ".join(f"{f.head} {f.text}" for f in said)
+    assert len(text.split()) < 200  # a minute's reading
+    better = next(f.text for f in said if f.head == "Better than the start model")
+    counted = (
+        r"\d+ of 24 losses, from \+[\d.]+ to \+[\d.]+ points\. The 3 furthest: Loss \d+ \+[\d.]+ points \(95 % interval"
     )
-    return report.make_table(frame)
+    assert re.match(counted, better)
+    assert "n = 40 prompts; the start model’s is " in better
 
 
-def test_markdown_shows_value_interval_and_n() -> None:
-    lines = report.to_markdown(table()).splitlines()
-    assert lines[0] == "| Loss | Pass rate, % | Gain over start, points | Seconds |"
-    assert lines[2] == "| SimPO\\|x | 50.0 [40.0, 60.0] (n = 10) | −10.0 [−20.0, −5.0] (n = 10) | 1\u202f234 |"
-    assert "| – |" in lines[3]
-
-
-def test_latex_escapes_and_csv_keeps_raw_numbers() -> None:
-    tex = report.to_latex(table())
-    assert r"R\&D\_50\%" in tex and r"$-$10.0" in tex and tex.count(r"\\") == 3
-    raw = pd.read_csv(io.BytesIO(report.to_csv(table().frame)))
-    assert raw.loc[0, "pass_rate_low"] == 0.4 and raw.loc[1, "pass_rate_n"] == 0
-    assert raw["pass_rate"].isna().tolist() == [False, True]
-
-
-def test_only_an_interval_without_zero_gets_a_sign() -> None:
-    rows = table().rows
-    assert [row[2].sign for row in rows] == ["down", ""]
-    assert rows[1][1].text == "–" and rows[1][1].n == ""
+def test_hints_and_words_of_a_picture_carry_its_numbers(frames) -> None:
+    (part,) = parts.split(parts.ordered(frames))
+    section = report.build_section(part, report._chosen(["kl", "training-curves"]), 0)
+    kl, curves = section.items[1], section.items[0]
+    assert kl.name == "kl"
+    line = next(text for text in kl.hints.splitlines() if "SimPO:" in text)
+    x, y, said = line.split(" ", 2)
+    assert 0 < int(x) < 10_000 and 0 < int(y) < 10_000
+    simpo = next(arm for arm in stats.arms(frames["runs"]) if arm.loss == "simpo")
+    e = stats.score_of(part.frames["scores"], simpo, "kl_winners")
+    assert said == f"SimPO: {e.value:.3f} [{e.low:.3f}, {e.high:.3f}] n = {e.n}".replace("-", "−")
+    assert said in str(kl.picture)  # what is seen, in words
+    assert "DPO, loss, step 1: " in curves.hints
 
 
 def test_the_environment_is_printed_and_differences_stay_visible(frames) -> None:
@@ -319,5 +347,5 @@ def test_the_environment_is_printed_and_differences_stay_visible(frames) -> None
     made["runs"]["environment"] = [
         json.dumps({"packages": {"torch": v}}) for v in ("2.13", "2.13", "2.12", "2.13", "2.13", "2.13")
     ]
-    (part,) = report.split(report.ordered(made))
+    (part,) = parts.split(parts.ordered(made))
     assert report.environment(part) == [("packages · torch", "2.12 | 2.13")]

@@ -1,0 +1,258 @@
+"""The page in a real browser: it opens from disk in silence, can be read by everyone, and shows hostile text as text."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pobench import report, scores
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver on this machine")
+
+SHOWN = ["main-table", "claims", "pass-rate", "training-health", "both-rewards", "settings-table", "data-audit", "cost"]
+HOSTILE = [
+    "<script>document.title = 'broken into'</script><img src=x onerror=\"document.title='broken into'\">",
+    "broken \udcff\ud800 \x00\x07 end",
+    "\u202eevil\u202c שלום",
+    "x" * 100_000,
+    "</style></script></div>{{ 7*7 }}",
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    """A report of hostile answers, labels and notes."""
+    spec = importlib.util.spec_from_file_location("synthetic_frames", Path(__file__).parents[1] / "frames.py")
+    assert spec is not None and spec.loader is not None
+    synthetic = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(synthetic)
+    frames = synthetic.make_frames(prompts=24, samples=2, pairs=30, steps=12, failed=("ipo",))
+    frames["scores"] = scores.complete(frames)
+    runs, answers = frames["runs"], frames["answers"]
+    answers["text"] = pd.Series([HOSTILE[i % 5] for i in range(len(answers))], index=answers.index, dtype=object)
+    runs["note"] = "<script>document.title = 'broken into'</script>"
+    runs["environment"] = json.dumps({"python": "3.11", "packages": {"torch": "2.13"}})
+    runs.loc[runs["loss"] == "kto", "title"] = "<b onclick=alert(1)>KTO</b>"
+    return report.build_report(frames, tmp_path_factory.mktemp("page"), figures=SHOWN)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    profile = tmp_path_factory.mktemp("profile")
+    for said in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--window-size=1300,1000",
+    ):
+        options.add_argument(said)
+    options.add_argument(f"--user-data-dir={profile}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser, page) -> Any:
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    like(browser, "light")
+    browser.get(page.as_uri())
+    browser.execute_script("try { localStorage.clear(); } catch {}")
+    browser.get(page.as_uri())
+    return browser
+
+
+def like(browser: Any, theme: str, media: str = "") -> None:
+    """Set the system's preference for light or dark (and for stillness), and the screen or print medium."""
+    wishes = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
+    features = [{"name": name, "value": value} for name, value in wishes.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+
+
+def column(browser: Any, place: int) -> list[str]:
+    """The sort keys of a column of the first table, from top to bottom."""
+    script = "return [...document.querySelector('table.sortable').tBodies[0].rows].map((r) => r.children[%d].%s)"
+    return browser.execute_script(script % (place, "dataset.sort ?? ''" if place else "textContent.trim()"))
+
+
+def test_it_opens_without_a_word_on_the_console_and_asks_for_nothing(opened) -> None:
+    assert opened.get_log("browser") == []
+    assert opened.execute_script("return performance.getEntriesByType('resource').map((r) => r.name)") == []
+
+
+def test_hostile_text_is_shown_as_text(opened) -> None:
+    assert opened.title.startswith("Preference objectives compared")
+    texts = opened.execute_script("return [...document.querySelectorAll('.answers .text')].map((e) => e.textContent)")
+    assert any("<script>document.title" in t for t in texts) and any("⟨U+202E⟩evil" in t for t in texts)
+    assert any("broken � ⟨U+0000⟩" in t or "broken ��" in t for t in texts)
+    assert any("{{ 7*7 }}" in t for t in texts) and all(len(t) <= 1300 for t in texts)
+    assert "<b onclick=alert(1)>KTO</b>" in opened.find_element(By.TAG_NAME, "main").text
+    assert opened.find_elements(By.CSS_SELECTOR, "[onclick], [onerror]") == []
+
+
+def test_a_column_head_sorts_and_says_so(opened) -> None:
+    head = opened.find_element(By.CSS_SELECTOR, "table.sortable thead th:nth-child(2)")
+    head.find_element(By.TAG_NAME, "button").click()
+    falling = column(opened, 1)
+    assert head.get_attribute("aria-sort") == "descending"
+    assert [float(v) for v in falling if v] == sorted((float(v) for v in falling if v), reverse=True)
+    head.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)  # by keyboard
+    assert head.get_attribute("aria-sort") == "ascending"
+    rising = column(opened, 1)
+    assert [float(v) for v in rising if v] == sorted(float(v) for v in rising if v) and rising != falling
+    gains = opened.find_element(By.CSS_SELECTOR, "table.sortable thead th:nth-child(3)")
+    for _ in range(2):  # the start model has no gain: its dash stays last in both directions
+        gains.find_element(By.TAG_NAME, "button").click()
+        assert column(opened, 2)[-1] == ""
+    assert len(opened.find_elements(By.CSS_SELECTOR, "th[aria-sort]")) == 1
+
+
+def test_the_button_changes_light_and_dark_and_is_remembered(opened) -> None:
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    light = opened.execute_script(paper)
+    like(opened, "dark")
+    dark = opened.execute_script(paper)
+    assert dark != light  # as the system has it
+    button = opened.find_element(By.CSS_SELECTOR, "button.theme")
+    assert button.text == "Light page"
+    button.click()
+    assert opened.execute_script(paper) == light and button.text == "Dark page"
+    opened.refresh()
+    assert opened.execute_script(paper) == light  # though the system is dark
+
+
+def test_a_pointer_and_the_arrow_keys_find_the_numbers(opened) -> None:
+    picture = opened.find_element(By.CSS_SELECTOR, "[id$='-pass-rate'] .picture")
+    tip = picture.find_element(By.CSS_SELECTOR, ".tip")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", picture)
+    first = picture.find_element(By.CSS_SELECTOR, ".hints").get_attribute("textContent").splitlines()[0]
+    x, y, text = first.split(" ", 2)
+    assert "[" in text and "n = 24" in text
+    box = opened.execute_script("return arguments[0].querySelector('svg').getBoundingClientRect().toJSON()", picture)
+    across, down = box["x"] + int(x) / 1e4 * box["width"], box["y"] + int(y) / 1e4 * box["height"]
+    pointer = ActionChains(opened, duration=0)
+    pointer.w3c_actions.pointer_action.move_to_location(int(across), int(down))
+    pointer.perform()
+    assert tip.text == text
+    pointer.w3c_actions.pointer_action.move_to_location(2, 2)
+    pointer.perform()
+    assert tip.text == ""
+    opened.execute_script("arguments[0].focus()", picture)
+    said = []
+    for _ in range(2):
+        picture.send_keys(Keys.ARROW_RIGHT)
+        said.append(tip.text)
+    assert said[0] == text and said[1] not in ("", text)
+    picture.send_keys(Keys.ESCAPE)
+    assert tip.text == ""
+
+
+def test_hints_stand_on_their_markers(opened) -> None:
+    """The row of a dot plot: the hint's height is that of the row's own tick label, SimPO's by its name."""
+    script = """
+        const picture = document.querySelector("[id$='-pass-rate'] .picture"), svg = picture.querySelector("svg");
+        const box = svg.getBoundingClientRect();
+        const lines = picture.querySelector(".hints").textContent.split("\\n");
+        const at = lines.filter((l) => l.includes("SimPO:")).map((l) => l.split(" ").slice(0, 2).map(Number))[0];
+        const here = [box.x + at[0] / 1e4 * box.width, box.y + at[1] / 1e4 * box.height];
+        const blue = [...svg.querySelectorAll("use, path")].filter((e) => /#2a78d6/.test(e.getAttribute("style") ?? ""));
+        return Math.min(...blue.map((e) => { const b = e.getBoundingClientRect();
+            return Math.hypot(b.x + b.width / 2 - here[0], b.y + b.height / 2 - here[1]); }));"""
+    assert opened.execute_script(script) < 2
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_all_text_stands_out_from_its_ground(opened, theme) -> None:
+    """WCAG 2.2, 1.4.3: a contrast of 4.5 between text and what is behind it."""
+    like(opened, theme)
+    opened.execute_script("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    script = """
+        const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+        const rgba = (c) => { probe.clearRect(0, 0, 1, 1); probe.fillStyle = c; probe.fillRect(0, 0, 1, 1);
+            return [...probe.getImageData(0, 0, 1, 1).data]; };
+        const light = (c) => c.slice(0, 3).map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+            .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+        const ground = (e) => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor);
+            if (c[3] === 255) return c; } return [255, 255, 255, 255]; };
+        const poor = {};
+        const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+        while (walk.nextNode()) {
+            const e = walk.currentNode.parentElement;
+            if (!walk.currentNode.data.trim() || !e.getClientRects().length || e.closest("script, style")) continue;
+            const [a, b] = [light(rgba(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+            const ratio = (a + 0.05) / (b + 0.05);
+            if (ratio < 4.5) poor[`${e.tagName}.${e.className}: ${walk.currentNode.data.trim().slice(0, 30)}`] = ratio;
+        }
+        return poor;"""
+    assert opened.execute_script(script) == {}
+
+
+def test_a_telephone_scrolls_tables_and_pictures_not_the_page(opened) -> None:
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    too_wide = """return [...document.querySelectorAll("main *, nav *")].filter((e) => !e.closest(".scroll > *, .picture > *")
+        && e.getBoundingClientRect().right > 390).map((e) => `${e.tagName}.${e.className}: ${e.textContent.slice(0, 40)}`)"""
+    assert opened.execute_script(too_wide) == []
+    assert opened.execute_script("return document.documentElement.scrollWidth") == 390
+
+
+def test_print_shows_every_answer_and_no_navigation(opened) -> None:
+    like(opened, "dark", media="print")
+    seen = "return [...document.querySelectorAll(%r)].map((e) => e.checkVisibility({ contentVisibilityAuto: true }))"
+    assert all(opened.execute_script(seen % ".answers .text"))
+    assert not any(opened.execute_script(seen % "nav, .downloads"))
+    assert opened.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    too_wide = """return [...document.querySelectorAll("table")].filter((t) => t.scrollWidth > 700 * 1.35)
+        .map((t) => [t.caption.textContent, t.scrollWidth])"""
+    opened.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 688, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    )  # A4 within its margins; a browser shrinks what is a third too wide
+    assert opened.execute_script(too_wide) == []
+
+
+def test_the_keyboard_reaches_the_summary_first(opened) -> None:
+    body = opened.find_element(By.TAG_NAME, "body")
+    body.send_keys(Keys.TAB)
+    skip = opened.switch_to.active_element
+    assert skip.text == "Skip to the summary" and skip.rect["x"] >= 0
+    outline = opened.execute_script("return getComputedStyle(arguments[0]).outlineStyle", skip)
+    assert outline == "solid"
+    skip.send_keys(Keys.ENTER)
+    assert opened.switch_to.active_element.tag_name == "main"
+
+
+def test_screen_readers_find_names_levels_and_landmarks(opened) -> None:
+    levels = opened.execute_script("return [...document.querySelectorAll('h1, h2, h3, h4')].map((h) => +h.tagName[1])")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+    for landmark in ("main", "nav[aria-label]", "[role=region][aria-label=Summary]", "html[lang=en]"):
+        assert len(opened.find_elements(By.CSS_SELECTOR, landmark)) == 1, landmark
+    pictures = opened.execute_script(
+        "return [...document.querySelectorAll('.picture > svg, img')].map((e) => e.getAttribute('aria-label') ?? e.alt)"
+    )
+    assert pictures and all(len(alt) > 40 for alt in pictures)
+    assert any("SimPO: " in alt and "n = 24" in alt for alt in pictures)  # it says what is seen
+    tables = opened.find_elements(By.CSS_SELECTOR, "table")
+    assert tables and all(t.find_elements(By.TAG_NAME, "caption") for t in tables)
+    assert opened.find_elements(By.CSS_SELECTOR, "th:not([scope])") == []
+    names = "return [...document.querySelectorAll('a, button')].map((e) => (e.ariaLabel ?? e.textContent).trim())"
+    assert all(opened.execute_script(names))
