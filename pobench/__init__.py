@@ -1,6 +1,6 @@
 """pobench: which preference-optimization objective is really better, on your model and your data?
 
-from pobench import get_loss, Pair, SequenceLogps, LossOutput, register_loss, list_losses, run, load_frames
+from pobench import get_loss, Pair, SequenceLogps, LossOutput, register_loss, list_losses, run, load_frames, figure, table
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pobench.types import LossOutput, Pair, SequenceLogps
 
 if TYPE_CHECKING:
     from pobench.plan import run_setting as run
+    from pobench.show import figure, table
     from pobench.store import load_frames
 
 __version__ = "0.1.0"
@@ -20,16 +21,18 @@ __all__ = [
     "Pair",
     "PobenchError",
     "SequenceLogps",
+    "figure",
     "get_loss",
     "list_losses",
     "load_frames",
     "register_loss",
     "run",
+    "table",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`run` and `load_frames` bring transformers and pandas along; a file that defines a loss should not wait for them."""
+    """What brings transformers, pandas or matplotlib along: a file that defines a loss should not wait for them."""
     if name == "run":
         from pobench.plan import run_setting
 
@@ -38,4 +41,8 @@ def __getattr__(name: str) -> Any:
         from pobench.store import load_frames
 
         return load_frames
+    if name in ("figure", "table"):
+        from pobench import show
+
+        return getattr(show, name)
     raise AttributeError(f"module 'pobench' has no attribute {name!r}")

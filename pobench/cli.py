@@ -33,6 +33,8 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at preference data, or m
 app.add_typer(data_app, name="data")
 score_app = typer.Typer(no_args_is_help=True, help="Score stored verdicts of AlpacaEval 2, Arena-Hard or MT-Bench.")
 app.add_typer(score_app, name="score")
+judge_app = typer.Typer(no_args_is_help=True, help="Find out what a judge is worth before it is believed.")
+app.add_typer(judge_app, name="judge")
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -49,7 +51,9 @@ Plugins = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="The summary for machines, on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
-STAGES = ("train", "heldout", "answers", "judge")
+HOME_STAGES = ("sft", "train", "heldout", "answers", "judge")  # of a study's and a search's many jobs
+STAGES = (*HOME_STAGES, "benchmarks")
+KNOWN_STAGES = (*STAGES, "norms")  # what is not in STAGES runs where it is named
 
 
 def _load_plugins(plugins: list[Path] | None) -> list[str]:
@@ -74,12 +78,12 @@ def _stages(text: str) -> list[str]:
 
     stages = [s.strip() for s in text.split(",") if s.strip()]
     wrong = [
-        f"--stages: unknown stage {s!r}{nearest(s, STAGES)} Known: {', '.join(STAGES)}"
+        f"--stages: unknown stage {s!r}{nearest(s, KNOWN_STAGES)} Known: {', '.join(KNOWN_STAGES)}"
         for s in stages
-        if s not in STAGES
+        if s not in KNOWN_STAGES
     ]
     if wrong or not stages:
-        raise PobenchError("\n".join(wrong) or f"--stages: name at least one of {', '.join(STAGES)}")
+        raise PobenchError("\n".join(wrong) or f"--stages: name at least one of {', '.join(KNOWN_STAGES)}")
     return stages
 
 
@@ -93,6 +97,9 @@ def run(
     model: Annotated[str | None, typer.Option(help="Another start model: a folder or a hub name.")] = None,
     runs: Runs = Path("runs"),
     stages: Annotated[str, typer.Option(help="Which stages to run.")] = ",".join(STAGES),
+    benchmarks: Annotated[
+        str | None, typer.Option(help="Comma-separated, or `none`; default: those that the setting names.")
+    ] = None,
     plugin: Plugins = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; touch nothing.")] = False,
     rehearse: Annotated[
@@ -122,7 +129,9 @@ def run(
     if dry_run and rehearse:
         faults.append("--dry-run touches nothing and --rehearse runs everything small; give one of them")
     try:
-        jobs = resolve(setting, losses, seeds=seed_list, overrides=values, data=data, model=model)
+        jobs = resolve(
+            setting, losses, seeds=seed_list, overrides=values, data=data, model=model, benchmark_names=benchmarks
+        )
     except PobenchError as error:
         raise PobenchError("\n".join([*faults, str(error)])) from None
     if faults:
@@ -140,21 +149,29 @@ def run(
 
         jobs, runs = stand_in(jobs), runs / "rehearsal"
     plan = make_plan(jobs, runs, stage_list, plugins)
-    if plan.prepared is not None and plan.left:
-        err.print(escape(plan.prepared.text()))
+    if plan.left:
+        err.print(escape(plan.text()))
     try:
         outcomes = execute(plan, announce=lambda text: err.print(escape(text), style="bold", highlight=False))
     except KeyboardInterrupt:
         err.print("\ninterrupted; the same command continues where this one stopped")
         raise
     failed = [o for o in outcomes if o.status == "failed"]
+    if stage_list == ["sft"]:
+        _print_start_models(plan, failed, as_json)
+        return
     report = runs / "report" / "report.html"
     if any(o.status != "skipped" for o in outcomes) or not report.is_file():
         report = _analyze(runs, None, "all", None)
     if as_json:
         print(
             json.dumps(
-                {"outcomes": [o.__dict__ for o in outcomes], "scores": _scores(runs, outcomes), "report": str(report)},
+                {
+                    "outcomes": [o.__dict__ for o in outcomes],
+                    "scores": _scores(runs, outcomes),
+                    "benchmarks": {o.run: _results(runs, o.run) for o in outcomes},
+                    "report": str(report),
+                },
                 indent=1,
             )
         )
@@ -167,12 +184,29 @@ def run(
         raise typer.Exit(1)
 
 
-def _analyze(runs: Path, setting: str | None, figures: str, folder: Path | None) -> Path:
-    from pobench.report import build_report
+def _print_start_models(plan: Any, failed: list[Any], as_json: bool) -> None:
+    """After `--stages sft`: there are no runs to report on yet."""
+    folders = {task.run: str(task.data / "model") for task in plan.tasks}
+    made = [folder for run, folder in folders.items() if run not in {o.run for o in failed}]
+    if as_json:
+        print(json.dumps({"start_models": made, "failed": [o.__dict__ for o in failed]}, indent=1))
+    else:
+        for folder in made:
+            out.print(f"start model: {folder}", highlight=False)
+        for o in failed:
+            err.print(f"failed: {escape(o.title)}: {escape(o.reason)}", style="red")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _analyze(runs: Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all") -> Path:
+    from pobench.report import FORMATS, build_report
     from pobench.store import load_frames
 
-    names = None if figures == "all" else [f.strip() for f in figures.split(",") if f.strip()]
-    return build_report(load_frames(runs, setting), folder or runs / "report", figures=names)
+    names, kinds = (
+        None if said == "all" else [n.strip() for n in said.split(",") if n.strip()] for said in (figures, formats)
+    )
+    return build_report(load_frames(runs, setting), folder or runs / "report", figures=names, formats=kinds or FORMATS)
 
 
 @app.command()
@@ -181,12 +215,14 @@ def analyze(
     setting: Annotated[str | None, typer.Option(help="Only the runs of this setting.")] = None,
     figures: Annotated[str, typer.Option(help="`all`, or names, comma-separated.")] = "all",
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where the report goes; default: RUNS/report.")] = None,
+    formats: Annotated[str, typer.Option("--format", help="`all`, or of html, md, tex, csv, png, svg.")] = "all",
     plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
-    """Draw every figure and table and write report.html, from stored runs alone: the same bytes twice."""
+    """Draw every figure and table, and write report.html, summary.md (fit for a pull request) and tables.tex, from stored
+    runs alone: the same bytes twice."""
     _load_plugins(plugin)
-    out.print(f"report: {_analyze(runs, setting, figures, out_dir)}", highlight=False)
+    out.print(f"report: {_analyze(runs, setting, figures, out_dir, formats)}", highlight=False)
 
 
 @app.command("study")
@@ -218,7 +254,7 @@ def study_(
     )
     if faults:
         raise PobenchError("\n".join(faults))
-    plans = studies.make_plans(jobs, runs, STAGES, plugins, dry=dry_run)
+    plans = studies.make_plans(jobs, runs, HOME_STAGES, plugins, dry=dry_run)
     if dry_run:
         described = studies.describe_study(asked, plans)
         print(json.dumps(described, indent=1)) if as_json else _print_study(described)
@@ -262,11 +298,10 @@ def _print_study(plan: dict[str, Any]) -> None:
     out.print(
         f"[bold]{escape(plan['title'])}[/]  [dim]{escape(plan['paper'] or 'ours')}[/]\n{escape(plan['question'])}\n"
     )
-    table = Table("", "seed", "varied", "state", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table("", "seed", "state", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for job in plan["jobs"]:
-        loss, _, seed = job["title"].partition(", seed ")
-        varied = ", ".join(f"{key} = {value}" for key, value in job["varied"].items())
-        table.add_row(*(escape(text) for text in (loss, seed, varied, job["state"])))
+        arm, _, seed = job["title"].partition(", seed ")
+        table.add_row(*(escape(text) for text in (arm, seed, job["state"])))
     out.print(table, highlight=False)
     count = plan["count"]
     jobs = f"{count['jobs']} jobs, {count['finished']} finished" + (
@@ -359,19 +394,27 @@ def tune_(
         about = {"best": best, "failed": tuned.failed, "made": tuned.made, "trials": str(tuned.csv)}
         print(json.dumps({**about, "setting": str(tuned.chosen), "report": str(report)}, indent=1))
     else:
-        table = Table(
-            "", "chosen", escape(search.about.metric), "trials", box=None, header_style="bold", padding=(0, 2, 0, 0)
-        )
+        columns = ("", "chosen", search.about.metric, "start model", "n", "trials")
+        table = Table(*map(escape, columns), box=None, header_style="bold", padding=(0, 2, 0, 0))
         for b in tuned.best:
-            chosen = ", ".join(f"{k} = {v}" for k, v in {"lr": b.lr, **b.settings}.items())
+            searched = {"lr": b.lr, **{key: b.settings[key] for key in b.searched}}
+            chosen = ", ".join(f"{key} = {value}" for key, value in searched.items())
             interval = "" if math.isnan(b.low) else f" [{b.low:.3g}, {b.high:.3g}]"
-            table.add_row(*(escape(t) for t in (b.loss, chosen, f"{b.value:.3g}{interval}", str(b.trials))))
+            start = "–" if math.isnan(b.start) else f"{b.start:.3g}"
+            table.add_row(*map(escape, (b.loss, chosen, f"{b.value:.3g}{interval}", start, str(b.n), str(b.trials))))
         out.print(table, highlight=False)
+        if tuned.best:
+            split = search.about.prompts or search.about.pairs
+            out.print(f"measured on {escape(str(split))}, where the best was picked, so it flatters", highlight=False)
         for reason in tuned.failed:
             err.print(f"failed: {escape(reason)}", style="red")
         out.print(f"every trial: {tuned.csv}\nreport: {report}", highlight=False)
         if tuned.best:
-            out.print(f"run the chosen values: pobench run --setting {tuned.chosen}", highlight=False)
+            chosen_names = ",".join(b.loss for b in tuned.best)
+            out.print(
+                f"what the choice is worth: pobench run --setting {tuned.chosen} --losses {chosen_names}",
+                highlight=False,
+            )
     if tuned.failed:
         raise typer.Exit(1)
 
@@ -381,7 +424,9 @@ def _tuning_report(folder: Path) -> Path:
     from pobench.report import build_report
     from pobench.store import load_frames
 
-    return build_report(load_frames(folder), folder / "report", figures=["tuning", "tuning-table", "settings-table"])
+    # Without the trials' scores: who beats whom on the prompts of the search is no finding.
+    frames = {name: frame for name, frame in load_frames(folder).items() if name in ("runs", "tuning", "audit")}
+    return build_report(frames, folder / "report", figures=["tuning", "tuning-table", "settings-table"])
 
 
 def _print_search(search: dict[str, Any]) -> None:
@@ -608,6 +653,18 @@ def _print_cost(plan: dict[str, Any], before: str) -> None:
     calls = f", {asked} calls, up to {cost['judge_tokens'] / 1e6:.1f} million tokens" if asked else ""
     parts.append(f"judge: {plan['judge'] or 'none'}{free}{calls}")
     out.print(before + escape(" · ".join(parts)), highlight=False)
+    for row in plan.get("benchmarks", ()):
+        out.print(escape(_benchmark_cost(row)), highlight=False)
+
+
+def _benchmark_cost(row: dict[str, Any]) -> str:
+    part = f", the first {row['limit']} questions" if row["limit"] else ""
+    head = f"{row['benchmark']}: {row['models']} models{part}, up to {row['spoken_tokens'] / 1e6:.2g} million tokens spoken"
+    if not row["requests"]:
+        return head
+    price = "price not known" if row["dollars"] is None else f"at most about ${row['dollars']:.2f}"
+    read = f"{row['prompt_tokens'] / 1e6:.2g} million tokens read and {row['reply_tokens'] / 1e6:.2g} written"
+    return f"{head} · {row['judge']}: {row['requests']} requests, up to {read}, {price}"
 
 
 def _scores(runs: Path, outcomes: list[Any]) -> dict[str, Any]:
@@ -629,6 +686,18 @@ def _print_summary(runs: Path, outcomes: list[Any]) -> None:
         cells = [_cell(rows.get(m), interval=m.startswith("pass_rate")) for m in (*columns, "length_tokens")]
         table.add_row(escape(o.title), *cells, *([o.status] if last else []))
     out.print(table, highlight=False)
+    for o in outcomes:
+        for result in _results(runs, o.run):
+            (first,) = result["rows"][:1] or [{}]
+            named = f"{result['name']}: {first.get('metric', '')} {_cell(first or None, interval=False)}"
+            out.print(f"{escape(o.title)}  [dim]{escape(named)} (n = {first.get('n', 0)})[/]", highlight=False)
+
+
+def _results(runs: Path, run: str) -> list[dict[str, Any]]:
+    """The stored results of a run's benchmarks."""
+    from pobench.store import RunFolder
+
+    return RunFolder(runs, run).benchmark_results()
 
 
 def _cell(row: dict[str, Any] | None, *, interval: bool) -> str:
@@ -698,48 +767,88 @@ def inspect(
 
 @data_app.command()
 def onpolicy(
-    prompts: Annotated[str, typer.Argument(help="Prompt rows: a file or `builtin:…`.")],
-    to: Annotated[Path, typer.Option("--out", help="The pairs, JSONL; samples and recipe are written beside it.")],
+    to: Annotated[Path, typer.Option("--out", help="The pairs, JSONL; held-out pairs, samples and recipe beside it.")],
     setting: SettingName = "smollm2",
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt rows: a file, `builtin:…` or a hub name; default: the setting's.")
+    ] = None,
+    prompts_split: Annotated[str | None, typer.Option(help="Of a hub data set.")] = None,
+    ranker: Annotated[str | None, typer.Option(help="A judge (`pobench list judges`); default: the setting's.")] = None,
+    ranker_set: Annotated[
+        list[str] | None, typer.Option("--ranker-set", metavar="KEY=VALUE", help="One of its settings; repeatable.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Of every prompt; default: the setting's, as all below.")] = None,
+    temperature: Annotated[float | None, typer.Option()] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    max_new_tokens: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    precision: Annotated[str | None, typer.Option(help="auto | fp32 | bf16")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share of prompts for NAME.heldout.jsonl; 0: none.")] = None,
     model: Annotated[str | None, typer.Option(help="Another model than the setting's.")] = None,
-    samples: Annotated[int, typer.Option(min=2)] = 5,
-    temperature: Annotated[float, typer.Option(min=0.01)] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.95,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the setting's.")] = None,
-    seed: Annotated[int, typer.Option()] = 0,
-    precision: Annotated[str, typer.Option(help="fp32 | bf16")] = "fp32",
+    sets: Sets = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make preference pairs from the model's own answers: sample, judge, best against worst. Resumable."""
-    import torch
+    """Make preference pairs from the model's own answers: sample, rank, best against worst. Resumable."""
+    from pobench.config import parse_overrides
+    from pobench.onpolicy import make_pairs_of
 
-    from pobench.onpolicy import Decoding, make_pairs
-    from pobench.prepare import prompt_rows, tokenizer_of
-    from pobench.progress import progress
-    from pobench.registry import judges
-    from pobench.sources import fetch_model, load_model, weights_digest
-
-    job = _job(setting, None, model, None)
-    if job.judge.name is None:
-        raise PobenchError(
-            f"setting {setting!r} has no judge, so its answers cannot be ranked; --set judge.name=… in a YAML"
-        )
-    rows = prompt_rows(prompts)
-    folder = fetch_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256)
-    decoding = Decoding(samples, temperature, top_p, max_new_tokens or job.answers.max_new_tokens, seed, precision)
-    with progress("answers", len(rows) * samples, "answers") as advance:
-        recipe = make_pairs(
-            rows,
-            judges.get(job.judge.name)(**job.judge.settings),
-            to,
-            model=load_model(folder, dtype=torch.float32),
-            tokenizer=tokenizer_of(folder, job.model),
-            made_by={"source": job.model.source, "digest": weights_digest(folder)},
-            decoding=decoding,
-            progress=lambda done, total: advance(done=done),
-        )
-    out.print_json(data=recipe["counts"])
+    _load_plugins(plugin)
+    faults: list[str] = []
+    overrides = _or_fault(faults, lambda: parse_overrides(sets or []))
+    chosen = _or_fault(faults, lambda: parse_overrides([f"ranker.{text}" for text in ranker_set or []])) or {}
+    if faults:
+        raise PobenchError("\n".join(faults))
+    given = {
+        "prompts": prompts,
+        "prompts_split": prompts_split,
+        "samples": samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "precision": precision,
+        "held_out_fraction": held_out,
+    }
+    recipe = make_pairs_of(
+        setting,
+        to,
+        ranker=ranker,
+        ranker_settings={key.removeprefix("ranker."): value for key, value in chosen.items()},
+        model=model,
+        overrides=overrides,
+        **{key: value for key, value in given.items() if value is not None},
+    )
+    if as_json:
+        print(json.dumps(recipe, indent=1, ensure_ascii=False))
+        return
+    _print_made(recipe)
     out.print(f"pairs: {to}", highlight=False)
+
+
+def _print_made(recipe: dict[str, Any]) -> None:
+    """What became of the prompts and answers, a line each."""
+    counts = recipe["counts"]
+    named = {
+        "prompts": "prompts",
+        "repeated": "prompts left out, as they occur before",
+        "answers": "answers",
+        "unfinished": "answers cut off, in no pair",
+        "empty": "answers without a word, in no pair",
+        "identical": "answers left out, as another to the same prompt is equal",
+        "unscored": "answers without a score",
+        "comparisons": "comparisons of two answers",
+        "unread": "comparisons without a verdict",
+        "tied": "prompts without a pair, as all their answers rank equal",
+        "pairs": "pairs",
+    }
+    for key, text in named.items():
+        if counts.get(key) or key in ("prompts", "answers", "pairs"):
+            out.print(f"{counts[key]:>8}  {text}", highlight=False)
+    if "held_out" in recipe:
+        held = recipe["held_out"]
+        out.print(f"          {held['train']} to train on, {held['held_out']} held out by prompt", highlight=False)
 
 
 Verdicts = Annotated[Path, typer.Argument(metavar="FILE", help="Stored verdicts: JSON, JSONL, CSV or Parquet.")]
@@ -781,6 +890,67 @@ def score_mt_bench(file: Verdicts, model: OneModel = None, as_json: Json = False
     _print_scored(mt_bench.score(file, model=model), as_json)
 
 
+@app.command()
+def export(
+    run_: Annotated[str, typer.Argument(metavar="RUN", help="A stored run: SETTING/LOSS-HEX, or its folder.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder of the written files.")] = Path("answers"),
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Write a run's answers to AlpacaEval, Arena-Hard and MT-Bench in the benchmarks' own formats."""
+    from pobench.judging.benchmark import export as write
+    from pobench.registry import nearest
+
+    folder = next((p for p in (runs / run_, Path(run_)) if (p / "config.yaml").is_file()), None)
+    if folder is None:
+        known = [f"{p.parent.parent.name}/{p.parent.name}" for p in sorted(runs.glob("*/*/config.yaml"))]
+        raise PobenchError(f"no run {run_!r}{nearest(run_, known)} Known: {', '.join(known) or 'none'}")
+    written, faults = write(folder, to, f"{folder.parent.name}/{folder.name}")
+    for path in written:
+        out.print(str(path), highlight=False)
+    if faults or not written:
+        raise PobenchError(
+            "\n".join(faults) or f"{run_}: no benchmark is answered; `pobench run --benchmarks …` does it"
+        )
+
+
+@judge_app.command("check")
+def judge_check(
+    judge: Annotated[str, typer.Option(help="Its name (`pobench list judges`).")],
+    data: Annotated[Path, typer.Option(help="Pairs that people have compared: preference rows of any shape.")],
+    sets: Sets = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many pairs, drawn by a hash.")] = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How often a judge agrees with people, how often the order of the answers decides, and what length alone gets."""
+    from pobench.config import judge_faults, parse_overrides
+    from pobench.judging import agreement
+    from pobench.progress import progress
+    from pobench.registry import judges
+
+    _load_plugins(plugin)
+    prefix, faults = "judge.settings.", list[str]()
+    given = _or_fault(faults, lambda: parse_overrides([prefix + s.removeprefix(prefix) for s in sets or []])) or {}
+    settings = {key.removeprefix(prefix): value for key, value in given.items()}
+    faults += judge_faults(judge, settings)
+    asked = _or_fault(faults, lambda: agreement.cases(data, limit))
+    if faults:
+        raise PobenchError("\n".join(faults))
+    made = judges.get(judge)(**settings)
+    if hasattr(made, "estimate"):
+        err.print(str(made.estimate([case.comparison for case in asked])), highlight=False)
+    with progress("verdicts", len(asked), "pairs") as advance:
+        scored = agreement.check(
+            made,
+            asked,
+            data=data.name,
+            progress=lambda done, total: advance(done=len(asked) * done // max(total, 1)),
+        )
+    _print_scored(scored, as_json)
+
+
 def _print_scored(scored: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(scored.as_json(), indent=1))
@@ -792,7 +962,7 @@ def _print_scored(scored: Any, as_json: bool) -> None:
         e = line.estimate
         value, low, high = ("–" if math.isnan(x) else f"{x:{line.format}}" for x in (e.value, e.low, e.high))
         interval = "–" if math.isnan(e.low) else escape(f"[{low}, {high}]")
-        table.add_row(line.title, value, interval, str(e.n), f"[dim]{escape(line.note)}[/]")
+        table.add_row(_untrusted(line.title), value, interval, str(e.n), f"[dim]{escape(line.note)}[/]")
     out.print(table, highlight=False)
     for note in scored.notes:
         out.print(f"note: {_untrusted(note)}", highlight=False)

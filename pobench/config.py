@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import inspect
 import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from pobench.registry import Loss, PobenchError, get_loss, judges, losses, nearest
+from pobench.registry import Loss, NamedFunction, PobenchError, benchmarks, get_loss, judges, losses, nearest
 from pobench.types import Pair, SequenceLogps
 
 PROTOCOL = 1  # raised when stored results of two versions may no longer be compared
@@ -39,7 +38,8 @@ class ModelConfig(_Strict):
     revision: str | None = None
     sha256: str | None = None  # of the package, when the source is one
     trust_remote_code: bool = False
-    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    # flex: training by FlexAttention, on a GPU; auto: that where it proves itself, else sdpa, or eager for capped scores
+    attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
     chat_template: str | None = None  # a Jinja file, or the name of a shipped one; None: the tokenizer's own
     note: str = ""  # what a reader of the report must know about these weights
 
@@ -116,8 +116,8 @@ def _switch_or_auto(value: Any) -> Any:
     return value
 
 
-class TrainConfig(_Strict):
-    """The loop. `batch_size` counts pairs per optimiser step, whatever the layout, devices and accumulation."""
+class LoopConfig(_Strict):
+    """The loop. `batch_size` counts items per optimiser step, whatever the layout, devices and accumulation."""
 
     lr: float = Field(gt=0)
     epochs: int = Field(1, ge=1)
@@ -130,15 +130,37 @@ class TrainConfig(_Strict):
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the arithmetic; trained weights are fp32 always
-    adapter: AdapterConfig | None = None  # None: every weight is trained
     layout: Literal["auto", "shared_prefix", "padded"] = "auto"
     # tokens of a micro-batch, pads included; auto: by a probe of the memory
     micro_tokens: Annotated[int | Literal["auto"], BeforeValidator(_tokens_or_auto)] = MICRO_TOKENS
     head_tile: int | None = Field(None, ge=1)  # response positions per tile of the output head; None: by device
     # auto: only where one pair does not fit without it
     gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto)] = False
+    compile: bool = False  # torch.compile of every layer: for a GPU, and a run long enough to win the minutes back
     checkpoint_seconds: float = Field(60.0, ge=0)
+
+
+class TrainConfig(LoopConfig):
+    """Training on pairs: `batch_size` counts them."""
+
+    adapter: AdapterConfig | None = None  # None: every weight is trained
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    evaluate_every: int = Field(0, ge=0)  # steps between measurements on the held-out pairs; 0: none
+
+
+class SftConfig(LoopConfig):
+    """The stage that makes the start model from a base model, by demonstrations. Every weight is trained."""
+
+    source: str  # conversations (`messages`, or `prompt` and `response`): local file, hub name, or `builtin:FILE`
+    split: str | None = None
+    revision: str | None = None
+    max_conversations: int | None = Field(None, ge=1)
+    max_length: int = Field(2048, ge=2)  # tokens of a conversation; turns beyond it are left out
+    on_bad_row: Literal["stop", "drop"] = "stop"
+    # batch_size counts rows of max_length tokens, each filled with whole conversations; false: it counts conversations
+    packing: bool = False
+    shuffle: bool = True  # false: the order of the rows, for a curriculum
+    seed: int = 42  # of the order and of the subset
 
 
 class AnswersConfig(_Strict):
@@ -154,6 +176,8 @@ class AnswersConfig(_Strict):
     seed: int = 0
     batch_size: int = Field(64, ge=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    # auto: vLLM on a GPU where it is installed; it does not promise the answers of transformers, not even greedy ones
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
 
 
 class JudgeConfig(_Strict):
@@ -176,6 +200,21 @@ class TuneConfig(_Strict):
     grid: str | None = None  # a name in experiments/grids, or a YAML path
 
 
+class OnPolicyConfig(_Strict):
+    """How `pobench data onpolicy` samples the start model's own answers and ranks them."""
+
+    prompts: str | None = None  # None: those of `data.source`
+    prompts_split: str | None = None
+    samples: int = Field(5, ge=2)  # SimPO repository, on_policy_data_gen, as are the next two
+    temperature: float = Field(0.8, gt=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_new_tokens: int | None = Field(None, ge=1)  # None: as in `answers`
+    seed: int = 0  # an answer's random numbers follow from it, the answer's place among its prompt's, and the prompt
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    ranker: JudgeConfig = JudgeConfig()  # no name: the setting's judge
+    held_out_fraction: float = Field(0.1, ge=0, lt=1)  # of the prompts; 0: no held-out file
+
+
 class Setting(_Strict):
     """One YAML of experiments/settings."""
 
@@ -188,14 +227,31 @@ class Setting(_Strict):
     answers: AnswersConfig = AnswersConfig()
     judge: JudgeConfig = JudgeConfig()
     tune: TuneConfig = TuneConfig()
+    onpolicy: OnPolicyConfig = OnPolicyConfig()
+    sft: SftConfig | None = (
+        None  # None: `model` names a finished start model; else it names the base model of this stage
+    )
     losses: dict[str, dict[str, Any]] = {}  # loss name -> its settings, and train fields of its own (lr, …)
+    benchmarks: dict[str, dict[str, Any]] = {}  # benchmark name -> its settings, see `pobench.judging.benchmark`
 
 
 # How a job runs, not what it computes: no part of its identity. (The layout and the micro-batch change results only
 # below rounding, but they do change the bits, so they count.)
-RUNTIME = {("train", "checkpoint_seconds"), ("train", "trackers"), ("model", "note"), ("answers", "batch_size")}
-# Absent from the identity while None: runs that were stored before these existed keep their folders.
-LATER = {("train", "adapter")}
+RUNTIME = {
+    ("sft", "checkpoint_seconds"),
+    ("train", "checkpoint_seconds"),
+    ("train", "trackers"),
+    ("train", "evaluate_every"),
+    ("model", "note"),
+    ("answers", "batch_size"),
+}
+# Absent from the identity while they are this: runs that were stored before these existed keep their folders.
+LATER: dict[tuple[str, str], Any] = {
+    ("train", "adapter"): None,
+    ("train", "compile"): False,
+    ("sft", "compile"): False,
+    ("answers", "engine"): "auto",
+}
 
 
 @dataclass(frozen=True)
@@ -214,10 +270,14 @@ class Job:
     origin: Mapping[str, str] = field(
         default_factory=dict
     )  # key -> where its value comes from; defaults are not listed
+    sft: SftConfig | None = None
+    benchmarks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # layered on the run: no part of `values`
 
     def values(self) -> dict[str, Any]:
         """Every value, nested, as `config.yaml` stores it."""
         sections = {s: getattr(self, s).model_dump(mode="json") for s in ("model", "data", "train", "answers", "judge")}
+        if self.sft is not None:  # absent otherwise: a setting without the stage keeps the folders of its runs
+            sections["sft"] = self.sft.model_dump(mode="json")
         return {
             "setting": self.setting,
             "loss": self.loss,
@@ -225,6 +285,11 @@ class Job:
             "loss_settings": dict(self.loss_settings),
             **sections,
         }
+
+    def value(self, key: str) -> Any:
+        """What `key` ("train.lr", "simpo.beta") has come to; None where there is no such value."""
+        section, _, name = key.rpartition(".")
+        return getattr(getattr(self, section), name, None) if section in SECTIONS else self.loss_settings.get(name)
 
     @property
     def digest(self) -> str:
@@ -251,13 +316,24 @@ def digest(values: Mapping[str, Any]) -> str:
     """8 hex of sha256 over the values that decide a result."""
     kept = {
         k: (
-            {f: x for f, x in v.items() if (k, f) not in RUNTIME and not (x is None and (k, f) in LATER)}
+            {f: x for f, x in v.items() if (k, f) not in RUNTIME and not ((k, f) in LATER and x == LATER[k, f])}
             if isinstance(v, dict)
             else v
         )
         for k, v in values.items()
     }
+    if (kept.get("judge") or {}).get("settings"):
+        kept["judge"] = {**kept["judge"], "settings": _deciding(**kept["judge"])}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _deciding(name: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A judge's settings without those that change no verdict."""
+    try:
+        runtime = judges.get(name or "").runtime
+    except PobenchError:  # a plug-in that is not loaded now
+        runtime = frozenset()
+    return {k: v for k, v in settings.items() if k not in runtime}
 
 
 # ---------------------------------------------------------------- reading
@@ -391,6 +467,7 @@ SECTIONS: dict[str, type[_Strict]] = {
     "train": TrainConfig,
     "answers": AnswersConfig,
     "judge": JudgeConfig,
+    "sft": SftConfig,
 }
 
 
@@ -422,8 +499,12 @@ def resolve(
     overrides: Mapping[str, Any] | None = None,
     data: str | None = None,
     model: str | None = None,
+    benchmark_names: str | None = None,
 ) -> list[Job]:
-    """Jobs for every loss × seed. Raises PobenchError that lists every fault of names, keys and values together."""
+    """Jobs for every loss × seed. benchmark_names: comma-separated, in place of those that the setting names; "none".
+
+    Raises PobenchError that lists every fault of names, keys and values together.
+    """
     names, faults = resolve_names(loss_names)
     values: dict[str, Any] = {}
     comments: dict[str, str] = {}
@@ -440,6 +521,7 @@ def resolve(
 
     if model is not None:
         values["model"] = {"source": model}
+        values.pop("sft", None)  # what is named is a finished start model
         origin["model.source"] = "--model"
     if data is not None:
         kept = {
@@ -470,7 +552,9 @@ def resolve(
     forced: dict[str, Any] = {}  # train fields from the command line outrank a loss's own
     for key, value in (overrides or {}).items():
         section, _, rest = key.removeprefix("losses.").partition(".")
-        if section in SECTIONS:
+        if section == "benchmarks":
+            _put_inside(values, key.split("."), value)
+        elif section in SECTIONS:
             fields = SECTIONS[section].model_fields
             if rest.partition(".")[0] not in fields:
                 faults.append(
@@ -507,6 +591,10 @@ def resolve(
             parsed = Setting.model_validate(values)
         except pydantic.ValidationError as error:
             faults += explain(error)
+    chosen: dict[str, dict[str, Any]] = {}
+    if parsed is not None:
+        chosen, wrong = _benchmarks(parsed.benchmarks, benchmark_names)
+        faults += wrong
     jobs: list[Job] = []
     for name in names:
         loss = get_loss(name)
@@ -535,22 +623,61 @@ def resolve(
         keep = {k: v for k, v in origin.items() if v and (k.partition(".")[0] in SECTIONS or k.startswith(f"{name}."))}
         settings = loss.canonical({**loss.settings, **mine})
         jobs += [
-            Job(parsed.name, name, seed, settings, parsed.model, parsed.data, train, parsed.answers, parsed.judge, keep)
+            Job(
+                parsed.name,
+                name,
+                seed,
+                settings,
+                parsed.model,
+                parsed.data,
+                train,
+                parsed.answers,
+                parsed.judge,
+                keep,
+                parsed.sft,
+                chosen,
+            )
             for seed in (seeds or parsed.seeds)
         ]
     if parsed is not None and parsed.judge.name is not None:
-        try:
-            judge = judges.get(parsed.judge.name)
-            faults += [
-                f"judge.settings.{k}: {judge.name} has no such setting{nearest(k, judge.settings)}"
-                for k in parsed.judge.settings
-                if k not in judge.settings
-            ]
-        except PobenchError as error:
-            faults.append(f"judge.name: {error}")
+        faults += judge_faults(parsed.judge.name, parsed.judge.settings)
     if faults:
         raise PobenchError("\n".join(dict.fromkeys(faults)))
     return jobs
+
+
+def _put_inside(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """values[path[0]][path[1]]… = value, with the mappings on the way."""
+    *outer, last = path
+    for key in outer:
+        inside = values.get(key)
+        values[key] = values = dict(inside) if isinstance(inside, dict) else {}
+    values[last] = value
+
+
+def _benchmarks(
+    given: Mapping[str, Mapping[str, Any]], names: str | None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Benchmark → every setting of it, for those that are given or, in their place, named; and the faults."""
+    wanted = list(given) if names is None else [n.strip() for n in names.split(",") if n.strip() not in ("", "none")]
+    chosen, faults = {}, []
+    settings: dict[str, Mapping[str, Any]] = {}
+    for name in dict.fromkeys([*given, *wanted]):
+        try:
+            settings[benchmarks.get(name).name] = given.get(name, settings.get(benchmarks.get(name).name, {}))
+        except PobenchError as error:
+            faults.append(f"{'benchmarks' if name in given else '--benchmarks'}: {error}")
+    asked = {benchmarks.get(name).name for name in wanted} if not faults else set()
+    for name, values in settings.items():
+        kind = benchmarks.get(name).function
+        try:
+            parsed = kind(**values)
+        except pydantic.ValidationError as error:
+            faults += explain(error, f"benchmarks.{name}.", kind)
+            continue
+        if name in asked:
+            chosen[name] = parsed.model_dump(mode="json")
+    return chosen, faults
 
 
 def _unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
@@ -563,22 +690,13 @@ def _unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
 
 def check_loss_settings(loss: Loss, given: Mapping[str, Any]) -> list[str]:
     """Faults of a loss's settings: by the annotations of its signature, then by calling it on one harmless pair."""
-    try:
-        hints = typing.get_type_hints(loss.function, include_extras=True)
-    except Exception:  # a plug-in's annotation may name what cannot be looked up; the trial call still checks it
-        hints = {}
-    fields: dict[str, Any] = {
-        name: (hints.get(name, Any), default) for name, default in loss.settings.items() if name not in ("self",)
-    }
-    try:
-        pydantic.create_model(f"{loss.name} settings", __config__=ConfigDict(extra="ignore"), **fields)(**given)
-    except pydantic.ValidationError as error:
-        return explain(error, f"{loss.name}.")
+    faults = _annotation_faults(loss, given, f"{loss.name}.")
+    if faults:
+        return faults
     zero, ten = torch.full((1,), -10.0), torch.full((1,), 10.0)
-    side = SequenceLogps(zero, ten)
-    supplied = [Pair(side, side) if p in ("policy", "reference") else torch.zeros(()) for p in _supplied(loss)]
+    pair = Pair(SequenceLogps(zero, ten), SequenceLogps(zero, ten))
     try:
-        loss(*supplied, **{**loss.settings, **given})
+        loss(*loss.asked(pair, pair, torch.zeros(())), **{**loss.settings, **given})
     except PobenchError as error:
         return [f"{loss.name}: {line}" if not line.startswith(loss.name) else line for line in str(error).splitlines()]
     except Exception as error:
@@ -586,19 +704,50 @@ def check_loss_settings(loss: Loss, given: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _supplied(loss: Loss) -> list[str]:
-    return [p.name for p in inspect.signature(loss.function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+def judge_faults(name: str, given: Mapping[str, Any]) -> list[str]:
+    """Faults of a judge's name and settings: by the annotations of its factory, then by making it, which asks nobody."""
+    try:
+        judge = judges.get(name)
+    except PobenchError as error:
+        return [f"judge.name: {error}"]
+    faults = [
+        f"judge.settings.{k}: {judge.name} has no such setting{nearest(k, judge.settings)}"
+        for k in given
+        if k not in judge.settings
+    ] or _annotation_faults(judge, given, "judge.settings.")
+    if not faults:
+        try:
+            judge(**given)
+        except PobenchError as error:
+            faults.append(str(error))
+    return faults
 
 
-def explain(error: pydantic.ValidationError, prefix: str = "") -> list[str]:
-    """Of a pydantic error: one plain line a fault: where, what was got, what is allowed, the nearest known key."""
+def _annotation_faults(declared: Loss | NamedFunction, given: Mapping[str, Any], prefix: str) -> list[str]:
+    """Of settings whose values are not what the signature's annotations allow."""
+    try:
+        hints = typing.get_type_hints(declared.function, include_extras=True)
+    except Exception:  # a plug-in's annotation may name what cannot be looked up; the trial call still checks it
+        hints = {}
+    fields: dict[str, Any] = {name: (hints.get(name, Any), default) for name, default in declared.settings.items()}
+    config = ConfigDict(extra="ignore", protected_namespaces=())
+    try:
+        pydantic.create_model(f"{declared.name} settings", __config__=config, **fields)(**given)
+    except pydantic.ValidationError as error:
+        return explain(error, prefix)
+    return []
+
+
+def explain(error: pydantic.ValidationError, prefix: str = "", schema: type[BaseModel] = Setting) -> list[str]:
+    """Of a pydantic error: one plain line a fault: where, what was got, what is allowed, the nearest known key.
+
+    prefix: of where; schema: what was validated.
+    """
     lines = []
     for fault in error.errors():
         where = prefix + ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            outer = str(fault["loc"][-2]) if len(fault["loc"]) > 1 else ""
-            schemas: dict[str, type[_Strict]] = {**SECTIONS, "adapter": AdapterConfig}
-            known = schemas.get(outer, Setting).model_fields
+            known = _schema_at(schema, fault["loc"][:-1]).model_fields
             lines.append(f"{where}: unknown key{nearest(str(fault['loc'][-1]), known)} Known: {', '.join(known)}")
         elif fault["type"] == "missing":
             lines.append(f"{where}: missing; this setting must say it")
@@ -606,3 +755,12 @@ def explain(error: pydantic.ValidationError, prefix: str = "") -> list[str]:
             said = fault["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: got {fault['input']!r}; {said[0].lower()}{said[1:]}")
     return lines
+
+
+def _schema_at(schema: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
+    """The schema of a section within a section."""
+    for part in path:
+        declared = schema.model_fields[str(part)].annotation
+        kinds = [k for k in (declared, *typing.get_args(declared)) if isinstance(k, type) and issubclass(k, BaseModel)]
+        schema = kinds[0] if kinds else schema
+    return schema

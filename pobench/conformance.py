@@ -66,12 +66,10 @@ class Subject:
         self.loss, self.settings = loss, {**loss.settings, **(changes or {})}
 
     def __call__(self, at: Numbers, kl: float = 0.0, **changes: Any) -> LossOutput:
-        supplied: list[Any] = [Pair(SequenceLogps(at[0], at[4]), SequenceLogps(at[1], at[5]))]
-        if "reference" in self.loss.needs:
-            supplied.append(Pair(SequenceLogps(at[2], at[4]), SequenceLogps(at[3], at[5])))
-        if "kl" in self.loss.needs:
-            supplied.append(torch.tensor(kl, dtype=at[0].dtype))
-        return self.loss(*supplied, **{**self.settings, **changes})
+        policy = Pair(SequenceLogps(at[0], at[4]), SequenceLogps(at[1], at[5]))
+        reference = Pair(SequenceLogps(at[2], at[4]), SequenceLogps(at[3], at[5]))
+        settings = {**self.settings, **changes}
+        return self.loss(*self.loss.asked(policy, reference, torch.tensor(kl, dtype=at[0].dtype)), **settings)
 
     def evaluate(self, at: Numbers, kl: float = 0.0, **changes: Any) -> Evaluated:
         leaves = [t.clone().requires_grad_() for t in at[:2]]

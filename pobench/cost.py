@@ -13,19 +13,19 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pobench.config import MICRO_TOKENS, Job
+from pobench.config import MICRO_TOKENS, Job, LoopConfig, TrainConfig
 from pobench.prepare import Prepared, prompt_rows
 from pobench.published import DATASETS, MODELS
 from pobench.registry import PobenchError, get_loss
 from pobench.rehearsal import OFFLINE, count_parameters
-from pobench.rows import load_preferences
+from pobench.rows import load_preferences, read_rows
 from pobench.sources import cached_model, fetch_rows
 from pobench.store import RunFolder
 from pobench.train import bf16_pays
@@ -39,6 +39,7 @@ REFERENCE_SHARE = 13 / 60
 H100_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet
 SPEAKING = 0.1  # of the matrix-product rate is what sampling reaches: a token a step, bound by memory
 LIBRARIES = 1.0 * GIB
+FREE = (*OFFLINE, "local", "reward_model")  # judges that nobody is paid for
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def estimate_cost(tasks: Sequence[Task], prepared: Prepared | None) -> Cost:
     size = _parameters(json.dumps(config)) if config else None
     if config is None or size is None:
         return Cost(math.nan, math.nan, math.nan, "the model is not at hand, so its size is not known")
-    left = [t for t in tasks if not RunFolder(t.runs, t.run).finished]
+    unfinished = [t for t in tasks if not RunFolder(t.runs, t.run).finished]
+    sft = [replace(t, job=_as_training(t.job)) for t in unfinished if t.kind == "sft"]
+    left = [t for t in unfinished if t.kind != "sft"]
     trained = [t for t in left if t.kind == "loss"]
     devices, sharded = layout_of_devices()
     data = _Data.of(job, prepared)
@@ -84,14 +87,21 @@ def estimate_cost(tasks: Sequence[Task], prepared: Prepared | None) -> Cost:
     )
     if any("reference" in get_loss(t.job.loss).needs for t in trained):
         training += REFERENCE_SHARE * pace.pair * pairs
+    # a conversation counts as a pair: two answers to one prompt are about as long
+    training += sum(pace.pair * _conversations(t.job) * t.job.train.epochs for t in sft)
     # a forward pass is a third of a step; one process evaluates
-    evaluation = len(left) * (pace.pair / 3 * held + 2 * size * tokens / (SPEAKING * pace.flops))
-    free = job.judge.name in OFFLINE
-    calls = 0 if free else len(left) * asked * job.answers.samples
+    speaking = 2 * size / (SPEAKING * pace.flops)
+    evaluation = len(left) * (pace.pair / 3 * held + speaking * tokens)
+    evaluation += speaking * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
+    free = job.judge.name in FREE
+    judged = 2 * len(trained) if job.judge.name == "endpoint" else len(left)  # both orders, beside the start model
+    calls = 0 if free else judged * asked * job.answers.samples
     return Cost(
         seconds=training / devices + evaluation,
-        memory=memory_of(job, config, size, devices if sharded else 1) if trained else math.nan,
-        disk=_disk(trained, size),
+        memory=max(
+            (memory_of(t.job, config, size, devices if sharded else 1) for t in [*sft, *trained[:1]]), default=math.nan
+        ),
+        disk=_disk([*sft, *trained], size),
         basis=pace.basis,
         device_hours=(training + evaluation) / 3600,
         devices=devices,
@@ -101,6 +111,18 @@ def estimate_cost(tasks: Sequence[Task], prepared: Prepared | None) -> Cost:
         judge_calls=int(calls) if not math.isnan(calls) else 0,
         judge_tokens=0.0 if free else calls * 2.0 * job.answers.max_new_tokens,
     )
+
+
+def estimate_benchmarks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """One row a benchmark that is left: its judge, how many models, requests and tokens, dollars (None: not known)."""
+    left = [b for task in tasks for b in task.benchmarks if not b.done(task.runs / task.run)]
+    rows = []
+    for name in dict.fromkeys(benchmark.name for benchmark in left):
+        same = [benchmark for benchmark in left if benchmark.name == name]  # the same settings for every model
+        calls = same[0].calls()
+        total = {k: v * len(same) if isinstance(v, int | float) else v for k, v in calls._asdict().items()}
+        rows.append({"benchmark": name, "limit": same[0].limit, "models": len(same), **total})
+    return rows
 
 
 # ---------------------------------------------------------------- size
@@ -155,6 +177,23 @@ def _rows(source: str, split: str | None) -> tuple[float, float]:
         return math.nan, math.nan
     texts = [sum(len(m.content) for m in p.prompt) + len(p.chosen) + len(p.rejected) for p in found]
     return float(len(texts)), statistics.mean(texts) / 4 if texts else math.nan
+
+
+def _as_training(job: Job) -> Job:
+    """The SFT stage of a job as if it trained on pairs."""
+    assert job.sft is not None
+    return replace(job, train=TrainConfig(**job.sft.model_dump(include=set(LoopConfig.model_fields))))
+
+
+def _conversations(job: Job) -> float:
+    """How many the SFT stage learns from in an epoch; nan where neither at hand nor published."""
+    assert job.sft is not None
+    source, split = job.sft.source, job.sft.split
+    if source in DATASETS:
+        found = float(DATASETS[source].splits.get(split or "train", math.nan))
+    else:
+        found = float(len(read_rows(fetch_rows(source)))) if is_local(source) else math.nan
+    return min(found, job.sft.max_conversations or math.inf)
 
 
 def is_local(source: str) -> bool:
@@ -246,7 +285,7 @@ def _pace(tasks: Sequence[Task], data: _Data, size: int) -> _Pace:
 
 def _measured(tasks: Sequence[Task]) -> list[float]:
     """Seconds a pair of every logged step of this setting but each run's first, which warms up."""
-    root = tasks[0].runs / tasks[0].job.setting
+    root = tasks[-1].runs / tasks[-1].job.setting
     found = []
     for path in root.glob("*/steps.jsonl"):
         rows = RunFolder(root.parent, f"{root.name}/{path.parent.name}").steps()

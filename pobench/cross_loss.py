@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pobench import stats
-from pobench.metrics import evaluate_loss
 from pobench.registry import Loss, losses
 from pobench.types import LossOutput, Pair, SequenceLogps
 
@@ -55,7 +54,7 @@ def evaluate(loss: Loss, settings: Mapping[str, Any], view: View) -> LossOutput:
         missing = torch.full_like(view.policy.chosen.total, math.nan)
         return LossOutput(missing, missing, missing)
     with torch.no_grad():
-        return evaluate_loss(loss, settings, *view)
+        return loss.evaluate(*view, **settings)
 
 
 def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
@@ -68,7 +67,7 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for _, members in runs.groupby("setting", sort=True):
-        known = {name: _settings(members, losses.get(name)) for name in losses.names()}
+        known = {name: settings_among(members, losses.get(name)) for name in losses.names()}
         for run in members.sort_values("run").to_dict("records"):
             # in the order of the pairs' names, so that resampling draws what it draws for `scores`
             held = heldout[heldout["run"] == run["run"]].sort_values("pair", key=lambda p: p.astype(str), kind="stable")
@@ -78,7 +77,8 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS.split())
 
 
-def _settings(runs: pd.DataFrame, loss: Loss) -> dict[str, Any]:
+def settings_among(runs: pd.DataFrame, loss: Loss) -> dict[str, Any]:
+    """The loss's settings in its home among these runs (`stats.home`), or its defaults where it was not trained."""
     home = stats.home(runs, loss.name)
     return loss.canonical(loss.settings) if home is None else stats.settings_of(stats.of_arm(runs, home).iloc[0])
 

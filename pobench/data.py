@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import TemplateError
 
+from pobench.published import LLAMA3_TEMPLATE, ZEPHYR_TEMPLATE
 from pobench.registry import PobenchError
 from pobench.rows import Fault, Found, Message, Preference, refuse, shared_start
 from pobench.types import TokenPair
@@ -41,6 +42,8 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
+SHIPPED_TEMPLATES = {"plain": PLAIN_TEMPLATE, "zephyr": ZEPHYR_TEMPLATE, "llama3": LLAMA3_TEMPLATE}
+
 # Some templates write today's date into the system message, so the same data would give other tokens tomorrow.
 _FIXED_DATE = (
     "{% macro strftime_now(format) %}"
@@ -50,18 +53,19 @@ _FIXED_DATE = (
 
 
 def chat_template(tokenizer: Any, template: str | None = None) -> str:
-    """The Jinja text to render with: `template` ("plain", a file, or Jinja itself), else the tokenizer's own.
+    """The Jinja text to render with: `template` (a shipped name, a file, or Jinja itself), else the tokenizer's own.
 
-    "plain" is for base models: `User: …`, `Assistant: …` and the end-of-text token.
-    Raises PobenchError if there is none, or the file is absent.
+    Shipped, for base models: "plain" (`User: …`, `Assistant: …` and the end-of-text token), and those that SFT models
+    were made with, "zephyr" and "llama3". Raises PobenchError if there is none, or the file is absent.
     """
-    if template == "plain":
-        text = PLAIN_TEMPLATE
+    if template in SHIPPED_TEMPLATES:
+        text = SHIPPED_TEMPLATES[template]
     elif template and "{" in template:
         text = template
     elif template:
         if not Path(template).is_file():
-            raise PobenchError(f"model.chat_template: no file {template!r}; give 'plain', a file, or Jinja text")
+            shipped = ", ".join(map(repr, SHIPPED_TEMPLATES))
+            raise PobenchError(f"model.chat_template: no file {template!r}; give {shipped}, a file, or Jinja text")
         text = Path(template).read_text(encoding="utf-8")
     elif tokenizer.chat_template is None:
         raise PobenchError(
@@ -106,13 +110,13 @@ class Renderer:
         self.end, self.after, self.adds_end = self._turn_end(tail, special)
         starts = tokenizer("x", add_special_tokens=True)["input_ids"]
         bos = tokenizer.bos_token_id
-        (ids,) = self._ids([prompt])
+        (ids,) = self.ids([prompt])
         if bos is not None and (starts[:1] == [bos] or ids[:1] == (bos,)):
             self.bos = bos
         if ids[:2] == (bos, bos):
             raise PobenchError(f"the chat template writes the beginning-of-text token {tokenizer.bos_token!r} twice")
         # in ChatML the "beginning-of-text" token may open every turn; then it cannot be counted
-        (ids,) = self._ids([whole])
+        (ids,) = self.ids([whole])
         self.opens_turns = bos is not None and ids.count(bos) > 1
 
     def _turn_end(self, tail: str, special: dict[str, int]) -> tuple[int, str, bool]:
@@ -136,9 +140,9 @@ class Renderer:
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The token ids a model is asked with: exactly what `tokenize` puts before an answer."""
-        return self._ids([self.prompt(messages)])[0]
+        return self.ids([self.prompt(messages)])[0]
 
-    def _ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    def ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids; special tokens are those of the template, and the beginning-of-text token where it wrote none."""
         if not texts:
             return []
@@ -156,7 +160,7 @@ class Renderer:
     def pair_ids(self, texts: Sequence[tuple[str, str, str]]) -> list[tuple[tuple[int, ...], ...]]:
         """(prompt, prompt + chosen, prompt + rejected) as texts -> the same as ids, answers closed by `end`."""
         prompts = list(dict.fromkeys(prompt for prompt, _, _ in texts))
-        ids = iter(self._ids([*prompts, *(t for _, *both in texts for t in both)]))
+        ids = iter(self.ids([*prompts, *(t for _, *both in texts for t in both)]))
         of_prompt = dict(zip(prompts, ids, strict=False))
         end = (self.end,) if self.adds_end else ()
         return [(of_prompt[prompt], next(ids) + end, next(ids) + end) for prompt, _, _ in texts]
@@ -420,22 +424,23 @@ class Audit:
 Item = TypeVar("Item", TokenPair, Preference)
 
 
-def split_by_prompt(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+def split_by_prompt(
+    items: Sequence[Any], fraction: float, seed: int, key: Callable[[Any], str]
+) -> tuple[list[Any], list[Any]]:
     """(training, held-out): a prompt goes to one side, whole, by the hash of its text and the seed.
 
-    So added, removed or reordered rows move no other row. `fraction` of the prompts is held out on average, and at
-    least one prompt stands on either side. Preferences are split by their text, where prompts that differ only in case
-    and white space count as one; token pairs by their prompt's ids, so another tokenizer splits them otherwise.
+    So added, removed or reordered rows move no other row, and no tokenizer has a say. `fraction` of the prompts is held
+    out on average, and at least one prompt stands on either side. key: an item's prompt as a `text_key`.
     Raises PobenchError if the fraction is outside (0, 1) or all items share one prompt.
     """
     if not 0 < fraction < 1:
-        raise PobenchError(f"data.heldout is {fraction}; a share between 0 and 1 is needed")
-    keys = [_uniform("split", seed, prompt_key(item)) for item in items]
-    if len(set(keys)) < 2:
-        raise PobenchError(f"{len(items)} pairs with {len(set(keys))} prompt cannot be split by prompt")
-    border = min(max(fraction, math.nextafter(min(keys), 1)), max(keys))
-    training = [item for item, key in zip(items, keys, strict=True) if key >= border]
-    return training, [item for item, key in zip(items, keys, strict=True) if key < border]
+        raise PobenchError(f"the held-out share is {fraction}; a share between 0 and 1 is needed")
+    places = [_uniform("split", seed, key(item)) for item in items]
+    if len(set(places)) < 2:
+        raise PobenchError(f"{len(items)} pairs with {len(set(places))} prompt cannot be split by prompt")
+    border = min(max(fraction, math.nextafter(min(places), 1)), max(places))
+    training = [item for item, place in zip(items, places, strict=True) if place >= border]
+    return training, [item for item, place in zip(items, places, strict=True) if place < border]
 
 
 def subset(items: Sequence[Item], max_pairs: int | None, seed: int = 0) -> list[Item]:
@@ -505,7 +510,7 @@ def mismatch(pairs: Sequence[TokenPair]) -> list[int]:
     Fixed by the data alone, so one reference pass serves all seeds. Every pair is a partner once, unless more than half
     of them share one prompt. Raises PobenchError if all do.
     """
-    keys = [(_hash("mismatch", prompt_key(pair)), _hash(data_digest([pair]), pair.id)) for pair in pairs]
+    keys = [(_hash("mismatch", _ids_digest(pair.prompt)), _hash(data_digest([pair]), pair.id)) for pair in pairs]
     order = sorted(range(len(pairs)), key=keys.__getitem__)  # pairs of one prompt stand together
     sizes = Counter(prompt for prompt, _ in keys)
     if len(sizes) < 2:
@@ -519,11 +524,13 @@ def mismatch(pairs: Sequence[TokenPair]) -> list[int]:
     return [partner_of[i] for i in range(len(pairs))]
 
 
-def prompt_key(item: TokenPair | Preference) -> str:
-    """What makes two prompts the same: the token ids, or the text without case and runs of white space."""
-    if isinstance(item, Preference):
-        return json.dumps([(m.role, " ".join(m.content.casefold().split())) for m in item.prompt])
-    return hashlib.sha256(np.asarray(item.prompt, dtype="<i4").tobytes()).hexdigest()
+def text_key(prompt: Iterable[Message]) -> str:
+    """What makes two prompts the same as text: roles and words, without case and runs of white space."""
+    return json.dumps([(m.role, " ".join(m.content.casefold().split())) for m in prompt])
+
+
+def _ids_digest(ids: Sequence[int]) -> str:
+    return hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).hexdigest()
 
 
 def _hash(*parts: object) -> str:

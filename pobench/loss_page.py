@@ -99,15 +99,10 @@ def weights(loss: Loss, pair: Typical) -> tuple[float, float]:
         return SequenceLogps(torch.tensor([total], dtype=torch.float64, requires_grad=True), torch.tensor([length]))
 
     policy = Pair(logps(pair.chosen, pair.chosen_length), logps(pair.rejected, pair.rejected_length))
-    supplied: list[Any] = [policy]
-    if "reference" in loss.needs:
-        frozen = logps(pair.reference_chosen, pair.chosen_length), logps(pair.reference_rejected, pair.rejected_length)
-        supplied.append(Pair(*(SequenceLogps(f.total.detach(), f.length) for f in frozen)))
-    if "kl" in loss.needs:
-        supplied.append(torch.tensor(0.0, dtype=torch.float64))
-    by = torch.autograd.grad(
-        loss(*supplied).loss.sum(), (policy.chosen.total, policy.rejected.total), materialize_grads=True
-    )
+    frozen = logps(pair.reference_chosen, pair.chosen_length), logps(pair.reference_rejected, pair.rejected_length)
+    reference = Pair(*(SequenceLogps(f.total.detach(), f.length) for f in frozen))
+    output = loss.evaluate(policy, reference, torch.tensor(0.0, dtype=torch.float64))
+    by = torch.autograd.grad(output.loss.sum(), (policy.chosen.total, policy.rejected.total), materialize_grads=True)
     return by[0].item(), by[1].item()
 
 

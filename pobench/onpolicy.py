@@ -1,173 +1,342 @@
-"""Preference pairs from a model's own answers: sample several, score them, best against worst.
+"""Preference pairs from a model's own answers: sample several, rank them, best against worst.
 
-The samples are kept beside the pairs, `<name>.samples.jsonl`, appended as batches complete: an interrupted call goes
-on where it stopped, and the pairs can be made anew from them without a model. `<name>.recipe.json` says how both
-came about.
+    prompts → samples, each process a share → `pobench.ranking` → pairs, split by prompt
 
-Which of several best and worst answers make the pair: the two whose lengths in tokens are closest, then the ones
-drawn first, so that length is not what tells chosen from rejected unless the demand is about length. An answer cut off
-at max_new_tokens is in no pair, for its end is not the model's.
+The samples are kept beside the pairs, `<name>.samples.jsonl`, so the pairs can be made anew from them without a model.
+Each process appends its share to a part of its own as batches complete; the next gathering puts all parts into the
+order of the prompts. So an interrupted call goes on where it stopped, with as many processes as there are then, and
+ends in the same bytes. `<name>.recipe.json` says how samples and pairs came about.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import math
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import pydantic
+import torch
+import transformers
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+
+from pobench.adapters import attention_of
+from pobench.config import Job, ModelConfig, OnPolicyConfig, explain, judge_faults, read_setting, resolve
+from pobench.cost import layout_of_devices
+from pobench.data import split_by_prompt, text_key
 from pobench.files import write_text
-from pobench.generate import generate_batches
-from pobench.judging import PointwiseJudge
-from pobench.registry import PobenchError
+from pobench.generate import PRECISIONS, Decoding, generate_batches
+from pobench.judging import PairwiseJudge, PointwiseJudge
+from pobench.judging.pairwise import Progress, messages
+from pobench.plan import launch
+from pobench.prepare import prompt_rows, tokenizer_of
+from pobench.progress import progress
+from pobench.ranking import Ranked, Row, Sample, best_against_worst, comparisons
+from pobench.registry import PobenchError, judges
+from pobench.rows import Message
+from pobench.sources import load_model, weights_digest
+from pobench.start_model import start_model
+from pobench.train import bf16_pays
+
+Judge = PointwiseJudge | PairwiseJudge
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are drawn; part of the recipe."""
+class Sampling:
+    """What is asked for, and the files of what has been drawn.
 
-    samples: int = 5
-    temperature: float = 0.8
-    top_p: float = 0.95
-    max_new_tokens: int = 512
-    seed: int = 0
-    precision: str = "bf16"
+    rows: each with `id` and `prompt` (text or messages); of rows with the same prompt the first stays. made_by: what
+    names the model in the recipe (source, digest). Raises PobenchError that lists the faulty rows.
+    """
+
+    def __init__(self, rows: Sequence[Row], out: Path, made_by: Mapping[str, Any], decoding: Decoding) -> None:
+        _check_rows(rows)
+        distinct = {_key(row["prompt"]): row for row in reversed(rows)}
+        self.rows = [row for row in rows if distinct[_key(row["prompt"])] is row]
+        self.repeated = len(rows) - len(self.rows)
+        self.out, self.decoding = out, decoding
+        prompts = [(row["id"], messages(row["prompt"])) for row in self.rows]
+        self.asked = {
+            "model": dict(made_by),
+            "decoding": asdict(decoding),
+            "prompts": {"count": len(prompts), "sha256": _digest(prompts)},
+        }
+
+    @property
+    def file(self) -> Path:
+        return self.out.with_suffix(".samples.jsonl")
+
+    @property
+    def total(self) -> int:
+        """How many answers there are to be."""
+        return len(self.rows) * self.decoding.samples
+
+    def read(self) -> list[Sample]:
+        """What is gathered, in the order of the prompts."""
+        return _read(self.file, self.asked) if self.file.is_file() else []
+
+    def gather(self) -> list[Sample]:
+        """Put the parts that processes have left into the one file; returns all that is drawn.
+
+        Raises PobenchError when a file holds something else, or samples of another model, other prompts or settings.
+        """
+        parts = sorted(self.out.parent.glob(f"{self.out.stem}.samples.*-of-*.jsonl"))
+        found = {(s.id, s.sample): s for file in parts for s in _read(file, self.asked)} | {
+            (s.id, s.sample): s for s in self.read()
+        }
+        place = {row["id"]: i for i, row in enumerate(self.rows)}
+        samples = sorted(found.values(), key=lambda s: (place[s.id], s.sample))
+        if parts or not self.file.is_file():
+            lines = [{"samples_of": self.asked}, *(sample._asdict() for sample in samples)]
+            write_text(self.file, "".join(map(_line, lines)))
+        for part in parts:
+            part.unlink()
+        return samples
+
+    def answers(self) -> list[tuple[Row, Sample]]:
+        """What is gathered, each answer with its prompt's row."""
+        rows = {row["id"]: row for row in self.rows}
+        return [(rows[sample.id], sample) for sample in self.read()]
+
+    def append(self, samples: Iterable[Sample], share: tuple[int, int]) -> None:
+        """Add to the part of this share."""
+        part = self.out.with_suffix(f".samples.{share[0]}-of-{share[1]}.jsonl")
+        lines = [] if part.is_file() else [{"samples_of": self.asked}]
+        with part.open("a", encoding="utf-8") as stream:
+            stream.write("".join(map(_line, [*lines, *(sample._asdict() for sample in samples)])))
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
-class Sample(NamedTuple):
-    """One answer to the prompt `id`, as stored."""
+def draw(
+    sampling: Sampling,
+    model: Any,
+    tokenizer: Any,
+    *,
+    batch_size: int = 64,
+    share: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> None:
+    """Draw what is not gathered yet, or this process's share of it. progress(done, all): in answers, of all shares."""
+    have = {(s.id, s.sample) for s in sampling.read()}
+    ids = [row["id"] for row in sampling.rows]
+    batches = generate_batches(
+        model,
+        tokenizer,
+        [messages(row["prompt"]) for row in sampling.rows],
+        sampling.decoding,
+        batch_size=batch_size,
+        skip=lambda prompt, sample: (ids[prompt], sample) in have,
+        share=share,
+    )
+    done = len(have)
+    for batch in batches:
+        sampling.append([Sample(ids[a.prompt], a.sample, a.text, a.tokens, a.finished) for a in batch], share)
+        done += len(batch) * share[1]  # the others are about as far
+        if progress is not None:
+            progress(min(done, sampling.total), sampling.total)
 
-    id: str
-    sample: int
-    text: str
-    tokens: int
-    finished: bool
+
+def write_pairs(
+    sampling: Sampling,
+    judge: Judge,
+    *,
+    held_out: float = 0.0,
+    shape: Callable[[Ranked], dict[str, Any]] = Ranked.published,
+    judge_settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Rank what is drawn, and write pairs and recipe; returns the recipe.
+
+    held_out: the share of prompts whose pairs go to `<name>.heldout.jsonl`. Raises PobenchError when no pair is left.
+    """
+    out = sampling.out
+    samples = sampling.gather()
+    with progress(f"ranked by {judge.name}", len(samples), "answers") as advance:
+        pairs, counts = best_against_worst(
+            sampling.rows, samples, judge, lambda done, total: advance(done=done / total * len(samples))
+        )
+        advance(done=len(samples))
+    counts["repeated"] = sampling.repeated
+    if not pairs:
+        raise PobenchError(f"{judge.name} leaves no pair to learn from: {json.dumps(counts)}")
+    recipe = {**sampling.asked, "judge": judge.name, "rule": "best against worst, closest in length", "counts": counts}
+    if judge_settings:
+        recipe["judge_settings"] = dict(judge_settings)
+    files = {out: pairs}
+    if held_out > 0:
+        seed = sampling.decoding.seed
+        files[out], kept = split_by_prompt(pairs, held_out, seed, lambda pair: _key(pair.row["prompt"]))
+        files[out.with_suffix(".heldout.jsonl")] = kept
+        recipe["held_out"] = {"fraction": held_out, "seed": seed, "train": len(files[out]), "held_out": len(kept)}
+    for file, some in files.items():
+        write_text(file, "".join(_line(shape(pair)) for pair in some))
+    write_text(out.with_suffix(".recipe.json"), json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
+    return recipe
 
 
 def make_pairs(
-    rows: Sequence[Mapping[str, Any]],
-    judge: PointwiseJudge,
+    rows: Sequence[Row],
+    judge: Judge,
     out: Path,
     *,
     model: Any,
     tokenizer: Any,
     made_by: Mapping[str, Any],
-    decoding: Decoding | None = None,
+    decoding: Decoding,
     batch_size: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    **written: Any,
 ) -> dict[str, Any]:
-    """Write preference pairs for the prompts `rows` to `out` (JSONL), and return the recipe.
+    """Sample, rank and write, all in this process; returns the recipe. written: options of `write_pairs`.
 
-    rows: each with `id` and `prompt` (text or messages), and what the judge reads. made_by: what names the model in
-    the recipe (source, digest). progress(done, all): in answers. A pair is a row
-    `{"id", "prompt": [messages], "chosen", "rejected", "meta"}`. Raises PobenchError when rows are faulty, or when
-    the samples beside `out` were drawn from another model, other prompts or with other settings.
+    Raises PobenchError as `Sampling`, `Sampling.gather` and `write_pairs` do.
     """
-    decoding = decoding or Decoding()
-    _check_rows(rows)
-    asked = {
-        "model": dict(made_by),
-        "decoding": asdict(decoding),
-        "prompts": {"count": len(rows), "sha256": _digest([(r["id"], messages(r["prompt"])) for r in rows])},
+    sampling = Sampling(rows, out, made_by, decoding)
+    with _alone(out):
+        sampling.gather()
+        draw(sampling, model, tokenizer, batch_size=batch_size, progress=progress)
+        return write_pairs(sampling, judge, **written)
+
+
+def make_pairs_of(
+    setting: str,
+    out: Path,
+    *,
+    ranker: str | None = None,
+    ranker_settings: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> dict[str, Any]:
+    """`pobench data onpolicy`: `make_pairs` as a setting's `onpolicy` section says, with its start model, on as many
+    processes as `pobench run` trains with; progress is shown.
+
+    given: in place of the section's values. ranker: a judge's name, in place of the section's or the setting's judge;
+    ranker_settings: on top of theirs where it is the same judge. overrides: as `--set`. Raises PobenchError that lists
+    every fault of names and values.
+    """
+    (job,) = resolve(setting, "simpo", seeds=[0], model=model, overrides=overrides)
+    config, faults = OnPolicyConfig(), list[str]()
+    try:
+        config = OnPolicyConfig.model_validate({**(read_setting(setting)[0].get("onpolicy") or {}), **given})
+    except pydantic.ValidationError as error:
+        faults += explain(error, "onpolicy.")
+    own = config.ranker if config.ranker.name else job.judge
+    name = ranker or own.name
+    settings = {**(own.settings if name == own.name else {}), **(ranker_settings or {})}
+    if name is None:
+        faults.append(f"setting {setting!r} names no judge to rank by; give --ranker NAME (`pobench list judges`)")
+    else:
+        faults += judge_faults(name, settings)
+    if faults or name is None:
+        raise PobenchError("\n".join(faults))
+    judge = judges.get(name)(**settings)
+    rows = prompt_rows(config.prompts or job.data.source, config.prompts_split or job.data.split)
+    rows = [{**row, "prompt": row["messages"]} for row in rows]
+    folder = start_model(job)
+    made_by = {"source": job.model.source, "digest": weights_digest(folder)}
+    sampling = Sampling(rows, out, made_by, _decoding(config, job))
+    with _alone(out):
+        if len(sampling.gather()) < sampling.total:
+            _draw_in_processes(sampling, folder, job.model, job.answers.batch_size)
+        if hasattr(judge, "estimate"):
+            print(judge.estimate([two for _, two in comparisons(sampling.answers())]), file=sys.stderr)
+        return write_pairs(sampling, judge, held_out=config.held_out_fraction, judge_settings=settings)
+
+
+def _decoding(config: OnPolicyConfig, job: Job) -> Decoding:
+    precision = config.precision
+    if precision == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = "bf16" if bf16_pays(device) else "fp32"
+    length = config.max_new_tokens or job.answers.max_new_tokens
+    return Decoding(length, config.temperature, config.top_p, config.samples, config.seed, precision)
+
+
+# ---------------------------------------------------------------- processes
+
+
+def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, batch_size: int) -> None:
+    if layout_of_devices()[0] == 1:
+        return _draw_share(sampling, folder, model, batch_size)
+    prompts = [{"id": row["id"], "prompt": messages(row["prompt"])} for row in sampling.rows]
+    call = {
+        "rows": prompts,
+        "out": str(sampling.out),
+        "made_by": sampling.asked["model"],
+        "decoding": asdict(sampling.decoding),
+        "folder": str(folder),
+        "model": model.model_dump(),
+        "batch_size": batch_size,
     }
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "call.json"
+        file.write_text(json.dumps(call), encoding="utf-8")
+        status = launch("pobench.onpolicy", file)
+    if status:
+        raise PobenchError(
+            f"a process that drew answers ended with status {status}, see above; what is drawn is kept, and the same "
+            "command goes on from there"
+        )
+
+
+def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, batch_size: int) -> None:
+    """What one process does, on its device."""
+    transformers.logging.disable_progress_bar()  # ours is enough
+    state = PartialState()
+    share = (state.process_index, state.num_processes)
+    speaker = load_model(
+        folder,
+        dtype=PRECISIONS[sampling.decoding.precision],
+        attention=attention_of(folder, model.attention),
+        trust_remote_code=model.trust_remote_code,
+    ).to(state.device)
+    title = "answers" if share[1] == 1 else f"answers, {share[1]} processes"
+    quiet = contextlib.nullcontext(lambda **_: None)
+    with progress(title, sampling.total, "answers") if state.is_main_process else quiet as advance:
+        draw(
+            sampling,
+            speaker,
+            tokenizer_of(folder, model),
+            batch_size=batch_size,
+            share=share,
+            progress=lambda done, total: advance(done=done),
+        )
+
+
+def main() -> None:
+    """`accelerate launch -m pobench.onpolicy CALL.json`: one process's share."""
+    call = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    sampling = Sampling(call["rows"], Path(call["out"]), call["made_by"], Decoding(**call["decoding"]))
+    try:
+        _draw_share(sampling, Path(call["folder"]), ModelConfig(**call["model"]), call["batch_size"])
+    except PobenchError as error:
+        sys.exit(f"pobench: {error}")
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Raises PobenchError where another command is at work on the same samples."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    store = out.with_suffix(".samples.jsonl")
-    drawn = _open_samples(store, asked)
-    have = {(s.id, s.sample) for s in drawn}
-    total = len(rows) * decoding.samples
-    batches = generate_batches(
-        model,
-        tokenizer,
-        [messages(row["prompt"]) for row in rows],
-        **asdict(decoding),
-        batch_size=batch_size,
-        skip=lambda prompt, sample: (rows[prompt]["id"], sample) in have,
-    )
-    for batch in batches:
-        fresh = [Sample(rows[a.prompt]["id"], a.sample, a.text, a.tokens, a.finished) for a in batch]
-        _append(store, (s._asdict() for s in fresh))
-        drawn += fresh
-        if progress is not None:
-            progress(len(drawn), total)
-    pairs, counts = best_against_worst(rows, drawn, judge)
-    recipe = {**asked, "judge": judge.name, "rule": "best against worst, closest in length", "counts": counts}
-    write_text(out, "".join(_line(pair) for pair in pairs))
-    write_text(out.with_suffix(".recipe.json"), json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
-    return recipe
+    try:
+        with FileLock(out.with_name(f".{out.name}.lock"), blocking=False):
+            yield
+    except Timeout:
+        raise PobenchError(
+            f"another command is at work on {str(out)!r}; wait for it, or write to another file"
+        ) from None
 
 
-def best_against_worst(
-    rows: Sequence[Mapping[str, Any]], samples: Iterable[Sample], judge: PointwiseJudge
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The pairs, in the order of `rows`, and what became of every prompt and answer.
-
-    Counts: prompts, answers, unfinished and unscored answers, identical answers (a text counted once a prompt), tied
-    prompts (all answers score the same, or fewer than two are left), pairs; mean_score over all answers that have a
-    score (unfinished ones too) and by kind, where the rows have kinds.
-    """
-    by_prompt: dict[str, list[Sample]] = defaultdict(list)
-    for sample in sorted(samples, key=lambda s: (s.id, s.sample)):
-        by_prompt[sample.id].append(sample)
-    pairs: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter({k: 0 for k in ("answers", "unfinished", "unscored", "identical", "tied", "pairs")})
-    scores: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        answers = by_prompt[row["id"]]
-        scored: dict[str, tuple[float, Sample]] = {}
-        kind_scores = scores[row.get("kind", "")]
-        for answer in answers:
-            score = judge.score(row, answer.text, answer.finished)
-            counts["answers"] += 1
-            counts["unfinished"] += not answer.finished
-            if math.isnan(score):
-                counts["unscored"] += 1
-                continue
-            kind_scores.append(score)
-            if answer.finished:
-                counts["identical"] += answer.text in scored
-                scored.setdefault(answer.text, (score, answer))
-        high = max((score for score, _ in scored.values()), default=math.nan)
-        low = min((score for score, _ in scored.values()), default=math.nan)
-        if not high > low:
-            counts["tied"] += 1
-            continue
-        best = [a for score, a in scored.values() if score == high]
-        worst = [a for score, a in scored.values() if score == low]
-        chosen, rejected = min(
-            ((b, w) for b in best for w in worst),
-            key=lambda pair: (abs(pair[0].tokens - pair[1].tokens), pair[0].sample, pair[1].sample),
-        )
-        meta = {k: row[k] for k in ("kind", "topic") if k in row} | {
-            "chosen_score": high,
-            "rejected_score": low,
-            "chosen_tokens": chosen.tokens,
-            "rejected_tokens": rejected.tokens,
-        }
-        prompt = messages(row["prompt"])
-        pairs.append(
-            {"id": row["id"], "prompt": prompt, "chosen": chosen.text, "rejected": rejected.text, "meta": meta}
-        )
-    every = [s for kind in scores.values() for s in kind]
-    counted: dict[str, Any] = {"prompts": len(rows), **counts, "pairs": len(pairs), "mean_score": _mean(every)}
-    if any(scores.keys()):
-        made = Counter(pair["meta"].get("kind", "") for pair in pairs)
-        counted["by_kind"] = {k: {"mean_score": _mean(v), "pairs": made[k]} for k, v in sorted(scores.items())}
-    return pairs, counted
+# ---------------------------------------------------------------- rows and lines
 
 
-def messages(prompt: str | Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """A prompt as chat messages; a plain text is what the user says."""
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    return [{"role": m["role"], "content": m["content"]} for m in prompt]
-
-
-def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+def _check_rows(rows: Sequence[Row]) -> None:
     faults = []
     seen: set[str] = set()
     for number, row in enumerate(rows, start=1):
@@ -182,33 +351,26 @@ def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         raise PobenchError("prompts to sample from:\n" + "\n".join(f"  {f}" for f in faults))
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    """None (JSON's null) where there is nothing to average."""
-    return round(sum(values) / len(values), 4) if values else None
+def _key(prompt: Any) -> str:
+    return text_key(Message(m["role"], m["content"]) for m in messages(prompt))
 
 
-# ---------------------------------------------------------------- the samples file
-
-
-def _open_samples(path: Path, asked: Mapping[str, Any]) -> list[Sample]:
-    """The samples that `path` holds already; made with its first line, the settings, where there is none."""
-    if not path.is_file():
-        write_text(path, _line({"samples_of": asked}))
+def _read(file: Path, asked: Mapping[str, Any]) -> list[Sample]:
+    """The samples of one file, without a last line that was being written when its process was cut off."""
+    whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
+    if not whole:
         return []
-    whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
-    if torn:  # a line that was being written when the last call was cut off
-        write_text(path, whole + "\n")
     try:
-        first, *rest = [json.loads(line) for line in whole.splitlines()]
+        first, *rest = map(json.loads, whole.split("\n"))  # an answer may hold other line ends
         found = first["samples_of"]
         samples = [Sample(**line) for line in rest]
     except (ValueError, KeyError, TypeError) as error:
-        raise PobenchError(f"{str(path)!r} is no file of samples ({error}); remove it to start anew") from error
+        raise PobenchError(f"{str(file)!r} is no file of samples ({error}); remove it to start anew") from error
     differing = sorted(k for k in asked if json.loads(json.dumps(asked[k])) != found.get(k))
     if differing:
         was, now = ({k: side.get(k) for k in differing} for side in (found, asked))
         raise PobenchError(
-            f"{str(path)!r} holds samples drawn otherwise ({', '.join(differing)}):\n  then {json.dumps(was)}\n"
+            f"{str(file)!r} holds samples drawn otherwise ({', '.join(differing)}):\n  then {json.dumps(was)}\n"
             f"  now  {json.dumps(now)}\nWrite to another file, or remove this one to start anew"
         )
     return samples
@@ -218,12 +380,9 @@ def _line(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def _append(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write("".join(_line(v) for v in values))
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -11,22 +12,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pobench import adapters
+from pobench import adapters, vllm_engine
 from pobench.config import Job, resolve
-from pobench.cost import GIB, Cost, estimate_cost, layout_of_devices
+from pobench.cost import GIB, Cost, estimate_benchmarks, estimate_cost, is_local, layout_of_devices
 from pobench.prepare import Prepared, prepare
 from pobench.registry import PobenchError
 from pobench.rehearsal import rehearse as stand_ins
-from pobench.sources import cached_model
+from pobench.sft import Demonstrations
+from pobench.sources import cache_folder, cached_model
+from pobench.start_model import STAGES_ROOT, not_made, prepare_stage, read_demonstrations, stage_folder
 from pobench.store import RunFolder
-from pobench.worker import INTERRUPTED, STAGES, Task, run
+from pobench.worker import INTERRUPTED, STAGES, Task, benchmarks_of, run
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a command will do, in order: the start model's evaluation first, since scores compare with it."""
+    """Everything a command will do, in order: what makes the start model, then its evaluation, since scores compare with
+    it. demonstrations: what an SFT stage that is left learns from."""
 
     tasks: tuple[Task, ...]
     prepared: Prepared | None
+    demonstrations: Demonstrations | None = None
 
     @property
     def left(self) -> list[Task]:
-        return [t for t in self.tasks if not RunFolder(t.runs, t.run).finished]
+        return [t for t in self.tasks if not t.done]
+
+    def text(self) -> str:
+        """For the terminal: what was read for that which is left, and what was left out."""
+        kinds = {t.kind for t in self.left}
+        read = [self.demonstrations if "sft" in kinds else None, self.prepared if kinds - {"sft"} else None]
+        return "\n".join(r.text() for r in read if r is not None)
 
 
 def make_plan(
@@ -61,16 +72,50 @@ def make_plan(
     absent = [t for t in jobs[0].train.trackers if importlib.util.find_spec(t) is None]
     faults = [f"train.trackers: {', '.join(absent)} not installed; pip install 'pobench[trackers]'"] if absent else []
     faults += dict.fromkeys(fault for job in jobs for fault in adapters.missing(job.train.adapter))
+    if "answers" in stages:
+        faults += dict.fromkeys(fault for job in jobs for fault in vllm_engine.missing(job.answers.engine))
+    if not dry:
+        lacking = [fault for benchmark in benchmarks_of(jobs[0], stages) for fault in benchmark.faults()]
+        faults += [*lacking, *(["benchmarks can be left out: --benchmarks none"] if lacking else [])]
     if faults:
         raise PobenchError("\n".join(faults))
-    prepared = None
-    if not dry or _model_at_hand(jobs[0]) is not None:
-        prepared = prepare(jobs[0])
+    at_hand = not dry or _model_at_hand(jobs[0]) is not None
+    first, demonstrations = _sft_task(jobs[0], tuple(stages), tuple(plugins), dry)
+    if set(stages) == {"sft"}:
+        return Plan(first, None, demonstrations)
+    prepared = prepare(jobs[0]) if at_hand else None
     folder = runs / jobs[0].setting / (f"data-{prepared.digest[:8]}" if prepared else "data")
     starts = {job.start_run: job for job in jobs}
     tasks = [Task(job, "start", runs, tuple(stages), folder, tuple(plugins)) for job in starts.values()]
     tasks += [Task(job, "loss", runs, tuple(stages), folder, tuple(plugins)) for job in jobs]
-    return Plan(tuple(tasks), prepared)
+    return Plan((*first, *tasks), prepared, demonstrations)
+
+
+def _sft_task(
+    job: Job, stages: tuple[str, ...], plugins: tuple[str, ...], dry: bool
+) -> tuple[tuple[Task, ...], Demonstrations | None]:
+    """What makes the start model, where the setting names none that is finished; its conversations are read and stored.
+
+    Raises PobenchError where the stage is asked for alone and there is none, or is needed and not asked for.
+    """
+    if job.sft is None:
+        if set(stages) == {"sft"}:
+            raise PobenchError(
+                f"--stages sft: setting {job.setting!r} has no `sft` section; its start model {job.model.source} is finished"
+            )
+        return (), None
+    home = cache_folder() / STAGES_ROOT
+    if dry and not (_model_at_hand(job) and is_local(job.sft.source)):
+        return ((Task(job, "sft", home, stages, home / "not-made", plugins),) if "sft" in stages else ()), None
+    folder = stage_folder(job, remember=not dry)
+    if "sft" not in stages:
+        if not (folder.finished or dry):
+            raise PobenchError(not_made(job))
+        return (), None
+    task = Task(job, "sft", home, stages, folder.path, plugins)
+    if folder.finished:
+        return (task,), None
+    return (task,), read_demonstrations(job) if dry else prepare_stage(job)[1]
 
 
 def execute(plan: Plan, *, announce: Any = lambda text: None) -> list[Outcome]:
@@ -81,21 +126,36 @@ def execute(plan: Plan, *, announce: Any = lambda text: None) -> list[Outcome]:
     left = plan.left
     outcomes = {t.run: Outcome(t.run, t.title, "skipped") for t in plan.tasks if t not in left}
     if left:
-        assert plan.prepared is not None
         check_disk(plan)
-        setting = left[0].runs / left[0].job.setting
-        setting.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(setting / ".lock", blocking=False):
-                plan.prepared.save(left[0].data)
-                for task in left:
-                    announce(f"{task.title}  →  {task.runs / task.run}")
-                    outcomes[task.run] = _one(task)
-        except Timeout:
-            raise PobenchError(
-                f"another `pobench run` is at work in {str(setting)!r}; wait for it, or use another --runs"
-            ) from None
+    for kinds in (("sft",), ("start", "loss")):
+        tasks = [t for t in left if t.kind in kinds]
+        if not tasks:
+            continue
+        with _alone(tasks[0].data if kinds == ("sft",) else tasks[0].runs / tasks[0].job.setting):
+            if plan.prepared is not None and kinds != ("sft",):
+                plan.prepared.save(tasks[0].data)
+            for task in tasks:
+                announce(f"{task.title}  →  {task.runs / task.run}")
+                outcomes[task.run] = _one(task)
+        lacking = [o for o in outcomes.values() if o.status == "failed"] if kinds == ("sft",) else []
+        if lacking:
+            missed = f"its start model could not be made: {lacking[0].reason}"
+            outcomes |= {t.run: Outcome(t.run, t.title, "failed", missed) for t in left if t.kind != "sft"}
+            break
     return [outcomes[t.run] for t in plan.tasks]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises PobenchError where another command is at work in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout:
+        raise PobenchError(
+            f"another `pobench run` is at work in {str(folder)!r}; wait for it, or use another --runs"
+        ) from None
 
 
 def _one(task: Task) -> Outcome:
@@ -144,13 +204,18 @@ def _launch(task: Task) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "task.json"
         task.dump(path)
-        import torch
+        return launch("pobench.worker", path)
 
-        if torch.cuda.is_available() or not os.environ.get("POBENCH_PROCESSES"):
-            command = ["accelerate.commands.launch", "--num_processes", str(_devices())]
-        else:  # on CPUs `accelerate launch` wants MPI; torch's own launcher does without
-            command = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(_devices())]
-        return subprocess.call([sys.executable, "-m", *command, "-m", "pobench.worker", str(path)])
+
+def launch(module: str, file: Path) -> int:
+    """`python -m module file` as every process of a training job; the exit status."""
+    import torch
+
+    if torch.cuda.is_available() or not os.environ.get("POBENCH_PROCESSES"):
+        command = ["accelerate.commands.launch", "--num_processes", str(_devices())]
+    else:  # on CPUs `accelerate launch` wants MPI; torch's own launcher does without
+        command = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(_devices())]
+    return subprocess.call([sys.executable, "-m", *command, "-m", module, str(file)])
 
 
 # ---------------------------------------------------------------- what it will cost
@@ -159,7 +224,7 @@ def _launch(task: Task) -> int:
 def check_disk(plan: Plan) -> None:
     """Raises PobenchError if the disk cannot hold what the plan writes (each trained model, one checkpoint with moments)."""
     need = estimate(plan).disk
-    where = plan.tasks[0].runs
+    where = plan.tasks[-1].runs
     existing = next(p for p in [where.absolute(), *where.absolute().parents] if p.exists())
     free = shutil.disk_usage(existing).free
     if not math.isnan(need) and need > free:
@@ -183,15 +248,14 @@ def describe(plan: Plan) -> dict[str, Any]:
     jobs = []
     for task in plan.tasks:
         folder = RunFolder(task.runs, task.run)
-        row: dict[str, Any] = {"run": task.run, "title": task.title, "state": "done" if folder.finished else "to do"}
+        row: dict[str, Any] = {"run": task.run, "title": task.title, "state": "done" if task.done else "to do"}
         if folder.failure:
             row["state"] = f"failed before: {folder.failure}"
-        if task.kind == "loss":
-            train = {k: getattr(task.job.train, k) for k in ("lr", "epochs", "batch_size")}
-            row["values"] = {
-                **{f"{task.job.loss}.{k}": v for k, v in task.job.loss_settings.items()},
-                **{f"train.{k}": v for k, v in train.items()},
-            }
+        section = {"loss": "train", "sft": "sft"}.get(task.kind)
+        if section:
+            own = {f"{task.job.loss}.{k}": v for k, v in task.job.loss_settings.items()} if section == "train" else {}
+            shown = ("lr", "epochs", "batch_size") if section == "train" else ("source", "lr", "epochs", "batch_size")
+            row["values"] = {**own, **{f"{section}.{k}": getattr(getattr(task.job, section), k) for k in shown}}
             row["sources"] = {
                 k: task.job.origin.get(k)
                 or task.job.origin.get(f"{task.job.loss}.{k.removeprefix('train.')}")
@@ -212,6 +276,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                 "jobs": jobs,
                 "cost": {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in cost.__dict__.items()},
                 "judge": job.judge.name,
+                "benchmarks": estimate_benchmarks(plan.tasks),
             }
         )
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -20,13 +20,13 @@ from pobench.data import (
     chat_template,
     data_digest,
     decided_by_length,
-    prompt_key,
     split_by_prompt,
     subset,
+    text_key,
     tokenize,
 )
 from pobench.files import whole
-from pobench.onpolicy import messages
+from pobench.judging.pairwise import messages
 from pobench.registry import PobenchError
 from pobench.rows import load_preferences, read_rows
 from pobench.sources import fetch_model, fetch_rows, load_tokenizer
@@ -86,6 +86,13 @@ def tokenizer_of(folder: Path, model: ModelConfig) -> Any:
     return tokenizer
 
 
+class _Read(NamedTuple):
+    pairs: list[TokenPair]
+    audit: Audit
+    renderer: Renderer
+    prompts: dict[str, str]  # a pair's id -> its prompt's `text_key`
+
+
 def read_pairs(
     job: Job, source: str | None = None, split: str | None = None
 ) -> tuple[list[TokenPair], Audit, Renderer]:
@@ -93,6 +100,10 @@ def read_pairs(
 
     Raises PobenchError for whatever is wrong with the source, or with its rows under `data.on_bad_row: stop`.
     """
+    return _read(job, source, split)[:3]
+
+
+def _read(job: Job, source: str | None, split: str | None) -> _Read:
     model, data = job.model, job.data
     folder = fetch_model(
         model.source, revision=model.revision, sha256=model.sha256, trust_remote_code=model.trust_remote_code
@@ -108,7 +119,7 @@ def read_pairs(
         count_header=data.count_header,
         on_bad_row=data.on_bad_row,
     )
-    return pairs, audit, renderer
+    return _Read(pairs, audit, renderer, {p.id: text_key(p.prompt) for p in found.preferences})
 
 
 def prepare(job: Job) -> Prepared:
@@ -116,9 +127,9 @@ def prepare(job: Job) -> Prepared:
     data = job.data
     faults: list[str] = []
 
-    def read(source: str, split: str | None) -> tuple[list[TokenPair], Audit] | None:
+    def read(source: str, split: str | None) -> _Read | None:
         try:
-            return read_pairs(job, source, split)[:2]
+            return _read(job, source, split)
         except PobenchError as error:
             faults.append(str(error))
             return None
@@ -128,17 +139,17 @@ def prepare(job: Job) -> Prepared:
     heldout = read(data.held_out or data.source, data.held_out_split or data.split) if own_heldout else None
     if faults or got is None:
         raise PobenchError("\n".join(faults))
-    pairs, audit = got
+    pairs, audit, _, prompts = got
     frames = [audit.frame()]
     summary = [audit.text()]
     if heldout is not None:
-        held, held_audit = heldout
+        held, held_audit, _, held_prompts = heldout
         frames.append(held_audit.frame().assign(fault=lambda f: "held out: " + f.fault))
         summary.append(held_audit.text())
-        seen = {prompt_key(p) for p in held}
-        shared = [p for p in pairs if prompt_key(p) in seen]
+        seen = {held_prompts[p.id] for p in held}
+        shared = [p for p in pairs if prompts[p.id] in seen]
         if shared:  # never train on what is evaluated
-            pairs = [p for p in pairs if prompt_key(p) not in seen]
+            pairs = [p for p in pairs if prompts[p.id] not in seen]
             frames.append(
                 pd.DataFrame(
                     [{"fault": "prompt is held out, left out of training", "count": len(shared), "rows": "[]"}]
@@ -146,7 +157,7 @@ def prepare(job: Job) -> Prepared:
             )
             summary.append(f"  {len(shared)} training pairs left out: their prompts are held out")
     else:
-        pairs, held = split_by_prompt(pairs, data.held_out_fraction, data.seed)
+        pairs, held = split_by_prompt(pairs, data.held_out_fraction, data.seed, lambda p: prompts[p.id])
     pairs = subset(pairs, data.max_pairs, data.seed)
     held = subset(held, data.max_held_out, data.seed)
     if not pairs or not held:

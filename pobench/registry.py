@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from pobench.types import LossOutput
+from pobench.types import LossOutput, Pair
 
 
 class PobenchError(Exception):
@@ -47,6 +47,7 @@ class Named(Protocol):
 
 
 T = TypeVar("T", bound=Named)
+Kind = TypeVar("Kind")
 
 
 class Registry(Generic[T]):
@@ -143,6 +144,22 @@ class Loss:
 
     def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
         return self.function(*args, **kwargs)
+
+    def asked(self, policy: Pair, reference: Pair | None = None, kl: Any = None) -> list[Any]:
+        """Of these, what the function's signature asks for, in its order."""
+        supplied = {"policy": policy, "reference": reference, "kl": kl}
+        return [supplied[name] for name in SUPPLIED if name == "policy" or name in self.needs]
+
+    def evaluate(self, policy: Pair, reference: Pair | None = None, kl: Any = None, **settings: Any) -> LossOutput:
+        """The function, handed what its signature asks for. Raises PobenchError when it gives other shapes than (pairs,)."""
+        output = self.function(*self.asked(policy, reference, kl), **settings)
+        pairs = policy.chosen.total.shape
+        wrong = [f"{name} {tuple(t.shape)}" for name, t in output._asdict().items() if t.shape != pairs]
+        if wrong:
+            raise PobenchError(
+                f"loss {self.name!r} must return one value per pair, {tuple(pairs)}; got {', '.join(wrong)}"
+            )
+        return output
 
     @property
     def formula(self) -> str:
@@ -265,6 +282,7 @@ class Figure:
     doc: str
     order: int = 100
     optional: frozenset[str] = frozenset()  # frames it can do without: None where absent or empty
+    every_arm: bool = False  # its subject is how settings of one loss differ, see `pobench.plot.draw`
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -272,11 +290,14 @@ class Figure:
 
 figures: Registry[Figure] = Registry("figure", "pobench.analysis")
 
-FRAMES = ("runs", "steps", "heldout", "answers", "verdicts", "scores", "cross_loss", "audit", "tuning")
+FRAMES = (
+    *("runs", "steps", "heldout", "norms", "answers", "verdicts", "scores", "benchmarks", "audit", "tuning"),
+    *("cross_loss", "gradients", "paper"),  # made from others, see `pobench.frames`
+)
 
 
 def _register_shown(
-    kind: str, name: str, title: str, paper: str, order: int, aliases: Iterable[str]
+    kind: str, name: str, title: str, paper: str, order: int, aliases: Iterable[str], every_arm: bool
 ) -> Callable[..., Any]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
@@ -286,7 +307,7 @@ def _register_shown(
             raise PobenchError(f"{kind} {name!r} asks for {', '.join(unknown)}; frames are {', '.join(FRAMES)}")
         doc = inspect.getdoc(function) or inspect.getdoc(sys.modules[function.__module__]) or ""
         optional = frozenset(a for a in asked if signature.parameters[a].default is not inspect.Parameter.empty)
-        shown = Figure(name, function, kind, title, paper, asked, _settings(signature), doc, order, optional)
+        shown = Figure(name, function, kind, title, paper, asked, _settings(signature), doc, order, optional, every_arm)
         figures.add(shown, aliases)
         return function
 
@@ -294,52 +315,80 @@ def _register_shown(
 
 
 def register_figure(
-    name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = ()
+    name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = (), every_arm: bool = False
 ) -> Callable[..., Any]:
     """Register a figure: `f(frame, …) -> Drawing`; see `pobench.plot.Drawing`. Frames are named by parameter; one with
-    the default None may be absent."""
-    return _register_shown("figure", name, title, paper, order, aliases)
+    the default None may be absent. every_arm: it is about several settings of one loss, and always gets them all."""
+    return _register_shown("figure", name, title, paper, order, aliases, every_arm)
 
 
 def register_table(
-    name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = ()
+    name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = (), every_arm: bool = False
 ) -> Callable[..., Any]:
-    """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values."""
-    return _register_shown("table", name, title, paper, order, aliases)
+    """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values; the rest as for a figure."""
+    return _register_shown("table", name, title, paper, order, aliases, every_arm)
 
 
-# ---------------------------------------------------------------- judges and layouts
+# ---------------------------------------------------------------- judges, benchmarks and layouts
 
 
 @dataclass(frozen=True)
 class NamedFunction:
-    """A registered factory of a judge or a layout; `settings` are its keyword defaults."""
+    """A registered factory of a judge or a layout; `settings` are its keyword defaults. runtime: those that say how it
+    works, not what it finds."""
 
     name: str
     function: Callable[..., Any]
     settings: Mapping[str, Any]
     doc: str
+    runtime: frozenset[str] = frozenset()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class BenchmarkType:
+    """A registered benchmark: a pydantic class whose fields are its settings, their annotations their limits."""
+
+    name: str
+    function: type[Any]
+
+    def __call__(self, **settings: Any) -> Any:
+        return self.function(**settings)
+
+
+benchmarks: Registry[BenchmarkType] = Registry("benchmark", "pobench.judging")
 judges: Registry[NamedFunction] = Registry("judge", "pobench.judging")
 layouts: Registry[NamedFunction] = Registry("layout", "pobench.layouts")
 
 
-def _register_named(registry: Registry[NamedFunction], name: str, aliases: Iterable[str]) -> Callable[..., Any]:
+def _register_named(
+    registry: Registry[NamedFunction], name: str, aliases: Iterable[str], runtime: Iterable[str] = ()
+) -> Callable[..., Any]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        settings = _settings(inspect.signature(function))
-        registry.add(NamedFunction(name, function, settings, inspect.getdoc(function) or ""), aliases)
+        settings, doc = _settings(inspect.signature(function)), inspect.getdoc(function) or ""
+        registry.add(NamedFunction(name, function, settings, doc, frozenset(runtime)), aliases)
         return function
 
     return register
 
 
-def register_judge(name: str, *, aliases: Iterable[str] = ()) -> Callable[..., Any]:
-    """Register a judge factory: `f(**settings) -> Judge`; see `pobench.judging`."""
-    return _register_named(judges, name, aliases)
+def register_judge(name: str, *, aliases: Iterable[str] = (), runtime: Iterable[str] = ()) -> Callable[..., Any]:
+    """Register a judge factory: `f(**settings) -> Judge`; see `pobench.judging`. runtime: settings that change no
+    verdict (time-outs, prices): a run that differs in nothing else is the same run."""
+    return _register_named(judges, name, aliases, runtime)
+
+
+def register_benchmark(name: str, *, aliases: Iterable[str] = ()) -> Callable[[type[Kind]], type[Kind]]:
+    """Register a benchmark: a class derived from `pobench.judging.benchmark.Benchmark`, whose fields are its settings."""
+
+    def register(kind: type[Kind]) -> type[Kind]:
+        kind.name = name  # type: ignore[attr-defined]
+        benchmarks.add(BenchmarkType(name, kind), aliases)
+        return kind
+
+    return register
 
 
 def register_layout(name: str, *, aliases: Iterable[str] = ()) -> Callable[..., Any]:

@@ -30,12 +30,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pobench.config import Job
+from pobench.config import Job, SftConfig
 from pobench.data import Renderer
 from pobench.files import whole
 from pobench.prepare import tokenizer_of
 from pobench.published import DATASETS, MODELS, PublishedData
-from pobench.registry import PobenchError, get_loss, nearest
+from pobench.registry import PobenchError, benchmarks, get_loss, nearest
 from pobench.rows import Message, read_rows
 from pobench.sources import cache_folder, cached_model, fetch_rows, is_hub_name, load_tokenizer
 
@@ -58,6 +58,7 @@ _THIN = {
 _WINDOW = 64
 BIG = 1_000_000_000  # parameters from which on the printed range of learning rates applies
 LEARNING_RATES = (3e-7, 1e-6)  # arXiv 2405.14734, Appendix B: the search range, every method
+SFT_LEARNING_RATE = 2e-5  # arXiv 2405.14734, Appendix B
 
 
 def rehearse(jobs: Sequence[Job]) -> list[Job]:
@@ -99,6 +100,9 @@ def value_faults(job: Job, parameters: int | None) -> list[str]:
             f"train.lr: {job.train.lr:g} (for {job.loss}) is more than ten times outside the published range "
             f"({low:g} to {high:g}) for a model of {parameters / 1e9:.1f} billion parameters"
         )
+    rate = job.sft.lr if job.sft is not None else SFT_LEARNING_RATE
+    if parameters is not None and parameters >= BIG and not SFT_LEARNING_RATE / 10 < rate < SFT_LEARNING_RATE * 10:
+        faults.append(f"sft.lr: {rate:g} is more than ten times outside the published {SFT_LEARNING_RATE:g}")
     return faults
 
 
@@ -121,7 +125,8 @@ def template_faults(job: Job, folder: Path) -> list[str]:
     special = {t.content for t in renderer.tokenizer.added_tokens_decoder.values() if t.special}
     special |= set(renderer.tokenizer.all_special_tokens)
     ours = _marks(own) if own else set()
-    if foreign := sorted(_marks(renderer) - special - ours):
+    # An SFT stage teaches whatever marks its template writes.
+    if job.sft is None and (foreign := sorted(_marks(renderer) - special - ours)):
         return [
             f"{named}: wrong template: it writes {', '.join(foreign)}, which {job.model.source} has no token for. "
             f"The model's own marks are {', '.join(sorted(ours)) or 'none'}"
@@ -189,6 +194,10 @@ class _Stage:
         if not isinstance(context, int):
             return []
         faults = []
+        if self.job.sft is not None and self.job.sft.max_length > context:
+            faults.append(
+                f"sft.max_length: {self.job.sft.max_length} tokens do not fit; the context of {model} is {context}"
+            )
         if data.max_length > context:
             faults.append(f"data.max_length: {data.max_length} tokens do not fit; the context of {model} is {context}")
         if answers.source is not None and data.max_prompt_length + answers.max_new_tokens > context:
@@ -211,6 +220,7 @@ class _Stage:
             sources,
             data.max_length,
             data.max_prompt_length,
+            self.job.model.chat_template,
         ]
         texts = [t for _, name, split in sources if name not in DATASETS for t in _texts(fetch_rows(name, split=split))]
         named = hashlib.sha256(json.dumps([made_from, texts], sort_keys=True).encode()).hexdigest()[:12]
@@ -304,13 +314,35 @@ class _Stage:
         return replace(
             job,
             setting=f"{job.setting}-rehearsal",
+            sft=None if job.sft is None else _smaller_sft(job.sft, folder),
             model=job.model.model_copy(update=model),
             data=data.model_copy(update={**local, "max_pairs": pairs, "max_held_out": held}),
             train=train.model_copy(update=smaller),
             answers=answers.model_copy(update=asked),
             judge=judge,
             origin=origin,
+            benchmarks={name: _smaller_benchmark(name, given) for name, given in job.benchmarks.items()},
         )
+
+
+def _smaller_benchmark(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the same benchmark with a few short answers, on made-up questions where the real ones are elsewhere."""
+    smaller = benchmarks.get(name)(**settings).rehearsed(cache_folder() / "rehearsal", PROMPTS, NEW_TOKENS)
+    return dict(smaller.model_dump(mode="json"))
+
+
+def _smaller_sft(sft: SftConfig, folder: Path) -> SftConfig:
+    published = sft.source in DATASETS
+    changes: dict[str, Any] = {
+        "source": _replaced(sft.source, sft.split, folder),
+        "split": None if published else sft.split,
+        "revision": None if published else sft.revision,
+        "max_conversations": min(sft.max_conversations or PAIRS, PAIRS),
+        "batch_size": min(sft.batch_size, 2 if sft.packing else BATCH),  # rows, which hold several
+        "epochs": min(sft.epochs, 2),
+        "checkpoint_seconds": 0.0,
+    }
+    return sft.model_copy(update=changes)
 
 
 def count_parameters(config: Mapping[str, Any]) -> int:
@@ -465,12 +497,13 @@ def _row(columns: Mapping[str, str], prompt: str, good: str, bad: str, split: st
 
     identity = hashlib.sha256(prompt.encode()).hexdigest()
     tie = good == bad
+    more = [{"role": "user", "content": "And then?"}, {"role": "assistant", "content": bad}]
     values = {
         "prompt": prompt,
         "prompt_id": identity,
         "chosen": answered(good),
         "rejected": answered(bad),
-        "messages": answered(good),
+        "messages": answered(good) if "chosen" in columns else answered(good) + more,
         "score_chosen": 8.0,
         "score_rejected": 8.0 if tie else 4.5,
         "all_generated_responses": [bad, good, good, bad, good],
@@ -505,6 +538,8 @@ def _sources(job: Job) -> list[tuple[str, str, str]]:
         found.append(("data.held_out_split", data.held_out or data.source, split))
     if answers.source is not None:
         found.append(("answers.split", answers.source, answers.split or "train"))
+    if job.sft is not None:
+        found.append(("sft.split", job.sft.source, job.sft.split or "train"))
     return list({(name, split): (key, name, split) for key, name, split in reversed(found)}.values())[::-1]
 
 

@@ -610,17 +610,17 @@ def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], dro
     return preferences
 
 
-def refuse(faults: Sequence[Fault], *, source: str, rows: int, shown: int = 20) -> None:
+def refuse(
+    faults: Sequence[Fault], *, source: str, rows: int, shown: int = 20, option: str = "data.on_bad_row"
+) -> None:
     """Raise one PobenchError that lists the faults (the first 20, then how many more) and counts them by kind.
 
-    Returns if there are none.
+    Returns if there are none. option: the key whose `drop` goes on without them.
     """
     if not faults:
         return
     bad = len({fault.row for fault in faults})
-    lines = [
-        f"{source}: {bad} of {rows} rows {'is' if bad == 1 else 'are'} bad (data.on_bad_row: drop goes on without)"
-    ]
+    lines = [f"{source}: {bad} of {rows} rows {'is' if bad == 1 else 'are'} bad ({option}: drop goes on without)"]
     lines += [f"  {fault}" for fault in faults[:shown]]
     if len(faults) > shown:
         lines.append(f"  and {len(faults) - shown} more")

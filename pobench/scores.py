@@ -124,14 +124,17 @@ def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
 @_metric("pass_rate", "Pass rate", "higher", "%", ".1f", scale=100, judged=True)
 def pass_rate(e: Evidence) -> Estimate:
     """Mean score of the judge, in [0, 1]: over the samples of a prompt, then over prompts. For a checkable demand it is
-    the share of answers that meet it."""
+    the share of answers that meet it. A judge that compares two answers gives none."""
+    if (e.verdicts["against"] != "").any():
+        return Estimate.missing()
     scores = e.prompt_scores.reset_index()
     return stats.mean(scores["score"], scores["prompt"], scores["run"], bounds=stats.UNIT, seed=e.seed)
 
 
 @_metric("pass_rate_gain", "Gain over start", "higher", "points", "+.1f", scale=100, judged=True, start=False)
 def pass_rate_gain(e: Evidence) -> Estimate:
-    """Pass rate minus the start model's, prompt by prompt. Zero inside the interval: no gain is shown."""
+    """Pass rate minus the start model's, prompt by prompt. Zero inside the interval: no gain is shown. Of a judge that
+    compares: its probability that the answer is better than the start model's, minus a half."""
     both = e.beside_start
     return stats.paired_difference(
         both["ours"], both["theirs"], both["prompt"], both["run"], bounds=stats.SIGNED, seed=e.seed
@@ -144,6 +147,20 @@ def win_rate(e: Evidence) -> Estimate:
     change."""
     both = e.beside_start
     return stats.win_rate(both["ours"], both["theirs"], both["prompt"], both["run"], seed=e.seed)
+
+
+@_metric("position_flips", "Position flips", "lower", "%", ".1f", scale=100, judged=True, start=False)
+def position_flips(e: Evidence) -> Estimate:
+    """Share of comparisons with the start model's answer in which the judge names the other answer when their order is
+    swapped: there the place decides, and the two orders' mean is close to even."""
+    return stats.mean(e.verdicts["flipped"], e.verdicts["prompt"], e.verdicts["run"], bounds=stats.UNIT, seed=e.seed)
+
+
+@_metric("longer_wins", "Longer than start", "", "%", ".1f", scale=100, judged=True, start=False)
+def longer_wins(e: Evidence) -> Estimate:
+    """What the rule “the longer answer wins” says of the same comparisons, in characters; a tie counts half. A judge
+    whose wins follow it may be judging length."""
+    return stats.mean(e.verdicts["longer"], e.verdicts["prompt"], e.verdicts["run"], bounds=stats.UNIT, seed=e.seed)
 
 
 # ---------------------------------------------------------------- health of the answers
@@ -255,9 +272,9 @@ _NEEDS = {
         *("reference_rejected_logp", "chosen_reward", "rejected_reward"),
     ),
     "answers": ("run", "prompt", "sample", "text", "tokens", "finished"),
-    "verdicts": ("run", "prompt", "sample", "judge", "score"),
+    "verdicts": ("run", "prompt", "sample", "judge", "score", "against", "flipped", "longer"),
 }
-_TEXT = {"run", "pair", "prompt", "judge", "text"}
+_TEXT = {"run", "pair", "prompt", "judge", "against", "text"}
 
 
 def _frame(frames: Frames, name: str) -> pd.DataFrame:

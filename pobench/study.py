@@ -22,9 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pobench import plot
 from pobench.config import SECTIONS, Job, read_setting, resolve, resolve_names
+from pobench.frames import Frames
+from pobench.parts import ordered, split
 from pobench.plan import Outcome, Plan, describe, execute, make_plan
 from pobench.registry import PobenchError, figures, nearest
-from pobench.report import build_report, ordered, split
+from pobench.report import build_report
 from pobench.store import load_frames
 
 
@@ -54,6 +56,7 @@ class Variant(_Strict):
 
     seeds: list[int] | None = Field(None, min_length=1)
     grid: list[Entry] | None = Field(None, min_length=1)
+    set: dict[str, Any] = {}
 
 
 class Study(_Strict):
@@ -67,6 +70,7 @@ class Study(_Strict):
     figures: list[str] = Field(min_length=1)
     seeds: list[int] | None = Field(None, min_length=1)  # None: the setting's
     grid: list[Entry] = Field(min_length=1)
+    set: dict[str, Any] = {}  # as `--set`, for all its jobs
     settings: dict[str, Variant] = {}
 
 
@@ -167,6 +171,7 @@ def expand(
         variant = study.settings.get(str(read_setting(setting)[0]["name"]), Variant())
     except PobenchError:
         variant = Variant()  # `resolve` will say what is wrong, with everything else
+    overrides = {**study.set, **variant.set, **overrides}
     jobs: dict[str, Job] = {}
     used: set[str] = set()
     for entry in variant.grid or study.grid:
@@ -204,7 +209,7 @@ def _of_one(
             faults.append(f"--set {full}: the study {study.name} varies it")
         axes.append([(full, value) for value in values])
     for key, factors in entry.times.items():
-        base = _value(own[0], key)
+        base = own[0].value(key)
         if isinstance(base, bool) or not isinstance(base, int | float):
             faults.append(f"study {study.name}: {loss} has no number {key!r} under {setting!r} to multiply")
             continue
@@ -217,11 +222,6 @@ def _of_one(
             origin = {**job.origin, **{key: f"study {study.name}" for key, _ in point}}
             jobs.append(stands.get(job.run) or replace(job, origin=origin))
     return jobs
-
-
-def _value(job: Job, key: str) -> Any:
-    section, _, field = key.rpartition(".")
-    return getattr(getattr(job, section), field, None) if section in SECTIONS else job.loss_settings.get(field)
 
 
 # ---------------------------------------------------------------- running
@@ -253,7 +253,7 @@ def describe_study(study: Study, plans: Sequence[Plan]) -> dict[str, Any]:
     for plan, part in zip(plans, described, strict=True):
         for task, row in zip(plan.tasks, part["jobs"], strict=True):
             varied = [key for key, where in task.job.origin.items() if where == f"study {study.name}"]
-            row["varied"] = {key: _value(task.job, key) for key in varied if task.kind == "loss"}
+            row["varied"] = {key: task.job.value(key) for key in varied if task.kind == "loss"}
             jobs.setdefault(row["run"], row)
     costs = [part["cost"] for part in described]
 
@@ -289,13 +289,13 @@ def describe_study(study: Study, plans: Sequence[Plan]) -> dict[str, Any]:
 # ---------------------------------------------------------------- what came of it
 
 
-def study_frames(plans: Sequence[Plan], runs: Path) -> dict[str, pd.DataFrame]:
+def study_frames(plans: Sequence[Plan], runs: Path) -> Frames:
     """The stored frames of the study's own runs. Raises PobenchError where none is stored."""
     tasks = [task for plan in plans for task in plan.tasks]
     mine, data = {task.run for task in tasks}, {task.data.name.removeprefix("data-") for task in tasks}
-    frames = load_frames(runs, tasks[0].job.setting)
-    kept = {name: frame[frame["run"].isin(mine)] for name, frame in frames.items() if "run" in frame}
-    return {**kept, "audit": frames["audit"][frames["audit"]["data"].isin(data)]}
+    frames = load_frames(runs, tasks[0].job.setting).of_runs(mine)
+    audit = frames["audit"]
+    return Frames({**frames.given, "audit": audit[audit["data"].isin(data)], "tuning": frames["tuning"].iloc[:0]})
 
 
 def report_study(study: Study, frames: Mapping[str, pd.DataFrame], runs: Path) -> Path:

@@ -30,16 +30,16 @@ from filelock import FileLock, Timeout
 
 from pobench.config import Job, TuneConfig, digest, explain, read_setting, resolve, resolve_names
 from pobench.cost import estimate_cost, is_local
-from pobench.data import prompt_key
+from pobench.data import text_key
 from pobench.files import write_text
 from pobench.plan import Plan, execute, make_plan
 from pobench.prepare import prompt_rows
 from pobench.registry import Loss, PobenchError, get_loss, nearest
-from pobench.rows import Message, Preference, load_preferences
+from pobench.rows import Message, load_preferences
 from pobench.scores import METRICS, score
 from pobench.sources import fetch_rows
 from pobench.store import COLUMNS, RunFolder
-from pobench.worker import STAGES, Task
+from pobench.worker import HOME_STAGES, Task
 
 SAMPLERS = ("grid", "random", "tpe")
 COLUMN_NAMES = COLUMNS["tuning"].split()
@@ -313,15 +313,12 @@ def _shared(key: str, mine: Sequence[str], used: Mapping[str, set[str]]) -> list
 def _asked(source: str, split: str | None, most: int | None) -> list[str]:
     """What makes prompts the same, of prompt rows."""
     rows = prompt_rows(source, split)[:most]
-    return [
-        prompt_key(Preference("", tuple(Message(m["role"], m["content"]) for m in row["messages"]), "", "", 0))
-        for row in rows
-    ]
+    return [text_key(Message(m["role"], m["content"]) for m in row["messages"]) for row in rows]
 
 
 def _paired(source: str, split: str | None, revision: str | None) -> list[str]:
     found = load_preferences(fetch_rows(source, split=split, revision=revision))
-    return [prompt_key(preference) for preference in found.preferences]
+    return [text_key(preference.prompt) for preference in found.preferences]
 
 
 def describe_tuning(tuning: Tuning) -> dict[str, Any]:
@@ -350,7 +347,7 @@ def describe_tuning(tuning: Tuning) -> dict[str, Any]:
 
 def _cost(tuning: Tuning) -> dict[str, Any]:
     """Of all trials, finished ones included, as if each took what its loss takes at the setting's own values."""
-    tasks = [Task(s.base, "loss", tuning.folder, STAGES, tuning.folder) for s in tuning.searches]
+    tasks = [Task(s.base, "loss", tuning.folder, HOME_STAGES, tuning.folder) for s in tuning.searches]
     cost = estimate_cost([replace(task, runs=tuning.folder / "none") for task in tasks], None)
     times = tuning.trials * len(tuning.seeds)
     values = {**cost.__dict__, "seconds": cost.seconds * times, "device_hours": cost.device_hours * times}
@@ -362,14 +359,17 @@ def _cost(tuning: Tuning) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Best:
-    """What was chosen for a loss. value: of the objective; low, high: its 95 % interval."""
+    """What was chosen for a loss. searched: which of its settings were varied. value: of the objective; low, high: its 95 %
+    interval; start: the start model's own."""
 
     loss: str
     settings: Mapping[str, Any]
+    searched: tuple[str, ...]
     lr: float
     value: float
     low: float
     high: float
+    start: float
     n: int
     trials: int
     run: str
@@ -410,7 +410,11 @@ class _Tuner:
         self.better = METRICS[tuning.about.metric].better
         self.storage = optuna.storages.RDBStorage(f"sqlite:///{(tuning.folder / 'optuna.db').absolute()}")
         self.studies = {s.loss: self._study(s) for s in tuning.searches}
-        self.prepared = make_plan([s.base for s in tuning.searches], tuning.folder, STAGES).prepared
+        plan = make_plan([s.base for s in tuning.searches], tuning.folder, HOME_STAGES)
+        self.prepared = plan.prepared
+        for outcome in execute(replace(plan, tasks=tuple(t for t in plan.tasks if t.kind == "sft")), announce=announce):
+            if outcome.status == "failed":
+                raise PobenchError(f"the start model of the search could not be made: {outcome.reason}")
         self.failed: list[str] = []
         self.made = 0
 
@@ -514,8 +518,8 @@ class _Tuner:
         """The trial's jobs over token pairs that were made once."""
         assert self.prepared is not None
         data = self.tuning.folder / self.tuning.name / f"data-{self.prepared.digest[:8]}"
-        tasks = [Task(jobs[0], "start", self.tuning.folder, STAGES, data, self.tuning.plugins)]
-        tasks += [Task(job, "loss", self.tuning.folder, STAGES, data, self.tuning.plugins) for job in jobs]
+        tasks = [Task(jobs[0], "start", self.tuning.folder, HOME_STAGES, data, self.tuning.plugins)]
+        tasks += [Task(job, "loss", self.tuning.folder, HOME_STAGES, data, self.tuning.plugins) for job in jobs]
         return Plan(tuple(tasks), self.prepared)
 
     def _measure(self, jobs: Sequence[Job]) -> dict[str, float]:
@@ -557,13 +561,17 @@ class _Tuner:
         trial = min(done, key=_rank(-1 if self.better == "higher" else 1))
         attrs = trial.user_attrs
         measured = {k: math.nan if v is None else v for k, v in attrs["measured"].items()}
+        # γ is recorded absolute, whichever way it was searched
+        varied = {"gamma" if key == "gamma_beta_ratio" else key for key in search.space}
         return Best(
             search.loss,
             attrs["settings"],
+            tuple(key for key in attrs["settings"] if key in varied),
             attrs["lr"],
             measured["value"],
             measured["low"],
             measured["high"],
+            measured["start"],
             int(measured["n"]),
             len(done),
             attrs["runs"][0],
@@ -652,14 +660,10 @@ def overlay(tuning: Tuning, best: Sequence[Best]) -> str:
     for b in best:
         interval = "" if math.isnan(b.low) else f" [{b.low:.3g}, {b.high:.3g}]"
         found = f"tuning: {about.metric} {b.value:.3g}{interval}, n = {b.n}, the best of {b.trials} trials; run {b.run}"
-        space = next(s.space for s in tuning.searches if s.loss == b.loss)
-        margin = (
-            {"gamma"} if "gamma_beta_ratio" in space else set()
-        )  # γ is recorded absolute, whichever way it was searched
         lines += [f"  {b.loss}:", f"    lr: {_yaml(b.lr)}  # {found}"]
         for key, value in b.settings.items():
-            searched = key in space or key in margin
-            lines.append(f"    {key}: {_yaml(value)}  # {f'tuning: run {b.run}' if searched else 'not searched'}")
+            found = f"tuning: run {b.run}" if key in b.searched else "not searched"
+            lines.append(f"    {key}: {_yaml(value)}  # {found}")
     return "\n".join(lines) + "\n"
 
 

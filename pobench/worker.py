@@ -1,4 +1,5 @@
-"""One job, start to end, in a process of its own: train → held-out log-probs → answers → verdicts → scores.
+"""One job, start to end, in a process of its own: train → held-out log-probs → answers → verdicts → scores, and then
+the benchmarks that its setting names.
 
 Each stage writes one file of the run folder and is skipped where the file is there, so a repeated command continues.
 Started by `plan.execute` as a forked child, or by `accelerate launch -m pobench.worker JOB.json` on several devices.
@@ -6,6 +7,7 @@ Started by `plan.execute` as a forked child, or by `accelerate launch -m pobench
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.metadata
 import importlib.util
@@ -17,8 +19,8 @@ import platform
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,48 +30,86 @@ import transformers
 from pydantic import BaseModel
 
 from pobench import adapters, checkpoint
-from pobench.config import AnswersConfig, DataConfig, Job, JudgeConfig, ModelConfig, TrainConfig
+from pobench.attention import use_flex
+from pobench.config import AnswersConfig, DataConfig, Job, JudgeConfig, ModelConfig, SftConfig, TrainConfig
 from pobench.cross_loss import evaluate, view_of
 from pobench.data import data_order, mismatch
 from pobench.files import whole
-from pobench.generate import generate
+from pobench.generate import Decoding, generate
+from pobench.judging import PairwiseJudge, grades
+from pobench.judging.benchmark import Benchmark, Speaker
+from pobench.judging.longer import Longer
+from pobench.judging.pairwise import Comparison, judge_many
 from pobench.layouts import Group
 from pobench.logps import ResponseLogps
+from pobench.norms import MOST_PAIRS, gradient_norms
+from pobench.objectives import Compute
 from pobench.prepare import Prepared, eval_prompts, tokenizer_of
 from pobench.progress import progress
 from pobench.reference import ReferenceCache
-from pobench.registry import Loss, PobenchError, get_loss, judges, load_plugin
+from pobench.registry import Loss, PobenchError, benchmarks, get_loss, judges, load_plugin
 from pobench.scores import score
-from pobench.sources import cache_folder, fetch_model, weights_digest
+from pobench.sources import cache_folder, weights_digest
+from pobench.start_model import make_start_model, start_model
+from pobench.stats import GREEK, show_setting
 from pobench.store import RunFolder
 from pobench.train import Scorer, Trained, arithmetic, bf16_pays, make_accelerator, scorer_for, train
 from pobench.types import TokenPair
+from pobench.vllm_engine import speaker_of
 
 INTERRUPTED = 130
-STAGES = ("train", "heldout", "answers", "judge")
+HOME_STAGES = ("sft", "train", "heldout", "answers", "judge")
+STAGES = (*HOME_STAGES, "benchmarks")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job and where it runs. kind: "loss" trains; "start" evaluates the start model."""
+    """A job and where it runs. kind: "sft" makes the start model, "start" evaluates it, "loss" trains from it."""
 
     job: Job
     kind: str
     runs: Path
     stages: tuple[str, ...]
-    data: Path  # folder written by `prepare`
+    data: Path  # folder written by `prepare`; of an SFT stage: its own
     plugins: tuple[str, ...] = ()
 
     @property
     def run(self) -> str:
-        return self.job.run if self.kind == "loss" else self.job.start_run
+        return {"loss": self.job.run, "start": self.job.start_run, "sft": self.data.name}[self.kind]
 
     @property
     def title(self) -> str:
-        return f"{self.job.loss}, seed {self.job.seed}" if self.kind == "loss" else "start model"
+        named = {"start": "start model", "sft": f"SFT of {self.job.model.source}"}
+        return named.get(self.kind, f"{self.job.loss}{self._varied()}, seed {self.job.seed}")
+
+    def _varied(self) -> str:
+        """What tells jobs of one loss apart: the values that a study, a search or the command line gave."""
+        own = ("train.lr", *(f"{self.job.loss}.{name}" for name in self.job.loss_settings))
+        given = [k for k, how in self.job.origin.items() if how.startswith("study ") or (how == "--set" and k in own)]
+        others = {name: group for group in get_loss(self.job.loss).alternatives for name in group}
+        values: dict[str, Any] = {}
+        for key in given:
+            name = key.rpartition(".")[2]
+            values |= {n: self.job.value(key.removesuffix(name) + n) for n in others.get(name, (name,))}
+        shown = [f"{GREEK.get(k, k)} = {show_setting(v)}" for k, v in values.items() if v is not None]
+        return f" ({', '.join(shown)})" if shown else ""
+
+    @property
+    def benchmarks(self) -> list[Benchmark]:
+        """Those that the stage runs; none where it is not asked for."""
+        return [] if self.kind == "sft" else benchmarks_of(self.job, self.stages)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        folder = RunFolder(self.runs, self.run)
+        with contextlib.suppress(PobenchError):  # questions that cannot be read are no questions answered
+            asked = "norms" in self.stages and self.kind != "sft" and not folder.has("norms.parquet")
+            return folder.finished and not asked and all(b.done(folder.path) for b in self.benchmarks)
+        return False
 
     def dump(self, path: Path) -> None:
-        values = {**self.job.values(), "origin": dict(self.job.origin)}
+        values = {**self.job.values(), "origin": dict(self.job.origin), "benchmarks": dict(self.job.benchmarks)}
         path.write_text(json.dumps({**asdict(self), "job": values, "runs": str(self.runs), "data": str(self.data)}))
 
     @classmethod
@@ -82,6 +122,7 @@ class Task:
             "train": TrainConfig,
             "answers": AnswersConfig,
             "judge": JudgeConfig,
+            **({"sft": SftConfig} if job.get("sft") else {}),
         }
         parsed = {name: schema.model_validate(job[name]) for name, schema in sections.items()}
         return cls(
@@ -92,6 +133,12 @@ class Task:
             Path(values["data"]),
             tuple(values["plugins"]),
         )
+
+
+def benchmarks_of(job: Job, stages: Sequence[str]) -> list[Benchmark]:
+    """Those that a job's setting names, if their stage is among `stages`."""
+    named = job.benchmarks if "benchmarks" in stages else {}
+    return [benchmarks.get(name)(**settings) for name, settings in named.items()]
 
 
 def run(task: Task) -> int:
@@ -105,7 +152,10 @@ def run(task: Task) -> int:
     try:
         for plugin in task.plugins:
             load_plugin(plugin)
-        _Worker(task, folder).work()
+        if task.kind == "sft":
+            make_start_model(task.job, folder, _say)
+        else:
+            _Worker(task, folder).work()
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -133,12 +183,7 @@ class _Worker:
         self.task, self.folder, self.job = task, folder, task.job
         self.loss: Loss | None = get_loss(self.job.loss) if task.kind == "loss" else None
         self.prepared = Prepared.load(task.data)
-        self.start_path = fetch_model(
-            self.job.model.source,
-            revision=self.job.model.revision,
-            sha256=self.job.model.sha256,
-            trust_remote_code=self.job.model.trust_remote_code,
-        )
+        self.start_path = start_model(self.job)
         trackers = self.job.train.trackers if self.loss else []
         self.accelerator = make_accelerator(
             self.job.train.precision, log_with=trackers or None, project_dir=str(folder.path)
@@ -150,7 +195,7 @@ class _Worker:
 
     def work(self) -> None:
         folder, task = self.folder, self.task
-        if self.main:
+        if self.main and not folder.finished:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.write_config(self.job, task.kind)
             folder.write_json("environment.json", environment(self.accelerator))
@@ -158,7 +203,7 @@ class _Worker:
             self.train(self.loss)
         if self.loss and not folder.has("model"):
             return  # --stages without train, and nothing trained yet
-        wants = {"heldout": "heldout.parquet", "answers": "answers.parquet"}
+        wants = {"heldout": "heldout.parquet", "answers": "answers.parquet", "norms": "norms.parquet"}
         if any(stage in task.stages and not folder.has(file) for stage, file in wants.items()):
             self.evaluate()
         if not self.main:
@@ -174,20 +219,19 @@ class _Worker:
         if not missing:
             about = folder.read_json("trained.json") if folder.has("trained.json") else {}
             folder.finish({"title": self.loss.title if self.loss else "start model", **about})
+        self.run_benchmarks()
 
     def model(self, path: Path) -> Any:
         """The model in `path`, with weights as an adapter of this run wants them below it."""
-        attention = self.job.model.attention
-        config = json.loads((path / "config.json").read_text())
-        if attention == "auto":  # soft-capped attention exists in the eager form alone
-            attention = "eager" if config.get("attn_logit_softcapping") else "sdpa"
-        return adapters.load_base(
+        model = adapters.load_base(
             path,
             self.job.train.adapter if self.loss else None,
-            attention=attention,
+            attention=adapters.attention_of(path, self.job.model.attention),
             trust_remote_code=self.job.model.trust_remote_code,
             device=self.accelerator.device,
         )
+        use_flex(model, self.job.model.attention, self.accelerator.device)
+        return model
 
     def references(self, arithmetic: str) -> ReferenceCache:
         if arithmetic not in self.caches:
@@ -201,7 +245,7 @@ class _Worker:
         order = data_order(pairs, job.seed, job.train.epochs)
         steps = math.ceil(len(pairs) / job.train.batch_size) * job.train.epochs
         model = self.model(self.start_path)
-        self._fill_heldout(model)
+        heldout = self._fill_heldout(model)
         adapter = job.train.adapter
         adapted = adapters.attach(model, adapter, job.seed) if adapter else None
         if job.train.trackers:
@@ -220,6 +264,9 @@ class _Worker:
                     note=f"loss {row['loss']:.4g} · margin {row['rewards/margins']:+.3g} · {pace}", done=row["step"]
                 )
 
+            def watch(compute: Compute) -> dict[str, float]:
+                return heldout_means(self._sums(self._heldout_groups(), heldout, compute))
+
             trained = train(
                 self.accelerator,
                 model,
@@ -234,6 +281,7 @@ class _Worker:
                 log=log if self.main else lambda row: None,
                 say=_say if self.main else lambda text: None,
                 rewind=folder.rewind_steps if self.main else lambda step: None,
+                watch=watch,
             )
         if job.train.trackers:
             self.accelerator.end_training()
@@ -254,19 +302,22 @@ class _Worker:
             tokenizer_of(self.start_path, source).save_pretrained(partial)
         checkpoint.clear(self.folder.path)
 
-    def _fill_heldout(self, model: Any) -> None:
-        """The reference's sums of the held-out pairs, for every loss: KL and shifts are reported for all."""
-        policy = ResponseLogps(model.to(self.accelerator.device), self.job.train.head_tile)
+    def _fill_heldout(self, model: Any) -> torch.Tensor:
+        """(pairs, 2 or 3) the reference's sums of the held-out pairs, for every loss: KL and shifts are reported for all."""
+        config = self.job.train
+        policy = ResponseLogps(model.to(self.accelerator.device), config.head_tile, compiled=config.compile)
         scorer, _ = self._scorer(policy)
         groups = self._heldout_groups()
-        self.references(arithmetic(self.accelerator, scorer, model)).fill(
-            groups[self.accelerator.process_index :: self.accelerator.num_processes], scorer.compute
-        )
+        cache = self.references(arithmetic(self.accelerator, scorer, model))
+        cache.fill(groups[self.accelerator.process_index :: self.accelerator.num_processes], scorer.compute)
         self.accelerator.wait_for_everyone()
+        return cache.get(groups).view(len(groups), -1)
 
     def _scorer(self, policy: ResponseLogps) -> tuple[Scorer, str]:
-        scorer, reason = scorer_for(policy, policy, self.prepared.heldout, self.job.train, self.accelerator.device)
+        groups = [Group.of(p) for p in self.prepared.heldout[:2]]
         accelerator = self.accelerator
+        say = _say if self.main else lambda text: None
+        scorer, reason = scorer_for(policy, policy, groups, self.job.train, accelerator.device, say)
 
         def forward(batch: Any) -> torch.Tensor:
             with accelerator.autocast():
@@ -290,19 +341,38 @@ class _Worker:
     def evaluate(self) -> None:
         """Held-out log-probabilities and answers of the trained (or start) model."""
         folder, stages = self.folder, self.task.stages
-        path = folder.path / "model" if self.loss else self.start_path
         if not self.main:  # one process evaluates; sharding generation over processes is not worth its bookkeeping here
             return
-        whole_model = not adapters.stored_in(path)
-        model = self.model(path if whole_model else self.start_path)
-        adapted = None if whole_model else adapters.load(model, path)
-        model = model.to(self.accelerator.device).eval()
+        model, adapted = self.final_model()
         if "heldout" in stages and not folder.has("heldout.parquet"):
             folder.write_frame("heldout", self.heldout(model, adapted))
         if "answers" in stages and not folder.has("answers.parquet") and self.job.answers.source:
-            if adapted is not None and model.dtype == torch.float32:  # one product a layer, not three
-                model = adapters.merged(adapted)
-            folder.write_frame("answers", self.answers(model))
+            folder.write_frame("answers", self.answers(self._one_product(model, adapted)))
+        if "norms" in stages and not folder.has("norms.parquet"):
+            pairs = self.prepared.heldout
+            with progress(f"{self.task.title}: gradients", min(len(pairs), MOST_PAIRS), "pairs") as advance:
+                norms = gradient_norms(self._one_product(model, adapted), pairs, self.job.train.head_tile, advance)
+            folder.write_frame("norms", norms)
+
+    def final_model(self) -> tuple[Any, Any]:
+        """The model that this run ends with, on its device, and the adapter that it is stored as, or None."""
+        path = self.folder.path / "model" if self.loss else self.start_path
+        whole_model = not adapters.stored_in(path)
+        model = self.model(path if whole_model else self.start_path)
+        adapted = None if whole_model else adapters.load(model, path)
+        return model.to(self.accelerator.device).eval(), adapted
+
+    def _one_product(self, model: Any, adapted: Any) -> Any:
+        """The model to speak with: an adapter worked in where that loses nothing, for one product a layer, not three."""
+        return model if adapted is None or model.dtype != torch.float32 else adapters.merged(adapted)
+
+    def _precision(self, model: Any) -> str:
+        """In which the model speaks."""
+        if model.dtype != torch.float32:  # an adapter over narrower weights: they are spoken with as they are
+            return "bf16"
+        if self.job.answers.precision != "auto":
+            return self.job.answers.precision
+        return "bf16" if bf16_pays(self.accelerator.device) else "fp32"
 
     def heldout(self, model: Any, adapted: Any = None) -> pd.DataFrame:
         pairs = self.prepared.heldout
@@ -319,39 +389,41 @@ class _Worker:
             if start is not model:
                 del start
         reference = cache.get(groups).view(len(pairs), -1)
+        if self.loss is None:
+            return heldout_frame(pairs, reference, reference)
+        with progress(f"{self.task.title}: held-out pairs", len(groups), "pairs") as advance:
+            return self._sums(groups, reference, scorer.compute, advance)
+
+    def _sums(
+        self, groups: list[Group], reference: torch.Tensor, compute: Compute, advance: Any = lambda done: None
+    ) -> pd.DataFrame:
+        """The `heldout` frame of the policy behind `compute`, with the rewards of the run's loss."""
+        assert self.loss is not None
         totals = reference.clone()
-        if self.loss is not None:
-            with progress(f"{self.task.title}: held-out pairs", len(groups), "pairs") as advance:
-                for indices, sums in scorer.compute(groups):
-                    totals[indices] = torch.tensor(sums, dtype=torch.float64).view(len(indices), -1)
-                    advance(len(indices))
-        frame = heldout_frame(pairs, totals, reference)
-        if self.loss is not None:
-            output = evaluate(self.loss, self.job.loss_settings, view_of(frame))
-            frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (t.double().numpy() for t in output)
+        for indices, sums in compute(groups):
+            totals[indices] = torch.tensor(sums, dtype=torch.float64).view(len(indices), -1)
+            advance(len(indices))
+        frame = heldout_frame(self.prepared.heldout, totals, reference)
+        output = evaluate(self.loss, self.job.loss_settings, view_of(frame))
+        frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (t.double().numpy() for t in output)
         return frame
 
     def answers(self, model: Any) -> pd.DataFrame:
         config = self.job.answers
         tokenizer = tokenizer_of(self.start_path, self.job.model)
         rows = eval_prompts(config)
-        precision = config.precision
-        if precision == "auto":
-            precision = "bf16" if bf16_pays(self.accelerator.device) else "fp32"
-        if model.dtype != torch.float32:  # an adapter over narrower weights: they are spoken with as they are
-            precision = "bf16"
-        with progress(f"{self.task.title}: answers", len(rows) * config.samples, "answers") as advance:
+        drawn = config.model_dump(include={f.name for f in fields(Decoding)}) | {"precision": self._precision(model)}
+        decoding = Decoding(**drawn)
+        with (
+            speaker_of(model, config.engine, decoding.precision, config.batch_size) as (speaker, batch_size),
+            progress(f"{self.task.title}: answers", len(rows) * config.samples, "answers") as advance,
+        ):
             answers = generate(
-                model,
+                speaker,
                 tokenizer,
                 [row["messages"] for row in rows],
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                samples=config.samples,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                precision=precision,
+                decoding,
+                batch_size=batch_size,
                 progress=lambda done, total: advance(done=done),
             )
         return pd.DataFrame(
@@ -375,8 +447,60 @@ class _Worker:
         judge = judges.get(config.name)(**config.settings)
         rows = {row["id"]: row for row in eval_prompts(self.job.answers)}
         answers = folder.read_frame("answers")
-        scores = [judge.score(rows[a.prompt], a.text, a.finished) for a in answers.itertuples()]
-        folder.write_frame("verdicts", answers[["prompt", "sample"]].assign(judge=config.name, score=scores))
+        verdicts = answers[["prompt", "sample"]]
+        if grades(judge):
+            scores = [judge.score(rows[a.prompt], a.text, a.finished) for a in answers.itertuples()]
+            verdicts = verdicts.assign(judge=config.name, score=scores)
+        elif self.loss is None:  # beside itself it wins half, by definition
+            verdicts = verdicts.assign(judge=judge.name, score=0.5, against="start")
+        else:
+            verdicts = self._compared(judge, rows, answers)
+        folder.write_frame("verdicts", verdicts)
+
+    def _compared(self, judge: PairwiseJudge, rows: Mapping[str, Any], answers: pd.DataFrame) -> pd.DataFrame:
+        """Verdicts on every answer beside the start model's answer to the same prompt, sample by sample."""
+        start = RunFolder(self.task.runs, self.job.start_run)
+        if not start.has("answers.parquet"):
+            raise PobenchError(
+                f"judge {judge.name!r} compares answers with the start model's, and {self.job.start_run} has none: "
+                "run its stage `answers` first"
+            )
+        theirs = start.read_frame("answers")[["prompt", "sample", "text"]]
+        both = answers.merge(theirs, on=["prompt", "sample"], suffixes=("", "_start"))
+        shown = [Comparison(rows[b.prompt]["messages"], b.text_start, b.text) for b in both.itertuples()]
+        if hasattr(judge, "estimate"):
+            _say(f"{self.task.title}: {judge.name}: {judge.estimate(shown)}")
+        with progress(f"{self.task.title}: verdicts", len(shown), "answers") as advance:
+            verdicts = judge_many(judge, shown, lambda done, total: advance(done=len(shown) * done // max(total, 1)))
+        return both[["prompt", "sample"]].assign(
+            judge=judge.name,
+            score=[v.probability for v in verdicts],
+            against="start",
+            forward=[v.forward for v in verdicts],
+            backward=[v.backward for v in verdicts],
+            flipped=[v.flipped for v in verdicts],
+            longer=[Longer().judge(*comparison) for comparison in shown],
+        )
+
+    def run_benchmarks(self) -> None:
+        """Each for itself: one that fails leaves the others. Raises PobenchError that lists those that failed."""
+
+        def load() -> tuple[Any, Any, str]:
+            model = self._one_product(*self.final_model())
+            return model, tokenizer_of(self.start_path, self.job.model), self._precision(model)
+
+        speaker = Speaker(self.task.run, load, self.job.answers.batch_size, _say)
+        failed = []
+        for benchmark in self.task.benchmarks:
+            try:
+                if not benchmark.done(self.folder.path):
+                    benchmark.evaluate(self.folder.path, speaker)
+            except Exception as error:
+                if not isinstance(error, PobenchError):
+                    (self.folder.path / "traceback.txt").write_text(traceback.format_exc())
+                failed.append(f"{benchmark.name}: {_reason(error)}")
+        if failed:
+            raise PobenchError("\n".join(failed))
 
     def score(self) -> None:
         start = RunFolder(self.task.runs, self.job.start_run) if self.loss else None
@@ -397,6 +521,19 @@ def _frames(folder: RunFolder) -> dict[str, pd.DataFrame]:
 
 def _plain(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
+
+
+def heldout_means(frame: pd.DataFrame) -> dict[str, float]:
+    """What a step logs of the held-out pairs, means over them: KL(reference ‖ policy) on winners and their
+    log-probability, both in nats per token; accuracy (a tie counts half) and margin of the loss's own reward."""
+    per_token = frame["chosen_logp"] / frame["chosen_length"]
+    gap = frame["chosen_reward"] - frame["rejected_reward"]
+    return {
+        "heldout/kl": float((frame["reference_chosen_logp"] / frame["chosen_length"] - per_token).mean()),
+        "heldout/chosen_per_token": float(per_token.mean()),
+        "heldout/accuracy": float(((gap > 0) + 0.5 * (gap == 0)).where(gap.notna()).mean()),
+        "heldout/margin": float(gap.mean()),
+    }
 
 
 def heldout_frame(pairs: Sequence[TokenPair], totals: torch.Tensor, reference: torch.Tensor) -> pd.DataFrame:

@@ -15,21 +15,26 @@ INSTRUMENT = """
     types
     registry files progress published
     numerics config sources rows layouts stats metrics checkpoint loss_page
-    cross_loss
+    attention compiled cross_loss
+    gradients lean
+    frames
     data logps reference scores plot store
-    adapters memory
+    adapters memory norms objectives
+    tables parts
+    findings
     inspection train generate
-    sft invariance
+    sft invariance vllm_engine
     conformance
     judging
-    onpolicy
+    ranking
     prepare
-    rehearsal
+    rehearsal start_model
     worker
     cost
     plan
-    report
+    report onpolicy
     study tune
+    show
     __init__
     cli
 """  # a module imports rows above its own; `judging` is a folder, whose files may also know each other

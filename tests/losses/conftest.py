@@ -22,12 +22,10 @@ class Evaluated:
         nw, nl = (torch.tensor([int(c[i]) for c in cases]) for i in (4, 5))
         self.w, self.l = w.requires_grad_(), l.requires_grad_()
         loss = get_loss(name)
-        supplied: list[Any] = [Pair(SequenceLogps(self.w, nw), SequenceLogps(self.l, nl))]
-        if "reference" in loss.needs:
-            supplied.append(Pair(SequenceLogps(rw, nw), SequenceLogps(rl, nl)))
-        if "kl" in loss.needs:
-            supplied.append(torch.tensor(float(cases[0].kl), dtype=dtype))
-        self.output: LossOutput = loss(*supplied, **settings)
+        policy = Pair(SequenceLogps(self.w, nw), SequenceLogps(self.l, nl))
+        reference = Pair(SequenceLogps(rw, nw), SequenceLogps(rl, nl))
+        kl = torch.tensor(float(cases[0].kl), dtype=dtype)
+        self.output: LossOutput = loss.evaluate(policy, reference, kl, **settings)
         self.by_w, self.by_l = torch.autograd.grad(self.output.loss.sum(), (self.w, self.l), materialize_grads=True)
 
     @property

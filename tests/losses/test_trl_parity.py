@@ -318,13 +318,12 @@ def test_a_pair_has_trls_loss_and_gradient(match, trainer, start, table) -> None
     groups = [tokens_of(row) for row in theirs.train_dataset]
     model, loss = theirs.model, get_loss(match.name)
 
-    supplied = [pair_of(model, groups)]
-    if "reference" in loss.needs:
-        with torch.no_grad():
-            supplied.append(pair_of(start[1], groups))
-    ours = match.factor * loss(*supplied, **match.settings).loss
+    policy = pair_of(model, groups)
+    with torch.no_grad():
+        reference = pair_of(start[1], groups)
+    ours = match.factor * loss.evaluate(policy, reference, **match.settings).loss
     if match.trainer == "ORPO":  # by design: the likelihood of the response alone
-        ours = ours + supplied[0].chosen.mean + whole_sequence_nll(model, groups)
+        ours = ours + policy.chosen.mean + whole_sequence_nll(model, groups)
     values = torch.stack([theirs_at(theirs, [i]) for i in range(len(groups))])
 
     assert len({round(v, 4) for v in values.tolist()}) > 2, "the pairs do not differ: nothing is compared"

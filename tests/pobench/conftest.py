@@ -54,6 +54,7 @@ def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, l
         epochs: int = 1,
         seed: int | None = None,
         adapter: dict[str, Any] | None = None,
+        watch: Any = None,
         **changes: Any,
     ) -> tuple[Any, Trained, list[dict[str, Any]]]:
         model = copy.deepcopy(start_model)
@@ -77,6 +78,7 @@ def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, l
             references=lambda arithmetic: ReferenceCache(tmp_path / "reference", "weights", arithmetic),
             mismatched=mismatch(pairs),
             log=log or rows.append,
+            watch=watch,
         )
         return model, trained, rows
 

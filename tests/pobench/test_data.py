@@ -30,6 +30,7 @@ from pobench.data import (
     mismatch,
     split_by_prompt,
     subset,
+    text_key,
     tokenize,
 )
 from pobench.inspection import pieces, render_audit, render_inspection
@@ -444,6 +445,10 @@ def token_pairs(prompts: list[int]) -> list[TokenPair]:
     return [TokenPair(f"p{i}", (1, 2, prompt), (i + 3, 9), (i + 4, 8, 9)) for i, prompt in enumerate(prompts)]
 
 
+def of_tokens(pair: TokenPair) -> str:
+    return str(pair.prompt)
+
+
 PROMPTS = st.lists(st.integers(0, 30), min_size=2, max_size=60).filter(lambda p: len(set(p)) > 1)
 
 
@@ -452,33 +457,33 @@ PROMPTS = st.lists(st.integers(0, 30), min_size=2, max_size=60).filter(lambda p:
 def test_no_prompt_stands_on_both_sides_and_neither_side_is_empty(
     prompts: list[int], fraction: float, seed: int
 ) -> None:
-    training, heldout = split_by_prompt(token_pairs(prompts), fraction, seed)
+    training, heldout = split_by_prompt(token_pairs(prompts), fraction, seed, of_tokens)
     assert training and heldout and len(training) + len(heldout) == len(prompts)
     assert {p.prompt for p in training}.isdisjoint(p.prompt for p in heldout)
 
 
 def test_the_split_moves_no_old_row_when_rows_are_added_or_reordered() -> None:
     pairs = token_pairs(list(range(400)))
-    _, heldout = split_by_prompt(pairs, 0.25, seed=1)
-    _, among_fewer = split_by_prompt(pairs[100:300][::-1], 0.25, seed=1)
+    _, heldout = split_by_prompt(pairs, 0.25, 1, of_tokens)
+    _, among_fewer = split_by_prompt(pairs[100:300][::-1], 0.25, 1, of_tokens)
     assert {p.id for p in among_fewer} == {p.id for p in heldout} & {p.id for p in pairs[100:300]}
     assert 0.18 < len(heldout) / 400 < 0.32  # 0.25 ± 3 standard errors
-    assert {p.id for p in split_by_prompt(pairs, 0.25, seed=2)[1]} != {p.id for p in heldout}
+    assert {p.id for p in split_by_prompt(pairs, 0.25, 2, of_tokens)[1]} != {p.id for p in heldout}
 
 
 def test_prompts_that_differ_in_case_and_space_only_stand_on_one_side() -> None:
     rows = [preference("a", "b", prompt=f"{p} {n}") for n in range(50) for p in ("Why is it", "why  is it")]
-    training, heldout = split_by_prompt(rows, 0.5, seed=0)
+    training, heldout = split_by_prompt(rows, 0.5, 0, lambda row: text_key(row.prompt))
     numbers = [{row.prompt[0].content.split()[-1] for row in side} for side in (training, heldout)]
     assert numbers[0].isdisjoint(numbers[1])
 
 
 def test_a_split_without_a_second_prompt_or_with_an_odd_share_is_refused() -> None:
     with pytest.raises(PobenchError, match="cannot be split"):
-        split_by_prompt(token_pairs([1, 1]), 0.5, 0)
+        split_by_prompt(token_pairs([1, 1]), 0.5, 0, of_tokens)
     for share in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(PobenchError, match="share between 0 and 1"):
-            split_by_prompt(token_pairs([1, 2]), share, 0)
+            split_by_prompt(token_pairs([1, 2]), share, 0, of_tokens)
 
 
 def test_a_subset_is_part_of_every_larger_one_and_keeps_the_order() -> None:

@@ -1,75 +1,21 @@
+"""From prompts to preference pairs: resumable, in shares, and with the same bytes however it came about."""
+
 from __future__ import annotations
 
 import json
-import math
+from dataclasses import replace
 
 import pytest
+import yaml
 from small_chat_model import character_tokenizer, chat_model
 
-from pobench.generate import generate
-from pobench.onpolicy import Decoding, Sample, best_against_worst, make_pairs, messages
+from pobench.generate import Decoding, generate
+from pobench.judging.pairwise import messages
+from pobench.onpolicy import Sampling, draw, make_pairs
 from pobench.registry import PobenchError
+from pobench.rows import load_preferences
 
 ROWS = [{"id": f"p{i}", "prompt": text, "kind": "any"} for i, text in enumerate(("hi", "what is a bee?", "go on"))]
-
-
-class ByFirstLetter:
-    """Scores by the answer's first letter: a is 1, z is 0; no letter, no opinion."""
-
-    name = "first-letter"
-
-    def score(self, row, text, finished=True):
-        letter = text[:1].lower()
-        return 1 - (ord(letter) - ord("a")) / 25 if letter.isascii() and letter.isalpha() else math.nan
-
-
-def of(prompt: str, *answers: tuple[str, int], finished: bool = True) -> list[Sample]:
-    return [Sample(prompt, i, text, tokens, finished) for i, (text, tokens) in enumerate(answers)]
-
-
-def test_the_best_answer_is_chosen_against_the_worst():
-    pairs, counts = best_against_worst(ROWS[:1], of("p0", ("man", 3), ("zoo", 3), ("ant", 3)), ByFirstLetter())
-    assert [(p["chosen"], p["rejected"]) for p in pairs] == [("ant", "zoo")]
-    assert pairs[0]["prompt"] == [{"role": "user", "content": "hi"}]
-    assert pairs[0]["meta"]["chosen_score"] == 1 and pairs[0]["meta"]["rejected_score"] == 0
-    assert counts["pairs"] == 1 and counts["answers"] == 3
-
-
-def test_among_equals_the_pair_closest_in_length_is_taken_then_the_first_drawn():
-    answers = of("p0", ("a1", 9), ("a2", 5), ("z1", 20), ("z2", 6), ("z3", 4))
-    pairs, _ = best_against_worst(ROWS[:1], answers, ByFirstLetter())
-    # |9 - 6| = 3, |5 - 6| = 1, |5 - 4| = 1: of the last two, z2 was drawn first
-    assert (pairs[0]["chosen"], pairs[0]["rejected"]) == ("a2", "z2")
-
-
-def test_ties_and_identical_answers_make_no_pair_and_are_counted():
-    samples = of("p0", ("ant", 3), ("ant", 3), ("ape", 3)) + of("p1", ("zoo", 3), ("zoo", 3))
-    pairs, counts = best_against_worst(ROWS, samples, ByFirstLetter())
-    assert pairs == []
-    assert counts["identical"] == 2
-    assert counts["tied"] == counts["prompts"] == 3  # the third prompt has no answers at all
-
-
-def test_answers_that_were_cut_off_are_in_no_pair():
-    samples = [*of("p0", ("ant", 3), ("zoo", 3), finished=False), Sample("p0", 2, "man", 3, True)]
-    pairs, counts = best_against_worst(ROWS[:1], samples, ByFirstLetter())
-    assert pairs == []
-    assert counts["unfinished"] == 2
-
-
-def test_answers_without_a_score_are_left_out_and_counted():
-    pairs, counts = best_against_worst(ROWS[:1], of("p0", ("?", 1), ("ant", 3), ("bee", 3)), ByFirstLetter())
-    assert (pairs[0]["chosen"], pairs[0]["rejected"]) == ("ant", "bee")
-    assert counts["unscored"] == 1
-    assert counts["mean_score"] == pytest.approx((1 + 0.96) / 2)
-
-
-def test_nothing_scored_has_no_mean():
-    _, counts = best_against_worst(ROWS[:1], of("p0", ("?", 1)), ByFirstLetter())
-    assert counts["mean_score"] is None
-
-
-# ---------------------------------------------------------------- the whole of it, with a model
 
 
 class ByShareOfLetters:
@@ -103,7 +49,7 @@ def test_pairs_come_with_their_recipe_and_samples(tmp_path, parts):
     samples = pairs_of(tmp_path / "pairs.samples.jsonl")[1:]
     assert len(samples) == recipe["counts"]["answers"] == 30
     texts = {(s["id"], s["text"]) for s in samples if s["finished"]}
-    assert all((p["id"], p["chosen"]) in texts and (p["id"], p["rejected"]) in texts for p in pairs)
+    assert all((p["id"], p[side][-1]["content"]) in texts for p in pairs for side in ("chosen", "rejected"))
     assert not list(tmp_path.glob(".*.partial"))
 
 
@@ -121,18 +67,67 @@ def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(tmp_path, part
     with pytest.raises(Interrupted):
         make_pairs(ROWS, ByShareOfLetters(), broken, **parts, decoding=DRAWN, batch_size=4, progress=interrupt)
     assert not broken.exists()
-    samples = broken.with_suffix(".samples.jsonl")
-    with samples.open("a", encoding="utf-8") as stream:
+    (part,) = tmp_path.glob("broken.samples.0-of-1.jsonl")
+    with part.open("a", encoding="utf-8") as stream:
         stream.write('{"id": "p0", "sample": 5, "te')  # cut off while writing a line
     seen = []
     make_pairs(
         ROWS, ByShareOfLetters(), broken, **parts, decoding=DRAWN, batch_size=4, progress=lambda d, n: seen.append(d)
     )
     assert seen[0] == 12  # eight were there
-    assert broken.read_bytes() == whole.read_bytes()
-    assert sorted(samples.read_text().splitlines()) == sorted(
-        whole.with_suffix(".samples.jsonl").read_text().splitlines()
-    )
+    assert not part.exists()
+    for suffix in (".jsonl", ".samples.jsonl", ".recipe.json"):
+        assert broken.with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
+
+
+def test_shares_that_were_cut_off_are_taken_on_by_other_numbers_of_processes(tmp_path, parts):
+    spoken = {"model": parts["model"], "tokenizer": parts["tokenizer"], "batch_size": 4}
+    whole, shared = (Sampling(ROWS, tmp_path / f"{n}.jsonl", parts["made_by"], DRAWN) for n in ("whole", "shared"))
+    draw(whole, **spoken)
+    draw(shared, **spoken, share=(1, 3))  # the others were killed before their first batch
+    assert 0 < len(shared.gather()) < shared.total
+    draw(shared, **spoken, share=(0, 2))
+    draw(shared, **spoken, share=(1, 2))
+    assert whole.gather() == shared.gather() and len(shared.gather()) == shared.total
+    assert shared.file.read_bytes() == whole.file.read_bytes()
+    assert not list(tmp_path.glob("*-of-*"))
+
+
+def test_an_answer_may_hold_any_line_end(tmp_path, parts):
+    from pobench.ranking import Sample
+
+    sampling = Sampling(ROWS, tmp_path / "pairs.jsonl", parts["made_by"], DRAWN)
+    sample = Sample("p0", 0, "a\u2028b\x85c\rd\ne", 3, True)
+    sampling.append([sample], (0, 1))
+    assert sampling.gather() == sampling.gather() == [sample]
+
+
+def test_a_prompt_that_occurs_twice_is_asked_once(tmp_path, parts):
+    rows = [*ROWS, {"id": "again", "prompt": [{"role": "user", "content": "Go  on"}]}]
+    recipe = make_pairs(rows, ByShareOfLetters(), tmp_path / "pairs.jsonl", **parts, decoding=DRAWN)
+    assert recipe["counts"]["repeated"] == 1 and recipe["prompts"]["count"] == 3
+
+
+def test_held_out_prompts_go_to_a_file_of_their_own(tmp_path, parts):
+    rows = [{"id": str(i), "prompt": f"what is {i}?"} for i in range(20)]
+    out = tmp_path / "pairs.jsonl"
+    recipe = make_pairs(rows, ByShareOfLetters(), out, **parts, decoding=DRAWN, held_out=0.3)
+    train, held = (load_preferences(file).preferences for file in (out, out.with_suffix(".heldout.jsonl")))
+    assert len(train) == recipe["held_out"]["train"] > len(held) == recipe["held_out"]["held_out"] > 0
+    assert len(train) + len(held) == recipe["counts"]["pairs"]
+    assert {p.prompt for p in train}.isdisjoint(p.prompt for p in held)
+
+
+def test_no_pair_at_all_is_said_with_the_counts(tmp_path, parts):
+    class Indifferent:
+        name = "indifferent"
+
+        def score(self, row, text, finished=True):
+            return 0.5
+
+    with pytest.raises(PobenchError, match=r"indifferent leaves no pair .*\"tied\": 3"):
+        make_pairs(ROWS, Indifferent(), tmp_path / "pairs.jsonl", **parts, decoding=DRAWN)
+    assert (tmp_path / "pairs.samples.jsonl").is_file() and not (tmp_path / "pairs.jsonl").exists()
 
 
 def test_a_repeated_call_draws_nothing(tmp_path, parts):
@@ -146,7 +141,7 @@ def test_a_repeated_call_draws_nothing(tmp_path, parts):
 def test_samples_drawn_otherwise_are_not_mixed_in(tmp_path, parts):
     out = tmp_path / "pairs.jsonl"
     make_pairs(ROWS, ByShareOfLetters(), out, **parts, decoding=DRAWN)
-    other = Decoding(**{**vars(DRAWN), "temperature": 0.5})
+    other = replace(DRAWN, temperature=0.5)
     with pytest.raises(PobenchError, match="temperature") as error:
         make_pairs(ROWS, ByShareOfLetters(), out, **parts, decoding=other)
     assert "remove this one" in str(error.value)
@@ -156,7 +151,7 @@ def test_the_samples_are_those_that_generate_gives(tmp_path, parts):
     make_pairs(ROWS, ByShareOfLetters(), tmp_path / "pairs.jsonl", **parts, decoding=DRAWN)
     stored = {(s["id"], s["sample"]): s["text"] for s in pairs_of(tmp_path / "pairs.samples.jsonl")[1:]}
     answers = generate(
-        parts["model"], parts["tokenizer"], [messages(row["prompt"]) for row in ROWS], **vars(DRAWN), batch_size=7
+        parts["model"], parts["tokenizer"], [messages(row["prompt"]) for row in ROWS], DRAWN, batch_size=7
     )
     assert stored == {(ROWS[a.prompt]["id"], a.sample): a.text for a in answers}
 
@@ -164,7 +159,87 @@ def test_the_samples_are_those_that_generate_gives(tmp_path, parts):
 def test_all_faulty_rows_are_listed(tmp_path, parts):
     rows = [{"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"}, {"id": "c"}]
     with pytest.raises(PobenchError) as error:
-        make_pairs(rows, ByShareOfLetters(), tmp_path / "pairs.jsonl", **parts)
+        make_pairs(rows, ByShareOfLetters(), tmp_path / "pairs.jsonl", **parts, decoding=DRAWN)
     assert "row 2: id 'a' occurs twice" in str(error.value)
     assert "row 3: no 'prompt'" in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- the command
+
+PAIRWISE_PLUGIN = """
+from pobench.registry import register_judge
+
+
+class MoreWords:
+    name = "more_words"
+
+    def judge(self, prompt, a, b):
+        return 0.5 + 0.5 * (len(b.split()) - len(a.split())) / max(len(a.split()), len(b.split()), 1)
+
+
+@register_judge("more_words")
+def more_words(*, sharpness: float = 1.0):
+    return MoreWords()
+"""
+
+
+@pytest.fixture
+def command(setting, tmp_path, monkeypatch):
+    """Everything but the file to write; the prompts are the setting's, the ranker a plug-in that compares."""
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "more_words.py").write_text(PAIRWISE_PLUGIN)
+    drawn = ("--samples", "6", "--temperature", "2", "--max-new-tokens", "40", "--held-out", "0.2")
+    return (
+        "data", "onpolicy", "--setting", "small.yaml", "--plugin", "more_words.py", "--ranker", "more_words", *drawn
+    )  # fmt: skip
+
+
+def test_a_plug_in_that_compares_two_answers_ranks_them_and_run_reads_the_pairs(pobench_cli, command, tmp_path):
+    status, out, err = pobench_cli(*command, "--out", "mine.jsonl")
+    assert status == 0 and "to train on" in out and "comparisons of two answers" in out, err
+    for pair in pairs_of(tmp_path / "mine.jsonl"):
+        chosen, rejected = (pair[side][-1]["content"] for side in ("chosen", "rejected"))
+        assert len(chosen.split()) > len(rejected.split())
+        assert set(pair) >= {"prompt", "prompt_id", "all_generated_responses", "all_rm_scores"}
+        assert len(pair["all_generated_responses"]) == len(pair["all_rm_scores"]) == 6
+    status, out, err = pobench_cli(
+        "run", "--setting", "small.yaml", "--data", "mine.jsonl", "--set", "data.held_out=mine.heldout.jsonl",
+        "--dry-run", "--json",
+    )  # fmt: skip
+    assert status == 0 and json.loads(out)["pairs"] == len(pairs_of(tmp_path / "mine.jsonl")), err
+
+
+def test_two_processes_write_the_bytes_of_one(pobench_cli, command, tmp_path, monkeypatch):
+    for processes in ("1", "2"):
+        monkeypatch.setenv("POBENCH_PROCESSES", processes)
+        status, _, err = pobench_cli(*command, "--out", f"{processes}/mine.jsonl", "--set", "answers.batch_size=7")
+        assert status == 0, err
+    written = sorted(path.name for path in (tmp_path / "1").glob("mine*"))
+    assert written == sorted(path.name for path in (tmp_path / "2").glob("mine*")) and len(written) == 4
+    for name in written:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+def test_the_setting_says_how_and_the_command_line_has_the_last_word(pobench_cli, command, setting, tmp_path):
+    own = {"samples": 3, "temperature": 2.0, "max_new_tokens": 40, "held_out_fraction": 0, "prompts": "prompts.jsonl"}
+    ranker = {"name": "more_words", "settings": {"sharpness": 2.0}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**setting, "onpolicy": {**own, "ranker": ranker}}))
+    ours = ("data", "onpolicy", "--setting", "small.yaml", "--plugin", "more_words.py", "--json")
+    status, out, err = pobench_cli(*ours, "--out", "mine.jsonl", "--samples", "4", "--seed", "3")
+    recipe = json.loads(out)
+    assert status == 0 and recipe["judge"] == "more_words" and "held_out" not in recipe, err
+    assert recipe["decoding"] == {
+        "samples": 4, "temperature": 2.0, "top_p": 0.95, "max_new_tokens": 40, "seed": 3, "precision": "fp32"
+    } | {"precision": recipe["decoding"]["precision"]}  # fmt: skip
+    assert recipe["prompts"]["count"] == 3 and recipe["judge_settings"] == {"sharpness": 2.0}
+
+
+def test_everything_wrong_with_the_command_is_said_and_nothing_written(pobench_cli, setting, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    command = ("data", "onpolicy", "--setting", "small.yaml", "--out", "mine.jsonl")
+    status, _, err = pobench_cli(*command, "--samples", "1", "--top-p", "2", "--ranker", "reward_modl")
+    assert status == 2 and all(word in err for word in ("onpolicy.samples", "onpolicy.top_p", "'reward_model'")), err
+    status, _, err = pobench_cli(*command, "--ranker", "reward_model", "--ranker-set", "modle=x")
+    assert status == 2 and "did you mean 'model'" in err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,19 @@ def test_a_task_survives_the_trip_through_a_file(setting, tmp_path) -> None:
     task = Task(job, "loss", tmp_path / "runs", STAGES, tmp_path / "data", ("plugin.py",))
     task.dump(tmp_path / "task.json")
     assert Task.load(tmp_path / "task.json") == task
+
+
+def test_a_title_names_the_values_that_tell_jobs_of_one_loss_apart(setting, tmp_path) -> None:
+    def title(loss: str, **origin: str) -> str:
+        overrides = {"simpo.gamma_beta_ratio": 0.6, "dpo.beta": 0.3, "train.lr": 5e-6, "train.epochs": 2}
+        (job,) = resolve(str(tmp_path / "small.yaml"), loss, seeds=[1], overrides=overrides)
+        told = {key: origin.get(key.replace(".", "_"), how) for key, how in job.origin.items()}
+        return Task(replace(job, origin=told), "loss", tmp_path, STAGES, tmp_path).title
+
+    assert title("dpo") == "dpo (β = 0.3, lr = 5e-06), seed 1"  # all losses have two epochs
+    assert title("simpo") == "simpo (γ = 1.2, lr = 5e-06), seed 1"  # a ratio is spelled out: 0.6 × 2
+    assert title("dpo", train_epochs="study mine") == "dpo (β = 0.3, lr = 5e-06, epochs = 2), seed 1"
+    assert title("dpo", dpo_beta="small: a comment", train_lr="") == "dpo, seed 1"
 
 
 @pytest.mark.slow

@@ -103,7 +103,8 @@ def test_length_does_not_tell_chosen_from_rejected():
 
 @pytest.mark.parametrize(("name", "split"), PAIRS.items())
 def test_the_recipe_tells_how_the_pairs_came_about(recipe, name, split):
-    from pobench.onpolicy import _digest, messages
+    from pobench.judging.pairwise import messages
+    from pobench.onpolicy import _digest
 
     told = json.loads((DATA / f"{name}.recipe.json").read_text(encoding="utf-8"))
     assert told["model"]["source"] == recipe.MODEL and told["model"]["sha256"] == recipe.WHEEL_SHA256

@@ -3,8 +3,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -270,7 +272,20 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path, cache):
     assert nothing_left(cache)
 
 
-def test_an_unreachable_hub_names_the_way_out():
+@pytest.mark.parametrize("offline", [True, False], ids=["told to stay offline", "no network"])
+def test_an_unreachable_hub_names_the_way_out(offline, monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    def nowhere(*address, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    # Both clients read HF_HUB_OFFLINE once, when they are imported; without it they try five times, ever more seconds
+    # apart: the attempts are made here, the seconds are not waited for.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(PobenchError, match=r"hf download someone/no-such-model.*--model"):
         sources.fetch_model("someone/no-such-model")
     assert sources.cached_model("someone/no-such-model") is None

@@ -53,6 +53,18 @@ def test_a_job_of_two_studies_is_the_same_job() -> None:
     assert {job.run for job in resolve("tiny", "simpo,dpo")} <= runs["main-table"]
 
 
+def test_what_a_study_sets_holds_for_all_its_jobs_and_measuring_makes_no_other_job() -> None:
+    jobs = expand(read_study("kl-vs-beta"), "tiny")
+    assert {job.train.evaluate_every for job in jobs} == {8}
+    assert {job.train.evaluate_every for job in expand(read_study("kl-vs-beta"), "mistral-base")} == {40}
+    (given,) = {
+        job.train.evaluate_every
+        for job in expand(read_study("kl-vs-beta"), "tiny", overrides={"train.evaluate_every": 3})
+    }
+    assert given == 3
+    assert {job.run for job in resolve("tiny", "simpo,dpo")} <= {job.run for job in jobs}
+
+
 def test_times_multiplies_what_the_setting_gives_loss_by_loss() -> None:
     jobs = expand(study(Entry(losses=["simpo", "dpo"], times={"beta": [1, 5], "train.lr": [0.5]})), "tiny")
     own = {job.loss: job for job in resolve("tiny", "simpo,dpo")}
@@ -191,7 +203,7 @@ def test_a_dry_run_counts_what_is_done_and_touches_nothing(pobench_cli, setting,
     done.finish({})
     status, out, err = pobench_cli(*command)
     assert status == 0 and "5 jobs, 1 finished" in " ".join(out.split()) and "time: about" in out, err
-    assert "simpo_sft.sft_weight = 0.1" in out
+    assert "simpo_sft (sft_weight = 0.1)" in out
 
 
 def test_studies_are_listed(pobench_cli) -> None:
