@@ -158,6 +158,28 @@ def _step_figure(rows: dict[str, tuple[dict[str, Any], str]]) -> Figure:
     return figure
 
 
+# ---------------------------------------------------------------- where the step's time goes
+
+
+def _profile_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    total = sum(result["seconds"].values())
+    return [
+        {"of the step": kind, "seconds": seconds, "share": seconds / total}
+        for kind, seconds in result["seconds"].items()
+    ] + [{"of the step": "the limit's products at this machine's rate", "seconds": result["limit_seconds"]}]
+
+
+def _profile_figure(result: dict[str, Any]) -> Figure:
+    figure, (ax,) = plot.panels(1, columns=1, height=0.8 + 0.24 * len(result["seconds"]), sharex=False, sharey=False)
+    rows = {**result["seconds"], "limit": result["limit_seconds"]}
+    for place, (kind, seconds) in enumerate(rows.items()):
+        _bar(ax, place, seconds, THEIRS if kind == "limit" else OURS)
+    labels = [*result["seconds"], "the limit's products\nat the machine's rate"]
+    _bars_axis(ax, labels, f"s, one optimiser step of {result['pairs']} pairs")
+    ax.set_yticks(range(len(labels)), labels)
+    return figure
+
+
 # ---------------------------------------------------------------- one GPU
 
 
@@ -290,6 +312,13 @@ KINDS = {
         "that of TRL at its best, less is better.",
         _vs_trl_rows,
         _vs_trl_figure,
+    ),
+    "profile": Kind(
+        "Where the step's time goes",
+        "One optimiser step under torch's profiler, by the operations' own time. The limit counts the useful products "
+        "alone: no attention, no pads, nothing twice.",
+        _profile_rows,
+        _profile_figure,
     ),
     "gpu": Kind(
         "The training step on one GPU",

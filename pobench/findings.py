@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 
 from pobench import stats
 from pobench.parts import Part
+from pobench.plot import at_home
 from pobench.tables import clean, listing, show_number
 from pobench.types import Estimate
 
@@ -36,7 +37,15 @@ def findings(part: Part, health: pd.DataFrame | None = None) -> list[Finding]:
     runs = part.frames["runs"]
     arms = stats.arms(runs)
     trained = [arm for arm in arms if not arm.is_start]
-    said = [*_gains(part, trained), *_between(part, trained), *_failures(runs, arms), *_warnings(health)]
+    # Of a study's many arms the sentences compare those that the tables show: each loss as its setting has it.
+    frames, left_out = at_home(part.frames)
+    home = replace(part, frames=frames)
+    compared = [arm for arm in stats.arms(frames["runs"]) if not arm.is_start]
+    said = [*_gains(home, compared), *_between(home, compared), *_failures(runs, arms), *_warnings(health)]
+    if left_out:
+        said.append(
+            Finding("note", "Variants of settings", left_out.replace("`settings-table`", "“Settings of every loss”"))
+        )
     judged = part.frames["verdicts"]
     blank = int(judged["score"].isna().sum()) if len(judged) else 0
     if blank:

@@ -176,6 +176,7 @@ def draw(shown: registry.Figure, frames: Mapping[str, pd.DataFrame], **settings:
     except where the figure is about how settings of one loss differ (`every_arm`).
     Returns its Drawing or DataFrame. Raises NothingToDraw where a frame is absent or empty.
     """
+    frames = frames if isinstance(frames, Frames) else Frames(frames)
     frames, left_out = (frames, "") if shown.every_arm else at_home(frames)
     supplied = []
     for name in shown.frames:
@@ -198,7 +199,7 @@ def draw(shown: registry.Figure, frames: Mapping[str, pd.DataFrame], **settings:
         return drawn
 
 
-def at_home(frames: Mapping[str, pd.DataFrame]) -> tuple[Mapping[str, pd.DataFrame], str]:
+def at_home(frames: Frames) -> tuple[Frames, str]:
     """The frames without the arms that studies have added, and a sentence on what is left out; as they are, and "",
     where no more than `MOST_ARMS` arms stand in them."""
     runs = frames.get("runs")
@@ -210,7 +211,7 @@ def at_home(frames: Mapping[str, pd.DataFrame]) -> tuple[Mapping[str, pd.DataFra
     if not count:
         return frames, ""
     said = f"Each loss stands with its setting's own values; {count} more, of studies, are in the sweeps and `settings-table`."
-    return Frames(frames).of_runs(kept), said
+    return frames.of_runs(kept), said
 
 
 _WITHOUT = {

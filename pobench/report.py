@@ -369,7 +369,9 @@ class Section:
 def build_section(part: Part, shown: Sequence[registry.Figure], place: int) -> Section:
     """Draw everything and put it in its chapter."""
     anchor = _slug(part.title) or f"section-{place}"
-    colours = {clean(arm.label): plot.look(arm.loss).colour for arm in stats.arms(part.frames["runs"])}
+    # An arm's label says how it differs from the others that are shown, so a table of few may call it otherwise.
+    arms = [*stats.arms(part.frames["runs"]), *stats.arms(plot.at_home(part.frames)[0]["runs"])]
+    colours = {clean(arm.label): plot.look(arm.loss).colour for arm in arms}
     items = [build_item(figure, part, colours, anchor) for figure in shown]
     chapters = []
     for name, title, orders in CHAPTERS:
