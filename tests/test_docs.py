@@ -115,3 +115,16 @@ def test_a_loss_of_a_users_own_gets_a_section_of_what_it_has(empty) -> None:
     assert "As simple as can be." in found and "Of no use." in found and "Gradient" not in found
     assert "| `steepness` | – | – | 1 | – | – |" in found
     assert "| ranked wrongly | 80 / 80 | -100 / -60 | – | -1 | 0 |" in found
+
+
+def test_the_papers_page_names_figures_and_studies_that_exist() -> None:
+    from pobench.registry import figures
+    from pobench.study import list_studies
+
+    rows = [
+        line.split("|")[1:-1] for line in (WRITTEN.parent / "paper.md").read_text("utf-8").splitlines() if "|" in line
+    ]
+    named = [re.findall(r"`([a-z][a-z-]+)`", cell) for _, *cells in rows for cell in cells]
+    drawn, made_by = {n for names in named[0::2] for n in names}, {n for names in named[1::2] for n in names}
+    assert len(drawn) > 15 and drawn <= set(figures.names())
+    assert len(made_by) > 6 and made_by <= set(list_studies())
