@@ -26,6 +26,9 @@ from pobench.registry import PobenchError
 
 Message = Mapping[str, str]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Of a batch's prompts, pads included: rows share their width, and a few prompts of thousands of tokens would ask for more
+# memory than a batch of short ones. Sixty-four prompts of 512 tokens are still one batch.
+MOST_TOKENS = 32_768
 _NUCLEUS = 1024  # candidates looked at before a whole vocabulary is sorted
 
 
@@ -112,7 +115,7 @@ def generate_batches(
     asked = sorted(
         ((p, s) for p in range(len(prompts)) for s in range(decoding.samples)), key=lambda a: (len(encoded[a[0]]), a)
     )
-    batches = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
+    batches = _batches(asked, [len(encoded[p]) for p, _ in asked], batch_size)
     mine = [batch for batch in batches[share[0] :: share[1]] if not all(skip(*a) for a in batch)]
     if not mine:
         return
@@ -122,6 +125,17 @@ def generate_batches(
             spoken = decode([encoded[p] for p, _ in batch], [s for _, s in batch])
             said = (_answer(tokenizer, p, s, ids, stops) for (p, s), ids in zip(batch, spoken, strict=True))
             yield [answer for answer in said if not skip(answer.prompt, answer.sample)]
+
+
+def _batches(asked: Sequence[tuple[int, int]], lengths: Sequence[int], batch_size: int) -> list[list[tuple[int, int]]]:
+    """Cut what is asked, shortest prompt first, into batches of at most `batch_size` and of `MOST_TOKENS`, pads included;
+    a prompt that is longer by itself has a batch of its own."""
+    batches: list[list[tuple[int, int]]] = []
+    for answer, longest in zip(asked, lengths, strict=True):
+        if not batches or len(batches[-1]) == batch_size or (len(batches[-1]) + 1) * longest > MOST_TOKENS:
+            batches.append([])
+        batches[-1].append(answer)
+    return batches
 
 
 def prompt_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

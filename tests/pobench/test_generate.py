@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +12,20 @@ from small_chat_model import character_tokenizer, chat_model
 from pobench import generate as generation
 from pobench.generate import Decoding, generate, generate_batches, pick, prompt_tokens, stop_tokens
 from pobench.registry import PobenchError
+
+
+@given(st.lists(st.integers(1, 40_000), max_size=60), st.integers(1, 8))
+def test_a_batch_of_long_prompts_has_fewer_rows(lengths, batch_size) -> None:
+    lengths = sorted(lengths)
+    asked = [(i, 0) for i in range(len(lengths))]
+    batches = generation._batches(asked, lengths, batch_size)
+    assert [answer for batch in batches for answer in batch] == asked
+    for batch in batches:
+        assert len(batch) <= batch_size
+        assert len(batch) == 1 or len(batch) * lengths[batch[-1][0]] <= generation.MOST_TOKENS
+    for first, second in pairwise(batches):  # no batch ends without a reason
+        assert len(first) == batch_size or (len(first) + 1) * lengths[second[0][0]] > generation.MOST_TOKENS
+
 
 TOKENIZER = character_tokenizer()
 PROMPTS = [[{"role": "user", "content": text}] for text in ("hi", "what is a bee?", "name one river in Europe", "no")]
