@@ -14,7 +14,7 @@ from pobench.registry import register_table
 from pobench.stats import Arm, Line
 from pobench.types import Estimate
 
-BINS = 6  # of length difference, with equal numbers of pairs; the paper's are 100 tokens wide
+BINS = 8  # of length difference, with equal numbers of pairs, as in the figure; the paper's are 100 tokens wide
 RIVALS = ("rrhf", "slic_hf", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo")  # the paper's Table 4
 LC = "LC points, Mistral-Base"
 
