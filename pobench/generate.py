@@ -144,6 +144,14 @@ def prompt_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
+def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
+    """input_ids, attention_mask and position_ids, (rows, tokens) each: the last column is every row's last token."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
 def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Ids that end an answer: the model's, the tokenizer's, and the one its chat template closes a turn with."""
     configured = getattr(model.generation_config, "eos_token_id", None)
@@ -192,10 +200,8 @@ def _decode(
     """The tokens of each row's answer, its stop token included. rows: the prompts' tokens. samples: which of its
     prompt's answers each is."""
     device = model.device
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    position = (mask.cumsum(-1) - 1).clamp(min=0)
+    ids, mask, position = left_padded(rows, pad, device).values()
+    longest = ids.shape[1]
     ends = torch.tensor(list(stops), device=device)
     count = decoding.max_new_tokens
     uniform = None

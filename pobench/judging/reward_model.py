@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from pobench.generate import left_padded
 from pobench.judging.pairwise import Comparison, Progress, Prompt, Verdict, messages
-from pobench.judging.weights import Precision, Weights, batches, longest, padded
+from pobench.judging.weights import Precision, Weights, batches, longest
 from pobench.registry import PobenchError, register_judge
 from pobench.sources import load_tokenizer
 
@@ -68,7 +69,7 @@ class RewardModel:
         found = [math.nan] * len(rows)
         for places in batches(rows, self.batch_size, longest(self.model), progress):
             pad = self.model.config.pad_token_id
-            batch = padded([rows[i] for i in places], pad, self.weights.device)
+            batch = left_padded([rows[i] for i in places], pad, self.weights.device)
             output = self.model(**{k: batch[k] for k in ("input_ids", "attention_mask")})
             scores = getattr(output, "score", None)  # what models with several objectives call their sum
             scores = (output.logits if scores is None else scores).float().reshape(len(places), -1)

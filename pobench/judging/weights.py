@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
+from pobench.adapters import attention_of
 from pobench.judging.pairwise import Progress
 from pobench.registry import PobenchError
 from pobench.sources import fetch_model
@@ -44,9 +43,7 @@ class Weights:
 
     @property
     def attention(self) -> str:
-        """Soft-capped attention exists in the eager form alone."""
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        return "eager" if config.get("attn_logit_softcapping") else "sdpa"
+        return attention_of(self.folder)
 
     @property
     def device(self) -> torch.device:
@@ -74,11 +71,3 @@ def batches(
         yield order[start : start + size]
         if progress is not None:
             progress(len(rows) - len(order) + min(start + size, len(order)), len(rows))
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """(rows, tokens) each, padded on the left, so that the last column is every row's last token."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
-    there = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return {"input_ids": ids, "attention_mask": there, "position_ids": (there.cumsum(1) - 1).clamp(min=0)}
