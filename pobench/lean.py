@@ -1,23 +1,24 @@
 """Layers of a decoder that compute the same numbers and keep less of them for the backward pass.
 
     linear      adds its weight's gradient where the gradient lies; what is read by several is narrowed once
-    gated MLP   down(act(gate(x)) · up(x)): keeps x, gate and up; the two products are made again
-    RMS norm    x / rms(x) · scale: keeps x and one number a token
+    gated MLP   down(act(gate(x)) · up(x)): keeps gate and up; the two products are made again
+    attention   out(attend(rotate(q(x)), rotate(k(x)), v(x))): keeps the four, keys and values once a head of their own
+    RMS norm    x / rms(x) · scale: keeps x and one number a token; the MLP or attention that reads it does not keep it too
 
 Automatic differentiation keeps every product on the way. To make the elementwise ones again costs little beside the
-matrix products, and what a layer keeps falls by a quarter to a third.
+matrix products, and what a layer keeps falls by a third to a half.
 
-Only the `forward` of a module is exchanged, and that of an MLP or a norm only where a trial gives its own value and
-gradients: an architecture that does something else in a class of the same shape keeps what it has.
+Only the `forward` of a module is exchanged, and that of an attention, an MLP or a norm only where a trial gives its own
+value and gradients: an architecture that does something else in a class of the same shape keeps what it has.
 """
 
 from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,34 @@ from torch import Tensor, nn
 ROWS = 8192  # of a weight whose gradient is made at once where the product is narrower than the gradient
 TOLERANCE = 1e-5  # of a trial, relative to the largest value
 
-Forward = Callable[[Any, Tensor], Tensor]
+Forward = Callable[..., Any]
+
+
+class Normal(NamedTuple):
+    """How a norm made its output. kept: its input (…, features), 1 / rms (…, 1), the scale (features,)."""
+
+    kept: tuple[Tensor, Tensor, Tensor]
+    offset: float
+
+    def again(self) -> Tensor:
+        x, inverse, scale = self.kept
+        return (x * inverse).mul_(scale + self.offset if self.offset else scale)
+
+
+class Recipe(NamedTuple):
+    """How an input, (tokens, features) in the type of the product, is had again in the backward pass. kept: it itself, or
+    what `Normal` made it from. offset: None where it is kept."""
+
+    kept: tuple[Tensor, ...]
+    offset: float | None
+    dtype: torch.dtype
+
+    def again(self, *kept: Tensor) -> Tensor:
+        """kept: as autograd gives it back."""
+        if self.offset is None:
+            return kept[0]
+        x, inverse, scale = kept
+        return Normal((x, inverse, scale), self.offset).again().to(self.dtype).flatten(0, -2)
 
 
 class Arithmetic:
@@ -38,6 +66,7 @@ class Arithmetic:
     def __init__(self) -> None:
         self.in_place = False
         self._input: tuple[weakref.ref[Tensor], Tensor] | None = None
+        self._norm: tuple[weakref.ref[Tensor], Normal] | None = None
 
     def grad(self, weight: Tensor) -> Tensor | None:
         """The gradient to add to; None where autograd shall have it."""
@@ -47,6 +76,16 @@ class Arithmetic:
         """The weight in the type of the product. Never kept from one pass to the next: not every optimiser tells a
         tensor's version counter that it has changed the weight."""
         return weight.to(_product_type(weight))
+
+    def remember(self, output: Tensor, normal: Normal) -> None:
+        """`output` is what a norm made, and `normal` how."""
+        self._norm = (weakref.ref(output), normal)
+
+    def recipe(self, x: Tensor, narrow: Tensor) -> Recipe:
+        """What to keep of an input in order to have it again: of the last norm's output, what the norm keeps anyway."""
+        if self._norm is not None and self._norm[0]() is x:
+            return Recipe(self._norm[1].kept, self._norm[1].offset, narrow.dtype)
+        return Recipe((narrow,), None, narrow.dtype)
 
     def input(self, x: Tensor) -> Tensor:
         """(tokens, features) in the type of the product; queries, keys and values share one cast."""
@@ -72,27 +111,53 @@ def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
         total[at : at + ROWS] += left[at : at + ROWS] @ right
 
 
+def sum_of_products(products: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+    """Σ left @ right, added up in `dtype`."""
+    (left, right), *others = products
+    total = (left @ right).to(dtype)
+    for left, right in others:
+        if left.dtype == dtype:
+            total.addmm_(left, right)
+        else:
+            total += left @ right
+    return total
+
+
 def make_lean(body: nn.Module) -> Arithmetic:
     """Exchange the `forward`s below `body` that can be. Layers that are no plain `nn.Linear` (quantised ones, adapters)
     keep theirs, and so does what contains them."""
     arithmetic = Arithmetic()
-    agreed: dict[type, Forward | None] = {}
-    inside: set[nn.Module] = set()
+    agreed: dict[type, Candidate | None] = {nn.Linear: Candidate(_linear(arithmetic))}
     for module in body.modules():
-        if module in inside:
-            continue
         kind = type(module)
-        if kind is nn.Linear:
-            forward: Forward | None = _linear(arithmetic)
-        else:
-            if kind not in agreed:
-                candidates = [*_gated_mlp(module, arithmetic), *_rms_norm(module)]
-                agreed[kind] = next((f for f in candidates if _agrees(module, f)), None)
-            forward = agreed[kind] if _plain(module) else None
-        if forward is not None:
-            module.forward = MethodType(forward, module)  # a method, so that a deep copy calls its own
-            inside |= set(module.modules())
+        if kind not in agreed:
+            candidates = [c for make in (_gated_mlp, _attention, _rms_norm) for c in make(module, arithmetic)]
+            agreed[kind] = next((c for c in candidates if _plain(module) and _agrees(module, c)), None)
+        candidate = agreed[kind]
+        if candidate is not None and _plain(module):
+            module.forward = MethodType(candidate.or_own(), module)  # a method, so that a deep copy calls its own
     return arithmetic
+
+
+class Candidate(NamedTuple):
+    """A `forward` that may take the place of a module's own.
+
+    suits: whether it computes a call; what does not suit goes to the module's own. sizes: of a trial's small copy, for
+    sizes that are more than a number of features. beside: what a trial's call takes besides its input.
+    """
+
+    forward: Forward
+    suits: Callable[..., bool] = lambda *given, **named: True
+    sizes: Mapping[int, int] = {}
+    beside: Callable[[torch.Generator], dict[str, Any]] = lambda draw: {}
+
+    def or_own(self) -> Forward:
+        lean, suits = self.forward, self.suits
+
+        def forward(self: Any, *given: Any, **named: Any) -> Any:
+            return (lean if suits(self, *given, **named) else type(self).forward)(self, *given, **named)
+
+        return forward
 
 
 # ---------------------------------------------------------------- matrix products
@@ -121,8 +186,9 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def _weight_grad(arithmetic: Arithmetic, weight: Tensor, grad: Tensor, x: Tensor) -> Tensor | None:
+def _weight_grad(arithmetic: Arithmetic, weight: Tensor, grad: Tensor, x: Tensor | None) -> Tensor | None:
     """The gradient for autograd to add; None where it was added here."""
+    assert x is not None
     total = arithmetic.grad(weight)
     if total is None:
         return (grad.T @ x).to(weight.dtype)
@@ -145,14 +211,14 @@ class _GatedMlp(torch.autograd.Function):
         narrow = arithmetic.input(x)
         weights = [arithmetic.weight(w) for w in (gate, up, down)]
         gated, lifted = narrow @ weights[0].T, narrow @ weights[1].T
-        ctx.save_for_backward(narrow, gated, lifted, *weights, gate, up, down)
-        ctx.act, ctx.arithmetic, ctx.like = act, arithmetic, (x.shape, x.dtype)
+        recipe = arithmetic.recipe(x, narrow)
+        ctx.save_for_backward(gated, lifted, *weights, gate, up, down, *recipe.kept)
+        ctx.act, ctx.arithmetic, ctx.like, ctx.again = act, arithmetic, (x.shape, x.dtype), recipe.again
         return ((act(gated) * lifted) @ weights[2].T).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        narrow, gated, lifted, *weights = ctx.saved_tensors
-        product_gate, product_up, product_down, gate, up, down = weights
+        gated, lifted, product_gate, product_up, product_down, gate, up, down, *kept = ctx.saved_tensors
         shape, dtype = ctx.like
         grad = grad.flatten(0, -2)
         want_x, *wanted = ctx.needs_input_grad[:4]
@@ -162,16 +228,10 @@ class _GatedMlp(torch.autograd.Function):
         grad_down = _weight_grad(ctx.arithmetic, down, grad, middle.detach()) if wanted[2] else None
         grad_gated, grad_lifted = torch.autograd.grad(middle, leaves, grad @ product_down)
         del middle, leaves
-        grad_x = None
-        if want_x:
-            grad_x = (grad_gated @ product_gate).to(dtype)
-            if grad_lifted.dtype == dtype:
-                grad_x.addmm_(grad_lifted, product_up)
-            else:
-                grad_x += grad_lifted @ product_up
-            grad_x = grad_x.view(shape)
+        narrow = ctx.again(*kept) if any(wanted[:2]) else None
+        products = (grad_gated, product_gate), (grad_lifted, product_up)
         return (
-            grad_x,
+            sum_of_products(products, dtype).view(shape) if want_x else None,
             _weight_grad(ctx.arithmetic, gate, grad_gated, narrow) if wanted[0] else None,
             _weight_grad(ctx.arithmetic, up, grad_lifted, narrow) if wanted[1] else None,
             grad_down,
@@ -180,18 +240,17 @@ class _GatedMlp(torch.autograd.Function):
         )
 
 
-def _gated_mlp(module: nn.Module, arithmetic: Arithmetic) -> Iterator[Forward]:
+def _gated_mlp(module: nn.Module, arithmetic: Arithmetic) -> Iterator[Candidate]:
     names = ("gate_proj", "up_proj", "down_proj")
     if not all(isinstance(getattr(module, name, None), nn.Linear) for name in names) or not hasattr(module, "act_fn"):
         return
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        if not _plain(self):  # an adapter has been put around a layer since
-            return type(self).forward(self, x)
         gate, up, down = (getattr(self, name).weight for name in names)
         return _GatedMlp.apply(x, gate, up, down, self.act_fn, arithmetic)
 
-    yield forward
+    # An adapter may have been put around a layer since.
+    yield Candidate(forward, suits=lambda self, x: _plain(self))
 
 
 def _plain(module: nn.Module) -> bool:
@@ -202,17 +261,158 @@ def _plain(module: nn.Module) -> bool:
     )
 
 
+# ---------------------------------------------------------------- attention
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor,
+        head: tuple[int, float],
+        arithmetic: Arithmetic,
+    ) -> Tensor:
+        """x: (rows, width, features). rotation: cosines and sines, (rows, width, features of a head). mask: (rows or 1, 1,
+        width, width), added to the scores. head: its features, and what scores are multiplied by."""
+        narrow = arithmetic.input(x)
+        weights = [arithmetic.weight(w) for w in (q, k, v, out)]
+        size, scale = head
+        query, key, value = ((narrow @ w.T).view(*x.shape[:-1], -1, size) for w in weights[:3])
+        query, key = (_rotated(t, *rotation).to(narrow.dtype) for t in (query, key))
+        attended, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *_by_head(query, key, value), attn_mask=mask, scale=scale
+        )
+        recipe = arithmetic.recipe(x, narrow)
+        given = q, k, v, out, *weights, *rotation, mask
+        ctx.save_for_backward(*given, query, key, value, attended, logsumexp, *recipe.kept)
+        ctx.arithmetic, ctx.like, ctx.scale, ctx.again = arithmetic, (x.shape, x.dtype), scale, recipe.again
+        return (attended.transpose(1, 2).flatten(2).flatten(0, 1) @ weights[3].T).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        q, k, v, out, *rest = ctx.saved_tensors
+        product_q, product_k, product_v, product_out, cos, sin, mask, query, key, value, attended, logsumexp, *kept = (
+            rest
+        )
+        shape, dtype = ctx.like
+        want_x, *wanted = ctx.needs_input_grad[:5]
+        grad = grad.flatten(0, -2)
+        flat = attended.transpose(1, 2).flatten(2).flatten(0, 1)
+        grad_out = _weight_grad(ctx.arithmetic, out, grad, flat) if wanted[3] else None
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            (grad @ product_out).view(*shape[:-1], -1, query.shape[-1]).transpose(1, 2),
+            *_by_head(query, key, value),
+            attended,
+            logsumexp,
+            0.0,
+            False,
+            attn_mask=mask,
+            scale=ctx.scale,
+        )
+        # A key's head served several queries' heads: (rows, width, heads, of them, features).
+        shared = (
+            grads[0].transpose(1, 2),
+            *(g.transpose(1, 2).unflatten(2, (key.shape[2], -1)).sum(3) for g in grads[1:]),
+        )
+        turned = (*(_rotated(g, cos, -sin).to(grad.dtype) for g in shared[:2]), shared[2])
+        of_products = [t.flatten(2).flatten(0, 1) for t in turned]
+        narrow = ctx.again(*kept) if any(wanted[:3]) else None
+        products = list(zip(of_products, (product_q, product_k, product_v), strict=True))
+        return (
+            sum_of_products(products, dtype).view(shape) if want_x else None,
+            *(
+                _weight_grad(ctx.arithmetic, w, g, narrow) if want else None
+                for w, g, want in zip((q, k, v), of_products, wanted[:3], strict=True)
+            ),
+            grad_out,
+            *[None] * 4,
+        )
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(rows, width, heads, features) fp32: the two halves of a head's features turned, as pairs, by an angle each. Turned
+    back by the opposite sines, since both halves have the same angles."""
+    cos, (left_sin, right_sin) = cos[:, :, None], sin[:, :, None].chunk(2, -1)
+    x = x.to(cos.dtype)
+    left, right = x.chunk(2, -1)
+    turned = x * cos
+    turned_left, turned_right = turned.chunk(2, -1)
+    turned_left.sub_(right * left_sin)  # not by addcmul, which rounds once less: an adapter's layers go the long way,
+    turned_right.add_(left * right_sin)  # and a fresh one is to leave every bit as it was
+    return turned
+
+
+def _by_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows, heads, width, features) each, keys and values repeated for the heads that share them."""
+    times = query.shape[2] // key.shape[2]
+    key, value = (t[:, :, :, None].expand(-1, -1, -1, times, -1).flatten(2, 3) for t in (key, value))
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+def _attention(module: nn.Module, arithmetic: Arithmetic) -> Iterator[Candidate]:
+    """Where a mask is added to the scores, on a processor."""
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    if not all(isinstance(getattr(module, name, None), nn.Linear) for name in names):
+        return
+    size, scale = getattr(module, "head_dim", None), getattr(module, "scaling", None)
+    if not (isinstance(size, int) and isinstance(scale, float)):
+        return
+
+    def forward(
+        self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **how: Any
+    ) -> tuple[Tensor, None]:
+        weights = (getattr(self, name).weight for name in names)
+        head = self.head_dim, self.scaling
+        return _Attention.apply(hidden_states, *weights, position_embeddings, attention_mask, head, arithmetic), None
+
+    def suits(
+        self: Any,
+        hidden_states: Tensor,
+        position_embeddings: Any = None,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        **how: Any,
+    ) -> bool:
+        return (
+            hidden_states.dtype == self.q_proj.weight.dtype == torch.float32
+            and hidden_states.device.type == "cpu"
+            and isinstance(attention_mask, Tensor)
+            and attention_mask.is_floating_point()
+            and past_key_values is None
+            and self.config._attn_implementation.endswith("sdpa")
+            and _plain(self)
+        )
+
+    def beside(draw: torch.Generator) -> dict[str, Any]:
+        angle = torch.randn(2, 3, size // 2, generator=draw).repeat(1, 1, 2)
+        mask = torch.full((2, 1, 3, 3), torch.finfo(torch.float32).min).triu(1)
+        mask[1, 0, 2, 0] = mask[0, 0, 0, 1]  # one row sees less than what came before
+        return {"position_embeddings": (angle.cos(), angle.sin()), "attention_mask": mask}
+
+    queries, keys = (getattr(module, name).out_features for name in ("q_proj", "k_proj"))
+    yield Candidate(forward, suits, {queries: size * (queries // keys), keys: size}, beside)
+
+
 # ---------------------------------------------------------------- norm
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, arithmetic: Arithmetic) -> Tensor:
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         inverse = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, inverse, weight)
         ctx.offset = offset
-        return (x * inverse).mul_(weight + offset if offset else weight)
+        normal = Normal((x.detach(), inverse, weight.detach()), offset)
+        output = normal.again()
+        arithmetic.remember(output, normal)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
@@ -220,13 +420,13 @@ class _RmsNorm(torch.autograd.Function):
         normal = x * inverse
         grad_weight = (grad * normal).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
-            return None, grad_weight, None, None
+            return None, grad_weight, None, None, None
         grad_x = grad * (weight + ctx.offset if ctx.offset else weight)
         along = (grad_x * normal).mean(-1, keepdim=True)  # the part that would only lengthen x is lost in the norm
-        return grad_x.sub_(normal.mul_(along)).mul_(inverse), grad_weight, None, None
+        return grad_x.sub_(normal.mul_(along)).mul_(inverse), grad_weight, None, None, None
 
 
-def _rms_norm(module: nn.Module) -> Iterator[Forward]:
+def _rms_norm(module: nn.Module, arithmetic: Arithmetic) -> Iterator[Candidate]:
     """Candidates: scaled by the weight, and by one more than it."""
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not (type(module).__name__.endswith("RMSNorm") and isinstance(eps, float)):
@@ -234,13 +434,15 @@ def _rms_norm(module: nn.Module) -> Iterator[Forward]:
     if [name for name, _ in module.named_parameters()] != ["weight"]:
         return
 
-    def candidate(offset: float) -> Forward:
-        def forward(self: Any, x: Tensor) -> Tensor:
-            if x.dtype != torch.float32 or self.weight.dtype != torch.float32:
-                return type(self).forward(self, x)  # how it rounds on the way is its own affair
-            return _RmsNorm.apply(x, self.weight, getattr(self, "variance_epsilon", getattr(self, "eps", eps)), offset)
+    def suits(self: Any, x: Tensor) -> bool:  # how it rounds on the way from narrower types is its own affair
+        return x.dtype == self.weight.dtype == torch.float32
 
-        return forward
+    def candidate(offset: float) -> Candidate:
+        def forward(self: Any, x: Tensor) -> Tensor:
+            own_eps = getattr(self, "variance_epsilon", getattr(self, "eps", eps))
+            return _RmsNorm.apply(x, self.weight, own_eps, offset, arithmetic)
+
+        return Candidate(forward, suits)
 
     yield from (candidate(0.0), candidate(1.0))
 
@@ -248,33 +450,41 @@ def _rms_norm(module: nn.Module) -> Iterator[Forward]:
 # ---------------------------------------------------------------- trial
 
 
-def _agrees(module: nn.Module, forward: Forward) -> bool:
+def _agrees(module: nn.Module, candidate: Candidate) -> bool:
     """Whether value and gradients of a small copy of `module`, with random weights, are those of its own forward."""
-    if not _plain(module):
-        return False
     draw = torch.Generator().manual_seed(0)
-    trial, width = _small(module, draw)
+    trial, width = _small(module, draw, dict(candidate.sizes))
     x = torch.randn(2, 3, width, generator=draw)
     slope = torch.randn(2, 3, width, generator=draw)
+    beside = candidate.beside(draw)
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         try:
-            ours, theirs = (_outcome(trial, call, x, slope) for call in (forward, type(module).forward))
-        except (TypeError, ValueError, RuntimeError):  # it takes other arguments, or gives another shape
+            ours, theirs = (
+                _outcome(trial, call, x, beside, slope) for call in (candidate.forward, type(module).forward)
+            )
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AttributeError,
+        ):  # it takes other arguments, or gives another shape
             return False
     return all(
         bool((a - b).abs().max() <= TOLERANCE * b.abs().max().clamp(min=1.0)) for a, b in zip(ours, theirs, strict=True)
     )
 
 
-def _small(module: nn.Module, draw: torch.Generator) -> tuple[nn.Module, int]:
-    """A copy of a few features, fp32, on the processor, and its width: distinct sizes stay distinct."""
+def _small(module: nn.Module, draw: torch.Generator, sizes: dict[int, int]) -> tuple[nn.Module, int]:
+    """A copy of a few features, fp32, on the processor, and its width: distinct sizes stay distinct. sizes: those that are
+    given."""
     trial = copy.copy(module)
     trial._modules, trial._parameters = dict(module._modules), dict(module._parameters)
     trial.__dict__.pop("forward", None)
-    sizes: dict[int, int] = {}
 
     def small(shape: torch.Size) -> nn.Parameter:
-        return nn.Parameter(torch.randn([sizes.setdefault(n, 5 + 2 * len(sizes)) for n in shape], generator=draw))
+        values = torch.randn([sizes.setdefault(n, 5 + 2 * len(sizes)) for n in shape], generator=draw)
+        # Products of a few units: enough for a cap to show, not so much that a softmax has but one term.
+        return nn.Parameter(values if values.ndim < 2 else values * 2 / values.shape[-1] ** 0.5)
 
     for name, parameter in trial._parameters.items():
         trial._parameters[name] = None if parameter is None else small(parameter.shape)
@@ -286,7 +496,8 @@ def _small(module: nn.Module, draw: torch.Generator) -> tuple[nn.Module, int]:
     return trial, next(trial.parameters()).shape[-1]
 
 
-def _outcome(module: nn.Module, call: Forward, x: Tensor, slope: Tensor) -> list[Tensor]:
+def _outcome(module: nn.Module, call: Forward, x: Tensor, beside: dict[str, Any], slope: Tensor) -> list[Tensor]:
     x = x.clone().requires_grad_()
-    y = call(module, x)
+    y = call(module, x, **beside)
+    y = y[0] if isinstance(y, tuple) else y
     return [y.detach(), *torch.autograd.grad(y, [x, *module.parameters()], slope)]
