@@ -13,8 +13,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -22,6 +23,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pobench.registry import PobenchError
+
+T = TypeVar("T")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,9 +62,33 @@ KNOWN_STAGES = (*STAGES, "norms")  # what is not in STAGES runs where it is name
 def _load_plugins(plugins: list[Path] | None) -> list[str]:
     from pobench.registry import load_plugin
 
+    faults: list[str] = []
     for plugin in plugins or []:
-        load_plugin(plugin)
+        _or_fault(faults, partial(load_plugin, plugin))
+    _refuse(faults)  # alone: what else would be said of names that a plug-in brings is not true
     return [str(p.absolute()) for p in plugins or []]
+
+
+def _or_fault(faults: list[str], read: Callable[[], T]) -> T | None:
+    """What `read` gives; where it finds something wrong, None, and the fault is noted."""
+    try:
+        return read()
+    except PobenchError as error:
+        faults.append(str(error))
+        return None
+
+
+def _each(faults: list[str], texts: list[str] | None, read: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:
+    """What can be read of several KEY=VALUE; what cannot is noted."""
+    return {
+        key: value for text in texts or () for key, value in (_or_fault(faults, partial(read, [text])) or {}).items()
+    }
+
+
+def _refuse(faults: list[str]) -> None:
+    """Everything that is wrong with a command in one message, each fault once."""
+    if faults:
+        raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -113,29 +140,15 @@ def run(
     from pobench.config import parse_overrides, resolve
 
     plugins = _load_plugins(plugin)
-    faults, values, seed_list, stage_list = [], {}, None, list(STAGES)
-    for read in (lambda: parse_overrides(sets or []), lambda: _numbers(seeds), lambda: _stages(stages)):
-        try:
-            got: Any = read()
-        except PobenchError as error:
-            faults.append(str(error))
-            continue
-        if isinstance(got, dict):
-            values = got
-        elif got and isinstance(got[0], int):
-            seed_list = got
-        elif got:
-            stage_list = got
+    faults: list[str] = []
+    values = _each(faults, sets, parse_overrides)
+    seed_list = _or_fault(faults, lambda: _numbers(seeds))
+    stage_list = _or_fault(faults, lambda: _stages(stages)) or list(STAGES)
     if dry_run and rehearse:
         faults.append("--dry-run touches nothing and --rehearse runs everything small; give one of them")
-    try:
-        jobs = resolve(
-            setting, losses, seeds=seed_list, overrides=values, data=data, model=model, benchmark_names=benchmarks
-        )
-    except PobenchError as error:
-        raise PobenchError("\n".join([*faults, str(error)])) from None
-    if faults:
-        raise PobenchError("\n".join(faults))
+    named = {"data": data, "model": model, "benchmark_names": benchmarks}
+    jobs = _or_fault(faults, lambda: resolve(setting, losses, seeds=seed_list, overrides=values, **named)) or []
+    _refuse(faults)
 
     from pobench.plan import describe, execute, make_plan
 
@@ -200,13 +213,23 @@ def _print_start_models(plan: Any, failed: list[Any], as_json: bool) -> None:
 
 
 def _analyze(runs: Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all") -> Path:
+    from pobench import registry
     from pobench.report import FORMATS, build_report
     from pobench.store import load_frames
 
     names, kinds = (
         None if said == "all" else [n.strip() for n in said.split(",") if n.strip()] for said in (figures, formats)
     )
-    return build_report(load_frames(runs, setting), folder or runs / "report", figures=names, formats=kinds or FORMATS)
+    faults = [
+        f"--format: unknown {kind!r}{registry.nearest(kind, FORMATS)} Known: {', '.join(FORMATS)}"
+        for kind in kinds or ()
+        if kind not in FORMATS
+    ]
+    for name in names or ():
+        _or_fault(faults, partial(registry.figures.get, name))
+    frames: Any = _or_fault(faults, lambda: load_frames(runs, setting))
+    _refuse(faults)
+    return build_report(frames, folder or runs / "report", figures=names, formats=kinds or FORMATS)
 
 
 @app.command()
@@ -240,20 +263,19 @@ def study_(
 ) -> None:
     """Run a study's grid, draw its figures, and say what became of the paper's claims. Finished jobs are reused."""
     from pobench import study as studies
-    from pobench.config import parse_overrides
+    from pobench.config import parse_overrides, resolve
 
     plugins = _load_plugins(plugin)
     faults: list[str] = []
-    asked = _or_fault(faults, lambda: studies.read_study(name))
-    values = _or_fault(faults, lambda: parse_overrides(sets or []))
+    asked: Any = _or_fault(faults, lambda: studies.read_study(name))
+    values = _each(faults, sets, parse_overrides)
     seed_list = _or_fault(faults, lambda: _numbers(seeds))
     if asked is None:  # its grid is not known; what else is wrong is said all the same
-        _or_fault(faults, lambda: _job(setting, None, None, None))
-    jobs = asked and _or_fault(
+        _or_fault(faults, lambda: resolve(setting, losses or "paper", seeds=seed_list, overrides=values))
+    jobs: Any = asked and _or_fault(
         faults, lambda: studies.expand(asked, setting, losses=losses, seeds=seed_list, overrides=values)
     )
-    if faults:
-        raise PobenchError("\n".join(faults))
+    _refuse(faults)
     plans = studies.make_plans(jobs, runs, HOME_STAGES, plugins, dry=dry_run)
     if dry_run:
         described = studies.describe_study(asked, plans)
@@ -283,15 +305,6 @@ def study_(
         out.print(f"report: {report}", highlight=False)
     if failed:
         raise typer.Exit(1)
-
-
-def _or_fault(faults: list[str], read: Callable[[], Any]) -> Any:
-    """What `read` gives; where it finds something wrong, None, and the fault is noted."""
-    try:
-        return read()
-    except PobenchError as error:
-        faults.append(str(error))
-        return None
 
 
 def _print_study(plan: dict[str, Any]) -> None:
@@ -347,18 +360,11 @@ def tune_(
 
     plugins = _load_plugins(plugin)
     faults: list[str] = []
-    values: dict[str, Any] = {}
-    seed_list: list[int] | None = None
-    try:
-        values = parse_overrides(sets or [])
-    except PobenchError as error:
-        faults.append(str(error))
-    try:
-        seed_list = _numbers(seeds)
-    except PobenchError as error:
-        faults.append(str(error))
-    try:
-        search = tuning.plan_tuning(
+    values = _each(faults, sets, parse_overrides)
+    seed_list = _or_fault(faults, lambda: _numbers(seeds))
+    search: Any = _or_fault(
+        faults,
+        lambda: tuning.plan_tuning(
             losses,
             setting,
             trials=trials,
@@ -370,11 +376,9 @@ def tune_(
             runs=runs,
             plugins=plugins,
             dry=dry_run,
-        )
-    except PobenchError as error:
-        raise PobenchError("\n".join([*faults, str(error)])) from None
-    if faults:
-        raise PobenchError("\n".join(faults))
+        ),
+    )
+    _refuse(faults)
     if dry_run:
         described = tuning.describe_tuning(search)
         print(json.dumps(described, indent=1)) if as_json else _print_search(described)
@@ -549,8 +553,8 @@ def check(
 
     losses, plugins = losses_of(target)
     changes: dict[str, dict[str, Any]] = {loss.name: {} for loss in losses}
-    faults = []
-    for key, value in parse_overrides(sets or []).items():
+    faults: list[str] = []
+    for key, value in _each(faults, sets, parse_overrides).items():
         name, _, setting = key.partition(".")
         owner = next((loss for loss in losses if loss.name == name), None)
         if owner is None:
@@ -560,8 +564,7 @@ def check(
         else:
             changes[name][setting] = value
     faults += [f for loss in losses for f in check_loss_settings(loss, changes[loss.name])]
-    if faults:
-        raise PobenchError("\n".join(faults))
+    _refuse(faults)
     logging.disable(logging.WARNING)  # of the processes that two-process training starts
 
     rows: list[dict[str, Any]] = []
@@ -791,15 +794,13 @@ def onpolicy(
     debug: Debug = False,
 ) -> None:
     """Make preference pairs from the model's own answers: sample, rank, best against worst. Resumable."""
-    from pobench.config import parse_overrides
-    from pobench.onpolicy import make_pairs_of
+    from pobench.config import parse_overrides, parse_settings
+    from pobench.onpolicy import make_pairs_of, recipe_of
 
     _load_plugins(plugin)
     faults: list[str] = []
-    overrides = _or_fault(faults, lambda: parse_overrides(sets or []))
-    chosen = _or_fault(faults, lambda: parse_overrides([f"ranker.{text}" for text in ranker_set or []])) or {}
-    if faults:
-        raise PobenchError("\n".join(faults))
+    overrides = _each(faults, sets, parse_overrides)
+    chosen = _each(faults, ranker_set, lambda text: parse_settings(text, "--ranker-set"))
     given = {
         "prompts": prompts,
         "prompts_split": prompts_split,
@@ -811,15 +812,13 @@ def onpolicy(
         "precision": precision,
         "held_out_fraction": held_out,
     }
-    recipe = make_pairs_of(
-        setting,
-        to,
-        ranker=ranker,
-        ranker_settings={key.removeprefix("ranker."): value for key, value in chosen.items()},
-        model=model,
-        overrides=overrides,
-        **{key: value for key, value in given.items() if value is not None},
+    asked = {key: value for key, value in given.items() if value is not None}
+    planned: Any = _or_fault(
+        faults,
+        lambda: recipe_of(setting, ranker=ranker, ranker_settings=chosen, model=model, overrides=overrides, **asked),
     )
+    _refuse(faults)
+    recipe = make_pairs_of(planned, to)
     if as_json:
         print(json.dumps(recipe, indent=1, ensure_ascii=False))
         return
@@ -925,19 +924,18 @@ def judge_check(
     debug: Debug = False,
 ) -> None:
     """How often a judge agrees with people, how often the order of the answers decides, and what length alone gets."""
-    from pobench.config import judge_faults, parse_overrides
+    from pobench.config import judge_faults, parse_settings
     from pobench.judging import agreement
     from pobench.progress import progress
     from pobench.registry import judges
 
     _load_plugins(plugin)
-    prefix, faults = "judge.settings.", list[str]()
-    given = _or_fault(faults, lambda: parse_overrides([prefix + s.removeprefix(prefix) for s in sets or []])) or {}
-    settings = {key.removeprefix(prefix): value for key, value in given.items()}
-    faults += judge_faults(judge, settings)
-    asked = _or_fault(faults, lambda: agreement.cases(data, limit))
-    if faults:
-        raise PobenchError("\n".join(faults))
+    faults: list[str] = []
+    bare = [text.removeprefix("judge.settings.") for text in sets or []]  # as `pobench run` names them
+    settings = _each(faults, bare, lambda text: parse_settings(text, "--set"))
+    faults += judge_faults(judge, settings, "--judge", "--set ")
+    asked = _or_fault(faults, lambda: agreement.cases(data, limit)) or []
+    _refuse(faults)
     made = judges.get(judge)(**settings)
     if hasattr(made, "estimate"):
         err.print(str(made.estimate([case.comparison for case in asked])), highlight=False)

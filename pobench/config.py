@@ -41,6 +41,7 @@ class ModelConfig(_Strict):
     # flex: training by FlexAttention, on a GPU; auto: that where it proves itself, else sdpa, or eager for capped scores
     attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
     chat_template: str | None = None  # a Jinja file, or the name of a shipped one; None: the tokenizer's own
+    system_message: str | None = None  # put before every conversation that has none; "": one without words
     note: str = ""  # what a reader of the report must know about these weights
 
 
@@ -247,6 +248,7 @@ RUNTIME = {
 }
 # Absent from the identity while they are this: runs that were stored before these existed keep their folders.
 LATER: dict[tuple[str, str], Any] = {
+    ("model", "system_message"): None,
     ("train", "adapter"): None,
     ("train", "compile"): False,
     ("sft", "compile"): False,
@@ -398,8 +400,9 @@ def _extended(
                 replaced |= {f"losses.{name}.{key}" for key in (*(given or {}), *other_names)}
             merged[section] = kept
         elif isinstance(mine, dict) and isinstance(theirs, dict):
-            merged[section] = {**theirs, **mine}
-            replaced |= {f"{section}.{key}" for key in mine}
+            dropped = _of_another_judge(theirs, mine) if section == "judge" else set()
+            merged[section] = {k: v for k, v in theirs.items() if k not in dropped} | mine
+            replaced |= {f"{section}.{key}" for key in (*mine, *dropped)}
         else:
             merged[section] = mine
             replaced.add(section)
@@ -413,6 +416,12 @@ def _other_names(loss: str, given: Mapping[str, Any]) -> set[str]:
     except PobenchError:  # `resolve` says it
         return set()
     return {name for group in groups for name in group if name not in given and any(g in given for g in group)}
+
+
+def _of_another_judge(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> set[str]:
+    """Keys of a judge section that mean nothing to the judge that `mine` names in place of theirs."""
+    same = "name" not in mine or judges.canonical(mine["name"]) == judges.canonical(theirs.get("name"))
+    return set() if same else {"settings"}
 
 
 def _comments(node: yaml.Node, lines: list[str], prefix: str = "") -> dict[str, str]:
@@ -435,17 +444,26 @@ def _comments(node: yaml.Node, lines: list[str], prefix: str = "") -> dict[str, 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """`["train.lr=5e-6", …]` → {"train.lr": 5e-06, …}. Raises PobenchError naming every one that is no KEY=VALUE."""
-    overrides: dict[str, Any] = {}
+    return _parsed(pairs, "--set", "SECTION.KEY=VALUE, such as train.lr=5e-6 or simpo.beta=2.5", dotted=True)
+
+
+def parse_settings(pairs: Sequence[str], option: str) -> dict[str, Any]:
+    """`["model=NAME", …]`, of a judge, as `option` gives them → {"model": "NAME", …}. Raises as `parse_overrides`."""
+    return _parsed(pairs, option, "KEY=VALUE, such as model=NAME", dotted=False)
+
+
+def _parsed(pairs: Sequence[str], option: str, expected: str, *, dotted: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     faults = []
     for text in pairs:
         key, equals, value = text.partition("=")
-        if not equals or "." not in key or not key.strip():
-            faults.append(f"--set {text!r}: expected SECTION.KEY=VALUE, such as train.lr=5e-6 or simpo.beta=2.5")
+        if not equals or not key.strip() or (dotted and "." not in key):
+            faults.append(f"{option} {text!r}: expected {expected}")
             continue
-        overrides[key.strip()] = _scalar(value)
+        found[key.strip()] = _scalar(value)
     if faults:
         raise PobenchError("\n".join(faults))
-    return overrides
+    return found
 
 
 def _scalar(text: str) -> Any:
@@ -469,6 +487,8 @@ SECTIONS: dict[str, type[_Strict]] = {
     "judge": JudgeConfig,
     "sft": SftConfig,
 }
+# Sections of a setting that decide no run: what the commands named like them read.
+COMMANDS: dict[str, type[_Strict]] = {"tune": TuneConfig, "onpolicy": OnPolicyConfig}
 
 
 def resolve_names(names: str | Iterable[str]) -> tuple[list[str], list[str]]:
@@ -549,13 +569,20 @@ def resolve(
                 )
     values["losses"] = per_loss
 
+    judge = values.get("judge")
+    judge = judge if isinstance(judge, dict) else {}  # what it is instead, `Setting` says
+    for key in _of_another_judge(judge, _below("judge", overrides or {})):
+        judge.pop(key, None)
+        origin = {k: v for k, v in origin.items() if not k.startswith(f"judge.{key}")}
+
+    sections = {**SECTIONS, **COMMANDS}
     forced: dict[str, Any] = {}  # train fields from the command line outrank a loss's own
     for key, value in (overrides or {}).items():
         section, _, rest = key.removeprefix("losses.").partition(".")
         if section == "benchmarks":
             _put_inside(values, key.split("."), value)
-        elif section in SECTIONS:
-            fields = SECTIONS[section].model_fields
+        elif section in sections:
+            fields = sections[section].model_fields
             if rest.partition(".")[0] not in fields:
                 faults.append(
                     f"--set {key}: {section} has no {rest!r}{nearest(rest, fields)} Known: {', '.join(fields)}"
@@ -573,7 +600,7 @@ def resolve(
             try:
                 loss = get_loss(section)
             except PobenchError:
-                known = [*SECTIONS, *losses.names()]
+                known = [*sections, "benchmarks", *losses.names()]
                 faults.append(f"--set {key}: {section!r} is neither a section nor a loss{nearest(section, known)}")
                 continue
             mine = per_loss.setdefault(loss.name, {})
@@ -646,6 +673,23 @@ def resolve(
     return jobs
 
 
+def section_of(values: Mapping[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `name`, one of `COMMANDS`, of a setting's raw values, with what `--set` says of it.
+
+    Keys that the section does not have are left to `resolve`, which names them.
+    """
+    section = json.loads(json.dumps(values.get(name) or {}))
+    for key, value in _below(name, overrides).items():
+        if key.partition(".")[0] in COMMANDS[name].model_fields:
+            _put_inside(section, key.split("."), value)
+    return dict(section)
+
+
+def _below(section: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    prefix = f"{section}."
+    return {key.removeprefix(prefix): value for key, value in overrides.items() if key.startswith(prefix)}
+
+
 def _put_inside(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     """values[path[0]][path[1]]… = value, with the mappings on the way."""
     *outer, last = path
@@ -704,17 +748,23 @@ def check_loss_settings(loss: Loss, given: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def judge_faults(name: str, given: Mapping[str, Any]) -> list[str]:
-    """Faults of a judge's name and settings: by the annotations of its factory, then by making it, which asks nobody."""
+def judge_faults(
+    name: str, given: Mapping[str, Any], where: str = "judge.name", prefix: str = "judge.settings."
+) -> list[str]:
+    """Faults of a judge's name and settings: by the annotations of its factory, then by making it, which asks nobody.
+
+    where, prefix: what the user gives the name and the settings by.
+    """
     try:
         judge = judges.get(name)
     except PobenchError as error:
-        return [f"judge.name: {error}"]
+        return [f"{where}: {error}"]
+    known = ", ".join(judge.settings) or "none"
     faults = [
-        f"judge.settings.{k}: {judge.name} has no such setting{nearest(k, judge.settings)}"
+        f"{prefix}{k}: {judge.name} has no such setting{nearest(k, judge.settings)} Known: {known}"
         for k in given
         if k not in judge.settings
-    ] or _annotation_faults(judge, given, "judge.settings.")
+    ] or _annotation_faults(judge, given, prefix)
     if not faults:
         try:
             judge(**given)

@@ -209,7 +209,7 @@ def _asked(job: Job) -> float:
     if answers.source in DATASETS:
         return min(_rows(answers.source, answers.split)[0], answers.max_prompts or math.inf)
     try:
-        rows = prompt_rows(answers.source, answers.split) if is_local(answers.source) else None
+        rows = prompt_rows(answers.source, answers.split, "answers.source") if is_local(answers.source) else None
         return math.nan if rows is None else float(len(rows[: answers.max_prompts]))
     except PobenchError:
         return math.nan

@@ -77,6 +77,15 @@ def chat_template(tokenizer: Any, template: str | None = None) -> str:
     return _FIXED_DATE + text if "strftime_now" in text and not text.startswith(_FIXED_DATE) else text
 
 
+def with_system(template: str, message: str | None) -> str:
+    """The template with a system message in front of every conversation that has none; None: as it is."""
+    if message is None:
+        return template
+    first = "{'role': 'system', 'content': " + json.dumps(message, ensure_ascii=False) + "}"
+    put = "{% set messages = [" + first + "] + messages %}"
+    return "{% if messages[0]['role'] != 'system' %}" + put + "{% endif %}" + template
+
+
 class Renderer:
     """A tokenizer and its chat template, probed once: how a turn ends, and which tokens stand in front.
 

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydantic
 import torch
@@ -28,7 +28,7 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from pobench.adapters import attention_of
-from pobench.config import Job, ModelConfig, OnPolicyConfig, explain, judge_faults, read_setting, resolve
+from pobench.config import Job, ModelConfig, OnPolicyConfig, explain, judge_faults, read_setting, resolve, section_of
 from pobench.cost import layout_of_devices
 from pobench.data import split_by_prompt, text_key
 from pobench.files import write_text
@@ -204,40 +204,58 @@ def make_pairs(
         return write_pairs(sampling, judge, **written)
 
 
-def make_pairs_of(
+class Recipe(NamedTuple):
+    """What `pobench data onpolicy` is asked for, checked. settings: of the judge."""
+
+    job: Job
+    config: OnPolicyConfig
+    judge: Judge
+    settings: Mapping[str, Any]
+
+
+def recipe_of(
     setting: str,
-    out: Path,
     *,
     ranker: str | None = None,
     ranker_settings: Mapping[str, Any] | None = None,
     model: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     **given: Any,
-) -> dict[str, Any]:
-    """`pobench data onpolicy`: `make_pairs` as a setting's `onpolicy` section says, with its start model, on as many
-    processes as `pobench run` trains with; progress is shown.
+) -> Recipe:
+    """As a setting's `onpolicy` section says, with its start model; nothing is read but settings.
 
     given: in place of the section's values. ranker: a judge's name, in place of the section's or the setting's judge;
     ranker_settings: on top of theirs where it is the same judge. overrides: as `--set`. Raises PobenchError that lists
     every fault of names and values.
     """
-    (job,) = resolve(setting, "simpo", seeds=[0], model=model, overrides=overrides)
-    config, faults = OnPolicyConfig(), list[str]()
+    config, faults, job = OnPolicyConfig(), list[str](), None
     try:
-        config = OnPolicyConfig.model_validate({**(read_setting(setting)[0].get("onpolicy") or {}), **given})
+        (job,) = resolve(setting, "simpo", seeds=[0], model=model, overrides=overrides)
+    except PobenchError as error:
+        faults.append(str(error))
+    section: dict[str, Any] = {}
+    with contextlib.suppress(PobenchError):  # of an unknown setting: `resolve` said it
+        section = section_of(read_setting(setting)[0], "onpolicy", overrides or {})
+    try:
+        config = OnPolicyConfig.model_validate({**section, **given})
     except pydantic.ValidationError as error:
-        faults += explain(error, "onpolicy.")
-    own = config.ranker if config.ranker.name else job.judge
+        faults += explain(error, "onpolicy.", OnPolicyConfig)
+    own = config.ranker if config.ranker.name or job is None else job.judge
     name = ranker or own.name
     settings = {**(own.settings if name == own.name else {}), **(ranker_settings or {})}
-    if name is None:
+    if name is not None:
+        faults += judge_faults(name, settings, "--ranker" if ranker else "onpolicy.ranker.name", "--ranker-set ")
+    elif job is not None:
         faults.append(f"setting {setting!r} names no judge to rank by; give --ranker NAME (`pobench list judges`)")
-    else:
-        faults += judge_faults(name, settings)
-    if faults or name is None:
-        raise PobenchError("\n".join(faults))
-    judge = judges.get(name)(**settings)
-    rows = prompt_rows(config.prompts or job.data.source, config.prompts_split or job.data.split)
+    if faults or job is None or name is None:
+        raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
+    return Recipe(job, config, judges.get(name)(**settings), settings)
+
+
+def make_pairs_of(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """`make_pairs` of a recipe, on as many processes as `pobench run` trains with; progress is shown."""
+    job, config, judge, settings = recipe
+    rows = prompt_rows(config.prompts or job.data.source, config.prompts_split or job.data.split, "onpolicy.prompts")
     rows = [{**row, "prompt": row["messages"]} for row in rows]
     folder = start_model(job)
     made_by = {"source": job.model.source, "digest": weights_digest(folder)}

@@ -24,6 +24,7 @@ from pobench.data import (
     subset,
     text_key,
     tokenize,
+    with_system,
 )
 from pobench.files import whole
 from pobench.judging.pairwise import messages
@@ -82,7 +83,7 @@ def tokenizer_of(folder: Path, model: ModelConfig) -> Any:
     """The model's tokenizer with the one chat template that training and generation share."""
     given = chat_template(None, model.chat_template) if model.chat_template else None
     tokenizer = load_tokenizer(folder, given, trust_remote_code=model.trust_remote_code)
-    tokenizer.chat_template = chat_template(tokenizer)
+    tokenizer.chat_template = with_system(chat_template(tokenizer), model.system_message)
     return tokenizer
 
 
@@ -189,17 +190,17 @@ def prepare(job: Job) -> Prepared:
 def eval_prompts(config: AnswersConfig) -> list[dict[str, Any]]:
     """The rows to answer after training, with `messages` (chat). Raises PobenchError as `prompt_rows` does."""
     assert config.source is not None
-    return prompt_rows(config.source, config.split)[: config.max_prompts]
+    return prompt_rows(config.source, config.split, "answers.source")[: config.max_prompts]
 
 
-def prompt_rows(source: str, split: str | None = None) -> list[dict[str, Any]]:
+def prompt_rows(source: str, split: str | None, key: str) -> list[dict[str, Any]]:
     """Rows with `id`, `messages` (chat), and whatever a judge reads (`check`, `kind`, `topic`).
 
-    Raises PobenchError that lists the rows without a prompt.
+    key: of the setting that names the source. Raises PobenchError that lists the rows without a prompt.
     """
     rows = []
     faults = []
-    for number, row in read_rows(fetch_rows(source, split=split)):
+    for number, row in read_rows(fetch_rows(source, split=split, option=f"--set {key}=PATH")):
         prompt = row.get("prompt", row.get("instruction")) if isinstance(row, dict) else None
         if not isinstance(row, dict) or not prompt:
             faults.append(f"{source}: row {number}: no `prompt` (text or chat messages)")

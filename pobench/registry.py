@@ -81,6 +81,11 @@ class Registry(Generic[T]):
                 f"unknown {self.kind} {name!r}{nearest(name, self.names())} Known: {known}"
             ) from None
 
+    def canonical(self, name: Any) -> str:
+        """The name without its aliases and spellings; one that is not known stays as it is."""
+        self._load()
+        return self._aliases.get(_normal(str(name)), str(name))
+
     def names(self) -> list[str]:
         """All names, sorted, without aliases."""
         self._load()

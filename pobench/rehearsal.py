@@ -29,6 +29,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from jinja2 import TemplateError
 
 from pobench.config import Job, SftConfig
 from pobench.data import Renderer
@@ -67,14 +68,16 @@ def rehearse(jobs: Sequence[Job]) -> list[Job]:
     Stand-ins are written into the cache folder; nothing else is written. Raises PobenchError that lists every fault
     found in the setting's template, lengths, values and data source.
     """
-    stage = _Stage.of(jobs[0])
-    faults = [fault for job in jobs for fault in value_faults(job, stage.parameters)]
-    try:
-        folder = stage.build()
-    except PobenchError as error:
-        raise PobenchError("\n".join(dict.fromkeys([*faults, *str(error).splitlines()]))) from None
+    stage, faults = _Stage.of(jobs[0])
+    known = not faults
+    faults += [fault for job in jobs for fault in value_faults(job, stage.parameters)]
     faults += stage.length_faults()
-    faults += template_faults(jobs[0], folder / "model")
+    if known:
+        try:
+            folder = stage.build()
+            faults += template_faults(jobs[0], folder / "model")
+        except PobenchError as error:
+            faults += str(error).splitlines()
     if faults:
         raise PobenchError("\n".join(dict.fromkeys(faults)))
     return [stage.stand_in(job, folder) for job in jobs]
@@ -143,7 +146,10 @@ def template_faults(job: Job, folder: Path) -> list[str]:
 def _marks(renderer: Renderer) -> set[str]:
     """What a template writes around the turns of a conversation."""
     asked = (Message("user", "Q"),)
-    return set(_MARK.findall(renderer.conversation(asked, "A") + renderer.after + renderer.prompt(asked)))
+    text = renderer.conversation(asked, "A") + renderer.after + renderer.prompt(asked)
+    with contextlib.suppress(TemplateError):  # not every family has a system's turn
+        text += renderer.prompt((Message("system", "S"), *asked))
+    return set(_MARK.findall(text))
 
 
 # ---------------------------------------------------------------- stand-ins
@@ -158,8 +164,8 @@ class _Stage:
     tokenizer: Path | None
 
     @classmethod
-    def of(cls, job: Job) -> _Stage:
-        """Raises PobenchError for a model that is neither at hand nor known, and for data that is neither."""
+    def of(cls, job: Job) -> tuple[_Stage, list[str]]:
+        """With a fault for a model that is neither at hand nor known (config is empty then), and for such data."""
         source = job.model.source
         folder = cached_model(source, revision=job.model.revision, sha256=job.model.sha256)
         faults = []
@@ -175,9 +181,7 @@ class _Stage:
             )
         for key, name, split in _sources(job):
             faults += _source_faults(key, name, split)
-        if faults:
-            raise PobenchError("\n".join(faults))
-        return cls(job, config, folder)
+        return cls(job, config, folder), faults
 
     @property
     def parameters(self) -> int | None:
@@ -518,7 +522,7 @@ def _verdicts(job: Job, folder: Path) -> list[dict[str, Any]]:
 
     if job.answers.source is None:
         return []
-    asked = prompt_rows(_replaced(job.answers.source, job.answers.split, folder), job.answers.split)
+    asked = prompt_rows(_replaced(job.answers.source, job.answers.split, folder), job.answers.split, "answers.source")
     ranks = [int(hashlib.sha256(row["id"].encode()).hexdigest()[:4], 16) / 0xFFFF for row in asked]
     return [
         {"prompt": row["id"], "score": None if i % 5 == 4 else round(rank, 2)}
@@ -556,8 +560,16 @@ def _source_faults(key: str, name: str, split: str) -> list[str]:
         return []
     return [
         f"data {name!r}: a rehearsal does not know its columns{nearest(name, DATASETS)} Known: {', '.join(DATASETS)}; "
-        "or give a local file with some of its rows: --data FILE"
+        f"or give a local file with some of its rows: {_option(key)}"
     ]
+
+
+def _option(key: str) -> str:
+    """How the source beside the key of a split is named on the command line."""
+    if key == "data.split":
+        return "--data FILE"
+    source = "data.held_out" if key == "data.held_out_split" else key.replace("split", "source")
+    return f"--set {source}=FILE"
 
 
 def _file_of(name: str, split: str) -> str:

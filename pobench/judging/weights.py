@@ -39,7 +39,8 @@ class Weights:
 
     @cached_property
     def folder(self) -> Path:
-        return fetch_model(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        option = "the judge's setting `model`"
+        return fetch_model(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code, option=option)
 
     @property
     def attention(self) -> str:

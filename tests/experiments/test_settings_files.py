@@ -73,6 +73,14 @@ def test_simpo_and_dpo_have_their_published_values(name) -> None:
         assert (job.train.schedule, job.train.warmup_ratio, job.train.precision) == ("cosine", 0.1, "bf16")
 
 
+def test_mistral_base_ships_with_both_of_its_maximum_lengths() -> None:
+    short, long = (resolve(name, "all")[0] for name in ("mistral-base", "mistral-base-2048"))
+    assert (short.data.max_length, long.data.max_length) == (1024, 2048)
+    assert long.data.max_prompt_length == resolve("llama3-base", "simpo")[0].data.max_prompt_length
+    same = {"max_length": 1024, "max_prompt_length": 512}
+    assert long.data.model_copy(update=same) == short.data and long.model == short.model
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_a_paper_setting_says_every_number_of_the_papers_losses(name) -> None:
     given = read_setting(name)[0]["losses"]

@@ -443,6 +443,14 @@ def test_a_missing_source_stops_the_plan_before_anything_is_written(setting, tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_source_that_cannot_be_fetched_is_named_with_the_option_that_replaces_it(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for benchmark in (AlpacaEval(), ArenaHard(), MTBench(source="nobody/questions")):
+        (fault,) = benchmark.faults()
+        assert fault.endswith(f"name a local path with --set benchmarks.{benchmark.name}.source=PATH")
+
+
 def test_a_plan_says_what_the_judge_will_cost(setting, prompts, tmp_path, pobench_cli) -> None:
     sets = [f"--set={k.replace('__', '.')}={v}" for k, v in prompts.items()]
     sets += [f"--set=benchmarks.alpaca_eval.judge.{k}" for k in ("model=gpt-4", "price_in=10", "price_out=30")]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pobench.config import parse_overrides, read_setting, resolve
+from pobench.config import parse_overrides, read_setting, resolve, section_of
 from pobench.registry import PobenchError
 
 SETTING = """\
@@ -47,6 +47,35 @@ def test_one_margin_under_two_names_is_one_job(setting) -> None:
     assert gamma.loss_settings == ratio.loss_settings and gamma.run == ratio.run
     with pytest.raises(PobenchError, match="two names of one margin"):
         resolve(setting, "simpo", overrides={"simpo.gamma": 1.0, "simpo.gamma_beta_ratio": 0.4})
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> str:
+    """A setting whose judge has settings of its own."""
+    path = tmp_path / "judged.yaml"
+    path.write_text(SETTING + "judge: {name: tiny_world, settings: {graded: false}}\n")
+    return str(path)
+
+
+def test_another_judge_does_not_inherit_the_settings_of_the_one_it_replaces(judged, tmp_path) -> None:
+    (job,) = resolve(judged, "simpo", overrides={"judge.name": "endpoint", "judge.settings.model": "m"})
+    assert job.judge.name == "endpoint" and job.judge.settings == {"model": "m"}
+    (tmp_path / "heir.yaml").write_text("extends: judged.yaml\njudge: {name: verifiable}\n")
+    assert resolve(str(tmp_path / "heir.yaml"), "simpo")[0].judge.settings == {}
+
+
+@pytest.mark.parametrize("changes", [{}, {"judge.name": "Tiny-World"}, {"judge.settings.graded": False}])
+def test_the_same_judge_keeps_its_settings(judged, changes) -> None:
+    assert resolve(judged, "simpo", overrides=changes)[0].judge.settings == {"graded": False}
+
+
+def test_sections_that_commands_read_are_set_like_the_others_and_decide_no_run(setting) -> None:
+    changes = {"tune.max_prompts": 5, "onpolicy.ranker.name": "local", "onpolicy.top_p": 0.5}
+    assert resolve(setting, "simpo", overrides=changes)[0].run == resolve(setting, "simpo")[0].run
+    assert section_of({"tune": {"grid": "tiny"}}, "tune", changes) == {"grid": "tiny", "max_prompts": 5}
+    assert section_of({}, "onpolicy", changes) == {"ranker": {"name": "local"}, "top_p": 0.5}
+    with pytest.raises(PobenchError, match=r"tune\.max_prompts: got 0"):
+        resolve(setting, "simpo", overrides={"tune.max_prompts": 0})
 
 
 def test_all_faults_come_in_one_message(setting) -> None:

@@ -32,6 +32,7 @@ from pobench.data import (
     subset,
     text_key,
     tokenize,
+    with_system,
 )
 from pobench.inspection import pieces, render_audit, render_inspection
 from pobench.registry import PobenchError
@@ -215,6 +216,21 @@ def test_count_header_moves_the_header_into_the_response(llama: Any) -> None:
     assert decoded(llama, plain.chosen) == "Yes.<|eot|>"
     mistral = family("mistral, no header")
     assert one_pair(mistral, "Yes.", "No.") == one_pair(mistral, "Yes.", "No.", count_header=True)
+
+
+@pytest.mark.parametrize("message", ["", 'Be "kind".\nÜberall, {{ always }}.'])
+def test_a_system_message_is_put_where_there_is_none(llama: Any, message: str) -> None:
+    template = with_system(llama.chat_template, message)
+    put, own = (
+        Renderer(llama, t).prompt((*system, Message("user", "Q")))
+        for t, system in ((template, ()), (llama.chat_template, (Message("system", message),)))
+    )
+    assert put == own and with_system(template, None) == template
+    theirs = (Message("system", "theirs"), Message("user", "Q"))
+    assert Renderer(llama, template).prompt(theirs) == Renderer(llama).prompt(theirs)
+    assert Renderer(llama, with_system(template, message)).prompt(theirs[1:]) == put, (
+        "once, however often it is asked for"
+    )
 
 
 def test_several_turns_and_a_default_system_message_are_part_of_the_prompt(chatml: Any) -> None:

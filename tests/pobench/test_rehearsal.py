@@ -68,6 +68,16 @@ def test_a_paper_setting_is_rehearsed_with_its_own_values_on_rows_in_its_own_col
     assert 0.6 * jobs[0].data.max_length < longest <= jobs[0].data.max_length
 
 
+def test_mistral_base_is_asked_with_the_empty_system_message_of_the_authors_prompts(tmp_path) -> None:
+    (job,) = rehearse(resolve("mistral-base", "simpo"))
+    tokenizer = tokenizer_of(Path(job.model.source), job.model)
+    # SimPO repository, eval/alpacaeval2/templates/mistral_base.txt
+    asked = "<|system|>\n</s>\n<|user|>\nQ</s>\n<|assistant|>\n"
+    assert Renderer(tokenizer).prompt((Message("user", "Q"),)) == asked
+    chat = [{"role": "user", "content": "Q"}]  # as benchmarks and judges render it
+    assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == asked
+
+
 @pytest.mark.parametrize(
     ("name", "written"),
     [
@@ -161,8 +171,11 @@ def test_a_bad_hyperparameter_is_caught(pobench_cli, tmp_path) -> None:
 
 
 def test_a_model_of_which_nothing_is_known_is_refused_with_the_remedy() -> None:
-    with pytest.raises(PobenchError, match="name a local folder with --model"):
-        rehearse(resolve("mistral-base", "simpo", model="someone/a-model"))
+    changes = {"simpo.beta": 900, "answers.source": "someone/prompts"}
+    with pytest.raises(PobenchError, match="name a local folder with --model") as error:
+        rehearse(resolve("mistral-base", "simpo", model="someone/a-model", overrides=changes))
+    assert "simpo.beta: 900 is more than ten times outside" in str(error.value), "all faults at once"
+    assert "--set answers.source=FILE" in str(error.value)
 
 
 def test_a_model_at_hand_is_rehearsed_thin_with_its_own_tokenizer(setting, tmp_path) -> None:

@@ -297,7 +297,7 @@ def test_a_gated_model_says_where_to_log_in():
     from huggingface_hub.errors import GatedRepoError
 
     error = GatedRepoError.__new__(GatedRepoError)
-    assert "hf auth login" in sources._hub_fault("model", "meta/secret", error)
+    assert "hf auth login" in sources._hub_fault("model", "meta/secret", error, "--model")
 
 
 # ---------------------------------------------------------------- digests
