@@ -23,8 +23,9 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     """Metrics against the value of the one setting that differs between the runs of a loss; error bars are 95 %
     intervals, the dashed line is the start model. Read a row from left to right: the best value by one metric is
     often not the best by another, and a difference smaller than the bars is none. (In the paper a larger γ raises
-    reward accuracy and lowers the winners' likelihood, while quality peaks in between.)"""
-    grids = stats.lines(runs)
+    reward accuracy and lowers the winners' likelihood, while quality peaks in between.) What a length bias of the labels
+    does is the figure `length-bias`."""
+    grids = [line for line in stats.lines(runs) if line.setting != "length_bias"]
     if not grids:
         raise plot.NothingToDraw("No loss was trained with several values of one setting.")
     lines = []
@@ -32,7 +33,7 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
         for metric, *_ in QUANTITIES:
             for value, arm in points:
                 e = stats.score_of(scores, arm, metric)
-                row = {"loss": loss, "setting": name, "at": value, "metric": metric}
+                row = {"loss": loss, "label": arm.label, "setting": name, "at": value, "metric": metric}
                 lines.append({**row, **plot.estimate_columns(e)})
     data = pd.DataFrame(lines).dropna(subset=["value"])
     shown = [q for q in QUANTITIES if (data["metric"] == q[0]).any()]
@@ -50,10 +51,9 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
                 plot.percent_axis(ax, "y")
             ax.set_title(title, fontsize=8)
             ax.set_xlabel(stats.GREEK.get(name, name))
-        row[0].set_ylabel(
-            plot.short(points[0][1].label.partition(" (")[0], 20), color=plot.look(loss).colour, weight="bold"
-        )
-    return plot.Drawing(figure, data)
+        title = plot.short(points[0][1].label.partition(" (")[0], 20)
+        row[0].set_ylabel(title, color=plot.look(loss).colour, weight="bold")
+    return plot.Drawing(figure, data, plot.counted(data["n"], "prompts or pairs"))
 
 
 def _panel(ax: plot.Axes, here: pd.DataFrame, loss: str, start: float) -> None:
@@ -63,10 +63,5 @@ def _panel(ax: plot.Axes, here: pd.DataFrame, loss: str, start: float) -> None:
     ax.plot(here["at"], here["value"], color=colour, alpha=0.5)
     ax.vlines(here["at"], here["low"], here["high"], color=colour, linewidth=2, alpha=0.75)
     ax.plot(here["at"], here["value"], marker=marker, color=colour, linestyle="none", markersize=5)
-    positive = (here["at"] > 0).all() and len(here) > 1
-    if positive and here["at"].max() / here["at"].min() >= 20:
-        plot.log_scale(ax, "x")
-    if len(here) <= 6:  # the values themselves
-        ax.set_xticks(here["at"], [f"{value:g}" for value in here["at"]])
-        ax.set_xticks([], minor=True)
+    plot.value_axis(ax, here["at"])
     ax.yaxis.set_major_locator(plot.MaxNLocator(4))

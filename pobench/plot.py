@@ -202,6 +202,11 @@ def draw(shown: registry.Figure, frames: Mapping[str, pd.DataFrame], **settings:
 def at_home(frames: Frames) -> tuple[Frames, str]:
     """The frames without the arms that studies have added, and a sentence on what is left out; as they are, and "",
     where no more than `MOST_ARMS` arms stand in them."""
+    found: tuple[Frames, str] = frames.once("at home", _at_home)
+    return found
+
+
+def _at_home(frames: Frames) -> tuple[Frames, str]:
     runs = frames.get("runs")
     if runs is None or len(runs) <= MOST_ARMS or len(arms := stats.arms(runs)) <= MOST_ARMS:
         return frames, ""
@@ -210,7 +215,8 @@ def at_home(frames: Frames) -> tuple[Frames, str]:
     count = sum(not arm.is_start and arm.runs[0] not in kept for arm in arms)
     if not count:
         return frames, ""
-    said = f"Each loss stands with its setting's own values; {count} more, of studies, are in the sweeps and `settings-table`."
+    where = "“Effect of one setting” and “Settings of every loss”"
+    said = f"Each loss stands with its setting's own values; {count} more, of studies, are in {where}."
     return frames.of_runs(kept), said
 
 
@@ -321,6 +327,44 @@ def log_scale(axis_of: Axes, which: str = "y") -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=4))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def value_axis(ax: Axes, values: ArrayLike) -> None:
+    """An x axis that names the values themselves: logarithmic where they span a factor of five or more, without the
+    labels that would touch the one before. Those of both ends always stand."""
+    at = np.unique(np.asarray(values, dtype=float))
+    spread = len(at) > 1 and at[0] > 0 and at[-1] / at[0] >= 5
+    if spread:
+        ax.set_xscale("log")
+    place = np.log(at) if spread else at
+    place = (place - place[0]) / (np.ptp(place) or 1.0)  # 0 to 1
+    texts = [brief(value) for value in at]
+    inches = ax.figure.get_figwidth() / ax.get_subplotspec().get_gridspec().ncols * 0.75  # type: ignore[union-attr]
+    room = [0.09 * len(text) / inches for text in texts]  # of a label, at the size of ticks
+    last = len(at) - 1
+    kept = [0]
+    for k in range(1, last):
+        if all(abs(place[k] - place[j]) > (room[k] + room[j]) / 2 for j in (kept[-1], last)):
+            kept.append(k)
+    kept = sorted({*kept, last})
+    ax.set_xticks(at[kept], [texts[k] for k in kept])
+    ax.set_xticks([], minor=True)
+
+
+def brief(value: float) -> str:
+    """A setting's value in few characters: `0.0003` is `3e-4`."""
+    mantissa, _, exponent = f"{value:.3g}".partition("e")
+    if not exponent and value and abs(value) < 0.001:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa}e{int(exponent)}".replace("-", "−") if exponent else mantissa.replace("-", "−")
+
+
+def counted(n: ArrayLike, of: str) -> str:
+    """`n = 178 to 300 prompts or pairs.`, "" where nothing was counted."""
+    known = sorted({int(k) for k in np.asarray(n, dtype=float) if k > 0})
+    ends = " to ".join(str(k) for k in dict.fromkeys(known[:1] + known[-1:]))
+    return f"n = {ends} {of}." if known else ""
 
 
 def percent_axis(ax: Axes, which: str = "x") -> None:

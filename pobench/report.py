@@ -10,8 +10,12 @@ import base64
 import hashlib
 import importlib.resources
 import math
+import multiprocessing
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,10 +68,10 @@ def build_report(
     unknown = [f"unknown format {name!r}{registry.nearest(name, FORMATS)}" for name in formats if name not in FORMATS]
     if unknown:
         raise PobenchError("\n".join([*unknown, f"formats are {', '.join(FORMATS)}"]))
-    frames = ordered(frames)
-    sections = [
-        build_section(part, shown, place) for place, part in enumerate(split(frames, setting=setting, seed=seed))
-    ]
+    parts = split(ordered(frames), setting=setting, seed=seed)
+    named = [(part, _slug(part.title) or f"section-{place}") for place, part in enumerate(parts)]
+    items = iter(_draw_all([(figure, part, anchor) for part, anchor in named for figure in shown]))
+    sections = [build_section(part, anchor, [next(items) for _ in shown]) for part, anchor in named]
     out = Path(out)
     for section in sections:
         for item in section.items:
@@ -137,30 +141,32 @@ class Item:
     picture: Markup | None = None
     hints: str = ""  # lines of "x y text", x and y in ten-thousandths of the picture
     files: dict[str, bytes] = field(default_factory=dict)  # format → content
+    runs: tuple[str, ...] = ()  # what it was made from
 
     @property
     def downloads(self) -> list[Download]:
         return [Download.of(f"{self.name}.{f}", self.files[f]) for f in DOWNLOADS if f in self.files]
 
 
-def build_item(shown: registry.Figure, part: Part, colours: Mapping[str, str], prefix: str) -> Item:
-    """Draw one figure or table; what cannot be drawn says why."""
-    caption = " ".join(shown.doc.split())
-    item = Item(shown.name, f"{prefix}-{shown.name}", shown.kind, shown.title, shown.paper, caption, shown.order)
+def build_item(shown: registry.Figure, part: Part, prefix: str) -> Item:
+    """Draw one figure or table; what cannot be drawn says why. prefix: of its anchor, and of every id in it."""
+    item = Item(
+        shown.name,
+        f"{prefix}-{shown.name}",
+        shown.kind,
+        shown.title,
+        shown.paper,
+        " ".join(shown.doc.split()),
+        shown.order,
+    )
     try:
         drawn = plot.draw(shown, part.frames)
     except plot.NothingToDraw as reason:
         item.missing = clean(str(reason))
         return item
+    item.runs = made_from(drawn if shown.kind == "table" else drawn.data, shown, part)
     if shown.kind == "table":
-        item.table = make_table(drawn, colours)
-        item.notes = clean(str(drawn.attrs.get("notes", "")))
-        item.files = {
-            "csv": to_csv(drawn),
-            "md": to_markdown(item.table).encode("utf-8", "replace"),
-            "tex": to_latex(item.table).encode("utf-8", "replace"),
-        }
-        return item
+        return _as_table(item, drawn, _colours(part), drawn)
     item.notes = clean(drawn.notes)
     png, svg = plot.png(drawn.figure), plot.svg(drawn.figure, f"pobench-{shown.name}")
     item.files = {"png": png, "svg": svg.encode("utf-8", "replace"), "csv": plot.csv(drawn.data)}
@@ -174,6 +180,106 @@ def build_item(shown: registry.Figure, part: Part, colours: Mapping[str, str], p
     else:
         item.picture = Markup('<img alt="{}" src="{}">').format(alt, plot.data_uri(png, "image/png"))
     return item
+
+
+def _as_table(item: Item, shown: pd.DataFrame, colours: Mapping[str, str], stored: pd.DataFrame) -> Item:
+    """The item with a table; `stored` is what its CSV holds."""
+    item.table = make_table(shown, colours)
+    item.notes = clean(str(shown.attrs.get("notes", "")))
+    item.files = {
+        "csv": to_csv(stored),
+        "md": to_markdown(item.table).encode("utf-8", "replace"),
+        "tex": to_latex(item.table).encode("utf-8", "replace"),
+    }
+    return item
+
+
+def _colours(part: Part) -> dict[str, str]:
+    """label → colour. An arm's label says how it differs from the others that are shown, so a table of few may call it
+    otherwise than one of all."""
+    arms = [*stats.arms(part.frames["runs"]), *stats.arms(plot.at_home(part.frames)[0]["runs"])]
+    return {clean(arm.label): plot.look(arm.loss).colour for arm in arms}
+
+
+# ---------------------------------------------------------------- several at a time
+
+Asked = tuple[registry.Figure, Part, str]  # the arguments of `build_item`
+MOST_PROCESSES = 8  # each holds pictures of its own
+_waiting: list[Asked] = []  # a forked process finds the frames here, so that nothing is sent to it
+
+
+def _draw_all(asked: Sequence[Asked]) -> list[Item]:
+    """Every item, in order, by as many processes as there are cores. One process where a fork is not safe (elsewhere than
+    on Linux); the bytes are the same."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    processes = min(cores, len(asked), MOST_PROCESSES)
+    if processes < 2:
+        return [build_item(*one) for one in asked]
+    for shown, part, _ in asked:  # torch has threads, which a fork loses: what needs it is derived before
+        for frames in (part.frames, plot.at_home(part.frames)[0]):
+            for name in shown.frames:
+                frames.get(name)
+    _waiting[:] = asked
+    try:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+            return list(pool.map(_draw_waiting, range(len(asked))))
+    finally:
+        _waiting.clear()
+
+
+def _draw_waiting(place: int) -> Item:
+    return build_item(*_waiting[place])
+
+
+# ---------------------------------------------------------------- what was made from which runs
+
+
+def made_from(data: pd.DataFrame, shown: registry.Figure, part: Part) -> tuple[str, ...]:
+    """The runs behind a figure or table: those of the arms that its data name, or all that it was given."""
+    frames = part.frames if shown.every_arm else plot.at_home(part.frames)[0]
+    given = [frames[name] for name in shown.frames if name in frames and "run" in frames[name]]
+    there = {str(run) for frame in given if "status" not in frame for run in frame["run"]}
+    there = there or {str(run) for frame in given for run in frame["run"]}
+    arms = {arm.label: arm.runs for arm in stats.arms(frames["runs"])}
+    named = [data[column] for column in data if column in NAMES_ARMS]
+    mine = {run for column in named for label in column.unique() for run in arms.get(label, ())}
+    known = frames["runs"].set_index("run")["loss"]
+    pooled = {arm.id for arm in stats.arms(frames["runs"])}
+    found = (there & mine if mine else there) - pooled
+    return tuple(sorted(found, key=lambda run: (known.get(run) != "start", run)))
+
+
+NAMES_ARMS = ("Loss", "label", "trained", "row", "column", "rival")  # columns that name what a row is about
+
+
+def list_made_from(items: Sequence[Item], part: Part, prefix: str) -> Item:
+    """The table of all figures and tables and of the runs that each was made from; its CSV names every run."""
+    about = part.frames["runs"].set_index("run")
+    rows, stored = [], []
+    for item in items:
+        mine = about.loc[[run for run in item.runs if run in about.index]]
+        trained = mine[mine["loss"] != "start"]
+        seeds = sorted({int(seed) for seed in trained["seed"]})
+        row = {
+            "Shown": item.title,
+            "In the paper": item.paper or None,
+            "Losses": trained["loss"].nunique() or math.nan,
+            "Seeds": listing([str(seed) for seed in seeds]) or None,
+            "Runs": len(mine) or math.nan,
+        }
+        names = [run.rpartition("/")[2] for run in mine.index]
+        first = ", ".join(names[:NAMED_RUNS]) + (f" and {len(names) - NAMED_RUNS} more" if names[NAMED_RUNS:] else "")
+        rows.append({**row, "Made from": first or item.missing or "what every run shares"})
+        stored.append({"name": item.name, **row, "Made from": " ".join(mine.index)})
+    item = Item(
+        "made-from", f"{prefix}-made-from", "table", "All figures and tables, and what each was made from", "",
+        "Runs by the names of their folders, the start model first; the CSV names all. Where there is nothing, the reason.",
+        499,
+    )  # fmt: skip
+    return _as_table(item, pd.DataFrame(rows), {}, pd.DataFrame(stored))
+
+
+NAMED_RUNS = 3
 
 
 # ---------------------------------------------------------------- answers side by side
@@ -366,20 +472,17 @@ class Section:
         return Download.of(f"{self.folder}.md", summary(self).encode("utf-8", "replace"))
 
 
-def build_section(part: Part, shown: Sequence[registry.Figure], place: int) -> Section:
-    """Draw everything and put it in its chapter."""
-    anchor = _slug(part.title) or f"section-{place}"
-    # An arm's label says how it differs from the others that are shown, so a table of few may call it otherwise.
-    arms = [*stats.arms(part.frames["runs"]), *stats.arms(plot.at_home(part.frames)[0]["runs"])]
-    colours = {clean(arm.label): plot.look(arm.loss).colour for arm in arms}
-    items = [build_item(figure, part, colours, anchor) for figure in shown]
+def build_section(part: Part, anchor: str, drawn: Sequence[Item]) -> Section:
+    """Put everything in its chapter."""
+    items = [*drawn, list_made_from(drawn, part, anchor)]
     chapters = []
     for name, title, orders in CHAPTERS:
         inside = [
             i for i in items if i.order in orders or (name == "more" and not any(i.order in o for _, _, o in CHAPTERS))
         ]
         chapters.append((name, title, [i for i in inside if not i.missing], [i for i in inside if i.missing]))
-    health = next((i.table.frame for i in items if i.name == "training-health" and i.table), None)
+    tables = {item.name: item.table.frame for item in items if item.table}
+    health = tables.get("training-health")
     notes = dict.fromkeys(clean(str(n), 600) for n in part.frames["runs"]["note"].dropna() if str(n).strip())
     return Section(
         anchor=anchor,
@@ -387,7 +490,7 @@ def build_section(part: Part, shown: Sequence[registry.Figure], place: int) -> S
         title=clean(part.title, 120),
         facts=facts(part),
         notes=list(notes),
-        findings=findings(part, health),
+        findings=findings(part, health, tables.get("claims")),
         chapters=chapters,
         samples=sample_answers(part),
         formulas=formulas(part),

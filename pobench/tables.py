@@ -94,6 +94,9 @@ def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) ->
     if colours:
         for cell in columns[0]:
             cell.colour = colours.get(cell.text, "")
+    marks = frame.attrs.get("marks", {})  # text → "up" | "down", of a table whose words have a direction
+    for cell in (cell for column in columns for cell in column if cell.text in marks):
+        cell.sign = marks[cell.text]
     return Table(heads, [list(row) for row in zip(*columns, strict=True)], frame)
 
 
@@ -102,6 +105,7 @@ def _cell(value: Any, metric: scores.Metric | None) -> Cell:
     if isinstance(value, Estimate):
         if math.isnan(value.value):
             return Cell("–")
+        show = metric.show if metric else _as_sharp_as(value)
         sign = ""
         if (
             metric
@@ -114,6 +118,15 @@ def _cell(value: Any, metric: scores.Metric | None) -> Cell:
     if _numeric(value):
         return Cell(show(float(value)), sort="" if math.isnan(value) else f"{float(value):.9g}")
     return Cell("–" if value is None or (not isinstance(value, str) and pd.isna(value)) else clean(str(value)))
+
+
+def _as_sharp_as(e: Estimate) -> Callable[[float], str]:
+    """Value and ends alike, with as many decimals as give the interval's width two digits."""
+    width = e.high - e.low
+    if not (math.isfinite(width) and width > 0):
+        return show_number
+    decimals = min(6, max(0, 1 - math.floor(math.log10(width))))
+    return lambda value: f"{value:,.{decimals}f}".replace(",", "\u202f").replace("-", "−")
 
 
 def _numeric(value: Any) -> bool:

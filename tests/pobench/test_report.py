@@ -80,6 +80,10 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+def section_of(part: parts.Part, names: list[str]) -> report.Section:
+    return report.build_section(part, "x", [report.build_item(shown, part, "x") for shown in report._chosen(names)])
+
+
 def read(out: Path) -> str:
     return (out / "report.html").read_text("utf-8")
 
@@ -119,6 +123,29 @@ def test_the_same_frames_in_any_order_give_the_same_bytes(frames, tmp_path) -> N
         assert (first.parent / file).read_bytes() == (second.parent / file).read_bytes(), file
 
 
+def test_one_process_and_several_give_the_same_bytes(frames, tmp_path, monkeypatch) -> None:
+    several = report.build_report(frames, tmp_path / "several", figures=[*FEW, "cross-loss"])
+    monkeypatch.setattr(report, "MOST_PROCESSES", 1)
+    one = report.build_report(frames, tmp_path / "one", figures=[*FEW, "cross-loss"])
+    files = [p.relative_to(one.parent) for p in one.parent.rglob("*.*")]
+    assert len(files) > 8
+    for file in files:
+        assert (one.parent / file).read_bytes() == (several.parent / file).read_bytes(), file
+
+
+def test_a_table_says_which_runs_each_figure_was_made_from(synthetic, tmp_path) -> None:
+    made = synthetic.make_frames(prompts=16, pairs=20, steps=4, seeds=(1, 2))
+    path = report.build_report(made, tmp_path, figures=["both-rewards", "main-table", "heldout-accuracy", "tuning"])
+    table = pd.read_csv(path.parent / "tiny/tables/made-from.csv").set_index("name")
+    trained = set(made["runs"]["run"]) - {run for run in made["runs"]["run"] if "start" in run}
+    assert set(table.loc["main-table", "Made from"].split()) == set(made["runs"]["run"])
+    assert set(table.loc["both-rewards", "Made from"].split()) == trained  # a start model takes no step
+    assert set(table.loc["heldout-accuracy", "Made from"].split()) == trained
+    assert table.loc["both-rewards", "Seeds"] == "1 and 2" and table.loc["both-rewards", "Losses"] == 5
+    assert pd.isna(table.loc["tuning", "Made from"])
+    assert "No search has been made" in read(tmp_path)
+
+
 def test_nothing_of_where_it_was_written_is_on_the_page(whole) -> None:
     assert str(whole) not in read(whole)
 
@@ -140,7 +167,7 @@ def test_the_csv_of_a_figure_is_one_click_away_and_is_the_file(whole) -> None:
 
 def test_the_summary_says_who_is_better_and_what_failed(frames) -> None:
     (part,) = parts.split(parts.ordered(frames))
-    section = report.build_section(part, report._chosen(["training-health"]), 0)
+    section = section_of(part, ["training-health"])
     said = {f.head: f.text for f in section.findings}
     (simpo,) = [a for a in stats.arms(frames["runs"]) if a.loss == "simpo"]
     gain = stats.score_of(part.frames["scores"], simpo, "pass_rate_gain")
@@ -299,7 +326,8 @@ def test_only_the_formats_asked_for_are_written(frames, tmp_path) -> None:
     where = report.build_report(frames, tmp_path, figures=["main-table", "kl"], formats=["md", "tex"])
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
     assert where == tmp_path
-    assert files == {"summary.md", "tables.tex", "tiny/tables/main-table.md", "tiny/tables/main-table.tex"}
+    tables = {f"tiny/tables/{name}.{ending}" for name in ("main-table", "made-from") for ending in ("md", "tex")}
+    assert files == {"summary.md", "tables.tex", *tables}
 
 
 def test_a_page_that_grows_too_large_leaves_its_largest_pictures_out(frames, tmp_path, monkeypatch) -> None:
@@ -329,7 +357,7 @@ def test_many_losses_still_make_a_summary_of_a_minute(synthetic) -> None:
 
 def test_hints_and_words_of_a_picture_carry_its_numbers(frames) -> None:
     (part,) = parts.split(parts.ordered(frames))
-    section = report.build_section(part, report._chosen(["kl", "training-curves"]), 0)
+    section = section_of(part, ["kl", "training-curves"])
     kl, curves = section.items[1], section.items[0]
     assert kl.name == "kl"
     line = next(text for text in kl.hints.splitlines() if "SimPO:" in text)
