@@ -28,9 +28,11 @@ def claims(
 ) -> pd.DataFrame:
     """One rule for all: the whole 95 % interval inside what is claimed: supported; the whole interval outside:
     contradicted; else, and where there is no interval: undecided. Nothing measured: not measured, n = 0. Where a loss
-    was trained with several settings, the setting's own values stand for it. Differences are paired, by prompt or
-    held-out pair and by seed. The paper measured other models with other judges: compare the side of a number, not its
-    size. With so many claims, one verdict in twenty may be chance."""
+    was trained with several settings, the setting's own values stand for it. Differences are paired, by prompt or held-
+    out pair and by seed. A claim about the smallest of several (the best rival, the lowest bin) is supported only where
+    each of them supports it, and contradicted only by one that does after Bonferroni's correction. The paper measured
+    other models with other judges: compare the side of a number, not its size. With so many claims, one verdict in
+    twenty may be chance."""
     evidence = Evidence(runs, heldout, answers, verdicts)
     rows = []
     for claim in CLAIMS:
@@ -51,6 +53,7 @@ def claims(
         raise plot.NothingToDraw("No run measures any of the paper's claims.")
     counts = table["Verdict"].value_counts()
     said = [f"{counts[v]} {v}" for v in VERDICTS if v in counts]
+    table.attrs["marks"] = {"supported": "up", "contradicted": "down"}
     table.attrs["notes"] = f"Of {len(table)} claims: {', '.join(said)}."
     return table
 
@@ -164,27 +167,13 @@ def kl(held: pd.DataFrame) -> pd.Series:
     return (held["reference_chosen_logp"] - held["chosen_logp"]) / held["chosen_length"]
 
 
-def minus(ours: Values, theirs: Values) -> Values:
-    """Paired by seed and prompt or pair; where no seed is shared, by prompt or pair, each side's mean over seeds."""
-    if ours.empty or theirs.empty:
-        return pd.Series(dtype=float)
-    shared = (ours - theirs).dropna()
-    if shared.empty:
-        shared = (ours.groupby(level=1).mean() - theirs.groupby(level=1).mean()).dropna()
-        shared.index = pd.MultiIndex.from_product([[0], shared.index])
-    return shared
-
-
-def mean(values: Values, bounds: stats.Bounds | None = None) -> Estimate:
-    """The mean over prompts or pairs, which are resampled, and seeds too where there are several."""
-    if values.empty:
-        return Estimate.missing()
-    return stats.mean(values, values.index.get_level_values(1), values.index.get_level_values(0), bounds=bounds)
+minus = stats.minus
+SCALE = (-100.0, 100.0)  # ends of a difference of two shares, in points
 
 
 def points(values: Values) -> Estimate:
     """The mean of differences of two shares; where all agree, what may differ unseen is in the interval."""
-    return mean(values, (-100.0, 100.0))
+    return stats.mean_of(values, SCALE)
 
 
 # ---------------------------------------------------------------- the statistics
@@ -196,13 +185,21 @@ def score_gap(ours: str, theirs: str) -> Measure:
     return lambda e: points(minus(e.score(e.arm(ours)), e.score(e.arm(theirs))))
 
 
+def least(gaps: Sequence[Values]) -> Estimate:
+    """The smallest of several mean differences of shares, in points."""
+    return stats.least([(g, g.index.get_level_values(1), g.index.get_level_values(0)) for g in gaps], bounds=SCALE)
+
+
 def best_rival(e: Evidence) -> Estimate:
-    rivals = [s for loss in RIVALS if len(s := e.score(e.arm(loss)))]
-    return points(minus(e.score(e.arm("simpo")), max(rivals, key=lambda s: s.mean()))) if rivals else Estimate.missing()
+    gaps = [minus(e.score(e.arm("simpo")), s) for loss in RIVALS if len(s := e.score(e.arm(loss)))]
+    return least([gap for gap in gaps if len(gap)])
 
 
 def ends_gap(
-    loss: str, setting: str, values: Callable[[Evidence, Arm], Values], over: Callable[[Values], Estimate] = mean
+    loss: str,
+    setting: str,
+    values: Callable[[Evidence, Arm], Values],
+    over: Callable[[Values], Estimate] = stats.mean_of,
 ) -> Measure:
     """At the largest value of a setting minus at the smallest."""
 
@@ -221,7 +218,8 @@ def peak_between(e: Evidence) -> Estimate:
     ends = [s for arm in line.ends if len(s := e.score(arm))]
     if len(ends) < 2 or not inner:
         return Estimate.missing()
-    return points(minus(pd.concat(inner).groupby(level=[0, 1]).mean(), max(ends, key=lambda s: s.mean())))
+    between = pd.concat(inner).groupby(level=[0, 1]).mean()
+    return least([gap for end in ends if len(gap := minus(between, end))])
 
 
 def margin_at_zero(e: Evidence) -> Estimate:
@@ -240,8 +238,9 @@ def worst_bin(loss: str) -> Measure:
         line = plot.binned(longer, margin, held["pair"], held["run"], bins=BINS)
         if len(line) < 2:
             return Estimate.missing()
-        worst = line.loc[line["value"].idxmin()]
-        return Estimate(worst["value"], worst["low"], worst["high"], int(worst["n"]))
+        place = np.searchsorted(line["low_edge"], longer, side="right") - 1
+        inside = [place == k for k in range(len(line))]
+        return stats.least([(margin[i], held["pair"][i], held["run"][i]) for i in inside])
 
     return measure
 
@@ -292,7 +291,7 @@ def cost_ratio(column: str) -> Measure:
     def measure(e: Evidence) -> Estimate:
         ours, theirs = e.cost("simpo", column), e.cost("dpo", column)
         ratios = (ours / theirs).replace([np.inf, -np.inf], np.nan).dropna()
-        return stats.mean(ratios, ratios.index)
+        return stats.student(ratios)
 
     return measure
 
@@ -316,11 +315,11 @@ def longer_by_bias(e: Evidence) -> Estimate:
     if not arms:
         return Estimate.missing()
     simpo, dpo = (minus(e.tokens(biased), e.tokens(plain)) for plain, biased in arms)
-    return mean(minus(simpo, dpo))
+    return stats.mean_of(minus(simpo, dpo))
 
 
 def length_gap(ours: str, theirs: str) -> Measure:
-    return lambda e: mean(minus(e.tokens(e.arm(ours)), e.tokens(e.arm(theirs))))
+    return lambda e: stats.mean_of(minus(e.tokens(e.arm(ours)), e.tokens(e.arm(theirs))))
 
 
 def accuracy_gap(e: Evidence) -> Estimate:

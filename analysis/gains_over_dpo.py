@@ -24,16 +24,17 @@ def gains_over_dpo(
     benchmarks: pd.DataFrame | None = None,
     paper: pd.DataFrame | None = None,
 ) -> plot.Drawing:
-    """The judge's mean score minus that of DPO on the same prompts, in points; line: 95 % interval, paired by prompt. A
-    line that crosses zero shows no difference from DPO. Published benchmarks, where they were run, stand beside it;
-    there each side has an interval of its own and the line is that of two independent numbers, rather too wide than
-    too narrow. Hollow: what the paper's Table 10 gives for the same setting. (Its SimPO gains 6.3 LC points over DPO with
-    Mistral-Base, 5.3 with Mistral-Instruct, 3.8 with Llama-3-Base and 4.4 with Llama-3-Instruct.)"""
+    """The judge's mean score minus that of DPO on the same prompts, in points; line: 95 % interval, paired by prompt and
+    seed; faint dots: single seeds. A line that crosses zero shows no difference from DPO. Published benchmarks, where
+    they were run, stand beside it; there each side has an interval of its own and the line is that of two independent
+    numbers, rather too wide than too narrow. Hollow: what the paper's Table 10 gives for the same setting. (Its SimPO
+    gains 6.3 LC points over DPO with Mistral-Base, 5.3 with Mistral-Instruct, 3.8 with Llama-3-Base and 4.4 with
+    Llama-3-Instruct.)"""
     dpo = stats.home(runs, "dpo")
     arms = [arm for arm in stats.arms(runs) if arm != dpo]
     if dpo is None or not arms:
         raise plot.NothingToDraw("DPO was not trained beside another loss.")
-    found = [("mean score of the judge, points", _judged(verdicts, arms, dpo), {})]
+    found = [("mean score of the judge, points", _judged(runs, verdicts, arms, dpo), {})]
     for benchmark, metric, says in BENCHMARKS if benchmarks is not None else []:
         mine = benchmarks[(benchmarks["benchmark"] == benchmark) & (benchmarks["metric"] == metric)]
         found.append((f"{says}, points", _measured(mine, arms, dpo), _printed(paper, runs, benchmark, metric)))
@@ -57,17 +58,18 @@ def gains_over_dpo(
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
 
 
-def _judged(verdicts: pd.DataFrame, arms: list[stats.Arm], dpo: stats.Arm) -> list[plot.Row]:
-    table = 100 * stats.by_prompt(verdicts, [*arms, dpo])
+def _judged(runs: pd.DataFrame, verdicts: pd.DataFrame, arms: list[stats.Arm], dpo: stats.Arm) -> list[plot.Row]:
+    table = 100 * stats.by_seed_and_prompt(verdicts, runs, [*arms, dpo])
     if dpo.id not in table:
         return []
-    bounds = (-100.0, 100.0)
-    rows = [
-        plot.Row(arm, stats.paired_difference(table[arm.id], table[dpo.id], table.index, bounds=bounds))
-        for arm in arms
-        if arm.id in table
-    ]
-    return _ranked(rows)
+    gaps = {arm: stats.minus(table[arm.id].dropna(), table[dpo.id].dropna()) for arm in arms if arm.id in table}
+    return _ranked([plot.Row(arm, stats.mean_of(gap, (-100.0, 100.0)), _by_seed(gap)) for arm, gap in gaps.items()])
+
+
+def _by_seed(gap: pd.Series) -> list[float]:
+    """The mean difference of each seed, where there are several."""
+    found = list(gap.groupby(level=0).mean()) if len(gap) else []
+    return found if len(found) > 1 else []
 
 
 def _measured(benchmark: pd.DataFrame, arms: list[stats.Arm], dpo: stats.Arm) -> list[plot.Row]:

@@ -8,7 +8,6 @@ import pandas as pd
 
 from pobench import plot, stats
 from pobench.registry import register_figure
-from pobench.types import Estimate
 
 QUANTITIES = [  # column of `runs`, what the axis says, divisor
     ("seconds", "minutes of training steps", 60.0),
@@ -37,7 +36,7 @@ def time_and_memory(runs: pd.DataFrame) -> plot.Drawing:
     for place, (ax, (column, says, _)) in enumerate(zip(axes, QUANTITIES, strict=True)):
         rows = []
         for arm, values in found:
-            e = stats.mean(values[place]) if len(values[place]) else Estimate.missing()
+            e = stats.student(values[place])
             rows.append(plot.Row(arm, e, list(values[place]) if len(values[place]) > 1 else []))
         plot.dots(ax, rows, show="{:.3g}".format)
         if place:  # one column of names is enough

@@ -15,7 +15,8 @@ from pobench.registry import register_figure
 def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
     """Row against column: share of prompts where the row's mean score is higher, ties half. Blue: the row wins more
     often; orange: it loses more often. Only a pair printed in bold with a frame differs by more than chance (two-sided
-    sign test, 5 % after Holm's correction over all pairs); everything else is undecided, whatever its colour."""
+    sign test over prompts, and where there are several seeds a test over prompts and seeds too; 5 % after Holm's
+    correction over all pairs); everything else is undecided, whatever its colour."""
     arms = stats.arms(runs)
     table = stats.by_prompt(verdicts, arms)
     arms = [arm for arm in arms if arm.id in table]
@@ -24,11 +25,11 @@ def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
     arms.sort(key=lambda arm: -table[arm.id].mean())
     pairs = list(combinations(arms, 2))
     results = np.stack([stats.outcomes(table[a.id], table[b.id]) for a, b in pairs], axis=1)
-    rows = []
-    for (a, b), e in zip(pairs, stats.means(results, [stats.UNIT] * len(pairs)), strict=True):
-        p = stats.sign_test(table[a.id], table[b.id])
-        rows.append({"row": a.label, "column": b.label, **plot.estimate_columns(e), "p": p})
-    data = pd.DataFrame(rows)
+    rows = [
+        {"row": a.label, "column": b.label, **plot.estimate_columns(e)}
+        for (a, b), e in zip(pairs, stats.means(results, [stats.UNIT] * len(pairs)), strict=True)
+    ]
+    data = pd.DataFrame(rows).assign(p=stats.beats_tests(verdicts, runs, pairs))
     data["p_holm"] = stats.holm(data["p"])
     figure, ax = plot.single(0.36 * len(arms) + 1.25, width=min(plot.WIDTH, 0.62 * len(arms) + 2.6))
     shares, sure = np.full((len(arms), len(arms)), np.nan), np.zeros((len(arms), len(arms)), dtype=bool)

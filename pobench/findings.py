@@ -29,10 +29,11 @@ class Finding:
     text: str
 
 
-def findings(part: Part, health: pd.DataFrame | None = None) -> list[Finding]:
-    """The summary: who beats the start model, who differs, what failed, what to watch. All computed.
+def findings(part: Part, health: pd.DataFrame | None = None, claims: pd.DataFrame | None = None) -> list[Finding]:
+    """The summary: who beats the start model, who differs, what became of the paper's claims, what failed, what to watch.
+    All computed.
 
-    health: the table `training-health`, if it was drawn.
+    health, claims: the tables `training-health` and `claims`, if they were drawn.
     """
     runs = part.frames["runs"]
     arms = stats.arms(runs)
@@ -41,11 +42,10 @@ def findings(part: Part, health: pd.DataFrame | None = None) -> list[Finding]:
     frames, left_out = at_home(part.frames)
     home = replace(part, frames=frames)
     compared = [arm for arm in stats.arms(frames["runs"]) if not arm.is_start]
-    said = [*_gains(home, compared), *_between(home, compared), *_failures(runs, arms), *_warnings(health)]
+    said = [*_gains(home, compared), *_between(home, compared), *_scorecard(claims)]
+    said += [*_failures(runs, arms), *_warnings(health)]
     if left_out:
-        said.append(
-            Finding("note", "Variants of settings", left_out.replace("`settings-table`", "“Settings of every loss”"))
-        )
+        said.append(Finding("note", "Variants of settings", left_out))
     judged = part.frames["verdicts"]
     blank = int(judged["score"].isna().sum()) if len(judged) else 0
     if blank:
@@ -140,11 +140,21 @@ def _without_judge(part: Part, trained: Sequence[stats.Arm]) -> list[Finding]:
 
 
 def _gain_p_values(part: Part, arms: Sequence[stats.Arm]) -> list[float]:
-    starts = [arm for arm in stats.arms(part.frames["runs"]) if arm.is_start]
-    by_prompt = stats.by_prompt(part.frames["verdicts"], [*starts, *arms])
+    """Two-sided p of "no gain": over prompts, and where an arm has several seeds over these too, whichever is larger."""
+    runs, verdicts = part.frames["runs"], part.frames["verdicts"]
+    starts = [arm for arm in stats.arms(runs) if arm.is_start]
+    by_prompt = stats.by_prompt(verdicts, [*starts, *arms])
+    crossed = stats.by_seed_and_prompt(verdicts, runs, [*starts, *arms])
     start = next((s.id for s in starts if s.id in by_prompt), None)
     return [
-        stats.sign_flip_test(by_prompt[arm.id] - by_prompt[start]) if start and arm.id in by_prompt else math.nan
+        float(
+            np.fmax(
+                stats.sign_flip_test(by_prompt[arm.id] - by_prompt[start]),
+                stats.crossed_test((crossed[arm.id] - crossed[start]).dropna()),
+            )
+        )
+        if start and arm.id in by_prompt
+        else math.nan
         for arm in arms
     ]
 
@@ -159,7 +169,7 @@ def _between(part: Part, trained: Sequence[stats.Arm]) -> list[Finding]:
     arms = stats.arms(part.frames["runs"])
     table = stats.by_prompt(part.frames["verdicts"], arms)
     pairs = list(combinations([arm for arm in arms if arm.id in table], 2))
-    adjusted = stats.holm([stats.sign_test(table[a.id], table[b.id]) for a, b in pairs])
+    adjusted = stats.holm(stats.beats_tests(part.frames["verdicts"], part.frames["runs"], pairs))
     wins: list[tuple[stats.Arm, stats.Arm]] = []
     asked = 0
     for (a, b), p in zip(pairs, adjusted, strict=True):
@@ -171,7 +181,8 @@ def _between(part: Part, trained: Sequence[stats.Arm]) -> list[Finding]:
             wins.append((a, b) if a_wins else (b, a))
     if not asked:
         return []
-    how = f"sign test over {len(table)} prompts, Holm’s correction"
+    seeds = max(len(arm.runs) for arm in arms)
+    how = f"sign test over {len(table)} prompts{' and a test over seeds' if seeds > 1 else ''}, Holm’s correction"
     if not wins:
         verb = "The one pair does not differ" if asked == 1 else f"None of the {asked} pairs differs"
         return [Finding("open", "Between the losses", f"{verb} by more than chance ({how}).")]
@@ -199,6 +210,28 @@ def _tally(arms: Iterable[stats.Arm]) -> str:
         f"{clean(arm.label)} in {counts[arm]}" + ("" if place else f" pair{'s'[: counts[arm] - 1]}")
         for place, arm in enumerate(ranked)
     )
+
+
+# ---------------------------------------------------------------- the paper's claims
+
+
+def _scorecard(claims: pd.DataFrame | None) -> list[Finding]:
+    """How many claims got which verdict, and the first of those that were decided, as the table has them."""
+    if claims is None:
+        return []
+    told = {verdict: [_quoted(says) for says in mine["Claim"]] for verdict, mine in claims.groupby("Verdict")}
+    measured = len(claims) - len(told.get("not measured", []))
+    said = [f"{measured} of {len(claims)} were measured"]
+    for verdict in ("supported", "contradicted"):
+        found = told.get(verdict, [])
+        first = f" ({'; '.join(found[:FIRST])}{'; …' if found[FIRST:] else ''})" if found else ""
+        said.append(f"{len(found) or 'none'} {verdict}{first}")
+    said.append(f"{len(told.get('undecided', [])) or 'none'} undecided")
+    return [Finding("note", "The paper’s claims", f"{said[0]}: {', '.join(said[1:])}.")]
+
+
+def _quoted(says: str) -> str:
+    return f"“{clean(str(says))}”"
 
 
 # ---------------------------------------------------------------- what went wrong

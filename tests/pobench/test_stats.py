@@ -324,3 +324,62 @@ def test_ranks_that_seeds_cannot_change_are_kept_and_others_are_not() -> None:
     assert stats.rank_stability([[0.9, 0.8], [0.1, 0.2]]) == [1.0, 1.0]
     first, second, third = stats.rank_stability([[0.5, 0.4], [0.45, 0.35], [0.1, 0.1]])
     assert first == second == pytest.approx(0.75, abs=0.05) and third == 1.0  # one of four draws turns them round
+
+
+# ---------------------------------------------------------------- few seeds, and the smallest of several
+
+
+def test_an_interval_of_a_few_seeds_knows_that_they_are_few() -> None:
+    rng = np.random.default_rng(0)
+    prompts, seeds = np.repeat(np.arange(200), 3), np.tile(np.arange(3), 200)
+    luck = np.array([-0.1, 0.0, 0.1])  # the seeds differ, prompts hardly do
+    values = luck[seeds] + rng.normal(0, 0.05, 600)
+    e = stats.mean(values, prompts, seeds)
+    # Student's interval of three means: ± 4.303 × 0.1 / √3 = ± 0.248. Resampling alone never leaves [-0.1, 0.1].
+    assert e.high - e.low > 0.3
+    same = stats.mean(rng.normal(0, 1, 200)[prompts] + rng.normal(0, 0.1, 600), prompts, seeds)
+    assert same.high - same.low < 1.1 * 2 * 1.96 / math.sqrt(200)  # where prompts make the variance, nothing is added
+
+
+def test_a_correlation_of_several_seeds_varies_with_the_seeds() -> None:
+    rng = np.random.default_rng(1)
+    x = np.tile(np.arange(100.0), 3)
+    seeds = np.repeat([1, 2, 3], 100)
+    noise = rng.normal(0, 1, 300)
+    y = np.where(seeds == 1, x, np.where(seeds == 2, 0 * x, -x)) + noise  # ρ of about 1, 0 and -1
+    e = stats.spearman(x, y, seeds)
+    assert e.low < -0.8 and e.high > 0.8 and e.n == 100
+
+
+def test_students_interval_of_three_runs_leaves_their_range() -> None:
+    e = stats.student([0.90, 0.95, 1.00])  # mean 0.95, s 0.05, t 4.303: ± 0.124
+    assert (round(e.low, 3), round(e.high, 3), e.n) == (0.826, 1.074, 3)
+    assert math.isnan(stats.student([1.0]).low) and stats.student([]).n == 0
+
+
+def test_the_smallest_of_several_is_below_only_after_bonferroni() -> None:
+    rng = np.random.default_rng(2)
+    one = [(rng.normal(-0.2, 1, 100), None, None)]
+    many = one + [(rng.normal(0.3, 1, 100), None, None) for _ in range(7)]
+    alone, least = stats.least(one), stats.least(many)
+    assert alone == stats.mean(one[0][0])
+    assert least.value == alone.value and least.low <= alone.low and least.high > alone.high
+    assert stats.least([]).n == 0
+
+
+def test_a_difference_of_seeds_alone_is_none() -> None:
+    rng = np.random.default_rng(3)
+    index = pd.MultiIndex.from_product([[1, 2, 3], range(200)], names=["seed", "prompt"])
+    noise = pd.Series(rng.normal(0, 0.3, 600), index)
+    lucky = noise + np.repeat([0.0, 0.0, 0.4], 200)  # one seed makes all of it
+    assert stats.crossed_test(lucky) > 0.1 > stats.sign_flip_test(lucky.groupby("prompt").mean())
+    assert stats.crossed_test(noise + 0.15) < 0.001  # all seeds alike
+    assert math.isnan(stats.crossed_test(noise.loc[[1]]))
+
+
+def test_chance_is_called_a_difference_in_one_of_twenty() -> None:
+    rng = np.random.default_rng(4)
+    index = pd.MultiIndex.from_product([range(3), range(60)])
+    draws = rng.normal(0, 0.3, (400, 1, 60)) + rng.normal(0, 0.03, (400, 3, 1)) + rng.normal(0, 0.3, (400, 3, 60))
+    found = np.mean([stats.crossed_test(pd.Series(d.ravel(), index)) < 0.05 for d in draws])
+    assert 0.01 < found < 0.09
