@@ -7,6 +7,7 @@ answer at a time, so there is no order to average over.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,6 +21,8 @@ from pobench.judging.pairwise import Comparison, Progress, Prompt, Verdict, mess
 from pobench.judging.weights import Precision, Weights, batches, longest
 from pobench.registry import PobenchError, register_judge
 from pobench.sources import load_tokenizer
+
+KIND = "AutoModelForSequenceClassification"
 
 
 class RewardModel:
@@ -35,6 +38,13 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification
 
         w = self.weights
+        about = json.loads((w.folder / "config.json").read_text(encoding="utf-8"))
+        if KIND in about.get("auto_map", {}) and not w.trust_remote_code:
+            # transformers would take its own class of the same family, with a head of random weights
+            raise PobenchError(
+                f"reward model {self.name!r} brings code of its own, which is not run unasked: read it, then say "
+                "trust_remote_code=true among the judge's settings"
+            )
         try:
             model, about = AutoModelForSequenceClassification.from_pretrained(
                 w.folder,
@@ -44,8 +54,7 @@ class RewardModel:
                 output_loading_info=True,
             )
         except (ImportError, ValueError, OSError) as error:
-            hint = "; it brings code of its own: trust_remote_code: true runs it" * ("trust_remote_code" in str(error))
-            raise PobenchError(f"reward model {self.name!r} cannot be loaded: {error}{hint}") from error
+            raise PobenchError(f"reward model {self.name!r} cannot be loaded: {error}") from error
         if about["missing_keys"]:  # they would be random
             raise PobenchError(
                 f"{self.name!r} is no reward model: it lacks {', '.join(sorted(about['missing_keys'])[:3])}"

@@ -241,6 +241,41 @@ def test_a_reward_is_the_models_own_number_whatever_the_batch(reward_folder) -> 
     assert one.model(ids).logits.item() == pytest.approx(rewards[0], abs=1e-5)
 
 
+OWN_CODE = '''
+from transformers import LlamaForSequenceClassification
+
+
+class WithGating(LlamaForSequenceClassification):
+    """As ArmoRM: its sum is called `score`, and its logits are of several objectives."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.score = 3 * output.logits[:, 0] + 1
+        return output
+'''
+
+
+def test_a_models_own_code_runs_only_when_it_is_allowed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = save_classifier(tmp_path / "armo", labels=4)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder)
+    (folder / "own.py").write_text(OWN_CODE)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForSequenceClassification": "own.WithGating"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PobenchError, match=r"brings code of its own.*trust_remote_code=true"):
+        reward_model(model=str(folder)).judge(*AB)
+    judge = reward_model(model=str(folder), trust_remote_code=True)
+    ids = judge.tokenizer(
+        judge.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "hello"}], tokenize=False
+        ),
+        return_tensors="pt",
+    ).input_ids
+    expected = 3 * plain(ids).logits[0, 0].item() + 1
+    assert judge.rewards([("Say hello.", "hello")]) == pytest.approx([expected], abs=1e-4)
+
+
 def test_a_pair_is_judged_by_the_difference_of_its_rewards(reward_folder) -> None:
     judge = reward_model(model=str(reward_folder))
     a, b = judge.rewards([(AB.prompt, AB.a), (AB.prompt, AB.b)])
