@@ -21,7 +21,7 @@ def answer_length(runs: pd.DataFrame, answers: pd.DataFrame, scores: pd.DataFram
     if not rows:
         raise plot.NothingToDraw("No trained model has written answers.")
     figure, ax = plot.single(plot.dots_height(len(rows)))
-    plot.dots(ax, rows, baseline=plot.start_score(runs, scores, "length_tokens"), show="{:.0f}".format)
+    plot.dots(ax, rows, baseline=plot.start_score(runs, scores, "length_tokens"), show="{:.1f}".format)
     data = plot.rows_data(rows)
     for place, row in enumerate(rows):
         tokens = pd.to_numeric(stats.of_arm(answers, row.arm)["tokens"], errors="coerce").dropna()

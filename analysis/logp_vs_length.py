@@ -41,14 +41,8 @@ def logp_vs_length(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
         ax.plot(line["x"], line["value"], color=plot.INK, linewidth=1.3)
         plot.hint_estimates(ax, line["x"], line, plot.short(arm.label))
         plot.heading(ax, arm)
-        ax.annotate(_rho(rho), (0.97, 0.05), xycoords="axes fraction", ha="right", fontsize=8, color=plot.INK)
+        ax.annotate(plot.rho(rho), (0.97, 0.05), xycoords="axes fraction", ha="right", fontsize=8, color=plot.INK)
     plot.outer_labels(figure, "length of the chosen answer, tokens", "log-probability, nats per token")
     columns = ["loss", "label", "run", "pair", "chosen_length", "per_token"]
     data = pd.concat([points[columns] for _, points, _ in panels], ignore_index=True)
-    return plot.Drawing(figure, data)
-
-
-def _rho(rho: stats.Estimate) -> str:
-    if pd.isna(rho.value):
-        return "ρ undefined"
-    return f"ρ = {rho.value:.2f}  [{rho.low:.2f}, {rho.high:.2f}]".replace("-", "−")
+    return plot.Drawing(figure, data, plot.counted([e.n for *_, e in panels], "pairs"))

@@ -12,11 +12,11 @@ from pobench.registry import register_figure
 def margin_vs_length(
     runs: pd.DataFrame, heldout: pd.DataFrame, *, bins: int = 8, width: float | None = None
 ) -> plot.Drawing:
-    """Mean reward margin of held-out pairs, binned by how many tokens longer the chosen answer is; the band is the 95
-    % interval of the mean. Each panel has the loss's own unit, so compare shapes, not heights. A line that climbs
-    from deep below zero to high above it says that the reward is mostly a count of tokens; a flat line above zero
-    says that it ranks pairs whatever their length. Bins hold equal numbers of pairs (the setting width gives fixed
-    ones; the paper uses 100)."""
+    """Mean reward margin of held-out pairs, binned by how many tokens longer the chosen answer is; the band is the 95 %
+    interval of the mean, ρ Spearman's correlation of the two with its own. Each panel has the loss's own unit, so
+    compare shapes, not heights. A line that climbs from deep below zero to high above it says that the reward is mostly
+    a count of tokens; a flat line above zero says that it ranks pairs whatever their length. Bins hold equal numbers of
+    pairs (the setting width gives fixed ones; the paper uses 100)."""
     panels, notes = [], []
     for arm in stats.arms(runs):
         held = stats.of_arm(heldout, arm).dropna(subset=["chosen_reward", "rejected_reward"])
@@ -38,17 +38,12 @@ def margin_vs_length(
         ax.plot(line["x"], line["value"], marker=marker, color=colour, markersize=4)
         plot.hint_estimates(ax, line["x"], line, plot.short(arm.label))
         plot.heading(ax, arm)
-        ax.annotate(
-            f"ρ = {rho.value:.2f}".replace("-", "−"),
-            (0.03, 0.93),
-            xycoords="axes fraction",
-            va="top",
-            fontsize=8,
-            color=plot.FAINT,
-        )
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high + 0.2 * (high - low))  # room for the words
+        ax.annotate(plot.rho(rho), (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8, color=plot.INK)
         if rho.low > 0.5:
             notes.append(arm.label)
     plot.outer_labels(figure, "chosen minus rejected length, tokens", "mean reward margin, own unit")
     data = pd.concat([line.assign(loss=arm.loss, label=arm.label) for arm, line, _ in panels], ignore_index=True)
     said = f"The margin follows length strongly (ρ above 0.5) for {', '.join(notes)}." if notes else ""
-    return plot.Drawing(figure, data, said)
+    return plot.Drawing(figure, data, f"{said} {plot.counted(data['n'], 'pairs a bin')}".strip())

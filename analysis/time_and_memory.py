@@ -17,8 +17,8 @@ QUANTITIES = [  # column of `runs`, what the axis says, divisor
 
 @register_figure("time-and-memory", title="Time and memory of training", paper="Fig. 5c", order=425)
 def time_and_memory(runs: pd.DataFrame) -> plot.Drawing:
-    """Dot: mean over seeds; line: its 95 % interval where there are several; faint dots: single runs;
-    one row a loss, with the setting's own values. Only the training
+    """Dot: geometric mean over seeds; line: its 95 % interval (Student's, of logarithms) where there are several; faint
+    dots: single runs; n: runs; one row a loss, with the setting's own values. Axes begin at zero. Only the training
     steps are timed: the reference's pass over the data, which some losses need, is done once, stored, and shared by
     all of them. Comparable only between runs on the same, otherwise idle machine. (The paper, Llama-3-Base on eight
     H100: DPO 73 minutes and 77 GB, SimPO 60 and 69.)"""
@@ -39,6 +39,7 @@ def time_and_memory(runs: pd.DataFrame) -> plot.Drawing:
             e = stats.student(values[place])
             rows.append(plot.Row(arm, e, list(values[place]) if len(values[place]) > 1 else []))
         plot.dots(ax, rows, show="{:.3g}".format)
+        ax.set_xlim(left=0)
         if place:  # one column of names is enough
             ax.set_yticklabels([])
         ax.set_xlabel(says)

@@ -244,8 +244,9 @@ def panels(
     count: int, *, columns: int = 4, height: float = 1.9, width: float = WIDTH, sharex: bool = True, sharey: bool = True
 ) -> tuple[Figure, list[Axes]]:
     """A grid of `count` small panels, row by row; `height` inches each. A few panels stay small, not stretched."""
-    rows = math.ceil(count / columns)
+    rows, most = math.ceil(count / columns), columns
     columns = max(2, math.ceil(count / rows)) if count else 1  # rows of equal length
+    width = max(width * columns / most, 0.5 * WIDTH)  # room for the labels of the whole
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.02, hspace=0.03)
     figure = _Panels(figsize=(width, height * rows + 0.5), layout=layout)
     figure.sharex, figure.sharey = sharex, sharey
@@ -365,6 +366,14 @@ def counted(n: ArrayLike, of: str) -> str:
     known = sorted({int(k) for k in np.asarray(n, dtype=float) if k > 0})
     ends = " to ".join(str(k) for k in dict.fromkeys(known[:1] + known[-1:]))
     return f"n = {ends} {of}." if known else ""
+
+
+def rho(e: Estimate) -> str:
+    """A correlation in words: `ρ = 0.34  [0.21, 0.46]`."""
+    if math.isnan(e.value):
+        return "ρ undefined"
+    interval = "" if math.isnan(e.low) else f"  [{e.low:.2f}, {e.high:.2f}]"
+    return f"ρ = {e.value:.2f}{interval}".replace("-", "−")
 
 
 def percent_axis(ax: Axes, which: str = "x") -> None:

@@ -166,7 +166,7 @@ def longer_wins(e: Evidence) -> Estimate:
 # ---------------------------------------------------------------- health of the answers
 
 
-@_metric("length_tokens", "Length", "", "tokens", ".0f")
+@_metric("length_tokens", "Length", "", "tokens", ".1f")
 def length_tokens(e: Evidence) -> Estimate:
     """Tokens of an answer, its end-of-turn token included: mean over a prompt's samples, then over prompts."""
     return e.prompts(e.answers["tokens"])

@@ -117,14 +117,15 @@ def least(
 
 
 def student(values: ArrayLike) -> Estimate:
-    """The mean of a few independent values (of runs, not of prompts) with Student's interval: resampling three numbers
-    never leaves their range. One value has no interval."""
+    """The geometric mean of a few independent costs or ratios of costs (of runs, not of prompts), all positive, with
+    Student's interval of their logarithms: resampling three numbers never leaves their range. One value has none."""
     v = np.asarray(values, dtype=float).ravel()
-    v = v[~np.isnan(v)]
+    v = np.log(v[v > 0])  # nan is not
     if len(v) < 2:
-        return Estimate(float(v[0]), math.nan, math.nan, 1) if len(v) else Estimate.missing()
+        return Estimate(float(np.exp(v[0])), math.nan, math.nan, 1) if len(v) else Estimate.missing()
     half = float(_scipy.t.ppf(0.5 + LEVEL / 2, len(v) - 1) * v.std(ddof=1)) / math.sqrt(len(v))
-    return Estimate(float(v.mean()), float(v.mean()) - half, float(v.mean()) + half, len(v))
+    value, low, high = (float(x) for x in np.exp(v.mean() + half * np.array([0.0, -1.0, 1.0])))
+    return Estimate(value, low, high, len(v))
 
 
 def paired_difference(
