@@ -661,8 +661,10 @@ def _print_cost(plan: dict[str, Any], before: str) -> None:
 
 
 def _benchmark_cost(row: dict[str, Any]) -> str:
-    part = f", the first {row['limit']} questions" if row["limit"] else ""
-    head = f"{row['benchmark']}: {row['models']} models{part}, up to {row['spoken_tokens'] / 1e6:.2g} million tokens spoken"
+    part = f", {row['part']}" if row["part"] else ""
+    head = f"{row['benchmark']}: {row['models']} models{part}"
+    if row["spoken_tokens"]:
+        head += f", up to {row['spoken_tokens'] / 1e6:.2g} million tokens spoken"
     if not row["requests"]:
         return head
     price = "price not known" if row["dollars"] is None else f"at most about ${row['dollars']:.2f}"

@@ -94,6 +94,7 @@ class Benchmark(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str] = ""  # given by the registry
+    limited: ClassVar[str] = "the first {limit} questions"  # what a limit means here
 
     limit: int | None = Field(None, ge=1)  # questions asked; None: all. Shown wherever the result is
 

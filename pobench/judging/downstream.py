@@ -28,7 +28,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -146,7 +146,10 @@ def task_faults(tasks: Sequence[str], data: Path | None) -> list[str]:
         wanted = files.get(TASKS[name].evaluated, "") if files else ""
         if wanted and not any(data.glob(wanted)):
             have = [t for t in tasks if t in TASKS and any(data.glob(TASKS[t].files[TASKS[t].evaluated]))]
-            faults.append(f"{name}: no file {wanted} in {str(data)!r}; leave it out: tasks: [{', '.join(have)}]")
+            faults.append(
+                f"{name}: no file {wanted} in {str(data)!r}; leave it out: "
+                f"--set benchmarks.downstream.tasks={','.join(have)}"
+            )
     return faults
 
 
@@ -270,6 +273,8 @@ def _undisturbed() -> Iterator[None]:
 class Downstream(Benchmark):
     """The six tasks of the Open LLM Leaderboard, and zero-shot GSM8K and MMLU."""
 
+    limited: ClassVar[str] = "at most {limit} items a task"
+
     tasks: list[str] = Field(list(TASKS), min_length=1)
     data: str | None = None  # folder of local items; None: the hub
     batch_size: int = Field(8, ge=1)  # speed alone
@@ -319,7 +324,7 @@ class Downstream(Benchmark):
     def _write_score(self, folder: Path) -> None:
         stored = {t: json.loads(p.read_text(encoding="utf-8")) for t in TASKS if (p := folder / f"{t}.json").is_file()}
         scores = [score for of_task in stored.values() for score in of_task]
-        part = "" if self.limit is None else f" (at most {self.limit} items a task)"
+        part = "" if self.limit is None else f" ({self.limited.format(limit=self.limit)})"
         write_result(
             folder,
             benchmark=self.name,
