@@ -189,41 +189,48 @@ def test_one_benchmark_that_fails_leaves_the_others(work_here, prompts, server, 
 # ---------------------------------------------------------------- cut off
 
 
-def test_killed_half_way_and_repeated_it_pays_for_the_rest_alone(setting, prompts, tmp_path, monkeypatch) -> None:
-    sets = {
-        k.replace("__", "."): v for k, v in prompts.items() if "arena_hard" not in k
-    }  # its fingerprints are patched
+def asked_for(body: Body) -> str:
+    """The benchmark that a request comes from: as `judge` tells them apart."""
+    return {1: "alpaca_eval", 4096: "arena_hard"}.get(body["max_tokens"], "mt_bench")
+
+
+def test_killed_in_the_midst_of_each_benchmark_and_repeated_it_pays_for_the_rest_alone(
+    setting, prompts, tmp_path
+) -> None:
+    names = ("alpaca_eval", "arena_hard", "mt_bench")
+    environment = {**os.environ, "POBENCH_CACHE": str(tmp_path / "cache")}
     with OpenAIServer(judge, delay=0.3) as server:
-        sets |= {k.replace("__", "."): v for k, v in judged_by(server).items() if "arena_hard" not in k}
-        sets |= {f"benchmarks.{name}.judge.concurrency": 1 for name in ("alpaca_eval", "mt_bench")}
+        sets = {k.replace("__", "."): v for k, v in {**prompts, **judged_by(server)}.items()}
+        sets |= {f"benchmarks.{name}.judge.concurrency": 1 for name in names}
+        sets["benchmarks.arena_hard.other_questions"] = True  # in a process of its own, nobody has changed the table
         command = [sys.executable, "-m", "pobench.cli", "run", "--setting", "small.yaml", "--losses", "dpo"]
-        command += [f"--set={key}={value}" for key, value in sets.items()]
-        environment = {**os.environ, "POBENCH_CACHE": str(tmp_path / "cache")}
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 120
-        while server.paid < 5 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        command += ["--stages", "train,benchmarks", *(f"--set={key}={value}" for key, value in sets.items())]
+        for name in names:
+            process = subprocess.Popen(
+                command,
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            deadline = time.monotonic() + 180
+            while sum(asked_for(body) == name for body in server.bodies) < 3 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert process.poll() is None, "it was to be killed while it asks"
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert not [*tmp_path.glob(f"runs/small/*/benchmarks/{name}/*/*/score.json")]
+            time.sleep(0.4)  # what was on its way
         server.delay = 0.0
-        time.sleep(0.4)  # what was on its way
-        before = server.paid
         again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert again.returncode == 0, again.stderr
-        asked = [json.dumps(body, sort_keys=True) for body in server.bodies]
-        assert 5 <= before < server.paid
+    for name in names:
+        asked = [json.dumps(body, sort_keys=True) for body in server.bodies if asked_for(body) == name]
         # the killed process had one request on its way: that one may have been asked again, no other
-        assert len(asked) - len(set(asked)) <= 1
-    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
-    assert not make_plan(resolve(str(tmp_path / "small.yaml"), "dpo", overrides=sets), tmp_path / "runs", STAGES).left
-    assert set(load_frames(tmp_path / "runs")["benchmarks"]["benchmark"]) == {"alpaca_eval", "mt_bench"}
+        assert len(set(asked)) > 3 and len(asked) - len(set(asked)) <= 1
+    frame = load_frames(tmp_path / "runs")["benchmarks"]
+    assert set(zip(frame["benchmark"], frame["loss"], strict=True)) == {(n, x) for n in names for x in ("start", "dpo")}
 
 
 def test_answers_cut_off_are_continued_to_the_same_text(work_here, prompts, tmp_path) -> None:
@@ -454,11 +461,12 @@ def test_a_source_that_cannot_be_fetched_is_named_with_the_option_that_replaces_
 def test_a_plan_says_what_the_judge_will_cost(setting, prompts, tmp_path, pobench_cli) -> None:
     sets = [f"--set={k.replace('__', '.')}={v}" for k, v in prompts.items()]
     sets += [f"--set=benchmarks.alpaca_eval.judge.{k}" for k in ("model=gpt-4", "price_in=10", "price_out=30")]
-    sets += ["--set=benchmarks.alpaca_eval.limit=100"]
+    sets += ["--set=benchmarks.alpaca_eval.limit=100", "--set=benchmarks.downstream.limit=7"]
     status, out, err = pobench_cli("run", "--setting", "small.yaml", "--losses", "dpo", "--dry-run", *sets)
     assert status == 0, err
     # two models, 100 instructions, one request each of 870 + 4 tokens in and one out: $10 and $30 a million
     assert "alpaca_eval: 2 models, the first 100 questions" in out and "200 requests" in out and "$1.75" in out
+    assert "downstream: 2 models, at most 7 items a task\n" in out
     assert not (tmp_path / "runs").exists()
 
 
