@@ -29,6 +29,7 @@ SHARE = 0.8  # of the free memory that a micro-batch may take; the rest is for w
 MOST_TOKENS = {"cpu": MICRO_TOKENS, "cuda": 32_768}
 SECONDS_BETWEEN_SAMPLES = 0.001
 GIB = 1024**3
+_M_MMAP_THRESHOLD = -3  # as glibc's malloc.h has it
 
 
 class Choice(NamedTuple):
@@ -48,6 +49,15 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
+
+
+def keep_large_tensors_apart() -> None:
+    """Let every tensor of a megabyte and more have pages of its own, which go back to the system when it is freed.
+
+    glibc moves that border up to 32 MB by what it sees freed; activations, ever others, then tear its heap into holes.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def give_back_freed_memory() -> None:

@@ -26,7 +26,7 @@ from pobench.compiled import is_compiled
 from pobench.config import MICRO_TOKENS, LoopConfig, TrainConfig
 from pobench.layouts import Batch, Group, Layout
 from pobench.logps import ResponseLogps, choose_layout
-from pobench.memory import Choice, choose, give_back_freed_memory, peak_memory
+from pobench.memory import Choice, choose, give_back_freed_memory, keep_large_tensors_apart, peak_memory
 from pobench.objectives import Compute, Objective, PreferenceObjective, Start
 from pobench.reference import ReferenceCache
 from pobench.registry import Loss, PobenchError
@@ -209,6 +209,8 @@ def minimise(
     Raises NonFiniteError (weights unchanged by that step), PobenchError.
     """
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    if device.type == "cpu":
+        keep_large_tensors_apart()
     for module in model.modules():  # dropout off: the reference has none either
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

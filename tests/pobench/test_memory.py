@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,26 @@ def test_the_choice_is_said_and_stored(work_here, capsys) -> None:
         f"micro-batches of {stored['micro_tokens']} tokens, without activation checkpointing" in capsys.readouterr().err
     )
     assert stored["memory_reason"] and stored["gradient_checkpointing"] is False
+
+
+HOLES = """
+import sys, torch
+from pobench.memory import _resident, keep_large_tensors_apart
+if sys.argv[1] == "apart":
+    keep_large_tensors_apart()
+del (large := [torch.ones(30 * 2**18)])[:]  # 30 MiB freed: glibc would take what is smaller from its heap henceforth
+tensors = [torch.ones(2**20) for _ in range(40)]  # 4 MiB each
+before = _resident()
+del tensors[::2]
+print(before - _resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc's heap")
+def test_freed_tensors_between_kept_ones_go_back_to_the_system() -> None:
+    freed = {
+        how: int(subprocess.run([sys.executable, "-c", HOLES, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("apart", "together")
+    }
+    assert freed["apart"] > 70 * 2**20, freed
+    assert freed["apart"] > freed["together"], freed  # else glibc does as much unasked, and the call is for nothing
