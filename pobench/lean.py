@@ -1,6 +1,7 @@
 """Layers of a decoder that compute the same numbers and keep less of them for the backward pass.
 
     linear      adds its weight's gradient where the gradient lies; what is read by several is narrowed once
+    embedding   adds to the rows of the tokens that it met, and makes no gradient as large as the vocabulary
     gated MLP   down(act(gate(x)) · up(x)): keeps gate and up; the two products are made again
     attention   out(attend(rotate(q(x)), rotate(k(x)), v(x))): keeps the four, keys and values once a head of their own
     RMS norm    x / rms(x) · scale: keeps x and one number a token; the MLP or attention that reads it does not keep it too
@@ -127,7 +128,10 @@ def make_lean(body: nn.Module) -> Arithmetic:
     """Exchange the `forward`s below `body` that can be. Layers that are no plain `nn.Linear` (quantised ones, adapters)
     keep theirs, and so does what contains them."""
     arithmetic = Arithmetic()
-    agreed: dict[type, Candidate | None] = {nn.Linear: Candidate(_linear(arithmetic))}
+    agreed: dict[type, Candidate | None] = {
+        nn.Linear: Candidate(_linear(arithmetic)),
+        nn.Embedding: _embedding(arithmetic),
+    }
     for module in body.modules():
         kind = type(module)
         if kind not in agreed:
@@ -201,6 +205,38 @@ def _linear(arithmetic: Arithmetic) -> Forward:
         return _Linear.apply(x, self.weight, self.bias, arithmetic)
 
     return forward
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int | None, arithmetic: Arithmetic) -> Tensor:
+        ctx.save_for_backward(ids, weight)
+        ctx.padding, ctx.arithmetic = padding, arithmetic
+        return torch.nn.functional.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        ids, weight = ctx.saved_tensors
+        total = ctx.arithmetic.grad(weight)
+        if total is None:
+            padding = -1 if ctx.padding is None else ctx.padding
+            return torch.ops.aten.embedding_dense_backward(grad, ids, len(weight), padding, False), None, None, None
+        ids, grad = ids.flatten(), grad.flatten(0, -2)
+        if ctx.padding is not None:
+            counts = ids != ctx.padding
+            ids, grad = ids[counts], grad[counts]
+        total.index_add_(0, ids, grad)
+        return None, None, None, None
+
+
+def _embedding(arithmetic: Arithmetic) -> Candidate:
+    def forward(self: Any, ids: Tensor) -> Tensor:
+        return _Embedding.apply(self.weight, ids, self.padding_idx, arithmetic)
+
+    def suits(self: Any, ids: Tensor) -> bool:
+        return self.max_norm is None and not (self.sparse or self.scale_grad_by_freq)
+
+    return Candidate(forward, suits)
 
 
 class _GatedMlp(torch.autograd.Function):

@@ -225,6 +225,24 @@ def test_answers_and_padded_rows_go_through_the_attentions_own_forward(monkeypat
         body(model)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("padding", [None, 3])
+def test_an_embedding_adds_to_the_rows_of_its_tokens_alone(in_place: bool, padding: int | None) -> None:
+    torch.manual_seed(0)
+    plain = nn.Embedding(7, 4, padding_idx=padding)
+    lean = copy.deepcopy(plain)
+    make_lean(nn.Sequential(lean)).in_place = in_place
+    ids = torch.tensor([[1, 3, 1], [5, 1, 3]])
+    slope = torch.randn(2, 3, 4)
+    for layer in (plain, lean):
+        layer.weight.grad = torch.ones_like(layer.weight)
+        y = layer(ids)
+        (y * slope).sum().backward()
+    assert torch.equal(lean(ids), plain(ids))
+    torch.testing.assert_close(lean.weight.grad, plain.weight.grad)
+    assert (plain.weight.grad[1] - 1).abs().sum() > 1 and torch.equal(plain.weight.grad[2], torch.ones(4))
+
+
 def test_a_norms_output_is_made_again_only_by_who_reads_the_last_norm() -> None:
     """Queries, keys, values, gate and up read a norm's output; what another layer made in between is kept as it is."""
     from pobench.lean import Arithmetic, Normal
