@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -415,8 +416,9 @@ def tune_(
         out.print(f"every trial: {tuned.csv}\nreport: {report}", highlight=False)
         if tuned.best:
             chosen_names = ",".join(b.loss for b in tuned.best)
+            same = "".join(f" --set {shlex.quote(text)}" for text in sets or () if not text.startswith("tune."))
             out.print(
-                f"what the choice is worth: pobench run --setting {tuned.chosen} --losses {chosen_names}",
+                f"what the choice is worth: pobench run --setting {tuned.chosen} --losses {chosen_names}{same}",
                 highlight=False,
             )
     if tuned.failed:

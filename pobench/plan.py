@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from pobench import adapters, vllm_engine
 from pobench.config import Job, resolve
 from pobench.cost import GIB, Cost, estimate_benchmarks, estimate_cost, is_local, layout_of_devices
-from pobench.prepare import Prepared, prepare
+from pobench.prepare import Prepared, prepare, source_faults
 from pobench.registry import PobenchError
 from pobench.rehearsal import rehearse as stand_ins
 from pobench.sft import Demonstrations
@@ -75,6 +75,7 @@ def make_plan(
     if "answers" in stages:
         faults += dict.fromkeys(fault for job in jobs for fault in vllm_engine.missing(job.answers.engine))
     if not dry:
+        faults += source_faults(jobs[0], stages)
         lacking = [fault for benchmark in benchmarks_of(jobs[0], stages) for fault in benchmark.faults()]
         faults += [*lacking, *(["benchmarks can be left out: --benchmarks none"] if lacking else [])]
     if faults:

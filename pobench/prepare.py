@@ -6,13 +6,14 @@ Done once per setting, before any run folder exists, so that bad data stops a co
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pobench.config import AnswersConfig, Job, ModelConfig
+from pobench.config import AnswersConfig, Job, ModelConfig, SftConfig
 from pobench.data import (
     Audit,
     Renderer,
@@ -104,13 +105,51 @@ def read_pairs(
     return _read(job, source, split)[:3]
 
 
-def _read(job: Job, source: str | None, split: str | None) -> _Read:
-    model, data = job.model, job.data
-    folder = fetch_model(
+def _model(job: Job) -> Path:
+    model = job.model
+    return fetch_model(
         model.source, revision=model.revision, sha256=model.sha256, trust_remote_code=model.trust_remote_code
     )
-    renderer = Renderer(tokenizer_of(folder, model))
-    found = load_preferences(fetch_rows(source or data.source, split=split or data.split, revision=data.revision))
+
+
+def _rows(job: Job, source: str | None, split: str | None) -> Path:
+    data = job.data
+    option = "--set data.held_out=PATH" if source not in (None, data.source) else "--data"
+    return fetch_rows(source or data.source, split=split or data.split, revision=data.revision, option=option)
+
+
+def demonstration_rows(config: SftConfig) -> Path:
+    """The file of an SFT stage's conversations. Raises PobenchError, with the remedy, where it cannot be had."""
+    option = "--set sft.source=PATH"
+    return fetch_rows(config.source, split=config.split, revision=config.revision, option=option)
+
+
+def source_faults(job: Job, stages: Sequence[str]) -> list[str]:
+    """A fault for each source that these stages of a job need and that cannot be had: model, conversations, pairs,
+    held-out pairs, prompts. One message names all that is to be fetched, and none is missed after hours of training."""
+    data, sft = job.data, job.sft
+    reads: list[Callable[[], Any]] = [lambda: _model(job)]
+    if sft is not None and "sft" in stages:
+        reads.append(lambda: demonstration_rows(sft))
+    if set(stages) != {"sft"}:
+        reads.append(lambda: _rows(job, data.source, data.split))
+        if data.held_out is not None or data.held_out_split is not None:
+            reads.append(lambda: _rows(job, data.held_out or data.source, data.held_out_split or data.split))
+    if "answers" in stages and job.answers.source is not None:
+        reads.append(lambda: eval_prompts(job.answers))
+    faults = []
+    for read in reads:
+        try:
+            read()
+        except PobenchError as error:
+            faults.append(str(error))
+    return list(dict.fromkeys(faults))
+
+
+def _read(job: Job, source: str | None, split: str | None) -> _Read:
+    model, data = job.model, job.data
+    renderer = Renderer(tokenizer_of(_model(job), model))
+    found = load_preferences(_rows(job, source, split))
     pairs, audit = tokenize(
         found,
         renderer,

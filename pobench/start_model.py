@@ -17,12 +17,12 @@ from pobench import adapters, checkpoint
 from pobench.attention import use_flex
 from pobench.config import Job, SftConfig, digest
 from pobench.files import whole
-from pobench.prepare import tokenizer_of
+from pobench.prepare import demonstration_rows, tokenizer_of
 from pobench.progress import progress
 from pobench.registry import PobenchError
 from pobench.rows import read_rows
 from pobench.sft import Demonstrations, batches, learn, tokenise
-from pobench.sources import cache_folder, fetch_model, fetch_rows, weights_digest
+from pobench.sources import cache_folder, fetch_model, weights_digest
 from pobench.store import RunFolder
 from pobench.train import make_accelerator
 
@@ -60,15 +60,10 @@ def _config(job: Job) -> SftConfig:
     return job.sft
 
 
-def _rows(config: SftConfig) -> Path:
-    option = "--set sft.source=PATH"
-    return fetch_rows(config.source, split=config.split, revision=config.revision, option=option)
-
-
 def stage_folder(job: Job, *, remember: bool = True) -> RunFolder:
     """Of a job with an SFT stage. The rows and the weights count by content, not by name. remember: the weights' digest."""
     config = _config(job)
-    with _rows(config).open("rb") as file:
+    with demonstration_rows(config).open("rb") as file:
         rows = hashlib.file_digest(file, "sha256").hexdigest()
     settings = config.model_dump(mode="json", exclude={"source", "split", "revision", "on_bad_row"})
     model = job.model.model_dump(mode="json", include={"attention", "chat_template", "system_message"})
@@ -84,7 +79,7 @@ def stage_folder(job: Job, *, remember: bool = True) -> RunFolder:
 def read_demonstrations(job: Job) -> Demonstrations:
     """Read and tokenise a stage's conversations. Raises PobenchError that lists what is wrong with them."""
     config = _config(job)
-    rows = read_rows(_rows(config))[: config.max_conversations]
+    rows = read_rows(demonstration_rows(config))[: config.max_conversations]
     tokenizer = tokenizer_of(base_model(job), job.model)
     return tokenise(tokenizer, rows, source=config.source, max_length=config.max_length, on_bad_row=config.on_bad_row)
 

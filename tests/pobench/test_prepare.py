@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pobench.config import resolve
-from pobench.prepare import prepare
+from pobench.plan import make_plan
+from pobench.prepare import prepare, source_faults
+from pobench.registry import PobenchError
 from pobench.sources import load_tokenizer
+from pobench.worker import STAGES
 
 
 def test_two_tokenizers_split_a_file_alike(setting, tmp_path) -> None:
@@ -30,3 +35,17 @@ def test_a_prompt_that_is_held_out_in_another_spelling_is_not_trained_on(setting
     prepared = prepare(job)
     assert len(prepared.heldout) == 1 and "3" not in {p.id for p in prepared.train}
     assert "1 training pairs left out" in prepared.text()
+
+
+def test_every_source_that_cannot_be_had_is_named_before_anything_is_read(setting, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    given = {"model.source": "no/model", "data.source": "no.jsonl", "data.held_out": "held.jsonl"}
+    changes = {**given, "answers.source": "prompts.csv", "sft.source": "talk.jsonl", "sft.lr": 1e-5}
+    (job,) = resolve(str(tmp_path / "small.yaml"), "simpo", overrides=changes)
+    named = ["'no/model'", "'talk.jsonl'", "'no.jsonl'", "'held.jsonl'", "'prompts.csv'"]
+    with pytest.raises(PobenchError) as error:
+        make_plan([job], tmp_path / "runs", STAGES)
+    lines = str(error.value).splitlines()
+    assert [next(n for n in named if n in line) for line in lines] == named
+    assert [len(source_faults(job, stages)) for stages in (("sft",), ("train",), ("train", "answers"))] == [2, 3, 4]
+    assert not (tmp_path / "runs").exists()
