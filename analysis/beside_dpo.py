@@ -40,7 +40,7 @@ def beside_dpo(runs: pd.DataFrame, verdicts: pd.DataFrame, *, rival: str = "dpo"
     plot.outer_labels(
         figure, "the loss against the start model", f"{plot.short(dpo.label, 20)} against the start model"
     )
-    return plot.Drawing(figure, pd.DataFrame(rows))
+    return plot.Drawing(figure, pd.DataFrame(rows).assign(beside=dpo.label, start=start.label))
 
 
 def _shares(ours: np.ndarray, theirs: np.ndarray) -> dict[tuple[str, str], Estimate]:

@@ -68,7 +68,9 @@ def verdict(ours: Estimate, above: float, below: float) -> str:
         return NOT_MEASURED
     if ours.low > above and ours.high < below:
         return "supported"
-    if ours.high <= above or ours.low >= below:
+    if (
+        ours.high < above or ours.low > below
+    ):  # one that only touches the bound, as of a single pair that differs, decides nothing
         return "contradicted"
     return "undecided"
 

@@ -53,7 +53,7 @@ def gains_over_dpo(
                     [printed[row.arm.loss]], [place], marker=marker, color=colour, markerfacecolor="none", markersize=8
                 )
         ax.set_xlabel(f"{says}, above DPO")
-        data = plot.rows_data(rows).assign(quantity=says)
+        data = plot.rows_data(rows).assign(quantity=says, beside=dpo.label)
         parts.append(data.assign(paper=data["loss"].map(printed).astype(float)))
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
 

@@ -39,8 +39,11 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
                     if name == "margin_correlation"
                     else stats.score_of(scores, arm, name)
                 )
-                rows.append({"loss": line.loss, "at": at, "quantity": name, **plot.estimate_columns(e)})
-    data = pd.DataFrame(rows, columns=["loss", "at", "quantity", "value", "low", "high", "n"]).dropna(subset=["value"])
+                rows.append(
+                    {"loss": line.loss, "label": arm.label, "at": at, "quantity": name, **plot.estimate_columns(e)}
+                )
+    data = pd.DataFrame(rows, columns=["loss", "label", "at", "quantity", "value", "low", "high", "n"])
+    data = data.dropna(subset=["value"])
     if data.empty:
         raise plot.NothingToDraw("No loss was trained with several length biases of the labels.")
     shown = [q for q in QUANTITIES if (data["quantity"] == q[0]).any()]
@@ -62,4 +65,4 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=6)
     figure.supxlabel("share of labels decided by length", fontsize=8.5, color=plot.FAINT)
-    return plot.Drawing(figure, data)
+    return plot.Drawing(figure, data, plot.counted(data["n"], "prompts or pairs"))

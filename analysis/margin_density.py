@@ -38,25 +38,25 @@ def margin_density(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
                 if len(x) > 2 and np.ptp(x) > 0:
                     labels[line.loss] = arm.label.partition(" (")[0]
                     depth = (place + 1) / len(line.points)
-                    curves.append((line.loss, name, gamma, depth, x))
+                    curves.append((line.loss, arm.label, name, gamma, depth, x))
     if not curves:
         raise plot.NothingToDraw("No loss with held-out pairs was trained with several values of γ.")
     losses = list(dict.fromkeys(curve[0] for curve in curves))
     figure = plot.Figure(figsize=(plot.WIDTH, 2.3 * len(losses) + 0.3), layout="constrained")
     axes = figure.subplots(len(losses), 2, squeeze=False)
     titles = {"margin": "reward margin, own unit", "winner": "winners, nats per token"}
-    for loss, name, gamma, depth, x in curves:
+    for loss, label, name, gamma, depth, x in curves:
         ax = axes[losses.index(loss)][list(titles).index(name)]
-        spread = 0.25 * np.ptp(x)
-        at = np.linspace(x.min() - spread, x.max() + spread, GRID)
+        at = np.linspace(*np.quantile(x, [0.002, 0.998]), GRID)  # beyond them a curve is flat
         density = gaussian_kde(x)(at)
         ax.plot(at, density, color=plot.look(loss).colour, alpha=0.25 + 0.75 * depth, label=f"γ = {gamma:g}")
         ax.set_xlabel(titles[name])
         ax.yaxis.set_major_locator(plot.MaxNLocator(3))
-        same = {"loss": loss, "quantity": name, "gamma": gamma, "n": len(x), "mean": x.mean()}
+        same = {"loss": loss, "label": label, "quantity": name, "gamma": gamma, "n": len(x), "mean": x.mean()}
         rows.append(pd.DataFrame({"at": at, "density": density}).assign(**same))
     for row, loss in zip(axes, losses, strict=True):
         row[0].axvline(0, color=plot.FAINT, linewidth=0.8)
         row[0].set_ylabel(plot.short(labels[loss], 20), color=plot.look(loss).colour, weight="bold")
         row[0].legend()
-    return plot.Drawing(figure, pd.concat(rows, ignore_index=True))
+    data = pd.concat(rows, ignore_index=True)
+    return plot.Drawing(figure, data, plot.counted(data["n"], "held-out pairs a curve"))

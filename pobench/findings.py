@@ -224,7 +224,7 @@ def _scorecard(claims: pd.DataFrame | None) -> list[Finding]:
     said = [f"{measured} of {len(claims)} were measured"]
     for verdict in ("supported", "contradicted"):
         found = told.get(verdict, [])
-        first = f" ({'; '.join(found[:FIRST])}{'; …' if found[FIRST:] else ''})" if found else ""
+        first = f" ({'; '.join(found[:2])}{'; …' if found[2:] else ''})" if found else ""
         said.append(f"{len(found) or 'none'} {verdict}{first}")
     said.append(f"{len(told.get('undecided', [])) or 'none'} undecided")
     return [Finding("note", "The paper’s claims", f"{said[0]}: {', '.join(said[1:])}.")]

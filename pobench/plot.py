@@ -245,7 +245,7 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """A grid of `count` small panels, row by row; `height` inches each. A few panels stay small, not stretched."""
     rows, most = math.ceil(count / columns), columns
-    columns = max(2, math.ceil(count / rows)) if count else 1  # rows of equal length
+    columns = math.ceil(count / rows) if count else 1  # rows of equal length
     width = max(width * columns / most, 0.5 * WIDTH)  # room for the labels of the whole
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.02, hspace=0.03)
     figure = _Panels(figsize=(width, height * rows + 0.5), layout=layout)

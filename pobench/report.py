@@ -16,13 +16,13 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pobench import __version__, plot, registry, scores, stats
 from pobench.files import whole
@@ -249,7 +249,7 @@ def made_from(data: pd.DataFrame, shown: registry.Figure, part: Part) -> tuple[s
     return tuple(sorted(found, key=lambda run: (known.get(run) != "start", run)))
 
 
-NAMES_ARMS = ("Loss", "label", "trained", "row", "column", "rival")  # columns that name what a row is about
+NAMES_ARMS = ("Loss", "label", "trained", "row", "column", "beside", "start")  # columns that name what a row is about
 
 
 def list_made_from(items: Sequence[Item], part: Part, prefix: str) -> Item:
@@ -262,9 +262,9 @@ def list_made_from(items: Sequence[Item], part: Part, prefix: str) -> Item:
         seeds = sorted({int(seed) for seed in trained["seed"]})
         row = {
             "Shown": item.title,
-            "In the paper": item.paper or None,
+            "In the paper": item.paper or "ours",
             "Losses": trained["loss"].nunique() or math.nan,
-            "Seeds": listing([str(seed) for seed in seeds]) or None,
+            "Seeds": listing([str(seed) for seed in seeds]) or "–",
             "Runs": len(mine) or math.nan,
         }
         names = [run.rpartition("/")[2] for run in mine.index]
@@ -475,6 +475,7 @@ class Section:
 def build_section(part: Part, anchor: str, drawn: Sequence[Item]) -> Section:
     """Put everything in its chapter."""
     items = [*drawn, list_made_from(drawn, part, anchor)]
+    home = replace(part, frames=plot.at_home(part.frames)[0])  # of a study's many arms, those that the tables show
     chapters = []
     for name, title, orders in CHAPTERS:
         inside = [
@@ -492,8 +493,8 @@ def build_section(part: Part, anchor: str, drawn: Sequence[Item]) -> Section:
         notes=list(notes),
         findings=findings(part, health, tables.get("claims")),
         chapters=chapters,
-        samples=sample_answers(part),
-        formulas=formulas(part),
+        samples=sample_answers(home),
+        formulas=formulas(home),
         environment=environment(part),
         both_fell=both_fell(health),
         items=items,
@@ -527,6 +528,7 @@ def _render(sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    pages.filters["code"] = _code
     page = pages.get_template("report.html").render(
         sections=sections,
         metrics=_used_metrics(sections),
@@ -536,6 +538,11 @@ def _render(sections: Sequence[Section]) -> str:
         js_hash=base64.b64encode(hashlib.sha256(read["report.js"].encode()).digest()).decode(),
     )
     return page.lstrip()
+
+
+def _code(text: str) -> Markup:
+    """The text, escaped, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`<>]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _used_metrics(sections: Sequence[Section]) -> list[scores.Metric]:

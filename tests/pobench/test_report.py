@@ -6,6 +6,8 @@ import base64
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
@@ -141,6 +143,7 @@ def test_a_table_says_which_runs_each_figure_was_made_from(synthetic, tmp_path) 
     assert set(table.loc["main-table", "Made from"].split()) == set(made["runs"]["run"])
     assert set(table.loc["both-rewards", "Made from"].split()) == trained  # a start model takes no step
     assert set(table.loc["heldout-accuracy", "Made from"].split()) == trained
+    assert "start" in table.loc["main-table", "Made from"].split()[0]
     assert table.loc["both-rewards", "Seeds"] == "1 and 2" and table.loc["both-rewards", "Losses"] == 5
     assert pd.isna(table.loc["tuning", "Made from"])
     assert "No search has been made" in read(tmp_path)
@@ -278,6 +281,12 @@ def test_notes_formulas_and_the_audit_are_shown(whole) -> None:
     assert "identical answers" in text and "12, 40, 77" in text
 
 
+def test_names_in_captions_are_code_and_stay_text(whole) -> None:
+    html = read(whole)
+    assert "<code>gradient-norm</code>" in html and "`gradient-norm`" not in html
+    assert report._code("a `<b>` c") == "a <code>&lt;b&gt;</code> c"
+
+
 def test_every_metric_on_the_page_is_explained(whole) -> None:
     html = read(whole)
     for name in ("pass_rate", "kl_winners", "repetition"):
@@ -320,6 +329,13 @@ def test_a_hostile_title_stays_text_in_markdown(frames, tmp_path) -> None:
     report.build_report(hostile, tmp_path, figures=["main-table"], formats=["md"])
     text = (tmp_path / "summary.md").read_text("utf-8")
     assert r"\<script\>x\</script\> \[a\](javascript:b) \| \*c\*" in text
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
+def test_the_document_of_all_tables_compiles(whole, tmp_path) -> None:
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", f"-output-directory={tmp_path}"]
+    done = subprocess.run([*command, whole / "tables.tex"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_only_the_formats_asked_for_are_written(frames, tmp_path) -> None:
