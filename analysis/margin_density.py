@@ -47,7 +47,8 @@ def margin_density(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
     titles = {"margin": "reward margin, own unit", "winner": "winners, nats per token"}
     for loss, label, name, gamma, depth, x in curves:
         ax = axes[losses.index(loss)][list(titles).index(name)]
-        at = np.linspace(*np.quantile(x, [0.002, 0.998]), GRID)  # beyond them a curve is flat
+        low, high = np.quantile(x, [0.002, 0.998])  # far beyond them a curve is flat
+        at = np.linspace(low - 0.08 * (high - low), high + 0.08 * (high - low), GRID)
         density = gaussian_kde(x)(at)
         ax.plot(at, density, color=plot.look(loss).colour, alpha=0.25 + 0.75 * depth, label=f"γ = {gamma:g}")
         ax.set_xlabel(titles[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -410,3 +411,38 @@ def test_panels_that_share_a_scale_have_the_same_limits(drawn) -> None:
     axes = [ax for ax in drawn["logp-vs-length"].figure.axes if ax.get_visible()]
     assert len({ax.get_xlim() for ax in axes}) == len({ax.get_ylim() for ax in axes}) == 1
     assert len({ax.get_ylim() for ax in drawn["margin-vs-length"].figure.axes if ax.get_visible()}) > 1
+
+
+# ---------------------------------------------------------------- axes of values
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1e-4, 3e-4, 6e-4, 1e-3],  # rates of a search
+        [3e-7, 5e-7, 6e-7, 8e-7, 1e-6],
+        [0.0, 0.5, 1.0, 2.0, 4.0],
+        [0.01, 0.05, 0.1],
+        [1.0, 1.01, 1.02, 100.0],
+        [2.0],
+    ],
+)
+def test_labels_of_a_setting_never_touch_and_name_both_ends(values) -> None:
+    with plot.style():
+        figure = plot.Figure(figsize=(plot.WIDTH, 1.75), layout="constrained")
+        ax = figure.subplots(1, 5)[0]
+        ax.plot(values, values, "o")
+        plot.value_axis(ax, values)
+        figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    ticks = list(ax.get_xticks())
+    assert ticks[0] == min(values) and ticks[-1] == max(values)
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(3e-4, "3e−4"), (0.0025, "0.0025"), (1.5e-7, "1.5e−7"), (0.0, "0"), (2.0, "2"), (10.0, "10"), (0.05, "0.05")],
+)
+def test_a_value_is_said_in_few_characters(value, said) -> None:
+    assert plot.brief(value) == said
