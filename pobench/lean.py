@@ -15,6 +15,7 @@ value and gradients: an architecture that does something else in a class of the 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +67,7 @@ class Arithmetic:
 
     def __init__(self) -> None:
         self.in_place = False
+        self._narrowed: dict[int, Tensor] | None = None
         self._input: tuple[weakref.ref[Tensor], Tensor] | None = None
         self._norm: tuple[weakref.ref[Tensor], Normal] | None = None
 
@@ -73,10 +75,25 @@ class Arithmetic:
         """The gradient to add to; None where autograd shall have it."""
         return weight.grad if self.in_place and weight.dtype == torch.float32 else None
 
+    @contextlib.contextmanager
+    def unchanged_weights(self) -> Iterator[None]:
+        """Within it nobody changes a weight, so that one is narrowed once for all micro-batches. Whoever uses it says so:
+        not every optimiser tells a tensor's version counter that it has changed the weight. On a GPU the cast costs
+        nothing beside the products, and where weights are spread over processes nobody is to hold them all."""
+        self._narrowed = {} if self.in_place else None
+        try:
+            yield
+        finally:
+            self._narrowed = None
+
     def weight(self, weight: Tensor) -> Tensor:
-        """The weight in the type of the product. Never kept from one pass to the next: not every optimiser tells a
-        tensor's version counter that it has changed the weight."""
-        return weight.to(_product_type(weight))
+        """The weight in the type of the product."""
+        dtype = _product_type(weight)
+        if self._narrowed is None or weight.dtype == dtype:
+            return weight.to(dtype)
+        if id(weight) not in self._narrowed:
+            self._narrowed[id(weight)] = weight.detach().to(dtype)
+        return self._narrowed[id(weight)]
 
     def remember(self, output: Tensor, normal: Normal) -> None:
         """`output` is what a norm made, and `normal` how."""

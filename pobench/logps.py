@@ -33,22 +33,25 @@ KEPT_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of a micro-batch's softmax, s
 
 
 class _Head(NamedTuple):
-    """How hidden states become logits. dtype: of the matrix product. grad: where the weight's gradient is added, or None.
-    room: bytes of softmax that may be kept for the backward pass."""
+    """How hidden states become logits. product_weight: the weight in the type of the matrix product. grad: where its
+    gradient is added, or None. room: bytes of softmax that may be kept for the backward pass."""
 
     tile: int
     scale: float
     softcap: float | None
-    dtype: torch.dtype
+    product_weight: Tensor
     grad: Tensor | None
     room: int
 
-    def logits(
-        self, hidden: Tensor, product_weight: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
-    ) -> Tensor:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix product."""
+        return self.product_weight.dtype
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
         """(tokens, vocabulary) fp32. The target's own logit, whose rounding would go straight into the log-probability,
         is computed in fp32 whatever the dtype of the product."""
-        logits = (hidden.to(self.dtype) @ product_weight.T).float()
+        logits = (hidden.to(self.dtype) @ self.product_weight.T).float()
         if self.dtype != torch.float32:
             exact = (hidden.float() * weight.index_select(0, target).float()).sum(-1)
             logits.scatter_(1, target[:, None], exact[:, None])
@@ -80,11 +83,10 @@ class _TiledHead(torch.autograd.Function):
         slope = torch.empty_like(hidden) if want_hidden and not any(want_head) else None
         room = head.room if any(want_head) and head.softcap is None else 0
         kept: list[Tensor] = []
-        product_weight = weight.to(head.dtype)
         logp = hidden.new_empty(len(target), dtype=torch.float32)
         for at in range(0, len(target), head.tile):
             part = slice(at, at + head.tile)
-            logits = head.logits(hidden[part], product_weight, weight, bias, target[part])
+            logits = head.logits(hidden[part], weight, bias, target[part])
             # torch's log_softmax is one vectorised pass over a row; its logsumexp is several, and many times slower on a CPU
             log_softmax = torch.log_softmax(logits, -1)
             logp[part] = log_softmax.gather(1, target[part, None])[:, 0]
@@ -94,7 +96,7 @@ class _TiledHead(torch.autograd.Function):
                 kept.append(softmax.to(head.dtype) if head.dtype.itemsize < softmax.dtype.itemsize else softmax)
             if slope is not None:
                 g = head.pull(logits, log_softmax.exp_(), target[part], torch.ones_like(logp[part]))
-                slope[part] = (g.mul_(head.scale).to(head.dtype) @ product_weight).to(hidden.dtype)
+                slope[part] = (g.mul_(head.scale).to(head.dtype) @ head.product_weight).to(hidden.dtype)
         if slope is None:
             ctx.save_for_backward(hidden, weight, bias, target, *kept)
         else:
@@ -110,7 +112,6 @@ class _TiledHead(torch.autograd.Function):
             return (slope * grad[:, None]).to(slope.dtype), None, None, None, None
         hidden, weight, bias, target, *kept = ctx.saved_tensors
         head: _Head = ctx.head
-        product_weight = weight.to(head.dtype)
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         grad_weight = None
         if want_weight:
@@ -120,7 +121,7 @@ class _TiledHead(torch.autograd.Function):
             part = slice(at, at + head.tile)
             logits = None
             if turn >= len(kept):
-                logits = head.logits(hidden[part], product_weight, weight, bias, target[part])
+                logits = head.logits(hidden[part], weight, bias, target[part])
             softmax = kept[turn] if logits is None else torch.softmax(logits, -1)
             g = head.pull(logits, softmax, target[part], grad[part])
             if grad_bias is not None:
@@ -129,7 +130,7 @@ class _TiledHead(torch.autograd.Function):
                 g *= head.scale
             g = g.to(head.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = (g @ product_weight).to(hidden.dtype)
+                grad_hidden[part] = (g @ head.product_weight).to(hidden.dtype)
             if grad_weight is not None:
                 add_products(grad_weight, g.T, hidden[part].to(head.dtype))
         return (
@@ -201,13 +202,12 @@ class ResponseLogps(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         device_type = batch.input_ids.device.type
-        autocast = torch.is_autocast_enabled(device_type)
         weight = self.model.get_output_embeddings().weight
-        dtype = torch.get_autocast_dtype(device_type) if autocast else weight.dtype
+        product_weight = self.arithmetic.weight(weight).detach()
         hidden = self.model.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask=self._masks(batch, dtype),
+            attention_mask=self._masks(batch, product_weight.dtype),
             use_cache=False,
         ).last_hidden_state
         # As rows' widths do, the number of positions recurs: the last tile has a multiple of WIDTH_STEP, pads included.
@@ -217,7 +217,7 @@ class ResponseLogps(nn.Module):
         bias = getattr(self.model.get_output_embeddings(), "bias", None)
         grad = self.arithmetic.grad(weight)
         room = KEPT_BYTES.get(device_type, 0) if torch.is_grad_enabled() else 0
-        head = _Head(self.tile, self.scale, self.softcap, dtype, grad, room)
+        head = _Head(self.tile, self.scale, self.softcap, product_weight, grad, room)
         with torch.autocast(device_type, enabled=False):
             logp = _TiledHead.apply(wanted, weight, bias, target, head)[: len(batch.target)]
         return torch.zeros(batch.responses, device=logp.device).index_add(0, batch.sequence, logp)

@@ -256,18 +256,20 @@ def minimise(
         beside = objective.begin_step(accelerator, scorer.compute, mine, len(batch))
         sums = torch.zeros(len(objective.names), dtype=torch.float64, device=device)
         micro = list(scorer.micro_batches([groups[i] for i in mine or batch[:1]]))
-        for m, (indices, forward) in enumerate(micro):
-            last = m == len(micro) - 1
-            accelerator.gradient_state._set_sync_gradients(last)
-            with contextlib.nullcontext() if last else accelerator.no_sync(prepared):
-                totals = forward()
-                if not mine:  # a short last batch leaves this process idle; it still takes part in the reduction
-                    accelerator.backward((totals * 0).sum())
-                    continue
-                slope, logged = objective.measure([mine[i] for i in indices], totals)
-                sums += logged.to(device)
-                # A data-parallel wrapper averages over processes; we want the sum over them, divided by the whole batch.
-                accelerator.backward((totals * slope).sum() * (world / size))
+        with policy.arithmetic.unchanged_weights():
+            for m, (indices, forward) in enumerate(micro):
+                last = m == len(micro) - 1
+                accelerator.gradient_state._set_sync_gradients(last)
+                with contextlib.nullcontext() if last else accelerator.no_sync(prepared):
+                    totals = forward()
+                    if not mine:  # a short last batch leaves this process idle; it still takes part in the reduction
+                        accelerator.backward((totals * 0).sum())
+                        continue
+                    slope, logged = objective.measure([mine[i] for i in indices], totals)
+                    sums += logged.to(device)
+                    # A data-parallel wrapper averages over processes; we want the sum over them, divided by the whole
+                    # batch.
+                    accelerator.backward((totals * slope).sum() * (world / size))
         values = dict(zip(objective.names, (accelerator.reduce(sums, "sum") / size).tolist(), strict=True))
         norm = accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)
         grad_norm = float(norm) if norm is not None else math.nan
