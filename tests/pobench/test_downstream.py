@@ -126,7 +126,8 @@ def test_what_is_missing_is_said_before_anything_runs(items) -> None:
     faults = Downstream(tasks="hellaswag, gsm8k, mmul", data=str(items)).faults()
     assert len(faults) == 2
     assert "unknown task 'mmul'; did you mean 'mmlu'?" in faults[0]
-    assert "hellaswag: no file hellaswag_validation.jsonl" in faults[1] and "--set benchmarks.downstream.tasks=gsm8k" in faults[1]
+    assert "hellaswag: no file hellaswag_validation.jsonl" in faults[1]
+    assert "--set benchmarks.downstream.tasks=gsm8k" in faults[1]
     assert "no folder" in Downstream(data=str(items / "none")).faults()[0]
 
 
