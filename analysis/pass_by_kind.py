@@ -66,7 +66,7 @@ def _cell(ax: plot.Axes, i: int, j: int, value: float, gain: float) -> None:
     if np.isnan(value):
         ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=plot.FAINT)
         return
-    if np.isnan(gain):
+    if np.isnan(gain) or gain == 0:
         ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=plot.SHADE))
     else:
         colour, depth = (WINS if gain > 0 else LOSES), min(1.0, abs(gain) / 0.5)
