@@ -637,17 +637,15 @@ def resolve(
         faults += checked
         if parsed is None or checked:
             continue
-        train_values = {
-            **parsed.train.model_dump(),
-            **{k: v for k, v in given.items() if k in TrainConfig.model_fields},
-            **forced,
-        }
+        own = {k: v for k, v in given.items() if k in TrainConfig.model_fields and k not in forced}
+        train_values = {**parsed.train.model_dump(), **own, **forced}
         try:
             train = TrainConfig.model_validate(train_values)
         except pydantic.ValidationError as error:
             faults += explain(error, f"losses.{name}.")
             continue
         keep = {k: v for k, v in origin.items() if v and (k.partition(".")[0] in SECTIONS or k.startswith(f"{name}."))}
+        keep |= {f"train.{k}": origin.get(f"{name}.{k}") or f"{setting}: of {name}" for k in own}
         settings = loss.canonical({**loss.settings, **mine})
         jobs += [
             Job(

@@ -36,8 +36,12 @@ def test_a_losss_own_values_outrank_the_settings_and_the_command_line_outranks_b
     simpo, dpo = resolve(setting, "simpo,dpo")
     assert (simpo.train.lr, dpo.train.lr) == (1e-6, 5e-6)
     assert simpo.loss_settings["beta"] == 2.5 and simpo.origin["simpo.beta"].endswith("a paper, Table 4")
+    # what is shown as a value's source is the source of that value, not of the one it outranks
+    assert simpo.origin["train.lr"].endswith("a paper, Table 5") and dpo.origin["train.lr"].endswith("a paper, Table 3")
+    (set_for_it,) = resolve(setting, "simpo", overrides={"simpo.lr": 3e-6})
+    assert set_for_it.train.lr == 3e-6 and set_for_it.origin["train.lr"] == "--set"
     forced, other = resolve(setting, "simpo,dpo", overrides={"train.lr": 2e-6, "simpo.beta": 3})
-    assert forced.train.lr == other.train.lr == 2e-6
+    assert forced.train.lr == other.train.lr == 2e-6 and forced.origin["train.lr"] == "--set"
     assert forced.loss_settings["beta"] == 3 and forced.origin["simpo.beta"] == "--set"
 
 
