@@ -15,6 +15,7 @@ cluster gives a value without an interval (nan), unless the scale's bounds are k
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -489,12 +490,28 @@ def _cells(values: ArrayLike, clusters: ArrayLike | None, seeds: ArrayLike | Non
 
 def _weights(clusters: int, seeds: int, seed: int, resamples: int) -> Iterator[tuple[Floats, Floats]]:
     """Blocks of (resamples, clusters) and (resamples, seeds) multiplicities; small enough to stay in memory."""
+    if clusters * resamples <= REMEMBERED:
+        yield _remembered_weights(clusters, seeds, seed, resamples)
+        return
     rng = np.random.default_rng(seed)
     block = max(1, min(resamples, 4_000_000 // max(clusters, 1)))
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         by_cluster = _multiplicities(rng, rows, clusters)
         yield by_cluster, _multiplicities(rng, rows, seeds) if seeds > 1 else np.ones((rows, 1))
+
+
+REMEMBERED = 1_000_000  # numbers: a report draws the same few hundred prompts and pairs thousands of times
+
+
+@functools.lru_cache(maxsize=8)
+def _remembered_weights(clusters: int, seeds: int, seed: int, resamples: int) -> tuple[Floats, Floats]:
+    rng = np.random.default_rng(seed)
+    by_cluster = _multiplicities(rng, resamples, clusters)
+    by_seed = _multiplicities(rng, resamples, seeds) if seeds > 1 else np.ones((resamples, 1))
+    for weights in (by_cluster, by_seed):
+        weights.setflags(write=False)
+    return by_cluster, by_seed
 
 
 def _multiplicities(rng: np.random.Generator, rows: int, n: int) -> Floats:
