@@ -16,16 +16,14 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pobench.registry import PobenchError
-
-T = TypeVar("T")
+from pobench.registry import PobenchError, or_fault
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,24 +63,15 @@ def _load_plugins(plugins: list[Path] | None) -> list[str]:
 
     faults: list[str] = []
     for plugin in plugins or []:
-        _or_fault(faults, partial(load_plugin, plugin))
+        or_fault(faults, partial(load_plugin, plugin))
     _refuse(faults)  # alone: what else would be said of names that a plug-in brings is not true
     return [str(p.absolute()) for p in plugins or []]
-
-
-def _or_fault(faults: list[str], read: Callable[[], T]) -> T | None:
-    """What `read` gives; where it finds something wrong, None, and the fault is noted."""
-    try:
-        return read()
-    except PobenchError as error:
-        faults.append(str(error))
-        return None
 
 
 def _each(faults: list[str], texts: list[str] | None, read: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:
     """What can be read of several KEY=VALUE; what cannot is noted."""
     return {
-        key: value for text in texts or () for key, value in (_or_fault(faults, partial(read, [text])) or {}).items()
+        key: value for text in texts or () for key, value in (or_fault(faults, partial(read, [text])) or {}).items()
     }
 
 
@@ -143,12 +132,12 @@ def run(
     plugins = _load_plugins(plugin)
     faults: list[str] = []
     values = _each(faults, sets, parse_overrides)
-    seed_list = _or_fault(faults, lambda: _numbers(seeds))
-    stage_list = _or_fault(faults, lambda: _stages(stages)) or list(STAGES)
+    seed_list = or_fault(faults, lambda: _numbers(seeds))
+    stage_list = or_fault(faults, lambda: _stages(stages)) or list(STAGES)
     if dry_run and rehearse:
         faults.append("--dry-run touches nothing and --rehearse runs everything small; give one of them")
     named = {"data": data, "model": model, "benchmark_names": benchmarks}
-    jobs = _or_fault(faults, lambda: resolve(setting, losses, seeds=seed_list, overrides=values, **named)) or []
+    jobs = or_fault(faults, lambda: resolve(setting, losses, seeds=seed_list, overrides=values, **named)) or []
     _refuse(faults)
 
     from pobench.plan import describe, execute, make_plan
@@ -227,8 +216,8 @@ def _analyze(runs: Path, setting: str | None, figures: str, folder: Path | None,
         if kind not in FORMATS
     ]
     for name in names or ():
-        _or_fault(faults, partial(registry.figures.get, name))
-    frames: Any = _or_fault(faults, lambda: load_frames(runs, setting))
+        or_fault(faults, partial(registry.figures.get, name))
+    frames: Any = or_fault(faults, lambda: load_frames(runs, setting))
     _refuse(faults)
     return build_report(frames, folder or runs / "report", figures=names, formats=kinds or FORMATS)
 
@@ -268,12 +257,12 @@ def study_(
 
     plugins = _load_plugins(plugin)
     faults: list[str] = []
-    asked: Any = _or_fault(faults, lambda: studies.read_study(name))
+    asked: Any = or_fault(faults, lambda: studies.read_study(name))
     values = _each(faults, sets, parse_overrides)
-    seed_list = _or_fault(faults, lambda: _numbers(seeds))
+    seed_list = or_fault(faults, lambda: _numbers(seeds))
     if asked is None:  # its grid is not known; what else is wrong is said all the same
-        _or_fault(faults, lambda: resolve(setting, losses or "paper", seeds=seed_list, overrides=values))
-    jobs: Any = asked and _or_fault(
+        or_fault(faults, lambda: resolve(setting, losses or "paper", seeds=seed_list, overrides=values))
+    jobs: Any = asked and or_fault(
         faults, lambda: studies.expand(asked, setting, losses=losses, seeds=seed_list, overrides=values)
     )
     _refuse(faults)
@@ -362,8 +351,8 @@ def tune_(
     plugins = _load_plugins(plugin)
     faults: list[str] = []
     values = _each(faults, sets, parse_overrides)
-    seed_list = _or_fault(faults, lambda: _numbers(seeds))
-    search: Any = _or_fault(
+    seed_list = or_fault(faults, lambda: _numbers(seeds))
+    search: Any = or_fault(
         faults,
         lambda: tuning.plan_tuning(
             losses,
@@ -817,7 +806,7 @@ def onpolicy(
         "held_out_fraction": held_out,
     }
     asked = {key: value for key, value in given.items() if value is not None}
-    planned: Any = _or_fault(
+    planned: Any = or_fault(
         faults,
         lambda: recipe_of(setting, ranker=ranker, ranker_settings=chosen, model=model, overrides=overrides, **asked),
     )
@@ -938,7 +927,7 @@ def judge_check(
     bare = [text.removeprefix("judge.settings.") for text in sets or []]  # as `pobench run` names them
     settings = _each(faults, bare, lambda text: parse_settings(text, "--set"))
     faults += judge_faults(judge, settings, "--judge", "--set ")
-    asked = _or_fault(faults, lambda: agreement.cases(data, limit)) or []
+    asked = or_fault(faults, lambda: agreement.cases(data, limit)) or []
     _refuse(faults)
     made = judges.get(judge)(**settings)
     if hasattr(made, "estimate"):

@@ -29,7 +29,7 @@ from pobench.data import (
 )
 from pobench.files import whole
 from pobench.judging.pairwise import messages
-from pobench.registry import PobenchError
+from pobench.registry import PobenchError, or_fault
 from pobench.rows import load_preferences, read_rows
 from pobench.sources import fetch_model, fetch_rows, load_tokenizer
 from pobench.types import TokenPair
@@ -137,12 +137,9 @@ def source_faults(job: Job, stages: Sequence[str]) -> list[str]:
             reads.append(lambda: _rows(job, data.held_out or data.source, data.held_out_split or data.split))
     if "answers" in stages and job.answers.source is not None:
         reads.append(lambda: eval_prompts(job.answers))
-    faults = []
+    faults: list[str] = []
     for read in reads:
-        try:
-            read()
-        except PobenchError as error:
-            faults.append(str(error))
+        or_fault(faults, read)
     return list(dict.fromkeys(faults))
 
 
@@ -168,11 +165,7 @@ def prepare(job: Job) -> Prepared:
     faults: list[str] = []
 
     def read(source: str, split: str | None) -> _Read | None:
-        try:
-            return _read(job, source, split)
-        except PobenchError as error:
-            faults.append(str(error))
-            return None
+        return or_fault(faults, lambda: _read(job, source, split))
 
     got = read(data.source, data.split)
     own_heldout = data.held_out is not None or data.held_out_split is not None

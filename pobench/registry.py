@@ -29,6 +29,18 @@ class UnknownNameError(PobenchError):
     """A name that nothing is registered under."""
 
 
+Value = TypeVar("Value")
+
+
+def or_fault(faults: list[str], read: Callable[[], Value]) -> Value | None:
+    """What `read` gives; where it raises PobenchError, None, and the message joins `faults`: all are told together."""
+    try:
+        return read()
+    except PobenchError as error:
+        faults.append(str(error))
+        return None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: `"; did you mean 'simpo'?"`, or `"."` when nothing known is close."""
     close = difflib.get_close_matches(_normal(name), {_normal(k): k for k in known}, n=1, cutoff=0.6)

@@ -34,7 +34,7 @@ from pobench.data import text_key
 from pobench.files import write_text
 from pobench.plan import Plan, execute, make_plan
 from pobench.prepare import prompt_rows
-from pobench.registry import Loss, PobenchError, get_loss, nearest
+from pobench.registry import Loss, PobenchError, get_loss, nearest, or_fault
 from pobench.rows import Message, load_preferences
 from pobench.scores import METRICS, score
 from pobench.sources import fetch_rows
@@ -96,6 +96,14 @@ def search_space(loss: Loss, grid: Grid) -> Space:
             f"tune.grid: {loss.name} has no {', '.join(map(repr, unknown))}; it takes {', '.join(loss.settings) or 'none'}"
         )
     return {"lr": list(grid.lr), **{key: list(values) for key, values in own.items()}}
+
+
+def search_spaces(grid: str | None, names: Sequence[str]) -> dict[str, Space]:
+    """Of each loss; none without a grid. Raises PobenchError for a grid that cannot be read, and as `search_space`."""
+    if grid is None:
+        return {}
+    read = read_grid(grid)
+    return {name: search_space(get_loss(name), read) for name in names}
 
 
 def points_of(space: Space, loss: str) -> list[Point]:
@@ -194,18 +202,8 @@ def plan_tuning(
     if trials is not None and trials < 1:
         faults.append(f"--trials: got {trials}; at least 1")
     changes = {**(overrides or {}), **_measured_on(about)}
-    base: list[Job] = []
-    spaces: dict[str, Space] = {}
-    try:
-        base = resolve(setting, names or "simpo", seeds=seeds, overrides=changes)
-    except PobenchError as error:
-        faults.append(str(error))
-    if about.grid is not None:
-        try:
-            read = read_grid(about.grid)
-            spaces = {name: search_space(get_loss(name), read) for name in names}
-        except PobenchError as error:
-            faults.append(str(error))
+    base = or_fault(faults, lambda: resolve(setting, names or "simpo", seeds=seeds, overrides=changes)) or []
+    spaces = or_fault(faults, lambda: search_spaces(about.grid, names)) or {}
     faults += _metric_faults(about, base[0] if base else None)
     cells = {name: math.prod(map(len, space.values())) for name, space in spaces.items()}
     wanted = trials or min(cells.values(), default=1)
@@ -281,11 +279,7 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
     faults: list[str] = []
 
     def read(keys: Callable[..., list[str]], *which: Any) -> list[str]:
-        try:
-            return keys(*which)
-        except PobenchError as error:
-            faults.append(str(error))
-            return []
+        return or_fault(faults, lambda: keys(*which)) or []
 
     used: dict[str, set[str]] = {}
     if answers.source is not None:
