@@ -301,7 +301,7 @@ def test_the_page_draws_every_result_and_is_the_same_twice(tmp_path: Path) -> No
     page.build(tmp_path)
     assert first == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     text = first["README.md"].decode()
-    assert "2 [1.5, 2.5] (n = 3)" in text
+    assert "2.0 [1.5, 2.5] (n = 3)" in text
     assert "tiny | <b>" not in text.split("## ", 1)[1]  # a cell's bar is escaped
 
 

@@ -57,7 +57,8 @@ def test_the_training_step_too_shows_a_mean_over_the_micro_batch(pobench_cli, fo
     rows = {row["law"]: row for row in json.loads(text)}
     assert status == 1
     assert rows["a batch may be cut in any way"]["verdict"] == "fails"
-    assert rows["a batch may be cut in any way"]["seen"].split(" differs")[0].endswith("eight micro-batches")
+    # packed or padded: which of the two is further off is a matter of rounding
+    assert "eight micro-batches" in rows["a batch may be cut in any way"]["seen"].split(" differs")[0]
     assert rows["two processes train as one"]["verdict"] == "fails"
 
 
