@@ -209,7 +209,8 @@ def minimise(
     Raises NonFiniteError (weights unchanged by that step), PobenchError.
     """
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
-    if device.type == "cpu":
+    if device.type == "cpu" and accelerator.mixed_precision == "no":
+        # Narrow products and casts come and go all the time: to touch fresh pages for each costs more than holes do.
         keep_large_tensors_apart()
     for module in model.modules():  # dropout off: the reference has none either
         if isinstance(module, torch.nn.Dropout):
