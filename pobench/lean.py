@@ -19,6 +19,7 @@ import contextlib
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -43,19 +44,23 @@ class Normal(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How an input, (tokens, features) in the type of the product, is had again in the backward pass. kept: it itself, or
-    what `Normal` made it from. offset: None where it is kept."""
+    """How an input, (tokens, features) in the type of the product, is had again in the backward pass.
+
+    kept: it itself, or what `Normal` made it from. again: from what autograd gives back of that; it holds no tensor, which
+    would stay alive beside those that autograd frees or that checkpointing leaves out.
+    """
 
     kept: tuple[Tensor, ...]
-    offset: float | None
-    dtype: torch.dtype
+    again: Callable[..., Tensor]
 
-    def again(self, *kept: Tensor) -> Tensor:
-        """kept: as autograd gives it back."""
-        if self.offset is None:
-            return kept[0]
-        x, inverse, scale = kept
-        return Normal((x, inverse, scale), self.offset).again().to(self.dtype).flatten(0, -2)
+
+def _made_again(offset: float, dtype: torch.dtype, *kept: Tensor) -> Tensor:
+    x, inverse, scale = kept
+    return Normal((x, inverse, scale), offset).again().to(dtype).flatten(0, -2)
+
+
+def _as_it_is(kept: Tensor) -> Tensor:
+    return kept
 
 
 class Arithmetic:
@@ -102,8 +107,9 @@ class Arithmetic:
     def recipe(self, x: Tensor, narrow: Tensor) -> Recipe:
         """What to keep of an input in order to have it again: of the last norm's output, what the norm keeps anyway."""
         if self._norm is not None and self._norm[0]() is x:
-            return Recipe(self._norm[1].kept, self._norm[1].offset, narrow.dtype)
-        return Recipe((narrow,), None, narrow.dtype)
+            normal = self._norm[1]
+            return Recipe(normal.kept, partial(_made_again, normal.offset, narrow.dtype))
+        return Recipe((narrow,), _as_it_is)
 
     def input(self, x: Tensor) -> Tensor:
         """(tokens, features) in the type of the product; queries, keys and values share one cast."""
