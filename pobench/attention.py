@@ -1,8 +1,11 @@
-"""Attention over shared-prefix rows by FlexAttention, on a GPU: blocks of tokens that see nothing of each other are never
-computed, and no (width × width) matrix is read.
+"""Which attention a model's layers call over shared-prefix rows, where what is masked need not be computed.
 
-transformers is handed one further kind of attention. A call whose mask is a BlockMask goes to FlexAttention; every other
-(one sequence, padded rows, answers) is what it would have been: `sdpa`, or `eager` where scores are capped.
+    on a GPU        FlexAttention: blocks of tokens that see nothing of each other are left out, and no (width × width)
+                    matrix is read
+    on a processor  the parts of `prefix_attention.py`
+
+transformers is handed further kinds of attention. A call whose mask is a BlockMask, or carries parts, goes there; every
+other (one sequence, padded rows, answers) is what it would have been: `sdpa`, or `eager` where scores are capped.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from pobench.layouts import Batch
+from pobench.prefix_attention import PrefixAttention, parts_under
 from pobench.registry import PobenchError
 
 BLOCK = 128  # tokens; FlexAttention's own block, so a row is as wide as a multiple of it
 _NAMES = {base: f"flex_over_{base}" for base in ("sdpa", "eager")}
+_PARTS = "parts_over_sdpa"
 
 
 def use_flex(model: Any, wanted: str = "auto", device: torch.device | None = None) -> None:
@@ -47,6 +52,19 @@ def take_matrices(model: Any) -> None:
     model.set_attn_implementation(kind_of(model))
 
 
+def take_parts(model: Any) -> None:
+    """Let a model on a processor whose attention is `sdpa` take masks that carry parts, where its attention can be
+    exchanged."""
+    if kind_of(model) == "sdpa" and not takes_blocks(model) and model._can_set_attn_implementation():
+        _register()
+        model.set_attn_implementation(_PARTS)
+
+
+def takes_parts(model: Any) -> bool:
+    """Whether `take_parts` was called on it, and could do it."""
+    return model.config.get_text_config()._attn_implementation == _PARTS
+
+
 def takes_blocks(model: Any) -> bool:
     """Whether `take_blocks` was called on it."""
     return model.config.get_text_config()._attn_implementation in _NAMES.values()
@@ -55,7 +73,7 @@ def takes_blocks(model: Any) -> bool:
 def kind_of(model: Any) -> str:
     """The kind of attention that calls without a block mask get."""
     found: str = model.config.get_text_config()._attn_implementation
-    return found.removeprefix("flex_over_")
+    return found.removeprefix("flex_over_").removeprefix("parts_over_")
 
 
 def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
@@ -70,6 +88,8 @@ def _register() -> None:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import eager_mask, sdpa_mask
 
+    AttentionInterface.register(_PARTS, _parts_or(sdpa_attention_forward))
+    AttentionMaskInterface.register(_PARTS, sdpa_mask)
     AttentionInterface.register(_NAMES["sdpa"], _flex_or(lambda module: sdpa_attention_forward))
     AttentionMaskInterface.register(_NAMES["sdpa"], sdpa_mask)
     # Every architecture brings an eager form of its own, beside its layers.
@@ -90,6 +110,26 @@ def _flex_or(base: Any) -> Any:
     return attention
 
 
+def _parts_or(base: Any) -> Any:
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **how: Any) -> Any:
+        parts = None if attention_mask is None else parts_under(attention_mask)
+        if parts is None or how.get("dropout") or how.get("position_bias") is not None:
+            return base(module, query, key, value, attention_mask, **how)
+        scale = how.get("scaling")
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        dtype = _product_type(query)
+        by_token = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
+        return PrefixAttention.apply(*by_token, scale, parts), None
+
+    return attention
+
+
+def _product_type(x: Tensor) -> torch.dtype:
+    """Autocast knows sdpa and not ours; rotated queries and keys come in fp32, values narrower."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def _flex(
     query: Tensor,
     key: Tensor,
@@ -106,9 +146,7 @@ def _flex(
     odd = [name for name in ("s_aux", "position_bias") if how.get(name) is not None]
     if odd or how.get("dropout"):
         raise ValueError(f"FlexAttention is given no {', '.join([*odd, *(['dropout'] if how.get('dropout') else [])])}")
-    # Autocast knows sdpa and not this; rotated queries and keys come in fp32, values narrower.
-    device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    device, dtype = query.device.type, _product_type(query)
     shared = query.shape[1] // key.shape[1]
     if shared & (shared - 1):  # its kernels share a head among a power of two
         key, value = (t.repeat_interleave(shared, dim=1) for t in (key, value))

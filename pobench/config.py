@@ -134,7 +134,7 @@ class LoopConfig(_Strict):
     layout: Literal["auto", "shared_prefix", "padded"] = "auto"
     # tokens of a micro-batch, pads included; auto: by a probe of the memory
     micro_tokens: Annotated[int | Literal["auto"], BeforeValidator(_tokens_or_auto)] = MICRO_TOKENS
-    head_tile: int | None = Field(None, ge=1)  # response positions per tile of the output head; None: by device
+    head_tile: int | None = Field(None, ge=1)  # vocabulary entries per tile of the output head; None: by device
     # auto: only where one pair does not fit without it
     gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto)] = False
     compile: bool = False  # torch.compile of every layer: for a GPU, and a run long enough to win the minutes back

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from pobench.config import MICRO_TOKENS, Job, LoopConfig, TrainConfig
+from pobench.logps import tile_for
 from pobench.prepare import Prepared, prompt_rows
 from pobench.published import DATASETS, MODELS
 from pobench.registry import PobenchError, get_loss
@@ -233,8 +234,9 @@ def memory_of(job: Job, config: Mapping[str, Any], size: int, shards: int = 1) -
     kept = (
         layers * hidden * tokens * width + in_layer if job.train.gradient_checkpointing is True else layers * in_layer
     )
-    tile = job.train.head_tile or (4096 if torch.cuda.is_available() or size > 1e9 else 128)
-    return held / shards + kept + 2 * 4.0 * min(tile, tokens) * vocabulary + LIBRARIES
+    device = "cuda" if torch.cuda.is_available() or size > 1e9 else "cpu"
+    tile = min(vocabulary, job.train.head_tile or tile_for(tokens, device))
+    return held / shards + kept + 3 * 4.0 * tokens * tile + LIBRARIES
 
 
 def _disk(trained: Sequence[Task], size: int) -> float:

@@ -40,12 +40,12 @@ STAND_STILL = 1e-30  # a rate that changes no fp32 weight
 
 
 class Split(NamedTuple):
-    """A way to cut a batch. micro_batches: how many the batch of eight becomes. head_tile: response positions."""
+    """A way to cut a batch. micro_batches: how many the batch of eight becomes. head_tile: vocabulary entries."""
 
     name: str
     micro_batches: int
     layout: str = "shared_prefix"
-    head_tile: int = 128
+    head_tile: int | None = None
 
 
 WHOLE = Split("one micro-batch of eight", 1)
@@ -54,7 +54,7 @@ SPLITS = (
     Split("eight micro-batches of one pair", 8),
     Split("padded rows, one micro-batch", 1, "padded"),
     Split("padded rows, eight micro-batches", 8, "padded"),
-    Split("a head tile of three positions", 2, head_tile=3),
+    Split("head tiles of fifty vocabulary entries", 2, head_tile=50),
 )
 
 

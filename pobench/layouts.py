@@ -50,6 +50,15 @@ class Group(NamedTuple):
         return sum(stop - start for start, stop in self.learnt) or sum(map(len, self.responses))
 
 
+class Place(NamedTuple):
+    """Where a group lies in a row: its prompt from `start` on, then its responses. prompt, responses: tokens."""
+
+    row: int
+    start: int
+    prompt: int
+    responses: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch on its device.
@@ -59,7 +68,7 @@ class Batch:
     positions, or None.
     previous: (tokens,) flat index into rows × width of each response token's predecessor.
     target: (tokens,) the response tokens' ids. sequence: (tokens,) the response each belongs to, counted group by group.
-    responses: how many responses the batch holds.
+    responses: how many responses the batch holds. places: of its groups, where each lies in one row.
     """
 
     input_ids: Tensor
@@ -71,6 +80,7 @@ class Batch:
     target: Tensor
     sequence: Tensor
     responses: int
+    places: tuple[Place, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
@@ -174,6 +184,7 @@ class SharedPrefix:
         position = torch.zeros((len(rows), width), dtype=torch.long)
         member = torch.full((len(rows), width), -1)  # which group a token belongs to; -1: pad
         branch = torch.zeros((len(rows), width), dtype=torch.long)  # 0: prompt, k: its k-th response
+        places: list[Place] = []
         # per response, then put in the responses' order
         previous: list[list[int]] = [[] for _ in range(first[-1])]
         for r, row_groups in enumerate(rows):
@@ -181,6 +192,7 @@ class SharedPrefix:
             for i in row_groups:
                 prompt, responses = groups[i].prompt, groups[i].responses
                 p = len(prompt)
+                places.append(Place(r, at, p, tuple(map(len, responses))))
                 ids[r, at : at + p] = torch.tensor(prompt)
                 position[r, at : at + p] = torch.arange(p)
                 member[r, at : at + groups[i].tokens] = i
@@ -194,7 +206,7 @@ class SharedPrefix:
                     here = r * width + at
                     previous[first[i] + k] = [last_of_prompt, *range(here, here + n - 1)]
                     at += n
-        return _batch(ids, position, member, branch, window, previous, groups)
+        return _batch(ids, position, member, branch, window, previous, groups, tuple(places))
 
     def _width(self, tokens: int) -> int:
         return -(-tokens // self.width_step) * self.width_step
@@ -248,6 +260,7 @@ def _batch(
     window: int | None,
     previous: list[list[int]],
     groups: Sequence[Group],
+    places: tuple[Place, ...] = (),
 ) -> Batch:
     responses: list[Sequence[int]] = [r for g in groups for r in g.responses]
     if any(g.learnt for g in groups):
@@ -264,4 +277,5 @@ def _batch(
         target=torch.tensor([token for response in responses for token in response]),
         sequence=torch.repeat_interleave(torch.tensor([len(r) for r in responses])),
         responses=len(responses),
+        places=places,
     )

@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pobench.prefix_attention import attend, attend_backward, parts_under, whole_rows
+
 ROWS = 8192  # of a weight whose gradient is made at once where the product is narrower than the gradient
 TOLERANCE = 1e-5  # of a trial, relative to the largest value
 
@@ -344,42 +346,32 @@ class _Attention(torch.autograd.Function):
         size, scale = head
         query, key, value = ((narrow @ w.T).view(*x.shape[:-1], -1, size) for w in weights[:3])
         query, key = (_rotated(t, *rotation).to(narrow.dtype) for t in (query, key))
-        attended, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *_by_head(query, key, value), attn_mask=mask, scale=scale
-        )
+        parts = parts_under(mask) or whole_rows(mask)
+        attended = attend(query, key, value, scale, parts)
         recipe = arithmetic.recipe(x, narrow)
-        given = q, k, v, out, *weights, *rotation, mask
-        ctx.save_for_backward(*given, query, key, value, attended, logsumexp, *recipe.kept)
-        ctx.arithmetic, ctx.like, ctx.scale, ctx.again = arithmetic, (x.shape, x.dtype), scale, recipe.again
-        return (attended.transpose(1, 2).flatten(2).flatten(0, 1) @ weights[3].T).view(x.shape)
+        ctx.save_for_backward(q, k, v, out, *weights, *rotation, query, key, value, attended, *recipe.kept)
+        ctx.arithmetic, ctx.like, ctx.again = arithmetic, (x.shape, x.dtype), recipe.again
+        ctx.scale, ctx.parts = scale, parts
+        return (attended.flatten(2).flatten(0, 1) @ weights[3].T).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         q, k, v, out, *rest = ctx.saved_tensors
-        product_q, product_k, product_v, product_out, cos, sin, mask, query, key, value, attended, logsumexp, *kept = (
-            rest
-        )
+        product_q, product_k, product_v, product_out, cos, sin, query, key, value, attended, *kept = rest
         shape, dtype = ctx.like
         want_x, *wanted = ctx.needs_input_grad[:5]
         grad = grad.flatten(0, -2)
-        flat = attended.transpose(1, 2).flatten(2).flatten(0, 1)
-        grad_out = _weight_grad(ctx.arithmetic, out, grad, flat) if wanted[3] else None
-        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            (grad @ product_out).view(*shape[:-1], -1, query.shape[-1]).transpose(1, 2),
-            *_by_head(query, key, value),
+        grad_out = _weight_grad(ctx.arithmetic, out, grad, attended.flatten(2).flatten(0, 1)) if wanted[3] else None
+        grads = attend_backward(
+            (grad @ product_out).view(query.shape),
+            query,
+            key,
+            value,
             attended,
-            logsumexp,
-            0.0,
-            False,
-            attn_mask=mask,
-            scale=ctx.scale,
+            ctx.scale,
+            ctx.parts,
         )
-        # A key's head served several queries' heads: (rows, width, heads, of them, features).
-        shared = (
-            grads[0].transpose(1, 2),
-            *(g.transpose(1, 2).unflatten(2, (key.shape[2], -1)).sum(3) for g in grads[1:]),
-        )
-        turned = (*(_rotated(g, cos, -sin).to(grad.dtype) for g in shared[:2]), shared[2])
+        turned = [t.to(grad.dtype) for t in (*(_rotated(g, cos, -sin) for g in grads[:2]), grads[2])]
         of_products = [t.flatten(2).flatten(0, 1) for t in turned]
         narrow = ctx.again(*kept) if any(wanted[:3]) else None
         products = list(zip(of_products, (product_q, product_k, product_v), strict=True))
@@ -405,13 +397,6 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned_left.sub_(right * left_sin)  # not by addcmul, which rounds once less: an adapter's layers go the long way,
     turned_right.add_(left * right_sin)  # and a fresh one is to leave every bit as it was
     return turned
-
-
-def _by_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(rows, heads, width, features) each, keys and values repeated for the heads that share them."""
-    times = query.shape[2] // key.shape[2]
-    key, value = (t[:, :, :, None].expand(-1, -1, -1, times, -1).flatten(2, 3) for t in (key, value))
-    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 
 def _attention(module: nn.Module, arithmetic: Arithmetic) -> Iterator[Candidate]:

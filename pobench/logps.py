@@ -3,38 +3,61 @@ the hidden state at a token's predecessor predicts the token.
 
     log π(y | x) = Σ_t [ z_t[y_t] - logsumexp(z_t) ],   z_t = head(h_{t-1})
 
-The head runs on response positions alone, a tile of positions at a time, so that the (tokens × vocabulary) matrix never
-exists. The softmax and the sums are fp32. Where the head's weight is trained, the backward pass needs each tile's softmax:
-the first ones are kept, `KEPT_BYTES` of them, and the others computed again. A frozen head (an adapter is trained) is
-passed once: a token's log-probability depends on its own hidden state alone, so its slope there,
+The head runs on response positions alone, a tile of the vocabulary at a time, so that the (tokens × vocabulary) matrix
+never exists, and a micro-batch reads the weight, and adds to its gradient, once. The softmax and the sums are fp32; the
+logsumexp of all tiles is made of those of each. Where the head's weight is trained, the backward pass needs every tile's
+softmax: the first ones are kept, `KEPT_BYTES` of them, and the others computed again. A frozen head (an adapter is trained)
+is passed once: a token's log-probability depends on its own hidden state alone, so its slope there,
 
     ∂ log π(y_t) / ∂ h = weight[y_t] - softmax(z_t) @ weight,
 
-is one vector a token, made in the forward pass while the tile's softmax is at hand and kept in the hidden state's place.
+is one vector a token, made in the forward pass while the tiles' softmax is at hand and kept in the hidden state's place.
 The backward pass only scales it: no weight gradient, nothing recomputed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pobench.attention import BLOCK, block_mask, kind_of, take_matrices, takes_blocks
+from pobench.attention import BLOCK, block_mask, kind_of, take_matrices, take_parts, takes_blocks, takes_parts
 from pobench.compiled import compile_layers
 from pobench.layouts import WIDTH_STEP, Batch, Group, Layout, get_layout
 from pobench.lean import Arithmetic, add_products, make_lean
+from pobench.prefix_attention import lay_out
 from pobench.registry import PobenchError
 
 KEPT_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of a micro-batch's softmax, so that so much is not computed twice
+# Logits of a tile: on a CPU they should stay near the cache; on a GPU a small product wastes the chip.
+TILE_LOGITS = {"cpu": 2**22, "cuda": 2**27}
+LEAST_TILE = 512  # vocabulary entries
+
+
+class _Part(NamedTuple):
+    """A tile of the vocabulary. place: (tokens, 1) of each target in it, any where `holds`, (tokens,), says that it is not
+    there."""
+
+    entries: slice
+    place: Tensor
+    holds: Tensor
+
+    def put(self, values: Tensor, into: Tensor) -> None:
+        """Into (tokens, tile), in place: `values`, (tokens,), at the targets that are here."""
+        into.scatter_(1, self.place, torch.where(self.holds, values, into.gather(1, self.place)[:, 0])[:, None])
+
+    def add(self, values: Tensor, to: Tensor) -> None:
+        """`put`, adding."""
+        to.scatter_add_(1, self.place, torch.where(self.holds, values, 0.0).to(to.dtype)[:, None])
 
 
 class _Head(NamedTuple):
-    """How hidden states become logits. product_weight: the weight in the type of the matrix product. grad: where its
-    gradient is added, or None. room: bytes of softmax that may be kept for the backward pass."""
+    """How hidden states become logits. tile: vocabulary entries. product_weight: the weight in the type of the matrix
+    product. grad: where its gradient is added, or None. room: bytes of softmax that may be kept for the backward pass."""
 
     tile: int
     scale: float
@@ -48,30 +71,41 @@ class _Head(NamedTuple):
         """Of the matrix product."""
         return self.product_weight.dtype
 
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-        """(tokens, vocabulary) fp32. The target's own logit, whose rounding would go straight into the log-probability,
-        is computed in fp32 whatever the dtype of the product."""
-        logits = (hidden.to(self.dtype) @ self.product_weight.T).float()
-        if self.dtype != torch.float32:
-            exact = (hidden.float() * weight.index_select(0, target).float()).sum(-1)
-            logits.scatter_(1, target[:, None], exact[:, None])
+    @property
+    def sums(self) -> torch.dtype:
+        """Of what is added up tile by tile."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def parts(self, target: Tensor) -> Iterator[_Part]:
+        """The tiles, in order."""
+        for at in range(0, len(self.product_weight), self.tile):
+            entries = slice(at, min(at + self.tile, len(self.product_weight)))
+            place = target - at
+            holds = (place >= 0) & (place < entries.stop - at)
+            yield _Part(entries, place.clamp_(0, entries.stop - at - 1)[:, None], holds)
+
+    def own(self, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor | None:
+        """(tokens,) fp32 product for each target, whose rounding would go straight into the log-probability; None where
+        every product is as wide."""
+        if self.dtype == torch.float32:
+            return None
+        return (hidden.float() * weight.index_select(0, target).float()).sum(-1)
+
+    def logits(self, narrow: Tensor, bias: Tensor | None, part: _Part, own: Tensor | None) -> Tensor:
+        """(tokens, tile) fp32."""
+        logits = (narrow @ self.product_weight[part.entries].T).float()
+        if own is not None:
+            part.put(own, logits)
         if self.scale != 1.0:
             logits *= self.scale
         if bias is not None:
-            logits += bias.float()
+            logits += bias[part.entries].float()
         return torch.tanh_(logits.div_(self.softcap)).mul_(self.softcap) if self.softcap is not None else logits
 
-    def pull(self, logits: Tensor | None, softmax: Tensor, target: Tensor, by: Tensor) -> Tensor:
-        """(tokens, vocabulary) fp32 `by` · d logp / d(scaled logits before the cap) = by · (onehot - softmax).
-
-        logits: where there is a cap.
-        """
-        g = softmax * -by[:, None]
-        g.scatter_add_(1, target[:, None], by[:, None])
-        if self.softcap is not None:  # d/dz of softcap * tanh(z / softcap)
-            assert logits is not None
-            g *= 1 - (logits / self.softcap) ** 2
-        return g
+    def steepness(self, logits: Tensor) -> Tensor:
+        """d(capped) / d(scaled logits before the cap), of softcap · tanh(z / softcap)."""
+        assert self.softcap is not None
+        return 1 - (logits / self.softcap) ** 2
 
 
 class _TiledHead(torch.autograd.Function):
@@ -80,29 +114,36 @@ class _TiledHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: _Head) -> Tensor:
         want_hidden, *want_head = ctx.needs_input_grad[:3]
-        slope = torch.empty_like(hidden) if want_hidden and not any(want_head) else None
+        narrow, own = hidden.to(head.dtype), head.own(hidden, weight, target)
+        expected = torch.zeros_like(hidden, dtype=head.sums) if want_hidden and not any(want_head) else None
         room = head.room if any(want_head) and head.softcap is None else 0
         kept: list[Tensor] = []
-        logp = hidden.new_empty(len(target), dtype=torch.float32)
-        for at in range(0, len(target), head.tile):
-            part = slice(at, at + head.tile)
-            logits = head.logits(hidden[part], weight, bias, target[part])
-            # torch's log_softmax is one vectorised pass over a row; its logsumexp is several, and many times slower on a CPU
-            log_softmax = torch.log_softmax(logits, -1)
-            logp[part] = log_softmax.gather(1, target[part, None])[:, 0]
-            room -= log_softmax.numel() * head.dtype.itemsize
+        chosen = hidden.new_zeros(len(target), dtype=torch.float32)
+        logsumexp = torch.full_like(chosen, -math.inf)
+        for part in head.parts(target):
+            logits = head.logits(narrow, bias, part, own)
+            chosen = torch.where(part.holds, logits.gather(1, part.place)[:, 0], chosen)
+            peak = logits.amax(1)
+            steep = None if head.softcap is None or expected is None else head.steepness(logits)
+            mass = logits.sub_(peak[:, None]).exp_()
+            before, logsumexp = logsumexp, torch.logaddexp(logsumexp, peak + mass.sum(1).log())
+            room -= mass.numel() * head.dtype.itemsize
             if room >= 0:
-                softmax = log_softmax.exp_()
-                kept.append(softmax.to(head.dtype) if head.dtype.itemsize < softmax.dtype.itemsize else softmax)
-            if slope is not None:
-                g = head.pull(logits, log_softmax.exp_(), target[part], torch.ones_like(logp[part]))
-                slope[part] = (g.mul_(head.scale).to(head.dtype) @ head.product_weight).to(hidden.dtype)
-        if slope is None:
-            ctx.save_for_backward(hidden, weight, bias, target, *kept)
+                kept += [mass.to(head.dtype), peak]
+            if expected is not None:  # softmax(z) @ weight, of the tiles so far
+                mass *= (peak - logsumexp).exp()[:, None]
+                mass = mass if steep is None else mass * steep
+                expected *= (before - logsumexp).exp()[:, None]
+                add_products(expected, mass.to(head.dtype), head.product_weight[part.entries])
+        if expected is None:
+            ctx.save_for_backward(hidden, weight, bias, target, logsumexp, *kept)
         else:
-            ctx.save_for_backward(slope)
+            at_target = weight.index_select(0, target).to(head.sums)
+            if head.softcap is not None:
+                at_target *= head.steepness(chosen)[:, None]
+            ctx.save_for_backward(at_target.sub_(expected).mul_(head.scale).to(hidden.dtype))
         ctx.head = head
-        return logp
+        return chosen - logsumexp
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
@@ -110,36 +151,48 @@ class _TiledHead(torch.autograd.Function):
         if not (want_weight or want_bias):
             (slope,) = ctx.saved_tensors
             return (slope * grad[:, None]).to(slope.dtype), None, None, None, None
-        hidden, weight, bias, target, *kept = ctx.saved_tensors
+        hidden, weight, bias, target, logsumexp, *kept = ctx.saved_tensors
         head: _Head = ctx.head
-        grad_hidden = torch.empty_like(hidden) if want_hidden else None
+        narrow, own = hidden.to(head.dtype), head.own(hidden, weight, target)
+        grad_hidden = torch.zeros_like(hidden, dtype=head.sums) if want_hidden else None
         grad_weight = None
         if want_weight:
             grad_weight = torch.zeros_like(weight, dtype=torch.float32) if head.grad is None else head.grad
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if want_bias and bias is not None else None
-        for turn, at in enumerate(range(0, len(target), head.tile)):
-            part = slice(at, at + head.tile)
-            logits = None
-            if turn >= len(kept):
-                logits = head.logits(hidden[part], weight, bias, target[part])
-            softmax = kept[turn] if logits is None else torch.softmax(logits, -1)
-            g = head.pull(logits, softmax, target[part], grad[part])
+        for turn, part in enumerate(head.parts(target)):
+            # grad · d logp / d(scaled logits before the cap) = grad · (onehot - softmax)
+            if 2 * turn < len(kept):
+                mass, peak = kept[2 * turn : 2 * turn + 2]
+                g = mass * ((peak - logsumexp).exp() * -grad)[:, None]
+                part.add(grad, g)
+            else:
+                logits = head.logits(narrow, bias, part, own)
+                g = (logits - logsumexp[:, None]).exp_().mul_(-grad[:, None])
+                part.add(grad, g)
+                if head.softcap is not None:
+                    g *= head.steepness(logits)
             if grad_bias is not None:
-                grad_bias += g.sum(0)
+                grad_bias[part.entries] += g.sum(0)
             if head.scale != 1.0:
                 g *= head.scale
             g = g.to(head.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = (g @ head.product_weight).to(hidden.dtype)
+                add_products(grad_hidden, g, head.product_weight[part.entries])
             if grad_weight is not None:
-                add_products(grad_weight, g.T, hidden[part].to(head.dtype))
+                add_products(grad_weight[part.entries], g.T, narrow)
         return (
-            grad_hidden,
+            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
             None if grad_weight is None or head.grad is not None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(weight.dtype),
             None,
             None,
         )
+
+
+def tile_for(positions: int, device: str) -> int:
+    """Vocabulary entries per tile of the head: a power of two, so that tiles recur."""
+    wanted = TILE_LOGITS.get(device, TILE_LOGITS["cpu"]) // max(1, positions)
+    return max(LEAST_TILE, 1 << max(0, wanted.bit_length() - 1))
 
 
 class ResponseLogps(nn.Module):
@@ -149,8 +202,8 @@ class ResponseLogps(nn.Module):
     """
 
     def __init__(self, model: Any, tile: int | None = None, *, compiled: bool = False) -> None:
-        """tile: response positions per tile of the head; None: what suits the device. compiled: layers by torch.compile,
-        in place of the lean ones.
+        """tile: vocabulary entries per tile of the head; None: what suits the device and the number of positions. compiled:
+        layers by torch.compile, in place of the lean ones.
 
         `arithmetic.in_place`: head and linear layers add a weight's gradient to the one that is there, instead of handing
         autograd a matrix of the same size to add.
@@ -160,8 +213,9 @@ class ResponseLogps(nn.Module):
         self.arithmetic = Arithmetic() if compiled else make_lean(model.base_model)
         if compiled:
             compile_layers(model)
-        # On a CPU a tile of logits should stay near the cache; on a GPU a small product wastes the chip.
-        self.tile = tile or (128 if model.device.type == "cpu" else 4096)
+        if model.device.type == "cpu":
+            take_parts(model)
+        self.tile = tile
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
         self.mixed_windows = len(kinds) > 1
@@ -182,14 +236,16 @@ class ResponseLogps(nn.Module):
         )
 
     def _mask(self, batch: Batch, window: int | None, dtype: torch.dtype) -> Any:
-        """Blocks, truth values, or what is added to the scores: on a CPU sdpa is up to twice as fast with that as with
-        truth values."""
+        """Blocks, truth values, or what is added to the scores, which on a CPU carries its parts."""
         if takes_blocks(self.model):
             return block_mask(batch, window)
         mask = batch.mask(window)
         if not self.additive:
             return mask
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+        added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+        if takes_parts(self.model):
+            lay_out(batch.places, added)
+        return added
 
     def _masks(self, batch: Batch, dtype: torch.dtype) -> Any:
         """Made once for all layers: one mask, one for each kind of layer, or None where the model's own serves."""
@@ -210,14 +266,15 @@ class ResponseLogps(nn.Module):
             attention_mask=self._masks(batch, product_weight.dtype),
             use_cache=False,
         ).last_hidden_state
-        # As rows' widths do, the number of positions recurs: the last tile has a multiple of WIDTH_STEP, pads included.
+        # As rows' widths do, the number of positions recurs: it is a multiple of WIDTH_STEP, pads included.
         pads = -len(batch.target) % WIDTH_STEP
         previous, target = (torch.nn.functional.pad(t, (0, pads)) for t in (batch.previous, batch.target))
         wanted = hidden.flatten(0, 1).index_select(0, previous)
         bias = getattr(self.model.get_output_embeddings(), "bias", None)
         grad = self.arithmetic.grad(weight)
         room = KEPT_BYTES.get(device_type, 0) if torch.is_grad_enabled() else 0
-        head = _Head(self.tile, self.scale, self.softcap, product_weight, grad, room)
+        tile = self.tile or tile_for(len(target), device_type)
+        head = _Head(tile, self.scale, self.softcap, product_weight, grad, room)
         with torch.autocast(device_type, enabled=False):
             logp = _TiledHead.apply(wanted, weight, bias, target, head)[: len(batch.target)]
         return torch.zeros(batch.responses, device=logp.device).index_add(0, batch.sequence, logp)

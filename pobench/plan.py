@@ -31,6 +31,8 @@ from pobench.start_model import STAGES_ROOT, not_made, prepare_stage, read_demon
 from pobench.store import RunFolder
 from pobench.worker import INTERRUPTED, STAGES, Task, benchmarks_of, run
 
+SLOW_IMPORTS = ("fastchat.llm_judge.common",)  # of optional packages
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -177,7 +179,8 @@ def _one(task: Task) -> Outcome:
 def _fork(task: Task) -> int:
     """A child forked from a server that has imported everything and computed nothing: a clean process in no time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pobench.worker"])
+    # What the checks before the plan have had to import, every child needs too; it would take each of them seconds.
+    context.set_forkserver_preload(["pobench.worker", *(name for name in SLOW_IMPORTS if name in sys.modules)])
     child = context.Process(target=_child, args=(task,))
     child.start()
     try:

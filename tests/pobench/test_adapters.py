@@ -133,7 +133,7 @@ def test_a_frozen_head_is_passed_once_and_pulls_as_a_trained_one_does(start_mode
     monkeypatch.setattr(logps._Head, "logits", counted)
     monkeypatch.setattr(logps, "KEPT_BYTES", {})  # a trained head keeps nothing and passes every tile again
     batch = get_layout("shared_prefix").collate([Group.of(p) for p in pairs])
-    tiles = math.ceil(len(batch.target) / 16)
+    tiles = math.ceil(start_model.config.vocab_size / 16)
     weight = torch.linspace(-1, 1, batch.responses)
     grads = []
     for freeze in (False, True):

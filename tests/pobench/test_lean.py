@@ -316,10 +316,10 @@ def test_the_kept_softmax_changes_neither_value_nor_gradient(monkeypatch: pytest
     import pobench.logps
 
     results = []
-    for room in (0, 97 * 4 * 5 * 2, 2**20):  # none, two tiles of five positions, all
+    for room in (0, 32 * 4 * 15 * 2, 2**20):  # none, some, all of the tiles of fifteen entries
         monkeypatch.setattr(pobench.logps, "KEPT_BYTES", {"cpu": room})
         model = tiny("llama")
-        total = ResponseLogps(model, tile=5)(get_layout("shared_prefix").collate(some_groups(4)))
+        total = ResponseLogps(model, tile=15)(get_layout("shared_prefix").collate(some_groups(4)))
         total.sum().backward()
         results.append((total.detach(), model.lm_head.weight.grad, model.model.embed_tokens.weight.grad))
     for result in results[1:]:
