@@ -15,6 +15,7 @@ INSTRUMENT = """
     types
     registry files progress published
     numerics config sources rows layouts stats metrics checkpoint loss_page
+    prefix_attention
     attention compiled cross_loss
     gradients lean
     frames
