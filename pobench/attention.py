@@ -48,14 +48,15 @@ def take_blocks(model: Any) -> None:
 
 
 def take_matrices(model: Any) -> None:
-    """Undo `take_blocks`."""
+    """Undo `take_blocks` and `take_parts`."""
     model.set_attn_implementation(kind_of(model))
 
 
 def take_parts(model: Any) -> None:
     """Let a model on a processor whose attention is `sdpa` take masks that carry parts, where its attention can be
     exchanged."""
-    if kind_of(model) == "sdpa" and not takes_blocks(model) and model._can_set_attn_implementation():
+    able = getattr(model, "_can_set_attn_implementation", lambda: False)()
+    if able and kind_of(model) == "sdpa" and not takes_blocks(model):
         _register()
         model.set_attn_implementation(_PARTS)
 

@@ -213,7 +213,9 @@ class ResponseLogps(nn.Module):
         self.arithmetic = Arithmetic() if compiled else make_lean(model.base_model)
         if compiled:
             compile_layers(model)
-        if model.device.type == "cpu":
+        if compiled and takes_parts(model):
+            take_matrices(model)
+        elif model.device.type == "cpu" and not compiled:
             take_parts(model)
         self.tile = tile
         config = model.config.get_text_config()

@@ -158,3 +158,10 @@ def test_an_eager_model_keeps_its_attention() -> None:
     model = tiny("llama", "eager")
     take_parts(model)
     assert not takes_parts(model)
+
+
+def test_compiled_layers_have_the_models_own_attention() -> None:
+    model = tiny("llama")
+    take_parts(model)
+    ResponseLogps(model, compiled=True)
+    assert not takes_parts(model)
