@@ -20,9 +20,9 @@ from peers import StepClock, Work, in_child, load_pairs
 from pobench.registry import PobenchError
 
 KINDS = {  # kind: the beginnings of the operations' names; the first that fits counts
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn", "aten::mkldnn"),
-    "attention": ("aten::_scaled_dot_product",),
-    "softmax of the head": ("aten::_log_softmax", "aten::_softmax", "aten::exp", "aten::gather", "aten::scatter"),
+    "matrix products": ("aten::mm", "aten::addmm", "mkldnn", "aten::mkldnn"),
+    "attention's products and softmax": ("aten::_scaled_dot_product", "aten::bmm", "aten::_softmax"),
+    "softmax of the head": ("aten::amax", "aten::exp", "aten::gather", "aten::scatter"),
     "optimiser and clipping": ("aten::_fused_adam", "aten::_foreach_norm", "aten::_foreach_mul", "aten::linalg_vector"),
     "copies, casts and fills": ("aten::copy_", "aten::fill_", "aten::cat", "aten::empty", "aten::index", "aten::zero_"),
     "other elementwise work": ("aten::",),

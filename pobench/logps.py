@@ -38,7 +38,7 @@ TILE_LOGITS = {"cpu": 2**22, "cuda": 2**27}
 LEAST_TILE = 512  # vocabulary entries
 
 
-class _Part(NamedTuple):
+class _Tile(NamedTuple):
     """A tile of the vocabulary. place: (tokens, 1) of each target in it, any where `holds`, (tokens,), says that it is not
     there."""
 
@@ -76,13 +76,13 @@ class _Head(NamedTuple):
         """Of what is added up tile by tile."""
         return torch.promote_types(self.dtype, torch.float32)
 
-    def parts(self, target: Tensor) -> Iterator[_Part]:
+    def tiles(self, target: Tensor) -> Iterator[_Tile]:
         """The tiles, in order."""
         for at in range(0, len(self.product_weight), self.tile):
             entries = slice(at, min(at + self.tile, len(self.product_weight)))
             place = target - at
             holds = (place >= 0) & (place < entries.stop - at)
-            yield _Part(entries, place.clamp_(0, entries.stop - at - 1)[:, None], holds)
+            yield _Tile(entries, place.clamp_(0, entries.stop - at - 1)[:, None], holds)
 
     def own(self, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor | None:
         """(tokens,) fp32 product for each target, whose rounding would go straight into the log-probability; None where
@@ -91,15 +91,15 @@ class _Head(NamedTuple):
             return None
         return (hidden.float() * weight.index_select(0, target).float()).sum(-1)
 
-    def logits(self, narrow: Tensor, bias: Tensor | None, part: _Part, own: Tensor | None) -> Tensor:
+    def logits(self, narrow: Tensor, bias: Tensor | None, tile: _Tile, own: Tensor | None) -> Tensor:
         """(tokens, tile) fp32."""
-        logits = (narrow @ self.product_weight[part.entries].T).float()
+        logits = (narrow @ self.product_weight[tile.entries].T).float()
         if own is not None:
-            part.put(own, logits)
+            tile.put(own, logits)
         if self.scale != 1.0:
             logits *= self.scale
         if bias is not None:
-            logits += bias[part.entries].float()
+            logits += bias[tile.entries].float()
         return torch.tanh_(logits.div_(self.softcap)).mul_(self.softcap) if self.softcap is not None else logits
 
     def steepness(self, logits: Tensor) -> Tensor:
@@ -120,9 +120,9 @@ class _TiledHead(torch.autograd.Function):
         kept: list[Tensor] = []
         chosen = hidden.new_zeros(len(target), dtype=torch.float32)
         logsumexp = torch.full_like(chosen, -math.inf)
-        for part in head.parts(target):
-            logits = head.logits(narrow, bias, part, own)
-            chosen = torch.where(part.holds, logits.gather(1, part.place)[:, 0], chosen)
+        for tile in head.tiles(target):
+            logits = head.logits(narrow, bias, tile, own)
+            chosen = torch.where(tile.holds, logits.gather(1, tile.place)[:, 0], chosen)
             peak = logits.amax(1)
             steep = None if head.softcap is None or expected is None else head.steepness(logits)
             mass = logits.sub_(peak[:, None]).exp_()
@@ -134,7 +134,7 @@ class _TiledHead(torch.autograd.Function):
                 mass *= (peak - logsumexp).exp()[:, None]
                 mass = mass if steep is None else mass * steep
                 expected *= (before - logsumexp).exp()[:, None]
-                add_products(expected, mass.to(head.dtype), head.product_weight[part.entries])
+                add_products(expected, mass.to(head.dtype), head.product_weight[tile.entries])
         if expected is None:
             ctx.save_for_backward(hidden, weight, bias, target, logsumexp, *kept)
         else:
@@ -159,27 +159,27 @@ class _TiledHead(torch.autograd.Function):
         if want_weight:
             grad_weight = torch.zeros_like(weight, dtype=torch.float32) if head.grad is None else head.grad
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if want_bias and bias is not None else None
-        for turn, part in enumerate(head.parts(target)):
+        for turn, tile in enumerate(head.tiles(target)):
             # grad · d logp / d(scaled logits before the cap) = grad · (onehot - softmax)
             if 2 * turn < len(kept):
                 mass, peak = kept[2 * turn : 2 * turn + 2]
                 g = mass * ((peak - logsumexp).exp() * -grad)[:, None]
-                part.add(grad, g)
+                tile.add(grad, g)
             else:
-                logits = head.logits(narrow, bias, part, own)
+                logits = head.logits(narrow, bias, tile, own)
                 g = (logits - logsumexp[:, None]).exp_().mul_(-grad[:, None])
-                part.add(grad, g)
+                tile.add(grad, g)
                 if head.softcap is not None:
                     g *= head.steepness(logits)
             if grad_bias is not None:
-                grad_bias[part.entries] += g.sum(0)
+                grad_bias[tile.entries] += g.sum(0)
             if head.scale != 1.0:
                 g *= head.scale
             g = g.to(head.dtype)
             if grad_hidden is not None:
-                add_products(grad_hidden, g, head.product_weight[part.entries])
+                add_products(grad_hidden, g, head.product_weight[tile.entries])
             if grad_weight is not None:
-                add_products(grad_weight[part.entries], g.T, narrow)
+                add_products(grad_weight[tile.entries], g.T, narrow)
         return (
             None if grad_hidden is None else grad_hidden.to(hidden.dtype),
             None if grad_weight is None or head.grad is not None else grad_weight.to(weight.dtype),

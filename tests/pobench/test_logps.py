@@ -117,6 +117,19 @@ def test_the_tile_changes_neither_value_nor_gradient(tile: int) -> None:
     torch.testing.assert_close(results[0][1], results[1][1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "granite"])
+def test_a_frozen_head_pulls_as_a_trained_one_whatever_caps_or_scales_its_logits(name: str) -> None:
+    grads = []
+    for trained in (True, False):
+        model = tiny(name)
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=trained)
+        sums = ResponseLogps(model, tile=13)(get_layout("shared_prefix").collate(some_groups(3)))
+        (sums * torch.linspace(-1, 1, len(sums))).sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.base_model.parameters()]))
+    assert grads[0].norm() > 1e-3
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-5 * float(grads[0].norm()))
+
+
 def test_a_token_of_one_response_never_moves_the_other() -> None:
     model = tiny("llama")
     policy = ResponseLogps(model)
