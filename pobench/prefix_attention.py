@@ -5,7 +5,7 @@
 A row's (width × width) scores are mostly masked: a causal triangle's upper half, chosen against rejected, groups that
 share a row, pads. What is left is cut into blocks of queries, each with the keys up to its last query; a block is a
 handful of matrix products over two scratch buffers that stay where they are. Everything is fp32, whatever the type of the
-model's products: as exact as it gets, and on a processor faster than narrower scores with their casts.
+model's products: narrower scores would be somewhat faster, and rounded to three digits.
 
 The backward pass makes the scores S and their softmax P again, from queries and keys alone:
 
