@@ -118,15 +118,15 @@ def _parts_or(base: Any) -> Any:
             return base(module, query, key, value, attention_mask, **how)
         scale = how.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        dtype = _product_type(query)
+        dtype = product_type(query)
         by_token = (t.to(dtype).transpose(1, 2) for t in (query, key, value))
         return PrefixAttention.apply(*by_token, scale, parts), None
 
     return attention
 
 
-def _product_type(x: Tensor) -> torch.dtype:
-    """Autocast knows sdpa and not ours; rotated queries and keys come in fp32, values narrower."""
+def product_type(x: Tensor) -> torch.dtype:
+    """Of a matrix product of `x`, as autocast would have it: it knows torch's own operations and sdpa, and not ours."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -147,7 +147,7 @@ def _flex(
     odd = [name for name in ("s_aux", "position_bias") if how.get(name) is not None]
     if odd or how.get("dropout"):
         raise ValueError(f"FlexAttention is given no {', '.join([*odd, *(['dropout'] if how.get('dropout') else [])])}")
-    device, dtype = query.device.type, _product_type(query)
+    device, dtype = query.device.type, product_type(query)
     shared = query.shape[1] // key.shape[1]
     if shared & (shared - 1):  # its kernels share a head among a power of two
         key, value = (t.repeat_interleave(shared, dim=1) for t in (key, value))

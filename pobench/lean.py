@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pobench.attention import product_type
 from pobench.prefix_attention import attend, attend_backward, parts_under, whole_rows
 
 ROWS = 8192  # of a weight whose gradient is made at once where the product is narrower than the gradient
@@ -95,7 +96,7 @@ class Arithmetic:
 
     def weight(self, weight: Tensor) -> Tensor:
         """The weight in the type of the product."""
-        dtype = _product_type(weight)
+        dtype = product_type(weight)
         if self._narrowed is None or weight.dtype == dtype:
             return weight.to(dtype)
         if id(weight) not in self._narrowed:
@@ -115,17 +116,12 @@ class Arithmetic:
 
     def input(self, x: Tensor) -> Tensor:
         """(tokens, features) in the type of the product; queries, keys and values share one cast."""
-        dtype = _product_type(x)
+        dtype = product_type(x)
         if x.dtype == dtype:
             return x.flatten(0, -2)
         if self._input is None or self._input[0]() is not x or self._input[1].dtype != dtype:
             self._input = (weakref.ref(x), x.detach().to(dtype).flatten(0, -2))
         return self._input[1]
-
-
-def _product_type(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:

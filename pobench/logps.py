@@ -136,7 +136,7 @@ class _TiledHead(torch.autograd.Function):
                 expected *= (before - logsumexp).exp()[:, None]
                 add_products(expected, mass.to(head.dtype), head.product_weight[tile.entries])
         if expected is None:
-            ctx.save_for_backward(hidden, weight, bias, target, logsumexp, *kept)
+            ctx.save_for_backward(hidden, weight, bias, target, own, logsumexp, *kept)
         else:
             at_target = weight.index_select(0, target).to(head.sums)
             if head.softcap is not None:
@@ -151,9 +151,9 @@ class _TiledHead(torch.autograd.Function):
         if not (want_weight or want_bias):
             (slope,) = ctx.saved_tensors
             return (slope * grad[:, None]).to(slope.dtype), None, None, None, None
-        hidden, weight, bias, target, logsumexp, *kept = ctx.saved_tensors
+        hidden, weight, bias, target, own, logsumexp, *kept = ctx.saved_tensors
         head: _Head = ctx.head
-        narrow, own = hidden.to(head.dtype), head.own(hidden, weight, target)
+        narrow = hidden.to(head.dtype)
         grad_hidden = torch.zeros_like(hidden, dtype=head.sums) if want_hidden else None
         grad_weight = None
         if want_weight:
