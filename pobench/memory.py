@@ -29,6 +29,7 @@ SHARE = 0.8  # of the free memory that a micro-batch may take; the rest is for w
 MOST_TOKENS = {"cpu": MICRO_TOKENS, "cuda": 32_768}
 SECONDS_BETWEEN_SAMPLES = 0.001
 GIB = 1024**3
+KERNELS = 64  # twice what one micro-batch multiplies: all layers have the same few shapes
 _M_MMAP_THRESHOLD = -3  # as glibc's malloc.h has it
 
 
@@ -58,6 +59,16 @@ def keep_large_tensors_apart() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
+def keep_few_kernels() -> None:
+    """Let no more than `KERNELS` compiled kernels of narrow products be kept. To be called before the first such product.
+
+    oneDNN compiles one for every shape (half a millisecond, about a megabyte), and PyTorch holds a thousand: with
+    micro-batches of ever other shapes, memory grows for hundreds of steps. Who has set the variables keeps them.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KERNELS))
 
 
 def give_back_freed_memory() -> None:

@@ -26,7 +26,14 @@ from pobench.compiled import is_compiled
 from pobench.config import MICRO_TOKENS, LoopConfig, TrainConfig
 from pobench.layouts import Batch, Group, Layout
 from pobench.logps import ResponseLogps, choose_layout
-from pobench.memory import Choice, choose, give_back_freed_memory, keep_large_tensors_apart, peak_memory
+from pobench.memory import (
+    Choice,
+    choose,
+    give_back_freed_memory,
+    keep_few_kernels,
+    keep_large_tensors_apart,
+    peak_memory,
+)
 from pobench.objectives import Compute, Objective, PreferenceObjective, Start
 from pobench.reference import ReferenceCache
 from pobench.registry import Loss, PobenchError
@@ -212,6 +219,8 @@ def minimise(
     if device.type == "cpu" and accelerator.mixed_precision == "no":
         # Narrow products and casts come and go all the time: to touch fresh pages for each costs more than holes do.
         keep_large_tensors_apart()
+    elif device.type == "cpu":
+        keep_few_kernels()
     for module in model.modules():  # dropout off: the reference has none either
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -189,3 +190,33 @@ def test_freed_tensors_between_kept_ones_go_back_to_the_system() -> None:
     }
     assert freed["apart"] > 70 * 2**20, freed
     assert freed["apart"] > freed["together"], freed  # else glibc does as much unasked, and the call is for nothing
+
+
+KERNELS = """
+import sys, torch
+from pobench.memory import _resident, keep_few_kernels
+if sys.argv[1] == "few":
+    keep_few_kernels()
+weight, x = torch.randn(512, 512).bfloat16(), torch.randn(900, 512).bfloat16()
+x @ weight
+before = _resident()
+for tokens in range(100, 500):
+    x[:tokens] @ weight
+print(_resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_narrow_products_of_ever_other_shapes_do_not_fill_the_memory() -> None:
+    free = {k: v for k, v in os.environ.items() if k not in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")}
+    grown = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", KERNELS, how], capture_output=True, text=True, check=True, env=free
+            ).stdout
+        )
+        for how in ("few", "all")
+    }
+    if grown["all"] < 50 * 2**20:
+        pytest.skip("this processor's narrow products are not compiled shape by shape")
+    assert grown["few"] < 0.5 * grown["all"], grown
