@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from pobench.layouts import Batch
-from pobench.prefix_attention import PrefixAttention, parts_under
+from pobench.prefix_attention import PrefixAttention, parts_under, whole_mask
 from pobench.registry import PobenchError
 
 BLOCK = 128  # tokens; FlexAttention's own block, so a row is as wide as a multiple of it
@@ -115,7 +115,8 @@ def _parts_or(base: Any) -> Any:
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **how: Any) -> Any:
         parts = None if attention_mask is None else parts_under(attention_mask)
         if parts is None or how.get("dropout") or how.get("position_bias") is not None:
-            return base(module, query, key, value, attention_mask, **how)
+            whole = None if attention_mask is None else whole_mask(attention_mask)
+            return base(module, query, key, value, whole, **how)
         scale = how.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         dtype = product_type(query)

@@ -133,17 +133,24 @@ def get_layout(name: str, **settings: Any) -> Layout:
 
 @register_layout("shared_prefix")
 class SharedPrefix:
-    """One row holds a prompt and its responses; short groups share a row with others, up to the longest group's width."""
+    """One row holds a prompt and its responses; short groups share a row with others, up to the longest group's width.
+
+    one_row: all groups of a micro-batch lie in one row, which has no room left; for attention that computes nothing
+    between groups, whose cost a row's width does not change.
+    """
 
     name = "shared_prefix"
 
-    def __init__(self, *, width_step: int = WIDTH_STEP) -> None:
+    def __init__(self, *, width_step: int = WIDTH_STEP, one_row: bool = False) -> None:
         """width_step: a row's width is a multiple of it."""
-        self.width_step = width_step
+        self.width_step, self.one_row = width_step, one_row
 
     def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
-        """Longest first, so that rows of a micro-batch have like widths; the width is set by its first (longest) group."""
+        """Longest first. A single row goes into the first micro-batch with room for it."""
         order = sorted(range(len(groups)), key=lambda i: (-groups[i].tokens, i))
+        if self.one_row:
+            return _first_fit(order, groups, budget // self.width_step * self.width_step)
+        # Rows of a micro-batch have like widths: its first (longest) group sets the width.
         batches: list[list[int]] = []
         room: list[int] = []  # free tokens in each row of the open micro-batch
         width = rows_left = 0
@@ -165,17 +172,9 @@ class SharedPrefix:
         return batches
 
     def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
-        width = self._width(max(g.tokens for g in groups))
-        rows: list[list[int]] = []  # first fit, as planned
-        room: list[int] = []
-        for i, group in enumerate(groups):
-            row = next((r for r, free in enumerate(room) if free >= group.tokens), None)
-            if row is None:
-                rows.append([])
-                room.append(width)
-                row = len(rows) - 1
-            rows[row].append(i)
-            room[row] -= group.tokens
+        tokens = [g.tokens for g in groups]
+        width = self._width(sum(tokens) if self.one_row else max(tokens))
+        rows = _first_fit(range(len(groups)), groups, width)  # as planned
 
         first = [0]
         for group in groups:
@@ -210,6 +209,22 @@ class SharedPrefix:
 
     def _width(self, tokens: int) -> int:
         return -(-tokens // self.width_step) * self.width_step
+
+
+def _first_fit(order: Sequence[int], groups: Sequence[Group], size: int) -> list[list[int]]:
+    """Groups (by index), in that order, each in the first bin of `size` tokens with room for it; what fits in none, however
+    empty, has a bin of its own."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in order:
+        need = groups[i].tokens
+        place = next((b for b, free in enumerate(room) if free >= need), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(max(size, need))
+        bins[place].append(i)
+        room[place] -= need
+    return bins
 
 
 @register_layout("padded")

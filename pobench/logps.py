@@ -29,7 +29,7 @@ from pobench.attention import BLOCK, block_mask, kind_of, take_matrices, take_pa
 from pobench.compiled import compile_layers
 from pobench.layouts import WIDTH_STEP, Batch, Group, Layout, get_layout
 from pobench.lean import Arithmetic, add_products, make_lean
-from pobench.prefix_attention import lay_out
+from pobench.prefix_attention import added_mask, parts_of, standing_for
 from pobench.registry import PobenchError
 
 KEPT_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of a micro-batch's softmax, so that so much is not computed twice
@@ -233,21 +233,21 @@ class ResponseLogps(nn.Module):
 
     def layout(self, name: str) -> Layout:
         """The layout as this model takes it best."""
-        return get_layout(
-            name, **({"width_step": BLOCK} if name == "shared_prefix" and takes_blocks(self.model) else {})
-        )
+        if name == "shared_prefix" and takes_blocks(self.model):
+            return get_layout(name, width_step=BLOCK)
+        if name == "shared_prefix" and takes_parts(self.model):
+            return get_layout(name, one_row=True)
+        return get_layout(name)
 
     def _mask(self, batch: Batch, window: int | None, dtype: torch.dtype) -> Any:
-        """Blocks, truth values, or what is added to the scores, which on a CPU carries its parts."""
+        """Blocks, parts, truth values, or what is added to the scores."""
         if takes_blocks(self.model):
             return block_mask(batch, window)
-        mask = batch.mask(window)
-        if not self.additive:
-            return mask
-        added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-        if takes_parts(self.model):
-            lay_out(batch.places, added)
-        return added
+        if takes_parts(self.model) and batch.places:
+            rows, width = batch.input_ids.shape
+            parts = parts_of(batch.places, window)
+            return standing_for(parts, lambda: added_mask(batch.mask(window), dtype), (rows, 1, width, width), dtype)
+        return added_mask(batch.mask(window), dtype) if self.additive else batch.mask(window)
 
     def _masks(self, batch: Batch, dtype: torch.dtype) -> Any:
         """Made once for all layers: one mask, one for each kind of layer, or None where the model's own serves."""
@@ -304,8 +304,8 @@ def _longer(group: Group) -> Group:
 def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = "auto") -> tuple[str, str]:
     """(layout name, why). `auto` takes the shared prefix where the model proves, on the first groups, that it computes the
     same sums as one sequence at a time; models whose attention ignores a custom mask get the padded layout. Blocks of
-    attention are tried first, in two sizes, and on a GPU their backward pass has to run; where they fail, the model goes
-    back to matrices.
+    attention are tried first, in two sizes, and on a GPU their backward pass has to run, or its parts on a processor;
+    where they fail, the model goes back to matrices.
 
     Raises PobenchError if even the padded layout disagrees with the model's own logits (an unknown kind of head).
     """
@@ -330,7 +330,9 @@ def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = 
     def proven(name: str) -> str:
         """How well it agrees; "" where it does not, with a fault noted."""
         blocks = name == "shared_prefix" and takes_blocks(policy.model)
-        layout, called = policy.layout(name), f"{name} by blocks" if blocks else name
+        parts = name == "shared_prefix" and takes_parts(policy.model)
+        how = " by blocks" if blocks else " by parts" if parts else ""
+        layout, called = policy.layout(name), name + how
         # Kernels are compiled for one size, and once more for sizes that change: more rows, and wider ones.
         trials = [trial, [*map(_longer, trial), *trial]] if blocks else [trial]
         try:
@@ -349,7 +351,7 @@ def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = 
 
     for name in ("shared_prefix", "padded") if wanted == "auto" else (wanted,):
         why = proven(name)
-        if not why and name == "shared_prefix" and takes_blocks(policy.model):
+        if not why and name == "shared_prefix" and (takes_blocks(policy.model) or takes_parts(policy.model)):
             take_matrices(policy.model)
             why = proven(name)
         if why:

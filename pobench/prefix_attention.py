@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ SCORES = 2**21  # of a block at most, all heads together: 8 MB
 
 
 class Part(NamedTuple):
-    """Queries of a row, and what they see. keys: slices of the same row, in order. bias: (queries, keys) fp32, added to the
+    """Queries of a row, and what they see. keys: slices of the same row, in order. bias: (queries, keys), added to the
     scores. causal: the last keys are the queries themselves, and none looks ahead."""
 
     row: int
@@ -39,32 +40,65 @@ class Part(NamedTuple):
     causal: bool
 
 
-def parts_of(places: Sequence[Place], mask: Tensor) -> list[Part]:
-    """Of groups that lie in rows, under the mask that is added to the scores, (rows, 1, width, width): it says all that they
-    do, and within a window more."""
+class _Laid(NamedTuple):
+    """What a mask that stands for its parts carries. whole: makes the mask that it stands for."""
+
+    parts: list[Part]
+    whole: Callable[[], Tensor]
+
+
+def parts_of(places: Sequence[Place], window: int | None = None) -> list[Part]:
+    """Of groups that lie in rows. window: no token sees one that stands so many positions before it, or more."""
     parts = []
     for row, start, prompt, (first, *others) in places:
-        whole = mask[row, 0]
         asked, at = slice(start, start + prompt), start + prompt + first
         queries = slice(start, at)
-        parts.append(Part(row, queries, (queries,), whole[queries, queries].float().contiguous(), True))
+        parts.append(Part(row, queries, (queries,), _triangle(prompt + first, window), True))
         for tokens in others:
             queries = slice(at, at + tokens)
-            bias = torch.cat((whole[queries, asked], whole[queries, queries]), 1).float()
-            parts.append(Part(row, queries, (asked, queries), bias, True))
+            parts.append(Part(row, queries, (asked, queries), _triangle(prompt + tokens, window)[prompt:], True))
             at += tokens
     return parts
 
 
-def lay_out(places: Sequence[Place], mask: Tensor) -> None:
-    """Let `mask` itself carry its parts to whoever computes attention under it."""
-    if places:
-        mask.prefix_parts = parts_of(places, mask)  # type: ignore[attr-defined]
+def standing_for(parts: list[Part], whole: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A mask that holds nothing, of the (rows, 1, width, width) that `whole` would make: it carries its parts to whoever
+    computes attention under it, and to everybody else it is NaN, which no check passes over."""
+    mask = torch.full((1, 1, 1, 1), math.nan, dtype=dtype).expand(*shape)
+    mask.laid = _Laid(parts, cache(whole))  # type: ignore[attr-defined]
+    return mask
 
 
 def parts_under(mask: Tensor) -> list[Part] | None:
-    """Of a mask that was laid out; None of any other."""
-    return getattr(mask, "prefix_parts", None)
+    """Of a mask that stands for its parts; None of any other."""
+    laid: _Laid | None = getattr(mask, "laid", None)
+    return None if laid is None else laid.parts
+
+
+def whole_mask(mask: Tensor) -> Tensor:
+    """What a mask that stands for its parts stands for; any other itself."""
+    laid: _Laid | None = getattr(mask, "laid", None)
+    return mask if laid is None else laid.whole()
+
+
+def added_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores: nothing where `visible`, and else the least number of the type."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+_triangles: dict[int | None, Tensor] = {}
+
+
+def _triangle(tokens: int, window: int | None) -> Tensor:
+    """(tokens, tokens) fp32, added to the scores of one causal sequence. A corner of the largest that was asked for, which
+    is kept: positions count from the prompt's start, so every part's bias is some lines of it."""
+    found = _triangles.get(window)
+    if found is None or len(found) < tokens:
+        at = torch.arange(-(-tokens // QUERIES) * QUERIES)
+        before = at[:, None] - at
+        found = added_mask((before >= 0) & (before < (window or len(at))), torch.float32)
+        _triangles[window] = found
+    return found[:tokens, :tokens]
 
 
 def whole_rows(mask: Tensor) -> list[Part]:

@@ -142,11 +142,13 @@ def test_a_token_of_one_response_never_moves_the_other() -> None:
     assert abs(a[1] - b[1]) > 1e-2
 
 
-@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize(
+    ("layout", "how"), [("shared_prefix", {}), ("shared_prefix", {"one_row": True}), ("padded", {})]
+)
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
-def test_a_plan_holds_every_group_once_and_keeps_to_its_budget(layout: str, budget: int) -> None:
+def test_a_plan_holds_every_group_once_and_keeps_to_its_budget(layout: str, how: dict, budget: int) -> None:
     groups = some_groups(40)
-    strategy = get_layout(layout)
+    strategy = get_layout(layout, **how)
     plan = strategy.plan(groups, budget)
     assert sorted(i for batch in plan for i in batch) == list(range(40))
     for batch in plan:
