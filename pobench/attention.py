@@ -11,14 +11,16 @@ other (one sequence, padded rows, answers) is what it would have been: `sdpa`, o
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from pobench.layouts import Batch
+from pobench.layouts import Batch, Place
 from pobench.prefix_attention import PrefixAttention, parts_under, whole_mask
 from pobench.registry import PobenchError
 
@@ -78,9 +80,60 @@ def kind_of(model: Any) -> str:
 
 
 def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
-    """`batch.sees(window)` block by block; made once a batch, for all layers."""
+    """`batch.sees(window)` block by block; made once a batch, for all layers. From where its groups lie, on the processor:
+    nothing is asked of the device, and no (width × width) matrix is made."""
     rows, width = batch.input_ids.shape
-    return create_block_mask(batch.sees(window), rows, None, width, width, device=batch.input_ids.device)
+    device = batch.input_ids.device
+    seeing = _blocks_that_see(batch.places, rows, width // BLOCK, window)
+    partly, of_partly, wholly, of_wholly = (
+        t.to(device, non_blocking=True) for blocks in seeing for t in _listed(blocks)
+    )
+    return BlockMask.from_kv_blocks(
+        partly,
+        of_partly,
+        wholly,
+        of_wholly,
+        BLOCK_SIZE=BLOCK,
+        mask_mod=batch.sees(window),
+        seq_lengths=(width, width),
+    )
+
+
+def _blocks_that_see(places: Sequence[Place], rows: int, blocks: int, window: int | None) -> tuple[Tensor, Tensor]:
+    """(rows, blocks of queries, blocks of keys) bool: of which some token sees another, but not all see all; and all."""
+    some = torch.eye(blocks, dtype=torch.bool).repeat(rows, 1, 1)  # at the least every token sees itself
+    pairs = torch.zeros(some.shape, dtype=torch.int32)  # of tokens of which one certainly sees the other
+    for row, start, prompt, responses in places:
+        asked = range(start, start + prompt)
+        spans, at = [(asked, 0)], asked.stop
+        for tokens in responses:
+            spans.append((range(at, at + tokens), prompt))
+            at += tokens
+        for span in spans:
+            for seen in (spans[0], span) if span is not spans[0] else (span,):
+                for q, queries in _cut(*span):
+                    for k, keys in _cut(*seen):
+                        # Positions of tokens; in an earlier block all stand before the query.
+                        if k >= q or (window is not None and queries.start - keys[-1] >= window):
+                            continue
+                        some[row, q, k] = True
+                        if window is None or queries[-1] - keys.start < window:
+                            pairs[row, q, k] += len(queries) * len(keys)
+    wholly = pairs == BLOCK**2
+    return some & ~wholly, wholly
+
+
+def _cut(tokens: range, position: int) -> list[tuple[int, range]]:
+    """(block, positions of the tokens in it), block by block. position: of the first token."""
+    cuts = sorted({tokens.start, *range(-(-tokens.start // BLOCK) * BLOCK, tokens.stop, BLOCK), tokens.stop})
+    shift = position - tokens.start
+    return [(a // BLOCK, range(a + shift, b + shift)) for a, b in pairwise(cuts)]
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many, (rows, 1, blocks), and which, (rows, 1, blocks, blocks), the true ones first, as FlexAttention has them."""
+    which = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[:, None], which.to(torch.int32)[:, None].contiguous()
 
 
 @cache

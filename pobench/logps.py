@@ -234,7 +234,7 @@ class ResponseLogps(nn.Module):
     def layout(self, name: str) -> Layout:
         """The layout as this model takes it best."""
         if name == "shared_prefix" and takes_blocks(self.model):
-            return get_layout(name, width_step=BLOCK)
+            return get_layout(name, width_step=BLOCK, one_row=True)
         if name == "shared_prefix" and takes_parts(self.model):
             return get_layout(name, one_row=True)
         return get_layout(name)
@@ -333,7 +333,7 @@ def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = 
         parts = name == "shared_prefix" and takes_parts(policy.model)
         how = " by blocks" if blocks else " by parts" if parts else ""
         layout, called = policy.layout(name), name + how
-        # Kernels are compiled for one size, and once more for sizes that change: more rows, and wider ones.
+        # Kernels are compiled for one width of a row, and once more for widths that change.
         trials = [trial, [*map(_longer, trial), *trial]] if blocks else [trial]
         try:
             off = max(furthest(layout, t, blocks and policy.model.device.type != "cpu") for t in trials)

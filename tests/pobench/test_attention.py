@@ -6,10 +6,14 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_logps import CONFIGS, some_groups, tiny
+from torch.nn.attention.flex_attention import create_block_mask
 
 from pobench import attention
 from pobench.attention import BLOCK, block_mask, kind_of, take_blocks, take_matrices, takes_blocks, use_flex
+from pobench.layouts import Group, get_layout
 from pobench.logps import ResponseLogps, choose_layout, plain_logps
 from pobench.registry import PobenchError
 
@@ -65,6 +69,29 @@ def test_a_block_of_strangers_is_left_out() -> None:
     assert in_a_row > 4
     causal = len(batch.input_ids) * in_a_row * (in_a_row + 1) / 2
     assert blocks.to_dense().sum() < 0.8 * causal
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 400), st.lists(st.integers(1, 300), min_size=1, max_size=3)), min_size=1, max_size=4
+    ),
+    st.sampled_from([None, 1, 130, 300]),
+    st.booleans(),
+)
+def test_the_blocks_are_those_of_the_whole_mask(lengths, window, one_row) -> None:
+    groups = [Group((1,) * prompt, tuple((2,) * n for n in answers)) for prompt, answers in lengths]
+    batch = get_layout("shared_prefix", width_step=BLOCK, one_row=one_row).collate(groups)
+    rows, width = batch.input_ids.shape
+    ours = block_mask(batch, window)
+    theirs = create_block_mask(batch.sees(window), rows, None, width, width, device="cpu")
+    assert ours.shape == theirs.shape
+    assert torch.equal(ours.to_dense(), theirs.to_dense())
+    for mine, other in (
+        (ours.kv_num_blocks, theirs.kv_num_blocks),
+        (ours.full_kv_num_blocks, theirs.full_kv_num_blocks),
+    ):
+        assert mine.dtype == other.dtype and torch.equal(mine, other)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
