@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from pobench import plot
 from pobench.files import whole, write_text
 from pobench.registry import PobenchError
-from pobench.tables import clean, make_table, to_markdown
+from pobench.tables import clean, make_table, show_number, to_markdown
 from pobench.types import Estimate
 
 # No loss's colours: what is compared here are programs.
@@ -288,10 +288,10 @@ def _bar(ax: Axes, place: int, value: float, colour: str, ends: tuple[float, flo
     if ends is not None:
         ax.plot(ends, [place, place], color=plot.LOOKS["dpo"].colour, linewidth=1.2)
     farthest = max(value, ends[1] if ends else value)
-    text = f"{value:,.0f}".replace(",", "\u202f") if value >= 1000 else f"{value:.3g}"
     ax.annotate(
-        text, (farthest, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5, color=plot.FAINT
-    )
+        show_number(value), (farthest, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,
+        color=plot.FAINT,
+    )  # fmt: skip
 
 
 def _bars_axis(ax: Axes, labels: list[str], unit: str) -> None:

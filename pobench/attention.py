@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -104,21 +104,21 @@ def _blocks_that_see(places: Sequence[Place], rows: int, blocks: int, window: in
     some = torch.eye(blocks, dtype=torch.bool).repeat(rows, 1, 1)  # at the least every token sees itself
     pairs = torch.zeros(some.shape, dtype=torch.int32)  # of tokens of which one certainly sees the other
     for row, start, prompt, responses in places:
-        asked = range(start, start + prompt)
-        spans, at = [(asked, 0)], asked.stop
+        at = start + prompt
+        asked = _cut(range(start, at), 0)
+        spans = [asked]
         for tokens in responses:
-            spans.append((range(at, at + tokens), prompt))
+            spans.append(_cut(range(at, at + tokens), prompt))
             at += tokens
-        for span in spans:
-            for seen in (spans[0], span) if span is not spans[0] else (span,):
-                for q, queries in _cut(*span):
-                    for k, keys in _cut(*seen):
-                        # Positions of tokens; in an earlier block all stand before the query.
-                        if k >= q or (window is not None and queries.start - keys[-1] >= window):
-                            continue
-                        some[row, q, k] = True
-                        if window is None or queries[-1] - keys.start < window:
-                            pairs[row, q, k] += len(queries) * len(keys)
+        for own in spans:
+            seen = own if own is asked else asked + own
+            for (q, queries), (k, keys) in product(own, seen):
+                # Positions of tokens; in an earlier block all stand before the query.
+                if k >= q or (window is not None and queries.start - keys[-1] >= window):
+                    continue
+                some[row, q, k] = True
+                if window is None or queries[-1] - keys.start < window:
+                    pairs[row, q, k] += len(queries) * len(keys)
     wholly = pairs == BLOCK**2
     return some & ~wholly, wholly
 

@@ -11,6 +11,7 @@ Nothing here touches a model; `logps.py` turns the answer into log-probabilities
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Protocol
@@ -146,10 +147,10 @@ class SharedPrefix:
         self.width_step, self.one_row = width_step, one_row
 
     def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
-        """Longest first. A single row goes into the first micro-batch with room for it."""
+        """Longest first. What lies in one row goes into the fullest micro-batch with room for it."""
         order = sorted(range(len(groups)), key=lambda i: (-groups[i].tokens, i))
         if self.one_row:
-            return _first_fit(order, groups, budget // self.width_step * self.width_step)
+            return _best_fit(order, groups, budget // self.width_step * self.width_step)
         # Rows of a micro-batch have like widths: its first (longest) group sets the width.
         batches: list[list[int]] = []
         room: list[int] = []  # free tokens in each row of the open micro-batch
@@ -209,6 +210,23 @@ class SharedPrefix:
 
     def _width(self, tokens: int) -> int:
         return -(-tokens // self.width_step) * self.width_step
+
+
+def _best_fit(order: Sequence[int], groups: Sequence[Group], size: int) -> list[list[int]]:
+    """As `_first_fit`, each in the fullest bin with room for it: found among any number of bins at once."""
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
+    for i in order:
+        need = groups[i].tokens
+        at = bisect_left(room, (need, 0))
+        if at < len(room):
+            free, place = room.pop(at)
+        else:
+            free, place = max(size, need), len(bins)
+            bins.append([])
+        bins[place].append(i)
+        insort(room, (free - need, place))
+    return bins
 
 
 def _first_fit(order: Sequence[int], groups: Sequence[Group], size: int) -> list[list[int]]:

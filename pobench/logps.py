@@ -303,9 +303,9 @@ def _longer(group: Group) -> Group:
 
 def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = "auto") -> tuple[str, str]:
     """(layout name, why). `auto` takes the shared prefix where the model proves, on the first groups, that it computes the
-    same sums as one sequence at a time; models whose attention ignores a custom mask get the padded layout. Blocks of
-    attention are tried first, in two sizes, and on a GPU their backward pass has to run, or its parts on a processor;
-    where they fail, the model goes back to matrices.
+    same sums as one sequence at a time; models whose attention ignores a custom mask get the padded layout. Attention
+    by blocks (in two sizes, and on a GPU with the backward pass) or by parts is tried first; where it fails, the model goes
+    back to matrices.
 
     Raises PobenchError if even the padded layout disagrees with the model's own logits (an unknown kind of head).
     """
