@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import SHADE, look_of
+from pobench.results import stats
+from pobench.results.arms import Arm, arms_of, home_of, scores_by_prompt
 from pobench.types import Estimate
 
 OUTCOMES = [(0.0, "loses"), (0.5, "ties"), (1.0, "wins")]
@@ -19,11 +22,11 @@ def beside_dpo(runs: pd.DataFrame, verdicts: pd.DataFrame, *, rival: str = "dpo"
     better, in its colour; left of and above it DPO does, in orange. Two losses of the same win rate may win on
     different prompts. (In the paper, against GPT-4's answers on AlpacaEval 2 and Mistral-Base, SimPO alone wins 9.6 % of
     prompts and DPO alone 2.6 %.)"""
-    dpo, start = stats.home(runs, rival), next((arm for arm in stats.arms(runs) if arm.is_start), None)
+    dpo, start = home_of(runs, rival), next((arm for arm in arms_of(runs) if arm.is_start), None)
     if dpo is None or start is None:
         raise plot.NothingToDraw("No run of DPO stands beside its start model.")
-    arms = [arm for arm in stats.arms(runs) if not arm.is_start and arm != dpo]
-    table = stats.by_prompt(verdicts, [start, dpo, *arms])
+    arms = [arm for arm in arms_of(runs) if not arm.is_start and arm != dpo]
+    table = scores_by_prompt(verdicts, [start, dpo, *arms])
     arms = [arm for arm in arms if arm.id in table and {start.id, dpo.id} <= set(table)]
     if not arms:
         raise plot.NothingToDraw("DPO was not judged beside another loss and the start model.")
@@ -51,14 +54,14 @@ def _shares(ours: np.ndarray, theirs: np.ndarray) -> dict[tuple[str, str], Estim
     return dict(zip(cells, stats.means(inside, [stats.UNIT] * len(cells)), strict=True))
 
 
-def _square(ax: plot.Axes, arm: stats.Arm, dpo: stats.Arm, shares: dict[tuple[str, str], Estimate]) -> None:
+def _square(ax: plot.Axes, arm: Arm, dpo: Arm, shares: dict[tuple[str, str], Estimate]) -> None:
     names = [name for _, name in OUTCOMES]
     for (down, across), e in shares.items():
         x, y = names.index(across), names.index(down)
-        fill = {"color": plot.SHADE}
+        fill = {"color": SHADE}
         if x != y and not np.isnan(e.value):
             fill = {
-                "color": plot.look((arm if x > y else dpo).loss).colour,
+                "color": look_of((arm if x > y else dpo).loss).colour,
                 "alpha": 0.08 + 0.8 * min(1.0, 2 * e.value),
             }
         ax.add_patch(plot.rectangle(x + 0.02, y + 0.02, 0.96, 0.96, **fill))

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pobench import stats
-from pobench.plot import NothingToDraw
 from pobench.registry import register_table
+from pobench.reporting.plot import NothingToDraw
+from pobench.results.arms import Arm, arms_of, home_of, lines_of, of_arm, pooled, score_of
 from pobench.types import Estimate
 
 
@@ -102,34 +102,32 @@ def _table(
     return table
 
 
-def _arm(runs: pd.DataFrame, loss: str, where: str) -> stats.Arm | None:
+def _arm(runs: pd.DataFrame, loss: str, where: str) -> Arm | None:
     """The arm that the paper's row is about: the loss at home, or where it stands on a line along one setting."""
     if loss == "start":
-        return next((arm for arm in stats.arms(runs) if arm.is_start), None)
+        return next((arm for arm in arms_of(runs) if arm.is_start), None)
     if not where:
-        return stats.home(runs, loss)
+        return home_of(runs, loss)
     name, _, value = where.partition("=")
-    points = [p for line in stats.lines(runs) if (line.loss, line.setting) == (loss, name) for p in line.points]
+    points = [p for line in lines_of(runs) if (line.loss, line.setting) == (loss, name) for p in line.points]
     return next((arm for at, arm in points if math.isclose(at, float(value), rel_tol=1e-6)), None)
 
 
-def _ours(
-    benchmarks: pd.DataFrame | None, scores: pd.DataFrame | None, arm: stats.Arm | None, column: Column
-) -> Estimate:
+def _ours(benchmarks: pd.DataFrame | None, scores: pd.DataFrame | None, arm: Arm | None, column: Column) -> Estimate:
     if arm is None:
         return Estimate.missing()
     if column.benchmark == "heldout":
-        return Estimate.missing() if scores is None else stats.score_of(scores, arm, column.metric)
+        return Estimate.missing() if scores is None else score_of(scores, arm, column.metric)
     if benchmarks is None:
         return Estimate.missing()
-    mine = stats.of_arm(benchmarks, arm)
+    mine = of_arm(benchmarks, arm)
     mine = mine[mine["benchmark"] == column.benchmark]
     if column.benchmark == "mt_bench":  # the paper prints two judges
         turbo = mine["judge"].astype(str).str.contains(TURBO)
         mine = mine[turbo == column.metric.endswith("turbo")]
     judges = sorted(mine["judge"].fillna("").astype(str).unique(), key=lambda j: ("gpt-4" not in j, j))
     mine = mine[mine["judge"].fillna("").astype(str).isin(judges[:1])]
-    found = {m: stats.pooled(part) for m, part in mine.groupby("metric")}
+    found = {m: pooled(part) for m, part in mine.groupby("metric")}
     if column.metric == "average" and "average" not in found:
         return _average(found)
     return found.get(column.metric.removesuffix("_gpt4_turbo"), Estimate.missing())

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_table
-from pobench.stats import Arm, Line
+from pobench.reporting import plot
+from pobench.results import stats
+from pobench.results.arms import Arm, Line, arms_of, difference, home_of, judges_of, lines_of, mean_of, of_arm
 from pobench.types import Estimate
 
 BINS = 8  # of length difference, with equal numbers of pairs, as in the figure; the paper's are 100 tokens wide
@@ -96,19 +97,19 @@ class Evidence:
     ) -> None:
         self.runs = runs
         seeds = {str(row["run"]): int(row["seed"]) for row in runs.to_dict("records")}
-        self.lines = {(line.loss, line.setting): line for line in stats.lines(runs)}
-        self.start = next((arm for arm in stats.arms(runs) if arm.is_start), None)
+        self.lines = {(line.loss, line.setting): line for line in lines_of(runs)}
+        self.start = next((arm for arm in arms_of(runs) if arm.is_start), None)
 
         def placed(frame: pd.DataFrame | None) -> pd.DataFrame | None:
             return None if frame is None else frame.assign(seed=frame["run"].map(seeds))
 
         self.heldout, self.answers, self.verdicts = placed(heldout), placed(answers), placed(verdicts)
         if self.verdicts is not None:
-            self.verdicts = self.verdicts[self.verdicts["judge"].isin(stats.judges_of(self.verdicts)[:1])]
+            self.verdicts = self.verdicts[self.verdicts["judge"].isin(judges_of(self.verdicts)[:1])]
 
     def arm(self, loss: str) -> Arm | None:
         """The arm that stands for the loss."""
-        return stats.home(self.runs, loss)
+        return home_of(self.runs, loss)
 
     def line(self, loss: str, setting: str, points: int = 2) -> Line | None:
         """The loss's line along a setting, if it has so many points."""
@@ -119,12 +120,12 @@ class Evidence:
         """The held-out pairs of an arm; empty where there are none."""
         if arm is None or self.heldout is None:
             return pd.DataFrame(columns=["run", "seed", "pair"])
-        return stats.of_arm(self.heldout, arm)
+        return of_arm(self.heldout, arm)
 
     def cost(self, loss: str, column: str) -> pd.Series:
         """seed → a number of the `runs` frame, of the loss's arm."""
         arm = self.arm(loss)
-        mine = self.runs.iloc[:0] if arm is None else stats.of_arm(self.runs, arm)
+        mine = self.runs.iloc[:0] if arm is None else of_arm(self.runs, arm)
         return pd.to_numeric(mine[column], errors="coerce").groupby(mine["seed"]).mean()
 
     # -- values of an arm
@@ -141,7 +142,7 @@ class Evidence:
     def _prompts(frame: pd.DataFrame | None, arm: Arm | None, column: str, scale: float) -> Values:
         if frame is None or arm is None:
             return pd.Series(dtype=float)
-        mine = stats.of_arm(frame, arm)
+        mine = of_arm(frame, arm)
         return (
             scale * pd.to_numeric(mine[column], errors="coerce").groupby([mine["seed"], mine["prompt"]]).mean().dropna()
         )
@@ -169,13 +170,13 @@ def kl(held: pd.DataFrame) -> pd.Series:
     return (held["reference_chosen_logp"] - held["chosen_logp"]) / held["chosen_length"]
 
 
-minus = stats.minus
+minus = difference
 SCALE = (-100.0, 100.0)  # ends of a difference of two shares, in points
 
 
 def points(values: Values) -> Estimate:
     """The mean of differences of two shares; where all agree, what may differ unseen is in the interval."""
-    return stats.mean_of(values, SCALE)
+    return mean_of(values, SCALE)
 
 
 # ---------------------------------------------------------------- the statistics
@@ -201,7 +202,7 @@ def ends_gap(
     loss: str,
     setting: str,
     values: Callable[[Evidence, Arm], Values],
-    over: Callable[[Values], Estimate] = stats.mean_of,
+    over: Callable[[Values], Estimate] = mean_of,
 ) -> Measure:
     """At the largest value of a setting minus at the smallest."""
 
@@ -317,11 +318,11 @@ def longer_by_bias(e: Evidence) -> Estimate:
     if not arms:
         return Estimate.missing()
     simpo, dpo = (minus(e.tokens(biased), e.tokens(plain)) for plain, biased in arms)
-    return stats.mean_of(minus(simpo, dpo))
+    return mean_of(minus(simpo, dpo))
 
 
 def length_gap(ours: str, theirs: str) -> Measure:
-    return lambda e: stats.mean_of(minus(e.tokens(e.arm(ours)), e.tokens(e.arm(theirs))))
+    return lambda e: mean_of(minus(e.tokens(e.arm(ours)), e.tokens(e.arm(theirs))))
 
 
 def accuracy_gap(e: Evidence) -> Estimate:

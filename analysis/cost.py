@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pobench import stats
-from pobench.plot import NothingToDraw
 from pobench.registry import register_table
+from pobench.reporting.plot import NothingToDraw
+from pobench.results.arms import arms_of, of_arm
 
 
 @register_table("cost", title="Cost of training", order=430)
@@ -14,11 +14,11 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """Wall time of training alone, peak memory of the process or device, and useful tokens (padding not counted); the
     mean over seeds. Comparable only between runs on the same, otherwise idle machine."""
     rows = []
-    for arm in stats.arms(runs):
+    for arm in arms_of(runs):
         if arm.is_start:
             continue
         means = (
-            stats.of_arm(runs, arm)[["seconds", "peak_memory", "tokens", "pairs"]]
+            of_arm(runs, arm)[["seconds", "peak_memory", "tokens", "pairs"]]
             .apply(pd.to_numeric, errors="coerce")
             .mean()
         )

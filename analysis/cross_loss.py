@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import FAINT, INK
+from pobench.results.arms import arms_of, of_arm, pooled
 from pobench.types import Estimate
 
 MARKS = {"loss": "mean loss", "reward_accuracy": "reward accuracy", "margin": "mean margin"}
@@ -25,13 +27,9 @@ def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "l
     trained with says that the two ask for much the same."""
     if metric not in MARKS:
         raise plot.NothingToDraw(f"A metric of this figure is one of {', '.join(MARKS)}, not {metric}.")
-    arms = stats.arms(runs)
+    arms = arms_of(runs)
     rows = cross_loss[cross_loss["metric"] == metric]
-    found = {
-        (arm.id, name): stats.pooled(part)
-        for arm in arms
-        for name, part in stats.of_arm(rows, arm).groupby("evaluated")
-    }
+    found = {(arm.id, name): pooled(part) for arm in arms for name, part in of_arm(rows, arm).groupby("evaluated")}
     titles = dict(zip(rows["evaluated"], rows["title"], strict=True))
     names = sorted(titles, key=lambda name: (plot.short(titles[name]).casefold(), name))
     measured = {arm for (arm, _), e in found.items() if not math.isnan(e.value)}
@@ -60,7 +58,7 @@ def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "l
         rotation_mode="anchor",
     )
     ax.set_yticks(np.arange(len(names)) + 0.5, [plot.short(titles[name], 22) for name in names])
-    ax.tick_params(length=0, labelcolor=plot.INK)
+    ax.tick_params(length=0, labelcolor=INK)
     ax.set(xlim=(0, len(arms)), ylim=(len(names), 0), xlabel="trained with", ylabel="evaluated by")
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -82,7 +80,7 @@ def _cell(ax: plot.Axes, i: int, j: int, value: float, depth: float, own: bool, 
         colour = BETTER if depth > 0 else WORSE
         ax.add_patch(plot.rectangle(j + 0.03, i + 0.04, 0.94, 0.92, color=colour, alpha=0.04 + 0.5 * abs(depth)))
     if own:
-        ax.add_patch(plot.rectangle(j + 0.04, i + 0.06, 0.92, 0.88, fill=False, edgecolor=plot.INK, linewidth=1.0))
+        ax.add_patch(plot.rectangle(j + 0.04, i + 0.06, 0.92, 0.88, fill=False, edgecolor=INK, linewidth=1.0))
     text = "–" if math.isnan(value) else f"{100 * value:.0f} %" if metric == "reward_accuracy" else f"{value:.3g}"
-    shade = plot.FAINT if math.isnan(value) else plot.INK
+    shade = FAINT if math.isnan(value) else INK
     ax.text(j + 0.5, i + 0.52, text.replace("-", "−"), ha="center", va="center", fontsize=7, color=shade)

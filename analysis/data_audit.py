@@ -6,8 +6,8 @@ import json
 
 import pandas as pd
 
-from pobench.plot import NothingToDraw
 from pobench.registry import register_table
+from pobench.reporting.plot import NothingToDraw
 
 MOST_ROWS = 12  # row numbers shown per fault
 

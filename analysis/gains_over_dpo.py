@@ -6,8 +6,10 @@ import math
 
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import look_of
+from pobench.results.arms import Arm, arms_of, difference, home_of, mean_of, of_arm, pooled, scores_by_seed_and_prompt
 from pobench.types import Estimate
 
 # benchmark, metric, what the axis says; each is drawn where DPO has it
@@ -30,8 +32,8 @@ def gains_over_dpo(
     numbers, rather too wide than too narrow. Hollow: what the paper's Table 10 gives for the same setting. (Its SimPO
     gains 6.3 LC points over DPO with Mistral-Base, 5.3 with Mistral-Instruct, 3.8 with Llama-3-Base and 4.4 with
     Llama-3-Instruct.)"""
-    dpo = stats.home(runs, "dpo")
-    arms = [arm for arm in stats.arms(runs) if arm != dpo]
+    dpo = home_of(runs, "dpo")
+    arms = [arm for arm in arms_of(runs) if arm != dpo]
     if dpo is None or not arms:
         raise plot.NothingToDraw("DPO was not trained beside another loss.")
     found = [("mean score of the judge, points", _judged(runs, verdicts, arms, dpo), {})]
@@ -48,7 +50,7 @@ def gains_over_dpo(
         plot.dots(ax, rows, show=lambda v: f"{v:+.1f}".replace("-", "−"), zero=0.0)
         for place, row in enumerate(rows):
             if row.arm.loss in printed:
-                colour, marker = plot.look(row.arm.loss)
+                colour, marker = look_of(row.arm.loss)
                 ax.plot(
                     [printed[row.arm.loss]], [place], marker=marker, color=colour, markerfacecolor="none", markersize=8
                 )
@@ -58,12 +60,12 @@ def gains_over_dpo(
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
 
 
-def _judged(runs: pd.DataFrame, verdicts: pd.DataFrame, arms: list[stats.Arm], dpo: stats.Arm) -> list[plot.Row]:
-    table = 100 * stats.by_seed_and_prompt(verdicts, runs, [*arms, dpo])
+def _judged(runs: pd.DataFrame, verdicts: pd.DataFrame, arms: list[Arm], dpo: Arm) -> list[plot.Row]:
+    table = 100 * scores_by_seed_and_prompt(verdicts, runs, [*arms, dpo])
     if dpo.id not in table:
         return []
-    gaps = {arm: stats.minus(table[arm.id].dropna(), table[dpo.id].dropna()) for arm in arms if arm.id in table}
-    return _ranked([plot.Row(arm, stats.mean_of(gap, (-100.0, 100.0)), _by_seed(gap)) for arm, gap in gaps.items()])
+    gaps = {arm: difference(table[arm.id].dropna(), table[dpo.id].dropna()) for arm in arms if arm.id in table}
+    return _ranked([plot.Row(arm, mean_of(gap, (-100.0, 100.0)), _by_seed(gap)) for arm, gap in gaps.items()])
 
 
 def _by_seed(gap: pd.Series) -> list[float]:
@@ -72,9 +74,9 @@ def _by_seed(gap: pd.Series) -> list[float]:
     return found if len(found) > 1 else []
 
 
-def _measured(benchmark: pd.DataFrame, arms: list[stats.Arm], dpo: stats.Arm) -> list[plot.Row]:
-    theirs = stats.pooled(stats.of_arm(benchmark, dpo))
-    return _ranked([plot.Row(arm, _apart(stats.pooled(stats.of_arm(benchmark, arm)), theirs)) for arm in arms])
+def _measured(benchmark: pd.DataFrame, arms: list[Arm], dpo: Arm) -> list[plot.Row]:
+    theirs = pooled(of_arm(benchmark, dpo))
+    return _ranked([plot.Row(arm, _apart(pooled(of_arm(benchmark, arm)), theirs)) for arm in arms])
 
 
 def _apart(ours: Estimate, theirs: Estimate) -> Estimate:

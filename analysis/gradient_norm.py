@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import INK, look_of
+from pobench.results import stats
+from pobench.results.arms import arms_of, of_arm
 
 
 @register_figure("gradient-norm", title="Gradient of a pair against its length", paper="Appendix F", order=361)
@@ -17,8 +20,8 @@ def gradient_norm(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
     zero, that pairs count alike. Measured with the model, on the pairs for which `--stages norms` has stored the
     gradients' lengths."""
     panels = []
-    for arm in stats.arms(runs):
-        mine = stats.of_arm(gradients, arm).dropna(subset=["norm"])
+    for arm in arms_of(runs):
+        mine = of_arm(gradients, arm).dropna(subset=["norm"])
         mean = mine["norm"].mean()
         if not arm.is_start and mean > 0:
             tokens = (mine["chosen_length"] + mine["rejected_length"]).to_numpy(float)
@@ -30,18 +33,16 @@ def gradient_norm(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
         raise plot.NothingToDraw("No run has measured the gradients of its held-out pairs (`--stages norms`).")
     figure, axes = plot.panels(len(panels), height=1.9)
     for ax, (arm, points, rho) in zip(axes, panels, strict=True):
-        colour = plot.look(arm.loss).colour
+        colour = look_of(arm.loss).colour
         ax.plot(points["tokens"], points["norm"], "o", color=colour, alpha=0.4, markersize=2.8, markeredgewidth=0)
         line = plot.binned(
             points["tokens"].to_numpy(), points["norm"].to_numpy(), points["pair"], points["run"], bins=5
         )
-        ax.plot(line["x"], line["value"], color=plot.INK, linewidth=1.3)
+        ax.plot(line["x"], line["value"], color=INK, linewidth=1.3)
         ax.set_ylim(0, max(2.0, float(np.quantile(points["norm"], 0.98)) * 1.15))
         plot.heading(ax, arm)
         text = "ρ undefined" if np.isnan(rho.value) else f"ρ = {rho.value:.2f}  [{rho.low:.2f}, {rho.high:.2f}]"
-        ax.annotate(
-            text.replace("-", "−"), (0.97, 0.92), xycoords="axes fraction", ha="right", fontsize=8, color=plot.INK
-        )
+        ax.annotate(text.replace("-", "−"), (0.97, 0.92), xycoords="axes fraction", ha="right", fontsize=8, color=INK)
     plot.outer_labels(figure, "tokens of both answers", "gradient, times the loss's average")
     data = pd.concat([points.assign(loss=arm.loss, label=arm.label) for arm, points, _ in panels], ignore_index=True)
     return plot.Drawing(figure, data)

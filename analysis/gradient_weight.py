@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import FAINT, look_of
+from pobench.results.arms import arms_of, of_arm
 
 SIDES = [("chosen", "-"), ("rejected", (0, (3, 1.5)))]
 
@@ -19,8 +21,8 @@ def gradient_weight(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing
     the model most. Falling like one over length (the dotted curve): every answer counts the same, however long. Computed
     from stored log-probabilities, exactly; what the pull does to the weights is `gradient-norm`."""
     panels = []
-    for arm in stats.arms(runs):
-        mine = stats.of_arm(gradients, arm)
+    for arm in arms_of(runs):
+        mine = of_arm(gradients, arm)
         sizes = mine[["chosen_weight", "rejected_weight"]].abs()
         mean = sizes.to_numpy(float)[np.isfinite(sizes.to_numpy(float))].mean() if sizes.notna().any(axis=None) else 0.0
         if arm.is_start or not mean > 0:
@@ -40,7 +42,7 @@ def gradient_weight(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing
         raise plot.NothingToDraw("No trained model's loss can be differentiated on held-out pairs.")
     figure, axes = plot.panels(len(panels), height=1.75)
     for ax, (arm, lines, _) in zip(axes, panels, strict=True):
-        colour = plot.look(arm.loss).colour
+        colour = look_of(arm.loss).colour
         for side, style in SIDES:
             line = lines[side]
             ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
@@ -62,4 +64,4 @@ def _one_over_length(ax: plot.Axes, line: pd.DataFrame) -> None:
     if len(line) > 1:
         x = np.linspace(line["x"].min(), line["x"].max(), 60)
         height = np.average(line["value"], weights=line["n"]) / np.average(1 / line["x"], weights=line["n"])
-        ax.plot(x, height / x, color=plot.FAINT, linewidth=0.9, linestyle=":")
+        ax.plot(x, height / x, color=FAINT, linewidth=0.9, linestyle=":")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pobench import plot
 from pobench.registry import register_figure
+from pobench.reporting import plot
 
 
 @register_figure("kl", title="Distance from the start model on held-out winners", paper="Fig. 5a", order=310)

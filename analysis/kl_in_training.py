@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import FAINT, look_of
+from pobench.results.arms import arms_of, of_arm
 
 COLUMNS = ["heldout/kl", "heldout/accuracy", "heldout/margin", "heldout/chosen_per_token"]
 
@@ -20,7 +22,7 @@ def kl_in_training(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     margin and log-probability of the same steps."""
     there = [c for c in COLUMNS if c in steps]
     measured = steps.dropna(subset=there[:1]) if COLUMNS[0] in there else steps.iloc[:0]
-    arms = [arm for arm in stats.arms(runs) if len(stats.of_arm(measured, arm))]
+    arms = [arm for arm in arms_of(runs) if len(of_arm(measured, arm))]
     if not arms:
         raise plot.NothingToDraw(
             "No run was measured on held-out pairs while training (`--set train.evaluate_every=…`)."
@@ -31,10 +33,10 @@ def kl_in_training(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     for ax, loss in zip(axes, losses, strict=True):
         mine = [arm for arm in arms if arm.loss == loss]
         for place, arm in enumerate(mine):
-            found = stats.of_arm(measured, arm)[["run", "step", *there]]
-            _line(ax, found, plot.look(loss).colour, 0.3 + 0.7 * (place + 1) / len(mine), arm.label)
+            found = of_arm(measured, arm)[["run", "step", *there]]
+            _line(ax, found, look_of(loss).colour, 0.3 + 0.7 * (place + 1) / len(mine), arm.label)
             parts.append(found.assign(loss=loss, label=arm.label))
-        ax.axhline(0, color=plot.FAINT, linewidth=0.8)
+        ax.axhline(0, color=FAINT, linewidth=0.8)
         plot.heading(ax, mine[0]._replace(label=mine[0].label.partition(" (")[0]))
         if len(mine) > 1:
             ax.legend(fontsize=7)

@@ -6,8 +6,11 @@ import math
 
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import FAINT, LOOKS, look_of
+from pobench.results import stats
+from pobench.results.arms import lines_of, of_arm, score_of
 
 QUANTITIES = [  # name, what the axis says, printed as per cent
     ("pass_rate", "pass rate", True),
@@ -24,11 +27,11 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
     its quality and its length; one that gives in writes longer answers, ranks held-out pairs by length (third
     panel), and ranks fewer of them right. Where the panels move together the label noise did it; where length moves
     and quality does not, the bias was learned beside the task."""
-    lines = [line for line in stats.lines(runs) if line.setting == "length_bias"]
+    lines = [line for line in lines_of(runs) if line.setting == "length_bias"]
     rows = []
     for line in lines:
         for at, arm in line.points:
-            held = stats.of_arm(heldout, arm)
+            held = of_arm(heldout, arm)
             for name, *_ in QUANTITIES:
                 e = (
                     stats.spearman(
@@ -37,7 +40,7 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
                         held["run"],
                     )
                     if name == "margin_correlation"
-                    else stats.score_of(scores, arm, name)
+                    else score_of(scores, arm, name)
                 )
                 rows.append(
                     {"loss": line.loss, "label": arm.label, "at": at, "quantity": name, **plot.estimate_columns(e)}
@@ -51,18 +54,18 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for ax, (name, says, percent) in zip(axes, shown, strict=True):
         for loss, mine in data[data["quantity"] == name].groupby("loss", sort=True):
-            colour, marker = plot.look(str(loss))
+            colour, marker = look_of(str(loss))
             label = next((line.points[0][1].label.partition(" (")[0] for line in lines if line.loss == loss), str(loss))
             ax.plot(mine["at"], mine["value"], color=colour, marker=marker, markersize=4, label=plot.short(label, 18))
             if data["loss"].nunique() <= 4:  # more bands hide each other; the CSV has them
                 ax.fill_between(mine["at"], mine["low"], mine["high"], color=colour, alpha=0.12, linewidth=0)
         start = plot.start_score(runs, scores, name).value
         if not math.isnan(start):
-            ax.axhline(start, color=plot.LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
+            ax.axhline(start, color=LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
         if percent:
             plot.percent_axis(ax, "y")
         ax.set_title(says, fontsize=8.5)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=6)
-    figure.supxlabel("share of labels decided by length", fontsize=8.5, color=plot.FAINT)
+    figure.supxlabel("share of labels decided by length", fontsize=8.5, color=FAINT)
     return plot.Drawing(figure, data, plot.counted(data["n"], "prompts or pairs"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.results.arms import home_of, score_of, seed_values
 
 COUPLES = [("simpo", "simpo_no_ln"), ("dpo_ln", "dpo")]  # with, without
 QUANTITIES = [  # metric, what the axis says, printed as per cent
@@ -23,12 +24,10 @@ def length_normalisation(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawi
     β. Dot and line: mean and 95 % interval; dashed line: the start model. In the paper answers grow without
     normalisation (Mistral-Base, Arena-Hard: 699 tokens with, 851 without; Mistral-Instruct: 539 and 679), and
     likelihood follows length (ρ 0.34 with, 0.82 without)."""
-    arms = [arm for couple in COUPLES for loss in couple if (arm := stats.home(runs, loss)) is not None]
+    arms = [arm for couple in COUPLES for loss in couple if (arm := home_of(runs, loss)) is not None]
     shown = []
     for metric, says, percent in QUANTITIES:
-        rows = [
-            plot.Row(arm, stats.score_of(scores, arm, metric), stats.seed_values(scores, arm, metric)) for arm in arms
-        ]
+        rows = [plot.Row(arm, score_of(scores, arm, metric), seed_values(scores, arm, metric)) for arm in arms]
         if any(row.estimate.n for row in rows):
             shown.append((metric, says, percent, rows))
     if not shown or len(arms) < 2:

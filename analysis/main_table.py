@@ -6,9 +6,10 @@ import math
 
 import pandas as pd
 
-from pobench import stats
-from pobench.plot import NothingToDraw
 from pobench.registry import register_table
+from pobench.reporting.plot import NothingToDraw
+from pobench.results import stats
+from pobench.results.arms import arms_of, score_of
 
 METRICS = [
     "pass_rate",
@@ -28,8 +29,8 @@ def main_table(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Value, 95 % interval and n. Gain and wins are paired with the start model prompt by prompt: a gain is shown where
     its interval leaves out zero, a win rate where it leaves out 50 %."""
     rows = []
-    for arm in stats.arms(runs):
-        found = {metric: stats.score_of(scores, arm, metric) for metric in METRICS}
+    for arm in arms_of(runs):
+        found = {metric: score_of(scores, arm, metric) for metric in METRICS}
         if any(not math.isnan(e.value) for e in found.values()):
             rows.append({"Loss": arm.label, **found, "Seeds": math.nan if arm.is_start else len(arm.runs)})
     if not rows:

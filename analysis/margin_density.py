@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import gaussian_kde
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import FAINT, look_of
+from pobench.results.arms import lines_of, of_arm
 
 GRID = 200  # points of a curve
 
@@ -25,9 +27,9 @@ def margin_density(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
     log-probability per token. A larger γ spreads the margins and pushes winners to lower likelihood; past some point
     the second costs more than the first gains. (Gaussian kernels, Scott's width; n and means in the CSV.)"""
     curves, rows, labels = [], [], {}
-    for line in (line for line in stats.lines(runs) if line.setting == "gamma"):
+    for line in (line for line in lines_of(runs) if line.setting == "gamma"):
         for place, (gamma, arm) in enumerate(line.points):
-            held = stats.of_arm(heldout, arm)
+            held = of_arm(heldout, arm)
             quantities = {
                 "margin": held["chosen_reward"] - held["rejected_reward"],
                 "winner": held["chosen_logp"] / held["chosen_length"],
@@ -50,14 +52,14 @@ def margin_density(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
         low, high = np.quantile(x, [0.002, 0.998])  # far beyond them a curve is flat
         at = np.linspace(low - 0.08 * (high - low), high + 0.08 * (high - low), GRID)
         density = gaussian_kde(x)(at)
-        ax.plot(at, density, color=plot.look(loss).colour, alpha=0.25 + 0.75 * depth, label=f"γ = {gamma:g}")
+        ax.plot(at, density, color=look_of(loss).colour, alpha=0.25 + 0.75 * depth, label=f"γ = {gamma:g}")
         ax.set_xlabel(titles[name])
         ax.yaxis.set_major_locator(plot.MaxNLocator(3))
         same = {"loss": loss, "label": label, "quantity": name, "gamma": gamma, "n": len(x), "mean": x.mean()}
         rows.append(pd.DataFrame({"at": at, "density": density}).assign(**same))
     for row, loss in zip(axes, losses, strict=True):
-        row[0].axvline(0, color=plot.FAINT, linewidth=0.8)
-        row[0].set_ylabel(plot.short(labels[loss], 20), color=plot.look(loss).colour, weight="bold")
+        row[0].axvline(0, color=FAINT, linewidth=0.8)
+        row[0].set_ylabel(plot.short(labels[loss], 20), color=look_of(loss).colour, weight="bold")
         row[0].legend()
     data = pd.concat(rows, ignore_index=True)
     return plot.Drawing(figure, data, plot.counted(data["n"], "held-out pairs a curve"))

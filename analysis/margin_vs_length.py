@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import FAINT, GRID, INK, look_of
+from pobench.results import stats
+from pobench.results.arms import arms_of, of_arm
 
 
 @register_figure("margin-vs-length", title="Reward margin against length difference", paper="Fig. 2a", order=330)
@@ -18,8 +21,8 @@ def margin_vs_length(
     a count of tokens; a flat line above zero says that it ranks pairs whatever their length. Bins hold equal numbers of
     pairs (the setting width gives fixed ones; the paper uses 100)."""
     panels, notes = [], []
-    for arm in stats.arms(runs):
-        held = stats.of_arm(heldout, arm).dropna(subset=["chosen_reward", "rejected_reward"])
+    for arm in arms_of(runs):
+        held = of_arm(heldout, arm).dropna(subset=["chosen_reward", "rejected_reward"])
         if held.empty:
             continue
         longer = (held["chosen_length"] - held["rejected_length"]).to_numpy(float)
@@ -31,16 +34,16 @@ def margin_vs_length(
         raise plot.NothingToDraw("No trained model has rewards on held-out pairs.")
     figure, axes = plot.panels(len(panels), sharey=False)
     for ax, (arm, line, rho) in zip(axes, panels, strict=True):
-        colour, marker = plot.look(arm.loss)
-        ax.axhline(0, color=plot.FAINT, linewidth=0.8)
-        ax.axvline(0, color=plot.GRID, linewidth=0.8)
+        colour, marker = look_of(arm.loss)
+        ax.axhline(0, color=FAINT, linewidth=0.8)
+        ax.axvline(0, color=GRID, linewidth=0.8)
         ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
         ax.plot(line["x"], line["value"], marker=marker, color=colour, markersize=4)
         plot.hint_estimates(ax, line["x"], line, plot.short(arm.label))
         plot.heading(ax, arm)
         low, high = ax.get_ylim()
         ax.set_ylim(low, high + 0.2 * (high - low))  # room for the words
-        ax.annotate(plot.rho(rho), (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8, color=plot.INK)
+        ax.annotate(plot.rho(rho), (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8, color=INK)
         if rho.low > 0.5:
             notes.append(arm.label)
     plot.outer_labels(figure, "chosen minus rejected length, tokens", "mean reward margin, own unit")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import FAINT, INK, SHADE
+from pobench.results import stats
+from pobench.results.arms import arms_of, scores_by_prompt
 
 WINS, LOSES = "#2a78d6", "#d4541a"
 MOST_KINDS = 24
@@ -21,8 +24,8 @@ def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFra
     kinds = answers.loc[answers["kind"].astype(str).str.strip() != "", ["prompt", "kind"]].drop_duplicates("prompt")
     if kinds.empty:
         raise plot.NothingToDraw("The prompts have no kinds.")
-    arms = stats.arms(runs)
-    table = stats.by_prompt(verdicts, arms)
+    arms = arms_of(runs)
+    table = scores_by_prompt(verdicts, arms)
     arms = [arm for arm in arms if arm.id in table]
     kind_of = kinds.set_index("prompt")["kind"].astype(str).reindex(table.index)
     names = kind_of.value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
@@ -55,7 +58,7 @@ def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFra
     ax.set_xticks(np.arange(len(arms)) + 0.5, [plot.short(a.label, 22) for a in arms], rotation=35, ha="left",
                   rotation_mode="anchor")  # fmt: skip
     ax.xaxis.tick_top()
-    ax.tick_params(length=0, labelcolor=plot.INK)
+    ax.tick_params(length=0, labelcolor=INK)
     ax.set(xlim=(0, len(arms)), ylim=(len(names), 0))
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -64,10 +67,10 @@ def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFra
 
 def _cell(ax: plot.Axes, i: int, j: int, value: float, gain: float) -> None:
     if np.isnan(value):
-        ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=plot.FAINT)
+        ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=FAINT)
         return
     if np.isnan(gain) or gain == 0:
-        ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=plot.SHADE))
+        ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=SHADE))
     else:
         colour, depth = (WINS if gain > 0 else LOSES), min(1.0, abs(gain) / 0.5)
         ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=colour, alpha=0.04 + 0.6 * depth))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pobench import plot
 from pobench.registry import register_figure
+from pobench.reporting import plot
 
 
 @register_figure("pass-rate", title="Pass rate against the start model", order=10)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import INK, SHADE, look_of
+from pobench.results import stats
+from pobench.results.arms import Arm, arms_of, of_arm
 from pobench.types import Estimate
 
 CELLS = [  # reward right?, likelihood right?, what it is called
@@ -24,10 +27,8 @@ def reward_vs_likelihood(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Draw
     is likelier to write the other. For SimPO the two orders are one, so its off-diagonal is empty; in the paper DPO
     disagrees on about half of its training pairs."""
     panels = []
-    for arm in stats.arms(runs):
-        held = stats.of_arm(heldout, arm).dropna(
-            subset=["chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"]
-        )
+    for arm in arms_of(runs):
+        held = of_arm(heldout, arm).dropna(subset=["chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"])
         if held.empty:
             continue
         reward = held["chosen_reward"] > held["rejected_reward"]
@@ -59,16 +60,16 @@ def _off(shares: dict[str, Estimate]) -> float:
     return float(np.nansum([shares["reward only"].value, shares["likelihood only"].value]))
 
 
-def _square(ax: plot.Axes, arm: stats.Arm, shares: dict[str, Estimate]) -> None:
+def _square(ax: plot.Axes, arm: Arm, shares: dict[str, Estimate]) -> None:
     """A 2×2 table; the off-diagonal in the loss's colour, as deep as its share is large."""
-    colour = plot.look(arm.loss).colour
+    colour = look_of(arm.loss).colour
     for i, (right, likelier, name) in enumerate(CELLS):
         e = shares[name]
         x, y = i % 2, 1 - i // 2
-        fill = {"color": colour, "alpha": 0.08 + 0.8 * e.value} if right != likelier else {"color": plot.SHADE}
+        fill = {"color": colour, "alpha": 0.08 + 0.8 * e.value} if right != likelier else {"color": SHADE}
         ax.add_patch(plot.rectangle(x + 0.02, y + 0.02, 0.96, 0.96, **fill))
         ax.text(x + 0.5, y + 0.56, f"{100 * e.value:.0f} %", ha="center", va="center", fontsize=10, weight="bold")
-        ax.text(x + 0.5, y + 0.27, name, ha="center", va="center", fontsize=6.5, color=plot.INK)
+        ax.text(x + 0.5, y + 0.27, name, ha="center", va="center", fontsize=6.5, color=INK)
     ax.set(xlim=(0, 2), ylim=(0, 2), aspect="equal", xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(False)

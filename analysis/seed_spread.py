@@ -8,9 +8,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from pobench import stats
-from pobench.plot import NothingToDraw
 from pobench.registry import register_table
+from pobench.reporting.plot import NothingToDraw
+from pobench.results import stats
+from pobench.results.arms import Arm, arms_of, judges_of, of_arm
 
 
 @register_table("seed-spread", title="How large a difference must be", order=25)
@@ -22,7 +23,7 @@ def seed_spread(runs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     paired by prompt. Rank kept: how often, of 100 draws of one seed of every loss, this loss has the rank that the
     means over seeds give it."""
     found = {}
-    for arm in stats.arms(runs):
+    for arm in arms_of(runs):
         if not arm.is_start and len(arm.runs) > 1:
             table = _by_run(verdicts, arm)
             if table.shape[1] > 1:
@@ -49,9 +50,9 @@ def seed_spread(runs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _by_run(verdicts: pd.DataFrame, arm: stats.Arm) -> pd.DataFrame:
+def _by_run(verdicts: pd.DataFrame, arm: Arm) -> pd.DataFrame:
     """(prompts × runs) the main judge's mean score of the prompts that every run has."""
-    mine = stats.of_arm(verdicts[verdicts["judge"].isin(stats.judges_of(verdicts)[:1])], arm)
+    mine = of_arm(verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])], arm)
     return mine.groupby(["prompt", "run"])["score"].mean().unstack().dropna()
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pobench import stats
-from pobench.plot import NothingToDraw
 from pobench.registry import register_table
+from pobench.reporting.plot import NothingToDraw
+from pobench.results.arms import GREEK, arms_of, of_arm, settings_of, show_setting
 
 
 @register_table("settings-table", title="Settings of every loss", paper="Tables 7 and 8", order=410, every_arm=True)
@@ -14,17 +14,17 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Hyperparameters as they were used. The same data order means that the losses saw the same pairs in the same
     order; where orders differ within one seed, do not compare."""
     rows = []
-    for arm in stats.arms(runs):
+    for arm in arms_of(runs):
         if arm.is_start:
             continue
-        members = stats.of_arm(runs, arm).sort_values("seed", kind="stable")
+        members = of_arm(runs, arm).sort_values("seed", kind="stable")
         first = members.iloc[0]
-        settings = stats.settings_of(first)
+        settings = settings_of(first)
         rows.append(
             {
                 "Loss": arm.label,
                 "Settings": ", ".join(
-                    f"{stats.GREEK.get(k, k)} = {stats.show_setting(v)}" for k, v in settings.items() if v is not None
+                    f"{GREEK.get(k, k)} = {show_setting(v)}" for k, v in settings.items() if v is not None
                 ),
                 "Learning rate": _number(first.get("lr")),
                 "Epochs": _number(first.get("epochs")),

@@ -6,8 +6,10 @@ import math
 
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import LOOKS, look_of
+from pobench.results.arms import GREEK, lines_of, score_of
 
 QUANTITIES = [  # metric, title, printed as per cent
     ("pass_rate", "pass rate", True),
@@ -25,14 +27,14 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     often not the best by another, and a difference smaller than the bars is none. (In the paper a larger γ raises
     reward accuracy and lowers the winners' likelihood, while quality peaks in between.) What a length bias of the labels
     does is the figure `length-bias`."""
-    grids = [line for line in stats.lines(runs) if line.setting != "length_bias"]
+    grids = [line for line in lines_of(runs) if line.setting != "length_bias"]
     if not grids:
         raise plot.NothingToDraw("No loss was trained with several values of one setting.")
     lines = []
     for loss, name, points in grids:
         for metric, *_ in QUANTITIES:
             for value, arm in points:
-                e = stats.score_of(scores, arm, metric)
+                e = score_of(scores, arm, metric)
                 row = {"loss": loss, "label": arm.label, "setting": name, "at": value, "metric": metric}
                 lines.append({**row, **plot.estimate_columns(e)})
     data = pd.DataFrame(lines).dropna(subset=["value"])
@@ -46,20 +48,20 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
             mine = (data["loss"] == loss) & (data["setting"] == name) & (data["metric"] == metric)
             here = data[mine].sort_values("at")
             _panel(ax, here, loss, plot.start_score(runs, scores, metric).value)
-            plot.hint_estimates(ax, here["at"], here, f"{title}, {stats.GREEK.get(name, name)}")
+            plot.hint_estimates(ax, here["at"], here, f"{title}, {GREEK.get(name, name)}")
             if percent:
                 plot.percent_axis(ax, "y")
             ax.set_title(title, fontsize=8)
-            ax.set_xlabel(stats.GREEK.get(name, name))
+            ax.set_xlabel(GREEK.get(name, name))
         title = plot.short(points[0][1].label.partition(" (")[0], 20)
-        row[0].set_ylabel(title, color=plot.look(loss).colour, weight="bold")
+        row[0].set_ylabel(title, color=look_of(loss).colour, weight="bold")
     return plot.Drawing(figure, data, plot.counted(data["n"], "prompts or pairs"))
 
 
 def _panel(ax: plot.Axes, here: pd.DataFrame, loss: str, start: float) -> None:
-    colour, marker = plot.look(loss)
+    colour, marker = look_of(loss)
     if not math.isnan(start):
-        ax.axhline(start, color=plot.LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
+        ax.axhline(start, color=LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
     ax.plot(here["at"], here["value"], color=colour, alpha=0.5)
     ax.vlines(here["at"], here["low"], here["high"], color=colour, linewidth=2, alpha=0.75)
     ax.plot(here["at"], here["value"], marker=marker, color=colour, linestyle="none", markersize=5)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import FAINT, look_of
+from pobench.results.arms import Arm, arms_of, of_arm
 
 # title, columns (the second one dashed), whether losses share the scale, logarithmic
 QUANTITIES = [
@@ -25,7 +27,7 @@ def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     mean. Loss, rewards and margin stand in the loss's own unit; accuracy, log-probability and gradient norm share one
     scale in their column. Look for curves that break off, a gradient norm that explodes, an accuracy that never
     leaves one half."""
-    shown = [(arm, found) for arm in stats.arms(runs) if len(found := stats.of_arm(steps, arm))]
+    shown = [(arm, found) for arm in arms_of(runs) if len(found := of_arm(steps, arm))]
     if not shown:
         raise plot.NothingToDraw("No run has logged a training step.")
     quantities = [q for q in QUANTITIES if any(c in steps and steps[c].notna().any() for c in q[1])]
@@ -46,14 +48,14 @@ def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
                 ax.yaxis.set_major_locator(plot.MaxNLocator(3))
             ax.xaxis.set_major_locator(plot.MaxNLocator(4, integer=True))
             ax.tick_params(labelsize=6.5)
-        row[0].set_ylabel(plot.short(arm.label, 18), color=plot.look(arm.loss).colour, weight="bold", fontsize=8.5)
+        row[0].set_ylabel(plot.short(arm.label, 18), color=look_of(arm.loss).colour, weight="bold", fontsize=8.5)
     for place, (title, _, shared, _) in enumerate(quantities):
         grid[0][place].set_title(title, fontsize=8.5)
         if shared:
             limits = [ax.get_ylim() for ax in grid[:, place] if ax.lines]
             for ax in grid[:, place]:
                 ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    figure.supxlabel("optimiser step", fontsize=8.5, color=plot.FAINT)
+    figure.supxlabel("optimiser step", fontsize=8.5, color=FAINT)
     used = [c for _, columns, _, _ in quantities for c in columns if c in steps]
     data = pd.concat([f[["run", "step", *used]].assign(label=arm.label) for arm, f in shown], ignore_index=True)
     return plot.Drawing(figure, data, _broken(data, used))
@@ -68,8 +70,8 @@ def both_rewards(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     pairs = ["logps/chosen_per_token", "logps/rejected_per_token"]
     shown = [
         (arm, found)
-        for arm in stats.arms(runs)
-        if set(pairs) <= set(steps) and len(found := stats.of_arm(steps, arm).dropna(subset=pairs, how="all"))
+        for arm in arms_of(runs)
+        if set(pairs) <= set(steps) and len(found := of_arm(steps, arm).dropna(subset=pairs, how="all"))
     ]
     if not shown:
         raise plot.NothingToDraw("No run has logged the log-probabilities of both sides.")
@@ -80,7 +82,7 @@ def both_rewards(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
         for column in pairs:
             first = moved.groupby("run")[column].transform(lambda v: v.dropna().head(_opening(len(v))).mean())
             moved[column] = moved[column] - first
-        ax.axhline(0, color=plot.FAINT, linewidth=0.8)
+        ax.axhline(0, color=FAINT, linewidth=0.8)
         for style, column in zip(("-", (0, (3, 1.5))), pairs, strict=True):
             curve(ax, moved, column, arm, style)
         plot.heading(ax, arm)
@@ -89,11 +91,11 @@ def both_rewards(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
 
 
-def curve(ax: plot.Axes, found: pd.DataFrame, column: str, arm: stats.Arm, style: object) -> None:
+def curve(ax: plot.Axes, found: pd.DataFrame, column: str, arm: Arm, style: object) -> None:
     """Single steps thin, their running mean over seeds bold."""
     if column not in found or not np.isfinite(found[column].to_numpy(float)).any():
         return
-    label, colour = arm.label, plot.look(arm.loss).colour
+    label, colour = arm.label, look_of(arm.loss).colour
     for _, run in found.groupby("run", sort=True):
         ax.plot(run["step"], run[column], color=colour, alpha=0.3, linewidth=0.6)
     over_seeds = found.groupby("step", sort=True)[column].mean()

@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 
-from pobench import stats
-from pobench.plot import NothingToDraw
 from pobench.registry import register_table
+from pobench.reporting.plot import NothingToDraw
+from pobench.results.arms import arms_of, score_of
 from pobench.types import Estimate
 
 METRICS = ["chosen_logp_shift", "rejected_logp_shift", "length_tokens", "repetition", "distinct_2", "unfinished"]
@@ -26,8 +26,8 @@ def training_health(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     over 1.5 or under 0.5 times as long as the start model's, repeat 5 points more, are cut off 10 points more often,
     use 10 points fewer distinct bigrams, or when winners lost over 0.5 nats per token. These limits are rules of
     thumb of ours."""
-    arms = stats.arms(runs)
-    found = {arm.id: {m: stats.score_of(scores, arm, m) for m in METRICS} for arm in arms}
+    arms = arms_of(runs)
+    found = {arm.id: {m: score_of(scores, arm, m) for m in METRICS} for arm in arms}
     start = next((found[arm.id] for arm in arms if arm.is_start), {m: Estimate.missing() for m in METRICS})
     rows = [
         {

@@ -7,8 +7,11 @@ import math
 
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure, register_table
+from pobench.reporting import plot
+from pobench.reporting.looks import LOOKS, look_of
+from pobench.results import stats
+from pobench.results.arms import GREEK, show_setting
 
 
 @register_figure("tuning", title="The search for values", paper="Tables 7 and 8", order=440)
@@ -41,10 +44,10 @@ def tuning(tuning: pd.DataFrame) -> plot.Drawing:
 
 def _panel(ax: plot.Axes, here: pd.DataFrame) -> None:
     loss = str(here["loss"].iloc[0])
-    colour, marker = plot.look(loss)
+    colour, marker = look_of(loss)
     start = pd.to_numeric(here["start"], errors="coerce").mean()
     if not math.isnan(start):
-        ax.axhline(start, color=plot.LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
+        ax.axhline(start, color=LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
     ax.vlines(here["at"], here["low"], here["high"], color=colour, linewidth=1.2, alpha=0.5)
     chosen = here["chosen"].astype(str) == "True"
     for part, face, size in ((here[~chosen], "none", 4.0), (here[chosen], colour, 7.0)):
@@ -76,7 +79,7 @@ def tuning_table(tuning: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "Loss": first["loss"],
-                "Chosen": ", ".join(f"{stats.GREEK.get(k, k)} = {stats.show_setting(v)}" for k, v in settings.items()),
+                "Chosen": ", ".join(f"{GREEK.get(k, k)} = {show_setting(v)}" for k, v in settings.items()),
                 str(first["metric"]): stats.Estimate(
                     *(float(first[k]) for k in ("value", "low", "high")), int(first["n"])
                 ),
@@ -98,5 +101,5 @@ def _ends(done: pd.DataFrame, chosen: dict[str, object]) -> list[str]:
         values = {t.get(name) for t in tried}
         numbers = sorted(v for v in values if isinstance(v, int | float) and not isinstance(v, bool))
         if len(numbers) > 1 and value in (numbers[0], numbers[-1]):
-            found.append(stats.GREEK.get(name, name))
+            found.append(GREEK.get(name, name))
     return found

@@ -7,8 +7,11 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from pobench import plot, stats
 from pobench.registry import register_figure
+from pobench.reporting import plot
+from pobench.reporting.looks import FAINT, INK
+from pobench.results import stats
+from pobench.results.arms import arms_of, beats_tests, scores_by_prompt
 
 
 @register_figure("who-beats-whom", title="Who beats whom", order=20)
@@ -17,8 +20,8 @@ def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
     often; orange: it loses more often. Only a pair printed in bold with a frame differs by more than chance (two-sided
     sign test over prompts, and where there are several seeds a test over prompts and seeds too; 5 % after Holm's
     correction over all pairs); everything else is undecided, whatever its colour."""
-    arms = stats.arms(runs)
-    table = stats.by_prompt(verdicts, arms)
+    arms = arms_of(runs)
+    table = scores_by_prompt(verdicts, arms)
     arms = [arm for arm in arms if arm.id in table]
     if len(arms) < 2:
         raise plot.NothingToDraw("Fewer than two models were judged.")
@@ -29,7 +32,7 @@ def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
         {"row": a.label, "column": b.label, **plot.estimate_columns(e)}
         for (a, b), e in zip(pairs, stats.means(results, [stats.UNIT] * len(pairs)), strict=True)
     ]
-    data = pd.DataFrame(rows).assign(p=stats.beats_tests(verdicts, runs, pairs))
+    data = pd.DataFrame(rows).assign(p=beats_tests(verdicts, runs, pairs))
     data["p_holm"] = stats.holm(data["p"])
     figure, ax = plot.single(0.36 * len(arms) + 1.25, width=min(plot.WIDTH, 0.62 * len(arms) + 2.6))
     shares, sure = np.full((len(arms), len(arms)), np.nan), np.zeros((len(arms), len(arms)), dtype=bool)
@@ -44,7 +47,7 @@ def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
         plot.hint(ax, [j + 0.5], [i + 0.5], [said], aloud=False)
     ax.set_xticks(np.arange(len(arms)) + 0.5, names, rotation=35, ha="right", rotation_mode="anchor")
     ax.set_yticks(np.arange(len(arms)) + 0.5, names)
-    ax.tick_params(length=0, labelcolor=plot.INK)
+    ax.tick_params(length=0, labelcolor=INK)
     ax.set(xlim=(0, len(arms)), ylim=(len(arms), 0))
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -62,11 +65,11 @@ WINS, LOSES = "#2a78d6", "#d4541a"
 
 def _cell(ax: plot.Axes, i: int, j: int, share: float, sure: bool) -> None:
     if np.isnan(share):
-        ax.text(j + 0.5, i + 0.5, "·" if i == j else "–", ha="center", va="center", color=plot.FAINT)
+        ax.text(j + 0.5, i + 0.5, "·" if i == j else "–", ha="center", va="center", color=FAINT)
         return
     colour, depth = (WINS if share > 0.5 else LOSES), min(1.0, 2 * abs(share - 0.5))
     ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=colour, alpha=0.05 + 0.6 * depth))
     if sure:
-        ax.add_patch(plot.rectangle(j + 0.05, i + 0.05, 0.9, 0.9, fill=False, edgecolor=plot.INK, linewidth=1.1))
+        ax.add_patch(plot.rectangle(j + 0.05, i + 0.05, 0.9, 0.9, fill=False, edgecolor=INK, linewidth=1.1))
     weight = "bold" if sure else "normal"
     ax.text(j + 0.5, i + 0.52, f"{100 * share:.0f}", ha="center", va="center", fontsize=8.5, weight=weight)

@@ -21,8 +21,9 @@ import peers
 import torch
 from peers import Work, in_child, ratios, run_pobench, say, spread
 
-from pobench.config import check_loss_settings
-from pobench.registry import PobenchError, get_loss
+from pobench.errors import PobenchError
+from pobench.registry import get_loss
+from pobench.settings.faults import check_loss_settings
 from pobench.types import TokenPair
 
 PROPORTIONS = {"prompt": 150, "chosen": 300, "rejected": 250}  # mean tokens of a pair of UltraFeedback

@@ -19,14 +19,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pobench import plot
+from pobench.errors import PobenchError
 from pobench.files import whole, write_text
-from pobench.registry import PobenchError
-from pobench.tables import clean, make_table, show_number, to_markdown
+from pobench.reporting import plot
+from pobench.reporting.looks import FAINT, INK, LOOKS, look_of
+from pobench.reporting.tables import clean, make_table, show_number, to_markdown
 from pobench.types import Estimate
 
 # No loss's colours: what is compared here are programs.
-OURS, THEIRS, AS_IT_COMES = plot.INK, plot.FAINT, "#aeb6bf"
+OURS, THEIRS, AS_IT_COMES = INK, FAINT, "#aeb6bf"
 SIDES = {
     "pobench": ("pobench", OURS),
     "trl_best": ("TRL at its best", THEIRS),
@@ -267,7 +268,7 @@ def _suite_figure(result: dict[str, Any]) -> Figure:
     losses, totals = result["losses"], result["trl_seconds"]
     figure, (left, right) = plot.panels(2, columns=2, height=0.5 + 0.2 * len(losses), sharex=False, sharey=False)
     for place, (loss, seconds) in enumerate(losses.items()):
-        _bar(left, place, seconds, plot.look(loss).colour)
+        _bar(left, place, seconds, look_of(loss).colour)
     _bars_axis(left, list(losses), "s, one epoch")
     bars = {
         "pobench, measured": (result["pobench_seconds"], OURS),
@@ -286,17 +287,17 @@ def _bar(ax: Axes, place: int, value: float, colour: str, ends: tuple[float, flo
     """A bar from zero, the number behind it; ends: the least and greatest over rounds, as a thin line."""
     ax.barh(place, value, height=0.62, color=colour, linewidth=0)
     if ends is not None:
-        ax.plot(ends, [place, place], color=plot.LOOKS["dpo"].colour, linewidth=1.2)
+        ax.plot(ends, [place, place], color=LOOKS["dpo"].colour, linewidth=1.2)
     farthest = max(value, ends[1] if ends else value)
     ax.annotate(
         show_number(value), (farthest, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,
-        color=plot.FAINT,
+        color=FAINT,
     )  # fmt: skip
 
 
 def _bars_axis(ax: Axes, labels: list[str], unit: str) -> None:
     ax.set_yticks(range(len(labels)), [label if "\n" in label else plot.short(label) for label in labels])
-    ax.tick_params(axis="y", labelcolor=plot.INK)
+    ax.tick_params(axis="y", labelcolor=INK)
     ax.set_ylim(len(labels) - 0.4, -0.6)
     ax.margins(x=0.18)
     ax.set_xlim(left=0)

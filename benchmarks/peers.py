@@ -1,7 +1,7 @@
 """What the benchmarks share: one training run of pobench or of TRL in a process of its own, and the arithmetic of results.
 
 Both sides get the same token ids, batch size, learning rate (linear decay, no warm-up, AdamW without decay, gradients
-clipped at 1: TRL's defaults) and number of steps. pobench goes through `pobench.train.train`. TRL's DPOTrainer differs
+clipped at 1: TRL's defaults) and number of steps. pobench goes through `pobench.training.loop.train`. TRL's DPOTrainer differs
 from the one that is installed in four places, none of them in its step: it is handed token ids in place of text, its
 sampler puts the warm-up batches first, it tells the length of a pair to the sampler that groups by length (its own
 column filter would drop it), and the time of its reference pass is taken. It saves nothing, reports to nobody and draws
@@ -34,17 +34,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pobench.attention import use_flex
-from pobench.config import Job, list_settings, resolve
-from pobench.data import data_order, mismatch, subset
+from pobench.data.order import data_order, mismatch, subset
+from pobench.data.prepare import read_pairs
+from pobench.errors import PobenchError
 from pobench.files import write_text
-from pobench.layouts import Group
-from pobench.prepare import read_pairs
-from pobench.reference import ReferenceCache, sequence_key
-from pobench.registry import PobenchError, get_loss
-from pobench.sources import fetch_model, load_model, weights_digest
-from pobench.train import make_accelerator, peak_memory, train
-from pobench.types import TokenPair
+from pobench.model.cpu.attention import use_flex
+from pobench.model.device import make_accelerator
+from pobench.model.load import load_model
+from pobench.registry import get_loss
+from pobench.settings.job import Job
+from pobench.settings.read import list_settings
+from pobench.settings.resolve import resolve
+from pobench.sources import fetch_model, weights_digest
+from pobench.training.loop import train
+from pobench.training.memory import peak_memory
+from pobench.training.reference import ReferenceCache, sequence_key
+from pobench.types import Group, TokenPair
 
 TOLERANCE = 1e-5  # relative difference of two losses that count as the same, fp32
 MOVED = 1e-3  # relative change of the loss below which equal losses would prove nothing
@@ -317,7 +322,7 @@ def cpu_name() -> str:
 
 def about_machine(accelerator: Any) -> dict[str, Any]:
     """The environment of a measurement: packages, processor, threads."""
-    from pobench.worker import environment
+    from pobench.model.device import environment
 
     found = environment(accelerator)
     try:
@@ -347,7 +352,7 @@ def run_pobench(work: Work) -> dict[str, Any]:
     reference pass, 0 where the cache had it all; train_seconds is all that `train` took, that pass included."""
     import torch
 
-    from pobench.config import TrainConfig
+    from pobench.settings.schema import TrainConfig
 
     torch.set_num_threads(work.threads)
     accelerator = make_accelerator(work.precision)

@@ -22,14 +22,16 @@ from typing import Any
 
 import peers
 
-from pobench.config import Job
-from pobench.data import Renderer, tokenize
+from pobench.data.chat import Renderer, tokenizer_of
+from pobench.data.prepare import read_pairs
+from pobench.data.rows import Preference
+from pobench.data.shapes import load_preferences
+from pobench.data.tokens import tokenize
+from pobench.errors import PobenchError
 from pobench.files import write_text
-from pobench.layouts import Group
-from pobench.prepare import read_pairs, tokenizer_of
-from pobench.registry import PobenchError
-from pobench.rows import Preference, load_preferences
+from pobench.settings.job import Job
 from pobench.sources import fetch_rows
+from pobench.types import Group
 
 
 def main() -> None:

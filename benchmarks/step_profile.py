@@ -17,7 +17,7 @@ from typing import Any
 import peers
 from peers import StepClock, Work, in_child, load_pairs
 
-from pobench.registry import PobenchError
+from pobench.errors import PobenchError
 
 KINDS = {  # kind: the beginnings of the operations' names; the first that fits counts
     "matrix products": ("aten::mm", "aten::addmm", "mkldnn", "aten::mkldnn"),
@@ -50,10 +50,11 @@ def profile_step(work: Work) -> dict[str, Any]:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from pobench.config import TrainConfig
+    from pobench.model.device import make_accelerator
+    from pobench.model.load import load_model
     from pobench.registry import get_loss
-    from pobench.sources import load_model
-    from pobench.train import make_accelerator, train
+    from pobench.settings.schema import TrainConfig
+    from pobench.training.loop import train
 
     torch.set_num_threads(work.threads)
     accelerator = make_accelerator(work.precision)

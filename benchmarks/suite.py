@@ -27,7 +27,8 @@ from typing import Any
 import peers
 from peers import Variant, Work, in_child, run_pobench, run_trl, say
 
-from pobench.registry import PobenchError, get_loss, list_losses
+from pobench.errors import PobenchError
+from pobench.registry import get_loss, list_losses
 
 
 def main() -> None:

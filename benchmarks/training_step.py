@@ -15,15 +15,16 @@ from pathlib import Path
 
 import torch
 
-from pobench.config import resolve
-from pobench.data import mismatch
-from pobench.layouts import Group
-from pobench.prepare import prepare
-from pobench.reference import ReferenceCache
+from pobench.data.order import mismatch
+from pobench.data.prepare import prepare
+from pobench.model.device import environment, make_accelerator
+from pobench.model.load import load_model
 from pobench.registry import get_loss
-from pobench.sources import fetch_model, load_model
-from pobench.train import make_accelerator, train
-from pobench.worker import environment
+from pobench.settings.resolve import resolve
+from pobench.sources import fetch_model
+from pobench.training.loop import train
+from pobench.training.reference import ReferenceCache
+from pobench.types import Group
 
 
 def main() -> None:

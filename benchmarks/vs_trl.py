@@ -22,9 +22,10 @@ from typing import Any
 import peers
 from peers import Variant, Work, in_child, ratios, run_pobench, run_trl, say, spread
 
-from pobench.config import check_loss_settings
-from pobench.reference import sequence_key
-from pobench.registry import PobenchError, get_loss
+from pobench.errors import PobenchError
+from pobench.registry import get_loss
+from pobench.settings.faults import check_loss_settings
+from pobench.training.reference import sequence_key
 
 CHECKED_STEPS = 3
 SIDES = ("pobench", "trl_default", "trl_best")

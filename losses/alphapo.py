@@ -26,7 +26,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
-from pobench.numerics import GAMMA_NAMES, absolute_gamma, exp_difference, spell_out_gamma
+from pobench.loss_math import GAMMA_NAMES, absolute_gamma, exp_difference, spell_out_gamma
 from pobench.registry import register_loss
 from pobench.types import Finite, LossOutput, NonNegative, Pair, Positive
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from pobench.numerics import GAMMA_NAMES, absolute_gamma, spell_out_gamma
+from pobench.loss_math import GAMMA_NAMES, absolute_gamma, spell_out_gamma
 from pobench.registry import register_loss
 from pobench.types import LossOutput, NonNegative, Pair, Positive
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from pobench.numerics import log_odds
+from pobench.loss_math import log_odds
 from pobench.registry import register_loss
 from pobench.types import LossOutput, NonNegative, Pair
 

@@ -17,7 +17,7 @@ Reward: inverse perplexity, between 0 and 1.
 
 from __future__ import annotations
 
-from pobench.numerics import exp_difference
+from pobench.loss_math import exp_difference
 from pobench.registry import register_loss
 from pobench.types import LossOutput, Pair
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from torch.nn.functional import relu
 
-from pobench.numerics import response_nll
+from pobench.loss_math import response_nll
 from pobench.registry import register_loss
 from pobench.types import LossOutput, NonNegative, Pair, Reduction
 

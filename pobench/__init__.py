@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pobench.registry import PobenchError, get_loss, list_losses, register_loss
+from pobench.errors import PobenchError
+from pobench.registry import get_loss, list_losses, register_loss
 from pobench.types import LossOutput, Pair, SequenceLogps
 
 if TYPE_CHECKING:
-    from pobench.plan import run_setting as run
-    from pobench.show import figure, table
-    from pobench.store import load_frames
+    from pobench.reporting.draw import figure, table
+    from pobench.results.load import load_frames
+    from pobench.runs.execute import run_setting as run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,15 +35,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """What brings transformers, pandas or matplotlib along: a file that defines a loss should not wait for them."""
     if name == "run":
-        from pobench.plan import run_setting
+        from pobench.runs.execute import run_setting
 
         return run_setting
     if name == "load_frames":
-        from pobench.store import load_frames
+        from pobench.results.load import load_frames
 
         return load_frames
     if name in ("figure", "table"):
-        from pobench import show
+        from pobench.reporting import draw as show
 
         return getattr(show, name)
     raise AttributeError(f"module 'pobench' has no attribute {name!r}")

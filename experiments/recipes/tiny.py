@@ -9,7 +9,7 @@ The judge (`pobench/judging/tiny_world.py`) defines the world; here it is drawn 
 2. demonstrations, in three stages (`CURRICULUM`): drills that teach to copy; then a careful author, who meets every
    demand; last one who forgets: each demand slips the mind with its own probability (`FORGETS`), and the answer meets
    the others. So the model learns what is asked and, now and then, not to do it.
-3. a word-level tokenizer, and a Llama trained from scratch on the demonstrations (`pobench.sft`).
+3. a word-level tokenizer, and a Llama trained from scratch on the demonstrations (`pobench.training.sft`).
 4. pairs on policy: samples of that model, judged; best against worst, ties dropped.
 
 `recipe.json` records every number, the digests of what was written, and how the start model does.
@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from pobench.files import write_text
-from pobench.generate import Decoding, generate
+from pobench.judging.ranking import Sample, best_against_worst
 from pobench.judging.tiny_world import GROUP_OF, ORDERS, STYLES, TOPIC_OF, TOPICS, TinyWorldJudge, write
+from pobench.model.generate import Decoding, generate
 from pobench.progress import progress
-from pobench.ranking import Sample, best_against_worst
-from pobench.sft import sft
-from pobench.stats import proportion
+from pobench.results.stats import proportion
+from pobench.training.sft import sft
 
 SEED = 20240523
 HERE = Path(__file__).resolve().parents[1]
@@ -300,7 +300,7 @@ def prompts(rng: random.Random) -> dict[str, list[dict[str, Any]]]:
 
 
 def demonstrations(rng: random.Random, held_back: set[str]) -> Iterator[dict[str, str]]:
-    """Rows for `pobench.sft`, in the order of CURRICULUM; none asks what `held_back` asks."""
+    """Rows for `pobench.training.sft`, in the order of CURRICULUM; none asks what `held_back` asks."""
     for stage, count in CURRICULUM.items():
         for _ in range(count):
             if stage == "drills":

@@ -15,7 +15,7 @@ decorated with `@register_judge(name)` takes settings as keywords and returns th
 nobody before the first verdict is wanted.
 
 A reward model's score ranks answers but is no grade: it has no bounds, and no zero. Such a judge says `bounded = False`;
-its scores order the answers to one prompt (`pobench.onpolicy`), and are never averaged or called a pass rate.
+its scores order the answers to one prompt (`pobench.workflows.onpolicy`), and are never averaged or called a pass rate.
 """
 
 from __future__ import annotations

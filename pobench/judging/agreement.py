@@ -1,6 +1,6 @@
 """How often a judge of pairs agrees with people: before its verdicts are believed, and with "the longer wins" beside it.
 
-Rows are preferences of any shape that `pobench.rows` reads; chosen is what a person preferred. Where rows name a subset
+Rows are preferences of any shape that `pobench.data.rows` reads; chosen is what a person preferred. Where rows name a subset
 (`subset`, or the same within `meta`), each is counted by itself too. Prompts are the clusters of every interval.
 """
 
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pobench import stats
-from pobench.judging.longer import Longer
-from pobench.judging.pairwise import Comparison, Progress, Verdict, as_text, judge_many
-from pobench.judging.stored import Line, Scored, Verbatim, fingerprint, scaled, short
-from pobench.registry import PobenchError
-from pobench.rows import Preference, load_preferences, read_rows, refuse
+from pobench.data.rows import Preference, as_text, read_rows, refuse
+from pobench.data.shapes import load_preferences
+from pobench.errors import PobenchError
+from pobench.judging.benchmarks.verdict_files import Line, Scored, Verbatim, fingerprint, scaled, short
+from pobench.judging.pairwise import Comparison, Longer, Progress, Verdict, judge_many
+from pobench.results import stats
 from pobench.types import Estimate
 
 

@@ -14,11 +14,13 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pobench.generate import left_padded, prompt_tokens
+from pobench.data.chat import load_tokenizer
+from pobench.errors import PobenchError
 from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, question
 from pobench.judging.weights import Precision, Weights, batches, longest
-from pobench.registry import PobenchError, register_judge
-from pobench.sources import load_model, load_tokenizer
+from pobench.model.generate import left_padded, prompt_tokens
+from pobench.model.load import load_model
+from pobench.registry import register_judge
 
 
 class LocalJudge(TwoOrders):
@@ -54,7 +56,7 @@ class LocalJudge(TwoOrders):
         asked = [prompt_tokens(self.tokenizer, [{"role": "user", "content": question(c)}]) for c in shown]
         limit = longest(self.model)
         reads = [Read(math.nan, f"{len(ids)} tokens; the model reads {limit}") for ids in asked]
-        last = torch.tensor([-1], device=self.weights.device)  # an index: see `pobench.generate`
+        last = torch.tensor([-1], device=self.weights.device)  # an index: see `pobench.model.generate`
         for places in batches(asked, self.batch_size, limit, progress):
             batch = left_padded([asked[i] for i in places], self.tokenizer.pad_token_id, self.weights.device)
             logits = (

@@ -14,8 +14,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pobench.registry import PobenchError, register_judge
-from pobench.rows import read_rows
+from pobench.data.rows import read_rows
+from pobench.errors import PobenchError
+from pobench.registry import register_judge
 
 
 class Replay:

@@ -16,11 +16,13 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pobench.generate import left_padded
-from pobench.judging.pairwise import Comparison, Progress, Prompt, Verdict, messages
+from pobench.data.chat import load_tokenizer
+from pobench.data.rows import Prompt, messages
+from pobench.errors import PobenchError
+from pobench.judging.pairwise import Comparison, Progress, Verdict
 from pobench.judging.weights import Precision, Weights, batches, longest
-from pobench.registry import PobenchError, register_judge
-from pobench.sources import load_tokenizer
+from pobench.model.generate import left_padded
+from pobench.registry import register_judge
 
 KIND = "AutoModelForSequenceClassification"
 

@@ -27,7 +27,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pobench.registry import PobenchError, nearest, register_judge
+from pobench.errors import PobenchError, nearest
+from pobench.registry import register_judge
 
 # The lexicon: topic → group → things. Every word occurs once, so a thing names its group and topic.
 TOPICS: dict[str, dict[str, tuple[str, ...]]] = {

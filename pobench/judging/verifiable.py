@@ -24,7 +24,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pobench.registry import PobenchError, nearest, register_judge
+from pobench.errors import PobenchError, nearest
+from pobench.registry import register_judge
 
 Check = Callable[..., bool]
 
@@ -46,8 +47,6 @@ def _check(least: int = 5) -> Callable[[Check], Check]:
 
 
 # ---------------------------------------------------------------- the parts of a text
-
-
 def words(text: str) -> list[str]:
     """Runs of letters or digits; apostrophes and hyphens inside a word belong to it."""
     return re.findall(r"[^\W_]+(?:['’\-][^\W_]+)*", text)
@@ -83,8 +82,6 @@ def _has_word(text: str, word: str) -> int:
 
 
 # ---------------------------------------------------------------- length and shape
-
-
 @_check(least=3)
 def at_most_words(text: str, n: int) -> bool:
     return len(words(text)) <= n
@@ -176,8 +173,6 @@ def json_keys(text: str, keys: Sequence[str]) -> bool:
 
 
 # ---------------------------------------------------------------- letters and marks
-
-
 @_check()
 def no_commas(text: str) -> bool:
     return not re.search(r"[,，،、]", text)
@@ -229,8 +224,6 @@ def ends_with_exclamation(text: str) -> bool:
 
 
 # ---------------------------------------------------------------- words
-
-
 @_check()
 def begins_with(text: str, phrase: str) -> bool:
     start = _bare(text)
@@ -261,8 +254,6 @@ def word_times(text: str, word: str, n: int) -> bool:
 
 
 # ---------------------------------------------------------------- the judge
-
-
 def says_something(text: str, least: int = 5) -> bool:
     """At least `least` distinct words, and no loop; see the module's first lines."""
     spoken = [w.casefold() for w in words(text)]

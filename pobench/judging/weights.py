@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import torch
 
-from pobench.adapters import attention_of
+from pobench.errors import PobenchError
 from pobench.judging.pairwise import Progress
-from pobench.registry import PobenchError
+from pobench.model.device import bf16_pays
+from pobench.model.load import attention_of
 from pobench.sources import fetch_model
-from pobench.train import bf16_pays
 
 Precision = Literal["auto", "fp32", "bf16"]
 

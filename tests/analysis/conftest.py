@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from pobench import scores
-from pobench.frames import Frames
+from pobench.results import metrics as scores
+from pobench.results.derived import Frames
 
 
 @pytest.fixture(scope="session")

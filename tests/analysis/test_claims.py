@@ -11,7 +11,9 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from pobench import plot, registry, stats
+from pobench import registry
+from pobench.reporting.draw import draw
+from pobench.results.arms import home_of, lines_of, of_arm
 from pobench.types import Estimate
 
 TABLES = Path(__file__).parents[2] / "../shared/paper/tables.json"
@@ -32,7 +34,7 @@ def claims() -> ModuleType:
 
 
 def card(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    return plot.draw(registry.figures.get("claims"), frames).set_index("Name")
+    return draw(registry.figures.get("claims"), frames).set_index("Name")
 
 
 @pytest.fixture(scope="module")
@@ -108,23 +110,23 @@ def test_one_seed_measures_a_cost_and_decides_nothing(worlds) -> None:
 
 def test_a_difference_is_the_plain_one_paired_by_prompt_and_seed(worlds, true_world) -> None:
     made = worlds.make(1)
-    home = {loss: stats.home(made["runs"], loss) for loss in ("simpo", "dpo")}
-    means = {k: 100 * stats.of_arm(made["verdicts"], arm)["score"].mean() for k, arm in home.items()}
+    home = {loss: home_of(made["runs"], loss) for loss in ("simpo", "dpo")}
+    means = {k: 100 * of_arm(made["verdicts"], arm)["score"].mean() for k, arm in home.items()}
     ours = true_world.loc["simpo-above-dpo", "Ours"]
     assert ours.value == pytest.approx(means["simpo"] - means["dpo"]) and ours.n == worlds.PROMPTS
-    held = stats.of_arm(made["heldout"], home["simpo"])
+    held = of_arm(made["heldout"], home["simpo"])
     right = 100 * (held["chosen_reward"] > held["rejected_reward"]).mean()
-    held = stats.of_arm(made["heldout"], home["dpo"])
+    held = of_arm(made["heldout"], home["dpo"])
     right -= 100 * (held["chosen_reward"] > held["rejected_reward"]).mean()
     assert true_world.loc["accuracy-simpo-above-dpo", "Ours"].value == pytest.approx(right)
 
 
 def test_the_arm_with_the_most_seeds_stands_for_a_loss_and_biased_labels_never_do(worlds) -> None:
     runs = worlds.make(1)["runs"]
-    simpo = stats.home(runs, "simpo")
-    assert len(simpo.runs) == 3 and set(stats.of_arm(runs, simpo)["length_bias"]) == {0.0}
+    simpo = home_of(runs, "simpo")
+    assert len(simpo.runs) == 3 and set(of_arm(runs, simpo)["length_bias"]) == {0.0}
     one_each = runs[runs["seed"] < 2]
-    centre = stats.of_arm(one_each, stats.home(one_each, "simpo")).iloc[0]
+    centre = of_arm(one_each, home_of(one_each, "simpo")).iloc[0]
     assert json.loads(centre["settings"]) == worlds.SIMPO and centre["lr"] == 3e-4 and centre["length_bias"] == 0
 
 
@@ -132,7 +134,7 @@ def test_the_settings_own_values_stand_for_a_loss_though_others_have_more_seeds(
     runs = worlds.make(1)["runs"]
     gammas = runs["settings"].map(lambda text: json.loads(text).get("gamma"))
     runs["sources"] = ["{}" if g == 3.0 else json.dumps({"gamma": "study margin"}) for g in gammas]
-    home = stats.of_arm(runs, stats.home(runs, "simpo")).iloc[0]
+    home = of_arm(runs, home_of(runs, "simpo")).iloc[0]
     assert json.loads(home["settings"])["gamma"] == 3.0
 
 
@@ -146,7 +148,7 @@ def test_where_no_pair_changes_its_side_nothing_is_decided(worlds) -> None:
 
 
 def test_lines_are_arms_that_differ_in_one_setting_alone(worlds) -> None:
-    lines = {(line.loss, line.setting): [v for v, _ in line.points] for line in stats.lines(worlds.make(1)["runs"])}
+    lines = {(line.loss, line.setting): [v for v, _ in line.points] for line in lines_of(worlds.make(1)["runs"])}
     assert lines[("simpo", "gamma")] == [0.0, 1.0, 3.0]
     assert lines[("simpo", "beta")] == [2.0, 10.0] and lines[("simpo", "lr")] == [3e-4, 1e-3]
     assert lines[("dpo", "length_bias")] == [0.0, 1.0] and ("ipo", "beta") not in lines
@@ -198,11 +200,11 @@ def test_the_papers_numbers_are_the_printed_ones(claims) -> None:
 
 
 def test_the_figures_of_the_studies_are_drawn(worlds) -> None:
-    from pobench import scores
+    from pobench.results import metrics as scores
 
     made = worlds.make(1)
     made["scores"] = scores.complete(made)
-    drawn = {name: plot.draw(registry.figures.get(name), made) for name in ("margin-density", "length-bias", "sweep")}
+    drawn = {name: draw(registry.figures.get(name), made) for name in ("margin-density", "length-bias", "sweep")}
     assert set(drawn["margin-density"].data["gamma"]) == {0.0, 1.0, 3.0}
     area = (
         drawn["margin-density"]
@@ -220,7 +222,7 @@ def test_the_figures_of_the_studies_are_drawn(worlds) -> None:
 
 
 def test_seeds_say_how_large_a_difference_must_be(worlds) -> None:
-    table = plot.draw(registry.figures.get("seed-spread"), worlds.make(1)).set_index("Loss")
+    table = draw(registry.figures.get("seed-spread"), worlds.make(1)).set_index("Loss")
     assert len(table) == 2 and set(table["Seeds"]) == {3}
     assert (table["Needed, one run"] > table["Needed, all seeds"]).all() and (table["Needed, all seeds"] > 0).all()
     assert set(table["Rank kept"]) == {100.0}  # twenty points apart

@@ -12,8 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pobench import plot, registry, scores, stats
-from pobench.frames import Frames
+from pobench import registry
+from pobench.reporting import plot
+from pobench.reporting.draw import draw
+from pobench.reporting.looks import LOOKS, RESERVED_COLOURS, RESERVED_MARKERS, look_of
+from pobench.results import metrics as scores
+from pobench.results import stats
+from pobench.results.derived import Frames
 from pobench.types import Estimate
 
 NAMES = registry.figures.names()
@@ -38,7 +43,7 @@ def drawn(frames) -> dict:
     found = {}
     for name in NAMES:
         try:
-            found[name] = plot.draw(registry.figures.get(name), frames)
+            found[name] = draw(registry.figures.get(name), frames)
         except plot.NothingToDraw:
             assert name in OF_STUDIES
     return found
@@ -72,7 +77,7 @@ def test_every_figure_gives_a_picture_and_the_numbers_behind_it(drawn) -> None:
 def test_nothing_at_all_is_said_in_a_sentence(name, frames) -> None:
     empty = {key: frame.iloc[:0] for key, frame in frames.items()}
     with pytest.raises(plot.NothingToDraw) as reason:
-        plot.draw(registry.figures.get(name), empty)
+        draw(registry.figures.get(name), empty)
     assert str(reason.value).endswith(".") and len(str(reason.value)) > 15
 
 
@@ -86,7 +91,7 @@ def test_nan_everywhere_never_crashes(name, frames) -> None:
             frame[numeric] = frame[numeric].astype(float) * np.nan
         blank[key] = frame
     try:
-        plot.draw(registry.figures.get(name), blank)
+        draw(registry.figures.get(name), blank)
     except plot.NothingToDraw as reason:
         assert str(reason).endswith(".")
 
@@ -96,7 +101,7 @@ def test_one_run_with_one_pair_and_one_prompt_never_crashes(name, synthetic) -> 
     one = synthetic.make_frames({"dpo": synthetic.LOSSES["dpo"]}, prompts=1, samples=1, pairs=1, steps=1)
     one["scores"] = scores.complete(one)
     try:
-        found = plot.draw(registry.figures.get(name), one)
+        found = draw(registry.figures.get(name), one)
     except plot.NothingToDraw as reason:
         assert str(reason).endswith(".")
     else:
@@ -109,14 +114,14 @@ def test_only_the_start_model_never_crashes(name, frames) -> None:
     run = frames["runs"].loc[frames["runs"]["loss"] == "start", "run"].iloc[0]
     alone = {k: f[f["run"] == run] if "run" in f else f for k, f in frames.items()}
     try:
-        plot.draw(registry.figures.get(name), alone)
+        draw(registry.figures.get(name), alone)
     except plot.NothingToDraw as reason:
         assert str(reason).endswith(".")
 
 
 def test_the_same_frames_give_the_same_bytes(frames) -> None:
     shown = registry.figures.get("reward-vs-likelihood")
-    first, second = (plot.draw(shown, frames) for _ in range(2))
+    first, second = (draw(shown, frames) for _ in range(2))
     assert plot.png(first.figure) == plot.png(second.figure)
     assert plot.svg(first.figure) == plot.svg(second.figure)
     assert plot.csv(first.data) == plot.csv(second.data)
@@ -125,13 +130,13 @@ def test_the_same_frames_give_the_same_bytes(frames) -> None:
 
 def test_drawing_leaves_matplotlib_as_it_was(frames) -> None:
     with matplotlib.rc_context({"font.size": 31.0, "axes.facecolor": "red"}):
-        found = plot.draw(registry.figures.get("kl"), frames)
+        found = draw(registry.figures.get("kl"), frames)
         assert matplotlib.rcParams["font.size"] == 31.0
-        assert plot.png(found.figure) == plot.png(plot.draw(registry.figures.get("kl"), frames).figure)
+        assert plot.png(found.figure) == plot.png(draw(registry.figures.get("kl"), frames).figure)
 
 
 def test_seeds_are_one_dot_and_faint_ones(seeded) -> None:
-    found = plot.draw(registry.figures.get("pass-rate"), seeded).data
+    found = draw(registry.figures.get("pass-rate"), seeded).data
     simpo = found[found["label"] == "SimPO"]
     assert list(simpo["of"]) == ["all", "seed", "seed"]
     assert simpo["value"].iloc[0] == pytest.approx(simpo["value"].iloc[1:].mean())
@@ -170,7 +175,7 @@ def test_who_beats_whom_corrects_over_all_pairs(drawn) -> None:
 
 
 def test_fixed_bins_have_the_width_that_was_asked_for(frames) -> None:
-    data = plot.draw(registry.figures.get("margin-vs-length"), frames, width=100).data
+    data = draw(registry.figures.get("margin-vs-length"), frames, width=100).data
     assert set((data["high_edge"] - data["low_edge"]).round(6)) == {100.0}
     assert set(data["low_edge"] % 100) == {0.0}
 
@@ -201,7 +206,7 @@ def test_a_sweep_needs_one_numeric_setting_that_differs(synthetic) -> None:
     both = {k: pd.concat([p[k] for p in parts], ignore_index=True) for k in parts[0]}
     both["runs"] = both["runs"].drop_duplicates("run")
     both["scores"] = scores.complete(both)
-    found = plot.draw(registry.figures.get("sweep"), both).data
+    found = draw(registry.figures.get("sweep"), both).data
     assert set(found["at"]) == {0.01, 0.1} and set(found["setting"]) == {"beta"}
 
 
@@ -224,7 +229,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize("colour", [look.colour for look in plot.LOOKS.values()] + list(plot.RESERVED_COLOURS))
+@pytest.mark.parametrize("colour", [look.colour for look in LOOKS.values()] + list(RESERVED_COLOURS))
 @pytest.mark.parametrize("page", ["#fefefe", "#14171b"])
 def test_colours_can_be_seen_by_day_and_by_night(colour, page) -> None:
     light, dark = sorted([luminance(colour), luminance(page)], reverse=True)
@@ -232,21 +237,17 @@ def test_colours_can_be_seen_by_day_and_by_night(colour, page) -> None:
 
 
 def test_every_shipped_loss_has_a_look_of_its_own() -> None:
-    assert set(registry.list_losses()) <= set(plot.LOOKS)
-    assert (
-        len({look.colour for look in plot.LOOKS.values()})
-        == len({look.marker for look in plot.LOOKS.values()})
-        == len(plot.LOOKS)
-    )
+    assert set(registry.list_losses()) <= set(LOOKS)
+    assert len({look.colour for look in LOOKS.values()}) == len({look.marker for look in LOOKS.values()}) == len(LOOKS)
 
 
 def test_a_users_loss_always_gets_the_same_look_out_of_the_reserved_part() -> None:
-    mine = plot.look("my_loss")
-    assert mine == plot.look("my_loss")
-    assert mine.colour in plot.RESERVED_COLOURS and mine.marker in plot.RESERVED_MARKERS
-    assert not set(plot.RESERVED_COLOURS) & {look.colour for look in plot.LOOKS.values()}
-    assert not set(plot.RESERVED_MARKERS) & {look.marker for look in plot.LOOKS.values()}
-    assert len({plot.look(f"loss {i}") for i in range(50)}) > 10
+    mine = look_of("my_loss")
+    assert mine == look_of("my_loss")
+    assert mine.colour in RESERVED_COLOURS and mine.marker in RESERVED_MARKERS
+    assert not set(RESERVED_COLOURS) & {look.colour for look in LOOKS.values()}
+    assert not set(RESERVED_MARKERS) & {look.marker for look in LOOKS.values()}
+    assert len({look_of(f"loss {i}") for i in range(50)}) > 10
 
 
 def test_hostile_names_are_drawn_as_text(synthetic) -> None:
@@ -255,7 +256,7 @@ def test_hostile_names_are_drawn_as_text(synthetic) -> None:
     one["runs"]["title"] = pd.Series(["start", title], dtype=object)
     one["scores"] = scores.complete(one)
     for name in ("pass-rate", "who-beats-whom", "training-curves"):
-        svg = plot.svg(plot.draw(registry.figures.get(name), one).figure)
+        svg = plot.svg(draw(registry.figures.get(name), one).figure)
         assert "<script" not in plot.inline_svg(svg, "x", name)
 
 
@@ -286,7 +287,7 @@ def test_a_model_stands_under_every_loss_and_what_is_not_stored_is_a_dash(drawn,
     assert math.isnan(data.loc[("DPO", "kto"), "value"]) and data.loc[("DPO", "kto"), "n"] == 0
     texts = [t.get_text() for t in found.figure.axes[0].texts]
     assert len(texts) == 6 * len(registry.list_losses()) and texts.count("–") == 6
-    shares = plot.draw(registry.figures.get("cross-loss"), frames, metric="reward_accuracy").data["value"].dropna()
+    shares = draw(registry.figures.get("cross-loss"), frames, metric="reward_accuracy").data["value"].dropna()
     assert shares.between(0, 1).all()
 
 
@@ -332,7 +333,7 @@ def of_the_paper(synthetic) -> Frames:
 
 
 def test_table_10_comes_first_and_what_another_table_says_stands_beside_it(of_the_paper) -> None:
-    table = plot.draw(registry.figures.get("beside-paper"), of_the_paper).set_index("Model")
+    table = draw(registry.figures.get("beside-paper"), of_the_paper).set_index("Model")
     lc = "AlpacaEval LC, %"
     assert table.loc["SimPO", f"{lc}: paper"] == 21.4 and table.loc["SimPO", f"{lc}: also"] == 21.5
     assert table.loc["CPO", "Arena-Hard WR, %: paper"] == 5.8 and table.loc["CPO", "Arena-Hard WR, %: also"] == 6.9
@@ -345,17 +346,17 @@ def test_table_10_comes_first_and_what_another_table_says_stands_beside_it(of_th
 
 
 def test_downstream_numbers_of_the_paper_stand_without_any_of_ours(of_the_paper) -> None:
-    table = plot.draw(registry.figures.get("beside-paper-downstream"), of_the_paper).set_index("Model")
+    table = draw(registry.figures.get("beside-paper-downstream"), of_the_paper).set_index("Model")
     assert table.loc["KTO", "average, %: paper"] == 63.42 and table.loc["KTO", "average, %: ours"].n == 0
 
 
 def test_a_setting_that_the_paper_does_not_have_is_told_which_it_has(frames) -> None:
     with pytest.raises(plot.NothingToDraw, match=r"nothing of the setting tiny; it has .*mistral-base"):
-        plot.draw(registry.figures.get("beside-paper"), frames)
+        draw(registry.figures.get("beside-paper"), frames)
 
 
 def test_gains_on_a_benchmark_stand_beside_the_papers(of_the_paper) -> None:
-    data = plot.draw(registry.figures.get("gains-over-dpo"), of_the_paper).data
+    data = draw(registry.figures.get("gains-over-dpo"), of_the_paper).data
     lc = data[data["quantity"].str.startswith("AlpacaEval")].set_index("label")
     assert lc.loc["SimPO", "paper"] == pytest.approx(21.4 - 15.1)
 
@@ -365,7 +366,7 @@ def test_gains_on_a_benchmark_stand_beside_the_papers(of_the_paper) -> None:
 
 def test_kl_in_training_starts_at_the_reference_and_shows_what_was_measured(frames) -> None:
     steps = frames["steps"].assign(**{"heldout/kl": lambda s: (0.01 * s["step"]).where(s["step"] % 4 == 0)})
-    found = plot.draw(registry.figures.get("kl-in-training"), {**frames.given, "steps": steps})
+    found = draw(registry.figures.get("kl-in-training"), {**frames.given, "steps": steps})
     assert set(found.data["step"]) == {4, 8, 12} and set(found.data["label"]) == {
         "SimPO",
         "DPO",
@@ -379,7 +380,7 @@ def test_kl_in_training_starts_at_the_reference_and_shows_what_was_measured(fram
 def test_a_gradients_norm_is_drawn_where_the_model_was_asked(frames) -> None:
     held = frames["heldout"]
     norms = held[["run", "pair"]].assign(chosen_norm=2.0, rejected_norm=1.0, product=0.0)
-    data = plot.draw(registry.figures.get("gradient-norm"), {**Frames({**frames.given, "norms": norms})}).data
+    data = draw(registry.figures.get("gradient-norm"), {**Frames({**frames.given, "norms": norms})}).data
     dpo = frames["gradients"].merge(frames["runs"][["run", "loss"]]).query("loss == 'dpo'")
     by_hand = np.hypot(2 * dpo["chosen_weight"], dpo["rejected_weight"])
     assert data.loc[data["loss"] == "dpo", "norm"].to_numpy() == pytest.approx(
@@ -395,15 +396,15 @@ def test_of_many_arms_the_losses_at_home_are_drawn_and_a_note_says_so(synthetic)
     ]
     many = {k: pd.concat([p[k] for p in parts], ignore_index=True) for k in parts[0]}
     many["runs"] = many["runs"].drop_duplicates("run")
-    found = plot.draw(registry.figures.get("logp-vs-length"), many)
+    found = draw(registry.figures.get("logp-vs-length"), many)
     labels = [ax.get_title(loc="left").strip() for ax in found.figure.axes if ax.get_visible()]
     assert len(labels) == 6 and labels.count("SimPO") == 1
     assert "13 more" in found.notes
-    table = plot.draw(registry.figures.get("settings-table"), many)
+    table = draw(registry.figures.get("settings-table"), many)
     assert len(table) == 18 and "notes" not in table.attrs
     many["scores"] = scores.complete(many)
-    assert len(plot.draw(registry.figures.get("main-table"), many)) == 6
-    few = plot.draw(registry.figures.get("logp-vs-length"), parts[0])
+    assert len(draw(registry.figures.get("main-table"), many)) == 6
+    few = draw(registry.figures.get("logp-vs-length"), parts[0])
     assert "more" not in few.notes
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from pobench.config import TrainConfig
-from pobench.registry import PobenchError, get_loss
-from pobench.rows import Message, Preference
+from pobench.data.rows import Message, Preference
+from pobench.errors import PobenchError
+from pobench.registry import get_loss
+from pobench.settings.schema import TrainConfig
 from pobench.types import Pair, SequenceLogps, TokenPair
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from pobench.config import list_settings, read_setting, resolve
 from pobench.registry import get_loss, list_losses
+from pobench.settings.read import list_settings, read_setting
+from pobench.settings.resolve import resolve
 
 SETTINGS = list_settings()
 LEARNING_RATES = (3e-7, 5e-7, 6e-7, 1e-6)  # the printed search range, every method

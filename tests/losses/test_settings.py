@@ -8,9 +8,10 @@ from collections import defaultdict
 import pytest
 from oracles import WORKED
 
-from pobench.config import check_loss_settings
-from pobench.numerics import absolute_gamma
-from pobench.registry import PobenchError, get_loss, list_losses
+from pobench.errors import PobenchError
+from pobench.loss_math import absolute_gamma
+from pobench.registry import get_loss, list_losses
+from pobench.settings.faults import check_loss_settings
 
 LOSSES = list_losses()
 WITH_GAMMA = [n for n in LOSSES if "gamma_beta_ratio" in get_loss(n).settings]  # RePO's gamma is a ratio itself

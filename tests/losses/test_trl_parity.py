@@ -1,7 +1,7 @@
 """The losses against TRL's own trainers, end to end: the same model, the same tokens, the same value and gradient.
 
 TRL tokenises, collates, runs the model and computes its loss as it does in training; ours is handed the log-probabilities
-that `pobench.logps` computes for the tokens TRL arrived at. `pytest -s` prints how far apart they are.
+that `pobench.model.logps` computes for the tokens TRL arrived at. `pytest -s` prints how far apart they are.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pobench.layouts import Group, get_layout
-from pobench.logps import ResponseLogps
+from pobench.model.layouts import get_layout
+from pobench.model.logps import ResponseLogps
 from pobench.registry import get_loss
-from pobench.types import Pair, SequenceLogps
+from pobench.types import Group, Pair, SequenceLogps
 
 pytest.importorskip("trl", minversion="1.16", reason="TRL 1.16 is not installed: pip install -e '.[test]'")
 pytestmark = [

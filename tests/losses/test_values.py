@@ -11,7 +11,7 @@ import torch
 from mpmath import mp, mpf
 from oracles import ORACLES, WORKED, Case, slopes, value
 
-from pobench.numerics import exp_difference
+from pobench.loss_math import exp_difference
 from pobench.registry import get_loss, list_losses
 
 LOSSES = list_losses()

@@ -13,15 +13,16 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from pobench import adapters
-from pobench.cli import main
-from pobench.config import AdapterConfig, TrainConfig
-from pobench.data import data_order, mismatch
-from pobench.invariance import small_model, small_pairs
-from pobench.reference import ReferenceCache
+from pobench.cli.main import main
+from pobench.data.order import data_order, mismatch
+from pobench.model import adapters
+from pobench.model.device import make_accelerator
 from pobench.registry import get_loss
-from pobench.train import Trained, make_accelerator, train
+from pobench.settings.schema import AdapterConfig, TrainConfig
+from pobench.training.loop import Trained, train
+from pobench.training.reference import ReferenceCache
 from pobench.types import TokenPair
+from pobench.workflows.invariance import small_model, small_pairs
 
 
 @pytest.fixture(autouse=True)
@@ -147,9 +148,10 @@ def setting(tmp_path: Path, start_model: Any, word_tokenizer: Any) -> dict[str, 
 @pytest.fixture
 def work_here(setting, tmp_path: Path, monkeypatch) -> Callable[..., Path]:
     """Do a whole job of the small setting in this process, start model first; returns the job's run folder."""
-    from pobench.config import resolve
-    from pobench.plan import make_plan
-    from pobench.worker import STAGES, run
+    from pobench.runs.plan import make_plan
+    from pobench.runs.task import STAGES
+    from pobench.runs.worker import run
+    from pobench.settings.resolve import resolve
 
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
 

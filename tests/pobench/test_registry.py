@@ -5,16 +5,8 @@ from __future__ import annotations
 import pytest
 
 import pobench.registry as registry
-from pobench.registry import (
-    PobenchError,
-    Registry,
-    UnknownNameError,
-    get_loss,
-    list_losses,
-    load_plugin,
-    register_figure,
-    register_loss,
-)
+from pobench.errors import PobenchError, UnknownNameError
+from pobench.registry import Registry, get_loss, list_losses, load_plugin, register_figure, register_loss
 
 PAPER = ["simpo", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo", "rrhf", "slic_hf", "simpo_no_ln", "dpo_ln", "dpo_gamma"]
 
@@ -72,7 +64,7 @@ def test_a_name_like_nothing_known_is_told_all_names_only() -> None:
 
 
 def test_two_typos_are_told_together() -> None:
-    from pobench.config import resolve_names
+    from pobench.settings.resolve import resolve_names
 
     names, faults = resolve_names("simp0, dpo, dppo")
     assert names == ["dpo"]

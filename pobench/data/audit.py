@@ -1,0 +1,106 @@
+"""The audit: what a data set holds, and what was left out of it and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from pobench.data.rows import Fault, Found, Preference
+from pobench.types import TokenPair
+
+
+# ---------------------------------------------------------------- audit
+@dataclass(frozen=True)
+class Audit:
+    """What a data set holds, and what was left out of it.
+
+    rows: read from the file. pairs: ready for training. faults: why rows were left out. notes: what else was left out
+    or changed -> row numbers. lengths: (pairs,) each of "prompt", "chosen", "rejected", in `unit`.
+    """
+
+    rows: int
+    pairs: int
+    faults: list[Fault]
+    notes: dict[str, list[int]]
+    lengths: dict[str, np.ndarray] = field(repr=False)
+    unit: str = "tokens"
+    source: str = "rows"
+    shape: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        items: Sequence[TokenPair] | Sequence[Preference],
+        found: Found,
+        faults: list[Fault],
+        notes: dict[str, list[int]],
+    ) -> Audit:
+        """The audit of token pairs, or of preferences, whose lengths are then in characters."""
+        as_text = bool(items) and isinstance(items[0], Preference)
+        prompts = [sum(len(m.content) for m in i.prompt) if isinstance(i, Preference) else len(i.prompt) for i in items]
+        lengths = {
+            "prompt": np.array(prompts, dtype=np.int64),
+            "chosen": np.array([len(i.chosen) for i in items], dtype=np.int64),
+            "rejected": np.array([len(i.rejected) for i in items], dtype=np.int64),
+        }
+        unit = "characters" if as_text else "tokens"
+        return cls(found.rows, len(items), faults, notes, lengths, unit, found.source, found.shape)
+
+    @classmethod
+    def of_file(cls, found: Found) -> Audit:
+        """The audit of a file that no tokenizer has seen: lengths in characters."""
+        return cls.of(found.preferences, found, found.faults, found.notes)
+
+    @property
+    def chosen_longer(self) -> float:
+        """The share of pairs, in [0, 1], whose chosen answer is the longer one; equal lengths count half."""
+        chosen, rejected = self.lengths["chosen"], self.lengths["rejected"]
+        return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected))) if self.pairs else float("nan")
+
+    def frame(self) -> pd.DataFrame:
+        """fault, count (rows), rows (JSON list of row numbers): one line per kind of fault, then per kind of note.
+
+        The first two lines, `rows read` and `pairs kept`, are the totals, without row numbers.
+        """
+        kinds: dict[str, list[int]] = {}
+        for fault in self.faults:
+            kinds.setdefault(fault.problem, []).append(fault.row)
+        lines = [("rows read", self.rows, "[]"), ("pairs kept", self.pairs, "[]")]
+        for kind, rows in [*kinds.items(), *self.notes.items()]:
+            unique = sorted(set(rows))
+            lines.append((kind, len(unique), json.dumps(unique)))
+        return pd.DataFrame(lines, columns=["fault", "count", "rows"])
+
+    def quantiles(self) -> pd.DataFrame:
+        """Quantiles of the lengths, in `unit`: a line each for prompt, chosen, rejected; nan where there is no pair."""
+        at = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
+        values = {
+            name: np.quantile(lengths, list(at.values())) if len(lengths) else np.full(len(at), np.nan)
+            for name, lengths in self.lengths.items()
+        }
+        return pd.DataFrame.from_dict(values, orient="index", columns=list(at))
+
+    def text(self) -> str:
+        """The audit as plain lines for a terminal."""
+        share = f"{self.chosen_longer:.1%}" if self.pairs else "–"
+        lines = [
+            f"{self.source}: {self.rows} rows"
+            + (f" ({self.shape})" if self.shape else "")
+            + f", {self.pairs} pairs kept",
+            f"  chosen is the longer answer in {share} of {self.pairs} pairs",
+            f"  {self.unit:<12}" + "".join(f"{name:>9}" for name in self.quantiles().columns),
+        ]
+        for name, row in self.quantiles().iterrows():
+            lines.append(f"  {name:<12}" + "".join(f"{'–' if np.isnan(v) else f'{v:.0f}':>9}" for v in row))
+        frame = self.frame().iloc[2:]
+        for kind, count, rows in frame.itertuples(index=False):
+            numbers = json.loads(rows)
+            some = ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
+            lines.append(f"  {count:>6}  {kind}: row{'s' if count > 1 else ''} {some}")
+        if frame.empty:
+            lines.append("  no row was left out")
+        return "\n".join(lines)

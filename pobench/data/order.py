@@ -1,0 +1,139 @@
+"""Which pairs train, which are held out, and in which order training meets them; by hash, so the same everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pobench.data.rows import Message, Preference
+from pobench.errors import PobenchError
+from pobench.types import TokenPair
+
+# ---------------------------------------------------------------- split, subset, order
+Item = TypeVar("Item", TokenPair, Preference)
+
+
+def split_by_prompt(
+    items: Sequence[Any], fraction: float, seed: int, key: Callable[[Any], str]
+) -> tuple[list[Any], list[Any]]:
+    """(training, held-out): a prompt goes to one side, whole, by the hash of its text and the seed.
+
+    So added, removed or reordered rows move no other row, and no tokenizer has a say. `fraction` of the prompts is held
+    out on average, and at least one prompt stands on either side. key: an item's prompt as a `text_key`.
+    Raises PobenchError if the fraction is outside (0, 1) or all items share one prompt.
+    """
+    if not 0 < fraction < 1:
+        raise PobenchError(f"the held-out share is {fraction}; a share between 0 and 1 is needed")
+    places = [_uniform("split", seed, key(item)) for item in items]
+    if len(set(places)) < 2:
+        raise PobenchError(f"{len(items)} pairs with {len(set(places))} prompt cannot be split by prompt")
+    border = min(max(fraction, math.nextafter(min(places), 1)), max(places))
+    training = [item for item, place in zip(items, places, strict=True) if place >= border]
+    return training, [item for item, place in zip(items, places, strict=True) if place < border]
+
+
+def subset(items: Sequence[Item], max_pairs: int | None, seed: int = 0) -> list[Item]:
+    """`max_pairs` items by the hash of their id and the seed, in their old order: 100 of them are among any 200."""
+    if max_pairs is None or max_pairs >= len(items):
+        return list(items)
+    ranks = sorted(range(len(items)), key=lambda i: _hash("subset", seed, items[i].id))
+    return [items[i] for i in sorted(ranks[:max_pairs])]
+
+
+def bias_labels(items: Sequence[Item], share: float, seed: int) -> list[Item]:
+    """For a seeded random `share` of the items the longer answer becomes the chosen one, whatever the label said.
+
+    Length in characters for preferences, in tokens for token pairs. Raises PobenchError if share is outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise PobenchError(f"data.length_bias is {share}; a share in [0, 1] is needed")
+
+    def biased(item: Item) -> Item:
+        if not decided_by_length(item, share, seed) or len(item.chosen) >= len(item.rejected):
+            return item
+        return item._replace(chosen=item.rejected, rejected=item.chosen)  # type: ignore[return-value]
+
+    return [biased(item) for item in items]
+
+
+def decided_by_length(item: Preference | TokenPair, share: float, seed: int) -> bool:
+    """Whether the item belongs to the seeded random `share` whose labels length decides; a larger share holds a
+    smaller one."""
+    return _uniform("length bias", seed, item.id) < share
+
+
+@dataclass(frozen=True)
+class Order:
+    """In which order training meets the pairs. epochs: one (pairs,) array of indices each. digest: hex sha256 of the
+    pairs' ids in that order, over all epochs; equal digests mean equal orders of equal data."""
+
+    epochs: list[np.ndarray]
+    digest: str
+
+
+def data_order(pairs: Sequence[TokenPair], seed: int, epochs: int) -> Order:
+    """One order per (data, seed), the same for every loss; more epochs begin with the same ones.
+
+    By hash, not by a random generator: the same on every machine and version of numpy.
+    """
+    digest, orders = hashlib.sha256(), []
+    for epoch in range(epochs):
+        ranks = sorted(range(len(pairs)), key=lambda i: (_hash("order", seed, epoch, pairs[i].id), i))
+        orders.append(np.array(ranks, dtype=np.int64))
+        digest.update("\n".join([f"epoch {epoch}", *(pairs[i].id for i in ranks), ""]).encode())
+    return Order(orders, digest.hexdigest())
+
+
+def data_digest(pairs: Iterable[TokenPair]) -> str:
+    """Hex sha256 over the token ids of the pairs, in their order; ids of rows do not enter."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for ids in pair[1:]:
+            digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, dtype="<i4").tobytes())
+    return digest.hexdigest()
+
+
+def mismatch(pairs: Sequence[TokenPair]) -> list[int]:
+    """For each pair the index of a partner with another prompt, whose answers are then paired with this prompt (KTO).
+
+    Fixed by the data alone, so one reference pass serves all seeds. Every pair is a partner once, unless more than half
+    of them share one prompt. Raises PobenchError if all do.
+    """
+    keys = [(_hash("mismatch", _ids_digest(pair.prompt)), _hash(data_digest([pair]), pair.id)) for pair in pairs]
+    order = sorted(range(len(pairs)), key=keys.__getitem__)  # pairs of one prompt stand together
+    sizes = Counter(prompt for prompt, _ in keys)
+    if len(sizes) < 2:
+        raise PobenchError(f"{len(pairs)} pairs share one prompt; mismatched pairs (KTO) need at least two prompts")
+    (common, largest), *_ = sizes.most_common(1)
+    if 2 * largest <= len(pairs):  # a step as long as the largest group leads out of every group
+        partner_of = dict(zip(order, order[largest:] + order[:largest], strict=True))
+    else:
+        crowd, others = ([i for i in order if (keys[i][0] == common) is inside] for inside in (True, False))
+        partner_of = dict(zip(crowd, cycle(others), strict=False)) | dict(zip(others, crowd, strict=False))
+    return [partner_of[i] for i in range(len(pairs))]
+
+
+def text_key(prompt: Iterable[Message]) -> str:
+    """What makes two prompts the same as text: roles and words, without case and runs of white space."""
+    return json.dumps([(m.role, " ".join(m.content.casefold().split())) for m in prompt])
+
+
+def _ids_digest(ids: Sequence[int]) -> str:
+    return hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).hexdigest()
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _uniform(*parts: object) -> float:
+    """In [0, 1), by hash."""
+    return int(_hash(*parts)[:13], 16) / 16**13

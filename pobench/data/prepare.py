@@ -1,0 +1,203 @@
+"""From a job to what its data stage leaves behind: token pairs for training and for holding out, and the audit.
+
+Done once per setting, before any run folder exists, so that bad data stops a command with nothing written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from pobench.data.audit import Audit
+from pobench.data.chat import Renderer, tokenizer_of
+from pobench.data.order import bias_labels, data_digest, decided_by_length, split_by_prompt, subset, text_key
+from pobench.data.prompts import eval_prompts
+from pobench.data.shapes import load_preferences
+from pobench.data.tokens import tokenize
+from pobench.errors import PobenchError, or_fault
+from pobench.files import whole
+from pobench.settings.job import Job
+from pobench.settings.schema import SftConfig
+from pobench.sources import fetch_model, fetch_rows
+from pobench.types import TokenPair
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Token pairs ready for training and evaluation. audit: fault, count, rows. digest: hex sha256 over all token ids."""
+
+    train: list[TokenPair]
+    heldout: list[TokenPair]
+    audit: pd.DataFrame
+    digest: str
+    summary: str = ""
+
+    def text(self) -> str:
+        """For the terminal: what was read, and what was left out."""
+        return self.summary
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`, whole; nothing if it is there (its name holds the digest)."""
+        if folder.is_dir():
+            return
+        with whole(folder) as partial:
+            partial.mkdir(parents=True)
+            for name in ("train", "heldout"):
+                rows = [
+                    {"id": p.id, **{k: list(getattr(p, k)) for k in ("prompt", "chosen", "rejected")}}
+                    for p in getattr(self, name)
+                ]
+                pd.DataFrame(rows).to_parquet(partial / f"{name}.parquet", index=False)
+            (partial / "audit.json").write_text(self.audit.to_json(orient="records", indent=1))
+            (partial / "data.json").write_text(
+                json.dumps({"digest": self.digest, "train": len(self.train), "heldout": len(self.heldout)})
+            )
+
+    @classmethod
+    def load(cls, folder: Path) -> Prepared:
+        frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("train", "heldout")}
+        pairs = {
+            name: [
+                TokenPair(r.id, *(tuple(map(int, getattr(r, k))) for k in ("prompt", "chosen", "rejected")))
+                for r in frame.itertuples()
+            ]
+            for name, frame in frames.items()
+        }
+        audit = pd.DataFrame(json.loads((folder / "audit.json").read_text()))
+        return cls(pairs["train"], pairs["heldout"], audit, json.loads((folder / "data.json").read_text())["digest"])
+
+
+class _Read(NamedTuple):
+    pairs: list[TokenPair]
+    audit: Audit
+    renderer: Renderer
+    prompts: dict[str, str]  # a pair's id -> its prompt's `text_key`
+
+
+def read_pairs(
+    job: Job, source: str | None = None, split: str | None = None
+) -> tuple[list[TokenPair], Audit, Renderer]:
+    """All token pairs of one source (default: the job's), with their audit and the renderer that made them.
+
+    Raises PobenchError for whatever is wrong with the source, or with its rows under `data.on_bad_row: stop`.
+    """
+    return _read(job, source, split)[:3]
+
+
+def _model(job: Job) -> Path:
+    model = job.model
+    return fetch_model(
+        model.source, revision=model.revision, sha256=model.sha256, trust_remote_code=model.trust_remote_code
+    )
+
+
+def _rows(job: Job, source: str | None, split: str | None) -> Path:
+    data = job.data
+    option = "--set data.held_out=PATH" if source not in (None, data.source) else "--data"
+    return fetch_rows(source or data.source, split=split or data.split, revision=data.revision, option=option)
+
+
+def demonstration_rows(config: SftConfig) -> Path:
+    """The file of an SFT stage's conversations. Raises PobenchError, with the remedy, where it cannot be had."""
+    option = "--set sft.source=PATH"
+    return fetch_rows(config.source, split=config.split, revision=config.revision, option=option)
+
+
+def source_faults(job: Job, stages: Sequence[str]) -> list[str]:
+    """A fault for each source that these stages of a job need and that cannot be had: model, conversations, pairs,
+    held-out pairs, prompts. One message names all that is to be fetched, and none is missed after hours of training."""
+    data, sft = job.data, job.sft
+    reads: list[Callable[[], Any]] = [lambda: _model(job)]
+    if sft is not None and "sft" in stages:
+        reads.append(lambda: demonstration_rows(sft))
+    if set(stages) != {"sft"}:
+        reads.append(lambda: _rows(job, data.source, data.split))
+        if data.held_out is not None or data.held_out_split is not None:
+            reads.append(lambda: _rows(job, data.held_out or data.source, data.held_out_split or data.split))
+    if "answers" in stages and job.answers.source is not None:
+        reads.append(lambda: eval_prompts(job.answers))
+    faults: list[str] = []
+    for read in reads:
+        or_fault(faults, read)
+    return list(dict.fromkeys(faults))
+
+
+def _read(job: Job, source: str | None, split: str | None) -> _Read:
+    model, data = job.model, job.data
+    renderer = Renderer(tokenizer_of(_model(job), model))
+    found = load_preferences(_rows(job, source, split))
+    pairs, audit = tokenize(
+        found,
+        renderer,
+        max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length,
+        truncation=data.truncation,
+        count_header=data.count_header,
+        on_bad_row=data.on_bad_row,
+    )
+    return _Read(pairs, audit, renderer, {p.id: text_key(p.prompt) for p in found.preferences})
+
+
+def prepare(job: Job) -> Prepared:
+    """Fetch, read, audit, split and tokenise a job's data. Raises PobenchError that lists all faults of all its files."""
+    data = job.data
+    faults: list[str] = []
+
+    def read(source: str, split: str | None) -> _Read | None:
+        return or_fault(faults, lambda: _read(job, source, split))
+
+    got = read(data.source, data.split)
+    own_heldout = data.held_out is not None or data.held_out_split is not None
+    heldout = read(data.held_out or data.source, data.held_out_split or data.split) if own_heldout else None
+    if faults or got is None:
+        raise PobenchError("\n".join(faults))
+    pairs, audit, _, prompts = got
+    frames = [audit.frame()]
+    summary = [audit.text()]
+    if heldout is not None:
+        held, held_audit, _, held_prompts = heldout
+        frames.append(held_audit.frame().assign(fault=lambda f: "held out: " + f.fault))
+        summary.append(held_audit.text())
+        seen = {held_prompts[p.id] for p in held}
+        shared = [p for p in pairs if prompts[p.id] in seen]
+        if shared:  # never train on what is evaluated
+            pairs = [p for p in pairs if prompts[p.id] not in seen]
+            frames.append(
+                pd.DataFrame(
+                    [{"fault": "prompt is held out, left out of training", "count": len(shared), "rows": "[]"}]
+                )
+            )
+            summary.append(f"  {len(shared)} training pairs left out: their prompts are held out")
+    else:
+        pairs, held = split_by_prompt(pairs, data.held_out_fraction, data.seed, lambda p: prompts[p.id])
+    pairs = subset(pairs, data.max_pairs, data.seed)
+    held = subset(held, data.max_held_out, data.seed)
+    if not pairs or not held:
+        raise PobenchError(
+            f"{data.source}: {len(pairs)} training pairs and {len(held)} held-out pairs are left; both are needed"
+        )
+    if data.length_bias > 0:
+        biased = bias_labels(pairs, data.length_bias, data.seed)
+        decided = sum(decided_by_length(pair, data.length_bias, data.seed) for pair in pairs)
+        swapped = sum(after is not before for before, after in zip(pairs, biased, strict=True))
+        counts = {"label decided by length": decided, "label swapped, as the loser was longer": swapped}
+        frames.append(pd.DataFrame([{"fault": f, "count": n, "rows": "[]"} for f, n in counts.items()]))
+        summary.append(
+            f"  {decided} training labels decided by length, which swapped {swapped}; held-out labels are true"
+        )
+        pairs = biased
+    summary.append(f"training on {len(pairs)} pairs, {len(held)} held out")
+    frames.append(
+        pd.DataFrame(
+            [
+                {"fault": "used for training", "count": len(pairs), "rows": "[]"},
+                {"fault": "held out", "count": len(held), "rows": "[]"},
+            ]
+        )
+    )
+    return Prepared(pairs, held, pd.concat(frames, ignore_index=True), data_digest([*pairs, *held]), "\n".join(summary))

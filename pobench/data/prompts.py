@@ -1,0 +1,34 @@
+"""The prompts that a model is asked after training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pobench.data.rows import messages, read_rows
+from pobench.errors import PobenchError
+from pobench.settings.schema import AnswersConfig
+from pobench.sources import fetch_rows
+
+
+def eval_prompts(config: AnswersConfig) -> list[dict[str, Any]]:
+    """The rows to answer after training, with `messages` (chat). Raises PobenchError as `prompt_rows` does."""
+    assert config.source is not None
+    return prompt_rows(config.source, config.split, "answers.source")[: config.max_prompts]
+
+
+def prompt_rows(source: str, split: str | None, key: str) -> list[dict[str, Any]]:
+    """Rows with `id`, `messages` (chat), and whatever a judge reads (`check`, `kind`, `topic`).
+
+    key: of the setting that names the source. Raises PobenchError that lists the rows without a prompt.
+    """
+    rows = []
+    faults = []
+    for number, row in read_rows(fetch_rows(source, split=split, option=f"--set {key}=PATH")):
+        prompt = row.get("prompt", row.get("instruction")) if isinstance(row, dict) else None
+        if not isinstance(row, dict) or not prompt:
+            faults.append(f"{source}: row {number}: no `prompt` (text or chat messages)")
+            continue
+        rows.append({**row, "id": str(row.get("id", number)), "messages": messages(prompt)})
+    if faults:
+        raise PobenchError("\n".join(faults))
+    return rows

@@ -1,0 +1,228 @@
+"""Preference files: read them, recognise their shape, and name every bad row.
+
+    file -> read_rows -> recognise -> Found(preferences, faults, notes)
+
+A row's number is the one a person counts: the line in JSONL, the place in a JSON list or a Parquet table
+(from 1), the row of a spreadsheet in CSV (the header is row 1, so the first preference is row 2).
+Nothing raises on a bad row: it becomes a `Fault`, and `refuse` lists all of them in one message.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pobench.errors import PobenchError
+
+
+class Message(NamedTuple):
+    """One turn of a conversation. role: "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+Prompt = str | Sequence[Message | Mapping[str, Any]]  # a text, or chat messages
+
+
+def messages(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as chat messages; a plain text is what the user says."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    turns = [m._asdict() if isinstance(m, Message) else m for m in prompt]
+    return [{"role": str(m["role"]), "content": str(m["content"])} for m in turns]
+
+
+def as_text(prompt: Prompt) -> str:
+    """A prompt as a person reads it; the turns of a conversation with their speakers."""
+    turns = messages(prompt)
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+
+
+class Preference(NamedTuple):
+    """One preference as text: `chosen` and `rejected` are what the assistant may say after `prompt`.
+
+    id: the row's own `id`, else a hash of its text, so that it survives reordering. prompt: a system message may
+    stand first, then user and assistant take turns, the user last. row: the number a person counts in the file.
+    """
+
+    id: str
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    row: int
+
+
+class Fault(NamedTuple):
+    """Why a row cannot be used. problem: one of a fixed set of phrases, so that faults can be counted by kind."""
+
+    row: int
+    field: str
+    problem: str
+    got: str
+
+    def __str__(self) -> str:
+        where = f"row {self.row}, {self.field!r}" if self.field else f"row {self.row}"
+        return f"{where}: {self.problem}" + (f"; got {self.got}" if self.got else "")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file holds. notes: what was left out or changed without being a fault (ties, …) -> row numbers."""
+
+    preferences: list[Preference]
+    faults: list[Fault] = field(default_factory=list)
+    notes: dict[str, list[int]] = field(default_factory=dict)
+    rows: int = 0
+    shape: str = ""
+    source: str = "rows"
+
+
+# ---------------------------------------------------------------- reading
+Row = tuple[int, "dict[str, Any] | Fault"]
+
+_JSON_LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
+
+
+def read_rows(path: Path | str) -> list[Row]:
+    """The numbered rows of a JSONL, JSON (list), Parquet, CSV or TSV file; all but Parquet may be gzipped.
+
+    A line that is no JSON or no UTF-8 is a Fault in its place. CSV cells may hold messages and lists as JSON.
+    Raises PobenchError if the file is absent, of another kind, or unreadable as a whole.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PobenchError(f"data: no file {str(path)!r}")
+    kind = Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+    try:
+        if kind == ".parquet":
+            import pyarrow.parquet
+
+            return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1))
+        if kind not in (*_JSON_LINES, ".json", *_TABLES):
+            raise PobenchError(f"data: {path.name!r} is no .jsonl, .json, .parquet, .csv or .tsv file")
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, ValueError) as error:  # pyarrow's errors are OSError or ValueError
+        raise PobenchError(f"data: {path.name!r} cannot be read: {_short(str(error))}") from error
+    raw = raw.removeprefix(b"\xef\xbb\xbf")
+    if kind in _TABLES:
+        return list(_table_rows(raw, "\t" if kind == ".tsv" else ","))
+    return list(_json_lines(raw)) if kind in _JSON_LINES else _json_rows(raw, path.name)
+
+
+def _json_lines(raw: bytes) -> Iterator[Row]:
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        if line.strip():
+            yield number, _json_line(number, line)
+
+
+def _json_line(number: int, line: bytes) -> dict[str, Any] | Fault:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Fault(number, "", "broken UTF-8", f"byte {line[error.start]:#04x} at column {error.start + 1}")
+    except json.JSONDecodeError as error:
+        return Fault(number, "", "broken JSON", f"{error.msg} at column {error.colno}")
+    except (ValueError, RecursionError) as error:
+        return Fault(number, "", "broken JSON", _short(str(error)))
+    return value if isinstance(value, dict) else Fault(number, "", "not a row", f"{_kind(value)} where {{…}} is needed")
+
+
+def _json_rows(raw: bytes, name: str) -> list[Row]:
+    try:
+        # undecodable bytes are kept as lone surrogates, so that only the rows that hold them are bad
+        value = json.loads(raw.decode("utf-8", errors="surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        if raw.lstrip().startswith(b"{"):
+            return list(_json_lines(raw))  # JSON lines under the name .json, as many hubs serve them
+        raise PobenchError(f"data: {name!r} is no JSON: {_short(str(error))}") from error
+    if isinstance(value, dict):
+        inner = list(value.values())  # {"data": [rows]}, or a single row
+        wrapped = len(inner) == 1 and isinstance(inner[0], list) and all(isinstance(r, dict) for r in inner[0])
+        value = inner[0] if wrapped else [value]
+    if not isinstance(value, list):
+        raise PobenchError(f"data: {name!r} holds {_kind(value)}, not a list of rows")
+    return [
+        (i, row if isinstance(row, dict) else Fault(i, "", "not a row", f"{_kind(row)} where {{…}} is needed"))
+        for i, row in enumerate(value, start=1)
+    ]
+
+
+def _table_rows(raw: bytes, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)
+    text = io.StringIO(raw.decode("utf-8", errors="surrogateescape"), newline="")  # only \n and \r end a line
+    reader = csv.DictReader(text, delimiter=delimiter)
+    try:
+        for number, row in enumerate(reader, start=2):
+            if None in row:
+                yield number, Fault(number, "", "more cells than columns", f"{len(row[None])} too many")
+            else:
+                yield number, {key: _cell(key, value) for key, value in row.items()}
+    except csv.Error as error:
+        raise PobenchError(f"data: line {reader.line_num} is no CSV: {error}") from error
+
+
+def _cell(column: str, value: str | None) -> Any:
+    """A CSV cell; messages and lists are decoded, while an answer that merely looks like JSON stays text."""
+    if value is None or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        decoded = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    first = decoded[0] if isinstance(decoded, list) and decoded else decoded
+    is_message = isinstance(first, dict) and (first.keys() >= {"role", "content"} or first.keys() >= {"from", "value"})
+    return decoded if is_message or column in (*_ANSWERS, *_SCORES, "output") else value
+
+
+_ANSWERS = ("completions", "responses", "all_generated_responses")
+_SCORES = ("scores", "ratings", "all_rm_scores")
+
+
+def shared_start(*sequences: Sequence[Any]) -> int:
+    """How many first elements all the sequences share."""
+    length = min(map(len, sequences))
+    first = sequences[0][:length]
+    if all(other[:length] == first for other in sequences[1:]):
+        return length
+    return next(i for i, elements in enumerate(zip(*sequences, strict=False)) if len(set(elements)) > 1)
+
+
+def refuse(
+    faults: Sequence[Fault], *, source: str, rows: int, shown: int = 20, option: str = "data.on_bad_row"
+) -> None:
+    """Raise one PobenchError that lists the faults (the first 20, then how many more) and counts them by kind.
+
+    Returns if there are none. option: the key whose `drop` goes on without them.
+    """
+    if not faults:
+        return
+    bad = len({fault.row for fault in faults})
+    lines = [f"{source}: {bad} of {rows} rows {'is' if bad == 1 else 'are'} bad ({option}: drop goes on without)"]
+    lines += [f"  {fault}" for fault in faults[:shown]]
+    if len(faults) > shown:
+        lines.append(f"  and {len(faults) - shown} more")
+    if len(faults) > 1:
+        kinds = Counter(fault.problem for fault in faults)
+        lines.append("  by kind: " + ", ".join(f"{problem} {count}" for problem, count in kinds.most_common()))
+    raise PobenchError("\n".join(lines))
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", int: "a number", float: "a number", bool: "true/false", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _short(value: Any, width: int = 60) -> str:
+    """Untrusted text, escaped and short enough for a line."""
+    text = repr(value[: width * 2] if isinstance(value, str) else value)
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,224 @@
+"""Arena-Hard v0.1 from stored judgments: 500 questions, two games each, against gpt-4-0314.
+
+    score(judgments.jsonl)     a line a question: question_id (or uid), model, judge, games: [{score, judgment}, …]
+    write_answers(answers.jsonl)
+
+In the first game the baseline is A, in the second it is B. A verdict is one of VERDICTS; `>>` counts three battles.
+
+    score = Σ battles · result / Σ battles,   result = 1 won, 0.5 tied, 0 lost
+
+With one common baseline this IS the Bradley-Terry fit that the benchmark is defined by, turned back into a win rate.
+A game whose verdict could not be read (null, another text, several different verdicts) is dropped and counted.
+Li and others 2024, arXiv 2406.11939.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pobench.files import write_text
+from pobench.judging.benchmarks.verdict_files import (
+    Faults,
+    Line,
+    Scored,
+    fingerprint,
+    fingerprints,
+    is_gpt4,
+    numbers,
+    one_of,
+    only_model,
+    read,
+    scaled,
+)
+from pobench.results import stats
+from pobench.types import Estimate
+
+BASELINE = "gpt-4-0314"
+ROUNDS = 100  # of the published interval
+# verdict → (result of A, battles)
+VERDICTS = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}
+_LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
+_IDS = ("question_id", "uid")
+
+
+class Game(NamedTuple):
+    """One readable game, seen from the model's side. place: 0 the model was B, 1 it was A."""
+
+    question: str
+    place: int
+    result: float
+    battles: int
+
+
+# ---------------------------------------------------------------- scoring
+def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> Scored:
+    """The result of one model, in percent; `model` names it where the file holds several.
+
+    Two intervals: the published kind (percentiles of 100 bootstraps over battles, as if repeats and the two games of a
+    question were independent) and ours, over questions. Raises PobenchError with every fault of the file.
+    """
+    games, unread, questions, name, judge = _read(judgments, model)
+    battles = np.array([g.battles for g in games], dtype=float)
+    results = np.array([g.result for g in games], dtype=float)
+    asked = [g.question for g in games]
+    by_question = scaled(stats.ratio(battles * results, battles, asked, bounds=stats.UNIT, seed=seed), 100)
+    published = _published(results, battles, seed)
+    flips = scaled(_flips(games), 100)
+    notes = []
+    if unread:
+        notes.append(f"{unread} of {unread + len(games)} games have no readable verdict: dropped")
+    lines = (
+        Line("Score, %", by_question, note="interval over questions", metric="win_rate"),
+        Line("Score, %", published, note=f"interval as published: {ROUNDS} bootstraps over battles"),
+        Line("Position flips, %", flips, ".1f", "questions whose two games name opposite winners", "position_flips"),
+    )
+    values = {
+        "score": by_question.value,
+        "n": by_question.n,
+        "interval_questions": [by_question.low, by_question.high],
+        "interval_published": [published.low, published.high],
+        "battles": int(battles.sum()),
+        "games": len(games),
+        "dropped": unread,
+        "position_flips": flips,
+        "baseline": BASELINE,
+    }
+    return Scored(_label(questions, judge), name, judge, lines, values, tuple(notes))
+
+
+def _published(results: np.ndarray, battles: np.ndarray, seed: int) -> Estimate:
+    """The 2.5th and 97.5th percentile over resamples of battle rows; a row's result is all that counts of it."""
+    kinds, index = np.unique(results, return_inverse=True)
+    counts = np.bincount(index, battles) if len(results) else np.zeros(0)
+    total = counts.sum()
+    if total == 0:
+        return Estimate.missing()
+    drawn = np.random.default_rng(seed).multinomial(int(total), counts / total, size=ROUNDS) @ kinds / total * 100
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(float(counts @ kinds / total * 100), float(low), float(high), int(total))
+
+
+def _flips(games: list[Game]) -> Estimate:
+    """The share of questions with two readable games whose winners are opposite: the judge went by position."""
+    results: dict[str, list[float]] = {}
+    for game in games:
+        results.setdefault(game.question, []).append(game.result)
+    both = [r for r in results.values() if len(r) == 2]
+    return stats.proportion(sum(sorted(r) == [0.0, 1.0] for r in both), len(both))
+
+
+def _label(questions: set[str], judge: str) -> str:
+    known = {row[0] for row in fingerprints("arena_hard")}
+    asked = {fingerprint(q) for q in questions}
+    if not asked <= known:
+        return "Arena-Hard's scoring on other questions: not Arena-Hard"
+    part = "" if asked == known else f" ({len(asked)} of {len(known)} questions)"
+    if not is_gpt4(judge):
+        return f"Arena-Hard v0.1's questions{part}, judged by {judge or 'an unnamed judge'}: not Arena-Hard"
+    return f"Arena-Hard v0.1{part}"
+
+
+# ---------------------------------------------------------------- reading
+def verdict(judgment: str) -> str | None:
+    """The verdict of a judge's reply: `[[A>B]]`; None if there is none, or several that differ."""
+    found = set(_LABEL.findall(judgment))
+    return found.pop() if len(found) == 1 else None
+
+
+def _read(path: Path | str, wanted: str | None) -> tuple[list[Game], int, set[str], str, str]:
+    """The readable games, how many are not, the questions, the model, the judge."""
+    rows, faults = read(path, ("model", "games"), (*_IDS, "judge", "category", "baseline"))
+    rows, model = only_model(rows, wanted, faults)
+    games: list[Game] = []
+    unread = 0
+    first_seen: dict[str, int] = {}
+    for row in rows:
+        question = _question(row, faults)
+        if question and first_seen.setdefault(question, row["#row"]) != row["#row"]:
+            faults.add(row["#row"], "question_id", f"stands in row {first_seen[question]} already", question)
+        if row.get("baseline", BASELINE) != BASELINE:
+            faults.add(row["#row"], "baseline", f"v0.1 has {BASELINE!r}", row["baseline"])
+        played = row.get("games", [])
+        if not isinstance(played, list) or len(played) != 2:
+            if "games" in row:
+                faults.add(row["#row"], "games", "a list of two games is needed, in swapped order", played)
+            continue
+        for place, game in enumerate(played):
+            label = _game(row["#row"], place, game, faults)
+            if label not in VERDICTS:
+                unread += 1
+                continue
+            result, battles = VERDICTS[label]
+            games.append(Game(question, place, result if place else 1.0 - result, battles))
+    judge = one_of([(r["#row"], str(r.get("judge") or "")) for r in rows], "judge", faults)
+    faults.refuse()
+    return games, unread, set(first_seen), model, judge
+
+
+def _question(row: Mapping[str, Any], faults: Faults) -> str:
+    name = next((name for name in _IDS if name in row), None)
+    if name is None:
+        faults.add(row["#row"], "question_id", "missing (newer files call it 'uid')")
+        return ""
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        faults.add(row["#row"], name, "a text or a number is needed", value)
+        return ""
+    return str(value)
+
+
+def _game(row: int, place: int, game: Any, faults: Faults) -> str:
+    """The label of one game; "" where none could be read. The stored score goes before the judge's text."""
+    name = f"games[{place}]"
+    if game is None:
+        return ""
+    if not isinstance(game, dict) or not {"score", "judgment"} & game.keys():
+        faults.add(row, name, "an object with 'score' or 'judgment' is needed", game)
+        return ""
+    text = game.get("judgment")
+    text = text.get("answer") if isinstance(text, dict) else text
+    said = verdict(text) if isinstance(text, str) else None
+    if "score" not in game:
+        return said or ""
+    label = game["score"]
+    if label is None or (isinstance(label, float) and math.isnan(label)):
+        return ""
+    if not isinstance(label, str):
+        faults.add(row, f"{name}.score", f"one of {', '.join(VERDICTS)} is needed, or null", label)
+        return ""
+    if label in VERDICTS and said is not None and said != label:
+        faults.add(row, f"{name}.score", f"{label!r} stands here, but the judgment says {said!r}")
+    return label
+
+
+# ---------------------------------------------------------------- answers, for a judge
+def write_answers(path: Path, answers: Mapping[str, tuple[str, str]], *, model: str) -> None:
+    """Write a model's answers in Arena-Hard's own format, a line a question.
+
+    answers: question id → (question, answer). Raises PobenchError unless they are to all 500 questions and no others.
+    """
+    known = [row[0] for row in fingerprints("arena_hard")]
+    place = {mark: i for i, mark in enumerate(known)}
+    faults = Faults(f"Arena-Hard's answers of {model!r}")
+    for uid in answers:
+        if fingerprint(uid) not in place:
+            faults.add(0, "question_id", "none of Arena-Hard v0.1's 500", uid)
+    given = {fingerprint(uid) for uid in answers}
+    if absent := [i + 1 for mark, i in place.items() if mark not in given]:
+        faults.add(0, "", f"no answer to {numbers('question', absent)} of 500")
+    faults.refuse()
+    lines = []
+    for uid in sorted(answers, key=lambda uid: place[fingerprint(uid)]):
+        question, answer = answers[uid]
+        mark = hashlib.sha256(f"{model}\0{uid}\0{answer}".encode("utf-8", "surrogatepass")).hexdigest()[:22]
+        said = [{"role": "user", "content": question}, {"role": "assistant", "content": {"answer": answer}}]
+        lines.append({"uid": uid, "ans_id": mark, "model": model, "messages": said})
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -1,0 +1,404 @@
+"""Downstream tasks by lm-eval, in memory: what alignment costs elsewhere.
+
+The six tasks of the first Open LLM Leaderboard with its numbers of shots, as in the SimPO paper's appendix on downstream
+tasks, and its zero-shot GSM8K and MMLU. Prompts, few-shot sampling and metrics are lm-eval's own, without a chat template;
+the item values it hands back are averaged here, so that each number has its interval.
+
+    <run>/benchmarks/downstream/<8 hex>/       one JSON a task, as it ends, then score.json
+
+Items come from the hub, or from a folder of JSONL files in the columns of the hub's:
+
+    arc_challenge_{train,test}  gsm8k_{train,test}  hellaswag_{train,validation}  truthfulqa_mc_validation
+    winogrande_{train,validation}  mmlu/{dev,test}/SUBJECT
+
+A task without a file to draw shots from draws them from its evaluated items, never the one that is asked; its result says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from tqdm import tqdm
+
+from pobench.data.rows import read_rows
+from pobench.errors import PobenchError, nearest
+from pobench.judging.benchmarks.base import Benchmark, Result, Speaker, write_json, write_result
+from pobench.registry import register_benchmark
+from pobench.results import stats
+from pobench.settings.job import digest
+
+SHOTS_SEED = 1234  # lm-eval's own
+
+
+class Official(NamedTuple):
+    """A task of lm-eval. folder: below lm_eval/tasks. metrics: of an item, and the filter of the reply, the first one the
+    task's own. shots_from: the split they are drawn from. files: split → local file, `*` for each of several members."""
+
+    task: str
+    folder: str
+    shots: int
+    metrics: tuple[tuple[str, str], ...]
+    evaluated: str
+    shots_from: str
+    files: Mapping[str, str]
+
+
+_MMLU = Official(
+    "mmlu", "mmlu/default", 5, (("acc", "none"),), "test", "dev", {s: f"mmlu/{s}/*.jsonl" for s in ("dev", "test")}
+)
+_STRICT, _FLEXIBLE = ("exact_match", "strict-match"), ("exact_match", "flexible-extract")
+_GSM8K = Official(
+    "gsm8k", "gsm8k", 5, (_STRICT, _FLEXIBLE), "test", "train", {s: f"gsm8k_{s}.jsonl" for s in ("train", "test")}
+)
+
+
+def _choice(task: str, folder: str, shots: int, metric: str, evaluated: str, file: str) -> Official:
+    files = {split: f"{file}_{split}.jsonl" for split in ("train", evaluated)}
+    return Official(task, folder, shots, ((metric, "none"),), evaluated, "train", files)
+
+
+TASKS: dict[str, Official] = {
+    "mmlu": _MMLU,
+    "arc_challenge": _choice("arc_challenge", "arc", 25, "acc_norm", "test", "arc_challenge"),
+    "hellaswag": _choice("hellaswag", "hellaswag", 10, "acc_norm", "validation", "hellaswag"),
+    "truthfulqa_mc2": _choice("truthfulqa_mc2", "truthfulqa", 0, "acc", "validation", "truthfulqa_mc"),
+    "winogrande": _choice("winogrande", "winogrande", 5, "acc", "validation", "winogrande"),
+    "gsm8k": _GSM8K,
+    "mmlu_zero_shot": _MMLU._replace(shots=0),
+    "gsm8k_zero_shot": _GSM8K._replace(shots=0),
+}
+
+
+class TaskScore(NamedTuple):
+    """One metric of one task, a share in [0, 1]. metric: lm-eval's, with its filter. limit: items asked of each member at
+    most; None: all. note: what a reader must know."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float
+    low: float
+    high: float
+    n: int
+    shots: int
+    limit: int | None
+    note: str = ""
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    *,
+    tasks: Sequence[str] = tuple(TASKS),
+    limit: int | None = None,
+    data: Path | None = None,
+    batch_size: int = 8,
+    precision: str = "fp32",
+    done: Callable[[str, list[TaskScore]], None] = lambda task, scores: None,
+) -> list[TaskScore]:
+    """Every metric of these tasks, in their order.
+
+    limit: of items, by task; of MMLU by subject. data: a folder of local items; None: the hub. precision: "bf16" is
+    autocast. done: called as each task ends.
+    Raises PobenchError for unknown tasks, missing files or packages, and items that cannot be had.
+    """
+    if faults := task_faults(tasks, data):
+        raise PobenchError("\n".join(faults))
+    found = []
+    with _undisturbed():
+        from lm_eval.models.huggingface import HFLM
+
+        bf16 = torch.bfloat16 if precision == "bf16" else None
+        speaker = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=bf16)
+        for name in tasks:
+            scores = _scores(speaker, name, limit, data)
+            done(name, scores)
+            found += scores
+    return found
+
+
+def task_faults(tasks: Sequence[str], data: Path | None) -> list[str]:
+    """What is missing before these tasks can run, one plain line each."""
+    faults = [f"unknown task {t!r}{nearest(t, TASKS)} Known: {', '.join(TASKS)}" for t in tasks if t not in TASKS]
+    if importlib.util.find_spec("lm_eval") is None:
+        faults.append("lm-eval is not installed: pip install 'pobench[downstream]'")
+    if data is None:
+        return faults
+    if not data.is_dir():
+        return [*faults, f"data: no folder {str(data)!r}"]
+    for name in tasks:
+        files = TASKS[name].files if name in TASKS else {}
+        wanted = files.get(TASKS[name].evaluated, "") if files else ""
+        if wanted and not any(data.glob(wanted)):
+            have = [t for t in tasks if t in TASKS and any(data.glob(TASKS[t].files[TASKS[t].evaluated]))]
+            faults.append(
+                f"{name}: no file {wanted} in {str(data)!r}; leave it out: "
+                f"--set benchmarks.downstream.tasks={','.join(have)}"
+            )
+    return faults
+
+
+# ---------------------------------------------------------------- one task
+def _scores(speaker: Any, name: str, limit: int | None, data: Path | None) -> list[TaskScore]:
+    from lm_eval import evaluator
+    from lm_eval.tasks import TaskManager
+
+    official = TASKS[name]
+    local = None if data is None else _local_members(official, data)
+    members = _hub_members(official) if local is None else list(local)
+    overrides = [_overrides(official, None if local is None else local[m]) for m in members]
+    group = {"group": f"pobench_{name}", "task": [{"task": m, **o} for m, o in zip(members, overrides, strict=True)]}
+    manager = TaskManager(include_path=str(_tasks_folder() / official.folder), include_defaults=False)
+    try:
+        loaded = manager.load([group])
+    except Exception as error:  # the hub client and lm-eval raise a dozen unrelated types
+        said = next(iter(str(error).splitlines()), "")[:120]
+        raise PobenchError(
+            f"{name}: its items cannot be had ({type(error).__name__}: {said}); "
+            "where there is no hub, name a folder of local items: benchmarks.downstream.data"
+        ) from error
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=SHOTS_SEED)
+    result = evaluator.evaluate(speaker, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    items = [item for samples in result["samples"].values() for item in samples]
+    note = "" if official.shots == 0 or local is None else _shots_note(official, local)
+    return [_score(name, items, metric, chosen, limit, note) for metric, chosen in official.metrics]
+
+
+def _score(
+    name: str, items: Sequence[Mapping[str, Any]], metric: str, chosen: str, limit: int | None, note: str
+) -> TaskScore:
+    values = [float(item[metric]) for item in items if item["filter"] == chosen]
+    right_or_wrong = set(values) <= {0.0, 1.0}
+    estimate = stats.proportion(sum(values), len(values)) if right_or_wrong else stats.mean(values, bounds=(0.0, 1.0))
+    stderr = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    named = metric if chosen == "none" else f"{metric},{chosen}"
+    value, low, high, n = (getattr(estimate, f) for f in ("value", "low", "high", "n"))
+    return TaskScore(name, named, value, stderr, low, high, n, TASKS[name].shots, limit, note)
+
+
+def _overrides(official: Official, files: Mapping[str, Path] | None) -> dict[str, Any]:
+    """What an official task's configuration becomes: our shots and, for local files, their items."""
+    shots: dict[str, Any] = {"num_fewshot": official.shots, "fewshot_split": official.shots_from}
+    if files is None:
+        return shots if official.shots else {"num_fewshot": 0}
+    # lm-eval leaves the item that is asked out of its own shots only where they come from what it calls the test split.
+    splits: dict[str, str | None] = {"training_split": None, "validation_split": None, "test_split": official.evaluated}
+    drawn = official.shots_from if official.shots_from in files else official.evaluated
+    return {**shots, **splits, "fewshot_split": drawn, "dataset_name": None, "custom_dataset": _loader(files)}
+
+
+def _loader(files: Mapping[str, Path]) -> Callable[..., Any]:
+    """Reads the items when a task asks for them, without a copy in anyone's cache."""
+
+    def load(**ignored: Any) -> Any:
+        import datasets
+
+        rows = {split: [row for _, row in read_rows(path)] for split, path in files.items()}
+        return datasets.DatasetDict({split: datasets.Dataset.from_list(found) for split, found in rows.items()})
+
+    return load
+
+
+def _shots_note(official: Official, local: Mapping[str, Mapping[str, Path]]) -> str:
+    if all(official.shots_from in files for files in local.values()):
+        return ""
+    return f"shots are drawn from the {official.evaluated} items, for want of {official.shots_from} items"
+
+
+def _local_members(official: Official, data: Path) -> dict[str, dict[str, Path]]:
+    """lm-eval's task → split → file. Of MMLU each subject is one."""
+    found: dict[str, dict[str, Path]] = {}
+    for split, pattern in official.files.items():
+        for path in sorted(data.glob(pattern)):
+            member = f"{official.task}_{path.stem}" if "*" in pattern else official.task
+            found.setdefault(member, {})[split] = path
+    return {member: files for member, files in sorted(found.items()) if official.evaluated in files}
+
+
+def _hub_members(official: Official) -> list[str]:
+    if "*" not in official.files[official.evaluated]:
+        return [official.task]
+    return sorted(p.stem for p in (_tasks_folder() / official.folder).glob(f"{official.task}_*.yaml"))
+
+
+@functools.cache
+def _tasks_folder() -> Path:
+    return Path(str(importlib.resources.files("lm_eval"))) / "tasks"
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """lm-eval draws from the common generator, logs freely and shows a bar for everything; bars belong on a terminal."""
+    from lm_eval.api import model, task
+    from lm_eval.models import huggingface
+
+    logger, level, state = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").level, random.getstate()
+
+    def bar(*arguments: Any, **keywords: Any) -> Any:
+        return tqdm(*arguments, **{**keywords, "disable": None})  # None: where standard error is no terminal
+
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.ExitStack() as patches:
+            for module in (model, task, huggingface):
+                patches.enter_context(mock.patch.object(module, "tqdm", bar))
+            yield
+    finally:
+        random.setstate(state)
+        logger.setLevel(level)
+
+
+# ---------------------------------------------------------------- the benchmark
+@register_benchmark("downstream")
+class Downstream(Benchmark):
+    """The six tasks of the Open LLM Leaderboard, and zero-shot GSM8K and MMLU."""
+
+    limited: ClassVar[str] = "at most {limit} items a task"
+
+    tasks: list[str] = Field(list(TASKS), min_length=1)
+    data: str | None = None  # folder of local items; None: the hub
+    batch_size: int = Field(8, ge=1)  # speed alone
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+    @property
+    def _data(self) -> Path | None:
+        return None if self.data is None else Path(self.data).expanduser()
+
+    def faults(self) -> list[str]:
+        return [f"benchmarks.downstream: {fault}" for fault in task_faults(self.tasks, self._data)]
+
+    def folder(self, run: Path) -> Path:
+        """Of these items, whatever the tasks: one that is asked for later joins the others."""
+        return run / "benchmarks" / self.name / digest({"limit": self.limit, "items": _fingerprint(self._data)})
+
+    def done(self, run: Path) -> bool:
+        score = self.folder(run) / "score.json"
+        return score.is_file() and set(self.tasks) <= set(json.loads(score.read_text(encoding="utf-8"))["tasks"])
+
+    def evaluate(self, run: Path, speaker: Speaker) -> None:
+        folder = self.folder(run)
+        left = [task for task in self.tasks if not (folder / f"{task}.json").is_file()]
+        if left:
+            with speaker.progress("downstream", len(left), "tasks") as advance:
+
+                def done(task: str, scores: list[TaskScore]) -> None:
+                    write_json(folder / f"{task}.json", [_plain(score) for score in scores])
+                    advance(note=f"{task} {scores[0].value:.3f}")
+
+                evaluate(
+                    speaker.model,
+                    speaker.tokenizer,
+                    tasks=left,
+                    limit=self.limit,
+                    data=self._data,
+                    batch_size=self.batch_size,
+                    precision=speaker.precision,
+                    done=done,
+                )
+        self._write_score(folder)
+
+    def _write_score(self, folder: Path) -> None:
+        stored = {t: json.loads(p.read_text(encoding="utf-8")) for t in TASKS if (p := folder / f"{t}.json").is_file()}
+        scores = [score for of_task in stored.values() for score in of_task]
+        part = "" if self.limit is None else f" ({self.limited.format(limit=self.limit)})"
+        write_result(
+            folder,
+            benchmark=self.name,
+            name=f"downstream tasks{part}",
+            judge="",
+            asked=sum(of_task[0]["n"] for of_task in stored.values()),
+            limit=self.limit,
+            rows=[_result(score) for score in scores],
+            about={
+                "tasks": list(stored),
+                "scores": scores,
+                "lm_eval": importlib.metadata.version("lm_eval"),
+                "notes": sorted({f"{s['task']}: {s['note']}" for s in scores if s["note"]}),
+            },
+        )
+
+    def rehearsed(self, folder: Path, questions: int, max_new_tokens: int) -> Downstream:
+        """Over generated items in the columns of the real ones; one a task, which brings up to twenty-five examples along."""
+        data = folder / self.name
+        for name in self.tasks:
+            write_stand_ins(data, name)
+        return self.model_copy(update={"data": str(data), "limit": 1})
+
+
+def _plain(score: TaskScore) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in score._asdict().items()}
+
+
+def _result(score: Mapping[str, Any]) -> Result:
+    """In per cent, under the task's name; a second metric adds its own."""
+    first = score["metric"] == ",".join(m for m in TASKS[score["task"]].metrics[0] if m != "none")
+    named = score["task"] if first else f"{score['task']}_{score['metric'].rpartition(',')[2].replace('-', '_')}"
+    value, low, high = (math.nan if score[k] is None else 100 * score[k] for k in ("value", "low", "high"))
+    return Result(named, value, low, high, score["n"])
+
+
+def _fingerprint(data: Path | None) -> str:
+    if data is None:
+        return "hub"
+    total = hashlib.sha256()
+    for path in sorted(data.rglob("*.jsonl")):
+        total.update(f"{path.relative_to(data).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+# ---------------------------------------------------------------- stand-ins, for a rehearsal
+_ITEMS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "mmlu": lambda i: {"question": f"What is {i} + 1?", "choices": [str(i + k) for k in range(4)], "answer": 1},
+    "arc_challenge": lambda i: {
+        "question": f"Which is largest? ({i})",
+        "choices": {"text": ["a pea", "a plum", "a pear", "a pumpkin"], "label": ["A", "B", "C", "D"]},
+        "answerKey": "D",
+    },
+    "hellaswag": lambda i: {
+        "activity_label": "Making tea",
+        "ctx_a": f"Somebody boils {i} cups of water.",
+        "ctx_b": "they",
+        "endings": ["pour it.", "eat it.", "fold it.", "read it."],
+        "label": "0",
+    },
+    "truthfulqa_mc2": lambda i: {
+        "question": f"Is {i} a number?",
+        "mc1_targets": {"choices": ["Yes.", "No."], "labels": [1, 0]},
+        "mc2_targets": {"choices": ["Yes.", "It is.", "No."], "labels": [1, 1, 0]},
+    },
+    "winogrande": lambda i: {
+        "sentence": f"The cup held {i} spoons but the jug held more because the _ was larger.",
+        "option1": "cup",
+        "option2": "jug",
+        "answer": "2",
+    },
+    "gsm8k": lambda i: {"question": f"Ann has {i} pens and buys 2. How many?", "answer": f"{i} + 2.\n#### {i + 2}"},
+}
+
+
+def write_stand_ins(folder: Path, name: str, items: int = 30) -> None:
+    """Generated items of a task in its own columns, more than there are shots."""
+    official = TASKS[name]
+    for pattern in official.files.values():
+        path = folder / pattern.replace("*", "anatomy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(_ITEMS[official.task](i)) + "\n" for i in range(items)), encoding="utf-8")

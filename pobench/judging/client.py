@@ -1,0 +1,452 @@
+"""Questions to a chat model behind an OpenAI-compatible address: paid for once, retried, within a cap, never with the key.
+
+    client = Client(model="gpt-4-turbo", base_url=None)
+    client.estimate(requests)     what it may cost, before
+    client.ask(requests)          replies, in the order of the requests
+
+A reply is stored as soon as it comes, under a hash of what was asked of which model; so a call that is cut off, and
+then repeated, pays for the rest alone. The key is read from the environment when the first request leaves, and stands in
+no file and no message. An address on this machine is known as "local" whatever its port: servers there that serve
+different models under one name need caches of their own.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pobench.errors import PobenchError
+from pobench.files import write_text
+from pobench.judging.benchmarks.verdict_files import needed
+from pobench.sources import cache_folder
+
+OPENAI = "https://api.openai.com/v1"
+BYTES_A_TOKEN, TOKENS_A_MESSAGE = 4, 4  # of English in a GPT-4-class vocabulary; an estimate, and said to be one
+LONGEST_WAIT = 600.0  # seconds that a server may ask to wait before it is given up
+# Before the first reply, three failures of any kind say that none will come; after it, twenty without an answer in time.
+# A server that has answered may refuse as many as it likes: each is too long, or not to its taste, for itself.
+FAILURES_AT_ONCE, FAILURES_IN_A_ROW = 3, 20
+RETRIED = (408, 409, 429)  # and 5xx
+ADAPTED = (400, 422, 500, 501)  # how servers refuse an argument that they do not know
+REFUSED = (401, 402, 404)  # of no request in particular: the key, the credit, the address or the model
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question. logprobs: how many alternatives of each token to ask for; 0: none."""
+
+    messages: tuple[dict[str, str], ...]  # role, content
+    max_tokens: int
+    temperature: float = 0.0
+    logprobs: int = 0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came. top: alternative of the first token → its log-probability in nats, {} where the server gives none.
+    error: why there is no reply, after all retries."""
+
+    text: str
+    top: Mapping[str, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What requests may cost. prompt_tokens: estimated from their length. completion_tokens: as many as are allowed.
+    Both without the replies that are stored already. dollars: nan where the price is not known."""
+
+    requests: int
+    cached: int
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float
+
+    def __str__(self) -> str:
+        price = "price not known" if math.isnan(self.dollars) else f"at most about ${self.dollars:.2f}"
+        return (
+            f"{self.requests} requests, {self.cached} of them answered before; about {self.prompt_tokens:,} tokens in "
+            f"(estimated from the text), at most {self.completion_tokens:,} out; {price}"
+        )
+
+
+@dataclass
+class Spent:
+    """What a client has paid for so far. dollars: nan where the price is not known."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dollars: float = 0.0
+
+    def __str__(self) -> str:
+        price = "price not known" if math.isnan(self.dollars) else f"${self.dollars:.4f}"
+        return f"{self.requests} requests, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out, {price}"
+
+
+class Client:
+    """Asks one model.
+
+    base_url: default `OPENAI_BASE_URL`, else OpenAI's. key_variable: the environment variable that holds the key; an
+    address that needs none may lack it. concurrency: requests at a time. retries: of each request, when the server is
+    busy, broken or silent; waits double, with jitter, and a Retry-After is honoured by all. timeout: seconds without a
+    byte. price_in, price_out: dollars per million tokens; nan: not known. max_cost: dollars that this client may spend
+    before it stops. cache: folder of the replies.
+    Raises PobenchError that lists all that is wrong with these.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        base_url: str | None = None,
+        key_variable: str = "OPENAI_API_KEY",
+        concurrency: int = 8,
+        retries: int = 5,
+        timeout: float = 120,
+        price_in: float = math.nan,
+        price_out: float = math.nan,
+        max_cost: float | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        self.model = model
+        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
+        self.key_variable, self.concurrency, self.retries, self.timeout = key_variable, concurrency, retries, timeout
+        self.price_in, self.price_out, self.max_cost = price_in, price_out, max_cost
+        self.cache = cache or cache_folder() / "replies"
+        self._check()
+        self.spent = Spent(dollars=self._dollars(0, 0))
+        self._on_way, self._reserved = 0, 0.0  # requests that are out, and the dollars they may cost
+        self._unsupported: set[str] = set()  # arguments that the server refused or did not heed
+        self._failed_in_a_row, self._proven, self._resume_at = 0, False, 0.0
+        self._stop = threading.Event()
+        self._purse = threading.Condition()  # guards all of the above
+        self._connection: Any = None
+
+    def _check(self) -> None:
+        faults = []
+        if not self.model:
+            faults.append("model: name the model that is to be asked")
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            faults.append("base_url: an address such as http://localhost:8000/v1 is needed")
+        if url.username or url.password or url.query:  # not shown: it may be a key
+            faults.append("base_url: no user, password or query; the key comes from the environment alone")
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable):  # not shown either
+            faults.append("key_variable: the NAME of an environment variable is needed, never the key itself")
+        limits = {"concurrency": (self.concurrency, 1), "retries": (self.retries, 0), "timeout": (self.timeout, 1e-3)}
+        faults += [
+            f"{name}: got {got}, allowed is at least {least:g}"
+            for name, (got, least) in limits.items()
+            if not got >= least
+        ]
+        if self.max_cost is not None and (math.isnan(self.price_in) or math.isnan(self.price_out)):
+            faults.append("max_cost: needs price_in and price_out, in dollars per million tokens")
+        if faults:
+            raise PobenchError("\n  ".join(["the endpoint's settings are wrong:", *faults]))
+
+    # -- before
+
+    def estimate(self, requests: Sequence[Request]) -> Cost:
+        """What `ask` would pay for these, at most."""
+        unpaid = {
+            key: r for key, r in zip(map(self._key, requests), requests, strict=True) if not self._file(key).is_file()
+        }
+        ins, outs = sum(map(_tokens, unpaid.values())), sum(r.max_tokens for r in unpaid.values())
+        return Cost(len(requests), len(requests) - len(unpaid), ins, outs, self._dollars(ins, outs))
+
+    def _dollars(self, prompt_tokens: float, completion_tokens: float) -> float:
+        return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
+
+    # -- asking
+
+    def ask(
+        self,
+        requests: Sequence[Request],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> list[Reply]:
+        """The replies, in the order of the requests; equal requests are paid for once. progress(done, all). say: told
+        in a sentence what a person would want to know.
+
+        A request that fails for itself has its reason in `Reply.error`. Raises PobenchError, once, where none can go
+        on: the key or the model is refused, the cap is reached, nothing but failures comes back. What was paid for by
+        then is stored; repeating the call continues. So it does after Ctrl-C, which waits for replies on their way.
+        """
+        keys = [self._key(request) for request in requests]
+        replies = {key: stored for key in dict.fromkeys(keys) if (stored := self._stored(key)) is not None}
+        left = {key: request for key, request in zip(keys, requests, strict=True) if key not in replies}
+        times = Counter(keys)
+        done = sum(times[key] for key in replies)
+        report = progress or (lambda done, total: None)
+        report(done, len(keys))
+        if left:
+            self._connect()
+            self._stop.clear()
+            self._failed_in_a_row, self._proven = 0, bool(replies) or self.spent.requests > 0
+            tell = say or (lambda text: None)
+            pool = ThreadPoolExecutor(min(self.concurrency, len(left)), thread_name_prefix="ask")
+            try:
+                asked = {pool.submit(self._answer, key, request, tell): key for key, request in left.items()}
+                for future in as_completed(asked):
+                    key = asked[future]
+                    replies[key] = future.result()
+                    done += times[key]
+                    report(done, len(keys))
+            finally:
+                self._stop.set()  # those that wait for their turn give up; those on their way are paid for and stored
+                with self._purse:
+                    self._purse.notify_all()
+                pool.shutdown(wait=True, cancel_futures=True)
+        return [replies[key] for key in keys]
+
+    def _connect(self) -> None:
+        if self._connection is not None:
+            return
+        openai = needed("openai", "endpoint", "asking a judge over the network needs the package openai")
+        key = os.environ.get(self.key_variable, "").strip()
+        if not key and urlsplit(self.base_url).hostname == urlsplit(OPENAI).hostname:
+            raise PobenchError(f"no key: set the environment variable {self.key_variable}, or name another base_url")
+        self._connection = openai.OpenAI(
+            api_key=key or "none",
+            base_url=self.base_url,
+            timeout=self.timeout,
+            max_retries=0,  # the retries are ours
+        )
+
+    def _answer(self, key: str, request: Request, say: Callable[[str], None]) -> Reply:
+        """One reply, paid for and stored; or the reason why there is none."""
+        bound = self._reserve(request)
+        reply = Reply("", error="stopped")
+        try:
+            reply = self._persist(request, say)
+        except PobenchError:
+            self._stop.set()  # at once, so that nothing more is sent
+            raise
+        finally:
+            self._settle(bound, reply)
+        if not reply.error:
+            self._store(key, reply)
+        return reply
+
+    def _persist(self, request: Request, say: Callable[[str], None]) -> Reply:
+        import openai
+
+        attempt = 0
+        while True:
+            if self._stop.wait(max(0.0, self._resume_at - time.monotonic())):
+                return Reply("", error="stopped")
+            asked = frozenset(self._unsupported)
+            after = None
+            try:
+                return self._send(request, say)
+            except openai.APIStatusError as error:
+                status, why = error.status_code, self._clean(error)
+                if status in ADAPTED and (self._adapt(request, why, say) or asked != self._unsupported):
+                    continue  # refused for an argument that is now left out
+                exhausted = "insufficient_quota" in why
+                if status in REFUSED or exhausted or (status == 403 and not self._proven):
+                    raise PobenchError(self._refusal(status, why)) from None
+                if status not in RETRIED and status < 500:
+                    return self._failed(f"refused with status {status}: {why}", math.inf)
+                after = _retry_after(error.response.headers)
+            except openai.APIConnectionError as error:  # time-outs too
+                why = self._clean(error)
+            except (ValueError, TypeError, LookupError, AttributeError) as error:  # no JSON, or not of a reply's shape
+                why = f"the server's answer is no chat completion ({type(error).__name__})"
+            if attempt == self.retries or (after or 0) > LONGEST_WAIT:
+                return self._failed(f"no reply after {attempt + 1} attempts: {why}", FAILURES_IN_A_ROW)
+            self._wait(attempt, after)
+            attempt += 1
+
+    def _send(self, request: Request, say: Callable[[str], None]) -> Reply:
+        limit = "max_completion_tokens" if "max_tokens" in self._unsupported else "max_tokens"
+        body: dict[str, Any] = {limit: request.max_tokens, "temperature": request.temperature}
+        wants = request.logprobs > 0 and "logprobs" not in self._unsupported
+        if wants:
+            body |= {"logprobs": True, "top_logprobs": request.logprobs}
+        if request.seed is not None:
+            body["seed"] = request.seed
+        raw = self._connection.chat.completions.with_raw_response.create(
+            model=self.model, messages=list(request.messages), extra_body=body
+        )
+        reply = _parse(raw.http_response.json(), request)
+        if wants and reply.text and not reply.top:
+            self._leave_out("logprobs", say)
+        return reply
+
+    def _adapt(self, request: Request, why: str, say: Callable[[str], None]) -> bool:
+        """Whether the refusal is about an argument that can be left out or spelled otherwise."""
+        if request.logprobs and "logprobs" in why and "logprobs" not in self._unsupported:
+            return self._leave_out("logprobs", say)
+        if "max_completion_tokens" in why and "max_tokens" not in self._unsupported:
+            return self._leave_out("max_tokens", lambda text: None)
+        return False
+
+    def _leave_out(self, argument: str, say: Callable[[str], None]) -> bool:
+        with self._purse:
+            fresh = argument not in self._unsupported
+            self._unsupported.add(argument)
+        if fresh:
+            say(f"{self.model}: the server gives no {argument}; they are not asked for any more")
+        return True
+
+    def _wait(self, attempt: int, after: float | None) -> None:
+        """Wait before the next attempt; where the server says how long, nobody asks before."""
+        if after is not None:
+            with self._purse:
+                self._resume_at = max(self._resume_at, time.monotonic() + after)
+        jittered = min(60.0, 2.0**attempt) * random.uniform(0.5, 1.0)
+        self._stop.wait(random.uniform(0.0, 0.5) if after is not None else jittered)
+
+    def _failed(self, why: str, bearable: float) -> Reply:
+        """No reply. bearable: how many such failures in a row a server that has answered before may have."""
+        with self._purse:
+            self._failed_in_a_row += 1
+            limit = bearable if self._proven else FAILURES_AT_ONCE
+            many = self._failed_in_a_row >= limit and not self._stop.is_set()
+        if many:
+            raise PobenchError(
+                f"{self.model}: {self._failed_in_a_row} requests in a row failed, so the rest was not sent. The last one: "
+                f"{why}\nreplies that came are kept; repeating the command continues"
+            )
+        return Reply("", error=why)
+
+    def _refusal(self, status: int, why: str) -> str:
+        remedy = {
+            401: f"check the key in {self.key_variable}",
+            403: f"check what the key in {self.key_variable} may do",
+            404: "check the model's name and base_url",
+        }.get(status, "check the account's credit")
+        return (
+            f"{self.model}: the server refuses to answer (status {status}): {why}\n{remedy}; replies that came are kept"
+        )
+
+    def _clean(self, error: Exception) -> str:
+        """The error in one printable line, without the key, which some servers repeat."""
+        code = getattr(error, "code", None)  # such as insufficient_quota
+        text = " ".join([*(str(error) or type(error).__name__).split(), *([f"({code})"] if code else [])])
+        text = "".join(c if c.isprintable() else "�" for c in text)
+        key = self._connection.api_key
+        return text.replace(key, "(key)")[:300] if len(key) > 6 else text[:300]
+
+    # -- the purse
+
+    def _reserve(self, request: Request) -> float:
+        """Dollars the request may cost, set aside. Raises PobenchError where the cap leaves no room for it."""
+        cap = math.inf if self.max_cost is None else self.max_cost
+        bound = self._dollars(_tokens(request), request.max_tokens)
+        with self._purse:
+            while self.spent.dollars + self._reserved + bound > cap and not self._stop.is_set():  # never, of nan
+                if not self._on_way:
+                    raise PobenchError(
+                        f"{self.model}: the cap of ${cap:.2f} is reached: ${self.spent.dollars:.4f} spent on "
+                        f"{self.spent.requests} requests, ${cap - self.spent.dollars:.4f} left, and the next may "
+                        f"cost ${bound:.4f}. Replies that came are kept; repeating the command continues"
+                    )
+                self._purse.wait()
+            self._on_way += 1
+            self._reserved += bound
+        return bound
+
+    def _settle(self, bound: float, reply: Reply) -> None:
+        with self._purse:
+            self._on_way -= 1
+            self._reserved = self._reserved - bound if self._on_way else 0.0
+            if not reply.error:
+                self._failed_in_a_row, self._proven = 0, True
+                self.spent.requests += 1
+                self.spent.prompt_tokens += reply.prompt_tokens
+                self.spent.completion_tokens += reply.completion_tokens
+                self.spent.dollars = self._dollars(self.spent.prompt_tokens, self.spent.completion_tokens)
+            self._purse.notify_all()
+
+    # -- the cache
+
+    def _key(self, request: Request) -> str:
+        asked = {"model": self.model, "server": identity(self.base_url), **asdict(request)}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def _file(self, key: str) -> Path:
+        return self.cache / key[:2] / f"{key}.json"
+
+    def _stored(self, key: str) -> Reply | None:
+        try:
+            return replace(Reply(**json.loads(self._file(key).read_text(encoding="utf-8"))), cached=True)
+        except (OSError, ValueError, TypeError):  # absent, or damaged: asked again
+            return None
+
+    def _store(self, key: str, reply: Reply) -> None:
+        kept = {k: v for k, v in asdict(reply).items() if k not in ("cached", "error")}
+        try:
+            write_text(self._file(key), json.dumps(kept, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise PobenchError(
+                f"replies cannot be stored in {str(self.cache)!r} ({error.strerror}); make room, or set POBENCH_CACHE"
+            ) from error
+
+
+def identity(base_url: str) -> str:
+    """What an address is known by in the cache: scheme, port and case do not matter, nor which name this machine has."""
+    url = urlsplit(base_url)
+    host = (url.hostname or "").lower()
+    if host in ("localhost", "0.0.0.0", "::1") or host.startswith("127."):
+        host = "local"
+    return f"{host}{url.path.rstrip('/')}"
+
+
+def _tokens(request: Request) -> int:
+    """Tokens of the prompt, estimated."""
+    return sum(
+        math.ceil(len(str(m["content"]).encode("utf-8", "replace")) / BYTES_A_TOKEN) + TOKENS_A_MESSAGE
+        for m in request.messages
+    )
+
+
+def _parse(body: Any, request: Request) -> Reply:
+    """Raises LookupError, TypeError, ValueError or AttributeError where the body is no chat completion."""
+    choice, usage = body["choices"][0], body.get("usage") or {}
+    text = choice["message"].get("content") or ""
+    if not isinstance(text, str):
+        raise TypeError("content is no text")
+    tokens = (choice.get("logprobs") or {}).get("content") or []
+    given = tokens[0].get("top_logprobs") or [] if tokens else []
+    top = {str(a["token"]): float(a["logprob"]) for a in reversed(given) if math.isfinite(float(a["logprob"]))}
+    return Reply(
+        text,
+        dict(sorted(top.items(), key=lambda item: -item[1])),
+        int(usage.get("prompt_tokens") or _tokens(request)),
+        int(usage.get("completion_tokens") or math.ceil(len(text.encode("utf-8", "replace")) / BYTES_A_TOKEN)),
+    )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait, said as a number or as a date; None where it does not, or not readably."""
+    said = headers.get("retry-after", "").strip()
+    try:
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None

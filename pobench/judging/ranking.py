@@ -1,0 +1,189 @@
+"""Several answers to a prompt → one preference: the best against the worst, as a judge ranks them.
+
+    a judge of single answers     its score, or, of a reward model, the reward
+    a judge of two answers        the mean probability to win against each other answer to the prompt
+
+Which of several best and worst answers make the pair: the two whose lengths in tokens are closest, then the ones
+drawn first, so that length is not what tells chosen from rejected unless the demand is about length. An answer cut off
+at its last token is in no pair, for its end is not the model's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from pobench.data.rows import messages
+from pobench.errors import PobenchError
+from pobench.judging import PairwiseJudge, PointwiseJudge, grades
+from pobench.judging.pairwise import Comparison, Progress, judge_many
+
+Row = Mapping[str, Any]
+
+
+class Sample(NamedTuple):
+    """One answer to the prompt `id`, as stored. tokens: generated, the end-of-turn token included."""
+
+    id: str
+    sample: int
+    text: str
+    tokens: int
+    finished: bool
+
+
+class Ranked(NamedTuple):
+    """A prompt's row, the two answers of its pair, and every answer with its score (nan: none)."""
+
+    row: Row
+    chosen: Sample
+    rejected: Sample
+    answers: tuple[Sample, ...]
+    scores: tuple[float, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """`{"id", "prompt": messages, "chosen": text, "rejected": text, "meta"}`."""
+        both = {"chosen": self.chosen, "rejected": self.rejected}
+        meta = {key: self.row[key] for key in ("kind", "topic") if key in self.row}
+        meta |= {f"{side}_score": self.scores[self.answers.index(answer)] for side, answer in both.items()}
+        meta |= {f"{side}_tokens": answer.tokens for side, answer in both.items()}
+        texts = {side: answer.text for side, answer in both.items()}
+        return {"id": self.row["id"], "prompt": messages(self.row["prompt"]), **texts, "meta": meta}
+
+    def published(self) -> dict[str, Any]:
+        """The columns of the published on-policy sets: the conversation in both answers, every answer with its score."""
+        asked = messages(self.row["prompt"])
+        return {
+            "id": self.row["id"],
+            "prompt_id": self.row["id"],
+            "prompt": asked[-1]["content"],
+            "all_generated_responses": [answer.text for answer in self.answers],
+            "all_rm_scores": [None if math.isnan(score) else score for score in self.scores],
+            "chosen": [*asked, {"role": "assistant", "content": self.chosen.text}],
+            "rejected": [*asked, {"role": "assistant", "content": self.rejected.text}],
+        }
+
+
+def best_against_worst(
+    rows: Sequence[Row],
+    samples: Iterable[Sample],
+    judge: PointwiseJudge | PairwiseJudge,
+    progress: Progress | None = None,
+) -> tuple[list[Ranked], dict[str, Any]]:
+    """The pairs, in the order of `rows`, and what became of every prompt and answer.
+
+    Counts: prompts; answers; unfinished, empty and unscored ones; identical ones (a text counts once a prompt, and white
+    space around it does not count); tied prompts (all answers score the same, or fewer than two are left); pairs. Of a
+    judge that compares, also the comparisons and how many of them gave no verdict. Of one that grades, also mean_score
+    over all answers that have a score (unfinished ones too), and by kind where the rows have kinds. Raises PobenchError
+    when the judge can do neither.
+    """
+    by_prompt: dict[str, list[Sample]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda s: (s.id, s.sample)):
+        by_prompt[sample.id].append(sample)
+    answers = [(row, sample) for row in rows for sample in by_prompt[row["id"]]]
+    graded = grades(judge)
+    asked = answers if graded else [(row, sample) for row, sample in answers if _usable(sample)]
+    scored, counted = _scores(judge, asked, progress)
+    counts: Counter[str] = Counter(
+        {k: 0 for k in ("answers", "unfinished", "empty", "unscored", "identical", "tied", "pairs")}
+    )
+    pairs = []
+    for row in rows:
+        mine = by_prompt[row["id"]]
+        scores = [scored.get(sample, math.nan) for sample in mine]
+        distinct: dict[str, tuple[float, Sample]] = {}
+        for score, sample in zip(scores, mine, strict=True):
+            counts["answers"] += 1
+            counts["unfinished"] += not sample.finished
+            counts["empty"] += not sample.text.strip()
+            counts["unscored"] += sample in scored and math.isnan(score)
+            if _usable(sample):
+                counts["identical"] += sample.text.strip() in distinct
+                distinct.setdefault(sample.text.strip(), (score, sample))
+        found = _choose([one for one in distinct.values() if not math.isnan(one[0])])
+        counts["tied" if found is None else "pairs"] += 1
+        if found is not None:
+            pairs.append(Ranked(row, *found, tuple(mine), tuple(scores)))
+    told: dict[str, Any] = {"prompts": len(rows), **counts, **counted}
+    return pairs, told | (_means(rows, by_prompt, scored, pairs) if graded else {})
+
+
+def _usable(sample: Sample) -> bool:
+    """Whether it may stand in a pair."""
+    return sample.finished and bool(sample.text.strip())
+
+
+def _choose(scored: Sequence[tuple[float, Sample]]) -> tuple[Sample, Sample] | None:
+    """The best and the worst; None where all are equal, or there are none."""
+    high = max((score for score, _ in scored), default=math.nan)
+    low = min((score for score, _ in scored), default=math.nan)
+    if not high > low:
+        return None
+    ends = [(b, w) for above, b in scored if above == high for below, w in scored if below == low]
+    return min(ends, key=lambda pair: (abs(pair[0].tokens - pair[1].tokens), pair[0].sample, pair[1].sample))
+
+
+def _means(
+    rows: Sequence[Row], by_prompt: Mapping[str, list[Sample]], scored: Mapping[Sample, float], pairs: Sequence[Ranked]
+) -> dict[str, Any]:
+    """mean_score, and by_kind where the rows have kinds."""
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        kinds[row.get("kind", "")] += [scored[s] for s in by_prompt[row["id"]] if not math.isnan(scored[s])]
+    every: dict[str, Any] = {"mean_score": _mean([score for scores in kinds.values() for score in scores])}
+    if any(kinds):
+        made = Counter(pair.row.get("kind", "") for pair in pairs)
+        every["by_kind"] = {k: {"mean_score": _mean(v), "pairs": made[k]} for k, v in sorted(kinds.items())}
+    return every
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """None (JSON's null) where there is nothing to average."""
+    return round(sum(values) / len(values), 4) if values else None
+
+
+# ---------------------------------------------------------------- a number for every answer
+Asked = Sequence[tuple[Row, Sample]]
+
+
+def comparisons(answers: Asked) -> list[tuple[str, Comparison]]:
+    """Every two different answers to one prompt, with the prompt's id: what a judge that compares is asked."""
+    rows = {row["id"]: row for row, _ in answers}
+    texts: dict[str, dict[str, str]] = defaultdict(dict)
+    for row, sample in answers:
+        if _usable(sample):
+            texts[row["id"]].setdefault(sample.text.strip(), sample.text)
+    return [
+        (id, Comparison(rows[id]["prompt"], *two))
+        for id, said in texts.items()
+        for two in combinations(said.values(), 2)
+    ]
+
+
+def _scores(judge: Any, answers: Asked, progress: Progress | None) -> tuple[dict[Sample, float], dict[str, int]]:
+    """A number for every answer, higher is better among those to one prompt, nan without one; and what was counted."""
+    if hasattr(judge, "rewards"):  # many at once
+        rewards = judge.rewards([(row["prompt"], sample.text) for row, sample in answers], progress)
+        return dict(zip([sample for _, sample in answers], rewards, strict=True)), {}
+    if isinstance(judge, PointwiseJudge):
+        return {sample: judge.score(row, sample.text, sample.finished) for row, sample in answers}, {}
+    if not isinstance(judge, PairwiseJudge):
+        raise PobenchError(f"judge {judge.name!r} neither scores an answer nor compares two, so it can rank none")
+    asked = comparisons(answers)
+    won: dict[tuple[str, str], list[float]] = {(id, text.strip()): [] for id, two in asked for text in (two.a, two.b)}
+    for (id, two), verdict in zip(asked, judge_many(judge, [c for _, c in asked], progress), strict=True):
+        if not math.isnan(verdict.probability):
+            won[id, two.b.strip()].append(verdict.probability)
+            won[id, two.a.strip()].append(1 - verdict.probability)
+    unread = len(asked) - sum(map(len, won.values())) // 2
+    keys = {sample: (sample.id, sample.text.strip()) for _, sample in answers}
+    scores = {sample: _share(won[key]) for sample, key in keys.items() if key in won}  # a lone answer meets none
+    return scores, {"comparisons": len(asked), "unread": unread}
+
+
+def _share(wins: Sequence[float]) -> float:
+    """The mean, without the last digits, in which equals could differ; nan of none."""
+    return round(math.fsum(wins) / len(wins), 9) if wins else math.nan

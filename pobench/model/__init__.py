@@ -1,0 +1,1 @@
+"""The model: loading, devices, layouts of rows, log-probabilities and generation."""

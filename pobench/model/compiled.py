@@ -1,0 +1,26 @@
+"""torch.compile, layer by layer: elementwise work between the matrix products becomes a few fused kernels.
+
+A decoder's layers share one code, so it is compiled once, for sizes that change; the rest of the model stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pobench.errors import PobenchError
+
+
+def compile_layers(model: Any) -> None:
+    """Compile the `forward` of every decoder layer, at its first call. Raises PobenchError where none is found."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise PobenchError("train.compile: true: the layers of this model are not known; allowed here: false")
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether `compile_layers` was called on it."""
+    return any(module._compiled_call_impl is not None for module in model.modules())

@@ -1,0 +1,1 @@
+"""What a processor computes better by hand: decoder layers and attention."""

@@ -1,0 +1,231 @@
+"""Attention over shared-prefix rows on a processor: scores are computed where a token may look, and nowhere else.
+
+    [prompt | chosen | rejected]     prompt and chosen are one causal sequence; rejected looks at the prompt and itself
+
+A row's (width × width) scores are mostly masked: a causal triangle's upper half, chosen against rejected, groups that
+share a row, pads. What is left is cut into blocks of queries, each with the keys up to its last query; a block is a
+handful of matrix products over two scratch buffers that stay where they are. Everything is fp32, whatever the type of the
+model's products: narrower scores would be somewhat faster, and rounded to three digits.
+
+The backward pass makes the scores S and their softmax P again, from queries and keys alone:
+
+    dV = Pᵀ dO,   dS = P · (dO Vᵀ - Σ dO · O),   dQ = dS K · scale,   dK = dSᵀ Q · scale
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pobench.model.layouts import Place
+
+QUERIES = 128  # of a block at most: more compute what is masked, fewer make small products
+SCORES = 2**21  # of a block at most, all heads together: 8 MB
+
+
+class Part(NamedTuple):
+    """Queries of a row, and what they see. keys: slices of the same row, in order. bias: (queries, keys), added to the
+    scores. causal: the last keys are the queries themselves, and none looks ahead."""
+
+    row: int
+    queries: slice
+    keys: tuple[slice, ...]
+    bias: Tensor
+    causal: bool
+
+
+class _Laid(NamedTuple):
+    """What a mask that stands for its parts carries. whole: makes the mask that it stands for."""
+
+    parts: list[Part]
+    whole: Callable[[], Tensor]
+
+
+def parts_of(places: Sequence[Place], window: int | None = None) -> list[Part]:
+    """Of groups that lie in rows. window: no token sees one that stands so many positions before it, or more."""
+    parts = []
+    for row, start, prompt, (first, *others) in places:
+        asked, at = slice(start, start + prompt), start + prompt + first
+        queries = slice(start, at)
+        parts.append(Part(row, queries, (queries,), _triangle(prompt + first, window), True))
+        for tokens in others:
+            queries = slice(at, at + tokens)
+            parts.append(Part(row, queries, (asked, queries), _triangle(prompt + tokens, window)[prompt:], True))
+            at += tokens
+    return parts
+
+
+def standing_for(parts: list[Part], whole: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A mask that holds nothing, of the (rows, 1, width, width) that `whole` would make: it carries its parts to whoever
+    computes attention under it, and to everybody else it is NaN, which no check passes over."""
+    mask = torch.full((1, 1, 1, 1), math.nan, dtype=dtype).expand(*shape)
+    mask.laid = _Laid(parts, cache(whole))  # type: ignore[attr-defined]
+    return mask
+
+
+def parts_under(mask: Tensor) -> list[Part] | None:
+    """Of a mask that stands for its parts; None of any other."""
+    laid: _Laid | None = getattr(mask, "laid", None)
+    return None if laid is None else laid.parts
+
+
+def whole_mask(mask: Tensor) -> Tensor:
+    """What a mask that stands for its parts stands for; any other itself."""
+    laid: _Laid | None = getattr(mask, "laid", None)
+    return mask if laid is None else laid.whole()
+
+
+def added_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores: nothing where `visible`, and else the least number of the type."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+_triangles: dict[int | None, Tensor] = {}
+
+
+def _triangle(tokens: int, window: int | None) -> Tensor:
+    """(tokens, tokens) fp32, added to the scores of one causal sequence. A corner of the largest that was asked for, which
+    is kept: positions count from the prompt's start, so every part's bias is some lines of it."""
+    found = _triangles.get(window)
+    if found is None or len(found) < tokens:
+        at = torch.arange(-(-tokens // QUERIES) * QUERIES)
+        before = at[:, None] - at
+        found = added_mask((before >= 0) & (before < (window or len(at))), torch.float32)
+        _triangles[window] = found
+    return found[:tokens, :tokens]
+
+
+def whole_rows(mask: Tensor) -> list[Part]:
+    """Of any mask that is added to the scores, (rows, 1, width, width): every query sees every key, less the mask."""
+    rows, _, width, keys = mask.shape
+    return [Part(row, slice(0, width), (slice(0, keys),), mask[row, 0].float(), False) for row in range(rows)]
+
+
+def _blocks(part: Part, heads: int) -> list[tuple[slice, Tensor]]:
+    """Queries of the row, and the bias of what they see: of the part's keys, so many from the first."""
+    n, keys = part.bias.shape
+    size = max(16, min(QUERIES, SCORES // (heads * keys)))
+    first = part.queries.start
+    return [
+        (slice(first + at, first + stop), part.bias[at:stop, : keys - n + stop if part.causal else keys])
+        for at in range(0, n, size)
+        for stop in [min(at + size, n)]
+    ]
+
+
+_scratch = threading.local()
+
+
+def _buffer(which: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """One of a thread's buffers for scores. They stay: to touch fresh pages for every block would cost as much as the
+    products."""
+    size, name = math.prod(shape), f"{which} {dtype}"
+    buffer: Tensor | None = getattr(_scratch, name, None)
+    if buffer is None or buffer.numel() < size:
+        buffer = torch.empty(size, dtype=dtype)
+        setattr(_scratch, name, buffer)
+    return buffer[:size].view(shape)
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """(rows, heads, width, features), at least fp32, of (rows, width, heads, features)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).transpose(1, 2)
+
+
+def _keys(x: Tensor, part: Part, shared: int) -> Tensor:
+    """(shared · heads, keys, features) of x (rows, heads, width, features). A head that several share is repeated: as many
+    products as heads spread more evenly over threads than fewer, larger ones."""
+    slices = [x[part.row, :, s] for s in part.keys]
+    found = slices[0] if len(slices) == 1 else torch.cat(slices, 1)
+    return found[:, None].expand(-1, shared, -1, -1).flatten(0, 1) if shared > 1 else found
+
+
+def _softmax(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
+    """(heads, queries, keys), in the second buffer; the first is free again."""
+    shape = (*query.shape[:2], key.shape[1])
+    scores = torch.bmm(query, key.transpose(1, 2), out=_buffer(0, shape, query.dtype)).add_(bias)
+    # Not by exp: that takes six times as long where it underflows, as it does wherever something is masked.
+    return torch.softmax(scores, -1, out=_buffer(1, shape, query.dtype))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, parts: Sequence[Part]) -> Tensor:
+    """What is attended to, in shape and type of the queries: (rows, width, heads, features).
+
+    key, value: the same with as many heads, or fewer that are shared. Queries that are in no part give zeros.
+    """
+    heads = query.shape[2]
+    shared = heads // key.shape[2]
+    attended = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    query, key, value = (_by_head(t) for t in (query, key, value))
+    query = query * scale
+    for part in parts:
+        k, v = (_keys(t, part, shared) for t in (key, value))
+        for queries, bias in _blocks(part, heads):
+            seen = slice(0, bias.shape[1])
+            p = _softmax(query[part.row, :, queries], k[:, seen], bias)
+            attended[part.row, queries] = torch.bmm(p, v[:, seen]).transpose(0, 1)
+    return attended
+
+
+def attend_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attended: Tensor,
+    scale: float,
+    parts: Sequence[Part],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, at least fp32, in their shapes. grad: of `attended`."""
+    heads = query.shape[2]
+    shared = heads // key.shape[2]
+    shapes = query.shape, key.shape, value.shape
+    query, key, value, grad, attended = (_by_head(t) for t in (query, key, value, grad, attended))
+    grads = [query.new_zeros(shape) for shape in shapes]
+    along = (grad * attended).sum(-1, keepdim=True)
+    query = query * scale
+    for part in parts:
+        k, v = (_keys(t, part, shared) for t in (key, value))
+        for queries, bias in reversed(_blocks(part, heads)):  # the last one first: it sees all keys
+            seen = slice(0, bias.shape[1])
+            q, do, o = (t[part.row, :, queries] for t in (query, grad, along))
+            p = _softmax(q, k[:, seen], bias)
+            to_value = torch.bmm(p.transpose(1, 2), do)
+            free = _buffer(0, tuple(p.shape), p.dtype)
+            ds = torch.bmm(do, v[:, seen].transpose(1, 2), out=free).sub_(o).mul_(p)
+            grads[0][part.row, queries] = torch.bmm(ds, k[:, seen]).transpose(0, 1)
+            to_key = torch.bmm(ds.transpose(1, 2), q)
+            if queries.stop == part.queries.stop:
+                dk, dv = to_key, to_value
+            else:
+                dk[:, seen] += to_key
+                dv[:, seen] += to_value
+        for total, found in zip(grads[1:], (dk, dv), strict=True):
+            at, found = 0, (found.unflatten(0, (-1, shared)).sum(1) if shared > 1 else found).transpose(0, 1)
+            for s in part.keys:
+                total[part.row, s] += found[at : at + s.stop - s.start]
+                at += s.stop - s.start
+    return grads[0].mul_(scale), grads[1], grads[2]
+
+
+class PrefixAttention(torch.autograd.Function):
+    """`attend`, with its gradient, for layers that make queries, keys and values in their own way."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, parts: Sequence[Part]) -> Tensor:
+        attended = attend(query, key, value, scale, parts)
+        ctx.save_for_backward(query, key, value, attended)
+        ctx.scale, ctx.parts = scale, parts
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        query, key, value, attended = ctx.saved_tensors
+        grads = attend_backward(grad, query, key, value, attended, ctx.scale, ctx.parts)
+        return (*(g.to(query.dtype) for g in grads), None, None)

@@ -1,0 +1,291 @@
+"""How groups of token sequences lie in a batch: shared-prefix packed rows, or one padded row a sequence.
+
+A `Group` is one prompt with any number of responses. Both layouts answer the same question, for every response
+token: at which flat position does its predecessor stand? (For a response's first token that is the prompt's last.)
+Nothing here touches a model; `logps.py` turns the answer into log-probabilities.
+
+    shared_prefix   [prompt | chosen | rejected] in one row, several groups a row. The prompt is computed once; each
+                    response sees the prompt and itself. Position ids restart behind the prompt.
+    padded          [prompt | response], one row each, padded on the right: for models that take no custom mask.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pobench.registry import layouts, register_layout
+from pobench.types import Group
+
+PAD = 0  # any valid id: a pad is never attended to by a token and never predicted
+# Rows are this many tokens wide, or a multiple. A processor's matrix kernels are compiled for a shape and kept: with widths
+# that recur they are found again, which saves more time than the pads cost, and memory.
+WIDTH_STEP = 32
+
+
+class Place(NamedTuple):
+    """Where a group lies in a row: its prompt from `start` on, then its responses. prompt, responses: tokens."""
+
+    row: int
+    start: int
+    prompt: int
+    responses: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch on its device.
+
+    input_ids, position_ids: (rows, width). member: (rows, width) the group a token belongs to, -1: pad; None: the model's
+    own causal mask serves. branch: (rows, width) 0: prompt, k: its k-th response. window: the model's sliding window, in
+    positions, or None.
+    previous: (tokens,) flat index into rows × width of each response token's predecessor.
+    target: (tokens,) the response tokens' ids. sequence: (tokens,) the response each belongs to, counted group by group.
+    responses: how many responses the batch holds. places: of its groups, where each lies in one row.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    member: Tensor | None
+    branch: Tensor | None
+    window: int | None
+    previous: Tensor
+    target: Tensor
+    sequence: Tensor
+    responses: int
+    places: tuple[Place, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        moved: dict[str, Any] = {name: v.to(device, non_blocking=True) for name, v in tensors.items()}
+        return replace(self, **moved)
+
+    def sees(self, window: int | None = None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Which key a query may attend to, as a function of indices (row, head, query, key) that gives bool: an earlier
+        token of its prompt or of its own response, less than `window` positions before it. Whatever broadcasts will do."""
+        member, branch, position = self.member, self.branch, self.position_ids
+        assert member is not None and branch is not None
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            of = branch[row, key]
+            visible = (
+                (member[row, query] == member[row, key]) & ((of == 0) | (of == branch[row, query])) & (query >= key)
+            )
+            # A pad attends to itself alone: a row of a mask without any True is NaN in a softmax.
+            visible = visible & ((member[row, query] >= 0) | (query == key))
+            return visible if window is None else visible & (position[row, query] - position[row, key] < window)
+
+        return sees
+
+    def mask(self, window: int | None = None) -> Tensor:
+        """(rows, 1, width, width) bool: `sees`, written out."""
+        rows, width = self.input_ids.shape
+        row, at = (torch.arange(n, device=self.input_ids.device) for n in (rows, width))
+        return self.sees(window)(row[:, None, None], row, at[:, None], at)[:, None]
+
+
+class Layout(Protocol):
+    """Plans micro-batches under a token budget, and builds one."""
+
+    name: str
+
+    def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
+        """Split the groups (by index) into micro-batches of at most `budget` tokens, pads included
+        (a group larger than that stands alone)."""
+        ...
+
+    def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
+        """Lay the groups out; responses are numbered in their order. window: sliding-window size in tokens, if any."""
+        ...
+
+
+def get_layout(name: str, **settings: Any) -> Layout:
+    """A layout by name; settings: its own. Raises UnknownNameError."""
+    return layouts.get(name)(**settings)
+
+
+@register_layout("shared_prefix")
+class SharedPrefix:
+    """One row holds a prompt and its responses; short groups share a row with others, up to the longest group's width.
+
+    one_row: all groups of a micro-batch lie in one row, which has no room left; for attention that computes nothing
+    between groups, whose cost a row's width does not change.
+    """
+
+    name = "shared_prefix"
+
+    def __init__(self, *, width_step: int = WIDTH_STEP, one_row: bool = False) -> None:
+        """width_step: a row's width is a multiple of it."""
+        self.width_step, self.one_row = width_step, one_row
+
+    def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
+        """Longest first. What lies in one row goes into the fullest micro-batch with room for it."""
+        order = sorted(range(len(groups)), key=lambda i: (-groups[i].tokens, i))
+        if self.one_row:
+            return _best_fit(order, groups, budget // self.width_step * self.width_step)
+        # Rows of a micro-batch have like widths: its first (longest) group sets the width.
+        batches: list[list[int]] = []
+        room: list[int] = []  # free tokens in each row of the open micro-batch
+        width = rows_left = 0
+        for i in order:
+            need = groups[i].tokens
+            row = next((r for r, free in enumerate(room) if free >= need), None)
+            if row is None and rows_left > 0:
+                room.append(width)
+                rows_left -= 1
+                row = len(room) - 1
+            if row is None:
+                width = self._width(need)
+                room = [width if width <= budget else need]
+                rows_left = max(1, budget // width) - 1
+                batches.append([])
+                row = 0
+            room[row] -= need
+            batches[-1].append(i)
+        return batches
+
+    def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
+        tokens = [g.tokens for g in groups]
+        width = self._width(sum(tokens) if self.one_row else max(tokens))
+        rows = _first_fit(range(len(groups)), groups, width)  # as planned
+
+        first = [0]
+        for group in groups:
+            first.append(first[-1] + len(group.responses))
+        ids = torch.full((len(rows), width), PAD)
+        position = torch.zeros((len(rows), width), dtype=torch.long)
+        member = torch.full((len(rows), width), -1)  # which group a token belongs to; -1: pad
+        branch = torch.zeros((len(rows), width), dtype=torch.long)  # 0: prompt, k: its k-th response
+        places: list[Place] = []
+        # per response, then put in the responses' order
+        previous: list[list[int]] = [[] for _ in range(first[-1])]
+        for r, row_groups in enumerate(rows):
+            at = 0
+            for i in row_groups:
+                prompt, responses = groups[i].prompt, groups[i].responses
+                p = len(prompt)
+                places.append(Place(r, at, p, tuple(map(len, responses))))
+                ids[r, at : at + p] = torch.tensor(prompt)
+                position[r, at : at + p] = torch.arange(p)
+                member[r, at : at + groups[i].tokens] = i
+                last_of_prompt = r * width + at + p - 1
+                at += p
+                for k, response in enumerate(responses):
+                    n = len(response)
+                    ids[r, at : at + n] = torch.tensor(response)
+                    position[r, at : at + n] = torch.arange(p, p + n)
+                    branch[r, at : at + n] = k + 1
+                    here = r * width + at
+                    previous[first[i] + k] = [last_of_prompt, *range(here, here + n - 1)]
+                    at += n
+        return _batch(ids, position, member, branch, window, previous, groups, tuple(places))
+
+    def _width(self, tokens: int) -> int:
+        return -(-tokens // self.width_step) * self.width_step
+
+
+def _best_fit(order: Sequence[int], groups: Sequence[Group], size: int) -> list[list[int]]:
+    """As `_first_fit`, each in the fullest bin with room for it: found among any number of bins at once."""
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
+    for i in order:
+        need = groups[i].tokens
+        at = bisect_left(room, (need, 0))
+        if at < len(room):
+            free, place = room.pop(at)
+        else:
+            free, place = max(size, need), len(bins)
+            bins.append([])
+        bins[place].append(i)
+        insort(room, (free - need, place))
+    return bins
+
+
+def _first_fit(order: Sequence[int], groups: Sequence[Group], size: int) -> list[list[int]]:
+    """Groups (by index), in that order, each in the first bin of `size` tokens with room for it; what fits in none, however
+    empty, has a bin of its own."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in order:
+        need = groups[i].tokens
+        place = next((b for b, free in enumerate(room) if free >= need), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(max(size, need))
+        bins[place].append(i)
+        room[place] -= need
+    return bins
+
+
+@register_layout("padded")
+class Padded:
+    """One row a sequence, prompt repeated, padded on the right."""
+
+    name = "padded"
+
+    def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
+        def width(i: int) -> int:
+            return len(groups[i].prompt) + max(map(len, groups[i].responses))
+
+        batches: list[list[int]] = []
+        rows = widest = 0
+        for i in sorted(range(len(groups)), key=lambda i: (-width(i), i)):
+            if not batches or (rows + len(groups[i].responses)) * widest > budget:
+                batches.append([])
+                rows, widest = 0, width(i)
+            batches[-1].append(i)
+            rows += len(groups[i].responses)
+        return batches
+
+    def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
+        sequences = [(g.prompt, r) for g in groups for r in g.responses]
+        width = max(len(p) + len(r) for p, r in sequences)
+        ids = torch.full((len(sequences), width), PAD)
+        previous = []
+        for r, (prompt, response) in enumerate(sequences):
+            n = len(prompt) + len(response)
+            ids[r, :n] = torch.tensor(prompt + response)
+            start = r * width + len(prompt) - 1
+            previous.append(list(range(start, start + len(response))))
+        position = torch.arange(width).expand(len(sequences), width)
+        # The model's own causal (and sliding-window) mask serves: right pads come after every token that counts, so no
+        # token ever sees one, and without a padding mask no row of it can be empty.
+        return _batch(ids, position, None, None, None, previous, groups)
+
+
+def _spans_of(tokens: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
+    return [token for start, stop in spans for token in tokens[start:stop]]
+
+
+def _batch(
+    ids: Tensor,
+    position: Tensor,
+    member: Tensor | None,
+    branch: Tensor | None,
+    window: int | None,
+    previous: list[list[int]],
+    groups: Sequence[Group],
+    places: tuple[Place, ...] = (),
+) -> Batch:
+    responses: list[Sequence[int]] = [r for g in groups for r in g.responses]
+    if any(g.learnt for g in groups):
+        spans = [s for g in groups for s in ([g.learnt] if g.learnt else [((0, len(r)),) for r in g.responses])]
+        previous = [_spans_of(sequence, learnt) for sequence, learnt in zip(previous, spans, strict=True)]
+        responses = [_spans_of(response, learnt) for response, learnt in zip(responses, spans, strict=True)]
+    return Batch(
+        input_ids=ids,
+        position_ids=position,
+        member=member,
+        branch=branch,
+        window=window,
+        previous=torch.tensor([i for sequence in previous for i in sequence]),
+        target=torch.tensor([token for response in responses for token in response]),
+        sequence=torch.repeat_interleave(torch.tensor([len(r) for r in responses])),
+        responses=len(responses),
+        places=places,
+    )

@@ -1,0 +1,86 @@
+"""Loading a causal language model: from a folder or GGUF file, as a base for adapters, its attention chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pobench.errors import PobenchError
+from pobench.settings.schema import AdapterConfig
+
+
+def attention_of(folder: Path, wanted: str = "auto") -> str:
+    """The kind of attention to load the model in `folder` with: soft-capped attention exists in the eager form alone."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return ("eager" if config.get("attn_logit_softcapping") else "sdpa") if wanted in ("auto", "flex") else wanted
+
+
+def load_base(
+    folder: Path,
+    config: AdapterConfig | None,
+    *,
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+    device: torch.device | None = None,
+) -> Any:
+    """The model in `folder` with weights of the type that the adapter wants below it; fp32 without one.
+
+    device: where 4-bit weights are made. Raises PobenchError if the model cannot be loaded.
+    """
+    if config is None or config.quantize == "none":
+        dtype = torch.bfloat16 if config is not None and config.base_precision == "bf16" else torch.float32
+        return load_model(folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
+    from transformers import BitsAndBytesConfig
+
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.quantize,
+        bnb_4bit_use_double_quant=True,  # arXiv 2305.14314, Section 3
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return load_model(
+        folder,
+        dtype=torch.bfloat16,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+        quantization_config=four_bits,
+        device_map={"": device or torch.device("cpu")},
+    )
+
+
+def count_parameters(config: Mapping[str, Any]) -> int:
+    """Trainable numbers of a causal language model with this configuration; nothing is allocated."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_config(config))
+    return sum(p.numel() for p in model.parameters())
+
+
+def _config(values: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    rest = {k: v for k, v in values.items() if k not in ("model_type", "architectures", "transformers_version")}
+    return AutoConfig.for_model(values["model_type"], **rest)
+
+
+def load_model(
+    folder: Path, *, dtype: Any, attention: str = "sdpa", trust_remote_code: bool = False, **quantized: Any
+) -> Any:
+    """The causal language model in `folder`, in evaluation mode. dtype: a torch.dtype. attention: sdpa | eager | …
+
+    quantized: `quantization_config` and `device_map`, for weights that are made narrower while they are read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code, **quantized
+        )
+    except (ImportError, ValueError, OSError) as error:
+        raise PobenchError(f"model {str(folder)!r} cannot be loaded: {error}") from error
+    return model.eval()

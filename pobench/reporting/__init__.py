@@ -1,0 +1,1 @@
+"""Reporting: figures, tables, the summary and the page, from frames alone."""

@@ -1,0 +1,198 @@
+"""Figures and tables as items of the page: drawn, with downloads and what they were made from."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pandas as pd
+from markupsafe import Markup
+
+from pobench import registry
+from pobench.reporting import plot
+from pobench.reporting.draw import draw
+from pobench.reporting.looks import look_of
+from pobench.reporting.tables import Table, clean, listing, make_table, to_csv, to_latex, to_markdown
+from pobench.results.arms import arms_of
+from pobench.results.comparable import Part, at_home
+
+# ---------------------------------------------------------------- figures and tables of a section
+DOWNLOADS = {
+    "csv": ("CSV", "text/csv;charset=utf-8"),
+    "md": ("Markdown", "text/markdown;charset=utf-8"),
+    "tex": ("LaTeX", "text/plain;charset=utf-8"),
+}
+
+
+class Download(NamedTuple):
+    """What one click saves; `uri` holds all of it."""
+
+    title: str
+    file: str
+    uri: str
+
+    @classmethod
+    def of(cls, file: str, content: bytes) -> Download:
+        title, kind = DOWNLOADS[file.rpartition(".")[2]]
+        return cls(title, file, plot.data_uri(content, kind))
+
+
+@dataclass
+class Item:
+    """A figure or table as the page shows it, and its files."""
+
+    name: str
+    anchor: str
+    kind: str
+    title: str
+    paper: str
+    caption: str
+    order: int
+    notes: str = ""
+    missing: str = ""  # why there is nothing
+    table: Table | None = None
+    picture: Markup | None = None
+    hints: str = ""  # lines of "x y text", x and y in ten-thousandths of the picture
+    files: dict[str, bytes] = field(default_factory=dict)  # format → content
+    runs: tuple[str, ...] = ()  # what it was made from
+
+    @property
+    def downloads(self) -> list[Download]:
+        return [Download.of(f"{self.name}.{f}", self.files[f]) for f in DOWNLOADS if f in self.files]
+
+
+def build_item(shown: registry.Figure, part: Part, prefix: str) -> Item:
+    """Draw one figure or table; what cannot be drawn says why. prefix: of its anchor, and of every id in it."""
+    item = Item(
+        shown.name,
+        f"{prefix}-{shown.name}",
+        shown.kind,
+        shown.title,
+        shown.paper,
+        " ".join(shown.doc.split()),
+        shown.order,
+    )
+    try:
+        drawn = draw(shown, part.frames)
+    except plot.NothingToDraw as reason:
+        item.missing = clean(str(reason))
+        return item
+    item.runs = made_from(drawn if shown.kind == "table" else drawn.data, shown, part)
+    if shown.kind == "table":
+        return _as_table(item, drawn, _colours(part), drawn)
+    item.notes = clean(drawn.notes)
+    png, svg = plot.png(drawn.figure), plot.svg(drawn.figure, f"pobench-{shown.name}")
+    item.files = {"png": png, "svg": svg.encode("utf-8", "replace"), "csv": plot.csv(drawn.data)}
+    item.hints = "\n".join(
+        f"{1e4 * x:.0f} {1e4 * y:.0f} {' '.join(clean(text, 200).split())}" for x, y, text in plot.hints(drawn.figure)
+    )
+    alt = ". ".join(filter(None, (shown.title, clean(plot.described(drawn.figure)), item.notes)))
+    inline = plot.inline_svg(svg, item.anchor, alt)
+    if len(inline) <= len(png) * 4 / 3:
+        item.picture = Markup(inline)
+    else:
+        item.picture = Markup('<img alt="{}" src="{}">').format(alt, plot.data_uri(png, "image/png"))
+    return item
+
+
+def _as_table(item: Item, shown: pd.DataFrame, colours: Mapping[str, str], stored: pd.DataFrame) -> Item:
+    """The item with a table; `stored` is what its CSV holds."""
+    item.table = make_table(shown, colours)
+    item.notes = clean(str(shown.attrs.get("notes", "")))
+    item.files = {
+        "csv": to_csv(stored),
+        "md": to_markdown(item.table).encode("utf-8", "replace"),
+        "tex": to_latex(item.table).encode("utf-8", "replace"),
+    }
+    return item
+
+
+def _colours(part: Part) -> dict[str, str]:
+    """label → colour. An arm's label says how it differs from the others that are shown, so a table of few may call it
+    otherwise than one of all."""
+    arms = [*arms_of(part.frames["runs"]), *arms_of(at_home(part.frames)[0]["runs"])]
+    return {clean(arm.label): look_of(arm.loss).colour for arm in arms}
+
+
+# ---------------------------------------------------------------- several at a time
+Asked = tuple[registry.Figure, Part, str]  # the arguments of `build_item`
+MOST_PROCESSES = 8  # each holds pictures of its own
+_waiting: list[Asked] = []  # a forked process finds the frames here, so that nothing is sent to it
+
+
+def _draw_all(asked: Sequence[Asked]) -> list[Item]:
+    """Every item, in order, by as many processes as there are cores. One process where a fork is not safe (elsewhere than
+    on Linux); the bytes are the same."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    processes = min(cores, len(asked), MOST_PROCESSES)
+    if processes < 2:
+        return [build_item(*one) for one in asked]
+    for shown, part, _ in asked:  # torch has threads, which a fork loses: what needs it is derived before
+        for frames in (part.frames, at_home(part.frames)[0]):
+            for name in shown.frames:
+                frames.get(name)
+    _waiting[:] = asked
+    try:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+            return list(pool.map(_draw_waiting, range(len(asked))))
+    finally:
+        _waiting.clear()
+
+
+def _draw_waiting(place: int) -> Item:
+    return build_item(*_waiting[place])
+
+
+# ---------------------------------------------------------------- what was made from which runs
+def made_from(data: pd.DataFrame, shown: registry.Figure, part: Part) -> tuple[str, ...]:
+    """The runs behind a figure or table: those of the arms that its data name, or all that it was given."""
+    frames = part.frames if shown.every_arm else at_home(part.frames)[0]
+    given = [frames[name] for name in shown.frames if name in frames and "run" in frames[name]]
+    there = {str(run) for frame in given if "status" not in frame for run in frame["run"]}
+    there = there or {str(run) for frame in given for run in frame["run"]}
+    arms = {arm.label: arm.runs for arm in arms_of(frames["runs"])}
+    named = [data[column] for column in data if column in NAMES_ARMS]
+    mine = {run for column in named for label in column.unique() for run in arms.get(label, ())}
+    known = frames["runs"].set_index("run")["loss"]
+    pooled = {arm.id for arm in arms_of(frames["runs"])}
+    found = (there & mine if mine else there) - pooled
+    return tuple(sorted(found, key=lambda run: (known.get(run) != "start", run)))
+
+
+NAMES_ARMS = ("Loss", "label", "trained", "row", "column", "beside", "start")  # columns that name what a row is about
+
+
+def list_made_from(items: Sequence[Item], part: Part, prefix: str) -> Item:
+    """The table of all figures and tables and of the runs that each was made from; its CSV names every run."""
+    about = part.frames["runs"].set_index("run")
+    rows, stored = [], []
+    for item in items:
+        mine = about.loc[[run for run in item.runs if run in about.index]]
+        trained = mine[mine["loss"] != "start"]
+        seeds = sorted({int(seed) for seed in trained["seed"]})
+        row = {
+            "Shown": item.title,
+            "In the paper": item.paper or "ours",
+            "Losses": trained["loss"].nunique() or math.nan,
+            "Seeds": listing([str(seed) for seed in seeds]) or "–",
+            "Runs": len(mine) or math.nan,
+        }
+        names = [run.rpartition("/")[2] for run in mine.index]
+        first = ", ".join(names[:NAMED_RUNS]) + (f" and {len(names) - NAMED_RUNS} more" if names[NAMED_RUNS:] else "")
+        rows.append({**row, "Made from": first or item.missing or "what every run shares"})
+        stored.append({"name": item.name, **row, "Made from": " ".join(mine.index)})
+    item = Item(
+        "made-from", f"{prefix}-made-from", "table", "All figures and tables, and what each was made from", "",
+        "Runs by the names of their folders, the start model first; the CSV names all. Where there is nothing, the reason.",
+        499,
+    )  # fmt: skip
+    return _as_table(item, pd.DataFrame(rows), {}, pd.DataFrame(stored))
+
+
+NAMED_RUNS = 3

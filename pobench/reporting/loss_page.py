@@ -1,0 +1,232 @@
+"""The page of all objectives, docs/losses.md: what each loss's docstring, signature and registration say, and how strongly
+it pulls on typical pairs, by autograd. `pobench list losses --markdown` prints it; `make docs` writes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from pobench.registry import GRADIENT, SUPPLIED, Loss, losses
+from pobench.types import Pair, SequenceLogps
+
+INTRODUCTION = """\
+# The objectives
+
+<!-- Written by `make docs` from the docstrings and declarations in losses/; edit those. -->
+
+Everything here is about one preference pair; the harness takes the mean over all pairs of an optimiser batch, however the
+batch is split. `chosen` and `rejected` are the policy's log-probabilities of the two responses in nats, summed over the
+response's tokens; `reference_chosen` and `reference_rejected` are the same under the frozen reference; `|chosen|` and
+`|rejected|` are the lengths in tokens, at least 1: the data audit refuses an empty response. `kl` is the mean log-ratio
+over mismatched prompts and responses of the batch.
+
+Every objective is a function of these numbers, so its gradient is `a_w ∇chosen + a_l ∇rejected` with two weights per
+pair. Each section gives the two weights as expressions, which the tests hold to autograd, and their sizes at the
+defaults on three pairs, with kl = 0. A negative weight raises the response.
+
+Objectives that TRL has too are held, value and gradient, to TRL's own trainers: tests/losses/test_trl_parity.py."""
+
+MEANINGS = {  # of the names that losses share; a loss says in `meanings` what a name of its own means
+    "beta": "scale of the reward",
+    "gamma": "target margin between the two rewards",
+    "gamma_beta_ratio": "the same margin, divided by beta",
+    "tau": "sets the target of the difference, 1 / (2 tau)",
+    "average": "whether each log-ratio is divided by its response's length",
+    "delta": "gap that the hinge asks for",
+    "sft_weight": "weight of the likelihood term",
+    "sft_reduction": "the likelihood term's tokens: `sum` or `mean` of each response",
+    "odds_weight": "weight of the odds-ratio penalty",
+    "desirable_weight": "weight of the chosen side",
+    "undesirable_weight": "weight of the rejected side",
+    "label_smoothing": "share of pairs taken to be labelled the wrong way round",
+}
+
+LEFT_OUT = {  # published objectives that a function of these numbers cannot express, or that has not been taken up
+    "AOT": "sorts the log-ratios of a whole batch: a pair's loss depends on its neighbours and on the split",
+    "BCO's reward shift": "is a running mean over past batches; without it the objective is `bco_pair`",
+    "WPO": "weighs a pair by the probabilities of the whole vocabulary at every token",
+    "LD-DPO, SamPO and TDPO": "need the log-probability of every token, not their sum",
+    "ODPO and SPPO with graded preferences": "need a score or a preference probability with every pair",
+    "TPO": "needs a third, best response to the same prompt",
+    "f-DPO": "is a family of such functions, one for each divergence; not taken up",
+}
+
+LABELS = ("Elsewhere", "Beware", "Reward")  # paragraphs of a docstring that begin with one of these stand out
+
+PAPER = "2405.14734"
+
+
+class Typical(NamedTuple):
+    """A pair to be weighed: what it shows, sums in nats under policy and reference, lengths in tokens."""
+
+    name: str
+    chosen: float
+    rejected: float
+    reference_chosen: float
+    reference_rejected: float
+    chosen_length: int
+    rejected_length: int
+
+
+TYPICAL = (
+    Typical("short chosen, long rejected", -30, -150, -30, -150, 30, 150),
+    Typical("ranked rightly", -60, -100, -80, -80, 80, 80),
+    Typical("ranked wrongly", -100, -60, -80, -80, 80, 80),
+)
+
+
+def loss_page() -> str:
+    """The page as Markdown, the same bytes every time. The paper's losses come first, each part by title."""
+    found = sorted((losses.get(name) for name in losses.names()), key=lambda loss: loss.title.casefold())
+    paper = [loss for loss in found if loss.in_paper or PAPER in loss.source]
+    rest = [loss for loss in found if loss not in paper]
+    parts = [INTRODUCTION, _summary([*paper, *rest])]
+    for heading, group in (("Of the SimPO paper", paper), ("Further objectives", rest)):
+        if group:
+            parts += [f"## {heading}", *map(_section, group)]
+    parts += ["## Left out", "\n".join(f"- **{name}** {why}." for name, why in LEFT_OUT.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def weights(loss: Loss, pair: Typical) -> tuple[float, float]:
+    """(a_w, a_l): the loss's derivatives by the policy's two sums at its defaults, kl = 0, by autograd in float64."""
+
+    def logps(total: float, length: int) -> SequenceLogps:
+        return SequenceLogps(torch.tensor([total], dtype=torch.float64, requires_grad=True), torch.tensor([length]))
+
+    policy = Pair(logps(pair.chosen, pair.chosen_length), logps(pair.rejected, pair.rejected_length))
+    frozen = logps(pair.reference_chosen, pair.chosen_length), logps(pair.reference_rejected, pair.rejected_length)
+    reference = Pair(*(SequenceLogps(f.total.detach(), f.length) for f in frozen))
+    output = loss.evaluate(policy, reference, torch.tensor(0.0, dtype=torch.float64))
+    by = torch.autograd.grad(output.loss.sum(), (policy.chosen.total, policy.rejected.total), materialize_grads=True)
+    return by[0].item(), by[1].item()
+
+
+def _summary(found: Sequence[Loss]) -> str:
+    rows = [
+        (
+            f"[{loss.title}](#{_anchor(loss.title)})",
+            f"`{loss.name}`",
+            _about(loss),
+            _needs(loss),
+            _defaults(loss),
+            _source(loss),
+        )
+        for loss in found
+    ]
+    return _table(("objective", "name", "in a sentence", "needs", "settings", "source"), rows)
+
+
+def _section(loss: Loss) -> str:
+    parts = [f"### {loss.title}", f"`{loss.name}` · {_source(loss)} · needs {_needs(loss)}", _about(loss)]
+    parts += [f"```\n{_dedented(loss)}\n```", *_prose(loss)]
+    if loss.settings:
+        spelled_out = loss.canonical(loss.settings)
+        rows = [
+            (
+                f"`{name}`",
+                loss.meanings.get(name, MEANINGS.get(name, "–")),
+                loss.units.get(name, "–"),
+                _shown(default, spelled_out.get(name)),
+                loss.defaults.get(name, "–"),
+                ", ".join(_plain(v) for v in loss.ranges[name]) if name in loss.ranges else "–",
+            )
+            for name, default in loss.settings.items()
+        ]
+        columns = ("setting", "what it does", "unit", "default", "where the default comes from", "published range")
+        parts.append(_table(columns, rows))
+    if loss.gradient:
+        parts += ["Gradient by the two sums:", f"```\n{loss.gradient}\n```"]
+    sizes = [(pair, *weights(loss, pair)) for pair in TYPICAL]
+    parts.append(
+        _table(
+            ("pair", "tokens", "policy, nats", "reference, nats", "a_w", "a_l"),
+            [
+                (
+                    pair.name,
+                    f"{pair.chosen_length} / {pair.rejected_length}",
+                    f"{pair.chosen:g} / {pair.rejected:g}",
+                    f"{pair.reference_chosen:g} / {pair.reference_rejected:g}" if "reference" in loss.needs else "–",
+                    _rounded(a_w),
+                    _rounded(a_l),
+                )
+                for pair, a_w, a_l in sizes
+            ],
+        )
+    )
+    return "\n\n".join(parts)
+
+
+# ---------------------------------------------------------------- a docstring, taken apart
+def _about(loss: Loss) -> str:
+    """The docstring's first line without the name that opens it, as a sentence."""
+    first = loss.doc.partition("\n")[0]
+    opening, colon, rest = first.partition(": ")
+    text = rest if colon and len(opening.split()) < 4 else first
+    return text[:1].upper() + text[1:]
+
+
+def _dedented(loss: Loss) -> str:
+    """The formula with the indentation of its continuation lines kept."""
+    lines = [line for line in loss.doc.partition(GRADIENT)[0].splitlines() if line.startswith("    ")]
+    return "\n".join(line[4:].rstrip() for line in lines if line.strip())
+
+
+def _prose(loss: Loss) -> Iterator[str]:
+    """The docstring's paragraphs after its first line, one line each, labels in bold; without formula and gradient."""
+    paragraph: list[str] = []
+    for line in [*loss.doc.splitlines()[1:], ""]:
+        label = re.match(rf"({'|'.join(LABELS)}): ", line)
+        if (label or not line.strip() or line == "Gradient:") and paragraph:
+            yield " ".join(paragraph)
+            paragraph = []
+        if label:
+            paragraph.append(f"**{label[1]}:** {line[label.end() :].strip()}")
+        elif line.strip() and not line.startswith("    ") and line != "Gradient:":
+            paragraph.append(line.strip())
+
+
+# ---------------------------------------------------------------- cells
+def _needs(loss: Loss) -> str:
+    return ", ".join(name for name in SUPPLIED if name in loss.needs) or "the policy alone"
+
+
+def _defaults(loss: Loss) -> str:
+    return ", ".join(f"`{k}` {_plain(v)}" for k, v in loss.canonical(loss.settings).items() if v is not None) or "–"
+
+
+def _source(loss: Loss) -> str:
+    """The source, its arXiv number a link."""
+    return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", loss.source)
+
+
+def _shown(default: Any, spelled_out: Any) -> str:
+    if default is not None:
+        return _plain(default)
+    return "none" if spelled_out is None else f"{_plain(spelled_out)}, from the others"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float | int) else str(value)
+
+
+def _rounded(weight: float) -> str:
+    """Three digits; no -0."""
+    return f"{weight + 0.0:.3g}"
+
+
+def _anchor(title: str) -> str:
+    """How Markdown viewers name a heading: lower case, punctuation dropped, spaces to dashes."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; `|` within a cell is escaped."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,419 @@
+"""From frames to files: every figure and table, one page that stands alone, and a summary for a pull request.
+
+The same frames give the same bytes: no date, no path, no order of arrival enters a file. Each `Part` of the frames,
+whose runs may be compared, is a section of the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import importlib.resources
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup, escape
+
+from pobench import registry
+from pobench.errors import PobenchError, UnknownNameError, nearest
+from pobench.files import whole
+from pobench.reporting.items import Download, Item, _draw_all, list_made_from
+from pobench.reporting.looks import look_of
+from pobench.reporting.summary import Finding, both_fell, facts, findings
+from pobench.reporting.tables import TEX_NEEDS, clean, latex, listing, markdown, to_latex, to_markdown
+from pobench.results import metrics as scores
+from pobench.results.arms import Arm, arms_of, json_object, judges_of, of_arm, settings_of, show_setting
+from pobench.results.comparable import Part, at_home, ordered, split
+
+FIGURE_FORMATS = ("png", "svg", "csv")
+TABLE_FORMATS = ("md", "csv", "tex")
+FORMATS = ("html", "png", "svg", "csv", "md", "tex")
+LARGEST_PAGE = 10_000_000  # bytes; beyond it, the largest pictures stay files
+
+# Chapters of a section and the `order` of the figures that stand in them.
+CHAPTERS = [
+    ("results", "Results", range(0, 100)),
+    ("training", "Is training healthy?", range(200, 300)),
+    ("length", "Likelihood and length", range(300, 400)),
+    ("more", "More figures", range(100, 200)),
+    ("methods", "What was run", range(400, 500)),
+]
+SAMPLE_PROMPTS = 4
+LONGEST_ANSWER = 1200  # characters shown
+
+
+def build_report(
+    frames: Mapping[str, pd.DataFrame],
+    out: str | Path,
+    *,
+    figures: Sequence[str] | None = None,
+    formats: Sequence[str] = FORMATS,
+    setting: str | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write figures, tables, `report.html`, `summary.md` and `tables.tex` under `out`; return the page's path, or the
+    folder's where no page was asked for.
+
+    frames: as `pobench.results.load` gives them; a missing frame costs the figures that need it, each of which says so.
+    figures: names of figures and tables, default all. setting: only this one. formats: any of `FORMATS`.
+    Raises PobenchError when there is no run, or for unknown names.
+    """
+    shown = _chosen(figures)
+    unknown = [f"unknown format {name!r}{nearest(name, FORMATS)}" for name in formats if name not in FORMATS]
+    if unknown:
+        raise PobenchError("\n".join([*unknown, f"formats are {', '.join(FORMATS)}"]))
+    parts = split(ordered(frames), setting=setting, seed=seed)
+    named = [(part, _slug(part.title) or f"section-{place}") for place, part in enumerate(parts)]
+    items = iter(_draw_all([(figure, part, anchor) for part, anchor in named for figure in shown]))
+    sections = [build_section(part, anchor, [next(items) for _ in shown]) for part, anchor in named]
+    out = Path(out)
+    for section in sections:
+        for item in section.items:
+            _write_item(item, out / section.folder, formats)
+    pages = {
+        "report.html": lambda: render(sections),
+        "summary.md": lambda: "\n".join(map(summary, sections)),
+        "tables.tex": lambda: all_tables(sections),
+    }
+    for name, page in pages.items():
+        if name.rpartition(".")[2] in formats:
+            _write(out / name, page().encode("utf-8", "replace"))
+    return out / "report.html" if "html" in formats else out
+
+
+def _chosen(names: Sequence[str] | None) -> list[registry.Figure]:
+    if names is None or list(names) == ["all"]:
+        names = registry.figures.names()
+    found, faults = [], []
+    for name in names:
+        try:
+            found.append(registry.figures.get(name))
+        except UnknownNameError as error:
+            faults.append(str(error))
+    if faults:
+        raise PobenchError("\n".join(faults))
+    return sorted({f.name: f for f in found}.values(), key=lambda f: (f.order, f.name))
+
+
+# ---------------------------------------------------------------- answers side by side
+@dataclass
+class Sample:
+    """One answer as shown."""
+
+    label: str
+    colour: str
+    text: str
+    hidden: int  # characters not shown
+    mark: str  # "pass" | "fail" | a score | ""
+    tokens: str
+    finished: bool
+
+
+@dataclass
+class SamplePrompt:
+    prompt: str
+    kind: str
+    instruction: str
+    answers: list[Sample]
+
+
+def sample_answers(part: Part, count: int = SAMPLE_PROMPTS) -> list[SamplePrompt]:
+    """The answers to a few prompts, side by side. The rule is fixed, so nobody picked: among the prompts that most
+    models answered, those whose id has the smallest SHA-256; of each model the lowest seed's first sample."""
+    answers, verdicts = part.frames["answers"], part.frames["verdicts"]
+    if answers.empty:
+        return []
+    firsts = {}
+    for arm in arms_of(part.frames["runs"]):
+        members = of_arm(part.frames["runs"], arm).sort_values(["seed", "run"], kind="stable")["run"]
+        run = next((r for r in members if (answers["run"] == r).any()), None)
+        if run is not None:
+            firsts[arm] = answers[answers["run"] == run].drop_duplicates("prompt").set_index("prompt")
+    counts: dict[Any, int] = {}
+    for frame in firsts.values():
+        for prompt in frame.index:
+            counts[prompt] = counts.get(prompt, 0) + 1
+    most = max(counts.values(), default=0)
+    ids = sorted((p for p, n in counts.items() if n == most), key=lambda p: hashlib.sha256(_bytes(p)).hexdigest())
+    judge = judges_of(verdicts)[:1] if len(verdicts) else []
+    judged = verdicts[verdicts["judge"].isin(judge)].drop_duplicates(["run", "prompt", "sample"]) if judge else verdicts
+    marks = (
+        {(r, p, s): v for r, p, s, v in judged[["run", "prompt", "sample", "score"]].itertuples(index=False)}
+        if judge
+        else {}
+    )
+    shown = []
+    for prompt in ids[:count]:
+        rows = {arm: frame.loc[prompt] for arm, frame in firsts.items() if prompt in frame.index}
+        first = next(iter(rows.values()))
+        samples = [
+            _sample(arm, row, marks.get((row["run"], prompt, row["sample"]), math.nan)) for arm, row in rows.items()
+        ]
+        shown.append(
+            SamplePrompt(clean(str(prompt)), _text(first, "kind"), clean(_raw(first, "instruction"), 2000), samples)
+        )
+    return shown
+
+
+def _sample(arm: Arm, row: pd.Series, verdict: float) -> Sample:
+    text = _raw(row, "text")
+    mark = "" if pd.isna(verdict) else {1.0: "pass", 0.0: "fail"}.get(float(verdict), f"{float(verdict):.2f}")
+    tokens = row.get("tokens")
+    ended = row.get("finished")
+    return Sample(
+        clean(arm.label),
+        look_of(arm.loss).colour,
+        clean(text[:LONGEST_ANSWER]),
+        max(0, len(text) - LONGEST_ANSWER),
+        mark,
+        "" if tokens is None or pd.isna(tokens) else f"{int(tokens)}",
+        not (ended is not None and not pd.isna(ended) and not bool(ended)),
+    )
+
+
+def _raw(row: pd.Series, column: str) -> str:
+    value = row.get(column)
+    return "" if value is None or (not isinstance(value, str) and pd.isna(value)) else str(value)
+
+
+def _text(row: pd.Series, column: str) -> str:
+    return clean(_raw(row, column), 200)
+
+
+def _bytes(text: Any) -> bytes:
+    return str(text).encode("utf-8", "surrogatepass")
+
+
+# ---------------------------------------------------------------- formulas, environment
+@dataclass
+class Formula:
+    """The exact objective of a loss and what it was given here."""
+
+    label: str
+    colour: str
+    formula: str
+    source: str
+    link: str
+    needs: str
+    settings: list[tuple[str, str, str, str]]  # name, value, unit, where the value comes from
+    known: bool
+
+
+def formulas(part: Part) -> list[Formula]:
+    """One per loss and settings, from the registry; a loss that is not registered here says so."""
+    found = []
+    for arm in arms_of(part.frames["runs"]):
+        if arm.is_start:
+            continue
+        row = of_arm(part.frames["runs"], arm).iloc[0]
+        used, sources = settings_of(row), json_object(row.get("sources"))
+        colour = look_of(arm.loss).colour
+        try:
+            loss = registry.get_loss(arm.loss)
+        except UnknownNameError:
+            rows = [(k, show_setting(v), "", str(sources.get(k, ""))) for k, v in used.items()]
+            found.append(Formula(clean(arm.label), colour, "", "", "", "", rows, False))
+            continue
+        rows = [
+            (k, show_setting(v), loss.units.get(k, ""), _source(k, v, loss, sources))
+            for k, v in used.items()
+            if v is not None
+        ]
+        number = re.search(r"arXiv[: ]*(\d{4}\.\d{4,5})", loss.source)
+        link = f"https://arxiv.org/abs/{number[1]}" if number else ""
+        needs = listing(sorted(loss.needs)) or "nothing but the policy"
+        found.append(Formula(clean(arm.label), colour, loss.formula, loss.source, link, needs, rows, True))
+    return found
+
+
+def _source(name: str, value: Any, loss: registry.Loss, sources: Mapping[str, Any]) -> str:
+    if name in sources:
+        return clean(str(sources[name]), 200)
+    said = "the default" if name in loss.settings and loss.settings[name] == value else ""
+    if name in loss.ranges:
+        searched = loss.ranges[name]
+        values = [show_setting(v) for v in (searched if isinstance(searched, list | tuple) else [searched])]
+        said += ("; " if said else "") + f"published search over {listing(values)}"
+    return said
+
+
+def environment(part: Part) -> list[tuple[str, str]]:
+    """(key, value) of the environment that all runs share; where runs differ, every value that occurs."""
+    found: dict[str, list[str]] = {}
+    for text in part.frames["runs"]["environment"]:
+        for key, value in _flat(json_object(text)):
+            values = found.setdefault(key, [])
+            if value not in values:
+                values.append(value)
+    return [(clean(k, 80), clean(" | ".join(sorted(v)), 300)) for k, v in sorted(found.items())]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key} · ")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+# ---------------------------------------------------------------- the page
+@dataclass
+class Section:
+    """One setting as the page shows it."""
+
+    anchor: str
+    folder: str
+    title: str
+    facts: str
+    notes: list[str]
+    findings: list[Finding]
+    chapters: list[tuple[str, str, list[Item], list[Item]]]  # anchor, title, items drawn, items that cannot be
+    samples: list[SamplePrompt]
+    formulas: list[Formula]
+    environment: list[tuple[str, str]]
+    both_fell: str
+    items: list[Item]
+
+    @property
+    def summary(self) -> Download:
+        return Download.of(f"{self.folder}.md", summary(self).encode("utf-8", "replace"))
+
+
+def build_section(part: Part, anchor: str, drawn: Sequence[Item]) -> Section:
+    """Put everything in its chapter."""
+    items = [*drawn, list_made_from(drawn, part, anchor)]
+    home = replace(part, frames=at_home(part.frames)[0])  # of a study's many arms, those that the tables show
+    chapters = []
+    for name, title, orders in CHAPTERS:
+        inside = [
+            i for i in items if i.order in orders or (name == "more" and not any(i.order in o for _, _, o in CHAPTERS))
+        ]
+        chapters.append((name, title, [i for i in inside if not i.missing], [i for i in inside if i.missing]))
+    tables = {item.name: item.table.frame for item in items if item.table}
+    health = tables.get("training-health")
+    notes = dict.fromkeys(clean(str(n), 600) for n in part.frames["runs"]["note"].dropna() if str(n).strip())
+    return Section(
+        anchor=anchor,
+        folder=anchor,
+        title=clean(part.title, 120),
+        facts=facts(part),
+        notes=list(notes),
+        findings=findings(part, health, tables.get("claims")),
+        chapters=chapters,
+        samples=sample_answers(home),
+        formulas=formulas(home),
+        environment=environment(part),
+        both_fell=both_fell(health),
+        items=items,
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")[:80]
+
+
+def render(sections: Sequence[Section]) -> str:
+    """The page as one string, of at most `LARGEST_PAGE` bytes: the largest pictures are left out of one that is larger."""
+    page = _render(sections)
+    drawn = [(item, section) for section in sections for item in section.items if item.picture]
+    for item, section in sorted(drawn, key=lambda d: -len(d[0].picture or "")):
+        if len(page.encode("utf-8", "replace")) <= LARGEST_PAGE:
+            break
+        where = f"{section.folder}/figures/{item.name}.svg"
+        item.picture, item.hints = Markup("<p>Too large for this page: {}</p>").format(where), ""
+        page = _render(sections)
+    return page
+
+
+def _render(sections: Sequence[Section]) -> str:
+    folder = importlib.resources.files("pobench.reports")
+    read = {name: (folder / name).read_text("utf-8") for name in ("report.html", "report.css", "report.js")}
+    pages = jinja2.Environment(
+        loader=jinja2.DictLoader(read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters["code"] = _code
+    page = pages.get_template("report.html").render(
+        sections=sections,
+        metrics=_used_metrics(sections),
+        version=importlib.metadata.version("pobench"),
+        css=Markup(read["report.css"]),
+        js=Markup(read["report.js"]),
+        js_hash=base64.b64encode(hashlib.sha256(read["report.js"].encode()).digest()).decode(),
+    )
+    return page.lstrip()
+
+
+def _code(text: str) -> Markup:
+    """The text, escaped, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`<>]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _used_metrics(sections: Sequence[Section]) -> list[scores.Metric]:
+    used = {
+        str(column).partition("@")[0]
+        for section in sections
+        for item in section.items
+        if item.table is not None
+        for column in item.table.frame.columns
+    }
+    return [m for m in scores.METRICS.values() if m.name in used]
+
+
+# ---------------------------------------------------------------- the other files
+TONES = {"good": "▲", "bad": "▼", "open": "○", "note": "·"}
+
+
+def summary(section: Section) -> str:
+    """The section in Markdown, fit for a pull request: what was compared, the findings, the first table of results."""
+    said = [f"- {TONES[f.tone]} **{markdown(f.head)}.** {markdown(f.text)}" for f in section.findings]
+    notes = [f"> {markdown(note)}" for note in section.notes]
+    _, _, results, _ = section.chapters[0]
+    tables = [to_markdown(item.table) for item in results[:1] if item.table]
+    blocks = [f"## {markdown(section.title)}", markdown(section.facts), *notes, "\n".join(said), *tables]
+    if tables:
+        blocks.append("In brackets: 95 % interval and the number n of prompts or pairs behind each value.")
+    return "\n\n".join(block.rstrip() for block in blocks) + "\n"
+
+
+def all_tables(sections: Sequence[Section]) -> str:
+    """A LaTeX document of every table, to look at and to copy from; each is also a file of its own, for `\\input`."""
+    lines = [
+        r"\documentclass{article}",
+        *TEX_NEEDS,
+        r"\usepackage[landscape, margin=15mm]{geometry}",
+        r"\usepackage{graphicx}",
+    ]
+    lines += [r"\begin{document}", r"\footnotesize"]
+    for section in sections:
+        lines.append(rf"\section*{{{latex(section.title)}}}")
+        for item in section.items:
+            if item.table:
+                lines += [
+                    rf"\subsection*{{{latex(item.title)}}}",
+                    r"\noindent\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+                ]
+                lines += [to_latex(item.table).rstrip() + "}", "", latex(item.caption), ""]
+    return "\n".join([*lines, r"\end{document}"]) + "\n"
+
+
+def _write_item(item: Item, folder: Path, formats: Sequence[str]) -> None:
+    allowed = TABLE_FORMATS if item.kind == "table" else FIGURE_FORMATS
+    for name, content in item.files.items():
+        if name in formats and name in allowed:
+            _write(folder / ("tables" if item.kind == "table" else "figures") / f"{item.name}.{name}", content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole(path) as partial:
+        partial.write_bytes(content)

@@ -1,0 +1,500 @@
+"""One style for every picture; each loss keeps its colour and marker everywhere.
+
+A figure is a function of frames that returns a `Drawing`; it touches no disk and no global state of matplotlib.
+`draw` supplies the frames by name and sets the style, `png` and `svg` give the bytes: the same drawing, the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import ArrayLike
+
+from pobench.reporting.looks import FAINT, GRID, INK, LOOKS, PAGE_COLOURS, PAPER, SHADE, look_of
+from pobench.results import stats
+from pobench.results.arms import Arm, arms_of, score_of, seed_values
+from pobench.types import Estimate
+
+
+class NothingToDraw(Exception):
+    """The frames lack what a figure or table needs. The message is one sentence, which the report prints instead."""
+
+
+class Drawing(NamedTuple):
+    """What a figure returns: the picture, the numbers behind it, and what these data add to its caption."""
+
+    figure: Figure
+    data: pd.DataFrame
+    notes: str = ""
+
+
+# ---------------------------------------------------------------- style
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.parse_math": False,  # labels are data: a dollar sign in a name is a dollar sign
+    "text.hinting": "no_hinting",  # text is as wide in one format as in another
+    "text.color": INK,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 7,
+    "axes.labelsize": 8.5,
+    "axes.labelcolor": FAINT,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": FAINT,
+    "ytick.labelcolor": FAINT,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "svg.fonttype": "path",  # the same picture on every machine
+    "path.simplify": True,
+}
+WIDTH = 9.8  # inches: the report's text column
+
+
+@contextmanager
+def style(salt: str = "pobench") -> Iterator[None]:
+    """Our style and nothing of the user's; undone on leaving."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")  # a name may use a letter that the font lacks
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
+        matplotlib.rcParams["svg.hashsalt"] = salt
+        yield
+
+
+# ---------------------------------------------------------------- canvases
+def panels(
+    count: int, *, columns: int = 4, height: float = 1.9, width: float = WIDTH, sharex: bool = True, sharey: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A grid of `count` small panels, row by row; `height` inches each. A few panels stay small, not stretched."""
+    rows, most = math.ceil(count / columns), columns
+    columns = math.ceil(count / rows) if count else 1  # rows of equal length
+    width = max(width * columns / most, 0.5 * WIDTH)  # room for the labels of the whole
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.02, hspace=0.03)
+    figure = _Panels(figsize=(width, height * rows + 0.5), layout=layout)
+    figure.sharex, figure.sharey = sharex, sharey
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for i, ax in enumerate(axes):
+        ax.set_visible(i < count)
+        # the last panel of each column and the first of each row carry the ticks
+        ax.tick_params(labelbottom=not sharex or i + columns >= count, labelleft=not sharey or i % columns == 0)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+    return figure, axes[:count]
+
+
+class _Panels(Figure):
+    """A figure whose panels get the same limits when all is drawn. (Sharing axes, as matplotlib has it, asks every panel
+    about every other time and again: with a hundred of them that is half of the drawing.)"""
+
+    sharex = sharey = False
+
+    def align(self) -> None:
+        drawn = [ax for ax in self.axes if ax.get_visible() and ax.has_data()]
+        if self.sharex and drawn:
+            lows, highs = zip(*(ax.get_xlim() for ax in drawn), strict=True)
+            for ax in drawn:
+                ax.set_xlim(min(lows), max(highs))
+        if self.sharey and drawn:
+            lows, highs = zip(*(ax.get_ylim() for ax in drawn), strict=True)
+            for ax in drawn:
+                ax.set_ylim(min(lows), max(highs))
+
+
+def single(height: float, *, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """One panel, `height` inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def outer_labels(figure: Figure, x: str, y: str) -> None:
+    """One label for all panels' x and one for all their y."""
+    figure.supxlabel(x, fontsize=8.5, color=FAINT)
+    figure.supylabel(y, fontsize=8.5, color=FAINT)
+
+
+def heading(ax: Axes, arm: Arm) -> None:
+    """The panel's title: the arm's label after its marker."""
+    spec = ax.get_subplotspec()
+    longest = 96 // spec.get_gridspec().ncols if spec is not None else 34
+    colour, marker = look_of(arm.loss)
+    ax.set_title("\u2003" + short(arm.label, longest))
+    place = ScaledTranslation(3.5 / 72, (STYLE["axes.titlepad"] + 3.4) / 72, ax.figure.dpi_scale_trans)
+    ax.add_artist(
+        Line2D(
+            [0],
+            [1],
+            color=colour,
+            marker=MarkerStyle(marker),
+            markersize=6,
+            transform=ax.transAxes + place,
+            clip_on=False,
+        )
+    )
+
+
+def short(text: Any, longest: int = 28) -> str:
+    """One printable line of at most `longest` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def rectangle(x: float, y: float, width: float, height: float, **look: Any) -> Rectangle:
+    """A filled cell in data coordinates, without an edge unless given one."""
+    return Rectangle((x, y), width, height, **{"linewidth": 0, **look})
+
+
+def log_scale(axis_of: Axes, which: str = "y") -> None:
+    """A logarithmic axis with plain numbers."""
+    axis_of.set(**{f"{which}scale": "log"})
+    axis = axis_of.yaxis if which == "y" else axis_of.xaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=4))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def value_axis(ax: Axes, values: ArrayLike) -> None:
+    """An x axis that names the values themselves: logarithmic where they span a factor of five or more, without the
+    labels that would touch the one before. Those of both ends always stand."""
+    at = np.unique(np.asarray(values, dtype=float))
+    spread = len(at) > 1 and at[0] > 0 and at[-1] / at[0] >= 5
+    if spread:
+        ax.set_xscale("log")
+    place = np.log(at) if spread else at
+    place = (place - place[0]) / (np.ptp(place) or 1.0)  # 0 to 1
+    texts = [brief(value) for value in at]
+    inches = ax.figure.get_figwidth() / ax.get_subplotspec().get_gridspec().ncols * 0.75  # type: ignore[union-attr]
+    room = [0.09 * len(text) / inches for text in texts]  # of a label, at the size of ticks
+    last = len(at) - 1
+    kept = [0]
+    for k in range(1, last):
+        if all(abs(place[k] - place[j]) > (room[k] + room[j]) / 2 for j in (kept[-1], last)):
+            kept.append(k)
+    kept = sorted({*kept, last})
+    ax.set_xticks(at[kept], [texts[k] for k in kept])
+    ax.set_xticks([], minor=True)
+
+
+def brief(value: float) -> str:
+    """A setting's value in few characters: `0.0003` is `3e-4`."""
+    mantissa, _, exponent = f"{value:.3g}".partition("e")
+    if not exponent and value and abs(value) < 0.001:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa}e{int(exponent)}".replace("-", "−") if exponent else mantissa.replace("-", "−")
+
+
+def counted(n: ArrayLike, of: str) -> str:
+    """`n = 178 to 300 prompts or pairs.`, "" where nothing was counted."""
+    known = sorted({int(k) for k in np.asarray(n, dtype=float) if k > 0})
+    ends = " to ".join(str(k) for k in dict.fromkeys(known[:1] + known[-1:]))
+    return f"n = {ends} {of}." if known else ""
+
+
+def rho(e: Estimate) -> str:
+    """A correlation in words: `ρ = 0.34  [0.21, 0.46]`."""
+    if math.isnan(e.value):
+        return "ρ undefined"
+    interval = "" if math.isnan(e.low) else f"  [{e.low:.2f}, {e.high:.2f}]"
+    return f"ρ = {e.value:.2f}{interval}".replace("-", "−")
+
+
+def percent_axis(ax: Axes, which: str = "x") -> None:
+    """Shares in [0, 1] printed as per cent."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %".replace("-", "−")))
+
+
+# ---------------------------------------------------------------- a dot and its interval
+class Row(NamedTuple):
+    """One row of a dot plot; `seeds` are faint dots."""
+
+    arm: Arm
+    estimate: Estimate
+    seeds: Sequence[float] = ()
+    remark: str = ""
+
+
+def dots(
+    ax: Axes,
+    rows: Sequence[Row],
+    *,
+    baseline: Estimate | None = None,
+    show: Callable[[float], str] = "{:.3g}".format,
+    zero: float | None = None,
+) -> None:
+    """Rows from top to bottom: marker at the value, line over the interval, the numbers at the right edge.
+
+    baseline: the start model, a dashed line with its interval as a band. zero: where a thin solid line stands.
+    """
+    if zero is not None:
+        ax.axvline(zero, color=FAINT, linewidth=0.8, zorder=1)
+    if baseline is not None and not math.isnan(baseline.value):
+        if not math.isnan(baseline.low):
+            ax.axvspan(baseline.low, baseline.high, color=SHADE, linewidth=0, zorder=0)
+        ax.axvline(baseline.value, color=LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    for place, row in enumerate(rows):
+        colour, marker = look_of(row.arm.loss)
+        e = row.estimate
+        ax.plot(
+            row.seeds, [place] * len(row.seeds), marker=marker, color=colour, alpha=0.3, markersize=4, linestyle="none"
+        )
+        if not math.isnan(e.low):
+            ax.plot([e.low, e.high], [place, place], color=colour, linewidth=2.2, alpha=0.75)
+        ax.plot(
+            [e.value], [place], marker=marker, color=colour, markersize=7.5, markeredgecolor=PAPER, markeredgewidth=0.8
+        )
+        numbers = show(e.value) if math.isnan(e.low) else f"{show(e.value)}  [{show(e.low)}, {show(e.high)}]"
+        text = f"{numbers}   n = {e.n}" + (f"   {row.remark}" if row.remark else "")
+        label = short(row.arm.label)
+        hint(ax, [e.value], [place], [f"{label}: {' '.join(text.split())}"])
+        hint(ax, row.seeds, [place] * len(row.seeds), [f"{label}, one seed: {show(v)}" for v in row.seeds], aloud=False)
+        ax.annotate(
+            text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=FAINT,
+            annotation_clip=False,
+        )  # fmt: skip
+    ax.set_yticks(range(len(rows)), [short(row.arm.label) for row in rows])
+    ax.tick_params(axis="y", labelcolor=INK, labelsize=9)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.spines["left"].set_visible(False)
+    ax.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
+
+
+def metric_rows(runs: pd.DataFrame, scores: pd.DataFrame, metric: str, *, ranked: bool = True) -> list[Row]:
+    """A row for every arm that has the metric, the start model left out; the highest value first if `ranked`."""
+    found = [
+        Row(arm, score_of(scores, arm, metric), seed_values(scores, arm, metric))
+        for arm in arms_of(runs)
+        if not arm.is_start
+    ]
+    found = [row for row in found if not math.isnan(row.estimate.value)]
+    return sorted(found, key=lambda row: -row.estimate.value) if ranked else found
+
+
+def start_score(runs: pd.DataFrame, scores: pd.DataFrame, metric: str) -> Estimate:
+    """The start model's estimate of a metric; missing where there is none."""
+    of_start = [score_of(scores, arm, metric) for arm in arms_of(runs) if arm.is_start]
+    return of_start[0] if of_start else Estimate.missing()
+
+
+def rows_data(rows: Sequence[Row]) -> pd.DataFrame:
+    """The CSV behind a dot plot: one line per arm and one per seed."""
+    lines: list[dict[str, Any]] = []
+    for row in rows:
+        lines.append({"loss": row.arm.loss, "label": row.arm.label, "of": "all", **estimate_columns(row.estimate)})
+        lines += [{"loss": row.arm.loss, "label": row.arm.label, "of": "seed", "value": v} for v in row.seeds]
+    return pd.DataFrame(lines, columns=["loss", "label", "of", "value", "low", "high", "n"])
+
+
+def dots_height(rows: int) -> float:
+    """Inches of a dot plot of so many rows."""
+    return 0.31 * rows + 0.85
+
+
+def estimate_columns(estimate: Estimate, prefix: str = "") -> dict[str, float]:
+    """value, low, high, n as columns of the CSV behind a figure."""
+    return {f"{prefix}{k}": v for k, v in zip(("value", "low", "high", "n"), _fields(estimate), strict=True)}
+
+
+def _fields(e: Estimate) -> tuple[float, float, float, int]:
+    return e.value, e.low, e.high, e.n
+
+
+def binned(
+    x: np.ndarray, y: np.ndarray, clusters: Any = None, seeds: Any = None, *, bins: int = 8, width: float | None = None
+) -> pd.DataFrame:
+    """The mean of y in bins of x, with its interval: columns x (mean of the bin), low_edge, high_edge, value, low,
+    high, n.
+
+    bins: this many with equal counts (fewer where x repeats or data are few); width: bins of this fixed width
+    instead.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    good = ~(np.isnan(x) | np.isnan(y))
+    x, y = x[good], y[good]
+    columns = ["x", "low_edge", "high_edge", "value", "low", "high", "n"]
+    if len(x) == 0:
+        return pd.DataFrame(columns=columns, dtype=float)
+    if width is not None:
+        edges = np.arange(math.floor(x.min() / width), math.floor(x.max() / width) + 2) * width
+    else:
+        edges = np.unique(np.quantile(x, np.linspace(0, 1, max(1, min(bins, len(x) // 5)) + 1)))
+    place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(len(edges) - 2, 0))
+    rows = []
+    for k in np.unique(place):
+        inside = place == k
+        e = stats.mean(
+            y[inside],
+            None if clusters is None else np.asarray(clusters)[good][inside],
+            None if seeds is None else np.asarray(seeds)[good][inside],
+        )
+        rows.append((x[inside].mean(), edges[k], edges[min(k + 1, len(edges) - 1)], *_fields(e)))
+    return pd.DataFrame(rows, columns=columns)
+
+
+# ---------------------------------------------------------------- what a pointer finds
+MOST_HINTS = 60  # of one series, evenly picked
+
+
+class _Hints(Artist):
+    """Texts at points of an axes, in its data coordinates. Draws nothing."""
+
+    def __init__(self, points: Sequence[tuple[float, float, str]], aloud: bool) -> None:
+        super().__init__()
+        self.set_in_layout(False)
+        self.points, self.aloud = points, aloud
+
+
+def hint(ax: Axes, x: ArrayLike, y: ArrayLike, texts: Sequence[str], *, aloud: bool = True) -> None:
+    """What the page says where a pointer comes near (x, y); each array (points,), in data coordinates.
+
+    Call it once for each series. aloud: its first and last text also tell what is seen to those who cannot see it.
+    """
+    xs, ys = (np.asarray(values, dtype=float).ravel() for values in (x, y))
+    points = [point for point in zip(xs, ys, map(str, texts), strict=True) if np.isfinite(point[:2]).all()]
+    picked = np.unique(np.linspace(0, len(points) - 1, min(len(points), MOST_HINTS)).round().astype(int))
+    ax.add_artist(_Hints([points[i] for i in picked], aloud))
+
+
+def hint_estimates(
+    ax: Axes, x: ArrayLike, rows: pd.DataFrame, label: str, show: Callable[[float], str] = "{:.3g}".format
+) -> None:
+    """Hints of a line of estimates: rows with the columns value, low, high and n, one for each x."""
+    xs = np.asarray(x, dtype=float)
+    texts = []
+    for at, value, low, high, n in zip(xs, rows["value"], rows["low"], rows["high"], rows["n"], strict=True):
+        interval = "" if math.isnan(low) else f" [{show(low)}, {show(high)}]"
+        texts.append(f"{label} at {at:.4g}: {show(value)}{interval}, n = {n:.0f}".replace("-", "−"))
+    hint(ax, xs, rows["value"], texts)
+
+
+class Hint(NamedTuple):
+    """A text at a place of the picture; x, y: fractions of its width and height, from the upper left corner."""
+
+    x: float
+    y: float
+    text: str
+
+
+def hints(figure: Figure) -> list[Hint]:
+    """Every hint inside the axes it belongs to, as the figure is laid out now."""
+    found = []
+    for ax, series in _series(figure):
+        for x, y, text in series.points:
+            at = ax.transData.transform((x, y))
+            if ax.bbox.padded(1).contains(*at):
+                across, down = figure.transFigure.inverted().transform(at)
+                found.append(Hint(float(across), 1 - float(down), text))
+    return found
+
+
+def described(figure: Figure, longest: int = 16) -> str:
+    """What is seen, in words: each series by its text, or by its first and last; "" where nothing was hinted."""
+    said = []
+    for _, series in _series(figure):
+        texts = [text for *_, text in series.points] if series.aloud else []
+        said += [" to ".join(dict.fromkeys((texts[0], texts[-1])))] if texts else []
+    rest = len(said) - longest
+    return "; ".join(said[:longest] + ([f"and {rest} more"] if rest > 0 else []))
+
+
+def _series(figure: Figure) -> Iterator[tuple[Axes, _Hints]]:
+    for ax in figure.axes:
+        yield from ((ax, artist) for artist in ax.artists if isinstance(artist, _Hints))
+
+
+# ---------------------------------------------------------------- bytes
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, without a date or a version in it."""
+    with style():
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def svg(figure: Figure, salt: str = "pobench") -> str:
+    """The figure as SVG, without a date or a version in it; ids depend on `salt` alone."""
+    with style(salt):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        return buffer.getvalue().decode("utf-8")
+
+
+def inline_svg(text: str, prefix: str, label: str) -> str:
+    """The SVG as an element of a page: ids unique to it, our ink and paper as the page's variables, read out as
+    `label`."""
+    text = text[text.index("<svg") :]
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{prefix}-", text)
+    for colour, variable in PAGE_COLOURS.items():
+        text = re.sub(rf"(fill|stroke|stop-color): {colour}", rf"\1: var({variable}, {colour})", text)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' d="[^"]*"', lambda d: re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", d[0]), text)
+    text = re.sub(r"\n\s*", "\n", text)
+    size = re.match(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', text)
+    box = f"0 0 {size[1]} {size[2]}" if size else "0 0 100 100"
+    width = f"{float(size[1]) / 0.72:.0f}" if size else "100"
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}" '
+        f'role="img" aria-label="{_attribute(label)}" style="max-width: {width}px">'
+    )
+    return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """`data:` address of the bytes, for a page that must stand alone."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def csv(data: pd.DataFrame) -> bytes:
+    """The numbers behind a figure, six significant digits, missing as an empty field."""
+    text: str = data.to_csv(index=False, float_format="%.6g", lineterminator="\n", errors="replace")
+    return text.encode("utf-8", "replace")
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

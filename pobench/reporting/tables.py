@@ -1,0 +1,209 @@
+"""A DataFrame of Estimates and plain values as people read it: on the page, in Markdown, in LaTeX, as CSV.
+
+What comes from data is untrusted: `clean` makes the invisible visible, and each format escapes what it must.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pobench.reporting import plot
+from pobench.results import metrics as scores
+from pobench.results import stats
+from pobench.types import Estimate
+
+# ---------------------------------------------------------------- untrusted text
+_HIDDEN = {
+    *range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0x61C, 0xAD, 0x200B, 0x200E, 0x200F,
+    *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080),
+}  # fmt: skip
+_VISIBLE = {c: f"⟨U+{c:04X}⟩" for c in _HIDDEN} | {0x0D: "⟨U+000D⟩"}
+
+
+def clean(text: str, longest: int | None = None) -> str:
+    """Text that is safe to look at: broken UTF-8 as �, invisible and direction-changing characters by their number.
+
+    It is still text, not HTML: the page escapes it.
+    """
+    cut = text if longest is None or len(text) <= longest else text[:longest] + "…"
+    whole = cut.replace("\r\n", "\n").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole.translate(_VISIBLE)
+
+
+def listing(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+# ---------------------------------------------------------------- what a table is
+@dataclass
+class Head:
+    """A column: its title, unit, tooltip, and which direction is better."""
+
+    title: str
+    unit: str = ""
+    help: str = ""
+    better: str = ""
+    numeric: bool = False
+
+
+@dataclass
+class Cell:
+    """A printed cell: the value, its interval and n, what to sort by, how it stands to "no effect"."""
+
+    text: str
+    interval: str = ""
+    n: str = ""
+    sort: str = ""
+    sign: str = ""  # "up" | "down" where the interval excludes no effect
+    colour: str = ""
+
+
+NO_EFFECT = {"pass_rate_gain": 0.0, "win_rate": 0.5}
+
+
+@dataclass
+class Table:
+    """A table ready to print; `frame` keeps the raw numbers."""
+
+    heads: list[Head]
+    rows: list[list[Cell]]
+    frame: pd.DataFrame
+
+
+def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) -> Table:
+    """Print a DataFrame of Estimates and plain values; columns named like a metric get its title, unit and format."""
+    heads, columns = [], []
+    for name in frame.columns:
+        metric, values = scores.metric(str(name)), list(frame[name])
+        numeric = any(isinstance(v, Estimate) or _numeric(v) for v in values)
+        heads.append(
+            Head(metric.title, metric.unit, metric.definition, metric.better, True)
+            if metric
+            else Head(clean(str(name)), numeric=numeric)
+        )
+        columns.append([_cell(v, metric) for v in values])
+    if colours:
+        for cell in columns[0]:
+            cell.colour = colours.get(cell.text, "")
+    marks = frame.attrs.get("marks", {})  # text → "up" | "down", of a table whose words have a direction
+    for cell in (cell for column in columns for cell in column if cell.text in marks):
+        cell.sign = marks[cell.text]
+    return Table(heads, [list(row) for row in zip(*columns, strict=True)], frame)
+
+
+def _cell(value: Any, metric: scores.Metric | None) -> Cell:
+    show: Callable[[float], str] = metric.show if metric else show_number
+    if isinstance(value, Estimate):
+        if math.isnan(value.value):
+            return Cell("–")
+        show = metric.show if metric else _as_sharp_as(value)
+        sign = ""
+        if (
+            metric
+            and (still := NO_EFFECT.get(metric.name.partition("@")[0])) is not None
+            and stats.excludes(value, still)
+        ):
+            sign = "up" if value.low > still else "down"
+        interval = "" if math.isnan(value.low) else f"[{show(value.low)}, {show(value.high)}]"
+        return Cell(show(value.value), interval, f"n = {value.n}", f"{value.value:.9g}", sign)
+    if _numeric(value):
+        return Cell(show(float(value)), sort="" if math.isnan(value) else f"{float(value):.9g}")
+    return Cell("–" if value is None or (not isinstance(value, str) and pd.isna(value)) else clean(str(value)))
+
+
+def _as_sharp_as(e: Estimate) -> Callable[[float], str]:
+    """Value and ends alike, with as many decimals as give the interval's width two digits."""
+    width = e.high - e.low
+    if not (math.isfinite(width) and width > 0):
+        return show_number
+    decimals = min(6, max(0, 1 - math.floor(math.log10(width))))
+    return lambda value: f"{value:,.{decimals}f}".replace(",", "\u202f").replace("-", "−")
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def show_number(value: float) -> str:
+    """A plain number: three digits, or whole with thousands apart; nan is a dash."""
+    if math.isnan(value):
+        return "–"
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}".replace(",", "\u202f").replace("-", "−")
+    return f"{value:.3g}".replace("-", "−")
+
+
+# ---------------------------------------------------------------- as files
+def to_markdown(table: Table) -> str:
+    """A pipe table: `value [low, high] (n)`."""
+    lines = [[markdown(f"{h.title}, {h.unit}" if h.unit else h.title) for h in table.heads]]
+    lines.append(["---:" if h.numeric else ":---" for h in table.heads])
+    for row in table.rows:
+        lines.append([" ".join(filter(None, (markdown(c.text), c.interval, c.n and f"({c.n})"))) for c in row])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def markdown(text: str) -> str:
+    """The text with whatever Markdown or HTML would act on made literal, on one line."""
+    return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", _one_line(text))
+
+
+_TEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": "$-$", "–": "--", "—": "---",
+    "’": "'", "‘": "`", "“": "``", "”": "''", "…": r"\ldots{}", "\u202f": r"\,", "\xa0": r"\nobreakspace{}", "·": r"$\cdot$",
+    "×": r"$\times$", "÷": r"$\div$", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "≠": r"$\neq$", "→": r"$\rightarrow$",
+    "∞": r"$\infty$", "‖": r"$\|$", "√": r"$\surd$", "Σ": r"$\Sigma$", "Δ": r"$\Delta$", "μ": r"$\mu$",
+    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\varepsilon$", "θ": r"$\theta$",
+    "λ": r"$\lambda$", "π": r"$\pi$", "ρ": r"$\rho$", "σ": r"$\sigma$", "τ": r"$\tau$",
+}  # fmt: skip
+TEX_NEEDS = (r"\usepackage[T1]{fontenc}", r"\usepackage{booktabs}")
+
+
+def to_latex(table: Table) -> str:
+    """A `tabular` for booktabs; intervals in small type. Compiles under pdfLaTeX and its kin with `TEX_NEEDS`."""
+    spec = "".join("r" if h.numeric else "l" for h in table.heads)
+    lines = [f"% needs {' '.join(TEX_NEEDS)}", r"\begin{tabular}{" + spec + "}", r"\toprule"]
+    lines.append(" & ".join(latex(f"{h.title} ({h.unit})" if h.unit else h.title) for h in table.heads) + r" \\")
+    lines.append(r"\midrule")
+    for row in table.rows:
+        small = [" ".join(filter(None, (c.interval, c.n))) for c in row]
+        cells = [
+            latex(c.text) + (rf" {{\scriptsize {latex(s)}}}" if s else "") for c, s in zip(row, small, strict=True)
+        ]
+        lines.append(
+            ("{}" if cells[0][:1] in ("[", "*") else "") + " & ".join(cells) + r" \\"
+        )  # else the `\\` above reads them
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def latex(text: str) -> str:
+    """The text as LaTeX prints it: Latin letters as they are, a character that its fonts lack by its number."""
+    return "".join(_TEX.get(c) or (c if c.isascii() or "À" <= c <= "ÿ" else f"U+{ord(c):04X}") for c in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\n\r\u2028\u2029]", " ", text)
+
+
+def to_csv(frame: pd.DataFrame) -> bytes:
+    """Raw numbers: an Estimate becomes four columns, value, low, high and n."""
+    columns: dict[str, list[Any]] = {}
+    for name in frame.columns:
+        values = list(frame[name])
+        if any(isinstance(v, Estimate) for v in values):
+            cells = [v if isinstance(v, Estimate) else Estimate.missing() for v in values]
+            columns[str(name)] = [e.value for e in cells]
+            columns |= {f"{name}_{part}": [getattr(e, part) for e in cells] for part in ("low", "high", "n")}
+        else:
+            columns[str(name)] = values
+    return plot.csv(pd.DataFrame(columns))

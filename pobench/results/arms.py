@@ -1,0 +1,287 @@
+"""Arms: runs that differ in nothing but the seed, and what is estimated of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from pobench.results.stats import Bounds, crossed_test, mean, sign_test
+from pobench.types import Estimate
+
+
+# ---------------------------------------------------------------- what is pooled
+class Arm(NamedTuple):
+    """Runs that differ in nothing but the seed: one row of a table, one dot of a figure.
+
+    id: names it in the `scores` frame where it pools several runs. label: as a reader sees it, e.g. "SimPO (β = 2)".
+    """
+
+    id: str
+    loss: str
+    label: str
+    runs: tuple[str, ...]
+
+    @property
+    def is_start(self) -> bool:
+        return self.loss == "start"
+
+
+GREEK = {"beta": "β", "gamma": "γ", "tau": "τ", "alpha": "α", "delta": "δ", "gamma_beta_ratio": "γ/β"}
+GREEK |= {"length_bias": "length bias"}
+
+
+_FIXED = ("lr", "epochs", "batch_size", "pairs", "length_bias")
+
+
+def arms_of(runs: pd.DataFrame) -> list[Arm]:
+    """The arms of the `runs` frame: the start model first, then the losses by name.
+
+    Labels are titles; where one loss stands with several settings, those that differ are added.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    rows = runs.sort_values("run", kind="stable").to_dict("records")
+    for i, row in enumerate(rows):
+        known = [_plain(row.get(key)) for key in _FIXED]
+        # nothing but its run id tells two start models apart
+        key = (str(row["setting"]), str(row["loss"]), json.dumps(settings_of(row), sort_keys=True), *known)
+        groups.setdefault(key if row["loss"] != "start" else (*key, str(row["run"])), []).append(i)
+    facts: dict[tuple[str, ...], dict[str, str]] = {}
+    for key, members in groups.items():
+        row = rows[members[0]]
+        facts[key] = {k: show_setting(v) for k, v in settings_of(row).items()}
+        facts[key] |= {k: show_setting(row.get(k)) for k in _FIXED if not pd.isna(row.get(k))}
+    found = []
+    for key, members in groups.items():
+        row, rivals = rows[members[0]], [k for k in groups if k[1] == key[1]]
+        title = row.get("title")
+        label = str(row["loss"]) if title is None or pd.isna(title) or not str(title) else str(title)
+        label = label.encode("utf-8", "replace").decode()  # a frame of labels must be possible
+        if row["loss"] == "start":
+            label = "Start model" if label.casefold() in ("start", "start model") else label
+        elif differing := [k for k in facts[key] if len({facts[r].get(k) for r in rivals} - {None}) > 1]:
+            label += " (" + ", ".join(f"{GREEK.get(k, k)} = {facts[key][k]}" for k in differing) + ")"
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
+        ids = tuple(str(rows[m]["run"]) for m in members)
+        found.append(Arm(f"{row['setting']}/{row['loss']}~{digest}", str(row["loss"]), label, ids))
+    return sorted(found, key=lambda arm: (not arm.is_start, arm.loss, _natural(arm.label), arm.id))
+
+
+class Line(NamedTuple):
+    """Arms of one loss that differ in one numeric setting and in nothing else, by its value. setting: its name."""
+
+    loss: str
+    setting: str
+    points: tuple[tuple[float, Arm], ...]
+
+    @property
+    def ends(self) -> tuple[Arm, Arm]:
+        """The arms with the smallest and the largest value."""
+        return self.points[0][1], self.points[-1][1]
+
+
+def lines_of(runs: pd.DataFrame) -> list[Line]:
+    """The longest line of every loss along every numeric setting in which two or more of its arms differ alone.
+
+    Of lines of equal length the one through the loss's home stands; `home` says which arm that is.
+    """
+    found = []
+    for loss, members in _facts_by_loss(runs).items():
+        through = home_of(runs, loss)
+        for name in sorted({n for _, facts in members for n in facts}):
+            groups: dict[str, list[tuple[float, Arm]]] = {}
+            for arm, facts in members:
+                value = facts.get(name)
+                if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+                    others = json.dumps({k: _plain(v) for k, v in facts.items() if k != name}, sort_keys=True)
+                    groups.setdefault(others, []).append((float(value), arm))
+            best = max(groups.values(), key=lambda g: (len(g), through in [arm for _, arm in g]), default=[])
+            if len(best) > 1:
+                found.append(Line(loss, name, tuple(sorted(best, key=lambda point: point[0]))))
+    return found
+
+
+def home_of(runs: pd.DataFrame, loss: str) -> Arm | None:
+    """The arm that stands for the loss where it was trained with several settings: labels as they are, the setting's own
+    values (by the column `sources`), the most seeds, then the most arms beside it that differ in one value alone."""
+    return _home(runs, _facts_by_loss(runs).get(loss, []))
+
+
+def homes_of(runs: pd.DataFrame) -> list[Arm]:
+    """The arm that stands for each loss, by loss; see `home`."""
+    return [arm for members in _facts_by_loss(runs).values() if (arm := _home(runs, members)) is not None]
+
+
+def _home(runs: pd.DataFrame, members: list[tuple[Arm, dict[str, Any]]]) -> Arm | None:
+    mine = runs[runs["run"].isin([arm.runs[0] for arm, _ in members])]
+    sources = {str(row["run"]): json_object(row.get("sources")).values() for row in mine.to_dict("records")}
+
+    def rank(member: tuple[Arm, dict[str, Any]]) -> tuple[Any, ...]:
+        arm, facts = member
+        varied = sum(str(where).startswith(("--set", "study ")) for where in sources[arm.runs[0]])
+        beside = sum(sum(facts.get(k) != other.get(k) for k in {*facts, *other}) == 1 for _, other in members)
+        return bool(facts.get("length_bias")), varied, -len(arm.runs), -beside, _natural(arm.label)
+
+    return min(members, key=rank)[0] if members else None
+
+
+def _facts_by_loss(runs: pd.DataFrame) -> dict[str, list[tuple[Arm, dict[str, Any]]]]:
+    """Each loss's arms, the start model left out, with what they were trained with; what is not known is left out."""
+    rows = {str(row["run"]): row for row in runs.to_dict("records")}
+    found: dict[str, list[tuple[Arm, dict[str, Any]]]] = {}
+    for arm in arms_of(runs):
+        if not arm.is_start:
+            row = rows[arm.runs[0]]
+            facts = {**settings_of(row), **{k: row.get(k) for k in _FIXED}}
+            known = {k: v for k, v in facts.items() if isinstance(v, list | dict) or not pd.isna(v)}
+            found.setdefault(arm.loss, []).append((arm, known))
+    return found
+
+
+def settings_of(row: Any) -> dict[str, Any]:
+    """The loss's settings of one row of `runs`; empty where there are none."""
+    return json_object(row.get("settings"))
+
+
+def json_object(text: Any) -> dict[str, Any]:
+    """A mapping stored as JSON text (or left as one); empty where there is none, or it does not parse."""
+    if isinstance(text, dict):
+        return text
+    try:
+        found = json.loads(text) if isinstance(text, str) and text else {}
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def show_setting(value: Any) -> str:
+    """A setting as text: floats short, everything else as JSON has it."""
+    if isinstance(value, float | np.floating):
+        return f"{float(value):g}"
+    return str(value)
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None or pd.isna(value) else show_setting(value)
+
+
+def _natural(label: str) -> tuple[Any, ...]:
+    """β = 2 before β = 10."""
+    parts: list[Any] = []
+    for word in label.replace("(", " ").replace(")", " ").replace(",", " ").split():
+        try:
+            parts.append((0, float(word), ""))
+        except ValueError:
+            parts.append((1, 0.0, word))
+    return tuple(parts)
+
+
+def score_of(scores: pd.DataFrame, arm: Arm, metric: str) -> Estimate:
+    """The arm's estimate of `metric` from the `scores` frame.
+
+    The pooled row if there is one, else the row of its only run; several runs without a pooled row give their mean
+    without an interval, because runs share their prompts.
+    """
+    of_metric = scores[scores["metric"] == metric]
+    for wanted in ([arm.id], list(arm.runs)):
+        if not math.isnan((found := pooled(of_metric[of_metric["run"].isin(wanted)])).value):
+            return found
+    return Estimate.missing()
+
+
+def pooled(rows: pd.DataFrame) -> Estimate:
+    """Of rows with value, low, high, n: the only one that has a value as it is; several seeds' mean without an interval,
+    since they share their prompts or pairs."""
+    rows = rows.dropna(subset=["value"])
+    if rows.empty:
+        return Estimate.missing()
+    first = rows.iloc[0]
+    if len(rows) == 1:
+        return Estimate(float(first["value"]), _float(first["low"]), _float(first["high"]), int(first["n"]))
+    return Estimate(float(rows["value"].astype(float).mean()), math.nan, math.nan, int(rows["n"].min()))
+
+
+def seed_values(scores: pd.DataFrame, arm: Arm, metric: str) -> list[float]:
+    """The value of each of the arm's runs, where there are several."""
+    rows = scores[(scores["metric"] == metric) & scores["run"].isin(arm.runs)].sort_values("run")
+    values = [_float(v) for v in rows["value"]]
+    return [v for v in values if not math.isnan(v)] if len(arm.runs) > 1 else []
+
+
+def of_arm(frame: pd.DataFrame, arm: Arm) -> pd.DataFrame:
+    """The rows of a frame that belong to the arm's runs."""
+    return frame[frame["run"].isin(arm.runs)]
+
+
+def judges_of(verdicts: pd.DataFrame) -> list[str]:
+    """The judges by name, the main one first: the verifiable judge where there is one. Judges are never averaged."""
+    return sorted(verdicts["judge"].dropna().astype(str).unique(), key=lambda judge: (judge != "verifiable", judge))
+
+
+def scores_by_prompt(verdicts: pd.DataFrame, arms_: Sequence[Arm]) -> pd.DataFrame:
+    """(prompts × arms) the main judge's mean score: over a prompt's samples, then over seeds. Columns are arm ids."""
+    columns = {}
+    verdicts = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])]
+    for arm in arms_:
+        per_run = of_arm(verdicts, arm).groupby(["run", "prompt"], sort=True)["score"].mean()
+        if len(per_run):
+            columns[arm.id] = per_run.groupby("prompt", sort=True).mean()
+    return pd.DataFrame(columns).sort_index()
+
+
+def scores_by_seed_and_prompt(verdicts: pd.DataFrame, runs: pd.DataFrame, arms_: Sequence[Arm]) -> pd.DataFrame:
+    """((seed, prompt) × arms) the main judge's mean score over a prompt's samples. Columns are arm ids. A start model,
+    which has no seed, stands beside every seed of the others."""
+    verdicts = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])]
+    seed_of = dict(zip(runs["run"], runs["seed"], strict=True))
+    seeds = sorted({seed_of[run] for arm in arms_ if not arm.is_start for run in arm.runs})
+    columns = {}
+    for arm in arms_:
+        mine = of_arm(verdicts, arm)
+        if arm.is_start:
+            alone = mine.groupby("prompt", sort=True)["score"].mean()
+            columns[arm.id] = pd.concat({seed: alone for seed in seeds}, names=["seed"]) if seeds else alone
+        elif len(mine):
+            seed = mine["run"].map(seed_of).rename("seed")
+            columns[arm.id] = mine.groupby([seed, "prompt"], sort=True)["score"].mean()
+    return pd.DataFrame({name: c for name, c in columns.items() if len(c)}).sort_index()
+
+
+def beats_tests(verdicts: pd.DataFrame, runs: pd.DataFrame, pairs: Sequence[tuple[Arm, Arm]]) -> list[float]:
+    """Two-sided p of "neither of the pair wins more often", for each pair: the sign test over prompts of each side's mean
+    over seeds; where both have several seeds in common, the larger of it and `crossed_test`, so that what is called a
+    difference holds for other prompts and for other seeds."""
+    both = list(dict.fromkeys(arm for pair in pairs for arm in pair))
+    prompts, crossed = scores_by_prompt(verdicts, both), scores_by_seed_and_prompt(verdicts, runs, both)
+    return [
+        float(np.fmax(sign_test(prompts[a.id], prompts[b.id]), crossed_test(difference(crossed[a.id], crossed[b.id]))))
+        for a, b in pairs
+    ]
+
+
+def difference(ours: pd.Series, theirs: pd.Series) -> pd.Series:
+    """Paired by seed and prompt (or pair), which are the index; where no seed is shared, by prompt, each side its mean
+    over seeds."""
+    if ours.empty or theirs.empty:
+        return pd.Series(dtype=float)
+    shared: pd.Series = (ours - theirs).dropna()
+    if shared.empty:
+        shared = (ours.groupby(level=1).mean() - theirs.groupby(level=1).mean()).dropna()
+        shared.index = pd.MultiIndex.from_product([[0], shared.index])
+    return shared
+
+
+def mean_of(values: pd.Series, bounds: Bounds | None = None) -> Estimate:
+    """`mean` of a series with the index (seed, prompt or pair)."""
+    if values.empty:
+        return Estimate.missing()
+    return mean(values, values.index.get_level_values(1), values.index.get_level_values(0), bounds=bounds)
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None or pd.isna(value) else float(value)

@@ -1,0 +1,108 @@
+"""Every registered loss on every run's held-out pairs, from the sums that one forward pass has stored.
+
+A loss is a function of a few sums a pair, so one pass of a checkpoint over the pairs serves them all, those of users too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pobench.registry import Loss, losses
+from pobench.results import stats
+from pobench.results.arms import home_of, of_arm, settings_of
+from pobench.types import LossOutput, Pair, SequenceLogps
+
+COLUMNS = "run trained evaluated title settings metric value low high n"
+METRICS: dict[str, stats.Bounds | None] = {"loss": None, "reward_accuracy": stats.UNIT, "margin": None}
+
+
+class View(NamedTuple):
+    """What a loss may ask for. kl: 0-d nats, None where the sums of mismatched pairs are not stored."""
+
+    policy: Pair
+    reference: Pair
+    kl: Tensor | None
+
+
+def view_of(heldout: pd.DataFrame) -> View:
+    """The `heldout` frame of one run as fp32 tensors, (pairs,) each, in its order."""
+
+    def side(prefix: str, answer: str) -> SequenceLogps:
+        total = torch.tensor(heldout[f"{prefix}{answer}_logp"].to_numpy(float), dtype=torch.float32)
+        return SequenceLogps(total, torch.tensor(heldout[f"{answer}_length"].to_numpy()))
+
+    drift = math.nan
+    if {"mismatched_logp", "reference_mismatched_logp"} <= set(heldout.columns):
+        drift = float((heldout["mismatched_logp"] - heldout["reference_mismatched_logp"]).mean(skipna=False))
+    return View(
+        Pair(side("", "chosen"), side("", "rejected")),
+        Pair(side("reference_", "chosen"), side("reference_", "rejected")),
+        None if math.isnan(drift) else torch.tensor(drift, dtype=torch.float32),
+    )
+
+
+def evaluate(loss: Loss, settings: Mapping[str, Any], view: View) -> LossOutput:
+    """(pairs,) each, without gradient; nan where the loss needs a kl that is not stored. Raises what the loss raises."""
+    if "kl" in loss.needs and view.kl is None:
+        missing = torch.full_like(view.policy.chosen.total, math.nan)
+        return LossOutput(missing, missing, missing)
+    with torch.no_grad():
+        return loss.evaluate(*view, **settings)
+
+
+def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
+    """One row for every run with held-out sums × registered loss × metric, with the columns of `COLUMNS`.
+
+    The mean over pairs of the evaluated loss, of its reward accuracy (ties half) and of its margin, with interval and n.
+    settings (JSON): the run's own where it was trained with that loss; else those of the loss's home among the runs of
+    the same setting (`stats.home_of`); else the defaults. A number that is not finite is missing; a loss that cannot be
+    evaluated has n = 0.
+    """
+    rows: list[dict[str, Any]] = []
+    for _, members in runs.groupby("setting", sort=True):
+        known = {name: settings_among(members, losses.get(name)) for name in losses.names()}
+        for run in members.sort_values("run").to_dict("records"):
+            # in the order of the pairs' names, so that resampling draws what it draws for `scores`
+            held = heldout[heldout["run"] == run["run"]].sort_values("pair", key=lambda p: p.astype(str), kind="stable")
+            if len(held):
+                own = {str(run["loss"]): settings_of(run)}
+                rows += _of_run(run, view_of(held), {k: own.get(k, v) for k, v in known.items()})
+    return pd.DataFrame(rows, columns=COLUMNS.split())
+
+
+def settings_among(runs: pd.DataFrame, loss: Loss) -> dict[str, Any]:
+    """The loss's settings in its home among these runs (`stats.home_of`), or its defaults where it was not trained."""
+    home = home_of(runs, loss.name)
+    return loss.canonical(loss.settings) if home is None else settings_of(of_arm(runs, home).iloc[0])
+
+
+def _of_run(run: Mapping[Any, Any], view: View, known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    columns = [column for name, settings in known.items() for column in _numbers(losses.get(name), settings, view)]
+    estimates = iter(stats.means(np.stack(columns, axis=1), [*METRICS.values()] * len(known)))
+    return [
+        {
+            **{"run": run["run"], "trained": run["loss"], "evaluated": name, "title": losses.get(name).title},
+            **{"settings": json.dumps(settings), "metric": metric},
+            **{"value": e.value, "low": e.low, "high": e.high, "n": e.n},
+        }
+        for name, settings in known.items()
+        for metric, e in zip(METRICS, estimates, strict=False)
+    ]
+
+
+def _numbers(loss: Loss, settings: Mapping[str, Any], view: View) -> list[stats.Floats]:
+    """(pairs,) for each of METRICS."""
+    try:
+        output = [t.double().numpy() for t in evaluate(loss, settings, view)]
+    except Exception:  # a user's loss, or settings stored before it was changed: the other losses still count
+        output = [np.full(len(view.policy.chosen.total), np.nan)] * 3
+    value, chosen, rejected = (np.where(np.isfinite(x), x, np.nan) for x in output)
+    return [value, stats.outcomes(chosen, rejected), chosen - rejected]

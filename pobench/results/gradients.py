@@ -1,0 +1,101 @@
+"""How hard every held-out pair pulls: a loss differentiated at the sums that one forward pass has stored.
+
+A loss sees a pair through two sums, so its gradient by the model's weights is
+
+    chosen_weight * ∇ log π(chosen) + rejected_weight * ∇ log π(rejected)
+
+The two weights follow from the stored sums alone. The length of the whole vector needs the model once: where a run has
+stored `norms` (the lengths of both gradients and their product, the same for every loss), it follows for every loss.
+This is the comparison of Appendix F of the SimPO paper, measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pobench.errors import PobenchError
+from pobench.registry import Loss, losses
+from pobench.results import stats
+from pobench.results.arms import settings_of
+from pobench.results.cross_loss import View, settings_among, view_of
+from pobench.types import Pair, SequenceLogps
+
+COLUMNS = "run evaluated pair chosen_length rejected_length chosen_weight rejected_weight norm"
+NORMS = "pair chosen_norm rejected_norm product"
+
+
+def weights(loss: Loss, settings: Mapping[str, Any], view: View) -> stats.Floats:
+    """(pairs, 2) `∂loss/∂ Σ log π`, per nat, of the chosen and the rejected answer; nan where the loss needs a kl that is
+    not stored. Raises what the loss raises."""
+    chosen, rejected = view.policy
+    if "kl" in loss.needs and view.kl is None:
+        return np.full((len(chosen.total), 2), np.nan)
+    totals = [side.total.clone().requires_grad_() for side in (chosen, rejected)]
+    policy = Pair(SequenceLogps(totals[0], chosen.length), SequenceLogps(totals[1], rejected.length))
+    output = loss.evaluate(policy, view.reference, view.kl, **settings)
+    found = torch.autograd.grad(output.loss.sum(), totals, allow_unused=True, materialize_grads=True)
+    return torch.stack(found, dim=1).double().numpy()
+
+
+def gradients(runs: pd.DataFrame, heldout: pd.DataFrame, norms: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row for every held-out pair of every run, with the columns of `COLUMNS`: under the loss it was trained with;
+    of a start model, under every loss that was trained from it.
+
+    norm: `‖∂loss/∂θ‖` of the pair, nan where the run has no `norms`. A loss that cannot be evaluated gives nan.
+    """
+    parts = [pd.DataFrame(columns=COLUMNS.split())]
+    for _, members in runs.groupby("setting", sort=True):
+        for run in members.sort_values("run").to_dict("records"):
+            held = heldout[heldout["run"] == run["run"]]
+            if held.empty:
+                continue
+            lengths = pd.DataFrame() if norms is None else norms[norms["run"] == run["run"]]
+            measured = held[["pair"]].merge(lengths.reindex(columns=NORMS.split()), on="pair", how="left")
+            view = view_of(held)
+            for loss, settings in _asked(run, members):
+                parts.append(_rows(str(run["run"]), loss, _weights_or_nan(loss, settings, view), held, measured))
+    found = [part for part in parts if len(part)]
+    return pd.concat(found, ignore_index=True) if found else parts[0]
+
+
+def _asked(run: Mapping[Any, Any], members: pd.DataFrame) -> Iterator[tuple[Loss, dict[str, Any]]]:
+    """The losses of one run and their settings; none where a plug-in's loss is not registered now."""
+    names = [run["loss"]] if run["loss"] != "start" else sorted(set(members["loss"]) - {"start"})
+    for name in map(str, names):
+        try:
+            loss = losses.get(name)
+        except PobenchError:
+            continue
+        yield loss, settings_of(run) if run["loss"] != "start" else settings_among(members, loss)
+
+
+def _weights_or_nan(loss: Loss, settings: Mapping[str, Any], view: View) -> stats.Floats:
+    try:
+        found = weights(loss, settings, view)
+    except Exception:  # a user's loss, or settings stored before it was changed: the other losses still count
+        found = np.full((len(view.policy.chosen.total), 2), np.nan)
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def _rows(run: str, loss: Loss, pull: stats.Floats, held: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    a, b = pull.T
+    chosen, rejected, product = (pd.to_numeric(measured[c]).to_numpy(float) for c in NORMS.split()[1:])
+    squared = (a * chosen) ** 2 + (b * rejected) ** 2 + 2 * a * b * product
+    return pd.DataFrame(
+        {
+            "run": run,
+            "evaluated": loss.name,
+            "pair": held["pair"].to_numpy(),
+            "chosen_length": held["chosen_length"].to_numpy(),
+            "rejected_length": held["rejected_length"].to_numpy(),
+            "chosen_weight": a,
+            "rejected_weight": b,
+            "norm": np.sqrt(np.maximum(squared, 0.0)) if len(squared) else math.nan,
+        }
+    )

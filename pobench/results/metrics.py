@@ -1,0 +1,358 @@
+"""Every metric, once: its name, direction, unit and definition beside the few lines that compute it.
+
+From the frames of one run (or of one loss's runs with several seeds) and of its start model to the rows of
+`scores.json`. Prompts and pairs are the clusters of every interval; see `pobench.results.stats`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from pobench.results import stats
+from pobench.results.arms import arms_of, judges_of
+from pobench.types import Estimate
+
+Better = Literal["higher", "lower", ""]
+Frames = Mapping[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means. `definition` is the sentence the report prints."""
+
+    name: str
+    title: str
+    better: Better
+    unit: str  # of the printed number
+    scale: float  # printed number = stored value × scale
+    format: str  # of the printed number
+    definition: str
+    function: Callable[[Evidence], Estimate] = field(repr=False)
+    judged: bool  # by a judge: with several judges, one number each
+    start: bool  # makes sense for the start model itself
+
+    def show(self, value: float) -> str:
+        """The number as a table prints it: `"52.3"`; nan is a dash."""
+        return "–" if math.isnan(value) else f"{value * self.scale:{self.format}}".replace("-", "−")
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def _metric(
+    name: str,
+    title: str,
+    better: Better,
+    unit: str,
+    format: str,
+    *,
+    scale: float = 1.0,
+    judged: bool = False,
+    start: bool = True,
+) -> Callable[[Callable[[Evidence], Estimate]], Callable[[Evidence], Estimate]]:
+    """The docstring of the decorated function is the metric's definition."""
+
+    def declare(function: Callable[[Evidence], Estimate]) -> Callable[[Evidence], Estimate]:
+        definition = " ".join((function.__doc__ or "").split())
+        METRICS[name] = Metric(name, title, better, unit, scale, format, definition, function, judged, start)
+        return function
+
+    return declare
+
+
+def metric(name: str) -> Metric | None:
+    """The declaration of `name`; `pass_rate@gpt-4` is the pass rate of the judge gpt-4. None if nothing is declared."""
+    base, _, judge = name.partition("@")
+    found = METRICS.get(base)
+    if found is None or not judge:
+        return found
+    changes = {"name": name, "title": f"{found.title} ({judge})"}
+    return Metric(**{**{f: getattr(found, f) for f in found.__dataclass_fields__}, **changes})
+
+
+# ---------------------------------------------------------------- what the metrics read
+@dataclass
+class Evidence:
+    """The frames of one run, or of one loss's runs, as the metrics want them; `start` is the start model's."""
+
+    heldout: pd.DataFrame
+    answers: pd.DataFrame
+    verdicts: pd.DataFrame  # of one judge
+    start: Evidence | None = None
+    seed: int = 0
+
+    def pairs(self, values: Any, bounds: stats.Bounds | None = None) -> Estimate:
+        """The mean over held-out pairs."""
+        return stats.mean(values, self.heldout["pair"], self.heldout["run"], bounds=bounds, seed=self.seed)
+
+    def prompts(self, values: Any, bounds: stats.Bounds | None = None) -> Estimate:
+        """The mean over prompts of the mean over their answers."""
+        return stats.mean(values, self.answers["prompt"], self.answers["run"], bounds=bounds, seed=self.seed)
+
+    @cached_property
+    def prompt_scores(self) -> pd.Series:
+        """(run, prompt) → mean score over the prompt's samples, without those that have none."""
+        return self.verdicts.groupby(["run", "prompt"], sort=True)["score"].mean().dropna()
+
+    @cached_property
+    def beside_start(self) -> pd.DataFrame:
+        """run, prompt, ours, theirs: the prompts that both have a score for."""
+        assert self.start is not None
+        theirs = self.start.prompt_scores.groupby("prompt").mean().rename("theirs")
+        return self.prompt_scores.rename("ours").reset_index().merge(theirs.reset_index(), on="prompt")
+
+    @cached_property
+    def words(self) -> list[list[str]]:
+        return [str(text).casefold().split() for text in self.answers["text"]]
+
+
+def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
+
+
+# ---------------------------------------------------------------- quality, by a judge
+@_metric("pass_rate", "Pass rate", "higher", "%", ".1f", scale=100, judged=True)
+def pass_rate(e: Evidence) -> Estimate:
+    """Mean score of the judge, in [0, 1]: over the samples of a prompt, then over prompts. For a checkable demand it is
+    the share of answers that meet it. A judge that compares two answers gives none."""
+    if (e.verdicts["against"] != "").any():
+        return Estimate.missing()
+    scores = e.prompt_scores.reset_index()
+    return stats.mean(scores["score"], scores["prompt"], scores["run"], bounds=stats.UNIT, seed=e.seed)
+
+
+@_metric("pass_rate_gain", "Gain over start", "higher", "points", "+.1f", scale=100, judged=True, start=False)
+def pass_rate_gain(e: Evidence) -> Estimate:
+    """Pass rate minus the start model's, prompt by prompt. Zero inside the interval: no gain is shown. Of a judge that
+    compares: its probability that the answer is better than the start model's, minus a half."""
+    both = e.beside_start
+    return stats.paired_difference(
+        both["ours"], both["theirs"], both["prompt"], both["run"], bounds=stats.SIGNED, seed=e.seed
+    )
+
+
+@_metric("win_rate", "Wins over start", "higher", "%", ".1f", scale=100, judged=True, start=False)
+def win_rate(e: Evidence) -> Estimate:
+    """Share of prompts whose mean score exceeds the start model's on the same prompt; a tie counts half. 50 % is no
+    change."""
+    both = e.beside_start
+    return stats.win_rate(both["ours"], both["theirs"], both["prompt"], both["run"], seed=e.seed)
+
+
+@_metric("position_flips", "Position flips", "lower", "%", ".1f", scale=100, judged=True, start=False)
+def position_flips(e: Evidence) -> Estimate:
+    """Share of comparisons with the start model's answer in which the judge names the other answer when their order is
+    swapped: there the place decides, and the two orders' mean is close to even."""
+    return stats.mean(e.verdicts["flipped"], e.verdicts["prompt"], e.verdicts["run"], bounds=stats.UNIT, seed=e.seed)
+
+
+@_metric("longer_wins", "Longer than start", "", "%", ".1f", scale=100, judged=True, start=False)
+def longer_wins(e: Evidence) -> Estimate:
+    """What the rule “the longer answer wins” says of the same comparisons, in characters; a tie counts half. A judge
+    whose wins follow it may be judging length."""
+    return stats.mean(e.verdicts["longer"], e.verdicts["prompt"], e.verdicts["run"], bounds=stats.UNIT, seed=e.seed)
+
+
+# ---------------------------------------------------------------- health of the answers
+@_metric("length_tokens", "Length", "", "tokens", ".1f")
+def length_tokens(e: Evidence) -> Estimate:
+    """Tokens of an answer, its end-of-turn token included: mean over a prompt's samples, then over prompts."""
+    return e.prompts(e.answers["tokens"])
+
+
+@_metric("length_words", "Length in words", "", "words", ".0f")
+def length_words(e: Evidence) -> Estimate:
+    """Words of an answer (runs of non-blank characters): mean over a prompt's samples, then over prompts."""
+    return e.prompts([len(words) for words in e.words])
+
+
+@_metric("repetition", "Repetition", "lower", "%", ".1f", scale=100)
+def repetition(e: Evidence) -> Estimate:
+    """Share of an answer's 4-grams that already stood earlier in the same answer: 1 − distinct 4-grams / 4-grams, on
+    case-folded words; mean over a prompt's samples, then over prompts. Answers of fewer than four words have none and
+    do not count."""
+    grams = [_ngrams(words, 4) for words in e.words]
+    return e.prompts([1 - len(set(g)) / len(g) if g else math.nan for g in grams], stats.UNIT)
+
+
+@_metric("distinct_2", "Distinct bigrams", "higher", "%", ".1f", scale=100)
+def distinct_2(e: Evidence) -> Estimate:
+    """Distinct bigrams of case-folded words / bigrams, over all answers of one run to one prompt together; mean over
+    prompts. It falls when samples resemble each other, and also with length: compare at equal numbers of samples."""
+    rows = []
+    for (run, prompt), index in e.answers.reset_index(drop=True).groupby(["run", "prompt"]).indices.items():
+        grams = [gram for i in index for gram in _ngrams(e.words[i], 2)]
+        if grams:
+            rows.append((run, prompt, len(set(grams)) / len(grams)))
+    runs, prompts, shares = zip(*rows, strict=True) if rows else ((), (), ())
+    return stats.mean(shares, prompts, runs, bounds=stats.UNIT, seed=e.seed)
+
+
+@_metric("unfinished", "Unfinished", "lower", "%", ".1f", scale=100)
+def unfinished(e: Evidence) -> Estimate:
+    """Share of answers cut off at the token limit before the model ended them."""
+    ended = pd.to_numeric(e.answers["finished"].astype("object").map({True: 1.0, False: 0.0}), errors="coerce")
+    return e.prompts(1.0 - ended, stats.UNIT)
+
+
+# ---------------------------------------------------------------- held-out pairs
+@_metric("reward_accuracy", "Reward accuracy", "higher", "%", ".1f", scale=100, start=False)
+def reward_accuracy(e: Evidence) -> Estimate:
+    """Share of held-out pairs whose chosen answer has the higher reward, by the loss's own reward; a tie counts
+    half."""
+    return e.pairs(stats.outcomes(e.heldout["chosen_reward"], e.heldout["rejected_reward"]), stats.UNIT)
+
+
+@_metric("margin", "Reward margin", "", "own unit", ".3g", start=False)
+def margin(e: Evidence) -> Estimate:
+    """Chosen minus rejected reward, mean over held-out pairs, in the loss's own unit: not comparable between losses."""
+    return e.pairs(e.heldout["chosen_reward"] - e.heldout["rejected_reward"])
+
+
+@_metric("kl_winners", "KL on winners", "", "nats/token", ".3f", start=False)
+def kl_winners(e: Evidence) -> Estimate:
+    """Estimate of KL(reference ‖ policy) on held-out winners: (reference − policy log-probability of the chosen answer)
+    per token, mean over pairs. Winners are no samples of the reference, so it may fall below zero."""
+    return e.pairs((e.heldout["reference_chosen_logp"] - e.heldout["chosen_logp"]) / e.heldout["chosen_length"])
+
+
+@_metric("chosen_logp_per_token", "Chosen log-prob", "", "nats/token", ".3f")
+def chosen_logp_per_token(e: Evidence) -> Estimate:
+    """Log-probability of the chosen answer per token, mean over held-out pairs."""
+    return e.pairs(e.heldout["chosen_logp"] / e.heldout["chosen_length"])
+
+
+@_metric("rejected_logp_per_token", "Rejected log-prob", "", "nats/token", ".3f")
+def rejected_logp_per_token(e: Evidence) -> Estimate:
+    """Log-probability of the rejected answer per token, mean over held-out pairs."""
+    return e.pairs(e.heldout["rejected_logp"] / e.heldout["rejected_length"])
+
+
+@_metric("chosen_logp_shift", "Chosen shift", "", "nats/token", "+.3f", start=False)
+def chosen_logp_shift(e: Evidence) -> Estimate:
+    """Policy minus reference log-probability of the chosen answer per token, mean over held-out pairs: what training
+    did to the winners (the negative of the KL on winners)."""
+    return e.pairs((e.heldout["chosen_logp"] - e.heldout["reference_chosen_logp"]) / e.heldout["chosen_length"])
+
+
+@_metric("rejected_logp_shift", "Rejected shift", "", "nats/token", "+.3f", start=False)
+def rejected_logp_shift(e: Evidence) -> Estimate:
+    """Policy minus reference log-probability of the rejected answer per token, mean over held-out pairs: what training
+    did to the losers."""
+    return e.pairs((e.heldout["rejected_logp"] - e.heldout["reference_rejected_logp"]) / e.heldout["rejected_length"])
+
+
+@_metric("length_correlation", "ρ(log-prob, length)", "", "Spearman’s ρ", ".2f")
+def length_correlation(e: Evidence) -> Estimate:
+    """Spearman’s rank correlation between the log-probability per token of the held-out chosen answers and their length
+    in tokens. Far above the start model’s: the loss has learned to favour length."""
+    held = e.heldout.sort_values(["run", "pair"])
+    return stats.spearman(held["chosen_logp"] / held["chosen_length"], held["chosen_length"], held["run"], seed=e.seed)
+
+
+# ---------------------------------------------------------------- rows of scores.json
+_NEEDS = {
+    "heldout": (
+        *("run", "pair", "chosen_logp", "rejected_logp", "chosen_length", "rejected_length", "reference_chosen_logp"),
+        *("reference_rejected_logp", "chosen_reward", "rejected_reward"),
+    ),
+    "answers": ("run", "prompt", "sample", "text", "tokens", "finished"),
+    "verdicts": ("run", "prompt", "sample", "judge", "score", "against", "flipped", "longer"),
+}
+_TEXT = {"run", "pair", "prompt", "judge", "against", "text"}
+
+
+def _frame(frames: Frames, name: str) -> pd.DataFrame:
+    """The frame with every column the metrics read; numbers as floats, infinities as missing."""
+    frame = frames.get(name)
+    frame = pd.DataFrame() if frame is None else frame.reset_index(drop=True)
+    frame = frame.reindex(columns=list(_NEEDS[name]))
+    for column in frame.columns:
+        if column in _TEXT:
+            texts = ["" if pd.isna(value) else str(value) for value in frame[column]]
+            frame[column] = pd.Series(texts, index=frame.index, dtype=object)  # text may be broken Unicode
+        elif column != "finished":
+            frame[column] = (
+                pd.to_numeric(frame[column], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+            )
+    for length in ("chosen_length", "rejected_length"):
+        if length in frame:
+            frame[length] = frame[length].where(frame[length] > 0)
+    return frame
+
+
+def score(frames: Frames, start: Frames | None = None, *, seed: int = 0) -> list[dict[str, Any]]:
+    """The rows of `scores.json` of one run: metric, value, low, high, n, better.
+
+    frames: `heldout`, `answers`, `verdicts` of one run (or of several that differ in nothing but the seed); any may be
+    absent or empty. start: the same of its start model; None when the run IS the start model. A metric that nothing was
+    measured for has None in value, low and high, and n = 0. With several judges the main one has the plain names, the
+    others `pass_rate@<judge>` and so on.
+    """
+    heldout, answers, verdicts = (_frame(frames, name) for name in ("heldout", "answers", "verdicts"))
+    theirs = None if start is None else _frame(start, "verdicts")
+    judges = judges_of(verdicts) or [""]
+    rows = []
+    for place, judge in enumerate(judges):
+        beside = None
+        if theirs is not None:
+            beside = Evidence(heldout.iloc[:0], answers.iloc[:0], theirs[theirs["judge"] == judge])
+        evidence = Evidence(heldout, answers, verdicts[verdicts["judge"] == judge], beside, seed)
+        for m in METRICS.values():
+            if (place and not m.judged) or (start is None and not m.start):
+                continue
+            estimate = m.function(evidence)
+            numbers = (estimate.value, estimate.low, estimate.high)
+            value, low, high = (None if math.isnan(x) else float(x) for x in numbers)
+            rows.append(
+                {
+                    "metric": f"{m.name}@{judge}" if place else m.name,
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                    "n": estimate.n,
+                    "better": m.better,
+                }
+            )
+    return rows
+
+
+SCORE_COLUMNS = ("run", "metric", "value", "low", "high", "n", "better")
+
+
+def complete(frames: Frames, *, seed: int = 0) -> pd.DataFrame:
+    """The `scores` frame with what it lacks: rows for finished runs that have none, and one set of rows, under
+    `stats.Arm.id`, for every loss that was trained with several seeds."""
+    runs = frames["runs"]
+    finished = runs[runs["status"] == "finished"]
+    scores = frames.get("scores")
+    stored = pd.DataFrame() if scores is None else scores
+    stored = stored.reindex(columns=list(SCORE_COLUMNS))
+    scored = set(stored["run"].dropna())
+    start_of = {str(r["run"]): r.get("start") for r in finished.to_dict("records")}
+    added: list[dict[str, Any]] = []
+    for arm in arms_of(finished):
+        groups = [(run, [run]) for run in arm.runs if run not in scored]
+        groups += [(arm.id, list(arm.runs))] if len(arm.runs) > 1 else []
+        for name, members in groups:
+            start = None if arm.is_start else _select(frames, [start_of.get(m) for m in members])
+            added += [{"run": name, **row} for row in score(_select(frames, members), start, seed=seed)]
+    if not added:
+        return stored.reset_index(drop=True)
+    return pd.concat([f for f in (stored, pd.DataFrame(added)) if len(f)], ignore_index=True)[list(SCORE_COLUMNS)]
+
+
+def _select(frames: Frames, runs: list[Any]) -> dict[str, pd.DataFrame]:
+    found = {}
+    for name in _NEEDS:
+        frame = frames.get(name)
+        if frame is not None and "run" in frame:
+            found[name] = frame[frame["run"].isin(runs)]
+    return found

@@ -1,0 +1,1 @@
+"""Runs: jobs and stages planned, executed and measured."""

@@ -1,0 +1,294 @@
+"""What a plan will cost before it is run: device hours, memory on each device, disk, and what a judge will read.
+
+From the model's size (its configuration alone, where the weights are not at hand: `published.py`), the pairs (counted
+where the data is at hand, else as published) and the pace of a step: measured steps of the same setting, else this
+machine's rate of multiplying matrices, else the hours that the SimPO authors print for eight H100s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pobench.data.prepare import Prepared
+from pobench.data.prompts import prompt_rows
+from pobench.data.published import DATASETS, MODELS
+from pobench.data.rows import read_rows
+from pobench.data.shapes import load_preferences
+from pobench.errors import PobenchError
+from pobench.model.device import layout_of_devices, peak_flops
+from pobench.model.head import tile_for
+from pobench.model.load import count_parameters
+from pobench.registry import OFFLINE, get_loss
+from pobench.results.run_folder import RunFolder
+from pobench.runs.task import Task
+from pobench.settings.job import Job
+from pobench.settings.schema import MICRO_TOKENS, LoopConfig, TrainConfig
+from pobench.sources import cached_model, fetch_rows
+
+GIB = 1024**3
+# arXiv 2405.14734, its comparison of run times: Llama-3-Base (8.03 billion parameters, 61 thousand pairs) took SimPO 60
+# minutes on eight H100s and DPO 73; ours reads the reference from a cache, filled once, which DPO's 13 minutes more pay for.
+H100_SECONDS_A_PAIR = 8 * 60 * 60 / 61135 / 8.03e9  # of device time, a parameter
+REFERENCE_SHARE = 13 / 60
+H100_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet
+SPEAKING = 0.1  # of the matrix-product rate is what sampling reaches: a token a step, bound by memory
+LIBRARIES = 1.0 * GIB
+FREE = (*OFFLINE, "local", "reward_model")  # judges that nobody is paid for
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate of what is left; nan where it is not known. basis: what the time is estimated from.
+
+    seconds: wall time of training and evaluation. device_hours: of all devices together; answers are counted as if all
+    were as long as they may be. memory: bytes on each device. sharded: whether weights, gradients and moments are
+    split over the devices. disk: bytes, at the worst moment. judge_calls, judge_tokens: of a judge that is asked over a
+    network; 0 for one that is free.
+    """
+
+    seconds: float
+    memory: float
+    disk: float
+    basis: str
+    device_hours: float = math.nan
+    devices: int = 1
+    sharded: bool = False
+    parameters: float = math.nan
+    pairs: float = math.nan
+    judge_calls: int = 0
+    judge_tokens: float = 0.0
+
+
+def estimate_cost(tasks: Sequence[Task], prepared: Prepared | None) -> Cost:
+    """Of the tasks that are not finished."""
+    job = tasks[0].job
+    config = model_config(job)
+    size = _parameters(json.dumps(config)) if config else None
+    if config is None or size is None:
+        return Cost(math.nan, math.nan, math.nan, "the model is not at hand, so its size is not known")
+    unfinished = [t for t in tasks if not RunFolder(t.runs, t.run).finished]
+    sft = [replace(t, job=_as_training(t.job)) for t in unfinished if t.kind == "sft"]
+    left = [t for t in unfinished if t.kind != "sft"]
+    trained = [t for t in left if t.kind == "loss"]
+    devices, sharded = layout_of_devices()
+    data = _Data.of(job, prepared)
+    pairs, held = data.pairs, data.held_out
+    pace = _pace(tasks, data, size)
+    asked = _asked(job)
+    tokens = asked * job.answers.samples * job.answers.max_new_tokens
+    training = sum(
+        pace.pair * pairs * t.job.train.epochs * (1.25 if "kl" in get_loss(t.job.loss).needs else 1.0) for t in trained
+    )
+    if any("reference" in get_loss(t.job.loss).needs for t in trained):
+        training += REFERENCE_SHARE * pace.pair * pairs
+    # a conversation counts as a pair: two answers to one prompt are about as long
+    training += sum(pace.pair * _conversations(t.job) * t.job.train.epochs for t in sft)
+    # a forward pass is a third of a step; one process evaluates
+    speaking = 2 * size / (SPEAKING * pace.flops)
+    evaluation = len(left) * (pace.pair / 3 * held + speaking * tokens)
+    evaluation += speaking * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
+    free = job.judge.name in FREE
+    judged = 2 * len(trained) if job.judge.name == "endpoint" else len(left)  # both orders, beside the start model
+    calls = 0 if free else judged * asked * job.answers.samples
+    return Cost(
+        seconds=training / devices + evaluation,
+        memory=max(
+            (memory_of(t.job, config, size, devices if sharded else 1) for t in [*sft, *trained[:1]]), default=math.nan
+        ),
+        disk=_disk([*sft, *trained], size),
+        basis=pace.basis,
+        device_hours=(training + evaluation) / 3600,
+        devices=devices,
+        sharded=sharded,
+        parameters=float(size),
+        pairs=float(pairs),
+        judge_calls=int(calls) if not math.isnan(calls) else 0,
+        judge_tokens=0.0 if free else calls * 2.0 * job.answers.max_new_tokens,
+    )
+
+
+def estimate_benchmarks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """One row a benchmark that is left: its judge, how many models, requests and tokens, dollars (None: not known)."""
+    left = [b for task in tasks for b in task.benchmarks if not b.done(task.runs / task.run)]
+    rows = []
+    for name in dict.fromkeys(benchmark.name for benchmark in left):
+        same = [benchmark for benchmark in left if benchmark.name == name]  # the same settings for every model
+        calls = same[0].calls()
+        total = {k: v * len(same) if isinstance(v, int | float) else v for k, v in calls._asdict().items()}
+        part = "" if same[0].limit is None else same[0].limited.format(limit=same[0].limit)
+        rows.append({"benchmark": name, "limit": same[0].limit, "part": part, "models": len(same), **total})
+    return rows
+
+
+# ---------------------------------------------------------------- size
+def model_config(job: Job) -> Mapping[str, Any] | None:
+    """The start model's configuration: at hand, else published; None where neither."""
+    folder = cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256)
+    if folder is not None:
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return MODELS[job.model.source].config if job.model.source in MODELS else None
+
+
+@cache
+def _parameters(config: str) -> int | None:
+    try:
+        return count_parameters(json.loads(config))
+    except (ValueError, KeyError, TypeError, AttributeError):  # code of its own, which a plan does not run
+        return None
+
+
+@dataclass(frozen=True)
+class _Data:
+    pairs: float
+    held_out: float
+    tokens: float  # of a pair: prompt and both responses
+
+    @classmethod
+    def of(cls, job: Job, prepared: Prepared | None) -> _Data:
+        """Counted where pairs are prepared; from the texts of a local file, four characters a token; else published."""
+        data = job.data
+        if prepared is not None:
+            lengths = [len(p.prompt) + len(p.chosen) + len(p.rejected) for p in prepared.train]
+            return cls(len(lengths), len(prepared.heldout), statistics.mean(lengths) if lengths else math.nan)
+        apart = data.held_out is not None or data.held_out_split is not None
+        pairs, tokens = _rows(data.source, data.split)
+        held = _rows(data.held_out or data.source, data.held_out_split or data.split)[0] if apart else math.nan
+        if not apart:
+            pairs, held = (1 - data.held_out_fraction) * pairs, data.held_out_fraction * pairs
+        return cls(min(pairs, data.max_pairs or math.inf), min(held, data.max_held_out or math.inf), tokens)
+
+
+def _rows(source: str, split: str | None) -> tuple[float, float]:
+    """(pairs, tokens of a pair) of a data set that no tokenizer has seen; nan where neither at hand nor published."""
+    if source in DATASETS:
+        return float(DATASETS[source].splits.get(split or "train", math.nan)), math.nan
+    if not is_local(source):
+        return math.nan, math.nan
+    try:
+        found = load_preferences(fetch_rows(source)).preferences
+    except PobenchError:
+        return math.nan, math.nan
+    texts = [sum(len(m.content) for m in p.prompt) + len(p.chosen) + len(p.rejected) for p in found]
+    return float(len(texts)), statistics.mean(texts) / 4 if texts else math.nan
+
+
+def _as_training(job: Job) -> Job:
+    """The SFT stage of a job as if it trained on pairs."""
+    assert job.sft is not None
+    return replace(job, train=TrainConfig(**job.sft.model_dump(include=set(LoopConfig.model_fields))))
+
+
+def _conversations(job: Job) -> float:
+    """How many the SFT stage learns from in an epoch; nan where neither at hand nor published."""
+    assert job.sft is not None
+    source, split = job.sft.source, job.sft.split
+    if source in DATASETS:
+        found = float(DATASETS[source].splits.get(split or "train", math.nan))
+    else:
+        found = float(len(read_rows(fetch_rows(source)))) if is_local(source) else math.nan
+    return min(found, job.sft.max_conversations or math.inf)
+
+
+def is_local(source: str) -> bool:
+    """Whether rows are read without a network."""
+    return source.startswith("builtin:") or Path(source).expanduser().is_file()
+
+
+def _asked(job: Job) -> float:
+    """How many prompts are answered."""
+    answers = job.answers
+    if answers.source is None:
+        return 0.0
+    if answers.source in DATASETS:
+        return min(_rows(answers.source, answers.split)[0], answers.max_prompts or math.inf)
+    try:
+        rows = prompt_rows(answers.source, answers.split, "answers.source") if is_local(answers.source) else None
+        return math.nan if rows is None else float(len(rows[: answers.max_prompts]))
+    except PobenchError:
+        return math.nan
+
+
+def memory_of(job: Job, config: Mapping[str, Any], size: int, shards: int = 1) -> float:
+    """Bytes on one device while training: weights, gradients and two moments in fp32 (of an adapter: its own, about one
+    per cent, over the frozen weights), activations of one micro-batch, a tile of logits, the libraries."""
+    adapter = job.train.adapter
+    if adapter is None:
+        held = 16.0 * size
+    else:
+        each = {"nf4": 0.55}.get(adapter.quantize, {"bf16": 2.0}.get(adapter.base_precision, 4.0))
+        held = each * size + 16.0 * 0.01 * size
+    layers, hidden = int(config.get("num_hidden_layers", 0)), int(config.get("hidden_size", 0))
+    inner, vocabulary = int(config.get("intermediate_size") or 4 * hidden), int(config.get("vocab_size", 0))
+    tokens = job.train.micro_tokens if isinstance(job.train.micro_tokens, int) else MICRO_TOKENS
+    width = 2 if job.train.precision == "bf16" else 4
+    in_layer = (16 * hidden + 4 * inner) * tokens * width
+    kept = (
+        layers * hidden * tokens * width + in_layer if job.train.gradient_checkpointing is True else layers * in_layer
+    )
+    device = "cuda" if torch.cuda.is_available() or size > 1e9 else "cpu"
+    tile = min(vocabulary, job.train.head_tile or tile_for(tokens, device))
+    return held / shards + kept + 3 * 4.0 * tokens * tile + LIBRARIES
+
+
+def _disk(trained: Sequence[Task], size: int) -> float:
+    """Each trained model, and one checkpoint with its moments; of an adapter about one per cent of that."""
+    weights = sum(
+        4.0 * size * (1.0 if t.job.train.adapter is None or t.job.train.adapter.merge else 0.01) for t in trained
+    )
+    largest = max((1.0 if t.job.train.adapter is None else 0.01 for t in trained), default=0.0)
+    return weights + 12.0 * size * largest
+
+
+# ---------------------------------------------------------------- pace
+@dataclass(frozen=True)
+class _Pace:
+    pair: float  # device seconds for one pair of one training step
+    flops: float  # matrix products a second, of one device
+    basis: str
+
+
+def _pace(tasks: Sequence[Task], data: _Data, size: int) -> _Pace:
+    devices = layout_of_devices()[0]
+    at_hand = (
+        torch.cuda.is_available() or size < 1e9
+    )  # a plan for eight billion parameters is no plan for this processor
+    flops = peak_flops() if at_hand else H100_FLOPS
+    measured = _measured(tasks)
+    if measured:
+        return _Pace(
+            statistics.median(measured) * devices,
+            flops,
+            f"the median of {len(measured)} measured steps of this setting",
+        )
+    if at_hand and not math.isnan(data.tokens):
+        return _Pace(
+            6 * size * data.tokens / (0.5 * flops),
+            flops,
+            "6 × parameters × tokens at half of this machine's matrix-product rate",
+        )
+    if size < 1e9:
+        return _Pace(math.nan, flops, "the data is not at hand, so the pairs are not counted")
+    return _Pace(
+        H100_SECONDS_A_PAIR * size,
+        H100_FLOPS,
+        "H100 hours, scaled from the SimPO paper's 60 minutes on eight for 8 billion parameters and 61 thousand pairs",
+    )
+
+
+def _measured(tasks: Sequence[Task]) -> list[float]:
+    """Seconds a pair of every logged step of this setting but each run's first, which warms up."""
+    root = tasks[-1].runs / tasks[-1].job.setting
+    found = []
+    for path in root.glob("*/steps.jsonl"):
+        rows = RunFolder(root.parent, f"{root.name}/{path.parent.name}").steps()
+        found += [row["seconds"] / row["pairs"] for row in rows[1:]]
+    return found

@@ -1,0 +1,467 @@
+"""Stand-ins for models and data that are not at hand: a tiny random model of the same architecture, generated rows."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pobench.data.chat import load_tokenizer, tokenizer_of
+from pobench.data.published import DATASETS, MODELS, PublishedData
+from pobench.data.rows import read_rows
+from pobench.errors import PobenchError, nearest
+from pobench.files import whole
+from pobench.model.load import _config, count_parameters
+from pobench.registry import OFFLINE, benchmarks
+from pobench.settings.job import Job
+from pobench.settings.schema import SftConfig
+from pobench.sources import cache_folder, cached_model, fetch_rows, is_hub_name
+
+VERSION = 1  # of the stand-ins: part of their folder's name
+PAIRS, HELD_OUT, PROMPTS, NEW_TOKENS, BATCH = 24, 8, 4, 12, 8
+MICRO_TOKENS = 1024
+
+NOTE = "A rehearsal: random weights, a few pairs. It shows that everything runs; its numbers say nothing."
+
+# Thin, but of the same kind: grouped heads, both kinds of layer where they alternate, a window that rows overrun.
+_THIN = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+}
+_WINDOW = 64
+
+
+# ---------------------------------------------------------------- stand-ins
+@dataclass(frozen=True)
+class _Stage:
+    """What a job's stand-ins are made from. config: the real model's, as plain values. tokenizer: its folder, if at hand."""
+
+    job: Job
+    config: Mapping[str, Any]
+    tokenizer: Path | None
+
+    @classmethod
+    def of(cls, job: Job) -> tuple[_Stage, list[str]]:
+        """With a fault for a model that is neither at hand nor known (config is empty then), and for such data."""
+        source = job.model.source
+        folder = cached_model(source, revision=job.model.revision, sha256=job.model.sha256)
+        faults = []
+        config: Mapping[str, Any] = {}
+        if folder is not None:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        elif source in MODELS:
+            config = MODELS[source].config
+        else:
+            faults.append(
+                f"model {source!r} is not on this machine, and nothing is known of it"
+                f"{nearest(source, MODELS)} Known: {', '.join(MODELS)}; or name a local folder with --model"
+            )
+        for key, name, split in _sources(job):
+            faults += _source_faults(key, name, split)
+        return cls(job, config, folder), faults
+
+    @property
+    def parameters(self) -> int | None:
+        """Of the real model; None for one at hand whose kind transformers does not know."""
+        try:
+            return count_parameters(self.config)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def length_faults(self) -> list[str]:
+        """Whether a pair, and a prompt with its answer, fit into the model's context."""
+        data, answers, model = self.job.data, self.job.answers, self.job.model.source
+        context = self.config.get("max_position_embeddings")
+        if not isinstance(context, int):
+            return []
+        faults = []
+        if self.job.sft is not None and self.job.sft.max_length > context:
+            faults.append(
+                f"sft.max_length: {self.job.sft.max_length} tokens do not fit; the context of {model} is {context}"
+            )
+        if data.max_length > context:
+            faults.append(f"data.max_length: {data.max_length} tokens do not fit; the context of {model} is {context}")
+        if answers.source is not None and data.max_prompt_length + answers.max_new_tokens > context:
+            faults.append(
+                f"answers.max_new_tokens: a prompt of {data.max_prompt_length} tokens (data.max_prompt_length) and an "
+                f"answer of {answers.max_new_tokens} do not fit; the context of {model} is {context}"
+            )
+        return faults
+
+    # -- building
+
+    def build(self) -> Path:
+        """Write the stand-ins, if they are not there yet: model/, one file a data split, verdicts.jsonl."""
+        sources = _sources(self.job)
+        data = self.job.data
+        made_from = [
+            VERSION,
+            self.job.model.source,
+            dict(self.config),
+            sources,
+            data.max_length,
+            data.max_prompt_length,
+            self.job.model.chat_template,
+        ]
+        texts = [t for _, name, split in sources if name not in DATASETS for t in _texts(fetch_rows(name, split=split))]
+        named = hashlib.sha256(json.dumps([made_from, texts], sort_keys=True).encode()).hexdigest()[:12]
+        folder = cache_folder() / "rehearsal" / named
+        if folder.is_dir():
+            return folder
+        with whole(folder) as partial:
+            partial.mkdir(parents=True)
+            tokenizer = self._tokenizer(partial / "model", texts)
+            self._model(partial / "model", len(tokenizer))
+            for _, name, split in sources:
+                if name in DATASETS:
+                    rows = generated_rows(DATASETS[name], split, tokenizer, data.max_length, data.max_prompt_length)
+                    rows.to_parquet(partial / _file_of(name, split), index=False)
+            verdicts = _verdicts(self.job, partial)
+            (partial / "verdicts.jsonl").write_text("".join(json.dumps(v) + "\n" for v in verdicts), encoding="utf-8")
+        return folder
+
+    def _tokenizer(self, folder: Path, texts: Sequence[str]) -> Any:
+        """The model's own tokenizer, or a small one with its special tokens, its rules for them and its template."""
+        if self.tokenizer is not None:
+            own = tokenizer_of(self.tokenizer, self.job.model) if self.job.model.chat_template else None
+            tokenizer = load_tokenizer(self.tokenizer) if own is None else own
+        else:
+            tokenizer = small_tokenizer(self.job.model.source, texts)
+        tokenizer.save_pretrained(folder)
+        return tokenizer
+
+    def _model(self, folder: Path, vocabulary: int) -> None:
+        """Random weights over the real configuration made thin."""
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        published = MODELS.get(self.job.model.source) if self.tokenizer is None else None
+        thin = {k: v for k, v in _THIN.items() if k in self.config or k not in ("head_dim", "query_pre_attn_scalar")}
+        size = vocabulary if published else max(vocabulary, int(self.config["vocab_size"]))
+        window = {"sliding_window": _WINDOW} if self.config.get("sliding_window") else {}
+        kept = {k: v for k, v in self.config.items() if k not in ("layer_types", "quantization_config")}
+        tokens: dict[str, Any] = {}
+        if published:
+            ids = _special_ids(published.special)
+            tokens = {"bos_token_id": ids[published.bos], "eos_token_id": ids[published.eos]}
+            tokens["pad_token_id"] = ids.get(published.pad or published.eos)
+        try:
+            config = _config({**kept, **thin, **window, **tokens, "vocab_size": size})
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PobenchError(f"no stand-in can be made for {self.job.model.source!r}: {error}") from error
+        if published and published.stops:
+            stops = [tokens["eos_token_id"], *(_special_ids(published.special)[s] for s in published.stops)]
+            model.generation_config = GenerationConfig(**{**tokens, "eos_token_id": stops})
+        with _quiet():
+            model.save_pretrained(folder)
+
+    # -- the jobs over them
+
+    def stand_in(self, job: Job, folder: Path) -> Job:
+        """`job` with every source replaced, and the sizes that cost time cut."""
+        data, answers, train = job.data, job.answers, job.train
+        local: dict[str, Any] = {"source": _replaced(data.source, data.split, folder)}
+        if data.held_out is not None or data.held_out_split is not None:
+            held_out = data.held_out or data.source
+            local["held_out"] = _replaced(held_out, data.held_out_split or data.split, folder)
+            local["held_out_split"] = None if held_out in DATASETS else data.held_out_split
+        if data.source in DATASETS:
+            local["split"] = local["revision"] = None
+        pairs = min(data.max_pairs or PAIRS, PAIRS)
+        held = min(data.max_held_out or HELD_OUT, HELD_OUT)
+        asked: dict[str, Any] = {}
+        judge = job.judge
+        if answers.source is not None:
+            asked = {"source": _replaced(answers.source, answers.split, folder)}
+            asked["split"] = None if answers.source in DATASETS else answers.split
+            asked["max_prompts"] = min(answers.max_prompts or PROMPTS, PROMPTS)
+            asked["max_new_tokens"] = min(answers.max_new_tokens, NEW_TOKENS)
+            asked["samples"] = min(answers.samples, 2)
+            if judge.name not in OFFLINE[1:]:
+                replayed = {"file": str(folder / "verdicts.jsonl")}
+                judge = judge.model_copy(update={"name": "replay", "settings": replayed})
+        smaller: dict[str, Any] = {
+            "batch_size": min(train.batch_size, BATCH),
+            "epochs": min(train.epochs, 2),
+            "micro_tokens": train.micro_tokens
+            if train.micro_tokens == "auto"
+            else min(train.micro_tokens, MICRO_TOKENS),
+            "checkpoint_seconds": 0.0,  # after every step: saving and clearing are part of the play
+            "trackers": [],
+        }
+        model = {"source": str(folder / "model"), "revision": None, "sha256": None, "note": NOTE}
+        origin = {**job.origin, **{f"train.{key}": "rehearsal" for key in ("batch_size", "epochs")}}
+        return replace(
+            job,
+            setting=f"{job.setting}-rehearsal",
+            sft=None if job.sft is None else _smaller_sft(job.sft, folder),
+            model=job.model.model_copy(update=model),
+            data=data.model_copy(update={**local, "max_pairs": pairs, "max_held_out": held}),
+            train=train.model_copy(update=smaller),
+            answers=answers.model_copy(update=asked),
+            judge=judge,
+            origin=origin,
+            benchmarks={name: _smaller_benchmark(name, given) for name, given in job.benchmarks.items()},
+        )
+
+
+def _smaller_benchmark(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the same benchmark with a few short answers, on made-up questions where the real ones are elsewhere."""
+    smaller = benchmarks.get(name)(**settings).rehearsed(cache_folder() / "rehearsal", PROMPTS, NEW_TOKENS)
+    return dict(smaller.model_dump(mode="json"))
+
+
+def _smaller_sft(sft: SftConfig, folder: Path) -> SftConfig:
+    published = sft.source in DATASETS
+    changes: dict[str, Any] = {
+        "source": _replaced(sft.source, sft.split, folder),
+        "split": None if published else sft.split,
+        "revision": None if published else sft.revision,
+        "max_conversations": min(sft.max_conversations or PAIRS, PAIRS),
+        "batch_size": min(sft.batch_size, 2 if sft.packing else BATCH),  # rows, which hold several
+        "epochs": min(sft.epochs, 2),
+        "checkpoint_seconds": 0.0,
+    }
+    return sft.model_copy(update=changes)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of transformers: a model this small is written in no time."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+# ---------------------------------------------------------------- tokenizers
+def _special_ids(special: Sequence[str]) -> dict[str, int]:
+    return {token: i for i, token in enumerate(special)}
+
+
+def small_tokenizer(source: str, texts: Sequence[str] = ()) -> Any:
+    """A byte-level tokenizer of at most 4096 tokens with the special tokens, their rules and the template of a
+    published model. texts: learned from, beside our own."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    published = MODELS[source]
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=2,
+        special_tokens=[AddedToken(t, special=True, normalized=False) for t in published.special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator([*_OPENINGS, *_SENTENCES, *_ODDITIES, *texts], trainer)
+    if published.adds_bos:
+        ids = [(published.bos, _special_ids(published.special)[published.bos])]
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"{published.bos} $A", pair=f"{published.bos} $A $B:1", special_tokens=ids
+        )
+    named = {"bos_token": published.bos, "eos_token": published.eos, "pad_token": published.pad}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        **{k: v for k, v in named.items() if v is not None},
+        chat_template=published.template,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+# ---------------------------------------------------------------- rows
+_OPENINGS = (
+    "Explain to a child how {} works.",
+    "Write a short letter to a friend about {}.",
+    "List three reasons why people like {}, and one against it.",
+    "Translate this into plain English: {} was never meant to be easy.",
+    "Q: What is the history of {}?\nA:",
+    "Compare {} with its closest rival. Use a table.",
+)
+_TOPICS = (
+    "tide mills",
+    "sourdough",
+    "chess clocks",
+    "binary search",
+    "glaciers",
+    "night trains",
+    "origami",
+    "bee hives",
+)
+_SENTENCES = (
+    "It begins with something small that everybody has seen once.",
+    "The first part matters most, and it is the part that people skip.",
+    "There are two common mistakes: to hurry, and to stop too early.",
+    "Older books describe it in another way, but they mean the same.",
+    "In practice you measure, you wait, and you measure again.",
+    "A good rule is to change one thing at a time.",
+    "If it fails, look at the simplest cause before you look anywhere else.",
+    "That is why it has hardly changed in a hundred years.",
+)
+_ODDITIES = (  # what real answers hold, and templates and tokenizers stumble over
+    "Sure! Here it is:\n\n1. **Begin** with care.\n2. Go on.\n\n```python\nprint('done')\n```",
+    "  Spaces in front, and a line end behind.\n",
+    "Naïve façade, 数学, Ωμέγα, 🙂: all of it is text.",
+)
+
+
+def generated_rows(
+    data: PublishedData, split: str, tokenizer: Any, max_length: int, max_prompt_length: int
+) -> pd.DataFrame:
+    """Rows in the columns of a published data set, among them what the real one holds: a tie, a pair close below the
+    maximum length, one beyond it, odd white space and characters. Prompts differ between splits."""
+    rng = random.Random(split)
+    test = "test" in split
+    unit = _words_of(tokenizer)
+    rows = []
+    for i in range((HELD_OUT if test else PAIRS) + 2):  # two of them cannot be used
+        topic = f"{_TOPICS[i % len(_TOPICS)]} ({split} {i})"
+        prompt = _OPENINGS[i % len(_OPENINGS)].format(topic)
+        good = " ".join(rng.sample(_SENTENCES, rng.randint(2, 6)))
+        bad = " ".join(rng.sample(_SENTENCES, rng.randint(1, 7))) + f" So much for {topic}."
+        if i < len(_ODDITIES):
+            good = _ODDITIES[i]
+        elif i == 4:  # near the limit: prompt and answers together
+            prompt = _long(unit, 0.85 * max_prompt_length) + prompt
+            good = _long(unit, 0.85 * (max_length - max_prompt_length)) + good[:40]
+        elif i == 5:  # beyond it
+            bad = _long(unit, 1.5 * max_length) + bad
+        elif i == 6:  # a tie: the best and the worst of five equal answers
+            bad = good
+        rows.append(_row(data.columns, prompt, good, bad, split, i))
+    return pd.DataFrame(rows, columns=list(data.columns))
+
+
+def _words_of(tokenizer: Any) -> tuple[str, float]:
+    """A text to repeat, and how many tokens it has."""
+    text = _SENTENCES[1] + " "
+    return text, len(tokenizer(text * 20, add_special_tokens=False)["input_ids"]) / 20
+
+
+def _long(unit: tuple[str, float], tokens: float) -> str:
+    text, each = unit
+    return text * int(tokens / each)
+
+
+def _row(columns: Mapping[str, str], prompt: str, good: str, bad: str, split: str, number: int) -> dict[str, Any]:
+    asked = {"role": "user", "content": prompt}
+
+    def answered(text: str) -> list[dict[str, str]]:
+        return [asked, {"role": "assistant", "content": text}]
+
+    identity = hashlib.sha256(prompt.encode()).hexdigest()
+    tie = good == bad
+    more = [{"role": "user", "content": "And then?"}, {"role": "assistant", "content": bad}]
+    values = {
+        "prompt": prompt,
+        "prompt_id": identity,
+        "chosen": answered(good),
+        "rejected": answered(bad),
+        "messages": answered(good) if "chosen" in columns else answered(good) + more,
+        "score_chosen": 8.0,
+        "score_rejected": 8.0 if tie else 4.5,
+        "all_generated_responses": [bad, good, good, bad, good],
+        "all_rm_scores": [0.1, 0.1, 0.1, 0.1, 0.1] if tie else [0.08, 0.17, 0.15, 0.09, 0.12],
+    }
+    return {name: values[name] for name in columns}
+
+
+def _verdicts(job: Job, folder: Path) -> list[dict[str, Any]]:
+    """A score for every prompt that may be asked; each fifth verdict could not be read."""
+    from pobench.data.prompts import prompt_rows
+
+    if job.answers.source is None:
+        return []
+    asked = prompt_rows(_replaced(job.answers.source, job.answers.split, folder), job.answers.split, "answers.source")
+    ranks = [int(hashlib.sha256(row["id"].encode()).hexdigest()[:4], 16) / 0xFFFF for row in asked]
+    return [
+        {"prompt": row["id"], "score": None if i % 5 == 4 else round(rank, 2)}
+        for i, (row, rank) in enumerate(zip(asked, ranks, strict=True))
+    ]
+
+
+# ---------------------------------------------------------------- sources
+def _sources(job: Job) -> list[tuple[str, str, str]]:
+    """(key, source, split) of everything that rows are read from, each once."""
+    data, answers = job.data, job.answers
+    found = [("data.split", data.source, data.split or "train")]
+    if data.held_out is not None or data.held_out_split is not None:
+        split = data.held_out_split or data.split or "train"
+        found.append(("data.held_out_split", data.held_out or data.source, split))
+    if answers.source is not None:
+        found.append(("answers.split", answers.source, answers.split or "train"))
+    if job.sft is not None:
+        found.append(("sft.split", job.sft.source, job.sft.split or "train"))
+    return list({(name, split): (key, name, split) for key, name, split in reversed(found)}.values())[::-1]
+
+
+def _source_faults(key: str, name: str, split: str) -> list[str]:
+    if name in DATASETS:
+        splits = DATASETS[name].splits
+        base = split.partition("[")[0]  # `train[:100]` slices a split
+        return (
+            []
+            if base in splits
+            else [f"{key}: {name} has no split {split!r}{nearest(base, splits)} It has {', '.join(splits)}"]
+        )
+    if name.startswith("builtin:") or not is_hub_name(name) or Path(name).expanduser().exists():
+        return []
+    return [
+        f"data {name!r}: a rehearsal does not know its columns{nearest(name, DATASETS)} Known: {', '.join(DATASETS)}; "
+        f"or give a local file with some of its rows: {_option(key)}"
+    ]
+
+
+def _option(key: str) -> str:
+    """How the source beside the key of a split is named on the command line."""
+    if key == "data.split":
+        return "--data FILE"
+    source = "data.held_out" if key == "data.held_out_split" else key.replace("split", "source")
+    return f"--set {source}=FILE"
+
+
+def _file_of(name: str, split: str) -> str:
+    return re.sub(r"[^\w.\-]", "_", f"{name}-{split}") + ".parquet"
+
+
+def _replaced(source: str, split: str | None, folder: Path) -> str:
+    return str(folder / _file_of(source, split or "train")) if source in DATASETS else source
+
+
+def _texts(file: Path, rows: int = 500) -> list[str]:
+    """Texts of a local file's first rows, for a stand-in tokenizer to learn from."""
+    found = [row for _, row in read_rows(file)[:rows]]
+    return [t for row in found if isinstance(row, dict) for v in row.values() for t in _strings(v)]
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value.encode("utf-8", "replace").decode()]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in _strings(v)]
+    if isinstance(value, list):
+        return [t for v in value for t in _strings(v)]
+    return [] if value is None or (isinstance(value, float) and math.isnan(value)) else [str(value)]

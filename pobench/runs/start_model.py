@@ -1,0 +1,138 @@
+"""Where a job's start model comes from: the finished model that its setting names, or its SFT stage over a base model.
+
+A stage's folder lies in the cache, named by what decides its result (base weights, rows, settings), so that every loss, β
+and seed starts from the same one, made once. It is a run folder of its own: demonstrations, `steps.jsonl`, checkpoints
+while it runs, `model/`, and `finished.json` written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pobench.data.chat import tokenizer_of
+from pobench.data.demonstrations import Demonstrations, tokenise
+from pobench.data.prepare import demonstration_rows
+from pobench.data.rows import read_rows
+from pobench.errors import PobenchError
+from pobench.files import whole
+from pobench.model.cpu.attention import use_flex
+from pobench.model.device import make_accelerator
+from pobench.model.load import attention_of, load_base
+from pobench.progress import progress
+from pobench.results.run_folder import RunFolder
+from pobench.settings.job import Job, digest
+from pobench.settings.schema import SftConfig
+from pobench.sources import cache_folder, fetch_model, weights_digest
+from pobench.training import checkpoint
+from pobench.training.sft import batches, learn
+
+STAGES_ROOT = "sft"  # of the stages' folders, below the cache folder
+
+
+def start_model(job: Job) -> Path:
+    """The folder of the model that every loss starts from. Raises PobenchError where its stage is not finished."""
+    if job.sft is None:
+        return base_model(job)
+    folder = stage_folder(job)
+    if not folder.finished:
+        raise PobenchError(not_made(job))
+    return folder.path / "model"
+
+
+def not_made(job: Job) -> str:
+    return (
+        f"setting {job.setting!r} starts from a model that its SFT stage makes of {job.model.source}, and it is not made yet: "
+        "add the stage (--stages sft,train,…), or name a finished start model with --model"
+    )
+
+
+def base_model(job: Job) -> Path:
+    """The folder of the model that the setting names."""
+    model = job.model
+    return fetch_model(
+        model.source, revision=model.revision, sha256=model.sha256, trust_remote_code=model.trust_remote_code
+    )
+
+
+def _config(job: Job) -> SftConfig:
+    """Of a job that has the stage."""
+    assert job.sft is not None
+    return job.sft
+
+
+def stage_folder(job: Job, *, remember: bool = True) -> RunFolder:
+    """Of a job with an SFT stage. The rows and the weights count by content, not by name. remember: the weights' digest."""
+    config = _config(job)
+    with demonstration_rows(config).open("rb") as file:
+        rows = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = config.model_dump(mode="json", exclude={"source", "split", "revision", "on_bad_row"})
+    model = job.model.model_dump(mode="json", include={"attention", "chat_template", "system_message"})
+    causes = {
+        "weights": weights_digest(base_model(job), remember=remember),
+        "rows": rows,
+        "sft": settings,
+        "model": model,
+    }
+    return RunFolder(cache_folder() / STAGES_ROOT, f"start-{digest(causes)}")
+
+
+def read_demonstrations(job: Job) -> Demonstrations:
+    """Read and tokenise a stage's conversations. Raises PobenchError that lists what is wrong with them."""
+    config = _config(job)
+    rows = read_rows(demonstration_rows(config))[: config.max_conversations]
+    tokenizer = tokenizer_of(base_model(job), job.model)
+    return tokenise(tokenizer, rows, source=config.source, max_length=config.max_length, on_bad_row=config.on_bad_row)
+
+
+def prepare_stage(job: Job) -> tuple[RunFolder, Demonstrations]:
+    """The stage's folder and its demonstrations, stored there by the first call."""
+    folder = stage_folder(job)
+    if folder.has("demonstrations.json"):
+        return folder, Demonstrations.load(folder.path)
+    made = read_demonstrations(job)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    made.save(folder.path)
+    return folder, made
+
+
+def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = lambda text: None) -> None:
+    """Do what is left of the stage that `prepare_stage` has laid out. say, and what is raised: as for training."""
+    config, base = _config(job), base_model(job)
+    accelerator = make_accelerator(config.precision)
+    main = accelerator.is_main_process
+    demonstrations = Demonstrations.load(folder.path)
+    model = load_base(
+        base,
+        None,
+        attention=attention_of(base, job.model.attention),
+        trust_remote_code=job.model.trust_remote_code,
+        device=accelerator.device,
+    )
+    use_flex(model, job.model.attention, accelerator.device)
+    with progress("SFT", len(batches(demonstrations.groups, config)), "steps") as advance:
+
+        def log(row: dict[str, Any]) -> None:
+            folder.log_step(row)
+            advance(note=f"loss {row['loss']:.4g} · {row['tokens'] / row['seconds']:.0f} tokens/s", done=row["step"])
+
+        trained = learn(
+            accelerator,
+            model,
+            demonstrations,
+            config,
+            folder=folder.path,
+            log=log if main else lambda row: None,
+            say=say if main else lambda text: None,
+            rewind=folder.rewind_steps if main else lambda step: None,
+        )
+    if main:
+        with whole(folder.path / "model") as partial:
+            model.save_pretrained(partial)
+            tokenizer_of(base, job.model).save_pretrained(partial)
+        checkpoint.clear(folder.path)
+        folder.finish({"title": "SFT", "turns": demonstrations.turns, **asdict(trained)})
+    accelerator.wait_for_everyone()

@@ -1,0 +1,1 @@
+"""Settings: YAML and --set become fully resolved jobs."""

@@ -1,0 +1,115 @@
+"""Reading a setting's YAML: its parents, its comments (the sources of its numbers), where shipped ones lie."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pobench.errors import PobenchError, nearest
+from pobench.registry import get_loss, judges
+
+
+# ---------------------------------------------------------------- reading
+def setting_folder() -> Path:
+    """Where the shipped settings stand."""
+    return Path(str(importlib.resources.files("pobench.experiments"))) / "settings"
+
+
+def list_settings() -> list[str]:
+    """Names of the shipped settings, sorted."""
+    return sorted(p.stem for p in setting_folder().glob("*.yaml"))
+
+
+def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The raw values of a setting (a shipped name or a YAML path), and key → the comment behind its value.
+
+    Raises PobenchError for an unknown name, naming the nearest, or for YAML that does not parse.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = setting_folder() / f"{name}.yaml"
+        if not path.is_file():
+            known = list_settings()
+            raise PobenchError(
+                f"unknown setting {name!r}{nearest(name, known)} Known: {', '.join(known)}; or a path to a YAML file"
+            )
+    if not path.is_file():
+        raise PobenchError(f"--setting: no file {str(path)!r}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise PobenchError(f"--setting: {str(path)!r} cannot be read: {error}") from None
+    if not isinstance(values, dict) or node is None:
+        raise PobenchError(f"--setting: {str(path)!r} holds no mapping of sections")
+    values.setdefault("name", path.stem)
+    comments = _comments(node, text.splitlines())
+    if "extends" not in values:
+        return values, comments
+    base = str(values.pop("extends"))
+    if Path(base).suffix in (".yaml", ".yml"):
+        base = str(path.parent / base)
+    return _extended(*read_setting(base), values, comments)
+
+
+def _extended(
+    base: dict[str, Any], base_comments: dict[str, str], values: dict[str, Any], comments: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """`base` with `values` in place of its own, key by key in sections and losses."""
+    merged = dict(base)
+    replaced = set()
+    for section, mine in values.items():
+        theirs = merged.get(section)
+        if section == "losses" and isinstance(mine, dict):
+            kept = dict(theirs or {})
+            for name, given in mine.items():
+                other_names = _other_names(name, given or {})
+                kept[name] = {k: v for k, v in (kept.get(name) or {}).items() if k not in other_names} | (given or {})
+                replaced |= {f"losses.{name}.{key}" for key in (*(given or {}), *other_names)}
+            merged[section] = kept
+        elif isinstance(mine, dict) and isinstance(theirs, dict):
+            dropped = _of_another_judge(theirs, mine) if section == "judge" else set()
+            merged[section] = {k: v for k, v in theirs.items() if k not in dropped} | mine
+            replaced |= {f"{section}.{key}" for key in (*mine, *dropped)}
+        else:
+            merged[section] = mine
+            replaced.add(section)
+    return merged, {k: v for k, v in base_comments.items() if k not in replaced} | comments
+
+
+def _other_names(loss: str, given: Mapping[str, Any]) -> set[str]:
+    """The other names of the numbers that are given (gamma, gamma_beta_ratio)."""
+    try:
+        groups = get_loss(loss).alternatives
+    except PobenchError:  # `resolve` says it
+        return set()
+    return {name for group in groups for name in group if name not in given and any(g in given for g in group)}
+
+
+def _of_another_judge(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> set[str]:
+    """Keys of a judge section that mean nothing to the judge that `mine` names in place of theirs."""
+    same = "name" not in mine or judges.canonical(mine["name"]) == judges.canonical(theirs.get("name"))
+    return set() if same else {"settings"}
+
+
+def _comments(node: yaml.Node, lines: list[str], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    if not isinstance(node, yaml.MappingNode):
+        return found
+    for key, value in node.value:
+        path = f"{prefix}{key.value}"
+        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+            found |= _comments(value, lines, f"{path}.")
+            continue
+        rest = lines[value.end_mark.line][value.end_mark.column :] if value.end_mark.line < len(lines) else ""
+        comment = rest.partition("#")[2].strip()
+        if comment:
+            found[path] = comment
+            if isinstance(value, yaml.MappingNode):
+                found |= {f"{path}.{k.value}": comment for k, _ in value.value}
+    return found

@@ -1,0 +1,1 @@
+"""Training: one loop for every objective, what it minimises, its memory and its checkpoints."""

@@ -1,0 +1,1 @@
+"""Workflows: what people ask for, over runs: studies, tuning, on-policy pairs, checks."""

@@ -1,0 +1,467 @@
+"""What a preference loss must do to be compared fairly, whoever wrote it: laws, each with a verdict and what was seen.
+
+`holds` and `fails` are verdicts; a `note` is a property that a reader should know, neither right nor wrong.
+Laws of the function alone are tried on pairs in fp64 (and fp32 at the extremes); then whole training steps of a small
+random model are compared, the same batch cut in every way (`pobench.workflows.invariance`).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pobench.errors import PobenchError
+from pobench.registry import Loss, load_plugin, losses
+from pobench.settings.resolve import resolve_names
+from pobench.types import LossOutput, Pair, SequenceLogps
+from pobench.workflows.invariance import SPLITS, TOLERANCE, WHOLE, difference, take_steps, take_steps_in_two_processes
+
+
+class Finding(NamedTuple):
+    """One law's verdict on one loss. seen: a sentence with the numbers."""
+
+    law: str
+    verdict: Literal["holds", "fails", "note"]
+    seen: str
+
+
+class Numbers(NamedTuple):
+    """Preference pairs as a loss sees them, each (pairs,): sums in nats under policy and reference, lengths in tokens."""
+
+    chosen: Tensor
+    rejected: Tensor
+    reference_chosen: Tensor
+    reference_rejected: Tensor
+    chosen_length: Tensor
+    rejected_length: Tensor
+
+    def take(self, index: Any) -> Numbers:
+        return Numbers(*(t[index] for t in self))
+
+    def swapped(self) -> Numbers:
+        return Numbers(*(self[i] for i in (1, 0, 3, 2, 5, 4)))
+
+    def to(self, dtype: torch.dtype) -> Numbers:
+        return Numbers(*[t.to(dtype) if t.is_floating_point() else t for t in self])
+
+
+class Evaluated(NamedTuple):
+    """A loss at some pairs. by_chosen, by_rejected: (pairs,) derivatives of the summed loss by the policy's sums."""
+
+    output: LossOutput
+    by_chosen: Tensor
+    by_rejected: Tensor
+
+
+class Subject:
+    """A loss with its settings."""
+
+    def __init__(self, loss: Loss, changes: Mapping[str, Any] | None = None) -> None:
+        self.loss, self.settings = loss, {**loss.settings, **(changes or {})}
+
+    def __call__(self, at: Numbers, kl: float = 0.0, **changes: Any) -> LossOutput:
+        policy = Pair(SequenceLogps(at[0], at[4]), SequenceLogps(at[1], at[5]))
+        reference = Pair(SequenceLogps(at[2], at[4]), SequenceLogps(at[3], at[5]))
+        settings = {**self.settings, **changes}
+        return self.loss(*self.loss.asked(policy, reference, torch.tensor(kl, dtype=at[0].dtype)), **settings)
+
+    def evaluate(self, at: Numbers, kl: float = 0.0, **changes: Any) -> Evaluated:
+        leaves = [t.clone().requires_grad_() for t in at[:2]]
+        output = self(at._replace(chosen=leaves[0], rejected=leaves[1]), kl, **changes)
+        if not output.loss.requires_grad:
+            return Evaluated(output, *(torch.zeros_like(t) for t in leaves))
+        return Evaluated(output, *torch.autograd.grad(output.loss.sum(), leaves, materialize_grads=True))
+
+
+# ---------------------------------------------------------------- pairs to try a loss on
+def _uniform(n: int, draw: torch.Generator) -> Callable[[float, float], Tensor]:
+    """(low, high) → (n,) numbers in between, the next ones of `draw`."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, generator=draw, dtype=torch.float64)
+
+    return uniform
+
+
+def ordinary(n: int = 64, seed: int = 0) -> Numbers:
+    """Random pairs: 5 to 400 tokens, 0.05 to 3 nats a token, up to some nats away from the reference."""
+    draw = torch.Generator().manual_seed(seed)
+    uniform = _uniform(n, draw)
+    lengths = [uniform(5, 401).floor() for _ in range(2)]
+    policy = [-length * uniform(0.05, 3) for length in lengths]
+    moved = [torch.randn(n, generator=draw, dtype=torch.float64) * 6 for _ in range(2)]
+    reference = [(total - by).clamp(max=0) for total, by in zip(policy, moved, strict=True)]
+    return Numbers(*policy, *reference, *(length.long() for length in lengths))
+
+
+def misranked(clearly: bool = False, n: int = 32, seed: int = 1) -> Numbers:
+    """Pairs that training has yet to rank: the rejected answer ahead, by the policy and since the reference. A little
+    (0.04 nats a token, under 2 nats since the reference), or clearly (0.6 nats a token, 20 to 60 nats each)."""
+    uniform = _uniform(n, torch.Generator().manual_seed(seed))
+    length = uniform(20, 200).floor()
+    mean, apart = -uniform(0.4, 2.0), 0.3 if clearly else 0.02
+    chosen, rejected = length * (mean - apart), length * (mean + apart)
+    moved = uniform(20, 60) if clearly else uniform(0.1, 0.8)
+    return Numbers(chosen, rejected, chosen + moved, rejected - moved, length.long(), length.long())
+
+
+def extremes() -> Numbers:
+    """Sums of -1e4 and nearly 0 nats in every combination, one token and many."""
+    rows = [(*sums, *n) for sums in product((-1e4, -1e-3), repeat=4) for n in ((1, 1), (7, 900))]
+    columns = torch.tensor(rows, dtype=torch.float64).T
+    return Numbers(*columns[:4], *columns[4:].long())
+
+
+def equal() -> Numbers:
+    """Pairs whose two answers are alike, with and without a reference that has moved; one-token answers too."""
+    total = torch.tensor([-40.0, -40.0, -1.0, -0.01], dtype=torch.float64)
+    before = torch.tensor([-40.0, -43.0, -1.5, -0.01], dtype=torch.float64)
+    length = torch.tensor([20, 20, 1, 1])
+    return Numbers(total, total, before, before, length, length)
+
+
+def untrained(n: int = 400, seed: int = 2) -> Numbers:
+    """Realistic pairs before the first step (policy = reference): 30 to 600 tokens, 0.3 to 1.5 nats a token."""
+    uniform = _uniform(n, torch.Generator().manual_seed(seed))
+    lengths = [uniform(30, 601).floor() for _ in range(2)]
+    totals = [-length * uniform(0.3, 1.5) for length in lengths]
+    return Numbers(*totals, *totals, *(length.long() for length in lengths))
+
+
+# ---------------------------------------------------------------- laws of the function
+LAWS: list[tuple[str, Callable[[Subject], tuple[str, str]]]] = []
+
+
+def law(name: str) -> Callable[[Callable[[Subject], tuple[str, str]]], Callable[[Subject], tuple[str, str]]]:
+    """A law: Subject → (verdict, what was seen)."""
+
+    def register(function: Callable[[Subject], tuple[str, str]]) -> Callable[[Subject], tuple[str, str]]:
+        LAWS.append((name, function))
+        return function
+
+    return register
+
+
+@law("one value per pair")
+def _shapes(subject: Subject) -> tuple[str, str]:
+    for n in (1, 5):
+        output = subject(ordinary(n))
+        wrong = [f"{k} {tuple(t.shape)}" for k, t in output._asdict().items() if t.shape != (n,)]
+        if wrong:
+            return "fails", f"of {n} pairs: {', '.join(wrong)}; each must be ({n},), the harness takes the mean itself"
+        wrong = [f"{k} {t.dtype}" for k, t in output._asdict().items() if t.dtype != torch.float64]
+        if wrong:
+            return "fails", f"fp64 sums give {', '.join(wrong)}: digits are lost"
+    return "holds", "loss and both rewards are (pairs,), in the precision they are handed"
+
+
+@law("a pair stands for itself")
+def _alone(subject: Subject) -> tuple[str, str]:
+    pairs = ordinary(16)
+    together, kl = subject.evaluate(pairs, 2.0), 2.0
+    alone = [subject.evaluate(pairs.take(slice(i, i + 1)), kl) for i in range(16)]
+    worst = 0.0
+    for field in ("loss", "chosen_reward", "rejected_reward"):
+        each = torch.cat([getattr(a.output, field) for a in alone])
+        worst = max(worst, _relative(getattr(together.output, field), each))
+    worst = max(worst, _relative(together.by_chosen, torch.cat([a.by_chosen for a in alone])))
+    worst = max(worst, _relative(together.by_rejected, torch.cat([a.by_rejected for a in alone])))
+    if worst > 1e-12:
+        return "fails", (
+            f"a pair's loss or gradient depends on the pairs beside it (relative {worst:.1g}): the objective would change"
+            " with the micro-batch; take means over one response's tokens, never over the batch"
+        )
+    return "holds", "16 pairs together give what each gives alone"
+
+
+@law("the gradient reaches both responses")
+def _flow(subject: Subject) -> tuple[str, str]:
+    got = subject.evaluate(joined(misranked(), ordinary()), 1.0)
+    dead = [name for name, g in (("chosen", got.by_chosen), ("rejected", got.by_rejected)) if not g.abs().any()]
+    if dead:
+        return "fails", f"the loss does not depend on the {' or the '.join(dead)} response's log-probability"
+    return (
+        "holds",
+        f"mean |slope| {got.by_chosen.abs().mean():.3g} by the chosen sum, {got.by_rejected.abs().mean():.3g} by the rejected",
+    )
+
+
+@law("it pulls the right way")
+def _direction(subject: Subject) -> tuple[str, str]:
+    parts, wrong_everywhere = [], True
+    for clearly in (False, True):
+        got = subject.evaluate(misranked(clearly))
+        where = f"of {len(got.by_chosen)} pairs ranked {'clearly' if clearly else 'a little'} the wrong way"
+        joins, raises = got.by_chosen - got.by_rejected >= 0, got.by_rejected < 0
+        wrong_everywhere &= bool((joins | raises).all())
+        for count, what in (
+            (int(joins.sum()), "a step draws the answers together"),
+            (int((raises & ~joins).sum()), "a step raises the rejected response"),
+            (int(((got.by_chosen > 0) & ~joins).sum()), "a step lowers both responses, the rejected one more"),
+        ):
+            if count:
+                parts.append(f"at {count} {where} {what}")
+    if wrong_everywhere:
+        return "fails", f"{'; '.join(parts)}: a wrong sign?"
+    if parts:
+        return "note", "; ".join(parts)
+    return "holds", "at 64 pairs ranked the wrong way a step raises the chosen and lowers the rejected response"
+
+
+@law("the gradient is the value's")
+def _derivative(subject: Subject) -> tuple[str, str]:
+    pairs, h = ordinary(48, seed=3), 1e-4
+    got = subject.evaluate(pairs, 1.0)
+    worst, scale = 0.0, 0.0
+    for field, gradient in (("chosen", got.by_chosen), ("rejected", got.by_rejected)):
+        here = getattr(pairs, field)
+        up, down = (subject(pairs._replace(**{field: here + sign * h}), 1.0).loss.detach() for sign in (1, -1))
+        slope = (up - down) / (2 * h)
+        scale = max(scale, float(gradient.abs().max()))
+        off = (slope - gradient).abs() / torch.maximum(
+            gradient.abs(), torch.full_like(gradient, 1e-4 * max(scale, 1e-12))
+        )
+        rounding = 1e-12 * (up.abs() + down.abs()) / h  # what fp64 leaves of the difference of two values
+        worst = max(worst, float(torch.where((slope - gradient).abs() <= rounding, 0.0, off).max()))
+    if worst > 1e-4:
+        return (
+            "fails",
+            f"autograd's slope and the loss's own differ by {worst:.1g} relative: is something detached that should not be?",
+        )
+    return "holds", "autograd agrees with finite differences at 48 pairs, to 1e-4 relative or what rounding leaves"
+
+
+@law("finite at the extremes")
+def _finite(subject: Subject) -> tuple[str, str]:
+    for dtype in (torch.float32, torch.float64):
+        for kl in (0.0, 1e4, -1e4) if "kl" in subject.loss.needs else (0.0,):
+            at = extremes().to(dtype)
+            got = subject.evaluate(at, kl)
+            bad = _not_finite(got)
+            if bad is not None:
+                what, i = bad
+                numbers = ", ".join(f"{name} {float(t[i]):g}" for name, t in zip(Numbers._fields, at, strict=True))
+                return (
+                    "fails",
+                    f"{what} is {_value(got, what, i):g} in {str(dtype).removeprefix('torch.')} at {numbers}",
+                )
+    return "holds", f"value, rewards and slopes at {len(extremes().chosen)} extreme pairs, fp32 and fp64"
+
+
+@law("equal responses")
+def _equal(subject: Subject) -> tuple[str, str]:
+    for dtype in (torch.float32, torch.float64):
+        got = subject.evaluate(equal().to(dtype))
+        bad = _not_finite(got)
+        if bad is not None:
+            return (
+                "fails",
+                f"{bad[0]} is {_value(got, *bad):g} where both answers have the same log-probability and length",
+            )
+    return "holds", "finite where the two answers cannot be told apart, one-token answers too"
+
+
+@law("it uses what it asks for")
+def _needs(subject: Subject) -> tuple[str, str]:
+    pairs = ordinary()
+    unused = []
+    if "reference" in subject.loss.needs:
+        shift = torch.linspace(-5, -1, len(pairs.chosen), dtype=torch.float64)
+        moved = pairs._replace(reference_chosen=pairs.reference_chosen + shift)
+        if torch.equal(subject(pairs, 1.0).loss, subject(moved, 1.0).loss):
+            unused.append("reference")
+    if "kl" in subject.loss.needs and torch.equal(subject(pairs, 1.0).loss, subject(pairs, 9.0).loss):
+        unused.append("kl")
+    if unused:
+        return (
+            "fails",
+            f"the loss asks for {' and '.join(unused)} and does not use it: drop the parameter, and the reference pass with it",
+        )
+    asked = ", ".join(sorted(subject.loss.needs)) or "the policy alone"
+    return "holds", f"asks for {asked}"
+
+
+@law("every setting counts")
+def _settings(subject: Subject) -> tuple[str, str]:
+    pairs = joined(ordinary(), misranked())
+    base, dead, tried = subject(pairs, 1.0).loss, [], []
+    for name, value in subject.settings.items():
+        if isinstance(value, bool):
+            other: Any = not value
+        elif isinstance(value, int | float):
+            other = value * 1.5 if value else 0.1
+        else:
+            continue  # a choice of words, or a second name of another setting
+        tried.append(name)
+        if torch.equal(subject(pairs, 1.0, **{name: other}).loss, base):
+            dead.append(f"{name} ({value} or {other})")
+    if dead:
+        return "fails", f"{', '.join(dead)} changes nothing"
+    return "holds", f"{', '.join(tried) or 'no number to set'}"
+
+
+@law("a reward belongs to its response")
+def _rewards(subject: Subject) -> tuple[str, str]:
+    pairs = ordinary()
+    here, there = subject(pairs, 1.0), subject(pairs.swapped(), 1.0)
+    off = max(
+        _relative(here.chosen_reward, there.rejected_reward), _relative(here.rejected_reward, there.chosen_reward)
+    )
+    if off > 1e-9:
+        return (
+            "note",
+            f"swapping the two answers does not swap their rewards (relative {off:.1g}), so reward accuracy is no ranking",
+        )
+    return "holds", "swapping the two answers swaps their rewards"
+
+
+@law("before the first step")
+def _first(subject: Subject) -> tuple[str, str]:
+    got = subject.evaluate(untrained())
+    value, weight = got.output.loss.detach(), (got.by_chosen.abs() + got.by_rejected.abs())
+    spread = "the same for every pair" if value.std() < 1e-9 else f"{value.min():.4g} to {value.max():.4g}"
+    return "note", f"loss {value.mean():.4g} ({spread}); mean gradient weight {weight.mean():.3g} a pair"
+
+
+@law("length")
+def _length(subject: Subject) -> tuple[str, str]:
+    lengths = torch.tensor([10, 100, 1000])
+    n = lengths.double()
+
+    def reward(nats: float, moved: float) -> list[float]:
+        total = nats * n
+        at = Numbers(total, total, total - moved * n, total - moved * n, lengths, lengths)
+        return subject(at).chosen_reward.detach().tolist()
+
+    def tells(values: Sequence[float]) -> str:
+        first, _, last = values
+        if math.isclose(first, last, rel_tol=1e-6, abs_tol=1e-9):
+            return "does not change with length"
+        return f"{'grows' if abs(last) > abs(first) else 'shrinks'} with length: " + ", ".join(
+            f"{v:.4g}" for v in values
+        )
+
+    if "reference" in subject.loss.needs:
+        return (
+            "note",
+            f"0.1 nats a token above the reference, at 10, 100, 1000 tokens: the reward {tells(reward(-1.0, 0.1))}",
+        )
+    return "note", f"at -1 nat a token and 10, 100, 1000 tokens the reward {tells(reward(-1.0, 0.0))}"
+
+
+@law("saturation")
+def _saturation(subject: Subject) -> tuple[str, str]:
+    pairs = untrained()
+    got = subject.evaluate(pairs)
+    weight = got.by_chosen.abs() * pairs.chosen_length + got.by_rejected.abs() * pairs.rejected_length
+    idle = float((weight <= 0.01 * weight.max()).double().mean())
+    return (
+        "note",
+        f"{idle:.0%} of {len(weight)} realistic pairs start with under a hundredth of the heaviest pair's weight",
+    )
+
+
+def joined(*several: Numbers) -> Numbers:
+    return Numbers(*(torch.cat(columns) for columns in zip(*several, strict=True)))
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest value; inf where one is not finite."""
+    off = float(((a - b).abs().max() / torch.maximum(b.abs().max(), torch.tensor(1e-30, dtype=b.dtype))).detach())
+    return off if math.isfinite(off) else math.inf
+
+
+def _not_finite(got: Evaluated) -> tuple[str, int] | None:
+    named = {
+        **got.output._asdict(),
+        "slope by the chosen sum": got.by_chosen,
+        "slope by the rejected sum": got.by_rejected,
+    }
+    for what, t in named.items():
+        bad = (~t.detach().isfinite()).nonzero()
+        if len(bad):
+            return what, int(bad[0, 0]) if bad.ndim == 2 and bad.shape[1] else 0
+    return None
+
+
+def _value(got: Evaluated, what: str, i: int) -> float:
+    named = {
+        **got.output._asdict(),
+        "slope by the chosen sum": got.by_chosen,
+        "slope by the rejected sum": got.by_rejected,
+    }
+    return float(named[what].detach().reshape(-1)[i])
+
+
+# ---------------------------------------------------------------- the training step
+def _steps(subject: Subject, plugins: Sequence[str]) -> Iterator[Finding]:
+    name = "a batch may be cut in any way"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        try:
+            whole = take_steps(subject.loss, subject.settings, WHOLE, folder)
+            off = {s.name: difference(take_steps(subject.loss, subject.settings, s, folder), whole) for s in SPLITS}
+        except PobenchError as error:
+            yield Finding(name, "fails", f"training stops: {' '.join(str(error).split())}")
+            return
+    if not (whole.gradient.norm(dim=1) > 0).all():
+        yield Finding(name, "note", "no gradient on these pairs: nothing could be compared")
+        return
+    worst = max(off, key=lambda s: math.inf if math.isnan(off[s]) else off[s])
+    if not off[worst] <= TOLERANCE:
+        yield Finding(
+            name,
+            "fails",
+            f"{worst} differs from {WHOLE.name} by {off[worst]:.1g} relative (allowed {TOLERANCE:g}) in loss or gradient",
+        )
+    else:
+        ways = ", ".join(off)
+        yield Finding(name, "holds", f"as {WHOLE.name}, to {off[worst]:.0e} relative: {ways}; a short last batch too")
+    name = "two processes train as one"
+    try:
+        changed = {subject.loss.name: subject.settings}
+        one, two = take_steps_in_two_processes([subject.loss.name], plugins, changed)[subject.loss.name]
+    except Exception as error:
+        yield Finding(name, "fails", f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}")
+        return
+    off_two = difference(two, one)
+    verdict: Literal["holds", "fails"] = "holds" if off_two <= TOLERANCE else "fails"
+    yield Finding(name, verdict, f"loss and gradient differ by {off_two:.1g} relative (allowed {TOLERANCE:g}), gloo")
+
+
+def check(
+    loss: Loss, changes: Mapping[str, Any] | None = None, plugins: Sequence[str] = (), *, steps: bool = True
+) -> Iterator[Finding]:
+    """Every law's verdict on a loss, one by one. changes: settings other than its defaults. plugins: files that other
+    processes must import to know the loss. steps: take training steps too (some twenty seconds)."""
+    subject = Subject(loss, changes)
+    for name, function in LAWS:
+        try:
+            verdict, seen = function(subject)
+        except Exception as error:  # a user's loss may raise anything; the other laws are tried all the same
+            verdict, seen = "fails", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        yield Finding(name, verdict, seen)  # type: ignore[arg-type]
+    if steps:
+        yield from _steps(subject, plugins)
+
+
+def losses_of(target: str) -> tuple[list[Loss], list[str]]:
+    """(losses, plug-in files) of names, or of a Python file that registers some. Raises PobenchError."""
+    if not target.endswith(".py"):
+        names, faults = resolve_names(target)
+        if faults:
+            raise PobenchError("\n".join(faults))
+        return [losses.get(name) for name in names], []
+    before = set(losses.names())
+    load_plugin(target)
+    found = [losses.get(name) for name in losses.names() if name not in before]
+    if not found:
+        raise PobenchError(f"{target!r} registers no loss; decorate a function with @register_loss(…)")
+    return found, [str(Path(target).absolute())]

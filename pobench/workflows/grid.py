@@ -1,0 +1,83 @@
+"""The grid that a loss is tuned over, and where shipped grids lie."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from pobench.errors import PobenchError, nearest
+from pobench.registry import Loss, get_loss
+from pobench.settings.faults import explain
+
+# ---------------------------------------------------------------- what is searched
+Point = dict[str, Any]  # "lr" or a setting of the loss → value
+Space = dict[str, list[Any]]
+
+
+class Grid(pydantic.BaseModel):
+    """One YAML of experiments/grids. lr: for every loss; losses: name → setting → values, `lr` among them if its own."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    lr: list[float] = pydantic.Field(min_length=1)
+    losses: dict[str, dict[str, list[Any]]] = {}
+
+
+def grid_folder() -> Path:
+    """Where the shipped grids stand."""
+    return Path(str(importlib.resources.files("pobench.experiments"))) / "grids"
+
+
+def read_grid(name: str) -> Grid:
+    """A shipped grid or a YAML path. Raises PobenchError that lists what is wrong with it."""
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else grid_folder() / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in grid_folder().glob("*.yaml"))
+        raise PobenchError(
+            f"tune.grid: no grid {name!r}{nearest(name, known)} Known: {', '.join(known)}; or a YAML path"
+        )
+    try:
+        return Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise PobenchError(f"tune.grid: {str(path)!r} cannot be read: {error}") from None
+    except pydantic.ValidationError as error:
+        raise PobenchError("\n".join(explain(error, f"{path.name}: ", Grid))) from None
+
+
+def search_space(loss: Loss, grid: Grid) -> Space:
+    """Learning rates × the loss's own settings: those that the grid names, else those with a published range.
+
+    Raises PobenchError for a setting that the loss does not have.
+    """
+    named = {get_loss(name).name: values for name, values in grid.losses.items()}
+    own = named.get(loss.name)
+    if own is None:
+        own = {name: list(values) for name, values in loss.ranges.items() if len(tuple(values or ())) > 1}
+    unknown = [key for key in own if key != "lr" and key not in loss.settings]
+    if unknown:
+        raise PobenchError(
+            f"tune.grid: {loss.name} has no {', '.join(map(repr, unknown))}; it takes {', '.join(loss.settings) or 'none'}"
+        )
+    return {"lr": list(grid.lr), **{key: list(values) for key, values in own.items()}}
+
+
+def search_spaces(grid: str | None, names: Sequence[str]) -> dict[str, Space]:
+    """Of each loss; none without a grid. Raises PobenchError for a grid that cannot be read, and as `search_space`."""
+    if grid is None:
+        return {}
+    read = read_grid(grid)
+    return {name: search_space(get_loss(name), read) for name in names}
+
+
+def points_of(space: Space, loss: str) -> list[Point]:
+    """Every cell of the grid, in an order that hashes fix: the first N are a fair sample of it, among any first M > N."""
+    cells = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+    return sorted(cells, key=lambda cell: hashlib.sha256(json.dumps([loss, cell], sort_keys=True).encode()).hexdigest())

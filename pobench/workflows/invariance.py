@@ -1,0 +1,231 @@
+"""The same optimiser batch, cut in every way: one micro-batch or eight, packed or padded, one process or two.
+
+A whole training step of a small random model is taken each way, by the loop that trains everything, and the gradient is
+read where the optimiser reads it. Two steps are compared, a batch of eight pairs and a short last one of three, at
+weights that have moved away from the reference.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pobench.data.order import mismatch
+from pobench.model.layouts import get_layout
+from pobench.registry import Loss, get_loss, load_plugin
+from pobench.settings.schema import TrainConfig
+from pobench.training.loop import train
+from pobench.training.reference import ReferenceCache
+from pobench.types import Group, TokenPair
+
+PAIRS, BATCH = 11, 8  # two batches: eight, and a short last one of three
+VOCABULARY = 61
+TOLERANCE = 1e-5  # relative, in fp32
+MOVE = 0.02  # the learning rate of the steps that lead away from the reference
+STAND_STILL = 1e-30  # a rate that changes no fp32 weight
+
+
+class Split(NamedTuple):
+    """A way to cut a batch. micro_batches: how many the batch of eight becomes. head_tile: vocabulary entries."""
+
+    name: str
+    micro_batches: int
+    layout: str = "shared_prefix"
+    head_tile: int | None = None
+
+
+WHOLE = Split("one micro-batch of eight", 1)
+SPLITS = (
+    Split("two micro-batches", 2),
+    Split("eight micro-batches of one pair", 8),
+    Split("padded rows, one micro-batch", 1, "padded"),
+    Split("padded rows, eight micro-batches", 8, "padded"),
+    Split("head tiles of fifty vocabulary entries", 2, head_tile=50),
+)
+
+
+class Steps(NamedTuple):
+    """What the two steps gave. loss: (2,) fp64. gradient: (2, parameters) fp32, as the optimiser is handed it, unclipped."""
+
+    loss: Tensor
+    gradient: Tensor
+
+
+def difference(steps: Steps, whole: Steps) -> float:
+    """The largest relative difference of a loss or of a gradient (its norm); nan where something is not finite."""
+    floor = 1e-2  # a loss near zero is a difference of larger numbers
+    by_loss = (steps.loss - whole.loss).abs() / whole.loss.abs().clamp(min=floor)
+    by_gradient = (steps.gradient - whole.gradient).norm(dim=1) / whole.gradient.norm(dim=1).clamp(min=1e-12)
+    both = torch.cat([by_loss, by_gradient.double()])
+    return float(both.max()) if both.isfinite().all() else math.nan
+
+
+def small_model() -> Any:
+    """A Llama of two layers with random weights large enough for its answers to differ; the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+        )
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.mul_(5.0)
+    return model
+
+
+def small_pairs(n: int = PAIRS, seed: int = 1) -> list[TokenPair]:
+    """Random pairs of a few tokens, one-token answers among them."""
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(1, VOCABULARY) for _ in range(draw.randint(low, high)))
+
+    return [TokenPair(f"p{i}", ids(2, 8), ids(1, 9), ids(1, 9)) for i in range(n)]
+
+
+def take_steps(loss: Loss, settings: Mapping[str, Any], split: Split, folder: Path) -> Steps:
+    """The two steps, cut as `split` says. folder: shared by all splits of a loss, so that they start from one checkpoint.
+
+    Raises whatever training raises: PobenchError for a loss of the wrong shape or without a number.
+    """
+    pairs = small_pairs()
+    start = folder / "start"
+    if not start.is_dir():
+        _train(loss, settings, WHOLE, pairs, folder, start, [range(PAIRS)], MOVE)  # leaves a checkpoint after step 1
+    run = folder / split.name
+    if _is_main():
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(start, run, dirs_exist_ok=True)  # another process may have made the folder
+    # Step 1 of this plan is done; then come the short batch of three and a batch of eight.
+    losses, gradients = _train(loss, settings, split, pairs, folder, run, [range(PAIRS), range(BATCH)], STAND_STILL)
+    return Steps(torch.tensor(losses, dtype=torch.float64), torch.stack(gradients))
+
+
+def take_steps_in_two_processes(
+    names: Sequence[str], plugins: Sequence[str] = (), settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, tuple[Steps, Steps]]:
+    """For each loss the steps of one process and those of two (gloo, on this machine), every batch whole.
+
+    settings: loss → what differs from its defaults. Raises what the processes raise.
+    """
+    given = {name: dict((settings or {}).get(name, {})) for name in names}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for plugin in plugins:
+            load_plugin(plugin)
+        alone = {}
+        for name in names:
+            loss = get_loss(name)
+            alone[name] = take_steps(loss, {**loss.settings, **given[name]}, WHOLE, folder / name)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        torch.multiprocessing.spawn(_process, (port, folder, given, tuple(plugins)), nprocs=2)
+        both = {}
+        for name in names:
+            found = load_file(folder / f"{name}.safetensors")
+            both[name] = (alone[name], Steps(found["loss"], found["gradient"]))
+        return both
+
+
+def _process(
+    rank: int, port: int, folder: Path, given: Mapping[str, Mapping[str, Any]], plugins: Sequence[str]
+) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    for plugin in plugins:
+        load_plugin(plugin)
+    for name, changes in given.items():
+        loss = get_loss(name)
+        steps = take_steps(loss, {**loss.settings, **changes}, WHOLE._replace(name="two processes"), folder / name)
+        if rank == 0:
+            save_file(steps._asdict(), folder / f"{name}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _train(
+    loss: Loss,
+    settings: Mapping[str, Any],
+    split: Split,
+    pairs: Sequence[TokenPair],
+    folder: Path,
+    run: Path,
+    epochs: Sequence[range],
+    rate: float,
+) -> tuple[list[float], list[Tensor]]:
+    """Train a small model; the losses and gradients of the steps taken."""
+    config = TrainConfig(
+        lr=rate,
+        batch_size=BATCH,
+        schedule="constant",
+        warmup_ratio=0.0,
+        max_grad_norm=1e30,
+        precision="fp32",
+        layout=split.layout,  # type: ignore[arg-type]
+        micro_tokens=_budget(split, pairs[:BATCH]),
+        head_tile=split.head_tile,
+        checkpoint_seconds=0.0 if rate == MOVE else 1e9,
+    )
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    run.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    rows: list[float] = []
+    gradients: list[Tensor] = []
+
+    def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients.append(
+            torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in trained])
+        )
+
+    watching = register_optimizer_step_pre_hook(keep)
+    try:
+        train(
+            accelerator,
+            small_model(),
+            pairs,
+            [list(epoch) for epoch in epochs],
+            loss,
+            settings,
+            config,
+            folder=run,
+            references=lambda arithmetic: ReferenceCache(folder / "reference", "small", arithmetic),
+            mismatched=mismatch(pairs),
+            log=lambda row: rows.append(row["loss"]),
+        )
+    finally:
+        watching.remove()
+    return rows, gradients
+
+
+def _budget(split: Split, pairs: Sequence[TokenPair]) -> int:
+    """The fewest tokens a micro-batch with which `pairs` become as many micro-batches as the split says."""
+    groups, layout = [Group.of(p) for p in pairs], get_layout(split.layout)
+    return next(b for b in range(1, 10_000) if len(layout.plan(groups, b)) <= split.micro_batches)

@@ -1,0 +1,407 @@
+"""Preference pairs from a model's own answers: sample several, rank them, best against worst.
+
+    prompts → samples, each process a share → `pobench.judging.ranking` → pairs, split by prompt
+
+The samples are kept beside the pairs, `<name>.samples.jsonl`, so the pairs can be made anew from them without a model.
+Each process appends its share to a part of its own as batches complete; the next gathering puts all parts into the
+order of the prompts. So an interrupted call goes on where it stopped, with as many processes as there are then, and
+ends in the same bytes. `<name>.recipe.json` says how samples and pairs came about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pydantic
+import torch
+import transformers
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+
+from pobench.data.chat import tokenizer_of
+from pobench.data.order import split_by_prompt, text_key
+from pobench.data.prompts import prompt_rows
+from pobench.data.rows import Message, messages
+from pobench.errors import PobenchError
+from pobench.files import write_text
+from pobench.judging import PairwiseJudge, PointwiseJudge
+from pobench.judging.pairwise import Progress
+from pobench.judging.ranking import Ranked, Row, Sample, best_against_worst, comparisons
+from pobench.model.device import bf16_pays, layout_of_devices
+from pobench.model.generate import PRECISIONS, Decoding, generate_batches
+from pobench.model.load import attention_of, load_model
+from pobench.progress import progress
+from pobench.registry import judges
+from pobench.runs.execute import launch
+from pobench.runs.start_model import start_model
+from pobench.settings.faults import explain, judge_faults
+from pobench.settings.job import Job
+from pobench.settings.read import read_setting
+from pobench.settings.resolve import resolve, section_of
+from pobench.settings.schema import ModelConfig, OnPolicyConfig
+from pobench.sources import weights_digest
+
+Judge = PointwiseJudge | PairwiseJudge
+
+
+class Sampling:
+    """What is asked for, and the files of what has been drawn.
+
+    rows: each with `id` and `prompt` (text or messages); of rows with the same prompt the first stays. made_by: what
+    names the model in the recipe (source, digest). Raises PobenchError that lists the faulty rows.
+    """
+
+    def __init__(self, rows: Sequence[Row], out: Path, made_by: Mapping[str, Any], decoding: Decoding) -> None:
+        _check_rows(rows)
+        distinct = {_key(row["prompt"]): row for row in reversed(rows)}
+        self.rows = [row for row in rows if distinct[_key(row["prompt"])] is row]
+        self.repeated = len(rows) - len(self.rows)
+        self.out, self.decoding = out, decoding
+        prompts = [(row["id"], messages(row["prompt"])) for row in self.rows]
+        self.asked = {
+            "model": dict(made_by),
+            "decoding": asdict(decoding),
+            "prompts": {"count": len(prompts), "sha256": _digest(prompts)},
+        }
+
+    @property
+    def file(self) -> Path:
+        return self.out.with_suffix(".samples.jsonl")
+
+    @property
+    def total(self) -> int:
+        """How many answers there are to be."""
+        return len(self.rows) * self.decoding.samples
+
+    def read(self) -> list[Sample]:
+        """What is gathered, in the order of the prompts."""
+        return _read(self.file, self.asked) if self.file.is_file() else []
+
+    def gather(self) -> list[Sample]:
+        """Put the parts that processes have left into the one file; returns all that is drawn.
+
+        Raises PobenchError when a file holds something else, or samples of another model, other prompts or settings.
+        """
+        parts = sorted(self.out.parent.glob(f"{self.out.stem}.samples.*-of-*.jsonl"))
+        found = {(s.id, s.sample): s for file in parts for s in _read(file, self.asked)} | {
+            (s.id, s.sample): s for s in self.read()
+        }
+        place = {row["id"]: i for i, row in enumerate(self.rows)}
+        samples = sorted(found.values(), key=lambda s: (place[s.id], s.sample))
+        if parts or not self.file.is_file():
+            lines = [{"samples_of": self.asked}, *(sample._asdict() for sample in samples)]
+            write_text(self.file, "".join(map(_line, lines)))
+        for part in parts:
+            part.unlink()
+        return samples
+
+    def answers(self) -> list[tuple[Row, Sample]]:
+        """What is gathered, each answer with its prompt's row."""
+        rows = {row["id"]: row for row in self.rows}
+        return [(rows[sample.id], sample) for sample in self.read()]
+
+    def append(self, samples: Iterable[Sample], share: tuple[int, int]) -> None:
+        """Add to the part of this share."""
+        part = self.out.with_suffix(f".samples.{share[0]}-of-{share[1]}.jsonl")
+        lines = [] if part.is_file() else [{"samples_of": self.asked}]
+        with part.open("a", encoding="utf-8") as stream:
+            stream.write("".join(map(_line, [*lines, *(sample._asdict() for sample in samples)])))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def draw(
+    sampling: Sampling,
+    model: Any,
+    tokenizer: Any,
+    *,
+    batch_size: int = 64,
+    share: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> None:
+    """Draw what is not gathered yet, or this process's share of it. progress(done, all): in answers, of all shares."""
+    have = {(s.id, s.sample) for s in sampling.read()}
+    ids = [row["id"] for row in sampling.rows]
+    batches = generate_batches(
+        model,
+        tokenizer,
+        [messages(row["prompt"]) for row in sampling.rows],
+        sampling.decoding,
+        batch_size=batch_size,
+        skip=lambda prompt, sample: (ids[prompt], sample) in have,
+        share=share,
+    )
+    done = len(have)
+    for batch in batches:
+        sampling.append([Sample(ids[a.prompt], a.sample, a.text, a.tokens, a.finished) for a in batch], share)
+        done += len(batch) * share[1]  # the others are about as far
+        if progress is not None:
+            progress(min(done, sampling.total), sampling.total)
+
+
+def write_pairs(
+    sampling: Sampling,
+    judge: Judge,
+    *,
+    held_out: float = 0.0,
+    shape: Callable[[Ranked], dict[str, Any]] = Ranked.published,
+    judge_settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Rank what is drawn, and write pairs and recipe; returns the recipe.
+
+    held_out: the share of prompts whose pairs go to `<name>.heldout.jsonl`. Raises PobenchError when no pair is left.
+    """
+    out = sampling.out
+    samples = sampling.gather()
+    with progress(f"ranked by {judge.name}", len(samples), "answers") as advance:
+        pairs, counts = best_against_worst(
+            sampling.rows, samples, judge, lambda done, total: advance(done=done / total * len(samples))
+        )
+        advance(done=len(samples))
+    counts["repeated"] = sampling.repeated
+    if not pairs:
+        raise PobenchError(f"{judge.name} leaves no pair to learn from: {json.dumps(counts)}")
+    recipe = {**sampling.asked, "judge": judge.name, "rule": "best against worst, closest in length", "counts": counts}
+    if judge_settings:
+        recipe["judge_settings"] = dict(judge_settings)
+    files = {out: pairs}
+    if held_out > 0:
+        seed = sampling.decoding.seed
+        files[out], kept = split_by_prompt(pairs, held_out, seed, lambda pair: _key(pair.row["prompt"]))
+        files[out.with_suffix(".heldout.jsonl")] = kept
+        recipe["held_out"] = {"fraction": held_out, "seed": seed, "train": len(files[out]), "held_out": len(kept)}
+    for file, some in files.items():
+        write_text(file, "".join(_line(shape(pair)) for pair in some))
+    write_text(out.with_suffix(".recipe.json"), json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
+    return recipe
+
+
+def make_pairs(
+    rows: Sequence[Row],
+    judge: Judge,
+    out: Path,
+    *,
+    model: Any,
+    tokenizer: Any,
+    made_by: Mapping[str, Any],
+    decoding: Decoding,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+    **written: Any,
+) -> dict[str, Any]:
+    """Sample, rank and write, all in this process; returns the recipe. written: options of `write_pairs`.
+
+    Raises PobenchError as `Sampling`, `Sampling.gather` and `write_pairs` do.
+    """
+    sampling = Sampling(rows, out, made_by, decoding)
+    with _alone(out):
+        sampling.gather()
+        draw(sampling, model, tokenizer, batch_size=batch_size, progress=progress)
+        return write_pairs(sampling, judge, **written)
+
+
+class Recipe(NamedTuple):
+    """What `pobench data onpolicy` is asked for, checked. settings: of the judge."""
+
+    job: Job
+    config: OnPolicyConfig
+    judge: Judge
+    settings: Mapping[str, Any]
+
+
+def recipe_of(
+    setting: str,
+    *,
+    ranker: str | None = None,
+    ranker_settings: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Recipe:
+    """As a setting's `onpolicy` section says, with its start model; nothing is read but settings.
+
+    given: in place of the section's values. ranker: a judge's name, in place of the section's or the setting's judge;
+    ranker_settings: on top of theirs where it is the same judge. overrides: as `--set`. Raises PobenchError that lists
+    every fault of names and values.
+    """
+    config, faults, job = OnPolicyConfig(), list[str](), None
+    try:
+        (job,) = resolve(setting, "simpo", seeds=[0], model=model, overrides=overrides)
+    except PobenchError as error:
+        faults.append(str(error))
+    section: dict[str, Any] = {}
+    with contextlib.suppress(PobenchError):  # of an unknown setting: `resolve` said it
+        section = section_of(read_setting(setting)[0], "onpolicy", overrides or {})
+    try:
+        config = OnPolicyConfig.model_validate({**section, **given})
+    except pydantic.ValidationError as error:
+        faults += explain(error, "onpolicy.", OnPolicyConfig)
+    own = config.ranker if config.ranker.name or job is None else job.judge
+    name = ranker or own.name
+    settings = {**(own.settings if name == own.name else {}), **(ranker_settings or {})}
+    if name is not None:
+        faults += judge_faults(name, settings, "--ranker" if ranker else "onpolicy.ranker.name", "--ranker-set ")
+    elif job is not None:
+        faults.append(f"setting {setting!r} names no judge to rank by; give --ranker NAME (`pobench list judges`)")
+    if faults or job is None or name is None:
+        raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
+    return Recipe(job, config, judges.get(name)(**settings), settings)
+
+
+def make_pairs_of(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """`make_pairs` of a recipe, on as many processes as `pobench run` trains with; progress is shown."""
+    job, config, judge, settings = recipe
+    rows = prompt_rows(config.prompts or job.data.source, config.prompts_split or job.data.split, "onpolicy.prompts")
+    rows = [{**row, "prompt": row["messages"]} for row in rows]
+    folder = start_model(job)
+    made_by = {"source": job.model.source, "digest": weights_digest(folder)}
+    sampling = Sampling(rows, out, made_by, _decoding(config, job))
+    with _alone(out):
+        if len(sampling.gather()) < sampling.total:
+            _draw_in_processes(sampling, folder, job.model, job.answers.batch_size)
+        if hasattr(judge, "estimate"):
+            print(judge.estimate([two for _, two in comparisons(sampling.answers())]), file=sys.stderr)
+        return write_pairs(sampling, judge, held_out=config.held_out_fraction, judge_settings=settings)
+
+
+def _decoding(config: OnPolicyConfig, job: Job) -> Decoding:
+    precision = config.precision
+    if precision == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = "bf16" if bf16_pays(device) else "fp32"
+    length = config.max_new_tokens or job.answers.max_new_tokens
+    return Decoding(length, config.temperature, config.top_p, config.samples, config.seed, precision)
+
+
+# ---------------------------------------------------------------- processes
+def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, batch_size: int) -> None:
+    if layout_of_devices()[0] == 1:
+        return _draw_share(sampling, folder, model, batch_size)
+    prompts = [{"id": row["id"], "prompt": messages(row["prompt"])} for row in sampling.rows]
+    call = {
+        "rows": prompts,
+        "out": str(sampling.out),
+        "made_by": sampling.asked["model"],
+        "decoding": asdict(sampling.decoding),
+        "folder": str(folder),
+        "model": model.model_dump(),
+        "batch_size": batch_size,
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "call.json"
+        file.write_text(json.dumps(call), encoding="utf-8")
+        status = launch("pobench.workflows.onpolicy", file)
+    if status:
+        raise PobenchError(
+            f"a process that drew answers ended with status {status}, see above; what is drawn is kept, and the same "
+            "command goes on from there"
+        )
+
+
+def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, batch_size: int) -> None:
+    """What one process does, on its device."""
+    transformers.logging.disable_progress_bar()  # ours is enough
+    state = PartialState()
+    share = (state.process_index, state.num_processes)
+    speaker = load_model(
+        folder,
+        dtype=PRECISIONS[sampling.decoding.precision],
+        attention=attention_of(folder, model.attention),
+        trust_remote_code=model.trust_remote_code,
+    ).to(state.device)
+    title = "answers" if share[1] == 1 else f"answers, {share[1]} processes"
+    quiet = contextlib.nullcontext(lambda **_: None)
+    with progress(title, sampling.total, "answers") if state.is_main_process else quiet as advance:
+        draw(
+            sampling,
+            speaker,
+            tokenizer_of(folder, model),
+            batch_size=batch_size,
+            share=share,
+            progress=lambda done, total: advance(done=done),
+        )
+
+
+def main() -> None:
+    """`accelerate launch -m pobench.workflows.onpolicy CALL.json`: one process's share."""
+    call = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    sampling = Sampling(call["rows"], Path(call["out"]), call["made_by"], Decoding(**call["decoding"]))
+    try:
+        _draw_share(sampling, Path(call["folder"]), ModelConfig(**call["model"]), call["batch_size"])
+    except PobenchError as error:
+        sys.exit(f"pobench: {error}")
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Raises PobenchError where another command is at work on the same samples."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out.with_name(f".{out.name}.lock"), blocking=False):
+            yield
+    except Timeout:
+        raise PobenchError(
+            f"another command is at work on {str(out)!r}; wait for it, or write to another file"
+        ) from None
+
+
+# ---------------------------------------------------------------- rows and lines
+def _check_rows(rows: Sequence[Row]) -> None:
+    faults = []
+    seen: set[str] = set()
+    for number, row in enumerate(rows, start=1):
+        missing = [key for key in ("id", "prompt") if not row.get(key)]
+        faults += [f"row {number}: no {key!r}" for key in missing]
+        if not missing and row["id"] in seen:
+            faults.append(f"row {number}: id {row['id']!r} occurs twice")
+        seen.add(row.get("id", ""))
+    if not rows:
+        faults.append("there are none")
+    if faults:
+        raise PobenchError("prompts to sample from:\n" + "\n".join(f"  {f}" for f in faults))
+
+
+def _key(prompt: Any) -> str:
+    return text_key(Message(m["role"], m["content"]) for m in messages(prompt))
+
+
+def _read(file: Path, asked: Mapping[str, Any]) -> list[Sample]:
+    """The samples of one file, without a last line that was being written when its process was cut off."""
+    whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
+    if not whole:
+        return []
+    try:
+        first, *rest = map(json.loads, whole.split("\n"))  # an answer may hold other line ends
+        found = first["samples_of"]
+        samples = [Sample(**line) for line in rest]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PobenchError(f"{str(file)!r} is no file of samples ({error}); remove it to start anew") from error
+    differing = sorted(k for k in asked if json.loads(json.dumps(asked[k])) != found.get(k))
+    if differing:
+        was, now = ({k: side.get(k) for k in differing} for side in (found, asked))
+        raise PobenchError(
+            f"{str(file)!r} holds samples drawn otherwise ({', '.join(differing)}):\n  then {json.dumps(was)}\n"
+            f"  now  {json.dumps(now)}\nWrite to another file, or remove this one to start anew"
+        )
+    return samples
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""Searching a loss's grid with an equal budget, on prompts of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from pobench.errors import PobenchError
+from pobench.files import write_text
+from pobench.results.metrics import METRICS, score
+from pobench.results.run_folder import RunFolder
+from pobench.runs.execute import execute
+from pobench.runs.plan import Plan, make_plan
+from pobench.runs.task import HOME_STAGES, Task
+from pobench.settings.job import Job
+from pobench.workflows.grid import Space, points_of
+from pobench.workflows.tune import COLUMN_NAMES, Search, Tuning
+
+
+# ---------------------------------------------------------------- the search
+@dataclass(frozen=True)
+class Best:
+    """What was chosen for a loss. searched: which of its settings were varied. value: of the objective; low, high: its 95 %
+    interval; start: the start model's own."""
+
+    loss: str
+    settings: Mapping[str, Any]
+    searched: tuple[str, ...]
+    lr: float
+    value: float
+    low: float
+    high: float
+    start: float
+    n: int
+    trials: int
+    run: str
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search left behind. failed: `loss: reason`, one a failed trial."""
+
+    best: list[Best]
+    failed: list[str]
+    made: int  # trials made now; those of earlier commands are not repeated
+    csv: Path
+    chosen: Path
+
+
+def tune(tuning: Tuning, *, keep_models: bool = False, announce: Callable[[str], None] = lambda text: None) -> Tuned:
+    """Make the trials that are left, one loss after the other in turn, and write the grid and the chosen values.
+
+    keep_models: the trained weights of a finished trial stay; else only its numbers do. A trial that fails leaves the
+    others running, counts for this command, and is tried again by the next. Raises PobenchError when another search is
+    at work on the same setting; KeyboardInterrupt.
+    """
+    tuning.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(tuning.folder / ".tune.lock", blocking=False):
+            return _Tuner(tuning, keep_models, announce).work()
+    except Timeout:
+        raise PobenchError(f"another `pobench tune` is at work in {str(tuning.folder)!r}; wait for it") from None
+
+
+class _Tuner:
+    def __init__(self, tuning: Tuning, keep_models: bool, announce: Callable[[str], None]) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.tuning, self.keep_models, self.announce = tuning, keep_models, announce
+        self.better = METRICS[tuning.about.metric].better
+        self.storage = optuna.storages.RDBStorage(f"sqlite:///{(tuning.folder / 'optuna.db').absolute()}")
+        self.studies = {s.loss: self._study(s) for s in tuning.searches}
+        plan = make_plan([s.base for s in tuning.searches], tuning.folder, HOME_STAGES)
+        self.prepared = plan.prepared
+        for outcome in execute(replace(plan, tasks=tuple(t for t in plan.tasks if t.kind == "sft")), announce=announce):
+            if outcome.status == "failed":
+                raise PobenchError(f"the start model of the search could not be made: {outcome.reason}")
+        self.failed: list[str] = []
+        self.made = 0
+
+    def _study(self, search: Search) -> Any:
+        """The loss's study, as a killed command left it, with this command's cells waiting."""
+        import optuna
+        from optuna.trial import TrialState
+
+        study = optuna.create_study(
+            storage=self.storage,
+            study_name=search.study,
+            direction="maximize" if self.better == "higher" else "minimize",
+            load_if_exists=True,
+        )
+        about = {"loss": search.loss, "metric": self.tuning.about.metric, "sampler": self.tuning.sampler}
+        for key, value in {**about, "setting": self.tuning.name}.items():
+            study.set_user_attr(key, value)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # a killed command's
+            study.tell(trial.number, state=TrialState.FAIL)
+        if self.tuning.sampler == "grid":
+            known = [t.user_attrs.get("point", t.system_attrs.get("fixed_params"))
+                     for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))]  # fmt: skip
+            for point in points_of(search.space, search.loss)[: self.tuning.trials]:
+                if point not in known:
+                    study.enqueue_trial(point)
+        return study
+
+    def _done(self, study: Any) -> int:
+        from optuna.trial import TrialState
+
+        return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+    def work(self) -> Tuned:
+        gone = dict.fromkeys(self.studies, 0)  # failed now: they used up a turn
+        for turn in range(self.tuning.trials):
+            for search in self.tuning.searches:
+                study = self.studies[search.loss]
+                if self._done(study) + gone[search.loss] <= turn:
+                    gone[search.loss] += not self._trial(search, study)
+                    self._write()
+        return Tuned(self._write(), self.failed, self.made, self.tuning.csv, self.tuning.chosen)
+
+    def _write(self) -> list[Best]:
+        """The grid and the chosen values so far, after every trial."""
+        write_text(self.tuning.csv, pd.DataFrame(self._rows(), columns=COLUMN_NAMES).to_csv(index=False))
+        best = [b for s in self.tuning.searches if (b := self._best(s)) is not None]
+        if best:
+            write_text(self.tuning.chosen, overlay(self.tuning, best))
+        return best
+
+    def _trial(self, search: Search, study: Any) -> bool:
+        """Make one trial. False: it failed."""
+        from optuna.trial import TrialState
+
+        study.sampler = self._sampler(study)
+        trial = study.ask(_distributions(search.space, self.tuning.sampler))
+        point = dict(trial.params)
+        trial.set_user_attr("point", point)
+        self.made += 1
+        shown = ", ".join(
+            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in point.items()
+        )
+        self.announce(f"{search.loss}: trial {self._done(study) + 1} of {self.tuning.trials} ({shown})")
+        try:
+            jobs = self.tuning.jobs(search, point)
+            outcomes = {o.run: o for o in execute(self._plan(jobs))}
+            reasons = [f"{outcomes[r].reason}" for r in outcomes if outcomes[r].status == "failed"]
+        except PobenchError as error:  # a sampler may leave the range that a loss takes
+            jobs, reasons = [], [str(error)]
+        runs = [job.run for job in jobs]
+        trial.set_user_attr("runs", runs)
+        measured = self._measure(jobs) if jobs and not reasons else {}
+        if not reasons and math.isnan(measured.get("value", math.nan)):
+            reasons = [f"no {self.tuning.about.metric} was measured"]
+        if reasons:
+            trial.set_user_attr("reason", reasons[0])
+            study.tell(trial, state=TrialState.FAIL)
+            self.failed.append(f"{search.loss} ({shown}): {reasons[0]}")
+            return False
+        first = jobs[0]
+        trial.set_user_attr("settings", {k: v for k, v in first.loss_settings.items() if v is not None})
+        trial.set_user_attr("lr", first.train.lr)
+        trial.set_user_attr("measured", {k: _plain(v) for k, v in measured.items()})
+        study.tell(trial, measured["value"])
+        if not self.keep_models:
+            for run in runs:
+                shutil.rmtree(self.tuning.folder / run / "model", ignore_errors=True)
+        return True
+
+    def _sampler(self, study: Any) -> Any:
+        """Seeded by how many trials there are, so that a resumed search does not draw the first ones again."""
+        import optuna
+
+        number = len(study.get_trials(deepcopy=False))
+        seed = int(hashlib.sha256(f"{study.study_name} {number}".encode()).hexdigest()[:8], 16)
+        if self.tuning.sampler == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(2, self.tuning.trials // 3))
+        return optuna.samplers.RandomSampler(seed=seed)  # of a grid, every trial's values are given
+
+    def _plan(self, jobs: Sequence[Job]) -> Plan:
+        """The trial's jobs over token pairs that were made once."""
+        assert self.prepared is not None
+        data = self.tuning.folder / self.tuning.name / f"data-{self.prepared.digest[:8]}"
+        tasks = [Task(jobs[0], "start", self.tuning.folder, HOME_STAGES, data, self.tuning.plugins)]
+        tasks += [Task(job, "loss", self.tuning.folder, HOME_STAGES, data, self.tuning.plugins) for job in jobs]
+        return Plan(tuple(tasks), self.prepared)
+
+    def _measure(self, jobs: Sequence[Job]) -> dict[str, float]:
+        """value, low, high, n of the objective over all seeds, and the start model's own value."""
+        metric = self.tuning.about.metric
+        start = RunFolder(self.tuning.folder, jobs[0].start_run)
+        folders = [RunFolder(self.tuning.folder, job.run) for job in jobs]
+        if len(folders) == 1:
+            rows = folders[0].read_json("scores.json")
+        else:  # seeds pooled: prompts stay the clusters of the interval
+            frames = {}
+            for name in ("heldout", "answers", "verdicts"):
+                parts = [f.read_frame(name).assign(run=f.run) for f in folders if f.has(f"{name}.parquet")]
+                if parts:
+                    frames[name] = pd.concat(parts, ignore_index=True)
+            begun = {n: start.read_frame(n).assign(run=start.run) for n in frames if start.has(f"{n}.parquet")}
+            rows = score(frames, begun or None)
+        found = _row_of(rows, metric)
+        before = _row_of(start.read_json("scores.json"), metric) if start.has("scores.json") else {}
+        return {
+            **{k: found.get(k, math.nan) for k in ("value", "low", "high", "n")},
+            "start": before.get("value", math.nan),
+        }
+
+    def _choose_from(self, search: Search) -> list[Any]:
+        """The finished trials that count: of a loss that an earlier command gave more, no more than of the others."""
+        from optuna.trial import TrialState
+
+        done = self.studies[search.loss].get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if self.tuning.sampler == "grid":
+            asked = points_of(search.space, search.loss)[: self.tuning.trials]
+            return [trial for trial in done if trial.user_attrs["point"] in asked]
+        return list(done[: self.tuning.trials])
+
+    def _best(self, search: Search) -> Best | None:
+        done = self._choose_from(search)
+        if not done:
+            return None
+        trial = min(done, key=_rank(-1 if self.better == "higher" else 1))
+        attrs = trial.user_attrs
+        measured = {k: math.nan if v is None else v for k, v in attrs["measured"].items()}
+        # γ is recorded absolute, whichever way it was searched
+        varied = {"gamma" if key == "gamma_beta_ratio" else key for key in search.space}
+        return Best(
+            search.loss,
+            attrs["settings"],
+            tuple(key for key in attrs["settings"] if key in varied),
+            attrs["lr"],
+            measured["value"],
+            measured["low"],
+            measured["high"],
+            measured["start"],
+            int(measured["n"]),
+            len(done),
+            attrs["runs"][0],
+        )
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Every trial of every search on this setting, those of earlier commands too: a tuning frame's rows."""
+        import optuna
+        from optuna.trial import TrialState
+
+        rows = []
+        asked = {search.study: self._choose_from(search) for search in self.tuning.searches}
+        for name in sorted(optuna.get_all_study_names(self.storage)):
+            study = optuna.load_study(study_name=name, storage=self.storage)
+            trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+            done = [t for t in trials if t.state == TrialState.COMPLETE]
+            tried = [t for t in trials if t in done or "reason" in t.user_attrs]
+            sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+            best = min(asked.get(name, done), key=_rank(sign), default=None)
+            for trial in tried:
+                attrs, measured = trial.user_attrs, trial.user_attrs.get("measured", {})
+                rows.append(
+                    {
+                        **{key: study.user_attrs[key] for key in ("setting", "loss", "metric", "sampler")},
+                        "study": name,
+                        "trial": trial.number,
+                        "lr": attrs.get("lr", trial.params.get("lr")),
+                        "settings": json.dumps(attrs.get("settings", attrs.get("point", {})), sort_keys=True),
+                        **{key: measured.get(key) for key in ("value", "low", "high", "n", "start")},
+                        "better": "lower" if sign == 1 else "higher",
+                        "chosen": best is not None and trial.number == best.number,
+                        "status": "finished" if trial in done else "failed",
+                        "reason": attrs.get("reason", ""),
+                        "runs": " ".join(attrs.get("runs", [])),
+                    }
+                )
+        return sorted(rows, key=lambda row: (row["loss"], row["study"], row["trial"]))
+
+
+def _rank(sign: int) -> Callable[[Any], tuple[float, float, int]]:
+    """What trials are sorted by, the best first; of equal ones that with the smaller learning rate."""
+    return lambda trial: (sign * trial.value, trial.user_attrs["lr"], trial.number)
+
+
+def _row_of(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[str, float]:
+    """The metric's row; with a judge's name behind it where there are several judges."""
+    found = [r for r in rows if r["metric"] == metric] or [r for r in rows if r["metric"].partition("@")[0] == metric]
+    return {k: math.nan if v is None else v for k, v in found[0].items()} if found else {}
+
+
+def _plain(value: float) -> float | None:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _distributions(space: Space, sampler: str) -> dict[str, Any]:
+    """A cell of the grid, or between its ends: logarithmically, for every setting of which all values are positive."""
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+    found: dict[str, BaseDistribution] = {}
+    for key, values in space.items():
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        if sampler == "grid" or len(numbers) < len(values) or len(set(numbers)) < 2:
+            found[key] = CategoricalDistribution(values)
+        else:
+            found[key] = FloatDistribution(float(min(numbers)), float(max(numbers)), log=min(numbers) > 0)
+    return found
+
+
+# ---------------------------------------------------------------- the chosen values
+def overlay(tuning: Tuning, best: Sequence[Best]) -> str:
+    """A setting that extends the tuned one by the chosen values; the comment behind each names the run it comes from."""
+    about = tuning.about
+    split = about.prompts or about.pairs
+    base = tuning.setting
+    if Path(base).suffix in (".yaml", ".yml"):
+        base = os.path.relpath(Path(base).absolute(), tuning.folder.absolute())
+    lines = [
+        f"# Chosen by `pobench tune`: {about.metric} on {split}, {tuning.trials} trials of each loss ({tuning.sampler}).",
+        f"# Every trial, not only the best, is in {tuning.csv.name} beside this file.",
+        f"name: {tuning.name}-tuned",
+        f"extends: {json.dumps(base)}",
+        "losses:",
+    ]
+    for b in best:
+        interval = "" if math.isnan(b.low) else f" [{b.low:.3g}, {b.high:.3g}]"
+        found = f"tuning: {about.metric} {b.value:.3g}{interval}, n = {b.n}, the best of {b.trials} trials; run {b.run}"
+        lines += [f"  {b.loss}:", f"    lr: {_yaml(b.lr)}  # {found}"]
+        for key, value in b.settings.items():
+            found = f"tuning: run {b.run}" if key in b.searched else "not searched"
+            lines.append(f"    {key}: {_yaml(value)}  # {found}")
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(value: Any) -> str:
+    """YAML 1.1 reads 5e-7 as text, 5.0e-7 as a number."""
+    if not isinstance(value, float):
+        return json.dumps(value)
+    text = repr(value)
+    head, e, tail = text.partition("e")
+    return text if not e or "." in head else f"{head}.0e{tail}"

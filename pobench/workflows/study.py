@@ -1,0 +1,326 @@
+"""Studies: one YAML of experiments/studies says which question is asked, over which grid, and what then is drawn.
+
+A study expands to jobs by `config.resolve`, so a job that two studies share is the same job and runs once. Jobs whose
+data differ (a length bias in the labels) need token pairs of their own: one plan for each data section, run in turn.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from pobench.errors import PobenchError, nearest
+from pobench.registry import figures
+from pobench.reporting import plot
+from pobench.reporting.draw import draw
+from pobench.reporting.page import build_report
+from pobench.results.comparable import ordered, split
+from pobench.results.derived import Frames
+from pobench.results.load import load_frames
+from pobench.runs.execute import Outcome, execute
+from pobench.runs.plan import Plan, describe, make_plan
+from pobench.settings.job import Job
+from pobench.settings.read import read_setting
+from pobench.settings.resolve import resolve, resolve_names
+from pobench.settings.schema import SECTIONS
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Entry(_Strict):
+    """A part of a grid: every loss with every combination of values.
+
+    A key is a setting of the losses (`beta`) or one of a section (`train.lr`, `data.length_bias`). values: as they
+    stand. times: factors of what the setting itself gives, so that one grid makes sense at every scale.
+    """
+
+    losses: str | list[str]  # names, `paper` or `all`
+    values: dict[str, list[Any]] = {}
+    times: dict[str, list[float]] = {}
+
+    @property
+    def own(self) -> list[str]:
+        """The keys that are settings of the losses."""
+        return [key for key in (*self.values, *self.times) if "." not in key]
+
+
+class Variant(_Strict):
+    """What one setting needs otherwise."""
+
+    seeds: list[int] | None = Field(None, min_length=1)
+    grid: list[Entry] | None = Field(None, min_length=1)
+    set: dict[str, Any] = {}
+
+
+class Study(_Strict):
+    """One YAML of experiments/studies."""
+
+    name: str
+    title: str
+    paper: str = ""  # where the paper asks it; "" for a question of ours
+    question: str
+    claims: list[str] = []  # names in the table `claims`
+    figures: list[str] = Field(min_length=1)
+    seeds: list[int] | None = Field(None, min_length=1)  # None: the setting's
+    grid: list[Entry] = Field(min_length=1)
+    set: dict[str, Any] = {}  # as `--set`, for all its jobs
+    settings: dict[str, Variant] = {}
+
+
+# ---------------------------------------------------------------- reading
+def study_folder() -> Path:
+    """Where the shipped studies stand."""
+    return Path(str(importlib.resources.files("pobench.experiments"))) / "studies"
+
+
+def list_studies() -> list[str]:
+    """Names of the shipped studies, sorted."""
+    return sorted(path.stem for path in study_folder().glob("*.yaml"))
+
+
+def read_study(name: str) -> Study:
+    """A shipped study by name, or a YAML path. Raises PobenchError that lists everything wrong with it."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path, known = study_folder() / f"{name}.yaml", list_studies()
+        if name not in known:
+            raise PobenchError(
+                f"unknown study {name!r}{nearest(name, known)} Known: {', '.join(known)}; or a path to a YAML file"
+            )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise PobenchError(f"study {str(path)!r} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise PobenchError(f"study {str(path)!r} holds no mapping of fields")
+    try:
+        study = Study.model_validate({"name": path.stem, **values})
+    except pydantic.ValidationError as error:
+        raise PobenchError("\n".join(f"study {path.stem}: {line}" for line in _explain(error))) from None
+    faults = []
+    for figure in study.figures:
+        try:
+            figures.get(figure)
+        except PobenchError as error:
+            faults.append(f"study {study.name}: {error}")
+    grids = [study.grid, *(v.grid for v in study.settings.values() if v.grid)]
+    for entry in itertools.chain.from_iterable(grids):
+        faults += [f"study {study.name}: {fault}" for fault in _entry_faults(entry)]
+    if faults:
+        raise PobenchError("\n".join(dict.fromkeys(faults)))
+    return study
+
+
+def _explain(error: pydantic.ValidationError) -> list[str]:
+    fields = {**Study.model_fields, **Entry.model_fields}
+    lines = []
+    for fault in error.errors():
+        where = ".".join(map(str, fault["loc"]))
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key{nearest(str(fault['loc'][-1]), fields)} Known: {', '.join(fields)}")
+        else:
+            lines.append(f"{where}: got {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}")
+    return lines
+
+
+def _entry_faults(entry: Entry) -> list[str]:
+    both = sorted(set(entry.values) & set(entry.times))
+    faults = [f"grid: {key} stands in `values` and in `times`; once is enough" for key in both]
+    for key, given in [*entry.values.items(), *entry.times.items()]:
+        section = key.partition(".")[0]
+        if not given:
+            faults.append(f"grid: {key} has no value")
+        if "." in key and section not in SECTIONS:
+            faults.append(
+                f"grid: {key}: no section {section!r}{nearest(section, SECTIONS)} Known: {', '.join(SECTIONS)}"
+            )
+    return [*faults, *resolve_names(entry.losses)[1]]
+
+
+# ---------------------------------------------------------------- the grid
+def expand(
+    study: Study,
+    setting: str,
+    *,
+    losses: str | Iterable[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Job]:
+    """The study's jobs, each once, in the order of the grid.
+
+    losses: only these; where the grid asks nothing of a loss's own settings, any loss will do. overrides: as `--set`;
+    `times` multiplies them. Raises PobenchError that lists every fault together.
+    """
+    overrides = dict(overrides or {})
+    faults: list[str] = []
+    asked: list[str] | None = None
+    if losses is not None:
+        asked, faults = resolve_names(losses)
+    try:
+        variant = study.settings.get(str(read_setting(setting)[0]["name"]), Variant())
+    except PobenchError:
+        variant = Variant()  # `resolve` will say what is wrong, with everything else
+    overrides = {**study.set, **variant.set, **overrides}
+    jobs: dict[str, Job] = {}
+    used: set[str] = set()
+    for entry in variant.grid or study.grid:
+        names = resolve_names(entry.losses)[0]
+        if asked is not None:
+            names = [name for name in asked if name in names or not entry.own]
+        used |= set(names)
+        for loss in names:
+            try:
+                for job in _of_one(study, entry, loss, setting, seeds or variant.seeds or study.seeds, overrides):
+                    jobs.setdefault(job.run, job)
+            except PobenchError as error:
+                faults += str(error).splitlines()
+    if left := [name for name in asked or () if name not in used]:
+        faults.append(f"--losses: the study {study.name} has no grid for {', '.join(left)}")
+    if not used:  # what else is wrong is said all the same
+        try:
+            resolve(setting, resolve_names(study.grid[0].losses)[0], seeds=seeds, overrides=overrides)
+        except PobenchError as error:
+            faults += str(error).splitlines()
+    if faults:
+        raise PobenchError("\n".join(dict.fromkeys(faults)))
+    return list(jobs.values())
+
+
+def _of_one(
+    study: Study, entry: Entry, loss: str, setting: str, seeds: Sequence[int] | None, overrides: dict[str, Any]
+) -> list[Job]:
+    own = resolve(setting, loss, seeds=seeds, overrides=overrides)
+    stands = {job.run: job for job in own}  # a value that the setting gives too keeps the setting's source
+    axes: list[list[tuple[str, Any]]] = []
+    faults = []
+    for key, values in entry.values.items():
+        if (full := key if "." in key else f"{loss}.{key}") in overrides:
+            faults.append(f"--set {full}: the study {study.name} varies it")
+        axes.append([(full, value) for value in values])
+    for key, factors in entry.times.items():
+        base = own[0].value(key)
+        if isinstance(base, bool) or not isinstance(base, int | float):
+            faults.append(f"study {study.name}: {loss} has no number {key!r} under {setting!r} to multiply")
+            continue
+        axes.append([(key if "." in key else f"{loss}.{key}", float(f"{base * f:.6g}")) for f in factors])
+    if faults:
+        raise PobenchError("\n".join(faults))
+    jobs = []
+    for point in itertools.product(*axes):
+        for job in resolve(setting, loss, seeds=seeds, overrides={**overrides, **dict(point)}):
+            origin = {**job.origin, **{key: f"study {study.name}" for key, _ in point}}
+            jobs.append(stands.get(job.run) or replace(job, origin=origin))
+    return jobs
+
+
+# ---------------------------------------------------------------- running
+def make_plans(
+    jobs: Sequence[Job], runs: Path, stages: Sequence[str], plugins: Sequence[str] = (), *, dry: bool = False
+) -> list[Plan]:
+    """One plan for each data section, in the order of the jobs. Arguments and faults as in `plan.make_plan`."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.data.model_dump_json(), []).append(job)
+    return [make_plan(group, runs, stages, plugins, dry=dry) for group in groups.values()]
+
+
+def execute_all(plans: Sequence[Plan], *, announce: Any = lambda text: None) -> list[Outcome]:
+    """Run what is left of every plan; the start model, which they share, is told of once. Raises as `plan.execute`."""
+    outcomes: dict[str, Outcome] = {}
+    for plan in plans:
+        for outcome in execute(plan, announce=announce):
+            outcomes.setdefault(outcome.run, outcome)
+    return list(outcomes.values())
+
+
+def describe_study(study: Study, plans: Sequence[Plan]) -> dict[str, Any]:
+    """The study as plain data: what it asks, its jobs with what it varies in each, how many are done, and the cost."""
+    described = [describe(plan) for plan in plans]
+    jobs: dict[str, dict[str, Any]] = {}
+    for plan, part in zip(plans, described, strict=True):
+        for task, row in zip(plan.tasks, part["jobs"], strict=True):
+            varied = [key for key, where in task.job.origin.items() if where == f"study {study.name}"]
+            row["varied"] = {key: task.job.value(key) for key in varied if task.kind == "loss"}
+            jobs.setdefault(row["run"], row)
+    costs = [part["cost"] for part in described]
+
+    def over(key: str, by: Any) -> Any:
+        values = [cost[key] for cost in costs]
+        return None if None in values else by(values)
+
+    states = [row["state"] for row in jobs.values()]
+    return {
+        **study.model_dump(include={"name", "title", "paper", "question", "claims", "figures"}),
+        "setting": described[0]["setting"],
+        "model": described[0]["model"],
+        "data": described[0]["data"]["source"],
+        "pairs": described[0]["pairs"],
+        "held_out": described[0]["held_out"],
+        "jobs": list(jobs.values()),
+        "count": {
+            "jobs": len(states),
+            "finished": states.count("done"),
+            "to do": sum(s == "to do" for s in states),
+            "failed before": sum(s.startswith("failed") for s in states),
+        },
+        "cost": {
+            "seconds": over("seconds", sum),
+            "memory": over("memory", max),
+            "disk": over("disk", sum),
+            "basis": costs[0]["basis"],
+        },
+        "judge": described[0]["judge"],
+    }
+
+
+# ---------------------------------------------------------------- what came of it
+def study_frames(plans: Sequence[Plan], runs: Path) -> Frames:
+    """The stored frames of the study's own runs. Raises PobenchError where none is stored."""
+    tasks = [task for plan in plans for task in plan.tasks]
+    mine, data = {task.run for task in tasks}, {task.data.name.removeprefix("data-") for task in tasks}
+    frames = load_frames(runs, tasks[0].job.setting).of_runs(mine)
+    audit = frames["audit"]
+    return Frames({**frames.given, "audit": audit[audit["data"].isin(data)], "tuning": frames["tuning"].iloc[:0]})
+
+
+def report_study(study: Study, frames: Mapping[str, pd.DataFrame], runs: Path) -> Path:
+    """Draw the study's figures and tables; returns the page's path, below `runs/report`."""
+    (setting,) = frames["runs"]["setting"].unique()
+    return build_report(frames, runs / "report" / f"{study.name}-{setting}", figures=study.figures)
+
+
+def scorecard(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """The rows of the table `claims` that the study is about: claim, verdict, value, low, high, n, unit, paper, name."""
+    rows = []
+    for part in split(ordered(frames)):
+        try:
+            table = draw(figures.get("claims"), part.frames)
+        except plot.NothingToDraw:
+            continue
+        for row in table[table["Name"].isin(study.claims)].to_dict("records"):
+            e = row.pop("Ours")
+            numbers = {
+                k: None if math.isnan(v) else float(v)
+                for k, v in zip(("value", "low", "high"), (e.value, e.low, e.high), strict=True)
+            }
+            rows.append({**{str(k).casefold(): v for k, v in row.items()}, **numbers, "n": e.n})
+    return json.loads(json.dumps(rows))  # type: ignore[no-any-return]
+
+
+def studies() -> list[dict[str, Any]]:
+    """What `pobench list studies` shows of every shipped study."""
+    found = [read_study(name) for name in list_studies()]
+    return [{"name": s.name, "title": s.title, "paper": s.paper or "ours", "claims": s.claims} for s in found]

@@ -1,0 +1,288 @@
+"""Fair tuning: for every loss the same number of trials, judged on prompts or pairs that are neither trained on nor
+reported.
+
+    losses × (grid | sampler) → trials → jobs of `config.resolve` → runs below runs/<setting>/tuning → one objective
+
+Optuna keeps the trials (`optuna.db`, SQLite); each is an ordinary run, named by its configuration, so nothing is ever
+computed twice: a killed command goes on where it stopped, and a trial that another search has made is reused. The
+whole grid, not only its best cell, is kept as `trials.csv`, which the report shows; the chosen values become a YAML
+that `pobench run --setting` takes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pydantic
+
+from pobench.columns import COLUMNS
+from pobench.data.order import text_key
+from pobench.data.prompts import prompt_rows
+from pobench.data.rows import Message
+from pobench.data.shapes import load_preferences
+from pobench.errors import PobenchError, nearest, or_fault
+from pobench.results.metrics import METRICS
+from pobench.runs.cost import estimate_cost, is_local
+from pobench.runs.task import HOME_STAGES, Task
+from pobench.settings.faults import explain
+from pobench.settings.job import Job, digest
+from pobench.settings.read import read_setting
+from pobench.settings.resolve import resolve, resolve_names, section_of
+from pobench.settings.schema import TuneConfig
+from pobench.sources import fetch_rows
+from pobench.workflows.grid import Point, Space, points_of, search_spaces
+
+SAMPLERS = ("grid", "random", "tpe")
+COLUMN_NAMES = COLUMNS["tuning"].split()
+
+
+# ---------------------------------------------------------------- the plan
+@dataclass(frozen=True)
+class Search:
+    """One loss's search. study: its name in the storage; another question (data, grid, metric) has another name."""
+
+    loss: str
+    space: Space
+    study: str
+    base: Job
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Everything a command will do. trials: of each loss."""
+
+    setting: str  # as it was given: a name or a path
+    name: str
+    about: TuneConfig
+    searches: tuple[Search, ...]
+    trials: int
+    sampler: str
+    seeds: tuple[int, ...]
+    overrides: Mapping[str, Any]
+    runs: Path
+    plugins: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / self.name / "tuning"
+
+    @property
+    def csv(self) -> Path:
+        return self.folder / "trials.csv"
+
+    @property
+    def chosen(self) -> Path:
+        """The YAML of the chosen values, for `pobench run --setting`."""
+        return self.folder / f"{self.name}-tuned.yaml"
+
+    def jobs(self, search: Search, point: Point) -> list[Job]:
+        """The jobs of one trial, one a seed. Raises PobenchError for values that the loss refuses."""
+        swept = {("train.lr" if key == "lr" else f"{search.loss}.{key}"): value for key, value in point.items()}
+        return resolve(self.setting, [search.loss], seeds=self.seeds, overrides={**self.overrides, **swept})
+
+
+def plan_tuning(
+    losses: str | Iterable[str],
+    setting: str,
+    *,
+    trials: int | None = None,
+    sampler: str = "grid",
+    grid: str | None = None,
+    metric: str | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    runs: str | Path = "runs",
+    plugins: Sequence[str] = (),
+    dry: bool = False,
+) -> Tuning:
+    """Check what is asked, and lay it out; nothing is written.
+
+    trials: of each loss; None: as many as the smallest grid has cells. sampler: "grid" (cells in a fixed order),
+    "random" or "tpe" (between the grid's ends, logarithmically). seeds: of each trial; default: the setting's first.
+    dry: data that is not on this machine is not fetched, so its split is not checked.
+    Raises PobenchError that lists every fault: names, values, too small a grid, an objective that nothing measures,
+    tuning data that is trained on or reported.
+    """
+    names, faults = resolve_names(losses)
+    about = TuneConfig()
+    try:
+        about = TuneConfig.model_validate(section_of(read_setting(setting)[0], "tune", overrides or {}))
+        if about.prompts is None and about.pairs is None:
+            faults.append(
+                "tune: the setting names no tuning split; give its tune section `prompts` (answered and judged by every "
+                "trial) or `pairs` (held out by every trial), neither trained on nor reported"
+            )
+        if about.grid is None and grid is None:
+            faults.append("tune.grid: missing; name a grid of experiments/grids or a YAML file, or give --grid")
+    except pydantic.ValidationError as error:
+        faults += explain(error, "tune.", TuneConfig)
+    except PobenchError:  # an unknown setting: `resolve` says it
+        pass
+    about = about.model_copy(update={k: v for k, v in (("grid", grid), ("metric", metric)) if v is not None})
+    if sampler not in SAMPLERS:
+        faults.append(f"--sampler: unknown {sampler!r}{nearest(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}")
+    if trials is not None and trials < 1:
+        faults.append(f"--trials: got {trials}; at least 1")
+    changes = {**(overrides or {}), **_measured_on(about)}
+    base = or_fault(faults, lambda: resolve(setting, names or "simpo", seeds=seeds, overrides=changes)) or []
+    spaces = or_fault(faults, lambda: search_spaces(about.grid, names)) or {}
+    faults += _metric_faults(about, base[0] if base else None)
+    cells = {name: math.prod(map(len, space.values())) for name, space in spaces.items()}
+    wanted = trials or min(cells.values(), default=1)
+    if sampler == "grid":
+        faults += [
+            f"--trials {wanted}: the grid of {name} has {count} cells; every loss gets the same number of trials, so ask "
+            f"for at most {min(cells.values())}, widen the grid, or search between its ends with --sampler tpe"
+            for name, count in cells.items()
+            if count < wanted
+        ]
+    if faults:
+        raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
+    chosen_seeds = tuple(seeds or (base[0].seed,))
+    tuning = Tuning(
+        setting, base[0].setting, about, (), wanted, sampler, chosen_seeds, changes, Path(runs), tuple(plugins)
+    )
+    searches = []
+    for name in names:
+        job = next(j for j in base if j.loss == name)
+        named = f"{name}-{sampler}-{_question(job, spaces[name], about.metric, chosen_seeds)}"
+        searches.append(Search(name, spaces[name], named, job))
+    tuning = replace(tuning, searches=tuple(searches))
+    if not dry or all(map(is_local, filter(None, (about.prompts, about.pairs, base[0].data.source)))):
+        check_disjoint(setting, about, overrides or {})
+    for search in searches if sampler == "grid" else ():  # values that a loss refuses are known before the first trial
+        for point in points_of(search.space, search.loss)[:wanted]:
+            tuning.jobs(search, point)
+    return tuning
+
+
+def _question(job: Job, space: Space, metric: str, seeds: Sequence[int]) -> str:
+    """8 hex of what decides the values of a search's trials; what the search itself varies is no part of it."""
+    values = job.values()
+    values["train"].pop("lr")
+    values["loss_settings"] = {k: v for k, v in job.loss_settings.items() if k not in space}
+    return digest({**values, "search": [space, metric, list(seeds)]})
+
+
+def _measured_on(about: TuneConfig) -> dict[str, Any]:
+    """What a trial answers and holds out, in place of what is reported."""
+    changes: dict[str, Any] = {"answers.source": about.prompts, "answers.split": about.prompts_split}
+    if about.prompts is not None:
+        changes["answers.max_prompts"] = about.max_prompts
+    if about.pairs is not None:
+        held = {"held_out": about.pairs, "held_out_split": about.pairs_split, "max_held_out": about.max_pairs}
+        changes |= {f"data.{key}": value for key, value in held.items()}
+    return changes
+
+
+def _metric_faults(about: TuneConfig, job: Job | None) -> list[str]:
+    """job: None where it could not be resolved, so its judge is not known."""
+    metric = METRICS.get(about.metric)
+    if metric is None or not metric.better:
+        known = [name for name, m in METRICS.items() if m.better]
+        return [f"tune.metric: no objective {about.metric!r}{nearest(about.metric, known)} Known: {', '.join(known)}"]
+    if job is not None and metric.judged and (about.prompts is None or job.judge.name is None):
+        lacks = "tuning prompts (tune.prompts)" if about.prompts is None else "a judge (judge.name)"
+        return [f"tune.metric: {about.metric} needs {lacks}; `reward_accuracy` is measured on pairs alone"]
+    return []
+
+
+# ---------------------------------------------------------------- the split
+def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]) -> None:
+    """Raises PobenchError where a tuning prompt is trained on, held out and reported, or among the reported prompts.
+
+    Training pairs that share a prompt with tuning pairs are no fault: every trial leaves them out of training.
+    """
+    job = resolve(setting, "simpo", overrides=overrides)[0]
+    data, answers = job.data, job.answers
+    own_heldout = data.held_out is not None or data.held_out_split is not None
+    faults: list[str] = []
+
+    def read(keys: Callable[..., list[str]], *which: Any) -> list[str]:
+        return or_fault(faults, lambda: keys(*which)) or []
+
+    used: dict[str, set[str]] = {}
+    if answers.source is not None:
+        used["reported prompts"] = set(
+            read(_asked, "answers.source", answers.source, answers.split, answers.max_prompts)
+        )
+    if own_heldout:
+        split, key = data.held_out_split or data.split, "data.held_out" if data.held_out else "data.source"
+        used["reported held-out pairs"] = set(read(_paired, key, data.held_out or data.source, split, data.revision))
+    training = set(read(_paired, "data.source", data.source, data.split, data.revision))
+    if about.prompts is not None:
+        mine = read(_asked, "tune.prompts", about.prompts, about.prompts_split, about.max_prompts)
+        faults += _shared("tune.prompts", mine, {**used, "training pairs": training})
+    if about.pairs is not None:
+        mine = read(_paired, "tune.pairs", about.pairs, about.pairs_split, None)
+        # A held-out part of the training file is not known before it is split: none of that file may be tuned on.
+        faults += _shared(
+            "tune.pairs", mine, used if own_heldout else {**used, "pairs to train on or hold out": training}
+        )
+    if faults:
+        raise PobenchError("\n".join(dict.fromkeys(faults)))
+
+
+def _shared(key: str, mine: Sequence[str], used: Mapping[str, set[str]]) -> list[str]:
+    faults = []
+    for where, theirs in used.items():
+        both = [prompt for prompt in dict.fromkeys(mine) if prompt in theirs]
+        if both:
+            text = json.loads(both[0])[-1][1]
+            faults.append(
+                f"{key}: {len(both)} of {len(set(mine))} prompts are among the {where}, so what is chosen on them would "
+                f"be chosen on what is {'trained on' if 'train' in where else 'reported'}; the first: {text[:60]!r}"
+            )
+    return faults
+
+
+def _asked(key: str, source: str, split: str | None, most: int | None) -> list[str]:
+    """What makes prompts the same, of prompt rows. key: of the setting that names the source."""
+    rows = prompt_rows(source, split, key)[:most]
+    return [text_key(Message(m["role"], m["content"]) for m in row["messages"]) for row in rows]
+
+
+def _paired(key: str, source: str, split: str | None, revision: str | None) -> list[str]:
+    """The same, of preference rows."""
+    rows = fetch_rows(source, split=split, revision=revision, option=f"--set {key}=PATH")
+    found = load_preferences(rows)
+    return [text_key(preference.prompt) for preference in found.preferences]
+
+
+def describe_tuning(tuning: Tuning) -> dict[str, Any]:
+    """The search as plain data: what is varied, and how many trials are done. Touches nothing."""
+    done: dict[str, int] = {}
+    if tuning.csv.is_file():
+        trials = pd.read_csv(tuning.csv)
+        done = trials[trials["status"] == "finished"].groupby("study").size().to_dict()
+    losses = [
+        {"loss": s.loss, "space": s.space, "cells": math.prod(map(len, s.space.values())), "done": done.get(s.study, 0)}
+        for s in tuning.searches
+    ]
+    return {
+        "setting": tuning.name,
+        "metric": tuning.about.metric,
+        "split": tuning.about.prompts or f"{tuning.about.pairs} {tuning.about.pairs_split or ''}".strip(),
+        "trials": tuning.trials,
+        "sampler": tuning.sampler,
+        "seeds": list(tuning.seeds),
+        "losses": losses,
+        "jobs": tuning.trials * len(tuning.seeds) * len(tuning.searches),
+        "cost": _cost(tuning),
+        "judge": tuning.searches[0].base.judge.name,
+    }
+
+
+def _cost(tuning: Tuning) -> dict[str, Any]:
+    """Of all trials, finished ones included, as if each took what its loss takes at the setting's own values."""
+    tasks = [Task(s.base, "loss", tuning.folder, HOME_STAGES, tuning.folder) for s in tuning.searches]
+    cost = estimate_cost([replace(task, runs=tuning.folder / "none") for task in tasks], None)
+    times = tuning.trials * len(tuning.seeds)
+    values = {**cost.__dict__, "seconds": cost.seconds * times, "device_hours": cost.device_hours * times}
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}

@@ -1,0 +1,193 @@
+"""What people type: one plain message and exit status 2 for whatever is wrong, with nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import pobench.runs.plan
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("run", "--losses", "simp0,dpoo", "--setting", "smollm"), ("simpo", "dpo", "smollm2")),
+        (("run", "--setting", "small.yaml", "--set", "train.lrr=1", "--set", "trian.lr=1"), ("'lr'", "'train'")),
+        (("run", "--setting", "small.yaml", "--losses", "dpo", "--set", "dpo.gamma=1"), ("dpo has no 'gamma'",)),
+        (("run", "--setting", "small.yaml", "--seeds", "one", "--stages", "trian"), ("--seeds 'one'", "'train'")),
+        (("run", "--setting", "small.yaml", "--data", "no/such.jsonl"), ("no such file",)),
+        (("run", "--setting", "small.yaml", "--plugin", "none.py", "--plugin", "nil.py"), ("'none.py'", "'nil.py'")),
+        (
+            ("analyze", "--figures", "margin-densty,kll", "--format", "htm"),
+            ("no stored runs", "'margin-density'", "'kl'", "'html'"),
+        ),
+        (
+            ("tune", "--losses", "dpoo", "--setting", "tyny", "--set", "x", "--seeds", "a", "--sampler", "gird"),
+            ("'dpo'", "'tiny'", "--set 'x'", "--seeds 'a'", "'grid'"),
+        ),
+        (
+            (
+                "tune",
+                "--setting",
+                "tiny",
+                "--trials",
+                "0",
+                "--metric",
+                "pass",
+                "--grid",
+                "tini",
+                "--set",
+                "tune.pair=1",
+            ),
+            ("--trials: got 0", "'pass_rate'", "'tiny'", "tune has no 'pair'; did you mean 'pairs'?"),
+        ),
+        (
+            (
+                *("data", "onpolicy", "--out", "o.jsonl", "--setting", "tyny", "--ranker", "locall", "--samples", "1"),
+                *("--ranker-set", "x", "--set", "data.foo=1", "--set", "onpolicy.top=1"),
+            ),
+            ("'tiny'", "--ranker: unknown judge", "onpolicy.samples", "--ranker-set 'x'", "no 'foo'", "'top_p'"),
+        ),
+        (("study", "margn", "--losses", "dpoo", "--setting", "tyny"), ("'margin'", "'dpo'", "'tiny'")),
+        (
+            ("judge", "check", "--judge", "local", "--set", "modle=x", "--set", "y", "--data", "no.jsonl"),
+            ("--set modle", "did you mean 'model'?", "--set 'y'", "no.jsonl"),
+        ),
+        (("score", "alpaca_eval", "no.json", "--length-control", "nowhere"), ("'no.json'", "--length-control")),
+        (("list", "loses"), ("did you mean 'losses'?",)),
+        (("list", "settings", "--markdown"), ("--markdown is for `losses`",)),
+    ],
+)
+def test_a_wrong_command_is_one_plain_message_and_writes_nothing(
+    arguments, expected, pobench_cli, setting, tmp_path
+) -> None:
+    before = written(tmp_path)
+    status, out, err = pobench_cli(*arguments)
+    assert status == 2 and "Traceback" not in err + out
+    assert all(word in err for word in expected), err
+    assert written(tmp_path) == before
+
+
+BAD_ROWS = """\
+{"prompt": "say w1", "chosen": "w1", "rejected": "w2"}
+{"prompt": "say w2", "chosen": "w1"}
+{"prompt": "say w3", "chosen": "", "rejected": "w2"}
+{"prompt": "say w4", "chosen": "w2", "rejected": "w2"}
+{"prompt": "say w5", "chosen": 5, "rejected": "w2"}
+{"prompt": "", "chosen": "w1", "rejected": "w2"}
+{"prompt": "say w6", "chosen": "w1", "rejected
+{"prompt": null, "chosen": "w1", "rejected": "w2"}
+{"prompt": "LONG", "chosen": "w1", "rejected": "w2"}
+{"prompt": [{"role": "assistant", "content": "w1"}], "chosen": "w1", "rejected": "w2"}
+[1, 2]
+"""
+
+
+def test_ten_kinds_of_bad_rows_are_listed_together(pobench_cli, setting, tmp_path) -> None:
+    (tmp_path / "bad.jsonl").write_text(BAD_ROWS.replace("LONG", "w1 " * 50))
+    before = written(tmp_path)
+    status, _, err = pobench_cli(
+        "run",
+        "--setting",
+        "small.yaml",
+        "--data",
+        "bad.jsonl",
+        "--set",
+        "data.max_length=40",
+        "--set",
+        "data.max_prompt_length=20",
+    )
+    assert status == 2 and "Traceback" not in err
+    assert all(f"row {n}" in err for n in range(2, 12)), err
+    assert written(tmp_path) == before
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_written(pobench_cli, setting, tmp_path, monkeypatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(pobench.runs.plan.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    before = written(tmp_path)
+    status, _, err = pobench_cli("run", "--setting", "small.yaml", "--losses", "simpo")
+    assert status == 2 and "not enough disk space" in err and "--runs" in err
+    assert written(tmp_path) == before
+
+
+def test_a_dry_run_prints_values_with_their_sources_and_touches_nothing(pobench_cli, setting, tmp_path) -> None:
+    before = written(tmp_path)
+    status, out, _ = pobench_cli(
+        "run", "--setting", "small.yaml", "--losses", "simpo,dpo", "--dry-run", "--set", "simpo.beta=2.5"
+    )
+    assert status == 0 and "simpo.beta = 2.5" in out and "--set" in out and "dpo.beta = 0.1" in out and "default" in out
+    status, out, _ = pobench_cli("run", "--setting", "small.yaml", "--dry-run", "--json")
+    assert json.loads(out)["pairs"] > 0
+    assert written(tmp_path) == before
+
+
+def test_list_names_every_loss_with_formula_settings_and_needs(pobench_cli) -> None:
+    from pobench.registry import list_losses
+
+    status, out, _ = pobench_cli("list", "losses", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert status == 0 and set(rows) == set(list_losses())
+    assert all(row["formula"] and row["source"] for row in rows.values())
+    assert rows["kto"]["needs"] == ["kl", "reference"] and rows["simpo"]["needs"] == []
+    listed = pobench_cli("list", "losses")[1]
+    assert "log sigmoid" in listed and "d loss / d rejected = beta * s" in listed
+
+
+def test_list_losses_as_a_page(pobench_cli) -> None:
+    status, out, _ = pobench_cli("list", "losses", "--markdown")
+    assert status == 0 and out.startswith("# The objectives\n") and "\n### SimPO\n" in out
+
+
+PLUGIN = '''\
+"""Mine.
+
+    loss = -chosen / |chosen|
+"""
+
+from pobench import LossOutput, Pair, register_loss
+
+
+@register_loss("mine", source="this test")
+def mine(policy: Pair, *, weight: float = 1.0) -> LossOutput:
+    return LossOutput(-weight * policy.chosen.mean, policy.chosen.mean.detach(), policy.rejected.mean.detach())
+'''
+
+
+@pytest.mark.slow
+def test_from_training_to_the_report_then_nothing_left_to_do(pobench_cli, setting, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "my_loss.py").write_text(PLUGIN)
+    command = ("run", "--setting", "small.yaml", "--losses", "simpo,kto,mine", "--plugin", "my_loss.py", "--json")
+    status, out, _ = pobench_cli(*command)
+    summary = json.loads(out)
+    assert status == 0 and [o["status"] for o in summary["outcomes"]] == ["finished"] * 4
+    assert "mine" in Path(summary["report"]).read_text()
+    metrics = {row["metric"]: row for row in summary["scores"][summary["outcomes"][1]["run"]]}
+    assert metrics["pass_rate"]["n"] == 3 and metrics["reward_accuracy"]["n"] > 0
+    status, out, _ = pobench_cli(*command)
+    assert [o["status"] for o in json.loads(out)["outcomes"]] == ["skipped"] * 4
+    report = Path(summary["report"]).read_bytes()
+    pobench_cli("analyze", "--plugin", "my_loss.py")
+    assert Path(summary["report"]).read_bytes() == report
+
+
+@pytest.mark.slow
+def test_one_loss_that_fails_leaves_the_others_running(pobench_cli, setting, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "broken.py").write_text(
+        PLUGIN.replace("-weight * policy.chosen.mean", "policy.chosen.mean * float('nan')").replace("mine", "broken")
+    )
+    status, out, err = pobench_cli(
+        "run", "--setting", "small.yaml", "--losses", "broken,simpo", "--plugin", "broken.py"
+    )
+    assert status == 1, err
+    assert "failed: broken" in err and "step 1: loss nan" in err
+    assert "finished" in out and (tmp_path / "runs/report/report.html").is_file()

@@ -1,0 +1,51 @@
+"""From a job to training and held-out pairs: which prompt goes where is a matter of its text."""
+
+from __future__ import annotations
+
+import pytest
+
+from pobench.data.chat import load_tokenizer
+from pobench.data.prepare import prepare, source_faults
+from pobench.errors import PobenchError
+from pobench.runs.plan import make_plan
+from pobench.runs.task import STAGES
+from pobench.settings.resolve import resolve
+
+
+def test_two_tokenizers_split_a_file_alike(setting, tmp_path) -> None:
+    def split(**changes):
+        prepared = prepare(resolve(str(tmp_path / "small.yaml"), "simpo", overrides=changes)[0])
+        return {p.id: p for p in prepared.train}, {p.id: p for p in prepared.heldout}
+
+    train, heldout = split()
+    assert train and heldout
+    other = load_tokenizer(tmp_path / "model")
+    other.chat_template = "say say " + other.chat_template
+    other.save_pretrained(tmp_path / "model")
+    other_train, other_heldout = split()
+    assert other_train.keys() == train.keys() and other_heldout.keys() == heldout.keys()
+    assert all(other_train[i].prompt != train[i].prompt for i in train)  # it does write the prompts otherwise
+    assert split(**{"data.seed": 1})[1].keys() != heldout.keys()
+
+
+def test_a_prompt_that_is_held_out_in_another_spelling_is_not_trained_on(setting, tmp_path) -> None:
+    rows = '{"prompt": "Say  W3", "chosen": "w1", "rejected": "w2"}\n'
+    (tmp_path / "held.jsonl").write_text(rows)
+    job = resolve(str(tmp_path / "small.yaml"), "simpo", overrides={"data.held_out": str(tmp_path / "held.jsonl")})[0]
+    prepared = prepare(job)
+    assert len(prepared.heldout) == 1 and "3" not in {p.id for p in prepared.train}
+    assert "1 training pairs left out" in prepared.text()
+
+
+def test_every_source_that_cannot_be_had_is_named_before_anything_is_read(setting, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    given = {"model.source": "no/model", "data.source": "no.jsonl", "data.held_out": "held.jsonl"}
+    changes = {**given, "answers.source": "prompts.csv", "sft.source": "talk.jsonl", "sft.lr": 1e-5}
+    (job,) = resolve(str(tmp_path / "small.yaml"), "simpo", overrides=changes)
+    named = ["'no/model'", "'talk.jsonl'", "'no.jsonl'", "'held.jsonl'", "'prompts.csv'"]
+    with pytest.raises(PobenchError) as error:
+        make_plan([job], tmp_path / "runs", STAGES)
+    lines = str(error.value).splitlines()
+    assert [next(n for n in named if n in line) for line in lines] == named
+    assert [len(source_faults(job, stages)) for stages in (("sft",), ("train",), ("train", "answers"))] == [2, 3, 4]
+    assert not (tmp_path / "runs").exists()

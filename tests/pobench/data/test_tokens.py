@@ -1,0 +1,576 @@
+"""Token pairs: the cut, the special tokens, the length policy, the audit, and orders that depend on the data alone."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from pobench.cli.show_pairs import pieces, render_audit, render_inspection
+from pobench.data.audit import Audit
+from pobench.data.chat import Renderer, with_system
+from pobench.data.order import bias_labels, data_digest, data_order, mismatch, split_by_prompt, subset, text_key
+from pobench.data.rows import Message, Preference
+from pobench.data.shapes import load_preferences, recognise
+from pobench.data.tokens import CUT_PROMPT, CUT_RESPONSE, CUT_TO_IDENTICAL, MERGED, tokenize
+from pobench.errors import PobenchError
+from pobench.types import TokenPair
+
+SHARED = Path(__file__).parents[3] / "../shared/data"
+TEXT = (
+    "Why is the sky blue? Air scatters blue light most of all.\n\nSure, here is a list:\n- one\n- two\n\n\n"
+    "The quick brown fox jumps over the lazy dog, doesn't it? Human readers like short answers. assistant user"
+)
+
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|head|>{{ m.role }}<|/head|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|/head|>\n\n{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system message here') }}{% endif %}"
+    "{% for m in messages %}<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}</turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}"
+)
+
+
+def build(special: list[str], bos: str | None, eos: str, template: str | None, adds_bos: bool = False) -> Any:
+    tokenizer = Tokenizer(models.BPE())
+    words = Regex(r"\s*[\r\n]+| ?\w+| ?[^\s\w]+|\s+")  # line ends stay together, whatever follows
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=eos)
+    fast.add_special_tokens({"additional_special_tokens": special})
+    fast.chat_template = template
+    return fast
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    # the end-of-turn token, its header tokens and BOS differ in every way that the public families differ
+    "chatml, its first token opens every turn": lambda: build(
+        ["<|im_start|>", "<|im_end|>"], "<|im_start|>", "<|im_end|>", CHATML
+    ),
+    "llama 3, the tokenizer would add BOS again": lambda: build(
+        ["<bot>", "<|head|>", "<|/head|>", "<|eot|>", "<eot>"], "<bot>", "<eot>", LLAMA3, adds_bos=True
+    ),
+    "mistral, no header": lambda: build(["<s>", "</s>"], "<s>", "</s>", MISTRAL, adds_bos=True),
+    "gemma, another end of turn than end of text": lambda: build(
+        ["<bos>", "<eos>", "<turn>", "</turn>"], "<bos>", "<eos>", GEMMA, adds_bos=True
+    ),
+    "no end of turn in the template, BOS by the tokenizer": lambda: build(
+        ["<s>", "</s>"],
+        "<s>",
+        "</s>",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+        adds_bos=True,
+    ),
+    "no BOS at all": lambda: build(["<|im_start|>", "<|im_end|>"], None, "<|im_end|>", CHATML),
+}
+_BUILT: dict[str, Any] = {}
+
+
+def family(name: str) -> Any:
+    if name not in _BUILT:
+        _BUILT[name] = FAMILIES[name]()
+    return _BUILT[name]
+
+
+@pytest.fixture(params=FAMILIES)
+def any_tokenizer(request: pytest.FixtureRequest) -> Any:
+    return family(request.param)
+
+
+@pytest.fixture
+def chatml() -> Any:
+    return family("chatml, its first token opens every turn")
+
+
+@pytest.fixture
+def llama() -> Any:
+    return family("llama 3, the tokenizer would add BOS again")
+
+
+def preference(chosen: str, rejected: str, prompt: str = "Why is the sky blue?", row: int = 1) -> Preference:
+    return Preference(f"p{row}", (Message("user", prompt),), chosen, rejected, row)
+
+
+def one_pair(tokenizer: Any, chosen: str, rejected: str, **settings: Any) -> TokenPair:
+    (pair,), _ = tokenize([preference(chosen, rejected)], tokenizer, **settings)
+    return pair
+
+
+def decoded(tokenizer: Any, ids: tuple[int, ...]) -> str:
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+# ---------------------------------------------------------------- the cut
+
+ANSWER = st.text(st.characters(codec="utf-8", exclude_characters="<>|/"), min_size=1, max_size=30).filter(
+    lambda t: bool(t.strip()) and t == t.strip()
+)
+
+
+@given(name=st.sampled_from(list(FAMILIES)), prompt=ANSWER, first=ANSWER, second=ANSWER)
+@settings(max_examples=120, deadline=None)
+def test_prompt_and_responses_say_what_the_text_says(name: str, prompt: str, first: str, second: str) -> None:
+    tokenizer = family(name)
+    renderer = Renderer(tokenizer)
+    asked = (Message("user", prompt),)
+    chosen, rejected = f"{first} a", f"{second} b"
+    (pair,), _ = tokenize([Preference("p", asked, chosen, rejected, 1)], renderer)
+    for text, response in ((chosen, pair.chosen), (rejected, pair.rejected)):
+        whole = decoded(tokenizer, pair.prompt + response)
+        end = tokenizer.convert_ids_to_tokens(renderer.end)
+        assert whole.endswith(text + end)
+        assert text in decoded(tokenizer, response)  # nothing of the answer went to the prompt
+        assert response.count(renderer.end) == 1 and response[-1] == renderer.end
+    assert renderer.prompt_ids(asked)[: len(pair.prompt)] == pair.prompt  # what a model is asked with
+
+
+def test_both_answers_keep_the_words_they_begin_with_alike(any_tokenizer: Any) -> None:
+    pair = one_pair(any_tokenizer, "Sure, here is one.", "Sure, here is two.")
+    for response in (pair.chosen, pair.rejected):
+        assert decoded(any_tokenizer, response).strip().startswith("Sure, here is")
+    assert pair.prompt == Renderer(any_tokenizer).prompt_ids([Message("user", "Why is the sky blue?")])
+
+
+def test_there_is_one_beginning_of_text_token_and_one_end_of_turn(any_tokenizer: Any) -> None:
+    renderer = Renderer(any_tokenizer)
+    pair = one_pair(any_tokenizer, "Air scatters.", "It is not.")
+    if renderer.bos is not None:
+        assert pair.prompt[0] == renderer.bos and pair.prompt[1] != renderer.bos
+        if not renderer.opens_turns:
+            assert (pair.prompt + pair.chosen).count(renderer.bos) == 1
+    assert renderer.opens_turns == (any_tokenizer.bos_token == "<|im_start|>")
+
+
+def test_what_the_template_writes_behind_the_end_of_turn_is_taken_off(chatml: Any) -> None:
+    assert Renderer(chatml).after == "\n"
+    assert decoded(chatml, one_pair(chatml, "Yes.", "No.").chosen) == "Yes.<|im_end|>"
+    gemma = family("gemma, another end of turn than end of text")
+    assert decoded(gemma, one_pair(gemma, "Yes.", "No.").chosen) == "Yes.</turn>"  # not <eos>
+
+
+def test_a_token_merged_across_the_border_goes_to_the_responses(chatml: Any) -> None:
+    # "\n" ends the header and "\n\n" begins the answer; the tokenizer knows "\n\n\n" as one token
+    assert len(chatml("\n\n\n", add_special_tokens=False)["input_ids"]) == 1
+    (pair,), audit = tokenize([preference("\n\n- one", "two")], chatml)
+    assert audit.notes == {MERGED: [1]}
+    assert decoded(chatml, pair.prompt).endswith("<|im_start|>assistant")
+    assert decoded(chatml, pair.chosen) == "\n\n\n- one<|im_end|>"
+    assert decoded(chatml, pair.rejected) == "\ntwo<|im_end|>"  # the same prompt, so the same border
+
+
+def test_count_header_moves_the_header_into_the_response(llama: Any) -> None:
+    plain = one_pair(llama, "Yes.", "No.")
+    counted = one_pair(llama, "Yes.", "No.", count_header=True)
+    assert plain.prompt + plain.chosen == counted.prompt + counted.chosen
+    assert decoded(llama, counted.chosen) == "<|head|>assistant<|/head|>\n\nYes.<|eot|>"
+    assert decoded(llama, plain.chosen) == "Yes.<|eot|>"
+    mistral = family("mistral, no header")
+    assert one_pair(mistral, "Yes.", "No.") == one_pair(mistral, "Yes.", "No.", count_header=True)
+
+
+@pytest.mark.parametrize("message", ["", 'Be "kind".\nÜberall, {{ always }}.'])
+def test_a_system_message_is_put_where_there_is_none(llama: Any, message: str) -> None:
+    template = with_system(llama.chat_template, message)
+    put, own = (
+        Renderer(llama, t).prompt((*system, Message("user", "Q")))
+        for t, system in ((template, ()), (llama.chat_template, (Message("system", message),)))
+    )
+    assert put == own and with_system(template, None) == template
+    theirs = (Message("system", "theirs"), Message("user", "Q"))
+    assert Renderer(llama, template).prompt(theirs) == Renderer(llama).prompt(theirs)
+    assert Renderer(llama, with_system(template, message)).prompt(theirs[1:]) == put, (
+        "once, however often it is asked for"
+    )
+
+
+def test_several_turns_and_a_default_system_message_are_part_of_the_prompt(chatml: Any) -> None:
+    turns = (Message("user", "Why?"), Message("assistant", "Because."), Message("user", "Why though?"))
+    (pair,), _ = tokenize([Preference("p", turns, "Yes.", "No.", 1)], chatml)
+    text = decoded(chatml, pair.prompt)
+    assert text.startswith("<|im_start|>system\nBe kind.") and "Because.<|im_end|>" in text
+
+
+def test_a_date_in_the_template_does_not_depend_on_the_day(chatml: Any) -> None:
+    template = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    renderer = Renderer(chatml, template)
+    assert renderer.prompt([Message("user", "Hi")]).startswith("26 Jul 2024<|im_start|>system")
+    assert Renderer(chatml, renderer.template).template == renderer.template
+
+
+# ---------------------------------------------------------------- templates that refuse or lose text
+
+
+def test_a_base_model_without_a_template_gets_a_plain_one_on_request(tmp_path: Path) -> None:
+    base = build(["<s>", "</s>"], "<s>", "</s>", None, adds_bos=True)
+    with pytest.raises(PobenchError, match=r"model\.chat_template"):
+        tokenize([preference("Yes.", "No.")], base)
+    pair = one_pair(base, "Yes.", "No.", template="plain")
+    assert decoded(base, pair.prompt) == "<s>User: Why is the sky blue?\n\nAssistant:"
+    assert decoded(base, pair.chosen) == " Yes.</s>"
+    (tmp_path / "mine.jinja").write_text(CHATML)
+    assert decoded(base, one_pair(base, "Yes.", "No.", template=str(tmp_path / "mine.jinja")).chosen).endswith("</s>")
+    with pytest.raises(PobenchError, match="no file"):
+        one_pair(base, "Yes.", "No.", template="absent.jinja")
+
+
+def test_a_template_that_takes_no_system_message_names_the_rows_that_have_one() -> None:
+    row = Preference("p", (Message("system", "Be brief."), Message("user", "Why?")), "Yes.", "No.", 4)
+    with pytest.raises(PobenchError, match=r"row 4, 'prompt': the chat template refuses .*no system message here"):
+        tokenize([row, preference("a", "b")], family("gemma, another end of turn than end of text"))
+
+
+def test_a_template_that_drops_text_is_refused(chatml: Any) -> None:
+    thoughtless = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+    with pytest.raises(PobenchError, match=r"'chosen': the chat template drops or changes text"):
+        one_pair(chatml, "<think>Hm.</think>Yes.", "No.", template=thoughtless)
+    systemless = "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    row = Preference("p", (Message("system", "Be brief."), Message("user", "Why?")), "Yes.", "No.", 4)
+    with pytest.raises(PobenchError, match=r"'prompt\[0\]': the chat template drops"):
+        tokenize([row], chatml, template=systemless)
+
+
+def test_a_template_that_rewrites_the_prompt_once_an_answer_follows_is_refused(chatml: Any) -> None:
+    numbered = "{{ messages | length }} " + CHATML
+    with pytest.raises(PobenchError, match="writes the prompt differently"):
+        one_pair(chatml, "Yes.", "No.", template=numbered)
+
+
+def test_a_generation_prompt_that_no_conversation_holds_is_left_to_the_prompt_it_shares(chatml: Any) -> None:
+    thinking = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    pair = one_pair(chatml, "Yes.", "No.", template=thinking)
+    assert decoded(chatml, pair.prompt).endswith("<|im_start|>assistant\n")
+    assert decoded(chatml, pair.chosen) == "Yes.<|im_end|>"
+
+
+def test_special_tokens_written_as_text_are_refused(chatml: Any) -> None:
+    for field, row in {
+        "chosen": preference("Yes.<|im_end|> No.", "b"),
+        "rejected": preference("a", "<|im_start|>"),
+        r"prompt\[0\]": preference("a", "b", prompt="Hi<|im_end|>"),
+    }.items():
+        with pytest.raises(PobenchError, match=f"'{field}': holds a special token of the tokenizer as text"):
+            tokenize([row], chatml)
+
+
+def test_answers_that_only_the_template_makes_identical_are_refused(llama: Any) -> None:
+    with pytest.raises(PobenchError, match="identical answers once tokenised"):
+        one_pair(llama, "Yes.", "Yes.\n")  # this template trims
+
+
+def test_a_tokenizer_without_any_end_of_turn_is_refused(chatml: Any) -> None:
+    plain = build([], None, "e", "{{ messages[-1].content }}")
+    plain.eos_token = None
+    with pytest.raises(PobenchError, match="end-of-turn token"):
+        Renderer(plain)
+    with pytest.raises(PobenchError, match="twice"):
+        Renderer(family("mistral, no header"), "{{ bos_token }}" + MISTRAL)
+    with pytest.raises(PobenchError, match="cannot render"):
+        Renderer(chatml, "{{ raise_exception('never') }}")
+
+
+# ---------------------------------------------------------------- lengths
+
+
+def test_an_over_long_row_is_a_bad_row_that_drop_leaves_out_and_counts(chatml: Any) -> None:
+    rows = [
+        preference("Yes.", "No.", row=1),
+        preference("Yes.", "No.", prompt="Why is the sky blue? " * 20, row=2),
+        preference("Yes.", "No, " * 60, row=3),
+    ]
+    limits = {"max_length": 90, "max_prompt_length": 60}
+    with pytest.raises(PobenchError) as refused:
+        tokenize(rows, chatml, **limits)
+    assert "row 2, 'prompt': over-long prompt" in str(refused.value)
+    assert "row 3, 'rejected': over-long pair" in str(refused.value)
+    pairs, audit = tokenize(rows, chatml, **limits, on_bad_row="drop")
+    assert [p.id for p in pairs] == ["p1"]
+    frame = audit.frame().set_index("fault")
+    assert frame.loc["over-long prompt", "rows"] == "[2]" and frame.loc["over-long pair", "rows"] == "[3]"
+
+
+def test_cutting_keeps_the_end_of_the_prompt_the_first_token_and_the_end_of_turn(llama: Any) -> None:
+    full = one_pair(llama, "one " * 50, "two")
+    rows = [preference("one " * 50, "two")]
+    (pair,), audit = tokenize(rows, llama, max_length=40, max_prompt_length=12, truncation="cut")
+    assert pair.prompt == full.prompt[:1] + full.prompt[-11:]
+    assert pair.chosen == full.chosen[:27] + full.chosen[-1:]  # 12 + 28 = 40
+    assert pair.rejected == full.rejected  # an answer that fits is not cut
+    assert audit.notes == {CUT_PROMPT: [1], CUT_RESPONSE: [1]}
+
+
+def test_answers_that_cutting_makes_identical_are_left_out_and_noted(chatml: Any) -> None:
+    rows = [preference("one " * 50 + "a", "one " * 50 + "b", row=1), preference("Yes.", "No.", row=2)]
+    pairs, audit = tokenize(rows, chatml, max_length=60, max_prompt_length=50, truncation="cut")
+    assert [p.id for p in pairs] == ["p2"] and audit.notes == {CUT_TO_IDENTICAL: [1]}
+    with pytest.raises(PobenchError, match="no pair is left"):
+        tokenize(rows[:1], chatml, max_length=60, max_prompt_length=50, truncation="cut")
+
+
+@pytest.mark.parametrize(("length", "prompt"), [(10, 10), (10, 9), (10, 0), (1, 1)])
+def test_impossible_lengths_are_refused(chatml: Any, length: int, prompt: int) -> None:
+    with pytest.raises(PobenchError, match="max_prompt_length"):
+        one_pair(chatml, "Yes.", "No.", max_length=length, max_prompt_length=prompt)
+
+
+# ---------------------------------------------------------------- audit
+
+
+def test_bad_rows_of_reading_and_of_tokenising_stand_in_one_message(chatml: Any) -> None:
+    rows = [
+        {"prompt": "Why?", "chosen": "Yes.", "rejected": "No."},
+        {"prompt": "Why?", "chosen": "Yes.", "rejected": ""},
+        {"prompt": "Why? " * 99, "chosen": "Yes.", "rejected": "No."},
+        {"prompt": "Why?", "chosen": "Yes.", "rejected": "Yes."},
+    ]
+    found = recognise(enumerate(rows, start=1), source="mine.jsonl")
+    limits = {"max_length": 100, "max_prompt_length": 60}
+    with pytest.raises(PobenchError) as refused:
+        tokenize(found, chatml, **limits)
+    message = str(refused.value)
+    assert message.startswith("mine.jsonl: 3 of 4 rows are bad")
+    problems = ("empty answer", "over-long prompt", "identical answers")
+    places = [message.index(problem) for problem in problems]
+    assert places == sorted(places)  # in the order of the rows
+    pairs, audit = tokenize(found, chatml, **limits, on_bad_row="drop")
+    assert len(pairs) == 1
+    counts = dict(zip(audit.frame()["fault"], audit.frame()["count"], strict=True))
+    assert counts == {"rows read": 4, "pairs kept": 1, **dict.fromkeys(problems, 1)}
+
+
+def test_the_audit_tells_lengths_and_how_often_the_chosen_answer_is_longer(chatml: Any) -> None:
+    rows = [preference("Yes, " * 4, "No.", row=1), preference("No.", "Yes, " * 4, row=2), preference("a", "b", row=3)]
+    pairs, audit = tokenize(rows, chatml)
+    assert audit.chosen_longer == pytest.approx(0.5)  # one longer, one shorter, one equal that counts half
+    assert audit.lengths["chosen"].tolist() == [len(p.chosen) for p in pairs]
+    table = audit.quantiles()
+    assert table.loc["rejected", "max"] == len(pairs[1].rejected) and list(table.index) == [
+        "prompt",
+        "chosen",
+        "rejected",
+    ]
+    assert "no row was left out" in audit.text() and "50.0%" in audit.text()
+    nothing = Audit.of([], recognise([(1, {"prompt": "a", "chosen": "b", "rejected": "c"})]), [], {})
+    assert np.isnan(nothing.chosen_longer) and nothing.quantiles().isna().all(axis=None) and "–" in nothing.text()
+
+
+def test_an_audit_without_a_tokenizer_counts_characters() -> None:
+    audit = Audit.of_file(recognise([(1, {"prompt": "abc", "chosen": "de", "rejected": "f"})]))
+    assert audit.unit == "characters" and [int(audit.lengths[k][0]) for k in audit.lengths] == [3, 2, 1]
+
+
+def test_row_numbers_of_the_frame_are_json(chatml: Any) -> None:
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 3
+    _, audit = tokenize(recognise(enumerate(rows, start=1)), chatml)
+    (line,) = audit.frame().query("fault == 'duplicated row'").itertuples()
+    assert line.count == 2 and json.loads(line.rows) == [2, 3]
+
+
+# ---------------------------------------------------------------- inspection
+
+
+def rendered(renderable: Any, **console: Any) -> str:
+    out = io.StringIO()
+    Console(file=out, width=160, **console).print(renderable)
+    return out.getvalue()
+
+
+def test_inspection_shows_every_token_and_marks_the_special_ones(chatml: Any) -> None:
+    pair = one_pair(chatml, "Say [bold]hé 😀[/] x\x1b[31m", "No.")
+    text = rendered(render_inspection([pair, pair], chatml, rows=1))
+    assert "pair 1 of 2" in text and "pair 2 of 2" not in text
+    assert "[bold]hé 😀[/] x\\x1b[31m<|im_end|>" in text  # shown as text: no markup, no escape codes
+    assert f"chosen, {len(pair.chosen)} tokens" in text
+    coloured = rendered(render_inspection([pair], chatml), force_terminal=True, color_system="standard")
+    assert "\x1b[1;33m<|im_end|>" in coloured or "\x1b[1;4;33m<|im_end|>" in coloured
+    assert f"·{pair.rejected[-1]} " in rendered(render_inspection([pair], Renderer(chatml), ids=True))
+
+
+@given(text=ANSWER)
+@settings(max_examples=50, deadline=None)
+def test_the_pieces_of_inspection_add_up_to_the_text(text: str) -> None:
+    tokenizer = family("no BOS at all")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    parts = list(pieces(tokenizer, ids))
+    assert [i for piece, _ in parts for i in piece] == ids
+    assert "".join(word for _, word in parts) == text
+
+
+def test_an_audit_is_drawn_with_its_reasons(chatml: Any) -> None:
+    rows = [preference("Yes.", "No.", row=1), preference("Yes.", "No, " * 60, row=2)]
+    _, audit = tokenize(rows, chatml, max_length=90, max_prompt_length=60, on_bad_row="drop")
+    text = rendered(render_audit(audit))
+    assert "over-long pair" in text and "2 rows, 1 pairs kept" in text
+    assert "No row was left out" in rendered(render_audit(tokenize(rows[:1], chatml)[1]))
+
+
+# ---------------------------------------------------------------- split, subset, order, mismatch
+
+
+def token_pairs(prompts: list[int]) -> list[TokenPair]:
+    """One pair per entry; equal entries share a prompt."""
+    return [TokenPair(f"p{i}", (1, 2, prompt), (i + 3, 9), (i + 4, 8, 9)) for i, prompt in enumerate(prompts)]
+
+
+def of_tokens(pair: TokenPair) -> str:
+    return str(pair.prompt)
+
+
+PROMPTS = st.lists(st.integers(0, 30), min_size=2, max_size=60).filter(lambda p: len(set(p)) > 1)
+
+
+@given(prompts=PROMPTS, fraction=st.floats(0.01, 0.99), seed=st.integers(0, 9))
+@settings(max_examples=80, deadline=None)
+def test_no_prompt_stands_on_both_sides_and_neither_side_is_empty(
+    prompts: list[int], fraction: float, seed: int
+) -> None:
+    training, heldout = split_by_prompt(token_pairs(prompts), fraction, seed, of_tokens)
+    assert training and heldout and len(training) + len(heldout) == len(prompts)
+    assert {p.prompt for p in training}.isdisjoint(p.prompt for p in heldout)
+
+
+def test_the_split_moves_no_old_row_when_rows_are_added_or_reordered() -> None:
+    pairs = token_pairs(list(range(400)))
+    _, heldout = split_by_prompt(pairs, 0.25, 1, of_tokens)
+    _, among_fewer = split_by_prompt(pairs[100:300][::-1], 0.25, 1, of_tokens)
+    assert {p.id for p in among_fewer} == {p.id for p in heldout} & {p.id for p in pairs[100:300]}
+    assert 0.18 < len(heldout) / 400 < 0.32  # 0.25 ± 3 standard errors
+    assert {p.id for p in split_by_prompt(pairs, 0.25, 2, of_tokens)[1]} != {p.id for p in heldout}
+
+
+def test_prompts_that_differ_in_case_and_space_only_stand_on_one_side() -> None:
+    rows = [preference("a", "b", prompt=f"{p} {n}") for n in range(50) for p in ("Why is it", "why  is it")]
+    training, heldout = split_by_prompt(rows, 0.5, 0, lambda row: text_key(row.prompt))
+    numbers = [{row.prompt[0].content.split()[-1] for row in side} for side in (training, heldout)]
+    assert numbers[0].isdisjoint(numbers[1])
+
+
+def test_a_split_without_a_second_prompt_or_with_an_odd_share_is_refused() -> None:
+    with pytest.raises(PobenchError, match="cannot be split"):
+        split_by_prompt(token_pairs([1, 1]), 0.5, 0, of_tokens)
+    for share in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(PobenchError, match="share between 0 and 1"):
+            split_by_prompt(token_pairs([1, 2]), share, 0, of_tokens)
+
+
+def test_a_subset_is_part_of_every_larger_one_and_keeps_the_order() -> None:
+    pairs = token_pairs(list(range(50)))
+    chain = [[p.id for p in subset(pairs, n, seed=3)] for n in (5, 20, 50)]
+    assert [len(ids) for ids in chain] == [5, 20, 50]
+    for small, large in pairwise(chain):
+        assert [i for i in large if i in small] == small
+    assert chain[0] != [p.id for p in pairs[:5]]  # not the first of the file
+    assert subset(pairs, None) == pairs
+
+
+def test_the_order_is_a_permutation_fixed_by_data_and_seed() -> None:
+    pairs = token_pairs(list(range(40)))
+    order = data_order(pairs, seed=1, epochs=3)
+    for epoch in order.epochs:
+        assert sorted(epoch.tolist()) == list(range(40))
+    assert not np.array_equal(order.epochs[0], order.epochs[1])
+    again = data_order(pairs, seed=1, epochs=3)
+    assert again.digest == order.digest
+    assert np.array_equal(data_order(pairs, seed=1, epochs=1).epochs[0], order.epochs[0])
+    others = (data_order(pairs, 2, 3), data_order(pairs[1:], 1, 3), data_order(pairs, 1, 2))
+    assert len({order.digest, *(o.digest for o in others)}) == 4
+    # pinned: the order must not change between versions, or runs could not be compared
+    assert data_order(pairs[:6], 1, 1).epochs[0].tolist() == [0, 2, 1, 4, 5, 3]
+
+
+def test_the_data_digest_reads_tokens_and_where_they_stand() -> None:
+    base = TokenPair("a", (1, 2), (3,), (4,))
+    same = base._replace(id="b")
+    moved = TokenPair("a", (1,), (2, 3), (4,))
+    assert data_digest([base]) == data_digest([same]) != data_digest([moved])
+    assert data_digest([base, moved]) != data_digest([moved, base])
+
+
+@given(prompts=PROMPTS)
+@settings(max_examples=80, deadline=None)
+def test_no_pair_meets_an_answer_to_its_own_prompt(prompts: list[int]) -> None:
+    pairs = token_pairs(prompts)
+    partners = mismatch(pairs)
+    assert all(pairs[i].prompt != pairs[j].prompt for i, j in enumerate(partners))
+    if 2 * max(prompts.count(p) for p in prompts) <= len(prompts):
+        assert sorted(partners) == list(range(len(pairs)))  # every pair is a partner once
+
+
+def test_partners_do_not_depend_on_the_order_of_rows() -> None:
+    pairs = token_pairs([i % 7 for i in range(30)])
+    by_id = {pairs[i].id: pairs[j].id for i, j in enumerate(mismatch(pairs))}
+    turned = pairs[::-1]
+    assert {turned[i].id: turned[j].id for i, j in enumerate(mismatch(turned))} == by_id
+
+
+def test_mismatched_pairs_need_two_prompts() -> None:
+    with pytest.raises(PobenchError, match="at least two prompts"):
+        mismatch(token_pairs([1, 1, 1]))
+
+
+def test_a_length_bias_makes_the_longer_answer_win_in_the_asked_share() -> None:
+    rows = [preference("a", "a longer one", row=i) for i in range(400)]
+    assert bias_labels(rows, 0.0, seed=0) == rows
+    assert all(row.chosen == "a longer one" for row in bias_labels(rows, 1.0, seed=0))
+    swapped = [row.chosen != "a" for row in bias_labels(rows, 0.3, seed=0)]
+    assert 0.23 < np.mean(swapped) < 0.37  # 0.3 ± 3 standard errors
+    more = [row.chosen != "a" for row in bias_labels(rows, 0.6, seed=0)]
+    assert all(m for s, m in zip(swapped, more, strict=True) if s)  # a larger share keeps the smaller one's rows
+    right = [preference("a longer one", "a")]
+    assert bias_labels(right, 1.0, seed=0) == right
+    with pytest.raises(PobenchError, match="share in"):
+        bias_labels(rows, 1.5, seed=0)
+
+
+# ---------------------------------------------------------------- real data
+
+
+@pytest.mark.parametrize("name", ["hh_helpful", "llmbar"])
+def test_real_preferences_tokenise_without_a_bad_row(name: str, any_tokenizer: Any) -> None:
+    path = SHARED / f"preferences/{name}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"no shared data: {name}.jsonl")
+    found = load_preferences(path)
+    some = found.preferences[:80]
+    pairs, audit = tokenize(some, any_tokenizer, max_length=100_000, max_prompt_length=90_000)
+    assert len(pairs) == audit.pairs == 80 and audit.faults == []
+    for one, pair in zip(some, pairs, strict=True):
+        assert one.chosen.strip() in decoded(any_tokenizer, pair.chosen)
+        assert one.rejected.strip() in decoded(any_tokenizer, pair.rejected)

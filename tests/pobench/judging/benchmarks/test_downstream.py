@@ -1,0 +1,176 @@
+"""Downstream tasks through lm-eval: its own numbers, on local items, in memory, resumable, with every limit shown."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from small_chat_model import character_tokenizer, chat_model
+
+from pobench.errors import PobenchError
+from pobench.judging.benchmarks.base import Speaker
+from pobench.judging.benchmarks.downstream import TASKS, Downstream, evaluate, task_faults, write_stand_ins
+
+pytest.importorskip("lm_eval", reason="pip install 'pobench[downstream]'")
+REAL = Path(__file__).parents[4] / "../shared/data/downstream"
+with_real_items = pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/downstream is absent")
+THERE = ["mmlu", "arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "mmlu_zero_shot", "gsm8k_zero_shot"]
+
+
+@pytest.fixture(scope="module")
+def speaks():
+    return chat_model(max_position_embeddings=512), character_tokenizer()
+
+
+@pytest.fixture
+def items(tmp_path) -> Path:
+    for name in TASKS:
+        write_stand_ins(tmp_path / "items", name)
+    return tmp_path / "items"
+
+
+def test_the_papers_tasks_have_the_leaderboards_shots() -> None:
+    shots = {name: task.shots for name, task in TASKS.items()}
+    assert shots == {
+        "mmlu": 5,
+        "arc_challenge": 25,
+        "hellaswag": 10,
+        "truthfulqa_mc2": 0,
+        "winogrande": 5,
+        "gsm8k": 5,
+        "mmlu_zero_shot": 0,
+        "gsm8k_zero_shot": 0,
+    }
+
+
+def test_every_task_runs_on_items_in_its_columns(speaks, items) -> None:
+    scores = evaluate(*speaks, limit=2, data=items)
+    assert [s.task for s in scores if not s.metric.endswith("flexible-extract")] == list(TASKS)
+    assert all((s.n, s.limit) == (2, 2) and 0 <= s.low <= s.value <= s.high <= 1 for s in scores)
+    assert {s.task: s.shots for s in scores} == {name: task.shots for name, task in TASKS.items()}
+    assert not any(s.note for s in scores)
+
+
+@with_real_items
+def test_the_values_are_those_that_lm_eval_itself_gives(speaks, monkeypatch) -> None:
+    from lm_eval import evaluator
+
+    seen = {}
+    original = evaluator.evaluate
+
+    def watched(*arguments, **keywords):
+        result = original(*arguments, **keywords)
+        seen.update({name: row for name, row in result["results"].items() if "alias" in row})
+        return result
+
+    monkeypatch.setattr(evaluator, "evaluate", watched)
+    scores = evaluate(*speaks, tasks=["truthfulqa_mc2", "winogrande", "mmlu_zero_shot"], limit=6, data=REAL)
+    ours = {s.task: s for s in scores}
+    assert ours["truthfulqa_mc2"].value == pytest.approx(seen["truthfulqa_mc2"]["acc,none"])
+    assert ours["winogrande"].value == pytest.approx(seen["winogrande"]["acc,none"])
+    subjects = [seen[f"mmlu_{s}"]["acc,none"] for s in ("abstract_algebra", "anatomy", "astronomy")]
+    assert ours["mmlu_zero_shot"].value == pytest.approx(sum(subjects) / 3) and ours["mmlu_zero_shot"].n == 18
+    # There are no training items of WinoGrande: its shots come from the validation items, and the result says so.
+    assert ours["winogrande"].note.startswith("shots are drawn from the validation items")
+
+
+def test_shots_stand_before_the_question_and_never_hold_it(speaks, items, monkeypatch) -> None:
+    (items / "winogrande_train.jsonl").unlink()
+    asked = []
+    from lm_eval.models.huggingface import HFLM
+
+    original = HFLM._loglikelihood_tokens
+
+    def watched(self, requests, **keywords):
+        asked.extend(request[0] for request in requests)
+        return original(self, requests, **keywords)
+
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", watched)
+    evaluate(*speaks, tasks=["winogrande"], limit=12, data=items)
+    contexts = {context for context, _ in asked}
+    assert all(context.count("because the") == 6 for context in contexts)  # five shots and the question
+    for context in contexts:
+        numbers = [part.split()[0] for part in context.split("The cup held ")[1:]]
+        assert len(set(numbers)) == 6
+
+
+def test_the_benchmark_stores_task_by_task_and_resumes(speaks, items, tmp_path) -> None:
+    benchmark = Downstream(tasks=["truthfulqa_mc2", "gsm8k_zero_shot"], data=str(items), limit=2)
+    loads = []
+    speaker = Speaker("a/run", lambda: loads.append(1) or (*speaks, "fp32"))
+    run = tmp_path / "run"
+    Downstream(tasks=["truthfulqa_mc2"], data=str(items), limit=2).evaluate(run, speaker)
+    assert not benchmark.done(run)
+    stored = benchmark.folder(run) / "truthfulqa_mc2.json"
+    before = stored.stat().st_mtime_ns
+    benchmark.evaluate(run, speaker)
+    assert benchmark.done(run) and stored.stat().st_mtime_ns == before
+    score = json.loads((benchmark.folder(run) / "score.json").read_text())
+    assert [row["metric"] for row in score["rows"]] == [
+        "truthfulqa_mc2",
+        "gsm8k_zero_shot",
+        "gsm8k_zero_shot_flexible_extract",
+    ]
+    assert score["limit"] == 2 and score["name"] == "downstream tasks (at most 2 items a task)"
+    assert all(row["n"] == 2 and 0 <= row["value"] <= 100 for row in score["rows"])
+    assert len(loads) == 1
+    assert not Downstream(tasks=["truthfulqa_mc2"], data=str(items)).done(run)  # no limit: other items
+
+
+def test_what_is_missing_is_said_before_anything_runs(items) -> None:
+    assert task_faults(["gsm8k"], items) == []
+    (items / "hellaswag_validation.jsonl").unlink()
+    faults = Downstream(tasks="hellaswag, gsm8k, mmul", data=str(items)).faults()
+    assert len(faults) == 2
+    assert "unknown task 'mmul'; did you mean 'mmlu'?" in faults[0]
+    assert "hellaswag: no file hellaswag_validation.jsonl" in faults[1]
+    assert "--set benchmarks.downstream.tasks=gsm8k" in faults[1]
+    assert "no folder" in Downstream(data=str(items / "none")).faults()[0]
+
+
+def test_without_hub_and_without_files_there_is_one_plain_message(speaks, monkeypatch) -> None:
+    import datasets
+
+    def offline(*arguments, **keywords):
+        raise ConnectionError("Couldn't reach the hub\nand a long story")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(PobenchError, match=r"^truthfulqa_mc2: its items cannot be had .*benchmarks\.downstream\.data$"):
+        evaluate(*speaks, tasks=["truthfulqa_mc2"], limit=1)
+
+
+def test_the_callers_random_numbers_are_left_alone(speaks, items) -> None:
+    random.seed(7)
+    torch.manual_seed(7)
+    expected = random.random(), torch.rand(1).item()
+    random.seed(7)
+    torch.manual_seed(7)
+    evaluate(*speaks, tasks=["truthfulqa_mc2"], limit=1, data=items)
+    assert (random.random(), torch.rand(1).item()) == expected
+
+
+def test_a_rehearsal_has_items_of_its_own(speaks, tmp_path) -> None:
+    benchmark = Downstream().rehearsed(tmp_path / "stand-ins", 1, 8)
+    assert benchmark.faults() == [] and benchmark.limit == 1
+    benchmark.evaluate(tmp_path / "run", Speaker("a/run", lambda: (*speaks, "fp32")))
+    assert benchmark.done(tmp_path / "run")
+
+
+@pytest.mark.slow
+@with_real_items
+def test_every_local_task_runs_on_smollm2() -> None:
+    from pobench.data.chat import tokenizer_of
+    from pobench.model.load import load_model
+    from pobench.runs.start_model import start_model
+    from pobench.settings.resolve import resolve
+
+    (job,) = resolve("smollm2", "simpo")
+    folder = start_model(job)
+    model, tokenizer = load_model(folder, dtype=torch.float32), tokenizer_of(folder, job.model)
+    scores = evaluate(model, tokenizer, tasks=THERE, limit=3, data=REAL, precision="bf16")
+    print("\n".join(map(str, scores)))
+    assert [s.task for s in scores if not s.metric.endswith("flexible-extract")] == THERE
+    assert all(s.limit == 3 for s in scores)

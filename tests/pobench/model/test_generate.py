@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_chat_model import character_tokenizer, chat_model
+
+from pobench.errors import PobenchError
+from pobench.model import generate as generation
+from pobench.model.generate import Decoding, generate, generate_batches, pick, prompt_tokens, stop_tokens
+
+
+@given(st.lists(st.integers(1, 40_000), max_size=60), st.integers(1, 8))
+def test_a_batch_of_long_prompts_has_fewer_rows(lengths, batch_size) -> None:
+    lengths = sorted(lengths)
+    asked = [(i, 0) for i in range(len(lengths))]
+    batches = generation._batches(asked, lengths, batch_size)
+    assert [answer for batch in batches for answer in batch] == asked
+    for batch in batches:
+        assert len(batch) <= batch_size
+        assert len(batch) == 1 or len(batch) * lengths[batch[-1][0]] <= generation.MOST_TOKENS
+    for first, second in pairwise(batches):  # no batch ends without a reason
+        assert len(first) == batch_size or (len(first) + 1) * lengths[second[0][0]] > generation.MOST_TOKENS
+
+
+TOKENIZER = character_tokenizer()
+PROMPTS = [[{"role": "user", "content": text}] for text in ("hi", "what is a bee?", "name one river in Europe", "no")]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return chat_model()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("llama", {}),
+        ("mistral", {"sliding_window": 8}),
+        ("qwen2", {}),
+        ("gemma2", {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}),
+    ],
+)
+def test_greedy_answers_equal_those_of_transformers(architecture, settings):
+    model = chat_model(architecture, seed=3, **settings)
+    ours = generate(model, TOKENIZER, PROMPTS, Decoding(24), batch_size=3)
+    assert len({a.text for a in ours}) > 1
+    for answer in ours:
+        ids = torch.tensor([prompt_tokens(TOKENIZER, PROMPTS[answer.prompt])])
+        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)[0]
+        said = theirs[ids.shape[1] :].tolist()
+        ended = TOKENIZER.eos_token_id in said
+        assert answer.finished is ended
+        assert answer.tokens == len(said)
+        assert answer.text == TOKENIZER.decode(said, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [("llama", {}), ("gemma2", {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8})],
+)
+def test_a_cache_with_room_for_all_from_the_start_gives_the_same_answers(monkeypatch, architecture, settings):
+    model = chat_model(architecture, seed=3, **settings)
+    drawn = Decoding(40, temperature=1.5, samples=6, seed=5)
+    growing = generate(model, TOKENIZER, PROMPTS, drawn)
+    assert len({a.tokens for a in growing}) > 4  # rows leave the batch
+    made, cache = [], generation._cache
+    monkeypatch.setattr(generation, "_cache", lambda c, n, static: made.append(cache(c, n, True)) or made[-1])
+    assert generate(model, TOKENIZER, PROMPTS, drawn) == growing
+    assert [type(c).__name__ for c in made] == ["StaticCache"]
+
+
+def test_answers_that_end_early_change_nothing_for_the_others(model):
+    drawn = Decoding(30, temperature=2.0, samples=6, seed=5)
+    together = generate(model, TOKENIZER, PROMPTS, drawn, batch_size=24)
+    assert len({a.tokens for a in together}) > 4  # they do end at different times
+    assert together == generate(model, TOKENIZER, PROMPTS, drawn, batch_size=1)
+
+
+def test_a_prompt_is_answered_the_same_whatever_else_is_asked(model):
+    drawn = Decoding(12, temperature=1.0, samples=2, seed=5)
+    among = [a.text for a in generate(model, TOKENIZER, PROMPTS, drawn) if a.prompt == 2]
+    alone = [a.text for a in generate(model, TOKENIZER, PROMPTS[2:3], drawn)]
+    assert alone == among
+    other = [a.text for a in generate(model, TOKENIZER, PROMPTS[2:3], replace(drawn, seed=6))]
+    assert other != alone
+    assert alone[0] != alone[1]
+
+
+def test_skipped_answers_are_left_out_and_the_rest_stays(model):
+    drawn = Decoding(8, temperature=1.0, samples=2, seed=1)
+    whole = set(generate(model, TOKENIZER, PROMPTS, drawn))
+    batches = generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=2, skip=lambda p, s: s == 0 or p == 3)
+    rest = {a for batch in batches for a in batch}
+    assert {(a.prompt, a.sample) for a in rest} == {(0, 1), (1, 1), (2, 1)}
+    assert rest <= whole
+
+
+def test_shares_and_skipped_answers_leave_every_batch_its_shape(model, monkeypatch):
+    drawn = Decoding(8, temperature=1.0, samples=3, seed=1)
+    shapes = []
+    decode = generation._decode
+    monkeypatch.setattr(generation, "_decode", lambda m, rows, *a: shapes.append(rows) or decode(m, rows, *a))
+    whole = list(generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=5))
+    laid_out = list(shapes)
+    assert [len(rows) for rows in laid_out] == [5, 5, 2]
+    shares = [list(generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=5, share=(i, 2))) for i in range(2)]
+    assert shares == [whole[::2], whole[1::2]]
+    shapes.clear()
+    have = {(a.prompt, a.sample) for a in [*whole[0], *whole[1][:2]]}  # cut off within the second batch
+    rest = list(generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=5, skip=lambda p, s: (p, s) in have))
+    assert rest == [whole[1][2:], whole[2]] and shapes == laid_out[1:]
+
+
+def test_the_end_of_turn_token_is_counted_but_not_shown(model):
+    answers = generate(model, TOKENIZER, PROMPTS, Decoding(40, temperature=3.0, samples=4, seed=2))
+    finished = [a for a in answers if a.finished]
+    cut = [a for a in answers if not a.finished]
+    assert finished and all("<|end|>" not in a.text and a.tokens <= 40 for a in finished)
+    assert all(a.tokens == 40 for a in cut)
+    plain = [a for a in finished if a.text.isalnum()]
+    assert all(a.tokens == len(a.text) + 1 for a in plain)
+
+
+def test_bf16_answers_leave_the_fp32_model_as_it_is(model):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()
+    answers = generate(model, TOKENIZER, PROMPTS, Decoding(4, precision="bf16"))
+    assert len(answers) == 4
+    assert model.training
+    model.eval()
+    assert all(v.dtype == torch.float32 and torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_progress_reaches_the_number_of_answers(model):
+    seen = []
+    generate(model, TOKENIZER, PROMPTS, Decoding(2, samples=2), batch_size=3, progress=lambda d, n: seen.append((d, n)))
+    assert seen == [(3, 8), (6, 8), (8, 8)]
+
+
+def test_the_turn_ending_token_of_the_template_stops_an_answer(model):
+    # The model's own settings name another token; the template closes each turn with <|end|>.
+    tokenizer = character_tokenizer()
+    tokenizer.eos_token = "<unk>"
+    ids = stop_tokens(model, tokenizer)
+    assert tokenizer.convert_tokens_to_ids("<|end|>") in ids
+    assert tokenizer.convert_tokens_to_ids("<unk>") in ids
+
+
+def test_all_faulty_settings_are_listed_together():
+    with pytest.raises(PobenchError) as error:
+        Decoding(max_new_tokens=0, temperature=-1, top_p=0, precision="fp8")
+    for word in ("max_new_tokens", "temperature", "top_p", "fp8"):
+        assert word in str(error.value)
+
+
+def test_no_prompts_give_no_answers(model):
+    assert generate(model, TOKENIZER, [], Decoding(4)) == []
+
+
+# ---------------------------------------------------------------- drawing one token
+
+
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
+    # probabilities 0.5, 0.3, 0.15, 0.05: 0.8 is reached by the first two, so only these are drawn
+    logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
+    uniform = torch.linspace(0, 0.999, 1000)
+    drawn = pick(logits.expand(1000, -1), 1.0, 0.79, uniform)
+    # within the nucleus 0.5 : 0.3 becomes 0.625 : 0.375
+    assert drawn.unique().tolist() == [1, 3]
+    assert (drawn == 1).float().mean().item() == pytest.approx(0.625, abs=2e-3)
+
+
+def test_temperature_sharpens():
+    logits = torch.tensor([[0.6, 0.4]]).log()
+    uniform = torch.linspace(0, 0.999, 1000)
+    # at temperature 0.5 the odds are squared: 0.36 : 0.16, so 0.36 / 0.52 = 0.6923
+    drawn = pick(logits.expand(1000, -1), 0.5, 1.0, uniform)
+    assert (drawn == 0).float().mean().item() == pytest.approx(0.6923, abs=2e-3)
+
+
+def test_a_flat_distribution_over_a_large_vocabulary_is_drawn_from_entirely():
+    # 4096 equal tokens: the 1024 likeliest hold a quarter of the probability, far from top_p
+    uniform = torch.linspace(0, 0.9999, 512)
+    drawn = pick(torch.zeros(512, 4096), 1.0, 0.9, uniform)
+    assert len(drawn.unique()) == 512
+    everything = pick(torch.zeros(512, 4096), 1.0, 1.0, uniform)
+    assert len(everything.unique()) == 512
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-200, 200), min_size=2, max_size=12), st.integers(1, 100), st.integers(0, 999))
+def test_what_is_drawn_lies_in_the_nucleus(logits, percent, mill):
+    row = torch.tensor([logits]) / 10
+    drawn = int(pick(row, 1.0, percent / 100, torch.tensor([mill / 1000])))
+    probability = row.double().softmax(-1)[0]
+    likelier = probability[probability > probability[drawn]].sum()
+    assert likelier < percent / 100 + 1e-5

@@ -1,0 +1,51 @@
+"""Figures and tables by name, in a notebook."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import matplotlib.figure
+import pandas as pd
+import pytest
+
+from pobench import figure, table
+from pobench.errors import PobenchError
+from pobench.results.derived import Frames
+
+
+@pytest.fixture(scope="module")
+def made():
+    spec = importlib.util.spec_from_file_location("synthetic_frames", Path(__file__).parents[3] / "frames.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    two = {name: module.LOSSES[name] for name in ("simpo", "dpo")}
+    return [module.make_frames(two, setting=s, prompts=6, pairs=20, steps=3) for s in ("tiny", "other")]
+
+
+def test_a_figure_comes_as_matplotlibs(made) -> None:
+    drawn = figure("margin-vs-length", Frames(made[0]), bins=3)
+    assert isinstance(drawn, matplotlib.figure.Figure)
+    assert [ax.get_title(loc="left").strip() for ax in drawn.axes if ax.get_visible()] == ["DPO", "SimPO"]
+
+
+def test_plain_dicts_do_and_scores_are_made_where_they_lack(made) -> None:
+    assert len(table("main-table", made[0])) == 3
+
+
+def test_of_several_settings_one_must_be_chosen(made) -> None:
+    both = {name: pd.concat([f[name] for f in made], ignore_index=True) for name in made[0]}
+    with pytest.raises(PobenchError, match=r"other; tiny.*setting="):
+        figure("kl", both)
+    assert figure("kl", both, setting="other").axes
+
+
+def test_a_wrong_call_says_everything_that_is_wrong(made) -> None:
+    with pytest.raises(PobenchError) as fault:
+        figure("main-table", made[0], bin=3)
+    assert "no option 'bin'" in str(fault.value) and "pobench.table('main-table', frames)" in str(fault.value)
+    with pytest.raises(PobenchError, match=r"did you mean .main-table."):
+        figure("main-tabel", made[0])
+    with pytest.raises(PobenchError, match=r"sweep cannot be drawn: No loss was trained with several values"):
+        figure("sweep", made[0])

@@ -1,0 +1,100 @@
+"""What a plan will cost, before anything is at hand, and from measured steps once there are some."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pobench.registry import get_loss
+from pobench.runs import cost
+from pobench.runs.cost import GIB, estimate_cost
+from pobench.runs.task import HOME_STAGES, Task
+from pobench.settings.resolve import resolve
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch) -> None:
+    """No model cache, no accelerate config, one process; nothing that has to be measured."""
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cost, "layout_of_devices", lambda: (1, False))
+    monkeypatch.setattr(cost, "peak_flops", lambda: 1e11)
+
+
+def tasks(runs: Path, losses: str, setting: str, **overrides: Any) -> list[Task]:
+    jobs = resolve(setting, losses, overrides={k.replace("__", "."): v for k, v in overrides.items()})
+    start = [Task(jobs[0], "start", runs, HOME_STAGES, runs)]
+    return [*start, *(Task(job, "loss", runs, HOME_STAGES, runs) for job in jobs)]
+
+
+def test_the_papers_run_costs_what_the_paper_says_it_did(tmp_path) -> None:
+    """60 minutes on eight H100s are 8 device hours for SimPO, 73 minutes 9.7 for DPO; no answers, a few held-out pairs."""
+    found = estimate_cost(tasks(tmp_path, "simpo", "llama3-base", answers__source=None, data__max_held_out=1), None)
+    assert found.device_hours == pytest.approx(8.0, rel=0.01) and found.pairs == 61135
+    assert found.parameters == 8_030_261_248 and "SimPO paper" in found.basis
+    found = estimate_cost(tasks(tmp_path, "dpo", "llama3-base", answers__source=None, data__max_held_out=1), None)
+    assert found.device_hours == pytest.approx(8 * 73 / 60, rel=0.01)
+
+
+def test_one_reference_pass_serves_all_losses_that_want_one(tmp_path) -> None:
+    plain = {"answers__source": None, "data__max_held_out": 1}
+    hours = {
+        names: estimate_cost(tasks(tmp_path, names, "llama3-base", **plain), None).device_hours
+        for names in ("dpo", "ipo", "dpo,ipo", "simpo")
+    }
+    reference = hours["dpo"] - hours["simpo"]
+    assert hours["dpo,ipo"] == pytest.approx(hours["dpo"] + hours["ipo"] - reference, rel=0.01)
+    assert get_loss("ipo").needs == {"reference"}
+
+
+def test_answers_are_counted_at_their_longest(tmp_path) -> None:
+    without = estimate_cost(tasks(tmp_path, "simpo", "llama3-base", answers__source=None), None)
+    short = estimate_cost(tasks(tmp_path, "simpo", "llama3-base", answers__max_new_tokens=1024), None)
+    long = estimate_cost(tasks(tmp_path, "simpo", "llama3-base", answers__max_new_tokens=4096), None)
+    assert long.device_hours - without.device_hours == pytest.approx(4 * (short.device_hours - without.device_hours))
+
+
+def test_weights_gradients_and_moments_are_split_over_devices_that_shard_them(tmp_path, monkeypatch) -> None:
+    alone = estimate_cost(tasks(tmp_path, "simpo", "llama3-base"), None)
+    monkeypatch.setattr(cost, "layout_of_devices", lambda: (8, True))
+    shared = estimate_cost(tasks(tmp_path, "simpo", "llama3-base"), None)
+    assert alone.memory - shared.memory == pytest.approx(16 * 8_030_261_248 * 7 / 8)
+    assert shared.memory < 80 * GIB < alone.memory and shared.sharded
+    assert shared.seconds < alone.seconds and shared.device_hours == pytest.approx(alone.device_hours)
+
+
+def test_an_adapter_needs_no_moments_of_the_frozen_weights(tmp_path) -> None:
+    full = estimate_cost(tasks(tmp_path, "simpo", "llama3-base"), None)
+    adapted = estimate_cost(tasks(tmp_path, "simpo", "llama3-base", train__adapter={"r": 16}), None)
+    assert adapted.memory < 0.4 * full.memory and adapted.disk < 0.05 * full.disk
+
+
+def test_measured_steps_outrank_every_rule_of_thumb(tmp_path) -> None:
+    before = estimate_cost(tasks(tmp_path, "simpo", "tiny"), None)
+    assert "matrix-product rate" in before.basis
+    run = tmp_path / "tiny" / "dpo-12345678"
+    run.mkdir(parents=True)
+    lines = [{"step": i, "seconds": 9.0 if i == 1 else 2.0, "pairs": 16} for i in (1, 2, 3)]  # the first warms up
+    (run / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    after = estimate_cost(tasks(tmp_path, "simpo", "tiny", answers__source=None, data__max_held_out=1), None)
+    assert after.basis == "the median of 2 measured steps of this setting"
+    assert after.seconds == pytest.approx(after.pairs * 2 * 2.0 / 16, rel=0.01), "two epochs"
+
+
+def test_a_judge_that_is_asked_over_a_network_has_its_calls_counted(tmp_path) -> None:
+    free = estimate_cost(tasks(tmp_path, "simpo", "tiny"), None)
+    assert free.judge_calls == 0
+    job = tasks(tmp_path, "simpo", "tiny")[0].job
+    paid = job.judge.model_copy(update={"name": "someone"})
+    made = [Task(job.__class__(**{**job.__dict__, "judge": paid}), "loss", tmp_path, HOME_STAGES, tmp_path)]
+    found = estimate_cost(made, None)
+    assert found.judge_calls == 300 * job.answers.samples
+    assert found.judge_tokens == found.judge_calls * 2 * job.answers.max_new_tokens
+
+
+def test_a_model_of_which_nothing_is_known_costs_nan_not_zero(tmp_path) -> None:
+    job = resolve("tiny", "simpo", model="someone/a-model")[0]
+    found = estimate_cost([Task(job, "loss", tmp_path, HOME_STAGES, tmp_path)], None)
+    assert found.seconds != found.seconds and found.disk != found.disk and "not at hand" in found.basis

@@ -1,0 +1,106 @@
+"""Jobs in processes of their own: two train as one does, a killed one resumes, a second call finds nothing to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from pobench.runs.execute import execute
+from pobench.runs.plan import make_plan
+from pobench.runs.task import STAGES, Task
+from pobench.settings.resolve import resolve
+
+COMMAND = ("run", "--setting", "small.yaml", "--losses")
+
+
+def steps(runs: Path) -> list[dict]:
+    (path,) = runs.glob("small/*/steps.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(runs: Path) -> dict:
+    (path,) = runs.glob("small/*/model/model.safetensors")
+    return load_file(path)
+
+
+ADAPTER = ("--set", "train.adapter.r=4", "--set", "train.micro_tokens=auto", "--set", "train.lr=0.01")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [(), ADAPTER], ids=["every weight", "an adapter, probed"])
+def test_two_processes_train_as_one_does(changes, pobench_cli, setting, tmp_path, monkeypatch) -> None:
+    if changes:
+        pytest.importorskip("peft", reason="pip install 'pobench[peft]'")
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    for processes in ("1", "2"):
+        monkeypatch.setenv("POBENCH_PROCESSES", processes)
+        status, _, err = pobench_cli(*COMMAND, "kto", "--runs", processes, *changes)
+        assert status == 0, err
+    one, two = steps(tmp_path / "1"), steps(tmp_path / "2")
+    assert len(one) == len(two) > 1 and len(one) % 2 == 0  # the last batch is short
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen", "kl"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), name
+    environment = json.loads(next((tmp_path / "2").glob("small/kto-*/environment.json")).read_text())
+    assert environment["processes"] == 2
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_in_the_same_weights(setting, tmp_path) -> None:
+    command = [sys.executable, "-m", "pobench.cli", *COMMAND, "dpo", "--set", "train.epochs=40"]
+    command += ["--set", "train.checkpoint_seconds=0.1", "--stages", "train"]
+    environment = {**os.environ, "POBENCH_CACHE": str(tmp_path / "cache")}
+    undisturbed = subprocess.run([*command, "--runs", "a"], cwd=tmp_path, env=environment, capture_output=True)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    kills = 0
+    for wait in (9.0, 10.0, 11.0):
+        process = subprocess.Popen(
+            [*command, "--runs", "b"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(wait)
+        kills += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    last = subprocess.run([*command, "--runs", "b"], cwd=tmp_path, env=environment, capture_output=True)
+    assert last.returncode == 0, last.stderr
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert kills and a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
+    assert [s["loss"] for s in steps(tmp_path / "a")] == [s["loss"] for s in steps(tmp_path / "b")]
+
+
+def test_a_task_survives_the_trip_through_a_file(setting, tmp_path) -> None:
+    (job,) = resolve(str(tmp_path / "small.yaml"), "kto", overrides={"kto.beta": 0.3})
+    task = Task(job, "loss", tmp_path / "runs", STAGES, tmp_path / "data", ("plugin.py",))
+    task.dump(tmp_path / "task.json")
+    assert Task.load(tmp_path / "task.json") == task
+
+
+def test_a_title_names_the_values_that_tell_jobs_of_one_loss_apart(setting, tmp_path) -> None:
+    def title(loss: str, **origin: str) -> str:
+        overrides = {"simpo.gamma_beta_ratio": 0.6, "dpo.beta": 0.3, "train.lr": 5e-6, "train.epochs": 2}
+        (job,) = resolve(str(tmp_path / "small.yaml"), loss, seeds=[1], overrides=overrides)
+        told = {key: origin.get(key.replace(".", "_"), how) for key, how in job.origin.items()}
+        return Task(replace(job, origin=told), "loss", tmp_path, STAGES, tmp_path).title
+
+    assert title("dpo") == "dpo (β = 0.3, lr = 5e-06), seed 1"  # all losses have two epochs
+    assert title("simpo") == "simpo (γ = 1.2, lr = 5e-06), seed 1"  # a ratio is spelled out: 0.6 × 2
+    assert title("dpo", train_epochs="study mine") == "dpo (β = 0.3, lr = 5e-06, epochs = 2), seed 1"
+    assert title("dpo", dpo_beta="small: a comment", train_lr="") == "dpo, seed 1"
+
+
+@pytest.mark.slow
+def test_python_runs_what_the_command_line_runs(setting, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    jobs = resolve(str(tmp_path / "small.yaml"), "simpo")
+    plan = make_plan(jobs, tmp_path / "runs", STAGES)
+    assert [o.status for o in execute(plan)] == ["finished", "finished"]
+    assert [o.status for o in execute(plan)] == ["skipped", "skipped"] and not plan.left

@@ -1,0 +1,159 @@
+"""The loop: the split of a batch changes nothing, a killed run resumes bit for bit, a NaN stops."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from pobench.errors import PobenchError
+from pobench.registry import list_losses, losses, register_loss
+from pobench.training.loop import NonFiniteError, learning_rate
+from pobench.types import Group, LossOutput, Pair
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# Where policy == reference the slope jumps, and rounding decides to which side: the value alone is the same, once.
+STARTS_ON_A_KINK = {"dpop"}
+
+
+@pytest.mark.parametrize("loss", list_losses())
+def test_neither_micro_batches_nor_layout_change_a_step(loss, fit, pairs) -> None:
+    results = []
+    for i, changes in enumerate(
+        ({"micro_tokens": 10_000}, {"micro_tokens": 40}, {"micro_tokens": 1}, {"micro_tokens": 60, "layout": "padded"})
+    ):
+        _, _, rows = fit(pairs, loss, folder=f"run{i}", batch_size=8, max_grad_norm=1e9, **changes)
+        results.append(rows)
+    assert len(results[0]) == 2  # 8 pairs, then a short last batch of 3
+    compared = ("loss", "rewards/margins", "logps/chosen", "grad_norm")
+    for rows in results[1:]:
+        for row, first in zip(rows, results[0], strict=True):
+            if loss in STARTS_ON_A_KINK and row["step"] > 1:
+                continue
+            for name in compared[:3] if loss in STARTS_ON_A_KINK else compared:
+                # a margin is a difference of sums of about 50 nats, each known to fp32's 4e-6
+                assert row[name] == pytest.approx(first[name], rel=2e-5, abs=2e-5), name
+
+
+@pytest.mark.parametrize("loss", list_losses())
+def test_every_loss_falls_on_the_pairs_it_trains_on(loss, fit, pairs) -> None:
+    _, _, rows = fit(pairs[:8], loss, batch_size=8, epochs=12, lr=3e-3)
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_killed_run_resumes_bit_for_bit(fit, pairs) -> None:
+    undisturbed, _, rows = fit(pairs, "kto", folder="a", epochs=3, checkpoint_seconds=0)
+
+    class Killed(BaseException):
+        pass
+
+    seen = []
+
+    def log(row):
+        seen.append(row)
+        if row["step"] in (2, 5, 6) and len([r for r in seen if r["step"] == row["step"]]) == 1:
+            raise Killed
+
+    for _ in range(3):
+        with pytest.raises(Killed):
+            fit(pairs, "kto", folder="b", epochs=3, checkpoint_seconds=0, log=log)
+    resumed, trained, _ = fit(pairs, "kto", folder="b", epochs=3, checkpoint_seconds=0, log=seen.append)
+    assert torch.equal(weights(undisturbed), weights(resumed))
+    last = {row["step"]: row["loss"] for row in seen}
+    assert [last[row["step"]] for row in rows] == [row["loss"] for row in rows]
+    assert seen[-1]["step"] == trained.steps == 9
+
+
+def test_watching_the_held_out_pairs_changes_no_weight_and_is_logged_where_it_was_done(fit, pairs) -> None:
+    groups = [Group.of(p) for p in pairs[:3]]
+
+    def watch(compute) -> dict[str, float]:
+        return {"heldout/kl": sum(sum(sums) for _, sums in compute(groups))}
+
+    alone, _, _ = fit(pairs, "dpo", folder="a", epochs=2)
+    watched, trained, rows = fit(pairs, "dpo", folder="b", epochs=2, watch=watch, evaluate_every=4)
+    assert torch.equal(weights(alone), weights(watched))
+    assert [row["step"] for row in rows if "heldout/kl" in row] == [4, trained.steps] == [4, 6]
+    assert rows[3]["heldout/kl"] != rows[-1]["heldout/kl"]
+    _, _, rows = fit(pairs, "dpo", folder="c", watch=watch)
+    assert not any("heldout/kl" in row for row in rows)  # off by default
+
+
+def test_a_reference_free_loss_asks_for_no_reference(fit, pairs, tmp_path) -> None:
+    fit(pairs, "simpo")
+    assert not (tmp_path / "reference").exists()
+    fit(pairs, "dpo", folder="dpo")
+    assert (tmp_path / "reference").exists()
+
+
+def test_dpo_starts_at_ln_2_because_policy_and_reference_are_one(fit, pairs) -> None:
+    _, trained, rows = fit(pairs, "dpo")
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert trained.step0_gap < 1e-5
+
+
+def test_a_reference_of_other_weights_is_noticed_before_step_one(fit, pairs, start_model) -> None:
+    fit(pairs, "dpo")
+    with torch.no_grad():
+        saved = start_model.model.norm.weight.clone()
+        start_model.model.norm.weight.mul_(1.5)
+    try:
+        with pytest.raises(PobenchError, match="before step 1 policy and reference differ"):
+            fit(pairs, "dpo", folder="other")
+    finally:
+        with torch.no_grad():
+            start_model.model.norm.weight.copy_(saved)
+
+
+def test_a_nan_stops_at_its_step_and_names_the_pairs(fit, pairs, monkeypatch) -> None:
+    @register_loss("nan_when_it_rises", source="this test")
+    def nan_when_it_rises(policy: Pair) -> LossOutput:
+        broken = policy.chosen.total * torch.where(policy.chosen.length == 7, math.nan, 1.0)
+        return LossOutput(-broken, policy.chosen.total.detach(), policy.rejected.total.detach())
+
+    try:
+        at = next(i for i, p in enumerate(pairs) if len(p.chosen) == 7)
+        with pytest.raises(NonFiniteError, match=rf"step {at // 4 + 1}: .*\b{pairs[at].id}\b"):
+            fit(pairs, "nan_when_it_rises")
+    finally:
+        losses._items.pop("nan_when_it_rises")
+        losses._aliases.pop("nanwhenitrises")
+
+
+def test_a_loss_of_the_wrong_shape_is_refused(fit, pairs) -> None:
+    @register_loss("mean_by_itself", source="this test")
+    def mean_by_itself(policy: Pair) -> LossOutput:
+        return LossOutput(-policy.chosen.total.mean(), policy.chosen.total.detach(), policy.rejected.total.detach())
+
+    try:
+        with pytest.raises(PobenchError, match="one value per pair"):
+            fit(pairs, "mean_by_itself")
+    finally:
+        losses._items.pop("mean_by_itself")
+        losses._aliases.pop("meanbyitself")
+
+
+def test_half_precision_weights_are_refused(fit, pairs, start_model) -> None:
+    start_model.bfloat16()
+    try:
+        with pytest.raises(PobenchError, match="must be float32"):
+            fit(pairs)
+    finally:
+        start_model.float()
+
+
+def test_the_schedule_is_warm_up_then_cosine() -> None:
+    from pobench.settings.schema import TrainConfig
+
+    config = TrainConfig(lr=1.0, warmup_ratio=0.1)
+    rates = [learning_rate(config, s, 100) for s in range(100)]
+    assert rates[0] == 0 and rates[5] == pytest.approx(0.5) and rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5) and 0 < rates[99] < 1e-3
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))

@@ -1,0 +1,91 @@
+"""`pobench check`: every registered loss passes, five broken ones are caught for the right reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pobench.registry import get_loss, list_losses, losses
+from pobench.workflows.check import LAWS, check
+
+BROKEN = Path(__file__).parent / "broken"
+CAUGHT = {  # fixture: (the law that catches it, words of the reason)
+    "wrong_sign": ("it pulls the right way", "a wrong sign?"),
+    "micro_batch_mean": ("a pair stands for itself", "depends on the pairs beside it"),
+    "wrong_shape": ("one value per pair", "loss ()"),
+    "nan_on_equal_responses": ("equal responses", "is nan where both answers have the same log-probability"),
+    "unused_reference": ("it uses what it asks for", "asks for reference and does not use it"),
+}
+
+
+@pytest.fixture
+def forget():
+    """Take out of the registry what a test has put in."""
+    before = set(losses.names())
+    yield
+    for name in set(losses.names()) - before:
+        losses._items.pop(name)
+        for alias in [a for a, owner in losses._aliases.items() if owner == name]:
+            losses._aliases.pop(alias)
+
+
+@pytest.mark.parametrize("law", [name for name, _ in LAWS])
+@pytest.mark.parametrize("name", list_losses())
+def test_no_registered_loss_breaks_a_law(name, law) -> None:
+    (finding,) = [f for f in check(get_loss(name), steps=False) if f.law == law]
+    assert finding.verdict != "fails", finding.seen
+
+
+def test_every_broken_fixture_has_its_reason() -> None:
+    assert {p.stem for p in BROKEN.glob("*.py")} == set(CAUGHT)
+
+
+@pytest.mark.parametrize("fixture", CAUGHT)
+def test_a_broken_loss_is_caught_and_told_why(fixture, pobench_cli, forget) -> None:
+    status, text, _ = pobench_cli("check", str(BROKEN / f"{fixture}.py"), "--quick", "--json")
+    failed = {row["law"]: row["seen"] for row in json.loads(text) if row["verdict"] == "fails"}
+    law, reason = CAUGHT[fixture]
+    assert status == 1 and reason in failed[law]
+    if fixture in ("wrong_sign", "micro_batch_mean", "unused_reference"):  # the others break several laws by one fault
+        assert set(failed) == {law}
+
+
+def test_the_training_step_too_shows_a_mean_over_the_micro_batch(pobench_cli, forget) -> None:
+    status, text, _ = pobench_cli("check", str(BROKEN / "micro_batch_mean.py"), "--json")
+    rows = {row["law"]: row for row in json.loads(text)}
+    assert status == 1
+    assert rows["a batch may be cut in any way"]["verdict"] == "fails"
+    # packed or padded: which of the two is further off is a matter of rounding
+    assert "eight micro-batches" in rows["a batch may be cut in any way"]["seen"].split(" differs")[0]
+    assert rows["two processes train as one"]["verdict"] == "fails"
+
+
+def test_a_sound_loss_is_told_so(pobench_cli) -> None:
+    status, text, _ = pobench_cli("check", "simpo", "--quick")
+    assert status == 0 and "0 fail" in text
+    assert "does not change with length" in text  # the reward of SimPO, and not of SimPO w/o LN:
+    assert "grows with length" in pobench_cli("check", "simpo_no_ln", "--quick")[1]
+
+
+def test_settings_can_be_tried(pobench_cli) -> None:
+    def idle(*arguments: str) -> str:
+        rows = json.loads(pobench_cli("check", "rdpo", "--quick", "--json", *arguments)[1])
+        return next(row["seen"] for row in rows if row["law"] == "saturation")
+
+    # alpha = 0.5 and lengths hundreds of tokens apart: only pairs whose chosen answer is much shorter still learn
+    assert int(idle("--set", "rdpo.alpha=0.5").split("%")[0]) > 40
+    assert int(idle("--set", "rdpo.alpha=0").split("%")[0]) < 5
+
+
+def test_all_faults_of_the_command_are_listed_at_once(pobench_cli, tmp_path) -> None:
+    status, _, error = pobench_cli(
+        "check", "simpo", "--set", "simpo.bta=2", "--set", "dpo.beta=1", "--set", "simpo.beta=-1"
+    )
+    assert status == 2
+    assert "simpo has no 'bta'" in error and "'dpo' is not checked here" in error and "simpo.beta: got -1" in error
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    status, _, error = pobench_cli("check", str(tmp_path / "empty.py"))
+    assert status == 2 and "registers no loss" in error
+    assert pobench_cli("check", "simp0")[0] == 2

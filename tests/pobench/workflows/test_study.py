@@ -1,0 +1,236 @@
+"""Studies expand to the jobs that `pobench run` would make, say everything that is wrong at once, and share what ran."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from pobench.data.prepare import prepare
+from pobench.errors import PobenchError
+from pobench.registry import figures
+from pobench.results.run_folder import RunFolder
+from pobench.runs.plan import make_plan
+from pobench.settings.read import list_settings
+from pobench.settings.resolve import resolve
+from pobench.workflows import study as studies
+from pobench.workflows.study import Entry, Study, expand, list_studies, read_study
+
+STUDIES = (
+    "main-table", "kl-vs-beta", "margin", "length-normalisation", "dpo-variants", "learning-rate", "sft-regularisation",
+    "efficiency", "length-bias", "seeds",
+)  # fmt: skip
+
+
+def study(*grid: Entry, **more) -> Study:
+    return Study(name="mine", title="Mine", question="Which?", figures=["main-table"], grid=list(grid), **more)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_shipped_study_makes_jobs_under_every_setting(name) -> None:
+    found = read_study(name)
+    assert found.name == name and found.title and found.question.endswith("?") and found.claims
+    for setting in ("tiny", "smollm2", "mistral-base", "gemma2-instruct"):
+        jobs = expand(found, setting)
+        assert len({job.run for job in jobs}) == len(jobs) > 1
+        assert {job.setting for job in jobs} == {setting}
+    assert set(found.settings) <= set(list_settings())
+
+
+def test_every_study_is_listed_and_every_claim_of_one_is_in_the_table() -> None:
+    import importlib
+
+    assert set(list_studies()) == set(STUDIES)
+    table = importlib.import_module(figures.get("claims").function.__module__)
+    asked = [claim for name in STUDIES for claim in read_study(name).claims]
+    assert {claim.name for claim in table.CLAIMS} == set(asked)
+
+
+def test_a_job_of_two_studies_is_the_same_job() -> None:
+    runs = {name: {job.run for job in expand(read_study(name), "tiny")} for name in STUDIES}
+    assert runs["efficiency"] == runs["main-table"] > runs["length-normalisation"]
+    for name in ("kl-vs-beta", "margin", "learning-rate", "sft-regularisation", "length-bias"):
+        assert runs[name] & runs["main-table"], name
+    assert {job.run for job in resolve("tiny", "simpo,dpo")} <= runs["main-table"]
+
+
+def test_what_a_study_sets_holds_for_all_its_jobs_and_measuring_makes_no_other_job() -> None:
+    jobs = expand(read_study("kl-vs-beta"), "tiny")
+    assert {job.train.evaluate_every for job in jobs} == {8}
+    assert {job.train.evaluate_every for job in expand(read_study("kl-vs-beta"), "mistral-base")} == {40}
+    (given,) = {
+        job.train.evaluate_every
+        for job in expand(read_study("kl-vs-beta"), "tiny", overrides={"train.evaluate_every": 3})
+    }
+    assert given == 3
+    assert {job.run for job in resolve("tiny", "simpo,dpo")} <= {job.run for job in jobs}
+
+
+def test_times_multiplies_what_the_setting_gives_loss_by_loss() -> None:
+    jobs = expand(study(Entry(losses=["simpo", "dpo"], times={"beta": [1, 5], "train.lr": [0.5]})), "tiny")
+    own = {job.loss: job for job in resolve("tiny", "simpo,dpo")}
+    for job in jobs:
+        assert job.train.lr == own[job.loss].train.lr / 2
+    betas = [(job.loss, job.loss_settings["beta"] / own[job.loss].loss_settings["beta"]) for job in jobs]
+    assert betas == [("simpo", 1), ("simpo", 5), ("dpo", 1), ("dpo", 5)]
+
+
+def test_a_value_says_that_the_study_gave_it_unless_the_setting_gives_it_too() -> None:
+    first, second = expand(study(Entry(losses=["simpo"], times={"gamma": [1, 2]})), "tiny")
+    assert first == resolve("tiny", "simpo")[0] and "sweep" in first.origin["simpo.gamma"]
+    assert second.origin["simpo.gamma"] == "study mine"
+
+
+def test_a_setting_may_have_a_grid_and_seeds_of_its_own() -> None:
+    other = {"tiny": {"seeds": [7, 8], "grid": [{"losses": "dpo", "values": {"beta": [0.3]}}]}}
+    mine = study(Entry(losses="simpo"), settings=other, seeds=[5])
+    assert [(j.loss, j.seed, j.loss_settings["beta"]) for j in expand(mine, "tiny")] == [
+        ("dpo", 7, 0.3),
+        ("dpo", 8, 0.3),
+    ]
+    assert [(j.loss, j.seed) for j in expand(mine, "smollm2")] == [("simpo", 5)]
+    assert [j.seed for j in expand(mine, "tiny", seeds=[1])] == [1]
+
+
+def test_losses_leave_others_out_and_add_where_the_grid_asks_nothing_of_them() -> None:
+    grid = [Entry(losses=["simpo", "dpo"], values={"beta": [1.0]}), Entry(losses=["simpo"])]
+    jobs = expand(study(*grid), "tiny", losses="dpo")
+    assert [(j.loss, j.loss_settings["beta"]) for j in jobs] == [("dpo", 1.0), ("dpo", 0.5)]
+    with pytest.raises(PobenchError, match="no grid for kto"):
+        expand(study(grid[0]), "tiny", losses="kto")
+
+
+def test_everything_wrong_with_a_command_is_said_at_once(pobench_cli, setting, tmp_path) -> None:
+    status, out, err = pobench_cli(
+        "study", "marginn", "--setting", "small", "--seeds", "one", "--set", "lr=1", "--set", "train.lrr=1"
+    )
+    assert status == 2 and "Traceback" not in err + out
+    assert all(
+        words in err for words in ("did you mean 'margin'?", "unknown setting 'small'", "--seeds 'one'", "'lr=1'")
+    )
+    status, _, err = pobench_cli(
+        "study",
+        "margin",
+        "--setting",
+        "small.yaml",
+        "--losses",
+        "kto,simp",
+        "--set",
+        "train.lrr=1",
+        "--set",
+        "dpo.bta=1",
+    )
+    assert status == 2 and all(words in err for words in ("no grid for kto", "'simp'", "'lrr'", "'bta'"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_everything_wrong_with_a_study_is_said_at_once(tmp_path) -> None:
+    grid = [
+        {"losses": "simpo,dpoo", "values": {"beta": [], "trian.lr": [1]}},
+        {"losses": "dpo", "values": {"beta": [1]}, "times": {"beta": [1]}},
+    ]
+    values = {"title": "Bad", "question": "?", "figures": ["swep"], "grid": grid}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(PobenchError) as fault:
+        read_study(str(tmp_path / "bad.yaml"))
+    expected = ("'sweep'", "'dpo'", "beta has no value", "'trian'", "`values` and in `times`")
+    assert all(words in str(fault.value) for words in expected), fault.value
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({**values, "figurs": 1, "grid": []}))
+    with pytest.raises(PobenchError, match=r"figurs: unknown key; did you mean 'figures'"):
+        read_study(str(tmp_path / "bad.yaml"))
+
+
+def test_what_a_study_varies_cannot_be_set_but_what_it_multiplies_can() -> None:
+    with pytest.raises(PobenchError, match=r"--set dpo.beta: the study mine varies it"):
+        expand(study(Entry(losses=["dpo"], values={"beta": [0.1, 1.0]})), "tiny", overrides={"dpo.beta": 2.0})
+    jobs = expand(study(Entry(losses=["dpo"], times={"beta": [1, 10]})), "tiny", overrides={"dpo.beta": 0.2})
+    assert [job.loss_settings["beta"] for job in jobs] == [0.2, 2.0]
+
+
+def test_a_loss_without_the_number_to_multiply_is_named() -> None:
+    with pytest.raises(PobenchError, match="orpo has no number 'beta'"):
+        expand(study(Entry(losses=["orpo"], times={"beta": [1, 10]})), "tiny")
+
+
+# ---------------------------------------------------------------- a length bias of the labels
+
+
+def test_a_length_bias_changes_training_labels_and_nothing_else(setting, tmp_path) -> None:
+    bias = Entry(losses=["dpo"], values={"data.length_bias": [0.0, 1.0]})
+    plain, biased = expand(study(bias), str(tmp_path / "small.yaml"))
+    assert plain.run != biased.run and plain.start_run == biased.start_run
+    before, after = prepare(plain), prepare(biased)
+    assert before.heldout == after.heldout and before.digest != after.digest
+    swapped = [(a, b) for a, b in zip(before.train, after.train, strict=True) if a != b]
+    assert swapped and all(len(b.chosen) > len(b.rejected) and b.chosen == a.rejected for a, b in swapped)
+    counts = after.audit.set_index("fault")["count"]
+    assert counts["label decided by length"] == len(after.train)
+    assert counts["label swapped, as the loser was longer"] == len(swapped)
+    assert "held-out labels are true" in after.text() and "length" not in before.text()
+
+
+def test_data_of_each_bias_are_prepared_once_and_the_start_model_is_shared(setting, tmp_path) -> None:
+    bias = Entry(losses=["dpo", "simpo"], values={"data.length_bias": [0.0, 1.0]})
+    jobs = expand(study(bias), str(tmp_path / "small.yaml"))
+    plans = studies.make_plans(jobs, tmp_path / "runs", ("train", "heldout"))
+    assert [len(plan.tasks) for plan in plans] == [3, 3]
+    assert len({plan.tasks[0].data for plan in plans}) == 2 and len({plan.tasks[0].run for plan in plans}) == 1
+    described = studies.describe_study(study(bias), plans)
+    assert described["count"] == {"jobs": 5, "finished": 0, "to do": 5, "failed before": 0}
+    assert [job["varied"] for job in described["jobs"]] == [{}, {}, {}, *[{"data.length_bias": 1.0}] * 2]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_bias_leaves_the_start_models_identity_as_it_was() -> None:
+    (job,) = resolve("tiny", "dpo")
+    assert "length_bias" in job.values()["data"] and job.data.length_bias == 0.0
+    (biased,) = resolve("tiny", "dpo", overrides={"data.length_bias": 0.5})
+    (other,) = resolve("tiny", "dpo", overrides={"data.max_held_out": 5})
+    assert biased.start_run == job.start_run != other.start_run
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_a_dry_run_counts_what_is_done_and_touches_nothing(pobench_cli, setting, tmp_path) -> None:
+    command = ("study", "sft-regularisation", "--setting", "small.yaml", "--runs", "r", "--dry-run")
+    status, out, err = pobench_cli(*command, "--json")
+    assert status == 0, err
+    plan = json.loads(out)
+    assert plan["count"] == {"jobs": 5, "finished": 0, "to do": 5, "failed before": 0}
+    assert not (tmp_path / "r").exists()
+    done = RunFolder(tmp_path / "r", plan["jobs"][1]["run"])
+    done.path.mkdir(parents=True)
+    done.finish({})
+    status, out, err = pobench_cli(*command)
+    assert status == 0 and "5 jobs, 1 finished" in " ".join(out.split()) and "time: about" in out, err
+    assert "simpo_sft (sft_weight = 0.1)" in out
+
+
+def test_studies_are_listed(pobench_cli) -> None:
+    status, out, _ = pobench_cli("list", "studies", "--json")
+    assert status == 0 and {row["name"] for row in json.loads(out)} == set(STUDIES)
+
+
+@pytest.mark.slow
+def test_a_study_runs_once_and_is_reported_with_its_claims(pobench_cli, setting, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    grid = [{"losses": ["simpo", "dpo"], "values": {"data.length_bias": [0.0, 1.0]}}]
+    values = {"title": "Bias", "question": "What?", "figures": ["claims", "length-bias", "data-audit"], "grid": grid}
+    (tmp_path / "bias.yaml").write_text(
+        yaml.safe_dump({**values, "claims": ["simpo-above-dpo", "bias-lengthens-dpo-more"]})
+    )
+    command = ("study", "bias.yaml", "--setting", "small.yaml", "--json")
+    status, out, err = pobench_cli(*command)
+    assert status == 0, err
+    first = json.loads(out)
+    assert first["counts"] == {"finished": 5, "skipped": 0, "failed": 0}
+    assert [row["name"] for row in first["claims"]] == ["simpo-above-dpo", "bias-lengthens-dpo-more"]
+    assert all(row["n"] == 3 for row in first["claims"])
+    page = (tmp_path / first["report"]).read_bytes()
+    status, out, _ = pobench_cli(*command)
+    assert json.loads(out)["counts"] == {"finished": 0, "skipped": 5, "failed": 0}
+    assert (tmp_path / first["report"]).read_bytes() == page
+    jobs = expand(read_study(str(tmp_path / "bias.yaml")), str(tmp_path / "small.yaml"))
+    assert not make_plan(jobs[:1], tmp_path / "runs", ("train",)).left

@@ -1,0 +1,207 @@
+"""Fair tuning: equal budgets, on data neither trained on nor reported, the whole grid kept, nothing repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from pobench.errors import PobenchError
+from pobench.registry import figures, get_loss
+from pobench.reporting.draw import draw
+from pobench.results.load import load_frames
+from pobench.settings.read import list_settings, read_setting
+from pobench.settings.resolve import resolve
+from pobench.workflows.grid import Grid, points_of, read_grid, search_space
+from pobench.workflows.search import tune
+from pobench.workflows.tune import plan_tuning
+
+GRID = {"lr": [1.0e-3, 1.0e-2], "losses": {"simpo": {"beta": [2.0]}, "dpo": {"beta": [0.1]}}}
+
+
+@pytest.fixture
+def tunable(setting, tmp_path, monkeypatch) -> dict[str, Any]:
+    """The small setting with a grid and tuning prompts of its own."""
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    prompts = [
+        {"id": f"t{i}", "prompt": f"say w{i}", "check": {"kind": "at_most_words", "n": 3}} for i in range(20, 23)
+    ]
+    (tmp_path / "tune.jsonl").write_text("".join(json.dumps(r) + "\n" for r in prompts))
+    # the fixture's reported prompts are its training prompts; here all three are apart
+    reported = [{**p, "id": f"e{i}", "prompt": f"say w{i + 30}"} for i, p in enumerate(prompts)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in reported))
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID))
+    values = {**setting, "tune": {"prompts": "tune.jsonl", "grid": "grid.yaml", "metric": "reward_accuracy"}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
+    return values
+
+
+def change(tmp_path: Path, values: dict[str, Any], **tuning: Any) -> str:
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**values, "tune": {**values["tune"], **tuning}}))
+    return "other.yaml"
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_tuning_prompts_that_are_reported_or_trained_on_are_refused(tunable, tmp_path) -> None:
+    plan_tuning("simpo", "small.yaml")  # disjoint
+    with pytest.raises(PobenchError, match=r"3 of 3 prompts are among the reported prompts.*'say w30'"):
+        plan_tuning("simpo", change(tmp_path, tunable, prompts="prompts.jsonl"))
+    (tmp_path / "seen.jsonl").write_text(json.dumps({"id": "x", "prompt": "Say  W3"}) + "\n")
+    with pytest.raises(PobenchError, match="1 of 1 prompts are among the training pairs"):
+        plan_tuning("simpo", change(tmp_path, tunable, prompts="seen.jsonl"))
+
+
+def test_tuning_pairs_from_the_file_that_held_out_pairs_come_from_are_refused(tunable, tmp_path) -> None:
+    with pytest.raises(PobenchError, match="10 of 10 prompts are among the pairs to train on or hold out"):
+        plan_tuning("simpo", change(tmp_path, tunable, prompts=None, pairs="pairs.jsonl"))
+
+
+def test_a_grid_smaller_than_the_budget_is_refused_since_every_loss_gets_the_same(tunable) -> None:
+    with pytest.raises(PobenchError, match=r"the grid of dpo has 2 cells.*ask for at most 2"):
+        plan_tuning("simpo,dpo", "small.yaml", trials=3)
+    assert plan_tuning("simpo,dpo", "small.yaml").trials == 2
+    assert plan_tuning("simpo,dpo", "small.yaml", trials=3, sampler="tpe").trials == 3
+
+
+def test_faults_of_a_search_are_listed_together(tunable, tmp_path, pobench_cli) -> None:
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"lr": [1e-3], "losses": {"dpo": {"betta": [1]}}}))
+    status, _, err = pobench_cli(
+        "tune", "--losses", "dpo,simp0", "--setting", "small.yaml", "--sampler", "gird", "--grid", "bad.yaml",
+        "--metric", "pas_rate",
+    )  # fmt: skip
+    assert status == 2 and "Traceback" not in err
+    for words in ("did you mean 'simpo'?", "did you mean 'grid'?", "dpo has no 'betta'", "did you mean 'pass_rate'?"):
+        assert words in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_setting_without_a_tuning_split_is_refused(setting, tmp_path) -> None:
+    with pytest.raises(PobenchError, match=r"names no tuning split(.|\n)*tune.grid: missing"):
+        plan_tuning("simpo", str(tmp_path / "small.yaml"))
+
+
+# ---------------------------------------------------------------- grids
+
+
+@pytest.mark.parametrize("name", ["paper", "smollm2", "tiny"])
+def test_a_shipped_grid_holds_values_that_every_loss_takes(name) -> None:
+    grid = read_grid(name)
+    for loss in map(get_loss, grid.losses):
+        for point in points_of(search_space(loss, grid), loss.name):
+            resolve("tiny", loss.name, overrides={f"{loss.name}.{k}": v for k, v in point.items()})
+
+
+def test_a_loss_without_an_entry_is_searched_over_its_published_range() -> None:
+    space = search_space(get_loss("orpo"), Grid(lr=[1e-6]))
+    assert space == {"lr": [1e-6], "odds_weight": [0.1, 0.5, 1.0, 2.0]}
+    cells = points_of(space, "orpo")
+    assert len(cells) == 4 and cells[:2] == points_of(space, "orpo")[:2]
+    assert cells != sorted(cells, key=str), "the first few are a sample, not a corner"
+
+
+def test_the_papers_grid_has_the_papers_learning_rates() -> None:
+    assert read_grid("paper").lr == [3e-7, 5e-7, 6e-7, 1e-6]
+
+
+@pytest.mark.parametrize("name", ["smollm2", "tiny"])
+def test_the_shipped_tuning_prompts_are_neither_trained_on_nor_reported(name) -> None:
+    assert plan_tuning("simpo,dpo,orpo,cpo", name, trials=4).trials == 4
+
+
+@pytest.mark.parametrize("name", [n for n in list_settings() if n not in ("smollm2", "tiny")])
+def test_a_paper_setting_can_be_searched_for_all_of_the_papers_losses(name) -> None:
+    tuning = plan_tuning("paper", name, trials=12, dry=True)
+    assert {s.space["lr"][0] for s in tuning.searches} == {3e-7} and len(tuning.searches) == 12
+    held_out = tuning.searches[0].base.data
+    assert held_out.held_out_split == f"{held_out.split}[-2000:]", "the end of the training split, left out of training"
+
+
+# ---------------------------------------------------------------- a setting that extends another
+
+
+def test_a_setting_extends_another_key_by_key(tmp_path) -> None:
+    text = (
+        "name: mine\nextends: tiny\ntrain:\n  lr: 0.5  # mine\nlosses:\n  simpo:\n    gamma_beta_ratio: 0.25  # mine\n"
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    values, comments = read_setting(str(tmp_path / "mine.yaml"))
+    tiny, _ = read_setting("tiny")
+    assert values["train"] == {**tiny["train"], "lr": 0.5} and comments["train.lr"] == "mine"
+    assert values["losses"]["simpo"] == {"beta": 2.0, "gamma_beta_ratio": 0.25}, (
+        "the other name of the margin gives way"
+    )
+    assert values["losses"]["dpo"] == tiny["losses"]["dpo"]
+    (job,) = resolve(str(tmp_path / "mine.yaml"), "simpo")
+    assert job.loss_settings["gamma"] == 0.5 and job.setting == "mine"
+
+
+# ---------------------------------------------------------------- the search itself
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_and_gives_every_loss_the_same_trials(tunable, tmp_path) -> None:
+    tuning = plan_tuning("simpo,dpo", "small.yaml")
+    said: list[str] = []
+
+    def until_the_third(text: str) -> None:
+        said.append(text)
+        if len(said) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(tuning, announce=until_the_third)
+    finished = {p: p.stat().st_mtime_ns for p in tuning.folder.glob("small/*/finished.json")}
+    assert len(finished) == 3, "the start model and one trial of each loss"
+    tuned = tune(tuning)
+    assert tuned.made == 2 and not tuned.failed
+    assert all(p.stat().st_mtime_ns == at for p, at in finished.items()), "finished trials are not repeated"
+    assert tune(tuning).made == 0
+
+    trials = load_frames(tuning.folder)["tuning"]
+    assert trials.groupby("loss").size().to_dict() == {"dpo": 2, "simpo": 2}
+    assert trials.groupby("loss")["chosen"].sum().to_dict() == {"dpo": 1, "simpo": 1}
+    assert trials["value"].between(0, 1).all() and (trials["n"] > 0).all() and trials["low"].notna().all()
+    assert not list(tuning.folder.glob("small/*/model"))
+
+    fewer = tune(plan_tuning("simpo,dpo", "small.yaml", trials=1))
+    assert fewer.made == 0 and [b.trials for b in fewer.best] == [1, 1], (
+        "no loss is chosen from more trials than another"
+    )
+    assert tune(tuning).best == tuned.best
+
+    for best in tuned.best:
+        mine = trials[trials["loss"] == best.loss]
+        assert best.value == mine["value"].max() and best.lr in GRID["lr"]
+        (job,) = resolve(str(tuned.chosen), best.loss)
+        assert job.setting == "small-tuned" and job.train.lr == best.lr
+        assert {k: v for k, v in job.loss_settings.items() if v is not None} == best.settings
+        assert best.run in job.origin[f"{best.loss}.lr"], "the source of a value is the trial that chose it"
+
+    frames = {"tuning": trials}
+    drawing = draw(figures.get("tuning"), frames)
+    assert len(drawing.data) == 4 and drawing.data["chosen"].sum() == 2
+    table = draw(figures.get("tuning-table"), frames)
+    assert list(table["Loss"]) == ["dpo", "simpo"] and list(table["Trials"]) == [2, 2]
+
+
+@pytest.mark.slow
+def test_trials_are_kept_apart_from_runs_and_shown_in_their_report(tunable, tmp_path, pobench_cli) -> None:
+    command = ("tune", "--losses", "simpo", "--setting", "small.yaml", "--trials", "2", "--sampler", "random", "--json")
+    status, out, err = pobench_cli(*command)
+    assert status == 0, err
+    summary = json.loads(out)
+    assert 1e-3 <= summary["best"]["simpo"]["lr"] <= 1e-2
+    assert (tmp_path / summary["report"]).is_file()
+    assert len(pd.read_csv(tmp_path / summary["trials"])) == 2
+    with pytest.raises(PobenchError, match="no stored runs"):
+        load_frames("runs")
+    status, out, _ = pobench_cli("tune", "--losses", "simpo", "--setting", "small.yaml", "--trials", "2",
+                                 "--sampler", "random", "--dry-run", "--json")  # fmt: skip
+    assert json.loads(out)["losses"][0]["done"] == 2
