@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 
 class PobenchError(Exception):
     """The command, a setting or the data is wrong: printed as it stands, without a traceback; exit status 2."""
+
+
+class CorruptError(PobenchError):
+    """A file that pobench has stored holds other bytes than it stored. path: the file."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{str(path)!r} is damaged: {reason}")
+        self.path = path
 
 
 class UnknownNameError(PobenchError):

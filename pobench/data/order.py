@@ -101,6 +101,11 @@ def data_digest(pairs: Iterable[TokenPair]) -> str:
     return digest.hexdigest()
 
 
+def pairs_digest(pairs: Sequence[TokenPair]) -> str:
+    """Hex sha256 over token ids and ids of the pairs, in their order. Ids count: the order of training follows them."""
+    return _hash(data_digest(pairs), *(p.id for p in pairs))
+
+
 def mismatch(pairs: Sequence[TokenPair]) -> list[int]:
     """For each pair the index of a partner with another prompt, whose answers are then paired with this prompt (KTO).
 

@@ -5,7 +5,6 @@ Done once per setting, before any run folder exists, so that bad data stops a co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,11 @@ import pandas as pd
 
 from pobench.data.audit import Audit
 from pobench.data.chat import Renderer, tokenizer_of
-from pobench.data.order import bias_labels, data_digest, decided_by_length, split_by_prompt, subset, text_key
+from pobench.data.order import bias_labels, decided_by_length, split_by_prompt, subset, text_key
 from pobench.data.prompts import eval_prompts
 from pobench.data.shapes import load_preferences
 from pobench.data.tokens import tokenize
 from pobench.errors import PobenchError, or_fault
-from pobench.files import whole
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
 from pobench.sources import fetch_model, fetch_rows
@@ -29,47 +27,16 @@ from pobench.types import TokenPair
 
 @dataclass(frozen=True)
 class Prepared:
-    """Token pairs ready for training and evaluation. audit: fault, count, rows. digest: hex sha256 over all token ids."""
+    """Token pairs ready for training and evaluation. audit: fault, count, rows."""
 
     train: list[TokenPair]
     heldout: list[TokenPair]
     audit: pd.DataFrame
-    digest: str
     summary: str = ""
 
     def text(self) -> str:
         """For the terminal: what was read, and what was left out."""
         return self.summary
-
-    def save(self, folder: Path) -> None:
-        """Write `folder`, whole; nothing if it is there (its name holds the digest)."""
-        if folder.is_dir():
-            return
-        with whole(folder) as partial:
-            partial.mkdir(parents=True)
-            for name in ("train", "heldout"):
-                rows = [
-                    {"id": p.id, **{k: list(getattr(p, k)) for k in ("prompt", "chosen", "rejected")}}
-                    for p in getattr(self, name)
-                ]
-                pd.DataFrame(rows).to_parquet(partial / f"{name}.parquet", index=False)
-            (partial / "audit.json").write_text(self.audit.to_json(orient="records", indent=1))
-            (partial / "data.json").write_text(
-                json.dumps({"digest": self.digest, "train": len(self.train), "heldout": len(self.heldout)})
-            )
-
-    @classmethod
-    def load(cls, folder: Path) -> Prepared:
-        frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("train", "heldout")}
-        pairs = {
-            name: [
-                TokenPair(r.id, *(tuple(map(int, getattr(r, k))) for k in ("prompt", "chosen", "rejected")))
-                for r in frame.itertuples()
-            ]
-            for name, frame in frames.items()
-        }
-        audit = pd.DataFrame(json.loads((folder / "audit.json").read_text()))
-        return cls(pairs["train"], pairs["heldout"], audit, json.loads((folder / "data.json").read_text())["digest"])
 
 
 class _Read(NamedTuple):
@@ -100,6 +67,15 @@ def _rows(job: Job, source: str | None, split: str | None) -> Path:
     data = job.data
     option = "--set data.held_out=PATH" if source not in (None, data.source) else "--data"
     return fetch_rows(source or data.source, split=split or data.split, revision=data.revision, option=option)
+
+
+def source_files(job: Job) -> dict[str, Path]:
+    """The files that a job's pairs are read from: "pairs", and "held_out" where these have a source of their own."""
+    data = job.data
+    files = {"pairs": _rows(job, data.source, data.split)}
+    if data.held_out is not None or data.held_out_split is not None:
+        files["held_out"] = _rows(job, data.held_out or data.source, data.held_out_split or data.split)
+    return files
 
 
 def demonstration_rows(config: SftConfig) -> Path:
@@ -200,4 +176,4 @@ def prepare(job: Job) -> Prepared:
             ]
         )
     )
-    return Prepared(pairs, held, pd.concat(frames, ignore_index=True), data_digest([*pairs, *held]), "\n".join(summary))
+    return Prepared(pairs, held, pd.concat(frames, ignore_index=True), "\n".join(summary))

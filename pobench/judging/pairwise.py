@@ -1,7 +1,7 @@
-"""The longer answer wins: a bias, printed beside every judge of pairs, and never offered as one of quality.
+"""Comparisons of two answers: what is asked, what comes back, and both orders of it.
 
-It agrees with people on a third to more than two thirds of the pairs, depending on the data: what a judge adds to it
-is what the judge knows. So it is in no list of judges.
+A judge that reads two texts leans towards one place. So it is shown every pair twice, each answer first once, and the
+two probabilities are averaged; how often its choice changes with the order is kept and reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from pobench.judging import PairwiseJudge
 
 
 class Longer:
-    """More characters win; equally many tie."""
+    """More characters win; equally many tie: a bias, printed beside every judge of pairs, and never one of quality.
+
+    It agrees with people on a third to more than two thirds of the pairs, depending on the data: what a judge adds to it
+    is what the judge knows. So it is in no list of judges.
+    """
 
     name = "longer"
 

@@ -65,7 +65,8 @@ from pobench.columns import COLUMNS
 from pobench.errors import PobenchError, nearest
 from pobench.registry import losses
 from pobench.results.derived import Frames
-from pobench.results.run_folder import RunFolder
+from pobench.results.run_folder import STAGE_OF, RunFolder
+from pobench.results.scores import scores_of
 
 
 def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames:
@@ -87,12 +88,12 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
         parts["runs"].append(pd.DataFrame([_run_row(folder)]))
         if rows := folder.steps():
             parts["steps"].append(pd.DataFrame(rows).assign(run=folder.run))
-        for name in ("heldout", "norms", "answers", "verdicts"):
-            if folder.has(f"{name}.parquet"):
+        for name in STAGE_OF:
+            if name in parts and folder.has_frame(name):
                 parts[name].append(folder.read_frame(name).assign(run=folder.run))
         parts["benchmarks"] += _benchmark_rows(folder, parts["runs"][-1])
-        if folder.has("scores.json"):
-            parts["scores"].append(pd.DataFrame(folder.read_json("scores.json")).assign(run=folder.run))
+        if rows := scores_of(root, folder.run):
+            parts["scores"].append(pd.DataFrame(rows).assign(run=folder.run))
     for name in sorted({p.parent.name for p in folders}):
         for audit in sorted((root / name).glob("data-*/audit.json")):
             rows = pd.DataFrame(json.loads(audit.read_text()))
@@ -121,7 +122,7 @@ def _benchmark_rows(folder: RunFolder, run: pd.DataFrame) -> list[pd.DataFrame]:
 def _run_row(folder: RunFolder) -> dict[str, Any]:
     config = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
     start = config["kind"] == "start"
-    about = folder.read_json("finished.json") if folder.finished else {}
+    about = folder.trained or (folder.read_json("finished.json") if folder.has("finished.json") else {})
     failure = folder.failure
     name = "start" if start else config["loss"]
     try:
@@ -144,7 +145,7 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
         "seconds": about.get("seconds", math.nan),
         "peak_memory": about.get("peak_memory", math.nan),
         "tokens": about.get("tokens", math.nan),
-        "status": "finished" if about else "failed" if failure else "unfinished",
+        "status": "failed" if failure else "finished" if _finished(folder, start) else "unfinished",
         "reason": failure or "",
         "order": about.get("order", ""),
         "protocol": config["protocol"],
@@ -153,6 +154,14 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
         "sources": json.dumps({} if start else _sources(config["origin"], config["loss"])),
         "length_bias": math.nan if start else config["data"].get("length_bias", 0.0),
     }
+
+
+def _finished(folder: RunFolder, start: bool) -> bool:
+    """Whether the model is trained, and every result that the newest command named and a plain run makes is there."""
+    if not folder.shown:
+        return folder.has("finished.json")
+    needed = [name for stage, name in folder.shown.items() if stage in ("heldout", "answers", "judge")]
+    return (start or folder.trained is not None) and all(folder.node(name).finished for name in needed)
 
 
 def _sources(origin: Mapping[str, str], loss: str) -> dict[str, str]:

@@ -1,22 +1,81 @@
-"""One run's folder: its files are written whole, and a run is finished when its marker is there."""
+"""A run's folder, and in it one folder for every result that stands behind the trained model.
+
+    runs/<setting>/<loss>-<12 hex>/       a trained model: config.yaml, environment.json, steps.jsonl, model/, and
+                                          trained.json, written last
+        <stage>-<12 hex>/                 what a stage made of it: its frames, and node.json
+        shown.json                        which of these the newest command named
+    runs/<setting>/start-<12 hex>/        the start model: the same without steps and weights of its own
+    runs/<setting>/data-<12 hex>/         the token pairs that runs share, and their audit
+
+The hex digits are made from causes (`pobench.identity`), which `trained.json` and `node.json` hold beside the sha256 of
+every file. Bytes that do not match are never used. Folders of protocol 1 have their frames in the run folder itself.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from pobench.files import whole, write_text
-from pobench.settings.job import PROTOCOL, Job
+from pobench.errors import CorruptError, PobenchError, nearest
+from pobench.files import checked_bytes, corrupt_files, digests_of, sha256_of, whole, write_text
+from pobench.identity import PROTOCOL, name_of
+from pobench.settings.job import Job
+from pobench.sources import file_digest
+
+# frame -> the stage whose folder holds it
+STAGE_OF = {
+    "heldout": "heldout",
+    "trainpairs": "trainpairs",
+    "answers": "answers",
+    "verdicts": "judge",
+    "norms": "gradient_norms",
+}
+
+
+class NodeFolder:
+    """`<stage>-<12 hex>`: one result, its causes, and the digests of its files. It appears whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "node.json").is_file()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """{"causes", "files", …} as `write` was given them."""
+        return dict(json.loads((self.path / "node.json").read_text(encoding="utf-8")))
+
+    def write(self, frames: Mapping[str, pd.DataFrame], causes: Mapping[str, Any], **about: Any) -> None:
+        """Store frames under their names. about: whatever else belongs to the result."""
+        with whole(self.path) as partial:
+            partial.mkdir(parents=True)
+            for name, frame in frames.items():
+                frame.to_parquet(partial / f"{name}.parquet", index=False)
+            node = {"protocol": PROTOCOL, "causes": dict(causes), **about, "files": digests_of(partial)}
+            (partial / "node.json").write_text(json.dumps(node, indent=1), encoding="utf-8")
+
+    def read_frame(self, name: str) -> pd.DataFrame:
+        """Raises CorruptError where the stored bytes are not those that were written."""
+        file = f"{name}.parquet"
+        data = checked_bytes(self.path / file, self.about["files"].get(file))
+        return pd.read_parquet(io.BytesIO(data))
+
+    def faults(self) -> list[CorruptError]:
+        """The files whose bytes are not those that were written."""
+        return corrupt_files(self.path, self.about["files"])
 
 
 class RunFolder:
-    """One job's folder. Every file appears whole, except `steps.jsonl`, which grows a line a step."""
+    """A trained model's folder, or the start model's. Every file appears whole, except `steps.jsonl`, which grows."""
 
     def __init__(self, runs: Path, run: str) -> None:
         self.path = runs / run
@@ -25,52 +84,104 @@ class RunFolder:
     # -- state
 
     @property
-    def finished(self) -> bool:
-        """Whether every stage is done."""
-        return (self.path / "finished.json").is_file()
+    def trained(self) -> dict[str, Any] | None:
+        """What `trained.json` says; None before training is done, and of the start model."""
+        path = self.path / "trained.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     @property
     def failure(self) -> str | None:
         """Why the last attempt failed, or None."""
         path = self.path / "failed.json"
-        return str(json.loads(path.read_text())["reason"]) if path.is_file() else None
+        return str(json.loads(path.read_text(encoding="utf-8"))["reason"]) if path.is_file() else None
 
     def fail(self, reason: str) -> None:
         self.write_json("failed.json", {"reason": reason})
 
-    def finish(self, about: Mapping[str, Any]) -> None:
-        """The completion marker, written last."""
+    def forgive(self) -> None:
+        """Forget an earlier failure: another attempt begins."""
         (self.path / "failed.json").unlink(missing_ok=True)
-        self.write_json("finished.json", {"protocol": PROTOCOL, **about})
 
     def has(self, name: str) -> bool:
         return (self.path / name).exists()
 
+    def finish_training(self, causes: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """`trained.json`, written last: what training took, and the digests of all that it wrote."""
+        names = [p.relative_to(self.path).as_posix() for p in sorted((self.path / "model").rglob("*")) if p.is_file()]
+        files = {
+            name: file_digest(self.path / name) for name in names
+        }  # remembered: a repeated command reads no weights
+        if self.has("steps.jsonl"):
+            files["steps.jsonl"] = sha256_of(self.path / "steps.jsonl")
+        self.write_json("trained.json", {"protocol": PROTOCOL, "causes": dict(causes), **facts, "files": files})
+
+    @property
+    def weights(self) -> str | None:
+        """A digest of the trained weights; None of the start model, which is named by its own."""
+        trained = self.trained
+        return (
+            None if trained is None else name_of({k: v for k, v in trained["files"].items() if k.startswith("model/")})
+        )
+
+    def corrupt_weights(self) -> list[CorruptError]:
+        """One for each file of the trained model whose bytes are not those that training wrote."""
+        files = (self.trained or {}).get("files", {})
+        return corrupt_files(self.path, {k: v for k, v in files.items() if k.startswith("model/")})
+
+    # -- results behind the model
+
+    def node(self, name: str) -> NodeFolder:
+        """name: `<stage>-<12 hex>`."""
+        return NodeFolder(self.path / name)
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """Stage → the node that the newest command named; {} in a folder of protocol 1."""
+        return dict(self.read_json("shown.json")) if self.has("shown.json") else {}
+
+    def show(self, nodes: Mapping[str, str]) -> None:
+        """Nodes of stages that are not named stay shown."""
+        now = {**self.shown, **nodes}
+        if now != self.shown:
+            self.write_json("shown.json", now)
+
+    def others(self, stage: str) -> int:
+        """How many finished results of a stage are stored beside the one that is shown."""
+        shown = self.shown.get(stage)
+        found = [p.parent.name for p in self.path.glob(f"{stage}-*/node.json")]
+        return len([name for name in found if name != shown and name.rpartition("-")[0] == stage])
+
+    def has_frame(self, name: str) -> bool:
+        return self._home(name) is not None
+
+    def read_frame(self, name: str) -> pd.DataFrame:
+        """Raises CorruptError where the stored bytes are not those that were written."""
+        home = self._home(name)
+        if home is None:
+            raise PobenchError(f"{self.run} has no {name}")
+        return home.read_frame(name) if home.finished else pd.read_parquet(home.path / f"{name}.parquet")
+
+    def _home(self, name: str) -> NodeFolder | None:
+        shown = self.shown.get(STAGE_OF.get(name, name))
+        if shown is not None:
+            node = self.node(shown)
+            return node if node.finished else None
+        return NodeFolder(self.path) if not self.shown and self.has(f"{name}.parquet") else None
+
     # -- files
 
-    def write_config(self, job: Job, kind: str) -> None:
-        """`config.yaml`: every value, and where each that is no default comes from."""
-        values = {
-            **job.values(),
-            "kind": kind,
-            "protocol": PROTOCOL,
-            "start": job.start_run,
-            "origin": dict(job.origin),
-        }
-        write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    def write_config(self, job: Job, kind: str, start: str) -> None:
+        """`config.yaml`: every value, and where each that is no default comes from. start: the start model's run."""
+        values = {**job.values(), "kind": kind, "protocol": PROTOCOL, "start": start, "origin": dict(job.origin)}
+        text, path = yaml.safe_dump(values, sort_keys=False, allow_unicode=True), self.path / "config.yaml"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
 
     def write_json(self, name: str, value: Any) -> None:
         write_text(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> Any:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
-
-    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
-        with whole(self.path / f"{name}.parquet") as partial:
-            frame.to_parquet(partial, index=False)
-
-    def read_frame(self, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.path / f"{name}.parquet")
 
     def benchmark_results(self) -> list[dict[str, Any]]:
         """The stored `score.json` of each benchmark by each judge: that of most questions, and of these the latest."""
@@ -103,3 +214,28 @@ class RunFolder:
             except json.JSONDecodeError:  # the last line of a killed run
                 break
         return rows
+
+
+# ---------------------------------------------------------------- names
+def run_names(runs: Path) -> Iterator[str]:
+    """`<setting>/<folder>` of every stored run."""
+    for path in sorted(runs.glob("*/*/config.yaml")):
+        yield f"{path.parent.parent.name}/{path.parent.name}"
+
+
+def find_run(runs: Path, name: str) -> str:
+    """The run whose name begins with `name`; `name` may lack the setting, or be a folder's path.
+
+    Raises PobenchError that names the nearest where there is none, and all of them where there are several.
+    """
+    if (Path(name) / "config.yaml").is_file():
+        path = Path(name).resolve()
+        return f"{path.parent.name}/{path.name}"
+    known = list(run_names(runs))
+    found = [run for run in known if name == run]
+    found = found or [run for run in known if run.startswith(name) or run.partition("/")[2].startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise PobenchError(f"{name!r} begins the names of {len(found)} runs: {', '.join(found)}")
+    raise PobenchError(f"no run {name!r}{nearest(name, known)} Known: {', '.join(known) or 'none'}")

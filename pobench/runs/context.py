@@ -1,9 +1,251 @@
-"""What the stages of one task share."""
+"""What the stages of one process share: the run's folder, the pairs, the models, the reference sums."""
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pobench.data.chat import Chat
+from pobench.data.order import mismatch, subset
+from pobench.data.pairs_folder import PairsFolder
+from pobench.data.prepare import Prepared
+from pobench.errors import PobenchError
+from pobench.model import adapters
+from pobench.model.device import bf16_pays, make_accelerator
+from pobench.model.flex import use_flex
+from pobench.model.load import attention_of, load_base
+from pobench.model.logps import ResponseLogps
+from pobench.model.policy_sums import SumScorer, sum_scorer
+from pobench.progress import progress
+from pobench.registry import Loss, get_loss
+from pobench.results.cross_loss import evaluate, view_of
+from pobench.results.run_folder import RunFolder
+from pobench.runs.stages.heldout import pairs_frame
+from pobench.runs.start_model import start_model
+from pobench.runs.task import Task
+from pobench.training.objectives import mismatched_groups
+from pobench.training.reference import ReferenceSums, compute_reference
+from pobench.types import Group, TokenPair
+
+_SETS = {"heldout": "held-out pairs", "pairs": "training pairs", "mismatched": "mismatched pairs"}
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+class Context:
+    """Of one task. Models are loaded when a stage asks for them, and one at a time is held."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.job = task, task.job
+        self.folder = RunFolder(task.runs, task.run)
+        self.loss: Loss | None = get_loss(self.job.loss) if task.kind == "loss" else None
+        self._held: tuple[str, Any] | None = None  # how it was loaded, and what
+
+    # -- what is at hand
+
+    @cached_property
+    def accelerator(self) -> Any:
+        trackers = self.job.train.trackers if self.loss and "train" in self.task.stages else []
+        where = str(self.folder.path)
+        return make_accelerator(self.job.train.precision, log_with=trackers or None, project_dir=where)
+
+    @property
+    def main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The token pairs. Raises CorruptError where the stored bytes are not those that were written."""
+        return PairsFolder(self.task.data).load()
+
+    @cached_property
+    def start_path(self) -> Path:
+        return start_model(self.job)
+
+    @cached_property
+    def chat(self) -> Chat:
+        return Chat.of(self.start_path, self.job.model)
+
+    def say(self, text: str) -> None:
+        """A sentence for the terminal, once for all processes."""
+        if self.main:
+            print(text, file=sys.stderr, flush=True)
+
+    @staticmethod
+    def reason(error: Exception) -> str:
+        """Why a task failed, in one line."""
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+            return (
+                "out of memory; try --set train.micro_tokens=auto (or a smaller number) and "
+                f"--set train.gradient_checkpointing=auto ({text[:200]})"
+            )
+        return text if isinstance(error, PobenchError) else f"{type(error).__name__}: {text}"
+
+    # -- results of stages
+
+    def store(self, stage: str, frames: Mapping[str, pd.DataFrame]) -> None:
+        """A stage's result, whole, with its causes and with the digest of the weights that made it."""
+        node = self.task.nodes[stage]
+        self.folder.node(node.name).write(frames, node.causes, model=self.folder.weights)
+
+    def read(self, stage: str, frame: str) -> pd.DataFrame:
+        return self.folder.node(self.task.nodes[stage].name).read_frame(frame)
+
+    def start_answers(self) -> pd.DataFrame:
+        """The start model's answers to the same prompts, by the same decoding. Raises PobenchError where there are none."""
+        node = RunFolder(self.task.runs, self.task.start).node(self.task.nodes["answers"].name)
+        if not node.finished:
+            raise PobenchError(
+                f"verdicts compare with the start model's answers, and {self.task.start} has none: "
+                "run its stage `answers` first"
+            )
+        return node.read_frame("answers")
+
+    # -- models
+
+    def load(self, path: Path, dtype: torch.dtype | None = None) -> Any:
+        """The model in `path`. dtype: None, as an adapter of this run wants the weights below it."""
+        model = load_base(
+            path,
+            self.job.train.adapter if self.loss else None,
+            dtype=dtype,
+            attention=attention_of(path, self.job.model.attention),
+            trust_remote_code=self.job.model.trust_remote_code,
+            device=self.accelerator.device,
+        )
+        use_flex(model, self.job.model.attention, self.accelerator.device)
+        return model
+
+    def release(self) -> None:
+        """Give back the model that is held."""
+        self._held = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _hold(self, how: str, make: Any) -> Any:
+        if self._held is None or self._held[0] != how:
+            self.release()
+            self._held = (how, make())
+        return self._held[1]
+
+    def final_model(self, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+        """The model that this run ends with, on its device, and the adapter that it is stored as, or None.
+
+        Raises CorruptError where the stored weights are not those that training wrote."""
+        path = self.start_path
+        if self.loss is not None:
+            for fault in self.folder.corrupt_weights():
+                raise fault
+            path = self.folder.path / "model"
+        whole_model = not adapters.stored_in(path)
+        model = self.load(path if whole_model else self.start_path, dtype)
+        adapted = None if whole_model else adapters.load(model, path)
+        return model.to(self.accelerator.device).eval(), adapted
+
+    def scoring_model(self) -> tuple[Any, Any]:
+        """The final model in the arithmetic of training: (model, adapter or None)."""
+        return self._hold("scoring", self.final_model)
+
+    def merged_model(self) -> Any:
+        """The final model for one product a layer: the adapter is merged, if the base is fp32."""
+        return self._hold("merged", lambda: self._merged(*self.final_model()))
+
+    def speaking_model(self) -> tuple[Any, str]:
+        """The final model in the precision it speaks, with its name; no wider copy is held beside it."""
+        precision = self._speaking_precision()
+        return self._hold(f"speaking {precision}", lambda: self._speaking(precision)), precision
+
+    def _speaking(self, precision: str) -> Any:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        if self.loss is None or not adapters.stored_in(self.folder.path / "model"):
+            return self.final_model(dtype)[0]
+        return self._merged(*self.final_model()).to(dtype)
+
+    def _speaking_precision(self) -> str:
+        adapter = self.job.train.adapter if self.loss else None
+        if adapter is not None and (adapter.quantize != "none" or adapter.base_precision == "bf16"):
+            return "bf16"  # an adapter over narrower weights: they are spoken with as they are
+        if self.job.answers.precision != "auto":
+            return self.job.answers.precision
+        return "bf16" if bf16_pays(self.accelerator.device) else "fp32"
+
+    @staticmethod
+    def _merged(model: Any, adapted: Any) -> Any:
+        return model if adapted is None or model.dtype != torch.float32 else adapters.merged(adapted)
+
+    # -- sums of log-probabilities
+
+    def scorer(self, model: Any) -> SumScorer:
+        """Sums without gradient, in the layout that this model and these pairs take."""
+        policy = ResponseLogps(model, self.job.train.head_tile, compiled=self.job.train.compile)
+        groups = [Group.of(p) for p in self.prepared.heldout[:2]]
+        alone = self.task.kind != "reference"  # one process evaluates
+        return sum_scorer(policy, groups, self.job.train, self.accelerator, self.say, alone=alone)
+
+    def groups(self, which: str) -> list[Group]:
+        """The sequences of one set. "heldout": a pair's two answers, and one that belongs to another prompt; of the last,
+        KTO's kl is made. It shares the row and so the prompt with the others, which makes it cheap enough for every run."""
+        if which == "pairs":
+            return [Group.of(p) for p in self.prepared.train]
+        if which == "mismatched":
+            return mismatched_groups(self.prepared.train, mismatch(self.prepared.train))
+        pairs = self.prepared.heldout
+        try:
+            borrowed = [(pairs[j].chosen,) for j in mismatch(pairs)]
+        except PobenchError:  # all pairs share one prompt
+            return [Group.of(p) for p in pairs]
+        return [Group(p.prompt, (p.chosen, p.rejected, *more)) for p, more in zip(pairs, borrowed, strict=True)]
+
+    def fill_reference(self, which: str, folder: Path) -> None:
+        """Compute what is missing of one set of reference sums."""
+        groups = self.groups(which)
+        model = self._hold("reference", lambda: self.load(self.start_path).to(self.accelerator.device).eval())
+        scorer = self.scorer(model)
+        causes = self.task.nodes[f"reference:{which}"].causes
+        responses = sum(len(g.responses) for g in groups)
+        with progress(f"reference: {_SETS[which]}", responses, "responses") as advance:
+            compute_reference(folder, groups, scorer, causes, advance)
+
+    def references(self, *sets: str) -> ReferenceSums:
+        """The stored sums of these sets, those that the task has."""
+        return ReferenceSums.load(*(Path(self.task.references[s]) for s in sets if s in self.task.references))
+
+    @cached_property
+    def _heldout_reference(self) -> tuple[list[Group], torch.Tensor]:
+        groups = self.groups("heldout")
+        return groups, self.references("heldout").of(groups).view(len(groups), -1)
+
+    def heldout_frame(self, scorer: SumScorer | None = None) -> pd.DataFrame:
+        """The frame `heldout` of the scorer's policy; None: of the run's final model."""
+        groups, reference = self._heldout_reference
+        return self._frame("held-out pairs", self.prepared.heldout, groups, reference, scorer)
+
+    def trainpairs_frame(self, most: int) -> pd.DataFrame:
+        pairs = subset(self.prepared.train, most)
+        groups = [Group.of(p) for p in pairs]
+        reference = self.references("pairs").of(groups).view(len(groups), -1)
+        return self._frame("training pairs", pairs, groups, reference, None)
+
+    def _frame(
+        self, title: str, pairs: list[TokenPair], groups: list[Group], reference: torch.Tensor, scorer: SumScorer | None
+    ) -> pd.DataFrame:
+        """One row a pair, with the run's own loss and rewards."""
+        if self.loss is None:
+            return pairs_frame(pairs, reference, reference)
+        if scorer is None:
+            scorer = self.scorer(self.scoring_model()[0])
+            with progress(f"{self.task.title}: {title}", len(groups), "pairs") as advance:
+                totals = scorer.sums(groups, advance)
+        else:
+            totals = scorer.sums(groups)
+        frame = pairs_frame(pairs, totals.view(len(groups), -1), reference)
+        output = evaluate(self.loss, self.job.loss_settings, view_of(frame))
+        frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (t.double().numpy() for t in output)
+        return frame

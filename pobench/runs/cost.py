@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from pobench.data.prepare import Prepared
 from pobench.data.prompts import prompt_rows
 from pobench.data.published import DATASETS, MODELS
 from pobench.data.rows import read_rows
@@ -68,19 +67,28 @@ class Cost:
     judge_tokens: float = 0.0
 
 
-def estimate_cost(tasks: Sequence[Task], prepared: Prepared | None) -> Cost:
-    """Of the tasks that are not finished."""
+class Counts(NamedTuple):
+    """Of a plan's data. tokens: of a training pair, prompt and both responses, on average."""
+
+    train: int
+    heldout: int
+    tokens: float
+
+
+def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
+    """Of what is left of the tasks."""
     job = tasks[0].job
     config = model_config(job)
     size = _parameters(json.dumps(config)) if config else None
     if config is None or size is None:
         return Cost(math.nan, math.nan, math.nan, "the model is not at hand, so its size is not known")
-    unfinished = [t for t in tasks if not RunFolder(t.runs, t.run).finished]
-    sft = [replace(t, job=_as_training(t.job)) for t in unfinished if t.kind == "sft"]
-    left = [t for t in unfinished if t.kind != "sft"]
-    trained = [t for t in left if t.kind == "loss"]
+    sft = [replace(t, job=_as_training(t.job)) for t in tasks if "sft" in t.stages]
+    trained = [t for t in tasks if "train" in t.stages]
+    scored = sum("heldout" in t.stages for t in tasks)
+    answering = sum("answers" in t.stages for t in tasks)
+    judging = [t for t in tasks if "judge" in t.stages]
     devices, sharded = layout_of_devices()
-    data = _Data.of(job, prepared)
+    data = _Data.of(job, counts)
     pairs, held = data.pairs, data.held_out
     pace = _pace(tasks, data, size)
     asked = _asked(job)
@@ -94,10 +102,12 @@ def estimate_cost(tasks: Sequence[Task], prepared: Prepared | None) -> Cost:
     training += sum(pace.pair * _conversations(t.job) * t.job.train.epochs for t in sft)
     # a forward pass is a third of a step; one process evaluates
     speaking = 2 * size / (SPEAKING * pace.flops)
-    evaluation = len(left) * (pace.pair / 3 * held + speaking * tokens)
+    evaluation = scored * pace.pair / 3 * held if scored else 0.0
+    evaluation += answering * speaking * tokens if answering else 0.0
     evaluation += speaking * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
     free = job.judge.name in FREE
-    judged = 2 * len(trained) if job.judge.name == "endpoint" else len(left)  # both orders, beside the start model
+    compared = sum(t.kind == "loss" for t in judging)
+    judged = 2 * compared if job.judge.name == "endpoint" else len(judging)  # both orders, beside the start model
     calls = 0 if free else judged * asked * job.answers.samples
     return Cost(
         seconds=training / devices + evaluation,
@@ -153,12 +163,11 @@ class _Data:
     tokens: float  # of a pair: prompt and both responses
 
     @classmethod
-    def of(cls, job: Job, prepared: Prepared | None) -> _Data:
+    def of(cls, job: Job, counts: Counts | None) -> _Data:
         """Counted where pairs are prepared; from the texts of a local file, four characters a token; else published."""
         data = job.data
-        if prepared is not None:
-            lengths = [len(p.prompt) + len(p.chosen) + len(p.rejected) for p in prepared.train]
-            return cls(len(lengths), len(prepared.heldout), statistics.mean(lengths) if lengths else math.nan)
+        if counts is not None:
+            return cls(counts.train, counts.heldout, counts.tokens or math.nan)
         apart = data.held_out is not None or data.held_out_split is not None
         pairs, tokens = _rows(data.source, data.split)
         held = _rows(data.held_out or data.source, data.held_out_split or data.split)[0] if apart else math.nan

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from pobench.model.device import layout_of_devices
 from pobench.results.run_folder import RunFolder
 from pobench.runs.plan import Plan, check_disk, make_plan
 from pobench.runs.rehearsal import rehearse as stand_ins
-from pobench.runs.task import INTERRUPTED, STAGES, Task
+from pobench.runs.stages import BY_NAME, DEFAULT
+from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
 
@@ -29,7 +30,7 @@ SLOW_IMPORTS = ("fastchat.llm_judge.common",)  # of optional packages
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended. status: "finished" (now), "skipped" (was finished), "failed"."""
+    """How a run ended. status: "finished" (now), "skipped" (nothing was left), "failed"."""
 
     run: str
     title: str
@@ -37,31 +38,61 @@ class Outcome:
     reason: str = ""
 
 
-def execute(plan: Plan, *, announce: Any = lambda text: None) -> list[Outcome]:
-    """Run what is left, one task after the other, each in a process of its own. A failed task leaves the others running.
+def execute(plan: Plan, *, announce: Callable[[str], None] = lambda text: None) -> list[Outcome]:
+    """Run what is left, one task after the other, each in a process of its own. A failed task takes with it those that
+    need its result, and leaves the others running.
 
     Raises PobenchError when another command is at work in the same folder, or the disk is too small; KeyboardInterrupt.
     """
     left = plan.left
-    outcomes = {t.run: Outcome(t.run, t.title, "skipped") for t in plan.tasks if t not in left}
+    outcomes = {t.run: Outcome(t.run, t.title, "skipped") for t in plan.tasks if t.kind != "reference"}
     if left:
         check_disk(plan)
-    for kinds in (("sft",), ("start", "loss")):
-        tasks = [t for t in left if t.kind in kinds]
-        if not tasks:
+    with contextlib.ExitStack() as locks:
+        for folder in dict.fromkeys(t.data if t.kind == "sft" else t.runs / t.job.setting for t in left):
+            locks.enter_context(_alone(folder))
+        _point_to(plan)
+        failed: list[tuple[Task, str]] = []
+        for task in left:
+            why = _lacking(task, failed)
+            if why is None:
+                announce(f"{task.title}{_stages_of(task)}  →  {task.runs / task.run}")
+                why = _one(task)
+            if why is not None:
+                failed.append((task, why))
+            if task.kind != "reference" and outcomes[task.run].status != "failed":
+                outcomes[task.run] = Outcome(task.run, task.title, "failed" if why else "finished", why or "")
+    return list(outcomes.values())
+
+
+def _stages_of(task: Task) -> str:
+    return "" if task.kind in ("sft", "reference") else f": {', '.join(task.stages)}"
+
+
+def _lacking(task: Task, failed: Sequence[tuple[Task, str]]) -> str | None:
+    """Why the task cannot run: what it reads could not be made. None: it can."""
+    for other, why in failed:
+        if other.kind == "sft":
+            return f"its start model could not be made: {why}"
+        if other.kind == "reference" and set(other.references.values()) & set(task.references.values()):
+            return f"its reference pass failed: {why}"
+        if other.run == task.run and "train" in other.stages:
+            return why
+    return None
+
+
+def _point_to(plan: Plan) -> None:
+    """Write each run's values, and which of its results this command names; what is stored beside them stays."""
+    for name, tasks in plan.runs.items():
+        task = tasks[0]
+        if task.kind not in ("start", "loss") or not task.nodes:
             continue
-        with _alone(tasks[0].data if kinds == ("sft",) else tasks[0].runs / tasks[0].job.setting):
-            if plan.prepared is not None and kinds != ("sft",):
-                plan.prepared.save(tasks[0].data)
-            for task in tasks:
-                announce(f"{task.title}  →  {task.runs / task.run}")
-                outcomes[task.run] = _one(task)
-        lacking = [o for o in outcomes.values() if o.status == "failed"] if kinds == ("sft",) else []
-        if lacking:
-            missed = f"its start model could not be made: {lacking[0].reason}"
-            outcomes |= {t.run: Outcome(t.run, t.title, "failed", missed) for t in left if t.kind != "sft"}
-            break
-    return [outcomes[t.run] for t in plan.tasks]
+        folder = RunFolder(task.runs, name)
+        if not folder.has("config.yaml") and not any(t.stages for t in tasks):
+            continue  # nothing is stored, and nothing will be
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_config(task.job, task.kind, task.start)
+        folder.show({name: node.name for name, node in task.nodes.items() if ":" not in name})
 
 
 @contextlib.contextmanager
@@ -77,19 +108,20 @@ def _alone(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _one(task: Task) -> Outcome:
+def _one(task: Task) -> str | None:
+    """Run a task. Returns why it failed; None where it did not."""
     folder = RunFolder(task.runs, task.run)
-    (folder.path / "failed.json").unlink(missing_ok=True)
+    folder.forgive()
     status = _launch(task) if _devices() > 1 else _fork(task)
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status == 0:
-        return Outcome(task.run, task.title, "finished")
+        return None
     if status < 0:
         hint = ": the system may have run out of memory" if status == -9 else ""
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.fail(f"killed by signal {-status}{hint}")
-    return Outcome(task.run, task.title, "failed", folder.failure or f"exit status {status}")
+    return folder.failure or f"exit status {status}"
 
 
 def _fork(task: Task) -> int:
@@ -118,8 +150,8 @@ def _devices() -> int:
 
 
 def _launch(task: Task) -> int:
-    """`accelerate launch`, following the user's `accelerate config`; the start model is evaluated by one process."""
-    if task.kind == "start":
+    """`accelerate launch`, following the user's `accelerate config`, where processes may share the stages; else a child."""
+    if not all(BY_NAME[stage].shared for stage in task.stages):
         return _fork(task)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "task.json"
@@ -147,7 +179,7 @@ def run_setting(
     data: str | None = None,
     model: str | None = None,
     runs: str | Path = "runs",
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] = DEFAULT,
     rehearse: bool = False,
 ) -> list[Outcome]:
     """`pobench run` from Python: plan and execute; `load_frames(runs)` reads what came of it.

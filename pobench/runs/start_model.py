@@ -2,31 +2,31 @@
 
 A stage's folder lies in the cache, named by what decides its result (base weights, rows, settings), so that every loss, β
 and seed starts from the same one, made once. It is a run folder of its own: demonstrations, `steps.jsonl`, checkpoints
-while it runs, `model/`, and `finished.json` written last.
+while it runs, `model/`, and `trained.json` written last.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pobench.data.chat import tokenizer_of
+from pobench.data.chat import Chat, tokenizer_of
 from pobench.data.demonstrations import Demonstrations, tokenise
 from pobench.data.prepare import demonstration_rows
 from pobench.data.rows import read_rows
 from pobench.errors import PobenchError
 from pobench.files import whole
+from pobench.identity import PROTOCOL, name_of
 from pobench.model.cpu.attention import use_flex
 from pobench.model.device import make_accelerator
 from pobench.model.load import attention_of, load_base
 from pobench.progress import progress
 from pobench.results.run_folder import RunFolder
-from pobench.settings.job import Job, digest
+from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
-from pobench.sources import cache_folder, fetch_model, weights_digest
+from pobench.sources import cache_folder, fetch_model, file_digest, weights_digest
 from pobench.training import checkpoint
 from pobench.training.sft import batches, learn
 
@@ -38,8 +38,10 @@ def start_model(job: Job) -> Path:
     if job.sft is None:
         return base_model(job)
     folder = stage_folder(job)
-    if not folder.finished:
+    if folder.trained is None:
         raise PobenchError(not_made(job))
+    for fault in folder.corrupt_weights():
+        raise fault
     return folder.path / "model"
 
 
@@ -65,19 +67,23 @@ def _config(job: Job) -> SftConfig:
 
 
 def stage_folder(job: Job, *, remember: bool = True) -> RunFolder:
-    """Of a job with an SFT stage. The rows and the weights count by content, not by name. remember: the weights' digest."""
+    """Of a job with an SFT stage, named by `stage_causes`."""
+    return RunFolder(cache_folder() / STAGES_ROOT, f"start-{name_of(stage_causes(job, remember=remember))}")
+
+
+def stage_causes(job: Job, *, remember: bool = True) -> dict[str, Any]:
+    """Rows, weights and rendering count by content. remember: digests of large files."""
     config = _config(job)
-    with demonstration_rows(config).open("rb") as file:
-        rows = hashlib.file_digest(file, "sha256").hexdigest()
-    settings = config.model_dump(mode="json", exclude={"source", "split", "revision", "on_bad_row"})
-    model = job.model.model_dump(mode="json", include={"attention", "chat_template", "system_message"})
-    causes = {
-        "weights": weights_digest(base_model(job), remember=remember),
-        "rows": rows,
+    base = base_model(job)
+    settings = {k: v for k, v in config.causes().items() if k not in ("source", "split", "revision", "on_bad_row")}
+    return {
+        "protocol": PROTOCOL,
+        "weights": weights_digest(base, remember=remember),
+        "rows": file_digest(demonstration_rows(config), remember=remember),
+        "rendering": Chat.of(base, job.model).digest,
         "sft": settings,
-        "model": model,
+        "attention": job.model.attention,
     }
-    return RunFolder(cache_folder() / STAGES_ROOT, f"start-{digest(causes)}")
 
 
 def read_demonstrations(job: Job) -> Demonstrations:
@@ -134,5 +140,5 @@ def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = l
             model.save_pretrained(partial)
             tokenizer_of(base, job.model).save_pretrained(partial)
         checkpoint.clear(folder.path)
-        folder.finish({"title": "SFT", "turns": demonstrations.turns, **asdict(trained)})
+        folder.finish_training(stage_causes(job), {"turns": demonstrations.turns, **asdict(trained)})
     accelerator.wait_for_everyone()

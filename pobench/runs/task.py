@@ -1,47 +1,59 @@
-"""One unit of work: a job, the stages to run, and where it writes."""
+"""One unit of work: stages of one run, done by one process (or by all processes of a training job together)."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from pobench.errors import PobenchError
 from pobench.judging.benchmarks.base import Benchmark
 from pobench.registry import benchmarks, get_loss
 from pobench.results.arms import GREEK, show_setting
-from pobench.results.run_folder import RunFolder
+from pobench.runs.stage import Node
 from pobench.settings.job import Job
 from pobench.settings.schema import AnswersConfig, DataConfig, JudgeConfig, ModelConfig, SftConfig, TrainConfig
 
 INTERRUPTED = 130
-HOME_STAGES = ("sft", "train", "heldout", "answers", "judge")
-STAGES = (*HOME_STAGES, "benchmarks")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job and where it runs. kind: "sft" makes the start model, "start" evaluates it, "loss" trains from it."""
+    """kind: "sft" makes the start model, "reference" its sums, "start" evaluates it, "loss" trains from it and evaluates.
+
+    run: `<setting>/<loss>-<12 hex>`, its folder below `runs`. stages: what is to do, in order; none is left where it is
+    empty. nodes: stage → its result, of every stage that the job has (`reference:<set>` of the reference's). start: the
+    start model's run. data: the folder of the token pairs. references: set of sequences → folder of its sums. causes: of
+    the run itself.
+    """
 
     job: Job
     kind: str
     runs: Path
+    run: str
     stages: tuple[str, ...]
-    data: Path  # folder written by `prepare`; of an SFT stage: its own
+    data: Path
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    start: str = ""
+    references: Mapping[str, Path] = field(default_factory=dict)
+    causes: Mapping[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
 
     @property
-    def run(self) -> str:
-        return {"loss": self.job.run, "start": self.job.start_run, "sft": self.data.name}[self.kind]
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.stages
 
     @property
     def title(self) -> str:
-        named = {"start": "start model", "sft": f"SFT of {self.job.model.source}"}
+        named = {
+            "start": "start model",
+            "sft": f"SFT of {self.job.model.source}",
+            "reference": "reference pass of the start model",
+        }
         return named.get(self.kind, f"{self.job.loss}{self._varied()}, seed {self.job.seed}")
 
     def _varied(self) -> str:
@@ -59,20 +71,14 @@ class Task:
     @property
     def benchmarks(self) -> list[Benchmark]:
         """Those that the stage runs; none where it is not asked for."""
-        return [] if self.kind == "sft" else benchmarks_of(self.job, self.stages)
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left to do."""
-        folder = RunFolder(self.runs, self.run)
-        with contextlib.suppress(PobenchError):  # questions that cannot be read are no questions answered
-            asked = "norms" in self.stages and self.kind != "sft" and not folder.has("norms.parquet")
-            return folder.finished and not asked and all(b.done(folder.path) for b in self.benchmarks)
-        return False
+        return benchmarks_of(self.job, self.stages)
 
     def dump(self, path: Path) -> None:
-        values = {**self.job.values(), "origin": dict(self.job.origin), "benchmarks": dict(self.job.benchmarks)}
-        path.write_text(json.dumps({**asdict(self), "job": values, "runs": str(self.runs), "data": str(self.data)}))
+        """Write the task as JSON, for processes that a launcher starts."""
+        job = {**self.job.values(), "origin": dict(self.job.origin), "benchmarks": dict(self.job.benchmarks)}
+        nodes = {name: asdict(node) for name, node in self.nodes.items()}
+        plain = {"runs": str(self.runs), "data": str(self.data), "references": _strings(self.references)}
+        path.write_text(json.dumps({**asdict(self), "job": job, "nodes": nodes, **plain}))
 
     @classmethod
     def load(cls, path: Path) -> Task:
@@ -87,14 +93,20 @@ class Task:
             **({"sft": SftConfig} if job.get("sft") else {}),
         }
         parsed = {name: schema.model_validate(job[name]) for name, schema in sections.items()}
-        return cls(
-            Job(**{**job, **parsed}),
-            values["kind"],
-            Path(values["runs"]),
-            tuple(values["stages"]),
-            Path(values["data"]),
-            tuple(values["plugins"]),
-        )
+        changes = {
+            "job": Job(**{**job, **parsed}),
+            "runs": Path(values["runs"]),
+            "data": Path(values["data"]),
+            "stages": tuple(values["stages"]),
+            "plugins": tuple(values["plugins"]),
+            "nodes": {name: Node(**node) for name, node in values["nodes"].items()},
+            "references": {name: Path(folder) for name, folder in values["references"].items()},
+        }
+        return cls(**{**values, **changes})
+
+
+def _strings(paths: Mapping[str, Path]) -> dict[str, str]:
+    return {name: str(path) for name, path in paths.items()}
 
 
 def benchmarks_of(job: Job, stages: Sequence[str]) -> list[Benchmark]:

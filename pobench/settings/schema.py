@@ -13,8 +13,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 MICRO_TOKENS = 2048  # of a micro-batch, where a setting does not say, and of evaluation where it says `auto`
 
 
+class _Runtime:
+    """Marks a field that says how a job runs, not what it computes: no cause of a result."""
+
+
+RUNTIME = _Runtime()
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def causes(self) -> dict[str, Any]:
+        """Every value that decides a result, as plain data. (The layout and the micro-batch change results only below
+        rounding, but they do change the bits, so they count.)"""
+        runtime = {name for name, field in type(self).model_fields.items() if RUNTIME in field.metadata}
+        return self.model_dump(mode="json", exclude=runtime)
 
 
 class ModelConfig(_Strict):
@@ -28,7 +41,7 @@ class ModelConfig(_Strict):
     attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
     chat_template: str | None = None  # a Jinja file, or the name of a shipped one; None: the tokenizer's own
     system_message: str | None = None  # put before every conversation that has none; "": one without words
-    note: str = ""  # what a reader of the report must know about these weights
+    note: Annotated[str, RUNTIME] = ""  # what a reader of the report must know about these weights
 
 
 class DataConfig(_Strict):
@@ -124,15 +137,17 @@ class LoopConfig(_Strict):
     # auto: only where one pair does not fit without it
     gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto)] = False
     compile: bool = False  # torch.compile of every layer: for a GPU, and a run long enough to win the minutes back
-    checkpoint_seconds: float = Field(60.0, ge=0)
+    checkpoint_seconds: Annotated[float, RUNTIME] = Field(60.0, ge=0)
 
 
 class TrainConfig(LoopConfig):
     """Training on pairs: `batch_size` counts them."""
 
     adapter: AdapterConfig | None = None  # None: every weight is trained
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
-    evaluate_every: int = Field(0, ge=0)  # steps between measurements on the held-out pairs; 0: none
+    trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], RUNTIME] = []
+    evaluate_every: Annotated[int, RUNTIME] = Field(
+        0, ge=0
+    )  # steps between measurements on the held-out pairs; 0: none
 
 
 class SftConfig(LoopConfig):
@@ -161,7 +176,7 @@ class AnswersConfig(_Strict):
     top_p: float = Field(1.0, gt=0, le=1)
     samples: int = Field(1, ge=1)
     seed: int = 0
-    batch_size: int = Field(64, ge=1)
+    batch_size: Annotated[int, RUNTIME] = Field(64, ge=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     # auto: vLLM on a GPU where it is installed; it does not promise the answers of transformers, not even greedy ones
     engine: Literal["auto", "transformers", "vllm"] = "auto"

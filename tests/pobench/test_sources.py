@@ -319,7 +319,7 @@ def test_a_digest_follows_the_weights_and_not_the_folder(tmp_path):
 def test_a_digest_is_remembered_until_a_file_changes(tmp_path, monkeypatch):
     folder = save_chat_model(tmp_path / "model")
     first = sources.weights_digest(folder)
-    monkeypatch.setattr(sources, "_sha256", lambda file: pytest.fail("read the weights again"))
+    monkeypatch.setattr(sources, "sha256_of", lambda file: pytest.fail("read the weights again"))
     assert sources.weights_digest(folder) == first
     monkeypatch.undo()
     chat_model(seed=5).save_pretrained(folder)

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
+from pobench.runs.stage import Content, Stage
+from pobench.settings.job import Job
 
-from pobench.model.layouts import get_layout
-from pobench.model.logps import ResponseLogps
-from pobench.types import Group, TokenPair
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from pobench.runs.context import Context
+    from pobench.types import TokenPair
 
 MOST_PAIRS = 64  # two backward passes each
+
+
+def causes(job: Job, content: Content) -> Mapping[str, Any]:
+    return {"pairs": content.heldout, "most": MOST_PAIRS}
+
+
+def run(context: Context) -> None:
+    from pobench.progress import progress
+
+    pairs = context.prepared.heldout
+    model, tile = context.merged_model(), context.job.train.head_tile
+    with progress(f"{context.task.title}: gradients", min(len(pairs), MOST_PAIRS), "pairs") as advance:
+        context.store("gradient_norms", {"norms": gradient_norms(model, pairs, tile, advance)})
+
+
+STAGE = Stage(
+    name="gradient_norms",
+    does=f"lengths of the gradients of held-out answers, of {MOST_PAIRS} pairs",
+    reads=("train",),
+    writes=("norms.parquet",),
+    decided_by="trained weights, token ids of the held-out pairs",
+    run=run,
+    causes=causes,
+    optional=True,
+)
 
 
 def gradient_norms(
@@ -23,6 +51,13 @@ def gradient_norms(
     The pairs are picked evenly along their length. Every loss's gradient is a combination of a pair's two vectors, so
     these three numbers serve them all (`pobench.results.gradients`). Holds two gradients beside the weights, in fp32.
     """
+    import pandas as pd
+    import torch
+
+    from pobench.model.layouts import get_layout
+    from pobench.model.logps import ResponseLogps
+    from pobench.types import Group
+
     by_length = sorted(pairs, key=lambda p: (len(p.chosen) + len(p.rejected), p.id))
     count = min(MOST_PAIRS, len(by_length))
     picked = [by_length[i * len(by_length) // count] for i in range(count)]

@@ -1,15 +1,122 @@
-"""Training one run."""
+"""Training: the run's own model, from the start model and the pairs, by one loss with one seed."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pobench.runs.stage import Content, Stage
+from pobench.settings.job import Job
+
+if TYPE_CHECKING:
+    from pobench.runs.context import Context
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def causes(job: Job, content: Content) -> Mapping[str, Any]:
+    return {
+        "loss": job.loss,
+        "source": content.source("loss", job.loss),
+        "settings": dict(job.loss_settings),
+        "seed": job.seed,
+        "train": {**job.train.causes(), "precision": content.precise(job.train.precision)},
+        "attention": job.model.attention,
+        "pairs": content.pairs,
+        "weights": content.weights,
+    }
+
+
+def run(context: Context) -> None:
+    """Train, and store the model with the digests of its files; `trained.json` is written last."""
+    import torch
+
+    from pobench.data.order import data_order, mismatch
+    from pobench.model import adapters
+    from pobench.progress import progress
+    from pobench.runs.stages.heldout import heldout_means
+    from pobench.training.loop import train
+
+    job, folder, pairs, accelerator = context.job, context.folder, context.prepared.train, context.accelerator
+    loss = context.loss
+    assert loss is not None
+    torch.manual_seed(job.seed)
+    order = data_order(pairs, job.seed, job.train.epochs)
+    steps = math.ceil(len(pairs) / job.train.batch_size) * job.train.epochs
+    model = context.load(context.start_path)
+    adapter = job.train.adapter
+    adapted = adapters.attach(model, adapter, job.seed) if adapter else None
+    if job.train.trackers:
+        named = {"name": context.task.run}
+        kwargs = {"wandb": {**named, "dir": str(folder.path)}, "trackio": named}
+        accelerator.init_trackers("pobench", config=_flat(job.values()), init_kwargs=kwargs)
+    with progress(context.task.title, steps, "steps") as advance:
+
+        def log(row: dict[str, Any]) -> None:
+            folder.log_step(row)
+            accelerator.log(
+                {k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}, step=row["step"]
+            )
+            pace = f"{row['seconds'] / row['pairs']:.2f} s a pair"
+            advance(note=f"loss {row['loss']:.4g} · margin {row['rewards/margins']:+.3g} · {pace}", done=row["step"])
+
+        trained = train(
+            accelerator,
+            model,
+            pairs,
+            [epoch.tolist() for epoch in order.epochs],
+            loss,
+            job.loss_settings,
+            job.train,
+            folder=folder.path,
+            reference=context.references("pairs", "mismatched") if loss.needs else None,
+            mismatched=mismatch(pairs) if "kl" in loss.needs else None,
+            log=log if context.main else lambda row: None,
+            say=context.say,
+            rewind=folder.rewind_steps if context.main else lambda step: None,
+            watch=(lambda scorer: heldout_means(context.heldout_frame(scorer))) if job.train.evaluate_every else None,
+        )
+    if job.train.trackers:
+        accelerator.end_training()
+    if context.main:
+        _store(context, model, adapted, {**asdict(trained), "pairs": len(pairs), "order": order.digest})
+    accelerator.wait_for_everyone()
+
+
+def _store(context: Context, model: Any, adapted: Any, facts: Mapping[str, Any]) -> None:
+    from pobench.files import whole
+    from pobench.model import adapters
+    from pobench.training import checkpoint
+
+    adapter, source = context.job.train.adapter, context.job.model
+    with whole(context.folder.path / "model") as partial:
+        if adapter is not None and not adapter.merge:
+            adapters.save(adapted, partial, source.source, source.revision)
+        else:
+            (adapters.merged(adapted) if adapter else model).save_pretrained(partial)
+        context.chat.tokenizer.save_pretrained(partial)
+    context.folder.finish_training(context.task.causes, facts)
+    checkpoint.clear(context.folder.path)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as `section.key`, for trackers."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value if isinstance(value, int | float | str | bool) else str(value)
     return flat
+
+
+STAGE = Stage(
+    name="train",
+    does="train every loss from the start model",
+    reads=("sft", "reference"),
+    writes=("model/", "steps.jsonl", "trained.json"),
+    decided_by="pairs, start weights, the loss's source and settings, the train section, seed",
+    run=run,
+    causes=causes,
+    shared=True,
+)

@@ -161,7 +161,7 @@ def test_a_length_bias_changes_training_labels_and_nothing_else(setting, tmp_pat
     plain, biased = expand(study(bias), str(tmp_path / "small.yaml"))
     assert plain.run != biased.run and plain.start_run == biased.start_run
     before, after = prepare(plain), prepare(biased)
-    assert before.heldout == after.heldout and before.digest != after.digest
+    assert before.heldout == after.heldout and before.train != after.train
     swapped = [(a, b) for a, b in zip(before.train, after.train, strict=True) if a != b]
     assert swapped and all(len(b.chosen) > len(b.rejected) and b.chosen == a.rejected for a, b in swapped)
     counts = after.audit.set_index("fault")["count"]

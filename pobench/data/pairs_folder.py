@@ -1,0 +1,86 @@
+"""Token pairs on disk: `data-<12 hex>`, named by the files they were read from, the rendering, and how they were read.
+
+So a command that is repeated finds its pairs without tokenising them again. The folder appears whole; `data.json` holds
+its causes, the digests of both lists of pairs, and the sha256 of every file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pobench.data.order import pairs_digest
+from pobench.data.prepare import Prepared
+from pobench.errors import CorruptError
+from pobench.files import checked_bytes, corrupt_files, digests_of, whole
+from pobench.types import TokenPair
+
+LISTS = ("train", "heldout")
+SEQUENCES = ("prompt", "chosen", "rejected")
+
+
+class PairsFolder:
+    """Training and held-out pairs, their audit and their digests."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "data.json").is_file()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """causes, digests (list → hex sha256), pairs (list → how many), tokens (of a training pair, on average), summary,
+        files (name → sha256)."""
+        return dict(json.loads((self.path / "data.json").read_text(encoding="utf-8")))
+
+    def store(self, prepared: Prepared, causes: Mapping[str, Any]) -> None:
+        """Write the folder, whole."""
+        with whole(self.path) as partial:
+            partial.mkdir(parents=True)
+            for name in LISTS:
+                frame(getattr(prepared, name)).to_parquet(partial / f"{name}.parquet", index=False)
+            (partial / "audit.json").write_text(prepared.audit.to_json(orient="records", indent=1))
+            about = {
+                "causes": dict(causes),
+                "digests": {name: pairs_digest(getattr(prepared, name)) for name in LISTS},
+                "pairs": {name: len(getattr(prepared, name)) for name in LISTS},
+                "tokens": mean_tokens(prepared.train),
+                "summary": prepared.summary,
+                "files": digests_of(partial),
+            }
+            (partial / "data.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+    def faults(self) -> list[CorruptError]:
+        """The files whose bytes are not those that were written."""
+        return corrupt_files(self.path, self.about["files"])
+
+    def load(self) -> Prepared:
+        """Raises CorruptError where the stored bytes are not those that were written."""
+        about = self.about
+        data = {name: checked_bytes(self.path / name, digest) for name, digest in about["files"].items()}
+        lists = {name: _pairs(pd.read_parquet(io.BytesIO(data[f"{name}.parquet"]))) for name in LISTS}
+        audit = pd.DataFrame(json.loads(data["audit.json"]))
+        return Prepared(lists["train"], lists["heldout"], audit, about["summary"])
+
+
+def mean_tokens(pairs: Sequence[TokenPair]) -> float:
+    """Of a pair: prompt and both responses."""
+    return sum(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs) / max(1, len(pairs))
+
+
+def frame(pairs: Sequence[TokenPair]) -> pd.DataFrame:
+    """One row a pair: its id, and its token ids."""
+    return pd.DataFrame([{"id": p.id, **{k: list(getattr(p, k)) for k in SEQUENCES}} for p in pairs])
+
+
+def _pairs(frame: pd.DataFrame) -> list[TokenPair]:
+    columns = [[tuple(np.asarray(ids).tolist()) for ids in frame[name]] for name in SEQUENCES]
+    return [TokenPair(*row) for row in zip(frame["id"], *columns, strict=True)]

@@ -1,0 +1,128 @@
+"""Names made of content: what a result was computed from, as twelve hex digits.
+
+A result is named by its causes: resolved values, and digests of token ids, weights, prompts and source code. Paths,
+folder names, devices and checkpoint intervals are no causes. Twelve digits: ten thousand results collide once in five
+million such collections.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PROTOCOL = 2  # raised when stored results of two versions may no longer be compared
+
+
+def name_of(causes: Mapping[str, Any]) -> str:
+    """12 hex of sha256 over the causes, whatever their order."""
+    return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The causes that differ, as `train.lr`; nested ones by their path."""
+    keys = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            keys += [f"{key}.{inner}" for inner in changed(old, new)]
+        elif old != new:
+            keys.append(key)
+    return keys
+
+
+# ---------------------------------------------------------------- source code
+def code_digest(function: Callable[..., Any]) -> str:
+    """Hex sha256 of the code that `function` is registered by: its file, and every file of its folder that this imports.
+
+    Of a loss or judge that ships: its own file, and `loss_math.py` where it imports that. Docstrings, comments and
+    layout do not count. A function that no file holds (a notebook's) counts by its own source, or by its byte code.
+    """
+    path = _file_of(function)
+    if path is None:
+        return hashlib.sha256(_loose(function).encode()).hexdigest()
+    shipped = str(getattr(function, "__module__", "")).startswith("pobench.")
+    digest = hashlib.sha256()
+    for file in _shipped_files(path) if shipped else _files(path):
+        digest.update(f"{file.name}\n{meaning(file.read_text(encoding='utf-8'))}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def meaning(source: str) -> str:
+    """Python source without docstrings, comments and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _file_of(function: Callable[..., Any]) -> Path | None:
+    try:
+        named = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:
+        return None
+    path = Path(named) if named else None
+    return path if path is not None and path.is_file() else None
+
+
+def _loose(function: Callable[..., Any]) -> str:
+    try:
+        return meaning(inspect.cleandoc("\n" + inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        return repr((code.co_code, code.co_consts, code.co_names)) if code else repr(function)
+
+
+def _shipped_files(path: Path) -> list[Path]:
+    names = set(_imported(path))
+    spec = importlib.util.find_spec("pobench.loss_math") if "pobench.loss_math" in names else None
+    return [path, *([Path(spec.origin)] if spec is not None and spec.origin else [])]
+
+
+def _files(path: Path) -> list[Path]:
+    """`path`, and the files of its folder that it imports, in the order in which they are met."""
+    found, waiting = [], [path.resolve()]
+    while waiting:
+        file = waiting.pop(0)
+        if file in found:
+            continue
+        found.append(file)
+        for name in _imported(file):
+            beside = file.parent / f"{name.rpartition('.')[2]}.py"
+            if beside.is_file() and _is_imported_from(name, beside):
+                waiting.append(beside.resolve())
+    return found
+
+
+def _is_imported_from(name: str, file: Path) -> bool:
+    """Whether the import of `name` gives `file`, and not another module of that name."""
+    module = sys.modules.get(name)
+    loaded = getattr(module, "__file__", None)
+    return loaded is None or Path(loaded).resolve() == file.resolve()
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Dotted names of the modules that a file may import; of `from a import b` both `a` and `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if base:
+                yield base
+            yield from (f"{base}.{alias.name}" if base else alias.name for alias in node.names)

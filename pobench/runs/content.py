@@ -1,0 +1,101 @@
+"""Digests of what a plan's results are made from: start weights, token pairs, prompts, source code.
+
+Files that pobench did not write are hashed once and remembered by size, modification time and inode, so that a repeated
+command takes seconds at 60,000 pairs and 14 GB of weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pobench.data.chat import Chat
+from pobench.data.pairs_folder import PairsFolder
+from pobench.data.prepare import Prepared, prepare, source_files
+from pobench.data.prompts import eval_prompts
+from pobench.errors import PobenchError
+from pobench.identity import PROTOCOL, code_digest, name_of
+from pobench.model.device import bf16_pays
+from pobench.registry import get_loss, judges
+from pobench.runs.stage import Content
+from pobench.runs.start_model import base_model, stage_folder
+from pobench.settings.job import Job
+from pobench.sources import file_digest, weights_digest
+
+SOURCES = ("source", "split", "revision", "held_out", "held_out_split")  # of the data section: they count by content
+
+
+def pairs_folder(job: Job, runs: Path, chat: Chat, *, remember: bool = True) -> tuple[PairsFolder, dict[str, Any]]:
+    """Where a job's token pairs lie, made or not, and the causes that name the folder."""
+    files = {name: file_digest(path, remember=remember) for name, path in source_files(job).items()}
+    values = {k: v for k, v in job.data.causes().items() if k not in SOURCES}
+    causes = {"protocol": PROTOCOL, "files": files, "rendering": chat.digest, "data": values}
+    return PairsFolder(runs / job.setting / f"data-{name_of(causes)}"), causes
+
+
+def prepare_pairs(
+    job: Job, folder: PairsFolder, causes: dict[str, Any], announce: Callable[[str], None] = lambda text: None
+) -> Prepared | None:
+    """Make sure that the folder is there, with the bytes that were written. Returns the pairs if they were read now."""
+    if folder.finished and not folder.faults():
+        return None
+    if folder.finished:
+        announce(f"{folder.faults()[0]}; the pairs are read again")
+    prepared = prepare(job)
+    folder.store(prepared, causes)
+    return prepared
+
+
+def gather(job: Job, stages: Sequence[str], pairs: PairsFolder, chat: Chat, *, remember: bool = True) -> Content:
+    """The content behind a job's results; the jobs of one plan share all of it but the source of their losses."""
+    digests = pairs.about["digests"]
+    prompts, rows = _prompts(job, stages, chat)
+    return Content(
+        weights=start_weights(job, remember=remember),
+        pairs=digests["train"],
+        heldout=digests["heldout"],
+        prompts=prompts,
+        rows=rows,
+        precision=auto_precision(),
+        source=cache(_source),
+    )
+
+
+def start_weights(job: Job, *, remember: bool = True) -> str:
+    """The digest of the weights that training starts from; where an SFT stage makes them, its name, which is content too."""
+    if job.sft is not None:
+        return stage_folder(job, remember=remember).run
+    return weights_digest(base_model(job), remember=remember)
+
+
+def auto_precision() -> str:
+    """What `auto` comes to on this machine."""
+    return "bf16" if bf16_pays(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "fp32"
+
+
+def _prompts(job: Job, stages: Sequence[str], chat: Chat) -> tuple[str | None, str | None]:
+    """(digest of ids and token ids, digest of the whole rows) of the prompts that are answered."""
+    if job.answers.source is None:
+        return None, None
+    try:
+        rows = eval_prompts(job.answers)
+    except PobenchError:
+        if "answers" in stages:
+            raise
+        return None, None  # not at hand, and not needed by this command
+    asked = [[row["id"], list(chat.prompt_ids(row["messages"]))] for row in rows]
+    return _digest(asked), _digest(rows)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _source(kind: str, name: str) -> str:
+    return code_digest(get_loss(name).function if kind == "loss" else judges.get(name).function)

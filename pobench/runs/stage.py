@@ -1,0 +1,73 @@
+"""What a stage is: a name, what it reads and writes, what decides its result, and whether processes may share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pobench.identity import name_of
+from pobench.settings.job import Job
+
+if TYPE_CHECKING:
+    from pobench.runs.context import Context
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage's result, named by what it is made from."""
+
+    stage: str
+    causes: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`<stage>-<12 hex>`, its folder."""
+        return f"{self.stage}-{name_of({'stage': self.stage, **self.causes})}"
+
+
+@dataclass(frozen=True)
+class Content:
+    """Digests of what a plan's results are made from, besides the values of its jobs.
+
+    weights: of the start model (of one that an SFT stage will make: that stage's name). pairs, heldout: of the token pairs,
+    their ids included. prompts: of the ids and token ids that the model is asked with; None where nothing is asked.
+    rows: of the prompts' rows as a judge reads them. precision: what `auto` comes to on this machine, "bf16" or "fp32".
+    source: a registered function's kind and name → the digest of its code.
+    """
+
+    weights: str
+    pairs: str
+    heldout: str
+    prompts: str | None
+    rows: str | None
+    precision: str
+    source: Callable[[str, str], str]
+
+    def precise(self, wanted: str) -> str:
+        """A precision without `auto`."""
+        return self.precision if wanted == "auto" else wanted
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One entry of the list in `pobench.runs.stages`. Its file says what it does; nothing else names it.
+
+    name: what `--stages` takes. does: one line for people. reads: stages whose results it needs. writes: what it leaves
+    in its folder. decided_by: what decides its result, in words; causes: the same as data, None where a job has no such
+    stage. shared: whether the processes of a training job work on it together; else one process does. optional: runs only
+    where it is named. per_run: it stands behind one trained model; else runs share it. many: whether studies and searches,
+    with their many jobs, run it.
+    """
+
+    name: str
+    does: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    decided_by: str
+    run: Callable[[Context], None]
+    causes: Callable[[Job, Content], Mapping[str, Any] | None] = lambda job, content: None
+    shared: bool = False
+    optional: bool = False
+    per_run: bool = True
+    many: bool = True

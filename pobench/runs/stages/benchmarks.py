@@ -1,0 +1,47 @@
+"""The published benchmarks that the setting names: answers, verdicts and score of each, kept by the benchmark itself."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING
+
+from pobench.errors import PobenchError
+from pobench.runs.stage import Stage
+
+if TYPE_CHECKING:
+    from pobench.runs.context import Context
+
+
+def run(context: Context) -> None:
+    """Each for itself: one that fails leaves the others. Raises PobenchError that lists those that failed."""
+    from pobench.judging.benchmarks.base import Speaker
+
+    folder = context.folder.path
+    speaker = Speaker(
+        context.task.run,
+        lambda: (*context.speaking_model(), context.chat),
+        context.job.answers.batch_size,
+        context.say,
+    )
+    failed = []
+    for benchmark in context.task.benchmarks:
+        try:
+            if not benchmark.done(folder):
+                benchmark.evaluate(folder, speaker)
+        except Exception as error:
+            if not isinstance(error, PobenchError):
+                (folder / "traceback.txt").write_text(traceback.format_exc())
+            failed.append(f"{benchmark.name}: {context.reason(error)}")
+    if failed:
+        raise PobenchError("\n".join(failed))
+
+
+STAGE = Stage(
+    name="benchmarks",
+    does="the published benchmarks that the setting names",
+    reads=("train",),
+    writes=("benchmarks/",),
+    decided_by="trained weights, each benchmark's questions, decoding, judge",
+    run=run,
+    many=False,
+)

@@ -1,0 +1,78 @@
+"""Verdicts on the answers: grades of single answers, or comparisons with the start model's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pobench.runs.stage import Content, Stage
+from pobench.settings.job import Job
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pobench.judging import PairwiseJudge
+    from pobench.runs.context import Context
+
+
+def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
+    """The answers it reads are added by the plan, which knows their node, and the start model's."""
+    if job.judge.name is None or content.prompts is None:
+        return None
+    judge = {"judge": job.judge.name, "settings": job.judge_causes(), "source": content.source("judge", job.judge.name)}
+    return {**judge, "rows": content.rows}
+
+
+def run(context: Context) -> None:
+    from pobench.data.prompts import eval_prompts
+    from pobench.judging import grades
+    from pobench.registry import judges
+
+    config = context.job.judge
+    assert config.name is not None
+    judge = judges.get(config.name)(**config.settings)
+    rows = {row["id"]: row for row in eval_prompts(context.job.answers)}
+    answers = context.read("answers", "answers")
+    verdicts = answers[["prompt", "sample"]]
+    if grades(judge):
+        scores = [judge.score(rows[a.prompt], a.text, a.finished) for a in answers.itertuples()]
+        verdicts = verdicts.assign(judge=config.name, score=scores)
+    elif context.loss is None:  # beside itself it wins half, by definition
+        verdicts = verdicts.assign(judge=judge.name, score=0.5, against="start")
+    else:
+        verdicts = _compared(context, judge, rows, answers)
+    context.store("judge", {"verdicts": verdicts})
+
+
+def _compared(context: Context, judge: PairwiseJudge, rows: Mapping[str, Any], answers: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts on every answer beside the start model's answer to the same prompt, sample by sample."""
+    from pobench.judging.pairwise import Comparison, Longer, judge_many
+    from pobench.progress import progress
+
+    theirs = context.start_answers()[["prompt", "sample", "text"]]
+    both = answers.merge(theirs, on=["prompt", "sample"], suffixes=("", "_start"))
+    shown = [Comparison(rows[b.prompt]["messages"], b.text_start, b.text) for b in both.itertuples()]
+    if hasattr(judge, "estimate"):
+        context.say(f"{context.task.title}: {judge.name}: {judge.estimate(shown)}")
+    with progress(f"{context.task.title}: verdicts", len(shown), "answers") as advance:
+        verdicts = judge_many(judge, shown, lambda done, total: advance(done=len(shown) * done // max(total, 1)))
+    return both[["prompt", "sample"]].assign(
+        judge=judge.name,
+        score=[v.probability for v in verdicts],
+        against="start",
+        forward=[v.forward for v in verdicts],
+        backward=[v.backward for v in verdicts],
+        flipped=[v.flipped for v in verdicts],
+        longer=[Longer().judge(*comparison) for comparison in shown],
+    )
+
+
+STAGE = Stage(
+    name="judge",
+    does="verdicts on the answers",
+    reads=("answers",),
+    writes=("verdicts.parquet",),
+    decided_by="the answers, the start model's answers, the prompts' rows, the judge's source and settings",
+    run=run,
+    causes=causes,
+)

@@ -1,0 +1,72 @@
+"""The reference pass: log-probabilities of the start model, made once for every loss, seed and learning rate.
+
+Three sets of sequences, each a folder of its own in the cache: the held-out pairs (every run reports KL), the training
+pairs (losses that ask for `reference`), and the mismatched pairs (losses that ask for `kl`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pobench.registry import get_loss
+from pobench.runs.stage import Content, Node, Stage
+from pobench.settings.job import Job
+
+if TYPE_CHECKING:
+    from pobench.runs.context import Context
+
+FOLDER = "reference"  # below the cache folder
+
+
+def sets_of(job: Job, kind: str, stages: tuple[str, ...]) -> list[str]:
+    """Which sets of sequences these stages of a run read: "heldout", "pairs", "mismatched"."""
+    needs = get_loss(job.loss).needs if kind == "loss" else frozenset()
+    watched = kind == "loss" and "train" in stages and job.train.evaluate_every > 0
+    sets = ["heldout"] if "heldout" in stages or watched else []
+    if kind == "loss" and "train" in stages:
+        sets += ["pairs"] if needs else []
+        sets += ["mismatched"] if "kl" in needs else []
+    if "trainpairs" in stages:
+        sets += ["pairs"]
+    return list(dict.fromkeys(sets))
+
+
+def node_of(job: Job, content: Content, which: str) -> Node:
+    """The folder of one set. The digits depend on weights, sequences and arithmetic, and on nothing else."""
+    adapter = job.train.adapter
+    base = None if adapter is None else (adapter.quantize, adapter.base_precision)
+    arithmetic = {
+        "precision": content.precise(job.train.precision),
+        "layout": job.train.layout,
+        "attention": job.model.attention,
+        "compile": job.train.compile,
+        "head_tile": job.train.head_tile,
+        "base": None if base in (None, ("none", "fp32")) else base,
+    }
+    sequences = {"heldout": content.heldout, "pairs": content.pairs, "mismatched": content.pairs}[which]
+    return Node("reference", {"weights": content.weights, "set": which, "sequences": sequences, **arithmetic})
+
+
+def run(context: Context) -> None:
+    """Fill what is missing of the sets that the task names."""
+    for which, folder in context.task.references.items():
+        context.fill_reference(which, Path(folder))
+
+
+def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
+    return None  # a node a set, see `node_of`
+
+
+STAGE = Stage(
+    name="reference",
+    does="log-probabilities of the start model, shared by all losses, seeds and learning rates",
+    reads=("sft",),
+    writes=("sums.safetensors", "reference.json"),
+    decided_by="start weights, token ids of the pairs, arithmetic (precision, layout, attention)",
+    run=run,
+    causes=causes,
+    shared=True,
+    per_run=False,
+)
