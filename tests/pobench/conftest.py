@@ -146,23 +146,33 @@ def setting(tmp_path: Path, start_model: Any, word_tokenizer: Any) -> dict[str, 
 
 
 @pytest.fixture
-def work_here(setting, tmp_path: Path, monkeypatch) -> Callable[..., Path]:
-    """Do a whole job of the small setting in this process, start model first; returns the job's run folder."""
+def plan_here(setting, tmp_path: Path, monkeypatch) -> Callable[..., Any]:
+    """The plan of a job of the small setting, whose tasks `execute` will do in this process."""
+    from pobench.runs import execute, stages
     from pobench.runs.plan import make_plan
-    from pobench.runs.task import STAGES
     from pobench.runs.worker import run
     from pobench.settings.resolve import resolve
 
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(execute, "_fork", run)
 
-    def work(loss: str, stages: Any = STAGES, runs: str = "runs", **overrides: Any) -> Path:
+    def plan(loss: str, names: Any = stages.DEFAULT, runs: str = "runs", plugins: Any = (), **overrides: Any) -> Any:
         values = {key.replace("__", "."): value for key, value in overrides.items()}
-        plan = make_plan(resolve(str(tmp_path / "small.yaml"), loss, overrides=values), tmp_path / runs, stages)
-        assert plan.prepared is not None
-        plan.prepared.save(plan.tasks[0].data)
-        for task in plan.left:
-            failed = task.runs / task.run / "failed.json"
-            assert run(task) == 0, failed.read_text()
+        jobs = resolve(str(tmp_path / "small.yaml"), loss, overrides=values)
+        return make_plan(jobs, tmp_path / runs, names, plugins)
+
+    return plan
+
+
+@pytest.fixture
+def work_here(plan_here) -> Callable[..., Path]:
+    """Do a whole job of the small setting in this process, start model first; returns the job's run folder."""
+    from pobench.runs.execute import execute
+
+    def work(*arguments: Any, **overrides: Any) -> Path:
+        plan = plan_here(*arguments, **overrides)
+        failed = [outcome.reason for outcome in execute(plan) if outcome.status == "failed"]
+        assert not failed, failed
         return plan.tasks[-1].runs / plan.tasks[-1].run
 
     return work

@@ -1,0 +1,283 @@
+"""A result is named by its content: what was changed decides what runs again, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from pobench.errors import CorruptError
+from pobench.results.load import load_frames
+from pobench.results.run_folder import RunFolder, find_run
+from pobench.runs import stages
+from pobench.runs.execute import execute
+from pobench.runs.plan import Plan
+from pobench.runs.verify import verify
+
+PLUGIN = '''
+"""A loss for a test."""
+from pobench import LossOutput, Pair, register_loss
+
+@register_loss("edited", source="a test")
+def edited(policy: Pair, reference: Pair, *, beta: float = 0.1) -> LossOutput:
+    """The margin, linear."""
+    chosen = beta * (policy.chosen.total - reference.chosen.total)
+    rejected = beta * (policy.rejected.total - reference.rejected.total)
+    return LossOutput(1.0 - chosen + rejected, chosen, rejected)  # a comment
+'''
+
+
+def ran(plan: Plan) -> Counter:
+    """Do what is left, and count it: `loss: train`, `start: answers`, …"""
+    counts = Counter(f"{task.kind}: {stage}" for task in plan.left for stage in task.stages)
+    failed = [outcome.reason for outcome in execute(plan) if outcome.status == "failed"]
+    assert not failed, failed
+    return counts
+
+
+EVERYTHING = {
+    "reference: reference": 1,
+    **{f"{kind}: {stage}": 1 for kind in ("start", "loss") for stage in ("heldout", "answers", "judge")},
+    "loss: train": 1,
+}
+
+
+def rewrite(path: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def swap_labels(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+
+
+def other_prompt(rows: list[dict[str, Any]]) -> None:
+    rows[0]["prompt"] = "say w9"
+
+
+def other_check(rows: list[dict[str, Any]]) -> None:
+    rows[0]["check"] = {"kind": "at_most_words", "n": 1}
+
+
+def edit_template(folder: Path) -> None:
+    (path,) = folder.glob("model/chat_template.jinja")
+    path.write_text(path.read_text().replace("<|im_start|>assistant ", "<|im_start|>assistant assistant "))
+
+
+def edit_weights(folder: Path) -> None:
+    path = folder / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] += 0.5
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+EDITS = {
+    "a prompt that is answered": (
+        lambda folder: rewrite(folder / "prompts.jsonl", other_prompt),
+        {f"{kind}: {stage}": 1 for kind in ("start", "loss") for stage in ("answers", "judge")},
+    ),
+    "what the judge reads of a prompt": (
+        lambda folder: rewrite(folder / "prompts.jsonl", other_check),
+        {"start: judge": 1, "loss: judge": 1},
+    ),
+    "the labels": (
+        lambda folder: rewrite(folder / "pairs.jsonl", swap_labels),
+        {"reference: reference": 1, "start: heldout": 1, "loss: train": 1}
+        | {f"loss: {stage}": 1 for stage in ("heldout", "answers", "judge")},
+    ),
+    "the chat template": (edit_template, EVERYTHING),
+    "the start weights": (edit_weights, EVERYTHING),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_what_is_edited_in_place_makes_what_stands_behind_it_anew(edit, plan_here, tmp_path) -> None:
+    assert ran(plan_here("dpo")) == EVERYTHING
+    assert ran(plan_here("dpo")) == {}
+    before = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.glob("runs/small/*/*/*.parquet")}
+    change, expected = EDITS[edit]
+    change(tmp_path)
+    plan = plan_here("dpo")
+    assert {k: 1 for k in ran(plan)} == {k: 1 for k in expected}
+    assert all((tmp_path / path).read_bytes() == content for path, content in before.items())  # the old stays
+    assert ran(plan_here("dpo")) == {}
+    assert plan.notes, "one sentence says what changed"
+
+
+VALUES = {
+    "another judge setting": ({"judge__settings": {"graded": True}}, {"start: judge": 1, "loss: judge": 1}),
+    "another decoding": (
+        {"answers__max_new_tokens": 3},
+        {f"{kind}: {stage}": 1 for kind in ("start", "loss") for stage in ("answers", "judge")},
+    ),
+    "another held-out file": (
+        {"data__held_out": "other.jsonl"},
+        None,
+    ),
+    "another β": (
+        {"dpo__beta": 0.7},
+        {"loss: train": 1, "loss: heldout": 1, "loss: answers": 1, "loss: judge": 1},
+    ),
+    "the interval of checkpoints": ({"train__checkpoint_seconds": 1.0}, {}),
+    "how many rows a batch of answers has": ({"answers__batch_size": 2}, {}),
+}
+
+
+@pytest.mark.parametrize("change", [name for name in VALUES if VALUES[name][1] is not None])
+def test_a_changed_value_makes_anew_what_it_decides_and_nothing_else(change, plan_here) -> None:
+    values, expected = VALUES[change]
+    assert ran(plan_here("dpo")) == EVERYTHING
+    assert ran(plan_here("dpo", **values)) == expected
+    assert ran(plan_here("dpo", **values)) == {}
+    assert ran(plan_here("dpo")) == {}, "what was there before is there still"
+
+
+def test_another_held_out_file_scores_again_and_trains_nothing(plan_here, setting, tmp_path) -> None:
+    rows = [{"id": f"h{i}", "prompt": f"say w{40 + i}", "chosen": f"w{i}", "rejected": f"w{i} w4"} for i in range(4)]
+    for name, part in (("one.jsonl", rows[:2]), ("two.jsonl", rows[2:])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in part))
+    assert ran(plan_here("dpo", data__held_out=str(tmp_path / "one.jsonl"))) == EVERYTHING
+    again = ran(plan_here("dpo", data__held_out=str(tmp_path / "two.jsonl")))
+    assert again == {"reference: reference": 1, "start: heldout": 1, "loss: heldout": 1}
+
+
+def test_one_reference_pass_serves_losses_seeds_and_learning_rates(plan_here, tmp_path) -> None:
+    assert ran(plan_here("dpo"))["reference: reference"] == 1
+    made = {p.name for p in (tmp_path / "cache/reference").iterdir()}
+    for loss, values in (("ipo", {}), ("dpo", {"train__lr": 1e-4}), ("dpo", {"dpo__beta": 0.9})):
+        assert "reference: reference" not in ran(plan_here(loss, **values)), (loss, values)
+    assert {p.name for p in (tmp_path / "cache/reference").iterdir()} == made
+
+
+def test_an_edited_plugin_trains_anew_and_an_edited_comment_does_not(plan_here, tmp_path) -> None:
+    from pobench.registry import load_plugin, losses
+
+    def again(text: str) -> Counter:
+        (tmp_path / "edited.py").write_text(text)
+        load_plugin(tmp_path / "edited.py")
+        return ran(plan_here("edited", plugins=(str(tmp_path / "edited.py"),)))
+
+    try:
+        assert again(PLUGIN) == EVERYTHING
+        assert again(PLUGIN.replace("# a comment", "# another").replace("linear", "a line")) == {}
+        (first,) = tmp_path.glob("runs/small/edited-*")
+        assert again(PLUGIN.replace("1.0 -", "2.0 -"))["loss: train"] == 1
+        assert len(list(tmp_path.glob("runs/small/edited-*"))) == 2 and (first / "model").is_dir()
+    finally:
+        losses._items.pop("edited", None), losses._aliases.pop("edited", None)
+        sys.modules.pop("pobench_plugin_edited", None)
+
+
+# ---------------------------------------------------------------- bytes that do not match
+def spoil(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def test_damaged_results_are_found_named_and_made_anew(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    (damaged,) = tmp_path.glob("runs/small/dpo-*/heldout-*/heldout.parquet")
+    spoil(damaged)
+    with pytest.raises(CorruptError, match="heldout.parquet"):
+        load_frames(tmp_path / "runs")
+    assert any("heldout.parquet" in fault for fault in verify(tmp_path / "runs").faults)
+    plan = plan_here("dpo")
+    assert any("heldout.parquet" in note for note in plan.notes)
+    assert ran(plan) == {"loss: heldout": 1}
+    assert verify(tmp_path / "runs").faults == []
+    load_frames(tmp_path / "runs")
+
+
+def test_damaged_weights_are_not_evaluated_but_trained_again(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    (weights,) = tmp_path.glob("runs/small/dpo-*/model/model.safetensors")
+    spoil(weights)
+    assert ran(plan_here("dpo", answers__max_new_tokens=2))["loss: train"] == 1
+
+
+def test_damaged_reference_sums_are_computed_again(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    for file in tmp_path.glob("cache/reference/*/*"):
+        if file.name != "reference.json":
+            spoil(file)
+    plan = plan_here("ipo")
+    assert "damaged" in " ".join(plan.notes)
+    assert ran(plan)["reference: reference"] == 1
+
+
+def test_damaged_token_pairs_are_read_again(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    (pairs,) = tmp_path.glob("runs/small/data-*/train.parquet")
+    before = pairs.read_bytes()
+    spoil(pairs)
+    assert ran(plan_here("dpo")) == {}
+    assert pairs.read_bytes() == before
+
+
+def test_verify_hashes_every_stored_file(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    found = verify(tmp_path / "runs")
+    stored = [p for p in (tmp_path / "runs").rglob("*.parquet")]
+    assert found.faults == [] and found.files > len(stored) > 5
+
+
+# ---------------------------------------------------------------- edges, names, and what is shown
+def test_scores_without_the_start_model_are_not_final(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    (start,) = tmp_path.glob("runs/small/start-*")
+    run = next(tmp_path.glob("runs/small/dpo-*"))
+    away = tmp_path / "away"
+    start.rename(away)
+    without = load_frames(tmp_path / "runs")["scores"]
+    assert "pass_rate_gain" not in set(without[without["run"] == f"small/{run.name}"]["metric"])
+    away.rename(start)
+    scores = load_frames(tmp_path / "runs")["scores"]
+    assert "pass_rate_gain" in set(scores[scores["run"] == f"small/{run.name}"]["metric"])
+
+
+def test_frames_show_the_results_that_the_newest_command_named(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    ran(plan_here("dpo", answers__max_new_tokens=2))
+    assert load_frames(tmp_path / "runs")["answers"]["tokens"].max() <= 2
+    ran(plan_here("dpo"))
+    assert load_frames(tmp_path / "runs")["answers"]["tokens"].max() > 2
+    (run,) = tmp_path.glob("runs/small/dpo-*")
+    assert RunFolder(tmp_path / "runs", f"small/{run.name}").others("answers") == 1
+
+
+def test_a_unique_beginning_names_a_run(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    (run,) = tmp_path.glob("runs/small/dpo-*")
+    assert find_run(tmp_path / "runs", "small/dpo") == find_run(tmp_path / "runs", run.name[:8]) == f"small/{run.name}"
+
+
+def test_runs_of_protocol_1_are_read_and_not_touched(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    (run,) = tmp_path.glob("runs/small/dpo-*")
+    old = run.with_name("dpo-12345678")
+    old.mkdir()
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"protocol": 1}
+    (old / "config.yaml").write_text(yaml.safe_dump(config))
+    (old / "finished.json").write_text(json.dumps({"protocol": 1, "seconds": 1.0, "pairs": 7}))
+    (next(run.glob("heldout-*")) / "heldout.parquet").rename(old / "heldout.parquet")
+    frames = load_frames(tmp_path / "runs")
+    row = frames["runs"].set_index("run").loc["small/dpo-12345678"]
+    assert row["protocol"] == 1 and row["status"] == "finished" and row["pairs"] == 7
+    assert "small/dpo-12345678" in set(frames["heldout"]["run"])
+    assert len(verify(tmp_path / "runs").unsigned) == 1
+
+
+def test_stages_name_what_they_read_and_only_stages_that_come_before() -> None:
+    for i, stage in enumerate(stages.STAGES):
+        assert set(stage.reads) <= set(stages.ALL[:i]), stage.name
+        assert stage.does and stage.decided_by and stage.writes, stage.name
