@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 
@@ -13,6 +14,14 @@ class PobenchError(Exception):
 
 class UnknownNameError(PobenchError):
     """A name that nothing is registered under."""
+
+
+class CorruptError(PobenchError):
+    """A file that pobench has stored holds other bytes than it stored. path: the file."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{str(path)!r} is damaged: {reason}")
+        self.path = path
 
 
 Value = TypeVar("Value")

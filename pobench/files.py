@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,23 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8; lone surrogates are kept as `?`) to `path`, whole or not at all."""
     with whole(path) as partial:
         partial.write_bytes(text.encode("utf-8", errors="replace"))
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all, and onto the disk before this returns.
+
+    The temporary name is unique among all machines that share the folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

@@ -38,7 +38,7 @@ from pobench.model.device import bf16_pays, environment, make_accelerator
 from pobench.model.generate import Decoding, generate
 from pobench.model.load import attention_of, load_base
 from pobench.model.logps import ResponseLogps
-from pobench.model.policy_sums import Scorer, arithmetic, scorer_for
+from pobench.model.policy_sums import SumScorer, sum_scorer
 from pobench.model.vllm import speaker_of
 from pobench.progress import progress
 from pobench.registry import Loss, get_loss, judges, load_plugin
@@ -55,8 +55,14 @@ from pobench.runs.task import INTERRUPTED, Task
 from pobench.sources import cache_folder, weights_digest
 from pobench.training import checkpoint
 from pobench.training.loop import Trained, train
-from pobench.training.objectives import Compute
-from pobench.training.reference import ReferenceCache
+from pobench.training.objectives import mismatched_groups
+from pobench.training.reference import (
+    ReferenceSums,
+    about_reference,
+    compute_reference,
+    reference_causes,
+    reference_folder,
+)
 from pobench.types import Group
 
 
@@ -108,7 +114,6 @@ class _Worker:
             self.job.train.precision, log_with=trackers or None, project_dir=str(folder.path)
         )
         self.main = self.accelerator.is_main_process
-        self.caches: dict[str, ReferenceCache] = {}
 
     # -- stages
 
@@ -152,11 +157,16 @@ class _Worker:
         use_flex(model, self.job.model.attention, self.accelerator.device)
         return model
 
-    def references(self, arithmetic: str) -> ReferenceCache:
-        if arithmetic not in self.caches:
-            where = cache_folder() / "reference"
-            self.caches[arithmetic] = ReferenceCache(where, weights_digest(self.start_path), arithmetic)
-        return self.caches[arithmetic]
+    def _reference_place(self, groups: list[Group], scorer: SumScorer) -> tuple[Path, dict[str, str]]:
+        """(folder, causes) of the reference sums of these groups."""
+        causes = reference_causes(groups, weights_digest(self.start_path), scorer.arithmetic)
+        return reference_folder(cache_folder() / "reference", causes), causes
+
+    def _reference(self, groups: list[Group], scorer: SumScorer) -> ReferenceSums:
+        """Of the start model, which `scorer` has."""
+        folder, causes = self._reference_place(groups, scorer)
+        compute_reference(folder, groups, scorer, causes)
+        return ReferenceSums.load(folder)
 
     def train(self, loss: Loss) -> None:
         job, folder, pairs = self.job, self.folder, self.prepared.train
@@ -164,7 +174,8 @@ class _Worker:
         order = data_order(pairs, job.seed, job.train.epochs)
         steps = math.ceil(len(pairs) / job.train.batch_size) * job.train.epochs
         model = self.model(self.start_path)
-        heldout = self._fill_heldout(model)
+        others = mismatch(pairs) if "kl" in loss.needs else None
+        heldout, reference = self._references(model, others)
         adapter = job.train.adapter
         adapted = adapters.attach(model, adapter, job.seed) if adapter else None
         if job.train.trackers:
@@ -183,8 +194,8 @@ class _Worker:
                     note=f"loss {row['loss']:.4g} · margin {row['rewards/margins']:+.3g} · {pace}", done=row["step"]
                 )
 
-            def watch(compute: Compute) -> dict[str, float]:
-                return heldout_means(self._sums(self._heldout_groups(), heldout, compute))
+            def watch(scorer: SumScorer) -> dict[str, float]:
+                return heldout_means(self._sums(self._heldout_groups(), heldout, scorer))
 
             trained = train(
                 self.accelerator,
@@ -195,8 +206,8 @@ class _Worker:
                 job.loss_settings,
                 job.train,
                 folder=folder.path,
-                references=self.references,
-                mismatched=mismatch(pairs) if "kl" in loss.needs else None,
+                reference=reference,
+                mismatched=others,
                 log=log if self.main else lambda row: None,
                 say=_say if self.main else lambda text: None,
                 rewind=folder.rewind_steps if self.main else lambda step: None,
@@ -221,29 +232,24 @@ class _Worker:
             tokenizer_of(self.start_path, source).save_pretrained(partial)
         checkpoint.clear(self.folder.path)
 
-    def _fill_heldout(self, model: Any) -> torch.Tensor:
-        """(pairs, 2 or 3) the reference's sums of the held-out pairs, for every loss: KL and shifts are reported for all."""
-        config = self.job.train
+    def _references(self, model: Any, mismatched: list[int] | None) -> tuple[torch.Tensor, ReferenceSums | None]:
+        """((pairs, 2 or 3) the reference's sums of the held-out pairs, for every loss: KL and shifts are reported for all;
+        those of the training pairs, for a loss that needs them)."""
+        config, pairs = self.job.train, self.prepared.train
         policy = ResponseLogps(model.to(self.accelerator.device), config.head_tile, compiled=config.compile)
-        scorer, _ = self._scorer(policy)
+        scorer = self._scorer(policy)
         groups = self._heldout_groups()
-        cache = self.references(arithmetic(self.accelerator, scorer, model))
-        cache.fill(groups[self.accelerator.process_index :: self.accelerator.num_processes], scorer.compute)
-        self.accelerator.wait_for_everyone()
-        return cache.get(groups).view(len(groups), -1)
+        heldout = self._reference(groups, scorer).of(groups).view(len(groups), -1)
+        if self.loss is None or not self.loss.needs:
+            return heldout, None
+        trained = [Group.of(p) for p in pairs]
+        borrowed = [] if mismatched is None else mismatched_groups(pairs, mismatched)
+        return heldout, self._reference([*trained, *borrowed], scorer)
 
-    def _scorer(self, policy: ResponseLogps) -> tuple[Scorer, str]:
+    def _scorer(self, policy: ResponseLogps, *, alone: bool = False) -> SumScorer:
         groups = [Group.of(p) for p in self.prepared.heldout[:2]]
-        accelerator = self.accelerator
         say = _say if self.main else lambda text: None
-        scorer, reason = scorer_for(policy, policy, groups, self.job.train, accelerator.device, say)
-
-        def forward(batch: Any) -> torch.Tensor:
-            with accelerator.autocast():
-                return policy(batch)
-
-        scorer.policy = forward  # type: ignore[assignment]
-        return scorer, reason
+        return sum_scorer(policy, groups, self.job.train, self.accelerator, say, alone=alone)
 
     def _heldout_groups(self) -> list[Group]:
         """A pair's two answers, and one that belongs to another prompt: of the last, KTO's kl is made. It shares the row
@@ -296,32 +302,29 @@ class _Worker:
     def heldout(self, model: Any, adapted: Any = None) -> pd.DataFrame:
         pairs = self.prepared.heldout
         policy = ResponseLogps(model, self.job.train.head_tile)
-        scorer, _ = self._scorer(policy)
-        cache = self.references(arithmetic(self.accelerator, scorer, model))
+        scorer = self._scorer(policy, alone=True)
         groups = self._heldout_groups()
-        if cache.missing(groups) and adapted is not None:
+        where, causes = self._reference_place(groups, scorer)
+        if about_reference(where) is None and adapted is not None:
             with adapters.disabled(adapted):
-                cache.fill(groups, scorer.compute)
-        elif cache.missing(groups):
+                compute_reference(where, groups, scorer, causes)
+        elif about_reference(where) is None:
             start = model if self.loss is None else self.model(self.start_path).to(self.accelerator.device)
-            cache.fill(groups, self._scorer(ResponseLogps(start, self.job.train.head_tile))[0].compute)
-            if start is not model:
-                del start
-        reference = cache.get(groups).view(len(pairs), -1)
+            start_policy = ResponseLogps(start, self.job.train.head_tile)
+            compute_reference(where, groups, self._scorer(start_policy, alone=True), causes)
+            del start, start_policy
+        reference = ReferenceSums.load(where).of(groups).view(len(pairs), -1)
         if self.loss is None:
             return heldout_frame(pairs, reference, reference)
         with progress(f"{self.task.title}: held-out pairs", len(groups), "pairs") as advance:
-            return self._sums(groups, reference, scorer.compute, advance)
+            return self._sums(groups, reference, scorer, advance)
 
     def _sums(
-        self, groups: list[Group], reference: torch.Tensor, compute: Compute, advance: Any = lambda done: None
+        self, groups: list[Group], reference: torch.Tensor, scorer: SumScorer, advance: Any = lambda done: None
     ) -> pd.DataFrame:
-        """The `heldout` frame of the policy behind `compute`, with the rewards of the run's loss."""
+        """The `heldout` frame of the policy behind `scorer`, with the rewards of the run's loss."""
         assert self.loss is not None
-        totals = reference.clone()
-        for indices, sums in compute(groups):
-            totals[indices] = torch.tensor(sums, dtype=torch.float64).view(len(indices), -1)
-            advance(len(indices))
+        totals = scorer.sums(groups, advance).view(len(groups), -1)
         frame = heldout_frame(self.prepared.heldout, totals, reference)
         output = evaluate(self.loss, self.job.loss_settings, view_of(frame))
         frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (t.double().numpy() for t in output)
