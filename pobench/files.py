@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,7 @@ OTHER_BYTES = "its bytes are not those that were written"
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path to write a file or folder to; it becomes `path` when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(partial)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")  # no other machine's, in a shared folder
     try:
         yield partial
         for file in partial.rglob("*") if partial.is_dir() else [partial]:
@@ -34,8 +34,13 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8; lone surrogates are kept as `?`) to `path`, whole or not at all."""
+    write_bytes(path, text.encode("utf-8", errors="replace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all, and onto the disk before this returns."""
     with whole(path) as partial:
-        partial.write_bytes(text.encode("utf-8", errors="replace"))
+        partial.write_bytes(data)
 
 
 def sha256_of(file: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 
 
 @cache
@@ -51,12 +52,17 @@ def bf16_pays(device: torch.device) -> bool:
     return False
 
 
-def make_accelerator(precision: str = "auto", **kwargs: Any) -> Accelerator:
-    """An Accelerator whose arithmetic is `precision`: bf16 autocast over fp32 weights, or fp32."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def make_accelerator(precision: str = "auto", *, cpu: bool | None = None, **kwargs: Any) -> Accelerator:
+    """An Accelerator whose arithmetic is `precision`: bf16 autocast over fp32 weights, or fp32. cpu: None: where there is
+    no GPU. kwargs: Accelerate's own."""
+    cpu = not torch.cuda.is_available() if cpu is None else cpu
     if precision == "auto":
-        precision = "bf16" if bf16_pays(device) else "fp32"
-    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device.type == "cpu", **kwargs)
+        precision = "bf16" if bf16_pays(torch.device("cpu" if cpu else "cuda")) else "fp32"
+    # No buffer of a causal model changes in training, so none is sent; gradients live in the buckets they are reduced in.
+    data_parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no", cpu=cpu, kwargs_handlers=[data_parallel], **kwargs
+    )
 
 
 def environment(accelerator: Any) -> dict[str, Any]:

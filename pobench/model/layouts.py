@@ -1,4 +1,5 @@
-"""How groups of token sequences lie in a batch: shared-prefix packed rows, or one padded row a sequence.
+"""How groups of token sequences lie in a batch: shared-prefix packed rows, or one padded row a sequence; and which
+process computes which (`plan_step`).
 
 A `Group` is one prompt with any number of responses. Both layouts answer the same question, for every response
 token: at which flat position does its predecessor stand? (For a response's first token that is the prompt's last.)
@@ -11,6 +12,7 @@ Nothing here touches a model; `logps.py` turns the answer into log-probabilities
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -94,6 +96,10 @@ class Layout(Protocol):
 
     name: str
 
+    def tokens(self, group: Group) -> int:
+        """What a group takes of a budget, pads aside."""
+        ...
+
     def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
         """Split the groups (by index) into micro-batches of at most `budget` tokens, pads included
         (a group larger than that stands alone)."""
@@ -109,6 +115,73 @@ def get_layout(name: str, **settings: Any) -> Layout:
     return layouts.get(name)(**settings)
 
 
+# ---------------------------------------------------------------- one plan for all processes
+# What a process computes in a turn that has nothing for it: one row of two tokens, whose result counts for nothing.
+NOTHING = Group((PAD,), ((PAD,),))
+
+
+def plan_step(groups: Sequence[Group], world: int, layout: Layout, budget: int) -> list[list[list[int]]]:
+    """Micro-batches (indices of groups) of every process, turn by turn: the same number for each, some of them empty.
+
+    A pure function of the groups' lengths, so all processes make the same plan without a word between them. With one
+    process it is the layout's own plan. With several, the totals of any two processes differ by at most the tokens of the
+    largest group, and micro-batches of like size share a turn, as sharded weights are gathered once a turn.
+    """
+    if world == 1:
+        return [layout.plan(groups, budget)]
+    by_process = _plan_by_process(groups, world, layout, budget)
+    return _plan_by_turn(groups, world, layout, budget, at_most=len(by_process[0])) or by_process
+
+
+def _plan_by_process(groups: Sequence[Group], world: int, layout: Layout, budget: int) -> list[list[list[int]]]:
+    """Groups are dealt to processes, then each process's share is cut by the layout."""
+    tokens = [layout.tokens(g) for g in groups]
+    plans = []
+    for share in _longest_first(tokens, world):
+        cut = [[share[i] for i in batch] for batch in layout.plan([groups[i] for i in share], budget)]
+        plans.append(sorted(cut, key=lambda batch: -sum(tokens[i] for i in batch)))
+    turns = max(map(len, plans))
+    return [plan + [[] for _ in range(turns - len(plan))] for plan in plans]
+
+
+def _plan_by_turn(
+    groups: Sequence[Group], world: int, layout: Layout, budget: int, at_most: int
+) -> list[list[list[int]]] | None:
+    """Groups are dealt to as few micro-batches as hold them, and those to processes, like sizes in one turn. None where
+    that takes more than `at_most` turns."""
+    tokens = [layout.tokens(g) for g in groups]
+    turns = max(1, -(-sum(tokens) // (world * budget)))
+    while turns <= at_most:
+        batches = _longest_first(tokens, world * turns)
+        if all(len(batch) < 2 or len(layout.plan([groups[i] for i in batch], budget)) == 1 for batch in batches):
+            break
+        turns += 1 + turns // 64  # a pass over a whole data set has thousands of turns; this ends soon there too
+    else:
+        return None
+    load = {id(batch): sum(tokens[i] for i in batch) for batch in batches}
+    batches.sort(key=lambda batch: -load[id(batch)])
+    plans: list[list[list[int]]] = [[] for _ in range(world)]
+    totals = [0] * world
+    for turn in range(turns):
+        lightest_first = sorted(range(world), key=lambda process: (totals[process], process))
+        for process, batch in zip(lightest_first, batches[turn * world : (turn + 1) * world], strict=True):
+            plans[process].append(batch)
+            totals[process] += load[id(batch)]
+    return plans
+
+
+def _longest_first(tokens: Sequence[int], bins: int) -> list[list[int]]:
+    """Indices dealt to `bins`, the longest first, each to the bin that holds least."""
+    dealt: list[list[int]] = [[] for _ in range(bins)]
+    loads = [(0, b) for b in range(bins)]
+    for i in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
+        load, b = loads[0]
+        dealt[b].append(i)
+        heapq.heapreplace(loads, (load + tokens[i], b))
+    return dealt
+
+
+# ---------------------------------------------------------------- the layouts
 @register_layout("shared_prefix")
 class SharedPrefix:
     """One row holds a prompt and its responses; short groups share a row with others, up to the longest group's width.
@@ -122,6 +195,9 @@ class SharedPrefix:
     def __init__(self, *, width_step: int = WIDTH_STEP, one_row: bool = False) -> None:
         """width_step: a row's width is a multiple of it."""
         self.width_step, self.one_row = width_step, one_row
+
+    def tokens(self, group: Group) -> int:
+        return group.tokens
 
     def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
         """Longest first. What lies in one row goes into the fullest micro-batch with room for it."""
@@ -227,6 +303,10 @@ class Padded:
     """One row a sequence, prompt repeated, padded on the right."""
 
     name = "padded"
+
+    def tokens(self, group: Group) -> int:
+        """The prompt counts once a response."""
+        return len(group.responses) * len(group.prompt) + sum(map(len, group.responses))
 
     def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
         def width(i: int) -> int:

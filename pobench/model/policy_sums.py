@@ -1,66 +1,152 @@
-"""Sums of log-probabilities without gradient, for the reference, kl, held-out pairs and watching."""
+"""Sums of log-probabilities without gradient: the one way to them, for the reference, kl, held-out pairs and watching.
+
+The model is called itself, never through a data-parallel wrapper: the wrapper's forward waits for all processes, and one
+with nothing left to score would never come.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from pobench.model.choose_layout import choose_layout
 from pobench.model.compiled import is_compiled
 from pobench.model.cpu.attention import takes_blocks
-from pobench.model.layouts import Layout
+from pobench.model.layouts import NOTHING, Batch, Layout, plan_step
 from pobench.model.logps import ResponseLogps
 from pobench.settings.schema import MICRO_TOKENS, LoopConfig
 from pobench.types import Group
 
 
-class Scorer:
-    """Policy sums by groups: layout, budget and device in one place, for training, the reference and the held-out pairs."""
+class Turn(NamedTuple):
+    """One micro-batch of this process. indices: its groups. sums: their (responses,) fp64 nats, in order, on the CPU.
+    everywhere: the groups that all processes score in this turn."""
+
+    indices: list[int]
+    sums: Tensor
+    everywhere: list[int]
+
+
+class SumScorer:
+    """Groups → sums of log-probabilities under one policy; layout, budget and arithmetic in one place.
+
+    alone: this process scores everything by itself, and no other need call; otherwise all processes call alike, with the
+    same groups, and share the work.
+    """
 
     def __init__(
-        self, policy: torch.nn.Module, layout: Layout, window: int | None, budget: int, device: torch.device
+        self,
+        policy: ResponseLogps,
+        layout: Layout,
+        accelerator: Accelerator,
+        *,
+        budget: int = MICRO_TOKENS,
+        layout_reason: str = "",
+        alone: bool = False,
     ) -> None:
-        self.policy, self.layout, self.window, self.budget, self.device = policy, layout, window, budget, device
+        """budget: tokens of a micro-batch, pads included. layout_reason: why this layout."""
+        self.policy, self.layout, self.accelerator = policy, layout, accelerator
+        self.budget, self.layout_reason, self.alone = budget, layout_reason, alone
+        self.window = policy.window if layout.name == "shared_prefix" else None
 
-    def micro_batches(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], Callable[[], Tensor]]]:
-        """(indices of the groups, a call that gives their (responses,) sums), in a fixed order."""
-        for indices in self.layout.plan(groups, self.budget):
-            part = [groups[i] for i in indices]
-            yield indices, lambda part=part: self.policy(self.layout.collate(part, self.window).to(self.device))  # type: ignore[misc]
+    @property
+    def arithmetic(self) -> str:
+        """What, besides weights and tokens, decides the digits of a sum: a cause of stored reference sums."""
+        model = self.policy.model
+        kind = "nf4" if getattr(model, "is_loaded_in_4bit", False) else str(model.dtype).removeprefix("torch.")
+        narrow = "" if kind == "float32" else f" {kind} weights"
+        blocks = " blocks" if self.layout.name == "shared_prefix" and takes_blocks(model) else ""
+        fused = " compiled" if is_compiled(model) else ""
+        return f"{self.accelerator.mixed_precision} {self.layout.name}{narrow}{blocks}{fused}"
+
+    def plan(self, groups: Sequence[Group]) -> list[list[list[int]]]:
+        """`plan_step` for the processes that share the work."""
+        return plan_step(groups, self.world, self.layout, self.budget)
+
+    @property
+    def world(self) -> int:
+        """How many processes share the work."""
+        return 1 if self.alone else self.accelerator.num_processes
+
+    @property
+    def rank(self) -> int:
+        """Which of them this one is."""
+        return 0 if self.alone else self.accelerator.process_index
+
+    def collate(self, groups: Sequence[Group]) -> Batch:
+        """The groups of one micro-batch, on the device; no groups at all give a row that counts for nothing."""
+        return self.layout.collate(groups or [NOTHING], self.window).to(self.accelerator.device)
 
     @torch.no_grad()
-    def compute(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], list[float]]]:
-        """Sums without gradient, micro-batch by micro-batch, as (indices, sums of their responses in order)."""
-        for indices, forward in self.micro_batches(groups):
-            yield indices, forward().double().tolist()
+    def turns(self, groups: Sequence[Group]) -> Iterator[Turn]:
+        """This process's part of the groups, as it is scored; as many turns in every process.
+
+        A turn without groups computes as well: where weights are spread over processes, every forward takes all of them.
+        """
+        plan = self.plan(groups)
+        for batches in zip(*plan, strict=True):
+            indices = batches[self.rank]
+            with self.accelerator.autocast():
+                sums = self.policy(self.collate([groups[i] for i in indices])).double().cpu()
+            yield Turn(indices, sums if indices else sums[:0], [i for batch in batches for i in batch])
+
+    def sums(self, groups: Sequence[Group], advance: Callable[[int], None] = lambda groups: None) -> Tensor:
+        """(responses,) fp64 nats on the CPU, group by group, the same in every process.
+
+        advance: called with the number of groups scored since the last call.
+        """
+        totals, places = empty_sums(groups)
+        for turn in self.turns(groups):
+            totals[[k for i in turn.indices for k in places[i]]] = turn.sums
+            advance(len(turn.everywhere))
+        return self.together(totals)
+
+    def together(self, numbers: Tensor) -> Tensor:
+        """The sum over the processes that share the work: what each has put into a vector of zeros, in its own places."""
+        if self.world == 1:
+            return numbers
+        total: Tensor = self.accelerator.reduce(numbers.to(self.accelerator.device), "sum")
+        return total.cpu()
+
+    def from_first(self, numbers: Tensor) -> Tensor:
+        """The first process's numbers, in all that share the work; shape and type are alike everywhere."""
+        if self.world == 1:
+            return numbers
+        sent: Tensor = broadcast(numbers.to(self.accelerator.device))
+        return sent.cpu()
 
 
-def scorer_for(
+def empty_sums(groups: Sequence[Group]) -> tuple[Tensor, list[range]]:
+    """(responses,) fp64 zeros, and where the responses of each group stand in them."""
+    places, first = [], 0
+    for group in groups:
+        places.append(range(first, first + len(group.responses)))
+        first += len(group.responses)
+    return torch.zeros(first, dtype=torch.float64), places
+
+
+def sum_scorer(
     policy: ResponseLogps,
-    prepared: torch.nn.Module,
     groups: Sequence[Group],
     config: LoopConfig,
-    device: torch.device,
+    accelerator: Accelerator,
     say: Callable[[str], None] = lambda text: None,
-) -> tuple[Scorer, str]:
-    """The layout chosen for this model and data, and why. say: is told where the model's blocks of attention are given up."""
+    *,
+    alone: bool = False,
+) -> SumScorer:
+    """A scorer in the layout that the model proves on the first groups, in micro-batches as the setting says.
+
+    say: takes a sentence where the model's blocks of attention are given up. Raises PobenchError where no layout computes
+    the model's own log-probabilities.
+    """
     blocks = takes_blocks(policy.model)
     name, reason = choose_layout(policy, [g._replace(learnt=()) for g in groups[:2]], config.layout)
     if blocks and not takes_blocks(policy.model):
         say(f"attention by matrices, not by blocks: {reason}")
-    window = policy.window if name == "shared_prefix" else None
     budget = MICRO_TOKENS if config.micro_tokens == "auto" else config.micro_tokens
-    return Scorer(prepared, policy.layout(name), window, budget, device), reason
-
-
-def arithmetic(accelerator: Accelerator, scorer: Scorer, model: Any) -> str:
-    """What, besides the weights and the tokens, decides the digits of a sum: a part of the reference cache's name."""
-    kind = "nf4" if getattr(model, "is_loaded_in_4bit", False) else str(model.dtype).removeprefix("torch.")
-    narrow = "" if kind == "float32" else f" {kind} weights"
-    blocks = " blocks" if scorer.layout.name == "shared_prefix" and takes_blocks(model) else ""
-    fused = " compiled" if is_compiled(model) else ""
-    return f"{accelerator.mixed_precision} {scorer.layout.name}{narrow}{blocks}{fused}"
+    return SumScorer(policy, policy.layout(name), accelerator, budget=budget, layout_reason=reason, alone=alone)

@@ -1,9 +1,9 @@
 """THE loop. It knows no loss by name, nor whether it trains on pairs or on demonstrations: see `objectives.py`.
 
-Per optimiser step: a batch, split into micro-batches by tokens. The objective is a sum over its items divided by the
-size of the whole batch (a number known before the first micro-batch), so neither the split nor the number of processes
-changes it. It is a function of one sum of log-probabilities per response; its gradient with respect to those is taken
-first and then sent through the model.
+Per optimiser step: a batch, cut into micro-batches by tokens, as many of them in every process (`plan_step`). The
+objective is a sum over its items divided by the size of the whole batch (a number known before the first micro-batch), so
+neither the cut nor the number of processes changes it. It is a function of one sum of log-probabilities per response; its
+gradient with respect to those is taken first and then sent through the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from pobench.errors import PobenchError
 from pobench.model.layouts import Batch
 from pobench.model.logps import ResponseLogps
-from pobench.model.policy_sums import Scorer, arithmetic, scorer_for
+from pobench.model.policy_sums import SumScorer, sum_scorer
 from pobench.registry import Loss
 from pobench.settings.schema import LoopConfig, TrainConfig
 from pobench.training import checkpoint
@@ -34,9 +34,9 @@ from pobench.training.memory import (
     keep_large_tensors_apart,
     peak_memory,
 )
-from pobench.training.objectives import Compute, Objective, PreferenceObjective, Start
-from pobench.training.reference import ReferenceCache
-from pobench.types import Group, TokenPair
+from pobench.training.objectives import Objective, PreferenceObjective
+from pobench.training.reference import ReferenceSums
+from pobench.types import TokenPair
 
 STEPS_BETWEEN_TRIMS = 4  # every step would cost a third of its time in touching the pages again
 
@@ -104,18 +104,18 @@ def train(
     config: TrainConfig,
     *,
     folder: Path,
-    references: Callable[[str], ReferenceCache] | None = None,
+    reference: ReferenceSums | None = None,
     mismatched: Sequence[int] | None = None,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
-    watch: Callable[[Compute], dict[str, float]] | None = None,
+    watch: Callable[[SumScorer], dict[str, float]] | None = None,
 ) -> Trained:
     """Train `model` in place on `pairs`, in the order of `epochs` (indices into pairs, one sequence an epoch).
 
-    settings, references, mismatched: as `PreferenceObjective` takes them. The rest, and what is raised: as `minimise`.
+    settings, reference, mismatched: as `PreferenceObjective` takes them. The rest, and what is raised: as `minimise`.
     """
-    objective = PreferenceObjective(pairs, loss, settings, references, mismatched)
+    objective = PreferenceObjective(pairs, loss, settings, reference, mismatched)
     batches = [
         (epoch + min(at + config.batch_size, len(order)) / len(order), list(order[at : at + config.batch_size]))
         for epoch, order in enumerate(epochs)
@@ -138,140 +138,202 @@ def minimise(
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
-    watch: Callable[[Compute], dict[str, float]] | None = None,
+    watch: Callable[[SumScorer], dict[str, float]] | None = None,
     watch_every: int = 0,
 ) -> Trained:
-    """Train `model` in place, a step a batch.
+    """Train `model` in place, a step a batch; afterwards nothing that training held is left but the weights.
 
     batches: (epochs done after it, indices of its items). folder: where checkpoints live. log: takes one row of metrics a
     step (main process only). say: takes a sentence on a choice that was measured. rewind: called with the step a resume
-    starts from. watch: called every `watch_every` steps and after the last (0: never), in every process, with the policy's
-    `Scorer.compute`; what it returns is logged with the step, and its time is no training time.
+    starts from. watch: called every `watch_every` steps and after the last (0: never), in every process, with the scorer
+    of the policy; what it returns is logged with the step, and its time is no training time.
     Raises NonFiniteError (weights unchanged by that step), PobenchError.
     """
-    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
-    if device.type == "cpu" and accelerator.mixed_precision == "no":
-        # Narrow products and casts come and go all the time: to touch fresh pages for each costs more than holes do.
-        keep_large_tensors_apart()
-    elif device.type == "cpu":
-        keep_few_kernels()
-    for module in model.modules():  # dropout off: the reference has none either
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    model.train()
-    policy = ResponseLogps(model.to(device), config.head_tile, compiled=config.compile)
-    optimizer = make_optimizer(policy, config)
-    groups = objective.groups
-    scorer, reason = scorer_for(policy, policy, groups, config, device, say)
-    saved = checkpoint.latest(folder)
-    choice = _micro_batch(accelerator, policy, config, groups, scorer, checkpoint.about(saved) if saved else {})
-    scorer.budget = choice.micro_tokens
-    if "auto" in (config.micro_tokens, config.gradient_checkpointing):
-        on = "with" if choice.gradient_checkpointing else "without"
-        say(f"micro-batches of {choice.micro_tokens} tokens, {on} activation checkpointing: {choice.reason}")
-    prepared, optimizer = accelerator.prepare(policy, optimizer)
-    scorer.policy = prepared
+    run = _Run.set_up(accelerator, model, objective, config, folder, say)
+    try:
+        gap = objective.start(run.scorer, batches[0][1], exact=run.exact)
+        done, seconds = run.resume(folder)
+        rewind(done)
+        run.make_room_for_gradients()
+        last_save = time.monotonic()
+        for step in range(done, len(batches)):
+            started = time.monotonic()
+            epoch, batch = batches[step]
+            rate = learning_rate(config, step, len(batches))
+            # ------------------------------------------------ the step
+            beside = objective.begin_step(run.scorer, batch)
+            values = run.forward_backward(batch)
+            grad_norm = run.clip()
+            run.refuse_non_finite(step, batch, values["loss"], grad_norm)
+            run.step(rate)
+            # ------------------------------------------------ what stands around it
+            run.trim(step)
+            took = time.monotonic() - started
+            seconds += took
+            if watch is not None and watch_every and ((step + 1) % watch_every == 0 or step + 1 == len(batches)):
+                beside = {**beside, **watch(run.scorer)}
+            if accelerator.is_main_process:
+                row = {"step": step + 1, "epoch": epoch, **values, **beside, "lr": rate, "grad_norm": grad_norm}
+                log({**row, "seconds": took, objective.unit: objective.size(batch), "steps": len(batches)})
+            if time.monotonic() - last_save >= config.checkpoint_seconds and step + 1 < len(batches):
+                run.save(folder, step + 1, seconds)
+                last_save = time.monotonic()
+    finally:
+        run.release()
+    tokens = sum(objective.groups[i].tokens for _, batch in batches for i in batch)
+    peak, scorer = peak_memory(accelerator.device), run.scorer
+    return Trained(len(batches), seconds, peak, tokens, scorer.layout.name, scorer.layout_reason, gap, *run.choice)
 
-    exact = accelerator.mixed_precision == "no" and model.dtype == torch.float32
-    how = arithmetic(accelerator, scorer, model)
-    gap = objective.start(Start(accelerator, scorer.compute, how, exact, batches[0][1]))
 
-    done, seconds = 0, 0.0
-    if saved is not None:
-        about = checkpoint.load(saved, accelerator.unwrap_model(prepared), _plain(optimizer))
-        done, seconds = about["step"], about["seconds"]
-    rewind(done)
+# ---------------------------------------------------------------- the parts of a step
+@dataclass
+class _Run:
+    """A model in training. policy: the model as sums of log-probabilities. prepared: the same as Accelerate wraps it, for
+    the forward passes that are trained through, and for no other. exact: whether the arithmetic is fp32 throughout."""
 
-    # On a CPU the gradients keep their place between steps. Freed and taken anew among activations of ever other shapes,
-    # they would tear glibc's heap into holes.
-    keep_gradients = device.type == "cpu"
-    if keep_gradients:
-        for parameter in policy.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        policy.arithmetic.in_place = world == 1
+    accelerator: Accelerator
+    objective: Objective
+    config: LoopConfig
+    policy: ResponseLogps
+    prepared: Any
+    optimizer: Any
+    scorer: SumScorer
+    choice: Choice
+    exact: bool
 
-    last_save = time.monotonic()
-    for step in range(done, len(batches)):
-        started = time.monotonic()
-        epoch, batch = batches[step]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step, len(batches))
-        mine, size = batch[rank::world], objective.size(batch)
-        beside = objective.begin_step(accelerator, scorer.compute, mine, len(batch))
-        sums = torch.zeros(len(objective.names), dtype=torch.float64, device=device)
-        micro = list(scorer.micro_batches([groups[i] for i in mine or batch[:1]]))
-        with policy.arithmetic.unchanged_weights():
-            for m, (indices, forward) in enumerate(micro):
-                last = m == len(micro) - 1
+    @classmethod
+    def set_up(
+        cls,
+        accelerator: Accelerator,
+        model: Any,
+        objective: Objective,
+        config: LoopConfig,
+        folder: Path,
+        say: Callable[[str], None],
+    ) -> _Run:
+        """The model on its device, its optimiser, the layout that it proves and the size of its micro-batches."""
+        if accelerator.device.type == "cpu" and accelerator.mixed_precision == "no":
+            # Narrow products and casts come and go all the time: to touch fresh pages for each costs more than holes do.
+            keep_large_tensors_apart()
+        elif accelerator.device.type == "cpu":
+            keep_few_kernels()
+        for module in model.modules():  # dropout off: the reference has none either
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.train()
+        policy = ResponseLogps(model.to(accelerator.device), config.head_tile, compiled=config.compile)
+        optimizer = make_optimizer(policy, config)
+        scorer = sum_scorer(policy, objective.groups, config, accelerator, say)
+        saved = checkpoint.latest(folder)
+        choice = _micro_batch(config, objective, scorer, checkpoint.about(saved) if saved else {})
+        scorer.budget = choice.micro_tokens
+        if "auto" in (config.micro_tokens, config.gradient_checkpointing):
+            how = "with" if choice.gradient_checkpointing else "without"
+            say(f"micro-batches of {choice.micro_tokens} tokens, {how} activation checkpointing: {choice.reason}")
+        prepared, optimizer = accelerator.prepare(policy, optimizer)
+        exact = accelerator.mixed_precision == "no" and model.dtype == torch.float32
+        return cls(accelerator, objective, config, policy, prepared, optimizer, scorer, choice, exact)
+
+    def resume(self, folder: Path) -> tuple[int, float]:
+        """(steps done, seconds they took) of the newest checkpoint, which is put in place; (0, 0.0) without one."""
+        saved = checkpoint.latest(folder)
+        if saved is None:
+            return 0, 0.0
+        about = checkpoint.load(saved, self.policy, self.plain_optimizer)
+        return about["step"], about["seconds"]
+
+    def make_room_for_gradients(self) -> None:
+        """On a CPU the gradients keep their place between steps. Freed and taken anew among activations of ever other
+        shapes, they would tear glibc's heap into holes."""
+        if self.keeps_gradients:
+            for parameter in self.policy.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            self.policy.arithmetic.in_place = self.accelerator.num_processes == 1
+
+    def forward_backward(self, batch: Sequence[int]) -> dict[str, float]:
+        """Add the batch's gradient to the parameters'. Returns the means over the whole batch that are logged."""
+        accelerator, objective, scorer = self.accelerator, self.objective, self.scorer
+        groups = [objective.groups[i] for i in batch]
+        size, world = objective.size(batch), accelerator.num_processes
+        sums = torch.zeros(len(objective.names), dtype=torch.float64, device=accelerator.device)
+        plan = scorer.plan(groups)[scorer.rank]
+        with self.policy.arithmetic.unchanged_weights():
+            for turn, indices in enumerate(plan, start=1):
+                last = turn == len(plan)
                 accelerator.gradient_state._set_sync_gradients(last)
-                with contextlib.nullcontext() if last else accelerator.no_sync(prepared):
-                    totals = forward()
-                    if not mine:  # a short last batch leaves this process idle; it still takes part in the reduction
+                with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
+                    totals = self.prepared(scorer.collate([groups[i] for i in indices]))
+                    if not indices:  # nothing in this turn, but the processes add up their gradients together
                         accelerator.backward((totals * 0).sum())
                         continue
-                    slope, logged = objective.measure([mine[i] for i in indices], totals)
-                    sums += logged.to(device)
+                    slope, logged = objective.measure([batch[i] for i in indices], totals)
+                    sums += logged.to(sums.device)
                     # A data-parallel wrapper averages over processes; we want the sum over them, divided by the whole
                     # batch.
                     accelerator.backward((totals * slope).sum() * (world / size))
-        values = dict(zip(objective.names, (accelerator.reduce(sums, "sum") / size).tolist(), strict=True))
-        norm = accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)
-        grad_norm = float(norm) if norm is not None else math.nan
-        if not (math.isfinite(values["loss"]) and math.isfinite(grad_norm)):
+        means = (accelerator.reduce(sums, "sum") / size).tolist()
+        return dict(zip(objective.names, means, strict=True))
+
+    def clip(self) -> float:
+        """The norm of the gradient before it is cut to `max_grad_norm`."""
+        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.max_grad_norm)
+        return float(norm) if norm is not None else math.nan
+
+    def refuse_non_finite(self, step: int, batch: Sequence[int], loss: float, grad_norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise NonFiniteError(
-                f"step {step + 1}: loss {values['loss']:g}, gradient norm {grad_norm:g}; {objective.named(batch)}. "
+                f"step {step + 1}: loss {loss:g}, gradient norm {grad_norm:g}; {self.objective.named(batch)}. "
                 "The last checkpoint is kept; try a smaller learning rate"
             )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=not keep_gradients)
-        if device.type == "cpu" and step % STEPS_BETWEEN_TRIMS == 0:
+
+    def step(self, rate: float) -> None:
+        """Move the weights and forget the gradient."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
+
+    def trim(self, step: int) -> None:
+        if self.accelerator.device.type == "cpu" and step % STEPS_BETWEEN_TRIMS == 0:
             give_back_freed_memory()
-        took = time.monotonic() - started
-        seconds += took
-        if watch is not None and watch_every and ((step + 1) % watch_every == 0 or step + 1 == len(batches)):
-            beside = {**beside, **watch(scorer.compute)}
-        if accelerator.is_main_process:
-            log(
-                {
-                    "step": step + 1,
-                    "epoch": epoch,
-                    **values,
-                    **beside,
-                    "lr": learning_rate(config, step, len(batches)),
-                    "grad_norm": grad_norm,
-                    "seconds": took,
-                    objective.unit: size,
-                    "steps": len(batches),
-                }
-            )
-        if time.monotonic() - last_save >= config.checkpoint_seconds and step + 1 < len(batches):
-            if device.type == "cpu":
-                give_back_freed_memory()  # saving needs some of its own
-            if accelerator.is_main_process:
-                facts = {"seconds": seconds, "memory": choice._asdict()}
-                checkpoint.save(folder, step + 1, accelerator.unwrap_model(prepared), _plain(optimizer), facts)
-            accelerator.wait_for_everyone()
-            last_save = time.monotonic()
-    tokens = sum(groups[i].tokens for _, batch in batches for i in batch)
-    return Trained(len(batches), seconds, peak_memory(device), tokens, scorer.layout.name, reason, gap, *choice)
+
+    def save(self, folder: Path, step: int, seconds: float) -> None:
+        """A checkpoint after `step` steps, by the main process; the others wait."""
+        if self.accelerator.device.type == "cpu":
+            give_back_freed_memory()  # saving needs some of its own
+        if self.accelerator.is_main_process:
+            facts = {"seconds": seconds, "memory": self.choice._asdict()}
+            checkpoint.save(folder, step, self.policy, self.plain_optimizer, facts)
+        self.accelerator.wait_for_everyone()
+
+    def release(self) -> None:
+        """Give back gradients, moments and the wrapper: the caller's model is left, and nothing else."""
+        self.policy.arithmetic.in_place = False
+        self.plain_optimizer.state.clear()
+        for parameter in self.policy.parameters():
+            parameter.grad = None
+        self.prepared = self.optimizer = None
+        self.accelerator.free_memory()
+        if self.accelerator.device.type == "cpu":
+            give_back_freed_memory()
+
+    @property
+    def keeps_gradients(self) -> bool:
+        return self.accelerator.device.type == "cpu"
+
+    @property
+    def plain_optimizer(self) -> torch.optim.Optimizer:
+        """Without Accelerate's wrapper."""
+        plain: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return plain
 
 
-def _plain(optimizer: Any) -> torch.optim.Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)
-
-
-def _micro_batch(
-    accelerator: Accelerator,
-    policy: ResponseLogps,
-    config: LoopConfig,
-    groups: Sequence[Group],
-    scorer: Scorer,
-    resumed: Mapping[str, Any],
-) -> Choice:
+def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, resumed: Mapping[str, Any]) -> Choice:
     """Tokens of a micro-batch and checkpointing: as the setting says, as the run began, or by a probe; switched on here.
 
-    The smallest choice of all processes is everyone's.
+    resumed: what the checkpoint says that training goes on from. The smallest choice of all processes is everyone's.
     """
+    policy, accelerator = scorer.policy, scorer.accelerator
     model, switched_on = policy.model, False
 
     def checkpointing(on: bool) -> None:
@@ -295,15 +357,14 @@ def _micro_batch(
         trained = [p for p in policy.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
-        policy.arithmetic.in_place = (
-            policy.model.device.type == "cpu" and accelerator.num_processes == 1
-        )  # as in the steps
+        # as in the steps
+        policy.arithmetic.in_place = accelerator.device.type == "cpu" and accelerator.num_processes == 1
         moments = sum(2 * p.nbytes for p in trained)
-        window, device = scorer.window, scorer.device
-        mine = choose(config, groups, scorer.layout, window, device, step, checkpointing, later=moments)
+        window, device = scorer.window, accelerator.device
+        here = choose(config, objective.groups, scorer.layout, window, device, step, checkpointing, later=moments)
         policy.zero_grad(set_to_none=True)
-        least = torch.tensor([mine.micro_tokens, not mine.gradient_checkpointing], device=device)
+        least = torch.tensor([here.micro_tokens, not here.gradient_checkpointing], device=device)
         tokens, without = accelerator.gather(least).view(-1, 2).min(dim=0).values.tolist()
-        choice = Choice(tokens, not without, mine.reason)
+        choice = Choice(tokens, not without, here.reason)
     checkpointing(choice.gradient_checkpointing)
     return choice

@@ -7,16 +7,16 @@ The names are those people's dashboards expect: `rewards/*`, `logps/*`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from pobench.errors import PobenchError
+from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss
-from pobench.training.reference import ReferenceCache
+from pobench.training.reference import ReferenceSums
 from pobench.types import Group, LossOutput, Pair, SequenceLogps, TokenPair
 
 # A pair whose objective hardly answers to either response: |∂loss/∂ log π(y_w)| + |∂loss/∂ log π(y_l)| below this, per nat.
@@ -63,21 +63,6 @@ def step_sums(policy: Pair, output: LossOutput, weight: Tensor) -> Tensor:
     return torch.stack([row.detach().double().sum() for row in rows])
 
 
-# groups → micro-batches as (indices of the groups, sums of their responses in order), without gradient
-Compute = Callable[[Sequence[Group]], Iterable[tuple[list[int], list[float]]]]
-
-
-class Start(NamedTuple):
-    """What an objective may use before step 1. arithmetic: what, besides the weights, decides the digits of a sum.
-    exact: whether it is fp32 throughout. first: indices of the first batch."""
-
-    accelerator: Accelerator
-    compute: Compute
-    arithmetic: str
-    exact: bool
-    first: list[int]
-
-
 class Measured(NamedTuple):
     """Of a micro-batch. slope: (responses,) d objective / d sum, a sum over items. logged: (names,) fp64 sums."""
 
@@ -92,12 +77,13 @@ class Objective(Protocol):
     names: Sequence[str]
     unit: str
 
-    def start(self, given: Start) -> float:
-        """Once, before step 1. Returns the mean |policy - reference| a token, in nats; nan without a reference."""
+    def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
+        """Once, before step 1, in every process. first: indices of the first batch. exact: fp32 throughout.
+        Returns the mean |policy - reference| a token, in nats; nan without a reference."""
         ...
 
-    def begin_step(self, accelerator: Accelerator, compute: Compute, mine: list[int], pairs: int) -> dict[str, float]:
-        """Before a step's first micro-batch, in every process. mine: this process's items, of `pairs` in all.
+    def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
+        """Before a step's first micro-batch, in every process. batch: indices of all its items.
         Returns what is logged beside `names`."""
         ...
 
@@ -114,8 +100,19 @@ class Objective(Protocol):
         ...
 
 
+def mismatched_groups(pairs: Sequence[TokenPair], mismatched: Sequence[int]) -> list[Group]:
+    """For each pair its prompt with an answer that belongs to another one: pair `mismatched[i]`'s. KTO's kl is their mean.
+
+    Chosen and rejected answers take turns as the borrowed one, so that the estimate covers both.
+    """
+    return [
+        Group(p.prompt, ((pairs[j].chosen, pairs[j].rejected)[i % 2],))
+        for i, (p, j) in enumerate(zip(pairs, mismatched, strict=True))
+    ]
+
+
 class PreferenceObjective:
-    """A registered loss over pairs, handed what its signature asks for: cached reference sums, a batch's kl."""
+    """A registered loss over pairs, handed what its signature asks for: stored reference sums, a batch's kl."""
 
     names: Sequence[str] = STEP_METRICS
     unit = "pairs"
@@ -125,64 +122,56 @@ class PreferenceObjective:
         pairs: Sequence[TokenPair],
         loss: Loss,
         settings: Mapping[str, object],
-        references: Callable[[str], ReferenceCache] | None = None,
+        reference: ReferenceSums | None = None,
         mismatched: Sequence[int] | None = None,
     ) -> None:
-        """settings: the loss's own. references: arithmetic → the cache of reference sums, for a loss that needs them.
-        mismatched: for a loss that needs `kl`, for each pair the index of the pair whose answer is borrowed."""
-        self.pairs, self.loss, self.settings, self.references = pairs, loss, settings, references
+        """settings: the loss's own. reference: the sums of the pairs' responses, for a loss that needs them; for one that
+        needs `kl` those of `mismatched_groups` too. mismatched: for each pair the index of the pair whose answer is
+        borrowed, for a loss that needs `kl`.
+
+        Raises PobenchError where a loss needs sums that are not there.
+        """
+        self.pairs, self.loss, self.settings, self.reference = pairs, loss, settings, reference
         self.groups: Sequence[Group] = [Group.of(p) for p in pairs]
         self.lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in pairs])
         self.borrowed: list[Group] = []
-        if "kl" in loss.needs:
-            assert mismatched is not None
-            # Chosen and rejected answers take turns as the borrowed one, so that the estimate covers both.
-            self.borrowed = [
-                Group(p.prompt, ((pairs[j].chosen, pairs[j].rejected)[i % 2],))
-                for i, (p, j) in enumerate(zip(pairs, mismatched, strict=True))
-            ]
         self.known: Tensor | None = None
         self.known_borrowed: Tensor | None = None
         self.kl: Tensor | None = None
+        if not loss.needs:
+            return
+        if reference is None:
+            raise PobenchError(f"{loss.name} needs {' and '.join(sorted(loss.needs))}, and there are no reference sums")
+        self.known = reference.of(self.groups).float().view(-1, 2)
+        if "kl" in loss.needs:
+            if mismatched is None:
+                raise PobenchError(f"{loss.name} needs kl, and it is not given which answers are borrowed")
+            self.borrowed = mismatched_groups(pairs, mismatched)
+            self.known_borrowed = reference.of(self.borrowed).float()
 
-    def start(self, given: Start) -> float:
-        """Fill the cache of reference sums. Raises PobenchError where it does not belong to the policy at its start."""
-        if not self.loss.needs:
+    def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
+        """Raises PobenchError where the reference sums do not belong to the policy at its start."""
+        if self.known is None or self.reference is None:
             return math.nan
-        assert self.references is not None
-        accelerator = given.accelerator
-        cache = self.references(given.arithmetic)
-        mine = [*self.groups, *self.borrowed][accelerator.process_index :: accelerator.num_processes]
-        cache.fill(mine, given.compute)
-        accelerator.wait_for_everyone()
-        self.known = cache.get(self.groups).float().view(-1, 2)
-        self.known_borrowed = cache.get(self.borrowed).float() if self.borrowed else None
-        gap = self._gap(given.compute, given.first[:8], self.known)
-        tolerance = 1e-4 if given.exact else 5e-2  # bf16 rounds differently in rows of other widths
+        probed = list(first[:8])
+        sums = scorer.sums([self.groups[i] for i in probed])
+        gap = float(((sums - self.known[probed].flatten()).abs() / self.lengths[probed].flatten()).mean())
+        tolerance = 1e-4 if exact else 5e-2  # bf16 rounds differently in rows of other widths
         if not gap < tolerance:
             raise PobenchError(
-                f"before step 1 policy and reference differ by {gap:.2g} nats a token (allowed {tolerance:g}): "
-                "the cached reference does not belong to this model or arithmetic; delete the cache's `reference` folder"
+                f"before step 1 policy and reference differ by {gap:.2g} nats a token (allowed {tolerance:g}): the "
+                f"reference sums, computed in {self.reference.arithmetic}, do not belong to this model as it is trained, "
+                f"in {scorer.arithmetic}; compute them anew from the weights that training starts from"
             )
         return gap
 
-    def _gap(self, compute: Compute, first: list[int], known: Tensor) -> float:
-        gaps = []
-        for indices, sums in compute([self.groups[i] for i in first]):
-            here = [first[i] for i in indices]
-            gaps.append((torch.tensor(sums) - known[here].flatten()).abs() / self.lengths[here].flatten())
-        return float(torch.cat(gaps).mean())
-
-    def begin_step(self, accelerator: Accelerator, compute: Compute, mine: list[int], pairs: int) -> dict[str, float]:
+    def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
         """kl: the unclamped mean of log π - log π_ref over the whole batch's mismatched pairs, in nats, detached."""
-        if not self.borrowed:
+        if self.known_borrowed is None:
             return {"kl": math.nan}
-        assert self.known_borrowed is not None
-        known = self.known_borrowed[mine]
-        total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-        for indices, sums in compute([self.borrowed[i] for i in mine]):
-            total += (torch.tensor(sums, dtype=torch.float64) - known[indices].double()).sum().to(total.device)
-        self.kl = (accelerator.reduce(total, "sum") / pairs).float()
+        sums = scorer.sums([self.borrowed[i] for i in batch])
+        kl = (sums - self.known_borrowed[list(batch)].double()).mean()
+        self.kl = kl.to(scorer.accelerator.device).float()
         return {"kl": float(self.kl)}
 
     def size(self, batch: Sequence[int]) -> int:
@@ -212,10 +201,10 @@ class LikelihoodObjective:
         """groups: each with one response, of which `Group.learnt` may name a part."""
         self.groups = groups
 
-    def start(self, given: Start) -> float:
+    def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         return math.nan
 
-    def begin_step(self, accelerator: Accelerator, compute: Compute, mine: list[int], pairs: int) -> dict[str, float]:
+    def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
         return {}
 
     def size(self, batch: Sequence[int]) -> int:

@@ -1,104 +1,317 @@
-"""The content-addressed cache of reference sums.
+"""Reference sums: computed once, kept as whole files, read by every run that needs them.
 
 A reference log-probability depends on the weights, the arithmetic and the tokens, and on nothing else: not on the loss,
-its settings, the learning rate, the seed or the output folder. One pass serves them all. Each (prompt, response) is one
-row keyed by a digest of its token ids, in one SQLite file per (weights, arithmetic); a pass that is killed keeps what it
-had, and the next computes only what is missing.
+its settings, the learning rate, the seed or the output folder. One pass serves them all. A folder holds one pass:
+
+    part-<digest>.safetensors   what an unfinished pass has so far; whoever continues it computes the rest
+    sums-<digest>.safetensors   keys (responses, 32) bytes, sorted, and totals (responses,) fp64 nats
+    reference.json              causes, arithmetic, number of responses, the file of sums and its sha256; written last
+
+Every file appears whole and never changes, and the names of sums and parts are made from their bytes. So no lock is
+needed, the folder may lie on a network file system, and two jobs that compute the same pass do not disturb each other.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sqlite3
-import struct
-from collections.abc import Callable, Iterable, Sequence
+import json
+import math
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
+from torch import Tensor
 
+from pobench.errors import CorruptError, PobenchError
+from pobench.files import write_bytes
+from pobench.model.policy_sums import SumScorer, empty_sums
 from pobench.types import Group
 
-
-def sequence_key(prompt: Sequence[int], response: Sequence[int]) -> bytes:
-    """sha256 over both token sequences, their lengths included (so that the border between them counts)."""
-    return hashlib.sha256(
-        struct.pack(f"<2q{len(prompt) + len(response)}q", len(prompt), len(response), *prompt, *response)
-    ).digest()
+MARKER = "reference.json"
+ANEW = "delete its folder, and the sums are computed anew"
+SECONDS_BETWEEN_PARTS = 30.0  # what a killed pass loses at most
+TURNS_BETWEEN_CHECKS = 16  # after so many, all processes hear of a sum that is not finite
 
 
-class ReferenceCache:
-    """Reference sums in nats by token ids. `computed` counts the responses that had to be computed by this object.
+# ---------------------------------------------------------------- keys
+def sequence_keys(group: Group) -> list[bytes]:
+    """Of each response: sha256 over the prompt's length, the prompt's token ids and the response's."""
+    of_prompt = hashlib.sha256(_int32([len(group.prompt)]) + _int32(group.prompt))
+    keys = []
+    for response in group.responses:
+        whole = of_prompt.copy()
+        whole.update(_int32(response))
+        keys.append(whole.digest())
+    return keys
 
-    folder: where the cache lives. weights: the digest of the reference's weights. arithmetic: whatever else changes its
-    sums (precision, layout, attention).
+
+def _int32(tokens: Sequence[int]) -> bytes:
+    """Little-endian."""
+    numbers = array("i", tokens)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+# ---------------------------------------------------------------- reading
+class ReferenceSums:
+    """Reference sums in nats by token ids. arithmetic: what, besides the weights, decided their digits."""
+
+    def __init__(self, totals: Mapping[bytes, float], arithmetic: str) -> None:
+        """totals: nats by `sequence_keys`."""
+        self._totals, self.arithmetic = totals, arithmetic
+
+    @classmethod
+    def load(cls, *folders: Path) -> ReferenceSums:
+        """All sums of these finished folders. Raises CorruptError for a file whose bytes are not those that were stored,
+        PobenchError for a folder that is not finished and for folders of different arithmetic."""
+        totals: dict[bytes, float] = {}
+        arithmetics = set()
+        for folder in folders:
+            about = about_reference(folder)
+            if about is None:
+                raise PobenchError(f"{str(folder)!r} holds no finished reference sums: {MARKER} is not there")
+            arithmetics.add(about["arithmetic"])
+            path = folder / about["file"]
+            totals.update(_stored(path, _read(path, about["sha256"])))
+        if len(arithmetics) != 1:
+            raise PobenchError(
+                f"reference sums of one arithmetic are needed; the folders hold {sorted(arithmetics) or 'none'}"
+            )
+        return cls(totals, arithmetics.pop())
+
+    @classmethod
+    def of_groups(cls, groups: Sequence[Group], scorer: SumScorer) -> ReferenceSums:
+        """Computed now and kept in memory alone; called by all processes alike."""
+        sums = scorer.sums(groups).tolist()
+        return cls(dict(zip([key for g in groups for key in sequence_keys(g)], sums, strict=True)), scorer.arithmetic)
+
+    @property
+    def responses(self) -> int:
+        """How many (prompt, response) there are."""
+        return len(self._totals)
+
+    def of(self, groups: Sequence[Group]) -> Tensor:
+        """(responses,) fp64 nats, group by group. Raises PobenchError where some are missing."""
+        keys = [key for group in groups for key in sequence_keys(group)]
+        totals = [self._totals.get(key) for key in keys]
+        missing = sum(total is None for total in totals)
+        if missing:
+            first = next(i for i, g in enumerate(groups) if any(k not in self._totals for k in sequence_keys(g)))
+            raise PobenchError(
+                f"{missing} of {len(keys)} responses have no reference sum among the {self.responses} that are stored; "
+                f"the first belongs to group {first + 1} of {len(groups)}, "
+                f"whose prompt has {len(groups[first].prompt)} tokens"
+            )
+        return torch.tensor(totals, dtype=torch.float64)
+
+
+def about_reference(folder: Path) -> dict[str, Any] | None:
+    """What the marker of a finished folder says: causes, arithmetic, responses, file, sha256. None: not finished.
+
+    Raises CorruptError for a marker that cannot be read.
+    """
+    path = folder / MARKER
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        about = json.loads(text)
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or not {"causes", "arithmetic", "responses", "file", "sha256"} <= about.keys():
+        raise CorruptError(path, f"it does not describe reference sums; {ANEW}")
+    return about
+
+
+def old_caches(folder: Path) -> list[str]:
+    """Names of the SQLite caches of protocol 1 in a cache's `reference` folder. Nothing reads them any more."""
+    return sorted(path.name for path in folder.glob("*.sqlite"))
+
+
+def _read(path: Path, sha256: str) -> bytes:
+    """Raises CorruptError where the file is gone or holds other bytes."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CorruptError(path, f"it is gone; {ANEW}") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise CorruptError(path, f"its sha256 is {found[:12]}…, and {sha256[:12]}… was stored; {ANEW}")
+    return data
+
+
+def _stored(path: Path, data: bytes) -> dict[bytes, float]:
+    try:
+        tensors = tensors_of(data)
+        keys, totals = tensors["keys"], tensors["totals"]
+    except (SafetensorError, KeyError) as error:
+        raise CorruptError(path, f"it holds no reference sums ({error}); {ANEW}") from None
+    joined, size = keys.numpy().tobytes(), keys.shape[1]
+    return dict(
+        zip((joined[at : at + size] for at in range(0, len(joined), size)), totals.double().tolist(), strict=True)
+    )
+
+
+# ---------------------------------------------------------------- names
+def reference_causes(groups: Sequence[Group], weights: str, arithmetic: str) -> dict[str, str]:
+    """What decides the sums of these groups. weights: the digest of the model's. arithmetic: `SumScorer.arithmetic`."""
+    keys = sorted({key for group in groups for key in sequence_keys(group)})
+    return {"weights": weights, "arithmetic": arithmetic, "responses": hashlib.sha256(b"".join(keys)).hexdigest()}
+
+
+def reference_folder(cache: Path, causes: Mapping[str, Any]) -> Path:
+    """The folder of one pass below `cache`: 12 hex digits of its causes."""
+    return cache / hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# ---------------------------------------------------------------- the pass
+def compute_reference(
+    folder: Path,
+    groups: Sequence[Group],
+    scorer: SumScorer,
+    causes: Mapping[str, Any],
+    advance: Callable[[int], None] = lambda responses: None,
+) -> int:
+    """Make sure that `folder` holds the sums of all responses of `groups`; called by all processes alike that share the
+    scorer's work. Returns how many responses were computed: 0 where the folder was finished.
+
+    folder: named by the caller after `causes`. causes: what decides the sums, stored beside them. advance: called with the
+    responses that are done since the last call, those of an earlier, killed pass first.
+    Raises ValueError where a sum is not finite (none such is stored), CorruptError for a finished folder whose bytes are
+    not those that were stored, PobenchError for one with other causes or without some of these responses.
+    """
+    finished = scorer.from_first(torch.tensor(about_reference(folder) is not None, dtype=torch.uint8))
+    if finished:
+        _check_finished(folder, groups, causes)
+        return 0
+    known, lacking, keys = _what_is_left(folder, groups, scorer)
+    totals, places = empty_sums(lacking)
+    advance(sum(len(g.responses) for g in groups) - len(totals))
+    not_finite = 0
+    with _Part(folder) as part:
+        for number, turn in enumerate(scorer.turns(lacking), start=1):
+            totals[[k for i in turn.indices for k in places[i]]] = turn.sums
+            not_finite += int((~turn.sums.isfinite()).sum())
+            part.add([key for i in turn.indices for key in keys[i]], turn.sums)
+            if number % TURNS_BETWEEN_CHECKS == 0:
+                _refuse_not_finite(scorer, not_finite)
+            advance(sum(len(lacking[i].responses) for i in turn.everywhere))
+        _refuse_not_finite(scorer, not_finite)
+        totals = scorer.together(totals)
+        if scorer.rank == 0:
+            for key, total in zip([key for of_group in keys for key in of_group], totals.tolist(), strict=True):
+                known.setdefault(key, total)
+            _finish(folder, known, causes, scorer.arithmetic)
+    scorer.from_first(finished)  # nobody reads before the first process has written
+    return len(totals)
+
+
+def _what_is_left(
+    folder: Path, groups: Sequence[Group], scorer: SumScorer
+) -> tuple[dict[bytes, float], list[Group], list[list[bytes]]]:
+    """(sums of an earlier pass, groups with those responses alone that are still to be computed, their keys).
+
+    The first process looks into the folder, and the others take its word: a network file system may show them less.
+    """
+    known = dict(_parts(folder)) if scorer.rank == 0 else {}
+    keys = [sequence_keys(group) for group in groups]
+    done = torch.tensor([key in known for of_group in keys for key in of_group], dtype=torch.uint8)
+    answers = iter(scorer.from_first(done).tolist())
+    lacking, lacking_keys = [], []
+    for group, of_group in zip(groups, keys, strict=True):
+        left: dict[bytes, tuple[int, ...]] = {}
+        for key, response in zip(of_group, group.responses, strict=True):
+            if not next(answers):
+                left.setdefault(key, response)  # a response that is there twice is computed once
+        if left:
+            lacking.append(Group(group.prompt, tuple(left.values())))
+            lacking_keys.append(list(left))
+    return known, lacking, lacking_keys
+
+
+def _refuse_not_finite(scorer: SumScorer, count: int) -> None:
+    """In all processes alike, so that none waits for another."""
+    everywhere = int(scorer.together(torch.tensor(count)))
+    if everywhere:
+        raise ValueError(f"the reference model gives {everywhere} log-probabilities that are not finite")
+
+
+def _check_finished(folder: Path, groups: Sequence[Group], causes: Mapping[str, Any]) -> None:
+    about = about_reference(folder)
+    if about is None:
+        raise PobenchError(f"{str(folder)!r}: one process sees finished reference sums there and another does not")
+    if about["causes"] != json.loads(json.dumps(causes)):
+        raise PobenchError(f"{str(folder)!r} holds reference sums of other causes: {json.dumps(about['causes'])}")
+    ReferenceSums.load(folder).of(groups)
+
+
+# ---------------------------------------------------------------- writing
+class _Part:
+    """What this process has computed since its last part was written; sums that are not finite are left out.
+
+    A pass that ends by an exception leaves all that it has in a last part.
     """
 
-    def __init__(self, folder: Path, weights: str, arithmetic: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(f"{weights} {arithmetic}".encode()).hexdigest()[:16]
-        self.path = folder / f"{name}.sqlite"
-        self.computed = 0
-        with self._open() as db:
-            db.execute("CREATE TABLE IF NOT EXISTS sums (key BLOB PRIMARY KEY, total REAL NOT NULL) WITHOUT ROWID")
-            db.execute("CREATE TABLE IF NOT EXISTS about (what TEXT PRIMARY KEY, value TEXT)")
-            db.executemany(
-                "INSERT OR IGNORE INTO about VALUES (?, ?)", [("weights", weights), ("arithmetic", arithmetic)]
-            )
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.written = folder, time.monotonic()
+        self.sums: dict[bytes, float] = {}
 
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=60)
+    def __enter__(self) -> _Part:
+        return self
 
-    def missing(self, groups: Iterable[Group]) -> list[Group]:
-        """Each group with those responses alone that are not cached; groups without any are left out."""
-        lacking = []
-        with self._open() as db:
-            for group in groups:
-                absent = tuple(
-                    r
-                    for r in dict.fromkeys(group.responses)
-                    if db.execute("SELECT 1 FROM sums WHERE key = ?", (sequence_key(group.prompt, r),)).fetchone()
-                    is None
-                )
-                if absent:
-                    lacking.append(Group(group.prompt, absent))
-        return lacking
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.write()
 
-    def put(self, groups: Sequence[Group], totals: Sequence[float]) -> None:
-        """Store the sums of all responses of `groups`, in order. A non-finite sum is never stored: ValueError."""
-        keys = [sequence_key(g.prompt, r) for g in groups for r in g.responses]
-        bad = [t for t in totals if not torch.isfinite(torch.tensor(t))]
-        if bad:
-            raise ValueError(
-                f"the reference model gives {len(bad)} log-probabilities that are not finite, such as {bad[0]}"
-            )
-        with self._open() as db:
-            db.executemany("INSERT OR IGNORE INTO sums VALUES (?, ?)", list(zip(keys, totals, strict=True)))
-        self.computed += len(keys)
+    def add(self, keys: Sequence[bytes], sums: Tensor) -> None:
+        self.sums.update((key, total) for key, total in zip(keys, sums.tolist(), strict=True) if math.isfinite(total))
+        if time.monotonic() - self.written >= SECONDS_BETWEEN_PARTS:
+            self.write()
 
-    def fill(
-        self, groups: Sequence[Group], compute: Callable[[Sequence[Group]], Iterable[tuple[list[int], list[float]]]]
-    ) -> int:
-        """Make sure that every response of `groups` is cached. Returns how many had to be computed.
+    def write(self) -> None:
+        if self.sums:
+            data = _packed(self.sums)
+            write_bytes(self.folder / f"part-{hashlib.sha256(data).hexdigest()}.safetensors", data)
+        self.sums, self.written = {}, time.monotonic()
 
-        compute: groups → micro-batches as (indices of the groups, their sums); each is stored as it arrives.
-        """
-        lacking = self.missing(groups)
-        before = self.computed
-        if lacking:
-            for indices, totals in compute(lacking):
-                self.put([lacking[i] for i in indices], totals)
-        return self.computed - before
 
-    def get(self, groups: Sequence[Group]) -> torch.Tensor:
-        """(responses,) fp64 nats, group by group. Raises KeyError if one was never filled."""
-        totals = []
-        with self._open() as db:
-            for group in groups:
-                for response in group.responses:
-                    row = db.execute(
-                        "SELECT total FROM sums WHERE key = ?", (sequence_key(group.prompt, response),)
-                    ).fetchone()
-                    if row is None:
-                        raise KeyError("a reference log-probability was asked for before its pass")
-                    totals.append(row[0])
-        return torch.tensor(totals, dtype=torch.float64)
+def _parts(folder: Path) -> Iterator[tuple[bytes, float]]:
+    """The sums of all parts; a part whose bytes are not those that its name tells is left out, and computed anew."""
+    for path in sorted(folder.glob("part-*.safetensors")):
+        try:
+            yield from _stored(path, _read(path, path.stem.removeprefix("part-"))).items()
+        except CorruptError:
+            continue
+
+
+def _packed(sums: Mapping[bytes, float]) -> bytes:
+    """The bytes of a file of sums: the same for the same sums."""
+    keys = sorted(sums)
+    data: bytes = bytes_of(
+        {
+            "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), -1),
+            "totals": torch.tensor([sums[key] for key in keys], dtype=torch.float64),
+        }
+    )
+    return data
+
+
+def _finish(folder: Path, sums: Mapping[bytes, float], causes: Mapping[str, Any], arithmetic: str) -> None:
+    """The file of sums, then the marker; parts are of no use any more."""
+    data = _packed(sums)
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = f"sums-{sha256[:12]}.safetensors"
+    write_bytes(folder / file, data)
+    about = {"causes": causes, "arithmetic": arithmetic, "responses": len(sums), "file": file, "sha256": sha256}
+    write_bytes(folder / MARKER, json.dumps(about, indent=1, sort_keys=True).encode())
+    for path in folder.glob("part-*.safetensors"):
+        path.unlink(missing_ok=True)

@@ -74,7 +74,7 @@ def learn(
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
 ) -> Trained:
-    """Train `model` in place on the conversations; the keywords, and what is raised, as for `train.minimise`."""
+    """Train `model` in place on the conversations; the keywords, and what is raised, as for `loop.minimise`."""
     groups = demonstrations.groups
     steps = batches(groups, config)
     objective = LikelihoodObjective(groups)

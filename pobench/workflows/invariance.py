@@ -18,18 +18,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pobench.data.order import mismatch
+from pobench.model.device import make_accelerator
 from pobench.model.layouts import get_layout
+from pobench.model.logps import ResponseLogps
+from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss, get_loss, load_plugin
 from pobench.settings.schema import TrainConfig
 from pobench.training.loop import train
-from pobench.training.reference import ReferenceCache
+from pobench.training.objectives import mismatched_groups
+from pobench.training.reference import ReferenceSums
 from pobench.types import Group, TokenPair
 
 PAIRS, BATCH = 11, 8  # two batches: eight, and a short last one of three
@@ -103,6 +106,13 @@ def small_pairs(n: int = PAIRS, seed: int = 1) -> list[TokenPair]:
         return tuple(draw.randrange(1, VOCABULARY) for _ in range(draw.randint(low, high)))
 
     return [TokenPair(f"p{i}", ids(2, 8), ids(1, 9), ids(1, 9)) for i in range(n)]
+
+
+def small_reference(pairs: Sequence[TokenPair]) -> ReferenceSums:
+    """Of the small model, in memory: every process computes all of them."""
+    policy = ResponseLogps(small_model())
+    scorer = SumScorer(policy, policy.layout("shared_prefix"), make_accelerator("fp32", cpu=True), alone=True)
+    return ReferenceSums.of_groups([*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))], scorer)
 
 
 def take_steps(loss: Loss, settings: Mapping[str, Any], split: Split, folder: Path) -> Steps:
@@ -193,7 +203,7 @@ def _train(
         head_tile=split.head_tile,
         checkpoint_seconds=0.0 if rate == MOVE else 1e9,
     )
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    accelerator = make_accelerator("fp32", cpu=True)
     run.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     rows: list[float] = []
@@ -216,7 +226,7 @@ def _train(
             settings,
             config,
             folder=run,
-            references=lambda arithmetic: ReferenceCache(folder / "reference", "small", arithmetic),
+            reference=small_reference(pairs) if loss.needs else None,
             mismatched=mismatch(pairs),
             log=lambda row: rows.append(row["loss"]),
         )
