@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pobench.errors import PobenchError, or_fault
+from pobench.runs.stages import ALL, DEFAULT, MANY
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,9 +41,7 @@ Plugins = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="The summary for machines, on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
-HOME_STAGES = ("sft", "train", "heldout", "answers", "judge")  # of a study's and a search's many jobs
-STAGES = (*HOME_STAGES, "benchmarks")
-KNOWN_STAGES = (*STAGES, "norms")  # what is not in STAGES runs where it is named
+HOME_STAGES, STAGES, KNOWN_STAGES = MANY, DEFAULT, ALL
 
 
 def _load_plugins(plugins: list[Path] | None) -> list[str]:

@@ -23,17 +23,19 @@ def load_base(
     folder: Path,
     config: AdapterConfig | None,
     *,
+    dtype: torch.dtype | None = None,
     attention: str = "sdpa",
     trust_remote_code: bool = False,
     device: torch.device | None = None,
 ) -> Any:
     """The model in `folder` with weights of the type that the adapter wants below it; fp32 without one.
 
+    dtype: another type for weights that are not quantised.
     device: where 4-bit weights are made. Raises PobenchError if the model cannot be loaded.
     """
     if config is None or config.quantize == "none":
-        dtype = torch.bfloat16 if config is not None and config.base_precision == "bf16" else torch.float32
-        return load_model(folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
+        own = torch.bfloat16 if config is not None and config.base_precision == "bf16" else torch.float32
+        return load_model(folder, dtype=dtype or own, attention=attention, trust_remote_code=trust_remote_code)
     from transformers import BitsAndBytesConfig
 
     four_bits = BitsAndBytesConfig(

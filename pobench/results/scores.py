@@ -30,7 +30,7 @@ def scores_of(runs: Path, run: str) -> list[dict[str, Any]]:
     if isinstance(stored, list):  # protocol 1
         return stored
     start = _start(runs, folder)
-    causes = {"code": code_digest(metrics.score), "protocol": PROTOCOL, "ours": _nodes(folder)}
+    causes: dict[str, Any] = {"code": code_digest(metrics.score), "protocol": PROTOCOL, "ours": _nodes(folder)}
     causes["start"] = _nodes(start, like=folder) if start is not None else {}
     if stored is not None and stored["causes"] == causes:
         return list(stored["rows"])

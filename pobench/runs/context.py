@@ -18,8 +18,8 @@ from pobench.data.pairs_folder import PairsFolder
 from pobench.data.prepare import Prepared
 from pobench.errors import PobenchError
 from pobench.model import adapters
+from pobench.model.cpu.attention import use_flex
 from pobench.model.device import bf16_pays, make_accelerator
-from pobench.model.flex import use_flex
 from pobench.model.load import attention_of, load_base
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer, sum_scorer
@@ -27,7 +27,7 @@ from pobench.progress import progress
 from pobench.registry import Loss, get_loss
 from pobench.results.cross_loss import evaluate, view_of
 from pobench.results.run_folder import RunFolder
-from pobench.runs.stages.heldout import pairs_frame
+from pobench.runs.pair_frames import pairs_frame
 from pobench.runs.start_model import start_model
 from pobench.runs.task import Task
 from pobench.training.objectives import mismatched_groups

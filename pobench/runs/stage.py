@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pobench.identity import name_of
 from pobench.settings.job import Job
-
-if TYPE_CHECKING:
-    from pobench.runs.context import Context
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Stage:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     decided_by: str
-    run: Callable[[Context], None]
+    run: Callable[[Any], None]  # of a `pobench.runs.context.Context`
     causes: Callable[[Job, Content], Mapping[str, Any] | None] = lambda job, content: None
     shared: bool = False
     optional: bool = False

@@ -19,10 +19,10 @@ from pobench.errors import PobenchError
 from pobench.files import write_text
 from pobench.results.metrics import METRICS, score
 from pobench.results.run_folder import RunFolder
+from pobench.results.scores import scores_of
 from pobench.runs.execute import execute
-from pobench.runs.plan import Plan, make_plan
-from pobench.runs.task import HOME_STAGES, Task
-from pobench.settings.job import Job
+from pobench.runs.plan import make_plan
+from pobench.runs.stages import MANY
 from pobench.workflows.grid import Space, points_of
 from pobench.workflows.tune import COLUMN_NAMES, Search, Tuning
 
@@ -81,9 +81,9 @@ class _Tuner:
         self.better = METRICS[tuning.about.metric].better
         self.storage = optuna.storages.RDBStorage(f"sqlite:///{(tuning.folder / 'optuna.db').absolute()}")
         self.studies = {s.loss: self._study(s) for s in tuning.searches}
-        plan = make_plan([s.base for s in tuning.searches], tuning.folder, HOME_STAGES)
-        self.prepared = plan.prepared
-        for outcome in execute(replace(plan, tasks=tuple(t for t in plan.tasks if t.kind == "sft")), announce=announce):
+        self.first = make_plan([s.base for s in tuning.searches], tuning.folder, MANY, tuning.plugins)
+        sft = tuple(t for t in self.first.tasks if t.kind == "sft")
+        for outcome in execute(replace(self.first, tasks=sft), announce=announce):
             if outcome.status == "failed":
                 raise PobenchError(f"the start model of the search could not be made: {outcome.reason}")
         self.failed: list[str] = []
@@ -151,13 +151,14 @@ class _Tuner:
         self.announce(f"{search.loss}: trial {self._done(study) + 1} of {self.tuning.trials} ({shown})")
         try:
             jobs = self.tuning.jobs(search, point)
-            outcomes = {o.run: o for o in execute(self._plan(jobs))}
+            plan = make_plan(jobs, self.tuning.folder, MANY, self.tuning.plugins, like=self.first)
+            outcomes = {o.run: o for o in execute(plan)}
             reasons = [f"{outcomes[r].reason}" for r in outcomes if outcomes[r].status == "failed"]
         except PobenchError as error:  # a sampler may leave the range that a loss takes
-            jobs, reasons = [], [str(error)]
-        runs = [job.run for job in jobs]
+            jobs, plan, reasons = [], None, [str(error)]
+        runs = list(dict.fromkeys(t.run for t in plan.tasks if t.kind == "loss")) if plan is not None else []
         trial.set_user_attr("runs", runs)
-        measured = self._measure(jobs) if jobs and not reasons else {}
+        measured = self._measure(plan.tasks[-1].start, runs) if plan is not None and not reasons else {}
         if not reasons and math.isnan(measured.get("value", math.nan)):
             reasons = [f"no {self.tuning.about.metric} was measured"]
         if reasons:
@@ -185,31 +186,12 @@ class _Tuner:
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(2, self.tuning.trials // 3))
         return optuna.samplers.RandomSampler(seed=seed)  # of a grid, every trial's values are given
 
-    def _plan(self, jobs: Sequence[Job]) -> Plan:
-        """The trial's jobs over token pairs that were made once."""
-        assert self.prepared is not None
-        data = self.tuning.folder / self.tuning.name / f"data-{self.prepared.digest[:8]}"
-        tasks = [Task(jobs[0], "start", self.tuning.folder, HOME_STAGES, data, self.tuning.plugins)]
-        tasks += [Task(job, "loss", self.tuning.folder, HOME_STAGES, data, self.tuning.plugins) for job in jobs]
-        return Plan(tuple(tasks), self.prepared)
-
-    def _measure(self, jobs: Sequence[Job]) -> dict[str, float]:
+    def _measure(self, start: str, runs: Sequence[str]) -> dict[str, float]:
         """value, low, high, n of the objective over all seeds, and the start model's own value."""
-        metric = self.tuning.about.metric
-        start = RunFolder(self.tuning.folder, jobs[0].start_run)
-        folders = [RunFolder(self.tuning.folder, job.run) for job in jobs]
-        if len(folders) == 1:
-            rows = folders[0].read_json("scores.json")
-        else:  # seeds pooled: prompts stay the clusters of the interval
-            frames = {}
-            for name in ("heldout", "answers", "verdicts"):
-                parts = [f.read_frame(name).assign(run=f.run) for f in folders if f.has(f"{name}.parquet")]
-                if parts:
-                    frames[name] = pd.concat(parts, ignore_index=True)
-            begun = {n: start.read_frame(n).assign(run=start.run) for n in frames if start.has(f"{n}.parquet")}
-            rows = score(frames, begun or None)
-        found = _row_of(rows, metric)
-        before = _row_of(start.read_json("scores.json"), metric) if start.has("scores.json") else {}
+        metric, root = self.tuning.about.metric, self.tuning.folder
+        seeds = len(runs) > 1  # pooled: prompts stay the clusters of the interval
+        rows = score(_frames_of(root, runs), _frames_of(root, [start])) if seeds else scores_of(root, runs[0])
+        found, before = _row_of(rows, metric), _row_of(scores_of(root, start), metric)
         return {
             **{k: found.get(k, math.nan) for k in ("value", "low", "high", "n")},
             "start": before.get("value", math.nan),
@@ -280,6 +262,17 @@ class _Tuner:
                     }
                 )
         return sorted(rows, key=lambda row: (row["loss"], row["study"], row["trial"]))
+
+
+def _frames_of(root: Path, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The frames that scores are made from, of several runs together."""
+    frames = {}
+    for name in ("heldout", "answers", "verdicts"):
+        folders = [RunFolder(root, run) for run in runs]
+        parts = [f.read_frame(name).assign(run=f.run) for f in folders if f.has_frame(name)]
+        if parts:
+            frames[name] = pd.concat(parts, ignore_index=True)
+    return frames
 
 
 def _rank(sign: int) -> Callable[[Any], tuple[float, float, int]]:

@@ -184,7 +184,7 @@ def expand(
         for loss in names:
             try:
                 for job in _of_one(study, entry, loss, setting, seeds or variant.seeds or study.seeds, overrides):
-                    jobs.setdefault(job.run, job)
+                    jobs.setdefault(job.key, job)
             except PobenchError as error:
                 faults += str(error).splitlines()
     if left := [name for name in asked or () if name not in used]:
@@ -203,7 +203,7 @@ def _of_one(
     study: Study, entry: Entry, loss: str, setting: str, seeds: Sequence[int] | None, overrides: dict[str, Any]
 ) -> list[Job]:
     own = resolve(setting, loss, seeds=seeds, overrides=overrides)
-    stands = {job.run: job for job in own}  # a value that the setting gives too keeps the setting's source
+    stands = {job.key: job for job in own}  # a value that the setting gives too keeps the setting's source
     axes: list[list[tuple[str, Any]]] = []
     faults = []
     for key, values in entry.values.items():
@@ -222,7 +222,7 @@ def _of_one(
     for point in itertools.product(*axes):
         for job in resolve(setting, loss, seeds=seeds, overrides={**overrides, **dict(point)}):
             origin = {**job.origin, **{key: f"study {study.name}" for key, _ in point}}
-            jobs.append(stands.get(job.run) or replace(job, origin=origin))
+            jobs.append(stands.get(job.key) or replace(job, origin=origin))
     return jobs
 
 
@@ -251,7 +251,7 @@ def describe_study(study: Study, plans: Sequence[Plan]) -> dict[str, Any]:
     described = [describe(plan) for plan in plans]
     jobs: dict[str, dict[str, Any]] = {}
     for plan, part in zip(plans, described, strict=True):
-        for task, row in zip(plan.tasks, part["jobs"], strict=True):
+        for (task, *_), row in zip(plan.runs.values(), part["jobs"], strict=True):
             varied = [key for key, where in task.job.origin.items() if where == f"study {study.name}"]
             row["varied"] = {key: task.job.value(key) for key in varied if task.kind == "loss"}
             jobs.setdefault(row["run"], row)
@@ -289,7 +289,7 @@ def describe_study(study: Study, plans: Sequence[Plan]) -> dict[str, Any]:
 # ---------------------------------------------------------------- what came of it
 def study_frames(plans: Sequence[Plan], runs: Path) -> Frames:
     """The stored frames of the study's own runs. Raises PobenchError where none is stored."""
-    tasks = [task for plan in plans for task in plan.tasks]
+    tasks = [task for plan in plans for task in plan.tasks if task.kind in ("start", "loss")]
     mine, data = {task.run for task in tasks}, {task.data.name.removeprefix("data-") for task in tasks}
     frames = load_frames(runs, tasks[0].job.setting).of_runs(mine)
     audit = frames["audit"]

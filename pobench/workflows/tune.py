@@ -27,11 +27,13 @@ from pobench.data.prompts import prompt_rows
 from pobench.data.rows import Message
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError, nearest, or_fault
+from pobench.identity import name_of
 from pobench.results.metrics import METRICS
 from pobench.runs.cost import estimate_cost, is_local
-from pobench.runs.task import HOME_STAGES, Task
+from pobench.runs.stages import MANY
+from pobench.runs.task import Task
 from pobench.settings.faults import explain
-from pobench.settings.job import Job, digest
+from pobench.settings.job import Job
 from pobench.settings.read import read_setting
 from pobench.settings.resolve import resolve, resolve_names, section_of
 from pobench.settings.schema import TuneConfig
@@ -163,11 +165,11 @@ def plan_tuning(
 
 
 def _question(job: Job, space: Space, metric: str, seeds: Sequence[int]) -> str:
-    """8 hex of what decides the values of a search's trials; what the search itself varies is no part of it."""
+    """12 hex of what decides the values of a search's trials; what the search itself varies is no part of it."""
     values = job.values()
     values["train"].pop("lr")
     values["loss_settings"] = {k: v for k, v in job.loss_settings.items() if k not in space}
-    return digest({**values, "search": [space, metric, list(seeds)]})
+    return name_of({**values, "search": [space, metric, list(seeds)]})
 
 
 def _measured_on(about: TuneConfig) -> dict[str, Any]:
@@ -281,8 +283,9 @@ def describe_tuning(tuning: Tuning) -> dict[str, Any]:
 
 def _cost(tuning: Tuning) -> dict[str, Any]:
     """Of all trials, finished ones included, as if each took what its loss takes at the setting's own values."""
-    tasks = [Task(s.base, "loss", tuning.folder, HOME_STAGES, tuning.folder) for s in tuning.searches]
-    cost = estimate_cost([replace(task, runs=tuning.folder / "none") for task in tasks], None)
+    folder = tuning.folder / "none"
+    tasks = [Task(s.base, "loss", folder, f"{tuning.name}/{s.base.key}", MANY, folder) for s in tuning.searches]
+    cost = estimate_cost(tasks, None)
     times = tuning.trials * len(tuning.seeds)
     values = {**cost.__dict__, "seconds": cost.seconds * times, "device_hours": cost.device_hours * times}
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}

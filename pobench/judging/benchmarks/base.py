@@ -32,12 +32,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pobench.errors import PobenchError
 from pobench.files import write_text
+from pobench.identity import name_of
 from pobench.judging.benchmarks.verdict_files import Scored, fingerprint
 from pobench.judging.client import Client, Reply, Request
 from pobench.model.generate import Answer, Decoding, generate_batches
 from pobench.progress import Advance, progress
 from pobench.registry import benchmarks
-from pobench.settings.job import digest
 from pobench.types import NonNegative, UnitInterval
 
 Ask = Callable[[Sequence[Request]], list[Reply]]
@@ -323,10 +323,10 @@ class Judged(Benchmark):
     def answers_folder(self, run: Path, questions: Sequence[Question]) -> Path:
         decoding = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
         asked = fingerprint(json.dumps([[q.id, q.turns, q.temperature] for q in questions]))
-        return run / "benchmarks" / self.name / digest({**decoding, "questions": asked})
+        return run / "benchmarks" / self.name / name_of({**decoding, "questions": asked})
 
     def verdicts_folder(self, run: Path, questions: Sequence[Question]) -> Path:
-        return self.answers_folder(run, questions) / digest({"judged_by": self.judge.model})
+        return self.answers_folder(run, questions) / name_of({"judged_by": self.judge.model})
 
     def done(self, run: Path) -> bool:
         if not (run / "benchmarks" / self.name).is_dir():

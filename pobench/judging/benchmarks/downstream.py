@@ -36,10 +36,10 @@ from tqdm import tqdm
 
 from pobench.data.rows import read_rows
 from pobench.errors import PobenchError, nearest
+from pobench.identity import name_of
 from pobench.judging.benchmarks.base import Benchmark, Result, Speaker, write_json, write_result
 from pobench.registry import register_benchmark
 from pobench.results import stats
-from pobench.settings.job import digest
 
 SHOTS_SEED = 1234  # lm-eval's own
 
@@ -288,7 +288,7 @@ class Downstream(Benchmark):
 
     def folder(self, run: Path) -> Path:
         """Of these items, whatever the tasks: one that is asked for later joins the others."""
-        return run / "benchmarks" / self.name / digest({"limit": self.limit, "items": _fingerprint(self._data)})
+        return run / "benchmarks" / self.name / name_of({"limit": self.limit, "items": _fingerprint(self._data)})
 
     def done(self, run: Path) -> bool:
         score = self.folder(run) / "score.json"

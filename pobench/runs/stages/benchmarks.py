@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pobench.errors import PobenchError
 from pobench.runs.stage import Stage
@@ -16,10 +16,14 @@ def run(context: Context) -> None:
     """Each for itself: one that fails leaves the others. Raises PobenchError that lists those that failed."""
     from pobench.judging.benchmarks.base import Speaker
 
+    def load() -> tuple[Any, Any, str]:
+        model, precision = context.speaking_model()
+        return model, context.chat.tokenizer, precision
+
     folder = context.folder.path
     speaker = Speaker(
         context.task.run,
-        lambda: (*context.speaking_model(), context.chat),
+        load,
         context.job.answers.batch_size,
         context.say,
     )

@@ -34,7 +34,7 @@ def run(context: Context) -> None:
     from pobench.data.order import data_order, mismatch
     from pobench.model import adapters
     from pobench.progress import progress
-    from pobench.runs.stages.heldout import heldout_means
+    from pobench.runs.pair_frames import heldout_means
     from pobench.training.loop import train
 
     job, folder, pairs, accelerator = context.job, context.folder, context.prepared.train, context.accelerator

@@ -70,7 +70,7 @@ def other_check(rows: list[dict[str, Any]]) -> None:
 
 def edit_template(folder: Path) -> None:
     (path,) = folder.glob("model/chat_template.jinja")
-    path.write_text(path.read_text().replace("<|im_start|>assistant ", "<|im_start|>assistant assistant "))
+    path.write_text(path.read_text().replace("{{ m['content'] }}", "say {{ m['content'] }}"))
 
 
 def edit_weights(folder: Path) -> None:
@@ -188,7 +188,7 @@ def test_damaged_results_are_found_named_and_made_anew(plan_here, tmp_path) -> N
     ran(plan_here("dpo"))
     (damaged,) = tmp_path.glob("runs/small/dpo-*/heldout-*/heldout.parquet")
     spoil(damaged)
-    with pytest.raises(CorruptError, match="heldout.parquet"):
+    with pytest.raises(CorruptError, match="heldout"):
         load_frames(tmp_path / "runs")
     assert any("heldout.parquet" in fault for fault in verify(tmp_path / "runs").faults)
     plan = plan_here("dpo")
