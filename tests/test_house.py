@@ -26,7 +26,10 @@ CONTENT = {  # folder: what it may import of pobench, and the packages besides P
         {"types", "registry", "columns", "results", "reporting.plot", "reporting.looks"},
         {"numpy", "pandas", "matplotlib", "scipy"},
     ),
-    "experiments": ((set(TIERS.split()) - {"cli"}) | {"load_frames"}, {"numpy", "pandas", "torch", "transformers", "tokenizers"}),
+    "experiments": (
+        (set(TIERS.split()) - {"cli"}) | {"load_frames"},
+        {"numpy", "pandas", "torch", "transformers", "tokenizers"},
+    ),
     "reports": (set(), set()),
 }
 TIER = {room: depth for depth, line in enumerate(TIERS.strip().splitlines()) for room in line.split()}

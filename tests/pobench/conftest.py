@@ -17,11 +17,14 @@ from pobench.cli.main import main
 from pobench.data.order import data_order, mismatch
 from pobench.model import adapters
 from pobench.model.device import make_accelerator
+from pobench.model.logps import ResponseLogps
+from pobench.model.policy_sums import SumScorer
 from pobench.registry import get_loss
 from pobench.settings.schema import AdapterConfig, TrainConfig
 from pobench.training.loop import Trained, train
-from pobench.training.reference import ReferenceCache
-from pobench.types import TokenPair
+from pobench.training.objectives import mismatched_groups
+from pobench.training.reference import ReferenceSums
+from pobench.types import Group, TokenPair
 from pobench.workflows.invariance import small_model, small_pairs
 
 
@@ -43,7 +46,31 @@ def pairs() -> list[TokenPair]:
 
 
 @pytest.fixture
-def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, list[dict[str, Any]]]]:
+def scorer_of() -> Callable[..., SumScorer]:
+    """A scorer of a model as it stands, in fp32 packed rows."""
+
+    def make(model: Any, **changes: Any) -> SumScorer:
+        policy = ResponseLogps(model)
+        return SumScorer(policy, policy.layout("shared_prefix"), make_accelerator("fp32"), **changes)
+
+    return make
+
+
+@pytest.fixture
+def reference_of(start_model: Any, scorer_of: Any) -> Callable[[list[TokenPair]], ReferenceSums]:
+    """The start model's sums of some pairs and of their mismatched answers, in memory."""
+
+    def make(pairs: list[TokenPair]) -> ReferenceSums:
+        groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
+        return ReferenceSums.of_groups(groups, scorer_of(copy.deepcopy(start_model)))
+
+    return make
+
+
+@pytest.fixture
+def fit(
+    start_model: Any, reference_of: Any, tmp_path: Path
+) -> Callable[..., tuple[Any, Trained, list[dict[str, Any]]]]:
     """Train a copy of the start model, or an adapter in it: (model, Trained, logged rows)."""
 
     def run(
@@ -56,6 +83,7 @@ def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, l
         seed: int | None = None,
         adapter: dict[str, Any] | None = None,
         watch: Any = None,
+        reference: ReferenceSums | None = None,
         **changes: Any,
     ) -> tuple[Any, Trained, list[dict[str, Any]]]:
         model = copy.deepcopy(start_model)
@@ -76,7 +104,7 @@ def fit(start_model: Any, tmp_path: Path) -> Callable[..., tuple[Any, Trained, l
             registered.settings,
             TrainConfig(**values),
             folder=tmp_path / folder,
-            references=lambda arithmetic: ReferenceCache(tmp_path / "reference", "weights", arithmetic),
+            reference=reference or (reference_of(pairs) if registered.needs else None),
             mismatched=mismatch(pairs),
             log=log or rows.append,
             watch=watch,
