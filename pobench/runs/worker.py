@@ -162,11 +162,14 @@ class _Worker:
         causes = reference_causes(groups, weights_digest(self.start_path), scorer.arithmetic)
         return reference_folder(cache_folder() / "reference", causes), causes
 
-    def _reference(self, groups: list[Group], scorer: SumScorer) -> ReferenceSums:
-        """Of the start model, which `scorer` has."""
-        folder, causes = self._reference_place(groups, scorer)
-        compute_reference(folder, groups, scorer, causes)
-        return ReferenceSums.load(folder)
+    def _reference(self, scorer: SumScorer, *passes: list[Group]) -> ReferenceSums:
+        """Of the start model, which `scorer` has; each pass in a folder of its own."""
+        folders = []
+        for groups in passes:
+            folder, causes = self._reference_place(groups, scorer)
+            compute_reference(folder, groups, scorer, causes)
+            folders.append(folder)
+        return ReferenceSums.load(*folders)
 
     def train(self, loss: Loss) -> None:
         job, folder, pairs = self.job, self.folder, self.prepared.train
@@ -239,12 +242,11 @@ class _Worker:
         policy = ResponseLogps(model.to(self.accelerator.device), config.head_tile, compiled=config.compile)
         scorer = self._scorer(policy)
         groups = self._heldout_groups()
-        heldout = self._reference(groups, scorer).of(groups).view(len(groups), -1)
+        heldout = self._reference(scorer, groups).of(groups).view(len(groups), -1)
         if self.loss is None or not self.loss.needs:
             return heldout, None
-        trained = [Group.of(p) for p in pairs]
-        borrowed = [] if mismatched is None else mismatched_groups(pairs, mismatched)
-        return heldout, self._reference([*trained, *borrowed], scorer)
+        borrowed = [] if mismatched is None else [mismatched_groups(pairs, mismatched)]
+        return heldout, self._reference(scorer, [Group.of(p) for p in pairs], *borrowed)
 
     def _scorer(self, policy: ResponseLogps, *, alone: bool = False) -> SumScorer:
         groups = [Group.of(p) for p in self.prepared.heldout[:2]]
