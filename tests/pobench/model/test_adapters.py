@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import math
+import shutil
 
 import pytest
 import torch
@@ -24,8 +24,7 @@ from pobench.runs.plan import make_plan
 from pobench.settings.job import digest
 from pobench.settings.resolve import resolve
 from pobench.settings.schema import AdapterConfig, TrainConfig
-from pobench.training import checkpoint
-from pobench.training import reference
+from pobench.training import checkpoint, reference
 from pobench.types import Group
 
 pytest.importorskip("peft", reason="pip install 'pobench[peft]'")

@@ -135,7 +135,7 @@ def test_training_leaves_nothing_but_the_weights(fit, pairs, tmp_path) -> None:
     model, _, rows = fit(pairs, "dpo", epochs=2)
     parameters = sum(p.nbytes for p in model.parameters())
     assert len(rows) == 6
-    assert held() - before < 1.1 * parameters
+    assert held() - before < 1.5 * parameters  # gradients would be twice, moments four times; a batch's input may stay
     assert all(p.grad is None for p in model.parameters())
     model.train()
     (3 * sum(p.sum() for p in model.parameters())).backward()  # and it can be trained on, by whoever holds it
