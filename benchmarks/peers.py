@@ -41,6 +41,8 @@ from pobench.files import write_text
 from pobench.model.cpu.attention import use_flex
 from pobench.model.device import make_accelerator
 from pobench.model.load import load_model
+from pobench.model.logps import ResponseLogps
+from pobench.model.policy_sums import sum_scorer
 from pobench.registry import get_loss
 from pobench.settings.job import Job
 from pobench.settings.read import list_settings
@@ -48,7 +50,14 @@ from pobench.settings.resolve import resolve
 from pobench.sources import fetch_model, weights_digest
 from pobench.training.loop import train
 from pobench.training.memory import peak_memory
-from pobench.training.reference import ReferenceCache, sequence_key
+from pobench.training.objectives import mismatched_groups
+from pobench.training.reference import (
+    ReferenceSums,
+    compute_reference,
+    reference_causes,
+    reference_folder,
+    sequence_keys,
+)
 from pobench.types import Group, TokenPair
 
 TOLERANCE = 1e-5  # relative difference of two losses that count as the same, fp32
@@ -335,16 +344,19 @@ def about_machine(accelerator: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------- the two sides
 
 
-class TimedCache(ReferenceCache):
-    """A cache that knows what filling it took."""
-
-    seconds = 0.0
-
-    def fill(self, groups: Sequence[Group], compute: Any) -> int:
-        started = time.perf_counter()
-        computed = super().fill(groups, compute)
-        self.seconds += time.perf_counter() - started
-        return computed
+def reference_of(
+    cache: Path, model: Any, weights: str, passes: Sequence[Sequence[Group]], config: Any, accelerator: Any
+) -> tuple[ReferenceSums, int, float]:
+    """(the model's sums of all groups, responses computed for them, seconds that took). passes: each lies in a folder of
+    its own in the cache, and is computed where it is not there."""
+    policy = ResponseLogps(model.to(accelerator.device), config.head_tile, compiled=config.compile)
+    scorer = sum_scorer(policy, passes[0], config, accelerator)
+    started, computed, folders = time.perf_counter(), 0, []
+    for groups in passes:
+        causes = reference_causes(groups, weights, scorer.arithmetic)
+        folders.append(reference_folder(cache, causes))
+        computed += compute_reference(folders[-1], groups, scorer, causes)
+    return ReferenceSums.load(*folders), computed, time.perf_counter() - started
 
 
 def run_pobench(work: Work) -> dict[str, Any]:
@@ -373,13 +385,8 @@ def run_pobench(work: Work) -> dict[str, Any]:
     model = load_model(Path(work.model), dtype=torch.float32)
     use_flex(model, device=accelerator.device)
     shape = Shape.of(model)
-    caches: list[TimedCache] = []
-
-    def references(arithmetic: str) -> ReferenceCache:
-        caches.append(TimedCache(Path(work.place) / "reference", weights_digest(Path(work.model)), arithmetic))
-        return caches[-1]
-
     loss = get_loss(work.loss)
+    weights, cache = weights_digest(Path(work.model)), Path(work.place) / "reference"
     losses: list[float] = []
     clock = StepClock(work.precision, accelerator.device, multiplies=work.warm_up > 0)
 
@@ -388,6 +395,11 @@ def run_pobench(work: Work) -> dict[str, Any]:
         losses.append(row["loss"])
 
     started = now(accelerator.device)
+    reference, computed, reference_seconds = None, 0, 0.0
+    others = mismatch(pairs) if "kl" in loss.needs else None
+    if loss.needs:
+        passes = [[Group.of(p) for p in pairs], *([mismatched_groups(pairs, others)] if others else [])]
+        reference, computed, reference_seconds = reference_of(cache, model, weights, passes, config, accelerator)
     with tempfile.TemporaryDirectory() as folder:
         trained = train(
             accelerator,
@@ -398,8 +410,8 @@ def run_pobench(work: Work) -> dict[str, Any]:
             work.settings,
             config,
             folder=Path(folder),
-            references=references,
-            mismatched=mismatch(pairs) if "kl" in loss.needs else None,
+            reference=reference,
+            mismatched=others,
             log=log,
         )
     whole = now(accelerator.device) - started
@@ -409,8 +421,8 @@ def run_pobench(work: Work) -> dict[str, Any]:
         "layout": trained.layout,
         "layout_reason": trained.layout_reason,
         "train_seconds": whole,
-        "reference_seconds": sum(c.seconds for c in caches),
-        "reference_computed": sum(c.computed for c in caches),
+        "reference_seconds": reference_seconds,
+        "reference_computed": computed,
     }
 
 
@@ -484,7 +496,7 @@ def run_trl(work: Work, watched: bool = False) -> dict[str, Any]:
             rows = zip(inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"], strict=True)
             for ids, held, answer in rows:
                 prompt, response = (ids[held.bool() & (answer == kind)].tolist() for kind in (0, 1))
-                shown.add(sequence_key(prompt, response).hex())
+                shown.add(sequence_keys(Group(prompt, (response,)))[0].hex())
             return loss
 
     twin, variant = TWINS[work.loss], work.variant

@@ -15,8 +15,6 @@ counted as a DPO step without one; KTO's mismatched pairs are not counted agains
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sqlite3
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -29,6 +27,7 @@ from peers import Variant, Work, in_child, run_pobench, run_trl, say
 
 from pobench.errors import PobenchError
 from pobench.registry import get_loss, list_losses
+from pobench.training.reference import MARKER, ReferenceSums
 
 
 def main() -> None:
@@ -120,9 +119,8 @@ def run_suite(works: Sequence[Work]) -> dict[str, Any]:
 def distinct_sequences(folder: Path) -> int:
     """How many (prompt, response) the caches of a folder hold, whichever of them."""
     keys: set[bytes] = set()
-    for file in folder.glob("*.sqlite"):
-        with contextlib.closing(sqlite3.connect(file)) as db:
-            keys |= {key for (key,) in db.execute("SELECT key FROM sums")}
+    for marker in folder.glob(f"*/{MARKER}"):
+        keys |= ReferenceSums.load(marker.parent).keys
     return len(keys)
 
 

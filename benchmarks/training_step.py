@@ -19,11 +19,14 @@ from pobench.data.order import mismatch
 from pobench.data.prepare import prepare
 from pobench.model.device import environment, make_accelerator
 from pobench.model.load import load_model
+from pobench.model.logps import ResponseLogps
+from pobench.model.policy_sums import sum_scorer
 from pobench.registry import get_loss
 from pobench.settings.resolve import resolve
 from pobench.sources import fetch_model
 from pobench.training.loop import train
-from pobench.training.reference import ReferenceCache
+from pobench.training.objectives import mismatched_groups
+from pobench.training.reference import ReferenceSums
 from pobench.types import Group
 
 
@@ -48,18 +51,23 @@ def main() -> None:
     loss = get_loss(given.loss)
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
+        model = load_model(folder, dtype=torch.float32)
+        others, reference = mismatch(pairs) if "kl" in loss.needs else None, None
+        if loss.needs:
+            groups = [*map(Group.of, pairs), *(mismatched_groups(pairs, others) if others else [])]
+            policy = ResponseLogps(model.to(accelerator.device), job.train.head_tile, compiled=job.train.compile)
+            reference = ReferenceSums.of_groups(groups, sum_scorer(policy, groups, job.train, accelerator))
         trained = train(
             accelerator,
-            load_model(folder, dtype=torch.float32),
+            model,
             pairs,
             [list(range(len(pairs)))],
             loss,
             job.loss_settings,
             job.train,
-            folder=place,
-            references=lambda arithmetic: ReferenceCache(place, "benchmark", arithmetic),
-            mismatched=mismatch(pairs) if "kl" in loss.needs else None,
+            folder=Path(temporary),
+            reference=reference,
+            mismatched=others,
             log=rows.append,
         )
     counted = rows[given.warm_up :] or rows

@@ -25,7 +25,8 @@ from peers import Variant, Work, in_child, ratios, run_pobench, run_trl, say, sp
 from pobench.errors import PobenchError
 from pobench.registry import get_loss
 from pobench.settings.faults import check_loss_settings
-from pobench.training.reference import sequence_key
+from pobench.training.reference import sequence_keys
+from pobench.types import Group
 
 CHECKED_STEPS = 3
 SIDES = ("pobench", "trl_default", "trl_best")
@@ -159,7 +160,7 @@ def same_loss(work: Work) -> dict[str, Any]:
     for side, variant in (("trl_default", work.variant), ("trl_best", Variant.best(min(2, work.batch_size)))):
         runs[side] = in_child(run_trl, replace(small, variant=variant), True)
     pairs = peers.load_pairs(Path(work.pairs))[: work.batch_size]
-    ours = sorted({sequence_key(p.prompt, r).hex() for p in pairs for r in (p.chosen, p.rejected)})
+    ours = sorted({key.hex() for p in pairs for key in sequence_keys(Group.of(p))})
     for side in SIDES[1:]:
         if runs[side]["shown"] != ours:
             raise PobenchError(f"no timing: {side} was not shown the same token ids")

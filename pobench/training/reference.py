@@ -94,6 +94,11 @@ class ReferenceSums:
         return cls(dict(zip([key for g in groups for key in sequence_keys(g)], sums, strict=True)), scorer.arithmetic)
 
     @property
+    def keys(self) -> set[bytes]:
+        """`sequence_keys` of all that is stored."""
+        return set(self._totals)
+
+    @property
     def responses(self) -> int:
         """How many (prompt, response) there are."""
         return len(self._totals)

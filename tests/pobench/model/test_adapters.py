@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -23,8 +24,7 @@ from pobench.runs.plan import make_plan
 from pobench.settings.job import digest
 from pobench.settings.resolve import resolve
 from pobench.settings.schema import AdapterConfig, TrainConfig
-from pobench.training import checkpoint
-from pobench.training.reference import ReferenceCache
+from pobench.training import checkpoint, reference
 from pobench.types import Group
 
 pytest.importorskip("peft", reason="pip install 'pobench[peft]'")
@@ -190,9 +190,9 @@ def test_four_bit_weights_stay_as_they_are_while_their_adapter_learns(tmp_path, 
 
 def test_an_adapter_job_takes_the_reference_that_full_training_left(work_here, monkeypatch) -> None:
     stored = []
-    put = ReferenceCache.put
+    finish = reference._finish
     monkeypatch.setattr(
-        ReferenceCache, "put", lambda self, groups, sums: (stored.append(len(sums)), put(self, groups, sums))
+        reference, "_finish", lambda folder, sums, *about: (stored.append(len(sums)), finish(folder, sums, *about))
     )
     work_here("dpo", ("train", "heldout"))
     assert sum(stored) > 0
@@ -228,8 +228,7 @@ def test_a_lost_cache_is_filled_by_the_same_model_with_its_adapter_off(work_here
     from pobench.runs import worker
 
     folder = work_here("dpo", ("train",), train__adapter__r=4, train__lr=1e-2)
-    for file in (tmp_path / "cache" / "reference").glob("*.sqlite*"):
-        file.unlink()
+    shutil.rmtree(tmp_path / "cache" / "reference")
     loaded = []
     monkeypatch.setattr(worker, "load_base", lambda *a, **k: (loaded.append(a[0]), load_base(*a, **k))[1])
     work_here("dpo", ("heldout",), train__adapter__r=4, train__lr=1e-2)

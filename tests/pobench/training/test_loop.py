@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import itertools
 import math
 
@@ -9,9 +11,15 @@ import pytest
 import torch
 
 from pobench.errors import PobenchError
-from pobench.registry import list_losses, losses, register_loss
+from pobench.registry import get_loss, list_losses, losses, register_loss
 from pobench.training.loop import NonFiniteError, learning_rate
+from pobench.training.objectives import PreferenceObjective
+from pobench.training.reference import ReferenceSums
 from pobench.types import Group, LossOutput, Pair
+
+
+def is_tensor(thing: object) -> bool:
+    return type(thing) in (torch.Tensor, torch.nn.Parameter)
 
 
 def weights(model) -> torch.Tensor:
@@ -74,8 +82,8 @@ def test_a_killed_run_resumes_bit_for_bit(fit, pairs) -> None:
 def test_watching_the_held_out_pairs_changes_no_weight_and_is_logged_where_it_was_done(fit, pairs) -> None:
     groups = [Group.of(p) for p in pairs[:3]]
 
-    def watch(compute) -> dict[str, float]:
-        return {"heldout/kl": sum(sum(sums) for _, sums in compute(groups))}
+    def watch(scorer) -> dict[str, float]:
+        return {"heldout/kl": float(scorer.sums(groups).sum())}
 
     alone, _, _ = fit(pairs, "dpo", folder="a", epochs=2)
     watched, trained, rows = fit(pairs, "dpo", folder="b", epochs=2, watch=watch, evaluate_every=4)
@@ -86,11 +94,18 @@ def test_watching_the_held_out_pairs_changes_no_weight_and_is_logged_where_it_wa
     assert not any("heldout/kl" in row for row in rows)  # off by default
 
 
-def test_a_reference_free_loss_asks_for_no_reference(fit, pairs, tmp_path) -> None:
+def test_only_a_loss_that_asks_for_a_reference_needs_its_sums(fit, pairs, monkeypatch) -> None:
+    read = []
+    of = ReferenceSums.of
+    monkeypatch.setattr(ReferenceSums, "of", lambda self, groups: (read.append(len(groups)), of(self, groups))[1])
     fit(pairs, "simpo")
-    assert not (tmp_path / "reference").exists()
+    assert read == []
     fit(pairs, "dpo", folder="dpo")
-    assert (tmp_path / "reference").exists()
+    assert read == [len(pairs)]
+    fit(pairs, "kto", folder="kto")
+    assert read == [len(pairs)] * 3  # and the borrowed answers
+    with pytest.raises(PobenchError, match="dpo needs reference, and there are no reference sums"):
+        PreferenceObjective(pairs, get_loss("dpo"), {})
 
 
 def test_dpo_starts_at_ln_2_because_policy_and_reference_are_one(fit, pairs) -> None:
@@ -99,17 +114,32 @@ def test_dpo_starts_at_ln_2_because_policy_and_reference_are_one(fit, pairs) -> 
     assert trained.step0_gap < 1e-5
 
 
-def test_a_reference_of_other_weights_is_noticed_before_step_one(fit, pairs, start_model) -> None:
-    fit(pairs, "dpo")
+def test_a_reference_of_other_weights_is_noticed_before_step_one(fit, pairs, start_model, scorer_of) -> None:
+    other = copy.deepcopy(start_model)
     with torch.no_grad():
-        saved = start_model.model.norm.weight.clone()
-        start_model.model.norm.weight.mul_(1.5)
-    try:
-        with pytest.raises(PobenchError, match="before step 1 policy and reference differ"):
-            fit(pairs, "dpo", folder="other")
-    finally:
-        with torch.no_grad():
-            start_model.model.norm.weight.copy_(saved)
+        other.model.norm.weight.mul_(1.5)
+    reference = ReferenceSums.of_groups([Group.of(p) for p in pairs], scorer_of(other))
+    with pytest.raises(PobenchError, match=r"before step 1 policy and reference differ by .* nats a token"):
+        fit(pairs, "dpo", reference=reference)
+
+
+def test_training_leaves_nothing_but_the_weights(fit, pairs, tmp_path) -> None:
+    def held() -> int:
+        gc.collect()
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if is_tensor(t)
+        }
+        return sum(storages.values())
+
+    before = held()
+    model, _, rows = fit(pairs, "dpo", epochs=2)
+    parameters = sum(p.nbytes for p in model.parameters())
+    assert len(rows) == 6
+    assert held() - before < 1.5 * parameters  # gradients would be twice, moments four times; a batch's input may stay
+    assert all(p.grad is None for p in model.parameters())
+    model.train()
+    (3 * sum(p.sum() for p in model.parameters())).backward()  # and it can be trained on, by whoever holds it
+    assert all((p.grad == 3).all() for p in model.parameters())
 
 
 def test_a_nan_stops_at_its_step_and_names_the_pairs(fit, pairs, monkeypatch) -> None:

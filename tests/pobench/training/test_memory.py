@@ -172,7 +172,7 @@ def test_the_choice_is_said_and_stored(work_here, capsys) -> None:
 
 HOLES = """
 import sys, torch
-from pobench.memory import _resident, keep_large_tensors_apart
+from pobench.training.memory import _resident, keep_large_tensors_apart
 if sys.argv[1] == "apart":
     keep_large_tensors_apart()
 del (large := [torch.ones(30 * 2**18)])[:]  # 30 MiB freed: glibc would take what is smaller from its heap henceforth
@@ -195,7 +195,7 @@ def test_freed_tensors_between_kept_ones_go_back_to_the_system() -> None:
 
 KERNELS = """
 import sys, torch
-from pobench.memory import _resident, keep_few_kernels
+from pobench.training.memory import _resident, keep_few_kernels
 if sys.argv[1] == "few":
     keep_few_kernels()
 weight, x = torch.randn(512, 512).bfloat16(), torch.randn(900, 512).bfloat16()

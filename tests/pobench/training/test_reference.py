@@ -1,70 +1,241 @@
-"""One reference pass serves every loss, rate and seed; a cause of other sums is another cache."""
+"""One reference pass serves every loss, rate and seed, and is stored as whole files; a damaged one is never used."""
 
 from __future__ import annotations
 
-import pytest
+import json
+import math
+import random
+import shutil
+import time
+from pathlib import Path
 
+import pytest
+import torch
+
+from pobench.data.order import mismatch
+from pobench.errors import CorruptError, PobenchError
 from pobench.registry import losses
-from pobench.training.reference import ReferenceCache, sequence_key
+from pobench.training import reference as module
+from pobench.training.objectives import mismatched_groups
+from pobench.training.reference import (
+    MARKER,
+    ReferenceSums,
+    about_reference,
+    compute_reference,
+    old_caches,
+    reference_causes,
+    reference_folder,
+    sequence_keys,
+)
 from pobench.types import Group
 
+CAUSES = {"weights": "w"}
 
-def test_six_losses_two_rates_and_two_seeds_cause_exactly_one_pass(fit, pairs, monkeypatch) -> None:
-    computed = []
-    put = ReferenceCache.put
 
-    def counted(self, groups, totals):
-        computed.extend((g.prompt, r) for g in groups for r in g.responses)
-        return put(self, groups, totals)
+class Counting:
+    """Stands for a scorer: the sum of a response is made from its tokens, and what was asked for is kept."""
 
-    monkeypatch.setattr(ReferenceCache, "put", counted)
+    def __init__(self, scorer, *, dies_after: int | None = None, nan_from: int | None = None) -> None:
+        self.scorer, self.dies_after, self.nan_from = scorer, dies_after, nan_from
+        self.computed: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        inner = scorer.turns
+        scorer.turns = lambda groups: self._turns(inner, groups)
+
+    def _turns(self, inner, groups):
+        for number, turn in enumerate(inner(groups)):
+            if self.dies_after is not None and number >= self.dies_after:
+                raise KeyboardInterrupt
+            self.computed += [(groups[i].prompt, r) for i in turn.indices for r in groups[i].responses]
+            bad = self.nan_from is not None and number >= self.nan_from
+            yield turn._replace(sums=turn.sums * math.nan) if bad else turn
+
+
+@pytest.fixture
+def groups(pairs) -> list[Group]:
+    return [Group.of(p) for p in pairs]
+
+
+@pytest.fixture
+def counting(scorer_of, start_model):
+    return lambda **how: Counting(scorer_of(start_model, budget=32), **how)
+
+
+def test_six_losses_two_rates_and_two_seeds_read_exactly_one_pass(fit, pairs, counting, tmp_path) -> None:
     needing = [name for name in losses.names() if "reference" in losses.get(name).needs]
     assert len(needing) >= 6
-    kl_first = sorted(needing, key=lambda name: "kl" not in losses.get(name).needs)
-    for i, (loss, lr, seed) in enumerate((n, lr, s) for n in kl_first for lr in (1e-4, 1e-3) for s in (1, 2)):
-        fit(pairs, loss, folder=f"run{i}", lr=lr, seed=seed)
-    responses = {(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)}
-    borrowed = len(pairs)  # KTO's mismatched (prompt, response), one a pair
-    assert len(computed) == len(set(computed)) == len(responses) + borrowed
+    pass_ = counting()
+    groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
+    folder = tmp_path / "reference"
+    for i, (loss, lr, seed) in enumerate((n, lr, s) for n in needing for lr in (1e-4, 1e-3) for s in (1, 2)):
+        compute_reference(folder, groups, pass_.scorer, CAUSES)
+        fit(pairs, loss, folder=f"run{i}", lr=lr, seed=seed, reference=ReferenceSums.load(folder))
+    responses = {(g.prompt, r) for g in groups for r in g.responses}
+    assert len(pass_.computed) == len(set(pass_.computed)) == len(responses) == 3 * len(pairs)
 
 
-def test_what_is_cached_is_what_was_computed(tmp_path) -> None:
-    cache = ReferenceCache(tmp_path, "w", "fp32")
-    groups = [Group((1, 2), ((3,), (4, 5))), Group((1, 2, 3), ((4, 5),))]
+def test_what_is_stored_is_what_was_computed_to_the_bit(groups, counting, tmp_path) -> None:
+    scorer = counting().scorer
+    done: list[int] = []
+    assert compute_reference(tmp_path / "r", groups, scorer, CAUSES, done.append) == 2 * len(groups)
+    assert sum(done) == 2 * len(groups)
+    stored = ReferenceSums.load(tmp_path / "r")
+    assert torch.equal(stored.of(groups), scorer.sums(groups)) and stored.of(groups).dtype == torch.float64
+    assert torch.equal(stored.of(groups[3:5]), stored.of(groups)[6:10])
+    assert stored.arithmetic == scorer.arithmetic == "no shared_prefix" and stored.responses == 2 * len(groups)
+    assert about_reference(tmp_path / "r")["causes"] == CAUSES
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {MARKER, about_reference(tmp_path / "r")["file"]}
+    assert compute_reference(tmp_path / "r", groups, scorer, CAUSES) == 0
+    assert torch.equal(ReferenceSums.of_groups(groups, scorer).of(groups), stored.of(groups))
 
-    def fill(lacking):
-        for i, g in enumerate(lacking):
-            yield [i], [-float(sum(g.prompt) * 100 + sum(r)) for r in g.responses]
 
-    assert cache.fill(groups, fill) == 3
-    assert cache.get(groups).tolist() == [-303.0, -309.0, -609.0]
-    assert ReferenceCache(tmp_path, "w", "fp32").fill(groups, fill) == 0
-    assert ReferenceCache(tmp_path, "w", "bf16").fill(groups, fill) == 3
-    assert ReferenceCache(tmp_path, "other weights", "fp32").fill(groups, fill) == 3
+def test_a_response_that_is_there_twice_is_computed_once(counting, tmp_path) -> None:
+    pass_ = counting()
+    twice = [Group((1, 2), ((3, 4), (3, 4), (5,)))]
+    assert compute_reference(tmp_path / "r", twice, pass_.scorer, CAUSES) == len(pass_.computed) == 2
+    first, second, _ = ReferenceSums.load(tmp_path / "r").of(twice).tolist()
+    assert first == second
 
 
 def test_the_border_between_prompt_and_response_is_part_of_the_key() -> None:
-    assert sequence_key((1, 2), (3,)) != sequence_key((1,), (2, 3))
+    keys = {sequence_keys(Group(p, (r,)))[0] for p, r in (((1, 2), (3,)), ((1,), (2, 3)), ((1, 2), (3, 0)))}
+    assert len(keys) == 3
+    assert sequence_keys(Group((1, 2), ((4,), (3,))))[1] in keys
 
 
-def test_a_killed_pass_keeps_what_it_had(tmp_path) -> None:
-    groups = [Group((i,), ((1,), (2,))) for i in range(1, 6)]
+def test_every_cause_of_other_sums_names_another_folder(groups, tmp_path) -> None:
+    names = {
+        reference_folder(tmp_path, reference_causes(g, weights, arithmetic)).name
+        for g, weights, arithmetic in (
+            (groups, "w", "fp32"),
+            (groups, "w", "bf16"),
+            (groups, "other", "fp32"),
+            (groups[1:], "w", "fp32"),
+        )
+    }
+    assert len(names) == 4 and all(len(n) == 12 for n in names)
+    shuffled = random.Random(0).sample(groups, len(groups))
+    assert reference_folder(tmp_path, reference_causes(shuffled, "w", "fp32")).name in names
 
-    def dies(lacking):
-        yield [0], [-1.0, -2.0]
-        raise KeyboardInterrupt
 
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_a_killed_pass_goes_on_with_what_is_missing(groups, counting, tmp_path, monkeypatch, seconds) -> None:
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_PARTS", seconds)
+    killed = counting(dies_after=3)
     with pytest.raises(KeyboardInterrupt):
-        ReferenceCache(tmp_path, "w", "fp32").fill(groups, dies)
-    again = ReferenceCache(tmp_path, "w", "fp32")
-    assert again.fill(groups, lambda lacking: (([i], [-3.0, -3.0]) for i in range(len(lacking)))) == 8
-    assert again.get(groups[:1]).tolist() == [-1.0, -2.0]
+        compute_reference(tmp_path / "r", groups, killed.scorer, CAUSES)
+    assert about_reference(tmp_path / "r") is None and killed.computed
+    with pytest.raises(PobenchError, match="no finished reference sums"):
+        ReferenceSums.load(tmp_path / "r")
+    again = counting()
+    assert compute_reference(tmp_path / "r", groups, again.scorer, CAUSES) == len(again.computed)
+    assert not set(killed.computed) & set(again.computed)
+    assert len(killed.computed) + len(again.computed) == 2 * len(groups)
+    assert not list((tmp_path / "r").glob("part-*"))
 
 
-def test_a_sum_that_is_no_number_is_never_cached(tmp_path) -> None:
-    cache = ReferenceCache(tmp_path, "w", "fp32")
-    with pytest.raises(ValueError, match="not finite"):
-        cache.put([Group((1,), ((2,),))], [float("nan")])
-    assert cache.missing([Group((1,), ((2,),))])
-    with pytest.raises(KeyError):
-        cache.get([Group((1,), ((2,),))])
+def test_a_part_with_other_bytes_is_computed_anew(groups, counting, tmp_path) -> None:
+    killed = counting(dies_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        compute_reference(tmp_path / "r", groups, killed.scorer, CAUSES)
+    (part,) = (tmp_path / "r").glob("part-*")
+    part.write_bytes(part.read_bytes()[:-1] + b"\x00")
+    assert compute_reference(tmp_path / "r", groups, counting().scorer, CAUSES) == 2 * len(groups)
+
+
+def test_a_sum_that_is_no_number_is_never_stored(groups, counting, tmp_path) -> None:
+    broken = counting(nan_from=2)
+    with pytest.raises(ValueError, match=r"gives \d+ log-probabilities that are not finite"):
+        compute_reference(tmp_path / "r", groups, broken.scorer, CAUSES)
+    assert about_reference(tmp_path / "r") is None
+    again = counting()
+    compute_reference(tmp_path / "r", groups, again.scorer, CAUSES)
+    assert 0 < len(again.computed) < 2 * len(groups)  # what was finite was kept
+    assert ReferenceSums.load(tmp_path / "r").of(groups).isfinite().all()
+
+
+def test_a_damaged_file_is_named_and_refused(groups, counting, tmp_path) -> None:
+    scorer = counting().scorer
+    compute_reference(tmp_path / "r", groups, scorer, CAUSES)
+    sums = tmp_path / "r" / about_reference(tmp_path / "r")["file"]
+    for damaged, how in (
+        (sums, lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+        (sums, lambda data: data[: len(data) // 2]),
+        (tmp_path / "r" / MARKER, lambda data: data[:10]),
+        (tmp_path / "r" / MARKER, lambda data: b"[]"),
+    ):
+        whole = damaged.read_bytes()
+        damaged.write_bytes(how(whole))
+        for use in (ReferenceSums.load, lambda folder: compute_reference(folder, groups, scorer, CAUSES)):
+            with pytest.raises(CorruptError, match=damaged.name) as caught:
+                use(tmp_path / "r")
+            assert caught.value.path == damaged
+        damaged.write_bytes(whole)
+    sums.unlink()
+    with pytest.raises(CorruptError, match="is gone"):
+        ReferenceSums.load(tmp_path / "r")
+
+
+def test_what_is_missing_is_told(groups, counting, tmp_path) -> None:
+    scorer = counting().scorer
+    compute_reference(tmp_path / "r", groups[:4], scorer, CAUSES)
+    sums = ReferenceSums.load(tmp_path / "r")
+    with pytest.raises(PobenchError, match=r"4 of 8 responses have no reference sum among the 8 .* group 3 of 4"):
+        sums.of(groups[2:6])
+    with pytest.raises(PobenchError, match="have no reference sum"):
+        compute_reference(tmp_path / "r", groups, scorer, CAUSES)
+    with pytest.raises(PobenchError, match="of other causes"):
+        compute_reference(tmp_path / "r", groups[:4], scorer, {"weights": "others"})
+
+
+def test_several_folders_are_read_as_one_but_not_of_different_arithmetic(groups, counting, tmp_path) -> None:
+    scorer = counting().scorer
+    for name, part in (("a", groups[:4]), ("b", groups[4:])):
+        compute_reference(tmp_path / name, part, scorer, CAUSES)
+    both = ReferenceSums.load(tmp_path / "a", tmp_path / "b")
+    assert both.responses == 2 * len(groups) and both.of(groups).isfinite().all()
+    about = json.loads((tmp_path / "b" / MARKER).read_text())
+    (tmp_path / "b" / MARKER).write_text(json.dumps({**about, "arithmetic": "bf16"}))
+    with pytest.raises(
+        PobenchError, match=r"one arithmetic are needed; the folders hold \['bf16', 'no shared_prefix'\]"
+    ):
+        ReferenceSums.load(tmp_path / "a", tmp_path / "b")
+
+
+def test_two_jobs_may_make_the_same_pass_at_once(groups, counting, tmp_path) -> None:
+    """The second looks before the first has finished, and finishes after it; its sums differ in a last digit."""
+    first, second = counting().scorer, counting()
+    inner = second.scorer.turns
+
+    def turns(lacking):
+        compute_reference(tmp_path / "r", groups, first, CAUSES)
+        yield from (turn._replace(sums=turn.sums * (1 + 2**-40)) for turn in inner(lacking))
+
+    second.scorer.turns = turns
+    assert compute_reference(tmp_path / "r", groups, second.scorer, CAUSES) == 2 * len(groups)
+    assert torch.allclose(ReferenceSums.load(tmp_path / "r").of(groups), first.sums(groups), rtol=1e-9)
+    assert not list((tmp_path / "r").glob("*.partial"))
+
+
+def test_an_old_cache_is_named_and_not_read(groups, counting, tmp_path) -> None:
+    (tmp_path / "0123456789abcdef.sqlite").write_bytes(b"SQLite format 3\x00")
+    folder = reference_folder(tmp_path, CAUSES)
+    assert compute_reference(folder, groups, counting().scorer, CAUSES) == 2 * len(groups)
+    assert old_caches(tmp_path) == ["0123456789abcdef.sqlite"] and old_caches(tmp_path / "none") == []
+
+
+@pytest.mark.slow
+def test_the_sums_of_60_000_pairs_are_found_in_seconds(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    tokens = [draw.randrange(50_000) for _ in range(2_000)]
+
+    def some(n: int) -> tuple[int, ...]:
+        at = draw.randrange(len(tokens) - n)
+        return tuple(tokens[at : at + n])
+
+    groups = [Group((i, *some(150)), (some(300), some(300))) for i in range(60_000)]
+    totals = {key: -float(i) for i, group in enumerate(groups) for key in sequence_keys(group)}
+    module._finish(tmp_path / "r", totals, CAUSES, "fp32")
+    started = time.process_time()
+    assert len(ReferenceSums.load(tmp_path / "r").of(groups)) == 120_000
+    assert time.process_time() - started < 20
+    shutil.rmtree(tmp_path / "r")
