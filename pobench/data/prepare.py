@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pobench.data.audit import Audit
-from pobench.data.chat import Renderer, tokenizer_of
+from pobench.data.chat import Chat
 from pobench.data.order import bias_labels, data_digest, decided_by_length, split_by_prompt, subset, text_key
 from pobench.data.prompts import eval_prompts
+from pobench.data.rows import Found
 from pobench.data.shapes import load_preferences
-from pobench.data.tokens import tokenize
+from pobench.data.tokens import Inspected, inspected, tokenize
 from pobench.errors import PobenchError, or_fault
 from pobench.files import whole
 from pobench.settings.job import Job
@@ -29,13 +30,15 @@ from pobench.types import TokenPair
 
 @dataclass(frozen=True)
 class Prepared:
-    """Token pairs ready for training and evaluation. audit: fault, count, rows. digest: hex sha256 over all token ids."""
+    """Token pairs ready for training and evaluation. audit: fault, count, rows. digest: hex sha256 over all token ids.
+    rendering: `Chat.digest` of what made ids of text."""
 
     train: list[TokenPair]
     heldout: list[TokenPair]
     audit: pd.DataFrame
     digest: str
     summary: str = ""
+    rendering: str = ""
 
     def text(self) -> str:
         """For the terminal: what was read, and what was left out."""
@@ -54,9 +57,8 @@ class Prepared:
                 ]
                 pd.DataFrame(rows).to_parquet(partial / f"{name}.parquet", index=False)
             (partial / "audit.json").write_text(self.audit.to_json(orient="records", indent=1))
-            (partial / "data.json").write_text(
-                json.dumps({"digest": self.digest, "train": len(self.train), "heldout": len(self.heldout)})
-            )
+            about = {"digest": self.digest, "train": len(self.train), "heldout": len(self.heldout)}
+            (partial / "data.json").write_text(json.dumps({**about, "rendering": self.rendering}))
 
     @classmethod
     def load(cls, folder: Path) -> Prepared:
@@ -69,24 +71,32 @@ class Prepared:
             for name, frame in frames.items()
         }
         audit = pd.DataFrame(json.loads((folder / "audit.json").read_text()))
-        return cls(pairs["train"], pairs["heldout"], audit, json.loads((folder / "data.json").read_text())["digest"])
+        about = json.loads((folder / "data.json").read_text())
+        return cls(pairs["train"], pairs["heldout"], audit, about["digest"], rendering=about.get("rendering", ""))
 
 
 class _Read(NamedTuple):
     pairs: list[TokenPair]
     audit: Audit
-    renderer: Renderer
-    prompts: dict[str, str]  # a pair's id -> its prompt's `text_key`
+    chat: Chat
+    found: Found
 
 
-def read_pairs(
-    job: Job, source: str | None = None, split: str | None = None
-) -> tuple[list[TokenPair], Audit, Renderer]:
-    """All token pairs of one source (default: the job's), with their audit and the renderer that made them.
+def read_pairs(job: Job, source: str | None = None, split: str | None = None) -> tuple[list[TokenPair], Audit, Chat]:
+    """All token pairs of one source (default: the job's), with their audit and the chat that made them.
 
     Raises PobenchError for whatever is wrong with the source, or with its rows under `data.on_bad_row: stop`.
     """
     return _read(job, source, split)[:3]
+
+
+def inspect_pairs(job: Job, rows: int | None = None) -> list[Inspected]:
+    """The first `rows` token pairs of the job's data (None: all), each beside what generation asks with.
+
+    Raises PobenchError as `read_pairs` does.
+    """
+    pairs, _, chat, found = _read(job, None, None)
+    return inspected(pairs[:rows], found.preferences, chat, count_header=job.data.count_header)
 
 
 def _model(job: Job) -> Path:
@@ -129,18 +139,23 @@ def source_faults(job: Job, stages: Sequence[str]) -> list[str]:
 
 def _read(job: Job, source: str | None, split: str | None) -> _Read:
     model, data = job.model, job.data
-    renderer = Renderer(tokenizer_of(_model(job), model))
+    chat = Chat.of(_model(job), model)
     found = load_preferences(_rows(job, source, split))
     pairs, audit = tokenize(
         found,
-        renderer,
+        chat,
         max_length=data.max_length,
         max_prompt_length=data.max_prompt_length,
         truncation=data.truncation,
         count_header=data.count_header,
         on_bad_row=data.on_bad_row,
     )
-    return _Read(pairs, audit, renderer, {p.id: text_key(p.prompt) for p in found.preferences})
+    return _Read(pairs, audit, chat, found)
+
+
+def _text_keys(found: Found) -> dict[str, str]:
+    """A pair's id -> its prompt's `text_key`."""
+    return {p.id: text_key(p.prompt) for p in found.preferences}
 
 
 def prepare(job: Job) -> Prepared:
@@ -156,11 +171,13 @@ def prepare(job: Job) -> Prepared:
     heldout = read(data.held_out or data.source, data.held_out_split or data.split) if own_heldout else None
     if faults or got is None:
         raise PobenchError("\n".join(faults))
-    pairs, audit, _, prompts = got
+    pairs, audit, chat, found = got
+    prompts = _text_keys(found)
     frames = [audit.frame()]
     summary = [audit.text()]
     if heldout is not None:
-        held, held_audit, _, held_prompts = heldout
+        held, held_audit, _, held_found = heldout
+        held_prompts = _text_keys(held_found)
         frames.append(held_audit.frame().assign(fault=lambda f: "held out: " + f.fault))
         summary.append(held_audit.text())
         seen = {held_prompts[p.id] for p in held}
@@ -200,4 +217,5 @@ def prepare(job: Job) -> Prepared:
             ]
         )
     )
-    return Prepared(pairs, held, pd.concat(frames, ignore_index=True), data_digest([*pairs, *held]), "\n".join(summary))
+    audit_frame = pd.concat(frames, ignore_index=True)
+    return Prepared(pairs, held, audit_frame, data_digest([*pairs, *held]), "\n".join(summary), chat.digest)

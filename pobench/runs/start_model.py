@@ -70,7 +70,8 @@ def stage_folder(job: Job, *, remember: bool = True) -> RunFolder:
     with demonstration_rows(config).open("rb") as file:
         rows = hashlib.file_digest(file, "sha256").hexdigest()
     settings = config.model_dump(mode="json", exclude={"source", "split", "revision", "on_bad_row"})
-    model = job.model.model_dump(mode="json", include={"attention", "chat_template", "system_message"})
+    rendering = {"chat_template", "system_message", "template_arguments"}
+    model = job.model.model_dump(mode="json", include=rendering | {"attention"})
     causes = {
         "weights": weights_digest(base_model(job), remember=remember),
         "rows": rows,

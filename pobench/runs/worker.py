@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 import transformers
 
-from pobench.data.chat import tokenizer_of
+from pobench.data.chat import Chat, tokenizer_of
 from pobench.data.order import data_order, mismatch
 from pobench.data.prepare import Prepared
 from pobench.data.prompts import eval_prompts
@@ -35,7 +35,7 @@ from pobench.judging.pairwise import Comparison, Longer, judge_many
 from pobench.model import adapters
 from pobench.model.cpu.attention import use_flex
 from pobench.model.device import bf16_pays, environment, make_accelerator
-from pobench.model.generate import Decoding, generate
+from pobench.model.generate import Decoding, generate, in_precision
 from pobench.model.load import attention_of, load_base
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import Scorer, arithmetic, scorer_for
@@ -265,13 +265,14 @@ class _Worker:
         model, adapted = self.final_model()
         if "heldout" in stages and not folder.has("heldout.parquet"):
             folder.write_frame("heldout", self.heldout(model, adapted))
-        if "answers" in stages and not folder.has("answers.parquet") and self.job.answers.source:
-            folder.write_frame("answers", self.answers(self._one_product(model, adapted)))
         if "norms" in stages and not folder.has("norms.parquet"):
             pairs = self.prepared.heldout
             with progress(f"{self.task.title}: gradients", min(len(pairs), MOST_PAIRS), "pairs") as advance:
                 norms = gradient_norms(self._one_product(model, adapted), pairs, self.job.train.head_tile, advance)
             folder.write_frame("norms", norms)
+        if "answers" in stages and not folder.has("answers.parquet") and self.job.answers.source:
+            # last: the model is cast in place to the precision that it speaks
+            folder.write_frame("answers", self.answers(self._one_product(model, adapted)))
 
     def final_model(self) -> tuple[Any, Any]:
         """The model that this run ends with, on its device, and the adapter that it is stored as, or None."""
@@ -329,7 +330,7 @@ class _Worker:
 
     def answers(self, model: Any) -> pd.DataFrame:
         config = self.job.answers
-        tokenizer = tokenizer_of(self.start_path, self.job.model)
+        chat = Chat.of(self.start_path, self.job.model)
         rows = eval_prompts(config)
         drawn = config.model_dump(include={f.name for f in fields(Decoding)}) | {"precision": self._precision(model)}
         decoding = Decoding(**drawn)
@@ -339,8 +340,8 @@ class _Worker:
         ):
             answers = generate(
                 speaker,
-                tokenizer,
-                [row["messages"] for row in rows],
+                chat,
+                [chat.prompt_ids(row["messages"]) for row in rows],
                 decoding,
                 batch_size=batch_size,
                 progress=lambda done, total: advance(done=done),
@@ -406,7 +407,8 @@ class _Worker:
 
         def load() -> tuple[Any, Any, str]:
             model = self._one_product(*self.final_model())
-            return model, tokenizer_of(self.start_path, self.job.model), self._precision(model)
+            precision = self._precision(model)
+            return in_precision(model, precision), Chat.of(self.start_path, self.job.model), precision
 
         speaker = Speaker(self.task.run, load, self.job.answers.batch_size, _say)
         failed = []

@@ -35,6 +35,7 @@ RUNTIME = {
 # Absent from the identity while they are this: runs that were stored before these existed keep their folders.
 LATER: dict[tuple[str, str], Any] = {
     ("model", "system_message"): None,
+    ("model", "template_arguments"): {},
     ("train", "adapter"): None,
     ("train", "compile"): False,
     ("sft", "compile"): False,

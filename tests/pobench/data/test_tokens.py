@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pobench.cli.show_pairs import pieces, render_audit, render_inspection
 from pobench.data.audit import Audit
-from pobench.data.chat import Renderer, with_system
+from pobench.data.chat import Chat, with_system
 from pobench.data.order import bias_labels, data_digest, data_order, mismatch, split_by_prompt, subset, text_key
 from pobench.data.rows import Message, Preference
 from pobench.data.shapes import load_preferences, recognise
@@ -149,7 +149,7 @@ ANSWER = st.text(st.characters(codec="utf-8", exclude_characters="<>|/"), min_si
 @settings(max_examples=120, deadline=None)
 def test_prompt_and_responses_say_what_the_text_says(name: str, prompt: str, first: str, second: str) -> None:
     tokenizer = family(name)
-    renderer = Renderer(tokenizer)
+    renderer = Chat(tokenizer)
     asked = (Message("user", prompt),)
     chosen, rejected = f"{first} a", f"{second} b"
     (pair,), _ = tokenize([Preference("p", asked, chosen, rejected, 1)], renderer)
@@ -166,11 +166,11 @@ def test_both_answers_keep_the_words_they_begin_with_alike(any_tokenizer: Any) -
     pair = one_pair(any_tokenizer, "Sure, here is one.", "Sure, here is two.")
     for response in (pair.chosen, pair.rejected):
         assert decoded(any_tokenizer, response).strip().startswith("Sure, here is")
-    assert pair.prompt == Renderer(any_tokenizer).prompt_ids([Message("user", "Why is the sky blue?")])
+    assert pair.prompt == Chat(any_tokenizer).prompt_ids([Message("user", "Why is the sky blue?")])
 
 
 def test_there_is_one_beginning_of_text_token_and_one_end_of_turn(any_tokenizer: Any) -> None:
-    renderer = Renderer(any_tokenizer)
+    renderer = Chat(any_tokenizer)
     pair = one_pair(any_tokenizer, "Air scatters.", "It is not.")
     if renderer.bos is not None:
         assert pair.prompt[0] == renderer.bos and pair.prompt[1] != renderer.bos
@@ -180,7 +180,7 @@ def test_there_is_one_beginning_of_text_token_and_one_end_of_turn(any_tokenizer:
 
 
 def test_what_the_template_writes_behind_the_end_of_turn_is_taken_off(chatml: Any) -> None:
-    assert Renderer(chatml).after == "\n"
+    assert Chat(chatml).after == "\n"
     assert decoded(chatml, one_pair(chatml, "Yes.", "No.").chosen) == "Yes.<|im_end|>"
     gemma = family("gemma, another end of turn than end of text")
     assert decoded(gemma, one_pair(gemma, "Yes.", "No.").chosen) == "Yes.</turn>"  # not <eos>
@@ -210,15 +210,13 @@ def test_count_header_moves_the_header_into_the_response(llama: Any) -> None:
 def test_a_system_message_is_put_where_there_is_none(llama: Any, message: str) -> None:
     template = with_system(llama.chat_template, message)
     put, own = (
-        Renderer(llama, t).prompt((*system, Message("user", "Q")))
+        Chat(llama, t).prompt((*system, Message("user", "Q")))
         for t, system in ((template, ()), (llama.chat_template, (Message("system", message),)))
     )
     assert put == own and with_system(template, None) == template
     theirs = (Message("system", "theirs"), Message("user", "Q"))
-    assert Renderer(llama, template).prompt(theirs) == Renderer(llama).prompt(theirs)
-    assert Renderer(llama, with_system(template, message)).prompt(theirs[1:]) == put, (
-        "once, however often it is asked for"
-    )
+    assert Chat(llama, template).prompt(theirs) == Chat(llama).prompt(theirs)
+    assert Chat(llama, with_system(template, message)).prompt(theirs[1:]) == put, "once, however often it is asked for"
 
 
 def test_several_turns_and_a_default_system_message_are_part_of_the_prompt(chatml: Any) -> None:
@@ -230,9 +228,9 @@ def test_several_turns_and_a_default_system_message_are_part_of_the_prompt(chatm
 
 def test_a_date_in_the_template_does_not_depend_on_the_day(chatml: Any) -> None:
     template = "{{ strftime_now('%d %b %Y') }}" + CHATML
-    renderer = Renderer(chatml, template)
+    renderer = Chat(chatml, template)
     assert renderer.prompt([Message("user", "Hi")]).startswith("26 Jul 2024<|im_start|>system")
-    assert Renderer(chatml, renderer.template).template == renderer.template
+    assert Chat(chatml, renderer.template).template == renderer.template
 
 
 # ---------------------------------------------------------------- templates that refuse or lose text
@@ -299,11 +297,11 @@ def test_a_tokenizer_without_any_end_of_turn_is_refused(chatml: Any) -> None:
     plain = build([], None, "e", "{{ messages[-1].content }}")
     plain.eos_token = None
     with pytest.raises(PobenchError, match="end-of-turn token"):
-        Renderer(plain)
+        Chat(plain)
     with pytest.raises(PobenchError, match="twice"):
-        Renderer(family("mistral, no header"), "{{ bos_token }}" + MISTRAL)
+        Chat(family("mistral, no header"), "{{ bos_token }}" + MISTRAL)
     with pytest.raises(PobenchError, match="cannot render"):
-        Renderer(chatml, "{{ raise_exception('never') }}")
+        Chat(chatml, "{{ raise_exception('never') }}")
 
 
 # ---------------------------------------------------------------- lengths
@@ -420,7 +418,7 @@ def test_inspection_shows_every_token_and_marks_the_special_ones(chatml: Any) ->
     assert f"chosen, {len(pair.chosen)} tokens" in text
     coloured = rendered(render_inspection([pair], chatml), force_terminal=True, color_system="standard")
     assert "\x1b[1;33m<|im_end|>" in coloured or "\x1b[1;4;33m<|im_end|>" in coloured
-    assert f"·{pair.rejected[-1]} " in rendered(render_inspection([pair], Renderer(chatml), ids=True))
+    assert f"·{pair.rejected[-1]} " in rendered(render_inspection([pair], Chat(chatml), ids=True))
 
 
 @given(text=ANSWER)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from pobench.data.chat import Renderer, tokenizer_of
+from pobench.data.chat import Chat, tokenizer_of
 from pobench.data.prepare import prepare
 from pobench.data.published import DATASETS, MODELS
 from pobench.data.rows import Message
@@ -75,7 +75,7 @@ def test_mistral_base_is_asked_with_the_empty_system_message_of_the_authors_prom
     tokenizer = tokenizer_of(Path(job.model.source), job.model)
     # SimPO repository, eval/alpacaeval2/templates/mistral_base.txt
     asked = "<|system|>\n</s>\n<|user|>\nQ</s>\n<|assistant|>\n"
-    assert Renderer(tokenizer).prompt((Message("user", "Q"),)) == asked
+    assert Chat(tokenizer).prompt((Message("user", "Q"),)) == asked
     chat = [{"role": "user", "content": "Q"}]  # as benchmarks and judges render it
     assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == asked
 
@@ -98,7 +98,7 @@ def test_mistral_base_is_asked_with_the_empty_system_message_of_the_authors_prom
 )
 def test_a_family_writes_its_own_turns_and_one_beginning_of_text(name, written) -> None:
     tokenizer = small_tokenizer(name)
-    renderer = Renderer(tokenizer)
+    renderer = Chat(tokenizer)
     asked = (Message("user", "Q"),)
     ((_, ids, _),) = renderer.pair_ids([(renderer.prompt(asked), renderer.conversation(asked, "A"), "x")])
     assert tokenizer.decode(ids) == written
