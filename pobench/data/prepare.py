@@ -96,7 +96,9 @@ def inspect_pairs(job: Job, rows: int | None = None) -> list[Inspected]:
     Raises PobenchError as `read_pairs` does.
     """
     pairs, _, chat, found = _read(job, None, None)
-    return inspected(pairs[:rows], found.preferences, chat, count_header=job.data.count_header)
+    data = job.data
+    cut_to = data.max_prompt_length if data.truncation == "cut" else None
+    return inspected(pairs[:rows], found.preferences, chat, count_header=data.count_header, cut_to=cut_to)
 
 
 def _model(job: Job) -> Path:

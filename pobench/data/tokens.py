@@ -92,7 +92,8 @@ def tokenize(
     audit = Audit.of(pairs, found, faults, notes)
     if not pairs:
         raise PobenchError(f"{found.source}: no pair is left\n{audit.text()}")
-    check_asked(inspected(pairs[:CHECKED], first, chat, count_header=count_header), chat)
+    cut_to = max_prompt_length if truncation == "cut" else None
+    check_asked(inspected(pairs[:CHECKED], first, chat, count_header=count_header, cut_to=cut_to), chat)
     return pairs, audit
 
 
@@ -219,17 +220,25 @@ class Inspected(NamedTuple):
 
 
 def inspected(
-    pairs: Sequence[TokenPair], preferences: Sequence[Preference], chat: Chat, *, count_header: bool = False
+    pairs: Sequence[TokenPair],
+    preferences: Sequence[Preference],
+    chat: Chat,
+    *,
+    count_header: bool = False,
+    cut_to: int | None = None,
 ) -> list[Inspected]:
-    """The pairs, each beside what `chat` asks with for its preference; `preferences` holds those of the pairs, by id."""
+    """The pairs, each beside what `chat` asks with for its preference; `preferences` holds those of the pairs, by id.
+
+    cut_to: `max_prompt_length` where longer prompts were cut to their end, else None.
+    """
     prompts = {preference.id: preference.prompt for preference in preferences}
     found = []
     for pair in pairs:
         asked = chat.prompt_ids(prompts[pair.id])
         border = shared_start(chat.prompt_ids(prompts[pair.id], ask=False), asked) if count_header else len(asked)
-        if (cut := border - len(pair.prompt)) > 0:
+        if cut_to is not None and border > cut_to:
             kept = _kept(chat)
-            asked = asked[:kept] + asked[kept + cut :]
+            asked = asked[:kept] + asked[kept + border - cut_to :]
         chosen, rejected = pair.prompt + pair.chosen, pair.prompt + pair.rejected
         at = len(asked)
         # Of two answers that do not begin alike, the one that is not asked so is shown.

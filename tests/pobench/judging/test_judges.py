@@ -238,7 +238,9 @@ def test_a_reward_is_the_models_own_number_whatever_the_batch(reward_folder) -> 
     assert many.rewards(answers) == pytest.approx(rewards, abs=1e-4)
     assert one.score({"id": "1", "prompt": "Say hello."}, "hello") == pytest.approx(rewards[0])
     chat = [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "hello"}]
-    ids = one.chat.tokenizer(one.chat.tokenizer.apply_chat_template(chat, tokenize=False), return_tensors="pt").input_ids
+    ids = one.chat.tokenizer(
+        one.chat.tokenizer.apply_chat_template(chat, tokenize=False), return_tensors="pt"
+    ).input_ids
     assert one.model(ids).logits.item() == pytest.approx(rewards[0], abs=1e-5)
 
 

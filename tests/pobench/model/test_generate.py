@@ -12,7 +12,16 @@ from small_chat_model import character_tokenizer, chat_model
 from pobench.data.chat import Chat
 from pobench.errors import PobenchError
 from pobench.model import generate as generation
-from pobench.model.generate import Decoding, cache_bytes, generate, generate_batches, in_precision, pick, row_bytes, stop_tokens
+from pobench.model.generate import (
+    Decoding,
+    cache_bytes,
+    generate,
+    generate_batches,
+    in_precision,
+    pick,
+    row_bytes,
+    stop_tokens,
+)
 from pobench.model.load import load_model
 
 
