@@ -348,7 +348,7 @@ def test_a_template_that_renders_otherwise_each_time_is_named_with_the_first_pla
     pairs, _ = tokenize(rows, chatml)
     restless = Chat(chatml)
     restless.template = "Now. " + restless.template
-    with pytest.raises(PobenchError, match=r"pair 'p1': .* at token 0 of \d+ training has .*model\.chat_template"):
+    with pytest.raises(PobenchError, match=r"pair 'p1': .* at token 1 of \d+ training has .*model\.chat_template"):
         check_asked(inspected(pairs, rows, restless), restless)
 
 
