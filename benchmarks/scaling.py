@@ -22,7 +22,7 @@ from typing import Any
 
 import peers
 
-from pobench.data.chat import Renderer, tokenizer_of
+from pobench.data.chat import Chat
 from pobench.data.prepare import read_pairs
 from pobench.data.rows import Preference
 from pobench.data.shapes import load_preferences
@@ -130,7 +130,7 @@ def fitting(job: Job) -> list[Preference]:
     half = job.data.max_length // 2
     pairs, _ = tokenize(
         found,
-        Renderer(tokenizer_of(Path(peers.model_folder(job)), job.model)),
+        Chat.of(Path(peers.model_folder(job)), job.model),
         max_length=job.data.max_length,
         max_prompt_length=min(half, job.data.max_prompt_length),
         on_bad_row="drop",

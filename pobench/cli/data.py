@@ -60,20 +60,81 @@ def audit(
 
 @data_app.command()
 def inspect(
-    file: Annotated[str, typer.Argument(help="A file, `builtin:…` or a hub name.")],
-    rows: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 3,
+    file: Annotated[
+        str | None, typer.Argument(help="A file, `builtin:…` or a hub name; default: the setting's own data.")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="How many pairs; default: 3, with --json or --rehearse all.")
+    ] = None,
     ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
-    setting: SettingName = "smollm2",
+    setting: Annotated[
+        str | None,
+        typer.Option(help="A shipped setting or a YAML path; default: smollm2, with --rehearse every shipped one."),
+    ] = None,
     model: ModelName = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Offline: a stand-in tokenizer, and rows like the real ones.")
+    ] = False,
     sets: Sets = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Token ids for machines: id, prompt, chosen, rejected, asked, counted_from.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what the model will see: tokens, the cut between prompt and response, both responses in colour."""
-    from pobench.cli.show_pairs import render_inspection
-    from pobench.data.prepare import read_pairs
+    """Show what the model will see: tokens, the cut between prompt and response, both responses in colour.
 
-    pairs, _, renderer = read_pairs(_job(setting, file, model, [*(sets or []), "data.on_bad_row=drop"]))
-    out.print(render_inspection(pairs, renderer, rows=rows, ids=ids))
+    With --rehearse: whether each shipped setting trains behind the tokens that it asks with.
+    """
+    from pobench.cli.show_pairs import render_inspection
+    from pobench.data.prepare import inspect_pairs, read_pairs
+
+    sets = [*(sets or []), "data.on_bad_row=drop"]
+    if rehearse:
+        _inspect_rehearsed(setting, file, model, sets, rows, as_json)
+    elif as_json:
+        _print_rows([row._asdict() for row in inspect_pairs(_job(setting or "smollm2", file, model, sets), rows)])
+    else:
+        pairs, _, chat = read_pairs(_job(setting or "smollm2", file, model, sets))
+        out.print(render_inspection(pairs, chat, rows=rows or 3, ids=ids))
+
+
+def _inspect_rehearsed(
+    setting: str | None, file: str | None, model: str | None, sets: list[str], rows: int | None, as_json: bool
+) -> None:
+    """One setting or all that ship, each over its stand-ins. Raises PobenchError that names those that train behind other
+    tokens than they ask with."""
+    from pobench.data.prepare import inspect_pairs
+    from pobench.runs.rehearsal import rehearse
+    from pobench.settings.read import list_settings
+
+    faults: list[str] = []
+    found: list[dict[str, Any]] = []
+    for name in [setting] if setting else list_settings():
+
+        def inspected(name: str = name) -> Any:
+            return inspect_pairs(rehearse([_job(name, file, model, sets)])[0], rows)
+
+        pairs = or_fault(faults, inspected)
+        if pairs is None:
+            faults[-1] = f"{name}: {faults[-1]}"
+            continue
+        different = [pair.id for pair in pairs if pair.prompt != pair.asked]
+        if different:
+            faults.append(
+                f"{name}: {len(different)} pairs are trained behind other tokens than asked, {different[0]} first"
+            )
+        found += [{"setting": name, **pair._asdict()} if setting is None else pair._asdict() for pair in pairs]
+        if not as_json:
+            tokens = sum(len(pair.prompt) for pair in pairs)
+            out.print(f"{name:<24}{len(pairs):>4} pairs, {tokens:>6} prompt tokens, as asked", highlight=False)
+    _refuse(faults)
+    if as_json:
+        _print_rows(found)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    """A JSON list, a row a line."""
+    print("[" + ",\n".join(json.dumps(row) for row in rows) + "]")
 
 
 @data_app.command()

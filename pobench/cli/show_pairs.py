@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pobench.data.audit import Audit
-from pobench.data.chat import Renderer
+from pobench.data.chat import Chat
 from pobench.types import TokenPair
 
 CUT = "▌"
@@ -30,9 +30,9 @@ def render_inspection(
 ) -> RenderableType:
     """The first `rows` pairs, token by token, neighbouring tokens told apart by an underline.
 
-    tokenizer: a transformers tokenizer, or the `Renderer` around one. ids: show each token's id behind it.
+    tokenizer: of transformers, or a `Chat` around one. ids: show each token's id behind it.
     """
-    tokenizer = tokenizer.tokenizer if isinstance(tokenizer, Renderer) else tokenizer
+    tokenizer = tokenizer.tokenizer if isinstance(tokenizer, Chat) else tokenizer
     shown = list(pairs[: max(rows, 0)])
     parts: list[RenderableType] = [_legend()]
     for number, pair in enumerate(shown, start=1):

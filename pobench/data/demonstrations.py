@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from jinja2 import TemplateError
 
-from pobench.data.chat import Renderer
-from pobench.data.rows import Fault, Message, refuse, shared_start
+from pobench.data.chat import CHECKED, Chat
+from pobench.data.rows import Fault, Message, refuse
 from pobench.errors import PobenchError
 from pobench.files import whole
 from pobench.types import Group
@@ -69,11 +69,15 @@ def _in_twos(flat: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple((int(a), int(b)) for a, b in zip(flat[::2], flat[1::2], strict=True))
 
 
-class _Text(NamedTuple):
-    """A rendered conversation up to the end of its last learnt turn, and for each such turn the text it follows."""
+class _Rendered(NamedTuple):
+    """A conversation as text. turns: of each of the assistant's turns what is asked, and the text behind that with the turn
+    at its end. prompts: the messages that each turn follows. whole: the text of all turns, where what each is asked is a
+    beginning of it; else None."""
 
-    whole: str
-    asked: tuple[str, ...]
+    number: int
+    turns: tuple[tuple[str, str], ...]
+    prompts: list[list[Message]]
+    whole: str | None
 
 
 def tokenise(
@@ -87,27 +91,34 @@ def tokenise(
     """Rows as one Group a conversation, cut behind the last assistant turn that ends within `max_length` tokens.
 
     rows: numbered; `{"messages": […]}`, or `{"prompt": text or messages, "response": text}`. on_bad_row: "stop" raises
-    one PobenchError that lists every bad row, "drop" counts them. Raises PobenchError where no turn is left.
+    one PobenchError that lists every bad row, "drop" counts them. A turn is learnt behind the ids that generation asks with.
+    Raises PobenchError where no turn is left.
     """
-    renderer = tokenizer if isinstance(tokenizer, Renderer) else Renderer(tokenizer)
+    chat = tokenizer if isinstance(tokenizer, Chat) else Chat(tokenizer)
     faults: list[Fault] = []
     groups: list[Group] = []
     turns = over_long = 0
     remaining = iter(rows)
     while chunk := list(islice(remaining, 1024)):
-        texts: list[_Text] = []
+        rendered: list[_Rendered] = []
         for number, row in chunk:
-            made = _texts(renderer, number, row)
+            made = _rendered(chat, number, row)
             if isinstance(made, Fault):
                 faults.append(made)
             else:
-                texts += made
-        for prompt_ids, ids in _ids(renderer, texts):
-            spans = _spans(prompt_ids, ids, renderer.end)
-            fitting = [s for s in spans if s[1] <= max_length]
-            turns, over_long = turns + len(fitting), over_long + len(spans) - len(fitting)
+                rendered.append(made)
+        for found in _sequences(chat, rendered):
+            if isinstance(found, Fault):
+                faults.append(found)
+                continue
+            if found.number <= rows[0][0] + CHECKED:
+                for prompt, (start, _) in zip(found.prompts, found.spans, strict=True):
+                    chat.check_asked(f"row {found.number}", chat.prompt_ids(prompt), found.ids[:start])
+            fitting = [s for s in found.spans if s[1] <= max_length]
+            turns, over_long = turns + len(fitting), over_long + len(found.spans) - len(fitting)
             if fitting:
-                groups.append(_group(ids, fitting))
+                groups.append(_group(found.ids, fitting))
+    faults.sort(key=lambda fault: fault.row)
     if on_bad_row == "stop":
         refuse(faults, source=source, rows=len(rows), option="sft.on_bad_row")
     if not groups:
@@ -119,7 +130,7 @@ def tokenise(
     return Demonstrations(groups, turns, over_long, len({f.row for f in faults}), [str(f) for f in faults[:5]])
 
 
-def _texts(renderer: Renderer, number: int, row: Any) -> list[_Text] | Fault:
+def _rendered(chat: Chat, number: int, row: Any) -> _Rendered | Fault:
     messages = row if isinstance(row, Fault) else _messages(number, row)
     if isinstance(messages, Fault):
         return messages
@@ -131,22 +142,31 @@ def _texts(renderer: Renderer, number: int, row: Any) -> list[_Text] | Fault:
     for i, message in enumerate(messages):
         if i in answers and not message.content.strip():
             return Fault(number, f"messages[{i}]", "an assistant turn is empty", "")
-        if found := renderer.special.search(message.content):
+        if found := chat.special.search(message.content):
             return Fault(
                 number, f"messages[{i}]", "holds a special token of the tokenizer as text", repr(found.group())
             )
+    turns = []
     try:
-        asked = [renderer.prompt(messages[:i]) for i in answers]
-        whole_text = renderer.conversation(messages[: answers[-1]], messages[answers[-1]].content)
-        if all(whole_text.startswith(text) for text in asked) and (len(asked) == 1 or not renderer.adds_end):
-            return [_Text(whole_text, tuple(asked))]
-        # The template writes earlier turns differently once more follow, or closes none of them: each on its own.
-        return [
-            _Text(renderer.conversation(messages[:i], messages[i].content), (text,))
-            for i, text in zip(answers, asked, strict=True)
-        ]
+        for i in answers:
+            prompt = chat.prompt(messages[:i])
+            text = chat.conversation(messages[:i], messages[i].content)
+            behind = chat.behind(prompt, text)
+            if behind is None:
+                return Fault(
+                    number,
+                    f"messages[{i}]",
+                    "the chat template writes the prompt differently once an answer follows",
+                    f"it asks with {prompt[-40:]!r}",
+                )
+            turns.append((prompt, behind))
     except (TemplateError, ValueError, TypeError) as error:  # what templates raise for roles they do not take
         return Fault(number, "messages", "the chat template refuses the conversation", str(error)[:120])
+    # The template may write earlier turns differently once more follow, or close none of them: then each on its own.
+    whole_text = turns[-1][1]
+    together = all(whole_text.startswith(prompt) for prompt, _ in turns) and not chat.adds_end
+    prompts = [messages[:i] for i in answers]
+    return _Rendered(number, tuple(turns), prompts, whole_text if together and len(turns) > 1 else None)
 
 
 def _messages(number: int, row: Any) -> list[Message] | Fault:
@@ -174,21 +194,50 @@ def _messages(number: int, row: Any) -> list[Message] | Fault:
     return messages
 
 
-def _ids(renderer: Renderer, texts: Sequence[_Text]) -> Iterator[tuple[list[tuple[int, ...]], tuple[int, ...]]]:
-    """For each text the ids of what its turns follow, and of the whole, closed by the end-of-turn token."""
-    end = (renderer.end,) if renderer.adds_end else ()
-    ids = iter(renderer.ids([t for text in texts for t in (*text.asked, text.whole)]))
-    for text in texts:
-        yield [next(ids) for _ in text.asked], next(ids) + end
+class _Sequence(NamedTuple):
+    """Token ids of one sequence, [start, stop) of each learnt turn in it, and the messages that each turn follows."""
+
+    number: int
+    ids: tuple[int, ...]
+    spans: list[tuple[int, int]]
+    prompts: list[list[Message]]
 
 
-def _spans(asked: Sequence[tuple[int, ...]], ids: tuple[int, ...], end: int) -> list[tuple[int, int]]:
-    """[start, stop) of each learnt turn in `ids`: from where the prompt's tokens end, up to the next end-of-turn token."""
-    spans = []
-    for prompt in asked:
-        start = shared_start(prompt, ids)
-        spans.append((start, ids.index(end, start) + 1))
-    return spans
+def _sequences(chat: Chat, rendered: Sequence[_Rendered]) -> Iterator[_Sequence | Fault]:
+    """One sequence a conversation where every turn begins behind the ids that it is asked with, else one a turn."""
+    whole = {r.number: r.whole for r in rendered if r.whole is not None}
+    ids = dict(zip(whole, chat.ids(list(whole.values())), strict=True))
+    prompts = list(dict.fromkeys(prompt for r in rendered if r.whole is not None for prompt, _ in r.turns))
+    of_prompt = dict(zip(prompts, chat.ids(prompts), strict=True))
+    together = {
+        r.number: _Sequence(
+            r.number, ids[r.number], _spans([of_prompt[p] for p, _ in r.turns], ids[r.number], chat.end), r.prompts
+        )
+        for r in rendered
+        if r.whole is not None and all(_begins(ids[r.number], of_prompt[p]) for p, _ in r.turns)
+    }
+    alone = [r for r in rendered if r.number not in together]
+    answered = iter(chat.answered([turn for r in alone for turn in r.turns]))
+    for r in rendered:
+        if r.number in together:
+            yield together[r.number]
+            continue
+        for prompt in r.prompts:
+            turn = next(answered)
+            if turn is None:
+                yield Fault(r.number, "messages", "no tokens spell the answer behind the prompt's own", "")
+            else:
+                start = len(turn.prompt)
+                yield _Sequence(r.number, turn.prompt + turn.answer, [(start, start + len(turn.answer))], [prompt])
+
+
+def _begins(ids: tuple[int, ...], prompt: tuple[int, ...]) -> bool:
+    return ids[: len(prompt)] == prompt
+
+
+def _spans(prompts: Sequence[tuple[int, ...]], ids: tuple[int, ...], end: int) -> list[tuple[int, int]]:
+    """[start, stop) of each learnt turn in `ids`: from where the prompt's ids end, up to the next end-of-turn token."""
+    return [(len(prompt), ids.index(end, len(prompt)) + 1) for prompt in prompts]
 
 
 def _group(ids: tuple[int, ...], spans: Sequence[tuple[int, int]]) -> Group:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pobench.data.audit import Audit
-from pobench.data.chat import Renderer, tokenizer_of
+from pobench.data.chat import Chat
 from pobench.data.order import bias_labels, decided_by_length, split_by_prompt, subset, text_key
 from pobench.data.prompts import eval_prompts
+from pobench.data.rows import Found
 from pobench.data.shapes import load_preferences
-from pobench.data.tokens import tokenize
+from pobench.data.tokens import Inspected, inspected, tokenize
 from pobench.errors import PobenchError, or_fault
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
@@ -42,18 +43,27 @@ class Prepared:
 class _Read(NamedTuple):
     pairs: list[TokenPair]
     audit: Audit
-    renderer: Renderer
-    prompts: dict[str, str]  # a pair's id -> its prompt's `text_key`
+    chat: Chat
+    found: Found
 
 
-def read_pairs(
-    job: Job, source: str | None = None, split: str | None = None
-) -> tuple[list[TokenPair], Audit, Renderer]:
-    """All token pairs of one source (default: the job's), with their audit and the renderer that made them.
+def read_pairs(job: Job, source: str | None = None, split: str | None = None) -> tuple[list[TokenPair], Audit, Chat]:
+    """All token pairs of one source (default: the job's), with their audit and the chat that made them.
 
     Raises PobenchError for whatever is wrong with the source, or with its rows under `data.on_bad_row: stop`.
     """
     return _read(job, source, split)[:3]
+
+
+def inspect_pairs(job: Job, rows: int | None = None) -> list[Inspected]:
+    """The first `rows` token pairs of the job's data (None: all), each beside what generation asks with.
+
+    Raises PobenchError as `read_pairs` does.
+    """
+    pairs, _, chat, found = _read(job, None, None)
+    data = job.data
+    cut_to = data.max_prompt_length if data.truncation == "cut" else None
+    return inspected(pairs[:rows], found.preferences, chat, count_header=data.count_header, cut_to=cut_to)
 
 
 def _model(job: Job) -> Path:
@@ -105,18 +115,23 @@ def source_faults(job: Job, stages: Sequence[str]) -> list[str]:
 
 def _read(job: Job, source: str | None, split: str | None) -> _Read:
     model, data = job.model, job.data
-    renderer = Renderer(tokenizer_of(_model(job), model))
+    chat = Chat.of(_model(job), model)
     found = load_preferences(_rows(job, source, split))
     pairs, audit = tokenize(
         found,
-        renderer,
+        chat,
         max_length=data.max_length,
         max_prompt_length=data.max_prompt_length,
         truncation=data.truncation,
         count_header=data.count_header,
         on_bad_row=data.on_bad_row,
     )
-    return _Read(pairs, audit, renderer, {p.id: text_key(p.prompt) for p in found.preferences})
+    return _Read(pairs, audit, chat, found)
+
+
+def _text_keys(found: Found) -> dict[str, str]:
+    """A pair's id -> its prompt's `text_key`."""
+    return {p.id: text_key(p.prompt) for p in found.preferences}
 
 
 def prepare(job: Job) -> Prepared:
@@ -132,11 +147,13 @@ def prepare(job: Job) -> Prepared:
     heldout = read(data.held_out or data.source, data.held_out_split or data.split) if own_heldout else None
     if faults or got is None:
         raise PobenchError("\n".join(faults))
-    pairs, audit, _, prompts = got
+    pairs, audit, chat, found = got
+    prompts = _text_keys(found)
     frames = [audit.frame()]
     summary = [audit.text()]
     if heldout is not None:
-        held, held_audit, _, held_prompts = heldout
+        held, held_audit, _, held_found = heldout
+        held_prompts = _text_keys(held_found)
         frames.append(held_audit.frame().assign(fault=lambda f: "held out: " + f.fault))
         summary.append(held_audit.text())
         seen = {held_prompts[p.id] for p in held}

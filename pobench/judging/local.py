@@ -14,11 +14,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pobench.data.chat import load_tokenizer
+from pobench.data.chat import Chat, load_tokenizer
 from pobench.errors import PobenchError
 from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, question
 from pobench.judging.weights import Precision, Weights, batches, longest
-from pobench.model.generate import left_padded, prompt_tokens
+from pobench.model.generate import left_padded
 from pobench.model.load import load_model
 from pobench.registry import register_judge
 
@@ -36,15 +36,15 @@ class LocalJudge(TwoOrders):
         return read.to(w.device)
 
     @cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.weights.folder, trust_remote_code=self.weights.trust_remote_code)
+    def chat(self) -> Chat:
+        return Chat(load_tokenizer(self.weights.folder, trust_remote_code=self.weights.trust_remote_code))
 
     @cached_property
     def letters(self) -> list[list[int]]:
         """The tokens that are A, and those that are B: bare or behind a space."""
         found = []
         for letter in "AB":
-            spelled = [self.tokenizer(text, add_special_tokens=False).input_ids for text in (letter, f" {letter}")]
+            spelled = [self.chat.tokenizer(text, add_special_tokens=False).input_ids for text in (letter, f" {letter}")]
             found.append(sorted({ids[0] for ids in spelled if len(ids) == 1}))
         if not all(found):
             raise PobenchError(f"judge model {self.name!r}: its tokenizer has no token for the letters A and B")
@@ -53,12 +53,12 @@ class LocalJudge(TwoOrders):
     @torch.inference_mode()
     def read(self, shown: Sequence[Comparison], progress: Progress | None = None) -> list[Read]:
         """P(B) for each; nan where the question is longer than the model reads."""
-        asked = [prompt_tokens(self.tokenizer, [{"role": "user", "content": question(c)}]) for c in shown]
+        prompts = [self.chat.prompt_ids(question(c)) for c in shown]
         limit = longest(self.model)
-        reads = [Read(math.nan, f"{len(ids)} tokens; the model reads {limit}") for ids in asked]
+        reads = [Read(math.nan, f"{len(ids)} tokens; the model reads {limit}") for ids in prompts]
         last = torch.tensor([-1], device=self.weights.device)  # an index: see `pobench.model.generate`
-        for places in batches(asked, self.batch_size, limit, progress):
-            batch = left_padded([asked[i] for i in places], self.tokenizer.pad_token_id, self.weights.device)
+        for places in batches(prompts, self.batch_size, limit, progress):
+            batch = left_padded([prompts[i] for i in places], self.chat.tokenizer.pad_token_id, self.weights.device)
             logits = (
                 self.model(**batch, use_cache=False, logits_to_keep=last).logits[:, -1].float()
             )  # (rows, vocabulary)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pobench.data.chat import load_tokenizer
+from pobench.data.chat import Chat, load_tokenizer
 from pobench.data.rows import Prompt, messages
 from pobench.errors import PobenchError
 from pobench.judging.pairwise import Comparison, Progress, Verdict
@@ -62,12 +62,12 @@ class RewardModel:
                 f"{self.name!r} is no reward model: it lacks {', '.join(sorted(about['missing_keys'])[:3])}"
             )
         if model.config.pad_token_id is None:
-            model.config.pad_token_id = self.tokenizer.pad_token_id
+            model.config.pad_token_id = self.chat.tokenizer.pad_token_id
         return model.to(w.device).eval()
 
     @cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.weights.folder, trust_remote_code=self.weights.trust_remote_code)
+    def chat(self) -> Chat:
+        return Chat(load_tokenizer(self.weights.folder, trust_remote_code=self.weights.trust_remote_code))
 
     def score(self, row: Mapping[str, Any], text: str, finished: bool = True) -> float:
         """The raw reward of one answer; nan where prompt and answer are longer than the model reads."""
@@ -100,10 +100,8 @@ class RewardModel:
         """P(b is better)."""
         return self.judge_many([Comparison(prompt, a, b)])[0].probability
 
-    def _tokens(self, prompt: Prompt, text: str) -> list[int]:
-        chat = [*messages(prompt), {"role": "assistant", "content": text}]
-        whole = self.tokenizer.apply_chat_template(chat, tokenize=False)
-        return list(self.tokenizer(whole, add_special_tokens=False).input_ids)
+    def _tokens(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+        return self.chat.whole_ids([*messages(prompt), {"role": "assistant", "content": text}])
 
 
 def _key(prompt: Prompt, text: str) -> str:

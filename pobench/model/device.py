@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
 import platform
 import time
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,46 @@ def peak_flops() -> float:
         (a @ a).sum().item()
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process may still take: of the GPU, or of the machine and of every container around it.
+
+    None where the system does not say (it has no /proc).
+    """
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    return max(0, min([available, *_room_in_containers()]))
+
+
+def _room_in_containers(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Bytes left below each memory limit of this process's control groups; file caches count as free."""
+    rooms = []
+    try:
+        lines = [line.split(":", 2) for line in groups.read_text().splitlines()]
+    except OSError:
+        return []
+    for _, kind, path in lines:
+        if kind == "":  # version 2
+            top, limit, used, cache = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in kind.split(","):
+            top, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        here = top / path.lstrip("/")
+        for folder in [here, *(p for p in here.parents if p == top or top in p.parents)]:
+            with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+                cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                held = int((folder / used).read_text()) - int(cached.get(cache, 0))
+                rooms.append(int((folder / limit).read_text()) - held)
+    return rooms
 
 
 def layout_of_devices() -> tuple[int, bool]:

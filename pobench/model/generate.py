@@ -1,34 +1,40 @@
-"""Answers: chat prompts in, sampled or greedy texts out, on whatever device the model is on.
+"""Answers: prompts as token ids in, sampled or greedy texts out, on whatever device the model is on.
 
 One plain decoding loop over the model's own forward and key-value cache. Prompts of like length go together,
 left-padded; answers that have ended leave the batch, so a long one does not hold up sixty short ones.
 
+Nothing is rendered here: `pobench.data.chat.Chat` makes the ids. Nothing is cast here either: the model speaks in the type
+of its weights, which its owner loads (`load_model(dtype=…)`) or casts in place (`in_precision`), so that no second copy of
+the weights is held.
+
 The random numbers of an answer come from (seed, sample, the prompt's tokens) alone. So neither batch size, nor order,
 nor the other prompts, nor an interruption change what is drawn; and two models answer the same prompt with the same
 random numbers, which takes noise out of their comparison. (Floating-point sums still depend on the batch's shape;
-where two tokens are all but equally likely, that can decide. So an interrupted or shared-out call keeps the shapes.)
+where two tokens are all but equally likely, that can decide. So an interrupted or shared-out call keeps the shapes, unless
+memory is so short that a batch is decoded in parts.)
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pobench.errors import PobenchError
+from pobench.model.device import free_memory
 
-Message = Mapping[str, str]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Of a batch's prompts, pads included: rows share their width, and a few prompts of thousands of tokens would ask for more
-# memory than a batch of short ones. Sixty-four prompts of 512 tokens are still one batch.
+# Of a batch's prompts, pads included, as batches are laid out: rows share their width, and reading a few prompts of
+# thousands of tokens would take as much memory as a batch of short ones. Sixty-four prompts of 512 tokens are still one
+# batch. The layout does not ask for the memory of the machine, so that it is the same everywhere.
 MOST_TOKENS = 32_768
+SHARE = 0.8  # of the free memory that a batch's cache and arithmetic may take
 _NUCLEUS = 1024  # candidates looked at before a whole vocabulary is sorted
 
 
@@ -47,7 +53,8 @@ class Decoding:
     """How answers are drawn: all that decides what is said.
 
     temperature 0 is greedy. top_p: the smallest set of tokens whose probability reaches it is drawn from. precision:
-    "fp32" or "bf16", the weights' type while answering. Raises PobenchError that lists what is out of range.
+    "fp32" or "bf16", the type that the model's weights have (see `in_precision`). Raises PobenchError that lists what is out
+    of range.
     """
 
     max_new_tokens: int
@@ -70,23 +77,33 @@ class Decoding:
             raise PobenchError("answers cannot be generated:\n" + "\n".join(faults))
 
 
+class ChatTokens(Protocol):
+    """What decoding needs of `pobench.data.chat.Chat`. end: the id of the token that ends a turn."""
+
+    tokenizer: Any
+    end: int
+
+
 def generate(
     model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[Message]],
+    chat: ChatTokens,
+    prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
-    """The answers to each chat prompt, ordered by prompt, then sample; the model itself is left as it is.
+    """The answers to each prompt, ordered by prompt, then sample; the model itself is left as it is.
 
     model: of transformers, or whatever has a `generation_config` and a `decode` of its own (`pobench.model.vllm`).
+    prompts: token ids, as `Chat.prompt_ids` makes them. batch_size: rows at most; where prompt and new tokens of so many do
+    not fit into the free memory, a batch is decoded in parts.
 
     progress(done, all): called after each batch, in answers.
+    Raises PobenchError where the model's weights are of another type than `decoding.precision`.
     """
     answers: list[Answer] = []
-    for batch in generate_batches(model, tokenizer, prompts, decoding, batch_size=batch_size):
+    for batch in generate_batches(model, chat, prompts, decoding, batch_size=batch_size):
         answers += batch
         if progress is not None:
             progress(len(answers), len(prompts) * decoding.samples)
@@ -95,8 +112,8 @@ def generate(
 
 def generate_batches(
     model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[Message]],
+    chat: ChatTokens,
+    prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
     batch_size: int = 64,
@@ -111,37 +128,30 @@ def generate_batches(
     """
     if batch_size < 1:
         raise PobenchError(f"answers cannot be generated:\n  batch_size: {batch_size}; at least 1")
-    encoded = [prompt_tokens(tokenizer, messages) for messages in prompts]
-    asked = sorted(
-        ((p, s) for p in range(len(prompts)) for s in range(decoding.samples)), key=lambda a: (len(encoded[a[0]]), a)
+    wanted = sorted(
+        ((p, s) for p in range(len(prompts)) for s in range(decoding.samples)), key=lambda a: (len(prompts[a[0]]), a)
     )
-    batches = _batches(asked, [len(encoded[p]) for p, _ in asked], batch_size)
-    mine = [batch for batch in batches[share[0] :: share[1]] if not all(skip(*a) for a in batch)]
-    if not mine:
+    batches = _batches(wanted, [len(prompts[p]) for p, _ in wanted], batch_size)
+    left = [batch for batch in batches[share[0] :: share[1]] if not all(skip(*a) for a in batch)]
+    if not left:
         return
-    stops = stop_tokens(model, tokenizer)
-    with _decoder(model, tokenizer, stops, decoding) as decode:
-        for batch in mine:
-            spoken = decode([encoded[p] for p, _ in batch], [s for _, s in batch])
-            said = (_answer(tokenizer, p, s, ids, stops) for (p, s), ids in zip(batch, spoken, strict=True))
-            yield [answer for answer in said if not skip(answer.prompt, answer.sample)]
+    stops = stop_tokens(model, chat)
+    with _decoder(model, chat.tokenizer, stops, decoding) as decode:
+        for batch in left:
+            spoken = decode([prompts[p] for p, _ in batch], [s for _, s in batch])
+            answers = (_answer(chat.tokenizer, p, s, ids, stops) for (p, s), ids in zip(batch, spoken, strict=True))
+            yield [answer for answer in answers if not skip(answer.prompt, answer.sample)]
 
 
-def _batches(asked: Sequence[tuple[int, int]], lengths: Sequence[int], batch_size: int) -> list[list[tuple[int, int]]]:
-    """Cut what is asked, shortest prompt first, into batches of at most `batch_size` and of `MOST_TOKENS`, pads included;
+def _batches(wanted: Sequence[tuple[int, int]], lengths: Sequence[int], batch_size: int) -> list[list[tuple[int, int]]]:
+    """Cut (prompt, sample), shortest prompt first, into batches of at most `batch_size` and of `MOST_TOKENS`, pads included;
     a prompt that is longer by itself has a batch of its own."""
     batches: list[list[tuple[int, int]]] = []
-    for answer, longest in zip(asked, lengths, strict=True):
+    for answer, longest in zip(wanted, lengths, strict=True):
         if not batches or len(batches[-1]) == batch_size or (len(batches[-1]) + 1) * longest > MOST_TOKENS:
             batches.append([])
         batches[-1].append(answer)
     return batches
-
-
-def prompt_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The chat as token ids, up to where the assistant's answer begins; special tokens once, from the template."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
@@ -152,19 +162,80 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
     return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end an answer: the model's, the tokenizer's, and the one its chat template closes a turn with."""
+def stop_tokens(model: Any, chat: ChatTokens) -> list[int]:
+    """Ids that end an answer: the model's, the tokenizer's, and the one that closes a turn of the chat."""
     configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = list(configured) if isinstance(configured, (list, tuple)) else [configured]
-    ids.append(tokenizer.eos_token_id)
-    chat = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "\x02answer\x03"}]
-    closing = tokenizer.apply_chat_template(chat, tokenize=False).rpartition("\x03")[2]
-    special = set(tokenizer.all_special_ids)
-    ids.append(next((i for i in tokenizer(closing, add_special_tokens=False).input_ids if i in special), None))
-    found = sorted({i for i in ids if i is not None})
-    if not found:
-        raise PobenchError("neither the model nor its tokenizer names a token that ends an answer")
-    return found
+    ids = [*configured] if isinstance(configured, (list, tuple)) else [configured]
+    return sorted({i for i in (*ids, chat.tokenizer.eos_token_id, chat.end) if i is not None})
+
+
+# ---------------------------------------------------------------- precision and memory
+def in_precision(model: Any, precision: str) -> Any:
+    """The model itself, its weights cast to "fp32" or "bf16" in place, one after the other: no copy is held beside it.
+
+    What lies in the type wanted stays as it is, and so do values that are computed, not stored (the frequencies of rotary
+    positions): the result is what `load_model` reads in that type. bf16 cannot be undone: an owner that still needs fp32
+    weights loads them again.
+    """
+    dtype = PRECISIONS[precision]
+    if _dtype_of(model) == dtype:
+        return model
+    model.requires_grad_(False)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.data, weight.grad = weight.data.to(dtype), None
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                    module._buffers[name] = buffer.to(dtype)
+    return model
+
+
+def _dtype_of(model: Any) -> torch.dtype:
+    """The type of the first weight: an adapter's own may be wider than those below it."""
+    dtype: torch.dtype = next(model.parameters()).dtype
+    return dtype
+
+
+def cache_bytes(config: Any, dtype: torch.dtype) -> int | None:
+    """Bytes of keys and values that a token leaves in the cache: 2 x layers x heads of keys x their width. None where the
+    configuration does not say."""
+    text = config.get_text_config()
+    layers, heads = getattr(text, "num_hidden_layers", None), getattr(text, "num_attention_heads", None)
+    if not layers or not heads:
+        return None
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return int(2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * width * dtype.itemsize)
+
+
+def row_bytes(config: Any, dtype: torch.dtype, prompt: int, new: int) -> int | None:
+    """An estimate, from above, of what an answer of `new` tokens to a prompt of `prompt` tokens takes beside the weights: its
+    cache, the states and the attention of one layer while the prompt is read, and the logits of a token."""
+    text = config.get_text_config()
+    token = cache_bytes(config, dtype)
+    if token is None:
+        return None
+    hidden = int(text.hidden_size)
+    states = 8 * hidden + 3 * int(getattr(text, "intermediate_size", None) or 4 * hidden)
+    # Eager attention holds all scores, twice, in fp32; the others the mask alone.
+    eager = getattr(text, "_attn_implementation", None) == "eager"
+    scores = 8 * int(text.num_attention_heads) if eager else dtype.itemsize
+    return int(
+        (prompt + new) * token
+        + prompt * states * dtype.itemsize
+        + prompt * (prompt + new) * scores
+        + 4 * 4 * int(text.vocab_size)
+    )
+
+
+def _rows_at_once(model: Any, prompt: int, new: int, free: int | None) -> int | None:
+    """How many rows fit into `free` bytes: a power of two, so that a little more or less memory gives the same shapes. None:
+    not known."""
+    needed = row_bytes(model.config, _dtype_of(model), prompt, new)
+    if needed is None or free is None:
+        return None
+    fitting = int(SHARE * free) // needed
+    return 1 << (fitting.bit_length() - 1) if fitting > 1 else 1
 
 
 # ---------------------------------------------------------------- the loop
@@ -177,14 +248,29 @@ def _decoder(model: Any, tokenizer: Any, stops: Sequence[int], decoding: Decodin
     if hasattr(model, "decode"):
         yield lambda rows, samples: model.decode(rows, samples, stops, decoding)
         return
+    dtype = _dtype_of(model)
+    if dtype != PRECISIONS[decoding.precision]:
+        raise PobenchError(
+            f"answers cannot be generated:\n  precision: the model's weights are {dtype}, and {decoding.precision} is asked "
+            "for; load them so, or cast them in place (pobench.model.generate.in_precision)"
+        )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
-    speaker = _in_precision(model, PRECISIONS[decoding.precision])
-    was_training = speaker.training
-    speaker.eval()
+    was_training = model.training
+    model.eval()
+    free = free_memory(model.device)
+
+    def decode(rows: Sequence[Sequence[int]], samples: Sequence[int]) -> list[list[int]]:
+        room = _rows_at_once(model, max(map(len, rows)), decoding.max_new_tokens, free) or len(rows)
+        spoken: list[list[int]] = []
+        for start in range(0, len(rows), room):
+            part = slice(start, start + room)
+            spoken += _decode(model, rows[part], samples[part], pad, stops, decoding)
+        return spoken
+
     try:
-        yield lambda rows, samples: _decode(speaker, rows, samples, pad, stops, decoding)
+        yield decode
     finally:
-        speaker.train(was_training)
+        model.train(was_training)
 
 
 @torch.inference_mode()
@@ -303,10 +389,3 @@ def _answer(tokenizer: Any, prompt: int, sample: int, ids: list[int], stops: Seq
     finished = bool(ids) and ids[-1] in stops
     text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
     return Answer(prompt, sample, text, len(ids), finished)
-
-
-def _in_precision(model: Any, dtype: torch.dtype) -> Any:
-    """The model itself where its weights have this type, else a copy that has."""
-    if next(model.parameters()).dtype == dtype:
-        return model
-    return copy.deepcopy(model).to(dtype).requires_grad_(False)

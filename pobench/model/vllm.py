@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pobench.errors import PobenchError
-from pobench.model.generate import Decoding, key_of
+from pobench.model.generate import Decoding, in_precision, key_of
 
 AT_ONCE = 4096  # answers handed over together; vLLM makes its own batches of them
 
@@ -39,6 +39,7 @@ def speaker_of(model: Any, engine: str, precision: str, batch_size: int) -> Iter
     """(what `generate` is given, its batch size): `model` itself, or the same weights behind vLLM, `model` waiting in
     the processor's memory meanwhile.
 
+    The model is cast to `precision` in place and stays so: an owner that needs wider weights afterwards loads them again.
     engine: "auto" takes vLLM where it can. Raises PobenchError where "vllm" is asked for and cannot be had.
     """
     faults = missing("vllm" if engine == "auto" else engine)
@@ -46,6 +47,7 @@ def speaker_of(model: Any, engine: str, precision: str, batch_size: int) -> Iter
         faults.append("answers.engine: vllm takes no adapter over weights that are narrower than fp32")
     if engine == "vllm" and faults:
         raise PobenchError("\n".join(faults))
+    in_precision(model, precision)
     if engine == "transformers" or faults:
         yield model, batch_size
         return
@@ -93,8 +95,8 @@ class Served:
             )
             for row, sample in zip(rows, samples, strict=True)
         ]
-        asked = [{"prompt_token_ids": list(row)} for row in rows]
-        return [list(said.outputs[0].token_ids) for said in self._llm.generate(asked, how, use_tqdm=False)]
+        prompts = [{"prompt_token_ids": list(row)} for row in rows]
+        return [list(answer.outputs[0].token_ids) for answer in self._llm.generate(prompts, how, use_tqdm=False)]
 
     def close(self) -> None:
         """Give the GPU's memory back."""

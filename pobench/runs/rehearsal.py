@@ -23,7 +23,7 @@ from pathlib import Path
 
 from jinja2 import TemplateError
 
-from pobench.data.chat import Renderer, load_tokenizer, tokenizer_of
+from pobench.data.chat import Chat, load_tokenizer
 from pobench.data.rows import Message
 from pobench.errors import PobenchError
 from pobench.registry import get_loss
@@ -90,12 +90,12 @@ def template_faults(job: Job, folder: Path) -> list[str]:
     """
     named = f"model.chat_template ({job.model.chat_template or 'its own'})"
     try:
-        renderer = Renderer(tokenizer_of(folder, job.model))
+        renderer = Chat.of(folder, job.model)
     except PobenchError as error:
         return [f"{named}: {error}"]
-    own: Renderer | None = None
+    own: Chat | None = None
     with contextlib.suppress(PobenchError):  # a base model has no template
-        own = Renderer(load_tokenizer(folder))
+        own = Chat(load_tokenizer(folder))
     special = {t.content for t in renderer.tokenizer.added_tokens_decoder.values() if t.special}
     special |= set(renderer.tokenizer.all_special_tokens)
     ours = _marks(own) if own else set()
@@ -114,7 +114,7 @@ def template_faults(job: Job, folder: Path) -> list[str]:
     return []
 
 
-def _marks(renderer: Renderer) -> set[str]:
+def _marks(renderer: Chat) -> set[str]:
     """What a template writes around the turns of a conversation."""
     asked = (Message("user", "Q"),)
     text = renderer.conversation(asked, "A") + renderer.after + renderer.prompt(asked)

@@ -6,9 +6,10 @@ A value's source is the comment behind it in the YAML; it travels with the value
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 MICRO_TOKENS = 2048  # of a micro-batch, where a setting does not say, and of evaluation where it says `auto`
 
@@ -30,6 +31,23 @@ class _Strict(BaseModel):
         return self.model_dump(mode="json", exclude=runtime)
 
 
+_RENDERING = ("messages", "add_generation_prompt", "chat_template", "tokenize", "bos_token", "eos_token")
+
+
+def _plain_arguments(value: dict[str, Any]) -> dict[str, Any]:
+    wrong = [name for name in value if not name.isidentifier() or name in _RENDERING]
+    if wrong:
+        raise ValueError(
+            f"allowed: names that the chat template reads, such as enable_thinking; {wrong[0]!r} is "
+            + ("what rendering itself sets" if wrong[0] in _RENDERING else "no name")
+        )
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("allowed: plain values (text, numbers, true, false, null, lists and maps of them)") from None
+    return value
+
+
 class ModelConfig(_Strict):
     """The start model."""
 
@@ -41,6 +59,8 @@ class ModelConfig(_Strict):
     attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
     chat_template: str | None = None  # a Jinja file, or the name of a shipped one; None: the tokenizer's own
     system_message: str | None = None  # put before every conversation that has none; "": one without words
+    # of the chat template, wherever it renders: {enable_thinking: false}
+    template_arguments: Annotated[dict[str, Any], AfterValidator(_plain_arguments)] = {}
     note: Annotated[str, RUNTIME] = ""  # what a reader of the report must know about these weights
 
 

@@ -27,7 +27,7 @@ import transformers
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
-from pobench.data.chat import tokenizer_of
+from pobench.data.chat import Chat
 from pobench.data.order import split_by_prompt, text_key
 from pobench.data.prompts import prompt_rows
 from pobench.data.rows import Message, messages
@@ -122,7 +122,7 @@ class Sampling:
 def draw(
     sampling: Sampling,
     model: Any,
-    tokenizer: Any,
+    chat: Chat,
     *,
     batch_size: int = 64,
     share: tuple[int, int] = (0, 1),
@@ -133,8 +133,8 @@ def draw(
     ids = [row["id"] for row in sampling.rows]
     batches = generate_batches(
         model,
-        tokenizer,
-        [messages(row["prompt"]) for row in sampling.rows],
+        chat,
+        [chat.prompt_ids(row["prompt"]) for row in sampling.rows],
         sampling.decoding,
         batch_size=batch_size,
         skip=lambda prompt, sample: (ids[prompt], sample) in have,
@@ -191,7 +191,7 @@ def make_pairs(
     out: Path,
     *,
     model: Any,
-    tokenizer: Any,
+    chat: Chat,
     made_by: Mapping[str, Any],
     decoding: Decoding,
     batch_size: int = 64,
@@ -205,7 +205,7 @@ def make_pairs(
     sampling = Sampling(rows, out, made_by, decoding)
     with _alone(out):
         sampling.gather()
-        draw(sampling, model, tokenizer, batch_size=batch_size, progress=progress)
+        draw(sampling, model, chat, batch_size=batch_size, progress=progress)
         return write_pairs(sampling, judge, **written)
 
 
@@ -263,7 +263,11 @@ def make_pairs_of(recipe: Recipe, out: Path) -> dict[str, Any]:
     rows = prompt_rows(config.prompts or job.data.source, config.prompts_split or job.data.split, "onpolicy.prompts")
     rows = [{**row, "prompt": row["messages"]} for row in rows]
     folder = start_model(job)
-    made_by = {"source": job.model.source, "digest": weights_digest(folder)}
+    made_by = {
+        "source": job.model.source,
+        "digest": weights_digest(folder),
+        "rendering": Chat.of(folder, job.model).digest,
+    }
     sampling = Sampling(rows, out, made_by, _decoding(config, job))
     with _alone(out):
         if len(sampling.gather()) < sampling.total:
@@ -324,7 +328,7 @@ def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, batch_size
         draw(
             sampling,
             speaker,
-            tokenizer_of(folder, model),
+            Chat.of(folder, model),
             batch_size=batch_size,
             share=share,
             progress=lambda done, total: advance(done=done),

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pobench.data.chat import Chat
 from pobench.errors import PobenchError
 from pobench.files import write_text
 from pobench.identity import name_of
@@ -63,15 +64,16 @@ class Answered(NamedTuple):
 
 @dataclass
 class Speaker:
-    """The model under test, loaded when it is first needed. name: of its run. load: () → model, tokenizer, precision."""
+    """The model under test, loaded when it is first needed. name: of its run. load: () → the model in the precision that it
+    speaks, its chat, and that precision."""
 
     name: str
-    load: Callable[[], tuple[Any, Any, str]]
+    load: Callable[[], tuple[Any, Chat, str]]
     batch_size: int = 64
     say: Callable[[str], None] = field(default=lambda text: None)
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any, str]:
+    def _loaded(self) -> tuple[Any, Chat, str]:
         return self.load()
 
     @property
@@ -79,7 +81,7 @@ class Speaker:
         return self._loaded[0]
 
     @property
-    def tokenizer(self) -> Any:
+    def chat(self) -> Chat:
         return self._loaded[1]
 
     @property
@@ -393,12 +395,14 @@ class Judged(Benchmark):
                 decoding = Decoding(
                     self.max_new_tokens, temperature, self.top_p, seed=self.seed, precision=speaker.precision
                 )
-                conversations = [_messages(q, [spoken[q.id, t]["text"] for t in range(turn)]) for q in asked]
+                prompts = [
+                    speaker.chat.prompt_ids(_messages(q, [spoken[q.id, t]["text"] for t in range(turn)])) for q in asked
+                ]
                 done = {i for i, q in enumerate(asked) if (q.id, turn) in spoken}
                 batches = generate_batches(
                     speaker.model,
-                    speaker.tokenizer,
-                    conversations,
+                    speaker.chat,
+                    prompts,
                     decoding,
                     batch_size=speaker.batch_size,
                     skip=lambda prompt, sample, done=done: prompt in done,  # type: ignore[misc]

@@ -306,7 +306,7 @@ class Downstream(Benchmark):
 
                 evaluate(
                     speaker.model,
-                    speaker.tokenizer,
+                    speaker.chat.tokenizer,
                     tasks=left,
                     limit=self.limit,
                     data=self._data,

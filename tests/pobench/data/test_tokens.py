@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from pobench.cli.show_pairs import pieces, render_audit, render_inspection
 from pobench.data.audit import Audit
-from pobench.data.chat import Renderer, with_system
+from pobench.data.chat import Chat, with_values
 from pobench.data.order import bias_labels, data_digest, data_order, mismatch, split_by_prompt, subset, text_key
 from pobench.data.rows import Message, Preference
 from pobench.data.shapes import load_preferences, recognise
-from pobench.data.tokens import CUT_PROMPT, CUT_RESPONSE, CUT_TO_IDENTICAL, MERGED, tokenize
+from pobench.data.tokens import CUT_PROMPT, CUT_RESPONSE, CUT_TO_IDENTICAL, MERGED, check_asked, inspected, tokenize
 from pobench.errors import PobenchError
 from pobench.types import TokenPair
 
@@ -149,51 +149,51 @@ ANSWER = st.text(st.characters(codec="utf-8", exclude_characters="<>|/"), min_si
 @settings(max_examples=120, deadline=None)
 def test_prompt_and_responses_say_what_the_text_says(name: str, prompt: str, first: str, second: str) -> None:
     tokenizer = family(name)
-    renderer = Renderer(tokenizer)
+    chat = Chat(tokenizer)
     asked = (Message("user", prompt),)
     chosen, rejected = f"{first} a", f"{second} b"
-    (pair,), _ = tokenize([Preference("p", asked, chosen, rejected, 1)], renderer)
+    (pair,), _ = tokenize([Preference("p", asked, chosen, rejected, 1)], chat)
     for text, response in ((chosen, pair.chosen), (rejected, pair.rejected)):
         whole = decoded(tokenizer, pair.prompt + response)
-        end = tokenizer.convert_ids_to_tokens(renderer.end)
+        end = tokenizer.convert_ids_to_tokens(chat.end)
         assert whole.endswith(text + end)
         assert text in decoded(tokenizer, response)  # nothing of the answer went to the prompt
-        assert response.count(renderer.end) == 1 and response[-1] == renderer.end
-    assert renderer.prompt_ids(asked)[: len(pair.prompt)] == pair.prompt  # what a model is asked with
+        assert response.count(chat.end) == 1 and response[-1] == chat.end
+    assert chat.prompt_ids(asked) == pair.prompt  # what a model is asked with
 
 
 def test_both_answers_keep_the_words_they_begin_with_alike(any_tokenizer: Any) -> None:
     pair = one_pair(any_tokenizer, "Sure, here is one.", "Sure, here is two.")
     for response in (pair.chosen, pair.rejected):
         assert decoded(any_tokenizer, response).strip().startswith("Sure, here is")
-    assert pair.prompt == Renderer(any_tokenizer).prompt_ids([Message("user", "Why is the sky blue?")])
+    assert pair.prompt == Chat(any_tokenizer).prompt_ids([Message("user", "Why is the sky blue?")])
 
 
 def test_there_is_one_beginning_of_text_token_and_one_end_of_turn(any_tokenizer: Any) -> None:
-    renderer = Renderer(any_tokenizer)
+    chat = Chat(any_tokenizer)
     pair = one_pair(any_tokenizer, "Air scatters.", "It is not.")
-    if renderer.bos is not None:
-        assert pair.prompt[0] == renderer.bos and pair.prompt[1] != renderer.bos
-        if not renderer.opens_turns:
-            assert (pair.prompt + pair.chosen).count(renderer.bos) == 1
-    assert renderer.opens_turns == (any_tokenizer.bos_token == "<|im_start|>")
+    if chat.bos is not None:
+        assert pair.prompt[0] == chat.bos and pair.prompt[1] != chat.bos
+        if not chat.opens_turns:
+            assert (pair.prompt + pair.chosen).count(chat.bos) == 1
+    assert chat.opens_turns == (any_tokenizer.bos_token == "<|im_start|>")
 
 
 def test_what_the_template_writes_behind_the_end_of_turn_is_taken_off(chatml: Any) -> None:
-    assert Renderer(chatml).after == "\n"
+    assert Chat(chatml).after == "\n"
     assert decoded(chatml, one_pair(chatml, "Yes.", "No.").chosen) == "Yes.<|im_end|>"
     gemma = family("gemma, another end of turn than end of text")
     assert decoded(gemma, one_pair(gemma, "Yes.", "No.").chosen) == "Yes.</turn>"  # not <eos>
 
 
-def test_a_token_merged_across_the_border_goes_to_the_responses(chatml: Any) -> None:
+def test_a_token_that_would_stand_on_both_sides_of_the_border_is_split_as_generation_splits_it(chatml: Any) -> None:
     # "\n" ends the header and "\n\n" begins the answer; the tokenizer knows "\n\n\n" as one token
     assert len(chatml("\n\n\n", add_special_tokens=False)["input_ids"]) == 1
     (pair,), audit = tokenize([preference("\n\n- one", "two")], chatml)
     assert audit.notes == {MERGED: [1]}
-    assert decoded(chatml, pair.prompt).endswith("<|im_start|>assistant")
-    assert decoded(chatml, pair.chosen) == "\n\n\n- one<|im_end|>"
-    assert decoded(chatml, pair.rejected) == "\ntwo<|im_end|>"  # the same prompt, so the same border
+    assert pair.prompt == Chat(chatml).prompt_ids("Why is the sky blue?")
+    assert decoded(chatml, pair.chosen) == "\n\n- one<|im_end|>"
+    assert decoded(chatml, pair.rejected) == "two<|im_end|>"
 
 
 def test_count_header_moves_the_header_into_the_response(llama: Any) -> None:
@@ -208,17 +208,15 @@ def test_count_header_moves_the_header_into_the_response(llama: Any) -> None:
 
 @pytest.mark.parametrize("message", ["", 'Be "kind".\nÜberall, {{ always }}.'])
 def test_a_system_message_is_put_where_there_is_none(llama: Any, message: str) -> None:
-    template = with_system(llama.chat_template, message)
+    template = with_values(llama.chat_template, message)
     put, own = (
-        Renderer(llama, t).prompt((*system, Message("user", "Q")))
+        Chat(llama, t).prompt((*system, Message("user", "Q")))
         for t, system in ((template, ()), (llama.chat_template, (Message("system", message),)))
     )
-    assert put == own and with_system(template, None) == template
+    assert put == own and with_values(template) == template == with_values(template, message)
     theirs = (Message("system", "theirs"), Message("user", "Q"))
-    assert Renderer(llama, template).prompt(theirs) == Renderer(llama).prompt(theirs)
-    assert Renderer(llama, with_system(template, message)).prompt(theirs[1:]) == put, (
-        "once, however often it is asked for"
-    )
+    assert Chat(llama, template).prompt(theirs) == Chat(llama).prompt(theirs)
+    assert Chat(llama, with_values(template, message)).prompt(theirs[1:]) == put, "once, however often it is asked for"
 
 
 def test_several_turns_and_a_default_system_message_are_part_of_the_prompt(chatml: Any) -> None:
@@ -230,9 +228,9 @@ def test_several_turns_and_a_default_system_message_are_part_of_the_prompt(chatm
 
 def test_a_date_in_the_template_does_not_depend_on_the_day(chatml: Any) -> None:
     template = "{{ strftime_now('%d %b %Y') }}" + CHATML
-    renderer = Renderer(chatml, template)
-    assert renderer.prompt([Message("user", "Hi")]).startswith("26 Jul 2024<|im_start|>system")
-    assert Renderer(chatml, renderer.template).template == renderer.template
+    chat = Chat(chatml, template)
+    assert chat.prompt([Message("user", "Hi")]).startswith("26 Jul 2024<|im_start|>system")
+    assert Chat(chatml, chat.template).template == chat.template
 
 
 # ---------------------------------------------------------------- templates that refuse or lose text
@@ -273,11 +271,99 @@ def test_a_template_that_rewrites_the_prompt_once_an_answer_follows_is_refused(c
         one_pair(chatml, "Yes.", "No.", template=numbered)
 
 
-def test_a_generation_prompt_that_no_conversation_holds_is_left_to_the_prompt_it_shares(chatml: Any) -> None:
+def test_a_thought_that_the_generation_prompt_opens_is_trained_behind(chatml: Any) -> None:
     thinking = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
-    pair = one_pair(chatml, "Yes.", "No.", template=thinking)
-    assert decoded(chatml, pair.prompt).endswith("<|im_start|>assistant\n")
+    chat = Chat(chatml, thinking)
+    (pair,), audit = tokenize([preference("Yes.", "<the>")], chat)
+    assert pair.prompt == chat.prompt_ids("Why is the sky blue?")
+    assert decoded(chatml, pair.prompt).endswith("<|im_start|>assistant\n<think>\n")
     assert decoded(chatml, pair.chosen) == "Yes.<|im_end|>"
+    assert decoded(chatml, pair.rejected) == "<the><|im_end|>", "`<th` of the answer is not taken for the thought's"
+    assert any("'<think>\\n', which the generation prompt alone writes" in note for note in audit.notes)
+    whole = one_pair(chatml, "<think>\nHm.</think>Yes.", "No.", template=thinking)
+    assert decoded(chatml, whole.chosen) == "Hm.</think>Yes.<|im_end|>", "an answer may bring its thought along"
+
+
+HYBRID = CHATML.replace(
+    "{{ m.content }}", "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' }}{{ m.content }}"
+).replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
+)
+
+
+def test_template_arguments_reach_every_rendering(chatml: Any) -> None:
+    """As Qwen 3: an answer has an empty thought in front of it, and so has the generation prompt on request."""
+    asked, thought = "Why is the sky blue?", "<think>\n\n</think>\n\n"
+    (pair,), audit = tokenize([preference("Yes.", "No.")], Chat(chatml, HYBRID))
+    assert decoded(chatml, pair.chosen) == thought + "Yes.<|im_end|>", "the model has to write it"
+    assert any("which the generation prompt does not write" in note for note in audit.notes)
+    template = with_values(HYBRID, None, {"enable_thinking": False})
+    (pair,), audit = tokenize([preference("Yes.", "No.")], Chat(chatml, template))
+    assert decoded(chatml, pair.prompt).endswith("assistant\n" + thought) and not audit.notes
+    assert decoded(chatml, pair.chosen) == "Yes.<|im_end|>"
+    # whoever renders with the tokenizer, a benchmark of somebody else's, gets the same
+    chat = [{"role": "user", "content": asked}]
+    by_hand = chatml.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
+    assert by_hand == decoded(chatml, pair.prompt)
+    plain = {"a": None, "b": [1, "x"], "c": {"d": 0.5}}
+    shown = with_values("{{ a }}{{ b[1] }}{{ c.d }}", None, plain)
+    assert chatml.apply_chat_template(chat, chat_template=shown, tokenize=False) == "Nonex0.5"
+
+
+@pytest.mark.parametrize("count_header", [False, True])
+def test_what_is_trained_on_in_front_of_an_answer_is_what_generation_asks_with(
+    any_tokenizer: Any, count_header: bool
+) -> None:
+    chat = Chat(any_tokenizer)
+    rows = [preference("\n\n- one", "Sure, two.", row=1), preference("Yes.", "No. " * 9, "Is it? " * 20, row=2)]
+    for how in ({}, {"max_prompt_length": 60, "max_length": 90, "truncation": "cut"}):
+        pairs, _ = tokenize(rows, chat, count_header=count_header, **how)
+        shown = inspected(pairs, rows, chat, count_header=count_header, cut_to=how.get("max_prompt_length"))
+        for pair, one in zip(pairs, shown, strict=True):
+            assert one.prompt == one.asked and one.counted_from == len(pair.prompt) <= len(one.prompt)
+            assert one.prompt + one.chosen == pair.prompt + pair.chosen
+            assert one.prompt + one.rejected == pair.prompt + pair.rejected
+        assert shown[0].asked == chat.prompt_ids(rows[0].prompt)
+    if count_header and Chat(any_tokenizer).template == LLAMA3:
+        assert shown[0].counted_from < len(shown[0].prompt)
+
+
+def test_a_template_that_opens_every_turn_with_bos_and_one_that_leaves_it_to_the_tokenizer() -> None:
+    every = "{% for m in messages %}{{ bos_token }}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+    never = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+    for template, asks, count in (
+        (every, "{% if add_generation_prompt %}{{ bos_token }}[assistant]{% endif %}", 2),
+        (never, "{% if add_generation_prompt %}[assistant]{% endif %}", 1),
+    ):
+        tokenizer = build(["<s>", "</s>"], "<s>", "</s>", template + asks, adds_bos=True)
+        pair, chat = one_pair(tokenizer, "Yes.", "No."), Chat(tokenizer)
+        assert pair.prompt == chat.prompt_ids("Why is the sky blue?")
+        assert pair.prompt.count(chat.bos) == count and pair.prompt[0] == chat.bos != pair.prompt[1]
+        assert decoded(tokenizer, pair.chosen) == " Yes.</s>"
+
+
+def test_a_template_that_renders_otherwise_each_time_is_named_with_the_first_place(chatml: Any) -> None:
+    rows = [preference("Yes.", "No.")]
+    pairs, _ = tokenize(rows, chatml)
+    restless = Chat(chatml)
+    restless.template = "Now. " + restless.template
+    with pytest.raises(PobenchError, match=r"pair 'p1': .* at token 1 of \d+ training has .*model\.chat_template"):
+        check_asked(inspected(pairs, rows, restless), restless)
+
+
+def test_the_digest_is_of_all_that_decides_the_ids(chatml: Any, llama: Any) -> None:
+    digest = Chat(chatml).digest
+    chatml("a", padding=True, truncation=True, max_length=4)  # which the tokenizer remembers
+    assert Chat(chatml).digest == digest == Chat(chatml, CHATML).digest
+    changed = [
+        Chat(chatml, CHATML.replace("Be kind", "Be brief")),
+        Chat(chatml, with_values(CHATML, "Hi")),
+        Chat(chatml, with_values(CHATML, None, {"enable_thinking": False})),
+        Chat(family("no BOS at all")),
+        Chat(llama),
+    ]
+    assert len({digest, *(chat.digest for chat in changed)}) == 6
 
 
 def test_special_tokens_written_as_text_are_refused(chatml: Any) -> None:
@@ -299,11 +385,11 @@ def test_a_tokenizer_without_any_end_of_turn_is_refused(chatml: Any) -> None:
     plain = build([], None, "e", "{{ messages[-1].content }}")
     plain.eos_token = None
     with pytest.raises(PobenchError, match="end-of-turn token"):
-        Renderer(plain)
+        Chat(plain)
     with pytest.raises(PobenchError, match="twice"):
-        Renderer(family("mistral, no header"), "{{ bos_token }}" + MISTRAL)
+        Chat(family("mistral, no header"), "{{ bos_token }}" + MISTRAL)
     with pytest.raises(PobenchError, match="cannot render"):
-        Renderer(chatml, "{{ raise_exception('never') }}")
+        Chat(chatml, "{{ raise_exception('never') }}")
 
 
 # ---------------------------------------------------------------- lengths
@@ -420,7 +506,7 @@ def test_inspection_shows_every_token_and_marks_the_special_ones(chatml: Any) ->
     assert f"chosen, {len(pair.chosen)} tokens" in text
     coloured = rendered(render_inspection([pair], chatml), force_terminal=True, color_system="standard")
     assert "\x1b[1;33m<|im_end|>" in coloured or "\x1b[1;4;33m<|im_end|>" in coloured
-    assert f"·{pair.rejected[-1]} " in rendered(render_inspection([pair], Renderer(chatml), ids=True))
+    assert f"·{pair.rejected[-1]} " in rendered(render_inspection([pair], Chat(chatml), ids=True))
 
 
 @given(text=ANSWER)

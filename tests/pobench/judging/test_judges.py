@@ -197,12 +197,12 @@ def test_the_local_judge_reads_the_letters_logits_whatever_the_batch(chat_folder
     assert len({round(v.forward, 6) for v in verdicts}) == 3, "random weights have opinions"
     assert alone.name == "small"
     # by hand: softmax over the two letters at the last position of the rendered chat
-    text = alone.tokenizer.apply_chat_template(
+    text = alone.chat.tokenizer.apply_chat_template(
         [{"role": "user", "content": question(AB)}], tokenize=False, add_generation_prompt=True
     )
-    ids = alone.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    ids = alone.chat.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
     logits = alone.model(ids).logits[0, -1]
-    a, b = (logits[alone.tokenizer.convert_tokens_to_ids(letter)] for letter in "AB")
+    a, b = (logits[alone.chat.tokenizer.convert_tokens_to_ids(letter)] for letter in "AB")
     assert verdicts[0].forward == pytest.approx(torch.sigmoid(b - a).item(), abs=1e-5)
 
 
@@ -238,7 +238,9 @@ def test_a_reward_is_the_models_own_number_whatever_the_batch(reward_folder) -> 
     assert many.rewards(answers) == pytest.approx(rewards, abs=1e-4)
     assert one.score({"id": "1", "prompt": "Say hello."}, "hello") == pytest.approx(rewards[0])
     chat = [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "hello"}]
-    ids = one.tokenizer(one.tokenizer.apply_chat_template(chat, tokenize=False), return_tensors="pt").input_ids
+    ids = one.chat.tokenizer(
+        one.chat.tokenizer.apply_chat_template(chat, tokenize=False), return_tensors="pt"
+    ).input_ids
     assert one.model(ids).logits.item() == pytest.approx(rewards[0], abs=1e-5)
 
 
@@ -267,8 +269,8 @@ def test_a_models_own_code_runs_only_when_it_is_allowed(tmp_path, monkeypatch) -
     with pytest.raises(PobenchError, match=r"brings code of its own.*trust_remote_code=true"):
         reward_model(model=str(folder)).judge(*AB)
     judge = reward_model(model=str(folder), trust_remote_code=True)
-    ids = judge.tokenizer(
-        judge.tokenizer.apply_chat_template(
+    ids = judge.chat.tokenizer(
+        judge.chat.tokenizer.apply_chat_template(
             [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "hello"}], tokenize=False
         ),
         return_tensors="pt",

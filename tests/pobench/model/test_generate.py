@@ -9,9 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_chat_model import character_tokenizer, chat_model
 
+from pobench.data.chat import Chat
 from pobench.errors import PobenchError
 from pobench.model import generate as generation
-from pobench.model.generate import Decoding, generate, generate_batches, pick, prompt_tokens, stop_tokens
+from pobench.model.generate import (
+    Decoding,
+    cache_bytes,
+    generate,
+    generate_batches,
+    in_precision,
+    pick,
+    row_bytes,
+    stop_tokens,
+)
+from pobench.model.load import load_model
 
 
 @given(st.lists(st.integers(1, 40_000), max_size=60), st.integers(1, 8))
@@ -27,8 +38,9 @@ def test_a_batch_of_long_prompts_has_fewer_rows(lengths, batch_size) -> None:
         assert len(first) == batch_size or (len(first) + 1) * lengths[second[0][0]] > generation.MOST_TOKENS
 
 
-TOKENIZER = character_tokenizer()
-PROMPTS = [[{"role": "user", "content": text}] for text in ("hi", "what is a bee?", "name one river in Europe", "no")]
+CHAT = Chat(character_tokenizer())
+TOKENIZER = CHAT.tokenizer
+PROMPTS = [CHAT.prompt_ids(text) for text in ("hi", "what is a bee?", "name one river in Europe", "no")]
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +59,10 @@ def model():
 )
 def test_greedy_answers_equal_those_of_transformers(architecture, settings):
     model = chat_model(architecture, seed=3, **settings)
-    ours = generate(model, TOKENIZER, PROMPTS, Decoding(24), batch_size=3)
+    ours = generate(model, CHAT, PROMPTS, Decoding(24), batch_size=3)
     assert len({a.text for a in ours}) > 1
     for answer in ours:
-        ids = torch.tensor([prompt_tokens(TOKENIZER, PROMPTS[answer.prompt])])
+        ids = torch.tensor([PROMPTS[answer.prompt]])
         theirs = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)[0]
         said = theirs[ids.shape[1] :].tolist()
         ended = TOKENIZER.eos_token_id in said
@@ -66,35 +78,35 @@ def test_greedy_answers_equal_those_of_transformers(architecture, settings):
 def test_a_cache_with_room_for_all_from_the_start_gives_the_same_answers(monkeypatch, architecture, settings):
     model = chat_model(architecture, seed=3, **settings)
     drawn = Decoding(40, temperature=1.5, samples=6, seed=5)
-    growing = generate(model, TOKENIZER, PROMPTS, drawn)
+    growing = generate(model, CHAT, PROMPTS, drawn)
     assert len({a.tokens for a in growing}) > 4  # rows leave the batch
     made, cache = [], generation._cache
     monkeypatch.setattr(generation, "_cache", lambda c, n, static: made.append(cache(c, n, True)) or made[-1])
-    assert generate(model, TOKENIZER, PROMPTS, drawn) == growing
+    assert generate(model, CHAT, PROMPTS, drawn) == growing
     assert [type(c).__name__ for c in made] == ["StaticCache"]
 
 
 def test_answers_that_end_early_change_nothing_for_the_others(model):
     drawn = Decoding(30, temperature=2.0, samples=6, seed=5)
-    together = generate(model, TOKENIZER, PROMPTS, drawn, batch_size=24)
+    together = generate(model, CHAT, PROMPTS, drawn, batch_size=24)
     assert len({a.tokens for a in together}) > 4  # they do end at different times
-    assert together == generate(model, TOKENIZER, PROMPTS, drawn, batch_size=1)
+    assert together == generate(model, CHAT, PROMPTS, drawn, batch_size=1)
 
 
 def test_a_prompt_is_answered_the_same_whatever_else_is_asked(model):
     drawn = Decoding(12, temperature=1.0, samples=2, seed=5)
-    among = [a.text for a in generate(model, TOKENIZER, PROMPTS, drawn) if a.prompt == 2]
-    alone = [a.text for a in generate(model, TOKENIZER, PROMPTS[2:3], drawn)]
+    among = [a.text for a in generate(model, CHAT, PROMPTS, drawn) if a.prompt == 2]
+    alone = [a.text for a in generate(model, CHAT, PROMPTS[2:3], drawn)]
     assert alone == among
-    other = [a.text for a in generate(model, TOKENIZER, PROMPTS[2:3], replace(drawn, seed=6))]
+    other = [a.text for a in generate(model, CHAT, PROMPTS[2:3], replace(drawn, seed=6))]
     assert other != alone
     assert alone[0] != alone[1]
 
 
 def test_skipped_answers_are_left_out_and_the_rest_stays(model):
     drawn = Decoding(8, temperature=1.0, samples=2, seed=1)
-    whole = set(generate(model, TOKENIZER, PROMPTS, drawn))
-    batches = generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=2, skip=lambda p, s: s == 0 or p == 3)
+    whole = set(generate(model, CHAT, PROMPTS, drawn))
+    batches = generate_batches(model, CHAT, PROMPTS, drawn, batch_size=2, skip=lambda p, s: s == 0 or p == 3)
     rest = {a for batch in batches for a in batch}
     assert {(a.prompt, a.sample) for a in rest} == {(0, 1), (1, 1), (2, 1)}
     assert rest <= whole
@@ -105,19 +117,19 @@ def test_shares_and_skipped_answers_leave_every_batch_its_shape(model, monkeypat
     shapes = []
     decode = generation._decode
     monkeypatch.setattr(generation, "_decode", lambda m, rows, *a: shapes.append(rows) or decode(m, rows, *a))
-    whole = list(generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=5))
+    whole = list(generate_batches(model, CHAT, PROMPTS, drawn, batch_size=5))
     laid_out = list(shapes)
     assert [len(rows) for rows in laid_out] == [5, 5, 2]
-    shares = [list(generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=5, share=(i, 2))) for i in range(2)]
+    shares = [list(generate_batches(model, CHAT, PROMPTS, drawn, batch_size=5, share=(i, 2))) for i in range(2)]
     assert shares == [whole[::2], whole[1::2]]
     shapes.clear()
     have = {(a.prompt, a.sample) for a in [*whole[0], *whole[1][:2]]}  # cut off within the second batch
-    rest = list(generate_batches(model, TOKENIZER, PROMPTS, drawn, batch_size=5, skip=lambda p, s: (p, s) in have))
+    rest = list(generate_batches(model, CHAT, PROMPTS, drawn, batch_size=5, skip=lambda p, s: (p, s) in have))
     assert rest == [whole[1][2:], whole[2]] and shapes == laid_out[1:]
 
 
 def test_the_end_of_turn_token_is_counted_but_not_shown(model):
-    answers = generate(model, TOKENIZER, PROMPTS, Decoding(40, temperature=3.0, samples=4, seed=2))
+    answers = generate(model, CHAT, PROMPTS, Decoding(40, temperature=3.0, samples=4, seed=2))
     finished = [a for a in answers if a.finished]
     cut = [a for a in answers if not a.finished]
     assert finished and all("<|end|>" not in a.text and a.tokens <= 40 for a in finished)
@@ -126,19 +138,57 @@ def test_the_end_of_turn_token_is_counted_but_not_shown(model):
     assert all(a.tokens == len(a.text) + 1 for a in plain)
 
 
-def test_bf16_answers_leave_the_fp32_model_as_it_is(model):
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+def test_a_model_speaks_in_the_type_of_its_weights_and_no_other(model):
+    with pytest.raises(PobenchError, match=r"float32, and bf16 is asked.*in_precision"):
+        generate(model, CHAT, PROMPTS, Decoding(4, precision="bf16"))
     model.train()
-    answers = generate(model, TOKENIZER, PROMPTS, Decoding(4, precision="bf16"))
-    assert len(answers) == 4
-    assert model.training
+    assert len(generate(model, CHAT, PROMPTS, Decoding(4))) == 4
+    assert model.training, "as it was"
     model.eval()
-    assert all(v.dtype == torch.float32 and torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_weights_cast_in_place_are_those_that_are_read_in_that_type(tmp_path):
+    model = chat_model(seed=3)
+    model.save_pretrained(tmp_path)
+    model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
+    weights = [id(weight) for weight in model.parameters()]
+    assert in_precision(model, "bf16") is model
+    assert [id(weight) for weight in model.parameters()] == weights, "in place"
+    assert all(weight.grad is None for weight in model.parameters())
+    read = load_model(tmp_path, dtype=torch.bfloat16)
+    theirs = dict(read.named_parameters()) | dict(read.named_buffers())
+    ours = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert ours.keys() == theirs.keys() and {t.dtype for t in ours.values()} == {torch.bfloat16, torch.float32}
+    assert all(t.dtype == theirs[k].dtype and torch.equal(t, theirs[k]) for k, t in ours.items())
+    drawn = Decoding(12, temperature=1.0, samples=2, seed=5, precision="bf16")
+    assert generate(model, CHAT, PROMPTS, drawn) == generate(read, CHAT, PROMPTS, drawn)
+
+
+def test_a_batch_that_memory_does_not_hold_is_decoded_in_parts_with_the_same_answers(model, monkeypatch):
+    drawn = Decoding(30, temperature=2.0, samples=6, seed=5)
+    sizes = []
+    decode = generation._decode
+    monkeypatch.setattr(generation, "_decode", lambda m, rows, *a: sizes.append(len(rows)) or decode(m, rows, *a))
+    whole = generate(model, CHAT, PROMPTS, drawn)
+    row = row_bytes(model.config, torch.float32, max(map(len, PROMPTS)), 30)
+    monkeypatch.setattr(generation, "free_memory", lambda device: int(11.5 * row / generation.SHARE))
+    assert generate(model, CHAT, PROMPTS, drawn) == whole
+    monkeypatch.setattr(generation, "free_memory", lambda device: 0)
+    assert generate(model, CHAT, PROMPTS[:1], Decoding(2, samples=2)), "one row is tried whatever is free"
+    assert sizes == [24, 8, 8, 8, 1, 1], "eleven fit, so eight, the next lower power of two"
+
+
+def test_new_tokens_count_towards_the_memory_of_a_batch(model):
+    # 2 layers x keys and values x 2 heads x 8 wide x 4 bytes
+    assert cache_bytes(model.config, torch.float32) == 2 * 2 * 2 * 8 * 4
+    assert cache_bytes(model.config, torch.bfloat16) == 2 * 2 * 2 * 8 * 2
+    longer, shorter = (row_bytes(model.config, torch.float32, 10, new) for new in (110, 10))
+    assert longer - shorter == 100 * (256 + 10 * 4)  # of each: its keys and values, a column of the mask
 
 
 def test_progress_reaches_the_number_of_answers(model):
     seen = []
-    generate(model, TOKENIZER, PROMPTS, Decoding(2, samples=2), batch_size=3, progress=lambda d, n: seen.append((d, n)))
+    generate(model, CHAT, PROMPTS, Decoding(2, samples=2), batch_size=3, progress=lambda d, n: seen.append((d, n)))
     assert seen == [(3, 8), (6, 8), (8, 8)]
 
 
@@ -146,7 +196,7 @@ def test_the_turn_ending_token_of_the_template_stops_an_answer(model):
     # The model's own settings name another token; the template closes each turn with <|end|>.
     tokenizer = character_tokenizer()
     tokenizer.eos_token = "<unk>"
-    ids = stop_tokens(model, tokenizer)
+    ids = stop_tokens(model, Chat(tokenizer))
     assert tokenizer.convert_tokens_to_ids("<|end|>") in ids
     assert tokenizer.convert_tokens_to_ids("<unk>") in ids
 
@@ -159,7 +209,7 @@ def test_all_faulty_settings_are_listed_together():
 
 
 def test_no_prompts_give_no_answers(model):
-    assert generate(model, TOKENIZER, [], Decoding(4)) == []
+    assert generate(model, CHAT, [], Decoding(4)) == []
 
 
 # ---------------------------------------------------------------- drawing one token

@@ -14,6 +14,7 @@ import torch
 from small_chat_model import CHARACTERS, character_tokenizer, chat_model
 from transformers import AutoModelForCausalLM
 
+from pobench.data.chat import Chat
 from pobench.errors import PobenchError
 from pobench.model import vllm as vllm_engine
 from pobench.model.generate import Decoding, generate
@@ -21,8 +22,9 @@ from pobench.model.vllm import Served, missing, speaker_of
 from pobench.settings.job import digest
 from pobench.settings.schema import AnswersConfig
 
-TOKENIZER = character_tokenizer()
-PROMPTS = [[{"role": "user", "content": text}] for text in ("hi", "what is a bee?", "name one river in Europe", "no")]
+CHAT = Chat(character_tokenizer())
+TOKENIZER = CHAT.tokenizer
+PROMPTS = [CHAT.prompt_ids(text) for text in ("hi", "what is a bee?", "name one river in Europe", "no")]
 
 
 @dataclass
@@ -75,14 +77,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
 def test_greedy_answers_come_through_with_their_lengths_and_ends(engine: str, stand_in: type[LLM]) -> None:
     model = chat_model(seed=3)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    texts = [a.text for a in generate(model, TOKENIZER, PROMPTS, Decoding(24))]
+    texts = [a.text for a in generate(model, CHAT, PROMPTS, Decoding(24))]
     # A letter that some say and some do not is made a stop.
     letter = next(c for c in CHARACTERS if 0 < sum(c in text for text in texts) < len(texts))
     model.generation_config.eos_token_id = [TOKENIZER.convert_tokens_to_ids(letter)]
-    ours = generate(model, TOKENIZER, PROMPTS, Decoding(24))
+    ours = generate(model, CHAT, PROMPTS, Decoding(24))
     with speaker_of(model, engine, "fp32", 64) as (served, batch_size):
         assert isinstance(served, Served) and batch_size == vllm_engine.AT_ONCE
-        theirs = generate(served, TOKENIZER, PROMPTS, Decoding(24), batch_size=batch_size)
+        theirs = generate(served, CHAT, PROMPTS, Decoding(24), batch_size=batch_size)
     assert theirs == ours
     assert {a.finished for a in ours} == {True, False}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -94,7 +96,7 @@ def test_every_prompt_and_sample_has_a_seed_of_its_own_that_comes_again(stand_in
     for asked in (PROMPTS, PROMPTS[::-1]):
         stand_in.asked.clear()
         with speaker_of(model, "vllm", "fp32", 64) as (served, batch_size):
-            generate(served, TOKENIZER, asked, drawn, batch_size=batch_size)
+            generate(served, CHAT, asked, drawn, batch_size=batch_size)
         assert {(how.temperature, how.top_p, how.max_tokens, how.detokenize) for _, how in stand_in.asked} == {
             (0.8, 0.9, 2, False)
         }
@@ -141,7 +143,7 @@ def test_the_model_comes_back_when_vllm_fails(stand_in: type[LLM], monkeypatch: 
 
     monkeypatch.setattr(LLM, "generate", fail)
     with pytest.raises(RuntimeError), speaker_of(model, "vllm", "fp32", 5) as (served, _):
-        generate(served, TOKENIZER, PROMPTS, Decoding(2))
+        generate(served, CHAT, PROMPTS, Decoding(2))
     assert moves == ["cpu", "cpu"]
     monkeypatch.setattr(LLM, "__init__", fail)
     with pytest.raises(RuntimeError), speaker_of(model, "vllm", "fp32", 5):

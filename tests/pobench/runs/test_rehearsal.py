@@ -9,15 +9,18 @@ import pandas as pd
 import pytest
 import yaml
 
-from pobench.data.chat import Renderer, tokenizer_of
+from pobench.data.chat import Chat, tokenizer_of
 from pobench.data.prepare import prepare
 from pobench.data.published import DATASETS, MODELS
 from pobench.data.rows import Message
+from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError
 from pobench.model.load import count_parameters
 from pobench.runs.rehearsal import rehearse
 from pobench.runs.stand_ins import NOTE, small_tokenizer
+from pobench.settings.read import list_settings
 from pobench.settings.resolve import resolve
+from pobench.sources import fetch_rows
 
 PAPER = (
     "mistral-base",
@@ -72,12 +75,30 @@ def test_a_paper_setting_is_rehearsed_with_its_own_values_on_rows_in_its_own_col
 
 def test_mistral_base_is_asked_with_the_empty_system_message_of_the_authors_prompts(tmp_path) -> None:
     (job,) = rehearse(resolve("mistral-base", "simpo"))
-    tokenizer = tokenizer_of(Path(job.model.source), job.model)
+    chat = Chat.of(Path(job.model.source), job.model)
     # SimPO repository, eval/alpacaeval2/templates/mistral_base.txt
     asked = "<|system|>\n</s>\n<|user|>\nQ</s>\n<|assistant|>\n"
-    assert Renderer(tokenizer).prompt((Message("user", "Q"),)) == asked
-    chat = [{"role": "user", "content": "Q"}]  # as benchmarks and judges render it
-    assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == asked
+    assert chat.prompt((Message("user", "Q"),)) == asked
+    assert chat.tokenizer.decode(chat.prompt_ids("Q")) == "<s>" + asked, "its template begins so, too"
+    rendered = [{"role": "user", "content": "Q"}]  # as others render it
+    assert chat.tokenizer.apply_chat_template(rendered, tokenize=False, add_generation_prompt=True) == asked
+
+
+def test_every_shipped_setting_trains_behind_the_ids_that_it_asks_with(pobench_cli) -> None:
+    status, out, err = pobench_cli("data", "inspect", "--rehearse", "--rows", "12", "--json")
+    assert status == 0, err
+    rows = json.loads(out)
+    assert {row["setting"] for row in rows} == set(list_settings())
+    assert all(row["prompt"] == row["asked"] and row["chosen"] != row["rejected"] for row in rows)
+    headers = {row["setting"] for row in rows if row["counted_from"] < len(row["prompt"])}
+    counted = {name for name in list_settings() if resolve(name, "simpo")[0].data.count_header}
+    assert headers == counted - {"mistral-instruct"}, "whose template writes no header"
+    for setting in {row["setting"] for row in rows}:  # as generation does it, from a tokenizer loaded anew
+        (job,) = rehearse(resolve(setting, "simpo"))
+        row = next(row for row in rows if row["setting"] == setting)
+        source = load_preferences(fetch_rows(job.data.source, split=job.data.split)).preferences
+        prompt = next(p.prompt for p in source if p.id == row["id"])
+        assert list(Chat.of(Path(job.model.source), job.model).prompt_ids(prompt)) == row["prompt"]
 
 
 @pytest.mark.parametrize(
@@ -98,11 +119,12 @@ def test_mistral_base_is_asked_with_the_empty_system_message_of_the_authors_prom
 )
 def test_a_family_writes_its_own_turns_and_one_beginning_of_text(name, written) -> None:
     tokenizer = small_tokenizer(name)
-    renderer = Renderer(tokenizer)
+    chat = Chat(tokenizer)
     asked = (Message("user", "Q"),)
-    ((_, ids, _),) = renderer.pair_ids([(renderer.prompt(asked), renderer.conversation(asked, "A"), "x")])
+    (found,) = chat.answered([(chat.prompt(asked), chat.conversation(asked, "A"))])
+    ids = found.prompt + found.answer
     assert tokenizer.decode(ids) == written
-    assert ids.count(tokenizer.bos_token_id) == 1 and not renderer.adds_end
+    assert ids.count(tokenizer.bos_token_id) == 1 and not chat.adds_end
 
 
 # ---------------------------------------------------------------- five planted faults

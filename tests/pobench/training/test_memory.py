@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pobench.model import device
 from pobench.model.layouts import get_layout
 from pobench.settings.schema import MICRO_TOKENS, TrainConfig
 from pobench.training import memory
@@ -110,8 +111,8 @@ def test_a_containers_limit_counts_and_so_does_the_one_around_it(version, tmp_pa
     group(top / "outer", "2000\n", 1900, 0)
     group(top, "max\n", 5000, 0)
     (tmp_path / "groups").write_text(line)
-    assert sorted(memory._room_in_containers(tmp_path, tmp_path / "groups")) == [100, 500]
-    assert memory._room_in_containers(tmp_path, tmp_path / "absent") == []
+    assert sorted(device._room_in_containers(tmp_path, tmp_path / "groups")) == [100, 500]
+    assert device._room_in_containers(tmp_path, tmp_path / "absent") == []
 
 
 def test_this_machine_has_memory_left() -> None:

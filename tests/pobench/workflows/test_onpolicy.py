@@ -9,7 +9,7 @@ import pytest
 import yaml
 from small_chat_model import character_tokenizer, chat_model
 
-from pobench.data.rows import messages
+from pobench.data.chat import Chat
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError
 from pobench.model.generate import Decoding, generate
@@ -29,7 +29,7 @@ class ByShareOfLetters:
 
 @pytest.fixture(scope="module")
 def parts():
-    return {"model": chat_model(), "tokenizer": character_tokenizer(), "made_by": {"source": "random", "weights": "0"}}
+    return {"model": chat_model(), "chat": Chat(character_tokenizer()), "made_by": {"source": "random", "weights": "0"}}
 
 
 DRAWN = Decoding(samples=10, temperature=3.0, top_p=1.0, max_new_tokens=30, seed=4, precision="fp32")
@@ -81,7 +81,7 @@ def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(tmp_path, part
 
 
 def test_shares_that_were_cut_off_are_taken_on_by_other_numbers_of_processes(tmp_path, parts):
-    spoken = {"model": parts["model"], "tokenizer": parts["tokenizer"], "batch_size": 4}
+    spoken = {"model": parts["model"], "chat": parts["chat"], "batch_size": 4}
     whole, shared = (Sampling(ROWS, tmp_path / f"{n}.jsonl", parts["made_by"], DRAWN) for n in ("whole", "shared"))
     draw(whole, **spoken)
     draw(shared, **spoken, share=(1, 3))  # the others were killed before their first batch
@@ -150,9 +150,8 @@ def test_samples_drawn_otherwise_are_not_mixed_in(tmp_path, parts):
 def test_the_samples_are_those_that_generate_gives(tmp_path, parts):
     make_pairs(ROWS, ByShareOfLetters(), tmp_path / "pairs.jsonl", **parts, decoding=DRAWN)
     stored = {(s["id"], s["sample"]): s["text"] for s in pairs_of(tmp_path / "pairs.samples.jsonl")[1:]}
-    answers = generate(
-        parts["model"], parts["tokenizer"], [messages(row["prompt"]) for row in ROWS], DRAWN, batch_size=7
-    )
+    chat = parts["chat"]
+    answers = generate(parts["model"], chat, [chat.prompt_ids(row["prompt"]) for row in ROWS], DRAWN, batch_size=7)
     assert stored == {(ROWS[a.prompt]["id"], a.sample): a.text for a in answers}
 
 
