@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pobench.model.choose_layout import choose_layout
 from pobench.model.compiled import is_compiled
-from pobench.model.cpu.attention import takes_blocks
+from pobench.model.flex import takes_blocks
 from pobench.model.layouts import Layout
 from pobench.model.logps import ResponseLogps
 from pobench.settings.schema import MICRO_TOKENS, LoopConfig

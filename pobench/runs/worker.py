@@ -33,8 +33,8 @@ from pobench.judging import PairwiseJudge, grades
 from pobench.judging.benchmarks.base import Speaker
 from pobench.judging.pairwise import Comparison, Longer, judge_many
 from pobench.model import adapters
-from pobench.model.cpu.attention import use_flex
 from pobench.model.device import bf16_pays, environment, make_accelerator
+from pobench.model.flex import use_flex
 from pobench.model.generate import Decoding, generate
 from pobench.model.load import attention_of, load_base
 from pobench.model.logps import ResponseLogps
