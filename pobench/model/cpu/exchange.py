@@ -13,7 +13,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,24 @@ from pobench.model.cpu.layers import (
 )
 from pobench.model.products import Arithmetic
 
-# Factors of a trial's random input, each with the tolerance relative to the largest value: ordinary; large enough for a
-# clamp to show, where a softmax leaves fewer digits; and so small that a norm's epsilon shows.
-INPUTS = ((1.0, 1e-5), (10.0, 1e-3), (1e-3, 1e-5))
+
+class Run(NamedTuple):
+    """One comparison of a trial. factor: of the random input. gradients: compared beside the value. tolerance: relative to
+    the largest value."""
+
+    training: bool
+    factor: float
+    gradients: bool
+    tolerance: float
+
+
+RUNS = (
+    Run(training=False, factor=1.0, gradients=True, tolerance=1e-5),
+    Run(training=True, factor=1.0, gradients=True, tolerance=1e-5),  # shows dropout
+    Run(training=True, factor=1e-3, gradients=True, tolerance=1e-5),  # shows the epsilon of a norm
+    # Shows a clamp. A softmax has but one term there, and its gradient no correct digit.
+    Run(training=True, factor=10.0, gradients=False, tolerance=1e-3),
+)
 KNOWN_BY_CLASS: dict[type, Callable[[Arithmetic], Candidate]] = {nn.Linear: linear, nn.Embedding: embedding}
 TRIED = (gated_mlp, attention, rms_norm)
 
@@ -169,19 +184,18 @@ def _agrees(module: nn.Module, candidate: Candidate) -> bool:
         x = torch.randn(2, 3, width, generator=draw)
         slope = torch.randn(2, 3, width, generator=draw)
         further = candidate.trial_inputs(draw)
-        for training in (False, True):
+        for run in RUNS:
             for part in (trial, *trial.children()):
-                part.training = training
-            for factor, tolerance in INPUTS:
-                try:
-                    ours, own = (
-                        _value_and_gradients(trial, call, factor * x, further, slope)
-                        for call in (candidate.forward, type(module).forward)
-                    )
-                except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError):
-                    return False  # it takes other arguments, or returns another shape
-                if not all(_close(a, b, tolerance) for a, b in zip(ours, own, strict=True)):
-                    return False
+                part.training = run.training
+            try:
+                ours, own = (
+                    _outcome(trial, call, run.factor * x, further, slope if run.gradients else None)
+                    for call in (candidate.forward, type(module).forward)
+                )
+            except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError):
+                return False  # it takes other arguments, or returns another shape
+            if not all(_close(a, b, run.tolerance) for a, b in zip(ours, own, strict=True)):
+                return False
     return True
 
 
@@ -214,10 +228,12 @@ def _small_copy(module: nn.Module, draw: torch.Generator, sizes: dict[int, int])
     return trial, next(trial.parameters()).shape[-1]
 
 
-def _value_and_gradients(
-    module: nn.Module, call: Forward, x: Tensor, further: dict[str, Any], slope: Tensor
+def _outcome(
+    module: nn.Module, call: Forward, x: Tensor, further: dict[str, Any], slope: Tensor | None
 ) -> list[Tensor]:
+    """The value, and the gradients of `value · slope` by the input and every weight where a slope is given."""
     x = x.clone().requires_grad_()
     y = call(module, x, **further)
     y = y[0] if isinstance(y, tuple) else y
-    return [y.detach(), *torch.autograd.grad(y, [x, *module.parameters()], slope)]
+    gradients = () if slope is None else torch.autograd.grad(y, [x, *module.parameters()], slope)
+    return [y.detach(), *gradients]

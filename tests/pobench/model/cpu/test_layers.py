@@ -1,4 +1,4 @@
-"""Lean layers give the numbers of the layers they stand for, keep less, and stay away from what they do not know."""
+"""Exchanged layers give the numbers of the layers that they replace, keep less, and leave alone what they do not know."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Phi3Config
 
 from pobench.model.cpu.exchange import exchange_layers
-from pobench.model.cpu.layers import _GatedMlp
+from pobench.model.cpu.layers import NormFactors, _GatedMlp, kept_input, mark_as_norm
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.model.products import Arithmetic
@@ -269,20 +269,30 @@ def test_an_embedding_adds_to_the_rows_of_its_tokens_alone(in_place: bool, paddi
     assert (plain.weight.grad[1] - 1).abs().sum() > 1 and torch.equal(plain.weight.grad[2], torch.ones(4))
 
 
-def test_a_norms_output_is_made_again_only_by_who_reads_the_last_norm() -> None:
+def test_a_norms_output_is_computed_again_unless_it_was_changed_since() -> None:
     """Queries, keys, values, gate and up read a norm's output; what another layer made in between is kept as it is."""
-    from pobench.model.cpu.layers import Arithmetic, Normal
-
     draw = torch.Generator().manual_seed(0)
     x, scale = torch.randn(2, 3, 4, generator=draw), torch.randn(4, generator=draw)
-    normal = Normal((x, x.pow(2).mean(-1, keepdim=True).rsqrt(), scale), 0.0)
-    output, arithmetic = normal.again(), Arithmetic()
-    arithmetic.remember(output, normal)
-    recipe = arithmetic.recipe(output, output.flatten(0, 1))
-    assert recipe.kept is normal.kept
-    assert torch.equal(recipe.again(*recipe.kept), output.flatten(0, 1))
+    factors = NormFactors(x, x.pow(2).mean(-1, keepdim=True).rsqrt(), scale, 0.0)
+    output = factors.product()
+    mark_as_norm(output, factors)
+    kept = kept_input(output, output.flatten(0, 1))
+    assert [a is b for a, b in zip(kept.tensors, factors[:3], strict=True)] == [True] * 3
+    assert torch.equal(kept.restore(*kept.tensors), output.flatten(0, 1))
     other = output.clone()
-    assert arithmetic.recipe(other, other.flatten(0, 1)).kept[0].data_ptr() == other.data_ptr()
+    assert kept_input(other, other.flatten(0, 1)).tensors[0].data_ptr() == other.data_ptr()
+    output.mul_(2)
+    kept = kept_input(output, output.flatten(0, 1))
+    assert torch.equal(kept.restore(*kept.tensors), output.flatten(0, 1))
+
+
+def test_an_input_is_cast_once_and_again_after_a_change_in_place() -> None:
+    arithmetic, x = Arithmetic(), torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        first = arithmetic.input(x)
+        assert arithmetic.input(x) is first and first.dtype == torch.bfloat16
+        x.mul_(2)
+        assert torch.equal(arithmetic.input(x), x.bfloat16())
 
 
 def test_a_model_with_fused_gate_and_up_keeps_its_mlp() -> None:
