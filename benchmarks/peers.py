@@ -38,8 +38,8 @@ from pobench.data.order import data_order, mismatch, subset
 from pobench.data.prepare import read_pairs
 from pobench.errors import PobenchError
 from pobench.files import write_text
-from pobench.model.cpu.attention import use_flex
 from pobench.model.device import make_accelerator
+from pobench.model.flex import use_flex
 from pobench.model.load import load_model
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import sum_scorer

@@ -1,17 +1,15 @@
-"""Which layout of rows a model takes: the packed one where it is proven to give the same numbers, else padded rows."""
+"""Which layout of rows a model takes, and by which layers and attention: each is proven against the untouched model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pobench.errors import PobenchError
-from pobench.model.cpu.attention import BLOCK, take_matrices, takes_blocks, takes_parts
-from pobench.model.layouts import Layout
+from pobench.model.flex import BLOCK
 from pobench.model.logps import ResponseLogps
 from pobench.types import Group
 
@@ -29,65 +27,91 @@ def plain_logps(model: Any, group: Group) -> Tensor:
     return torch.stack(sums)
 
 
-def _longer(group: Group) -> Group:
-    """With a prompt that fills more than one further block."""
-    times = 1 + -(-2 * BLOCK // len(group.prompt))
-    return group._replace(prompt=group.prompt * times)
-
-
 def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = "auto") -> tuple[str, str]:
-    """(layout name, why). `auto` takes the shared prefix where the model proves, on the first groups, that it computes the
-    same sums as one sequence at a time; models whose attention ignores a custom mask get the padded layout. Attention
-    by blocks (in two sizes, and on a GPU with the backward pass) or by parts is tried first; where it fails, the model goes
-    back to matrices.
+    """(layout name, why). `auto` takes the shared prefix where it is proven on the first groups: its sums are those of the
+    untouched model, one sequence at a time. A model whose attention ignores a custom mask gets the padded layout.
+
+    The policy is left with the fastest way that is proven. Attention by blocks (in two sizes, and on a GPU with the backward
+    pass) or by parts comes before attention by matrices, and exchanged layers come before the model's own. What failed is
+    named in the reason.
 
     Raises PobenchError if even the padded layout disagrees with the model's own logits (an unknown kind of head).
     """
-    trial = list(groups[:2])
-    tolerance = 1e-4 if policy.model.dtype == torch.float32 else 5e-2
-    faults = []
+    proof = _Proof(policy, groups[:2])
+    attention, exchanged = policy.attention, policy.has_exchanged_layers
+    for name in ("shared_prefix", "padded") if wanted == "auto" else (wanted,):
+        for way in _ways(policy, name, attention, exchanged):
+            if why := proof.of(name, way):
+                return name, "; ".join([why, *proof.faults])
+    raise PobenchError(
+        "the log-probabilities of this model cannot be computed exactly:\n  " + "\n  ".join(proof.faults)
+    )
 
-    @cache
-    def plain(g: Group) -> Tensor:
-        return plain_logps(policy.model, g)
 
-    def furthest(layout: Layout, groups: Sequence[Group], backward: bool) -> float:
-        """The largest difference from one sequence at a time, nats a token."""
-        sums = torch.cat([plain(g) for g in groups])
-        tokens = torch.tensor([len(r) for g in groups for r in g.responses], device=sums.device)
-        with torch.set_grad_enabled(backward):
-            ours = policy(layout.collate(groups, policy.window).to(sums.device))
-            if ours.requires_grad:
-                torch.autograd.grad(ours.sum(), next(p for p in policy.parameters() if p.requires_grad))
-        return ((ours.detach() - sums).abs() / tokens).max().item()
+def _ways(policy: ResponseLogps, name: str, attention: str, exchanged: bool) -> Iterator[str]:
+    """What a layout can be computed by, fastest first, in words. When one is yielded, the policy computes by it.
 
-    def proven(name: str) -> str:
-        """How well it agrees; "" where it does not, with a fault noted."""
-        blocks = name == "shared_prefix" and takes_blocks(policy.model)
-        parts = name == "shared_prefix" and takes_parts(policy.model)
-        how = " by blocks" if blocks else " by parts" if parts else ""
-        layout, called = policy.layout(name), name + how
+    attention, exchanged: how the policy computed at first.
+    """
+    kinds = dict.fromkeys([attention, "matrices"] if name == "shared_prefix" else [policy.attention])
+    for own in (False, True) if exchanged else (False,):
+        if own:
+            policy.use_own_layers()
+        elif exchanged and not policy.has_exchanged_layers:
+            policy.use_exchanged_layers()
+        for kind in kinds:
+            policy.use_attention(kind)
+            by = [f"by {kind}"] if name == "shared_prefix" and kind != "matrices" else []
+            yield " ".join([*by, *(["with the model's own layers"] if own else [])])
+
+
+class _Proof:
+    """Compares a policy with the untouched model; faults: what disagreed, a line each."""
+
+    def __init__(self, policy: ResponseLogps, groups: Sequence[Group]) -> None:
+        self.policy, self.groups = policy, list(groups)
+        self.tolerance = 1e-4 if policy.model.dtype == torch.float32 else 5e-2  # nats a token
+        self.faults: list[str] = []
+        self._plain: dict[Group, Tensor] = {}
+
+    def of(self, name: str, way: str) -> str:
+        """How well the layout agrees, in words; "" where it does not, with a fault noted."""
+        blocks = name == "shared_prefix" and self.policy.attention == "blocks"
         # Kernels are compiled for one width of a row, and once more for widths that change.
-        trials = [trial, [*map(_longer, trial), *trial]] if blocks else [trial]
+        trials = [self.groups, [*map(_longer, self.groups), *self.groups]] if blocks else [self.groups]
+        called = f"{name} {way}".rstrip()
         try:
-            off = max(furthest(layout, t, blocks and policy.model.device.type != "cpu") for t in trials)
+            difference = max(self._difference(name, trial, blocks) for trial in trials)
         except Exception as error:
-            if not (blocks or isinstance(error, TypeError | ValueError | RuntimeError | KeyError)):
-                raise  # where kernels are compiled, anything may go wrong; elsewhere these tell of a mask not taken
-            faults.append(f"{called}: {type(error).__name__}: {error}")
+            if not (blocks or isinstance(error, TypeError | ValueError | RuntimeError | LookupError)):
+                raise  # compiled kernels may raise anything; elsewhere only these say that a mask or a shape is not taken
+            self.faults.append(f"{called}: {type(error).__name__}: {error}")
             return ""
-        if off < tolerance:
-            return (
-                f"{'by blocks of attention, ' if blocks else ''}equals one sequence at a time to {off:.0e} nats a token"
-            )
-        faults.append(f"{called}: differs by {off:.2g} nats a token")
+        if difference < self.tolerance:
+            by = way.replace("by blocks", "by blocks of attention").replace("by parts", "").strip()
+            return f"{by}{', ' if by else ''}equals one sequence at a time to {difference:.0e} nats a token"
+        self.faults.append(f"{called}: differs by {difference:.2g} nats a token")
         return ""
 
-    for name in ("shared_prefix", "padded") if wanted == "auto" else (wanted,):
-        why = proven(name)
-        if not why and name == "shared_prefix" and (takes_blocks(policy.model) or takes_parts(policy.model)):
-            take_matrices(policy.model)
-            why = proven(name)
-        if why:
-            return name, why + "".join(f"; {fault}" for fault in faults)
-    raise PobenchError("the log-probabilities of this model cannot be computed exactly:\n  " + "\n  ".join(faults))
+    def _difference(self, name: str, groups: Sequence[Group], blocks: bool) -> float:
+        """The largest difference from one sequence at a time, nats a token."""
+        policy = self.policy
+        plain = torch.cat([self._plain_of(g) for g in groups])
+        tokens = torch.tensor([len(r) for g in groups for r in g.responses], device=plain.device)
+        with torch.set_grad_enabled(blocks and policy.model.device.type != "cpu"):
+            sums = policy(policy.layout(name).collate(groups, policy.window).to(plain.device))
+            if sums.requires_grad:
+                torch.autograd.grad(sums.sum(), next(p for p in policy.parameters() if p.requires_grad))
+        return ((sums.detach() - plain).abs() / tokens).max().item()
+
+    def _plain_of(self, group: Group) -> Tensor:
+        if group not in self._plain:
+            with self.policy.untouched() as model:
+                self._plain[group] = plain_logps(model, group)
+        return self._plain[group]
+
+
+def _longer(group: Group) -> Group:
+    """The group with a prompt that fills more than one further block."""
+    times = 1 + -(-2 * BLOCK // len(group.prompt))
+    return group._replace(prompt=group.prompt * times)

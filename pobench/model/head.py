@@ -9,34 +9,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pobench.model.cpu.layers import add_products
+from pobench.model.products import add_products
 
-KEPT_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of a micro-batch's softmax, so that so much is not computed twice
-# Logits of a tile: on a CPU they should stay near the cache; on a GPU a small product wastes the chip.
+KEPT_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # how much of a micro-batch's softmax is kept, not computed again
+# Logits of a tile: on a CPU they should fit into the cache; on a GPU a small product leaves most of the chip idle.
 TILE_LOGITS = {"cpu": 2**22, "cuda": 2**27}
 LEAST_TILE = 512  # vocabulary entries
 
 
 class _Tile(NamedTuple):
-    """A tile of the vocabulary. place: (tokens, 1) of each target in it, any where `holds`, (tokens,), says that it is not
-    there."""
+    """A tile of the vocabulary. holds: (tokens,) whether a token's target lies in it. place: (tokens, 1) index of the target
+    in the tile, of no meaning where it does not lie there."""
 
     entries: slice
     place: Tensor
     holds: Tensor
 
     def put(self, values: Tensor, into: Tensor) -> None:
-        """Into (tokens, tile), in place: `values`, (tokens,), at the targets that are here."""
+        """Write `values`, (tokens,), to the targets in this tile of `into`, (tokens, tile), in place."""
         into.scatter_(1, self.place, torch.where(self.holds, values, into.gather(1, self.place)[:, 0])[:, None])
 
     def add(self, values: Tensor, to: Tensor) -> None:
-        """`put`, adding."""
+        """Add `values`, (tokens,), to the targets in this tile of `to`, (tokens, tile), in place."""
         to.scatter_add_(1, self.place, torch.where(self.holds, values, 0.0).to(to.dtype)[:, None])
 
 
 class _Head(NamedTuple):
     """How hidden states become logits. tile: vocabulary entries. product_weight: the weight in the type of the matrix
-    product. grad: where its gradient is added, or None. room: bytes of softmax that may be kept for the backward pass."""
+    product. grad: the gradient to add to, or None. room: bytes of softmax that may be kept for the backward pass."""
 
     tile: int
     scale: float
@@ -47,12 +47,12 @@ class _Head(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrix product."""
+        """The type of the matrix product."""
         return self.product_weight.dtype
 
     @property
     def sums(self) -> torch.dtype:
-        """Of what is added up tile by tile."""
+        """The type of sums over tiles."""
         return torch.promote_types(self.dtype, torch.float32)
 
     def tiles(self, target: Tensor) -> Iterator[_Tile]:
@@ -64,8 +64,8 @@ class _Head(NamedTuple):
             yield _Tile(entries, place.clamp_(0, entries.stop - at - 1)[:, None], holds)
 
     def own(self, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor | None:
-        """(tokens,) fp32 product for each target, whose rounding would go straight into the log-probability; None where
-        every product is as wide."""
+        """(tokens,) the logit of each target in fp32, because its rounding goes into the log-probability undamped; None
+        where all products are fp32."""
         if self.dtype == torch.float32:
             return None
         return (hidden.float() * weight.index_select(0, target).float()).sum(-1)

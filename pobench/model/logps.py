@@ -4,30 +4,34 @@ the hidden state at a token's predecessor predicts the token.
     log π(y | x) = Σ_t [ z_t[y_t] - logsumexp(z_t) ],   z_t = head(h_{t-1})
 
 The head runs on response positions alone, a tile of the vocabulary at a time, so that the (tokens × vocabulary) matrix
-never exists, and a micro-batch reads the weight, and adds to its gradient, once. The softmax and the sums are fp32; the
-logsumexp of all tiles is made of those of each. Where the head's weight is trained, the backward pass needs every tile's
-softmax: the first ones are kept, `KEPT_BYTES` of them, and the others computed again. A frozen head (an adapter is trained)
-is passed once: a token's log-probability depends on its own hidden state alone, so its slope there,
+never exists; a micro-batch reads the weight, and adds to its gradient, once. The softmax and the sums are fp32; the
+logsumexp over the vocabulary is computed from those of the tiles. Where the head's weight is trained, the backward pass
+needs every tile's softmax: those of the first tiles are kept, `KEPT_BYTES` of them, and the others computed again. Where the
+head is frozen (an adapter is trained), one pass is enough: a token's log-probability depends on its own hidden state alone,
+so its slope there,
 
     ∂ log π(y_t) / ∂ h = weight[y_t] - softmax(z_t) @ weight,
 
-is one vector a token, made in the forward pass while the tiles' softmax is at hand and kept in the hidden state's place.
-The backward pass only scales it: no weight gradient, nothing recomputed.
+is one vector a token. The forward pass computes it while it has the softmax of a tile, and keeps it in place of the hidden
+state; the backward pass only scales it, without a weight gradient and without computing anything again.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pobench.model.compiled import compile_layers
-from pobench.model.cpu.attention import BLOCK, block_mask, kind_of, take_matrices, take_parts, takes_blocks, takes_parts
-from pobench.model.cpu.layers import Arithmetic, make_lean
-from pobench.model.cpu.prefix_attention import added_mask, parts_of, standing_for
+from pobench.model import cpu
+from pobench.model.attention import added_mask, base_kind, current_kind, use_matrices
+from pobench.model.compiled import compile_layers, uncompiled
+from pobench.model.flex import BLOCK, block_mask, takes_blocks, use_blocks
 from pobench.model.head import KEPT_BYTES, _Head, _TiledHead, tile_for
 from pobench.model.layouts import WIDTH_STEP, Batch, Layout, get_layout
+from pobench.model.products import Arithmetic
 
 
 class ResponseLogps(nn.Module):
@@ -37,21 +41,24 @@ class ResponseLogps(nn.Module):
     """
 
     def __init__(self, model: Any, tile: int | None = None, *, compiled: bool = False) -> None:
-        """tile: vocabulary entries per tile of the head; None: what suits the device and the number of positions. compiled:
-        layers by torch.compile, in place of the lean ones.
+        """tile: vocabulary entries per tile of the head; None: a number that suits the device and the positions. compiled:
+        layers by torch.compile, and none exchanged.
 
-        `arithmetic.in_place`: head and linear layers add a weight's gradient to the one that is there, instead of handing
-        autograd a matrix of the same size to add.
+        `arithmetic.in_place`: head and linear layers add a weight's gradient to the gradient that is there, instead of
+        handing autograd a matrix of the same size to add.
         """
         super().__init__()
         self.model = model
-        self.arithmetic = Arithmetic() if compiled else make_lean(model.base_model)
+        self.arithmetic = Arithmetic()
         if compiled:
+            cpu.restore_layers(model)
             compile_layers(model)
-        if compiled and takes_parts(model):
-            take_matrices(model)
+        else:
+            self.use_exchanged_layers()
+        if compiled and cpu.takes_parts(model):
+            use_matrices(model)
         elif model.device.type == "cpu" and not compiled:
-            take_parts(model)
+            cpu.use_parts(model)
         self.tile = tile
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
@@ -60,32 +67,69 @@ class ResponseLogps(nn.Module):
         if kinds == {"full_attention"} or getattr(config, "use_sliding_window", True) is False:
             window = None
         self.window: int | None = window
-        self.additive = kind_of(model) == "eager" or model.device.type == "cpu"
+        self.additive = base_kind(model) == "eager" or model.device.type == "cpu"
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.scale: float = getattr(config, "logit_scale", None) or 1.0 / (
             getattr(config, "logits_scaling", None) or 1.0
         )
 
+    def use_exchanged_layers(self) -> None:
+        """Let the layers that are proven in a trial compute the same numbers with less memory."""
+        cpu.exchange_layers(self.model.base_model, self.arithmetic)
+
+    def use_own_layers(self) -> None:
+        """Undo `use_exchanged_layers`."""
+        cpu.restore_layers(self.model)
+
+    @property
+    def has_exchanged_layers(self) -> bool:
+        """Whether any layer computes in another way than the model's own code."""
+        return any(map(cpu.is_exchanged, self.model.modules()))
+
+    @property
+    def attention(self) -> str:
+        """How attention over shared-prefix rows is computed: by blocks, by parts or by matrices."""
+        return "blocks" if takes_blocks(self.model) else "parts" if cpu.takes_parts(self.model) else "matrices"
+
+    def use_attention(self, kind: str) -> None:
+        """Undo `use_matrices`. kind: what `attention` was before it."""
+        if kind == "blocks":
+            use_blocks(self.model)
+        elif kind == "parts":
+            cpu.use_parts(self.model)
+        else:
+            use_matrices(self.model)
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[Any]:
+        """The model as it was loaded: inside, nothing of it is exchanged or compiled."""
+        kind = current_kind(self.model)
+        use_matrices(self.model)
+        try:
+            with cpu.own_layers(self.model), uncompiled(self.model):
+                yield self.model
+        finally:
+            if kind != current_kind(self.model):
+                self.model.set_attn_implementation(kind)
+
     def layout(self, name: str) -> Layout:
-        """The layout as this model takes it best."""
-        if name == "shared_prefix" and takes_blocks(self.model):
+        """The layout, with the settings that suit this model's attention."""
+        kind = self.attention if name == "shared_prefix" else "matrices"
+        if kind == "blocks":
             return get_layout(name, width_step=BLOCK, one_row=True)
-        if name == "shared_prefix" and takes_parts(self.model):
-            return get_layout(name, one_row=True)
-        return get_layout(name)
+        return get_layout(name, one_row=True) if kind == "parts" else get_layout(name)
 
     def _mask(self, batch: Batch, window: int | None, dtype: torch.dtype) -> Any:
-        """Blocks, parts, truth values, or what is added to the scores."""
-        if takes_blocks(self.model):
+        """The mask in the form that the model's attention takes: blocks, parts, numbers to add to the scores, or bool."""
+        kind = self.attention
+        if kind == "blocks":
             return block_mask(batch, window)
-        if takes_parts(self.model) and batch.places:
-            rows, width = batch.input_ids.shape
-            parts = parts_of(batch.places, window)
-            return standing_for(parts, lambda: added_mask(batch.mask(window), dtype), (rows, 1, width, width), dtype)
+        if kind == "parts" and batch.places:
+            return cpu.mask_of_parts(batch, window, dtype)
         return added_mask(batch.mask(window), dtype) if self.additive else batch.mask(window)
 
     def _masks(self, batch: Batch, dtype: torch.dtype) -> Any:
-        """Made once for all layers: one mask, one for each kind of layer, or None where the model's own serves."""
+        """Computed once for all layers: one mask, one for each kind of layer, or None where the model's own mask serves."""
         if batch.member is None:
             return None
         if batch.window is None or not self.mixed_windows:
@@ -103,7 +147,7 @@ class ResponseLogps(nn.Module):
             attention_mask=self._masks(batch, product_weight.dtype),
             use_cache=False,
         ).last_hidden_state
-        # As rows' widths do, the number of positions recurs: it is a multiple of WIDTH_STEP, pads included.
+        # Like the width of rows, the number of positions is a multiple of WIDTH_STEP, pads included, so that it recurs.
         pads = -len(batch.target) % WIDTH_STEP
         previous, target = (torch.nn.functional.pad(t, (0, pads)) for t in (batch.previous, batch.target))
         wanted = hidden.flatten(0, 1).index_select(0, previous)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pobench.model.choose_layout import choose_layout
 from pobench.model.compiled import is_compiled
-from pobench.model.cpu.attention import takes_blocks
+from pobench.model.flex import takes_blocks
 from pobench.model.layouts import NOTHING, Batch, Layout, plan_step
 from pobench.model.logps import ResponseLogps
 from pobench.settings.schema import MICRO_TOKENS, LoopConfig

@@ -19,8 +19,8 @@ from pobench.data.rows import read_rows
 from pobench.errors import PobenchError
 from pobench.files import whole
 from pobench.identity import PROTOCOL, name_of
-from pobench.model.cpu.attention import use_flex
 from pobench.model.device import make_accelerator
+from pobench.model.flex import use_flex
 from pobench.model.load import attention_of, load_base
 from pobench.progress import progress
 from pobench.results.run_folder import RunFolder

@@ -2,12 +2,12 @@
 
     [prompt | chosen | rejected]     prompt and chosen are one causal sequence; rejected looks at the prompt and itself
 
-A row's (width × width) scores are mostly masked: a causal triangle's upper half, chosen against rejected, groups that
-share a row, pads. What is left is cut into blocks of queries, each with the keys up to its last query; a block is a
-handful of matrix products over two scratch buffers that stay where they are. Everything is fp32, whatever the type of the
-model's products: narrower scores would be somewhat faster, and rounded to three digits.
+Most of a row's (width × width) scores are masked: the upper half of a causal triangle, chosen against rejected, groups that
+share a row, pads. The rest is cut into blocks of queries, each with the keys up to its last query; a block is a handful of
+matrix products over two scratch buffers that are kept. Everything is fp32, whatever the type of the model's products:
+narrower scores would be somewhat faster, but rounded to three digits.
 
-The backward pass makes the scores S and their softmax P again, from queries and keys alone:
+The backward pass computes the scores S and their softmax P again from queries and keys:
 
     dV = Pᵀ dO,   dS = P · (dO Vᵀ - Σ dO · O),   dQ = dS K · scale,   dK = dSᵀ Q · scale
 """
@@ -17,21 +17,22 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pobench.model.layouts import Place
+from pobench.model.attention import added_mask
+from pobench.model.layouts import Batch, Place
 
-QUERIES = 128  # of a block at most: more compute what is masked, fewer make small products
-SCORES = 2**21  # of a block at most, all heads together: 8 MB
+QUERIES = 128  # most queries of a block: with more, more masked scores are computed; with fewer, the products are small
+SCORES = 2**21  # most scores of a block, all heads together: 8 MB
 
 
 class Part(NamedTuple):
-    """Queries of a row, and what they see. keys: slices of the same row, in order. bias: (queries, keys), added to the
-    scores. causal: the last keys are the queries themselves, and none looks ahead."""
+    """Queries of a row, and the keys that they see. keys: slices of the same row, in order. bias: (queries, keys), added to
+    the scores. causal: the last keys are the queries themselves, and no query sees a later one."""
 
     row: int
     queries: slice
@@ -40,58 +41,64 @@ class Part(NamedTuple):
     causal: bool
 
 
-class _Laid(NamedTuple):
-    """What a mask that stands for its parts carries. whole: makes the mask that it stands for."""
+class _Carried(NamedTuple):
+    """What a mask that stands for its parts carries. whole: builds the mask that it stands for."""
 
     parts: list[Part]
     whole: Callable[[], Tensor]
 
 
 def parts_of(places: Sequence[Place], window: int | None = None) -> list[Part]:
-    """Of groups that lie in rows. window: no token sees one that stands so many positions before it, or more."""
+    """The parts of groups that lie in rows. window: a token sees only tokens less than so many positions before it."""
     parts = []
     for row, start, prompt, (first, *others) in places:
-        asked, at = slice(start, start + prompt), start + prompt + first
+        of_prompt, at = slice(start, start + prompt), start + prompt + first
         queries = slice(start, at)
         parts.append(Part(row, queries, (queries,), _triangle(prompt + first, window), True))
         for tokens in others:
             queries = slice(at, at + tokens)
-            parts.append(Part(row, queries, (asked, queries), _triangle(prompt + tokens, window)[prompt:], True))
+            parts.append(Part(row, queries, (of_prompt, queries), _triangle(prompt + tokens, window)[prompt:], True))
             at += tokens
     return parts
 
 
 def standing_for(parts: list[Part], whole: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A mask that holds nothing, of the (rows, 1, width, width) that `whole` would make: it carries its parts to whoever
-    computes attention under it, and to everybody else it is NaN, which no check passes over."""
+    """An empty mask in the shape of the one that `whole` builds, (rows, 1, width, width). It carries its parts to attention
+    that computes by them; read as numbers it is NaN, which every check finds."""
     mask = torch.full((1, 1, 1, 1), math.nan, dtype=dtype).expand(*shape)
-    mask.laid = _Laid(parts, cache(whole))  # type: ignore[attr-defined]
+    mask.carried = _Carried(parts, cache(whole))  # type: ignore[attr-defined]
     return mask
 
 
 def parts_under(mask: Tensor) -> list[Part] | None:
-    """Of a mask that stands for its parts; None of any other."""
-    laid: _Laid | None = getattr(mask, "laid", None)
-    return None if laid is None else laid.parts
+    """The parts of a mask that stands for them; None for any other mask."""
+    carried: _Carried | None = getattr(mask, "carried", None)
+    return None if carried is None else carried.parts
 
 
 def whole_mask(mask: Tensor) -> Tensor:
-    """What a mask that stands for its parts stands for; any other itself."""
-    laid: _Laid | None = getattr(mask, "laid", None)
-    return mask if laid is None else laid.whole()
+    """The mask that a mask of parts stands for; any other mask is returned as it is."""
+    carried: _Carried | None = getattr(mask, "carried", None)
+    return mask if carried is None else carried.whole()
 
 
-def added_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores: nothing where `visible`, and else the least number of the type."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+def mask_of_parts(batch: Batch, window: int | None, dtype: torch.dtype) -> Tensor:
+    """The mask of a shared-prefix batch, as one that stands for its parts."""
+    rows, width = batch.input_ids.shape
+    whole = partial(_whole, batch, window, dtype)
+    return standing_for(parts_of(batch.places, window), whole, (rows, 1, width, width), dtype)
+
+
+def _whole(batch: Batch, window: int | None, dtype: torch.dtype) -> Tensor:
+    return added_mask(batch.mask(window), dtype)
 
 
 _triangles: dict[int | None, Tensor] = {}
 
 
 def _triangle(tokens: int, window: int | None) -> Tensor:
-    """(tokens, tokens) fp32, added to the scores of one causal sequence. A corner of the largest that was asked for, which
-    is kept: positions count from the prompt's start, so every part's bias is some lines of it."""
+    """(tokens, tokens) fp32, added to the scores of one causal sequence. It is a corner of the largest one so far, which is
+    kept: positions count from the start of the prompt, so the bias of every part is some lines of it."""
     found = _triangles.get(window)
     if found is None or len(found) < tokens:
         at = torch.arange(-(-tokens // QUERIES) * QUERIES)
@@ -102,13 +109,13 @@ def _triangle(tokens: int, window: int | None) -> Tensor:
 
 
 def whole_rows(mask: Tensor) -> list[Part]:
-    """Of any mask that is added to the scores, (rows, 1, width, width): every query sees every key, less the mask."""
+    """Parts for any mask that is added to the scores, (rows, 1, width, width): a row is one part, its bias the mask."""
     rows, _, width, keys = mask.shape
     return [Part(row, slice(0, width), (slice(0, keys),), mask[row, 0].float(), False) for row in range(rows)]
 
 
 def _blocks(part: Part, heads: int) -> list[tuple[slice, Tensor]]:
-    """Queries of the row, and the bias of what they see: of the part's keys, so many from the first."""
+    """(queries of the row, their bias) for each block; the bias has as many columns as keys, from the first, are seen."""
     n, keys = part.bias.shape
     size = max(16, min(QUERIES, SCORES // (heads * keys)))
     first = part.queries.start
@@ -123,8 +130,8 @@ _scratch = threading.local()
 
 
 def _buffer(which: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """One of a thread's buffers for scores. They stay: to touch fresh pages for every block would cost as much as the
-    products."""
+    """One of a thread's buffers for scores. Buffers are kept, because touching fresh memory for every block would cost as
+    much as the products."""
     size, name = math.prod(shape), f"{which} {dtype}"
     buffer: Tensor | None = getattr(_scratch, name, None)
     if buffer is None or buffer.numel() < size:
@@ -134,13 +141,13 @@ def _buffer(which: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """(rows, heads, width, features), at least fp32, of (rows, width, heads, features)."""
+    """(rows, width, heads, features) as (rows, heads, width, features), at least fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).transpose(1, 2)
 
 
 def _keys(x: Tensor, part: Part, shared: int) -> Tensor:
-    """(shared · heads, keys, features) of x (rows, heads, width, features). A head that several share is repeated: as many
-    products as heads spread more evenly over threads than fewer, larger ones."""
+    """(shared · heads, keys, features) of x (rows, heads, width, features). A key head that several query heads share is
+    repeated: one product a query head spreads more evenly over threads than fewer, larger ones."""
     slices = [x[part.row, :, s] for s in part.keys]
     found = slices[0] if len(slices) == 1 else torch.cat(slices, 1)
     return found[:, None].expand(-1, shared, -1, -1).flatten(0, 1) if shared > 1 else found
@@ -150,14 +157,14 @@ def _softmax(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     """(heads, queries, keys), in the second buffer; the first is free again."""
     shape = (*query.shape[:2], key.shape[1])
     scores = torch.bmm(query, key.transpose(1, 2), out=_buffer(0, shape, query.dtype)).add_(bias)
-    # Not by exp: that takes six times as long where it underflows, as it does wherever something is masked.
+    # exp would take six times as long where it underflows, as it does for every masked score.
     return torch.softmax(scores, -1, out=_buffer(1, shape, query.dtype))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, parts: Sequence[Part]) -> Tensor:
-    """What is attended to, in shape and type of the queries: (rows, width, heads, features).
+    """(rows, width, heads, features) attended values, in the shape and type of the queries.
 
-    key, value: the same with as many heads, or fewer that are shared. Queries that are in no part give zeros.
+    key, value: the same shape with as many heads, or with fewer that are shared. Queries that are in no part give zeros.
     """
     heads = query.shape[2]
     shared = heads // key.shape[2]
@@ -182,7 +189,7 @@ def attend_backward(
     scale: float,
     parts: Sequence[Part],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, at least fp32, in their shapes. grad: of `attended`."""
+    """Gradients of query, key and value in their shapes, at least fp32. grad: the gradient of `attended`."""
     heads = query.shape[2]
     shared = heads // key.shape[2]
     shapes = query.shape, key.shape, value.shape
@@ -192,7 +199,7 @@ def attend_backward(
     query = query * scale
     for part in parts:
         k, v = (_keys(t, part, shared) for t in (key, value))
-        for queries, bias in reversed(_blocks(part, heads)):  # the last one first: it sees all keys
+        for queries, bias in reversed(_blocks(part, heads)):  # the last block first, because it sees all keys
             seen = slice(0, bias.shape[1])
             q, do, o = (t[part.row, :, queries] for t in (query, grad, along))
             p = _softmax(q, k[:, seen], bias)
@@ -215,7 +222,7 @@ def attend_backward(
 
 
 class PrefixAttention(torch.autograd.Function):
-    """`attend`, with its gradient, for layers that make queries, keys and values in their own way."""
+    """`attend` with its gradient, for layers that compute queries, keys and values in their own way."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, parts: Sequence[Part]) -> Tensor:

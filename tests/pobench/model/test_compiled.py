@@ -10,9 +10,9 @@ from architectures import some_groups, tiny
 
 from pobench.errors import PobenchError
 from pobench.model.compiled import compile_layers, is_compiled
-from pobench.model.cpu.layers import Arithmetic
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
+from pobench.model.products import Arithmetic
 from pobench.settings.job import digest
 from pobench.settings.schema import TrainConfig
 

@@ -1,4 +1,4 @@
-"""Lean layers give the numbers of the layers they stand for, keep less, and stay away from what they do not know."""
+"""Exchanged layers give the numbers of the layers that they replace, keep less, and leave alone what they do not know."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from architectures import CONFIGS, some_groups, tiny
 from torch import nn
 from transformers import AutoModelForCausalLM, Phi3Config
 
-from pobench.model.cpu.layers import _GatedMlp, make_lean
+from pobench.model.cpu.exchange import exchange_layers
+from pobench.model.cpu.layers import NormFactors, _GatedMlp, kept_input, mark_as_norm
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
+from pobench.model.products import Arithmetic
 
 EXCHANGED = {  # of the modules of one layer and of the last norm: linear layers, MLPs, attentions, norms
     "llama": (7, 1, 1, 3),
@@ -26,6 +28,13 @@ EXCHANGED = {  # of the modules of one layer and of the last norm: linear layers
     "granite": (7, 1, 1, 3),
     "cohere": (7, 1, 0, 0),  # neighbours, not halves, are turned together
 }
+
+
+def exchanged_arithmetic(body: nn.Module) -> Arithmetic:
+    """Of a body whose layers are exchanged."""
+    arithmetic = Arithmetic()
+    exchange_layers(body, arithmetic)
+    return arithmetic
 
 
 def exchanged(model: nn.Module) -> list[str]:
@@ -55,7 +64,7 @@ def hidden_and_gradients(model: Any, in_place: bool, autocast: bool = False) -> 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_is_exchanged_on_each_architecture(name: str) -> None:
     model = tiny(name)
-    make_lean(model.base_model)
+    exchanged_arithmetic(model.base_model)
     found = exchanged(model)
     linear, mlp, attention, norm = EXCHANGED[name]
     norms = [n for n in found if n.endswith("RMSNorm")]
@@ -69,11 +78,11 @@ def test_what_is_exchanged_on_each_architecture(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_values_and_every_gradient_equal_those_of_the_untouched_model(name: str, in_place: bool) -> None:
     plain = tiny(name)
-    lean = copy.deepcopy(plain)
-    make_lean(lean.base_model).in_place = in_place
+    ours = copy.deepcopy(plain)
+    exchanged_arithmetic(ours.base_model).in_place = in_place
     (want, wants), (got, gots) = (
         hidden_and_gradients(plain, in_place=False),
-        hidden_and_gradients(lean, in_place=in_place),
+        hidden_and_gradients(ours, in_place=in_place),
     )
     assert want.std() > 1e-2
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
@@ -85,7 +94,7 @@ def test_values_and_every_gradient_equal_those_of_the_untouched_model(name: str,
 
 def test_gradients_added_in_place_add_up_over_micro_batches() -> None:
     model = tiny("llama").train()
-    arithmetic = make_lean(model.base_model)
+    arithmetic = exchanged_arithmetic(model.base_model)
     arithmetic.in_place = True
     _, once = hidden_and_gradients(model, in_place=True)
     hidden = body(model)
@@ -97,11 +106,11 @@ def test_gradients_added_in_place_add_up_over_micro_batches() -> None:
 @pytest.mark.parametrize("in_place", [False, True])
 def test_bf16_products_round_no_worse_than_autocasts_own(in_place: bool) -> None:
     plain = tiny("llama").train()
-    lean = copy.deepcopy(plain)
-    make_lean(lean.base_model).in_place = in_place
+    ours = copy.deepcopy(plain)
+    exchanged_arithmetic(ours.base_model).in_place = in_place
     exact, exacts = hidden_and_gradients(plain, in_place=False)
     own, owns = hidden_and_gradients(plain, in_place=False, autocast=True)
-    got, gots = hidden_and_gradients(lean, in_place=in_place, autocast=True)
+    got, gots = hidden_and_gradients(ours, in_place=in_place, autocast=True)
     assert (own - exact).norm() > 1e-4 * exact.norm()  # there is rounding to compare
     assert (got - exact).norm() <= 1.5 * (own - exact).norm()
 
@@ -113,18 +122,18 @@ def test_bf16_products_round_no_worse_than_autocasts_own(in_place: bool) -> None
 
 def test_an_optimisers_step_is_seen_by_the_next_narrow_product() -> None:
     model = tiny("llama")
-    make_lean(model.base_model)
+    exchanged_arithmetic(model.base_model)
     before, _ = hidden_and_gradients(model, in_place=False, autocast=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     optimizer.step()
     after, _ = hidden_and_gradients(model, in_place=False, autocast=True)
-    fresh, _ = hidden_and_gradients(_lean_copy(model), in_place=False, autocast=True)
+    fresh, _ = hidden_and_gradients(_exchanged_copy(model), in_place=False, autocast=True)
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, fresh, atol=0, rtol=0)
 
 
 def test_a_weight_is_narrowed_once_for_all_micro_batches_and_anew_after_them() -> None:
-    arithmetic = make_lean(nn.Sequential())
+    arithmetic = exchanged_arithmetic(nn.Sequential())
     arithmetic.in_place = True
     weight = nn.Parameter(torch.randn(3, 4))
     with torch.autocast("cpu", torch.bfloat16):
@@ -140,16 +149,16 @@ def test_a_weight_is_narrowed_once_for_all_micro_batches_and_anew_after_them() -
         assert arithmetic.weight(weight) is not arithmetic.weight(weight)
 
 
-def _lean_copy(model: Any) -> Any:
+def _exchanged_copy(model: Any) -> Any:
     twin = AutoModelForCausalLM.from_config(model.config)
     twin.load_state_dict(model.state_dict())
-    make_lean(twin.base_model)
+    exchanged_arithmetic(twin.base_model)
     return twin.eval()
 
 
 def test_a_deep_copy_computes_with_its_own_weights() -> None:
     model = tiny("llama")
-    make_lean(model.base_model)
+    exchanged_arithmetic(model.base_model)
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for p in twin.parameters():
@@ -161,11 +170,11 @@ def test_a_deep_copy_computes_with_its_own_weights() -> None:
 def test_a_frozen_weight_gets_no_gradient_and_the_others_keep_theirs() -> None:
     plain = tiny("llama").train()
     frozen = "model.layers.0.mlp.gate_proj.weight"
-    lean = copy.deepcopy(plain)
-    for model in (plain, lean):
+    ours = copy.deepcopy(plain)
+    for model in (plain, ours):
         dict(model.named_parameters())[frozen].requires_grad_(False)
-    make_lean(lean.base_model)
-    (_, wants), (_, gots) = (hidden_and_gradients(m, in_place=False) for m in (plain, lean))
+    exchanged_arithmetic(ours.base_model)
+    (_, wants), (_, gots) = (hidden_and_gradients(m, in_place=False) for m in (plain, ours))
     assert wants.keys() == gots.keys() and frozen.removeprefix("model.") not in gots
     for name in wants:
         torch.testing.assert_close(gots[name], wants[name], atol=1e-4, rtol=1e-4)
@@ -176,7 +185,7 @@ def test_adapters_that_come_later_are_not_passed_by() -> None:
     from pobench.settings.schema import AdapterConfig
 
     model = tiny("llama")
-    make_lean(model.base_model)
+    exchanged_arithmetic(model.base_model)
     adapted = attach(model, AdapterConfig(r=2), seed=0)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:  # zero at the start, where no gradient reaches its partner
@@ -189,10 +198,10 @@ def test_adapters_that_come_later_are_not_passed_by() -> None:
 
 def test_activation_checkpointing_gives_the_same_gradients() -> None:
     plain = tiny("llama").train()
-    lean = copy.deepcopy(plain)
-    make_lean(lean.base_model).in_place = True
-    lean.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    (_, wants), (_, gots) = hidden_and_gradients(plain, in_place=False), hidden_and_gradients(lean, in_place=True)
+    ours = copy.deepcopy(plain)
+    exchanged_arithmetic(ours.base_model).in_place = True
+    ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    (_, wants), (_, gots) = hidden_and_gradients(plain, in_place=False), hidden_and_gradients(ours, in_place=True)
     for name in wants:
         torch.testing.assert_close(gots[name], wants[name], atol=1e-4, rtol=1e-4)
 
@@ -208,7 +217,7 @@ def test_an_mlp_that_computes_something_else_keeps_its_own_forward() -> None:
             return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) + x
 
     odd = nn.Sequential(OddMLP())
-    make_lean(odd)
+    exchanged_arithmetic(odd)
     assert exchanged(odd) == ["Linear", "Linear", "Linear"]
 
 
@@ -227,13 +236,13 @@ def test_an_attention_whose_scores_are_scaled_another_way_keeps_its_own_forward(
             self.scaling /= 2
 
     monkeypatch.setattr(kind, "forward", twice_as_sharp)
-    make_lean(model.base_model)
+    exchanged_arithmetic(model.base_model)
     assert "LlamaAttention" not in exchanged(model) and "LlamaMLP" in exchanged(model)
 
 
 def test_answers_and_padded_rows_go_through_the_attentions_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama").eval()
-    make_lean(model.base_model)
+    exchanged_arithmetic(model.base_model)
     monkeypatch.setattr("pobench.model.cpu.layers._Attention", None)
     ids = torch.arange(1, 9)[None]
     assert model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False).shape[1] > 8
@@ -247,33 +256,43 @@ def test_answers_and_padded_rows_go_through_the_attentions_own_forward(monkeypat
 def test_an_embedding_adds_to_the_rows_of_its_tokens_alone(in_place: bool, padding: int | None) -> None:
     torch.manual_seed(0)
     plain = nn.Embedding(7, 4, padding_idx=padding)
-    lean = copy.deepcopy(plain)
-    make_lean(nn.Sequential(lean)).in_place = in_place
+    ours = copy.deepcopy(plain)
+    exchanged_arithmetic(nn.Sequential(ours)).in_place = in_place
     ids = torch.tensor([[1, 3, 1], [5, 1, 3]])
     slope = torch.randn(2, 3, 4)
-    for layer in (plain, lean):
+    for layer in (plain, ours):
         layer.weight.grad = torch.ones_like(layer.weight)
         y = layer(ids)
         (y * slope).sum().backward()
-    assert torch.equal(lean(ids), plain(ids))
-    torch.testing.assert_close(lean.weight.grad, plain.weight.grad)
+    assert torch.equal(ours(ids), plain(ids))
+    torch.testing.assert_close(ours.weight.grad, plain.weight.grad)
     assert (plain.weight.grad[1] - 1).abs().sum() > 1 and torch.equal(plain.weight.grad[2], torch.ones(4))
 
 
-def test_a_norms_output_is_made_again_only_by_who_reads_the_last_norm() -> None:
+def test_a_norms_output_is_computed_again_unless_it_was_changed_since() -> None:
     """Queries, keys, values, gate and up read a norm's output; what another layer made in between is kept as it is."""
-    from pobench.model.cpu.layers import Arithmetic, Normal
-
     draw = torch.Generator().manual_seed(0)
     x, scale = torch.randn(2, 3, 4, generator=draw), torch.randn(4, generator=draw)
-    normal = Normal((x, x.pow(2).mean(-1, keepdim=True).rsqrt(), scale), 0.0)
-    output, arithmetic = normal.again(), Arithmetic()
-    arithmetic.remember(output, normal)
-    recipe = arithmetic.recipe(output, output.flatten(0, 1))
-    assert recipe.kept is normal.kept
-    assert torch.equal(recipe.again(*recipe.kept), output.flatten(0, 1))
+    factors = NormFactors(x, x.pow(2).mean(-1, keepdim=True).rsqrt(), scale, 0.0)
+    output = factors.product()
+    mark_as_norm(output, factors)
+    kept = kept_input(output, output.flatten(0, 1))
+    assert [a is b for a, b in zip(kept.tensors, factors[:3], strict=True)] == [True] * 3
+    assert torch.equal(kept.restore(*kept.tensors), output.flatten(0, 1))
     other = output.clone()
-    assert arithmetic.recipe(other, other.flatten(0, 1)).kept[0].data_ptr() == other.data_ptr()
+    assert kept_input(other, other.flatten(0, 1)).tensors[0].data_ptr() == other.data_ptr()
+    output.mul_(2)
+    kept = kept_input(output, output.flatten(0, 1))
+    assert torch.equal(kept.restore(*kept.tensors), output.flatten(0, 1))
+
+
+def test_an_input_is_cast_once_and_again_after_a_change_in_place() -> None:
+    arithmetic, x = Arithmetic(), torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        first = arithmetic.input(x)
+        assert arithmetic.input(x) is first and first.dtype == torch.bfloat16
+        x.mul_(2)
+        assert torch.equal(arithmetic.input(x), x.bfloat16())
 
 
 def test_a_model_with_fused_gate_and_up_keeps_its_mlp() -> None:
@@ -287,16 +306,16 @@ def test_a_model_with_fused_gate_and_up_keeps_its_mlp() -> None:
         pad_token_id=0,
     )
     model = AutoModelForCausalLM.from_config(config)
-    make_lean(model.base_model)
+    exchanged_arithmetic(model.base_model)
     assert "Phi3MLP" not in exchanged(model) and "Phi3RMSNorm" in exchanged(model)
 
 
 def test_a_layer_keeps_less_for_the_backward_pass() -> None:
     plain = tiny("llama").train()
-    lean = copy.deepcopy(plain)
-    make_lean(lean.base_model)
+    ours = copy.deepcopy(plain)
+    exchanged_arithmetic(ours.base_model)
     kept = {}
-    for name, model in (("plain", plain), ("lean", lean)):
+    for name, model in (("plain", plain), ("exchanged", ours)):
         storages: dict[int, int] = {}
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -309,7 +328,7 @@ def test_a_layer_keeps_less_for_the_backward_pass() -> None:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             body(model, rows=8).sum().backward()
         kept[name] = sum(storages.values())
-    assert kept["lean"] < 0.65 * kept["plain"], kept
+    assert kept["exchanged"] < 0.65 * kept["plain"], kept
 
 
 def test_the_kept_softmax_changes_neither_value_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +348,7 @@ def test_the_kept_softmax_changes_neither_value_nor_gradient(monkeypatch: pytest
 
 def test_the_attentions_gradient_is_that_of_finite_differences() -> None:
     """Three heads of two features, of which one key's and value's serves all."""
-    from pobench.model.cpu.layers import Arithmetic, _Attention
+    from pobench.model.cpu.layers import _Attention
 
     draw = torch.Generator().manual_seed(0)
     shapes = (2, 4, 5), (6, 5), (2, 5), (2, 5), (5, 6)  # x, and the weights of queries, keys, values, output
@@ -343,8 +362,6 @@ def test_the_attentions_gradient_is_that_of_finite_differences() -> None:
 
 
 def test_the_mlps_gradient_is_that_of_finite_differences() -> None:
-    from pobench.model.cpu.layers import Arithmetic
-
     draw = torch.Generator().manual_seed(0)
     x, gate, up = (torch.randn(s, generator=draw, dtype=torch.float64) for s in ((2, 3, 4), (5, 4), (5, 4)))
     down = torch.randn(4, 5, generator=draw, dtype=torch.float64)

@@ -11,11 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pobench.model.cpu.prefix_attention as prefix_attention
+from pobench.model.attention import added_mask, base_kind
 from pobench.model.choose_layout import choose_layout, plain_logps
-from pobench.model.cpu.attention import kind_of, take_parts, takes_parts
+from pobench.model.cpu.attention import takes_parts, use_parts
 from pobench.model.cpu.prefix_attention import (
     PrefixAttention,
-    added_mask,
     attend,
     parts_of,
     parts_under,
@@ -151,8 +151,8 @@ def test_a_mask_without_parts_goes_the_models_own_way() -> None:
     model = tiny("qwen2")
     ids = torch.arange(1, 13)[None]
     want = model(input_ids=ids).logits
-    take_parts(model)
-    assert takes_parts(model) and kind_of(model) == "sdpa"
+    use_parts(model)
+    assert takes_parts(model) and base_kind(model) == "sdpa"
     assert torch.equal(model(input_ids=ids).logits, want)
     mask = torch.zeros(1, 1, 12, 12).masked_fill_(~torch.ones(12, 12).tril().bool(), torch.finfo(torch.float32).min)
     assert parts_under(mask) is None
@@ -170,7 +170,7 @@ def test_a_mask_that_stands_for_its_parts_is_nan_to_whoever_reads_it() -> None:
 
 def test_what_parts_cannot_do_gets_the_whole_mask() -> None:
     model = tiny("gpt2")
-    take_parts(model)
+    use_parts(model)
     module = model.transformer.h[0].attn
     batch = batch_of([(3, [4, 2]), (2, [5, 5])])
     whole = added_mask(batch.mask(), torch.float32)
@@ -216,12 +216,12 @@ def test_a_larger_window_or_a_longer_row_makes_no_wrong_triangle(monkeypatch: py
 
 def test_an_eager_model_keeps_its_attention() -> None:
     model = tiny("llama", "eager")
-    take_parts(model)
+    use_parts(model)
     assert not takes_parts(model)
 
 
 def test_compiled_layers_have_the_models_own_attention() -> None:
     model = tiny("llama")
-    take_parts(model)
+    use_parts(model)
     ResponseLogps(model, compiled=True)
     assert not takes_parts(model)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
 from pobench.errors import PobenchError
+from pobench.model import flex
+from pobench.model.attention import base_kind, use_matrices
 from pobench.model.choose_layout import choose_layout, plain_logps
-from pobench.model.cpu import attention
-from pobench.model.cpu.attention import BLOCK, block_mask, kind_of, take_blocks, take_matrices, takes_blocks, use_flex
+from pobench.model.flex import BLOCK, block_mask, takes_blocks, use_blocks, use_flex
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.types import Group
@@ -24,7 +25,7 @@ NAMES = ["llama", "mistral with a sliding window", "gemma2", "qwen2 with a slidi
 
 def by_blocks(name: str) -> ResponseLogps:
     model = tiny(name)
-    take_blocks(model)
+    use_blocks(model)
     return ResponseLogps(model, tile=5)
 
 
@@ -49,10 +50,8 @@ def test_the_block_mask_serves_every_layer_and_is_made_once_for_each_kind(
     policy = by_blocks(name)
     made, used = [], []
     monkeypatch.setattr("pobench.model.logps.block_mask", lambda *a: made.append(block_mask(*a)) or made[-1])
-    flex = attention._flex
-    monkeypatch.setattr(
-        attention, "_flex", lambda q, k, v, mask, **how: used.append(mask) or flex(q, k, v, mask, **how)
-    )
+    own = flex._flex
+    monkeypatch.setattr(flex, "_flex", lambda q, k, v, mask, **how: used.append(mask) or own(q, k, v, mask, **how))
     with torch.no_grad():
         policy(policy.layout("shared_prefix").collate(some_groups(3), policy.window))
     assert len(made) == (2 if policy.mixed_windows and policy.window else 1)
@@ -101,18 +100,18 @@ def test_a_call_without_blocks_is_what_it_was(name: str) -> None:
     ids = torch.arange(1, 25).view(2, 12)
     pads = torch.tensor([[0] * 3 + [1] * 9, [1] * 12])
     before, after = tiny(name), tiny(name)
-    take_blocks(after)
-    assert takes_blocks(after) and kind_of(after) == kind_of(before)
+    use_blocks(after)
+    assert takes_blocks(after) and base_kind(after) == base_kind(before)
     for mask in (None, pads):
         one, other = (m(input_ids=ids, attention_mask=mask).logits for m in (before, after))
         assert torch.equal(one, other)
-    take_matrices(after)
+    use_matrices(after)
     assert not takes_blocks(after) and after.config._attn_implementation == before.config._attn_implementation
 
 
 def test_a_stored_model_knows_nothing_of_blocks(tmp_path) -> None:
     model = tiny("llama")
-    take_blocks(model)
+    use_blocks(model)
     model.save_pretrained(tmp_path)
     assert "flex" not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
 
@@ -125,7 +124,7 @@ def test_auto_takes_blocks_that_prove_themselves_and_leaves_those_that_do_not(mo
     def broken(*args: object, **how: object) -> None:
         raise OSError("no compiler")
 
-    monkeypatch.setattr(attention, "_flex", broken)
+    monkeypatch.setattr(flex, "_flex", broken)
     name, why = choose_layout(policy, some_groups())
     assert name == "shared_prefix" and "OSError: no compiler" in why and not takes_blocks(policy.model)
     with torch.no_grad():
@@ -140,8 +139,8 @@ def test_a_model_that_takes_no_block_mask_goes_back_to_matrices() -> None:
 
 def test_wrong_blocks_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = by_blocks("llama")
-    flex = attention._flex
-    monkeypatch.setattr(attention, "_flex", lambda q, k, v, m, **how: flex(q, k, v, m, **{**how, "scaling": 0.5}))
+    own = flex._flex
+    monkeypatch.setattr(flex, "_flex", lambda q, k, v, m, **how: own(q, k, v, m, **{**how, "scaling": 0.5}))
     name, why = choose_layout(policy, some_groups())
     assert name == "shared_prefix" and "by blocks: differs by" in why and not takes_blocks(policy.model)
 
@@ -168,7 +167,7 @@ def test_a_gpu_is_given_blocks(wanted: str) -> None:
 def test_an_attention_sink_is_not_silently_dropped() -> None:
     q = torch.zeros(1, 2, 4, 8)
     with pytest.raises(ValueError, match="s_aux"):
-        attention._flex(q, q, q, None, s_aux=torch.zeros(2))
+        flex._flex(q, q, q, None, s_aux=torch.zeros(2))
 
 
 def test_rotated_queries_and_narrower_values_meet_in_autocasts_type(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,8 +177,8 @@ def test_rotated_queries_and_narrower_values_meet_in_autocasts_type(monkeypatch:
         seen.append({t.dtype for t in tensors})
         return tensors[0]
 
-    monkeypatch.setattr(attention, "_kernel", lambda device: kernel)
+    monkeypatch.setattr(flex, "_kernel", lambda device: kernel)
     q, k = torch.zeros(1, 9, 4, 8), torch.zeros(1, 3, 4, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        y = attention._flex(q, k, k.bfloat16(), None)
+        y = flex._flex(q, k, k.bfloat16(), None)
     assert seen == [{torch.bfloat16}] and y.shape == (1, 4, 9, 8)

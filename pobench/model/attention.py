@@ -1,0 +1,45 @@
+"""The kinds of attention that a model's layers call, and masks that are added to scores.
+
+transformers finds the function by its name in the model's configuration. pobench registers further kinds; each takes one
+more kind of mask and hands every other call (one sequence, padded rows, answers) to the kind that the model had before.
+Their names say both: `flex_over_sdpa` (`flex.py`, GPUs), `parts_over_sdpa` (`cpu/`, processors).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def current_kind(model: Any) -> str:
+    """The name of the attention that the model's layers call now."""
+    found: str = model.config.get_text_config()._attn_implementation
+    return found
+
+
+def base_of(kind: str) -> str:
+    """The transformers kind below one of pobench's; any other kind is its own base."""
+    return kind.rpartition("_over_")[2]
+
+
+def base_kind(model: Any) -> str:
+    """The attention that calls without a mask of pobench's own get: `sdpa`, `eager`, …"""
+    return base_of(current_kind(model))
+
+
+def can_change(model: Any) -> bool:
+    """Whether transformers can exchange this model's attention after loading."""
+    return bool(getattr(model, "_can_set_attn_implementation", lambda: False)())
+
+
+def use_matrices(model: Any) -> None:
+    """Give the model's layers their base kind again, which takes masks as matrices."""
+    if current_kind(model) != base_kind(model):
+        model.set_attn_implementation(base_kind(model))
+
+
+def added_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask that is added to the scores: 0 where `visible`, elsewhere the least number of the type."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)

@@ -1,0 +1,178 @@
+"""FlexAttention over shared-prefix rows, for GPUs: blocks of tokens that see nothing of each other are left out, and no
+(width × width) matrix is read.
+
+A call whose mask is a BlockMask goes there; every other call (one sequence, padded rows, answers) goes to the model's base
+kind: `sdpa`, or `eager` where scores are capped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise, product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from pobench.errors import PobenchError
+from pobench.model.attention import base_kind, can_change, current_kind
+from pobench.model.layouts import Batch, Place
+from pobench.model.products import product_type
+
+BLOCK = 128  # tokens; FlexAttention's own block, so a row is as wide as a multiple of it
+_NAMES = {base: f"flex_over_{base}" for base in ("sdpa", "eager")}
+
+
+def use_flex(model: Any, wanted: str = "auto", device: torch.device | None = None) -> None:
+    """Let `model` take block masks where `wanted` is "flex", or "auto" and `device` (None: the model's own) is a GPU.
+
+    Raises PobenchError where "flex" is asked for and cannot be had.
+    """
+    able = can_change(model)
+    on_gpu = (device or model.device).type == "cuda"
+    if wanted == "flex" and not (able and on_gpu):
+        reason = "this model's attention cannot be exchanged" if on_gpu else "FlexAttention has no gradient on a CPU"
+        raise PobenchError(f"model.attention: flex: {reason}; allowed here: auto, sdpa, eager")
+    if able and on_gpu and wanted in ("auto", "flex"):
+        use_blocks(model)
+
+
+def use_blocks(model: Any) -> None:
+    """Let the model's layers take block masks, beside the masks that they took before."""
+    _register()
+    model.set_attn_implementation(_NAMES[base_kind(model)])
+
+
+def takes_blocks(model: Any) -> bool:
+    """Whether the model's layers take block masks now."""
+    return current_kind(model) in _NAMES.values()
+
+
+def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
+    """`batch.sees(window)` block by block; computed once a batch, for all layers. It is computed from the places of the
+    groups, on the processor: nothing is read from the device, and no (width × width) matrix is built."""
+    rows, width = batch.input_ids.shape
+    device = batch.input_ids.device
+    blocks = _visible_blocks(batch.places, rows, width // BLOCK, window)
+    partly, of_partly, wholly, of_wholly = (t.to(device, non_blocking=True) for kind in blocks for t in _listed(kind))
+    return BlockMask.from_kv_blocks(
+        partly,
+        of_partly,
+        wholly,
+        of_wholly,
+        BLOCK_SIZE=BLOCK,
+        mask_mod=batch.sees(window),
+        seq_lengths=(width, width),
+    )
+
+
+def _visible_blocks(places: Sequence[Place], rows: int, blocks: int, window: int | None) -> tuple[Tensor, Tensor]:
+    """Two masks, (rows, blocks of queries, blocks of keys) bool: some queries see some keys, but not all see all; and every
+    query sees every key."""
+    some = torch.eye(blocks, dtype=torch.bool).repeat(rows, 1, 1)  # every token sees itself
+    pairs = torch.zeros(some.shape, dtype=torch.int32)  # pairs of a query and a key that it certainly sees
+    for row, start, prompt, responses in places:
+        at = start + prompt
+        of_prompt = _cut(range(start, at), 0)
+        spans = [of_prompt]
+        for tokens in responses:
+            spans.append(_cut(range(at, at + tokens), prompt))
+            at += tokens
+        for own in spans:
+            seen = own if own is of_prompt else of_prompt + own
+            for (q, queries), (k, keys) in product(own, seen):
+                # All keys of an earlier block stand before the query; the ranges hold positions.
+                if k >= q or (window is not None and queries.start - keys[-1] >= window):
+                    continue
+                some[row, q, k] = True
+                if window is None or queries[-1] - keys.start < window:
+                    pairs[row, q, k] += len(queries) * len(keys)
+    wholly = pairs == BLOCK**2
+    return some & ~wholly, wholly
+
+
+def _cut(tokens: range, position: int) -> list[tuple[int, range]]:
+    """(block, positions of the tokens in it), block by block. position: the first token's."""
+    cuts = sorted({tokens.start, *range(-(-tokens.start // BLOCK) * BLOCK, tokens.stop, BLOCK), tokens.stop})
+    shift = position - tokens.start
+    return [(a // BLOCK, range(a + shift, b + shift)) for a, b in pairwise(cuts)]
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks are true, (rows, 1, blocks), and their indices, (rows, 1, blocks, blocks), the true ones first: the
+    form that FlexAttention reads."""
+    which = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[:, None], which.to(torch.int32)[:, None].contiguous()
+
+
+@cache
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import eager_mask, sdpa_mask
+
+    AttentionInterface.register(_NAMES["sdpa"], _flex_or(lambda module: sdpa_attention_forward))
+    AttentionMaskInterface.register(_NAMES["sdpa"], sdpa_mask)
+    # Every architecture has an eager form of its own, in the module of its layers.
+    AttentionInterface.register(
+        _NAMES["eager"], _flex_or(lambda module: sys.modules[type(module).__module__].eager_attention_forward)
+    )
+    AttentionMaskInterface.register(_NAMES["eager"], eager_mask)
+
+
+def _flex_or(base: Any) -> Any:
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **how: Any) -> Any:
+        if isinstance(attention_mask, BlockMask):
+            return _flex(query, key, value, attention_mask, **how), None
+        return base(module)(module, query, key, value, attention_mask, **how)
+
+    return attention
+
+
+def _flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **how: Any,
+) -> Tensor:
+    """(rows, width, heads, features) of query (rows, heads, width, features), key and value (rows, fewer heads, …).
+
+    Raises ValueError for what FlexAttention is not given here: an attention sink, a bias of positions, dropout.
+    """
+    odd = [name for name in ("s_aux", "position_bias") if how.get(name) is not None]
+    if odd or how.get("dropout"):
+        raise ValueError(f"FlexAttention is given no {', '.join([*odd, *(['dropout'] if how.get('dropout') else [])])}")
+    device, dtype = query.device.type, product_type(query)
+    shared = query.shape[1] // key.shape[1]
+    if shared & (shared - 1):  # its kernels share a head among a power of two
+        key, value = (t.repeat_interleave(shared, dim=1) for t in (key, value))
+    y = _kernel(device)(
+        query.to(dtype),
+        key.to(dtype),
+        value.to(dtype),
+        score_mod=None if softcap is None else _capped(softcap),
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return y.transpose(1, 2).contiguous()
+
+
+@cache
+def _capped(softcap: float) -> Any:
+    def capped(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
+
+
+@cache
+def _kernel(device: str) -> Any:
+    """On a GPU the fused kernels, compiled once per kind of shape; on a CPU the plain form, which has no gradient."""
+    return flex_attention if device == "cpu" else torch.compile(flex_attention)

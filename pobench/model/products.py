@@ -1,0 +1,98 @@
+"""Matrix products of a model on every device: their type, and where the gradients of weights are added."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+ROWS = 8192  # rows of a gradient that are computed at once where the product is narrower than the gradient
+
+
+def product_type(x: Tensor) -> torch.dtype:
+    """The type autocast would give a matrix product of `x`: it knows torch's own operations, and not those written here."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def version(x: Tensor) -> int:
+    """How often `x` was changed in place. Tensors made in inference mode are not counted, and always give 0."""
+    return 0 if x.is_inference() else x._version
+
+
+class Arithmetic:
+    """What all layers of one model share: the type of their products, and where weight gradients go.
+
+    in_place: weight gradients are added to the gradients that are there, instead of being handed to autograd. It stays
+    false under a data-parallel wrapper, which waits for what autograd hands out.
+    """
+
+    def __init__(self) -> None:
+        self.in_place = False
+        self._narrow_weights: dict[int, Tensor] | None = None
+        self._last_cast: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # of what, its version, and the result
+
+    def grad(self, weight: Tensor) -> Tensor | None:
+        """The gradient to add to; None where autograd adds it."""
+        return weight.grad if self.in_place and weight.dtype == torch.float32 else None
+
+    @contextlib.contextmanager
+    def unchanged_weights(self) -> Iterator[None]:
+        """A promise that no weight changes inside, so that each is cast once for all micro-batches.
+
+        The caller has to promise it, because not every optimiser raises a tensor's version counter. On a GPU a cast costs
+        nothing beside the products, and where weights are spread over processes no process should hold them all; so
+        weights are kept only where `in_place` holds.
+        """
+        self._narrow_weights = {} if self.in_place else None
+        try:
+            yield
+        finally:
+            self._narrow_weights = None
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """The weight in the type of the product."""
+        dtype = product_type(weight)
+        if self._narrow_weights is None or weight.dtype == dtype:
+            return weight.to(dtype)
+        if id(weight) not in self._narrow_weights:
+            self._narrow_weights[id(weight)] = weight.detach().to(dtype)
+        return self._narrow_weights[id(weight)]
+
+    def input(self, x: Tensor) -> Tensor:
+        """(tokens, features) in the type of the product; queries, keys and values share one cast."""
+        dtype = product_type(x)
+        if x.dtype == dtype:
+            return x.flatten(0, -2)
+        if self._last_cast is not None:
+            source, at_version, cast = self._last_cast
+            if source() is x and at_version == version(x) and cast.dtype == dtype:
+                return cast
+        cast = x.detach().to(dtype).flatten(0, -2)
+        self._last_cast = weakref.ref(x), version(x), cast
+        return cast
+
+
+def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`, in fp32. A narrower product is computed a few rows at a time, so that it is never as large
+    as the total."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+        return
+    for at in range(0, len(left), ROWS):
+        total[at : at + ROWS] += left[at : at + ROWS] @ right
+
+
+def sum_of_products(products: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+    """Σ left @ right, added up in `dtype`."""
+    (left, right), *others = products
+    total = (left @ right).to(dtype)
+    for left, right in others:
+        if left.dtype == dtype:
+            total.addmm_(left, right)
+        else:
+            total += left @ right
+    return total
