@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from pobench.columns import FRAMES
 from pobench.files import whole, write_text
 from pobench.settings.job import PROTOCOL, Job
 
@@ -66,6 +67,8 @@ class RunFolder:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
+        """Store one of `pobench.columns.FRAMES`, without the column `run`: the folder says it."""
+        frame = FRAMES[name].typed(frame)
         with whole(self.path / f"{name}.parquet") as partial:
             frame.to_parquet(partial, index=False)
 

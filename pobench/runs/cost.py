@@ -27,7 +27,7 @@ from pobench.errors import PobenchError
 from pobench.model.device import layout_of_devices, peak_flops
 from pobench.model.head import tile_for
 from pobench.model.load import count_parameters
-from pobench.registry import OFFLINE, get_loss
+from pobench.registry import get_loss, judges
 from pobench.results.run_folder import RunFolder
 from pobench.runs.task import Task
 from pobench.settings.job import Job
@@ -42,7 +42,6 @@ REFERENCE_SHARE = 13 / 60
 H100_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet
 SPEAKING = 0.1  # of the matrix-product rate is what sampling reaches: a token a step, bound by memory
 LIBRARIES = 1.0 * GIB
-FREE = (*OFFLINE, "local", "reward_model")  # judges that nobody is paid for
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,10 @@ def estimate_cost(tasks: Sequence[Task], prepared: Prepared | None) -> Cost:
     speaking = 2 * size / (SPEAKING * pace.flops)
     evaluation = len(left) * (pace.pair / 3 * held + speaking * tokens)
     evaluation += speaking * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
-    free = job.judge.name in FREE
-    judged = 2 * len(trained) if job.judge.name == "endpoint" else len(left)  # both orders, beside the start model
+    judge = None if job.judge.name is None else judges.get(job.judge.name)
+    free = judge is None or judge.free
+    # one that compares is asked in both orders, and never about the start model alone
+    judged = 2 * len(trained) if judge is not None and judge.compares else len(left)
     calls = 0 if free else judged * asked * job.answers.samples
     return Cost(
         seconds=training / devices + evaluation,

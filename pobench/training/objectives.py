@@ -14,13 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pobench.columns import SATURATED
 from pobench.errors import PobenchError
 from pobench.registry import Loss
 from pobench.training.reference import ReferenceCache
 from pobench.types import Group, LossOutput, Pair, SequenceLogps, TokenPair
-
-# A pair whose objective hardly answers to either response: |∂loss/∂ log π(y_w)| + |∂loss/∂ log π(y_l)| below this, per nat.
-SATURATED = 1e-6
 
 STEP_METRICS = (
     "loss",

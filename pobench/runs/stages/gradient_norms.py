@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from pobench.columns import FRAMES
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.types import Group, TokenPair
@@ -37,7 +38,7 @@ def gradient_norms(
         rejected = torch.autograd.grad(totals[1], weights, allow_unused=True)
         rows.append((pair.id, _dot(chosen, chosen) ** 0.5, _dot(rejected, rejected) ** 0.5, _dot(chosen, rejected)))
         advance(1)
-    return pd.DataFrame(rows, columns=["pair", "chosen_norm", "rejected_norm", "product"])
+    return pd.DataFrame(rows, columns=FRAMES["norms"].names[1:])
 
 
 def _dot(a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None]) -> float:
