@@ -23,7 +23,7 @@ from pobench.data.prompts import prompt_rows
 from pobench.data.published import DATASETS, MODELS
 from pobench.data.rows import read_rows
 from pobench.data.shapes import load_preferences
-from pobench.errors import PobenchError
+from pobench.errors import PobenchError, UnknownNameError
 from pobench.model.device import layout_of_devices, peak_flops
 from pobench.model.head import tile_for
 from pobench.model.load import count_parameters
@@ -95,10 +95,8 @@ def estimate_cost(tasks: Sequence[Task], prepared: Prepared | None) -> Cost:
     speaking = 2 * size / (SPEAKING * pace.flops)
     evaluation = len(left) * (pace.pair / 3 * held + speaking * tokens)
     evaluation += speaking * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
-    judge = None if job.judge.name is None else judges.get(job.judge.name)
-    free = judge is None or judge.free
-    # one that compares is asked in both orders, and never about the start model alone
-    judged = 2 * len(trained) if judge is not None and judge.compares else len(left)
+    free, compares = _judge_facts(job.judge.name)
+    judged = 2 * len(trained) if compares else len(left)  # both orders, beside the start model
     calls = 0 if free else judged * asked * job.answers.samples
     return Cost(
         seconds=training / devices + evaluation,
@@ -115,6 +113,17 @@ def estimate_cost(tasks: Sequence[Task], prepared: Prepared | None) -> Cost:
         judge_calls=int(calls) if not math.isnan(calls) else 0,
         judge_tokens=0.0 if free else calls * 2.0 * job.answers.max_new_tokens,
     )
+
+
+def _judge_facts(name: str | None) -> tuple[bool, bool]:
+    """(free, compares) of a judge; a plug-in that is not loaded now may cost something."""
+    if name is None:
+        return True, False
+    try:
+        judge = judges.get(name)
+    except UnknownNameError:
+        return False, False
+    return judge.free, judge.compares
 
 
 def estimate_benchmarks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
