@@ -29,10 +29,12 @@ check: $(VENV)/.installed-test ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed      ## write docs/losses.md from the losses' docstrings and declarations
+docs: $(VENV)/.installed      ## write docs/losses.md from the losses and docs/frames.md from pobench/columns.py
 	@mkdir -p docs
 	$(BIN)/pobench list losses --markdown > docs/losses.md.part
 	mv docs/losses.md.part docs/losses.md
+	$(BIN)/python -m pobench.reporting.frame_page > docs/frames.md.part
+	mv docs/frames.md.part docs/frames.md
 
 clean:      ## remove what building and testing left; runs and the environment stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

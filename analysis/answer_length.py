@@ -11,7 +11,7 @@ from pobench.reporting.looks import look_of
 from pobench.results.arms import of_arm, score_of
 
 
-@register_figure("answer-length", title="Length of the answers", order=320)
+@register_figure("answer-length", title="Length of the answers", chapter="length", order=320)
 def answer_length(runs: pd.DataFrame, answers: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     """Tokens per generated answer. Dot and line: mean and its 95 % interval; pale bar: the middle half of all answers;
     dashed line: the start model. Length alone can win a judge's favour, so a gain that comes with much longer answers

@@ -15,7 +15,13 @@ from pobench.types import Estimate
 OUTCOMES = [(0.0, "loses"), (0.5, "ties"), (1.0, "wins")]
 
 
-@register_figure("beside-dpo", title="Wins and losses, prompt by prompt, beside DPO", paper="Figs. 7 and 8", order=22)
+@register_figure(
+    "beside-dpo",
+    title="Wins and losses, prompt by prompt, beside DPO",
+    paper="Figs. 7 and 8",
+    chapter="results",
+    order=22,
+)
 def beside_dpo(runs: pd.DataFrame, verdicts: pd.DataFrame, *, rival: str = "dpo") -> plot.Drawing:
     """Share of prompts, in per cent, by two comparisons with the start model: across, whether the loss wins, ties or loses
     on the prompt; down, whether DPO does. The diagonal is where the two agree. Right of and below it the loss does

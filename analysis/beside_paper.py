@@ -43,7 +43,12 @@ TURBO = re.compile("turbo|1106|0125")
 
 
 @register_table(
-    "beside-paper", title="Beside the paper's tables", paper="Tables 1, 4–6, 10–12, 14, 15", order=60, every_arm=True
+    "beside-paper",
+    title="Beside the paper's tables",
+    paper="Tables 1, 4–6, 10–12, 14, 15",
+    chapter="results",
+    order=60,
+    every_arm=True,
 )
 def beside_paper(
     runs: pd.DataFrame, paper: pd.DataFrame, benchmarks: pd.DataFrame | None = None, scores: pd.DataFrame | None = None
@@ -56,9 +61,13 @@ def beside_paper(
 
 
 @register_table(
-    "beside-paper-downstream", title="Downstream tasks beside the paper's", paper="Tables 9, 13, 16, 17", order=61,
+    "beside-paper-downstream",
+    title="Downstream tasks beside the paper's",
+    paper="Tables 9, 13, 16, 17",
+    chapter="results",
+    order=61,
     every_arm=True,
-)  # fmt: skip
+)
 def beside_paper_downstream(
     runs: pd.DataFrame, paper: pd.DataFrame, benchmarks: pd.DataFrame | None = None
 ) -> pd.DataFrame:

@@ -20,7 +20,7 @@ RIVALS = ("rrhf", "slic_hf", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo")  # the 
 LC = "LC points, Mistral-Base"
 
 
-@register_table("claims", title="The paper's claims on these runs", order=2, every_arm=True)
+@register_table("claims", title="The paper's claims on these runs", chapter="results", order=2, every_arm=True)
 def claims(
     runs: pd.DataFrame,
     heldout: pd.DataFrame | None = None,

@@ -9,7 +9,7 @@ from pobench.reporting.plot import NothingToDraw
 from pobench.results.arms import arms_of, of_arm
 
 
-@register_table("cost", title="Cost of training", order=430)
+@register_table("cost", title="Cost of training", chapter="methods", order=430)
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """Wall time of training alone, peak memory of the process or device, and useful tokens (padding not counted); the
     mean over seeds. Comparable only between runs on the same, otherwise idle machine."""

@@ -17,7 +17,7 @@ MARKS = {"loss": "mean loss", "reward_accuracy": "reward accuracy", "margin": "m
 BETTER, WORSE = "#2a78d6", "#d4541a"  # than the start model
 
 
-@register_figure("cross-loss", title="Every loss on every model", order=45)
+@register_figure("cross-loss", title="Every loss on every model", chapter="results", order=45)
 def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "loss") -> plot.Drawing:
     """Columns: what a model was trained with; rows: the loss that evaluates it, with that loss's own settings, on the same
     held-out pairs. A number is the mean over pairs in the row's unit; compare along a row, never down a column. Blue is

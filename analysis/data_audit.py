@@ -12,7 +12,7 @@ from pobench.reporting.plot import NothingToDraw
 MOST_ROWS = 12  # row numbers shown per fault
 
 
-@register_table("data-audit", title="Audit of the preference data", order=420)
+@register_table("data-audit", title="Audit of the preference data", chapter="methods", order=420)
 def data_audit(audit: pd.DataFrame) -> pd.DataFrame:
     """Faults found in the rows before training, with the first row numbers."""
     found = audit[pd.to_numeric(audit["count"], errors="coerce").fillna(0) > 0]

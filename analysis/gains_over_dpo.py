@@ -19,7 +19,7 @@ BENCHMARKS = [
 ]
 
 
-@register_figure("gains-over-dpo", title="Gains over DPO", paper="Fig. 1", order=15)
+@register_figure("gains-over-dpo", title="Gains over DPO", paper="Fig. 1", chapter="results", order=15)
 def gains_over_dpo(
     runs: pd.DataFrame,
     verdicts: pd.DataFrame,

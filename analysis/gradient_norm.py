@@ -12,7 +12,9 @@ from pobench.results import stats
 from pobench.results.arms import arms_of, of_arm
 
 
-@register_figure("gradient-norm", title="Gradient of a pair against its length", paper="Appendix F", order=361)
+@register_figure(
+    "gradient-norm", title="Gradient of a pair against its length", paper="Appendix F", chapter="length", order=361
+)
 def gradient_norm(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
     """The length of each held-out pair's gradient by all trained weights, at the trained model, against the tokens of both
     answers; each point is a pair, the line is the mean in bins, and ρ is Spearman's correlation with its 95 % interval.

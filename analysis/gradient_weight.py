@@ -13,7 +13,9 @@ from pobench.results.arms import arms_of, of_arm
 SIDES = [("chosen", "-"), ("rejected", (0, (3, 1.5)))]
 
 
-@register_figure("gradient-weight", title="Pull on an answer against its length", paper="Appendix F", order=360)
+@register_figure(
+    "gradient-weight", title="Pull on an answer against its length", paper="Appendix F", chapter="length", order=360
+)
 def gradient_weight(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
     """The size of a loss's derivative by the log-probability of an answer, on held-out pairs, at the trained model: solid,
     the chosen answer; dashed, the rejected one; bands are 95 % intervals of the mean. 1 is the loss's own average, so

@@ -9,7 +9,9 @@ from pobench.reporting import plot
 from pobench.types import Estimate
 
 
-@register_figure("heldout-accuracy", title="Reward accuracy on held-out pairs", paper="Fig. 4c", order=40)
+@register_figure(
+    "heldout-accuracy", title="Reward accuracy on held-out pairs", paper="Fig. 4c", chapter="results", order=40
+)
 def heldout_accuracy(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     """Share of held-out pairs whose chosen answer earns the higher reward, each loss by its own reward. The dashed line
     is a coin. A high accuracy is no promise of better answers: it says that the training signal was learned, not that

@@ -8,7 +8,9 @@ from pobench.registry import register_figure
 from pobench.reporting import plot
 
 
-@register_figure("kl", title="Distance from the start model on held-out winners", paper="Fig. 5a", order=310)
+@register_figure(
+    "kl", title="Distance from the start model on held-out winners", paper="Fig. 5a", chapter="length", order=310
+)
 def kl(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     """Estimated KL(reference ‖ policy) per token on the chosen answers of held-out pairs. Zero: nothing moved. A large
     value bought without a higher pass rate is movement for nothing; below zero, training made the winners likelier.

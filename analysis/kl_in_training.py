@@ -12,7 +12,13 @@ from pobench.results.arms import arms_of, of_arm
 COLUMNS = ["heldout/kl", "heldout/accuracy", "heldout/margin", "heldout/chosen_per_token"]
 
 
-@register_figure("kl-in-training", title="Distance from the start model during training", paper="Fig. 5a", order=312)
+@register_figure(
+    "kl-in-training",
+    title="Distance from the start model during training",
+    paper="Fig. 5a",
+    chapter="length",
+    order=312,
+)
 def kl_in_training(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     """Estimated KL(reference ‖ policy) per token on the chosen answers of held-out pairs, at steps of training; one line
     for each of a loss's settings (the deeper the colour, the later in the legend), the mean over seeds, thin for each

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pobench.registry import register_figure
 from pobench.reporting import plot
-from pobench.reporting.looks import FAINT, LOOKS, look_of
+from pobench.reporting.looks import FAINT, START, look_of
 from pobench.results import stats
 from pobench.results.arms import lines_of, of_arm, score_of
 
@@ -20,7 +20,7 @@ QUANTITIES = [  # name, what the axis says, printed as per cent
 ]
 
 
-@register_figure("length-bias", title="Labels that prefer length", order=355, every_arm=True)
+@register_figure("length-bias", title="Labels that prefer length", chapter="length", order=355, every_arm=True)
 def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     """Across: the share of training labels that length decides (the longer answer is called better); held-out labels
     and the judge stay true. Bands are 95 % intervals, the dashed line is the start model. A loss that resists keeps
@@ -61,7 +61,7 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
                 ax.fill_between(mine["at"], mine["low"], mine["high"], color=colour, alpha=0.12, linewidth=0)
         start = plot.start_score(runs, scores, name).value
         if not math.isnan(start):
-            ax.axhline(start, color=LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
+            ax.axhline(start, color=START.colour, linestyle=(0, (4, 3)), linewidth=1)
         if percent:
             plot.percent_axis(ax, "y")
         ax.set_title(says, fontsize=8.5)

@@ -17,7 +17,11 @@ QUANTITIES = [  # metric, what the axis says, printed as per cent
 
 
 @register_figure(
-    "length-normalisation", title="With and without length normalisation", paper="Fig. 6, Table 11", order=325
+    "length-normalisation",
+    title="With and without length normalisation",
+    paper="Fig. 6, Table 11",
+    chapter="length",
+    order=325,
 )
 def length_normalisation(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     """Each objective with and without division of its log-probabilities by length, all else equal up to the scale of

@@ -14,7 +14,11 @@ MOST_POINTS = 1000  # drawn per panel, evenly picked; every number is computed f
 
 
 @register_figure(
-    "logp-vs-length", title="Log-probability per token against length", paper="Figs. 2b, 2c, 4a, 6a", order=340
+    "logp-vs-length",
+    title="Log-probability per token against length",
+    paper="Figs. 2b, 2c, 4a, 6a",
+    chapter="length",
+    order=340,
 )
 def logp_vs_length(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
     """Each point is the chosen answer of a held-out pair; the line is the mean in bins of equal counts; ρ is Spearman's

@@ -24,7 +24,7 @@ METRICS = [
 ]
 
 
-@register_table("main-table", title="All losses", order=1)
+@register_table("main-table", title="All losses", chapter="results", order=1)
 def main_table(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Value, 95 % interval and n. Gain and wins are paired with the start model prompt by prompt: a gain is shown where
     its interval leaves out zero, a win rate where it leaves out 50 %."""

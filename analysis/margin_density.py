@@ -18,6 +18,7 @@ GRID = 200  # points of a curve
     "margin-density",
     title="Reward margin and winners' likelihood by γ",
     paper="Figs. 3b and 3c",
+    chapter="results",
     order=52,
     every_arm=True,
 )

@@ -11,7 +11,9 @@ from pobench.results import stats
 from pobench.results.arms import arms_of, of_arm
 
 
-@register_figure("margin-vs-length", title="Reward margin against length difference", paper="Fig. 2a", order=330)
+@register_figure(
+    "margin-vs-length", title="Reward margin against length difference", paper="Fig. 2a", chapter="length", order=330
+)
 def margin_vs_length(
     runs: pd.DataFrame, heldout: pd.DataFrame, *, bins: int = 8, width: float | None = None
 ) -> plot.Drawing:

@@ -15,7 +15,7 @@ WINS, LOSES = "#2a78d6", "#d4541a"
 MOST_KINDS = 24
 
 
-@register_figure("pass-by-kind", title="Pass rate by kind of demand", order=30)
+@register_figure("pass-by-kind", title="Pass rate by kind of demand", chapter="results", order=30)
 def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
     """Pass rate in per cent for each kind of demand (in brackets: its number of prompts); the first column is the
     start model. Colour is the difference from it: blue better, orange worse. Kinds are few prompts each, so single

@@ -8,7 +8,7 @@ from pobench.registry import register_figure
 from pobench.reporting import plot
 
 
-@register_figure("pass-rate", title="Pass rate against the start model", order=10)
+@register_figure("pass-rate", title="Pass rate against the start model", chapter="results", order=10)
 def pass_rate(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     """Share of answers that the judge passes. Dot: mean over prompts; line: 95 % interval; dashed line and band: the
     start model and its interval; faint dots: single seeds. Overlapping lines do not mean “no difference”: prompts are

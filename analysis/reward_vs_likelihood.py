@@ -20,7 +20,13 @@ CELLS = [  # reward right?, likelihood right?, what it is called
 ]
 
 
-@register_figure("reward-vs-likelihood", title="Reward order against likelihood order", paper="Figs. 4b, 6b", order=350)
+@register_figure(
+    "reward-vs-likelihood",
+    title="Reward order against likelihood order",
+    paper="Figs. 4b, 6b",
+    chapter="length",
+    order=350,
+)
 def reward_vs_likelihood(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
     """Held-out pairs sorted twice: does the reward prefer the chosen answer (rows), and does the log-probability per
     token, which is what generation follows (columns)? Off the diagonal the model was trained to prefer one answer and

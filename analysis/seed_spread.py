@@ -14,7 +14,7 @@ from pobench.results import stats
 from pobench.results.arms import Arm, arms_of, judges_of, of_arm
 
 
-@register_table("seed-spread", title="How large a difference must be", order=25)
+@register_table("seed-spread", title="How large a difference must be", chapter="results", order=25)
 def seed_spread(runs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     """For losses with two or more seeds, in points of the pass rate. Spread: standard deviation of one run's rate over
     seeds, with its interval (normal theory). Luck alone: the largest difference between two seeds of the same loss.

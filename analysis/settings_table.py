@@ -9,7 +9,14 @@ from pobench.reporting.plot import NothingToDraw
 from pobench.results.arms import GREEK, arms_of, of_arm, settings_of, show_setting
 
 
-@register_table("settings-table", title="Settings of every loss", paper="Tables 7 and 8", order=410, every_arm=True)
+@register_table(
+    "settings-table",
+    title="Settings of every loss",
+    paper="Tables 7 and 8",
+    chapter="methods",
+    order=410,
+    every_arm=True,
+)
 def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Hyperparameters as they were used. The same data order means that the losses saw the same pairs in the same
     order; where orders differ within one seed, do not compare."""

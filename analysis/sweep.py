@@ -8,7 +8,7 @@ import pandas as pd
 
 from pobench.registry import register_figure
 from pobench.reporting import plot
-from pobench.reporting.looks import LOOKS, look_of
+from pobench.reporting.looks import START, look_of
 from pobench.results.arms import GREEK, lines_of, score_of
 
 QUANTITIES = [  # metric, title, printed as per cent
@@ -20,7 +20,9 @@ QUANTITIES = [  # metric, title, printed as per cent
 ]
 
 
-@register_figure("sweep", title="Effect of one setting", paper="Figs. 3a, 5a and 5b", order=50, every_arm=True)
+@register_figure(
+    "sweep", title="Effect of one setting", paper="Figs. 3a, 5a and 5b", chapter="results", order=50, every_arm=True
+)
 def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     """Metrics against the value of the one setting that differs between the runs of a loss; error bars are 95 %
     intervals, the dashed line is the start model. Read a row from left to right: the best value by one metric is
@@ -61,7 +63,7 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
 def _panel(ax: plot.Axes, here: pd.DataFrame, loss: str, start: float) -> None:
     colour, marker = look_of(loss)
     if not math.isnan(start):
-        ax.axhline(start, color=LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
+        ax.axhline(start, color=START.colour, linestyle=(0, (4, 3)), linewidth=1)
     ax.plot(here["at"], here["value"], color=colour, alpha=0.5)
     ax.vlines(here["at"], here["low"], here["high"], color=colour, linewidth=2, alpha=0.75)
     ax.plot(here["at"], here["value"], marker=marker, color=colour, linestyle="none", markersize=5)

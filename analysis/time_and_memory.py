@@ -17,7 +17,7 @@ QUANTITIES = [  # column of `runs`, what the axis says, divisor
 ]
 
 
-@register_figure("time-and-memory", title="Time and memory of training", paper="Fig. 5c", order=425)
+@register_figure("time-and-memory", title="Time and memory of training", paper="Fig. 5c", chapter="methods", order=425)
 def time_and_memory(runs: pd.DataFrame) -> plot.Drawing:
     """Dot: geometric mean over seeds; line: its 95 % interval (Student's, of logarithms) where there are several; faint
     dots: single runs; n: runs; one row a loss, with the setting's own values. Axes begin at zero. Only the training

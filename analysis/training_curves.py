@@ -21,7 +21,7 @@ QUANTITIES = [
 ]
 
 
-@register_figure("training-curves", title="Training curves", order=210)
+@register_figure("training-curves", title="Training curves", chapter="training", order=210)
 def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     """One row per loss. Solid: chosen; dashed: rejected; thin: single steps (of every seed); bold: their running
     mean. Loss, rewards and margin stand in the loss's own unit; accuracy, log-probability and gradient norm share one
@@ -61,7 +61,9 @@ def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     return plot.Drawing(figure, data, _broken(data, used))
 
 
-@register_figure("both-rewards", title="Chosen and rejected log-probability during training", order=200)
+@register_figure(
+    "both-rewards", title="Chosen and rejected log-probability during training", chapter="training", order=200
+)
 def both_rewards(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     """Change since the first step of the log-probability per token of the chosen (solid) and the rejected answer
     (dashed). Both falling is common and no fault by itself: these objectives ask for a gap, not for a rise. Worry when

@@ -19,7 +19,7 @@ REPEATS, CUT, POORER = 0.05, 0.10, -0.10  # change of repetition, unfinished, di
 DROP = -0.5  # nats per token on the winners: each of their tokens became 1.6 times less likely
 
 
-@register_table("training-health", title="Health of training and answers", order=205)
+@register_table("training-health", title="Health of training and answers", chapter="training", order=205)
 def training_health(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Shifts are policy minus start model on held-out answers, in nats per token. Moved apart: the chosen
     rose and the rejected fell; no gap: the rejected one gained on the chosen. A warning appears when answers are

@@ -9,12 +9,12 @@ import pandas as pd
 
 from pobench.registry import register_figure, register_table
 from pobench.reporting import plot
-from pobench.reporting.looks import LOOKS, look_of
+from pobench.reporting.looks import START, look_of
 from pobench.results import stats
 from pobench.results.arms import GREEK, show_setting
 
 
-@register_figure("tuning", title="The search for values", paper="Tables 7 and 8", order=440)
+@register_figure("tuning", title="The search for values", paper="Tables 7 and 8", chapter="methods", order=440)
 def tuning(tuning: pd.DataFrame) -> plot.Drawing:
     """Every trial: the objective on the tuning split against the learning rate, trials of one rate side by side, with
     95 % intervals; filled: chosen; the dashed line is the start model. All losses had the same number of trials. Where
@@ -47,7 +47,7 @@ def _panel(ax: plot.Axes, here: pd.DataFrame) -> None:
     colour, marker = look_of(loss)
     start = pd.to_numeric(here["start"], errors="coerce").mean()
     if not math.isnan(start):
-        ax.axhline(start, color=LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1)
+        ax.axhline(start, color=START.colour, linestyle=(0, (4, 3)), linewidth=1)
     ax.vlines(here["at"], here["low"], here["high"], color=colour, linewidth=1.2, alpha=0.5)
     chosen = here["chosen"].astype(str) == "True"
     for part, face, size in ((here[~chosen], "none", 4.0), (here[chosen], colour, 7.0)):
@@ -64,7 +64,7 @@ def _panel(ax: plot.Axes, here: pd.DataFrame) -> None:
     ax.set_title(f"{loss}, {len(here)} trials", color=colour)
 
 
-@register_table("tuning-table", title="What the search chose", order=441)
+@register_table("tuning-table", title="What the search chose", chapter="methods", order=441)
 def tuning_table(tuning: pd.DataFrame) -> pd.DataFrame:
     """The chosen trial of every search. "At an end" names what was chosen at the smallest or largest value tried: a wider
     search may find better."""

@@ -14,7 +14,7 @@ from pobench.results import stats
 from pobench.results.arms import arms_of, beats_tests, scores_by_prompt
 
 
-@register_figure("who-beats-whom", title="Who beats whom", order=20)
+@register_figure("who-beats-whom", title="Who beats whom", chapter="results", order=20)
 def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
     """Row against column: share of prompts where the row's mean score is higher, ties half. Blue: the row wins more
     often; orange: it loses more often. Only a pair printed in bold with a frame differs by more than chance (two-sided

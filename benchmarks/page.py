@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from pobench.errors import PobenchError
 from pobench.files import whole, write_text
 from pobench.reporting import plot
-from pobench.reporting.looks import FAINT, INK, LOOKS, look_of
+from pobench.reporting.looks import FAINT, INK, look_of
 from pobench.reporting.tables import clean, make_table, show_number, to_markdown
 from pobench.types import Estimate
 
@@ -287,7 +287,7 @@ def _bar(ax: Axes, place: int, value: float, colour: str, ends: tuple[float, flo
     """A bar from zero, the number behind it; ends: the least and greatest over rounds, as a thin line."""
     ax.barh(place, value, height=0.62, color=colour, linewidth=0)
     if ends is not None:
-        ax.plot(ends, [place, place], color=LOOKS["dpo"].colour, linewidth=1.2)
+        ax.plot(ends, [place, place], color=look_of("dpo").colour, linewidth=1.2)
     farthest = max(value, ends[1] if ends else value)
     ax.annotate(
         show_number(value), (farthest, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,

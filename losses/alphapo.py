@@ -36,6 +36,8 @@ LARGEST_EXPONENT = 80.0
 @register_loss(
     "alphapo",
     title="AlphaPO",
+    colour="#2f55f3",
+    marker=(5, 0, 90),
     source="arXiv 2501.03884",
     units={
         "alpha": "1 / (nat per token)",

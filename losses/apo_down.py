@@ -28,6 +28,8 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "apo_down",
     title="APO-down",
+    colour="#f948be",
+    marker=(3, 1, 270),
     source="arXiv 2408.06266, Eq. 8",
     units={"beta": "per nat"},
     defaults={"beta": "arXiv 2408.06266, Section 5.2, by TRL's index of papers"},

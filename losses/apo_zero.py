@@ -27,6 +27,8 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "apo_zero",
     title="APO-zero",
+    colour="#852ff5",
+    marker=(3, 1, 90),
     source="arXiv 2408.06266, Eq. 7",
     units={"beta": "per nat"},
     defaults={"beta": "arXiv 2408.06266, Section 5.2, by TRL's index of papers"},

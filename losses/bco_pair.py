@@ -25,6 +25,8 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "bco_pair",
     title="BCO",
+    colour="#b506bc",
+    marker=(12, 1, 0),
     aliases=("BCO",),
     source="arXiv 2404.04656, Section 4",
     units={"beta": "per nat"},

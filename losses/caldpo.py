@@ -30,6 +30,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "caldpo",
     title="Cal-DPO",
+    colour="#0f7850",
+    marker=(3, 0, 315),
     source="arXiv 2412.14516, Eq. 10",
     units={"beta": "1 / nat; the targets are ±1 / (2 beta)", "calibration_weight": "loss per squared nat"},
     meanings={"beta": "one over the distance between the two targets", "calibration_weight": "what the squares count"},

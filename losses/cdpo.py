@@ -30,6 +30,8 @@ from pobench.types import FlipRate, LossOutput, Pair, Positive
 @register_loss(
     "cdpo",
     title="cDPO",
+    colour="#aa8a79",
+    marker="8",
     aliases=("conservative DPO",),
     source="arXiv 2403.00409, Section 3.1",
     units={"beta": "per nat", "label_smoothing": "share of pairs, 0 to 0.5"},

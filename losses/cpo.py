@@ -28,6 +28,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
 @register_loss(
     "cpo",
     title="CPO",
+    colour="#c9609b",
+    marker="*",
     source="arXiv 2401.08417",
     units={"beta": "per nat", "sft_weight": "per nat (sum) or per (nat per token) (mean)"},
     ranges={"beta": (0.01, 0.05, 0.1), "sft_weight": (1.0,)},

@@ -32,6 +32,8 @@ from pobench.types import LossOutput, Pair, Positive, UnitInterval
 @register_loss(
     "discopop",
     title="DiscoPOP",
+    colour="#f80779",
+    marker=(5, 1, 180),
     aliases=("LRML",),
     source="arXiv 2406.08414, Eq. 5",
     units={"beta": "per nat", "tau": "reward, above 0 and at most 1"},

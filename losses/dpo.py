@@ -25,6 +25,8 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "dpo",
     title="DPO",
+    colour="#d4541a",
+    marker="s",
     source="arXiv 2305.18290, Eq. 7",
     units={"beta": "per nat"},
     ranges={"beta": (0.01, 0.05, 0.1)},

@@ -27,6 +27,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "dpo_gamma",
     title="DPO w/ γ",
+    colour="#a9663a",
+    marker="X",
     aliases=("DPO w/ γ", "DPO w/ gamma"),
     source="arXiv 2405.14734, Table 15",
     units={

@@ -27,6 +27,8 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "dpo_ln",
     title="DPO w/ LN",
+    colour="#c9802b",
+    marker="P",
     aliases=("DPO w/ LN", "LN-DPO", "dpo_norm", "sigmoid_norm"),
     source="arXiv 2405.14734, Table 15",
     units={"beta": "per (nat per token)"},

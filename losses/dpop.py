@@ -31,6 +31,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "dpop",
     title="DPOP",
+    colour="#f8602a",
+    marker=(3, 0, 45),
     aliases=("DPO-Positive",),
     source="arXiv 2402.13228, Eq. 3",
     units={"beta": "per nat", "penalty_weight": "nats of margin per nat that the chosen answer lost"},

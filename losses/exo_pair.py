@@ -32,6 +32,8 @@ from pobench.types import LossOutput, Pair, Positive, PositiveFlipRate
 @register_loss(
     "exo_pair",
     title="EXO",
+    colour="#067284",
+    marker=(7, 1, 0),
     aliases=("EXO",),
     source="arXiv 2402.00856, Eq. 16",
     units={"beta": "per nat", "label_smoothing": "share of the labels, above 0 and below 0.5"},

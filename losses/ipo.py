@@ -27,6 +27,8 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "ipo",
     title="IPO",
+    colour="#139a74",
+    marker="v",
     source="arXiv 2310.12036, Eq. 17",
     units={"tau": "1 / nat; the target is 1 / (2 tau)", "average": "log-ratios per token"},
     ranges={"tau": (0.01, 0.1, 0.5, 1.0)},

@@ -34,6 +34,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "kto",
     title="KTO",
+    colour="#8f63c4",
+    marker="h",
     source="arXiv 2402.01306",
     units={"beta": "per nat", "desirable_weight": "loss per chosen", "undesirable_weight": "loss per rejected"},
     ranges={"beta": (0.01, 0.05, 0.1), "desirable_weight": (1.0,), "undesirable_weight": (1.0,)},

@@ -29,6 +29,8 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "nca_pair",
     title="NCA",
+    colour="#e016f8",
+    marker=(9, 1, 0),
     aliases=("NCA",),
     source="arXiv 2402.05369, Section 4.1",
     units={"beta": "per nat"},

@@ -31,6 +31,8 @@ from pobench.types import LossOutput, NonNegative, Pair
 @register_loss(
     "orpo",
     title="ORPO",
+    colour="#a88a12",
+    marker="<",
     source="arXiv 2403.07691, Eq. 6-7",
     units={"odds_weight": "nats per token, per unit of -log sigmoid"},
     ranges={"odds_weight": (0.1, 0.5, 1.0, 2.0)},

@@ -28,6 +28,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "rdpo",
     title="R-DPO",
+    colour="#c2493d",
+    marker="^",
     source="arXiv 2403.19159",
     units={"beta": "per nat", "alpha": "reward per token of length difference"},
     ranges={"beta": (0.01, 0.05, 0.1), "alpha": (0.05, 0.1, 0.5, 1.0)},

@@ -27,6 +27,8 @@ from pobench.types import LossOutput, NonNegative, Pair
 @register_loss(
     "repo",
     title="RePO",
+    colour="#7991c4",
+    marker=(6, 0, 15),
     source="arXiv 2503.07426",
     units={"gamma": "nats per token"},
     defaults={"gamma": "the authors' repository, Llama-3-Instruct"},

@@ -29,6 +29,8 @@ from pobench.types import FlipRate, LossOutput, Pair, Positive
 @register_loss(
     "robust_dpo",
     title="Robust DPO",
+    colour="#dc726f",
+    marker="H",
     source="arXiv 2403.00409, Section 3.1",
     units={"beta": "per nat", "label_smoothing": "share of pairs, 0 to 0.5"},
     meanings={"label_smoothing": "the share of pairs that were swapped"},

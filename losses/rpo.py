@@ -30,6 +30,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
 @register_loss(
     "rpo",
     title="RPO",
+    colour="#74674e",
+    marker=(4, 0, 22),
     aliases=("DPO w/ SFT", "DPO w/ NLL"),
     source="arXiv 2404.19733, Eq. 1",
     units={"beta": "per nat", "sft_weight": "per nat (sum) or per (nat per token) (mean)"},

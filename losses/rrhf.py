@@ -28,6 +28,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Reduction
 @register_loss(
     "rrhf",
     title="RRHF",
+    colour="#5f8f3a",
+    marker=">",
     source="arXiv 2304.05302",
     units={"sft_weight": "per nat (sum) or per (nat per token) (mean)"},
     ranges={"sft_weight": (0.1, 0.5, 1.0, 10.0)},

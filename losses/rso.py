@@ -26,6 +26,8 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "rso",
     title="RSO",
+    colour="#72680e",
+    marker=(5, 0, 180),
     aliases=("hinge", "hinge-norm"),
     source="arXiv 2309.06657",
     units={"beta": "per nat"},

@@ -22,7 +22,7 @@ from pobench.registry import register_loss
 from pobench.types import LossOutput, Pair
 
 
-@register_loss("simper", title="SimPER", source="arXiv 2502.00883")
+@register_loss("simper", title="SimPER", colour="#087faf", marker=(4, 1, 22), source="arXiv 2502.00883")
 def simper(policy: Pair) -> LossOutput:
     chosen, rejected = policy.chosen.mean.clamp(max=0), policy.rejected.mean.clamp(max=0)
     return LossOutput(exp_difference(rejected, chosen), chosen.detach().exp(), rejected.detach().exp())

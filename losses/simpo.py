@@ -28,6 +28,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "simpo",
     title="SimPO",
+    colour="#2a78d6",
+    marker="D",
     source="arXiv 2405.14734, Eq. 6",
     units={
         "beta": "per (nat per token)",

@@ -30,6 +30,8 @@ from pobench.types import LossOutput, NonNegative, Pair, Reduction
 @register_loss(
     "slic_hf",
     title="SLiC-HF",
+    colour="#2596ab",
+    marker=(4, 1, 0),
     aliases=("SLiC",),
     source="arXiv 2305.10425",
     units={"delta": "nats", "sft_weight": "per nat (sum) or per (nat per token) (mean)"},

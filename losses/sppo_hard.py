@@ -25,6 +25,8 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "sppo_hard",
     title="SPPO",
+    colour="#068307",
+    marker=(6, 1, 30),
     aliases=("SPPO",),
     source="arXiv 2405.00675, Eq. 4.7",
     units={"beta": "1 / nat; the targets are ±1 / (2 beta)"},

@@ -1,58 +1,408 @@
-"""Every frame's columns: what they are called, their order, and which are measured."""
+"""Every frame, once: its columns with type, unit and meaning, its order, and what to say where it is absent.
+
+A frame is a table in memory with one observation a row; `run` joins the frames. Writers and readers pass their rows
+through `Frame.of` or `Frame.typed`, so that every frame has these columns with these types, also an empty one.
+docs/frames.md prints this file.
+"""
 
 from __future__ import annotations
 
-_SORTED_BY = {
-    "runs": ["run"],
-    "steps": ["run", "step"],
-    "heldout": ["run", "pair"],
-    "norms": ["run", "pair"],
-    "answers": ["run", "prompt", "sample"],
-    "verdicts": ["run", "prompt", "sample", "judge"],
-    "scores": ["run", "metric"],
-    "benchmarks": ["run", "benchmark", "metric", "judge"],
-    "audit": ["setting", "fault"],
-    "tuning": ["setting", "loss", "study", "trial"],
-}
-_RUN_COLUMNS = (
-    *("run", "setting", "kind", "loss", "title", "seed", "settings", "lr", "epochs", "batch_size", "start", "pairs"),
-    *("seconds", "peak_memory", "tokens", "status", "reason", "order", "protocol", "note", "environment", "sources"),
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pobench.errors import PobenchError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A pair is saturated at a step where |∂loss/∂ log π(chosen)| + |∂loss/∂ log π(rejected)| is below this, per nat.
+SATURATED = 1e-6
+
+
+class Column(NamedTuple):
+    """type: `JSON` is text that holds JSON. unit: "" where there is none. measured: it differs between two runs of the
+    same thing (wall time, memory, the machine), so a comparison of two runs leaves it out."""
+
+    name: str
+    type: Literal["text", "JSON", "int", "float", "bool"]
+    unit: str
+    meaning: str
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame's description.
+
+    sort: the columns by which its rows are ordered. absent: what a figure says that needs the frame where there is none,
+    without full stop. made: it is computed from other frames (`pobench.results.derived`), not stored.
+    """
+
+    name: str
+    meaning: str
+    sort: tuple[str, ...]
+    absent: str
+    columns: tuple[Column, ...]
+    made: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The columns' names, in order."""
+        return [column.name for column in self.columns]
+
+    def of(self, rows: pd.DataFrame | Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
+        """The rows with all columns of this frame, in order, each with its type; further columns stand behind.
+
+        A column that the rows lack is missing throughout. Raises PobenchError for a value of another type.
+        """
+        frame = _as_frame(rows)
+        further = [name for name in frame.columns if name not in self.names]
+        return self.typed(frame.reindex(columns=[*self.names, *further]))
+
+    def typed(self, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+        """The rows with the columns that they have; those of this frame get their types. Raises PobenchError as `of`.
+
+        Missing is nan. An `int` column in which a value is missing is float, a `bool` column object: so pandas keeps nan.
+        """
+        frame = _as_frame(rows)
+        return frame.assign(**{c.name: self._cast(frame[c.name], c) for c in self.columns if c.name in frame})
+
+    def _cast(self, values: pd.Series, column: Column) -> pd.Series:
+        """The values with the column's type; those that have it already stay as they are."""
+        from pandas.api import types
+
+        try:
+            if column.type in ("text", "JSON"):
+                if types.is_object_dtype(values.dtype) and values.notna().any():
+                    return values  # broken Unicode stays an object
+                return values if types.is_string_dtype(values.dtype) and len(values) else values.astype("str")
+            if column.type == "bool":
+                return values.astype(object if values.isna().any() else bool)
+            if column.type == "float" and types.is_float_dtype(values.dtype):
+                return values
+            numbers = values.astype(float)
+            if column.type == "float":
+                return numbers
+            if not (numbers.isna() | (numbers % 1 == 0)).all():
+                raise ValueError("not all are whole numbers")
+            return numbers if numbers.isna().any() else values.astype("int64")
+        except (TypeError, ValueError) as error:
+            raise PobenchError(
+                f"frame {self.name!r}, column {column.name!r}: {column.type} is needed, got {values.dtype}: {error}"
+            ) from error
+
+
+def _as_frame(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+
+
+# ---------------------------------------------------------------- columns that several frames share
+_RUN = Column("run", "text", "", "`<setting>/<folder>` of the run")
+_SETTING = Column("setting", "text", "", "the setting's name")
+_PAIR = Column("pair", "text", "", "the held-out pair's id")
+_PROMPT = (
+    Column("prompt", "text", "", "the prompt's id"),
+    Column("sample", "int", "", "which of the answers to one prompt, from 0"),
+)
+_METRIC = Column("metric", "text", "", "the metric's name; `@<judge>` behind it where several judges gave verdicts")
+_SETTINGS = Column("settings", "JSON", "", "the loss's settings")
+_CHOSEN_LENGTH = Column("chosen_length", "int", "tokens", "length of the chosen answer, its end-of-turn token included")
+_REJECTED_LENGTH = Column("rejected_length", "int", "tokens", "length of the rejected answer")
+_BETTER = Column("better", "text", "", "`higher`, `lower`, or empty where neither is better")
+
+
+def _estimate(unit: str, of: str) -> tuple[Column, ...]:
+    return (
+        Column("value", "float", unit, "the estimate; nan where nothing was measured"),
+        Column("low", "float", unit, "lower end of its 95 % interval"),
+        Column("high", "float", unit, "upper end of its 95 % interval"),
+        Column("n", "int", of, "how many it rests on; 0 where nothing was measured"),
+    )
+
+
+# ---------------------------------------------------------------- the frames
+_RUNS = Frame(
+    "runs",
+    "One row a run: a start model or a trained one, finished or not.",
+    ("run",),
+    "There are no runs",
+    (
+        _RUN,
+        _SETTING,
+        Column("kind", "text", "", "`start` or `loss`"),
+        Column("loss", "text", "", "the loss's registered name; `start` for a start model"),
+        Column("title", "text", "", "the loss as a table prints it"),
+        Column("seed", "int", "", "the seed; -1 for a start model"),
+        _SETTINGS,
+        Column("lr", "float", "", "peak learning rate; nan for a start model, as are the next two"),
+        Column("epochs", "float", "", "passes over the training pairs"),
+        Column("batch_size", "int", "pairs", "pairs of one optimiser step"),
+        Column("start", "text", "", "the run of its start model"),
+        Column("pairs", "int", "pairs", "pairs it was trained on; nan until it has finished"),
+        Column("seconds", "float", "s", "wall time of training", measured=True),
+        Column("peak_memory", "int", "bytes", "most memory that training held", measured=True),
+        Column("tokens", "int", "tokens", "tokens it was trained on, without padding"),
+        Column("status", "text", "", "`finished`, `failed` or `unfinished`"),
+        Column("reason", "text", "", "why it failed; empty otherwise"),
+        Column("order", "text", "", "digest of the order of the training pairs"),
+        Column("protocol", "int", "", "version of the protocol; results of two versions are not compared"),
+        Column("note", "text", "", "what to know about the start weights"),
+        Column("environment", "JSON", "", "versions, machine and devices", measured=True),
+        Column("sources", "JSON", "", "setting → where its value comes from"),
+        Column("length_bias", "float", "", "share of training labels decided by length; nan for a start model"),
+    ),
 )
 
-_WITHOUT = {
-    "runs": "There are no runs",
-    "steps": "No run has logged a training step",
-    "heldout": "No run has held-out log-probabilities",
-    "norms": "No run has gradient norms (`--stages norms`)",
-    "answers": "No run has written answers",
-    "verdicts": "No answer has been judged",
-    "scores": "No run has been scored",
-    "cross_loss": "No run has held-out log-probabilities",
-    "gradients": "No run has held-out log-probabilities",
-    "paper": "The paper's numbers are not there",
-    "benchmarks": "No benchmark has been run (`--stages benchmarks`)",
-    "audit": "There is no data audit",
-    "tuning": "No search has been made (`pobench tune`)",
-}
-
-FRAMES = (
-    *("runs", "steps", "heldout", "norms", "answers", "verdicts", "scores", "benchmarks", "audit", "tuning"),
-    *("cross_loss", "gradients", "paper"),  # made from others, see `pobench.results.derived`
+_STEPS = Frame(
+    "steps",
+    "One row an optimiser step of a run. Each number is a mean over the pairs of the batch unless it says otherwise. "
+    "`heldout/*` are means over held-out pairs, at the steps of `train.evaluate_every`; nan at the others.",
+    ("run", "step"),
+    "No run has logged a training step",
+    (
+        _RUN,
+        Column("step", "int", "", "the step, from 1"),
+        Column("epoch", "float", "", "passes over the training pairs so far"),
+        Column("loss", "float", "own unit", "the objective"),
+        Column("lr", "float", "", "learning rate of the step"),
+        Column("grad_norm", "float", "", "length of the gradient by all weights, before clipping"),
+        Column("rewards/chosen", "float", "own unit", "the loss's own reward of the chosen answer"),
+        Column("rewards/rejected", "float", "own unit", "the same of the rejected answer"),
+        Column("rewards/margins", "float", "own unit", "chosen minus rejected reward"),
+        Column(
+            "rewards/accuracies", "float", "", "share of pairs whose chosen answer has the higher reward; ties half"
+        ),
+        Column("logps/chosen", "float", "nats", "summed log-probability of the chosen answer"),
+        Column("logps/rejected", "float", "nats", "the same of the rejected answer"),
+        Column("logps/chosen_per_token", "float", "nats/token", "log-probability per token of the chosen answer"),
+        Column("logps/rejected_per_token", "float", "nats/token", "the same of the rejected answer"),
+        Column(
+            "saturated",
+            "float",
+            "",
+            f"share of pairs that hardly pull: |∂loss/∂ log π| of both answers together is below {SATURATED:.0e} per nat",
+        ),
+        Column("kl", "float", "nats", "mean log-ratio over mismatched pairs; nan unless the loss uses it"),
+        Column("seconds", "float", "s", "wall time of training so far", measured=True),
+        Column("heldout/kl", "float", "nats/token", "estimate of KL(reference ‖ policy) on held-out winners"),
+        Column("heldout/chosen_per_token", "float", "nats/token", "log-probability per token of held-out winners"),
+        Column("heldout/accuracy", "float", "", "share of held-out pairs with the higher reward on the chosen answer"),
+        Column("heldout/margin", "float", "own unit", "chosen minus rejected reward"),
+    ),
 )
 
-COLUMNS = {
-    "runs": "run setting kind loss title seed settings lr epochs batch_size start pairs seconds peak_memory tokens status "
-    "reason order protocol note environment sources length_bias",
-    "steps": "run step epoch loss lr grad_norm rewards/chosen rewards/rejected rewards/margins rewards/accuracies logps/chosen "
-    "logps/rejected logps/chosen_per_token logps/rejected_per_token saturated kl seconds "
-    "heldout/kl heldout/chosen_per_token heldout/accuracy heldout/margin",
-    "heldout": "run pair chosen_logp rejected_logp chosen_length rejected_length reference_chosen_logp reference_rejected_logp "
-    "loss chosen_reward rejected_reward mismatched_logp reference_mismatched_logp",
-    "norms": "run pair chosen_norm rejected_norm product",
-    "answers": "run prompt sample kind topic instruction text tokens finished",
-    "verdicts": "run prompt sample judge score",
-    "scores": "run metric value low high n better",
-    "audit": "setting fault count rows data",
-    "benchmarks": "run setting loss seed benchmark metric value low high n judge name limit",
-    "tuning": "setting loss study sampler trial lr settings metric better value low high n start chosen status reason runs",
+_HELDOUT = Frame(
+    "heldout",
+    "One row a held-out pair of a run: what policy and reference give its answers, and the run's own loss. Each `…_logp` "
+    "is summed over the answer's tokens.",
+    ("run", "pair"),
+    "No run has held-out log-probabilities",
+    (
+        _RUN,
+        _PAIR,
+        Column("chosen_logp", "float", "nats", "log-probability of the chosen answer"),
+        Column("rejected_logp", "float", "nats", "log-probability of the rejected answer"),
+        _CHOSEN_LENGTH,
+        _REJECTED_LENGTH,
+        Column("reference_chosen_logp", "float", "nats", "the chosen answer's under the reference"),
+        Column("reference_rejected_logp", "float", "nats", "the rejected answer's under the reference"),
+        Column("loss", "float", "own unit", "the run's own loss; nan for a start model, as are both rewards"),
+        Column("chosen_reward", "float", "own unit", "the run's own reward of the chosen answer"),
+        Column("rejected_reward", "float", "own unit", "the same of the rejected answer"),
+        Column("mismatched_logp", "float", "nats", "of an answer to another prompt; nan where it is not stored"),
+        Column("reference_mismatched_logp", "float", "nats", "the same under the reference"),
+    ),
+)
+
+_NORMS = Frame(
+    "norms",
+    "One row a held-out pair of a run, at most 64 a run: how far each answer's log-probability can move the weights.",
+    ("run", "pair"),
+    "No run has gradient norms (`--stages norms`)",
+    (
+        _RUN,
+        _PAIR,
+        Column("chosen_norm", "float", "per nat", "length of ∇ log π(chosen) by all weights"),
+        Column("rejected_norm", "float", "per nat", "length of ∇ log π(rejected) by all weights"),
+        Column("product", "float", "per nat²", "scalar product of the two gradients"),
+    ),
+)
+
+_ANSWERS = Frame(
+    "answers",
+    "One row an answer of a run to an evaluation prompt.",
+    ("run", "prompt", "sample"),
+    "No run has written answers",
+    (
+        _RUN,
+        *_PROMPT,
+        Column("kind", "text", "", "the kind of demand; empty where prompts have no kinds"),
+        Column("topic", "text", "", "what the prompt is about; empty where it does not say"),
+        Column("instruction", "text", "", "the prompt's last message"),
+        Column("text", "text", "", "the answer; a model's text is not to be trusted"),
+        Column("tokens", "int", "tokens", "length of the answer, its end-of-turn token included"),
+        Column("finished", "bool", "", "whether the model ended the answer itself"),
+    ),
+)
+
+_VERDICTS = Frame(
+    "verdicts",
+    "One row a judge's verdict on an answer. A judge that compares sees the start model's answer to the same prompt beside "
+    "it, in both orders; `against` and the columns behind it are its.",
+    ("run", "prompt", "sample", "judge"),
+    "No answer has been judged",
+    (
+        _RUN,
+        *_PROMPT,
+        Column("judge", "text", "", "the judge's name"),
+        Column(
+            "score",
+            "float",
+            "",
+            "in [0, 1]; of a judge that compares, P(better than the other answer); nan: no verdict",
+        ),
+        Column("against", "text", "", "`start` where the start model's answer stood beside it; missing otherwise"),
+        Column("forward", "float", "", "P(better) with the start model's answer shown first"),
+        Column("backward", "float", "", "P(better) with the start model's answer shown last"),
+        Column("flipped", "float", "", "1 where the order decided, else 0"),
+        Column("longer", "float", "", "1 where this answer has more characters, 0.5 where both have as many, else 0"),
+    ),
+)
+
+_SCORES = Frame(
+    "scores",
+    "One row a metric of a run, or of all runs of a loss that differ in the seed alone. Rates are in [0, 1]; tables print %.",
+    ("run", "metric"),
+    "No run has been scored",
+    (_RUN, _METRIC, *_estimate("the metric's", "prompts or pairs"), _BETTER),
+)
+
+_BENCHMARKS = Frame(
+    "benchmarks",
+    "One row a metric of a benchmark's result for a run: of the result on most prompts, by each judge. Units are the "
+    "benchmark's own: rates in %, MT-Bench 1 to 10.",
+    ("run", "benchmark", "metric", "judge"),
+    "No benchmark has been run (`--stages benchmarks`)",
+    (
+        _RUN,
+        _SETTING,
+        Column("loss", "text", "", "the loss's registered name; `start` for a start model"),
+        Column("seed", "int", "", "the seed; -1 for a start model"),
+        Column("benchmark", "text", "", "the benchmark's registered name"),
+        Column(
+            "metric",
+            "text",
+            "",
+            "alpaca_eval: `lc_win_rate`, `win_rate`, `length_only_win_rate`, `length` (characters); arena_hard: `win_rate`, "
+            "`position_flips`; mt_bench: `score`, `turn_1`, `turn_2` and one a category; downstream: its tasks",
+        ),
+        *_estimate("the benchmark's", "prompts"),
+        Column("judge", "text", "", "the judge's name; empty where the benchmark asks none"),
+        Column("name", "text", "", "what the result may be called: `AlpacaEval 2` only where it is that"),
+        Column("limit", "int", "prompts", "how many were asked, where only a part was; nan: all"),
+    ),
+)
+
+_AUDIT = Frame(
+    "audit",
+    "One row a kind of fault in the preference data of a setting, and what was counted beside.",
+    ("setting", "fault"),
+    "There is no data audit",
+    (
+        _SETTING,
+        Column("fault", "text", "", "the fault, or what was counted"),
+        Column("count", "int", "rows", "how many rows have it"),
+        Column("rows", "JSON", "", "list of their row numbers"),
+        Column("data", "text", "", "digest of the token pairs"),
+    ),
+)
+
+_TUNING = Frame(
+    "tuning",
+    "One row a trial of a search (`pobench tune`).",
+    ("setting", "loss", "study", "trial"),
+    "No search has been made (`pobench tune`)",
+    (
+        _SETTING,
+        Column("loss", "text", "", "the loss's registered name"),
+        Column("study", "text", "", "digest of what the search asks: data, grid and metric"),
+        Column("sampler", "text", "", "`grid`, `random` or `tpe`"),
+        Column("trial", "int", "", "the trial's number in its search, from 0"),
+        Column("lr", "float", "", "peak learning rate"),
+        _SETTINGS,
+        Column("metric", "text", "", "the objective"),
+        _BETTER,
+        *_estimate("the metric's", "prompts or pairs")[:3],
+        Column("n", "int", "prompts or pairs", "how many it rests on; nan where the trial failed"),
+        Column("start", "float", "the metric's", "the start model's value"),
+        Column("chosen", "bool", "", "whether the search chose this trial"),
+        Column("status", "text", "", "`finished` or `failed`"),
+        Column("reason", "text", "", "why it failed"),
+        Column("runs", "text", "", "its runs below runs/<setting>/tuning, with spaces between them"),
+    ),
+)
+
+_CROSS_LOSS = Frame(
+    "cross_loss",
+    "One row a run, registered loss and metric: every loss evaluated on every model's held-out pairs.",
+    ("run", "evaluated", "metric"),
+    "No run has held-out log-probabilities",
+    (
+        _RUN,
+        Column("trained", "text", "", "the loss it was trained with, or `start`"),
+        Column("evaluated", "text", "", "the loss it is evaluated with"),
+        Column("title", "text", "", "the evaluated loss as a table prints it"),
+        Column("settings", "JSON", "", "those that the loss was evaluated with"),
+        Column("metric", "text", "", "`loss`, `reward_accuracy` or `margin`"),
+        *_estimate("the evaluated loss's", "pairs"),
+    ),
+    made=True,
+)
+
+_GRADIENTS = Frame(
+    "gradients",
+    "One row a held-out pair of a run and a loss: how hard the pair pulls under that loss.",
+    ("run", "evaluated", "pair"),
+    "No run has held-out log-probabilities",
+    (
+        _RUN,
+        Column("evaluated", "text", "", "the loss: the run's own; of a start model, each that was trained from it"),
+        _PAIR,
+        _CHOSEN_LENGTH,
+        _REJECTED_LENGTH,
+        Column("chosen_weight", "float", "per nat", "∂loss/∂ log π(chosen)"),
+        Column("rejected_weight", "float", "per nat", "∂loss/∂ log π(rejected)"),
+        Column("norm", "float", "", "length of the pair's gradient by all weights; nan where the run has no `norms`"),
+    ),
+    made=True,
+)
+
+_PAPER = Frame(
+    "paper",
+    "One row a number of the tables of arXiv 2405.14734v3, as printed.",
+    ("table", "setting", "label", "benchmark", "metric"),
+    "The paper's numbers are not there",
+    (
+        Column("table", "int", "", "the paper's table"),
+        Column("setting", "text", "", "our setting of that name; empty for a model that no setting trains"),
+        Column("loss", "text", "", "the loss's registered name, or `start`"),
+        Column("label", "text", "", "the paper's row"),
+        Column("where", "text", "", "what sets the row apart from the setting's own values: `gamma=0`, `lr=5e-07`"),
+        Column("benchmark", "text", "", "the benchmark's registered name"),
+        Column("metric", "text", "", "the benchmark's metric"),
+        Column("value", "float", "%", "the number; characters or tokens for lengths, 1 to 10 for MT-Bench"),
+    ),
+    made=True,
+)
+
+FRAMES = {
+    frame.name: frame
+    for frame in (
+        *(_RUNS, _STEPS, _HELDOUT, _NORMS, _ANSWERS, _VERDICTS, _SCORES, _BENCHMARKS, _AUDIT, _TUNING),
+        *(_CROSS_LOSS, _GRADIENTS, _PAPER),
+    )
 }
+STORED = [frame for frame in FRAMES.values() if not frame.made]

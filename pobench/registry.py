@@ -9,15 +9,19 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pobench.columns import FRAMES
 from pobench.errors import PobenchError, UnknownNameError, _normal, nearest
 from pobench.types import LossOutput, Pair
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Named(Protocol):
@@ -96,6 +100,7 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- losses
+Marker = str | tuple[int, int, int]  # matplotlib's name of a marker, or (points, style, angle)
 SUPPLIED = ("policy", "reference", "kl")  # what the harness can hand to a loss, in this order
 GRADIENT = "\nGradient:\n"  # the line of a loss's docstring that ends its formula's part and begins its gradient's
 
@@ -124,6 +129,8 @@ class Loss:
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = (
         dict  # settings -> the same with every number spelled out
     )
+    colour: str = ""  # in every figure, "#rrggbb"; "": a stable one from its name, see `pobench.reporting.looks`
+    marker: Marker = ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
         return self.function(*args, **kwargs)
@@ -134,14 +141,11 @@ class Loss:
         return [supplied[name] for name in SUPPLIED if name == "policy" or name in self.needs]
 
     def evaluate(self, policy: Pair, reference: Pair | None = None, kl: Any = None, **settings: Any) -> LossOutput:
-        """The function, handed what its signature asks for. Raises PobenchError when it gives other shapes than (pairs,)."""
+        """The function, handed what its signature asks for. Raises PobenchError when it returns anything but a LossOutput
+        of floating-point tensors, (pairs,) each, at least as precise as the policy's sums."""
         output = self.function(*self.asked(policy, reference, kl), **settings)
-        pairs = policy.chosen.total.shape
-        wrong = [f"{name} {tuple(t.shape)}" for name, t in output._asdict().items() if t.shape != pairs]
-        if wrong:
-            raise PobenchError(
-                f"loss {self.name!r} must return one value per pair, {tuple(pairs)}; got {', '.join(wrong)}"
-            )
+        if fault := wrong_output(output, policy.chosen.total):
+            raise PobenchError(f"loss {self.name!r} must return {fault}")
         return output
 
     @property
@@ -156,6 +160,35 @@ class Loss:
         `chosen` and `rejected` are the derivatives of the loss by the policy's two sums; other names are auxiliary.
         """
         return _indented(self.doc.partition(GRADIENT)[2])
+
+
+def wrong_output(output: Any, totals: Tensor) -> str:
+    """What a loss must return and did not, as `a tensor each; got loss as a float`; "" where nothing is wrong.
+
+    totals: (pairs,), the policy's sums that it was given.
+    """
+    from torch import Tensor, promote_types
+
+    if not isinstance(output, LossOutput):
+        return f"LossOutput(loss, chosen_reward, rejected_reward); got {_described(output)}"
+    named = output._asdict()
+    if wrong := [f"{name} as {_described(t)}" for name, t in named.items() if not isinstance(t, Tensor)]:
+        return f"a tensor each; got {', '.join(wrong)}"
+    if wrong := [f"{name} {tuple(t.shape)}" for name, t in named.items() if t.shape != totals.shape]:
+        return f"one value per pair, {tuple(totals.shape)}; got {', '.join(wrong)}"
+    if wrong := [f"{name} {t.dtype}" for name, t in named.items() if promote_types(t.dtype, totals.dtype) != t.dtype]:
+        return f"numbers as precise as the sums it is given, {totals.dtype}; got {', '.join(wrong)}"
+    return ""
+
+
+def _described(value: Any) -> str:
+    """`a tuple of 3`, `a tensor`, `None`: what a value is, to one who expected another."""
+    if value is None:
+        return "None: is its `return` missing?"
+    kind = type(value)
+    name = "numpy array" if kind.__module__ == "numpy" and kind.__name__ == "ndarray" else kind.__name__
+    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {'tensor' if name == 'Tensor' else name}{size}"
 
 
 losses: Registry[Loss] = Registry("loss", "pobench.losses", entry_points="pobench.losses")
@@ -174,12 +207,15 @@ def register_loss(
     in_paper: bool = False,
     alternatives: tuple[tuple[str, ...], ...] = (),
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+    colour: str = "",
+    marker: Marker = "",
 ) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
     """Register a loss function under `name`.
 
     source: where the formula comes from. units: setting -> unit. ranges: setting -> published search range.
     meanings: setting -> what it does. defaults: setting -> where its default comes from, or "not published".
     alternatives: groups of settings that name one number (γ, γ/β). canonical: spells such numbers out for the record.
+    colour, marker: of the loss in every figure, "#rrggbb" and what matplotlib takes; both or neither.
     Raises PobenchError when a positional parameter is none of `policy`, `reference`, `kl`, or a setting has
     no default: the harness could not supply it.
     """
@@ -212,6 +248,10 @@ def register_loss(
                 for key in given or {}
                 if key not in settings
             ]
+        if bool(colour) != bool(marker):
+            faults.append("colour and marker: a look is both of them")
+        if colour and not re.fullmatch("#[0-9a-f]{6}", colour):
+            faults.append(f"colour: got {colour!r}; six hexadecimal digits are needed, as in '#2a78d6'")
         if faults:
             raise PobenchError(f"loss {name!r} cannot be registered:\n" + "\n".join(f"  {f}" for f in faults))
         # A module's docstring is taken as it stands: inspect.getdoc would take the formula's indentation off.
@@ -231,6 +271,8 @@ def register_loss(
             title or name,
             alternatives,
             canonical,
+            colour,
+            marker,
         )
         losses.add(loss, aliases)
         return function
@@ -264,6 +306,7 @@ class Figure:
     order: int = 100
     optional: frozenset[str] = frozenset()  # frames it can do without: None where absent or empty
     every_arm: bool = False  # its subject is how settings of one loss differ, see `pobench.reporting.plot.draw`
+    chapter: str = "more"  # of the page, one of CHAPTERS
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -271,10 +314,24 @@ class Figure:
 
 figures: Registry[Figure] = Registry("figure", "pobench.analysis")
 
+# Chapters of a report's page in the order in which they stand there: name → title.
+CHAPTERS = {
+    "results": "Results",
+    "training": "Is training healthy?",
+    "length": "Likelihood and length",
+    "more": "More figures",
+    "methods": "What was run",
+}
+
 
 def _register_shown(
-    kind: str, name: str, title: str, paper: str, order: int, aliases: Iterable[str], every_arm: bool
+    kind: str, name: str, title: str, chapter: str, paper: str, order: int, aliases: Iterable[str], every_arm: bool
 ) -> Callable[..., Any]:
+    if chapter not in CHAPTERS:
+        raise PobenchError(
+            f"{kind} {name!r}: unknown chapter {chapter!r}{nearest(chapter, CHAPTERS)} Known: {', '.join(CHAPTERS)}"
+        )
+
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
         asked = tuple(p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY)
@@ -283,7 +340,9 @@ def _register_shown(
             raise PobenchError(f"{kind} {name!r} asks for {', '.join(unknown)}; frames are {', '.join(FRAMES)}")
         doc = inspect.getdoc(function) or inspect.getdoc(sys.modules[function.__module__]) or ""
         optional = frozenset(a for a in asked if signature.parameters[a].default is not inspect.Parameter.empty)
-        shown = Figure(name, function, kind, title, paper, asked, _settings(signature), doc, order, optional, every_arm)
+        shown = Figure(
+            name, function, kind, title, paper, asked, _settings(signature), doc, order, optional, every_arm, chapter
+        )
         figures.add(shown, aliases)
         return function
 
@@ -291,34 +350,62 @@ def _register_shown(
 
 
 def register_figure(
-    name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = (), every_arm: bool = False
+    name: str,
+    *,
+    title: str,
+    chapter: str = "more",
+    paper: str = "",
+    order: int = 100,
+    aliases: Iterable[str] = (),
+    every_arm: bool = False,
 ) -> Callable[..., Any]:
     """Register a figure: `f(frame, …) -> Drawing`; see `pobench.reporting.plot.Drawing`. Frames are named by parameter;
-    one with the default None may be absent. every_arm: it is about several settings of one loss, and always gets them all."""
-    return _register_shown("figure", name, title, paper, order, aliases, every_arm)
+    one with the default None may be absent.
+
+    chapter: where it stands on the page, one of `CHAPTERS`; order: its place there, small numbers first. paper: where
+    the SimPO paper shows it. every_arm: it is about several settings of one loss, and always gets them all.
+    Raises PobenchError for a chapter or a frame that does not exist.
+    """
+    return _register_shown("figure", name, title, chapter, paper, order, aliases, every_arm)
 
 
 def register_table(
-    name: str, *, title: str, paper: str = "", order: int = 100, aliases: Iterable[str] = (), every_arm: bool = False
+    name: str,
+    *,
+    title: str,
+    chapter: str = "more",
+    paper: str = "",
+    order: int = 100,
+    aliases: Iterable[str] = (),
+    every_arm: bool = False,
 ) -> Callable[..., Any]:
     """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values; the rest as for a figure."""
-    return _register_shown("table", name, title, paper, order, aliases, every_arm)
+    return _register_shown("table", name, title, chapter, paper, order, aliases, every_arm)
 
 
 # ---------------------------------------------------------------- judges, benchmarks and layouts
 @dataclass(frozen=True)
 class NamedFunction:
-    """A registered factory of a judge or a layout; `settings` are its keyword defaults. runtime: those that say how it
-    works, not what it finds."""
+    """A registered factory of a judge or a layout; `settings` are its keyword defaults."""
 
     name: str
     function: Callable[..., Any]
     settings: Mapping[str, Any]
     doc: str
-    runtime: frozenset[str] = frozenset()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class JudgeType(NamedFunction):
+    """A registered factory of a judge. runtime: settings that change no verdict. free: nobody is paid for a verdict.
+    compares: its verdict is about two answers, not one. offline: it needs neither a network nor a second model."""
+
+    runtime: frozenset[str] = frozenset()
+    free: bool = False
+    compares: bool = False
+    offline: bool = False
 
 
 @dataclass(frozen=True)
@@ -333,25 +420,34 @@ class BenchmarkType:
 
 
 benchmarks: Registry[BenchmarkType] = Registry("benchmark", "pobench.judging.benchmarks")
-judges: Registry[NamedFunction] = Registry("judge", "pobench.judging")
+judges: Registry[JudgeType] = Registry("judge", "pobench.judging")
 layouts: Registry[NamedFunction] = Registry("layout", "pobench.model.layouts")
 
 
-def _register_named(
-    registry: Registry[NamedFunction], name: str, aliases: Iterable[str], runtime: Iterable[str] = ()
+def register_judge(
+    name: str,
+    *,
+    aliases: Iterable[str] = (),
+    runtime: Iterable[str] = (),
+    free: bool = False,
+    compares: bool = False,
+    offline: bool = False,
 ) -> Callable[..., Any]:
+    """Register a judge factory: `f(**settings) -> Judge`; see `pobench.judging`.
+
+    runtime: settings that change no verdict (time-outs, prices): a run that differs in nothing else is the same run.
+    free: nobody is paid for a verdict, so an estimate counts none. compares: the judge looks at two answers to one
+    prompt, where others score one. offline: it needs neither a network nor a second model, so a rehearsal asks it as it
+    is; then it is free too.
+    """
+
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         settings, doc = _settings(inspect.signature(function)), inspect.getdoc(function) or ""
-        registry.add(NamedFunction(name, function, settings, doc, frozenset(runtime)), aliases)
+        judge = JudgeType(name, function, settings, doc, frozenset(runtime), free or offline, compares, offline)
+        judges.add(judge, aliases)
         return function
 
     return register
-
-
-def register_judge(name: str, *, aliases: Iterable[str] = (), runtime: Iterable[str] = ()) -> Callable[..., Any]:
-    """Register a judge factory: `f(**settings) -> Judge`; see `pobench.judging`. runtime: settings that change no
-    verdict (time-outs, prices): a run that differs in nothing else is the same run."""
-    return _register_named(judges, name, aliases, runtime)
 
 
 def register_benchmark(name: str, *, aliases: Iterable[str] = ()) -> Callable[[type[Kind]], type[Kind]]:
@@ -367,7 +463,13 @@ def register_benchmark(name: str, *, aliases: Iterable[str] = ()) -> Callable[[t
 
 def register_layout(name: str, *, aliases: Iterable[str] = ()) -> Callable[..., Any]:
     """Register a layout: a class whose instances turn TokenPairs into a batch; see `pobench.model.layouts`."""
-    return _register_named(layouts, name, aliases)
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        settings, doc = _settings(inspect.signature(function)), inspect.getdoc(function) or ""
+        layouts.add(NamedFunction(name, function, settings, doc), aliases)
+        return function
+
+    return register
 
 
 # ---------------------------------------------------------------- plug-ins
@@ -388,6 +490,3 @@ def load_plugin(path: str | Path) -> None:
         raise
     except Exception as error:
         raise PobenchError(f"--plugin: {str(path)!r} fails at import: {type(error).__name__}: {error}") from error
-
-
-OFFLINE = (None, "verifiable", "tiny_world", "replay")  # judges that need neither network nor a second model

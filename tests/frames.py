@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pandas as pd
 
+from pobench.columns import FRAMES
+
 LOSSES = {
     # name: (title, settings, gain in pass rate, slope of log-prob on length, shift of winners, of losers, longer by)
     "simpo": ("SimPO", {"beta": 2.0, "gamma": 1.0}, 0.22, 0.0, -0.10, -0.45, 1.15),
@@ -149,16 +151,19 @@ def make_frames(
                 )  # fmt: skip
             if not bad:
                 evaluate(run, gain, slope, up, down, longer, loss)
-    audit = pd.DataFrame(
-        [
-            {"setting": setting, "fault": "identical answers", "count": 3, "rows": "[12, 40, 77]"},
-            {"setting": setting, "fault": "over-long prompt", "count": 1, "rows": "[201]"},
-        ]
-    )
-    return {
-        "runs": pd.DataFrame(runs), "steps": pd.DataFrame(step_rows), "heldout": pd.DataFrame(heldout),
-        "answers": pd.DataFrame(answers), "verdicts": pd.DataFrame(verdicts), "audit": audit,
-    }  # fmt: skip
+    audit = [
+        {"setting": setting, "fault": "identical answers", "count": 3, "rows": "[12, 40, 77]"},
+        {"setting": setting, "fault": "over-long prompt", "count": 1, "rows": "[201]"},
+    ]
+    rows = {
+        "runs": runs,
+        "steps": step_rows,
+        "heldout": heldout,
+        "answers": answers,
+        "verdicts": verdicts,
+        "audit": audit,
+    }
+    return {name: FRAMES[name].of(made) for name, made in rows.items()}
 
 
 def hash_of(*parts: object) -> int:

@@ -1,4 +1,4 @@
-"""docs/losses.md is what the losses say of themselves, today."""
+"""docs/losses.md and docs/frames.md are what the losses and `pobench.columns` say, today."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from pobench.columns import FRAMES
 from pobench.registry import Registry, get_loss, list_losses, register_loss
 from pobench.reporting import loss_page as page
+from pobench.reporting.frame_page import frame_page
 from pobench.types import LossOutput, Pair
 
 WRITTEN = Path(__file__).parents[1] / "docs/losses.md"
@@ -37,6 +39,13 @@ def section(text: str, title: str) -> str:
 def test_the_written_page_is_todays(text) -> None:
     written = WRITTEN.read_text(encoding="utf-8") if WRITTEN.exists() else ""
     assert written == text, "docs/losses.md is stale: run `make docs`"
+
+
+def test_the_written_page_of_frames_is_todays() -> None:
+    written = WRITTEN.with_name("frames.md").read_text(encoding="utf-8")
+    assert written == frame_page(), "docs/frames.md is stale: run `make docs`"
+    for frame in FRAMES.values():
+        assert f"\n## {frame.name}\n" in written and all(f"\n| `{name}` | " in written for name in frame.names)
 
 
 def test_the_page_is_the_same_twice(text) -> None:

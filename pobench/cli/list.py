@@ -131,7 +131,7 @@ def check(
             faults.append(f"--set {key}: {name} has no {setting!r}; settings: {', '.join(owner.settings) or 'none'}")
         else:
             changes[name][setting] = value
-    faults += [f for loss in losses for f in check_loss_settings(loss, changes[loss.name])]
+    faults += [f for loss in losses for f in check_loss_settings(loss, changes[loss.name], result=False)]
     _refuse(faults)
     logging.disable(logging.WARNING)  # of the processes that two-process training starts
 

@@ -12,7 +12,8 @@ A pairwise judge compares two answers to one prompt, in both orders, averaged:
 `row` is the prompt's row as stored: at least `id` and `prompt`, and whatever the judge needs (`check` for the
 verifiable one). A judge may have either method or both; nan is dropped and counted, never guessed. A factory
 decorated with `@register_judge(name)` takes settings as keywords and returns the judge; it loads no model and asks
-nobody before the first verdict is wanted.
+nobody before the first verdict is wanted. The decorator also says what others must know of a judge before it is made:
+`free`, `compares` (it looks at two answers), `offline`.
 
 A reward model's score ranks answers but is no grade: it has no bounds, and no zero. Such a judge says `bounded = False`;
 its scores order the answers to one prompt (`pobench.workflows.onpolicy`), and are never averaged or called a pass rate.

@@ -47,7 +47,9 @@ def _read(reply: Reply) -> Read:
 
 
 @register_judge(
-    "endpoint", runtime=("key_variable", "concurrency", "retries", "timeout", "price_in", "price_out", "max_cost")
+    "endpoint",
+    runtime=("key_variable", "concurrency", "retries", "timeout", "price_in", "price_out", "max_cost"),
+    compares=True,
 )
 def endpoint(
     *,

@@ -68,7 +68,7 @@ class LocalJudge(TwoOrders):
         return reads
 
 
-@register_judge("local", runtime=("batch_size",))
+@register_judge("local", runtime=("batch_size",), free=True, compares=True)
 def local(
     *,
     model: str = "",

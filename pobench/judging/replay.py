@@ -33,7 +33,7 @@ class Replay:
         return self.scores.get((prompt, text), self.scores.get((prompt, None), math.nan))
 
 
-@register_judge("replay")
+@register_judge("replay", offline=True)
 def replay(*, file: str = "") -> Replay:
     """Scores given before, looked up by prompt and answer. file: the stored verdicts.
 

@@ -115,7 +115,7 @@ def _verdict(difference: float) -> Verdict:
     return Verdict(p, p, p)
 
 
-@register_judge("reward_model", runtime=("batch_size",))
+@register_judge("reward_model", runtime=("batch_size",), free=True, compares=True)
 def reward_model(
     *,
     model: str = "",

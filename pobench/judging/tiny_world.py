@@ -183,7 +183,7 @@ class TinyWorldJudge:
         return sum(met) / len(met) if self.graded else float(all(met))
 
 
-@register_judge("tiny_world", aliases=("tiny",))
+@register_judge("tiny_world", aliases=("tiny",), offline=True)
 def tiny_world(*, graded: bool = True) -> TinyWorldJudge:
     """Exact checks of the generated world. graded: the share of demands met, where 1 is a pass; else 1 or 0."""
     return TinyWorldJudge(graded)

@@ -301,7 +301,7 @@ class Verifiable:
         return float(finished and obeys(text, check))
 
 
-@register_judge("verifiable")
+@register_judge("verifiable", offline=True)
 def verifiable() -> Verifiable:
     """Exact checks of the demand that the instruction itself makes."""
     return Verifiable()

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pobench import registry
-from pobench.columns import _WITHOUT
+from pobench.columns import FRAMES
 from pobench.errors import PobenchError, nearest
 from pobench.reporting import plot
 from pobench.reporting.plot import Drawing, NothingToDraw, _Panels, style
@@ -31,7 +31,7 @@ def draw(shown: registry.Figure, frames: Mapping[str, pd.DataFrame], **settings:
         frame = frames.get(name)
         absent = frame is None or frame.empty
         if absent and name not in shown.optional:
-            raise NothingToDraw(f"{_WITHOUT[name]}.")
+            raise NothingToDraw(f"{FRAMES[name].absent}.")
         supplied.append(None if absent else frame)
     with style(f"pobench-{shown.name}"):
         drawn = shown(*supplied, **settings)

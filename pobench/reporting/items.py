@@ -53,7 +53,7 @@ class Item:
     title: str
     paper: str
     caption: str
-    order: int
+    chapter: str
     notes: str = ""
     missing: str = ""  # why there is nothing
     table: Table | None = None
@@ -76,7 +76,7 @@ def build_item(shown: registry.Figure, part: Part, prefix: str) -> Item:
         shown.title,
         shown.paper,
         " ".join(shown.doc.split()),
-        shown.order,
+        shown.chapter,
     )
     try:
         drawn = draw(shown, part.frames)
@@ -190,7 +190,7 @@ def list_made_from(items: Sequence[Item], part: Part, prefix: str) -> Item:
     item = Item(
         "made-from", f"{prefix}-made-from", "table", "All figures and tables, and what each was made from", "",
         "Runs by the names of their folders, the start model first; the CSV names all. Where there is nothing, the reason.",
-        499,
+        "methods",
     )  # fmt: skip
     return _as_table(item, pd.DataFrame(rows), {}, pd.DataFrame(stored))
 

@@ -37,14 +37,6 @@ TABLE_FORMATS = ("md", "csv", "tex")
 FORMATS = ("html", "png", "svg", "csv", "md", "tex")
 LARGEST_PAGE = 10_000_000  # bytes; beyond it, the largest pictures stay files
 
-# Chapters of a section and the `order` of the figures that stand in them.
-CHAPTERS = [
-    ("results", "Results", range(0, 100)),
-    ("training", "Is training healthy?", range(200, 300)),
-    ("length", "Likelihood and length", range(300, 400)),
-    ("more", "More figures", range(100, 200)),
-    ("methods", "What was run", range(400, 500)),
-]
 SAMPLE_PROMPTS = 4
 LONGEST_ANSWER = 1200  # characters shown
 
@@ -291,10 +283,8 @@ def build_section(part: Part, anchor: str, drawn: Sequence[Item]) -> Section:
     items = [*drawn, list_made_from(drawn, part, anchor)]
     home = replace(part, frames=at_home(part.frames)[0])  # of a study's many arms, those that the tables show
     chapters = []
-    for name, title, orders in CHAPTERS:
-        inside = [
-            i for i in items if i.order in orders or (name == "more" and not any(i.order in o for _, _, o in CHAPTERS))
-        ]
+    for name, title in registry.CHAPTERS.items():
+        inside = [item for item in items if item.chapter == name]
         chapters.append((name, title, [i for i in inside if not i.missing], [i for i in inside if i.missing]))
     tables = {item.name: item.table.frame for item in items if item.table}
     health = tables.get("training-health")

@@ -30,7 +30,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
 
-from pobench.reporting.looks import FAINT, GRID, INK, LOOKS, PAGE_COLOURS, PAPER, SHADE, look_of
+from pobench.reporting.looks import FAINT, GRID, INK, PAGE_COLOURS, PAPER, SHADE, START, look_of
 from pobench.results import stats
 from pobench.results.arms import Arm, arms_of, score_of, seed_values
 from pobench.types import Estimate
@@ -273,7 +273,7 @@ def dots(
     if baseline is not None and not math.isnan(baseline.value):
         if not math.isnan(baseline.low):
             ax.axvspan(baseline.low, baseline.high, color=SHADE, linewidth=0, zorder=0)
-        ax.axvline(baseline.value, color=LOOKS["start"].colour, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+        ax.axvline(baseline.value, color=START.colour, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     for place, row in enumerate(rows):
         colour, marker = look_of(row.arm.loss)
         e = row.estimate

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from pobench.columns import _RUN_COLUMNS, _SORTED_BY
+from pobench.columns import STORED
 from pobench.errors import PobenchError, nearest
 from pobench.results import metrics as scores
 from pobench.results.arms import arms_of, homes_of
@@ -25,11 +25,11 @@ def ordered(frames: Mapping[str, pd.DataFrame]) -> Frames:
     """All stored frames, sorted, so that their order of arrival does not matter; absent ones are empty. What is derived
     from them follows."""
     found = {}
-    for name, keys in _SORTED_BY.items():
-        frame = frames.get(name)
-        frame = pd.DataFrame(columns=keys) if frame is None or not set(keys) <= set(frame.columns) else frame
-        found[name] = frame.sort_values(keys, kind="stable", ignore_index=True)
-    found["runs"] = found["runs"].reindex(columns=[*found["runs"], *(set(_RUN_COLUMNS) - set(found["runs"]))])
+    for described in STORED:
+        frame = frames.get(described.name)
+        unsortable = frame is None or not set(described.sort) <= set(frame.columns)
+        complete = described.of(() if unsortable else frame)
+        found[described.name] = complete.sort_values(list(described.sort), kind="stable", ignore_index=True)
     return Frames(found)
 
 
@@ -91,7 +91,7 @@ def _part_frames(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: i
     finished = set(runs.loc[runs["status"] == "finished", "run"])
     tuned = {name.removesuffix("-tuned") for name in runs["setting"].astype(str)}
     part = {"runs": runs.reset_index(drop=True)}
-    for name in list(_SORTED_BY)[1:]:
+    for name in [frame.name for frame in STORED if frame.name != "runs"]:
         column, kept = "run", set(runs["run"]) if name == "steps" else finished
         if name in ("audit", "tuning"):
             column, kept = "setting", tuned if name == "tuning" else set(runs["setting"])

@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pobench.columns import FRAMES
 from pobench.registry import Loss, losses
 from pobench.results import stats
 from pobench.results.arms import home_of, of_arm, settings_of
 from pobench.types import LossOutput, Pair, SequenceLogps
 
-COLUMNS = "run trained evaluated title settings metric value low high n"
 METRICS: dict[str, stats.Bounds | None] = {"loss": None, "reward_accuracy": stats.UNIT, "margin": None}
 
 
@@ -59,7 +59,7 @@ def evaluate(loss: Loss, settings: Mapping[str, Any], view: View) -> LossOutput:
 
 
 def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
-    """One row for every run with held-out sums × registered loss × metric, with the columns of `COLUMNS`.
+    """One row for every run with held-out sums × registered loss × metric, as `pobench.columns` describes it.
 
     The mean over pairs of the evaluated loss, of its reward accuracy (ties half) and of its margin, with interval and n.
     settings (JSON): the run's own where it was trained with that loss; else those of the loss's home among the runs of
@@ -75,7 +75,7 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
             if len(held):
                 own = {str(run["loss"]): settings_of(run)}
                 rows += _of_run(run, view_of(held), {k: own.get(k, v) for k, v in known.items()})
-    return pd.DataFrame(rows, columns=COLUMNS.split())
+    return FRAMES["cross_loss"].of(rows)
 
 
 def settings_among(runs: pd.DataFrame, loss: Loss) -> dict[str, Any]:

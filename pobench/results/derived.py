@@ -28,7 +28,7 @@ DERIVED = {
 
 
 class Frames(Mapping[str, pd.DataFrame]):
-    """The frames that are given, and those of `DERIVED` that can be made from them. See `pobench.results.load` for columns."""
+    """The frames that are given, and those of `DERIVED` that can be made from them. `pobench.columns` describes them."""
 
     def __init__(self, given: Mapping[str, pd.DataFrame]) -> None:
         self.given: dict[str, pd.DataFrame] = dict(given.given if isinstance(given, Frames) else given)

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pobench.columns import FRAMES
 from pobench.errors import PobenchError
 from pobench.registry import Loss, losses
 from pobench.results import stats
@@ -26,8 +27,7 @@ from pobench.results.arms import settings_of
 from pobench.results.cross_loss import View, settings_among, view_of
 from pobench.types import Pair, SequenceLogps
 
-COLUMNS = "run evaluated pair chosen_length rejected_length chosen_weight rejected_weight norm"
-NORMS = "pair chosen_norm rejected_norm product"
+NORMS = FRAMES["norms"].names[1:]  # of one run
 
 
 def weights(loss: Loss, settings: Mapping[str, Any], view: View) -> stats.Floats:
@@ -44,24 +44,23 @@ def weights(loss: Loss, settings: Mapping[str, Any], view: View) -> stats.Floats
 
 
 def gradients(runs: pd.DataFrame, heldout: pd.DataFrame, norms: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row for every held-out pair of every run, with the columns of `COLUMNS`: under the loss it was trained with;
+    """One row for every held-out pair of every run, as `pobench.columns` describes it: under the loss it was trained with;
     of a start model, under every loss that was trained from it.
 
     norm: `‖∂loss/∂θ‖` of the pair, nan where the run has no `norms`. A loss that cannot be evaluated gives nan.
     """
-    parts = [pd.DataFrame(columns=COLUMNS.split())]
+    parts = []
     for _, members in runs.groupby("setting", sort=True):
         for run in members.sort_values("run").to_dict("records"):
             held = heldout[heldout["run"] == run["run"]]
             if held.empty:
                 continue
             lengths = pd.DataFrame() if norms is None else norms[norms["run"] == run["run"]]
-            measured = held[["pair"]].merge(lengths.reindex(columns=NORMS.split()), on="pair", how="left")
+            measured = held[["pair"]].merge(lengths.reindex(columns=NORMS), on="pair", how="left")
             view = view_of(held)
             for loss, settings in _asked(run, members):
                 parts.append(_rows(str(run["run"]), loss, _weights_or_nan(loss, settings, view), held, measured))
-    found = [part for part in parts if len(part)]
-    return pd.concat(found, ignore_index=True) if found else parts[0]
+    return FRAMES["gradients"].of(pd.concat(parts, ignore_index=True) if parts else ())
 
 
 def _asked(run: Mapping[Any, Any], members: pd.DataFrame) -> Iterator[tuple[Loss, dict[str, Any]]]:
@@ -85,7 +84,7 @@ def _weights_or_nan(loss: Loss, settings: Mapping[str, Any], view: View) -> stat
 
 def _rows(run: str, loss: Loss, pull: stats.Floats, held: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     a, b = pull.T
-    chosen, rejected, product = (pd.to_numeric(measured[c]).to_numpy(float) for c in NORMS.split()[1:])
+    chosen, rejected, product = (pd.to_numeric(measured[c]).to_numpy(float) for c in NORMS[1:])
     squared = (a * chosen) ** 2 + (b * rejected) ** 2 + 2 * a * b * product
     return pd.DataFrame(
         {

@@ -6,48 +6,8 @@
     runs/<setting>/start-<8 hex>/      the start model on the same evaluation, without steps
     runs/<setting>/data-<8 hex>/       the token pairs that jobs share, and their audit
 
-Frames (tidy, one row each; `run` is `<setting>/<folder>` and joins them all):
-
-runs      run, setting, kind ("start" | "loss"), loss (name, "start"), title (as a table prints it), seed (int, -1 for
-          start), settings (JSON: the loss's settings), lr, epochs, batch_size, start (run id of its start model), pairs
-          (trained on), seconds (training wall time), peak_memory (bytes), tokens (useful tokens trained on), status
-          ("finished" | "failed" | "unfinished"), reason (of a failure), order (hash of the data order), protocol (int),
-          note (on the weights), environment (JSON), sources (JSON: setting → where its value comes from), length_bias
-          (share of training labels decided by length; nan for start)
-steps     run, step (1..), epoch (float), loss, lr, grad_norm, rewards/chosen, rewards/rejected, rewards/margins,
-          rewards/accuracies, logps/chosen, logps/rejected (mean over pairs of summed nats), logps/chosen_per_token,
-          logps/rejected_per_token, saturated (share of pairs whose |gradient weight| < 1e-4), kl (nan unless used), seconds;
-          at the steps of `train.evaluate_every`, means over held-out pairs: heldout/kl (reference from policy, on winners)
-          and heldout/chosen_per_token (nats per token), heldout/accuracy, heldout/margin (of the run's own reward)
-heldout   run, pair (id), chosen_logp, rejected_logp (summed nats), chosen_length, rejected_length (tokens),
-          reference_chosen_logp, reference_rejected_logp, loss, chosen_reward, rejected_reward (the run's own loss; nan
-          for start), mismatched_logp, reference_mismatched_logp (of an answer to another prompt; nan where not stored)
-answers   run, prompt (id), sample (0..), kind (of demand, or ""), topic, instruction (text), text (untrusted), tokens,
-          finished (bool: ended by itself)
-verdicts  run, prompt, sample, judge, score (in [0, 1]; nan where the judge gave none). Of a judge that compares, score is
-          P(better than the start model's answer), a half for the start model itself, beside against ("start"), forward
-          and backward (the same with the start's answer shown first, and last), flipped (1: the order decided), longer
-          (1: this answer is, 0.5: equally long)
-scores    run, metric, value, low, high, n, better ("higher" | "lower" | "")
-norms     run, pair, chosen_norm, rejected_norm (length of ∇ log π(answer) by all weights, per nat), product (of both)
-audit     setting, fault, count, rows (JSON list of row numbers), data (which token pairs, by digest)
-tuning    setting, loss, study (a search by its digest), sampler, trial, lr, settings (JSON), metric (the objective),
-          better, value, low, high, n (nan where the trial failed), start (the start model's value), chosen (bool),
-          status ("finished" | "failed"), reason, runs (ids below runs/<setting>/tuning, by spaces)
-benchmarks  run, setting, loss ("start" for the start model), seed (-1 for it), benchmark (alpaca_eval, arena_hard, mt_bench,
-          downstream, …), metric, value, low, high, n, judge ("" where none is asked), name (what the result may be
-          called: "AlpacaEval 2" only where it is that), limit (prompts asked of a part; nan: all). One row a metric, of
-          the result on most prompts by each judge; units are the benchmark's own (rates in %, MT-Bench 1 to 10)
-          alpaca_eval: lc_win_rate, win_rate, length_only_win_rate, length (characters) · arena_hard: win_rate,
-          position_flips · mt_bench: score, turn_1, turn_2, and one for each category · downstream: its tasks
-
-Made from these when first asked for (`pobench.results.derived`):
-
-cross_loss  run, trained (its loss, or "start"), evaluated (a registered loss), title, settings (JSON: those it was
-          evaluated with), metric ("loss" | "reward_accuracy" | "margin"), value, low, high, n; see `pobench.results.cross_loss`
-gradients   run, evaluated, pair, chosen_length, rejected_length, chosen_weight, rejected_weight (∂loss/∂ sum, per nat),
-          norm (of the pair's gradient by all weights; nan without `norms`); see `pobench.results.gradients`
-paper       what the SimPO paper's tables print; see `pobench.data.published.paper_results`
+`load_frames` reads them as tidy frames, one observation a row, joined by `run`: `pobench.columns` describes each, and
+docs/frames.md prints it. `pobench.results.derived` makes further frames from them when they are first asked for.
 """
 
 from __future__ import annotations
@@ -61,7 +21,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from pobench.columns import COLUMNS
+from pobench.columns import FRAMES, STORED
 from pobench.errors import PobenchError, nearest
 from pobench.registry import losses
 from pobench.results.derived import Frames
@@ -70,7 +30,7 @@ from pobench.results.scores import scores_of
 
 
 def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames:
-    """Every stored run as tidy frames; see this module's docstring for their columns.
+    """Every stored run as tidy frames, with the columns and types of `pobench.columns.FRAMES`.
 
     setting: only the runs of this one. Raises PobenchError where no run is stored.
     """
@@ -82,7 +42,7 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
             said = f"{nearest(setting, stored)} Known: {', '.join(stored)}"
             raise PobenchError(f"no stored runs in {str(root)!r} for setting {setting!r}{said}")
         raise PobenchError(f"no stored runs in {str(root)!r}; `pobench run` makes some")
-    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
+    parts: dict[str, list[pd.DataFrame]] = {frame.name: [] for frame in STORED}
     for path in folders:
         folder = RunFolder(root, f"{path.parent.name}/{path.name}")
         parts["runs"].append(pd.DataFrame([_run_row(folder)]))
@@ -100,14 +60,14 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
             parts["audit"].append(rows.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
     for trials in (root / "trials.csv", *sorted(root.glob("*/tuning/trials.csv"))):
         if trials.is_file():
-            parts["tuning"].append(pd.read_csv(trials, keep_default_na=False, na_values=[""]))
-    return Frames({name: _frame(parts[name], columns.split()) for name, columns in COLUMNS.items()})
+            text = {c.name: "str" for c in FRAMES["tuning"].columns if c.type in ("text", "JSON")}
+            parts["tuning"].append(pd.read_csv(trials, keep_default_na=False, na_values=[""], dtype=text))
+    return Frames({frame.name: frame.of(_joined(parts[frame.name])) for frame in STORED})
 
 
-def _frame(parts: Iterable[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     parts = [p for p in parts if len(p)]
-    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    return frame.reindex(columns=[*columns, *(c for c in frame.columns if c not in columns)])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _benchmark_rows(folder: RunFolder, run: pd.DataFrame) -> list[pd.DataFrame]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from pobench.columns import FRAMES
 from pobench.results import stats
 from pobench.results.arms import arms_of, judges_of
 from pobench.types import Estimate
@@ -266,7 +267,6 @@ _NEEDS = {
     "answers": ("run", "prompt", "sample", "text", "tokens", "finished"),
     "verdicts": ("run", "prompt", "sample", "judge", "score", "against", "flipped", "longer"),
 }
-_TEXT = {"run", "pair", "prompt", "judge", "against", "text"}
 
 
 def _frame(frames: Frames, name: str) -> pd.DataFrame:
@@ -274,11 +274,12 @@ def _frame(frames: Frames, name: str) -> pd.DataFrame:
     frame = frames.get(name)
     frame = pd.DataFrame() if frame is None else frame.reset_index(drop=True)
     frame = frame.reindex(columns=list(_NEEDS[name]))
+    types = {column.name: column.type for column in FRAMES[name].columns}
     for column in frame.columns:
-        if column in _TEXT:
+        if types[column] == "text":
             texts = ["" if pd.isna(value) else str(value) for value in frame[column]]
             frame[column] = pd.Series(texts, index=frame.index, dtype=object)  # text may be broken Unicode
-        elif column != "finished":
+        elif types[column] != "bool":
             frame[column] = (
                 pd.to_numeric(frame[column], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
             )
@@ -324,17 +325,13 @@ def score(frames: Frames, start: Frames | None = None, *, seed: int = 0) -> list
     return rows
 
 
-SCORE_COLUMNS = ("run", "metric", "value", "low", "high", "n", "better")
-
-
 def complete(frames: Frames, *, seed: int = 0) -> pd.DataFrame:
     """The `scores` frame with what it lacks: rows for finished runs that have none, and one set of rows, under
     `stats.Arm.id`, for every loss that was trained with several seeds."""
     runs = frames["runs"]
     finished = runs[runs["status"] == "finished"]
     scores = frames.get("scores")
-    stored = pd.DataFrame() if scores is None else scores
-    stored = stored.reindex(columns=list(SCORE_COLUMNS))
+    stored = FRAMES["scores"].of(() if scores is None else scores)
     scored = set(stored["run"].dropna())
     start_of = {str(r["run"]): r.get("start") for r in finished.to_dict("records")}
     added: list[dict[str, Any]] = []
@@ -346,7 +343,7 @@ def complete(frames: Frames, *, seed: int = 0) -> pd.DataFrame:
             added += [{"run": name, **row} for row in score(_select(frames, members), start, seed=seed)]
     if not added:
         return stored.reset_index(drop=True)
-    return pd.concat([f for f in (stored, pd.DataFrame(added)) if len(f)], ignore_index=True)[list(SCORE_COLUMNS)]
+    return FRAMES["scores"].of(pd.concat([f for f in (stored, pd.DataFrame(added)) if len(f)], ignore_index=True))
 
 
 def _select(frames: Frames, runs: list[Any]) -> dict[str, pd.DataFrame]:

@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from pobench.columns import FRAMES
 from pobench.errors import CorruptError, PobenchError, nearest
 from pobench.files import checked_bytes, corrupt_files, digests_of, sha256_of, whole, write_text
 from pobench.identity import PROTOCOL, name_of
@@ -55,11 +56,11 @@ class NodeFolder:
         return dict(json.loads((self.path / "node.json").read_text(encoding="utf-8")))
 
     def write(self, frames: Mapping[str, pd.DataFrame], causes: Mapping[str, Any], **about: Any) -> None:
-        """Store frames under their names. about: whatever else belongs to the result."""
+        """Store some of `pobench.columns.FRAMES` under their names, without the column `run`: the folder says it. about: whatever else belongs to the result."""
         with whole(self.path) as partial:
             partial.mkdir(parents=True)
             for name, frame in frames.items():
-                frame.to_parquet(partial / f"{name}.parquet", index=False)
+                FRAMES[name].typed(frame).to_parquet(partial / f"{name}.parquet", index=False)
             node = {"protocol": PROTOCOL, "causes": dict(causes), **about, "files": digests_of(partial)}
             (partial / "node.json").write_text(json.dumps(node, indent=1), encoding="utf-8")
 

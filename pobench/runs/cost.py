@@ -22,11 +22,11 @@ from pobench.data.prompts import prompt_rows
 from pobench.data.published import DATASETS, MODELS
 from pobench.data.rows import read_rows
 from pobench.data.shapes import load_preferences
-from pobench.errors import PobenchError
+from pobench.errors import PobenchError, UnknownNameError
 from pobench.model.device import layout_of_devices, peak_flops
 from pobench.model.head import tile_for
 from pobench.model.load import count_parameters
-from pobench.registry import OFFLINE, get_loss
+from pobench.registry import get_loss, judges
 from pobench.results.run_folder import RunFolder
 from pobench.runs.task import Task
 from pobench.settings.job import Job
@@ -41,7 +41,6 @@ REFERENCE_SHARE = 13 / 60
 H100_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet
 SPEAKING = 0.1  # of the matrix-product rate is what sampling reaches: a token a step, bound by memory
 LIBRARIES = 1.0 * GIB
-FREE = (*OFFLINE, "local", "reward_model")  # judges that nobody is paid for
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,9 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     evaluation = scored * pace.pair / 3 * held if scored else 0.0
     evaluation += answering * speaking * tokens if answering else 0.0
     evaluation += speaking * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
-    free = job.judge.name in FREE
+    free, compares = _judge_facts(job.judge.name)
     compared = sum(t.kind == "loss" for t in judging)
-    judged = 2 * compared if job.judge.name == "endpoint" else len(judging)  # both orders, beside the start model
+    judged = 2 * compared if compares else len(judging)  # both orders, beside the start model
     calls = 0 if free else judged * asked * job.answers.samples
     return Cost(
         seconds=training / devices + evaluation,
@@ -124,6 +123,17 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         judge_calls=int(calls) if not math.isnan(calls) else 0,
         judge_tokens=0.0 if free else calls * 2.0 * job.answers.max_new_tokens,
     )
+
+
+def _judge_facts(name: str | None) -> tuple[bool, bool]:
+    """(free, compares) of a judge; a plug-in that is not loaded now may cost something."""
+    if name is None:
+        return True, False
+    try:
+        judge = judges.get(name)
+    except UnknownNameError:
+        return False, False
+    return judge.free, judge.compares
 
 
 def estimate_benchmarks(tasks: Sequence[Task]) -> list[dict[str, Any]]:

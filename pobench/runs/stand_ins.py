@@ -22,7 +22,7 @@ from pobench.data.rows import read_rows
 from pobench.errors import PobenchError, nearest
 from pobench.files import whole
 from pobench.model.load import _config, count_parameters
-from pobench.registry import OFFLINE, benchmarks
+from pobench.registry import benchmarks, judges
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
 from pobench.sources import cache_folder, cached_model, fetch_rows, is_hub_name
@@ -193,7 +193,7 @@ class _Stage:
             asked["max_prompts"] = min(answers.max_prompts or PROMPTS, PROMPTS)
             asked["max_new_tokens"] = min(answers.max_new_tokens, NEW_TOKENS)
             asked["samples"] = min(answers.samples, 2)
-            if judge.name not in OFFLINE[1:]:
+            if judge.name is None or not judges.get(judge.name).offline:
                 replayed = {"file": str(folder / "verdicts.jsonl")}
                 judge = judge.model_copy(update={"name": "replay", "settings": replayed})
         smaller: dict[str, Any] = {

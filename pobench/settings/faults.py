@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from pobench.errors import PobenchError, nearest
-from pobench.registry import Loss, NamedFunction, judges
+from pobench.registry import Loss, NamedFunction, judges, wrong_output
 from pobench.settings.schema import Setting, TrainConfig
 from pobench.types import Pair, SequenceLogps
 
@@ -24,20 +24,62 @@ def _unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
     return [f"{where}: {loss.name} has no {key!r}{close} It takes {takes}, and fields of train"]
 
 
-def check_loss_settings(loss: Loss, given: Mapping[str, Any]) -> list[str]:
-    """Faults of a loss's settings: by the annotations of its signature, then by calling it on one harmless pair."""
+def check_loss_settings(loss: Loss, given: Mapping[str, Any], *, result: bool = True) -> list[str]:
+    """Faults of a loss's settings, and of the loss itself: by the annotations of its signature, then by calling it on
+    four harmless pairs.
+
+    result: also what it returns there and what it does to its inputs, see `broken_contract`.
+    """
     faults = _annotation_faults(loss, given, f"{loss.name}.")
     if faults:
         return faults
-    zero, ten = torch.full((1,), -10.0), torch.full((1,), 10.0)
-    pair = Pair(SequenceLogps(zero, ten), SequenceLogps(zero, ten))
+    settings = {**loss.settings, **given}
     try:
-        loss(*loss.asked(pair, pair, torch.zeros(())), **{**loss.settings, **given})
+        broken = broken_contract(loss, settings)
     except PobenchError as error:
         return [f"{loss.name}: {line}" if not line.startswith(loss.name) else line for line in str(error).splitlines()]
     except Exception as error:
         return [f"{loss.name} with {dict(given)}: {type(error).__name__}: {error}"]
-    return []
+    return [broken] if broken and result else []
+
+
+# Sums in nats and lengths in tokens of (chosen, rejected): alike, ranked rightly, ranked wrongly, far from the reference.
+# Several, as a hinge is flat at some of them.
+HARMLESS = (
+    ((-10.0, -10.0), (10, 10), (-10.0, -10.0)),
+    ((-12.0, -30.0), (10, 20), (-14.0, -28.0)),
+    ((-30.0, -12.0), (20, 10), (-28.0, -14.0)),
+    ((-9.0, -60.0), (12, 40), (-40.0, -45.0)),
+)
+
+
+def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
+    """What a loss does at four harmless pairs that no loss may, as one sentence; "" where nothing is wrong.
+
+    It must return a LossOutput of (pairs,) tensors, whose `loss` has a gradient by the policy's sums, and leave its
+    inputs as they are. Raises what the loss raises.
+    """
+    sums, lengths, reference_sums = (torch.tensor(rows) for rows in zip(*HARMLESS, strict=True))
+    given = sums.requires_grad_() * 1.0  # as in training, no leaf: a leaf refuses to be changed in place
+
+    def pair(totals: torch.Tensor) -> Pair:
+        return Pair(*(SequenceLogps(totals[:, side], lengths[:, side]) for side in (0, 1)))
+
+    kl = torch.zeros(())
+    inputs = {"the policy's sums": given, "lengths": lengths, "the reference's sums": reference_sums, "kl": kl}
+    before = {what: tensor.detach().clone() for what, tensor in inputs.items()}
+    policy = pair(given)
+    output = loss.function(*loss.asked(policy, pair(reference_sums), kl), **settings)
+    if changed := [what for what, tensor in inputs.items() if not torch.equal(tensor.detach(), before[what])]:
+        return f"loss {loss.name!r} changes its input in place ({', '.join(changed)}); others still need it: make a new tensor"
+    if fault := wrong_output(output, policy.chosen.total):
+        return f"loss {loss.name!r} must return {fault}"
+    if not output.loss.requires_grad:
+        return (
+            f"loss {loss.name!r} must return a loss that can be differentiated by the policy's sums; its `loss` is detached "
+            "from them (by detach(), item(), numpy or no_grad), so nothing would be learned"
+        )
+    return ""
 
 
 def judge_faults(

@@ -13,14 +13,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pobench.columns import SATURATED
 from pobench.errors import PobenchError
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss
 from pobench.training.reference import ReferenceSums
 from pobench.types import Group, LossOutput, Pair, SequenceLogps, TokenPair
-
-# A pair whose objective hardly answers to either response: |∂loss/∂ log π(y_w)| + |∂loss/∂ log π(y_l)| below this, per nat.
-SATURATED = 1e-6
 
 STEP_METRICS = (
     "loss",

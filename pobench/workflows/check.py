@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pobench.errors import PobenchError
 from pobench.registry import Loss, load_plugin, losses
+from pobench.settings.faults import broken_contract
 from pobench.settings.resolve import resolve_names
 from pobench.types import LossOutput, Pair, SequenceLogps
 from pobench.workflows.invariance import SPLITS, TOLERANCE, WHOLE, difference, take_steps, take_steps_in_two_processes
@@ -151,6 +152,8 @@ def law(name: str) -> Callable[[Callable[[Subject], tuple[str, str]]], Callable[
 
 @law("one value per pair")
 def _shapes(subject: Subject) -> tuple[str, str]:
+    if broken := broken_contract(subject.loss, subject.settings):
+        return "fails", broken
     for n in (1, 5):
         output = subject(ordinary(n))
         wrong = [f"{k} {tuple(t.shape)}" for k, t in output._asdict().items() if t.shape != (n,)]
@@ -442,13 +445,15 @@ def check(
     """Every law's verdict on a loss, one by one. changes: settings other than its defaults. plugins: files that other
     processes must import to know the loss. steps: take training steps too (some twenty seconds)."""
     subject = Subject(loss, changes)
+    trainable = True
     for name, function in LAWS:
         try:
             verdict, seen = function(subject)
         except Exception as error:  # a user's loss may raise anything; the other laws are tried all the same
             verdict, seen = "fails", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        trainable = trainable and not (function is _shapes and verdict == "fails")
         yield Finding(name, verdict, seen)  # type: ignore[arg-type]
-    if steps:
+    if steps and trainable:
         yield from _steps(subject, plugins)
 
 

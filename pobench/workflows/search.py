@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from pobench.columns import FRAMES
 from pobench.errors import PobenchError
 from pobench.files import write_text
 from pobench.results.metrics import METRICS, score
@@ -24,7 +25,7 @@ from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.stages import MANY
 from pobench.workflows.grid import Space, points_of
-from pobench.workflows.tune import COLUMN_NAMES, Search, Tuning
+from pobench.workflows.tune import Search, Tuning
 
 
 # ---------------------------------------------------------------- the search
@@ -130,7 +131,7 @@ class _Tuner:
 
     def _write(self) -> list[Best]:
         """The grid and the chosen values so far, after every trial."""
-        write_text(self.tuning.csv, pd.DataFrame(self._rows(), columns=COLUMN_NAMES).to_csv(index=False))
+        write_text(self.tuning.csv, FRAMES["tuning"].of(self._rows()).to_csv(index=False))
         best = [b for s in self.tuning.searches if (b := self._best(s)) is not None]
         if best:
             write_text(self.tuning.chosen, overlay(self.tuning, best))

@@ -21,7 +21,6 @@ from typing import Any
 import pandas as pd
 import pydantic
 
-from pobench.columns import COLUMNS
 from pobench.data.order import text_key
 from pobench.data.prompts import prompt_rows
 from pobench.data.rows import Message
@@ -41,7 +40,6 @@ from pobench.sources import fetch_rows
 from pobench.workflows.grid import Point, Space, points_of, search_spaces
 
 SAMPLERS = ("grid", "random", "tpe")
-COLUMN_NAMES = COLUMNS["tuning"].split()
 
 
 # ---------------------------------------------------------------- the plan

@@ -1,10 +1,12 @@
 """Every loss once more, from the printed formula, in 350 digits; nothing here is shared with the code under test.
 
-A new loss needs one row in `ORACLES`: its formula, the settings it is tried at, and its value at `WORKED`, by hand.
+A new loss needs one row in `ORACLES`: its formula, the settings it is tried at, and by hand its value and its reward at
+`WORKED`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,10 +27,29 @@ class Case(NamedTuple):
     kl: float = 0.0
 
 
+class Pull(NamedTuple):
+    """Where a loss by its design lowers a chosen answer or raises a rejected one, and a case where it does."""
+
+    where: Callable[..., bool]  # of a case's log-ratios (chosen, rejected), in nats, and the loss's settings
+    witness: Case
+
+
 class Row(NamedTuple):
+    """One loss. Few losses need more than the first four.
+
+    settings: each complete; the first is that of `worked` and `reward`. worked: the loss at `WORKED`. reward: the chosen
+    answer's there, in the unit that the docstring states. pull: where the loss pulls the other way. unranked: a case where
+    it pulls the right way, if it does not at `UNRANKED`. cancels: its slopes are differences of two terms, so what is
+    left has the digits of the larger term.
+    """
+
     formula: Callable[..., Any]
-    settings: Sequence[dict[str, Any]]  # each complete; the first one is that of `worked`
+    settings: Sequence[dict[str, Any]]
     worked: float
+    reward: float
+    pull: Pull | None = None
+    unranked: Case | None = None
+    cancels: bool = False
 
 
 # Means -1 and -3 nats a token; log-ratios +4 and -2, so their difference is 6 nats; 0.5 and -0.25 a token.
@@ -189,31 +210,52 @@ def nll(c: Case, sft_reduction: str) -> Any:
     return {"sum": -c.w, "mean": -c.w / c.nw}[sft_reduction]
 
 
+def drifted(chosen: float, rejected: float) -> Case:
+    """A pair of equal lengths whose two answers have moved from the reference, in nats."""
+    return Case(-40.0 + chosen, -40.0 + rejected, -40.0, -40.0, 20, 20, 0.0)
+
+
+def past_the_flip_rate(w: float, l: float, beta: float, label_smoothing: float) -> bool:  # noqa: E741
+    """The margin is past the one at which as many pairs are labelled wrongly as the flip rate says."""
+    return beta * (w - l) > math.log(1 / label_smoothing - 1)
+
+
+# An unranked pair inside every hinge, short of every target.
+UNRANKED = Case(-60.0, -58.0, -60.5, -59.0, 20, 22, 0.0)
+
 SUM, MEAN = {"sft_reduction": "sum"}, {"sft_reduction": "mean"}
 
 ORACLES = {
     # 2·(-1) - 2·(-3) - 1 = 3; log(1 + e^-3) = 0.04858735
-    "simpo": Row(simpo, [{"beta": 2.0, "gamma": 1.0}, {"beta": 10.0, "gamma": 3.0}], 0.0485873515737),
+    "simpo": Row(simpo, [{"beta": 2.0, "gamma": 1.0}, {"beta": 10.0, "gamma": 3.0}], 0.0485873515737, -2.0),
     # 0.1·(-8 + 24) - 1 = 0.6; log(1 + e^-0.6) = 0.43748795
-    "simpo_no_ln": Row(simpo_no_ln, [{"beta": 0.1, "gamma": 1.0}, {"beta": 2.0, "gamma": 0.0}], 0.437487950393),
+    "simpo_no_ln": Row(simpo_no_ln, [{"beta": 0.1, "gamma": 1.0}, {"beta": 2.0, "gamma": 0.0}], 0.437487950393, -0.8),
     # simpo's 0.04858735, and 0.25·8 = 2
     "simpo_sft": Row(
         simpo_sft,
         [{"beta": 2.0, "gamma": 1.0, "sft_weight": 0.25, **how} for how in (SUM, MEAN)],
         2.0485873515737,
+        -2.0,
     ),
     # 0.1·6 = 0.6; log(1 + e^-0.6) = 0.43748795
-    "dpo": Row(dpo, [{"beta": 0.1}, {"beta": 0.01}], 0.437487950393),
+    "dpo": Row(dpo, [{"beta": 0.1}, {"beta": 0.01}], 0.437487950393, 0.4),
     # 4·(0.5 + 0.25) = 3; log(1 + e^-3) = 0.04858735
-    "dpo_ln": Row(dpo_ln, [{"beta": 4.0}, {"beta": 0.1}], 0.0485873515737),
+    "dpo_ln": Row(dpo_ln, [{"beta": 4.0}, {"beta": 0.1}], 0.0485873515737, 2.0),
     # 0.1·6 - 0.6 = 0; log 2
-    "dpo_gamma": Row(dpo_gamma, [{"beta": 0.1, "gamma": 0.6}, {"beta": 0.01, "gamma": 1.5}], 0.693147180560),
+    "dpo_gamma": Row(dpo_gamma, [{"beta": 0.1, "gamma": 0.6}, {"beta": 0.01, "gamma": 1.5}], 0.693147180560, 0.4),
     # 0.1·6 + 0.05·(8 - 8) = 0.6
-    "rdpo": Row(rdpo, [{"beta": 0.1, "alpha": 0.05}, {"beta": 0.01, "alpha": 1.0}], 0.437487950393),
+    "rdpo": Row(rdpo, [{"beta": 0.1, "alpha": 0.05}, {"beta": 0.01, "alpha": 1.0}], 0.437487950393, 0.4),
     # (6 - 1/(2·0.1))² = 1
-    "ipo": Row(ipo, [{"tau": 0.1, "average": False}, {"tau": 0.5, "average": True}], 1.0),
+    "ipo": Row(
+        ipo,
+        [{"tau": 0.1, "average": False}, {"tau": 0.5, "average": True}],
+        1.0,
+        4.0,
+        # past its target of the margin
+        pull=Pull(lambda w, l, tau, **_: w - l > 1 / (2 * tau), drifted(4.0, -2.0)),  # noqa: E741
+    ),
     # log(1 + e^-1.6) = 0.18390074, and 1·8 = 8
-    "cpo": Row(cpo, [{"beta": 0.1, "sft_weight": 1.0, **how} for how in (SUM, MEAN)], 8.1839007409),
+    "cpo": Row(cpo, [{"beta": 0.1, "sft_weight": 1.0, **how} for how in (SUM, MEAN)], 8.1839007409, -0.8),
     # z = 0.1·10 = 1; 1 - σ(0.4 - 1) = 0.64565631, and 2·(1 - σ(1 + 0.2)) = 2·0.23147522
     "kto": Row(
         kto,
@@ -222,50 +264,90 @@ ORACLES = {
             {"beta": 0.05, "desirable_weight": 0.7, "undesirable_weight": 1.3},
         ],
         1.108606738,
+        0.4,
     ),
     # odds(-1) = -1 - log(1 - e^-1) = -0.54132485, odds(-3) = -2.94893082, difference 2.40760597;
     # 1 + 0.5·log(1 + e^-2.40760597) = 1 + 0.5·0.08620574
-    "orpo": Row(orpo, [{"odds_weight": 0.5}, {"odds_weight": 2.0}], 1.04310287),
+    "orpo": Row(orpo, [{"odds_weight": 0.5}, {"odds_weight": 2.0}], 1.04310287, -1 - math.log(1 - math.exp(-1))),
     # max(0, -3 + 1) = 0, and 0.1·8
-    "rrhf": Row(rrhf, [{"sft_weight": 0.1, **how} for how in (SUM, MEAN)], 0.8),
+    "rrhf": Row(rrhf, [{"sft_weight": 0.1, **how} for how in (SUM, MEAN)], 0.8, -1.0),
     # max(0, 17 + 8 - 24) = 1, and 0.5·8
-    "slic_hf": Row(slic_hf, [{"delta": 17.0, "sft_weight": 0.5, **how} for how in (SUM, MEAN)], 5.0),
+    "slic_hf": Row(slic_hf, [{"delta": 17.0, "sft_weight": 0.5, **how} for how in (SUM, MEAN)], 5.0, -8.0),
     # m = 0.6; 0.9·log(1 + e^-0.6) + 0.1·log(1 + e^0.6) = 0.9·0.43748795 + 0.1·1.03748795
-    "cdpo": Row(cdpo, [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 0.01, "label_smoothing": 0.0}], 0.497487950393),
+    "cdpo": Row(
+        cdpo,
+        [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 0.01, "label_smoothing": 0.0}],
+        0.497487950393,
+        0.4,
+        pull=Pull(past_the_flip_rate, drifted(20.0, -20.0)),
+    ),
     # (0.9·0.43748795 - 0.1·1.03748795) / 0.8 = 0.28999036 / 0.8
     "robust_dpo": Row(
         robust_dpo,
         [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 0.01, "label_smoothing": 0.45}],
         0.362487950393,
+        0.4,
     ),
     # 1 - 0.1·6 = 0.4
-    "rso": Row(rso, [{"beta": 0.1}, {"beta": 0.5}], 0.4),
+    "rso": Row(rso, [{"beta": 0.1}, {"beta": 0.5}], 0.4, 0.4),
     # q = σ(0.6) = 0.64565631; q·(-0.43748795 - log 0.9) + (1 - q)·(-1.03748795 - log 0.1)
     # = 0.64565631·(-0.33212743) + 0.35434369·1.26509714 = -0.21444017 + 0.44827919
     "exo_pair": Row(
-        exo_pair, [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 0.5, "label_smoothing": 1e-3}], 0.233839021692
+        exo_pair,
+        [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 0.5, "label_smoothing": 1e-3}],
+        0.233839021692,
+        0.4,
+        pull=Pull(past_the_flip_rate, drifted(50.0, -50.0)),
     ),
     # log(1 + e^-0.4) = 0.51301525, log(1 + e^0.4) = 0.91301525, log(1 + e^-0.2) = 0.59813887;
     # 0.51301525 + 0.5·0.91301525 + 0.5·0.59813887
-    "nca_pair": Row(nca_pair, [{"beta": 0.1}, {"beta": 0.01}], 1.268592313291),
+    "nca_pair": Row(
+        nca_pair,
+        [{"beta": 0.1}, {"beta": 0.01}],
+        1.268592313291,
+        0.4,
+        # past its target of the chosen answer
+        pull=Pull(lambda w, l, beta: beta * w > math.log(2), drifted(80.0, 0.0)),  # noqa: E741
+    ),
     # 0.51301525 + 0.59813887
-    "bco_pair": Row(bco_pair, [{"beta": 0.1}, {"beta": 0.01}], 1.111154121782),
+    "bco_pair": Row(bco_pair, [{"beta": 0.1}, {"beta": 0.01}], 1.111154121782, 0.4),
     # 1 - σ(0.4) = 0.40131234, σ(-0.2) = 0.45016600
-    "apo_zero": Row(apo_zero, [{"beta": 0.1}, {"beta": 0.01}], 0.851478342575),
+    "apo_zero": Row(apo_zero, [{"beta": 0.1}, {"beta": 0.01}], 0.851478342575, 0.4),
     # σ(0.4) = 0.59868766, 1 - σ(0.6) = 0.35434369
-    "apo_down": Row(apo_down, [{"beta": 0.1}, {"beta": 0.01}], 0.953031353887),
+    "apo_down": Row(
+        apo_down,
+        [{"beta": 0.1}, {"beta": 0.01}],
+        0.953031353887,
+        0.4,
+        # the chosen answer is meant to fall while it is nearer to the reference than the margin is to 0
+        pull=Pull(lambda w, l, beta: abs(w) <= abs(w - l) * (1 + 1e-12), drifted(1.0, -9.0)),  # noqa: E741
+        unranked=drifted(30.0, 29.0),
+        cancels=True,  # the chosen answer's two sigmoids pull against each other
+    ),
     # targets ±5: (4 - 5)² + (-2 + 5)² = 1 + 9
-    "sppo_hard": Row(sppo_hard, [{"beta": 0.1}, {"beta": 0.001}], 10.0),
+    "sppo_hard": Row(
+        sppo_hard,
+        [{"beta": 0.1}, {"beta": 0.001}],
+        10.0,
+        0.4,
+        # past a target of either answer
+        pull=Pull(lambda w, l, beta: max(w, -l) > 1 / (2 * beta), drifted(0.0, -600.0)),  # noqa: E741
+    ),
     # log(1 + e^-6) = 0.00247569, and 0.5·10
     "caldpo": Row(
         caldpo,
         [{"beta": 0.1, "calibration_weight": 0.5}, {"beta": 0.002, "calibration_weight": 1.0}],
         5.002475685,
+        4.0,
+        # past a target of either answer
+        pull=Pull(lambda w, l, beta, **_: max(w, -l) > 1 / (2 * beta), drifted(300.0, 0.0)),  # noqa: E741
     ),
     # the chosen answer rose: DPO's 0.43748795
-    "dpop": Row(dpop, [{"beta": 0.1, "penalty_weight": 50.0}, {"beta": 0.01, "penalty_weight": 1.5}], 0.437487950393),
+    "dpop": Row(
+        dpop, [{"beta": 0.1, "penalty_weight": 50.0}, {"beta": 0.01, "penalty_weight": 1.5}], 0.437487950393, 0.4
+    ),
     # e^-3 - e^-1 = 0.04978707 - 0.36787944
-    "simper": Row(simper, [{}], -0.318092372803),
+    "simper": Row(simper, [{}], -0.318092372803, math.exp(-1)),
     # r(-1) = 4·(1 - e^0.5)/0.5 = -5.18977017, r(-3) = 4·(1 - e^1.5)/0.5 = -27.85351256; 22.66374239 - 22 = 0.66374239;
     # log(1 + e^-0.66374240) = log 1.51492054
     "alphapo": Row(
@@ -276,13 +358,22 @@ ORACLES = {
             {"alpha": 0.0, "beta": 2.0, "gamma": 1.0},
         ],
         0.415363085402,
+        8 * (1 - math.exp(0.5)),
     ),
     # 2.5 - (-1 + 3) = 0.5
-    "repo": Row(repo, [{"gamma": 2.5}, {"gamma": 0.6}], 0.5),
+    "repo": Row(repo, [{"gamma": 2.5}, {"gamma": 0.6}], 0.5, -1.0),
     # m = 0.6, m/τ = 1.2: σ(-1.2)·0.43748795 + σ(1.2)·e^-0.6 = 0.23147522·0.43748795 + 0.76852478·0.54881164
-    "discopop": Row(discopop, [{"beta": 0.1, "tau": 0.5}, {"beta": 0.05, "tau": 0.05}], 0.523042961866),
+    "discopop": Row(
+        discopop,
+        [{"beta": 0.1, "tau": 0.5}, {"beta": 0.05, "tau": 0.05}],
+        0.523042961866,
+        0.4,
+        # not convex: a ridge around no margin
+        pull=Pull(lambda w, l, beta, tau: abs(beta * (w - l)) < 2.5 * tau, drifted(0.0, 0.0)),  # noqa: E741
+        unranked=drifted(-40.0, 0.0),
+    ),
     # 0.43748795, and 0.5·1
-    "rpo": Row(rpo, [{"beta": 0.1, "sft_weight": 0.5, **how} for how in (MEAN, SUM)], 0.937487950393),
+    "rpo": Row(rpo, [{"beta": 0.1, "sft_weight": 0.5, **how} for how in (MEAN, SUM)], 0.937487950393, 0.4),
 }
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import ORACLES, Case
+from oracles import ORACLES, UNRANKED, Case, drifted
 
 from pobench.registry import get_loss, list_losses
 
@@ -209,40 +208,7 @@ def test_simpo_ranks_as_the_mean_likelihood_does(case, evaluate) -> None:
 # ---------------------------------------------------------------- directions
 
 
-class Pull(NamedTuple):
-    """A loss that by its design lowers a chosen answer, or raises a rejected one: where, and a case where it does."""
-
-    where: Callable[..., bool]  # of a case's log-ratios (chosen, rejected), in nats, and the loss's settings
-    witness: Case
-
-
-def drifted(chosen: float, rejected: float) -> Case:
-    return Case(-40.0 + chosen, -40.0 + rejected, -40.0, -40.0, 20, 20, 0.0)
-
-
-PULLS_BACK = {
-    # past a target of the margin
-    "ipo": Pull(lambda w, l, tau, **_: w - l > 1 / (2 * tau), drifted(4.0, -2.0)),  # noqa: E741
-    "cdpo": Pull(
-        lambda w, l, beta, label_smoothing: beta * (w - l) > math.log(1 / label_smoothing - 1),  # noqa: E741
-        drifted(20.0, -20.0),
-    ),
-    "exo_pair": Pull(
-        lambda w, l, beta, label_smoothing: beta * (w - l) > math.log(1 / label_smoothing - 1),  # noqa: E741
-        drifted(50.0, -50.0),
-    ),
-    # past a target of either answer
-    "nca_pair": Pull(lambda w, l, beta: beta * w > math.log(2), drifted(80.0, 0.0)),  # noqa: E741
-    "sppo_hard": Pull(lambda w, l, beta: max(w, -l) > 1 / (2 * beta), drifted(0.0, -600.0)),  # noqa: E741
-    "caldpo": Pull(lambda w, l, beta, **_: max(w, -l) > 1 / (2 * beta), drifted(300.0, 0.0)),  # noqa: E741
-    # the chosen answer is meant to fall while it is nearer to the reference than the margin is to 0
-    "apo_down": Pull(lambda w, l, beta: abs(w) <= abs(w - l) * (1 + 1e-12), drifted(1.0, -9.0)),  # noqa: E741
-    # not convex: a ridge around no margin
-    "discopop": Pull(lambda w, l, beta, tau: abs(beta * (w - l)) < 2.5 * tau, drifted(0.0, 0.0)),  # noqa: E741
-}
-# An unranked pair inside every hinge, short of every target
-UNRANKED = Case(-60.0, -58.0, -60.5, -59.0, 20, 22, 0.0)
-ELSEWHERE = {"apo_down": drifted(30.0, 29.0), "discopop": drifted(-40.0, 0.0)}  # where these two do not pull back
+PULLS_BACK = {name: row.pull for name, row in ORACLES.items() if row.pull is not None}
 
 
 def pulls_back(name: str, case: Case, **given: Any) -> bool:
@@ -253,7 +219,7 @@ def pulls_back(name: str, case: Case, **given: Any) -> bool:
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_falls_when_chosen_rises_and_when_rejected_falls(name, evaluate) -> None:
     chosen_settings = ORACLES[name].settings[0]
-    case = ELSEWHERE.get(name, UNRANKED)
+    case = ORACLES[name].unranked or UNRANKED
     assert not pulls_back(name, case, **chosen_settings)
     got = evaluate(name, case, **chosen_settings)
     assert got.by_w.item() < 0 < got.by_l.item()

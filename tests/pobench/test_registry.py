@@ -207,3 +207,41 @@ def test_a_plugin_that_cannot_be_read_says_why(name, text, message, tmp_path, em
 def test_a_figure_asks_for_frames_that_exist() -> None:
     with pytest.raises(PobenchError, match="figure 'f' asks for stepz; frames are runs, steps"):
         register_figure("f", title="F")(lambda stepz: None)
+
+
+def test_a_figure_says_its_chapter() -> None:
+    with pytest.raises(PobenchError, match="figure 'f': unknown chapter 'result'; did you mean 'results'"):
+        register_figure("f", title="F", chapter="result")
+    assert {f.chapter for f in map(registry.figures.get, registry.figures.names())} <= set(registry.CHAPTERS)
+
+
+@pytest.mark.parametrize(
+    ("look", "words"),
+    [
+        ({"colour": "#2a78d6"}, "colour and marker: a look is both of them"),
+        ({"marker": "o"}, "colour and marker: a look is both of them"),
+        ({"colour": "blue", "marker": "o"}, "colour: got 'blue'; six hexadecimal digits are needed"),
+    ],
+)
+def test_a_look_that_cannot_be_drawn_is_refused(look, words, empty) -> None:
+    with pytest.raises(PobenchError, match=words):
+        register_loss("mine", source="here", **look)(lambda policy: 0)
+
+
+def test_a_loss_of_a_users_own_may_declare_its_look(empty, monkeypatch) -> None:
+    from pobench.reporting import looks
+
+    monkeypatch.setattr(looks, "losses", empty)
+    register_loss("mine", source="here", colour="#123456", marker=(5, 1, 0))(lambda policy: 0)
+    assert looks.look_of("mine") == ("#123456", (5, 1, 0))
+    assert looks.look_of("another").colour in looks.RESERVED_COLOURS
+
+
+def test_a_judge_declares_what_others_must_know_of_it() -> None:
+    def facts(name: str) -> tuple[bool, bool, bool]:
+        judge = registry.judges.get(name)
+        return judge.free, judge.compares, judge.offline
+
+    assert {facts(n) for n in ("verifiable", "tiny_world", "replay")} == {(True, False, True)}
+    assert {facts(n) for n in ("local", "reward_model")} == {(True, True, False)}
+    assert facts("endpoint") == (False, True, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pobench.columns import FRAMES
 from pobench.runs.stage import Content, Stage
 from pobench.settings.job import Job
 
@@ -72,7 +73,7 @@ def gradient_norms(
         rejected = torch.autograd.grad(totals[1], weights, allow_unused=True)
         rows.append((pair.id, _dot(chosen, chosen) ** 0.5, _dot(rejected, rejected) ** 0.5, _dot(chosen, rejected)))
         advance(1)
-    return pd.DataFrame(rows, columns=["pair", "chosen_norm", "rejected_norm", "product"])
+    return pd.DataFrame(rows, columns=FRAMES["norms"].names[1:])
 
 
 def _dot(a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None]) -> float:

@@ -28,7 +28,7 @@ FEW = ["main-table", "kl", "training-health", "settings-table"]
 
 @pytest.fixture(scope="session")
 def synthetic() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("synthetic_frames", Path(__file__).parents[3] / "frames.py")
+    spec = importlib.util.spec_from_file_location("synthetic_frames", Path(__file__).parents[2] / "frames.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

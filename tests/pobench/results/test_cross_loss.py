@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pobench.columns import FRAMES
 from pobench.registry import list_losses, losses, register_loss
 from pobench.results import stats
 from pobench.results.arms import home_of
-from pobench.results.cross_loss import COLUMNS, cross_loss
+from pobench.results.cross_loss import cross_loss
 from pobench.results.load import load_frames
 from pobench.types import LossOutput, Pair
 
@@ -56,7 +57,7 @@ def value(frame: pd.DataFrame, run: str, evaluated: str, metric: str = "loss") -
 
 
 def test_every_run_is_evaluated_by_every_registered_loss(made) -> None:
-    assert list(made.columns) == COLUMNS.split()
+    assert list(made.columns) == FRAMES["cross_loss"].names
     assert len(made) == 2 * len(list_losses()) * 3
     for run in ("s/start", "s/dpo"):
         assert set(made.loc[made["run"] == run, "evaluated"]) == set(list_losses())
