@@ -305,9 +305,10 @@ def report_study(study: Study, frames: Mapping[str, pd.DataFrame], runs: Path) -
 def scorecard(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """The rows of the table `claims` that the study is about: claim, verdict, value, low, high, n, unit, paper, name."""
     rows = []
-    for part in split(ordered(frames)):
+    claims = figures.get("claims")
+    for comparable in split(ordered(frames)):
         try:
-            table = draw(figures.get("claims"), part.frames)
+            table = draw(claims, comparable.shown_in(claims))
         except plot.NothingToDraw:
             continue
         for row in table[table["Name"].isin(study.claims)].to_dict("records"):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import matplotlib.figure
 import pandas as pd
 import pytest
@@ -15,13 +12,9 @@ from pobench.results.derived import Frames
 
 
 @pytest.fixture(scope="module")
-def made():
-    spec = importlib.util.spec_from_file_location("synthetic_frames", Path(__file__).parents[3] / "frames.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    two = {name: module.LOSSES[name] for name in ("simpo", "dpo")}
-    return [module.make_frames(two, setting=s, prompts=6, pairs=20, steps=3) for s in ("tiny", "other")]
+def made(synthetic):
+    two = {name: synthetic.LOSSES[name] for name in ("simpo", "dpo")}
+    return [synthetic.make_frames(two, setting=s, prompts=6, pairs=20, steps=3) for s in ("tiny", "other")]
 
 
 def test_a_figure_comes_as_matplotlibs(made) -> None:
