@@ -63,7 +63,7 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
 
     The mean over pairs of the evaluated loss, of its reward accuracy (ties half) and of its margin, with interval and n.
     settings (JSON): the run's own where it was trained with that loss; else those of the loss's home among the runs of
-    the same setting (`stats.home_of`); else the defaults. A number that is not finite is missing; a loss that cannot be
+    the same setting (`home_of`); else the defaults. A number that is not finite is missing; a loss that cannot be
     evaluated has n = 0.
     """
     rows: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
 
 
 def settings_among(runs: pd.DataFrame, loss: Loss) -> dict[str, Any]:
-    """The loss's settings in its home among these runs (`stats.home_of`), or its defaults where it was not trained."""
+    """The loss's settings in its home among these runs (`home_of`), or its defaults where it was not trained."""
     home = home_of(runs, loss.name)
     return loss.canonical(loss.settings) if home is None else settings_of(of_arm(runs, home).iloc[0])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from pobench.files import whole, write_text
+from pobench.files import nan_as_null, whole, write_json, write_text
 from pobench.settings.job import PROTOCOL, Job
 
 
@@ -60,7 +59,7 @@ class RunFolder:
         write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def write_json(self, name: str, value: Any) -> None:
-        write_text(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
@@ -85,9 +84,7 @@ class RunFolder:
 
     def log_step(self, row: Mapping[str, Any]) -> None:
         with (self.path / "steps.jsonl").open("a") as file:
-            file.write(
-                json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}) + "\n"
-            )
+            file.write(json.dumps(nan_as_null(row)) + "\n")
 
     def rewind_steps(self, step: int) -> None:
         """Forget what was logged after `step`, and a line cut short by a kill."""
