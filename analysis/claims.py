@@ -12,7 +12,7 @@ import pandas as pd
 from pobench.registry import register_table
 from pobench.reporting import plot
 from pobench.results import stats
-from pobench.results.arms import Arm, Line, arms_of, difference, home_of, judges_of, lines_of, mean_of, of_arm
+from pobench.results.arms import Arm, Line, arms_of, difference, homes_of, judges_of, lines_of, mean_of, of_arm
 from pobench.types import Estimate
 
 BINS = 8  # of length difference, with equal numbers of pairs, as in the figure; the paper's are 100 tokens wide
@@ -98,6 +98,7 @@ class Evidence:
         self.runs = runs
         seeds = {str(row["run"]): int(row["seed"]) for row in runs.to_dict("records")}
         self.lines = {(line.loss, line.setting): line for line in lines_of(runs)}
+        self.homes = homes_of(runs)
         self.start = next((arm for arm in arms_of(runs) if arm.is_start), None)
 
         def placed(frame: pd.DataFrame | None) -> pd.DataFrame | None:
@@ -109,7 +110,7 @@ class Evidence:
 
     def arm(self, loss: str) -> Arm | None:
         """The arm that stands for the loss."""
-        return home_of(self.runs, loss)
+        return self.homes.get(loss)
 
     def line(self, loss: str, setting: str, points: int = 2) -> Line | None:
         """The loss's line along a setting, if it has so many points."""

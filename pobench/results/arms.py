@@ -108,7 +108,7 @@ def lines_of(runs: pd.DataFrame) -> list[Line]:
     """
     found = []
     for loss, members in _facts_by_loss(runs).items():
-        through = home_of(runs, loss)
+        through = _home(runs, members)
         for name in sorted({n for _, facts in members for n in facts}):
             groups: dict[str, list[tuple[float, Arm]]] = {}
             for arm, facts in members:
@@ -128,9 +128,10 @@ def home_of(runs: pd.DataFrame, loss: str) -> Arm | None:
     return _home(runs, _facts_by_loss(runs).get(loss, []))
 
 
-def homes_of(runs: pd.DataFrame) -> list[Arm]:
-    """The arm that stands for each loss, by loss; see `home_of`."""
-    return [arm for members in _facts_by_loss(runs).values() if (arm := _home(runs, members)) is not None]
+def homes_of(runs: pd.DataFrame) -> dict[str, Arm]:
+    """loss → the arm that stands for it, see `home_of`."""
+    homes = {loss: _home(runs, members) for loss, members in _facts_by_loss(runs).items()}
+    return {loss: arm for loss, arm in homes.items() if arm is not None}
 
 
 def _home(runs: pd.DataFrame, members: list[tuple[Arm, dict[str, Any]]]) -> Arm | None:

@@ -166,7 +166,7 @@ def _at_home(every_arm: Selection) -> Selection:
     frames = every_arm.frames
     if len(frames["runs"]) <= MOST_ARMS or len(every_arm.arms) <= MOST_ARMS:
         return every_arm
-    homes = homes_of(frames["runs"])
+    homes = homes_of(frames["runs"]).values()
     kept = {name for arm in every_arm.arms if arm.is_start or arm in homes for name in (arm.id, *arm.runs)}
     count = sum(arm.runs[0] not in kept for arm in every_arm.trained)
     if not count:
