@@ -129,14 +129,14 @@ def _ours(benchmarks: pd.DataFrame | None, scores: pd.DataFrame | None, arm: Arm
         return Estimate.missing() if scores is None else score_of(scores, arm, column.metric)
     if benchmarks is None:
         return Estimate.missing()
-    mine = of_arm(benchmarks, arm)
-    mine = mine[mine["benchmark"] == column.benchmark]
+    rows = of_arm(benchmarks, arm)
+    rows = rows[rows["benchmark"] == column.benchmark]
     if column.benchmark == "mt_bench":  # the paper prints two judges
-        turbo = mine["judge"].astype(str).str.contains(TURBO)
-        mine = mine[turbo == column.metric.endswith("turbo")]
-    judges = sorted(mine["judge"].fillna("").astype(str).unique(), key=lambda j: ("gpt-4" not in j, j))
-    mine = mine[mine["judge"].fillna("").astype(str).isin(judges[:1])]
-    found = {m: pooled(part) for m, part in mine.groupby("metric")}
+        turbo = rows["judge"].astype(str).str.contains(TURBO)
+        rows = rows[turbo == column.metric.endswith("turbo")]
+    judges = sorted(rows["judge"].fillna("").astype(str).unique(), key=lambda j: ("gpt-4" not in j, j))
+    rows = rows[rows["judge"].fillna("").astype(str).isin(judges[:1])]
+    found = {m: pooled(part) for m, part in rows.groupby("metric")}
     if column.metric == "average" and "average" not in found:
         return _average(found)
     return found.get(column.metric.removesuffix("_gpt4_turbo"), Estimate.missing())
@@ -154,10 +154,10 @@ def _names(benchmarks: pd.DataFrame | None, shown: set[str]) -> str:
     """What our numbers may be called, by which judge, and of how many prompts."""
     if benchmarks is None:
         return ""
-    said = []
+    names = []
     for _, part in benchmarks[benchmarks["benchmark"].isin(shown)].groupby("benchmark", sort=True):
         for row in part.drop_duplicates(["name", "judge", "limit"]).to_dict("records"):
             judge = f", judged by {row['judge']}" if isinstance(row["judge"], str) and row["judge"] else ""
             limit = "" if pd.isna(row["limit"]) else f", the first {row['limit']:g} prompts of each part"
-            said.append(f"{row['name']}{judge}{limit}")
-    return f"Ours: {'; '.join(dict.fromkeys(said))}." if said else ""
+            names.append(f"{row['name']}{judge}{limit}")
+    return f"Ours: {'; '.join(dict.fromkeys(names))}." if names else ""

@@ -12,7 +12,7 @@ import pandas as pd
 from pobench.registry import register_table
 from pobench.reporting import plot
 from pobench.results import stats
-from pobench.results.arms import Arm, Line, arms_of, difference, home_of, judges_of, lines_of, mean_of, of_arm
+from pobench.results.arms import Arm, Line, arms_of, difference, homes_of, judges_of, lines_of, mean_of, of_arm
 from pobench.types import Estimate
 
 BINS = 8  # of length difference, with equal numbers of pairs, as in the figure; the paper's are 100 tokens wide
@@ -53,9 +53,9 @@ def claims(
     if (table["Verdict"] == NOT_MEASURED).all():
         raise plot.NothingToDraw("No run measures any of the paper's claims.")
     counts = table["Verdict"].value_counts()
-    said = [f"{counts[v]} {v}" for v in VERDICTS if v in counts]
+    verdicts = [f"{counts[v]} {v}" for v in VERDICTS if v in counts]
     table.attrs["marks"] = {"supported": "up", "contradicted": "down"}
-    table.attrs["notes"] = f"Of {len(table)} claims: {', '.join(said)}."
+    table.attrs["notes"] = f"Of {len(table)} claims: {', '.join(verdicts)}."
     return table
 
 
@@ -98,6 +98,7 @@ class Evidence:
         self.runs = runs
         seeds = {str(row["run"]): int(row["seed"]) for row in runs.to_dict("records")}
         self.lines = {(line.loss, line.setting): line for line in lines_of(runs)}
+        self.homes = homes_of(runs)
         self.start = next((arm for arm in arms_of(runs) if arm.is_start), None)
 
         def placed(frame: pd.DataFrame | None) -> pd.DataFrame | None:
@@ -109,7 +110,7 @@ class Evidence:
 
     def arm(self, loss: str) -> Arm | None:
         """The arm that stands for the loss."""
-        return home_of(self.runs, loss)
+        return self.homes.get(loss)
 
     def line(self, loss: str, setting: str, points: int = 2) -> Line | None:
         """The loss's line along a setting, if it has so many points."""
@@ -125,8 +126,8 @@ class Evidence:
     def cost(self, loss: str, column: str) -> pd.Series:
         """seed → a number of the `runs` frame, of the loss's arm."""
         arm = self.arm(loss)
-        mine = self.runs.iloc[:0] if arm is None else of_arm(self.runs, arm)
-        return pd.to_numeric(mine[column], errors="coerce").groupby(mine["seed"]).mean()
+        rows = self.runs.iloc[:0] if arm is None else of_arm(self.runs, arm)
+        return pd.to_numeric(rows[column], errors="coerce").groupby(rows["seed"]).mean()
 
     # -- values of an arm
 
@@ -142,9 +143,9 @@ class Evidence:
     def _prompts(frame: pd.DataFrame | None, arm: Arm | None, column: str, scale: float) -> Values:
         if frame is None or arm is None:
             return pd.Series(dtype=float)
-        mine = of_arm(frame, arm)
+        rows = of_arm(frame, arm)
         return (
-            scale * pd.to_numeric(mine[column], errors="coerce").groupby([mine["seed"], mine["prompt"]]).mean().dropna()
+            scale * pd.to_numeric(rows[column], errors="coerce").groupby([rows["seed"], rows["prompt"]]).mean().dropna()
         )
 
     def pairs(self, arm: Arm | None, value: Callable[[pd.DataFrame], pd.Series]) -> Values:
@@ -269,8 +270,8 @@ def rho_gap(ours: str, theirs: str) -> Measure:
             sides[1].drop(columns=[c for c in ("seed",) if c not in on]), on=on, suffixes=("", "_theirs")
         )
         both = both.sort_values(["seed", "pair"], kind="stable")
-        mine, other = (both["x"], both["y"]), (both["x_theirs"], both["y_theirs"])
-        return stats.spearman_difference(mine, other, both["seed"])
+        first, second = (both["x"], both["y"]), (both["x_theirs"], both["y_theirs"])
+        return stats.spearman_difference(first, second, both["seed"])
 
     return measure
 

@@ -14,7 +14,6 @@ from pobench.results.arms import arms_of, of_arm, pooled
 from pobench.types import Estimate
 
 MARKS = {"loss": "mean loss", "reward_accuracy": "reward accuracy", "margin": "mean margin"}
-BETTER, WORSE = "#2a78d6", "#d4541a"  # than the start model
 
 
 @register_figure("cross-loss", title="Every loss on every model", chapter="results", order=45)
@@ -50,18 +49,8 @@ def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "l
     depth = _depth(values, None if start is None else values[:, start], higher=metric != "loss")
     for i, j in np.ndindex(*values.shape):
         _cell(ax, i, j, values[i, j], depth[i, j], arms[j].loss == names[i], metric)
-    ax.set_xticks(
-        np.arange(len(arms)) + 0.5,
-        [plot.short(a.label, 22) for a in arms],
-        rotation=35,
-        ha="right",
-        rotation_mode="anchor",
-    )
-    ax.set_yticks(np.arange(len(names)) + 0.5, [plot.short(titles[name], 22) for name in names])
-    ax.tick_params(length=0, labelcolor=INK)
-    ax.set(xlim=(0, len(arms)), ylim=(len(names), 0), xlabel="trained with", ylabel="evaluated by")
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
+    plot.matrix_axes(ax, [plot.short(titles[name], 22) for name in names], [plot.short(arm.label, 22) for arm in arms])
+    ax.set(xlabel="trained with", ylabel="evaluated by")
     counted = data.loc[data["n"] > 0, "n"]
     return plot.Drawing(figure, data, f"{MARKS[metric].capitalize()}, over {int(counted.max())} held-out pairs.")
 
@@ -77,7 +66,7 @@ def _depth(values: np.ndarray, start: np.ndarray | None, higher: bool) -> np.nda
 
 def _cell(ax: plot.Axes, i: int, j: int, value: float, depth: float, own: bool, metric: str) -> None:
     if not math.isnan(depth) and depth != 0:
-        colour = BETTER if depth > 0 else WORSE
+        colour = plot.BETTER if depth > 0 else plot.WORSE
         ax.add_patch(plot.rectangle(j + 0.03, i + 0.04, 0.94, 0.92, color=colour, alpha=0.04 + 0.5 * abs(depth)))
     if own:
         ax.add_patch(plot.rectangle(j + 0.04, i + 0.06, 0.92, 0.88, fill=False, edgecolor=INK, linewidth=1.0))

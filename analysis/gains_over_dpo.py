@@ -38,8 +38,8 @@ def gains_over_dpo(
         raise plot.NothingToDraw("DPO was not trained beside another loss.")
     found = [("mean score of the judge, points", _judged(runs, verdicts, arms, dpo), {})]
     for benchmark, metric, says in BENCHMARKS if benchmarks is not None else []:
-        mine = benchmarks[(benchmarks["benchmark"] == benchmark) & (benchmarks["metric"] == metric)]
-        found.append((f"{says}, points", _measured(mine, arms, dpo), _printed(paper, runs, benchmark, metric)))
+        rows = benchmarks[(benchmarks["benchmark"] == benchmark) & (benchmarks["metric"] == metric)]
+        found.append((f"{says}, points", _measured(rows, arms, dpo), _printed(paper, runs, benchmark, metric)))
     found = [(says, rows, printed) for says, rows, printed in found if rows]
     if not found:
         raise plot.NothingToDraw("DPO was not judged beside another loss.")
@@ -97,6 +97,6 @@ def _printed(paper: pd.DataFrame | None, runs: pd.DataFrame, benchmark: str, met
     """loss → its gain over DPO by the paper's Table 10, if that has the setting."""
     if paper is None:
         return {}
-    mine = paper[paper["setting"].isin(runs["setting"]) & (paper["table"] == 10)]
-    values = mine[(mine["benchmark"] == benchmark) & (mine["metric"] == metric)].set_index("loss")["value"]
+    printed = paper[paper["setting"].isin(runs["setting"]) & (paper["table"] == 10)]
+    values = printed[(printed["benchmark"] == benchmark) & (printed["metric"] == metric)].set_index("loss")["value"]
     return dict(values - values["dpo"]) if "dpo" in values else {}

@@ -23,12 +23,12 @@ def gradient_norm(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
     gradients' lengths."""
     panels = []
     for arm in arms_of(runs):
-        mine = of_arm(gradients, arm).dropna(subset=["norm"])
-        mean = mine["norm"].mean()
+        pairs = of_arm(gradients, arm).dropna(subset=["norm"])
+        mean = pairs["norm"].mean()
         if not arm.is_start and mean > 0:
-            tokens = (mine["chosen_length"] + mine["rejected_length"]).to_numpy(float)
+            tokens = (pairs["chosen_length"] + pairs["rejected_length"]).to_numpy(float)
             points = pd.DataFrame(
-                {"run": mine["run"], "pair": mine["pair"], "tokens": tokens, "norm": mine["norm"] / mean}
+                {"run": pairs["run"], "pair": pairs["pair"], "tokens": tokens, "norm": pairs["norm"] / mean}
             )
             panels.append((arm, points, stats.spearman(points["tokens"], points["norm"], points["run"])))
     if not panels:
@@ -43,8 +43,7 @@ def gradient_norm(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
         ax.plot(line["x"], line["value"], color=INK, linewidth=1.3)
         ax.set_ylim(0, max(2.0, float(np.quantile(points["norm"], 0.98)) * 1.15))
         plot.heading(ax, arm)
-        text = "ρ undefined" if np.isnan(rho.value) else f"ρ = {rho.value:.2f}  [{rho.low:.2f}, {rho.high:.2f}]"
-        ax.annotate(text.replace("-", "−"), (0.97, 0.92), xycoords="axes fraction", ha="right", fontsize=8, color=INK)
+        ax.annotate(plot.rho(rho), (0.97, 0.92), xycoords="axes fraction", ha="right", fontsize=8, color=INK)
     plot.outer_labels(figure, "tokens of both answers", "gradient, times the loss's average")
     data = pd.concat([points.assign(loss=arm.loss, label=arm.label) for arm, points, _ in panels], ignore_index=True)
     return plot.Drawing(figure, data)

@@ -24,17 +24,17 @@ def gradient_weight(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing
     from stored log-probabilities, exactly; what the pull does to the weights is `gradient-norm`."""
     panels = []
     for arm in arms_of(runs):
-        mine = of_arm(gradients, arm)
-        sizes = mine[["chosen_weight", "rejected_weight"]].abs()
+        pairs = of_arm(gradients, arm)
+        sizes = pairs[["chosen_weight", "rejected_weight"]].abs()
         mean = sizes.to_numpy(float)[np.isfinite(sizes.to_numpy(float))].mean() if sizes.notna().any(axis=None) else 0.0
         if arm.is_start or not mean > 0:
             continue
         lines = {
             side: plot.binned(
-                mine[f"{side}_length"].to_numpy(),
+                pairs[f"{side}_length"].to_numpy(),
                 (sizes[f"{side}_weight"] / mean).to_numpy(),
-                mine["pair"],
-                mine["run"],
+                pairs["pair"],
+                pairs["run"],
                 bins=6,
             )
             for side, _ in SIDES

@@ -37,14 +37,14 @@ def kl_in_training(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     figure, axes = plot.panels(len(losses), height=2.3)
     parts = []
     for ax, loss in zip(axes, losses, strict=True):
-        mine = [arm for arm in arms if arm.loss == loss]
-        for place, arm in enumerate(mine):
+        of_loss = [arm for arm in arms if arm.loss == loss]
+        for place, arm in enumerate(of_loss):
             found = of_arm(measured, arm)[["run", "step", *there]]
-            _line(ax, found, look_of(loss).colour, 0.3 + 0.7 * (place + 1) / len(mine), arm.label)
+            _line(ax, found, look_of(loss).colour, 0.3 + 0.7 * (place + 1) / len(of_loss), arm.label)
             parts.append(found.assign(loss=loss, label=arm.label))
         ax.axhline(0, color=FAINT, linewidth=0.8)
-        plot.heading(ax, mine[0]._replace(label=mine[0].label.partition(" (")[0]))
-        if len(mine) > 1:
+        plot.heading(ax, of_loss[0]._replace(label=of_loss[0].label.partition(" (")[0]))
+        if len(of_loss) > 1:
             ax.legend(fontsize=7)
     plot.outer_labels(figure, "optimiser step", "nats per token")
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
@@ -56,5 +56,7 @@ def _line(ax: plot.Axes, found: pd.DataFrame, colour: str, depth: float, label: 
     for _, run in found.groupby("run", sort=True) if several else []:
         ax.plot([0, *run["step"]], [0.0, *run["heldout/kl"]], color=colour, alpha=0.3, linewidth=0.6)
     mean = found.groupby("step", sort=True)["heldout/kl"].mean()
-    said = label.partition(" (")[2].removesuffix(")")
-    ax.plot([0, *mean.index], [0.0, *mean], color=colour, alpha=depth, marker="o", markersize=2.5, label=said or label)
+    settings = label.partition(" (")[2].removesuffix(")")
+    ax.plot(
+        [0, *mean.index], [0.0, *mean], color=colour, alpha=depth, marker="o", markersize=2.5, label=settings or label
+    )

@@ -10,7 +10,8 @@ from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import FAINT, START, look_of
 from pobench.results import stats
-from pobench.results.arms import lines_of, of_arm, score_of
+from pobench.results.arms import Arm, lines_of, of_arm, score_of
+from pobench.types import Estimate
 
 QUANTITIES = [  # name, what the axis says, printed as per cent
     ("pass_rate", "pass rate", True),
@@ -28,23 +29,15 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
     panel), and ranks fewer of them right. Where the panels move together the label noise did it; where length moves
     and quality does not, the bias was learned beside the task."""
     lines = [line for line in lines_of(runs) if line.setting == "length_bias"]
-    rows = []
-    for line in lines:
-        for at, arm in line.points:
-            held = of_arm(heldout, arm)
-            for name, *_ in QUANTITIES:
-                e = (
-                    stats.spearman(
-                        held["chosen_length"] - held["rejected_length"],
-                        held["chosen_reward"] - held["rejected_reward"],
-                        held["run"],
-                    )
-                    if name == "margin_correlation"
-                    else score_of(scores, arm, name)
-                )
-                rows.append(
-                    {"loss": line.loss, "label": arm.label, "at": at, "quantity": name, **plot.estimate_columns(e)}
-                )
+    rows = [
+        {
+            **{"loss": line.loss, "label": arm.label, "at": at, "quantity": name},
+            **plot.estimate_columns(_measured(name, arm, heldout, scores)),
+        }
+        for line in lines
+        for at, arm in line.points
+        for name, *_ in QUANTITIES
+    ]
     data = pd.DataFrame(rows, columns=["loss", "label", "at", "quantity", "value", "low", "high", "n"])
     data = data.dropna(subset=["value"])
     if data.empty:
@@ -53,12 +46,14 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
     figure = plot.Figure(figsize=(plot.WIDTH, 3.4), layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for ax, (name, says, percent) in zip(axes, shown, strict=True):
-        for loss, mine in data[data["quantity"] == name].groupby("loss", sort=True):
+        for loss, points in data[data["quantity"] == name].groupby("loss", sort=True):
             colour, marker = look_of(str(loss))
             label = next((line.points[0][1].label.partition(" (")[0] for line in lines if line.loss == loss), str(loss))
-            ax.plot(mine["at"], mine["value"], color=colour, marker=marker, markersize=4, label=plot.short(label, 18))
+            ax.plot(
+                points["at"], points["value"], color=colour, marker=marker, markersize=4, label=plot.short(label, 18)
+            )
             if data["loss"].nunique() <= 4:  # more bands hide each other; the CSV has them
-                ax.fill_between(mine["at"], mine["low"], mine["high"], color=colour, alpha=0.12, linewidth=0)
+                ax.fill_between(points["at"], points["low"], points["high"], color=colour, alpha=0.12, linewidth=0)
         start = plot.start_score(runs, scores, name).value
         if not math.isnan(start):
             ax.axhline(start, color=START.colour, linestyle=(0, (4, 3)), linewidth=1)
@@ -69,3 +64,12 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
     figure.legend(handles, labels, loc="outside upper center", ncols=6)
     figure.supxlabel("share of labels decided by length", fontsize=8.5, color=FAINT)
     return plot.Drawing(figure, data, plot.counted(data["n"], "prompts or pairs"))
+
+
+def _measured(quantity: str, arm: Arm, heldout: pd.DataFrame, scores: pd.DataFrame) -> Estimate:
+    """One of `QUANTITIES` of an arm."""
+    if quantity != "margin_correlation":
+        return score_of(scores, arm, quantity)
+    held = of_arm(heldout, arm)
+    length, margin = held["chosen_length"] - held["rejected_length"], held["chosen_reward"] - held["rejected_reward"]
+    return stats.spearman(length, margin, held["run"])

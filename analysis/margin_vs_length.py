@@ -50,5 +50,5 @@ def margin_vs_length(
             notes.append(arm.label)
     plot.outer_labels(figure, "chosen minus rejected length, tokens", "mean reward margin, own unit")
     data = pd.concat([line.assign(loss=arm.loss, label=arm.label) for arm, line, _ in panels], ignore_index=True)
-    said = f"The margin follows length strongly (ρ above 0.5) for {', '.join(notes)}." if notes else ""
-    return plot.Drawing(figure, data, f"{said} {plot.counted(data['n'], 'pairs a bin')}".strip())
+    text = f"The margin follows length strongly (ρ above 0.5) for {', '.join(notes)}." if notes else ""
+    return plot.Drawing(figure, data, f"{text} {plot.counted(data['n'], 'pairs a bin')}".strip())

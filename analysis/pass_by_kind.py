@@ -7,11 +7,10 @@ import pandas as pd
 
 from pobench.registry import register_figure
 from pobench.reporting import plot
-from pobench.reporting.looks import FAINT, INK, SHADE
+from pobench.reporting.looks import FAINT, SHADE
 from pobench.results import stats
 from pobench.results.arms import arms_of, scores_by_prompt
 
-WINS, LOSES = "#2a78d6", "#d4541a"
 MOST_KINDS = 24
 
 
@@ -54,14 +53,7 @@ def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFra
     for k, row in enumerate(data.itertuples()):
         _cell(ax, k // len(arms), k % len(arms), row.value, row.gain_value)
     labels = [f"{plot.short(kind, 32)}  ({count})" for kind, count in names.items()]
-    ax.set_yticks(np.arange(len(names)) + 0.5, labels)
-    ax.set_xticks(np.arange(len(arms)) + 0.5, [plot.short(a.label, 22) for a in arms], rotation=35, ha="left",
-                  rotation_mode="anchor")  # fmt: skip
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0, labelcolor=INK)
-    ax.set(xlim=(0, len(arms)), ylim=(len(names), 0))
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
+    plot.matrix_axes(ax, labels, [plot.short(arm.label, 22) for arm in arms], names_above=True)
     return plot.Drawing(figure, data)
 
 
@@ -72,6 +64,6 @@ def _cell(ax: plot.Axes, i: int, j: int, value: float, gain: float) -> None:
     if np.isnan(gain) or gain == 0:
         ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=SHADE))
     else:
-        colour, depth = (WINS if gain > 0 else LOSES), min(1.0, abs(gain) / 0.5)
+        colour, depth = (plot.BETTER if gain > 0 else plot.WORSE), min(1.0, abs(gain) / 0.5)
         ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=colour, alpha=0.04 + 0.6 * depth))
     ax.text(j + 0.5, i + 0.52, f"{100 * value:.0f}", ha="center", va="center", fontsize=8.5)

@@ -56,10 +56,10 @@ def reward_vs_likelihood(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Draw
         for name, e in shares.items()
     ]
     worst = max(panels, key=lambda p: _off(p[1]))
-    said = (
+    text = (
         f"They disagree most for {worst[0].label}: {100 * _off(worst[1]):.0f} % of pairs." if _off(worst[1]) > 0 else ""
     )
-    return plot.Drawing(figure, pd.DataFrame(rows), said)
+    return plot.Drawing(figure, pd.DataFrame(rows), text)
 
 
 def _off(shares: dict[str, Estimate]) -> float:

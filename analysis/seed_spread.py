@@ -52,8 +52,8 @@ def seed_spread(runs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def _by_run(verdicts: pd.DataFrame, arm: Arm) -> pd.DataFrame:
     """(prompts × runs) the main judge's mean score of the prompts that every run has."""
-    mine = of_arm(verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])], arm)
-    return mine.groupby(["prompt", "run"])["score"].mean().unstack().dropna()
+    judged = of_arm(verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])], arm)
+    return judged.groupby(["prompt", "run"])["score"].mean().unstack().dropna()
 
 
 def _difference_noise(tables: list[pd.DataFrame]) -> tuple[float, float, int]:

@@ -47,8 +47,8 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     axes = figure.subplots(len(grids), len(shown), squeeze=False)
     for row, (loss, name, points) in zip(axes, grids, strict=True):
         for ax, (metric, title, percent) in zip(row, shown, strict=True):
-            mine = (data["loss"] == loss) & (data["setting"] == name) & (data["metric"] == metric)
-            here = data[mine].sort_values("at")
+            inside = (data["loss"] == loss) & (data["setting"] == name) & (data["metric"] == metric)
+            here = data[inside].sort_values("at")
             _panel(ax, here, loss, plot.start_score(runs, scores, metric).value)
             plot.hint_estimates(ax, here["at"], here, f"{title}, {GREEK.get(name, name)}")
             if percent:

@@ -9,7 +9,7 @@ import pandas as pd
 from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.results import stats
-from pobench.results.arms import arms_of, home_of, of_arm
+from pobench.results.arms import homes_of, of_arm
 
 QUANTITIES = [  # column of `runs`, what the axis says, divisor
     ("seconds", "minutes of training steps", 60.0),
@@ -25,10 +25,9 @@ def time_and_memory(runs: pd.DataFrame) -> plot.Drawing:
     all of them. Comparable only between runs on the same, otherwise idle machine. (The paper, Llama-3-Base on eight
     H100: DPO 73 minutes and 77 GB, SimPO 60 and 69.)"""
     found = []
-    for arm in arms_of(runs):
+    for arm in homes_of(runs).values():  # a loss's settings do not change what it costs
         members = of_arm(runs, arm)
-        if not arm.is_start and arm == home_of(runs, arm.loss):  # its settings change no loss's cost
-            found.append((arm, [pd.to_numeric(members[c], errors="coerce").dropna() / by for c, _, by in QUANTITIES]))
+        found.append((arm, [pd.to_numeric(members[c], errors="coerce").dropna() / by for c, _, by in QUANTITIES]))
     found = [(arm, values) for arm, values in found if any(len(v) for v in values)]
     if not found:
         raise plot.NothingToDraw("No run has recorded its cost.")

@@ -46,21 +46,21 @@ def training_health(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 def warnings(ours: dict[str, Estimate], start: dict[str, Estimate]) -> list[str]:
     """Each limit that was passed, in words."""
-    said = []
+    found = []
     if ours["chosen_logp_shift"].value < DROP:
-        said.append(f"winners lost {-ours['chosen_logp_shift'].value:.2f} nats per token")
+        found.append(f"winners lost {-ours['chosen_logp_shift'].value:.2f} nats per token")
     times = _divide(ours["length_tokens"].value, start["length_tokens"].value)
     if times > LONGER or times < SHORTER:
-        said.append(f"answers {times:.1f} times as long")
+        found.append(f"answers {times:.1f} times as long")
     for metric, limit, words in (
         ("repetition", REPEATS, "more repetition"),
         ("unfinished", CUT, "more answers cut off"),
     ):
         if ours[metric].value - start[metric].value > limit:
-            said.append(words)
+            found.append(words)
     if ours["distinct_2"].value - start["distinct_2"].value < POORER:
-        said.append("less varied words")
-    return said
+        found.append("less varied words")
+    return found
 
 
 def both_sides(chosen: Estimate, rejected: Estimate) -> str:

@@ -43,31 +43,19 @@ def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
         _cell(ax, i, j, shares[i, j], sure[i, j])
     names = [plot.short(arm.label, 22) for arm in arms]
     for i, j in zip(*np.nonzero(np.isfinite(shares)), strict=True):
-        said = f"{names[i]} against {names[j]}: {100 * shares[i, j]:.1f} %, {'sure' if sure[i, j] else 'undecided'}"
-        plot.hint(ax, [j + 0.5], [i + 0.5], [said], aloud=False)
-    ax.set_xticks(np.arange(len(arms)) + 0.5, names, rotation=35, ha="right", rotation_mode="anchor")
-    ax.set_yticks(np.arange(len(arms)) + 0.5, names)
-    ax.tick_params(length=0, labelcolor=INK)
-    ax.set(xlim=(0, len(arms)), ylim=(len(arms), 0))
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
+        text = f"{names[i]} against {names[j]}: {100 * shares[i, j]:.1f} %, {'sure' if sure[i, j] else 'undecided'}"
+        plot.hint(ax, [j + 0.5], [i + 0.5], [text], aloud=False)
+    plot.matrix_axes(ax, names, names)
     decided = int((data["p_holm"] < 0.05).sum())
-    n = (
-        f"{int(data['n'].min())}"
-        if data["n"].min() == data["n"].max()
-        else f"{int(data['n'].min())}–{int(data['n'].max())}"
-    )
+    n = "–".join(str(int(count)) for count in dict.fromkeys((data["n"].min(), data["n"].max())))
     return plot.Drawing(figure, data, f"{decided} of {len(data)} pairs differ by more than chance, on {n} prompts.")
-
-
-WINS, LOSES = "#2a78d6", "#d4541a"
 
 
 def _cell(ax: plot.Axes, i: int, j: int, share: float, sure: bool) -> None:
     if np.isnan(share):
         ax.text(j + 0.5, i + 0.5, "·" if i == j else "–", ha="center", va="center", color=FAINT)
         return
-    colour, depth = (WINS if share > 0.5 else LOSES), min(1.0, 2 * abs(share - 0.5))
+    colour, depth = (plot.BETTER if share > 0.5 else plot.WORSE), min(1.0, 2 * abs(share - 0.5))
     ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=colour, alpha=0.05 + 0.6 * depth))
     if sure:
         ax.add_patch(plot.rectangle(j + 0.05, i + 0.05, 0.9, 0.9, fill=False, edgecolor=INK, linewidth=1.1))

@@ -43,7 +43,7 @@ def __getattr__(name: str) -> Any:
 
         return load_frames
     if name in ("figure", "table"):
-        from pobench.reporting import draw as show
+        from pobench.reporting import draw
 
-        return getattr(show, name)
+        return getattr(draw, name)
     raise AttributeError(f"module 'pobench' has no attribute {name!r}")

@@ -1,14 +1,19 @@
-"""Files appear whole: written under a temporary name beside the target, brought to the disk, then renamed."""
+"""Files appear whole: written under a temporary name beside the target, brought to the disk, then renamed.
+
+In JSON, nan is null."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pobench.errors import CorruptError
 
@@ -83,6 +88,20 @@ def checked_bytes(path: Path, expected: str | None) -> bytes:
 def _sync(file: Path) -> None:
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as JSON that people can read, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def nan_as_null(value: Any) -> Any:
+    """`value` with None for every nan, which JSON does not have; within mappings and lists too."""
+    if isinstance(value, Mapping):
+        return {key: nan_as_null(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [nan_as_null(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _remove(path: Path) -> None:

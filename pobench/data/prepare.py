@@ -147,7 +147,7 @@ def prepare(job: Job) -> Prepared:
     heldout = read(data.held_out or data.source, data.held_out_split or data.split) if own_heldout else None
     if faults or got is None:
         raise PobenchError("\n".join(faults))
-    pairs, audit, chat, found = got
+    pairs, audit, _, found = got
     prompts = _text_keys(found)
     frames = [audit.frame()]
     summary = [audit.text()]

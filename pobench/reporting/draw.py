@@ -13,38 +13,43 @@ from pobench.columns import FRAMES
 from pobench.errors import PobenchError, nearest
 from pobench.reporting import plot
 from pobench.reporting.plot import Drawing, NothingToDraw, _Panels, style
-from pobench.results.comparable import at_home, ordered, split
+from pobench.results.comparable import Selection, ordered, split
 from pobench.results.derived import Frames
 
 
-def draw(shown: registry.Figure, frames: Mapping[str, pd.DataFrame], **settings: Any) -> Any:
+def draw(shown: registry.Figure, selection: Selection | Mapping[str, pd.DataFrame], **settings: Any) -> Any:
     """Call a registered figure or table with the frames it names, in our style.
 
-    Of more than `MOST_ARMS` arms, only those at home are shown (each loss as its setting has it), and a note says so,
-    except where the figure is about how settings of one loss differ (`every_arm`).
-    Returns its Drawing or DataFrame. Raises NothingToDraw where a frame is absent or empty.
+    selection: what `Comparable.shown_in` gives for it; its note on arms that are left out joins the figure's own notes.
+    Frames alone are drawn as they are. Returns a Drawing or a DataFrame. Raises NothingToDraw where a frame is absent or
+    empty.
     """
-    frames = frames if isinstance(frames, Frames) else Frames(frames)
-    frames, left_out = (frames, "") if shown.every_arm else at_home(frames)
-    supplied = []
+    if not isinstance(selection, Selection):
+        selection = Selection(selection if isinstance(selection, Frames) else Frames(selection))
+    supplied = _supplied(shown, selection.frames)
+    with style(f"pobench-{shown.name}"):
+        drawn = shown(*supplied, **settings)
+        if not isinstance(drawn, Drawing):
+            if selection.left_out:
+                drawn.attrs["notes"] = f"{drawn.attrs.get('notes', '')} {selection.left_out}".strip()
+            return drawn
+        if isinstance(drawn.figure, _Panels):
+            drawn.figure.align()
+        drawn.figure.draw_without_rendering()  # lay it out once, so that every format has the same geometry
+        drawn.figure.set_layout_engine("none")
+        return drawn._replace(notes=f"{drawn.notes} {selection.left_out}".strip())
+
+
+def _supplied(shown: registry.Figure, frames: Frames) -> list[pd.DataFrame | None]:
+    """The figure's arguments. Raises NothingToDraw."""
+    supplied: list[pd.DataFrame | None] = []
     for name in shown.frames:
         frame = frames.get(name)
         absent = frame is None or frame.empty
         if absent and name not in shown.optional:
             raise NothingToDraw(f"{FRAMES[name].absent}.")
         supplied.append(None if absent else frame)
-    with style(f"pobench-{shown.name}"):
-        drawn = shown(*supplied, **settings)
-        if left_out and isinstance(drawn, Drawing):
-            drawn = drawn._replace(notes=f"{drawn.notes} {left_out}".strip())
-        elif left_out:
-            drawn.attrs["notes"] = f"{drawn.attrs.get('notes', '')} {left_out}".strip()
-        if isinstance(drawn, Drawing) and isinstance(drawn.figure, _Panels):
-            drawn.figure.align()
-        if isinstance(drawn, Drawing):  # lay it out once, so that every format has the same geometry
-            drawn.figure.draw_without_rendering()
-            drawn.figure.set_layout_engine("none")
-        return drawn
+    return supplied
 
 
 def figure(name: str, frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, **options: Any) -> Figure:
@@ -77,16 +82,16 @@ def _draw(
     ]
     if shown.kind != kind:
         faults.append(f"{shown.name} is a {shown.kind}: pobench.{shown.kind}({shown.name!r}, frames)")
-    parts = split(ordered(frames), setting=setting)
-    if len(parts) > 1:
-        titles = "; ".join(part.title for part in parts)
+    groups = split(ordered(frames), setting=setting)
+    if len(groups) > 1:
+        titles = "; ".join(group.title for group in groups)
         faults.append(
-            f"the frames hold {len(parts)} groups of runs that may not be compared: {titles}. Choose a setting=, or load "
+            f"the frames hold {len(groups)} groups of runs that may not be compared: {titles}. Choose a setting=, or load "
             "the runs of one: load_frames(runs, setting)"
         )
     if faults:
         raise PobenchError("\n".join(faults))
     try:
-        return draw(shown, parts[0].frames, **options)
+        return draw(shown, groups[0].shown_in(shown), **options)
     except plot.NothingToDraw as reason:
         raise PobenchError(f"{shown.name} cannot be drawn: {reason}") from None

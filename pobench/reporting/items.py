@@ -19,8 +19,7 @@ from pobench.reporting import plot
 from pobench.reporting.draw import draw
 from pobench.reporting.looks import look_of
 from pobench.reporting.tables import Table, clean, listing, make_table, to_csv, to_latex, to_markdown
-from pobench.results.arms import arms_of
-from pobench.results.comparable import Part, at_home
+from pobench.results.comparable import Comparable, Selection
 
 # ---------------------------------------------------------------- figures and tables of a section
 DOWNLOADS = {
@@ -67,8 +66,9 @@ class Item:
         return [Download.of(f"{self.name}.{f}", self.files[f]) for f in DOWNLOADS if f in self.files]
 
 
-def build_item(shown: registry.Figure, part: Part, prefix: str) -> Item:
+def build_item(shown: registry.Figure, comparable: Comparable, prefix: str) -> Item:
     """Draw one figure or table; what cannot be drawn says why. prefix: of its anchor, and of every id in it."""
+    selection = comparable.shown_in(shown)
     item = Item(
         shown.name,
         f"{prefix}-{shown.name}",
@@ -79,13 +79,13 @@ def build_item(shown: registry.Figure, part: Part, prefix: str) -> Item:
         shown.chapter,
     )
     try:
-        drawn = draw(shown, part.frames)
+        drawn = draw(shown, selection)
     except plot.NothingToDraw as reason:
         item.missing = clean(str(reason))
         return item
-    item.runs = made_from(drawn if shown.kind == "table" else drawn.data, shown, part)
+    item.runs = made_from(drawn if shown.kind == "table" else drawn.data, shown, selection)
     if shown.kind == "table":
-        return _as_table(item, drawn, _colours(part), drawn)
+        return _as_table(item, drawn, _colours(comparable), drawn)
     item.notes = clean(drawn.notes)
     png, svg = plot.png(drawn.figure), plot.svg(drawn.figure, f"pobench-{shown.name}")
     item.files = {"png": png, "svg": svg.encode("utf-8", "replace"), "csv": plot.csv(drawn.data)}
@@ -113,34 +113,40 @@ def _as_table(item: Item, shown: pd.DataFrame, colours: Mapping[str, str], store
     return item
 
 
-def _colours(part: Part) -> dict[str, str]:
+def _colours(comparable: Comparable) -> dict[str, str]:
     """label → colour. An arm's label says how it differs from the others that are shown, so a table of few may call it
     otherwise than one of all."""
-    arms = [*arms_of(part.frames["runs"]), *arms_of(at_home(part.frames)[0]["runs"])]
+    arms = [*comparable.every_arm.arms, *comparable.home.arms]
     return {clean(arm.label): look_of(arm.loss).colour for arm in arms}
 
 
 # ---------------------------------------------------------------- several at a time
-Asked = tuple[registry.Figure, Part, str]  # the arguments of `build_item`
+class Task(NamedTuple):
+    """The arguments of `build_item`."""
+
+    shown: registry.Figure
+    comparable: Comparable
+    prefix: str
+
+
 MOST_PROCESSES = 8  # each holds pictures of its own
-_waiting: list[Asked] = []  # a forked process finds the frames here, so that nothing is sent to it
+_waiting: list[Task] = []  # a forked process finds the frames here, so that nothing is sent to it
 
 
-def _draw_all(asked: Sequence[Asked]) -> list[Item]:
+def _draw_all(tasks: Sequence[Task]) -> list[Item]:
     """Every item, in order, by as many processes as there are cores. One process where a fork is not safe (elsewhere than
     on Linux); the bytes are the same."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    processes = min(cores, len(asked), MOST_PROCESSES)
+    processes = min(cores, len(tasks), MOST_PROCESSES)
     if processes < 2:
-        return [build_item(*one) for one in asked]
-    for shown, part, _ in asked:  # torch has threads, which a fork loses: what needs it is derived before
-        for frames in (part.frames, at_home(part.frames)[0]):
-            for name in shown.frames:
-                frames.get(name)
-    _waiting[:] = asked
+        return [build_item(*task) for task in tasks]
+    for shown, comparable, _ in tasks:  # torch has threads, which a fork loses: what needs it is derived before
+        for name in shown.frames:
+            comparable.shown_in(shown).frames.get(name)
+    _waiting[:] = tasks
     try:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-            return list(pool.map(_draw_waiting, range(len(asked))))
+            return list(pool.map(_draw_waiting, range(len(tasks))))
     finally:
         _waiting.clear()
 
@@ -150,43 +156,43 @@ def _draw_waiting(place: int) -> Item:
 
 
 # ---------------------------------------------------------------- what was made from which runs
-def made_from(data: pd.DataFrame, shown: registry.Figure, part: Part) -> tuple[str, ...]:
+def made_from(data: pd.DataFrame, shown: registry.Figure, selection: Selection) -> tuple[str, ...]:
     """The runs behind a figure or table: those of the arms that its data name, or all that it was given."""
-    frames = part.frames if shown.every_arm else at_home(part.frames)[0]
+    frames = selection.frames
     given = [frames[name] for name in shown.frames if name in frames and "run" in frames[name]]
-    there = {str(run) for frame in given if "status" not in frame for run in frame["run"]}
-    there = there or {str(run) for frame in given for run in frame["run"]}
-    arms = {arm.label: arm.runs for arm in arms_of(frames["runs"])}
-    named = [data[column] for column in data if column in NAMES_ARMS]
-    mine = {run for column in named for label in column.unique() for run in arms.get(label, ())}
-    known = frames["runs"].set_index("run")["loss"]
-    pooled = {arm.id for arm in arms_of(frames["runs"])}
-    found = (there & mine if mine else there) - pooled
-    return tuple(sorted(found, key=lambda run: (known.get(run) != "start", run)))
+    measured = {str(run) for frame in given if "status" not in frame for run in frame["run"]}
+    measured = measured or {str(run) for frame in given for run in frame["run"]}
+    runs_of = {arm.label: arm.runs for arm in selection.arms}
+    naming = [data[column] for column in data if column in NAMES_ARMS]
+    named = {run for column in naming for label in column.unique() for run in runs_of.get(label, ())}
+    pooled = {arm.id for arm in selection.arms}
+    loss_of = frames["runs"].set_index("run")["loss"]
+    found = (measured & named if named else measured) - pooled
+    return tuple(sorted(found, key=lambda run: (loss_of.get(run) != "start", run)))
 
 
 NAMES_ARMS = ("Loss", "label", "trained", "row", "column", "beside", "start")  # columns that name what a row is about
 
 
-def list_made_from(items: Sequence[Item], part: Part, prefix: str) -> Item:
+def list_made_from(items: Sequence[Item], comparable: Comparable, prefix: str) -> Item:
     """The table of all figures and tables and of the runs that each was made from; its CSV names every run."""
-    about = part.frames["runs"].set_index("run")
+    runs = comparable.frames["runs"].set_index("run")
     rows, stored = [], []
     for item in items:
-        mine = about.loc[[run for run in item.runs if run in about.index]]
-        trained = mine[mine["loss"] != "start"]
+        behind = runs.loc[[run for run in item.runs if run in runs.index]]
+        trained = behind[behind["loss"] != "start"]
         seeds = sorted({int(seed) for seed in trained["seed"]})
         row = {
             "Shown": item.title,
             "In the paper": item.paper or "ours",
             "Losses": trained["loss"].nunique() or math.nan,
             "Seeds": listing([str(seed) for seed in seeds]) or "–",
-            "Runs": len(mine) or math.nan,
+            "Runs": len(behind) or math.nan,
         }
-        names = [run.rpartition("/")[2] for run in mine.index]
+        names = [run.rpartition("/")[2] for run in behind.index]
         first = ", ".join(names[:NAMED_RUNS]) + (f" and {len(names) - NAMED_RUNS} more" if names[NAMED_RUNS:] else "")
         rows.append({**row, "Made from": first or item.missing or "what every run shares"})
-        stored.append({"name": item.name, **row, "Made from": " ".join(mine.index)})
+        stored.append({"name": item.name, **row, "Made from": " ".join(behind.index)})
     item = Item(
         "made-from", f"{prefix}-made-from", "table", "All figures and tables, and what each was made from", "",
         "Runs by the names of their folders, the start model first; the CSV names all. Where there is nothing, the reason.",

@@ -1,7 +1,7 @@
 """From frames to files: every figure and table, one page that stands alone, and a summary for a pull request.
 
-The same frames give the same bytes: no date, no path, no order of arrival enters a file. Each `Part` of the frames,
-whose runs may be compared, is a section of the page.
+The same frames give the same bytes: no date, no path, no order of arrival enters a file. Each `Comparable`, a group of
+runs that may be compared, is a section of the page.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import importlib.metadata
 import importlib.resources
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from markupsafe import Markup, escape
 from pobench import registry
 from pobench.errors import PobenchError, UnknownNameError, nearest
 from pobench.files import whole
-from pobench.reporting.items import Download, Item, _draw_all, list_made_from
+from pobench.reporting.items import Download, Item, Task, _draw_all, list_made_from
 from pobench.reporting.looks import look_of
-from pobench.reporting.summary import Finding, both_fell, facts, findings
+from pobench.reporting.summary import Finding, both_fell, facts, summarise
 from pobench.reporting.tables import TEX_NEEDS, clean, latex, listing, markdown, to_latex, to_markdown
-from pobench.results import metrics as scores
-from pobench.results.arms import Arm, arms_of, json_object, judges_of, of_arm, settings_of, show_setting
-from pobench.results.comparable import Part, at_home, ordered, split
+from pobench.results import metrics
+from pobench.results.arms import Arm, json_object, judges_of, of_arm, settings_of, show_setting
+from pobench.results.comparable import Comparable, Selection, ordered, split
 
 FIGURE_FORMATS = ("png", "svg", "csv")
 TABLE_FORMATS = ("md", "csv", "tex")
@@ -61,17 +62,17 @@ def build_report(
     unknown = [f"unknown format {name!r}{nearest(name, FORMATS)}" for name in formats if name not in FORMATS]
     if unknown:
         raise PobenchError("\n".join([*unknown, f"formats are {', '.join(FORMATS)}"]))
-    parts = split(ordered(frames), setting=setting, seed=seed)
-    named = [(part, _slug(part.title) or f"section-{place}") for place, part in enumerate(parts)]
-    items = iter(_draw_all([(figure, part, anchor) for part, anchor in named for figure in shown]))
-    sections = [build_section(part, anchor, [next(items) for _ in shown]) for part, anchor in named]
+    groups = split(ordered(frames), setting=setting, seed=seed)
+    named = [(group, _slug(group.title) or f"section-{place}") for place, group in enumerate(groups)]
+    items = iter(_draw_all([Task(figure, group, anchor) for group, anchor in named for figure in shown]))
+    sections = [build_section(group, anchor, [next(items) for _ in shown]) for group, anchor in named]
     out = Path(out)
     for section in sections:
         for item in section.items:
             _write_item(item, out / section.folder, formats)
     pages = {
         "report.html": lambda: render(sections),
-        "summary.md": lambda: "\n".join(map(summary, sections)),
+        "summary.md": lambda: "\n".join(map(summary_markdown, sections)),
         "tables.tex": lambda: all_tables(sections),
     }
     for name, page in pages.items():
@@ -116,42 +117,51 @@ class SamplePrompt:
     answers: list[Sample]
 
 
-def sample_answers(part: Part, count: int = SAMPLE_PROMPTS) -> list[SamplePrompt]:
+def sample_answers(selection: Selection, count: int = SAMPLE_PROMPTS) -> list[SamplePrompt]:
     """The answers to a few prompts, side by side. The rule is fixed, so nobody picked: among the prompts that most
     models answered, those whose id has the smallest SHA-256; of each model the lowest seed's first sample."""
-    answers, verdicts = part.frames["answers"], part.frames["verdicts"]
-    if answers.empty:
+    if selection.frames["answers"].empty:
         return []
-    firsts = {}
-    for arm in arms_of(part.frames["runs"]):
-        members = of_arm(part.frames["runs"], arm).sort_values(["seed", "run"], kind="stable")["run"]
-        run = next((r for r in members if (answers["run"] == r).any()), None)
-        if run is not None:
-            firsts[arm] = answers[answers["run"] == run].drop_duplicates("prompt").set_index("prompt")
-    counts: dict[Any, int] = {}
-    for frame in firsts.values():
-        for prompt in frame.index:
-            counts[prompt] = counts.get(prompt, 0) + 1
-    most = max(counts.values(), default=0)
-    ids = sorted((p for p, n in counts.items() if n == most), key=lambda p: hashlib.sha256(_bytes(p)).hexdigest())
-    judge = judges_of(verdicts)[:1] if len(verdicts) else []
-    judged = verdicts[verdicts["judge"].isin(judge)].drop_duplicates(["run", "prompt", "sample"]) if judge else verdicts
-    marks = (
-        {(r, p, s): v for r, p, s, v in judged[["run", "prompt", "sample", "score"]].itertuples(index=False)}
-        if judge
-        else {}
-    )
+    firsts = _first_answers(selection)
+    scores = _scores_of(selection.frames["verdicts"])
     shown = []
-    for prompt in ids[:count]:
+    for prompt in _answered_by_most(firsts.values())[:count]:
         rows = {arm: frame.loc[prompt] for arm, frame in firsts.items() if prompt in frame.index}
         first = next(iter(rows.values()))
         samples = [
-            _sample(arm, row, marks.get((row["run"], prompt, row["sample"]), math.nan)) for arm, row in rows.items()
+            _sample(arm, row, scores.get((row["run"], prompt, row["sample"]), math.nan)) for arm, row in rows.items()
         ]
         shown.append(
             SamplePrompt(clean(str(prompt)), _text(first, "kind"), clean(_raw(first, "instruction"), 2000), samples)
         )
     return shown
+
+
+def _first_answers(selection: Selection) -> dict[Arm, pd.DataFrame]:
+    """Of every arm that has answered: its lowest seed's first answer to each prompt, by prompt."""
+    runs, answers = selection.frames["runs"], selection.frames["answers"]
+    firsts = {}
+    for arm in selection.arms:
+        members = of_arm(runs, arm).sort_values(["seed", "run"], kind="stable")["run"]
+        run = next((r for r in members if (answers["run"] == r).any()), None)
+        if run is not None:
+            firsts[arm] = answers[answers["run"] == run].drop_duplicates("prompt").set_index("prompt")
+    return firsts
+
+
+def _answered_by_most(firsts: Iterable[pd.DataFrame]) -> list[Any]:
+    """The prompts that most models answered, by the SHA-256 of their id."""
+    counts = Counter(prompt for frame in firsts for prompt in frame.index)
+    most = max(counts.values(), default=0)
+    return sorted((p for p, n in counts.items() if n == most), key=lambda p: hashlib.sha256(_bytes(p)).hexdigest())
+
+
+def _scores_of(verdicts: pd.DataFrame) -> dict[tuple[Any, Any, Any], float]:
+    """(run, prompt, sample) → the main judge's score."""
+    if verdicts.empty:
+        return {}
+    judged = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])].drop_duplicates(["run", "prompt", "sample"])
+    return {(r, p, s): v for r, p, s, v in judged[["run", "prompt", "sample", "score"]].itertuples(index=False)}
 
 
 def _sample(arm: Arm, row: pd.Series, verdict: float) -> Sample:
@@ -198,13 +208,11 @@ class Formula:
     known: bool
 
 
-def formulas(part: Part) -> list[Formula]:
+def formulas(selection: Selection) -> list[Formula]:
     """One per loss and settings, from the registry; a loss that is not registered here says so."""
     found = []
-    for arm in arms_of(part.frames["runs"]):
-        if arm.is_start:
-            continue
-        row = of_arm(part.frames["runs"], arm).iloc[0]
+    for arm in selection.trained:
+        row = of_arm(selection.frames["runs"], arm).iloc[0]
         used, sources = settings_of(row), json_object(row.get("sources"))
         colour = look_of(arm.loss).colour
         try:
@@ -228,18 +236,18 @@ def formulas(part: Part) -> list[Formula]:
 def _source(name: str, value: Any, loss: registry.Loss, sources: Mapping[str, Any]) -> str:
     if name in sources:
         return clean(str(sources[name]), 200)
-    said = "the default" if name in loss.settings and loss.settings[name] == value else ""
+    source = "the default" if name in loss.settings and loss.settings[name] == value else ""
     if name in loss.ranges:
         searched = loss.ranges[name]
         values = [show_setting(v) for v in (searched if isinstance(searched, list | tuple) else [searched])]
-        said += ("; " if said else "") + f"published search over {listing(values)}"
-    return said
+        source += ("; " if source else "") + f"published search over {listing(values)}"
+    return source
 
 
-def environment(part: Part) -> list[tuple[str, str]]:
+def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """(key, value) of the environment that all runs share; where runs differ, every value that occurs."""
     found: dict[str, list[str]] = {}
-    for text in part.frames["runs"]["environment"]:
+    for text in runs["environment"]:
         for key, value in _flat(json_object(text)):
             values = found.setdefault(key, [])
             if value not in values:
@@ -275,31 +283,30 @@ class Section:
 
     @property
     def summary(self) -> Download:
-        return Download.of(f"{self.folder}.md", summary(self).encode("utf-8", "replace"))
+        return Download.of(f"{self.folder}.md", summary_markdown(self).encode("utf-8", "replace"))
 
 
-def build_section(part: Part, anchor: str, drawn: Sequence[Item]) -> Section:
+def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) -> Section:
     """Put everything in its chapter."""
-    items = [*drawn, list_made_from(drawn, part, anchor)]
-    home = replace(part, frames=at_home(part.frames)[0])  # of a study's many arms, those that the tables show
+    items = [*drawn, list_made_from(drawn, comparable, anchor)]
     chapters = []
     for name, title in registry.CHAPTERS.items():
         inside = [item for item in items if item.chapter == name]
         chapters.append((name, title, [i for i in inside if not i.missing], [i for i in inside if i.missing]))
     tables = {item.name: item.table.frame for item in items if item.table}
     health = tables.get("training-health")
-    notes = dict.fromkeys(clean(str(n), 600) for n in part.frames["runs"]["note"].dropna() if str(n).strip())
+    notes = dict.fromkeys(clean(str(n), 600) for n in comparable.frames["runs"]["note"].dropna() if str(n).strip())
     return Section(
         anchor=anchor,
         folder=anchor,
-        title=clean(part.title, 120),
-        facts=facts(part),
+        title=clean(comparable.title, 120),
+        facts=facts(comparable),
         notes=list(notes),
-        findings=findings(part, health, tables.get("claims")),
+        findings=summarise(comparable, health, tables.get("claims")),
         chapters=chapters,
-        samples=sample_answers(home),
-        formulas=formulas(home),
-        environment=environment(part),
+        samples=sample_answers(comparable.home),
+        formulas=formulas(comparable.home),
+        environment=environment(comparable.frames["runs"]),
         both_fell=both_fell(health),
         items=items,
     )
@@ -349,7 +356,7 @@ def _code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`<>]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _used_metrics(sections: Sequence[Section]) -> list[scores.Metric]:
+def _used_metrics(sections: Sequence[Section]) -> list[metrics.Metric]:
     used = {
         str(column).partition("@")[0]
         for section in sections
@@ -357,20 +364,20 @@ def _used_metrics(sections: Sequence[Section]) -> list[scores.Metric]:
         if item.table is not None
         for column in item.table.frame.columns
     }
-    return [m for m in scores.METRICS.values() if m.name in used]
+    return [m for m in metrics.METRICS.values() if m.name in used]
 
 
 # ---------------------------------------------------------------- the other files
 TONES = {"good": "▲", "bad": "▼", "open": "○", "note": "·"}
 
 
-def summary(section: Section) -> str:
+def summary_markdown(section: Section) -> str:
     """The section in Markdown, fit for a pull request: what was compared, the findings, the first table of results."""
-    said = [f"- {TONES[f.tone]} **{markdown(f.head)}.** {markdown(f.text)}" for f in section.findings]
+    sentences = [f"- {TONES[f.tone]} **{markdown(f.head)}.** {markdown(f.text)}" for f in section.findings]
     notes = [f"> {markdown(note)}" for note in section.notes]
     _, _, results, _ = section.chapters[0]
     tables = [to_markdown(item.table) for item in results[:1] if item.table]
-    blocks = [f"## {markdown(section.title)}", markdown(section.facts), *notes, "\n".join(said), *tables]
+    blocks = [f"## {markdown(section.title)}", markdown(section.facts), *notes, "\n".join(sentences), *tables]
     if tables:
         blocks.append("In brackets: 95 % interval and the number n of prompts or pairs behind each value.")
     return "\n\n".join(block.rstrip() for block in blocks) + "\n"

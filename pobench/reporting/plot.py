@@ -240,6 +240,22 @@ def rho(e: Estimate) -> str:
     return f"ρ = {e.value:.2f}{interval}".replace("-", "−")
 
 
+BETTER, WORSE = "#2a78d6", "#d4541a"  # of a cell, beside whatever it is compared with
+
+
+def matrix_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str], *, names_above: bool = False) -> None:
+    """Axes whose cell (row, column) is the unit square at (column, row), rows from top to bottom; names as they stand."""
+    side = "left" if names_above else "right"
+    ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=35, ha=side, rotation_mode="anchor")
+    ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    if names_above:
+        ax.xaxis.tick_top()
+    ax.tick_params(length=0, labelcolor=INK)
+    ax.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
 def percent_axis(ax: Axes, which: str = "x") -> None:
     """Shares in [0, 1] printed as per cent."""
     axis = ax.xaxis if which == "x" else ax.yaxis
@@ -432,12 +448,12 @@ def hints(figure: Figure) -> list[Hint]:
 
 def described(figure: Figure, longest: int = 16) -> str:
     """What is seen, in words: each series by its text, or by its first and last; "" where nothing was hinted."""
-    said = []
+    words = []
     for _, series in _series(figure):
         texts = [text for *_, text in series.points] if series.aloud else []
-        said += [" to ".join(dict.fromkeys((texts[0], texts[-1])))] if texts else []
-    rest = len(said) - longest
-    return "; ".join(said[:longest] + ([f"and {rest} more"] if rest > 0 else []))
+        words += [" to ".join(dict.fromkeys((texts[0], texts[-1])))] if texts else []
+    rest = len(words) - longest
+    return "; ".join(words[:longest] + ([f"and {rest} more"] if rest > 0 else []))
 
 
 def _series(figure: Figure) -> Iterator[tuple[Axes, _Hints]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -14,7 +15,6 @@ from pobench.reporting.tables import clean, listing, show_number
 from pobench.results import stats
 from pobench.results.arms import (
     Arm,
-    arms_of,
     beats_tests,
     judges_of,
     of_arm,
@@ -22,7 +22,7 @@ from pobench.results.arms import (
     scores_by_prompt,
     scores_by_seed_and_prompt,
 )
-from pobench.results.comparable import Part, at_home
+from pobench.results.comparable import Comparable, Selection
 from pobench.types import Estimate
 
 MOST_NAMED = 5  # losses in one sentence; where there are more, it names the FIRST, and the tables have them all
@@ -38,73 +38,81 @@ class Finding:
     text: str
 
 
-def findings(part: Part, health: pd.DataFrame | None = None, claims: pd.DataFrame | None = None) -> list[Finding]:
+def summarise(
+    comparable: Comparable, health: pd.DataFrame | None = None, claims: pd.DataFrame | None = None
+) -> list[Finding]:
     """The summary: who beats the start model, who differs, what became of the paper's claims, what failed, what to watch.
     All computed.
 
-    health, claims: the tables `training-health` and `claims`, if they were drawn.
+    health, claims: the tables `training-health` and `claims`, if they were drawn. Losses are compared as the tables show
+    them, each with its setting's own values; what failed is told of every arm.
     """
-    runs = part.frames["runs"]
-    arms = arms_of(runs)
-    trained = [arm for arm in arms if not arm.is_start]
-    # Of a study's many arms the sentences compare those that the tables show: each loss as its setting has it.
-    frames, left_out = at_home(part.frames)
-    home = replace(part, frames=frames)
-    compared = [arm for arm in arms_of(frames["runs"]) if not arm.is_start]
-    said = [*_gains(home, compared), *_between(home, compared), *_scorecard(claims)]
-    said += [*_failures(runs, arms), *_warnings(health)]
-    if left_out:
-        said.append(Finding("note", "Variants of settings", left_out))
-    judged = part.frames["verdicts"]
+    home, every_arm = comparable.home, comparable.every_arm
+    sentences = [*_gains(home), *_between(home), *_scorecard(claims), *_failures(every_arm), *_warnings(health)]
+    if home.left_out:
+        sentences.append(Finding("note", "Variants of settings", home.left_out))
+    return [*sentences, *_not_judged(every_arm), *_one_seed(every_arm), *_data_order(every_arm)]
+
+
+def _not_judged(selection: Selection) -> list[Finding]:
+    judged = selection.frames["verdicts"]
     blank = int(judged["score"].isna().sum()) if len(judged) else 0
-    if blank:
-        text = f"The judge gave no score for {blank} of {len(judged)} answers; they are left out."
-        said.append(Finding("note", "Not judged", text))
+    if not blank:
+        return []
+    text = f"The judge gave no score for {blank} of {len(judged)} answers; they are left out."
+    return [Finding("note", "Not judged", text)]
+
+
+def _one_seed(selection: Selection) -> list[Finding]:
+    runs = selection.frames["runs"]
     finished = runs[(runs["status"] == "finished") & (runs["loss"] != "start")]
-    per_arm = {arm.id: int(finished["run"].isin(arm.runs).sum()) for arm in trained}
-    if per_arm and max(per_arm.values()) == 1:
-        text = "Each loss was trained once. The intervals cover the choice of prompts, not the luck of a training run."
-        said.append(Finding("note", "One seed", text))
+    if max((int(finished["run"].isin(arm.runs).sum()) for arm in selection.trained), default=0) != 1:
+        return []
+    text = "Each loss was trained once. The intervals cover the choice of prompts, not the luck of a training run."
+    return [Finding("note", "One seed", text)]
+
+
+def _data_order(selection: Selection) -> list[Finding]:
+    runs = selection.frames["runs"]
     orders = runs[runs["loss"] != "start"].dropna(subset=["order"]).query("order != ''")
-    mixed = [seed for seed, group in orders.groupby("seed", sort=True) if group["order"].nunique() > 1]
-    if mixed:
-        text = "Runs with the same seed saw pairs in different orders: part of any difference may come from there."
-        said.append(Finding("bad", "Data order", text))
-    return said
+    if all(group["order"].nunique() == 1 for _, group in orders.groupby("seed", sort=True)):
+        return []
+    text = "Runs with the same seed saw pairs in different orders: part of any difference may come from there."
+    return [Finding("bad", "Data order", text)]
 
 
 # ---------------------------------------------------------------- against the start model
-def _gains(part: Part, trained: Sequence[Arm]) -> list[Finding]:
-    table = part.frames["scores"]
-    gains = {arm: score_of(table, arm, "pass_rate_gain") for arm in trained}
+def _gains(selection: Selection) -> list[Finding]:
+    scores = selection.frames["scores"]
+    gains = {arm: score_of(scores, arm, "pass_rate_gain") for arm in selection.trained}
     gains = {arm: e for arm, e in gains.items() if not math.isnan(e.value)}
     if not gains:
-        return _without_judge(part, trained)
-    corrected = dict(zip(gains, stats.holm(_gain_p_values(part, list(gains))), strict=True))
+        return _without_judge(selection)
+    corrected = dict(zip(gains, stats.holm(_gain_p_values(selection, list(gains))), strict=True))
     ranked = sorted(gains, key=lambda arm: (-gains[arm].value, arm.label))
     up = [arm for arm in ranked if gains[arm].low > 0]
     down = [arm for arm in reversed(ranked) if gains[arm].high < 0]
     undecided = [arm for arm in ranked if arm not in up and arm not in down]
     n = max(e.n for e in gains.values())
-    basis = f" Pass rates on n = {n} prompts{_level(part)}."
-    said: list[Finding] = []
+    basis = f" Pass rates on n = {n} prompts{_level(selection)}."
+    sentences: list[Finding] = []
     for tone, head, found in (("good", "Better than the start model", up), ("bad", "Worse than the start model", down)):
         if found:
-            text = f"{_how_many(found, gains)}{_points_of(found, gains)}.{'' if said else basis}"
+            text = f"{_how_many(found, gains)}{_points_of(found, gains)}.{'' if sentences else basis}"
             lost = [clean(arm.label) for arm in found if not corrected[arm] < 0.05]
             if len(gains) > 1:
                 test = f"Holm’s correction for {len(gains)} comparisons"
                 text += (
                     f" After {test} this no longer holds for {listing(lost)}." if lost else f" {test} changes nothing."
                 )
-            said.append(Finding(tone, head, text))
+            sentences.append(Finding(tone, head, text))
     if undecided:
         half = float(np.median([(e.high - e.low) / 2 for e in gains.values()]))
-        text = f"{_how_many(undecided, gains)}{_points_of(undecided, gains)}.{'' if said else basis}"
+        text = f"{_how_many(undecided, gains)}{_points_of(undecided, gains)}.{'' if sentences else basis}"
         if not math.isnan(half):
             text += f" With these {n} prompts a difference under about {100 * half:.0f} points says nothing."
-        said.append(Finding("open", "Not told apart from the start model", text))
-    return said
+        sentences.append(Finding("open", "Not told apart from the start model", text))
+    return sentences
 
 
 def _how_many(found: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
@@ -117,39 +125,39 @@ def _how_many(found: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
 
 def _points_of(found: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
     """`SimPO +22.1 points (95 % interval +15.0 to +29.2); DPO +12.0 (+4.9 to +19.1)`: units with the first alone."""
-    said: list[str] = []
+    points: list[str] = []
     for arm in found if len(found) <= MOST_NAMED else found[:FIRST]:
-        unit, what = ("", "") if said else (" points", "95 % interval ")
-        said.append(f"{clean(arm.label)} {_signed(gains[arm].value)}{unit}{_interval(gains[arm], '+.1f', what)}")
-    return "; ".join(said)
+        unit, what = ("", "") if points else (" points", "95 % interval ")
+        points.append(f"{clean(arm.label)} {_signed(gains[arm].value)}{unit}{_interval(gains[arm], '+.1f', what)}")
+    return "; ".join(points)
 
 
-def _level(part: Part) -> str:
+def _level(selection: Selection) -> str:
     """What the start model itself reaches."""
-    for arm in arms_of(part.frames["runs"]):
-        if arm.is_start and not math.isnan((rate := score_of(part.frames["scores"], arm, "pass_rate")).value):
+    for arm in selection.arms:
+        if arm.is_start and not math.isnan((rate := score_of(selection.frames["scores"], arm, "pass_rate")).value):
             return f"; the start model’s is {100 * rate.value:.1f} %"
     return ""
 
 
-def _without_judge(part: Part, trained: Sequence[Arm]) -> list[Finding]:
-    table = part.frames["scores"]
-    found = {arm: score_of(table, arm, "reward_accuracy") for arm in trained}
+def _without_judge(selection: Selection) -> list[Finding]:
+    scores = selection.frames["scores"]
+    found = {arm: score_of(scores, arm, "reward_accuracy") for arm in selection.trained}
     ranked = sorted((a for a in found if not math.isnan(found[a].value)), key=lambda a: -found[a].value)
     if not ranked:
         return [Finding("open", "Nothing to compare", "No judged answers or held-out rewards are shown here.")]
-    said = _few([f"{clean(a.label)} {100 * found[a].value:.1f} %{_interval(found[a], '.1f')}" for a in ranked])
+    shares = _few([f"{clean(a.label)} {100 * found[a].value:.1f} %{_interval(found[a], '.1f')}" for a in ranked])
     n = max(found[a].n for a in ranked)
     text = (
         "Answers were not judged beside a start model, so nothing is known about quality. Held-out pairs ranked right"
     )
-    return [Finding("open", "No judge", f"{text}: {'; '.join(said)} (n = {n} pairs).")]
+    return [Finding("open", "No judge", f"{text}: {'; '.join(shares)} (n = {n} pairs).")]
 
 
-def _gain_p_values(part: Part, arms: Sequence[Arm]) -> list[float]:
+def _gain_p_values(selection: Selection, arms: Sequence[Arm]) -> list[float]:
     """Two-sided p of "no gain": over prompts, and where an arm has several seeds over these too, whichever is larger."""
-    runs, verdicts = part.frames["runs"], part.frames["verdicts"]
-    starts = [arm for arm in arms_of(runs) if arm.is_start]
+    runs, verdicts = selection.frames["runs"], selection.frames["verdicts"]
+    starts = [arm for arm in selection.arms if arm.is_start]
     by_prompt = scores_by_prompt(verdicts, [*starts, *arms])
     crossed = scores_by_seed_and_prompt(verdicts, runs, [*starts, *arms])
     start = next((s.id for s in starts if s.id in by_prompt), None)
@@ -167,49 +175,47 @@ def _gain_p_values(part: Part, arms: Sequence[Arm]) -> list[float]:
 
 
 # ---------------------------------------------------------------- against each other
-def _between(part: Part, trained: Sequence[Arm]) -> list[Finding]:
+def _between(selection: Selection) -> list[Finding]:
     """Which losses differ from each other; the same tests and the same correction as in the figure `who-beats-whom`."""
-    if part.frames["verdicts"].empty:
+    runs, verdicts, arms = selection.frames["runs"], selection.frames["verdicts"], selection.arms
+    if verdicts.empty:
         return []
-    arms = arms_of(part.frames["runs"])
-    table = scores_by_prompt(part.frames["verdicts"], arms)
-    pairs = list(combinations([arm for arm in arms if arm.id in table], 2))
-    adjusted = stats.holm(beats_tests(part.frames["verdicts"], part.frames["runs"], pairs))
-    wins: list[tuple[Arm, Arm]] = []
-    asked = 0
-    for (a, b), p in zip(pairs, adjusted, strict=True):
-        if a not in trained or b not in trained:
-            continue
-        asked += 1
+    scores = scores_by_prompt(verdicts, arms)
+    pairs = list(combinations([arm for arm in arms if arm.id in scores], 2))
+    adjusted = stats.holm(beats_tests(verdicts, runs, pairs))  # the start model's pairs count in the correction
+    between = [(pair, p) for pair, p in zip(pairs, adjusted, strict=True) if not any(arm.is_start for arm in pair)]
+    if not between:
+        return []
+    wins: list[tuple[Arm, Arm]] = []  # winner, loser
+    for (a, b), p in between:
         if p < 0.05:
-            a_wins = float(np.nanmean(stats.outcomes(table[a.id], table[b.id]))) > 0.5
+            a_wins = float(np.nanmean(stats.outcomes(scores[a.id], scores[b.id]))) > 0.5
             wins.append((a, b) if a_wins else (b, a))
-    if not asked:
-        return []
     seeds = max(len(arm.runs) for arm in arms)
-    how = f"sign test over {len(table)} prompts{' and a test over seeds' if seeds > 1 else ''}, Holm’s correction"
+    how = f"sign test over {len(scores)} prompts{' and a test over seeds' if seeds > 1 else ''}, Holm’s correction"
     if not wins:
-        verb = "The one pair does not differ" if asked == 1 else f"None of the {asked} pairs differs"
+        verb = "The one pair does not differ" if len(between) == 1 else f"None of the {len(between)} pairs differs"
         return [Finding("open", "Between the losses", f"{verb} by more than chance ({how}).")]
-    if len(wins) <= 8:
-        beaten: dict[Arm, list[str]] = {}
-        for winner, loser in wins:
-            beaten.setdefault(winner, []).append(clean(loser.label))
-        ranked = sorted(beaten, key=lambda arm: (-len(beaten[arm]), arm.label))
-        text = "; ".join(f"{clean(arm.label)} beats {listing(beaten[arm])}" for arm in ranked)
-    else:
+    rest = len(between) - len(wins)
+    decided = f"Undecided: {rest} of {len(between)} pairs" if rest else "Every pair is decided"
+    return [Finding("good", "Between the losses", f"{_who_wins(wins)}. {decided} ({how}).")]
+
+
+def _who_wins(wins: Sequence[tuple[Arm, Arm]]) -> str:
+    """Every (winner, loser) of a few; of many, who wins and who loses most often."""
+    if len(wins) > 8:
         most_wins, most_losses = (_tally(side) for side in zip(*wins, strict=True))
-        text = f"Most often ahead: {most_wins}; most often behind: {most_losses} (“Who beats whom” shows each pair)"
-    rest = asked - len(wins)
-    decided = f"Undecided: {rest} of {asked} pairs" if rest else "Every pair is decided"
-    return [Finding("good", "Between the losses", f"{text}. {decided} ({how}).")]
+        return f"Most often ahead: {most_wins}; most often behind: {most_losses} (“Who beats whom” shows each pair)"
+    beaten: dict[Arm, list[str]] = {}
+    for winner, loser in wins:
+        beaten.setdefault(winner, []).append(clean(loser.label))
+    ranked = sorted(beaten, key=lambda arm: (-len(beaten[arm]), arm.label))
+    return "; ".join(f"{clean(arm.label)} beats {listing(beaten[arm])}" for arm in ranked)
 
 
 def _tally(arms: Iterable[Arm]) -> str:
     """`SimPO in 13 pairs, DPO in 7, …`: those that occur most often."""
-    counts: dict[Arm, int] = {}
-    for arm in arms:
-        counts[arm] = counts.get(arm, 0) + 1
+    counts = Counter(arms)
     ranked = sorted(counts, key=lambda arm: (-counts[arm], arm.label))[:FIRST]
     return ", ".join(
         f"{clean(arm.label)} in {counts[arm]}" + ("" if place else f" pair{'s'[: counts[arm] - 1]}")
@@ -222,39 +228,38 @@ def _scorecard(claims: pd.DataFrame | None) -> list[Finding]:
     """How many claims got which verdict, and the first of those that were decided, as the table has them."""
     if claims is None:
         return []
-    told = {verdict: [_quoted(says) for says in mine["Claim"]] for verdict, mine in claims.groupby("Verdict")}
-    measured = len(claims) - len(told.get("not measured", []))
-    said = [f"{measured} of {len(claims)} were measured"]
+    by_verdict = {
+        verdict: [f"“{clean(str(claim))}”" for claim in g["Claim"]] for verdict, g in claims.groupby("Verdict")
+    }
+    measured = len(claims) - len(by_verdict.get("not measured", []))
+    counts = []
     for verdict in ("supported", "contradicted"):
-        found = told.get(verdict, [])
+        found = by_verdict.get(verdict, [])
         first = f" ({'; '.join(found[:2])}{'; …' if found[2:] else ''})" if found else ""
-        said.append(f"{len(found) or 'none'} {verdict}{first}")
-    said.append(f"{len(told.get('undecided', [])) or 'none'} undecided")
-    return [Finding("note", "The paper’s claims", f"{said[0]}: {', '.join(said[1:])}.")]
-
-
-def _quoted(says: str) -> str:
-    return f"“{clean(str(says))}”"
+        counts.append(f"{len(found) or 'none'} {verdict}{first}")
+    counts.append(f"{len(by_verdict.get('undecided', [])) or 'none'} undecided")
+    text = f"{measured} of {len(claims)} were measured: {', '.join(counts)}."
+    return [Finding("note", "The paper’s claims", text)]
 
 
 # ---------------------------------------------------------------- what went wrong
-def _failures(runs: pd.DataFrame, arms: Sequence[Arm]) -> list[Finding]:
+def _failures(selection: Selection) -> list[Finding]:
     """One sentence for each loss and reason; the seeds that shared it together."""
-    told: dict[tuple[str, str, str], list[str]] = {}
-    for arm in arms:
-        for row in of_arm(runs, arm).sort_values("seed", kind="stable").to_dict("records"):
+    seeds_of: dict[tuple[str, str, str], list[str]] = {}
+    for arm in selection.arms:
+        for row in of_arm(selection.frames["runs"], arm).sort_values("seed", kind="stable").to_dict("records"):
             if row["status"] == "finished":
                 continue
             reason = "" if row["reason"] is None or pd.isna(row["reason"]) else clean(str(row["reason"]), 400).strip()
             head = "Failed" if row["status"] == "failed" else "Not finished"
-            seeds = told.setdefault((head, clean(arm.label), reason), [])
+            seeds = seeds_of.setdefault((head, clean(arm.label), reason), [])
             seeds += [str(row["seed"])] if len(arm.runs) > 1 else []
-    said = []
-    for (head, label, reason), seeds in told.items():
+    sentences = []
+    for (head, label, reason), seeds in seeds_of.items():
         which = f" (seed{'s' if len(seeds) > 1 else ''} {listing(seeds)})" if seeds else ""
         text = f"{label}{which}" + (f": {reason}" if reason else "")
-        said.append(Finding("bad", head, text if text.endswith(".") else f"{text}."))
-    return said
+        sentences.append(Finding("bad", head, text if text.endswith(".") else f"{text}."))
+    return sentences
 
 
 def _warnings(health: pd.DataFrame | None) -> list[Finding]:
@@ -272,11 +277,11 @@ def both_fell(health: pd.DataFrame | None) -> str:
     """How often both log-probabilities fell, and whether the gap opened all the same; "" where that is not known."""
     if health is None:
         return ""
-    said = [(clean(str(a)), str(b)) for a, b in zip(health["Loss"], health["Both sides"], strict=True) if b]
-    if not said:
+    moved = [(clean(str(a)), str(b)) for a, b in zip(health["Loss"], health["Both sides"], strict=True) if b]
+    if not moved:
         return ""
-    fell = [loss for loss, what in said if what.startswith("both fell")]
-    wrong = [loss for loss, what in said if what.endswith(("no gap", "wrong way"))]
+    fell = [loss for loss, how in moved if how.startswith("both fell")]
+    wrong = [loss for loss, how in moved if how.endswith(("no gap", "wrong way"))]
     text = f"Here, on held-out pairs, both fell for {listing(_few(fell)) or 'no loss'}."
     if wrong:
         return text + f" No gap between the two was learned by {listing(_few(wrong))}: that is worth a look."
@@ -284,29 +289,29 @@ def both_fell(health: pd.DataFrame | None) -> str:
 
 
 # ---------------------------------------------------------------- what was compared
-def facts(part: Part) -> str:
+def facts(comparable: Comparable) -> str:
     """What was compared, in one line."""
-    runs, frames = part.frames["runs"], part.frames
+    runs, frames = comparable.frames["runs"], comparable.frames
     trained = runs[runs["loss"] != "start"]
-    said = [_count(trained["loss"].nunique(), "loss", "losses")]
-    variants = sum(not arm.is_start for arm in arms_of(runs))
+    parts = [_count(trained["loss"].nunique(), "loss", "losses")]
+    variants = len(comparable.every_arm.trained)
     if variants > trained["loss"].nunique():
-        said.append(f"{variants} variants of settings")
-    said.append(_count(trained["seed"].nunique(), "seed", "seeds"))
+        parts.append(f"{variants} variants of settings")
+    parts.append(_count(trained["seed"].nunique(), "seed", "seeds"))
     pairs = sorted({int(p) for p in trained["pairs"].dropna()})
     if pairs:
-        said.append(f"{'–'.join(show_number(p) for p in dict.fromkeys((pairs[0], pairs[-1])))} training pairs")
+        parts.append(f"{'–'.join(show_number(p) for p in dict.fromkeys((pairs[0], pairs[-1])))} training pairs")
     for name, column, one, many in (
         ("heldout", "pair", "held-out pair", "held-out pairs"),
         ("answers", "prompt", "prompt", "prompts"),
     ):
         if len(frames[name]):
-            said.append(_count(frames[name][column].nunique(), one, many))
+            parts.append(_count(frames[name][column].nunique(), one, many))
     if judges := (judges_of(frames["verdicts"]) if len(frames["verdicts"]) else []):
-        said.append(f"judged by {clean(listing(judges))}")
-    if part.protocol:
-        said.append(f"protocol {part.protocol}")
-    return " · ".join(said)
+        parts.append(f"judged by {clean(listing(judges))}")
+    if comparable.protocol:
+        parts.append(f"protocol {comparable.protocol}")
+    return " · ".join(parts)
 
 
 # ---------------------------------------------------------------- words
@@ -314,10 +319,10 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{show_number(number)} {one if number == 1 else many}"
 
 
-def _few(said: Sequence[str]) -> list[str]:
+def _few(texts: Sequence[str]) -> list[str]:
     """The first of them, and how many more there are."""
-    rest = len(said) - MOST_NAMED
-    return list(said) if rest <= 1 else [*said[:MOST_NAMED], f"{rest} more"]
+    rest = len(texts) - MOST_NAMED
+    return list(texts) if rest <= 1 else [*texts[:MOST_NAMED], f"{rest} more"]
 
 
 def _signed(value: float) -> str:

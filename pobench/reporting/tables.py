@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from pobench.reporting import plot
-from pobench.results import metrics as scores
-from pobench.results import stats
+from pobench.results import metrics, stats
 from pobench.types import Estimate
 
 # ---------------------------------------------------------------- untrusted text
@@ -82,7 +81,7 @@ def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) ->
     """Print a DataFrame of Estimates and plain values; columns named like a metric get its title, unit and format."""
     heads, columns = [], []
     for name in frame.columns:
-        metric, values = scores.metric(str(name)), list(frame[name])
+        metric, values = metrics.metric(str(name)), list(frame[name])
         numeric = any(isinstance(v, Estimate) or _numeric(v) for v in values)
         heads.append(
             Head(metric.title, metric.unit, metric.definition, metric.better, True)
@@ -99,7 +98,7 @@ def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) ->
     return Table(heads, [list(row) for row in zip(*columns, strict=True)], frame)
 
 
-def _cell(value: Any, metric: scores.Metric | None) -> Cell:
+def _cell(value: Any, metric: metrics.Metric | None) -> Cell:
     show: Callable[[float], str] = metric.show if metric else show_number
     if isinstance(value, Estimate):
         if math.isnan(value.value):

@@ -44,32 +44,48 @@ def arms_of(runs: pd.DataFrame) -> list[Arm]:
 
     Labels are titles; where one loss stands with several settings, those that differ are added.
     """
-    groups: dict[tuple[str, ...], list[int]] = {}
     rows = runs.sort_values("run", kind="stable").to_dict("records")
-    for i, row in enumerate(rows):
-        known = [_plain(row.get(key)) for key in _FIXED]
-        # nothing but its run id tells two start models apart
-        key = (str(row["setting"]), str(row["loss"]), json.dumps(settings_of(row), sort_keys=True), *known)
-        groups.setdefault(key if row["loss"] != "start" else (*key, str(row["run"])), []).append(i)
-    facts: dict[tuple[str, ...], dict[str, str]] = {}
-    for key, members in groups.items():
-        row = rows[members[0]]
-        facts[key] = {k: show_setting(v) for k, v in settings_of(row).items()}
-        facts[key] |= {k: show_setting(row.get(k)) for k in _FIXED if not pd.isna(row.get(k))}
+    groups: dict[ArmKey, list[dict[Any, Any]]] = {}
+    for row in rows:
+        groups.setdefault(_arm_key(row), []).append(row)
+    shown = {key: _shown_facts(members[0]) for key, members in groups.items()}
     found = []
     for key, members in groups.items():
-        row, rivals = rows[members[0]], [k for k in groups if k[1] == key[1]]
-        title = row.get("title")
-        label = str(row["loss"]) if title is None or pd.isna(title) or not str(title) else str(title)
-        label = label.encode("utf-8", "replace").decode()  # a frame of labels must be possible
-        if row["loss"] == "start":
-            label = "Start model" if label.casefold() in ("start", "start model") else label
-        elif differing := [k for k in facts[key] if len({facts[r].get(k) for r in rivals} - {None}) > 1]:
-            label += " (" + ", ".join(f"{GREEK.get(k, k)} = {facts[key][k]}" for k in differing) + ")"
+        rivals = [shown[other] for other in groups if other[1] == key[1]]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
-        ids = tuple(str(rows[m]["run"]) for m in members)
-        found.append(Arm(f"{row['setting']}/{row['loss']}~{digest}", str(row["loss"]), label, ids))
+        loss, ids = str(members[0]["loss"]), tuple(str(row["run"]) for row in members)
+        arm_id = f"{members[0]['setting']}/{loss}~{digest}"
+        found.append(Arm(arm_id, loss, _label(members[0], shown[key], rivals), ids))
     return sorted(found, key=lambda arm: (not arm.is_start, arm.loss, _natural(arm.label), arm.id))
+
+
+ArmKey = tuple[str, ...]  # setting, loss, its settings (JSON), the values of _FIXED; of a start model its run too
+
+
+def _arm_key(row: dict[Any, Any]) -> ArmKey:
+    """What runs of one arm have in common."""
+    fixed = [_shown_or_empty(row.get(name)) for name in _FIXED]
+    key = (str(row["setting"]), str(row["loss"]), json.dumps(settings_of(row), sort_keys=True), *fixed)
+    # nothing but its run id tells two start models apart
+    return (*key, str(row["run"])) if row["loss"] == "start" else key
+
+
+def _shown_facts(row: dict[Any, Any]) -> dict[str, str]:
+    """What the run was trained with, as text."""
+    fixed = {name: show_setting(row.get(name)) for name in _FIXED if not pd.isna(row.get(name))}
+    return {**{name: show_setting(value) for name, value in settings_of(row).items()}, **fixed}
+
+
+def _label(row: dict[Any, Any], facts: dict[str, str], rivals: list[dict[str, str]]) -> str:
+    """The arm's title, with the settings in which the arms of its loss (rivals: their facts) differ."""
+    title = row.get("title")
+    label = str(row["loss"]) if title is None or pd.isna(title) or not str(title) else str(title)
+    label = label.encode("utf-8", "replace").decode()  # a frame of labels must be possible
+    if row["loss"] == "start":
+        return "Start model" if label.casefold() in ("start", "start model") else label
+    differing = [name for name in facts if len({other.get(name) for other in rivals} - {None}) > 1]
+    values = ", ".join(f"{GREEK.get(name, name)} = {facts[name]}" for name in differing)
+    return f"{label} ({values})" if values else label
 
 
 class Line(NamedTuple):
@@ -88,17 +104,17 @@ class Line(NamedTuple):
 def lines_of(runs: pd.DataFrame) -> list[Line]:
     """The longest line of every loss along every numeric setting in which two or more of its arms differ alone.
 
-    Of lines of equal length the one through the loss's home stands; `home` says which arm that is.
+    Of lines of equal length the one through the loss's home stands; `home_of` says which arm that is.
     """
     found = []
     for loss, members in _facts_by_loss(runs).items():
-        through = home_of(runs, loss)
+        through = _home(runs, members)
         for name in sorted({n for _, facts in members for n in facts}):
             groups: dict[str, list[tuple[float, Arm]]] = {}
             for arm, facts in members:
                 value = facts.get(name)
                 if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-                    others = json.dumps({k: _plain(v) for k, v in facts.items() if k != name}, sort_keys=True)
+                    others = json.dumps({k: _shown_or_empty(v) for k, v in facts.items() if k != name}, sort_keys=True)
                     groups.setdefault(others, []).append((float(value), arm))
             best = max(groups.values(), key=lambda g: (len(g), through in [arm for _, arm in g]), default=[])
             if len(best) > 1:
@@ -112,14 +128,15 @@ def home_of(runs: pd.DataFrame, loss: str) -> Arm | None:
     return _home(runs, _facts_by_loss(runs).get(loss, []))
 
 
-def homes_of(runs: pd.DataFrame) -> list[Arm]:
-    """The arm that stands for each loss, by loss; see `home`."""
-    return [arm for members in _facts_by_loss(runs).values() if (arm := _home(runs, members)) is not None]
+def homes_of(runs: pd.DataFrame) -> dict[str, Arm]:
+    """loss → the arm that stands for it, see `home_of`."""
+    homes = {loss: _home(runs, members) for loss, members in _facts_by_loss(runs).items()}
+    return {loss: arm for loss, arm in homes.items() if arm is not None}
 
 
 def _home(runs: pd.DataFrame, members: list[tuple[Arm, dict[str, Any]]]) -> Arm | None:
-    mine = runs[runs["run"].isin([arm.runs[0] for arm, _ in members])]
-    sources = {str(row["run"]): json_object(row.get("sources")).values() for row in mine.to_dict("records")}
+    firsts = runs[runs["run"].isin([arm.runs[0] for arm, _ in members])]
+    sources = {str(row["run"]): json_object(row.get("sources")).values() for row in firsts.to_dict("records")}
 
     def rank(member: tuple[Arm, dict[str, Any]]) -> tuple[Any, ...]:
         arm, facts = member
@@ -166,7 +183,7 @@ def show_setting(value: Any) -> str:
     return str(value)
 
 
-def _plain(value: Any) -> str:
+def _shown_or_empty(value: Any) -> str:
     return "" if value is None or pd.isna(value) else show_setting(value)
 
 
@@ -223,32 +240,32 @@ def judges_of(verdicts: pd.DataFrame) -> list[str]:
     return sorted(verdicts["judge"].dropna().astype(str).unique(), key=lambda judge: (judge != "verifiable", judge))
 
 
-def scores_by_prompt(verdicts: pd.DataFrame, arms_: Sequence[Arm]) -> pd.DataFrame:
+def scores_by_prompt(verdicts: pd.DataFrame, arms: Sequence[Arm]) -> pd.DataFrame:
     """(prompts × arms) the main judge's mean score: over a prompt's samples, then over seeds. Columns are arm ids."""
     columns = {}
     verdicts = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])]
-    for arm in arms_:
+    for arm in arms:
         per_run = of_arm(verdicts, arm).groupby(["run", "prompt"], sort=True)["score"].mean()
         if len(per_run):
             columns[arm.id] = per_run.groupby("prompt", sort=True).mean()
     return pd.DataFrame(columns).sort_index()
 
 
-def scores_by_seed_and_prompt(verdicts: pd.DataFrame, runs: pd.DataFrame, arms_: Sequence[Arm]) -> pd.DataFrame:
+def scores_by_seed_and_prompt(verdicts: pd.DataFrame, runs: pd.DataFrame, arms: Sequence[Arm]) -> pd.DataFrame:
     """((seed, prompt) × arms) the main judge's mean score over a prompt's samples. Columns are arm ids. A start model,
     which has no seed, stands beside every seed of the others."""
     verdicts = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])]
     seed_of = dict(zip(runs["run"], runs["seed"], strict=True))
-    seeds = sorted({seed_of[run] for arm in arms_ if not arm.is_start for run in arm.runs})
+    seeds = sorted({seed_of[run] for arm in arms if not arm.is_start for run in arm.runs})
     columns = {}
-    for arm in arms_:
-        mine = of_arm(verdicts, arm)
+    for arm in arms:
+        own = of_arm(verdicts, arm)
         if arm.is_start:
-            alone = mine.groupby("prompt", sort=True)["score"].mean()
+            alone = own.groupby("prompt", sort=True)["score"].mean()
             columns[arm.id] = pd.concat({seed: alone for seed in seeds}, names=["seed"]) if seeds else alone
-        elif len(mine):
-            seed = mine["run"].map(seed_of).rename("seed")
-            columns[arm.id] = mine.groupby([seed, "prompt"], sort=True)["score"].mean()
+        elif len(own):
+            seed = own["run"].map(seed_of).rename("seed")
+            columns[arm.id] = own.groupby([seed, "prompt"], sort=True)["score"].mean()
     return pd.DataFrame({name: c for name, c in columns.items() if len(c)}).sort_index()
 
 

@@ -1,23 +1,25 @@
-"""The frames of a runs directory: in order, and apart.
+"""The frames of a runs directory: sorted, split into what may be compared, and which of it is shown.
 
-Order of arrival does not matter, and runs are compared only inside one setting, one protocol version and one start
-model: such a group is a `Part`.
+Runs are compared only within one setting, one protocol version and one start model: such a group is a `Comparable`. It
+also holds the choice of arms that figures show, made once, so that every figure, table and sentence shows the same.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from pobench.columns import STORED
 from pobench.errors import PobenchError, nearest
-from pobench.results import metrics as scores
-from pobench.results.arms import arms_of, homes_of
+from pobench.registry import Figure
+from pobench.results import metrics
+from pobench.results.arms import Arm, arms_of, homes_of
 from pobench.results.derived import Frames
 
 
@@ -33,23 +35,72 @@ def ordered(frames: Mapping[str, pd.DataFrame]) -> Frames:
     return Frames(found)
 
 
-@dataclass
-class Part:
-    """The frames of one setting, protocol and start model: what may be compared."""
+MOST_ARMS = 16  # rows and panels that a reader still takes in; the paper's losses are twelve
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The runs that a figure shows. left_out: a sentence on the arms that it does not show, "" where it shows all."""
+
+    frames: Frames
+    left_out: str = ""
+
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """The arms of these runs, the start model first. A label says how an arm differs from the others HERE."""
+        return arms_of(self.frames["runs"])
+
+    @property
+    def trained(self) -> list[Arm]:
+        """The arms without the start model."""
+        return [arm for arm in self.arms if not arm.is_start]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparable:
+    """The runs of one setting, protocol and start model: what may be compared.
+
+    every_arm: all of them. home: each loss with its setting's own values, without the arms that studies have added; the
+    same as `every_arm` where there are no more than `MOST_ARMS`.
+    """
 
     setting: str
     protocol: str
     start: str
     title: str
-    frames: Frames
+    every_arm: Selection
+    home: Selection
+
+    @property
+    def frames(self) -> Frames:
+        """The frames of every arm."""
+        return self.every_arm.frames
+
+    def shown_in(self, figure: Figure) -> Selection:
+        """The runs that a figure or table gets: all for one about how settings of one loss differ, else those at home."""
+        return self.every_arm if figure.every_arm else self.home
 
 
-def split(frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, seed: int = 0) -> list[Part]:
-    """The parts of the runs directory that may not be mixed, in order. Raises PobenchError when there is no run.
+def split(frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, seed: int = 0) -> list[Comparable]:
+    """The groups of runs that may be compared, in order. Raises PobenchError when there is no run.
 
     Unfinished and failed runs keep their steps; their answers and held-out numbers are incomplete and left out.
+    seed: of the bootstrap behind scores that are not stored.
     """
-    runs = frames["runs"]
+    runs = _runs_of(frames["runs"], setting)
+    keys = _keys(runs)
+    found = []
+    for key in sorted(set(keys), key=lambda k: (k[0], _number(k[1]), k[2])):
+        members = runs[[k == key for k in keys]]
+        if not key[2] and (members["loss"] == "start").any():  # start models without a name of their own
+            key = (*key[:2], str(members.loc[members["loss"] == "start", "run"].iloc[0]))
+        every_arm = Selection(_frames_of(frames, members, seed))
+        found.append(Comparable(*key, _title(key, keys), every_arm, _at_home(every_arm)))
+    return found
+
+
+def _runs_of(runs: pd.DataFrame, setting: str | None) -> pd.DataFrame:
+    """The rows of one setting, or all. Raises PobenchError where none is left."""
     if setting is not None:
         known = sorted(runs["setting"].astype(str).unique())
         if setting not in known:
@@ -60,34 +111,41 @@ def split(frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, see
         runs = runs[runs["setting"] == setting]
     if runs.empty:
         raise PobenchError("there is no run to report on")
+    return runs
+
+
+Key = tuple[str, str, str]  # setting, protocol, start model ("" where it is not known)
+
+
+def _keys(runs: pd.DataFrame) -> list[Key]:
+    """Of every run, what decides with which others it is compared."""
     keys = [_key(row) for row in runs.to_dict("records")]
     starts: dict[tuple[str, str], set[str]] = {}
-    for where, protocol, start in keys:
-        starts.setdefault((where, protocol), set()).update({start} - {""})
+    for setting, protocol, start in keys:
+        starts.setdefault((setting, protocol), set()).update({start} - {""})
     # a run that names no start model belongs to the only one there is
-    keys = [(s, p, start or (min(starts[s, p]) if len(starts[s, p]) == 1 else "")) for s, p, start in keys]
-    parts = []
-    for key in sorted(set(keys), key=lambda k: (k[0], _number(k[1]), k[2])):
-        mine = runs[[k == key for k in keys]]
-        if not key[2] and (mine["loss"] == "start").any():  # start models without a name of their own
-            key = (*key[:2], str(mine.loc[mine["loss"] == "start", "run"].iloc[0]))
-        title = key[0]
-        if len({p for s, p in starts if s == key[0]}) > 1:
-            title += f", protocol {key[1] or 'unknown'}"
-        if len({k[2] for k in keys if k[:2] == key[:2]}) > 1:
-            title += f", start model {key[2].rsplit('/', 1)[-1] or 'unknown'}"
-        parts.append(Part(*key, title, _part_frames(frames, mine, seed)))
-    return parts
+    return [(s, p, start or (min(starts[s, p]) if len(starts[s, p]) == 1 else "")) for s, p, start in keys]
 
 
-def _key(row: Mapping[Any, Any]) -> tuple[str, str, str]:
+def _key(row: Mapping[Any, Any]) -> Key:
     start = row["run"] if row["loss"] == "start" else row["start"]
     found = row["protocol"]
     protocol = "" if pd.isna(found) else f"{found:g}" if pd.api.types.is_number(found) else str(found)
     return str(row["setting"]), protocol, "" if start is None or pd.isna(start) else str(start)
 
 
-def _part_frames(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: int) -> Frames:
+def _title(key: Key, keys: Sequence[Key]) -> str:
+    """The setting, and whatever else tells this group from the others."""
+    setting, protocol, start = key
+    title = setting
+    if len({k[1] for k in keys if k[0] == setting}) > 1:
+        title += f", protocol {protocol or 'unknown'}"
+    if len({k[2] for k in keys if k[:2] == key[:2]}) > 1:
+        title += f", start model {start.rsplit('/', 1)[-1] or 'unknown'}"
+    return title
+
+
+def _frames_of(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: int) -> Frames:
     finished = set(runs.loc[runs["status"] == "finished", "run"])
     tuned = {name.removesuffix("-tuned") for name in runs["setting"].astype(str)}
     part = {"runs": runs.reset_index(drop=True)}
@@ -96,32 +154,23 @@ def _part_frames(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: i
         if name in ("audit", "tuning"):
             column, kept = "setting", tuned if name == "tuning" else set(runs["setting"])
         part[name] = frames[name][frames[name][column].isin(kept)].reset_index(drop=True)
-    return Frames({**part, "scores": scores.complete(part, seed=seed)})
+    return Frames({**part, "scores": metrics.complete(part, seed=seed)})
 
 
 def _number(text: str) -> tuple[float, str]:
     return (float(text), "") if re.fullmatch(r"\d+(\.\d+)?", text) else (math.inf, text)
 
 
-MOST_ARMS = 16  # rows and panels that a reader still takes in; the paper's losses are twelve
-
-
-def at_home(frames: Frames) -> tuple[Frames, str]:
-    """The frames without the arms that studies have added, and a sentence on what is left out; as they are, and "",
-    where no more than `MOST_ARMS` arms stand in them."""
-    found: tuple[Frames, str] = frames.once("at home", _at_home)
-    return found
-
-
-def _at_home(frames: Frames) -> tuple[Frames, str]:
-    runs = frames.get("runs")
-    if runs is None or len(runs) <= MOST_ARMS or len(arms := arms_of(runs)) <= MOST_ARMS:
-        return frames, ""
-    homes = homes_of(runs)
-    kept = {name for arm in arms if arm.is_start or arm in homes for name in (arm.id, *arm.runs)}
-    count = sum(not arm.is_start and arm.runs[0] not in kept for arm in arms)
+def _at_home(every_arm: Selection) -> Selection:
+    """Without the arms that studies have added, where there are more than `MOST_ARMS`."""
+    frames = every_arm.frames
+    if len(frames["runs"]) <= MOST_ARMS or len(every_arm.arms) <= MOST_ARMS:
+        return every_arm
+    homes = homes_of(frames["runs"]).values()
+    kept = {name for arm in every_arm.arms if arm.is_start or arm in homes for name in (arm.id, *arm.runs)}
+    count = sum(arm.runs[0] not in kept for arm in every_arm.trained)
     if not count:
-        return frames, ""
+        return every_arm
     where = "“Effect of one setting” and “Settings of every loss”"
-    said = f"Each loss stands with its setting's own values; {count} more, of studies, are in {where}."
-    return frames.of_runs(kept), said
+    left_out = f"Each loss stands with its setting's own values; {count} more, of studies, are in {where}."
+    return Selection(frames.of_runs(kept), left_out)

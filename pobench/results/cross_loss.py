@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from pobench.columns import FRAMES
 from pobench.registry import Loss, losses
 from pobench.results import stats
-from pobench.results.arms import home_of, of_arm, settings_of
+from pobench.results.arms import homes_of, of_arm, settings_of
 from pobench.types import LossOutput, Pair, SequenceLogps
 
 METRICS: dict[str, stats.Bounds | None] = {"loss": None, "reward_accuracy": stats.UNIT, "margin": None}
@@ -63,12 +63,12 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
 
     The mean over pairs of the evaluated loss, of its reward accuracy (ties half) and of its margin, with interval and n.
     settings (JSON): the run's own where it was trained with that loss; else those of the loss's home among the runs of
-    the same setting (`stats.home_of`); else the defaults. A number that is not finite is missing; a loss that cannot be
+    the same setting (`home_of`); else the defaults. A number that is not finite is missing; a loss that cannot be
     evaluated has n = 0.
     """
     rows: list[dict[str, Any]] = []
     for _, members in runs.groupby("setting", sort=True):
-        known = {name: settings_among(members, losses.get(name)) for name in losses.names()}
+        known = settings_among(members, [losses.get(name) for name in losses.names()])
         for run in members.sort_values("run").to_dict("records"):
             # in the order of the pairs' names, so that resampling draws what it draws for `scores`
             held = heldout[heldout["run"] == run["run"]].sort_values("pair", key=lambda p: p.astype(str), kind="stable")
@@ -78,10 +78,15 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
     return FRAMES["cross_loss"].of(rows)
 
 
-def settings_among(runs: pd.DataFrame, loss: Loss) -> dict[str, Any]:
-    """The loss's settings in its home among these runs (`stats.home_of`), or its defaults where it was not trained."""
-    home = home_of(runs, loss.name)
-    return loss.canonical(loss.settings) if home is None else settings_of(of_arm(runs, home).iloc[0])
+def settings_among(runs: pd.DataFrame, evaluated: Iterable[Loss]) -> dict[str, dict[str, Any]]:
+    """name → the loss's settings in its home among these runs (`home_of`), or its defaults where it was not trained."""
+    homes = homes_of(runs)
+    return {
+        loss.name: settings_of(of_arm(runs, homes[loss.name]).iloc[0])
+        if loss.name in homes
+        else loss.canonical(loss.settings)
+        for loss in evaluated
+    }
 
 
 def _of_run(run: Mapping[Any, Any], view: View, known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -33,7 +33,6 @@ class Frames(Mapping[str, pd.DataFrame]):
     def __init__(self, given: Mapping[str, pd.DataFrame]) -> None:
         self.given: dict[str, pd.DataFrame] = dict(given.given if isinstance(given, Frames) else given)
         self._made: dict[str, pd.DataFrame] = {}
-        self._once: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name in self.given:
@@ -54,12 +53,6 @@ class Frames(Mapping[str, pd.DataFrame]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-    def once(self, name: str, make: Callable[[Frames], Any]) -> Any:
-        """What `make` makes of these frames, which nobody changes: made when first asked for, kept under `name`."""
-        if name not in self._once:
-            self._once[name] = make(self)
-        return self._once[name]
 
     def of_runs(self, runs: Iterable[str]) -> Frames:
         """The rows of these runs alone; frames that are no run's stay whole, and what is derived is derived anew."""

@@ -12,7 +12,7 @@ This is the comparison of Appendix F of the SimPO paper, measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,8 @@ def gradients(runs: pd.DataFrame, heldout: pd.DataFrame, norms: pd.DataFrame | N
     """
     parts = []
     for _, members in runs.groupby("setting", sort=True):
+        trained = _registered(set(members["loss"]) - {"start"})
+        at_home = settings_among(members, trained.values())
         for run in members.sort_values("run").to_dict("records"):
             held = heldout[heldout["run"] == run["run"]]
             if held.empty:
@@ -58,20 +60,24 @@ def gradients(runs: pd.DataFrame, heldout: pd.DataFrame, norms: pd.DataFrame | N
             lengths = pd.DataFrame() if norms is None else norms[norms["run"] == run["run"]]
             measured = held[["pair"]].merge(lengths.reindex(columns=NORMS), on="pair", how="left")
             view = view_of(held)
-            for loss, settings in _asked(run, members):
-                parts.append(_rows(str(run["run"]), loss, _weights_or_nan(loss, settings, view), held, measured))
-    return FRAMES["gradients"].of(pd.concat(parts, ignore_index=True) if parts else ())
+            own = {str(run["loss"]): settings_of(run)} if run["loss"] != "start" else at_home
+            for name, settings in own.items():
+                if loss := trained.get(name):
+                    pull = _weights_or_nan(loss, settings, view)
+                    parts.append(_rows(str(run["run"]), loss, pull, held, measured))
+    found = [part for part in parts if len(part)]
+    return FRAMES["gradients"].of(pd.concat(found, ignore_index=True) if found else ())
 
 
-def _asked(run: Mapping[Any, Any], members: pd.DataFrame) -> Iterator[tuple[Loss, dict[str, Any]]]:
-    """The losses of one run and their settings; none where a plug-in's loss is not registered now."""
-    names = [run["loss"]] if run["loss"] != "start" else sorted(set(members["loss"]) - {"start"})
-    for name in map(str, names):
+def _registered(names: Iterable[Any]) -> dict[str, Loss]:
+    """The losses by name, without those of a plug-in that is not loaded now."""
+    found = {}
+    for name in sorted(map(str, names)):
         try:
-            loss = losses.get(name)
+            found[name] = losses.get(name)
         except PobenchError:
             continue
-        yield loss, settings_of(run) if run["loss"] != "start" else settings_among(members, loss)
+    return found
 
 
 def _weights_or_nan(loss: Loss, settings: Mapping[str, Any], view: View) -> stats.Floats:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from pobench.columns import FRAMES
+from pobench.files import nan_as_null
 from pobench.results import stats
 from pobench.results.arms import arms_of, judges_of
 from pobench.types import Estimate
@@ -310,24 +311,15 @@ def score(frames: Frames, start: Frames | None = None, *, seed: int = 0) -> list
             if (place and not m.judged) or (start is None and not m.start):
                 continue
             estimate = m.function(evidence)
-            numbers = (estimate.value, estimate.low, estimate.high)
-            value, low, high = (None if math.isnan(x) else float(x) for x in numbers)
-            rows.append(
-                {
-                    "metric": f"{m.name}@{judge}" if place else m.name,
-                    "value": value,
-                    "low": low,
-                    "high": high,
-                    "n": estimate.n,
-                    "better": m.better,
-                }
-            )
+            numbers = {k: nan_as_null(float(getattr(estimate, k))) for k in ("value", "low", "high")}
+            name = f"{m.name}@{judge}" if place else m.name
+            rows.append({"metric": name, **numbers, "n": estimate.n, "better": m.better})
     return rows
 
 
 def complete(frames: Frames, *, seed: int = 0) -> pd.DataFrame:
     """The `scores` frame with what it lacks: rows for finished runs that have none, and one set of rows, under
-    `stats.Arm.id`, for every loss that was trained with several seeds."""
+    `Arm.id`, for every loss that was trained with several seeds."""
     runs = frames["runs"]
     finished = runs[runs["status"] == "finished"]
     scores = frames.get("scores")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,16 @@ import yaml
 
 from pobench.columns import FRAMES
 from pobench.errors import CorruptError, PobenchError, nearest
-from pobench.files import checked_bytes, corrupt_files, digests_of, sha256_of, whole, write_text
+from pobench.files import (
+    checked_bytes,
+    corrupt_files,
+    digests_of,
+    nan_as_null,
+    sha256_of,
+    whole,
+    write_json,
+    write_text,
+)
 from pobench.identity import PROTOCOL, name_of
 from pobench.settings.job import Job
 from pobench.sources import file_digest
@@ -56,7 +64,10 @@ class NodeFolder:
         return dict(json.loads((self.path / "node.json").read_text(encoding="utf-8")))
 
     def write(self, frames: Mapping[str, pd.DataFrame], causes: Mapping[str, Any], **about: Any) -> None:
-        """Store some of `pobench.columns.FRAMES` under their names, without the column `run`: the folder says it. about: whatever else belongs to the result."""
+        """Store some of `pobench.columns.FRAMES` under their names, without the column `run`: the folder says it.
+
+        about: whatever else belongs to the result.
+        """
         with whole(self.path) as partial:
             partial.mkdir(parents=True)
             for name, frame in frames.items():
@@ -179,7 +190,7 @@ class RunFolder:
             write_text(path, text)
 
     def write_json(self, name: str, value: Any) -> None:
-        write_text(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
@@ -197,9 +208,7 @@ class RunFolder:
 
     def log_step(self, row: Mapping[str, Any]) -> None:
         with (self.path / "steps.jsonl").open("a") as file:
-            file.write(
-                json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}) + "\n"
-            )
+            file.write(json.dumps(nan_as_null(row)) + "\n")
 
     def rewind_steps(self, step: int) -> None:
         """Forget what was logged after `step`, and a line cut short by a kill."""

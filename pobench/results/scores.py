@@ -4,14 +4,14 @@ stay as they are."""
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from pobench.files import nan_as_null
 from pobench.identity import PROTOCOL, code_digest
 from pobench.results import metrics
 from pobench.results.run_folder import STAGE_OF, RunFolder
@@ -38,7 +38,7 @@ def scores_of(runs: Path, run: str) -> list[dict[str, Any]]:
     if not frames:
         return []
     begun = _frames(start, causes["start"]) if start is not None else None
-    rows = plain(metrics.score(frames, begun))
+    rows = list(nan_as_null(metrics.score(frames, begun)))
     with contextlib.suppress(OSError):  # runs that may only be read are scored each time
         folder.write_json("scores.json", {"causes": causes, "rows": rows})
     return rows
@@ -67,8 +67,3 @@ def _nodes(folder: RunFolder, like: RunFolder | None = None) -> dict[str, str]:
 
 def _frames(folder: RunFolder, names: Mapping[str, str]) -> dict[str, pd.DataFrame]:
     return {name: folder.read_frame(name).assign(run=folder.run) for name in names}
-
-
-def plain(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """nan as None, for JSON."""
-    return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]

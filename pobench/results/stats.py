@@ -303,8 +303,8 @@ def spearman_difference(
     for run in np.unique(runs):
         a, b, c, d = columns[:, there & (runs == run)]
         if len(a) > 1:
-            mine, other = _spearman(a, b, seed, resamples), _spearman(c, d, seed, resamples)
-            found.append((mine[0] - other[0], mine[1] - other[1], len(a)))
+            first, second = _spearman(a, b, seed, resamples), _spearman(c, d, seed, resamples)
+            found.append((first[0] - second[0], first[1] - second[1], len(a)))
     found = [f for f in found if not math.isnan(f[0])]
     if not found:
         return Estimate.missing()

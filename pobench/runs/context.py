@@ -18,8 +18,8 @@ from pobench.data.pairs_folder import PairsFolder
 from pobench.data.prepare import Prepared
 from pobench.errors import PobenchError
 from pobench.model import adapters
-from pobench.model.flex import use_flex
 from pobench.model.device import bf16_pays, make_accelerator
+from pobench.model.flex import use_flex
 from pobench.model.load import attention_of, load_base
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer, sum_scorer

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from pobench.columns import FRAMES
 from pobench.errors import PobenchError
-from pobench.files import write_text
+from pobench.files import nan_as_null, write_text
 from pobench.results.metrics import METRICS, score
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
@@ -170,7 +170,7 @@ class _Tuner:
         first = jobs[0]
         trial.set_user_attr("settings", {k: v for k, v in first.loss_settings.items() if v is not None})
         trial.set_user_attr("lr", first.train.lr)
-        trial.set_user_attr("measured", {k: _plain(v) for k, v in measured.items()})
+        trial.set_user_attr("measured", nan_as_null(measured))
         study.tell(trial, measured["value"])
         if not self.keep_models:
             for run in runs:
@@ -204,8 +204,8 @@ class _Tuner:
 
         done = self.studies[search.loss].get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if self.tuning.sampler == "grid":
-            asked = points_of(search.space, search.loss)[: self.tuning.trials]
-            return [trial for trial in done if trial.user_attrs["point"] in asked]
+            cells = points_of(search.space, search.loss)[: self.tuning.trials]
+            return [trial for trial in done if trial.user_attrs["point"] in cells]
         return list(done[: self.tuning.trials])
 
     def _best(self, search: Search) -> Best | None:
@@ -214,7 +214,7 @@ class _Tuner:
             return None
         trial = min(done, key=_rank(-1 if self.better == "higher" else 1))
         attrs = trial.user_attrs
-        measured = {k: math.nan if v is None else v for k, v in attrs["measured"].items()}
+        measured = _null_as_nan(attrs["measured"])
         # γ is recorded absolute, whichever way it was searched
         varied = {"gamma" if key == "gamma_beta_ratio" else key for key in search.space}
         return Best(
@@ -237,14 +237,14 @@ class _Tuner:
         from optuna.trial import TrialState
 
         rows = []
-        asked = {search.study: self._choose_from(search) for search in self.tuning.searches}
+        counted = {search.study: self._choose_from(search) for search in self.tuning.searches}
         for name in sorted(optuna.get_all_study_names(self.storage)):
             study = optuna.load_study(study_name=name, storage=self.storage)
             trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
             done = [t for t in trials if t.state == TrialState.COMPLETE]
             tried = [t for t in trials if t in done or "reason" in t.user_attrs]
             sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
-            best = min(asked.get(name, done), key=_rank(sign), default=None)
+            best = min(counted.get(name, done), key=_rank(sign), default=None)
             for trial in tried:
                 attrs, measured = trial.user_attrs, trial.user_attrs.get("measured", {})
                 rows.append(
@@ -284,11 +284,11 @@ def _rank(sign: int) -> Callable[[Any], tuple[float, float, int]]:
 def _row_of(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[str, float]:
     """The metric's row; with a judge's name behind it where there are several judges."""
     found = [r for r in rows if r["metric"] == metric] or [r for r in rows if r["metric"].partition("@")[0] == metric]
-    return {k: math.nan if v is None else v for k, v in found[0].items()} if found else {}
+    return _null_as_nan(found[0]) if found else {}
 
 
-def _plain(value: float) -> float | None:
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _null_as_nan(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in numbers.items()}
 
 
 def _distributions(space: Space, sampler: str) -> dict[str, Any]:

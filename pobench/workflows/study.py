@@ -1,6 +1,6 @@
 """Studies: one YAML of experiments/studies says which question is asked, over which grid, and what then is drawn.
 
-A study expands to jobs by `config.resolve`, so a job that two studies share is the same job and runs once. Jobs whose
+A study expands to jobs by `resolve`, so a job that two studies share is the same job and runs once. Jobs whose
 data differ (a length bias in the labels) need token pairs of their own: one plan for each data section, run in turn.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.resources
 import itertools
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from pobench.errors import PobenchError, nearest
+from pobench.files import nan_as_null
 from pobench.registry import figures
 from pobench.reporting import plot
 from pobench.reporting.draw import draw
@@ -166,9 +166,9 @@ def expand(
     """
     overrides = dict(overrides or {})
     faults: list[str] = []
-    asked: list[str] | None = None
+    chosen: list[str] | None = None
     if losses is not None:
-        asked, faults = resolve_names(losses)
+        chosen, faults = resolve_names(losses)
     try:
         variant = study.settings.get(str(read_setting(setting)[0]["name"]), Variant())
     except PobenchError:
@@ -178,8 +178,8 @@ def expand(
     used: set[str] = set()
     for entry in variant.grid or study.grid:
         names = resolve_names(entry.losses)[0]
-        if asked is not None:
-            names = [name for name in asked if name in names or not entry.own]
+        if chosen is not None:
+            names = [name for name in chosen if name in names or not entry.own]
         used |= set(names)
         for loss in names:
             try:
@@ -187,7 +187,7 @@ def expand(
                     jobs.setdefault(job.key, job)
             except PobenchError as error:
                 faults += str(error).splitlines()
-    if left := [name for name in asked or () if name not in used]:
+    if left := [name for name in chosen or () if name not in used]:
         faults.append(f"--losses: the study {study.name} has no grid for {', '.join(left)}")
     if not used:  # what else is wrong is said all the same
         try:
@@ -203,7 +203,7 @@ def _of_one(
     study: Study, entry: Entry, loss: str, setting: str, seeds: Sequence[int] | None, overrides: dict[str, Any]
 ) -> list[Job]:
     own = resolve(setting, loss, seeds=seeds, overrides=overrides)
-    stands = {job.key: job for job in own}  # a value that the setting gives too keeps the setting's source
+    own_jobs = {job.key: job for job in own}  # a value that the setting gives too keeps the setting's source
     axes: list[list[tuple[str, Any]]] = []
     faults = []
     for key, values in entry.values.items():
@@ -222,7 +222,7 @@ def _of_one(
     for point in itertools.product(*axes):
         for job in resolve(setting, loss, seeds=seeds, overrides={**overrides, **dict(point)}):
             origin = {**job.origin, **{key: f"study {study.name}" for key, _ in point}}
-            jobs.append(stands.get(job.key) or replace(job, origin=origin))
+            jobs.append(own_jobs.get(job.key) or replace(job, origin=origin))
     return jobs
 
 
@@ -230,7 +230,7 @@ def _of_one(
 def make_plans(
     jobs: Sequence[Job], runs: Path, stages: Sequence[str], plugins: Sequence[str] = (), *, dry: bool = False
 ) -> list[Plan]:
-    """One plan for each data section, in the order of the jobs. Arguments and faults as in `plan.make_plan`."""
+    """One plan for each data section, in the order of the jobs. Arguments and faults as of `make_plan`."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.data.model_dump_json(), []).append(job)
@@ -238,7 +238,7 @@ def make_plans(
 
 
 def execute_all(plans: Sequence[Plan], *, announce: Any = lambda text: None) -> list[Outcome]:
-    """Run what is left of every plan; the start model, which they share, is told of once. Raises as `plan.execute`."""
+    """Run what is left of every plan; the start model, which they share, is reported once. Raises as `execute`."""
     outcomes: dict[str, Outcome] = {}
     for plan in plans:
         for outcome in execute(plan, announce=announce):
@@ -290,8 +290,8 @@ def describe_study(study: Study, plans: Sequence[Plan]) -> dict[str, Any]:
 def study_frames(plans: Sequence[Plan], runs: Path) -> Frames:
     """The stored frames of the study's own runs. Raises PobenchError where none is stored."""
     tasks = [task for plan in plans for task in plan.tasks if task.kind in ("start", "loss")]
-    mine, data = {task.run for task in tasks}, {task.data.name.removeprefix("data-") for task in tasks}
-    frames = load_frames(runs, tasks[0].job.setting).of_runs(mine)
+    names, data = {task.run for task in tasks}, {task.data.name.removeprefix("data-") for task in tasks}
+    frames = load_frames(runs, tasks[0].job.setting).of_runs(names)
     audit = frames["audit"]
     return Frames({**frames.given, "audit": audit[audit["data"].isin(data)], "tuning": frames["tuning"].iloc[:0]})
 
@@ -305,17 +305,15 @@ def report_study(study: Study, frames: Mapping[str, pd.DataFrame], runs: Path) -
 def scorecard(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """The rows of the table `claims` that the study is about: claim, verdict, value, low, high, n, unit, paper, name."""
     rows = []
-    for part in split(ordered(frames)):
+    claims = figures.get("claims")
+    for comparable in split(ordered(frames)):
         try:
-            table = draw(figures.get("claims"), part.frames)
+            table = draw(claims, comparable.shown_in(claims))
         except plot.NothingToDraw:
             continue
         for row in table[table["Name"].isin(study.claims)].to_dict("records"):
             e = row.pop("Ours")
-            numbers = {
-                k: None if math.isnan(v) else float(v)
-                for k, v in zip(("value", "low", "high"), (e.value, e.low, e.high), strict=True)
-            }
+            numbers = {k: nan_as_null(float(getattr(e, k))) for k in ("value", "low", "high")}
             rows.append({**{str(k).casefold(): v for k, v in row.items()}, **numbers, "n": e.n})
     return json.loads(json.dumps(rows))  # type: ignore[no-any-return]
 

@@ -1,7 +1,7 @@
 """Fair tuning: for every loss the same number of trials, judged on prompts or pairs that are neither trained on nor
 reported.
 
-    losses × (grid | sampler) → trials → jobs of `config.resolve` → runs below runs/<setting>/tuning → one objective
+    losses × (grid | sampler) → trials → jobs of `resolve` → runs below runs/<setting>/tuning → one objective
 
 Optuna keeps the trials (`optuna.db`, SQLite); each is an ordinary run, named by its configuration, so nothing is ever
 computed twice: a killed command goes on where it stopped, and a trial that another search has made is reused. The
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pobench.data.prompts import prompt_rows
 from pobench.data.rows import Message
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError, nearest, or_fault
+from pobench.files import nan_as_null
 from pobench.identity import name_of
 from pobench.results.metrics import METRICS
 from pobench.runs.cost import estimate_cost, is_local
@@ -110,21 +111,8 @@ def plan_tuning(
     tuning data that is trained on or reported.
     """
     names, faults = resolve_names(losses)
-    about = TuneConfig()
-    try:
-        about = TuneConfig.model_validate(section_of(read_setting(setting)[0], "tune", overrides or {}))
-        if about.prompts is None and about.pairs is None:
-            faults.append(
-                "tune: the setting names no tuning split; give its tune section `prompts` (answered and judged by every "
-                "trial) or `pairs` (held out by every trial), neither trained on nor reported"
-            )
-        if about.grid is None and grid is None:
-            faults.append("tune.grid: missing; name a grid of experiments/grids or a YAML file, or give --grid")
-    except pydantic.ValidationError as error:
-        faults += explain(error, "tune.", TuneConfig)
-    except PobenchError:  # an unknown setting: `resolve` says it
-        pass
-    about = about.model_copy(update={k: v for k, v in (("grid", grid), ("metric", metric)) if v is not None})
+    about, section_faults = _tune_section(setting, overrides or {}, grid, metric)
+    faults += section_faults
     if sampler not in SAMPLERS:
         faults.append(f"--sampler: unknown {sampler!r}{nearest(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}")
     if trials is not None and trials < 1:
@@ -136,30 +124,66 @@ def plan_tuning(
     cells = {name: math.prod(map(len, space.values())) for name, space in spaces.items()}
     wanted = trials or min(cells.values(), default=1)
     if sampler == "grid":
-        faults += [
-            f"--trials {wanted}: the grid of {name} has {count} cells; every loss gets the same number of trials, so ask "
-            f"for at most {min(cells.values())}, widen the grid, or search between its ends with --sampler tpe"
-            for name, count in cells.items()
-            if count < wanted
-        ]
+        faults += _cell_faults(cells, wanted)
     if faults:
         raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
     chosen_seeds = tuple(seeds or (base[0].seed,))
-    tuning = Tuning(
-        setting, base[0].setting, about, (), wanted, sampler, chosen_seeds, changes, Path(runs), tuple(plugins)
-    )
     searches = []
     for name in names:
         job = next(j for j in base if j.loss == name)
-        named = f"{name}-{sampler}-{_question(job, spaces[name], about.metric, chosen_seeds)}"
-        searches.append(Search(name, spaces[name], named, job))
-    tuning = replace(tuning, searches=tuple(searches))
+        study = f"{name}-{sampler}-{_question(job, spaces[name], about.metric, chosen_seeds)}"
+        searches.append(Search(name, spaces[name], study, job))
+    tuning = Tuning(
+        setting=setting,
+        name=base[0].setting,
+        about=about,
+        searches=tuple(searches),
+        trials=wanted,
+        sampler=sampler,
+        seeds=chosen_seeds,
+        overrides=changes,
+        runs=Path(runs),
+        plugins=tuple(plugins),
+    )
     if not dry or all(map(is_local, filter(None, (about.prompts, about.pairs, base[0].data.source)))):
         check_disjoint(setting, about, overrides or {})
-    for search in searches if sampler == "grid" else ():  # values that a loss refuses are known before the first trial
-        for point in points_of(search.space, search.loss)[:wanted]:
-            tuning.jobs(search, point)
+    if sampler == "grid":  # values that a loss refuses are known before the first trial
+        for search in searches:
+            for point in points_of(search.space, search.loss)[:wanted]:
+                tuning.jobs(search, point)
     return tuning
+
+
+def _tune_section(
+    setting: str, overrides: Mapping[str, Any], grid: str | None, metric: str | None
+) -> tuple[TuneConfig, list[str]]:
+    """The setting's `tune` section with what the command gives instead, and its faults. Where the setting itself cannot be
+    read, the defaults: `resolve` says why."""
+    about, faults = TuneConfig(), []
+    try:
+        about = TuneConfig.model_validate(section_of(read_setting(setting)[0], "tune", overrides))
+        if about.prompts is None and about.pairs is None:
+            faults.append(
+                "tune: the setting names no tuning split; give its tune section `prompts` (answered and judged by every "
+                "trial) or `pairs` (held out by every trial), neither trained on nor reported"
+            )
+        if about.grid is None and grid is None:
+            faults.append("tune.grid: missing; name a grid of experiments/grids or a YAML file, or give --grid")
+    except pydantic.ValidationError as error:
+        faults += explain(error, "tune.", TuneConfig)
+    except PobenchError:
+        pass
+    return about.model_copy(update={k: v for k, v in (("grid", grid), ("metric", metric)) if v is not None}), faults
+
+
+def _cell_faults(cells: Mapping[str, int], wanted: int) -> list[str]:
+    """Grids with fewer cells than trials. cells: of each loss."""
+    return [
+        f"--trials {wanted}: the grid of {name} has {count} cells; every loss gets the same number of trials, so ask "
+        f"for at most {min(cells.values())}, widen the grid, or search between its ends with --sampler tpe"
+        for name, count in cells.items()
+        if count < wanted
+    ]
 
 
 def _question(job: Job, space: Space, metric: str, seeds: Sequence[int]) -> str:
@@ -204,51 +228,51 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
     own_heldout = data.held_out is not None or data.held_out_split is not None
     faults: list[str] = []
 
-    def read(keys: Callable[..., list[str]], *which: Any) -> list[str]:
-        return or_fault(faults, lambda: keys(*which)) or []
+    def read(keys: Callable[..., list[str]], *source: Any) -> list[str]:
+        return or_fault(faults, lambda: keys(*source)) or []
 
-    used: dict[str, set[str]] = {}
+    reported: dict[str, set[str]] = {}
     if answers.source is not None:
-        used["reported prompts"] = set(
-            read(_asked, "answers.source", answers.source, answers.split, answers.max_prompts)
-        )
+        prompts = read(_prompt_keys, "answers.source", answers.source, answers.split, answers.max_prompts)
+        reported["reported prompts"] = set(prompts)
     if own_heldout:
         split, key = data.held_out_split or data.split, "data.held_out" if data.held_out else "data.source"
-        used["reported held-out pairs"] = set(read(_paired, key, data.held_out or data.source, split, data.revision))
-    training = set(read(_paired, "data.source", data.source, data.split, data.revision))
+        pairs = read(_pair_keys, key, data.held_out or data.source, split, data.revision)
+        reported["reported held-out pairs"] = set(pairs)
+    training = set(read(_pair_keys, "data.source", data.source, data.split, data.revision))
     if about.prompts is not None:
-        mine = read(_asked, "tune.prompts", about.prompts, about.prompts_split, about.max_prompts)
-        faults += _shared("tune.prompts", mine, {**used, "training pairs": training})
+        tuned_on = read(_prompt_keys, "tune.prompts", about.prompts, about.prompts_split, about.max_prompts)
+        faults += _shared("tune.prompts", tuned_on, {**reported, "training pairs": training})
     if about.pairs is not None:
-        mine = read(_paired, "tune.pairs", about.pairs, about.pairs_split, None)
+        tuned_on = read(_pair_keys, "tune.pairs", about.pairs, about.pairs_split, None)
         # A held-out part of the training file is not known before it is split: none of that file may be tuned on.
-        faults += _shared(
-            "tune.pairs", mine, used if own_heldout else {**used, "pairs to train on or hold out": training}
-        )
+        used = reported if own_heldout else {**reported, "pairs to train on or hold out": training}
+        faults += _shared("tune.pairs", tuned_on, used)
     if faults:
         raise PobenchError("\n".join(dict.fromkeys(faults)))
 
 
-def _shared(key: str, mine: Sequence[str], used: Mapping[str, set[str]]) -> list[str]:
+def _shared(key: str, tuned_on: Sequence[str], used: Mapping[str, set[str]]) -> list[str]:
+    """Prompts of the tuning split that are used for something else too. used: for what → what makes its prompts the same."""
     faults = []
-    for where, theirs in used.items():
-        both = [prompt for prompt in dict.fromkeys(mine) if prompt in theirs]
+    for where, prompts in used.items():
+        both = [prompt for prompt in dict.fromkeys(tuned_on) if prompt in prompts]
         if both:
             text = json.loads(both[0])[-1][1]
             faults.append(
-                f"{key}: {len(both)} of {len(set(mine))} prompts are among the {where}, so what is chosen on them would "
+                f"{key}: {len(both)} of {len(set(tuned_on))} prompts are among the {where}, so what is chosen on them would "
                 f"be chosen on what is {'trained on' if 'train' in where else 'reported'}; the first: {text[:60]!r}"
             )
     return faults
 
 
-def _asked(key: str, source: str, split: str | None, most: int | None) -> list[str]:
+def _prompt_keys(key: str, source: str, split: str | None, most: int | None) -> list[str]:
     """What makes prompts the same, of prompt rows. key: of the setting that names the source."""
     rows = prompt_rows(source, split, key)[:most]
     return [text_key(Message(m["role"], m["content"]) for m in row["messages"]) for row in rows]
 
 
-def _paired(key: str, source: str, split: str | None, revision: str | None) -> list[str]:
+def _pair_keys(key: str, source: str, split: str | None, revision: str | None) -> list[str]:
     """The same, of preference rows."""
     rows = fetch_rows(source, split=split, revision=revision, option=f"--set {key}=PATH")
     found = load_preferences(rows)
@@ -286,4 +310,4 @@ def _cost(tuning: Tuning) -> dict[str, Any]:
     cost = estimate_cost(tasks, None)
     times = tuning.trials * len(tuning.seeds)
     values = {**cost.__dict__, "seconds": cost.seconds * times, "device_hours": cost.device_hours * times}
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+    return dict(nan_as_null(values))

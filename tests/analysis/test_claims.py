@@ -200,10 +200,10 @@ def test_the_papers_numbers_are_the_printed_ones(claims) -> None:
 
 
 def test_the_figures_of_the_studies_are_drawn(worlds) -> None:
-    from pobench.results import metrics as scores
+    from pobench.results import metrics
 
     made = worlds.make(1)
-    made["scores"] = scores.complete(made)
+    made["scores"] = metrics.complete(made)
     drawn = {name: draw(registry.figures.get(name), made) for name in ("margin-density", "length-bias", "sweep")}
     assert set(drawn["margin-density"].data["gamma"]) == {0.0, 1.0, 3.0}
     area = (

@@ -16,8 +16,8 @@ from pobench import registry
 from pobench.reporting import plot
 from pobench.reporting.draw import draw
 from pobench.reporting.looks import RESERVED_COLOURS, RESERVED_MARKERS, look_of
-from pobench.results import metrics as scores
-from pobench.results import stats
+from pobench.results import metrics, stats
+from pobench.results.comparable import ordered, split
 from pobench.results.derived import Frames
 from pobench.types import Estimate
 
@@ -99,7 +99,7 @@ def test_nan_everywhere_never_crashes(name, frames) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_one_run_with_one_pair_and_one_prompt_never_crashes(name, synthetic) -> None:
     one = synthetic.make_frames({"dpo": synthetic.LOSSES["dpo"]}, prompts=1, samples=1, pairs=1, steps=1)
-    one["scores"] = scores.complete(one)
+    one["scores"] = metrics.complete(one)
     try:
         found = draw(registry.figures.get(name), one)
     except plot.NothingToDraw as reason:
@@ -205,7 +205,7 @@ def test_a_sweep_needs_one_numeric_setting_that_differs(synthetic) -> None:
     ]
     both = {k: pd.concat([p[k] for p in parts], ignore_index=True) for k in parts[0]}
     both["runs"] = both["runs"].drop_duplicates("run")
-    both["scores"] = scores.complete(both)
+    both["scores"] = metrics.complete(both)
     found = draw(registry.figures.get("sweep"), both).data
     assert set(found["at"]) == {0.01, 0.1} and set(found["setting"]) == {"beta"}
 
@@ -259,7 +259,7 @@ def test_hostile_names_are_drawn_as_text(synthetic) -> None:
     title = "$\\frac{<script>\udcff & co"
     one = synthetic.make_frames({"mine": ("mine", {}, *synthetic.LOSSES["dpo"][2:])}, prompts=4, pairs=6, steps=2)
     one["runs"]["title"] = pd.Series(["start", title], dtype=object)
-    one["scores"] = scores.complete(one)
+    one["scores"] = metrics.complete(one)
     for name in ("pass-rate", "who-beats-whom", "training-curves"):
         svg = plot.svg(draw(registry.figures.get(name), one).figure)
         assert "<script" not in plot.inline_svg(svg, "x", name)
@@ -334,7 +334,7 @@ def of_the_paper(synthetic) -> Frames:
          "limit": math.nan}
         for r in made["runs"].to_dict("records") for judge, more in judges for v in [10.0 + len(r["loss"]) + more]
     ]  # fmt: skip
-    return Frames({**made, "scores": scores.complete(made), "benchmarks": pd.DataFrame(rows)})
+    return Frames({**made, "scores": metrics.complete(made), "benchmarks": pd.DataFrame(rows)})
 
 
 def test_table_10_comes_first_and_what_another_table_says_stands_beside_it(of_the_paper) -> None:
@@ -395,22 +395,27 @@ def test_a_gradients_norm_is_drawn_where_the_model_was_asked(frames) -> None:
 
 def test_of_many_arms_the_losses_at_home_are_drawn_and_a_note_says_so(synthetic) -> None:
     title, settings, *rest = synthetic.LOSSES["simpo"]
-    parts = [synthetic.make_frames(prompts=4, pairs=8, steps=2)] + [
+    few = synthetic.make_frames(prompts=4, pairs=8, steps=2)
+    studied = [
         synthetic.make_frames({"simpo": (title, {**settings, "gamma": 0.1 * g}, *rest)}, prompts=4, pairs=8, steps=2)
         for g in range(11, 24)
     ]
-    many = {k: pd.concat([p[k] for p in parts], ignore_index=True) for k in parts[0]}
+    many = {k: pd.concat([few[k], *(frames[k] for frames in studied)], ignore_index=True) for k in few}
     many["runs"] = many["runs"].drop_duplicates("run")
-    found = draw(registry.figures.get("logp-vs-length"), many)
+    (comparable,) = split(ordered(many))
+
+    def drawn_of(name: str) -> plot.Drawing | pd.DataFrame:
+        return draw(shown := registry.figures.get(name), comparable.shown_in(shown))
+
+    found = drawn_of("logp-vs-length")
     labels = [ax.get_title(loc="left").strip() for ax in found.figure.axes if ax.get_visible()]
     assert len(labels) == 6 and labels.count("SimPO") == 1
     assert "13 more" in found.notes
-    table = draw(registry.figures.get("settings-table"), many)
+    table = drawn_of("settings-table")
     assert len(table) == 18 and "notes" not in table.attrs
-    many["scores"] = scores.complete(many)
-    assert len(draw(registry.figures.get("main-table"), many)) == 6
-    few = draw(registry.figures.get("logp-vs-length"), parts[0])
-    assert "more" not in few.notes
+    assert len(drawn_of("main-table")) == 6
+    (comparable,) = split(ordered(few))
+    assert "more" not in drawn_of("logp-vs-length").notes and comparable.home is comparable.every_arm
 
 
 def test_panels_that_share_a_scale_have_the_same_limits(drawn) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pobench.reporting import page as report
-from pobench.results import metrics as scores
+from pobench.reporting.page import build_report
+from pobench.results import metrics
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
@@ -36,20 +35,16 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Path:
+def page(synthetic, tmp_path_factory) -> Path:
     """A report of hostile answers, labels and notes."""
-    spec = importlib.util.spec_from_file_location("synthetic_frames", Path(__file__).parents[1] / "frames.py")
-    assert spec is not None and spec.loader is not None
-    synthetic = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(synthetic)
     frames = synthetic.make_frames(prompts=24, samples=2, pairs=30, steps=12, failed=("ipo",))
-    frames["scores"] = scores.complete(frames)
+    frames["scores"] = metrics.complete(frames)
     runs, answers = frames["runs"], frames["answers"]
     answers["text"] = pd.Series([HOSTILE[i % 5] for i in range(len(answers))], index=answers.index, dtype=object)
     runs["note"] = "<script>document.title = 'broken into'</script>"
     runs["environment"] = json.dumps({"python": "3.11", "packages": {"torch": "2.13"}})
     runs.loc[runs["loss"] == "kto", "title"] = "<b onclick=alert(1)>KTO</b>"
-    return report.build_report(frames, tmp_path_factory.mktemp("page"), figures=SHOWN)
+    return build_report(frames, tmp_path_factory.mktemp("page"), figures=SHOWN)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pobench.data.chat import Chat
 from pobench.errors import PobenchError
-from pobench.files import write_text
+from pobench.files import nan_as_null, write_json, write_text
 from pobench.identity import name_of
 from pobench.judging.benchmarks.verdict_files import Scored, fingerprint
 from pobench.judging.client import Client, Reply, Request
@@ -160,15 +160,7 @@ def write_result(
     """
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     named = {"benchmark": benchmark, "name": name, "judge": judge, "asked": asked, "limit": limit, "made": made}
-    write_json(folder / "score.json", {**named, "rows": [_plain(row._asdict()) for row in rows], **(about or {})})
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / "score.json", {**named, "rows": [nan_as_null(row._asdict()) for row in rows], **(about or {})})
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -36,8 +36,9 @@ from tqdm import tqdm
 
 from pobench.data.rows import read_rows
 from pobench.errors import PobenchError, nearest
+from pobench.files import nan_as_null, write_json
 from pobench.identity import name_of
-from pobench.judging.benchmarks.base import Benchmark, Result, Speaker, write_json, write_result
+from pobench.judging.benchmarks.base import Benchmark, Result, Speaker, write_result
 from pobench.registry import register_benchmark
 from pobench.results import stats
 
@@ -301,7 +302,7 @@ class Downstream(Benchmark):
             with speaker.progress("downstream", len(left), "tasks") as advance:
 
                 def done(task: str, scores: list[TaskScore]) -> None:
-                    write_json(folder / f"{task}.json", [_plain(score) for score in scores])
+                    write_json(folder / f"{task}.json", [nan_as_null(score._asdict()) for score in scores])
                     advance(note=f"{task} {scores[0].value:.3f}")
 
                 evaluate(
@@ -342,10 +343,6 @@ class Downstream(Benchmark):
         for name in self.tasks:
             write_stand_ins(data, name)
         return self.model_copy(update={"data": str(data), "limit": 1})
-
-
-def _plain(score: TaskScore) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in score._asdict().items()}
 
 
 def _result(score: Mapping[str, Any]) -> Result:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import matplotlib.figure
 import pandas as pd
 import pytest
 
 from pobench import figure, table
 from pobench.errors import PobenchError
+from pobench.reporting.page import build_report
+from pobench.results import comparable
 from pobench.results.derived import Frames
 
 
 @pytest.fixture(scope="module")
-def made():
-    spec = importlib.util.spec_from_file_location("synthetic_frames", Path(__file__).parents[2] / "frames.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    two = {name: module.LOSSES[name] for name in ("simpo", "dpo")}
-    return [module.make_frames(two, setting=s, prompts=6, pairs=20, steps=3) for s in ("tiny", "other")]
+def made(synthetic):
+    two = {name: synthetic.LOSSES[name] for name in ("simpo", "dpo")}
+    return [synthetic.make_frames(two, setting=s, prompts=6, pairs=20, steps=3) for s in ("tiny", "other")]
 
 
 def test_a_figure_comes_as_matplotlibs(made) -> None:
@@ -32,6 +27,15 @@ def test_a_figure_comes_as_matplotlibs(made) -> None:
 
 def test_plain_dicts_do_and_scores_are_made_where_they_lack(made) -> None:
     assert len(table("main-table", made[0])) == 3
+
+
+def test_which_arms_are_shown_is_chosen_once_for_all_figures_of_a_report(made, tmp_path, monkeypatch) -> None:
+    calls = []
+    choose = comparable._at_home
+    monkeypatch.setattr(comparable, "_at_home", lambda every_arm: calls.append(1) or choose(every_arm))
+    both = {name: pd.concat([f[name] for f in made], ignore_index=True) for name in made[0]}
+    build_report(both, tmp_path, figures=["kl", "main-table", "settings-table"], formats=["csv", "md"])
+    assert len(calls) == 2  # settings
 
 
 def test_of_several_settings_one_must_be_chosen(made) -> None:

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 import pytest
 
 from pobench.errors import PobenchError
-from pobench.reporting import page as report
-from pobench.reporting import summary as findings
+from pobench.reporting import page
 from pobench.reporting.items import build_item
-from pobench.results import comparable as parts
-from pobench.results import metrics as scores
+from pobench.reporting.summary import summarise
+from pobench.results import metrics
 from pobench.results.arms import arms_of, score_of
+from pobench.results.comparable import Comparable, ordered, split
 
 FEW = ["main-table", "kl", "training-health", "settings-table"]
-
-
-@pytest.fixture(scope="session")
-def synthetic() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("synthetic_frames", Path(__file__).parents[2] / "frames.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
@@ -40,13 +29,13 @@ def frames(synthetic) -> dict:
     """A start model, four losses that finished and one that failed. Do not change it."""
     made = synthetic.make_frames(prompts=64, samples=3, pairs=50, steps=12, failed=("ipo",))
     made["runs"]["note"] = "Weights are dequantised Q4_1."
-    return {**made, "scores": scores.complete(made)}
+    return {**made, "scores": metrics.complete(made)}
 
 
 @pytest.fixture(scope="session")
 def whole(frames, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole")
-    report.build_report(frames, out)
+    page.build_report(frames, out)
     return out
 
 
@@ -87,8 +76,8 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def section_of(part: parts.Part, names: list[str]) -> report.Section:
-    return report.build_section(part, "x", [build_item(shown, part, "x") for shown in report._chosen(names)])
+def section_of(comparable: Comparable, names: list[str]) -> page.Section:
+    return page.build_section(comparable, "x", [build_item(shown, comparable, "x") for shown in page._chosen(names)])
 
 
 def read(out: Path) -> str:
@@ -121,9 +110,9 @@ def test_the_one_script_is_the_one_the_policy_allows(whole) -> None:
 
 
 def test_the_same_frames_in_any_order_give_the_same_bytes(frames, tmp_path) -> None:
-    first = report.build_report(frames, tmp_path / "a", figures=FEW)
+    first = page.build_report(frames, tmp_path / "a", figures=FEW)
     shuffled = {k: f.sample(frac=1, random_state=3) for k, f in reversed(frames.items())}
-    second = report.build_report(shuffled, tmp_path / "b", figures=FEW)
+    second = page.build_report(shuffled, tmp_path / "b", figures=FEW)
     files = sorted(p.relative_to(first.parent) for p in first.parent.rglob("*.*"))
     assert files == sorted(p.relative_to(second.parent) for p in second.parent.rglob("*.*")) and len(files) > 8
     for file in files:
@@ -131,9 +120,9 @@ def test_the_same_frames_in_any_order_give_the_same_bytes(frames, tmp_path) -> N
 
 
 def test_one_process_and_several_give_the_same_bytes(frames, tmp_path, monkeypatch) -> None:
-    several = report.build_report(frames, tmp_path / "several", figures=[*FEW, "cross-loss"])
-    monkeypatch.setattr(report, "MOST_PROCESSES", 1)
-    one = report.build_report(frames, tmp_path / "one", figures=[*FEW, "cross-loss"])
+    several = page.build_report(frames, tmp_path / "several", figures=[*FEW, "cross-loss"])
+    monkeypatch.setattr("pobench.reporting.items.MOST_PROCESSES", 1)
+    one = page.build_report(frames, tmp_path / "one", figures=[*FEW, "cross-loss"])
     files = [p.relative_to(one.parent) for p in one.parent.rglob("*.*")]
     assert len(files) > 8
     for file in files:
@@ -142,7 +131,7 @@ def test_one_process_and_several_give_the_same_bytes(frames, tmp_path, monkeypat
 
 def test_a_table_says_which_runs_each_figure_was_made_from(synthetic, tmp_path) -> None:
     made = synthetic.make_frames(prompts=16, pairs=20, steps=4, seeds=(1, 2))
-    path = report.build_report(made, tmp_path, figures=["both-rewards", "main-table", "heldout-accuracy", "tuning"])
+    path = page.build_report(made, tmp_path, figures=["both-rewards", "main-table", "heldout-accuracy", "tuning"])
     table = pd.read_csv(path.parent / "tiny/tables/made-from.csv").set_index("name")
     trained = set(made["runs"]["run"]) - {run for run in made["runs"]["run"] if "start" in run}
     assert set(table.loc["main-table", "Made from"].split()) == set(made["runs"]["run"])
@@ -174,11 +163,11 @@ def test_the_csv_of_a_figure_is_one_click_away_and_is_the_file(whole) -> None:
 
 
 def test_the_summary_says_who_is_better_and_what_failed(frames) -> None:
-    (part,) = parts.split(parts.ordered(frames))
-    section = section_of(part, ["training-health"])
+    (comparable,) = split(ordered(frames))
+    section = section_of(comparable, ["training-health"])
     said = {f.head: f.text for f in section.findings}
     (simpo,) = [a for a in arms_of(frames["runs"]) if a.loss == "simpo"]
-    gain = score_of(part.frames["scores"], simpo, "pass_rate_gain")
+    gain = score_of(comparable.frames["scores"], simpo, "pass_rate_gain")
     assert gain.low > 0  # in the synthetic world it is better by 22 points
     assert f"SimPO +{100 * gain.value:.1f} points" in said["Better than the start model"]
     assert said["Failed"] == "IPO: the loss became nan at step 14."
@@ -190,8 +179,8 @@ def test_the_summary_says_who_is_better_and_what_failed(frames) -> None:
 def test_the_summary_follows_the_data(frames, synthetic) -> None:
     flat = {n: (*v[:2], 0.0, *v[3:]) for n, v in synthetic.LOSSES.items() if n in ("dpo", "kto")}
     made = synthetic.make_frames(flat, prompts=12, pairs=10, steps=3)
-    (part,) = parts.split(parts.ordered(made))
-    said = {f.head: f.text for f in findings.findings(part)}
+    (comparable,) = split(ordered(made))
+    said = {f.head: f.text for f in summarise(comparable)}
     assert "Better than the start model" not in said
     assert (
         "DPO" in said["Not told apart from the start model"]
@@ -201,8 +190,8 @@ def test_the_summary_follows_the_data(frames, synthetic) -> None:
 
 def test_without_verdicts_nothing_is_claimed_about_quality(frames) -> None:
     bare = {k: f for k, f in frames.items() if k not in ("verdicts", "scores", "answers")}
-    (part,) = parts.split(parts.ordered(bare))
-    (finding,) = [f for f in findings.findings(part) if f.head == "No judge"]
+    (comparable,) = split(ordered(bare))
+    (finding,) = [f for f in summarise(comparable) if f.head == "No judge"]
     assert "not judged" in finding.text and "SimPO" in finding.text
 
 
@@ -220,26 +209,26 @@ def test_settings_protocols_and_start_models_are_never_mixed(synthetic) -> None:
             if "run" in frame:
                 frame["run"] = frame["run"].str.replace("dpo-", f"dpo-{k}")
     both = {k: pd.concat([m[k] for m in made], ignore_index=True) for k in made[0]}
-    found = parts.split(parts.ordered(both))
+    found = split(ordered(both))
     assert [p.title for p in found] == [
         "smollm2, protocol 1",
         "smollm2, protocol 2, start model start-00000008",
         "smollm2, protocol 2, start model start-00000009",
         "tiny",
     ]
-    for part in found:
-        assert len(part.frames["runs"]) == 2
-        assert set(part.frames["answers"]["run"]) == set(part.frames["runs"]["run"])
+    for comparable in found:
+        assert len(comparable.frames["runs"]) == 2
+        assert set(comparable.frames["answers"]["run"]) == set(comparable.frames["runs"]["run"])
 
 
 def test_an_unfinished_run_is_told_and_not_compared(frames, synthetic) -> None:
     made = synthetic.make_frames(prompts=10, pairs=10, steps=4)
     made["runs"].loc[made["runs"]["loss"] == "kto", "status"] = "unfinished"
-    (part,) = parts.split(parts.ordered(made))
+    (comparable,) = split(ordered(made))
     run = made["runs"].loc[made["runs"]["loss"] == "kto", "run"].iloc[0]
-    assert run in set(part.frames["steps"]["run"])
-    assert run not in set(part.frames["answers"]["run"]) | set(part.frames["scores"]["run"])
-    assert "KTO." in {f.text for f in findings.findings(part) if f.head == "Not finished"}
+    assert run in set(comparable.frames["steps"]["run"])
+    assert run not in set(comparable.frames["answers"]["run"]) | set(comparable.frames["scores"]["run"])
+    assert "KTO." in {f.text for f in summarise(comparable) if f.head == "Not finished"}
 
 
 def test_hostile_answers_are_text(frames, tmp_path) -> None:
@@ -256,9 +245,9 @@ def test_hostile_answers_are_text(frames, tmp_path) -> None:
     answers["instruction"] = "<b>bold</b> & <script>x</script>"
     hostile["runs"]["reason"] = "<i>out of memory</i>"
     hostile["runs"]["note"] = "<script>note()</script>"
-    html = read(report.build_report(hostile, tmp_path, figures=FEW).parent)
-    page = Page(html)
-    assert page.open == [] and page.tags.count("script") == 1 and "img" not in page.tags and "b" in page.tags
+    html = read(page.build_report(hostile, tmp_path, figures=FEW).parent)
+    shown = Page(html)
+    assert shown.open == [] and shown.tags.count("script") == 1 and "img" not in shown.tags and "b" in shown.tags
     assert "&lt;script&gt;alert(1)" in html and "onerror=alert(2)&gt;" in html
     assert "⟨U+202E⟩evil⟨U+202C⟩ שלום" in html and "\u202e" not in html and "\x00" not in html
     assert "98,800 more characters not shown" in html and "x" * 1201 not in html
@@ -267,8 +256,8 @@ def test_hostile_answers_are_text(frames, tmp_path) -> None:
 
 
 def test_samples_are_picked_by_rule_and_carry_their_verdict(frames) -> None:
-    (part,) = parts.split(parts.ordered(frames))
-    picked = report.sample_answers(part)
+    (comparable,) = split(ordered(frames))
+    picked = page.sample_answers(comparable.home)
     import hashlib
 
     ids = sorted(frames["answers"]["prompt"].unique(), key=lambda p: hashlib.sha256(p.encode()).hexdigest())
@@ -289,31 +278,31 @@ def test_notes_formulas_and_the_audit_are_shown(whole) -> None:
 def test_names_in_captions_are_code_and_stay_text(whole) -> None:
     html = read(whole)
     assert "<code>gradient-norm</code>" in html and "`gradient-norm`" not in html
-    assert report._code("a `<b>` c") == "a <code>&lt;b&gt;</code> c"
+    assert page._code("a `<b>` c") == "a <code>&lt;b&gt;</code> c"
 
 
 def test_every_metric_on_the_page_is_explained(whole) -> None:
     html = read(whole)
     for name in ("pass_rate", "kl_winners", "repetition"):
-        assert f'id="metric-{name}"' in html and scores.METRICS[name].title in html
+        assert f'id="metric-{name}"' in html and metrics.METRICS[name].title in html
 
 
 def test_missing_figures_say_why(frames, tmp_path) -> None:
     bare = {"runs": frames["runs"]}
-    html = read(report.build_report(bare, tmp_path).parent)
+    html = read(page.build_report(bare, tmp_path).parent)
     assert "No run has logged a training step." in html
     assert "No run has been scored." in html or "No run has" in html
 
 
 def test_unknown_names_are_refused_with_the_nearest(frames, tmp_path) -> None:
     with pytest.raises(PobenchError, match="did you mean 'main-table'"):
-        report.build_report(frames, tmp_path / "x", figures=["main-tabel"])
+        page.build_report(frames, tmp_path / "x", figures=["main-tabel"])
     with pytest.raises(PobenchError, match="did you mean 'tiny'"):
-        report.build_report(frames, tmp_path / "x", setting="tinny")
+        page.build_report(frames, tmp_path / "x", setting="tinny")
     with pytest.raises(PobenchError, match="no run"):
-        report.build_report({}, tmp_path / "x")
+        page.build_report({}, tmp_path / "x")
     with pytest.raises(PobenchError, match="unknown format 'pdf'"):
-        report.build_report(frames, tmp_path / "x", formats=["pdf"])
+        page.build_report(frames, tmp_path / "x", formats=["pdf"])
     assert not (tmp_path / "x").exists()
 
 
@@ -331,7 +320,7 @@ def test_the_markdown_summary_says_what_the_page_says(whole, frames) -> None:
 
 def test_a_hostile_title_stays_text_in_markdown(frames, tmp_path) -> None:
     hostile = {**frames, "runs": frames["runs"].assign(note="<script>x</script> [a](javascript:b) | *c*")}
-    report.build_report(hostile, tmp_path, figures=["main-table"], formats=["md"])
+    page.build_report(hostile, tmp_path, figures=["main-table"], formats=["md"])
     text = (tmp_path / "summary.md").read_text("utf-8")
     assert r"\<script\>x\</script\> \[a\](javascript:b) \| \*c\*" in text
 
@@ -344,7 +333,7 @@ def test_the_document_of_all_tables_compiles(whole, tmp_path) -> None:
 
 
 def test_only_the_formats_asked_for_are_written(frames, tmp_path) -> None:
-    where = report.build_report(frames, tmp_path, figures=["main-table", "kl"], formats=["md", "tex"])
+    where = page.build_report(frames, tmp_path, figures=["main-table", "kl"], formats=["md", "tex"])
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
     assert where == tmp_path
     tables = {f"tiny/tables/{name}.{ending}" for name in ("main-table", "made-from") for ending in ("md", "tex")}
@@ -353,9 +342,9 @@ def test_only_the_formats_asked_for_are_written(frames, tmp_path) -> None:
 
 def test_a_page_that_grows_too_large_leaves_its_largest_pictures_out(frames, tmp_path, monkeypatch) -> None:
     names = ["kl", "training-curves"]
-    whole = report.build_report(frames, tmp_path / "a", figures=names).stat().st_size
-    monkeypatch.setattr(report, "LARGEST_PAGE", whole - 1)
-    html = read(report.build_report(frames, tmp_path / "b", figures=names).parent)
+    whole = page.build_report(frames, tmp_path / "a", figures=names).stat().st_size
+    monkeypatch.setattr(page, "LARGEST_PAGE", whole - 1)
+    html = read(page.build_report(frames, tmp_path / "b", figures=names).parent)
     assert len(html.encode()) < whole
     assert "Too large for this page: tiny/figures/training-curves.svg" in html
     assert html.count("Too large") == 1 and (tmp_path / "b/tiny/figures/training-curves.svg").is_file()
@@ -364,8 +353,8 @@ def test_a_page_that_grows_too_large_leaves_its_largest_pictures_out(frames, tmp
 def test_many_losses_still_make_a_summary_of_a_minute(synthetic) -> None:
     many = {f"loss_{i:02d}": (f"Loss {i}", {}, 0.3 - 0.05 * (i > 14), *[0.0] * 3, 1.0) for i in range(24)}
     made = synthetic.make_frames(many, prompts=40, pairs=4, steps=2)
-    (part,) = parts.split(parts.ordered(made))
-    said = findings.findings(part)
+    (comparable,) = split(ordered(made))
+    said = summarise(comparable)
     text = " ".join(f"{f.head} {f.text}" for f in said)
     assert len(text.split()) < 200  # a minute's reading
     better = next(f.text for f in said if f.head == "Better than the start model")
@@ -377,15 +366,15 @@ def test_many_losses_still_make_a_summary_of_a_minute(synthetic) -> None:
 
 
 def test_hints_and_words_of_a_picture_carry_its_numbers(frames) -> None:
-    (part,) = parts.split(parts.ordered(frames))
-    section = section_of(part, ["kl", "training-curves"])
+    (comparable,) = split(ordered(frames))
+    section = section_of(comparable, ["kl", "training-curves"])
     kl, curves = section.items[1], section.items[0]
     assert kl.name == "kl"
     line = next(text for text in kl.hints.splitlines() if "SimPO:" in text)
     x, y, said = line.split(" ", 2)
     assert 0 < int(x) < 10_000 and 0 < int(y) < 10_000
     simpo = next(arm for arm in arms_of(frames["runs"]) if arm.loss == "simpo")
-    e = score_of(part.frames["scores"], simpo, "kl_winners")
+    e = score_of(comparable.frames["scores"], simpo, "kl_winners")
     assert said == f"SimPO: {e.value:.3f} [{e.low:.3f}, {e.high:.3f}] n = {e.n}".replace("-", "−")
     assert said in str(kl.picture)  # what is seen, in words
     assert "DPO, loss, step 1: " in curves.hints
@@ -396,5 +385,5 @@ def test_the_environment_is_printed_and_differences_stay_visible(frames) -> None
     made["runs"]["environment"] = [
         json.dumps({"packages": {"torch": v}}) for v in ("2.13", "2.13", "2.12", "2.13", "2.13", "2.13")
     ]
-    (part,) = parts.split(parts.ordered(made))
-    assert report.environment(part) == [("packages · torch", "2.12 | 2.13")]
+    (comparable,) = split(ordered(made))
+    assert page.environment(comparable.frames["runs"]) == [("packages · torch", "2.12 | 2.13")]

@@ -16,7 +16,7 @@ from openai_server import OpenAIServer, says
 from pobench.errors import PobenchError
 from pobench.registry import load_plugin
 from pobench.reporting.page import build_report
-from pobench.results import metrics as scores
+from pobench.results import metrics
 from pobench.results.load import load_frames
 from pobench.settings.resolve import resolve
 
@@ -163,7 +163,7 @@ def test_flips_and_length_are_averaged_over_prompts_then_counted() -> None:
         }
     )  # fmt: skip
     start = frame.assign(run="s", score=0.5)[["run", "prompt", "sample", "judge", "score", "against"]]
-    rows = {row["metric"]: row for row in scores.score({"verdicts": frame}, {"verdicts": start})}
+    rows = {row["metric"]: row for row in metrics.score({"verdicts": frame}, {"verdicts": start})}
     # flips: a (0 + 1) / 2, b 1, c not measured; longer: a 1, b 0, c 0.5; gain: a 0.75 - 0.5, b 0 - 0.5
     assert (rows["position_flips"]["value"], rows["position_flips"]["n"]) == (0.75, 2)
     assert (rows["longer_wins"]["value"], rows["longer_wins"]["n"]) == (0.5, 3)

@@ -8,7 +8,7 @@ import math
 import pandas as pd
 import pytest
 
-from pobench.results import metrics as scores
+from pobench.results import metrics
 
 
 def heldout(**columns) -> pd.DataFrame:
@@ -35,7 +35,7 @@ def verdicts(*values: float, prompts=None, judge="verifiable", run="r") -> pd.Da
 
 
 def value(metric: str, frames: dict, start: dict | None = None) -> float:
-    rows = {row["metric"]: row for row in scores.score(frames, {} if start is None else start)}
+    rows = {row["metric"]: row for row in metrics.score(frames, {} if start is None else start)}
     return math.nan if rows[metric]["value"] is None else rows[metric]["value"]
 
 
@@ -53,7 +53,7 @@ def test_gain_and_wins_are_paired_by_prompt() -> None:
 
 
 def test_a_prompt_without_a_verdict_is_left_out_and_n_says_so() -> None:
-    rows = {row["metric"]: row for row in scores.score({"verdicts": verdicts(1, math.nan, 0)})}
+    rows = {row["metric"]: row for row in metrics.score({"verdicts": verdicts(1, math.nan, 0)})}
     assert (rows["pass_rate"]["value"], rows["pass_rate"]["n"]) == (0.5, 2)
 
 
@@ -104,21 +104,21 @@ def test_length_correlation_has_the_sign_of_the_trend() -> None:
 
 def test_the_start_model_has_no_metrics_against_itself() -> None:
     held = heldout(chosen_reward=[math.nan] * 3, rejected_reward=[math.nan] * 3)
-    names = {row["metric"] for row in scores.score({"heldout": held, "verdicts": verdicts(1, 0, 1)})}
+    names = {row["metric"] for row in metrics.score({"heldout": held, "verdicts": verdicts(1, 0, 1)})}
     assert {"pass_rate", "chosen_logp_per_token", "length_correlation"} <= names
     assert not names & {"pass_rate_gain", "win_rate", "kl_winners", "reward_accuracy", "margin", "chosen_logp_shift"}
 
 
 def test_nothing_measured_gives_none_and_n_zero_and_is_json() -> None:
-    rows = scores.score({}, {})
-    assert {row["metric"] for row in rows} == set(scores.METRICS)
+    rows = metrics.score({}, {})
+    assert {row["metric"] for row in rows} == set(metrics.METRICS)
     assert all(row["value"] is None and row["low"] is None and row["n"] == 0 for row in rows)
     json.dumps(rows, allow_nan=False)
 
 
 def test_infinities_and_empty_answers_do_not_crash() -> None:
     held = heldout(chosen_logp=[-math.inf, -10.0], chosen_length=[10, 0], chosen_reward=[-math.inf, 1.0])
-    rows = scores.score({"heldout": held, "answers": answers("", "  ")}, {})
+    rows = metrics.score({"heldout": held, "answers": answers("", "  ")}, {})
     json.dumps(rows, allow_nan=False)
 
 
@@ -128,15 +128,15 @@ def test_broken_unicode_counts_as_text() -> None:
 
 def test_a_second_judge_gets_numbers_of_its_own() -> None:
     both = pd.concat([verdicts(1, 1), verdicts(0, 0, judge="gpt")])
-    rows = {row["metric"]: row["value"] for row in scores.score({"verdicts": both})}
+    rows = {row["metric"]: row["value"] for row in metrics.score({"verdicts": both})}
     assert (rows["pass_rate"], rows["pass_rate@gpt"]) == (1, 0)
-    declared = scores.metric("pass_rate@gpt")
+    declared = metrics.metric("pass_rate@gpt")
     assert declared is not None and declared.title == "Pass rate (gpt)" and declared.better == "higher"
-    assert scores.metric("no_such_metric") is None
+    assert metrics.metric("no_such_metric") is None
 
 
 def test_every_metric_declares_its_meaning() -> None:
-    for name, m in scores.METRICS.items():
+    for name, m in metrics.METRICS.items():
         assert m.name == name and m.title and m.unit and m.better in ("higher", "lower", "")
         assert len(m.definition) > 30 and m.definition.endswith(".")
         assert m.show(math.nan) == "–" and not m.show(-0.5).startswith("-")
@@ -153,12 +153,12 @@ def test_seeds_are_pooled_by_prompt_with_the_start_model_of_each() -> None:
     judged = pd.concat(
         [verdicts(0, 0, 1, run="t/s"), verdicts(1, 0, 1, run="t/a"), verdicts(1, 1, 1, run="t/b")], ignore_index=True
     )
-    table = scores.complete({"runs": runs, "verdicts": judged})
+    table = metrics.complete({"runs": runs, "verdicts": judged})
     pooled = table[table["run"].str.contains("~") & (table["metric"] == "pass_rate_gain")].iloc[0]
     assert pooled["value"] == pytest.approx((1 / 3 + 2 / 3) / 2) and pooled["n"] == 3
     assert set(table["run"]) == {"t/s", "t/a", "t/b", pooled["run"]}
     # nothing is computed twice, and stored rows stay as they are
-    again = scores.complete({"runs": runs, "verdicts": judged, "scores": table[~table["run"].str.contains("~")]})
+    again = metrics.complete({"runs": runs, "verdicts": judged, "scores": table[~table["run"].str.contains("~")]})
     assert len(again) == len(table)
 
 
@@ -169,4 +169,4 @@ def test_failed_runs_are_not_scored() -> None:
             "epochs": 1.0, "batch_size": 8, "pairs": 10, "start": "t/s", "status": "failed",
         }
     )  # fmt: skip
-    assert scores.complete({"runs": runs, "verdicts": verdicts(1, run="t/a")}).empty
+    assert metrics.complete({"runs": runs, "verdicts": verdicts(1, run="t/a")}).empty

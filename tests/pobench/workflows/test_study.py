@@ -14,8 +14,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs.plan import make_plan
 from pobench.settings.read import list_settings
 from pobench.settings.resolve import resolve
-from pobench.workflows import study as studies
-from pobench.workflows.study import Entry, Study, expand, list_studies, read_study
+from pobench.workflows.study import Entry, Study, describe_study, expand, list_studies, make_plans, read_study
 
 STUDIES = (
     "main-table", "kl-vs-beta", "margin", "length-normalisation", "dpo-variants", "learning-rate", "sft-regularisation",
@@ -173,10 +172,10 @@ def test_a_length_bias_changes_training_labels_and_nothing_else(setting, tmp_pat
 def test_data_of_each_bias_are_prepared_once_and_the_start_model_is_shared(setting, tmp_path) -> None:
     bias = Entry(losses=["dpo", "simpo"], values={"data.length_bias": [0.0, 1.0]})
     jobs = expand(study(bias), str(tmp_path / "small.yaml"))
-    plans = studies.make_plans(jobs, tmp_path / "runs", ("train", "heldout"))
+    plans = make_plans(jobs, tmp_path / "runs", ("train", "heldout"))
     assert [len(plan.tasks) for plan in plans] == [3, 3]
     assert len({plan.tasks[0].data for plan in plans}) == 2 and len({plan.tasks[0].run for plan in plans}) == 1
-    described = studies.describe_study(study(bias), plans)
+    described = describe_study(study(bias), plans)
     assert described["count"] == {"jobs": 5, "finished": 0, "to do": 5, "failed before": 0}
     assert [job["varied"] for job in described["jobs"]] == [{}, {}, {}, *[{"data.length_bias": 1.0}] * 2]
     assert not (tmp_path / "runs").exists()

@@ -1,0 +1,19 @@
+"""The synthetic frames for every test that draws, tabulates or reports."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def synthetic() -> ModuleType:
+    """The generator, `tests/frames.py`."""
+    spec = importlib.util.spec_from_file_location("synthetic_frames", Path(__file__).parent / "frames.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
