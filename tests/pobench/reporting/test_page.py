@@ -132,7 +132,7 @@ def test_the_same_frames_in_any_order_give_the_same_bytes(frames, tmp_path) -> N
 
 def test_one_process_and_several_give_the_same_bytes(frames, tmp_path, monkeypatch) -> None:
     several = report.build_report(frames, tmp_path / "several", figures=[*FEW, "cross-loss"])
-    monkeypatch.setattr(report, "MOST_PROCESSES", 1)
+    monkeypatch.setattr("pobench.reporting.items.MOST_PROCESSES", 1)
     one = report.build_report(frames, tmp_path / "one", figures=[*FEW, "cross-loss"])
     files = [p.relative_to(one.parent) for p in one.parent.rglob("*.*")]
     assert len(files) > 8
