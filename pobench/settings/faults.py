@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pydantic
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from pobench.errors import PobenchError, nearest
 from pobench.registry import Loss, NamedFunction, judges
 from pobench.settings.schema import Setting, TrainConfig
-from pobench.types import Pair, SequenceLogps
 
 
 def _unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
@@ -29,6 +27,10 @@ def check_loss_settings(loss: Loss, given: Mapping[str, Any]) -> list[str]:
     faults = _annotation_faults(loss, given, f"{loss.name}.")
     if faults:
         return faults
+    import torch
+
+    from pobench.types import Pair, SequenceLogps
+
     zero, ten = torch.full((1,), -10.0), torch.full((1,), 10.0)
     pair = Pair(SequenceLogps(zero, ten), SequenceLogps(zero, ten))
     try:

@@ -24,11 +24,53 @@ def list_settings() -> list[str]:
     return sorted(p.stem for p in setting_folder().glob("*.yaml"))
 
 
+def describe_settings() -> list[dict[str, str]]:
+    """What `pobench list settings` shows of every shipped setting. No loss or judge is looked up, so nothing is imported."""
+    rows = []
+    for name in list_settings():
+        values: dict[str, Any] = {}
+        for layer, _ in _layers(name):
+            described = {key: value for key, value in layer.items() if key in ("model", "data", "description")}
+            values, _ = _extended(values, {}, described, {})
+        model, data = values["model"]["source"], values["data"]["source"]
+        rows.append({"name": name, "model": model, "data": data, "description": values.get("description", "")})
+    return rows
+
+
 def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The raw values of a setting (a shipped name or a YAML path), and key → the comment behind its value.
 
     Raises PobenchError for an unknown name, naming the nearest, or for YAML that does not parse.
     """
+    values: dict[str, Any] = {}
+    comments: dict[str, str] = {}
+    for layer in _layers(name):
+        values, comments = _extended(values, comments, *layer)
+    return values, comments
+
+
+def _layers(name: str) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """The values and comments of each file that a setting is made of: what it extends first, its own last."""
+    path = _setting_path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise PobenchError(f"--setting: {str(path)!r} cannot be read: {error}") from None
+    if not isinstance(values, dict) or node is None:
+        raise PobenchError(f"--setting: {str(path)!r} holds no mapping of sections")
+    values.setdefault("name", path.stem)
+    layer = values, _comments(node, text.splitlines())
+    if "extends" not in values:
+        return [layer]
+    base = str(values.pop("extends"))
+    if Path(base).suffix in (".yaml", ".yml"):
+        base = str(path.parent / base)
+    return [*_layers(base), layer]
+
+
+def _setting_path(name: str) -> Path:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = setting_folder() / f"{name}.yaml"
@@ -39,22 +81,7 @@ def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
             )
     if not path.is_file():
         raise PobenchError(f"--setting: no file {str(path)!r}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise PobenchError(f"--setting: {str(path)!r} cannot be read: {error}") from None
-    if not isinstance(values, dict) or node is None:
-        raise PobenchError(f"--setting: {str(path)!r} holds no mapping of sections")
-    values.setdefault("name", path.stem)
-    comments = _comments(node, text.splitlines())
-    if "extends" not in values:
-        return values, comments
-    base = str(values.pop("extends"))
-    if Path(base).suffix in (".yaml", ".yml"):
-        base = str(path.parent / base)
-    return _extended(*read_setting(base), values, comments)
+    return path
 
 
 def _extended(

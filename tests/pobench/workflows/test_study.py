@@ -15,7 +15,8 @@ from pobench.runs.plan import make_plan
 from pobench.settings.read import list_settings
 from pobench.settings.resolve import resolve
 from pobench.workflows import study as studies
-from pobench.workflows.study import Entry, Study, expand, list_studies, read_study
+from pobench.workflows.study import expand
+from pobench.workflows.study_file import Entry, Study, list_studies, read_study
 
 STUDIES = (
     "main-table", "kl-vs-beta", "margin", "length-normalisation", "dpo-variants", "learning-rate", "sft-regularisation",
