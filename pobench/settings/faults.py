@@ -14,7 +14,8 @@ from pobench.registry import Loss, NamedFunction, judges
 from pobench.settings.schema import Setting, TrainConfig
 
 
-def _unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
+def unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
+    """The fault of a key that is neither a setting of the loss nor a field of train; none otherwise."""
     if key in loss.settings or key in TrainConfig.model_fields:
         return []
     takes = ", ".join(loss.settings) or "no setting"
@@ -36,7 +37,8 @@ def check_loss_settings(loss: Loss, given: Mapping[str, Any]) -> list[str]:
     try:
         loss(*loss.asked(pair, pair, torch.zeros(())), **{**loss.settings, **given})
     except PobenchError as error:
-        return [f"{loss.name}: {line}" if not line.startswith(loss.name) else line for line in str(error).splitlines()]
+        named = (f"{loss.name}:", f"{loss.name}.", f"{loss.name} ")
+        return [line if line.startswith(named) else f"{loss.name}: {line}" for line in str(error).splitlines()]
     except Exception as error:
         return [f"{loss.name} with {dict(given)}: {type(error).__name__}: {error}"]
     return []

@@ -42,9 +42,8 @@ def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
     Raises PobenchError for an unknown name, naming the nearest, or for YAML that does not parse.
     """
-    values: dict[str, Any] = {}
-    comments: dict[str, str] = {}
-    for layer in _layers(name):
+    (values, comments), *layers = _layers(name)
+    for layer in layers:
         values, comments = _extended(values, comments, *layer)
     return values, comments
 
@@ -90,23 +89,29 @@ def _extended(
     """`base` with `values` in place of its own, key by key in sections and losses."""
     merged = dict(base)
     replaced = set()
-    for section, mine in values.items():
-        theirs = merged.get(section)
-        if section == "losses" and isinstance(mine, dict):
-            kept = dict(theirs or {})
-            for name, given in mine.items():
-                other_names = _other_names(name, given or {})
-                kept[name] = {k: v for k, v in (kept.get(name) or {}).items() if k not in other_names} | (given or {})
-                replaced |= {f"losses.{name}.{key}" for key in (*(given or {}), *other_names)}
+    for section, section_values in values.items():
+        inherited_values = merged.get(section)
+        if section == "losses" and isinstance(section_values, dict):
+            kept = dict(_mapping(inherited_values))
+            for name, given in section_values.items():
+                other_names = _other_names(name, _mapping(given))
+                inherited = {k: v for k, v in _mapping(kept.get(name)).items() if k not in other_names}
+                kept[name] = inherited | given if isinstance(given, dict) else given or inherited
+                replaced |= {f"losses.{name}.{key}" for key in (*_mapping(given), *other_names)}
             merged[section] = kept
-        elif isinstance(mine, dict) and isinstance(theirs, dict):
-            dropped = _of_another_judge(theirs, mine) if section == "judge" else set()
-            merged[section] = {k: v for k, v in theirs.items() if k not in dropped} | mine
-            replaced |= {f"{section}.{key}" for key in (*mine, *dropped)}
+        elif isinstance(section_values, dict) and isinstance(inherited_values, dict):
+            dropped = of_another_judge(inherited_values, section_values) if section == "judge" else set()
+            merged[section] = {k: v for k, v in inherited_values.items() if k not in dropped} | section_values
+            replaced |= {f"{section}.{key}" for key in (*section_values, *dropped)}
         else:
-            merged[section] = mine
+            merged[section] = section_values
             replaced.add(section)
     return merged, {k: v for k, v in base_comments.items() if k not in replaced} | comments
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """The value where it is a mapping; what it is instead, `resolve` reports."""
+    return value if isinstance(value, dict) else {}
 
 
 def _other_names(loss: str, given: Mapping[str, Any]) -> set[str]:
@@ -118,9 +123,9 @@ def _other_names(loss: str, given: Mapping[str, Any]) -> set[str]:
     return {name for group in groups for name in group if name not in given and any(g in given for g in group)}
 
 
-def _of_another_judge(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> set[str]:
-    """Keys of a judge section that mean nothing to the judge that `mine` names in place of theirs."""
-    same = "name" not in mine or judges.canonical(mine["name"]) == judges.canonical(theirs.get("name"))
+def of_another_judge(inherited: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
+    """Keys of the inherited judge section that mean nothing to the judge that `given` names in place of its own."""
+    same = "name" not in given or judges.canonical(given["name"]) == judges.canonical(inherited.get("name"))
     return set() if same else {"settings"}
 
 
