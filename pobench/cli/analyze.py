@@ -33,12 +33,13 @@ def analyze(
 
 
 def write_report(runs: Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all") -> Path:
+    """Draw what is stored below `runs`; the page's path. Raises PobenchError that lists all unknown names together."""
     from pobench import registry
     from pobench.reporting.page import FORMATS, build_report
     from pobench.results.load import load_frames
 
     names, kinds = (
-        None if said == "all" else [n.strip() for n in said.split(",") if n.strip()] for said in (figures, formats)
+        None if text == "all" else [n.strip() for n in text.split(",") if n.strip()] for text in (figures, formats)
     )
     faults = [
         f"--format: unknown {kind!r}{registry.nearest(kind, FORMATS)} Known: {', '.join(FORMATS)}"

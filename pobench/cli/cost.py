@@ -30,10 +30,9 @@ def print_cost(plan: dict[str, Any], before: str) -> None:
         parts.append(f"memory on each device: about {cost['memory'] / gib:.1f} GiB{apart}")
     if cost["disk"] is not None:
         parts.append(f"disk: about {cost['disk'] / gib:.1f} GiB")
-    asked = cost.get("judge_calls", 0)
-    free = "" if asked else ", free"
-    calls = f", {asked} calls, up to {cost['judge_tokens'] / 1e6:.1f} million tokens" if asked else ""
-    parts.append(f"judge: {plan['judge'] or 'none'}{free}{calls}")
+    calls = cost.get("judge_calls", 0)
+    price = f", {calls} calls, up to {cost['judge_tokens'] / 1e6:.1f} million tokens" if calls else ", free"
+    parts.append(f"judge: {plan['judge'] or 'none'}{price}")
     out.print(before + escape(" · ".join(parts)), highlight=False)
     for row in plan.get("benchmarks", ()):
         out.print(escape(_benchmark_cost(row)), highlight=False)

@@ -43,16 +43,16 @@ def judge_check(
     bare = [text.removeprefix("judge.settings.") for text in sets or []]  # as `pobench run` names them
     settings = parse_each(faults, bare, lambda text: parse_settings(text, "--set"))
     faults += judge_faults(judge, settings, "--judge", "--set ")
-    asked = or_fault(faults, lambda: agreement.cases(data, limit)) or []
+    cases = or_fault(faults, lambda: agreement.cases(data, limit)) or []
     raise_faults(faults)
     made = judges.get(judge)(**settings)
     if hasattr(made, "estimate"):
-        err.print(str(made.estimate([case.comparison for case in asked])), highlight=False)
-    with progress("verdicts", len(asked), "pairs") as advance:
+        err.print(str(made.estimate([case.comparison for case in cases])), highlight=False)
+    with progress("verdicts", len(cases), "pairs") as advance:
         scored = agreement.check(
             made,
-            asked,
+            cases,
             data=data.name,
-            progress=lambda done, total: advance(done=len(asked) * done // max(total, 1)),
+            progress=lambda done, total: advance(done=len(cases) * done // max(total, 1)),
         )
     print_scored(scored, as_json)

@@ -77,9 +77,9 @@ def run(
         print(json.dumps(described, indent=1)) if as_json else _print_plan(described)
         return
     if rehearse:
-        from pobench.runs.rehearsal import rehearse as stand_in
+        from pobench.runs.rehearsal import rehearse as with_stand_ins
 
-        jobs, runs = stand_in(jobs), runs / "rehearsal"
+        jobs, runs = with_stand_ins(jobs), runs / "rehearsal"
     plan = make_plan(jobs, runs, stage_list, plugins)
     if plan.left:
         err.print(escape(plan.text()))
@@ -96,17 +96,13 @@ def run(
     if any(o.status != "skipped" for o in outcomes) or not report.is_file():
         report = write_report(runs, None, "all", None)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "outcomes": [o.__dict__ for o in outcomes],
-                    "scores": _scores(runs, outcomes),
-                    "benchmarks": {o.run: _results(runs, o.run) for o in outcomes},
-                    "report": str(report),
-                },
-                indent=1,
-            )
-        )
+        described = {
+            "outcomes": [o.__dict__ for o in outcomes],
+            "scores": _scores(runs, outcomes),
+            "benchmarks": {o.run: _results(runs, o.run) for o in outcomes},
+            "report": str(report),
+        }
+        print(json.dumps(described, indent=1))
     else:
         _print_summary(runs, outcomes)
         for o in failed:

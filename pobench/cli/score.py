@@ -31,7 +31,7 @@ def score_alpaca_eval(
         typer.Option(help="Folder with df_gamed.csv and instruction_difficulty.csv; default: the hub."),
     ] = None,
     length_only: Annotated[
-        bool, typer.Option("--length-only", help="Other prompts or another opponent: win rates without LC.")
+        bool, typer.Option("--length-only", help="Other prompts or another opponent: win rates without length control.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -59,6 +59,7 @@ def score_mt_bench(file: Verdicts, model: OneModel = None, as_json: Json = False
 
 
 def print_scored(scored: Any, as_json: bool) -> None:
+    """A benchmark's numbers with their intervals, or the same as JSON."""
     if as_json:
         print(json.dumps(scored.as_json(), indent=1))
         return

@@ -55,22 +55,22 @@ def study_(
 
     plugins = load_plugins(plugin)
     faults: list[str] = []
-    asked: Any = or_fault(faults, lambda: read_study(name))
+    study: Any = or_fault(faults, lambda: read_study(name))
     values = parse_each(faults, sets, parse_overrides)
     seed_list = or_fault(faults, lambda: parse_seeds(seeds))
-    if asked is None:  # its grid is not known; what else is wrong is said all the same
+    if study is None:  # its grid is not known; the other faults are listed all the same
         or_fault(faults, lambda: resolve(setting, losses or "paper", seeds=seed_list, overrides=values))
-    jobs: Any = asked and or_fault(
-        faults, lambda: studies.expand(asked, setting, losses=losses, seeds=seed_list, overrides=values)
+    jobs: Any = study and or_fault(
+        faults, lambda: studies.expand(study, setting, losses=losses, seeds=seed_list, overrides=values)
     )
     raise_faults(faults)
     plans = studies.make_plans(jobs, runs, HOME_STAGES, plugins, dry=dry_run)
     if dry_run:
-        described = studies.describe_study(asked, plans)
+        described = studies.describe_study(study, plans)
         print(json.dumps(described, indent=1)) if as_json else _print_study(described)
         return
-    told = [plan.prepared.text().splitlines() for plan in plans if plan.prepared is not None and plan.left]
-    for line in dict.fromkeys(line for text in told for line in text):  # what several biases share is said once
+    notes = [plan.prepared.text().splitlines() for plan in plans if plan.prepared is not None and plan.left]
+    for line in dict.fromkeys(line for text in notes for line in text):  # plans of several data sets share lines
         err.print(escape(line))
     try:
         outcomes = studies.execute_all(
@@ -80,11 +80,11 @@ def study_(
         err.print("\ninterrupted; the same command continues where this one stopped")
         raise
     frames = studies.study_frames(plans, runs)
-    report, card = studies.report_study(asked, frames, runs), studies.scorecard(asked, frames)
+    report, card = studies.report_study(study, frames, runs), studies.scorecard(study, frames)
     failed = [o for o in outcomes if o.status == "failed"]
     if as_json:
         counts = {s: sum(o.status == s for o in outcomes) for s in ("finished", "skipped", "failed")}
-        out_ = {"study": asked.name, "counts": counts, "outcomes": [o.__dict__ for o in outcomes], "claims": card}
+        out_ = {"study": study.name, "counts": counts, "outcomes": [o.__dict__ for o in outcomes], "claims": card}
         print(json.dumps({**out_, "report": str(report)}, indent=1, ensure_ascii=False))
     else:
         _print_claims(card)

@@ -99,30 +99,40 @@ def tune_(
         about = {"best": best, "failed": tuned.failed, "made": tuned.made, "trials": str(tuned.csv)}
         print(json.dumps({**about, "setting": str(tuned.chosen), "report": str(report)}, indent=1))
     else:
-        columns = ("", "chosen", search.about.metric, "start model", "n", "trials")
-        table = make_table(*map(escape, columns))
-        for b in tuned.best:
-            searched = {"lr": b.lr, **{key: b.settings[key] for key in b.searched}}
-            chosen = ", ".join(f"{key} = {value}" for key, value in searched.items())
-            interval = "" if math.isnan(b.low) else f" [{b.low:.3g}, {b.high:.3g}]"
-            start = "–" if math.isnan(b.start) else f"{b.start:.3g}"
-            table.add_row(*map(escape, (b.loss, chosen, f"{b.value:.3g}{interval}", start, str(b.n), str(b.trials))))
-        out.print(table, highlight=False)
-        if tuned.best:
-            split = search.about.prompts or search.about.pairs
-            out.print(f"measured on {escape(str(split))}, where the best was picked, so it flatters", highlight=False)
-        for reason in tuned.failed:
-            err.print(f"failed: {escape(reason)}", style="red")
+        _print_tuned(search, tuned)
         out.print(f"every trial: {tuned.csv}\nreport: {report}", highlight=False)
-        if tuned.best:
-            chosen_names = ",".join(b.loss for b in tuned.best)
-            same = "".join(f" --set {shlex.quote(text)}" for text in sets or () if not text.startswith("tune."))
-            out.print(
-                f"what the choice is worth: pobench run --setting {tuned.chosen} --losses {chosen_names}{same}",
-                highlight=False,
-            )
+        _print_next_command(tuned, sets or [])
     if tuned.failed:
         raise typer.Exit(1)
+
+
+def _print_tuned(search: Any, tuned: Any) -> None:
+    """The chosen values of each loss, what they reached, and what failed."""
+    columns = ("", "chosen", search.about.metric, "start model", "n", "trials")
+    table = make_table(*map(escape, columns))
+    for best in tuned.best:
+        searched = {"lr": best.lr, **{key: best.settings[key] for key in best.searched}}
+        chosen = ", ".join(f"{key} = {value}" for key, value in searched.items())
+        interval = "" if math.isnan(best.low) else f" [{best.low:.3g}, {best.high:.3g}]"
+        start = "–" if math.isnan(best.start) else f"{best.start:.3g}"
+        cells = (best.loss, chosen, f"{best.value:.3g}{interval}", start, str(best.n), str(best.trials))
+        table.add_row(*map(escape, cells))
+    out.print(table, highlight=False)
+    if tuned.best:
+        split = search.about.prompts or search.about.pairs
+        out.print(f"measured on {escape(str(split))}, where the best was picked, so it flatters", highlight=False)
+    for reason in tuned.failed:
+        err.print(f"failed: {escape(reason)}", style="red")
+
+
+def _print_next_command(tuned: Any, sets: list[str]) -> None:
+    """The command that measures the choice on data that the search has not seen."""
+    if tuned.best:
+        losses = ",".join(best.loss for best in tuned.best)
+        same = "".join(f" --set {shlex.quote(text)}" for text in sets if not text.startswith("tune."))
+        out.print(
+            f"what the choice is worth: pobench run --setting {tuned.chosen} --losses {losses}{same}", highlight=False
+        )
 
 
 def _tuning_report(folder: Path) -> Path:

@@ -98,8 +98,8 @@ def explain(error: pydantic.ValidationError, prefix: str = "", schema: type[Base
         elif fault["type"] == "missing":
             lines.append(f"{where}: missing; this setting must say it")
         else:
-            said = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: got {fault['input']!r}; {said[0].lower()}{said[1:]}")
+            reason = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: got {fault['input']!r}; {reason[0].lower()}{reason[1:]}")
     return lines
 
 

@@ -60,10 +60,10 @@ def _scalar(text: str) -> Any:
 
 def resolve_names(names: str | Iterable[str]) -> tuple[list[str], list[str]]:
     """`"simpo, r-dpo"`, `"paper"` or `"all"` → (registered names in order, a fault for every unknown one)."""
-    asked = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+    given = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
     resolved: list[str] = []
     faults = []
-    for name in asked:
+    for name in given:
         if name == "all":
             resolved += losses.names()
         elif name == "paper":
@@ -341,7 +341,7 @@ def _benchmarks(
             settings[benchmarks.get(name).name] = given.get(name, settings.get(benchmarks.get(name).name, {}))
         except PobenchError as error:
             faults.append(f"{'benchmarks' if name in given else '--benchmarks'}: {error}")
-    asked = {benchmarks.get(name).name for name in wanted} if not faults else set()
+    canonical = {benchmarks.get(name).name for name in wanted} if not faults else set()
     for name, values in settings.items():
         kind = benchmarks.get(name).function
         try:
@@ -349,6 +349,6 @@ def _benchmarks(
         except pydantic.ValidationError as error:
             faults += explain(error, f"benchmarks.{name}.", kind)
             continue
-        if name in asked:
+        if name in canonical:
             chosen[name] = parsed.model_dump(mode="json")
     return chosen, faults
