@@ -5,18 +5,19 @@ from pobench import get_loss, Pair, SequenceLogps, LossOutput, register_loss, li
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from pobench.errors import PobenchError
-from pobench.registry import get_loss, list_losses, register_loss
-from pobench.types import LossOutput, Pair, SequenceLogps
-
 if TYPE_CHECKING:
+    from pobench.errors import PobenchError
+    from pobench.registry import get_loss, list_losses, register_loss
     from pobench.reporting.draw import figure, table
     from pobench.results.load import load_frames
     from pobench.runs.execute import run_setting as run
+    from pobench.types import LossOutput, Pair, SequenceLogps
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = [
     "LossOutput",
     "Pair",
@@ -31,19 +32,33 @@ __all__ = [
     "table",
 ]
 
+_HOMES = {  # name → where it is defined. Imported when it is asked for: help and lists should not wait for torch
+    "LossOutput": "pobench.types:LossOutput",
+    "Pair": "pobench.types:Pair",
+    "PobenchError": "pobench.errors:PobenchError",
+    "SequenceLogps": "pobench.types:SequenceLogps",
+    "figure": "pobench.reporting.draw:figure",
+    "get_loss": "pobench.registry:get_loss",
+    "list_losses": "pobench.registry:list_losses",
+    "load_frames": "pobench.results.load:load_frames",
+    "register_loss": "pobench.registry:register_loss",
+    "run": "pobench.runs.execute:run_setting",
+    "table": "pobench.reporting.draw:table",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """What brings transformers, pandas or matplotlib along: a file that defines a loss should not wait for them."""
-    if name == "run":
-        from pobench.runs.execute import run_setting
+    if name == "__version__":  # pyproject.toml says it, and the installed package's metadata repeats it
+        from importlib.metadata import version
 
-        return run_setting
-    if name == "load_frames":
-        from pobench.results.load import load_frames
+        return version("pobench")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pobench' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
 
-        return load_frames
-    if name in ("figure", "table"):
-        from pobench.reporting import draw
 
-        return getattr(draw, name)
-    raise AttributeError(f"module 'pobench' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -42,8 +42,8 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def code_digest(function: Callable[..., Any]) -> str:
     """Hex sha256 of the code that `function` is registered by: its file, and every file of its folder that this imports.
 
-    Of a loss or judge that ships: its own file, and `loss_math.py` where it imports that. Docstrings, comments and
-    layout do not count. A function that no file holds (a notebook's) counts by its own source, or by its byte code.
+    Of a loss or judge that ships: its own file, and `loss_math.py` where it imports that. Docstrings, comments,
+    layout and what the registration says for readers (a title, a colour) do not count. A function that no file holds (a notebook's) counts by its own source, or by its byte code.
     """
     path = _file_of(function)
     if path is None:
@@ -55,11 +55,19 @@ def code_digest(function: Callable[..., Any]) -> str:
     return digest.hexdigest()
 
 
+# What a registration says for readers, tables and figures. A colour decides no number.
+SHOWN = frozenset(
+    ["source", "aliases", "title", "units", "ranges", "meanings", "defaults", "in_paper", "colour", "marker", "chapter"]
+)
+
+
 @cache
 def meaning(source: str) -> str:
-    """Python source without docstrings, comments and layout."""
+    """Python source without docstrings, comments and layout, and without what a registration says for readers alone."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2].startswith("register_"):
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in SHOWN]
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if (

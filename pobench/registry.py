@@ -6,6 +6,7 @@ A loss's signature is its declaration. Positional parameters name what the harne
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import pkgutil
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pobench.columns import FRAMES
 from pobench.errors import PobenchError, UnknownNameError, _normal, nearest
-from pobench.types import LossOutput, Pair
+
+if TYPE_CHECKING:  # torch comes with the losses, when they are first looked up
+    from pobench.types import LossOutput, Pair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +81,17 @@ class Registry(Generic[T]):
         """The (normalised) other names of `name`."""
         return sorted(a for a, owner in self._aliases.items() if owner == name and a != _normal(name))
 
+    def files(self) -> list[Path]:
+        """The files of the package, in order of their names. None of them is imported."""
+        package = importlib.util.find_spec(self.package)
+        folders = (package.submodule_search_locations if package else None) or []
+        names = [module.name for module in pkgutil.iter_modules(folders)]
+        return [path for folder in folders for name in names if (path := Path(folder) / f"{name}.py").is_file()]
+
+    def only_files(self) -> bool:
+        """Whether the package's files hold everything: no plug-in has registered anything, no installed package does."""
+        return not self._items and not (self.entry_points and _installed(self.entry_points))
+
     def _load(self) -> None:
         if self._loaded:
             return
@@ -85,9 +99,15 @@ class Registry(Generic[T]):
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
             importlib.import_module(f"{self.package}.{module.name}")
-        if self.entry_points:
-            for entry in importlib.metadata.entry_points(group=self.entry_points):
-                entry.load()
+        for entry in _installed(self.entry_points) if self.entry_points else ():
+            entry.load()
+
+
+def _installed(group: str) -> list[Any]:
+    """The entry points of `group` that installed packages declare."""
+    from importlib.metadata import entry_points
+
+    return list(entry_points(group=group))
 
 
 def _home(item: Any) -> str:
@@ -123,7 +143,7 @@ class Loss:
     ranges: Mapping[str, Any] = field(default_factory=dict)  # setting -> published search range
     meanings: Mapping[str, str] = field(default_factory=dict)  # setting -> what it does, where its name does not say it
     defaults: Mapping[str, str] = field(default_factory=dict)  # setting -> where its default comes from
-    in_paper: bool = False  # one of the twelve of the design card
+    in_paper: bool = False  # one of the twelve of the SimPO paper
     title: str = ""  # as a table prints it
     alternatives: tuple[tuple[str, ...], ...] = ()  # settings that are names of one number: at most one of each group
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = (

@@ -128,7 +128,7 @@ def test_a_loss_of_a_users_own_gets_a_section_of_what_it_has(empty) -> None:
 
 def test_the_papers_page_names_figures_and_studies_that_exist() -> None:
     from pobench.registry import figures
-    from pobench.workflows.study import list_studies
+    from pobench.workflows.study_file import list_studies
 
     rows = [
         line.split("|")[1:-1] for line in (WRITTEN.parent / "paper.md").read_text("utf-8").splitlines() if "|" in line

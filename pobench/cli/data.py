@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pobench.cli.group import STYLE, Group
 from pobench.cli.options import (
     Debug,
     Json,
@@ -15,13 +16,19 @@ from pobench.cli.options import (
     Plugins,
     Sets,
     SettingName,
-    _each,
-    _load_plugins,
-    _refuse,
-    data_app,
-    out,
+    load_plugins,
+    parse_each,
+    raise_faults,
 )
+from pobench.cli.terminal import out
 from pobench.errors import or_fault
+
+app = typer.Typer(cls=Group, **STYLE)
+
+
+@app.callback()
+def data() -> None:
+    """Look at preference data, or make some on policy."""
 
 
 def _job(setting: str, data: str | None, model: str | None, sets: list[str] | None) -> Any:
@@ -32,7 +39,7 @@ def _job(setting: str, data: str | None, model: str | None, sets: list[str] | No
     return resolve(setting, list_losses()[0], data=data, model=model, overrides=parse_overrides(sets or []))[0]
 
 
-@data_app.command()
+@app.command()
 def audit(
     file: Annotated[str, typer.Argument(help="A file, `builtin:…` or a hub name.")],
     setting: SettingName = "smollm2",
@@ -58,7 +65,7 @@ def audit(
         out.print(render_audit(read_pairs(job)[1]))
 
 
-@data_app.command()
+@app.command()
 def inspect(
     file: Annotated[
         str | None, typer.Argument(help="A file, `builtin:…` or a hub name; default: the setting's own data.")
@@ -137,7 +144,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     print("[" + ",\n".join(json.dumps(row) for row in rows) + "]")
 
 
-@data_app.command()
+@app.command()
 def onpolicy(
     to: Annotated[Path, typer.Option("--out", help="The pairs, JSONL; held-out pairs, samples and recipe beside it.")],
     setting: SettingName = "smollm2",
@@ -166,10 +173,10 @@ def onpolicy(
     from pobench.settings.resolve import parse_overrides, parse_settings
     from pobench.workflows.onpolicy import make_pairs_of, recipe_of
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     faults: list[str] = []
-    overrides = _each(faults, sets, parse_overrides)
-    chosen = _each(faults, ranker_set, lambda text: parse_settings(text, "--ranker-set"))
+    overrides = parse_each(faults, sets, parse_overrides)
+    chosen = parse_each(faults, ranker_set, lambda text: parse_settings(text, "--ranker-set"))
     given = {
         "prompts": prompts,
         "prompts_split": prompts_split,
@@ -186,7 +193,7 @@ def onpolicy(
         faults,
         lambda: recipe_of(setting, ranker=ranker, ranker_settings=chosen, model=model, overrides=overrides, **asked),
     )
-    _refuse(faults)
+    raise_faults(faults)
     recipe = make_pairs_of(planned, to)
     if as_json:
         print(json.dumps(recipe, indent=1, ensure_ascii=False))

@@ -6,20 +6,38 @@ Exit status: 0 all done · 1 some job failed, the rest is complete · 2 the comm
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
+from typing import Annotated
 
-from pobench.cli import data, list, run, score, study  # noqa: F401  each registers its commands
-from pobench.cli.options import app, data_app, judge_app, score_app
+import typer
+
+from pobench.cli.group import STYLE, CommandFiles
 from pobench.errors import PobenchError
 
-app.add_typer(data_app, name="data")
 
-app.add_typer(score_app, name="score")
+class Commands(CommandFiles):
+    files = ("run", "analyze", "study", "tune", "list", "check", "data", "score", "judge", "export", "doctor")
 
-app.add_typer(judge_app, name="judge")
+
+app = typer.Typer(cls=Commands, **STYLE | {"add_completion": True})
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import pobench
+
+        print(f"pobench {pobench.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def pobench_(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Which preference-optimization loss is really better, on your model and your data?"""
 
 
 def main() -> None:
@@ -28,8 +46,7 @@ def main() -> None:
     if debug:
         os.environ["POBENCH_DEBUG"] = "1"
     else:
-        warnings.filterwarnings("ignore")
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        _silence()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(standalone_mode=True)
@@ -41,6 +58,15 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; repeat the command to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def _silence() -> None:
+    """No warnings of the libraries underneath."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -8,66 +8,57 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from pobench.errors import PobenchError, or_fault
-from pobench.runs.stages import ALL, DEFAULT, MANY
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Which preference-optimization loss is really better, on your model and your data?",
-)
-data_app = typer.Typer(no_args_is_help=True, help="Look at preference data, or make some on policy.")
-
-score_app = typer.Typer(no_args_is_help=True, help="Score stored verdicts of AlpacaEval 2, Arena-Hard or MT-Bench.")
-
-judge_app = typer.Typer(no_args_is_help=True, help="Find out what a judge is worth before it is believed.")
-
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+from pobench.cli.complete import complete_losses, complete_settings
+from pobench.errors import PobenchError, nearest, or_fault
 
 Runs = Annotated[Path, typer.Option(help="Folder of the stored runs.")]
 Losses = Annotated[
-    str, typer.Option(help="Names or aliases, comma-separated; `paper` = the twelve of the design card; `all`.")
+    str,
+    typer.Option(
+        help="Names or aliases, comma-separated; `paper`: the twelve that the SimPO paper compares; `all`.",
+        autocompletion=complete_losses,
+    ),
 ]
-SettingName = Annotated[str, typer.Option(help="A shipped setting or a YAML path.")]
+SettingName = Annotated[str, typer.Option(help="A shipped setting or a YAML path.", autocompletion=complete_settings)]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value; repeatable.")]
 Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", help="A Python file that registers losses, judges or figures.")
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE.py", help="A Python file that registers losses, judges or figures."),
 ]
+ModelName = Annotated[str | None, typer.Option(help="Whose tokenizer; default: the setting's.")]
 Json = Annotated[bool, typer.Option("--json", help="The summary for machines, on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
-HOME_STAGES, STAGES, KNOWN_STAGES = MANY, DEFAULT, ALL
 
-
-def _load_plugins(plugins: list[Path] | None) -> list[str]:
+def load_plugins(plugins: list[Path] | None) -> list[str]:
+    """Import each file; their absolute paths. Raises PobenchError that names every file that cannot be imported."""
     from pobench.registry import load_plugin
 
     faults: list[str] = []
     for plugin in plugins or []:
         or_fault(faults, partial(load_plugin, plugin))
-    _refuse(faults)  # alone: what else would be said of names that a plug-in brings is not true
+    raise_faults(faults)  # alone: other faults may only say that a name is unknown which a plug-in would have brought
     return [str(p.absolute()) for p in plugins or []]
 
 
-def _each(faults: list[str], texts: list[str] | None, read: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:
-    """What can be read of several KEY=VALUE; what cannot is noted."""
+def parse_each(
+    faults: list[str], texts: list[str] | None, parse: Callable[[list[str]], dict[str, Any]]
+) -> dict[str, Any]:
+    """What `parse` reads from several KEY=VALUE. Those that it refuses are added to `faults`."""
     return {
-        key: value for text in texts or () for key, value in (or_fault(faults, partial(read, [text])) or {}).items()
+        key: value for text in texts or () for key, value in (or_fault(faults, partial(parse, [text])) or {}).items()
     }
 
 
-def _refuse(faults: list[str]) -> None:
-    """Everything that is wrong with a command in one message, each fault once."""
+def raise_faults(faults: list[str]) -> None:
+    """Raise PobenchError with everything that is wrong with a command, each fault once; nothing where there is none."""
     if faults:
         raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
 
 
-def _numbers(text: str | None) -> list[int] | None:
+def parse_seeds(text: str | None) -> list[int] | None:
+    """`"1,2,3"` → [1, 2, 3]. Raises PobenchError where it holds anything but whole numbers."""
     if text is None:
         return None
     try:
@@ -76,23 +67,15 @@ def _numbers(text: str | None) -> list[int] | None:
         raise PobenchError(f"--seeds {text!r}: expected whole numbers, comma-separated, such as 1,2,3") from None
 
 
-def _stages(text: str) -> list[str]:
-    from pobench.errors import nearest
+def parse_stages(text: str | None) -> list[str]:
+    """`"train,heldout"` → ["train", "heldout"]; None: those of a plain run. Raises PobenchError that lists every unknown
+    stage."""
+    from pobench.runs.stages import ALL, DEFAULT
 
+    if text is None:
+        return list(DEFAULT)
     stages = [s.strip() for s in text.split(",") if s.strip()]
-    wrong = [
-        f"--stages: unknown stage {s!r}{nearest(s, KNOWN_STAGES)} Known: {', '.join(KNOWN_STAGES)}"
-        for s in stages
-        if s not in KNOWN_STAGES
-    ]
+    wrong = [f"--stages: unknown stage {s!r}{nearest(s, ALL)} Known: {', '.join(ALL)}" for s in stages if s not in ALL]
     if wrong or not stages:
-        raise PobenchError("\n".join(wrong) or f"--stages: name at least one of {', '.join(KNOWN_STAGES)}")
+        raise PobenchError("\n".join(wrong) or f"--stages: name at least one of {', '.join(ALL)}")
     return stages
-
-
-ModelName = Annotated[str | None, typer.Option(help="Whose tokenizer; default: the setting's.")]
-
-
-def _untrusted(text: str) -> str:
-    """Text from a file, fit for a terminal."""
-    return escape("".join(c if c.isprintable() else "�" for c in text))

@@ -234,13 +234,10 @@ def run_names(runs: Path) -> Iterator[str]:
 
 
 def find_run(runs: Path, name: str) -> str:
-    """The run whose name begins with `name`; `name` may lack the setting, or be a folder's path.
+    """The run whose name begins with `name`; `name` may lack the setting.
 
     Raises PobenchError that names the nearest where there is none, and all of them where there are several.
     """
-    if (Path(name) / "config.yaml").is_file():
-        path = Path(name).resolve()
-        return f"{path.parent.name}/{path.name}"
     known = list(run_names(runs))
     found = [run for run in known if name == run]
     found = found or [run for run in known if run.startswith(name) or run.partition("/")[2].startswith(name)]

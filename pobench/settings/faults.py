@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pydantic
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from pobench.errors import PobenchError, nearest
 from pobench.registry import Loss, NamedFunction, judges, wrong_output
 from pobench.settings.schema import Setting, TrainConfig
-from pobench.types import Pair, SequenceLogps
 
 
-def _unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
+def unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
+    """The fault of a key that is neither a setting of the loss nor a field of train; none otherwise."""
     if key in loss.settings or key in TrainConfig.model_fields:
         return []
     takes = ", ".join(loss.settings) or "no setting"
@@ -37,7 +36,8 @@ def check_loss_settings(loss: Loss, given: Mapping[str, Any], *, result: bool = 
     try:
         broken = broken_contract(loss, settings)
     except PobenchError as error:
-        return [f"{loss.name}: {line}" if not line.startswith(loss.name) else line for line in str(error).splitlines()]
+        named = (f"{loss.name}:", f"{loss.name}.", f"{loss.name} ")
+        return [line if line.startswith(named) else f"{loss.name}: {line}" for line in str(error).splitlines()]
     except Exception as error:
         return [f"{loss.name} with {dict(given)}: {type(error).__name__}: {error}"]
     return [broken] if broken and result else []
@@ -59,6 +59,10 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     It must return a LossOutput of (pairs,) tensors, whose `loss` has a gradient by the policy's sums, and leave its
     inputs as they are. Raises what the loss raises.
     """
+    import torch
+
+    from pobench.types import Pair, SequenceLogps
+
     sums, lengths, reference_sums = (torch.tensor(rows) for rows in zip(*HARMLESS, strict=True))
     given = sums.requires_grad_() * 1.0  # as in training, no leaf: a leaf refuses to be changed in place
 
@@ -136,8 +140,8 @@ def explain(error: pydantic.ValidationError, prefix: str = "", schema: type[Base
         elif fault["type"] == "missing":
             lines.append(f"{where}: missing; this setting must say it")
         else:
-            said = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: got {fault['input']!r}; {said[0].lower()}{said[1:]}")
+            reason = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: got {fault['input']!r}; {reason[0].lower()}{reason[1:]}")
     return lines
 
 

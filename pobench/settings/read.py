@@ -24,11 +24,52 @@ def list_settings() -> list[str]:
     return sorted(p.stem for p in setting_folder().glob("*.yaml"))
 
 
+def describe_settings() -> list[dict[str, str]]:
+    """What `pobench list settings` shows of every shipped setting. No loss or judge is looked up, so nothing is imported."""
+    rows = []
+    for name in list_settings():
+        values: dict[str, Any] = {}
+        for layer, _ in _layers(name):
+            described = {key: value for key, value in layer.items() if key in ("model", "data", "description")}
+            values, _ = _extended(values, {}, described, {})
+        model, data = values["model"]["source"], values["data"]["source"]
+        rows.append({"name": name, "model": model, "data": data, "description": values.get("description", "")})
+    return rows
+
+
 def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The raw values of a setting (a shipped name or a YAML path), and key → the comment behind its value.
 
     Raises PobenchError for an unknown name, naming the nearest, or for YAML that does not parse.
     """
+    (values, comments), *layers = _layers(name)
+    for layer in layers:
+        values, comments = _extended(values, comments, *layer)
+    return values, comments
+
+
+def _layers(name: str) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """The values and comments of each file that a setting is made of: what it extends first, its own last."""
+    path = _setting_path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise PobenchError(f"--setting: {str(path)!r} cannot be read: {error}") from None
+    if not isinstance(values, dict) or node is None:
+        raise PobenchError(f"--setting: {str(path)!r} holds no mapping of sections")
+    values.setdefault("name", path.stem)
+    layer = values, _comments(node, text.splitlines())
+    if "extends" not in values:
+        return [layer]
+    base = str(values.pop("extends"))
+    if Path(base).suffix in (".yaml", ".yml"):
+        base = str(path.parent / base)
+    return [*_layers(base), layer]
+
+
+def _setting_path(name: str) -> Path:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = setting_folder() / f"{name}.yaml"
@@ -39,22 +80,7 @@ def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
             )
     if not path.is_file():
         raise PobenchError(f"--setting: no file {str(path)!r}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise PobenchError(f"--setting: {str(path)!r} cannot be read: {error}") from None
-    if not isinstance(values, dict) or node is None:
-        raise PobenchError(f"--setting: {str(path)!r} holds no mapping of sections")
-    values.setdefault("name", path.stem)
-    comments = _comments(node, text.splitlines())
-    if "extends" not in values:
-        return values, comments
-    base = str(values.pop("extends"))
-    if Path(base).suffix in (".yaml", ".yml"):
-        base = str(path.parent / base)
-    return _extended(*read_setting(base), values, comments)
+    return path
 
 
 def _extended(
@@ -63,23 +89,29 @@ def _extended(
     """`base` with `values` in place of its own, key by key in sections and losses."""
     merged = dict(base)
     replaced = set()
-    for section, mine in values.items():
-        theirs = merged.get(section)
-        if section == "losses" and isinstance(mine, dict):
-            kept = dict(theirs or {})
-            for name, given in mine.items():
-                other_names = _other_names(name, given or {})
-                kept[name] = {k: v for k, v in (kept.get(name) or {}).items() if k not in other_names} | (given or {})
-                replaced |= {f"losses.{name}.{key}" for key in (*(given or {}), *other_names)}
+    for section, section_values in values.items():
+        inherited_values = merged.get(section)
+        if section == "losses" and isinstance(section_values, dict):
+            kept = dict(_mapping(inherited_values))
+            for name, given in section_values.items():
+                other_names = _other_names(name, _mapping(given))
+                inherited = {k: v for k, v in _mapping(kept.get(name)).items() if k not in other_names}
+                kept[name] = inherited | given if isinstance(given, dict) else given or inherited
+                replaced |= {f"losses.{name}.{key}" for key in (*_mapping(given), *other_names)}
             merged[section] = kept
-        elif isinstance(mine, dict) and isinstance(theirs, dict):
-            dropped = _of_another_judge(theirs, mine) if section == "judge" else set()
-            merged[section] = {k: v for k, v in theirs.items() if k not in dropped} | mine
-            replaced |= {f"{section}.{key}" for key in (*mine, *dropped)}
+        elif isinstance(section_values, dict) and isinstance(inherited_values, dict):
+            dropped = of_another_judge(inherited_values, section_values) if section == "judge" else set()
+            merged[section] = {k: v for k, v in inherited_values.items() if k not in dropped} | section_values
+            replaced |= {f"{section}.{key}" for key in (*section_values, *dropped)}
         else:
-            merged[section] = mine
+            merged[section] = section_values
             replaced.add(section)
     return merged, {k: v for k, v in base_comments.items() if k not in replaced} | comments
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """The value where it is a mapping; what it is instead, `resolve` reports."""
+    return value if isinstance(value, dict) else {}
 
 
 def _other_names(loss: str, given: Mapping[str, Any]) -> set[str]:
@@ -91,9 +123,9 @@ def _other_names(loss: str, given: Mapping[str, Any]) -> set[str]:
     return {name for group in groups for name in group if name not in given and any(g in given for g in group)}
 
 
-def _of_another_judge(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> set[str]:
-    """Keys of a judge section that mean nothing to the judge that `mine` names in place of theirs."""
-    same = "name" not in mine or judges.canonical(mine["name"]) == judges.canonical(theirs.get("name"))
+def of_another_judge(inherited: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
+    """Keys of the inherited judge section that mean nothing to the judge that `given` names in place of its own."""
+    same = "name" not in given or judges.canonical(given["name"]) == judges.canonical(inherited.get("name"))
     return set() if same else {"settings"}
 
 

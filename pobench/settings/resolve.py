@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pydantic
@@ -11,10 +12,13 @@ import yaml
 
 from pobench.errors import PobenchError, nearest
 from pobench.registry import benchmarks, get_loss, losses
-from pobench.settings.faults import _unknown_loss_key, check_loss_settings, explain, judge_faults
+from pobench.settings.faults import check_loss_settings, explain, judge_faults, unknown_loss_key
 from pobench.settings.job import Job
-from pobench.settings.read import _of_another_judge, read_setting
-from pobench.settings.schema import COMMANDS, SECTIONS, Setting, TrainConfig
+from pobench.settings.read import of_another_judge, read_setting
+from pobench.settings.schema import COMMANDS, SECTIONS, JudgeConfig, Setting, TrainConfig
+
+SETTABLE = {**SECTIONS, **COMMANDS}
+OF_ONE_SOURCE = ("split", "revision", "held_out", "held_out_split")  # of `data`: they mean nothing to another source
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -56,10 +60,10 @@ def _scalar(text: str) -> Any:
 
 def resolve_names(names: str | Iterable[str]) -> tuple[list[str], list[str]]:
     """`"simpo, r-dpo"`, `"paper"` or `"all"` → (registered names in order, a fault for every unknown one)."""
-    asked = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+    given = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
     resolved: list[str] = []
     faults = []
-    for name in asked:
+    for name in given:
         if name == "all":
             resolved += losses.names()
         elif name == "paper":
@@ -86,152 +90,217 @@ def resolve(
 ) -> list[Job]:
     """Jobs for every loss × seed. benchmark_names: comma-separated, in place of those that the setting names; "none".
 
-    Raises PobenchError that lists every fault of names, keys and values together.
+    Raises PobenchError that lists every fault of names, keys and values together, each once.
     """
     names, faults = resolve_names(loss_names)
-    values: dict[str, Any] = {}
-    comments: dict[str, str] = {}
-    try:
-        values, comments = read_setting(setting)
-    except PobenchError as error:
-        faults.append(str(error))
-    origin = {key: f"{setting}: {comment}" for key, comment in comments.items()}
-    values = json.loads(json.dumps(values))  # a deep copy, and proof that it is plain data
-
-    def put(section: str, key: str, value: Any, where: str) -> None:
-        values.setdefault(section, {})[key] = value
-        origin[f"{section}.{key}"] = where
-
-    if model is not None:
-        values["model"] = {"source": model}
-        values.pop("sft", None)  # what is named is a finished start model
-        origin["model.source"] = "--model"
-    if data is not None:
-        kept = {
-            k: v
-            for k, v in values.get("data", {}).items()
-            if k not in ("split", "revision", "held_out", "held_out_split")
-        }
-        values["data"] = {**kept, "source": data}
-        origin["data.source"] = "--data"
-
-    per_loss: dict[str, dict[str, Any]] = {}
-    given_losses = values.get("losses") or {}
-    if isinstance(given_losses, dict):
-        for name, given in given_losses.items():
-            try:
-                registered = get_loss(name).name
-            except PobenchError as error:
-                faults.append(f"losses.{name}: {error}")
-                continue
-            per_loss[registered] = dict(given or {})
-            for key in given or {}:
-                origin.setdefault(
-                    f"{registered}.{key}",
-                    comments.get(f"losses.{name}.{key}", "") and f"{setting}: {comments[f'losses.{name}.{key}']}",
-                )
-    values["losses"] = per_loss
-
-    judge = values.get("judge")
-    judge = judge if isinstance(judge, dict) else {}  # what it is instead, `Setting` says
-    for key in _of_another_judge(judge, _below("judge", overrides or {})):
-        judge.pop(key, None)
-        origin = {k: v for k, v in origin.items() if not k.startswith(f"judge.{key}")}
-
-    sections = {**SECTIONS, **COMMANDS}
-    forced: dict[str, Any] = {}  # train fields from the command line outrank a loss's own
+    draft = _Draft.of_setting(setting, faults)
+    draft.use_model_and_data(model, data)
+    draft.read_losses()
+    draft.drop_settings_of_another_judge(overrides or {})
     for key, value in (overrides or {}).items():
-        section, _, rest = key.removeprefix("losses.").partition(".")
-        if section == "benchmarks":
-            _put_inside(values, key.split("."), value)
-        elif section in sections:
-            fields = sections[section].model_fields
-            if rest.partition(".")[0] not in fields:
-                faults.append(
-                    f"--set {key}: {section} has no {rest!r}{nearest(rest, fields)} Known: {', '.join(fields)}"
-                )
-            elif "." in rest:
-                outer, inner = rest.split(".", 1)
-                inside = values.setdefault(section, {}).get(outer)
-                values[section][outer] = {**(inside if isinstance(inside, dict) else {}), inner: value}
-                origin[key] = "--set"
-            else:
-                put(section, rest, value, "--set")
-                if section == "train":
-                    forced[rest] = value
-        else:
-            try:
-                loss = get_loss(section)
-            except PobenchError:
-                known = [*sections, "benchmarks", *losses.names()]
-                faults.append(f"--set {key}: {section!r} is neither a section nor a loss{nearest(section, known)}")
-                continue
-            mine = per_loss.setdefault(loss.name, {})
-            for group in loss.alternatives:  # of two names of one number (gamma, gamma_beta_ratio) the YAML's gives way
-                for other in group if rest in group else ():
-                    if origin.get(f"{loss.name}.{other}") != "--set":
-                        mine.pop(other, None)
-            mine[rest] = value
-            origin[f"{loss.name}.{rest}"] = "--set"
-            faults += _unknown_loss_key(f"--set {key}", loss, rest)
+        draft.override(key, value)
 
-    parsed: Setting | None = None
-    if values.get("name"):
+    parsed = draft.parse()
+    chosen = draft.choose_benchmarks(benchmark_names)
+    draft.check_judge()
+    checked = {name: draft.check_loss(name, parsed) for name in names}
+    if draft.faults or parsed is None:
+        raise PobenchError("\n".join(dict.fromkeys(draft.faults)))
+    return [draft.job(parsed, name, seed, *checked[name], chosen) for name in names for seed in (seeds or parsed.seeds)]
+
+
+@dataclass
+class _Draft:
+    """A setting on its way to jobs: its raw values, where each comes from, and what is wrong with them.
+
+    losses: loss → its own values, settings of the loss and fields of train alike. forced: fields of train that the
+    command line sets; they outrank a loss's own. faults grows with every step; no step stops at one.
+    """
+
+    setting: str
+    faults: list[str]
+    values: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)  # key → where its value comes from
+    losses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    forced: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_setting(cls, setting: str, faults: list[str]) -> _Draft:
         try:
-            parsed = Setting.model_validate(values)
-        except pydantic.ValidationError as error:
-            faults += explain(error)
-    chosen: dict[str, dict[str, Any]] = {}
-    if parsed is not None:
-        chosen, wrong = _benchmarks(parsed.benchmarks, benchmark_names)
-        faults += wrong
-    jobs: list[Job] = []
-    for name in names:
-        loss = get_loss(name)
-        given = per_loss.get(name, {})
-        mine = {k: v for k, v in given.items() if k in loss.settings}
-        faults += [
-            f
-            for k in given
-            for f in _unknown_loss_key(f"losses.{name}.{k}", loss, k)
-            if f"--set {name}.{k}" not in " ".join(faults)
-        ]
-        checked = check_loss_settings(loss, mine)
-        faults += checked
-        if parsed is None or checked:
-            continue
-        own = {k: v for k, v in given.items() if k in TrainConfig.model_fields and k not in forced}
-        train_values = {**parsed.train.model_dump(), **own, **forced}
+            values, comments = read_setting(setting)
+        except PobenchError as error:
+            faults.append(str(error))
+            return cls(setting, faults)
+        origin = {key: f"{setting}: {comment}" for key, comment in comments.items()}
+        values = json.loads(json.dumps(values))  # a deep copy, and proof that it is plain data
+        return cls(setting, faults, values, origin)
+
+    def use_model_and_data(self, model: str | None, data: str | None) -> None:
+        """What --model and --data name, in place of the setting's."""
+        if model is not None:
+            self.values["model"] = {"source": model}
+            self.values.pop("sft", None)  # what is named is a finished start model
+            self.origin["model.source"] = "--model"
+        if data is not None:
+            section = self._section("data") or {}
+            kept = {key: value for key, value in section.items() if key not in OF_ONE_SOURCE}
+            self.values["data"] = {**kept, "source": data}
+            self.origin["data.source"] = "--data"
+
+    def read_losses(self) -> None:
+        """What the setting's YAML says of single losses, by their registered names."""
+        section = self.values.pop("losses", None) or {}
+        if not isinstance(section, dict):
+            self.faults.append(f"losses: got {section!r}; expected a mapping of losses to their values")
+            return
+        for name, given in section.items():
+            try:
+                loss = get_loss(name)
+            except PobenchError as error:
+                self.faults.append(f"losses.{name}: {error}")
+                continue
+            if not isinstance(given or {}, dict):
+                self.faults.append(f"losses.{name}: got {given!r}; expected a mapping of settings to values")
+                continue
+            self.losses[loss.name] = dict(given or {})
+            for key in given or {}:
+                self.faults += unknown_loss_key(f"losses.{name}.{key}", loss, key)
+                self.origin.setdefault(f"{loss.name}.{key}", self.origin.get(f"losses.{name}.{key}", ""))
+
+    def drop_settings_of_another_judge(self, overrides: Mapping[str, Any]) -> None:
+        """Where the command line names another judge, the settings of the YAML's judge mean nothing to it."""
+        judge = self.values.get("judge")
+        judge = judge if isinstance(judge, dict) else {}  # what it is instead, `parse` reports
+        for key in of_another_judge(judge, _below("judge", overrides)):
+            judge.pop(key, None)
+            self.origin = {k: v for k, v in self.origin.items() if not f"{k}.".startswith(f"judge.{key}.")}
+
+    def override(self, key: str, value: Any) -> None:
+        """One `--set KEY=VALUE`."""
+        section, _, name = key.removeprefix("losses.").partition(".")
+        if section == "benchmarks":
+            if self._section(section) is not None:
+                _put_inside(self.values, key.split("."), value)
+        elif section in SETTABLE:
+            self._override_section(section, name, value)
+        else:
+            self._override_loss(section, name, value, f"--set {key}")
+
+    def _override_section(self, section: str, name: str, value: Any) -> None:
+        key, fields = f"{section}.{name}", SETTABLE[section].model_fields
+        if name.partition(".")[0] not in fields:
+            known = ", ".join(fields)
+            self.faults.append(f"--set {key}: {section} has no {name!r}{nearest(name, fields)} Known: {known}")
+        elif self._section(section) is not None:
+            _put_inside(self.values, key.split(".", 2), value)
+            self.origin[key] = "--set"
+            if section == "train" and "." not in name:
+                self.forced[name] = value
+
+    def _override_loss(self, loss_name: str, name: str, value: Any, option: str) -> None:
         try:
-            train = TrainConfig.model_validate(train_values)
+            loss = get_loss(loss_name)
+        except PobenchError:
+            known = [*SETTABLE, "benchmarks", *losses.names()]
+            self.faults.append(f"{option}: {loss_name!r} is neither a section nor a loss{nearest(loss_name, known)}")
+            return
+        own = self.losses.setdefault(loss.name, {})
+        for group in loss.alternatives:  # of two names of one number (gamma, gamma_beta_ratio) the YAML's gives way
+            for other in group if name in group else ():
+                if self.origin.get(f"{loss.name}.{other}") != "--set":
+                    own.pop(other, None)
+        own[name] = value
+        self.origin[f"{loss.name}.{name}"] = "--set"
+        self.faults += unknown_loss_key(option, loss, name)
+
+    def _section(self, name: str) -> dict[str, Any] | None:
+        """The values of a section, made where it is empty; None where it is no mapping, which `parse` reports."""
+        if self.values.get(name) is None:
+            self.values[name] = {}
+        section = self.values[name]
+        return section if isinstance(section, dict) else None
+
+    def parse(self) -> Setting | None:
+        """The whole setting, checked against the schema; None where it has a fault."""
+        if "name" not in self.values:  # the file could not be read, which is a fault already
+            return None
+        try:
+            return Setting.model_validate({**self.values, "losses": self.losses})
         except pydantic.ValidationError as error:
-            faults += explain(error, f"losses.{name}.")
-            continue
-        keep = {k: v for k, v in origin.items() if v and (k.partition(".")[0] in SECTIONS or k.startswith(f"{name}."))}
-        keep |= {f"train.{k}": origin.get(f"{name}.{k}") or f"{setting}: of {name}" for k in own}
-        settings = loss.canonical({**loss.settings, **mine})
-        jobs += [
-            Job(
-                parsed.name,
-                name,
-                seed,
-                settings,
-                parsed.model,
-                parsed.data,
-                train,
-                parsed.answers,
-                parsed.judge,
-                keep,
-                parsed.sft,
-                chosen,
-            )
-            for seed in (seeds or parsed.seeds)
-        ]
-    if parsed is not None and parsed.judge.name is not None:
-        faults += judge_faults(parsed.judge.name, parsed.judge.settings)
-    if faults:
-        raise PobenchError("\n".join(dict.fromkeys(faults)))
-    return jobs
+            self.faults += explain(error)
+            return None
+
+    def choose_benchmarks(self, names: str | None) -> dict[str, dict[str, Any]]:
+        """Benchmark → every setting of it."""
+        section = self.values.get("benchmarks") or {}
+        if not isinstance(section, dict):  # `parse` reports it
+            return {}
+        chosen, faults = _benchmarks({k: v for k, v in section.items() if isinstance(v, dict)}, names)
+        self.faults += faults
+        return chosen
+
+    def check_judge(self) -> None:
+        """The judge's own settings, by its factory."""
+        try:
+            judge = JudgeConfig.model_validate(self.values.get("judge") or {})
+        except pydantic.ValidationError:  # `parse` reports it
+            return
+        if judge.name is not None:
+            self.faults += judge_faults(judge.name, judge.settings)
+
+    def check_loss(self, name: str, parsed: Setting | None) -> tuple[dict[str, Any], TrainConfig]:
+        """A loss's settings, spelled out, and how it is trained: its own values where it has some, else the setting's.
+
+        Where something is wrong with them `faults` has it, and what is returned is not used.
+        """
+        loss, own = get_loss(name), self.losses.get(name, {})
+        settings = {key: value for key, value in own.items() if key in loss.settings}
+        faults = check_loss_settings(loss, settings)
+        shared = parsed.train.model_dump() if parsed is not None else {"lr": 1.0}
+        train = TrainConfig(lr=1.0)
+        try:
+            train = TrainConfig.model_validate({**shared, **self._own_training(name)})
+        except pydantic.ValidationError as error:
+            self.faults += explain(error, f"losses.{name}.")
+        self.faults += faults
+        return ({} if faults else loss.canonical({**loss.settings, **settings})), train
+
+    def job(
+        self,
+        parsed: Setting,
+        loss: str,
+        seed: int,
+        loss_settings: dict[str, Any],
+        train: TrainConfig,
+        chosen_benchmarks: dict[str, dict[str, Any]],
+    ) -> Job:
+        return Job(
+            setting=parsed.name,
+            loss=loss,
+            seed=seed,
+            loss_settings=loss_settings,
+            model=parsed.model,
+            data=parsed.data,
+            train=train,
+            answers=parsed.answers,
+            judge=parsed.judge,
+            origin=self._origin_for(loss),
+            sft=parsed.sft,
+            benchmarks=chosen_benchmarks,
+        )
+
+    def _own_training(self, name: str) -> dict[str, Any]:
+        """Fields of train that a loss has for itself. The command line's outrank them."""
+        own = self.losses.get(name, {})
+        return {key: own[key] for key in own if key in TrainConfig.model_fields and key not in self.forced}
+
+    def _origin_for(self, name: str) -> dict[str, str]:
+        """Key → where its value comes from, of the sections and of this loss; a loss's own training stands under train."""
+        shown = {
+            key: where for key, where in self.origin.items() if where and key.partition(".")[0] in (*SECTIONS, name)
+        }
+        own = self._own_training(name)
+        return shown | {f"train.{k}": self.origin.get(f"{name}.{k}") or f"{self.setting}: of {name}" for k in own}
 
 
 def section_of(values: Mapping[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,7 +341,7 @@ def _benchmarks(
             settings[benchmarks.get(name).name] = given.get(name, settings.get(benchmarks.get(name).name, {}))
         except PobenchError as error:
             faults.append(f"{'benchmarks' if name in given else '--benchmarks'}: {error}")
-    asked = {benchmarks.get(name).name for name in wanted} if not faults else set()
+    canonical = {benchmarks.get(name).name for name in wanted} if not faults else set()
     for name, values in settings.items():
         kind = benchmarks.get(name).function
         try:
@@ -280,6 +349,6 @@ def _benchmarks(
         except pydantic.ValidationError as error:
             faults += explain(error, f"benchmarks.{name}.", kind)
             continue
-        if name in asked:
+        if name in canonical:
             chosen[name] = parsed.model_dump(mode="json")
     return chosen, faults

@@ -121,6 +121,12 @@ def test_shipped_losses_count_by_their_own_file() -> None:
     assert len(set(digests.values())) == 3
 
 
+def test_what_a_registration_says_for_readers_does_not_count() -> None:
+    shown = '@register_loss("x", source="a", colour="red", title="X", {})\ndef x(policy): return policy'
+    one, other = shown.format("runtime=('a',)"), shown.format("runtime=('a',)").replace("red", "blue")
+    assert meaning(one) == meaning(other) != meaning(shown.format("runtime=('b',)"))
+
+
 def test_meaning_keeps_everything_but_words() -> None:
     source = textwrap.dedent(
         '''

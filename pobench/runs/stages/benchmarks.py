@@ -18,7 +18,7 @@ def run(context: Context) -> None:
 
     def load() -> tuple[Any, Any, str]:
         model, precision = context.speaking_model()
-        return model, context.chat.tokenizer, precision
+        return model, context.chat, precision
 
     folder = context.folder.path
     speaker = Speaker(

@@ -107,6 +107,54 @@ def test_all_faults_come_in_one_message(setting) -> None:
         assert expected in text
 
 
+def faults_of(setting: str, *losses: str, **options) -> list[str]:
+    with pytest.raises(PobenchError) as caught:
+        resolve(setting, ",".join(losses), **options)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("other", ["simpo.bet", "simpo.betaa", "simpo.bta"])
+def test_a_fault_of_the_yaml_stays_beside_one_of_the_command_line_on_the_same_loss(tmp_path, other) -> None:
+    path = tmp_path / "typo.yaml"
+    path.write_text(SETTING.replace("beta: 2.5", "bet: 2.5"))  # one key is the beginning of the other, or the same
+    faults = faults_of(str(path), "simpo", overrides={other: 2})
+    assert [fault.partition(": ")[0] for fault in faults] == ["losses.simpo.bet", f"--set {other}"]
+
+
+def test_every_part_of_a_setting_is_checked_whatever_is_wrong_with_another(tmp_path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(
+        "model: {}\ndata: {source: a}\ntrain: {lr: 0.1}\njudge: {name: locall}\nbenchmarks: {alpaca: {}}\n"
+        "losses: {simpo: {beta: -1, lr: fast}, dpo: {gamma: 1}}\n"
+    )
+    faults = faults_of(str(path), "simpo", benchmark_names="arena")
+    places = [fault.partition(": ")[0] for fault in faults]
+    expected = {"model.source", "judge.name", "benchmarks", "--benchmarks"}
+    expected |= {"losses.simpo.lr", "simpo.beta", "losses.dpo.gamma"}
+    assert set(places) == expected and len(set(faults)) == len(faults), faults
+
+
+@pytest.mark.parametrize("key", ["train.lr", "judge.name", "benchmarks.alpaca_eval.limit", "simpo.beta"])
+@pytest.mark.parametrize("section", ["train: 5", "judge: 5", "benchmarks: 5", "losses: 5", "losses: {simpo: 5}"])
+def test_a_section_that_is_no_mapping_is_named_and_not_replaced_by_the_command_line(tmp_path, section, key) -> None:
+    name = section.partition(":")[0]
+    path = tmp_path / "flat.yaml"
+    rest = {"train": "train: {lr: 0.1}\n"}
+    rest.pop(name, None)
+    path.write_text("model: {source: a}\ndata: {source: a}\n" + "".join(rest.values()) + section + "\n")
+    value = {"train.lr": 0.5, "judge.name": "verifiable", "benchmarks.alpaca_eval.limit": 3, "simpo.beta": 2}[key]
+    assert any(
+        fault.startswith(name) and "got 5" in fault for fault in faults_of(str(path), "simpo", overrides={key: value})
+    )
+
+
+def test_an_empty_section_is_filled_by_the_command_line(tmp_path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("model: {source: a}\ndata: {source: a}\ntrain: {lr: 0.1}\nanswers:\n")
+    (job,) = resolve(str(path), "simpo", overrides={"answers.max_new_tokens": 7})
+    assert job.answers.max_new_tokens == 7
+
+
 def test_a_typo_in_the_yaml_is_named_with_the_nearest_key(tmp_path) -> None:
     path = tmp_path / "typo.yaml"
     path.write_text(SETTING.replace("batch_size", "batchsize").replace("  source: pairs", "  sorce: pairs"))

@@ -1,0 +1,53 @@
+"""pobench analyze."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pobench.cli.group import STYLE
+from pobench.cli.options import Debug, Plugins, Runs, load_plugins, raise_faults
+from pobench.cli.terminal import out
+from pobench.errors import or_fault
+
+app = typer.Typer(**STYLE)
+
+
+@app.command()
+def analyze(
+    runs: Runs = Path("runs"),
+    setting: Annotated[str | None, typer.Option(help="Only the runs of this setting.")] = None,
+    figures: Annotated[str, typer.Option(help="`all`, or names, comma-separated.")] = "all",
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Where the report goes; default: RUNS/report.")] = None,
+    formats: Annotated[str, typer.Option("--format", help="`all`, or of html, md, tex, csv, png, svg.")] = "all",
+    plugin: Plugins = None,
+    debug: Debug = False,
+) -> None:
+    """Draw every figure and table, and write report.html, summary.md (fit for a pull request) and tables.tex, from stored
+    runs alone: the same bytes twice."""
+    load_plugins(plugin)
+    out.print(f"report: {write_report(runs, setting, figures, out_dir, formats)}", highlight=False)
+
+
+def write_report(runs: Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all") -> Path:
+    """Draw what is stored below `runs`; the page's path. Raises PobenchError that lists all unknown names together."""
+    from pobench import registry
+    from pobench.reporting.page import FORMATS, build_report
+    from pobench.results.load import load_frames
+
+    names, kinds = (
+        None if text == "all" else [n.strip() for n in text.split(",") if n.strip()] for text in (figures, formats)
+    )
+    faults = [
+        f"--format: unknown {kind!r}{registry.nearest(kind, FORMATS)} Known: {', '.join(FORMATS)}"
+        for kind in kinds or ()
+        if kind not in FORMATS
+    ]
+    for name in names or ():
+        or_fault(faults, partial(registry.figures.get, name))
+    frames: Any = or_fault(faults, lambda: load_frames(runs, setting))
+    raise_faults(faults)
+    return build_report(frames, folder or runs / "report", figures=names, formats=kinds or FORMATS)

@@ -1,0 +1,50 @@
+"""What a plan costs, as run, study and tune print it with --dry-run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pobench.cli.terminal import escape, out
+
+
+def print_cost(plan: dict[str, Any], before: str) -> None:
+    """Time, memory on each device, disk and judge. A study's costs have no more than their sums."""
+    cost = plan["cost"]
+    gib = 1024**3
+    parts = []
+    if cost["seconds"] is not None:
+        many = f" on {cost['devices']} devices" if cost.get("devices", 1) > 1 else ""
+        minutes, hours = cost["seconds"] / 60, cost["seconds"] / 3600
+        parts.append(f"time: about {f'{minutes:.1f} min' if minutes < 90 else f'{hours:.1f} h'}{many}")
+        if (cost.get("device_hours") or 0) >= 1:
+            parts[0] += f", {cost['device_hours']:.1f} device hours in all"
+        parts[0] += f" ({cost['basis']})"
+    elif cost["memory"] is None:
+        out.print(f"{before}cost: not known ({escape(cost['basis'])})", highlight=False)
+        return
+    else:
+        parts.append(f"time: not known ({cost['basis']})")
+    if cost["memory"] is not None:
+        eight = cost["memory"] - 16 * (cost.get("parameters") or 0) * 7 / 8
+        apart = f" ({eight / gib:.0f} GiB if FSDP or DeepSpeed shards it over 8)" if cost["memory"] > 80 * gib else ""
+        parts.append(f"memory on each device: about {cost['memory'] / gib:.1f} GiB{apart}")
+    if cost["disk"] is not None:
+        parts.append(f"disk: about {cost['disk'] / gib:.1f} GiB")
+    calls = cost.get("judge_calls", 0)
+    price = f", {calls} calls, up to {cost['judge_tokens'] / 1e6:.1f} million tokens" if calls else ", free"
+    parts.append(f"judge: {plan['judge'] or 'none'}{price}")
+    out.print(before + escape(" · ".join(parts)), highlight=False)
+    for row in plan.get("benchmarks", ()):
+        out.print(escape(_benchmark_cost(row)), highlight=False)
+
+
+def _benchmark_cost(row: dict[str, Any]) -> str:
+    part = f", {row['part']}" if row["part"] else ""
+    head = f"{row['benchmark']}: {row['models']} models{part}"
+    if row["spoken_tokens"]:
+        head += f", up to {row['spoken_tokens'] / 1e6:.2g} million tokens spoken"
+    if not row["requests"]:
+        return head
+    price = "price not known" if row["dollars"] is None else f"at most about ${row['dollars']:.2f}"
+    read = f"{row['prompt_tokens'] / 1e6:.2g} million tokens read and {row['reply_tokens'] / 1e6:.2g} written"
+    return f"{head} · {row['judge']}: {row['requests']} requests, up to {read}, {price}"

@@ -1,0 +1,40 @@
+"""pobench export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pobench.cli.group import STYLE
+from pobench.cli.options import Debug, Runs
+from pobench.cli.terminal import out
+from pobench.errors import PobenchError
+
+app = typer.Typer(**STYLE)
+
+
+@app.command()
+def export(
+    run_: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A stored run: any unique beginning of SETTING/LOSS-HEX, or its folder."),
+    ],
+    to: Annotated[Path, typer.Option("--out", help="Folder of the written files.")] = Path("answers"),
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Write a run's answers to AlpacaEval, Arena-Hard and MT-Bench in the benchmarks' own formats."""
+    from pobench.judging.benchmarks.base import export as write
+    from pobench.results.run_folder import find_run
+
+    named = Path(run_)
+    folder = named if (named / "config.yaml").is_file() else runs / find_run(runs, run_)
+    written, faults = write(folder, to, f"{folder.parent.name}/{folder.name}")
+    for path in written:
+        out.print(str(path), highlight=False)
+    if faults or not written:
+        raise PobenchError(
+            "\n".join(faults) or f"{run_}: no benchmark is answered; `pobench run --benchmarks …` does it"
+        )

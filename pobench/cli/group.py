@@ -1,0 +1,69 @@
+"""Groups of commands: what `pobench` and `pobench data` list, and the files that are imported when one of them runs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+
+
+class Group(TyperGroup):
+    """Lists the first paragraph of each command's help. Without arguments it prints its own help."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        for command in self.commands.values():
+            command.short_help = first_paragraph(command.help)
+        return list(self.commands)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            print(ctx.get_help())
+            raise typer.Exit()
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: Any) -> Any:
+        """The options; a flag that is not given is False. Typer has pydantic, which is slow to import, look at None."""
+        options = super().get_params(ctx)
+        for option in options:
+            if getattr(option, "is_flag", False) and option.default is None:
+                option.default = False
+        return options
+
+
+class CommandFiles(Group):
+    """The command NAME stands in pobench/cli/NAME.py, as a Typer called `app` that holds one command or several.
+
+    A file is imported when its command runs or tells of itself, all of them when they are listed.
+    """
+
+    files: tuple[str, ...] = ()
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: TyperCommand(name) for name in self.files}
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        for name, command in self.commands.items():
+            app = app_of(name)
+            info = app.registered_callback or app.registered_commands[0]
+            command.help = inspect.getdoc(info.callback)
+        return super().list_commands(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else typer.main.get_command(app_of(name)), rest
+
+
+def app_of(name: str) -> typer.Typer:
+    """The Typer of a command's file."""
+    app: typer.Typer = importlib.import_module(f"pobench.cli.{name}").app
+    return app
+
+
+def first_paragraph(text: str | None) -> str:
+    return " ".join((text or "").partition("\n\n")[0].split())

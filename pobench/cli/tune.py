@@ -1,0 +1,160 @@
+"""pobench tune, and how its search and the chosen values are printed."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pobench.cli.cost import print_cost
+from pobench.cli.group import STYLE
+from pobench.cli.options import (
+    Debug,
+    Json,
+    Losses,
+    Plugins,
+    Runs,
+    Sets,
+    SettingName,
+    load_plugins,
+    parse_each,
+    parse_seeds,
+    raise_faults,
+)
+from pobench.cli.terminal import err, escape, make_table, out
+from pobench.errors import or_fault
+
+app = typer.Typer(**STYLE)
+
+
+@app.command()
+def tune_(
+    losses: Losses = "simpo,dpo",
+    setting: SettingName = "smollm2",
+    trials: Annotated[
+        int | None, typer.Option(help="Of every loss; default: as many as the smallest grid has cells.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="grid | random | tpe (between the grid's ends).")] = "grid",
+    grid: Annotated[
+        str | None, typer.Option(help="A grid of experiments/grids or a YAML; default: the setting's.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="The objective; default: the setting's.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Of every trial, comma-separated; default: the setting's first.")
+    ] = None,
+    sets: Sets = None,
+    runs: Runs = Path("runs"),
+    plugin: Plugins = None,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the weights of every trial.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the search; touch nothing.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Search every loss's values with equal budgets, on a split neither trained on nor reported. Resumable."""
+    from pobench.settings.resolve import parse_overrides
+    from pobench.workflows.search import tune
+    from pobench.workflows.tune import describe_tuning, plan_tuning
+
+    plugins = load_plugins(plugin)
+    faults: list[str] = []
+    values = parse_each(faults, sets, parse_overrides)
+    seed_list = or_fault(faults, lambda: parse_seeds(seeds))
+    search: Any = or_fault(
+        faults,
+        lambda: plan_tuning(
+            losses,
+            setting,
+            trials=trials,
+            sampler=sampler,
+            grid=grid,
+            metric=metric,
+            seeds=seed_list,
+            overrides=values,
+            runs=runs,
+            plugins=plugins,
+            dry=dry_run,
+        ),
+    )
+    raise_faults(faults)
+    if dry_run:
+        described = describe_tuning(search)
+        print(json.dumps(described, indent=1)) if as_json else _print_search(described)
+        return
+    try:
+        tuned = tune(
+            search,
+            keep_models=keep_models,
+            announce=lambda text: err.print(escape(text), style="bold", highlight=False),
+        )
+    except KeyboardInterrupt:
+        err.print("\ninterrupted; the same command continues where this one stopped")
+        raise
+    report = _tuning_report(search.folder)
+    if as_json:
+        best = {b.loss: b.__dict__ for b in tuned.best}
+        about = {"best": best, "failed": tuned.failed, "made": tuned.made, "trials": str(tuned.csv)}
+        print(json.dumps({**about, "setting": str(tuned.chosen), "report": str(report)}, indent=1))
+    else:
+        _print_tuned(search, tuned)
+        out.print(f"every trial: {tuned.csv}\nreport: {report}", highlight=False)
+        _print_next_command(tuned, sets or [])
+    if tuned.failed:
+        raise typer.Exit(1)
+
+
+def _print_tuned(search: Any, tuned: Any) -> None:
+    """The chosen values of each loss, what they reached, and what failed."""
+    columns = ("", "chosen", search.about.metric, "start model", "n", "trials")
+    table = make_table(*map(escape, columns))
+    for best in tuned.best:
+        searched = {"lr": best.lr, **{key: best.settings[key] for key in best.searched}}
+        chosen = ", ".join(f"{key} = {value}" for key, value in searched.items())
+        interval = "" if math.isnan(best.low) else f" [{best.low:.3g}, {best.high:.3g}]"
+        start = "–" if math.isnan(best.start) else f"{best.start:.3g}"
+        cells = (best.loss, chosen, f"{best.value:.3g}{interval}", start, str(best.n), str(best.trials))
+        table.add_row(*map(escape, cells))
+    out.print(table, highlight=False)
+    if tuned.best:
+        split = search.about.prompts or search.about.pairs
+        out.print(f"measured on {escape(str(split))}, where the best was picked, so it flatters", highlight=False)
+    for reason in tuned.failed:
+        err.print(f"failed: {escape(reason)}", style="red")
+
+
+def _print_next_command(tuned: Any, sets: list[str]) -> None:
+    """The command that measures the choice on data that the search has not seen."""
+    if tuned.best:
+        losses = ",".join(best.loss for best in tuned.best)
+        same = "".join(f" --set {shlex.quote(text)}" for text in sets if not text.startswith("tune."))
+        out.print(
+            f"what the choice is worth: pobench run --setting {tuned.chosen} --losses {losses}{same}", highlight=False
+        )
+
+
+def _tuning_report(folder: Path) -> Path:
+    """The search's own page; the report of the setting shows the same grid once it is built."""
+    from pobench.reporting.page import build_report
+    from pobench.results.load import load_frames
+
+    # Without the trials' scores: who beats whom on the prompts of the search is no finding.
+    frames = {name: frame for name, frame in load_frames(folder).items() if name in ("runs", "tuning", "audit")}
+    return build_report(frames, folder / "report", figures=["tuning", "tuning-table", "settings-table"])
+
+
+def _print_search(search: dict[str, Any]) -> None:
+    out.print(
+        f"[bold]{escape(search['setting'])}[/]  {escape(search['metric'])} on {escape(search['split'])}, "
+        f"{search['trials']} trials of each loss ({search['sampler']}), {len(search['seeds'])} seed(s)",
+        highlight=False,
+    )
+    for row in search["losses"]:
+        space = " × ".join(f"{key} {values}" for key, values in row["space"].items())
+        out.print(
+            f"  [bold]{row['loss']}[/]  {escape(space)}  [dim]{row['cells']} cells, {row['done']} trials done[/]",
+            highlight=False,
+        )
+    print_cost(search, f"{search['jobs']} jobs · ")

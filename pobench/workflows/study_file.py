@@ -1,0 +1,141 @@
+"""A study's file: one YAML of experiments/studies, its fields, and what may be wrong with them. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.resources
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from pobench.errors import PobenchError, nearest
+from pobench.registry import figures
+from pobench.settings.resolve import resolve_names
+from pobench.settings.schema import SECTIONS
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Entry(_Strict):
+    """A part of a grid: every loss with every combination of values.
+
+    A key is a setting of the losses (`beta`) or one of a section (`train.lr`, `data.length_bias`). values: as they
+    stand. times: factors of what the setting itself gives, so that one grid makes sense at every scale.
+    """
+
+    losses: str | list[str]  # names, `paper` or `all`
+    values: dict[str, list[Any]] = {}
+    times: dict[str, list[float]] = {}
+
+    @property
+    def own(self) -> list[str]:
+        """The keys that are settings of the losses."""
+        return [key for key in (*self.values, *self.times) if "." not in key]
+
+
+class Variant(_Strict):
+    """What one setting needs otherwise."""
+
+    seeds: list[int] | None = Field(None, min_length=1)
+    grid: list[Entry] | None = Field(None, min_length=1)
+    set: dict[str, Any] = {}
+
+
+class Study(_Strict):
+    """One YAML of experiments/studies."""
+
+    name: str
+    title: str
+    paper: str = ""  # where the paper asks it; "" for a question of ours
+    question: str
+    claims: list[str] = []  # names in the table `claims`
+    figures: list[str] = Field(min_length=1)
+    seeds: list[int] | None = Field(None, min_length=1)  # None: the setting's
+    grid: list[Entry] = Field(min_length=1)
+    set: dict[str, Any] = {}  # as `--set`, for all its jobs
+    settings: dict[str, Variant] = {}
+
+
+def study_folder() -> Path:
+    """Where the shipped studies stand."""
+    return Path(str(importlib.resources.files("pobench.experiments"))) / "studies"
+
+
+def list_studies() -> list[str]:
+    """Names of the shipped studies, sorted."""
+    return sorted(path.stem for path in study_folder().glob("*.yaml"))
+
+
+def read_study(name: str) -> Study:
+    """A shipped study by name, or a YAML path. Raises PobenchError that lists everything wrong with it."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path, known = study_folder() / f"{name}.yaml", list_studies()
+        if name not in known:
+            raise PobenchError(
+                f"unknown study {name!r}{nearest(name, known)} Known: {', '.join(known)}; or a path to a YAML file"
+            )
+    study = _parse(path)
+    faults = []
+    for figure in study.figures:
+        try:
+            figures.get(figure)
+        except PobenchError as error:
+            faults.append(f"study {study.name}: {error}")
+    grids = [study.grid, *(v.grid for v in study.settings.values() if v.grid)]
+    for entry in itertools.chain.from_iterable(grids):
+        faults += [f"study {study.name}: {fault}" for fault in _entry_faults(entry)]
+    if faults:
+        raise PobenchError("\n".join(dict.fromkeys(faults)))
+    return study
+
+
+def _parse(path: Path) -> Study:
+    """A study as its file has it. Whether figures and losses of these names exist is not looked up."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise PobenchError(f"study {str(path)!r} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise PobenchError(f"study {str(path)!r} holds no mapping of fields")
+    try:
+        return Study.model_validate({"name": path.stem, **values})
+    except pydantic.ValidationError as error:
+        raise PobenchError("\n".join(f"study {path.stem}: {line}" for line in _explain(error))) from None
+
+
+def _explain(error: pydantic.ValidationError) -> list[str]:
+    fields = {**Study.model_fields, **Entry.model_fields}
+    lines = []
+    for fault in error.errors():
+        where = ".".join(map(str, fault["loc"]))
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key{nearest(str(fault['loc'][-1]), fields)} Known: {', '.join(fields)}")
+        else:
+            lines.append(f"{where}: got {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}")
+    return lines
+
+
+def _entry_faults(entry: Entry) -> list[str]:
+    both = sorted(set(entry.values) & set(entry.times))
+    faults = [f"grid: {key} stands in `values` and in `times`; once is enough" for key in both]
+    for key, given in [*entry.values.items(), *entry.times.items()]:
+        section = key.partition(".")[0]
+        if not given:
+            faults.append(f"grid: {key} has no value")
+        if "." in key and section not in SECTIONS:
+            faults.append(
+                f"grid: {key}: no section {section!r}{nearest(section, SECTIONS)} Known: {', '.join(SECTIONS)}"
+            )
+    return [*faults, *resolve_names(entry.losses)[1]]
+
+
+def describe_studies() -> list[dict[str, Any]]:
+    """What `pobench list studies` shows of every shipped study."""
+    shipped = [_parse(study_folder() / f"{name}.yaml") for name in list_studies()]
+    return [{"name": s.name, "title": s.title, "paper": s.paper or "ours", "claims": s.claims} for s in shipped]
