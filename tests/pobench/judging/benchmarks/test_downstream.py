@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_chat_model import character_tokenizer, chat_model
 
+from pobench.data.chat import Chat
 from pobench.errors import PobenchError
 from pobench.judging.benchmarks.base import Speaker
 from pobench.judging.benchmarks.downstream import TASKS, Downstream, evaluate, task_faults, write_stand_ins
@@ -100,7 +101,7 @@ def test_shots_stand_before_the_question_and_never_hold_it(speaks, items, monkey
 def test_the_benchmark_stores_task_by_task_and_resumes(speaks, items, tmp_path) -> None:
     benchmark = Downstream(tasks=["truthfulqa_mc2", "gsm8k_zero_shot"], data=str(items), limit=2)
     loads = []
-    speaker = Speaker("a/run", lambda: loads.append(1) or (*speaks, "fp32"))
+    speaker = Speaker("a/run", lambda: loads.append(1) or (speaks[0], Chat(speaks[1]), "fp32"))
     run = tmp_path / "run"
     Downstream(tasks=["truthfulqa_mc2"], data=str(items), limit=2).evaluate(run, speaker)
     assert not benchmark.done(run)
@@ -155,7 +156,7 @@ def test_the_callers_random_numbers_are_left_alone(speaks, items) -> None:
 def test_a_rehearsal_has_items_of_its_own(speaks, tmp_path) -> None:
     benchmark = Downstream().rehearsed(tmp_path / "stand-ins", 1, 8)
     assert benchmark.faults() == [] and benchmark.limit == 1
-    benchmark.evaluate(tmp_path / "run", Speaker("a/run", lambda: (*speaks, "fp32")))
+    benchmark.evaluate(tmp_path / "run", Speaker("a/run", lambda: (speaks[0], Chat(speaks[1]), "fp32")))
     assert benchmark.done(tmp_path / "run")
 
 
