@@ -1,0 +1,119 @@
+"""Two processes end, whatever is left for each of them to do, and give what one gives. A hang ends by a time-out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pobench.data.order import mismatch
+from pobench.registry import list_losses
+from pobench.training import reference
+from pobench.training.objectives import mismatched_groups
+from pobench.types import Group
+from pobench.workflows.invariance import small_pairs
+
+SECONDS = 300  # a test that waits for ever has failed; a machine that is busy has not
+PAIRS = 9  # in batches of 8: the second has nothing for the second process
+
+SCRIPT = f"""
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from pobench.data.order import mismatch
+from pobench.model.device import make_accelerator
+from pobench.model.logps import ResponseLogps
+from pobench.model.policy_sums import SumScorer
+from pobench.registry import get_loss
+from pobench.settings.schema import TrainConfig
+from pobench.training.loop import train
+from pobench.training.objectives import mismatched_groups
+from pobench.training.reference import ReferenceSums, compute_reference
+from pobench.types import Group
+from pobench.workflows.invariance import small_model, small_pairs
+
+folder, names = Path(sys.argv[1]), sys.argv[2:]
+accelerator = make_accelerator("fp32", cpu=True)
+pairs = small_pairs({PAIRS})
+groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
+policy = ResponseLogps(small_model())
+scorer = SumScorer(policy, policy.layout("shared_prefix"), accelerator, budget=64)
+found = {{"computed": compute_reference(folder / "reference", groups, scorer, {{}})}}
+reference = ReferenceSums.load(folder / "reference")
+for name in names:
+    loss, rows = get_loss(name), []
+    config = TrainConfig(lr=1e-3, batch_size=8, precision="fp32", warmup_ratio=0.0, micro_tokens=64, evaluate_every=1)
+    train(
+        accelerator, small_model(), pairs, [range({PAIRS})], loss, loss.settings, config, folder=folder / name,
+        reference=reference, mismatched=mismatch(pairs), log=rows.append,
+        watch=lambda scorer: {{"watched": float(scorer.sums(groups[:1]).sum())}},
+    )
+    found[name] = rows
+if accelerator.is_main_process:
+    (folder / "found.json").write_text(json.dumps(found))
+if accelerator.num_processes > 1:
+    torch.distributed.destroy_process_group()
+"""
+
+
+def run(folder: Path, processes: int, *names: str) -> dict[str, Any]:
+    """What the script found. Raises subprocess.TimeoutExpired where it does not end; then all its processes are ended."""
+    folder.mkdir(exist_ok=True)
+    (folder / "script.py").write_text(SCRIPT)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    given = [sys.executable, *(launcher if processes > 1 else []), folder / "script.py", folder, *names]
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": os.environ.get("POBENCH_ROOT", os.getcwd()),
+    }
+    started = subprocess.Popen(
+        given, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = started.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)
+        raise
+    assert started.returncode == 0, output
+    return dict(json.loads((folder / "found.json").read_text()))
+
+
+def assert_alike(tmp_path: Path, *names: str) -> None:
+    one, two = run(tmp_path / "one", 1, *names), run(tmp_path / "two", 2, *names)
+    assert one["computed"] == two["computed"] == 3 * PAIRS
+    for name in names:
+        assert [row["pairs"] for row in two[name]] == [8, 1]
+        for row, alone in zip(two[name], one[name], strict=True):
+            compared = {"loss", "grad_norm", "logps/chosen", "watched", "kl"} & row.keys()
+            assert {k: row[k] for k in compared} == pytest.approx(
+                {k: alone[k] for k in compared}, rel=1e-4, abs=1e-5, nan_ok=True
+            ), name
+
+
+def test_nine_pairs_in_batches_of_eight_end_and_train_as_one_process_does(tmp_path) -> None:
+    assert_alike(tmp_path, "kto", "dpo", "simpo")
+
+
+@pytest.mark.slow
+def test_nine_pairs_in_batches_of_eight_end_for_every_loss(tmp_path) -> None:
+    assert_alike(tmp_path, *list_losses())
+
+
+def test_a_reference_pass_with_one_pair_left_ends(tmp_path) -> None:
+    pairs = small_pairs(PAIRS)
+    groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
+    keys = [key for group in groups[1:] for key in reference.sequence_keys(group)]
+    part = reference._Part(tmp_path / "two" / "reference")
+    part.sums = {key: -1.0 for key in keys}
+    part.write()
+    assert run(tmp_path / "two", 2)["computed"] == 2  # its two answers, by one of the processes
+    sums = reference.ReferenceSums.load(tmp_path / "two" / "reference").of(groups)
+    assert (sums[:2] != -1.0).all() and (sums[2:] == -1.0).all()
