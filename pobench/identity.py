@@ -42,8 +42,9 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def code_digest(function: Callable[..., Any]) -> str:
     """Hex sha256 of the code that `function` is registered by: its file, and every file of its folder that this imports.
 
-    Of a loss or judge that ships: its own file, and `loss_math.py` where it imports that. Docstrings, comments,
-    layout and what the registration says for readers (a title, a colour) do not count. A function that no file holds (a notebook's) counts by its own source, or by its byte code.
+    Of a loss or judge that ships: its own file, and `loss_math.py` where it imports that. Docstrings, comments, layout and
+    what the registration says for readers (a title, a colour) do not count. A function that no file holds (a notebook's)
+    counts by its own source, or by its byte code.
     """
     path = _file_of(function)
     if path is None:
@@ -56,9 +57,7 @@ def code_digest(function: Callable[..., Any]) -> str:
 
 
 # What a registration says for readers, tables and figures. A colour decides no number.
-SHOWN = frozenset(
-    ["source", "aliases", "title", "units", "ranges", "meanings", "defaults", "in_paper", "colour", "marker", "chapter"]
-)
+SHOWN = {"source", "aliases", "title", "units", "ranges", "meanings", "defaults", "in_paper", "colour", "marker"}
 
 
 @cache

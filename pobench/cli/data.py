@@ -134,7 +134,7 @@ def _inspect_rehearsed(
         if not as_json:
             tokens = sum(len(pair.prompt) for pair in pairs)
             out.print(f"{name:<24}{len(pairs):>4} pairs, {tokens:>6} prompt tokens, as asked", highlight=False)
-    _refuse(faults)
+    raise_faults(faults)
     if as_json:
         _print_rows(found)
 

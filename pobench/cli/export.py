@@ -18,8 +18,7 @@ app = typer.Typer(**STYLE)
 @app.command()
 def export(
     run_: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="A stored run: any unique beginning of SETTING/LOSS-HEX, or its folder."),
+        str, typer.Argument(metavar="RUN", help="A stored run: a unique beginning of SETTING/LOSS-HEX, or its folder.")
     ],
     to: Annotated[Path, typer.Option("--out", help="Folder of the written files.")] = Path("answers"),
     runs: Runs = Path("runs"),
