@@ -147,11 +147,16 @@ def plan_tuning(
     )
     if not dry or all(map(is_local, filter(None, (about.prompts, about.pairs, base[0].data.source)))):
         check_disjoint(setting, about, overrides or {})
-    if sampler == "grid":  # values that a loss refuses are known before the first trial
-        for search in searches:
-            for point in points_of(search.space, search.loss)[:wanted]:
-                tuning.jobs(search, point)
+    if sampler == "grid":
+        _resolve_cells(tuning)
     return tuning
+
+
+def _resolve_cells(tuning: Tuning) -> None:
+    """Raises PobenchError for values that a loss refuses, before the first trial."""
+    for search in tuning.searches:
+        for point in points_of(search.space, search.loss)[: tuning.trials]:
+            tuning.jobs(search, point)
 
 
 def _tune_section(
