@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,16 @@ def digests_of(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def corrupt_files(folder: Path, files: Mapping[str, str]) -> list[CorruptError]:
-    """One for each of `files` (path below the folder → sha256) that is absent or holds other bytes."""
+def corrupt_files(
+    folder: Path, files: Mapping[str, str], digest: Callable[[Path], str] = sha256_of
+) -> list[CorruptError]:
+    """One for each of `files` (path below the folder → sha256) that is absent or holds other bytes. digest: of a file."""
     faults = []
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             faults.append(CorruptError(path, "the file is gone"))
-        elif sha256_of(path) != expected:
+        elif digest(path) != expected:
             faults.append(CorruptError(path, OTHER_BYTES))
     return faults
 

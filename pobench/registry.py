@@ -189,6 +189,8 @@ def wrong_output(output: Any, totals: Tensor) -> str:
     """
     from torch import Tensor, promote_types
 
+    from pobench.types import LossOutput
+
     if not isinstance(output, LossOutput):
         return f"LossOutput(loss, chosen_reward, rejected_reward); got {_described(output)}"
     named = output._asdict()

@@ -49,6 +49,7 @@ def study_(
 ) -> None:
     """Run a study's grid, draw its figures, and say what became of the paper's claims. Finished jobs are reused."""
     from pobench.settings.resolve import parse_overrides, resolve
+    from pobench.runs.stages import MANY
     from pobench.workflows import study as studies
     from pobench.workflows.study_file import read_study
 
@@ -63,14 +64,12 @@ def study_(
         faults, lambda: studies.expand(study, setting, losses=losses, seeds=seed_list, overrides=values)
     )
     raise_faults(faults)
-    from pobench.runs.stages import MANY
-
     plans = studies.make_plans(jobs, runs, MANY, plugins, dry=dry_run)
     if dry_run:
         described = studies.describe_study(study, plans)
         print(json.dumps(described, indent=1)) if as_json else _print_study(described)
         return
-    notes = [plan.prepared.text().splitlines() for plan in plans if plan.prepared is not None and plan.left]
+    notes = [plan.text().splitlines() for plan in plans if plan.left or plan.notes]
     for line in dict.fromkeys(line for text in notes for line in text):  # plans of several data sets share lines
         err.print(escape(line))
     try:

@@ -135,10 +135,13 @@ class RunFolder:
             None if trained is None else name_of({k: v for k, v in trained["files"].items() if k.startswith("model/")})
         )
 
-    def corrupt_weights(self) -> list[CorruptError]:
-        """One for each file of the trained model whose bytes are not those that training wrote."""
-        files = (self.trained or {}).get("files", {})
-        return corrupt_files(self.path, {k: v for k, v in files.items() if k.startswith("model/")})
+    def corrupt_weights(self, *, read: bool = True) -> list[CorruptError]:
+        """One for each file of the trained model whose bytes are not those that training wrote.
+
+        read: False takes the word of a remembered digest where size, modification time and inode are as they were.
+        """
+        files = {k: v for k, v in (self.trained or {}).get("files", {}).items() if k.startswith("model/")}
+        return corrupt_files(self.path, files, sha256_of if read else file_digest)
 
     # -- results behind the model
 
@@ -216,7 +219,10 @@ class RunFolder:
         write_text(self.path / "steps.jsonl", "".join(line + "\n" for line in kept))
 
     def steps(self) -> list[dict[str, Any]]:
+        """What each step logged. Raises CorruptError where training is done and the bytes are not those that it wrote."""
         path = self.path / "steps.jsonl"
+        if (trained := self.trained) is not None and "steps.jsonl" in trained.get("files", {}):
+            checked_bytes(path, trained["files"]["steps.jsonl"])
         rows = []
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:

@@ -248,7 +248,7 @@ class _Layout:
         trained = folder.trained is not None
         evaluation = self._evaluation(task, retrained=not trained)
         gone = not folder.has("model")
-        if trained and not gone and evaluation.stages and (faults := folder.corrupt_weights()):
+        if trained and not gone and (faults := folder.corrupt_weights(read=bool(evaluation.stages))):
             self.notes += [f"{fault}; the model is trained again" for fault in faults]
             trained, evaluation = False, self._evaluation(task, retrained=True)
             self._set_aside(folder.path / "trained.json")
