@@ -48,8 +48,8 @@ def study_(
     debug: Debug = False,
 ) -> None:
     """Run a study's grid, draw its figures, and say what became of the paper's claims. Finished jobs are reused."""
-    from pobench.settings.resolve import parse_overrides, resolve
     from pobench.runs.stages import MANY
+    from pobench.settings.resolve import parse_overrides, resolve
     from pobench.workflows import study as studies
     from pobench.workflows.study_file import read_study
 

@@ -11,12 +11,13 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pobench.data.chat import Chat
-from pobench.data.pairs_folder import PairsFolder
+from pobench.data.order import pairs_digest
+from pobench.data.pairs_folder import LISTS, PairsFolder
 from pobench.data.prepare import Prepared, prepare, source_files
 from pobench.data.prompts import eval_prompts
 from pobench.errors import PobenchError
@@ -31,30 +32,52 @@ from pobench.sources import file_digest, weights_digest
 SOURCES = ("source", "split", "revision", "held_out", "held_out_split")  # of the data section: they count by content
 
 
-def pairs_folder(job: Job, runs: Path, chat: Chat, *, remember: bool = True) -> tuple[PairsFolder, dict[str, Any]]:
-    """Where a job's token pairs lie, made or not, and the causes that name the folder."""
+class Pairs(NamedTuple):
+    """A plan's token pairs. folder: where they lie, or will. causes: what names the folder. prepared: the pairs, where they
+    had to be read now; None where the folder is there."""
+
+    folder: PairsFolder
+    causes: dict[str, Any]
+    prepared: Prepared | None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """ "train" and "heldout" → hex sha256."""
+        if self.prepared is None:
+            return dict(self.folder.about["digests"])
+        return {name: pairs_digest(getattr(self.prepared, name)) for name in LISTS}
+
+    @property
+    def summary(self) -> str:
+        """For the terminal: what was read, and what was left out."""
+        return str(self.folder.about["summary"]) if self.prepared is None else self.prepared.text()
+
+    def store(self) -> None:
+        """Write the folder, if its pairs were read now."""
+        if self.prepared is not None:
+            self.folder.store(self.prepared, self.causes)
+
+
+def find_pairs(job: Job, runs: Path, chat: Chat, note: Callable[[str], None], *, remember: bool = True) -> Pairs:
+    """The folder of a job's token pairs; where it is not there, or damaged, the pairs themselves. Nothing is written.
+
+    note: takes a sentence about a damaged folder. remember: digests of large files. Raises PobenchError as `prepare` does.
+    """
     files = {name: file_digest(path, remember=remember) for name, path in source_files(job).items()}
     values = {k: v for k, v in job.data.causes().items() if k not in SOURCES}
     causes = {"protocol": PROTOCOL, "files": files, "rendering": chat.digest, "data": values}
-    return PairsFolder(runs / job.setting / f"data-{name_of(causes)}"), causes
+    folder = PairsFolder(runs / job.setting / f"data-{name_of(causes)}")
+    faults = folder.faults() if folder.finished else []
+    if folder.finished and not faults:
+        return Pairs(folder, causes, None)
+    for fault in faults:
+        note(f"{fault}; the pairs are read again")
+    return Pairs(folder, causes, prepare(job))
 
 
-def prepare_pairs(
-    job: Job, folder: PairsFolder, causes: dict[str, Any], announce: Callable[[str], None] = lambda text: None
-) -> Prepared | None:
-    """Make sure that the folder is there, with the bytes that were written. Returns the pairs if they were read now."""
-    if folder.finished and not folder.faults():
-        return None
-    if folder.finished:
-        announce(f"{folder.faults()[0]}; the pairs are read again")
-    prepared = prepare(job)
-    folder.store(prepared, causes)
-    return prepared
-
-
-def gather(job: Job, stages: Sequence[str], pairs: PairsFolder, chat: Chat, *, remember: bool = True) -> Content:
+def gather(job: Job, stages: Sequence[str], pairs: Pairs, chat: Chat, *, remember: bool = True) -> Content:
     """The content behind a job's results; the jobs of one plan share all of it but the source of their losses."""
-    digests = pairs.about["digests"]
+    digests = pairs.digests
     prompts, rows = _prompts(job, stages, chat)
     return Content(
         weights=start_weights(job, remember=remember),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,10 @@ def execute(plan: Plan, *, announce: Callable[[str], None] = lambda text: None) 
     with contextlib.ExitStack() as locks:
         for folder in dict.fromkeys(t.data if t.kind == "sft" else t.runs / t.job.setting for t in left):
             locks.enter_context(_alone(folder))
+        if left and plan.pairs is not None:
+            plan.pairs.store()
+        for path in plan.damaged:
+            _set_aside(path)
         _point_to(plan)
         failed: list[tuple[Task, str]] = []
         for task in left:
@@ -79,6 +84,14 @@ def _lacking(task: Task, failed: Sequence[tuple[Task, str]]) -> str | None:
         if other.run == task.run and "train" in other.stages:
             return why
     return None
+
+
+def _set_aside(path: Path) -> None:
+    """Keep what may not be used under another name."""
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+    if path.exists():
+        path.rename(aside)
 
 
 def _point_to(plan: Plan) -> None:

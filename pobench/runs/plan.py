@@ -7,20 +7,20 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pobench.data.chat import Chat
 from pobench.data.demonstrations import Demonstrations
-from pobench.data.pairs_folder import PairsFolder, mean_tokens
-from pobench.data.prepare import Prepared, prepare, source_faults
+from pobench.data.pairs_folder import mean_tokens
+from pobench.data.prepare import source_faults
 from pobench.errors import CorruptError, PobenchError
 from pobench.identity import PROTOCOL, changed, name_of
 from pobench.model import adapters, vllm
 from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
-from pobench.runs.content import gather, pairs_folder, prepare_pairs
+from pobench.runs.content import Pairs, find_pairs, gather
 from pobench.runs.cost import GIB, Cost, Counts, estimate_benchmarks, estimate_cost, is_local
 from pobench.runs.stage import Content, Node
 from pobench.runs.stages import reference, train
@@ -43,16 +43,17 @@ class Plan:
     """Everything a command will do, in order: what makes the start model, its reference sums, its evaluation, then the
     losses. A run has a task that trains and a task that evaluates, so that each has a process and its memory to itself.
 
-    tasks: those with nothing left among them. prepared: the token pairs, where this command read them. notes: sentences
-    for the terminal. demonstrations: what an SFT stage that is left learns from.
+    tasks: those with nothing left among them. pairs, content: None where neither pairs nor model are at hand. notes:
+    sentences for the terminal. demonstrations: what an SFT stage that is left learns from. damaged: stored files and folders
+    that may not be used; they are kept under another name.
     """
 
     tasks: tuple[Task, ...]
-    prepared: Prepared | None = None
     notes: tuple[str, ...] = ()
     demonstrations: Demonstrations | None = None
-    pairs: PairsFolder | None = None
+    pairs: Pairs | None = None
     content: Content | None = None
+    damaged: tuple[Path, ...] = ()
 
     @property
     def left(self) -> list[Task]:
@@ -62,21 +63,19 @@ class Plan:
         """For the terminal: what was read for that which is left, and what was left out."""
         kinds = {t.kind for t in self.left}
         lines = [self.demonstrations.text()] if "sft" in kinds and self.demonstrations is not None else []
-        if kinds - {"sft"} and self.prepared is not None:
-            lines.append(self.prepared.text())
-        elif kinds - {"sft"} and self.pairs is not None and self.pairs.finished:
-            lines.append(self.pairs.about["summary"])
+        if kinds - {"sft"} and self.pairs is not None:
+            lines.append(self.pairs.summary)
         return "\n".join([*lines, *self.notes])
 
     @property
     def counts(self) -> Counts | None:
         """How many pairs, and their tokens; None where they are not read."""
-        if self.prepared is not None:
-            return Counts(len(self.prepared.train), len(self.prepared.heldout), mean_tokens(self.prepared.train))
-        if self.pairs is not None and self.pairs.finished:
-            about = self.pairs.about
-            return Counts(about["pairs"]["train"], about["pairs"]["heldout"], about["tokens"])
-        return None
+        if self.pairs is None:
+            return None
+        if (prepared := self.pairs.prepared) is not None:
+            return Counts(len(prepared.train), len(prepared.heldout), mean_tokens(prepared.train))
+        about = self.pairs.folder.about
+        return Counts(about["pairs"]["train"], about["pairs"]["heldout"], about["tokens"])
 
     @property
     def runs(self) -> dict[str, list[Task]]:
@@ -96,7 +95,7 @@ def make_plan(
     dry: bool = False,
     like: Plan | None = None,
 ) -> Plan:
-    """Read and check the data, and lay out the tasks. Written below `runs`: the token pairs, where they are not there yet.
+    """Read and check the data, and lay out the tasks. Nothing is written below `runs`.
 
     dry: touch nothing at all, not even a cache; the data is read only if it is at hand. like: a plan of the same model,
     data and prompts, whose content need not be gathered again. Raises PobenchError with all faults.
@@ -106,17 +105,19 @@ def make_plan(
     first, demonstrations = _sft_task(job, stages, plugins, dry)
     if set(stages) == {"sft"}:
         return Plan(first, demonstrations=demonstrations)
-    prepared, pairs, content = None, None, None
-    if like is not None:
-        prepared, pairs, content = like.prepared, like.pairs, like.content
-    elif not dry or _model_at_hand(job) is not None:
-        prepared, pairs, content = _read(job, runs, stages, dry)
-    layout = _Layout(runs, stages, plugins, pairs, content, dry)
+    notes: list[str] = []
+    pairs, content = (None, None) if like is None else (like.pairs, like.content)
+    if like is None and (not dry or _model_at_hand(job) is not None):
+        chat = Chat.of(base_model(job), job.model)
+        pairs = find_pairs(job, runs, chat, notes.append, remember=not dry)
+        content = gather(job, stages, pairs, chat, remember=not dry)
+    layout = _Layout(runs, stages, plugins, pairs, content, notes, [])
     evaluated = [layout.start(job) for job in {layout.start_name(job): job for job in jobs}.values()]
     trained = [task for job in jobs for task in layout.loss(job)]
     passes = layout.reference_tasks([*evaluated, *trained], jobs)
-    notes = (*layout.notes, *_old_cache_note(passes))
-    return Plan((*first, *passes, *evaluated, *trained), prepared, notes, demonstrations, pairs, content)
+    notes += _old_cache_note(passes)
+    tasks, damaged = (*first, *passes, *evaluated, *trained), tuple(dict.fromkeys(layout.damaged))
+    return Plan(tasks, tuple(dict.fromkeys(notes)), demonstrations, pairs, content, damaged)
 
 
 def _check(jobs: Sequence[Job], stages: tuple[str, ...], dry: bool) -> None:
@@ -133,20 +134,6 @@ def _check(jobs: Sequence[Job], stages: tuple[str, ...], dry: bool) -> None:
         faults += [*lacking, *(["benchmarks can be left out: --benchmarks none"] if lacking else [])]
     if faults:
         raise PobenchError("\n".join(faults))
-
-
-def _read(
-    job: Job, runs: Path, stages: tuple[str, ...], dry: bool
-) -> tuple[Prepared | None, PairsFolder, Content | None]:
-    """The pairs' folder and the content behind the results. Dry: the pairs alone, where the folder is not there."""
-    chat = Chat.of(base_model(job), job.model)
-    pairs, causes = pairs_folder(job, runs, chat, remember=not dry)
-    prepared = None
-    if not dry:
-        prepared = prepare_pairs(job, pairs, causes)
-    elif not pairs.finished:
-        return prepare(job), pairs, None
-    return prepared, pairs, gather(job, stages, pairs, chat, remember=not dry)
 
 
 def _sft_task(
@@ -194,14 +181,14 @@ class _Layout:
     runs: Path
     stages: tuple[str, ...]
     plugins: tuple[str, ...]
-    pairs: PairsFolder | None
+    pairs: Pairs | None
     content: Content | None
-    dry: bool
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+    damaged: list[Path]
 
     @property
     def data(self) -> Path:
-        return self.pairs.path if self.pairs is not None else self.runs / "data"
+        return self.pairs.folder.path if self.pairs is not None else self.runs / "data"
 
     def start_name(self, job: Job) -> str:
         """`<setting>/start-<12 hex>`: the start model, in one precision."""
@@ -251,7 +238,7 @@ class _Layout:
         if trained and not gone and (faults := folder.corrupt_weights(read=bool(evaluation.stages))):
             self.notes += [f"{fault}; the model is trained again" for fault in faults]
             trained, evaluation = False, self._evaluation(task, retrained=True)
-            self._set_aside(folder.path / "trained.json")
+            self.damaged.append(folder.path / "trained.json")
         if trained and gone and evaluation.stages:
             trained = False
         if not trained:
@@ -304,21 +291,13 @@ class _Layout:
             return False
         if faults := stored.faults():
             self.notes += [f"{fault}; it is made anew" for fault in faults]
-            self._set_aside(stored.path)
+            self.damaged.append(stored.path)
             return False
         if stored.about["model"] != folder.weights:
             self.notes.append(f"{stored.path}: it was made by other weights than the run has now; it is made anew")
-            self._set_aside(stored.path)
+            self.damaged.append(stored.path)
             return False
         return True
-
-    def _set_aside(self, path: Path) -> None:
-        """What may not be used is kept under another name."""
-        if self.dry:
-            return
-        aside = path.with_name(f"{path.name}.corrupt")
-        shutil.rmtree(aside, ignore_errors=True) if aside.is_dir() else aside.unlink(missing_ok=True)
-        path.rename(aside)
 
     def _with_references(self, task: Task) -> Task:
         """The folders of the reference sums that the task's stages read."""
@@ -358,7 +337,7 @@ class _Layout:
             ReferenceSums.load(folder)
         except CorruptError as error:
             self.notes.append(f"{error}; the pass is made once more")
-            self._set_aside(folder)
+            self.damaged.append(folder)
             return False
         return True
 

@@ -44,7 +44,7 @@ def test_a_setting_loads_for_every_loss(name) -> None:
     jobs = resolve(name, "all")
     assert {job.loss for job in jobs} == set(list_losses())
     assert {job.setting for job in jobs} == {name}
-    assert len({job.run for job in jobs}) == len(jobs)
+    assert len({job.key for job in jobs}) == len(jobs)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -8,7 +8,7 @@ from pobench.data.chat import load_tokenizer
 from pobench.data.prepare import prepare, source_faults
 from pobench.errors import PobenchError
 from pobench.runs.plan import make_plan
-from pobench.runs.task import STAGES
+from pobench.runs.stages import DEFAULT
 from pobench.settings.resolve import resolve
 
 
@@ -44,7 +44,7 @@ def test_every_source_that_cannot_be_had_is_named_before_anything_is_read(settin
     (job,) = resolve(str(tmp_path / "small.yaml"), "simpo", overrides=changes)
     named = ["'no/model'", "'talk.jsonl'", "'no.jsonl'", "'held.jsonl'", "'prompts.csv'"]
     with pytest.raises(PobenchError) as error:
-        make_plan([job], tmp_path / "runs", STAGES)
+        make_plan([job], tmp_path / "runs", DEFAULT)
     lines = str(error.value).splitlines()
     assert [next(n for n in named if n in line) for line in lines] == named
     assert [len(source_faults(job, stages)) for stages in (("sft",), ("train",), ("train", "answers"))] == [2, 3, 4]

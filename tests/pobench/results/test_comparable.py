@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +66,26 @@ def start_of(folder: Path) -> Path:
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
-    return {row["metric"]: row for row in json.loads((folder / "scores.json").read_text())}
+    return {row["metric"]: row for row in json.loads((folder / "scores.json").read_text())["rows"]}
+
+
+def stored(folder: Path, frame: str) -> Path:
+    (path,) = folder.glob(f"*-*/{frame}.parquet")
+    return path
 
 
 def test_trained_answers_are_compared_with_the_start_models_and_the_start_model_wins_half(judged) -> None:
     folder, server = judged(alphabetical)
     ours, theirs = (
-        pd.read_parquet(f / "answers.parquet").set_index("prompt")["text"] for f in (folder, start_of(folder))
+        pd.read_parquet(stored(f, "answers")).set_index("prompt")["text"] for f in (folder, start_of(folder))
     )
-    verdicts = pd.read_parquet(folder / "verdicts.parquet").set_index("prompt")
+    verdicts = pd.read_parquet(stored(folder, "verdicts")).set_index("prompt")
     expected = {p: 0.5 + 0.5 * ((ours[p] > theirs[p]) - (ours[p] < theirs[p])) for p in ours.index}
     assert verdicts["score"].to_dict() == expected
     assert set(verdicts["judge"]) == {"big"} and set(verdicts["against"]) == {"start"}
     differing = sum(ours[p] != theirs[p] for p in ours.index)
     assert differing and server.paid == 2 * differing
-    assert list(pd.read_parquet(start_of(folder) / "verdicts.parquet")["score"]) == [0.5] * 3
+    assert list(pd.read_parquet(stored(start_of(folder), "verdicts"))["score"]) == [0.5] * 3
     rows = rows_of(folder)
     mean = sum(expected.values()) / 3
     assert rows["pass_rate_gain"]["value"] == pytest.approx(mean - 0.5) and rows["win_rate"]["value"] == pytest.approx(
@@ -87,12 +93,12 @@ def test_trained_answers_are_compared_with_the_start_models_and_the_start_model_
     )
     assert (rows["position_flips"]["value"], rows["position_flips"]["n"], rows["win_rate"]["n"]) == (0.0, 3, 3)
     assert rows["pass_rate"]["value"] is None and rows_of(start_of(folder))["pass_rate"]["n"] == 0
-    assert (folder / "finished.json").is_file() and (start_of(folder) / "finished.json").is_file()
+    assert set(load_frames(folder.parents[1])["runs"]["status"]) == {"finished"}
 
 
 def test_a_judge_of_places_wins_nothing_and_is_found_out(judged) -> None:
     folder, _ = judged(lambda body: says("A"))
-    verdicts = pd.read_parquet(folder / "verdicts.parquet")
+    verdicts = pd.read_parquet(stored(folder, "verdicts"))
     assert set(verdicts["score"]) == {0.5}
     rows = rows_of(folder)
     assert rows["win_rate"]["value"] == 0.5 and rows["position_flips"]["value"] > 0
@@ -109,7 +115,7 @@ def test_the_report_tells_wins_flips_and_length_of_a_judge_that_compares(judged,
 
 def test_an_unreadable_judge_gives_nothing_measured(judged) -> None:
     folder, _ = judged(lambda body: says("Well."))
-    verdicts = pd.read_parquet(folder / "verdicts.parquet")
+    verdicts = pd.read_parquet(stored(folder, "verdicts"))
     assert verdicts["score"].isna().any() and set(verdicts["score"].dropna()) <= {0.5}
     assert rows_of(folder)["win_rate"]["n"] == verdicts["score"].notna().sum()
 
@@ -138,11 +144,10 @@ def test_without_the_start_models_answers_it_is_said_what_to_do(work_here, tmp_p
     scripted.write_text(PLAIN_JUDGE)
     load_plugin(scripted)
     folder = work_here("simpo", judge__name="first-letter")
-    (start_of(folder) / "answers.parquet").unlink()
-    for file in ("verdicts.parquet", "finished.json"):
-        (folder / file).unlink()
-    with pytest.raises(AssertionError, match="compares answers with the start model's"):
-        work_here("simpo", judge__name="first-letter")
+    shutil.rmtree(stored(start_of(folder), "answers").parent)
+    shutil.rmtree(stored(folder, "verdicts").parent)
+    with pytest.raises(AssertionError, match="compare with the start model's answers"):
+        work_here("simpo", ("judge",), judge__name="first-letter")
 
 
 def test_what_changes_no_verdict_is_no_part_of_a_runs_identity(setting, tmp_path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from pobench.registry import get_loss
 from pobench.runs import cost
 from pobench.runs.cost import GIB, estimate_cost
-from pobench.runs.task import HOME_STAGES, Task
+from pobench.runs.stages import MANY
+from pobench.runs.task import Task
 from pobench.settings.resolve import resolve
 
 
@@ -25,8 +26,9 @@ def nowhere(tmp_path, monkeypatch) -> None:
 
 def tasks(runs: Path, losses: str, setting: str, **overrides: Any) -> list[Task]:
     jobs = resolve(setting, losses, overrides={k.replace("__", "."): v for k, v in overrides.items()})
-    start = [Task(jobs[0], "start", runs, HOME_STAGES, runs)]
-    return [*start, *(Task(job, "loss", runs, HOME_STAGES, runs) for job in jobs)]
+    evaluation = tuple(stage for stage in MANY if stage not in ("sft", "reference", "train"))
+    start = [Task(jobs[0], "start", runs, f"{setting}/start", evaluation, runs)]
+    return [*start, *(Task(job, "loss", runs, f"{setting}/{job.loss}", MANY, runs) for job in jobs)]
 
 
 def test_the_papers_run_costs_what_the_paper_says_it_did(tmp_path) -> None:
@@ -88,7 +90,7 @@ def test_a_judge_that_is_asked_over_a_network_has_its_calls_counted(tmp_path) ->
     assert free.judge_calls == 0
     job = tasks(tmp_path, "simpo", "tiny")[0].job
     paid = job.judge.model_copy(update={"name": "someone"})
-    made = [Task(job.__class__(**{**job.__dict__, "judge": paid}), "loss", tmp_path, HOME_STAGES, tmp_path)]
+    made = [Task(job.__class__(**{**job.__dict__, "judge": paid}), "loss", tmp_path, "tiny/simpo", MANY, tmp_path)]
     found = estimate_cost(made, None)
     assert found.judge_calls == 300 * job.answers.samples
     assert found.judge_tokens == found.judge_calls * 2 * job.answers.max_new_tokens
@@ -96,5 +98,5 @@ def test_a_judge_that_is_asked_over_a_network_has_its_calls_counted(tmp_path) ->
 
 def test_a_model_of_which_nothing_is_known_costs_nan_not_zero(tmp_path) -> None:
     job = resolve("tiny", "simpo", model="someone/a-model")[0]
-    found = estimate_cost([Task(job, "loss", tmp_path, HOME_STAGES, tmp_path)], None)
+    found = estimate_cost([Task(job, "loss", tmp_path, "tiny/simpo", MANY, tmp_path)], None)
     assert found.seconds != found.seconds and found.disk != found.disk and "not at hand" in found.basis

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
-from pobench.runs.task import STAGES, Task
+from pobench.runs.stage import Node
+from pobench.runs.stages import DEFAULT
+from pobench.runs.task import Task
 from pobench.settings.resolve import resolve
 
 COMMAND = ("run", "--setting", "small.yaml", "--losses")
@@ -79,7 +81,19 @@ def test_killed_at_random_moments_it_ends_in_the_same_weights(setting, tmp_path)
 
 def test_a_task_survives_the_trip_through_a_file(setting, tmp_path) -> None:
     (job,) = resolve(str(tmp_path / "small.yaml"), "kto", overrides={"kto.beta": 0.3})
-    task = Task(job, "loss", tmp_path / "runs", STAGES, tmp_path / "data", ("plugin.py",))
+    task = Task(
+        job,
+        "loss",
+        tmp_path / "runs",
+        "small/kto-0123456789ab",
+        ("train",),
+        tmp_path / "data",
+        nodes={"heldout": Node("heldout", {"pairs": "0a"})},
+        start="small/start-0123456789ab",
+        references={"pairs": tmp_path / "sums"},
+        causes={"seed": 1},
+        plugins=("plugin.py",),
+    )
     task.dump(tmp_path / "task.json")
     assert Task.load(tmp_path / "task.json") == task
 
@@ -89,7 +103,7 @@ def test_a_title_names_the_values_that_tell_jobs_of_one_loss_apart(setting, tmp_
         overrides = {"simpo.gamma_beta_ratio": 0.6, "dpo.beta": 0.3, "train.lr": 5e-6, "train.epochs": 2}
         (job,) = resolve(str(tmp_path / "small.yaml"), loss, seeds=[1], overrides=overrides)
         told = {key: origin.get(key.replace(".", "_"), how) for key, how in job.origin.items()}
-        return Task(replace(job, origin=told), "loss", tmp_path, STAGES, tmp_path).title
+        return Task(replace(job, origin=told), "loss", tmp_path, "small/run", DEFAULT, tmp_path).title
 
     assert title("dpo") == "dpo (β = 0.3, lr = 5e-06), seed 1"  # all losses have two epochs
     assert title("simpo") == "simpo (γ = 1.2, lr = 5e-06), seed 1"  # a ratio is spelled out: 0.6 × 2
@@ -101,6 +115,6 @@ def test_a_title_names_the_values_that_tell_jobs_of_one_loss_apart(setting, tmp_
 def test_python_runs_what_the_command_line_runs(setting, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
     jobs = resolve(str(tmp_path / "small.yaml"), "simpo")
-    plan = make_plan(jobs, tmp_path / "runs", STAGES)
+    plan = make_plan(jobs, tmp_path / "runs")
     assert [o.status for o in execute(plan)] == ["finished", "finished"]
     assert [o.status for o in execute(plan)] == ["skipped", "skipped"] and not plan.left

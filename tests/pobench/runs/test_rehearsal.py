@@ -60,7 +60,7 @@ def test_a_paper_setting_is_rehearsed_with_its_own_values_on_rows_in_its_own_col
             meant.data.count_header,
             meant.data.truncation,
         )
-        assert job.model.note == NOTE and job.judge.name == "replay" and job.run != meant.run
+        assert job.model.note == NOTE and job.judge.name == "replay" and job.key != meant.key
         assert job.setting == f"{setting}-rehearsal"
     published = DATASETS[real[0].data.source]
     for source in (jobs[0].data.source, jobs[0].data.held_out):
@@ -221,8 +221,8 @@ def test_a_rehearsal_goes_from_training_to_a_report_of_its_own(pobench_cli, tmp_
     assert [o["status"] for o in summary["outcomes"]] == ["finished"] * 3
     assert Path(summary["report"]) == Path("runs/rehearsal/report/report.html")
     folder = tmp_path / "runs/rehearsal" / summary["outcomes"][1]["run"]
-    assert {p.name for p in folder.iterdir()} >= {"steps.jsonl", "heldout.parquet", "verdicts.parquet", "scores.json"}
-    verdicts = pd.read_parquet(folder / "verdicts.parquet")
+    assert {p.name for p in folder.iterdir()} >= {"steps.jsonl", "trained.json", "shown.json", "scores.json"}
+    (verdicts,) = map(pd.read_parquet, folder.glob("judge-*/verdicts.parquet"))
     assert (verdicts["judge"] == "replay").all()
     status, _, err = pobench_cli("analyze")
     assert status == 2 and "no stored runs" in err, "rehearsals are no runs of the report"

@@ -16,7 +16,7 @@ from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.rehearsal import rehearse
 from pobench.runs.start_model import make_start_model, prepare_stage, start_model
-from pobench.runs.task import STAGES, Task
+from pobench.runs.task import Task
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
 
@@ -27,6 +27,7 @@ SFT = {"lr": 1e-3, "batch_size": 4, "precision": "fp32", "checkpoint_seconds": 0
 def with_sft(setting, tmp_path, monkeypatch):
     """The small setting, whose model is now the base of an SFT stage on twelve conversations; gives its jobs."""
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pobench.runs.execute._fork", run)
     turns = [("user", "say w{}"), ("assistant", "w{} w1"), ("user", "say w1"), ("assistant", "w1 w1")]
     rows = [{"messages": [{"role": r, "content": c.format(i)} for r, c in turns]} for i in range(12)]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -54,12 +55,11 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_every_loss_starts_from_the_model_that_the_stage_made(with_sft, tmp_path) -> None:
     jobs = with_sft("simpo,dpo")
-    plan = make_plan(jobs, tmp_path / "runs", STAGES)
-    assert [t.kind for t in plan.tasks] == ["sft", "start", "loss", "loss"]
+    plan = make_plan(jobs, tmp_path / "runs")
+    assert [t.kind for t in plan.tasks] == ["sft", "reference", "start", *["loss"] * 4]
     assert plan.text().startswith("SFT on 12 conversations, 24 assistant turns, 72 tokens of them")
-    plan.prepared.save(plan.tasks[1].data)
-    for task in plan.tasks:
-        assert run(task) == 0, (task.runs / task.run / "failed.json").read_text()
+    for outcome in execute(plan):
+        assert outcome.status == "finished", outcome.reason
     made = start_model(jobs[0])
     assert not same(weights(made), weights(tmp_path / "model"))
     steps = [json.loads(line) for line in (made.parent / "steps.jsonl").read_text().splitlines()]
@@ -70,7 +70,7 @@ def test_every_loss_starts_from_the_model_that_the_stage_made(with_sft, tmp_path
     first = json.loads((dpo / "steps.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(0.6931, abs=1e-4)
     assert set(load_frames(tmp_path / "runs")["runs"].kind) == {"start", "loss"}
-    again = make_plan(jobs, tmp_path / "runs", STAGES)
+    again = make_plan(jobs, tmp_path / "runs")
     assert not again.left and again.tasks[0].run == plan.tasks[0].run
 
 
@@ -136,7 +136,7 @@ def test_a_setting_without_the_stage_keeps_the_folders_of_its_runs(setting, tmp_
 
 def test_a_task_with_a_stage_survives_the_trip_through_a_file(with_sft, tmp_path) -> None:
     (job,) = with_sft()
-    task = Task(job, "sft", tmp_path / "sft", STAGES, tmp_path / "sft" / "start-1")
+    task = Task(job, "sft", tmp_path / "sft", "start-1", ("sft",), tmp_path / "sft" / "start-1")
     task.dump(tmp_path / "task.json")
     assert Task.load(tmp_path / "task.json") == task and task.run == "start-1"
 
@@ -165,7 +165,7 @@ def test_a_rehearsal_catches_a_column_that_the_stage_cannot_read(tmp_path, monke
     with pytest.raises(
         PobenchError, match="row 1: expected `messages`, or `prompt` and `response`; got prompt_id, prompt"
     ):
-        make_plan(jobs, tmp_path / "runs", STAGES)
+        make_plan(jobs, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
@@ -174,7 +174,7 @@ def test_the_command_makes_the_start_model_alone_and_then_uses_it(with_sft, pobe
     status, out, err = pobench_cli("run", "--setting", "sft.yaml", "--losses", "simpo", "--stages", "sft")
     assert status == 0 and "start model: " in out, err
     assert not (tmp_path / "runs").exists()
-    outcomes = execute(make_plan(with_sft(), tmp_path / "runs", STAGES))
+    outcomes = execute(make_plan(with_sft(), tmp_path / "runs"))
     assert [o.status for o in outcomes] == ["skipped", "finished", "finished"]
 
 

@@ -175,13 +175,6 @@ def test_what_changes_a_result_changes_the_folder_and_what_does_not_does_not(set
     assert len(set(different)) == len(different)
 
 
-def test_start_models_are_shared_by_losses_rates_and_seeds(setting) -> None:
-    jobs = resolve(setting, "simpo,dpo", seeds=[1, 2]) + resolve(setting, "dpo", overrides={"train.lr": 1e-5})
-    assert len({job.start_run for job in jobs}) == 1
-    (other,) = resolve(setting, "dpo", overrides={"data.max_pairs": 5})
-    assert other.start_run != jobs[0].start_run
-
-
 def test_other_data_leaves_the_settings_own_split_behind(setting) -> None:
     (job,) = resolve(setting, "dpo", data="mine.jsonl", model="my/model")
     assert job.data.source == "mine.jsonl" and job.data.held_out is None

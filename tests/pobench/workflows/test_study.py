@@ -32,7 +32,7 @@ def test_every_shipped_study_makes_jobs_under_every_setting(name) -> None:
     assert found.name == name and found.title and found.question.endswith("?") and found.claims
     for setting in ("tiny", "smollm2", "mistral-base", "gemma2-instruct"):
         jobs = expand(found, setting)
-        assert len({job.run for job in jobs}) == len(jobs) > 1
+        assert len({job.key for job in jobs}) == len(jobs) > 1
         assert {job.setting for job in jobs} == {setting}
     assert set(found.settings) <= set(list_settings())
 
@@ -47,11 +47,11 @@ def test_every_study_is_listed_and_every_claim_of_one_is_in_the_table() -> None:
 
 
 def test_a_job_of_two_studies_is_the_same_job() -> None:
-    runs = {name: {job.run for job in expand(read_study(name), "tiny")} for name in STUDIES}
+    runs = {name: {job.key for job in expand(read_study(name), "tiny")} for name in STUDIES}
     assert runs["efficiency"] == runs["main-table"] > runs["length-normalisation"]
     for name in ("kl-vs-beta", "margin", "learning-rate", "sft-regularisation", "length-bias"):
         assert runs[name] & runs["main-table"], name
-    assert {job.run for job in resolve("tiny", "simpo,dpo")} <= runs["main-table"]
+    assert {job.key for job in resolve("tiny", "simpo,dpo")} <= runs["main-table"]
 
 
 def test_what_a_study_sets_holds_for_all_its_jobs_and_measuring_makes_no_other_job() -> None:
@@ -63,7 +63,7 @@ def test_what_a_study_sets_holds_for_all_its_jobs_and_measuring_makes_no_other_j
         for job in expand(read_study("kl-vs-beta"), "tiny", overrides={"train.evaluate_every": 3})
     }
     assert given == 3
-    assert {job.run for job in resolve("tiny", "simpo,dpo")} <= {job.run for job in jobs}
+    assert {job.key for job in resolve("tiny", "simpo,dpo")} <= {job.key for job in jobs}
 
 
 def test_times_multiplies_what_the_setting_gives_loss_by_loss() -> None:
@@ -158,7 +158,7 @@ def test_a_loss_without_the_number_to_multiply_is_named() -> None:
 def test_a_length_bias_changes_training_labels_and_nothing_else(setting, tmp_path) -> None:
     bias = Entry(losses=["dpo"], values={"data.length_bias": [0.0, 1.0]})
     plain, biased = expand(study(bias), str(tmp_path / "small.yaml"))
-    assert plain.run != biased.run and plain.start_run == biased.start_run
+    assert plain.key != biased.key
     before, after = prepare(plain), prepare(biased)
     assert before.heldout == after.heldout and before.train != after.train
     swapped = [(a, b) for a, b in zip(before.train, after.train, strict=True) if a != b]
@@ -173,20 +173,13 @@ def test_data_of_each_bias_are_prepared_once_and_the_start_model_is_shared(setti
     bias = Entry(losses=["dpo", "simpo"], values={"data.length_bias": [0.0, 1.0]})
     jobs = expand(study(bias), str(tmp_path / "small.yaml"))
     plans = make_plans(jobs, tmp_path / "runs", ("train", "heldout"))
-    assert [len(plan.tasks) for plan in plans] == [3, 3]
-    assert len({plan.tasks[0].data for plan in plans}) == 2 and len({plan.tasks[0].run for plan in plans}) == 1
+    assert [len(plan.runs) for plan in plans] == [4, 4], "a reference pass, the start model, two losses"
+    assert len({plan.tasks[-1].data for plan in plans}) == 2
+    assert len({task.run for plan in plans for task in plan.tasks if task.kind == "start"}) == 1
     described = describe_study(study(bias), plans)
     assert described["count"] == {"jobs": 5, "finished": 0, "to do": 5, "failed before": 0}
     assert [job["varied"] for job in described["jobs"]] == [{}, {}, {}, *[{"data.length_bias": 1.0}] * 2]
     assert not (tmp_path / "runs").exists()
-
-
-def test_no_bias_leaves_the_start_models_identity_as_it_was() -> None:
-    (job,) = resolve("tiny", "dpo")
-    assert "length_bias" in job.values()["data"] and job.data.length_bias == 0.0
-    (biased,) = resolve("tiny", "dpo", overrides={"data.length_bias": 0.5})
-    (other,) = resolve("tiny", "dpo", overrides={"data.max_held_out": 5})
-    assert biased.start_run == job.start_run != other.start_run
 
 
 # ---------------------------------------------------------------- the command

@@ -157,7 +157,7 @@ def test_a_killed_search_goes_on_and_gives_every_loss_the_same_trials(tunable, t
 
     with pytest.raises(KeyboardInterrupt):
         tune(tuning, announce=until_the_third)
-    finished = {p: p.stat().st_mtime_ns for p in tuning.folder.glob("small/*/finished.json")}
+    finished = {p: p.stat().st_mtime_ns for p in tuning.folder.glob("small/*/judge-*/node.json")}
     assert len(finished) == 3, "the start model and one trial of each loss"
     tuned = tune(tuning)
     assert tuned.made == 2 and not tuned.failed

@@ -31,7 +31,7 @@ from pobench.judging.client import Reply
 from pobench.results.load import load_frames
 from pobench.results.run_folder import RunFolder
 from pobench.runs.plan import make_plan
-from pobench.runs.task import STAGES
+from pobench.runs.stages import DEFAULT
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
 
@@ -171,10 +171,10 @@ def test_a_finished_run_is_left_when_a_benchmark_is_added_and_done_when_it_is_sc
     work_here("dpo")
     changes = {k.replace("__", "."): v for k, v in {**prompts, **judged_by(server)}.items()}
     jobs = resolve(str(tmp_path / "small.yaml"), "dpo", overrides=changes)
-    assert len(make_plan(jobs, tmp_path / "runs", STAGES).left) == 2
-    assert not make_plan(jobs, tmp_path / "runs", STAGES[:-1]).left
+    assert len(make_plan(jobs, tmp_path / "runs", DEFAULT).left) == 2
+    assert not make_plan(jobs, tmp_path / "runs", DEFAULT[:-1]).left
     work_here("dpo", **prompts, **judged_by(server))
-    assert not make_plan(jobs, tmp_path / "runs", STAGES).left
+    assert not make_plan(jobs, tmp_path / "runs", DEFAULT).left
 
 
 def test_one_benchmark_that_fails_leaves_the_others(work_here, prompts, server, tmp_path) -> None:
@@ -185,10 +185,10 @@ def test_one_benchmark_that_fails_leaves_the_others(work_here, prompts, server, 
         "benchmarks.arena_hard.judge.retries": 0,
     }
     jobs = resolve(str(tmp_path / "small.yaml"), "dpo", overrides=changes)
-    plan = make_plan(jobs, tmp_path / "runs", STAGES)
+    plan = make_plan(jobs, tmp_path / "runs", DEFAULT)
     assert [run(task) for task in plan.left] == [1, 1]
-    folder = RunFolder(tmp_path / "runs", jobs[0].run)
-    assert folder.finished and "arena_hard" in str(folder.failure) and "mt_bench" not in str(folder.failure)
+    folder = RunFolder(tmp_path / "runs", plan.tasks[-1].run)
+    assert folder.trained and "arena_hard" in str(folder.failure) and "mt_bench" not in str(folder.failure)
     assert {r["benchmark"] for r in folder.benchmark_results()} == {"alpaca_eval", "mt_bench"}
 
 
@@ -440,7 +440,7 @@ def test_every_wrong_setting_of_a_benchmark_is_named_with_the_nearest(setting, t
 def test_benchmarks_are_chosen_by_name_or_left_out(setting, tmp_path) -> None:
     path, changes = str(tmp_path / "small.yaml"), {"benchmarks.alpaca_eval.limit": 3}
     (job,) = resolve(path, "dpo", overrides=changes)
-    assert job.benchmarks["alpaca_eval"]["limit"] == 3 and job.run == resolve(path, "dpo")[0].run
+    assert job.benchmarks["alpaca_eval"]["limit"] == 3 and job.key == resolve(path, "dpo")[0].key
     (job,) = resolve(path, "dpo", overrides=changes, benchmark_names="mt_bench,AlpacaEval")
     assert set(job.benchmarks) == {"mt_bench", "alpaca_eval"}
     assert resolve(path, "dpo", overrides=changes, benchmark_names="none")[0].benchmarks == {}
@@ -452,7 +452,7 @@ def test_a_missing_source_stops_the_plan_before_anything_is_written(setting, tmp
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
     changes = {"benchmarks.arena_hard.source": str(tmp_path), "benchmarks.mt_bench.source": str(tmp_path)}
     with pytest.raises(PobenchError, match=r"(?s)benchmarks\.arena_hard.*benchmarks\.mt_bench"):
-        make_plan(resolve(str(tmp_path / "small.yaml"), "dpo", overrides=changes), tmp_path / "runs", STAGES)
+        make_plan(resolve(str(tmp_path / "small.yaml"), "dpo", overrides=changes), tmp_path / "runs", DEFAULT)
     assert not (tmp_path / "runs").exists()
 
 
