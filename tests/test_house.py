@@ -27,7 +27,7 @@ CONTENT = {  # folder: what it may import of pobench, and the packages besides P
         {"numpy", "pandas", "matplotlib", "scipy"},
     ),
     "experiments": (
-        (set(TIERS.split()) - {"cli"}) | {"load_frames"},
+        (set(TIERS.split()) - {"cli"}) | {"load_frames", "run"},
         {"numpy", "pandas", "torch", "transformers", "tokenizers"},
     ),
     "reports": (set(), set()),

@@ -154,7 +154,7 @@ def test_what_changes_no_verdict_is_no_part_of_a_runs_identity(setting, tmp_path
     def run_of(**settings: Any) -> str:
         given = {f"judge.settings.{key}": value for key, value in settings.items()}
         overrides = {"judge.name": "endpoint", "judge.settings.model": "m", **given}
-        return resolve(str(tmp_path / "small.yaml"), "simpo", overrides=overrides)[0].run
+        return resolve(str(tmp_path / "small.yaml"), "simpo", overrides=overrides)[0].key
 
     assert run_of() == run_of(concurrency=2, price_in=1.0, price_out=2.0, max_cost=3.0, timeout=9.0, key_variable="KEY")
     assert len({run_of(), run_of(model="n"), run_of(base_url="http://localhost/v1"), run_of(logprobs=0)}) == 4

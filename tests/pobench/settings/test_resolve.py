@@ -49,7 +49,7 @@ def test_a_losss_own_values_outrank_the_settings_and_the_command_line_outranks_b
 def test_one_margin_under_two_names_is_one_job(setting) -> None:
     (gamma,) = resolve(setting, "simpo", overrides={"simpo.gamma": 1.0})
     (ratio,) = resolve(setting, "simpo", overrides={"simpo.gamma_beta_ratio": 0.4})
-    assert gamma.loss_settings == ratio.loss_settings and gamma.run == ratio.run
+    assert gamma.loss_settings == ratio.loss_settings and gamma.key == ratio.key
     with pytest.raises(PobenchError, match="two names of one margin"):
         resolve(setting, "simpo", overrides={"simpo.gamma": 1.0, "simpo.gamma_beta_ratio": 0.4})
 
@@ -76,7 +76,7 @@ def test_the_same_judge_keeps_its_settings(judged, changes) -> None:
 
 def test_sections_that_commands_read_are_set_like_the_others_and_decide_no_run(setting) -> None:
     changes = {"tune.max_prompts": 5, "onpolicy.ranker.name": "local", "onpolicy.top_p": 0.5}
-    assert resolve(setting, "simpo", overrides=changes)[0].run == resolve(setting, "simpo")[0].run
+    assert resolve(setting, "simpo", overrides=changes)[0].key == resolve(setting, "simpo")[0].key
     assert section_of({"tune": {"grid": "tiny"}}, "tune", changes) == {"grid": "tiny", "max_prompts": 5}
     assert section_of({}, "onpolicy", changes) == {"ranker": {"name": "local"}, "top_p": 0.5}
     with pytest.raises(PobenchError, match=r"tune\.max_prompts: got 0"):
@@ -167,7 +167,7 @@ def test_a_typo_in_the_yaml_is_named_with_the_nearest_key(tmp_path) -> None:
 
 def test_what_changes_a_result_changes_the_folder_and_what_does_not_does_not(setting) -> None:
     def run(**overrides) -> str:
-        return resolve(setting, "dpo", overrides={k.replace("__", "."): v for k, v in overrides.items()})[0].run
+        return resolve(setting, "dpo", overrides={k.replace("__", "."): v for k, v in overrides.items()})[0].key
 
     assert run() == run()
     assert run(train__checkpoint_seconds=5) == run()
