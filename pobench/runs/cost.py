@@ -81,7 +81,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     size = _parameters(json.dumps(config)) if config else None
     if config is None or size is None:
         return Cost(math.nan, math.nan, math.nan, "the model is not at hand, so its size is not known")
-    sft = [replace(t, job=_as_training(t.job)) for t in tasks if "sft" in t.stages]
+    sft = [replace(t, job=_as_training(t.job)) for t in tasks if t.kind == "sft" and t.stages]
     trained = [t for t in tasks if "train" in t.stages]
     scored = sum("heldout" in t.stages for t in tasks)
     answering = sum("answers" in t.stages for t in tasks)
