@@ -123,7 +123,9 @@ class Context:
         return model
 
     def release(self) -> None:
-        """Give back the model that is held."""
+        """Give back the model that is held, if there is one."""
+        if self._held is None:
+            return
         self._held = None
         gc.collect()
         if torch.cuda.is_available():

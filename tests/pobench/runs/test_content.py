@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pobench.errors import CorruptError
+from pobench.errors import CorruptError, PobenchError
 from pobench.results.load import load_frames
 from pobench.results.run_folder import RunFolder, find_run
 from pobench.runs import stages
@@ -99,7 +99,12 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("edit", EDITS)
+def slow_but(names: Any, quick: set[str]) -> list[Any]:
+    """Each runs a whole job twice or thrice: the fast suite takes some, `make test-all` the others."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("edit", slow_but(EDITS, {"the labels", "what the judge reads of a prompt"}))
 def test_what_is_edited_in_place_makes_what_stands_behind_it_anew(edit, plan_here, tmp_path) -> None:
     assert ran(plan_here("dpo")) == EVERYTHING
     assert ran(plan_here("dpo")) == {}
@@ -119,10 +124,6 @@ VALUES = {
         {"answers__max_new_tokens": 3},
         {f"{kind}: {stage}": 1 for kind in ("start", "loss") for stage in ("answers", "judge")},
     ),
-    "another held-out file": (
-        {"data__held_out": "other.jsonl"},
-        None,
-    ),
     "another β": (
         {"dpo__beta": 0.7},
         {"loss: train": 1, "loss: heldout": 1, "loss: answers": 1, "loss: judge": 1},
@@ -132,7 +133,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("change", [name for name in VALUES if VALUES[name][1] is not None])
+@pytest.mark.parametrize("change", slow_but(VALUES, {"another decoding", "another β"}))
 def test_a_changed_value_makes_anew_what_it_decides_and_nothing_else(change, plan_here) -> None:
     values, expected = VALUES[change]
     assert ran(plan_here("dpo")) == EVERYTHING
@@ -141,6 +142,7 @@ def test_a_changed_value_makes_anew_what_it_decides_and_nothing_else(change, pla
     assert ran(plan_here("dpo")) == {}, "what was there before is there still"
 
 
+@pytest.mark.slow
 def test_another_held_out_file_scores_again_and_trains_nothing(plan_here, setting, tmp_path) -> None:
     rows = [{"id": f"h{i}", "prompt": f"say w{40 + i}", "chosen": f"w{i}", "rejected": f"w{i} w4"} for i in range(4)]
     for name, part in (("one.jsonl", rows[:2]), ("two.jsonl", rows[2:])):
@@ -150,6 +152,7 @@ def test_another_held_out_file_scores_again_and_trains_nothing(plan_here, settin
     assert again == {"reference: reference": 1, "start: heldout": 1, "loss: heldout": 1}
 
 
+@pytest.mark.slow
 def test_one_reference_pass_serves_losses_seeds_and_learning_rates(plan_here, tmp_path) -> None:
     assert ran(plan_here("dpo"))["reference: reference"] == 1
     made = {p.name for p in (tmp_path / "cache/reference").iterdir()}
@@ -186,6 +189,8 @@ def spoil(path: Path) -> None:
 
 def test_damaged_results_are_found_named_and_made_anew(plan_here, tmp_path) -> None:
     ran(plan_here("dpo"))
+    whole = verify(tmp_path / "runs")
+    assert whole.faults == [] and whole.files > len(list((tmp_path / "runs").rglob("*.parquet"))) > 5
     (damaged,) = tmp_path.glob("runs/small/dpo-*/heldout-*/heldout.parquet")
     spoil(damaged)
     with pytest.raises(CorruptError, match="heldout"):
@@ -198,6 +203,7 @@ def test_damaged_results_are_found_named_and_made_anew(plan_here, tmp_path) -> N
     load_frames(tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_damaged_weights_are_not_evaluated_but_trained_again(plan_here, tmp_path) -> None:
     ran(plan_here("dpo"))
     (weights,) = tmp_path.glob("runs/small/dpo-*/model/model.safetensors")
@@ -205,6 +211,7 @@ def test_damaged_weights_are_not_evaluated_but_trained_again(plan_here, tmp_path
     assert ran(plan_here("dpo", answers__max_new_tokens=2))["loss: train"] == 1
 
 
+@pytest.mark.slow
 def test_damaged_reference_sums_are_computed_again(plan_here, tmp_path) -> None:
     ran(plan_here("dpo"))
     for file in tmp_path.glob("cache/reference/*/*"):
@@ -215,6 +222,7 @@ def test_damaged_reference_sums_are_computed_again(plan_here, tmp_path) -> None:
     assert ran(plan)["reference: reference"] == 1
 
 
+@pytest.mark.slow
 def test_damaged_token_pairs_are_read_again(plan_here, tmp_path) -> None:
     ran(plan_here("dpo"))
     (pairs,) = tmp_path.glob("runs/small/data-*/train.parquet")
@@ -224,14 +232,8 @@ def test_damaged_token_pairs_are_read_again(plan_here, tmp_path) -> None:
     assert pairs.read_bytes() == before
 
 
-def test_verify_hashes_every_stored_file(plan_here, tmp_path) -> None:
-    ran(plan_here("dpo"))
-    found = verify(tmp_path / "runs")
-    stored = [p for p in (tmp_path / "runs").rglob("*.parquet")]
-    assert found.faults == [] and found.files > len(stored) > 5
-
-
 # ---------------------------------------------------------------- edges, names, and what is shown
+@pytest.mark.slow
 def test_scores_without_the_start_model_are_not_final(plan_here, tmp_path) -> None:
     ran(plan_here("dpo"))
     (start,) = tmp_path.glob("runs/small/start-*")
@@ -245,6 +247,7 @@ def test_scores_without_the_start_model_are_not_final(plan_here, tmp_path) -> No
     assert "pass_rate_gain" in set(scores[scores["run"] == f"small/{run.name}"]["metric"])
 
 
+@pytest.mark.slow
 def test_frames_show_the_results_that_the_newest_command_named(plan_here, tmp_path) -> None:
     ran(plan_here("dpo"))
     ran(plan_here("dpo", answers__max_new_tokens=2))
@@ -253,12 +256,6 @@ def test_frames_show_the_results_that_the_newest_command_named(plan_here, tmp_pa
     assert load_frames(tmp_path / "runs")["answers"]["tokens"].max() > 2
     (run,) = tmp_path.glob("runs/small/dpo-*")
     assert RunFolder(tmp_path / "runs", f"small/{run.name}").others("answers") == 1
-
-
-def test_a_unique_beginning_names_a_run(plan_here, tmp_path) -> None:
-    ran(plan_here("dpo"))
-    (run,) = tmp_path.glob("runs/small/dpo-*")
-    assert find_run(tmp_path / "runs", "small/dpo") == find_run(tmp_path / "runs", run.name[:8]) == f"small/{run.name}"
 
 
 def test_runs_of_protocol_1_are_read_and_not_touched(plan_here, tmp_path) -> None:
@@ -274,6 +271,9 @@ def test_runs_of_protocol_1_are_read_and_not_touched(plan_here, tmp_path) -> Non
     row = frames["runs"].set_index("run").loc["small/dpo-12345678"]
     assert row["protocol"] == 1 and row["status"] == "finished" and row["pairs"] == 7
     assert "small/dpo-12345678" in set(frames["heldout"]["run"])
+    assert find_run(tmp_path / "runs", run.name[:8]) == f"small/{run.name}", "a unique beginning names a run"
+    with pytest.raises(PobenchError, match="begins the names of 2 runs"):
+        find_run(tmp_path / "runs", "small/dpo")
     assert len(verify(tmp_path / "runs").unsigned) == 1
 
 
