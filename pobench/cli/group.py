@@ -26,6 +26,10 @@ class Group(TyperGroup):
             raise typer.Exit()
         return super().parse_args(ctx, args)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _unconverted(command, ctx) if ctx.resilient_parsing else command, rest
+
     def get_params(self, ctx: Any) -> Any:
         """The options; a flag that is not given is False. Typer has pydantic, which is slow to import, look at None."""
         options = super().get_params(ctx)
@@ -55,8 +59,17 @@ class CommandFiles(Group):
         return super().list_commands(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, _, rest = super().resolve_command(ctx, args)
-        return name, None if name is None else typer.main.get_command(app_of(name)), rest
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            command = typer.main.get_command(app_of(name))
+        return name, _unconverted(command, ctx) if ctx.resilient_parsing else command, rest
+
+
+def _unconverted(command: Any, ctx: Any) -> Any:
+    """The command with its values left as text, for completion: Typer converts them by pydantic, which is slow to import."""
+    for option in command.get_params(ctx) if command is not None else ():
+        option.process_value = lambda ctx, value: value
+    return command
 
 
 def app_of(name: str) -> typer.Typer:
