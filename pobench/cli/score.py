@@ -31,7 +31,11 @@ def score_alpaca_eval(
         typer.Option(help="Folder with df_gamed.csv and instruction_difficulty.csv; default: the hub."),
     ] = None,
     length_only: Annotated[
-        bool, typer.Option("--length-only", help="Other prompts or another opponent: win rates without length control.")
+        bool,
+        typer.Option(
+            "--length-only",
+            help="For other prompts or another opponent: win rate, raw and controlled for length alone; not LC.",
+        ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
