@@ -34,7 +34,7 @@ def score_alpaca_eval(
         bool,
         typer.Option(
             "--length-only",
-            help="For other prompts or another opponent: win rate, raw and controlled for length alone; not LC.",
+            help="For other prompts or opponents: win rates, raw and by length alone; not LC.",
         ),
     ] = False,
     as_json: Json = False,

@@ -1,4 +1,4 @@
-"""The page of all stages, docs/stages.md, from the list in `pobench.runs.stages`. `pobench list stages --markdown` prints it."""
+"""The page of all stages, docs/stages.md, printed by `pobench list stages --markdown` from the list of stages."""
 
 from __future__ import annotations
 
