@@ -1,4 +1,4 @@
-"""pobench list."""
+"""pobench list: names of losses, settings, studies, figures, judges and stages."""
 
 from __future__ import annotations
 
