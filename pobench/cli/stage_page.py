@@ -19,7 +19,8 @@ start model ─┬─ reference ── train ─┬─ heldout
              │                      ├─ trainpairs
              │                      ├─ gradient_norms
              │                      ├─ answers ── judge
-             └─ the same, of itself └─ benchmarks
+             │                      └─ benchmarks
+             └─ the same stages, of the start model itself
 ```
 
 `sft` stands before them: it makes the start model of a setting that names a base model. The start model is evaluated as
