@@ -131,7 +131,7 @@ def list_(
         raise PobenchError(f"list: unknown kind {what!r}{nearest(what, KINDS)} Known: {', '.join(KINDS)}")
     if markdown:
         if what not in PAGES or as_json:
-            raise PobenchError(f"list: --markdown is for {' and '.join(PAGES)}, without --json")
+            raise PobenchError(f"list: --markdown is for {' and '.join(f'`{name}`' for name in PAGES)}, without --json")
         print(PAGES[what](), end="")
         return
     rows = KINDS[what]()
