@@ -1,4 +1,4 @@
-# `make` lists what there is. Everything runs in a virtual environment of its own: VENV=… takes another place.
+# `make` lists the targets. Everything runs in the virtual environment .venv; VENV=… names another.
 
 VENV   ?= .venv
 PYTHON ?= python3
@@ -8,39 +8,41 @@ TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 .PHONY: help run report test test-all check docs clean
 .DEFAULT_GOAL := help
 
-help:       ## this list
+help:       ## list the targets
 	@sed -n 's/^\([a-z-]*:\)[^#]*## /\1  /p' Makefile | expand -t 4
 
-run: $(VENV)/.installed       ## install, then SimPO against DPO from training to the report, on this machine
+run: $(VENV)/.installed       ## install, then train SimPO and DPO, evaluate them and write the report
 	$(BIN)/pobench run --losses simpo,dpo --setting smollm2
 	$(BIN)/pobench analyze
 
 report: $(VENV)/.installed    ## draw the report again from the stored runs
 	$(BIN)/pobench analyze
 
-test: $(VENV)/.installed-test ## the fast tests, minutes
+test: $(VENV)/.installed-test ## run the fast tests, in minutes
 	$(TESTS)
 
-test-all: $(VENV)/.installed-test ## the slow ones too
+test-all: $(VENV)/.installed-test ## all tests, the slow ones too
 	$(TESTS) -m ""
 
-check: $(VENV)/.installed-test ## formatting, lint, types
+check: $(VENV)/.installed-test ## check formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed      ## write docs/losses.md from the losses and docs/frames.md from pobench/columns.py
+docs: $(VENV)/.installed      ## write the pages of losses, frames and stages from the code
 	@mkdir -p docs
 	$(BIN)/pobench list losses --markdown > docs/losses.md.part
 	mv docs/losses.md.part docs/losses.md
 	$(BIN)/python -m pobench.reporting.frame_page > docs/frames.md.part
 	mv docs/frames.md.part docs/frames.md
+	$(BIN)/pobench list stages --markdown > docs/stages.md.part
+	mv docs/stages.md.part docs/stages.md
 
-clean:      ## remove what building and testing left; runs and the environment stay
+clean:      ## remove what building and testing left; keep runs and the environment
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-# A stamp marks a finished installation, so that the next `make` starts at once; new dependencies renew it.
+# A stamp file marks a finished installation, so that the next `make` does not install again unless dependencies changed.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@

@@ -19,7 +19,7 @@ def gradient_norm(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
     """The length of each held-out pair's gradient by all trained weights, at the trained model, against the tokens of both
     answers; each point is a pair, the line is the mean in bins, and ρ is Spearman's correlation with its 95 % interval.
     1 is the loss's own average, so compare shapes. Far above zero, ρ says that long pairs steer the training; around
-    zero, that pairs count alike. Measured with the model, on the pairs for which `--stages norms` has stored the
+    zero, that pairs count alike. Measured with the model, on the pairs for which `--stages gradient_norms` has stored the
     gradients' lengths."""
     panels = []
     for arm in arms_of(runs):
@@ -32,7 +32,7 @@ def gradient_norm(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
             )
             panels.append((arm, points, stats.spearman(points["tokens"], points["norm"], points["run"])))
     if not panels:
-        raise plot.NothingToDraw("No run has measured the gradients of its held-out pairs (`--stages norms`).")
+        raise plot.NothingToDraw("No run has measured the gradients of its held-out pairs (`--stages gradient_norms`).")
     figure, axes = plot.panels(len(panels), height=1.9)
     for ax, (arm, points, rho) in zip(axes, panels, strict=True):
         colour = look_of(arm.loss).colour

@@ -217,11 +217,19 @@ _HELDOUT = Frame(
     ),
 )
 
+_TRAINPAIRS = Frame(
+    "trainpairs",
+    "One row a training pair of a run, at most 10,000 a run: as `heldout`, of pairs that the run was trained on.",
+    ("run", "pair"),
+    "No run has log-probabilities of its training pairs (`--stages trainpairs`)",
+    (_RUN, _PAIR._replace(meaning="the training pair's id"), *_HELDOUT.columns[2:]),
+)
+
 _NORMS = Frame(
     "norms",
     "One row a held-out pair of a run, at most 64 a run: how far each answer's log-probability can move the weights.",
     ("run", "pair"),
-    "No run has gradient norms (`--stages norms`)",
+    "No run has gradient norms (`--stages gradient_norms`)",
     (
         _RUN,
         _PAIR,
@@ -401,7 +409,7 @@ _PAPER = Frame(
 FRAMES = {
     frame.name: frame
     for frame in (
-        *(_RUNS, _STEPS, _HELDOUT, _NORMS, _ANSWERS, _VERDICTS, _SCORES, _BENCHMARKS, _AUDIT, _TUNING),
+        *(_RUNS, _STEPS, _HELDOUT, _TRAINPAIRS, _NORMS, _ANSWERS, _VERDICTS, _SCORES, _BENCHMARKS, _AUDIT, _TUNING),
         *(_CROSS_LOSS, _GRADIENTS, _PAPER),
     )
 }

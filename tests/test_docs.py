@@ -1,20 +1,31 @@
-"""docs/losses.md and docs/frames.md are what the losses and `pobench.columns` say, today."""
+"""README and docs: pages written from the code are up to date, links lead somewhere, the tree, commands and example hold."""
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from pobench.cli.group import app_of
+from pobench.cli.main import Commands
+from pobench.cli.stage_page import stage_page
 from pobench.columns import FRAMES
-from pobench.registry import Registry, get_loss, list_losses, register_loss
+from pobench.registry import Registry, get_loss, list_losses, load_plugin, register_loss
 from pobench.reporting import loss_page as page
 from pobench.reporting.frame_page import frame_page
+from pobench.runs.stages import STAGES
 from pobench.types import LossOutput, Pair
+from pobench.workflows.check import check
 
-WRITTEN = Path(__file__).parents[1] / "docs/losses.md"
+ROOT = Path(__file__).parents[1]
+WRITTEN = ROOT / "docs/losses.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LOSSES = list_losses()
 
 
@@ -46,6 +57,12 @@ def test_the_written_page_of_frames_is_todays() -> None:
     assert written == frame_page(), "docs/frames.md is stale: run `make docs`"
     for frame in FRAMES.values():
         assert f"\n## {frame.name}\n" in written and all(f"\n| `{name}` | " in written for name in frame.names)
+
+
+def test_the_written_page_of_stages_is_todays() -> None:
+    written = WRITTEN.with_name("stages.md").read_text(encoding="utf-8")
+    assert written == stage_page(), "docs/stages.md is stale: run `make docs`"
+    assert re.findall(r"^## (.*)$", written, re.MULTILINE) == [stage.name for stage in STAGES]
 
 
 def test_the_page_is_the_same_twice(text) -> None:
@@ -137,3 +154,95 @@ def test_the_papers_page_names_figures_and_studies_that_exist() -> None:
     drawn, made_by = {n for names in named[0::2] for n in names}, {n for names in named[1::2] for n in names}
     assert len(drawn) > 15 and drawn <= set(figures.names())
     assert len(made_by) > 6 and made_by <= set(list_studies())
+
+
+# ---------------------------------------------------------------- README and the pages written by hand
+def blocks(text: str) -> list[str]:
+    """The fenced parts of a page."""
+    return re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_every_link_leads_to_a_file_and_a_heading() -> None:
+    links = [
+        (path, link)
+        for path in [*PAGES, ROOT / "CHANGELOG.md", ROOT / "reports/examples/README.md"]
+        for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+        if not re.match(r"https?:", link)
+    ]
+    assert len(links) > 50
+    for path, link in links:
+        name, _, heading = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), f"{path.name}: no file {name}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {page._anchor(title) for title in titles}, f"{path.name}: no heading {link}"
+
+
+def test_the_readme_lists_every_page() -> None:
+    linked = set(re.findall(r"\]\((docs/[^)#]+)\)", PAGES[0].read_text(encoding="utf-8")))
+    assert linked == {f"docs/{p.name}" for p in PAGES[1:]}
+
+
+def rooms(tree: str) -> dict[str, set[str]]:
+    """Folder → the modules that the README's tree names in it."""
+    found: dict[str, set[str]] = {}
+    folder = ""
+    for line in tree.splitlines():
+        if named := re.match(r"( *)([\w/]+/) +\S", line):
+            folder = "pobench/" + named[2] if named[1] else named[2]
+            found[folder] = set()
+        else:
+            found[folder] |= set(line.split())
+    return found
+
+
+def test_the_readmes_tree_names_every_file_in_its_room() -> None:
+    tree = next(block for block in blocks(PAGES[0].read_text(encoding="utf-8")) if block.startswith("pobench/"))
+    named = {folder: names for folder, names in rooms(tree).items() if folder.startswith("pobench/")}
+    there: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "pobench").rglob("*.py")):
+        if not path.stem.startswith("__"):
+            there.setdefault(f"{path.parent.relative_to(ROOT)}/", set()).add(path.stem)
+    assert named == there
+
+
+def test_the_readmes_loss_runs_and_keeps_the_laws(empty, tmp_path) -> None:
+    code = next(block for block in blocks(PAGES[0].read_text(encoding="utf-8")) if "@register_loss" in block)
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    load_plugin(tmp_path / "mine.py")
+    findings = list(check(empty.get("mine"), {}, [], steps=False))
+    assert len(findings) > 8 and not [f for f in findings if f.verdict == "fails"]
+
+
+def commands(page_: Path) -> Iterator[list[str]]:
+    """The words of each `pobench` command that a page shows."""
+    for block in blocks(page_.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("pobench ") and not line.startswith("pobench/"):
+                yield shlex.split(line, comments=True)[1:]
+
+
+def test_commands_on_the_pages_have_the_options_they_name() -> None:
+    shown = [(page_.name, words) for page_ in PAGES for words in commands(page_)]
+    assert len(shown) > 25
+    for name, words in shown:
+        assert words[0] in Commands.files, f"{name}: no command {words[0]}"
+        command: Any = typer.main.get_command(app_of(words[0]))
+        if hasattr(command, "commands"):
+            command = command.commands[words[1]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        unknown = {word for word in words if word.startswith("--")} - known
+        assert not unknown, f"{name}: pobench {words[0]} has no {unknown}"
+
+
+def test_the_page_of_the_house_repeats_the_rule() -> None:
+    tree = ast.parse((ROOT / "tests/test_house.py").read_text(encoding="utf-8"))
+    tiers = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TIERS"
+    )
+    text = (ROOT / "docs/house.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:ground|\d) \| (.*) \|$", text, re.MULTILINE)
+    assert [re.findall(r"`(\w+)`", row) for row in rows] == [line.split() for line in tiers.strip().splitlines()]

@@ -1,4 +1,4 @@
-"""pobench analyze."""
+"""pobench analyze: draw the report from stored runs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def analyze(
     plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
-    """Draw every figure and table, and write report.html, summary.md (fit for a pull request) and tables.tex, from stored
-    runs alone: the same bytes twice."""
+    """Draw every figure and table, and write report.html, summary.md and tables.tex, from stored runs alone. The same runs
+    give the same bytes."""
     load_plugins(plugin)
     out.print(f"report: {write_report(runs, setting, figures, out_dir, formats)}", highlight=False)
 
 
 def write_report(runs: Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all") -> Path:
-    """Draw what is stored below `runs`; the page's path. Raises PobenchError that lists all unknown names together."""
+    """Draw the runs below `runs`, and return the page's path. Raises PobenchError that lists all unknown names."""
     from pobench import registry
     from pobench.reporting.page import FORMATS, build_report
     from pobench.results.load import load_frames

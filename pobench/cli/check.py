@@ -1,4 +1,4 @@
-"""pobench check."""
+"""pobench check: is a loss fit to be compared?"""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ app = typer.Typer(**STYLE)
 
 
 @app.command()
-def check(
+def check_(
     target: Annotated[
         str, typer.Argument(metavar="FILE.py|NAMES", help="A file that registers losses, or names, `paper`, `all`.")
     ],
     sets: Sets = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Only the function; no training steps.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Check the function only, without training steps.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Is a loss fit to be compared? Laws, batch invariance and traps, in under a minute; exit status 1 if a law fails."""
+    """Check that a loss is fit to be compared: its laws, and the same training step however a batch is cut. Takes less than
+    a minute; exit status 1 if a law fails."""
     from pobench.settings.faults import check_loss_settings
     from pobench.settings.resolve import parse_overrides
-    from pobench.workflows.check import check as findings
-    from pobench.workflows.check import losses_of
+    from pobench.workflows.check import check, losses_of
 
     losses, plugins = losses_of(target)
     changes: dict[str, dict[str, Any]] = {loss.name: {} for loss in losses}
@@ -45,14 +45,14 @@ def check(
             changes[name][setting] = value
     faults += [f for loss in losses for f in check_loss_settings(loss, changes[loss.name], result=False)]
     raise_faults(faults)
-    logging.disable(logging.WARNING)  # of the processes that two-process training starts
+    logging.disable(logging.WARNING)  # the launcher of two-process training warns
 
     rows: list[dict[str, Any]] = []
     signs = {"holds": ("green", "✓"), "fails": ("red", "✗"), "note": ("yellow", "·")}
     for loss in losses:
         if not as_json:
             out.print(f"[bold]{escape(loss.name)}[/]  {escape(loss.title)}", highlight=False)
-        for finding in findings(loss, changes[loss.name], plugins, steps=not quick):
+        for finding in check(loss, changes[loss.name], plugins, steps=not quick):
             rows.append({"loss": loss.name, **finding._asdict()})
             if not as_json:
                 colour, sign = signs[finding.verdict]

@@ -1,4 +1,4 @@
-"""What a shell offers behind an option: names of shipped files. No loss is imported, nor is torch."""
+"""Completion: the names that a shell offers behind an option. No loss is imported, nor is torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def complete(names: Iterable[str], incomplete: str) -> list[str]:
-    """Those that begin with what is typed so far."""
+    """The names that begin with the text typed so far."""
     return [name for name in names if name.startswith(incomplete)]
 
 

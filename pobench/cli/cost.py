@@ -1,4 +1,4 @@
-"""What a plan costs, as run, study and tune print it with --dry-run."""
+"""The cost of a plan, as run, study and tune print it with --dry-run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pobench.cli.terminal import escape, out
 
 
 def print_cost(plan: dict[str, Any], before: str) -> None:
-    """Time, memory on each device, disk and judge. A study's costs have no more than their sums."""
+    """Print time, memory on each device, disk and judge, behind the text `before`."""
     cost = plan["cost"]
     gib = 1024**3
     parts = []
@@ -42,7 +42,7 @@ def _benchmark_cost(row: dict[str, Any]) -> str:
     part = f", {row['part']}" if row["part"] else ""
     head = f"{row['benchmark']}: {row['models']} models{part}"
     if row["spoken_tokens"]:
-        head += f", up to {row['spoken_tokens'] / 1e6:.2g} million tokens spoken"
+        head += f", up to {row['spoken_tokens'] / 1e6:.2g} million tokens generated"
     if not row["requests"]:
         return head
     price = "price not known" if row["dollars"] is None else f"at most about ${row['dollars']:.2f}"

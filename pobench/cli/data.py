@@ -1,4 +1,4 @@
-"""pobench data: audit, inspect, onpolicy."""
+"""pobench data: audit and inspect preference data, or make pairs from a model's own answers."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ app = typer.Typer(cls=Group, **STYLE)
 
 @app.callback()
 def data() -> None:
-    """Look at preference data, or make some on policy."""
+    """Look at preference data, or make pairs from a model's own answers."""
 
 
 def _job(setting: str, data: str | None, model: str | None, sets: list[str] | None) -> Any:
-    """A setting's data and model, whatever the loss."""
+    """A job of the setting; its data and model do not depend on the loss."""
     from pobench.registry import list_losses
     from pobench.settings.resolve import parse_overrides, resolve
 
@@ -45,12 +45,12 @@ def audit(
     setting: SettingName = "smollm2",
     model: ModelName = None,
     characters: Annotated[
-        bool, typer.Option("--characters", help="Without a tokenizer: lengths in characters.")
+        bool, typer.Option("--characters", help="Measure lengths in characters, without a tokenizer.")
     ] = False,
     sets: Sets = None,
     debug: Debug = False,
 ) -> None:
-    """Count and list what is wrong with preference data: nothing is trained, nothing is written."""
+    """Count and list what is wrong with preference data. Nothing is trained or written."""
     from pobench.cli.show_pairs import render_audit
     from pobench.data.audit import Audit
     from pobench.data.prepare import read_pairs
@@ -59,8 +59,8 @@ def audit(
 
     job = _job(setting, file, model, [*(sets or []), "data.on_bad_row=drop"])
     if characters:
-        found = load_preferences(fetch_rows(file, split=job.data.split))
-        out.print(render_audit(Audit.of_file(found)))
+        preferences = load_preferences(fetch_rows(file, split=job.data.split))
+        out.print(render_audit(Audit.of_file(preferences)))
     else:
         out.print(render_audit(read_pairs(job)[1]))
 
@@ -80,7 +80,7 @@ def inspect(
     ] = None,
     model: ModelName = None,
     rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="Offline: a stand-in tokenizer, and rows like the real ones.")
+        bool, typer.Option("--rehearse", help="Offline, with a stand-in tokenizer and rows like the real ones.")
     ] = False,
     sets: Sets = None,
     as_json: Annotated[
@@ -90,7 +90,7 @@ def inspect(
 ) -> None:
     """Show what the model will see: tokens, the cut between prompt and response, both responses in colour.
 
-    With --rehearse: whether each shipped setting trains behind the tokens that it asks with.
+    With --rehearse: check that each shipped setting trains on the prompt tokens that generation asks with.
     """
     from pobench.cli.show_pairs import render_inspection
     from pobench.data.prepare import inspect_pairs, read_pairs
@@ -108,14 +108,14 @@ def inspect(
 def _inspect_rehearsed(
     setting: str | None, file: str | None, model: str | None, sets: list[str], rows: int | None, as_json: bool
 ) -> None:
-    """One setting or all that ship, each over its stand-ins. Raises PobenchError that names those that train behind other
-    tokens than they ask with."""
+    """Inspect one setting, or all that ship, over stand-ins. Raises PobenchError that names those whose prompts are not what
+    generation asks with."""
     from pobench.data.prepare import inspect_pairs
     from pobench.runs.rehearsal import rehearse
     from pobench.settings.read import list_settings
 
     faults: list[str] = []
-    found: list[dict[str, Any]] = []
+    inspected_rows: list[dict[str, Any]] = []
     for name in [setting] if setting else list_settings():
 
         def inspected(name: str = name) -> Any:
@@ -128,15 +128,16 @@ def _inspect_rehearsed(
         different = [pair.id for pair in pairs if pair.prompt != pair.asked]
         if different:
             faults.append(
-                f"{name}: {len(different)} pairs are trained behind other tokens than asked, {different[0]} first"
+                f"{name}: {len(different)} pairs are trained on other prompt tokens than generation asks with; "
+                f"the first is {different[0]}"
             )
-        found += [{"setting": name, **pair._asdict()} if setting is None else pair._asdict() for pair in pairs]
+        inspected_rows += [{"setting": name, **pair._asdict()} if setting is None else pair._asdict() for pair in pairs]
         if not as_json:
             tokens = sum(len(pair.prompt) for pair in pairs)
             out.print(f"{name:<24}{len(pairs):>4} pairs, {tokens:>6} prompt tokens, as asked", highlight=False)
     raise_faults(faults)
     if as_json:
-        _print_rows(found)
+        _print_rows(inspected_rows)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
@@ -146,24 +147,32 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 @app.command()
 def onpolicy(
-    to: Annotated[Path, typer.Option("--out", help="The pairs, JSONL; held-out pairs, samples and recipe beside it.")],
+    to: Annotated[
+        Path,
+        typer.Option("--out", help="JSONL file for the pairs; held-out pairs, samples and recipe lie beside it."),
+    ],
     setting: SettingName = "smollm2",
     prompts: Annotated[
         str | None, typer.Option(help="Prompt rows: a file, `builtin:…` or a hub name; default: the setting's.")
     ] = None,
-    prompts_split: Annotated[str | None, typer.Option(help="Of a hub data set.")] = None,
-    ranker: Annotated[str | None, typer.Option(help="A judge (`pobench list judges`); default: the setting's.")] = None,
+    prompts_split: Annotated[str | None, typer.Option(help="Split of a hub data set of prompts.")] = None,
+    ranker: Annotated[str | None, typer.Option(help="The judge that ranks, see `pobench list judges`.")] = None,
     ranker_set: Annotated[
-        list[str] | None, typer.Option("--ranker-set", metavar="KEY=VALUE", help="One of its settings; repeatable.")
+        list[str] | None, typer.Option("--ranker-set", metavar="KEY=VALUE", help="A setting of the ranker; repeatable.")
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Of every prompt; default: the setting's, as all below.")] = None,
-    temperature: Annotated[float | None, typer.Option()] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
-    max_new_tokens: Annotated[int | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
-    precision: Annotated[str | None, typer.Option(help="auto | fp32 | bf16")] = None,
-    held_out: Annotated[float | None, typer.Option(help="Share of prompts for NAME.heldout.jsonl; 0: none.")] = None,
-    model: Annotated[str | None, typer.Option(help="Another model than the setting's.")] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Answers to each prompt. Defaults are the setting's."),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Probability mass that is sampled from.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="Share of the prompts whose pairs are held out; 0: none.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Another model instead of the setting's.")] = None,
     sets: Sets = None,
     plugin: Plugins = None,
     as_json: Json = False,
@@ -177,7 +186,7 @@ def onpolicy(
     faults: list[str] = []
     overrides = parse_each(faults, sets, parse_overrides)
     chosen = parse_each(faults, ranker_set, lambda text: parse_settings(text, "--ranker-set"))
-    given = {
+    options = {
         "prompts": prompts,
         "prompts_split": prompts_split,
         "samples": samples,
@@ -188,10 +197,10 @@ def onpolicy(
         "precision": precision,
         "held_out_fraction": held_out,
     }
-    asked = {key: value for key, value in given.items() if value is not None}
+    changes = {key: value for key, value in options.items() if value is not None}
     planned: Any = or_fault(
         faults,
-        lambda: recipe_of(setting, ranker=ranker, ranker_settings=chosen, model=model, overrides=overrides, **asked),
+        lambda: recipe_of(setting, ranker=ranker, ranker_settings=chosen, model=model, overrides=overrides, **changes),
     )
     raise_faults(faults)
     recipe = make_pairs_of(planned, to)
@@ -203,22 +212,22 @@ def onpolicy(
 
 
 def _print_made(recipe: dict[str, Any]) -> None:
-    """What became of the prompts and answers, a line each."""
+    """Counts of prompts, answers and pairs, a line each."""
     counts = recipe["counts"]
-    named = {
+    labels = {
         "prompts": "prompts",
-        "repeated": "prompts left out, as they occur before",
+        "repeated": "prompts left out because they repeat an earlier one",
         "answers": "answers",
-        "unfinished": "answers cut off, in no pair",
-        "empty": "answers without a word, in no pair",
-        "identical": "answers left out, as another to the same prompt is equal",
+        "unfinished": "answers cut off at the maximum length, not used",
+        "empty": "empty answers, not used",
+        "identical": "answers left out because they repeat another to the same prompt",
         "unscored": "answers without a score",
         "comparisons": "comparisons of two answers",
-        "unread": "comparisons without a verdict",
-        "tied": "prompts without a pair, as all their answers rank equal",
+        "unread": "comparisons without a readable verdict",
+        "tied": "prompts without a pair because all their answers tie",
         "pairs": "pairs",
     }
-    for key, text in named.items():
+    for key, text in labels.items():
         if counts.get(key) or key in ("prompts", "answers", "pairs"):
             out.print(f"{counts[key]:>8}  {text}", highlight=False)
     if "held_out" in recipe:

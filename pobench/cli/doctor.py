@@ -1,4 +1,4 @@
-"""pobench doctor."""
+"""pobench doctor: what this machine offers, and whether stored files are intact."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ app = typer.Typer(**STYLE)
 @app.command()
 def doctor(
     runs: Annotated[
-        Path | None, typer.Option("--verify", metavar="RUNS", help="Hash every file stored below this folder instead.")
+        Path | None,
+        typer.Option("--verify", metavar="RUNS", help="Hash every file below this folder and in the cache instead."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """What this machine offers: packages, devices, arithmetic, cache, disk. With --verify: are all stored bytes those that
-    were written?"""
+    """Show what this machine offers: packages, devices, arithmetic, cache, disk. With --verify: check that every stored file
+    holds the bytes that were written."""
     if runs is not None:
         _verify(runs, as_json)
         return
@@ -46,23 +47,23 @@ def doctor(
 
 
 def _verify(runs: Path, as_json: bool) -> None:
-    """Exit status 1 where a file's bytes are not those that were written."""
+    """Exit status 1 if a file's bytes are not those that were written."""
     from pobench.runs.verify import verify
 
     if not runs.is_dir():
         raise PobenchError(f"--verify: no folder {str(runs)!r}")
-    found = verify(runs)
+    verified = verify(runs)
     if as_json:
-        print(json.dumps(found._asdict(), indent=1))
+        print(json.dumps(verified._asdict(), indent=1))
     else:
-        for fault in found.faults:
+        for fault in verified.faults:
             err.print(escape(fault), style="red")
-        for folder in found.unsigned:
+        for folder in verified.unsigned:
             out.print(f"{escape(folder)}: of protocol 1, without digests; not verified", highlight=False)
         out.print(
-            f"{found.files} files of {found.folders} results hashed, {len(found.faults)} damaged; "
+            f"{verified.files} files of {verified.folders} results hashed, {len(verified.faults)} damaged; "
             "`pobench run` makes a damaged result anew",
             highlight=False,
         )
-    if found.faults:
+    if verified.faults:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Groups of commands: what `pobench` and `pobench data` list, and the files that are imported when one of them runs."""
+"""Groups of commands, such as `pobench` and `pobench data`. A command's file is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ class Group(TyperGroup):
             raise typer.Exit()
         return super().parse_args(ctx, args)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _unconverted(command, ctx) if ctx.resilient_parsing else command, rest
+
     def get_params(self, ctx: Any) -> Any:
-        """The options; a flag that is not given is False. Typer has pydantic, which is slow to import, look at None."""
+        """The options, with False as a flag's default: Typer would convert None by pydantic, which is slow to import."""
         options = super().get_params(ctx)
         for option in options:
             if getattr(option, "is_flag", False) and option.default is None:
@@ -38,7 +42,7 @@ class Group(TyperGroup):
 class CommandFiles(Group):
     """The command NAME stands in pobench/cli/NAME.py, as a Typer called `app` that holds one command or several.
 
-    A file is imported when its command runs or tells of itself, all of them when they are listed.
+    A file is imported when its command runs or prints its help; listing the commands imports all files.
     """
 
     files: tuple[str, ...] = ()
@@ -55,8 +59,17 @@ class CommandFiles(Group):
         return super().list_commands(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, _, rest = super().resolve_command(ctx, args)
-        return name, None if name is None else typer.main.get_command(app_of(name)), rest
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            command = typer.main.get_command(app_of(name))
+        return name, _unconverted(command, ctx) if ctx.resilient_parsing else command, rest
+
+
+def _unconverted(command: Any, ctx: Any) -> Any:
+    """The command with its values left as text, for completion: Typer converts them by pydantic, which is slow to import."""
+    for option in command.get_params(ctx) if command is not None else ():
+        option.process_value = lambda ctx, value: value
+    return command
 
 
 def app_of(name: str) -> typer.Typer:

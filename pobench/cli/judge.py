@@ -1,4 +1,4 @@
-"""pobench judge: check."""
+"""pobench judge check: compare a judge with people."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ app = typer.Typer(cls=Group, **STYLE)
 
 @app.callback()
 def judge() -> None:
-    """Find out what a judge is worth before it is believed."""
+    """Compare a judge with people before you trust it."""
 
 
 @app.command("check")
 def judge_check(
-    judge: Annotated[str, typer.Option(help="Its name (`pobench list judges`).")],
-    data: Annotated[Path, typer.Option(help="Pairs that people have compared: preference rows of any shape.")],
+    judge: Annotated[str, typer.Option(help="The judge's name (`pobench list judges`).")],
+    data: Annotated[Path, typer.Option(help="File of pairs that people have compared: preference rows of any shape.")],
     sets: Sets = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many pairs, drawn by a hash.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most pairs to judge, picked by a hash.")] = None,
     plugin: Plugins = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """How often a judge agrees with people, how often the order of the answers decides, and what length alone gets."""
+    """Measure how often a judge agrees with people, how often the order of the two answers changes its verdict, and how often
+    the longer answer is the preferred one."""
     from pobench.judging import agreement
     from pobench.progress import progress
     from pobench.registry import judges

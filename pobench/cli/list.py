@@ -1,4 +1,4 @@
-"""pobench list."""
+"""pobench list: names of losses, settings, studies, figures, judges and stages."""
 
 from __future__ import annotations
 
@@ -100,6 +100,21 @@ KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 }
 
 
+def _loss_page() -> str:
+    from pobench.reporting.loss_page import loss_page
+
+    return loss_page()
+
+
+def _stage_page() -> str:
+    from pobench.cli.stage_page import stage_page
+
+    return stage_page()
+
+
+PAGES: dict[str, Callable[[], str]] = {"losses": _loss_page, "stages": _stage_page}
+
+
 @app.command()
 def list_(
     what: Annotated[
@@ -107,19 +122,17 @@ def list_(
     ] = "losses",
     plugin: Plugins = None,
     as_json: Json = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Losses only: the page of all objectives.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a page: losses or stages.")] = False,
     debug: Debug = False,
 ) -> None:
-    """What there is, by name."""
+    """List losses, settings, studies, figures, judges or stages, with their names."""
     load_plugins(plugin)
     if what not in KINDS:
         raise PobenchError(f"list: unknown kind {what!r}{nearest(what, KINDS)} Known: {', '.join(KINDS)}")
     if markdown:
-        if what != "losses" or as_json:
-            raise PobenchError("list: --markdown is for `losses`, without --json")
-        from pobench.reporting.loss_page import loss_page
-
-        print(loss_page(), end="")
+        if what not in PAGES or as_json:
+            raise PobenchError(f"list: --markdown is for {' and '.join(f'`{name}`' for name in PAGES)}, without --json")
+        print(PAGES[what](), end="")
         return
     rows = KINDS[what]()
     if as_json:

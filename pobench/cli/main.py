@@ -1,4 +1,4 @@
-"""The command line: it reads what people type, calls the instrument, and prints what came of it.
+"""The entry of the command line: it finds the command, and turns errors into messages and exit statuses.
 
 Exit status: 0 all done · 1 some job failed, the rest is complete · 2 the command, a setting or the data is wrong
 (one plain message, nothing written) · 130 interrupted, resumable.
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _silence() -> None:
-    """No warnings of the libraries underneath."""
+    """Hide the warnings of libraries."""
     import logging
     import warnings
 

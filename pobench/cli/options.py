@@ -26,39 +26,39 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE.py", help="A Python file that registers losses, judges or figures."),
 ]
-ModelName = Annotated[str | None, typer.Option(help="Whose tokenizer; default: the setting's.")]
-Json = Annotated[bool, typer.Option("--json", help="The summary for machines, on standard output.")]
+ModelName = Annotated[str | None, typer.Option(help="The model whose tokenizer is used; default: the setting's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print a summary for machines on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def load_plugins(plugins: list[Path] | None) -> list[str]:
-    """Import each file; their absolute paths. Raises PobenchError that names every file that cannot be imported."""
+    """Import each file and return their absolute paths. Raises PobenchError that names every file that cannot be imported."""
     from pobench.registry import load_plugin
 
     faults: list[str] = []
     for plugin in plugins or []:
         or_fault(faults, partial(load_plugin, plugin))
-    raise_faults(faults)  # alone: other faults may only say that a name is unknown which a plug-in would have brought
+    raise_faults(faults)  # before others: a name may be unknown only because its plug-in cannot be imported
     return [str(p.absolute()) for p in plugins or []]
 
 
 def parse_each(
     faults: list[str], texts: list[str] | None, parse: Callable[[list[str]], dict[str, Any]]
 ) -> dict[str, Any]:
-    """What `parse` reads from several KEY=VALUE. Those that it refuses are added to `faults`."""
+    """The values that `parse` reads from several KEY=VALUE. What it refuses is added to `faults`."""
     return {
         key: value for text in texts or () for key, value in (or_fault(faults, partial(parse, [text])) or {}).items()
     }
 
 
 def raise_faults(faults: list[str]) -> None:
-    """Raise PobenchError with everything that is wrong with a command, each fault once; nothing where there is none."""
+    """Raise PobenchError that lists the faults of a command, each once. Does nothing if there are none."""
     if faults:
         raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
 
 
 def parse_seeds(text: str | None) -> list[int] | None:
-    """`"1,2,3"` → [1, 2, 3]. Raises PobenchError where it holds anything but whole numbers."""
+    """`"1,2,3"` → [1, 2, 3]. Raises PobenchError if a part is no whole number."""
     if text is None:
         return None
     try:
@@ -68,8 +68,8 @@ def parse_seeds(text: str | None) -> list[int] | None:
 
 
 def parse_stages(text: str | None) -> list[str]:
-    """`"train,heldout"` → ["train", "heldout"]; None: those of a plain run. Raises PobenchError that lists every unknown
-    stage."""
+    """`"train,heldout"` → ["train", "heldout"]; None: the default stages of `pobench run`. Raises PobenchError that lists
+    every unknown stage."""
     from pobench.runs.stages import ALL, DEFAULT
 
     if text is None:

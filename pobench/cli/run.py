@@ -1,4 +1,4 @@
-"""pobench run, and how its plan and its summary are printed."""
+"""pobench run: resolve the jobs, plan and execute them, print plan and summary."""
 
 from __future__ import annotations
 
@@ -52,15 +52,17 @@ def run(
         str | None, typer.Option(help="Comma-separated, or `none`; default: those that the setting names.")
     ] = None,
     plugin: Plugins = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; touch nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
     rehearse: Annotated[
         bool,
-        typer.Option("--rehearse", help="All of it in minutes, offline, on a tiny random model of the same family."),
+        typer.Option(
+            "--rehearse", help="Run everything in minutes, offline, with a tiny random model of the same family."
+        ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train, evaluate on held-out pairs, answer, judge, score, report: the main job, end to end."""
+    """Train, score held-out pairs, answer, judge, and write the report: the main job, end to end."""
     from pobench.settings.resolve import parse_overrides, resolve
 
     plugins = load_plugins(plugin)
@@ -69,9 +71,9 @@ def run(
     seed_list = or_fault(faults, lambda: parse_seeds(seeds))
     stage_list = or_fault(faults, lambda: parse_stages(stages)) or []
     if dry_run and rehearse:
-        faults.append("--dry-run touches nothing and --rehearse runs everything small; give one of them")
-    named = {"data": data, "model": model, "benchmark_names": benchmarks}
-    jobs = or_fault(faults, lambda: resolve(setting, losses, seeds=seed_list, overrides=values, **named)) or []
+        faults.append("--dry-run and --rehearse cannot be combined: --dry-run runs nothing")
+    sources = {"data": data, "model": model, "benchmark_names": benchmarks}
+    jobs = or_fault(faults, lambda: resolve(setting, losses, seeds=seed_list, overrides=values, **sources)) or []
     raise_faults(faults)
 
     from pobench.runs.execute import execute
@@ -83,9 +85,9 @@ def run(
         print(json.dumps(described, indent=1)) if as_json else _print_plan(described)
         return
     if rehearse:
-        from pobench.runs.rehearsal import rehearse as with_stand_ins
+        from pobench.runs import rehearsal
 
-        jobs, runs = with_stand_ins(jobs), runs / "rehearsal"
+        jobs, runs = rehearsal.rehearse(jobs), runs / "rehearsal"
     plan = make_plan(jobs, runs, stage_list, plugins)
     if plan.left or plan.notes:
         err.print(escape(plan.text()))
@@ -155,15 +157,15 @@ def _print_plan(plan: dict[str, Any]) -> None:
 def _scores(runs: Path, outcomes: list[Any]) -> dict[str, Any]:
     from pobench.results.scores import scores_of
 
-    found = {o.run: scores_of(runs, o.run) for o in outcomes}
-    return {run: rows for run, rows in found.items() if rows}
+    scores = {o.run: scores_of(runs, o.run) for o in outcomes}
+    return {run: rows for run, rows in scores.items() if rows}
 
 
 def _print_summary(runs: Path, outcomes: list[Any]) -> None:
-    """What fits a terminal; the report has the rest. Intervals (95 %) where a decision hangs on them."""
+    """A table of the main scores, pass rates with 95 % intervals; the report has the rest."""
     columns = {"pass_rate": "pass rate", "pass_rate_gain": "gain", "reward_accuracy": "accuracy", "kl_winners": "KL"}
     states = {o.status for o in outcomes}
-    last = ["state"] if len(states) > 1 else []  # eighty columns hold it only where it tells something
+    last = ["state"] if len(states) > 1 else []  # all finished or all skipped: no column is spent on it
     table = make_table("", *columns.values(), "tokens", *last, padding=(0, 1, 0, 0))
     scores = _scores(runs, outcomes)
     for o in outcomes:
@@ -174,8 +176,8 @@ def _print_summary(runs: Path, outcomes: list[Any]) -> None:
     for o in outcomes:
         for result in _results(runs, o.run):
             (first,) = result["rows"][:1] or [{}]
-            named = f"{result['name']}: {first.get('metric', '')} {_cell(first or None, interval=False)}"
-            out.print(f"{escape(o.title)}  [dim]{escape(named)} (n = {first.get('n', 0)})[/]", highlight=False)
+            score = f"{result['name']}: {first.get('metric', '')} {_cell(first or None, interval=False)}"
+            out.print(f"{escape(o.title)}  [dim]{escape(score)} (n = {first.get('n', 0)})[/]", highlight=False)
 
 
 def _results(runs: Path, run: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""pobench score: alpaca_eval, arena_hard, mt_bench."""
+"""pobench score: stored verdicts of AlpacaEval 2, Arena-Hard and MT-Bench."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pobench.cli.terminal import escape, make_table, out, printable
 
 app = typer.Typer(cls=Group, **STYLE)
 Verdicts = Annotated[Path, typer.Argument(metavar="FILE", help="Stored verdicts: JSON, JSONL, CSV or Parquet.")]
-OneModel = Annotated[str | None, typer.Option(help="Which model, where the file holds several.")]
+OneModel = Annotated[str | None, typer.Option(help="The model to score, if the file holds several.")]
 
 
 @app.callback()
@@ -31,31 +31,35 @@ def score_alpaca_eval(
         typer.Option(help="Folder with df_gamed.csv and instruction_difficulty.csv; default: the hub."),
     ] = None,
     length_only: Annotated[
-        bool, typer.Option("--length-only", help="Other prompts or another opponent: win rates without length control.")
+        bool,
+        typer.Option(
+            "--length-only",
+            help="For other prompts or opponents: win rates, raw and by length alone; not LC.",
+        ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """AlpacaEval 2: win rate and length-controlled win rate, by alpaca_eval's own code, from its annotations."""
-    from pobench.judging.benchmarks import alpaca_eval_score as alpaca_eval
+    from pobench.judging.benchmarks import alpaca_eval_score
 
-    print_scored(alpaca_eval.score(file, length_control=length_control, length_only=length_only), as_json)
+    print_scored(alpaca_eval_score.score(file, length_control=length_control, length_only=length_only), as_json)
 
 
 @app.command("arena_hard")
 def score_arena_hard(file: Verdicts, model: OneModel = None, as_json: Json = False, debug: Debug = False) -> None:
     """Arena-Hard v0.1: the score against gpt-4-0314, from the judgments of both games."""
-    from pobench.judging.benchmarks import arena_hard_score as arena_hard
+    from pobench.judging.benchmarks import arena_hard_score
 
-    print_scored(arena_hard.score(file, model=model), as_json)
+    print_scored(arena_hard_score.score(file, model=model), as_json)
 
 
 @app.command("mt_bench")
 def score_mt_bench(file: Verdicts, model: OneModel = None, as_json: Json = False, debug: Debug = False) -> None:
     """MT-Bench: the mean of 160 grades, by turn and by category."""
-    from pobench.judging.benchmarks import mt_bench_score as mt_bench
+    from pobench.judging.benchmarks import mt_bench_score
 
-    print_scored(mt_bench.score(file, model=model), as_json)
+    print_scored(mt_bench_score.score(file, model=model), as_json)
 
 
 def print_scored(scored: Any, as_json: bool) -> None:
@@ -63,8 +67,8 @@ def print_scored(scored: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(scored.as_json(), indent=1))
         return
-    named = ", ".join([*([scored.model] if scored.model else []), f"judged by {scored.judge or '(not named)'}"])
-    out.print(f"[bold]{printable(scored.benchmark)}[/]  {printable(named)}", highlight=False)
+    about = ", ".join([*([scored.model] if scored.model else []), f"judged by {scored.judge or '(not named)'}"])
+    out.print(f"[bold]{printable(scored.benchmark)}[/]  {printable(about)}", highlight=False)
     table = make_table("", "value", "95 %", "n", "")
     for line in scored.lines:
         e = line.estimate

@@ -1,6 +1,6 @@
-"""What the shipped losses declare, read from the text of their files: a list of losses needs no torch.
+"""The declarations of the shipped losses, read from the text of their files, so that listing them imports no torch.
 
-The registry has the same from the imported functions; a test compares the two, loss by loss.
+The registry has the same from the imported functions; a test compares the two for every loss.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 from pobench.errors import _normal
 from pobench.registry import Loss, losses
 
-# What decides how a loss computes, not what a list shows of it; its values are no literals.
+# Keywords of the registration that a list does not show, and whose values are no literals.
 NOT_LISTED = ("alternatives", "canonical")
 
 
 def declared_losses() -> list[tuple[Loss, list[str]]] | None:
     """Every shipped loss and its other names, sorted by name, without a function that can be called.
 
-    None where the files do not tell everything: a plug-in or an installed package adds losses, or a declaration is
+    None if the files do not hold everything: a plug-in or an installed package adds losses, or a declaration is
     more than literals.
     """
     if not losses.only_files():
@@ -29,7 +29,7 @@ def declared_losses() -> list[tuple[Loss, list[str]]] | None:
         declared = [_declared(path) for path in losses.files()]
     except ValueError:  # of ast.literal_eval
         return None
-    return sorted((one for file in declared for one in file), key=lambda found: found[0].name)
+    return sorted((one for file in declared for one in file), key=lambda one: one[0].name)
 
 
 def _declared(path: Path) -> list[tuple[Loss, list[str]]]:
@@ -46,12 +46,12 @@ def _declared(path: Path) -> list[tuple[Loss, list[str]]]:
 
 def _loss(function: ast.FunctionDef, decorator: ast.Call, about: str) -> tuple[Loss, list[str]]:
     name = ast.literal_eval(decorator.args[0])
-    given: dict[str, Any] = {
+    keywords: dict[str, Any] = {
         keyword.arg: ast.literal_eval(keyword.value)
         for keyword in decorator.keywords
         if keyword.arg is not None and keyword.arg not in NOT_LISTED
     }
-    aliases = {_normal(alias) for alias in given.pop("aliases", ())} - {_normal(name)}
+    aliases = {_normal(alias) for alias in keywords.pop("aliases", ())} - {_normal(name)}
     settings = {
         argument.arg: ast.literal_eval(default)
         for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
@@ -64,7 +64,7 @@ def _loss(function: ast.FunctionDef, decorator: ast.Call, about: str) -> tuple[L
         needs=frozenset(argument.arg for argument in function.args.args) - {"policy"},
         settings=settings,
         doc=inspect.cleandoc(own_text) if own_text else about,
-        **{"title": name, **given},
+        **{"title": name, **keywords},
     )
     return loss, sorted(aliases)
 

@@ -1,4 +1,4 @@
-"""What the model will see: token pairs and audits, drawn for a terminal.
+"""Token pairs and audits, drawn for a terminal: what the model will see.
 
 The prompt is dim, the chosen answer green, the rejected one red; special tokens are yellow; a bar marks the cut, behind
 which every token counts towards |y|. Data is shown as text, never as markup, and control characters are escaped.
@@ -112,6 +112,6 @@ def _legend() -> Text:
 
 
 def _safe(text: str) -> str:
-    """Nothing that could steer a terminal: line ends become a sign, other unprintable characters their escapes."""
+    """The text without control characters: line ends become a sign, other unprintable characters their escapes."""
     signs = {"\n": "⏎", "\t": "⇥"}
     return "".join(signs.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)

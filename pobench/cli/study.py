@@ -1,4 +1,4 @@
-"""pobench study, and how its plan and the verdicts on its claims are printed."""
+"""pobench study: run a study's grid, print its plan and the verdicts on its claims."""
 
 from __future__ import annotations
 
@@ -38,19 +38,27 @@ def study_(
         ),
     ],
     setting: SettingName = "smollm2",
-    losses: Annotated[str | None, typer.Option(help="Only these; default: all that the study names.")] = None,
+    losses: Annotated[str | None, typer.Option(help="Only these losses; default: all that the study names.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Comma-separated; default: the study's, or the setting's.")] = None,
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; touch nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a study's grid, draw its figures, and say what became of the paper's claims. Finished jobs are reused."""
+    """Run a study's grid, draw its figures, and give a verdict on each of its claims. Finished jobs are reused."""
     from pobench.runs.stages import MANY
     from pobench.settings.resolve import parse_overrides, resolve
-    from pobench.workflows import study as studies
+    from pobench.workflows.study import (
+        describe_study,
+        execute_all,
+        expand,
+        make_plans,
+        report_study,
+        scorecard,
+        study_frames,
+    )
     from pobench.workflows.study_file import read_study
 
     plugins = load_plugins(plugin)
@@ -58,34 +66,32 @@ def study_(
     study: Any = or_fault(faults, lambda: read_study(name))
     values = parse_each(faults, sets, parse_overrides)
     seed_list = or_fault(faults, lambda: parse_seeds(seeds))
-    if study is None:  # its grid is not known; the other faults are listed all the same
+    if study is None:  # without its grid; the other faults are listed nevertheless
         or_fault(faults, lambda: resolve(setting, losses or "paper", seeds=seed_list, overrides=values))
     jobs: Any = study and or_fault(
-        faults, lambda: studies.expand(study, setting, losses=losses, seeds=seed_list, overrides=values)
+        faults, lambda: expand(study, setting, losses=losses, seeds=seed_list, overrides=values)
     )
     raise_faults(faults)
-    plans = studies.make_plans(jobs, runs, MANY, plugins, dry=dry_run)
+    plans = make_plans(jobs, runs, MANY, plugins, dry=dry_run)
     if dry_run:
-        described = studies.describe_study(study, plans)
+        described = describe_study(study, plans)
         print(json.dumps(described, indent=1)) if as_json else _print_study(described)
         return
-    notes = [plan.text().splitlines() for plan in plans if plan.left or plan.notes]
-    for line in dict.fromkeys(line for text in notes for line in text):  # plans of several data sets share lines
+    summaries = [plan.text().splitlines() for plan in plans if plan.left or plan.notes]
+    for line in dict.fromkeys(line for text in summaries for line in text):  # plans of several data sets share lines
         err.print(escape(line))
     try:
-        outcomes = studies.execute_all(
-            plans, announce=lambda text: err.print(escape(text), style="bold", highlight=False)
-        )
+        outcomes = execute_all(plans, announce=lambda text: err.print(escape(text), style="bold", highlight=False))
     except KeyboardInterrupt:
         err.print("\ninterrupted; the same command continues where this one stopped")
         raise
-    frames = studies.study_frames(plans, runs)
-    report, card = studies.report_study(study, frames, runs), studies.scorecard(study, frames)
+    frames = study_frames(plans, runs)
+    report, card = report_study(study, frames, runs), scorecard(study, frames)
     failed = [o for o in outcomes if o.status == "failed"]
     if as_json:
         counts = {s: sum(o.status == s for o in outcomes) for s in ("finished", "skipped", "failed")}
-        out_ = {"study": study.name, "counts": counts, "outcomes": [o.__dict__ for o in outcomes], "claims": card}
-        print(json.dumps({**out_, "report": str(report)}, indent=1, ensure_ascii=False))
+        summary = {"study": study.name, "counts": counts, "outcomes": [o.__dict__ for o in outcomes], "claims": card}
+        print(json.dumps({**summary, "report": str(report)}, indent=1, ensure_ascii=False))
     else:
         _print_claims(card)
         for o in failed:

@@ -1,4 +1,4 @@
-"""What prints to the terminal. rich is imported at the first print: help and completion do without it."""
+"""Printing to the terminal by rich, which is imported at the first print: help and completion do not need it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pobench tune, and how its search and the chosen values are printed."""
+"""pobench tune: search every loss's values, print the search and what it chose."""
 
 from __future__ import annotations
 
@@ -36,25 +36,23 @@ def tune_(
     losses: Losses = "simpo,dpo",
     setting: SettingName = "smollm2",
     trials: Annotated[
-        int | None, typer.Option(help="Of every loss; default: as many as the smallest grid has cells.")
+        int | None, typer.Option(help="Trials of each loss; default: as many as the smallest grid has cells.")
     ] = None,
-    sampler: Annotated[str, typer.Option(help="grid | random | tpe (between the grid's ends).")] = "grid",
-    grid: Annotated[
-        str | None, typer.Option(help="A grid of experiments/grids or a YAML; default: the setting's.")
-    ] = None,
-    metric: Annotated[str | None, typer.Option(help="The objective; default: the setting's.")] = None,
+    sampler: Annotated[str, typer.Option(help="grid, or random or tpe between the ends of the grid.")] = "grid",
+    grid: Annotated[str | None, typer.Option(help="A shipped grid or a YAML path; default: the setting's.")] = None,
+    metric: Annotated[str | None, typer.Option(help="The metric that chooses; default: the setting's.")] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Of every trial, comma-separated; default: the setting's first.")
+        str | None, typer.Option(help="Seeds of each trial, comma-separated; default: the setting's first.")
     ] = None,
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the weights of every trial.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the search; touch nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the search and its cost; write nothing.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Search every loss's values with equal budgets, on a split neither trained on nor reported. Resumable."""
+    """Tune every loss with an equal budget, on data that is neither trained on nor reported. Resumable."""
     from pobench.settings.resolve import parse_overrides
     from pobench.workflows.search import tune
     from pobench.workflows.tune import describe_tuning, plan_tuning
@@ -140,7 +138,7 @@ def _tuning_report(folder: Path) -> Path:
     from pobench.reporting.page import build_report
     from pobench.results.load import load_frames
 
-    # Without the trials' scores: who beats whom on the prompts of the search is no finding.
+    # Without the trials' scores: a comparison on the prompts of the search would be biased.
     frames = {name: frame for name, frame in load_frames(folder).items() if name in ("runs", "tuning", "audit")}
     return build_report(frames, folder / "report", figures=["tuning", "tuning-table", "settings-table"])
 

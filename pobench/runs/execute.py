@@ -40,8 +40,8 @@ class Outcome:
 
 
 def execute(plan: Plan, *, announce: Callable[[str], None] = lambda text: None) -> list[Outcome]:
-    """Run what is left, one task after the other, each in a process of its own. A failed task takes with it those that
-    need its result, and leaves the others running.
+    """Run what is left, one task after the other, each in a process of its own. If a task fails, those that need its
+    result fail too, and the others run.
 
     Raises PobenchError when another command is at work in the same folder, or the disk is too small; KeyboardInterrupt.
     """
@@ -75,7 +75,7 @@ def _stages_of(task: Task) -> str:
 
 
 def _lacking(task: Task, failed: Sequence[tuple[Task, str]]) -> str | None:
-    """Why the task cannot run: what it reads could not be made. None: it can."""
+    """Why the task cannot run, if something that it reads could not be made; else None."""
     for other, why in failed:
         if other.kind == "sft":
             return f"its start model could not be made: {why}"
@@ -95,7 +95,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _point_to(plan: Plan) -> None:
-    """Write each run's values, and which of its results this command names; what is stored beside them stays."""
+    """Write each run's values, and which of its results this command names. Other stored results stay."""
     for name, tasks in plan.runs.items():
         task = tasks[0]
         if task.kind not in ("start", "loss") or not task.nodes:
@@ -122,7 +122,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _one(task: Task) -> str | None:
-    """Run a task. Returns why it failed; None where it did not."""
+    """Run a task. Returns why it failed, or None."""
     folder = RunFolder(task.runs, task.run)
     folder.forgive()
     status = _launch(task) if _devices() > 1 else _fork(task)
@@ -138,9 +138,9 @@ def _one(task: Task) -> str | None:
 
 
 def _fork(task: Task) -> int:
-    """A child forked from a server that has imported everything and computed nothing: a clean process in no time."""
+    """Run the task in a child, forked from a server that has imported the packages and computed nothing, so it starts fast."""
     context = multiprocessing.get_context("forkserver")
-    # What the checks before the plan have had to import, every child needs too; it would take each of them seconds.
+    # If the checks before the plan have imported these, every child needs them too, and would take seconds to import them.
     context.set_forkserver_preload(["pobench.runs.worker", *(name for name in SLOW_IMPORTS if name in sys.modules)])
     child = context.Process(target=_child, args=(task,))
     child.start()
@@ -163,7 +163,7 @@ def _devices() -> int:
 
 
 def _launch(task: Task) -> int:
-    """`accelerate launch`, following the user's `accelerate config`, where processes may share the stages; else a child."""
+    """Run the task by `accelerate launch`, with the user's `accelerate config`, if its stages are shared; else in a child."""
     if not all(BY_NAME[stage].shared for stage in task.stages):
         return _fork(task)
     with tempfile.TemporaryDirectory() as temporary:
@@ -173,12 +173,12 @@ def _launch(task: Task) -> int:
 
 
 def launch(module: str, file: Path) -> int:
-    """`python -m module file` as every process of a training job; the exit status."""
+    """Run `python -m module file` as each process of a training job, and return the exit status."""
     import torch
 
     if torch.cuda.is_available() or not os.environ.get("POBENCH_PROCESSES"):
         command = ["accelerate.commands.launch", "--num_processes", str(_devices())]
-    else:  # on CPUs `accelerate launch` wants MPI; torch's own launcher does without
+    else:  # on CPUs `accelerate launch` needs MPI; torch's own launcher does not
         command = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(_devices())]
     return subprocess.call([sys.executable, "-m", *command, "-m", module, str(file)])
 
@@ -195,7 +195,7 @@ def run_setting(
     stages: Sequence[str] = DEFAULT,
     rehearse: bool = False,
 ) -> list[Outcome]:
-    """`pobench run` from Python: plan and execute; `load_frames(runs)` reads what came of it.
+    """`pobench run` from Python: plan and execute. `load_frames(runs)` reads the results.
 
     losses, setting, seeds, overrides ("train.lr" → value), data, model, runs, stages: as on the command line.
     rehearse: on stand-ins, see `pobench.runs.rehearsal`; below `runs/rehearsal`.

@@ -1,4 +1,4 @@
-"""Sums of log-probabilities as a frame, one row a pair, and what a step logs of it."""
+"""Sums of log-probabilities as a frame with one row a pair, and the means of it that a step logs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pairs_frame(pairs: Sequence[TokenPair], totals: torch.Tensor, reference: tor
 
 
 def heldout_means(frame: pd.DataFrame) -> dict[str, float]:
-    """What a step logs of the held-out pairs, means over them: KL(reference ‖ policy) on winners and their
+    """Means over the held-out pairs, which a step logs: KL(reference ‖ policy) on winners and their
     log-probability, both in nats per token; accuracy (a tie counts half) and margin of the loss's own reward."""
     per_token = frame["chosen_logp"] / frame["chosen_length"]
     gap = frame["chosen_reward"] - frame["rejected_reward"]

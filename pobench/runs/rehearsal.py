@@ -36,7 +36,7 @@ SFT_LEARNING_RATE = 2e-5  # arXiv 2405.14734, Appendix B
 
 
 def rehearse(jobs: Sequence[Job]) -> list[Job]:
-    """The same jobs over stand-ins; their setting is called `<setting>-rehearsal`.
+    """Return the same jobs over stand-ins; their setting is called `<setting>-rehearsal`.
 
     Stand-ins are written into the cache folder; nothing else is written. Raises PobenchError that lists every fault
     found in the setting's template, lengths, values and data source.
@@ -58,7 +58,7 @@ def rehearse(jobs: Sequence[Job]) -> list[Job]:
 
 # ---------------------------------------------------------------- faults
 def value_faults(job: Job, parameters: int | None) -> list[str]:
-    """Values more than ten times outside their published range; zero, which switches a term off, is none."""
+    """Faults of values more than ten times outside their published range. Zero switches a term off and is no fault."""
     faults = []
     loss = get_loss(job.loss)
     for name, value in job.loss_settings.items():
@@ -84,7 +84,7 @@ _MARK = re.compile(r"<[|/]?[A-Za-z_][\w:]*\|?>|\[/?[A-Z]{2,}\]")  # what templat
 
 
 def template_faults(job: Job, folder: Path) -> list[str]:
-    """Whether the setting's template writes tokens of the model, and closes an answer with one to stop at.
+    """Faults of the template: it writes tokens that the model lacks, or closes an answer without a stop token.
 
     folder: a model whose tokenizer has the model's special tokens and own template.
     """

@@ -57,7 +57,7 @@ class _Stage:
 
     @classmethod
     def of(cls, job: Job) -> tuple[_Stage, list[str]]:
-        """With a fault for a model that is neither at hand nor known (config is empty then), and for such data."""
+        """The stage, and faults: a model or data set that is neither at hand nor known. Of such a model, config is empty."""
         source = job.model.source
         folder = cached_model(source, revision=job.model.revision, sha256=job.model.sha256)
         faults = []
@@ -77,14 +77,14 @@ class _Stage:
 
     @property
     def parameters(self) -> int | None:
-        """Of the real model; None for one at hand whose kind transformers does not know."""
+        """Parameters of the real model; None if transformers does not know its kind."""
         try:
             return count_parameters(self.config)
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def length_faults(self) -> list[str]:
-        """Whether a pair, and a prompt with its answer, fit into the model's context."""
+        """Faults of lengths: a pair, or a prompt with its answer, does not fit into the model's context."""
         data, answers, model = self.job.data, self.job.answers, self.job.model.source
         context = self.config.get("max_position_embeddings")
         if not isinstance(context, int):
@@ -146,7 +146,7 @@ class _Stage:
         return tokenizer
 
     def _model(self, folder: Path, vocabulary: int) -> None:
-        """Random weights over the real configuration made thin."""
+        """A model of the real configuration, with thin layers and random weights."""
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         published = MODELS.get(self.job.model.source) if self.tokenizer is None else None
@@ -174,7 +174,7 @@ class _Stage:
     # -- the jobs over them
 
     def stand_in(self, job: Job, folder: Path) -> Job:
-        """`job` with every source replaced, and the sizes that cost time cut."""
+        """`job` with every source replaced by a stand-in, and with small sizes."""
         data, answers, train = job.data, job.answers, job.train
         local: dict[str, Any] = {"source": _replaced(data.source, data.split, folder)}
         if data.held_out is not None or data.held_out_split is not None:
@@ -222,7 +222,7 @@ class _Stage:
 
 
 def _smaller_benchmark(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the same benchmark with a few short answers, on made-up questions where the real ones are elsewhere."""
+    """Settings of the same benchmark with a few short answers, on made-up questions if the real ones are not at hand."""
     smaller = benchmarks.get(name)(**settings).rehearsed(cache_folder() / "rehearsal", PROMPTS, NEW_TOKENS)
     return dict(smaller.model_dump(mode="json"))
 
@@ -243,7 +243,7 @@ def _smaller_sft(sft: SftConfig, folder: Path) -> SftConfig:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of transformers: a model this small is written in no time."""
+    """Switch the progress bars of transformers off: a model this small is written at once."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
@@ -262,7 +262,7 @@ def _special_ids(special: Sequence[str]) -> dict[str, int]:
 
 def small_tokenizer(source: str, texts: Sequence[str] = ()) -> Any:
     """A byte-level tokenizer of at most 4096 tokens with the special tokens, their rules and the template of a
-    published model. texts: learned from, beside our own."""
+    published model. texts: what it learns from, beside texts of pobench's own."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -405,7 +405,7 @@ def _verdicts(job: Job, folder: Path) -> list[dict[str, Any]]:
 
 # ---------------------------------------------------------------- sources
 def _sources(job: Job) -> list[tuple[str, str, str]]:
-    """(key, source, split) of everything that rows are read from, each once."""
+    """(key, source, split) of every source of rows, each once."""
     data, answers = job.data, job.answers
     found = [("data.split", data.source, data.split or "train")]
     if data.held_out is not None or data.held_out_split is not None:
@@ -436,7 +436,7 @@ def _source_faults(key: str, name: str, split: str) -> list[str]:
 
 
 def _option(key: str) -> str:
-    """How the source beside the key of a split is named on the command line."""
+    """The command-line option of the source to which the key of a split belongs."""
     if key == "data.split":
         return "--data FILE"
     source = "data.held_out" if key == "data.held_out_split" else key.replace("split", "source")

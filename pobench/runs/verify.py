@@ -1,4 +1,4 @@
-"""Every stored file against the digest that was written beside it: run folders, token pairs, reference sums."""
+"""Compares every stored file with the digest that was written beside it: run folders, token pairs, reference sums."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MARKERS = ("trained.json", "node.json", "data.json")  # each holds {"files": pat
 
 
 class Verified(NamedTuple):
-    """folders: results that were looked at. files: that were hashed. faults: one line each. unsigned: run folders of
-    protocol 1, which hold no digests."""
+    """folders: how many results were read. files: how many files were hashed. faults: one line each. unsigned: run
+    folders of protocol 1, which hold no digests."""
 
     folders: int
     files: int

@@ -1,4 +1,4 @@
-"""One task, start to end, in a process of its own: its stages, in order.
+"""Does the stages of one task, in order, in a process of its own.
 
 Started by `execute` as a forked child, or by `accelerate launch -m pobench.runs.worker TASK.json` on several devices.
 """
@@ -26,7 +26,7 @@ from pobench.runs.task import INTERRUPTED, Task
 
 def run(task: Task) -> int:
     """Do the stages of a task. Returns the exit status: 0, or 1 with the reason in the run folder's `failed.json`."""
-    if not os.environ.get("POBENCH_DEBUG"):  # our own progress and messages are enough
+    if not os.environ.get("POBENCH_DEBUG"):  # pobench prints its own progress and messages
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it where it is installed
@@ -60,7 +60,7 @@ def _work(task: Task) -> None:
     if task.kind in ("start", "loss") and "train" not in task.stages:
         if not context.folder.has("environment.json"):
             context.folder.write_json("environment.json", environment(context.accelerator))
-        scores_of(task.runs, task.run)  # kept, so that a report finds them made
+        scores_of(task.runs, task.run)  # stored, so that a report need not compute them
 
 
 def main() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from pobench.errors import PobenchError, nearest
 from pobench.registry import get_loss, judges
+
+if TYPE_CHECKING:
+    import yaml
 
 
 # ---------------------------------------------------------------- reading
@@ -50,11 +51,14 @@ def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _layers(name: str) -> list[tuple[dict[str, Any], dict[str, str]]]:
     """The values and comments of each file that a setting is made of: what it extends first, its own last."""
+    import yaml  # here, so that completion of names does without it
+
     path = _setting_path(name)
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        node = loader.get_single_node()
+        values = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise PobenchError(f"--setting: {str(path)!r} cannot be read: {error}") from None
     if not isinstance(values, dict) or node is None:
@@ -130,6 +134,8 @@ def of_another_judge(inherited: Mapping[str, Any], given: Mapping[str, Any]) -> 
 
 
 def _comments(node: yaml.Node, lines: list[str], prefix: str = "") -> dict[str, str]:
+    import yaml
+
     found: dict[str, str] = {}
     if not isinstance(node, yaml.MappingNode):
         return found

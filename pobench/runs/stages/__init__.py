@@ -4,7 +4,8 @@
                  │                      ├─ trainpairs
                  │                      ├─ gradient_norms
                  │                      ├─ answers ── judge
-                 └─ (the same behind it)└─ benchmarks
+                 │                      └─ benchmarks
+                 └─ the same stages, of the start model itself
 
 The files import nothing heavy at the top: the command line reads this list to explain itself.
 """

@@ -1,4 +1,4 @@
-"""How far one answer's log-probability can move the weights: the length of its gradient, measured with the model."""
+"""The length of the gradient of each answer's log-probability by the weights, on some held-out pairs."""
 
 from __future__ import annotations
 

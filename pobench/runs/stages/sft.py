@@ -18,9 +18,9 @@ def run(context: Context) -> None:
 
 STAGE = Stage(
     name="sft",
-    does="make the start model from a base model, where the setting says so",
+    does="make the start model from a base model, where the setting has an `sft` section",
     reads=(),
-    writes=("model/", "steps.jsonl", "finished.json"),
+    writes=("model/", "steps.jsonl", "trained.json"),
     decided_by="base weights, demonstrations, rendering, the sft section",
     run=run,
     shared=True,

@@ -1,4 +1,4 @@
-"""Log-probabilities of the training pairs after training: what was learnt, beside what carries over to held-out pairs."""
+"""Log-probabilities of the training pairs after training, to compare with those of the held-out pairs."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def written(folder: Path) -> list[str]:
         ),
         (("score", "alpaca_eval", "no.json", "--length-control", "nowhere"), ("'no.json'", "--length-control")),
         (("list", "loses"), ("did you mean 'losses'?",)),
-        (("list", "settings", "--markdown"), ("--markdown is for `losses`",)),
+        (("list", "settings", "--markdown"), ("--markdown is for `losses` and `stages`",)),
     ],
 )
 def test_a_wrong_command_is_one_plain_message_and_writes_nothing(

@@ -151,7 +151,8 @@ def test_a_shell_is_offered_names(typed, offered) -> None:
     variables = {"COMP_WORDS": words, "COMP_CWORD": str(len(typed.split())), "_POBENCH_COMPLETE": "complete_bash"}
     _, printed, modules = started(**variables)
     assert printed.split() == offered
-    assert not modules & SLOW
+    unread = set() if typed.startswith("study") else {"pydantic", "yaml"}  # a study's fields are checked by pydantic
+    assert not modules & {*SLOW, *unread}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

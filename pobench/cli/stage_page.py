@@ -1,0 +1,60 @@
+"""The page of all stages, docs/stages.md, printed by `pobench list stages --markdown` from the list of stages."""
+
+from __future__ import annotations
+
+from pobench.runs.stage import Stage
+from pobench.runs.stages import STAGES
+
+INTRODUCTION = """\
+# The stages of a run
+
+<!-- Written by `make docs` from pobench/runs/stages; edit those files. -->
+
+A stage makes one kind of result: a trained model, answers, verdicts. It has a name, which `--stages` takes, and one file
+in `pobench/runs/stages`. Its result is named by what decides it, and is made anew when that changes
+([results.md](results.md)). `pobench list stages` prints this list.
+
+```
+start model ─┬─ reference ── train ─┬─ heldout
+             │                      ├─ trainpairs
+             │                      ├─ gradient_norms
+             │                      ├─ answers ── judge
+             │                      └─ benchmarks
+             └─ the same stages, of the start model itself
+```
+
+`sft` stands before them: it makes the start model of a setting that names a base model. The start model is evaluated as
+every trained model is, so that each result has something to be compared with. Scores, figures and the report are computed
+from what is stored; they are no stages."""
+
+
+def stage_page() -> str:
+    """The page as Markdown: an overview, then a section a stage."""
+    overview = [
+        "| stage | what it does | reads | writes |",
+        "| --- | --- | --- | --- |",
+        *(f"| [{s.name}](#{s.name}) | {s.does} | {_names(s.reads)} | {_names(s.writes)} |" for s in STAGES),
+    ]
+    return "\n\n".join([INTRODUCTION, "\n".join(overview), *map(_section, STAGES)]) + "\n"
+
+
+def _section(stage: Stage) -> str:
+    if stage.optional:
+        when = "optional: it runs where `--stages` names it"
+    else:
+        when = "in every `pobench run`" + ("" if stage.many else "; not in studies and searches")
+    lines = {
+        "reads": _names(stage.reads),
+        "writes": _names(stage.writes),
+        "decided by": stage.decided_by,
+        "made": "for each run" if stage.per_run else "once, for all runs that need it",
+        "processes": "all processes of a training job share it" if stage.shared else "one",
+        "runs": when,
+    }
+    return f"## {stage.name}\n\n{stage.does[0].upper()}{stage.does[1:]}.\n\n" + "\n".join(
+        f"- {what}: {text}" for what, text in lines.items()
+    )
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "–"
