@@ -25,7 +25,7 @@ from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.stages import MANY
 from pobench.workflows.grid import Space, points_of
-from pobench.workflows.tune import Search, Tuning
+from pobench.workflows.tune import Search, Tuning, note_change, study_causes, study_name
 
 
 # ---------------------------------------------------------------- the search
@@ -81,8 +81,8 @@ class _Tuner:
         self.tuning, self.keep_models, self.announce = tuning, keep_models, announce
         self.better = METRICS[tuning.about.metric].better
         self.storage = optuna.storages.RDBStorage(f"sqlite:///{(tuning.folder / 'optuna.db').absolute()}")
-        self.studies = {s.loss: self._study(s) for s in tuning.searches}
         self.first = make_plan([s.base for s in tuning.searches], tuning.folder, MANY, tuning.plugins)
+        self.studies = {s.loss: self._study(s) for s in tuning.searches}
         sft = tuple(t for t in self.first.tasks if t.kind == "sft")
         for outcome in execute(replace(self.first, tasks=sft), announce=announce):
             if outcome.status == "failed":
@@ -91,18 +91,24 @@ class _Tuner:
         self.made = 0
 
     def _study(self, search: Search) -> Any:
-        """The loss's study, as a killed command left it, with this command's cells waiting."""
+        """The loss's study, as a killed command left it, with this command's cells waiting. Where the same search was made
+        before from other content, the command says what changed."""
         import optuna
         from optuna.trial import TrialState
 
+        causes = study_causes(self.tuning, search, self.first)
+        name = study_name(self.tuning, search, causes)
+        earlier = self._earlier(search)
+        if name not in earlier and (note := note_change(earlier, causes)):
+            self.announce(f"{search.loss}: {note}")
         study = optuna.create_study(
             storage=self.storage,
-            study_name=search.study,
+            study_name=name,
             direction="maximize" if self.better == "higher" else "minimize",
             load_if_exists=True,
         )
         about = {"loss": search.loss, "metric": self.tuning.about.metric, "sampler": self.tuning.sampler}
-        for key, value in {**about, "setting": self.tuning.name}.items():
+        for key, value in {**about, "setting": self.tuning.name, "causes": causes}.items():
             study.set_user_attr(key, value)
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # a killed command's
             study.tell(trial.number, state=TrialState.FAIL)
@@ -113,6 +119,14 @@ class _Tuner:
                 if point not in known:
                     study.enqueue_trial(point)
         return study
+
+    def _earlier(self, search: Search) -> dict[str, dict[str, Any]]:
+        """The stored studies of the loss and the sampler, each with its causes."""
+        import optuna
+
+        found = {s.study_name: s.user_attrs for s in optuna.get_all_study_summaries(self.storage)}
+        same = {"loss": search.loss, "sampler": self.tuning.sampler}
+        return {name: attrs.get("causes", {}) for name, attrs in found.items() if same.items() <= attrs.items()}
 
     def _done(self, study: Any) -> int:
         from optuna.trial import TrialState
@@ -237,7 +251,7 @@ class _Tuner:
         from optuna.trial import TrialState
 
         rows = []
-        counted = {search.study: self._choose_from(search) for search in self.tuning.searches}
+        counted = {self.studies[search.loss].study_name: self._choose_from(search) for search in self.tuning.searches}
         for name in sorted(optuna.get_all_study_names(self.storage)):
             study = optuna.load_study(study_name=name, storage=self.storage)
             trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))

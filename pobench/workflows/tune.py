@@ -27,9 +27,10 @@ from pobench.data.rows import Message
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError, nearest, or_fault
 from pobench.files import nan_as_null
-from pobench.identity import name_of
+from pobench.identity import changed, name_of
 from pobench.results.metrics import METRICS
 from pobench.runs.cost import estimate_cost, is_local
+from pobench.runs.plan import Plan, make_plan
 from pobench.runs.stages import MANY
 from pobench.runs.task import Task
 from pobench.settings.faults import explain
@@ -46,11 +47,10 @@ SAMPLERS = ("grid", "random", "tpe")
 # ---------------------------------------------------------------- the plan
 @dataclass(frozen=True)
 class Search:
-    """One loss's search. study: its name in the storage; another question (data, grid, metric) has another name."""
+    """One loss's search. base: the job at the setting's own values, which every trial changes."""
 
     loss: str
     space: Space
-    study: str
     base: Job
 
 
@@ -131,8 +131,7 @@ def plan_tuning(
     searches = []
     for name in names:
         job = next(j for j in base if j.loss == name)
-        study = f"{name}-{sampler}-{_question(job, spaces[name], about.metric, chosen_seeds)}"
-        searches.append(Search(name, spaces[name], study, job))
+        searches.append(Search(name, spaces[name], job))
     tuning = Tuning(
         setting=setting,
         name=base[0].setting,
@@ -191,14 +190,6 @@ def _cell_faults(cells: Mapping[str, int], wanted: int) -> list[str]:
     ]
 
 
-def _question(job: Job, space: Space, metric: str, seeds: Sequence[int]) -> str:
-    """12 hex of what decides the values of a search's trials; what the search itself varies is no part of it."""
-    values = job.values()
-    values["train"].pop("lr")
-    values["loss_settings"] = {k: v for k, v in job.loss_settings.items() if k not in space}
-    return name_of({**values, "search": [space, metric, list(seeds)]})
-
-
 def _measured_on(about: TuneConfig) -> dict[str, Any]:
     """What a trial answers and holds out, in place of what is reported."""
     changes: dict[str, Any] = {"answers.source": about.prompts, "answers.split": about.prompts_split}
@@ -220,6 +211,61 @@ def _metric_faults(about: TuneConfig, job: Job | None) -> list[str]:
         lacks = "tuning prompts (tune.prompts)" if about.prompts is None else "a judge (judge.name)"
         return [f"tune.metric: {about.metric} needs {lacks}; `reward_accuracy` is measured on pairs alone"]
     return []
+
+
+# ---------------------------------------------------------------- the name of a study
+def study_causes(tuning: Tuning, search: Search, plan: Plan) -> dict[str, Any]:
+    """What decides the values of a loss's trials, as plain data: the causes of its runs and results, in which data, prompts,
+    weights and source code count by content, without what the search varies.
+
+    plan: of the searches' base jobs, with its content.
+    """
+    task = next(t for t in plan.tasks if t.kind == "loss" and t.job.loss == search.loss)
+    training = {k: v for k, v in task.causes.items() if k != "seed"}
+    training["train"] = {k: v for k, v in training["train"].items() if k != "lr"}
+    training["settings"] = {k: v for k, v in training["settings"].items() if k not in search.space}
+    results = {stage: dict(node.causes) for stage, node in task.nodes.items() if stage in MANY}
+    asked = {"space": search.space, "metric": tuning.about.metric, "seeds": list(tuning.seeds)}
+    return dict(json.loads(json.dumps({"training": training, "results": results, "search": asked})))
+
+
+def study_name(tuning: Tuning, search: Search, causes: Mapping[str, Any]) -> str:
+    """`<loss>-<sampler>-<12 hex>`: the name of a loss's trials in the storage. causes: see `study_causes`."""
+    return f"{search.loss}-{tuning.sampler}-{name_of(causes)}"
+
+
+# The causes that are content, and what they are called. A judge's `answers` and `start` follow from other causes.
+_CONTENT = {
+    "training.source": "the loss's source code",
+    "training.pairs": "the training pairs",
+    "training.weights": "the start weights",
+    "training.protocol": "the protocol",
+    "training.train.precision": "the precision",
+    "results.heldout.pairs": "the held-out pairs",
+    "results.heldout.precision": "the precision",
+    "results.answers.prompts": "the tuning prompts",
+    "results.answers.precision": "the precision",
+    "results.judge.rows": "the tuning prompts",
+    "results.judge.source": "the judge's source code",
+    "results.judge.answers": "",
+    "results.judge.start": "",
+}
+
+
+def note_change(earlier: Mapping[str, Mapping[str, Any]], causes: Mapping[str, Any]) -> str:
+    """A sentence where the same search was made before from other content; "" where none was.
+
+    earlier: study → its causes, of the same loss and sampler; {} for one of an earlier version, which stored none.
+    """
+    differences = {study: changed(before, causes) for study, before in earlier.items() if before}
+    same = {study: keys for study, keys in differences.items() if set(keys) <= set(_CONTENT)}
+    if not same:
+        unknown = [study for study, before in earlier.items() if not before]
+        stored = f"the content behind {' and '.join(unknown)} is not stored, so its trials are not reused"
+        return f"{stored}; they stay, and a new search begins" if unknown else ""
+    study = min(same, key=lambda name: (len(same[name]), name))
+    words = list(filter(None, dict.fromkeys(_CONTENT[key] for key in same[study])))
+    return f"{' and '.join(words)} changed since the search {study}; its trials stay, and a new search begins"
 
 
 # ---------------------------------------------------------------- the split
@@ -286,12 +332,9 @@ def _pair_keys(key: str, source: str, split: str | None, revision: str | None) -
 
 def describe_tuning(tuning: Tuning) -> dict[str, Any]:
     """The search as plain data: what is varied, and how many trials are done. Touches nothing."""
-    done: dict[str, int] = {}
-    if tuning.csv.is_file():
-        trials = pd.read_csv(tuning.csv)
-        done = trials[trials["status"] == "finished"].groupby("study").size().to_dict()
+    done = _trials_done(tuning)
     losses = [
-        {"loss": s.loss, "space": s.space, "cells": math.prod(map(len, s.space.values())), "done": done.get(s.study, 0)}
+        {"loss": s.loss, "space": s.space, "cells": math.prod(map(len, s.space.values())), "done": done.get(s.loss, 0)}
         for s in tuning.searches
     ]
     return {
@@ -306,6 +349,19 @@ def describe_tuning(tuning: Tuning) -> dict[str, Any]:
         "cost": _cost(tuning),
         "judge": tuning.searches[0].base.judge.name,
     }
+
+
+def _trials_done(tuning: Tuning) -> dict[str, int]:
+    """Loss → its finished trials; {} where the model or the pairs, by which the trials are named, are not at hand."""
+    if not tuning.csv.is_file():
+        return {}
+    trials = pd.read_csv(tuning.csv)
+    finished = trials[trials["status"] == "finished"].groupby("study").size()
+    plan = make_plan([s.base for s in tuning.searches], tuning.folder, MANY, tuning.plugins, dry=True)
+    if plan.content is None:
+        return {}
+    studies = {s.loss: study_name(tuning, s, study_causes(tuning, s, plan)) for s in tuning.searches}
+    return {loss: int(finished.get(study, 0)) for loss, study in studies.items()}
 
 
 def _cost(tuning: Tuning) -> dict[str, Any]:
