@@ -43,7 +43,12 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
         )
     if not rows:
         raise NothingToDraw("No loss was trained.")
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    others = int(runs.get("others", pd.Series(dtype=float)).fillna(0).sum())
+    if others:
+        results = "1 result of other settings is" if others == 1 else f"{others} results of other settings are"
+        table.attrs["notes"] = f"{results} stored beside those shown."
+    return table
 
 
 def _number(value: object) -> str:

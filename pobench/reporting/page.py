@@ -295,7 +295,8 @@ def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) ->
         chapters.append((name, title, [i for i in inside if not i.missing], [i for i in inside if i.missing]))
     tables = {item.name: item.table.frame for item in items if item.table}
     health = tables.get("training-health")
-    notes = dict.fromkeys(clean(str(n), 600) for n in comparable.frames["runs"]["note"].dropna() if str(n).strip())
+    models = [str(n) for n in comparable.frames["runs"]["note"].dropna()]
+    notes = dict.fromkeys(clean(note, 600) for note in [comparable.apart, *models] if note.strip())
     return Section(
         anchor=anchor,
         folder=anchor,

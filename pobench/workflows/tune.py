@@ -31,7 +31,7 @@ from pobench.identity import changed, name_of
 from pobench.results.metrics import METRICS
 from pobench.runs.cost import estimate_cost, is_local
 from pobench.runs.plan import Plan, make_plan
-from pobench.runs.stages import MANY
+from pobench.runs.stages import BY_NAME, MANY
 from pobench.runs.task import Task
 from pobench.settings.faults import explain
 from pobench.settings.job import Job
@@ -365,9 +365,10 @@ def _trials_done(tuning: Tuning) -> dict[str, int]:
 
 
 def _cost(tuning: Tuning) -> dict[str, Any]:
-    """Of all trials, finished ones included, as if each took what its loss takes at the setting's own values."""
+    """The cost of all trials, finished ones included, as if each took what its loss takes at the setting's own values."""
     folder = tuning.folder / "none"
-    tasks = [Task(s.base, "loss", folder, f"{tuning.name}/{s.base.key}", MANY, folder) for s in tuning.searches]
+    stages = tuple(name for name in MANY if BY_NAME[name].per_run)
+    tasks = [Task(s.base, "loss", folder, f"{tuning.name}/{s.base.key}", stages, folder) for s in tuning.searches]
     cost = estimate_cost(tasks, None)
     times = tuning.trials * len(tuning.seeds)
     values = {**cost.__dict__, "seconds": cost.seconds * times, "device_hours": cost.device_hours * times}
