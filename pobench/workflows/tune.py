@@ -1,12 +1,13 @@
-"""Fair tuning: for every loss the same number of trials, judged on prompts or pairs that are neither trained on nor
+"""Fair tuning: every loss gets the same number of trials, scored on prompts or pairs that are neither trained on nor
 reported.
 
     losses × (grid | sampler) → trials → jobs of `resolve` → runs below runs/<setting>/tuning → one objective
 
-Optuna keeps the trials (`optuna.db`, SQLite); each is an ordinary run, named by its configuration, so nothing is ever
-computed twice: a killed command goes on where it stopped, and a trial that another search has made is reused. The
-whole grid, not only its best cell, is kept as `trials.csv`, which the report shows; the chosen values become a YAML
-that `pobench run --setting` takes.
+This file checks a search and plans it; `pobench.workflows.search` makes its trials. Optuna stores the trials in
+`optuna.db` (SQLite), in one study for each loss, which is named by content as runs are: edited data, prompts, weights or
+code start a new study, a moved file does not. So a killed command continues where it stopped, and no trial is made twice.
+`trials.csv` holds every trial, not only the best, and the report shows it; the chosen values become a YAML for
+`pobench run --setting`.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ class Search:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Everything a command will do. trials: of each loss."""
+    """Everything that a command will do. trials: the number for each loss."""
 
-    setting: str  # as it was given: a name or a path
+    setting: str  # a name or a path, as in the command
     name: str
     about: TuneConfig
     searches: tuple[Search, ...]
@@ -83,7 +84,7 @@ class Tuning:
         return self.folder / f"{self.name}-tuned.yaml"
 
     def jobs(self, search: Search, point: Point) -> list[Job]:
-        """The jobs of one trial, one a seed. Raises PobenchError for values that the loss refuses."""
+        """The jobs of one trial, one for each seed. Raises PobenchError for values that the loss refuses."""
         swept = {("train.lr" if key == "lr" else f"{search.loss}.{key}"): value for key, value in point.items()}
         return resolve(self.setting, [search.loss], seeds=self.seeds, overrides={**self.overrides, **swept})
 
@@ -102,11 +103,11 @@ def plan_tuning(
     plugins: Sequence[str] = (),
     dry: bool = False,
 ) -> Tuning:
-    """Check what is asked, and lay it out; nothing is written.
+    """Check the arguments and plan the search. Nothing is written.
 
-    trials: of each loss; None: as many as the smallest grid has cells. sampler: "grid" (cells in a fixed order),
-    "random" or "tpe" (between the grid's ends, logarithmically). seeds: of each trial; default: the setting's first.
-    dry: data that is not on this machine is not fetched, so its split is not checked.
+    trials: the number for each loss; None: as many as the smallest grid has cells. sampler: "grid" (cells in a fixed order),
+    "random" or "tpe" (between the smallest and the largest value, on a logarithmic scale). seeds: those of each trial; default:
+    the setting's first. dry: data that is not on this machine is not downloaded, so its split is not checked.
     Raises PobenchError that lists every fault: names, values, too small a grid, an objective that nothing measures,
     tuning data that is trained on or reported.
     """
@@ -161,8 +162,8 @@ def _resolve_cells(tuning: Tuning) -> None:
 def _tune_section(
     setting: str, overrides: Mapping[str, Any], grid: str | None, metric: str | None
 ) -> tuple[TuneConfig, list[str]]:
-    """The setting's `tune` section with what the command gives instead, and its faults. Where the setting itself cannot be
-    read, the defaults: `resolve` says why."""
+    """The setting's `tune` section, changed by the command's options, and its faults. If the setting cannot be read, the
+    defaults: `resolve` reports why."""
     about, faults = TuneConfig(), []
     try:
         about = TuneConfig.model_validate(section_of(read_setting(setting)[0], "tune", overrides))
@@ -181,7 +182,7 @@ def _tune_section(
 
 
 def _cell_faults(cells: Mapping[str, int], wanted: int) -> list[str]:
-    """Grids with fewer cells than trials. cells: of each loss."""
+    """Faults of grids with fewer cells than trials. cells: loss → their number."""
     return [
         f"--trials {wanted}: the grid of {name} has {count} cells; every loss gets the same number of trials, so ask "
         f"for at most {min(cells.values())}, widen the grid, or search between its ends with --sampler tpe"
@@ -191,7 +192,7 @@ def _cell_faults(cells: Mapping[str, int], wanted: int) -> list[str]:
 
 
 def _measured_on(about: TuneConfig) -> dict[str, Any]:
-    """What a trial answers and holds out, in place of what is reported."""
+    """The overrides that put the tuning split in place of the reported prompts and pairs."""
     changes: dict[str, Any] = {"answers.source": about.prompts, "answers.split": about.prompts_split}
     if about.prompts is not None:
         changes["answers.max_prompts"] = about.max_prompts
@@ -202,7 +203,7 @@ def _measured_on(about: TuneConfig) -> dict[str, Any]:
 
 
 def _metric_faults(about: TuneConfig, job: Job | None) -> list[str]:
-    """job: None where it could not be resolved, so its judge is not known."""
+    """Faults of the objective. job: None where it could not be resolved, so that its judge is not known."""
     metric = METRICS.get(about.metric)
     if metric is None or not metric.better:
         known = [name for name, m in METRICS.items() if m.better]
@@ -225,8 +226,8 @@ def study_causes(tuning: Tuning, search: Search, plan: Plan) -> dict[str, Any]:
     training["train"] = {k: v for k, v in training["train"].items() if k != "lr"}
     training["settings"] = {k: v for k, v in training["settings"].items() if k not in search.space}
     results = {stage: dict(node.causes) for stage, node in task.nodes.items() if stage in MANY}
-    asked = {"space": search.space, "metric": tuning.about.metric, "seeds": list(tuning.seeds)}
-    return dict(json.loads(json.dumps({"training": training, "results": results, "search": asked})))
+    plan_of_search = {"space": search.space, "metric": tuning.about.metric, "seeds": list(tuning.seeds)}
+    return dict(json.loads(json.dumps({"training": training, "results": results, "search": plan_of_search})))
 
 
 def study_name(tuning: Tuning, search: Search, causes: Mapping[str, Any]) -> str:
@@ -272,7 +273,7 @@ def note_change(earlier: Mapping[str, Mapping[str, Any]], causes: Mapping[str, A
 def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]) -> None:
     """Raises PobenchError where a tuning prompt is trained on, held out and reported, or among the reported prompts.
 
-    Training pairs that share a prompt with tuning pairs are no fault: every trial leaves them out of training.
+    Training pairs may share a prompt with tuning pairs: every trial leaves them out of training.
     """
     job = resolve(setting, "simpo", overrides=overrides)[0]
     data, answers = job.data, job.answers
@@ -296,7 +297,7 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
         faults += _shared("tune.prompts", tuned_on, {**reported, "training pairs": training})
     if about.pairs is not None:
         tuned_on = read(_pair_keys, "tune.pairs", about.pairs, about.pairs_split, None)
-        # A held-out part of the training file is not known before it is split: none of that file may be tuned on.
+        # The held-out part of the training file is unknown until the split, so none of that file may be tuned on.
         used = reported if own_heldout else {**reported, "pairs to train on or hold out": training}
         faults += _shared("tune.pairs", tuned_on, used)
     if faults:
@@ -304,34 +305,33 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
 
 
 def _shared(key: str, tuned_on: Sequence[str], used: Mapping[str, set[str]]) -> list[str]:
-    """Prompts of the tuning split that are used for something else too. used: for what → what makes its prompts the same."""
+    """Faults of tuning prompts that are also used elsewhere. used: use → the keys of its prompts."""
     faults = []
     for where, prompts in used.items():
         both = [prompt for prompt in dict.fromkeys(tuned_on) if prompt in prompts]
         if both:
             text = json.loads(both[0])[-1][1]
             faults.append(
-                f"{key}: {len(both)} of {len(set(tuned_on))} prompts are among the {where}, so what is chosen on them would "
-                f"be chosen on what is {'trained on' if 'train' in where else 'reported'}; the first: {text[:60]!r}"
+                f"{key}: {len(both)} of {len(set(tuned_on))} prompts are among the {where}, so values would be chosen on "
+                f"prompts that are {'trained on' if 'train' in where else 'reported'}; the first: {text[:60]!r}"
             )
     return faults
 
 
 def _prompt_keys(key: str, source: str, split: str | None, most: int | None) -> list[str]:
-    """What makes prompts the same, of prompt rows. key: of the setting that names the source."""
+    """The keys of prompt rows; equal keys mean the same prompt. key: the setting that names the source."""
     rows = prompt_rows(source, split, key)[:most]
     return [text_key(Message(m["role"], m["content"]) for m in row["messages"]) for row in rows]
 
 
 def _pair_keys(key: str, source: str, split: str | None, revision: str | None) -> list[str]:
-    """The same, of preference rows."""
+    """The keys of the prompts of preference rows."""
     rows = fetch_rows(source, split=split, revision=revision, option=f"--set {key}=PATH")
-    found = load_preferences(rows)
-    return [text_key(preference.prompt) for preference in found.preferences]
+    return [text_key(preference.prompt) for preference in load_preferences(rows).preferences]
 
 
 def describe_tuning(tuning: Tuning) -> dict[str, Any]:
-    """The search as plain data: what is varied, and how many trials are done. Touches nothing."""
+    """The search as plain data: the values that are varied, and how many trials are done. Writes nothing."""
     done = _trials_done(tuning)
     losses = [
         {"loss": s.loss, "space": s.space, "cells": math.prod(map(len, s.space.values())), "done": done.get(s.loss, 0)}
