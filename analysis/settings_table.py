@@ -1,4 +1,4 @@
-"""What every loss was trained with."""
+"""Table `settings-table`: the hyperparameters of every loss."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pobench.results.arms import GREEK, arms_of, of_arm, settings_of, show_setti
     every_arm=True,
 )
 def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Hyperparameters as they were used. The same data order means that the losses saw the same pairs in the same
-    order; where orders differ within one seed, do not compare."""
+    """Hyperparameters as used. The same data order means that the losses saw the same pairs in the same order; do not
+    compare losses whose orders differ within one seed."""
     rows = []
     for arm in arms_of(runs):
         if arm.is_start:
