@@ -1,4 +1,4 @@
-"""How long the answers became."""
+"""Figure `answer-length`: the length of generated answers."""
 
 from __future__ import annotations
 

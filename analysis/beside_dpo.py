@@ -1,4 +1,4 @@
-"""On which prompts does a loss win where DPO does not?"""
+"""Figure `beside-dpo`: on which prompts a loss beats the start model and DPO does not, and the reverse."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def beside_dpo(runs: pd.DataFrame, verdicts: pd.DataFrame, *, rival: str = "dpo"
     arms = [arm for arm in arms if arm.id in table and {start.id, dpo.id} <= set(table)]
     if not arms:
         raise plot.NothingToDraw("DPO was not judged beside another loss and the start model.")
-    theirs = stats.outcomes(table[dpo.id], table[start.id])
+    dpo_outcome = stats.outcomes(table[dpo.id], table[start.id])
     figure, axes = plot.panels(len(arms), height=1.95, columns=5)
     rows = []
     for ax, arm in zip(axes, arms, strict=True):
-        shares = _shares(stats.outcomes(table[arm.id], table[start.id]), theirs)
+        shares = _shares(stats.outcomes(table[arm.id], table[start.id]), dpo_outcome)
         _square(ax, arm, dpo, shares)
         rows += [
             {"loss": arm.loss, "label": arm.label, "rival": down, "this": across, **plot.estimate_columns(e)}
@@ -52,11 +52,11 @@ def beside_dpo(runs: pd.DataFrame, verdicts: pd.DataFrame, *, rival: str = "dpo"
     return plot.Drawing(figure, pd.DataFrame(rows).assign(beside=dpo.label, start=start.label))
 
 
-def _shares(ours: np.ndarray, theirs: np.ndarray) -> dict[tuple[str, str], Estimate]:
-    """(DPO's outcome, the loss's) → share of the prompts that all three were judged on."""
-    there = ~(np.isnan(ours) | np.isnan(theirs))
-    cells = {(down, across): (theirs == a) & (ours == b) for a, down in OUTCOMES for b, across in OUTCOMES}
-    inside = np.stack([cell[there].astype(float) for cell in cells.values()], axis=1)
+def _shares(outcome: np.ndarray, dpo_outcome: np.ndarray) -> dict[tuple[str, str], Estimate]:
+    """(DPO's outcome, the loss's outcome) → share of the prompts on which all three models were judged."""
+    judged = ~(np.isnan(outcome) | np.isnan(dpo_outcome))
+    cells = {(down, across): (dpo_outcome == a) & (outcome == b) for a, down in OUTCOMES for b, across in OUTCOMES}
+    inside = np.stack([cell[judged].astype(float) for cell in cells.values()], axis=1)
     return dict(zip(cells, stats.means(inside, [stats.UNIT] * len(cells)), strict=True))
 
 

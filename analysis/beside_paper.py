@@ -1,4 +1,4 @@
-"""Our numbers beside those that the paper prints, where it has the setting."""
+"""Tables `beside-paper` and `beside-paper-downstream`: our numbers beside those that the paper prints for the same setting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pobench.types import Estimate
 
 
 class Column(NamedTuple):
-    """One number of a model: a metric of a benchmark, and how the table calls it."""
+    """One column: a metric of a benchmark and its title in the table."""
 
     benchmark: str
     metric: str
@@ -37,7 +37,7 @@ TASKS = ["mmlu", "arc_challenge", "hellaswag", "truthfulqa_mc2", "winogrande", "
 DOWNSTREAM = [
     *(Column("downstream", task, f"{task}, %") for task in [*TASKS, "average", "gsm8k_zero_shot", "mmlu_zero_shot"]),
 ]
-# Where a number is printed twice, the first of these tables counts; the other is named in a column of its own.
+# Where the paper prints a number twice, the first of these tables counts; the column `also` has the other.
 ORDER = [10, 12, 1, 4, 5, 15, 11, 14, 6, 9, 13, 16, 17]
 TURBO = re.compile("turbo|1106|0125")
 
@@ -112,7 +112,7 @@ def _table(
 
 
 def _arm(runs: pd.DataFrame, loss: str, where: str) -> Arm | None:
-    """The arm that the paper's row is about: the loss at home, or where it stands on a line along one setting."""
+    """The arm of a row of the paper: the loss with the setting's own values, or with the one value that `where` names."""
     if loss == "start":
         return next((arm for arm in arms_of(runs) if arm.is_start), None)
     if not where:
@@ -143,7 +143,7 @@ def _ours(benchmarks: pd.DataFrame | None, scores: pd.DataFrame | None, arm: Arm
 
 
 def _average(found: Mapping[Any, Estimate]) -> Estimate:
-    """Over the six tasks, without an interval; missing where one of them is."""
+    """The mean over the six tasks, without an interval; missing if one task is missing."""
     six = [found.get(task, Estimate.missing()) for task in TASKS]
     if any(math.isnan(e.value) for e in six):
         return Estimate.missing()
@@ -151,7 +151,7 @@ def _average(found: Mapping[Any, Estimate]) -> Estimate:
 
 
 def _names(benchmarks: pd.DataFrame | None, shown: set[str]) -> str:
-    """What our numbers may be called, by which judge, and of how many prompts."""
+    """The note: the name of each benchmark's result, its judge and its number of prompts."""
     if benchmarks is None:
         return ""
     names = []

@@ -1,4 +1,4 @@
-"""The paper's testable claims, each with the statistic that decides it, and what these runs say about it."""
+"""Table `claims`: the paper's testable claims, the statistic that decides each, and the verdict of these runs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def claims(
     answers: pd.DataFrame | None = None,
     verdicts: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """One rule for all: the whole 95 % interval inside what is claimed: supported; the whole interval outside:
-    contradicted; else, and where there is no interval: undecided. Nothing measured: not measured, n = 0. Where a loss
-    was trained with several settings, the setting's own values stand for it. Differences are paired, by prompt or held-
-    out pair and by seed. A claim about the smallest of several (the best rival, the lowest bin) is supported only where
-    each of them supports it, and contradicted only by one that does after Bonferroni's correction. The paper measured
+    """One rule decides every claim. Supported: the whole 95 % interval lies inside the claimed range; contradicted: the
+    whole interval lies outside; undecided: otherwise, or without an interval. Not measured: n = 0. Where a loss was
+    trained with several values of its settings, the setting's own values count. Differences are paired, by prompt or held-
+    out pair and by seed. A claim about the smallest of several numbers (the best rival, the lowest bin) is supported only if
+    each of them supports it, and contradicted only if one does so after Bonferroni's correction. The paper measured
     other models with other judges: compare the side of a number, not its size. With so many claims, one verdict in
     twenty may be chance."""
     evidence = Evidence(runs, heldout, answers, verdicts)
@@ -64,14 +64,14 @@ VERDICTS = ("supported", "contradicted", "undecided", NOT_MEASURED)
 
 
 def verdict(ours: Estimate, above: float, below: float) -> str:
-    """What an estimate says about the claim that the truth lies between `above` and `below`."""
+    """The verdict of an estimate on the claim that the true value lies between `above` and `below`."""
     if ours.n == 0 or math.isnan(ours.value):
         return NOT_MEASURED
     if ours.low > above and ours.high < below:
         return "supported"
     if (
         ours.high < above or ours.low > below
-    ):  # one that only touches the bound, as of a single pair that differs, decides nothing
+    ):  # an interval that only touches the bound, as when a single pair differs, decides nothing
         return "contradicted"
     return "undecided"
 
@@ -80,7 +80,7 @@ def number(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-# ---------------------------------------------------------------- what the statistics read
+# ---------------------------------------------------------------- the data of the statistics
 
 Values = pd.Series  # of one arm; index (seed, prompt or pair)
 
@@ -109,11 +109,11 @@ class Evidence:
             self.verdicts = self.verdicts[self.verdicts["judge"].isin(judges_of(self.verdicts)[:1])]
 
     def arm(self, loss: str) -> Arm | None:
-        """The arm that stands for the loss."""
+        """The loss's arm with the setting's own values."""
         return self.homes.get(loss)
 
     def line(self, loss: str, setting: str, points: int = 2) -> Line | None:
-        """The loss's line along a setting, if it has so many points."""
+        """The loss's line along a setting, if it has at least this many points."""
         found = self.lines.get((loss, setting))
         return found if found is not None and len(found.points) >= points else None
 
@@ -176,7 +176,7 @@ SCALE = (-100.0, 100.0)  # ends of a difference of two shares, in points
 
 
 def points(values: Values) -> Estimate:
-    """The mean of differences of two shares; where all agree, what may differ unseen is in the interval."""
+    """The mean of differences of two shares. The interval allows for unseen differences even where all values agree."""
     return mean_of(values, SCALE)
 
 
@@ -185,8 +185,8 @@ def points(values: Values) -> Estimate:
 Measure = Callable[[Evidence], Estimate]
 
 
-def score_gap(ours: str, theirs: str) -> Measure:
-    return lambda e: points(minus(e.score(e.arm(ours)), e.score(e.arm(theirs))))
+def score_gap(loss: str, rival: str) -> Measure:
+    return lambda e: points(minus(e.score(e.arm(loss)), e.score(e.arm(rival))))
 
 
 def least(gaps: Sequence[Values]) -> Estimate:
@@ -205,7 +205,7 @@ def ends_gap(
     values: Callable[[Evidence, Arm], Values],
     over: Callable[[Values], Estimate] = mean_of,
 ) -> Measure:
-    """At the largest value of a setting minus at the smallest."""
+    """The value at the largest value of a setting minus that at the smallest."""
 
     def measure(e: Evidence) -> Estimate:
         line = e.line(loss, setting)
@@ -227,9 +227,9 @@ def peak_between(e: Evidence) -> Estimate:
 
 
 def margin_at_zero(e: Evidence) -> Estimate:
-    line, ours = e.line("simpo", "gamma"), e.arm("simpo")
+    line, home = e.line("simpo", "gamma"), e.arm("simpo")
     without = next((arm for value, arm in line.points if value == 0), None) if line else None
-    return Estimate.missing() if without in (None, ours) else points(minus(e.score(ours), e.score(without)))
+    return Estimate.missing() if without in (None, home) else points(minus(e.score(home), e.score(without)))
 
 
 def worst_bin(loss: str) -> Measure:
@@ -257,20 +257,20 @@ def margin_of_shorter(e: Evidence) -> Estimate:
     return stats.mean(held["chosen_reward"] - held["rejected_reward"], held["pair"], held["run"])
 
 
-def rho_gap(ours: str, theirs: str) -> Measure:
+def rho_gap(loss: str, rival: str) -> Measure:
     """Difference of two Spearman correlations of the winners' log-probability per token with their length."""
 
     def measure(e: Evidence) -> Estimate:
-        a, b = e.held(e.arm(ours)), e.held(e.start if theirs == "start" else e.arm(theirs))
+        a, b = e.held(e.arm(loss)), e.held(e.start if rival == "start" else e.arm(rival))
         if a.empty or b.empty:
             return Estimate.missing()
         sides = [f.assign(x=f["chosen_length"], y=winner(f))[["seed", "pair", "x", "y"]] for f in (a, b)]
-        on = ["pair"] if theirs == "start" or not set(a["seed"]) & set(b["seed"]) else ["seed", "pair"]
+        on = ["pair"] if rival == "start" or not set(a["seed"]) & set(b["seed"]) else ["seed", "pair"]
         both = sides[0].merge(
-            sides[1].drop(columns=[c for c in ("seed",) if c not in on]), on=on, suffixes=("", "_theirs")
+            sides[1].drop(columns=[c for c in ("seed",) if c not in on]), on=on, suffixes=("", "_rival")
         )
         both = both.sort_values(["seed", "pair"], kind="stable")
-        first, second = (both["x"], both["y"]), (both["x_theirs"], both["y_theirs"])
+        first, second = (both["x"], both["y"]), (both["x_rival"], both["y_rival"])
         return stats.spearman_difference(first, second, both["seed"])
 
     return measure
@@ -293,8 +293,7 @@ def cost_ratio(column: str) -> Measure:
     """SimPO's cost over DPO's, seed by seed."""
 
     def measure(e: Evidence) -> Estimate:
-        ours, theirs = e.cost("simpo", column), e.cost("dpo", column)
-        ratios = (ours / theirs).replace([np.inf, -np.inf], np.nan).dropna()
+        ratios = (e.cost("simpo", column) / e.cost("dpo", column)).replace([np.inf, -np.inf], np.nan).dropna()
         return stats.student(ratios)
 
     return measure
@@ -322,8 +321,8 @@ def longer_by_bias(e: Evidence) -> Estimate:
     return mean_of(minus(simpo, dpo))
 
 
-def length_gap(ours: str, theirs: str) -> Measure:
-    return lambda e: mean_of(minus(e.tokens(e.arm(ours)), e.tokens(e.arm(theirs))))
+def length_gap(loss: str, rival: str) -> Measure:
+    return lambda e: mean_of(minus(e.tokens(e.arm(loss)), e.tokens(e.arm(rival))))
 
 
 def accuracy_gap(e: Evidence) -> Estimate:
@@ -334,9 +333,9 @@ def accuracy_gap(e: Evidence) -> Estimate:
 
 
 class Claim(NamedTuple):
-    """`measure` gives the statistic; the claim is that the truth lies between `above` and `below`.
+    """A claim: the true value of the statistic that `measure` estimates lies between `above` and `below`.
 
-    paper: the same statistic from the paper's printed numbers, None where it prints none; where: which ones.
+    paper: the same statistic of the paper's printed numbers, None if there are none; where: their table or figure.
     """
 
     name: str

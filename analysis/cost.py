@@ -1,4 +1,4 @@
-"""What every loss cost."""
+"""Table `cost`: time, memory and tokens of training each loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every trained model under every loss."""
+"""Figure `cross-loss`: every trained model evaluated with every loss."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MARKS = {"loss": "mean loss", "reward_accuracy": "reward accuracy", "margin": "m
 
 @register_figure("cross-loss", title="Every loss on every model", chapter="results", order=45)
 def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "loss") -> plot.Drawing:
-    """Columns: what a model was trained with; rows: the loss that evaluates it, with that loss's own settings, on the same
-    held-out pairs. A number is the mean over pairs in the row's unit; compare along a row, never down a column. Blue is
-    better than the start model by the row's loss, orange is worse, and the deeper the colour, the further the model lies
-    from it within the row: a colour ranks, and says nothing of chance, for which the CSV has the intervals. A frame marks
-    a model under its own loss; a dash is a loss that needs what was not stored. A model that is best by a loss it was not
-    trained with says that the two ask for much the same."""
+    """Columns: the loss that a model was trained with; rows: the loss that evaluates it, with that loss's own settings, on
+    the same held-out pairs. A number is the mean over pairs in the row's unit; compare along a row, never down a column.
+    Blue is better than the start model by the row's loss, orange is worse; a deeper colour means a larger difference
+    within the row. Colours do not show significance; the CSV has the intervals. A frame marks a model under its own loss;
+    a dash, a loss whose inputs were not stored. If a model is best by a loss that it was not trained with, the two losses
+    have similar aims."""
     if metric not in MARKS:
         raise plot.NothingToDraw(f"A metric of this figure is one of {', '.join(MARKS)}, not {metric}.")
     arms = arms_of(runs)
@@ -56,7 +56,7 @@ def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "l
 
 
 def _depth(values: np.ndarray, start: np.ndarray | None, higher: bool) -> np.ndarray:
-    """(evaluated, trained) in [-1, 1]: how far better than the start model, as a part of the row's largest distance."""
+    """(evaluated, trained) in [-1, 1]: the improvement on the start model, divided by the row's largest difference."""
     if start is None:
         return np.full_like(values, np.nan)
     away = (values - start[:, None]) * (1 if higher else -1)

@@ -1,4 +1,4 @@
-"""What was found in the preference data."""
+"""Table `data-audit`: faults in the preference data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every loss gains over DPO."""
+"""Figure `gains-over-dpo`: the gain of every loss over DPO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pobench.reporting.looks import look_of
 from pobench.results.arms import Arm, arms_of, difference, home_of, mean_of, of_arm, pooled, scores_by_seed_and_prompt
 from pobench.types import Estimate
 
-# benchmark, metric, what the axis says; each is drawn where DPO has it
+# benchmark, metric, axis label; drawn where DPO has a result
 BENCHMARKS = [
     ("alpaca_eval", "lc_win_rate", "AlpacaEval, LC win rate"),
     ("arena_hard", "win_rate", "Arena-Hard, win rate"),
@@ -28,8 +28,8 @@ def gains_over_dpo(
 ) -> plot.Drawing:
     """The judge's mean score minus that of DPO on the same prompts, in points; line: 95 % interval, paired by prompt and
     seed; faint dots: single seeds. A line that crosses zero shows no difference from DPO. Published benchmarks, where
-    they were run, stand beside it; there each side has an interval of its own and the line is that of two independent
-    numbers, rather too wide than too narrow. Hollow: what the paper's Table 10 gives for the same setting. (Its SimPO
+    they were run, stand beside it; there the two sides are treated as independent, so the interval is rather too wide
+    than too narrow. Hollow: what the paper's Table 10 gives for the same setting. (Its SimPO
     gains 6.3 LC points over DPO with Mistral-Base, 5.3 with Mistral-Instruct, 3.8 with Llama-3-Base and 4.4 with
     Llama-3-Instruct.)"""
     dpo = home_of(runs, "dpo")
@@ -75,18 +75,18 @@ def _by_seed(gap: pd.Series) -> list[float]:
 
 
 def _measured(benchmark: pd.DataFrame, arms: list[Arm], dpo: Arm) -> list[plot.Row]:
-    theirs = pooled(of_arm(benchmark, dpo))
-    return _ranked([plot.Row(arm, _apart(pooled(of_arm(benchmark, arm)), theirs)) for arm in arms])
+    of_dpo = pooled(of_arm(benchmark, dpo))
+    return _ranked([plot.Row(arm, _independent_gap(pooled(of_arm(benchmark, arm)), of_dpo)) for arm in arms])
 
 
-def _apart(ours: Estimate, theirs: Estimate) -> Estimate:
-    """The difference of two numbers, as if they had nothing in common."""
-    if math.isnan(ours.value) or math.isnan(theirs.value):
+def _independent_gap(a: Estimate, b: Estimate) -> Estimate:
+    """a − b with its interval, as if the two were independent."""
+    if math.isnan(a.value) or math.isnan(b.value):
         return Estimate.missing()
-    low = math.hypot(ours.value - ours.low, theirs.high - theirs.value)
-    high = math.hypot(ours.high - ours.value, theirs.value - theirs.low)
-    gap = ours.value - theirs.value
-    return Estimate(gap, gap - low, gap + high, min(ours.n, theirs.n))
+    low = math.hypot(a.value - a.low, b.high - b.value)
+    high = math.hypot(a.high - a.value, b.value - b.low)
+    gap = a.value - b.value
+    return Estimate(gap, gap - low, gap + high, min(a.n, b.n))
 
 
 def _ranked(rows: list[plot.Row]) -> list[plot.Row]:
@@ -94,7 +94,7 @@ def _ranked(rows: list[plot.Row]) -> list[plot.Row]:
 
 
 def _printed(paper: pd.DataFrame | None, runs: pd.DataFrame, benchmark: str, metric: str) -> dict[str, float]:
-    """loss → its gain over DPO by the paper's Table 10, if that has the setting."""
+    """loss → its gain over DPO in the paper's Table 10; {} if the table lacks the setting."""
     if paper is None:
         return {}
     printed = paper[paper["setting"].isin(runs["setting"]) & (paper["table"] == 10)]

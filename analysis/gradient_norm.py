@@ -1,4 +1,4 @@
-"""How far one pair moves the weights, by the pair's length."""
+"""Figure `gradient-norm`: the norm of each pair's gradient against the pair's length."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from pobench.results.arms import arms_of, of_arm
 def gradient_norm(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
     """The length of each held-out pair's gradient by all trained weights, at the trained model, against the tokens of both
     answers; each point is a pair, the line is the mean in bins, and ρ is Spearman's correlation with its 95 % interval.
-    1 is the loss's own average, so compare shapes. Far above zero, ρ says that long pairs steer the training; around
-    zero, that pairs count alike. Measured with the model, on the pairs for which `--stages gradient_norms` has stored the
-    gradients' lengths."""
+    1 is the loss's own average, so compare shapes. A ρ far above zero means that long pairs dominate training; a ρ near
+    zero, that all pairs count alike. Measured on the pairs whose gradient norms `--stages gradient_norms` has stored."""
     panels = []
     for arm in arms_of(runs):
         pairs = of_arm(gradients, arm).dropna(subset=["norm"])

@@ -1,4 +1,4 @@
-"""How strongly a loss pulls on an answer, by the answer's length."""
+"""Figure `gradient-weight`: the derivative of a loss by an answer's log-probability, against the answer's length."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def gradient_weight(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing
     the chosen answer; dashed, the rejected one; bands are 95 % intervals of the mean. 1 is the loss's own average, so
     compare shapes. Flat: every token of a long answer is pulled as hard as one of a short answer, so long answers move
     the model most. Falling like one over length (the dotted curve): every answer counts the same, however long. Computed
-    from stored log-probabilities, exactly; what the pull does to the weights is `gradient-norm`."""
+    exactly from stored log-probabilities; `gradient-norm` shows the effect on the weights."""
     panels = []
     for arm in arms_of(runs):
         pairs = of_arm(gradients, arm)
@@ -62,7 +62,7 @@ def gradient_weight(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing
 
 
 def _one_over_length(ax: plot.Axes, line: pd.DataFrame) -> None:
-    """The curve of an equal pull on every answer, through the mean of what is drawn."""
+    """The curve proportional to 1 / length with the same mean as the line."""
     if len(line) > 1:
         x = np.linspace(line["x"].min(), line["x"].max(), 60)
         height = np.average(line["value"], weights=line["n"]) / np.average(1 / line["x"], weights=line["n"])

@@ -1,4 +1,4 @@
-"""How often the loss's own reward prefers the preferred answer, on held-out pairs."""
+"""Figure `heldout-accuracy`: how often a loss's own reward prefers the chosen answer of a held-out pair."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pobench.types import Estimate
     "heldout-accuracy", title="Reward accuracy on held-out pairs", paper="Fig. 4c", chapter="results", order=40
 )
 def heldout_accuracy(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
-    """Share of held-out pairs whose chosen answer earns the higher reward, each loss by its own reward. The dashed line
-    is a coin. A high accuracy is no promise of better answers: it says that the training signal was learned, not that
-    generation changed. (The paper, Mistral-Base: DPO 69.7 %, SimPO 72.0 %.)"""
+    """Share of held-out pairs whose chosen answer has the higher reward, by each loss's own reward. The dashed line is
+    chance. A high accuracy shows that the training signal was learned, not that the answers became better. (The paper,
+    Mistral-Base: DPO 69.7 %, SimPO 72.0 %.)"""
     rows = plot.metric_rows(runs, scores, "reward_accuracy")
     if not rows:
         raise plot.NothingToDraw("No trained model has rewards on held-out pairs.")

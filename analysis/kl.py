@@ -1,4 +1,4 @@
-"""How far each loss moved away from its start model."""
+"""Figure `kl`: the distance of each model from the start model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pobench.reporting import plot
     "kl", title="Distance from the start model on held-out winners", paper="Fig. 5a", chapter="length", order=310
 )
 def kl(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
-    """Estimated KL(reference ‖ policy) per token on the chosen answers of held-out pairs. Zero: nothing moved. A large
-    value bought without a higher pass rate is movement for nothing; below zero, training made the winners likelier.
+    """Estimated KL(reference ‖ policy) per token on the chosen answers of held-out pairs. Zero: no change. A large
+    value without a higher pass rate is change without benefit; below zero, training made the winners likelier.
     (The paper, Mistral-Base: DPO 0.414 at β = 0.01 and 0.021 at β = 0.1; SimPO 0.536 at β = 2.)"""
     rows = plot.metric_rows(runs, scores, "kl_winners")
     if not rows:

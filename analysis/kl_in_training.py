@@ -1,4 +1,4 @@
-"""How the distance from the start model grows while training."""
+"""Figure `kl-in-training`: the distance from the start model during training."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ COLUMNS = ["heldout/kl", "heldout/accuracy", "heldout/margin", "heldout/chosen_p
 def kl_in_training(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     """Estimated KL(reference ‖ policy) per token on the chosen answers of held-out pairs, at steps of training; one line
     for each of a loss's settings (the deeper the colour, the later in the legend), the mean over seeds, thin for each
-    seed. It starts at zero, where policy and reference are one. A line that flattens has used up its learning rate or is
-    held by β; one that still rises at the end would have gone further. (The paper, Mistral-Base: DPO ends at 0.414 with
-    β = 0.01 and at 0.021 with 0.1; SimPO at 0.536 with β = 2 and at 0.420 with 10.) The CSV has the held-out accuracy,
-    margin and log-probability of the same steps."""
+    seed. It starts at zero, where policy and reference are equal. A line flattens when the learning rate has decayed or
+    β holds the policy; a line that still rises at the end would rise further with more steps. (The paper, Mistral-Base:
+    DPO ends at 0.414 with β = 0.01 and at 0.021 with 0.1; SimPO at 0.536 with β = 2 and at 0.420 with 10.) The CSV has
+    the held-out accuracy, margin and log-probability of the same steps."""
     there = [c for c in COLUMNS if c in steps]
     measured = steps.dropna(subset=there[:1]) if COLUMNS[0] in there else steps.iloc[:0]
     arms = [arm for arm in arms_of(runs) if len(of_arm(measured, arm))]
@@ -51,7 +51,7 @@ def kl_in_training(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
 
 
 def _line(ax: plot.Axes, found: pd.DataFrame, colour: str, depth: float, label: str) -> None:
-    """The mean over seeds bold, from zero on; each of several seeds thin."""
+    """Draw the mean over seeds as a bold line from zero, and single seeds as thin lines if there are several."""
     several = found["run"].nunique() > 1
     for _, run in found.groupby("run", sort=True) if several else []:
         ax.plot([0, *run["step"]], [0.0, *run["heldout/kl"]], color=colour, alpha=0.3, linewidth=0.6)

@@ -1,4 +1,4 @@
-"""How much of a length preference in the labels ends up in the model."""
+"""Figure `length-bias`: how much of a length preference in the labels passes into the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pobench.results import stats
 from pobench.results.arms import Arm, lines_of, of_arm, score_of
 from pobench.types import Estimate
 
-QUANTITIES = [  # name, what the axis says, printed as per cent
+QUANTITIES = [  # name, axis label, printed as per cent
     ("pass_rate", "pass rate", True),
     ("length_tokens", "tokens of an answer", False),
     ("margin_correlation", "ρ(margin, length difference)", False),
@@ -26,8 +26,8 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
     """Across: the share of training labels that length decides (the longer answer is called better); held-out labels
     and the judge stay true. Bands are 95 % intervals, the dashed line is the start model. A loss that resists keeps
     its quality and its length; one that gives in writes longer answers, ranks held-out pairs by length (third
-    panel), and ranks fewer of them right. Where the panels move together the label noise did it; where length moves
-    and quality does not, the bias was learned beside the task."""
+    panel), and ranks fewer of them correctly. If all panels change together, the label noise is the cause; if length
+    changes and quality does not, the bias was learned in addition to the task."""
     lines = [line for line in lines_of(runs) if line.setting == "length_bias"]
     rows = [
         {
@@ -67,7 +67,7 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
 
 
 def _measured(quantity: str, arm: Arm, heldout: pd.DataFrame, scores: pd.DataFrame) -> Estimate:
-    """One of `QUANTITIES` of an arm."""
+    """The estimate of one of `QUANTITIES` for an arm."""
     if quantity != "margin_correlation":
         return score_of(scores, arm, quantity)
     held = of_arm(heldout, arm)

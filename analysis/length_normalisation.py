@@ -1,4 +1,4 @@
-"""Length normalisation, with and without: length of the answers and quality."""
+"""Figure `length-normalisation`: losses with and without it, by length of the answers, quality and likelihood."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pobench.reporting import plot
 from pobench.results.arms import home_of, score_of, seed_values
 
 COUPLES = [("simpo", "simpo_no_ln"), ("dpo_ln", "dpo")]  # with, without
-QUANTITIES = [  # metric, what the axis says, printed as per cent
+QUANTITIES = [  # metric, axis label, printed as per cent
     ("length_tokens", "tokens of an answer", False),
     ("pass_rate", "pass rate", True),
     ("length_correlation", "ρ(log-prob per token, length)", False),

@@ -1,4 +1,4 @@
-"""Does the likelihood of an answer follow its length?"""
+"""Figure `logp-vs-length`: the log-probability per token of an answer against its length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All losses by the main metrics."""
+"""Table `main-table`: all losses by the main metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a target margin does to held-out pairs: the whole distribution, not the mean alone."""
+"""Figure `margin-density`: distributions over held-out pairs for each target margin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the reward margin follow the length difference?"""
+"""Figure `margin-vs-length`: the reward margin of held-out pairs against the length difference."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def margin_vs_length(
 ) -> plot.Drawing:
     """Mean reward margin of held-out pairs, binned by how many tokens longer the chosen answer is; the band is the 95 %
     interval of the mean, ρ Spearman's correlation of the two with its own. Each panel has the loss's own unit, so
-    compare shapes, not heights. A line that climbs from deep below zero to high above it says that the reward is mostly
-    a count of tokens; a flat line above zero says that it ranks pairs whatever their length. Bins hold equal numbers of
+    compare shapes, not heights. A line that climbs from far below zero to far above it shows a reward that mostly
+    counts tokens; a flat line above zero shows one that ranks pairs whatever their length. Bins hold equal numbers of
     pairs (the setting width gives fixed ones; the paper uses 100)."""
     panels, notes = [], []
     for arm in arms_of(runs):

@@ -1,4 +1,4 @@
-"""Where the gains come from: pass rate by kind of demand."""
+"""Figure `pass-by-kind`: pass rate by kind of demand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_KINDS = 24
 @register_figure("pass-by-kind", title="Pass rate by kind of demand", chapter="results", order=30)
 def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
     """Pass rate in per cent for each kind of demand (in brackets: its number of prompts); the first column is the
-    start model. Colour is the difference from it: blue better, orange worse. Kinds are few prompts each, so single
+    start model. Colour is the difference from it: blue better, orange worse. Each kind has few prompts, so single
     cells are noisy (intervals in the CSV): look for rows and columns that agree, and for a loss that gains on one
     kind by giving up another."""
     kinds = answers.loc[answers["kind"].astype(str).str.strip() != "", ["prompt", "kind"]].drop_duplicates("prompt")

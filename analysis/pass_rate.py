@@ -1,4 +1,4 @@
-"""Pass rate of every loss against the start model."""
+"""Figure `pass-rate`: the pass rate of every loss beside the start model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the reward rank a pair as the likelihood does?"""
+"""Figure `reward-vs-likelihood`: whether reward and likelihood rank a pair alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pobench.results import stats
 from pobench.results.arms import Arm, arms_of, of_arm
 from pobench.types import Estimate
 
-CELLS = [  # reward right?, likelihood right?, what it is called
+CELLS = [  # reward right?, likelihood right?, name
     (True, True, "both right"),
     (True, False, "reward only"),
     (False, True, "likelihood only"),
@@ -29,8 +29,8 @@ CELLS = [  # reward right?, likelihood right?, what it is called
 )
 def reward_vs_likelihood(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
     """Held-out pairs sorted twice: does the reward prefer the chosen answer (rows), and does the log-probability per
-    token, which is what generation follows (columns)? Off the diagonal the model was trained to prefer one answer and
-    is likelier to write the other. For SimPO the two orders are one, so its off-diagonal is empty; in the paper DPO
+    token, which is what generation follows (columns)? Off the diagonal the reward prefers one answer and the
+    model is likelier to write the other. For SimPO the two orders are the same, so its off-diagonal is empty; in the paper DPO
     disagrees on about half of its training pairs."""
     panels = []
     for arm in arms_of(runs):
@@ -67,7 +67,7 @@ def _off(shares: dict[str, Estimate]) -> float:
 
 
 def _square(ax: plot.Axes, arm: Arm, shares: dict[str, Estimate]) -> None:
-    """A 2×2 table; the off-diagonal in the loss's colour, as deep as its share is large."""
+    """Draw a 2×2 table; off-diagonal cells have the loss's colour, deeper for a larger share."""
     colour = look_of(arm.loss).colour
     for i, (right, likelier, name) in enumerate(CELLS):
         e = shares[name]

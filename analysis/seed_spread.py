@@ -1,4 +1,4 @@
-"""How large a difference must be to mean anything: what seeds alone change."""
+"""Table `seed-spread`: the noise of seeds, and the difference between two losses that can be detected."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pobench.results.arms import Arm, arms_of, judges_of, of_arm
 def seed_spread(runs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     """For losses with two or more seeds, in points of the pass rate. Spread: standard deviation of one run's rate over
     seeds, with its interval (normal theory). Luck alone: the largest difference between two seeds of the same loss.
-    Needed, one run and needed, all seeds: the difference between two losses that would show in four of five
-    comparisons (5 % two-sided), with one run of each and with all; it knows the luck of training and of prompts,
-    paired by prompt. Rank kept: how often, of 100 draws of one seed of every loss, this loss has the rank that the
-    means over seeds give it."""
+    Needed, one run and needed, all seeds: the difference between two losses that four of five comparisons would
+    detect (5 % two-sided), with one run of each and with all; it includes the noise of training and of prompts,
+    paired by prompt. Rank kept: in how many of 100 draws of one seed of every loss this loss has its rank by the means
+    over seeds."""
     found = {}
     for arm in arms_of(runs):
         if not arm.is_start and len(arm.runs) > 1:

@@ -1,4 +1,4 @@
-"""What every loss was trained with."""
+"""Table `settings-table`: the hyperparameters of every loss."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pobench.results.arms import GREEK, arms_of, of_arm, settings_of, show_setti
     every_arm=True,
 )
 def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Hyperparameters as they were used. The same data order means that the losses saw the same pairs in the same
-    order; where orders differ within one seed, do not compare."""
+    """Hyperparameters as used. The same data order means that the losses saw the same pairs in the same order; do not
+    compare losses whose orders differ within one seed."""
     rows = []
     for arm in arms_of(runs):
         if arm.is_start:
@@ -43,7 +43,12 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
         )
     if not rows:
         raise NothingToDraw("No loss was trained.")
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    others = int(runs.get("others", pd.Series(dtype=float)).fillna(0).sum())
+    if others:
+        results = "1 result of other settings is" if others == 1 else f"{others} results of other settings are"
+        table.attrs["notes"] = f"{results} stored beside those shown."
+    return table
 
 
 def _number(value: object) -> str:

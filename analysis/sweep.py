@@ -1,4 +1,4 @@
-"""What one setting does: every metric against its value, for losses that were trained with several."""
+"""Figure `sweep`: metrics against the value of one setting, for losses trained with several values."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ QUANTITIES = [  # metric, title, printed as per cent
 def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     """Metrics against the value of the one setting that differs between the runs of a loss; error bars are 95 %
     intervals, the dashed line is the start model. Read a row from left to right: the best value by one metric is
-    often not the best by another, and a difference smaller than the bars is none. (In the paper a larger γ raises
-    reward accuracy and lowers the winners' likelihood, while quality peaks in between.) What a length bias of the labels
-    does is the figure `length-bias`."""
+    often not the best by another, and a difference smaller than the bars may be noise. (In the paper a larger γ raises
+    reward accuracy and lowers the winners' likelihood, while quality peaks in between.) The figure `length-bias` shows a length
+    bias of the labels."""
     grids = [line for line in lines_of(runs) if line.setting != "length_bias"]
     if not grids:
         raise plot.NothingToDraw("No loss was trained with several values of one setting.")

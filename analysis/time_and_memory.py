@@ -1,4 +1,4 @@
-"""What every loss costs, drawn."""
+"""Figure `time-and-memory`: training time and peak memory of every loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pobench.reporting import plot
 from pobench.results import stats
 from pobench.results.arms import homes_of, of_arm
 
-QUANTITIES = [  # column of `runs`, what the axis says, divisor
+QUANTITIES = [  # column of `runs`, axis label, divisor
     ("seconds", "minutes of training steps", 60.0),
     ("peak_memory", "peak memory, GB", 1e9),
 ]
@@ -25,7 +25,7 @@ def time_and_memory(runs: pd.DataFrame) -> plot.Drawing:
     all of them. Comparable only between runs on the same, otherwise idle machine. (The paper, Llama-3-Base on eight
     H100: DPO 73 minutes and 77 GB, SimPO 60 and 69.)"""
     found = []
-    for arm in homes_of(runs).values():  # a loss's settings do not change what it costs
+    for arm in homes_of(runs).values():  # a loss's settings do not change its cost
         members = of_arm(runs, arm)
         found.append((arm, [pd.to_numeric(members[c], errors="coerce").dropna() / by for c, _, by in QUANTITIES]))
     found = [(arm, values) for arm, values in found if any(len(v) for v in values)]

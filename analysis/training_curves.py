@@ -1,4 +1,4 @@
-"""What training logged: one row of panels per loss, one column per quantity."""
+"""Figures `training-curves` and `both-rewards`: quantities logged during training."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
 )
 def both_rewards(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     """Change since the first step of the log-probability per token of the chosen (solid) and the rejected answer
-    (dashed). Both falling is common and no fault by itself: these objectives ask for a gap, not for a rise. Worry when
-    the chosen line falls as fast as the rejected one (no gap is learned), or when it falls while answers repeat
-    themselves, run on or stop early."""
+    (dashed). Both falling is common and not an error: these objectives require a gap, not a rise. It is a problem if the
+    chosen line falls as fast as the rejected one (no gap is learned), or falls while answers repeat themselves, run
+    on or stop early."""
     pairs = ["logps/chosen_per_token", "logps/rejected_per_token"]
     shown = [
         (arm, found)

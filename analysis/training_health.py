@@ -1,4 +1,4 @@
-"""Did a model collapse? What training did to both sides of a pair, and to the answers."""
+"""Table `training-health`: signs of collapse in log-probabilities and answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pobench.types import Estimate
 
 METRICS = ["chosen_logp_shift", "rejected_logp_shift", "length_tokens", "repetition", "distinct_2", "unfinished"]
 
-# When to speak up. Chosen by hand as "a reader would notice": not published, and no test of significance.
+# Limits of the warnings. Chosen by hand as changes that a reader would notice; not published, no test of significance.
 LONGER, SHORTER = 1.5, 0.5  # times the start model's length
 REPEATS, CUT, POORER = 0.05, 0.10, -0.10  # change of repetition, unfinished, distinct bigrams
 DROP = -0.5  # nats per token on the winners: each of their tokens became 1.6 times less likely
@@ -24,8 +24,8 @@ def training_health(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Shifts are policy minus start model on held-out answers, in nats per token. Moved apart: the chosen
     rose and the rejected fell; no gap: the rejected one gained on the chosen. A warning appears when answers are
     over 1.5 or under 0.5 times as long as the start model's, repeat 5 points more, are cut off 10 points more often,
-    use 10 points fewer distinct bigrams, or when winners lost over 0.5 nats per token. These limits are rules of
-    thumb of ours."""
+    use 10 points fewer distinct bigrams, or when winners lost over 0.5 nats per token. These limits are our own
+    rules of thumb."""
     arms = arms_of(runs)
     found = {arm.id: {m: score_of(scores, arm, m) for m in METRICS} for arm in arms}
     start = next((found[arm.id] for arm in arms if arm.is_start), {m: Estimate.missing() for m in METRICS})
@@ -44,23 +44,23 @@ def training_health(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def warnings(ours: dict[str, Estimate], start: dict[str, Estimate]) -> list[str]:
-    """Each limit that was passed, in words."""
-    found = []
-    if ours["chosen_logp_shift"].value < DROP:
-        found.append(f"winners lost {-ours['chosen_logp_shift'].value:.2f} nats per token")
-    times = _divide(ours["length_tokens"].value, start["length_tokens"].value)
+def warnings(found: dict[str, Estimate], start: dict[str, Estimate]) -> list[str]:
+    """A phrase for each limit that is exceeded. found, start: metric → estimate, of the arm and of the start model."""
+    exceeded = []
+    if found["chosen_logp_shift"].value < DROP:
+        exceeded.append(f"winners lost {-found['chosen_logp_shift'].value:.2f} nats per token")
+    times = _divide(found["length_tokens"].value, start["length_tokens"].value)
     if times > LONGER or times < SHORTER:
-        found.append(f"answers {times:.1f} times as long")
+        exceeded.append(f"answers {times:.1f} times as long")
     for metric, limit, words in (
         ("repetition", REPEATS, "more repetition"),
         ("unfinished", CUT, "more answers cut off"),
     ):
-        if ours[metric].value - start[metric].value > limit:
-            found.append(words)
-    if ours["distinct_2"].value - start["distinct_2"].value < POORER:
-        found.append("less varied words")
-    return found
+        if found[metric].value - start[metric].value > limit:
+            exceeded.append(words)
+    if found["distinct_2"].value - start["distinct_2"].value < POORER:
+        exceeded.append("less varied words")
+    return exceeded
 
 
 def both_sides(chosen: Estimate, rejected: Estimate) -> str:

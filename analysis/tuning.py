@@ -1,4 +1,4 @@
-"""The search behind the values: every trial of every loss, not only the best."""
+"""Figure `tuning` and table `tuning-table`: every trial of every search, and the chosen values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pobench.results.arms import GREEK, show_setting
 @register_figure("tuning", title="The search for values", paper="Tables 7 and 8", chapter="methods", order=440)
 def tuning(tuning: pd.DataFrame) -> plot.Drawing:
     """Every trial: the objective on the tuning split against the learning rate, trials of one rate side by side, with
-    95 % intervals; filled: chosen; the dashed line is the start model. All losses had the same number of trials. Where
-    the best lies at the end of the range, a wider search may find better; where intervals overlap, the choice is a
-    coin's."""
+    95 % intervals; filled: chosen; the dashed line is the start model. All losses had the same number of trials. If
+    the best is at the end of the range, a wider search may find better; if intervals overlap, the choice is largely
+    chance."""
     trials = tuning[pd.to_numeric(tuning["value"], errors="coerce").notna()].copy()
     if trials.empty:
-        raise plot.NothingToDraw("No trial has ended well.")
+        raise plot.NothingToDraw("No trial has finished.")
     trials["offset"] = trials.groupby(["study", "lr"]).cumcount()
     same = trials.groupby(["study", "lr"])["offset"].transform("max")
     trials["at"] = trials["lr"] * 1.08 ** (trials["offset"] - same / 2)
@@ -66,8 +66,8 @@ def _panel(ax: plot.Axes, here: pd.DataFrame) -> None:
 
 @register_table("tuning-table", title="What the search chose", chapter="methods", order=441)
 def tuning_table(tuning: pd.DataFrame) -> pd.DataFrame:
-    """The chosen trial of every search. "At an end" names what was chosen at the smallest or largest value tried: a wider
-    search may find better."""
+    """The chosen trial of every search. "At an end" names values chosen at the smallest or largest value tried, where a
+    wider search may find better."""
     rows = []
     for study, trials in tuning.groupby("study", sort=True):
         done = trials[pd.to_numeric(trials["value"], errors="coerce").notna()]
@@ -90,7 +90,7 @@ def tuning_table(tuning: pd.DataFrame) -> pd.DataFrame:
             }
         )
     if not rows:
-        raise plot.NothingToDraw("No trial has ended well.")
+        raise plot.NothingToDraw("No trial has finished.")
     return pd.DataFrame(rows)
 
 

@@ -1,4 +1,4 @@
-"""Every pair of models on the same prompts."""
+"""Figure `who-beats-whom`: every pair of models compared on the same prompts."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The objectives, one file each. `pobench.registry.losses` finds them; nothing imports them by name."""
+"""The objectives, one in each file. `pobench.registry.losses` imports the whole folder, so a new file needs no list."""

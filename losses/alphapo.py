@@ -1,15 +1,15 @@
-"""AlphaPO: SimPO with a reward bent by alpha, a power of the mean probability in place of its logarithm.
+"""AlphaPO: SimPO with a power of the mean probability, set by alpha, in place of its logarithm.
 
     loss = -log sigmoid( r(chosen / |chosen|) - r(rejected / |rejected|) - gamma )
     r(a) = beta * (1 - exp(-alpha * a)) / alpha
 
-Gupta et al. 2025, arXiv 2501.03884. At alpha = 0 the reward is beta * a and the loss SimPO's. Above 0 an
-unlikely answer moves more than SimPO moves it, below 0 less. `gamma` is absolute, in reward units;
+Gupta et al. 2025, arXiv 2501.03884. At alpha = 0 the reward is beta * a and the loss SimPO's. Above 0 the
+gradient of an unlikely answer is larger than SimPO's, below 0 smaller. `gamma` is absolute, in reward units;
 `gamma_beta_ratio` is gamma / beta, by default 0.04. Give one of them.
-Elsewhere: TRL's CPO trainer, `loss_type="alphapo"`, has the same reward; with its other losses its `alpha` bends sums,
-which overflow.
+Elsewhere: TRL's CPO trainer, `loss_type="alphapo"`, has the same reward; with TRL's other losses `alpha` is applied
+to sums, which overflow.
 Beware: the reward grows like exp(alpha * surprise): at alpha = 1 an answer of 10 nats a token counts 22000 beta. The
-exponent is held at or below 80, where its slope ends; in fp32 it would overflow at 88.
+exponent is clamped at 80, beyond which the gradient is 0; in fp32 it would overflow at 88.
 
 Gradient:
     chosen = -beta * s * exp(-alpha * chosen / |chosen|) / |chosen|

@@ -1,12 +1,11 @@
-"""APO-down: anchored at the reference, both answers fall, the rejected one further.
+"""APO-down: lowers both answers below the reference, the rejected one further.
 
     loss = sigmoid( beta * (chosen - reference_chosen) ) + 1 - sigmoid(m)
     m = beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected)
 
 D'Oosterlinck et al. 2024, arXiv 2408.06266, Eq. 8: for pairs whose chosen answers are worse than the model's own.
-Elsewhere: TRL's `loss_type="apo_down"` and Liger's loss are this, the 1 included: it keeps the loss above 0.
-Beware: it lowers the chosen answer by design, wherever |r_chosen| < |m|; on pairs whose chosen answer is good, that is
-harm.
+Elsewhere: TRL's `loss_type="apo_down"` and Liger's loss are the same, with the 1 that keeps the loss above 0.
+Beware: it lowers the chosen answer by design wherever |r_chosen| < |m|, which does harm where the chosen answer is good.
 
 Gradient:
     chosen = beta * (sigmoid(r_chosen) * sigmoid(-r_chosen) - sigmoid(m) * sigmoid(-m))

@@ -1,11 +1,11 @@
-"""APO-zero: anchored at the reference, the chosen answer rises and the rejected one falls, each by itself.
+"""APO-zero: raises the chosen answer above the reference and lowers the rejected one below it, independently.
 
     loss = 1 - sigmoid( beta * (chosen - reference_chosen) ) + sigmoid( beta * (rejected - reference_rejected) )
 
 D'Oosterlinck et al. 2024, arXiv 2408.06266, Eq. 7: for pairs whose chosen answers are better than the model's own.
-Elsewhere: TRL's `loss_type="apo_zero"` and Liger's loss are this, the 1 included: it keeps the loss above 0. It is KTO
+Elsewhere: TRL's `loss_type="apo_zero"` and Liger's loss are the same, with the 1 that keeps the loss above 0. It is KTO
 with z = 0 and both weights 1.
-Beware: sigmoid saturates on both sides: an answer far from the reference, on whichever side, moves no more.
+Beware: sigmoid saturates on both sides, so an answer far above or below the reference gets no gradient.
 
 Gradient:
     chosen = -beta * sigmoid(r_chosen) * sigmoid(-r_chosen)

@@ -3,9 +3,9 @@
     loss = -log sigmoid( beta * (chosen - reference_chosen) ) - log sigmoid( -beta * (rejected - reference_rejected) )
 
 Jung et al. 2024, arXiv 2404.04656, Section 4: the binary cross-entropy that bounds DPO's loss from above.
-Elsewhere: TRL's `loss_type="bco_pair"` is this; so is the "biased" loss of the NCA authors' trainer.
-Beware: the paper's full method subtracts from both rewards their running mean over training. This loss, like TRL's of
-this name, has no such shift: it keeps no state, so that the split of a batch changes nothing. LLaMA-Factory's does.
+Elsewhere: TRL's `loss_type="bco_pair"` is the same; so is the "biased" loss of the NCA authors' trainer.
+Beware: the paper's full method subtracts the running mean of the rewards over training from both rewards. This loss, like
+TRL's of this name, has no such shift and keeps no state, so the split of a batch changes nothing. LLaMA-Factory's has it.
 
 Gradient:
     chosen = -beta * sigmoid(-beta * (chosen - reference_chosen))

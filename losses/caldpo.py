@@ -1,15 +1,15 @@
-"""Cal-DPO: DPO's contrast, and each log-ratio held to a target, so that the chosen answer cannot sink with the other.
+"""Cal-DPO: DPO's contrast, with each log-ratio regressed on a target, so that the chosen answer cannot sink with the other.
 
     loss = -log sigmoid( d_chosen - d_rejected )
          + calibration_weight * ( (d_chosen - 1 / (2 * beta))^2 + (d_rejected + 1 / (2 * beta))^2 )
     d_chosen   = chosen - reference_chosen
     d_rejected = rejected - reference_rejected
 
-Xiao et al. 2024, arXiv 2412.14516, Eq. 10 (weight 1). beta sets the targets alone; the contrast has none.
-Elsewhere: the authors' trainer weighs the squares by 0.5, and takes their mean over the micro-batch, as the paper's
-listing does; this loss adds each pair's own, which has the same mean. TRL has none of it.
-Beware: it is in squared nats and the squares are nearly all of it: the contrast's slope is at most 1, theirs 500 at the
-first step by default. Past its target each answer is pulled back.
+Xiao et al. 2024, arXiv 2412.14516, Eq. 10 (weight 1). beta sets only the targets; the contrast has no beta.
+Elsewhere: the authors' trainer weights the squares by 0.5 and takes their mean over the micro-batch, as the paper's
+listing does; this loss adds the squares of each pair, which has the same mean. TRL does not have it.
+Beware: the squares (in squared nats) dominate: the contrast's slope is at most 1, that of the squares 500 at the first
+step by default. Past its target each answer is pulled back.
 
 Gradient:
     chosen = -s + 2 * calibration_weight * (chosen - reference_chosen - 1 / (2 * beta))

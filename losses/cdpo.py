@@ -1,9 +1,9 @@
-"""cDPO (conservative DPO): some of the pairs are taken to be the wrong way round, so no pair is ever certain.
+"""cDPO (conservative DPO): assumes that a share of the labels is swapped, so no pair is ever certain.
 
     loss = -(1 - label_smoothing) * log sigmoid(m) - label_smoothing * log sigmoid(-m)
     m = beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected)
 
-Mitchell 2023, "A note on DPO with noisy preferences and relationship to IPO" (no arXiv number); compared with in
+Mitchell 2023, "A note on DPO with noisy preferences and relationship to IPO" (no arXiv number); compared in
 Chowdhury, Kini, Natarajan 2024, arXiv 2403.00409, Section 3.1. `label_smoothing` is the share of pairs whose two answers
 are swapped. The optimum is finite: sigmoid(m) = 1 - label_smoothing.
 Elsewhere: `label_smoothing` of the DPO authors' repository and of LLaMA-Factory; TRL had it under `loss_type="sigmoid"`

@@ -4,11 +4,11 @@
     m = beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected)
 
 Lu et al. 2024, arXiv 2406.08414, Eq. 5 and Appendix E, "log ratio modulated loss".
-Elsewhere: the program that was found blends by the log-ratio itself, which is m / tau at tau = beta; TRL's
-`loss_type="discopop"` divides by `discopop_tau`, as here. The plain form is inf * 0 at m = -1000; here the exponential
-term is one exponential. tau at most 1 keeps it bounded.
+Elsewhere: the discovered program blends by the log-ratio itself, which is m / tau at tau = beta; TRL's
+`loss_type="discopop"` divides by `discopop_tau`, as here. The plain form gives inf * 0 at m = -1000; here the product is
+computed as one exponential. tau at most 1 keeps it bounded.
 Beware: it is not convex. Between m = -2.4 tau and m = 1.4 tau (at tau 0.05), where every pair starts, it rises with m:
-a pair short of that ridge is driven back from it.
+a pair in that range is pushed to lower m.
 
 Gradient:
     chosen = beta * s

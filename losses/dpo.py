@@ -1,8 +1,8 @@
-"""DPO: the reward is how far the log-probability moved from the reference's.
+"""DPO: the reward is the change of the log-probability from the reference's.
 
     loss = -log sigmoid( beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected) )
 
-Rafailov et al. 2023, arXiv 2305.18290, Eq. 7. All four are sums over the response, so beta lives near 0.01 to 0.1.
+Rafailov et al. 2023, arXiv 2305.18290, Eq. 7. All four are sums over the response, so typical values of beta are 0.01 to 0.1.
 Elsewhere: TRL's default `loss_type="sigmoid"` of its DPO trainer and HALOs' are the same.
 Beware: only the difference counts: the chosen response may become less likely as long as the rejected one falls faster.
 

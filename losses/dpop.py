@@ -5,7 +5,7 @@
 
 Pal et al. 2024, arXiv 2402.13228, Eq. 3; penalty_weight is the paper's lambda.
 Elsewhere: PaddleNLP has the penalty inside the sigmoid, as here; programs that add it outside, to the loss, train
-another objective. TRL has none of it. At 0 it is DPO.
+another objective. TRL does not have it. At 0 it is DPO.
 Beware: beta multiplies the penalty: at 0.3 and 50 a chosen answer one nat under its reference counts 15, as much as
 a margin of 50 nats wins. Training starts on the kink: while policy and reference differ by rounding alone, rounding
 decides for each pair whether its slope is 51 times as steep, so first steps repeat only on the same arithmetic.

@@ -1,11 +1,11 @@
-"""EXO on pairs: the policy's choice between the two answers is fitted to the labels by the reverse divergence.
+"""EXO on pairs: fits the policy's choice between the two answers to the labels, by the reverse KL divergence.
 
     loss = q * log( q / (1 - label_smoothing) ) + (1 - q) * log( (1 - q) / label_smoothing )
     q = sigmoid( beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected) )
 
 Ji et al. 2024, arXiv 2402.00856, Eq. 16: KL(policy || labels), where DPO with smoothed labels has KL(labels || policy).
-`label_smoothing` is the share that the labels leave to the rejected answer; it cannot be 0.
-Elsewhere: TRL's `loss_type="exo_pair"` is this. The authors' program takes exp(-10) for the share and leaves
+`label_smoothing` is the probability that the labels give the rejected answer; it cannot be 0.
+Elsewhere: TRL's `loss_type="exo_pair"` is the same. The authors' program takes exp(-10) for the share and leaves
 log(1 - label_smoothing) out, which moves the optimum by 5e-5.
 Beware: the optimum is finite, m = log((1 - label_smoothing) / label_smoothing), 6.9 by default, and past it the pair is
 pulled back. Far on the wrong side q vanishes and the gradient with it: such a pair stays where it is.

@@ -2,11 +2,11 @@
 
     loss = ( (chosen - reference_chosen) - (rejected - reference_rejected) - 1 / (2 * tau) )^2
 
-Azar et al. 2023, arXiv 2310.12036, Eq. 17. Printed with sums over the response, and so by default.
+Azar et al. 2023, arXiv 2310.12036, Eq. 17. The paper prints sums over the response, which is the default here.
 Elsewhere: TRL, HALOs and LLaMA-Factory divide each log-ratio by its own length (`average: true`), which changes what
 tau means: the target is then in nats per token. TRL calls tau `beta`.
-Beware: past the target the loss rises again. It is in squared nats and can be far larger than a logistic loss. One
-published ranking of DPO, IPO and KTO turned round with the choice of `average` alone.
+Beware: past the target the loss rises again. It is in squared nats and can be far larger than a logistic loss. In one
+published comparison the choice of `average` alone reversed the ranking of DPO, IPO and KTO.
 
 Gradient:
     chosen = 2 * gap / n_chosen

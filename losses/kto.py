@@ -1,16 +1,16 @@
-"""KTO: each response is judged by itself, against the mean drift z that mismatched pairs show.
+"""KTO: scores each response alone, against z, the mean log-ratio of mismatched pairs.
 
     loss = desirable_weight   * (1 - sigmoid( beta * (chosen - reference_chosen) - z ))
          + undesirable_weight * (1 - sigmoid( z - beta * (rejected - reference_rejected) ))
     z    = max(0, beta * kl)
 
 Ethayarajh et al. 2024, arXiv 2402.01306. `kl` is the mean log-ratio over mismatched prompts and responses of the whole
-optimiser batch, unclamped; the clamp comes last, and z carries no gradient. A pair's two sides are added, 1.0 when
-nothing has moved.
+optimiser batch, unclamped; the clamp comes last, and z carries no gradient. The terms of a pair are added: 1.0
+before the first step.
 Elsewhere: TRL and HALOs take kl over each micro-batch and the mean over responses: with as many chosen as rejected ones
-their loss is half of this. The SimPO paper's table prints `+ sigmoid(z - reward)` for the second side, a sign slip that
+their loss is half of this. The SimPO paper's table prints `+ sigmoid(z - reward)` for the second side, a sign error that
 would raise the rejected response.
-Beware: kl from a small micro-batch is noise, and a mismatch within a batch of one is no mismatch.
+Beware: kl from a small micro-batch is noise, and a batch of one has no mismatched pair.
 
 Gradient:
     chosen = -desirable_weight * beta * sigmoid(r_chosen - z) * sigmoid(z - r_chosen)

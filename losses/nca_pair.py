@@ -1,4 +1,4 @@
-"""NCA on pairs: each answer is told from the reference's own by itself, so the chosen one cannot sink unseen.
+"""NCA on pairs: contrasts each answer with the reference's own answers, separately, so the chosen one cannot sink unnoticed.
 
     loss = -log sigmoid(r_chosen) - 0.5 * log sigmoid(-r_chosen) - 0.5 * log sigmoid(-r_rejected)
     r_chosen   = beta * (chosen - reference_chosen)

@@ -6,8 +6,8 @@
 Hong, Lee, Thorne 2024, arXiv 2403.07691, Eq. 6 and 7. The likelihood term is a per-token mean over the response.
 Elsewhere: TRL counts the prompt's tokens in the likelihood term too, takes its mean over the tokens of a micro-batch,
 reports the mean log-probability as the reward, and calls odds_weight `beta`.
-Beware: a sure answer would give infinite odds in fp32. In the odds a is held at or below -1e-6, where their slope ends,
-and log(1 - exp(a)) is taken by expm1 or log1p.
+Beware: an answer of probability 1 would have infinite odds in fp32. So in the odds, a is clamped at -1e-6, beyond which
+the gradient is 0, and log(1 - exp(a)) is computed by expm1 or log1p.
 
 Gradient:
     chosen = -(1 + odds_weight * s / -expm1(a_chosen)) / |chosen|

@@ -1,4 +1,4 @@
-"""R-DPO: DPO whose margin also counts the difference of lengths, so that length alone earns nothing.
+"""R-DPO: DPO with the difference of lengths in the margin, so that length alone earns nothing.
 
     loss = -log sigmoid( beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected)
                          + alpha * (|chosen| - |rejected|) )

@@ -1,9 +1,9 @@
-"""RePO: a hinge on SimPO's margin; a pair that has cleared it counts no more.
+"""RePO: a hinge on SimPO's margin; a pair beyond the margin gets no gradient.
 
     loss = max(0, gamma - ( chosen / |chosen| - rejected / |rejected| ))
 
-Wu et al. 2025, arXiv 2503.07426: SimPO as beta grows without end, divided by beta. gamma is in nats per token: the
-place of SimPO's gamma / beta, not of its gamma.
+Wu et al. 2025, arXiv 2503.07426: the limit of SimPO / beta for large beta. gamma is in nats per token, so it
+corresponds to SimPO's gamma / beta, not to its gamma.
 Elsewhere: the authors' trainer configures gamma as `gamma_beta_ratio`; its `beta` scales the reported rewards alone.
 TRL's "hinge" of the CPO trainer asks for 1 / beta of the summed log-probabilities: another loss.
 Beware: beyond gamma the gradient is exactly 0; watch the share of pairs that still count.

@@ -1,13 +1,13 @@
-"""Robust DPO (rDPO): DPO's loss without the bias that swapped pairs give it.
+"""Robust DPO (rDPO): DPO's loss, corrected for the bias of swapped labels.
 
     loss = ( -(1 - label_smoothing) * log sigmoid(m) + label_smoothing * log sigmoid(-m) ) / (1 - 2 * label_smoothing)
     m = beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected)
 
 Chowdhury, Kini, Natarajan 2024, arXiv 2403.00409, Section 3.1. With a share `label_smoothing` of the pairs swapped at
-random, the mean of this loss over them is the mean of DPO's over the pairs as they were.
+random, the expected value of this loss equals DPO's loss on the correct pairs.
 Elsewhere: TRL's `loss_type="robust"`. At 0 it is DPO.
-Beware: it has no lower bound. Sure pairs are rewarded without end, label_smoothing / (1 - 2 * label_smoothing) for each
-unit of m; below 0 is no fault. R-DPO is another loss.
+Beware: it has no lower bound. It falls by label_smoothing / (1 - 2 * label_smoothing) for each unit of a large m, so a
+value below 0 is no error. R-DPO is another loss.
 
 Gradient:
     chosen = -beta * s

@@ -4,7 +4,7 @@
 
 Yuan et al. 2023, arXiv 2304.05302, for two responses; as printed in arXiv 2405.14734, Table 7. `sft_reduction: mean`
 takes each response's token mean in the last term.
-Elsewhere: neither TRL nor HALOs has it. The authors rank several responses to a prompt, every pair of them by this hinge.
+Elsewhere: neither TRL nor HALOs has it. The authors rank several responses to a prompt and apply this hinge to every pair.
 Beware: the last term is printed with the sum over the response and then outweighs the hinge by about the response's
 length.
 

@@ -1,11 +1,11 @@
-"""RSO's hinge (hinge-norm): DPO's margin, but a pair that has cleared it counts no more.
+"""RSO's hinge (hinge-norm): a hinge on DPO's margin; a pair beyond the margin gets no gradient.
 
     loss = max(0, 1 - ( beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected) ))
 
-Liu et al. 2023, arXiv 2309.06657, "hinge-norm"; beta is the paper's gamma. The paper's other half, choosing the pairs by
-statistical rejection sampling, is a matter of the data.
-Elsewhere: TRL's `loss_type="hinge"`, there also cited as SLiC's, which has no reference; torchtune's `RSOLoss`.
-Beware: 1 / beta is the gap asked for, in nats: at 0.05 twenty. Beyond it the gradient is exactly 0.
+Liu et al. 2023, arXiv 2309.06657, "hinge-norm"; beta is the paper's gamma. The paper's other part, choosing pairs by
+statistical rejection sampling, is done when the data is made.
+Elsewhere: TRL's `loss_type="hinge"`, where it is also cited as SLiC, which has no reference; torchtune's `RSOLoss`.
+Beware: the required gap is 1 / beta, in nats: 20 at beta = 0.05. Beyond it the gradient is exactly 0.
 
 Gradient:
     chosen = where(m < 1, -beta, 0)

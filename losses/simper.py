@@ -1,12 +1,12 @@
-"""SimPER: raise the chosen answer's inverse perplexity, lower the rejected one's; nothing to tune.
+"""SimPER: raises the chosen answer's inverse perplexity and lowers the rejected one's; it has no setting.
 
     loss = exp(rejected / |rejected|) - exp(chosen / |chosen|)
 
 Xiao et al. 2025, arXiv 2502.00883. The exponential of a mean log-probability is one over the perplexity, a number
 between 0 and 1: no reference, no beta, no margin.
-Elsewhere: the authors' trainer has this formula and reports the mean log-probability as the reward. TRL has none of it.
+Elsewhere: the authors' trainer has this formula and reports the mean log-probability as the reward. TRL does not have it.
 Beware: the loss lies in (-1, 1) and its slope is the inverse perplexity over the length: an unlikely answer hardly
-moves. Means are held at or below 0, where a log-probability lies.
+moves. Means are clamped at 0, the largest log-probability.
 
 Gradient:
     chosen = -exp(chosen / |chosen|) / |chosen|

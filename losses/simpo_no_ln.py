@@ -5,7 +5,7 @@
 Meng, Xia, Chen 2024, arXiv 2405.14734, Section 4.2 (ablation); its beta and gamma are not published. `gamma` is
 absolute, in reward units; `gamma_beta_ratio` is gamma / beta in nats, by default 10. Give one of them.
 Elsewhere: neither TRL nor HALOs has it; TRL's CPO without its SFT term is the same at gamma = 0.
-Beware: beta multiplies sums over all tokens, so it lives on DPO's scale and not on SimPO's: at beta = 2 nearly every
+Beware: beta multiplies sums over all tokens, so it needs values on DPO's scale, not SimPO's: at beta = 2 nearly every
 pair is saturated.
 
 Gradient:

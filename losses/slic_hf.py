@@ -1,4 +1,4 @@
-"""SLiC-HF: a hinge asks for a gap of delta between the summed log-probabilities; a likelihood term regularises.
+"""SLiC-HF: a hinge with a gap of delta between the summed log-probabilities, and a likelihood term as regulariser.
 
     loss = max(0, delta - chosen + rejected) - sft_weight * chosen
 
@@ -7,8 +7,8 @@ log-probabilities are sums over the response; `sft_reduction: mean` takes each r
 Elsewhere: HALOs has the same hinge and calls delta `beta`. TRL's is `loss_type="hinge"` of its CPO trainer,
 max(0, 1 - beta * (chosen - rejected)): beta times this hinge at delta = 1 / beta, with `cpo_alpha` for sft_weight and a
 token mean over the micro-batch.
-Beware: a nat more on the chosen response moves its sum by 1 and its token mean by 1 / length: an `sft_weight` cannot be
-carried over from one reduction to the other.
+Beware: one nat on the chosen response changes its sum by 1 and its token mean by 1 / length, so an `sft_weight` does not
+carry over from one reduction to the other.
 
 Gradient:
     chosen = -hinge - sft_weight * where(sft_reduction == "sum", 1, 1 / |chosen|)

@@ -1,12 +1,12 @@
-"""SPPO with hard labels: each log-ratio is regressed on its own target, half of 1 / beta up or down.
+"""SPPO with hard labels: each log-ratio is regressed on its own target, 1 / (2 beta) for chosen and -1 / (2 beta) for rejected.
 
     loss = (chosen - reference_chosen - 1 / (2 * beta))^2 + (rejected - reference_rejected + 1 / (2 * beta))^2
 
 Wu et al. 2024, arXiv 2405.00675, Eq. 4.7, with a win probability of 1 for the chosen answer and 0 for the rejected one;
-beta is one over the paper's eta. The paper scores several samples a prompt with a preference model; a data set of pairs
-knows these two probabilities only.
-Elsewhere: TRL's `loss_type="sppo_hard"` is this sum; the authors' trainer takes its half.
-Beware: it is in squared nats, 500000 at the first step by default: compare no loss values, and clip gradients. Past
+beta is one over the paper's eta. The paper scores several samples of a prompt with a preference model; a data set of
+pairs has only these two probabilities.
+Elsewhere: TRL's `loss_type="sppo_hard"` is the same sum; the authors' trainer takes half of it.
+Beware: it is in squared nats, 500000 at the first step by default: do not compare its values, and clip gradients. Past
 its target each answer is pulled back.
 
 Gradient:

@@ -153,6 +153,7 @@ _RUNS = Frame(
         Column("environment", "JSON", "", "versions, machine and devices", measured=True),
         Column("sources", "JSON", "", "setting → where its value comes from"),
         Column("length_bias", "float", "", "share of training labels decided by length; nan for a start model"),
+        Column("others", "int", "", "finished results of other settings that are stored beside those shown"),
     ),
 )
 
@@ -336,7 +337,7 @@ _TUNING = Frame(
     (
         _SETTING,
         Column("loss", "text", "", "the loss's registered name"),
-        Column("study", "text", "", "digest of what the search asks: data, grid and metric"),
+        Column("study", "text", "", "the search: loss, sampler and a digest of data, weights, values, grid and metric"),
         Column("sampler", "text", "", "`grid`, `random` or `tpe`"),
         Column("trial", "int", "", "the trial's number in its search, from 0"),
         Column("lr", "float", "", "peak learning rate"),

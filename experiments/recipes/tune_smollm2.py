@@ -1,6 +1,6 @@
-"""The search behind smollm2.yaml's learning rates and settings: four trials for each loss, scored on the tuning prompts.
+"""Searches the learning rates and settings of smollm2.yaml: four trials for each loss, scored on the tuning prompts.
 
-    python experiments/recipes/tune_smollm2.py [--runs runs-tuning]        repeat to continue
+    python experiments/recipes/tune_smollm2.py [--runs runs-tuning]        run again to continue
 
 Topics of the tuning prompts occur neither in the training pairs nor in the evaluation prompts. Every trial, not only
 the best, goes into experiments/data/smollm2/tuning.csv.

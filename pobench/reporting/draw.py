@@ -1,4 +1,4 @@
-"""Figures and tables by name, for notebooks: `figure("margin-vs-length", load_frames("runs"))`."""
+"""Draws registered figures and tables, for the report and for notebooks: `figure("margin-vs-length", load_frames("runs"))`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pobench.results.derived import Frames
 def draw(shown: registry.Figure, selection: Selection | Mapping[str, pd.DataFrame], **settings: Any) -> Any:
     """Call a registered figure or table with the frames it names, in our style.
 
-    selection: what `Comparable.shown_in` gives for it; its note on arms that are left out joins the figure's own notes.
-    Frames alone are drawn as they are. Returns a Drawing or a DataFrame. Raises NothingToDraw where a frame is absent or
+    selection: from `Comparable.shown_in`; its note on left-out arms is added to the figure's notes. Plain frames are drawn
+    as they are. Returns a Drawing or a DataFrame. Raises NothingToDraw where a frame is absent or
     empty.
     """
     if not isinstance(selection, Selection):
@@ -35,7 +35,7 @@ def draw(shown: registry.Figure, selection: Selection | Mapping[str, pd.DataFram
             return drawn
         if isinstance(drawn.figure, _Panels):
             drawn.figure.align()
-        drawn.figure.draw_without_rendering()  # lay it out once, so that every format has the same geometry
+        drawn.figure.draw_without_rendering()  # lay out once, so that every format has the same geometry
         drawn.figure.set_layout_engine("none")
         return drawn._replace(notes=f"{drawn.notes} {selection.left_out}".strip())
 

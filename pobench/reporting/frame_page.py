@@ -1,4 +1,4 @@
-"""The page of all frames, docs/frames.md: what `pobench.columns` says of each. `make docs` writes it."""
+"""Writes docs/frames.md, the reference of all frames, from `pobench.columns` (`make docs`)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ INTRODUCTION = """\
 <!-- Written by `make docs` from pobench/columns.py; edit that. -->
 
 `load_frames("runs")` reads every stored run as frames: tables with one observation a row, joined by `run`. Figures and
-tables are functions of these frames, each asked for by the name of a parameter. Log-probabilities are in nats, lengths
-in tokens of an answer with its end-of-turn token, rates in [0, 1] unless a unit says otherwise; a loss's own unit is that
-of its reward or of its value. Missing is nan, never 0. A column of whole numbers in which a value is missing is float.
+tables are functions of these frames, and the names of their parameters choose the frames. Log-probabilities are in nats,
+lengths in tokens of an answer with its end-of-turn token, rates in [0, 1] unless a unit says otherwise; a loss's own unit
+is the unit of its reward or of its value. Missing is nan, never 0. A column of whole numbers becomes float where a value
+is missing.
 
-A unit in *italics* marks what is measured: it differs between two runs of the same thing, so a comparison leaves it out."""
+A unit in *italics* marks a measured column: it differs between two runs of the same job, so comparisons leave it out."""
 
 
 def frame_page() -> str:
@@ -52,7 +53,7 @@ def _names(columns: tuple[str, ...]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """`|` would end a cell of a table; a gradient's bars are shown all the same."""
+    """Escape `|`, which would end a table cell."""
     return text.replace("|", "\\|")
 
 

@@ -1,4 +1,4 @@
-"""Figures and tables as items of the page: drawn, with downloads and what they were made from."""
+"""Items of the page: each figure or table, drawn, with its downloads and the runs it was made from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DOWNLOADS = {
 
 
 class Download(NamedTuple):
-    """What one click saves; `uri` holds all of it."""
+    """A file to download; `uri` contains all of it."""
 
     title: str
     file: str
@@ -59,7 +59,7 @@ class Item:
     picture: Markup | None = None
     hints: str = ""  # lines of "x y text", x and y in ten-thousandths of the picture
     files: dict[str, bytes] = field(default_factory=dict)  # format → content
-    runs: tuple[str, ...] = ()  # what it was made from
+    runs: tuple[str, ...] = ()  # that it was made from
 
     @property
     def downloads(self) -> list[Download]:
@@ -67,7 +67,7 @@ class Item:
 
 
 def build_item(shown: registry.Figure, comparable: Comparable, prefix: str) -> Item:
-    """Draw one figure or table; what cannot be drawn says why. prefix: of its anchor, and of every id in it."""
+    """Draw one figure or table; `missing` says why it cannot be drawn. prefix: of its anchor and of every id in it."""
     selection = comparable.shown_in(shown)
     item = Item(
         shown.name,
@@ -102,7 +102,7 @@ def build_item(shown: registry.Figure, comparable: Comparable, prefix: str) -> I
 
 
 def _as_table(item: Item, shown: pd.DataFrame, colours: Mapping[str, str], stored: pd.DataFrame) -> Item:
-    """The item with a table; `stored` is what its CSV holds."""
+    """The item with a table. stored: the content of its CSV."""
     item.table = make_table(shown, colours)
     item.notes = clean(str(shown.attrs.get("notes", "")))
     item.files = {
@@ -114,8 +114,8 @@ def _as_table(item: Item, shown: pd.DataFrame, colours: Mapping[str, str], store
 
 
 def _colours(comparable: Comparable) -> dict[str, str]:
-    """label → colour. An arm's label says how it differs from the others that are shown, so a table of few may call it
-    otherwise than one of all."""
+    """label → colour. An arm's label states how it differs from the other arms shown, so an arm may have two labels: one
+    among all arms, one among those at home."""
     arms = [*comparable.every_arm.arms, *comparable.home.arms]
     return {clean(arm.label): look_of(arm.loss).colour for arm in arms}
 
@@ -130,17 +130,21 @@ class Task(NamedTuple):
 
 
 MOST_PROCESSES = 8  # each holds pictures of its own
-_waiting: list[Task] = []  # a forked process finds the frames here, so that nothing is sent to it
+_waiting: list[Task] = []  # forked processes inherit the frames from here, so that nothing is pickled
 
 
 def _draw_all(tasks: Sequence[Task]) -> list[Item]:
-    """Every item, in order, by as many processes as there are cores. One process where a fork is not safe (elsewhere than
-    on Linux); the bytes are the same."""
+    """Draw every item, in order, with one process for each core; with one process outside Linux, where forking is not safe.
+    The bytes are the same."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     processes = min(cores, len(tasks), MOST_PROCESSES)
     if processes < 2:
         return [build_item(*task) for task in tasks]
-    for shown, comparable, _ in tasks:  # torch has threads, which a fork loses: what needs it is derived before
+    for (
+        shown,
+        comparable,
+        _,
+    ) in tasks:  # frames that need torch are derived before the fork, which would lose torch's threads
         for name in shown.frames:
             comparable.shown_in(shown).frames.get(name)
     _waiting[:] = tasks
@@ -155,27 +159,27 @@ def _draw_waiting(place: int) -> Item:
     return build_item(*_waiting[place])
 
 
-# ---------------------------------------------------------------- what was made from which runs
+# ---------------------------------------------------------------- the runs behind an item
 def made_from(data: pd.DataFrame, shown: registry.Figure, selection: Selection) -> tuple[str, ...]:
-    """The runs behind a figure or table: those of the arms that its data name, or all that it was given."""
+    """The runs behind a figure or table: those of the arms named in its data, or all runs of its frames."""
     frames = selection.frames
-    given = [frames[name] for name in shown.frames if name in frames and "run" in frames[name]]
-    measured = {str(run) for frame in given if "status" not in frame for run in frame["run"]}
-    measured = measured or {str(run) for frame in given for run in frame["run"]}
+    read = [frames[name] for name in shown.frames if name in frames and "run" in frames[name]]
+    measured = {str(run) for frame in read if "status" not in frame for run in frame["run"]}
+    measured = measured or {str(run) for frame in read for run in frame["run"]}
     runs_of = {arm.label: arm.runs for arm in selection.arms}
-    naming = [data[column] for column in data if column in NAMES_ARMS]
-    named = {run for column in naming for label in column.unique() for run in runs_of.get(label, ())}
+    label_columns = [data[column] for column in data if column in NAMES_ARMS]
+    labelled = {run for column in label_columns for label in column.unique() for run in runs_of.get(label, ())}
     pooled = {arm.id for arm in selection.arms}
     loss_of = frames["runs"].set_index("run")["loss"]
-    found = (measured & named if named else measured) - pooled
+    found = (measured & labelled if labelled else measured) - pooled
     return tuple(sorted(found, key=lambda run: (loss_of.get(run) != "start", run)))
 
 
-NAMES_ARMS = ("Loss", "label", "trained", "row", "column", "beside", "start")  # columns that name what a row is about
+NAMES_ARMS = ("Loss", "label", "trained", "row", "column", "beside", "start")  # columns with labels of arms
 
 
 def list_made_from(items: Sequence[Item], comparable: Comparable, prefix: str) -> Item:
-    """The table of all figures and tables and of the runs that each was made from; its CSV names every run."""
+    """The table of all figures and tables with the runs behind each; its CSV names every run."""
     runs = comparable.frames["runs"].set_index("run")
     rows, stored = [], []
     for item in items:

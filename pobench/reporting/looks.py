@@ -1,4 +1,4 @@
-"""The colour and marker of each loss, the same in every figure."""
+"""The colour and marker of each loss, the same in every figure, and the colours of axes and page."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ START = Look("#7b828c", "o")  # the start model
 # Blues: SimPO and its variants. Oranges and browns: DPO and its variants; further warm ones: DPO with another margin.
 # Greens: squared objectives. Purples and pinks: each answer by itself.
 
-# For losses that declare no look; a name always gets the same look, whatever stands beside it.
+# For losses that declare no look. A name always gets the same look, whichever other losses are shown.
 RESERVED_COLOURS = ("#a25aa8", "#7c8a1e", "#4b8b8b", "#c2476b", "#8f7652", "#64809f", "#3f9a4e", "#b0634f")
 RESERVED_MARKERS = ((6, 1, 0), (7, 0, 0), (8, 1, 0), (3, 1, 0), (10, 1, 0), (3, 1, 180), (4, 1, 45))
 
 INK, FAINT, GRID, PAPER, SHADE = "#24292f", "#6e7781", "#dfe3e8", "#fefefe", "#eef1f5"
-# What the page may recolour for the dark (and nothing else in a figure uses exactly these).
+# Colours that the page replaces in dark mode; nothing else in a figure uses exactly these.
 PAGE_COLOURS = {INK: "--fig-ink", FAINT: "--fig-faint", GRID: "--fig-grid", PAPER: "--fig-paper", SHADE: "--fig-shade"}
 
 

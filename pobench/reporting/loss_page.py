@@ -1,5 +1,5 @@
-"""The page of all objectives, docs/losses.md: what each loss's docstring, signature and registration say, and how strongly
-it pulls on typical pairs, by autograd. `pobench list losses --markdown` prints it; `make docs` writes it.
+"""Writes docs/losses.md, the reference of all objectives: each loss's docstring, settings and source, and its gradient on
+typical pairs, by autograd. `pobench list losses --markdown` prints it; `make docs` stores it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ response's tokens; `reference_chosen` and `reference_rejected` are the same unde
 over mismatched prompts and responses of the batch.
 
 Every objective is a function of these numbers, so its gradient is `a_w ∇chosen + a_l ∇rejected` with two weights per
-pair. Each section gives the two weights as expressions, which the tests hold to autograd, and their sizes at the
+pair. Each section gives the two weights as expressions, which the tests compare with autograd, and their sizes at the
 defaults on three pairs, with kl = 0. A negative weight raises the response.
 
-Objectives that TRL has too are held, value and gradient, to TRL's own trainers: tests/losses/test_trl_parity.py."""
+Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py."""
 
-MEANINGS = {  # of the names that losses share; a loss says in `meanings` what a name of its own means
+MEANINGS = {  # of settings that several losses share; a loss declares other names in its own `meanings`
     "beta": "scale of the reward",
     "gamma": "target margin between the two rewards",
     "gamma_beta_ratio": "the same margin, divided by beta",
@@ -45,23 +45,27 @@ MEANINGS = {  # of the names that losses share; a loss says in `meanings` what a
     "label_smoothing": "share of pairs taken to be labelled the wrong way round",
 }
 
-LEFT_OUT = {  # published objectives that a function of these numbers cannot express, or that has not been taken up
+LEFT_OUT = {  # published objectives that are no function of these numbers, or that are not implemented
     "AOT": "sorts the log-ratios of a whole batch: a pair's loss depends on its neighbours and on the split",
     "BCO's reward shift": "is a running mean over past batches; without it the objective is `bco_pair`",
     "WPO": "weighs a pair by the probabilities of the whole vocabulary at every token",
     "LD-DPO, SamPO and TDPO": "need the log-probability of every token, not their sum",
     "ODPO and SPPO with graded preferences": "need a score or a preference probability with every pair",
     "TPO": "needs a third, best response to the same prompt",
-    "f-DPO": "is a family of such functions, one for each divergence; not taken up",
+    "f-DPO": "is a family of such functions, one for each divergence; not implemented",
 }
 
-LABELS = ("Elsewhere", "Beware", "Reward")  # paragraphs of a docstring that begin with one of these stand out
+LABELS = (
+    "Elsewhere",
+    "Beware",
+    "Reward",
+)  # a docstring's paragraph that begins with one of these is printed with a bold label
 
 PAPER = "2405.14734"
 
 
 class Typical(NamedTuple):
-    """A pair to be weighed: what it shows, sums in nats under policy and reference, lengths in tokens."""
+    """An example pair: its name, summed log-probabilities in nats under policy and reference, lengths in tokens."""
 
     name: str
     chosen: float

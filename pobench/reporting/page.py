@@ -1,6 +1,6 @@
-"""From frames to files: every figure and table, one page that stands alone, and a summary for a pull request.
+"""Builds the report from frames: every figure and table, one self-contained page, and a summary for a pull request.
 
-The same frames give the same bytes: no date, no path, no order of arrival enters a file. Each `Comparable`, a group of
+The same frames give the same bytes: no file contains a date, a path or the order of the runs. Each `Comparable`, a group of
 runs that may be compared, is a section of the page.
 """
 
@@ -52,9 +52,9 @@ def build_report(
     seed: int = 0,
 ) -> Path:
     """Write figures, tables, `report.html`, `summary.md` and `tables.tex` under `out`; return the page's path, or the
-    folder's where no page was asked for.
+    folder's without the format html.
 
-    frames: as `pobench.results.load` gives them; a missing frame costs the figures that need it, each of which says so.
+    frames: as `pobench.results.load` gives them; figures whose frame is missing say so.
     figures: names of figures and tables, default all. setting: only this one. formats: any of `FORMATS`.
     Raises PobenchError when there is no run, or for unknown names.
     """
@@ -63,9 +63,9 @@ def build_report(
     if unknown:
         raise PobenchError("\n".join([*unknown, f"formats are {', '.join(FORMATS)}"]))
     groups = split(ordered(frames), setting=setting, seed=seed)
-    named = [(group, _slug(group.title) or f"section-{place}") for place, group in enumerate(groups)]
-    items = iter(_draw_all([Task(figure, group, anchor) for group, anchor in named for figure in shown]))
-    sections = [build_section(group, anchor, [next(items) for _ in shown]) for group, anchor in named]
+    anchored = [(group, _slug(group.title) or f"section-{place}") for place, group in enumerate(groups)]
+    items = iter(_draw_all([Task(figure, group, anchor) for group, anchor in anchored for figure in shown]))
+    sections = [build_section(group, anchor, [next(items) for _ in shown]) for group, anchor in anchored]
     out = Path(out)
     for section in sections:
         for item in section.items:
@@ -98,7 +98,7 @@ def _chosen(names: Sequence[str] | None) -> list[registry.Figure]:
 # ---------------------------------------------------------------- answers side by side
 @dataclass
 class Sample:
-    """One answer as shown."""
+    """One answer on the page."""
 
     label: str
     colour: str
@@ -118,8 +118,8 @@ class SamplePrompt:
 
 
 def sample_answers(selection: Selection, count: int = SAMPLE_PROMPTS) -> list[SamplePrompt]:
-    """The answers to a few prompts, side by side. The rule is fixed, so nobody picked: among the prompts that most
-    models answered, those whose id has the smallest SHA-256; of each model the lowest seed's first sample."""
+    """The answers to a few prompts, side by side. A fixed rule picks them: of the prompts that most models answered, those
+    whose id has the smallest SHA-256; of each model, the lowest seed's first sample."""
     if selection.frames["answers"].empty:
         return []
     firsts = _first_answers(selection)
@@ -138,7 +138,7 @@ def sample_answers(selection: Selection, count: int = SAMPLE_PROMPTS) -> list[Sa
 
 
 def _first_answers(selection: Selection) -> dict[Arm, pd.DataFrame]:
-    """Of every arm that has answered: its lowest seed's first answer to each prompt, by prompt."""
+    """Arm → the first answers of its lowest seed, by prompt; arms without answers are left out."""
     runs, answers = selection.frames["runs"], selection.frames["answers"]
     firsts = {}
     for arm in selection.arms:
@@ -150,7 +150,7 @@ def _first_answers(selection: Selection) -> dict[Arm, pd.DataFrame]:
 
 
 def _answered_by_most(firsts: Iterable[pd.DataFrame]) -> list[Any]:
-    """The prompts that most models answered, by the SHA-256 of their id."""
+    """The prompts that most models answered, ordered by the SHA-256 of their id."""
     counts = Counter(prompt for frame in firsts for prompt in frame.index)
     most = max(counts.values(), default=0)
     return sorted((p for p, n in counts.items() if n == most), key=lambda p: hashlib.sha256(_bytes(p)).hexdigest())
@@ -196,7 +196,7 @@ def _bytes(text: Any) -> bytes:
 # ---------------------------------------------------------------- formulas, environment
 @dataclass
 class Formula:
-    """The exact objective of a loss and what it was given here."""
+    """The exact objective of a loss and the settings it was trained with."""
 
     label: str
     colour: str
@@ -209,7 +209,7 @@ class Formula:
 
 
 def formulas(selection: Selection) -> list[Formula]:
-    """One per loss and settings, from the registry; a loss that is not registered here says so."""
+    """One for each loss and its settings, from the registry; `known` is False for a loss that is not registered here."""
     found = []
     for arm in selection.trained:
         row = of_arm(selection.frames["runs"], arm).iloc[0]
@@ -266,7 +266,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]
 # ---------------------------------------------------------------- the page
 @dataclass
 class Section:
-    """One setting as the page shows it."""
+    """A section of the page: one group of comparable runs."""
 
     anchor: str
     folder: str
@@ -287,7 +287,7 @@ class Section:
 
 
 def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) -> Section:
-    """Put everything in its chapter."""
+    """The section of a group: its items by chapter, findings, samples and formulas."""
     items = [*drawn, list_made_from(drawn, comparable, anchor)]
     chapters = []
     for name, title in registry.CHAPTERS.items():
@@ -295,7 +295,8 @@ def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) ->
         chapters.append((name, title, [i for i in inside if not i.missing], [i for i in inside if i.missing]))
     tables = {item.name: item.table.frame for item in items if item.table}
     health = tables.get("training-health")
-    notes = dict.fromkeys(clean(str(n), 600) for n in comparable.frames["runs"]["note"].dropna() if str(n).strip())
+    models = [str(n) for n in comparable.frames["runs"]["note"].dropna()]
+    notes = dict.fromkeys(clean(note, 600) for note in [comparable.apart, *models] if note.strip())
     return Section(
         anchor=anchor,
         folder=anchor,
@@ -317,7 +318,7 @@ def _slug(text: str) -> str:
 
 
 def render(sections: Sequence[Section]) -> str:
-    """The page as one string, of at most `LARGEST_PAGE` bytes: the largest pictures are left out of one that is larger."""
+    """The page as one string of at most `LARGEST_PAGE` bytes; the largest pictures are left out of a larger page."""
     page = _render(sections)
     drawn = [(item, section) for section in sections for item in section.items if item.picture]
     for item, section in sorted(drawn, key=lambda d: -len(d[0].picture or "")):
@@ -352,7 +353,7 @@ def _render(sections: Sequence[Section]) -> str:
 
 
 def _code(text: str) -> Markup:
-    """The text, escaped, with what stands between backticks as code."""
+    """The text, escaped, with code elements for text between backticks."""
     return Markup(re.sub(r"`([^`<>]+)`", r"<code>\1</code>", str(escape(text))))
 
 
@@ -372,7 +373,7 @@ TONES = {"good": "▲", "bad": "▼", "open": "○", "note": "·"}
 
 
 def summary_markdown(section: Section) -> str:
-    """The section in Markdown, fit for a pull request: what was compared, the findings, the first table of results."""
+    """The section in Markdown for a pull request: facts, findings and the first table of results."""
     sentences = [f"- {TONES[f.tone]} **{markdown(f.head)}.** {markdown(f.text)}" for f in section.findings]
     notes = [f"> {markdown(note)}" for note in section.notes]
     _, _, results, _ = section.chapters[0]
@@ -384,7 +385,7 @@ def summary_markdown(section: Section) -> str:
 
 
 def all_tables(sections: Sequence[Section]) -> str:
-    """A LaTeX document of every table, to look at and to copy from; each is also a file of its own, for `\\input`."""
+    """A LaTeX document of every table, to read and copy from; each table is also a file for `\\input`."""
     lines = [
         r"\documentclass{article}",
         *TEX_NEEDS,

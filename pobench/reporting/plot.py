@@ -1,7 +1,7 @@
-"""One style for every picture; each loss keeps its colour and marker everywhere.
+"""The style and the building blocks of every figure: panels, dot plots, axes, hints, and bytes as PNG, SVG and CSV.
 
 A figure is a function of frames that returns a `Drawing`; it touches no disk and no global state of matplotlib.
-`draw` supplies the frames by name and sets the style, `png` and `svg` give the bytes: the same drawing, the same bytes.
+`pobench.reporting.draw` supplies the frames by name and sets the style. The same drawing gives the same bytes.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from pobench.types import Estimate
 
 
 class NothingToDraw(Exception):
-    """The frames lack what a figure or table needs. The message is one sentence, which the report prints instead."""
+    """The frames lack what a figure or table needs. The message is one sentence, which the report prints in its place."""
 
 
 class Drawing(NamedTuple):
-    """What a figure returns: the picture, the numbers behind it, and what these data add to its caption."""
+    """A drawn figure: the picture, the numbers behind it, and notes that these data add to the caption."""
 
     figure: Figure
     data: pd.DataFrame
@@ -52,8 +52,8 @@ class Drawing(NamedTuple):
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
-    "text.parse_math": False,  # labels are data: a dollar sign in a name is a dollar sign
-    "text.hinting": "no_hinting",  # text is as wide in one format as in another
+    "text.parse_math": False,  # labels are data: a dollar sign in a name starts no formula
+    "text.hinting": "no_hinting",  # the same width of text in every format
     "text.color": INK,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -94,7 +94,7 @@ WIDTH = 9.8  # inches: the report's text column
 
 @contextmanager
 def style(salt: str = "pobench") -> Iterator[None]:
-    """Our style and nothing of the user's; undone on leaving."""
+    """Our style instead of the user's, within the block."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph \d+")  # a name may use a letter that the font lacks
         matplotlib.rcdefaults()
@@ -107,10 +107,10 @@ def style(salt: str = "pobench") -> Iterator[None]:
 def panels(
     count: int, *, columns: int = 4, height: float = 1.9, width: float = WIDTH, sharex: bool = True, sharey: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """A grid of `count` small panels, row by row; `height` inches each. A few panels stay small, not stretched."""
+    """A grid of `count` small panels, row by row; `height` inches each. A few panels are not stretched."""
     rows, most = math.ceil(count / columns), columns
     columns = math.ceil(count / rows) if count else 1  # rows of equal length
-    width = max(width * columns / most, 0.5 * WIDTH)  # room for the labels of the whole
+    width = max(width * columns / most, 0.5 * WIDTH)  # room for the figure's common labels
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.02, hspace=0.03)
     figure = _Panels(figsize=(width, height * rows + 0.5), layout=layout)
     figure.sharex, figure.sharey = sharex, sharey
@@ -125,8 +125,8 @@ def panels(
 
 
 class _Panels(Figure):
-    """A figure whose panels get the same limits when all is drawn. (Sharing axes, as matplotlib has it, asks every panel
-    about every other time and again: with a hundred of them that is half of the drawing.)"""
+    """A figure whose panels get common limits at the end. (matplotlib's shared axes update every panel for every other;
+    with a hundred panels that takes half of the drawing time.)"""
 
     sharex = sharey = False
 
@@ -149,7 +149,7 @@ def single(height: float, *, width: float = WIDTH) -> tuple[Figure, Axes]:
 
 
 def outer_labels(figure: Figure, x: str, y: str) -> None:
-    """One label for all panels' x and one for all their y."""
+    """One x label and one y label for all panels."""
     figure.supxlabel(x, fontsize=8.5, color=FAINT)
     figure.supylabel(y, fontsize=8.5, color=FAINT)
 
@@ -181,7 +181,7 @@ def short(text: Any, longest: int = 28) -> str:
 
 
 def rectangle(x: float, y: float, width: float, height: float, **look: Any) -> Rectangle:
-    """A filled cell in data coordinates, without an edge unless given one."""
+    """A filled cell in data coordinates, by default without an edge."""
     return Rectangle((x, y), width, height, **{"linewidth": 0, **look})
 
 
@@ -195,8 +195,8 @@ def log_scale(axis_of: Axes, which: str = "y") -> None:
 
 
 def value_axis(ax: Axes, values: ArrayLike) -> None:
-    """An x axis that names the values themselves: logarithmic where they span a factor of five or more, without the
-    labels that would touch the one before. Those of both ends always stand."""
+    """An x axis with ticks at the values, logarithmic if they span a factor of five or more. Labels that would overlap are
+    left out, except those of both ends."""
     at = np.unique(np.asarray(values, dtype=float))
     spread = len(at) > 1 and at[0] > 0 and at[-1] / at[0] >= 5
     if spread:
@@ -205,7 +205,7 @@ def value_axis(ax: Axes, values: ArrayLike) -> None:
     place = (place - place[0]) / (np.ptp(place) or 1.0)  # 0 to 1
     texts = [brief(value) for value in at]
     inches = ax.figure.get_figwidth() / ax.get_subplotspec().get_gridspec().ncols * 0.75  # type: ignore[union-attr]
-    room = [0.09 * len(text) / inches for text in texts]  # of a label, at the size of ticks
+    room = [0.09 * len(text) / inches for text in texts]  # width of a label, at the ticks' font size
     last = len(at) - 1
     kept = [0]
     for k in range(1, last):
@@ -240,11 +240,11 @@ def rho(e: Estimate) -> str:
     return f"ρ = {e.value:.2f}{interval}".replace("-", "−")
 
 
-BETTER, WORSE = "#2a78d6", "#d4541a"  # of a cell, beside whatever it is compared with
+BETTER, WORSE = "#2a78d6", "#d4541a"  # colours of a cell that is better or worse than its comparison
 
 
 def matrix_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str], *, names_above: bool = False) -> None:
-    """Axes whose cell (row, column) is the unit square at (column, row), rows from top to bottom; names as they stand."""
+    """Axes whose cell (row, column) is the unit square at (column, row), rows from top to bottom, with their names."""
     side = "left" if names_above else "right"
     ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=35, ha=side, rotation_mode="anchor")
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
@@ -282,7 +282,7 @@ def dots(
 ) -> None:
     """Rows from top to bottom: marker at the value, line over the interval, the numbers at the right edge.
 
-    baseline: the start model, a dashed line with its interval as a band. zero: where a thin solid line stands.
+    baseline: the start model, a dashed line with its interval as a band. zero: the place of a thin solid line.
     """
     if zero is not None:
         ax.axvline(zero, color=FAINT, linewidth=0.8, zorder=1)
@@ -319,7 +319,7 @@ def dots(
 
 
 def metric_rows(runs: pd.DataFrame, scores: pd.DataFrame, metric: str, *, ranked: bool = True) -> list[Row]:
-    """A row for every arm that has the metric, the start model left out; the highest value first if `ranked`."""
+    """A row for every trained arm that has the metric; the highest value first if `ranked`."""
     found = [
         Row(arm, score_of(scores, arm, metric), seed_values(scores, arm, metric))
         for arm in arms_of(runs)
@@ -345,7 +345,7 @@ def rows_data(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def dots_height(rows: int) -> float:
-    """Inches of a dot plot of so many rows."""
+    """The height in inches of a dot plot with this many rows."""
     return 0.31 * rows + 0.85
 
 
@@ -390,8 +390,8 @@ def binned(
     return pd.DataFrame(rows, columns=columns)
 
 
-# ---------------------------------------------------------------- what a pointer finds
-MOST_HINTS = 60  # of one series, evenly picked
+# ---------------------------------------------------------------- hints under the pointer
+MOST_HINTS = 60  # of one series, evenly spaced
 
 
 class _Hints(Artist):
@@ -404,9 +404,9 @@ class _Hints(Artist):
 
 
 def hint(ax: Axes, x: ArrayLike, y: ArrayLike, texts: Sequence[str], *, aloud: bool = True) -> None:
-    """What the page says where a pointer comes near (x, y); each array (points,), in data coordinates.
+    """Texts that the page shows when the pointer is near (x, y); each array (points,), in data coordinates.
 
-    Call it once for each series. aloud: its first and last text also tell what is seen to those who cannot see it.
+    Call it once for each series. aloud: its first and last text also go into the description for screen readers.
     """
     xs, ys = (np.asarray(values, dtype=float).ravel() for values in (x, y))
     points = [point for point in zip(xs, ys, map(str, texts), strict=True) if np.isfinite(point[:2]).all()]
@@ -427,7 +427,7 @@ def hint_estimates(
 
 
 class Hint(NamedTuple):
-    """A text at a place of the picture; x, y: fractions of its width and height, from the upper left corner."""
+    """A text at a point of the picture; x, y: fractions of its width and height, from the upper left corner."""
 
     x: float
     y: float
@@ -435,7 +435,7 @@ class Hint(NamedTuple):
 
 
 def hints(figure: Figure) -> list[Hint]:
-    """Every hint inside the axes it belongs to, as the figure is laid out now."""
+    """Every hint that lies inside its axes, in the figure's present layout."""
     found = []
     for ax, series in _series(figure):
         for x, y, text in series.points:
@@ -447,7 +447,7 @@ def hints(figure: Figure) -> list[Hint]:
 
 
 def described(figure: Figure, longest: int = 16) -> str:
-    """What is seen, in words: each series by its text, or by its first and last; "" where nothing was hinted."""
+    """The figure in words, for screen readers: the first and last hint of each series; "" without hints."""
     words = []
     for _, series in _series(figure):
         texts = [text for *_, text in series.points] if series.aloud else []
@@ -480,8 +480,8 @@ def svg(figure: Figure, salt: str = "pobench") -> str:
 
 
 def inline_svg(text: str, prefix: str, label: str) -> str:
-    """The SVG as an element of a page: ids unique to it, our ink and paper as the page's variables, read out as
-    `label`."""
+    """The SVG as an element of the page, with ids made unique by `prefix`, colours as the page's variables, and `label` for
+    screen readers."""
     text = text[text.index("<svg") :]
     used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", text))
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", text)
@@ -502,7 +502,7 @@ def inline_svg(text: str, prefix: str, label: str) -> str:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """`data:` address of the bytes, for a page that must stand alone."""
+    """`data:` address of the bytes, for a self-contained page."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 

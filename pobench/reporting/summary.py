@@ -1,4 +1,4 @@
-"""The summary that a busy person reads in a minute: sentences computed from the frames, with their n and intervals."""
+"""Computes the summary at the top of a report: sentences from the frames, with n and intervals, to be read in a minute."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pobench.results.arms import (
 from pobench.results.comparable import Comparable, Selection
 from pobench.types import Estimate
 
-MOST_NAMED = 5  # losses in one sentence; where there are more, it names the FIRST, and the tables have them all
+MOST_NAMED = 5  # losses in one sentence; of more, it names the FIRST, and the tables have all
 FIRST = 3
 
 
@@ -41,11 +41,11 @@ class Finding:
 def summarise(
     comparable: Comparable, health: pd.DataFrame | None = None, claims: pd.DataFrame | None = None
 ) -> list[Finding]:
-    """The summary: who beats the start model, who differs, what became of the paper's claims, what failed, what to watch.
-    All computed.
+    """The findings: losses better or worse than the start model, differences between losses, the verdicts on the paper's
+    claims, failures, and warnings.
 
-    health, claims: the tables `training-health` and `claims`, if they were drawn. Losses are compared as the tables show
-    them, each with its setting's own values; what failed is told of every arm.
+    health, claims: the tables `training-health` and `claims`, if they were drawn. Losses are compared as in the tables,
+    each with its setting's own values; failures include every arm.
     """
     home, every_arm = comparable.home, comparable.every_arm
     sentences = [*_gains(home), *_between(home), *_scorecard(claims), *_failures(every_arm), *_warnings(health)]
@@ -77,7 +77,7 @@ def _data_order(selection: Selection) -> list[Finding]:
     orders = runs[runs["loss"] != "start"].dropna(subset=["order"]).query("order != ''")
     if all(group["order"].nunique() == 1 for _, group in orders.groupby("seed", sort=True)):
         return []
-    text = "Runs with the same seed saw pairs in different orders: part of any difference may come from there."
+    text = "Runs with the same seed saw pairs in different orders, which may cause part of any difference."
     return [Finding("bad", "Data order", text)]
 
 
@@ -116,7 +116,7 @@ def _gains(selection: Selection) -> list[Finding]:
 
 
 def _how_many(found: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
-    """Before a list that names only the first of many: how many there are."""
+    """The beginning of a list that names only the first of many: their number and range."""
     if len(found) <= MOST_NAMED:
         return ""
     ends = f"{_signed(gains[found[-1]].value)} to {_signed(gains[found[0]].value)} points"
@@ -124,7 +124,7 @@ def _how_many(found: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
 
 
 def _points_of(found: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
-    """`SimPO +22.1 points (95 % interval +15.0 to +29.2); DPO +12.0 (+4.9 to +19.1)`: units with the first alone."""
+    """`SimPO +22.1 points (95 % interval +15.0 to +29.2); DPO +12.0 (+4.9 to +19.1)`: units only at the first."""
     points: list[str] = []
     for arm in found if len(found) <= MOST_NAMED else found[:FIRST]:
         unit, what = ("", "") if points else (" points", "95 % interval ")
@@ -133,7 +133,7 @@ def _points_of(found: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
 
 
 def _level(selection: Selection) -> str:
-    """What the start model itself reaches."""
+    """The start model's pass rate, as the end of a sentence."""
     for arm in selection.arms:
         if arm.is_start and not math.isnan((rate := score_of(selection.frames["scores"], arm, "pass_rate")).value):
             return f"; the start model’s is {100 * rate.value:.1f} %"
@@ -155,7 +155,7 @@ def _without_judge(selection: Selection) -> list[Finding]:
 
 
 def _gain_p_values(selection: Selection, arms: Sequence[Arm]) -> list[float]:
-    """Two-sided p of "no gain": over prompts, and where an arm has several seeds over these too, whichever is larger."""
+    """Two-sided p of "no gain": over prompts, and if an arm has several seeds also over seeds; the larger of the two."""
     runs, verdicts = selection.frames["runs"], selection.frames["verdicts"]
     starts = [arm for arm in selection.arms if arm.is_start]
     by_prompt = scores_by_prompt(verdicts, [*starts, *arms])
@@ -176,7 +176,7 @@ def _gain_p_values(selection: Selection, arms: Sequence[Arm]) -> list[float]:
 
 # ---------------------------------------------------------------- against each other
 def _between(selection: Selection) -> list[Finding]:
-    """Which losses differ from each other; the same tests and the same correction as in the figure `who-beats-whom`."""
+    """Which losses differ, by the tests and the correction of the figure `who-beats-whom`."""
     runs, verdicts, arms = selection.frames["runs"], selection.frames["verdicts"], selection.arms
     if verdicts.empty:
         return []
@@ -202,7 +202,7 @@ def _between(selection: Selection) -> list[Finding]:
 
 
 def _who_wins(wins: Sequence[tuple[Arm, Arm]]) -> str:
-    """Every (winner, loser) of a few; of many, who wins and who loses most often."""
+    """Every pair by name, or for more than eight pairs the losses that win and lose most often."""
     if len(wins) > 8:
         most_wins, most_losses = (_tally(side) for side in zip(*wins, strict=True))
         return f"Most often ahead: {most_wins}; most often behind: {most_losses} (“Who beats whom” shows each pair)"
@@ -214,7 +214,7 @@ def _who_wins(wins: Sequence[tuple[Arm, Arm]]) -> str:
 
 
 def _tally(arms: Iterable[Arm]) -> str:
-    """`SimPO in 13 pairs, DPO in 7, …`: those that occur most often."""
+    """`SimPO in 13 pairs, DPO in 7, …`: the arms that occur most often."""
     counts = Counter(arms)
     ranked = sorted(counts, key=lambda arm: (-counts[arm], arm.label))[:FIRST]
     return ", ".join(
@@ -225,7 +225,7 @@ def _tally(arms: Iterable[Arm]) -> str:
 
 # ---------------------------------------------------------------- the paper's claims
 def _scorecard(claims: pd.DataFrame | None) -> list[Finding]:
-    """How many claims got which verdict, and the first of those that were decided, as the table has them."""
+    """The number of claims with each verdict, and the first of those that were decided, in the table's order."""
     if claims is None:
         return []
     by_verdict = {
@@ -242,9 +242,9 @@ def _scorecard(claims: pd.DataFrame | None) -> list[Finding]:
     return [Finding("note", "The paper’s claims", text)]
 
 
-# ---------------------------------------------------------------- what went wrong
+# ---------------------------------------------------------------- failures and warnings
 def _failures(selection: Selection) -> list[Finding]:
-    """One sentence for each loss and reason; the seeds that shared it together."""
+    """One sentence for each loss and reason, with the seeds that it concerns."""
     seeds_of: dict[tuple[str, str, str], list[str]] = {}
     for arm in selection.arms:
         for row in of_arm(selection.frames["runs"], arm).sort_values("seed", kind="stable").to_dict("records"):
@@ -274,7 +274,7 @@ def _warnings(health: pd.DataFrame | None) -> list[Finding]:
 
 
 def both_fell(health: pd.DataFrame | None) -> str:
-    """How often both log-probabilities fell, and whether the gap opened all the same; "" where that is not known."""
+    """For which losses both log-probabilities fell, and whether the gap still widened; "" if that is not known."""
     if health is None:
         return ""
     moved = [(clean(str(a)), str(b)) for a, b in zip(health["Loss"], health["Both sides"], strict=True) if b]
@@ -284,13 +284,13 @@ def both_fell(health: pd.DataFrame | None) -> str:
     wrong = [loss for loss, how in moved if how.endswith(("no gap", "wrong way"))]
     text = f"Here, on held-out pairs, both fell for {listing(_few(fell)) or 'no loss'}."
     if wrong:
-        return text + f" No gap between the two was learned by {listing(_few(wrong))}: that is worth a look."
+        return text + f" {listing(_few(wrong))} learned no gap between the two: look into it."
     return text + " Every loss widened the gap between the two."
 
 
-# ---------------------------------------------------------------- what was compared
+# ---------------------------------------------------------------- facts
 def facts(comparable: Comparable) -> str:
-    """What was compared, in one line."""
+    """The number of losses, seeds, pairs and prompts, the judge and the protocol, in one line."""
     runs, frames = comparable.frames["runs"], comparable.frames
     trained = runs[runs["loss"] != "start"]
     parts = [_count(trained["loss"].nunique(), "loss", "losses")]
@@ -320,7 +320,7 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _few(texts: Sequence[str]) -> list[str]:
-    """The first of them, and how many more there are."""
+    """The first few texts, and the number of the others."""
     rest = len(texts) - MOST_NAMED
     return list(texts) if rest <= 1 else [*texts[:MOST_NAMED], f"{rest} more"]
 

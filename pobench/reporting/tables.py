@@ -1,6 +1,6 @@
-"""A DataFrame of Estimates and plain values as people read it: on the page, in Markdown, in LaTeX, as CSV.
+"""Prints a DataFrame of Estimates and plain values: on the page, in Markdown, in LaTeX and as CSV.
 
-What comes from data is untrusted: `clean` makes the invisible visible, and each format escapes what it must.
+Text from data is untrusted: `clean` shows invisible characters by their number, and each format escapes its markup.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _VISIBLE = {c: f"⟨U+{c:04X}⟩" for c in _HIDDEN} | {0x0D: "⟨U+000D⟩"}
 
 
 def clean(text: str, longest: int | None = None) -> str:
-    """Text that is safe to look at: broken UTF-8 as �, invisible and direction-changing characters by their number.
+    """Text that is safe to display: broken UTF-8 as �, invisible and direction-changing characters by their number.
 
-    It is still text, not HTML: the page escapes it.
+    The result is not HTML: the page still escapes it.
     """
     cut = text if longest is None or len(text) <= longest else text[:longest] + "…"
     whole = cut.replace("\r\n", "\n").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -41,7 +41,7 @@ def listing(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-# ---------------------------------------------------------------- what a table is
+# ---------------------------------------------------------------- a printed table
 @dataclass
 class Head:
     """A column: its title, unit, tooltip, and which direction is better."""
@@ -55,7 +55,7 @@ class Head:
 
 @dataclass
 class Cell:
-    """A printed cell: the value, its interval and n, what to sort by, how it stands to "no effect"."""
+    """A printed cell: the value, its interval and n, the sort key, and whether the interval excludes "no effect"."""
 
     text: str
     interval: str = ""
@@ -70,7 +70,7 @@ NO_EFFECT = {"pass_rate_gain": 0.0, "win_rate": 0.5}
 
 @dataclass
 class Table:
-    """A table ready to print; `frame` keeps the raw numbers."""
+    """A table ready to print; `frame` has the raw numbers."""
 
     heads: list[Head]
     rows: list[list[Cell]]
@@ -92,7 +92,7 @@ def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) ->
     if colours:
         for cell in columns[0]:
             cell.colour = colours.get(cell.text, "")
-    marks = frame.attrs.get("marks", {})  # text → "up" | "down", of a table whose words have a direction
+    marks = frame.attrs.get("marks", {})  # text → "up" | "down", for words that mean better or worse
     for cell in (cell for column in columns for cell in column if cell.text in marks):
         cell.sign = marks[cell.text]
     return Table(heads, [list(row) for row in zip(*columns, strict=True)], frame)
@@ -119,7 +119,7 @@ def _cell(value: Any, metric: metrics.Metric | None) -> Cell:
 
 
 def _as_sharp_as(e: Estimate) -> Callable[[float], str]:
-    """Value and ends alike, with as many decimals as give the interval's width two digits."""
+    """A format for value and interval ends, with enough decimals to show two digits of the interval's width."""
     width = e.high - e.low
     if not (math.isfinite(width) and width > 0):
         return show_number
@@ -151,7 +151,7 @@ def to_markdown(table: Table) -> str:
 
 
 def markdown(text: str) -> str:
-    """The text with whatever Markdown or HTML would act on made literal, on one line."""
+    """The text on one line, with Markdown and HTML escaped."""
     return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", _one_line(text))
 
 
@@ -181,12 +181,12 @@ def to_latex(table: Table) -> str:
         ]
         lines.append(
             ("{}" if cells[0][:1] in ("[", "*") else "") + " & ".join(cells) + r" \\"
-        )  # else the `\\` above reads them
+        )  # so that the `\\` above does not read them as an argument
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def latex(text: str) -> str:
-    """The text as LaTeX prints it: Latin letters as they are, a character that its fonts lack by its number."""
+    """The text escaped for LaTeX: Latin letters unchanged, characters that its fonts lack by their number."""
     return "".join(_TEX.get(c) or (c if c.isascii() or "À" <= c <= "ÿ" else f"U+{ord(c):04X}") for c in _one_line(text))
 
 

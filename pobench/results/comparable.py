@@ -61,7 +61,8 @@ class Comparable:
     """The runs of one setting, protocol and start model: what may be compared.
 
     every_arm: all of them. home: each loss with its setting's own values, without the arms that studies have added; the
-    same as `every_arm` where there are no more than `MOST_ARMS`.
+    same as `every_arm` where there are no more than `MOST_ARMS`. apart: a sentence where the setting has runs of several
+    protocols, "" elsewhere.
     """
 
     setting: str
@@ -70,6 +71,7 @@ class Comparable:
     title: str
     every_arm: Selection
     home: Selection
+    apart: str = ""
 
     @property
     def frames(self) -> Frames:
@@ -95,7 +97,7 @@ def split(frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, see
         if not key[2] and (members["loss"] == "start").any():  # start models without a name of their own
             key = (*key[:2], str(members.loc[members["loss"] == "start", "run"].iloc[0]))
         every_arm = Selection(_frames_of(frames, members, seed))
-        found.append(Comparable(*key, _title(key, keys), every_arm, _at_home(every_arm)))
+        found.append(Comparable(*key, _title(key, keys), every_arm, _at_home(every_arm), _apart(key, keys)))
     return found
 
 
@@ -143,6 +145,20 @@ def _title(key: Key, keys: Sequence[Key]) -> str:
     if len({k[2] for k in keys if k[:2] == key[:2]}) > 1:
         title += f", start model {start.rsplit('/', 1)[-1] or 'unknown'}"
     return title
+
+
+def _apart(key: Key, keys: Sequence[Key]) -> str:
+    """Why runs of one setting stand in several groups, where their protocols differ."""
+    setting, protocol, _ = key
+    others = sorted({k[1] for k in keys if k[0] == setting} - {protocol}, key=_number)
+    if not others:
+        return ""
+    count = sum(k == key for k in keys)
+    runs = f"{count} run{'' if count == 1 else 's'} of {setting}"
+    return (
+        f"Made by protocol {protocol or 'unknown'}: {runs}; not comparable with those of protocol "
+        f"{' and '.join(other or 'unknown' for other in others)}, which are shown apart."
+    )
 
 
 def _frames_of(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: int) -> Frames:

@@ -113,6 +113,7 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
         "environment": json.dumps(folder.read_json("environment.json") if folder.has("environment.json") else {}),
         "sources": json.dumps({} if start else _sources(config["origin"], config["loss"])),
         "length_bias": math.nan if start else config["data"].get("length_bias", 0.0),
+        "others": sum(map(folder.others, folder.shown)),
     }
 
 

@@ -1,1 +1,1 @@
-"""Workflows: what people ask for, over runs: studies, tuning, on-policy pairs, checks."""
+"""Workflows over runs: studies, the search for hyperparameters, on-policy pairs, and the checks of a loss."""

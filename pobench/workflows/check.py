@@ -1,8 +1,8 @@
-"""What a preference loss must do to be compared fairly, whoever wrote it: laws, each with a verdict and what was seen.
+"""The laws that a preference loss must obey to be compared fairly (`pobench check`). Each gives a verdict and the numbers.
 
-`holds` and `fails` are verdicts; a `note` is a property that a reader should know, neither right nor wrong.
-Laws of the function alone are tried on pairs in fp64 (and fp32 at the extremes); then whole training steps of a small
-random model are compared, the same batch cut in every way (`pobench.workflows.invariance`).
+The verdict is `holds` or `fails`, or `note` for a property that a reader should know and that is neither right nor wrong.
+Most laws evaluate the function on pairs in fp64 (and fp32 at the extremes); the last ones compare whole training steps of
+a small random model, with the same batch split in different ways (`pobench.workflows.invariance`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Finding(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """Preference pairs as a loss sees them, each (pairs,): sums in nats under policy and reference, lengths in tokens."""
+    """The inputs of a loss, each (pairs,): summed log-probabilities in nats under policy and reference, lengths in tokens."""
 
     chosen: Tensor
     rejected: Tensor
@@ -83,7 +83,7 @@ class Subject:
 
 # ---------------------------------------------------------------- pairs to try a loss on
 def _uniform(n: int, draw: torch.Generator) -> Callable[[float, float], Tensor]:
-    """(low, high) → (n,) numbers in between, the next ones of `draw`."""
+    """A function (low, high) → (n,) uniform numbers, drawn from `draw`."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(n, generator=draw, dtype=torch.float64)
@@ -103,8 +103,8 @@ def ordinary(n: int = 64, seed: int = 0) -> Numbers:
 
 
 def misranked(clearly: bool = False, n: int = 32, seed: int = 1) -> Numbers:
-    """Pairs that training has yet to rank: the rejected answer ahead, by the policy and since the reference. A little
-    (0.04 nats a token, under 2 nats since the reference), or clearly (0.6 nats a token, 20 to 60 nats each)."""
+    """Pairs ranked the wrong way, both by the policy and relative to the reference: a little (0.04 nats a token, under 2
+    nats relative to the reference), or clearly (0.6 nats a token, 20 to 60 nats each)."""
     uniform = _uniform(n, torch.Generator().manual_seed(seed))
     length = uniform(20, 200).floor()
     mean, apart = -uniform(0.4, 2.0), 0.3 if clearly else 0.02
@@ -121,7 +121,7 @@ def extremes() -> Numbers:
 
 
 def equal() -> Numbers:
-    """Pairs whose two answers are alike, with and without a reference that has moved; one-token answers too."""
+    """Pairs of two equal answers, with the policy at the reference and away from it; one-token answers too."""
     total = torch.tensor([-40.0, -40.0, -1.0, -0.01], dtype=torch.float64)
     before = torch.tensor([-40.0, -43.0, -1.5, -0.01], dtype=torch.float64)
     length = torch.tensor([20, 20, 1, 1])
@@ -141,7 +141,7 @@ LAWS: list[tuple[str, Callable[[Subject], tuple[str, str]]]] = []
 
 
 def law(name: str) -> Callable[[Callable[[Subject], tuple[str, str]]], Callable[[Subject], tuple[str, str]]]:
-    """A law: Subject → (verdict, what was seen)."""
+    """Register a law: a function Subject → (verdict, sentence with the numbers)."""
 
     def register(function: Callable[[Subject], tuple[str, str]]) -> Callable[[Subject], tuple[str, str]]:
         LAWS.append((name, function))
@@ -231,7 +231,7 @@ def _derivative(subject: Subject) -> tuple[str, str]:
         off = (slope - gradient).abs() / torch.maximum(
             gradient.abs(), torch.full_like(gradient, 1e-4 * max(scale, 1e-12))
         )
-        rounding = 1e-12 * (up.abs() + down.abs()) / h  # what fp64 leaves of the difference of two values
+        rounding = 1e-12 * (up.abs() + down.abs()) / h  # the rounding error of the difference of two fp64 values
         worst = max(worst, float(torch.where((slope - gradient).abs() <= rounding, 0.0, off).max()))
     if worst > 1e-4:
         return (
@@ -285,10 +285,10 @@ def _needs(subject: Subject) -> tuple[str, str]:
     if unused:
         return (
             "fails",
-            f"the loss asks for {' and '.join(unused)} and does not use it: drop the parameter, and the reference pass with it",
+            f"the loss asks for {' and '.join(unused)} and does not use it: drop the parameter, which saves the reference pass",
         )
-    asked = ", ".join(sorted(subject.loss.needs)) or "the policy alone"
-    return "holds", f"asks for {asked}"
+    needs = ", ".join(sorted(subject.loss.needs)) or "the policy alone"
+    return "holds", f"asks for {needs}"
 
 
 @law("every setting counts")
@@ -301,7 +301,7 @@ def _settings(subject: Subject) -> tuple[str, str]:
         elif isinstance(value, int | float):
             other = value * 1.5 if value else 0.1
         else:
-            continue  # a choice of words, or a second name of another setting
+            continue  # one of several words, or another name of the same setting
         tried.append(name)
         if torch.equal(subject(pairs, 1.0, **{name: other}).loss, base):
             dead.append(f"{name} ({value} or {other})")
@@ -382,12 +382,12 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 def _not_finite(got: Evaluated) -> tuple[str, int] | None:
-    named = {
+    tensors = {
         **got.output._asdict(),
         "slope by the chosen sum": got.by_chosen,
         "slope by the rejected sum": got.by_rejected,
     }
-    for what, t in named.items():
+    for what, t in tensors.items():
         bad = (~t.detach().isfinite()).nonzero()
         if len(bad):
             return what, int(bad[0, 0]) if bad.ndim == 2 and bad.shape[1] else 0
@@ -395,12 +395,12 @@ def _not_finite(got: Evaluated) -> tuple[str, int] | None:
 
 
 def _value(got: Evaluated, what: str, i: int) -> float:
-    named = {
+    tensors = {
         **got.output._asdict(),
         "slope by the chosen sum": got.by_chosen,
         "slope by the rejected sum": got.by_rejected,
     }
-    return float(named[what].detach().reshape(-1)[i])
+    return float(tensors[what].detach().reshape(-1)[i])
 
 
 # ---------------------------------------------------------------- the training step
@@ -442,14 +442,14 @@ def _steps(subject: Subject, plugins: Sequence[str]) -> Iterator[Finding]:
 def check(
     loss: Loss, changes: Mapping[str, Any] | None = None, plugins: Sequence[str] = (), *, steps: bool = True
 ) -> Iterator[Finding]:
-    """Every law's verdict on a loss, one by one. changes: settings other than its defaults. plugins: files that other
-    processes must import to know the loss. steps: take training steps too (some twenty seconds)."""
+    """Check every law on a loss, one by one. changes: settings that differ from the defaults. plugins: files that other
+    processes import to register the loss. steps: also take training steps (about twenty seconds)."""
     subject = Subject(loss, changes)
     trainable = True
     for name, function in LAWS:
         try:
             verdict, seen = function(subject)
-        except Exception as error:  # a user's loss may raise anything; the other laws are tried all the same
+        except Exception as error:  # a user's loss may raise anything; the other laws still run
             verdict, seen = "fails", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         trainable = trainable and not (function is _shapes and verdict == "fails")
         yield Finding(name, verdict, seen)  # type: ignore[arg-type]
@@ -458,7 +458,7 @@ def check(
 
 
 def losses_of(target: str) -> tuple[list[Loss], list[str]]:
-    """(losses, plug-in files) of names, or of a Python file that registers some. Raises PobenchError."""
+    """(losses, plug-in files) of a list of names or of a Python file that registers losses. Raises PobenchError."""
     if not target.endswith(".py"):
         names, faults = resolve_names(target)
         if faults:

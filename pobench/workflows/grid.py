@@ -1,4 +1,4 @@
-"""The grid that a loss is tuned over, and where shipped grids lie."""
+"""The grids of a search: reading a YAML of experiments/grids, the values it gives each loss, and their combinations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ Space = dict[str, list[Any]]
 
 
 class Grid(pydantic.BaseModel):
-    """One YAML of experiments/grids. lr: for every loss; losses: name → setting → values, `lr` among them if its own."""
+    """One YAML of experiments/grids. lr: learning rates for every loss; losses: name → setting → values; a loss's own `lr`
+    replaces the common one."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -32,7 +33,7 @@ class Grid(pydantic.BaseModel):
 
 
 def grid_folder() -> Path:
-    """Where the shipped grids stand."""
+    """The folder of the shipped grids."""
     return Path(str(importlib.resources.files("pobench.experiments"))) / "grids"
 
 
@@ -53,12 +54,12 @@ def read_grid(name: str) -> Grid:
 
 
 def search_space(loss: Loss, grid: Grid) -> Space:
-    """Learning rates × the loss's own settings: those that the grid names, else those with a published range.
+    """Learning rates × settings of the loss: those in the grid, otherwise those with a published range.
 
     Raises PobenchError for a setting that the loss does not have.
     """
-    named = {get_loss(name).name: values for name, values in grid.losses.items()}
-    own = named.get(loss.name)
+    by_loss = {get_loss(name).name: values for name, values in grid.losses.items()}
+    own = by_loss.get(loss.name)
     if own is None:
         own = {name: list(values) for name, values in loss.ranges.items() if len(tuple(values or ())) > 1}
     unknown = [key for key in own if key != "lr" and key not in loss.settings]
@@ -70,7 +71,7 @@ def search_space(loss: Loss, grid: Grid) -> Space:
 
 
 def search_spaces(grid: str | None, names: Sequence[str]) -> dict[str, Space]:
-    """Of each loss; none without a grid. Raises PobenchError for a grid that cannot be read, and as `search_space`."""
+    """Loss → its search space; {} without a grid. Raises PobenchError for a grid that cannot be read, and as `search_space`."""
     if grid is None:
         return {}
     read = read_grid(grid)
@@ -78,6 +79,6 @@ def search_spaces(grid: str | None, names: Sequence[str]) -> dict[str, Space]:
 
 
 def points_of(space: Space, loss: str) -> list[Point]:
-    """Every cell of the grid, in an order that hashes fix: the first N are a fair sample of it, among any first M > N."""
+    """Every cell of the grid, ordered by hash: the first N are a fair sample, and a larger N keeps them."""
     cells = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
     return sorted(cells, key=lambda cell: hashlib.sha256(json.dumps([loss, cell], sort_keys=True).encode()).hexdigest())

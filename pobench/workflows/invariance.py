@@ -1,8 +1,9 @@
-"""The same optimiser batch, cut in every way: one micro-batch or eight, packed or padded, one process or two.
+"""Compares training steps on one optimiser batch split in different ways: one micro-batch or eight, packed or padded, one
+process or two.
 
-A whole training step of a small random model is taken each way, by the loop that trains everything, and the gradient is
-read where the optimiser reads it. Two steps are compared, a batch of eight pairs and a short last one of three, at
-weights that have moved away from the reference.
+Each way takes whole steps of a small random model with the real training loop, and the gradient is read where the
+optimiser reads it. Two steps are compared, on a batch of eight pairs and on a short last batch of three, at weights that
+have moved away from the reference.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ SPLITS = (
 
 
 class Steps(NamedTuple):
-    """What the two steps gave. loss: (2,) fp64. gradient: (2, parameters) fp32, as the optimiser is handed it, unclipped."""
+    """The results of two steps. loss: (2,) fp64. gradient: (2, parameters) fp32, as the optimiser gets it, not clipped."""
 
     loss: Tensor
     gradient: Tensor
@@ -109,7 +110,7 @@ def small_pairs(n: int = PAIRS, seed: int = 1) -> list[TokenPair]:
 
 
 def small_reference(pairs: Sequence[TokenPair]) -> ReferenceSums:
-    """Of the small model, in memory: every process computes all of them."""
+    """The small model's reference sums, in memory; every process computes all of them."""
     policy = ResponseLogps(small_model())
     scorer = SumScorer(policy, policy.layout("shared_prefix"), make_accelerator("fp32", cpu=True), alone=True)
     return ReferenceSums.of_groups([*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))], scorer)
@@ -136,11 +137,11 @@ def take_steps(loss: Loss, settings: Mapping[str, Any], split: Split, folder: Pa
 def take_steps_in_two_processes(
     names: Sequence[str], plugins: Sequence[str] = (), settings: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, tuple[Steps, Steps]]:
-    """For each loss the steps of one process and those of two (gloo, on this machine), every batch whole.
+    """Loss → (steps of one process, steps of two processes), by gloo on this machine, with every batch whole.
 
-    settings: loss → what differs from its defaults. Raises what the processes raise.
+    settings: loss → values that differ from its defaults. Raises what the processes raise.
     """
-    given = {name: dict((settings or {}).get(name, {})) for name in names}
+    changes = {name: dict((settings or {}).get(name, {})) for name in names}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for plugin in plugins:
@@ -148,11 +149,11 @@ def take_steps_in_two_processes(
         alone = {}
         for name in names:
             loss = get_loss(name)
-            alone[name] = take_steps(loss, {**loss.settings, **given[name]}, WHOLE, folder / name)
+            alone[name] = take_steps(loss, {**loss.settings, **changes[name]}, WHOLE, folder / name)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        torch.multiprocessing.spawn(_process, (port, folder, given, tuple(plugins)), nprocs=2)
+        torch.multiprocessing.spawn(_process, (port, folder, changes, tuple(plugins)), nprocs=2)
         both = {}
         for name in names:
             found = load_file(folder / f"{name}.safetensors")
@@ -161,16 +162,16 @@ def take_steps_in_two_processes(
 
 
 def _process(
-    rank: int, port: int, folder: Path, given: Mapping[str, Mapping[str, Any]], plugins: Sequence[str]
+    rank: int, port: int, folder: Path, changes: Mapping[str, Mapping[str, Any]], plugins: Sequence[str]
 ) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     for plugin in plugins:
         load_plugin(plugin)
-    for name, changes in given.items():
+    for name, settings in changes.items():
         loss = get_loss(name)
-        steps = take_steps(loss, {**loss.settings, **changes}, WHOLE._replace(name="two processes"), folder / name)
+        steps = take_steps(loss, {**loss.settings, **settings}, WHOLE._replace(name="two processes"), folder / name)
         if rank == 0:
             save_file(steps._asdict(), folder / f"{name}.safetensors")
     torch.distributed.destroy_process_group()
@@ -236,6 +237,6 @@ def _train(
 
 
 def _budget(split: Split, pairs: Sequence[TokenPair]) -> int:
-    """The fewest tokens a micro-batch with which `pairs` become as many micro-batches as the split says."""
+    """The smallest token budget of a micro-batch that divides `pairs` into no more micro-batches than the split has."""
     groups, layout = [Group.of(p) for p in pairs], get_layout(split.layout)
     return next(b for b in range(1, 10_000) if len(layout.plan(groups, b)) <= split.micro_batches)

@@ -1,11 +1,11 @@
-"""Preference pairs from a model's own answers: sample several, rank them, best against worst.
+"""Makes preference pairs from a model's own answers: sample several, rank them, and pair the best with the worst.
 
-    prompts → samples, each process a share → `pobench.judging.ranking` → pairs, split by prompt
+    prompts → samples, a share for each process → `pobench.judging.ranking` → pairs, split by prompt
 
-The samples are kept beside the pairs, `<name>.samples.jsonl`, so the pairs can be made anew from them without a model.
-Each process appends its share to a part of its own as batches complete; the next gathering puts all parts into the
-order of the prompts. So an interrupted call goes on where it stopped, with as many processes as there are then, and
-ends in the same bytes. `<name>.recipe.json` says how samples and pairs came about.
+The samples are stored beside the pairs in `<name>.samples.jsonl`, so pairs can be made again without a model. Each process
+appends finished batches to its own part file; gathering then merges all parts in the order of the prompts. So an
+interrupted command continues where it stopped, with any number of processes, and ends in the same bytes.
+`<name>.recipe.json` records how samples and pairs were made.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ Judge = PointwiseJudge | PairwiseJudge
 
 
 class Sampling:
-    """What is asked for, and the files of what has been drawn.
+    """The prompts and the decoding of a sampling, and the files of its samples.
 
-    rows: each with `id` and `prompt` (text or messages); of rows with the same prompt the first stays. made_by: what
-    names the model in the recipe (source, digest). Raises PobenchError that lists the faulty rows.
+    rows: each with `id` and `prompt` (text or messages); of several rows with one prompt the first is kept. made_by: the
+    model's source and digest for the recipe. Raises PobenchError that lists the faulty rows.
     """
 
     def __init__(self, rows: Sequence[Row], out: Path, made_by: Mapping[str, Any], decoding: Decoding) -> None:
@@ -67,7 +67,7 @@ class Sampling:
         self.repeated = len(rows) - len(self.rows)
         self.out, self.decoding = out, decoding
         prompts = [(row["id"], messages(row["prompt"])) for row in self.rows]
-        self.asked = {
+        self.origin = {
             "model": dict(made_by),
             "decoding": asdict(decoding),
             "prompts": {"count": len(prompts), "sha256": _digest(prompts)},
@@ -79,40 +79,40 @@ class Sampling:
 
     @property
     def total(self) -> int:
-        """How many answers there are to be."""
+        """The number of answers to draw."""
         return len(self.rows) * self.decoding.samples
 
     def read(self) -> list[Sample]:
-        """What is gathered, in the order of the prompts."""
-        return _read(self.file, self.asked) if self.file.is_file() else []
+        """The gathered samples, in the order of the prompts."""
+        return _read(self.file, self.origin) if self.file.is_file() else []
 
     def gather(self) -> list[Sample]:
-        """Put the parts that processes have left into the one file; returns all that is drawn.
+        """Merge the part files of all processes into one file; returns all samples.
 
-        Raises PobenchError when a file holds something else, or samples of another model, other prompts or settings.
+        Raises PobenchError for a file without samples, or with samples of another model, other prompts or settings.
         """
         parts = sorted(self.out.parent.glob(f"{self.out.stem}.samples.*-of-*.jsonl"))
-        found = {(s.id, s.sample): s for file in parts for s in _read(file, self.asked)} | {
+        found = {(s.id, s.sample): s for file in parts for s in _read(file, self.origin)} | {
             (s.id, s.sample): s for s in self.read()
         }
         place = {row["id"]: i for i, row in enumerate(self.rows)}
         samples = sorted(found.values(), key=lambda s: (place[s.id], s.sample))
         if parts or not self.file.is_file():
-            lines = [{"samples_of": self.asked}, *(sample._asdict() for sample in samples)]
+            lines = [{"samples_of": self.origin}, *(sample._asdict() for sample in samples)]
             write_text(self.file, "".join(map(_line, lines)))
         for part in parts:
             part.unlink()
         return samples
 
     def answers(self) -> list[tuple[Row, Sample]]:
-        """What is gathered, each answer with its prompt's row."""
+        """The gathered samples, each with the row of its prompt."""
         rows = {row["id"]: row for row in self.rows}
         return [(rows[sample.id], sample) for sample in self.read()]
 
     def append(self, samples: Iterable[Sample], share: tuple[int, int]) -> None:
-        """Add to the part of this share."""
+        """Append samples to the part file of this share."""
         part = self.out.with_suffix(f".samples.{share[0]}-of-{share[1]}.jsonl")
-        lines = [] if part.is_file() else [{"samples_of": self.asked}]
+        lines = [] if part.is_file() else [{"samples_of": self.origin}]
         with part.open("a", encoding="utf-8") as stream:
             stream.write("".join(map(_line, [*lines, *(sample._asdict() for sample in samples)])))
             stream.flush()
@@ -128,7 +128,7 @@ def draw(
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> None:
-    """Draw what is not gathered yet, or this process's share of it. progress(done, all): in answers, of all shares."""
+    """Draw this process's share of the samples that are left. progress(done, total): in answers, over all shares."""
     have = {(s.id, s.sample) for s in sampling.read()}
     ids = [row["id"] for row in sampling.rows]
     batches = generate_batches(
@@ -143,7 +143,7 @@ def draw(
     done = len(have)
     for batch in batches:
         sampling.append([Sample(ids[a.prompt], a.sample, a.text, a.tokens, a.finished) for a in batch], share)
-        done += len(batch) * share[1]  # the others are about as far
+        done += len(batch) * share[1]  # assume that the other processes are as far
         if progress is not None:
             progress(min(done, sampling.total), sampling.total)
 
@@ -156,7 +156,7 @@ def write_pairs(
     shape: Callable[[Ranked], dict[str, Any]] = Ranked.published,
     judge_settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Rank what is drawn, and write pairs and recipe; returns the recipe.
+    """Rank the samples, and write pairs and recipe; returns the recipe.
 
     held_out: the share of prompts whose pairs go to `<name>.heldout.jsonl`. Raises PobenchError when no pair is left.
     """
@@ -170,7 +170,7 @@ def write_pairs(
     counts["repeated"] = sampling.repeated
     if not pairs:
         raise PobenchError(f"{judge.name} leaves no pair to learn from: {json.dumps(counts)}")
-    recipe = {**sampling.asked, "judge": judge.name, "rule": "best against worst, closest in length", "counts": counts}
+    recipe = {**sampling.origin, "judge": judge.name, "rule": "best against worst, closest in length", "counts": counts}
     if judge_settings:
         recipe["judge_settings"] = dict(judge_settings)
     files = {out: pairs}
@@ -198,7 +198,7 @@ def make_pairs(
     progress: Progress | None = None,
     **written: Any,
 ) -> dict[str, Any]:
-    """Sample, rank and write, all in this process; returns the recipe. written: options of `write_pairs`.
+    """Sample, rank and write in this process; returns the recipe. written: options of `write_pairs`.
 
     Raises PobenchError as `Sampling`, `Sampling.gather` and `write_pairs` do.
     """
@@ -210,7 +210,7 @@ def make_pairs(
 
 
 class Recipe(NamedTuple):
-    """What `pobench data onpolicy` is asked for, checked. settings: of the judge."""
+    """The checked arguments of `pobench data onpolicy`. settings: of the judge."""
 
     job: Job
     config: OnPolicyConfig
@@ -225,13 +225,13 @@ def recipe_of(
     ranker_settings: Mapping[str, Any] | None = None,
     model: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    **given: Any,
+    **values: Any,
 ) -> Recipe:
-    """As a setting's `onpolicy` section says, with its start model; nothing is read but settings.
+    """The recipe of a setting's `onpolicy` section and its start model; only settings are read.
 
-    given: in place of the section's values. ranker: a judge's name, in place of the section's or the setting's judge;
-    ranker_settings: on top of theirs where it is the same judge. overrides: as `--set`. Raises PobenchError that lists
-    every fault of names and values.
+    values: replace those of the section. ranker: a judge's name, replaces the section's or the setting's judge;
+    ranker_settings: added to that judge's settings if the name is the same. overrides: as `--set`. Raises PobenchError
+    that lists every fault of names and values.
     """
     config, faults, job = OnPolicyConfig(), list[str](), None
     try:
@@ -239,10 +239,10 @@ def recipe_of(
     except PobenchError as error:
         faults.append(str(error))
     section: dict[str, Any] = {}
-    with contextlib.suppress(PobenchError):  # of an unknown setting: `resolve` said it
+    with contextlib.suppress(PobenchError):  # an unknown setting, which `resolve` has reported
         section = section_of(read_setting(setting)[0], "onpolicy", overrides or {})
     try:
-        config = OnPolicyConfig.model_validate({**section, **given})
+        config = OnPolicyConfig.model_validate({**section, **values})
     except pydantic.ValidationError as error:
         faults += explain(error, "onpolicy.", OnPolicyConfig)
     own = config.ranker if config.ranker.name or job is None else job.judge
@@ -258,7 +258,7 @@ def recipe_of(
 
 
 def make_pairs_of(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """`make_pairs` of a recipe, on as many processes as `pobench run` trains with; progress is shown."""
+    """Make the pairs of a recipe, with as many processes as `pobench run` trains with; shows progress."""
     job, config, judge, settings = recipe
     rows = prompt_rows(config.prompts or job.data.source, config.prompts_split or job.data.split, "onpolicy.prompts")
     rows = [{**row, "prompt": row["messages"]} for row in rows]
@@ -294,7 +294,7 @@ def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, bat
     call = {
         "rows": prompts,
         "out": str(sampling.out),
-        "made_by": sampling.asked["model"],
+        "made_by": sampling.origin["model"],
         "decoding": asdict(sampling.decoding),
         "folder": str(folder),
         "model": model.model_dump(),
@@ -306,14 +306,14 @@ def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, bat
         status = launch("pobench.workflows.onpolicy", file)
     if status:
         raise PobenchError(
-            f"a process that drew answers ended with status {status}, see above; what is drawn is kept, and the same "
-            "command goes on from there"
+            f"a process that drew answers ended with status {status}, see above; its samples are kept, and the same "
+            "command continues from there"
         )
 
 
 def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, batch_size: int) -> None:
-    """What one process does, on its device."""
-    transformers.logging.disable_progress_bar()  # ours is enough
+    """Draw one process's share, on its device."""
+    transformers.logging.disable_progress_bar()  # our own progress bar is enough
     state = PartialState()
     share = (state.process_index, state.num_processes)
     speaker = load_model(
@@ -347,7 +347,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Raises PobenchError where another command is at work on the same samples."""
+    """Lock the samples. Raises PobenchError while another command writes them."""
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out.with_name(f".{out.name}.lock"), blocking=False):
@@ -378,23 +378,23 @@ def _key(prompt: Any) -> str:
     return text_key(Message(m["role"], m["content"]) for m in messages(prompt))
 
 
-def _read(file: Path, asked: Mapping[str, Any]) -> list[Sample]:
-    """The samples of one file, without a last line that was being written when its process was cut off."""
+def _read(file: Path, origin: Mapping[str, Any]) -> list[Sample]:
+    """The samples of one file, without a last line that a killed process left incomplete."""
     whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
     if not whole:
         return []
     try:
-        first, *rest = map(json.loads, whole.split("\n"))  # an answer may hold other line ends
+        first, *rest = map(json.loads, whole.split("\n"))  # an answer may contain other line separators
         found = first["samples_of"]
         samples = [Sample(**line) for line in rest]
     except (ValueError, KeyError, TypeError) as error:
-        raise PobenchError(f"{str(file)!r} is no file of samples ({error}); remove it to start anew") from error
-    differing = sorted(k for k in asked if json.loads(json.dumps(asked[k])) != found.get(k))
+        raise PobenchError(f"{str(file)!r} is no file of samples ({error}); remove it to start again") from error
+    differing = sorted(k for k in origin if json.loads(json.dumps(origin[k])) != found.get(k))
     if differing:
-        was, now = ({k: side.get(k) for k in differing} for side in (found, asked))
+        was, now = ({k: side.get(k) for k in differing} for side in (found, origin))
         raise PobenchError(
-            f"{str(file)!r} holds samples drawn otherwise ({', '.join(differing)}):\n  then {json.dumps(was)}\n"
-            f"  now  {json.dumps(now)}\nWrite to another file, or remove this one to start anew"
+            f"{str(file)!r} holds samples that were drawn differently ({', '.join(differing)}):\n  then {json.dumps(was)}\n"
+            f"  now  {json.dumps(now)}\nWrite to another file, or remove this one to start again"
         )
     return samples
 

@@ -1,4 +1,5 @@
-"""Searching a loss's grid with an equal budget, on prompts of its own."""
+"""Makes the trials of a planned search (`pobench.workflows.tune`), loss by loss in turn, and writes every trial and the
+chosen values. Each trial is an ordinary run below `runs/<setting>/tuning`."""
 
 from __future__ import annotations
 
@@ -25,14 +26,14 @@ from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.stages import MANY
 from pobench.workflows.grid import Space, points_of
-from pobench.workflows.tune import Search, Tuning
+from pobench.workflows.tune import Search, Tuning, note_change, study_causes, study_name
 
 
 # ---------------------------------------------------------------- the search
 @dataclass(frozen=True)
 class Best:
-    """What was chosen for a loss. searched: which of its settings were varied. value: of the objective; low, high: its 95 %
-    interval; start: the start model's own."""
+    """The values chosen for a loss. searched: the settings that were varied. value: the objective; low, high: its 95 %
+    interval; start: the start model's value; run: the chosen trial's first run."""
 
     loss: str
     settings: Mapping[str, Any]
@@ -49,21 +50,21 @@ class Best:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search left behind. failed: `loss: reason`, one a failed trial."""
+    """The result of a command. failed: `loss: reason`, one for each failed trial."""
 
     best: list[Best]
     failed: list[str]
-    made: int  # trials made now; those of earlier commands are not repeated
+    made: int  # trials made by this command
     csv: Path
     chosen: Path
 
 
 def tune(tuning: Tuning, *, keep_models: bool = False, announce: Callable[[str], None] = lambda text: None) -> Tuned:
-    """Make the trials that are left, one loss after the other in turn, and write the grid and the chosen values.
+    """Make the trials that are left, losses in turn, and write every trial and the chosen values.
 
-    keep_models: the trained weights of a finished trial stay; else only its numbers do. A trial that fails leaves the
-    others running, counts for this command, and is tried again by the next. Raises PobenchError when another search is
-    at work on the same setting; KeyboardInterrupt.
+    keep_models: keep the trained weights of finished trials, not only their numbers. A failed trial does not stop the
+    others; it counts in this command and the next one tries it again. Raises PobenchError while another command searches
+    the same setting; KeyboardInterrupt.
     """
     tuning.folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -81,8 +82,8 @@ class _Tuner:
         self.tuning, self.keep_models, self.announce = tuning, keep_models, announce
         self.better = METRICS[tuning.about.metric].better
         self.storage = optuna.storages.RDBStorage(f"sqlite:///{(tuning.folder / 'optuna.db').absolute()}")
-        self.studies = {s.loss: self._study(s) for s in tuning.searches}
         self.first = make_plan([s.base for s in tuning.searches], tuning.folder, MANY, tuning.plugins)
+        self.studies = {s.loss: self._study(s) for s in tuning.searches}
         sft = tuple(t for t in self.first.tasks if t.kind == "sft")
         for outcome in execute(replace(self.first, tasks=sft), announce=announce):
             if outcome.status == "failed":
@@ -91,20 +92,26 @@ class _Tuner:
         self.made = 0
 
     def _study(self, search: Search) -> Any:
-        """The loss's study, as a killed command left it, with this command's cells waiting."""
+        """The loss's study, created or continued, with this command's grid cells queued. Says what changed if the same
+        search was made before from other content."""
         import optuna
         from optuna.trial import TrialState
 
+        causes = study_causes(self.tuning, search, self.first)
+        name = study_name(self.tuning, search, causes)
+        earlier = self._earlier(search)
+        if name not in earlier and (note := note_change(earlier, causes)):
+            self.announce(f"{search.loss}: {note}")
         study = optuna.create_study(
             storage=self.storage,
-            study_name=search.study,
+            study_name=name,
             direction="maximize" if self.better == "higher" else "minimize",
             load_if_exists=True,
         )
         about = {"loss": search.loss, "metric": self.tuning.about.metric, "sampler": self.tuning.sampler}
-        for key, value in {**about, "setting": self.tuning.name}.items():
+        for key, value in {**about, "setting": self.tuning.name, "causes": causes}.items():
             study.set_user_attr(key, value)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # a killed command's
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # left by a killed command
             study.tell(trial.number, state=TrialState.FAIL)
         if self.tuning.sampler == "grid":
             known = [t.user_attrs.get("point", t.system_attrs.get("fixed_params"))
@@ -114,23 +121,31 @@ class _Tuner:
                     study.enqueue_trial(point)
         return study
 
+    def _earlier(self, search: Search) -> dict[str, dict[str, Any]]:
+        """The stored studies of the loss and the sampler, each with its causes."""
+        import optuna
+
+        found = {s.study_name: s.user_attrs for s in optuna.get_all_study_summaries(self.storage)}
+        same = {"loss": search.loss, "sampler": self.tuning.sampler}
+        return {name: attrs.get("causes", {}) for name, attrs in found.items() if same.items() <= attrs.items()}
+
     def _done(self, study: Any) -> int:
         from optuna.trial import TrialState
 
         return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
     def work(self) -> Tuned:
-        gone = dict.fromkeys(self.studies, 0)  # failed now: they used up a turn
+        failed = dict.fromkeys(self.studies, 0)  # by this command; each took a turn
         for turn in range(self.tuning.trials):
             for search in self.tuning.searches:
                 study = self.studies[search.loss]
-                if self._done(study) + gone[search.loss] <= turn:
-                    gone[search.loss] += not self._trial(search, study)
+                if self._done(study) + failed[search.loss] <= turn:
+                    failed[search.loss] += not self._trial(search, study)
                     self._write()
         return Tuned(self._write(), self.failed, self.made, self.tuning.csv, self.tuning.chosen)
 
     def _write(self) -> list[Best]:
-        """The grid and the chosen values so far, after every trial."""
+        """Write all trials and the values chosen so far."""
         write_text(self.tuning.csv, FRAMES["tuning"].of(self._rows()).to_csv(index=False))
         best = [b for s in self.tuning.searches if (b := self._best(s)) is not None]
         if best:
@@ -138,7 +153,7 @@ class _Tuner:
         return best
 
     def _trial(self, search: Search, study: Any) -> bool:
-        """Make one trial. False: it failed."""
+        """Make one trial. Returns False where it failed."""
         from optuna.trial import TrialState
 
         study.sampler = self._sampler(study)
@@ -155,7 +170,7 @@ class _Tuner:
             plan = make_plan(jobs, self.tuning.folder, MANY, self.tuning.plugins, like=self.first)
             outcomes = {o.run: o for o in execute(plan)}
             reasons = [f"{outcomes[r].reason}" for r in outcomes if outcomes[r].status == "failed"]
-        except PobenchError as error:  # a sampler may leave the range that a loss takes
+        except PobenchError as error:  # a sampled value may lie outside the loss's range
             jobs, plan, reasons = [], None, [str(error)]
         runs = list(dict.fromkeys(t.run for t in plan.tasks if t.kind == "loss")) if plan is not None else []
         trial.set_user_attr("runs", runs)
@@ -178,20 +193,20 @@ class _Tuner:
         return True
 
     def _sampler(self, study: Any) -> Any:
-        """Seeded by how many trials there are, so that a resumed search does not draw the first ones again."""
+        """A sampler seeded by the number of trials, so that a continued search does not draw the first values again."""
         import optuna
 
         number = len(study.get_trials(deepcopy=False))
         seed = int(hashlib.sha256(f"{study.study_name} {number}".encode()).hexdigest()[:8], 16)
         if self.tuning.sampler == "tpe":
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(2, self.tuning.trials // 3))
-        return optuna.samplers.RandomSampler(seed=seed)  # of a grid, every trial's values are given
+        return optuna.samplers.RandomSampler(seed=seed)  # for a grid it draws nothing: every cell is queued
 
     def _measure(self, start: str, runs: Sequence[str]) -> dict[str, float]:
-        """value, low, high, n of the objective over all seeds, and the start model's own value."""
+        """The objective's value, low, high and n over all seeds, and the start model's value."""
         metric, root = self.tuning.about.metric, self.tuning.folder
-        seeds = len(runs) > 1  # pooled: prompts stay the clusters of the interval
-        rows = score(_frames_of(root, runs), _frames_of(root, [start])) if seeds else scores_of(root, runs[0])
+        several = len(runs) > 1  # seeds are pooled, with prompts as the clusters of the interval
+        rows = score(_frames_of(root, runs), _frames_of(root, [start])) if several else scores_of(root, runs[0])
         found, before = _row_of(rows, metric), _row_of(scores_of(root, start), metric)
         return {
             **{k: found.get(k, math.nan) for k in ("value", "low", "high", "n")},
@@ -199,7 +214,8 @@ class _Tuner:
         }
 
     def _choose_from(self, search: Search) -> list[Any]:
-        """The finished trials that count: of a loss that an earlier command gave more, no more than of the others."""
+        """The finished trials that the choice is made from: the same number for every loss, even if an earlier command made
+        more for one."""
         from optuna.trial import TrialState
 
         done = self.studies[search.loss].get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -215,7 +231,7 @@ class _Tuner:
         trial = min(done, key=_rank(-1 if self.better == "higher" else 1))
         attrs = trial.user_attrs
         measured = _null_as_nan(attrs["measured"])
-        # γ is recorded absolute, whichever way it was searched
+        # γ is stored as an absolute value, even where its ratio to β was searched
         varied = {"gamma" if key == "gamma_beta_ratio" else key for key in search.space}
         return Best(
             search.loss,
@@ -232,12 +248,12 @@ class _Tuner:
         )
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Every trial of every search on this setting, those of earlier commands too: a tuning frame's rows."""
+        """Rows of the frame `tuning`: every trial of every search on this setting, earlier commands included."""
         import optuna
         from optuna.trial import TrialState
 
         rows = []
-        counted = {search.study: self._choose_from(search) for search in self.tuning.searches}
+        counted = {self.studies[search.loss].study_name: self._choose_from(search) for search in self.tuning.searches}
         for name in sorted(optuna.get_all_study_names(self.storage)):
             study = optuna.load_study(study_name=name, storage=self.storage)
             trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
@@ -266,7 +282,7 @@ class _Tuner:
 
 
 def _frames_of(root: Path, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The frames that scores are made from, of several runs together."""
+    """The frames behind scores, of several runs together."""
     frames = {}
     for name in ("heldout", "answers", "verdicts"):
         folders = [RunFolder(root, run) for run in runs]
@@ -277,12 +293,12 @@ def _frames_of(root: Path, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
 
 
 def _rank(sign: int) -> Callable[[Any], tuple[float, float, int]]:
-    """What trials are sorted by, the best first; of equal ones that with the smaller learning rate."""
+    """The sort key of trials, best first; a tie goes to the smaller learning rate."""
     return lambda trial: (sign * trial.value, trial.user_attrs["lr"], trial.number)
 
 
 def _row_of(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[str, float]:
-    """The metric's row; with a judge's name behind it where there are several judges."""
+    """The row of a metric; with several judges, of the first `<metric>@<judge>`."""
     found = [r for r in rows if r["metric"] == metric] or [r for r in rows if r["metric"].partition("@")[0] == metric]
     return _null_as_nan(found[0]) if found else {}
 
@@ -292,7 +308,8 @@ def _null_as_nan(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _distributions(space: Space, sampler: str) -> dict[str, Any]:
-    """A cell of the grid, or between its ends: logarithmically, for every setting of which all values are positive."""
+    """The values of each setting for a sampler: the grid's own, or a range between the smallest and the largest, logarithmic
+    where all are positive."""
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
     found: dict[str, BaseDistribution] = {}
@@ -307,7 +324,7 @@ def _distributions(space: Space, sampler: str) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- the chosen values
 def overlay(tuning: Tuning, best: Sequence[Best]) -> str:
-    """A setting that extends the tuned one by the chosen values; the comment behind each names the run it comes from."""
+    """A setting that extends the tuned one with the chosen values; a comment beside each names its run."""
     about = tuning.about
     split = about.prompts or about.pairs
     base = tuning.setting

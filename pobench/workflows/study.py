@@ -1,7 +1,8 @@
-"""Studies: one YAML of experiments/studies says which question is asked, over which grid, and what then is drawn.
+"""Runs a study: expands its grid to jobs, runs them, draws its figures and decides its claims.
 
-A study expands to jobs by `resolve`, so a job that two studies share is the same job and runs once. Jobs whose
-data differ (a length bias in the labels) need token pairs of their own: one plan for each data section, run in turn.
+A study is a YAML of experiments/studies (`pobench.workflows.study_file`). Jobs come from `resolve`, so a job that two
+studies share runs once. Jobs with different data (a length bias in the labels) need different token pairs, so each data
+section has its own plan, and the plans run in turn.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def expand(
 ) -> list[Job]:
     """The study's jobs, each once, in the order of the grid.
 
-    losses: only these; where the grid asks nothing of a loss's own settings, any loss will do. overrides: as `--set`;
-    `times` multiplies them. Raises PobenchError that lists every fault together.
+    losses: only these; any loss is allowed where the grid varies no setting of a loss. overrides: as `--set`; `times`
+    multiplies them. Raises PobenchError that lists every fault together.
     """
     overrides = dict(overrides or {})
     faults: list[str] = []
@@ -54,7 +55,7 @@ def expand(
     try:
         variant = study.settings.get(str(read_setting(setting)[0]["name"]), Variant())
     except PobenchError:
-        variant = Variant()  # `resolve` will say what is wrong, with everything else
+        variant = Variant()  # `resolve` reports it below, with everything else
     overrides = {**study.set, **variant.set, **overrides}
     jobs: dict[str, Job] = {}
     used: set[str] = set()
@@ -71,7 +72,7 @@ def expand(
                 faults += str(error).splitlines()
     if left := [name for name in chosen or () if name not in used]:
         faults.append(f"--losses: the study {study.name} has no grid for {', '.join(left)}")
-    if not used:  # what else is wrong is said all the same
+    if not used:  # report the setting's faults as well
         try:
             resolve(setting, resolve_names(study.grid[0].losses)[0], seeds=seeds, overrides=overrides)
         except PobenchError as error:
@@ -85,7 +86,7 @@ def _of_one(
     study: Study, entry: Entry, loss: str, setting: str, seeds: Sequence[int] | None, overrides: dict[str, Any]
 ) -> list[Job]:
     own = resolve(setting, loss, seeds=seeds, overrides=overrides)
-    own_jobs = {job.key: job for job in own}  # a value that the setting gives too keeps the setting's source
+    own_jobs = {job.key: job for job in own}  # a job with the setting's own values keeps the setting's sources
     axes: list[list[tuple[str, Any]]] = []
     faults = []
     for key, values in entry.values.items():
@@ -120,7 +121,7 @@ def make_plans(
 
 
 def execute_all(plans: Sequence[Plan], *, announce: Any = lambda text: None) -> list[Outcome]:
-    """Run what is left of every plan; the start model, which they share, is reported once. Raises as `execute`."""
+    """Run the tasks that are left in every plan. The plans share a start model, which is reported once. Raises as `execute`."""
     outcomes: dict[str, Outcome] = {}
     for plan in plans:
         for outcome in execute(plan, announce=announce):
@@ -129,7 +130,7 @@ def execute_all(plans: Sequence[Plan], *, announce: Any = lambda text: None) -> 
 
 
 def describe_study(study: Study, plans: Sequence[Plan]) -> dict[str, Any]:
-    """The study as plain data: what it asks, its jobs with what it varies in each, how many are done, and the cost."""
+    """The study as plain data: its question, its jobs with the values varied in each, how many are done, and the cost."""
     described = [describe(plan) for plan in plans]
     jobs: dict[str, dict[str, Any]] = {}
     for plan, part in zip(plans, described, strict=True):
@@ -168,7 +169,7 @@ def describe_study(study: Study, plans: Sequence[Plan]) -> dict[str, Any]:
     }
 
 
-# ---------------------------------------------------------------- what came of it
+# ---------------------------------------------------------------- results
 def study_frames(plans: Sequence[Plan], runs: Path) -> Frames:
     """The stored frames of the study's own runs. Raises PobenchError where none is stored."""
     tasks = [task for plan in plans for task in plan.tasks if task.kind in ("start", "loss")]
@@ -185,7 +186,7 @@ def report_study(study: Study, frames: Mapping[str, pd.DataFrame], runs: Path) -
 
 
 def scorecard(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """The rows of the table `claims` that the study is about: claim, verdict, value, low, high, n, unit, paper, name."""
+    """The study's rows of the table `claims`: claim, verdict, value, low, high, n, unit, paper, name."""
     rows = []
     claims = figures.get("claims")
     for comparable in split(ordered(frames)):

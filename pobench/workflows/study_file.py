@@ -1,4 +1,5 @@
-"""A study's file: one YAML of experiments/studies, its fields, and what may be wrong with them. Imports no torch."""
+"""Reads a study: one YAML of experiments/studies with a question, a grid and the figures to draw. Checks every field. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ class _Strict(BaseModel):
 class Entry(_Strict):
     """A part of a grid: every loss with every combination of values.
 
-    A key is a setting of the losses (`beta`) or one of a section (`train.lr`, `data.length_bias`). values: as they
-    stand. times: factors of what the setting itself gives, so that one grid makes sense at every scale.
+    A key is a setting of the losses (`beta`) or of a section (`train.lr`, `data.length_bias`). values: used as they are.
+    times: factors of the setting's own value, so that one grid suits models of every size.
     """
 
     losses: str | list[str]  # names, `paper` or `all`
@@ -39,7 +40,7 @@ class Entry(_Strict):
 
 
 class Variant(_Strict):
-    """What one setting needs otherwise."""
+    """The changes of a study for one setting."""
 
     seeds: list[int] | None = Field(None, min_length=1)
     grid: list[Entry] | None = Field(None, min_length=1)
@@ -51,7 +52,7 @@ class Study(_Strict):
 
     name: str
     title: str
-    paper: str = ""  # where the paper asks it; "" for a question of ours
+    paper: str = ""  # the part of the paper that asks the question; "" for our own
     question: str
     claims: list[str] = []  # names in the table `claims`
     figures: list[str] = Field(min_length=1)
@@ -62,7 +63,7 @@ class Study(_Strict):
 
 
 def study_folder() -> Path:
-    """Where the shipped studies stand."""
+    """The folder of the shipped studies."""
     return Path(str(importlib.resources.files("pobench.experiments"))) / "studies"
 
 
@@ -96,7 +97,7 @@ def read_study(name: str) -> Study:
 
 
 def _parse(path: Path) -> Study:
-    """A study as its file has it. Whether figures and losses of these names exist is not looked up."""
+    """A study as in its file, before the names of figures and losses are looked up."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -123,10 +124,10 @@ def _explain(error: pydantic.ValidationError) -> list[str]:
 
 def _entry_faults(entry: Entry) -> list[str]:
     both = sorted(set(entry.values) & set(entry.times))
-    faults = [f"grid: {key} stands in `values` and in `times`; once is enough" for key in both]
-    for key, given in [*entry.values.items(), *entry.times.items()]:
+    faults = [f"grid: {key} is in both `values` and `times`; give it once" for key in both]
+    for key, values in [*entry.values.items(), *entry.times.items()]:
         section = key.partition(".")[0]
-        if not given:
+        if not values:
             faults.append(f"grid: {key} has no value")
         if "." in key and section not in SECTIONS:
             faults.append(

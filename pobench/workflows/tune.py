@@ -1,12 +1,13 @@
-"""Fair tuning: for every loss the same number of trials, judged on prompts or pairs that are neither trained on nor
+"""Fair tuning: every loss gets the same number of trials, scored on prompts or pairs that are neither trained on nor
 reported.
 
     losses × (grid | sampler) → trials → jobs of `resolve` → runs below runs/<setting>/tuning → one objective
 
-Optuna keeps the trials (`optuna.db`, SQLite); each is an ordinary run, named by its configuration, so nothing is ever
-computed twice: a killed command goes on where it stopped, and a trial that another search has made is reused. The
-whole grid, not only its best cell, is kept as `trials.csv`, which the report shows; the chosen values become a YAML
-that `pobench run --setting` takes.
+This file checks a search and plans it; `pobench.workflows.search` makes its trials. Optuna stores the trials in
+`optuna.db` (SQLite), in one study for each loss, which is named by content as runs are: edited data, prompts, weights or
+code start a new study, a moved file does not. So a killed command continues where it stopped, and no trial is made twice.
+`trials.csv` holds every trial, not only the best, and the report shows it; the chosen values become a YAML for
+`pobench run --setting`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from pobench.data.rows import Message
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError, nearest, or_fault
 from pobench.files import nan_as_null
-from pobench.identity import name_of
+from pobench.identity import changed, name_of
 from pobench.results.metrics import METRICS
 from pobench.runs.cost import estimate_cost, is_local
-from pobench.runs.stages import MANY
+from pobench.runs.plan import Plan, make_plan
+from pobench.runs.stages import BY_NAME, MANY
 from pobench.runs.task import Task
 from pobench.settings.faults import explain
 from pobench.settings.job import Job
@@ -46,19 +48,18 @@ SAMPLERS = ("grid", "random", "tpe")
 # ---------------------------------------------------------------- the plan
 @dataclass(frozen=True)
 class Search:
-    """One loss's search. study: its name in the storage; another question (data, grid, metric) has another name."""
+    """One loss's search. base: the job at the setting's own values, which every trial changes."""
 
     loss: str
     space: Space
-    study: str
     base: Job
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Everything a command will do. trials: of each loss."""
+    """Everything that a command will do. trials: the number for each loss."""
 
-    setting: str  # as it was given: a name or a path
+    setting: str  # a name or a path, as in the command
     name: str
     about: TuneConfig
     searches: tuple[Search, ...]
@@ -83,7 +84,7 @@ class Tuning:
         return self.folder / f"{self.name}-tuned.yaml"
 
     def jobs(self, search: Search, point: Point) -> list[Job]:
-        """The jobs of one trial, one a seed. Raises PobenchError for values that the loss refuses."""
+        """The jobs of one trial, one for each seed. Raises PobenchError for values that the loss refuses."""
         swept = {("train.lr" if key == "lr" else f"{search.loss}.{key}"): value for key, value in point.items()}
         return resolve(self.setting, [search.loss], seeds=self.seeds, overrides={**self.overrides, **swept})
 
@@ -102,11 +103,11 @@ def plan_tuning(
     plugins: Sequence[str] = (),
     dry: bool = False,
 ) -> Tuning:
-    """Check what is asked, and lay it out; nothing is written.
+    """Check the arguments and plan the search. Nothing is written.
 
-    trials: of each loss; None: as many as the smallest grid has cells. sampler: "grid" (cells in a fixed order),
-    "random" or "tpe" (between the grid's ends, logarithmically). seeds: of each trial; default: the setting's first.
-    dry: data that is not on this machine is not fetched, so its split is not checked.
+    trials: the number for each loss; None: as many as the smallest grid has cells. sampler: "grid" (cells in a fixed order),
+    "random" or "tpe" (between the smallest and the largest value, on a logarithmic scale). seeds: those of each trial; default:
+    the setting's first. dry: data that is not on this machine is not downloaded, so its split is not checked.
     Raises PobenchError that lists every fault: names, values, too small a grid, an objective that nothing measures,
     tuning data that is trained on or reported.
     """
@@ -131,8 +132,7 @@ def plan_tuning(
     searches = []
     for name in names:
         job = next(j for j in base if j.loss == name)
-        study = f"{name}-{sampler}-{_question(job, spaces[name], about.metric, chosen_seeds)}"
-        searches.append(Search(name, spaces[name], study, job))
+        searches.append(Search(name, spaces[name], job))
     tuning = Tuning(
         setting=setting,
         name=base[0].setting,
@@ -162,8 +162,8 @@ def _resolve_cells(tuning: Tuning) -> None:
 def _tune_section(
     setting: str, overrides: Mapping[str, Any], grid: str | None, metric: str | None
 ) -> tuple[TuneConfig, list[str]]:
-    """The setting's `tune` section with what the command gives instead, and its faults. Where the setting itself cannot be
-    read, the defaults: `resolve` says why."""
+    """The setting's `tune` section, changed by the command's options, and its faults. If the setting cannot be read, the
+    defaults: `resolve` reports why."""
     about, faults = TuneConfig(), []
     try:
         about = TuneConfig.model_validate(section_of(read_setting(setting)[0], "tune", overrides))
@@ -182,7 +182,7 @@ def _tune_section(
 
 
 def _cell_faults(cells: Mapping[str, int], wanted: int) -> list[str]:
-    """Grids with fewer cells than trials. cells: of each loss."""
+    """Faults of grids with fewer cells than trials. cells: loss → their number."""
     return [
         f"--trials {wanted}: the grid of {name} has {count} cells; every loss gets the same number of trials, so ask "
         f"for at most {min(cells.values())}, widen the grid, or search between its ends with --sampler tpe"
@@ -191,16 +191,8 @@ def _cell_faults(cells: Mapping[str, int], wanted: int) -> list[str]:
     ]
 
 
-def _question(job: Job, space: Space, metric: str, seeds: Sequence[int]) -> str:
-    """12 hex of what decides the values of a search's trials; what the search itself varies is no part of it."""
-    values = job.values()
-    values["train"].pop("lr")
-    values["loss_settings"] = {k: v for k, v in job.loss_settings.items() if k not in space}
-    return name_of({**values, "search": [space, metric, list(seeds)]})
-
-
 def _measured_on(about: TuneConfig) -> dict[str, Any]:
-    """What a trial answers and holds out, in place of what is reported."""
+    """The overrides that put the tuning split in place of the reported prompts and pairs."""
     changes: dict[str, Any] = {"answers.source": about.prompts, "answers.split": about.prompts_split}
     if about.prompts is not None:
         changes["answers.max_prompts"] = about.max_prompts
@@ -211,7 +203,7 @@ def _measured_on(about: TuneConfig) -> dict[str, Any]:
 
 
 def _metric_faults(about: TuneConfig, job: Job | None) -> list[str]:
-    """job: None where it could not be resolved, so its judge is not known."""
+    """Faults of the objective. job: None where it could not be resolved, so that its judge is not known."""
     metric = METRICS.get(about.metric)
     if metric is None or not metric.better:
         known = [name for name, m in METRICS.items() if m.better]
@@ -222,11 +214,66 @@ def _metric_faults(about: TuneConfig, job: Job | None) -> list[str]:
     return []
 
 
+# ---------------------------------------------------------------- the name of a study
+def study_causes(tuning: Tuning, search: Search, plan: Plan) -> dict[str, Any]:
+    """What decides the values of a loss's trials, as plain data: the causes of its runs and results, in which data, prompts,
+    weights and source code count by content, without what the search varies.
+
+    plan: of the searches' base jobs, with its content.
+    """
+    task = next(t for t in plan.tasks if t.kind == "loss" and t.job.loss == search.loss)
+    training = {k: v for k, v in task.causes.items() if k != "seed"}
+    training["train"] = {k: v for k, v in training["train"].items() if k != "lr"}
+    training["settings"] = {k: v for k, v in training["settings"].items() if k not in search.space}
+    results = {stage: dict(node.causes) for stage, node in task.nodes.items() if stage in MANY}
+    plan_of_search = {"space": search.space, "metric": tuning.about.metric, "seeds": list(tuning.seeds)}
+    return dict(json.loads(json.dumps({"training": training, "results": results, "search": plan_of_search})))
+
+
+def study_name(tuning: Tuning, search: Search, causes: Mapping[str, Any]) -> str:
+    """`<loss>-<sampler>-<12 hex>`: the name of a loss's trials in the storage. causes: see `study_causes`."""
+    return f"{search.loss}-{tuning.sampler}-{name_of(causes)}"
+
+
+# The causes that are content, and what they are called. A judge's `answers` and `start` follow from other causes.
+_CONTENT = {
+    "training.source": "the loss's source code",
+    "training.pairs": "the training pairs",
+    "training.weights": "the start weights",
+    "training.protocol": "the protocol",
+    "training.train.precision": "the precision",
+    "results.heldout.pairs": "the held-out pairs",
+    "results.heldout.precision": "the precision",
+    "results.answers.prompts": "the tuning prompts",
+    "results.answers.precision": "the precision",
+    "results.judge.rows": "the tuning prompts",
+    "results.judge.source": "the judge's source code",
+    "results.judge.answers": "",
+    "results.judge.start": "",
+}
+
+
+def note_change(earlier: Mapping[str, Mapping[str, Any]], causes: Mapping[str, Any]) -> str:
+    """A sentence where the same search was made before from other content; "" where none was.
+
+    earlier: study → its causes, of the same loss and sampler; {} for one of an earlier version, which stored none.
+    """
+    differences = {study: changed(before, causes) for study, before in earlier.items() if before}
+    same = {study: keys for study, keys in differences.items() if set(keys) <= set(_CONTENT)}
+    if not same:
+        unknown = [study for study, before in earlier.items() if not before]
+        stored = f"the content behind {' and '.join(unknown)} is not stored, so its trials are not reused"
+        return f"{stored}; they stay, and a new search begins" if unknown else ""
+    study = min(same, key=lambda name: (len(same[name]), name))
+    words = list(filter(None, dict.fromkeys(_CONTENT[key] for key in same[study])))
+    return f"{' and '.join(words)} changed since the search {study}; its trials stay, and a new search begins"
+
+
 # ---------------------------------------------------------------- the split
 def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]) -> None:
     """Raises PobenchError where a tuning prompt is trained on, held out and reported, or among the reported prompts.
 
-    Training pairs that share a prompt with tuning pairs are no fault: every trial leaves them out of training.
+    Training pairs may share a prompt with tuning pairs: every trial leaves them out of training.
     """
     job = resolve(setting, "simpo", overrides=overrides)[0]
     data, answers = job.data, job.answers
@@ -250,7 +297,7 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
         faults += _shared("tune.prompts", tuned_on, {**reported, "training pairs": training})
     if about.pairs is not None:
         tuned_on = read(_pair_keys, "tune.pairs", about.pairs, about.pairs_split, None)
-        # A held-out part of the training file is not known before it is split: none of that file may be tuned on.
+        # The held-out part of the training file is unknown until the split, so none of that file may be tuned on.
         used = reported if own_heldout else {**reported, "pairs to train on or hold out": training}
         faults += _shared("tune.pairs", tuned_on, used)
     if faults:
@@ -258,40 +305,36 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
 
 
 def _shared(key: str, tuned_on: Sequence[str], used: Mapping[str, set[str]]) -> list[str]:
-    """Prompts of the tuning split that are used for something else too. used: for what → what makes its prompts the same."""
+    """Faults of tuning prompts that are also used elsewhere. used: use → the keys of its prompts."""
     faults = []
     for where, prompts in used.items():
         both = [prompt for prompt in dict.fromkeys(tuned_on) if prompt in prompts]
         if both:
             text = json.loads(both[0])[-1][1]
             faults.append(
-                f"{key}: {len(both)} of {len(set(tuned_on))} prompts are among the {where}, so what is chosen on them would "
-                f"be chosen on what is {'trained on' if 'train' in where else 'reported'}; the first: {text[:60]!r}"
+                f"{key}: {len(both)} of {len(set(tuned_on))} prompts are among the {where}, so values would be chosen on "
+                f"prompts that are {'trained on' if 'train' in where else 'reported'}; the first: {text[:60]!r}"
             )
     return faults
 
 
 def _prompt_keys(key: str, source: str, split: str | None, most: int | None) -> list[str]:
-    """What makes prompts the same, of prompt rows. key: of the setting that names the source."""
+    """The keys of prompt rows; equal keys mean the same prompt. key: the setting that names the source."""
     rows = prompt_rows(source, split, key)[:most]
     return [text_key(Message(m["role"], m["content"]) for m in row["messages"]) for row in rows]
 
 
 def _pair_keys(key: str, source: str, split: str | None, revision: str | None) -> list[str]:
-    """The same, of preference rows."""
+    """The keys of the prompts of preference rows."""
     rows = fetch_rows(source, split=split, revision=revision, option=f"--set {key}=PATH")
-    found = load_preferences(rows)
-    return [text_key(preference.prompt) for preference in found.preferences]
+    return [text_key(preference.prompt) for preference in load_preferences(rows).preferences]
 
 
 def describe_tuning(tuning: Tuning) -> dict[str, Any]:
-    """The search as plain data: what is varied, and how many trials are done. Touches nothing."""
-    done: dict[str, int] = {}
-    if tuning.csv.is_file():
-        trials = pd.read_csv(tuning.csv)
-        done = trials[trials["status"] == "finished"].groupby("study").size().to_dict()
+    """The search as plain data: the values that are varied, and how many trials are done. Writes nothing."""
+    done = _trials_done(tuning)
     losses = [
-        {"loss": s.loss, "space": s.space, "cells": math.prod(map(len, s.space.values())), "done": done.get(s.study, 0)}
+        {"loss": s.loss, "space": s.space, "cells": math.prod(map(len, s.space.values())), "done": done.get(s.loss, 0)}
         for s in tuning.searches
     ]
     return {
@@ -308,10 +351,24 @@ def describe_tuning(tuning: Tuning) -> dict[str, Any]:
     }
 
 
+def _trials_done(tuning: Tuning) -> dict[str, int]:
+    """Loss → its finished trials; {} where the model or the pairs, by which the trials are named, are not at hand."""
+    if not tuning.csv.is_file():
+        return {}
+    trials = pd.read_csv(tuning.csv)
+    finished = trials[trials["status"] == "finished"].groupby("study").size()
+    plan = make_plan([s.base for s in tuning.searches], tuning.folder, MANY, tuning.plugins, dry=True)
+    if plan.content is None:
+        return {}
+    studies = {s.loss: study_name(tuning, s, study_causes(tuning, s, plan)) for s in tuning.searches}
+    return {loss: int(finished.get(study, 0)) for loss, study in studies.items()}
+
+
 def _cost(tuning: Tuning) -> dict[str, Any]:
-    """Of all trials, finished ones included, as if each took what its loss takes at the setting's own values."""
+    """The cost of all trials, finished ones included, as if each took what its loss takes at the setting's own values."""
     folder = tuning.folder / "none"
-    tasks = [Task(s.base, "loss", folder, f"{tuning.name}/{s.base.key}", MANY, folder) for s in tuning.searches]
+    stages = tuple(name for name in MANY if BY_NAME[name].per_run)
+    tasks = [Task(s.base, "loss", folder, f"{tuning.name}/{s.base.key}", stages, folder) for s in tuning.searches]
     cost = estimate_cost(tasks, None)
     times = tuning.trials * len(tuning.seeds)
     values = {**cost.__dict__, "seconds": cost.seconds * times, "device_hours": cost.device_hours * times}

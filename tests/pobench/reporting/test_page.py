@@ -195,7 +195,7 @@ def test_without_verdicts_nothing_is_claimed_about_quality(frames) -> None:
     assert "not judged" in finding.text and "SimPO" in finding.text
 
 
-def test_settings_protocols_and_start_models_are_never_mixed(synthetic) -> None:
+def test_settings_protocols_and_start_models_are_never_mixed(synthetic, tmp_path) -> None:
     few = {"dpo": synthetic.LOSSES["dpo"]}
     size = {"prompts": 6, "pairs": 8, "steps": 2}
     made = [
@@ -219,6 +219,10 @@ def test_settings_protocols_and_start_models_are_never_mixed(synthetic) -> None:
     for comparable in found:
         assert len(comparable.frames["runs"]) == 2
         assert set(comparable.frames["answers"]["run"]) == set(comparable.frames["runs"]["run"])
+    why = "Made by protocol {}: 2 runs of smollm2; not comparable with those of protocol {}, which are shown apart."
+    assert [p.apart for p in found] == [why.format(1, 2), why.format(2, 1), why.format(2, 1), ""]
+    html = read(page.build_report(both, tmp_path, figures=["main-table"]).parent)
+    assert html.count(why.format(1, 2)) == 1 and html.count(why.format(2, 1)) == 2
 
 
 def test_an_unfinished_run_is_told_and_not_compared(frames, synthetic) -> None:

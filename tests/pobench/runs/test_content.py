@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from pobench.errors import CorruptError, PobenchError
+from pobench.reporting.draw import table
 from pobench.results.load import load_frames
 from pobench.results.run_folder import RunFolder, find_run
 from pobench.runs import stages
@@ -256,6 +257,18 @@ def test_frames_show_the_results_that_the_newest_command_named(plan_here, tmp_pa
     assert load_frames(tmp_path / "runs")["answers"]["tokens"].max() > 2
     (run,) = tmp_path.glob("runs/small/dpo-*")
     assert RunFolder(tmp_path / "runs", f"small/{run.name}").others("answers") == 1
+
+
+@pytest.mark.slow
+def test_results_beside_those_shown_are_counted_and_the_table_of_settings_says_so(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    frames = load_frames(tmp_path / "runs")
+    assert list(frames["runs"]["others"]) == [0, 0] and "notes" not in table("settings-table", frames).attrs
+    ran(plan_here("dpo", answers__max_new_tokens=2))
+    frames = load_frames(tmp_path / "runs")
+    assert list(frames["runs"]["others"]) == [2, 2], "answers and verdicts, of the start model and of the trained one"
+    note = "4 results of other settings are stored beside those shown."
+    assert table("settings-table", frames).attrs["notes"] == note
 
 
 def test_runs_of_protocol_1_are_read_and_not_touched(plan_here, tmp_path) -> None:

@@ -14,7 +14,8 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs.plan import make_plan
 from pobench.settings.read import list_settings
 from pobench.settings.resolve import resolve
-from pobench.workflows.study import Entry, Study, describe_study, expand, list_studies, make_plans, read_study
+from pobench.workflows.study import describe_study, expand, make_plans
+from pobench.workflows.study_file import Entry, Study, list_studies, read_study
 
 STUDIES = (
     "main-table", "kl-vs-beta", "margin", "length-normalisation", "dpo-variants", "learning-rate", "sft-regularisation",

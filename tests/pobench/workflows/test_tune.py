@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import pytest
 import yaml
 
 from pobench.errors import PobenchError
-from pobench.registry import figures, get_loss
+from pobench.registry import figures, get_loss, load_plugin, losses
 from pobench.reporting.draw import draw
 from pobench.results.load import load_frames
+from pobench.runs import execute
+from pobench.runs.plan import make_plan
+from pobench.runs.stages import MANY
+from pobench.runs.worker import run
 from pobench.settings.read import list_settings, read_setting
 from pobench.settings.resolve import resolve
 from pobench.workflows.grid import Grid, points_of, read_grid, search_space
 from pobench.workflows.search import tune
-from pobench.workflows.tune import plan_tuning
+from pobench.workflows.tune import describe_tuning, plan_tuning, study_causes, study_name
 
 GRID = {"lr": [1.0e-3, 1.0e-2], "losses": {"simpo": {"beta": [2.0]}, "dpo": {"beta": [0.1]}}}
 
@@ -157,8 +162,8 @@ def test_a_killed_search_goes_on_and_gives_every_loss_the_same_trials(tunable, t
 
     with pytest.raises(KeyboardInterrupt):
         tune(tuning, announce=until_the_third)
-    finished = {p: p.stat().st_mtime_ns for p in tuning.folder.glob("small/*/judge-*/node.json")}
-    assert len(finished) == 3, "the start model and one trial of each loss"
+    finished = {p: p.stat().st_mtime_ns for p in tuning.folder.glob("small/*/*/node.json")}
+    assert len({p.parent.parent for p in finished}) == 3, "the start model and one trial of each loss"
     tuned = tune(tuning)
     assert tuned.made == 2 and not tuned.failed
     assert all(p.stat().st_mtime_ns == at for p, at in finished.items()), "finished trials are not repeated"
@@ -205,3 +210,115 @@ def test_trials_are_kept_apart_from_runs_and_shown_in_their_report(tunable, tmp_
     status, out, _ = pobench_cli("tune", "--losses", "simpo", "--setting", "small.yaml", "--trials", "2",
                                  "--sampler", "random", "--dry-run", "--json")  # fmt: skip
     assert json.loads(out)["losses"][0]["done"] == 2
+
+
+# ---------------------------------------------------------------- what names a search
+
+PLUGIN = """
+from pobench.registry import register_loss
+from pobench.types import LossOutput, Pair
+
+@register_loss("edited", source="a test")
+def edited(policy: Pair, *, beta: float = 1.0) -> LossOutput:
+    margin = beta * (policy.chosen.total - policy.rejected.total)
+    return LossOutput(1.0 - margin, policy.chosen.total, policy.rejected.total)  # a comment
+"""
+
+
+def names_of(losses: str = "simpo,dpo", **options: Any) -> dict[str, str]:
+    """Loss → the name of its search, as the files are now."""
+    tuning = plan_tuning(losses, "small.yaml", **options)
+    plan = make_plan([s.base for s in tuning.searches], tuning.folder, MANY, tuning.plugins)
+    return {s.loss: study_name(tuning, s, study_causes(tuning, s, plan)) for s in tuning.searches}
+
+
+def move(tmp_path: Path, values: dict[str, Any], name: str, to: str) -> None:
+    """Rename a file or folder, and name the new path in the setting."""
+    (tmp_path / name).rename(tmp_path / to)
+    text = json.dumps(values).replace(str(tmp_path / name), str(tmp_path / to)).replace(f': "{name}"', f': "{to}"')
+    (tmp_path / "small.yaml").write_text(text)
+
+
+def swap_labels(path: Path) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    "name, to", [("pairs.jsonl", "moved.jsonl"), ("tune.jsonl", "prompts2.jsonl"), ("model", "weights")]
+)
+def test_a_moved_file_with_the_same_bytes_is_the_same_search(name, to, tunable, tmp_path) -> None:
+    before = names_of()
+    move(tmp_path, tunable, name, to)
+    assert names_of() == before and len(set(before.values())) == 2
+
+
+def spoken(path: Path) -> None:
+    path.write_text(path.read_text().replace("say w20", "tell w20"))
+
+
+def heavier(path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path.parent)
+    model.lm_head.weight.data.mul_(1.5)
+    model.save_pretrained(path.parent)
+
+
+@pytest.mark.parametrize(
+    "name, edit", [("pairs.jsonl", swap_labels), ("tune.jsonl", spoken), ("model/model.safetensors", heavier)]
+)
+def test_an_edited_file_is_another_search_of_every_loss(name, edit, tunable, tmp_path) -> None:
+    before = names_of()
+    edit(tmp_path / name)
+    assert not set(names_of().values()) & set(before.values())
+
+
+def test_values_that_decide_a_trial_are_part_of_its_search_and_those_that_are_searched_are_not(tunable) -> None:
+    before = names_of()
+    assert names_of(overrides={"train.epochs": 2}) != before and names_of(seeds=[7]) != before
+    assert names_of(metric="pass_rate") != before and names_of(overrides={"answers.temperature": 0.5}) != before
+    assert names_of(overrides={"train.lr": 0.5, "dpo.beta": 3.0, "answers.batch_size": 2}) == before
+
+
+def test_an_edited_loss_is_another_search_and_an_edited_comment_is_not(tunable, tmp_path) -> None:
+    def name_with(text: str) -> str:
+        (tmp_path / "edited.py").write_text(text)
+        load_plugin(tmp_path / "edited.py")
+        return names_of("edited,dpo", plugins=("edited.py",), trials=2)["edited"]
+
+    grid = {**GRID, "losses": {**GRID["losses"], "edited": {"beta": [1.0]}}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    try:
+        first = name_with(PLUGIN)
+        assert name_with(PLUGIN.replace("# a comment", "# another")) == first
+        assert name_with(PLUGIN.replace("1.0 -", "2.0 -")) != first
+    finally:
+        losses._items.pop("edited", None), losses._aliases.pop("edited", None)
+        sys.modules.pop("pobench_plugin_edited", None)
+
+
+def test_edited_labels_make_the_trials_again_and_a_moved_file_makes_none(tunable, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(execute, "_fork", run)
+    lines: list[str] = []
+
+    def search() -> Any:
+        return tune(plan_tuning("simpo", "small.yaml", trials=1), announce=lines.append)
+
+    assert search().made == 1 and search().made == 0
+    move(tmp_path, tunable, "pairs.jsonl", "moved.jsonl")
+    assert search().made == 0 and not [line for line in lines if "changed" in line]
+    (first,) = load_frames(tmp_path / "runs/small/tuning")["tuning"].to_dict("records")
+    swap_labels(tmp_path / "moved.jsonl")
+    assert describe_tuning(plan_tuning("simpo", "small.yaml", trials=1))["losses"][0]["done"] == 0
+    assert search().made == 1
+    note = f"simpo: the held-out pairs and the training pairs changed since the search {first['study']}"
+    assert [line for line in lines if "changed" in line] == [f"{note}; its trials stay, and a new search begins"]
+    trials = load_frames(tmp_path / "runs/small/tuning")["tuning"]
+    assert len(trials) == 2 and trials["runs"].nunique() == 2 and first["runs"] in set(trials["runs"])
+    for stored in trials["runs"]:
+        assert (tmp_path / "runs/small/tuning" / stored / "trained.json").is_file(), "the runs are those of the plan"
+    swap_labels(tmp_path / "moved.jsonl")
+    assert search().made == 0, "the first search is found again"
+    assert describe_tuning(plan_tuning("simpo", "small.yaml", trials=1))["losses"][0]["done"] == 1
