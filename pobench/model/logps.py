@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from pobench.model import cpu
 from pobench.model.attention import added_mask, base_kind, current_kind, use_matrices
 from pobench.model.compiled import compile_layers, uncompiled
+from pobench.model.dropout import switch_off_dropout
 from pobench.model.flex import BLOCK, block_mask, takes_blocks, use_blocks
 from pobench.model.head import KEPT_BYTES, _Head, _TiledHead, tile_for
 from pobench.model.layouts import WIDTH_STEP, Batch, Layout, get_layout
@@ -50,6 +51,9 @@ class ResponseLogps(nn.Module):
         super().__init__()
         self.model = model
         self.arithmetic = Arithmetic()
+        self.restore_config = switch_off_dropout(
+            model
+        )  # before layers are exchanged: a trial sees the model without it
         if compiled:
             cpu.restore_layers(model)
             compile_layers(model)

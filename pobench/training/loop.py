@@ -110,6 +110,7 @@ def train(
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
     watch: Callable[[SumScorer], dict[str, float]] | None = None,
+    content: str = "",
 ) -> Trained:
     """Train `model` in place on `pairs`, in the order of `epochs` (indices into pairs, one sequence an epoch).
 
@@ -123,7 +124,7 @@ def train(
     ]
     return minimise(
         accelerator, model, objective, batches, config, folder=folder, log=log, say=say, rewind=rewind, watch=watch,
-        watch_every=config.evaluate_every,
+        watch_every=config.evaluate_every, content=content,
     )  # fmt: skip
 
 
@@ -140,6 +141,7 @@ def minimise(
     rewind: Callable[[int], None] = lambda step: None,
     watch: Callable[[SumScorer], dict[str, float]] | None = None,
     watch_every: int = 0,
+    content: str = "",
 ) -> Trained:
     """Train `model` in place, a step a batch; afterwards nothing that training held is left but the weights.
 
@@ -149,10 +151,10 @@ def minimise(
     of the policy; what it returns is logged with the step, and its time is no training time.
     Raises NonFiniteError (weights unchanged by that step), PobenchError.
     """
-    run = _Run.set_up(accelerator, model, objective, config, folder, say)
+    run = _Run.set_up(accelerator, model, objective, config, folder, content, say)
     try:
         gap = objective.start(run.scorer, batches[0][1], exact=run.exact)
-        done, seconds = run.resume(folder)
+        done, seconds = run.resume(folder, content, say)
         rewind(done)
         run.make_room_for_gradients()
         last_save = time.monotonic()
@@ -176,7 +178,7 @@ def minimise(
                 row = {"step": step + 1, "epoch": epoch, **values, **beside, "lr": rate, "grad_norm": grad_norm}
                 log({**row, "seconds": took, objective.unit: objective.size(batch), "steps": len(batches)})
             if time.monotonic() - last_save >= config.checkpoint_seconds and step + 1 < len(batches):
-                run.save(folder, step + 1, seconds)
+                run.save(folder, step + 1, seconds, content)
                 last_save = time.monotonic()
     finally:
         run.release()
@@ -209,6 +211,7 @@ class _Run:
         objective: Objective,
         config: LoopConfig,
         folder: Path,
+        content: str,
         say: Callable[[str], None],
     ) -> _Run:
         """The model on its device, its optimiser, the layout that it proves and the size of its micro-batches."""
@@ -217,14 +220,11 @@ class _Run:
             keep_large_tensors_apart()
         elif accelerator.device.type == "cpu":
             keep_few_kernels()
-        for module in model.modules():  # dropout off: the reference has none either
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
         model.train()
         policy = ResponseLogps(model.to(accelerator.device), config.head_tile, compiled=config.compile)
         optimizer = make_optimizer(policy, config)
         scorer = sum_scorer(policy, objective.groups, config, accelerator, say)
-        saved = checkpoint.latest(folder)
+        saved = checkpoint.latest(folder, content)
         choice = _micro_batch(config, objective, scorer, checkpoint.about(saved) if saved else {})
         scorer.budget = choice.micro_tokens
         if "auto" in (config.micro_tokens, config.gradient_checkpointing):
@@ -234,13 +234,14 @@ class _Run:
         exact = accelerator.mixed_precision == "no" and model.dtype == torch.float32
         return cls(accelerator, objective, config, policy, prepared, optimizer, scorer, choice, exact)
 
-    def resume(self, folder: Path) -> tuple[int, float]:
-        """(steps done, seconds they took) of the newest checkpoint, which is put in place; (0, 0.0) without one."""
-        saved = checkpoint.latest(folder)
-        if saved is None:
-            return 0, 0.0
-        about = checkpoint.load(saved, self.policy, self.plain_optimizer)
-        return about["step"], about["seconds"]
+    def resume(self, folder: Path, content: str, say: Callable[[str], None]) -> tuple[int, float]:
+        """(steps done, seconds they took) of the checkpoint that training goes on from; (0, 0.0) without one."""
+        state = checkpoint.resume(folder, self.policy, self.plain_optimizer, content, say)
+        done, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
+        steps = self.accelerator.gather(torch.tensor([done], device=self.accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise PobenchError(f"{str(folder)!r}: the processes resume from different steps: {steps}")
+        return done, seconds
 
     def make_room_for_gradients(self) -> None:
         """On a CPU the gradients keep their place between steps. Freed and taken anew among activations of ever other
@@ -297,18 +298,19 @@ class _Run:
         if self.accelerator.device.type == "cpu" and step % STEPS_BETWEEN_TRIMS == 0:
             give_back_freed_memory()
 
-    def save(self, folder: Path, step: int, seconds: float) -> None:
+    def save(self, folder: Path, step: int, seconds: float, content: str) -> None:
         """A checkpoint after `step` steps, by the main process; the others wait."""
         if self.accelerator.device.type == "cpu":
             give_back_freed_memory()  # saving needs some of its own
         if self.accelerator.is_main_process:
             facts = {"seconds": seconds, "memory": self.choice._asdict()}
-            checkpoint.save(folder, step, self.policy, self.plain_optimizer, facts)
+            checkpoint.save(folder, step, self.policy, self.plain_optimizer, facts, content)
         self.accelerator.wait_for_everyone()
 
     def release(self) -> None:
         """Give back gradients, moments and the wrapper: the caller's model is left, and nothing else."""
         self.policy.arithmetic.in_place = False
+        self.policy.restore_config()
         self.plain_optimizer.state.clear()
         for parameter in self.policy.parameters():
             parameter.grad = None

@@ -73,12 +73,15 @@ def learn(
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
+    content: str = "",
 ) -> Trained:
     """Train `model` in place on the conversations; the keywords, and what is raised, as for `loop.minimise`."""
     groups = demonstrations.groups
     steps = batches(groups, config)
     objective = LikelihoodObjective(groups)
-    return minimise(accelerator, model, objective, steps, config, folder=folder, log=log, say=say, rewind=rewind)
+    return minimise(
+        accelerator, model, objective, steps, config, folder=folder, log=log, say=say, rewind=rewind, content=content
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
