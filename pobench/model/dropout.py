@@ -27,8 +27,9 @@ def switch_off_dropout(model: nn.Module) -> Callable[[], None]:
             module.p = 0.0
         for name in _rates(module):
             setattr(module, name, 0.0)
-        if isinstance(getattr(module, "config", None), PretrainedConfig):
-            configurations |= {id(config): config for config in _nested(module.config)}
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig):
+            configurations |= {id(nested): nested for nested in _nested(config)}
     before = [(config, name, getattr(config, name)) for config in configurations.values() for name in _rates(config)]
     for config, name, _ in before:
         setattr(config, name, 0.0)

@@ -28,8 +28,10 @@ CONFIGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [(name, kind) for name in CONFIGS for kind in ("sdpa", "eager") if (name[:4], kind) != ("gptj", "sdpa")],
+)
 def test_two_passes_of_training_give_the_sums_of_evaluation(name: str, attention: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=attention).train()
@@ -55,7 +57,7 @@ def start_model() -> Any:
 
 
 def test_policy_and_reference_are_one_before_step_1_of_a_model_with_attention_dropout(fit, pairs) -> None:
-    model, trained, rows = fit(pairs, "dpo", lr=0.0, epochs=2)
+    model, trained, rows = fit(pairs, "dpo", lr=1e-30, epochs=2)
     assert trained.step0_gap == 0
     assert [row["loss"] for row in rows[:3]] == [row["loss"] for row in rows[3:]]  # the same pairs, the same weights
     assert model.config.attention_dropout == 0.5  # it is stored as it came

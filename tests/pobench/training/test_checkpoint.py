@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -106,10 +107,9 @@ def test_a_changed_byte_is_named_and_the_checkpoint_is_not_used(kind, killed, re
 def test_behind_a_damaged_checkpoint_the_one_before_it_serves(killed, resumed, tmp_path) -> None:
     undisturbed, _, _ = resumed("whole", "a job")
     saved = killed("run", "a job")
-    shutil.copytree(saved, tmp_path / "run" / "checkpoint-5")
-    (tmp_path / "run" / "checkpoint-5" / "weights-1.safetensors").unlink(missing_ok=True)
-    for file in (tmp_path / "run" / "checkpoint-5").glob("weights-*"):
-        file.unlink()
+    newer = tmp_path / "run" / "checkpoint-5"
+    shutil.copytree(saved, newer)
+    next(newer.glob("weights-*")).unlink()
     again, first, said = resumed("run", "a job")
     assert torch.equal(again, undisturbed) and first == 5
     assert len(said) == 1 and "the file is gone; training starts from the checkpoint of step 4" in said[0]
@@ -132,7 +132,7 @@ def test_every_shard_is_read_once(killed, start_model, monkeypatch) -> None:
     read: list[str] = []
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), read_bytes(path))[1])
-    monkeypatch.setattr(Path, "open", lambda path, *_, **__: pytest.fail(f"{path} is opened beside"))
+    monkeypatch.setattr(checkpoint, "sha256_of", lambda path: pytest.fail(f"{path} is read for its digest alone"))
     checkpoint.load(saved, start_model, make_optimizer(start_model, TrainConfig(lr=1)), "a job")
     assert sorted(read) == sorted(path.name for path in saved.iterdir())
 
@@ -142,5 +142,5 @@ def test_a_training_job_saves_under_the_name_of_its_causes(work_here, monkeypatc
     save = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *given: (contents.add(given[-1]), save(*given))[1])
     folder = work_here("simpo", ("train",), train__checkpoint_seconds=0.0, train__epochs=2)
-    causes = checkpoint.json.loads((folder / "trained.json").read_text())["causes"]
+    causes = json.loads((folder / "trained.json").read_text())["causes"]
     assert contents == {name_of(causes)}
