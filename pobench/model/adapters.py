@@ -1,12 +1,11 @@
-"""LoRA and QLoRA, through peft: small matrices beside frozen ones are trained, and nothing else.
+"""LoRA and QLoRA, through peft: train small matrices beside the frozen weights.
 
     y = W x + (alpha / r) · B A x        W frozen; A: (r, in) random, B: (out, r) zero at first
     Hu et al. 2021, arXiv 2106.09685; Dettmers et al. 2023, arXiv 2305.14314 (the frozen W as 4-bit NormalFloat)
 
-peft puts its layers into the model in place, so the loop sees a causal model most of whose weights ask for no gradient.
-The frozen model IS the reference: B = 0 leaves every sum as it was, to the bit, and a trained adapter can be switched off.
-No second model is ever held, and where the frozen weights are fp32 the cache of reference sums is the one that full
-training fills.
+peft puts its layers into the model in place, so the training loop sees a causal model with mostly frozen weights. The frozen
+model is the reference: B = 0 changes no bit of any sum, and a trained adapter can be switched off. So no second model is
+needed, and if the frozen weights are fp32, adapters and full training share the cache of reference sums.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ CONFIG_FILE = "adapter_config.json"
 
 
 def missing(config: AdapterConfig | None) -> list[str]:
-    """What this machine lacks for such an adapter, one plain line each."""
+    """What this machine lacks for this adapter, one line each."""
     if config is None:
         return []
     lacking = []
@@ -48,7 +47,7 @@ def missing(config: AdapterConfig | None) -> list[str]:
 def attach(model: Any, config: AdapterConfig, seed: int) -> Any:
     """Freeze `model` and put fresh fp32 adapters into it, in place; returns peft's wrapper of it.
 
-    The random factor depends on `seed` alone. Raises PobenchError where target_modules name nothing, or the output head.
+    The random factor depends on `seed` alone. Raises PobenchError if target_modules match no layer, or the output head.
     """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -79,19 +78,18 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> Any:
 
 
 def disabled(adapted: Any) -> AbstractContextManager[None]:
-    """Inside, the model computes what its frozen base computes: the reference."""
-    found: AbstractContextManager[None] = adapted.disable_adapter()
-    return found
+    """Inside, the model computes as its frozen base does, which is the reference."""
+    switched_off: AbstractContextManager[None] = adapted.disable_adapter()
+    return switched_off
 
 
 def save(adapted: Any, folder: Path, source: str, revision: str | None = None) -> None:
-    """`adapter_model.safetensors` and `adapter_config.json`, which names `source` as its base: what peft, and what
-    reads its files, can load."""
+    """Write `adapter_model.safetensors` and `adapter_config.json`, in the format of peft, with `source` as the base."""
     about = adapted.peft_config["default"]
     about.base_model_name_or_path, about.revision = source, revision
-    about.target_modules = sorted(about.target_modules)  # a set, whose order is another in every process
+    about.target_modules = sorted(about.target_modules)  # a set: its order changes from process to process
     adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's form for a model card, not filled in
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
 
 def stored_in(folder: Path) -> bool:
@@ -112,5 +110,6 @@ def load(model: Any, folder: Path) -> Any:
 
 
 def merged(adapted: Any) -> Any:
-    """The plain model that computes the same: W + (alpha / r) B A, in place. Only of fp32 weights, which can hold it."""
+    """Merge the adapter into the weights, in place: W + (alpha / r) B A. Only for fp32 weights: narrower ones would round the
+    product away."""
     return adapted.merge_and_unload()

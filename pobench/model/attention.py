@@ -1,8 +1,8 @@
 """The kinds of attention that a model's layers call, and masks that are added to scores.
 
-transformers finds the function by its name in the model's configuration. pobench registers further kinds; each takes one
-more kind of mask and hands every other call (one sequence, padded rows, answers) to the kind that the model had before.
-Their names say both: `flex_over_sdpa` (`flex.py`, GPUs), `parts_over_sdpa` (`cpu/`, processors).
+transformers looks an attention function up by the name in the model's configuration. pobench registers two more kinds.
+Each takes one further form of mask, and passes every other call (one sequence, padded rows, answers) to the kind that the
+model had before. The names show both: `flex_over_sdpa` (`flex.py`, GPUs), `parts_over_sdpa` (`cpu/`, processors).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 def current_kind(model: Any) -> str:
     """The name of the attention that the model's layers call now."""
-    found: str = model.config.get_text_config()._attn_implementation
-    return found
+    name: str = model.config.get_text_config()._attn_implementation
+    return name
 
 
 def base_of(kind: str) -> str:
-    """The transformers kind below one of pobench's; any other kind is its own base."""
+    """The transformers kind that one of pobench's kinds extends; for any other kind, the kind itself."""
     return kind.rpartition("_over_")[2]
 
 
 def base_kind(model: Any) -> str:
-    """The attention that calls without a mask of pobench's own get: `sdpa`, `eager`, …"""
+    """The attention that serves calls without a mask of pobench's own form: `sdpa`, `eager`, …"""
     return base_of(current_kind(model))
 
 
@@ -35,11 +35,11 @@ def can_change(model: Any) -> bool:
 
 
 def use_matrices(model: Any) -> None:
-    """Give the model's layers their base kind again, which takes masks as matrices."""
+    """Switch the model's layers back to their base kind, which takes masks as matrices."""
     if current_kind(model) != base_kind(model):
         model.set_attn_implementation(base_kind(model))
 
 
 def added_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask that is added to the scores: 0 where `visible`, elsewhere the least number of the type."""
+    """A mask to add to the scores: 0 where `visible`, elsewhere the smallest number of the type."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)

@@ -1,4 +1,5 @@
-"""Which layout of rows a model takes, and by which layers and attention: each is proven against the untouched model."""
+"""Choose the layout of rows, the layers and the attention for a model. Each choice is first proven against the untouched
+model, on a few groups."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from pobench.types import Group
 
 @torch.no_grad()
 def plain_logps(model: Any, group: Group) -> Tensor:
-    """(responses,) nats by the model's own logits, one sequence at a time, fp64 log-softmax: the yardstick."""
+    """(responses,) nats by the model's own logits, one sequence at a time, with an fp64 log-softmax: the standard to compare
+    with."""
     sums = []
     device = next(model.parameters()).device
     for response in group.responses:
@@ -28,12 +30,12 @@ def plain_logps(model: Any, group: Group) -> Tensor:
 
 
 def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = "auto") -> tuple[str, str]:
-    """(layout name, why). `auto` takes the shared prefix where it is proven on the first groups: its sums are those of the
-    untouched model, one sequence at a time. A model whose attention ignores a custom mask gets the padded layout.
+    """(layout name, reason). `auto` takes the shared prefix if its sums on the first groups equal those of the untouched model,
+    one sequence at a time. A model whose attention ignores a custom mask gets the padded layout.
 
-    The policy is left with the fastest way that is proven. Attention by blocks (in two sizes, and on a GPU with the backward
-    pass) or by parts comes before attention by matrices, and exchanged layers come before the model's own. What failed is
-    named in the reason.
+    The policy is left with the fastest layers and attention that pass. Attention by blocks (tried in two sizes, on a GPU with
+    the backward pass) or by parts is tried before matrices, exchanged layers before the model's own. The reason names what
+    failed.
 
     Raises PobenchError if even the padded layout disagrees with the model's own logits (an unknown kind of head).
     """
@@ -49,9 +51,9 @@ def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = 
 
 
 def _ways(policy: ResponseLogps, name: str, attention: str, exchanged: bool) -> Iterator[str]:
-    """What a layout can be computed by, fastest first, in words. When one is yielded, the policy computes by it.
+    """The ways to compute a layout, fastest first, in words. The policy is switched to a way before it is yielded.
 
-    attention, exchanged: how the policy computed at first.
+    attention, exchanged: the attention and layers that the policy had at first.
     """
     kinds = dict.fromkeys([attention, "matrices"] if name == "shared_prefix" else [policy.attention])
     for own in (False, True) if exchanged else (False,):
@@ -66,7 +68,7 @@ def _ways(policy: ResponseLogps, name: str, attention: str, exchanged: bool) -> 
 
 
 class _Proof:
-    """Compares a policy with the untouched model; faults: what disagreed, a line each."""
+    """Compares a policy with the untouched model. faults: one line for each way that disagreed."""
 
     def __init__(self, policy: ResponseLogps, groups: Sequence[Group]) -> None:
         self.policy, self.groups = policy, list(groups)
@@ -75,16 +77,16 @@ class _Proof:
         self._plain: dict[Group, Tensor] = {}
 
     def of(self, name: str, way: str) -> str:
-        """How well the layout agrees, in words; "" where it does not, with a fault noted."""
+        """How closely the layout agrees, in words; "" if it does not agree, and then a fault is added."""
         blocks = name == "shared_prefix" and self.policy.attention == "blocks"
-        # Kernels are compiled for one width of a row, and once more for widths that change.
+        # Kernels are compiled for the first width of rows, and again when the width changes: both are tried.
         trials = [self.groups, [*map(_longer, self.groups), *self.groups]] if blocks else [self.groups]
         called = f"{name} {way}".rstrip()
         try:
             difference = max(self._difference(name, trial, blocks) for trial in trials)
         except Exception as error:
             if not (blocks or isinstance(error, TypeError | ValueError | RuntimeError | LookupError)):
-                raise  # compiled kernels may raise anything; elsewhere only these say that a mask or a shape is not taken
+                raise  # only these types tell that a mask or shape is not supported; compiled kernels may raise any
             self.faults.append(f"{called}: {type(error).__name__}: {error}")
             return ""
         if difference < self.tolerance:
@@ -112,6 +114,6 @@ class _Proof:
 
 
 def _longer(group: Group) -> Group:
-    """The group with a prompt that fills more than one further block."""
+    """The group with its prompt repeated, so that it fills more than one further block."""
     times = 1 + -(-2 * BLOCK // len(group.prompt))
     return group._replace(prompt=group.prompt * times)

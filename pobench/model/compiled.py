@@ -1,6 +1,6 @@
-"""torch.compile, layer by layer: elementwise work between the matrix products becomes a few fused kernels.
+"""torch.compile for the decoder layers: it fuses the elementwise work between matrix products into a few kernels.
 
-The layers of a decoder share their code, so it is compiled once, for all sizes; the rest of the model stays as it is.
+The layers share their code, so it is compiled once, for all sizes. The rest of the model is not compiled.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from pobench.errors import PobenchError
 
 
 def compile_layers(model: Any) -> None:
-    """Compile the `forward` of every decoder layer, at its first call. Raises PobenchError where none is found."""
+    """Compile the `forward` of every decoder layer, at its first call. Raises PobenchError if there is none."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise PobenchError("train.compile: true: the layers of this model are not known; allowed here: false")
+        raise PobenchError(
+            "train.compile: true: this model has no decoder layers that pobench knows; allowed here: false"
+        )
     for layer in layers:
         layer.compile(dynamic=True)
 
@@ -30,7 +32,7 @@ def is_compiled(model: Any) -> bool:
 
 @contextlib.contextmanager
 def uncompiled(model: Any) -> Iterator[None]:
-    """Inside, the layers run as they are written; afterwards what was compiled is used again."""
+    """Inside, the layers run uncompiled; afterwards the compiled code is used again."""
     compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
     for module, _ in compiled:
         module._compiled_call_impl = None

@@ -1,4 +1,4 @@
-"""Devices, processes and precision: what this machine has and what pays on it."""
+"""Devices, processes and precision: what this machine has, and which precision is faster on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 @cache
 def peak_flops() -> float:
-    """Matrix products a second of this machine: the best of four."""
+    """Floating-point operations a second of this machine in a matrix product: the best of four measurements."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size, dtype = (8192 if device.type == "cuda" else 1024), torch.bfloat16 if bf16_pays(device) else torch.float32
     a = torch.randn(size, size, dtype=dtype, device=device)
@@ -34,7 +34,7 @@ def peak_flops() -> float:
 def free_memory(device: torch.device) -> int | None:
     """Bytes that this process may still take: of the GPU, or of the machine and of every container around it.
 
-    None where the system does not say (it has no /proc).
+    None if the system does not tell (it has no /proc).
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -72,8 +72,8 @@ def _room_in_containers(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path
 
 
 def layout_of_devices() -> tuple[int, bool]:
-    """(processes of a training job, whether they share weights and moments): `POBENCH_PROCESSES`, else the user's
-    `accelerate config`, else every GPU."""
+    """(number of processes of a training job, whether they shard weights and moments). The number is `POBENCH_PROCESSES`, else
+    that of the user's `accelerate config`, else the number of GPUs."""
     from accelerate.commands.config import default_config_file, load_config_from_file
 
     if os.environ.get("POBENCH_PROCESSES"):
@@ -86,7 +86,7 @@ def layout_of_devices() -> tuple[int, bool]:
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether the processor multiplies bf16 natively."""
+    """Whether the device multiplies bf16 natively."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -95,12 +95,12 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def make_accelerator(precision: str = "auto", *, cpu: bool | None = None, **kwargs: Any) -> Accelerator:
-    """An Accelerator whose arithmetic is `precision`: bf16 autocast over fp32 weights, or fp32. cpu: None: where there is
-    no GPU. kwargs: Accelerate's own."""
+    """An Accelerator. precision: "bf16" (autocast over fp32 weights), "fp32" or "auto". cpu: None takes a GPU if there is one.
+    kwargs: Accelerate's own."""
     cpu = not torch.cuda.is_available() if cpu is None else cpu
     if precision == "auto":
         precision = "bf16" if bf16_pays(torch.device("cpu" if cpu else "cuda")) else "fp32"
-    # No buffer of a causal model changes in training, so none is sent; gradients live in the buckets they are reduced in.
+    # No buffer of a causal model changes in training, so none is broadcast. Gradients share memory with the reduced buckets.
     data_parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     return Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no", cpu=cpu, kwargs_handlers=[data_parallel], **kwargs

@@ -1,8 +1,8 @@
-"""FlexAttention over shared-prefix rows, for GPUs: blocks of tokens that see nothing of each other are left out, and no
-(width × width) matrix is read.
+"""FlexAttention over shared-prefix rows, for GPUs. It skips blocks of tokens that do not see each other, and reads no
+(width × width) mask.
 
-A call whose mask is a BlockMask goes there; every other call (one sequence, padded rows, answers) goes to the model's base
-kind: `sdpa`, or `eager` where scores are capped.
+Calls with a BlockMask go to FlexAttention. All other calls (one sequence, padded rows, answers) go to the model's base kind:
+`sdpa`, or `eager` where scores are capped.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _NAMES = {base: f"flex_over_{base}" for base in ("sdpa", "eager")}
 
 
 def use_flex(model: Any, wanted: str = "auto", device: torch.device | None = None) -> None:
-    """Let `model` take block masks where `wanted` is "flex", or "auto" and `device` (None: the model's own) is a GPU.
+    """Let `model` take block masks if `wanted` is "flex", or if it is "auto" and `device` (None: the model's own) is a GPU.
 
-    Raises PobenchError where "flex" is asked for and cannot be had.
+    Raises PobenchError if "flex" is wanted and this model or device does not support it.
     """
     able = can_change(model)
     on_gpu = (device or model.device).type == "cuda"
@@ -41,7 +41,7 @@ def use_flex(model: Any, wanted: str = "auto", device: torch.device | None = Non
 
 
 def use_blocks(model: Any) -> None:
-    """Let the model's layers take block masks, beside the masks that they took before."""
+    """Let the model's layers take block masks in addition to the masks that they took before."""
     _register()
     model.set_attn_implementation(_NAMES[base_kind(model)])
 
@@ -52,8 +52,8 @@ def takes_blocks(model: Any) -> bool:
 
 
 def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
-    """`batch.sees(window)` block by block; computed once a batch, for all layers. It is computed from the places of the
-    groups, on the processor: nothing is read from the device, and no (width × width) matrix is built."""
+    """`batch.sees(window)` as blocks, computed once a batch for all layers. The places of the groups suffice for it, so
+    nothing is read from the device and no (width × width) matrix is built."""
     rows, width = batch.input_ids.shape
     device = batch.input_ids.device
     blocks = _visible_blocks(batch.places, rows, width // BLOCK, window)
@@ -73,7 +73,7 @@ def _visible_blocks(places: Sequence[Place], rows: int, blocks: int, window: int
     """Two masks, (rows, blocks of queries, blocks of keys) bool: some queries see some keys, but not all see all; and every
     query sees every key."""
     some = torch.eye(blocks, dtype=torch.bool).repeat(rows, 1, 1)  # every token sees itself
-    pairs = torch.zeros(some.shape, dtype=torch.int32)  # pairs of a query and a key that it certainly sees
+    pairs = torch.zeros(some.shape, dtype=torch.int32)  # number of (query, key) pairs that certainly see each other
     for row, start, prompt, responses in places:
         at = start + prompt
         of_prompt = _cut(range(start, at), 0)
@@ -84,7 +84,7 @@ def _visible_blocks(places: Sequence[Place], rows: int, blocks: int, window: int
         for own in spans:
             seen = own if own is of_prompt else of_prompt + own
             for (q, queries), (k, keys) in product(own, seen):
-                # All keys of an earlier block stand before the query; the ranges hold positions.
+                # The ranges hold positions. All keys of an earlier block come before the query.
                 if k >= q or (window is not None and queries.start - keys[-1] >= window):
                     continue
                 some[row, q, k] = True
@@ -95,15 +95,15 @@ def _visible_blocks(places: Sequence[Place], rows: int, blocks: int, window: int
 
 
 def _cut(tokens: range, position: int) -> list[tuple[int, range]]:
-    """(block, positions of the tokens in it), block by block. position: the first token's."""
+    """For each block: (its index, positions of the tokens in it). position: of the first token."""
     cuts = sorted({tokens.start, *range(-(-tokens.start // BLOCK) * BLOCK, tokens.stop, BLOCK), tokens.stop})
     shift = position - tokens.start
     return [(a // BLOCK, range(a + shift, b + shift)) for a, b in pairwise(cuts)]
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks are true, (rows, 1, blocks), and their indices, (rows, 1, blocks, blocks), the true ones first: the
-    form that FlexAttention reads."""
+    """The form that FlexAttention reads: (rows, 1, blocks) how many key blocks are true, and (rows, 1, blocks, blocks) their
+    indices, the true ones first."""
     which = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[:, None], which.to(torch.int32)[:, None].contiguous()
 
@@ -116,7 +116,7 @@ def _register() -> None:
 
     AttentionInterface.register(_NAMES["sdpa"], _flex_or(lambda module: sdpa_attention_forward))
     AttentionMaskInterface.register(_NAMES["sdpa"], sdpa_mask)
-    # Every architecture has an eager form of its own, in the module of its layers.
+    # Every architecture defines its own eager attention, in the Python module of its layers.
     AttentionInterface.register(
         _NAMES["eager"], _flex_or(lambda module: sys.modules[type(module).__module__].eager_attention_forward)
     )
@@ -143,11 +143,12 @@ def _flex(
 ) -> Tensor:
     """(rows, width, heads, features) of query (rows, heads, width, features), key and value (rows, fewer heads, …).
 
-    Raises ValueError for what FlexAttention is not given here: an attention sink, a bias of positions, dropout.
+    Raises ValueError for an attention sink, a bias of positions and dropout: these are not passed on to FlexAttention.
     """
-    odd = [name for name in ("s_aux", "position_bias") if how.get(name) is not None]
-    if odd or how.get("dropout"):
-        raise ValueError(f"FlexAttention is given no {', '.join([*odd, *(['dropout'] if how.get('dropout') else [])])}")
+    unsupported = [name for name in ("s_aux", "position_bias") if how.get(name) is not None]
+    if unsupported or how.get("dropout"):
+        unsupported += ["dropout"] if how.get("dropout") else []
+        raise ValueError(f"FlexAttention is given no {', '.join(unsupported)}")
     device, dtype = query.device.type, product_type(query)
     shared = query.shape[1] // key.shape[1]
     if shared & (shared - 1):  # its kernels share a head among a power of two

@@ -1,17 +1,15 @@
-"""Answers: prompts as token ids in, sampled or greedy texts out, on whatever device the model is on.
+"""Generate answers: prompts as token ids in, sampled or greedy texts out, on the model's device.
 
-One plain decoding loop over the model's own forward and key-value cache. Prompts of like length go together,
-left-padded; answers that have ended leave the batch, so a long one does not hold up sixty short ones.
+A plain decoding loop over the model's own forward and key-value cache. Prompts of similar length are batched, left-padded.
+Answers that have ended leave the batch, so one long answer does not hold up sixty short ones.
 
-Nothing is rendered here: `pobench.data.chat.Chat` makes the ids. Nothing is cast here either: the model speaks in the type
-of its weights, which its owner loads (`load_model(dtype=…)`) or casts in place (`in_precision`), so that no second copy of
-the weights is held.
+`pobench.data.chat.Chat` makes the prompts' ids. The model answers in the type of its weights: its owner loads it in that type
+(`load_model(dtype=…)`) or casts it in place (`in_precision`), so there is no second copy of the weights.
 
-The random numbers of an answer come from (seed, sample, the prompt's tokens) alone. So neither batch size, nor order,
-nor the other prompts, nor an interruption change what is drawn; and two models answer the same prompt with the same
-random numbers, which takes noise out of their comparison. (Floating-point sums still depend on the batch's shape;
-where two tokens are all but equally likely, that can decide. So an interrupted or shared-out call keeps the shapes, unless
-memory is so short that a batch is decoded in parts.)
+The random numbers of an answer depend on (seed, sample, the prompt's tokens) alone. So batch size, order, other prompts and
+interruptions do not change them, and two models answer a prompt with the same random numbers, which reduces the noise of their
+comparison. Floating-point sums still depend on the batch's shape, and that can decide between two almost equally likely
+tokens. So interrupted and shared calls keep the shapes, unless memory is so short that a batch is decoded in parts.
 """
 
 from __future__ import annotations
@@ -30,12 +28,12 @@ from pobench.errors import PobenchError
 from pobench.model.device import free_memory
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Of a batch's prompts, pads included, as batches are laid out: rows share their width, and reading a few prompts of
-# thousands of tokens would take as much memory as a batch of short ones. Sixty-four prompts of 512 tokens are still one
-# batch. The layout does not ask for the memory of the machine, so that it is the same everywhere.
+# The most prompt tokens of a batch, pads included: a few prompts of thousands of tokens take as much memory as a batch of short
+# ones. Sixty-four prompts of 512 tokens are still one batch. The limit does not depend on the machine's memory, so batches are
+# the same everywhere.
 MOST_TOKENS = 32_768
-SHARE = 0.8  # of the free memory that a batch's cache and arithmetic may take
-_NUCLEUS = 1024  # candidates looked at before a whole vocabulary is sorted
+SHARE = 0.8  # of the free memory, for a batch's cache and arithmetic
+_NUCLEUS = 1024  # most likely tokens; the whole vocabulary is sorted only if these do not reach top_p
 
 
 class Answer(NamedTuple):
@@ -50,11 +48,10 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are drawn: all that decides what is said.
+    """The settings of decoding, all of which decide the answers.
 
-    temperature 0 is greedy. top_p: the smallest set of tokens whose probability reaches it is drawn from. precision:
-    "fp32" or "bf16", the type that the model's weights have (see `in_precision`). Raises PobenchError that lists what is out
-    of range.
+    temperature: 0 is greedy. top_p: draw from the smallest set of tokens whose probability reaches it. precision: "fp32" or
+    "bf16", the type of the model's weights (see `in_precision`). Raises PobenchError that lists the values out of range.
     """
 
     max_new_tokens: int
@@ -78,7 +75,7 @@ class Decoding:
 
 
 class ChatTokens(Protocol):
-    """What decoding needs of `pobench.data.chat.Chat`. end: the id of the token that ends a turn."""
+    """The part of `pobench.data.chat.Chat` that decoding needs. end: the id of the token that ends a turn."""
 
     tokenizer: Any
     end: int
@@ -93,14 +90,14 @@ def generate(
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
-    """The answers to each prompt, ordered by prompt, then sample; the model itself is left as it is.
+    """The answers to each prompt, ordered by prompt, then sample. The model is unchanged.
 
-    model: of transformers, or whatever has a `generation_config` and a `decode` of its own (`pobench.model.vllm`).
-    prompts: token ids, as `Chat.prompt_ids` makes them. batch_size: rows at most; where prompt and new tokens of so many do
-    not fit into the free memory, a batch is decoded in parts.
+    model: of transformers, or an object with a `generation_config` and its own `decode` (`pobench.model.vllm`). prompts: token
+    ids, from `Chat.prompt_ids`. batch_size: the most rows; if so many do not fit into the free memory, a batch is decoded in
+    parts.
 
     progress(done, all): called after each batch, in answers.
-    Raises PobenchError where the model's weights are of another type than `decoding.precision`.
+    Raises PobenchError if the model's weights are not of the type `decoding.precision`.
     """
     answers: list[Answer] = []
     for batch in generate_batches(model, chat, prompts, decoding, batch_size=batch_size):
@@ -120,11 +117,10 @@ def generate_batches(
     skip: Callable[[int, int], bool] = lambda prompt, sample: False,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[list[Answer]]:
-    """`generate`, batch by batch as they are done; answers for which skip(prompt, sample) holds are left out.
+    """As `generate`, but yields each batch when it is done, without answers for which skip(prompt, sample) holds.
 
-    share: (i, n) takes every n-th batch from the i-th on: of n processes each does one share. Batches are laid out
-    before anything is skipped or shared out, so neither changes the shape of a sum, and the answers are the same to
-    the last bit.
+    share: (i, n) takes every n-th batch, from the i-th on; each of n processes takes one share. Batches are made before
+    skipping and sharing, so neither changes the shape of a sum, and the answers are the same to the last bit.
     """
     if batch_size < 1:
         raise PobenchError(f"answers cannot be generated:\n  batch_size: {batch_size}; at least 1")
@@ -144,8 +140,8 @@ def generate_batches(
 
 
 def _batches(wanted: Sequence[tuple[int, int]], lengths: Sequence[int], batch_size: int) -> list[list[tuple[int, int]]]:
-    """Cut (prompt, sample), shortest prompt first, into batches of at most `batch_size` and of `MOST_TOKENS`, pads included;
-    a prompt that is longer by itself has a batch of its own."""
+    """Cut the (prompt, sample) pairs, shortest prompt first, into batches of at most `batch_size` rows and `MOST_TOKENS` tokens,
+    pads included. A longer prompt gets its own batch."""
     batches: list[list[tuple[int, int]]] = []
     for answer, longest in zip(wanted, lengths, strict=True):
         if not batches or len(batches[-1]) == batch_size or (len(batches[-1]) + 1) * longest > MOST_TOKENS:
@@ -171,11 +167,11 @@ def stop_tokens(model: Any, chat: ChatTokens) -> list[int]:
 
 # ---------------------------------------------------------------- precision and memory
 def in_precision(model: Any, precision: str) -> Any:
-    """The model itself, its weights cast to "fp32" or "bf16" in place, one after the other: no copy is held beside it.
+    """Cast the model's weights to "fp32" or "bf16", in place, one after the other, so there is no second copy; returns the model.
 
-    What lies in the type wanted stays as it is, and so do values that are computed, not stored (the frequencies of rotary
-    positions): the result is what `load_model` reads in that type. bf16 cannot be undone: an owner that still needs fp32
-    weights loads them again.
+    Weights of that type stay as they are, and so do values that are computed, not stored (the frequencies of rotary
+    positions). The result equals what `load_model` reads in that type. A cast to bf16 cannot be undone; load the model again
+    for fp32 weights.
     """
     dtype = PRECISIONS[precision]
     if _dtype_of(model) == dtype:
@@ -192,14 +188,14 @@ def in_precision(model: Any, precision: str) -> Any:
 
 
 def _dtype_of(model: Any) -> torch.dtype:
-    """The type of the first weight: an adapter's own may be wider than those below it."""
+    """The type of the first weight. An adapter's weights, which come later, may be wider than the base's."""
     dtype: torch.dtype = next(model.parameters()).dtype
     return dtype
 
 
 def cache_bytes(config: Any, dtype: torch.dtype) -> int | None:
-    """Bytes of keys and values that a token leaves in the cache: 2 x layers x heads of keys x their width. None where the
-    configuration does not say."""
+    """Bytes of a token's keys and values in the cache: 2 x layers x key heads x their width. None if the configuration does not
+    give these numbers."""
     text = config.get_text_config()
     layers, heads = getattr(text, "num_hidden_layers", None), getattr(text, "num_attention_heads", None)
     if not layers or not heads:
@@ -209,7 +205,7 @@ def cache_bytes(config: Any, dtype: torch.dtype) -> int | None:
 
 
 def row_bytes(config: Any, dtype: torch.dtype, prompt: int, new: int) -> int | None:
-    """An estimate, from above, of what an answer of `new` tokens to a prompt of `prompt` tokens takes beside the weights: its
+    """An upper estimate of the bytes that an answer of `new` tokens to a prompt of `prompt` tokens takes beside the weights: its
     cache, the states and the attention of one layer while the prompt is read, and the logits of a token."""
     text = config.get_text_config()
     token = cache_bytes(config, dtype)
@@ -217,7 +213,7 @@ def row_bytes(config: Any, dtype: torch.dtype, prompt: int, new: int) -> int | N
         return None
     hidden = int(text.hidden_size)
     states = 8 * hidden + 3 * int(getattr(text, "intermediate_size", None) or 4 * hidden)
-    # Eager attention holds all scores, twice, in fp32; the others the mask alone.
+    # Eager attention holds all scores twice, in fp32; other kinds hold the mask alone.
     eager = getattr(text, "_attn_implementation", None) == "eager"
     scores = 8 * int(text.num_attention_heads) if eager else dtype.itemsize
     return int(
@@ -229,8 +225,8 @@ def row_bytes(config: Any, dtype: torch.dtype, prompt: int, new: int) -> int | N
 
 
 def _rows_at_once(model: Any, prompt: int, new: int, free: int | None) -> int | None:
-    """How many rows fit into `free` bytes: a power of two, so that a little more or less memory gives the same shapes. None:
-    not known."""
+    """How many rows fit into `free` bytes: a power of two, so that a little more or less memory gives the same shapes. None if
+    unknown."""
     needed = row_bytes(model.config, _dtype_of(model), prompt, new)
     if needed is None or free is None:
         return None
@@ -244,15 +240,15 @@ Decode = Callable[[Sequence[Sequence[int]], Sequence[int]], list[list[int]]]
 
 @contextlib.contextmanager
 def _decoder(model: Any, tokenizer: Any, stops: Sequence[int], decoding: Decoding) -> Iterator[Decode]:
-    """(prompts' tokens, which of its prompt's answers each is) → each answer's tokens, its stop token included."""
+    """A function (prompts' tokens, sample numbers) → the tokens of each answer, stop token included."""
     if hasattr(model, "decode"):
         yield lambda rows, samples: model.decode(rows, samples, stops, decoding)
         return
     dtype = _dtype_of(model)
     if dtype != PRECISIONS[decoding.precision]:
         raise PobenchError(
-            f"answers cannot be generated:\n  precision: the model's weights are {dtype}, and {decoding.precision} is asked "
-            "for; load them so, or cast them in place (pobench.model.generate.in_precision)"
+            f"answers cannot be generated:\n  precision: the model's weights are {dtype}, not {decoding.precision}; "
+            "load them in that type, or cast them in place (pobench.model.generate.in_precision)"
         )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     was_training = model.training
@@ -282,8 +278,8 @@ def _decode(
     stops: Sequence[int],
     decoding: Decoding,
 ) -> list[list[int]]:
-    """The tokens of each row's answer, its stop token included. rows: the prompts' tokens. samples: which of its
-    prompt's answers each is."""
+    """The tokens of each row's answer, stop token included. rows: the prompts' tokens. samples: the sample's number for each
+    row."""
     device = model.device
     ids, mask, position = left_padded(rows, pad, device).values()
     longest = ids.shape[1]
@@ -294,8 +290,8 @@ def _decode(
         draws = [_draws(decoding.seed, sample, row, count) for row, sample in zip(rows, samples, strict=True)]
         uniform = torch.as_tensor(np.stack(draws), dtype=torch.float32, device=device)  # (rows, count) in [0, 1)
     cache = _cache(model.config, longest + count, static=device.type == "cuda")
-    # An index, not the number 1: a slice of the hidden states is not contiguous, and torch would then multiply each row
-    # with a copy of the head of its own.
+    # An index, not the number 1: that would slice the hidden states, which makes them non-contiguous, and torch would copy the
+    # head for each row.
     last = torch.tensor([-1], device=device)
     alive = torch.arange(len(rows), device=device)  # which row of the input each row of the batch is
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -330,8 +326,8 @@ def _decode(
 
 
 def _cache(config: Any, tokens: int, static: bool) -> Any:
-    """Of keys and values. static: with room for all tokens from the start, where a growing one is copied at every step;
-    only for layers that keep keys and values and nothing else."""
+    """The cache of keys and values. static: allocate room for all tokens at the start; a growing cache is copied at every step.
+    Only for layers whose cache holds keys and values alone."""
     from transformers import DynamicCache, StaticCache
     from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
@@ -376,12 +372,12 @@ def pick(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> T
 
 
 def _draws(seed: int, sample: int, prompt: Sequence[int], count: int) -> np.ndarray:
-    """(count,) uniform numbers that belong to this prompt and sample, whatever else is generated."""
+    """(count,) uniform numbers that depend on seed, prompt and sample alone."""
     return np.random.default_rng(list(key_of(seed, sample, prompt))).random(count, dtype=np.float32)
 
 
 def key_of(seed: int, sample: int, prompt: Sequence[int]) -> bytes:
-    """32 bytes that belong to this prompt (its tokens) and sample: the source of all that is random about the answer."""
+    """32 bytes from seed, prompt (its tokens) and sample: the seed of the answer's random numbers."""
     return hashlib.sha256(f"{seed} {sample} {list(prompt)}".encode()).digest()
 
 

@@ -1,4 +1,4 @@
-"""The output head, tile by tile: log-probabilities of the tokens that are scored, without the whole logits."""
+"""The output head, computed in tiles of the vocabulary: log-probabilities of the target tokens, without all logits at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from pobench.model.products import add_products
 
-KEPT_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # how much of a micro-batch's softmax is kept, not computed again
+KEPT_BYTES = {
+    "cpu": 64 * 2**20,
+    "cuda": 2**30,
+}  # of a micro-batch's softmax, kept for the backward pass; the rest is computed again
 # Logits of a tile: on a CPU they should fit into the cache; on a GPU a small product leaves most of the chip idle.
 TILE_LOGITS = {"cpu": 2**22, "cuda": 2**27}
 LEAST_TILE = 512  # vocabulary entries
@@ -19,24 +22,24 @@ LEAST_TILE = 512  # vocabulary entries
 
 class _Tile(NamedTuple):
     """A tile of the vocabulary. holds: (tokens,) whether a token's target lies in it. place: (tokens, 1) index of the target
-    in the tile, of no meaning where it does not lie there."""
+    in the tile, meaningful only where `holds`."""
 
     entries: slice
     place: Tensor
     holds: Tensor
 
     def put(self, values: Tensor, into: Tensor) -> None:
-        """Write `values`, (tokens,), to the targets in this tile of `into`, (tokens, tile), in place."""
+        """Write `values`, (tokens,), into `into`, (tokens, tile), at the targets that lie in this tile."""
         into.scatter_(1, self.place, torch.where(self.holds, values, into.gather(1, self.place)[:, 0])[:, None])
 
     def add(self, values: Tensor, to: Tensor) -> None:
-        """Add `values`, (tokens,), to the targets in this tile of `to`, (tokens, tile), in place."""
+        """Add `values`, (tokens,), to `to`, (tokens, tile), at the targets that lie in this tile."""
         to.scatter_add_(1, self.place, torch.where(self.holds, values, 0.0).to(to.dtype)[:, None])
 
 
 class _Head(NamedTuple):
-    """How hidden states become logits. tile: vocabulary entries. product_weight: the weight in the type of the matrix
-    product. grad: the gradient to add to, or None. room: bytes of softmax that may be kept for the backward pass."""
+    """The settings of a head. tile: vocabulary entries. product_weight: the weight in the type of the matrix product. grad: the
+    gradient to add to, or None. room: bytes of softmax that may be kept for the backward pass."""
 
     tile: int
     scale: float
@@ -64,8 +67,8 @@ class _Head(NamedTuple):
             yield _Tile(entries, place.clamp_(0, entries.stop - at - 1)[:, None], holds)
 
     def own(self, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor | None:
-        """(tokens,) the logit of each target in fp32, because its rounding goes into the log-probability undamped; None
-        where all products are fp32."""
+        """(tokens,) the logit of each target in fp32: its rounding error would go into the log-probability in full. None if all
+        products are fp32."""
         if self.dtype == torch.float32:
             return None
         return (hidden.float() * weight.index_select(0, target).float()).sum(-1)

@@ -1,9 +1,8 @@
-"""How groups of token sequences lie in a batch: shared-prefix packed rows, or one padded row a sequence; and which
-process computes which (`plan_step`).
+"""Lay groups of token sequences out in a batch, as shared-prefix rows or as one padded row a sequence, and share micro-batches
+out to processes (`plan_step`).
 
-A `Group` is one prompt with any number of responses. Both layouts answer the same question, for every response
-token: at which flat position does its predecessor stand? (For a response's first token that is the prompt's last.)
-Nothing here touches a model; `logps.py` turns the answer into log-probabilities.
+A `Group` is one prompt with any number of responses. Both layouts give, for every response token, the flat position of its
+predecessor (for a response's first token, the prompt's last). `logps.py` computes log-probabilities from that.
 
     shared_prefix   [prompt | chosen | rejected] in one row, several groups a row. The prompt is computed once; each
                     response sees the prompt and itself. Position ids restart behind the prompt.
@@ -25,13 +24,13 @@ from pobench.registry import layouts, register_layout
 from pobench.types import Group
 
 PAD = 0  # any valid id: a pad is never attended to by a token and never predicted
-# Rows are this many tokens wide, or a multiple. A processor's matrix kernels are compiled for a shape and kept: with widths
-# that recur they are found again, which saves more time than the pads cost, and memory.
+# The width of rows is a multiple of this. A processor's matrix kernels are compiled for each shape and cached. Recurring widths
+# reuse them, which saves memory, and more time than the pads cost.
 WIDTH_STEP = 32
 
 
 class Place(NamedTuple):
-    """Where a group lies in a row: its prompt from `start` on, then its responses. prompt, responses: tokens."""
+    """The place of a group in a row: its prompt from `start` on, then its responses. prompt, responses: numbers of tokens."""
 
     row: int
     start: int
@@ -43,12 +42,12 @@ class Place(NamedTuple):
 class Batch:
     """A micro-batch on its device.
 
-    input_ids, position_ids: (rows, width). member: (rows, width) the group a token belongs to, -1: pad; None: the model's
-    own causal mask serves. branch: (rows, width) 0: prompt, k: its k-th response. window: the model's sliding window, in
-    positions, or None.
+    input_ids, position_ids: (rows, width). member: (rows, width) the group of each token, -1 for a pad; None: the model makes
+    its own causal mask. branch: (rows, width) 0 for the prompt, k for its k-th response. window: the model's sliding
+    window in positions, or None.
     previous: (tokens,) flat index into rows × width of each response token's predecessor.
     target: (tokens,) the response tokens' ids. sequence: (tokens,) the response each belongs to, counted group by group.
-    responses: how many responses the batch holds. places: of its groups, where each lies in one row.
+    responses: the number of responses. places: of the groups, where each lies in one row.
     """
 
     input_ids: Tensor
@@ -68,8 +67,8 @@ class Batch:
         return replace(self, **moved)
 
     def sees(self, window: int | None = None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """Which key a query may attend to, as a function of indices (row, head, query, key) that gives bool: an earlier
-        token of its prompt or of its own response, less than `window` positions before it. Whatever broadcasts will do."""
+        """A function of indices (row, head, query, key) that tells whether the query may attend to the key: the key has to be
+        an earlier token of its prompt or its own response, less than `window` positions before it. Indices broadcast."""
         member, branch, position = self.member, self.branch, self.position_ids
         assert member is not None and branch is not None
 
@@ -85,24 +84,24 @@ class Batch:
         return sees
 
     def mask(self, window: int | None = None) -> Tensor:
-        """(rows, 1, width, width) bool: `sees`, written out."""
+        """(rows, 1, width, width) bool: `sees` as a matrix."""
         rows, width = self.input_ids.shape
         row, at = (torch.arange(n, device=self.input_ids.device) for n in (rows, width))
         return self.sees(window)(row[:, None, None], row, at[:, None], at)[:, None]
 
 
 class Layout(Protocol):
-    """Plans micro-batches under a token budget, and builds one."""
+    """Plans micro-batches under a token budget, and builds each."""
 
     name: str
 
     def tokens(self, group: Group) -> int:
-        """What a group takes of a budget, pads aside."""
+        """The tokens that a group takes from a budget, without pads."""
         ...
 
     def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
-        """Split the groups (by index) into micro-batches of at most `budget` tokens, pads included
-        (a group larger than that stands alone)."""
+        """Split the groups (by index) into micro-batches of at most `budget` tokens, pads included. A group larger than that
+        gets its own."""
         ...
 
     def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
@@ -116,16 +115,16 @@ def get_layout(name: str, **settings: Any) -> Layout:
 
 
 # ---------------------------------------------------------------- one plan for all processes
-# What a process computes in a turn that has nothing for it: one row of two tokens, whose result counts for nothing.
+# The dummy group of a process that has no groups in a turn: one row of two tokens, whose result is dropped.
 NOTHING = Group((PAD,), ((PAD,),))
 
 
 def plan_step(groups: Sequence[Group], world: int, layout: Layout, budget: int) -> list[list[list[int]]]:
-    """Micro-batches (indices of groups) of every process, turn by turn: the same number for each, some of them empty.
+    """For every process, its micro-batches (indices of groups), turn by turn. All have the same number, some of them empty.
 
-    A pure function of the groups' lengths, so all processes make the same plan without a word between them. With one
-    process it is the layout's own plan. With several, the totals of any two processes differ by at most the tokens of the
-    largest group, and micro-batches of like size share a turn, as sharded weights are gathered once a turn.
+    The plan depends on the groups' lengths alone, so all processes make the same plan without communication. With one
+    process it is the layout's own plan. With several, the total tokens of any two processes differ by at most the largest
+    group, and micro-batches of similar size share a turn, because sharded weights are gathered once a turn.
     """
     if world == 1:
         return [layout.plan(groups, budget)]
@@ -134,7 +133,7 @@ def plan_step(groups: Sequence[Group], world: int, layout: Layout, budget: int) 
 
 
 def _plan_by_process(groups: Sequence[Group], world: int, layout: Layout, budget: int) -> list[list[list[int]]]:
-    """Groups are dealt to processes, then each process's share is cut by the layout."""
+    """Deal the groups to processes, then let the layout cut each process's share."""
     tokens = [layout.tokens(g) for g in groups]
     plans = []
     for share in _longest_first(tokens, world):
@@ -147,15 +146,15 @@ def _plan_by_process(groups: Sequence[Group], world: int, layout: Layout, budget
 def _plan_by_turn(
     groups: Sequence[Group], world: int, layout: Layout, budget: int, at_most: int
 ) -> list[list[list[int]]] | None:
-    """Groups are dealt to as few micro-batches as hold them, and those to processes, like sizes in one turn. None where
-    that takes more than `at_most` turns."""
+    """Deal the groups to as few micro-batches as possible, and these to processes, similar sizes in one turn. None if that takes
+    more than `at_most` turns."""
     tokens = [layout.tokens(g) for g in groups]
     turns = max(1, -(-sum(tokens) // (world * budget)))
     while turns <= at_most:
         batches = _longest_first(tokens, world * turns)
         if all(len(batch) < 2 or len(layout.plan([groups[i] for i in batch], budget)) == 1 for batch in batches):
             break
-        turns += 1 + turns // 64  # a pass over a whole data set has thousands of turns; this ends soon there too
+        turns += 1 + turns // 64  # larger steps where a pass over a whole data set has thousands of turns
     else:
         return None
     load = {id(batch): sum(tokens[i] for i in batch) for batch in batches}
@@ -171,7 +170,7 @@ def _plan_by_turn(
 
 
 def _longest_first(tokens: Sequence[int], bins: int) -> list[list[int]]:
-    """Indices dealt to `bins`, the longest first, each to the bin that holds least."""
+    """Deal the indices to `bins`, the longest first, each to the bin with the fewest tokens."""
     dealt: list[list[int]] = [[] for _ in range(bins)]
     loads = [(0, b) for b in range(bins)]
     for i in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
@@ -184,10 +183,10 @@ def _longest_first(tokens: Sequence[int], bins: int) -> list[list[int]]:
 # ---------------------------------------------------------------- the layouts
 @register_layout("shared_prefix")
 class SharedPrefix:
-    """One row holds a prompt and its responses; short groups share a row with others, up to the longest group's width.
+    """A row holds a prompt and its responses. Short groups share a row, up to the width of the longest group.
 
-    one_row: all groups of a micro-batch lie in one row, which has no room left; for attention that computes nothing
-    between groups, whose cost a row's width does not change.
+    one_row: put all groups of a micro-batch into one row. It suits attention that skips pairs of groups, whose cost does not
+    grow with the row's width.
     """
 
     name = "shared_prefix"
@@ -200,11 +199,11 @@ class SharedPrefix:
         return group.tokens
 
     def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
-        """Longest first. What lies in one row goes into the fullest micro-batch with room for it."""
+        """Place the longest groups first. With `one_row`, each goes into the fullest micro-batch that has room for it."""
         order = sorted(range(len(groups)), key=lambda i: (-groups[i].tokens, i))
         if self.one_row:
             return _best_fit(order, groups, budget // self.width_step * self.width_step)
-        # Rows of a micro-batch have like widths: its first (longest) group sets the width.
+        # The first (longest) group of a micro-batch sets the width of its rows.
         batches: list[list[int]] = []
         room: list[int] = []  # free tokens in each row of the open micro-batch
         width = rows_left = 0
@@ -238,7 +237,7 @@ class SharedPrefix:
         member = torch.full((len(rows), width), -1)  # which group a token belongs to; -1: pad
         branch = torch.zeros((len(rows), width), dtype=torch.long)  # 0: prompt, k: its k-th response
         places: list[Place] = []
-        # per response, then put in the responses' order
+        # one list for each response, in the order of responses
         previous: list[list[int]] = [[] for _ in range(first[-1])]
         for r, row_groups in enumerate(rows):
             at = 0
@@ -266,7 +265,7 @@ class SharedPrefix:
 
 
 def _best_fit(order: Sequence[int], groups: Sequence[Group], size: int) -> list[list[int]]:
-    """As `_first_fit`, each in the fullest bin with room for it: found among any number of bins at once."""
+    """As `_first_fit`, but each group goes into the fullest bin with room for it, found by bisection."""
     bins: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
     for i in order:
@@ -283,8 +282,8 @@ def _best_fit(order: Sequence[int], groups: Sequence[Group], size: int) -> list[
 
 
 def _first_fit(order: Sequence[int], groups: Sequence[Group], size: int) -> list[list[int]]:
-    """Groups (by index), in that order, each in the first bin of `size` tokens with room for it; what fits in none, however
-    empty, has a bin of its own."""
+    """Put the groups (by index), in this order, each into the first bin of `size` tokens with room for it. A group larger than
+    `size` gets its own bin."""
     bins: list[list[int]] = []
     room: list[int] = []
     for i in order:
@@ -300,12 +299,12 @@ def _first_fit(order: Sequence[int], groups: Sequence[Group], size: int) -> list
 
 @register_layout("padded")
 class Padded:
-    """One row a sequence, prompt repeated, padded on the right."""
+    """One row for each response, with the prompt repeated, padded on the right."""
 
     name = "padded"
 
     def tokens(self, group: Group) -> int:
-        """The prompt counts once a response."""
+        """The prompt counts once for each response."""
         return len(group.responses) * len(group.prompt) + sum(map(len, group.responses))
 
     def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
@@ -333,8 +332,8 @@ class Padded:
             start = r * width + len(prompt) - 1
             previous.append(list(range(start, start + len(response))))
         position = torch.arange(width).expand(len(sequences), width)
-        # The model's own causal (and sliding-window) mask serves: right pads come after every token that counts, so no
-        # token ever sees one, and without a padding mask no row of it can be empty.
+        # The model's own causal (and sliding-window) mask is enough: pads come after every token, so no token sees one, and
+        # without a padding mask no row of the mask can be empty.
         return _batch(ids, position, None, None, None, previous, groups)
 
 

@@ -1,4 +1,4 @@
-"""Loading a causal language model: from a folder or GGUF file, as a base for adapters, its attention chosen."""
+"""Load a causal language model from a folder, with the weight type and the attention that a run needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pobench.settings.schema import AdapterConfig
 
 
 def attention_of(folder: Path, wanted: str = "auto") -> str:
-    """The kind of attention to load the model in `folder` with: soft-capped attention exists in the eager form alone."""
+    """The kind of attention to load the model in `folder` with. Soft-capped attention exists only as `eager`."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return ("eager" if config.get("attn_logit_softcapping") else "sdpa") if wanted in ("auto", "flex") else wanted
 
@@ -28,10 +28,10 @@ def load_base(
     trust_remote_code: bool = False,
     device: torch.device | None = None,
 ) -> Any:
-    """The model in `folder` with weights of the type that the adapter wants below it; fp32 without one.
+    """The model in `folder`. Its weights have the type that the adapter's settings give for the base; fp32 without an adapter.
 
-    dtype: another type for weights that are not quantised.
-    device: where 4-bit weights are made. Raises PobenchError if the model cannot be loaded.
+    dtype: overrides that type for weights that are not quantised. device: where 4-bit weights are made.
+    Raises PobenchError if the model cannot be loaded.
     """
     if config is None or config.quantize == "none":
         own = torch.bfloat16 if config is not None and config.base_precision == "bf16" else torch.float32
@@ -55,7 +55,7 @@ def load_base(
 
 
 def count_parameters(config: Mapping[str, Any]) -> int:
-    """Trainable numbers of a causal language model with this configuration; nothing is allocated."""
+    """The number of parameters of a causal language model with this configuration. No weights are allocated."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -75,7 +75,8 @@ def load_model(
 ) -> Any:
     """The causal language model in `folder`, in evaluation mode. dtype: a torch.dtype. attention: sdpa | eager | …
 
-    quantized: `quantization_config` and `device_map`, for weights that are made narrower while they are read.
+    quantized: `quantization_config` and `device_map`, for weights that are quantised while they are read.
+    Raises PobenchError if the model cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
 

@@ -1,19 +1,18 @@
-"""Hidden states → fp32 sums of log-probabilities per response. The only file that knows the label shift:
-the hidden state at a token's predecessor predicts the token.
+"""A causal language model as a function: batch → fp32 sum of log-probabilities of each response. The label shift is here
+and nowhere else: the hidden state at a token's predecessor predicts the token.
 
     log π(y | x) = Σ_t [ z_t[y_t] - logsumexp(z_t) ],   z_t = head(h_{t-1})
 
-The head runs on response positions alone, a tile of the vocabulary at a time, so that the (tokens × vocabulary) matrix
-never exists; a micro-batch reads the weight, and adds to its gradient, once. The softmax and the sums are fp32; the
-logsumexp over the vocabulary is computed from those of the tiles. Where the head's weight is trained, the backward pass
-needs every tile's softmax: those of the first tiles are kept, `KEPT_BYTES` of them, and the others computed again. Where the
-head is frozen (an adapter is trained), one pass is enough: a token's log-probability depends on its own hidden state alone,
-so its slope there,
+The head runs on response positions only, one tile of the vocabulary at a time, so the (tokens × vocabulary) matrix never
+exists. Each micro-batch reads the weight once, and adds to its gradient once. Softmax and sums are fp32; the logsumexp over
+the vocabulary is combined from those of the tiles. If the head's weight is trained, the backward pass needs every tile's
+softmax: up to `KEPT_BYTES` of them are kept, the others are computed again. If the head is frozen (an adapter is trained),
+one pass is enough. A token's log-probability depends on its own hidden state alone, so its gradient there,
 
     ∂ log π(y_t) / ∂ h = weight[y_t] - softmax(z_t) @ weight,
 
-is one vector a token. The forward pass computes it while it has the softmax of a tile, and keeps it in place of the hidden
-state; the backward pass only scales it, without a weight gradient and without computing anything again.
+is one vector a token. The forward pass computes it from the softmax of each tile, and keeps it instead of the hidden state;
+the backward pass only scales it.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from pobench.model import cpu
 from pobench.model.attention import added_mask, base_kind, current_kind, use_matrices
 from pobench.model.compiled import compile_layers, uncompiled
+from pobench.model.dropout import switch_off_dropout
 from pobench.model.flex import BLOCK, block_mask, takes_blocks, use_blocks
 from pobench.model.head import KEPT_BYTES, _Head, _TiledHead, tile_for
 from pobench.model.layouts import WIDTH_STEP, Batch, Layout, get_layout
@@ -37,19 +37,22 @@ from pobench.model.products import Arithmetic
 class ResponseLogps(nn.Module):
     """A causal language model as a function from a batch to (responses,) fp32 summed log-probabilities in nats.
 
-    Body and head run inside this one forward, so that a data-parallel wrapper sees every gradient.
+    Body and head both run inside `forward`, so that a data-parallel wrapper sees every gradient. Dropout is off.
     """
 
     def __init__(self, model: Any, tile: int | None = None, *, compiled: bool = False) -> None:
-        """tile: vocabulary entries per tile of the head; None: a number that suits the device and the positions. compiled:
-        layers by torch.compile, and none exchanged.
+        """tile: vocabulary entries per tile of the head; None: chosen for the device and the number of positions. compiled: use
+        torch.compile for the layers, and exchange none.
 
-        `arithmetic.in_place`: head and linear layers add a weight's gradient to the gradient that is there, instead of
-        handing autograd a matrix of the same size to add.
+        If `arithmetic.in_place` is set, head and linear layers add a weight's gradient to `weight.grad` themselves, instead
+        of handing autograd a matrix of the same size.
         """
         super().__init__()
         self.model = model
         self.arithmetic = Arithmetic()
+        self.restore_config = switch_off_dropout(
+            model
+        )  # before layers are exchanged: a trial sees the model without it
         if compiled:
             cpu.restore_layers(model)
             compile_layers(model)
@@ -74,7 +77,7 @@ class ResponseLogps(nn.Module):
         )
 
     def use_exchanged_layers(self) -> None:
-        """Let the layers that are proven in a trial compute the same numbers with less memory."""
+        """Exchange the layers that pass a trial: they compute the same numbers with less memory."""
         cpu.exchange_layers(self.model.base_model, self.arithmetic)
 
     def use_own_layers(self) -> None:
@@ -83,7 +86,7 @@ class ResponseLogps(nn.Module):
 
     @property
     def has_exchanged_layers(self) -> bool:
-        """Whether any layer computes in another way than the model's own code."""
+        """Whether any layer's own code is exchanged."""
         return any(map(cpu.is_exchanged, self.model.modules()))
 
     @property
@@ -92,7 +95,7 @@ class ResponseLogps(nn.Module):
         return "blocks" if takes_blocks(self.model) else "parts" if cpu.takes_parts(self.model) else "matrices"
 
     def use_attention(self, kind: str) -> None:
-        """Undo `use_matrices`. kind: what `attention` was before it."""
+        """Switch to a kind of attention: a value that `attention` had before `use_matrices`."""
         if kind == "blocks":
             use_blocks(self.model)
         elif kind == "parts":
@@ -102,7 +105,7 @@ class ResponseLogps(nn.Module):
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[Any]:
-        """The model as it was loaded: inside, nothing of it is exchanged or compiled."""
+        """Inside, the model computes by its own code: nothing is exchanged or compiled."""
         kind = current_kind(self.model)
         use_matrices(self.model)
         try:
@@ -113,14 +116,14 @@ class ResponseLogps(nn.Module):
                 self.model.set_attn_implementation(kind)
 
     def layout(self, name: str) -> Layout:
-        """The layout, with the settings that suit this model's attention."""
+        """The layout, configured for this model's attention."""
         kind = self.attention if name == "shared_prefix" else "matrices"
         if kind == "blocks":
             return get_layout(name, width_step=BLOCK, one_row=True)
         return get_layout(name, one_row=True) if kind == "parts" else get_layout(name)
 
     def _mask(self, batch: Batch, window: int | None, dtype: torch.dtype) -> Any:
-        """The mask in the form that the model's attention takes: blocks, parts, numbers to add to the scores, or bool."""
+        """The mask in the form that the model's attention takes: blocks, parts, a matrix to add to the scores, or bool."""
         kind = self.attention
         if kind == "blocks":
             return block_mask(batch, window)
@@ -129,7 +132,7 @@ class ResponseLogps(nn.Module):
         return added_mask(batch.mask(window), dtype) if self.additive else batch.mask(window)
 
     def _masks(self, batch: Batch, dtype: torch.dtype) -> Any:
-        """Computed once for all layers: one mask, one for each kind of layer, or None where the model's own mask serves."""
+        """The masks of all layers: one, or one for each kind of layer, or None to let the model make its own."""
         if batch.member is None:
             return None
         if batch.window is None or not self.mixed_windows:

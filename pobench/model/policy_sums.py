@@ -1,7 +1,7 @@
-"""Sums of log-probabilities without gradient: the one way to them, for the reference, kl, held-out pairs and watching.
+"""Sums of log-probabilities without gradient, for the reference, kl, held-out pairs and watching.
 
-The model is called itself, never through a data-parallel wrapper: the wrapper's forward waits for all processes, and one
-with nothing left to score would never come.
+The scorer calls the model itself, not its data-parallel wrapper. The wrapper's forward waits for all processes, and would
+hang if one of them had nothing left to score.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pobench.types import Group
 
 
 class Turn(NamedTuple):
-    """One micro-batch of this process. indices: its groups. sums: their (responses,) fp64 nats, in order, on the CPU.
-    everywhere: the groups that all processes score in this turn."""
+    """One micro-batch of this process. indices: of its groups. sums: (responses,) fp64 nats, in their order, on the CPU.
+    everywhere: indices of the groups that all processes together score in this turn."""
 
     indices: list[int]
     sums: Tensor
@@ -33,10 +33,10 @@ class Turn(NamedTuple):
 
 
 class SumScorer:
-    """Groups → sums of log-probabilities under one policy; layout, budget and arithmetic in one place.
+    """Computes the sums of log-probabilities of groups under one policy, in one layout, budget and arithmetic.
 
-    alone: this process scores everything by itself, and no other need call; otherwise all processes call alike, with the
-    same groups, and share the work.
+    alone: this process scores everything by itself. Otherwise all processes call alike, with the same groups, and share the
+    work.
     """
 
     def __init__(
@@ -56,7 +56,8 @@ class SumScorer:
 
     @property
     def arithmetic(self) -> str:
-        """What, besides weights and tokens, decides the digits of a sum: a cause of stored reference sums."""
+        """The precision, layout and kernels. With weights and tokens they decide the digits of a sum, so they are a cause of
+        stored reference sums."""
         model = self.policy.model
         kind = "nf4" if getattr(model, "is_loaded_in_4bit", False) else str(model.dtype).removeprefix("torch.")
         narrow = "" if kind == "float32" else f" {kind} weights"
@@ -75,18 +76,18 @@ class SumScorer:
 
     @property
     def rank(self) -> int:
-        """Which of them this one is."""
+        """The index of this process among them."""
         return 0 if self.alone else self.accelerator.process_index
 
     def collate(self, groups: Sequence[Group]) -> Batch:
-        """The groups of one micro-batch, on the device; no groups at all give a row that counts for nothing."""
+        """The groups of one micro-batch, on the device. An empty list gives a dummy row, whose result is dropped."""
         return self.layout.collate(groups or [NOTHING], self.window).to(self.accelerator.device)
 
     @torch.no_grad()
     def turns(self, groups: Sequence[Group]) -> Iterator[Turn]:
-        """This process's part of the groups, as it is scored; as many turns in every process.
+        """Score this process's share of the groups, turn by turn. Every process has the same number of turns.
 
-        A turn without groups computes as well: where weights are spread over processes, every forward takes all of them.
+        A turn without groups computes too: where weights are sharded over processes, all must join in every forward.
         """
         plan = self.plan(groups)
         for batches in zip(*plan, strict=True):
@@ -107,14 +108,14 @@ class SumScorer:
         return self.together(totals)
 
     def together(self, numbers: Tensor) -> Tensor:
-        """The sum over the processes that share the work: what each has put into a vector of zeros, in its own places."""
+        """The sum over the processes that share the work. Each fills its own places in a vector of zeros."""
         if self.world == 1:
             return numbers
         total: Tensor = self.accelerator.reduce(numbers.to(self.accelerator.device), "sum")
         return total.cpu()
 
     def from_first(self, numbers: Tensor) -> Tensor:
-        """The first process's numbers, in all that share the work; shape and type are alike everywhere."""
+        """The first process's numbers, in all processes that share the work. Shape and type are the same in all."""
         if self.world == 1:
             return numbers
         sent: Tensor = broadcast(numbers.to(self.accelerator.device))
@@ -122,7 +123,7 @@ class SumScorer:
 
 
 def empty_sums(groups: Sequence[Group]) -> tuple[Tensor, list[range]]:
-    """(responses,) fp64 zeros, and where the responses of each group stand in them."""
+    """(responses,) fp64 zeros, and the range of each group's responses in them."""
     places, first = [], 0
     for group in groups:
         places.append(range(first, first + len(group.responses)))
@@ -139,10 +140,10 @@ def sum_scorer(
     *,
     alone: bool = False,
 ) -> SumScorer:
-    """A scorer in the layout that the model proves on the first groups, in micro-batches as the setting says.
+    """A scorer in the layout that is proven on the first groups, with the micro-batches of the setting.
 
-    say: takes a sentence where the model's blocks of attention are given up. Raises PobenchError where no layout computes
-    the model's own log-probabilities.
+    say: takes a sentence if attention by blocks fails and matrices replace it. Raises PobenchError if no layout computes the
+    model's own log-probabilities.
     """
     blocks = takes_blocks(policy.model)
     name, reason = choose_layout(policy, [g._replace(learnt=()) for g in groups[:2]], config.layout)

@@ -1,4 +1,4 @@
-"""Matrix products of a model on every device: their type, and where the gradients of weights are added."""
+"""Matrix products of a model: their type, and where weight gradients are added up. For CPU and GPU."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-ROWS = 8192  # rows of a gradient that are computed at once where the product is narrower than the gradient
+ROWS = 8192  # rows of a gradient that are computed at once if the product is narrower than the gradient
 
 
 def product_type(x: Tensor) -> torch.dtype:
-    """The type autocast would give a matrix product of `x`: it knows torch's own operations, and not those written here."""
+    """The type that autocast gives to a matrix product of `x`. Autocast does not reach the autograd functions of pobench, so
+    they ask here."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def version(x: Tensor) -> int:
-    """How often `x` was changed in place. Tensors made in inference mode are not counted, and always give 0."""
+    """How often `x` was changed in place. It is always 0 for tensors made in inference mode, which do not count."""
     return 0 if x.is_inference() else x._version
 
 
 class Arithmetic:
-    """What all layers of one model share: the type of their products, and where weight gradients go.
+    """Shared by all layers of one model: the type of their products, and where weight gradients go.
 
-    in_place: weight gradients are added to the gradients that are there, instead of being handed to autograd. It stays
-    false under a data-parallel wrapper, which waits for what autograd hands out.
+    in_place: layers add weight gradients to `weight.grad` themselves, instead of handing them to autograd. It stays false
+    under a data-parallel wrapper, which waits for gradients from autograd.
     """
 
     def __init__(self) -> None:
         self.in_place = False
         self._narrow_weights: dict[int, Tensor] | None = None
-        self._last_cast: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # of what, its version, and the result
+        self._last_cast: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # the source, its version, the result
 
     def grad(self, weight: Tensor) -> Tensor | None:
-        """The gradient to add to; None where autograd adds it."""
+        """The gradient to add to; None if autograd adds it."""
         return weight.grad if self.in_place and weight.dtype == torch.float32 else None
 
     @contextlib.contextmanager
     def unchanged_weights(self) -> Iterator[None]:
-        """A promise that no weight changes inside, so that each is cast once for all micro-batches.
+        """The caller promises that no weight changes inside, so each is cast once for all micro-batches.
 
-        The caller has to promise it, because not every optimiser raises a tensor's version counter. On a GPU a cast costs
-        nothing beside the products, and where weights are spread over processes no process should hold them all; so
-        weights are kept only where `in_place` holds.
+        A promise is needed because not every optimiser raises a tensor's version counter. Casts are kept only if `in_place`
+        is set: on a GPU a cast costs little beside the products, and no process should hold all weights of a sharded
+        model.
         """
         self._narrow_weights = {} if self.in_place else None
         try:

@@ -1,8 +1,8 @@
-"""Answers through vLLM, where it is installed and there is a GPU: token ids in, token ids out.
+"""Answers through vLLM, if it is installed and there is a GPU: token ids in, token ids out.
 
-The prompts, the tokens that end an answer and the seed of every (prompt, sample) are those of `generate`; the kernels are
-not. So an answer comes again on the same machine and versions as far as vLLM keeps its promise, and even a greedy one may
-differ from that of transformers where two tokens are all but equally likely.
+Prompts, stop tokens and the seed of every (prompt, sample) are the same as in `generate`, but the kernels differ. Answers
+are reproducible on the same machine and versions as far as vLLM is. Even a greedy answer may differ from transformers',
+where two tokens are almost equally likely.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from pobench.errors import PobenchError
 from pobench.model.generate import Decoding, in_precision, key_of
 
-AT_ONCE = 4096  # answers handed over together; vLLM makes its own batches of them
+AT_ONCE = 4096  # answers in one call; vLLM batches them itself
 
 
 def missing(engine: str) -> list[str]:
-    """What this machine lacks for `answers.engine`, one plain line each; nothing for "auto" and "transformers"."""
+    """What this machine lacks for `answers.engine`, one line each; [] for "auto" and "transformers"."""
     if engine != "vllm":
         return []
     lacking = []
@@ -36,11 +36,11 @@ def missing(engine: str) -> list[str]:
 
 @contextlib.contextmanager
 def speaker_of(model: Any, engine: str, precision: str, batch_size: int) -> Iterator[tuple[Any, int]]:
-    """(what `generate` is given, its batch size): `model` itself, or the same weights behind vLLM, `model` waiting in
-    the processor's memory meanwhile.
+    """(model to pass to `generate`, batch size): `model` itself, or vLLM with the same weights. `model` is moved to the CPU
+    while vLLM runs.
 
-    The model is cast to `precision` in place and stays so: an owner that needs wider weights afterwards loads them again.
-    engine: "auto" takes vLLM where it can. Raises PobenchError where "vllm" is asked for and cannot be had.
+    The model is cast to `precision` in place and stays so; load it again for wider weights. engine: "auto" takes vLLM if
+    possible. Raises PobenchError if "vllm" is wanted and this machine or model does not support it.
     """
     faults = missing("vllm" if engine == "auto" else engine)
     if any(".lora_" in name for name, _ in model.named_parameters()):
@@ -67,21 +67,21 @@ def speaker_of(model: Any, engine: str, precision: str, batch_size: int) -> Iter
 
 
 class Served:
-    """A model folder behind vLLM, as `generate` takes it."""
+    """A model folder loaded by vLLM, with the interface that `generate` expects."""
 
     def __init__(self, folder: str, generation_config: Any, precision: str) -> None:
         from vllm import LLM
 
         self.generation_config = generation_config
         dtype = {"bf16": "bfloat16", "fp32": "float32"}[precision]
-        # generation_config "vllm": sampling defaults of the model's own file must not meddle.
+        # generation_config "vllm" ignores the sampling defaults in the model's own file.
         self._llm = LLM(model=folder, dtype=dtype, skip_tokenizer_init=True, generation_config="vllm")
 
     def decode(
         self, rows: Sequence[Sequence[int]], samples: Sequence[int], stops: Sequence[int], decoding: Decoding
     ) -> list[list[int]]:
-        """The tokens of each row's answer, its stop token included. rows: the prompts' tokens. samples: which of its
-        prompt's answers each is."""
+        """The tokens of each row's answer, stop token included. rows: the prompts' tokens. samples: the sample's number for
+        each row."""
         from vllm import SamplingParams
 
         how = [
@@ -99,8 +99,8 @@ class Served:
         return [list(answer.outputs[0].token_ids) for answer in self._llm.generate(prompts, how, use_tqdm=False)]
 
     def close(self) -> None:
-        """Give the GPU's memory back."""
-        with contextlib.suppress(AttributeError):  # it has a process of its own, or it has not
+        """Free the GPU's memory."""
+        with contextlib.suppress(AttributeError):  # only some versions run the engine in a process of its own
             self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()

@@ -134,6 +134,7 @@ def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = l
             log=log if main else lambda row: None,
             say=say if main else lambda text: None,
             rewind=folder.rewind_steps if main else lambda step: None,
+            content=folder.path.name,
         )
     if main:
         with whole(folder.path / "model") as partial:

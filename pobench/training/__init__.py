@@ -1,1 +1,1 @@
-"""Training: one loop for every objective, what it minimises, its memory and its checkpoints."""
+"""Training: one loop, the objectives that it minimises, reference sums, checkpoints, memory, and the SFT stage."""

@@ -1,68 +1,137 @@
-"""Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), the step in JSON.
+"""Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), everything else in `state.json`.
 
-A checkpoint is a folder that appears whole (written beside, then renamed); the one before it goes away afterwards.
-The data order and the learning rate are pure functions of the step, so nothing else needs saving.
+A checkpoint is a folder that appears whole: it is written beside its place, then renamed; the older ones are removed after
+that. The data order and the learning rate are functions of the step, so they need no saving. `state.json` holds the step,
+the name of the job's content, the sha256 of every file of tensors, and a sha256 of its own. A job resumes only from a
+checkpoint of its own content whose bytes are those that were written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pobench.errors import CorruptError, PobenchError
+from pobench.files import OTHER_BYTES, sha256_of
+
 SHARD_BYTES = 64 * 1024**2
+STATE = "state.json"
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`, or None."""
-    found = [p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
-    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+def latest(folder: Path, content: str = "") -> Path | None:
+    """The newest checkpoint of this content in `folder` whose `state.json` is intact, or None. It reads no tensors."""
+    for path in _newest_first(folder):
+        try:
+            if about(path)["content"] == content:
+                return path
+        except CorruptError:
+            continue
+    return None
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
-    """Write `checkpoint-<step>` and drop the older ones. facts: small ones, to return at resume."""
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any],
+    content: str = "",
+) -> None:
+    """Write `checkpoint-<step>`, in place of one of that name, and remove all others.
+
+    facts: small values that `about` and `load` return. content: the name of what the job is made from.
+    """
     target = folder / f"checkpoint-{step}"
-    if target.exists():
-        return
     partial = folder / f"partial-{step}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _save(_named(model), partial, "weights")
+    _save(_weights(model), partial, "weights")
     _save(_moments(model, optimizer), partial, "adam")
-    (partial / "state.json").write_text(json.dumps({"step": step, **facts}))
+    files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
+    state = {"step": step, "content": content, "files": files, **facts}
+    (partial / STATE).write_text(json.dumps({"state": state, "sha256": _digest(state)}))
+    shutil.rmtree(
+        target, ignore_errors=True
+    )  # training did not resume from it, or it would not come to this step again
     partial.rename(target)
     clear(folder, keep=target)
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put weights and moments back in place; returns what `save` was told, with `step`."""
-    device = next(model.parameters()).device
-    weights = _load(path, "weights", str(device))
+def resume(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    content: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any] | None:
+    """Load the newest checkpoint of this content that is intact; returns its state, or None where there is none.
+
+    say: takes one sentence for each newer checkpoint that is not used.
+    """
+    faults, state = [], None
+    for path in _newest_first(folder):
+        try:
+            state = load(path, model, optimizer, content)
+            break
+        except PobenchError as error:
+            faults.append(str(error))
+    start = "from the beginning" if state is None else f"from the checkpoint of step {state['step']}"
+    for fault in faults:
+        say(f"{fault}; training starts {start}")
+    return state
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, content: str = "") -> dict[str, Any]:
+    """Put weights and moments in place; returns the state: `step`, `content`, `files`, and the facts that `save` was given.
+
+    Raises CorruptError for bytes other than those that were written, PobenchError for a checkpoint of other content. Model
+    and optimiser are unchanged then: every file is checked before the first tensor is copied.
+    """
+    state = about(path)
+    if state["content"] != content:
+        raise PobenchError(
+            f"checkpoint {str(path)!r} is ignored: it is of the content {state['content']!r}, and this job's is {content!r}"
+        )
+    tensors = {name: _read(path / name, digest) for name, digest in state["files"].items()}
+    weights, moments = ({k: t for k, t in _of_kind(tensors, kind)} for kind in ("weights", "adam"))
     with torch.no_grad():
         for name, parameter in _trained(model).items():
             parameter.copy_(weights[name])
-    moments = _load(path, "adam")
-    state = {}
+    of_optimizer = {}
     for i, (name, parameter) in enumerate(_in_order(model, optimizer)):
-        state[i] = {
+        of_optimizer[i] = {
             key: moments[f"{key}/{name}"].to(
                 torch.device("cpu") if key == "step" and not _fused(optimizer) else parameter.device
             )
             for key in ("step", "exp_avg", "exp_avg_sq")
         }
     fresh = optimizer.state_dict()
-    optimizer.load_state_dict({"state": state, "param_groups": fresh["param_groups"]})
-    return about(path)
+    optimizer.load_state_dict({"state": of_optimizer, "param_groups": fresh["param_groups"]})
+    return state
 
 
 def about(path: Path) -> dict[str, Any]:
-    """What `save` was told, with `step`."""
-    return dict(json.loads((path / "state.json").read_text()))
+    """The state of the checkpoint in `path`, as `load` returns it. Raises CorruptError where it is not what was written."""
+    file = path / STATE
+    try:
+        stored = json.loads(file.read_bytes())
+        state, digest = stored["state"], stored["sha256"]
+    except FileNotFoundError:
+        raise CorruptError(file, "the file is gone") from None
+    except (ValueError, KeyError, TypeError):
+        raise CorruptError(file, "it does not describe a checkpoint of this version") from None
+    if digest != _digest(state):
+        raise CorruptError(file, OTHER_BYTES)
+    return dict(state)
 
 
 def clear(folder: Path, keep: Path | None = None) -> None:
@@ -72,20 +141,41 @@ def clear(folder: Path, keep: Path | None = None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _save(tensors: dict[str, Tensor], folder: Path, name: str) -> None:
-    """In shards: safetensors copies all that it is handed at once, and a whole model's worth would double the memory."""
+def _newest_first(folder: Path) -> list[Path]:
+    paths = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(paths, key=lambda path: -int(path.name.rpartition("-")[2]))
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _save(tensors: dict[str, Tensor], folder: Path, kind: str) -> None:
+    """Write the tensors in shards: safetensors copies all that it is handed at once, and a whole model would take twice its
+    memory."""
     shard: dict[str, Tensor] = {}
     for i, (key, tensor) in enumerate(tensors.items(), start=1):
         shard[key] = tensor
         if i == len(tensors) or sum(t.nbytes for t in shard.values()) > SHARD_BYTES:
-            save_file(shard, folder / f"{name}-{i}.safetensors")
+            save_file(shard, folder / f"{kind}-{i}.safetensors")
             shard = {}
 
 
-def _load(folder: Path, name: str, device: str = "cpu") -> dict[str, Tensor]:
-    return {
-        k: t for file in sorted(folder.glob(f"{name}-*.safetensors")) for k, t in load_file(file, device=device).items()
-    }
+def _read(file: Path, digest: str) -> dict[str, Tensor]:
+    """The tensors of a shard, on the CPU. Its bytes are read once: the sha256 and the tensors come from the same read."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise CorruptError(file, "the file is gone") from None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise CorruptError(file, OTHER_BYTES)
+    return dict(tensors_of(data))
+
+
+def _of_kind(files: Mapping[str, dict[str, Tensor]], kind: str) -> Iterator[tuple[str, Tensor]]:
+    for name, tensors in files.items():
+        if name.startswith(f"{kind}-"):
+            yield from tensors.items()
 
 
 def _fused(optimizer: torch.optim.Optimizer) -> bool:
@@ -97,7 +187,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _named(model: nn.Module) -> dict[str, Tensor]:
+def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().contiguous() for name, p in _trained(model).items()}
 
 

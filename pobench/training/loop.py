@@ -1,9 +1,9 @@
-"""THE loop. It knows no loss by name, nor whether it trains on pairs or on demonstrations: see `objectives.py`.
+"""The training loop, for every loss and for SFT. What it minimises is an `Objective` (`objectives.py`).
 
-Per optimiser step: a batch, cut into micro-batches by tokens, as many of them in every process (`plan_step`). The
-objective is a sum over its items divided by the size of the whole batch (a number known before the first micro-batch), so
-neither the cut nor the number of processes changes it. It is a function of one sum of log-probabilities per response; its
-gradient with respect to those is taken first and then sent through the model.
+Each optimiser step takes one batch. `plan_step` cuts it into micro-batches by tokens, with the same number in every process.
+The objective is a sum over the items, divided by the size of the whole batch. That size is known before the first
+micro-batch, so neither the cut nor the number of processes changes the result. The objective depends on one sum of
+log-probabilities per response: the loop takes its gradient by these sums first, then sends that through the model.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from pobench.training.objectives import Objective, PreferenceObjective
 from pobench.training.reference import ReferenceSums
 from pobench.types import TokenPair
 
-STEPS_BETWEEN_TRIMS = 4  # every step would cost a third of its time in touching the pages again
+STEPS_BETWEEN_TRIMS = 4  # trimming every step costs a third of its time, because freed pages are touched again
 
 
 class NonFiniteError(PobenchError):
-    """A loss or gradient that is no number: training stops at that step, before the weights change."""
+    """A loss or gradient is nan or infinite. Training stops at that step, before the weights change."""
 
 
 def learning_rate(config: LoopConfig, step: int, total: int) -> float:
-    """Of optimiser step `step` (0-based) out of `total`: linear warm-up, then the schedule, as in transformers."""
+    """The rate of optimiser step `step` (from 0) of `total`: linear warm-up, then the schedule, as in transformers."""
     warmup = math.ceil(config.warmup_ratio * total)
     if step < warmup:
         return config.lr * step / max(1, warmup)
@@ -57,13 +57,13 @@ def learning_rate(config: LoopConfig, step: int, total: int) -> float:
 
 
 def make_optimizer(policy: torch.nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW over fp32 weights; matrices decay, vectors (norms, biases) do not. Raises PobenchError for other weights."""
+    """AdamW over fp32 weights; matrices decay, vectors (norms, biases) do not. Raises PobenchError for other types."""
     trained = [p for p in policy.parameters() if p.requires_grad]
-    odd = {str(p.dtype) for p in trained if p.dtype != torch.float32}
-    if odd:
+    narrow = {str(p.dtype) for p in trained if p.dtype != torch.float32}
+    if narrow:
         raise PobenchError(
-            f"trained weights are {', '.join(sorted(odd))}; they must be float32: "
-            "an Adam-sized step is lost in rounding otherwise"
+            f"trained weights are {', '.join(sorted(narrow))}; they must be float32: "
+            "narrower types round away steps as small as Adam's"
         )
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -80,7 +80,8 @@ def make_optimizer(policy: torch.nn.Module, config: LoopConfig) -> torch.optim.A
 
 @dataclass
 class Trained:
-    """What training took. seconds: wall time of the steps, resumed parts included. peak_memory: bytes, of this process."""
+    """Facts about a finished training. seconds: wall time of all steps, also of those before a resume. peak_memory: bytes, of
+    this process. tokens: computed in all steps."""
 
     steps: int
     seconds: float
@@ -91,7 +92,7 @@ class Trained:
     step0_gap: float  # mean |policy - reference| a token on the first pairs, nats; nan for a reference-free loss
     micro_tokens: int
     gradient_checkpointing: bool
-    memory_reason: str  # why so many tokens, and why checkpointing or not
+    memory_reason: str  # why this number of tokens, and why activation checkpointing or not
 
 
 def train(
@@ -110,10 +111,11 @@ def train(
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
     watch: Callable[[SumScorer], dict[str, float]] | None = None,
+    content: str = "",
 ) -> Trained:
     """Train `model` in place on `pairs`, in the order of `epochs` (indices into pairs, one sequence an epoch).
 
-    settings, reference, mismatched: as `PreferenceObjective` takes them. The rest, and what is raised: as `minimise`.
+    settings, reference, mismatched: see `PreferenceObjective`. All else, errors included: see `minimise`.
     """
     objective = PreferenceObjective(pairs, loss, settings, reference, mismatched)
     batches = [
@@ -123,7 +125,7 @@ def train(
     ]
     return minimise(
         accelerator, model, objective, batches, config, folder=folder, log=log, say=say, rewind=rewind, watch=watch,
-        watch_every=config.evaluate_every,
+        watch_every=config.evaluate_every, content=content,
     )  # fmt: skip
 
 
@@ -140,19 +142,21 @@ def minimise(
     rewind: Callable[[int], None] = lambda step: None,
     watch: Callable[[SumScorer], dict[str, float]] | None = None,
     watch_every: int = 0,
+    content: str = "",
 ) -> Trained:
-    """Train `model` in place, a step a batch; afterwards nothing that training held is left but the weights.
+    """Train `model` in place, one optimiser step a batch. Gradients and moments are freed at the end.
 
-    batches: (epochs done after it, indices of its items). folder: where checkpoints live. log: takes one row of metrics a
-    step (main process only). say: takes a sentence on a choice that was measured. rewind: called with the step a resume
-    starts from. watch: called every `watch_every` steps and after the last (0: never), in every process, with the scorer
-    of the policy; what it returns is logged with the step, and its time is no training time.
-    Raises NonFiniteError (weights unchanged by that step), PobenchError.
+    batches: (epochs done after it, indices of its items). folder: of the checkpoints. log: takes one row of metrics a step,
+    in the main process. say: takes a sentence, on a choice that was measured or a checkpoint that was refused. rewind:
+    called with the step that training starts from. watch: called every `watch_every` steps and after the last (0: never),
+    in every process, with the scorer of the policy; what it returns is logged with the step, and its time does not count as
+    training time. content: the name of what the job is made from; only a checkpoint of the same content is resumed.
+    Raises NonFiniteError (that step has not changed the weights), PobenchError.
     """
-    run = _Run.set_up(accelerator, model, objective, config, folder, say)
+    run = _Run.set_up(accelerator, model, objective, config, folder, content, say)
     try:
         gap = objective.start(run.scorer, batches[0][1], exact=run.exact)
-        done, seconds = run.resume(folder)
+        done, seconds = run.resume(folder, content, say)
         rewind(done)
         run.make_room_for_gradients()
         last_save = time.monotonic()
@@ -166,7 +170,7 @@ def minimise(
             grad_norm = run.clip()
             run.refuse_non_finite(step, batch, values["loss"], grad_norm)
             run.step(rate)
-            # ------------------------------------------------ what stands around it
+            # ------------------------------------------------ memory, watching, logging, checkpoints
             run.trim(step)
             took = time.monotonic() - started
             seconds += took
@@ -176,7 +180,7 @@ def minimise(
                 row = {"step": step + 1, "epoch": epoch, **values, **beside, "lr": rate, "grad_norm": grad_norm}
                 log({**row, "seconds": took, objective.unit: objective.size(batch), "steps": len(batches)})
             if time.monotonic() - last_save >= config.checkpoint_seconds and step + 1 < len(batches):
-                run.save(folder, step + 1, seconds)
+                run.save(folder, step + 1, seconds, content)
                 last_save = time.monotonic()
     finally:
         run.release()
@@ -188,8 +192,8 @@ def minimise(
 # ---------------------------------------------------------------- the parts of a step
 @dataclass
 class _Run:
-    """A model in training. policy: the model as sums of log-probabilities. prepared: the same as Accelerate wraps it, for
-    the forward passes that are trained through, and for no other. exact: whether the arithmetic is fp32 throughout."""
+    """A model in training. policy: the model as sums of log-probabilities. prepared: the policy as Accelerate wraps it; only
+    forward passes with a gradient call it. exact: whether the arithmetic is fp32 throughout."""
 
     accelerator: Accelerator
     objective: Objective
@@ -209,22 +213,20 @@ class _Run:
         objective: Objective,
         config: LoopConfig,
         folder: Path,
+        content: str,
         say: Callable[[str], None],
     ) -> _Run:
-        """The model on its device, its optimiser, the layout that it proves and the size of its micro-batches."""
+        """Move the model to its device; make the optimiser; choose the layout and the size of micro-batches."""
         if accelerator.device.type == "cpu" and accelerator.mixed_precision == "no":
-            # Narrow products and casts come and go all the time: to touch fresh pages for each costs more than holes do.
+            # In fp32 only: bf16 casts many tensors, and fresh pages for each would cost more than a fragmented heap.
             keep_large_tensors_apart()
         elif accelerator.device.type == "cpu":
             keep_few_kernels()
-        for module in model.modules():  # dropout off: the reference has none either
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
         model.train()
         policy = ResponseLogps(model.to(accelerator.device), config.head_tile, compiled=config.compile)
         optimizer = make_optimizer(policy, config)
         scorer = sum_scorer(policy, objective.groups, config, accelerator, say)
-        saved = checkpoint.latest(folder)
+        saved = checkpoint.latest(folder, content)
         choice = _micro_batch(config, objective, scorer, checkpoint.about(saved) if saved else {})
         scorer.budget = choice.micro_tokens
         if "auto" in (config.micro_tokens, config.gradient_checkpointing):
@@ -234,24 +236,25 @@ class _Run:
         exact = accelerator.mixed_precision == "no" and model.dtype == torch.float32
         return cls(accelerator, objective, config, policy, prepared, optimizer, scorer, choice, exact)
 
-    def resume(self, folder: Path) -> tuple[int, float]:
-        """(steps done, seconds they took) of the newest checkpoint, which is put in place; (0, 0.0) without one."""
-        saved = checkpoint.latest(folder)
-        if saved is None:
-            return 0, 0.0
-        about = checkpoint.load(saved, self.policy, self.plain_optimizer)
-        return about["step"], about["seconds"]
+    def resume(self, folder: Path, content: str, say: Callable[[str], None]) -> tuple[int, float]:
+        """(steps done, seconds they took) of the checkpoint that training goes on from; (0, 0.0) without one."""
+        state = checkpoint.resume(folder, self.policy, self.plain_optimizer, content, say)
+        done, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
+        steps = self.accelerator.gather(torch.tensor([done], device=self.accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise PobenchError(f"{str(folder)!r}: the processes resume from different steps: {steps}")
+        return done, seconds
 
     def make_room_for_gradients(self) -> None:
-        """On a CPU the gradients keep their place between steps. Freed and taken anew among activations of ever other
-        shapes, they would tear glibc's heap into holes."""
+        """On a CPU, allocate the gradients once and keep them between steps. Freed and allocated again among activations of
+        changing shapes, they would fragment glibc's heap."""
         if self.keeps_gradients:
             for parameter in self.policy.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             self.policy.arithmetic.in_place = self.accelerator.num_processes == 1
 
     def forward_backward(self, batch: Sequence[int]) -> dict[str, float]:
-        """Add the batch's gradient to the parameters'. Returns the means over the whole batch that are logged."""
+        """Add the gradient of the batch to the parameters'. Returns the logged means over the whole batch."""
         accelerator, objective, scorer = self.accelerator, self.objective, self.scorer
         groups = [objective.groups[i] for i in batch]
         size, world = objective.size(batch), accelerator.num_processes
@@ -263,7 +266,7 @@ class _Run:
                 accelerator.gradient_state._set_sync_gradients(last)
                 with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
                     totals = self.prepared(scorer.collate([groups[i] for i in indices]))
-                    if not indices:  # nothing in this turn, but the processes add up their gradients together
+                    if not indices:  # no items in this turn, but every process must join the sum of gradients
                         accelerator.backward((totals * 0).sum())
                         continue
                     slope, logged = objective.measure([batch[i] for i in indices], totals)
@@ -275,7 +278,7 @@ class _Run:
         return dict(zip(objective.names, means, strict=True))
 
     def clip(self) -> float:
-        """The norm of the gradient before it is cut to `max_grad_norm`."""
+        """Clip the gradient to `max_grad_norm`; returns its norm before that."""
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.max_grad_norm)
         return float(norm) if norm is not None else math.nan
 
@@ -287,7 +290,7 @@ class _Run:
             )
 
     def step(self, rate: float) -> None:
-        """Move the weights and forget the gradient."""
+        """Update the weights and reset the gradient."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -297,18 +300,19 @@ class _Run:
         if self.accelerator.device.type == "cpu" and step % STEPS_BETWEEN_TRIMS == 0:
             give_back_freed_memory()
 
-    def save(self, folder: Path, step: int, seconds: float) -> None:
-        """A checkpoint after `step` steps, by the main process; the others wait."""
+    def save(self, folder: Path, step: int, seconds: float, content: str) -> None:
+        """Write a checkpoint after `step` steps, in the main process; the others wait."""
         if self.accelerator.device.type == "cpu":
-            give_back_freed_memory()  # saving needs some of its own
+            give_back_freed_memory()  # saving needs memory too
         if self.accelerator.is_main_process:
             facts = {"seconds": seconds, "memory": self.choice._asdict()}
-            checkpoint.save(folder, step, self.policy, self.plain_optimizer, facts)
+            checkpoint.save(folder, step, self.policy, self.plain_optimizer, facts, content)
         self.accelerator.wait_for_everyone()
 
     def release(self) -> None:
-        """Give back gradients, moments and the wrapper: the caller's model is left, and nothing else."""
+        """Free gradients, moments and the wrapper; the caller keeps the model."""
         self.policy.arithmetic.in_place = False
+        self.policy.restore_config()
         self.plain_optimizer.state.clear()
         for parameter in self.policy.parameters():
             parameter.grad = None
@@ -329,9 +333,10 @@ class _Run:
 
 
 def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, resumed: Mapping[str, Any]) -> Choice:
-    """Tokens of a micro-batch and checkpointing: as the setting says, as the run began, or by a probe; switched on here.
+    """Choose the tokens of a micro-batch and activation checkpointing, and switch the latter on: by the setting, by the
+    checkpoint, or by a probe. All processes take the smallest of their choices.
 
-    resumed: what the checkpoint says that training goes on from. The smallest choice of all processes is everyone's.
+    resumed: the state of the job's newest checkpoint; {} without one.
     """
     policy, accelerator = scorer.policy, scorer.accelerator
     model, switched_on = policy.model, False
@@ -357,7 +362,7 @@ def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, re
         trained = [p for p in policy.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
-        # as in the steps
+        # The probe adds gradients in place where the steps do.
         policy.arithmetic.in_place = accelerator.device.type == "cpu" and accelerator.num_processes == 1
         moments = sum(2 * p.nbytes for p in trained)
         window, device = scorer.window, accelerator.device

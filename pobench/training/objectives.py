@@ -1,7 +1,8 @@
-"""Sums of log-probabilities → Pair → LossOutput → what a step logs. Sums and counts are gathered over processes, then
-divided.
+"""The objectives that the loop minimises: a preference loss over pairs, and the likelihood of demonstrations (SFT).
 
-The names are those people's dashboards expect: `rewards/*`, `logps/*`.
+An objective turns sums of log-probabilities into a gradient by these sums and into the metrics of a step. Metrics are sums
+over items; the loop adds them up over processes and divides by the batch. Their names (`rewards/*`, `logps/*`) are the
+ones that dashboards expect.
 """
 
 from __future__ import annotations
@@ -62,35 +63,37 @@ def step_sums(policy: Pair, output: LossOutput, weight: Tensor) -> Tensor:
 
 
 class Measured(NamedTuple):
-    """Of a micro-batch. slope: (responses,) d objective / d sum, a sum over items. logged: (names,) fp64 sums."""
+    """A micro-batch's result. slope: (responses,) d objective / d sum, where the objective is a sum over items. logged:
+    (names,) fp64 sums."""
 
     slope: Tensor
     logged: Tensor
 
 
 class Objective(Protocol):
-    """groups: one an item. names: of what is logged a step, `loss` first. unit: what `size` counts."""
+    """What the loop minimises. groups: the sequences of each item. names: the logged metrics, `loss` first. unit: what `size`
+    counts."""
 
     groups: Sequence[Group]
     names: Sequence[str]
     unit: str
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
-        """Once, before step 1, in every process. first: indices of the first batch. exact: fp32 throughout.
+        """Called once, before step 1, in every process. first: indices of the first batch. exact: fp32 throughout.
         Returns the mean |policy - reference| a token, in nats; nan without a reference."""
         ...
 
     def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
-        """Before a step's first micro-batch, in every process. batch: indices of all its items.
-        Returns what is logged beside `names`."""
+        """Called before a step's first micro-batch, in every process. batch: indices of all its items.
+        Returns further metrics to log."""
         ...
 
     def size(self, batch: Sequence[int]) -> int:
-        """What the sums over a whole optimiser batch are divided by."""
+        """The divisor of the sums over a whole optimiser batch."""
         ...
 
     def measure(self, items: list[int], totals: Tensor) -> Measured:
-        """totals: (responses,) nats of these items' responses, in order; its graph is left alone."""
+        """totals: (responses,) nats of these items' responses, in order. Nothing is sent back through its graph."""
         ...
 
     def named(self, batch: Sequence[int]) -> str:
@@ -99,9 +102,9 @@ class Objective(Protocol):
 
 
 def mismatched_groups(pairs: Sequence[TokenPair], mismatched: Sequence[int]) -> list[Group]:
-    """For each pair its prompt with an answer that belongs to another one: pair `mismatched[i]`'s. KTO's kl is their mean.
+    """For each pair, its prompt with an answer of another pair, `mismatched[i]`. KTO estimates its kl from them.
 
-    Chosen and rejected answers take turns as the borrowed one, so that the estimate covers both.
+    The borrowed answer is alternately a chosen and a rejected one, so the estimate covers both.
     """
     return [
         Group(p.prompt, ((pairs[j].chosen, pairs[j].rejected)[i % 2],))
@@ -110,7 +113,7 @@ def mismatched_groups(pairs: Sequence[TokenPair], mismatched: Sequence[int]) -> 
 
 
 class PreferenceObjective:
-    """A registered loss over pairs, handed what its signature asks for: stored reference sums, a batch's kl."""
+    """A registered loss over pairs. It gets what its signature names: stored reference sums, the kl of the batch."""
 
     names: Sequence[str] = STEP_METRICS
     unit = "pairs"
@@ -123,11 +126,11 @@ class PreferenceObjective:
         reference: ReferenceSums | None = None,
         mismatched: Sequence[int] | None = None,
     ) -> None:
-        """settings: the loss's own. reference: the sums of the pairs' responses, for a loss that needs them; for one that
-        needs `kl` those of `mismatched_groups` too. mismatched: for each pair the index of the pair whose answer is
-        borrowed, for a loss that needs `kl`.
+        """settings: the loss's own. reference: the reference sums of the pairs' responses, for a loss that needs them; also of
+        `mismatched_groups`, for a loss that needs `kl`. mismatched: for each pair the index of the pair that lends its
+        answer, for a loss that needs `kl`.
 
-        Raises PobenchError where a loss needs sums that are not there.
+        Raises PobenchError if the loss needs sums that are missing.
         """
         self.pairs, self.loss, self.settings, self.reference = pairs, loss, settings, reference
         self.groups: Sequence[Group] = [Group.of(p) for p in pairs]
@@ -143,12 +146,12 @@ class PreferenceObjective:
         self.known = reference.of(self.groups).float().view(-1, 2)
         if "kl" in loss.needs:
             if mismatched is None:
-                raise PobenchError(f"{loss.name} needs kl, and it is not given which answers are borrowed")
+                raise PobenchError(f"{loss.name} needs kl; pass `mismatched`, the pairs that lend their answers")
             self.borrowed = mismatched_groups(pairs, mismatched)
             self.known_borrowed = reference.of(self.borrowed).float()
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
-        """Raises PobenchError where the reference sums do not belong to the policy at its start."""
+        """Raises PobenchError if the reference sums are not those of the policy before step 1."""
         if self.known is None or self.reference is None:
             return math.nan
         probed = list(first[:8])
@@ -158,8 +161,8 @@ class PreferenceObjective:
         if not gap < tolerance:
             raise PobenchError(
                 f"before step 1 policy and reference differ by {gap:.2g} nats a token (allowed {tolerance:g}): the "
-                f"reference sums, computed in {self.reference.arithmetic}, do not belong to this model as it is trained, "
-                f"in {scorer.arithmetic}; compute them anew from the weights that training starts from"
+                f"reference sums, computed in {self.reference.arithmetic}, are not those of this model as it is trained, "
+                f"in {scorer.arithmetic}; compute them anew from the start weights"
             )
         return gap
 
@@ -189,14 +192,14 @@ class PreferenceObjective:
 
 
 class LikelihoodObjective:
-    """loss = -Σ log π(learnt token) / learnt tokens, both over the whole optimiser batch: each token counts the same,
-    however the batch is split."""
+    """loss = -Σ log π(learnt token) / learnt tokens. Both sums run over the whole optimiser batch, so each token has the same
+    weight however the batch is split."""
 
     names: Sequence[str] = ("loss",)
     unit = "tokens"
 
     def __init__(self, groups: Sequence[Group]) -> None:
-        """groups: each with one response, of which `Group.learnt` may name a part."""
+        """groups: each has one response; `Group.learnt` may select a part of it."""
         self.groups = groups
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:

@@ -1,14 +1,14 @@
-"""Reference sums: computed once, kept as whole files, read by every run that needs them.
+"""Reference sums: the start model's log-probabilities of responses, computed once and read by every run that needs them.
 
-A reference log-probability depends on the weights, the arithmetic and the tokens, and on nothing else: not on the loss,
-its settings, the learning rate, the seed or the output folder. One pass serves them all. A folder holds one pass:
+A reference sum depends on the weights, the arithmetic and the tokens alone. Losses, learning rates and seeds share one
+pass over the pairs. A folder holds one pass:
 
-    part-<digest>.safetensors   what an unfinished pass has so far; whoever continues it computes the rest
+    part-<digest>.safetensors   sums of an unfinished pass; the next attempt computes the rest
     sums-<digest>.safetensors   keys (responses, 32) bytes, sorted, and totals (responses,) fp64 nats
     reference.json              causes, arithmetic, number of responses, the file of sums and its sha256; written last
 
-Every file appears whole and never changes, and the names of sums and parts are made from their bytes. So no lock is
-needed, the folder may lie on a network file system, and two jobs that compute the same pass do not disturb each other.
+Every file appears whole and never changes, and the names of sums and parts are digests of their bytes. So the folder needs
+no lock and may lie on a network file system, and two jobs may compute the same pass at the same time.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from pobench.types import Group
 
 MARKER = "reference.json"
 ANEW = "delete its folder, and the sums are computed anew"
-SECONDS_BETWEEN_PARTS = 30.0  # what a killed pass loses at most
-TURNS_BETWEEN_CHECKS = 16  # after so many, all processes hear of a sum that is not finite
+SECONDS_BETWEEN_PARTS = 30.0  # a killed pass loses no more than this
+TURNS_BETWEEN_CHECKS = 16  # then all processes learn of a sum that is not finite
 
 
 # ---------------------------------------------------------------- keys
 def sequence_keys(group: Group) -> list[bytes]:
-    """Of each response: sha256 over the prompt's length, the prompt's token ids and the response's."""
+    """One key a response: sha256 over the prompt's length, the prompt's token ids and the response's token ids."""
     of_prompt = hashlib.sha256(_int32([len(group.prompt)]) + _int32(group.prompt))
     keys = []
     for response in group.responses:
@@ -62,7 +62,7 @@ def _int32(tokens: Sequence[int]) -> bytes:
 
 # ---------------------------------------------------------------- reading
 class ReferenceSums:
-    """Reference sums in nats by token ids. arithmetic: what, besides the weights, decided their digits."""
+    """Reference sums in nats, looked up by token ids. arithmetic: the precision and layout they were computed in."""
 
     def __init__(self, totals: Mapping[bytes, float], arithmetic: str) -> None:
         """totals: nats by `sequence_keys`."""
@@ -119,7 +119,7 @@ class ReferenceSums:
 
 
 def about_reference(folder: Path) -> dict[str, Any] | None:
-    """What the marker of a finished folder says: causes, arithmetic, responses, file, sha256. None: not finished.
+    """The marker of a finished folder: causes, arithmetic, responses, file, sha256; None if the pass is not finished.
 
     Raises CorruptError for a marker that cannot be read.
     """
@@ -143,7 +143,7 @@ def old_caches(folder: Path) -> list[str]:
 
 
 def _read(path: Path, sha256: str) -> bytes:
-    """Raises CorruptError where the file is gone or holds other bytes."""
+    """The bytes of the file. Raises CorruptError if it is gone or its bytes have changed."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -168,13 +168,13 @@ def _stored(path: Path, data: bytes) -> dict[bytes, float]:
 
 # ---------------------------------------------------------------- names
 def reference_causes(groups: Sequence[Group], weights: str, arithmetic: str) -> dict[str, str]:
-    """What decides the sums of these groups. weights: the digest of the model's. arithmetic: `SumScorer.arithmetic`."""
+    """The causes of the sums of these groups. weights: the digest of the model's. arithmetic: `SumScorer.arithmetic`."""
     keys = sorted({key for group in groups for key in sequence_keys(group)})
     return {"weights": weights, "arithmetic": arithmetic, "responses": hashlib.sha256(b"".join(keys)).hexdigest()}
 
 
 def reference_folder(cache: Path, causes: Mapping[str, Any]) -> Path:
-    """The folder of one pass below `cache`: 12 hex digits of its causes."""
+    """The folder of one pass below `cache`, named by 12 hex digits of its causes."""
     return cache / hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -186,13 +186,13 @@ def compute_reference(
     causes: Mapping[str, Any],
     advance: Callable[[int], None] = lambda responses: None,
 ) -> int:
-    """Make sure that `folder` holds the sums of all responses of `groups`; called by all processes alike that share the
-    scorer's work. Returns how many responses were computed: 0 where the folder was finished.
+    """Fill `folder` with the sums of all responses of `groups`. All processes that share the scorer's work call it alike.
+    Returns how many responses were computed; 0 if the folder was finished.
 
-    folder: named by the caller after `causes`. causes: what decides the sums, stored beside them. advance: called with the
-    responses that are done since the last call, those of an earlier, killed pass first.
-    Raises ValueError where a sum is not finite (none such is stored), CorruptError for a finished folder whose bytes are
-    not those that were stored, PobenchError for one with other causes or without some of these responses.
+    folder: the caller names it after `causes`. causes: stored beside the sums. advance: called with the number of responses
+    done since the last call; the first call counts those of an earlier, killed pass.
+    Raises ValueError if a sum is not finite (such a sum is never stored), CorruptError if a finished folder's bytes have
+    changed, PobenchError if it has other causes or lacks some of these responses.
     """
     finished = scorer.from_first(torch.tensor(about_reference(folder) is not None, dtype=torch.uint8))
     if finished:
@@ -223,9 +223,9 @@ def compute_reference(
 def _what_is_left(
     folder: Path, groups: Sequence[Group], scorer: SumScorer
 ) -> tuple[dict[bytes, float], list[Group], list[list[bytes]]]:
-    """(sums of an earlier pass, groups with those responses alone that are still to be computed, their keys).
+    """(sums of an earlier pass, groups reduced to the responses that are still to be computed, their keys).
 
-    The first process looks into the folder, and the others take its word: a network file system may show them less.
+    Only the first process reads the folder, and tells the others: a network file system may show them fewer files.
     """
     known = dict(_parts(folder)) if scorer.rank == 0 else {}
     keys = [sequence_keys(group) for group in groups]
@@ -236,7 +236,7 @@ def _what_is_left(
         left: dict[bytes, tuple[int, ...]] = {}
         for key, response in zip(of_group, group.responses, strict=True):
             if not next(answers):
-                left.setdefault(key, response)  # a response that is there twice is computed once
+                left.setdefault(key, response)  # a repeated response is computed once
         if left:
             lacking.append(Group(group.prompt, tuple(left.values())))
             lacking_keys.append(list(left))
@@ -244,7 +244,7 @@ def _what_is_left(
 
 
 def _refuse_not_finite(scorer: SumScorer, count: int) -> None:
-    """In all processes alike, so that none waits for another."""
+    """Raises ValueError in all processes together, so that none is left waiting."""
     everywhere = int(scorer.together(torch.tensor(count)))
     if everywhere:
         raise ValueError(f"the reference model gives {everywhere} log-probabilities that are not finite")
@@ -261,9 +261,9 @@ def _check_finished(folder: Path, groups: Sequence[Group], causes: Mapping[str, 
 
 # ---------------------------------------------------------------- writing
 class _Part:
-    """What this process has computed since its last part was written; sums that are not finite are left out.
+    """The sums that this process has computed since its last part was written, without those that are not finite.
 
-    A pass that ends by an exception leaves all that it has in a last part.
+    A pass that ends by an exception writes them as a last part.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -290,7 +290,7 @@ class _Part:
 
 
 def _parts(folder: Path) -> Iterator[tuple[bytes, float]]:
-    """The sums of all parts; a part whose bytes are not those that its name tells is left out, and computed anew."""
+    """The sums of all parts. A part whose bytes do not match the digest in its name is skipped, and computed anew."""
     for path in sorted(folder.glob("part-*.safetensors")):
         try:
             yield from _stored(path, _read(path, path.stem.removeprefix("part-"))).items()
@@ -299,7 +299,7 @@ def _parts(folder: Path) -> Iterator[tuple[bytes, float]]:
 
 
 def _packed(sums: Mapping[bytes, float]) -> bytes:
-    """The bytes of a file of sums: the same for the same sums."""
+    """The bytes of a file of sums; equal sums give equal bytes."""
     keys = sorted(sums)
     data: bytes = bytes_of(
         {
@@ -311,7 +311,7 @@ def _packed(sums: Mapping[bytes, float]) -> bytes:
 
 
 def _finish(folder: Path, sums: Mapping[bytes, float], causes: Mapping[str, Any], arithmetic: str) -> None:
-    """The file of sums, then the marker; parts are of no use any more."""
+    """Write the file of sums, then the marker; remove the parts."""
     data = _packed(sums)
     sha256 = hashlib.sha256(data).hexdigest()
     file = f"sums-{sha256[:12]}.safetensors"

@@ -1,9 +1,9 @@
-"""The SFT stage: a start model learns to answer, from demonstrated conversations, on the loop that trains everything.
+"""SFT: train a start model on demonstrated conversations, with the common training loop.
 
     loss = - Σ log π(assistant token) / assistant tokens,   both sums over the whole optimiser batch
 
-A conversation is one sequence; the assistant's turns alone are learnt, each up to and including its end-of-turn token, and
-each token counts the same however the batch is split. Conversations share rows without seeing each other: `layouts.py`.
+A conversation is one sequence. Only the assistant's turns are learnt, each with its end-of-turn token, and each token has
+the same weight however the batch is split. Conversations may share a row, but do not see each other (`layouts.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pobench.types import Group
 
 # ---------------------------------------------------------------- batches, and the loop
 def batches(groups: Sequence[Group], config: SftConfig) -> list[tuple[float, list[int]]]:
-    """(epochs done after it, indices of its conversations) of every optimiser step. The same seed gives the same order."""
+    """For every optimiser step: (epochs done after it, indices of its conversations). Equal seeds give equal orders."""
     steps = []
     for epoch in range(config.epochs):
         order = list(range(len(groups)))
@@ -49,7 +49,7 @@ def _in_parts(order: list[int], size: int) -> Iterator[list[int]]:
 
 
 def _packed(order: list[int], groups: Sequence[Group], config: SftConfig) -> Iterator[list[int]]:
-    """As many conversations as fill `batch_size` rows of `max_length` tokens, one row after the other."""
+    """Batches of as many conversations as fit into `batch_size` rows of `max_length` tokens, filled row by row."""
     batch: list[int] = []
     rows = room = 0
     for i in order:
@@ -73,18 +73,21 @@ def learn(
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
+    content: str = "",
 ) -> Trained:
-    """Train `model` in place on the conversations; the keywords, and what is raised, as for `loop.minimise`."""
+    """Train `model` in place on the conversations. Keywords and errors: see `loop.minimise`."""
     groups = demonstrations.groups
     steps = batches(groups, config)
     objective = LikelihoodObjective(groups)
-    return minimise(accelerator, model, objective, steps, config, folder=folder, log=log, say=say, rewind=rewind)
+    return minimise(
+        accelerator, model, objective, steps, config, folder=folder, log=log, say=say, rewind=rewind, content=content
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SftResult:
-    """What `sft` did. losses: one per step, nats per learnt token. turns, over_long: as in `Demonstrations`.
-    tokens: useful tokens computed, prompts included."""
+    """The result of `sft`. losses: one per step, nats per learnt token. turns, over_long: see `Demonstrations`.
+    tokens: tokens computed, prompts included, pads not."""
 
     losses: list[float]
     turns: int
@@ -103,9 +106,9 @@ def sft(
 ) -> SftResult:
     """Train `model` in place on rows in memory, in fp32, without checkpoints.
 
-    rows: as `tokenise` takes them. settings: fields of SftConfig; `lr` is needed. progress: called with (steps done, steps
-    in all). Raises PobenchError for settings and rows that are wrong, weights that are not fp32, and a loss or gradient
-    that is not finite.
+    rows: see `tokenise`. settings: fields of SftConfig; `lr` is required. progress: called with (steps done, all steps).
+    Raises PobenchError for wrong settings or rows, for weights that are not fp32, and for a loss or gradient that is not
+    finite.
     """
     try:
         config = SftConfig(

@@ -84,6 +84,8 @@ def fit(
         adapter: dict[str, Any] | None = None,
         watch: Any = None,
         reference: ReferenceSums | None = None,
+        content: str = "",
+        say: Any = lambda text: None,
         **changes: Any,
     ) -> tuple[Any, Trained, list[dict[str, Any]]]:
         model = copy.deepcopy(start_model)
@@ -108,6 +110,8 @@ def fit(
             mismatched=mismatch(pairs),
             log=log or rows.append,
             watch=watch,
+            content=content,
+            say=say,
         )
         return model, trained, rows
 

@@ -32,6 +32,7 @@ def run(context: Context) -> None:
     import torch
 
     from pobench.data.order import data_order, mismatch
+    from pobench.identity import name_of
     from pobench.model import adapters
     from pobench.progress import progress
     from pobench.runs.pair_frames import heldout_means
@@ -74,6 +75,7 @@ def run(context: Context) -> None:
             log=log if context.main else lambda row: None,
             say=context.say,
             rewind=folder.rewind_steps if context.main else lambda step: None,
+            content=name_of(context.task.causes),
             watch=(lambda scorer: heldout_means(context.heldout_frame(scorer))) if job.train.evaluate_every else None,
         )
     if job.train.trackers:

@@ -19,6 +19,7 @@ from pobench.runs.start_model import make_start_model, prepare_stage, start_mode
 from pobench.runs.task import Task
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
+from pobench.training import checkpoint
 
 SFT = {"lr": 1e-3, "batch_size": 4, "precision": "fp32", "checkpoint_seconds": 0.0}
 
@@ -97,6 +98,7 @@ def test_an_interrupted_stage_resumes_bit_for_bit(with_sft, tmp_path, monkeypatc
         patched.setattr(folder, "log_step", killed_after_the_second)
         make_start_model(job, folder)
     assert [p.name for p in folder.path.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert checkpoint.about(folder.path / "checkpoint-1")["content"] == folder.path.name
     with pytest.raises(PobenchError, match="not made yet"):
         start_model(job)
     make_start_model(job, folder)
