@@ -434,8 +434,14 @@ def _pair_up(
 
 
 def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> list[Preference]:
-    preferences, seen, ids = list[Preference](), set[str](), set[str]()
-    for row, own, draft in drafts:
+    """Preferences without duplicates (where `drop`), each under an id of its own.
+
+    The id is the row's, or the first 16 hex digits of a hash of its text. A repeated id names a group: its pairs are
+    `id#1`, `id#2`, … in row order.
+    """
+    kept, seen = list[tuple[str, _Numbered]](), set[str]()
+    for numbered in drafts:
+        row, own, draft = numbered
         content, swapped = _digest(draft), _digest(draft._replace(chosen=draft.rejected, rejected=draft.chosen))
         if content in seen:
             notes["duplicated row"].append(row)
@@ -444,12 +450,17 @@ def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], dro
         elif swapped in seen:
             notes["contradicts an earlier row"].append(row)
         seen.add(content)
-        name = own or content[:16]
-        if name in ids:
-            name = f"{name}-{content[:8]}"
-        while name in ids:
-            name += "+"  # a kept duplicate
-        ids.add(name)
+        kept.append((own or content[:16], numbered))
+    count = Counter(name for name, _ in kept)
+    ids, place = {name for name in count if count[name] == 1}, Counter[str]()
+    preferences = []
+    for name, (row, _, draft) in kept:
+        if count[name] > 1:
+            group = name
+            while (name := f"{group}#{place[group] + 1}") in ids:  # another row's own id
+                place[group] += 1
+            place[group] += 1
+            ids.add(name)
         preferences.append(Preference(name, *draft, row))
     return preferences
 

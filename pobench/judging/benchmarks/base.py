@@ -1,11 +1,15 @@
 """Benchmarks of a trained model: its answers, a judge's verdicts on them, the score; each layered on a stored run.
 
-    <run>/benchmarks/<name>/<8 hex>/           config.yaml, answers.jsonl       the questions and how they are answered
-    <run>/benchmarks/<name>/<8 hex>/<8 hex>/   config.yaml, verdicts.jsonl, score.json         who judges the answers
+    <run>/benchmarks/<name>/<12 hex>/            config.yaml, manifest.json, answers.jsonl
+    <run>/benchmarks/<name>/<12 hex>/<12 hex>/   config.yaml, manifest.json, verdicts.jsonl, score.json
 
-No benchmark is part of a training job's identity: another decoding makes new answers beside the old ones, another judge
-new verdicts on the same answers. Answers are appended as they are spoken and verdicts are paid for once, so whatever is
-cut off is continued by the same command.
+The first digits are made from the questions, the chat template and tokenizer, the decoding and the precision; the second
+from the judge, the questions' own rows and the benchmark's code. So another decoding makes new answers beside the old
+ones, and another judge new verdicts on the same answers. A manifest holds these causes, the weights that answered (of
+verdicts: the digest of the answers), and the sha256 of each file; a file that does not match is made anew.
+
+A benchmark is no part of a training job's identity. Answers are appended as they are generated and verdicts are paid for
+once, so the same command continues an interrupted pass.
 
 A benchmark is a class in one file of this folder, found by name; its fields are its settings:
 
@@ -32,16 +36,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pobench.data.chat import Chat
 from pobench.errors import PobenchError
-from pobench.files import nan_as_null, write_json, write_text
-from pobench.identity import name_of
+from pobench.files import checked_bytes, nan_as_null, write_json, write_text
+from pobench.identity import code_digest, name_of
 from pobench.judging.benchmarks.verdict_files import Scored, fingerprint
 from pobench.judging.client import Client, Reply, Request
 from pobench.model.generate import Answer, Decoding, generate_batches
 from pobench.progress import Advance, progress
 from pobench.registry import benchmarks
+from pobench.results.manifest import claim, finish, holds, manifest
 from pobench.types import NonNegative, UnitInterval
 
 Ask = Callable[[Sequence[Request]], list[Reply]]
+OTHER_WEIGHTS = "it was made by other weights than the run has now"
 
 
 class Question(NamedTuple):
@@ -62,18 +68,28 @@ class Answered(NamedTuple):
     finished: tuple[bool, ...]
 
 
+class Spoken(NamedTuple):
+    """What decides a run's answers besides the benchmark. rendering: `Chat.digest`. precision: "bf16" or "fp32". weights:
+    digest of the trained weights; None of the start model, whose run is named by them."""
+
+    rendering: str
+    precision: str
+    weights: str | None = None
+
+
 @dataclass
 class Speaker:
-    """The model under test, loaded when it is first needed. name: of its run. load: () → the model in the precision that it
-    speaks, its chat, and that precision."""
+    """The model under test, loaded when it is first needed. name: of its run. load: () → the model in the precision of
+    `spoken`, and its chat."""
 
     name: str
-    load: Callable[[], tuple[Any, Chat, str]]
+    load: Callable[[], tuple[Any, Chat]]
+    spoken: Spoken
     batch_size: int = 64
     say: Callable[[str], None] = field(default=lambda text: None)
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Chat, str]:
+    def _loaded(self) -> tuple[Any, Chat]:
         return self.load()
 
     @property
@@ -83,10 +99,6 @@ class Speaker:
     @property
     def chat(self) -> Chat:
         return self._loaded[1]
-
-    @property
-    def precision(self) -> str:
-        return self._loaded[2]
 
     def progress(self, title: str, total: float, unit: str) -> AbstractContextManager[Advance]:
         return progress(f"{self.name.rpartition('/')[2]}: {title}", total, unit)
@@ -106,8 +118,8 @@ class Benchmark(BaseModel):
         """What is missing before it can run: files, packages, keys; one plain sentence each."""
 
     @abstractmethod
-    def done(self, run: Path) -> bool:
-        """Whether nothing is left to do for the run in this folder."""
+    def done(self, run: Path, spoken: Spoken) -> bool:
+        """Whether nothing is left to do for the run in this folder: all is stored, whole, and made by these weights."""
 
     @abstractmethod
     def evaluate(self, run: Path, speaker: Speaker) -> None:
@@ -314,45 +326,68 @@ class Judged(Benchmark):
         limit, tokens = min(self.limit or questions, questions), min(self.max_new_tokens, max_new_tokens)
         return self.model_copy(update={**changes, "limit": limit, "max_new_tokens": tokens, "judge": judge})
 
-    def answers_folder(self, run: Path, questions: Sequence[Question]) -> Path:
+    def _answer_causes(self, questions: Sequence[Question], spoken: Spoken) -> dict[str, Any]:
         decoding = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
         asked = fingerprint(json.dumps([[q.id, q.turns, q.temperature] for q in questions]))
-        return run / "benchmarks" / self.name / name_of({**decoding, "questions": asked})
+        return {**decoding, "questions": asked, "rendering": spoken.rendering, "precision": spoken.precision}
 
-    def verdicts_folder(self, run: Path, questions: Sequence[Question]) -> Path:
-        return self.answers_folder(run, questions) / name_of({"judged_by": self.judge.model})
+    def _judge_causes(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """The rows count because a judge may read them: a baseline's answer, a category."""
+        rows = fingerprint(json.dumps([q.row for q in questions], sort_keys=True, default=str))
+        return {"judged_by": self.judge.model, "rows": rows, "code": code_digest(type(self))}
 
-    def done(self, run: Path) -> bool:
+    def answers_folder(self, run: Path, questions: Sequence[Question], spoken: Spoken) -> Path:
+        return run / "benchmarks" / self.name / name_of(self._answer_causes(questions, spoken))
+
+    def verdicts_folder(self, run: Path, questions: Sequence[Question], spoken: Spoken) -> Path:
+        return self.answers_folder(run, questions, spoken) / name_of(self._judge_causes(questions))
+
+    def done(self, run: Path, spoken: Spoken) -> bool:
         if not (run / "benchmarks" / self.name).is_dir():
             return False
         questions = self.questions()
-        if self.judge.model is None:
-            return (self.answers_folder(run, questions) / "answers.jsonl").is_file()
-        score = self.verdicts_folder(run, questions) / "score.json"
-        if not score.is_file():
+        answers = self.answers_folder(run, questions, spoken)
+        made_from = {**self._answer_causes(questions, spoken), "weights": spoken.weights}
+        if not holds(answers, made_from, "answers.jsonl"):
             return False
-        stored = json.loads(score.read_text(encoding="utf-8"))
+        if self.judge.model is None:
+            return True
+        verdicts = self.verdicts_folder(run, questions, spoken)
+        judged_from = {**self._judge_causes(questions), "answers": _digest_of_answers(answers)}
+        if not holds(verdicts, judged_from, "verdicts.jsonl", "score.json"):
+            return False
+        stored = json.loads((verdicts / "score.json").read_text(encoding="utf-8"))
         return not stored["unanswered"] and stored["scoring"] == self.scoring()
 
     def evaluate(self, run: Path, speaker: Speaker) -> None:
         questions = self.questions()
-        answered = self._answer(self.answers_folder(run, questions), questions, speaker)
+        answers = self.answers_folder(run, questions, speaker.spoken)
+        answered = self._answer(answers, questions, speaker)
+        digest = _digest_of_answers(answers)
+        for path in sorted(answers.glob("*/manifest.json")):  # of every judge: none may keep verdicts on other answers
+            judged_from = {**manifest(path.parent)["made_from"], "answers": digest}
+            _tell(speaker, claim(path.parent, judged_from, "it judges other answers than the run has now"))
         if self.judge.model is None:
             return
-        folder = self.verdicts_folder(run, questions)
+        folder = self.verdicts_folder(run, questions, speaker.spoken)
+        claim(folder, {**self._judge_causes(questions), "answers": digest})
         stored = folder / "verdicts.jsonl"
         rows = _lines(stored)
         if not rows or any("error" in row for row in rows):  # replies that came before are not paid for again
             rows = self.verdicts(answered, speaker.name, self._asking(self.judge.client(), speaker))
             self._write_config(folder)
             write_lines(stored, rows)
+            finish(folder, "verdicts.jsonl")
         errors = [row["error"] for row in rows if "error" in row]
         self._write_score(folder, self.scored(stored, questions), questions, errors)
+        finish(folder, "score.json")
 
     def _answer(self, folder: Path, questions: Sequence[Question], speaker: Speaker) -> list[Answered]:
-        """All answers; those that are stored already are not spoken again."""
+        """All answers; those that are stored already are not generated again."""
         complete, growing = folder / "answers.jsonl", folder / "answers.partial.jsonl"
-        if not complete.is_file():
+        made_from = {**self._answer_causes(questions, speaker.spoken), "weights": speaker.spoken.weights}
+        _tell(speaker, claim(folder, made_from, OTHER_WEIGHTS))
+        if not holds(folder, made_from, complete.name):
             self._write_config(folder)
             spoken = _spoken(growing)
             write_lines(growing, list(spoken.values()))  # without a line cut short by a kill
@@ -371,6 +406,7 @@ class Judged(Benchmark):
                 complete,
                 [{"id": turns[0]["id"], **{k: [t[k] for t in turns] for k in kept}} for turns in rows],
             )
+            finish(folder, complete.name)
             growing.unlink()
         return read_answers(complete, questions)
 
@@ -385,7 +421,7 @@ class Judged(Benchmark):
                 if all((q.id, turn) in spoken for q in asked):
                     continue
                 decoding = Decoding(
-                    self.max_new_tokens, temperature, self.top_p, seed=self.seed, precision=speaker.precision
+                    self.max_new_tokens, temperature, self.top_p, seed=self.seed, precision=speaker.spoken.precision
                 )
                 prompts = [
                     speaker.chat.prompt_ids(_messages(q, [spoken[q.id, t]["text"] for t in range(turn)])) for q in asked
@@ -443,6 +479,16 @@ class Judged(Benchmark):
         write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
+def _digest_of_answers(folder: Path) -> str:
+    """sha256 of the finished `answers.jsonl`, as the manifest lists it."""
+    return str(manifest(folder)["files"]["answers.jsonl"])
+
+
+def _tell(speaker: Speaker, faults: Sequence[str]) -> None:
+    for fault in faults:
+        speaker.say(fault)
+
+
 def _temperature(question: Question) -> float:
     return question.temperature
 
@@ -495,6 +541,8 @@ def export(run: Path, to: Path, model: str) -> tuple[list[Path], list[str]]:
         name = stored.parent.parent.name
         settings = yaml.safe_load((stored.parent / "config.yaml").read_text(encoding="utf-8"))
         try:
+            if files := manifest(stored.parent).get("files"):
+                checked_bytes(stored, files.get(stored.name))
             benchmark = benchmarks.get(name)(**{k: v for k, v in settings.items() if k != "benchmark"})
             path = to / f"{name}-{stored.parent.name}{benchmark.suffix}"
             benchmark.export(path, read_answers(stored, benchmark.questions()), model)

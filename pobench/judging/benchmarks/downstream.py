@@ -4,7 +4,7 @@ The six tasks of the first Open LLM Leaderboard with its numbers of shots, as in
 tasks, and its zero-shot GSM8K and MMLU. Prompts, few-shot sampling and metrics are lm-eval's own, without a chat template;
 the item values it hands back are averaged here, so that each number has its interval.
 
-    <run>/benchmarks/downstream/<8 hex>/       one JSON a task, as it ends, then score.json
+    <run>/benchmarks/downstream/<12 hex>/      manifest.json, one JSON for each task as it ends, then score.json
 
 Items come from the hub, or from a folder of JSONL files in the columns of the hub's:
 
@@ -38,9 +38,10 @@ from pobench.data.rows import read_rows
 from pobench.errors import PobenchError, nearest
 from pobench.files import nan_as_null, write_json
 from pobench.identity import name_of
-from pobench.judging.benchmarks.base import Benchmark, Result, Speaker, write_result
+from pobench.judging.benchmarks.base import OTHER_WEIGHTS, Benchmark, Result, Speaker, Spoken, write_result
 from pobench.registry import register_benchmark
 from pobench.results import stats
+from pobench.results.manifest import claim, finish, holds, manifest
 
 SHOTS_SEED = 1234  # lm-eval's own
 
@@ -287,22 +288,32 @@ class Downstream(Benchmark):
     def faults(self) -> list[str]:
         return [f"benchmarks.downstream: {fault}" for fault in task_faults(self.tasks, self._data)]
 
-    def folder(self, run: Path) -> Path:
-        """Of these items, whatever the tasks: one that is asked for later joins the others."""
-        return run / "benchmarks" / self.name / name_of({"limit": self.limit, "items": _fingerprint(self._data)})
+    def _causes(self, spoken: Spoken) -> dict[str, Any]:
+        """The rendering counts because it covers the tokenizer; lm-eval uses no chat template."""
+        items = {"limit": self.limit, "items": _fingerprint(self._data)}
+        return {**items, "rendering": spoken.rendering, "precision": spoken.precision}
 
-    def done(self, run: Path) -> bool:
-        score = self.folder(run) / "score.json"
-        return score.is_file() and set(self.tasks) <= set(json.loads(score.read_text(encoding="utf-8"))["tasks"])
+    def folder(self, run: Path, spoken: Spoken) -> Path:
+        """The folder of these items, whatever the tasks: a task that is asked for later joins the others."""
+        return run / "benchmarks" / self.name / name_of(self._causes(spoken))
+
+    def done(self, run: Path, spoken: Spoken) -> bool:
+        folder, names = self.folder(run, spoken), [f"{task}.json" for task in self.tasks]
+        if not holds(folder, {**self._causes(spoken), "weights": spoken.weights}, "score.json", *names):
+            return False
+        return set(self.tasks) <= set(json.loads((folder / "score.json").read_text(encoding="utf-8"))["tasks"])
 
     def evaluate(self, run: Path, speaker: Speaker) -> None:
-        folder = self.folder(run)
-        left = [task for task in self.tasks if not (folder / f"{task}.json").is_file()]
+        folder = self.folder(run, speaker.spoken)
+        for fault in claim(folder, {**self._causes(speaker.spoken), "weights": speaker.spoken.weights}, OTHER_WEIGHTS):
+            speaker.say(fault)
+        left = [task for task in self.tasks if f"{task}.json" not in manifest(folder)["files"]]
         if left:
             with speaker.progress("downstream", len(left), "tasks") as advance:
 
                 def done(task: str, scores: list[TaskScore]) -> None:
                     write_json(folder / f"{task}.json", [nan_as_null(score._asdict()) for score in scores])
+                    finish(folder, f"{task}.json")
                     advance(note=f"{task} {scores[0].value:.3f}")
 
                 evaluate(
@@ -312,13 +323,14 @@ class Downstream(Benchmark):
                     limit=self.limit,
                     data=self._data,
                     batch_size=self.batch_size,
-                    precision=speaker.precision,
+                    precision=speaker.spoken.precision,
                     done=done,
                 )
         self._write_score(folder)
 
     def _write_score(self, folder: Path) -> None:
-        stored = {t: json.loads(p.read_text(encoding="utf-8")) for t in TASKS if (p := folder / f"{t}.json").is_file()}
+        finished = [task for task in TASKS if f"{task}.json" in manifest(folder)["files"]]
+        stored = {t: json.loads((folder / f"{t}.json").read_text(encoding="utf-8")) for t in finished}
         scores = [score for of_task in stored.values() for score in of_task]
         part = "" if self.limit is None else f" ({self.limited.format(limit=self.limit)})"
         write_result(
@@ -336,6 +348,7 @@ class Downstream(Benchmark):
                 "notes": sorted({f"{s['task']}: {s['note']}" for s in scores if s["note"]}),
             },
         )
+        finish(folder, "score.json")
 
     def rehearsed(self, folder: Path, questions: int, max_new_tokens: int) -> Downstream:
         """Over generated items in the columns of the real ones; one a task, which brings up to twenty-five examples along."""
