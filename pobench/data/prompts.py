@@ -1,4 +1,4 @@
-"""The prompts that a model is asked after training."""
+"""Read the prompts that a model answers after training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pobench.sources import fetch_rows
 
 
 def eval_prompts(config: AnswersConfig) -> list[dict[str, Any]]:
-    """The rows to answer after training, with `messages` (chat). Raises PobenchError as `prompt_rows` does."""
+    """The rows of `answers.source`, up to `max_prompts`. Raises PobenchError as `prompt_rows` does."""
     assert config.source is not None
     return prompt_rows(config.source, config.split, "answers.source")[: config.max_prompts]
 

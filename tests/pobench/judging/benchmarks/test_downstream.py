@@ -162,7 +162,9 @@ def test_without_hub_and_without_files_there_is_one_plain_message(speaks, monkey
         raise ConnectionError("Couldn't reach the hub\nand a long story")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(PobenchError, match=r"^truthfulqa_mc2: its items cannot be had .*benchmarks\.downstream\.data$"):
+    with pytest.raises(
+        PobenchError, match=r"^truthfulqa_mc2: its items cannot be fetched .*benchmarks\.downstream\.data$"
+    ):
         evaluate(*speaks, tasks=["truthfulqa_mc2"], limit=1)
 
 
