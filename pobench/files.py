@@ -1,6 +1,8 @@
-"""Files appear whole: written under a temporary name beside the target, brought to the disk, then renamed.
+"""Write files atomically, and check their digests.
 
-In JSON, nan is null."""
+A file is written under a temporary name beside its target, synced to disk, then renamed, so readers never see a part of
+it. In JSON, nan is written as null.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,11 @@ OTHER_BYTES = "its bytes are not those that were written"
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write a file or folder to; it becomes `path` when the block ends well, and vanishes otherwise."""
+    """Yield a temporary path for a file or folder. It becomes `path` if the block succeeds, and is removed otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")  # no other machine's, in a shared folder
+    partial = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex[:12]}.partial"
+    )  # unique, even in a folder that machines share
     try:
         yield partial
         for file in partial.rglob("*") if partial.is_dir() else [partial]:
@@ -38,24 +42,24 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` (UTF-8; lone surrogates are kept as `?`) to `path`, whole or not at all."""
+    """Write `text` (UTF-8; lone surrogates become `?`) to `path`, whole or not at all."""
     write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all, and onto the disk before this returns."""
+    """Write `data` to `path`, whole or not at all, synced to disk before this returns."""
     with whole(path) as partial:
         partial.write_bytes(data)
 
 
 def sha256_of(file: Path) -> str:
-    """sha256 (hex) of a file's bytes, read now."""
+    """sha256 (hex) of a file's bytes, without a cache."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """Path below `folder` → sha256, of every file."""
+    """Path below `folder` → sha256, for every file."""
     return {p.relative_to(folder).as_posix(): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -80,7 +84,7 @@ def refuse_corrupt(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def checked_bytes(path: Path, expected: str | None) -> bytes:
-    """The file's bytes. Raises CorruptError where they are not those that were written."""
+    """The file's bytes. Raises CorruptError if their sha256 is not `expected`."""
     data = path.read_bytes()
     if expected is None or hashlib.sha256(data).hexdigest() != expected:
         raise CorruptError(path, f"{OTHER_BYTES}; repeat the command that made it, and it is made anew")
@@ -93,12 +97,12 @@ def _sync(file: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as JSON that people can read, whole or not at all."""
+    """Write `value` to `path` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def nan_as_null(value: Any) -> Any:
-    """`value` with None for every nan, which JSON does not have; within mappings and lists too."""
+    """`value` with None for every nan, because JSON has no nan; also inside mappings and lists."""
     if isinstance(value, Mapping):
         return {key: nan_as_null(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The exact pieces that several losses are built from."""
+"""Functions that several losses share, computed so that they stay exact and finite in fp32."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from pobench.errors import PobenchError
 from pobench.types import SequenceLogps
 
-LARGEST_LOGP = -1e-6  # the odds of a sure answer stay finite in fp32
+LARGEST_LOGP = -1e-6  # keeps the log-odds of a certain answer finite in fp32
 
 
 def absolute_gamma(beta: float, gamma: float | None, gamma_beta_ratio: float | None, *, default_ratio: float) -> float:
-    """The target margin γ in reward units, given as itself or as the ratio γ/β.
+    """The target margin γ in reward units, from `gamma` or from the ratio γ/β.
 
-    The SimPO paper, TRL and LLaMA-Factory print γ; the SimPO repository and HALOs configure γ/β, the margin in
-    nats. Neither given: `default_ratio * beta`. Raises PobenchError when both are given.
+    The SimPO paper, TRL and LLaMA-Factory use γ; the SimPO repository and HALOs use γ/β, the margin in nats. With neither,
+    γ is `default_ratio * beta`. Raises PobenchError if both are given.
     """
     if gamma is not None and gamma_beta_ratio is not None:
         raise PobenchError(
@@ -35,7 +35,7 @@ GAMMA_NAMES = (("gamma", "gamma_beta_ratio"),)  # two names of one margin
 
 
 def spell_out_gamma(default_ratio: float) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Settings → the same with γ absolute, whichever way it was given: what a run records and a report prints."""
+    """A function that replaces γ/β by γ in a loss's settings, so that runs and reports always show γ."""
 
     def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
         gamma = absolute_gamma(
@@ -49,8 +49,8 @@ def spell_out_gamma(default_ratio: float) -> Callable[[Mapping[str, Any]], dict[
 def response_nll(response: SequenceLogps, reduction: str) -> Tensor:
     """(pairs,) nats, at least 0: `-Σ_t log π` of each response ("sum") or its token mean ("mean").
 
-    The mean is each response's own: a mean over the tokens of a micro-batch would change with the batch's split.
-    Raises PobenchError on another `reduction`.
+    Each response has its own mean: a mean over all tokens of a micro-batch would depend on how the batch is split.
+    Raises PobenchError for another `reduction`.
     """
     if reduction not in ("sum", "mean"):
         raise PobenchError(f"sft_reduction: got {reduction!r}; allowed: 'sum', 'mean'")
@@ -58,10 +58,10 @@ def response_nll(response: SequenceLogps, reduction: str) -> Tensor:
 
 
 def log_odds(logp: Tensor) -> Tensor:
-    """`log(p / (1 - p))` of log-probabilities, same shape and dtype; finite, with a finite gradient.
+    """`log(p / (1 - p))` of log-probabilities, same shape and dtype; value and gradient are finite.
 
-    `logp` is held at or below `LARGEST_LOGP`. `log(1 - p)` is taken by expm1 above `-ln 2` and by log1p below
-    (Mächler 2012, "Accurately computing log(1 - exp(-|a|))"); the naive form is -inf at -1e-8 in fp32.
+    `logp` is clamped to `LARGEST_LOGP`. `log(1 - p)` uses expm1 above `-ln 2` and log1p below (Mächler 2012, "Accurately
+    computing log(1 - exp(-|a|))"); the naive form gives -inf at -1e-8 in fp32.
     """
     logp = logp.clamp(max=LARGEST_LOGP)
     log1mexp = torch.where(logp > -math.log(2), (-torch.expm1(logp)).log(), torch.log1p(-logp.exp()))
@@ -69,11 +69,11 @@ def log_odds(logp: Tensor) -> Tensor:
 
 
 def exp_difference(a: Tensor, b: Tensor) -> Tensor:
-    """`exp(a) - exp(b)`, same shape and dtype, to the last digits however close a and b lie, value and gradient.
+    """`exp(a) - exp(b)`, same shape and dtype; value and gradient are accurate however close a and b are.
 
-    Near a tie the plain difference keeps few digits, and far from one expm1's own gradient does: each is used where
-    it is exact. Both exponentials must be finite.
+    The plain difference loses digits if a and b are close, and the gradient of the expm1 form loses digits if they are far
+    apart, so each form is used where it is accurate. Both exponentials must be finite.
     """
     gap = a - b
-    near = b.exp() * torch.expm1(gap.clamp(-1, 1))  # held, so that the side not taken stays finite
+    near = b.exp() * torch.expm1(gap.clamp(-1, 1))  # clamped, so that the branch not taken stays finite
     return torch.where(gap.abs() < math.log(2), near, a.exp() - b.exp())

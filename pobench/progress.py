@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left on a terminal; plain lines, a few a minute, everywhere else. On stderr."""
+"""Progress on stderr: a bar with rate and time left on a terminal, elsewhere a plain line every 15 seconds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Advance(Protocol):
-    """Report that `n` more units are done (or `done` in all); `note` is shown behind them."""
+    """Report that `n` more units are done, or `done` units in total. note: shown after the numbers."""
 
     def __call__(self, n: float = 1, note: str = "", done: float | None = None) -> None: ...
 
 
 @contextmanager
 def progress(title: str, total: float, unit: str = "") -> Iterator[Advance]:
-    """Show work of `total` units while the block runs; yields the function to advance it with."""
+    """Show progress of `total` units while the block runs. Yields the function that reports progress."""
     if sys.stderr.isatty():
         yield from _bar(title, total, unit)
     else:
@@ -31,7 +31,7 @@ def progress(title: str, total: float, unit: str = "") -> Iterator[Advance]:
 
 
 class _Pace:
-    """What is done and how fast. Work that an earlier call had done (the first report starts above 1) counts for no speed."""
+    """Counts units and measures the rate. Work of an earlier run, which the first report includes, is left out of the rate."""
 
     def __init__(self, unit: str) -> None:
         self.unit, self.started, self.done, self.before = unit, time.monotonic(), 0.0, math.nan

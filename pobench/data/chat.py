@@ -1,4 +1,4 @@
-"""From a conversation to text and token ids: the chat template, and where an answer begins and ends."""
+"""Chat templates: render a conversation to text and token ids, and find where an answer begins and ends."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
-CHECKED = 32  # first rows of every run that `Chat.check_asked` looks at
+CHECKED = 32  # `Chat.check_asked` checks this many first rows of every run
 
 SHIPPED_TEMPLATES = {"plain": PLAIN_TEMPLATE, "zephyr": ZEPHYR_TEMPLATE, "llama3": LLAMA3_TEMPLATE}
 
-# Some templates write today's date into the system message, so the same data would give other tokens tomorrow.
+# Some templates write today's date into the system message. A fixed date keeps the tokens the same every day.
 _FIXED_DATE = (
     "{% macro strftime_now(format) %}"
     "{{ {'%Y-%m-%d': '2024-07-26', '%d %B %Y': '26 July 2024', '%B %d, %Y': 'July 26, 2024'}"
@@ -43,8 +43,8 @@ _FIXED_DATE = (
 def chat_template(tokenizer: Any, template: str | None = None) -> str:
     """The Jinja text to render with: `template` (a shipped name, a file, or Jinja itself), else the tokenizer's own.
 
-    Shipped, for base models: "plain" (`User: …`, `Assistant: …` and the end-of-text token), and those that SFT models
-    were made with, "zephyr" and "llama3". Raises PobenchError if there is none, or the file is absent.
+    Shipped: "plain" for base models (`User: …`, `Assistant: …` and the end-of-text token), and "zephyr" and "llama3", the
+    templates of published SFT models. Raises PobenchError if there is no template, or the file is absent.
     """
     if template in SHIPPED_TEMPLATES:
         text = SHIPPED_TEMPLATES[template]
@@ -66,10 +66,10 @@ def chat_template(tokenizer: Any, template: str | None = None) -> str:
 
 
 def with_values(template: str, system_message: str | None = None, arguments: Mapping[str, Any] | None = None) -> str:
-    """The template with `arguments` set, and a system message in front of every conversation that has none (None: as is).
+    """The template with `arguments` set, and with a system message for conversations without one (None: add none).
 
-    The values become part of the template's text, so whoever renders with it gets them: this package, lm-eval, a server
-    that loads the stored tokenizer. A template that has the same values in front already stays as it is.
+    The values become part of the template's text, so every program that renders with it uses them: this package, lm-eval,
+    a server that loads the stored tokenizer. A template that already starts with the same values stays unchanged.
     """
     front = "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in (arguments or {}).items())
     if system_message is not None:
@@ -79,7 +79,7 @@ def with_values(template: str, system_message: str | None = None, arguments: Map
 
 
 def _literal(value: Any) -> str:
-    """A plain value as Jinja writes it: JSON, but for `none`."""
+    """A plain value in Jinja's syntax: JSON, except that null is `none`."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_literal(str(k))}: {_literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -88,10 +88,10 @@ def _literal(value: Any) -> str:
 
 
 class Answered(NamedTuple):
-    """A prompt and its answer as a model is trained on them, in token ids.
+    """A prompt and its answer as token ids, as the model is trained on them.
 
-    prompt: what generation is asked with. answer: closed by the end-of-turn token. merged: rendered as one text, the end
-    of the prompt and the beginning of the answer would have shared a token.
+    prompt: the same ids as in generation. answer: ends with the end-of-turn token. merged: the tokenizer would put the end
+    of the prompt and the beginning of the answer into one token if they were one text.
     """
 
     prompt: tuple[int, ...]
@@ -100,26 +100,26 @@ class Answered(NamedTuple):
 
 
 class Chat:
-    """The one way from a conversation to token ids: a tokenizer and its chat template, probed once.
+    """Turns conversations into token ids with a tokenizer and its chat template. Nothing else in the package does.
 
-    Training, SFT, answers, on-policy sampling, judges with weights and benchmarks all ask it, so a model is trained behind
-    the very ids that it is asked with. The model itself is given token ids and renders nothing.
+    Training, SFT, answers, on-policy sampling, local judges and benchmarks all use it, so a model is trained after exactly
+    the prompt ids that it gets in generation. Models get token ids and render nothing.
 
-    tokenizer: of transformers. template: in place of the tokenizer's own, as `chat_template` takes it.
-    end: the id of the end-of-turn token. after: text that the template writes behind it. bos: the id that every sequence
-    starts with, or None. opening: text that the generation prompt writes and a rendered conversation lacks (`<think>`);
-    answers are trained behind it. lead: text that a rendered conversation has between the generation prompt and an answer
-    (the empty thought of Qwen 3); a model has to generate it, so it belongs to the answer.
+    tokenizer: of transformers. template: replaces the tokenizer's own, see `chat_template`.
+    end: the id of the end-of-turn token. after: text that the template writes after that token. bos: the id that every
+    sequence starts with, or None. opening: text in the generation prompt that a rendered conversation lacks (`<think>`);
+    in training the answer follows it. lead: text that a rendered conversation has between the generation prompt and the
+    answer (the empty thought of Qwen 3); the model must generate it, so it belongs to the answer.
 
-    Raises PobenchError if there is no chat template, it cannot render one question and answer, or neither template nor
-    tokenizer knows an end-of-turn token.
+    Raises PobenchError if there is no chat template, it cannot render one question and answer, or neither the template nor
+    the tokenizer has an end-of-turn token.
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None) -> None:
         self.tokenizer, self.template = tokenizer, chat_template(tokenizer, template)
         special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        # longest first, so that the pattern names the whole token
+        # longest first, so that the pattern matches whole tokens
         words = "|".join(re.escape(word) for word in sorted(special, key=len, reverse=True) if word)
         self.special = re.compile(words or r"(?!)")
         self.special_ids = frozenset(special.values())
@@ -145,19 +145,19 @@ class Chat:
             self.bos = bos
         if ids[:2] == (bos, bos):
             raise PobenchError(f"the chat template writes the beginning-of-text token {tokenizer.bos_token!r} twice")
-        # in ChatML the "beginning-of-text" token may open every turn; then it cannot be counted
+        # in ChatML the "beginning-of-text" token may start every turn, so a sequence may hold several
         (ids,) = self.ids([whole])
         self.opens_turns = bos is not None and ids.count(bos) > 1
 
     @classmethod
     def of(cls, folder: Path, model: ModelConfig) -> Chat:
-        """The chat of the model in `folder`, with the template, system message and arguments of the setting."""
+        """The chat of the model in `folder`, with the setting's template, system message and template arguments."""
         return cls(tokenizer_of(folder, model))
 
     @cached_property
     def digest(self) -> str:
-        """Hex sha256 of everything that decides which ids a conversation becomes, and what text ids become: the template
-        with its arguments and system message, and the tokenizer's content."""
+        """Hex sha256 of everything that maps conversations to ids and ids to text: the template with its arguments and
+        system message, and the tokenizer's content."""
         tokenizer = self.tokenizer
         return hashlib.sha256(
             json.dumps(
@@ -183,20 +183,20 @@ class Chat:
     # -- text
 
     def prompt(self, conversation: Prompt, *, ask: bool = True) -> str:
-        """The text up to the answer; ask: with the generation prompt, usually the assistant's header."""
+        """The text up to the answer. ask: append the generation prompt, usually the assistant's header."""
         text = self.tokenizer.apply_chat_template(
             messages(conversation), chat_template=self.template, tokenize=False, add_generation_prompt=ask
         )
         return str(text)
 
     def conversation(self, prompt: Sequence[Message], answer: str) -> str:
-        """The text of prompt and answer, up to and including the end-of-turn token where the template writes one."""
+        """The text of prompt and answer, up to and including the end-of-turn token if the template writes one."""
         text = self.prompt((*prompt, Message("assistant", answer)), ask=False)
         return text.removesuffix(self.after) if self.after else text
 
     def behind(self, prompt: str, conversation: str) -> str | None:
-        """The rendered `conversation` as it is trained on: behind all that the rendered `prompt` asks with, `opening`
-        included. None where the template writes something else in front of an answer than the generation prompt does."""
+        """The rendered `conversation` as training text: it starts with the whole rendered `prompt`, `opening` included. None
+        if the template writes something else before an answer than the generation prompt."""
         if conversation.startswith(prompt):
             return conversation
         stem = prompt.removesuffix(self.opening)
@@ -205,7 +205,8 @@ class Chat:
         return None
 
     def fault_of(self, preference: Preference, prompt: str, chosen: str, rejected: str) -> Fault | None:
-        """What the rendering did to the text that must not happen to it. prompt: with the generation prompt."""
+        """The first fault of a rendered preference: special tokens in its text, lost text, or another prompt. prompt: rendered
+        with the generation prompt."""
         row = preference.row
         written = [(f"prompt[{i}]", m.content, prompt) for i, m in enumerate(preference.prompt)]
         answers = [("chosen", preference.chosen, chosen), ("rejected", preference.rejected, rejected)]
@@ -218,8 +219,8 @@ class Chat:
             if self.behind(prompt, whole) is None:
                 at = shared_start(prompt, whole)
                 got = (
-                    f"it asks with {prompt[at : at + 40]!r} and writes {whole[at : at + 40]!r} in front of an answer; set "
-                    "its model.template_arguments, or name another with model.chat_template"
+                    f"the generation prompt has {prompt[at : at + 40]!r}, a conversation {whole[at : at + 40]!r}; set "
+                    "model.template_arguments, or name another template with model.chat_template"
                 )
                 return Fault(
                     row, "prompt", "the chat template writes the prompt differently once an answer follows", got
@@ -229,21 +230,21 @@ class Chat:
     # -- token ids
 
     def prompt_ids(self, conversation: Prompt, *, ask: bool = True) -> tuple[int, ...]:
-        """The token ids that a model is asked with, and trained behind. ask: with the generation prompt."""
+        """The prompt's token ids, the same in generation and training. ask: append the generation prompt."""
         return self.ids([self.prompt(conversation, ask=ask)])[0]
 
     def whole_ids(self, conversation: Prompt) -> tuple[int, ...]:
-        """The token ids of a conversation that ends with an answer, all that the template writes behind it included: what
-        a reward model reads."""
+        """The token ids of a conversation that ends with an answer, as a reward model reads them: with all text that the
+        template writes after the answer."""
         return self.prompt_ids(conversation, ask=False)
 
     def ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Token ids; special tokens are those of the template, and the beginning-of-text token where it wrote none."""
+        """Token ids of rendered texts. Adds the beginning-of-text token if the template did not write it."""
         ids = self._encoded(texts)
         return ids if self.bos is None else [s if s[:1] == (self.bos,) else (self.bos, *s) for s in ids]
 
     def _encoded(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Token ids of exactly these texts."""
+        """Token ids of exactly these texts, without added special tokens."""
         if not texts:
             return []
         batch = self.tokenizer(
@@ -257,9 +258,10 @@ class Chat:
         return [tuple(map(intern, sequence)) for sequence in batch]
 
     def answered(self, texts: Sequence[tuple[str, str]]) -> list[Answered | None]:
-        """(prompt, `behind` it) as texts -> the same as ids; None where no tokens spell the answer behind the prompt's.
+        """Token ids of (prompt, training text) pairs; None where no tokens spell the answer after the prompt's ids.
 
-        A token that would stand on both sides of the border is split there, as generation splits it.
+        texts: the rendered prompt, and the text that `behind` returns. A token that would cross the border between prompt
+        and answer is split there, as in generation.
         """
         prompts = list(dict.fromkeys(prompt for prompt, _ in texts))
         ids = self.ids([*prompts, *(whole for _, whole in texts)])
@@ -274,11 +276,11 @@ class Chat:
         return found
 
     def _apart(self, prompt: tuple[int, ...], whole: tuple[int, ...], answer: str) -> tuple[int, ...] | None:
-        """The ids of `answer` behind those of `prompt`, which together spell what `whole` spells."""
+        """Ids of `answer` that, after those of `prompt`, spell the same text as `whole`; None if there are none."""
         text = self._spelled(whole)
         anchor = self.tokenizer.convert_ids_to_tokens(
             self.end
-        )  # some tokenizers put a space in front of a text's first word
+        )  # some tokenizers add a space before the first word of a text
         alone, behind = self._encoded([answer, anchor + answer])
         candidates = [alone, behind[1:]] if behind[:1] == (self.end,) else [alone]
         return next((ids for ids in candidates if self._spelled((*prompt, *ids)) == text), None)
@@ -287,30 +289,32 @@ class Chat:
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def check_asked(self, where: str, asked: Sequence[int], trained: Sequence[int]) -> None:
-        """Raises PobenchError naming the first place where the ids in front of an answer, as they are trained on, are not
-        those that generation is asked with. where: names the row."""
+        """Raises PobenchError at the first token where the prompt in training differs from the prompt in generation.
+
+        where: the row, for the message. asked: ids in generation. trained: ids in training.
+        """
         if tuple(asked) == tuple(trained):
             return
         at = shared_start(tuple(asked), tuple(trained))
         sides = [repr(self._spelled(ids[at : at + 4])) if at < len(ids) else "nothing" for ids in (trained, asked)]
         raise PobenchError(
-            f"{where}: the model would be trained behind other tokens than it is asked with: at token {at} of {len(asked)} "
+            f"{where}: the prompt in training differs from the prompt in generation: at token {at} of {len(asked)} "
             f"training has {sides[0]}, generation {sides[1]}. Does the chat template render the same conversation "
-            "otherwise each time? Name another with model.chat_template, or set its model.template_arguments"
+            "differently each time? Name another with model.chat_template, or set model.template_arguments"
         )
 
 
 def _content(tokenizer: Any) -> str:
-    """What a tokenizer is made of, as text: rules, vocabulary and added tokens."""
+    """The tokenizer's rules, vocabulary and added tokens as text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # a slow one
         return json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
     text = str(backend.to_str())
-    return text[text.find('"added_tokens"') :]  # in front of it stand truncation and padding, which calls change
+    return text[text.find('"added_tokens"') :]  # skips truncation and padding, which calls change
 
 
 def tokenizer_of(folder: Path, model: ModelConfig) -> Any:
-    """The model's tokenizer with the one chat template that training and generation share, the setting's values in it."""
+    """The model's tokenizer, with the setting's chat template, system message and template arguments."""
     given = chat_template(None, model.chat_template) if model.chat_template else None
     tokenizer = load_tokenizer(folder, given, trust_remote_code=model.trust_remote_code)
     tokenizer.chat_template = with_values(chat_template(tokenizer), model.system_message, model.template_arguments)
@@ -318,10 +322,10 @@ def tokenizer_of(folder: Path, model: ModelConfig) -> Any:
 
 
 def load_tokenizer(folder: Path, chat_template: str | None = None, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in `folder`, with a pad token, and with `chat_template` (Jinja text) in place of its own.
+    """The tokenizer in `folder` with a pad token. chat_template: Jinja text that replaces its own.
 
-    The pad token is one that the tokenizer already treats as special, so no text tokenises differently and no
-    embedding is added. Raises PobenchError when there is no chat template at all.
+    The pad token is an existing special token, so no text tokenises differently and no embedding is added.
+    Raises PobenchError if the tokenizer cannot be loaded or has no chat template.
     """
     from transformers import AutoTokenizer
 

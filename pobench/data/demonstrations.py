@@ -1,4 +1,4 @@
-"""Conversations for supervised fine-tuning, as token ids with the spans that are learned."""
+"""Conversations for supervised fine-tuning as token ids, with the spans (assistant turns) that are trained on."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pobench.errors import PobenchError
 from pobench.files import whole
 from pobench.types import Group
 
-Numbered = tuple[int, Any]  # a row behind its number in the file, from 1
+Numbered = tuple[int, Any]  # (number in the file from 1, row)
 
 
 # ---------------------------------------------------------------- rows → token sequences
 @dataclass(frozen=True)
 class Demonstrations:
-    """Conversations ready to learn from, one Group each. turns: learnt from in an epoch. over_long: turns left out
-    because they end beyond the maximum length. dropped: rows left out as faulty, under `on_bad_row: drop`."""
+    """Conversations ready for training, one Group each. turns: assistant turns trained on per epoch. over_long: turns left
+    out because they end beyond the maximum length. dropped: faulty rows left out, under `on_bad_row: drop`."""
 
     groups: list[Group]
     turns: int
@@ -38,7 +38,7 @@ class Demonstrations:
         return sum(g.learnt_tokens for g in self.groups)
 
     def text(self) -> str:
-        """For the terminal: what was read, and what was left out."""
+        """A summary for the terminal: how much was read, and what was left out."""
         left_out = [f"  {fault}" for fault in self.faults]
         if self.dropped:
             left_out.append(f"  {self.dropped} rows left out as faulty")
@@ -70,9 +70,8 @@ def _in_twos(flat: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 class _Rendered(NamedTuple):
-    """A conversation as text. turns: of each of the assistant's turns what is asked, and the text behind that with the turn
-    at its end. prompts: the messages that each turn follows. whole: the text of all turns, where what each is asked is a
-    beginning of it; else None."""
+    """A conversation as text. turns: (prompt, training text) of each assistant turn. prompts: the messages before each turn.
+    whole: the text of the whole conversation, if every turn's prompt is a prefix of it; else None."""
 
     number: int
     turns: tuple[tuple[str, str], ...]
@@ -88,11 +87,11 @@ def tokenise(
     max_length: int = 2048,
     on_bad_row: str = "stop",
 ) -> Demonstrations:
-    """Rows as one Group a conversation, cut behind the last assistant turn that ends within `max_length` tokens.
+    """One Group per conversation, cut after the last assistant turn that ends within `max_length` tokens.
 
     rows: numbered; `{"messages": […]}`, or `{"prompt": text or messages, "response": text}`. on_bad_row: "stop" raises
-    one PobenchError that lists every bad row, "drop" counts them. A turn is learnt behind the ids that generation asks with.
-    Raises PobenchError where no turn is left.
+    one PobenchError that lists every bad row, "drop" counts them. A turn follows the same prompt ids as in generation.
+    Raises PobenchError if no turn is left.
     """
     chat = tokenizer if isinstance(tokenizer, Chat) else Chat(tokenizer)
     faults: list[Fault] = []
@@ -157,12 +156,12 @@ def _rendered(chat: Chat, number: int, row: Any) -> _Rendered | Fault:
                     number,
                     f"messages[{i}]",
                     "the chat template writes the prompt differently once an answer follows",
-                    f"it asks with {prompt[-40:]!r}",
+                    f"the generation prompt ends with {prompt[-40:]!r}",
                 )
             turns.append((prompt, behind))
-    except (TemplateError, ValueError, TypeError) as error:  # what templates raise for roles they do not take
+    except (TemplateError, ValueError, TypeError) as error:  # templates raise these for roles that they do not support
         return Fault(number, "messages", "the chat template refuses the conversation", str(error)[:120])
-    # The template may write earlier turns differently once more follow, or close none of them: then each on its own.
+    # A template may write earlier turns differently when more follow, or not end them; then each turn is a sequence.
     whole_text = turns[-1][1]
     together = all(whole_text.startswith(prompt) for prompt, _ in turns) and not chat.adds_end
     prompts = [messages[:i] for i in answers]
@@ -195,7 +194,7 @@ def _messages(number: int, row: Any) -> list[Message] | Fault:
 
 
 class _Sequence(NamedTuple):
-    """Token ids of one sequence, [start, stop) of each learnt turn in it, and the messages that each turn follows."""
+    """Token ids of one sequence, the span [start, stop) of each assistant turn in it, and the messages before each turn."""
 
     number: int
     ids: tuple[int, ...]
@@ -204,7 +203,7 @@ class _Sequence(NamedTuple):
 
 
 def _sequences(chat: Chat, rendered: Sequence[_Rendered]) -> Iterator[_Sequence | Fault]:
-    """One sequence a conversation where every turn begins behind the ids that it is asked with, else one a turn."""
+    """One sequence per conversation if every turn follows its own prompt ids there; else one sequence per turn."""
     whole = {r.number: r.whole for r in rendered if r.whole is not None}
     ids = dict(zip(whole, chat.ids(list(whole.values())), strict=True))
     prompts = list(dict.fromkeys(prompt for r in rendered if r.whole is not None for prompt, _ in r.turns))
@@ -225,7 +224,7 @@ def _sequences(chat: Chat, rendered: Sequence[_Rendered]) -> Iterator[_Sequence 
         for prompt in r.prompts:
             turn = next(answered)
             if turn is None:
-                yield Fault(r.number, "messages", "no tokens spell the answer behind the prompt's own", "")
+                yield Fault(r.number, "messages", "no tokens spell the answer after the prompt's tokens", "")
             else:
                 start = len(turn.prompt)
                 yield _Sequence(r.number, turn.prompt + turn.answer, [(start, start + len(turn.answer))], [prompt])
@@ -236,7 +235,7 @@ def _begins(ids: tuple[int, ...], prompt: tuple[int, ...]) -> bool:
 
 
 def _spans(prompts: Sequence[tuple[int, ...]], ids: tuple[int, ...], end: int) -> list[tuple[int, int]]:
-    """[start, stop) of each learnt turn in `ids`: from where the prompt's ids end, up to the next end-of-turn token."""
+    """[start, stop) of each assistant turn in `ids`: from the end of its prompt to its end-of-turn token, included."""
     return [(len(prompt), ids.index(end, len(prompt)) + 1) for prompt in prompts]
 
 

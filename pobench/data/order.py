@@ -1,4 +1,4 @@
-"""Which pairs train, which are held out, and in which order training meets them; by hash, so the same everywhere."""
+"""Split, subset and order of the pairs, label bias, and mismatched partners. All by hash, so the same on every machine."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Item = TypeVar("Item", TokenPair, Preference)
 def split_by_prompt(
     items: Sequence[Any], fraction: float, seed: int, key: Callable[[Any], str]
 ) -> tuple[list[Any], list[Any]]:
-    """(training, held-out): a prompt goes to one side, whole, by the hash of its text and the seed.
+    """(training, held-out): all pairs of a prompt go to one side, decided by a hash of its text and the seed.
 
-    So added, removed or reordered rows move no other row, and no tokenizer has a say. `fraction` of the prompts is held
-    out on average, and at least one prompt stands on either side. key: an item's prompt as a `text_key`.
+    So adding, removing or reordering rows moves no other row, and the tokenizer does not matter. On average `fraction` of
+    the prompts is held out, and each side has at least one prompt. key: item -> its prompt's `text_key`.
     Raises PobenchError if the fraction is outside (0, 1) or all items share one prompt.
     """
     if not 0 < fraction < 1:
@@ -41,7 +41,7 @@ def split_by_prompt(
 
 
 def subset(items: Sequence[Item], max_pairs: int | None, seed: int = 0) -> list[Item]:
-    """`max_pairs` items by the hash of their id and the seed, in their old order: 100 of them are among any 200."""
+    """`max_pairs` items chosen by a hash of id and seed, in their old order. A smaller subset is part of a larger one."""
     if max_pairs is None or max_pairs >= len(items):
         return list(items)
     ranks = sorted(range(len(items)), key=lambda i: _hash("subset", seed, items[i].id))
@@ -49,7 +49,7 @@ def subset(items: Sequence[Item], max_pairs: int | None, seed: int = 0) -> list[
 
 
 def bias_labels(items: Sequence[Item], share: float, seed: int) -> list[Item]:
-    """For a seeded random `share` of the items the longer answer becomes the chosen one, whatever the label said.
+    """Make the longer answer the chosen one in a seeded random `share` of the items, whatever the label.
 
     Length in characters for preferences, in tokens for token pairs. Raises PobenchError if share is outside [0, 1].
     """
@@ -65,15 +65,14 @@ def bias_labels(items: Sequence[Item], share: float, seed: int) -> list[Item]:
 
 
 def decided_by_length(item: Preference | TokenPair, share: float, seed: int) -> bool:
-    """Whether the item belongs to the seeded random `share` whose labels length decides; a larger share holds a
-    smaller one."""
+    """Whether the item is in the seeded random `share` whose labels follow length. A larger share contains a smaller one."""
     return _uniform("length bias", seed, item.id) < share
 
 
 @dataclass(frozen=True)
 class Order:
-    """In which order training meets the pairs. epochs: one (pairs,) array of indices each. digest: hex sha256 of the
-    pairs' ids in that order, over all epochs; equal digests mean equal orders of equal data."""
+    """The order of the pairs in training. epochs: one (pairs,) array of indices per epoch. digest: hex sha256 of the pairs'
+    ids in that order over all epochs, so runs with equal digests saw the same pairs in the same order."""
 
     epochs: list[np.ndarray]
     digest: str
@@ -93,7 +92,7 @@ def data_order(pairs: Sequence[TokenPair], seed: int, epochs: int) -> Order:
 
 
 def data_digest(pairs: Iterable[TokenPair]) -> str:
-    """Hex sha256 over the token ids of the pairs, in their order; ids of rows do not enter."""
+    """Hex sha256 of the pairs' token ids, in order. Row ids do not count."""
     digest = hashlib.sha256()
     for pair in pairs:
         for ids in pair[1:]:
@@ -102,23 +101,23 @@ def data_digest(pairs: Iterable[TokenPair]) -> str:
 
 
 def pairs_digest(pairs: Sequence[TokenPair]) -> str:
-    """Hex sha256 over token ids and ids of the pairs, in their order. Ids count: the order of training follows them."""
+    """Hex sha256 of the pairs' token ids and row ids, in order. Row ids count because they decide the training order."""
     return _hash(data_digest(pairs), *(p.id for p in pairs))
 
 
 def mismatch(pairs: Sequence[TokenPair]) -> list[int]:
-    """For each pair the index of a partner with another prompt, whose answers are then paired with this prompt (KTO).
+    """For each pair the index of a partner pair with another prompt. KTO combines this prompt with the partner's answers.
 
-    Fixed by the data alone, so one reference pass serves all seeds. Every pair is a partner once, unless more than half
-    of them share one prompt. Raises PobenchError if all do.
+    The data alone decides the partners, so one reference pass serves all seeds. Every pair is a partner exactly once, unless
+    more than half of the pairs share one prompt. Raises PobenchError if all pairs share one prompt.
     """
     keys = [(_hash("mismatch", _ids_digest(pair.prompt)), _hash(data_digest([pair]), pair.id)) for pair in pairs]
-    order = sorted(range(len(pairs)), key=keys.__getitem__)  # pairs of one prompt stand together
+    order = sorted(range(len(pairs)), key=keys.__getitem__)  # pairs with one prompt are adjacent
     sizes = Counter(prompt for prompt, _ in keys)
     if len(sizes) < 2:
         raise PobenchError(f"{len(pairs)} pairs share one prompt; mismatched pairs (KTO) need at least two prompts")
     (common, largest), *_ = sizes.most_common(1)
-    if 2 * largest <= len(pairs):  # a step as long as the largest group leads out of every group
+    if 2 * largest <= len(pairs):  # a shift by the size of the largest group always leads to another group
         partner_of = dict(zip(order, order[largest:] + order[:largest], strict=True))
     else:
         crowd, others = ([i for i in order if (keys[i][0] == common) is inside] for inside in (True, False))
@@ -127,7 +126,7 @@ def mismatch(pairs: Sequence[TokenPair]) -> list[int]:
 
 
 def text_key(prompt: Iterable[Message]) -> str:
-    """What makes two prompts the same as text: roles and words, without case and runs of white space."""
+    """A key that is equal for prompts with the same roles and words; case and runs of white space do not matter."""
     return json.dumps([(m.role, " ".join(m.content.casefold().split())) for m in prompt])
 
 
@@ -140,5 +139,5 @@ def _hash(*parts: object) -> str:
 
 
 def _uniform(*parts: object) -> float:
-    """In [0, 1), by hash."""
+    """A number in [0, 1) from a hash of the parts."""
     return int(_hash(*parts)[:13], 16) / 16**13

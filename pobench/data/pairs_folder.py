@@ -1,7 +1,7 @@
-"""Token pairs on disk: `data-<12 hex>`, named by the files they were read from, the rendering, and how they were read.
+"""Token pairs on disk, in a folder `data-<12 hex>`. Its name is a hash of the source files, the chat template and the values
+of the data section, so a repeated command finds its pairs without tokenising again.
 
-So a command that is repeated finds its pairs without tokenising them again. The folder appears whole; `data.json` holds
-its causes, the digests of both lists of pairs, and the sha256 of every file.
+The folder appears whole. `data.json` holds the causes, the digests of both lists of pairs, and the sha256 of every file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEQUENCES = ("prompt", "chosen", "rejected")
 
 
 class PairsFolder:
-    """Training and held-out pairs, their audit and their digests."""
+    """A folder with training pairs, held-out pairs, their audit and their digests."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class PairsFolder:
 
     @property
     def about(self) -> dict[str, Any]:
-        """causes, digests (list → hex sha256), pairs (list → how many), tokens (of a training pair, on average), summary,
+        """`data.json`: causes, digests (list → hex sha256), pairs (list → count), tokens (mean of a training pair), summary,
         files (name → sha256)."""
         return dict(json.loads((self.path / "data.json").read_text(encoding="utf-8")))
 
@@ -59,11 +59,11 @@ class PairsFolder:
             (partial / "data.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 
     def faults(self) -> list[CorruptError]:
-        """The files whose bytes are not those that were written."""
+        """One error per file whose bytes are not those that were written."""
         return corrupt_files(self.path, self.about["files"])
 
     def load(self) -> Prepared:
-        """Raises CorruptError where the stored bytes are not those that were written."""
+        """The stored pairs. Raises CorruptError if the bytes of a file are not those that were written."""
         about = self.about
         data = {name: checked_bytes(self.path / name, digest) for name, digest in about["files"].items()}
         lists = {name: _pairs(pd.read_parquet(io.BytesIO(data[f"{name}.parquet"]))) for name in LISTS}
@@ -72,12 +72,12 @@ class PairsFolder:
 
 
 def mean_tokens(pairs: Sequence[TokenPair]) -> float:
-    """Of a pair: prompt and both responses."""
+    """The mean number of tokens of a pair: prompt and both responses."""
     return sum(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs) / max(1, len(pairs))
 
 
 def frame(pairs: Sequence[TokenPair]) -> pd.DataFrame:
-    """One row a pair: its id, and its token ids."""
+    """One row per pair: its id and its token ids."""
     return pd.DataFrame([{"id": p.id, **{k: list(getattr(p, k)) for k in SEQUENCES}} for p in pairs])
 
 

@@ -1,6 +1,6 @@
-"""From a job to what its data stage leaves behind: token pairs for training and for holding out, and the audit.
+"""Prepare a job's data: fetch, read, tokenise, split and audit the preference pairs.
 
-Done once per setting, before any run folder exists, so that bad data stops a command with nothing written.
+This runs once per setting before any run folder exists, so bad data stops a command before it writes anything.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pobench.types import TokenPair
 
 @dataclass(frozen=True)
 class Prepared:
-    """Token pairs ready for training and evaluation. audit: fault, count, rows."""
+    """Token pairs for training and evaluation, and the audit (columns fault, count, rows)."""
 
     train: list[TokenPair]
     heldout: list[TokenPair]
@@ -36,7 +36,7 @@ class Prepared:
     summary: str = ""
 
     def text(self) -> str:
-        """For the terminal: what was read, and what was left out."""
+        """A summary for the terminal: how much was read, and what was left out."""
         return self.summary
 
 
@@ -48,15 +48,15 @@ class _Read(NamedTuple):
 
 
 def read_pairs(job: Job, source: str | None = None, split: str | None = None) -> tuple[list[TokenPair], Audit, Chat]:
-    """All token pairs of one source (default: the job's), with their audit and the chat that made them.
+    """All token pairs of one source (default: the job's), their audit, and the chat that rendered them.
 
-    Raises PobenchError for whatever is wrong with the source, or with its rows under `data.on_bad_row: stop`.
+    Raises PobenchError if the source cannot be read, or has bad rows under `data.on_bad_row: stop`.
     """
     return _read(job, source, split)[:3]
 
 
 def inspect_pairs(job: Job, rows: int | None = None) -> list[Inspected]:
-    """The first `rows` token pairs of the job's data (None: all), each beside what generation asks with.
+    """The first `rows` token pairs of the job's data (None: all), each with the prompt ids that generation would use.
 
     Raises PobenchError as `read_pairs` does.
     """
@@ -80,7 +80,7 @@ def _rows(job: Job, source: str | None, split: str | None) -> Path:
 
 
 def source_files(job: Job) -> dict[str, Path]:
-    """The files that a job's pairs are read from: "pairs", and "held_out" where these have a source of their own."""
+    """The files of a job's pairs: "pairs", and "held_out" if held-out pairs have a source of their own."""
     data = job.data
     files = {"pairs": _rows(job, data.source, data.split)}
     if data.held_out is not None or data.held_out_split is not None:
@@ -89,14 +89,14 @@ def source_files(job: Job) -> dict[str, Path]:
 
 
 def demonstration_rows(config: SftConfig) -> Path:
-    """The file of an SFT stage's conversations. Raises PobenchError, with the remedy, where it cannot be had."""
+    """The file with the conversations of an SFT stage. Raises PobenchError with a remedy if it cannot be fetched."""
     option = "--set sft.source=PATH"
     return fetch_rows(config.source, split=config.split, revision=config.revision, option=option)
 
 
 def source_faults(job: Job, stages: Sequence[str]) -> list[str]:
-    """A fault for each source that these stages of a job need and that cannot be had: model, conversations, pairs,
-    held-out pairs, prompts. One message names all that is to be fetched, and none is missed after hours of training."""
+    """One fault for each source that these stages need and that cannot be fetched: model, conversations, pairs, held-out
+    pairs, prompts. Checked before training, so that no source turns out to be missing hours later."""
     data, sft = job.data, job.sft
     reads: list[Callable[[], Any]] = [lambda: _model(job)]
     if sft is not None and "sft" in stages:
@@ -130,7 +130,7 @@ def _read(job: Job, source: str | None, split: str | None) -> _Read:
 
 
 def _text_keys(found: Found) -> dict[str, str]:
-    """A pair's id -> its prompt's `text_key`."""
+    """Pair id -> `text_key` of its prompt."""
     return {p.id: text_key(p.prompt) for p in found.preferences}
 
 

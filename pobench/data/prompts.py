@@ -1,4 +1,4 @@
-"""The prompts that a model is asked after training."""
+"""Read the prompts that a model answers after training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pobench.sources import fetch_rows
 
 
 def eval_prompts(config: AnswersConfig) -> list[dict[str, Any]]:
-    """The rows to answer after training, with `messages` (chat). Raises PobenchError as `prompt_rows` does."""
+    """The rows of `answers.source`, up to `max_prompts`. Raises PobenchError as `prompt_rows` does."""
     assert config.source is not None
     return prompt_rows(config.source, config.split, "answers.source")[: config.max_prompts]
 
@@ -19,16 +19,23 @@ def eval_prompts(config: AnswersConfig) -> list[dict[str, Any]]:
 def prompt_rows(source: str, split: str | None, key: str) -> list[dict[str, Any]]:
     """Rows with `id`, `messages` (chat), and whatever a judge reads (`check`, `kind`, `topic`).
 
-    key: of the setting that names the source. Raises PobenchError that lists the rows without a prompt.
+    A row without an `id` takes its number. Of rows with one id and one prompt the first is kept. key: of the setting that
+    names the source. Raises PobenchError that lists the rows without a prompt, and those whose id another prompt has.
     """
     rows = []
     faults = []
+    first: dict[str, tuple[int, Any]] = {}  # id → the first row with it, and its messages
     for number, row in read_rows(fetch_rows(source, split=split, option=f"--set {key}=PATH")):
         prompt = row.get("prompt", row.get("instruction")) if isinstance(row, dict) else None
         if not isinstance(row, dict) or not prompt:
             faults.append(f"{source}: row {number}: no `prompt` (text or chat messages)")
             continue
-        rows.append({**row, "id": str(row.get("id", number)), "messages": messages(prompt)})
+        name, turns = str(row.get("id", number)), messages(prompt)
+        if name not in first:
+            first[name] = (number, turns)
+            rows.append({**row, "id": name, "messages": turns})
+        elif first[name][1] != turns:
+            faults.append(f"{source}: row {number}: id {name!r} is the id of another prompt, in row {first[name][0]}")
     if faults:
         raise PobenchError("\n".join(faults))
     return rows

@@ -1,8 +1,8 @@
-"""What is published about the models and data sets that settings name, for where they are not at hand.
+"""Published facts about the models and data sets in the shipped settings, for machines that do not have them.
 
-A model's sizes (from its configuration file), special tokens and the behaviour of its chat template, in our own
-Jinja; a data set's columns and splits. A rehearsal builds its stand-ins from this, and a dry run its estimate.
-And what the SimPO paper's tables print, for tables that set our numbers beside them.
+Of a model: the sizes in its configuration file, its special tokens, and its chat template, rewritten in our own Jinja. Of a
+data set: its columns and splits. A rehearsal builds its stand-ins from these, and a dry run its estimate.
+The numbers of the SimPO paper's tables are here too, for tables that compare ours with them.
 """
 
 from __future__ import annotations

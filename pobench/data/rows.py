@@ -1,10 +1,10 @@
-"""Preference files: read them, recognise their shape, and name every bad row.
+"""Read files of rows (JSONL, JSON, Parquet, CSV, TSV), and the types that reading preferences needs.
 
-    file -> read_rows -> recognise -> Found(preferences, faults, notes)
+    file -> read_rows -> recognise (shapes.py) -> Found(preferences, faults, notes)
 
-A row's number is the one a person counts: the line in JSONL, the place in a JSON list or a Parquet table
-(from 1), the row of a spreadsheet in CSV (the header is row 1, so the first preference is row 2).
-Nothing raises on a bad row: it becomes a `Fault`, and `refuse` lists all of them in one message.
+A row's number is the one a person counts: the line in JSONL, the place from 1 in a JSON list or a Parquet table, the
+row of a spreadsheet in CSV (the header is row 1, so the first preference is row 2).
+A bad row raises nothing: it becomes a `Fault`, and `refuse` lists all faults in one message.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Prompt = str | Sequence[Message | Mapping[str, Any]]  # a text, or chat messages
 
 
 def messages(prompt: Prompt) -> list[dict[str, str]]:
-    """A prompt as chat messages; a plain text is what the user says."""
+    """A prompt as chat messages; a plain text becomes one user message."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     turns = [m._asdict() if isinstance(m, Message) else m for m in prompt]
@@ -41,7 +41,7 @@ def messages(prompt: Prompt) -> list[dict[str, str]]:
 
 
 def as_text(prompt: Prompt) -> str:
-    """A prompt as a person reads it; the turns of a conversation with their speakers."""
+    """A prompt as text for people; several turns each start with their role."""
     turns = messages(prompt)
     if len(turns) == 1:
         return turns[0]["content"]
@@ -63,7 +63,7 @@ class Preference(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """Why a row cannot be used. problem: one of a fixed set of phrases, so that faults can be counted by kind."""
+    """The reason why a row cannot be used. problem: one of a fixed set of phrases, so that faults can be counted by kind."""
 
     row: int
     field: str
@@ -77,7 +77,7 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """What a file holds. notes: what was left out or changed without being a fault (ties, …) -> row numbers."""
+    """The contents of a preference file. notes: rows left out or changed without a fault (ties, …): reason -> row numbers."""
 
     preferences: list[Preference]
     faults: list[Fault] = field(default_factory=list)
@@ -96,8 +96,8 @@ _JSON_LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 def read_rows(path: Path | str) -> list[Row]:
     """The numbered rows of a JSONL, JSON (list), Parquet, CSV or TSV file; all but Parquet may be gzipped.
 
-    A line that is no JSON or no UTF-8 is a Fault in its place. CSV cells may hold messages and lists as JSON.
-    Raises PobenchError if the file is absent, of another kind, or unreadable as a whole.
+    A line that is not JSON or not UTF-8 becomes a Fault. CSV cells may hold messages and lists as JSON.
+    Raises PobenchError if the file is absent, has another ending, or cannot be read at all.
     """
     path = Path(path)
     if not path.is_file():
@@ -139,7 +139,7 @@ def _json_line(number: int, line: bytes) -> dict[str, Any] | Fault:
 
 def _json_rows(raw: bytes, name: str) -> list[Row]:
     try:
-        # undecodable bytes are kept as lone surrogates, so that only the rows that hold them are bad
+        # undecodable bytes become lone surrogates, so that only the rows with them are bad
         value = json.loads(raw.decode("utf-8", errors="surrogateescape"))
     except (ValueError, RecursionError) as error:
         if raw.lstrip().startswith(b"{"):
@@ -172,7 +172,7 @@ def _table_rows(raw: bytes, delimiter: str) -> Iterator[Row]:
 
 
 def _cell(column: str, value: str | None) -> Any:
-    """A CSV cell; messages and lists are decoded, while an answer that merely looks like JSON stays text."""
+    """The value of a CSV cell. Messages and lists are decoded; an answer that only looks like JSON stays text."""
     if value is None or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
@@ -189,7 +189,7 @@ _SCORES = ("scores", "ratings", "all_rm_scores")
 
 
 def shared_start(*sequences: Sequence[Any]) -> int:
-    """How many first elements all the sequences share."""
+    """The length of the common prefix of all sequences."""
     length = min(map(len, sequences))
     first = sequences[0][:length]
     if all(other[:length] == first for other in sequences[1:]):
@@ -200,14 +200,16 @@ def shared_start(*sequences: Sequence[Any]) -> int:
 def refuse(
     faults: Sequence[Fault], *, source: str, rows: int, shown: int = 20, option: str = "data.on_bad_row"
 ) -> None:
-    """Raise one PobenchError that lists the faults (the first 20, then how many more) and counts them by kind.
+    """Raise one PobenchError that lists the first `shown` faults and counts all of them by kind. No faults: return.
 
-    Returns if there are none. option: the key whose `drop` goes on without them.
+    option: the setting that can be set to `drop` to continue without the bad rows.
     """
     if not faults:
         return
     bad = len({fault.row for fault in faults})
-    lines = [f"{source}: {bad} of {rows} rows {'is' if bad == 1 else 'are'} bad ({option}: drop goes on without)"]
+    lines = [
+        f"{source}: {bad} of {rows} rows {'is' if bad == 1 else 'are'} bad ({option}: drop continues without them)"
+    ]
     lines += [f"  {fault}" for fault in faults[:shown]]
     if len(faults) > shown:
         lines.append(f"  and {len(faults) - shown} more")

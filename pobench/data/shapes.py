@@ -1,4 +1,4 @@
-"""The shapes in which preference files come, each recognised and read as preferences."""
+"""Recognise the layout (`Shape`) of a preference file and read its rows as preferences."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ class _Answer(NamedTuple):
 
 
 class _Reader:
-    """One row while it is read. Every method returns None after it has written down a fault."""
+    """Reads one row. Every method returns None after it has recorded a fault."""
 
     def __init__(self, number: int, row: Mapping[str, Any]) -> None:
         self.number, self.row, self.faults, self.note = number, row, list[Fault](), ""
 
     def fault(self, field: str, problem: str, got: str = "") -> Any:
-        """Write a fault down; returns None, so that a method can end with it."""
+        """Record a fault; return None, so that a method can return the call."""
         self.faults.append(Fault(self.number, field, problem, got))
 
     def wrong(self, field: str, problem: str, value: Any) -> Any:
-        """A fault that shows the value: "null" where there is none."""
+        """Record a fault that shows the value; a missing value is shown as "null"."""
         if value is None:
             return self.fault(field, "null")
         return self.fault(field, problem, f"{_kind(value)} {_short(value)}")
@@ -91,7 +91,7 @@ class _Reader:
         return True
 
     def messages(self, field: str, value: Any, empty: str = "empty answer") -> tuple[Message, ...] | None:
-        """Chat messages as role/content or from/value, one or a list of them; content may be a list of text parts."""
+        """Chat messages, one or a list, with the keys role/content or from/value; content may be a list of text parts."""
         turns = [value] if isinstance(value, Mapping) else list(value)
         if not turns:
             return self.fault(field, empty, "[]")
@@ -107,7 +107,9 @@ class _Reader:
                 content = "".join(str(p.get("text", "")) for p in content)
             if role not in ("system", "user", "assistant"):
                 self.fault(place, "unknown role", f"{_short(role)}; allowed system, user, assistant")
-            elif role == "system" and isinstance(content, str):  # may be empty: some models expect an empty one
+            elif role == "system" and isinstance(
+                content, str
+            ):  # may be empty: some models expect an empty system message
                 if self.is_utf8(place, content):
                     found.append(Message(role, content))
             elif (text := self.text(place, content, "empty prompt" if role == "user" else "empty answer")) is not None:
@@ -115,7 +117,7 @@ class _Reader:
         return tuple(found) if len(self.faults) == before else None
 
     def prompt(self) -> tuple[Message, ...] | None:
-        """The conversation before the answer, from the first of `_PROMPTS` (`instruction` takes `input` along)."""
+        """The conversation before the answer, from the first field of `_PROMPTS`; `input` is appended to `instruction`."""
         name = next(k for k in _PROMPTS if k in self.row)
         value = self.row[name]
         turns: tuple[Message, ...] | None
@@ -136,7 +138,7 @@ class _Reader:
         return turns
 
     def answer(self, field: str, value: Any) -> _Answer | None:
-        """The final assistant message, and the messages before it (none where the field is plain text)."""
+        """The final assistant message and the messages before it; a plain text has none before it."""
         if not isinstance(value, (list, tuple, Mapping)):
             text = self.text(field, value)
             if text is None or not is_transcript(text):
@@ -151,7 +153,7 @@ class _Reader:
         return None if self.text(field, turns[-1].content) is None else _Answer(turns[:-1], turns[-1].content)
 
     def pair(self, chosen: _Answer | None, rejected: _Answer | None, *, has_prompt: bool = True) -> _Draft | None:
-        """The two answers to one prompt, which stands in its own field, in front of the answers, or both."""
+        """Two answers to one prompt. The prompt is in its own field, before each answer, or in both places."""
         prompt = self.prompt() if has_prompt else ()
         if chosen is None or rejected is None or prompt is None:
             return None
@@ -172,7 +174,8 @@ class _Reader:
         return _Draft(prompt, chosen.text, rejected.text) if self.in_turn(prompt) else None
 
     def in_turn(self, prompt: tuple[Message, ...]) -> bool:
-        """Whether the user speaks first and last, a system message at most in front; the rest is the template's."""
+        """Whether the user speaks first and last, with at most one system message, at the start. The chat template checks
+        the rest."""
         before = len(self.faults)
         roles = [m.role for m in prompt[prompt[0].role == "system" :]]
         if not (roles and roles[0] == roles[-1] == "user" and "system" not in roles):
@@ -189,7 +192,7 @@ def _read_pair(row: _Reader) -> _Draft | None:
 
 
 def _read_shared(row: _Reader) -> _Draft | None:
-    """`chosen` and `rejected` hold the prompt as well: messages, HH-RLHF transcripts, or texts with one beginning."""
+    """`chosen` and `rejected` contain the prompt: as messages, HH-RLHF transcripts, or texts with a common beginning."""
     both = [row.row["chosen"], row.row["rejected"]]
     chosen, rejected = (row.answer(name, row.row[name]) for name in ("chosen", "rejected"))
     if chosen is None or rejected is None or chosen.head or rejected.head:
@@ -206,7 +209,7 @@ def _read_shared(row: _Reader) -> _Draft | None:
 
 
 def _read_alpaca(row: _Reader) -> _Draft | None:
-    """`preference` 1 or 2; AlpacaEval grades it between the two, and writes a draw as 1.5, in older files as 0."""
+    """`preference` 1 or 2. AlpacaEval also writes values between them, and a tie as 1.5, in older files as 0."""
     value = row.row["preference"]
     preference = _number(value)
     first, second = (row.answer(name, row.row[name]) for name in ("output_1", "output_2"))
@@ -227,7 +230,7 @@ def _read_listed(row: _Reader) -> _Draft | None:
 
 
 def _read_ratings(row: _Reader) -> _Draft | None:
-    """Rated answers: best against worst, the first of equals; no pair where all are equal."""
+    """Rated answers: the best against the worst, the first among equals; no pair if all ratings are equal."""
     name = next(k for k in _ANSWERS if k in row.row)
     answers = row.row[name]
     if not isinstance(answers, list) or len(answers) < 2:
@@ -251,7 +254,7 @@ def _read_ratings(row: _Reader) -> _Draft | None:
 
 
 def _read_unpaired(row: _Reader) -> _Draft | None:
-    """One answer, for now on both sides; `label` says on which it belongs."""
+    """One answer, put on both sides; `_pair_up` later uses `label` to choose the side."""
     answer = row.answer("completion", row.row["completion"])
     if _label(row.row["label"]) is None:
         row.wrong("label", "label is neither true nor false", row.row["label"])
@@ -264,7 +267,7 @@ def _label(value: Any) -> bool | None:
 
 @dataclass(frozen=True)
 class Shape:
-    """A known layout of fields. needs: each group wants one of its names."""
+    """A known layout of fields. needs: groups of names; a row must have one name of each group."""
 
     name: str
     needs: tuple[tuple[str, ...], ...]
@@ -302,9 +305,9 @@ SHAPES = (
 
 
 def shape_of(row: Mapping[str, Any]) -> Shape | None:
-    """The first known shape whose fields are all there."""
+    """The first known shape whose fields the row has; None if no shape fits."""
     shape = next((s for s in SHAPES if not s.missing(row)), None)
-    # instruction with one output is supervised text, not a preference
+    # an instruction with one output is supervised data, not a preference
     return None if shape is SHAPES[-1] and isinstance(row.get("output"), str) else shape
 
 
@@ -314,7 +317,7 @@ def is_transcript(text: str) -> bool:
 
 
 def transcript(text: str, keep_open: bool = False) -> tuple[Message, ...]:
-    """The turns of an HH-RLHF transcript. An empty last `Assistant:` opens the answer and is no turn of the prompt."""
+    """The turns of an HH-RLHF transcript. An empty last `Assistant:` is dropped unless `keep_open`."""
     parts = _TURN.split(text)[1:]
     turns = [
         Message("user" if role == "Human" else "assistant", content.strip())
@@ -332,11 +335,11 @@ def load_preferences(path: Path | str, *, duplicates: Literal["drop", "keep"] = 
 
 
 def recognise(rows: Iterable[Row], *, source: str = "rows", duplicates: Literal["drop", "keep"] = "drop") -> Found:
-    """Rows as preferences. The shape of most rows is the file's shape; a row of another shape is a fault.
+    """Rows as preferences. The file's shape is the shape of most rows; a row of another shape is a fault.
 
-    duplicates: "drop" keeps the first of equal rows; either way they are noted, as are the rows that contradict an
-    earlier one (the same two answers the other way round), which stay. Raises PobenchError if there are no rows, or
-    none has a known shape, or unpaired rows never meet.
+    duplicates: "drop" keeps the first of equal rows. Duplicates are noted either way. Rows that contradict an earlier one
+    (the same two answers swapped) are noted and kept. Raises PobenchError if there are no rows, if no row has a known
+    shape, or if no prompt of unpaired rows has both a good and a bad answer.
     """
     numbered = list(rows)
     faults = [row for _, row in numbered if isinstance(row, Fault)]
@@ -404,7 +407,7 @@ def _shape_of_file(rows: Sequence[tuple[int, Mapping[str, Any]]], faults: Sequen
 
 
 def _repeat_the_prompt(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether every answer of the file begins with its own prompt: then the prompt is no part of the answers."""
+    """Whether every answer in the file begins with its prompt; if so, the prompt is cut off the answers."""
     texts: list[list[Any]] = [[row.get(name) for name in ("prompt", "chosen", "rejected")] for row in rows]
     whole = [row for row in texts if all(isinstance(text, str) and text.strip() for text in row)]
     return bool(whole) and all(a.startswith(prompt) and b.startswith(prompt) for prompt, a, b in whole)
@@ -413,7 +416,7 @@ def _repeat_the_prompt(rows: Sequence[Mapping[str, Any]]) -> bool:
 def _pair_up(
     drafts: Sequence[_Numbered], labels: Sequence[bool | None], notes: dict[str, list[int]], source: str
 ) -> list[_Numbered]:
-    """The first good answer to a prompt meets the first bad one, the second the second; the rest is noted."""
+    """Pair the first good answer to a prompt with the first bad one, the second with the second; note the rest."""
     sides: dict[tuple[Message, ...], tuple[list[_Numbered], list[_Numbered]]] = {}
     for one, label in zip(drafts, labels, strict=True):
         sides.setdefault(one.draft.prompt, ([], []))[0 if label else 1].append(one)
@@ -434,8 +437,14 @@ def _pair_up(
 
 
 def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> list[Preference]:
-    preferences, seen, ids = list[Preference](), set[str](), set[str]()
-    for row, own, draft in drafts:
+    """Preferences without duplicates (where `drop`), each under an id of its own.
+
+    The id is the row's, or the first 16 hex digits of a hash of its text. A repeated id names a group: its pairs are
+    `id#1`, `id#2`, … in row order.
+    """
+    kept, seen = list[tuple[str, _Numbered]](), set[str]()
+    for numbered in drafts:
+        row, own, draft = numbered
         content, swapped = _digest(draft), _digest(draft._replace(chosen=draft.rejected, rejected=draft.chosen))
         if content in seen:
             notes["duplicated row"].append(row)
@@ -444,12 +453,17 @@ def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], dro
         elif swapped in seen:
             notes["contradicts an earlier row"].append(row)
         seen.add(content)
-        name = own or content[:16]
-        if name in ids:
-            name = f"{name}-{content[:8]}"
-        while name in ids:
-            name += "+"  # a kept duplicate
-        ids.add(name)
+        kept.append((own or content[:16], numbered))
+    count = Counter(name for name, _ in kept)
+    ids, place = {name for name in count if count[name] == 1}, Counter[str]()
+    preferences = []
+    for name, (row, _, draft) in kept:
+        if count[name] > 1:
+            group = name
+            while (name := f"{group}#{place[group] + 1}") in ids:  # another row's own id
+                place[group] += 1
+            place[group] += 1
+            ids.add(name)
         preferences.append(Preference(name, *draft, row))
     return preferences
 
@@ -460,7 +474,7 @@ def _digest(draft: _Draft) -> str:
 
 
 def _own_id(row: Mapping[str, Any]) -> str | None:
-    """The row's `id`, if it is a number or printable text: it will stand in files, tables and messages."""
+    """The row's `id` if it is a number or printable text, as it appears in files, tables and messages."""
     own = row.get("id")
     usable = isinstance(own, (str, int)) and not isinstance(own, bool) and str(own).strip() and str(own).isprintable()
     return str(own) if usable else None

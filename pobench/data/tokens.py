@@ -1,12 +1,13 @@
-"""Preferences as token pairs: one rendering, one cut, one order, and an audit of everything that was left out.
+"""Turn preferences into token pairs: render, tokenise, apply the length limits, and audit every row that is left out.
 
     Found -> tokenize -> (TokenPairs, Audit) -> split_by_prompt -> data_order
 
-The prompt of a pair is what generation asks with, token for token, and its answers follow it as generation would write
-them: a token that would stand on both sides of the border is split there (`Chat.answered`). So no answer loses a token to
-the other, and a model is trained behind the ids that it is asked with. With `count_header` |y| begins in front of the
-assistant's header; the ids are the same. |y| counts the response and its end-of-turn token; whatever the template writes
-behind that token is taken off.
+The prompt of a pair has exactly the token ids that generation uses. A token that would cross the border between prompt and
+answer is split there, as in generation (`Chat.answered`). So neither answer loses a token to the prompt, and training and
+generation see the same prompt.
+
+The response length |y| counts the answer and its end-of-turn token; text that the template writes after that token is cut.
+With `count_header`, |y| also counts the assistant's header; the ids stay the same.
 """
 
 from __future__ import annotations
@@ -40,22 +41,22 @@ def tokenize(
     template: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[TokenPair], Audit]:
-    """Preferences as token pairs, and the audit of what was left out or changed.
+    """Token pairs of the preferences, and the audit of rows that were left out or changed.
 
-    tokenizer: a transformers tokenizer, or a `Chat` around one.
-    max_length: tokens of prompt + longer response. max_prompt_length: tokens of the prompt.
+    tokenizer: a transformers tokenizer, or a `Chat`.
+    max_length: tokens of the prompt and the longer response. max_prompt_length: tokens of the prompt.
     truncation: "drop" makes an over-long row a bad row; "cut" keeps the end of the prompt (and its
         beginning-of-text token) and the beginning of a response, which still ends with its end-of-turn token; a pair
         whose answers become identical is left out and noted.
-    count_header: the assistant's header belongs to the response, as in the authors' repository: a pair's prompt ends in
-        front of it, and |y| counts it.
-    on_bad_row: "stop" raises one PobenchError that lists every bad row, those of reading included; "drop" goes on and
-        counts them in the audit.
-    template: "plain", a Jinja file or text, in place of the tokenizer's own.
+    count_header: count the assistant's header to the response, as the SimPO repository does: the pair's prompt ends before
+        the header.
+    on_bad_row: "stop" raises one PobenchError that lists every bad row, including rows that could not be read; "drop"
+        continues and counts them in the audit.
+    template: "plain", a Jinja file or Jinja text; replaces the tokenizer's own template.
     progress: called with the number of preferences done since the last call.
 
-    Raises PobenchError for bad rows, impossible lengths, no usable chat template, when no pair is left, or when one of the
-    first pairs is trained behind other ids than it is asked with (`check_asked`).
+    Raises PobenchError for bad rows, impossible lengths, or a missing chat template, if no pair is left, or if the prompt
+    of one of the first pairs differs between training and generation (`check_asked`).
     """
     if not 0 < max_prompt_length < max_length - 1:
         raise PobenchError(
@@ -98,7 +99,7 @@ def tokenize(
 
 
 class _Texts(NamedTuple):
-    """A rendered preference. prompt: with the generation prompt. bare: without, where the header counts towards |y|."""
+    """A rendered preference. prompt: with the generation prompt. bare: without it, if the header counts towards |y|."""
 
     prompt: str
     bare: str
@@ -111,16 +112,16 @@ def _render(chat: Chat, preference: Preference, count_header: bool) -> _Texts | 
         prompt = chat.prompt(preference.prompt)
         bare = chat.prompt(preference.prompt, ask=False) if count_header else prompt
         chosen, rejected = (chat.conversation(preference.prompt, a) for a in (preference.chosen, preference.rejected))
-    except (TemplateError, ValueError, TypeError) as error:  # what templates raise for roles they do not take
+    except (TemplateError, ValueError, TypeError) as error:  # templates raise these for roles that they do not support
         return Fault(preference.row, "prompt", "the chat template refuses the conversation", str(error)[:120])
     if fault := chat.fault_of(preference, prompt, chosen, rejected):
         return fault
-    behind = [chat.behind(prompt, text) for text in (chosen, rejected)]  # `fault_of` has seen that none is None
+    behind = [chat.behind(prompt, text) for text in (chosen, rejected)]  # never None: `fault_of` has checked it
     return _Texts(prompt, bare, *map(str, behind))
 
 
 class _Ids(NamedTuple):
-    """`_Texts` as token ids. border: where |y| begins in the prompt's ids."""
+    """`_Texts` as token ids. border: index in the prompt's ids where |y| begins."""
 
     chosen: Answered | None
     rejected: Answered | None
@@ -147,24 +148,26 @@ class _Made(NamedTuple):
     notes: list[str]
 
 
-MERGED = "a token that would stand on both sides of the border of prompt and answer, split there"
+MERGED = "a token across the border of prompt and answer was split there"
 CUT_PROMPT, CUT_RESPONSE = "prompt cut to its end", "response cut to its beginning"
-CUT_TO_IDENTICAL = "left out: answers identical once cut"
+CUT_TO_IDENTICAL = "left out: answers identical after the cut"
 
 
 def _cut(
     chat: Chat, preference: Preference, ids: _Ids, max_length: int, max_prompt_length: int, truncation: Truncation
 ) -> _Made:
-    """The border between prompt and responses, then the length policy."""
+    """Split prompt and responses at the border, check them, then apply the length limits."""
     if ids.chosen is None or ids.rejected is None:
         name = "chosen" if ids.chosen is None else "rejected"
-        return _Made(None, [Fault(preference.row, name, "no tokens spell the answer behind the prompt's own", "")], [])
+        return _Made(
+            None, [Fault(preference.row, name, "no tokens spell the answer after the prompt's tokens", "")], []
+        )
     asked, border = ids.chosen.prompt, ids.border
     prompt, header = asked[:border], asked[border:]
     chosen, rejected = header + ids.chosen.answer, header + ids.rejected.answer
     row, notes = preference.row, [MERGED] if ids.chosen.merged or ids.rejected.merged else []
     if chat.opening.strip():
-        notes.append(f"answers are trained behind {chat.opening!r}, which the generation prompt alone writes")
+        notes.append(f"answers follow {chat.opening!r}, which only the generation prompt writes")
     if chat.lead.strip():
         notes.append(f"answers begin with {chat.lead!r}, which the generation prompt does not write")
     faults = [
@@ -193,7 +196,7 @@ def _cut(
             prompt = head + prompt[len(prompt) - max_prompt_length + len(head) :]
         room = max_length - len(prompt)
         if room <= len(header):
-            return _Made(None, [Fault(row, "prompt", "no room for an answer behind the prompt", f"{room} tokens")], [])
+            return _Made(None, [Fault(row, "prompt", "no room for an answer after the prompt", f"{room} tokens")], [])
         if max(len(chosen), len(rejected)) > room:
             notes.append(CUT_RESPONSE)
             chosen, rejected = (r if len(r) <= room else (*r[: room - 1], chat.end) for r in (chosen, rejected))
@@ -202,13 +205,12 @@ def _cut(
     return _Made(None if faults else TokenPair(preference.id, prompt, chosen, rejected), faults, notes)
 
 
-# ---------------------------------------------------------------- trained behind what generation asks with
+# ---------------------------------------------------------------- the same prompt in training and generation
 class Inspected(NamedTuple):
-    """A pair beside what generation asks with, all in token ids.
+    """A pair and the prompt that generation would use, all as token ids.
 
-    prompt: everything in front of an answer's own first token, as it is trained on. chosen, rejected: the answers' own
-    tokens. asked: what generation puts there, cut as the pair's prompt is. counted_from: where |y| begins, counted from
-    the first token of the prompt.
+    prompt: everything before the answer's own first token, in training. chosen, rejected: the answers' own tokens. asked:
+    the prompt in generation, cut like the pair's prompt. counted_from: index in the prompt where |y| begins.
     """
 
     id: str
@@ -227,9 +229,9 @@ def inspected(
     count_header: bool = False,
     cut_to: int | None = None,
 ) -> list[Inspected]:
-    """The pairs, each beside what `chat` asks with for its preference; `preferences` holds those of the pairs, by id.
+    """Each pair with the prompt ids that `chat` would use in generation. preferences: must contain those of the pairs.
 
-    cut_to: `max_prompt_length` where longer prompts were cut to their end, else None.
+    cut_to: `max_prompt_length` if longer prompts were cut to their end, else None.
     """
     prompts = {preference.id: preference.prompt for preference in preferences}
     found = []
@@ -241,18 +243,18 @@ def inspected(
             asked = asked[:kept] + asked[kept + border - cut_to :]
         chosen, rejected = pair.prompt + pair.chosen, pair.prompt + pair.rejected
         at = len(asked)
-        # Of two answers that do not begin alike, the one that is not asked so is shown.
+        # If only one of the two sides starts with the generation prompt, show the other one: it has the fault.
         prompt = chosen[:at] if rejected[:at] == asked else rejected[:at]
         found.append(Inspected(pair.id, prompt, chosen[at:], rejected[at:], asked, len(pair.prompt)))
     return found
 
 
 def check_asked(rows: Sequence[Inspected], chat: Chat) -> None:
-    """Raises PobenchError naming the first place where the ids in front of an answer are not those generation asks with."""
+    """Raises PobenchError at the first pair whose prompt differs between training and generation."""
     for row in rows:
         chat.check_asked(f"pair {row.id!r}", row.asked, row.prompt)
 
 
 def _kept(chat: Chat) -> int:
-    """Tokens at the beginning of a prompt that stay when it is cut to its end."""
+    """Number of first tokens that are kept when a prompt is cut to its end: the beginning-of-text token."""
     return 1 if chat.bos is not None and not chat.opens_turns else 0

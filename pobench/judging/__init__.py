@@ -2,21 +2,22 @@
 
 A pointwise judge looks at one answer:
 
-    judge.score(row, text, finished=True) -> float in [0, 1]; nan where it has no opinion
+    judge.score(row, text, finished=True) -> float in [0, 1]; nan if it has no opinion
 
-A pairwise judge compares two answers to one prompt, in both orders, averaged:
+A pairwise judge compares two answers to one prompt, in both orders, and averages:
 
-    judge.judge(prompt, a, b) -> P(b is better) in [0, 1]; nan where no verdict could be read
-    judge.judge_many(comparisons) -> the same for many at once, with both orders kept; see `pobench.judging.pairwise`
+    judge.judge(prompt, a, b) -> P(b is better) in [0, 1]; nan if no verdict could be read
+    judge.judge_many(comparisons) -> the same for many at once, with the verdicts of both orders; see `pairwise.py`
 
-`row` is the prompt's row as stored: at least `id` and `prompt`, and whatever the judge needs (`check` for the
-verifiable one). A judge may have either method or both; nan is dropped and counted, never guessed. A factory
-decorated with `@register_judge(name)` takes settings as keywords and returns the judge; it loads no model and asks
-nobody before the first verdict is wanted. The decorator also says what others must know of a judge before it is made:
-`free`, `compares` (it looks at two answers), `offline`.
+`row` is the prompt's stored row: `id`, `prompt`, and the fields that the judge reads (`check` for the verifiable judge).
+A judge may have either method or both. A nan verdict is dropped and counted.
 
-A reward model's score ranks answers but is no grade: it has no bounds, and no zero. Such a judge says `bounded = False`;
-its scores order the answers to one prompt (`pobench.workflows.onpolicy`), and are never averaged or called a pass rate.
+A factory decorated with `@register_judge(name)` takes settings as keywords and returns the judge. It loads its model or
+connects only for the first verdict. The decorator declares facts that a plan needs before the judge is made: `free`,
+`compares` (it looks at two answers), `offline`.
+
+A reward has no bounds and no zero, so a reward model ranks answers but does not grade them. Such a judge has
+`bounded = False`; its scores order the answers to one prompt (`pobench.workflows.onpolicy`), and nothing averages them.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ class PointwiseJudge(Protocol):
     name: str
 
     def score(self, row: Mapping[str, Any], text: str, finished: bool = True) -> float:
-        """In [0, 1] unless `bounded` is False, higher is better; nan without an opinion. finished: the model ended the
-        answer itself."""
+        """The answer's score, higher is better; in [0, 1] unless `bounded` is False; nan without an opinion.
+
+        finished: whether the model ended the answer itself.
+        """
         ...
 
 
@@ -44,10 +47,10 @@ class PairwiseJudge(Protocol):
     name: str
 
     def judge(self, prompt: Any, a: str, b: str) -> float:
-        """P(b is better than a) in [0, 1], both orders averaged; nan where no verdict could be read."""
+        """P(b is better than a) in [0, 1], averaged over both orders; nan if no verdict could be read."""
         ...
 
 
 def grades(judge: Any) -> bool:
-    """Whether the judge gives single answers a score in [0, 1]; else it compares."""
+    """Whether the judge scores single answers in [0, 1]; otherwise it compares or ranks."""
     return isinstance(judge, PointwiseJudge) and bool(getattr(judge, "bounded", True))

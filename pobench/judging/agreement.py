@@ -1,7 +1,7 @@
-"""How often a judge of pairs agrees with people: before its verdicts are believed, and with "the longer wins" beside it.
+"""Measure how often a pairwise judge agrees with people, next to the baseline "the longer answer wins" (`pobench judge check`).
 
-Rows are preferences of any shape that `pobench.data.rows` reads; chosen is what a person preferred. Where rows name a subset
-(`subset`, or the same within `meta`), each is counted by itself too. Prompts are the clusters of every interval.
+The rows are preferences of any shape that `pobench.data.shapes` reads; `chosen` is the answer that a person preferred. If
+rows name a subset (`subset`, or `meta.subset`), each subset is also counted alone. Intervals are clustered by prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pobench.types import Estimate
 
 
 class Case(NamedTuple):
-    """A preference as a judge sees it: which side the chosen answer stands on is decided by a hash of the row."""
+    """A preference as the judge sees it. A hash of the row decides whether the chosen answer is a or b."""
 
     comparison: Comparison
     chosen_is_b: bool
@@ -33,14 +33,16 @@ class Case(NamedTuple):
     prompt: str  # a fingerprint, the cluster
 
     def right(self, verdict: Verdict) -> float:
-        """1 where the judge prefers the chosen answer, 0.5 where it ties, nan where it gave no verdict."""
+        """1 if the judge prefers the chosen answer, 0 if the rejected one, 0.5 for a tie, nan without a verdict."""
         sign = 1 if self.chosen_is_b else -1
         return float(0.5 + 0.5 * np.sign(verdict.probability - 0.5) * sign)
 
 
 def cases(path: Path | str, limit: int | None = None) -> list[Case]:
-    """The preferences of a file; limit: the first ones by a hash, so that all subsets stay in. Raises PobenchError that
-    lists the bad rows."""
+    """The preferences of a file. limit: how many, chosen by a hash, so that every subset keeps its share.
+
+    Raises PobenchError that lists the bad rows.
+    """
     found = load_preferences(path)
     refuse(found.faults, source=found.source, rows=found.rows)
     subsets = {number: _subset(row) for number, row in read_rows(path) if isinstance(row, dict)}
@@ -65,9 +67,9 @@ def _subset(row: Mapping[str, Any]) -> str:
 
 
 def check(judge: Any, asked: Sequence[Case], *, data: str = "", progress: Progress | None = None) -> Scored:
-    """What the judge says of these pairs against what people said, and what length alone would have said.
+    """Agreement of the judge with people on these pairs, and of the longer answer with people on the same pairs.
 
-    Raises PobenchError for a judge that compares nothing.
+    Raises PobenchError for a judge that cannot compare two answers.
     """
     if not hasattr(judge, "judge"):
         raise PobenchError(f"judge {judge.name!r} grades single answers; agreement needs one that compares two")
@@ -82,10 +84,10 @@ def check(judge: Any, asked: Sequence[Case], *, data: str = "", progress: Progre
     named = {"agreement": _share(right, prompts), "longer": _share(by_length, prompts)}
     by_subset = {}
     for subset in sorted({c.subset for c in asked} - {""}):
-        mine = np.array([c.subset == subset for c in asked])
+        in_subset = np.array([c.subset == subset for c in asked])
         by_subset[subset] = {
-            "agreement": _share(right[mine], prompts[mine]),
-            "longer": _share(by_length[mine], prompts[mine]),
+            "agreement": _share(right[in_subset], prompts[in_subset]),
+            "longer": _share(by_length[in_subset], prompts[in_subset]),
         }
     lines = [
         _percent("Agreement, %", named["agreement"]),

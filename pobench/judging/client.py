@@ -1,13 +1,13 @@
-"""Questions to a chat model behind an OpenAI-compatible address: paid for once, retried, within a cap, never with the key.
+"""A client for a chat model behind an OpenAI-compatible address, with a cache of replies, retries and a cost cap.
 
     client = Client(model="gpt-4-turbo", base_url=None)
-    client.estimate(requests)     what it may cost, before
+    client.estimate(requests)     the cost of the requests, at most
     client.ask(requests)          replies, in the order of the requests
 
-A reply is stored as soon as it comes, under a hash of what was asked of which model; so a call that is cut off, and
-then repeated, pays for the rest alone. The key is read from the environment when the first request leaves, and stands in
-no file and no message. An address on this machine is known as "local" whatever its port: servers there that serve
-different models under one name need caches of their own.
+Every reply is stored at once, under a hash of the request and the model. So a call that is interrupted and repeated pays
+only for the rest. The key is read from the environment for the first request, and no file or message contains it. The
+cache knows every address on this machine as "local", whatever its port: local servers that serve different models under
+one name need separate caches.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from pobench.judging.benchmarks.verdict_files import needed
 from pobench.sources import cache_folder
 
 OPENAI = "https://api.openai.com/v1"
-BYTES_A_TOKEN, TOKENS_A_MESSAGE = 4, 4  # of English in a GPT-4-class vocabulary; an estimate, and said to be one
-LONGEST_WAIT = 600.0  # seconds that a server may ask to wait before it is given up
-# Before the first reply, three failures of any kind say that none will come; after it, twenty without an answer in time.
-# A server that has answered may refuse as many as it likes: each is too long, or not to its taste, for itself.
+BYTES_A_TOKEN, TOKENS_A_MESSAGE = 4, 4  # of English text in a GPT-4-class vocabulary: estimates
+LONGEST_WAIT = 600.0  # seconds; a request whose server asks for more fails
+# Stop after three failures of any kind before the first reply, and after twenty time-outs in a row later. Refusals by a
+# server that has replied before do not count: each is about one request, which may be too long or break a rule.
 FAILURES_AT_ONCE, FAILURES_IN_A_ROW = 3, 20
 RETRIED = (408, 409, 429)  # and 5xx
-ADAPTED = (400, 422, 500, 501)  # how servers refuse an argument that they do not know
-REFUSED = (401, 402, 404)  # of no request in particular: the key, the credit, the address or the model
+ADAPTED = (400, 422, 500, 501)  # servers answer so to an argument that they do not know
+REFUSED = (401, 402, 404)  # the key, the credit, the address or the model is wrong, whatever the request
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came. top: alternative of the first token → its log-probability in nats, {} where the server gives none.
-    error: why there is no reply, after all retries."""
+    """A reply. top: alternatives of the first token → log-probability in nats; {} if the server gives none. error: why there
+    is no reply after all retries."""
 
     text: str
     top: Mapping[str, float] = field(default_factory=dict)
@@ -71,8 +71,8 @@ class Reply:
 
 @dataclass(frozen=True)
 class Cost:
-    """What requests may cost. prompt_tokens: estimated from their length. completion_tokens: as many as are allowed.
-    Both without the replies that are stored already. dollars: nan where the price is not known."""
+    """The cost of requests, at most, without replies in the cache. prompt_tokens: estimated from the text. completion_tokens:
+    the allowed maximum. dollars: nan if the price is not known."""
 
     requests: int
     cached: int
@@ -90,7 +90,7 @@ class Cost:
 
 @dataclass
 class Spent:
-    """What a client has paid for so far. dollars: nan where the price is not known."""
+    """What a client has paid for so far. dollars: nan if the price is not known."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -105,12 +105,12 @@ class Spent:
 class Client:
     """Asks one model.
 
-    base_url: default `OPENAI_BASE_URL`, else OpenAI's. key_variable: the environment variable that holds the key; an
-    address that needs none may lack it. concurrency: requests at a time. retries: of each request, when the server is
-    busy, broken or silent; waits double, with jitter, and a Retry-After is honoured by all. timeout: seconds without a
-    byte. price_in, price_out: dollars per million tokens; nan: not known. max_cost: dollars that this client may spend
-    before it stops. cache: folder of the replies.
-    Raises PobenchError that lists all that is wrong with these.
+    base_url: default `OPENAI_BASE_URL`, else OpenAI's. key_variable: the environment variable with the key; it may be unset
+    if the server needs no key. concurrency: requests at a time. retries: per request, if the server is busy, broken or
+    silent; the wait doubles each time, with jitter, and all requests respect a Retry-After. timeout: seconds without a
+    byte. price_in, price_out: dollars per million tokens; nan: not known. max_cost: dollars that this client may spend.
+    cache: folder of the replies.
+    Raises PobenchError that lists all faults of these arguments.
     """
 
     def __init__(
@@ -134,11 +134,11 @@ class Client:
         self.cache = cache or cache_folder() / "replies"
         self._check()
         self.spent = Spent(dollars=self._dollars(0, 0))
-        self._on_way, self._reserved = 0, 0.0  # requests that are out, and the dollars they may cost
-        self._unsupported: set[str] = set()  # arguments that the server refused or did not heed
+        self._on_way, self._reserved = 0, 0.0  # requests in flight, and the dollars they may cost
+        self._unsupported: set[str] = set()  # arguments that the server refused or ignored
         self._failed_in_a_row, self._proven, self._resume_at = 0, False, 0.0
         self._stop = threading.Event()
-        self._purse = threading.Condition()  # guards all of the above
+        self._budget = threading.Condition()  # guards all of the above
         self._connection: Any = None
 
     def _check(self) -> None:
@@ -166,7 +166,7 @@ class Client:
     # -- before
 
     def estimate(self, requests: Sequence[Request]) -> Cost:
-        """What `ask` would pay for these, at most."""
+        """The cost of `ask` for these requests, at most."""
         unpaid = {
             key: r for key, r in zip(map(self._key, requests), requests, strict=True) if not self._file(key).is_file()
         }
@@ -185,12 +185,12 @@ class Client:
         progress: Callable[[int, int], None] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> list[Reply]:
-        """The replies, in the order of the requests; equal requests are paid for once. progress(done, all). say: told
-        in a sentence what a person would want to know.
+        """The replies, in the order of the requests; equal requests are paid for once. progress(done, all). say: receives
+        sentences for the terminal.
 
-        A request that fails for itself has its reason in `Reply.error`. Raises PobenchError, once, where none can go
-        on: the key or the model is refused, the cap is reached, nothing but failures comes back. What was paid for by
-        then is stored; repeating the call continues. So it does after Ctrl-C, which waits for replies on their way.
+        A single request that fails has the reason in `Reply.error`. Raises PobenchError if no request can succeed: the key
+        or the model is refused, the cap is reached, or only failures come back. Replies so far are stored, and repeating
+        the call continues; also after Ctrl-C, which waits for the requests in flight.
         """
         keys = [self._key(request) for request in requests]
         replies = {key: stored for key in dict.fromkeys(keys) if (stored := self._stored(key)) is not None}
@@ -213,9 +213,9 @@ class Client:
                     done += times[key]
                     report(done, len(keys))
             finally:
-                self._stop.set()  # those that wait for their turn give up; those on their way are paid for and stored
-                with self._purse:
-                    self._purse.notify_all()
+                self._stop.set()  # waiting requests give up; requests in flight are paid for and stored
+                with self._budget:
+                    self._budget.notify_all()
                 pool.shutdown(wait=True, cancel_futures=True)
         return [replies[key] for key in keys]
 
@@ -234,13 +234,13 @@ class Client:
         )
 
     def _answer(self, key: str, request: Request, say: Callable[[str], None]) -> Reply:
-        """One reply, paid for and stored; or the reason why there is none."""
+        """One reply, paid for and stored, or a Reply with the error."""
         bound = self._reserve(request)
         reply = Reply("", error="stopped")
         try:
             reply = self._persist(request, say)
         except PobenchError:
-            self._stop.set()  # at once, so that nothing more is sent
+            self._stop.set()  # now, so that no further request is sent
             raise
         finally:
             self._settle(bound, reply)
@@ -255,14 +255,14 @@ class Client:
         while True:
             if self._stop.wait(max(0.0, self._resume_at - time.monotonic())):
                 return Reply("", error="stopped")
-            asked = frozenset(self._unsupported)
+            unsupported = frozenset(self._unsupported)
             after = None
             try:
                 return self._send(request, say)
             except openai.APIStatusError as error:
                 status, why = error.status_code, self._clean(error)
-                if status in ADAPTED and (self._adapt(request, why, say) or asked != self._unsupported):
-                    continue  # refused for an argument that is now left out
+                if status in ADAPTED and (self._adapt(request, why, say) or unsupported != self._unsupported):
+                    continue  # refused because of an argument that is now left out
                 exhausted = "insufficient_quota" in why
                 if status in REFUSED or exhausted or (status == 403 and not self._proven):
                     raise PobenchError(self._refusal(status, why)) from None
@@ -271,7 +271,7 @@ class Client:
                 after = _retry_after(error.response.headers)
             except openai.APIConnectionError as error:  # time-outs too
                 why = self._clean(error)
-            except (ValueError, TypeError, LookupError, AttributeError) as error:  # no JSON, or not of a reply's shape
+            except (ValueError, TypeError, LookupError, AttributeError) as error:  # not JSON, or not a chat completion
                 why = f"the server's answer is no chat completion ({type(error).__name__})"
             if attempt == self.retries or (after or 0) > LONGEST_WAIT:
                 return self._failed(f"no reply after {attempt + 1} attempts: {why}", FAILURES_IN_A_ROW)
@@ -295,7 +295,7 @@ class Client:
         return reply
 
     def _adapt(self, request: Request, why: str, say: Callable[[str], None]) -> bool:
-        """Whether the refusal is about an argument that can be left out or spelled otherwise."""
+        """Whether the server refused an argument that can be left out or renamed; if so, do that from now on."""
         if request.logprobs and "logprobs" in why and "logprobs" not in self._unsupported:
             return self._leave_out("logprobs", say)
         if "max_completion_tokens" in why and "max_tokens" not in self._unsupported:
@@ -303,24 +303,27 @@ class Client:
         return False
 
     def _leave_out(self, argument: str, say: Callable[[str], None]) -> bool:
-        with self._purse:
+        with self._budget:
             fresh = argument not in self._unsupported
             self._unsupported.add(argument)
         if fresh:
-            say(f"{self.model}: the server gives no {argument}; they are not asked for any more")
+            say(f"{self.model}: the server gives no {argument}; no further request asks for them")
         return True
 
     def _wait(self, attempt: int, after: float | None) -> None:
-        """Wait before the next attempt; where the server says how long, nobody asks before."""
+        """Wait before the next attempt. If the server says how long, no request is sent before that."""
         if after is not None:
-            with self._purse:
+            with self._budget:
                 self._resume_at = max(self._resume_at, time.monotonic() + after)
         jittered = min(60.0, 2.0**attempt) * random.uniform(0.5, 1.0)
         self._stop.wait(random.uniform(0.0, 0.5) if after is not None else jittered)
 
     def _failed(self, why: str, bearable: float) -> Reply:
-        """No reply. bearable: how many such failures in a row a server that has answered before may have."""
-        with self._purse:
+        """A Reply with the error. bearable: how many such failures in a row are accepted from a server that has replied.
+
+        Raises PobenchError if there were more.
+        """
+        with self._budget:
             self._failed_in_a_row += 1
             limit = bearable if self._proven else FAILURES_AT_ONCE
             many = self._failed_in_a_row >= limit and not self._stop.is_set()
@@ -342,34 +345,34 @@ class Client:
         )
 
     def _clean(self, error: Exception) -> str:
-        """The error in one printable line, without the key, which some servers repeat."""
+        """The error as one printable line, without the key, which some servers echo."""
         code = getattr(error, "code", None)  # such as insufficient_quota
         text = " ".join([*(str(error) or type(error).__name__).split(), *([f"({code})"] if code else [])])
         text = "".join(c if c.isprintable() else "�" for c in text)
         key = self._connection.api_key
         return text.replace(key, "(key)")[:300] if len(key) > 6 else text[:300]
 
-    # -- the purse
+    # -- the budget
 
     def _reserve(self, request: Request) -> float:
-        """Dollars the request may cost, set aside. Raises PobenchError where the cap leaves no room for it."""
+        """Reserve the dollars that the request may cost, and return them. Raises PobenchError if the cap has no room."""
         cap = math.inf if self.max_cost is None else self.max_cost
         bound = self._dollars(_tokens(request), request.max_tokens)
-        with self._purse:
-            while self.spent.dollars + self._reserved + bound > cap and not self._stop.is_set():  # never, of nan
+        with self._budget:
+            while self.spent.dollars + self._reserved + bound > cap and not self._stop.is_set():  # false for nan
                 if not self._on_way:
                     raise PobenchError(
                         f"{self.model}: the cap of ${cap:.2f} is reached: ${self.spent.dollars:.4f} spent on "
                         f"{self.spent.requests} requests, ${cap - self.spent.dollars:.4f} left, and the next may "
                         f"cost ${bound:.4f}. Replies that came are kept; repeating the command continues"
                     )
-                self._purse.wait()
+                self._budget.wait()
             self._on_way += 1
             self._reserved += bound
         return bound
 
     def _settle(self, bound: float, reply: Reply) -> None:
-        with self._purse:
+        with self._budget:
             self._on_way -= 1
             self._reserved = self._reserved - bound if self._on_way else 0.0
             if not reply.error:
@@ -378,7 +381,7 @@ class Client:
                 self.spent.prompt_tokens += reply.prompt_tokens
                 self.spent.completion_tokens += reply.completion_tokens
                 self.spent.dollars = self._dollars(self.spent.prompt_tokens, self.spent.completion_tokens)
-            self._purse.notify_all()
+            self._budget.notify_all()
 
     # -- the cache
 
@@ -392,7 +395,7 @@ class Client:
     def _stored(self, key: str) -> Reply | None:
         try:
             return replace(Reply(**json.loads(self._file(key).read_text(encoding="utf-8"))), cached=True)
-        except (OSError, ValueError, TypeError):  # absent, or damaged: asked again
+        except (OSError, ValueError, TypeError):  # absent or damaged: ask again
             return None
 
     def _store(self, key: str, reply: Reply) -> None:
@@ -406,7 +409,7 @@ class Client:
 
 
 def identity(base_url: str) -> str:
-    """What an address is known by in the cache: scheme, port and case do not matter, nor which name this machine has."""
+    """The address as the cache knows it: without scheme, port and case, and "local" for any name of this machine."""
     url = urlsplit(base_url)
     host = (url.hostname or "").lower()
     if host in ("localhost", "0.0.0.0", "::1") or host.startswith("127."):
@@ -415,7 +418,7 @@ def identity(base_url: str) -> str:
 
 
 def _tokens(request: Request) -> int:
-    """Tokens of the prompt, estimated."""
+    """The estimated number of prompt tokens."""
     return sum(
         math.ceil(len(str(m["content"]).encode("utf-8", "replace")) / BYTES_A_TOKEN) + TOKENS_A_MESSAGE
         for m in request.messages
@@ -423,14 +426,15 @@ def _tokens(request: Request) -> int:
 
 
 def _parse(body: Any, request: Request) -> Reply:
-    """Raises LookupError, TypeError, ValueError or AttributeError where the body is no chat completion."""
+    """The reply in a response body. Raises LookupError, TypeError, ValueError or AttributeError if it is not a chat
+    completion."""
     choice, usage = body["choices"][0], body.get("usage") or {}
     text = choice["message"].get("content") or ""
     if not isinstance(text, str):
         raise TypeError("content is no text")
     tokens = (choice.get("logprobs") or {}).get("content") or []
-    given = tokens[0].get("top_logprobs") or [] if tokens else []
-    top = {str(a["token"]): float(a["logprob"]) for a in reversed(given) if math.isfinite(float(a["logprob"]))}
+    alternatives = tokens[0].get("top_logprobs") or [] if tokens else []
+    top = {str(a["token"]): float(a["logprob"]) for a in reversed(alternatives) if math.isfinite(float(a["logprob"]))}
     return Reply(
         text,
         dict(sorted(top.items(), key=lambda item: -item[1])),
@@ -440,13 +444,13 @@ def _parse(body: Any, request: Request) -> Reply:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait, said as a number or as a date; None where it does not, or not readably."""
-    said = headers.get("retry-after", "").strip()
+    """Seconds that the server asks to wait, given as a number or a date; None without a readable Retry-After."""
+    value = headers.get("retry-after", "").strip()
     try:
-        return max(0.0, float(said))
+        return max(0.0, float(value))
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""A chat model behind an OpenAI-compatible address as the judge of pairs; `pobench.judging.client` does the asking."""
+"""A pairwise judge: a chat model behind an OpenAI-compatible address. `client.py` sends the requests."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Dollars = Annotated[float, Field(ge=0)] | None
 
 
 class EndpointJudge(TwoOrders):
-    """Shows a chat model both answers and reads the letter that it replies: from the log-probabilities of its first
-    token where the server gives them, else from the text."""
+    """Shows both answers to a chat model and reads its letter: from the log-probabilities of the first token if the server
+    gives them, else from the text."""
 
     def __init__(self, client: Client, max_tokens: int, logprobs: int) -> None:
         self.client, self.max_tokens, self.logprobs = client, max_tokens, logprobs
@@ -29,7 +29,7 @@ class EndpointJudge(TwoOrders):
         return [_read(reply) for reply in self.client.ask([self._request(c) for c in shown], progress=progress)]
 
     def estimate(self, comparisons: Sequence[Comparison]) -> Cost:
-        """What the verdicts may cost, both orders."""
+        """The cost of the verdicts in both orders, at most."""
         both = [one for c in comparisons if c.a != c.b for one in (c, c.swapped)]
         return self.client.estimate([self._request(c) for c in both])
 
@@ -65,11 +65,11 @@ def endpoint(
     price_out: Dollars = None,
     max_cost: Dollars = None,
 ) -> EndpointJudge:
-    """A chat model at an OpenAI-compatible address compares two answers, both orders averaged.
+    """A chat model at an OpenAI-compatible address compares two answers; both orders are averaged.
 
-    model, base_url (default: OpenAI's); key_variable: the environment variable that holds the key. max_tokens: of a
-    reply; more for a model that thinks aloud. logprobs: alternatives asked for; 0: read the text alone. price_in,
-    price_out: dollars per million tokens; max_cost: dollars one call may spend.
+    base_url: default OpenAI's. key_variable: the environment variable with the key. max_tokens: of a reply; more for a
+    reasoning model. logprobs: alternatives of the first token to request; 0: read only the text. price_in, price_out:
+    dollars per million tokens. max_cost: dollars that one call may spend.
     """
     client = Client(
         model=model,

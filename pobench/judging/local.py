@@ -1,7 +1,7 @@
-"""A causal language model on this machine as the judge of pairs: the logit of B against the logit of A.
+"""A pairwise judge: a causal language model on this machine. It compares the logits of the letters A and B.
 
-Small models have hardly an opinion and a strong liking for one letter, which both orders cancel but do not cure: run
-`pobench judge check` on pairs that people have compared before believing one.
+Small models have weak opinions and strongly prefer one letter. Averaging both orders cancels that preference but adds no
+knowledge: run `pobench judge check` on pairs that people have compared before you trust such a judge.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pobench.registry import register_judge
 
 
 class LocalJudge(TwoOrders):
-    """Asks for a letter, and reads P(B) / (P(A) + P(B)) where the letter would stand. Nothing is sampled."""
+    """Asks for a letter and reads P(B) / (P(A) + P(B)) from the logits of the first reply token, without sampling."""
 
     def __init__(self, weights: Weights, batch_size: int = 8) -> None:
         self.weights, self.batch_size, self.name = weights, batch_size, weights.name
@@ -41,7 +41,7 @@ class LocalJudge(TwoOrders):
 
     @cached_property
     def letters(self) -> list[list[int]]:
-        """The tokens that are A, and those that are B: bare or behind a space."""
+        """Token ids of A and of B, each with and without a space before it."""
         found = []
         for letter in "AB":
             spelled = [self.chat.tokenizer(text, add_special_tokens=False).input_ids for text in (letter, f" {letter}")]
@@ -52,7 +52,7 @@ class LocalJudge(TwoOrders):
 
     @torch.inference_mode()
     def read(self, shown: Sequence[Comparison], progress: Progress | None = None) -> list[Read]:
-        """P(B) for each; nan where the question is longer than the model reads."""
+        """P(B) for each comparison; nan if the question is longer than the model reads."""
         prompts = [self.chat.prompt_ids(question(c)) for c in shown]
         limit = longest(self.model)
         reads = [Read(math.nan, f"{len(ids)} tokens; the model reads {limit}") for ids in prompts]
@@ -77,7 +77,7 @@ def local(
     precision: Precision = "auto",
     trust_remote_code: bool = False,
 ) -> LocalJudge:
-    """A causal language model on this machine compares two answers: P(B) against P(A), both orders averaged.
+    """A causal language model on this machine compares two answers by P(A) and P(B); both orders are averaged.
 
     model: a folder or hub name with a chat template. trust_remote_code: run code that comes with the model.
     """

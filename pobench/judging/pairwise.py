@@ -1,7 +1,7 @@
-"""Comparisons of two answers: what is asked, what comes back, and both orders of it.
+"""Comparisons of two answers: the question to a judge, its verdict, and the average over both orders.
 
-A judge that reads two texts leans towards one place. So it is shown every pair twice, each answer first once, and the
-two probabilities are averaged; how often its choice changes with the order is kept and reported.
+A judge that reads two texts often prefers one position. So it sees every pair twice, once in each order, and the two
+probabilities are averaged. How often the winner changes with the order is stored and reported.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pobench.judging import PairwiseJudge
 
 
 class Longer:
-    """More characters win; equally many tie: a bias, printed beside every judge of pairs, and never one of quality.
+    """The baseline "the longer answer wins": more characters win, equal lengths tie.
 
-    It agrees with people on a third to more than two thirds of the pairs, depending on the data: what a judge adds to it
-    is what the judge knows. So it is in no list of judges.
+    It is printed next to every pairwise judge. It agrees with people on a third to more than two thirds of the pairs,
+    depending on the data, so a judge is only as good as its agreement above this baseline. It measures no quality and is
+    therefore not registered as a judge.
     """
 
     name = "longer"
@@ -50,7 +51,7 @@ class Comparison(NamedTuple):
 
 
 class Read(NamedTuple):
-    """One order's verdict. second: P(the second answer shown is better); nan, with the reason, where none was read."""
+    """The verdict for one order. second: P(the second answer shown is better); nan if none could be read. error: why."""
 
     second: float
     error: str = ""
@@ -58,10 +59,10 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """probability: P(b is better), the mean of both orders; nan where either could not be read, with the reason.
+    """The verdict on two answers. probability: P(b is better), the mean of both orders; nan if either could not be read.
 
-    forward: P(b is better) with a shown first. backward: the same with b shown first. Both nan where a judge
-    does not tell them.
+    forward: P(b is better) with a shown first. backward: P(b is better) with b shown first. Both are nan if the judge does
+    not report single orders. error: why there is no probability.
     """
 
     probability: float
@@ -71,40 +72,40 @@ class Verdict:
 
     @classmethod
     def of(cls, forward: Read, backward: Read) -> Verdict:
-        """Of what was read with a first and with b first."""
+        """Combine the readings with a shown first and with b shown first."""
         ahead, behind = forward.second, 1.0 - backward.second
         return cls((ahead + behind) / 2, ahead, behind, forward.error or backward.error)
 
     @property
     def flipped(self) -> float:
-        """1 where the other answer wins in the other order, else 0; nan where an order is missing."""
+        """1 if the winner changes with the order, else 0; nan if an order is missing."""
         if math.isnan(self.forward) or math.isnan(self.backward):
             return math.nan
         return float((self.forward - 0.5) * (self.backward - 0.5) < 0)
 
     @property
     def first(self) -> float:
-        """Share of the two orders in which the answer shown first wins; a tie counts half; nan as in `flipped`."""
+        """The share of the two orders in which the answer shown first wins; a tie counts half; nan if an order is missing."""
         chosen_second = (_side(self.forward), 1.0 - _side(self.backward))
         return 1.0 - sum(chosen_second) / 2
 
 
 def _side(probability: float) -> float:
-    """1, 0.5 or 0 as the probability lies above, at or below a half; nan of nan."""
+    """1, 0.5 or 0 if the probability is above, at or below one half; nan for nan."""
     return math.nan if math.isnan(probability) else 0.5 + 0.5 * ((probability > 0.5) - (probability < 0.5))
 
 
 class TwoOrders(ABC):
-    """A judge that reads two answers in an order: gives `read`, gets the rest. Equal answers tie, unread."""
+    """Base class of judges that read two answers in an order. A subclass implements `read`. Equal answers tie unread."""
 
     name: str
 
     @abstractmethod
     def read(self, shown: Sequence[Comparison], progress: Progress | None = None) -> list[Read]:
-        """For each comparison, with a shown first: P(b is better)."""
+        """For each comparison, P(b is better) with a shown first."""
 
     def judge_many(self, comparisons: Sequence[Comparison], progress: Progress | None = None) -> list[Verdict]:
-        """The verdicts, in order; both orders of all of them are asked for at once."""
+        """The verdicts in the order of the comparisons. Both orders of all comparisons are read in one call."""
         differing = [c for c in comparisons if c.a != c.b]
         reads = iter(self.read([one for c in differing for one in (c, c.swapped)], progress))
         return [Verdict(0.5, 0.5, 0.5) if c.a == c.b else Verdict.of(next(reads), next(reads)) for c in comparisons]
@@ -117,7 +118,7 @@ class TwoOrders(ABC):
 def judge_many(
     judge: PairwiseJudge, comparisons: Sequence[Comparison], progress: Progress | None = None
 ) -> list[Verdict]:
-    """The judge's own `judge_many`; one after the other where it has none, and then without its orders."""
+    """Call the judge's own `judge_many`, or `judge` for each comparison, which gives no verdicts of single orders."""
     own = getattr(judge, "judge_many", None)
     if own is not None:
         return list(own(comparisons, progress))
@@ -152,15 +153,16 @@ counts for an answer. Reply with its letter and nothing else: A or B."""
 
 
 def question(shown: Comparison) -> str:
-    """The two answers as A and B. The code of the marks depends on the texts, so none of them can close its own."""
+    """The question with the answers as A and B. The code in the marks is a hash of the texts, so a text cannot close its
+    own mark."""
     request = as_text(shown.prompt)
     code = hashlib.sha256("\0".join([request, shown.a, shown.b]).encode("utf-8", "replace")).hexdigest()[:8]
     return QUESTION.format(code=code, request=request, a=shown.a, b=shown.b)
 
 
 def from_alternatives(top: Mapping[str, float]) -> float:
-    """P(B) / (P(A) + P(B)) from the alternatives of the first token, in nats; nan where the reply begins otherwise more
-    often than not."""
+    """P(B) / (P(A) + P(B)) from the first token's alternatives (token → log-probability in nats); nan if A and B together
+    have less than half of the probability."""
     chance = {"A": 0.0, "B": 0.0}
     for token, logprob in top.items():
         letter = token.strip().upper()
@@ -175,7 +177,7 @@ _LETTER = re.compile(r"(?:(?:the )?(?:better )?(?:answer|verdict)(?: is)?\s*)?\b
 
 
 def from_text(reply: str) -> float:
-    """1 for B, 0 for A, where the whole reply or its last line names one letter and nothing else; nan otherwise."""
+    """1 for B, 0 for A, if the whole reply or its last line is just that letter; nan otherwise."""
     lines = [line for line in _THOUGHT.sub("", reply).splitlines() if line.strip()]
     bare = re.sub(r"[*_`\"'“”().:\[\]{}!]", " ", lines[-1]).strip() if lines else ""
     found = _LETTER.fullmatch(" ".join(bare.split()))

@@ -1,11 +1,10 @@
-"""Several answers to a prompt → one preference: the best against the worst, as a judge ranks them.
+"""Make a preference from several answers to a prompt: the best against the worst by a judge's ranking.
 
-    a judge of single answers     its score, or, of a reward model, the reward
-    a judge of two answers        the mean probability to win against each other answer to the prompt
+    a pointwise judge     ranks by its score; a reward model by the reward
+    a pairwise judge      ranks by the mean probability to win against the other answers to the prompt
 
-Which of several best and worst answers make the pair: the two whose lengths in tokens are closest, then the ones
-drawn first, so that length is not what tells chosen from rejected unless the demand is about length. An answer cut off
-at its last token is in no pair, for its end is not the model's.
+If several answers are best or worst, the pair takes the two with the closest lengths in tokens, then the ones sampled
+first. This keeps length from separating chosen and rejected answers. An unfinished answer is never in a pair.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Ranked(NamedTuple):
         return {"id": self.row["id"], "prompt": messages(self.row["prompt"]), **texts, "meta": meta}
 
     def published(self) -> dict[str, Any]:
-        """The columns of the published on-policy sets: the conversation in both answers, every answer with its score."""
+        """The row in the columns of the published on-policy data sets: both conversations, and all answers with scores."""
         asked = messages(self.row["prompt"])
         return {
             "id": self.row["id"],
@@ -72,13 +71,12 @@ def best_against_worst(
     judge: PointwiseJudge | PairwiseJudge,
     progress: Progress | None = None,
 ) -> tuple[list[Ranked], dict[str, Any]]:
-    """The pairs, in the order of `rows`, and what became of every prompt and answer.
+    """The pairs in the order of `rows`, and counts of prompts and answers.
 
-    Counts: prompts; answers; unfinished, empty and unscored ones; identical ones (a text counts once a prompt, and white
-    space around it does not count); tied prompts (all answers score the same, or fewer than two are left); pairs. Of a
-    judge that compares, also the comparisons and how many of them gave no verdict. Of one that grades, also mean_score
-    over all answers that have a score (unfinished ones too), and by kind where the rows have kinds. Raises PobenchError
-    when the judge can do neither.
+    Counts: prompts; answers; unfinished, empty, unscored and identical answers (equal texts of one prompt, without outer
+    white space); tied prompts (equal scores, or fewer than two answers left); pairs. A pairwise judge adds comparisons, and
+    unread: how many gave no verdict. A pointwise judge adds mean_score over all scored answers, unfinished ones included,
+    and the same by kind if the rows have kinds. Raises PobenchError if the judge can neither score nor compare.
     """
     by_prompt: dict[str, list[Sample]] = defaultdict(list)
     for sample in sorted(samples, key=lambda s: (s.id, s.sample)):
@@ -92,10 +90,10 @@ def best_against_worst(
     )
     pairs = []
     for row in rows:
-        mine = by_prompt[row["id"]]
-        scores = [scored.get(sample, math.nan) for sample in mine]
+        own_answers = by_prompt[row["id"]]
+        scores = [scored.get(sample, math.nan) for sample in own_answers]
         distinct: dict[str, tuple[float, Sample]] = {}
-        for score, sample in zip(scores, mine, strict=True):
+        for score, sample in zip(scores, own_answers, strict=True):
             counts["answers"] += 1
             counts["unfinished"] += not sample.finished
             counts["empty"] += not sample.text.strip()
@@ -106,18 +104,18 @@ def best_against_worst(
         found = _choose([one for one in distinct.values() if not math.isnan(one[0])])
         counts["tied" if found is None else "pairs"] += 1
         if found is not None:
-            pairs.append(Ranked(row, *found, tuple(mine), tuple(scores)))
-    told: dict[str, Any] = {"prompts": len(rows), **counts, **counted}
-    return pairs, told | (_means(rows, by_prompt, scored, pairs) if graded else {})
+            pairs.append(Ranked(row, *found, tuple(own_answers), tuple(scores)))
+    summary: dict[str, Any] = {"prompts": len(rows), **counts, **counted}
+    return pairs, summary | (_means(rows, by_prompt, scored, pairs) if graded else {})
 
 
 def _usable(sample: Sample) -> bool:
-    """Whether it may stand in a pair."""
+    """Whether the answer may be in a pair: it is finished and not empty."""
     return sample.finished and bool(sample.text.strip())
 
 
 def _choose(scored: Sequence[tuple[float, Sample]]) -> tuple[Sample, Sample] | None:
-    """The best and the worst; None where all are equal, or there are none."""
+    """The best and the worst answer; None if all scores are equal or there are no answers."""
     high = max((score for score, _ in scored), default=math.nan)
     low = min((score for score, _ in scored), default=math.nan)
     if not high > low:
@@ -129,7 +127,7 @@ def _choose(scored: Sequence[tuple[float, Sample]]) -> tuple[Sample, Sample] | N
 def _means(
     rows: Sequence[Row], by_prompt: Mapping[str, list[Sample]], scored: Mapping[Sample, float], pairs: Sequence[Ranked]
 ) -> dict[str, Any]:
-    """mean_score, and by_kind where the rows have kinds."""
+    """mean_score, and by_kind if the rows have kinds."""
     kinds: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         kinds[row.get("kind", "")] += [scored[s] for s in by_prompt[row["id"]] if not math.isnan(scored[s])]
@@ -141,7 +139,7 @@ def _means(
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    """None (JSON's null) where there is nothing to average."""
+    """The mean to four digits; None (null in JSON) without values."""
     return round(sum(values) / len(values), 4) if values else None
 
 
@@ -150,7 +148,7 @@ Asked = Sequence[tuple[Row, Sample]]
 
 
 def comparisons(answers: Asked) -> list[tuple[str, Comparison]]:
-    """Every two different answers to one prompt, with the prompt's id: what a judge that compares is asked."""
+    """The comparisons for a pairwise judge, with the prompt's id: every two different answers to one prompt."""
     rows = {row["id"]: row for row, _ in answers}
     texts: dict[str, dict[str, str]] = defaultdict(dict)
     for row, sample in answers:
@@ -158,13 +156,13 @@ def comparisons(answers: Asked) -> list[tuple[str, Comparison]]:
             texts[row["id"]].setdefault(sample.text.strip(), sample.text)
     return [
         (id, Comparison(rows[id]["prompt"], *two))
-        for id, said in texts.items()
-        for two in combinations(said.values(), 2)
+        for id, distinct in texts.items()
+        for two in combinations(distinct.values(), 2)
     ]
 
 
 def _scores(judge: Any, answers: Asked, progress: Progress | None) -> tuple[dict[Sample, float], dict[str, int]]:
-    """A number for every answer, higher is better among those to one prompt, nan without one; and what was counted."""
+    """A score for every answer (higher is better among answers to one prompt; nan: none), and the counts of comparisons."""
     if hasattr(judge, "rewards"):  # many at once
         rewards = judge.rewards([(row["prompt"], sample.text) for row, sample in answers], progress)
         return dict(zip([sample for _, sample in answers], rewards, strict=True)), {}
@@ -180,10 +178,12 @@ def _scores(judge: Any, answers: Asked, progress: Progress | None) -> tuple[dict
             won[id, two.a.strip()].append(1 - verdict.probability)
     unread = len(asked) - sum(map(len, won.values())) // 2
     keys = {sample: (sample.id, sample.text.strip()) for _, sample in answers}
-    scores = {sample: _share(won[key]) for sample, key in keys.items() if key in won}  # a lone answer meets none
+    scores = {
+        sample: _share(won[key]) for sample, key in keys.items() if key in won
+    }  # an only answer has no comparison
     return scores, {"comparisons": len(asked), "unread": unread}
 
 
 def _share(wins: Sequence[float]) -> float:
-    """The mean, without the last digits, in which equals could differ; nan of none."""
+    """The mean, rounded so that equal means compare equal; nan without values."""
     return round(math.fsum(wins) / len(wins), 9) if wins else math.nan

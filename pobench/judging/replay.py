@@ -1,11 +1,11 @@
-"""The replayed judge: scores that were given before, looked up by prompt; for rehearsals, tests and teaching.
+"""The replay judge: looks stored scores up by prompt and answer. For rehearsals, tests and teaching.
 
 A row of its file (JSONL, JSON, CSV or Parquet) is one stored verdict:
 
-    {"prompt": "e7", "score": 0.5}                          whatever the answer says
-    {"prompt": "e7", "text": "An answer.", "score": 1.0}    for this very answer
+    {"prompt": "e7", "score": 0.5}                          for any answer to this prompt
+    {"prompt": "e7", "text": "An answer.", "score": 1.0}    for exactly this answer
 
-A missing verdict, or one whose score is null, is no opinion: nan, which is dropped and counted.
+A missing verdict or a null score is no opinion: the judge returns nan, which is dropped and counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pobench.registry import register_judge
 
 
 class Replay:
-    """A pointwise judge that knows (prompt, text) → score, or (prompt, None) → score for any answer."""
+    """A pointwise judge over a table: (prompt, text) → score, or (prompt, None) → score of any answer."""
 
     name = "replay"
 
@@ -28,16 +28,16 @@ class Replay:
         self.scores = scores
 
     def score(self, row: Mapping[str, Any], text: str, finished: bool = True) -> float:
-        """The stored score, of this very answer where there is one; nan where there is none."""
+        """The stored score of exactly this answer, else of any answer to the prompt; nan if there is none."""
         prompt = str(row["id"])
         return self.scores.get((prompt, text), self.scores.get((prompt, None), math.nan))
 
 
 @register_judge("replay", offline=True)
 def replay(*, file: str = "") -> Replay:
-    """Scores given before, looked up by prompt and answer. file: the stored verdicts.
+    """Stored scores, looked up by prompt and answer. file: the stored verdicts.
 
-    Raises PobenchError that lists every row that holds none.
+    Raises PobenchError that lists every row without a valid verdict.
     """
     if not file:
         raise PobenchError("judge.settings.file: the replayed judge needs the file of the verdicts to replay")

@@ -1,8 +1,8 @@
-"""A reward model (sequence classification with one output) as a judge: a raw reward an answer, σ of a difference a pair.
+"""A reward model (sequence classification with one output) as a judge.
 
-A reward has no bounds and no zero: it ranks answers to one prompt and is no grade, so `bounded` is False. A pair is
-judged by Bradley and Terry's model, which reward models are trained with: P(b is better) = σ(r_b − r_a). It reads one
-answer at a time, so there is no order to average over.
+Its score of one answer is the raw reward. A reward has no bounds and no zero, so it ranks the answers to one prompt but
+does not grade them (`bounded` is False). Two answers are compared by the Bradley-Terry model, with which reward models are
+trained: P(b is better) = σ(r_b − r_a). The model reads one answer at a time, so there are no two orders to average.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KIND = "AutoModelForSequenceClassification"
 
 
 class RewardModel:
-    """Scores answers by a model's reward, in the model's own unit."""
+    """Scores answers by the model's reward, in the model's own unit."""
 
     bounded = False
 
@@ -42,7 +42,7 @@ class RewardModel:
         w = self.weights
         about = json.loads((w.folder / "config.json").read_text(encoding="utf-8"))
         if KIND in about.get("auto_map", {}) and not w.trust_remote_code:
-            # transformers would take its own class of the same family, with a head of random weights
+            # transformers would load its own class of the same family, with a randomly initialised head
             raise PobenchError(
                 f"reward model {self.name!r} brings code of its own, which is not run unasked: read it, then say "
                 "trust_remote_code=true among the judge's settings"
@@ -57,7 +57,7 @@ class RewardModel:
             )
         except (ImportError, ValueError, OSError) as error:
             raise PobenchError(f"reward model {self.name!r} cannot be loaded: {error}") from error
-        if about["missing_keys"]:  # they would be random
+        if about["missing_keys"]:  # they would be initialised at random
             raise PobenchError(
                 f"{self.name!r} is no reward model: it lacks {', '.join(sorted(about['missing_keys'])[:3])}"
             )
@@ -70,19 +70,19 @@ class RewardModel:
         return Chat(load_tokenizer(self.weights.folder, trust_remote_code=self.weights.trust_remote_code))
 
     def score(self, row: Mapping[str, Any], text: str, finished: bool = True) -> float:
-        """The raw reward of one answer; nan where prompt and answer are longer than the model reads."""
+        """The raw reward of one answer; nan if prompt and answer are longer than the model reads."""
         return self.rewards([(row["prompt"], text)])[0]
 
     @torch.inference_mode()
     def rewards(self, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None) -> list[float]:
-        """The raw reward of each (prompt, answer), in order; what `score` gives, many at once."""
+        """The raw reward of each (prompt, answer), in order: `score` for many answers at once."""
         rows = [self._tokens(prompt, text) for prompt, text in answers]
         found = [math.nan] * len(rows)
         for places in batches(rows, self.batch_size, longest(self.model), progress):
             pad = self.model.config.pad_token_id
             batch = left_padded([rows[i] for i in places], pad, self.weights.device)
             output = self.model(**{k: batch[k] for k in ("input_ids", "attention_mask")})
-            scores = getattr(output, "score", None)  # what models with several objectives call their sum
+            scores = getattr(output, "score", None)  # models with several objectives return their sum under this name
             scores = (output.logits if scores is None else scores).float().reshape(len(places), -1)
             if scores.shape[1] != 1:
                 raise PobenchError(f"{self.name!r} gives {scores.shape[1]} numbers an answer; a reward model gives one")
@@ -91,7 +91,7 @@ class RewardModel:
         return found
 
     def judge_many(self, comparisons: Sequence[Comparison], progress: Progress | None = None) -> list[Verdict]:
-        """σ(r_b − r_a) of each; the same in both orders."""
+        """The verdict σ(r_b − r_a) of each comparison; the same in both orders."""
         distinct = {_key(c.prompt, text): (c.prompt, text) for c in comparisons for text in (c.a, c.b)}
         reward = dict(zip(distinct, self.rewards(list(distinct.values()), progress), strict=True))
         return [_verdict(reward[_key(c.prompt, c.b)] - reward[_key(c.prompt, c.a)]) for c in comparisons]
@@ -124,7 +124,7 @@ def reward_model(
     precision: Precision = "auto",
     trust_remote_code: bool = False,
 ) -> RewardModel:
-    """A reward model on this machine: raw rewards to rank answers by, σ of their difference to compare two.
+    """A reward model on this machine: ranks answers by raw reward, and compares two by σ of the difference.
 
     model: a folder or hub name of a sequence classifier with one output and a chat template. trust_remote_code: run code
     that comes with the model (ArmoRM needs it).

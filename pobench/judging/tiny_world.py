@@ -1,6 +1,6 @@
-"""The judge of setting `tiny`: a small world in which every answer can be checked exactly.
+"""The judge of setting `tiny`: a small generated world in which every answer can be checked exactly.
 
-An instruction asks for things of one topic and lays demands on the answer: "name three animals, no bird,
+An instruction asks for things of one topic and puts demands on the answer: "name three animals, no bird,
 alphabetically, ending with moth". An answer is well formed in one of three styles:
 
     commas      ant, fox, moth
@@ -9,8 +9,8 @@ alphabetically, ending with moth". An answer is well formed in one of three styl
 
 The demands are the keys of the row's `check`; `topic`, `least` and `most` are always there:
 
-    topic       every thing is of this topic, none comes twice, and every sentence is true
-    least, most the number of things lies between them (`most: null`: no upper bound)
+    topic       every thing is of this topic, no thing is repeated, and every sentence is true
+    least, most bounds of the number of things (`most: null`: no upper bound)
     without     no thing is of this group          only    every thing is of this group
     order       one of ORDERS                      style   one of STYLES
     first, last the answer begins or ends with this thing
@@ -62,7 +62,7 @@ TOPIC_OF = {thing: topic for topic, groups in TOPICS.items() for things in group
 GROUP_OF = {thing: group for groups in TOPICS.values() for group, things in groups.items() for thing in things}
 STYLES = ("commas", "and", "sentences")
 
-# order → the sort key of a thing and whether it falls; things with equal keys may stand either way round.
+# order → the sort key of a thing, and whether the order is descending; things with equal keys may come in any order.
 ORDERS: dict[str, tuple[Callable[[str], Any], bool]] = {
     "alphabetical": (str, False),
     "reversed": (str, True),
@@ -80,14 +80,14 @@ class Answer(NamedTuple):
 
 
 def write(things: Sequence[str], style: str, claims: Mapping[str, str] = GROUP_OF) -> str:
-    """The answer that lists `things` in `style`; sentences say what `claims` says. The inverse of `parse`."""
+    """The answer that lists `things` in `style`. claims: thing → group, for sentences. The inverse of `parse`."""
     if style == "sentences":
         return " ".join(f"the {thing} is a {claims[thing]}." for thing in things)
     return {"commas": ", ", "and": " and "}[style].join(things)
 
 
 def parse(text: str) -> Answer | None:
-    """Read `text` exactly; None where it is not well formed. White space does not matter, case does."""
+    """Parse `text`; None if it is not well formed. White space does not matter, case does."""
     words = re.findall(r"\w+|[^\w\s]", text)
     if words[:1] == ["the"]:
         sentences = [words[i : i + 6] for i in range(0, len(words), 6)]
@@ -106,7 +106,7 @@ def parse(text: str) -> Answer | None:
 
 
 def demands(check: Mapping[str, Any], answer: Answer) -> dict[str, bool]:
-    """Demand → met, for every demand of `check`."""
+    """For every demand of `check`, whether the answer meets it."""
     things = answer.things
     of_topic = all(TOPIC_OF[thing] == check["topic"] for thing in things)
     true = all(GROUP_OF[thing] == group for thing, group in answer.claims)
@@ -132,7 +132,7 @@ def demands(check: Mapping[str, Any], answer: Answer) -> dict[str, bool]:
 
 
 def check_faults(check: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a `check`, one plain sentence each; empty where it can be judged."""
+    """The faults of a `check`, one plain sentence each; empty if it is valid."""
     groups = {group for named in TOPICS.values() for group in named}
     allowed: dict[str, Any] = {
         "topic": TOPICS, "without": groups, "only": groups, "order": ORDERS, "style": STYLES,
@@ -153,9 +153,9 @@ def check_faults(check: Mapping[str, Any]) -> list[str]:
 
 
 class TinyWorldJudge:
-    """Scores an answer by the demands of its row that it meets; deterministic, free, offline.
+    """Scores an answer by the demands of its row. Deterministic, free, offline.
 
-    graded: the share of demands met; else 1 for a pass and 0 for anything less.
+    graded: score the share of demands met; otherwise 1 if all are met, else 0.
     """
 
     name = "tiny_world"
@@ -164,9 +164,9 @@ class TinyWorldJudge:
         self.graded = graded
 
     def score(self, row: Mapping[str, Any], text: str, finished: bool = True) -> float:
-        """In [0, 1], 1 = pass; nan where the row has no `check`; an answer that was cut off scores 0.
+        """The score in [0, 1], 1 = pass; 0 for an unfinished answer; nan if the row has no `check`.
 
-        Raises PobenchError listing the faults of a check that is not one of this world.
+        Raises PobenchError that lists the faults of an invalid check.
         """
         check = row.get("check")
         if not check:
@@ -185,5 +185,5 @@ class TinyWorldJudge:
 
 @register_judge("tiny_world", aliases=("tiny",), offline=True)
 def tiny_world(*, graded: bool = True) -> TinyWorldJudge:
-    """Exact checks of the generated world. graded: the share of demands met, where 1 is a pass; else 1 or 0."""
+    """Exact checks of the generated world. graded: score the share of demands met, 1 = pass; otherwise only 1 or 0."""
     return TinyWorldJudge(graded)

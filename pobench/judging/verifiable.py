@@ -1,20 +1,20 @@
-"""The verifiable judge: does the answer do what the instruction demands? Exact, deterministic, free, offline.
+"""The verifiable judge: checks by program whether the answer meets the instruction's demand. Deterministic, free, offline.
 
-A prompt's row carries its demand as data:
+A prompt's row holds its demand as data:
 
     {"id": "…", "prompt": "Describe bees without any commas.",
      "check": {"kind": "no_commas", "about": ["bee", "hive", "pollinat*"]}}
 
-`kind` names a check below; the other keys but `about` are that check's parameters. The score is 1.0 when the
-demand is met, else 0.0; nan for a row without a check. No demand is met by an answer that
+`kind` names a check below; the other keys, except `about`, are its parameters. The score is 1.0 if the demand is met, else
+0.0; nan for a row without a check. An answer fails any check if it
 
-- was cut off before the model ended it,
-- says nothing: fewer distinct words than its kind asks for (five, unless the demand is for less),
-- loops: one word three times in a row, a longer line twice, or fewer than 40 % of its words distinct,
-- speaks of something else: none of the `about` words (where given) occurs in it. A word matches with a plural or
-  possessive ending; one that ends in `*` matches with any ending.
+- is unfinished,
+- is too short: it has fewer distinct words than its kind needs (five, unless the demand allows less),
+- repeats itself: one word three times in a row, a longer line twice, or fewer than 40 % distinct words,
+- is off topic: none of the `about` words (if given) occurs in it. A word also matches with a plural or possessive ending;
+  a word that ends in `*` matches with any ending.
 
-So a model cannot raise its pass rate by falling silent, by repeating itself, or by one stock answer for all.
+So a model cannot raise its pass rate by empty answers, by repetition, or with one stock answer for all prompts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Check = Callable[..., bool]
 
 class NamedCheck(NamedTuple):
     met: Check  # (text, **parameters) -> bool
-    least: int  # distinct words that an answer needs to say anything, unless the demand asks for fewer
+    least: int  # distinct words that a real answer needs; lower if the demand allows fewer
 
 
 checks: dict[str, NamedCheck] = {}
@@ -48,12 +48,12 @@ def _check(least: int = 5) -> Callable[[Check], Check]:
 
 # ---------------------------------------------------------------- the parts of a text
 def words(text: str) -> list[str]:
-    """Runs of letters or digits; apostrophes and hyphens inside a word belong to it."""
+    """The words: runs of letters or digits, with apostrophes and hyphens inside a word."""
     return re.findall(r"[^\W_]+(?:['’\-][^\W_]+)*", text)
 
 
 def lines(text: str) -> list[str]:
-    """Lines that are not blank, stripped."""
+    """The lines that are not blank, stripped."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -61,10 +61,10 @@ _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|vs|approx|Dr|Mr|Mrs|Ms|St|No|U\.
 
 
 def sentences(text: str) -> list[str]:
-    """Parts that end with `.`, `!` or `?` or a line break and hold a word.
+    """The sentences: parts with a word that end with `.`, `!`, `?` or a line break.
 
-    Abbreviations and decimals end none, nor does a mark before a small letter (`"Run!" she said.`), unless the text
-    has no capitals at all.
+    Abbreviations and decimals end no sentence. A mark before a small letter (`"Run!" she said.`) does not either, unless
+    the text has no capitals.
     """
     text = _ABBREVIATION.sub(lambda m: m[0].replace(".", ""), text)
     end = r"(?<=[.!?])[\"'”’)*]*\s+" + ("" if text == text.lower() else r"(?![a-z])")
@@ -72,12 +72,12 @@ def sentences(text: str) -> list[str]:
 
 
 def _bare(text: str) -> str:
-    """Lower case, without quotation marks, emphasis and space at either end."""
+    """The text in lower case, without quotation marks, emphasis and white space at both ends."""
     return text.strip().strip("\"'“”‘’*_ \n").casefold()
 
 
 def _has_word(text: str, word: str) -> int:
-    """How often `word` (or phrase) stands in `text` as a word, whatever its case."""
+    """How often `word` (or a phrase) occurs in `text` as a whole word, in any case."""
     return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, flags=re.IGNORECASE))
 
 
@@ -99,7 +99,7 @@ def between_words(text: str, low: int, high: int) -> bool:
 
 @_check()
 def exact_sentences(text: str, n: int) -> bool:
-    """n sentences of at least three words, the last one with its closing mark, and no list."""
+    """n sentences of at least three words, the last one with a closing mark, and no list."""
     found = sentences(text)
     closed = re.search(r"[.!?][\"'”’)*]*$", text.strip()) is not None
     return len(found) == n and closed and all(len(words(s)) >= 3 for s in found) and not _items(text)
@@ -117,7 +117,7 @@ _NUMBER = re.compile(r"^(\d+)[.)]\s+(?=\S)")
 
 
 def _items(text: str) -> list[str]:
-    """What stands behind the mark of each bulleted or numbered line."""
+    """The text after the mark of each bulleted or numbered line."""
     marked = [m for line in lines(text) for m in (re.match(r"^(?:[-*•]|\d+[.)])\s+(\S.*)", line),) if m]
     return [m[1] for m in marked]
 
@@ -201,20 +201,20 @@ def quoted(text: str) -> bool:
 
 @_check()
 def one_bold(text: str) -> bool:
-    """Exactly one word or phrase between double asterisks, and something beside it."""
+    """Exactly one word or phrase between double asterisks, and other words besides it."""
     bold = re.findall(r"\*\*([^*\n]+)\*\*", text)
     return len(bold) == 1 and len(words(bold[0])) > 0 and len(words(text)) > len(words(bold[0]))
 
 
 @_check(least=4)
 def one_question(text: str) -> bool:
-    """A single sentence that asks: one question mark, at the end."""
+    """A single question: one question mark, at the end of the only sentence."""
     return text.count("?") == 1 and _bare(text).endswith("?") and len(sentences(text)) == 1
 
 
 @_check()
 def ends_with_question(text: str) -> bool:
-    """The last mark is a question mark, behind a sentence that is none."""
+    """The answer ends with a question mark and has at least two sentences."""
     return _bare(text).endswith("?") and len(sentences(text)) >= 2
 
 
@@ -232,7 +232,7 @@ def begins_with(text: str, phrase: str) -> bool:
 
 @_check()
 def ends_with(text: str, phrase: str) -> bool:
-    """The last words, whatever mark follows them; the answer has at least five words before them."""
+    """The answer ends with the phrase, before any mark, and has at least five words before it."""
     end = _bare(text).rstrip(".!?\"'”’* ")
     phrase = phrase.casefold().rstrip(".!? ")
     return end.endswith(phrase) and len(words(end)) - len(words(phrase)) >= 5 and not end[: -len(phrase)][-1:].isalnum()
@@ -255,7 +255,7 @@ def word_times(text: str, word: str, n: int) -> bool:
 
 # ---------------------------------------------------------------- the judge
 def says_something(text: str, least: int = 5) -> bool:
-    """At least `least` distinct words, and no loop; see the module's first lines."""
+    """Whether the text has at least `least` distinct words and does not repeat itself; see the module's docstring."""
     spoken = [w.casefold() for w in words(text)]
     if len(set(spoken)) < max(least, 0.4 * len(spoken)):
         return False
@@ -273,7 +273,7 @@ def _speaks_of(text: str, word: str) -> bool:
 def obeys(text: str, check: Mapping[str, Any]) -> bool:
     """Whether `text` meets `check` and is a real answer.
 
-    Raises PobenchError when `check` names no known kind, or parameters that its kind does not take.
+    Raises PobenchError if `check` has an unknown kind or unknown parameters.
     """
     parameters = {k: v for k, v in check.items() if k not in ("kind", "about")}
     kind = check.get("kind", "")
@@ -290,7 +290,7 @@ def obeys(text: str, check: Mapping[str, Any]) -> bool:
 
 
 class Verifiable:
-    """Scores an answer 1.0 or 0.0 by the check in its prompt's row; nan for a row without one."""
+    """Scores an answer 1.0 or 0.0 by the check in its prompt's row; nan for a row without a check."""
 
     name = "verifiable"
 
@@ -303,5 +303,5 @@ class Verifiable:
 
 @register_judge("verifiable", offline=True)
 def verifiable() -> Verifiable:
-    """Exact checks of the demand that the instruction itself makes."""
+    """Exact checks of the demand in the instruction."""
     return Verifiable()

@@ -1,4 +1,4 @@
-"""What judges with weights of their own share: where a model is, how exactly it computes, and batches of its prompts."""
+"""Shared by judges that run a model on this machine: its source, its precision and device, and batches of prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Weights:
-    """A model by its source. precision: of weights and arithmetic; auto: bf16 on a GPU that has it, else fp32."""
+    """The judge's model. precision: of weights and arithmetic; auto: bf16 on a GPU that supports it, else fp32."""
 
     source: str
     revision: str | None = None
@@ -34,7 +34,7 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """The last part of the source: no path of this machine gets into a result."""
+        """The last part of the source, so that no path of this machine is stored in a result."""
         return Path(self.source).name
 
     @cached_property
@@ -57,7 +57,7 @@ class Weights:
 
 
 def longest(model: Any) -> int:
-    """Tokens the model can read."""
+    """The largest number of tokens that the model can read."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit and limit > 0 else 2**31
 
@@ -65,8 +65,10 @@ def longest(model: Any) -> int:
 def batches(
     rows: Sequence[Sequence[int]], size: int, limit: int, progress: Progress | None = None
 ) -> Iterator[list[int]]:
-    """Places of rows of alike length, `size` at a time, those of more than `limit` tokens left out. The longest first:
-    where memory does not do, it is known at once."""
+    """Batches of row indices, `size` rows of similar length each; rows over `limit` tokens are left out.
+
+    The longest rows come first, so that a lack of memory shows at once.
+    """
     order = sorted((i for i, row in enumerate(rows) if len(row) <= limit), key=lambda i: (-len(rows[i]), i))
     for start in range(0, len(order), size):
         yield order[start : start + size]

@@ -35,6 +35,7 @@ from pobench.files import (
     write_text,
 )
 from pobench.identity import PROTOCOL, name_of
+from pobench.results.manifest import manifest
 from pobench.settings.job import Job
 from pobench.sources import file_digest
 
@@ -199,10 +200,16 @@ class RunFolder:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def benchmark_results(self) -> list[dict[str, Any]]:
-        """The stored `score.json` of each benchmark by each judge: that of most questions, and of these the latest."""
+        """The stored `score.json` of each benchmark by each judge: the one over most questions, and of these the latest.
+
+        Raises CorruptError where its bytes are not those that were written.
+        """
         best: dict[tuple[str, str], dict[str, Any]] = {}
         for path in sorted(self.path.glob("benchmarks/**/score.json")):
-            result = json.loads(path.read_text(encoding="utf-8"))
+            made = manifest(path.parent)
+            if made and path.name not in made["files"]:
+                continue  # unfinished
+            result = json.loads(checked_bytes(path, made["files"][path.name]) if made else path.read_bytes())
             key = result["benchmark"], result["judge"]
             best[key] = max(best.get(key, result), result, key=lambda r: (r["asked"], r["made"]))
         return [best[key] for key in sorted(best)]

@@ -87,6 +87,7 @@ def gather(job: Job, stages: Sequence[str], pairs: Pairs, chat: Chat, *, remembe
         rows=rows,
         precision=auto_precision(),
         source=cache(_source),
+        rendering=chat.digest,
     )
 
 

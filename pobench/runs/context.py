@@ -171,12 +171,9 @@ class Context:
         return self._merged(*self.final_model()).to(dtype)
 
     def _speaking_precision(self) -> str:
-        adapter = self.job.train.adapter if self.loss else None
-        if adapter is not None and (adapter.quantize != "none" or adapter.base_precision == "bf16"):
-            return "bf16"  # an adapter over narrower weights: they are spoken with as they are
-        if self.job.answers.precision != "auto":
-            return self.job.answers.precision
-        return "bf16" if bf16_pays(self.accelerator.device) else "fp32"
+        if self.task.precision:
+            return self.task.precision
+        return self.task.generates_in("bf16" if bf16_pays(self.accelerator.device) else "fp32")
 
     @staticmethod
     def _merged(model: Any, adapted: Any) -> Any:

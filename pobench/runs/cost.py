@@ -138,7 +138,12 @@ def _judge_facts(name: str | None) -> tuple[bool, bool]:
 
 def estimate_benchmarks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     """One row a benchmark that is left: its judge, how many models, requests and tokens, dollars (None: not known)."""
-    left = [b for task in tasks for b in task.benchmarks if not b.done(task.runs / task.run)]
+    left = [
+        benchmark
+        for task in tasks
+        for benchmark in task.benchmarks
+        if task.spoken is None or not benchmark.done(task.runs / task.run, task.spoken)
+    ]
     rows = []
     for name in dict.fromkeys(benchmark.name for benchmark in left):
         same = [benchmark for benchmark in left if benchmark.name == name]  # the same settings for every model

@@ -70,7 +70,7 @@ class Layout:
             )
             return replace(base, start=base.run, stages=wanted)
         nodes = self.nodes(job, base.run, "start")
-        task = replace(base, start=base.run, nodes=nodes, causes=self.start_causes(job))
+        task = self._speaking(replace(base, start=base.run, nodes=nodes, causes=self.start_causes(job)))
         return self._evaluation(task, retrained=False)
 
     def loss(self, job: Job) -> list[Task]:
@@ -84,7 +84,7 @@ class Layout:
         causes = self.causes(job)
         run, start = f"{job.setting}/{job.loss}-{name_of(causes)}", self.start_name(job)
         task = Task(job, "loss", self.runs, run, (), self.data, start=start, causes=causes, plugins=self.plugins)
-        task = replace(task, nodes=self.nodes(job, start, "loss"))
+        task = self._speaking(replace(task, nodes=self.nodes(job, start, "loss")))
         folder = RunFolder(self.runs, run)
         trained = folder.trained is not None
         evaluation = self._evaluation(task, retrained=not trained)
@@ -102,6 +102,12 @@ class Layout:
             evaluation = replace(evaluation, stages=())
         training = replace(task, stages=("train",) if fresh else ())
         return [self._with_references(training), self._with_references(evaluation)]
+
+    def _speaking(self, task: Task) -> Task:
+        """The task with the chat template and the precision that its model generates with."""
+        assert self.content is not None
+        precision = task.generates_in(self.content.precision)
+        return replace(task, rendering=self.content.rendering, precision=precision)
 
     def nodes(self, job: Job, start: str, kind: str) -> dict[str, Node]:
         """Stage → its result, of every stage behind a model that this job has."""
@@ -123,14 +129,14 @@ class Layout:
 
     def _evaluation(self, task: Task, *, retrained: bool) -> Task:
         """The stages behind the model that are left."""
-        folder = RunFolder(self.runs, task.run)
+        folder, spoken = RunFolder(self.runs, task.run), task.spoken
         left = []
         for stage in stage_list.STAGES:
             if not stage.per_run or stage.name == "train" or stage.name not in self.stages:
                 continue
             if stage.name == "benchmarks":
                 asked = benchmarks_of(task.job, self.stages)
-                if any(retrained or not b.done(folder.path) for b in asked):
+                if any(retrained or spoken is None or not b.done(folder.path, spoken) for b in asked):
                     left.append(stage.name)
             elif stage.name in task.nodes and (retrained or not self._there(folder, task.nodes[stage.name])):
                 left.append(stage.name)

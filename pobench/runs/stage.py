@@ -30,7 +30,8 @@ class Content:
     weights: of the start model (of one that an SFT stage will make: that stage's name). pairs, heldout: of the token pairs,
     their ids included. prompts: of the ids and token ids that the model is asked with; None where nothing is asked.
     rows: of the prompts' rows as a judge reads them. precision: what `auto` comes to on this machine, "bf16" or "fp32".
-    source: a registered function's kind and name → the digest of its code.
+    source: a registered function's kind and name → the digest of its code. rendering: of the chat template and tokenizer
+    (`Chat.digest`).
     """
 
     weights: str
@@ -40,6 +41,7 @@ class Content:
     rows: str | None
     precision: str
     source: Callable[[str, str], str]
+    rendering: str
 
     def precise(self, wanted: str) -> str:
         """A precision without `auto`."""

@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pobench.judging.benchmarks.base import Benchmark
+from pobench.judging.benchmarks.base import Benchmark, Spoken
 from pobench.registry import benchmarks, get_loss
 from pobench.results.arms import GREEK, show_setting
+from pobench.results.run_folder import RunFolder
 from pobench.runs.stage import Node
 from pobench.settings.job import Job
 from pobench.settings.schema import AnswersConfig, DataConfig, JudgeConfig, ModelConfig, SftConfig, TrainConfig
@@ -27,7 +28,8 @@ class Task:
     run: `<setting>/<loss>-<12 hex>`, its folder below `runs`. stages: what is to do, in order; none is left where it is
     empty. nodes: stage → its result, of every stage that the job has (`reference:<set>` of the reference's). start: the
     start model's run. data: the folder of the token pairs. references: set of sequences → folder of its sums. causes: of
-    the run itself.
+    the run itself. rendering, precision: the chat (`Chat.digest`) and the precision that the model generates with; empty
+    where the plan did not read the model.
     """
 
     job: Job
@@ -41,6 +43,22 @@ class Task:
     references: Mapping[str, Path] = field(default_factory=dict)
     causes: Mapping[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
+    rendering: str = ""
+    precision: str = ""
+
+    @property
+    def spoken(self) -> Spoken | None:
+        """What decides the run's answers to a benchmark; None where the plan did not read the model."""
+        if not self.rendering:
+            return None
+        return Spoken(self.rendering, self.precision, RunFolder(self.runs, self.run).weights)
+
+    def generates_in(self, auto: str) -> str:
+        """The precision of generated text. auto: what `auto` comes to on this machine."""
+        adapter = self.job.train.adapter if self.kind == "loss" else None
+        if adapter is not None and (adapter.quantize != "none" or adapter.base_precision == "bf16"):
+            return "bf16"  # the base is stored in bf16 or narrower, and an adapter over it is not merged
+        return auto if self.job.answers.precision == "auto" else self.job.answers.precision
 
     @property
     def done(self) -> bool:

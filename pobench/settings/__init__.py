@@ -1,1 +1,4 @@
-"""Settings: YAML and --set become fully resolved jobs."""
+"""Settings: a YAML file and `--set` options become fully resolved jobs.
+
+read.py → resolve.py (checked by schema.py and faults.py) → job.py
+"""

@@ -1,4 +1,4 @@
-"""Faults of settings as plain lines: where, what was got, what is allowed, the nearest known name."""
+"""Checks of settings. Each fault is one plain line: where, what was given, what is allowed, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pobench.settings.schema import Setting, TrainConfig
 
 
 def unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
-    """The fault of a key that is neither a setting of the loss nor a field of train; none otherwise."""
+    """One fault if `key` is neither a setting of the loss nor a field of `train`; else none."""
     if key in loss.settings or key in TrainConfig.model_fields:
         return []
     takes = ", ".join(loss.settings) or "no setting"
@@ -24,10 +24,9 @@ def unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
 
 
 def check_loss_settings(loss: Loss, given: Mapping[str, Any], *, result: bool = True) -> list[str]:
-    """Faults of a loss's settings, and of the loss itself: by the annotations of its signature, then by calling it on
-    four harmless pairs.
+    """Faults of a loss's settings and of the loss: check the signature's annotations, then call it on four harmless pairs.
 
-    result: also what it returns there and what it does to its inputs, see `broken_contract`.
+    result: also check the output and the inputs after that call, see `broken_contract`.
     """
     faults = _annotation_faults(loss, given, f"{loss.name}.")
     if faults:
@@ -43,8 +42,8 @@ def check_loss_settings(loss: Loss, given: Mapping[str, Any], *, result: bool = 
     return [broken] if broken and result else []
 
 
-# Sums in nats and lengths in tokens of (chosen, rejected): alike, ranked rightly, ranked wrongly, far from the reference.
-# Several, as a hinge is flat at some of them.
+# Sums in nats and lengths in tokens of (chosen, rejected): equal, ranked correctly, ranked wrongly, far from the reference.
+# Four pairs, because a hinge loss is flat on some of them.
 HARMLESS = (
     ((-10.0, -10.0), (10, 10), (-10.0, -10.0)),
     ((-12.0, -30.0), (10, 20), (-14.0, -28.0)),
@@ -54,25 +53,25 @@ HARMLESS = (
 
 
 def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
-    """What a loss does at four harmless pairs that no loss may, as one sentence; "" where nothing is wrong.
+    """The rule that a loss breaks on four harmless pairs, as one sentence; "" if it breaks none.
 
-    It must return a LossOutput of (pairs,) tensors, whose `loss` has a gradient by the policy's sums, and leave its
-    inputs as they are. Raises what the loss raises.
+    A loss must return a LossOutput of (pairs,) tensors, its `loss` must have a gradient with respect to the policy's sums,
+    and its inputs must stay unchanged. Raises what the loss raises.
     """
     import torch
 
     from pobench.types import Pair, SequenceLogps
 
     sums, lengths, reference_sums = (torch.tensor(rows) for rows in zip(*HARMLESS, strict=True))
-    given = sums.requires_grad_() * 1.0  # as in training, no leaf: a leaf refuses to be changed in place
+    policy_sums = sums.requires_grad_() * 1.0  # not a leaf, as in training: a leaf refuses to be changed in place
 
     def pair(totals: torch.Tensor) -> Pair:
         return Pair(*(SequenceLogps(totals[:, side], lengths[:, side]) for side in (0, 1)))
 
     kl = torch.zeros(())
-    inputs = {"the policy's sums": given, "lengths": lengths, "the reference's sums": reference_sums, "kl": kl}
+    inputs = {"the policy's sums": policy_sums, "lengths": lengths, "the reference's sums": reference_sums, "kl": kl}
     before = {what: tensor.detach().clone() for what, tensor in inputs.items()}
-    policy = pair(given)
+    policy = pair(policy_sums)
     output = loss.function(*loss.asked(policy, pair(reference_sums), kl), **settings)
     if changed := [what for what, tensor in inputs.items() if not torch.equal(tensor.detach(), before[what])]:
         return f"loss {loss.name!r} changes its input in place ({', '.join(changed)}); others still need it: make a new tensor"
@@ -89,9 +88,9 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
 def judge_faults(
     name: str, given: Mapping[str, Any], where: str = "judge.name", prefix: str = "judge.settings."
 ) -> list[str]:
-    """Faults of a judge's name and settings: by the annotations of its factory, then by making it, which asks nobody.
+    """Faults of a judge's name and settings: check the factory's annotations, then make the judge, which asks nobody yet.
 
-    where, prefix: what the user gives the name and the settings by.
+    where, prefix: the keys by which the user gives the name and the settings.
     """
     try:
         judge = judges.get(name)
@@ -112,10 +111,10 @@ def judge_faults(
 
 
 def _annotation_faults(declared: Loss | NamedFunction, given: Mapping[str, Any], prefix: str) -> list[str]:
-    """Of settings whose values are not what the signature's annotations allow."""
+    """Faults of values that the signature's annotations do not allow."""
     try:
         hints = typing.get_type_hints(declared.function, include_extras=True)
-    except Exception:  # a plug-in's annotation may name what cannot be looked up; the trial call still checks it
+    except Exception:  # a plug-in's annotation may name an unknown type; the trial call still checks the value
         hints = {}
     fields: dict[str, Any] = {name: (hints.get(name, Any), default) for name, default in declared.settings.items()}
     config = ConfigDict(extra="ignore", protected_namespaces=())
@@ -127,9 +126,9 @@ def _annotation_faults(declared: Loss | NamedFunction, given: Mapping[str, Any],
 
 
 def explain(error: pydantic.ValidationError, prefix: str = "", schema: type[BaseModel] = Setting) -> list[str]:
-    """Of a pydantic error: one plain line a fault: where, what was got, what is allowed, the nearest known key.
+    """The faults of a pydantic error, one plain line each: where, what was given, what is allowed, the nearest known key.
 
-    prefix: of where; schema: what was validated.
+    prefix: stands in front of each location. schema: the model that was validated.
     """
     lines = []
     for fault in error.errors():
@@ -146,7 +145,7 @@ def explain(error: pydantic.ValidationError, prefix: str = "", schema: type[Base
 
 
 def _schema_at(schema: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
-    """The schema of a section within a section."""
+    """The schema of the section at `path`."""
     for part in path:
         declared = schema.model_fields[str(part)].annotation
         kinds = [k for k in (declared, *typing.get_args(declared)) if isinstance(k, type) and issubclass(k, BaseModel)]

@@ -1,4 +1,4 @@
-"""A job: one loss of one setting with one seed, fully resolved."""
+"""A job: one loss of one setting with one seed, all values resolved. `resolve.py` makes jobs, a plan runs them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pobench.settings.schema import (
 
 @dataclass(frozen=True)
 class Job:
-    """One training run, fully resolved: nothing below this line reads a setting or a default."""
+    """One training run, fully resolved. Code that gets a job reads no setting file and no default."""
 
     setting: str
     loss: str
@@ -35,9 +35,11 @@ class Job:
     judge: JudgeConfig
     origin: Mapping[str, str] = field(
         default_factory=dict
-    )  # key -> where its value comes from; defaults are not listed
+    )  # key -> where its value comes from; keys at their default are absent
     sft: SftConfig | None = None
-    benchmarks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # layered on the run: no part of `values`
+    benchmarks: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # evaluated later on the run, so not in `values`
 
     def values(self) -> dict[str, Any]:
         """Every value, nested, as `config.yaml` stores it."""
@@ -53,14 +55,14 @@ class Job:
         }
 
     def value(self, key: str) -> Any:
-        """What `key` ("train.lr", "simpo.beta") has come to; None where there is no such value."""
+        """The resolved value of `key` ("train.lr", "simpo.beta"); None if there is no such key."""
         section, _, name = key.rpartition(".")
         return getattr(getattr(self, section), name, None) if section in SECTIONS else self.loss_settings.get(name)
 
     @property
     def key(self) -> str:
-        """12 hex over the values that decide a result. Two jobs with one key are one job; a stored result is named by
-        its content besides (`pobench.runs.plan`)."""
+        """12 hex digits of a hash over the values that decide a result. Jobs with equal keys are one job. A stored run is
+        named by the content of its data and weights instead of their paths (`pobench.runs.plan`)."""
         sections = {s: getattr(self, s).causes() for s in ("model", "data", "train", "answers")}
         judge = {"name": self.judge.name, "settings": self.judge_causes()}
         sft = None if self.sft is None else self.sft.causes()
@@ -73,9 +75,9 @@ class Job:
         return name_of({**named, **sections, "judge": judge, "sft": sft})
 
     def judge_causes(self) -> dict[str, Any]:
-        """The judge's settings without those that change no verdict (time-outs, prices)."""
+        """The judge's settings that can change a verdict; time-outs and prices are left out."""
         try:
             runtime = judges.get(self.judge.name or "").runtime
-        except PobenchError:  # a plug-in that is not loaded now
+        except PobenchError:  # the judge of a plug-in that is not loaded
             runtime = frozenset()
         return {k: v for k, v in self.judge.settings.items() if k not in runtime}

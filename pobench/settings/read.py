@@ -1,4 +1,4 @@
-"""Reading a setting's YAML: its parents, its comments (the sources of its numbers), where shipped ones lie."""
+"""Read a setting's YAML: follow `extends`, and keep the comments, which name the sources of the numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- reading
 def setting_folder() -> Path:
-    """Where the shipped settings stand."""
+    """The folder of the shipped settings."""
     return Path(str(importlib.resources.files("pobench.experiments"))) / "settings"
 
 
@@ -26,7 +26,7 @@ def list_settings() -> list[str]:
 
 
 def describe_settings() -> list[dict[str, str]]:
-    """What `pobench list settings` shows of every shipped setting. No loss or judge is looked up, so nothing is imported."""
+    """The rows of `pobench list settings`. Looks up no loss and no judge, so it imports nothing heavy."""
     rows = []
     for name in list_settings():
         values: dict[str, Any] = {}
@@ -39,7 +39,7 @@ def describe_settings() -> list[dict[str, str]]:
 
 
 def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The raw values of a setting (a shipped name or a YAML path), and key → the comment behind its value.
+    """The raw values of a setting (a shipped name or a YAML path), and the comment behind each value by key.
 
     Raises PobenchError for an unknown name, naming the nearest, or for YAML that does not parse.
     """
@@ -50,7 +50,7 @@ def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _layers(name: str) -> list[tuple[dict[str, Any], dict[str, str]]]:
-    """The values and comments of each file that a setting is made of: what it extends first, its own last."""
+    """The values and comments of each file of a setting, the base of `extends` first, the setting's own file last."""
     import yaml  # here, so that completion of names does without it
 
     path = _setting_path(name)
@@ -90,7 +90,7 @@ def _setting_path(name: str) -> Path:
 def _extended(
     base: dict[str, Any], base_comments: dict[str, str], values: dict[str, Any], comments: dict[str, str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """`base` with `values` in place of its own, key by key in sections and losses."""
+    """`base` overridden by `values`, key by key within sections and losses."""
     merged = dict(base)
     replaced = set()
     for section, section_values in values.items():
@@ -114,21 +114,21 @@ def _extended(
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """The value where it is a mapping; what it is instead, `resolve` reports."""
+    """`value` if it is a mapping, else {}: `resolve` reports the wrong type."""
     return value if isinstance(value, dict) else {}
 
 
 def _other_names(loss: str, given: Mapping[str, Any]) -> set[str]:
-    """The other names of the numbers that are given (gamma, gamma_beta_ratio)."""
+    """Settings that are another name of a given number (gamma, gamma_beta_ratio)."""
     try:
         groups = get_loss(loss).alternatives
-    except PobenchError:  # `resolve` says it
+    except PobenchError:  # `resolve` reports the unknown loss
         return set()
     return {name for group in groups for name in group if name not in given and any(g in given for g in group)}
 
 
 def of_another_judge(inherited: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
-    """Keys of the inherited judge section that mean nothing to the judge that `given` names in place of its own."""
+    """Keys of the inherited judge section to drop because `given` names another judge."""
     same = "name" not in given or judges.canonical(given["name"]) == judges.canonical(inherited.get("name"))
     return set() if same else {"settings"}
 

@@ -1,4 +1,4 @@
-"""Setting + losses + seeds + --set → jobs; every fault of all of them in one message."""
+"""Setting + losses + seeds + `--set` → jobs. All faults are collected and raised as one message."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from pobench.settings.read import of_another_judge, read_setting
 from pobench.settings.schema import COMMANDS, SECTIONS, JudgeConfig, Setting, TrainConfig
 
 SETTABLE = {**SECTIONS, **COMMANDS}
-OF_ONE_SOURCE = ("split", "revision", "held_out", "held_out_split")  # of `data`: they mean nothing to another source
+OF_ONE_SOURCE = ("split", "revision", "held_out", "held_out_split")  # of `data`: dropped when another source is named
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["train.lr=5e-6", …]` → {"train.lr": 5e-06, …}. Raises PobenchError naming every one that is no KEY=VALUE."""
+    """`["train.lr=5e-6", …]` → {"train.lr": 5e-06, …}. Raises PobenchError that lists every text that is not KEY=VALUE."""
     return _parsed(pairs, "--set", "SECTION.KEY=VALUE, such as train.lr=5e-6 or simpo.beta=2.5", dotted=True)
 
 
 def parse_settings(pairs: Sequence[str], option: str) -> dict[str, Any]:
-    """`["model=NAME", …]`, of a judge, as `option` gives them → {"model": "NAME", …}. Raises as `parse_overrides`."""
+    """A judge's settings: `["model=NAME", …]` → {"model": "NAME", …}. option: the command-line option, for messages.
+
+    Raises as `parse_overrides`.
+    """
     return _parsed(pairs, option, "KEY=VALUE, such as model=NAME", dotted=False)
 
 
@@ -60,10 +63,10 @@ def _scalar(text: str) -> Any:
 
 def resolve_names(names: str | Iterable[str]) -> tuple[list[str], list[str]]:
     """`"simpo, r-dpo"`, `"paper"` or `"all"` → (registered names in order, a fault for every unknown one)."""
-    given = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+    wanted = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
     resolved: list[str] = []
     faults = []
-    for name in given:
+    for name in wanted:
         if name == "all":
             resolved += losses.names()
         elif name == "paper":
@@ -88,7 +91,7 @@ def resolve(
     model: str | None = None,
     benchmark_names: str | None = None,
 ) -> list[Job]:
-    """Jobs for every loss × seed. benchmark_names: comma-separated, in place of those that the setting names; "none".
+    """One job for every loss and seed. benchmark_names: comma-separated, replaces the setting's benchmarks; "none" for none.
 
     Raises PobenchError that lists every fault of names, keys and values together, each once.
     """
@@ -111,10 +114,10 @@ def resolve(
 
 @dataclass
 class _Draft:
-    """A setting on its way to jobs: its raw values, where each comes from, and what is wrong with them.
+    """A setting before it is resolved: its raw values, the origin of each value, and the faults so far.
 
-    losses: loss → its own values, settings of the loss and fields of train alike. forced: fields of train that the
-    command line sets; they outrank a loss's own. faults grows with every step; no step stops at one.
+    losses: loss → its own values, both settings of the loss and fields of `train`. forced: fields of `train` from the
+    command line; they override a loss's own. Every step adds to faults and goes on.
     """
 
     setting: str
@@ -136,10 +139,10 @@ class _Draft:
         return cls(setting, faults, values, origin)
 
     def use_model_and_data(self, model: str | None, data: str | None) -> None:
-        """What --model and --data name, in place of the setting's."""
+        """Replace the setting's model and data by those of --model and --data."""
         if model is not None:
             self.values["model"] = {"source": model}
-            self.values.pop("sft", None)  # what is named is a finished start model
+            self.values.pop("sft", None)  # --model names a finished start model
             self.origin["model.source"] = "--model"
         if data is not None:
             section = self._section("data") or {}
@@ -148,7 +151,7 @@ class _Draft:
             self.origin["data.source"] = "--data"
 
     def read_losses(self) -> None:
-        """What the setting's YAML says of single losses, by their registered names."""
+        """Read the section `losses`: values of single losses, by registered name."""
         section = self.values.pop("losses", None) or {}
         if not isinstance(section, dict):
             self.faults.append(f"losses: got {section!r}; expected a mapping of losses to their values")
@@ -168,9 +171,9 @@ class _Draft:
                 self.origin.setdefault(f"{loss.name}.{key}", self.origin.get(f"losses.{name}.{key}", ""))
 
     def drop_settings_of_another_judge(self, overrides: Mapping[str, Any]) -> None:
-        """Where the command line names another judge, the settings of the YAML's judge mean nothing to it."""
+        """Drop the settings of the YAML's judge if the command line names another judge."""
         judge = self.values.get("judge")
-        judge = judge if isinstance(judge, dict) else {}  # what it is instead, `parse` reports
+        judge = judge if isinstance(judge, dict) else {}  # `parse` reports the wrong type
         for key in of_another_judge(judge, _below("judge", overrides)):
             judge.pop(key, None)
             self.origin = {k: v for k, v in self.origin.items() if not f"{k}.".startswith(f"judge.{key}.")}
@@ -205,7 +208,7 @@ class _Draft:
             self.faults.append(f"{option}: {loss_name!r} is neither a section nor a loss{nearest(loss_name, known)}")
             return
         own = self.losses.setdefault(loss.name, {})
-        for group in loss.alternatives:  # of two names of one number (gamma, gamma_beta_ratio) the YAML's gives way
+        for group in loss.alternatives:  # two names of one number (gamma, gamma_beta_ratio): --set wins over the YAML
             for other in group if name in group else ():
                 if self.origin.get(f"{loss.name}.{other}") != "--set":
                     own.pop(other, None)
@@ -214,15 +217,15 @@ class _Draft:
         self.faults += unknown_loss_key(option, loss, name)
 
     def _section(self, name: str) -> dict[str, Any] | None:
-        """The values of a section, made where it is empty; None where it is no mapping, which `parse` reports."""
+        """The values of a section, {} if it is empty; None if it is not a mapping, which `parse` reports."""
         if self.values.get(name) is None:
             self.values[name] = {}
         section = self.values[name]
         return section if isinstance(section, dict) else None
 
     def parse(self) -> Setting | None:
-        """The whole setting, checked against the schema; None where it has a fault."""
-        if "name" not in self.values:  # the file could not be read, which is a fault already
+        """The setting checked against the schema; None if it has faults."""
+        if "name" not in self.values:  # the file could not be read, and that is a fault already
             return None
         try:
             return Setting.model_validate({**self.values, "losses": self.losses})
@@ -231,7 +234,7 @@ class _Draft:
             return None
 
     def choose_benchmarks(self, names: str | None) -> dict[str, dict[str, Any]]:
-        """Benchmark → every setting of it."""
+        """Benchmark → all its settings."""
         section = self.values.get("benchmarks") or {}
         if not isinstance(section, dict):  # `parse` reports it
             return {}
@@ -240,7 +243,7 @@ class _Draft:
         return chosen
 
     def check_judge(self) -> None:
-        """The judge's own settings, by its factory."""
+        """Check the judge's settings with its factory."""
         try:
             judge = JudgeConfig.model_validate(self.values.get("judge") or {})
         except pydantic.ValidationError:  # `parse` reports it
@@ -249,9 +252,9 @@ class _Draft:
             self.faults += judge_faults(judge.name, judge.settings)
 
     def check_loss(self, name: str, parsed: Setting | None) -> tuple[dict[str, Any], TrainConfig]:
-        """A loss's settings, spelled out, and how it is trained: its own values where it has some, else the setting's.
+        """A loss's settings in canonical form, and its training section: the loss's own values, else the setting's.
 
-        Where something is wrong with them `faults` has it, and what is returned is not used.
+        If there are faults, the returned values are placeholders and are not used.
         """
         loss, own = get_loss(name), self.losses.get(name, {})
         settings = {key: value for key, value in own.items() if key in loss.settings}
@@ -290,12 +293,12 @@ class _Draft:
         )
 
     def _own_training(self, name: str) -> dict[str, Any]:
-        """Fields of train that a loss has for itself. The command line's outrank them."""
+        """Fields of `train` that the setting gives this loss alone, without those that the command line sets."""
         own = self.losses.get(name, {})
         return {key: own[key] for key in own if key in TrainConfig.model_fields and key not in self.forced}
 
     def _origin_for(self, name: str) -> dict[str, str]:
-        """Key → where its value comes from, of the sections and of this loss; a loss's own training stands under train."""
+        """Key → where its value comes from, for the sections and this loss. A loss's own lr is listed as `train.lr`."""
         shown = {
             key: where for key, where in self.origin.items() if where and key.partition(".")[0] in (*SECTIONS, name)
         }
@@ -304,9 +307,9 @@ class _Draft:
 
 
 def section_of(values: Mapping[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `name`, one of `COMMANDS`, of a setting's raw values, with what `--set` says of it.
+    """The section `name` (one of `COMMANDS`) of a setting's raw values, with `--set` applied.
 
-    Keys that the section does not have are left to `resolve`, which names them.
+    Ignores unknown keys; `resolve` reports them.
     """
     section = json.loads(json.dumps(values.get(name) or {}))
     for key, value in _below(name, overrides).items():
@@ -321,7 +324,7 @@ def _below(section: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _put_inside(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """values[path[0]][path[1]]… = value, with the mappings on the way."""
+    """Set values[path[0]][path[1]]… = value, and make the mappings on the way."""
     *outer, last = path
     for key in outer:
         inside = values.get(key)
@@ -332,7 +335,7 @@ def _put_inside(values: dict[str, Any], path: Sequence[str], value: Any) -> None
 def _benchmarks(
     given: Mapping[str, Mapping[str, Any]], names: str | None
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Benchmark → every setting of it, for those that are given or, in their place, named; and the faults."""
+    """Benchmark → all its settings, and the faults. given: the YAML's section. names: replace its list; None: keep it."""
     wanted = list(given) if names is None else [n.strip() for n in names.split(",") if n.strip() not in ("", "none")]
     chosen, faults = {}, []
     settings: dict[str, Mapping[str, Any]] = {}

@@ -1,7 +1,7 @@
-"""The settings schema: one YAML file says what is trained on what, and how; `--set KEY=VALUE` changes it.
+"""The settings schema: a YAML file states the model, the data and the training; `--set KEY=VALUE` changes a value.
 
-Strict: an unknown key, a wrong type or a value out of range is a fault, and all faults are listed together.
-A value's source is the comment behind it in the YAML; it travels with the value into every run's `config.yaml`.
+The schema is strict: an unknown key, a wrong type or a value out of range is a fault, and all faults are listed together.
+The comment behind a value in the YAML is its source; it is copied with the value into every run's `config.yaml`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-MICRO_TOKENS = 2048  # of a micro-batch, where a setting does not say, and of evaluation where it says `auto`
+MICRO_TOKENS = 2048  # of a micro-batch by default, and of evaluation when the setting says `auto`
 
 
 class _Runtime:
-    """Marks a field that says how a job runs, not what it computes: no cause of a result."""
+    """Marks a field that changes how a job runs but no result."""
 
 
 RUNTIME = _Runtime()
@@ -25,8 +25,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def causes(self) -> dict[str, Any]:
-        """Every value that decides a result, as plain data. (The layout and the micro-batch change results only below
-        rounding, but they do change the bits, so they count.)"""
+        """The values that decide a result, as plain data. The layout and the micro-batch count too: they change the last
+        bits."""
         runtime = {name for name, field in type(self).model_fields.items() if RUNTIME in field.metadata}
         return self.model_dump(mode="json", exclude=runtime)
 
@@ -39,7 +39,7 @@ def _plain_arguments(value: dict[str, Any]) -> dict[str, Any]:
     if wrong:
         raise ValueError(
             f"allowed: names that the chat template reads, such as enable_thinking; {wrong[0]!r} is "
-            + ("what rendering itself sets" if wrong[0] in _RENDERING else "no name")
+            + ("set by the rendering itself" if wrong[0] in _RENDERING else "not a name")
         )
     try:
         json.dumps(value, allow_nan=False)
@@ -55,13 +55,13 @@ class ModelConfig(_Strict):
     revision: str | None = None
     sha256: str | None = None  # of the package, when the source is one
     trust_remote_code: bool = False
-    # flex: training by FlexAttention, on a GPU; auto: that where it proves itself, else sdpa, or eager for capped scores
+    # flex: FlexAttention in training, on a GPU; auto: flex if a check passes, else sdpa, or eager for capped scores
     attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
     chat_template: str | None = None  # a Jinja file, or the name of a shipped one; None: the tokenizer's own
-    system_message: str | None = None  # put before every conversation that has none; "": one without words
-    # of the chat template, wherever it renders: {enable_thinking: false}
+    system_message: str | None = None  # added to every conversation without one; "": an empty system message
+    # passed to the chat template in training and generation: {enable_thinking: false}
     template_arguments: Annotated[dict[str, Any], AfterValidator(_plain_arguments)] = {}
-    note: Annotated[str, RUNTIME] = ""  # what a reader of the report must know about these weights
+    note: Annotated[str, RUNTIME] = ""  # a remark about these weights, printed in the report
 
 
 class DataConfig(_Strict):
@@ -70,9 +70,9 @@ class DataConfig(_Strict):
     source: str  # local file, hub name, or `builtin:FILE`
     split: str | None = None
     revision: str | None = None
-    held_out: str | None = None  # a source of held-out pairs; None: a part of `source`, split by prompt
+    held_out: str | None = None  # a source of held-out pairs; None: split `source` by prompt
     held_out_split: str | None = None
-    held_out_fraction: float = Field(0.1, gt=0, lt=1)  # used where held_out and held_out_split are None
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)  # used if held_out and held_out_split are None
     max_pairs: int | None = Field(None, ge=1)
     max_held_out: int | None = Field(None, ge=1)
     max_length: int = Field(2048, ge=2)  # tokens, prompt + response
@@ -94,22 +94,22 @@ def _module_names(value: Any) -> Any:
 
 
 class AdapterConfig(_Strict):
-    """LoRA: the model stays frozen; low-rank matrices beside its linear layers are trained. See `pobench.model.adapters`."""
+    """LoRA: train low-rank matrices beside the linear layers of a frozen model. See `pobench.model.adapters`."""
 
     r: int = Field(16, ge=1)  # rank; a common choice, none is published for these losses
     alpha: int = Field(32, ge=1)  # the matrices' product is scaled by alpha / r
     dropout: float = 0.0
-    target_modules: Annotated[str | list[str], BeforeValidator(_module_names)] = "all-linear"  # the head never
-    quantize: Literal["none", "nf4"] = "none"  # of the frozen weights; nf4 is QLoRA, on a GPU, by bitsandbytes
-    base_precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen weights; trained ones are fp32 always
-    merge: bool = False  # store the whole model with the adapter worked in, not the adapter alone
+    target_modules: Annotated[str | list[str], BeforeValidator(_module_names)] = "all-linear"  # never the output head
+    quantize: Literal["none", "nf4"] = "none"  # of the frozen weights; nf4: QLoRA, needs a GPU and bitsandbytes
+    base_precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen weights; trained weights are always fp32
+    merge: bool = False  # store the whole model with the adapter merged, instead of the adapter alone
 
     @field_validator("dropout")
     @classmethod
     def _no_dropout(cls, value: float) -> float:
         if value != 0:
             raise ValueError(
-                "allowed: 0. The reference has no dropout, and a policy with it would differ from the start"
+                "allowed: 0. The reference has no dropout, so a policy with dropout would differ from it at the start"
             )
         return value
 
@@ -117,7 +117,7 @@ class AdapterConfig(_Strict):
     def _mergeable(self) -> AdapterConfig:
         if self.merge and (self.quantize != "none" or self.base_precision != "fp32"):
             raise ValueError(
-                "merge: true needs base_precision fp32 and quantize none: narrower weights would round it away"
+                "merge: true needs base_precision fp32 and quantize none: narrower weights would round the adapter away"
             )
         return self
 
@@ -137,7 +137,7 @@ def _switch_or_auto(value: Any) -> Any:
 
 
 class LoopConfig(_Strict):
-    """The loop. `batch_size` counts items per optimiser step, whatever the layout, devices and accumulation."""
+    """The training loop. `batch_size` is items per optimiser step, for any layout, number of devices and accumulation."""
 
     lr: float = Field(gt=0)
     epochs: int = Field(1, ge=1)
@@ -149,19 +149,19 @@ class LoopConfig(_Strict):
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the arithmetic; trained weights are fp32 always
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the arithmetic; trained weights are always fp32
     layout: Literal["auto", "shared_prefix", "padded"] = "auto"
-    # tokens of a micro-batch, pads included; auto: by a probe of the memory
+    # tokens of a micro-batch, padding included; auto: measured by a memory probe
     micro_tokens: Annotated[int | Literal["auto"], BeforeValidator(_tokens_or_auto)] = MICRO_TOKENS
     head_tile: int | None = Field(None, ge=1)  # vocabulary entries per tile of the output head; None: by device
-    # auto: only where one pair does not fit without it
+    # auto: only if one pair does not fit into memory without it
     gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto)] = False
-    compile: bool = False  # torch.compile of every layer: for a GPU, and a run long enough to win the minutes back
+    compile: bool = False  # torch.compile every layer; takes minutes, so for long runs on a GPU
     checkpoint_seconds: Annotated[float, RUNTIME] = Field(60.0, ge=0)
 
 
 class TrainConfig(LoopConfig):
-    """Training on pairs: `batch_size` counts them."""
+    """Training on pairs: `batch_size` counts pairs."""
 
     adapter: AdapterConfig | None = None  # None: every weight is trained
     trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], RUNTIME] = []
@@ -171,22 +171,22 @@ class TrainConfig(LoopConfig):
 
 
 class SftConfig(LoopConfig):
-    """The stage that makes the start model from a base model, by demonstrations. Every weight is trained."""
+    """Supervised fine-tuning, which makes the start model from a base model. All weights are trained."""
 
     source: str  # conversations (`messages`, or `prompt` and `response`): local file, hub name, or `builtin:FILE`
     split: str | None = None
     revision: str | None = None
     max_conversations: int | None = Field(None, ge=1)
-    max_length: int = Field(2048, ge=2)  # tokens of a conversation; turns beyond it are left out
+    max_length: int = Field(2048, ge=2)  # tokens of a conversation; later turns are left out
     on_bad_row: Literal["stop", "drop"] = "stop"
-    # batch_size counts rows of max_length tokens, each filled with whole conversations; false: it counts conversations
+    # true: batch_size counts rows of max_length tokens, each filled with whole conversations; false: conversations
     packing: bool = False
-    shuffle: bool = True  # false: the order of the rows, for a curriculum
+    shuffle: bool = True  # false: keep the file's order, for a curriculum
     seed: int = 42  # of the order and of the subset
 
 
 class AnswersConfig(_Strict):
-    """Prompts answered after training, and the decoding."""
+    """The prompts to answer after training, and the decoding."""
 
     source: str | None = None  # None: no answers
     split: str | None = None
@@ -198,25 +198,25 @@ class AnswersConfig(_Strict):
     seed: int = 0
     batch_size: Annotated[int, RUNTIME] = Field(64, ge=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    # auto: vLLM on a GPU where it is installed; it does not promise the answers of transformers, not even greedy ones
+    # auto: vLLM if it is installed and there is a GPU; its answers may differ from transformers', even greedy ones
     engine: Literal["auto", "transformers", "vllm"] = "auto"
 
 
 class JudgeConfig(_Strict):
-    """Who scores the answers."""
+    """The judge of the answers."""
 
-    name: str | None = None  # None: answers are stored unjudged
+    name: str | None = None  # None: answers are stored without verdicts
     settings: dict[str, Any] = {}
 
 
 class TuneConfig(_Strict):
-    """How `pobench tune` chooses values: by which metric, on a split that is neither trained on nor reported."""
+    """How `pobench tune` chooses values: the metric, and a split that is neither trained on nor reported."""
 
     metric: str = "pass_rate"
-    prompts: str | None = None  # answered by every trial in place of `answers.source`
+    prompts: str | None = None  # every trial answers these instead of `answers.source`
     prompts_split: str | None = None
     max_prompts: int | None = Field(None, ge=1)
-    pairs: str | None = None  # held out by every trial in place of `data.held_out`, and left out of its training
+    pairs: str | None = None  # every trial holds these out instead of `data.held_out`, and does not train on them
     pairs_split: str | None = None
     max_pairs: int | None = Field(None, ge=1)
     grid: str | None = None  # a name in experiments/grids, or a YAML path
@@ -227,11 +227,11 @@ class OnPolicyConfig(_Strict):
 
     prompts: str | None = None  # None: those of `data.source`
     prompts_split: str | None = None
-    samples: int = Field(5, ge=2)  # SimPO repository, on_policy_data_gen, as are the next two
+    samples: int = Field(5, ge=2)  # SimPO repository, on_policy_data_gen; also the next two
     temperature: float = Field(0.8, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
     max_new_tokens: int | None = Field(None, ge=1)  # None: as in `answers`
-    seed: int = 0  # an answer's random numbers follow from it, the answer's place among its prompt's, and the prompt
+    seed: int = 0  # with the prompt and the answer's number, it decides the answer's random numbers
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     ranker: JudgeConfig = JudgeConfig()  # no name: the setting's judge
     held_out_fraction: float = Field(0.1, ge=0, lt=1)  # of the prompts; 0: no held-out file
@@ -251,7 +251,7 @@ class Setting(_Strict):
     tune: TuneConfig = TuneConfig()
     onpolicy: OnPolicyConfig = OnPolicyConfig()
     sft: SftConfig | None = (
-        None  # None: `model` names a finished start model; else it names the base model of this stage
+        None  # None: `model` names a finished start model; else `model` is the base model that SFT starts from
     )
     losses: dict[str, dict[str, Any]] = {}  # loss name -> its settings, and train fields of its own (lr, …)
     benchmarks: dict[str, dict[str, Any]] = {}  # benchmark name -> its settings, see `pobench.judging.benchmarks.base`
@@ -265,5 +265,5 @@ SECTIONS: dict[str, type[_Strict]] = {
     "judge": JudgeConfig,
     "sft": SftConfig,
 }
-# Sections of a setting that decide no run: what the commands named like them read.
+# Sections that do not change a run; the command of the same name reads them.
 COMMANDS: dict[str, type[_Strict]] = {"tune": TuneConfig, "onpolicy": OnPolicyConfig}

@@ -1,11 +1,11 @@
-"""AlpacaEval 2 on a stored run: its 805 instructions answered, and judged by alpaca_eval's own annotator.
+"""AlpacaEval 2 on a stored run: answer its 805 instructions, and judge them with alpaca_eval's own annotator.
 
-The annotator is `weighted_alpaca_eval_gpt4_turbo` of the installed package: its prompt, its order of the two answers (drawn
-by a hash of the instruction, undone after), its parser of one token's probabilities:
+The annotator is `weighted_alpaca_eval_gpt4_turbo` of the installed package. The prompt, the order of the two answers (drawn
+by a hash of the instruction, and undone afterwards) and the parser of one token's probabilities are the package's:
 
     preference = 2 - P(m) / (P(m) + P(M))       1: the baseline is better, 2: ours is
 
-We are its connection to the judge, nothing else: it asks all questions at once, writes no file and keeps no cache.
+This file only replaces its connection to the judge. It asks all questions at once, writes no file and keeps no cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pobench.sources import fetch_file
 
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 FILES = ("alpaca_eval_gpt4_baseline.json", "reference/alpaca_eval_gpt4_baseline.json")
-SEED = 0  # of alpaca_eval's annotators, where nothing else is said
+SEED = 0  # the default of alpaca_eval's annotators
 
 
 @register_benchmark("alpaca_eval", aliases=("alpaca_eval_2", "alpacaeval2"))
@@ -42,13 +42,13 @@ class AlpacaEval(Judged):
 
     source: str = alpaca_eval.HUB  # with the baseline's answers: a file, a folder with it, or a hub data set
     length_control: str | None = None  # a folder with df_gamed.csv; None: the hub
-    length_only: bool = False  # other prompts or another baseline: win rates without LC
+    length_only: bool = False  # allow other prompts or another baseline, without LC
 
     def scoring(self) -> dict[str, Any]:
         return {"length_control": self.length_control, "length_only": self.length_only}
 
     def all_questions(self) -> list[Question]:
-        """Raises PobenchError unless they are the 805 in their order, beside the baseline's own answers."""
+        """The instructions with the baseline's answers. Raises PobenchError unless they are the 805 in order."""
         path = Path(self.source).expanduser()
         rows, faults = read(
             path if path.is_file() else fetch_file(self.source, *FILES, option=self.option), ("instruction", "output")
@@ -65,7 +65,7 @@ class AlpacaEval(Judged):
         _annotator(lambda prompts, **_: {})
 
     def verdicts(self, answered: Sequence[Answered], model: str, ask: Ask) -> list[dict[str, Any]]:
-        """Annotations in alpaca_eval's columns. `raw`: the reply; `error`: why there is none."""
+        """Annotations in alpaca_eval's columns, and `raw_completion`: the reply, or `error`: why there is none."""
         judge = str(self.judge.model)
         replies: list[Reply] = []
 
@@ -83,7 +83,9 @@ class AlpacaEval(Judged):
             "output_2": [_inert(a.turns[0]) for a in answered],
         }
         pairs = pd.DataFrame(texts, dtype=object)
-        differ = pairs[pairs["output_1"] != pairs["output_2"]]  # equal answers tie: alpaca_eval asks nobody about them
+        differ = pairs[
+            pairs["output_1"] != pairs["output_2"]
+        ]  # alpaca_eval counts equal answers as ties, without a request
         with _quiet():
             preferences = _annotator(complete)(differ)["preference"] if len(differ) else pd.Series(dtype=float)
         reply_of = dict(zip(differ.index, replies, strict=True))
@@ -129,7 +131,7 @@ class AlpacaEval(Judged):
 
 
 def _check_order(rows: Sequence[dict[str, Any]], name: str) -> None:
-    """LC looks a difficulty up by an instruction's place, so places and the baseline's answers are those of the 805."""
+    """Check the order and the baseline's answers: LC looks up an instruction's difficulty by its place among the 805."""
     table = fingerprints("alpaca_eval")
     faults = Faults(name)
     remedy = "; for other prompts or another baseline: benchmarks.alpaca_eval.length_only=true"
@@ -144,17 +146,18 @@ def _check_order(rows: Sequence[dict[str, Any]], name: str) -> None:
 
 # ---------------------------------------------------------------- alpaca_eval's annotator
 def _annotator(complete: Any) -> Any:
-    """alpaca_eval's annotator over our connection. Raises PobenchError where the package is absent."""
+    """alpaca_eval's annotator with our connection. Raises PobenchError if the package is not installed."""
     configs = Path(alpaca_eval.module("constants").EVALUATORS_CONFIG_DIR)
     settings = yaml.safe_load((configs / ANNOTATOR / "configs.yaml").read_text(encoding="utf-8"))[ANNOTATOR]
     kind = alpaca_eval.module("annotators.pairwise_evaluator").SinglePairwiseAnnotator
-    # rows stay in their order, and no column of raw replies is made: replies are ours
+    # keep the rows in order, and make no column of raw replies: we add the replies ourselves
     ours = {"fn_completions": complete, "seed": SEED, "is_shuffle": False, "completion_column": None}
     return kind(**{**settings, **ours}, base_dir=configs, packages_for_which_to_show_version=None)
 
 
 def _completion(reply: Reply) -> dict[str, Any]:
-    """The reply as alpaca_eval's parser reads it. Without probabilities its text is certain; without a reply, nothing."""
+    """The reply in the form that alpaca_eval's parser reads. Without log-probabilities its text gets probability 1; a failed
+    request has no tokens."""
     top = reply.top or ({} if reply.error else {reply.text.strip(): 0.0})
     tokens = [{"token": token, "logprob": logprob} for token, logprob in top.items()]
     return {"logprobs": {"content": [{"top_logprobs": tokens}]}, "text": reply.text, "total_tokens": 0}
@@ -167,13 +170,13 @@ def _said(reply: Reply | None) -> dict[str, Any]:
 
 
 def _inert(text: str) -> str:
-    """Text that cannot end its place in a prompt, whose turns are marked by `<|im_start|>` and `<|im_end|>`."""
+    """The text with ChatML marks broken up, so that it cannot end its turn in the judge's prompt."""
     return text.replace("<|im_start|>", "<| im_start |>").replace("<|im_end|>", "<| im_end |>")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without a warning for every reply that the parser cannot read: they are counted."""
+    """Suppress alpaca_eval's warning for every unreadable reply; they are counted."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

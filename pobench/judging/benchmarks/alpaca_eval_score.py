@@ -3,13 +3,12 @@
     score(annotations.json)      805 rows: instruction, output_1, generator_1, output_2, generator_2, preference
     write_answers(outputs.json)  instruction, output, generator: what a judge of AlpacaEval 2 reads
 
-preference: 1 the baseline wins, 2 the model wins, 1.5 (or 0) a tie, anything between is a probability; without one (null,
-nan) the judge's reply could not be read, and the row is dropped and counted. Rates are in percent here, as they are
-on the leaderboard.
+preference: 1 if the baseline wins, 2 if the model wins, 1.5 (or 0) for a tie; values between 1 and 2 are probabilities. null
+or nan: the judge's reply could not be read; the row is dropped and counted. Rates are in percent, as on the leaderboard.
 
-LC (Dubois and others 2024, arXiv 2404.04475) looks the difficulty of an instruction up BY ITS PLACE among the 805. So
-their text, their order and the baseline's answers are checked against fingerprints, and anything else is refused:
-it would give a number, and a wrong one. Other prompts and opponents have `length_only`, which says that it is not LC.
+LC (Dubois and others 2024, arXiv 2404.04475) looks up the difficulty of an instruction BY ITS PLACE among the 805. So the
+texts, their order and the baseline's answers are checked against fingerprints, and other files are refused: they would give
+a wrong number without an error. For other prompts or opponents use `length_only`, which is not labelled LC.
 """
 
 from __future__ import annotations
@@ -54,18 +53,18 @@ BASELINE = "gpt4_1106_preview"
 FIELDS = ("instruction", "output_1", "generator_1", "output_2", "generator_2", "preference")
 HUB = "tatsu-lab/alpaca_eval"  # a data set repository
 GAMED, DIFFICULTY = "df_gamed.csv", "instruction_difficulty.csv"
-STAND_INS = ("_recovered", "_surrogate")  # behind the stem of a file's name: not the official one
+STAND_INS = ("_recovered", "_surrogate")  # endings of a file's stem that mark an unofficial copy
 _GAMED_COLUMNS = ("preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline", "index", "model")
 
 
 # ---------------------------------------------------------------- scoring
 def score(annotations: Path | str, *, length_control: Path | None = None, length_only: bool = False) -> Scored:
-    """The result of one model's annotations.
+    """The score of one model's annotations.
 
-    length_control: the folder with df_gamed.csv (and instruction_difficulty.csv, which is compared with it); default:
-    the hub. Names that end in `_recovered` or `_surrogate` are accepted, and the result says "reconstructed". Where the
-    hub cannot be reached, LC is missing and a note says so. length_only: any prompts, any opponent, no LC.
-    Raises PobenchError with every fault of the file and of the folder, or when alpaca_eval is not installed.
+    length_control: a folder with df_gamed.csv and optionally instruction_difficulty.csv, which is checked against it;
+    default: the hub. Names that end in `_recovered` or `_surrogate` are accepted, and the result says "reconstructed". If
+    the hub cannot be reached, LC is missing and a note says so. length_only: any prompts and any opponent, without LC.
+    Raises PobenchError with all faults of the file and the folder, or if alpaca_eval is not installed.
     """
     if length_only:
         return _length_only(*_annotations(annotations, length_only=True))
@@ -139,7 +138,7 @@ def _length_only(frame: pd.DataFrame, about: Mapping[str, str]) -> Scored:
 
 
 def _common(frame: pd.DataFrame, about: Mapping[str, str], notes: list[str]) -> tuple[tuple[Line, ...], dict[str, Any]]:
-    """The lines and values that need no alpaca_eval."""
+    """The lines and values that do not need the package alpaca_eval."""
     won = frame["preference"].to_numpy(float) - 1
     ours, theirs = (frame[f"output_{i}"].str.len().to_numpy(float) for i in (2, 1))
     prompts = frame["instruction"].map(fingerprint)  # untrusted text is no label
@@ -203,7 +202,7 @@ def _preference(row: Mapping[str, Any], faults: Faults) -> float:
     number = number_of(row.get("preference"))
     if math.isnan(number) or 1 <= number <= 2:
         return number
-    if number == 0:  # how alpaca_eval once wrote a tie
+    if number == 0:  # older versions of alpaca_eval write a tie as 0
         return 1.5
     faults.add(
         row["#row"],
@@ -252,7 +251,7 @@ def _check_places(frame: pd.DataFrame, about: Mapping[str, str], faults: Faults)
 
 # ---------------------------------------------------------------- the two files of the GLM
 def _length_control(folder: Path | None) -> tuple[Path | None, list[str], list[str]]:
-    """df_gamed.csv, the names of stand-ins used, and notes; no file where the hub cannot be reached."""
+    """df_gamed.csv, the names of unofficial copies in use, and notes. The file is None if the hub cannot be reached."""
     if folder is None:
         try:
             found = _from_hub()
@@ -273,7 +272,7 @@ def _length_control(folder: Path | None) -> tuple[Path | None, list[str], list[s
 
 
 def _from_hub() -> Path:
-    """The official df_gamed.csv, without the client's talk about its retries."""
+    """The official df_gamed.csv, without the hub client's log messages about retries."""
     from huggingface_hub import hf_hub_download
 
     client = logging.getLogger("huggingface_hub")
@@ -291,8 +290,8 @@ def _in_folder(folder: Path, name: str) -> Path | None:
 
 
 def _check_gamed(path: Path) -> pd.DataFrame:
-    """The table of the baseline in other verbosities. alpaca_eval takes the difficulties from its first 805 rows, by
-    place, and drops a row without a preference."""
+    """Check and return the table of the baseline at other lengths. alpaca_eval takes the difficulties from its first 805
+    rows by place, and drops rows without a preference."""
     faults = Faults(path.name)
     frame = _table(path)
     for column in _GAMED_COLUMNS:
@@ -327,9 +326,9 @@ def _table(path: Path) -> pd.DataFrame:
     return frame
 
 
-# ---------------------------------------------------------------- alpaca_eval, held still
+# ---------------------------------------------------------------- calling alpaca_eval
 def _length_controlled(glm: Any, frame: pd.DataFrame, gamed: Path) -> dict[str, Any]:
-    """alpaca_eval's own metric on a local df_gamed.csv; it writes nothing, and leaves sklearn's settings as they were."""
+    """alpaca_eval's own metric on a local df_gamed.csv, without writing files or changing sklearn's settings."""
     import sklearn
 
     download = glm.hf_hub_download
@@ -347,8 +346,8 @@ def _length_controlled(glm: Any, frame: pd.DataFrame, gamed: Path) -> dict[str, 
 
 @functools.cache
 def module(name: str) -> Any:
-    """A module of alpaca_eval. Its import turns the root logger to INFO, and wants pkg_resources, which setuptools 82 has
-    dropped: the logger is restored, and the two functions it uses are lent."""
+    """Import a module of alpaca_eval. The import sets the root logger to INFO and needs pkg_resources, which setuptools 82 has
+    dropped. So the logger is restored, and a stub provides the two functions that it uses."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     lent = importlib.util.find_spec("pkg_resources") is None
@@ -376,9 +375,9 @@ def _pkg_resources() -> ModuleType:
 
 # ---------------------------------------------------------------- answers, for a judge
 def write_answers(path: Path, answers: Mapping[str, str], *, model: str) -> None:
-    """Write a model's answers in AlpacaEval's own format, in the order of the 805.
+    """Write a model's answers in AlpacaEval's own format, in the order of the 805 instructions.
 
-    answers: instruction → output. Raises PobenchError unless they are answers to the 805 instructions, all of them.
+    answers: instruction → output. Raises PobenchError unless all 805 instructions and no others have an answer.
     """
     order = {instruction: i for i, (instruction, _) in enumerate(fingerprints("alpaca_eval"))}
     placed = {order.get(fingerprint(instruction)): instruction for instruction in answers}

@@ -1,8 +1,8 @@
-"""Arena-Hard v0.1 on a stored run: 500 questions answered, and judged against gpt-4-0314 in two games each.
+"""Arena-Hard v0.1 on a stored run: answer 500 questions, and judge each answer against gpt-4-0314 in two games.
 
-In the first game the baseline's answer is A, in the second it is B. The layout of both answers for the judge is read from
-the benchmark's own YAML beside its questions, and so is the judge's instruction (`system_prompt`) where a YAML has one;
-else the instruction is ours below, and the result says so: its score is not Arena-Hard's.
+In the first game the baseline's answer is A, in the second it is B. The judge's prompt template and instruction
+(`system_prompt`) come from the benchmark's YAML beside its questions. If no YAML has an instruction, ours below is used, and
+the result says that it is not Arena-Hard's score.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class ArenaHard(Judged):
 
     source: str = HUB  # with question.jsonl, model_answer/gpt-4-0314.jsonl and a YAML with the judge's prompts
     max_new_tokens: int = Field(4096, ge=1)  # SimPO repository
-    other_questions: bool = False  # than the 500: the result says that it is not Arena-Hard's
+    other_questions: bool = False  # allow questions outside the 500; the result says that it is not Arena-Hard
 
     def all_questions(self) -> list[Question]:
-        """Raises PobenchError where a question is none of the 500, or the baseline has no answer to it."""
+        """The questions. Raises PobenchError if a question is not one of the 500, or the baseline has no answer to it."""
         path = self._file("question.jsonl")
         rows, faults = read(path, ())
         baseline = self._baseline()
@@ -96,7 +96,7 @@ class ArenaHard(Judged):
         return {str(row.get("uid") or row.get("question_id")): _answer(row) for _, row in rows if isinstance(row, dict)}
 
     def _prompts(self) -> tuple[str, str, bool]:
-        """The judge's instruction, the layout of both answers, and whether the instruction is the benchmark's own."""
+        """The judge's instruction, the prompt template, and whether the instruction is the benchmark's own."""
         found: dict[str, str] = {}
         folders = [self._file("question.jsonl").parent]
         for path in sorted(p for folder in folders for p in folder.glob("*.y*ml")):
@@ -113,7 +113,7 @@ class ArenaHard(Judged):
         faults = Faults("Arena-Hard's prompt_template")
         newer = layout
         for old, new in (("{question_1}", "{QUESTION}"), ("{answer_1}", "{ANSWER_A}"), ("{answer_2}", "{ANSWER_B}")):
-            newer = newer.replace(old, new)  # how earlier files named the places
+            newer = newer.replace(old, new)  # the placeholders of earlier files
             if new not in newer:
                 faults.add(0, new, "missing")
         faults.refuse()
@@ -126,7 +126,7 @@ class ArenaHard(Judged):
         return {"instruction": "the benchmark's" if self._prompts()[2] else "ours"}
 
     def verdicts(self, answered: Sequence[Answered], model: str, ask: Ask) -> list[dict[str, Any]]:
-        """Judgments in the benchmark's own columns. `error`: why a game has no reply."""
+        """Judgments in the benchmark's own columns, and `error`: why a game has no reply."""
         instruction, layout, _ = self._prompts()
 
         def game(question: str, a: str, b: str) -> Request:
@@ -189,7 +189,7 @@ def _answer(row: dict[str, Any]) -> str:
 
 
 def _filled(layout: str, values: dict[str, str]) -> str:
-    """The layout with its places filled, each once: what stands in an answer is never a place."""
+    """Fill each placeholder of the layout once. Text in an answer is never taken for a placeholder."""
     parts = [layout]
     for place, value in values.items():
         head, _, tail = parts[-1].partition(place)

@@ -1,14 +1,14 @@
 """Arena-Hard v0.1 from stored judgments: 500 questions, two games each, against gpt-4-0314.
 
-    score(judgments.jsonl)     a line a question: question_id (or uid), model, judge, games: [{score, judgment}, …]
+    score(judgments.jsonl)     one line per question: question_id (or uid), model, judge, games: [{score, judgment}, …]
     write_answers(answers.jsonl)
 
 In the first game the baseline is A, in the second it is B. A verdict is one of VERDICTS; `>>` counts three battles.
 
     score = Σ battles · result / Σ battles,   result = 1 won, 0.5 tied, 0 lost
 
-With one common baseline this IS the Bradley-Terry fit that the benchmark is defined by, turned back into a win rate.
-A game whose verdict could not be read (null, another text, several different verdicts) is dropped and counted.
+With one common baseline this equals the Bradley-Terry fit that defines the benchmark, converted to a win rate.
+A game without a readable verdict (null, another text, several different verdicts) is dropped and counted.
 Li and others 2024, arXiv 2406.11939.
 """
 
@@ -50,7 +50,7 @@ _IDS = ("question_id", "uid")
 
 
 class Game(NamedTuple):
-    """One readable game, seen from the model's side. place: 0 the model was B, 1 it was A."""
+    """One game with a readable verdict. place: 0 if the model was B, 1 if it was A. result: the model's, 0 to 1."""
 
     question: str
     place: int
@@ -60,10 +60,11 @@ class Game(NamedTuple):
 
 # ---------------------------------------------------------------- scoring
 def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> Scored:
-    """The result of one model, in percent; `model` names it where the file holds several.
+    """The score of one model in percent. model: needed if the file holds several.
 
-    Two intervals: the published kind (percentiles of 100 bootstraps over battles, as if repeats and the two games of a
-    question were independent) and ours, over questions. Raises PobenchError with every fault of the file.
+    There are two intervals: the published kind (percentiles of 100 bootstraps over battles, which treats repeated battles
+    and the two games of a question as independent), and ours over questions. Raises PobenchError with all faults of the
+    file.
     """
     games, unread, questions, name, judge = _read(judgments, model)
     battles = np.array([g.battles for g in games], dtype=float)
@@ -95,7 +96,7 @@ def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> 
 
 
 def _published(results: np.ndarray, battles: np.ndarray, seed: int) -> Estimate:
-    """The 2.5th and 97.5th percentile over resamples of battle rows; a row's result is all that counts of it."""
+    """The score with the 2.5th and 97.5th percentiles over resampled battles. Only the results of the battles matter."""
     kinds, index = np.unique(results, return_inverse=True)
     counts = np.bincount(index, battles) if len(results) else np.zeros(0)
     total = counts.sum()
@@ -107,7 +108,8 @@ def _published(results: np.ndarray, battles: np.ndarray, seed: int) -> Estimate:
 
 
 def _flips(games: list[Game]) -> Estimate:
-    """The share of questions with two readable games whose winners are opposite: the judge went by position."""
+    """The share of questions whose two games have opposite winners, among those with two readable games. There the judge
+    chose by position."""
     results: dict[str, list[float]] = {}
     for game in games:
         results.setdefault(game.question, []).append(game.result)
@@ -128,13 +130,13 @@ def _label(questions: set[str], judge: str) -> str:
 
 # ---------------------------------------------------------------- reading
 def verdict(judgment: str) -> str | None:
-    """The verdict of a judge's reply: `[[A>B]]`; None if there is none, or several that differ."""
+    """The verdict in a judge's reply, such as `[[A>B]]`; None if there is none, or if several differ."""
     found = set(_LABEL.findall(judgment))
     return found.pop() if len(found) == 1 else None
 
 
 def _read(path: Path | str, wanted: str | None) -> tuple[list[Game], int, set[str], str, str]:
-    """The readable games, how many are not, the questions, the model, the judge."""
+    """The readable games, the number of unreadable ones, the questions, the model, the judge."""
     rows, faults = read(path, ("model", "games"), (*_IDS, "judge", "category", "baseline"))
     rows, model = only_model(rows, wanted, faults)
     games: list[Game] = []
@@ -176,7 +178,7 @@ def _question(row: Mapping[str, Any], faults: Faults) -> str:
 
 
 def _game(row: int, place: int, game: Any, faults: Faults) -> str:
-    """The label of one game; "" where none could be read. The stored score goes before the judge's text."""
+    """The verdict of one game; "" if none could be read. A stored score has priority over the judge's text."""
     name = f"games[{place}]"
     if game is None:
         return ""
@@ -201,9 +203,9 @@ def _game(row: int, place: int, game: Any, faults: Faults) -> str:
 
 # ---------------------------------------------------------------- answers, for a judge
 def write_answers(path: Path, answers: Mapping[str, tuple[str, str]], *, model: str) -> None:
-    """Write a model's answers in Arena-Hard's own format, a line a question.
+    """Write a model's answers in Arena-Hard's own format, one line per question.
 
-    answers: question id → (question, answer). Raises PobenchError unless they are to all 500 questions and no others.
+    answers: question id → (question, answer). Raises PobenchError unless all 500 questions and no others have an answer.
     """
     known = [row[0] for row in fingerprints("arena_hard")]
     place = {mark: i for i, mark in enumerate(known)}

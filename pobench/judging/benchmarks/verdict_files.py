@@ -1,7 +1,7 @@
-"""What the benchmarks share: files of stored verdicts, all their faults in one message, and a scored result.
+"""Shared by the benchmarks: read files of stored verdicts, collect their faults, and hold a scored result.
 
-A stored verdict is data, never a guess: what cannot be read as a verdict is dropped and counted, and what cannot be
-read as a FILE of verdicts (a field missing, of another kind, out of its range) is refused, every fault with its row.
+A verdict that cannot be read is dropped and counted. A FILE with faults (a field is missing, has another type or is out of
+range) is refused, and the message lists every fault with its row.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _GPT4 = re.compile(r"gpt[-_ ]?4(?!all)(?!.*(?:mini|nano))")
 _ESCAPED = 60  # characters of untrusted text in a message
 
 
-# ---------------------------------------------------------------- what comes out
+# ---------------------------------------------------------------- results
 class Line(NamedTuple):
-    """One number as a person reads it: `title  value [low, high]  n`. format: as in f"{value:{format}}". metric: its name
-    in the frame `benchmarks`; "" keeps it out."""
+    """One number for people: `title  value [low, high]  n`. format: as in f"{value:{format}}". metric: its name in the frame
+    `benchmarks`; "": not in the frame."""
 
     title: str
     estimate: Estimate
@@ -38,7 +38,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Scored:
-    """A benchmark's result. lines: for people. values: for machines, numbers or None where nothing was measured."""
+    """A benchmark's result. lines: for people. values: for machines; None where nothing was measured."""
 
     benchmark: str
     model: str
@@ -48,7 +48,7 @@ class Scored:
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, nan as None."""
+        """All values, with None for nan."""
         named = {"benchmark": self.benchmark, "model": self.model, "judge": self.judge}
         return _plain({**named, **self.values, "notes": list(self.notes)})
 
@@ -64,30 +64,30 @@ def _plain(value: Any) -> Any:
 
 
 def scaled(estimate: Estimate, factor: float) -> Estimate:
-    """The estimate in another unit: percent, points."""
+    """The estimate in another unit, such as percent or points."""
     return Estimate(estimate.value * factor, estimate.low * factor, estimate.high * factor, estimate.n)
 
 
 def is_gpt4(judge: str) -> bool:
-    """Whether the judge's name says that it is of GPT-4's class: only its verdicts carry the benchmarks' names."""
+    """Whether the judge is a GPT-4 model by its name. Only such verdicts may carry the benchmarks' names."""
     return _GPT4.search(judge.casefold()) is not None
 
 
-# ---------------------------------------------------------------- what goes in
+# ---------------------------------------------------------------- files of verdicts
 @dataclass
 class Faults:
-    """The faults of one file, collected; equal ones on many rows become one line."""
+    """The faults of one file. Equal faults on several rows become one line."""
 
     source: str
     found: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
     def add(self, row: int, name: str, problem: str, *got: Any) -> None:
-        """row 0: of the file as a whole. got: what stands there, to be shown escaped and shortened."""
+        """row: 0 for the whole file. got: the value, shown escaped and shortened."""
         text = "; got ".join([problem, *map(short, got)])
         self.found.setdefault((name, text), []).append(row)
 
     def refuse(self, shown: int = 20) -> None:
-        """Raise one PobenchError that lists every fault; return if there are none."""
+        """Raise one PobenchError that lists the faults; return if there are none."""
         if not self.found:
             return
         lines = []
@@ -100,10 +100,10 @@ class Faults:
 
 
 def read(path: Path | str, fields: Sequence[str], optional: Sequence[str] = ()) -> tuple[list[dict[str, Any]], Faults]:
-    """The rows of a JSON, JSONL, Parquet or CSV file, each with its number as `#row`, and the faults found so far.
+    """The rows of a JSON, JSONL, Parquet or CSV file, each with its number as `#row`, and the faults so far.
 
-    fields: what every row must have. optional: names it may have as well; both help to guess at a misspelt one.
-    Raises PobenchError where the file cannot be read at all, or holds no row.
+    fields: required in every row. optional: known fields, which help to guess a misspelt name.
+    Raises PobenchError if the file cannot be read at all or has no rows.
     """
     path = Path(path)
     faults, rows = Faults(path.name), []
@@ -129,7 +129,7 @@ def _misspelt(name: str, unknown: Sequence[str]) -> str:
 
 
 def text_of(row: Mapping[str, Any], name: str, faults: Faults) -> str:
-    """The row's text `name`; anything else is a fault (one that is missing has been named already)."""
+    """The row's text `name`; another type is a fault. A missing field has been reported before."""
     value = row.get(name, "")
     if not isinstance(value, str):
         faults.add(row["#row"], name, "text is needed", value)
@@ -138,7 +138,7 @@ def text_of(row: Mapping[str, Any], name: str, faults: Faults) -> str:
 
 
 def number_of(value: Any) -> float:
-    """A stored number, or its text in a CSV's cell; nan for null and an empty cell, inf for what is no number."""
+    """A stored number, also as text of a CSV cell; nan for null and an empty cell, inf for anything else."""
     if value is None or value == "":
         return math.nan
     try:
@@ -148,7 +148,7 @@ def number_of(value: Any) -> float:
 
 
 def one_of(values: Iterable[tuple[int, str]], name: str, faults: Faults) -> str:
-    """The single value that all rows share; several are a fault that names them. values: (row, value)."""
+    """The one value that all rows share; several values are a fault. values: (row, value)."""
     rows: dict[str, int] = {}
     for row, value in values:
         if value:
@@ -160,7 +160,7 @@ def one_of(values: Iterable[tuple[int, str]], name: str, faults: Faults) -> str:
 
 
 def only_model(rows: list[dict[str, Any]], wanted: str | None, faults: Faults) -> tuple[list[dict[str, Any]], str]:
-    """The rows of one model, and its name. wanted: which; needed where the file holds several."""
+    """The rows of one model, and its name. wanted: the model; needed if the file holds several."""
     models = sorted({text_of(row, "model", faults) for row in rows} - {""})
     if wanted is not None and wanted not in models and models:
         listed = ", ".join(short(m) for m in models[:12])
@@ -169,7 +169,7 @@ def only_model(rows: list[dict[str, Any]], wanted: str | None, faults: Faults) -
         listed = ", ".join(short(m) for m in models[:12])
         faults.add(0, "model", f"the file holds {len(models)} models; name one with --model: {listed}")
     model = wanted if wanted is not None else next(iter(models), "")
-    # a row without a proper name stays, so that its other faults are named too
+    # keep rows without a valid name, so that their other faults are reported too
     return [row for row in rows if row.get("model") == model or not isinstance(row.get("model"), str)], model
 
 
@@ -187,29 +187,29 @@ def numbers(what: str, rows: Sequence[int], shown: int = 8) -> str:
 
 
 class Verbatim(str):
-    """Text that is fit for a message already."""
+    """Text that is already safe for a message."""
 
 
 def short(value: Any) -> str:
-    """Untrusted content, escaped and cut to fit a line."""
+    """Untrusted content, escaped and cut to one line."""
     text = value if isinstance(value, Verbatim) else repr(value[: 2 * _ESCAPED] if isinstance(value, str) else value)
     return text if len(text) <= _ESCAPED else text[: _ESCAPED - 1] + "…"
 
 
 # ---------------------------------------------------------------- fingerprints and packages
 def fingerprint(text: str) -> str:
-    """12 hex digits that tell one text from the others of a benchmark; white space at either end does not matter."""
+    """12 hex digits of sha256 that identify a text of a benchmark; outer white space does not matter."""
     return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def fingerprints(name: str) -> list[list[str]]:
-    """The columns of a shipped table of fingerprints, row by row; a line that starts with `#` is a comment."""
+    """The rows of a shipped table of fingerprints. Lines that start with `#` are comments."""
     text = importlib.resources.files("pobench.judging").joinpath(f"{name}.txt").read_text(encoding="ascii")
     return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def needed(module: str, extra: str, why: str) -> ModuleType:
-    """An optional package's module. Raises PobenchError with the line that installs it."""
+    """Import a module of an optional package. Raises PobenchError with the install command."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -16,21 +16,17 @@ def run(context: Context) -> None:
     """Each for itself: one that fails leaves the others. Raises PobenchError that lists those that failed."""
     from pobench.judging.benchmarks.base import Speaker
 
-    def load() -> tuple[Any, Any, str]:
-        model, precision = context.speaking_model()
-        return model, context.chat, precision
+    def load() -> tuple[Any, Any]:
+        model, _ = context.speaking_model()
+        return model, context.chat
 
-    folder = context.folder.path
-    speaker = Speaker(
-        context.task.run,
-        load,
-        context.job.answers.batch_size,
-        context.say,
-    )
+    folder, spoken = context.folder.path, context.task.spoken
+    assert spoken is not None, "a plan with content names every task that runs"
+    speaker = Speaker(context.task.run, load, spoken, context.job.answers.batch_size, context.say)
     failed = []
     for benchmark in context.task.benchmarks:
         try:
-            if not benchmark.done(folder):
+            if not benchmark.done(folder, spoken):
                 benchmark.evaluate(folder, speaker)
         except Exception as error:
             if not isinstance(error, PobenchError):
@@ -45,7 +41,7 @@ STAGE = Stage(
     does="the published benchmarks that the setting names",
     reads=("train",),
     writes=("benchmarks/",),
-    decided_by="trained weights, each benchmark's questions, decoding, judge",
+    decided_by="trained weights, chat template, precision, each benchmark's questions, decoding, judge",
     run=run,
     many=False,
 )

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pobench.data.prompts import prompt_rows
 from pobench.data.rows import Fault, Found, Message, read_rows, refuse
 from pobench.data.shapes import load_preferences, recognise
 from pobench.errors import PobenchError
@@ -328,9 +329,35 @@ def test_ids_come_from_the_row_or_its_text_and_are_unique() -> None:
         for i, p in [("a", "1"), ("a", "2"), (7, "3"), (None, "4")]
     ]
     ids = [p.id for p in found_in(*rows).preferences]
-    assert ids[0] == "a" and ids[2] == "7" and len(set(ids)) == 4
+    assert ids[:3] == ["a#1", "a#2", "7"] and len(set(ids)) == 4
     assert found_in({**rows[0], "id": "\x1b[2J\ud800"}).preferences[0].id.isalnum()  # no id that could do harm
     assert found_in(*reversed(rows)).preferences[0].id == ids[3]  # a hash of the text: the place does not matter
+
+
+def test_a_repeated_id_names_a_group_and_its_pairs_are_numbered_in_row_order() -> None:
+    rows = [
+        {"id": i, "prompt": "Why?", "chosen": f"x{n}", "rejected": "y"}
+        for n, i in enumerate(["a", "b", "a", "a#2", "a"])
+    ]
+    found = found_in(*rows, rows[1])  # a duplicate is dropped before ids are counted: b stays b
+    assert [p.id for p in found.preferences] == ["a#1", "b", "a#3", "a#2", "a#4"]  # a#2 is a row's own
+    kept = recognise(enumerate([*rows[:2], rows[1]], start=1), duplicates="keep").preferences
+    assert [p.id for p in kept] == ["a", "b#1", "b#2"]
+
+
+def test_two_prompts_with_one_id_are_a_bad_row_and_a_repeated_prompt_counts_once(tmp_path) -> None:
+    rows = [
+        {"id": "q", "prompt": "Why?"},
+        {"prompt": "How?"},
+        {"id": "q", "prompt": [{"role": "user", "content": "Why?"}]},
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = prompt_rows(str(path), None, "answers.source")
+    assert [(row["id"], row["messages"][0]["content"]) for row in read] == [("q", "Why?"), ("2", "How?")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "q", "prompt": "When?"}]))
+    with pytest.raises(PobenchError, match=r"row 4: id 'q' is the id of another prompt, in row 1$"):
+        prompt_rows(str(path), None, "answers.source")
 
 
 # ---------------------------------------------------------------- files

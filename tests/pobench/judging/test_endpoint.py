@@ -234,7 +234,7 @@ def test_a_server_without_logprobs_is_asked_without_them_from_then_on(server, re
     replies = client_of(server, concurrency=1).ask([question(i, logprobs=5) for i in range(3)], say=told.append)
     assert [(r.text, r.top) for r in replies] == [("0", {}), ("1", {}), ("2", {})]
     assert ["logprobs" in body for body in server.bodies] == ([True] if refusing else []) + [not refusing, False, False]
-    assert told == ["judge: the server gives no logprobs; they are not asked for any more"]
+    assert told == ["judge: the server gives no logprobs; no further request asks for them"]
 
 
 def test_a_model_that_spells_the_limit_otherwise_is_asked_its_way(server) -> None:

@@ -213,7 +213,7 @@ def test_rows_without_anything_to_learn_are_refused_all_together(tokenizer) -> N
             "holds a special token of the tokenizer as text; got '<|end|>'",
             "no `role` and `content` of text",
             "row 7: the assistant speaks before it is asked",
-            "6 of 7 rows are bad (sft.on_bad_row: drop goes on without)",
+            "6 of 7 rows are bad (sft.on_bad_row: drop continues without them)",
         )
     )
 

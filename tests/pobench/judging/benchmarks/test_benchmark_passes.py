@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from openai_server import Body, OpenAIServer, says
 
-from pobench.errors import PobenchError
+from pobench.errors import CorruptError, PobenchError
 from pobench.judging.benchmarks import alpaca_eval as alpaca_eval_run
 from pobench.judging.benchmarks import arena_hard as arena_hard_run
 from pobench.judging.benchmarks import arena_hard_score as arena_hard
@@ -25,7 +25,7 @@ from pobench.judging.benchmarks import mt_bench_score as mt_bench
 from pobench.judging.benchmarks import verdict_files as stored
 from pobench.judging.benchmarks.alpaca_eval import AlpacaEval
 from pobench.judging.benchmarks.arena_hard import ArenaHard, _filled
-from pobench.judging.benchmarks.base import Answered
+from pobench.judging.benchmarks.base import Answered, JudgeModel, Speaker, Spoken
 from pobench.judging.benchmarks.mt_bench import MTBench
 from pobench.judging.client import Reply
 from pobench.results.load import load_frames
@@ -249,6 +249,78 @@ def test_answers_cut_off_are_continued_to_the_same_text(work_here, prompts, tmp_
     whole.unlink()
     work_here("dpo", **changed)
     assert whole.read_text() == text and not whole.with_name("answers.partial.jsonl").exists()
+
+
+def test_an_edited_chat_template_makes_new_answers_beside_the_old(work_here, prompts, tmp_path) -> None:
+    folder = work_here("dpo", **prompts)
+    before = {p: p.read_bytes() for p in tmp_path.glob("runs/small/*/benchmarks/*/*/answers.jsonl")}
+    assert len(before) == 6  # three benchmarks, two models
+    template = tmp_path / "model/chat_template.jinja"
+    template.write_text(template.read_text() + "{# edited, and the same ids come out #}")
+    assert work_here("dpo", **prompts) == folder
+    after = {p: p.read_bytes() for p in tmp_path.glob("runs/small/*/benchmarks/*/*/answers.jsonl")}
+    assert len(after) == 12 and all(after[path] == text for path, text in before.items())
+
+
+def test_a_damaged_file_is_found_named_and_made_anew_and_no_verdict_is_paid_twice(
+    work_here, prompts, server, tmp_path, capsys
+) -> None:
+    folder = work_here("dpo", **prompts, **judged_by(server))
+    paid = server.paid
+    (answers,) = folder.glob("benchmarks/mt_bench/*/answers.jsonl")
+    (verdicts,) = folder.glob("benchmarks/arena_hard/*/*/verdicts.jsonl")
+    (score,) = folder.glob("benchmarks/alpaca_eval/*/*/score.json")
+    text = {path: path.read_bytes() for path in (answers, verdicts, score)}
+    (kept,) = folder.glob("benchmarks/mt_bench/*/*/verdicts.jsonl")
+    age = kept.stat().st_mtime_ns
+    answers.write_bytes(text[answers].replace(b'"81"', b'"18"'))
+    verdicts.write_bytes(text[verdicts][:-20])
+    score.write_bytes(text[score].replace(b'"value": ', b'"value": 1'))
+    with pytest.raises(CorruptError, match=r"score\.json"):
+        load_frames(tmp_path / "runs")
+    capsys.readouterr()
+    work_here("dpo", **prompts, **judged_by(server))
+    told = capsys.readouterr().err
+    assert all(str(path) in told for path in text), told
+    assert answers.read_bytes() == text[answers] and verdicts.read_bytes() == text[verdicts]
+    assert all(path.with_name(f"{path.name}.corrupt").is_file() for path in text)
+    assert (
+        server.paid == paid and kept.stat().st_mtime_ns == age
+    )  # the new answers are the old ones: so are the verdicts
+    assert len(load_frames(tmp_path / "runs")["benchmarks"])
+
+
+def test_answers_of_other_weights_are_not_used_and_neither_are_verdicts_on_other_answers(prompts, tmp_path) -> None:
+    benchmark = ArenaHard(
+        source=prompts["benchmarks__arena_hard__source"],
+        judge={"model": "m", "replies": str(tmp_path / "replies.jsonl")},
+    )
+    (tmp_path / "replies.jsonl").write_text('{"text": "[[A>B]]"}\n')
+    told: list[str] = []
+
+    class Answers(ArenaHard):
+        """Speaks without a model: the digest of its weights."""
+
+        def _speak(self, questions: Any, spoken: Any, speaker: Speaker) -> Any:
+            weights = str(speaker.spoken.weights)
+            done = [q for q in questions if (q.id, 0) not in spoken]
+            yield [{"id": q.id, "turn": 0, "text": weights, "tokens": 1, "finished": True} for q in done]
+
+    benchmark, run = Answers(**benchmark.model_dump()), tmp_path / "run"
+    first, second = Spoken("a template", "fp32", "first"), Spoken("a template", "fp32", "second")
+    benchmark.evaluate(run, Speaker("a/run", lambda: (None, None), first))
+    assert benchmark.done(run, first) and not benchmark.done(run, second)
+    assert not benchmark.done(run, first._replace(precision="bf16"))
+    answers = benchmark.answers_folder(run, benchmark.questions(), first)
+    started = {"id": "u0", "turn": 0, "text": "first", "tokens": 1, "finished": True}
+    (answers / "answers.partial.jsonl").write_text(json.dumps(started) + "\n")  # cut off, and then trained again
+    alone = benchmark.model_copy(update={"judge": JudgeModel()})
+    alone.evaluate(run, Speaker("a/run", lambda: (None, None), second, say=told.append))
+    assert "first" not in (answers / "answers.jsonl").read_text() and alone.done(run, second)
+    assert not [*run.glob("benchmarks/*/*/*/score.json")], "a score of the old answers"
+    assert sum("other weights" in t for t in told) == 2 and sum("other answers" in t for t in told) == 2, told
+    benchmark.evaluate(run, Speaker("a/run", lambda: (None, None), second, say=told.append))
+    assert benchmark.done(run, second) and len(told) == 4
 
 
 def test_a_request_without_a_reply_is_no_verdict_and_is_asked_again(work_here, prompts, tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from small_chat_model import character_tokenizer, chat_model
 
 from pobench.data.chat import Chat
 from pobench.errors import PobenchError
-from pobench.judging.benchmarks.base import Speaker
+from pobench.judging.benchmarks.base import Speaker, Spoken
 from pobench.judging.benchmarks.downstream import TASKS, Downstream, evaluate, task_faults, write_stand_ins
 
 pytest.importorskip("lm_eval", reason="pip install 'pobench[downstream]'")
@@ -101,15 +102,16 @@ def test_shots_stand_before_the_question_and_never_hold_it(speaks, items, monkey
 def test_the_benchmark_stores_task_by_task_and_resumes(speaks, items, tmp_path) -> None:
     benchmark = Downstream(tasks=["truthfulqa_mc2", "gsm8k_zero_shot"], data=str(items), limit=2)
     loads = []
-    speaker = Speaker("a/run", lambda: loads.append(1) or (speaks[0], Chat(speaks[1]), "fp32"))
+    spoken = Spoken("a template", "fp32", "some weights")
+    speaker = Speaker("a/run", lambda: loads.append(1) or (speaks[0], Chat(speaks[1])), spoken)
     run = tmp_path / "run"
     Downstream(tasks=["truthfulqa_mc2"], data=str(items), limit=2).evaluate(run, speaker)
-    assert not benchmark.done(run)
-    stored = benchmark.folder(run) / "truthfulqa_mc2.json"
+    assert not benchmark.done(run, spoken)
+    stored = benchmark.folder(run, spoken) / "truthfulqa_mc2.json"
     before = stored.stat().st_mtime_ns
     benchmark.evaluate(run, speaker)
-    assert benchmark.done(run) and stored.stat().st_mtime_ns == before
-    score = json.loads((benchmark.folder(run) / "score.json").read_text())
+    assert benchmark.done(run, spoken) and stored.stat().st_mtime_ns == before
+    score = json.loads((benchmark.folder(run, spoken) / "score.json").read_text())
     assert [row["metric"] for row in score["rows"]] == [
         "truthfulqa_mc2",
         "gsm8k_zero_shot",
@@ -118,7 +120,28 @@ def test_the_benchmark_stores_task_by_task_and_resumes(speaks, items, tmp_path) 
     assert score["limit"] == 2 and score["name"] == "downstream tasks (at most 2 items a task)"
     assert all(row["n"] == 2 and 0 <= row["value"] <= 100 for row in score["rows"])
     assert len(loads) == 1
-    assert not Downstream(tasks=["truthfulqa_mc2"], data=str(items)).done(run)  # no limit: other items
+    assert not Downstream(tasks=["truthfulqa_mc2"], data=str(items)).done(run, spoken)  # no limit: other items
+
+
+def test_a_task_of_other_weights_or_with_other_bytes_is_found_and_done_anew(speaks, items, tmp_path) -> None:
+    benchmark, run, told = Downstream(tasks=["truthfulqa_mc2"], data=str(items), limit=2), tmp_path / "run", []
+    first, second = (Spoken("a template", "fp32", weights) for weights in ("first", "second"))
+    speaker = Speaker("a/run", lambda: (speaks[0], Chat(speaks[1])), first, say=told.append)
+    benchmark.evaluate(run, speaker)
+    stored = benchmark.folder(run, first) / "truthfulqa_mc2.json"
+    assert benchmark.done(run, first) and not benchmark.done(run, second) and not told
+    assert not benchmark.done(run, first._replace(precision="bf16"))
+    text = stored.read_text()
+    stored.write_text("[]")
+    assert not benchmark.done(run, first)
+    benchmark.evaluate(run, speaker)
+    assert benchmark.done(run, first) and stored.read_text() == text and len(told) == 1 and stored.name in told[0]
+    assert stored.with_name("truthfulqa_mc2.json.corrupt").read_text() == "[]"
+    benchmark.evaluate(run, replace(speaker, spoken=second))
+    assert benchmark.done(run, second) and not benchmark.done(run, first)
+    assert len(told) == 3 and all(
+        "made by other weights" in sentence for sentence in told[1:]
+    )  # of the task and the score
 
 
 def test_what_is_missing_is_said_before_anything_runs(items) -> None:
@@ -139,7 +162,9 @@ def test_without_hub_and_without_files_there_is_one_plain_message(speaks, monkey
         raise ConnectionError("Couldn't reach the hub\nand a long story")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(PobenchError, match=r"^truthfulqa_mc2: its items cannot be had .*benchmarks\.downstream\.data$"):
+    with pytest.raises(
+        PobenchError, match=r"^truthfulqa_mc2: its items cannot be fetched .*benchmarks\.downstream\.data$"
+    ):
         evaluate(*speaks, tasks=["truthfulqa_mc2"], limit=1)
 
 
@@ -156,8 +181,9 @@ def test_the_callers_random_numbers_are_left_alone(speaks, items) -> None:
 def test_a_rehearsal_has_items_of_its_own(speaks, tmp_path) -> None:
     benchmark = Downstream().rehearsed(tmp_path / "stand-ins", 1, 8)
     assert benchmark.faults() == [] and benchmark.limit == 1
-    benchmark.evaluate(tmp_path / "run", Speaker("a/run", lambda: (speaks[0], Chat(speaks[1]), "fp32")))
-    assert benchmark.done(tmp_path / "run")
+    spoken = Spoken("a template", "fp32")
+    benchmark.evaluate(tmp_path / "run", Speaker("a/run", lambda: (speaks[0], Chat(speaks[1])), spoken))
+    assert benchmark.done(tmp_path / "run", spoken)
 
 
 @pytest.mark.slow

@@ -1,0 +1,63 @@
+"""`manifest.json` of a folder whose files are made one by one: what they were made from, and the sha256 of each.
+
+    {"made_from": {causes and weights}, "files": {name: sha256}}
+
+A file that the manifest does not list is unfinished. A file with other bytes than it lists, or made from something else,
+is never used: `claim` renames it to `<name>.corrupt`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pobench.files import corrupt_files, sha256_of, write_json
+
+FILE = "manifest.json"
+OTHER_CAUSES = "it was made from something else"
+_KEPT = (FILE, "config.yaml")  # rewritten in place, never renamed
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """The stored manifest; {} where there is none."""
+    path = folder / FILE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def holds(folder: Path, made_from: Mapping[str, Any], *names: str) -> bool:
+    """Whether these files are finished, made from `made_from`, and still hold the bytes that were written."""
+    stored = manifest(folder)
+    files = stored.get("files", {})
+    if stored.get("made_from") != dict(made_from) or not set(names) <= set(files):
+        return False
+    return not corrupt_files(folder, {name: files[name] for name in names})
+
+
+def claim(folder: Path, made_from: Mapping[str, Any], why: str = OTHER_CAUSES) -> list[str]:
+    """Ready the folder for files made from `made_from`: rename what may not be used. Returns one sentence for each such file.
+
+    Unfinished files stay where the folder was made from the same. why: what to say of files made from something else.
+    """
+    stored = manifest(folder)
+    files = stored.get("files", {})
+    if stored.get("made_from") == dict(made_from):
+        bad = {fault.path.name: str(fault) for fault in corrupt_files(folder, files)}
+    else:
+        present = sorted(p for p in folder.glob("*") if p.is_file() and p.name not in _KEPT and p.suffix != ".corrupt")
+        bad, files = {path.name: f"{str(path)!r}: {why}" for path in present}, {}
+    for name in bad:
+        if (folder / name).is_file():
+            (folder / name).replace(folder / f"{name}.corrupt")
+    left = {name: digest for name, digest in files.items() if name not in bad}
+    if stored != (now := {"made_from": dict(made_from), "files": left}):
+        write_json(folder / FILE, now)
+    return [f"{sentence}; it is made anew" for sentence in bad.values()]
+
+
+def finish(folder: Path, *names: str) -> None:
+    """List files that are whole now. The folder must have been claimed."""
+    stored = manifest(folder)
+    files = {**stored["files"], **{name: sha256_of(folder / name) for name in names}}
+    write_json(folder / FILE, {**stored, "files": files})
