@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from pobench.errors import PobenchError
 from pobench.model.device import layout_of_devices
 from pobench.results.run_folder import RunFolder
+from pobench.runs import rehearsal
 from pobench.runs.plan import Plan, check_disk, make_plan
-from pobench.runs.rehearsal import rehearse as stand_ins
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
@@ -203,5 +203,5 @@ def run_setting(
     """
     jobs = resolve(setting, losses, seeds=seeds, overrides=overrides, data=data, model=model)
     if rehearse:
-        jobs, runs = stand_ins(jobs), Path(runs) / "rehearsal"
+        jobs, runs = rehearsal.rehearse(jobs), Path(runs) / "rehearsal"
     return execute(make_plan(jobs, Path(runs), stages))
