@@ -134,7 +134,7 @@ def test_everything_wrong_with_a_study_is_said_at_once(tmp_path) -> None:
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(PobenchError) as fault:
         read_study(str(tmp_path / "bad.yaml"))
-    expected = ("'sweep'", "'dpo'", "beta has no value", "'trian'", "`values` and in `times`")
+    expected = ("'sweep'", "'dpo'", "beta has no value", "'trian'", "both `values` and `times`")
     assert all(words in str(fault.value) for words in expected), fault.value
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump({**values, "figurs": 1, "grid": []}))
     with pytest.raises(PobenchError, match=r"figurs: unknown key; did you mean 'figures'"):
