@@ -123,8 +123,8 @@ def lines_of(runs: pd.DataFrame) -> list[Line]:
 
 
 def home_of(runs: pd.DataFrame, loss: str) -> Arm | None:
-    """The arm that represents a loss with several arms. Preferred, in this order: unchanged labels, the setting's own values (by
-    the column `sources`), the most seeds, and the most other arms that differ in only one value."""
+    """The arm that represents a loss with several arms. Preferred, in this order: unchanged labels, the setting's own values
+    (by the column `sources`), the most seeds, and the most other arms that differ in only one value."""
     return _home(runs, _facts_by_loss(runs).get(loss, []))
 
 
