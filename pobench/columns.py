@@ -1,8 +1,8 @@
-"""Every frame, once: its columns with type, unit and meaning, its order, and what to say where it is absent.
+"""The description of every frame: its columns with type, unit and meaning, its sort order, and a message for its absence.
 
 A frame is a table in memory with one observation a row; `run` joins the frames. Writers and readers pass their rows
-through `Frame.of` or `Frame.typed`, so that every frame has these columns with these types, also an empty one.
-docs/frames.md prints this file.
+through `Frame.of` or `Frame.typed`, so every frame, even an empty one, has these columns with these types. docs/frames.md
+prints this file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SATURATED = 1e-6
 
 
 class Column(NamedTuple):
-    """type: `JSON` is text that holds JSON. unit: "" where there is none. measured: it differs between two runs of the
-    same thing (wall time, memory, the machine), so a comparison of two runs leaves it out."""
+    """One column. type: `JSON` is text that holds JSON. unit: "" if there is none. measured: the value differs between two runs
+    of the same job (wall time, memory, the machine), so comparisons of two runs leave it out."""
 
     name: str
     type: Literal["text", "JSON", "int", "float", "bool"]
@@ -35,7 +35,7 @@ class Column(NamedTuple):
 class Frame:
     """One frame's description.
 
-    sort: the columns by which its rows are ordered. absent: what a figure says that needs the frame where there is none,
+    sort: the columns by which its rows are ordered. absent: the message of a figure that needs the frame when it is absent,
     without full stop. made: it is computed from other frames (`pobench.results.derived`), not stored.
     """
 
@@ -52,24 +52,24 @@ class Frame:
         return [column.name for column in self.columns]
 
     def of(self, rows: pd.DataFrame | Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
-        """The rows with all columns of this frame, in order, each with its type; further columns stand behind.
+        """The rows with all columns of this frame, in order, each with its type, and any further columns after them.
 
-        A column that the rows lack is missing throughout. Raises PobenchError for a value of another type.
+        A column that the rows lack is filled with nan. Raises PobenchError for a value of another type.
         """
         frame = _as_frame(rows)
         further = [name for name in frame.columns if name not in self.names]
         return self.typed(frame.reindex(columns=[*self.names, *further]))
 
     def typed(self, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-        """The rows with the columns that they have; those of this frame get their types. Raises PobenchError as `of`.
+        """The rows with the columns that they have; columns of this frame get their types. Raises PobenchError as `of` does.
 
-        Missing is nan. An `int` column in which a value is missing is float, a `bool` column object: so pandas keeps nan.
+        A missing value is nan. An `int` column with missing values is float, a `bool` column object, so that pandas keeps nan.
         """
         frame = _as_frame(rows)
         return frame.assign(**{c.name: self._cast(frame[c.name], c) for c in self.columns if c.name in frame})
 
     def _cast(self, values: pd.Series, column: Column) -> pd.Series:
-        """The values with the column's type; those that have it already stay as they are."""
+        """The values with the column's type, unchanged if they have it already."""
         from pandas.api import types
 
         try:

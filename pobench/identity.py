@@ -1,8 +1,8 @@
-"""Names made of content: what a result was computed from, as twelve hex digits.
+"""Names of results: twelve hex digits of a digest of everything that decides the result, its causes.
 
-A result is named by its causes: resolved values, and digests of token ids, weights, prompts and source code. Paths,
-folder names, devices and checkpoint intervals are no causes. Twelve digits: ten thousand results collide once in five
-million such collections.
+Causes are resolved values, and digests of token ids, weights, prompts and source code. Paths, folder names, devices and
+checkpoint intervals are no causes. With twelve digits, one in five million collections of ten thousand results has a
+collision.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PROTOCOL = 2  # raised when stored results of two versions may no longer be comp
 
 
 def name_of(causes: Mapping[str, Any]) -> str:
-    """12 hex of sha256 over the causes, whatever their order."""
+    """12 hex digits of sha256 over the causes. Their order does not matter."""
     return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The causes that differ, as `train.lr`; nested ones by their path."""
+    """The names of the causes that differ; nested ones by their path, e.g. `train.lr`."""
     keys = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
@@ -40,11 +40,11 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 # ---------------------------------------------------------------- source code
 def code_digest(function: Callable[..., Any]) -> str:
-    """Hex sha256 of the code that `function` is registered by: its file, and every file of its folder that this imports.
+    """Hex sha256 of the code of a registered function: its file, and every file of the same folder that it imports.
 
-    Of a loss or judge that ships: its own file, and `loss_math.py` where it imports that. Docstrings, comments, layout and
-    what the registration says for readers (a title, a colour) do not count. A function that no file holds (a notebook's)
-    counts by its own source, or by its byte code.
+    For a loss or judge that ships: its own file, and `loss_math.py` if it imports that. Docstrings, comments, layout and the
+    parts of a registration that are for readers (a title, a colour) do not count. For a function without a file (in a
+    notebook): its own source, or its byte code.
     """
     path = _file_of(function)
     if path is None:
@@ -56,13 +56,13 @@ def code_digest(function: Callable[..., Any]) -> str:
     return digest.hexdigest()
 
 
-# What a registration says for readers, tables and figures. A colour decides no number.
+# Arguments of a registration that only readers, tables and figures see. They decide no number.
 SHOWN = {"source", "aliases", "title", "units", "ranges", "meanings", "defaults", "in_paper", "colour", "marker"}
 
 
 @cache
 def meaning(source: str) -> str:
-    """Python source without docstrings, comments and layout, and without what a registration says for readers alone."""
+    """Python source without docstrings, comments, layout and the arguments of a registration in `SHOWN`."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2].startswith("register_"):
@@ -80,10 +80,10 @@ def meaning(source: str) -> str:
 
 def _file_of(function: Callable[..., Any]) -> Path | None:
     try:
-        named = inspect.getsourcefile(inspect.unwrap(function))
+        source = inspect.getsourcefile(inspect.unwrap(function))
     except TypeError:
         return None
-    path = Path(named) if named else None
+    path = Path(source) if source else None
     return path if path is not None and path.is_file() else None
 
 
@@ -102,29 +102,29 @@ def _shipped_files(path: Path) -> list[Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    """`path`, and the files of its folder that it imports, in the order in which they are met."""
-    found, waiting = [], [path.resolve()]
+    """`path`, and the files of its folder that it imports, directly or not, breadth first."""
+    files, waiting = [], [path.resolve()]
     while waiting:
         file = waiting.pop(0)
-        if file in found:
+        if file in files:
             continue
-        found.append(file)
+        files.append(file)
         for name in _imported(file):
             beside = file.parent / f"{name.rpartition('.')[2]}.py"
             if beside.is_file() and _is_imported_from(name, beside):
                 waiting.append(beside.resolve())
-    return found
+    return files
 
 
 def _is_imported_from(name: str, file: Path) -> bool:
-    """Whether the import of `name` gives `file`, and not another module of that name."""
+    """Whether importing `name` loads `file`, not another module of that name."""
     module = sys.modules.get(name)
     loaded = getattr(module, "__file__", None)
     return loaded is None or Path(loaded).resolve() == file.resolve()
 
 
 def _imported(path: Path) -> Iterator[str]:
-    """Dotted names of the modules that a file may import; of `from a import b` both `a` and `a.b`."""
+    """Dotted names of the modules that a file may import; for `from a import b`, both `a` and `a.b`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -140,8 +140,8 @@ def generate_batches(
 
 
 def _batches(wanted: Sequence[tuple[int, int]], lengths: Sequence[int], batch_size: int) -> list[list[tuple[int, int]]]:
-    """Cut the (prompt, sample) pairs, shortest prompt first, into batches of at most `batch_size` rows and `MOST_TOKENS` tokens,
-    pads included. A longer prompt gets its own batch."""
+    """Cut the (prompt, sample) pairs, shortest prompt first, into batches of at most `batch_size` rows and `MOST_TOKENS`
+    tokens, pads included. A longer prompt gets its own batch."""
     batches: list[list[tuple[int, int]]] = []
     for answer, longest in zip(wanted, lengths, strict=True):
         if not batches or len(batches[-1]) == batch_size or (len(batches[-1]) + 1) * longest > MOST_TOKENS:
@@ -167,7 +167,7 @@ def stop_tokens(model: Any, chat: ChatTokens) -> list[int]:
 
 # ---------------------------------------------------------------- precision and memory
 def in_precision(model: Any, precision: str) -> Any:
-    """Cast the model's weights to "fp32" or "bf16", in place, one after the other, so there is no second copy; returns the model.
+    """Cast the model's weights to "fp32" or "bf16", in place, one after the other, so there is no second copy; returns it.
 
     Weights of that type stay as they are, and so do values that are computed, not stored (the frequencies of rotary
     positions). The result equals what `load_model` reads in that type. A cast to bf16 cannot be undone; load the model again
@@ -205,8 +205,8 @@ def cache_bytes(config: Any, dtype: torch.dtype) -> int | None:
 
 
 def row_bytes(config: Any, dtype: torch.dtype, prompt: int, new: int) -> int | None:
-    """An upper estimate of the bytes that an answer of `new` tokens to a prompt of `prompt` tokens takes beside the weights: its
-    cache, the states and the attention of one layer while the prompt is read, and the logits of a token."""
+    """An upper estimate of the bytes that an answer of `new` tokens to a prompt of `prompt` tokens takes beside the weights:
+    its cache, the states and the attention of one layer while the prompt is read, and the logits of a token."""
     text = config.get_text_config()
     token = cache_bytes(config, dtype)
     if token is None:

@@ -146,8 +146,8 @@ def _plan_by_process(groups: Sequence[Group], world: int, layout: Layout, budget
 def _plan_by_turn(
     groups: Sequence[Group], world: int, layout: Layout, budget: int, at_most: int
 ) -> list[list[list[int]]] | None:
-    """Deal the groups to as few micro-batches as possible, and these to processes, similar sizes in one turn. None if that takes
-    more than `at_most` turns."""
+    """Deal the groups to as few micro-batches as possible, and these to processes, similar sizes in one turn. None if that
+    takes more than `at_most` turns."""
     tokens = [layout.tokens(g) for g in groups]
     turns = max(1, -(-sum(tokens) // (world * budget)))
     while turns <= at_most:

@@ -1,4 +1,4 @@
-"""Arms: runs that differ in nothing but the seed, and what is estimated of them."""
+"""Arms: groups of runs that differ only in the seed. Labels, lines along one setting, and the home arm of each loss."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pobench.types import Estimate
 
 # ---------------------------------------------------------------- what is pooled
 class Arm(NamedTuple):
-    """Runs that differ in nothing but the seed: one row of a table, one dot of a figure.
+    """Runs that differ only in the seed: one row of a table, one dot of a figure.
 
-    id: names it in the `scores` frame where it pools several runs. label: as a reader sees it, e.g. "SimPO (β = 2)".
+    id: its name in the `scores` frame if it pools several runs. label: for readers, e.g. "SimPO (β = 2)".
     """
 
     id: str
@@ -42,7 +42,7 @@ _FIXED = ("lr", "epochs", "batch_size", "pairs", "length_bias")
 def arms_of(runs: pd.DataFrame) -> list[Arm]:
     """The arms of the `runs` frame: the start model first, then the losses by name.
 
-    Labels are titles; where one loss stands with several settings, those that differ are added.
+    A label is the loss's title. If the loss has several arms, the settings that differ are added.
     """
     rows = runs.sort_values("run", kind="stable").to_dict("records")
     groups: dict[ArmKey, list[dict[Any, Any]]] = {}
@@ -63,15 +63,15 @@ ArmKey = tuple[str, ...]  # setting, loss, its settings (JSON), the values of _F
 
 
 def _arm_key(row: dict[Any, Any]) -> ArmKey:
-    """What runs of one arm have in common."""
+    """The key that runs of one arm share: setting, loss, its settings and fixed facts."""
     fixed = [_shown_or_empty(row.get(name)) for name in _FIXED]
     key = (str(row["setting"]), str(row["loss"]), json.dumps(settings_of(row), sort_keys=True), *fixed)
-    # nothing but its run id tells two start models apart
+    # only the run id tells two start models apart
     return (*key, str(row["run"])) if row["loss"] == "start" else key
 
 
 def _shown_facts(row: dict[Any, Any]) -> dict[str, str]:
-    """What the run was trained with, as text."""
+    """The settings that the run was trained with, as text."""
     fixed = {name: show_setting(row.get(name)) for name in _FIXED if not pd.isna(row.get(name))}
     return {**{name: show_setting(value) for name, value in settings_of(row).items()}, **fixed}
 
@@ -89,7 +89,7 @@ def _label(row: dict[Any, Any], facts: dict[str, str], rivals: list[dict[str, st
 
 
 class Line(NamedTuple):
-    """Arms of one loss that differ in one numeric setting and in nothing else, by its value. setting: its name."""
+    """Arms of one loss that differ only in one numeric setting, ordered by its value. setting: its name."""
 
     loss: str
     setting: str
@@ -102,9 +102,9 @@ class Line(NamedTuple):
 
 
 def lines_of(runs: pd.DataFrame) -> list[Line]:
-    """The longest line of every loss along every numeric setting in which two or more of its arms differ alone.
+    """For every loss and every numeric setting, the longest line of two or more arms that differ only in it.
 
-    Of lines of equal length the one through the loss's home stands; `home_of` says which arm that is.
+    Among lines of equal length, the one through the loss's home arm (`home_of`) is taken.
     """
     found = []
     for loss, members in _facts_by_loss(runs).items():
@@ -123,13 +123,13 @@ def lines_of(runs: pd.DataFrame) -> list[Line]:
 
 
 def home_of(runs: pd.DataFrame, loss: str) -> Arm | None:
-    """The arm that stands for the loss where it was trained with several settings: labels as they are, the setting's own
-    values (by the column `sources`), the most seeds, then the most arms beside it that differ in one value alone."""
+    """The arm that represents a loss with several arms. Preferred, in this order: unchanged labels, the setting's own values
+    (by the column `sources`), the most seeds, and the most other arms that differ in only one value."""
     return _home(runs, _facts_by_loss(runs).get(loss, []))
 
 
 def homes_of(runs: pd.DataFrame) -> dict[str, Arm]:
-    """loss → the arm that stands for it, see `home_of`."""
+    """loss → the arm that represents it, see `home_of`."""
     homes = {loss: _home(runs, members) for loss, members in _facts_by_loss(runs).items()}
     return {loss: arm for loss, arm in homes.items() if arm is not None}
 
@@ -148,7 +148,7 @@ def _home(runs: pd.DataFrame, members: list[tuple[Arm, dict[str, Any]]]) -> Arm 
 
 
 def _facts_by_loss(runs: pd.DataFrame) -> dict[str, list[tuple[Arm, dict[str, Any]]]]:
-    """Each loss's arms, the start model left out, with what they were trained with; what is not known is left out."""
+    """Each loss's arms with the settings that they were trained with, as far as known; without the start model."""
     rows = {str(row["run"]): row for row in runs.to_dict("records")}
     found: dict[str, list[tuple[Arm, dict[str, Any]]]] = {}
     for arm in arms_of(runs):

@@ -1,7 +1,7 @@
-"""The frames of a runs directory: sorted, split into what may be compared, and which of it is shown.
+"""Sort the frames of a runs directory, split them into groups that may be compared, and choose the arms to show.
 
-Runs are compared only within one setting, one protocol version and one start model: such a group is a `Comparable`. It
-also holds the choice of arms that figures show, made once, so that every figure, table and sentence shows the same.
+Runs are compared only within one setting, one protocol version and one start model. Such a group is a `Comparable`. It also
+holds the one choice of arms that all figures, tables and sentences show.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pobench.results.derived import Frames
 
 
 def ordered(frames: Mapping[str, pd.DataFrame]) -> Frames:
-    """All stored frames, sorted, so that their order of arrival does not matter; absent ones are empty. What is derived
-    from them follows."""
+    """All stored frames, sorted, so that the order of reading does not matter. Absent ones are empty; derived ones are
+    included."""
     found = {}
     for described in STORED:
         frame = frames.get(described.name)
@@ -35,19 +35,19 @@ def ordered(frames: Mapping[str, pd.DataFrame]) -> Frames:
     return Frames(found)
 
 
-MOST_ARMS = 16  # rows and panels that a reader still takes in; the paper's losses are twelve
+MOST_ARMS = 16  # rows and panels that a reader can still survey; the paper has twelve losses
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The runs that a figure shows. left_out: a sentence on the arms that it does not show, "" where it shows all."""
+    """The runs that a figure shows. left_out: a sentence on the arms that it does not show; "" if it shows all."""
 
     frames: Frames
     left_out: str = ""
 
     @cached_property
     def arms(self) -> list[Arm]:
-        """The arms of these runs, the start model first. A label says how an arm differs from the others HERE."""
+        """The arms of these runs, the start model first. A label tells how an arm differs from the others of this selection."""
         return arms_of(self.frames["runs"])
 
     @property
@@ -79,7 +79,7 @@ class Comparable:
         return self.every_arm.frames
 
     def shown_in(self, figure: Figure) -> Selection:
-        """The runs that a figure or table gets: all for one about how settings of one loss differ, else those at home."""
+        """The runs for a figure or table: all arms if it compares the settings of a loss, else the home arms."""
         return self.every_arm if figure.every_arm else self.home
 
 
@@ -120,7 +120,7 @@ Key = tuple[str, str, str]  # setting, protocol, start model ("" where it is not
 
 
 def _keys(runs: pd.DataFrame) -> list[Key]:
-    """Of every run, what decides with which others it is compared."""
+    """The key of every run; runs with equal keys are compared."""
     keys = [_key(row) for row in runs.to_dict("records")]
     starts: dict[tuple[str, str], set[str]] = {}
     for setting, protocol, start in keys:
@@ -137,7 +137,7 @@ def _key(row: Mapping[Any, Any]) -> Key:
 
 
 def _title(key: Key, keys: Sequence[Key]) -> str:
-    """The setting, and whatever else tells this group from the others."""
+    """The setting, with protocol and start model where groups differ in them."""
     setting, protocol, start = key
     title = setting
     if len({k[1] for k in keys if k[0] == setting}) > 1:
@@ -178,7 +178,7 @@ def _number(text: str) -> tuple[float, str]:
 
 
 def _at_home(every_arm: Selection) -> Selection:
-    """Without the arms that studies have added, where there are more than `MOST_ARMS`."""
+    """The selection without the arms of studies, if there are more than `MOST_ARMS`."""
     frames = every_arm.frames
     if len(frames["runs"]) <= MOST_ARMS or len(every_arm.arms) <= MOST_ARMS:
         return every_arm

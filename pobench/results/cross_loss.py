@@ -1,6 +1,7 @@
-"""Every registered loss on every run's held-out pairs, from the sums that one forward pass has stored.
+"""Evaluate every registered loss on every run's held-out pairs, from the stored sums of log-probabilities.
 
-A loss is a function of a few sums a pair, so one pass of a checkpoint over the pairs serves them all, those of users too.
+A loss is a function of a few sums a pair, so one forward pass of a model over the pairs is enough for all losses, those of
+users included.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ METRICS: dict[str, stats.Bounds | None] = {"loss": None, "reward_accuracy": stat
 
 
 class View(NamedTuple):
-    """What a loss may ask for. kl: 0-d nats, None where the sums of mismatched pairs are not stored."""
+    """The arguments that a loss may have. kl: 0-d, nats; None if the sums of mismatched pairs are not stored."""
 
     policy: Pair
     reference: Pair
@@ -50,7 +51,8 @@ def view_of(heldout: pd.DataFrame) -> View:
 
 
 def evaluate(loss: Loss, settings: Mapping[str, Any], view: View) -> LossOutput:
-    """(pairs,) each, without gradient; nan where the loss needs a kl that is not stored. Raises what the loss raises."""
+    """The loss's output, (pairs,) each, without gradient; nan if the loss needs a kl that is not stored. Errors of the loss
+    pass through."""
     if "kl" in loss.needs and view.kl is None:
         missing = torch.full_like(view.policy.chosen.total, math.nan)
         return LossOutput(missing, missing, missing)
@@ -62,9 +64,8 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
     """One row for every run with held-out sums × registered loss × metric, as `pobench.columns` describes it.
 
     The mean over pairs of the evaluated loss, of its reward accuracy (ties half) and of its margin, with interval and n.
-    settings (JSON): the run's own where it was trained with that loss; else those of the loss's home among the runs of
-    the same setting (`home_of`); else the defaults. A number that is not finite is missing; a loss that cannot be
-    evaluated has n = 0.
+    settings (JSON): the run's own if it was trained with that loss; else those of the loss's home arm among the runs of the
+    same setting (`home_of`); else the defaults. A number that is not finite is missing. A loss that fails has n = 0.
     """
     rows: list[dict[str, Any]] = []
     for _, members in runs.groupby("setting", sort=True):
@@ -79,7 +80,7 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
 
 
 def settings_among(runs: pd.DataFrame, evaluated: Iterable[Loss]) -> dict[str, dict[str, Any]]:
-    """name → the loss's settings in its home among these runs (`home_of`), or its defaults where it was not trained."""
+    """name → the loss's settings in its home arm among these runs (`home_of`), or its defaults if it was not trained."""
     homes = homes_of(runs)
     return {
         loss.name: settings_of(of_arm(runs, homes[loss.name]).iloc[0])
@@ -104,7 +105,7 @@ def _of_run(run: Mapping[Any, Any], view: View, known: Mapping[str, dict[str, An
 
 
 def _numbers(loss: Loss, settings: Mapping[str, Any], view: View) -> list[stats.Floats]:
-    """(pairs,) for each of METRICS."""
+    """The values of each of METRICS, (pairs,) each."""
     try:
         output = [t.double().numpy() for t in evaluate(loss, settings, view)]
     except Exception:  # a user's loss, or settings stored before it was changed: the other losses still count

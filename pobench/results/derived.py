@@ -1,4 +1,4 @@
-"""Frames by name; what follows from others is computed when it is first asked for."""
+"""Frames by name. Derived frames are computed from the stored ones on first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pobench.results.paper import paper_results
 
 
 class Derived(NamedTuple):
-    """How a frame is made. needs, takes: names of frames, its arguments in this order; the latter may be absent."""
+    """How to compute a frame. needs, takes: names of the frames that `make` gets, in this order; those of `takes` may be
+    absent."""
 
     make: Callable[..., pd.DataFrame]
     needs: tuple[str, ...] = ()
@@ -28,7 +29,7 @@ DERIVED = {
 
 
 class Frames(Mapping[str, pd.DataFrame]):
-    """The frames that are given, and those of `DERIVED` that can be made from them. `pobench.columns` describes them."""
+    """Stored frames, and the frames of `DERIVED` that can be computed from them. `pobench.columns` describes all."""
 
     def __init__(self, given: Mapping[str, pd.DataFrame]) -> None:
         self.given: dict[str, pd.DataFrame] = dict(given.given if isinstance(given, Frames) else given)
@@ -55,6 +56,6 @@ class Frames(Mapping[str, pd.DataFrame]):
         return sum(1 for _ in self)
 
     def of_runs(self, runs: Iterable[str]) -> Frames:
-        """The rows of these runs alone; frames that are no run's stay whole, and what is derived is derived anew."""
+        """Only the rows of these runs. Frames without a column `run` stay whole, and derived frames are computed anew."""
         kept = set(runs)
         return Frames({n: f[f["run"].isin(kept)] if "run" in f else f for n, f in self.given.items()})

@@ -1,4 +1,4 @@
-"""How hard every held-out pair pulls: a loss differentiated at the sums that one forward pass has stored.
+"""The gradient of each held-out pair: a loss differentiated at the stored sums of log-probabilities.
 
 A loss sees a pair through two sums, so its gradient by the model's weights is
 
@@ -31,8 +31,8 @@ NORMS = FRAMES["norms"].names[1:]  # of one run
 
 
 def weights(loss: Loss, settings: Mapping[str, Any], view: View) -> stats.Floats:
-    """(pairs, 2) `∂loss/∂ Σ log π`, per nat, of the chosen and the rejected answer; nan where the loss needs a kl that is
-    not stored. Raises what the loss raises."""
+    """(pairs, 2) `∂loss/∂ Σ log π`, per nat, of the chosen and the rejected answer; nan if the loss needs a kl that is not
+    stored. Errors of the loss pass through."""
     chosen, rejected = view.policy
     if "kl" in loss.needs and view.kl is None:
         return np.full((len(chosen.total), 2), np.nan)
@@ -44,10 +44,10 @@ def weights(loss: Loss, settings: Mapping[str, Any], view: View) -> stats.Floats
 
 
 def gradients(runs: pd.DataFrame, heldout: pd.DataFrame, norms: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row for every held-out pair of every run, as `pobench.columns` describes it: under the loss it was trained with;
-    of a start model, under every loss that was trained from it.
+    """One row for every held-out pair of every run, as `pobench.columns` describes it. A trained run is evaluated under its own
+    loss, a start model under every loss that was trained from it.
 
-    norm: `‖∂loss/∂θ‖` of the pair, nan where the run has no `norms`. A loss that cannot be evaluated gives nan.
+    norm: `‖∂loss/∂θ‖` of the pair; nan if the run has no `norms`. A loss that fails gives nan.
     """
     parts = []
     for _, members in runs.groupby("setting", sort=True):

@@ -1,13 +1,7 @@
-"""The run folder: written while a job runs, read as frames. Nothing else holds state.
+"""Read a runs directory as frames. `pobench.results.run_folder` describes the files of a run.
 
-    runs/<setting>/<loss>-<8 hex>/     one training job: config.yaml, environment.json, steps.jsonl,
-                                       heldout.parquet, answers.parquet, verdicts.parquet, scores.json,
-                                       model/, finished.json (written last: its presence means complete)
-    runs/<setting>/start-<8 hex>/      the start model on the same evaluation, without steps
-    runs/<setting>/data-<8 hex>/       the token pairs that jobs share, and their audit
-
-`load_frames` reads them as tidy frames, one observation a row, joined by `run`: `pobench.columns` describes each, and
-docs/frames.md prints it. `pobench.results.derived` makes further frames from them when they are first asked for.
+`load_frames` returns tidy frames, one observation a row, joined by `run`. `pobench.columns` describes each frame, and
+docs/frames.md prints it. `pobench.results.derived` computes further frames from these on first use.
 """
 
 from __future__ import annotations
@@ -30,9 +24,9 @@ from pobench.results.scores import scores_of
 
 
 def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames:
-    """Every stored run as tidy frames, with the columns and types of `pobench.columns.FRAMES`.
+    """All stored runs as tidy frames, with the columns and types of `pobench.columns.FRAMES`.
 
-    setting: only the runs of this one. Raises PobenchError where no run is stored.
+    setting: read only the runs of this setting. Raises PobenchError if no run is stored.
     """
     root = Path(runs)
     folders = sorted(p.parent for p in root.glob("*/*/config.yaml") if setting in (None, p.parent.parent.name))
@@ -118,7 +112,7 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
 
 
 def _finished(folder: RunFolder, start: bool) -> bool:
-    """Whether the model is trained, and every result that the newest command named and a plain run makes is there."""
+    """Whether the model is trained, and the results of heldout, answers and judge that the newest command named are stored."""
     if not folder.shown:
         return folder.has("finished.json")
     needed = [name for stage, name in folder.shown.items() if stage in ("heldout", "answers", "judge")]
@@ -126,6 +120,6 @@ def _finished(folder: RunFolder, start: bool) -> bool:
 
 
 def _sources(origin: Mapping[str, str], loss: str) -> dict[str, str]:
-    """Setting → source, for the loss's own settings and the training fields a reader asks about."""
+    """Setting → where its value comes from, for the loss's own settings and for lr, epochs and batch_size."""
     named = {key.removeprefix(f"{loss}."): where for key, where in origin.items() if key.startswith(f"{loss}.")}
     return {**{f: origin[f"train.{f}"] for f in ("lr", "epochs", "batch_size") if f"train.{f}" in origin}, **named}

@@ -1,6 +1,6 @@
-"""Every metric, once: its name, direction, unit and definition beside the few lines that compute it.
+"""All metrics: each with its name, direction, unit and definition beside the few lines that compute it.
 
-From the frames of one run (or of one loss's runs with several seeds) and of its start model to the rows of
+They turn the frames of one run (or of one loss's runs with several seeds) and of its start model into the rows of
 `scores.json`. Prompts and pairs are the clusters of every interval; see `pobench.results.stats`.
 """
 
@@ -27,7 +27,7 @@ Frames = Mapping[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number means. `definition` is the sentence the report prints."""
+    """The description of a metric, and the function that computes it. definition: the text that the report prints."""
 
     name: str
     title: str
@@ -82,7 +82,7 @@ def metric(name: str) -> Metric | None:
 # ---------------------------------------------------------------- what the metrics read
 @dataclass
 class Evidence:
-    """The frames of one run, or of one loss's runs, as the metrics want them; `start` is the start model's."""
+    """The frames of one run, or of one loss's runs, from which metrics are computed. start: the start model's."""
 
     heldout: pd.DataFrame
     answers: pd.DataFrame

@@ -1,14 +1,14 @@
-"""A run's folder, and in it one folder for every result that stands behind the trained model.
+"""A run's folder: a trained model, and in it one folder for every result that a stage computed from that model.
 
     runs/<setting>/<loss>-<12 hex>/       a trained model: config.yaml, environment.json, steps.jsonl, model/, and
                                           trained.json, written last
         <stage>-<12 hex>/                 what a stage made of it: its frames, and node.json
         shown.json                        which of these the newest command named
-    runs/<setting>/start-<12 hex>/        the start model: the same without steps and weights of its own
+    runs/<setting>/start-<12 hex>/        the start model: the same, without steps.jsonl and model/
     runs/<setting>/data-<12 hex>/         the token pairs that runs share, and their audit
 
-The hex digits are made from causes (`pobench.identity`), which `trained.json` and `node.json` hold beside the sha256 of
-every file. Bytes that do not match are never used. Folders of protocol 1 have their frames in the run folder itself.
+The hex digits are a digest of causes (`pobench.identity`). `trained.json` and `node.json` hold the causes and the sha256 of
+every file; files that do not match are never used. Folders of protocol 1 have their frames in the run folder itself.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class NodeFolder:
 
     @property
     def about(self) -> dict[str, Any]:
-        """{"causes", "files", …} as `write` was given them."""
+        """The content of `node.json`: causes, files → sha256, and the further facts of `write`."""
         return dict(json.loads((self.path / "node.json").read_text(encoding="utf-8")))
 
     def write(self, frames: Mapping[str, pd.DataFrame], causes: Mapping[str, Any], **about: Any) -> None:
         """Store some of `pobench.columns.FRAMES` under their names, without the column `run`: the folder says it.
 
-        about: whatever else belongs to the result.
+        about: further facts on the result.
         """
         with whole(self.path) as partial:
             partial.mkdir(parents=True)
@@ -98,7 +98,7 @@ class RunFolder:
 
     @property
     def trained(self) -> dict[str, Any] | None:
-        """What `trained.json` says; None before training is done, and of the start model."""
+        """The content of `trained.json`; None before training has finished, and for the start model."""
         path = self.path / "trained.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
@@ -112,14 +112,14 @@ class RunFolder:
         self.write_json("failed.json", {"reason": reason})
 
     def forgive(self) -> None:
-        """Forget an earlier failure: another attempt begins."""
+        """Forget an earlier failure, because a new attempt begins."""
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def has(self, name: str) -> bool:
         return (self.path / name).exists()
 
     def finish_training(self, causes: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """`trained.json`, written last: what training took, and the digests of all that it wrote."""
+        """Write `trained.json`, the last file: causes, facts about training, and the digests of the files that it wrote."""
         names = [p.relative_to(self.path).as_posix() for p in sorted((self.path / "model").rglob("*")) if p.is_file()]
         files = {
             name: file_digest(self.path / name) for name in names
@@ -130,7 +130,7 @@ class RunFolder:
 
     @property
     def weights(self) -> str | None:
-        """A digest of the trained weights; None of the start model, which is named by its own."""
+        """A digest of the trained weights; None for the start model, whose weights are a cause themselves."""
         trained = self.trained
         return (
             None if trained is None else name_of({k: v for k, v in trained["files"].items() if k.startswith("model/")})
@@ -152,17 +152,17 @@ class RunFolder:
 
     @property
     def shown(self) -> dict[str, str]:
-        """Stage → the node that the newest command named; {} in a folder of protocol 1."""
+        """Stage → the node that the newest command named; {} for a folder of protocol 1."""
         return dict(self.read_json("shown.json")) if self.has("shown.json") else {}
 
     def show(self, nodes: Mapping[str, str]) -> None:
-        """Nodes of stages that are not named stay shown."""
+        """Record the nodes that a command names. Other stages keep theirs."""
         now = {**self.shown, **nodes}
         if now != self.shown:
             self.write_json("shown.json", now)
 
     def others(self, stage: str) -> int:
-        """How many finished results of a stage are stored beside the one that is shown."""
+        """The number of finished results of a stage that are stored but not shown."""
         shown = self.shown.get(stage)
         found = [p.parent.name for p in self.path.glob(f"{stage}-*/node.json")]
         return len([name for name in found if name != shown and name.rpartition("-")[0] == stage])
@@ -187,7 +187,7 @@ class RunFolder:
     # -- files
 
     def write_config(self, job: Job, kind: str, start: str) -> None:
-        """`config.yaml`: every value, and where each that is no default comes from. start: the start model's run."""
+        """Write `config.yaml`: every value, and the origin of each that is not a default. start: the start model's run."""
         values = {**job.values(), "kind": kind, "protocol": PROTOCOL, "start": start, "origin": dict(job.origin)}
         text, path = yaml.safe_dump(values, sort_keys=False, allow_unicode=True), self.path / "config.yaml"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -200,7 +200,7 @@ class RunFolder:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def benchmark_results(self) -> list[dict[str, Any]]:
-        """The stored `score.json` of each benchmark by each judge: the one over most questions, and of these the latest.
+        """The stored `score.json` for each benchmark and judge: the one with the most questions, or the latest of these.
 
         Raises CorruptError where its bytes are not those that were written.
         """
@@ -221,7 +221,7 @@ class RunFolder:
             file.write(json.dumps(nan_as_null(row)) + "\n")
 
     def rewind_steps(self, step: int) -> None:
-        """Forget what was logged after `step`, and a line cut short by a kill."""
+        """Remove the rows after `step`, and a last line that a kill cut short."""
         kept = [json.dumps(row) for row in self.steps() if row["step"] <= step]
         write_text(self.path / "steps.jsonl", "".join(line + "\n" for line in kept))
 
@@ -247,9 +247,9 @@ def run_names(runs: Path) -> Iterator[str]:
 
 
 def find_run(runs: Path, name: str) -> str:
-    """The run whose name begins with `name`; `name` may lack the setting.
+    """The run whose name begins with `name`, with or without the setting.
 
-    Raises PobenchError that names the nearest where there is none, and all of them where there are several.
+    Raises PobenchError if there is none (it names the nearest) or if there are several (it names all).
     """
     known = list(run_names(runs))
     found = [run for run in known if name == run]

@@ -1,5 +1,5 @@
-"""The scores of a run: derived from its stored frames and the start model's, and kept beside them for as long as both
-stay as they are."""
+"""The scores of a run. They are computed from its stored frames and the start model's, and stored beside them until one of
+these changes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ FRAMES = ("heldout", "answers", "verdicts")
 def scores_of(runs: Path, run: str) -> list[dict[str, Any]]:
     """Rows of the frame `scores`: metric, value, low, high, n, better; None for nan. [] where nothing is stored.
 
-    What compares with the start model is there only where its answers to the same prompts, by the same decoding, are;
-    once they are, the scores are made again.
+    Comparisons with the start model need its answers to the same prompts, with the same decoding. Once these are stored, the
+    scores are computed again.
     """
     folder = RunFolder(runs, run)
     stored = folder.read_json("scores.json") if folder.has("scores.json") else None
@@ -45,7 +45,7 @@ def scores_of(runs: Path, run: str) -> list[dict[str, Any]]:
 
 
 def _start(runs: Path, folder: RunFolder) -> RunFolder | None:
-    """The start model's folder; None of the start model itself."""
+    """The start model's folder; None if this run is the start model."""
     if not folder.has("config.yaml"):
         return None
     config = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
@@ -53,7 +53,7 @@ def _start(runs: Path, folder: RunFolder) -> RunFolder | None:
 
 
 def _nodes(folder: RunFolder, like: RunFolder | None = None) -> dict[str, str]:
-    """Frame → the digest of its bytes. like: only of results that stand beside this run's."""
+    """Frame → the digest of its bytes. like: only results that have the same node names as this run's."""
     found = {}
     for frame in FRAMES:
         shown = folder.shown.get(STAGE_OF[frame])

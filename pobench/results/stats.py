@@ -1,15 +1,15 @@
-"""Estimates with intervals on plain arrays, and which runs are pooled; the same seed, always the same answer.
+"""Estimates with intervals, on plain arrays. Equal seeds give equal results.
 
-The interval is the EXPANDED PERCENTILE bootstrap. Plain percentiles are too narrow at small n, and BCa does not mend
-that; so the quantile levels are widened until the interval of a normal sample's mean equals Student's, at any n
+The interval is the EXPANDED PERCENTILE bootstrap. Plain percentiles are too narrow at small n, and BCa does not correct
+that. So the quantile levels are widened until the interval of a normal sample's mean equals Student's, at any n
 (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", The American Statistician 69(4)). Coverage of the 95 %
 interval over 1500 trials, plain → expanded: normal 88 → 94 % at n = 8, 91 → 94 % at n = 15; exponential 88 → 91 % at
-n = 15, 92 → 93 % at n = 25. Below ten prompts no bootstrap deserves much trust. What is resampled is the CLUSTER: all
-samples of one prompt stay together, each cluster counts once, and `Estimate.n` is the number of clusters. Where several
+n = 15, 92 → 93 % at n = 25. Below ten prompts no bootstrap deserves much trust. CLUSTERS are resampled: all
+samples of one prompt stay together, each cluster counts once, and `Estimate.n` is the number of clusters. If several
 seeds were trained, seeds are resampled too, crossed with the prompts (Owen 2007, "The pigeonhole bootstrap"), and the
 interval is widened for their small number, see `_few_seeds`.
 
-nan means "not measured" and is dropped: n counts what is left. Nothing left is `Estimate.missing()`. One
+nan means "not measured" and is dropped; n counts the rest. If nothing is left, the result is `Estimate.missing()`. One
 cluster gives a value without an interval (nan), unless the scale's bounds are known.
 """
 
@@ -73,9 +73,9 @@ def mean(
 def means(
     columns: ArrayLike, bounds: Sequence[Bounds | None], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Estimate]:
-    """`mean` of each column of (observations, columns), every row its own cluster; the draws are made once for all.
+    """`mean` of each column of (observations, columns). Every row is its own cluster; all columns share the draws.
 
-    bounds: of each column. A column with nan is estimated by itself, from the rows it has.
+    bounds: of each column. A column with nan is estimated by itself, from its other rows.
     """
     table = np.asarray(columns, dtype=float)
     whole = np.flatnonzero(~np.isnan(table).any(axis=0)) if len(table) else np.empty(0, dtype=int)
@@ -98,9 +98,9 @@ def least(
 ) -> Estimate:
     """The smallest of several means; each candidate is (values, clusters, seeds) as in `mean`.
 
-    To say that ALL are above something, each must be, at the plain level (an intersection-union test needs no
-    correction): hence the lowest lower end. To say that ONE is below, the one that came out smallest was picked among
-    several, which Bonferroni's level makes up for: hence the lowest of those upper ends.
+    The lower end is the lowest lower end at the plain level: the claim that ALL means are above it is an intersection-union
+    test, which needs no correction. The upper end is the lowest upper end at Bonferroni's level: the claim that ONE mean is
+    below it picks the smallest of several, and Bonferroni's level corrects for that.
     """
     plain = [mean(*c, bounds=bounds) for c in candidates]
     there = [place for place, e in enumerate(plain) if e.n]
@@ -114,8 +114,8 @@ def least(
 
 
 def student(values: ArrayLike) -> Estimate:
-    """The geometric mean of a few independent costs or ratios of costs (of runs, not of prompts), all positive, with
-    Student's interval of their logarithms: resampling three numbers never leaves their range. One value has none."""
+    """The geometric mean of a few independent, positive costs or ratios of costs of runs, with Student's interval of their
+    logarithms: a bootstrap of three numbers never leaves their range. One value has no interval."""
     v = np.asarray(values, dtype=float).ravel()
     v = np.log(v[v > 0])  # nan is not
     if len(v) < 2:

@@ -1,7 +1,7 @@
-"""What a processor computes better by hand: decoder layers, and attention over shared-prefix rows.
+"""Hand-written decoder layers, and attention over shared-prefix rows, for processors.
 
-This is the only entrance: the rest of pobench imports the names below, and none of the modules inside. On a GPU the layers
-serve too, where they are not compiled: they keep less for the backward pass there as here.
+The rest of pobench imports only the names below. The layers also serve on a GPU, unless they are compiled: there too they keep
+less for the backward pass.
 """
 
 from pobench.model.cpu.attention import takes_parts, use_parts

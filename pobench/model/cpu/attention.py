@@ -1,6 +1,6 @@
-"""A kind of attention that computes shared-prefix rows part by part, for layers that keep their own forward.
+"""The attention `parts_over_sdpa`: it computes shared-prefix rows part by part, for layers that keep their own forward.
 
-A call whose mask carries parts (`prefix_attention.py`) is computed by them; every other call goes to `sdpa`.
+Calls whose mask carries parts (`prefix_attention.py`) are computed by parts; all other calls go to `sdpa`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _NAME = "parts_over_sdpa"
 
 
 def use_parts(model: Any) -> None:
-    """Let the layers of a model on a processor take masks that carry parts, where its attention is `sdpa` and can be
-    exchanged; any other model stays as it is."""
+    """Let the layers of a model on a processor take masks that carry parts, if its attention is `sdpa` and can be exchanged.
+    Otherwise nothing changes."""
     if can_change(model) and current_kind(model) == base_kind(model) == "sdpa":
         _register()
         model.set_attn_implementation(_NAME)

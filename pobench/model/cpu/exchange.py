@@ -1,10 +1,10 @@
-"""Which layers of a model compute by a candidate of `layers.py`, and the trial that decides it.
+"""Exchange the `forward` of a model's layers for a candidate of `layers.py`, where a trial shows that both agree.
 
-Only the `forward` of a module is exchanged; weights and names stay. A linear layer and an embedding are known by their
-class. An attention, an MLP or a norm is tried: on a small copy with random weights, the candidate has to give the value and
-the gradients of the module's own forward. Two modules share one trial only where everything that a forward may read is
-equal: class, attributes, configuration, shapes of weights, and the same of their children. A second instance of a class
-that computes something else is tried by itself, and keeps its own forward.
+Weights and names stay. Linear layers and embeddings are recognised by their class. An attention, an MLP or a norm is tried: on
+a small copy with random weights, the candidate has to give the value and the gradients of the module's own forward. Two
+modules share one trial only if everything that a forward may read is equal: class, attributes, configuration, shapes of
+weights, and the same for their children. So an instance of a known class that computes something else gets its own trial,
+fails it, and keeps its own forward.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from pobench.model.products import Arithmetic
 
 
 class Run(NamedTuple):
-    """One comparison of a trial. factor: of the random input. gradients: compared beside the value. tolerance: relative to
-    the largest value."""
+    """One comparison of a trial. factor: scales the random input. gradients: whether they are compared too. tolerance: relative
+    to the largest value."""
 
     training: bool
     factor: float
@@ -48,7 +48,7 @@ RUNS = (
     Run(training=False, factor=1.0, gradients=True, tolerance=1e-5),
     Run(training=True, factor=1.0, gradients=True, tolerance=1e-5),  # shows dropout
     Run(training=True, factor=1e-3, gradients=True, tolerance=1e-5),  # shows the epsilon of a norm
-    # Shows a clamp. A softmax has but one term there, and its gradient no correct digit.
+    # Shows a clamp. A softmax is all but one-hot there, and its gradient has no correct digit.
     Run(training=True, factor=10.0, gradients=False, tolerance=1e-3),
 )
 KNOWN_BY_CLASS: dict[type, Callable[[Arithmetic], Candidate]] = {nn.Linear: linear, nn.Embedding: embedding}
@@ -56,14 +56,14 @@ TRIED = (gated_mlp, attention, rms_norm)
 
 _outcomes: dict[
     Hashable, int | None
-] = {}  # of this process: what is tried → the candidate that agrees, None: none does
+] = {}  # this process's trials: description of a module → index of the candidate that agrees, or None
 
 
 # ---------------------------------------------------------------- exchange
 def exchange_layers(body: nn.Module, arithmetic: Arithmetic) -> None:
-    """Exchange the forward of every module below `body` that a candidate agrees with; all others get their own back.
+    """Exchange the forward of every module below `body` for which a candidate agrees; all others get their own back.
 
-    A module whose forward somebody else replaced is left alone.
+    A module whose forward other code has replaced is left alone.
     """
     for module in body.modules():
         if "forward" in module.__dict__ and not is_exchanged(module):
@@ -85,7 +85,7 @@ def restore_layers(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def own_layers(model: nn.Module) -> Iterator[None]:
-    """Inside, every module computes by its own forward; afterwards what was exchanged is so again."""
+    """Inside, every module computes by its own forward; afterwards the exchanges are back."""
     exchanged = [(module, module.__dict__.pop("forward")) for module in model.modules() if is_exchanged(module)]
     try:
         yield
@@ -96,10 +96,10 @@ def own_layers(model: nn.Module) -> Iterator[None]:
 
 def _or_own(candidate: Candidate) -> Forward:
     """The candidate's forward for the calls that it suits, the module's own for all others."""
-    ours, suits = candidate.forward, candidate.suits
 
-    def forward(self: Any, *given: Any, **named: Any) -> Any:
-        return (ours if suits(self, *given, **named) else type(self).forward)(self, *given, **named)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        suits = candidate.suits(self, *args, **kwargs)
+        return (candidate.forward if suits else type(self).forward)(self, *args, **kwargs)
 
     forward.of_candidate = True  # type: ignore[attr-defined]
     return forward
@@ -126,16 +126,16 @@ def _agreeing(module: nn.Module, arithmetic: Arithmetic) -> Candidate | None:
 
 
 def _holds_state(module: nn.Module) -> bool:
-    """Whether the module holds tensors besides its weights: a trial cannot know what they will be at another call."""
+    """Whether the module holds tensors besides its weights. A trial cannot know their values at a later call."""
     return bool(module._buffers) or any(isinstance(value, Tensor) for value in module.__dict__.values())
 
 
-_BOOKKEEPING = {*nn.Module().__dict__, "forward"}  # `training` among them: a trial tries both
+_BOOKKEEPING = {*nn.Module().__dict__, "forward"}  # includes `training`: a trial runs both modes
 _SCALARS = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size}
 
 
 def _described_module(module: nn.Module) -> Hashable:
-    """All that a forward may read of a module, to compare it with another. Raises _UnknownValue."""
+    """Everything that a forward may read from a module, as a value to compare. Raises _UnknownValue."""
     attributes = {name: value for name, value in module.__dict__.items() if name not in _BOOKKEEPING}
     weights = [(name, None if p is None else (p.shape, p.dtype)) for name, p in module._parameters.items()]
     children = [(name, None if c is None else _described_module(c)) for name, c in module._modules.items()]
@@ -143,7 +143,7 @@ def _described_module(module: nn.Module) -> Hashable:
 
 
 def _described(value: Any) -> Hashable:
-    """A value with its type, so that 1, 1.0 and True differ. Raises _UnknownValue."""
+    """A value together with its type, so that 1, 1.0 and True differ. Raises _UnknownValue."""
     kind = type(value)
     if kind in _SCALARS:
         return kind, repr(value)
@@ -163,8 +163,8 @@ def _described(value: Any) -> Hashable:
 
 
 def _without_names(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A configuration's values without the model's path, and with the base of its kind of attention: without a mask of
-    pobench's own, which no trial gives, the base is what computes."""
+    """A configuration's values, without the model's path, and with the base of its kind of attention: a trial passes no mask of
+    pobench's own form, so the base kind computes it."""
     for name, value in config.items():
         if name == "_attn_implementation_internal" and isinstance(value, str):
             yield name, base_of(value)
@@ -174,9 +174,8 @@ def _without_names(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 # ---------------------------------------------------------------- trial
 def _agrees(module: nn.Module, candidate: Candidate) -> bool:
-    """Whether value and gradients of a small copy of `module` are those of its own forward, in evaluation and training.
-
-    The global state of random numbers is the same afterwards.
+    """Whether the candidate gives the value and the gradients of the module's own forward, on a small copy, in evaluation and
+    training. The global state of random numbers is unchanged.
     """
     draw = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
@@ -204,9 +203,9 @@ def _close(ours: Tensor, own: Tensor, tolerance: float) -> bool:
 
 
 def _small_copy(module: nn.Module, draw: torch.Generator, sizes: dict[int, int]) -> tuple[nn.Module, int]:
-    """A copy of a few features with random fp32 weights on the processor, and its width. Sizes that differ still do.
+    """A copy of a few features with random fp32 weights on the processor, and its width. Different sizes stay different.
 
-    sizes: the copy's sizes by the module's, as far as they are given.
+    sizes: the module's size → the copy's, as far as fixed; others are added.
     """
     trial = copy.copy(module)
     trial._modules = {name: copy.copy(child) for name, child in module._modules.items()}
@@ -231,7 +230,7 @@ def _small_copy(module: nn.Module, draw: torch.Generator, sizes: dict[int, int])
 def _outcome(
     module: nn.Module, call: Forward, x: Tensor, further: dict[str, Any], slope: Tensor | None
 ) -> list[Tensor]:
-    """The value, and the gradients of `value · slope` by the input and every weight where a slope is given."""
+    """The value; with a slope, also the gradients of `value · slope` by the input and every weight."""
     x = x.clone().requires_grad_()
     y = call(module, x, **further)
     y = y[0] if isinstance(y, tuple) else y

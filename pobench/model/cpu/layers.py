@@ -1,16 +1,16 @@
-"""Layers of a decoder that compute the same numbers and keep less of them for the backward pass.
+"""Decoder layers that compute the same numbers as the model's own, and keep less memory for the backward pass.
 
-    linear      adds its weight's gradient to the gradient that is there; an input that several layers read is cast once
-    embedding   adds to the rows of the tokens in the batch, without a gradient as large as the vocabulary
+    linear      adds its weight's gradient to `weight.grad` in place; an input that several layers read is cast once
+    embedding   adds to the gradient's rows of the batch's tokens, without a gradient as large as the vocabulary
     gated MLP   down(act(gate(x)) · up(x)): keeps gate(x) and up(x), and computes the two elementwise products again
-    attention   out(attend(rotate(q(x)), rotate(k(x)), v(x))): keeps the rotated queries, keys, values and what is attended
-                to, keys and values once for all heads that share them
-    RMS norm    x / rms(x) · scale: keeps x and one number a token; the MLP or attention that reads it keeps nothing more
+    attention   out(attend(rotate(q(x)), rotate(k(x)), v(x))): keeps rotated queries and keys, values, and the attended values;
+                keys and values once for all heads that share them
+    RMS norm    x / rms(x) · scale: keeps x and one number a token; the MLP or attention that reads it keeps no input
 
-Autograd keeps every product on the way. Computing the elementwise ones again costs little beside the matrix products, and
-what a layer keeps falls by a third to a half.
+Autograd keeps every intermediate product. Computing the elementwise ones again costs little beside the matrix products, and
+saves a third to a half of a layer's memory.
 
-Each layer comes as a `Candidate`: a `forward` that may replace a module's own. `exchange.py` decides where it does.
+Each layer is a `Candidate`: a `forward` that may replace a module's own. `exchange.py` decides where it does.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Forward = Callable[..., Any]
 class Candidate(NamedTuple):
     """A `forward` that may replace a module's own.
 
-    suits: whether it computes a call; any other call goes to the module's own forward. trial_sizes: the sizes of a trial's
-    small copy, by those of the module, where a size is more than a number of features. trial_inputs: what a trial's call
-    takes besides its input.
+    suits: whether it can compute a call; other calls go to the module's own forward. trial_sizes: the module's size → that of
+    the trial's small copy, for sizes with a structure (heads × features). trial_inputs: further arguments of a trial's
+    call.
     """
 
     forward: Forward
@@ -49,16 +49,16 @@ def is_exchanged(module: nn.Module) -> bool:
 
 
 def untampered(module: nn.Module) -> bool:
-    """Whether nobody hooked the module or replaced its forward, exchanges excepted: what reads its weights directly would
-    pass by the change."""
+    """Whether the module has no hooks, and no replaced forward other than an exchange. Code that reads its weights directly
+    would bypass both."""
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return not hooked and ("forward" not in module.__dict__ or is_exchanged(module))
 
 
 def has_known_children(module: nn.Module) -> bool:
-    """Whether every child is an untampered linear layer without bias, of no derived class, or a leaf without any tensor.
+    """Whether every child is an untampered `nn.Linear` without bias (not a subclass), or a leaf without tensors.
 
-    Asked at every call, since an adapter or a hook may have come since the exchange.
+    Checked at every call, because an adapter or a hook may have been added since the exchange.
     """
     for child in module._modules.values():
         if child is None:
@@ -70,9 +70,9 @@ def has_known_children(module: nn.Module) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- what is kept of an input
+# ---------------------------------------------------------------- inputs kept for the backward pass
 class NormFactors(NamedTuple):
-    """What the output of an RMS norm is a product of. x: (…, features). inverse_rms: (…, 1). scale: (features,)."""
+    """The factors of an RMS norm's output. x: (…, features). inverse_rms: (…, 1). scale: (features,)."""
 
     x: Tensor
     inverse_rms: Tensor
@@ -87,8 +87,8 @@ class NormFactors(NamedTuple):
 class KeptInput(NamedTuple):
     """How the backward pass gets an input, (tokens, features) in the type of the product.
 
-    tensors: to keep; the input itself, or the factors of the norm that it comes from. restore: computes the input from
-    them. It holds no tensor itself: one would stay in memory beside those that autograd frees, or that checkpointing drops.
+    tensors: to save; the input itself, or the factors of the norm that it comes from. restore: computes the input from them.
+    It must hold no tensor itself, because autograd and activation checkpointing could not free that.
     """
 
     tensors: tuple[Tensor, ...]
@@ -96,13 +96,13 @@ class KeptInput(NamedTuple):
 
 
 def mark_as_norm(output: Tensor, factors: NormFactors) -> None:
-    """Let a norm's output carry the factors that it is a product of."""
+    """Attach the factors of a norm's output to it."""
     output.norm_factors = (factors, version(output))  # type: ignore[attr-defined]
 
 
 def kept_input(x: Tensor, narrow: Tensor) -> KeptInput:
-    """What to keep of `x`, whose cast is `narrow`. A norm keeps its own factors in any case, so its output is not kept
-    again, unless it was changed in place since."""
+    """How to keep `x`, whose cast is `narrow`. A norm saves its factors in any case, so its output is restored from them,
+    unless it was changed in place since."""
     factors, at_version = getattr(x, "norm_factors", (None, None))
     if factors is None or at_version != version(x):
         return KeptInput((narrow,), _as_it_is)
@@ -143,7 +143,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _weight_grad(arithmetic: Arithmetic, weight: Tensor, grad: Tensor, x: Tensor | None) -> Tensor | None:
-    """The gradient that autograd adds; None where it was added here."""
+    """The gradient for autograd to add; None if it was added here."""
     assert x is not None
     total = arithmetic.grad(weight)
     if total is None:
@@ -233,7 +233,7 @@ class _GatedMlp(torch.autograd.Function):
 
 
 def gated_mlp(module: nn.Module, arithmetic: Arithmetic) -> Iterator[Candidate]:
-    """A candidate, where the module has the parts of a gated MLP."""
+    """A candidate, if the module has the parts of a gated MLP."""
     names = ("gate_proj", "up_proj", "down_proj")
     if not all(isinstance(getattr(module, name, None), nn.Linear) for name in names) or not hasattr(module, "act_fn"):
         return
@@ -246,7 +246,7 @@ def gated_mlp(module: nn.Module, arithmetic: Arithmetic) -> Iterator[Candidate]:
 
 
 # ---------------------------------------------------------------- attention
-TRIED = {"position_ids"}  # further arguments that a trial gives; others have to be None or False
+TRIED = {"position_ids"}  # further arguments that a trial passes; others have to be None or False
 
 
 class _Attention(torch.autograd.Function):
@@ -311,22 +311,22 @@ class _Attention(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(rows, width, heads, features) fp32: feature i of a head's left half and feature i of its right half are a pair, and
-    each pair is rotated by an angle. Both halves have the same angles, so the opposite sines rotate back."""
+    """(rows, width, heads, features) fp32. Feature i of a head's left half and feature i of its right half are a pair, rotated
+    by an angle. Both halves have the same angles, so negated sines rotate back."""
     cos, (left_sin, right_sin) = cos[:, :, None], sin[:, :, None].chunk(2, -1)
     x = x.to(cos.dtype)
     left, right = x.chunk(2, -1)
     turned = x * cos
     turned_left, turned_right = turned.chunk(2, -1)
-    # addcmul would round once less than the module's own forward does. A model with an adapter takes that forward, and a
-    # fresh adapter has to leave every bit as it was.
+    # Not addcmul, which rounds once less than the module's own forward. A model with an adapter takes that forward, and a fresh
+    # adapter must not change any bit.
     turned_left.sub_(right * left_sin)
     turned_right.add_(left * right_sin)
     return turned
 
 
 def attention(module: nn.Module, arithmetic: Arithmetic) -> Iterator[Candidate]:
-    """A candidate, where the module has the parts of an attention; it computes calls whose mask is added to the scores."""
+    """A candidate, if the module has the parts of an attention. It computes calls with a mask to add to the scores."""
     names = ("q_proj", "k_proj", "v_proj", "o_proj")
     if not all(isinstance(getattr(module, name, None), nn.Linear) for name in names):
         return
@@ -409,7 +409,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def rms_norm(module: nn.Module, arithmetic: Arithmetic) -> Iterator[Candidate]:
-    """Two candidates for an RMS norm: scaled by the weight, and by the weight plus one."""
+    """Two candidates for an RMS norm: one scales by the weight, one by the weight plus one."""
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not (type(module).__name__.endswith("RMSNorm") and isinstance(eps, float)):
         return

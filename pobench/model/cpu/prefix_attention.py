@@ -1,13 +1,13 @@
-"""Attention over shared-prefix rows on a processor: scores are computed where a token may look, and nowhere else.
+"""Attention over shared-prefix rows on a processor: only scores that the mask leaves visible are computed.
 
-    [prompt | chosen | rejected]     prompt and chosen are one causal sequence; rejected looks at the prompt and itself
+    [prompt | chosen | rejected]     prompt and chosen are one causal sequence; rejected sees the prompt and itself
 
 Most of a row's (width × width) scores are masked: the upper half of a causal triangle, chosen against rejected, groups that
-share a row, pads. The rest is cut into blocks of queries, each with the keys up to its last query; a block is a handful of
-matrix products over two scratch buffers that are kept. Everything is fp32, whatever the type of the model's products:
-narrower scores would be somewhat faster, but rounded to three digits.
+share a row, pads. The rest is cut into blocks of queries, each with the keys up to its last query. A block takes a few matrix
+products over two reused scratch buffers. All is fp32, whatever the type of the model's products: bf16 scores would be
+somewhat faster, but rounded to three digits.
 
-The backward pass computes the scores S and their softmax P again from queries and keys:
+The backward pass computes the scores S and their softmax P again, from queries and keys:
 
     dV = Pᵀ dO,   dS = P · (dO Vᵀ - Σ dO · O),   dQ = dS K · scale,   dK = dSᵀ Q · scale
 """
@@ -26,13 +26,13 @@ from torch import Tensor
 from pobench.model.attention import added_mask
 from pobench.model.layouts import Batch, Place
 
-QUERIES = 128  # most queries of a block: with more, more masked scores are computed; with fewer, the products are small
+QUERIES = 128  # most queries of a block: more would compute more masked scores, fewer would make the products small
 SCORES = 2**21  # most scores of a block, all heads together: 8 MB
 
 
 class Part(NamedTuple):
-    """Queries of a row, and the keys that they see. keys: slices of the same row, in order. bias: (queries, keys), added to
-    the scores. causal: the last keys are the queries themselves, and no query sees a later one."""
+    """Queries of a row, and the keys that they see. keys: slices of the same row, in order. bias: (queries, keys), added to the
+    scores. causal: the last keys are those of the queries' own tokens, and no query sees a later one."""
 
     row: int
     queries: slice
@@ -42,14 +42,14 @@ class Part(NamedTuple):
 
 
 class _Carried(NamedTuple):
-    """What a mask that stands for its parts carries. whole: builds the mask that it stands for."""
+    """Attached to a mask that stands for its parts. whole: builds the mask as a matrix."""
 
     parts: list[Part]
     whole: Callable[[], Tensor]
 
 
 def parts_of(places: Sequence[Place], window: int | None = None) -> list[Part]:
-    """The parts of groups that lie in rows. window: a token sees only tokens less than so many positions before it."""
+    """The parts of all groups. window: a token sees only tokens less than so many positions before it."""
     parts = []
     for row, start, prompt, (first, *others) in places:
         of_prompt, at = slice(start, start + prompt), start + prompt + first
@@ -63,8 +63,8 @@ def parts_of(places: Sequence[Place], window: int | None = None) -> list[Part]:
 
 
 def standing_for(parts: list[Part], whole: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An empty mask in the shape of the one that `whole` builds, (rows, 1, width, width). It carries its parts to attention
-    that computes by them; read as numbers it is NaN, which every check finds."""
+    """A placeholder in the shape of the mask that `whole` builds, (rows, 1, width, width). It carries the parts to the
+    attention that computes by them. Its numbers are NaN, so code that reads them by mistake is noticed."""
     mask = torch.full((1, 1, 1, 1), math.nan, dtype=dtype).expand(*shape)
     mask.carried = _Carried(parts, cache(whole))  # type: ignore[attr-defined]
     return mask
@@ -98,7 +98,7 @@ _triangles: dict[int | None, Tensor] = {}
 
 def _triangle(tokens: int, window: int | None) -> Tensor:
     """(tokens, tokens) fp32, added to the scores of one causal sequence. It is a corner of the largest one so far, which is
-    kept: positions count from the start of the prompt, so the bias of every part is some lines of it."""
+    cached. Positions count from the start of the prompt, so the bias of every part is a slice of its lines."""
     found = _triangles.get(window)
     if found is None or len(found) < tokens:
         at = torch.arange(-(-tokens // QUERIES) * QUERIES)
@@ -109,13 +109,13 @@ def _triangle(tokens: int, window: int | None) -> Tensor:
 
 
 def whole_rows(mask: Tensor) -> list[Part]:
-    """Parts for any mask that is added to the scores, (rows, 1, width, width): a row is one part, its bias the mask."""
+    """Parts for any mask to add to the scores, (rows, 1, width, width): each row is one part, with the mask as bias."""
     rows, _, width, keys = mask.shape
     return [Part(row, slice(0, width), (slice(0, keys),), mask[row, 0].float(), False) for row in range(rows)]
 
 
 def _blocks(part: Part, heads: int) -> list[tuple[slice, Tensor]]:
-    """(queries of the row, their bias) for each block; the bias has as many columns as keys, from the first, are seen."""
+    """For each block: (its queries in the row, their bias). The bias has a column for every key up to the last one seen."""
     n, keys = part.bias.shape
     size = max(16, min(QUERIES, SCORES // (heads * keys)))
     first = part.queries.start
@@ -130,8 +130,8 @@ _scratch = threading.local()
 
 
 def _buffer(which: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """One of a thread's buffers for scores. Buffers are kept, because touching fresh memory for every block would cost as
-    much as the products."""
+    """One of this thread's buffers for scores. They are reused: touching fresh memory for every block would cost as much as the
+    products."""
     size, name = math.prod(shape), f"{which} {dtype}"
     buffer: Tensor | None = getattr(_scratch, name, None)
     if buffer is None or buffer.numel() < size:
@@ -146,8 +146,8 @@ def _by_head(x: Tensor) -> Tensor:
 
 
 def _keys(x: Tensor, part: Part, shared: int) -> Tensor:
-    """(shared · heads, keys, features) of x (rows, heads, width, features). A key head that several query heads share is
-    repeated: one product a query head spreads more evenly over threads than fewer, larger ones."""
+    """(shared · heads, keys, features) from x (rows, heads, width, features). A key head that several query heads share is
+    repeated: one product for each query head spreads over threads more evenly than fewer, larger ones."""
     slices = [x[part.row, :, s] for s in part.keys]
     found = slices[0] if len(slices) == 1 else torch.cat(slices, 1)
     return found[:, None].expand(-1, shared, -1, -1).flatten(0, 1) if shared > 1 else found
@@ -157,14 +157,14 @@ def _softmax(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     """(heads, queries, keys), in the second buffer; the first is free again."""
     shape = (*query.shape[:2], key.shape[1])
     scores = torch.bmm(query, key.transpose(1, 2), out=_buffer(0, shape, query.dtype)).add_(bias)
-    # exp would take six times as long where it underflows, as it does for every masked score.
+    # softmax, not exp: exp takes six times as long where it underflows, and it would for every masked score.
     return torch.softmax(scores, -1, out=_buffer(1, shape, query.dtype))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, parts: Sequence[Part]) -> Tensor:
     """(rows, width, heads, features) attended values, in the shape and type of the queries.
 
-    key, value: the same shape with as many heads, or with fewer that are shared. Queries that are in no part give zeros.
+    key, value: the same shape, or with fewer heads, which are shared. Queries outside all parts give zeros.
     """
     heads = query.shape[2]
     shared = heads // key.shape[2]

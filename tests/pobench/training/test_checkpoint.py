@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from pobench.errors import CorruptError, PobenchError
 from pobench.identity import name_of
+from pobench.model.logps import ResponseLogps
 from pobench.settings.schema import TrainConfig
 from pobench.training import checkpoint
 from pobench.training.loop import make_optimizer
@@ -133,7 +135,8 @@ def test_every_shard_is_read_once(killed, start_model, monkeypatch) -> None:
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), read_bytes(path))[1])
     monkeypatch.setattr(checkpoint, "sha256_of", lambda path: pytest.fail(f"{path} is read for its digest alone"))
-    checkpoint.load(saved, start_model, make_optimizer(start_model, TrainConfig(lr=1)), "a job")
+    policy = ResponseLogps(copy.deepcopy(start_model))
+    checkpoint.load(saved, policy, make_optimizer(policy, TrainConfig(lr=1)), "a job")
     assert sorted(read) == sorted(path.name for path in saved.iterdir())
 
 
