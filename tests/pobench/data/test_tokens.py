@@ -279,7 +279,7 @@ def test_a_thought_that_the_generation_prompt_opens_is_trained_behind(chatml: An
     assert decoded(chatml, pair.prompt).endswith("<|im_start|>assistant\n<think>\n")
     assert decoded(chatml, pair.chosen) == "Yes.<|im_end|>"
     assert decoded(chatml, pair.rejected) == "<the><|im_end|>", "`<th` of the answer is not taken for the thought's"
-    assert any("'<think>\\n', which the generation prompt alone writes" in note for note in audit.notes)
+    assert any("'<think>\\n', which only the generation prompt writes" in note for note in audit.notes)
     whole = one_pair(chatml, "<think>\nHm.</think>Yes.", "No.", template=thinking)
     assert decoded(chatml, whole.chosen) == "Hm.</think>Yes.<|im_end|>", "an answer may bring its thought along"
 
