@@ -1,10 +1,10 @@
 """pobench's training step on one GPU: a random model of Llama's shape, pairs of UltraFeedback's proportions.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
-    python benchmarks/gpu.py --small        tries the script on whatever is there; nothing to report
+    python benchmarks/gpu.py --small        tries the script on any machine; its numbers mean nothing
 
-First a small model takes three steps in fp32 on the GPU and on the processor, and every loss must agree to 1e-5; else
-nothing is timed. Then the large one trains with layers as pobench has them and with layers by torch.compile, interleaved.
+First a small model takes three steps in fp32 on the GPU and on the processor. Nothing is timed unless all losses agree to 1e-5.
+Then the large model trains with pobench's layers and with layers by torch.compile, in turn.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ MEASURED = ("seconds_per_pair", "useful_tokens_per_second", "mfu", "matmul_flops
 
 
 def check(given: argparse.Namespace) -> None:
-    """Raises PobenchError that lists all that is wrong with the command line, or with the machine."""
+    """Raises PobenchError that lists all faults of the command line or the machine."""
     faults = [
         f"--{option.replace('_', '-')} {getattr(given, option)}: at least 1"
         for option in ("pairs", "batch_size", "micro_tokens", "warm_up", "rounds", "threads")
@@ -128,7 +128,7 @@ def check(given: argparse.Namespace) -> None:
 
 
 def random_pairs(count: int, vocabulary: int, shrink: int) -> list[TokenPair]:
-    """Pairs of random tokens, `PROPORTIONS` / shrink long, scattered evenly around these means."""
+    """Pairs of random tokens. Their lengths are spread evenly around `PROPORTIONS` / shrink."""
     draw = random.Random(0)
 
     def part(mean: int) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ def random_pairs(count: int, vocabulary: int, shrink: int) -> list[TokenPair]:
 
 
 def make_model(folder: Path, shape: dict[str, Any]) -> None:
-    """Random weights, the same ones every time."""
+    """A model with random weights, the same every time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -147,7 +147,7 @@ def make_model(folder: Path, shape: dict[str, Any]) -> None:
 
 
 def same_loss(work: Work) -> dict[str, Any]:
-    """Raises PobenchError unless the processor's losses and the device's agree, step by step."""
+    """Raises PobenchError unless the losses on the processor and on the device agree at every step."""
     runs = {"processor": in_child(_on_processor, work), "device": in_child(run_pobench, work)}
     losses = {where: run["losses"] for where, run in runs.items()}
     return {"largest_relative_difference": peers.check_same_loss(losses), "losses": losses}

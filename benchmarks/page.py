@@ -1,8 +1,8 @@
-"""Draws benchmarks/results/*.json: a README with the numbers, and a picture (PNG and SVG) for every file.
+"""Turn benchmarks/results/*.json into a README with the numbers and a picture (PNG and SVG) for every file.
 
     python benchmarks/page.py [--results FOLDER]
 
-Nothing is measured here; the same files give the same bytes.
+Equal files give equal bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIDES = {
 
 
 class Kind(NamedTuple):
-    """One benchmark: its heading, what its table and picture show, and how they are made from a result."""
+    """One benchmark: its heading, captions, and the functions that make its table and picture from a result."""
 
     title: str
     about: str
@@ -56,7 +56,8 @@ def main() -> None:
 
 
 def build(folder: Path) -> Path:
-    """Write pictures and README.md into `folder`; the README's path. Raises PobenchError that lists all unusable files."""
+    """Write pictures and README.md into `folder`; returns the README's path. Raises PobenchError that lists all unusable
+    files."""
     results, faults = {}, []
     for file in sorted(folder.glob("*.json")):
         try:
@@ -96,7 +97,7 @@ def build(folder: Path) -> Path:
 
 
 def _conditions(results: dict[str, dict[str, Any]]) -> str:
-    """What was measured where, a line for every file."""
+    """One line for every file: what was measured, and on which machine."""
     lines = []
     for stem, result in results.items():
         machine = result["environment"]

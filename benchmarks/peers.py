@@ -1,14 +1,13 @@
-"""What the benchmarks share: one training run of pobench or of TRL in a process of its own, and the arithmetic of results.
+"""Shared by the benchmarks: run one training of pobench or TRL in its own process, and compute with the results.
 
 Both sides get the same token ids, batch size, learning rate (linear decay, no warm-up, AdamW without decay, gradients
-clipped at 1: TRL's defaults) and number of steps. pobench goes through `pobench.training.loop.train`. TRL's DPOTrainer differs
-from the one that is installed in four places, none of them in its step: it is handed token ids in place of text, its
-sampler puts the warm-up batches first, it tells the length of a pair to the sampler that groups by length (its own
-column filter would drop it), and the time of its reference pass is taken. It saves nothing, reports to nobody and draws
-no progress bar.
+clipped at 1: TRL's defaults) and number of steps. pobench goes through `pobench.training.loop.train`. TRL's installed
+DPOTrainer is changed in four places, none of them in its step: it gets token ids instead of text; its sampler puts the
+warm-up batches first; the sampler that groups by length gets the lengths (the column filter would drop them); and its
+reference pass is timed. Saving, reporting and progress bars are off.
 
-Time is that of the steps after the warm-up, collation included. Memory is the peak of the whole process (of the GPU,
-where there is one), libraries included.
+Time covers the steps after the warm-up, with collation. Memory is the peak of the whole process (on a GPU, of its memory),
+libraries included.
 """
 
 from __future__ import annotations
@@ -67,7 +66,8 @@ STATE_BYTES = 16  # a parameter's share of weights, gradients and two moments, a
 
 
 class Twin(NamedTuple):
-    """A loss of TRL's DPOTrainer that is one of ours. setting: ours that is TRL's `beta`. settings: ours that make it so."""
+    """A loss of TRL's DPOTrainer that equals one of pobench's. setting: pobench's name for TRL's `beta`. settings: those under
+    which the two are equal."""
 
     loss_type: str
     setting: str
@@ -83,7 +83,7 @@ TWINS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """How TRL's trainer is set up. The default is the trainer as it comes, `micro` pairs a forward pass."""
+    """A configuration of TRL's trainer. By default all is TRL's own, with `micro` pairs a forward pass."""
 
     micro: int = 8
     precomputed: bool = False
@@ -142,22 +142,22 @@ class Shape(NamedTuple):
 
 
 def limit_flops(shape: Shape, pair: TokenPair, *, recomputed_head: bool = False) -> int:
-    """FLOPs that a training step cannot do without, for one pair: 6N(P + C + R) + 6HV(C + R); attention's own products,
-    which grow with the square of the length, are not counted. recomputed_head: + 2HV(C + R)."""
+    """The least FLOPs of a training step for one pair: 6N(P + C + R) + 6HV(C + R), without the products between queries, keys
+    and values, which grow with the square of the length. recomputed_head: + 2HV(C + R)."""
     responses = len(pair.chosen) + len(pair.rejected)
     head = 8 if recomputed_head else 6
     return 6 * shape.body * (len(pair.prompt) + responses) + head * shape.hidden * shape.vocabulary * responses
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The median over rounds, with its least and greatest. Raises ValueError if there is none."""
+    """The median, minimum and maximum over rounds. Raises ValueError if there is no round."""
     if not values:
         raise ValueError("a spread of no values")
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
-    """The spread of the quotients, round by round, so that a slow spell of the machine meets both."""
+    """The spread of the quotients within each round, so that a slow phase of the machine affects both sides."""
     return spread([a / b for a, b in zip(over, under, strict=True)])
 
 
@@ -191,7 +191,7 @@ def check_same_loss(runs: dict[str, Sequence[float]]) -> float:
 
 
 def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What `function` returns when a fresh interpreter calls it. Raises PobenchError when that process fails."""
+    """Call `function` in a fresh interpreter; returns its result. Raises PobenchError if that process fails."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         child = multiprocessing.get_context("spawn").Process(target=_child, args=(function, arguments, result))
@@ -323,7 +323,7 @@ class StepClock:
 
 
 def cpu_name() -> str:
-    """As the processor calls itself; its architecture where the system does not tell."""
+    """The processor's model name; its architecture if the system does not tell."""
     with open("/proc/cpuinfo", encoding="utf-8") if os.path.exists("/proc/cpuinfo") else open(os.devnull) as file:
         names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
     return names[0] if names else platform.machine()
@@ -347,8 +347,8 @@ def about_machine(accelerator: Any) -> dict[str, Any]:
 def reference_of(
     cache: Path, model: Any, weights: str, passes: Sequence[Sequence[Group]], config: Any, accelerator: Any
 ) -> tuple[ReferenceSums, int, float]:
-    """(the model's sums of all groups, responses computed for them, seconds that took). passes: each lies in a folder of
-    its own in the cache, and is computed where it is not there."""
+    """(the model's sums of all groups, number of responses computed, seconds that it took). passes: each has its own folder in
+    the cache, and is computed if that is missing."""
     policy = ResponseLogps(model.to(accelerator.device), config.head_tile, compiled=config.compile)
     scorer = sum_scorer(policy, passes[0], config, accelerator)
     started, computed, folders = time.perf_counter(), 0, []
@@ -427,7 +427,7 @@ def run_pobench(work: Work) -> dict[str, Any]:
 
 
 def need_trl() -> None:
-    """Raises PobenchError where TRL is not installed."""
+    """Raises PobenchError if TRL is not installed."""
     if importlib.util.find_spec("trl") is None:
         raise PobenchError("TRL is not installed, and there is nothing to compare with; pip install trl==1.16.0")
 
@@ -589,12 +589,12 @@ def _measured(
 
 
 def training_order(pairs: Sequence[TokenPair]) -> list[int]:
-    """As pobench meets them in an epoch of seed 0."""
+    """In pobench's order for an epoch of seed 0."""
     return data_order(pairs, 0, 1).epochs[0].tolist()
 
 
 def warm_up_order(order: Sequence[int], pairs: int) -> list[int]:
-    """The first `pairs` indices, round and round where there are fewer."""
+    """The first `pairs` indices, repeated from the start if there are fewer."""
     return [order[i % len(order)] for i in range(pairs)]
 
 

@@ -3,9 +3,9 @@
     python benchmarks/scaling.py --out FILE                     the built-in small model; minutes
     python benchmarks/scaling.py --model smollm2 --data pairs.jsonl
 
-Counted is all that a job does with its pairs: reading, tokenising, the audit, the reference pass, training for one epoch.
-Where the file has too few pairs, prompts are crossed with other pairs' answers: every size then holds the same prompts
-and answers equally often, so that its tokens grow exactly as its pairs do, and no two rows are alike.
+The time covers all work of a job on its pairs: reading, tokenising, the audit, the reference pass, one epoch of training.
+If the file has too few pairs, prompts are combined with other pairs' answers. Every size then has the same prompts and
+answers equally often, so tokens grow exactly with pairs, and no two rows are equal.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def growth(runs: dict[int, dict[str, Any]]) -> dict[str, float]:
 
 
 def sizes_of(text: str) -> list[int]:
-    """Raises PobenchError unless they are two or more whole numbers, growing."""
+    """The sizes. Raises PobenchError unless they are two or more whole numbers in ascending order."""
     try:
         sizes = [int(part) for part in text.split(",")]
     except ValueError:

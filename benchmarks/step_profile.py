@@ -1,9 +1,9 @@
-"""Where the seconds of pobench's training step go, operation by operation.
+"""The time of pobench's training step by kind of operation.
 
     python benchmarks/step_profile.py --model smollm2 --data pairs.jsonl --pairs 8 --batch-size 8 --dtype fp32 --out FILE
 
-One optimiser step, after one that is not counted, under torch's profiler, which slows it by some percent. Beside it stands
-how long the products of the limit (`peers.limit_flops`) would take at the rate of a large matrix product.
+torch's profiler records one optimiser step after a warm-up step, and slows it by a few percent. The result also gives the
+time of the necessary products (`peers.limit_flops`) at the rate of a large matrix product.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""All registered losses, one epoch each, against as many TRL runs.
+"""All registered losses, one epoch each, compared with as many TRL runs.
 
     python benchmarks/suite.py --model tiny --pairs 64 --out FILE
 
-pobench's side is measured: everything that `train` takes, the one reference pass included. TRL's side is an ESTIMATE
-from measured steps of its DPOTrainer; it has no one trainer for all these losses. A loss that needs no reference is
-counted as a DPO step without one; KTO's mismatched pairs are not counted against TRL, nor is starting its trainers.
+pobench's side is measured: the time of `train`, with the one reference pass. TRL's side is an ESTIMATE from measured steps of
+its DPOTrainer, because TRL has no single trainer for all these losses. A loss without a reference counts as a DPO step
+without one. KTO's mismatched pairs and the start of trainers are not counted for TRL.
 
     as it comes   reference-based: the reference computed in every step; others: the same trainer without it
-    at its best   reference precomputed, once for each reference-based run: TRL keys its cache by the prepared text, whose
-                  preparation holds all its arguments, the loss and the output folder among them; `best_reference_kept` is
-                  the estimate for who gets around that and computes it once for all
+    at its best   reference precomputed, once for each reference-based run: TRL's cache key depends on all its arguments,
+                  the loss and the output folder included; `best_reference_kept` estimates one pass for all runs
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Seconds and memory of pobench's training step on this machine: a row of JSON.
+"""Measure time and memory of pobench's training step on this machine; prints one row of JSON.
 
     python benchmarks/training_step.py --setting smollm2 --loss simpo --pairs 32 --precision bf16
 
-Warm-up steps are left out; tokens are useful ones (pads not counted); the process's peak memory includes the libraries.
+Warm-up steps and pad tokens are not counted. Peak memory is that of the whole process, libraries included.
 """
 
 from __future__ import annotations

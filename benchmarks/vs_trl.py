@@ -1,12 +1,12 @@
-"""pobench's training step against TRL's DPOTrainer: the same pairs, the same maths, interleaved in one run.
+"""Compare pobench's training step with TRL's DPOTrainer: the same pairs and the same maths, in turn within one run.
 
     python benchmarks/vs_trl.py --model smollm2 --data pairs.jsonl --pairs 64 --dtype fp32 --rounds 3 --out FILE
 
-    trl_default   the trainer as it comes: checkpointing, the reference computed in every step
+    trl_default   the default trainer: activation checkpointing, the reference computed in every step
     trl_best      reference precomputed, no checkpointing, grouped by length, and the micro-batch that a trial found fastest
 
-First all three train on the same few pairs in fp32, and every step's loss must agree to 1e-5; else nothing is timed.
-A ratio is TRL's seconds over ours (so > 1 is faster), a memory ratio ours over TRL's (so < 1 is smaller).
+First all three train on the same few pairs in fp32. Nothing is timed unless all losses agree to 1e-5 at every step. A ratio
+is TRL's seconds / pobench's (above 1: pobench is faster), a memory ratio pobench's / TRL's (below 1: pobench takes less).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(given: argparse.Namespace) -> list[str]:
-    """The names of the losses. Raises PobenchError that lists all that is wrong with the command line."""
+    """The names of the losses. Raises PobenchError that lists all faults of the command line."""
     faults, names = [], []
     for asked in filter(None, (n.strip() for n in given.losses.split(","))):
         try:
@@ -148,7 +148,7 @@ def compare(given: argparse.Namespace, work: Work, say_as: str) -> tuple[dict[st
 
 
 def same_loss(work: Work) -> dict[str, Any]:
-    """The first batch, several times, in fp32, on all sides: step 1 has policy = reference, the later ones have not.
+    """Train on the first batch several times, in fp32, on all sides. In step 1 policy = reference, in later steps not.
 
     Raises PobenchError when losses differ or the trainers were shown other tokens.
     """
@@ -174,7 +174,7 @@ def same_loss(work: Work) -> dict[str, Any]:
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Ratios and each side's own numbers, over rounds."""
+    """The ratios, and the numbers of each side, over rounds."""
 
     def of(side: str, key: str) -> list[float]:
         return [run[key] for run in runs[side]]

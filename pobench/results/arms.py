@@ -49,14 +49,14 @@ def arms_of(runs: pd.DataFrame) -> list[Arm]:
     for row in rows:
         groups.setdefault(_arm_key(row), []).append(row)
     shown = {key: _shown_facts(members[0]) for key, members in groups.items()}
-    found = []
+    arms = []
     for key, members in groups.items():
         rivals = [shown[other] for other in groups if other[1] == key[1]]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
         loss, ids = str(members[0]["loss"]), tuple(str(row["run"]) for row in members)
         arm_id = f"{members[0]['setting']}/{loss}~{digest}"
-        found.append(Arm(arm_id, loss, _label(members[0], shown[key], rivals), ids))
-    return sorted(found, key=lambda arm: (not arm.is_start, arm.loss, _natural(arm.label), arm.id))
+        arms.append(Arm(arm_id, loss, _label(members[0], shown[key], rivals), ids))
+    return sorted(arms, key=lambda arm: (not arm.is_start, arm.loss, _natural(arm.label), arm.id))
 
 
 ArmKey = tuple[str, ...]  # setting, loss, its settings (JSON), the values of _FIXED; of a start model its run too
@@ -106,7 +106,7 @@ def lines_of(runs: pd.DataFrame) -> list[Line]:
 
     Among lines of equal length, the one through the loss's home arm (`home_of`) is taken.
     """
-    found = []
+    lines = []
     for loss, members in _facts_by_loss(runs).items():
         through = _home(runs, members)
         for name in sorted({n for _, facts in members for n in facts}):
@@ -118,8 +118,8 @@ def lines_of(runs: pd.DataFrame) -> list[Line]:
                     groups.setdefault(others, []).append((float(value), arm))
             best = max(groups.values(), key=lambda g: (len(g), through in [arm for _, arm in g]), default=[])
             if len(best) > 1:
-                found.append(Line(loss, name, tuple(sorted(best, key=lambda point: point[0]))))
-    return found
+                lines.append(Line(loss, name, tuple(sorted(best, key=lambda point: point[0]))))
+    return lines
 
 
 def home_of(runs: pd.DataFrame, loss: str) -> Arm | None:
@@ -150,14 +150,14 @@ def _home(runs: pd.DataFrame, members: list[tuple[Arm, dict[str, Any]]]) -> Arm 
 def _facts_by_loss(runs: pd.DataFrame) -> dict[str, list[tuple[Arm, dict[str, Any]]]]:
     """Each loss's arms with the settings that they were trained with, as far as known; without the start model."""
     rows = {str(row["run"]): row for row in runs.to_dict("records")}
-    found: dict[str, list[tuple[Arm, dict[str, Any]]]] = {}
+    facts_by_loss: dict[str, list[tuple[Arm, dict[str, Any]]]] = {}
     for arm in arms_of(runs):
         if not arm.is_start:
             row = rows[arm.runs[0]]
             facts = {**settings_of(row), **{k: row.get(k) for k in _FIXED}}
             known = {k: v for k, v in facts.items() if isinstance(v, list | dict) or not pd.isna(v)}
-            found.setdefault(arm.loss, []).append((arm, known))
-    return found
+            facts_by_loss.setdefault(arm.loss, []).append((arm, known))
+    return facts_by_loss
 
 
 def settings_of(row: Any) -> dict[str, Any]:
@@ -170,10 +170,10 @@ def json_object(text: Any) -> dict[str, Any]:
     if isinstance(text, dict):
         return text
     try:
-        found = json.loads(text) if isinstance(text, str) and text else {}
+        parsed = json.loads(text) if isinstance(text, str) and text else {}
     except json.JSONDecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def show_setting(value: Any) -> str:
@@ -206,8 +206,8 @@ def score_of(scores: pd.DataFrame, arm: Arm, metric: str) -> Estimate:
     """
     of_metric = scores[scores["metric"] == metric]
     for wanted in ([arm.id], list(arm.runs)):
-        if not math.isnan((found := pooled(of_metric[of_metric["run"].isin(wanted)])).value):
-            return found
+        if not math.isnan((estimate := pooled(of_metric[of_metric["run"].isin(wanted)])).value):
+            return estimate
     return Estimate.missing()
 
 

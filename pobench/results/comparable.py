@@ -26,13 +26,13 @@ from pobench.results.derived import Frames
 def ordered(frames: Mapping[str, pd.DataFrame]) -> Frames:
     """All stored frames, sorted, so that the order of reading does not matter. Absent ones are empty; derived ones are
     included."""
-    found = {}
+    complete_frames = {}
     for described in STORED:
         frame = frames.get(described.name)
         unsortable = frame is None or not set(described.sort) <= set(frame.columns)
         complete = described.of(() if unsortable else frame)
-        found[described.name] = complete.sort_values(list(described.sort), kind="stable", ignore_index=True)
-    return Frames(found)
+        complete_frames[described.name] = complete.sort_values(list(described.sort), kind="stable", ignore_index=True)
+    return Frames(complete_frames)
 
 
 MOST_ARMS = 16  # rows and panels that a reader can still survey; the paper has twelve losses
@@ -91,14 +91,14 @@ def split(frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, see
     """
     runs = _runs_of(frames["runs"], setting)
     keys = _keys(runs)
-    found = []
+    groups = []
     for key in sorted(set(keys), key=lambda k: (k[0], _number(k[1]), k[2])):
         members = runs[[k == key for k in keys]]
         if not key[2] and (members["loss"] == "start").any():  # start models without a name of their own
             key = (*key[:2], str(members.loc[members["loss"] == "start", "run"].iloc[0]))
         every_arm = Selection(_frames_of(frames, members, seed))
-        found.append(Comparable(*key, _title(key, keys), every_arm, _at_home(every_arm), _apart(key, keys)))
-    return found
+        groups.append(Comparable(*key, _title(key, keys), every_arm, _at_home(every_arm), _apart(key, keys)))
+    return groups
 
 
 def _runs_of(runs: pd.DataFrame, setting: str | None) -> pd.DataFrame:
@@ -131,8 +131,8 @@ def _keys(runs: pd.DataFrame) -> list[Key]:
 
 def _key(row: Mapping[Any, Any]) -> Key:
     start = row["run"] if row["loss"] == "start" else row["start"]
-    found = row["protocol"]
-    protocol = "" if pd.isna(found) else f"{found:g}" if pd.api.types.is_number(found) else str(found)
+    version = row["protocol"]
+    protocol = "" if pd.isna(version) else f"{version:g}" if pd.api.types.is_number(version) else str(version)
     return str(row["setting"]), protocol, "" if start is None or pd.isna(start) else str(start)
 
 

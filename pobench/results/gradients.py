@@ -39,8 +39,8 @@ def weights(loss: Loss, settings: Mapping[str, Any], view: View) -> stats.Floats
     totals = [side.total.clone().requires_grad_() for side in (chosen, rejected)]
     policy = Pair(SequenceLogps(totals[0], chosen.length), SequenceLogps(totals[1], rejected.length))
     output = loss.evaluate(policy, view.reference, view.kl, **settings)
-    found = torch.autograd.grad(output.loss.sum(), totals, allow_unused=True, materialize_grads=True)
-    return torch.stack(found, dim=1).double().numpy()
+    slopes = torch.autograd.grad(output.loss.sum(), totals, allow_unused=True, materialize_grads=True)
+    return torch.stack(slopes, dim=1).double().numpy()
 
 
 def gradients(runs: pd.DataFrame, heldout: pd.DataFrame, norms: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -65,27 +65,27 @@ def gradients(runs: pd.DataFrame, heldout: pd.DataFrame, norms: pd.DataFrame | N
                 if loss := trained.get(name):
                     pull = _weights_or_nan(loss, settings, view)
                     parts.append(_rows(str(run["run"]), loss, pull, held, measured))
-    found = [part for part in parts if len(part)]
-    return FRAMES["gradients"].of(pd.concat(found, ignore_index=True) if found else ())
+    filled = [part for part in parts if len(part)]
+    return FRAMES["gradients"].of(pd.concat(filled, ignore_index=True) if filled else ())
 
 
 def _registered(names: Iterable[Any]) -> dict[str, Loss]:
     """The losses by name, without those of a plug-in that is not loaded now."""
-    found = {}
+    by_name = {}
     for name in sorted(map(str, names)):
         try:
-            found[name] = losses.get(name)
+            by_name[name] = losses.get(name)
         except PobenchError:
             continue
-    return found
+    return by_name
 
 
 def _weights_or_nan(loss: Loss, settings: Mapping[str, Any], view: View) -> stats.Floats:
     try:
-        found = weights(loss, settings, view)
+        slopes = weights(loss, settings, view)
     except Exception:  # a user's loss, or settings stored before it was changed: the other losses still count
-        found = np.full((len(view.policy.chosen.total), 2), np.nan)
-    return np.where(np.isfinite(found), found, np.nan)
+        slopes = np.full((len(view.policy.chosen.total), 2), np.nan)
+    return np.where(np.isfinite(slopes), slopes, np.nan)
 
 
 def _rows(run: str, loss: Loss, pull: stats.Floats, held: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:

@@ -33,8 +33,8 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
     if not folders:
         stored = sorted({p.parent.parent.name for p in root.glob("*/*/config.yaml")})
         if setting and stored:
-            said = f"{nearest(setting, stored)} Known: {', '.join(stored)}"
-            raise PobenchError(f"no stored runs in {str(root)!r} for setting {setting!r}{said}")
+            hint = f"{nearest(setting, stored)} Known: {', '.join(stored)}"
+            raise PobenchError(f"no stored runs in {str(root)!r} for setting {setting!r}{hint}")
         raise PobenchError(f"no stored runs in {str(root)!r}; `pobench run` makes some")
     parts: dict[str, list[pd.DataFrame]] = {frame.name: [] for frame in STORED}
     for path in folders:

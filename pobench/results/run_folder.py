@@ -164,8 +164,8 @@ class RunFolder:
     def others(self, stage: str) -> int:
         """The number of finished results of a stage that are stored but not shown."""
         shown = self.shown.get(stage)
-        found = [p.parent.name for p in self.path.glob(f"{stage}-*/node.json")]
-        return len([name for name in found if name != shown and name.rpartition("-")[0] == stage])
+        finished = [p.parent.name for p in self.path.glob(f"{stage}-*/node.json")]
+        return len([name for name in finished if name != shown and name.rpartition("-")[0] == stage])
 
     def has_frame(self, name: str) -> bool:
         return self._home(name) is not None
@@ -252,10 +252,10 @@ def find_run(runs: Path, name: str) -> str:
     Raises PobenchError if there is none (it names the nearest) or if there are several (it names all).
     """
     known = list(run_names(runs))
-    found = [run for run in known if name == run]
-    found = found or [run for run in known if run.startswith(name) or run.partition("/")[2].startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise PobenchError(f"{name!r} begins the names of {len(found)} runs: {', '.join(found)}")
+    matches = [run for run in known if name == run]
+    matches = matches or [run for run in known if run.startswith(name) or run.partition("/")[2].startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise PobenchError(f"{name!r} begins the names of {len(matches)} runs: {', '.join(matches)}")
     raise PobenchError(f"no run {name!r}{nearest(name, known)} Known: {', '.join(known) or 'none'}")

@@ -54,15 +54,15 @@ def _start(runs: Path, folder: RunFolder) -> RunFolder | None:
 
 def _nodes(folder: RunFolder, like: RunFolder | None = None) -> dict[str, str]:
     """Frame → the digest of its bytes. like: only results that have the same node names as this run's."""
-    found = {}
+    digests = {}
     for frame in FRAMES:
         shown = folder.shown.get(STAGE_OF[frame])
         if shown is None or not folder.node(shown).finished:
             continue
         beside = "answers" if frame == "verdicts" else STAGE_OF[frame]  # verdicts join on the answers they are about
         if like is None or like.shown.get(beside) == folder.shown.get(beside):
-            found[frame] = folder.node(shown).about["files"][f"{frame}.parquet"]
-    return found
+            digests[frame] = folder.node(shown).about["files"][f"{frame}.parquet"]
+    return digests
 
 
 def _frames(folder: RunFolder, names: Mapping[str, str]) -> dict[str, pd.DataFrame]:

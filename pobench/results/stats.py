@@ -79,16 +79,16 @@ def means(
     """
     table = np.asarray(columns, dtype=float)
     whole = np.flatnonzero(~np.isnan(table).any(axis=0)) if len(table) else np.empty(0, dtype=int)
-    found = {}
+    estimates = {}
     if len(whole):
         chosen = table[:, whole]
         blocks = [by_row @ chosen for by_row, _ in _weights(len(table), 1, seed, resamples)]
         draws = np.concatenate(blocks) / len(table)
         for k, column in enumerate(whole.tolist()):
             value, constant = float(chosen[:, k].mean()), bool(np.ptp(chosen[:, k]) == 0.0)
-            found[column] = _estimate(value, draws[:, k], len(table), bounds[column], constant)
+            estimates[column] = _estimate(value, draws[:, k], len(table), bounds[column], constant)
     return [
-        found[k] if k in found else mean(table[:, k], bounds=bounds[k], seed=seed, resamples=resamples)
+        estimates[k] if k in estimates else mean(table[:, k], bounds=bounds[k], seed=seed, resamples=resamples)
         for k in range(table.shape[1])
     ]
 
@@ -276,11 +276,11 @@ def spearman(
     a, b = _same_shape(x, y)
     runs = np.zeros(len(a), dtype=int) if seeds is None else _labels(seeds, len(a))
     gone = np.isnan(a) | np.isnan(b)
-    found = [_spearman(a[m], b[m], seed, resamples) for r in np.unique(runs) if (m := (runs == r) & ~gone).sum() > 1]
-    found = [f for f in found if not math.isnan(f[0])]
-    if not found:
+    by_run = [_spearman(a[m], b[m], seed, resamples) for r in np.unique(runs) if (m := (runs == r) & ~gone).sum() > 1]
+    by_run = [f for f in by_run if not math.isnan(f[0])]
+    if not by_run:
         return Estimate.missing()
-    return _over_seeds(found, seed, SIGNED)
+    return _over_seeds(by_run, seed, SIGNED)
 
 
 def spearman_difference(
@@ -299,26 +299,26 @@ def spearman_difference(
     columns = np.stack([np.asarray(side, dtype=float).ravel() for pair in (ours, theirs) for side in pair])
     runs = np.zeros(columns.shape[1], dtype=int) if seeds is None else _labels(seeds, columns.shape[1])
     there = ~np.isnan(columns).any(axis=0)
-    found = []
+    by_run = []
     for run in np.unique(runs):
         a, b, c, d = columns[:, there & (runs == run)]
         if len(a) > 1:
             first, second = _spearman(a, b, seed, resamples), _spearman(c, d, seed, resamples)
-            found.append((first[0] - second[0], first[1] - second[1], len(a)))
-    found = [f for f in found if not math.isnan(f[0])]
-    if not found:
+            by_run.append((first[0] - second[0], first[1] - second[1], len(a)))
+    by_run = [f for f in by_run if not math.isnan(f[0])]
+    if not by_run:
         return Estimate.missing()
-    return _over_seeds(found, seed, None)
+    return _over_seeds(by_run, seed, None)
 
 
-def _over_seeds(found: Sequence[tuple[float, Floats, int]], seed: int, bounds: Bounds | None) -> Estimate:
-    """The mean over seeds, which are resampled too; found: (value, draws, n) of each seed. One seed's draw k resamples
+def _over_seeds(by_run: Sequence[tuple[float, Floats, int]], seed: int, bounds: Bounds | None) -> Estimate:
+    """The mean over seeds, which are resampled too; by_run: (value, draws, n) of each seed. One seed's draw k resamples
     the same rows as another's, if both have the same rows: the pairing by row is kept."""
-    by_seed, draws = np.array([f[0] for f in found]), np.stack([f[1] for f in found])
-    n, value = min(f[2] for f in found), float(by_seed.mean())
-    if len(found) > 1:
-        weights = _multiplicities(np.random.default_rng(seed), draws.shape[1], len(found)).T
-        drawn = (weights * draws).sum(axis=0) / len(found)
+    by_seed, draws = np.array([f[0] for f in by_run]), np.stack([f[1] for f in by_run])
+    n, value = min(f[2] for f in by_run), float(by_seed.mean())
+    if len(by_run) > 1:
+        weights = _multiplicities(np.random.default_rng(seed), draws.shape[1], len(by_run)).T
+        drawn = (weights * draws).sum(axis=0) / len(by_run)
         draws = (value + (drawn - value) * _few_seeds(by_seed, drawn, n))[None]
     return _estimate(value, draws[0], n, bounds, False)
 
@@ -565,7 +565,7 @@ def _same_shape(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _labels(labels: ArrayLike, n: int) -> NDArray[Any]:
-    found = np.asarray(labels).ravel()
-    if len(found) != n:
-        raise ValueError(f"one label per value is needed; got {len(found)} labels for {n} values")
-    return found.astype(str) if found.dtype == object else found
+    as_array = np.asarray(labels).ravel()
+    if len(as_array) != n:
+        raise ValueError(f"one label per value is needed; got {len(as_array)} labels for {n} values")
+    return as_array.astype(str) if as_array.dtype == object else as_array
