@@ -1,1 +1,1 @@
-"""Preference rows become token pairs, in one order, with an audit of what was left out."""
+"""Data: preference rows become token pairs in a fixed order, with an audit of the rows left out."""

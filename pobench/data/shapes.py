@@ -492,11 +492,11 @@ def _bare(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return [(m.role, m.content.strip()) for m in messages]
 
 
-def _difference(ours: Sequence[Message], theirs: Sequence[Message]) -> str:
-    for i, (a, b) in enumerate(zip(_bare(ours), _bare(theirs), strict=False)):
+def _difference(first: Sequence[Message], second: Sequence[Message]) -> str:
+    for i, (a, b) in enumerate(zip(_bare(first), _bare(second), strict=False)):
         if a != b:
             return f"message {i}: {_short(a[1])} and {_short(b[1])}"
-    return f"{len(ours)} and {len(theirs)} earlier messages"
+    return f"{len(first)} and {len(second)} earlier messages"
 
 
 def _roles(messages: Iterable[Message]) -> str:

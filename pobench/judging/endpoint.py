@@ -34,8 +34,8 @@ class EndpointJudge(TwoOrders):
         return self.client.estimate([self._request(c) for c in both])
 
     def _request(self, shown: Comparison) -> Request:
-        said = ({"role": "user", "content": question(shown)},)
-        return Request(said, self.max_tokens, logprobs=self.logprobs)
+        messages = ({"role": "user", "content": question(shown)},)
+        return Request(messages, self.max_tokens, logprobs=self.logprobs)
 
 
 def _read(reply: Reply) -> Read:

@@ -44,8 +44,8 @@ class RewardModel:
         if KIND in about.get("auto_map", {}) and not w.trust_remote_code:
             # transformers would load its own class of the same family, with a randomly initialised head
             raise PobenchError(
-                f"reward model {self.name!r} brings code of its own, which is not run unasked: read it, then say "
-                "trust_remote_code=true among the judge's settings"
+                f"reward model {self.name!r} brings code of its own, which pobench does not run by default: read it, then set "
+                "trust_remote_code=true in the judge's settings"
             )
         try:
             model, about = AutoModelForSequenceClassification.from_pretrained(

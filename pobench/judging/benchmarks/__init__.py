@@ -1,1 +1,4 @@
-"""The published benchmarks, scored by their authors' own code: two files each, answers and verdicts, and the score."""
+"""The published benchmarks. `<name>.py` generates and judges answers; `<name>_score.py` scores stored verdicts.
+
+AlpacaEval, MT-Bench and the downstream tasks use their authors' own packages; Arena-Hard's formula is in its file.
+"""

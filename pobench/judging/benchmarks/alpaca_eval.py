@@ -151,8 +151,8 @@ def _annotator(complete: Any) -> Any:
     settings = yaml.safe_load((configs / ANNOTATOR / "configs.yaml").read_text(encoding="utf-8"))[ANNOTATOR]
     kind = alpaca_eval.module("annotators.pairwise_evaluator").SinglePairwiseAnnotator
     # keep the rows in order, and make no column of raw replies: we add the replies ourselves
-    ours = {"fn_completions": complete, "seed": SEED, "is_shuffle": False, "completion_column": None}
-    return kind(**{**settings, **ours}, base_dir=configs, packages_for_which_to_show_version=None)
+    changes = {"fn_completions": complete, "seed": SEED, "is_shuffle": False, "completion_column": None}
+    return kind(**{**settings, **changes}, base_dir=configs, packages_for_which_to_show_version=None)
 
 
 def _completion(reply: Reply) -> dict[str, Any]:

@@ -140,17 +140,21 @@ def _length_only(frame: pd.DataFrame, about: Mapping[str, str]) -> Scored:
 def _common(frame: pd.DataFrame, about: Mapping[str, str], notes: list[str]) -> tuple[tuple[Line, ...], dict[str, Any]]:
     """The lines and values that do not need the package alpaca_eval."""
     won = frame["preference"].to_numpy(float) - 1
-    ours, theirs = (frame[f"output_{i}"].str.len().to_numpy(float) for i in (2, 1))
+    lengths, baseline_lengths = (frame[f"output_{i}"].str.len().to_numpy(float) for i in (2, 1))
     prompts = frame["instruction"].map(fingerprint)  # untrusted text is no label
     raw = scaled(stats.mean(won, prompts, bounds=stats.UNIT), 100)
-    only = scaled(stats.length_controlled_win_rate(won, ours, theirs, prompts), 100)
-    length = stats.mean(ours, prompts)
+    only = scaled(stats.length_controlled_win_rate(won, lengths, baseline_lengths, prompts), 100)
+    length = stats.mean(lengths, prompts)
     dropped = int(np.isnan(won).sum())
     if dropped:
         notes.append(f"{dropped} of {len(frame)} rows have no preference: dropped")
-    one_sided = min(float((ours > theirs).mean()), float((ours < theirs).mean())) if len(frame) else 1.0
-    if one_sided < 0.1 and (ours != theirs).any():
-        side = "longer" if ours.mean() > theirs.mean() else "shorter"
+    one_sided = (
+        min(float((lengths > baseline_lengths).mean()), float((lengths < baseline_lengths).mean()))
+        if len(frame)
+        else 1.0
+    )
+    if one_sided < 0.1 and (lengths != baseline_lengths).any():
+        side = "longer" if lengths.mean() > baseline_lengths.mean() else "shorter"
         notes.append(f"nearly all answers are {side} than the baseline's: the length-only win rate is an extrapolation")
     read_ = won[~np.isnan(won)]
     error = float(pd.Series(read_).sem()) * 100
@@ -265,8 +269,8 @@ def _length_control(folder: Path | None) -> tuple[Path | None, list[str], list[s
         names = ", ".join(GAMED.replace(".", f"{s}.") for s in ("", *STAND_INS))
         raise PobenchError(f"--length-control: no {GAMED} in {str(folder)!r} (one of {names})")
     used = [p.name for p in (gamed, difficulty) if p is not None and p.name not in (GAMED, DIFFICULTY)]
-    ours = _check_gamed(gamed)["instruction_difficulty"][:805]
-    if difficulty is None or np.allclose(_numbers(_table(difficulty).iloc[:, -1])[:805], ours, atol=1e-4):
+    difficulties = _check_gamed(gamed)["instruction_difficulty"][:805]
+    if difficulty is None or np.allclose(_numbers(_table(difficulty).iloc[:, -1])[:805], difficulties, atol=1e-4):
         return gamed, used, []
     return gamed, used, [f"{difficulty.name} disagrees with {gamed.name}, whose difficulties alpaca_eval uses"]
 

@@ -130,15 +130,15 @@ class ArenaHard(Judged):
         instruction, layout, _ = self._prompts()
 
         def game(question: str, a: str, b: str) -> Request:
-            said = _filled(layout, {"{QUESTION}": question, "{ANSWER_A}": a, "{ANSWER_B}": b})
+            content = _filled(layout, {"{QUESTION}": question, "{ANSWER_A}": a, "{ANSWER_B}": b})
             return Request(
-                ({"role": "system", "content": instruction}, {"role": "user", "content": said}), REPLY_TOKENS
+                ({"role": "system", "content": instruction}, {"role": "user", "content": content}), REPLY_TOKENS
             )
 
         requests = []
         for one in answered:
-            question, theirs, ours = one.question.turns[0], one.question.row["baseline"], one.turns[0]
-            requests += [game(question, theirs, ours), game(question, ours, theirs)]
+            question, baseline, answer = one.question.turns[0], one.question.row["baseline"], one.turns[0]
+            requests += [game(question, baseline, answer), game(question, answer, baseline)]
         replies = ask(requests)
         rows = []
         for place, one in enumerate(answered):

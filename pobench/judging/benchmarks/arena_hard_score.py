@@ -187,17 +187,17 @@ def _game(row: int, place: int, game: Any, faults: Faults) -> str:
         return ""
     text = game.get("judgment")
     text = text.get("answer") if isinstance(text, dict) else text
-    said = verdict(text) if isinstance(text, str) else None
+    in_text = verdict(text) if isinstance(text, str) else None
     if "score" not in game:
-        return said or ""
+        return in_text or ""
     label = game["score"]
     if label is None or (isinstance(label, float) and math.isnan(label)):
         return ""
     if not isinstance(label, str):
         faults.add(row, f"{name}.score", f"one of {', '.join(VERDICTS)} is needed, or null", label)
         return ""
-    if label in VERDICTS and said is not None and said != label:
-        faults.add(row, f"{name}.score", f"{label!r} stands here, but the judgment says {said!r}")
+    if label in VERDICTS and in_text is not None and in_text != label:
+        faults.add(row, f"{name}.score", f"{label!r} is stored here, but the judgment says {in_text!r}")
     return label
 
 
@@ -221,6 +221,6 @@ def write_answers(path: Path, answers: Mapping[str, tuple[str, str]], *, model: 
     for uid in sorted(answers, key=lambda uid: place[fingerprint(uid)]):
         question, answer = answers[uid]
         mark = hashlib.sha256(f"{model}\0{uid}\0{answer}".encode("utf-8", "surrogatepass")).hexdigest()[:22]
-        said = [{"role": "user", "content": question}, {"role": "assistant", "content": {"answer": answer}}]
-        lines.append({"uid": uid, "ans_id": mark, "model": model, "messages": said})
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": {"answer": answer}}]
+        lines.append({"uid": uid, "ans_id": mark, "model": model, "messages": messages})
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -73,8 +73,8 @@ class MTBench(Judged):
     def _references(self) -> dict[int, dict[str, Any]]:
         """Question → reference answer: the judge's own if the folder has it, else gpt-4's."""
         own = [f"{folder}reference_answer/{self.judge.model}.jsonl" for folder in ("", "mt_bench/")]
-        theirs = [f"{folder}reference_answer/{SPOKEN_AS}.jsonl" for folder in ("", "mt_bench/")]
-        path = self._fetch(*own, *theirs)
+        default = [f"{folder}reference_answer/{SPOKEN_AS}.jsonl" for folder in ("", "mt_bench/")]
+        path = self._fetch(*own, *default)
         return {row["question_id"]: row for _, row in read_rows(path) if isinstance(row, dict)}
 
     def check_judge(self) -> None:
