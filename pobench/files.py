@@ -85,7 +85,10 @@ def refuse_corrupt(folder: Path, files: Mapping[str, str]) -> None:
 
 def checked_bytes(path: Path, expected: str | None) -> bytes:
     """The file's bytes. Raises CorruptError if their sha256 is not `expected`."""
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CorruptError(path, "the file is gone") from None
     if expected is None or hashlib.sha256(data).hexdigest() != expected:
         raise CorruptError(path, f"{OTHER_BYTES}; repeat the command that made it, and it is made anew")
     return data

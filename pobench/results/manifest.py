@@ -3,7 +3,7 @@
     {"made_from": {causes and weights}, "files": {name: sha256}}
 
 A file that the manifest does not list is unfinished. A file with other bytes than it lists, or made from something else,
-is never used: `claim` renames it to `<name>.corrupt`.
+is never used: `claim` renames it to `<name>.damaged`.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def claim(folder: Path, made_from: Mapping[str, Any], why: str = OTHER_CAUSES) -
     if stored.get("made_from") == dict(made_from):
         bad = {fault.path.name: str(fault) for fault in corrupt_files(folder, files)}
     else:
-        present = sorted(p for p in folder.glob("*") if p.is_file() and p.name not in _KEPT and p.suffix != ".corrupt")
+        present = sorted(p for p in folder.glob("*") if p.is_file() and p.name not in _KEPT and p.suffix != ".damaged")
         bad, files = {path.name: f"{str(path)!r}: {why}" for path in present}, {}
     for name in bad:
         if (folder / name).is_file():
-            (folder / name).replace(folder / f"{name}.corrupt")
+            (folder / name).replace(folder / f"{name}.damaged")
     left = {name: digest for name, digest in files.items() if name not in bad}
     if stored != (now := {"made_from": dict(made_from), "files": left}):
         write_json(folder / FILE, now)

@@ -165,7 +165,7 @@ class RunFolder:
         """The number of finished results of a stage that are stored but not shown."""
         shown = self.shown.get(stage)
         finished = [p.parent.name for p in self.path.glob(f"{stage}-*/node.json")]
-        return len([name for name in finished if name != shown and name.rpartition("-")[0] == stage])
+        return len([name for name in finished if name != shown and not name.endswith(".damaged")])
 
     def has_frame(self, name: str) -> bool:
         return self._home(name) is not None

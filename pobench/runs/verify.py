@@ -33,7 +33,7 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
     """
     folders, files, faults = 0, 0, []
     for root in (runs, cache_folder() / "sft"):
-        for marker in sorted(p for name in MARKERS for p in root.rglob(name)):
+        for marker in sorted(p for name in MARKERS for p in root.rglob(name) if p.parent.suffix != ".damaged"):
             advance(str(marker.parent))
             try:
                 listed: Mapping[str, Any] = json.loads(marker.read_text(encoding="utf-8"))["files"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -279,7 +280,7 @@ def test_runs_of_protocol_1_are_read_and_not_touched(plan_here, tmp_path) -> Non
     config = yaml.safe_load((run / "config.yaml").read_text()) | {"protocol": 1}
     (old / "config.yaml").write_text(yaml.safe_dump(config))
     (old / "finished.json").write_text(json.dumps({"protocol": 1, "seconds": 1.0, "pairs": 7}))
-    (next(run.glob("heldout-*")) / "heldout.parquet").rename(old / "heldout.parquet")
+    shutil.copy(next(run.glob("heldout-*")) / "heldout.parquet", old / "heldout.parquet")
     frames = load_frames(tmp_path / "runs")
     row = frames["runs"].set_index("run").loc["small/dpo-12345678"]
     assert row["protocol"] == 1 and row["status"] == "finished" and row["pairs"] == 7

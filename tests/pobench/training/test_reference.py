@@ -60,6 +60,7 @@ def counting(scorer_of, start_model):
     return lambda **how: Counting(scorer_of(start_model, budget=32), **how)
 
 
+@pytest.mark.slow
 def test_six_losses_two_rates_and_two_seeds_read_exactly_one_pass(fit, pairs, counting, tmp_path) -> None:
     needing = [name for name in losses.names() if "reference" in losses.get(name).needs]
     assert len(needing) >= 6

@@ -225,11 +225,11 @@ def test_the_setting_says_how_and_the_command_line_has_the_last_word(pobench_cli
     ranker = {"name": "more_words", "settings": {"sharpness": 2.0}}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump({**setting, "onpolicy": {**own, "ranker": ranker}}))
     ours = ("data", "onpolicy", "--setting", "small.yaml", "--plugin", "more_words.py", "--json")
-    status, out, err = pobench_cli(*ours, "--out", "mine.jsonl", "--samples", "4", "--seed", "3")
+    status, out, err = pobench_cli(*ours, "--out", "mine.jsonl", "--samples", "9", "--seed", "3")
     recipe = json.loads(out)
     assert status == 0 and recipe["judge"] == "more_words" and "held_out" not in recipe, err
     assert recipe["decoding"] == {
-        "samples": 4, "temperature": 2.0, "top_p": 0.95, "max_new_tokens": 40, "seed": 3, "precision": "fp32"
+        "samples": 9, "temperature": 2.0, "top_p": 0.95, "max_new_tokens": 40, "seed": 3, "precision": "fp32"
     } | {"precision": recipe["decoding"]["precision"]}  # fmt: skip
     assert recipe["prompts"]["count"] == 3 and recipe["judge_settings"] == {"sharpness": 2.0}
 

@@ -12,6 +12,7 @@ from pobench.errors import PobenchError
 from pobench.registry import figures
 from pobench.results.run_folder import RunFolder
 from pobench.runs.plan import make_plan
+from pobench.runs.stages import MANY
 from pobench.settings.read import list_settings
 from pobench.settings.resolve import resolve
 from pobench.workflows.study import describe_study, expand, make_plans
@@ -178,8 +179,8 @@ def test_data_of_each_bias_are_prepared_once_and_the_start_model_is_shared(setti
     assert len({plan.tasks[-1].data for plan in plans}) == 2
     assert len({task.run for plan in plans for task in plan.tasks if task.kind == "start"}) == 1
     described = describe_study(study(bias), plans)
-    assert described["count"] == {"jobs": 5, "finished": 0, "to do": 5, "failed before": 0}
-    assert [job["varied"] for job in described["jobs"]] == [{}, {}, {}, *[{"data.length_bias": 1.0}] * 2]
+    assert described["count"] == {"jobs": 6, "finished": 0, "to do": 6, "failed before": 0}
+    assert [job["varied"] for job in described["jobs"]] == [{}, {}, {}, {}, *[{"data.length_bias": 1.0}] * 2]
     assert not (tmp_path / "runs").exists()
 
 
@@ -191,13 +192,15 @@ def test_a_dry_run_counts_what_is_done_and_touches_nothing(pobench_cli, setting,
     status, out, err = pobench_cli(*command, "--json")
     assert status == 0, err
     plan = json.loads(out)
-    assert plan["count"] == {"jobs": 5, "finished": 0, "to do": 5, "failed before": 0}
+    assert plan["count"] == {"jobs": 6, "finished": 0, "to do": 6, "failed before": 0}
     assert not (tmp_path / "r").exists()
-    done = RunFolder(tmp_path / "r", plan["jobs"][1]["run"])
-    done.path.mkdir(parents=True)
-    done.finish({})
+    jobs = expand(read_study("sft-regularisation"), "small.yaml")
+    (start,) = [task for task in make_plan(jobs, tmp_path / "r", MANY, dry=True).tasks if task.kind == "start"]
+    for stage in start.stages:
+        node = start.nodes[stage]
+        RunFolder(start.runs, start.run).node(node.name).write({}, node.causes, model=None)
     status, out, err = pobench_cli(*command)
-    assert status == 0 and "5 jobs, 1 finished" in " ".join(out.split()) and "time: about" in out, err
+    assert status == 0 and "6 jobs, 1 finished" in " ".join(out.split()) and "time: about" in out, err
     assert "simpo_sft (sft_weight = 0.1)" in out
 
 

@@ -136,7 +136,7 @@ def test_a_task_of_other_weights_or_with_other_bytes_is_found_and_done_anew(spea
     assert not benchmark.done(run, first)
     benchmark.evaluate(run, speaker)
     assert benchmark.done(run, first) and stored.read_text() == text and len(told) == 1 and stored.name in told[0]
-    assert stored.with_name("truthfulqa_mc2.json.corrupt").read_text() == "[]"
+    assert stored.with_name("truthfulqa_mc2.json.damaged").read_text() == "[]"
     benchmark.evaluate(run, replace(speaker, spoken=second))
     assert benchmark.done(run, second) and not benchmark.done(run, first)
     assert len(told) == 3 and all(
