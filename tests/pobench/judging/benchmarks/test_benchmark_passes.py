@@ -200,6 +200,7 @@ def asked_for(body: Body) -> str:
     return {1: "alpaca_eval", 4096: "arena_hard"}.get(body["max_tokens"], "mt_bench")
 
 
+@pytest.mark.slow
 def test_killed_in_the_midst_of_each_benchmark_and_repeated_it_pays_for_the_rest_alone(
     setting, prompts, tmp_path
 ) -> None:
