@@ -52,7 +52,7 @@ def execute(plan: Plan, *, announce: Callable[[str], None] = lambda text: None) 
     with contextlib.ExitStack() as locks:
         for folder in dict.fromkeys(t.data if t.kind == "sft" else t.runs / t.job.setting for t in left):
             locks.enter_context(_alone(folder))
-        if left and plan.pairs is not None:
+        if plan.pairs is not None and (left or plan.pairs.folder.finished):  # the latter is damaged, if it was read
             plan.pairs.store()
         for path in plan.damaged:
             _set_aside(path)

@@ -121,7 +121,6 @@ def test_what_is_edited_in_place_makes_what_stands_behind_it_anew(edit, plan_her
 
 
 VALUES = {
-    "another judge setting": ({"judge__settings": {"graded": True}}, {"start: judge": 1, "loss: judge": 1}),
     "another decoding": (
         {"answers__max_new_tokens": 3},
         {f"{kind}: {stage}": 1 for kind in ("start", "loss") for stage in ("answers", "judge")},
@@ -142,6 +141,25 @@ def test_a_changed_value_makes_anew_what_it_decides_and_nothing_else(change, pla
     assert ran(plan_here("dpo", **values)) == expected
     assert ran(plan_here("dpo", **values)) == {}
     assert ran(plan_here("dpo")) == {}, "what was there before is there still"
+
+
+@pytest.mark.slow
+def test_another_judge_judges_again_and_nothing_else(plan_here) -> None:
+    from pobench.registry import judges, register_judge
+
+    class Content:
+        name = "content"
+
+        def score(self, row: Any, text: str, finished: bool = True) -> float:
+            return 1.0
+
+    register_judge("content")(lambda: Content())
+    try:
+        assert ran(plan_here("dpo")) == EVERYTHING
+        assert ran(plan_here("dpo", judge__name="content")) == {"start: judge": 1, "loss: judge": 1}
+        assert ran(plan_here("dpo")) == ran(plan_here("dpo", judge__name="content")) == {}
+    finally:
+        judges._items.pop("content", None), judges._aliases.pop("content", None)
 
 
 @pytest.mark.slow
@@ -217,7 +235,7 @@ def test_damaged_weights_are_not_evaluated_but_trained_again(plan_here, tmp_path
 def test_damaged_reference_sums_are_computed_again(plan_here, tmp_path) -> None:
     ran(plan_here("dpo"))
     for file in tmp_path.glob("cache/reference/*/*"):
-        if file.name != "reference.json":
+        if file.suffix == ".safetensors":
             spoil(file)
     plan = plan_here("ipo")
     assert "damaged" in " ".join(plan.notes)
@@ -239,14 +257,16 @@ def test_damaged_token_pairs_are_read_again(plan_here, tmp_path) -> None:
 def test_scores_without_the_start_model_are_not_final(plan_here, tmp_path) -> None:
     ran(plan_here("dpo"))
     (start,) = tmp_path.glob("runs/small/start-*")
-    run = next(tmp_path.glob("runs/small/dpo-*"))
-    away = tmp_path / "away"
-    start.rename(away)
-    without = load_frames(tmp_path / "runs")["scores"]
-    assert "pass_rate_gain" not in set(without[without["run"] == f"small/{run.name}"]["metric"])
+    (run,) = tmp_path.glob("runs/small/dpo-*")
+
+    def compared() -> int:
+        scores = load_frames(tmp_path / "runs")["scores"]
+        return int(scores.set_index(["run", "metric"]).loc[(f"small/{run.name}", "pass_rate_gain"), "n"])
+
+    away = start.rename(tmp_path / "away")
+    assert compared() == 0
     away.rename(start)
-    scores = load_frames(tmp_path / "runs")["scores"]
-    assert "pass_rate_gain" in set(scores[scores["run"] == f"small/{run.name}"]["metric"])
+    assert compared() == 3
 
 
 @pytest.mark.slow
