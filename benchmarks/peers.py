@@ -432,6 +432,32 @@ def need_trl() -> None:
         raise PobenchError("TRL is not installed, and there is nothing to compare with; pip install trl==1.16.0")
 
 
+def _trl_config(work: Work, folder: str) -> Any:
+    """TRL's settings for the same work, as the variant changes its defaults."""
+    import torch
+    from trl import DPOConfig
+
+    twin, variant = TWINS[work.loss], work.variant
+    return DPOConfig(
+        output_dir=folder,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        per_device_train_batch_size=variant.micro,
+        gradient_accumulation_steps=work.batch_size // variant.micro,
+        learning_rate=work.lr,
+        num_train_epochs=work.epochs,
+        max_length=work.max_length,
+        bf16=work.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),  # or it refuses bf16
+        loss_type=[twin.loss_type],
+        beta=work.settings[twin.setting],
+        precompute_ref_log_probs=variant.precomputed,
+        **({} if variant.checkpointing is None else {"gradient_checkpointing": variant.checkpointing}),
+        **({"train_sampling_strategy": "group_by_length"} if variant.grouped else {}),
+    )
+
+
 def run_trl(work: Work, watched: bool = False) -> dict[str, Any]:
     """Train with TRL's DPOTrainer: see `_measured`. watched: also the loss of every step, and the keys of the token
     sequences that the model was shown; it costs time, so timed runs go without."""
@@ -440,7 +466,7 @@ def run_trl(work: Work, watched: bool = False) -> dict[str, Any]:
     from datasets import Dataset, load_from_disk
     from torch.utils.data import Sampler
     from transformers import PrinterCallback, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
     torch.set_num_threads(work.threads)
     pairs = load_pairs(Path(work.pairs))[: work.count]
@@ -499,27 +525,9 @@ def run_trl(work: Work, watched: bool = False) -> dict[str, Any]:
                 shown.add(sequence_keys(Group(prompt, (response,)))[0].hex())
             return loss
 
-    twin, variant = TWINS[work.loss], work.variant
     libraries = libraries_memory(work.model)
     with tempfile.TemporaryDirectory() as folder:
-        config = DPOConfig(
-            output_dir=folder,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            per_device_train_batch_size=variant.micro,
-            gradient_accumulation_steps=work.batch_size // variant.micro,
-            learning_rate=work.lr,
-            num_train_epochs=work.epochs,
-            max_length=work.max_length,
-            bf16=work.precision == "bf16",
-            use_cpu=not torch.cuda.is_available(),  # or it refuses bf16
-            loss_type=[twin.loss_type],
-            beta=work.settings[twin.setting],
-            precompute_ref_log_probs=variant.precomputed,
-            **({} if variant.checkpointing is None else {"gradient_checkpointing": variant.checkpointing}),
-            **({"train_sampling_strategy": "group_by_length"} if variant.grouped else {}),
-        )
+        config = _trl_config(work, folder)
         trainer = (Watched if watched else Peer)(
             model=work.model, args=config, train_dataset=load_from_disk(str(table)), callbacks=[Clock()]
         )

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pobench.errors import CorruptError
 
@@ -92,6 +92,43 @@ def checked_bytes(path: Path, expected: str | None) -> bytes:
     if expected is None or hashlib.sha256(data).hexdigest() != expected:
         raise CorruptError(path, f"{OTHER_BYTES}; repeat the command that made it, and it is made anew")
     return data
+
+
+def read_marker(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file that marks a finished result. Raises CorruptError where it cannot be read."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
+    if not isinstance(stored, dict):
+        raise CorruptError(path, "it holds no mapping")
+    return stored
+
+
+class MarkedFolder:
+    """A folder that appears whole. Its `marker` is a JSON file that holds the sha256 of every other file under `files`."""
+
+    marker: ClassVar[str]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the marker is there."""
+        return (self.path / self.marker).is_file()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The content of the marker. Raises CorruptError where it cannot be read."""
+        return read_marker(self.path / self.marker)
+
+    def faults(self) -> list[CorruptError]:
+        """One error per file whose bytes are not those that were written."""
+        try:
+            return corrupt_files(self.path, self.about["files"])
+        except CorruptError as error:
+            return [error]
 
 
 def _sync(file: Path) -> None:

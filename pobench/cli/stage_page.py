@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pobench.runs import stages
 from pobench.runs.stage import Stage
 from pobench.runs.stages import STAGES
 
@@ -15,12 +16,7 @@ in `pobench/runs/stages`. Its result is named by what decides it, and is made an
 ([results.md](results.md)). `pobench list stages` prints this list.
 
 ```
-start model ─┬─ reference ── train ─┬─ heldout
-             │                      ├─ trainpairs
-             │                      ├─ gradient_norms
-             │                      ├─ answers ── judge
-             │                      └─ benchmarks
-             └─ the same stages, of the start model itself
+{graph}
 ```
 
 `sft` stands before them: it makes the start model of a setting that names a base model. The start model is evaluated as
@@ -35,7 +31,9 @@ def stage_page() -> str:
         "| --- | --- | --- | --- |",
         *(f"| [{s.name}](#{s.name}) | {s.does} | {_names(s.reads)} | {_names(s.writes)} |" for s in STAGES),
     ]
-    return "\n\n".join([INTRODUCTION, "\n".join(overview), *map(_section, STAGES)]) + "\n"
+    lines = (stages.__doc__ or "").splitlines()
+    graph = "\n".join(line.removeprefix("    ") for line in lines if line.startswith("    "))
+    return "\n\n".join([INTRODUCTION.format(graph=graph), "\n".join(overview), *map(_section, STAGES)]) + "\n"
 
 
 def _section(stage: Stage) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,29 +16,20 @@ import pandas as pd
 
 from pobench.data.order import pairs_digest
 from pobench.data.prepare import Prepared
-from pobench.errors import CorruptError
-from pobench.files import checked_bytes, corrupt_files, digests_of, whole
+from pobench.files import MarkedFolder, checked_bytes, digests_of, whole
 from pobench.types import TokenPair
 
 LISTS = ("train", "heldout")
 SEQUENCES = ("prompt", "chosen", "rejected")
 
 
-class PairsFolder:
-    """A folder with training pairs, held-out pairs, their audit and their digests."""
+class PairsFolder(MarkedFolder):
+    """A folder with training pairs, held-out pairs, their audit and their digests.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    about: causes, digests (list → hex sha256), pairs (list → count), tokens (mean of a training pair), summary, files.
+    """
 
-    @property
-    def finished(self) -> bool:
-        return (self.path / "data.json").is_file()
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """`data.json`: causes, digests (list → hex sha256), pairs (list → count), tokens (mean of a training pair), summary,
-        files (name → sha256)."""
-        return dict(json.loads((self.path / "data.json").read_text(encoding="utf-8")))
+    marker = "data.json"
 
     def store(self, prepared: Prepared, causes: Mapping[str, Any]) -> None:
         """Write the folder, whole."""
@@ -56,11 +46,7 @@ class PairsFolder:
                 "summary": prepared.summary,
                 "files": digests_of(partial),
             }
-            (partial / "data.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-
-    def faults(self) -> list[CorruptError]:
-        """One error per file whose bytes are not those that were written."""
-        return corrupt_files(self.path, self.about["files"])
+            (partial / self.marker).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
     def load(self) -> Prepared:
         """The stored pairs. Raises CorruptError if the bytes of a file are not those that were written."""

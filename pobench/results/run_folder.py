@@ -25,10 +25,12 @@ import yaml
 from pobench.columns import FRAMES
 from pobench.errors import CorruptError, PobenchError, nearest
 from pobench.files import (
+    MarkedFolder,
     checked_bytes,
     corrupt_files,
     digests_of,
     nan_as_null,
+    read_marker,
     sha256_of,
     whole,
     write_json,
@@ -49,20 +51,13 @@ STAGE_OF = {
 }
 
 
-class NodeFolder:
-    """`<stage>-<12 hex>`: one result, its causes, and the digests of its files. It appears whole."""
+class NodeFolder(MarkedFolder):
+    """`<stage>-<12 hex>`: one result, its causes, and the digests of its files.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    about: causes, files → sha256, and the further facts of `write`.
+    """
 
-    @property
-    def finished(self) -> bool:
-        return (self.path / "node.json").is_file()
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """The content of `node.json`: causes, files → sha256, and the further facts of `write`."""
-        return dict(json.loads((self.path / "node.json").read_text(encoding="utf-8")))
+    marker = "node.json"
 
     def write(self, frames: Mapping[str, pd.DataFrame], causes: Mapping[str, Any], **about: Any) -> None:
         """Store some of `pobench.columns.FRAMES` under their names, without the column `run`: the folder says it.
@@ -74,7 +69,7 @@ class NodeFolder:
             for name, frame in frames.items():
                 FRAMES[name].typed(frame).to_parquet(partial / f"{name}.parquet", index=False)
             node = {"protocol": PROTOCOL, "causes": dict(causes), **about, "files": digests_of(partial)}
-            (partial / "node.json").write_text(json.dumps(node, indent=1), encoding="utf-8")
+            (partial / self.marker).write_text(json.dumps(node, indent=1), encoding="utf-8")
 
     def read_frame(self, name: str) -> pd.DataFrame:
         """Raises CorruptError where the stored bytes are not those that were written."""
@@ -82,9 +77,14 @@ class NodeFolder:
         data = checked_bytes(self.path / file, self.about["files"].get(file))
         return pd.read_parquet(io.BytesIO(data))
 
-    def faults(self) -> list[CorruptError]:
-        """The files whose bytes are not those that were written."""
-        return corrupt_files(self.path, self.about["files"])
+    def made_from(self, model: str | None, read: Mapping[str, str | None]) -> bool:
+        """Whether the result was made by these weights (`RunFolder.weights`), from results with these digests."""
+        about = self.about
+        return bool(about["model"] == model and about.get("read", {}) == dict(read))
+
+    def digest(self, name: str) -> str | None:
+        """The sha256 of a stored frame; None before it is finished."""
+        return str(self.about["files"][f"{name}.parquet"]) if self.finished else None
 
 
 class RunFolder:
@@ -100,7 +100,7 @@ class RunFolder:
     def trained(self) -> dict[str, Any] | None:
         """The content of `trained.json`; None before training has finished, and for the start model."""
         path = self.path / "trained.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        return read_marker(path) if path.is_file() else None
 
     @property
     def failure(self) -> str | None:

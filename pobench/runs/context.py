@@ -18,7 +18,7 @@ from pobench.data.pairs_folder import PairsFolder
 from pobench.data.prepare import Prepared
 from pobench.errors import PobenchError
 from pobench.model import adapters
-from pobench.model.device import bf16_pays, make_accelerator
+from pobench.model.device import make_accelerator
 from pobench.model.flex import use_flex
 from pobench.model.load import attention_of, load_base
 from pobench.model.logps import ResponseLogps
@@ -89,10 +89,17 @@ class Context:
 
     # -- results of stages
 
-    def store(self, stage: str, frames: Mapping[str, pd.DataFrame]) -> None:
-        """A stage's result, whole, with its causes and with the digest of the weights that made it."""
+    def store(
+        self, stage: str, frames: Mapping[str, pd.DataFrame], read: Mapping[str, str | None] | None = None
+    ) -> None:
+        """A stage's result, whole, with its causes and the digests of the weights and of the results that it was made from."""
         node = self.task.nodes[stage]
-        self.folder.node(node.name).write(frames, node.causes, model=self.folder.weights)
+        self.folder.node(node.name).write(frames, node.causes, model=self.folder.weights, read=dict(read or {}))
+
+    def stands(self, stage: str, read: Mapping[str, str | None]) -> bool:
+        """Whether a stage's result is stored, whole, and made from these weights and results."""
+        node = self.folder.node(self.task.nodes[stage].name)
+        return node.finished and not node.faults() and node.made_from(self.folder.weights, read)
 
     def read(self, stage: str, frame: str) -> pd.DataFrame:
         return self.folder.node(self.task.nodes[stage].name).read_frame(frame)
@@ -151,9 +158,9 @@ class Context:
         adapted = None if whole_model else adapters.load(model, path)
         return model.to(self.accelerator.device).eval(), adapted
 
-    def scoring_model(self) -> tuple[Any, Any]:
-        """The final model in the arithmetic of training: (model, adapter or None)."""
-        return self._hold("scoring", self.final_model)
+    def scoring_model(self) -> Any:
+        """The final model in the arithmetic of training, its adapter in place."""
+        return self._hold("scoring", lambda: self.final_model()[0])
 
     def merged_model(self) -> Any:
         """The final model for one product a layer: the adapter is merged, if the base is fp32."""
@@ -161,7 +168,7 @@ class Context:
 
     def speaking_model(self) -> tuple[Any, str]:
         """The final model in the precision it speaks, with its name; no wider copy is held beside it."""
-        precision = self._speaking_precision()
+        precision = self.task.precision
         return self._hold(f"speaking {precision}", lambda: self._speaking(precision)), precision
 
     def _speaking(self, precision: str) -> Any:
@@ -169,11 +176,6 @@ class Context:
         if self.loss is None or not adapters.stored_in(self.folder.path / "model"):
             return self.final_model(dtype)[0]
         return self._merged(*self.final_model()).to(dtype)
-
-    def _speaking_precision(self) -> str:
-        if self.task.precision:
-            return self.task.precision
-        return self.task.generates_in("bf16" if bf16_pays(self.accelerator.device) else "fp32")
 
     @staticmethod
     def _merged(model: Any, adapted: Any) -> Any:
@@ -239,7 +241,7 @@ class Context:
         if self.loss is None:
             return pairs_frame(pairs, reference, reference)
         if scorer is None:
-            scorer = self.scorer(self.scoring_model()[0])
+            scorer = self.scorer(self.scoring_model())
             with progress(f"{self.task.title}: {title}", len(groups), "pairs") as advance:
                 totals = scorer.sums(groups, advance)
         else:

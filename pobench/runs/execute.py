@@ -60,7 +60,9 @@ def execute(plan: Plan, *, announce: Callable[[str], None] = lambda text: None) 
         failed: list[tuple[Task, str]] = []
         for task in left:
             why = _lacking(task, failed)
-            if why is None:
+            if why is not None:
+                RunFolder(task.runs, task.run).fail(why)
+            else:
                 announce(f"{task.title}{_stages_of(task)}  →  {task.runs / task.run}")
                 why = _one(task)
             if why is not None:

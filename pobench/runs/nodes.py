@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pobench.registry import judges
 from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs
-from pobench.runs.stage import Content, Node
+from pobench.runs.stage import Content, Node, Stage
 from pobench.runs.stages import reference, train
 from pobench.runs.task import Task, benchmarks_of
 from pobench.settings.job import Job
@@ -39,6 +39,9 @@ class Layout:
     content: Content | None
     notes: list[str]
     damaged: list[Path]
+    start_left: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # a start model's run → its stages that are left
 
     @property
     def data(self) -> Path:
@@ -71,7 +74,9 @@ class Layout:
             return replace(base, start=base.run, stages=wanted)
         nodes = self.nodes(job, base.run, "start")
         task = self._speaking(replace(base, start=base.run, nodes=nodes, causes=self.start_causes(job)))
-        return self._evaluation(task, retrained=False)
+        evaluation = self._evaluation(task, retrained=False)
+        self.start_left[task.run] = evaluation.stages
+        return evaluation
 
     def loss(self, job: Job) -> list[Task]:
         """The training of a run, and its evaluation."""
@@ -138,23 +143,35 @@ class Layout:
                 asked = benchmarks_of(task.job, self.stages)
                 if any(retrained or spoken is None or not b.done(folder.path, spoken) for b in asked):
                     left.append(stage.name)
-            elif stage.name in task.nodes and (retrained or not self._there(folder, task.nodes[stage.name])):
-                left.append(stage.name)
+            elif stage.name in task.nodes:
+                anew = retrained or self._reads_what_is_left(task, stage, left)
+                if anew or not self._there(folder, task, stage):
+                    left.append(stage.name)
         if left and not retrained:
             self._note_results(folder, task, left)
         return self._with_references(replace(task, stages=tuple(left)))
 
-    def _there(self, folder: RunFolder, node: Node) -> bool:
-        """Whether a node's result is stored, whole, and made by the weights that the run has now."""
-        stored = folder.node(node.name)
+    def _reads_what_is_left(self, task: Task, stage: Stage, left: Sequence[str]) -> bool:
+        """Whether a result that the stage reads is made anew, the run's own or the start model's."""
+        compared = "start" in task.nodes[stage.name].causes and task.kind == "loss"
+        return bool(set(stage.reads) & {*left, *(self.start_left.get(task.start, ()) if compared else ())})
+
+    def _there(self, folder: RunFolder, task: Task, stage: Stage) -> bool:
+        """Whether a stage's result is stored, whole, and made from the weights and the results that are stored now."""
+        stored = folder.node(task.nodes[stage.name].name)
         if not stored.finished:
             return False
         if faults := stored.faults():
             self.notes += [f"{fault}; it is made anew" for fault in faults]
             self.damaged.append(stored.path)
             return False
-        if stored.about["model"] != folder.weights:
-            self.notes.append(f"{stored.path}: it was made by other weights than the run has now; it is made anew")
+        read = stage.read(task)
+        if None in read.values():  # these are made anew first; if they come out the same, the result stays
+            return False
+        if not stored.made_from(folder.weights, read):
+            self.notes.append(
+                f"{stored.path}: it was made from other weights or answers than are stored; it is made anew"
+            )
             self.damaged.append(stored.path)
             return False
         return True
@@ -165,13 +182,13 @@ class Layout:
         found = {s: _sums_folder(task.nodes[f"reference:{s}"]) for s in sets if f"reference:{s}" in task.nodes}
         return replace(task, references=found)
 
-    def reference_tasks(self, tasks: Sequence[Task], jobs: Sequence[Job]) -> list[Task]:
+    def reference_tasks(self, tasks: Sequence[Task]) -> list[Task]:
         """One for each arithmetic: the sets of sequences that a task reads, or `--stages reference` names, and that are not
         there."""
         read = [(task, which) for task in tasks for which in task.references]
         if "reference" in self.stages and not {"train", "heldout"} & set(self.stages) and self.content is not None:
-            named = [task for job in jobs for task in self.loss(job)[:1]]
-            read += [(t, which) for t in named for which in reference.sets_of(t.job, "loss", stage_list.DEFAULT)]
+            losses = [task for task in tasks if task.kind == "loss"]
+            read += [(t, which) for t in losses for which in reference.sets_of(t.job, t.kind, stage_list.DEFAULT)]
         passes: dict[str, Task] = {}
         for task, which in read:
             node = task.nodes[f"reference:{which}"]

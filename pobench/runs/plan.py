@@ -114,7 +114,7 @@ def make_plan(
     layout = Layout(runs, stages, plugins, pairs, content, notes, [])
     evaluated = [layout.start(job) for job in {layout.start_name(job): job for job in jobs}.values()]
     trained = [task for job in jobs for task in layout.loss(job)]
-    passes = layout.reference_tasks([*evaluated, *trained], jobs)
+    passes = layout.reference_tasks([*evaluated, *trained])
     notes += _old_cache_note(passes)
     tasks, damaged = (*first, *passes, *evaluated, *trained), tuple(dict.fromkeys(layout.damaged))
     return Plan(tasks, tuple(dict.fromkeys(notes)), demonstrations, pairs, content, damaged)

@@ -52,11 +52,12 @@ class Content:
 class Stage:
     """One entry of the list in `pobench.runs.stages`. Its file says what it does; nothing else names it.
 
-    name: what `--stages` takes. does: one line for people. reads: stages whose results it needs. writes: what it leaves
-    in its folder. decided_by: what decides its result, in words; causes: the same as data, None where a job has no such
-    stage. shared: whether the processes of a training job work on it together; else one process does. optional: runs only
-    where it is named. per_run: it stands behind one trained model; else runs share it. many: whether studies and searches,
-    with their many jobs, run it.
+    name: what `--stages` takes. does: one line for people. reads: stages whose results it needs. writes: what it leaves in
+    its folder. decided_by: what decides its result, in words; causes: the same as data, None where a job has no such stage.
+    read: digests of the stored results that it reads, None for one that is not there; its own result is used only while they
+    are the same. shared: whether the processes of a training job work on it together; else one process does. optional: it
+    runs only where it is named. per_run: it stands behind one trained model; else runs share it. many: whether studies and
+    searches, with their many jobs, run it.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Stage:
     decided_by: str
     run: Callable[[Any], None]  # of a `pobench.runs.context.Context`
     causes: Callable[[Job, Content], Mapping[str, Any] | None] = lambda job, content: None
+    read: Callable[[Any], Mapping[str, str | None]] = lambda task: {}  # of a `pobench.runs.task.Task`
     shared: bool = False
     optional: bool = False
     per_run: bool = True

@@ -95,7 +95,11 @@ class Task:
         """Write the task as JSON, for processes that a launcher starts."""
         job = {**self.job.values(), "origin": dict(self.job.origin), "benchmarks": dict(self.job.benchmarks)}
         nodes = {name: asdict(node) for name, node in self.nodes.items()}
-        plain = {"runs": str(self.runs), "data": str(self.data), "references": _strings(self.references)}
+        plain = {
+            "runs": str(self.runs),
+            "data": str(self.data),
+            "references": {k: str(v) for k, v in self.references.items()},
+        }
         path.write_text(json.dumps({**asdict(self), "job": job, "nodes": nodes, **plain}))
 
     @classmethod
@@ -121,10 +125,6 @@ class Task:
             "references": {name: Path(folder) for name, folder in values["references"].items()},
         }
         return cls(**{**values, **changes})
-
-
-def _strings(paths: Mapping[str, Path]) -> dict[str, str]:
-    return {name: str(path) for name, path in paths.items()}
 
 
 def benchmarks_of(job: Job, stages: Sequence[str]) -> list[Benchmark]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pobench.runs.stage import Content, Stage
+from pobench.runs.stages import reference
 from pobench.settings.job import Job
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any]:
-    return {"pairs": content.heldout, "precision": content.precise(job.train.precision), "layout": job.train.layout}
+    return {"pairs": content.heldout, "reference": reference.node_of(job, content, "heldout").name}
 
 
 def run(context: Context) -> None:
@@ -25,7 +26,7 @@ STAGE = Stage(
     does="log-probabilities of the held-out pairs",
     reads=("reference", "train"),
     writes=("heldout.parquet",),
-    decided_by="trained weights, token ids of the held-out pairs",
+    decided_by="trained weights, token ids of the held-out pairs, their reference sums",
     run=run,
     causes=causes,
 )

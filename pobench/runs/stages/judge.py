@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pobench.results.run_folder import RunFolder
 from pobench.runs.stage import Content, Stage
 from pobench.settings.job import Job
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from pobench.judging import PairwiseJudge
     from pobench.runs.context import Context
+    from pobench.runs.task import Task
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
@@ -23,7 +25,17 @@ def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
     return {**judge, "rows": content.rows}
 
 
+def read(task: Task) -> Mapping[str, str | None]:
+    """The digests of the answers that are judged, and of the start model's if the judge compares with them."""
+    node = task.nodes["answers"].name
+    runs = {"answers": task.run} | ({"start": task.start} if "start" in task.nodes["judge"].causes else {})
+    return {which: RunFolder(task.runs, run).node(node).digest("answers") for which, run in runs.items()}
+
+
 def run(context: Context) -> None:
+    """Verdicts that stand on the same answers are kept: they may have been paid for."""
+    if context.stands("judge", read(context.task)):
+        return
     from pobench.data.prompts import eval_prompts
     from pobench.judging import grades
     from pobench.registry import judges
@@ -41,7 +53,7 @@ def run(context: Context) -> None:
         verdicts = verdicts.assign(judge=judge.name, score=0.5, against="start")
     else:
         verdicts = _compared(context, judge, rows, answers)
-    context.store("judge", {"verdicts": verdicts})
+    context.store("judge", {"verdicts": verdicts}, read(context.task))
 
 
 def _compared(context: Context, judge: PairwiseJudge, rows: Mapping[str, Any], answers: pd.DataFrame) -> pd.DataFrame:
@@ -75,4 +87,5 @@ STAGE = Stage(
     decided_by="the answers, the start model's answers, the prompts' rows, the judge's source and settings",
     run=run,
     causes=causes,
+    read=read,
 )

@@ -6,9 +6,8 @@ pairs (losses that ask for `reference`), and the mismatched pairs (losses that a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pobench.registry import get_loss
 from pobench.runs.stage import Content, Node, Stage
@@ -55,10 +54,6 @@ def run(context: Context) -> None:
         context.fill_reference(which, Path(folder))
 
 
-def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
-    return None  # a node a set, see `node_of`
-
-
 STAGE = Stage(
     name="reference",
     does="log-probabilities of the start model, shared by all losses, seeds and learning rates",
@@ -66,7 +61,6 @@ STAGE = Stage(
     writes=("sums-<digest>.safetensors", "reference.json"),
     decided_by="start weights, token ids of the pairs, arithmetic (precision, layout, attention)",
     run=run,
-    causes=causes,
     shared=True,
     per_run=False,
 )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pobench.runs.stage import Content, Stage
+from pobench.runs.stages import reference
 from pobench.settings.job import Job
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ MOST_PAIRS = 10_000  # picked by the hash of their ids
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any]:
-    precision = content.precise(job.train.precision)
-    return {"pairs": content.pairs, "precision": precision, "layout": job.train.layout, "most": MOST_PAIRS}
+    sums = reference.node_of(job, content, "pairs").name
+    return {"pairs": content.pairs, "reference": sums, "most": MOST_PAIRS}
 
 
 def run(context: Context) -> None:
@@ -28,7 +29,7 @@ STAGE = Stage(
     does=f"log-probabilities of the training pairs, at most {MOST_PAIRS:,}",
     reads=("reference", "train"),
     writes=("trainpairs.parquet",),
-    decided_by="trained weights, token ids of the training pairs",
+    decided_by="trained weights, token ids of the training pairs, their reference sums",
     run=run,
     causes=causes,
     optional=True,

@@ -201,6 +201,34 @@ def test_an_edited_plugin_trains_anew_and_an_edited_comment_does_not(plan_here, 
 
 
 # ---------------------------------------------------------------- bytes that do not match
+def test_verdicts_stay_while_the_answers_come_out_the_same_and_go_with_other_ones(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    (answers,) = tmp_path.glob("runs/small/dpo-*/answers-*")
+    (verdicts,) = tmp_path.glob("runs/small/dpo-*/judge-*")
+    made = (verdicts / "node.json").stat().st_mtime_ns
+    spoil(answers / "answers.parquet")
+    ran(plan_here("dpo"))
+    assert (verdicts / "node.json").stat().st_mtime_ns == made, "the same answers keep their verdicts"
+    stored = RunFolder(tmp_path / "runs", f"small/{answers.parent.name}").node(answers.name)
+    about, frame = stored.about, stored.read_frame("answers")
+    stored.write({"answers": frame.assign(text="w1 w2 w3 w4 w5 w6")}, about["causes"], model=about["model"])
+    plan = plan_here("dpo")
+    assert ran(plan) == {"loss: judge": 1} and "other weights or answers" in " ".join(plan.notes)
+    assert (verdicts / "node.json").stat().st_mtime_ns != made
+
+
+@pytest.mark.slow
+def test_a_marker_that_cannot_be_read_is_damage_like_any_other(plan_here, tmp_path) -> None:
+    ran(plan_here("dpo"))
+    (marker,) = tmp_path.glob("runs/small/dpo-*/heldout-*/node.json")
+    marker.write_text(marker.read_text()[:40])
+    with pytest.raises(CorruptError, match="node"):
+        load_frames(tmp_path / "runs")
+    plan = plan_here("dpo")
+    assert "cannot be read" in " ".join(plan.notes)
+    assert ran(plan) == {"loss: heldout": 1} and ran(plan_here("dpo")) == {}
+
+
 def spoil(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
