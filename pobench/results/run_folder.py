@@ -83,8 +83,8 @@ class NodeFolder(MarkedFolder):
         return bool(about["model"] == model and about.get("read", {}) == dict(read))
 
     def digest(self, name: str) -> str | None:
-        """The sha256 of a stored frame; None before it is finished."""
-        return str(self.about["files"][f"{name}.parquet"]) if self.finished else None
+        """The sha256 of a stored frame; None where none is stored."""
+        return self.about["files"].get(f"{name}.parquet") if self.finished else None
 
 
 class RunFolder:

@@ -1,9 +1,9 @@
 """Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), everything else in `state.json`.
 
-A checkpoint is a folder that appears whole: it is written beside its place, then renamed; the older ones are removed after
-that. The data order and the learning rate are functions of the step, so they need no saving. `state.json` holds the step,
-the name of the job's content, the sha256 of every file of tensors, and a sha256 of its own. A job resumes only from a
-checkpoint of its own content whose bytes are those that were written.
+A checkpoint is a folder that appears whole (`pobench.files.whole`); the older ones are removed after that. The data order
+and the learning rate are functions of the step, so they need no saving. `state.json` holds the step, the name of the job's
+content, the sha256 of every file of tensors, and a sha256 of its own. A job resumes only from a checkpoint of its own
+content whose bytes are those that were written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pobench.errors import CorruptError, PobenchError
-from pobench.files import OTHER_BYTES, sha256_of
+from pobench.files import OTHER_BYTES, digests_of, whole
 
 SHARD_BYTES = 64 * 1024**2
 STATE = "state.json"
@@ -51,18 +51,12 @@ def save(
     facts: small values that `about` and `load` return. content: the name of what the job is made from.
     """
     target = folder / f"checkpoint-{step}"
-    partial = folder / f"partial-{step}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _save(_weights(model), partial, "weights")
-    _save(_moments(model, optimizer), partial, "adam")
-    files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
-    state = {"step": step, "content": content, "files": files, **facts}
-    (partial / STATE).write_text(json.dumps({"state": state, "sha256": _digest(state)}))
-    shutil.rmtree(
-        target, ignore_errors=True
-    )  # training did not resume from it, or it would not come to this step again
-    partial.rename(target)
+    with whole(target) as partial:
+        partial.mkdir(parents=True)
+        _save(_weights(model), partial, "weights")
+        _save(_moments(model, optimizer), partial, "adam")
+        state = {"step": step, "content": content, "files": digests_of(partial), **facts}
+        (partial / STATE).write_text(json.dumps({"state": state, "sha256": _digest(state)}))
     clear(folder, keep=target)
 
 
@@ -136,7 +130,7 @@ def about(path: Path) -> dict[str, Any]:
 
 def clear(folder: Path, keep: Path | None = None) -> None:
     """Remove checkpoints and half-written ones."""
-    for path in [*folder.glob("checkpoint-*"), *folder.glob("partial-*")]:
+    for path in [*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*.partial")]:
         if path != keep:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -243,12 +243,13 @@ _CONTENT = {
     "training.protocol": "the protocol",
     "training.train.precision": "the precision",
     "results.heldout.pairs": "the held-out pairs",
+    "results.heldout.reference": "",  # it follows from the pairs, the weights and the precision
     "results.heldout.precision": "the precision",
     "results.answers.prompts": "the tuning prompts",
     "results.answers.precision": "the precision",
     "results.judge.rows": "the tuning prompts",
     "results.judge.source": "the judge's source code",
-    "results.judge.answers": "",
+    "results.judge.answers": "",  # they follow from the causes above
     "results.judge.start": "",
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pobench import files
 from pobench.errors import CorruptError, PobenchError
 from pobench.identity import name_of
 from pobench.model.logps import ResponseLogps
@@ -134,7 +135,7 @@ def test_every_shard_is_read_once(killed, start_model, monkeypatch) -> None:
     read: list[str] = []
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), read_bytes(path))[1])
-    monkeypatch.setattr(checkpoint, "sha256_of", lambda path: pytest.fail(f"{path} is read for its digest alone"))
+    monkeypatch.setattr(files, "sha256_of", lambda path: pytest.fail(f"{path} is read for its digest alone"))
     policy = ResponseLogps(copy.deepcopy(start_model))
     checkpoint.load(saved, policy, make_optimizer(policy, TrainConfig(lr=1)), "a job")
     assert sorted(read) == sorted(path.name for path in saved.iterdir())
