@@ -31,7 +31,6 @@ from urllib.parse import urlsplit
 
 from pobench.errors import PobenchError
 from pobench.files import write_text
-from pobench.judging.benchmarks.verdict_files import needed
 from pobench.sources import cache_folder
 
 OPENAI = "https://api.openai.com/v1"
@@ -222,7 +221,8 @@ class Client:
     def _connect(self) -> None:
         if self._connection is not None:
             return
-        openai = needed("openai", "endpoint", "asking a judge over the network needs the package openai")
+        import openai
+
         key = os.environ.get(self.key_variable, "").strip()
         if not key and urlsplit(self.base_url).hostname == urlsplit(OPENAI).hostname:
             raise PobenchError(f"no key: set the environment variable {self.key_variable}, or name another base_url")

@@ -146,7 +146,7 @@ def _check_order(rows: Sequence[dict[str, Any]], name: str) -> None:
 
 # ---------------------------------------------------------------- alpaca_eval's annotator
 def _annotator(complete: Any) -> Any:
-    """alpaca_eval's annotator with our connection. Raises PobenchError if the package is not installed."""
+    """alpaca_eval's annotator with our connection."""
     configs = Path(alpaca_eval.module("constants").EVALUATORS_CONFIG_DIR)
     settings = yaml.safe_load((configs / ANNOTATOR / "configs.yaml").read_text(encoding="utf-8"))[ANNOTATOR]
     kind = alpaca_eval.module("annotators.pairwise_evaluator").SinglePairwiseAnnotator

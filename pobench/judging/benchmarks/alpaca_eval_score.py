@@ -37,7 +37,6 @@ from pobench.judging.benchmarks.verdict_files import (
     fingerprint,
     fingerprints,
     is_gpt4,
-    needed,
     number_of,
     numbers,
     one_of,
@@ -64,7 +63,7 @@ def score(annotations: Path | str, *, length_control: Path | None = None, length
     length_control: a folder with df_gamed.csv and optionally instruction_difficulty.csv, which is checked against it;
     default: the hub. Names that end in `_recovered` or `_surrogate` are accepted, and the result says "reconstructed". If
     the hub cannot be reached, LC is missing and a note says so. length_only: any prompts and any opponent, without LC.
-    Raises PobenchError with all faults of the file and the folder, or if alpaca_eval is not installed.
+    Raises PobenchError with all faults of the file and the folder.
     """
     if length_only:
         return _length_only(*_annotations(annotations, length_only=True))
@@ -360,7 +359,7 @@ def module(name: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return needed(f"alpaca_eval.{name}", "alpaca_eval", "AlpacaEval 2 needs alpaca_eval")
+            return importlib.import_module(f"alpaca_eval.{name}")
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers

@@ -136,8 +136,6 @@ def evaluate(
 def task_faults(tasks: Sequence[str], data: Path | None) -> list[str]:
     """What these tasks need and lack, one plain line each."""
     faults = [f"unknown task {t!r}{nearest(t, TASKS)} Known: {', '.join(TASKS)}" for t in tasks if t not in TASKS]
-    if importlib.util.find_spec("lm_eval") is None:
-        faults.append("lm-eval is not installed: pip install 'pobench[downstream]'")
     if data is None:
         return faults
     if not data.is_dir():

@@ -22,7 +22,7 @@ from pydantic import Field
 from pobench.data.rows import read_rows
 from pobench.judging.benchmarks import mt_bench_score as mt_bench
 from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, Shape, write_lines
-from pobench.judging.benchmarks.verdict_files import Faults, Scored, needed, read
+from pobench.judging.benchmarks.verdict_files import Faults, Scored, read
 from pobench.judging.client import Request
 from pobench.registry import register_benchmark
 from pobench.sources import fetch_file
@@ -167,7 +167,8 @@ def _common() -> Any:
 def _generation() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return needed("fastchat.llm_judge.gen_judgment", "mt_bench", "judging MT-Bench needs fschat")
+        from fastchat.llm_judge import gen_judgment
+    return gen_judgment
 
 
 @contextlib.contextmanager

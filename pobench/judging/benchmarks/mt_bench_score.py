@@ -26,7 +26,6 @@ from pobench.judging.benchmarks.verdict_files import (
     Line,
     Scored,
     is_gpt4,
-    needed,
     number_of,
     numbers,
     one_of,
@@ -61,7 +60,7 @@ def category(question: int) -> str:
 def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> Scored:
     """The score of one model. model: needed if the file holds several. Intervals are over questions.
 
-    Raises PobenchError with all faults of the file, or if a judgment must be read and fschat is not installed.
+    Raises PobenchError with all faults of the file.
     """
     grades, name, judge = _read(judgments, model)
     read_ = [g for g in grades if not math.isnan(g.value)]
@@ -119,10 +118,11 @@ def rating(judgment: str) -> float:
 
 @functools.cache
 def fschat() -> Any:
-    """fschat's judge code. Raises PobenchError if the package is not installed."""
+    """fschat's judge code, imported without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return needed("fastchat.llm_judge.common", "mt_bench", "MT-Bench needs fschat")
+        from fastchat.llm_judge import common
+    return common
 
 
 def _read(path: Path | str, wanted: str | None) -> tuple[list[Grade], str, str]:

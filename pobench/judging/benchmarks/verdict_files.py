@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from pobench.data.rows import Fault, read_rows
@@ -196,7 +195,7 @@ def short(value: Any) -> str:
     return text if len(text) <= _ESCAPED else text[: _ESCAPED - 1] + "…"
 
 
-# ---------------------------------------------------------------- fingerprints and packages
+# ---------------------------------------------------------------- fingerprints
 def fingerprint(text: str) -> str:
     """12 hex digits of sha256 that identify a text of a benchmark; outer white space does not matter."""
     return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()[:12]
@@ -206,11 +205,3 @@ def fingerprints(name: str) -> list[list[str]]:
     """The rows of a shipped table of fingerprints. Lines that start with `#` are comments."""
     text = importlib.resources.files("pobench.judging").joinpath(f"{name}.txt").read_text(encoding="ascii")
     return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
-
-
-def needed(module: str, extra: str, why: str) -> ModuleType:
-    """Import a module of an optional package. Raises PobenchError with the install command."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise PobenchError(f"{why}: pip install 'pobench[{extra}]' ({short(Verbatim(error))})") from error

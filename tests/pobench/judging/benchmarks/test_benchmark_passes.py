@@ -36,10 +36,6 @@ from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
 
 REAL = Path(__file__).parents[4] / "../shared/data"
-pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("alpaca_eval", "fastchat", "openai")),
-    reason="pip install 'pobench[alpaca_eval,mt_bench]'",
-)
 
 PROMPTS = 4
 

@@ -16,7 +16,6 @@ from pobench.errors import PobenchError
 from pobench.judging.benchmarks.base import Speaker, Spoken
 from pobench.judging.benchmarks.downstream import TASKS, Downstream, evaluate, task_faults, write_stand_ins
 
-pytest.importorskip("lm_eval", reason="pip install 'pobench[downstream]'")
 REAL = Path(__file__).parents[4] / "../shared/data/downstream"
 with_real_items = pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/downstream is absent")
 THERE = ["mmlu", "arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "mmlu_zero_shot", "gsm8k_zero_shot"]
