@@ -10,10 +10,10 @@ from types import ModuleType
 import pytest
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> None:
     """What is imported by now stays. A collection of garbage that looks through all of it takes half a second, and training
     collects often."""
-    gc.collect()
     gc.freeze()
 
 

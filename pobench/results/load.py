@@ -19,7 +19,7 @@ from pobench.columns import FRAMES, STORED
 from pobench.errors import PobenchError, nearest
 from pobench.registry import losses
 from pobench.results.derived import Frames
-from pobench.results.run_folder import STAGE_OF, RunFolder
+from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
 
 
@@ -42,9 +42,9 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
         parts["runs"].append(pd.DataFrame([_run_row(folder)]))
         if rows := folder.steps():
             parts["steps"].append(pd.DataFrame(rows).assign(run=folder.run))
-        for name in STAGE_OF:
-            if name in parts and folder.has_frame(name):
-                parts[name].append(folder.read_frame(name).assign(run=folder.run))
+        for name, home in folder.frames().items():
+            if name in parts:
+                parts[name].append(home.read_frame(name).assign(run=folder.run))
         parts["benchmarks"] += _benchmark_rows(folder, parts["runs"][-1])
         if rows := scores_of(root, folder.run):
             parts["scores"].append(pd.DataFrame(rows).assign(run=folder.run))

@@ -41,15 +41,6 @@ from pobench.results.manifest import manifest
 from pobench.settings.job import Job
 from pobench.sources import file_digest
 
-# frame -> the stage whose folder holds it
-STAGE_OF = {
-    "heldout": "heldout",
-    "trainpairs": "trainpairs",
-    "answers": "answers",
-    "verdicts": "judge",
-    "norms": "gradient_norms",
-}
-
 
 class NodeFolder(MarkedFolder):
     """`<stage>-<12 hex>`: one result, its causes, and the digests of its files.
@@ -71,11 +62,17 @@ class NodeFolder(MarkedFolder):
             node = {"protocol": PROTOCOL, "causes": dict(causes), **about, "files": digests_of(partial)}
             (partial / self.marker).write_text(json.dumps(node, indent=1), encoding="utf-8")
 
+    @property
+    def frames(self) -> list[str]:
+        """The names of the frames in it."""
+        return [Path(file).stem for file in self.about["files"] if file.endswith(".parquet")]
+
     def read_frame(self, name: str) -> pd.DataFrame:
-        """Raises CorruptError where the stored bytes are not those that were written."""
-        file = f"{name}.parquet"
-        data = checked_bytes(self.path / file, self.about["files"].get(file))
-        return pd.read_parquet(io.BytesIO(data))
+        """Raises CorruptError where the stored bytes are not those that were written; protocol 1 stored no digests of them."""
+        file = self.path / f"{name}.parquet"
+        if not self.finished:
+            return pd.read_parquet(file)
+        return pd.read_parquet(io.BytesIO(checked_bytes(file, self.about["files"].get(file.name))))
 
     def made_from(self, model: str | None, read: Mapping[str, str | None]) -> bool:
         """Whether the result was made by these weights (`RunFolder.weights`), from results with these digests."""
@@ -167,22 +164,12 @@ class RunFolder:
         finished = [p.parent.name for p in self.path.glob(f"{stage}-*/node.json")]
         return len([name for name in finished if name != shown and not name.endswith(".damaged")])
 
-    def has_frame(self, name: str) -> bool:
-        return self._home(name) is not None
-
-    def read_frame(self, name: str) -> pd.DataFrame:
-        """Raises CorruptError where the stored bytes are not those that were written."""
-        home = self._home(name)
-        if home is None:
-            raise PobenchError(f"{self.run} has no {name}")
-        return home.read_frame(name) if home.finished else pd.read_parquet(home.path / f"{name}.parquet")
-
-    def _home(self, name: str) -> NodeFolder | None:
-        shown = self.shown.get(STAGE_OF.get(name, name))
-        if shown is not None:
-            node = self.node(shown)
-            return node if node.finished else None
-        return NodeFolder(self.path) if not self.shown and self.has(f"{name}.parquet") else None
+    def frames(self) -> dict[str, NodeFolder]:
+        """Frame → the folder that holds it, of the results that are shown and finished; of protocol 1 the run's own folder."""
+        if not self.shown:
+            return {path.stem: NodeFolder(self.path) for path in sorted(self.path.glob("*.parquet"))}
+        nodes = [node for node in map(self.node, self.shown.values()) if node.finished]
+        return {frame: node for node in nodes for frame in node.frames}
 
     # -- files
 

@@ -14,7 +14,7 @@ import yaml
 from pobench.files import nan_as_null
 from pobench.identity import PROTOCOL, code_digest
 from pobench.results import metrics
-from pobench.results.run_folder import STAGE_OF, RunFolder
+from pobench.results.run_folder import NodeFolder, RunFolder
 
 FRAMES = ("heldout", "answers", "verdicts")
 
@@ -30,15 +30,15 @@ def scores_of(runs: Path, run: str) -> list[dict[str, Any]]:
     if isinstance(stored, list):  # protocol 1
         return stored
     start = _start(runs, folder)
-    causes: dict[str, Any] = {"code": code_digest(metrics.score), "protocol": PROTOCOL, "ours": _nodes(folder)}
-    causes["start"] = _nodes(start, like=folder) if start is not None else {}
+    frames = scored_frames(folder)
+    starts = _comparable(scored_frames(start), frames) if start is not None else {}
+    causes: dict[str, Any] = {"code": code_digest(metrics.score), "protocol": PROTOCOL, "ours": _digests(frames)}
+    causes["start"] = _digests(starts)
     if stored is not None and stored["causes"] == causes:
         return list(stored["rows"])
-    frames = _frames(folder, causes["ours"])
     if not frames:
         return []
-    begun = _frames(start, causes["start"]) if start is not None else None
-    rows = list(nan_as_null(metrics.score(frames, begun)))
+    rows = list(nan_as_null(metrics.score(read(frames, run), read(starts, start.run) if start is not None else None)))
     with contextlib.suppress(OSError):  # runs that may only be read are scored each time
         folder.write_json("scores.json", {"causes": causes, "rows": rows})
     return rows
@@ -52,18 +52,25 @@ def _start(runs: Path, folder: RunFolder) -> RunFolder | None:
     return None if config["kind"] == "start" else RunFolder(runs, config["start"])
 
 
-def _nodes(folder: RunFolder, like: RunFolder | None = None) -> dict[str, str]:
-    """Frame → the digest of its bytes. like: only results that have the same node names as this run's."""
-    digests = {}
-    for frame in FRAMES:
-        shown = folder.shown.get(STAGE_OF[frame])
-        if shown is None or not folder.node(shown).finished:
-            continue
-        beside = "answers" if frame == "verdicts" else STAGE_OF[frame]  # verdicts join on the answers they are about
-        if like is None or like.shown.get(beside) == folder.shown.get(beside):
-            digests[frame] = folder.node(shown).about["files"][f"{frame}.parquet"]
-    return digests
+def scored_frames(folder: RunFolder) -> dict[str, NodeFolder]:
+    """Frame → the result that holds it, of the frames that scores are computed from."""
+    return {frame: node for frame, node in folder.frames().items() if frame in FRAMES}
 
 
-def _frames(folder: RunFolder, names: Mapping[str, str]) -> dict[str, pd.DataFrame]:
-    return {name: folder.read_frame(name).assign(run=folder.run) for name in names}
+def _comparable(starts: Mapping[str, NodeFolder], frames: Mapping[str, NodeFolder]) -> dict[str, NodeFolder]:
+    """Those frames of the start model that are about the same questions."""
+
+    def same(frame: str) -> bool:
+        return frame in starts and frame in frames and starts[frame].path.name == frames[frame].path.name
+
+    # verdicts join on the answers that they are about
+    return {frame: node for frame, node in starts.items() if same("answers" if frame == "verdicts" else frame)}
+
+
+def _digests(nodes: Mapping[str, NodeFolder]) -> dict[str, str | None]:
+    return {frame: node.digest(frame) for frame, node in nodes.items()}
+
+
+def read(nodes: Mapping[str, NodeFolder], run: str) -> dict[str, pd.DataFrame]:
+    """The frames, with the column `run`."""
+    return {frame: node.read_frame(frame).assign(run=run) for frame, node in nodes.items()}

@@ -21,7 +21,7 @@ from pobench.errors import PobenchError
 from pobench.files import nan_as_null, write_text
 from pobench.results.metrics import METRICS, score
 from pobench.results.run_folder import RunFolder
-from pobench.results.scores import scores_of
+from pobench.results.scores import read, scored_frames, scores_of
 from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.stages import MANY
@@ -283,13 +283,11 @@ class _Tuner:
 
 def _frames_of(root: Path, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
     """The frames behind scores, of several runs together."""
-    frames = {}
-    for name in ("heldout", "answers", "verdicts"):
-        folders = [RunFolder(root, run) for run in runs]
-        parts = [f.read_frame(name).assign(run=f.run) for f in folders if f.has_frame(name)]
-        if parts:
-            frames[name] = pd.concat(parts, ignore_index=True)
-    return frames
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for run in runs:
+        for name, frame in read(scored_frames(RunFolder(root, run)), run).items():
+            parts.setdefault(name, []).append(frame)
+    return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
 
 
 def _rank(sign: int) -> Callable[[Any], tuple[float, float, int]]:

@@ -1,4 +1,4 @@
-"""The stages of a run, one file each, in the order in which they happen. This list is the only one.
+"""The stages of a run, one file each, found by name, in the order in which they happen.
 
     start model ─┬─ reference ── train ─┬─ heldout
                  │                      ├─ trainpairs
@@ -7,35 +7,35 @@
                  │                      └─ benchmarks
                  └─ the same stages, of the start model itself
 
-The files import nothing heavy at the top: the command line reads this list to explain itself.
+A new stage is a new file in this folder that sets `STAGE`. The files import nothing heavy at the top: the command line
+reads the stages to explain itself.
 """
 
 from __future__ import annotations
 
-from pobench.runs.stage import Stage
-from pobench.runs.stages import (
-    answers,
-    benchmarks,
-    gradient_norms,
-    heldout,
-    judge,
-    reference,
-    sft,
-    train,
-    trainpairs,
-)
+from graphlib import TopologicalSorter
+from importlib import import_module
+from pkgutil import iter_modules
 
-STAGES: tuple[Stage, ...] = (
-    sft.STAGE,
-    reference.STAGE,
-    train.STAGE,
-    heldout.STAGE,
-    trainpairs.STAGE,
-    gradient_norms.STAGE,
-    answers.STAGE,
-    judge.STAGE,
-    benchmarks.STAGE,
-)
+from pobench.runs.stage import Stage
+
+
+def _ordered(stages: list[Stage]) -> tuple[Stage, ...]:
+    """Every stage behind those it reads. Of those that could be next, first what every run does, last what is optional."""
+    by_name = {stage.name: stage for stage in stages}
+    graph = TopologicalSorter({stage.name: stage.reads for stage in stages})
+    graph.prepare()
+    ordered: list[Stage] = []
+    ready: list[Stage] = []
+    while graph.is_active():
+        ready += [by_name[name] for name in graph.get_ready()]
+        ready.sort(key=lambda stage: (stage.optional, not stage.many, stage.name))
+        ordered.append(ready.pop(0))
+        graph.done(ordered[-1].name)
+    return tuple(ordered)
+
+
+STAGES = _ordered([import_module(f"{__name__}.{module.name}").STAGE for module in iter_modules(__path__)])
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 ALL = tuple(stage.name for stage in STAGES)

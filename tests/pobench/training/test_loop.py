@@ -26,11 +26,8 @@ def weights(model) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-# Where policy == reference the slope jumps, and rounding decides to which side: the value alone is the same, once.
-STARTS_ON_A_KINK = {"dpop"}
-
-
-@pytest.mark.parametrize("loss", list_losses())
+# One of each kind of input; `pobench.workflows.invariance` cuts a batch for every registered loss.
+@pytest.mark.parametrize("loss", ["simpo", "dpo", "kto"])
 def test_neither_micro_batches_nor_layout_change_a_step(loss, fit, pairs) -> None:
     results = []
     for i, changes in enumerate(
@@ -39,12 +36,9 @@ def test_neither_micro_batches_nor_layout_change_a_step(loss, fit, pairs) -> Non
         _, _, rows = fit(pairs, loss, folder=f"run{i}", batch_size=8, max_grad_norm=1e9, **changes)
         results.append(rows)
     assert len(results[0]) == 2  # 8 pairs, then a short last batch of 3
-    compared = ("loss", "rewards/margins", "logps/chosen", "grad_norm")
     for rows in results[1:]:
         for row, first in zip(rows, results[0], strict=True):
-            if loss in STARTS_ON_A_KINK and row["step"] > 1:
-                continue
-            for name in compared[:3] if loss in STARTS_ON_A_KINK else compared:
+            for name in ("loss", "rewards/margins", "logps/chosen", "grad_norm"):
                 # a margin is a difference of sums of about 50 nats, each known to fp32's 4e-6
                 assert row[name] == pytest.approx(first[name], rel=2e-5, abs=2e-5), name
 

@@ -52,6 +52,7 @@ def test_a_broken_loss_is_caught_and_told_why(fixture, pobench_cli, forget) -> N
         assert set(failed) == {law}
 
 
+@pytest.mark.slow
 def test_the_training_step_too_shows_a_mean_over_the_micro_batch(pobench_cli, forget) -> None:
     status, text, _ = pobench_cli("check", str(BROKEN / "micro_batch_mean.py"), "--json")
     rows = {row["law"]: row for row in json.loads(text)}

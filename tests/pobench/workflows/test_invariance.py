@@ -58,6 +58,7 @@ def test_the_policy_has_left_the_reference(folders) -> None:
     assert (steps.loss - 0.693147).abs().min() > 1e-3
 
 
+@pytest.mark.slow
 def test_two_processes_train_every_loss_as_one() -> None:
     for name, (one, two) in take_steps_in_two_processes(LOSSES).items():
         assert difference(two, one) <= TOLERANCE, name

@@ -7,12 +7,13 @@ import json
 import pytest
 import yaml
 
+from pobench.columns import FRAMES
 from pobench.data.prepare import prepare
 from pobench.errors import PobenchError
 from pobench.registry import figures
 from pobench.results.run_folder import RunFolder
 from pobench.runs.plan import make_plan
-from pobench.runs.stages import MANY
+from pobench.runs.stages import BY_NAME, MANY
 from pobench.settings.read import list_settings
 from pobench.settings.resolve import resolve
 from pobench.workflows.study import describe_study, expand, make_plans
@@ -197,8 +198,9 @@ def test_a_dry_run_counts_what_is_done_and_touches_nothing(pobench_cli, setting,
     jobs = expand(read_study("sft-regularisation"), "small.yaml")
     (start,) = [task for task in make_plan(jobs, tmp_path / "r", MANY, dry=True).tasks if task.kind == "start"]
     for stage in start.stages:
-        node = start.nodes[stage]
-        RunFolder(start.runs, start.run).node(node.name).write({}, node.causes, model=None)
+        node, names = start.nodes[stage], [file.removesuffix(".parquet") for file in BY_NAME[stage].writes]
+        frames, read = {name: FRAMES[name].of() for name in names}, BY_NAME[stage].read(start)
+        RunFolder(start.runs, start.run).node(node.name).write(frames, node.causes, model=None, read=read)
     status, out, err = pobench_cli(*command)
     assert status == 0 and "6 jobs, 1 finished" in " ".join(out.split()) and "time: about" in out, err
     assert "simpo_sft (sft_weight = 0.1)" in out

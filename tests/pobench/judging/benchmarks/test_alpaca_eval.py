@@ -272,13 +272,6 @@ def test_scoring_writes_nothing_beside_alpaca_eval_and_leaves_settings_as_they_w
     assert (files(), logging.getLogger().level, sklearn.get_config(), sys.modules.get("pkg_resources")) == before
 
 
-def test_without_alpaca_eval_the_message_has_the_install_line(rows, save, monkeypatch) -> None:
-    alpaca_eval.module.cache_clear()
-    monkeypatch.setitem(sys.modules, "alpaca_eval.metrics.glm_winrate", None)
-    with pytest.raises(PobenchError, match=r"pip install 'pobench\[alpaca_eval\]'"):
-        alpaca_eval.score(save(rows))
-
-
 # ---------------------------------------------------------------- other prompts, other opponents
 
 

@@ -545,6 +545,7 @@ def test_a_plan_says_what_the_judge_will_cost(setting, prompts, tmp_path, pobenc
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_rehearsal_plays_every_benchmark_and_asks_nobody(setting, tmp_path, pobench_cli, monkeypatch) -> None:
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
     chosen = ("--benchmarks", "alpaca_eval,arena_hard,mt_bench")

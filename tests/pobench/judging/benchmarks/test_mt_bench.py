@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +119,6 @@ def test_a_judgment_is_read_as_fschat_reads_it(save, monkeypatch) -> None:
 def test_a_grade_off_the_scale_is_not_read(judgment) -> None:
     pytest.importorskip("fastchat.llm_judge.common")
     assert math.isnan(mt_bench.rating(judgment))
-
-
-def test_without_fschat_a_stored_score_is_enough_and_a_judgment_asks_for_it(rows, save, monkeypatch) -> None:
-    mt_bench.fschat.cache_clear()
-    monkeypatch.setitem(sys.modules, "fastchat.llm_judge.common", None)
-    assert mt_bench.score(save(rows)).values["n"] == 160
-    with pytest.raises(PobenchError, match=r"pip install 'pobench\[mt_bench\]'"):
-        mt_bench.score(save([{k: v for k, v in row.items() if k != "score"} for row in rows]))
 
 
 @pytest.mark.parametrize(
