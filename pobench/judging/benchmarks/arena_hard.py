@@ -122,6 +122,9 @@ class ArenaHard(Judged):
     def check_judge(self) -> None:
         self._prompts()
 
+    def instructions(self) -> Any:
+        return self._prompts()[:2]
+
     def scoring(self) -> dict[str, Any]:
         return {"instruction": "the benchmark's" if self._prompts()[2] else "ours"}
 

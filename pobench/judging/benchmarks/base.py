@@ -279,6 +279,10 @@ class Judged(Benchmark):
         """The option that names another source, for messages."""
         return f"--set benchmarks.{self.name}.source=PATH"
 
+    def instructions(self) -> Any:
+        """What the judge reads beside the questions and the answers, as JSON: templates, reference answers."""
+        return None
+
     def scoring(self) -> dict[str, Any]:
         """The settings that change the score of the same verdicts."""
         return {}
@@ -334,8 +338,9 @@ class Judged(Benchmark):
         return {**decoding, "questions": asked, "rendering": spoken.rendering, "precision": spoken.precision}
 
     def _judge_causes(self, questions: Sequence[Question]) -> dict[str, Any]:
-        """The rows count because a judge may read them: a baseline's answer, a category."""
-        rows = fingerprint(json.dumps([q.row for q in questions], sort_keys=True, default=str))
+        """What decides the verdicts on given answers. A judge may read more of a row: a baseline's answer, a category."""
+        read = {"rows": [q.row for q in questions], "instructions": self.instructions()}
+        rows = fingerprint(json.dumps(read, sort_keys=True, default=str))
         return {"judged_by": self.judge.model, "rows": rows, "code": code_digest(type(self))}
 
     def answers_folder(self, run: Path, questions: Sequence[Question], spoken: Spoken) -> Path:

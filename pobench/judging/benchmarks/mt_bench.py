@@ -82,8 +82,16 @@ class MTBench(Judged):
         self._judges()
         self._references()
 
+    def instructions(self) -> Any:
+        references = self._references()
+        return [self._prompts(), {str(question): references[question] for question in sorted(references)}]
+
+    def _prompts(self) -> dict[str, Any]:
+        """fschat's prompts by name."""
+        return dict(_common().load_judge_prompts(str(self._file("judge_prompts.jsonl"))))
+
     def _judges(self) -> dict[str, Any]:
-        prompts = _common().load_judge_prompts(str(self._file("judge_prompts.jsonl")))
+        prompts = self._prompts()
         faults = Faults("judge_prompts.jsonl")
         for name in JUDGED_BY:
             if name not in prompts:

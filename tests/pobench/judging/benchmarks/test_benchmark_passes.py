@@ -259,6 +259,28 @@ def test_an_edited_chat_template_makes_new_answers_beside_the_old(work_here, pro
     assert len(after) == 12 and all(after[path] == text for path, text in before.items())
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "benchmark"),
+    [
+        ("turns/judge_prompts.jsonl", "Grade.", "Grade well.", "mt_bench"),
+        ("turns/reference_answer/gpt-4.jsonl", "good", "best", "mt_bench"),
+        ("hard/judge.yaml", "Judge.", "Judge well.", "arena_hard"),
+    ],
+)
+def test_what_the_judge_reads_is_edited_and_new_verdicts_stand_beside_the_old(
+    file, old, new, benchmark, work_here, prompts, server, tmp_path
+) -> None:
+    def verdicts() -> set[Path]:
+        return set(folder.glob("benchmarks/*/*/*/verdicts.jsonl"))
+
+    folder = work_here("dpo", **prompts, **judged_by(server))
+    before = verdicts()
+    (tmp_path / file).write_text((tmp_path / file).read_text().replace(old, new))
+    assert work_here("dpo", **prompts, **judged_by(server)) == folder
+    assert verdicts() > before
+    assert {path.relative_to(folder).parts[1] for path in verdicts() - before} == {benchmark}
+
+
 def test_a_damaged_file_is_found_named_and_made_anew_and_no_verdict_is_paid_twice(
     work_here, prompts, server, tmp_path, capsys
 ) -> None:
