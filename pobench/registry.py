@@ -429,6 +429,16 @@ class JudgeType(NamedFunction):
     compares: bool = False
     offline: bool = False
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The judge. Raises PobenchError if it lacks the method that its registration promises."""
+        judge = self.function(*args, **kwargs)
+        if self.compares and not hasattr(judge, "judge"):
+            raise PobenchError(f"judge {self.name!r} is registered with compares=True, but has no method `judge`")
+        if not self.compares and not hasattr(judge, "score"):
+            remedy = "; if it compares two answers, register it with compares=True" if hasattr(judge, "judge") else ""
+            raise PobenchError(f"judge {self.name!r} has no method `score`{remedy}")
+        return judge
+
 
 @dataclass(frozen=True)
 class BenchmarkType:

@@ -14,7 +14,6 @@ from typing import Any
 
 from pobench.errors import CorruptError
 from pobench.identity import PROTOCOL, changed, name_of
-from pobench.judging import grades
 from pobench.registry import judges
 from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
@@ -275,4 +274,4 @@ def _sums_folder(node: Node) -> Path:
 def _compares(job: Job) -> bool:
     """Whether the job's judge compares with the start model's answers."""
     assert job.judge.name is not None
-    return not grades(judges.get(job.judge.name)(**job.judge.settings))
+    return judges.get(job.judge.name).compares

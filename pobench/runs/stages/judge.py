@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pobench.errors import PobenchError
 from pobench.results.run_folder import RunFolder
 from pobench.runs.stage import Content, Stage
 from pobench.settings.job import Job
@@ -42,11 +43,16 @@ def run(context: Context) -> None:
 
     config = context.job.judge
     assert config.name is not None
-    judge = judges.get(config.name)(**config.settings)
+    kind = judges.get(config.name)
+    judge = kind(**config.settings)
+    if not kind.compares and not grades(judge):
+        raise PobenchError(
+            f"judge {config.name!r} ranks answers, but its scores have no bounds, so it cannot grade one"
+        )
     rows = {row["id"]: row for row in eval_prompts(context.job.answers)}
     answers = context.read("answers", "answers")
     verdicts = answers[["prompt", "sample"]]
-    if grades(judge):
+    if not kind.compares:
         scores = [judge.score(rows[a.prompt], a.text, a.finished) for a in answers.itertuples()]
         verdicts = verdicts.assign(judge=config.name, score=scores)
     elif context.loss is None:  # beside itself it wins half, by definition

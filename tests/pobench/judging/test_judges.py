@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from pobench.judging.pairwise import (
     question,
 )
 from pobench.judging.reward_model import reward_model
-from pobench.registry import judges
+from pobench.registry import JudgeType, judges
 
 LLMBAR = Path(__file__).parents[3] / "../shared/data/preferences/llmbar.jsonl"
 AB = Comparison("Say hello.", "hello", "go away")
@@ -292,6 +293,20 @@ def test_a_reward_ranks_and_is_no_grade(reward_folder) -> None:
     judge = reward_model(model=str(reward_folder))
     assert isinstance(judge, PointwiseJudge) and isinstance(judge, PairwiseJudge) and not grades(judge)
     assert grades(judges.get("verifiable")()) and not grades(Longer())
+
+
+@pytest.mark.parametrize(
+    ("method", "compares", "message"),
+    [
+        ("judge", False, "has no method `score`; if it compares two answers, register it with compares=True"),
+        ("score", True, "is registered with compares=True, but has no method `judge`"),
+    ],
+)
+def test_a_judge_has_the_method_that_its_registration_promises(method, compares, message) -> None:
+    made = type("Made", (), {"name": "made", method: lambda *_: 0.5})
+    with pytest.raises(PobenchError, match=f"judge 'made' {re.escape(message)}$"):
+        JudgeType("made", made, {}, "", compares=compares)()
+    assert JudgeType("made", made, {}, "", compares=not compares)().name == "made"
 
 
 def test_a_classifier_with_several_outputs_or_none_is_refused(tmp_path, chat_folder) -> None:

@@ -30,7 +30,7 @@ class FirstLetter:
     def judge(self, prompt, a, b):
         return 0.5 + 0.5 * ((b > a) - (b < a))
 
-@register_judge("first-letter")
+@register_judge("first-letter", compares=True)
 def first_letter():
     return FirstLetter()
 """

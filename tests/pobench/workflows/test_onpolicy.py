@@ -177,7 +177,7 @@ class MoreWords:
         return 0.5 + 0.5 * (len(b.split()) - len(a.split())) / max(len(a.split()), len(b.split()), 1)
 
 
-@register_judge("more_words")
+@register_judge("more_words", compares=True)
 def more_words(*, sharpness: float = 1.0):
     return MoreWords()
 """
