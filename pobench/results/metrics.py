@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -72,11 +72,8 @@ def _metric(
 def metric(name: str) -> Metric | None:
     """The declaration of `name`; `pass_rate@gpt-4` is the pass rate of the judge gpt-4. None if nothing is declared."""
     base, _, judge = name.partition("@")
-    found = METRICS.get(base)
-    if found is None or not judge:
-        return found
-    changes = {"name": name, "title": f"{found.title} ({judge})"}
-    return Metric(**{**{f: getattr(found, f) for f in found.__dataclass_fields__}, **changes})
+    plain = METRICS.get(base)
+    return replace(plain, name=name, title=f"{plain.title} ({judge})") if plain and judge else plain
 
 
 # ---------------------------------------------------------------- what the metrics read
@@ -151,14 +148,14 @@ def win_rate(e: Evidence) -> Estimate:
 @_metric("position_flips", "Position flips", "lower", "%", ".1f", scale=100, judged=True, start=False)
 def position_flips(e: Evidence) -> Estimate:
     """Share of comparisons with the start model's answer in which the judge names the other answer when their order is
-    swapped: there the place decides, and the two orders' mean is close to even."""
+    swapped. There the position decides, and the mean of both orders is close to even."""
     return stats.mean(e.verdicts["flipped"], e.verdicts["prompt"], e.verdicts["run"], bounds=stats.UNIT, seed=e.seed)
 
 
 @_metric("longer_wins", "Longer than start", "", "%", ".1f", scale=100, judged=True, start=False)
 def longer_wins(e: Evidence) -> Estimate:
-    """What the rule “the longer answer wins” says of the same comparisons, in characters; a tie counts half. A judge
-    whose wins follow it may be judging length."""
+    """Share of the same comparisons that the longer answer would win, in characters; a tie counts half. A judge
+    whose wins are close to it may be judging length."""
     return stats.mean(e.verdicts["longer"], e.verdicts["prompt"], e.verdicts["run"], bounds=stats.UNIT, seed=e.seed)
 
 
@@ -294,8 +291,8 @@ def score(frames: Frames, start: Frames | None = None, *, seed: int = 0) -> list
     """The rows of `scores.json` of one run: metric, value, low, high, n, better.
 
     frames: `heldout`, `answers`, `verdicts` of one run (or of several that differ in nothing but the seed); any may be
-    absent or empty. start: the same of its start model; None when the run IS the start model. A metric that nothing was
-    measured for has None in value, low and high, and n = 0. With several judges the main one has the plain names, the
+    absent or empty. start: the same of its start model; None when the run IS the start model. A metric without a
+    measurement has None in value, low and high, and n = 0. With several judges the main one has the plain names, the
     others `pass_rate@<judge>` and so on.
     """
     heldout, answers, verdicts = (_frame(frames, name) for name in ("heldout", "answers", "verdicts"))
@@ -339,9 +336,5 @@ def complete(frames: Frames, *, seed: int = 0) -> pd.DataFrame:
 
 
 def _select(frames: Frames, runs: list[Any]) -> dict[str, pd.DataFrame]:
-    found = {}
-    for name in _NEEDS:
-        frame = frames.get(name)
-        if frame is not None and "run" in frame:
-            found[name] = frame[frame["run"].isin(runs)]
-    return found
+    named = {name: frames.get(name) for name in _NEEDS}
+    return {k: frame[frame["run"].isin(runs)] for k, frame in named.items() if frame is not None and "run" in frame}

@@ -117,7 +117,7 @@ def student(values: ArrayLike) -> Estimate:
     """The geometric mean of a few independent, positive costs or ratios of costs of runs, with Student's interval of their
     logarithms: a bootstrap of three numbers never leaves their range. One value has no interval."""
     v = np.asarray(values, dtype=float).ravel()
-    v = np.log(v[v > 0])  # nan is not
+    v = np.log(v[v > 0])  # drops nan too
     if len(v) < 2:
         return Estimate(float(np.exp(v[0])), math.nan, math.nan, 1) if len(v) else Estimate.missing()
     half = float(_scipy.t.ppf(0.5 + LEVEL / 2, len(v) - 1) * v.std(ddof=1)) / math.sqrt(len(v))
@@ -175,8 +175,8 @@ def length_controlled_win_rate(
         length-controlled win rate = sigmoid(θ)
 
     It is for any prompts and any opponent, and it is NOT AlpacaEval's LC win rate, which also knows how hard each of
-    its own instructions is: call it "length-only". A normal prior of φ with deviation 10 settles what data leave
-    open in which the longer answer always wins; hundreds of pairs outweigh it. Where nearly all of ours are longer (or
+    its own instructions is: call it "length-only". A normal prior on φ with standard deviation 10 keeps the fit
+    finite where the longer answer always wins; hundreds of pairs outweigh it. Where nearly all of ours are longer (or
     shorter), equal length is an extrapolation: read it with its interval, or not at all.
 
     results: (observations,) 1 won, 0.5 tied, 0 lost, or anything between, as `outcomes` gives. ours_length,
@@ -208,7 +208,7 @@ def length_controlled_win_rate(
 def _at_equal_length(y: Floats, x: Floats, weights: Floats) -> Floats:
     """(resamples,) sigmoid(θ) of the penalised logistic fits of y on x; weights: (resamples, observations)."""
     theta, phi = np.zeros((2, len(weights), 1))
-    for _ in range(60):  # Newton's steps, shortened: on separable data the whole ones run away
+    for _ in range(60):  # Newton's method with clipped steps: on separable data full steps diverge
         p = 1.0 / (1.0 + np.exp(-(theta + phi * x)))
         rest, bend = weights * (y - p), weights * p * (1.0 - p)
         slope = rest.sum(1, keepdims=True) - 1e-6 * theta, (rest * x).sum(1, keepdims=True) - phi / 100.0
@@ -220,7 +220,7 @@ def _at_equal_length(y: Floats, x: Floats, weights: Floats) -> Floats:
         if max(np.abs(steps[0]).max(), np.abs(steps[1]).max()) < 1e-9:
             break
     fitted: Floats = 1.0 / (1.0 + np.exp(-theta[:, 0]))
-    fitted[weights.sum(1) == 0] = np.nan  # a resample of seeds and clusters that never meet
+    fitted[weights.sum(1) == 0] = np.nan  # no observation has both a drawn seed and a drawn cluster
     return fitted
 
 
@@ -351,7 +351,7 @@ def _weighted_pearson(x: Floats, y: Floats, w: Floats) -> Floats:
 
 # ---------------------------------------------------------------- tests and corrections
 def sign_test(ours: ArrayLike, theirs: ArrayLike) -> float:
-    """Two-sided exact p of "neither side wins more often"; ties carry no sign. nan when nothing is paired."""
+    """Two-sided exact p of "neither side wins more often", without ties. nan when there is no pair."""
     result = outcomes(ours, theirs)
     result = result[~np.isnan(result)]
     wins, losses = int((result == 1).sum()), int((result == 0).sum())
@@ -361,10 +361,10 @@ def sign_test(ours: ArrayLike, theirs: ArrayLike) -> float:
 
 
 def sign_flip_test(differences: ArrayLike, *, seed: int = 0, resamples: int = 10_000) -> float:
-    """Two-sided p of "the mean difference is zero" when each sign could as well be the other.
+    """Two-sided p of "the mean difference is zero" if either sign of each difference is equally likely.
 
     differences: (prompts,), nan dropped. All 2^n flips up to n = 13, else `resamples` random ones, the observed
-    one counted among them (so p is never 0). nan when nothing is left.
+    one counted among them (so p is never 0). nan without differences.
     """
     d = np.asarray(differences, dtype=float)
     d = d[~np.isnan(d)]
@@ -394,7 +394,7 @@ def crossed_test(differences: pd.Series) -> float:
     of_prompts, of_seeds = k * rows.var(ddof=1), n * columns.var(ddof=1)
     rest = table - rows[:, None] - columns + whole
     both = max(of_prompts, of_seeds, of_prompts + of_seeds - (rest**2).sum() / ((n - 1) * (k - 1)))
-    if both <= 0.0:  # nothing varies, so nothing but the number of seeds and prompts is known
+    if both <= 0.0:  # nothing varies, so the variance cannot be estimated
         return math.nan
     freedom = (of_prompts + of_seeds) ** 2 / (of_prompts**2 / (n - 1) + of_seeds**2 / (k - 1))
     return float(2 * _scipy.t.sf(abs(whole) / math.sqrt(both / (n * k)), freedom))
@@ -432,7 +432,7 @@ def detectable(over_seeds: float, over_prompts: float, prompts: int, *, seeds: i
 
     over_seeds: standard deviation of a run's mean over seeds. over_prompts: of the paired difference over prompts, each
     side its mean over seeds. prompts: how many. seeds: runs of each side. The two parts add, though the second holds a
-    little of the first, so the answer is rather too large than too small. nan where a part is not known.
+    little of the first, so the answer errs on the large side. nan where a part is not known.
     """
     if prompts < 2 or seeds < 1:
         return math.nan
@@ -441,9 +441,9 @@ def detectable(over_seeds: float, over_prompts: float, prompts: int, *, seeds: i
 
 
 def rank_stability(means: Sequence[ArrayLike], *, seed: int = 0, resamples: int = RESAMPLES) -> list[float]:
-    """For each contender the share of draws in which it keeps its rank, when of everyone one run, drawn at random, counts.
+    """For each contender the share of draws in which it keeps its rank, when one run of each, drawn at random, counts.
 
-    means: of each contender (its seeds,) one mean a run; higher is better, ties broken by order. The rank to keep is
+    means: for each contender (seeds,), one mean a run; higher is better, ties broken by order. The rank to keep is
     that of the mean over seeds. It describes these runs and is no estimate of others.
     """
     values = [np.asarray(m, dtype=float) for m in means]
@@ -459,7 +459,7 @@ def excludes(estimate: Estimate, value: float = 0.0) -> bool:
     return estimate.low > value or estimate.high < value
 
 
-# ---------------------------------------------------------------- how it is done
+# ---------------------------------------------------------------- resampling
 def _cells(values: ArrayLike, clusters: ArrayLike | None, seeds: ArrayLike | None) -> Floats:
     """(clusters, seeds) mean of the observations of each cell; nan where a cell is empty; no row is all nan."""
     v = np.asarray(values, dtype=float).ravel()
@@ -511,11 +511,12 @@ def _multiplicities(rng: np.random.Generator, rows: int, n: int) -> Floats:
 
 
 def _few_seeds(by_seed: Floats, draws: Floats, n: int) -> float:
-    """How much wider than its draws an interval must be where a few seeds were resampled beside n clusters.
+    """The factor that widens an interval whose draws resampled a few seeds beside n clusters.
 
-    by_seed: (seeds,) each seed's own value. Resampling k values shows (k - 1) / k of their variance and knows nothing of
-    Student's few degrees of freedom; both matter as far as the seeds make the variance (Satterthwaite 1946). Coverage of
-    three seeds beside 240 prompts: 95 % where seeds do nothing, before and after; 83 → 91 % where they do nearly all.
+    by_seed: (seeds,) each seed's own value. Resampling k values gives (k - 1) / k of their variance and ignores
+    Student's few degrees of freedom; both matter in proportion to the seeds' share of the variance (Satterthwaite 1946).
+    Coverage of three seeds beside 240 prompts: 95 % where seeds do nothing, before and after; 83 → 91 % where they do
+    nearly all.
     """
     k, total = len(by_seed), float(np.nanvar(draws))
     if k < 2 or n < 2 or not total > 0.0:
@@ -534,11 +535,10 @@ def _estimate(
 
 
 def _interval(draws: Floats, value: float, n: int, bounds: Bounds | None, constant: bool, level: float) -> Bounds:
-    """The expanded percentile interval of the draws, or the interval of the unseen where there is nothing to
-    resample.
+    """The expanded percentile interval of the draws; where all clusters agree, a bound on what n clusters could have missed.
 
-    Where all n clusters agree, a bootstrap would claim certainty. But a share of up to 1 - (α/2)^(1/n) of clusters
-    may differ and yet go unseen; at worst those lie at an end of the scale. (For a share of 0 or 1 this is
+    A bootstrap of equal values would claim certainty. But up to a share of 1 - (α/2)^(1/n) of all clusters may differ
+    without one being drawn; at worst these lie at an end of the scale. (For a share of 0 or 1 this is
     Clopper-Pearson.)
     """
     if constant or n < 2:
