@@ -45,14 +45,23 @@ class NonFiniteError(PobenchError):
     """A loss or gradient is nan or infinite. Training stops at that step, before the weights change."""
 
 
+def warmup_steps(config: LoopConfig, total: int) -> int:
+    """Steps before the one at the full rate; at most all but one, so that every run reaches it."""
+    return min(math.ceil(config.warmup_ratio * total), total - 1)
+
+
 def learning_rate(config: LoopConfig, step: int, total: int) -> float:
-    """The rate of optimiser step `step` (from 0) of `total`: linear warm-up, then the schedule, as in transformers."""
-    warmup = math.ceil(config.warmup_ratio * total)
+    """The rate of optimiser step `step` (from 0) of `total`: linear warm-up, then the schedule. It is never 0.
+
+    The warm-up rises as in Rafailov et al.'s DPO code, by (step + 1) / (warm-up + 1); that of transformers begins with a
+    step at rate 0. After the warm-up both are the same.
+    """
+    warmup = warmup_steps(config, total)
     if step < warmup:
-        return config.lr * step / max(1, warmup)
+        return config.lr * (step + 1) / (warmup + 1)
     if config.schedule == "constant":
         return config.lr
-    done = (step - warmup) / max(1, total - warmup)
+    done = (step - warmup) / (total - warmup)
     return config.lr * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
@@ -153,6 +162,12 @@ def minimise(
     training time. content: the name of what the job is made from; only a checkpoint of the same content is resumed.
     Raises NonFiniteError (that step has not changed the weights), PobenchError.
     """
+    asked = math.ceil(config.warmup_ratio * len(batches))
+    if asked > warmup_steps(config, len(batches)):
+        say(
+            f"training has {len(batches)} {'step' if len(batches) == 1 else 'steps'}, too short for its warm-up of {asked}: "
+            f"the last step is at the full rate. A smaller batch_size or more epochs give more steps"
+        )
     run = _Run.set_up(accelerator, model, objective, config, folder, content, say)
     try:
         gap = objective.start(run.scorer, batches[0][1], exact=run.exact)

@@ -6,12 +6,14 @@ import copy
 import gc
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from pobench.errors import PobenchError
 from pobench.registry import get_loss, list_losses, losses, register_loss
+from pobench.settings.schema import TrainConfig
 from pobench.training.loop import NonFiniteError, learning_rate
 from pobench.training.objectives import PreferenceObjective
 from pobench.training.reference import ReferenceSums
@@ -174,10 +176,29 @@ def test_half_precision_weights_are_refused(fit, pairs, start_model) -> None:
 
 
 def test_the_schedule_is_warm_up_then_cosine() -> None:
-    from pobench.settings.schema import TrainConfig
-
     config = TrainConfig(lr=1.0, warmup_ratio=0.1)
     rates = [learning_rate(config, s, 100) for s in range(100)]
-    assert rates[0] == 0 and rates[5] == pytest.approx(0.5) and rates[10] == 1.0
+    assert rates[0] == pytest.approx(1 / 11) and rates[5] == pytest.approx(6 / 11) and rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5) and 0 < rates[99] < 1e-3
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.99])
+def test_no_step_has_the_rate_0_and_one_has_the_full_rate(schedule: Any, ratio: float) -> None:
+    config = TrainConfig(lr=1.0, warmup_ratio=ratio, schedule=schedule)
+    for total in (1, 2, 3, 10, 99):
+        rates = [learning_rate(config, s, total) for s in range(total)]
+        assert min(rates) > 0 and max(rates) == 1.0
+
+
+def test_a_run_of_one_step_trains_and_says_that_its_warm_up_is_too_short(fit, pairs) -> None:
+    notes: list[str] = []
+    options = {"batch_size": len(pairs), "warmup_ratio": 0.1}
+    moved, _, (row,) = fit(pairs, **options, say=notes.append)
+    still, *_ = fit(pairs, **options, lr=1e-30)
+    assert row["lr"] == 1e-3 and not torch.equal(weights(moved), weights(still))
+    assert any("1 step, too short for its warm-up of 1" in note for note in notes)
+    notes.clear()
+    fit(pairs, batch_size=len(pairs) // 2, warmup_ratio=0.1, say=notes.append)
+    assert not any("warm-up" in note for note in notes)
