@@ -26,7 +26,8 @@ SEQUENCES = ("prompt", "chosen", "rejected")
 class PairsFolder(MarkedFolder):
     """A folder with training pairs, held-out pairs, their audit and their digests.
 
-    about: causes, digests (list → hex sha256), pairs (list → count), tokens (mean of a training pair), summary, files.
+    about: causes, digests (list → hex sha256), pairs (list → count), prompts (of the training pairs), tokens (mean of a
+    training pair), summary, files.
     """
 
     marker = "data.json"
@@ -42,6 +43,7 @@ class PairsFolder(MarkedFolder):
                 "causes": dict(causes),
                 "digests": {name: pairs_digest(getattr(prepared, name)) for name in LISTS},
                 "pairs": {name: len(getattr(prepared, name)) for name in LISTS},
+                "prompts": len({pair.prompt for pair in prepared.train}),
                 "tokens": mean_tokens(prepared.train),
                 "summary": prepared.summary,
                 "files": digests_of(partial),

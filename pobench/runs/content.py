@@ -48,6 +48,13 @@ class Pairs(NamedTuple):
         return {name: pairs_digest(getattr(self.prepared, name)) for name in LISTS}
 
     @property
+    def of_one_prompt(self) -> bool:
+        """Whether all training pairs share one prompt."""
+        if self.prepared is None:
+            return self.folder.about.get("prompts") == 1  # earlier versions did not write it
+        return len({pair.prompt for pair in self.prepared.train}) == 1
+
+    @property
     def summary(self) -> str:
         """For the terminal: what was read, and what was left out."""
         return str(self.folder.about["summary"]) if self.prepared is None else self.prepared.text()

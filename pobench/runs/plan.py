@@ -17,6 +17,7 @@ from pobench.data.pairs_folder import mean_tokens
 from pobench.data.prepare import source_faults
 from pobench.errors import PobenchError
 from pobench.model import adapters, vllm
+from pobench.registry import get_loss
 from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs, find_pairs, gather
@@ -110,6 +111,8 @@ def make_plan(
     if like is None and (not dry or _model_at_hand(job) is not None):
         chat = Chat.of(base_model(job), job.model)
         pairs = find_pairs(job, runs, chat, notes.append, remember=not dry)
+        if "train" in stages and pairs.of_one_prompt:
+            _refuse_kl(jobs)
         content = gather(job, stages, pairs, chat, remember=not dry)
     layout = Layout(runs, stages, plugins, pairs, content, notes, [])
     evaluated = [layout.start(job) for job in {layout.start_name(job): job for job in jobs}.values()]
@@ -134,6 +137,16 @@ def _check(jobs: Sequence[Job], stages: tuple[str, ...], dry: bool) -> None:
         faults += [*lacking, *(["benchmarks can be left out: --benchmarks none"] if lacking else [])]
     if faults:
         raise PobenchError("\n".join(faults))
+
+
+def _refuse_kl(jobs: Sequence[Job]) -> None:
+    """Raises PobenchError for losses that need `kl`, where all training pairs share one prompt."""
+    wanting = sorted({job.loss for job in jobs if "kl" in get_loss(job.loss).needs})
+    if wanting:
+        raise PobenchError(
+            f"{', '.join(wanting)}: all training pairs share one prompt, and kl is estimated from answers to other prompts; "
+            "train on at least two prompts, or leave this loss out"
+        )
 
 
 def _sft_task(

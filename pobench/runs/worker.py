@@ -40,13 +40,17 @@ def run(task: Task) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        if not isinstance(error, PobenchError):
-            (folder.path / "traceback.txt").write_text(traceback.format_exc())
+        _keep_traceback(folder, error)
         folder.fail(Context.reason(error))
-        if os.environ.get("POBENCH_DEBUG"):
-            traceback.print_exc()
         return 1
+
+
+def _keep_traceback(folder: RunFolder, error: Exception) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if not isinstance(error, PobenchError):
+        (folder.path / "traceback.txt").write_text(traceback.format_exc())
+    if os.environ.get("POBENCH_DEBUG"):
+        traceback.print_exc()
 
 
 def _work(task: Task) -> None:
@@ -54,13 +58,31 @@ def _work(task: Task) -> None:
     if "train" in task.stages and context.main:
         context.folder.path.mkdir(parents=True, exist_ok=True)
         context.folder.write_json("environment.json", environment(context.accelerator))
-    for name in task.stages:
-        BY_NAME[name].run(context)
+    failed = _each_stage(context)
     context.release()
     if task.kind in ("start", "loss") and "train" not in task.stages:
         if not context.folder.has("environment.json"):
             context.folder.write_json("environment.json", environment(context.accelerator))
         scores_of(task.runs, task.run)  # stored, so that a report need not compute them
+    if failed:
+        named = len(task.stages) > 1
+        raise PobenchError("\n".join(f"{name}: {why}" if named else why for name, why in failed.items()))
+
+
+def _each_stage(context: Context) -> dict[str, str]:
+    """Do the stages in order. One that fails leaves those that do not read its result. Returns stage → why it failed."""
+    failed: dict[str, str] = {}
+    for name in context.task.stages:
+        if any(stage in failed for stage in BY_NAME[name].reads):
+            continue  # the reason is that of the stage it reads
+        try:
+            BY_NAME[name].run(context)
+        except Exception as error:
+            _keep_traceback(context.folder, error)
+            failed[name] = context.reason(error)
+        if name in failed:
+            context.release()  # after the error, whose frames may hold the model
+    return failed
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from pobench.runs.stage import Content, Stage
 from pobench.settings.job import Job
 
 if TYPE_CHECKING:
+    from pobench.model.policy_sums import SumScorer
     from pobench.runs.context import Context
 
 
@@ -55,11 +56,14 @@ def run(context: Context) -> None:
 
         def log(row: dict[str, Any]) -> None:
             folder.log_step(row)
-            accelerator.log(
-                {k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}, step=row["step"]
-            )
+            finite = {k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}
+            _beside(context, "the tracker's row", lambda: accelerator.log(finite, step=row["step"]))
             pace = f"{row['seconds'] / row['pairs']:.2f} s a pair"
             advance(note=f"loss {row['loss']:.4g} · margin {row['rewards/margins']:+.3g} · {pace}", done=row["step"])
+
+        def watch(scorer: SumScorer) -> dict[str, float]:
+            measured = _beside(context, "the held-out pairs", lambda: heldout_means(context.heldout_frame(scorer)))
+            return measured or {}
 
         trained = train(
             accelerator,
@@ -76,13 +80,27 @@ def run(context: Context) -> None:
             say=context.say,
             rewind=folder.rewind_steps if context.main else lambda step: None,
             content=name_of(context.task.causes),
-            watch=(lambda scorer: heldout_means(context.heldout_frame(scorer))) if job.train.evaluate_every else None,
+            watch=watch if job.train.evaluate_every else None,
         )
     if job.train.trackers:
         accelerator.end_training()
     if context.main:
         _store(context, model, adapted, {**asdict(trained), "pairs": len(pairs), "order": order.digest})
     accelerator.wait_for_everyone()
+
+
+def _beside(context: Context, what: str, measure: Callable[[], Any]) -> Any:
+    """What training is measured by and does not depend on. Where it fails, a sentence says so, and training goes on.
+
+    With several processes the error passes through: the others would wait for the one that failed.
+    """
+    try:
+        return measure()
+    except Exception as error:
+        if context.accelerator.num_processes > 1:
+            raise
+        context.say(f"{context.task.title}: {what} failed at this step: {context.reason(error)}")
+        return None
 
 
 def _store(context: Context, model: Any, adapted: Any, facts: Mapping[str, Any]) -> None:

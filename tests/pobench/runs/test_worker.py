@@ -1,0 +1,64 @@
+"""What fails in a task, and what is left of it: a diagnostic takes nothing else with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pobench.errors import PobenchError
+from pobench.results.run_folder import RunFolder
+from pobench.runs.context import Context
+from pobench.runs.execute import execute
+from pobench.runs.stages import BY_NAME
+
+
+def test_kto_runs_beside_a_held_out_set_of_one_pair_whose_own_loss_is_missing(work_here) -> None:
+    folder = work_here("kto", data__max_held_out=1, train__evaluate_every=1)
+    (stored,) = folder.glob("heldout-*/heldout.parquet")
+    held = RunFolder(folder.parent.parent, f"small/{folder.name}").node(stored.parent.name).read_frame("heldout")
+    assert len(held) == 1 and held["loss"].isna().all() and held["chosen_logp"].notna().all()
+
+
+def test_kto_on_pairs_of_one_prompt_is_refused_before_anything_runs(plan_here, setting) -> None:
+    rows = [{"prompt": "say w1", "chosen": f"w{i} w1", "rejected": f"w{i} w2 w3"} for i in range(4)]
+    Path(setting["data"]["source"]).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    held_out = Path(setting["data"]["source"]).with_name("held.jsonl")
+    held_out.write_text(json.dumps({"prompt": "say w2", "chosen": "w2 w1", "rejected": "w2 w2 w3"}) + "\n")
+    with pytest.raises(PobenchError, match="kto: all training pairs share one prompt"):
+        plan_here("kto", data__held_out=str(held_out))
+    stored = plan_here("dpo", data__held_out=str(held_out)).pairs
+    stored.store()
+    with pytest.raises(PobenchError, match="kto: all training pairs share one prompt"):
+        plan_here("kto", data__held_out=str(held_out))  # the pairs come from their folder now
+
+
+def test_a_measurement_that_fails_while_training_is_named_and_training_goes_on(work_here, monkeypatch, capsys) -> None:
+    measured = Context.heldout_frame
+
+    def fails(context: Context, scorer: object = None) -> object:
+        if scorer is not None:
+            raise MemoryError
+        return measured(context)
+
+    monkeypatch.setattr(Context, "heldout_frame", fails)
+    folder = work_here("dpo", ("train", "heldout"), train__evaluate_every=1)
+    assert (folder / "trained.json").is_file() and list(folder.glob("heldout-*/heldout.parquet"))
+    assert "the held-out pairs failed at this step: out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("broken", "lost"), [("heldout", {"heldout"}), ("answers", {"answers", "judge"})])
+def test_a_stage_that_fails_leaves_those_that_do_not_read_it(broken, lost, plan_here, monkeypatch) -> None:
+    def fails(context: Context) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setitem(BY_NAME, broken, replace(BY_NAME[broken], run=fails))
+    plan = plan_here("simpo")
+    outcome = execute(plan)[-1]
+    assert (outcome.status, outcome.reason) == ("failed", f"{broken}: ValueError: no such thing")
+    folder = RunFolder(plan.tasks[-1].runs, plan.tasks[-1].run)
+    stored = {s for s in ("heldout", "answers", "judge") if folder.node(plan.tasks[-1].nodes[s].name).finished}
+    assert stored == {"heldout", "answers", "judge"} - lost
+    assert "no such thing" in (folder.path / "traceback.txt").read_text()
