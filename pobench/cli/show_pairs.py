@@ -16,7 +16,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from pobench.data.audit import Audit
+from pobench.data.audit import Audit, unknown_text
 from pobench.data.chat import Chat
 from pobench.types import TokenPair
 
@@ -89,6 +89,8 @@ def render_audit(audit: Audit) -> RenderableType:
         Text(f"The chosen answer is the longer one in {share} of {audit.pairs} pairs.\n"),
         lengths,
     ]
+    if warning := unknown_text(audit.unknown):
+        parts.append(Text(f"\nWarning: {warning}.", style="yellow"))
     frame = audit.frame().iloc[2:]
     if frame.empty:
         return Group(*parts, Text("\nNo row was left out.", style="green"))

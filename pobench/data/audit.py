@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from pobench.data.rows import Fault, Found, Preference
+from pobench.errors import PobenchError
 from pobench.types import TokenPair
+
+# ---------------------------------------------------------------- unknown tokens
+UNKNOWN = "tokens that the tokenizer does not know"  # the audit's note on rows
+WARN_UNKNOWN, STOP_UNKNOWN = 0.01, 0.05  # of the tokens of one part
+
+
+def unknown_shares(parts: Mapping[str, Iterable[Sequence[int]]], unknown: int | None) -> dict[str, float]:
+    """Part → the share in [0, 1] of its tokens that are `unknown`. {} where the tokenizer has no such token (None)."""
+    shares = {}
+    for name, sequences in parts.items() if unknown is not None else ():
+        counts = [(ids.count(unknown), len(ids)) for ids in sequences]
+        shares[name] = sum(n for n, _ in counts) / max(1, sum(n for _, n in counts))
+    return shares
+
+
+def unknown_text(shares: Mapping[str, float]) -> str:
+    """A sentence on unknown tokens; "" where every part has less than 1 %."""
+    if max(shares.values(), default=0.0) < WARN_UNKNOWN:
+        return ""
+    parts = ", ".join(f"{share:.1%} of the {name} tokens" for name, share in shares.items())
+    return f"{parts} are unknown to the tokenizer: the model reads the same sign for all of them"
+
+
+def refuse_unknown(source: str, shares: Mapping[str, float]) -> None:
+    """Raises PobenchError where one part has 5 % or more."""
+    if max(shares.values(), default=0.0) >= STOP_UNKNOWN:
+        raise PobenchError(
+            f"{source}: {unknown_text(shares)} (allowed: less than {STOP_UNKNOWN:.0%}); "
+            "use a model whose tokenizer covers this text (--model), or the data that this one was made for"
+        )
 
 
 # ---------------------------------------------------------------- audit
@@ -19,7 +50,8 @@ class Audit:
     """Counts, lengths and left-out rows of a data set.
 
     rows: read from the file. pairs: ready for training. faults: why rows were left out. notes: other rows left out or
-    changed: reason -> row numbers. lengths: (pairs,) each of "prompt", "chosen", "rejected", in `unit`.
+    changed: reason -> row numbers. lengths: (pairs,) each of "prompt", "chosen", "rejected", in `unit`. unknown: the same
+    parts -> the share of unknown tokens; {} for text, and where the tokenizer knows everything.
     """
 
     rows: int
@@ -30,6 +62,7 @@ class Audit:
     unit: str = "tokens"
     source: str = "rows"
     shape: str = ""
+    unknown: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -38,8 +71,10 @@ class Audit:
         found: Found,
         faults: list[Fault],
         notes: dict[str, list[int]],
+        unknown: int | None = None,
     ) -> Audit:
-        """The audit of token pairs (lengths in tokens) or of preferences (lengths in characters)."""
+        """The audit of token pairs (lengths in tokens) or of preferences (lengths in characters). unknown: the id of the
+        tokenizer's unknown token, if it has one."""
         as_text = bool(items) and isinstance(items[0], Preference)
         prompts = [sum(len(m.content) for m in i.prompt) if isinstance(i, Preference) else len(i.prompt) for i in items]
         lengths = {
@@ -48,7 +83,9 @@ class Audit:
             "rejected": np.array([len(i.rejected) for i in items], dtype=np.int64),
         }
         unit = "characters" if as_text else "tokens"
-        return cls(found.rows, len(items), faults, notes, lengths, unit, found.source, found.shape)
+        parts = {name: [getattr(item, name) for item in items] for name in lengths} if not as_text else {}
+        shares = unknown_shares(parts, unknown)
+        return cls(found.rows, len(items), faults, notes, lengths, unit, found.source, found.shape, shares)
 
     @classmethod
     def of_file(cls, found: Found) -> Audit:
@@ -96,6 +133,8 @@ class Audit:
         ]
         for name, row in self.quantiles().iterrows():
             lines.append(f"  {name:<12}" + "".join(f"{'–' if np.isnan(v) else f'{v:.0f}':>9}" for v in row))
+        if warning := unknown_text(self.unknown):
+            lines.append(f"  warning: {warning}")
         frame = self.frame().iloc[2:]
         for kind, count, rows in frame.itertuples(index=False):
             numbers = json.loads(rows)

@@ -109,7 +109,8 @@ class Chat:
     end: the id of the end-of-turn token. after: text that the template writes after that token. bos: the id that every
     sequence starts with, or None. opening: text in the generation prompt that a rendered conversation lacks (`<think>`);
     in training the answer follows it. lead: text that a rendered conversation has between the generation prompt and the
-    answer (the empty thought of Qwen 3); the model must generate it, so it belongs to the answer.
+    answer (the empty thought of Qwen 3); the model must generate it, so it belongs to the answer. unknown: the id that
+    stands for text which the tokenizer does not know, or None.
 
     Raises PobenchError if there is no chat template, it cannot render one question and answer, or neither the template nor
     the tokenizer has an end-of-turn token.
@@ -145,6 +146,9 @@ class Chat:
             self.bos = bos
         if ids[:2] == (bos, bos):
             raise PobenchError(f"the chat template writes the beginning-of-text token {tokenizer.bos_token!r} twice")
+        # where a tokenizer of bytes names one, it is its end-of-text token (gpt2)
+        taken = (tokenizer.bos_token_id, tokenizer.eos_token_id, self.end)
+        self.unknown: int | None = None if tokenizer.unk_token_id in taken else tokenizer.unk_token_id
         # in ChatML the "beginning-of-text" token may start every turn, so a sequence may hold several
         (ids,) = self.ids([whole])
         self.opens_turns = bos is not None and ids.count(bos) > 1

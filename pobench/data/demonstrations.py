@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from jinja2 import TemplateError
 
+from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.chat import CHECKED, Chat
 from pobench.data.rows import Fault, Message, refuse
 from pobench.errors import PobenchError
@@ -25,13 +26,15 @@ Numbered = tuple[int, Any]  # (number in the file from 1, row)
 @dataclass(frozen=True)
 class Demonstrations:
     """Conversations ready for training, one Group each. turns: assistant turns trained on per epoch. over_long: turns left
-    out because they end beyond the maximum length. dropped: faulty rows left out, under `on_bad_row: drop`."""
+    out because they end beyond the maximum length. dropped: faulty rows left out, under `on_bad_row: drop`. unknown: the
+    share of the conversations' tokens that the tokenizer does not know, see `pobench.data.audit`."""
 
     groups: list[Group]
     turns: int
     over_long: int
     dropped: int = 0
     faults: list[str] = field(default_factory=list)
+    unknown: dict[str, float] = field(default_factory=dict)
 
     @property
     def learnt_tokens(self) -> int:
@@ -44,6 +47,8 @@ class Demonstrations:
             left_out.append(f"  {self.dropped} rows left out as faulty")
         if self.over_long:
             left_out.append(f"  {self.over_long} assistant turns left out: they end beyond the maximum length")
+        if warning := unknown_text(self.unknown):
+            left_out.append(f"  warning: {warning}")
         head = f"SFT on {len(self.groups)} conversations, {self.turns} assistant turns, {self.learnt_tokens} tokens of them"
         return "\n".join([head, *left_out])
 
@@ -51,7 +56,7 @@ class Demonstrations:
         rows = [{"prompt": g.prompt, "response": g.responses[0], "learnt": sum(g.learnt, ())} for g in self.groups]
         with whole(folder / "demonstrations.parquet") as partial:
             pd.DataFrame(rows).to_parquet(partial, index=False)
-        about = {"turns": self.turns, "over_long": self.over_long, "dropped": self.dropped, "faults": self.faults}
+        about = {name: getattr(self, name) for name in ("turns", "over_long", "dropped", "faults", "unknown")}
         with whole(folder / "demonstrations.json") as partial:
             partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
@@ -91,7 +96,7 @@ def tokenise(
 
     rows: numbered; `{"messages": […]}`, or `{"prompt": text or messages, "response": text}`. on_bad_row: "stop" raises
     one PobenchError that lists every bad row, "drop" counts them. A turn follows the same prompt ids as in generation.
-    Raises PobenchError if no turn is left.
+    Raises PobenchError if no turn is left, or if 5 % or more of the tokens are unknown to the tokenizer.
     """
     chat = tokenizer if isinstance(tokenizer, Chat) else Chat(tokenizer)
     faults: list[Fault] = []
@@ -120,13 +125,15 @@ def tokenise(
     faults.sort(key=lambda fault: fault.row)
     if on_bad_row == "stop":
         refuse(faults, source=source, rows=len(rows), option="sft.on_bad_row")
+    shares = unknown_shares({"conversation": [(*g.prompt, *g.responses[0]) for g in groups]}, chat.unknown)
+    refuse_unknown(source, shares)
     if not groups:
         shown = "".join(f"\n  {fault}" for fault in faults[:20])
         raise PobenchError(
             f"{source}: nothing to learn from; {len(rows)} rows, {len(faults)} of them faulty, {over_long} turns, all over "
             f"{max_length} tokens{shown}"
         )
-    return Demonstrations(groups, turns, over_long, len({f.row for f in faults}), [str(f) for f in faults[:5]])
+    return Demonstrations(groups, turns, over_long, len({f.row for f in faults}), [str(f) for f in faults[:5]], shares)
 
 
 def _rendered(chat: Chat, number: int, row: Any) -> _Rendered | Fault:

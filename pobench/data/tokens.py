@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from jinja2 import TemplateError
 
-from pobench.data.audit import Audit
+from pobench.data.audit import UNKNOWN, Audit, refuse_unknown
 from pobench.data.chat import CHECKED, Answered, Chat
 from pobench.data.rows import Fault, Found, Preference, refuse, shared_start
 from pobench.errors import PobenchError
@@ -55,8 +55,9 @@ def tokenize(
     template: "plain", a Jinja file or Jinja text; replaces the tokenizer's own template.
     progress: called with the number of preferences done since the last call.
 
-    Raises PobenchError for bad rows, impossible lengths, or a missing chat template, if no pair is left, or if the prompt
-    of one of the first pairs differs between training and generation (`check_asked`).
+    Raises PobenchError for bad rows, impossible lengths, or a missing chat template, if no pair is left, if 5 % or more of
+    the tokens are unknown to the tokenizer, or if the prompt of one of the first pairs differs between training and
+    generation (`check_asked`).
     """
     if not 0 < max_prompt_length < max_length - 1:
         raise PobenchError(
@@ -83,6 +84,9 @@ def tokenize(
             for note in made.notes:
                 notes.setdefault(note, []).append(preference.row)
             if made.pair is not None:
+                parts = (made.pair.prompt, made.pair.chosen, made.pair.rejected)
+                if chat.unknown is not None and any(chat.unknown in ids for ids in parts):
+                    notes.setdefault(UNKNOWN, []).append(preference.row)
                 pairs.append(made.pair)
                 first += [preference] if len(first) < CHECKED else []
         if progress is not None:
@@ -90,9 +94,10 @@ def tokenize(
     faults.sort(key=lambda fault: fault.row)
     if on_bad_row == "stop":
         refuse(faults, source=found.source, rows=found.rows)
-    audit = Audit.of(pairs, found, faults, notes)
+    audit = Audit.of(pairs, found, faults, notes, chat.unknown)
     if not pairs:
         raise PobenchError(f"{found.source}: no pair is left\n{audit.text()}")
+    refuse_unknown(found.source, audit.unknown)
     cut_to = max_prompt_length if truncation == "cut" else None
     check_asked(inspected(pairs[:CHECKED], first, chat, count_header=count_header, cut_to=cut_to), chat)
     return pairs, audit

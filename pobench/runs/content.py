@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.chat import Chat
 from pobench.data.order import pairs_digest
 from pobench.data.pairs_folder import LISTS, PairsFolder
@@ -82,10 +83,14 @@ def find_pairs(job: Job, runs: Path, chat: Chat, note: Callable[[str], None], *,
     return Pairs(folder, causes, prepare(job))
 
 
-def gather(job: Job, stages: Sequence[str], pairs: Pairs, chat: Chat, *, remember: bool = True) -> Content:
-    """The content behind a job's results; the jobs of one plan share all of it but the source of their losses."""
+def gather(
+    job: Job, stages: Sequence[str], pairs: Pairs, chat: Chat, note: Callable[[str], None], *, remember: bool = True
+) -> Content:
+    """The content behind a job's results; the jobs of one plan share all of it but the source of their losses.
+
+    note: takes a warning about the prompts. Raises PobenchError for prompts that the tokenizer does not know."""
     digests = pairs.digests
-    prompts, rows = _prompts(job, stages, chat)
+    prompts, rows = _prompts(job, stages, chat, note)
     return Content(
         weights=start_weights(job, remember=remember),
         pairs=digests["train"],
@@ -110,7 +115,7 @@ def auto_precision() -> str:
     return "bf16" if bf16_pays(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "fp32"
 
 
-def _prompts(job: Job, stages: Sequence[str], chat: Chat) -> tuple[str | None, str | None]:
+def _prompts(job: Job, stages: Sequence[str], chat: Chat, note: Callable[[str], None]) -> tuple[str | None, str | None]:
     """(digest of ids and token ids, digest of the whole rows) of the prompts that are answered."""
     if job.answers.source is None:
         return None, None
@@ -120,7 +125,12 @@ def _prompts(job: Job, stages: Sequence[str], chat: Chat) -> tuple[str | None, s
         if "answers" in stages:
             raise
         return None, None  # not at hand, and not needed by this command
-    asked = [[row["id"], list(chat.prompt_ids(row["messages"]))] for row in rows]
+    asked = [(row["id"], list(chat.prompt_ids(row["messages"]))) for row in rows]
+    if "answers" in stages:
+        shares = unknown_shares({"prompt": [ids for _, ids in asked]}, chat.unknown)
+        refuse_unknown(job.answers.source, shares)
+        if warning := unknown_text(shares):
+            note(f"{job.answers.source}: {warning}")
     return _digest(asked), _digest(rows)
 
 

@@ -113,7 +113,7 @@ def make_plan(
         pairs = find_pairs(job, runs, chat, notes.append, remember=not dry)
         if "train" in stages and pairs.of_one_prompt:
             _refuse_kl(jobs)
-        content = gather(job, stages, pairs, chat, remember=not dry)
+        content = gather(job, stages, pairs, chat, notes.append, remember=not dry)
     layout = Layout(runs, stages, plugins, pairs, content, notes, [])
     evaluated = [layout.start(job) for job in {layout.start_name(job): job for job in jobs}.values()]
     trained = [task for job in jobs for task in layout.loss(job)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pobench.data.chat import load_tokenizer
+from pobench.data.demonstrations import tokenise
 from pobench.data.prepare import prepare, source_faults
 from pobench.errors import PobenchError
 from pobench.runs.plan import make_plan
@@ -29,11 +30,12 @@ def test_two_tokenizers_split_a_file_alike(setting, tmp_path) -> None:
 
 
 def test_a_prompt_that_is_held_out_in_another_spelling_is_not_trained_on(setting, tmp_path) -> None:
-    rows = '{"prompt": "Say  W3", "chosen": "w1", "rejected": "w2"}\n'
+    row = '{"prompt": "%s", "chosen": "w1", "rejected": "w2"}\n'
+    rows = "".join(row % prompt for prompt in ("Say  W3", *(f"say w{i}" for i in range(20, 30))))
     (tmp_path / "held.jsonl").write_text(rows)
     job = resolve(str(tmp_path / "small.yaml"), "simpo", overrides={"data.held_out": str(tmp_path / "held.jsonl")})[0]
     prepared = prepare(job)
-    assert len(prepared.heldout) == 1 and "3" not in {p.id for p in prepared.train}
+    assert len(prepared.heldout) == 11 and "3" not in {p.id for p in prepared.train}
     assert "1 training pairs left out" in prepared.text()
 
 
@@ -49,3 +51,15 @@ def test_every_source_that_cannot_be_had_is_named_before_anything_is_read(settin
     assert [next(n for n in named if n in line) for line in lines] == named
     assert [len(source_faults(job, stages)) for stages in (("sft",), ("train",), ("train", "answers"))] == [2, 3, 4]
     assert not (tmp_path / "runs").exists()
+
+
+def test_prompts_that_the_tokenizer_does_not_know_stop_a_plan(setting, tmp_path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"id": "e", "prompt": "Tell me something"}\n')
+    with pytest.raises(PobenchError, match=r"prompts\.jsonl: .*% of the prompt tokens are unknown to the tokenizer"):
+        make_plan(resolve(str(tmp_path / "small.yaml"), "simpo"), tmp_path / "runs", DEFAULT)
+
+
+def test_conversations_that_the_tokenizer_does_not_know_stop_fine_tuning(word_tokenizer) -> None:
+    rows = [(1, {"prompt": "say w1", "response": "w1 w2"}), (2, {"prompt": "say w1", "response": "Nowhere known"})]
+    with pytest.raises(PobenchError, match="% of the conversation tokens are unknown"):
+        tokenise(word_tokenizer, rows)

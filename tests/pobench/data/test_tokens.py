@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Callable
@@ -660,3 +661,35 @@ def test_real_preferences_tokenise_without_a_bad_row(name: str, any_tokenizer: A
     for one, pair in zip(some, pairs, strict=True):
         assert one.chosen.strip() in decoded(any_tokenizer, pair.chosen)
         assert one.rejected.strip() in decoded(any_tokenizer, pair.rejected)
+
+
+# ---------------------------------------------------------------- unknown tokens
+
+
+def some_unknown(known: int, unknown: int) -> list[Preference]:
+    """Pairs whose chosen answers have this many known and unknown words each, the end of the turn among the known."""
+    chosen = " ".join(["w1"] * (known - 1) + ["nowhere"] * unknown)
+    return [preference(chosen, "w2 w3", "say w1", row) for row in (1, 2)]
+
+
+def test_the_audit_says_how_many_tokens_the_tokenizer_does_not_know(word_tokenizer: Any) -> None:
+    _, audit = tokenize(some_unknown(98, 2), word_tokenizer)
+    assert audit.unknown == {"prompt": 0, "chosen": pytest.approx(0.02), "rejected": 0}
+    assert "warning: 0.0% of the prompt tokens, 2.0% of the chosen tokens" in audit.text()
+    assert audit.notes == {"tokens that the tokenizer does not know": [1, 2]}
+    _, audit = tokenize(some_unknown(199, 1), word_tokenizer)
+    assert audit.unknown["chosen"] == pytest.approx(0.005) and "warning" not in audit.text()
+
+
+@pytest.mark.parametrize("on_bad_row", ["stop", "drop"])
+def test_five_per_cent_of_unknown_tokens_stop(word_tokenizer: Any, on_bad_row: Any) -> None:
+    with pytest.raises(PobenchError, match=r"5\.0% of the chosen tokens.*unknown.*--model"):
+        tokenize(some_unknown(95, 5), word_tokenizer, on_bad_row=on_bad_row)
+
+
+def test_an_end_of_turn_that_is_named_the_unknown_token_is_not_counted(word_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(word_tokenizer)
+    tokenizer.unk_token = tokenizer.eos_token  # as gpt2's
+    assert Chat(tokenizer).unknown is None
+    _, audit = tokenize([preference("w1", "w2", "say w1")], tokenizer)
+    assert audit.unknown == {}
