@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,27 @@ from pobench.files import OTHER_BYTES, digests_of, whole
 
 SHARD_BYTES = 64 * 1024**2
 STATE = "state.json"
+
+
+class Pace:
+    """When a checkpoint is due: `seconds` after the last one, and so seldom that saving takes at most `share` of the time, as
+    the last one took. seconds: 0 is after every step, whatever it takes."""
+
+    def __init__(self, seconds: float, share: float) -> None:
+        self.seconds, self.share, self.took, self.last = seconds, share, 0.0, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        wait = max(self.seconds, self.took / self.share - self.took)
+        return self.seconds == 0 or time.monotonic() - self.last >= wait
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around the saving of a checkpoint."""
+        started = time.monotonic()
+        yield
+        self.last = time.monotonic()
+        self.took = self.last - started
 
 
 def latest(folder: Path, content: str = "") -> Path | None:

@@ -174,7 +174,7 @@ def minimise(
         done, seconds = run.resume(folder, content, say)
         rewind(done)
         run.make_room_for_gradients()
-        last_save = time.monotonic()
+        pace = checkpoint.Pace(config.checkpoint_seconds, config.checkpoint_share)
         for step in range(done, len(batches)):
             started = time.monotonic()
             epoch, batch = batches[step]
@@ -194,9 +194,9 @@ def minimise(
             if accelerator.is_main_process:
                 row = {"step": step + 1, "epoch": epoch, **values, **beside, "lr": rate, "grad_norm": grad_norm}
                 log({**row, "seconds": took, objective.unit: objective.size(batch), "steps": len(batches)})
-            if time.monotonic() - last_save >= config.checkpoint_seconds and step + 1 < len(batches):
-                run.save(folder, step + 1, seconds, content)
-                last_save = time.monotonic()
+            if step + 1 < len(batches) and run.agreed(pace.due):
+                with pace.saving():
+                    run.save(folder, step + 1, seconds, content)
     finally:
         run.release()
     tokens = sum(objective.groups[i].tokens for _, batch in batches for i in batch)
@@ -314,6 +314,12 @@ class _Run:
     def trim(self, step: int) -> None:
         if self.accelerator.device.type == "cpu" and step % STEPS_BETWEEN_TRIMS == 0:
             give_back_freed_memory()
+
+    def agreed(self, due: bool) -> bool:
+        """What the main process says: clocks differ, and all processes must save or none."""
+        if self.accelerator.num_processes == 1:
+            return due
+        return bool(self.accelerator.gather(torch.tensor([due], device=self.accelerator.device))[0])
 
     def save(self, folder: Path, step: int, seconds: float, content: str) -> None:
         """Write a checkpoint after `step` steps, in the main process; the others wait."""

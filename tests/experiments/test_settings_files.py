@@ -107,3 +107,16 @@ def test_what_is_not_published_lies_in_the_printed_range(name) -> None:
                 checked += 1
     assert checked == 12
     assert values["train"]["lr"] in LEARNING_RATES
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_cpo_and_ipo_are_as_the_authors_environment_computes_them_and_say_that_this_is_inferred(name) -> None:
+    cpo, ipo = resolve(name, "cpo,ipo")
+    assert (cpo.loss_settings["sft_reduction"], ipo.loss_settings["average"]) == ("mean", True)
+    assert (get_loss("cpo").settings["sft_reduction"], get_loss("ipo").settings["average"]) == (
+        "sum",
+        False,
+    )  # as printed
+    _, comments = read_setting(name)
+    for key in ("losses.cpo.sft_reduction", "losses.ipo.average"):
+        assert comments[key].startswith("inferred: TRL 0.9.6")

@@ -148,3 +148,19 @@ def test_a_training_job_saves_under_the_name_of_its_causes(work_here, monkeypatc
     folder = work_here("simpo", ("train",), train__checkpoint_seconds=0.0, train__epochs=2)
     causes = json.loads((folder / "trained.json").read_text())["causes"]
     assert contents == {name_of(causes)}
+
+
+def test_saving_takes_at_most_its_share_of_the_time(monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    pace, always = checkpoint.Pace(60.0, 0.05), checkpoint.Pace(0.0, 0.05)
+    spent = saved = 0.0
+    while now < 7200:  # steps of 10 s; a checkpoint takes 30 s
+        now += 10
+        assert always.due
+        if pace.due:
+            assert spent == 0 or now - spent >= 570  # 30 s of 600 are 5 %
+            with pace.saving():
+                now += 30
+            spent, saved = now, saved + 1
+    assert saved == 12  # the first after 60 s, then one every 600 s
