@@ -1,9 +1,11 @@
-"""Progress on stderr: a bar with rate and time left on a terminal, elsewhere a plain line every 15 seconds."""
+"""Progress on stderr: a bar with rate and time left on a terminal, elsewhere a plain line every 15 seconds, also while the work
+reports nothing."""
 
 from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,27 +33,34 @@ def progress(title: str, total: float, unit: str = "") -> Iterator[Advance]:
 
 
 class _Pace:
-    """Counts units and measures the rate. Work of an earlier run, which the first report includes, is left out of the rate."""
+    """Counts units and measures the rate. Where the first report is a total, it may be a batch or hold work of an earlier run,
+    so the rate is that of the work behind it, from then on."""
 
     def __init__(self, unit: str) -> None:
         self.unit, self.started, self.done, self.before = unit, time.monotonic(), 0.0, math.nan
+        self.since = self.started
 
     def advance(self, n: float, done: float | None) -> None:
-        if math.isnan(self.before):
-            self.before = 0.0 if done is None else max(0.0, done - 1)
         self.done = self.done + n if done is None else done
+        if math.isnan(self.before):
+            self.before, self.since = (0.0, self.started) if done is None else (done, time.monotonic())
+
+    @property
+    def fresh(self) -> float:
+        """Units that the rate rests on."""
+        return 0.0 if math.isnan(self.before) else self.done - self.before
 
     @property
     def rate(self) -> str:
-        return _rate(self.done - (0.0 if math.isnan(self.before) else self.before), self.seconds, self.unit)
+        return _rate(self.fresh, time.monotonic() - self.since, self.unit)
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
     def left(self, total: float) -> str:
-        fresh = self.done - self.before
-        return _clock(self.seconds / fresh * (total - self.done)) if fresh > 0 else "?"
+        seconds = time.monotonic() - self.since
+        return _clock(seconds / self.fresh * (total - self.done)) if self.fresh > 0 else "?"
 
 
 def _bar(title: str, total: float, unit: str) -> Iterator[Advance]:
@@ -77,6 +86,7 @@ def _bar(title: str, total: float, unit: str) -> Iterator[Advance]:
 
 def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
     pace, shown = _Pace(unit), time.monotonic()
+    ended = threading.Event()
 
     def advance(n: float = 1, note: str = "", done: float | None = None) -> None:
         nonlocal shown
@@ -87,7 +97,19 @@ def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
         text = f"{title}  {pace.done:g}/{total:g} {unit}".rstrip()
         print(f"{text}  {pace.rate}  {pace.left(total)} left  {note}".rstrip(), file=sys.stderr, flush=True)
 
-    yield advance
+    def keep_showing() -> None:
+        nonlocal shown
+        while not ended.wait(SECONDS_BETWEEN_LINES):
+            if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
+                shown = time.monotonic()
+                text = f"{title}  {pace.done:g}/{total:g} {unit}".rstrip()
+                print(f"{text}  {_clock(pace.seconds)} so far", file=sys.stderr, flush=True)
+
+    threading.Thread(target=keep_showing, daemon=True).start()
+    try:
+        yield advance
+    finally:
+        ended.set()
     text = f"{title}  {pace.done:g}/{total:g} {unit}".rstrip()
     print(f"{text}  done in {_clock(pace.seconds)}", file=sys.stderr, flush=True)
 

@@ -15,13 +15,16 @@ import errno
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,6 +154,7 @@ def fetch_rows(
     if not is_hub_name(source) or local.suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"):
         raise PobenchError(f"data {source!r}: no such file, and no name of a data set on the hub (ORG/NAME)")
     split = split or "train"
+    ask_hub()
     try:
         import datasets
 
@@ -186,6 +190,7 @@ def fetch_file(source: str, *names: str, option: str, sha256: str | None = None)
 def _file_from_hub(source: str, names: Sequence[str], option: str) -> Path:
     from huggingface_hub import hf_hub_download
 
+    ask_hub()
     for name in names:
         try:
             return Path(hf_hub_download(source, name, repo_type="dataset"))
@@ -451,6 +456,36 @@ def _from_gguf_file(file: Path, sha256: str | None) -> Path:
 
 
 # ---------------------------------------------------------------- folders and the hub
+SECONDS_FOR_THE_HUB = 5.0
+
+
+@cache
+def ask_hub() -> None:
+    """Ask once whether the hub answers, within seconds. If not, its client works offline from now on, in child processes too:
+    it takes what is on this machine and fails at once for the rest, instead of trying again for minutes."""
+    from huggingface_hub import constants, get_session
+
+    if not os.environ.get("POBENCH_DEBUG"):
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our own message says what is missing
+    if constants.HF_HUB_OFFLINE:
+        return
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # any status is an answer; any error is none
+            get_session().head(constants.ENDPOINT, timeout=SECONDS_FOR_THE_HUB)
+            answered.set()
+
+    asking = threading.Thread(target=ask, daemon=True)  # a name server may take longer than the client's time limit
+    asking.start()
+    asking.join(SECONDS_FOR_THE_HUB)
+    if not answered.is_set():
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
 def _model_folder(folder: Path, source: str) -> Path:
     """`folder`, if it holds a complete model. Raises PobenchError that lists the missing files."""
     if not folder.is_dir():
@@ -480,6 +515,8 @@ def _model_from_hub(
 ) -> Path:
     from huggingface_hub import snapshot_download
 
+    if not offline:
+        ask_hub()
     wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", *(["*.py"] if with_code else [])]
     try:
         folder = snapshot_download(

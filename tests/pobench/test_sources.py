@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -28,7 +29,9 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("POBENCH_CACHE", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return folder
+    sources.ask_hub.cache_clear()
+    yield folder
+    sources.ask_hub.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -293,6 +296,32 @@ def test_an_unreachable_hub_names_the_way_out(offline, monkeypatch):
     assert sources.cached_model("someone/no-such-model") is None
     with pytest.raises(PobenchError, match=r"someone/no-such-rows.*--repo-type dataset.*--data"):
         sources.fetch_rows("someone/no-such-rows")
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_hub_is_asked_once_whether_it_answers_and_not_tried_again_where_it_does_not(answers, monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    class Session:
+        asked = 0
+
+        def head(self, url, timeout):
+            Session.asked += 1
+            assert timeout <= 5
+            if not answers:
+                raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    for _ in range(3):
+        sources.ask_hub()
+    assert Session.asked == 1
+    offline = (huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE, "HF_HUB_OFFLINE" in os.environ)
+    assert offline == (not answers,) * 3
+    assert logging.getLogger("huggingface_hub").level == logging.ERROR
 
 
 def test_a_gated_model_says_where_to_log_in():
