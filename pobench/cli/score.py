@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -55,11 +55,20 @@ def score_arena_hard(file: Verdicts, model: OneModel = None, as_json: Json = Fal
 
 
 @app.command("mt_bench")
-def score_mt_bench(file: Verdicts, model: OneModel = None, as_json: Json = False, debug: Debug = False) -> None:
+def score_mt_bench(
+    file: Verdicts,
+    model: OneModel = None,
+    duplicates: Annotated[
+        Literal["last", "mean", "stop"],
+        typer.Option(help="Of several grades of one answer, and grades of 0: stop, or count the last or all."),
+    ] = "stop",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """MT-Bench: the mean of 160 grades, by turn and by category."""
     from pobench.judging.benchmarks import mt_bench_score
 
-    print_scored(mt_bench_score.score(file, model=model), as_json)
+    print_scored(mt_bench_score.score(file, model=model, duplicates=duplicates), as_json)
 
 
 def print_scored(scored: Any, as_json: bool) -> None:

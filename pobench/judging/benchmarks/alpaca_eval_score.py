@@ -36,7 +36,6 @@ from pobench.judging.benchmarks.verdict_files import (
     Scored,
     fingerprint,
     fingerprints,
-    is_gpt4,
     number_of,
     numbers,
     one_of,
@@ -49,6 +48,8 @@ from pobench.results import stats
 from pobench.types import Estimate
 
 BASELINE = "gpt4_1106_preview"
+# The annotator of AlpacaEval 2, and the model behind it as OpenAI and alpaca_eval name it. No other verdicts get the name.
+JUDGES = ("weighted_alpaca_eval_gpt4_turbo", "gpt-4-1106-preview", "gpt4_1106_preview")
 FIELDS = ("instruction", "output_1", "generator_1", "output_2", "generator_2", "preference")
 HUB = "tatsu-lab/alpaca_eval"  # a data set repository
 GAMED, DIFFICULTY = "df_gamed.csv", "instruction_difficulty.csv"
@@ -106,7 +107,7 @@ def _official(
     if stand_ins and not missing:
         notes += [f"reconstructed: {' and '.join(stand_ins)} in place of the official file"]
     name = "AlpacaEval 2" + (" (reconstructed)" if stand_ins and not missing else "")
-    if not is_gpt4(about["judge"]):
+    if about["judge"] not in JUDGES:
         name = f"AlpacaEval 2's prompts, judged by {about['judge'] or 'an unnamed judge'}: not AlpacaEval 2"
     common, values = _common(frame, about, notes)
     values = {

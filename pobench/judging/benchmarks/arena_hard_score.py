@@ -31,7 +31,6 @@ from pobench.judging.benchmarks.verdict_files import (
     Scored,
     fingerprint,
     fingerprints,
-    is_gpt4,
     numbers,
     one_of,
     only_model,
@@ -42,6 +41,7 @@ from pobench.results import stats
 from pobench.types import Estimate
 
 BASELINE = "gpt-4-0314"
+JUDGES = ("gpt-4-1106-preview",)  # of arena-hard-v0.1.yaml; no other verdicts get the name
 ROUNDS = 100  # of the published interval
 # verdict → (result of A, battles)
 VERDICTS = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}
@@ -123,7 +123,7 @@ def _label(questions: set[str], judge: str) -> str:
     if not asked <= known:
         return "Arena-Hard's scoring on other questions: not Arena-Hard"
     part = "" if asked == known else f" ({len(asked)} of {len(known)} questions)"
-    if not is_gpt4(judge):
+    if judge not in JUDGES:
         return f"Arena-Hard v0.1's questions{part}, judged by {judge or 'an unnamed judge'}: not Arena-Hard"
     return f"Arena-Hard v0.1{part}"
 

@@ -2,7 +2,9 @@
 
 The tasks are the six of the first Open LLM Leaderboard with its numbers of shots, as in the SimPO paper's appendix on
 downstream tasks, and GSM8K and MMLU zero-shot. Prompts, few-shot sampling and metrics are lm-eval's own, without a chat
-template. The values of the items are averaged here, so that each number has an interval.
+template unless `chat_template` is set. The values of the items are averaged here, so that each number has an interval.
+lm-eval cuts a request that is longer than the model's context on its left; such requests are counted in the task's note. A
+task that fails is named and leaves the others.
 
     <run>/benchmarks/downstream/<12 hex>/      manifest.json, one JSON for each task as it ends, then score.json
 
@@ -110,27 +112,67 @@ def evaluate(
     data: Path | None = None,
     batch_size: int = 8,
     precision: str = "fp32",
+    chat_template: bool = False,
     done: Callable[[str, list[TaskScore]], None] = lambda task, scores: None,
 ) -> list[TaskScore]:
     """All metrics of these tasks, in order.
 
     limit: most items per task, for MMLU per subject. data: a folder of local items; None: the hub. precision: "bf16" uses
-    autocast. done: called after each task.
-    Raises PobenchError for unknown tasks, missing files or packages, and items that cannot be fetched.
+    autocast. chat_template: questions and shots as turns of a conversation. done: called after each task.
+    Raises PobenchError for unknown tasks and missing files before anything runs, and after all tasks for those that failed.
     """
     if faults := task_faults(tasks, data):
         raise PobenchError("\n".join(faults))
-    found = []
+    if chat_template and getattr(tokenizer, "chat_template", None) is None:
+        raise PobenchError("the tokenizer has no chat template; leave out benchmarks.downstream.chat_template")
+    found: list[TaskScore] = []
+    failed: list[str] = []
     with _undisturbed():
-        from lm_eval.models.huggingface import HFLM
-
         bf16 = torch.bfloat16 if precision == "bf16" else None
-        speaker = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=bf16)
+        speaker = _counting()(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=bf16)
         for name in tasks:
-            scores = _scores(speaker, name, limit, data)
-            done(name, scores)
-            found += scores
+            try:
+                scores = _scores(speaker, name, limit, data, chat_template)
+            except PobenchError as error:
+                failed.append(str(error))
+            except Exception as error:  # lm-eval's own, of any type: memory, an assertion about lengths
+                reason = next(iter(str(error).splitlines()), "")[:200]
+                failed.append(f"{name}: {type(error).__name__}: {reason}")
+            else:
+                done(name, scores)
+                found += scores
+    if failed:
+        kept = f"; {len(tasks) - len(failed)} others are done, and the same command tries again" if found else ""
+        heading = [f"{len(failed)} of {len(tasks)} tasks failed{kept}:"] if len(tasks) > 1 else []
+        raise PobenchError("\n".join([*heading, *failed]))
     return found
+
+
+def _counting() -> Any:
+    """lm-eval's model class, which also counts its requests and those longer than the model's context."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Counting(HFLM):  # type: ignore[misc]
+        asked = cut = 0
+
+        def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **keywords: Any) -> Any:
+            self._count([len(context) + len(answer) for _, context, answer in requests], self.max_length + 1)
+            return super()._loglikelihood_tokens(requests, *arguments, **keywords)
+
+        def tok_batch_encode(
+            self, strings: Any, padding_side: str = "left", left_truncate_len: int | None = None, **keywords: Any
+        ) -> Any:
+            ids, mask = super().tok_batch_encode(strings, padding_side, None, **keywords)
+            if left_truncate_len is None:
+                return ids, mask
+            self._count(mask.sum(1).tolist(), left_truncate_len)
+            return ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+
+        def _count(self, lengths: Sequence[int], most: int) -> None:
+            self.asked += len(lengths)
+            self.cut += sum(length > most for length in lengths)
+
+    return Counting
 
 
 def task_faults(tasks: Sequence[str], data: Path | None) -> list[str]:
@@ -153,7 +195,7 @@ def task_faults(tasks: Sequence[str], data: Path | None) -> list[str]:
 
 
 # ---------------------------------------------------------------- one task
-def _scores(speaker: Any, name: str, limit: int | None, data: Path | None) -> list[TaskScore]:
+def _scores(speaker: Any, name: str, limit: int | None, data: Path | None, chat_template: bool) -> list[TaskScore]:
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
@@ -173,9 +215,16 @@ def _scores(speaker: Any, name: str, limit: int | None, data: Path | None) -> li
         ) from error
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=SHOTS_SEED)
-    result = evaluator.evaluate(speaker, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    speaker.asked = speaker.cut = 0
+    turns = {"apply_chat_template": True, "fewshot_as_multiturn": True} if chat_template else {}
+    result = evaluator.evaluate(speaker, loaded, limit=limit, bootstrap_iters=0, log_samples=True, **turns)
     items = [item for samples in result["samples"].values() for item in samples]
-    note = "" if official.shots == 0 or local is None else _shots_note(official, local)
+    notes = [] if official.shots == 0 or local is None else [_shots_note(official, local)]
+    if speaker.cut:
+        notes.append(
+            f"{speaker.cut} of {speaker.asked} requests exceed {speaker.max_length} tokens and lost their beginning"
+        )
+    note = "; ".join(filter(None, notes))
     return [_score(name, items, metric, chosen, limit, note) for metric, chosen in official.metrics]
 
 
@@ -272,6 +321,7 @@ class Downstream(Benchmark):
 
     tasks: list[str] = Field(list(TASKS), min_length=1)
     data: str | None = None  # folder of local items; None: the hub
+    chat_template: bool = False  # ask in turns of a conversation; the result's name says so
     batch_size: int = Field(8, ge=1)  # changes only the speed
 
     @field_validator("tasks", mode="before")
@@ -287,8 +337,9 @@ class Downstream(Benchmark):
         return [f"benchmarks.downstream: {fault}" for fault in task_faults(self.tasks, self._data)]
 
     def _causes(self, spoken: Spoken) -> dict[str, Any]:
-        """The rendering counts because it covers the tokenizer; lm-eval uses no chat template."""
+        """The rendering counts because it covers the tokenizer, and the chat template if it is used."""
         items = {"limit": self.limit, "items": _fingerprint(self._data)}
+        items |= {"chat_template": True} if self.chat_template else {}
         return {**items, "rendering": spoken.rendering, "precision": spoken.precision}
 
     def folder(self, run: Path, spoken: Spoken) -> Path:
@@ -312,7 +363,10 @@ class Downstream(Benchmark):
                 def done(task: str, scores: list[TaskScore]) -> None:
                     write_json(folder / f"{task}.json", [nan_as_null(score._asdict()) for score in scores])
                     finish(folder, f"{task}.json")
+                    self._write_score(folder)
                     advance(note=f"{task} {scores[0].value:.3f}")
+                    if scores[0].note:
+                        speaker.say(f"{task}: {scores[0].note}")
 
                 evaluate(
                     speaker.model,
@@ -322,6 +376,7 @@ class Downstream(Benchmark):
                     data=self._data,
                     batch_size=self.batch_size,
                     precision=speaker.spoken.precision,
+                    chat_template=self.chat_template,
                     done=done,
                 )
         self._write_score(folder)
@@ -334,7 +389,7 @@ class Downstream(Benchmark):
         write_result(
             folder,
             benchmark=self.name,
-            name=f"downstream tasks{part}",
+            name=f"downstream tasks{' with the chat template' if self.chat_template else ''}{part}",
             judge="",
             asked=sum(of_task[0]["n"] for of_task in stored.values()),
             limit=self.limit,

@@ -18,14 +18,13 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pobench.files import write_text
 from pobench.judging.benchmarks.verdict_files import (
     Faults,
     Line,
     Scored,
-    is_gpt4,
     number_of,
     numbers,
     one_of,
@@ -40,7 +39,11 @@ CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction"
 QUESTIONS = range(81, 161)
 TURNS = (1, 2)
 GRADES = (1.0, 10.0)
+# MT-Bench's judge with its two snapshots, and the second judge of the SimPO paper. No other grades get the name.
+JUDGES = ("gpt-4", "gpt-4-0314", "gpt-4-0613", "gpt-4-1106-preview")
 UNREAD = -1
+Duplicates = Literal["last", "mean", "stop"]
+REMEDY = "to count it as fschat's show_result does: --duplicates mean; --duplicates last: the last line of an answer"
 
 
 class Grade(NamedTuple):
@@ -57,28 +60,29 @@ def category(question: int) -> str:
 
 
 # ---------------------------------------------------------------- scoring
-def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> Scored:
+def score(judgments: Path | str, *, model: str | None = None, duplicates: Duplicates = "stop", seed: int = 0) -> Scored:
     """The score of one model. model: needed if the file holds several. Intervals are over questions.
 
-    Raises PobenchError with all faults of the file.
+    duplicates: what becomes of several grades of one answer and of grades of 0, which the scale lacks. "stop" refuses the
+    file. Else a 0 counts as 0, and of several grades the last line counts ("last"), or all do ("mean", which fschat's
+    show_result computes); the result's name says so. Raises PobenchError with all faults of the file.
     """
-    grades, name, judge = _read(judgments, model)
+    grades, name, judge, odd = _read(judgments, model, duplicates)
     read_ = [g for g in grades if not math.isnan(g.value)]
     whole = _mean(read_, seed)
     turns = {t: _mean([g for g in read_ if g.turn == t], seed) for t in TURNS}
     categories = {c: _mean([g for g in read_ if category(g.question) == c], seed) for c in CATEGORIES}
     dropped, wanted = len(grades) - len(read_), len(QUESTIONS) * len(TURNS)
-    notes = []
+    absent = sorted({(q, t) for q in QUESTIONS for t in TURNS} - {(g.question, g.turn) for g in grades})
+    notes = [*odd]
     if dropped:
         notes.append(f"{dropped} of {len(grades)} grades could not be read (-1): dropped")
-    if len(grades) < wanted:
-        absent = sorted({(q, t) for q in QUESTIONS for t in TURNS} - {(g.question, g.turn) for g in grades})
-        notes.append(
-            f"{wanted - len(grades)} of {wanted} grades are absent: {numbers('question', [q for q, _ in absent])}"
-        )
-    part = "" if len(grades) == wanted else f" ({len(grades)} of {wanted} grades)"
+    if absent:
+        notes.append(f"{len(absent)} of {wanted} grades are absent: {numbers('question', [q for q, _ in absent])}")
+    part = f" ({wanted - len(absent)} of {wanted} grades)" if absent else ""
+    part += f" (with {' and '.join(odd)})" if odd else ""
     label = f"MT-Bench{part}"
-    if not is_gpt4(judge):
+    if judge not in JUDGES:
         label = f"MT-Bench's questions{part}, judged by {judge or 'an unnamed judge'}: not MT-Bench"
     lines = [
         Line("Score, 1 to 10", whole, note=f"mean of {len(read_)} grades", metric="score"),
@@ -91,7 +95,8 @@ def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> 
         "n": len(read_),
         "questions": whole.n,
         "dropped": dropped,
-        "absent": wanted - len(grades),
+        "absent": len(absent),
+        "duplicates": duplicates,
         "turns": turns,
         "categories": categories,
     }
@@ -101,7 +106,8 @@ def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> 
 def _mean(grades: list[Grade], seed: int) -> Estimate:
     """The mean grade; the two turns of a question are resampled together."""
     values = [g.value for g in grades]
-    return stats.ratio(values, [1.0] * len(grades), [g.question for g in grades], bounds=GRADES, seed=seed)
+    bounds = (min([GRADES[0], *values]), GRADES[1])
+    return stats.ratio(values, [1.0] * len(grades), [g.question for g in grades], bounds=bounds, seed=seed)
 
 
 # ---------------------------------------------------------------- reading
@@ -125,8 +131,8 @@ def fschat() -> Any:
     return common
 
 
-def _read(path: Path | str, wanted: str | None) -> tuple[list[Grade], str, str]:
-    """The grades, the model, the judge."""
+def _read(path: Path | str, wanted: str | None, duplicates: Duplicates) -> tuple[list[Grade], str, str, list[str]]:
+    """The grades, the model, the judge, and what `duplicates` decided."""
     rows, faults = read(path, ("question_id", "turn", "model"), ("judge", "score", "judgment", "user_prompt", "tstamp"))
     rows, model = only_model(rows, wanted, faults)
     grades: list[Grade] = []
@@ -135,16 +141,22 @@ def _read(path: Path | str, wanted: str | None) -> tuple[list[Grade], str, str]:
         number = row["#row"]
         question = _whole(row, "question_id", QUESTIONS, faults)
         turn = _whole(row, "turn", TURNS, faults)
-        value = _value(row, faults)
+        value = _value(row, faults, zero=duplicates != "stop")
         if question is None or turn is None:
             continue
-        if seen.setdefault((question, turn), number) != number:
+        if seen.setdefault((question, turn), number) != number and duplicates == "stop":
             where = f"question {question}, turn {turn} stands in row {seen[question, turn]} already"
-            faults.add(number, "turn", where)
+            faults.add(number, "turn", f"{where}; {REMEDY}")
         grades.append(Grade(question, turn, value))
     judge = one_of([(row["#row"], _judge(row, faults)) for row in rows], "judge", faults)
     faults.refuse()
-    return grades, model, judge
+    repeated = len(grades) - len(seen)
+    if duplicates == "last":
+        grades = [*{(g.question, g.turn): g for g in grades}.values()]
+    zeros = sum(g.value == 0 for g in grades)
+    kept = "the last counts" if duplicates == "last" else "all count"
+    odd = [f"{repeated} repeated grades, of which {kept}"] if repeated else []
+    return grades, model, judge, odd + ([f"{zeros} grades of 0"] if zeros else [])
 
 
 def _whole(row: Mapping[str, Any], name: str, allowed: range | tuple[int, ...], faults: Faults) -> int | None:
@@ -158,8 +170,8 @@ def _whole(row: Mapping[str, Any], name: str, allowed: range | tuple[int, ...], 
     return None
 
 
-def _value(row: Mapping[str, Any], faults: Faults) -> float:
-    """The stored grade, else the grade in the judgment; nan if none could be read."""
+def _value(row: Mapping[str, Any], faults: Faults, zero: bool) -> float:
+    """The stored grade, else the grade in the judgment; nan if none could be read. zero: take a stored 0."""
     if "score" not in row:
         judgment = row.get("judgment")
         if isinstance(judgment, str):
@@ -169,10 +181,10 @@ def _value(row: Mapping[str, Any], faults: Faults) -> float:
     number = number_of(row["score"])
     if number == UNREAD or math.isnan(number):
         return math.nan
-    if not GRADES[0] <= number <= GRADES[1]:
-        faults.add(
-            row["#row"], "score", "a number from 1 to 10 is needed, or -1 where none could be read", row["score"]
-        )
+    if not GRADES[0] <= number <= GRADES[1] and not (zero and number == 0):
+        remedy = f"; {REMEDY}" if number == 0 else ""
+        problem = f"a number from 1 to 10 is needed, or -1 where none could be read{remedy}"
+        faults.add(row["#row"], "score", problem, row["score"])
         return math.nan
     return number
 

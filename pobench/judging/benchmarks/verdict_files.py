@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from pobench.data.rows import Fault, read_rows
 from pobench.errors import PobenchError, nearest
 from pobench.types import Estimate
 
-_GPT4 = re.compile(r"gpt[-_ ]?4(?!all)(?!.*(?:mini|nano))")
 _ESCAPED = 60  # characters of untrusted text in a message
 
 
@@ -65,11 +63,6 @@ def _plain(value: Any) -> Any:
 def scaled(estimate: Estimate, factor: float) -> Estimate:
     """The estimate in another unit, such as percent or points."""
     return Estimate(estimate.value * factor, estimate.low * factor, estimate.high * factor, estimate.n)
-
-
-def is_gpt4(judge: str) -> bool:
-    """Whether the judge is a GPT-4 model by its name. Only such verdicts may carry the benchmarks' names."""
-    return _GPT4.search(judge.casefold()) is not None
 
 
 # ---------------------------------------------------------------- files of verdicts

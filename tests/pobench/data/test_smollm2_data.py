@@ -58,7 +58,7 @@ def test_unseen_wordings_are_seen_in_no_other_split(recipe):
     assert 0.25 < len(unseen) / len(rows("eval_prompts")) < 0.4
     for row in unseen:
         wordings = recipe.KINDS[row["kind"]].wordings
-        parameters = {k: v for k, v in row["check"].items() if k not in ("kind", "about")}
+        parameters = {k: v for k, v in row["check"].items() if k not in ("kind", "about", "sentences")}
         assert row["prompt"] in [recipe.fill(w, row["topic"], parameters) for w in wordings[4:]]
         assert row["prompt"] not in [recipe.fill(w, row["topic"], parameters) for w in wordings[:4]]
 
@@ -75,6 +75,16 @@ def test_prompts_are_short_complete_and_of_every_kind(recipe, split):
         assert row["topic"].casefold() in row["prompt"].casefold()
         assert len(row["prompt"].split()) <= 30
         assert "{" not in row["prompt"]
+
+
+def test_a_wording_that_states_a_number_of_sentences_puts_it_into_the_check(recipe):
+    assert recipe.stated("Use {n} words, but in no more than two sentences.") == {"sentences": [1, 2]}
+    assert recipe.stated("Describe {topic} in one short sentence.") == {"sentences": [1, 1]}
+    assert recipe.stated("A sentence or two about {topic}.") == {"sentences": [1, 2]}
+    for kind in recipe.KINDS.values():
+        for wording in kind.wordings:
+            states = "sentence" in wording.replace("{sentences}", "")
+            assert ("sentences" in recipe.stated(wording)) == states, wording
 
 
 @pytest.mark.parametrize(("name", "split"), PAIRS.items())

@@ -6,7 +6,7 @@ import pytest
 
 from pobench.errors import PobenchError
 from pobench.judging import PointwiseJudge
-from pobench.judging.verifiable import checks, obeys, says_something, sentences, words
+from pobench.judging.verifiable import checks, obeys, plain, says_something, sentences, words
 from pobench.registry import judges
 
 # kind, parameters, an answer that obeys, an answer that does not
@@ -72,6 +72,118 @@ def test_a_demand_is_met_by_the_answer_that_obeys_and_not_by_the_other(kind, par
     check = {"kind": kind, **parameters}
     assert obeys(good, check)
     assert not obeys(bad, check)
+
+
+# What checks once got wrong: kind, parameters, answers that obey, answers that do not.
+TRAPS = [
+    (
+        "one_question",
+        {},
+        ["*Why do bees make honey?*", "“Why do bees buzz?”", 'Would you call a bee "busy"?', "Why do bees buzz? 🐝"],
+        [
+            'A child might ask: "Why do bees buzz?"',
+            'A teacher might ask, "Why do bees buzz?',
+            "A curious child might ask, why do bees buzz?",
+            "Question: Why do bees buzz?",
+            'What is the answer to "Why do bees buzz?"',
+            "What I would ask is: why do bees buzz?",
+        ],
+    ),
+    (
+        "one_question",
+        {},
+        ["Which is true of bees: do they sleep or not?", "If you could ask a bee, what would it be?"],
+        [],
+    ),
+    (
+        "ends_with_exclamation",
+        {},
+        ["Bees make the best honey! 🐝", "Bees make the best honey!\u200b", "Bees make the best honey!\u00a0"],
+        ["Do bees make the best honey?!", "Do bees make the best honey⁈"],
+    ),
+    ("ends_with_question", {}, ["Bees make honey. Do you like it? 😀"], ["Bees make honey. Do you like it!?"]),
+    (
+        "ends_with",
+        {"phrase": "the end"},
+        ["Bees make honey in their hives, **the end**. 🐝"],
+        ["Bees make honey at the bathe-the end-"],
+    ),
+    ("ends_with", {"phrase": "known"}, [], ["Bees that make this honey are well-known."]),
+    (
+        "begins_with",
+        {"phrase": "In short"},
+        ["**In\u00a0short**, bees make honey."],
+        ["In short-lived hives bees make honey."],
+    ),
+    ("quoted", {}, ['**"Bees make honey in hives."**'], ['"Bees make honey in hives.”', '“Bees make honey in hives."']),
+    (
+        "avoids_words",
+        {"none_of": ["café", "it's"]},
+        ["Bees like the cafés in town."],
+        [
+            "Bees like the cafe\u0301 in town.",
+            "Bees like the _café_ in town.",
+            "Bees say it’s their own town.",
+            "Bees like the ca\u00adfé in town.",
+        ],
+    ),
+    ("contains_words", {"all_of": ["good"]}, ["Bees make __good__ honey in hives."], []),
+    ("word_times", {"word": "good", "n": 1}, [], ["Bees make _good_ and good honey."]),
+    ("no_digits", {}, [], ["A hive has nine m² of wax.", "They use ½ of the honey.", "Bees fly ① and then sting."]),
+    ("no_commas", {}, [], ["Bees， as we know make honey."]),
+    ("lowercase", {}, [], ["10 20 30 40 50 60"]),
+    ("at_least_words", {"n": 5}, [], ["10 20 30 40 50 60"]),
+    ("at_most_words", {"n": 2}, ["Sweet honey."], ["Sweet golden honey."]),
+    ("at_most_words", {"n": 1}, ["Honey."], ["12."]),
+    ("between_words", {"low": 1, "high": 3}, ["Bees make honey."], []),
+    ("numbered_list", {"n": 2}, ["1. honey\n2. wax", "**1.** honey\n**2.** wax"], []),
+    ("numbered_list", {"n": 2, "last": True}, [], ["1. sweet honey\n2. yellow wax\nThat is all."]),
+    ("numbered_list", {"n": 2, "item_words": 3}, [], ["1. sweet honey\n2. a lot of wax"]),
+    ("comma_list", {"n": 2}, ["honey, wax"], []),
+    ("bullet_points", {"n": 2}, [f"{m} Bees fly all day\n{m} They make honey" for m in "-*+–•◦‣·"], []),
+    ("bullet_points", {"n": 2, "mark": "*"}, ["* Bees *fly*\n* They make honey"], ["- Bees fly\n- They make honey"]),
+    ("bullet_points", {"n": 2, "item_words": 3}, [], ["- Bees fly all day\n- They make honey"]),
+    ("json_keys", {"keys": ["a"]}, ['{"a": "_honey_"}'], ['{"a": "bees", "a": "honey"}']),
+    (
+        "exact_sentences",
+        {"n": 2},
+        [
+            "bees fly all day. they make honey.",
+            "Bees fly until 5 p.m. They make honey. 🐝",
+            "Bees need vitamin C. It helps them.",
+        ],
+        ["Bees fly until 5 p.m. every day.", "Bees... they make sweet honey."],
+    ),
+    (
+        "exact_sentences",
+        {"n": 1},
+        ["Bees, wasps, etc. make honey."],
+        ["bees fly all day. they make honey.", "Bees fly all day.They make honey."],
+    ),
+    ("exact_sentences", {"n": 2}, ["Bees said no. They do not fly."], ["See No. 5 about the bees."]),
+]
+
+
+@pytest.mark.parametrize(("kind", "parameters", "good", "bad"), TRAPS)
+def test_marks_that_a_reader_does_not_see_and_words_around_the_answer_change_no_verdict(kind, parameters, good, bad):
+    check = {"kind": kind, **parameters}
+    assert [text for text in good if not obeys(text, check)] == []
+    assert [text for text in bad if obeys(text, check)] == []
+
+
+def test_a_stated_number_of_sentences_is_part_of_the_demand():
+    check = {"kind": "no_commas", "sentences": [1, 2]}
+    assert obeys("Bees make honey in hives.", check) and obeys("Bees make honey. They also sting.", check)
+    assert not obeys("Bees make honey. They also sting. Wasps do too.", check)
+    with pytest.raises(PobenchError, match="no_commas"):
+        obeys("Bees make honey in hives.", {"kind": "no_commas", "sentences": [1]})
+
+
+def test_a_text_is_read_without_what_a_reader_does_not_see():
+    assert plain("**Bees** _make_ ***sweet*** ho\u200bney") == "Bees make sweet honey"
+    assert plain("* snake_case_name \n* 2 * 3") == "* snake_case_name \n* 2 * 3"  # neither is emphasis
+    assert plain("**bold _and_ italic**", emphasis=True) == "**bold _and_ italic**"
+    assert plain("**bold _and_ italic**") == "bold and italic"
 
 
 def test_every_kind_of_check_has_a_case():

@@ -197,6 +197,8 @@ def test_one_of_several_models_is_scored_alone(save) -> None:
         ("gpt-4-1106-preview", 3, "Arena-Hard v0.1"),
         ("gpt-4-1106-preview", 2, "Arena-Hard v0.1 (2 of 3 questions)"),
         ("gpt-4o-mini", 3, "Arena-Hard v0.1's questions, judged by gpt-4o-mini: not Arena-Hard"),
+        ("vicuna-gpt4-7b", 3, "Arena-Hard v0.1's questions, judged by vicuna-gpt4-7b: not Arena-Hard"),
+        ("gpt-4", 3, "Arena-Hard v0.1's questions, judged by gpt-4: not Arena-Hard"),
         ("gpt-4-1106-preview", 4, "Arena-Hard's scoring on other questions: not Arena-Hard"),
     ],
 )

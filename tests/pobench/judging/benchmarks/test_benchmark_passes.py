@@ -614,7 +614,7 @@ def test_the_whole_of_every_benchmark_on_two_checkpoints(work_here, server, tmp_
     whole = {f"benchmarks__{name}__source": str(REAL / name) for name in names}
     short = {f"benchmarks__{name}__max_new_tokens": 4 for name in names}
     control = {"benchmarks__alpaca_eval__length_control": str(REAL / "alpaca_eval")}
-    work_here("dpo", **whole, **short, **control, **judged_by(server, "gpt-4-scripted"))
+    work_here("dpo", **whole, **short, **control, **judged_by(server, "gpt-4-1106-preview"))
     frame = load_frames(tmp_path / "runs")["benchmarks"].set_index(["loss", "benchmark", "metric"])
     asked = {("alpaca_eval", "lc_win_rate"): 805, ("arena_hard", "win_rate"): 500, ("mt_bench", "score"): 80}
     for loss in ("start", "dpo"):

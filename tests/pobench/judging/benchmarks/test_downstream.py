@@ -122,6 +122,59 @@ def test_the_benchmark_stores_task_by_task_and_resumes(speaks, items, tmp_path) 
     assert not Downstream(tasks=["truthfulqa_mc2"], data=str(items)).done(run, spoken)  # no limit: other items
 
 
+def test_requests_that_lose_their_beginning_are_counted(items) -> None:
+    short = chat_model(max_position_embeddings=300), character_tokenizer()
+    cut, whole = (evaluate(*short, tasks=[task], limit=2, data=items)[0] for task in ("winogrande", "truthfulqa_mc2"))
+    assert (
+        cut.note == "4 of 4 requests exceed 300 tokens and lost their beginning"
+    )  # two items of two options, five shots
+    assert not whole.note or "requests exceed" in whole.note
+
+
+def test_a_failing_task_is_named_and_leaves_the_others(speaks, items, tmp_path, monkeypatch) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    names = ["gsm8k_zero_shot", "truthfulqa_mc2"]
+    benchmark, run = Downstream(tasks=names, data=str(items), limit=2), tmp_path / "run"
+    speaker = Speaker("a/run", lambda: (speaks[0], Chat(speaks[1])), Spoken("a template", "fp32", "some weights"))
+    with monkeypatch.context() as patch:
+
+        def fails(self, requests, **keywords):
+            raise RuntimeError("out of memory")
+
+        patch.setattr(HFLM, "generate_until", fails)
+        with pytest.raises(
+            PobenchError, match=r"1 of 2 tasks failed; 1 others(.|\n)*gsm8k_zero_shot: RuntimeError: out of"
+        ):
+            benchmark.evaluate(run, speaker)
+    score = benchmark.folder(run, speaker.spoken) / "score.json"
+    assert json.loads(score.read_text())["tasks"] == ["truthfulqa_mc2"] and not benchmark.done(run, speaker.spoken)
+    benchmark.evaluate(run, speaker)
+    assert benchmark.done(run, speaker.spoken)
+
+
+def test_with_the_chat_template_questions_are_turns_and_the_name_says_so(speaks, items, tmp_path, monkeypatch) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    asked, original = [], HFLM._loglikelihood_tokens
+
+    def watched(self, requests, **keywords):
+        asked.extend(request[0][0] for request in requests)
+        return original(self, requests, **keywords)
+
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", watched)
+    plain, turns = (
+        Downstream(tasks=["truthfulqa_mc2"], data=str(items), limit=1, chat_template=c) for c in (False, True)
+    )
+    speaker = Speaker("a/run", lambda: (speaks[0], Chat(speaks[1])), Spoken("a template", "fp32", "some weights"))
+    plain.evaluate(tmp_path, speaker)
+    turns.evaluate(tmp_path, speaker)
+    assert asked[0] != asked[-1] and asked[0].strip() in asked[-1]
+    folder = turns.folder(tmp_path, speaker.spoken)
+    assert folder != plain.folder(tmp_path, speaker.spoken)
+    assert json.loads((folder / "score.json").read_text())["name"].startswith("downstream tasks with the chat template")
+
+
 def test_a_task_of_other_weights_or_with_other_bytes_is_found_and_done_anew(speaks, items, tmp_path) -> None:
     benchmark, run, told = Downstream(tasks=["truthfulqa_mc2"], data=str(items), limit=2), tmp_path / "run", []
     first, second = (Spoken("a template", "fp32", weights) for weights in ("first", "second"))

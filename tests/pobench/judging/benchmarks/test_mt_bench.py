@@ -80,6 +80,28 @@ def test_another_judge_does_not_get_the_name(rows, save) -> None:
     assert label == "MT-Bench's questions, judged by prometheus: not MT-Bench"
 
 
+@pytest.mark.parametrize("judge", ["vicuna-gpt4-7b", "gpt-4o-mini", "not-gpt-4", "gpt-4-turbo", ""])
+def test_a_judge_whose_name_merely_contains_gpt4_does_not_get_the_name(rows, save, judge) -> None:
+    assert mt_bench.score(save([{**row, "judge": judge} for row in rows])).benchmark.endswith(": not MT-Bench")
+
+
+def test_repeated_and_zero_grades_stop_or_count_as_the_option_says(rows, save) -> None:
+    rows = [{**row, "score": 7} for row in rows]
+    more = save([*rows, grade(81, 1, 1), grade(82, 1, 4)])
+    with pytest.raises(PobenchError, match=r"question 81, turn 1 stands in row 1 already.*--duplicates mean"):
+        mt_bench.score(more)
+    last, mean = (mt_bench.score(more, duplicates=kind) for kind in ("last", "mean"))
+    assert last.values["score"] == pytest.approx((158 * 7 + 1 + 4) / 160) and last.values["n"] == 160
+    assert mean.values["score"] == pytest.approx((160 * 7 + 1 + 4) / 162) and mean.values["n"] == 162  # show_result's
+    assert last.benchmark == "MT-Bench (with 2 repeated grades, of which the last counts)"
+    assert mean.benchmark == "MT-Bench (with 2 repeated grades, of which all count)"
+    zero = save([{**rows[0], "score": 0}, *rows[1:]])
+    with pytest.raises(PobenchError, match=r"a number from 1 to 10 is needed.*--duplicates"):
+        mt_bench.score(zero)
+    found = mt_bench.score(zero, duplicates="mean")
+    assert found.values["score"] == pytest.approx(159 * 7 / 160) and found.benchmark == "MT-Bench (with 1 grades of 0)"
+
+
 # ---------------------------------------------------------------- reading
 
 
