@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import pairs_digest
 from pobench.data.pairs_folder import LISTS, PairsFolder
@@ -48,6 +49,10 @@ class Pairs(NamedTuple):
         return {name: pairs_digest(getattr(self.prepared, name)) for name in LISTS}
 
     @property
+    def extent(self) -> Extent:
+        return self.folder.extent if self.prepared is None else Extent.of(self.prepared.groups)
+
+    @property
     def summary(self) -> str:
         """For the terminal: what was read, and what was left out."""
         return str(self.folder.about["summary"]) if self.prepared is None else self.prepared.text()
@@ -76,9 +81,16 @@ def find_pairs(job: Job, runs: Path, chat: Chat, note: Callable[[str], None], *,
 
 
 def gather(job: Job, stages: Sequence[str], pairs: Pairs, chat: Chat, *, remember: bool = True) -> Content:
-    """The content behind a job's results; the jobs of one plan share all of it but the source of their losses."""
+    """The content behind a job's results; the jobs of one plan share all of it but the source of their losses.
+
+    Raises PobenchError if the model cannot read the pairs, or the prompts and their answers.
+    """
     digests = pairs.digests
-    prompts, rows = _prompts(job, stages, chat)
+    capacity = Capacity.of(base_model(job), trust_remote_code=job.model.trust_remote_code)
+    faults = capacity.faults(pairs.extent, "data.source", chat, f"set data.max_length={capacity.positions}")
+    prompts, rows = _prompts(job, stages, chat, capacity, faults)
+    if faults:
+        raise PobenchError("\n".join(faults))
     return Content(
         weights=start_weights(job, remember=remember),
         pairs=digests["train"],
@@ -103,8 +115,11 @@ def auto_precision() -> str:
     return "bf16" if bf16_pays(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "fp32"
 
 
-def _prompts(job: Job, stages: Sequence[str], chat: Chat) -> tuple[str | None, str | None]:
-    """(digest of ids and token ids, digest of the whole rows) of the prompts that are answered."""
+def _prompts(
+    job: Job, stages: Sequence[str], chat: Chat, capacity: Capacity, faults: list[str]
+) -> tuple[str | None, str | None]:
+    """(digest of ids and token ids, digest of the whole rows) of the prompts that are answered. faults: takes what the model
+    cannot read, if this command answers them."""
     if job.answers.source is None:
         return None, None
     try:
@@ -114,6 +129,14 @@ def _prompts(job: Job, stages: Sequence[str], chat: Chat) -> tuple[str | None, s
             raise
         return None, None  # not at hand, and not needed by this command
     asked = [[row["id"], list(chat.prompt_ids(row["messages"]))] for row in rows]
+    if "answers" in stages:
+        new = job.answers.max_new_tokens
+        faults += capacity.faults(
+            Extent.of_prompts([ids for _, ids in asked], new),
+            f"answers.source: the longest prompt and {new} new tokens",
+            chat,
+            "set a smaller answers.max_new_tokens, or leave out the longest prompts",
+        )
     return _digest(asked), _digest(rows)
 
 
