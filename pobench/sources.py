@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -404,6 +404,32 @@ def _pip() -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-m", "pip"], environment
 
 
+# ---------------------------------------------------------------- weights and configuration
+_MASK = re.compile(r"attn\.masked_bias$|attention\.masked_bias$")  # a constant that old GPT-2 files hold
+
+
+def weights_fault(found: Mapping[str, Any]) -> str:
+    """What is wrong with the weights that transformers has read for a configuration, or "".
+
+    found: its loading info. A weight that is missing or has another shape was filled with random numbers, and one that the
+    model does not know was left out. Tied weights, which a file holds once, are not among the missing.
+    """
+    missing, unknown = set(found["missing_keys"]), {k for k in found["unexpected_keys"] if not _MASK.search(k)}
+    shapes = {f"{name} {list(has)}, not {list(wants)}" for name, has, wants in found["mismatched_keys"]}
+    kinds = {"are missing": missing, "are of another shape": shapes, "are unknown to the model": unknown}
+    faults = [f"{len(names)} {kind} ({_first_names(names)})" for kind, names in kinds.items() if names]
+    if not faults:
+        return ""
+    return (
+        f"its weights are not those of its config.json: {'; '.join(faults)}. Fetch the folder again, or name the "
+        "configuration that belongs to these weights"
+    )
+
+
+def _first_names(names: Collection[str], count: int = 3) -> str:
+    return ", ".join(sorted(names)[:count]) + (", …" if len(names) > count else "")
+
+
 # ---------------------------------------------------------------- GGUF
 def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     """Write the model in `gguf` into `folder` as fp32 safetensors with its tokenizer, chat template and origin.
@@ -418,13 +444,22 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (ImportError, ValueError, KeyError, TypeError, OSError) as error:
         raise PobenchError(f"{gguf.name} cannot be read as a GGUF model: {error}") from error
     finally:
         if bars:
             logging.enable_progress_bar()
+    model, found = read
+    if fault := weights_fault(found):
+        raise PobenchError(f"{gguf.name}: {fault}")
     # Some releases of transformers do not pass the file's special tokens to the tokenizer; the configuration has them.
     for role in ("bos_token", "eos_token", "pad_token"):
         number = getattr(model.config, f"{role}_id", None)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pobench.data.capacity import Extent
 from pobench.data.order import pairs_digest
 from pobench.data.prepare import Prepared
 from pobench.files import MarkedFolder, checked_bytes, digests_of, whole
@@ -27,7 +28,7 @@ class PairsFolder(MarkedFolder):
     """A folder with training pairs, held-out pairs, their audit and their digests.
 
     about: causes, digests (list → hex sha256), pairs (list → count), prompts (of the training pairs), tokens (mean of a
-    training pair), summary, files.
+    training pair), extent (largest token id and most tokens of a pair), summary, files.
     """
 
     marker = "data.json"
@@ -45,10 +46,17 @@ class PairsFolder(MarkedFolder):
                 "pairs": {name: len(getattr(prepared, name)) for name in LISTS},
                 "prompts": len({pair.prompt for pair in prepared.train}),
                 "tokens": mean_tokens(prepared.train),
+                "extent": Extent.of(prepared.groups),
                 "summary": prepared.summary,
                 "files": digests_of(partial),
             }
             (partial / self.marker).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+    @property
+    def extent(self) -> Extent:
+        """Of all stored pairs."""
+        known = self.about.get("extent")
+        return Extent(*known) if known is not None else Extent.of(self.load().groups)
 
     def load(self) -> Prepared:
         """The stored pairs. Raises CorruptError if the bytes of a file are not those that were written."""

@@ -5,8 +5,9 @@ This runs once per setting before any run folder exists, so bad data stops a com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from pobench.errors import PobenchError, or_fault
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
 from pobench.sources import fetch_model, fetch_rows
-from pobench.types import TokenPair
+from pobench.types import Group, TokenPair
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Prepared:
     def text(self) -> str:
         """A summary for the terminal: how much was read, and what was left out."""
         return self.summary
+
+    @property
+    def groups(self) -> Iterator[Group]:
+        """All pairs, of both lists."""
+        return map(Group.of, chain(self.train, self.heldout))
 
 
 class _Read(NamedTuple):

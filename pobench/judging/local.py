@@ -19,6 +19,7 @@ from pobench.errors import PobenchError
 from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, question
 from pobench.judging.weights import Precision, Weights, batches, longest
 from pobench.model.generate import left_padded
+from pobench.model.layouts import PAD
 from pobench.model.load import load_model
 from pobench.registry import register_judge
 
@@ -58,7 +59,7 @@ class LocalJudge(TwoOrders):
         reads = [Read(math.nan, f"{len(ids)} tokens; the model reads {limit}") for ids in prompts]
         last = torch.tensor([-1], device=self.weights.device)  # an index: see `pobench.model.generate`
         for places in batches(prompts, self.batch_size, limit, progress):
-            batch = left_padded([prompts[i] for i in places], self.chat.tokenizer.pad_token_id, self.weights.device)
+            batch = left_padded([prompts[i] for i in places], PAD, self.weights.device)
             logits = (
                 self.model(**batch, use_cache=False, logits_to_keep=last).logits[:, -1].float()
             )  # (rows, vocabulary)

@@ -23,6 +23,7 @@ from pobench.judging.pairwise import Comparison, Progress, Verdict
 from pobench.judging.weights import Precision, Weights, batches, longest
 from pobench.model.generate import left_padded
 from pobench.registry import register_judge
+from pobench.sources import weights_fault
 
 KIND = "AutoModelForSequenceClassification"
 
@@ -48,19 +49,20 @@ class RewardModel:
                 "trust_remote_code=true in the judge's settings"
             )
         try:
-            model, about = AutoModelForSequenceClassification.from_pretrained(
+            model, found = AutoModelForSequenceClassification.from_pretrained(
                 w.folder,
                 dtype=w.dtype,
                 attn_implementation=w.attention,
                 trust_remote_code=w.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
         except (ImportError, ValueError, OSError) as error:
             raise PobenchError(f"reward model {self.name!r} cannot be loaded: {error}") from error
-        if about["missing_keys"]:  # they would be initialised at random
-            raise PobenchError(
-                f"{self.name!r} is no reward model: it lacks {', '.join(sorted(about['missing_keys'])[:3])}"
-            )
+        # A classifier was often made from a language model, and its file may still hold that model's head.
+        unknown = {name for name in found["unexpected_keys"] if not name.startswith("lm_head.")}
+        if fault := weights_fault({**found, "unexpected_keys": unknown}):
+            raise PobenchError(f"{self.name!r} is no reward model: {fault}")
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.chat.tokenizer.pad_token_id
         return model.to(w.device).eval()

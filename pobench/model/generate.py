@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pobench.errors import PobenchError
 from pobench.model.device import free_memory
+from pobench.model.layouts import PAD
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The most prompt tokens of a batch, pads included: a few prompts of thousands of tokens take as much memory as a batch of short
@@ -132,7 +133,7 @@ def generate_batches(
     if not left:
         return
     stops = stop_tokens(model, chat)
-    with _decoder(model, chat.tokenizer, stops, decoding) as decode:
+    with _decoder(model, stops, decoding) as decode:
         for batch in left:
             spoken = decode([prompts[p] for p, _ in batch], [s for _, s in batch])
             answers = (_answer(chat.tokenizer, p, s, ids, stops) for (p, s), ids in zip(batch, spoken, strict=True))
@@ -239,7 +240,7 @@ Decode = Callable[[Sequence[Sequence[int]], Sequence[int]], list[list[int]]]
 
 
 @contextlib.contextmanager
-def _decoder(model: Any, tokenizer: Any, stops: Sequence[int], decoding: Decoding) -> Iterator[Decode]:
+def _decoder(model: Any, stops: Sequence[int], decoding: Decoding) -> Iterator[Decode]:
     """A function (prompts' tokens, sample numbers) → the tokens of each answer, stop token included."""
     if hasattr(model, "decode"):
         yield lambda rows, samples: model.decode(rows, samples, stops, decoding)
@@ -250,7 +251,6 @@ def _decoder(model: Any, tokenizer: Any, stops: Sequence[int], decoding: Decodin
             f"answers cannot be generated:\n  precision: the model's weights are {dtype}, not {decoding.precision}; "
             "load them in that type, or cast them in place (pobench.model.generate.in_precision)"
         )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     was_training = model.training
     model.eval()
     free = free_memory(model.device)
@@ -260,7 +260,7 @@ def _decoder(model: Any, tokenizer: Any, stops: Sequence[int], decoding: Decodin
         spoken: list[list[int]] = []
         for start in range(0, len(rows), room):
             part = slice(start, start + room)
-            spoken += _decode(model, rows[part], samples[part], pad, stops, decoding)
+            spoken += _decode(model, rows[part], samples[part], stops, decoding)
         return spoken
 
     try:
@@ -274,14 +274,13 @@ def _decode(
     model: Any,
     rows: Sequence[Sequence[int]],
     samples: Sequence[int],
-    pad: int,
     stops: Sequence[int],
     decoding: Decoding,
 ) -> list[list[int]]:
     """The tokens of each row's answer, stop token included. rows: the prompts' tokens. samples: the sample's number for each
     row."""
     device = model.device
-    ids, mask, position = left_padded(rows, pad, device).values()
+    ids, mask, position = left_padded(rows, PAD, device).values()
     longest = ids.shape[1]
     ends = torch.tensor(list(stops), device=device)
     count = decoding.max_new_tokens

@@ -11,6 +11,7 @@ import torch
 
 from pobench.errors import PobenchError
 from pobench.settings.schema import AdapterConfig
+from pobench.sources import weights_fault
 
 
 def attention_of(folder: Path, wanted: str = "auto") -> str:
@@ -76,14 +77,23 @@ def load_model(
     """The causal language model in `folder`, in evaluation mode. dtype: a torch.dtype. attention: sdpa | eager | …
 
     quantized: `quantization_config` and `device_map`, for weights that are quantised while they are read.
-    Raises PobenchError if the model cannot be loaded.
+    Raises PobenchError if the model cannot be loaded, or if its weights are not those of its configuration.
     """
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code, **quantized
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are found and refused by name below
+            **quantized,
         )
     except (ImportError, ValueError, OSError) as error:
         raise PobenchError(f"model {str(folder)!r} cannot be loaded: {error}") from error
+    model, found = read
+    if fault := weights_fault(found):
+        raise PobenchError(f"model {str(folder)!r}: {fault}")
     return model.eval()

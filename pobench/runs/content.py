@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
+from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import pairs_digest
 from pobench.data.pairs_folder import LISTS, PairsFolder
@@ -56,6 +57,10 @@ class Pairs(NamedTuple):
         return len({pair.prompt for pair in self.prepared.train}) == 1
 
     @property
+    def extent(self) -> Extent:
+        return self.folder.extent if self.prepared is None else Extent.of(self.prepared.groups)
+
+    @property
     def summary(self) -> str:
         """For the terminal: what was read, and what was left out."""
         return str(self.folder.about["summary"]) if self.prepared is None else self.prepared.text()
@@ -88,9 +93,15 @@ def gather(
 ) -> Content:
     """The content behind a job's results; the jobs of one plan share all of it but the source of their losses.
 
-    note: takes a warning about the prompts. Raises PobenchError for prompts that the tokenizer does not know."""
+    note: takes a warning about the prompts. Raises PobenchError for pairs and prompts that the model cannot read, or that the
+    tokenizer does not know.
+    """
     digests = pairs.digests
-    prompts, rows = _prompts(job, stages, chat, note)
+    capacity = Capacity.of(base_model(job), trust_remote_code=job.model.trust_remote_code)
+    faults = capacity.faults(pairs.extent, "data.source", chat, f"set data.max_length={capacity.positions}")
+    prompts, rows = _prompts(job, stages, chat, capacity, faults, note)
+    if faults:
+        raise PobenchError("\n".join(faults))
     return Content(
         weights=start_weights(job, remember=remember),
         pairs=digests["train"],
@@ -115,8 +126,11 @@ def auto_precision() -> str:
     return "bf16" if bf16_pays(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "fp32"
 
 
-def _prompts(job: Job, stages: Sequence[str], chat: Chat, note: Callable[[str], None]) -> tuple[str | None, str | None]:
-    """(digest of ids and token ids, digest of the whole rows) of the prompts that are answered."""
+def _prompts(
+    job: Job, stages: Sequence[str], chat: Chat, capacity: Capacity, faults: list[str], note: Callable[[str], None]
+) -> tuple[str | None, str | None]:
+    """(digest of ids and token ids, digest of the whole rows) of the prompts that are answered. faults: takes what the model
+    cannot read, if this command answers them; note: a warning."""
     if job.answers.source is None:
         return None, None
     try:
@@ -125,12 +139,20 @@ def _prompts(job: Job, stages: Sequence[str], chat: Chat, note: Callable[[str], 
         if "answers" in stages:
             raise
         return None, None  # not at hand, and not needed by this command
-    asked = [(row["id"], list(chat.prompt_ids(row["messages"]))) for row in rows]
+    asked = [[row["id"], list(chat.prompt_ids(row["messages"]))] for row in rows]
     if "answers" in stages:
-        shares = unknown_shares({"prompt": [ids for _, ids in asked]}, chat.unknown)
+        ids = [prompt for _, prompt in asked]
+        shares = unknown_shares({"prompt": ids}, chat.unknown)
         refuse_unknown(job.answers.source, shares)
         if warning := unknown_text(shares):
             note(f"{job.answers.source}: {warning}")
+        new = job.answers.max_new_tokens
+        faults += capacity.faults(
+            Extent.of_prompts(ids, new),
+            f"answers.source: the longest prompt and {new} new tokens",
+            chat,
+            "set a smaller answers.max_new_tokens, or leave out the longest prompts",
+        )
     return _digest(asked), _digest(rows)
 
 

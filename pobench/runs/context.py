@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import mismatch, subset
 from pobench.data.pairs_folder import PairsFolder
@@ -196,13 +197,22 @@ class Context:
         if which == "pairs":
             return [Group.of(p) for p in self.prepared.train]
         if which == "mismatched":
-            return mismatched_groups(self.prepared.train, mismatch(self.prepared.train))
+            return self._readable(mismatched_groups(self.prepared.train, mismatch(self.prepared.train)))
         pairs = self.prepared.heldout
         try:
             borrowed = [(pairs[j].chosen,) for j in mismatch(pairs)]
         except PobenchError:  # all pairs share one prompt
             return [Group.of(p) for p in pairs]
-        return [Group(p.prompt, (p.chosen, p.rejected, *more)) for p, more in zip(pairs, borrowed, strict=True)]
+        groups = [Group(p.prompt, (p.chosen, p.rejected, *more)) for p, more in zip(pairs, borrowed, strict=True)]
+        return self._readable(groups)
+
+    def _readable(self, groups: list[Group]) -> list[Group]:
+        """The groups, if the model can read them: a prompt with a borrowed answer may be longer than any pair is."""
+        capacity = Capacity.of(self.start_path, trust_remote_code=self.job.model.trust_remote_code)
+        what, remedy = "a prompt with another pair's answer (for the kl)", "set a smaller data.max_length"
+        if faults := capacity.faults(Extent.of(groups), what, self.chat, remedy):
+            raise PobenchError("\n".join(faults))
+        return groups
 
     def fill_reference(self, which: str, folder: Path) -> None:
         """Compute what is missing of one set of reference sums."""

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat, tokenizer_of
 from pobench.data.demonstrations import Demonstrations, tokenise
 from pobench.data.prepare import demonstration_rows
@@ -87,11 +88,18 @@ def stage_causes(job: Job, *, remember: bool = True) -> dict[str, Any]:
 
 
 def read_demonstrations(job: Job) -> Demonstrations:
-    """Read and tokenise a stage's conversations. Raises PobenchError that lists what is wrong with them."""
+    """Read and tokenise a stage's conversations. Raises PobenchError that lists what is wrong with them, or if the model cannot
+    read them."""
     config = _config(job)
     rows = read_rows(demonstration_rows(config))[: config.max_conversations]
-    tokenizer = tokenizer_of(base_model(job), job.model)
-    return tokenise(tokenizer, rows, source=config.source, max_length=config.max_length, on_bad_row=config.on_bad_row)
+    base = base_model(job)
+    chat = Chat.of(base, job.model)
+    made = tokenise(chat, rows, source=config.source, max_length=config.max_length, on_bad_row=config.on_bad_row)
+    capacity = Capacity.of(base, trust_remote_code=job.model.trust_remote_code)
+    extent, remedy = Extent.of(made.groups), f"set sft.max_length={capacity.positions}"
+    if faults := capacity.faults(extent, "sft.source", chat, remedy):
+        raise PobenchError("\n".join(faults))
+    return made
 
 
 def prepare_stage(job: Job) -> tuple[RunFolder, Demonstrations]:

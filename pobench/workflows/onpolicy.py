@@ -27,6 +27,7 @@ import transformers
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
+from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import split_by_prompt, text_key
 from pobench.data.prompts import prompt_rows
@@ -263,12 +264,15 @@ def make_pairs_of(recipe: Recipe, out: Path) -> dict[str, Any]:
     rows = prompt_rows(config.prompts or job.data.source, config.prompts_split or job.data.split, "onpolicy.prompts")
     rows = [{**row, "prompt": row["messages"]} for row in rows]
     folder = start_model(job)
-    made_by = {
-        "source": job.model.source,
-        "digest": weights_digest(folder),
-        "rendering": Chat.of(folder, job.model).digest,
-    }
-    sampling = Sampling(rows, out, made_by, _decoding(config, job))
+    chat, decoding = Chat.of(folder, job.model), _decoding(config, job)
+    asked = Extent.of_prompts([chat.prompt_ids(row["messages"]) for row in rows], decoding.max_new_tokens)
+    what = f"onpolicy.prompts: the longest prompt and {decoding.max_new_tokens} new tokens"
+    remedy = "set a smaller onpolicy.max_new_tokens, or leave out the longest prompts"
+    capacity = Capacity.of(folder, trust_remote_code=job.model.trust_remote_code)
+    if faults := capacity.faults(asked, what, chat, remedy):
+        raise PobenchError("\n".join(faults))
+    made_by = {"source": job.model.source, "digest": weights_digest(folder), "rendering": chat.digest}
+    sampling = Sampling(rows, out, made_by, decoding)
     with _alone(out):
         if len(sampling.gather()) < sampling.total:
             _draw_in_processes(sampling, folder, job.model, job.answers.batch_size)
