@@ -1,12 +1,14 @@
 """Arena-Hard v0.1 on a stored run: answer 500 questions, and judge each answer against gpt-4-0314 in two games.
 
 In the first game the baseline's answer is A, in the second it is B. The judge's prompt template and instruction
-(`system_prompt`) come from the benchmark's YAML beside its questions. If no YAML has an instruction, ours below is used, and
-the result says that it is not Arena-Hard's score.
+(`system_prompt`) come from the benchmark's YAML beside its questions, or from a checkout of upstream's repository as `source`,
+which keeps them in `config/` and `utils/judge_utils.py`. If neither has an instruction, ours below is used, and the result says
+that it is not Arena-Hard's score.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,10 @@ from pobench.registry import register_benchmark
 from pobench.sources import fetch_file
 
 HUB = "lmarena-ai/arena-hard-auto"  # a data set repository
-ON_HUB = "data/arena-hard-v0.1/"
+VERSION = "arena-hard-v0.1"
+ON_HUB = f"data/{VERSION}/"
+# Of a checkout of upstream's repository: the prompt template, and the judge's instruction in JUDGE_SETTINGS.
+CONFIG, JUDGE_UTILS = f"config/{VERSION}.yaml", "utils/judge_utils.py"
 PLACES = ("", "v0.1/", ON_HUB)
 REPLY_TOKENS = 4096  # arena-hard-v0.1.yaml
 INSTRUCTION = (
@@ -82,7 +87,7 @@ class ArenaHard(Judged):
     def _file(self, name: str) -> Path:
         return fetch_file(
             self.source,
-            *(f"{place}{name}" for place in (PLACES[:2] if self._local else PLACES[::-1])),
+            *(f"{place}{name}" for place in (PLACES if self._local else PLACES[::-1])),
             option=self.option,
         )
 
@@ -98,11 +103,15 @@ class ArenaHard(Judged):
     def _prompts(self) -> tuple[str, str, bool]:
         """The judge's instruction, the prompt template, and whether the instruction is the benchmark's own."""
         found: dict[str, str] = {}
-        folders = [self._file("question.jsonl").parent]
-        for path in sorted(p for folder in folders for p in folder.glob("*.y*ml")):
+        paths = sorted(self._file("question.jsonl").parent.glob("*.y*ml"))
+        if self._local:
+            home = Path(self.source).expanduser()
+            paths += [p for p in (home / CONFIG, home / JUDGE_UTILS) if p.is_file()]
+        for path in paths:
             try:
-                values = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                text = path.read_text(encoding="utf-8")
+                values = _judge_settings(text) if path.suffix == ".py" else yaml.safe_load(text)
+            except (yaml.YAMLError, UnicodeDecodeError, SyntaxError, ValueError) as error:
                 raise PobenchError(f"{path.name} cannot be read: {error}") from None
             for name in ("system_prompt", "prompt_template"):
                 value = values.get(name) if isinstance(values, dict) else None
@@ -165,13 +174,36 @@ class ArenaHard(Judged):
         name = f"Arena-Hard v0.1's questions, judged by {self.judge.model} with an instruction of ours: not Arena-Hard"
         asked, known = len(questions), len(fingerprints("arena_hard"))
         part = "" if asked == known else f" ({asked} of {known} questions)"
-        note = f"no YAML beside the questions has a system_prompt, so the judge was instructed in our words{part}"
+        note = (
+            f"neither a YAML beside the questions nor {JUDGE_UTILS} has a system_prompt: the judge read our words{part}"
+        )
         return replace(scored, benchmark=name.replace("questions", f"questions{part}", 1), notes=(*scored.notes, note))
 
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
         arena_hard.write_answers(
             path, {a.question.id: (a.question.turns[0], a.turns[0]) for a in answered}, model=model
         )
+
+
+def _judge_settings(code: str) -> dict[str, Any]:
+    """The settings of arena-hard-v0.1 in `JUDGE_SETTINGS` of upstream's judge_utils.py, read without running it: texts, and
+    names of texts that the file assigns."""
+    assigned = {
+        target.id: node.value
+        for node in ast.parse(code).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    found: dict[str, Any] = {}
+    settings: Any = assigned.get("JUDGE_SETTINGS")
+    for key, value in zip(getattr(settings, "keys", ()), getattr(settings, "values", ()), strict=True):
+        if isinstance(value, ast.Dict) and ast.literal_eval(key) == VERSION:
+            for name, text in zip(value.keys, value.values, strict=True):
+                node = assigned.get(text.id) if isinstance(text, ast.Name) else text
+                if isinstance(name, ast.Constant) and isinstance(node, ast.Constant):
+                    found[str(name.value)] = node.value
+    return found
 
 
 def _first_turn(row: dict[str, Any]) -> Any:

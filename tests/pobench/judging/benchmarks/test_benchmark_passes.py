@@ -502,6 +502,27 @@ def test_without_the_benchmarks_own_instruction_the_result_does_not_carry_its_na
     assert "not Arena-Hard" in benchmark.scored(tmp_path / "v.jsonl", benchmark.questions()).benchmark
 
 
+def test_a_checkout_of_upstream_holds_the_instruction_and_gives_the_name(prompts, tmp_path) -> None:
+    hard, checkout = Path(prompts["benchmarks__arena_hard__source"]), tmp_path / "arena-hard-auto"
+    for name in ("question.jsonl", "model_answer/gpt-4-0314.jsonl"):
+        (checkout / "data/arena-hard-v0.1" / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / "data/arena-hard-v0.1" / name).write_bytes((hard / name).read_bytes())
+    for folder in ("config", "utils"):
+        (checkout / folder).mkdir()
+    (checkout / "config/arena-hard-v0.1.yaml").write_text("prompt_template: '{QUESTION}#{ANSWER_A}#{ANSWER_B}'\n")
+    (checkout / "config/arena-hard-v2.0.yaml").write_text("prompt_template: of another version\n")
+    (checkout / "utils/judge_utils.py").write_text(
+        'OG = """Judge impartially."""\nraise SystemExit("never run")\nJUDGE_SETTINGS = {\n'
+        '    "arena-hard-v2.0": {"baseline": "o3", "system_prompt": "Another."},\n'
+        '    "arena-hard-v0.1": {"baseline": "gpt-4-0314", "system_prompt": OG},\n}\n'
+    )
+    benchmark = ArenaHard(source=str(checkout), judge={"model": "gpt-4-1106-preview"})
+    assert benchmark.instructions() == ("Judge impartially.", "{QUESTION}#{ANSWER_A}#{ANSWER_B}")
+    rows = benchmark.verdicts(answered(benchmark, "x"), "me", lambda rs: [Reply("[[A=B]]") for _ in rs])
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert benchmark.scored(tmp_path / "v.jsonl", benchmark.questions()).benchmark == "Arena-Hard v0.1"
+
+
 # ---------------------------------------------------------------- settings, names, costs
 
 
