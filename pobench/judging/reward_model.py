@@ -21,7 +21,6 @@ from pobench.data.rows import Prompt, messages
 from pobench.errors import PobenchError
 from pobench.judging.pairwise import Comparison, Progress, Verdict
 from pobench.judging.weights import Precision, Weights, batches, longest
-from pobench.model.generate import left_padded
 from pobench.registry import register_judge
 from pobench.sources import weights_fault
 
@@ -35,6 +34,7 @@ class RewardModel:
 
     def __init__(self, weights: Weights, batch_size: int = 8) -> None:
         self.weights, self.batch_size, self.name = weights, batch_size, weights.name
+        self._trusted = False  # whether a reward was the same alone and in a batch
 
     @cached_property
     def model(self) -> Any:
@@ -52,7 +52,9 @@ class RewardModel:
             model, found = AutoModelForSequenceClassification.from_pretrained(
                 w.folder,
                 dtype=w.dtype,
-                attn_implementation=w.attention,
+                attn_implementation=None
+                if w.attention == "sdpa"
+                else w.attention,  # None: sdpa where the model knows it
                 trust_remote_code=w.trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -81,16 +83,40 @@ class RewardModel:
         rows = [self._tokens(prompt, text) for prompt, text in answers]
         found = [math.nan] * len(rows)
         for places in batches(rows, self.batch_size, longest(self.model), progress):
-            pad = self.model.config.pad_token_id
-            batch = left_padded([rows[i] for i in places], pad, self.weights.device)
-            output = self.model(**{k: batch[k] for k in ("input_ids", "attention_mask")})
-            scores = getattr(output, "score", None)  # models with several objectives return their sum under this name
-            scores = (output.logits if scores is None else scores).float().reshape(len(places), -1)
-            if scores.shape[1] != 1:
-                raise PobenchError(f"{self.name!r} gives {scores.shape[1]} numbers an answer; a reward model gives one")
-            for i, reward in zip(places, scores[:, 0].tolist(), strict=True):
+            rewards = self._batch([rows[i] for i in places])
+            if not self._trusted and len(places) > 1:
+                self._trusted = self._check_batch([rows[i] for i in places], rewards)
+            for i, reward in zip(places, rewards, strict=True):
                 found[i] = reward
         return found
+
+    def _batch(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
+        """The rewards of one batch, padded on the right: a token then has the position that it has alone, and no token of a
+        causal model sees a pad."""
+        width, device = max(map(len, rows)), self.weights.device
+        pad = self.model.config.pad_token_id
+        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        output = self.model(input_ids=ids, attention_mask=mask)
+        scores = getattr(output, "score", None)  # models with several objectives return their sum under this name
+        scores = (output.logits if scores is None else scores).float().reshape(len(rows), -1)
+        if scores.shape[1] != 1:
+            raise PobenchError(f"{self.name!r} gives {scores.shape[1]} numbers an answer; a reward model gives one")
+        rewards: list[float] = scores[:, 0].tolist()
+        return rewards
+
+    def _check_batch(self, rows: Sequence[tuple[int, ...]], together: Sequence[float]) -> bool:
+        """True. Raises PobenchError where an answer's reward alone is another than in this batch."""
+        shortest = sorted(range(len(rows)), key=lambda i: len(rows[i]))[:2]  # these have the most pads
+        allowed = 1e-3 if self.weights.dtype == torch.float32 else 0.1
+        for i in shortest:
+            (alone,) = self._batch([rows[i]])
+            if abs(alone - together[i]) > allowed * max(1.0, abs(alone)):
+                raise PobenchError(
+                    f"reward model {self.name!r}: an answer's reward is {alone:.4g} alone and {together[i]:.4g} beside longer "
+                    "ones: this model does not leave pads out; set batch_size=1 in the judge's settings"
+                )
+        return True
 
     def judge_many(self, comparisons: Sequence[Comparison], progress: Progress | None = None) -> list[Verdict]:
         """The verdict σ(r_b − r_a) of each comparison; the same in both orders."""

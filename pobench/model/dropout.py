@@ -2,48 +2,69 @@
 
 transformers applies dropout in three ways: by `nn.Dropout` modules (GPT-2), by numbers that a module holds and hands to a
 function (Llama's `attention_dropout`, OPT's `layerdrop`), and by numbers that a forward reads from the configuration
-(GPT-J, Falcon, Persimmon).
+(GPT-J, Falcon, Persimmon). Routers of experts may multiply by random numbers near 1 (Mixtral, DBRX), which goes the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PretrainedConfig
 
+# The widths of a router's random factors. PhiMoE's `router_jitter_noise` also decides what it computes in evaluation, and is
+# no such width.
+_JITTER = frozenset({"jitter_noise", "input_jitter_noise", "moe_jitter_eps"})
 
-def switch_off_dropout(model: nn.Module) -> Callable[[], None]:
-    """Set every rate of dropout in `model` and in its configurations to zero.
 
-    The configurations are saved beside trained weights, so the returned function gives them their values back. The modules'
-    own rates stay zero.
-    """
+class SwitchedOff(NamedTuple):
+    """rates: name → the largest rate that it had. restore: gives the configurations, which are saved beside trained weights,
+    their values back; the modules' own rates stay zero."""
+
+    rates: dict[str, float]
+    restore: Callable[[], None]
+
+    @property
+    def note(self) -> str:
+        """A sentence for people; "" if the model had no dropout."""
+        if not self.rates:
+            return ""
+        named = ", ".join(f"{name} {rate:g}" for name, rate in sorted(self.rates.items()))
+        return f"the model's dropout is off in training, as it is in the reference: {named}"
+
+
+def switch_off_dropout(model: nn.Module) -> SwitchedOff:
+    """Set every rate of dropout in `model` and in its configurations to zero."""
+    rates: dict[str, float] = {}
     configurations: dict[int, PretrainedConfig] = {}
     for module in model.modules():
         if isinstance(module, _DropoutNd):
+            rates |= {"dropout": max(module.p, rates.get("dropout", 0.0))} if module.p else {}
             module.p = 0.0
         for name in _rates(module):
+            rates[name] = max(getattr(module, name), rates.get(name, 0.0))
             setattr(module, name, 0.0)
         config = getattr(module, "config", None)
         if isinstance(config, PretrainedConfig):
             configurations |= {id(nested): nested for nested in _nested(config)}
     before = [(config, name, getattr(config, name)) for config in configurations.values() for name in _rates(config)]
-    for config, name, _ in before:
+    for config, name, rate in before:
+        rates[name] = max(rate, rates.get(name, 0.0))
         setattr(config, name, 0.0)
 
     def restore() -> None:
         for config, name, rate in before:
             setattr(config, name, rate)
 
-    return restore
+    return SwitchedOff(rates, restore)
 
 
 def _rates(holder: Any) -> list[str]:
     """Names of the attributes that hold a rate of dropout: `attention_dropout`, `attn_pdrop`, `layerdrop`, `drop_prob`, …"""
-    return [name for name, value in vars(holder).items() if "drop" in name and isinstance(value, float) and value > 0]
+    rates = {name: value for name, value in vars(holder).items() if "drop" in name or name in _JITTER}
+    return [name for name, value in rates.items() if isinstance(value, float) and value > 0]
 
 
 def _nested(config: PretrainedConfig) -> Iterator[PretrainedConfig]:

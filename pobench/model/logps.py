@@ -50,9 +50,7 @@ class ResponseLogps(nn.Module):
         super().__init__()
         self.model = model
         self.arithmetic = Arithmetic()
-        self.restore_config = switch_off_dropout(
-            model
-        )  # before layers are exchanged: a trial sees the model without it
+        self.dropout = switch_off_dropout(model)  # before layers are exchanged: a trial sees the model without it
         if compiled:
             cpu.restore_layers(model)
             compile_layers(model)

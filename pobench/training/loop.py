@@ -239,6 +239,8 @@ class _Run:
             keep_few_kernels()
         model.train()
         policy = ResponseLogps(model.to(accelerator.device), config.head_tile, compiled=config.compile)
+        if policy.dropout.note:
+            say(policy.dropout.note)
         optimizer = make_optimizer(policy, config)
         scorer = sum_scorer(policy, objective.groups, config, accelerator, say)
         saved = checkpoint.latest(folder, content)
@@ -333,7 +335,7 @@ class _Run:
     def release(self) -> None:
         """Free gradients, moments and the wrapper; the caller keeps the model."""
         self.policy.arithmetic.in_place = False
-        self.policy.restore_config()
+        self.policy.dropout.restore()
         self.plain_optimizer.state.clear()
         for parameter in self.policy.parameters():
             parameter.grad = None

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, GPTJConfig, LlamaConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPT2Config,
+    GPTJConfig,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+)
 
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
@@ -25,6 +33,7 @@ CONFIGS = {
         vocab_size=97, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
         word_embed_proj_dim=32, dropout=0.5, attention_dropout=0.5, layerdrop=0.5,
     ),
+    "mixtral, a router's jitter": MixtralConfig(**SMALL, router_jitter_noise=0.5, num_local_experts=4),
 }  # fmt: skip
 
 
@@ -43,8 +52,14 @@ def test_two_passes_of_training_give_the_sums_of_evaluation(name: str, attention
     first, second = policy(batch), policy(batch)
     assert torch.equal(first, second)
     assert torch.equal(first, policy.eval()(batch))
-    policy.restore_config()
+    policy.dropout.restore()
     assert model.config.to_dict() == rates
+
+
+def test_the_rates_that_are_switched_off_are_named() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, attention_dropout=0.5))
+    assert ResponseLogps(model).dropout.note.endswith("as it is in the reference: attention_dropout 0.5")
+    assert not ResponseLogps(AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))).dropout.note
 
 
 @pytest.fixture

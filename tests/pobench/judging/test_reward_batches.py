@@ -1,0 +1,60 @@
+"""An answer's reward is the model's own number, alone and in any batch, whatever the architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from pobench.errors import PobenchError
+from pobench.judging.reward_model import RewardModel
+from pobench.judging.weights import Weights
+from tests.pobench.small_chat_model import SIZES, character_tokenizer
+
+ENCODER = {"num_key_value_heads": 4, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "mistral": {"sliding_window": 16},
+    "gemma2": {"head_dim": 8, "sliding_window": 16, "attn_logit_softcapping": 5.0},
+    "gpt2": {"n_positions": 256},
+    "gpt_neox": {},
+    "bert": ENCODER,
+    "modernbert": {**ENCODER, "local_attention": 16},
+    "deberta-v2": {**ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+}
+ANSWERS = [("Say hello.", "hello"), ("Say hello.", "go away, please" * 3), ("Hi", "Hi."), ("Hm", "one two " * 9)]
+
+
+def saved(folder: Path, kind: str) -> Path:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, **KINDS[kind]}, num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(6.0 if weight.ndim > 1 else 1.0)
+    model.save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reward_alone_is_the_reward_in_a_batch(tmp_path, kind) -> None:
+    weights = Weights(str(saved(tmp_path, kind)), precision="fp32")
+    alone, together = (
+        RewardModel(weights, batch_size=1).rewards(ANSWERS),
+        RewardModel(weights, batch_size=4).rewards(ANSWERS),
+    )
+    assert len(set(alone)) == len(ANSWERS)
+    assert together == pytest.approx(alone, abs=1e-4, rel=1e-4)
+
+
+def test_a_model_whose_rewards_depend_on_the_batch_is_refused(tmp_path, monkeypatch) -> None:
+    judge = RewardModel(Weights(str(saved(tmp_path, "llama")), precision="fp32"), batch_size=4)
+    own = judge._batch
+    monkeypatch.setattr(judge, "_batch", lambda rows: [reward + len(rows) for reward in own(rows)])
+    with pytest.raises(PobenchError, match=r"alone and .* beside longer ones.*batch_size=1"):
+        judge.rewards(ANSWERS)
