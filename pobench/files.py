@@ -10,16 +10,26 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pobench.errors import CorruptError
 
+NAME = re.compile(r"\w[\w.+-]{0,63}")  # of a setting, study, loss, judge, …: folders and files are called by it
 OTHER_BYTES = "its bytes are not those that were written"
+
+
+def name_fault(name: object, reserved: Iterable[str] = ()) -> str:
+    """Why `name` cannot be the name of a setting, a loss or anything else that names a file; "" if it can."""
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
+        shown = repr(name) if len(repr(name)) < 80 else f"{repr(name)[:76]}…"
+        return f"{shown} cannot be a name; allowed: at most 64 letters, digits and . _ + -, a letter, digit or _ first"
+    return f"{name!r} is a name that pobench uses itself; choose another" if name in reserved else ""
 
 
 @contextmanager

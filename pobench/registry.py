@@ -6,6 +6,7 @@ parameters with defaults are its settings.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pobench.columns import FRAMES
 from pobench.errors import PobenchError, UnknownNameError, _normal, nearest
+from pobench.files import name_fault
 
 if TYPE_CHECKING:  # torch comes with the losses, when they are first looked up
     from pobench.types import LossOutput, Pair
@@ -39,14 +41,18 @@ Kind = TypeVar("Kind")
 class Registry(Generic[T]):
     """Items of one kind by name and alias. The first look-up imports every file of `package`."""
 
-    def __init__(self, kind: str, package: str, entry_points: str | None = None) -> None:
-        self.kind, self.package, self.entry_points = kind, package, entry_points
+    def __init__(
+        self, kind: str, package: str, entry_points: str | None = None, reserved: frozenset[str] = frozenset()
+    ) -> None:
+        self.kind, self.package, self.entry_points, self.reserved = kind, package, entry_points, reserved
         self._items: dict[str, T] = {}
         self._aliases: dict[str, str] = {}
         self._loaded = False
 
     def add(self, item: T, aliases: Iterable[str] = ()) -> None:
-        """Register `item`. Raises PobenchError if another item has one of its names."""
+        """Register `item`. Raises PobenchError if its name names no file, is reserved, or belongs to another item."""
+        if fault := name_fault(item.name, self.reserved):
+            raise PobenchError(f"{self.kind}: {fault}")
         taken = self._items.get(item.name)
         if taken is not None and _home(taken) != _home(item):
             raise PobenchError(f"{self.kind} {item.name!r} is registered twice: {_home(taken)} and {_home(item)}")
@@ -100,7 +106,10 @@ class Registry(Generic[T]):
         for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
             importlib.import_module(f"{self.package}.{module.name}")
         for entry in _installed(self.entry_points) if self.entry_points else ():
-            entry.load()
+            try:
+                entry.load()
+            except (Exception, SystemExit) as error:
+                raise PobenchError(f"the installed plug-in {entry.value!r} {_fails(error)}") from error
 
 
 def _installed(group: str) -> list[Any]:
@@ -214,7 +223,17 @@ def _described(value: Any) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {'tensor' if name == 'Tensor' else name}{size}"
 
 
-losses: Registry[Loss] = Registry("loss", "pobench.losses", entry_points="pobench.losses")
+# Names beside the losses' folders (`start-…`, `data-…`, `tuning`), in `--losses`, and in front of the dot of `--set`.
+NOT_A_LOSS = frozenset(["start", "data", "tuning", "all", "paper", "none", "losses", "benchmarks"]) | {
+    "model",
+    "train",
+    "answers",
+    "judge",
+    "sft",
+    "tune",
+    "onpolicy",
+}
+losses: Registry[Loss] = Registry("loss", "pobench.losses", entry_points="pobench.losses", reserved=NOT_A_LOSS)
 
 
 def register_loss(
@@ -505,11 +524,14 @@ def register_layout(name: str, *, aliases: Iterable[str] = ()) -> Callable[..., 
 
 # ---------------------------------------------------------------- plug-ins
 def load_plugin(path: str | Path) -> None:
-    """Import a user's file that registers losses, judges or figures. Raises PobenchError if the import fails."""
+    """Import a user's file that registers losses, judges or figures. Raises PobenchError if the import fails.
+
+    The module is named by its path, so that two files of one name are two modules.
+    """
     path = Path(path)
     if not path.is_file():
         raise PobenchError(f"--plugin: no file {str(path)!r}")
-    name = f"pobench_plugin_{path.stem}"
+    name = f"pobench_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PobenchError(f"--plugin: {str(path)!r} is no Python file")
@@ -519,5 +541,9 @@ def load_plugin(path: str | Path) -> None:
         spec.loader.exec_module(module)
     except PobenchError:
         raise
-    except Exception as error:
-        raise PobenchError(f"--plugin: {str(path)!r} fails at import: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise PobenchError(f"--plugin: {str(path)!r} {_fails(error)}") from error
+
+
+def _fails(error: BaseException) -> str:
+    return f"fails at import: {type(error).__name__}: {error}"

@@ -105,9 +105,20 @@ def weights_digest(folder: Path, *, remember: bool = True) -> str:
         total.update(f"{file.name} {file_digest(file, remember=remember)}\n".encode())
     config = folder / "config.json"
     if config.is_file():
-        meaning = {k: v for k, v in json.loads(config.read_text(encoding="utf-8")).items() if k not in _INCIDENTAL}
+        meaning = {k: v for k, v in read_config(folder).items() if k not in _INCIDENTAL}
         total.update(json.dumps(meaning, sort_keys=True).encode())
     return total.hexdigest()
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The mapping in a JSON file of a model's folder. Raises PobenchError if it holds none."""
+    try:
+        values = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PobenchError(f"model {str(folder)!r}: {name!r} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise PobenchError(f"model {str(folder)!r}: {name!r} holds no mapping")
+    return values
 
 
 def file_digest(file: Path, *, remember: bool = True) -> str:
@@ -526,10 +537,14 @@ def _model_folder(folder: Path, source: str) -> Path:
     if not folder.is_dir():
         raise PobenchError(f"model {source!r}: not a folder (a model folder holds config.json and *.safetensors)")
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not missing:
+        read_config(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        missing += [shard for shard in shards if not (folder / shard).is_file()]
+        shards = read_config(folder, index.name).get("weight_map")
+        if not (isinstance(shards, dict) and shards and all(isinstance(shard, str) for shard in shards.values())):
+            raise PobenchError(f"model {source!r}: {index.name!r} has no `weight_map` of weights to files")
+        missing += [shard for shard in sorted(set(shards.values())) if not (folder / shard).is_file()]
     elif not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin"))
         missing.append(

@@ -10,7 +10,7 @@ import typer
 
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Plugins, Runs, load_plugins, raise_faults
-from pobench.cli.terminal import out
+from pobench.cli.terminal import escape, out
 from pobench.errors import or_fault
 
 app = typer.Typer(**STYLE)
@@ -29,7 +29,7 @@ def analyze(
     """Draw every figure and table, and write report.html, summary.md and tables.tex, from stored runs alone. The same runs
     give the same bytes."""
     load_plugins(plugin)
-    out.print(f"report: {write_report(runs, setting, figures, out_dir, formats)}", highlight=False)
+    out.print(escape(f"report: {write_report(runs, setting, figures, out_dir, formats)}"), highlight=False)
 
 
 def write_report(runs: Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all") -> Path:

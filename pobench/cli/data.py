@@ -20,7 +20,7 @@ from pobench.cli.options import (
     parse_each,
     raise_faults,
 )
-from pobench.cli.terminal import out
+from pobench.cli.terminal import escape, out
 from pobench.errors import or_fault
 
 app = typer.Typer(cls=Group, **STYLE)
@@ -208,7 +208,7 @@ def onpolicy(
         print(json.dumps(recipe, indent=1, ensure_ascii=False))
         return
     _print_made(recipe)
-    out.print(f"pairs: {to}", highlight=False)
+    out.print(escape(f"pairs: {to}"), highlight=False)
 
 
 def _print_made(recipe: dict[str, Any]) -> None:

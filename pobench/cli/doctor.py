@@ -40,10 +40,11 @@ def doctor(
         return
     packages = about.pop("packages")
     for key, value in {**packages, **about}.items():
-        out.print(f"{key:16} {value}", highlight=False)
+        out.print(escape(f"{key:16} {value}"), highlight=False)
     cache = cache_folder()
     existing = next(p for p in [cache, *cache.parents] if p.exists())
-    out.print(f"{'cache':16} {cache} ({shutil.disk_usage(existing).free / 1024**3:.1f} GiB free)", highlight=False)
+    free = f"({shutil.disk_usage(existing).free / 1024**3:.1f} GiB free)"
+    out.print(escape(f"{'cache':16} {cache} {free}"), highlight=False)
 
 
 def _verify(runs: Path, as_json: bool) -> None:

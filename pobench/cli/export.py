@@ -9,7 +9,7 @@ import typer
 
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Runs
-from pobench.cli.terminal import out
+from pobench.cli.terminal import escape, out
 from pobench.errors import PobenchError
 
 app = typer.Typer(**STYLE)
@@ -32,7 +32,7 @@ def export_(
     folder = path if (path / "config.yaml").is_file() else runs / find_run(runs, run_)
     written, faults = export(folder, to, f"{folder.parent.name}/{folder.name}")
     for path in written:
-        out.print(str(path), highlight=False)
+        out.print(escape(str(path)), highlight=False)
     if faults or not written:
         raise PobenchError(
             "\n".join(faults) or f"{run_}: no benchmark is answered; run `pobench run --benchmarks …` first"

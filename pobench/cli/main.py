@@ -1,7 +1,7 @@
 """The entry of the command line: it finds the command, and turns errors into messages and exit statuses.
 
 Exit status: 0 all done · 1 some job failed, the rest is complete · 2 the command, a setting or the data is wrong
-(one plain message, nothing written) · 130 interrupted, resumable.
+(one plain message, nothing written), or pobench itself · 130 interrupted, resumable.
 """
 
 from __future__ import annotations
@@ -55,9 +55,22 @@ def main() -> None:
             raise
         print(f"pobench: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"pobench: {_unforeseen(error)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; repeat the command to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def _unforeseen(error: Exception) -> str:
+    """One sentence for an error that no check foresaw: of a file or folder, or else a fault of pobench."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {str(error.filename)!r}" if error.filename is not None else "")
+    kind = type(error).__name__
+    return f"{kind}: {error}\nthis is not foreseen; the same command with --debug shows where it happens, for a report"
 
 
 def _silence() -> None:

@@ -115,7 +115,7 @@ def run(
         _print_summary(runs, outcomes)
         for o in failed:
             err.print(f"failed: {escape(o.title)} ({escape(o.run)}): {escape(o.reason)}", style="red")
-        out.print(f"report: {report}", highlight=False)
+        out.print(escape(f"report: {report}"), highlight=False)
     if failed:
         raise typer.Exit(1)
 
@@ -128,7 +128,7 @@ def _print_start_models(plan: Any, failed: list[Any], as_json: bool) -> None:
         print(json.dumps({"start_models": made, "failed": [o.__dict__ for o in failed]}, indent=1))
     else:
         for folder in made:
-            out.print(f"start model: {folder}", highlight=False)
+            out.print(escape(f"start model: {folder}"), highlight=False)
         for o in failed:
             err.print(f"failed: {escape(o.title)}: {escape(o.reason)}", style="red")
     if failed:
@@ -150,7 +150,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
         state = f"[{colour}]{escape(job['state'])}[/]"
         out.print(f"\n[bold]{escape(job['title'])}[/]  {escape(job['run'])}  {state}", highlight=False)
         for key, value in job.get("values", {}).items():
-            out.print(f"    {key} = {value}  [dim]{escape(job['sources'][key])}[/]", highlight=False)
+            out.print(f"    {key} = {escape(str(value))}  [dim]{escape(job['sources'][key])}[/]", highlight=False)
     print_cost(plan, "\n")
 
 

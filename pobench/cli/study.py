@@ -96,7 +96,7 @@ def study_(
         _print_claims(card)
         for o in failed:
             err.print(f"failed: {escape(o.title)} ({escape(o.run)}): {escape(o.reason)}", style="red")
-        out.print(f"report: {report}", highlight=False)
+        out.print(escape(f"report: {report}"), highlight=False)
     if failed:
         raise typer.Exit(1)
 

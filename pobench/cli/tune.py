@@ -98,7 +98,7 @@ def tune_(
         print(json.dumps({**about, "setting": str(tuned.chosen), "report": str(report)}, indent=1))
     else:
         _print_tuned(search, tuned)
-        out.print(f"every trial: {tuned.csv}\nreport: {report}", highlight=False)
+        out.print(escape(f"every trial: {tuned.csv}\nreport: {report}"), highlight=False)
         _print_next_command(tuned, sets or [])
     if tuned.failed:
         raise typer.Exit(1)
@@ -129,7 +129,10 @@ def _print_next_command(tuned: Any, sets: list[str]) -> None:
         losses = ",".join(best.loss for best in tuned.best)
         same = "".join(f" --set {shlex.quote(text)}" for text in sets if not text.startswith("tune."))
         out.print(
-            f"what the choice is worth: pobench run --setting {tuned.chosen} --losses {losses}{same}", highlight=False
+            escape(
+                f"what the choice is worth: pobench run --setting {shlex.quote(str(tuned.chosen))} --losses {losses}{same}"
+            ),
+            highlight=False,
         )
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from jinja2 import TemplateError
 
 from pobench.data.published import LLAMA3_TEMPLATE, ZEPHYR_TEMPLATE
 from pobench.data.rows import Fault, Message, Preference, Prompt, messages, shared_start
@@ -51,10 +50,13 @@ def chat_template(tokenizer: Any, template: str | None = None) -> str:
     elif template and "{" in template:
         text = template
     elif template:
-        if not Path(template).is_file():
+        if not os.path.isfile(template):  # False for a name too long
             shipped = ", ".join(map(repr, SHIPPED_TEMPLATES))
             raise PobenchError(f"model.chat_template: no file {template!r}; give {shipped}, a file, or Jinja text")
-        text = Path(template).read_text(encoding="utf-8")
+        try:
+            text = Path(template).read_text(encoding="utf-8")
+        except (ValueError, OSError) as error:
+            raise PobenchError(f"model.chat_template: {template!r} cannot be read: {error}") from None
     elif tokenizer.chat_template is None:
         raise PobenchError(
             "the tokenizer has no chat template, as is usual for a base model; set model.chat_template to 'plain' "
@@ -133,7 +135,7 @@ class Chat:
         try:
             prompt, whole = self.prompt(question), self.conversation(question, answer)
             border = whole.rindex(answer)
-        except (TemplateError, ValueError) as error:
+        except Exception as error:  # a template is a program: it may divide by zero
             raise PobenchError(f"the chat template cannot render one question and its answer: {error}") from error
         before, tail = whole[:border], whole[border + len(answer) :]
         self.opening = prompt[len(before) :] if prompt.startswith(before) else ""
@@ -335,8 +337,10 @@ def load_tokenizer(folder: Path, chat_template: str | None = None, *, trust_remo
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ImportError, ValueError, OSError) as error:
-        raise PobenchError(f"the tokenizer in {str(folder)!r} cannot be loaded: {error}") from error
+    except Exception as error:  # transformers and tokenizers raise a dozen unrelated types
+        raise PobenchError(
+            f"the tokenizer in {str(folder)!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from jinja2 import TemplateError
 
 from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.chat import CHECKED, Chat
@@ -166,7 +165,7 @@ def _rendered(chat: Chat, number: int, row: Any) -> _Rendered | Fault:
                     f"the generation prompt ends with {prompt[-40:]!r}",
                 )
             turns.append((prompt, behind))
-    except (TemplateError, ValueError, TypeError) as error:  # templates raise these for roles that they do not support
+    except Exception as error:  # a template is a program; most raise TemplateError for roles that they do not support
         return Fault(number, "messages", "the chat template refuses the conversation", str(error)[:120])
     # A template may write earlier turns differently when more follow, or not end them; then each turn is a sequence.
     whole_text = turns[-1][1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pobench.data.rows import messages, read_rows
+from pobench.data.rows import Fault, _kind, _short, messages, read_rows
 from pobench.errors import PobenchError
 from pobench.settings.schema import AnswersConfig
 from pobench.sources import fetch_rows
@@ -26,9 +26,13 @@ def prompt_rows(source: str, split: str | None, key: str) -> list[dict[str, Any]
     faults = []
     first: dict[str, tuple[int, Any]] = {}  # id → the first row with it, and its messages
     for number, row in read_rows(fetch_rows(source, split=split, option=f"--set {key}=PATH")):
-        prompt = row.get("prompt", row.get("instruction")) if isinstance(row, dict) else None
-        if not isinstance(row, dict) or not prompt:
-            faults.append(f"{source}: row {number}: no `prompt` (text or chat messages)")
+        if isinstance(row, Fault):
+            faults.append(f"{source}: {row}")
+            continue
+        prompt = row.get("prompt", row.get("instruction"))
+        if prompt is None or not _is_prompt(prompt):
+            got = f"; got {_kind(prompt)} {_short(prompt)}" if prompt else ""
+            faults.append(f"{source}: row {number}: no `prompt` (text, or chat messages with role and content){got}")
             continue
         name, turns = str(row.get("id", number)), messages(prompt)
         if name not in first:
@@ -39,3 +43,12 @@ def prompt_rows(source: str, split: str | None, key: str) -> list[dict[str, Any]
     if faults:
         raise PobenchError("\n".join(faults))
     return rows
+
+
+def _is_prompt(value: Any) -> bool:
+    """Whether a value is text, or chat messages of text, and not empty."""
+    if not isinstance(value, list):
+        return isinstance(value, str) and bool(value.strip())
+    return bool(value) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+    )

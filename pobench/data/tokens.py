@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
-from jinja2 import TemplateError
-
 from pobench.data.audit import UNKNOWN, Audit, refuse_unknown
 from pobench.data.chat import CHECKED, Answered, Chat
 from pobench.data.rows import Fault, Found, Preference, refuse, shared_start
@@ -117,7 +115,7 @@ def _render(chat: Chat, preference: Preference, count_header: bool) -> _Texts | 
         prompt = chat.prompt(preference.prompt)
         bare = chat.prompt(preference.prompt, ask=False) if count_header else prompt
         chosen, rejected = (chat.conversation(preference.prompt, a) for a in (preference.chosen, preference.rejected))
-    except (TemplateError, ValueError, TypeError) as error:  # templates raise these for roles that they do not support
+    except Exception as error:  # a template is a program; most raise TemplateError for roles that they do not support
         return Fault(preference.row, "prompt", "the chat template refuses the conversation", str(error)[:120])
     if fault := chat.fault_of(preference, prompt, chosen, rejected):
         return fault

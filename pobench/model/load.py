@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import torch
 
 from pobench.errors import PobenchError
 from pobench.settings.schema import AdapterConfig
-from pobench.sources import weights_fault
+from pobench.sources import read_config, weights_fault
 
 
 def attention_of(folder: Path, wanted: str = "auto") -> str:
     """The kind of attention to load the model in `folder` with. Soft-capped attention exists only as `eager`."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     return ("eager" if config.get("attn_logit_softcapping") else "sdpa") if wanted in ("auto", "flex") else wanted
 
 
@@ -91,8 +90,8 @@ def load_model(
             ignore_mismatched_sizes=True,  # they are found and refused by name below
             **quantized,
         )
-    except (ImportError, ValueError, OSError) as error:
-        raise PobenchError(f"model {str(folder)!r} cannot be loaded: {error}") from error
+    except Exception as error:  # transformers and safetensors raise a dozen unrelated types
+        raise PobenchError(f"model {str(folder)!r} cannot be loaded: {error or type(error).__name__}") from error
     model, found = read
     if fault := weights_fault(found):
         raise PobenchError(f"model {str(folder)!r}: {fault}")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pobench.errors import PobenchError, nearest
+from pobench.files import name_fault
 from pobench.registry import get_loss, judges
 
 if TYPE_CHECKING:
     import yaml
+
+
+NOT_A_SETTING = ("report", "rehearsal")  # other folders below RUNS
 
 
 # ---------------------------------------------------------------- reading
@@ -49,42 +54,122 @@ def read_setting(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     return values, comments
 
 
-def _layers(name: str) -> list[tuple[dict[str, Any], dict[str, str]]]:
-    """The values and comments of each file of a setting, the base of `extends` first, the setting's own file last."""
-    import yaml  # here, so that completion of names does without it
+def _layers(name: str, above: tuple[Path, ...] = ()) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """The values and comments of each file of a setting, the base of `extends` first, the setting's own file last.
 
+    above: the files that extend this one, in order.
+    """
     path = _setting_path(name)
+    if path.resolve() in above:
+        circle = " → ".join(str(p) for p in (*above[above.index(path.resolve()) :], path.resolve()))
+        raise PobenchError(f"--setting: `extends` goes in a circle: {circle}")
     try:
         text = path.read_text(encoding="utf-8")
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
-        node = loader.get_single_node()
-        values = None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise PobenchError(f"--setting: {str(path)!r} cannot be read: {error}") from None
-    if not isinstance(values, dict) or node is None:
+    values, node = plain_yaml(text, f"--setting: {str(path)!r}")
+    if not isinstance(values, dict):
         raise PobenchError(f"--setting: {str(path)!r} holds no mapping of sections")
     values.setdefault("name", path.stem)
+    if fault := name_fault(values["name"], NOT_A_SETTING):
+        raise PobenchError(f"--setting: {str(path)!r}: name: {fault}")
     layer = values, _comments(node, text.splitlines())
     if "extends" not in values:
         return [layer]
-    base = str(values.pop("extends"))
+    base = values.pop("extends")
+    if not isinstance(base, str):
+        raise PobenchError(f"--setting: {str(path)!r}: extends: got {base!r}; the name or file of a setting is needed")
     if Path(base).suffix in (".yaml", ".yml"):
         base = str(path.parent / base)
-    return [*_layers(base), layer]
+    return [*_layers(base, (*above, path.resolve())), layer]
 
 
 def _setting_path(name: str) -> Path:
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = setting_folder() / f"{name}.yaml"
-        if not path.is_file():
-            known = list_settings()
-            raise PobenchError(
-                f"unknown setting {name!r}{nearest(name, known)} Known: {', '.join(known)}; or a path to a YAML file"
-            )
-    if not path.is_file():
-        raise PobenchError(f"--setting: no file {str(path)!r}")
-    return path
+    path, known = Path(name), list_settings()
+    if path.suffix in (".yaml", ".yml"):
+        if not os.path.isfile(path):
+            raise PobenchError(f"--setting: no file {str(path)!r}")
+        return path
+    if name not in known:
+        shown = name if len(name) < 80 else f"{name[:76]}…"
+        raise PobenchError(
+            f"unknown setting {shown!r}{nearest(shown, known)} Known: {', '.join(known)}; or a path to a YAML file"
+        )
+    return setting_folder() / f"{name}.yaml"
+
+
+# ---------------------------------------------------------------- plain data
+MOST_NODES, DEEPEST = 100_000, 64  # of one YAML, aliases followed; those that ship have some 150 values, five deep
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = ("str", "int", "float", "bool", "null", "map", "seq", "merge", "value")
+
+
+def plain_yaml(text: str, where: str) -> tuple[Any, Any]:
+    """The values of a YAML text, as JSON could hold them, and its node (None if it is empty). where: begins the message.
+
+    Raises PobenchError for what is not YAML, and, with its line, for a date, a set, bytes, a key that is no text or occurs
+    twice, an alias that stands in its own anchor, and more than `MOST_NODES` values or `DEEPEST` levels.
+    """
+    import yaml  # here, so that completion of names does without it
+
+    try:
+        depth, kind = 0, getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        for event in yaml.parse(text, Loader=kind):  # composing the nodes recurses in C, where too deep is a crash
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise PobenchError(f"{where}: more than {DEEPEST} levels, one in another")
+        loader = kind(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        if fault := next(_not_plain(node), ""):
+            raise PobenchError(f"{where}: {fault}")
+        return loader.construct_document(node), node
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # the last two: `!!bool maybe`, `!!float x`
+        raise PobenchError(f"{where} cannot be read: {error}") from None
+
+
+def _not_plain(document: yaml.Node) -> Iterator[str]:
+    """What a YAML holds that is no plain data, as `line 3: …`. Each node is looked at once, however often it is named."""
+    import yaml
+
+    sizes: dict[int, int] = {}  # of nodes with everything below them; 0 while they are being counted
+    depths: dict[int, int] = {}
+
+    def count(node: yaml.Node) -> Iterator[str]:
+        line = f"line {node.start_mark.line + 1}"
+        if node.tag.removeprefix(_TAG) not in _PLAIN:
+            shown = "a date" if node.tag.endswith(":timestamp") else node.tag.replace(_TAG, "!!")
+            given = f" ({node.value})" if isinstance(node, yaml.ScalarNode) else ""
+            yield f"{line}: {shown}{given} is no plain value; if text is meant, put it in quotes"
+        inner: list[yaml.Node] = []
+        keys: set[str] = set()
+        for part in () if isinstance(node, yaml.ScalarNode) else node.value:
+            inner += part if isinstance(part, tuple) else [part]
+            if not isinstance(part, tuple):
+                continue
+            key, at = part[0], f"line {part[0].start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                yield f"{at}: a key must be text"
+            elif key.tag.removeprefix(_TAG) not in ("str", "merge", "value"):
+                yield f"{at}: a key must be text; put {key.value} in quotes"
+            elif key.value in keys:
+                yield f"{at}: the key {key.value!r} occurs twice; the earlier value would be lost"
+            else:
+                keys.add(key.value)
+        sizes[id(node)] = 0
+        for one in inner:
+            if id(one) not in sizes:
+                yield from count(one)
+            if not sizes[id(one)]:
+                yield f"{line}: an alias stands inside its own anchor"
+                return
+        sizes[id(node)] = 1 + sum(sizes[id(one)] for one in inner)
+        depths[id(node)] = 1 + max((depths[id(one)] for one in inner), default=0)
+        if sizes[id(node)] > MOST_NODES or depths[id(node)] > DEEPEST:
+            yield f"{line}: more than {MOST_NODES:,} values or {DEEPEST} levels, once every alias is followed"
+
+    return count(document)
 
 
 def _extended(

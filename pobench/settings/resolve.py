@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pydantic
-import yaml
 
 from pobench.errors import PobenchError, nearest
 from pobench.registry import benchmarks, get_loss, losses
 from pobench.settings.faults import check_loss_settings, explain, judge_faults, unknown_loss_key
 from pobench.settings.job import Job
-from pobench.settings.read import of_another_judge, read_setting
+from pobench.settings.read import of_another_judge, plain_yaml, read_setting
 from pobench.settings.schema import COMMANDS, SECTIONS, JudgeConfig, Setting, TrainConfig
 
 SETTABLE = {**SECTIONS, **COMMANDS}
@@ -50,8 +49,8 @@ def _parsed(pairs: Sequence[str], option: str, expected: str, *, dotted: bool) -
 
 def _scalar(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value, _ = plain_yaml(text, "")
+    except PobenchError:  # a date, say: text
         return text
     if isinstance(value, str):  # YAML 1.1 reads 5e-6 as text
         try:
@@ -103,13 +102,15 @@ def resolve(
     for key, value in (overrides or {}).items():
         draft.override(key, value)
 
+    if seeds:
+        draft.values["seeds"] = list(seeds)
     parsed = draft.parse()
     chosen = draft.choose_benchmarks(benchmark_names)
     draft.check_judge()
     checked = {name: draft.check_loss(name, parsed) for name in names}
     if draft.faults or parsed is None:
         raise PobenchError("\n".join(dict.fromkeys(draft.faults)))
-    return [draft.job(parsed, name, seed, *checked[name], chosen) for name in names for seed in (seeds or parsed.seeds)]
+    return [draft.job(parsed, name, seed, *checked[name], chosen) for name in names for seed in parsed.seeds]
 
 
 @dataclass
@@ -152,7 +153,8 @@ class _Draft:
 
     def read_losses(self) -> None:
         """Read the section `losses`: values of single losses, by registered name."""
-        section = self.values.pop("losses", None) or {}
+        section = self.values.pop("losses", None)
+        section = {} if section is None else section
         if not isinstance(section, dict):
             self.faults.append(f"losses: got {section!r}; expected a mapping of losses to their values")
             return
@@ -162,7 +164,7 @@ class _Draft:
             except PobenchError as error:
                 self.faults.append(f"losses.{name}: {error}")
                 continue
-            if not isinstance(given or {}, dict):
+            if given is not None and not isinstance(given, dict):
                 self.faults.append(f"losses.{name}: got {given!r}; expected a mapping of settings to values")
                 continue
             self.losses[loss.name] = dict(given or {})

@@ -19,10 +19,11 @@ class _Runtime:
 
 
 RUNTIME = _Runtime()
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what torch's generators take
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def causes(self) -> dict[str, Any]:
         """The values that decide a result, as plain data. The layout and the micro-batch count too: they change the last
@@ -81,7 +82,7 @@ class DataConfig(_Strict):
     on_bad_row: Literal["stop", "drop"] = "stop"
     count_header: bool = False  # count the assistant header into |y|, as the SimPO repository does
     length_bias: float = Field(0.0, ge=0, le=1)  # share of labels replaced by "the longer answer wins"
-    seed: int = 0  # of the split, the subset and the bias
+    seed: Seed = 0  # of the split, the subset and the bias
 
 
 def _module_names(value: Any) -> Any:
@@ -145,7 +146,7 @@ class LoopConfig(_Strict):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=True)  # .inf: no clipping
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
@@ -183,7 +184,7 @@ class SftConfig(LoopConfig):
     # true: batch_size counts rows of max_length tokens, each filled with whole conversations; false: conversations
     packing: bool = False
     shuffle: bool = True  # false: keep the file's order, for a curriculum
-    seed: int = 42  # of the order and of the subset
+    seed: Seed = 42  # of the order and of the subset
 
 
 class AnswersConfig(_Strict):
@@ -196,7 +197,7 @@ class AnswersConfig(_Strict):
     temperature: float = Field(0.0, ge=0)  # 0: greedy
     top_p: float = Field(1.0, gt=0, le=1)
     samples: int = Field(1, ge=1)
-    seed: int = 0
+    seed: Seed = 0
     batch_size: Annotated[int, RUNTIME] = Field(64, ge=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     # auto: vLLM if it is installed and there is a GPU; its answers may differ from transformers', even greedy ones
@@ -232,7 +233,7 @@ class OnPolicyConfig(_Strict):
     temperature: float = Field(0.8, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
     max_new_tokens: int | None = Field(None, ge=1)  # None: as in `answers`
-    seed: int = 0  # with the prompt and the answer's number, it decides the answer's random numbers
+    seed: Seed = 0  # with the prompt and the answer's number, it decides the answer's random numbers
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     ranker: JudgeConfig = JudgeConfig()  # no name: the setting's judge
     held_out_fraction: float = Field(0.1, ge=0, lt=1)  # of the prompts; 0: no held-out file
@@ -243,7 +244,7 @@ class Setting(_Strict):
 
     name: str
     description: str = ""
-    seeds: list[int] = Field([42], min_length=1)
+    seeds: list[Seed] = Field([42], min_length=1)
     model: ModelConfig
     data: DataConfig
     train: TrainConfig

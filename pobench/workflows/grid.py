@@ -6,16 +6,17 @@ import hashlib
 import importlib.resources
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 
 from pobench.errors import PobenchError, nearest
 from pobench.registry import Loss, get_loss
 from pobench.settings.faults import explain
+from pobench.settings.read import plain_yaml
 
 # ---------------------------------------------------------------- what is searched
 Point = dict[str, Any]  # "lr" or a setting of the loss → value
@@ -40,17 +41,17 @@ def grid_folder() -> Path:
 def read_grid(name: str) -> Grid:
     """A shipped grid or a YAML path. Raises PobenchError that lists what is wrong with it."""
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else grid_folder() / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for a name too long
         known = sorted(p.stem for p in grid_folder().glob("*.yaml"))
         raise PobenchError(
             f"tune.grid: no grid {name!r}{nearest(name, known)} Known: {', '.join(known)}; or a YAML path"
         )
     try:
-        return Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise PobenchError(f"tune.grid: {str(path)!r} cannot be read: {error}") from None
+        return Grid.model_validate(plain_yaml(path.read_text(encoding="utf-8"), f"tune.grid: {str(path)!r}")[0])
     except pydantic.ValidationError as error:
         raise PobenchError("\n".join(explain(error, f"{path.name}: ", Grid))) from None
+    except (ValueError, OSError) as error:
+        raise PobenchError(f"tune.grid: {str(path)!r} cannot be read: {error}") from None
 
 
 def search_space(loss: Loss, grid: Grid) -> Space:

@@ -11,6 +11,7 @@ interrupted command continues where it stopped, with any number of processes, an
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -92,7 +93,7 @@ class Sampling:
 
         Raises PobenchError for a file without samples, or with samples of another model, other prompts or settings.
         """
-        parts = sorted(self.out.parent.glob(f"{self.out.stem}.samples.*-of-*.jsonl"))
+        parts = sorted(self.out.parent.glob(f"{glob.escape(self.out.stem)}.samples.*-of-*.jsonl"))
         found = {(s.id, s.sample): s for file in parts for s in _read(file, self.origin)} | {
             (s.id, s.sample): s for s in self.read()
         }
@@ -351,7 +352,11 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Lock the samples. Raises PobenchError while another command writes them."""
+    """Lock the samples. Raises PobenchError while another command writes them, and for a folder."""
+    if out.is_dir():
+        raise PobenchError(
+            f"--out: {str(out)!r} is a folder; name a JSONL file for the pairs, such as pairs.jsonl in it"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out.with_name(f".{out.name}.lock"), blocking=False):

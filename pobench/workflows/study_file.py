@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from pobench.errors import PobenchError, nearest
+from pobench.files import name_fault
 from pobench.registry import figures
+from pobench.settings.read import plain_yaml
 from pobench.settings.resolve import resolve_names
-from pobench.settings.schema import SECTIONS
+from pobench.settings.schema import SECTIONS, Seed
 
 
 class _Strict(BaseModel):
@@ -42,7 +43,7 @@ class Entry(_Strict):
 class Variant(_Strict):
     """The changes of a study for one setting."""
 
-    seeds: list[int] | None = Field(None, min_length=1)
+    seeds: list[Seed] | None = Field(None, min_length=1)
     grid: list[Entry] | None = Field(None, min_length=1)
     set: dict[str, Any] = {}
 
@@ -56,7 +57,7 @@ class Study(_Strict):
     question: str
     claims: list[str] = []  # names in the table `claims`
     figures: list[str] = Field(min_length=1)
-    seeds: list[int] | None = Field(None, min_length=1)  # None: the setting's
+    seeds: list[Seed] | None = Field(None, min_length=1)  # None: the setting's
     grid: list[Entry] = Field(min_length=1)
     set: dict[str, Any] = {}  # as `--set`, for all its jobs
     settings: dict[str, Variant] = {}
@@ -82,7 +83,7 @@ def read_study(name: str) -> Study:
                 f"unknown study {name!r}{nearest(name, known)} Known: {', '.join(known)}; or a path to a YAML file"
             )
     study = _parse(path)
-    faults = []
+    faults = [f"study {str(path)!r}: name: {fault}"] if (fault := name_fault(study.name)) else []
     for figure in study.figures:
         try:
             figures.get(figure)
@@ -99,8 +100,8 @@ def read_study(name: str) -> Study:
 def _parse(path: Path) -> Study:
     """A study as in its file, before the names of figures and losses are looked up."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        values, _ = plain_yaml(path.read_text(encoding="utf-8"), f"study {str(path)!r}")
+    except (ValueError, OSError) as error:
         raise PobenchError(f"study {str(path)!r} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise PobenchError(f"study {str(path)!r} holds no mapping of fields")
