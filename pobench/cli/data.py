@@ -21,7 +21,7 @@ from pobench.cli.options import (
     raise_faults,
 )
 from pobench.cli.terminal import escape, out
-from pobench.errors import or_fault
+from pobench.errors import PobenchError, or_fault
 
 app = typer.Typer(cls=Group, **STYLE)
 
@@ -53,16 +53,42 @@ def audit(
     """Count and list what is wrong with preference data. Nothing is trained or written."""
     from pobench.cli.show_pairs import render_audit
     from pobench.data.audit import Audit
-    from pobench.data.prepare import read_pairs
-    from pobench.data.shapes import load_preferences
-    from pobench.sources import fetch_rows
+    from pobench.data.prepare import read_pairs, read_preferences
 
     job = _job(setting, file, model, [*(sets or []), "data.on_bad_row=drop"])
     if characters:
-        preferences = load_preferences(fetch_rows(file, split=job.data.split))
-        out.print(render_audit(Audit.of_file(preferences)))
+        out.print(render_audit(Audit.of_file(read_preferences(job))))
     else:
         out.print(render_audit(read_pairs(job)[1]))
+
+
+@app.command()
+def convert(
+    file: Annotated[str, typer.Argument(help="A file, `builtin:…` or a hub name.")],
+    to: Annotated[Path, typer.Option("--out", help="JSONL file for the pairs: id, prompt, chosen, rejected, row.")],
+    setting: SettingName = "smollm2",
+    sets: Sets = None,
+    debug: Debug = False,
+) -> None:
+    """Write preference data as it is read, in one plain shape. No tokenizer is needed."""
+    from pobench.data.audit import Audit
+    from pobench.data.prepare import read_preferences
+    from pobench.data.rows import preference_lines, refuse
+    from pobench.files import write_text
+
+    job = _job(setting, file, None, sets)
+    found = read_preferences(job)
+    if job.data.on_bad_row == "stop":
+        refuse(found.faults, source=found.source, rows=found.rows)
+    if not found.preferences:
+        raise PobenchError(f"{Audit.of_file(found).text()}\nno pair is left; {str(to)!r} is not written")
+    if to.is_dir() or not to.parent.is_dir():
+        raise PobenchError(
+            f"--out {str(to)!r}: {'a folder; name a file' if to.is_dir() else 'its folder does not exist'}"
+        )
+    write_text(to, preference_lines(found.preferences))
+    out.print(Audit.of_file(found).text(), highlight=False, markup=False)
+    out.print(f"pairs: {to}", highlight=False, markup=False)
 
 
 @app.command()

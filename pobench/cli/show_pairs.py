@@ -91,6 +91,8 @@ def render_audit(audit: Audit) -> RenderableType:
     ]
     if warning := unknown_text(audit.unknown):
         parts.append(Text(f"\nWarning: {warning}.", style="yellow"))
+    if audit.unread:
+        parts.append(Text(f"\nColumns not read: {_safe(', '.join(audit.unread))}", style="yellow"))
     frame = audit.frame().iloc[2:]
     if frame.empty:
         return Group(*parts, Text("\nNo row was left out.", style="green"))

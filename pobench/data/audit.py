@@ -52,6 +52,7 @@ class Audit:
     rows: read from the file. pairs: ready for training. faults: why rows were left out. notes: other rows left out or
     changed: reason -> row numbers. lengths: (pairs,) each of "prompt", "chosen", "rejected", in `unit`. unknown: the same
     parts -> the share of unknown tokens; {} for text, and where the tokenizer knows everything.
+    unread: column that was not read -> rows in which it holds something.
     """
 
     rows: int
@@ -63,6 +64,7 @@ class Audit:
     source: str = "rows"
     shape: str = ""
     unknown: Mapping[str, float] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -85,7 +87,9 @@ class Audit:
         unit = "characters" if as_text else "tokens"
         parts = {name: [getattr(item, name) for item in items] for name in lengths} if not as_text else {}
         shares = unknown_shares(parts, unknown)
-        return cls(found.rows, len(items), faults, notes, lengths, unit, found.source, found.shape, shares)
+        return cls(
+            found.rows, len(items), faults, notes, lengths, unit, found.source, found.shape, shares, found.unread
+        )
 
     @classmethod
     def of_file(cls, found: Found) -> Audit:
@@ -142,4 +146,6 @@ class Audit:
             lines.append(f"  {count:>6}  {kind}: row{'s' if count > 1 else ''} {some}")
         if frame.empty:
             lines.append("  no row was left out")
+        if self.unread:
+            lines.append(f"  columns not read: {', '.join(map(ascii, self.unread))}")
         return "\n".join(lines)

@@ -82,7 +82,13 @@ def _model(job: Job) -> Path:
 def _rows(job: Job, source: str | None, split: str | None) -> Path:
     data = job.data
     option = "--set data.held_out=PATH" if source not in (None, data.source) else "--data"
-    return fetch_rows(source or data.source, split=split or data.split, revision=data.revision, option=option)
+    name, subset = source or data.source, data.subset
+    return fetch_rows(name, split=split or data.split, subset=subset, revision=data.revision, option=option)
+
+
+def read_preferences(job: Job) -> Found:
+    """The rows of the job's data as text, before any tokenizer. Raises PobenchError as `load_preferences` does."""
+    return load_preferences(_rows(job, None, None), columns=job.data.columns, ignore=job.data.ignore)
 
 
 def source_files(job: Job) -> dict[str, Path]:
@@ -122,7 +128,7 @@ def source_faults(job: Job, stages: Sequence[str]) -> list[str]:
 def _read(job: Job, source: str | None, split: str | None) -> _Read:
     model, data = job.model, job.data
     chat = Chat.of(_model(job), model)
-    found = load_preferences(_rows(job, source, split))
+    found = load_preferences(_rows(job, source, split), columns=data.columns, ignore=data.ignore)
     pairs, audit = tokenize(
         found,
         chat,

@@ -14,7 +14,7 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +62,13 @@ class Preference(NamedTuple):
     row: int
 
 
+def preference_lines(preferences: Iterable[Preference]) -> str:
+    """Preferences as JSON lines: id, prompt (chat messages), chosen, rejected, row."""
+    return "".join(
+        json.dumps({**p._asdict(), "prompt": messages(p.prompt)}, ensure_ascii=False) + "\n" for p in preferences
+    )
+
+
 class Fault(NamedTuple):
     """The reason why a row cannot be used. problem: one of a fixed set of phrases, so that faults can be counted by kind."""
 
@@ -77,7 +84,8 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """The contents of a preference file. notes: rows left out or changed without a fault (ties, …): reason -> row numbers."""
+    """The contents of a preference file. notes: rows left out or changed without a fault (ties, …): reason -> row numbers.
+    unread: column that was not read -> rows in which it holds something."""
 
     preferences: list[Preference]
     faults: list[Fault] = field(default_factory=list)
@@ -85,6 +93,7 @@ class Found:
     rows: int = 0
     shape: str = ""
     source: str = "rows"
+    unread: dict[str, int] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- reading
@@ -181,11 +190,11 @@ def _cell(column: str, value: str | None) -> Any:
         return value
     first = decoded[0] if isinstance(decoded, list) and decoded else decoded
     is_message = isinstance(first, dict) and (first.keys() >= {"role", "content"} or first.keys() >= {"from", "value"})
-    return decoded if is_message or column in (*_ANSWERS, *_SCORES, "output") else value
+    return decoded if is_message or column in (*ANSWERS, *SCORES, "output") else value
 
 
-_ANSWERS = ("completions", "responses", "all_generated_responses")
-_SCORES = ("scores", "ratings", "all_rm_scores")
+ANSWERS = ("completions", "responses", "all_generated_responses", "generations")
+SCORES = ("scores", "ratings", "all_rm_scores")
 
 
 def shared_start(*sequences: Sequence[Any]) -> int:

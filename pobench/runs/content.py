@@ -31,7 +31,14 @@ from pobench.runs.start_model import base_model, stage_folder
 from pobench.settings.job import Job
 from pobench.sources import file_digest, weights_digest
 
-SOURCES = ("source", "split", "revision", "held_out", "held_out_split")  # of the data section: they count by content
+SOURCES = (
+    "source",
+    "subset",
+    "split",
+    "revision",
+    "held_out",
+    "held_out_split",
+)  # of the data section: they count by content
 
 
 class Pairs(NamedTuple):

@@ -30,7 +30,7 @@ from pobench.registry import get_loss, judges
 from pobench.results.run_folder import RunFolder
 from pobench.runs.task import Task
 from pobench.settings.job import Job
-from pobench.settings.schema import MICRO_TOKENS, LoopConfig, TrainConfig
+from pobench.settings.schema import MICRO_TOKENS, DataConfig, LoopConfig, TrainConfig
 from pobench.sources import cached_model, fetch_rows
 
 GIB = 1024**3
@@ -184,21 +184,21 @@ class _Data:
         if counts is not None:
             return cls(counts.train, counts.heldout, counts.tokens or math.nan)
         apart = data.held_out is not None or data.held_out_split is not None
-        pairs, tokens = _rows(data.source, data.split)
-        held = _rows(data.held_out or data.source, data.held_out_split or data.split)[0] if apart else math.nan
+        pairs, tokens = _rows(data, data.source, data.split)
+        held = _rows(data, data.held_out or data.source, data.held_out_split or data.split)[0] if apart else math.nan
         if not apart:
             pairs, held = (1 - data.held_out_fraction) * pairs, data.held_out_fraction * pairs
         return cls(min(pairs, data.max_pairs or math.inf), min(held, data.max_held_out or math.inf), tokens)
 
 
-def _rows(source: str, split: str | None) -> tuple[float, float]:
+def _rows(data: DataConfig, source: str, split: str | None) -> tuple[float, float]:
     """(pairs, tokens of a pair) of a data set that no tokenizer has seen; nan where neither at hand nor published."""
     if source in DATASETS:
         return float(DATASETS[source].splits.get(split or "train", math.nan)), math.nan
     if not is_local(source):
         return math.nan, math.nan
     try:
-        found = load_preferences(fetch_rows(source)).preferences
+        found = load_preferences(fetch_rows(source), columns=data.columns, ignore=data.ignore).preferences
     except PobenchError:
         return math.nan, math.nan
     texts = [sum(len(m.content) for m in p.prompt) + len(p.chosen) + len(p.rejected) for p in found]
@@ -233,7 +233,7 @@ def _asked(job: Job) -> float:
     if answers.source is None:
         return 0.0
     if answers.source in DATASETS:
-        return min(_rows(answers.source, answers.split)[0], answers.max_prompts or math.inf)
+        return min(_rows(job.data, answers.source, answers.split)[0], answers.max_prompts or math.inf)
     try:
         rows = prompt_rows(answers.source, answers.split, "answers.source") if is_local(answers.source) else None
         return math.nan if rows is None else float(len(rows[: answers.max_prompts]))

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from pobench.errors import nearest
+
 MICRO_TOKENS = 2048  # of a micro-batch by default, and of evaluation when the setting says `auto`
 
 
@@ -65,12 +67,53 @@ class ModelConfig(_Strict):
     note: Annotated[str, RUNTIME] = ""  # a remark about these weights, printed in the report
 
 
+# pobench's names of columns, which `data.columns` may give to a file's own
+COLUMNS = tuple(
+    [
+        "prompt",
+        "chosen",
+        "rejected",
+        "system",
+        "history",
+        "input",
+        "instruction",
+        "label",
+        "completion",
+        "responses",
+        "scores",
+        "preference",
+        "output_1",
+        "output_2",
+        "score_chosen",
+        "score_rejected",
+        "status",
+        "id",
+    ]
+)
+
+
+def _column_names(value: Any) -> Any:
+    if unknown := [name for name in value if name not in COLUMNS] if isinstance(value, dict) else []:
+        raise ValueError(f"allowed: {', '.join(COLUMNS)}; got {unknown[0]!r}{nearest(str(unknown[0]), COLUMNS)}")
+    return value
+
+
+def _names(value: Any) -> Any:
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 class DataConfig(_Strict):
     """Preference pairs, and how they become tokens."""
 
     source: str  # local file, hub name, or `builtin:FILE`
+    subset: str | None = None  # the configuration of a hub data set
     split: str | None = None
     revision: str | None = None
+    # pobench's name of a column → the file's, dots lead into objects; texts of a list are joined: {prompt: [context, prompt]}
+    columns: Annotated[dict[str, str | list[str]], BeforeValidator(_column_names)] = {}
+    ignore: Annotated[
+        list[str], BeforeValidator(_names)
+    ] = []  # columns to leave out; scores too, which would find ties
     held_out: str | None = None  # a source of held-out pairs; None: split `source` by prompt
     held_out_split: str | None = None
     held_out_fraction: float = Field(0.1, gt=0, lt=1)  # used if held_out and held_out_split are None

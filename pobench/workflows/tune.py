@@ -38,7 +38,7 @@ from pobench.settings.faults import explain
 from pobench.settings.job import Job
 from pobench.settings.read import read_setting
 from pobench.settings.resolve import resolve, resolve_names, section_of
-from pobench.settings.schema import TuneConfig
+from pobench.settings.schema import DataConfig, TuneConfig
 from pobench.sources import fetch_rows
 from pobench.workflows.grid import Point, Space, points_of, search_spaces
 
@@ -290,9 +290,9 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
         reported["reported prompts"] = set(prompts)
     if own_heldout:
         split, key = data.held_out_split or data.split, "data.held_out" if data.held_out else "data.source"
-        pairs = read(_pair_keys, key, data.held_out or data.source, split, data.revision)
+        pairs = read(_pair_keys, key, data, data.held_out or data.source, split)
         reported["reported held-out pairs"] = set(pairs)
-    training = set(read(_pair_keys, "data.source", data.source, data.split, data.revision))
+    training = set(read(_pair_keys, "data.source", data, data.source, data.split))
     if about.prompts is not None:
         tuned_on = read(_prompt_keys, "tune.prompts", about.prompts, about.prompts_split, about.max_prompts)
         faults += _shared("tune.prompts", tuned_on, {**reported, "training pairs": training})
@@ -325,10 +325,11 @@ def _prompt_keys(key: str, source: str, split: str | None, most: int | None) -> 
     return [text_key(Message(m["role"], m["content"]) for m in row["messages"]) for row in rows]
 
 
-def _pair_keys(key: str, source: str, split: str | None, revision: str | None) -> list[str]:
+def _pair_keys(key: str, data: DataConfig, source: str, split: str | None) -> list[str]:
     """The keys of the prompts of preference rows."""
-    rows = fetch_rows(source, split=split, revision=revision, option=f"--set {key}=PATH")
-    return [text_key(preference.prompt) for preference in load_preferences(rows).preferences]
+    rows = fetch_rows(source, split=split, subset=data.subset, revision=data.revision, option=f"--set {key}=PATH")
+    found = load_preferences(rows, columns=data.columns, ignore=data.ignore)
+    return [text_key(preference.prompt) for preference in found.preferences]
 
 
 def describe_tuning(tuning: Tuning) -> dict[str, Any]:

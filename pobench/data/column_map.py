@@ -1,0 +1,140 @@
+"""Name the columns of a row anew (`data.columns`), leave columns out (`data.ignore`), and find those that nobody read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pobench.data.rows import Message
+from pobench.errors import PobenchError, nearest
+
+# Columns that change what an answer answers. A non-empty one that no shape reads is a fault.
+TEXTS_WITH_MEANING = frozenset(
+    ("prompt", "instruction", "question", "query", "input", "context", "contexts", "document", "passage")
+)
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+WITH_MEANING = TEXTS_WITH_MEANING.union(
+    ("history", "system", "system_prompt", "tools", "functions", "tool_calls", "function_call", *_MEDIA)
+)
+_ABSENT = object()
+
+
+class TrackedRow(dict[str, Any]):
+    """A row that remembers which of its columns were read."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__(row)
+        self.read = set[str]()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict; the column counts as read."""
+        self.read.add(name)
+        return super().get(name, default)
+
+    def unread(self) -> dict[str, Any]:
+        """The columns with content that were not read."""
+        return {name: value for name, value in self.items() if name not in self.read and not is_empty(value)}
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: null, blank text, or a list or object of nothing."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, Mapping):
+        return all(map(is_empty, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_empty, value))
+    return value is None
+
+
+def repeats(value: Any, text: str) -> bool:
+    """Whether every text of a cell stands in `text`, so that nothing is lost if the cell is not read."""
+    if isinstance(value, str):
+        return value.strip() in text
+    if isinstance(value, Mapping):
+        content = value.get("content", value.get("value", _ABSENT))
+        return content is not _ABSENT and repeats(content, text)
+    return isinstance(value, (list, tuple)) and all(repeats(part, text) for part in value)
+
+
+def map_columns(row: Mapping[str, Any], columns: Mapping[str, str | Sequence[str]], ignore: Iterable[str]) -> dict:
+    """The row with its columns named as pobench names them, without the ignored ones.
+
+    columns: pobench's name → the row's, with dots into objects; of a list the texts are joined by an empty line, and text in
+    front of messages goes into the last of the user's. What a dotted name leaves of its object stays, under dotted names.
+    A name that the row lacks gives no column.
+    """
+    left, new = dict(row), dict[str, Any]()
+    for name in ignore:
+        _take(left, name)
+    sources = {target: [source] if isinstance(source, str) else list(source) for target, source in columns.items()}
+    values = {name: _look(left, name) for names in sources.values() for name in names}
+    for name in values:
+        _take(left, name)
+    for target, names in sources.items():
+        found = [values[name] for name in names if values[name] is not _ABSENT]
+        if found and (len(names) == 1 or len(found) == len(names)):
+            new[target] = found[0] if len(found) == 1 else _joined(found)
+    for name in [n for n, value in left.items() if isinstance(value, Mapping) and any(f"{n}." in s for s in values)]:
+        left |= {f"{name}.{inner}": value for inner, value in left.pop(name).items()}
+    return left | new
+
+
+def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | Sequence[str]], source: str) -> None:
+    """Raises PobenchError for a name in `columns` that no row has."""
+    for target, names in columns.items():
+        for name in [names] if isinstance(names, str) else names:
+            if rows and all(_look(row, name) is _ABSENT for row in rows):
+                known = dict.fromkeys(key for row in rows[:100] for key in row)
+                raise PobenchError(
+                    f"{source}: data.columns.{target} names {name!r}, which no row has{nearest(name, known)} "
+                    f"Columns: {', '.join(map(repr, known))}"
+                )
+
+
+def _look(row: Any, name: str) -> Any:
+    if isinstance(row, Mapping) and name in row:
+        return row[name]
+    head, dot, rest = name.partition(".")
+    return _look(row[head], rest) if dot and isinstance(row, Mapping) and head in row else _ABSENT
+
+
+def _take(row: dict[str, Any], name: str) -> None:
+    """Remove a column, or what a dotted name means in a copy of its object."""
+    if name in row:
+        del row[name]
+        return
+    head, dot, rest = name.partition(".")
+    if dot and isinstance(row.get(head), Mapping):
+        row[head] = dict(row[head])
+        _take(row[head], rest)
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """Texts joined by an empty line; in front of messages, in the user's last one. Other values become a list."""
+    *front, last = [value for value in values if not is_empty(value)] or [""]
+    if not all(isinstance(value, str) for value in front):
+        return list(values)
+    if isinstance(last, str):
+        return "\n\n".join([*front, last])
+    if isinstance(last, list) and last and isinstance(last[-1], Mapping):
+        key = "content" if "content" in last[-1] else "value"
+        if isinstance(last[-1].get(key), str):
+            return [*last[:-1], {**last[-1], key: "\n\n".join([*front, last[-1][key]])}]
+    return list(values)
+
+
+def words_of(prompt: Sequence[Message], *answers: str) -> str:
+    """All text of a preference, to look into with `repeats`."""
+    return "\n".join([*(message.content for message in prompt), *answers])
+
+
+def shown(value: Any, width: int = 60) -> str:
+    """A cell, short enough for a message."""
+    text = json.dumps(value, ensure_ascii=True, default=str)
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,379 @@
+"""The layouts of public preference files, each with the few lines that read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pobench.data.column_map import is_empty
+from pobench.data.row_reader import PROMPTS, Answer, Draft, RowReader, number_or_none
+from pobench.data.rows import _short, shared_start
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A known layout of columns. needs: groups of names; a row must have one name of each group."""
+
+    name: str
+    needs: tuple[tuple[str, ...], ...]
+    example: str
+    read: Callable[[RowReader], Draft | None]
+
+    def missing(self, row: Mapping[str, Any]) -> list[str]:
+        """The first name of each group of which the row has none."""
+        return [group[0] for group in self.needs if not any(name in row for name in group)]
+
+
+def needs(*names: str) -> tuple[tuple[str, ...], ...]:
+    """Groups of one name each."""
+    return tuple((name,) for name in names)
+
+
+def _better(row: RowReader, prompt: str | None, first: str, second: str, choice: float | None) -> Draft | None:
+    """The pair of two columns. choice: above 0 the first is better, below 0 the second, 0 is a tie, None a fault."""
+    if choice is None:
+        return None
+    if choice == 0:
+        return row.tie()
+    names = (first, second) if choice > 0 else (second, first)
+    return row.pair([row.answer(name, row.row[name]) for name in names], row.prompt(prompt))
+
+
+def _index(row: RowReader, field: str) -> int | None:
+    """A column that holds 0 or 1."""
+    number = number_or_none(row.row[field])
+    return int(number) if number in (0, 1) else row.wrong(field, "neither 0 nor 1", row.row[field])
+
+
+# ---------------------------------------------------------------- two answers and a verdict
+def _read_pku(row: RowReader) -> Draft | None:
+    better = _index(row, "better_response_id")
+    return _better(row, None, "response_0", "response_1", None if better is None else 1 - 2 * better)
+
+
+def _read_shp(row: RowReader) -> Draft | None:
+    """`labels` 1: answer A got more votes."""
+    label = _index(row, "labels")
+    return _better(row, "history", "human_ref_A", "human_ref_B", None if label is None else 2 * label - 1)
+
+
+def _read_helpsteer2(row: RowReader) -> Draft | None:
+    """A negative strength: the first is better."""
+    return _better(row, None, "response_1", "response_2", _strength(row, "preference_strength"))
+
+
+def _read_helpsteer3(row: RowReader) -> Draft | None:
+    return _better(row, "context", "response1", "response2", _strength(row, "overall_preference"))
+
+
+def _strength(row: RowReader, field: str) -> float | None:
+    """HelpSteer's strength from -3 (the first is much better) to 3, with its sign turned."""
+    strength = number_or_none(row.row[field])
+    return (
+        -strength
+        if strength is not None and abs(strength) <= 3
+        else row.wrong(field, "not from -3 to 3", row.row[field])
+    )
+
+
+def _read_webgpt(row: RowReader) -> Draft | None:
+    """Scores in [-1, 1], of which one is the other's negative."""
+    scores = [row.number_of(name) for name in ("score_0", "score_1")]
+    question = row.row["question"]
+    text = question.get("full_text") if isinstance(question, Mapping) else question
+    if None in scores:
+        return None
+    row.prompt_field = "question"
+    prompt = row.turns("question", text)
+    if scores[0] == scores[1]:
+        return row.tie()
+    names = ("answer_0", "answer_1") if (scores[0] or 0) > (scores[1] or 0) else ("answer_1", "answer_0")
+    return row.pair([row.answer(name, row.row[name]) for name in names], prompt)
+
+
+def _winner(row: RowReader) -> float | None:
+    """1: model a won, -1: model b, 0: a tie of any kind."""
+    value = row.row["winner"]
+    word = str(value).strip().lower()
+    if word.startswith("tie") or word in ("both_bad", "bothbad", "both"):
+        return 0
+    sides = {"model_a": 1, "a": 1, "model_b": -1, "b": -1}
+    return sides[word] if word in sides else row.wrong("winner", "winner is neither model_a, model_b nor a tie", value)
+
+
+def _read_arena(row: RowReader) -> Draft | None:
+    """The last turn that both conversations share is the prompt's last."""
+    winner = _winner(row)
+    if winner == 0:
+        return row.tie()
+    names = ("conversation_a", "conversation_b") if (winner or 0) > 0 else ("conversation_b", "conversation_a")
+    talks = [talk for name in names if (talk := row.messages(name, row.row[name])) is not None]
+    if winner is None or len(talks) < 2:
+        return None
+    shared = shared_start(*talks)
+    while shared and talks[0][shared - 1].role != "user":
+        shared -= 1
+    ends = [talk[shared : shared + 1] for talk in talks]
+    if not shared or not all(end and end[0].role == "assistant" for end in ends):
+        return row.fault("conversation_b", "prompt differs between the two conversations", _short(talks[0][:1]))
+    if any(len(talk) > shared + 1 for talk in talks):
+        row.notes.append("turns behind the first different answer left out")
+    return row.pair([Answer((), end[0].content) for end in ends], talks[0][:shared])
+
+
+def _read_kaggle(row: RowReader) -> Draft | None:
+    """`prompt`, `response_a`, `response_b` hold lists of turns as JSON text, or plain text."""
+    if "winner" in row.row:
+        winner = _winner(row)
+    else:
+        votes = [_index(row, name) for name in ("winner_model_a", "winner_model_b")]
+        winner = None if None in votes else (votes[0] or 0) - (votes[1] or 0)
+    asked, first, second = _turn_lists([row.row[name] for name in ("prompt", "response_a", "response_b")])
+    if winner is None or winner == 0:
+        return row.tie() if winner == 0 else None
+    if not len(asked) == len(first) == len(second):
+        return row.fault("response_a", "not one answer for each question", f"{len(asked)}, {len(first)}, {len(second)}")
+    same = 0
+    while same < len(asked) - 1 and first[same] == second[same]:
+        same += 1
+    if same < len(asked) - 1:
+        row.notes.append("turns behind the first different answer left out")
+    turns = [
+        {"role": r, "content": t}
+        for pair in zip(asked[:same], first, strict=False)
+        for r, t in zip(("user", "assistant"), pair, strict=True)
+    ]
+    prompt = row.messages("prompt", [*turns, {"role": "user", "content": asked[same]}], "empty prompt")
+    answers = (("response_a", first[same]), ("response_b", second[same]))
+    return row.pair(
+        [Answer((), text) if (text := row.text(n, t)) else None for n, t in answers[:: int(winner)]], prompt
+    )
+
+
+def _turn_lists(cells: Sequence[Any]) -> list[list[Any]]:
+    """The turns of each cell: lists, lists written as JSON where all cells are, or else one text each."""
+    decoded = list[Any]()
+    for cell in cells:
+        try:
+            decoded.append(json.loads(cell) if isinstance(cell, str) else cell)
+        except (ValueError, RecursionError):
+            decoded.append(cell)
+    lists = all(isinstance(cell, (list, tuple)) and cell for cell in decoded)
+    return [list(cell) for cell in decoded] if lists else [[cell] for cell in cells]
+
+
+def _read_label_studio(row: RowReader) -> Draft | None:
+    """A task of Label Studio's pairwise template: `data` and the first annotation's `selected: left | right`."""
+    data, annotations = row.row["data"], row.row["annotations"]
+    results = (
+        [r for a in annotations if isinstance(a, Mapping) for r in a.get("result") or []]
+        if isinstance(annotations, list)
+        else []
+    )
+    chosen = [
+        r["value"].get("selected") for r in results if isinstance(r, Mapping) and isinstance(r.get("value"), Mapping)
+    ]
+    names = ("prompt", "answer1", "answer2")
+    if not isinstance(data, Mapping) or any(name not in data for name in names):
+        return row.fault("data", "without prompt, answer1, answer2", _short(data))
+    if not chosen or any(side not in ("left", "right") for side in chosen):
+        return row.fault("annotations", "selected is neither left nor right", _short(chosen))
+    if len(set(chosen)) > 1:
+        return row.tie()
+    sides = names[1:] if chosen[0] == "left" else names[:0:-1]
+    return row.pair([row.answer(f"data.{n}", data[n]) for n in sides], row.turns("data.prompt", data["prompt"]))
+
+
+# ---------------------------------------------------------------- better and worse under other names
+def _named(chosen: str, rejected: str) -> Callable[[RowReader], Draft | None]:
+    """Reads two columns that hold the better and the worse answer."""
+
+    def read(row: RowReader) -> Draft | None:
+        return row.pair([row.answer(chosen, row.row[chosen]), row.answer(rejected, row.row[rejected])], row.prompt())
+
+    return read
+
+
+def _read_openai(row: RowReader) -> Draft | None:
+    """OpenAI and Azure: the prompt is `input.messages`."""
+    given = row.row["input"]
+    if not isinstance(given, Mapping) or "messages" not in given:
+        return row.fault("input", "without messages", _short(given))
+    if not is_empty(given.get("tools")) and not {"tools", "input.tools"} & row.ignore:
+        return row.fault(
+            "input.tools",
+            "a column with meaning that is not read; data.ignore=[input.tools] leaves it out",
+            _short(given["tools"]),
+        )
+    prompt = row.turns("input.messages", given["messages"])
+    return row.pair([row.answer(name, row.row[name]) for name in ("preferred_output", "non_preferred_output")], prompt)
+
+
+def _read_swift(row: RowReader) -> Draft | None:
+    """ms-swift: the last turn of `messages` is the better answer."""
+    chosen = row.answer("messages", row.row["messages"])
+    name = next(n for n in ("rejected_response", "rejected_messages") if n in row.row)
+    rejected = row.answer(name, row.row[name])
+    return None if chosen is None else row.pair([chosen._replace(head=()), rejected], chosen.head)
+
+
+def _read_orca(row: RowReader) -> Draft | None:
+    """Argilla's Orca pairs: `input` is the prompt."""
+    return row.pair([row.answer(name, row.row[name]) for name in ("chosen", "rejected")], row.prompt("input"))
+
+
+# ---------------------------------------------------------------- ranked lists
+def _ranked(prompt: str, listed: str, text: str) -> Callable[[RowReader], Draft | None]:
+    """Reads a list of objects with `rank`, the best of which has the lowest: the best against the worst."""
+
+    def read(row: RowReader) -> Draft | None:
+        answers = row.row[listed]
+        if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(a, Mapping) for a in answers):
+            return row.wrong(listed, "not a list of two or more ranked answers", answers)
+        ranks = [number_or_none(answer.get("rank")) for answer in answers]
+        numbers = [rank for rank in ranks if rank is not None]
+        if len(numbers) < len(ranks):
+            return row.fault(listed, "rank is no number", _short([answer.get("rank") for answer in answers]))
+        if min(numbers) == max(numbers):
+            return row.tie()
+        places = (numbers.index(min(numbers)), numbers.index(max(numbers)))
+        return row.pair([row.answer(f"{listed}[{i}].{text}", answers[i].get(text)) for i in places], row.prompt(prompt))
+
+    return read
+
+
+# ---------------------------------------------------------------- one answer and a label
+def label_of(row: Mapping[str, Any]) -> bool | None:
+    """Whether an unpaired answer is good; None if its label says neither."""
+    value = next((row[name] for name in LABELS if name in row), None)
+    if (number := number_or_none(value)) is not None:
+        return {1.0: True, 0.0: False, -1.0: False}.get(number)
+    return {"true": True, "desirable": True, "false": False, "undesirable": False}.get(str(value).strip().lower())
+
+
+def _read_unpaired(row: RowReader) -> Draft | None:
+    """One answer, put on both sides; pairing later uses the label to choose the side."""
+    label = next(name for name in LABELS if name in row.row)
+    value = row.row[label]
+    if label_of(row.row) is None:
+        row.wrong(label, "label is neither true nor false (1 or 0, desirable or undesirable)", value)
+    name = next(n for n in ("completion", "messages", "conversations", "output") if n in row.row)
+    answer = row.answer(name, row.row[name])
+    if name in ("messages", "conversations"):
+        return None if answer is None else row.pair([answer, answer])
+    return row.pair([answer, answer], row.prompt())
+
+
+LABELS = ("label", "kto_tag")
+UNPAIRED = "unpaired"
+PUBLIC_SHAPES = (
+    Shape(
+        "OpenAI preferences",
+        needs("input", "preferred_output", "non_preferred_output"),
+        "input.messages, preferred_output, non_preferred_output",
+        _read_openai,
+    ),
+    Shape(
+        "ms-swift",
+        (("messages",), ("rejected_response", "rejected_messages")),
+        "messages, rejected_response",
+        _read_swift,
+    ),
+    Shape(
+        "PKU-SafeRLHF",
+        needs("prompt", "response_0", "response_1", "better_response_id"),
+        "prompt, response_0, response_1, better_response_id (0 or 1)",
+        _read_pku,
+    ),
+    Shape(
+        "SHP",
+        needs("history", "human_ref_A", "human_ref_B", "labels"),
+        "history, human_ref_A, human_ref_B, labels",
+        _read_shp,
+    ),
+    Shape(
+        "HelpSteer2",
+        needs("prompt", "response_1", "response_2", "preference_strength"),
+        "prompt, response_1, response_2, preference_strength (negative: the first is better)",
+        _read_helpsteer2,
+    ),
+    Shape(
+        "HelpSteer3",
+        needs("context", "response1", "response2", "overall_preference"),
+        "context, response1, response2, overall_preference (negative: the first is better)",
+        _read_helpsteer3,
+    ),
+    Shape(
+        "WebGPT",
+        needs("question", "answer_0", "answer_1", "score_0", "score_1"),
+        "question, answer_0, answer_1, score_0, score_1",
+        _read_webgpt,
+    ),
+    Shape(
+        "arena",
+        needs("conversation_a", "conversation_b", "winner"),
+        "conversation_a, conversation_b, winner",
+        _read_arena,
+    ),
+    Shape(
+        "arena of Kaggle",
+        (*needs("prompt", "response_a", "response_b"), ("winner_model_a", "winner"), ("winner_model_b", "winner")),
+        "prompt, response_a, response_b, winner_model_a, winner_model_b",
+        _read_kaggle,
+    ),
+    Shape(
+        "Nectar",
+        needs("prompt", "answers"),
+        "prompt, answers with answer and rank",
+        _ranked("prompt", "answers", "answer"),
+    ),
+    Shape(
+        "NeMo-RL",
+        needs("context", "completions"),
+        "context, completions with completion and rank",
+        _ranked("context", "completions", "completion"),
+    ),
+    Shape(
+        "NeMo-Aligner",
+        (PROMPTS, *needs("chosen_response", "rejected_response")),
+        "prompt, chosen_response, rejected_response",
+        _named("chosen_response", "rejected_response"),
+    ),
+    Shape(
+        "Stack Exchange pairs",
+        needs("question", "response_j", "response_k"),
+        "question, response_j (better), response_k",
+        _named("response_j", "response_k"),
+    ),
+    Shape(
+        "Label Studio",
+        needs("data", "annotations"),
+        "data with prompt, answer1, answer2; annotations with selected: left or right",
+        _read_label_studio,
+    ),
+    Shape(
+        "Orca pairs of Argilla",
+        needs("input", "chosen", "rejected", "system", "generations"),
+        "system, input, chosen, rejected, generations",
+        _read_orca,
+    ),
+)
+UNPAIRED_SHAPES = (
+    Shape(
+        UNPAIRED, (PROMPTS, ("completion",), ("label",)), "prompt, completion, label (true or false)", _read_unpaired
+    ),
+    Shape(
+        UNPAIRED,
+        (("messages", "conversations"), LABELS),
+        "messages, label or kto_tag (true or false)",
+        _read_unpaired,
+    ),
+    Shape(
+        UNPAIRED,
+        needs("instruction", "output", "kto_tag"),
+        "instruction, output, kto_tag (true or false)",
+        _read_unpaired,
+    ),
+)

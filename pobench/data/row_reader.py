@@ -1,0 +1,299 @@
+"""Read one row of preferences: its prompt, its answers, and the turns before them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pobench.data.column_map import TEXTS_WITH_MEANING, WITH_MEANING, TrackedRow, is_empty, repeats, shown, words_of
+from pobench.data.rows import Fault, Message, _kind, _short
+from pobench.data.turns import ROLES, markup_inside, split_turns
+
+TIE = "tie"
+PROMPTS = ("prompt", "instruction", "question", "conversations")
+_MESSAGES_AS_TEXT = re.compile(  # JSON or Python; an answer that is another list of objects stays text
+    r"\s*\[\s*\{\s*(?=.*['\"](content|value)['\"]\s*:)"
+    r"(?=.*['\"](role|from)['\"]\s*:\s*['\"](system|user|assistant|human|gpt|tool)['\"])",
+    re.DOTALL,
+)
+_READ_KEYS = {"role", "from", "content", "value"}
+
+
+class Draft(NamedTuple):
+    """A preference without id and row number."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+
+class Answer(NamedTuple):
+    """An answer as text. head: the conversation before it, where the field holds that too."""
+
+    head: tuple[Message, ...]
+    text: str
+
+
+class RowReader:
+    """Reads one row. Every method returns None after it has recorded a fault."""
+
+    def __init__(self, number: int, row: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
+        self.number, self.row, self.ignore = number, TrackedRow(row), frozenset(ignore)
+        self.faults, self.notes = list[Fault](), list[str]()
+        self.prompt_field = ""
+
+    def fault(self, field: str, problem: str, got: str = "") -> Any:
+        """Record a fault; return None, so that a method can return the call."""
+        self.faults.append(Fault(self.number, field, problem, got))
+
+    def wrong(self, field: str, problem: str, value: Any) -> Any:
+        """Record a fault that shows the value; a missing value is shown as "null"."""
+        if value is None:
+            return self.fault(field, "null")
+        return self.fault(field, problem, f"{_kind(value)} {_short(value)}")
+
+    def tie(self) -> Any:
+        """Note a tie; return None, so that a method can return the call."""
+        self.notes.append(TIE)
+        return None
+
+    def number_of(self, field: str) -> float | None:
+        """A column as a finite number; records a fault for anything else."""
+        number = number_or_none(self.row[field])
+        return self.wrong(field, "not a number", self.row[field]) if number is None else number
+
+    def text(self, field: str, value: Any, empty: str = "empty answer") -> str | None:
+        """A text that is not blank, valid UTF-8, and no chat messages written as text."""
+        if not isinstance(value, str):
+            return self.wrong(field, "not text", value)
+        if not value.strip():
+            return self.fault(field, empty, _short(value))
+        if _MESSAGES_AS_TEXT.match(value):
+            return self.fault(field, "chat messages written as text; store them as JSON", _short(value))
+        return value if self.is_utf8(field, value) else None
+
+    def is_utf8(self, field: str, value: str) -> bool:
+        """Whether the text can be encoded; records a fault if not."""
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            self.fault(field, "broken UTF-8", _short(value))
+            return False
+        return True
+
+    def messages(self, field: str, value: Any, empty: str = "empty answer") -> tuple[Message, ...] | None:
+        """Chat messages, one or a list, with the keys role/content or from/value; content may be a list of text parts."""
+        turns = [value] if isinstance(value, Mapping) else list(value)
+        if not turns:
+            return self.fault(field, empty, "[]")
+        before = len(self.faults)
+        found = [self.message(f"{field}[{i}]" if len(turns) > 1 else field, turn) for i, turn in enumerate(turns)]
+        return tuple(m for m in found if m is not None) if len(self.faults) == before else None
+
+    def message(self, place: str, turn: Any) -> Message | None:
+        """One chat message."""
+        if not isinstance(turn, Mapping) or not ("role" in turn or "from" in turn):
+            return self.fault(place, "not a message", f"{_kind(turn)} {_short(turn)}")
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        role = ROLES.get(role, role) if isinstance(role, str) else role
+        if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
+            parts = [part.get("text", part.get("value")) for part in content]
+            content = "".join(parts) if all(isinstance(part, str) for part in parts) else content
+        for name in (turn.keys() & WITH_MEANING) - _READ_KEYS - self.ignore:
+            if not is_empty(turn[name]):
+                return self.fault(
+                    place, f"a message with `{name}`, which is not read; {_way_out(name)}", shown(turn[name])
+                )
+        if role not in ("system", "user", "assistant"):
+            return self.fault(place, "unknown role", f"{_short(role)}; allowed system, user, assistant")
+        if role == "system" and isinstance(content, str):  # may be empty: some models expect an empty system message
+            return Message(role, content) if self.is_utf8(place, content) else None
+        text = self.text(place, content, "empty prompt" if role == "user" else "empty answer")
+        return None if text is None else Message(str(role), text)
+
+    def turns(self, field: str, value: Any) -> tuple[Message, ...] | None:
+        """The conversation in a field: messages, a transcript, templated text, or a text, which is one turn of the user."""
+        if isinstance(value, (list, tuple, Mapping)):
+            return self.messages(field, value, "empty prompt")
+        text = self.text(field, value, "empty prompt")
+        if text is None:
+            return None
+        split = split_turns(text)
+        if split is None and (name := markup_inside(text)):
+            return self.fault(
+                field, f"text of the chat template {name} inside a turn; store chat messages", _short(text)
+            )
+        if split is None:
+            return (Message("user", text),)
+        if split.template:
+            self.notes.append(f"chat template {split.template} taken off")
+        return split.turns
+
+    def prompt(self, name: str | None = None) -> tuple[Message, ...] | None:
+        """The conversation before the answer. name: its field, by default the first of `PROMPTS`; `input` is appended to
+        `instruction`."""
+        name = name or next(k for k in PROMPTS if k in self.row)
+        self.prompt_field, value = name, self.row[name]
+        extra = self.row.get("input") if name == "instruction" else None
+        turns = self.turns(name, value)
+        if turns and isinstance(extra, str) and extra.strip() and self.is_utf8("input", extra):
+            turns = (*turns[:-1], turns[-1]._replace(content=f"{turns[-1].content}\n\n{extra}"))
+        return turns
+
+    def before(self, prompt: tuple[Message, ...]) -> tuple[Message, ...] | None:
+        """The prompt behind the row's `history` and `system`, where it has them."""
+        if self.prompt_field != "history" and not is_empty(self.row.get("history")):
+            earlier = self.history(self.row["history"])
+            if earlier is None:
+                return None
+            own = prompt[:1] if prompt[0].role == "system" else ()
+            if _bare(prompt[len(own) : len(own) + len(earlier)]) != _bare(earlier):
+                prompt = (*own, *earlier, *prompt[len(own) :])
+        for name in ("system", "system_prompt"):
+            system = self.row.get(name)
+            if is_empty(system):
+                continue
+            if not isinstance(system, str):
+                return self.wrong(name, "not text", system)
+            if prompt[0].role == "system" and prompt[0].content.strip() != system.strip():
+                return self.fault(name, "another system message than the conversation's own", _short(system))
+            if self.is_utf8(name, system) and prompt[0].role != "system":
+                prompt = (Message("system", system), *prompt)
+        return prompt
+
+    def history(self, value: Any) -> tuple[Message, ...] | None:
+        """Earlier turns: messages, or a list of [question, answer]."""
+        if not isinstance(value, (list, tuple)):
+            fix = "no list of turns; data.columns.prompt=[history,prompt] puts it before the prompt as text"
+            return self.wrong("history", fix, value)
+        if all(isinstance(turn, (list, tuple)) and len(turn) == 2 for turn in value):
+            roles = ("user", "assistant")
+            value = [{"role": r, "content": t} for turn in value for r, t in zip(roles, turn, strict=True)]
+        return self.messages("history", value)
+
+    def answer(self, field: str, value: Any) -> Answer | None:
+        """The final assistant message and the messages before it; a plain text has none before it."""
+        if isinstance(value, (list, tuple, Mapping)):
+            turns = self.messages(field, value)
+        else:
+            text = self.text(field, value)
+            split = None if text is None else split_turns(text, keep_open=True)
+            if text is None or split is None:
+                return None if text is None else Answer((), text)
+            if split.template:
+                self.notes.append(f"chat template {split.template} taken off")
+            turns = split.turns
+        if turns is None:
+            return None
+        if turns[-1].role != "assistant":
+            return self.fault(field, "wrong role order", f"{_roles(turns)}; the last message must be the assistant's")
+        return None if self.text(field, turns[-1].content) is None else Answer(turns[:-1], turns[-1].content)
+
+    def pair(self, answers: Sequence[Answer | None], prompt: tuple[Message, ...] | None = ()) -> Draft | None:
+        """Two answers to one prompt. The prompt is in its own field, before each answer, or in both places; or the answers
+        hold further turns, which both share."""
+        chosen, rejected = answers
+        if chosen is None or rejected is None or prompt is None:
+            return None
+        heads = [answer.head for answer in (chosen, rejected) if answer.head]
+        if len(heads) == 2 and _bare(heads[0]) != _bare(heads[1]):
+            return self.fault("rejected", "prompt differs between chosen and rejected", _difference(*heads))
+        if heads and prompt:
+            further = heads[0][0].role == "assistant"
+            if further and len(heads) == 1:
+                return self.fault("rejected", "one answer has further turns, the other none", _roles(heads[0]))
+            joined = (*prompt, *heads[0]) if further else self._same(prompt, heads[0])
+            if joined is None:
+                return None
+            prompt = joined
+        elif heads:
+            prompt = heads[0]
+        if not prompt:
+            return self.no_prompt("answers without an earlier message")
+        whole = self.before(prompt)
+        return Draft(whole, chosen.text, rejected.text) if whole is not None and self.in_turn(whole) else None
+
+    def _same(self, prompt: tuple[Message, ...], head: tuple[Message, ...]) -> tuple[Message, ...] | None:
+        """The conversation before both answers, if it holds the prompt that stands in its own field."""
+        asked, inside = ([turn for turn in _bare(m) if turn[0] != "system"] for m in (prompt, head))
+        if asked != inside and not (len(asked) == 1 and asked[0] in inside):  # one of many: UltraFeedback's `prompt`
+            return self.fault("prompt", "prompt differs from the one inside the answers", _short(asked[-1][1]))
+        own_system = prompt[:1] if prompt[0].role == "system" != head[0].role else ()
+        return (*own_system, *head)
+
+    def no_prompt(self, got: str) -> Any:
+        """Record that the prompt is missing, and which column may be it."""
+        others = [n for n, v in self.row.unread().items() if n != "id" and may_be_prompt(v)]
+        if not others:
+            return self.fault("prompt", "missing field", got)
+        name = next((n for n in others if n in WITH_MEANING or n == "messages"), others[0])
+        return self.fault(
+            "prompt",
+            f"is `{name}` the prompt? Set data.columns.prompt={name}, or data.ignore={_listed(others)}",
+            shown(self.row[name]),
+        )
+
+    def in_turn(self, prompt: tuple[Message, ...]) -> bool:
+        """Whether the user speaks first and last, with at most one system message, at the start. The chat template checks
+        the rest."""
+        before = len(self.faults)
+        roles = [m.role for m in prompt[prompt[0].role == "system" :]]
+        if not (roles and roles[0] == roles[-1] == "user" and "system" not in roles):
+            self.fault("prompt", "wrong role order", f"{_roles(prompt)}; the user speaks first and last")
+        for i, message in enumerate(prompt):
+            if message.role != "system" and not message.content.strip():
+                self.fault(f"prompt[{i}]", "empty prompt", _short(message.content))
+        return len(self.faults) == before
+
+    def check_unread(self, draft: Draft) -> None:
+        """Record a fault for every column with meaning that nobody read and whose text stands nowhere in the preference."""
+        text = words_of(draft.prompt, draft.chosen, draft.rejected)
+        for name, value in self.row.unread().items():
+            if name.rpartition(".")[2] in WITH_MEANING and not repeats(value, text):
+                self.fault(name, f"a column with meaning that is not read; {_way_out(name)}", shown(value))
+
+
+def _way_out(name: str) -> str:
+    """What to set for a column that no shape reads."""
+    way = f"data.ignore=[{name}] leaves it out"
+    return (
+        f"data.columns.prompt=[{name},prompt] puts it before the prompt, {way}" if name in TEXTS_WITH_MEANING else way
+    )
+
+
+def may_be_prompt(value: Any) -> bool:
+    """Whether a cell is text or chat messages."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, Mapping) and bool(first.keys() & {"content", "value", "messages"})
+
+
+def number_or_none(value: Any) -> float | None:
+    """A finite number, also written as text; else None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "[" + ",".join(names) + "]"
+
+
+def _bare(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    return [(m.role, m.content.strip()) for m in messages]
+
+
+def _difference(first: Sequence[Message], second: Sequence[Message]) -> str:
+    for i, (a, b) in enumerate(zip(_bare(first), _bare(second), strict=False)):
+        if a != b:
+            return f"message {i}: {_short(a[1])} and {_short(b[1])}"
+    return f"{len(first)} and {len(second)} earlier messages"
+
+
+def _roles(messages: Iterable[Message]) -> str:
+    return ", ".join(m.role for m in messages) or "no message"

@@ -1,0 +1,197 @@
+"""Public layouts of preference files: each is read right, or refused with the fix named; none is read wrong in silence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pobench.data.rows import Found, preference_lines
+from pobench.data.shapes import recognise
+from pobench.errors import PobenchError
+
+ASK, GOOD, BAD = "Which planet is red?", "Mars is.", "Cheese is."
+USER = {"role": "user", "content": ASK}
+PLAIN = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
+
+
+def bot(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def found_in(*rows: dict[str, Any], **options: Any) -> Found:
+    return recognise(enumerate(rows, start=1), **options)
+
+
+READ: dict[str, dict[str, Any]] = {
+    "openai": {
+        "input": {"messages": [USER], "tools": []},
+        "preferred_output": [bot(GOOD)],
+        "non_preferred_output": [bot(BAD)],
+    },
+    "ms-swift": {"messages": [USER, bot(GOOD)], "rejected_response": BAD},
+    "pku": {"prompt": ASK, "response_0": BAD, "response_1": GOOD, "better_response_id": 1},
+    "shp": {"history": ASK, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1},
+    "shp, B": {"history": ASK, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": 0},
+    "helpsteer 2": {"prompt": ASK, "response_1": GOOD, "response_2": BAD, "preference_strength": -1},
+    "helpsteer 3": {"context": [USER], "response1": BAD, "response2": GOOD, "overall_preference": 3},
+    "webgpt": {"question": {"full_text": ASK}, "answer_0": BAD, "answer_1": GOOD, "score_0": -0.5, "score_1": 0.5},
+    "arena": {"winner": "model_b", "conversation_a": [USER, bot(BAD)], "conversation_b": [USER, bot(GOOD)]},
+    "kaggle": {
+        "prompt": json.dumps([ASK]),
+        "response_a": json.dumps([GOOD]),
+        "response_b": json.dumps([BAD]),
+        "winner_model_a": 1,
+        "winner_model_b": 0,
+        "winner_tie": 0,
+    },
+    "nectar": {
+        "prompt": f"\n\nHuman: {ASK}\n\nAssistant: ",
+        "answers": [{"answer": BAD, "rank": 2}, {"answer": GOOD, "rank": 1}],
+    },
+    "nemo-rl": {
+        "context": [USER],
+        "completions": [{"rank": 0, "completion": [bot(GOOD)]}, {"rank": 1, "completion": [bot(BAD)]}],
+    },
+    "nemo-aligner": {
+        "prompt": f"<extra_id_0>System\n\n<extra_id_1>User\n{ASK}\n<extra_id_1>Assistant\n",
+        "chosen_response": GOOD,
+        "rejected_response": BAD,
+    },
+    "stack exchange": {"question": ASK, "response_j": GOOD, "response_k": BAD},
+    "distilabel": {"instruction": ASK, "generations": [BAD, GOOD], "ratings": [1, 5]},
+    "argilla orca": {
+        "system": "",
+        "input": ASK,
+        "chosen": GOOD,
+        "rejected": BAD,
+        "generations": [GOOD, BAD],
+        "rating": [9, 2],
+    },
+    "label studio": {
+        "data": {"prompt": ASK, "answer1": BAD, "answer2": GOOD},
+        "annotations": [{"result": [{"type": "pairwise", "value": {"selected": "right"}}]}],
+    },
+    "parts with value": {**PLAIN, "prompt": [{"role": "user", "content": [{"type": "text", "value": ASK}]}]},
+    "one newline": {"chosen": f"Human: {ASK}\nAssistant: {GOOD}", "rejected": f"Human: {ASK}\nAssistant: {BAD}"},
+    "[INST]": {**PLAIN, "prompt": f"<s>[INST] {ASK} [/INST]"},
+    "chatml": {**PLAIN, "prompt": f"<|im_start|>user\n{ASK}<|im_end|>\n<|im_start|>assistant\n"},
+    "zephyr": {**PLAIN, "prompt": f"<|user|>\n{ASK}</s>\n<|assistant|>\n"},
+    "llama 3": {
+        "prompt": f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{ASK}<|eot_id|>",
+        "chosen": GOOD,
+        "rejected": BAD,
+    },
+    "ultrafeedback's 10 for 1": {
+        "instruction": ASK,
+        "completions": [
+            {"response": GOOD, "overall_score": 7.0, "fine-grained_score": 4.5},
+            {"response": BAD, "overall_score": 10.0, "fine-grained_score": 1.0},
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_the_better_answer_of_a_public_layout_is_chosen_behind_its_prompt(name: str) -> None:
+    found = found_in(READ[name])
+    assert found.faults == []
+    (pair,) = found.preferences
+    turns = [(m.role, m.content) for m in pair.prompt if m.content]
+    assert (turns, pair.chosen, pair.rejected) == ([("user", ASK)], GOOD, BAD)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**PLAIN, "score_chosen": 8, "score_rejected": 8.0},
+        {**READ["argilla orca"], "status": "tie"},
+        {**READ["argilla orca"], "rating": [9.0, 9.0]},
+        {**READ["arena"], "winner": "tie (bothbad)"},
+        {**READ["kaggle"], "winner_model_a": 0, "winner_tie": 1},
+        {**READ["helpsteer 2"], "preference_strength": 0},
+    ],
+)
+def test_a_tie_is_no_pair_and_is_counted(row: dict[str, Any]) -> None:
+    found = found_in(row, {**row})
+    assert (found.preferences, found.faults, found.notes) == ([], [], {"tie": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("row", "fix"),
+    [
+        ({"input": ASK, "chosen": f"Sure, {GOOD}", "rejected": f"Sure, {BAD}"}, "data.columns.prompt=input"),
+        ({"messages": [USER], "chosen": f"Sure, {GOOD}", "rejected": f"Sure, {BAD}"}, "data.columns.prompt=messages"),
+        ({**PLAIN, "context": "Mars and Venus."}, "data.columns.prompt=[context,prompt]"),
+        ({**PLAIN, "input": "Of these two."}, "data.columns.prompt=[input,prompt]"),
+        ({**PLAIN, "tools": [{"name": "atlas"}]}, "data.ignore=[tools]"),
+        ({**PLAIN, "images": ["p.jpg"]}, "data.ignore=[images]"),
+        ({**PLAIN, "chosen": [{**bot(GOOD), "tool_calls": [{"name": "f"}]}]}, "data.ignore=[tool_calls]"),
+        ({"instruction": ASK, "output": [GOOD, BAD], "generator": "m"}, "data.ignore=[generator]"),
+        ({**PLAIN, "history": "Earlier words."}, "data.columns.prompt=[history,prompt]"),
+    ],
+)
+def test_what_would_be_dropped_is_refused_with_the_fix(row: dict[str, Any], fix: str) -> None:
+    found = found_in(row)
+    assert found.preferences == [] and [fix in str(fault) for fault in found.faults] == [True]
+
+
+def test_mapped_columns_are_read_and_ignored_ones_are_not() -> None:
+    row = {
+        "ask": {"text": ASK},
+        "context": "Mars, Venus.",
+        "chosen": f"Sure, {GOOD}",
+        "rejected": f"Sure, {BAD}",
+        "images": ["p"],
+    }
+    (pair,) = found_in(row, columns={"prompt": ["context", "ask.text"]}, ignore=["images"]).preferences
+    assert (pair.prompt[0].content, pair.chosen) == (f"Mars, Venus.\n\n{ASK}", f"Sure, {GOOD}")
+    with pytest.raises(PobenchError, match=r"'inptu', which no row has; did you mean 'input'\?"):
+        found_in({"input": ASK, "chosen": GOOD, "rejected": BAD}, columns={"prompt": "inptu"})
+
+
+def test_columns_not_read_are_listed_and_empty_ones_are_not() -> None:
+    found = found_in({**PLAIN, "tools": [], "images": [None], "system": "", "source": "x", "note": " "})
+    assert (len(found.preferences), found.unread) == (1, {"source": 1})
+
+
+def test_history_becomes_earlier_turns_and_a_second_system_message_is_a_fault() -> None:
+    (pair,) = found_in({**PLAIN, "history": [["Hi", "Hello"]], "system": "Be kind."}).preferences
+    assert [m.role for m in pair.prompt] == ["system", "user", "assistant", "user"]
+    row = {**PLAIN, "prompt": [{"role": "system", "content": "Be rude."}, USER], "system": "Be kind."}
+    assert found_in(row).faults[0].problem == "another system message than the conversation's own"
+
+
+def test_further_turns_that_both_answers_share_belong_to_the_prompt() -> None:
+    more = [bot("Two are."), {"role": "user", "content": "Which?"}]
+    (pair,) = found_in({"prompt": [USER], "chosen": [*more, bot(GOOD)], "rejected": [*more, bot(BAD)]}).preferences
+    assert [m.content for m in pair.prompt] == [ASK, "Two are.", "Which?"] and pair.chosen == GOOD
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"), [(True, False), (1.0, 0.0), (1, -1), ("desirable", "undesirable"), ("1.0", "0")]
+)
+def test_labels_of_unpaired_rows_are_read_in_every_spelling(good: Any, bad: Any) -> None:
+    (pair,) = found_in(
+        {"messages": [USER, bot(BAD)], "kto_tag": bad}, {"messages": [USER, bot(GOOD)], "kto_tag": good}
+    ).preferences
+    assert (pair.chosen, pair.rejected) == (GOOD, BAD)
+
+
+def test_an_answer_that_is_json_is_an_answer() -> None:
+    (pair,) = found_in({**PLAIN, "chosen": '[{"value": 1}, {"value": 2}]'}).preferences
+    assert pair.chosen.startswith("[{")
+
+
+def test_one_odd_row_does_not_keep_a_repeated_prompt_in_the_others() -> None:
+    rows = [{"prompt": f"Why {i}?", "chosen": f"Why {i}? So.", "rejected": f"Why {i}? No."} for i in range(4)]
+    found = found_in(*rows, PLAIN)
+    assert {p.chosen for p in found.preferences} == {"So.", GOOD}
+    assert list(found.notes.values()) == [[1, 2, 3, 4], [5]]
+
+
+def test_converted_pairs_are_read_again_as_the_same_pairs() -> None:
+    found = found_in(*[{**row, "id": name} for name, row in READ.items()][:1], {**READ["openai"], "id": "b"})
+    again = found_in(*map(json.loads, preference_lines(found.preferences).splitlines()))
+    assert [p[:4] for p in again.preferences] == [p[:4] for p in found.preferences]
