@@ -68,7 +68,7 @@ class Audit:
     def of(
         cls,
         items: Sequence[TokenPair] | Sequence[Preference],
-        found: Found,
+        loaded: Found,
         faults: list[Fault],
         notes: dict[str, list[int]],
         unknown: int | None = None,
@@ -85,12 +85,12 @@ class Audit:
         unit = "characters" if as_text else "tokens"
         parts = {name: [getattr(item, name) for item in items] for name in lengths} if not as_text else {}
         shares = unknown_shares(parts, unknown)
-        return cls(found.rows, len(items), faults, notes, lengths, unit, found.source, found.shape, shares)
+        return cls(loaded.rows, len(items), faults, notes, lengths, unit, loaded.source, loaded.shape, shares)
 
     @classmethod
-    def of_file(cls, found: Found) -> Audit:
+    def of_file(cls, loaded: Found) -> Audit:
         """The audit of a file before tokenisation, with lengths in characters."""
-        return cls.of(found.preferences, found, found.faults, found.notes)
+        return cls.of(loaded.preferences, loaded, loaded.faults, loaded.notes)
 
     @property
     def chosen_longer(self) -> float:

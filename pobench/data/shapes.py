@@ -95,7 +95,7 @@ class _Reader:
         turns = [value] if isinstance(value, Mapping) else list(value)
         if not turns:
             return self.fault(field, empty, "[]")
-        found, before = list[Message](), len(self.faults)
+        messages, before = list[Message](), len(self.faults)
         for i, turn in enumerate(turns):
             place = f"{field}[{i}]" if len(turns) > 1 else field
             if not isinstance(turn, Mapping) or not ("role" in turn or "from" in turn):
@@ -111,10 +111,10 @@ class _Reader:
                 content, str
             ):  # may be empty: some models expect an empty system message
                 if self.is_utf8(place, content):
-                    found.append(Message(role, content))
+                    messages.append(Message(role, content))
             elif (text := self.text(place, content, "empty prompt" if role == "user" else "empty answer")) is not None:
-                found.append(Message(role, text))
-        return tuple(found) if len(self.faults) == before else None
+                messages.append(Message(role, text))
+        return tuple(messages) if len(self.faults) == before else None
 
     def prompt(self) -> tuple[Message, ...] | None:
         """The conversation before the answer, from the first field of `_PROMPTS`; `input` is appended to `instruction`."""
@@ -161,11 +161,11 @@ class _Reader:
         if len(heads) == 2 and _bare(heads[0]) != _bare(heads[1]):
             return self.fault("rejected", "prompt differs between chosen and rejected", _difference(*heads))
         if heads and prompt:
-            asked, inside = ([turn for turn in _bare(m) if turn[0] != "system"] for m in (prompt, heads[0]))
-            if asked != inside and not (
-                len(asked) == 1 and asked[0] in inside
+            turns, inside = ([turn for turn in _bare(m) if turn[0] != "system"] for m in (prompt, heads[0]))
+            if turns != inside and not (
+                len(turns) == 1 and turns[0] in inside
             ):  # one of many: UltraFeedback's `prompt`
-                return self.fault("prompt", "prompt differs from the one inside the answers", _short(asked[-1][1]))
+                return self.fault("prompt", "prompt differs from the one inside the answers", _short(turns[-1][1]))
         if heads:
             own_system = prompt[:1] if prompt and prompt[0].role == "system" != heads[0][0].role else ()
             prompt = (*own_system, *heads[0])
@@ -347,7 +347,7 @@ def recognise(rows: Iterable[Row], *, source: str = "rows", duplicates: Literal[
     if not numbered:
         raise PobenchError(f"{source}: no rows")
     shape = _shape_of_file(readable, faults, source)
-    found = Found([], faults, {}, len(numbered), shape.name, source)
+    loaded = Found([], faults, {}, len(numbered), shape.name, source)
     notes: defaultdict[str, list[int]] = defaultdict(list)
     fitting = []
     for number, row in readable:
@@ -382,7 +382,7 @@ def recognise(rows: Iterable[Row], *, source: str = "rows", duplicates: Literal[
     if shape.name == "unpaired" and drafts:
         drafts = _pair_up(drafts, labels, notes, source)
     faults.sort(key=lambda fault: fault.row)
-    return replace(found, preferences=_unique(drafts, notes, duplicates == "drop"), notes=dict(notes))
+    return replace(loaded, preferences=_unique(drafts, notes, duplicates == "drop"), notes=dict(notes))
 
 
 def _shape_of_file(rows: Sequence[tuple[int, Mapping[str, Any]]], faults: Sequence[Fault], source: str) -> Shape:
@@ -409,8 +409,8 @@ def _shape_of_file(rows: Sequence[tuple[int, Mapping[str, Any]]], faults: Sequen
 def _repeat_the_prompt(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether every answer in the file begins with its prompt; if so, the prompt is cut off the answers."""
     texts: list[list[Any]] = [[row.get(name) for name in ("prompt", "chosen", "rejected")] for row in rows]
-    whole = [row for row in texts if all(isinstance(text, str) and text.strip() for text in row)]
-    return bool(whole) and all(a.startswith(prompt) and b.startswith(prompt) for prompt, a, b in whole)
+    complete = [row for row in texts if all(isinstance(text, str) and text.strip() for text in row)]
+    return bool(complete) and all(a.startswith(prompt) and b.startswith(prompt) for prompt, a, b in complete)
 
 
 def _pair_up(
@@ -418,21 +418,21 @@ def _pair_up(
 ) -> list[_Numbered]:
     """Pair the first good answer to a prompt with the first bad one, the second with the second; note the rest."""
     sides: dict[tuple[Message, ...], tuple[list[_Numbered], list[_Numbered]]] = {}
-    for one, label in zip(drafts, labels, strict=True):
-        sides.setdefault(one.draft.prompt, ([], []))[0 if label else 1].append(one)
-    pairs, alone = [], []
+    for numbered, label in zip(drafts, labels, strict=True):
+        sides.setdefault(numbered.draft.prompt, ([], []))[0 if label else 1].append(numbered)
+    pairs, unpaired = [], []
     for good, bad in sides.values():
-        met = list(zip(good, bad, strict=False))
-        pairs += [_Numbered(g.row, None, g.draft._replace(rejected=b.draft.chosen)) for g, b in met]
-        alone += [one.row for one in good[len(met) :] + bad[len(met) :]]
+        matches = list(zip(good, bad, strict=False))
+        pairs += [_Numbered(g.row, None, g.draft._replace(rejected=b.draft.chosen)) for g, b in matches]
+        unpaired += [numbered.row for numbered in good[len(matches) :] + bad[len(matches) :]]
     if not pairs:
         raise PobenchError(
             f"{source}: {len(drafts)} unpaired rows (prompt, completion, label), and no prompt has both a good and a "
             "bad completion. Every loss here compares two answers to one prompt: add the other answers, or make pairs "
             "with `pobench data onpolicy`."
         )
-    if alone:
-        notes["unpaired row without a partner"] = sorted(alone)
+    if unpaired:
+        notes["unpaired row without a partner"] = sorted(unpaired)
     return sorted(pairs, key=lambda pair: pair.row)
 
 
@@ -442,7 +442,7 @@ def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], dro
     The id is the row's, or the first 16 hex digits of a hash of its text. A repeated id names a group: its pairs are
     `id#1`, `id#2`, … in row order.
     """
-    kept, seen = list[tuple[str, _Numbered]](), set[str]()
+    drafts_by_name, seen = list[tuple[str, _Numbered]](), set[str]()
     for numbered in drafts:
         row, own, draft = numbered
         content, swapped = _digest(draft), _digest(draft._replace(chosen=draft.rejected, rejected=draft.chosen))
@@ -453,11 +453,11 @@ def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], dro
         elif swapped in seen:
             notes["contradicts an earlier row"].append(row)
         seen.add(content)
-        kept.append((own or content[:16], numbered))
-    count = Counter(name for name, _ in kept)
+        drafts_by_name.append((own or content[:16], numbered))
+    count = Counter(name for name, _ in drafts_by_name)
     ids, place = {name for name in count if count[name] == 1}, Counter[str]()
     preferences = []
-    for name, (row, _, draft) in kept:
+    for name, (row, _, draft) in drafts_by_name:
         if count[name] > 1:
             group = name
             while (name := f"{group}#{place[group] + 1}") in ids:  # another row's own id
