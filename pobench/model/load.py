@@ -14,10 +14,10 @@ from pobench.settings.schema import AdapterConfig
 from pobench.sources import weights_fault
 
 
-def attention_of(folder: Path, wanted: str = "auto") -> str:
+def attention_of(folder: Path, attention: str = "auto") -> str:
     """The kind of attention to load the model in `folder` with. Soft-capped attention exists only as `eager`."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return ("eager" if config.get("attn_logit_softcapping") else "sdpa") if wanted in ("auto", "flex") else wanted
+    return ("eager" if config.get("attn_logit_softcapping") else "sdpa") if attention in ("auto", "flex") else attention
 
 
 def load_base(
