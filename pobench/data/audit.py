@@ -70,7 +70,7 @@ class Audit:
     def of(
         cls,
         items: Sequence[TokenPair] | Sequence[Preference],
-        found: Found,
+        loaded: Found,
         faults: list[Fault],
         notes: dict[str, list[int]],
         unknown: int | None = None,
@@ -92,9 +92,9 @@ class Audit:
         )
 
     @classmethod
-    def of_file(cls, found: Found) -> Audit:
+    def of_file(cls, loaded: Found) -> Audit:
         """The audit of a file before tokenisation, with lengths in characters."""
-        return cls.of(found.preferences, found, found.faults, found.notes)
+        return cls.of(loaded.preferences, loaded, loaded.faults, loaded.notes)
 
     @property
     def chosen_longer(self) -> float:

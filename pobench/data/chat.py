@@ -27,7 +27,7 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
-CHECKED = 32  # `Chat.check_asked` checks this many first rows of every run
+CHECKED = 32  # `Chat.check_prompt` checks this many first rows of every run
 
 SHIPPED_TEMPLATES = {"plain": PLAIN_TEMPLATE, "zephyr": ZEPHYR_TEMPLATE, "llama3": LLAMA3_TEMPLATE}
 
@@ -137,7 +137,7 @@ class Chat:
             border = whole.rindex(answer)
         except Exception as error:  # a template is a program: it may divide by zero
             raise PobenchError(f"the chat template cannot render one question and its answer: {error}") from error
-        before, tail = whole[:border], whole[border + len(answer) :]
+        before, tail = conversation[:border], conversation[border + len(answer) :]
         self.opening = prompt[len(before) :] if prompt.startswith(before) else ""
         self.lead = before[len(prompt) :] if before.startswith(prompt) else ""
         self.end, self.after, self.adds_end = self._turn_end(tail, special)
@@ -152,7 +152,7 @@ class Chat:
         taken = (tokenizer.bos_token_id, tokenizer.eos_token_id, self.end)
         self.unknown: int | None = None if tokenizer.unk_token_id in taken else tokenizer.unk_token_id
         # in ChatML the "beginning-of-text" token may start every turn, so a sequence may hold several
-        (ids,) = self.ids([whole])
+        (ids,) = self.ids([conversation])
         self.opens_turns = bos is not None and ids.count(bos) > 1
 
     @classmethod
@@ -180,8 +180,8 @@ class Chat:
         ).hexdigest()
 
     def _turn_end(self, tail: str, special: dict[str, int]) -> tuple[int, str, bool]:
-        if found := self.special.search(tail):
-            return special[found.group()], tail[found.end() :], False
+        if match := self.special.search(tail):
+            return special[match.group()], tail[match.end() :], False
         if self.tokenizer.eos_token_id is None:
             raise PobenchError("neither the chat template nor the tokenizer has an end-of-turn token")
         return self.tokenizer.eos_token_id, tail[len(tail.rstrip()) :], True
@@ -216,16 +216,16 @@ class Chat:
         row = preference.row
         written = [(f"prompt[{i}]", m.content, prompt) for i, m in enumerate(preference.prompt)]
         answers = [("chosen", preference.chosen, chosen), ("rejected", preference.rejected, rejected)]
-        for name, text, whole in (*written, *answers):
-            if found := self.special.search(text):
-                return Fault(row, name, "holds a special token of the tokenizer as text", repr(found.group()))
-            if text.strip() not in whole:
+        for name, text, rendered in (*written, *answers):
+            if match := self.special.search(text):
+                return Fault(row, name, "holds a special token of the tokenizer as text", repr(match.group()))
+            if text.strip() not in rendered:
                 return Fault(row, name, "the chat template drops or changes text", repr(text.strip()[:40]))
-        for whole in (chosen, rejected):
-            if self.behind(prompt, whole) is None:
-                at = shared_start(prompt, whole)
+        for rendered in (chosen, rejected):
+            if self.behind(prompt, rendered) is None:
+                at = shared_start(prompt, rendered)
                 got = (
-                    f"the generation prompt has {prompt[at : at + 40]!r}, a conversation {whole[at : at + 40]!r}; set "
+                    f"the generation prompt has {prompt[at : at + 40]!r}, a conversation {rendered[at : at + 40]!r}; set "
                     "model.template_arguments, or name another template with model.chat_template"
                 )
                 return Fault(
@@ -270,20 +270,24 @@ class Chat:
         and answer is split there, as in generation.
         """
         prompts = list(dict.fromkeys(prompt for prompt, _ in texts))
-        ids = self.ids([*prompts, *(whole for _, whole in texts)])
+        ids = self.ids([*prompts, *(conversation for _, conversation in texts)])
         of_prompt = dict(zip(prompts, ids, strict=False))
         end = (self.end,) if self.adds_end else ()
-        found: list[Answered | None] = []
-        for (prompt, whole), whole_ids in zip(texts, ids[len(prompts) :], strict=True):
-            asked = of_prompt[prompt]
-            merged = whole_ids[: len(asked)] != asked
-            answer = self._apart(asked, whole_ids, whole[len(prompt) :]) if merged else whole_ids[len(asked) :]
-            found.append(None if answer is None else Answered(asked, answer + end, merged))
-        return found
+        sequences: list[Answered | None] = []
+        for (prompt, conversation), conversation_ids in zip(texts, ids[len(prompts) :], strict=True):
+            prompt_tokens = of_prompt[prompt]
+            merged = conversation_ids[: len(prompt_tokens)] != prompt_tokens
+            answer = (
+                self._apart(prompt_tokens, conversation_ids, conversation[len(prompt) :])
+                if merged
+                else conversation_ids[len(prompt_tokens) :]
+            )
+            sequences.append(None if answer is None else Answered(prompt_tokens, answer + end, merged))
+        return sequences
 
-    def _apart(self, prompt: tuple[int, ...], whole: tuple[int, ...], answer: str) -> tuple[int, ...] | None:
-        """Ids of `answer` that, after those of `prompt`, spell the same text as `whole`; None if there are none."""
-        text = self._spelled(whole)
+    def _apart(self, prompt: tuple[int, ...], conversation: tuple[int, ...], answer: str) -> tuple[int, ...] | None:
+        """Ids of `answer` that, after those of `prompt`, spell the same text as `conversation`; None if there are none."""
+        text = self._spelled(conversation)
         anchor = self.tokenizer.convert_ids_to_tokens(
             self.end
         )  # some tokenizers add a space before the first word of a text
@@ -294,17 +298,17 @@ class Chat:
     def _spelled(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
-    def check_asked(self, where: str, asked: Sequence[int], trained: Sequence[int]) -> None:
+    def check_prompt(self, where: str, generated: Sequence[int], trained: Sequence[int]) -> None:
         """Raises PobenchError at the first token where the prompt in training differs from the prompt in generation.
 
-        where: the row, for the message. asked: ids in generation. trained: ids in training.
+        where: the row, for the message. generated: ids in generation. trained: ids in training.
         """
-        if tuple(asked) == tuple(trained):
+        if tuple(generated) == tuple(trained):
             return
-        at = shared_start(tuple(asked), tuple(trained))
-        sides = [repr(self._spelled(ids[at : at + 4])) if at < len(ids) else "nothing" for ids in (trained, asked)]
+        at = shared_start(tuple(generated), tuple(trained))
+        sides = [repr(self._spelled(ids[at : at + 4])) if at < len(ids) else "nothing" for ids in (trained, generated)]
         raise PobenchError(
-            f"{where}: the prompt in training differs from the prompt in generation: at token {at} of {len(asked)} "
+            f"{where}: the prompt in training differs from the prompt in generation: at token {at} of {len(generated)} "
             f"training has {sides[0]}, generation {sides[1]}. Does the chat template render the same conversation "
             "differently each time? Name another with model.chat_template, or set model.template_arguments"
         )
@@ -321,8 +325,8 @@ def _content(tokenizer: Any) -> str:
 
 def tokenizer_of(folder: Path, model: ModelConfig) -> Any:
     """The model's tokenizer, with the setting's chat template, system message and template arguments."""
-    given = chat_template(None, model.chat_template) if model.chat_template else None
-    tokenizer = load_tokenizer(folder, given, trust_remote_code=model.trust_remote_code)
+    template = chat_template(None, model.chat_template) if model.chat_template else None
+    tokenizer = load_tokenizer(folder, template, trust_remote_code=model.trust_remote_code)
     tokenizer.chat_template = with_values(chat_template(tokenizer), model.system_message, model.template_arguments)
     return tokenizer
 

@@ -105,22 +105,22 @@ def tokenise(
     while chunk := list(islice(remaining, 1024)):
         rendered: list[_Rendered] = []
         for number, row in chunk:
-            made = _rendered(chat, number, row)
-            if isinstance(made, Fault):
-                faults.append(made)
+            rendering = _rendered(chat, number, row)
+            if isinstance(rendering, Fault):
+                faults.append(rendering)
             else:
-                rendered.append(made)
-        for found in _sequences(chat, rendered):
-            if isinstance(found, Fault):
-                faults.append(found)
+                rendered.append(rendering)
+        for sequence in _sequences(chat, rendered):
+            if isinstance(sequence, Fault):
+                faults.append(sequence)
                 continue
-            if found.number <= rows[0][0] + CHECKED:
-                for prompt, (start, _) in zip(found.prompts, found.spans, strict=True):
-                    chat.check_asked(f"row {found.number}", chat.prompt_ids(prompt), found.ids[:start])
-            fitting = [s for s in found.spans if s[1] <= max_length]
-            turns, over_long = turns + len(fitting), over_long + len(found.spans) - len(fitting)
+            if sequence.number <= rows[0][0] + CHECKED:
+                for prompt, (start, _) in zip(sequence.prompts, sequence.spans, strict=True):
+                    chat.check_prompt(f"row {sequence.number}", chat.prompt_ids(prompt), sequence.ids[:start])
+            fitting = [s for s in sequence.spans if s[1] <= max_length]
+            turns, over_long = turns + len(fitting), over_long + len(sequence.spans) - len(fitting)
             if fitting:
-                groups.append(_group(found.ids, fitting))
+                groups.append(_group(sequence.ids, fitting))
     faults.sort(key=lambda fault: fault.row)
     if on_bad_row == "stop":
         refuse(faults, source=source, rows=len(rows), option="sft.on_bad_row")
@@ -147,9 +147,9 @@ def _rendered(chat: Chat, number: int, row: Any) -> _Rendered | Fault:
     for i, message in enumerate(messages):
         if i in answers and not message.content.strip():
             return Fault(number, f"messages[{i}]", "an assistant turn is empty", "")
-        if found := chat.special.search(message.content):
+        if match := chat.special.search(message.content):
             return Fault(
-                number, f"messages[{i}]", "holds a special token of the tokenizer as text", repr(found.group())
+                number, f"messages[{i}]", "holds a special token of the tokenizer as text", repr(match.group())
             )
     turns = []
     try:
@@ -168,30 +168,30 @@ def _rendered(chat: Chat, number: int, row: Any) -> _Rendered | Fault:
     except Exception as error:  # a template is a program; most raise TemplateError for roles that they do not support
         return Fault(number, "messages", "the chat template refuses the conversation", str(error)[:120])
     # A template may write earlier turns differently when more follow, or not end them; then each turn is a sequence.
-    whole_text = turns[-1][1]
-    together = all(whole_text.startswith(prompt) for prompt, _ in turns) and not chat.adds_end
+    conversation = turns[-1][1]
+    together = all(conversation.startswith(prompt) for prompt, _ in turns) and not chat.adds_end
     prompts = [messages[:i] for i in answers]
-    return _Rendered(number, tuple(turns), prompts, whole_text if together and len(turns) > 1 else None)
+    return _Rendered(number, tuple(turns), prompts, conversation if together and len(turns) > 1 else None)
 
 
 def _messages(number: int, row: Any) -> list[Message] | Fault:
     if not isinstance(row, Mapping):
         return Fault(number, "", "expected an object", repr(row)[:40])
     if row.get("messages") is not None:
-        given = row["messages"]
+        turns = row["messages"]
     elif "prompt" in row and "response" in row:
         before = [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
         if not isinstance(before, Sequence):
             return Fault(number, "prompt", "neither text nor messages", repr(before)[:40])
-        given = [*before, {"role": "assistant", "content": row["response"]}]
+        turns = [*before, {"role": "assistant", "content": row["response"]}]
     else:
         return Fault(
             number, "", "expected `messages`, or `prompt` and `response`", ", ".join(map(str, row)) or "nothing"
         )
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        return Fault(number, "messages", "no list of messages", repr(given)[:40])
+    if isinstance(turns, str) or not isinstance(turns, Sequence):
+        return Fault(number, "messages", "no list of messages", repr(turns)[:40])
     messages = []
-    for i, m in enumerate(given):
+    for i, m in enumerate(turns):
         role, content = (m.get("role"), m.get("content")) if isinstance(m, Mapping) else (None, None)
         if not (isinstance(role, str) and isinstance(content, str)):
             return Fault(number, f"messages[{i}]", "no `role` and `content` of text", repr(m)[:40])
@@ -210,8 +210,8 @@ class _Sequence(NamedTuple):
 
 def _sequences(chat: Chat, rendered: Sequence[_Rendered]) -> Iterator[_Sequence | Fault]:
     """One sequence per conversation if every turn follows its own prompt ids there; else one sequence per turn."""
-    whole = {r.number: r.whole for r in rendered if r.whole is not None}
-    ids = dict(zip(whole, chat.ids(list(whole.values())), strict=True))
+    texts = {r.number: r.whole for r in rendered if r.whole is not None}
+    ids = dict(zip(texts, chat.ids(list(texts.values())), strict=True))
     prompts = list(dict.fromkeys(prompt for r in rendered if r.whole is not None for prompt, _ in r.turns))
     of_prompt = dict(zip(prompts, chat.ids(prompts), strict=True))
     together = {
@@ -221,8 +221,8 @@ def _sequences(chat: Chat, rendered: Sequence[_Rendered]) -> Iterator[_Sequence 
         for r in rendered
         if r.whole is not None and all(_begins(ids[r.number], of_prompt[p]) for p, _ in r.turns)
     }
-    alone = [r for r in rendered if r.number not in together]
-    answered = iter(chat.answered([turn for r in alone for turn in r.turns]))
+    separate = [r for r in rendered if r.number not in together]
+    answered = iter(chat.answered([turn for r in separate for turn in r.turns]))
     for r in rendered:
         if r.number in together:
             yield together[r.number]

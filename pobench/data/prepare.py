@@ -66,10 +66,10 @@ def inspect_pairs(job: Job, rows: int | None = None) -> list[Inspected]:
 
     Raises PobenchError as `read_pairs` does.
     """
-    pairs, _, chat, found = _read(job, None, None)
+    pairs, _, chat, loaded = _read(job, None, None)
     data = job.data
     cut_to = data.max_prompt_length if data.truncation == "cut" else None
-    return inspected(pairs[:rows], found.preferences, chat, count_header=data.count_header, cut_to=cut_to)
+    return inspected(pairs[:rows], loaded.preferences, chat, count_header=data.count_header, cut_to=cut_to)
 
 
 def _model(job: Job) -> Path:
@@ -130,7 +130,7 @@ def _read(job: Job, source: str | None, split: str | None) -> _Read:
     chat = Chat.of(_model(job), model)
     found = load_preferences(_rows(job, source, split), columns=data.columns, ignore=data.ignore)
     pairs, audit = tokenize(
-        found,
+        loaded,
         chat,
         max_length=data.max_length,
         max_prompt_length=data.max_prompt_length,
@@ -138,12 +138,12 @@ def _read(job: Job, source: str | None, split: str | None) -> _Read:
         count_header=data.count_header,
         on_bad_row=data.on_bad_row,
     )
-    return _Read(pairs, audit, chat, found)
+    return _Read(pairs, audit, chat, loaded)
 
 
-def _text_keys(found: Found) -> dict[str, str]:
+def _text_keys(loaded: Found) -> dict[str, str]:
     """Pair id -> `text_key` of its prompt."""
-    return {p.id: text_key(p.prompt) for p in found.preferences}
+    return {p.id: text_key(p.prompt) for p in loaded.preferences}
 
 
 def prepare(job: Job) -> Prepared:
@@ -159,13 +159,13 @@ def prepare(job: Job) -> Prepared:
     heldout = read(data.held_out or data.source, data.held_out_split or data.split) if own_heldout else None
     if faults or got is None:
         raise PobenchError("\n".join(faults))
-    pairs, audit, _, found = got
-    prompts = _text_keys(found)
+    pairs, audit, _, loaded = got
+    prompts = _text_keys(loaded)
     frames = [audit.frame()]
     summary = [audit.text()]
     if heldout is not None:
-        held, held_audit, _, held_found = heldout
-        held_prompts = _text_keys(held_found)
+        held, held_audit, _, held_loaded = heldout
+        held_prompts = _text_keys(held_loaded)
         frames.append(held_audit.frame().assign(fault=lambda f: "held out: " + f.fault))
         summary.append(held_audit.text())
         seen = {held_prompts[p.id] for p in held}

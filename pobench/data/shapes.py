@@ -323,21 +323,21 @@ def _pair_up(
 ) -> list[_Numbered]:
     """Pair the first good answer to a prompt with the first bad one, the second with the second; note the rest."""
     sides: dict[tuple[Message, ...], tuple[list[_Numbered], list[_Numbered]]] = {}
-    for one, label in zip(drafts, labels, strict=True):
-        sides.setdefault(one.draft.prompt, ([], []))[0 if label else 1].append(one)
-    pairs, alone = [], []
+    for numbered, label in zip(drafts, labels, strict=True):
+        sides.setdefault(numbered.draft.prompt, ([], []))[0 if label else 1].append(numbered)
+    pairs, unpaired = [], []
     for good, bad in sides.values():
-        met = list(zip(good, bad, strict=False))
-        pairs += [_Numbered(g.row, None, g.draft._replace(rejected=b.draft.chosen)) for g, b in met]
-        alone += [one.row for one in good[len(met) :] + bad[len(met) :]]
+        matches = list(zip(good, bad, strict=False))
+        pairs += [_Numbered(g.row, None, g.draft._replace(rejected=b.draft.chosen)) for g, b in matches]
+        unpaired += [numbered.row for numbered in good[len(matches) :] + bad[len(matches) :]]
     if not pairs:
         raise PobenchError(
             f"{source}: {len(drafts)} unpaired rows (prompt, completion, label), and no prompt has both a good and a "
             "bad completion. Every loss here compares two answers to one prompt: add the other answers, or make pairs "
             "with `pobench data onpolicy`."
         )
-    if alone:
-        notes["unpaired row without a partner"] = sorted(alone)
+    if unpaired:
+        notes["unpaired row without a partner"] = sorted(unpaired)
     return sorted(pairs, key=lambda pair: pair.row)
 
 
@@ -347,7 +347,7 @@ def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], dro
     The id is the row's, or the first 16 hex digits of a hash of its text. A repeated id names a group: its pairs are
     `id#1`, `id#2`, … in row order.
     """
-    kept, seen = list[tuple[str, _Numbered]](), set[str]()
+    drafts_by_name, seen = list[tuple[str, _Numbered]](), set[str]()
     for numbered in drafts:
         row, own, draft = numbered
         content, swapped = _digest(draft), _digest(draft._replace(chosen=draft.rejected, rejected=draft.chosen))
@@ -358,11 +358,11 @@ def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], dro
         elif swapped in seen:
             notes["contradicts an earlier row"].append(row)
         seen.add(content)
-        kept.append((own or content[:16], numbered))
-    count = Counter(name for name, _ in kept)
+        drafts_by_name.append((own or content[:16], numbered))
+    count = Counter(name for name, _ in drafts_by_name)
     ids, place = {name for name in count if count[name] == 1}, Counter[str]()
     preferences = []
-    for name, (row, _, draft) in kept:
+    for name, (row, _, draft) in drafts_by_name:
         if count[name] > 1:
             group = name
             while (name := f"{group}#{place[group] + 1}") in ids:  # another row's own id

@@ -55,19 +55,19 @@ def tokenize(
 
     Raises PobenchError for bad rows, impossible lengths, or a missing chat template, if no pair is left, if 5 % or more of
     the tokens are unknown to the tokenizer, or if the prompt of one of the first pairs differs between training and
-    generation (`check_asked`).
+    generation (`check_prompt`).
     """
     if not 0 < max_prompt_length < max_length - 1:
         raise PobenchError(
             f"data.max_prompt_length is {max_prompt_length}, data.max_length {max_length}: a prompt needs at least one "
             "token, and at least two of the whole must be left for the response"
         )
-    found = preferences if isinstance(preferences, Found) else Found(list(preferences), rows=len(preferences))
+    loaded = preferences if isinstance(preferences, Found) else Found(list(preferences), rows=len(preferences))
     chat = tokenizer if isinstance(tokenizer, Chat) else Chat(tokenizer, template)
-    faults, notes = list(found.faults), {note: list(rows) for note, rows in found.notes.items()}
+    faults, notes = list(loaded.faults), {note: list(rows) for note, rows in loaded.notes.items()}
     pairs: list[TokenPair] = []
     first: list[Preference] = []
-    remaining = iter(found.preferences)
+    remaining = iter(loaded.preferences)
     while chunk := list(islice(remaining, 1024)):
         rendered = []
         for preference in chunk:
@@ -91,13 +91,13 @@ def tokenize(
             progress(len(chunk))
     faults.sort(key=lambda fault: fault.row)
     if on_bad_row == "stop":
-        refuse(faults, source=found.source, rows=found.rows)
-    audit = Audit.of(pairs, found, faults, notes, chat.unknown)
+        refuse(faults, source=loaded.source, rows=loaded.rows)
+    audit = Audit.of(pairs, loaded, faults, notes, chat.unknown)
     if not pairs:
-        raise PobenchError(f"{found.source}: no pair is left\n{audit.text()}")
-    refuse_unknown(found.source, audit.unknown)
+        raise PobenchError(f"{loaded.source}: no pair is left\n{audit.text()}")
+    refuse_unknown(loaded.source, audit.unknown)
     cut_to = max_prompt_length if truncation == "cut" else None
-    check_asked(inspected(pairs[:CHECKED], first, chat, count_header=count_header, cut_to=cut_to), chat)
+    check_prompt(inspected(pairs[:CHECKED], first, chat, count_header=count_header, cut_to=cut_to), chat)
     return pairs, audit
 
 
@@ -135,14 +135,14 @@ def _ids(chat: Chat, texts: Sequence[_Texts]) -> list[_Ids]:
     answered = iter(chat.answered([(t.prompt, answer) for t in texts for answer in (t.chosen, t.rejected)]))
     bare = list(dict.fromkeys(t.bare for t in texts if t.bare != t.prompt))
     of_bare = dict(zip(bare, chat.ids(bare), strict=True))
-    found = []
+    sequences = []
     for text in texts:
         chosen, rejected = next(answered), next(answered)
         border = 0 if chosen is None else len(chosen.prompt)
         if chosen is not None and text.bare in of_bare:
             border = shared_start(of_bare[text.bare], chosen.prompt)
-        found.append(_Ids(chosen, rejected, border))
-    return found
+        sequences.append(_Ids(chosen, rejected, border))
+    return sequences
 
 
 class _Made(NamedTuple):
@@ -165,8 +165,8 @@ def _cut(
         return _Made(
             None, [Fault(preference.row, name, "no tokens spell the answer after the prompt's tokens", "")], []
         )
-    asked, border = ids.chosen.prompt, ids.border
-    prompt, header = asked[:border], asked[border:]
+    prompt_ids, border = ids.chosen.prompt, ids.border
+    prompt, header = prompt_ids[:border], prompt_ids[border:]
     chosen, rejected = header + ids.chosen.answer, header + ids.rejected.answer
     row, notes = preference.row, [MERGED] if ids.chosen.merged or ids.rejected.merged else []
     if chat.opening.strip():
@@ -178,8 +178,8 @@ def _cut(
         for name, response in (("chosen", chosen), ("rejected", rejected))
         if response[-1:] != (chat.end,) or response.count(chat.end) != 1
     ]
-    wanted = 0 if chat.bos is None else 1
-    if not chat.opens_turns and chat.bos is not None and prompt.count(chat.bos) != wanted:
+    bos_count = 0 if chat.bos is None else 1
+    if not chat.opens_turns and chat.bos is not None and prompt.count(chat.bos) != bos_count:
         faults.append(Fault(row, "prompt", "not exactly one beginning-of-text token", str(prompt.count(chat.bos))))
     if chosen == rejected:
         faults.append(Fault(row, "rejected", "identical answers once tokenised", f"{len(chosen)} tokens"))
@@ -237,25 +237,27 @@ def inspected(
     cut_to: `max_prompt_length` if longer prompts were cut to their end, else None.
     """
     prompts = {preference.id: preference.prompt for preference in preferences}
-    found = []
+    inspections = []
     for pair in pairs:
-        asked = chat.prompt_ids(prompts[pair.id])
-        border = shared_start(chat.prompt_ids(prompts[pair.id], ask=False), asked) if count_header else len(asked)
+        prompt_ids = chat.prompt_ids(prompts[pair.id])
+        border = (
+            shared_start(chat.prompt_ids(prompts[pair.id], ask=False), prompt_ids) if count_header else len(prompt_ids)
+        )
         if cut_to is not None and border > cut_to:
-            kept = _kept(chat)
-            asked = asked[:kept] + asked[kept + border - cut_to :]
+            prefix = _kept(chat)
+            prompt_ids = prompt_ids[:prefix] + prompt_ids[prefix + border - cut_to :]
         chosen, rejected = pair.prompt + pair.chosen, pair.prompt + pair.rejected
-        at = len(asked)
+        at = len(prompt_ids)
         # If only one of the two sides starts with the generation prompt, show the other one: it has the fault.
-        prompt = chosen[:at] if rejected[:at] == asked else rejected[:at]
-        found.append(Inspected(pair.id, prompt, chosen[at:], rejected[at:], asked, len(pair.prompt)))
-    return found
+        prompt = chosen[:at] if rejected[:at] == prompt_ids else rejected[:at]
+        inspections.append(Inspected(pair.id, prompt, chosen[at:], rejected[at:], prompt_ids, len(pair.prompt)))
+    return inspections
 
 
-def check_asked(rows: Sequence[Inspected], chat: Chat) -> None:
+def check_prompt(rows: Sequence[Inspected], chat: Chat) -> None:
     """Raises PobenchError at the first pair whose prompt differs between training and generation."""
     for row in rows:
-        chat.check_asked(f"pair {row.id!r}", row.asked, row.prompt)
+        chat.check_prompt(f"pair {row.id!r}", row.asked, row.prompt)
 
 
 def _kept(chat: Chat) -> int:

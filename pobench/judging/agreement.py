@@ -43,10 +43,10 @@ def cases(path: Path | str, limit: int | None = None) -> list[Case]:
 
     Raises PobenchError that lists the bad rows.
     """
-    found = load_preferences(path)
-    refuse(found.faults, source=found.source, rows=found.rows)
+    loaded = load_preferences(path)
+    refuse(loaded.faults, source=loaded.source, rows=loaded.rows)
     subsets = {number: _subset(row) for number, row in read_rows(path) if isinstance(row, dict)}
-    chosen = sorted(found.preferences, key=lambda p: _draw(p, "limit"))[:limit] if limit else found.preferences
+    chosen = sorted(loaded.preferences, key=lambda p: _draw(p, "limit"))[:limit] if limit else loaded.preferences
     return [_case(p, subsets.get(p.row, "")) for p in sorted(chosen, key=lambda p: p.row)]
 
 
@@ -62,36 +62,36 @@ def _draw(p: Preference, what: str) -> int:
 
 def _subset(row: Mapping[str, Any]) -> str:
     meta = row.get("meta")
-    named = row.get("subset") or (meta.get("subset") if isinstance(meta, Mapping) else None)
-    return str(named or "")
+    subset = row.get("subset") or (meta.get("subset") if isinstance(meta, Mapping) else None)
+    return str(subset or "")
 
 
-def check(judge: Any, asked: Sequence[Case], *, data: str = "", progress: Progress | None = None) -> Scored:
+def check(judge: Any, pairs: Sequence[Case], *, data: str = "", progress: Progress | None = None) -> Scored:
     """Agreement of the judge with people on these pairs, and of the longer answer with people on the same pairs.
 
     Raises PobenchError for a judge that cannot compare two answers.
     """
     if not hasattr(judge, "judge"):
         raise PobenchError(f"judge {judge.name!r} grades single answers; agreement needs one that compares two")
-    comparisons = [case.comparison for case in asked]
+    comparisons = [case.comparison for case in pairs]
     verdicts = judge_many(judge, comparisons, progress)
-    right = np.array([c.right(v) for c, v in zip(asked, verdicts, strict=True)])
-    by_length = np.array([c.right(v) for c, v in zip(asked, Longer().judge_many(comparisons), strict=True)])
+    right = np.array([c.right(v) for c, v in zip(pairs, verdicts, strict=True)])
+    by_length = np.array([c.right(v) for c, v in zip(pairs, Longer().judge_many(comparisons), strict=True)])
     by_length[np.isnan(right)] = math.nan  # the same rows
-    prompts = np.array([c.prompt for c in asked])
+    prompts = np.array([c.prompt for c in pairs])
     flips, first = (_share([getattr(v, name) for v in verdicts], prompts) for name in ("flipped", "first"))
     over = stats.paired_difference(right, by_length, prompts, bounds=stats.SIGNED)
-    named = {"agreement": _share(right, prompts), "longer": _share(by_length, prompts)}
+    shares = {"agreement": _share(right, prompts), "longer": _share(by_length, prompts)}
     by_subset = {}
-    for subset in sorted({c.subset for c in asked} - {""}):
-        in_subset = np.array([c.subset == subset for c in asked])
+    for subset in sorted({c.subset for c in pairs} - {""}):
+        in_subset = np.array([c.subset == subset for c in pairs])
         by_subset[subset] = {
             "agreement": _share(right[in_subset], prompts[in_subset]),
             "longer": _share(by_length[in_subset], prompts[in_subset]),
         }
     lines = [
-        _percent("Agreement, %", named["agreement"]),
-        _percent("“The longer wins”, %", named["longer"], "no judge: a bias to measure one by"),
+        _percent("Agreement, %", shares["agreement"]),
+        _percent("“The longer wins”, %", shares["longer"], "no judge: a bias to measure one by"),
         Line("Above it, points", scaled(over, 100), "+.1f"),
         *(
             _percent(f"  {subset}", part["agreement"], f"the longer: {_plain(part['longer'])}")
@@ -102,16 +102,16 @@ def check(judge: Any, asked: Sequence[Case], *, data: str = "", progress: Progre
     ]
     blank = [v.error for v in verdicts if math.isnan(v.probability)]
     values = {
-        "pairs": len(asked),
+        "pairs": len(pairs),
         "dropped": len(blank),
-        **named,
+        **shares,
         "above_longer": over,
         "position_flips": flips,
         "first": first,
         "subsets": by_subset,
         "spent": vars(judge.client.spent) if hasattr(judge, "client") else None,
     }
-    return Scored("Agreement with people", data, judge.name, tuple(lines), values, _notes(judge, blank, len(asked)))
+    return Scored("Agreement with people", data, judge.name, tuple(lines), values, _notes(judge, blank, len(pairs)))
 
 
 def _notes(judge: Any, blank: Sequence[str], n: int) -> tuple[str, ...]:

@@ -205,9 +205,9 @@ class Client:
             tell = say or (lambda text: None)
             pool = ThreadPoolExecutor(min(self.concurrency, len(left)), thread_name_prefix="ask")
             try:
-                asked = {pool.submit(self._answer, key, request, tell): key for key, request in left.items()}
-                for future in as_completed(asked):
-                    key = asked[future]
+                futures = {pool.submit(self._answer, key, request, tell): key for key, request in left.items()}
+                for future in as_completed(futures):
+                    key = futures[future]
                     replies[key] = future.result()
                     done += times[key]
                     report(done, len(keys))
@@ -386,8 +386,8 @@ class Client:
     # -- the cache
 
     def _key(self, request: Request) -> str:
-        asked = {"model": self.model, "server": identity(self.base_url), **asdict(request)}
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        causes = {"model": self.model, "server": identity(self.base_url), **asdict(request)}
+        return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()
 
     def _file(self, key: str) -> Path:
         return self.cache / key[:2] / f"{key}.json"
@@ -399,9 +399,9 @@ class Client:
             return None
 
     def _store(self, key: str, reply: Reply) -> None:
-        kept = {k: v for k, v in asdict(reply).items() if k not in ("cached", "error")}
+        stored = {k: v for k, v in asdict(reply).items() if k not in ("cached", "error")}
         try:
-            write_text(self._file(key), json.dumps(kept, ensure_ascii=False) + "\n")
+            write_text(self._file(key), json.dumps(stored, ensure_ascii=False) + "\n")
         except OSError as error:
             raise PobenchError(
                 f"replies cannot be stored in {str(self.cache)!r} ({error.strerror}); make room, or set POBENCH_CACHE"

@@ -43,13 +43,13 @@ class LocalJudge(TwoOrders):
     @cached_property
     def letters(self) -> list[list[int]]:
         """Token ids of A and of B, each with and without a space before it."""
-        found = []
+        first_ids = []
         for letter in "AB":
             spelled = [self.chat.tokenizer(text, add_special_tokens=False).input_ids for text in (letter, f" {letter}")]
-            found.append(sorted({ids[0] for ids in spelled if len(ids) == 1}))
-        if not all(found):
+            first_ids.append(sorted({ids[0] for ids in spelled if len(ids) == 1}))
+        if not all(first_ids):
             raise PobenchError(f"judge model {self.name!r}: its tokenizer has no token for the letters A and B")
-        return found
+        return first_ids
 
     @torch.inference_mode()
     def read(self, shown: Sequence[Comparison], progress: Progress | None = None) -> list[Read]:

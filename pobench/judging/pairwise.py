@@ -179,6 +179,6 @@ _LETTER = re.compile(r"(?:(?:the )?(?:better )?(?:answer|verdict)(?: is)?\s*)?\b
 def from_text(reply: str) -> float:
     """1 for B, 0 for A, if the whole reply or its last line is just that letter; nan otherwise."""
     lines = [line for line in _THOUGHT.sub("", reply).splitlines() if line.strip()]
-    bare = re.sub(r"[*_`\"'“”().:\[\]{}!]", " ", lines[-1]).strip() if lines else ""
-    found = _LETTER.fullmatch(" ".join(bare.split()))
-    return math.nan if found is None else float(found[1].upper() == "B")
+    last_line = re.sub(r"[*_`\"'“”().:\[\]{}!]", " ", lines[-1]).strip() if lines else ""
+    match = _LETTER.fullmatch(" ".join(last_line.split()))
+    return math.nan if match is None else float(match[1].upper() == "B")

@@ -53,15 +53,15 @@ class Ranked(NamedTuple):
 
     def published(self) -> dict[str, Any]:
         """The row in the columns of the published on-policy data sets: both conversations, and all answers with scores."""
-        asked = messages(self.row["prompt"])
+        prompt = messages(self.row["prompt"])
         return {
             "id": self.row["id"],
             "prompt_id": self.row["id"],
-            "prompt": asked[-1]["content"],
+            "prompt": prompt[-1]["content"],
             "all_generated_responses": [answer.text for answer in self.answers],
             "all_rm_scores": [None if math.isnan(score) else score for score in self.scores],
-            "chosen": [*asked, {"role": "assistant", "content": self.chosen.text}],
-            "rejected": [*asked, {"role": "assistant", "content": self.rejected.text}],
+            "chosen": [*prompt, {"role": "assistant", "content": self.chosen.text}],
+            "rejected": [*prompt, {"role": "assistant", "content": self.rejected.text}],
         }
 
 
@@ -83,8 +83,8 @@ def best_against_worst(
         by_prompt[sample.id].append(sample)
     answers = [(row, sample) for row in rows for sample in by_prompt[row["id"]]]
     graded = grades(judge)
-    asked = answers if graded else [(row, sample) for row, sample in answers if _usable(sample)]
-    scored, counted = _scores(judge, asked, progress)
+    candidates = answers if graded else [(row, sample) for row, sample in answers if _usable(sample)]
+    scored, counted = _scores(judge, candidates, progress)
     counts: Counter[str] = Counter(
         {k: 0 for k in ("answers", "unfinished", "empty", "unscored", "identical", "tied", "pairs")}
     )
@@ -101,10 +101,10 @@ def best_against_worst(
             if _usable(sample):
                 counts["identical"] += sample.text.strip() in distinct
                 distinct.setdefault(sample.text.strip(), (score, sample))
-        found = _choose([one for one in distinct.values() if not math.isnan(one[0])])
-        counts["tied" if found is None else "pairs"] += 1
-        if found is not None:
-            pairs.append(Ranked(row, *found, tuple(own_answers), tuple(scores)))
+        extremes = _choose([scored_sample for scored_sample in distinct.values() if not math.isnan(scored_sample[0])])
+        counts["tied" if extremes is None else "pairs"] += 1
+        if extremes is not None:
+            pairs.append(Ranked(row, *extremes, tuple(own_answers), tuple(scores)))
     summary: dict[str, Any] = {"prompts": len(rows), **counts, **counted}
     return pairs, summary | (_means(rows, by_prompt, scored, pairs) if graded else {})
 
@@ -170,18 +170,22 @@ def _scores(judge: Any, answers: Asked, progress: Progress | None) -> tuple[dict
         return {sample: judge.score(row, sample.text, sample.finished) for row, sample in answers}, {}
     if not isinstance(judge, PairwiseJudge):
         raise PobenchError(f"judge {judge.name!r} neither scores an answer nor compares two, so it can rank none")
-    asked = comparisons(answers)
-    won: dict[tuple[str, str], list[float]] = {(id, text.strip()): [] for id, two in asked for text in (two.a, two.b)}
-    for (id, two), verdict in zip(asked, judge_many(judge, [c for _, c in asked], progress), strict=True):
+    comparisons_by_id = comparisons(answers)
+    won: dict[tuple[str, str], list[float]] = {
+        (id, text.strip()): [] for id, two in comparisons_by_id for text in (two.a, two.b)
+    }
+    for (id, two), verdict in zip(
+        comparisons_by_id, judge_many(judge, [c for _, c in comparisons_by_id], progress), strict=True
+    ):
         if not math.isnan(verdict.probability):
             won[id, two.b.strip()].append(verdict.probability)
             won[id, two.a.strip()].append(1 - verdict.probability)
-    unread = len(asked) - sum(map(len, won.values())) // 2
+    unread = len(comparisons_by_id) - sum(map(len, won.values())) // 2
     keys = {sample: (sample.id, sample.text.strip()) for _, sample in answers}
     scores = {
         sample: _share(won[key]) for sample, key in keys.items() if key in won
     }  # an only answer has no comparison
-    return scores, {"comparisons": len(asked), "unread": unread}
+    return scores, {"comparisons": len(comparisons_by_id), "unread": unread}
 
 
 def _share(wins: Sequence[float]) -> float:

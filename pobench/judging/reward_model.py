@@ -81,14 +81,14 @@ class RewardModel:
     def rewards(self, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None) -> list[float]:
         """The raw reward of each (prompt, answer), in order: `score` for many answers at once."""
         rows = [self._tokens(prompt, text) for prompt, text in answers]
-        found = [math.nan] * len(rows)
+        values = [math.nan] * len(rows)
         for places in batches(rows, self.batch_size, longest(self.model), progress):
             rewards = self._batch([rows[i] for i in places])
             if not self._trusted and len(places) > 1:
                 self._trusted = self._check_batch([rows[i] for i in places], rewards)
             for i, reward in zip(places, rewards, strict=True):
-                found[i] = reward
-        return found
+                values[i] = reward
+        return values
 
     def _batch(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
         """The rewards of one batch, padded on the right: a token then has the position that it has alone, and no token of a

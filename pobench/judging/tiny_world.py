@@ -133,7 +133,7 @@ def demands(check: Mapping[str, Any], answer: Answer) -> dict[str, bool]:
 
 def check_faults(check: Mapping[str, Any]) -> list[str]:
     """The faults of a `check`, one plain sentence each; empty if it is valid."""
-    groups = {group for named in TOPICS.values() for group in named}
+    groups = {group for topic_groups in TOPICS.values() for group in topic_groups}
     allowed: dict[str, Any] = {
         "topic": TOPICS, "without": groups, "only": groups, "order": ORDERS, "style": STYLES,
         "first": TOPIC_OF, "last": TOPIC_OF,

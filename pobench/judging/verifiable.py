@@ -151,9 +151,9 @@ def between_words(text: str, low: int, high: int) -> bool:
 @_check()
 def exact_sentences(text: str, n: int) -> bool:
     """n sentences of at least three words, the last one with a closing mark, and no list."""
-    found = sentences(text)
+    parts = sentences(text)
     closed = re.search(r"[.!?]\)?$", _bare(text)) is not None
-    return len(found) == n and closed and all(len(words(s)) >= 3 for s in found) and not _items(text)
+    return len(parts) == n and closed and all(len(words(s)) >= 3 for s in parts) and not _items(text)
 
 
 @_check()
@@ -204,10 +204,10 @@ def comma_list(text: str, n: int) -> bool:
 @_check()
 def labelled_lines(text: str, labels: Sequence[str]) -> bool:
     """One line for each label, in order, `Label: some words`, and nothing else."""
-    found = lines(text)
-    return len(found) == len(labels) and all(
+    text_lines = lines(text)
+    return len(text_lines) == len(labels) and all(
         re.match(rf"{_phrase(label)}:\s+\S", line, re.IGNORECASE) and len(words(line)) >= 3
-        for line, label in zip(found, labels, strict=True)
+        for line, label in zip(text_lines, labels, strict=True)
     )
 
 
@@ -333,11 +333,11 @@ def word_times(text: str, word: str, n: int) -> bool:
 def says_something(text: str, least: int = 5) -> bool:
     """Whether the text has at least `least` distinct words with a letter and does not repeat itself; see the module's
     docstring."""
-    spoken = [w.casefold() for w in words(text)]
-    distinct = set(spoken)
-    if len(distinct) < 0.4 * len(spoken) or sum(any(c.isalpha() for c in w) for w in distinct) < max(least, 1):
+    lowered = [w.casefold() for w in words(text)]
+    distinct = set(lowered)
+    if len(distinct) < 0.4 * len(lowered) or sum(any(c.isalpha() for c in w) for w in distinct) < max(least, 1):
         return False
-    if any(a == b == c for a, b, c in zip(spoken, spoken[1:], spoken[2:], strict=False)):
+    if any(a == b == c for a, b, c in zip(lowered, lowered[1:], lowered[2:], strict=False)):
         return False
     long_lines = [_bare(s) for s in sentences(text) if len(words(s)) >= 4]
     return len(set(long_lines)) == len(long_lines)

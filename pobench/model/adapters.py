@@ -28,20 +28,20 @@ def missing(config: AdapterConfig | None) -> list[str]:
     """What this machine lacks for this adapter, one line each."""
     if config is None:
         return []
-    lacking = []
+    faults = []
     if importlib.util.find_spec("peft") is None:
-        lacking.append("train.adapter: peft is not installed; pip install 'pobench[peft]'")
+        faults.append("train.adapter: peft is not installed; pip install 'pobench[peft]'")
     if config.quantize != "none":
         if importlib.util.find_spec("bitsandbytes") is None:
-            lacking.append(
+            faults.append(
                 f"train.adapter.quantize: {config.quantize}: bitsandbytes is not installed; pip install 'pobench[qlora]'"
             )
         if not torch.cuda.is_available():
-            lacking.append(
+            faults.append(
                 f"train.adapter.quantize: {config.quantize} needs a GPU, and there is none; without it: "
                 "--set train.adapter.quantize=none --set train.adapter.base_precision=bf16"
             )
-    return lacking
+    return faults
 
 
 def attach(model: Any, config: AdapterConfig, seed: int) -> Any:

@@ -29,7 +29,7 @@ def plain_logps(model: Any, group: Group) -> Tensor:
     return torch.stack(sums)
 
 
-def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = "auto") -> tuple[str, str]:
+def choose_layout(policy: ResponseLogps, groups: Sequence[Group], layout: str = "auto") -> tuple[str, str]:
     """(layout name, reason). `auto` takes the shared prefix if its sums on the first groups equal those of the untouched model,
     one sequence at a time. A model whose attention ignores a custom mask gets the padded layout.
 
@@ -41,7 +41,7 @@ def choose_layout(policy: ResponseLogps, groups: Sequence[Group], wanted: str = 
     """
     proof = _Proof(policy, groups[:2])
     attention, exchanged = policy.attention, policy.has_exchanged_layers
-    for name in ("shared_prefix", "padded") if wanted == "auto" else (wanted,):
+    for name in ("shared_prefix", "padded") if layout == "auto" else (layout,):
         for way in _ways(policy, name, attention, exchanged):
             if why := proof.of(name, way):
                 return name, "; ".join([why, *proof.faults])

@@ -26,17 +26,17 @@ BLOCK = 128  # tokens; FlexAttention's own block, so a row is as wide as a multi
 _NAMES = {base: f"flex_over_{base}" for base in ("sdpa", "eager")}
 
 
-def use_flex(model: Any, wanted: str = "auto", device: torch.device | None = None) -> None:
-    """Let `model` take block masks if `wanted` is "flex", or if it is "auto" and `device` (None: the model's own) is a GPU.
+def use_flex(model: Any, attention: str = "auto", device: torch.device | None = None) -> None:
+    """Let `model` take block masks if `attention` is "flex", or if it is "auto" and `device` (None: the model's own) is a GPU.
 
-    Raises PobenchError if "flex" is wanted and this model or device does not support it.
+    Raises PobenchError if `attention` is "flex" and this model or device does not support it.
     """
     able = can_change(model)
     on_gpu = (device or model.device).type == "cuda"
-    if wanted == "flex" and not (able and on_gpu):
+    if attention == "flex" and not (able and on_gpu):
         reason = "this model's attention cannot be exchanged" if on_gpu else "FlexAttention has no gradient on a CPU"
         raise PobenchError(f"model.attention: flex: {reason}; allowed here: auto, sdpa, eager")
-    if able and on_gpu and wanted in ("auto", "flex"):
+    if able and on_gpu and attention in ("auto", "flex"):
         use_blocks(model)
 
 

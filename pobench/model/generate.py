@@ -125,29 +125,31 @@ def generate_batches(
     """
     if batch_size < 1:
         raise PobenchError(f"answers cannot be generated:\n  batch_size: {batch_size}; at least 1")
-    wanted = sorted(
+    requests = sorted(
         ((p, s) for p in range(len(prompts)) for s in range(decoding.samples)), key=lambda a: (len(prompts[a[0]]), a)
     )
-    batches = _batches(wanted, [len(prompts[p]) for p, _ in wanted], batch_size)
+    batches = _batches(requests, [len(prompts[p]) for p, _ in requests], batch_size)
     left = [batch for batch in batches[share[0] :: share[1]] if not all(skip(*a) for a in batch)]
     if not left:
         return
     stops = stop_tokens(model, chat)
     with _decoder(model, stops, decoding) as decode:
         for batch in left:
-            spoken = decode([prompts[p] for p, _ in batch], [s for _, s in batch])
-            answers = (_answer(chat.tokenizer, p, s, ids, stops) for (p, s), ids in zip(batch, spoken, strict=True))
+            responses = decode([prompts[p] for p, _ in batch], [s for _, s in batch])
+            answers = (_answer(chat.tokenizer, p, s, ids, stops) for (p, s), ids in zip(batch, responses, strict=True))
             yield [answer for answer in answers if not skip(answer.prompt, answer.sample)]
 
 
-def _batches(wanted: Sequence[tuple[int, int]], lengths: Sequence[int], batch_size: int) -> list[list[tuple[int, int]]]:
+def _batches(
+    requests: Sequence[tuple[int, int]], lengths: Sequence[int], batch_size: int
+) -> list[list[tuple[int, int]]]:
     """Cut the (prompt, sample) pairs, shortest prompt first, into batches of at most `batch_size` rows and `MOST_TOKENS`
     tokens, pads included. A longer prompt gets its own batch."""
     batches: list[list[tuple[int, int]]] = []
-    for answer, longest in zip(wanted, lengths, strict=True):
+    for request, longest in zip(requests, lengths, strict=True):
         if not batches or len(batches[-1]) == batch_size or (len(batches[-1]) + 1) * longest > MOST_TOKENS:
             batches.append([])
-        batches[-1].append(answer)
+        batches[-1].append(request)
     return batches
 
 
@@ -257,11 +259,11 @@ def _decoder(model: Any, stops: Sequence[int], decoding: Decoding) -> Iterator[D
 
     def decode(rows: Sequence[Sequence[int]], samples: Sequence[int]) -> list[list[int]]:
         room = _rows_at_once(model, max(map(len, rows)), decoding.max_new_tokens, free) or len(rows)
-        spoken: list[list[int]] = []
+        responses: list[list[int]] = []
         for start in range(0, len(rows), room):
             part = slice(start, start + room)
-            spoken += _decode(model, rows[part], samples[part], stops, decoding)
-        return spoken
+            responses += _decode(model, rows[part], samples[part], stops, decoding)
+        return responses
 
     try:
         yield decode
@@ -294,7 +296,7 @@ def _decode(
     last = torch.tensor([-1], device=device)
     alive = torch.arange(len(rows), device=device)  # which row of the input each row of the batch is
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    spoken = torch.full((len(rows), count), -1, device=device)
+    responses = torch.full((len(rows), count), -1, device=device)
     for step in range(count):
         logits = model(
             input_ids=ids,
@@ -308,7 +310,7 @@ def _decode(
             token = logits.argmax(-1)
         else:
             token = pick(logits, decoding.temperature, decoding.top_p, uniform[alive, step])
-        spoken[alive[~ended], step] = token[~ended]
+        responses[alive[~ended], step] = token[~ended]
         ended |= torch.isin(token, ends)
         left = int((~ended).sum())
         if left == 0:
@@ -321,7 +323,7 @@ def _decode(
         ids = token[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
         position = position[:, -1:] + 1
-    return [[t for t in row if t >= 0] for row in spoken.tolist()]
+    return [[t for t in row if t >= 0] for row in responses.tolist()]
 
 
 def _cache(config: Any, tokens: int, static: bool) -> Any:

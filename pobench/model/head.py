@@ -99,7 +99,7 @@ class _TiledHead(torch.autograd.Function):
         narrow, own = hidden.to(head.dtype), head.own(hidden, weight, target)
         expected = torch.zeros_like(hidden, dtype=head.sums) if want_hidden and not any(want_head) else None
         room = head.room if any(want_head) and head.softcap is None else 0
-        kept: list[Tensor] = []
+        softmax_parts: list[Tensor] = []
         chosen = hidden.new_zeros(len(target), dtype=torch.float32)
         logsumexp = torch.full_like(chosen, -math.inf)
         for tile in head.tiles(target):
@@ -111,14 +111,14 @@ class _TiledHead(torch.autograd.Function):
             before, logsumexp = logsumexp, torch.logaddexp(logsumexp, peak + mass.sum(1).log())
             room -= mass.numel() * head.dtype.itemsize
             if room >= 0:
-                kept += [mass.to(head.dtype), peak]
+                softmax_parts += [mass.to(head.dtype), peak]
             if expected is not None:  # softmax(z) @ weight, of the tiles so far
                 mass *= (peak - logsumexp).exp()[:, None]
                 mass = mass if steep is None else mass * steep
                 expected *= (before - logsumexp).exp()[:, None]
                 add_products(expected, mass.to(head.dtype), head.product_weight[tile.entries])
         if expected is None:
-            ctx.save_for_backward(hidden, weight, bias, target, own, logsumexp, *kept)
+            ctx.save_for_backward(hidden, weight, bias, target, own, logsumexp, *softmax_parts)
         else:
             at_target = weight.index_select(0, target).to(head.sums)
             if head.softcap is not None:
@@ -133,7 +133,7 @@ class _TiledHead(torch.autograd.Function):
         if not (want_weight or want_bias):
             (slope,) = ctx.saved_tensors
             return (slope * grad[:, None]).to(slope.dtype), None, None, None, None
-        hidden, weight, bias, target, own, logsumexp, *kept = ctx.saved_tensors
+        hidden, weight, bias, target, own, logsumexp, *softmax_parts = ctx.saved_tensors
         head: _Head = ctx.head
         narrow = hidden.to(head.dtype)
         grad_hidden = torch.zeros_like(hidden, dtype=head.sums) if want_hidden else None
@@ -143,8 +143,8 @@ class _TiledHead(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if want_bias and bias is not None else None
         for turn, tile in enumerate(head.tiles(target)):
             # grad · d logp / d(scaled logits before the cap) = grad · (onehot - softmax)
-            if 2 * turn < len(kept):
-                mass, peak = kept[2 * turn : 2 * turn + 2]
+            if 2 * turn < len(softmax_parts):
+                mass, peak = softmax_parts[2 * turn : 2 * turn + 2]
                 g = mass * ((peak - logsumexp).exp() * -grad)[:, None]
                 tile.add(grad, g)
             else:
@@ -173,5 +173,5 @@ class _TiledHead(torch.autograd.Function):
 
 def tile_for(positions: int, device: str) -> int:
     """Vocabulary entries per tile of the head: a power of two, so that tiles recur."""
-    wanted = TILE_LOGITS.get(device, TILE_LOGITS["cpu"]) // max(1, positions)
-    return max(LEAST_TILE, 1 << max(0, wanted.bit_length() - 1))
+    entries = TILE_LOGITS.get(device, TILE_LOGITS["cpu"]) // max(1, positions)
+    return max(LEAST_TILE, 1 << max(0, entries.bit_length() - 1))

@@ -151,12 +151,12 @@ class ResponseLogps(nn.Module):
         # Like the width of rows, the number of positions is a multiple of WIDTH_STEP, pads included, so that it recurs.
         pads = -len(batch.target) % WIDTH_STEP
         previous, target = (torch.nn.functional.pad(t, (0, pads)) for t in (batch.previous, batch.target))
-        wanted = hidden.flatten(0, 1).index_select(0, previous)
+        states = hidden.flatten(0, 1).index_select(0, previous)
         bias = getattr(self.model.get_output_embeddings(), "bias", None)
         grad = self.arithmetic.grad(weight)
         room = KEPT_BYTES.get(device_type, 0) if torch.is_grad_enabled() else 0
         tile = self.tile or tile_for(len(target), device_type)
         head = _Head(tile, self.scale, self.softcap, product_weight, grad, room)
         with torch.autocast(device_type, enabled=False):
-            logp = _TiledHead.apply(wanted, weight, bias, target, head)[: len(batch.target)]
+            logp = _TiledHead.apply(states, weight, bias, target, head)[: len(batch.target)]
         return torch.zeros(batch.responses, device=logp.device).index_add(0, batch.sequence, logp)

@@ -26,12 +26,12 @@ def missing(engine: str) -> list[str]:
     """What this machine lacks for `answers.engine`, one line each; [] for "auto" and "transformers"."""
     if engine != "vllm":
         return []
-    lacking = []
+    faults = []
     if importlib.util.find_spec("vllm") is None:
-        lacking.append("answers.engine: vllm is not installed; pip install vllm")
+        faults.append("answers.engine: vllm is not installed; pip install vllm")
     if not torch.cuda.is_available():
-        lacking.append("answers.engine: vllm needs a GPU, and there is none; allowed here: auto, transformers")
-    return lacking
+        faults.append("answers.engine: vllm needs a GPU, and there is none; allowed here: auto, transformers")
+    return faults
 
 
 @contextlib.contextmanager

@@ -171,8 +171,8 @@ def made_from(data: pd.DataFrame, shown: registry.Figure, selection: Selection) 
     labelled = {run for column in label_columns for label in column.unique() for run in runs_of.get(label, ())}
     pooled = {arm.id for arm in selection.arms}
     loss_of = frames["runs"].set_index("run")["loss"]
-    found = (measured & labelled if labelled else measured) - pooled
-    return tuple(sorted(found, key=lambda run: (loss_of.get(run) != "start", run)))
+    runs = (measured & labelled if labelled else measured) - pooled
+    return tuple(sorted(runs, key=lambda run: (loss_of.get(run) != "start", run)))
 
 
 NAMES_ARMS = ("Loss", "label", "trained", "row", "column", "beside", "start")  # columns with labels of arms

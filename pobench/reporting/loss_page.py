@@ -85,9 +85,9 @@ TYPICAL = (
 
 def loss_page() -> str:
     """The page as Markdown, the same bytes every time. The paper's losses come first, each part by title."""
-    found = sorted((losses.get(name) for name in losses.names()), key=lambda loss: loss.title.casefold())
-    paper = [loss for loss in found if loss.in_paper or PAPER in loss.source]
-    rest = [loss for loss in found if loss not in paper]
+    entries = sorted((losses.get(name) for name in losses.names()), key=lambda loss: loss.title.casefold())
+    paper = [loss for loss in entries if loss.in_paper or PAPER in loss.source]
+    rest = [loss for loss in entries if loss not in paper]
     parts = [INTRODUCTION, _summary([*paper, *rest])]
     for heading, group in (("Of the SimPO paper", paper), ("Further objectives", rest)):
         if group:
@@ -110,7 +110,7 @@ def weights(loss: Loss, pair: Typical) -> tuple[float, float]:
     return by[0].item(), by[1].item()
 
 
-def _summary(found: Sequence[Loss]) -> str:
+def _summary(group: Sequence[Loss]) -> str:
     rows = [
         (
             f"[{loss.title}](#{_anchor(loss.title)})",
@@ -120,7 +120,7 @@ def _summary(found: Sequence[Loss]) -> str:
             _defaults(loss),
             _source(loss),
         )
-        for loss in found
+        for loss in group
     ]
     return _table(("objective", "name", "in a sentence", "needs", "settings", "source"), rows)
 

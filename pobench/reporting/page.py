@@ -84,15 +84,15 @@ def build_report(
 def _chosen(names: Sequence[str] | None) -> list[registry.Figure]:
     if names is None or list(names) == ["all"]:
         names = registry.figures.names()
-    found, faults = [], []
+    figures, faults = [], []
     for name in names:
         try:
-            found.append(registry.figures.get(name))
+            figures.append(registry.figures.get(name))
         except UnknownNameError as error:
             faults.append(str(error))
     if faults:
         raise PobenchError("\n".join(faults))
-    return sorted({f.name: f for f in found}.values(), key=lambda f: (f.order, f.name))
+    return sorted({f.name: f for f in figures}.values(), key=lambda f: (f.order, f.name))
 
 
 # ---------------------------------------------------------------- answers side by side
@@ -210,7 +210,7 @@ class Formula:
 
 def formulas(selection: Selection) -> list[Formula]:
     """One for each loss and its settings, from the registry; `known` is False for a loss that is not registered here."""
-    found = []
+    entries = []
     for arm in selection.trained:
         row = of_arm(selection.frames["runs"], arm).iloc[0]
         used, sources = settings_of(row), json_object(row.get("sources"))
@@ -219,7 +219,7 @@ def formulas(selection: Selection) -> list[Formula]:
             loss = registry.get_loss(arm.loss)
         except UnknownNameError:
             rows = [(k, show_setting(v), "", str(sources.get(k, ""))) for k, v in used.items()]
-            found.append(Formula(clean(arm.label), colour, "", "", "", "", rows, False))
+            entries.append(Formula(clean(arm.label), colour, "", "", "", "", rows, False))
             continue
         rows = [
             (k, show_setting(v), loss.units.get(k, ""), _source(k, v, loss, sources))
@@ -229,8 +229,8 @@ def formulas(selection: Selection) -> list[Formula]:
         number = re.search(r"arXiv[: ]*(\d{4}\.\d{4,5})", loss.source)
         link = f"https://arxiv.org/abs/{number[1]}" if number else ""
         needs = listing(sorted(loss.needs)) or "nothing but the policy"
-        found.append(Formula(clean(arm.label), colour, loss.formula, loss.source, link, needs, rows, True))
-    return found
+        entries.append(Formula(clean(arm.label), colour, loss.formula, loss.source, link, needs, rows, True))
+    return entries
 
 
 def _source(name: str, value: Any, loss: registry.Loss, sources: Mapping[str, Any]) -> str:
@@ -246,13 +246,13 @@ def _source(name: str, value: Any, loss: registry.Loss, sources: Mapping[str, An
 
 def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """(key, value) of the environment that all runs share; where runs differ, every value that occurs."""
-    found: dict[str, list[str]] = {}
+    versions: dict[str, list[str]] = {}
     for text in runs["environment"]:
         for key, value in _flat(json_object(text)):
-            values = found.setdefault(key, [])
+            values = versions.setdefault(key, [])
             if value not in values:
                 values.append(value)
-    return [(clean(k, 80), clean(" | ".join(sorted(v)), 300)) for k, v in sorted(found.items())]
+    return [(clean(k, 80), clean(" | ".join(sorted(v)), 300)) for k, v in sorted(versions.items())]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

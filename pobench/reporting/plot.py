@@ -207,12 +207,12 @@ def value_axis(ax: Axes, values: ArrayLike) -> None:
     inches = ax.figure.get_figwidth() / ax.get_subplotspec().get_gridspec().ncols * 0.75  # type: ignore[union-attr]
     room = [0.09 * len(text) / inches for text in texts]  # width of a label, at the ticks' font size
     last = len(at) - 1
-    kept = [0]
+    ticks = [0]
     for k in range(1, last):
-        if all(abs(place[k] - place[j]) > (room[k] + room[j]) / 2 for j in (kept[-1], last)):
-            kept.append(k)
-    kept = sorted({*kept, last})
-    ax.set_xticks(at[kept], [texts[k] for k in kept])
+        if all(abs(place[k] - place[j]) > (room[k] + room[j]) / 2 for j in (ticks[-1], last)):
+            ticks.append(k)
+    ticks = sorted({*ticks, last})
+    ax.set_xticks(at[ticks], [texts[k] for k in ticks])
     ax.set_xticks([], minor=True)
 
 
@@ -320,13 +320,13 @@ def dots(
 
 def metric_rows(runs: pd.DataFrame, scores: pd.DataFrame, metric: str, *, ranked: bool = True) -> list[Row]:
     """A row for every trained arm that has the metric; the highest value first if `ranked`."""
-    found = [
+    rows = [
         Row(arm, score_of(scores, arm, metric), seed_values(scores, arm, metric))
         for arm in arms_of(runs)
         if not arm.is_start
     ]
-    found = [row for row in found if not math.isnan(row.estimate.value)]
-    return sorted(found, key=lambda row: -row.estimate.value) if ranked else found
+    rows = [row for row in rows if not math.isnan(row.estimate.value)]
+    return sorted(rows, key=lambda row: -row.estimate.value) if ranked else rows
 
 
 def start_score(runs: pd.DataFrame, scores: pd.DataFrame, metric: str) -> Estimate:
@@ -436,14 +436,14 @@ class Hint(NamedTuple):
 
 def hints(figure: Figure) -> list[Hint]:
     """Every hint that lies inside its axes, in the figure's present layout."""
-    found = []
+    points = []
     for ax, series in _series(figure):
         for x, y, text in series.points:
             at = ax.transData.transform((x, y))
             if ax.bbox.padded(1).contains(*at):
                 across, down = figure.transFigure.inverted().transform(at)
-                found.append(Hint(float(across), 1 - float(down), text))
-    return found
+                points.append(Hint(float(across), 1 - float(down), text))
+    return points
 
 
 def described(figure: Figure, longest: int = 16) -> str:

@@ -96,10 +96,10 @@ def _gains(selection: Selection) -> list[Finding]:
     n = max(e.n for e in gains.values())
     basis = f" Pass rates on n = {n} prompts{_level(selection)}."
     sentences: list[Finding] = []
-    for tone, head, found in (("good", "Better than the start model", up), ("bad", "Worse than the start model", down)):
-        if found:
-            text = f"{_how_many(found, gains)}{_points_of(found, gains)}.{'' if sentences else basis}"
-            lost = [clean(arm.label) for arm in found if not corrected[arm] < 0.05]
+    for tone, head, arms in (("good", "Better than the start model", up), ("bad", "Worse than the start model", down)):
+        if arms:
+            text = f"{_how_many(arms, gains)}{_points_of(arms, gains)}.{'' if sentences else basis}"
+            lost = [clean(arm.label) for arm in arms if not corrected[arm] < 0.05]
             if len(gains) > 1:
                 test = f"Holm’s correction for {len(gains)} comparisons"
                 text += (
@@ -115,18 +115,18 @@ def _gains(selection: Selection) -> list[Finding]:
     return sentences
 
 
-def _how_many(found: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
+def _how_many(arms: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
     """The beginning of a list that names only the first of many: their number and range."""
-    if len(found) <= MOST_NAMED:
+    if len(arms) <= MOST_NAMED:
         return ""
-    ends = f"{_signed(gains[found[-1]].value)} to {_signed(gains[found[0]].value)} points"
-    return f"{len(found)} of {len(gains)} losses, from {ends}. The {FIRST} furthest: "
+    ends = f"{_signed(gains[arms[-1]].value)} to {_signed(gains[arms[0]].value)} points"
+    return f"{len(arms)} of {len(gains)} losses, from {ends}. The {FIRST} furthest: "
 
 
-def _points_of(found: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
+def _points_of(arms: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
     """`SimPO +22.1 points (95 % interval +15.0 to +29.2); DPO +12.0 (+4.9 to +19.1)`: units only at the first."""
     points: list[str] = []
-    for arm in found if len(found) <= MOST_NAMED else found[:FIRST]:
+    for arm in arms if len(arms) <= MOST_NAMED else arms[:FIRST]:
         unit, what = ("", "") if points else (" points", "95 % interval ")
         points.append(f"{clean(arm.label)} {_signed(gains[arm].value)}{unit}{_interval(gains[arm], '+.1f', what)}")
     return "; ".join(points)
@@ -142,12 +142,14 @@ def _level(selection: Selection) -> str:
 
 def _without_judge(selection: Selection) -> list[Finding]:
     scores = selection.frames["scores"]
-    found = {arm: score_of(scores, arm, "reward_accuracy") for arm in selection.trained}
-    ranked = sorted((a for a in found if not math.isnan(found[a].value)), key=lambda a: -found[a].value)
+    accuracies = {arm: score_of(scores, arm, "reward_accuracy") for arm in selection.trained}
+    ranked = sorted((a for a in accuracies if not math.isnan(accuracies[a].value)), key=lambda a: -accuracies[a].value)
     if not ranked:
         return [Finding("open", "Nothing to compare", "No judged answers or held-out rewards are shown here.")]
-    shares = _few([f"{clean(a.label)} {100 * found[a].value:.1f} %{_interval(found[a], '.1f')}" for a in ranked])
-    n = max(found[a].n for a in ranked)
+    shares = _few(
+        [f"{clean(a.label)} {100 * accuracies[a].value:.1f} %{_interval(accuracies[a], '.1f')}" for a in ranked]
+    )
+    n = max(accuracies[a].n for a in ranked)
     text = (
         "Answers were not judged beside a start model, so nothing is known about quality. Held-out pairs ranked right"
     )
@@ -234,9 +236,9 @@ def _scorecard(claims: pd.DataFrame | None) -> list[Finding]:
     measured = len(claims) - len(by_verdict.get("not measured", []))
     counts = []
     for verdict in ("supported", "contradicted"):
-        found = by_verdict.get(verdict, [])
-        first = f" ({'; '.join(found[:2])}{'; …' if found[2:] else ''})" if found else ""
-        counts.append(f"{len(found) or 'none'} {verdict}{first}")
+        titles = by_verdict.get(verdict, [])
+        first = f" ({'; '.join(titles[:2])}{'; …' if titles[2:] else ''})" if titles else ""
+        counts.append(f"{len(titles) or 'none'} {verdict}{first}")
     counts.append(f"{len(by_verdict.get('undecided', [])) or 'none'} undecided")
     text = f"{measured} of {len(claims)} were measured: {', '.join(counts)}."
     return [Finding("note", "The paper’s claims", text)]
@@ -265,12 +267,12 @@ def _failures(selection: Selection) -> list[Finding]:
 def _warnings(health: pd.DataFrame | None) -> list[Finding]:
     if health is None:
         return []
-    found = [
+    sentences = [
         f"{clean(str(loss))}: {clean(str(what))}"
         for loss, what in zip(health["Loss"], health["Warnings"], strict=True)
         if what
     ]
-    return [Finding("bad", "Watch", ". ".join(_few(found)) + ".")] if found else []
+    return [Finding("bad", "Watch", ". ".join(_few(sentences)) + ".")] if sentences else []
 
 
 def both_fell(health: pd.DataFrame | None) -> str:

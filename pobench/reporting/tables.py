@@ -32,8 +32,8 @@ def clean(text: str, longest: int | None = None) -> str:
     The result is not HTML: the page still escapes it.
     """
     cut = text if longest is None or len(text) <= longest else text[:longest] + "…"
-    whole = cut.replace("\r\n", "\n").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return whole.translate(_VISIBLE)
+    valid = cut.replace("\r\n", "\n").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return valid.translate(_VISIBLE)
 
 
 def listing(names: Sequence[str]) -> str:

@@ -146,9 +146,9 @@ def _prompts(
         if "answers" in stages:
             raise
         return None, None  # not at hand, and not needed by this command
-    asked = [[row["id"], list(chat.prompt_ids(row["messages"]))] for row in rows]
+    prompts = [[row["id"], list(chat.prompt_ids(row["messages"]))] for row in rows]
     if "answers" in stages:
-        ids = [prompt for _, prompt in asked]
+        ids = [prompt for _, prompt in prompts]
         shares = unknown_shares({"prompt": ids}, chat.unknown)
         refuse_unknown(job.answers.source, shares)
         if warning := unknown_text(shares):
@@ -160,7 +160,7 @@ def _prompts(
             chat,
             "set a smaller answers.max_new_tokens, or leave out the longest prompts",
         )
-    return _digest(asked), _digest(rows)
+    return _digest(prompts), _digest(rows)
 
 
 def _digest(values: Any) -> str:

@@ -90,8 +90,8 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     data = _Data.of(job, counts)
     pairs, held = data.pairs, data.held_out
     pace = _pace(tasks, data, size)
-    asked = _asked(job)
-    tokens = asked * job.answers.samples * job.answers.max_new_tokens
+    prompts = _asked(job)
+    tokens = prompts * job.answers.samples * job.answers.max_new_tokens
     training = sum(
         pace.pair * pairs * t.job.train.epochs * (1.25 if "kl" in get_loss(t.job.loss).needs else 1.0) for t in trained
     )
@@ -107,7 +107,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     free, compares = _judge_facts(job.judge.name)
     compared = sum(t.kind == "loss" for t in judging)
     judged = 2 * compared if compares else len(judging)  # both orders, beside the start model
-    calls = 0 if free else judged * asked * job.answers.samples
+    calls = 0 if free else judged * prompts * job.answers.samples
     return Cost(
         seconds=training / devices + evaluation,
         memory=max(
@@ -201,7 +201,7 @@ def _rows(data: DataConfig, source: str, split: str | None) -> tuple[float, floa
         found = load_preferences(fetch_rows(source), columns=data.columns, ignore=data.ignore).preferences
     except PobenchError:
         return math.nan, math.nan
-    texts = [sum(len(m.content) for m in p.prompt) + len(p.chosen) + len(p.rejected) for p in found]
+    texts = [sum(len(m.content) for m in p.prompt) + len(p.chosen) + len(p.rejected) for p in preferences]
     return float(len(texts)), statistics.mean(texts) / 4 if texts else math.nan
 
 
@@ -216,10 +216,10 @@ def _conversations(job: Job) -> float:
     assert job.sft is not None
     source, split = job.sft.source, job.sft.split
     if source in DATASETS:
-        found = float(DATASETS[source].splits.get(split or "train", math.nan))
+        count = float(DATASETS[source].splits.get(split or "train", math.nan))
     else:
-        found = float(len(read_rows(fetch_rows(source)))) if is_local(source) else math.nan
-    return min(found, job.sft.max_conversations or math.inf)
+        count = float(len(read_rows(fetch_rows(source)))) if is_local(source) else math.nan
+    return min(count, job.sft.max_conversations or math.inf)
 
 
 def is_local(source: str) -> bool:
@@ -246,21 +246,21 @@ def memory_of(job: Job, config: Mapping[str, Any], size: int, shards: int = 1) -
     per cent, over the frozen weights), activations of one micro-batch, a tile of logits, the libraries."""
     adapter = job.train.adapter
     if adapter is None:
-        held = 16.0 * size
+        parameter_bytes = 16.0 * size
     else:
-        each = {"nf4": 0.55}.get(adapter.quantize, {"bf16": 2.0}.get(adapter.base_precision, 4.0))
-        held = each * size + 16.0 * 0.01 * size
+        bytes_per_weight = {"nf4": 0.55}.get(adapter.quantize, {"bf16": 2.0}.get(adapter.base_precision, 4.0))
+        parameter_bytes = bytes_per_weight * size + 16.0 * 0.01 * size
     layers, hidden = int(config.get("num_hidden_layers", 0)), int(config.get("hidden_size", 0))
     inner, vocabulary = int(config.get("intermediate_size") or 4 * hidden), int(config.get("vocab_size", 0))
     tokens = job.train.micro_tokens if isinstance(job.train.micro_tokens, int) else MICRO_TOKENS
     width = 2 if job.train.precision == "bf16" else 4
     in_layer = (16 * hidden + 4 * inner) * tokens * width
-    kept = (
+    activations = (
         layers * hidden * tokens * width + in_layer if job.train.gradient_checkpointing is True else layers * in_layer
     )
     device = "cuda" if torch.cuda.is_available() or size > 1e9 else "cpu"
     tile = min(vocabulary, job.train.head_tile or tile_for(tokens, device))
-    return held / shards + kept + 3 * 4.0 * tokens * tile + LIBRARIES
+    return parameter_bytes / shards + activations + 3 * 4.0 * tokens * tile + LIBRARIES
 
 
 def _disk(trained: Sequence[Task], size: int) -> float:
@@ -282,10 +282,10 @@ class _Pace:
 
 def _pace(tasks: Sequence[Task], data: _Data, size: int) -> _Pace:
     devices = layout_of_devices()[0]
-    at_hand = (
+    on_this_machine = (
         torch.cuda.is_available() or size < 1e9
     )  # a plan for eight billion parameters is no plan for this processor
-    flops = peak_flops() if at_hand else H100_FLOPS
+    flops = peak_flops() if on_this_machine else H100_FLOPS
     measured = _measured(tasks)
     if measured:
         return _Pace(
@@ -293,7 +293,7 @@ def _pace(tasks: Sequence[Task], data: _Data, size: int) -> _Pace:
             flops,
             f"the median of {len(measured)} measured steps of this setting",
         )
-    if at_hand and not math.isnan(data.tokens):
+    if on_this_machine and not math.isnan(data.tokens):
         return _Pace(
             6 * size * data.tokens / (0.5 * flops),
             flops,
@@ -311,8 +311,8 @@ def _pace(tasks: Sequence[Task], data: _Data, size: int) -> _Pace:
 def _measured(tasks: Sequence[Task]) -> list[float]:
     """Seconds a pair of every logged step of this setting but each run's first, which warms up."""
     root = tasks[-1].runs / tasks[-1].job.setting
-    found = []
+    seconds = []
     for path in root.glob("*/steps.jsonl"):
         rows = RunFolder(root.parent, f"{root.name}/{path.parent.name}").steps()
-        found += [row["seconds"] / row["pairs"] for row in rows[1:]]
-    return found
+        seconds += [row["seconds"] / row["pairs"] for row in rows[1:]]
+    return seconds

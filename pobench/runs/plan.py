@@ -81,10 +81,10 @@ class Plan:
     @property
     def runs(self) -> dict[str, list[Task]]:
         """Run → its tasks."""
-        found: dict[str, list[Task]] = {}
+        tasks_of_run: dict[str, list[Task]] = {}
         for task in self.tasks:
-            found.setdefault(task.run, []).append(task)
-        return found
+            tasks_of_run.setdefault(task.run, []).append(task)
+        return tasks_of_run
 
 
 def make_plan(
@@ -133,8 +133,8 @@ def _check(jobs: Sequence[Job], stages: tuple[str, ...], dry: bool) -> None:
         faults += dict.fromkeys(fault for job in jobs for fault in vllm.missing(job.answers.engine))
     if not dry:
         faults += source_faults(job, stages)
-        lacking = [fault for benchmark in benchmarks_of(job, stages) for fault in benchmark.faults()]
-        faults += [*lacking, *(["benchmarks can be left out: --benchmarks none"] if lacking else [])]
+        benchmark_faults = [fault for benchmark in benchmarks_of(job, stages) for fault in benchmark.faults()]
+        faults += [*benchmark_faults, *(["benchmarks can be left out: --benchmarks none"] if benchmark_faults else [])]
     if faults:
         raise PobenchError("\n".join(faults))
 

@@ -88,27 +88,31 @@ def template_faults(job: Job, folder: Path) -> list[str]:
 
     folder: a model whose tokenizer has the model's special tokens and own template.
     """
-    named = f"model.chat_template ({job.model.chat_template or 'its own'})"
+    setting = f"model.chat_template ({job.model.chat_template or 'its own'})"
     try:
         renderer = Chat.of(folder, job.model)
     except PobenchError as error:
-        return [f"{named}: {error}"]
-    own: Chat | None = None
+        return [f"{setting}: {error}"]
+    own_template: Chat | None = None
     with contextlib.suppress(PobenchError):  # a base model has no template
-        own = Chat(load_tokenizer(folder))
+        own_template = Chat(load_tokenizer(folder))
     special = {t.content for t in renderer.tokenizer.added_tokens_decoder.values() if t.special}
     special |= set(renderer.tokenizer.all_special_tokens)
-    ours = _marks(own) if own else set()
+    own_marks = _marks(own_template) if own_template else set()
     # An SFT stage teaches whatever marks its template writes.
-    if job.sft is None and (foreign := sorted(_marks(renderer) - special - ours)):
+    if job.sft is None and (foreign := sorted(_marks(renderer) - special - own_marks)):
         return [
-            f"{named}: wrong template: it writes {', '.join(foreign)}, which {job.model.source} has no token for. "
-            f"The model's own marks are {', '.join(sorted(ours)) or 'none'}"
+            f"{setting}: wrong template: it writes {', '.join(foreign)}, which {job.model.source} has no token for. "
+            f"The model's own marks are {', '.join(sorted(own_marks)) or 'none'}"
         ]
     if renderer.adds_end:
-        end = own.tokenizer.convert_ids_to_tokens(own.end) if own and not own.adds_end else None
+        end = (
+            own_template.tokenizer.convert_ids_to_tokens(own_template.end)
+            if own_template and not own_template.adds_end
+            else None
+        )
         return [
-            f"{named}: missing stop token: it closes an assistant's turn with no special token, so a model trained with "
+            f"{setting}: missing stop token: it closes an assistant's turn with no special token, so a model trained with "
             "it would not learn where an answer ends" + (f"; the model's own template writes {end}" if end else "")
         ]
     return []
@@ -116,8 +120,8 @@ def template_faults(job: Job, folder: Path) -> list[str]:
 
 def _marks(renderer: Chat) -> set[str]:
     """What a template writes around the turns of a conversation."""
-    asked = (Message("user", "Q"),)
-    text = renderer.conversation(asked, "A") + renderer.after + renderer.prompt(asked)
+    question = (Message("user", "Q"),)
+    text = renderer.conversation(question, "A") + renderer.after + renderer.prompt(question)
     with contextlib.suppress(TemplateError):  # not every family has a system's turn
-        text += renderer.prompt((Message("system", "S"), *asked))
+        text += renderer.prompt((Message("system", "S"), *question))
     return set(_MARK.findall(text))

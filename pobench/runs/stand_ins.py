@@ -119,8 +119,8 @@ class _Stage:
             self.job.model.chat_template,
         ]
         texts = [t for _, name, split in sources if name not in DATASETS for t in _texts(fetch_rows(name, split=split))]
-        named = hashlib.sha256(json.dumps([made_from, texts], sort_keys=True).encode()).hexdigest()[:12]
-        folder = cache_folder() / "rehearsal" / named
+        digest = hashlib.sha256(json.dumps([made_from, texts], sort_keys=True).encode()).hexdigest()[:12]
+        folder = cache_folder() / "rehearsal" / digest
         if folder.is_dir():
             return folder
         with whole(folder) as partial:
@@ -153,14 +153,14 @@ class _Stage:
         thin = {k: v for k, v in _THIN.items() if k in self.config or k not in ("head_dim", "query_pre_attn_scalar")}
         size = vocabulary if published else max(vocabulary, int(self.config["vocab_size"]))
         window = {"sliding_window": _WINDOW} if self.config.get("sliding_window") else {}
-        kept = {k: v for k, v in self.config.items() if k not in ("layer_types", "quantization_config")}
+        settings = {k: v for k, v in self.config.items() if k not in ("layer_types", "quantization_config")}
         tokens: dict[str, Any] = {}
         if published:
             ids = _special_ids(published.special)
             tokens = {"bos_token_id": ids[published.bos], "eos_token_id": ids[published.eos]}
             tokens["pad_token_id"] = ids.get(published.pad or published.eos)
         try:
-            config = _config({**kept, **thin, **window, **tokens, "vocab_size": size})
+            config = _config({**settings, **thin, **window, **tokens, "vocab_size": size})
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -185,14 +185,14 @@ class _Stage:
             local["split"] = local["revision"] = None
         pairs = min(data.max_pairs or PAIRS, PAIRS)
         held = min(data.max_held_out or HELD_OUT, HELD_OUT)
-        asked: dict[str, Any] = {}
+        answer_settings: dict[str, Any] = {}
         judge = job.judge
         if answers.source is not None:
-            asked = {"source": _replaced(answers.source, answers.split, folder)}
-            asked["split"] = None if answers.source in DATASETS else answers.split
-            asked["max_prompts"] = min(answers.max_prompts or PROMPTS, PROMPTS)
-            asked["max_new_tokens"] = min(answers.max_new_tokens, NEW_TOKENS)
-            asked["samples"] = min(answers.samples, 2)
+            answer_settings = {"source": _replaced(answers.source, answers.split, folder)}
+            answer_settings["split"] = None if answers.source in DATASETS else answers.split
+            answer_settings["max_prompts"] = min(answers.max_prompts or PROMPTS, PROMPTS)
+            answer_settings["max_new_tokens"] = min(answers.max_new_tokens, NEW_TOKENS)
+            answer_settings["samples"] = min(answers.samples, 2)
             if judge.name is None or not judges.get(judge.name).offline:
                 replayed = {"file": str(folder / "verdicts.jsonl")}
                 judge = judge.model_copy(update={"name": "replay", "settings": replayed})
@@ -214,10 +214,10 @@ class _Stage:
             model=job.model.model_copy(update=model),
             data=data.model_copy(update={**local, "max_pairs": pairs, "max_held_out": held}),
             train=train.model_copy(update=smaller),
-            answers=answers.model_copy(update=asked),
+            answers=answers.model_copy(update=answer_settings),
             judge=judge,
             origin=origin,
-            benchmarks={name: _smaller_benchmark(name, given) for name, given in job.benchmarks.items()},
+            benchmarks={name: _smaller_benchmark(name, settings) for name, settings in job.benchmarks.items()},
         )
 
 
@@ -283,10 +283,10 @@ def small_tokenizer(source: str, texts: Sequence[str] = ()) -> Any:
         inner.post_processor = processors.TemplateProcessing(
             single=f"{published.bos} $A", pair=f"{published.bos} $A $B:1", special_tokens=ids
         )
-    named = {"bos_token": published.bos, "eos_token": published.eos, "pad_token": published.pad}
+    special_tokens = {"bos_token": published.bos, "eos_token": published.eos, "pad_token": published.pad}
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
-        **{k: v for k, v in named.items() if v is not None},
+        **{k: v for k, v in special_tokens.items() if v is not None},
         chat_template=published.template,
         clean_up_tokenization_spaces=False,
     )
@@ -367,10 +367,10 @@ def _long(unit: tuple[str, float], tokens: float) -> str:
 
 
 def _row(columns: Mapping[str, str], prompt: str, good: str, bad: str, split: str, number: int) -> dict[str, Any]:
-    asked = {"role": "user", "content": prompt}
+    question = {"role": "user", "content": prompt}
 
     def answered(text: str) -> list[dict[str, str]]:
-        return [asked, {"role": "assistant", "content": text}]
+        return [question, {"role": "assistant", "content": text}]
 
     identity = hashlib.sha256(prompt.encode()).hexdigest()
     tie = good == bad
@@ -395,11 +395,11 @@ def _verdicts(job: Job, folder: Path) -> list[dict[str, Any]]:
 
     if job.answers.source is None:
         return []
-    asked = prompt_rows(_replaced(job.answers.source, job.answers.split, folder), job.answers.split, "answers.source")
-    ranks = [int(hashlib.sha256(row["id"].encode()).hexdigest()[:4], 16) / 0xFFFF for row in asked]
+    prompts = prompt_rows(_replaced(job.answers.source, job.answers.split, folder), job.answers.split, "answers.source")
+    ranks = [int(hashlib.sha256(row["id"].encode()).hexdigest()[:4], 16) / 0xFFFF for row in prompts]
     return [
         {"prompt": row["id"], "score": None if i % 5 == 4 else round(rank, 2)}
-        for i, (row, rank) in enumerate(zip(asked, ranks, strict=True))
+        for i, (row, rank) in enumerate(zip(prompts, ranks, strict=True))
     ]
 
 
@@ -407,15 +407,15 @@ def _verdicts(job: Job, folder: Path) -> list[dict[str, Any]]:
 def _sources(job: Job) -> list[tuple[str, str, str]]:
     """(key, source, split) of every source of rows, each once."""
     data, answers = job.data, job.answers
-    found = [("data.split", data.source, data.split or "train")]
+    sources = [("data.split", data.source, data.split or "train")]
     if data.held_out is not None or data.held_out_split is not None:
         split = data.held_out_split or data.split or "train"
-        found.append(("data.held_out_split", data.held_out or data.source, split))
+        sources.append(("data.held_out_split", data.held_out or data.source, split))
     if answers.source is not None:
-        found.append(("answers.split", answers.source, answers.split or "train"))
+        sources.append(("answers.split", answers.source, answers.split or "train"))
     if job.sft is not None:
-        found.append(("sft.split", job.sft.source, job.sft.split or "train"))
-    return list({(name, split): (key, name, split) for key, name, split in reversed(found)}.values())[::-1]
+        sources.append(("sft.split", job.sft.source, job.sft.split or "train"))
+    return list({(name, split): (key, name, split) for key, name, split in reversed(sources)}.values())[::-1]
 
 
 def _source_faults(key: str, name: str, split: str) -> list[str]:
@@ -453,8 +453,8 @@ def _replaced(source: str, split: str | None, folder: Path) -> str:
 
 def _texts(file: Path, rows: int = 500) -> list[str]:
     """Texts of a local file's first rows, for a stand-in tokenizer to learn from."""
-    found = [row for _, row in read_rows(file)[:rows]]
-    return [t for row in found if isinstance(row, dict) for v in row.values() for t in _strings(v)]
+    values = [row for _, row in read_rows(file)[:rows]]
+    return [t for row in values if isinstance(row, dict) for v in row.values() for t in _strings(v)]
 
 
 def _strings(value: Any) -> list[str]:

@@ -67,22 +67,22 @@ class Task:
 
     @property
     def title(self) -> str:
-        named = {
+        titles = {
             "start": "start model",
             "sft": f"SFT of {self.job.model.source}",
             "reference": "reference pass of the start model",
         }
-        return named.get(self.kind, f"{self.job.loss}{self._varied()}, seed {self.job.seed}")
+        return titles.get(self.kind, f"{self.job.loss}{self._varied()}, seed {self.job.seed}")
 
     def _varied(self) -> str:
         """What tells jobs of one loss apart: the values that a study, a search or the command line gave."""
         own = ("train.lr", *(f"{self.job.loss}.{name}" for name in self.job.loss_settings))
-        given = [k for k, how in self.job.origin.items() if how.startswith("study ") or (how == "--set" and k in own)]
-        others = {name: group for group in get_loss(self.job.loss).alternatives for name in group}
+        keys = [k for k, how in self.job.origin.items() if how.startswith("study ") or (how == "--set" and k in own)]
+        alternatives = {name: group for group in get_loss(self.job.loss).alternatives for name in group}
         values: dict[str, Any] = {}
-        for key in given:
+        for key in keys:
             name = key.rpartition(".")[2]
-            values |= {n: self.job.value(key.removesuffix(name) + n) for n in others.get(name, (name,))}
+            values |= {n: self.job.value(key.removesuffix(name) + n) for n in alternatives.get(name, (name,))}
         shown = [f"{GREEK.get(k, k)} = {show_setting(v)}" for k, v in values.items() if v is not None]
         return f" ({', '.join(shown)})" if shown else ""
 
@@ -129,5 +129,5 @@ class Task:
 
 def benchmarks_of(job: Job, stages: Sequence[str]) -> list[Benchmark]:
     """Those that a job's setting names, if their stage is among `stages`."""
-    named = job.benchmarks if "benchmarks" in stages else {}
-    return [benchmarks.get(name)(**settings) for name, settings in named.items()]
+    settings_of = job.benchmarks if "benchmarks" in stages else {}
+    return [benchmarks.get(name)(**settings) for name, settings in settings_of.items()]

@@ -23,22 +23,22 @@ def unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
     return [f"{where}: {loss.name} has no {key!r}{close} It takes {takes}, and fields of train"]
 
 
-def check_loss_settings(loss: Loss, given: Mapping[str, Any], *, result: bool = True) -> list[str]:
+def check_loss_settings(loss: Loss, values: Mapping[str, Any], *, result: bool = True) -> list[str]:
     """Faults of a loss's settings and of the loss: check the signature's annotations, then call it on four harmless pairs.
 
     result: also check the output and the inputs after that call, see `broken_contract`.
     """
-    faults = _annotation_faults(loss, given, f"{loss.name}.")
+    faults = _annotation_faults(loss, values, f"{loss.name}.")
     if faults:
         return faults
-    settings = {**loss.settings, **given}
+    settings = {**loss.settings, **values}
     try:
         broken = broken_contract(loss, settings)
     except PobenchError as error:
-        named = (f"{loss.name}:", f"{loss.name}.", f"{loss.name} ")
-        return [line if line.startswith(named) else f"{loss.name}: {line}" for line in str(error).splitlines()]
+        prefixes = (f"{loss.name}:", f"{loss.name}.", f"{loss.name} ")
+        return [line if line.startswith(prefixes) else f"{loss.name}: {line}" for line in str(error).splitlines()]
     except Exception as error:
-        return [f"{loss.name} with {dict(given)}: {type(error).__name__}: {error}"]
+        return [f"{loss.name} with {dict(values)}: {type(error).__name__}: {error}"]
     return [broken] if broken and result else []
 
 
@@ -72,7 +72,7 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     inputs = {"the policy's sums": policy_sums, "lengths": lengths, "the reference's sums": reference_sums, "kl": kl}
     before = {what: tensor.detach().clone() for what, tensor in inputs.items()}
     policy = pair(policy_sums)
-    output = loss.function(*loss.asked(policy, pair(reference_sums), kl), **settings)
+    output = loss.function(*loss.arguments(policy, pair(reference_sums), kl), **settings)
     if changed := [what for what, tensor in inputs.items() if not torch.equal(tensor.detach(), before[what])]:
         return f"loss {loss.name!r} changes its input in place ({', '.join(changed)}); others still need it: make a new tensor"
     if fault := wrong_output(output, policy.chosen.total):
@@ -86,7 +86,7 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
 
 
 def judge_faults(
-    name: str, given: Mapping[str, Any], where: str = "judge.name", prefix: str = "judge.settings."
+    name: str, values: Mapping[str, Any], where: str = "judge.name", prefix: str = "judge.settings."
 ) -> list[str]:
     """Faults of a judge's name and settings: check the factory's annotations, then make the judge, which asks nobody yet.
 
@@ -99,18 +99,18 @@ def judge_faults(
     known = ", ".join(judge.settings) or "none"
     faults = [
         f"{prefix}{k}: {judge.name} has no such setting{nearest(k, judge.settings)} Known: {known}"
-        for k in given
+        for k in values
         if k not in judge.settings
-    ] or _annotation_faults(judge, given, prefix)
+    ] or _annotation_faults(judge, values, prefix)
     if not faults:
         try:
-            judge(**given)
+            judge(**values)
         except PobenchError as error:
             faults.append(str(error))
     return faults
 
 
-def _annotation_faults(declared: Loss | NamedFunction, given: Mapping[str, Any], prefix: str) -> list[str]:
+def _annotation_faults(declared: Loss | NamedFunction, values: Mapping[str, Any], prefix: str) -> list[str]:
     """Faults of values that the signature's annotations do not allow."""
     try:
         hints = typing.get_type_hints(declared.function, include_extras=True)
@@ -119,7 +119,7 @@ def _annotation_faults(declared: Loss | NamedFunction, given: Mapping[str, Any],
     fields: dict[str, Any] = {name: (hints.get(name, Any), default) for name, default in declared.settings.items()}
     config = ConfigDict(extra="ignore", protected_namespaces=())
     try:
-        pydantic.create_model(f"{declared.name} settings", __config__=config, **fields)(**given)
+        pydantic.create_model(f"{declared.name} settings", __config__=config, **fields)(**values)
     except pydantic.ValidationError as error:
         return explain(error, prefix)
     return []

@@ -66,13 +66,13 @@ class Job:
         sections = {s: getattr(self, s).causes() for s in ("model", "data", "train", "answers")}
         judge = {"name": self.judge.name, "settings": self.judge_causes()}
         sft = None if self.sft is None else self.sft.causes()
-        named = {
+        choices = {
             "setting": self.setting,
             "loss": self.loss,
             "seed": self.seed,
             "loss_settings": dict(self.loss_settings),
         }
-        return name_of({**named, **sections, "judge": judge, "sft": sft})
+        return name_of({**choices, **sections, "judge": judge, "sft": sft})
 
     def judge_causes(self) -> dict[str, Any]:
         """The judge's settings that can change a verdict; time-outs and prices are left out."""

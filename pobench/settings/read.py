@@ -181,13 +181,15 @@ def _extended(
     for section, section_values in values.items():
         inherited_values = merged.get(section)
         if section == "losses" and isinstance(section_values, dict):
-            kept = dict(_mapping(inherited_values))
-            for name, given in section_values.items():
-                other_names = _other_names(name, _mapping(given))
-                inherited = {k: v for k, v in _mapping(kept.get(name)).items() if k not in other_names}
-                kept[name] = inherited | given if isinstance(given, dict) else given or inherited
-                replaced |= {f"losses.{name}.{key}" for key in (*_mapping(given), *other_names)}
-            merged[section] = kept
+            loss_sections = dict(_mapping(inherited_values))
+            for name, loss_values in section_values.items():
+                other_names = _other_names(name, _mapping(loss_values))
+                inherited = {k: v for k, v in _mapping(loss_sections.get(name)).items() if k not in other_names}
+                loss_sections[name] = (
+                    inherited | loss_values if isinstance(loss_values, dict) else loss_values or inherited
+                )
+                replaced |= {f"losses.{name}.{key}" for key in (*_mapping(loss_values), *other_names)}
+            merged[section] = loss_sections
         elif isinstance(section_values, dict) and isinstance(inherited_values, dict):
             dropped = of_another_judge(inherited_values, section_values) if section == "judge" else set()
             merged[section] = {k: v for k, v in inherited_values.items() if k not in dropped} | section_values
@@ -203,36 +205,36 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _other_names(loss: str, given: Mapping[str, Any]) -> set[str]:
+def _other_names(loss: str, values: Mapping[str, Any]) -> set[str]:
     """Settings that are another name of a given number (gamma, gamma_beta_ratio)."""
     try:
         groups = get_loss(loss).alternatives
     except PobenchError:  # `resolve` reports the unknown loss
         return set()
-    return {name for group in groups for name in group if name not in given and any(g in given for g in group)}
+    return {name for group in groups for name in group if name not in values and any(g in values for g in group)}
 
 
-def of_another_judge(inherited: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
-    """Keys of the inherited judge section to drop because `given` names another judge."""
-    same = "name" not in given or judges.canonical(given["name"]) == judges.canonical(inherited.get("name"))
+def of_another_judge(inherited: Mapping[str, Any], section: Mapping[str, Any]) -> set[str]:
+    """Keys of the inherited judge section to drop because `section` names another judge."""
+    same = "name" not in section or judges.canonical(section["name"]) == judges.canonical(inherited.get("name"))
     return set() if same else {"settings"}
 
 
 def _comments(node: yaml.Node, lines: list[str], prefix: str = "") -> dict[str, str]:
     import yaml
 
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     if not isinstance(node, yaml.MappingNode):
-        return found
+        return comments
     for key, value in node.value:
         path = f"{prefix}{key.value}"
         if isinstance(value, yaml.MappingNode) and not value.flow_style:
-            found |= _comments(value, lines, f"{path}.")
+            comments |= _comments(value, lines, f"{path}.")
             continue
         rest = lines[value.end_mark.line][value.end_mark.column :] if value.end_mark.line < len(lines) else ""
         comment = rest.partition("#")[2].strip()
         if comment:
-            found[path] = comment
+            comments[path] = comment
             if isinstance(value, yaml.MappingNode):
-                found |= {f"{path}.{k.value}": comment for k, _ in value.value}
-    return found
+                comments |= {f"{path}.{k.value}": comment for k, _ in value.value}
+    return comments

@@ -34,17 +34,17 @@ def parse_settings(pairs: Sequence[str], option: str) -> dict[str, Any]:
 
 
 def _parsed(pairs: Sequence[str], option: str, expected: str, *, dotted: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     faults = []
     for text in pairs:
         key, equals, value = text.partition("=")
         if not equals or not key.strip() or (dotted and "." not in key):
             faults.append(f"{option} {text!r}: expected {expected}")
             continue
-        found[key.strip()] = _scalar(value)
+        values[key.strip()] = _scalar(value)
     if faults:
         raise PobenchError("\n".join(faults))
-    return found
+    return values
 
 
 def _scalar(text: str) -> Any:
@@ -62,10 +62,10 @@ def _scalar(text: str) -> Any:
 
 def resolve_names(names: str | Iterable[str]) -> tuple[list[str], list[str]]:
     """`"simpo, r-dpo"`, `"paper"` or `"all"` → (registered names in order, a fault for every unknown one)."""
-    wanted = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+    requested = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
     resolved: list[str] = []
     faults = []
-    for name in wanted:
+    for name in requested:
         if name == "all":
             resolved += losses.names()
         elif name == "paper":
@@ -147,8 +147,8 @@ class _Draft:
             self.origin["model.source"] = "--model"
         if data is not None:
             section = self._section("data") or {}
-            kept = {key: value for key, value in section.items() if key not in OF_ONE_SOURCE}
-            self.values["data"] = {**kept, "source": data}
+            remaining = {key: value for key, value in section.items() if key not in OF_ONE_SOURCE}
+            self.values["data"] = {**remaining, "source": data}
             self.origin["data.source"] = "--data"
 
     def read_losses(self) -> None:
@@ -158,7 +158,7 @@ class _Draft:
         if not isinstance(section, dict):
             self.faults.append(f"losses: got {section!r}; expected a mapping of losses to their values")
             return
-        for name, given in section.items():
+        for name, values in section.items():
             try:
                 loss = get_loss(name)
             except PobenchError as error:
@@ -167,8 +167,8 @@ class _Draft:
             if given is not None and not isinstance(given, dict):
                 self.faults.append(f"losses.{name}: got {given!r}; expected a mapping of settings to values")
                 continue
-            self.losses[loss.name] = dict(given or {})
-            for key in given or {}:
+            self.losses[loss.name] = dict(values or {})
+            for key in values or {}:
                 self.faults += unknown_loss_key(f"losses.{name}.{key}", loss, key)
                 self.origin.setdefault(f"{loss.name}.{key}", self.origin.get(f"losses.{name}.{key}", ""))
 
@@ -335,18 +335,20 @@ def _put_inside(values: dict[str, Any], path: Sequence[str], value: Any) -> None
 
 
 def _benchmarks(
-    given: Mapping[str, Mapping[str, Any]], names: str | None
+    section: Mapping[str, Mapping[str, Any]], names: str | None
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Benchmark → all its settings, and the faults. given: the YAML's section. names: replace its list; None: keep it."""
-    wanted = list(given) if names is None else [n.strip() for n in names.split(",") if n.strip() not in ("", "none")]
+    """Benchmark → all its settings, and the faults. section: the YAML's section. names: replace its list; None: keep it."""
+    requested = (
+        list(section) if names is None else [n.strip() for n in names.split(",") if n.strip() not in ("", "none")]
+    )
     chosen, faults = {}, []
     settings: dict[str, Mapping[str, Any]] = {}
-    for name in dict.fromkeys([*given, *wanted]):
+    for name in dict.fromkeys([*section, *requested]):
         try:
-            settings[benchmarks.get(name).name] = given.get(name, settings.get(benchmarks.get(name).name, {}))
+            settings[benchmarks.get(name).name] = section.get(name, settings.get(benchmarks.get(name).name, {}))
         except PobenchError as error:
-            faults.append(f"{'benchmarks' if name in given else '--benchmarks'}: {error}")
-    canonical = {benchmarks.get(name).name for name in wanted} if not faults else set()
+            faults.append(f"{'benchmarks' if name in section else '--benchmarks'}: {error}")
+    canonical = {benchmarks.get(name).name for name in requested} if not faults else set()
     for name, values in settings.items():
         kind = benchmarks.get(name).function
         try:

@@ -302,7 +302,7 @@ class _Run:
     def refuse_non_finite(self, step: int, batch: Sequence[int], loss: float, grad_norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise NonFiniteError(
-                f"step {step + 1}: loss {loss:g}, gradient norm {grad_norm:g}; {self.objective.named(batch)}. "
+                f"step {step + 1}: loss {loss:g}, gradient norm {grad_norm:g}; {self.objective.describe(batch)}. "
                 "The last checkpoint is kept; try a smaller learning rate"
             )
 

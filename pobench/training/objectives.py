@@ -96,7 +96,7 @@ class Objective(Protocol):
         """totals: (responses,) nats of these items' responses, in order. Nothing is sent back through its graph."""
         ...
 
-    def named(self, batch: Sequence[int]) -> str:
+    def describe(self, batch: Sequence[int]) -> str:
         """The items of a batch, for a message."""
         ...
 
@@ -187,7 +187,7 @@ class PreferenceObjective:
         (slope,) = torch.autograd.grad(output.loss.sum(), leaf)
         return Measured(slope, step_sums(view, output, slope[0::2].abs() + slope[1::2].abs()))
 
-    def named(self, batch: Sequence[int]) -> str:
+    def describe(self, batch: Sequence[int]) -> str:
         return f"pairs in the batch: {_some([self.pairs[i].id for i in batch])}"
 
 
@@ -214,7 +214,7 @@ class LikelihoodObjective:
     def measure(self, items: list[int], totals: Tensor) -> Measured:
         return Measured(torch.full_like(totals, -1.0), -totals.detach().double().sum()[None])
 
-    def named(self, batch: Sequence[int]) -> str:
+    def describe(self, batch: Sequence[int]) -> str:
         return f"conversations in the batch: {_some([str(i + 1) for i in batch])}"
 
 

@@ -46,9 +46,9 @@ def sequence_keys(group: Group) -> list[bytes]:
     of_prompt = hashlib.sha256(_int32([len(group.prompt)]) + _int32(group.prompt))
     keys = []
     for response in group.responses:
-        whole = of_prompt.copy()
-        whole.update(_int32(response))
-        keys.append(whole.digest())
+        sequence = of_prompt.copy()
+        sequence.update(_int32(response))
+        keys.append(sequence.digest())
     return keys
 
 
@@ -148,9 +148,9 @@ def _read(path: Path, sha256: str) -> bytes:
         data = path.read_bytes()
     except FileNotFoundError:
         raise CorruptError(path, f"it is gone; {ANEW}") from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise CorruptError(path, f"its sha256 is {found[:12]}…, and {sha256[:12]}… was stored; {ANEW}")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise CorruptError(path, f"its sha256 is {digest[:12]}…, and {sha256[:12]}… was stored; {ANEW}")
     return data
 
 
@@ -198,24 +198,24 @@ def compute_reference(
     if finished:
         _check_finished(folder, groups, causes)
         return 0
-    known, lacking, keys = _what_is_left(folder, groups, scorer)
-    totals, places = empty_sums(lacking)
+    sums, unscored, keys = _what_is_left(folder, groups, scorer)
+    totals, places = empty_sums(unscored)
     advance(sum(len(g.responses) for g in groups) - len(totals))
     not_finite = 0
     with _Part(folder) as part:
-        for number, turn in enumerate(scorer.turns(lacking), start=1):
+        for number, turn in enumerate(scorer.turns(unscored), start=1):
             totals[[k for i in turn.indices for k in places[i]]] = turn.sums
             not_finite += int((~turn.sums.isfinite()).sum())
             part.add([key for i in turn.indices for key in keys[i]], turn.sums)
             if number % TURNS_BETWEEN_CHECKS == 0:
                 _refuse_not_finite(scorer, not_finite)
-            advance(sum(len(lacking[i].responses) for i in turn.everywhere))
+            advance(sum(len(unscored[i].responses) for i in turn.everywhere))
         _refuse_not_finite(scorer, not_finite)
         totals = scorer.together(totals)
         if scorer.rank == 0:
             for key, total in zip([key for of_group in keys for key in of_group], totals.tolist(), strict=True):
-                known.setdefault(key, total)
-            _finish(folder, known, causes, scorer.arithmetic)
+                sums.setdefault(key, total)
+            _finish(folder, sums, causes, scorer.arithmetic)
     scorer.from_first(finished)  # nobody reads before the first process has written
     return len(totals)
 
@@ -227,20 +227,20 @@ def _what_is_left(
 
     Only the first process reads the folder, and tells the others: a network file system may show them fewer files.
     """
-    known = dict(_parts(folder)) if scorer.rank == 0 else {}
+    sums = dict(_parts(folder)) if scorer.rank == 0 else {}
     keys = [sequence_keys(group) for group in groups]
-    done = torch.tensor([key in known for of_group in keys for key in of_group], dtype=torch.uint8)
+    done = torch.tensor([key in sums for of_group in keys for key in of_group], dtype=torch.uint8)
     answers = iter(scorer.from_first(done).tolist())
-    lacking, lacking_keys = [], []
+    unscored, unscored_keys = [], []
     for group, of_group in zip(groups, keys, strict=True):
-        left: dict[bytes, tuple[int, ...]] = {}
+        responses: dict[bytes, tuple[int, ...]] = {}
         for key, response in zip(of_group, group.responses, strict=True):
             if not next(answers):
-                left.setdefault(key, response)  # a repeated response is computed once
-        if left:
-            lacking.append(Group(group.prompt, tuple(left.values())))
-            lacking_keys.append(list(left))
-    return known, lacking, lacking_keys
+                responses.setdefault(key, response)  # a repeated response is computed once
+        if responses:
+            unscored.append(Group(group.prompt, tuple(responses.values())))
+            unscored_keys.append(list(responses))
+    return sums, unscored, unscored_keys
 
 
 def _refuse_not_finite(scorer: SumScorer, count: int) -> None:

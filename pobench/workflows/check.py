@@ -71,7 +71,7 @@ class Subject:
         policy = Pair(SequenceLogps(at[0], at[4]), SequenceLogps(at[1], at[5]))
         reference = Pair(SequenceLogps(at[2], at[4]), SequenceLogps(at[3], at[5]))
         settings = {**self.settings, **changes}
-        return self.loss(*self.loss.asked(policy, reference, torch.tensor(kl, dtype=at[0].dtype)), **settings)
+        return self.loss(*self.loss.arguments(policy, reference, torch.tensor(kl, dtype=at[0].dtype)), **settings)
 
     def evaluate(self, at: Numbers, kl: float = 0.0, **changes: Any) -> Evaluated:
         leaves = [t.clone().requires_grad_() for t in at[:2]]
@@ -409,12 +409,12 @@ def _steps(subject: Subject, plugins: Sequence[str]) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
-            whole = take_steps(subject.loss, subject.settings, WHOLE, folder)
-            off = {s.name: difference(take_steps(subject.loss, subject.settings, s, folder), whole) for s in SPLITS}
+            reference = take_steps(subject.loss, subject.settings, WHOLE, folder)
+            off = {s.name: difference(take_steps(subject.loss, subject.settings, s, folder), reference) for s in SPLITS}
         except PobenchError as error:
             yield Finding(name, "fails", f"training stops: {' '.join(str(error).split())}")
             return
-    if not (whole.gradient.norm(dim=1) > 0).all():
+    if not (reference.gradient.norm(dim=1) > 0).all():
         yield Finding(name, "note", "no gradient on these pairs: nothing could be compared")
         return
     worst = max(off, key=lambda s: math.inf if math.isnan(off[s]) else off[s])
@@ -466,7 +466,7 @@ def losses_of(target: str) -> tuple[list[Loss], list[str]]:
         return [losses.get(name) for name in names], []
     before = set(losses.names())
     load_plugin(target)
-    found = [losses.get(name) for name in losses.names() if name not in before]
-    if not found:
+    loaded = [losses.get(name) for name in losses.names() if name not in before]
+    if not loaded:
         raise PobenchError(f"{target!r} registers no loss; decorate a function with @register_loss(…)")
-    return found, [str(Path(target).absolute())]
+    return loaded, [str(Path(target).absolute())]

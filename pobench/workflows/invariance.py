@@ -69,11 +69,11 @@ class Steps(NamedTuple):
     gradient: Tensor
 
 
-def difference(steps: Steps, whole: Steps) -> float:
+def difference(steps: Steps, reference: Steps) -> float:
     """The largest relative difference of a loss or of a gradient (its norm); nan where something is not finite."""
     floor = 1e-2  # a loss near zero is a difference of larger numbers
-    by_loss = (steps.loss - whole.loss).abs() / whole.loss.abs().clamp(min=floor)
-    by_gradient = (steps.gradient - whole.gradient).norm(dim=1) / whole.gradient.norm(dim=1).clamp(min=1e-12)
+    by_loss = (steps.loss - reference.loss).abs() / reference.loss.abs().clamp(min=floor)
+    by_gradient = (steps.gradient - reference.gradient).norm(dim=1) / reference.gradient.norm(dim=1).clamp(min=1e-12)
     both = torch.cat([by_loss, by_gradient.double()])
     return float(both.max()) if both.isfinite().all() else math.nan
 
@@ -156,8 +156,8 @@ def take_steps_in_two_processes(
         torch.multiprocessing.spawn(_process, (port, folder, changes, tuple(plugins)), nprocs=2)
         both = {}
         for name in names:
-            found = load_file(folder / f"{name}.safetensors")
-            both[name] = (alone[name], Steps(found["loss"], found["gradient"]))
+            tensors = load_file(folder / f"{name}.safetensors")
+            both[name] = (alone[name], Steps(tensors["loss"], tensors["gradient"]))
         return both
 
 

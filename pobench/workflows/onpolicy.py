@@ -98,7 +98,7 @@ class Sampling:
             (s.id, s.sample): s for s in self.read()
         }
         place = {row["id"]: i for i, row in enumerate(self.rows)}
-        samples = sorted(found.values(), key=lambda s: (place[s.id], s.sample))
+        samples = sorted(by_key.values(), key=lambda s: (place[s.id], s.sample))
         if parts or not self.file.is_file():
             lines = [{"samples_of": self.origin}, *(sample._asdict() for sample in samples)]
             write_text(self.file, "".join(map(_line, lines)))
@@ -178,9 +178,14 @@ def write_pairs(
     files = {out: pairs}
     if held_out > 0:
         seed = sampling.decoding.seed
-        files[out], kept = split_by_prompt(pairs, held_out, seed, lambda pair: _key(pair.row["prompt"]))
-        files[out.with_suffix(".heldout.jsonl")] = kept
-        recipe["held_out"] = {"fraction": held_out, "seed": seed, "train": len(files[out]), "held_out": len(kept)}
+        files[out], held_out_pairs = split_by_prompt(pairs, held_out, seed, lambda pair: _key(pair.row["prompt"]))
+        files[out.with_suffix(".heldout.jsonl")] = held_out_pairs
+        recipe["held_out"] = {
+            "fraction": held_out,
+            "seed": seed,
+            "train": len(files[out]),
+            "held_out": len(held_out_pairs),
+        }
     for file, some in files.items():
         write_text(file, "".join(_line(shape(pair)) for pair in some))
     write_text(out.with_suffix(".recipe.json"), json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
@@ -389,18 +394,18 @@ def _key(prompt: Any) -> str:
 
 def _read(file: Path, origin: Mapping[str, Any]) -> list[Sample]:
     """The samples of one file, without a last line that a killed process left incomplete."""
-    whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
-    if not whole:
+    complete_lines = file.read_text(encoding="utf-8").rpartition("\n")[0]
+    if not complete_lines:
         return []
     try:
-        first, *rest = map(json.loads, whole.split("\n"))  # an answer may contain other line separators
-        found = first["samples_of"]
+        first, *rest = map(json.loads, complete_lines.split("\n"))  # an answer may contain other line separators
+        header_origin = first["samples_of"]
         samples = [Sample(**line) for line in rest]
     except (ValueError, KeyError, TypeError) as error:
         raise PobenchError(f"{str(file)!r} is no file of samples ({error}); remove it to start again") from error
-    differing = sorted(k for k in origin if json.loads(json.dumps(origin[k])) != found.get(k))
+    differing = sorted(k for k in origin if json.loads(json.dumps(origin[k])) != header_origin.get(k))
     if differing:
-        was, now = ({k: side.get(k) for k in differing} for side in (found, origin))
+        was, now = ({k: side.get(k) for k in differing} for side in (header_origin, origin))
         raise PobenchError(
             f"{str(file)!r} holds samples that were drawn differently ({', '.join(differing)}):\n  then {json.dumps(was)}\n"
             f"  now  {json.dumps(now)}\nWrite to another file, or remove this one to start again"

@@ -125,9 +125,9 @@ class _Tuner:
         """The stored studies of the loss and the sampler, each with its causes."""
         import optuna
 
-        found = {s.study_name: s.user_attrs for s in optuna.get_all_study_summaries(self.storage)}
+        attributes = {s.study_name: s.user_attrs for s in optuna.get_all_study_summaries(self.storage)}
         same = {"loss": search.loss, "sampler": self.tuning.sampler}
-        return {name: attrs.get("causes", {}) for name, attrs in found.items() if same.items() <= attrs.items()}
+        return {name: attrs.get("causes", {}) for name, attrs in attributes.items() if same.items() <= attrs.items()}
 
     def _done(self, study: Any) -> int:
         from optuna.trial import TrialState
@@ -207,9 +207,9 @@ class _Tuner:
         metric, root = self.tuning.about.metric, self.tuning.folder
         several = len(runs) > 1  # seeds are pooled, with prompts as the clusters of the interval
         rows = score(_frames_of(root, runs), _frames_of(root, [start])) if several else scores_of(root, runs[0])
-        found, before = _row_of(rows, metric), _row_of(scores_of(root, start), metric)
+        row, before = _row_of(rows, metric), _row_of(scores_of(root, start), metric)
         return {
-            **{k: found.get(k, math.nan) for k in ("value", "low", "high", "n")},
+            **{k: row.get(k, math.nan) for k in ("value", "low", "high", "n")},
             "start": before.get("value", math.nan),
         }
 
@@ -297,8 +297,8 @@ def _rank(sign: int) -> Callable[[Any], tuple[float, float, int]]:
 
 def _row_of(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[str, float]:
     """The row of a metric; with several judges, of the first `<metric>@<judge>`."""
-    found = [r for r in rows if r["metric"] == metric] or [r for r in rows if r["metric"].partition("@")[0] == metric]
-    return _null_as_nan(found[0]) if found else {}
+    matches = [r for r in rows if r["metric"] == metric] or [r for r in rows if r["metric"].partition("@")[0] == metric]
+    return _null_as_nan(matches[0]) if matches else {}
 
 
 def _null_as_nan(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,14 +310,14 @@ def _distributions(space: Space, sampler: str) -> dict[str, Any]:
     where all are positive."""
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-    found: dict[str, BaseDistribution] = {}
+    distributions: dict[str, BaseDistribution] = {}
     for key, values in space.items():
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         if sampler == "grid" or len(numbers) < len(values) or len(set(numbers)) < 2:
-            found[key] = CategoricalDistribution(values)
+            distributions[key] = CategoricalDistribution(values)
         else:
-            found[key] = FloatDistribution(float(min(numbers)), float(max(numbers)), log=min(numbers) > 0)
-    return found
+            distributions[key] = FloatDistribution(float(min(numbers)), float(max(numbers)), log=min(numbers) > 0)
+    return distributions
 
 
 # ---------------------------------------------------------------- the chosen values
@@ -337,11 +337,13 @@ def overlay(tuning: Tuning, best: Sequence[Best]) -> str:
     ]
     for b in best:
         interval = "" if math.isnan(b.low) else f" [{b.low:.3g}, {b.high:.3g}]"
-        found = f"tuning: {about.metric} {b.value:.3g}{interval}, n = {b.n}, the best of {b.trials} trials; run {b.run}"
-        lines += [f"  {b.loss}:", f"    lr: {_yaml(b.lr)}  # {found}"]
+        comment = (
+            f"tuning: {about.metric} {b.value:.3g}{interval}, n = {b.n}, the best of {b.trials} trials; run {b.run}"
+        )
+        lines += [f"  {b.loss}:", f"    lr: {_yaml(b.lr)}  # {comment}"]
         for key, value in b.settings.items():
-            found = f"tuning: run {b.run}" if key in b.searched else "not searched"
-            lines.append(f"    {key}: {_yaml(value)}  # {found}")
+            comment = f"tuning: run {b.run}" if key in b.searched else "not searched"
+            lines.append(f"    {key}: {_yaml(value)}  # {comment}")
     return "\n".join(lines) + "\n"
 
 

@@ -123,9 +123,9 @@ def plan_tuning(
     spaces = or_fault(faults, lambda: search_spaces(about.grid, names)) or {}
     faults += _metric_faults(about, base[0] if base else None)
     cells = {name: math.prod(map(len, space.values())) for name, space in spaces.items()}
-    wanted = trials or min(cells.values(), default=1)
+    trials_per_loss = trials or min(cells.values(), default=1)
     if sampler == "grid":
-        faults += _cell_faults(cells, wanted)
+        faults += _cell_faults(cells, trials_per_loss)
     if faults:
         raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
     chosen_seeds = tuple(seeds or (base[0].seed,))
@@ -138,7 +138,7 @@ def plan_tuning(
         name=base[0].setting,
         about=about,
         searches=tuple(searches),
-        trials=wanted,
+        trials=trials_per_loss,
         sampler=sampler,
         seeds=chosen_seeds,
         overrides=changes,
@@ -181,13 +181,13 @@ def _tune_section(
     return about.model_copy(update={k: v for k, v in (("grid", grid), ("metric", metric)) if v is not None}), faults
 
 
-def _cell_faults(cells: Mapping[str, int], wanted: int) -> list[str]:
+def _cell_faults(cells: Mapping[str, int], trials: int) -> list[str]:
     """Faults of grids with fewer cells than trials. cells: loss → their number."""
     return [
-        f"--trials {wanted}: the grid of {name} has {count} cells; every loss gets the same number of trials, so ask "
+        f"--trials {trials}: the grid of {name} has {count} cells; every loss gets the same number of trials, so ask "
         f"for at most {min(cells.values())}, widen the grid, or search between its ends with --sampler tpe"
         for name, count in cells.items()
-        if count < wanted
+        if count < trials
     ]
 
 

@@ -44,8 +44,8 @@ def _parts_or(base: Any) -> Any:
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **how: Any) -> Any:
         parts = None if attention_mask is None else parts_under(attention_mask)
         if parts is None or how.get("dropout") or how.get("position_bias") is not None:
-            whole = None if attention_mask is None else whole_mask(attention_mask)
-            return base(module, query, key, value, whole, **how)
+            matrix = None if attention_mask is None else whole_mask(attention_mask)
+            return base(module, query, key, value, matrix, **how)
         scale = how.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         dtype = product_type(query)

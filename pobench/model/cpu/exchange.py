@@ -187,19 +187,21 @@ def _agrees(module: nn.Module, candidate: Candidate) -> bool:
             for part in (trial, *trial.children()):
                 part.training = run.training
             try:
-                ours, own = (
+                results, references = (
                     _outcome(trial, call, run.factor * x, further, slope if run.gradients else None)
                     for call in (candidate.forward, type(module).forward)
                 )
             except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError):
                 return False  # it takes other arguments, or returns another shape
-            if not all(_close(a, b, run.tolerance) for a, b in zip(ours, own, strict=True)):
+            if not all(_close(a, b, run.tolerance) for a, b in zip(results, references, strict=True)):
                 return False
     return True
 
 
-def _close(ours: Tensor, own: Tensor, tolerance: float) -> bool:
-    return ours.shape == own.shape and bool((ours - own).abs().max() <= tolerance * own.abs().max().clamp(min=1.0))
+def _close(result: Tensor, reference: Tensor, tolerance: float) -> bool:
+    return result.shape == reference.shape and bool(
+        (result - reference).abs().max() <= tolerance * reference.abs().max().clamp(min=1.0)
+    )
 
 
 def _small_copy(module: nn.Module, draw: torch.Generator, sizes: dict[int, int]) -> tuple[nn.Module, int]:

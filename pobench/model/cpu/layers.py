@@ -114,8 +114,8 @@ def _product_again(offset: float, dtype: torch.dtype, *factors: Tensor) -> Tenso
     return NormFactors(x, inverse_rms, scale, offset).product().to(dtype).flatten(0, -2)
 
 
-def _as_it_is(kept: Tensor) -> Tensor:
-    return kept
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 # ---------------------------------------------------------------- matrix products
@@ -203,29 +203,29 @@ class _GatedMlp(torch.autograd.Function):
         narrow = arithmetic.input(x)
         weights = [arithmetic.weight(w) for w in (gate, up, down)]
         gated, lifted = narrow @ weights[0].T, narrow @ weights[1].T
-        kept = kept_input(x, narrow)
-        ctx.save_for_backward(gated, lifted, *weights, gate, up, down, *kept.tensors)
-        ctx.act, ctx.arithmetic, ctx.like, ctx.restore = act, arithmetic, (x.shape, x.dtype), kept.restore
+        saved_input = kept_input(x, narrow)
+        ctx.save_for_backward(gated, lifted, *weights, gate, up, down, *saved_input.tensors)
+        ctx.act, ctx.arithmetic, ctx.like, ctx.restore = act, arithmetic, (x.shape, x.dtype), saved_input.restore
         return ((act(gated) * lifted) @ weights[2].T).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        gated, lifted, product_gate, product_up, product_down, gate, up, down, *kept = ctx.saved_tensors
+        gated, lifted, product_gate, product_up, product_down, gate, up, down, *saved_input = ctx.saved_tensors
         shape, dtype = ctx.like
         grad = grad.flatten(0, -2)
-        want_x, *wanted = ctx.needs_input_grad[:4]
+        want_x, *want_weights = ctx.needs_input_grad[:4]
         leaves = gated.detach().requires_grad_(), lifted.detach().requires_grad_()
         with torch.enable_grad():
             middle = ctx.act(leaves[0]) * leaves[1]
-        grad_down = _weight_grad(ctx.arithmetic, down, grad, middle.detach()) if wanted[2] else None
+        grad_down = _weight_grad(ctx.arithmetic, down, grad, middle.detach()) if want_weights[2] else None
         grad_gated, grad_lifted = torch.autograd.grad(middle, leaves, grad @ product_down)
         del middle, leaves
-        narrow = ctx.restore(*kept) if any(wanted[:2]) else None
+        narrow = ctx.restore(*saved_input) if any(want_weights[:2]) else None
         products = (grad_gated, product_gate), (grad_lifted, product_up)
         return (
             sum_of_products(products, dtype).view(shape) if want_x else None,
-            _weight_grad(ctx.arithmetic, gate, grad_gated, narrow) if wanted[0] else None,
-            _weight_grad(ctx.arithmetic, up, grad_lifted, narrow) if wanted[1] else None,
+            _weight_grad(ctx.arithmetic, gate, grad_gated, narrow) if want_weights[0] else None,
+            _weight_grad(ctx.arithmetic, up, grad_lifted, narrow) if want_weights[1] else None,
             grad_down,
             None,
             None,
@@ -272,20 +272,22 @@ class _Attention(torch.autograd.Function):
         query, key = (_rotated(t, *rotation).to(narrow.dtype) for t in (query, key))
         parts = parts_under(mask) or whole_rows(mask)
         attended = attend(query, key, value, scale, parts)
-        kept = kept_input(x, narrow)
-        ctx.save_for_backward(q, k, v, out, *weights, *rotation, query, key, value, attended, *kept.tensors)
-        ctx.arithmetic, ctx.like, ctx.restore = arithmetic, (x.shape, x.dtype), kept.restore
+        saved_input = kept_input(x, narrow)
+        ctx.save_for_backward(q, k, v, out, *weights, *rotation, query, key, value, attended, *saved_input.tensors)
+        ctx.arithmetic, ctx.like, ctx.restore = arithmetic, (x.shape, x.dtype), saved_input.restore
         ctx.scale, ctx.parts = scale, parts
         return (attended.flatten(2).flatten(0, 1) @ weights[3].T).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         q, k, v, out, *rest = ctx.saved_tensors
-        product_q, product_k, product_v, product_out, cos, sin, query, key, value, attended, *kept = rest
+        product_q, product_k, product_v, product_out, cos, sin, query, key, value, attended, *saved_input = rest
         shape, dtype = ctx.like
-        want_x, *wanted = ctx.needs_input_grad[:5]
+        want_x, *want_weights = ctx.needs_input_grad[:5]
         grad = grad.flatten(0, -2)
-        grad_out = _weight_grad(ctx.arithmetic, out, grad, attended.flatten(2).flatten(0, 1)) if wanted[3] else None
+        grad_out = (
+            _weight_grad(ctx.arithmetic, out, grad, attended.flatten(2).flatten(0, 1)) if want_weights[3] else None
+        )
         grads = attend_backward(
             (grad @ product_out).view(query.shape),
             query,
@@ -297,13 +299,13 @@ class _Attention(torch.autograd.Function):
         )
         unrotated = [t.to(grad.dtype) for t in (*(_rotated(g, cos, -sin) for g in grads[:2]), grads[2])]
         of_products = [t.flatten(2).flatten(0, 1) for t in unrotated]
-        narrow = ctx.restore(*kept) if any(wanted[:3]) else None
+        narrow = ctx.restore(*saved_input) if any(want_weights[:3]) else None
         products = list(zip(of_products, (product_q, product_k, product_v), strict=True))
         return (
             sum_of_products(products, dtype).view(shape) if want_x else None,
             *(
                 _weight_grad(ctx.arithmetic, w, g, narrow) if want else None
-                for w, g, want in zip((q, k, v), of_products, wanted[:3], strict=True)
+                for w, g, want in zip((q, k, v), of_products, want_weights[:3], strict=True)
             ),
             grad_out,
             *[None] * 4,

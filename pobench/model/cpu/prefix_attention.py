@@ -62,11 +62,13 @@ def parts_of(places: Sequence[Place], window: int | None = None) -> list[Part]:
     return parts
 
 
-def standing_for(parts: list[Part], whole: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A placeholder in the shape of the mask that `whole` builds, (rows, 1, width, width). It carries the parts to the
+def standing_for(
+    parts: list[Part], build_matrix: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """A placeholder in the shape of the mask that `build_matrix` builds, (rows, 1, width, width). It carries the parts to the
     attention that computes by them. Its numbers are NaN, so code that reads them by mistake is noticed."""
     mask = torch.full((1, 1, 1, 1), math.nan, dtype=dtype).expand(*shape)
-    mask.carried = _Carried(parts, cache(whole))  # type: ignore[attr-defined]
+    mask.carried = _Carried(parts, cache(build_matrix))  # type: ignore[attr-defined]
     return mask
 
 
@@ -85,8 +87,8 @@ def whole_mask(mask: Tensor) -> Tensor:
 def mask_of_parts(batch: Batch, window: int | None, dtype: torch.dtype) -> Tensor:
     """The mask of a shared-prefix batch, as one that stands for its parts."""
     rows, width = batch.input_ids.shape
-    whole = partial(_whole, batch, window, dtype)
-    return standing_for(parts_of(batch.places, window), whole, (rows, 1, width, width), dtype)
+    build_matrix = partial(_whole, batch, window, dtype)
+    return standing_for(parts_of(batch.places, window), build_matrix, (rows, 1, width, width), dtype)
 
 
 def _whole(batch: Batch, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -99,13 +101,13 @@ _triangles: dict[int | None, Tensor] = {}
 def _triangle(tokens: int, window: int | None) -> Tensor:
     """(tokens, tokens) fp32, added to the scores of one causal sequence. It is a corner of the largest one so far, which is
     cached. Positions count from the start of the prompt, so the bias of every part is a slice of its lines."""
-    found = _triangles.get(window)
-    if found is None or len(found) < tokens:
+    triangle = _triangles.get(window)
+    if triangle is None or len(triangle) < tokens:
         at = torch.arange(-(-tokens // QUERIES) * QUERIES)
         before = at[:, None] - at
-        found = added_mask((before >= 0) & (before < (window or len(at))), torch.float32)
-        _triangles[window] = found
-    return found[:tokens, :tokens]
+        triangle = added_mask((before >= 0) & (before < (window or len(at))), torch.float32)
+        _triangles[window] = triangle
+    return triangle[:tokens, :tokens]
 
 
 def whole_rows(mask: Tensor) -> list[Part]:
@@ -149,8 +151,8 @@ def _keys(x: Tensor, part: Part, shared: int) -> Tensor:
     """(shared · heads, keys, features) from x (rows, heads, width, features). A key head that several query heads share is
     repeated: one product for each query head spreads over threads more evenly than fewer, larger ones."""
     slices = [x[part.row, :, s] for s in part.keys]
-    found = slices[0] if len(slices) == 1 else torch.cat(slices, 1)
-    return found[:, None].expand(-1, shared, -1, -1).flatten(0, 1) if shared > 1 else found
+    keys = slices[0] if len(slices) == 1 else torch.cat(slices, 1)
+    return keys[:, None].expand(-1, shared, -1, -1).flatten(0, 1) if shared > 1 else keys
 
 
 def _softmax(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
@@ -213,10 +215,11 @@ def attend_backward(
             else:
                 dk[:, seen] += to_key
                 dv[:, seen] += to_value
-        for total, found in zip(grads[1:], (dk, dv), strict=True):
-            at, found = 0, (found.unflatten(0, (-1, shared)).sum(1) if shared > 1 else found).transpose(0, 1)
+        for total, part_grad in zip(grads[1:], (dk, dv), strict=True):
+            part_grad = (part_grad.unflatten(0, (-1, shared)).sum(1) if shared > 1 else part_grad).transpose(0, 1)
+            at = 0
             for s in part.keys:
-                total[part.row, s] += found[at : at + s.stop - s.start]
+                total[part.row, s] += part_grad[at : at + s.stop - s.start]
                 at += s.stop - s.start
     return grads[0].mul_(scale), grads[1], grads[2]
 

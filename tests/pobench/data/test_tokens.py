@@ -24,7 +24,7 @@ from pobench.data.chat import Chat, with_values
 from pobench.data.order import bias_labels, data_digest, data_order, mismatch, split_by_prompt, subset, text_key
 from pobench.data.rows import Message, Preference
 from pobench.data.shapes import load_preferences, recognise
-from pobench.data.tokens import CUT_PROMPT, CUT_RESPONSE, CUT_TO_IDENTICAL, MERGED, check_asked, inspected, tokenize
+from pobench.data.tokens import CUT_PROMPT, CUT_RESPONSE, CUT_TO_IDENTICAL, MERGED, check_prompt, inspected, tokenize
 from pobench.errors import PobenchError
 from pobench.types import TokenPair
 
@@ -350,7 +350,7 @@ def test_a_template_that_renders_otherwise_each_time_is_named_with_the_first_pla
     restless = Chat(chatml)
     restless.template = "Now. " + restless.template
     with pytest.raises(PobenchError, match=r"pair 'p1': .* at token 1 of \d+ training has .*model\.chat_template"):
-        check_asked(inspected(pairs, rows, restless), restless)
+        check_prompt(inspected(pairs, rows, restless), restless)
 
 
 def test_the_digest_is_of_all_that_decides_the_ids(chatml: Any, llama: Any) -> None:
