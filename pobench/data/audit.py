@@ -87,9 +87,8 @@ class Audit:
         unit = "characters" if as_text else "tokens"
         parts = {name: [getattr(item, name) for item in items] for name in lengths} if not as_text else {}
         shares = unknown_shares(parts, unknown)
-        return cls(
-            found.rows, len(items), faults, notes, lengths, unit, found.source, found.shape, shares, found.unread
-        )
+        about = (loaded.source, loaded.shape, shares, loaded.unread)
+        return cls(loaded.rows, len(items), faults, notes, lengths, unit, *about)
 
     @classmethod
     def of_file(cls, loaded: Found) -> Audit:

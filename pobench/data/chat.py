@@ -133,8 +133,8 @@ class Chat:
         self.bos: int | None = None
         self.after = ""
         try:
-            prompt, whole = self.prompt(question), self.conversation(question, answer)
-            border = whole.rindex(answer)
+            prompt, conversation = self.prompt(question), self.conversation(question, answer)
+            border = conversation.rindex(answer)
         except Exception as error:  # a template is a program: it may divide by zero
             raise PobenchError(f"the chat template cannot render one question and its answer: {error}") from error
         before, tail = conversation[:border], conversation[border + len(answer) :]

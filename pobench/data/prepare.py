@@ -128,7 +128,7 @@ def source_faults(job: Job, stages: Sequence[str]) -> list[str]:
 def _read(job: Job, source: str | None, split: str | None) -> _Read:
     model, data = job.model, job.data
     chat = Chat.of(_model(job), model)
-    found = load_preferences(_rows(job, source, split), columns=data.columns, ignore=data.ignore)
+    loaded = load_preferences(_rows(job, source, split), columns=data.columns, ignore=data.ignore)
     pairs, audit = tokenize(
         loaded,
         chat,

@@ -16,7 +16,7 @@ from pobench.sources import read_config, weights_fault
 def attention_of(folder: Path, attention: str = "auto") -> str:
     """The kind of attention to load the model in `folder` with. Soft-capped attention exists only as `eager`."""
     config = read_config(folder)
-    return ("eager" if config.get("attn_logit_softcapping") else "sdpa") if wanted in ("auto", "flex") else wanted
+    return ("eager" if config.get("attn_logit_softcapping") else "sdpa") if attention in ("auto", "flex") else attention
 
 
 def load_base(

@@ -198,7 +198,7 @@ def _rows(data: DataConfig, source: str, split: str | None) -> tuple[float, floa
     if not is_local(source):
         return math.nan, math.nan
     try:
-        found = load_preferences(fetch_rows(source), columns=data.columns, ignore=data.ignore).preferences
+        preferences = load_preferences(fetch_rows(source), columns=data.columns, ignore=data.ignore).preferences
     except PobenchError:
         return math.nan, math.nan
     texts = [sum(len(m.content) for m in p.prompt) + len(p.chosen) + len(p.rejected) for p in preferences]

@@ -164,8 +164,8 @@ class _Draft:
             except PobenchError as error:
                 self.faults.append(f"losses.{name}: {error}")
                 continue
-            if given is not None and not isinstance(given, dict):
-                self.faults.append(f"losses.{name}: got {given!r}; expected a mapping of settings to values")
+            if values is not None and not isinstance(values, dict):
+                self.faults.append(f"losses.{name}: got {values!r}; expected a mapping of settings to values")
                 continue
             self.losses[loss.name] = dict(values or {})
             for key in values or {}:

@@ -94,7 +94,7 @@ class Sampling:
         Raises PobenchError for a file without samples, or with samples of another model, other prompts or settings.
         """
         parts = sorted(self.out.parent.glob(f"{glob.escape(self.out.stem)}.samples.*-of-*.jsonl"))
-        found = {(s.id, s.sample): s for file in parts for s in _read(file, self.origin)} | {
+        by_key = {(s.id, s.sample): s for file in parts for s in _read(file, self.origin)} | {
             (s.id, s.sample): s for s in self.read()
         }
         place = {row["id"]: i for i, row in enumerate(self.rows)}
