@@ -201,7 +201,9 @@ class LoopConfig(_Strict):
     # auto: only if one pair does not fit into memory without it
     gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto)] = False
     compile: bool = False  # torch.compile every layer; takes minutes, so for long runs on a GPU
-    checkpoint_seconds: Annotated[float, RUNTIME] = Field(60.0, ge=0)  # at least between two; 0: after every step
+    checkpoint_seconds: Annotated[float, RUNTIME] = Field(
+        60.0, ge=0, allow_inf_nan=True
+    )  # at least between two; 0: after every step; .inf: none
     checkpoint_share: Annotated[float, RUNTIME] = Field(0.05, gt=0, le=1)  # of the time, at most, that saving takes
 
 

@@ -297,7 +297,7 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
         tuned_on = read(_prompt_keys, "tune.prompts", about.prompts, about.prompts_split, about.max_prompts)
         faults += _shared("tune.prompts", tuned_on, {**reported, "training pairs": training})
     if about.pairs is not None:
-        tuned_on = read(_pair_keys, "tune.pairs", about.pairs, about.pairs_split, None)
+        tuned_on = read(_pair_keys, "tune.pairs", data, about.pairs, about.pairs_split)
         # The held-out part of the training file is unknown until the split, so none of that file may be tuned on.
         used = reported if own_heldout else {**reported, "pairs to train on or hold out": training}
         faults += _shared("tune.pairs", tuned_on, used)

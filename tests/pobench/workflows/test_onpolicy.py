@@ -13,6 +13,7 @@ from pobench.data.chat import Chat
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError
 from pobench.model.generate import Decoding, generate
+from pobench.registry import judges
 from pobench.workflows.onpolicy import Sampling, draw, make_pairs
 
 ROWS = [{"id": f"p{i}", "prompt": text, "kind": "any"} for i, text in enumerate(("hi", "what is a bee?", "go on"))]
@@ -189,9 +190,10 @@ def command(setting, tmp_path, monkeypatch):
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "more_words.py").write_text(PAIRWISE_PLUGIN)
     drawn = ("--samples", "6", "--temperature", "2", "--max-new-tokens", "40", "--held-out", "0.2")
-    return (
+    yield (
         "data", "onpolicy", "--setting", "small.yaml", "--plugin", "more_words.py", "--ranker", "more_words", *drawn
     )  # fmt: skip
+    judges._items.pop("more_words", None)
 
 
 def test_a_plug_in_that_compares_two_answers_ranks_them_and_run_reads_the_pairs(pobench_cli, command, tmp_path):
