@@ -185,10 +185,11 @@ def _extended(
             for name, loss_values in section_values.items():
                 other_names = _other_names(name, _mapping(loss_values))
                 inherited = {k: v for k, v in _mapping(loss_sections.get(name)).items() if k not in other_names}
-                loss_sections[name] = (
-                    inherited | loss_values if isinstance(loss_values, dict) else loss_values or inherited
-                )
-                replaced |= {f"losses.{name}.{key}" for key in (*_mapping(loss_values), *other_names)}
+                own = _mapping(loss_values)
+                if isinstance(loss_values, dict):
+                    loss_values = inherited | loss_values
+                loss_sections[name] = inherited if loss_values is None else loss_values
+                replaced |= {f"losses.{name}.{key}" for key in (*own, *other_names)}
             merged[section] = loss_sections
         elif isinstance(section_values, dict) and isinstance(inherited_values, dict):
             dropped = of_another_judge(inherited_values, section_values) if section == "judge" else set()
