@@ -332,7 +332,7 @@ def test_a_hostile_title_stays_text_in_markdown(frames, tmp_path) -> None:
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
 def test_the_document_of_all_tables_compiles(whole, tmp_path) -> None:
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", f"-output-directory={tmp_path}"]
-    done = subprocess.run([*command, whole / "tables.tex"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, whole / "tables.tex"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:]
 
 

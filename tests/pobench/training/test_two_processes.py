@@ -19,7 +19,7 @@ from pobench.training.objectives import mismatched_groups
 from pobench.types import Group
 from pobench.workflows.invariance import small_pairs
 
-SECONDS = 300  # a test that waits for ever has failed; a machine that is busy has not
+SECONDS = 600  # a test that waits for ever has failed; a machine that is busy has not
 PAIRS = 9  # in batches of 8: the second has nothing for the second process
 
 SCRIPT = f"""
