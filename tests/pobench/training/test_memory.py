@@ -96,7 +96,9 @@ def test_a_peak_that_is_gone_again_is_measured(monkeypatch) -> None:
         _ = torch.ones(megabytes * 2**18)
         while sampled.acquire(blocking=False):  # the samples of before
             pass
-        assert sampled.acquire(timeout=600) and sampled.acquire(timeout=600)  # the second began after the tensor was there
+        assert sampled.acquire(timeout=600) and sampled.acquire(
+            timeout=600
+        )  # the second began after the tensor was there
 
     held = memory.held_by(work, CPU)
     assert 0.9 * megabytes < held / 2**20 < 2 * megabytes
