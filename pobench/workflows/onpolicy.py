@@ -324,7 +324,7 @@ def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, bat
 def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, batch_size: int) -> None:
     """Draw one process's share, on its device."""
     transformers.logging.disable_progress_bar()  # our own progress bar is enough
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     share = (state.process_index, state.num_processes)
     speaker = load_model(
         folder,

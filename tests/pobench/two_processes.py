@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 SECONDS = 600  # a test that waits for ever has failed; a machine that is busy has not
 
@@ -27,7 +28,10 @@ def in_two_processes(work: Callable[..., None], *arguments: Any) -> None:
 
 
 def _process(rank: int, rendezvous: Path, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()  # the test may have been one process before
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=2)
     work(*arguments)

@@ -32,6 +32,7 @@ def work(folder: Path, names: tuple[str, ...]) -> None:
     policy = ResponseLogps(small_model())
     scorer = SumScorer(policy, policy.layout("shared_prefix"), accelerator, budget=64)
     results: dict[str, Any] = {
+        "processes": accelerator.num_processes,
         "computed": reference.compute_reference(folder / "reference", groups, scorer, {}),
         "left": reference.compute_reference(folder / "part", groups, scorer, {}) if (folder / "part").is_dir() else 0,
     }
@@ -72,6 +73,7 @@ def run(folder: Path, processes: int, *names: str) -> dict[str, Any]:
 
 
 def assert_alike(one: dict[str, Any], two: dict[str, Any], *names: str) -> None:
+    assert (one["processes"], two["processes"]) == (1, 2)
     assert one["computed"] == two["computed"] == 3 * PAIRS
     for name in names:
         assert [row["pairs"] for row in two[name]] == [8, 1]
