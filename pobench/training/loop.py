@@ -162,10 +162,10 @@ def minimise(
     training time. content: the name of what the job is made from; only a checkpoint of the same content is resumed.
     Raises NonFiniteError (that step has not changed the weights), PobenchError.
     """
-    asked = math.ceil(config.warmup_ratio * len(batches))
-    if asked > warmup_steps(config, len(batches)):
+    warmup = math.ceil(config.warmup_ratio * len(batches))
+    if warmup > warmup_steps(config, len(batches)):
         say(
-            f"training has {len(batches)} {'step' if len(batches) == 1 else 'steps'}, too short for its warm-up of {asked}: "
+            f"training has {len(batches)} {'step' if len(batches) == 1 else 'steps'}, too short for its warm-up of {warmup}: "
             f"the last step is at the full rate. A smaller batch_size or more epochs give more steps"
         )
     run = _Run.set_up(accelerator, model, objective, config, folder, content, say)

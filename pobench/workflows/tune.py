@@ -328,8 +328,8 @@ def _prompt_keys(key: str, source: str, split: str | None, most: int | None) -> 
 def _pair_keys(key: str, data: DataConfig, source: str, split: str | None) -> list[str]:
     """The keys of the prompts of preference rows."""
     rows = fetch_rows(source, split=split, subset=data.subset, revision=data.revision, option=f"--set {key}=PATH")
-    found = load_preferences(rows, columns=data.columns, ignore=data.ignore)
-    return [text_key(preference.prompt) for preference in found.preferences]
+    loaded = load_preferences(rows, columns=data.columns, ignore=data.ignore)
+    return [text_key(preference.prompt) for preference in loaded.preferences]
 
 
 def describe_tuning(tuning: Tuning) -> dict[str, Any]:

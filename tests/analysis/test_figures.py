@@ -371,7 +371,7 @@ def test_gains_on_a_benchmark_stand_beside_the_papers(of_the_paper) -> None:
 
 def test_kl_in_training_starts_at_the_reference_and_shows_what_was_measured(frames) -> None:
     steps = frames["steps"].assign(**{"heldout/kl": lambda s: (0.01 * s["step"]).where(s["step"] % 4 == 0)})
-    found = draw(registry.figures.get("kl-in-training"), {**frames.given, "steps": steps})
+    found = draw(registry.figures.get("kl-in-training"), {**frames.stored, "steps": steps})
     assert set(found.data["step"]) == {4, 8, 12} and set(found.data["label"]) == {
         "SimPO",
         "DPO",
@@ -385,7 +385,7 @@ def test_kl_in_training_starts_at_the_reference_and_shows_what_was_measured(fram
 def test_a_gradients_norm_is_drawn_where_the_model_was_asked(frames) -> None:
     held = frames["heldout"]
     norms = held[["run", "pair"]].assign(chosen_norm=2.0, rejected_norm=1.0, product=0.0)
-    data = draw(registry.figures.get("gradient-norm"), {**Frames({**frames.given, "norms": norms})}).data
+    data = draw(registry.figures.get("gradient-norm"), {**Frames({**frames.stored, "norms": norms})}).data
     dpo = frames["gradients"].merge(frames["runs"][["run", "loss"]]).query("loss == 'dpo'")
     by_hand = np.hypot(2 * dpo["chosen_weight"], dpo["rejected_weight"])
     assert data.loc[data["loss"] == "dpo", "norm"].to_numpy() == pytest.approx(
