@@ -119,7 +119,15 @@ def test_all_passed_is_not_certainty() -> None:
     assert none.low == pytest.approx(-none.high) and none.high == pytest.approx(1 - 0.025**0.1)
 
 
-@pytest.mark.parametrize(("n", "draw"), [(8, "normal"), (15, "normal"), (25, "exponential"), (60, "bernoulli")])
+@pytest.mark.parametrize(
+    ("n", "draw"),
+    [
+        (8, "normal"),
+        (25, "exponential"),
+        pytest.param(15, "normal", marks=pytest.mark.slow),
+        pytest.param(60, "bernoulli", marks=pytest.mark.slow),
+    ],
+)
 def test_the_interval_covers_the_truth_about_as_often_as_it_says(n, draw) -> None:
     rng = np.random.default_rng(5)
     draws = {
