@@ -128,19 +128,14 @@ def plan_tuning(
         faults += _cell_faults(cells, trials_per_loss)
     if faults:
         raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
-    chosen_seeds = tuple(seeds or (base[0].seed,))
-    searches = []
-    for name in names:
-        job = next(j for j in base if j.loss == name)
-        searches.append(Search(name, spaces[name], job))
     tuning = Tuning(
         setting=setting,
         name=base[0].setting,
         about=about,
-        searches=tuple(searches),
+        searches=tuple(Search(name, spaces[name], next(j for j in base if j.loss == name)) for name in names),
         trials=trials_per_loss,
         sampler=sampler,
-        seeds=chosen_seeds,
+        seeds=tuple(seeds or (base[0].seed,)),
         overrides=changes,
         runs=Path(runs),
         plugins=tuple(plugins),
