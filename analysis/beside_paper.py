@@ -136,15 +136,15 @@ def _ours(benchmarks: pd.DataFrame | None, scores: pd.DataFrame | None, arm: Arm
         rows = rows[turbo == column.metric.endswith("turbo")]
     judges = sorted(rows["judge"].fillna("").astype(str).unique(), key=lambda j: ("gpt-4" not in j, j))
     rows = rows[rows["judge"].fillna("").astype(str).isin(judges[:1])]
-    found = {m: pooled(part) for m, part in rows.groupby("metric")}
-    if column.metric == "average" and "average" not in found:
-        return _average(found)
-    return found.get(column.metric.removesuffix("_gpt4_turbo"), Estimate.missing())
+    estimates = {m: pooled(part) for m, part in rows.groupby("metric")}
+    if column.metric == "average" and "average" not in estimates:
+        return _average(estimates)
+    return estimates.get(column.metric.removesuffix("_gpt4_turbo"), Estimate.missing())
 
 
-def _average(found: Mapping[Any, Estimate]) -> Estimate:
+def _average(estimates: Mapping[Any, Estimate]) -> Estimate:
     """The mean over the six tasks, without an interval; missing if one task is missing."""
-    six = [found.get(task, Estimate.missing()) for task in TASKS]
+    six = [estimates.get(task, Estimate.missing()) for task in TASKS]
     if any(math.isnan(e.value) for e in six):
         return Estimate.missing()
     return Estimate(sum(e.value for e in six) / len(six), math.nan, math.nan, min(e.n for e in six))

@@ -114,8 +114,8 @@ class Evidence:
 
     def line(self, loss: str, setting: str, points: int = 2) -> Line | None:
         """The loss's line along a setting, if it has at least this many points."""
-        found = self.lines.get((loss, setting))
-        return found if found is not None and len(found.points) >= points else None
+        line = self.lines.get((loss, setting))
+        return line if line is not None and len(line.points) >= points else None
 
     def held(self, arm: Arm | None) -> pd.DataFrame:
         """The held-out pairs of an arm; empty where there are none."""
@@ -301,11 +301,11 @@ def cost_ratio(column: str) -> Measure:
 
 def at_bias(e: Evidence, losses: Sequence[str]) -> list[tuple[Arm, Arm]]:
     """For each loss its arms without and with the largest length bias that all were trained with; empty if none."""
-    found = [line for loss in losses if (line := e.line(loss, "length_bias"))]
-    shared = set.intersection(*(({v for v, _ in line.points}) for line in found)) if found else set()
-    if len(found) < len(losses) or 0.0 not in shared or max(shared) <= 0:
+    lines = [line for loss in losses if (line := e.line(loss, "length_bias"))]
+    shared = set.intersection(*(({v for v, _ in line.points}) for line in lines)) if lines else set()
+    if len(lines) < len(losses) or 0.0 not in shared or max(shared) <= 0:
         return []
-    return [(dict(line.points)[0.0], dict(line.points)[max(shared)]) for line in found]
+    return [(dict(line.points)[0.0], dict(line.points)[max(shared)]) for line in lines]
 
 
 def ln_under_bias(e: Evidence) -> Estimate:

@@ -28,17 +28,22 @@ def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "l
         raise plot.NothingToDraw(f"A metric of this figure is one of {', '.join(MARKS)}, not {metric}.")
     arms = arms_of(runs)
     rows = cross_loss[cross_loss["metric"] == metric]
-    found = {(arm.id, name): pooled(part) for arm in arms for name, part in of_arm(rows, arm).groupby("evaluated")}
+    estimates = {(arm.id, name): pooled(part) for arm in arms for name, part in of_arm(rows, arm).groupby("evaluated")}
     titles = dict(zip(rows["evaluated"], rows["title"], strict=True))
     names = sorted(titles, key=lambda name: (plot.short(titles[name]).casefold(), name))
-    measured = {arm for (arm, _), e in found.items() if not math.isnan(e.value)}
+    measured = {arm for (arm, _), e in estimates.items() if not math.isnan(e.value)}
     arms = [arm for arm in arms if arm.id in measured]
     if not arms:
         raise plot.NothingToDraw("No loss could be evaluated on held-out pairs.")
     blank = Estimate.missing()
     data = pd.DataFrame(
         [
-            {"trained": a.label, "loss": a.loss, "evaluated": n, **plot.estimate_columns(found.get((a.id, n), blank))}
+            {
+                "trained": a.label,
+                "loss": a.loss,
+                "evaluated": n,
+                **plot.estimate_columns(estimates.get((a.id, n), blank)),
+            }
             for a in arms
             for n in names
         ]

@@ -15,10 +15,10 @@ MOST_ROWS = 12  # row numbers shown per fault
 @register_table("data-audit", title="Audit of the preference data", chapter="methods", order=420)
 def data_audit(audit: pd.DataFrame) -> pd.DataFrame:
     """Faults found in the rows before training, with the first row numbers."""
-    found = audit[pd.to_numeric(audit["count"], errors="coerce").fillna(0) > 0]
-    if found.empty:
+    faults = audit[pd.to_numeric(audit["count"], errors="coerce").fillna(0) > 0]
+    if faults.empty:
         raise NothingToDraw("The audit found no fault in the data.")
-    several = "data" in found and found["data"].nunique() > 1
+    several = "data" in faults and faults["data"].nunique() > 1
     rows = [
         {
             **({"Data": str(r["data"])} if several else {}),
@@ -26,7 +26,7 @@ def data_audit(audit: pd.DataFrame) -> pd.DataFrame:
             "Rows": int(r["count"]),
             "Row numbers": _numbers(r["rows"]),
         }
-        for r in found.to_dict("records")
+        for r in faults.to_dict("records")
     ]
     return pd.DataFrame(rows).sort_values(["Rows", "Fault"], ascending=[False, True], kind="stable", ignore_index=True)
 
@@ -36,5 +36,5 @@ def _numbers(text: object) -> str:
         rows = json.loads(text) if isinstance(text, str) else list(text or [])  # type: ignore[call-overload]
     except (json.JSONDecodeError, TypeError):
         return str(text)
-    rest = len(rows) - MOST_ROWS
-    return ", ".join(map(str, rows[:MOST_ROWS])) + (f" and {rest} more" if rest > 0 else "")
+    more = len(rows) - MOST_ROWS
+    return ", ".join(map(str, rows[:MOST_ROWS])) + (f" and {more} more" if more > 0 else "")

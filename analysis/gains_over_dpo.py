@@ -36,17 +36,17 @@ def gains_over_dpo(
     arms = [arm for arm in arms_of(runs) if arm != dpo]
     if dpo is None or not arms:
         raise plot.NothingToDraw("DPO was not trained beside another loss.")
-    found = [("mean score of the judge, points", _judged(runs, verdicts, arms, dpo), {})]
+    panels = [("mean score of the judge, points", _judged(runs, verdicts, arms, dpo), {})]
     for benchmark, metric, says in BENCHMARKS if benchmarks is not None else []:
         rows = benchmarks[(benchmarks["benchmark"] == benchmark) & (benchmarks["metric"] == metric)]
-        found.append((f"{says}, points", _measured(rows, arms, dpo), _printed(paper, runs, benchmark, metric)))
-    found = [(says, rows, printed) for says, rows, printed in found if rows]
-    if not found:
+        panels.append((f"{says}, points", _measured(rows, arms, dpo), _printed(paper, runs, benchmark, metric)))
+    panels = [(says, rows, printed) for says, rows, printed in panels if rows]
+    if not panels:
         raise plot.NothingToDraw("DPO was not judged beside another loss.")
-    height = sum(plot.dots_height(len(rows)) for _, rows, _ in found)
+    height = sum(plot.dots_height(len(rows)) for _, rows, _ in panels)
     figure = plot.Figure(figsize=(plot.WIDTH, height), layout="constrained")
     parts = []
-    for ax, (says, rows, printed) in zip(figure.subplots(len(found), 1, squeeze=False).flat, found, strict=True):
+    for ax, (says, rows, printed) in zip(figure.subplots(len(panels), 1, squeeze=False).flat, panels, strict=True):
         plot.dots(ax, rows, show=lambda v: f"{v:+.1f}".replace("-", "−"), zero=0.0)
         for place, row in enumerate(rows):
             if row.arm.loss in printed:
@@ -70,8 +70,8 @@ def _judged(runs: pd.DataFrame, verdicts: pd.DataFrame, arms: list[Arm], dpo: Ar
 
 def _by_seed(gap: pd.Series) -> list[float]:
     """The mean difference of each seed, where there are several."""
-    found = list(gap.groupby(level=0).mean()) if len(gap) else []
-    return found if len(found) > 1 else []
+    means = list(gap.groupby(level=0).mean()) if len(gap) else []
+    return means if len(means) > 1 else []
 
 
 def _measured(benchmark: pd.DataFrame, arms: list[Arm], dpo: Arm) -> list[plot.Row]:

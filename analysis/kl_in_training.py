@@ -39,9 +39,9 @@ def kl_in_training(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     for ax, loss in zip(axes, losses, strict=True):
         of_loss = [arm for arm in arms if arm.loss == loss]
         for place, arm in enumerate(of_loss):
-            found = of_arm(measured, arm)[["run", "step", *there]]
-            _line(ax, found, look_of(loss).colour, 0.3 + 0.7 * (place + 1) / len(of_loss), arm.label)
-            parts.append(found.assign(loss=loss, label=arm.label))
+            rows = of_arm(measured, arm)[["run", "step", *there]]
+            _line(ax, rows, look_of(loss).colour, 0.3 + 0.7 * (place + 1) / len(of_loss), arm.label)
+            parts.append(rows.assign(loss=loss, label=arm.label))
         ax.axhline(0, color=FAINT, linewidth=0.8)
         plot.heading(ax, of_loss[0]._replace(label=of_loss[0].label.partition(" (")[0]))
         if len(of_loss) > 1:
@@ -50,12 +50,12 @@ def kl_in_training(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
 
 
-def _line(ax: plot.Axes, found: pd.DataFrame, colour: str, depth: float, label: str) -> None:
+def _line(ax: plot.Axes, rows: pd.DataFrame, colour: str, depth: float, label: str) -> None:
     """Draw the mean over seeds as a bold line from zero, and single seeds as thin lines if there are several."""
-    several = found["run"].nunique() > 1
-    for _, run in found.groupby("run", sort=True) if several else []:
+    several = rows["run"].nunique() > 1
+    for _, run in rows.groupby("run", sort=True) if several else []:
         ax.plot([0, *run["step"]], [0.0, *run["heldout/kl"]], color=colour, alpha=0.3, linewidth=0.6)
-    mean = found.groupby("step", sort=True)["heldout/kl"].mean()
+    mean = rows.groupby("step", sort=True)["heldout/kl"].mean()
     settings = label.partition(" (")[2].removesuffix(")")
     ax.plot(
         [0, *mean.index], [0.0, *mean], color=colour, alpha=depth, marker="o", markersize=2.5, label=settings or label

@@ -30,9 +30,9 @@ def main_table(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     its interval leaves out zero, a win rate where it leaves out 50 %."""
     rows = []
     for arm in arms_of(runs):
-        found = {metric: score_of(scores, arm, metric) for metric in METRICS}
-        if any(not math.isnan(e.value) for e in found.values()):
-            rows.append({"Loss": arm.label, **found, "Seeds": math.nan if arm.is_start else len(arm.runs)})
+        estimates = {metric: score_of(scores, arm, metric) for metric in METRICS}
+        if any(not math.isnan(e.value) for e in estimates.values()):
+            rows.append({"Loss": arm.label, **estimates, "Seeds": math.nan if arm.is_start else len(arm.runs)})
     if not rows:
         raise NothingToDraw("No run has been scored.")
     rows.sort(key=lambda row: -_order(row["pass_rate_gain"], row["pass_rate"]))

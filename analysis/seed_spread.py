@@ -22,18 +22,18 @@ def seed_spread(runs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     detect (5 % two-sided), with one run of each and with all; it includes the noise of training and of prompts,
     paired by prompt. Rank kept: in how many of 100 draws of one seed of every loss this loss has its rank by the means
     over seeds."""
-    found = {}
+    tables = {}
     for arm in arms_of(runs):
         if not arm.is_start and len(arm.runs) > 1:
             table = _by_run(verdicts, arm)
             if table.shape[1] > 1:
-                found[arm] = table
-    if not found:
+                tables[arm] = table
+    if not tables:
         raise NothingToDraw("No loss was judged with two seeds or more.")
-    kept = stats.rank_stability([table.mean().to_numpy() for table in found.values()])
-    noise = _difference_noise(list(found.values()))
+    kept = stats.rank_stability([table.mean().to_numpy() for table in tables.values()])
+    noise = _difference_noise(list(tables.values()))
     rows = []
-    for (arm, table), stays in zip(found.items(), kept, strict=True):
+    for (arm, table), stays in zip(tables.items(), kept, strict=True):
         rates = 100 * table.mean().to_numpy()
         rows.append(
             {
@@ -44,7 +44,7 @@ def seed_spread(runs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
                 "Luck alone": float(np.ptp(rates)),
                 "Needed, one run": 100 * stats.detectable(*noise, seeds=1),
                 "Needed, all seeds": 100 * stats.detectable(*noise, seeds=len(rates)),
-                "Rank kept": 100 * stays if len(found) > 1 else math.nan,
+                "Rank kept": 100 * stays if len(tables) > 1 else math.nan,
             }
         )
     return pd.DataFrame(rows)

@@ -24,19 +24,19 @@ def time_and_memory(runs: pd.DataFrame) -> plot.Drawing:
     steps are timed: the reference's pass over the data, which some losses need, is done once, stored, and shared by
     all of them. Comparable only between runs on the same, otherwise idle machine. (The paper, Llama-3-Base on eight
     H100: DPO 73 minutes and 77 GB, SimPO 60 and 69.)"""
-    found = []
+    costs = []
     for arm in homes_of(runs).values():  # a loss's settings do not change its cost
         members = of_arm(runs, arm)
-        found.append((arm, [pd.to_numeric(members[c], errors="coerce").dropna() / by for c, _, by in QUANTITIES]))
-    found = [(arm, values) for arm, values in found if any(len(v) for v in values)]
-    if not found:
+        costs.append((arm, [pd.to_numeric(members[c], errors="coerce").dropna() / by for c, _, by in QUANTITIES]))
+    costs = [(arm, values) for arm, values in costs if any(len(v) for v in values)]
+    if not costs:
         raise plot.NothingToDraw("No run has recorded its cost.")
-    found.sort(key=lambda one: one[1][0].mean() if len(one[1][0]) else math.inf)
-    figure = plot.Figure(figsize=(plot.WIDTH, plot.dots_height(len(found))), layout="constrained")
+    costs.sort(key=lambda one: one[1][0].mean() if len(one[1][0]) else math.inf)
+    figure = plot.Figure(figsize=(plot.WIDTH, plot.dots_height(len(costs))), layout="constrained")
     axes, parts = figure.subplots(1, len(QUANTITIES)), []
     for place, (ax, (column, says, _)) in enumerate(zip(axes, QUANTITIES, strict=True)):
         rows = []
-        for arm, values in found:
+        for arm, values in costs:
             e = stats.student(values[place])
             rows.append(plot.Row(arm, e, list(values[place]) if len(values[place]) > 1 else []))
         plot.dots(ax, rows, show="{:.3g}".format)

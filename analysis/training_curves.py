@@ -27,7 +27,7 @@ def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     mean. Loss, rewards and margin stand in the loss's own unit; accuracy, log-probability and gradient norm share one
     scale in their column. Look for curves that break off, a gradient norm that explodes, an accuracy that never
     leaves one half."""
-    shown = [(arm, found) for arm in arms_of(runs) if len(found := of_arm(steps, arm))]
+    shown = [(arm, logged) for arm in arms_of(runs) if len(logged := of_arm(steps, arm))]
     if not shown:
         raise plot.NothingToDraw("No run has logged a training step.")
     quantities = [q for q in QUANTITIES if any(c in steps and steps[c].notna().any() for c in q[1])]
@@ -38,10 +38,10 @@ def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
         len(shown) * across, columns=across, height=1.12, width=plot.WIDTH + 1.2, sharex=True, sharey=False
     )
     grid = np.array(axes).reshape(len(shown), across)
-    for row, (arm, found) in zip(grid, shown, strict=True):
+    for row, (arm, logged) in zip(grid, shown, strict=True):
         for ax, (_, columns, _, logarithmic) in zip(row, quantities, strict=True):
             for style, column in zip(("-", (0, (3, 1.5))), columns, strict=False):
-                curve(ax, found, column, arm, style)
+                curve(ax, logged, column, arm, style)
             if logarithmic:
                 plot.log_scale(ax)
             else:
@@ -71,16 +71,16 @@ def both_rewards(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     on or stop early."""
     pairs = ["logps/chosen_per_token", "logps/rejected_per_token"]
     shown = [
-        (arm, found)
+        (arm, logged)
         for arm in arms_of(runs)
-        if set(pairs) <= set(steps) and len(found := of_arm(steps, arm).dropna(subset=pairs, how="all"))
+        if set(pairs) <= set(steps) and len(logged := of_arm(steps, arm).dropna(subset=pairs, how="all"))
     ]
     if not shown:
         raise plot.NothingToDraw("No run has logged the log-probabilities of both sides.")
     figure, axes = plot.panels(len(shown), sharey=len(shown) > 1)
     parts = []
-    for ax, (arm, found) in zip(axes, shown, strict=True):
-        moved = found.sort_values(["run", "step"], kind="stable").copy()
+    for ax, (arm, logged) in zip(axes, shown, strict=True):
+        moved = logged.sort_values(["run", "step"], kind="stable").copy()
         for column in pairs:
             first = moved.groupby("run")[column].transform(lambda v: v.dropna().head(_opening(len(v))).mean())
             moved[column] = moved[column] - first
@@ -93,14 +93,14 @@ def both_rewards(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
 
 
-def curve(ax: plot.Axes, found: pd.DataFrame, column: str, arm: Arm, style: object) -> None:
+def curve(ax: plot.Axes, logged: pd.DataFrame, column: str, arm: Arm, style: object) -> None:
     """Single steps thin, their running mean over seeds bold."""
-    if column not in found or not np.isfinite(found[column].to_numpy(float)).any():
+    if column not in logged or not np.isfinite(logged[column].to_numpy(float)).any():
         return
     label, colour = arm.label, look_of(arm.loss).colour
-    for _, run in found.groupby("run", sort=True):
+    for _, run in logged.groupby("run", sort=True):
         ax.plot(run["step"], run[column], color=colour, alpha=0.3, linewidth=0.6)
-    over_seeds = found.groupby("step", sort=True)[column].mean()
+    over_seeds = logged.groupby("step", sort=True)[column].mean()
     window = max(1, len(over_seeds) // 12)
     smooth = over_seeds.rolling(window, center=True, min_periods=1).mean()
     ax.plot(smooth.index, smooth, color=colour, linestyle=style)

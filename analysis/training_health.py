@@ -27,38 +27,38 @@ def training_health(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     use 10 points fewer distinct bigrams, or when winners lost over 0.5 nats per token. These limits are our own
     rules of thumb."""
     arms = arms_of(runs)
-    found = {arm.id: {m: score_of(scores, arm, m) for m in METRICS} for arm in arms}
-    start = next((found[arm.id] for arm in arms if arm.is_start), {m: Estimate.missing() for m in METRICS})
+    estimates = {arm.id: {m: score_of(scores, arm, m) for m in METRICS} for arm in arms}
+    start = next((estimates[arm.id] for arm in arms if arm.is_start), {m: Estimate.missing() for m in METRICS})
     rows = [
         {
             "Loss": arm.label,
-            "Warnings": "; ".join([] if arm.is_start else warnings(found[arm.id], start)),
-            "Both sides": both_sides(found[arm.id]["chosen_logp_shift"], found[arm.id]["rejected_logp_shift"]),
-            **found[arm.id],
+            "Warnings": "; ".join([] if arm.is_start else warnings(estimates[arm.id], start)),
+            "Both sides": both_sides(estimates[arm.id]["chosen_logp_shift"], estimates[arm.id]["rejected_logp_shift"]),
+            **estimates[arm.id],
         }
         for arm in arms
-        if any(not math.isnan(e.value) for e in found[arm.id].values())
+        if any(not math.isnan(e.value) for e in estimates[arm.id].values())
     ]
     if not rows:
         raise NothingToDraw("No run has been scored.")
     return pd.DataFrame(rows)
 
 
-def warnings(found: dict[str, Estimate], start: dict[str, Estimate]) -> list[str]:
-    """A phrase for each limit that is exceeded. found, start: metric → estimate, of the arm and of the start model."""
+def warnings(estimates: dict[str, Estimate], start: dict[str, Estimate]) -> list[str]:
+    """A phrase for each limit that is exceeded. estimates, start: metric → estimate, of the arm and of the start model."""
     exceeded = []
-    if found["chosen_logp_shift"].value < DROP:
-        exceeded.append(f"winners lost {-found['chosen_logp_shift'].value:.2f} nats per token")
-    times = _divide(found["length_tokens"].value, start["length_tokens"].value)
+    if estimates["chosen_logp_shift"].value < DROP:
+        exceeded.append(f"winners lost {-estimates['chosen_logp_shift'].value:.2f} nats per token")
+    times = _divide(estimates["length_tokens"].value, start["length_tokens"].value)
     if times > LONGER or times < SHORTER:
         exceeded.append(f"answers {times:.1f} times as long")
     for metric, limit, words in (
         ("repetition", REPEATS, "more repetition"),
         ("unfinished", CUT, "more answers cut off"),
     ):
-        if found[metric].value - start[metric].value > limit:
+        if estimates[metric].value - start[metric].value > limit:
             exceeded.append(words)
-    if found["distinct_2"].value - start["distinct_2"].value < POORER:
+    if estimates["distinct_2"].value - start["distinct_2"].value < POORER:
         exceeded.append("less varied words")
     return exceeded
 

@@ -96,10 +96,10 @@ def tuning_table(tuning: pd.DataFrame) -> pd.DataFrame:
 
 def _ends(done: pd.DataFrame, chosen: dict[str, object]) -> list[str]:
     tried = [{"lr": row["lr"], **json.loads(row["settings"])} for _, row in done.iterrows()]
-    found = []
+    ends = []
     for name, value in chosen.items():
         values = {t.get(name) for t in tried}
         numbers = sorted(v for v in values if isinstance(v, int | float) and not isinstance(v, bool))
         if len(numbers) > 1 and value in (numbers[0], numbers[-1]):
-            found.append(GREEK.get(name, name))
-    return found
+            ends.append(GREEK.get(name, name))
+    return ends

@@ -263,25 +263,7 @@ def register_loss(
 
     def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
         signature = inspect.signature(function)
-        faults = []
-        supplied = []
-        for p in signature.parameters.values():
-            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                faults.append(f"*{p.name}: the harness cannot fill a catch-all parameter; name what the loss uses")
-            elif p.kind is p.KEYWORD_ONLY:
-                if p.default is p.empty:
-                    faults.append(f"{p.name}: a setting needs a default value")
-            elif p.name not in SUPPLIED:
-                faults.append(
-                    f"{p.name}: the harness supplies {', '.join(SUPPLIED)}; a setting goes behind '*' with a default"
-                    f"{nearest(p.name, SUPPLIED)}"
-                )
-            else:
-                supplied.append(p.name)
-        if not faults and supplied != [s for s in SUPPLIED if s in supplied]:
-            faults.append(f"parameters stand in the order {', '.join(SUPPLIED)}; got {', '.join(supplied)}")
-        if not faults and "policy" not in supplied:
-            faults.append("policy: a loss needs the policy's log-probabilities as its first parameter")
+        supplied, faults = _supplied(signature)
         settings = _settings(signature)
         for what, declared in (("units", units), ("ranges", ranges), ("meanings", meanings), ("defaults", defaults)):
             faults += [
@@ -319,6 +301,29 @@ def register_loss(
         return function
 
     return register
+
+
+def _supplied(signature: inspect.Signature) -> tuple[list[str], list[str]]:
+    """The parameters that the harness fills, and the faults of the signature."""
+    supplied, faults = [], []
+    for p in signature.parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            faults.append(f"*{p.name}: the harness cannot fill a catch-all parameter; name what the loss uses")
+        elif p.kind is p.KEYWORD_ONLY:
+            if p.default is p.empty:
+                faults.append(f"{p.name}: a setting needs a default value")
+        elif p.name not in SUPPLIED:
+            faults.append(
+                f"{p.name}: the harness supplies {', '.join(SUPPLIED)}; a setting goes behind '*' with a default"
+                f"{nearest(p.name, SUPPLIED)}"
+            )
+        else:
+            supplied.append(p.name)
+    if not faults and supplied != [s for s in SUPPLIED if s in supplied]:
+        faults.append(f"parameters stand in the order {', '.join(SUPPLIED)}; got {', '.join(supplied)}")
+    if not faults and "policy" not in supplied:
+        faults.append("policy: a loss needs the policy's log-probabilities as its first parameter")
+    return supplied, faults
 
 
 def get_loss(name: str) -> Loss:

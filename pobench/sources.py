@@ -419,14 +419,17 @@ def _pip() -> tuple[list[str], dict[str, str]]:
 _MASK = re.compile(r"attn\.masked_bias$|attention\.masked_bias$")  # a constant that old GPT-2 files hold
 
 
-def weights_fault(found: Mapping[str, Any]) -> str:
+def weights_fault(loading_info: Mapping[str, Any]) -> str:
     """What is wrong with the weights that transformers has read for a configuration, or "".
 
-    found: its loading info. A weight that is missing or has another shape was filled with random numbers, and one that the
-    model does not know was left out. Tied weights, which a file holds once, are not among the missing.
+    loading_info: as transformers gives it. A weight that is missing or has another shape was filled with random numbers, and
+    one that the model does not know was left out. Tied weights, which a file holds once, are not among the missing.
     """
-    missing, unknown = set(found["missing_keys"]), {k for k in found["unexpected_keys"] if not _MASK.search(k)}
-    shapes = {f"{name} {list(has)}, not {list(wants)}" for name, has, wants in found["mismatched_keys"]}
+    missing, unknown = (
+        set(loading_info["missing_keys"]),
+        {k for k in loading_info["unexpected_keys"] if not _MASK.search(k)},
+    )
+    shapes = {f"{name} {list(has)}, not {list(wants)}" for name, has, wants in loading_info["mismatched_keys"]}
     kinds = {"are missing": missing, "are of another shape": shapes, "are unknown to the model": unknown}
     faults = [f"{len(names)} {kind} ({_first_names(names)})" for kind, names in kinds.items() if names]
     if not faults:
@@ -468,8 +471,8 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     finally:
         if bars:
             logging.enable_progress_bar()
-    model, found = read
-    if fault := weights_fault(found):
+    model, loading_info = read
+    if fault := weights_fault(loading_info):
         raise PobenchError(f"{gguf.name}: {fault}")
     # Some releases of transformers do not pass the file's special tokens to the tokenizer; the configuration has them.
     for role in ("bos_token", "eos_token", "pad_token"):

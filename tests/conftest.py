@@ -1,4 +1,4 @@
-"""The synthetic frames for every test that draws, tabulates or reports."""
+"""What every test shares: Hypothesis without a clock, and the synthetic frames that are drawn, tabulated and reported."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A slow machine fails no test: examples have no deadline, and drawing them may take its time.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="module", autouse=True)

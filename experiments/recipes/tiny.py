@@ -2,17 +2,17 @@
 
     python experiments/recipes/tiny.py            writes experiments/models/tiny and experiments/data/tiny
 
-The judge (`pobench/judging/tiny_world.py`) defines the world; here it is drawn from. In order:
+The judge (`pobench/judging/tiny_world.py`) defines the world; this file draws from it, in this order:
 
 1. instructions, without repetition: for the demonstrations, for training pairs, for held-out pairs, for tuning and for
    evaluation. Some combinations of topic and demands (`NOVEL`) occur in tuning and evaluation alone.
-2. demonstrations, in three stages (`CURRICULUM`): drills that teach to copy; then a careful author, who meets every
-   demand; last one who forgets: each demand slips the mind with its own probability (`FORGETS`), and the answer meets
-   the others. So the model learns what is asked and, now and then, not to do it.
+2. demonstrations, in three stages (`CURRICULUM`): drills that teach to copy; answers by a careful author, who meets
+   every demand; answers by a forgetful author, who forgets each demand with a probability of its own (`FORGETS`) and
+   meets the others. The model learns the demands, and sometimes misses one.
 3. a word-level tokenizer, and a Llama trained from scratch on the demonstrations (`pobench.training.sft`).
-4. pairs on policy: samples of that model, judged; best against worst, ties dropped.
+4. on-policy pairs: samples of that model are judged, and the best is paired with the worst; ties are dropped.
 
-`recipe.json` records every number, the digests of what was written, and how the start model does.
+`recipe.json` records every number, the digests of the files written, and the start model's pass rates.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ MODEL, DATA = HERE / "models" / "tiny", HERE / "data" / "tiny"
 
 # ---------------------------------------------------------------- instructions
 
-EXTRAS = ("group", "order", "edge", "style")  # demands beside topic and count; a kind is those that an instruction has
+EXTRAS = ("group", "order", "edge", "style")  # demands besides topic and count; a kind names those of an instruction
 HOW_MANY_EXTRAS = (0.1, 0.3, 0.4, 0.2)  # probability of 0, 1, 2, 3
 LONGEST = 6  # things in a demonstration
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 OPENINGS = ("list", "name", "give me", "please list", "please name")
-# No two demands differ by the order of their words alone: a model this small reads words long before it reads syntax.
+# No two demands differ only in word order: a model this small learns words long before it learns syntax.
 WORDING = {
     "without": ("no {}", "without any {}"),
     "only": ("only {}s", "just {}s"),
@@ -68,7 +68,7 @@ def kinds() -> list[tuple[str, ...]]:
     return [kind for size in range(4) for kind in itertools.combinations(EXTRAS, size)]
 
 
-# Topic × kind that no demonstration and no training pair shows: every fourth of those with two or three extras.
+# (topic, kind) that no demonstration and no training pair has: every fourth of those with two or three extras.
 NOVEL = {
     (topic, kind)
     for i, topic in enumerate(TOPICS)
@@ -78,7 +78,7 @@ NOVEL = {
 
 
 def draw_instruction(rng: random.Random, novel: bool | None = False) -> dict[str, Any]:
-    """A row without id: topic, kind, prompt, check. novel: from NOVEL or not; None: as it falls."""
+    """A row without id: topic, kind, prompt, check. novel: whether from NOVEL; None: either."""
     while True:
         topic = rng.choice(list(TOPICS))
         size = rng.choices(range(4), HOW_MANY_EXTRAS)[0]
@@ -86,10 +86,10 @@ def draw_instruction(rng: random.Random, novel: bool | None = False) -> dict[str
         if novel is not None and ((topic, kind) in NOVEL) != novel:
             continue
         check: dict[str, Any] = {"topic": topic}
-        how = rng.choices(("exactly", "least", "most", "some"), (5, 2, 2, 2))[0]
-        n = rng.randint(2, 5) if how == "exactly" else rng.randint(2, 4) if how == "least" else rng.randint(3, 5)
-        check["least"] = {"exactly": n, "least": n, "most": 1, "some": 2}[how]
-        check["most"] = {"exactly": n, "least": None, "most": n, "some": None}[how]
+        bound = rng.choices(("exactly", "least", "most", "some"), (5, 2, 2, 2))[0]
+        n = rng.randint(2, 5) if bound == "exactly" else rng.randint(2, 4) if bound == "least" else rng.randint(3, 5)
+        check["least"] = {"exactly": n, "least": n, "most": 1, "some": 2}[bound]
+        check["most"] = {"exactly": n, "least": None, "most": n, "some": None}[bound]
         if "group" in kind:
             check[rng.choices(("without", "only"), (2, 1))[0]] = rng.choice(list(TOPICS[topic]))
         if "order" in kind:
@@ -105,19 +105,19 @@ def draw_instruction(rng: random.Random, novel: bool | None = False) -> dict[str
         return {
             "topic": topic,
             "kind": "+".join(kind) or "count",
-            "prompt": instruction(rng, check, how, n),
+            "prompt": instruction(rng, check, bound, n),
             "check": check,
         }
 
 
-def instruction(rng: random.Random, check: Mapping[str, Any], how: str, n: int) -> str:
+def instruction(rng: random.Random, check: Mapping[str, Any], bound: str, n: int) -> str:
     """The demands in words, the extras in any order."""
     amount = {
         "exactly": (NUMBERS[n], f"exactly {NUMBERS[n]}"),
         "least": (f"at least {NUMBERS[n]}", f"{NUMBERS[n]} or more"),
         "most": (f"at most {NUMBERS[n]}", f"up to {NUMBERS[n]}"),
         "some": ("some", "a few"),
-    }[how]
+    }[bound]
     parts = []
     for key in ("without", "only", "first", "last"):
         if key in check:
@@ -135,9 +135,9 @@ def instruction(rng: random.Random, check: Mapping[str, Any], how: str, n: int) 
 FORGETS = {"count": 0.10, "group": 0.15, "order": 0.15, "edge": 0.12, "style": 0.10}
 REPEATS = 0.04  # names a thing twice
 ERRS = 0.03  # puts a thing into a wrong group, per answer in sentences
-# Of each group the first thing comes to mind most often, the last least.
+# Within a group, the first thing is named most often, the last least often.
 POPULARITY = {t: 4 / 2**i for groups in TOPICS.values() for things in groups.values() for i, t in enumerate(things)}
-STYLE_SHARES = (5, 2, 3)  # of STYLES, where none is asked for
+STYLE_SHARES = (5, 2, 3)  # weights of STYLES, where the instruction names none
 
 
 def draw_things(rng: random.Random, check: Mapping[str, Any], miscount: bool = False) -> list[str] | None:
@@ -183,7 +183,7 @@ def draw_things(rng: random.Random, check: Mapping[str, Any], miscount: bool = F
 
 
 def demonstrate(rng: random.Random, check: Mapping[str, Any], faults: float = 1.0) -> str:
-    """An answer by the author who forgets. faults: scales the probabilities of every fault; 0 is a careful author."""
+    """An answer by the forgetful author. faults: multiplies the probability of every fault; 0 is the careful author."""
     forgotten = {name for name, p in FORGETS.items() if rng.random() < p * faults}
     keys = {"group": ("without", "only"), "edge": ("first", "last")}
     dropped = {k for name in forgotten for k in keys.get(name, (name,))}
@@ -201,8 +201,10 @@ def demonstrate(rng: random.Random, check: Mapping[str, Any], faults: float = 1.
 
 
 def drill(rng: random.Random) -> tuple[str, str]:
-    """(instruction, answer) of an exercise with one right answer: repeat these things. Copying is learnt from it within
-    a minute, where open lists, whose every word is a matter of chance, would take hours."""
+    """(instruction, answer) of an exercise with one right answer: repeat these things.
+
+    From drills the model learns to copy within a minute; from open lists, whose words are random, it would take hours.
+    """
     things = rng.sample(list(TOPIC_OF), rng.randint(3, 6))
     style = rng.choice(STYLES)
     return f"repeat {', '.join(things)}, {rng.choice(WORDING[style])}", write(things, style)
@@ -270,7 +272,7 @@ def make_model(tokenizer: Any, seed: int) -> Any:
             max_position_embeddings=256,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             tie_word_embeddings=True,
-            initializer_range=0.1,  # larger than usual: copying is learnt sooner
+            initializer_range=0.1,  # larger than usual, so that the model learns to copy sooner
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -278,7 +280,7 @@ def make_model(tokenizer: Any, seed: int) -> Any:
     )
 
 
-# ---------------------------------------------------------------- all of it
+# ---------------------------------------------------------------- the recipe
 
 PROMPTS = {"eval": 300, "tune": 120, "train": 700, "heldout": 210}
 CURRICULUM = {"drills": 4_000, "careful": 90_000, "forgetful": 24_000}  # demonstrations, in this order
@@ -301,7 +303,7 @@ def prompts(rng: random.Random) -> dict[str, list[dict[str, Any]]]:
 
 
 def demonstrations(rng: random.Random, held_back: set[str]) -> Iterator[dict[str, str]]:
-    """Rows for `pobench.training.sft`, in the order of CURRICULUM; none asks what `held_back` asks."""
+    """Rows for `pobench.training.sft`, in the order of CURRICULUM; none has an instruction of `held_back`."""
     for stage, count in CURRICULUM.items():
         for _ in range(count):
             if stage == "drills":
@@ -319,8 +321,8 @@ def answers(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], **dec
     """Samples of the model for each row, by row and sample."""
     chat = Chat(tokenizer)
     prompts = [chat.prompt_ids(row["prompt"]) for row in rows]
-    made = generate(model, chat, prompts, Decoding(**decoding), batch_size=250)
-    return [Sample(rows[a.prompt]["id"], a.sample, a.text, a.tokens, a.finished) for a in made]
+    generated = generate(model, chat, prompts, Decoding(**decoding), batch_size=250)
+    return [Sample(rows[a.prompt]["id"], a.sample, a.text, a.tokens, a.finished) for a in generated]
 
 
 def pass_rates(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]) -> dict[str, Any]:
@@ -331,11 +333,11 @@ def pass_rates(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]) -> 
     def share(passes: list[float]) -> dict[str, Any]:
         return {k: round(v, 3) for k, v in vars(proportion(sum(passes), len(passes))).items()}
 
-    kinds_ = sorted({row["kind"] for row in rows})
+    row_kinds = sorted({row["kind"] for row in rows})
     return {
         "all": share([p for _, p in scored]),
         "novel": share([p for row, p in scored if (row["topic"], tuple(row["kind"].split("+"))) in NOVEL]),
-        "by_kind": {kind: share([p for row, p in scored if row["kind"] == kind]) for kind in kinds_},
+        "by_kind": {kind: share([p for row, p in scored if row["kind"] == kind]) for kind in row_kinds},
     }
 
 
@@ -344,35 +346,33 @@ def main() -> None:
     import transformers
 
     parser = argparse.ArgumentParser(description="Makes setting `tiny`: prompts, start model, preference pairs.")
-    parser.add_argument(
-        "--keep-model", action="store_true", help="use the start model that is there; make the data anew"
-    )
+    parser.add_argument("--keep-model", action="store_true", help="keep the stored start model and make only the data")
     keep = parser.parse_args().keep_model
-    torch.set_num_threads(1)  # sums are taken in another order with more, and the weights would differ in the last bits
+    torch.set_num_threads(1)  # with more, sums are added in another order, and the weights differ in their last bits
     splits = prompts(random.Random(SEED))
     held_back = {row["prompt"] for rows in splits.values() for row in rows}
 
     if keep:
         tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
         model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-        made = json.loads((DATA / "recipe.json").read_text(encoding="utf-8"))["training"]
+        training = json.loads((DATA / "recipe.json").read_text(encoding="utf-8"))["training"]
     else:
         tokenizer = make_tokenizer()
         model = make_model(tokenizer, SEED)
         rows = list(demonstrations(random.Random(SEED + 1), held_back))
         with progress("start model", -(-len(rows) // TRAINING["batch_size"]), "steps") as advance:
-            done = sft(model, tokenizer, rows, **TRAINING, progress=lambda step, steps: advance(done=step))
-        made = {
+            trained = sft(model, tokenizer, rows, **TRAINING, progress=lambda step, steps: advance(done=step))
+        training = {
             "demonstrations": CURRICULUM,
             "forgets": {**FORGETS, "repeats": REPEATS, "errs": ERRS},
             "settings": TRAINING,
-            "tokens": done.tokens,
-            "loss_at_end": round(sum(done.losses[-100:]) / 100, 4),  # nats per response token
+            "tokens": trained.tokens,
+            "loss_at_end": round(sum(trained.losses[-100:]) / 100, 4),  # nats per response token
         }
         model.save_pretrained(MODEL)
         tokenizer.save_pretrained(MODEL)
         for file in MODEL.iterdir():
-            file.chmod(0o644)  # safetensors writes for its owner alone, and a wheel would keep that
+            file.chmod(0o644)  # safetensors lets only the owner read its files, and a wheel would keep that
 
     judge, counts = TinyWorldJudge(), {}
     for split, name in (("train", "pairs"), ("heldout", "heldout_pairs")):
@@ -388,7 +388,7 @@ def main() -> None:
         "prompts": PROMPTS,
         "novel": sorted(f"{topic}: {'+'.join(kind)}" for topic, kind in NOVEL),
         "model": {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)},
-        "training": made,
+        "training": training,
         "decoding": DECODING,
         "judge": judge.name,
         "pairs": counts,

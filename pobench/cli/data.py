@@ -77,17 +77,17 @@ def convert(
     from pobench.files import write_text
 
     job = _job(setting, file, None, sets)
-    found = read_preferences(job)
+    loaded = read_preferences(job)
     if job.data.on_bad_row == "stop":
-        refuse(found.faults, source=found.source, rows=found.rows)
-    if not found.preferences:
-        raise PobenchError(f"{Audit.of_file(found).text()}\nno pair is left; {str(to)!r} is not written")
+        refuse(loaded.faults, source=loaded.source, rows=loaded.rows)
+    if not loaded.preferences:
+        raise PobenchError(f"{Audit.of_file(loaded).text()}\nno pair is left; {str(to)!r} is not written")
     if to.is_dir() or not to.parent.is_dir():
         raise PobenchError(
             f"--out {str(to)!r}: {'a folder; name a file' if to.is_dir() else 'its folder does not exist'}"
         )
-    write_text(to, preference_lines(found.preferences))
-    out.print(Audit.of_file(found).text(), highlight=False, markup=False)
+    write_text(to, preference_lines(loaded.preferences))
+    out.print(Audit.of_file(loaded).text(), highlight=False, markup=False)
     out.print(f"pairs: {to}", highlight=False, markup=False)
 
 

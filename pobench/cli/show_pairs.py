@@ -103,8 +103,8 @@ def render_audit(audit: Audit) -> RenderableType:
     faults = {fault.problem for fault in audit.faults}
     for kind, count, numbers in frame.itertuples(index=False):
         first = json.loads(numbers)
-        some = ", ".join(map(str, first[:8])) + (", …" if len(first) > 8 else "")
-        kinds.add_row(str(count), Text(kind, style="red" if kind in faults else "yellow"), some)
+        row_numbers = ", ".join(map(str, first[:8])) + (", …" if len(first) > 8 else "")
+        kinds.add_row(str(count), Text(kind, style="red" if kind in faults else "yellow"), row_numbers)
     return Group(*parts, kinds)
 
 

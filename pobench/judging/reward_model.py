@@ -49,7 +49,7 @@ class RewardModel:
                 "trust_remote_code=true in the judge's settings"
             )
         try:
-            model, found = AutoModelForSequenceClassification.from_pretrained(
+            model, loading_info = AutoModelForSequenceClassification.from_pretrained(
                 w.folder,
                 dtype=w.dtype,
                 attn_implementation=None
@@ -62,8 +62,8 @@ class RewardModel:
         except (ImportError, ValueError, OSError) as error:
             raise PobenchError(f"reward model {self.name!r} cannot be loaded: {error}") from error
         # A classifier was often made from a language model, and its file may still hold that model's head.
-        unknown = {name for name in found["unexpected_keys"] if not name.startswith("lm_head.")}
-        if fault := weights_fault({**found, "unexpected_keys": unknown}):
+        unknown = {name for name in loading_info["unexpected_keys"] if not name.startswith("lm_head.")}
+        if fault := weights_fault({**loading_info, "unexpected_keys": unknown}):
             raise PobenchError(f"{self.name!r} is no reward model: {fault}")
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.chat.tokenizer.pad_token_id

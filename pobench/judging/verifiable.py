@@ -274,11 +274,11 @@ def _framed(text: str) -> bool:
     before = text.partition("?")[0]
     if before.count('"') % 2 or before.count("“") > before.count("”"):
         return True  # the question mark stands inside a quotation that is not the whole answer
-    asked = _bare(text)
-    introduction, colon, _ = asked.rpartition(": ")
-    if re.match(_OPENER, asked):  # `Which is true: …?` presents nothing, `What I ask is: …?` does
+    question = _bare(text)
+    introduction, colon, _ = question.rpartition(": ")
+    if re.match(_OPENER, question):  # `Which is true: …?` presents nothing, `What I ask is: …?` does
         return re.search(rf"(?:{_ASKING}|\bis|\bbe)$", introduction) is not None
-    return bool(colon) or re.search(rf"{_ASKING}(?:\s*[,–—-]\s|\s+{_OPENER})", asked) is not None
+    return bool(colon) or re.search(rf"{_ASKING}(?:\s*[,–—-]\s|\s+{_OPENER})", question) is not None
 
 
 @_check(least=4)
@@ -310,8 +310,8 @@ def begins_with(text: str, phrase: str) -> bool:
 def ends_with(text: str, phrase: str) -> bool:
     """The answer ends with the phrase, before any mark, and has at least five words before it."""
     ending = rf"(?<![^\W_])(?<![^\W_][-']){_phrase(phrase.rstrip('.!? '))}[.!?\"'”*\s]*$"
-    found = re.search(ending, _bare(text), re.IGNORECASE)
-    return found is not None and len(words(_bare(text)[: found.start()])) >= 5
+    match = re.search(ending, _bare(text), re.IGNORECASE)
+    return match is not None and len(words(_bare(text)[: match.start()])) >= 5
 
 
 @_check()
@@ -353,10 +353,10 @@ def meets(text: str, check: Mapping[str, Any]) -> bool:
 
     Raises PobenchError if `check` has an unknown kind or unknown parameters.
     """
-    named, parameters = _named(check)
+    definition, parameters = _definition(check)
     try:
         least, most = check.get("sentences") or (0, len(text))
-        met = named.met(plain(text, named.reads_emphasis), **parameters)
+        met = definition.met(plain(text, definition.reads_emphasis), **parameters)
         return met and least <= len(sentences(plain(text))) <= most
     except (TypeError, ValueError) as error:
         raise PobenchError(f"check {check['kind']!r}: {error}") from error
@@ -366,14 +366,14 @@ def obeys(text: str, check: Mapping[str, Any]) -> bool:
     """Whether `text` meets `check` and is a real answer. Raises PobenchError as `meets` does."""
     if not meets(text, check):
         return False
-    named, parameters = _named(check)
+    definition, parameters = _definition(check)
     text, about = plain(text), check.get("about") or ()
-    return says_something(text, named.least_words(parameters)) and (
+    return says_something(text, definition.least_words(parameters)) and (
         not about or any(_speaks_of(text, word) for word in about)
     )
 
 
-def _named(check: Mapping[str, Any]) -> tuple[NamedCheck, dict[str, Any]]:
+def _definition(check: Mapping[str, Any]) -> tuple[NamedCheck, dict[str, Any]]:
     kind = check.get("kind", "")
     if kind not in checks:
         raise PobenchError(f"unknown check {kind!r}{nearest(str(kind), checks)} Known: {', '.join(sorted(checks))}")

@@ -31,8 +31,8 @@ class SwitchedOff(NamedTuple):
         """A sentence for people; "" if the model had no dropout."""
         if not self.rates:
             return ""
-        named = ", ".join(f"{name} {rate:g}" for name, rate in sorted(self.rates.items()))
-        return f"the model's dropout is off in training, as it is in the reference: {named}"
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in sorted(self.rates.items()))
+        return f"the model's dropout is off in training, as it is in the reference: {rates}"
 
 
 def switch_off_dropout(model: nn.Module) -> SwitchedOff:

@@ -72,8 +72,8 @@ def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
 def _visible_blocks(places: Sequence[Place], rows: int, blocks: int, window: int | None) -> tuple[Tensor, Tensor]:
     """Two masks, (rows, blocks of queries, blocks of keys) bool: some queries see some keys, but not all see all; and every
     query sees every key."""
-    some = torch.eye(blocks, dtype=torch.bool).repeat(rows, 1, 1)  # every token sees itself
-    pairs = torch.zeros(some.shape, dtype=torch.int32)  # number of (query, key) pairs that certainly see each other
+    partly = torch.eye(blocks, dtype=torch.bool).repeat(rows, 1, 1)  # every token sees itself
+    pairs = torch.zeros(partly.shape, dtype=torch.int32)  # number of (query, key) pairs that certainly see each other
     for row, start, prompt, responses in places:
         at = start + prompt
         of_prompt = _cut(range(start, at), 0)
@@ -87,11 +87,11 @@ def _visible_blocks(places: Sequence[Place], rows: int, blocks: int, window: int
                 # The ranges hold positions. All keys of an earlier block come before the query.
                 if k >= q or (window is not None and queries.start - keys[-1] >= window):
                     continue
-                some[row, q, k] = True
+                partly[row, q, k] = True
                 if window is None or queries[-1] - keys.start < window:
                     pairs[row, q, k] += len(queries) * len(keys)
     wholly = pairs == BLOCK**2
-    return some & ~wholly, wholly
+    return partly & ~wholly, wholly
 
 
 def _cut(tokens: range, position: int) -> list[tuple[int, range]]:

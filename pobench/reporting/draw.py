@@ -36,7 +36,7 @@ def draw(shown: registry.Figure, selection: Selection | Mapping[str, pd.DataFram
         if isinstance(drawn.figure, _Panels):
             drawn.figure.align()
         drawn.figure.draw_without_rendering()  # lay out once, so that every format has the same geometry
-        drawn.figure.set_layout_engine("none")
+        drawn.figure.set_layout_engine(None)  # "none" leaves a placeholder, for which saving draws everything twice
         return drawn._replace(notes=f"{drawn.notes} {selection.left_out}".strip())
 
 

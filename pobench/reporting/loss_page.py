@@ -87,9 +87,9 @@ def loss_page() -> str:
     """The page as Markdown, the same bytes every time. The paper's losses come first, each part by title."""
     entries = sorted((losses.get(name) for name in losses.names()), key=lambda loss: loss.title.casefold())
     paper = [loss for loss in entries if loss.in_paper or PAPER in loss.source]
-    rest = [loss for loss in entries if loss not in paper]
-    parts = [INTRODUCTION, _summary([*paper, *rest])]
-    for heading, group in (("Of the SimPO paper", paper), ("Further objectives", rest)):
+    further = [loss for loss in entries if loss not in paper]
+    parts = [INTRODUCTION, _summary([*paper, *further])]
+    for heading, group in (("Of the SimPO paper", paper), ("Further objectives", further)):
         if group:
             parts += [f"## {heading}", *map(_section, group)]
     parts += ["## Left out", "\n".join(f"- **{name}** {why}." for name, why in LEFT_OUT.items())]

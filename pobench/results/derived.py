@@ -31,13 +31,13 @@ DERIVED = {
 class Frames(Mapping[str, pd.DataFrame]):
     """Stored frames, and the frames of `DERIVED` that can be computed from them. `pobench.columns` describes all."""
 
-    def __init__(self, given: Mapping[str, pd.DataFrame]) -> None:
-        self.given: dict[str, pd.DataFrame] = dict(given.given if isinstance(given, Frames) else given)
+    def __init__(self, stored: Mapping[str, pd.DataFrame]) -> None:
+        self.stored: dict[str, pd.DataFrame] = dict(stored.stored if isinstance(stored, Frames) else stored)
         self._made: dict[str, pd.DataFrame] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
-        if name in self.given:
-            return self.given[name]
+        if name in self.stored:
+            return self.stored[name]
         if name not in self:
             raise KeyError(name)
         if name not in self._made:
@@ -46,11 +46,11 @@ class Frames(Mapping[str, pd.DataFrame]):
         return self._made[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.given or (name in DERIVED and all(n in self for n in DERIVED[str(name)].needs))
+        return name in self.stored or (name in DERIVED and all(n in self for n in DERIVED[str(name)].needs))
 
     def __iter__(self) -> Iterator[str]:
-        yield from self.given
-        yield from [name for name in DERIVED if name not in self.given and name in self]
+        yield from self.stored
+        yield from [name for name in DERIVED if name not in self.stored and name in self]
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -58,4 +58,4 @@ class Frames(Mapping[str, pd.DataFrame]):
     def of_runs(self, runs: Iterable[str]) -> Frames:
         """Only the rows of these runs. Frames without a column `run` stay whole, and derived frames are computed anew."""
         kept = set(runs)
-        return Frames({n: f[f["run"].isin(kept)] if "run" in f else f for n, f in self.given.items()})
+        return Frames({n: f[f["run"].isin(kept)] if "run" in f else f for n, f in self.stored.items()})

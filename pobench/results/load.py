@@ -65,10 +65,10 @@ def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _benchmark_rows(folder: RunFolder, run: pd.DataFrame) -> list[pd.DataFrame]:
-    named = run[["run", "setting", "loss", "seed"]].iloc[0].to_dict()
+    run_columns = run[["run", "setting", "loss", "seed"]].iloc[0].to_dict()
     kept = ("benchmark", "judge", "name", "limit")
     return [
-        pd.DataFrame(result["rows"]).assign(**named, **{k: result[k] for k in kept})
+        pd.DataFrame(result["rows"]).assign(**run_columns, **{k: result[k] for k in kept})
         for result in folder.benchmark_results()
     ]
 
@@ -121,5 +121,5 @@ def _finished(folder: RunFolder, start: bool) -> bool:
 
 def _sources(origin: Mapping[str, str], loss: str) -> dict[str, str]:
     """Setting → where its value comes from, for the loss's own settings and for lr, epochs and batch_size."""
-    named = {key.removeprefix(f"{loss}."): where for key, where in origin.items() if key.startswith(f"{loss}.")}
-    return {**{f: origin[f"train.{f}"] for f in ("lr", "epochs", "batch_size") if f"train.{f}" in origin}, **named}
+    of_loss = {key.removeprefix(f"{loss}."): where for key, where in origin.items() if key.startswith(f"{loss}.")}
+    return {**{f: origin[f"train.{f}"] for f in ("lr", "epochs", "batch_size") if f"train.{f}" in origin}, **of_loss}

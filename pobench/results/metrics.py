@@ -336,5 +336,5 @@ def complete(frames: Frames, *, seed: int = 0) -> pd.DataFrame:
 
 
 def _select(frames: Frames, runs: list[Any]) -> dict[str, pd.DataFrame]:
-    named = {name: frames.get(name) for name in _NEEDS}
-    return {k: frame[frame["run"].isin(runs)] for k, frame in named.items() if frame is not None and "run" in frame}
+    inputs = {name: frames.get(name) for name in _NEEDS}
+    return {k: frame[frame["run"].isin(runs)] for k, frame in inputs.items() if frame is not None and "run" in frame}

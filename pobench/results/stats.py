@@ -78,13 +78,13 @@ def means(
     bounds: of each column. A column with nan is estimated by itself, from its other rows.
     """
     table = np.asarray(columns, dtype=float)
-    whole = np.flatnonzero(~np.isnan(table).any(axis=0)) if len(table) else np.empty(0, dtype=int)
+    complete = np.flatnonzero(~np.isnan(table).any(axis=0)) if len(table) else np.empty(0, dtype=int)
     estimates = {}
-    if len(whole):
-        chosen = table[:, whole]
+    if len(complete):
+        chosen = table[:, complete]
         blocks = [by_row @ chosen for by_row, _ in _weights(len(table), 1, seed, resamples)]
         draws = np.concatenate(blocks) / len(table)
-        for k, column in enumerate(whole.tolist()):
+        for k, column in enumerate(complete.tolist()):
             value, constant = float(chosen[:, k].mean()), bool(np.ptp(chosen[:, k]) == 0.0)
             estimates[column] = _estimate(value, draws[:, k], len(table), bounds[column], constant)
     return [
@@ -390,14 +390,14 @@ def crossed_test(differences: pd.Series) -> float:
     n, k = table.shape
     if k < 2 or n < 2:
         return math.nan
-    rows, columns, whole = table.mean(axis=1), table.mean(axis=0), table.mean()
+    rows, columns, grand_mean = table.mean(axis=1), table.mean(axis=0), table.mean()
     of_prompts, of_seeds = k * rows.var(ddof=1), n * columns.var(ddof=1)
-    rest = table - rows[:, None] - columns + whole
-    both = max(of_prompts, of_seeds, of_prompts + of_seeds - (rest**2).sum() / ((n - 1) * (k - 1)))
+    residuals = table - rows[:, None] - columns + grand_mean
+    both = max(of_prompts, of_seeds, of_prompts + of_seeds - (residuals**2).sum() / ((n - 1) * (k - 1)))
     if both <= 0.0:  # nothing varies, so the variance cannot be estimated
         return math.nan
     freedom = (of_prompts + of_seeds) ** 2 / (of_prompts**2 / (n - 1) + of_seeds**2 / (k - 1))
-    return float(2 * _scipy.t.sf(abs(whole) / math.sqrt(both / (n * k)), freedom))
+    return float(2 * _scipy.t.sf(abs(grand_mean) / math.sqrt(both / (n * k)), freedom))
 
 
 def holm(p_values: ArrayLike) -> Floats:
@@ -450,8 +450,8 @@ def rank_stability(means: Sequence[ArrayLike], *, seed: int = 0, resamples: int 
     rng = np.random.default_rng(seed)
     drawn = np.stack([v[rng.integers(len(v), size=resamples)] for v in values], axis=1)
     rank = np.argsort(np.argsort(-drawn, axis=1, kind="stable"), axis=1, kind="stable")
-    whole = np.argsort(np.argsort(-np.array([v.mean() for v in values]), kind="stable"), kind="stable")
-    return [float(share) for share in (rank == whole).mean(axis=0)]
+    rank_of_means = np.argsort(np.argsort(-np.array([v.mean() for v in values]), kind="stable"), kind="stable")
+    return [float(share) for share in (rank == rank_of_means).mean(axis=0)]
 
 
 def excludes(estimate: Estimate, value: float = 0.0) -> bool:

@@ -116,20 +116,20 @@ class Layout:
     def nodes(self, job: Job, start: str, kind: str) -> dict[str, Node]:
         """Stage → its result, of every stage behind a model that this job has."""
         assert self.content is not None
-        found: dict[str, Node] = {}
+        nodes: dict[str, Node] = {}
         for stage in stage_list.STAGES:
             causes = stage.causes(job, self.content) if stage.per_run and stage.name != "train" else None
             if causes is None:
                 continue
             causes = dict(causes)
             if stage.name == "judge":
-                causes["answers"] = found["answers"].name
+                causes["answers"] = nodes["answers"].name
                 if kind == "loss" and _compares(job):
                     causes["start"] = start
-            found[stage.name] = Node(stage.name, causes)
+            nodes[stage.name] = Node(stage.name, causes)
         for which in reference.sets_of(job, kind, stage_list.ALL):
-            found[f"reference:{which}"] = reference.node_of(job, self.content, which)
-        return found
+            nodes[f"reference:{which}"] = reference.node_of(job, self.content, which)
+        return nodes
 
     def _evaluation(self, task: Task, *, retrained: bool) -> Task:
         """The stages behind the model that are left."""
@@ -139,8 +139,8 @@ class Layout:
             if not stage.per_run or stage.name == "train" or stage.name not in self.stages:
                 continue
             if stage.name == "benchmarks":
-                asked = benchmarks_of(task.job, self.stages)
-                if any(retrained or spoken is None or not b.done(folder.path, spoken) for b in asked):
+                benchmarks = benchmarks_of(task.job, self.stages)
+                if any(retrained or spoken is None or not b.done(folder.path, spoken) for b in benchmarks):
                     left.append(stage.name)
             elif stage.name in task.nodes:
                 anew = retrained or self._reads_what_is_left(task, stage, left)
@@ -178,8 +178,8 @@ class Layout:
     def _with_references(self, task: Task) -> Task:
         """The folders of the reference sums that the task's stages read."""
         sets = reference.sets_of(task.job, task.kind, task.stages)
-        found = {s: _sums_folder(task.nodes[f"reference:{s}"]) for s in sets if f"reference:{s}" in task.nodes}
-        return replace(task, references=found)
+        folders = {s: _sums_folder(task.nodes[f"reference:{s}"]) for s in sets if f"reference:{s}" in task.nodes}
+        return replace(task, references=folders)
 
     def reference_tasks(self, tasks: Sequence[Task]) -> list[Task]:
         """One for each arithmetic: the sets of sequences that a task reads, or `--stages reference` names, and that are not

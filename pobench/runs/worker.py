@@ -65,8 +65,8 @@ def _work(task: Task) -> None:
             context.folder.write_json("environment.json", environment(context.accelerator))
         scores_of(task.runs, task.run)  # stored, so that a report need not compute them
     if failed:
-        named = len(task.stages) > 1
-        raise PobenchError("\n".join(f"{name}: {why}" if named else why for name, why in failed.items()))
+        several = len(task.stages) > 1
+        raise PobenchError("\n".join(f"{name}: {why}" if several else why for name, why in failed.items()))
 
 
 def _each_stage(context: Context) -> dict[str, str]:

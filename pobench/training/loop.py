@@ -162,12 +162,7 @@ def minimise(
     training time. content: the name of what the job is made from; only a checkpoint of the same content is resumed.
     Raises NonFiniteError (that step has not changed the weights), PobenchError.
     """
-    asked = math.ceil(config.warmup_ratio * len(batches))
-    if asked > warmup_steps(config, len(batches)):
-        say(
-            f"training has {len(batches)} {'step' if len(batches) == 1 else 'steps'}, too short for its warm-up of {asked}: "
-            f"the last step is at the full rate. A smaller batch_size or more epochs give more steps"
-        )
+    _note_a_cut_warmup(config, len(batches), say)
     run = _Run.set_up(accelerator, model, objective, config, folder, content, say)
     try:
         gap = objective.start(run.scorer, batches[0][1], exact=run.exact)
@@ -202,6 +197,15 @@ def minimise(
     tokens = sum(objective.groups[i].tokens for _, batch in batches for i in batch)
     peak, scorer = peak_memory(accelerator.device), run.scorer
     return Trained(len(batches), seconds, peak, tokens, scorer.layout.name, scorer.layout_reason, gap, *run.choice)
+
+
+def _note_a_cut_warmup(config: LoopConfig, steps: int, say: Callable[[str], None]) -> None:
+    warmup = math.ceil(config.warmup_ratio * steps)
+    if warmup > warmup_steps(config, steps):
+        say(
+            f"training has {steps} {'step' if steps == 1 else 'steps'}, too short for its warm-up of {warmup}: "
+            "the last step is at the full rate. A smaller batch_size or more epochs give more steps"
+        )
 
 
 # ---------------------------------------------------------------- the parts of a step

@@ -15,6 +15,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,8 +110,9 @@ def small_pairs(n: int = PAIRS, seed: int = 1) -> list[TokenPair]:
     return [TokenPair(f"p{i}", ids(2, 8), ids(1, 9), ids(1, 9)) for i in range(n)]
 
 
-def small_reference(pairs: Sequence[TokenPair]) -> ReferenceSums:
-    """The small model's reference sums, in memory; every process computes all of them."""
+@cache
+def small_reference(pairs: tuple[TokenPair, ...]) -> ReferenceSums:
+    """The small model's reference sums, in memory; every process computes all of them, once for all losses."""
     policy = ResponseLogps(small_model())
     scorer = SumScorer(policy, policy.layout("shared_prefix"), make_accelerator("fp32", cpu=True), alone=True)
     return ReferenceSums.of_groups([*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))], scorer)
@@ -227,7 +229,7 @@ def _train(
             settings,
             config,
             folder=run,
-            reference=small_reference(pairs) if loss.needs else None,
+            reference=small_reference(tuple(pairs)) if loss.needs else None,
             mismatched=mismatch(pairs),
             log=lambda row: rows.append(row["loss"]),
         )

@@ -186,8 +186,8 @@ def write_pairs(
             "train": len(files[out]),
             "held_out": len(held_out_pairs),
         }
-    for file, some in files.items():
-        write_text(file, "".join(_line(shape(pair)) for pair in some))
+    for file, ranked in files.items():
+        write_text(file, "".join(_line(shape(pair)) for pair in ranked))
     write_text(out.with_suffix(".recipe.json"), json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
     return recipe
 
@@ -271,11 +271,11 @@ def make_pairs_of(recipe: Recipe, out: Path) -> dict[str, Any]:
     rows = [{**row, "prompt": row["messages"]} for row in rows]
     folder = start_model(job)
     chat, decoding = Chat.of(folder, job.model), _decoding(config, job)
-    asked = Extent.of_prompts([chat.prompt_ids(row["messages"]) for row in rows], decoding.max_new_tokens)
+    extent = Extent.of_prompts([chat.prompt_ids(row["messages"]) for row in rows], decoding.max_new_tokens)
     what = f"onpolicy.prompts: the longest prompt and {decoding.max_new_tokens} new tokens"
     remedy = "set a smaller onpolicy.max_new_tokens, or leave out the longest prompts"
     capacity = Capacity.of(folder, trust_remote_code=job.model.trust_remote_code)
-    if faults := capacity.faults(asked, what, chat, remedy):
+    if faults := capacity.faults(extent, what, chat, remedy):
         raise PobenchError("\n".join(faults))
     made_by = {"source": job.model.source, "digest": weights_digest(folder), "rendering": chat.digest}
     sampling = Sampling(rows, out, made_by, decoding)
@@ -324,7 +324,7 @@ def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, bat
 def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, batch_size: int) -> None:
     """Draw one process's share, on its device."""
     transformers.logging.disable_progress_bar()  # our own progress bar is enough
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     share = (state.process_index, state.num_processes)
     speaker = load_model(
         folder,
@@ -398,9 +398,9 @@ def _read(file: Path, origin: Mapping[str, Any]) -> list[Sample]:
     if not complete_lines:
         return []
     try:
-        first, *rest = map(json.loads, complete_lines.split("\n"))  # an answer may contain other line separators
-        header_origin = first["samples_of"]
-        samples = [Sample(**line) for line in rest]
+        header, *rows = map(json.loads, complete_lines.split("\n"))  # an answer may contain other line separators
+        header_origin = header["samples_of"]
+        samples = [Sample(**row) for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise PobenchError(f"{str(file)!r} is no file of samples ({error}); remove it to start again") from error
     differing = sorted(k for k in origin if json.loads(json.dumps(origin[k])) != header_origin.get(k))

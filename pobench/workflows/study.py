@@ -176,7 +176,7 @@ def study_frames(plans: Sequence[Plan], runs: Path) -> Frames:
     names, data = {task.run for task in tasks}, {task.data.name.removeprefix("data-") for task in tasks}
     frames = load_frames(runs, tasks[0].job.setting).of_runs(names)
     audit = frames["audit"]
-    return Frames({**frames.given, "audit": audit[audit["data"].isin(data)], "tuning": frames["tuning"].iloc[:0]})
+    return Frames({**frames.stored, "audit": audit[audit["data"].isin(data)], "tuning": frames["tuning"].iloc[:0]})
 
 
 def report_study(study: Study, frames: Mapping[str, pd.DataFrame], runs: Path) -> Path:

@@ -128,19 +128,14 @@ def plan_tuning(
         faults += _cell_faults(cells, trials_per_loss)
     if faults:
         raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
-    chosen_seeds = tuple(seeds or (base[0].seed,))
-    searches = []
-    for name in names:
-        job = next(j for j in base if j.loss == name)
-        searches.append(Search(name, spaces[name], job))
     tuning = Tuning(
         setting=setting,
         name=base[0].setting,
         about=about,
-        searches=tuple(searches),
+        searches=tuple(Search(name, spaces[name], next(j for j in base if j.loss == name)) for name in names),
         trials=trials_per_loss,
         sampler=sampler,
-        seeds=chosen_seeds,
+        seeds=tuple(seeds or (base[0].seed,)),
         overrides=changes,
         runs=Path(runs),
         plugins=tuple(plugins),
@@ -328,8 +323,8 @@ def _prompt_keys(key: str, source: str, split: str | None, most: int | None) -> 
 def _pair_keys(key: str, data: DataConfig, source: str, split: str | None) -> list[str]:
     """The keys of the prompts of preference rows."""
     rows = fetch_rows(source, split=split, subset=data.subset, revision=data.revision, option=f"--set {key}=PATH")
-    found = load_preferences(rows, columns=data.columns, ignore=data.ignore)
-    return [text_key(preference.prompt) for preference in found.preferences]
+    loaded = load_preferences(rows, columns=data.columns, ignore=data.ignore)
+    return [text_key(preference.prompt) for preference in loaded.preferences]
 
 
 def describe_tuning(tuning: Tuning) -> dict[str, Any]:

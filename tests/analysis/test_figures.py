@@ -49,6 +49,37 @@ def drawn(frames) -> dict:
     return found
 
 
+@pytest.fixture(scope="module")
+def empty(frames) -> Frames:
+    return Frames({key: frame.iloc[:0] for key, frame in frames.items()})
+
+
+@pytest.fixture(scope="module")
+def blank(frames) -> Frames:
+    """The frames with nan for every number that was measured."""
+    made = {}
+    for key, frame in frames.items():
+        frame = frame.copy()
+        if key not in ("runs", "audit"):
+            numeric = frame.select_dtypes("number").columns.difference(["sample", "step", "n"])
+            frame[numeric] = frame[numeric].astype(float) * np.nan
+        made[key] = frame
+    return Frames(made)
+
+
+@pytest.fixture(scope="module")
+def least(synthetic) -> Frames:
+    """One run with one pair and one prompt."""
+    made = synthetic.make_frames({"dpo": synthetic.LOSSES["dpo"]}, prompts=1, samples=1, pairs=1, steps=1)
+    return Frames({**made, "scores": metrics.complete(made)})
+
+
+@pytest.fixture(scope="module")
+def start_alone(frames) -> Frames:
+    run = frames["runs"].loc[frames["runs"]["loss"] == "start", "run"].iloc[0]
+    return Frames({k: f[f["run"] == run] if "run" in f else f for k, f in frames.items()})
+
+
 def test_the_shipped_figures_and_tables_are_all_there() -> None:
     assert set(NAMES) >= {
         "training-curves", "both-rewards", "margin-vs-length", "logp-vs-length", "reward-vs-likelihood", "heldout-accuracy",
@@ -74,22 +105,14 @@ def test_every_figure_gives_a_picture_and_the_numbers_behind_it(drawn) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_at_all_is_said_in_a_sentence(name, frames) -> None:
-    empty = {key: frame.iloc[:0] for key, frame in frames.items()}
+def test_nothing_at_all_is_said_in_a_sentence(name, empty) -> None:
     with pytest.raises(plot.NothingToDraw) as reason:
         draw(registry.figures.get(name), empty)
     assert str(reason.value).endswith(".") and len(str(reason.value)) > 15
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nan_everywhere_never_crashes(name, frames) -> None:
-    blank = {}
-    for key, frame in frames.items():
-        frame = frame.copy()
-        if key not in ("runs", "audit"):
-            numeric = frame.select_dtypes("number").columns.difference(["sample", "step", "n"])
-            frame[numeric] = frame[numeric].astype(float) * np.nan
-        blank[key] = frame
+def test_nan_everywhere_never_crashes(name, blank) -> None:
     try:
         draw(registry.figures.get(name), blank)
     except plot.NothingToDraw as reason:
@@ -97,11 +120,9 @@ def test_nan_everywhere_never_crashes(name, frames) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_run_with_one_pair_and_one_prompt_never_crashes(name, synthetic) -> None:
-    one = synthetic.make_frames({"dpo": synthetic.LOSSES["dpo"]}, prompts=1, samples=1, pairs=1, steps=1)
-    one["scores"] = metrics.complete(one)
+def test_one_run_with_one_pair_and_one_prompt_never_crashes(name, least) -> None:
     try:
-        found = draw(registry.figures.get(name), one)
+        found = draw(registry.figures.get(name), least)
     except plot.NothingToDraw as reason:
         assert str(reason).endswith(".")
     else:
@@ -110,11 +131,9 @@ def test_one_run_with_one_pair_and_one_prompt_never_crashes(name, synthetic) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_the_start_model_never_crashes(name, frames) -> None:
-    run = frames["runs"].loc[frames["runs"]["loss"] == "start", "run"].iloc[0]
-    alone = {k: f[f["run"] == run] if "run" in f else f for k, f in frames.items()}
+def test_only_the_start_model_never_crashes(name, start_alone) -> None:
     try:
-        draw(registry.figures.get(name), alone)
+        draw(registry.figures.get(name), start_alone)
     except plot.NothingToDraw as reason:
         assert str(reason).endswith(".")
 
@@ -371,7 +390,7 @@ def test_gains_on_a_benchmark_stand_beside_the_papers(of_the_paper) -> None:
 
 def test_kl_in_training_starts_at_the_reference_and_shows_what_was_measured(frames) -> None:
     steps = frames["steps"].assign(**{"heldout/kl": lambda s: (0.01 * s["step"]).where(s["step"] % 4 == 0)})
-    found = draw(registry.figures.get("kl-in-training"), {**frames.given, "steps": steps})
+    found = draw(registry.figures.get("kl-in-training"), {**frames.stored, "steps": steps})
     assert set(found.data["step"]) == {4, 8, 12} and set(found.data["label"]) == {
         "SimPO",
         "DPO",
@@ -385,7 +404,7 @@ def test_kl_in_training_starts_at_the_reference_and_shows_what_was_measured(fram
 def test_a_gradients_norm_is_drawn_where_the_model_was_asked(frames) -> None:
     held = frames["heldout"]
     norms = held[["run", "pair"]].assign(chosen_norm=2.0, rejected_norm=1.0, product=0.0)
-    data = draw(registry.figures.get("gradient-norm"), {**Frames({**frames.given, "norms": norms})}).data
+    data = draw(registry.figures.get("gradient-norm"), {**Frames({**frames.stored, "norms": norms})}).data
     dpo = frames["gradients"].merge(frames["runs"][["run", "loss"]]).query("loss == 'dpo'")
     by_hand = np.hypot(2 * dpo["chosen_weight"], dpo["rejected_weight"])
     assert data.loc[data["loss"] == "dpo", "norm"].to_numpy() == pytest.approx(

@@ -387,10 +387,7 @@ def value(name: str, case: Case, settings: dict[str, Any]) -> Any:
     return ORACLES[name].formula(Case(*(mpf(x) for x in case)), **given)
 
 
-def slopes(name: str, case: Case, settings: dict[str, Any], by: str) -> tuple[float, float]:
-    """One-sided derivatives by `w` or `l`, smaller first: equal but at a kink, where subgradients lie between."""
-    h = mpf(10) ** -30
-    here = value(name, case, settings)
-    right = (value(name, case._replace(**{by: mpf(getattr(case, by)) + h}), settings) - here) / h
-    left = (here - value(name, case._replace(**{by: mpf(getattr(case, by)) - h}), settings)) / h
-    return float(min(left, right)), float(max(left, right))
+def slope(name: str, case: Case, settings: dict[str, Any], by: str, here: Any, side: int) -> float:
+    """The one-sided derivative by `w` or `l`, to the right (side 1) or to the left (-1). here: the loss at the case."""
+    h = side * mpf(10) ** -30
+    return float((value(name, case._replace(**{by: mpf(getattr(case, by)) + h}), settings) - here) / h)

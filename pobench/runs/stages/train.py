@@ -49,8 +49,8 @@ def run(context: Context) -> None:
     adapter = job.train.adapter
     adapted = adapters.attach(model, adapter, job.seed) if adapter else None
     if job.train.trackers:
-        named = {"name": context.task.run}
-        kwargs = {"wandb": {**named, "dir": str(folder.path)}, "trackio": named}
+        run_name = {"name": context.task.run}
+        kwargs = {"wandb": {**run_name, "dir": str(folder.path)}, "trackio": run_name}
         accelerator.init_trackers("pobench", config=_flat(job.values()), init_kwargs=kwargs)
     with progress(context.task.title, steps, "steps") as advance:
 

@@ -440,7 +440,7 @@ TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40).filter(lam
 
 
 @given(prompt=TEXT, chosen=TEXT, rejected=TEXT, follow=TEXT)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_text_survives_writing_and_reading(
     tmp_path_factory: pytest.TempPathFactory, prompt: str, chosen: str, rejected: str, follow: str
 ) -> None:
@@ -454,7 +454,7 @@ def test_text_survives_writing_and_reading(
 
 
 @given(cells=st.tuples(TEXT, TEXT, TEXT))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_text_survives_a_spreadsheet(tmp_path_factory: pytest.TempPathFactory, cells: tuple[str, str, str]) -> None:
     row = dict(zip(("prompt", "chosen", "rejected"), (f"x{cell}" for cell in cells), strict=True))
     path = tmp_path_factory.mktemp("rows") / "rows.csv"
@@ -490,7 +490,7 @@ FIELDS += ["output", "output_1", "output_2", "preference", "completions", "conve
 
 
 @given(rows=st.lists(st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=2), min_size=1, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_row_however_odd_crashes_the_reader(rows: list[dict[str, Any]]) -> None:
     try:
         found = found_in(*rows)

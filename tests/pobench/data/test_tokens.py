@@ -147,7 +147,7 @@ ANSWER = st.text(st.characters(codec="utf-8", exclude_characters="<>|/"), min_si
 
 
 @given(name=st.sampled_from(list(FAMILIES)), prompt=ANSWER, first=ANSWER, second=ANSWER)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_prompt_and_responses_say_what_the_text_says(name: str, prompt: str, first: str, second: str) -> None:
     tokenizer = family(name)
     chat = Chat(tokenizer)
@@ -511,7 +511,7 @@ def test_inspection_shows_every_token_and_marks_the_special_ones(chatml: Any) ->
 
 
 @given(text=ANSWER)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_pieces_of_inspection_add_up_to_the_text(text: str) -> None:
     tokenizer = family("no BOS at all")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -544,7 +544,7 @@ PROMPTS = st.lists(st.integers(0, 30), min_size=2, max_size=60).filter(lambda p:
 
 
 @given(prompts=PROMPTS, fraction=st.floats(0.01, 0.99), seed=st.integers(0, 9))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_no_prompt_stands_on_both_sides_and_neither_side_is_empty(
     prompts: list[int], fraction: float, seed: int
 ) -> None:
@@ -611,7 +611,7 @@ def test_the_data_digest_reads_tokens_and_where_they_stand() -> None:
 
 
 @given(prompts=PROMPTS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_no_pair_meets_an_answer_to_its_own_prompt(prompts: list[int]) -> None:
     pairs = token_pairs(prompts)
     partners = mismatch(pairs)

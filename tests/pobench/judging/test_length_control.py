@@ -75,7 +75,7 @@ def test_equal_lengths_leave_the_raw_win_rate() -> None:
     assert found.value == pytest.approx(0.7, abs=1e-5) and found.n == 5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 500), st.integers(0, 500)), min_size=2, max_size=30))
 def test_swapping_the_sides_mirrors_it_and_the_value_lies_in_its_interval(rows) -> None:
     won, ours, theirs = np.array(rows, dtype=float).T

@@ -23,7 +23,7 @@ a_group = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(a_group, min_size=1, max_size=40),
     st.sampled_from([2, 3, 4, 8]),
@@ -44,7 +44,7 @@ def test_a_plan_is_whole_even_and_within_its_budget(groups, world, name, budget)
     assert max(totals) - min(totals) <= max(map(layout.tokens, groups))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(a_group, min_size=1, max_size=40), st.sampled_from(sorted(LAYOUTS)), st.sampled_from([1, 64, 2048]))
 def test_the_plan_of_one_process_is_the_layouts_own(groups, name, budget) -> None:
     assert plan_step(groups, 1, LAYOUTS[name], budget) == [LAYOUTS[name].plan(groups, budget)]

@@ -8,6 +8,7 @@ import pytest
 
 from pobench import figure, table
 from pobench.errors import PobenchError
+from pobench.reporting import plot
 from pobench.reporting.page import build_report
 from pobench.results import comparable
 from pobench.results.derived import Frames
@@ -23,6 +24,14 @@ def test_a_figure_comes_as_matplotlibs(made) -> None:
     drawn = figure("margin-vs-length", Frames(made[0]), bins=3)
     assert isinstance(drawn, matplotlib.figure.Figure)
     assert [ax.get_title(loc="left").strip() for ax in drawn.axes if ax.get_visible()] == ["DPO", "SimPO"]
+
+
+def test_a_figure_is_drawn_once_for_each_format(made, monkeypatch) -> None:
+    drawn, renderers = figure("margin-vs-length", Frames(made[0]), bins=3), []
+    once = matplotlib.figure.Figure.draw
+    monkeypatch.setattr(matplotlib.figure.Figure, "draw", lambda self, to: (renderers.append(to), once(self, to))[1])
+    assert plot.png(drawn) and plot.svg(drawn)
+    assert len(renderers) == 2
 
 
 def test_plain_dicts_do_and_scores_are_made_where_they_lack(made) -> None:

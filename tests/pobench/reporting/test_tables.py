@@ -98,7 +98,7 @@ def test_latex_compiles(tmp_path) -> None:
     needs, text = "".join(tables.TEX_NEEDS), tables.to_latex(table(LABELS))
     (tmp_path / "t.tex").write_text(f"\\documentclass{{article}}{needs}\\begin{{document}}\n{text}\\end{{document}}\n")
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:]
 
 

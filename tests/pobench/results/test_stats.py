@@ -36,7 +36,7 @@ def test_nan_is_dropped_and_n_counts_what_is_left() -> None:
     assert (estimate.value, estimate.n) == (2.0, 2)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(numbers)
 def test_the_interval_holds_the_value_and_stays_inside_the_data(values) -> None:
     e = stats.mean(values, resamples=200)
@@ -46,7 +46,7 @@ def test_the_interval_holds_the_value_and_stays_inside_the_data(values) -> None:
         assert min(values) - slack <= e.low <= e.value + slack and e.value - slack <= e.high <= max(values) + slack
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=20), st.floats(-50, 50), st.floats(0.1, 10))
 def test_shifting_and_scaling_the_data_shifts_and_scales_the_interval(values, shift, scale) -> None:
     base = stats.mean(values, resamples=100)
@@ -56,7 +56,7 @@ def test_shifting_and_scaling_the_data_shifts_and_scales_the_interval(values, sh
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=25))
 def test_swapping_the_sides_mirrors_wins_and_differences(pairs) -> None:
     ours, theirs = np.array(pairs).T
@@ -119,7 +119,15 @@ def test_all_passed_is_not_certainty() -> None:
     assert none.low == pytest.approx(-none.high) and none.high == pytest.approx(1 - 0.025**0.1)
 
 
-@pytest.mark.parametrize(("n", "draw"), [(8, "normal"), (15, "normal"), (25, "exponential"), (60, "bernoulli")])
+@pytest.mark.parametrize(
+    ("n", "draw"),
+    [
+        (8, "normal"),
+        (25, "exponential"),
+        pytest.param(15, "normal", marks=pytest.mark.slow),
+        pytest.param(60, "bernoulli", marks=pytest.mark.slow),
+    ],
+)
 def test_the_interval_covers_the_truth_about_as_often_as_it_says(n, draw) -> None:
     rng = np.random.default_rng(5)
     draws = {
@@ -162,7 +170,7 @@ def test_a_proportion_has_wilsons_interval() -> None:
         stats.proportion(3, 2)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=3, max_size=40))
 def test_spearman_is_scipys_with_ties_too(pairs) -> None:
     x, y = np.array(pairs, dtype=float).T
@@ -191,7 +199,7 @@ def test_holm_by_hand() -> None:
     assert math.isnan(with_nan[1]) and with_nan[[0, 2]] == pytest.approx([0.04, 0.04])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_lies_between_the_plain_and_bonferronis_and_keeps_the_order(p) -> None:
     p = np.array(p)

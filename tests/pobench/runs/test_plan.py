@@ -56,22 +56,31 @@ def test_two_processes_train_as_one_does(changes, pobench_cli, setting, tmp_path
     assert environment["processes"] == 2
 
 
+def kill_after(rows: int, process: subprocess.Popen, runs: Path) -> bool:
+    """End a command and its children, as soon as they have logged so many steps. Returns whether it was still running."""
+    while (
+        process.poll() is None and sum(len(p.read_text().splitlines()) for p in runs.glob("small/*/steps.jsonl")) < rows
+    ):
+        time.sleep(0.01)
+    running = process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return running
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_in_the_same_weights(setting, tmp_path) -> None:
-    command = [sys.executable, "-m", "pobench.cli", *COMMAND, "dpo", "--set", "train.epochs=40"]
-    command += ["--set", "train.checkpoint_seconds=0.1", "--stages", "train"]
+    command = [sys.executable, "-m", "pobench.cli", *COMMAND, "dpo", "--set", "train.epochs=20"]  # of two steps
+    command += ["--set", "train.checkpoint_seconds=0", "--stages", "train"]
     environment = {**os.environ, "POBENCH_CACHE": str(tmp_path / "cache")}
     undisturbed = subprocess.run([*command, "--runs", "a"], cwd=tmp_path, env=environment, capture_output=True)
     assert undisturbed.returncode == 0, undisturbed.stderr
     kills = 0
-    for wait in (9.0, 10.0, 11.0):
+    for rows in (3, 11, 19):
         process = subprocess.Popen(
             [*command, "--runs", "b"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        time.sleep(wait)
-        kills += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kills += kill_after(rows, process, tmp_path / "b")
     last = subprocess.run([*command, "--runs", "b"], cwd=tmp_path, env=environment, capture_output=True)
     assert last.returncode == 0, last.stderr
     a, b = weights(tmp_path / "a"), weights(tmp_path / "b")

@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ def test_a_training_job_saves_under_the_name_of_its_causes(work_here, monkeypatc
 
 def test_saving_takes_at_most_its_share_of_the_time(monkeypatch) -> None:
     now = 0.0
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
     pace, always = checkpoint.Pace(60.0, 0.05), checkpoint.Pace(0.0, 0.05)
     spent = saved = 0.0
     while now < 7200:  # steps of 10 s; a checkpoint takes 30 s

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,21 @@ def test_where_the_system_does_not_say_the_usual_number_stands(choose) -> None:
     assert choose(None, gradient_checkpointing=True)[:2] == (MICRO_TOKENS, True)
 
 
-def test_a_peak_that_is_gone_again_is_measured() -> None:
+def test_a_peak_that_is_gone_again_is_measured(monkeypatch) -> None:
     if not memory._resident():
         pytest.skip("this system does not say what a process holds")
-    megabytes = 96
-    held = memory.held_by(lambda: torch.ones(megabytes * 2**18).sum(), CPU)
+    megabytes, resident, sampled = 96, memory._resident, threading.Semaphore(0)
+    monkeypatch.setattr(memory, "_resident", lambda: (resident(), sampled.release())[0])
+
+    def work() -> None:
+        _ = torch.ones(megabytes * 2**18)
+        while sampled.acquire(blocking=False):  # the samples of before
+            pass
+        assert sampled.acquire(timeout=600) and sampled.acquire(
+            timeout=600
+        )  # the second began after the tensor was there
+
+    held = memory.held_by(work, CPU)
     assert 0.9 * megabytes < held / 2**20 < 2 * megabytes
 
 

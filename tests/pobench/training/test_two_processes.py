@@ -1,95 +1,79 @@
-"""Two processes end, whatever is left for each of them to do, and give what one gives. A hang ends by a time-out."""
+"""Two processes end, whatever is left for each of them to do, and give what one gives."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from two_processes import in_two_processes
 
-from pobench.data.order import mismatch
-from pobench.registry import list_losses
-from pobench.training import reference
-from pobench.training.objectives import mismatched_groups
-from pobench.types import Group
-from pobench.workflows.invariance import small_pairs
-
-SECONDS = 300  # a test that waits for ever has failed; a machine that is busy has not
-PAIRS = 9  # in batches of 8: the second has nothing for the second process
-
-SCRIPT = f"""
-import json, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
 from pobench.data.order import mismatch
 from pobench.model.device import make_accelerator
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer
-from pobench.registry import get_loss
+from pobench.registry import get_loss, list_losses
 from pobench.settings.schema import TrainConfig
+from pobench.training import reference
 from pobench.training.loop import train
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import ReferenceSums, compute_reference
 from pobench.types import Group
 from pobench.workflows.invariance import small_model, small_pairs
 
-folder, names = Path(sys.argv[1]), sys.argv[2:]
-accelerator = make_accelerator("fp32", cpu=True)
-pairs = small_pairs({PAIRS})
-groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
-policy = ResponseLogps(small_model())
-scorer = SumScorer(policy, policy.layout("shared_prefix"), accelerator, budget=64)
-found = {{
-    "computed": compute_reference(folder / "reference", groups, scorer, {{}}),
-    "left": compute_reference(folder / "part", groups, scorer, {{}}) if (folder / "part").is_dir() else 0,
-}}
-reference = ReferenceSums.load(folder / "reference")
-for name in names:
-    loss, rows = get_loss(name), []
-    config = TrainConfig(lr=1e-3, batch_size=8, precision="fp32", warmup_ratio=0.0, micro_tokens=64, evaluate_every=1)
-    train(
-        accelerator, small_model(), pairs, [range({PAIRS})], loss, loss.settings, config, folder=folder / name,
-        reference=reference, mismatched=mismatch(pairs), log=rows.append,
-        watch=lambda scorer: {{"watched": float(scorer.sums(groups[:1]).sum())}},
-    )
-    found[name] = rows
-if accelerator.is_main_process:
-    (folder / "found.json").write_text(json.dumps(found))
-if accelerator.num_processes > 1:
-    torch.distributed.destroy_process_group()
-"""
+PAIRS = 9  # in batches of 8: the second has nothing for the second process
+
+
+def work(folder: Path, names: tuple[str, ...]) -> None:
+    """Compute reference sums and train each loss; one of the processes writes the rows that it logged."""
+    accelerator = make_accelerator("fp32", cpu=True)
+    pairs = small_pairs(PAIRS)
+    groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
+    policy = ResponseLogps(small_model())
+    scorer = SumScorer(policy, policy.layout("shared_prefix"), accelerator, budget=64)
+    results: dict[str, Any] = {
+        "processes": accelerator.num_processes,
+        "computed": reference.compute_reference(folder / "reference", groups, scorer, {}),
+        "left": reference.compute_reference(folder / "part", groups, scorer, {}) if (folder / "part").is_dir() else 0,
+    }
+    sums = reference.ReferenceSums.load(folder / "reference")
+    for name in names:
+        rows: list[dict[str, Any]] = []
+        loss = get_loss(name)
+        config = TrainConfig(
+            lr=1e-3, batch_size=8, precision="fp32", warmup_ratio=0.0, micro_tokens=64, evaluate_every=1
+        )
+        train(
+            accelerator,
+            small_model(),
+            pairs,
+            [range(PAIRS)],
+            loss,
+            loss.settings,
+            config,
+            folder=folder / name,
+            reference=sums,
+            mismatched=mismatch(pairs),
+            log=rows.append,
+            watch=lambda scorer: {"watched": float(scorer.sums(groups[:1]).sum())},
+        )
+        results[name] = rows
+    if accelerator.is_main_process:
+        (folder / "results.json").write_text(json.dumps(results))
 
 
 def run(folder: Path, processes: int, *names: str) -> dict[str, Any]:
-    """What the script found. Raises subprocess.TimeoutExpired where it does not end; then all its processes are ended."""
+    """What `work` writes, in this process or in two."""
     folder.mkdir(exist_ok=True)
-    (folder / "script.py").write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    given = [sys.executable, *(launcher if processes > 1 else []), folder / "script.py", folder, *names]
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": os.environ.get("POBENCH_ROOT", os.getcwd()),
-    }
-    started = subprocess.Popen(
-        given, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        output, _ = started.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(started.pid, signal.SIGKILL)
-        raise
-    assert started.returncode == 0, output
-    return dict(json.loads((folder / "found.json").read_text()))
+    if processes == 1:
+        work(folder, names)
+    else:
+        in_two_processes(work, folder, names)
+    return dict(json.loads((folder / "results.json").read_text()))
 
 
 def assert_alike(one: dict[str, Any], two: dict[str, Any], *names: str) -> None:
+    assert (one["processes"], two["processes"]) == (1, 2)
     assert one["computed"] == two["computed"] == 3 * PAIRS
     for name in names:
         assert [row["pairs"] for row in two[name]] == [8, 1]

@@ -22,6 +22,8 @@ from pobench.workflows.invariance import (
 )
 
 LOSSES = list_losses()
+FEW = ("dpo", "kto", "simpo")  # with a reference, with a kl, with neither
+ONE_BY_ONE = next(s for s in SPLITS if s.layout == "padded" and s.micro_batches == BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +45,23 @@ def test_the_pairs_are_of_many_lengths_one_token_too() -> None:
     assert min(lengths) == 1 and len(set(lengths)) > 5
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_batch_may_be_cut_in_any_way(name, folders) -> None:
+def assert_alike(name, splits, folder) -> None:
     loss = get_loss(name)
-    whole = take_steps(loss, loss.settings, WHOLE, folders[name])
+    whole = take_steps(loss, loss.settings, WHOLE, folder)
     assert whole.gradient.shape[0] == 2 and (whole.gradient.norm(dim=1) > 0).all()
-    for split in SPLITS:
-        steps = take_steps(loss, loss.settings, split, folders[name])
+    for split in splits:
+        steps = take_steps(loss, loss.settings, split, folder)
         assert difference(steps, whole) <= TOLERANCE, split.name
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_batch_may_be_cut_pair_by_pair(name, folders) -> None:
+    assert_alike(name, [ONE_BY_ONE], folders[name])
+
+
+@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in LOSSES])
+def test_a_batch_may_be_cut_in_any_way(name, folders) -> None:
+    assert_alike(name, [split for split in SPLITS if split != ONE_BY_ONE], folders[name])
 
 
 def test_the_policy_has_left_the_reference(folders) -> None:

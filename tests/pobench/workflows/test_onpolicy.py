@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 import yaml
 from small_chat_model import character_tokenizer, chat_model
+from two_processes import in_two_processes
 
 from pobench.data.chat import Chat
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError
 from pobench.model.generate import Decoding, generate
 from pobench.registry import judges
+from pobench.workflows import onpolicy
 from pobench.workflows.onpolicy import Sampling, draw, make_pairs
 
 ROWS = [{"id": f"p{i}", "prompt": text, "kind": "any"} for i, text in enumerate(("hi", "what is a bee?", "go on"))]
@@ -211,7 +214,23 @@ def test_a_plug_in_that_compares_two_answers_ranks_them_and_run_reads_the_pairs(
     assert status == 0 and json.loads(out)["pairs"] == len(pairs_of(tmp_path / "mine.jsonl")), err
 
 
-def test_two_processes_write_the_bytes_of_one(pobench_cli, command, tmp_path, monkeypatch):
+def draw_a_share(file):
+    sys.argv = ["pobench.workflows.onpolicy", str(file)]
+    onpolicy.main()
+
+
+@pytest.mark.parametrize("start", ["forked", pytest.param("launched", marks=pytest.mark.slow)])
+def test_two_processes_write_the_bytes_of_one(start, pobench_cli, command, tmp_path, monkeypatch):
+    if start == "forked":
+        append, shares = Sampling.append, tmp_path / "shares"
+
+        def noted(self, samples, share):
+            with shares.open("a") as stream:
+                stream.write(f"{share[0]} of {share[1]}\n")
+            append(self, samples, share)
+
+        monkeypatch.setattr(Sampling, "append", noted)
+        monkeypatch.setattr(onpolicy, "launch", lambda module, file: in_two_processes(draw_a_share, file))
     for processes in ("1", "2"):
         monkeypatch.setenv("POBENCH_PROCESSES", processes)
         status, _, err = pobench_cli(*command, "--out", f"{processes}/mine.jsonl", "--set", "answers.batch_size=7")
@@ -220,6 +239,7 @@ def test_two_processes_write_the_bytes_of_one(pobench_cli, command, tmp_path, mo
     assert written == sorted(path.name for path in (tmp_path / "2").glob("mine*")) and len(written) == 4
     for name in written:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+    assert start == "launched" or set(shares.read_text().splitlines()) == {"0 of 1", "0 of 2", "1 of 2"}
 
 
 def test_the_setting_says_how_and_the_command_line_has_the_last_word(pobench_cli, command, setting, tmp_path):

@@ -48,7 +48,7 @@ def projections(
     return [q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), slope * (batch.member >= 0)[..., None, None]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows, st.sampled_from([None, 3, 8]), st.sampled_from([2, 5, 128]))
 def test_value_and_gradients_are_those_of_masked_attention(lengths, window, queries) -> None:
     batch = batch_of(lengths)
@@ -67,7 +67,7 @@ def test_value_and_gradients_are_those_of_masked_attention(lengths, window, quer
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows)
 def test_the_parts_hold_every_token_once_and_all_that_it_sees(lengths) -> None:
     batch = batch_of(lengths)
