@@ -11,10 +11,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from pobench.data.chat import Chat, load_tokenizer
 from pobench.data.rows import Prompt, messages
@@ -23,6 +22,7 @@ from pobench.judging.pairwise import Comparison, Progress, Verdict
 from pobench.judging.weights import Precision, Weights, batches, longest
 from pobench.registry import register_judge
 from pobench.sources import weights_fault
+from pobench.types import Count
 
 KIND = "AutoModelForSequenceClassification"
 
@@ -148,7 +148,7 @@ def reward_model(
     *,
     model: str = "",
     revision: str | None = None,
-    batch_size: Annotated[int, Field(ge=1)] = 8,
+    batch_size: Count = 8,
     precision: Precision = "auto",
     trust_remote_code: bool = False,
 ) -> RewardModel:

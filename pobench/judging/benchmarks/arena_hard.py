@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from pydantic import Field
 
 from pobench.data.rows import read_rows
 from pobench.errors import PobenchError
@@ -25,6 +24,7 @@ from pobench.judging.benchmarks.verdict_files import Faults, Scored, fingerprint
 from pobench.judging.client import Reply, Request
 from pobench.registry import register_benchmark
 from pobench.sources import fetch_file
+from pobench.types import Count
 
 HUB = "lmarena-ai/arena-hard-auto"  # a data set repository
 VERSION = "arena-hard-v0.1"
@@ -55,7 +55,7 @@ class ArenaHard(Judged):
     replies: ClassVar[tuple[str, ...]] = ("Mine first. [[A>B]]", "[[B>>A]]", "[[A=B]]", "Both are fine.")
 
     source: str = HUB  # with question.jsonl, model_answer/gpt-4-0314.jsonl and a YAML with the judge's prompts
-    max_new_tokens: int = Field(4096, ge=1)  # SimPO repository
+    max_new_tokens: Count = 4096  # SimPO repository
     other_questions: bool = False  # allow questions outside the 500; the result says that it is not Arena-Hard
 
     def all_questions(self) -> list[Question]:

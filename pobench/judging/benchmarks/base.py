@@ -44,7 +44,8 @@ from pobench.model.generate import Answer, Decoding, generate_batches
 from pobench.progress import Advance, progress
 from pobench.registry import benchmarks
 from pobench.results.manifest import claim, finish, holds, manifest
-from pobench.types import NonNegative, UnitInterval
+from pobench.settings.schema import Seed
+from pobench.types import Count, UnitInterval
 
 Ask = Callable[[Sequence[Request]], list[Reply]]
 OTHER_WEIGHTS = "it was made by other weights than the run has now"
@@ -111,7 +112,7 @@ class Benchmark(BaseModel):
     name: ClassVar[str] = ""  # set by `register_benchmark`
     limited: ClassVar[str] = "the first {limit} questions"  # describes the limit in texts
 
-    limit: int | None = Field(None, ge=1)  # number of questions; None: all. Shown with every result
+    limit: Count | None = None  # number of questions; None: all. Shown with every result
 
     @abstractmethod
     def faults(self) -> list[str]:
@@ -190,12 +191,12 @@ class JudgeModel(BaseModel):
     model: str | None = None  # None: generate and store the answers, without a judge
     base_url: str | None = None  # None: OPENAI_BASE_URL, else OpenAI's
     key_variable: str = "OPENAI_API_KEY"  # the NAME of the environment variable with the key
-    concurrency: int = Field(8, ge=1)
-    retries: int = Field(5, ge=0)
-    timeout: float = Field(120.0, gt=0)  # seconds
-    price_in: float | None = Field(None, ge=0)  # dollars per million tokens
-    price_out: float | None = Field(None, ge=0)
-    max_cost: float | None = Field(None, gt=0)  # dollars per benchmark and model
+    concurrency: int = Field(8, ge=1, le=1000)
+    retries: int = Field(5, ge=0, le=1000)
+    timeout: float = Field(120.0, gt=0, le=1e6)  # seconds
+    price_in: float | None = Field(None, ge=0, le=1e6)  # dollars per million tokens
+    price_out: float | None = Field(None, ge=0, le=1e6)
+    max_cost: float | None = Field(None, gt=0, le=1e9)  # dollars per benchmark and model
     replies: str | None = None  # a file of replies to return in turn instead of asking the model: for rehearsals
 
     def client(self) -> Client | Replayed:
@@ -242,10 +243,10 @@ class Judged(Benchmark):
     """A benchmark with a judge: questions → answers → verdicts → score. Subclasses implement the abstract methods."""
 
     source: str
-    max_new_tokens: int = Field(2048, ge=1)
-    temperature: NonNegative = 0.0  # 0: greedy
+    max_new_tokens: Count = 2048
+    temperature: float = Field(0.0, ge=0, le=100)  # 0: greedy
     top_p: UnitInterval = 1.0
-    seed: int = 0
+    seed: Seed = 0
     judge: JudgeModel = JudgeModel()
 
     shape: ClassVar[Shape]

@@ -44,6 +44,7 @@ from pobench.judging.benchmarks.base import OTHER_WEIGHTS, Benchmark, Result, Sp
 from pobench.registry import register_benchmark
 from pobench.results import stats
 from pobench.results.manifest import claim, finish, holds, manifest
+from pobench.types import Count
 
 SHOTS_SEED = 1234  # lm-eval's own
 
@@ -322,7 +323,7 @@ class Downstream(Benchmark):
     tasks: list[str] = Field(list(TASKS), min_length=1)
     data: str | None = None  # folder of local items; None: the hub
     chat_template: bool = False  # ask in turns of a conversation; the result's name says so
-    batch_size: int = Field(8, ge=1)  # changes only the speed
+    batch_size: Count = 8  # changes only the speed
 
     @field_validator("tasks", mode="before")
     @classmethod

