@@ -36,9 +36,8 @@ class Group(NamedTuple):
         return sum(stop - start for start, stop in self.learnt) or sum(map(len, self.responses))
 
 
-# Annotations of settings, such as `beta: Positive = 0.1`. They are checked before a run. Every number has two ends: one far
-# beyond them is a slip of the keyboard, and would cost memory or time, or leave the numbers that fp32 holds.
-Count = Annotated[int, Field(ge=1, le=10**9)]  # of pairs, prompts or tokens
+# Annotations for settings of losses and judges, such as `beta: Positive = 0.1`. They are checked before a run. The ends are far
+# beyond what any paper uses, and within what fp32 computes with.
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]

@@ -12,7 +12,8 @@ from pobench.judging.benchmarks.verdict_files import short
 from pobench.judging.client import Client, Cost, Reply, Request
 from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, from_alternatives, from_text, question
 from pobench.registry import register_judge
-from pobench.types import Count, Positive
+from pobench.settings.schema import Count
+from pobench.types import Positive
 
 Dollars = Annotated[float, Field(ge=0, le=1e9)] | None
 

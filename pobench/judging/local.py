@@ -21,7 +21,7 @@ from pobench.model.generate import left_padded
 from pobench.model.layouts import PAD
 from pobench.model.load import load_model
 from pobench.registry import register_judge
-from pobench.types import Count
+from pobench.settings.schema import Count
 
 
 class LocalJudge(TwoOrders):

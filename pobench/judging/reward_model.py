@@ -7,7 +7,6 @@ trained: P(b is better) = σ(r_b − r_a). The model reads one answer at a time,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -21,8 +20,8 @@ from pobench.errors import PobenchError
 from pobench.judging.pairwise import Comparison, Progress, Verdict
 from pobench.judging.weights import Precision, Weights, batches, longest
 from pobench.registry import register_judge
-from pobench.sources import weights_fault
-from pobench.types import Count
+from pobench.settings.schema import Count
+from pobench.sources import read_config, weights_fault
 
 KIND = "AutoModelForSequenceClassification"
 
@@ -41,7 +40,7 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification
 
         w = self.weights
-        about = json.loads((w.folder / "config.json").read_text(encoding="utf-8"))
+        about = read_config(w.folder)
         if KIND in about.get("auto_map", {}) and not w.trust_remote_code:
             # transformers would load its own class of the same family, with a randomly initialised head
             raise PobenchError(

@@ -31,7 +31,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs.task import Task
 from pobench.settings.job import Job
 from pobench.settings.schema import MICRO_TOKENS, DataConfig, LoopConfig, TrainConfig
-from pobench.sources import cached_model, fetch_rows
+from pobench.sources import cached_model, fetch_rows, read_config
 
 GIB = 1024**3
 # arXiv 2405.14734, its comparison of run times: Llama-3-Base (8.03 billion parameters, 61 thousand pairs) took SimPO 60
@@ -159,7 +159,7 @@ def model_config(job: Job) -> Mapping[str, Any] | None:
     """The start model's configuration: at hand, else published; None where neither."""
     folder = cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256)
     if folder is not None:
-        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return read_config(folder)
     return MODELS[job.model.source].config if job.model.source in MODELS else None
 
 

@@ -17,6 +17,7 @@ from pobench.data.pairs_folder import mean_tokens
 from pobench.data.prepare import source_faults
 from pobench.errors import PobenchError
 from pobench.model import adapters, vllm
+from pobench.model.load import check_model
 from pobench.registry import get_loss
 from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
@@ -103,6 +104,8 @@ def make_plan(
     """
     job, stages, plugins = jobs[0], tuple(stages), tuple(plugins)
     _check(jobs, stages, dry)
+    if like is None and (folder := _model_at_hand(job)) is not None:
+        check_model(folder, trust_remote_code=job.model.trust_remote_code)
     first, demonstrations = _sft_task(job, stages, plugins, dry)
     if set(stages) == {"sft"}:
         return Plan(first, demonstrations=demonstrations)

@@ -1,6 +1,7 @@
 """The settings schema: a YAML file states the model, the data and the training; `--set KEY=VALUE` changes a value.
 
 The schema is strict: an unknown key, a wrong type or a value out of range is a fault, and all faults are listed together.
+Every number has two ends: one far beyond them is a slip of the keyboard that would cost memory or time.
 The comment behind a value in the YAML is its source; it is copied with the value into every run's `config.yaml`.
 """
 
@@ -12,7 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pobench.errors import nearest
-from pobench.types import Count
 
 MICRO_TOKENS = 2048  # of a micro-batch by default, and of evaluation when the setting says `auto`
 
@@ -23,6 +23,7 @@ class _Runtime:
 
 RUNTIME = _Runtime()
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what torch's generators take
+Count = Annotated[int, Field(ge=1, le=10**9)]  # of pairs, prompts or tokens
 Rate = Annotated[float, Field(gt=0, le=10)]  # a learning rate
 
 

@@ -23,8 +23,8 @@ from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, Sha
 from pobench.judging.benchmarks.verdict_files import Faults, Scored, fingerprint, fingerprints, read
 from pobench.judging.client import Reply, Request
 from pobench.registry import register_benchmark
+from pobench.settings.schema import Count
 from pobench.sources import fetch_file
-from pobench.types import Count
 
 HUB = "lmarena-ai/arena-hard-auto"  # a data set repository
 VERSION = "arena-hard-v0.1"

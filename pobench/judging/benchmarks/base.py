@@ -44,8 +44,8 @@ from pobench.model.generate import Answer, Decoding, generate_batches
 from pobench.progress import Advance, progress
 from pobench.registry import benchmarks
 from pobench.results.manifest import claim, finish, holds, manifest
-from pobench.settings.schema import Seed
-from pobench.types import Count, UnitInterval
+from pobench.settings.schema import Count, Seed
+from pobench.types import UnitInterval
 
 Ask = Callable[[Sequence[Request]], list[Reply]]
 OTHER_WEIGHTS = "it was made by other weights than the run has now"

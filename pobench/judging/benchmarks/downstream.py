@@ -44,7 +44,7 @@ from pobench.judging.benchmarks.base import OTHER_WEIGHTS, Benchmark, Result, Sp
 from pobench.registry import register_benchmark
 from pobench.results import stats
 from pobench.results.manifest import claim, finish, holds, manifest
-from pobench.types import Count
+from pobench.settings.schema import Count
 
 SHOTS_SEED = 1234  # lm-eval's own
 

