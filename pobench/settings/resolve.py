@@ -39,7 +39,8 @@ def _parsed(pairs: Sequence[str], option: str, expected: str, *, dotted: bool) -
     faults = []
     for text in pairs:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip() or (dotted and "." not in key):
+        whole = all(key.strip().removeprefix("losses.").partition(".")) if dotted else key.strip()
+        if not equals or not whole:
             faults.append(f"{option} {text!r}: expected {expected}")
             continue
         values[key.strip()] = _scalar(value)

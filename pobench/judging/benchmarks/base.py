@@ -20,6 +20,7 @@ A benchmark is a class in a file of this folder, registered by name. Its fields 
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import math
 from abc import abstractmethod
@@ -114,9 +115,17 @@ class Benchmark(BaseModel):
 
     limit: Count | None = None  # number of questions; None: all. Shown with every result
 
+    def packages(self) -> Mapping[str, str]:
+        """The packages that it needs with these settings: name of the import → name to install."""
+        return {}
+
+    def absent(self) -> list[str]:
+        """The packages that it needs and that are not installed, by the names to install."""
+        return [install for name, install in self.packages().items() if importlib.util.find_spec(name) is None]
+
     @abstractmethod
     def faults(self) -> list[str]:
-        """What the benchmark needs and lacks: files, packages, keys; one plain sentence each."""
+        """What the benchmark needs and lacks, packages apart: files, keys; one plain sentence each."""
 
     @abstractmethod
     def done(self, run: Path, spoken: Spoken) -> bool:
@@ -320,8 +329,12 @@ class Judged(Benchmark):
                 found.append(f"benchmarks.{self.name}: {error}")
         return found
 
+    def packages(self) -> Mapping[str, str]:
+        asks = self.judge.model is not None and self.judge.replies is None
+        return {"openai": "openai"} if asks else {}
+
     def check_judge(self) -> None:
-        """Raises PobenchError if judging lacks something: an optional package, a file of prompts."""
+        """Raises PobenchError if judging lacks something, such as a file of prompts."""
 
     def rehearsed(self, folder: Path, questions: int, max_new_tokens: int) -> Judged:
         """A copy with a few questions, invented ones if the real ones are not on this machine, and with stored replies."""

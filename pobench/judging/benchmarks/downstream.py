@@ -334,6 +334,9 @@ class Downstream(Benchmark):
     def _data(self) -> Path | None:
         return None if self.data is None else Path(self.data).expanduser()
 
+    def packages(self) -> Mapping[str, str]:
+        return {"lm_eval": "lm-eval"}
+
     def faults(self) -> list[str]:
         return [f"benchmarks.downstream: {fault}" for fault in task_faults(self.tasks, self._data)]
 

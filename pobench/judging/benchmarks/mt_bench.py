@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +77,10 @@ class MTBench(Judged):
         default = [f"{folder}reference_answer/{SPOKEN_AS}.jsonl" for folder in ("", "mt_bench/")]
         path = self._fetch(*own, *default)
         return {row["question_id"]: row for _, row in read_rows(path) if isinstance(row, dict)}
+
+    def packages(self) -> Mapping[str, str]:
+        # its temperatures come from fschat's judge code, which imports the others
+        return {"fastchat": "fschat", **{name: name for name in ("anthropic", "openai", "psutil")}}
 
     def check_judge(self) -> None:
         _generation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -198,7 +199,29 @@ def test_a_junk_index_is_one_message(index, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["3", "[1]", '[{"role": "user"}]', '{"a": 1}', "true", '" "', "[[]]"])
-def test_a_malformed_prompt_row_is_named(prompt, tmp_path) -> None:
+def test_what_is_no_prompt_is_named(prompt, tmp_path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "fine"}\n{"prompt": ' + prompt + "}\n")
     with pytest.raises(PobenchError, match="row 2: no `prompt`"):
+        prompt_rows(str(tmp_path / "prompts.jsonl"), None, "answers.source")
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ([("robot", "hi")], "unknown role; got 'robot'"),
+        ([("user", "hi"), ("assistant", "ho")], "the last message must be the user's; got one of the assistant"),
+        ([("system", "hi")], "the last message must be the user's"),
+        ([("user", "hi"), ("user", " ")], "the last message is empty"),
+    ],
+)
+def test_turns_that_nobody_could_answer_are_named(turns, expected, tmp_path) -> None:
+    prompt = [{"role": role, "content": content} for role, content in turns]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "fine"}\n' + json.dumps({"prompt": prompt}) + "\n")
+    with pytest.raises(PobenchError, match=f"row 2: {expected}"):
+        prompt_rows(str(tmp_path / "prompts.jsonl"), None, "answers.source")
+
+
+def test_a_file_without_prompts_is_refused(tmp_path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("\n")
+    with pytest.raises(PobenchError, match=r"answers.source: '.*' holds no prompts"):
         prompt_rows(str(tmp_path / "prompts.jsonl"), None, "answers.source")
