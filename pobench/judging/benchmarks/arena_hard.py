@@ -98,7 +98,9 @@ class ArenaHard(Judged):
     def _baseline(self) -> dict[str, str]:
         """Question → the baseline's answer."""
         rows = read_rows(self._file(f"model_answer/{arena_hard.BASELINE}.jsonl"))
-        return {str(row.get("uid") or row.get("question_id")): _answer(row) for _, row in rows if isinstance(row, dict)}
+        where = f"{arena_hard.BASELINE}.jsonl"
+        texts = ((row, arena_hard.answer_of(row, where)) for _, row in rows if isinstance(row, dict))
+        return {str(row.get("uid") or row.get("question_id")): text for row, text in texts}
 
     def _prompts(self) -> tuple[str, str, bool]:
         """The judge's instruction, the prompt template, and whether the instruction is the benchmark's own."""
@@ -210,17 +212,6 @@ def _first_turn(row: dict[str, Any]) -> Any:
     """The prompt of a row in the benchmark's earlier files: {"turns": [{"content": …}]}."""
     turns = row.get("turns")
     return turns[0].get("content") if isinstance(turns, list) and turns and isinstance(turns[0], dict) else None
-
-
-def _answer(row: dict[str, Any]) -> str:
-    """The answer of a row, in either shape of the benchmark's files."""
-    try:
-        if "messages" in row:
-            content = row["messages"][-1]["content"]
-            return str(content["answer"] if isinstance(content, dict) else content)
-        return str(row["choices"][0]["turns"][0]["content"])
-    except (LookupError, TypeError):
-        raise PobenchError(f"{arena_hard.BASELINE}.jsonl: a row holds no answer: it has {sorted(row)[:6]}") from None
 
 
 def _filled(layout: str, values: dict[str, str]) -> str:
