@@ -45,6 +45,7 @@ from pobench.registry import register_benchmark
 from pobench.results import stats
 from pobench.results.manifest import claim, finish, holds, manifest
 from pobench.settings.schema import Count
+from pobench.sources import ask_hub
 
 SHOTS_SEED = 1234  # lm-eval's own
 
@@ -197,6 +198,8 @@ def task_faults(tasks: Sequence[str], data: Path | None) -> list[str]:
 
 # ---------------------------------------------------------------- one task
 def _scores(speaker: Any, name: str, limit: int | None, data: Path | None, chat_template: bool) -> list[TaskScore]:
+    if data is None:
+        ask_hub()  # its client would try again for minutes at every file of every task
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
