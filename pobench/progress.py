@@ -17,6 +17,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN_LINES = 15.0
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Switch the progress bars of transformers off while the block runs."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
 class Advance(Protocol):
     """Report that `n` more units are done, or `done` units in total. note: shown after the numbers."""
 

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from pobench.errors import PobenchError, nearest
 from pobench.files import sha256_of, whole, write_text
+from pobench.progress import without_bars
 
 ORIGIN_FILE = "pobench_origin.json"  # beside converted weights: their source
 # Keys of config.json that do not change what the model computes.
@@ -453,24 +454,19 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        read: Any = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with without_bars():
+            read: Any = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (ImportError, ValueError, KeyError, TypeError, OSError) as error:
         raise PobenchError(f"{gguf.name} cannot be read as a GGUF model: {error}") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     model, loading_info = read
     if fault := weights_fault(loading_info):
         raise PobenchError(f"{gguf.name}: {fault}")
@@ -540,8 +536,9 @@ def _model_folder(folder: Path, source: str) -> Path:
     if not folder.is_dir():
         raise PobenchError(f"model {source!r}: not a folder (a model folder holds config.json and *.safetensors)")
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not missing:
-        read_config(folder)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            read_config(folder, name)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = read_config(folder, index.name).get("weight_map")

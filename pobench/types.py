@@ -36,10 +36,11 @@ class Group(NamedTuple):
         return sum(stop - start for start, stop in self.learnt) or sum(map(len, self.responses))
 
 
-# Annotations for settings of losses and judges, such as `beta: Positive = 0.1`. They are checked before a run.
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+# Annotations for settings of losses and judges, such as `beta: Positive = 0.1`. They are checked before a run. The ends are far
+# beyond what any paper uses, and within what fp32 computes with.
+Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(gt=0, le=1)]
 FlipRate = Annotated[float, Field(ge=0, lt=0.5)]  # share of pairs with swapped labels; 0.5 leaves no information
 PositiveFlipRate = Annotated[float, Field(gt=0, lt=0.5)]

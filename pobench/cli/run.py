@@ -83,6 +83,7 @@ def run(
         plan = make_plan(jobs, runs, stage_list, plugins, dry=True)
         described = describe(plan)
         print(json.dumps(described, indent=1)) if as_json else _print_plan(described)
+        _end(plan.left_out and benchmarks is not None)
         return
     if rehearse:
         from pobench.runs import rehearsal
@@ -108,6 +109,7 @@ def run(
             "outcomes": [o.__dict__ for o in outcomes],
             "scores": _scores(runs, outcomes),
             "benchmarks": {o.run: _results(runs, o.run) for o in outcomes},
+            "left_out": list(plan.left_out),
             "report": str(report),
         }
         print(json.dumps(described, indent=1))
@@ -116,7 +118,12 @@ def run(
         for o in failed:
             err.print(f"failed: {escape(o.title)} ({escape(o.run)}): {escape(o.reason)}", style="red")
         out.print(escape(f"report: {report}"), highlight=False)
-    if failed:
+    _end(failed or (plan.left_out and benchmarks is not None))
+
+
+def _end(incomplete: object) -> None:
+    """Exit status 1 if something that the command names was not done."""
+    if incomplete:
         raise typer.Exit(1)
 
 
@@ -131,8 +138,7 @@ def _print_start_models(plan: Any, failed: list[Any], as_json: bool) -> None:
             out.print(escape(f"start model: {folder}"), highlight=False)
         for o in failed:
             err.print(f"failed: {escape(o.title)}: {escape(o.reason)}", style="red")
-    if failed:
-        raise typer.Exit(1)
+    _end(failed)
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -151,6 +157,8 @@ def _print_plan(plan: dict[str, Any]) -> None:
         out.print(f"\n[bold]{escape(job['title'])}[/]  {escape(job['run'])}  {state}", highlight=False)
         for key, value in job.get("values", {}).items():
             out.print(f"    {key} = {escape(str(value))}  [dim]{escape(job['sources'][key])}[/]", highlight=False)
+    for note in plan["notes"]:
+        out.print(f"\n{escape(note)}", highlight=False)
     print_cost(plan, "\n")
 
 

@@ -47,11 +47,28 @@ def score_alpaca_eval(
 
 
 @app.command("arena_hard")
-def score_arena_hard(file: Verdicts, model: OneModel = None, as_json: Json = False, debug: Debug = False) -> None:
+def score_arena_hard(
+    file: Verdicts,
+    model: OneModel = None,
+    control: Annotated[
+        str | None,
+        typer.Option(help="Style control by `length`, `markdown` or both, comma-separated; FILE holds several models."),
+    ] = None,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(help="For --control: a file or folder of the models' and the baseline's answers; repeatable."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Arena-Hard v0.1: the score against gpt-4-0314, from the judgments of both games."""
-    from pobench.judging.benchmarks import arena_hard_score
+    from pobench.judging.benchmarks import arena_hard_score, arena_hard_style
 
-    print_scored(arena_hard_score.score(file, model=model), as_json)
+    if control is None:
+        print_scored(arena_hard_score.score(file, model=model), as_json)
+        return
+    controls = [name.strip() for name in control.split(",") if name.strip()]
+    print_scored(arena_hard_style.score(file, answers or [], controls, model=model), as_json)
 
 
 @app.command("mt_bench")

@@ -134,6 +134,8 @@ class Chat:
         self.after = ""
         try:
             prompt, conversation = self.prompt(question), self.conversation(question, answer)
+            if answer not in conversation:
+                raise ValueError("it leaves the answer out")
             border = conversation.rindex(answer)
         except Exception as error:  # a template is a program: it may divide by zero
             raise PobenchError(f"the chat template cannot render one question and its answer: {error}") from error

@@ -20,7 +20,8 @@ def prompt_rows(source: str, split: str | None, key: str) -> list[dict[str, Any]
     """Rows with `id`, `messages` (chat), and whatever a judge reads (`check`, `kind`, `topic`).
 
     A row without an `id` takes its number. Of rows with one id and one prompt the first is kept. key: of the setting that
-    names the source. Raises PobenchError that lists the rows without a prompt, and those whose id another prompt has.
+    names the source. Raises PobenchError that lists the rows without a prompt, and those whose id another prompt has,
+    and where there is none.
     """
     rows = []
     faults = []
@@ -35,6 +36,9 @@ def prompt_rows(source: str, split: str | None, key: str) -> list[dict[str, Any]
             faults.append(f"{source}: row {number}: no `prompt` (text, or chat messages with role and content){got}")
             continue
         name, turns = str(row.get("id", number)), messages(prompt)
+        if wrong := _turn_fault(turns):
+            faults.append(f"{source}: row {number}: {wrong}")
+            continue
         if name not in first:
             first[name] = (number, turns)
             rows.append({**row, "id": name, "messages": turns})
@@ -42,7 +46,19 @@ def prompt_rows(source: str, split: str | None, key: str) -> list[dict[str, Any]
             faults.append(f"{source}: row {number}: id {name!r} is the id of another prompt, in row {first[name][0]}")
     if faults:
         raise PobenchError("\n".join(faults))
+    if not rows:
+        raise PobenchError(f"{key}: {source!r} holds no prompts")
     return rows
+
+
+def _turn_fault(turns: list[dict[str, str]]) -> str:
+    """Why nobody could answer these turns; "" if one could."""
+    if strange := [turn["role"] for turn in turns if turn["role"] not in ("system", "user", "assistant")]:
+        return f"unknown role; got {strange[0]!r}; allowed system, user, assistant"
+    last = turns[-1]
+    if last["role"] != "user":
+        return f"the last message must be the user's; got one of the {last['role']}"
+    return "" if last["content"].strip() else "the last message is empty"
 
 
 def _is_prompt(value: Any) -> bool:

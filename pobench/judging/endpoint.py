@@ -12,9 +12,10 @@ from pobench.judging.benchmarks.verdict_files import short
 from pobench.judging.client import Client, Cost, Reply, Request
 from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, from_alternatives, from_text, question
 from pobench.registry import register_judge
+from pobench.settings.schema import Count
 from pobench.types import Positive
 
-Dollars = Annotated[float, Field(ge=0)] | None
+Dollars = Annotated[float, Field(ge=0, le=1e9)] | None
 
 
 class EndpointJudge(TwoOrders):
@@ -56,10 +57,10 @@ def endpoint(
     model: str = "",
     base_url: str | None = None,
     key_variable: str = "OPENAI_API_KEY",
-    max_tokens: Annotated[int, Field(ge=1)] = 16,
+    max_tokens: Count = 16,
     logprobs: Annotated[int, Field(ge=0, le=20)] = 5,
-    concurrency: Annotated[int, Field(ge=1)] = 8,
-    retries: Annotated[int, Field(ge=0)] = 5,
+    concurrency: Annotated[int, Field(ge=1, le=1000)] = 8,
+    retries: Annotated[int, Field(ge=0, le=1000)] = 5,
     timeout: Positive = 120.0,
     price_in: Dollars = None,
     price_out: Dollars = None,

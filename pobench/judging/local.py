@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from pobench.data.chat import Chat, load_tokenizer
 from pobench.errors import PobenchError
@@ -22,6 +21,7 @@ from pobench.model.generate import left_padded
 from pobench.model.layouts import PAD
 from pobench.model.load import load_model
 from pobench.registry import register_judge
+from pobench.settings.schema import Count
 
 
 class LocalJudge(TwoOrders):
@@ -74,7 +74,7 @@ def local(
     *,
     model: str = "",
     revision: str | None = None,
-    batch_size: Annotated[int, Field(ge=1)] = 8,
+    batch_size: Count = 8,
     precision: Precision = "auto",
     trust_remote_code: bool = False,
 ) -> LocalJudge:

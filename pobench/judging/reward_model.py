@@ -7,14 +7,12 @@ trained: P(b is better) = σ(r_b − r_a). The model reads one answer at a time,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from pobench.data.chat import Chat, load_tokenizer
 from pobench.data.rows import Prompt, messages
@@ -22,7 +20,8 @@ from pobench.errors import PobenchError
 from pobench.judging.pairwise import Comparison, Progress, Verdict
 from pobench.judging.weights import Precision, Weights, batches, longest
 from pobench.registry import register_judge
-from pobench.sources import weights_fault
+from pobench.settings.schema import Count
+from pobench.sources import read_config, weights_fault
 
 KIND = "AutoModelForSequenceClassification"
 
@@ -41,7 +40,7 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification
 
         w = self.weights
-        about = json.loads((w.folder / "config.json").read_text(encoding="utf-8"))
+        about = read_config(w.folder)
         if KIND in about.get("auto_map", {}) and not w.trust_remote_code:
             # transformers would load its own class of the same family, with a randomly initialised head
             raise PobenchError(
@@ -148,7 +147,7 @@ def reward_model(
     *,
     model: str = "",
     revision: str | None = None,
-    batch_size: Annotated[int, Field(ge=1)] = 8,
+    batch_size: Count = 8,
     precision: Precision = "auto",
     trust_remote_code: bool = False,
 ) -> RewardModel:

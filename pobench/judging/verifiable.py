@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pobench.errors import PobenchError, nearest
@@ -384,6 +384,19 @@ class Verifiable:
     """Scores an answer 1.0 or 0.0 by the check in its prompt's row; nan for a row without a check."""
 
     name = "verifiable"
+
+    def faults(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+        """The rows whose `check` could not be read, one line each."""
+        found = []
+        for row in rows:
+            check = row.get("check")
+            try:
+                if check and not isinstance(check, Mapping):
+                    raise PobenchError(f"no mapping of `kind` and its values; got {check!r}")
+                self.score(row, "An answer.")
+            except (PobenchError, TypeError, ValueError, AttributeError) as error:
+                found.append(f"prompt {row['id']!r}: `check`: {error}")
+        return found
 
     def score(self, row: Mapping[str, Any], text: str, finished: bool = True) -> float:
         check = row.get("check")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from pobench.errors import PobenchError
+from pobench.progress import without_bars
 from pobench.settings.schema import AdapterConfig
 from pobench.sources import read_config, weights_fault
 
@@ -78,21 +80,50 @@ def load_model(
     quantized: `quantization_config` and `device_map`, for weights that are quantised while they are read.
     Raises PobenchError if the model cannot be loaded, or if its weights are not those of its configuration.
     """
+    return _loaded(
+        folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code, **quantized
+    ).eval()
+
+
+def check_model(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Raises PobenchError, as `load_model` would, for a configuration or weights that are not those of one model.
+
+    Of the weights only the headers are read (names, shapes, sizes), so this takes no time and no memory.
+    """
+    if "quantization_config" in read_config(folder):
+        return  # its packages need not be here, where it is planned
+    with without_bars():
+        _loaded(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=attention_of(folder),
+            trust_remote_code=trust_remote_code,
+            device_map="meta",
+        )
+
+
+def _loaded(folder: Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
         read: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are found and refused by name below
-            **quantized,
+            **options,
         )
     except Exception as error:  # transformers and safetensors raise a dozen unrelated types
-        raise PobenchError(f"model {str(folder)!r} cannot be loaded: {error or type(error).__name__}") from error
+        about = read_config(folder)
+        kind = about.get("model_type")
+        if "auto_map" not in about and str(kind) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise PobenchError(
+                f"model {str(folder)!r}: the model_type in its config.json is {kind!r}, which is no causal language model "
+                f"that transformers {importlib.metadata.version('transformers')} knows"
+            ) from error
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) or not str(error) else error
+        raise PobenchError(f"model {str(folder)!r} cannot be loaded: {reason}") from error
     model, found = read
     if fault := weights_fault(found):
         raise PobenchError(f"model {str(folder)!r}: {fault}")
-    return model.eval()
+    return model

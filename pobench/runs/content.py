@@ -146,6 +146,12 @@ def _prompts(
         if "answers" in stages:
             raise
         return None, None  # not at hand, and not needed by this command
+    if "judge" in stages and job.judge.name is not None:
+        judge = judges.get(job.judge.name)(**job.judge.settings)
+        unreadable = (
+            judge.faults(rows) if hasattr(judge, "faults") else []
+        )  # of what this judge reads in a prompt's row
+        faults += [f"{job.answers.source}: {fault}" for fault in unreadable]
     prompts = [[row["id"], list(chat.prompt_ids(row["messages"]))] for row in rows]
     if "answers" in stages:
         ids = [prompt for _, prompt in prompts]

@@ -31,7 +31,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs.task import Task
 from pobench.settings.job import Job
 from pobench.settings.schema import MICRO_TOKENS, DataConfig, LoopConfig, TrainConfig
-from pobench.sources import cached_model, fetch_rows
+from pobench.sources import cached_model, fetch_rows, read_config
 
 GIB = 1024**3
 # arXiv 2405.14734, its comparison of run times: Llama-3-Base (8.03 billion parameters, 61 thousand pairs) took SimPO 60
@@ -41,6 +41,11 @@ REFERENCE_SHARE = 13 / 60
 H100_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet
 SPEAKING = 0.1  # of the matrix-product rate is what sampling reaches: a token a step, bound by memory
 LIBRARIES = 1.0 * GIB
+# Beside the products, measured on two cores with `tiny` (a step of 0.10 to 0.15 s, 0.05 s of it products; 47 s for start model,
+# training and evaluation) and `smollm2` (1.2 to 1.3 s a pair, for which this gives 2.2): what a layer takes for each
+# micro-batch whatever its size, and what a process takes to start, to prove its layout, and to read a gigabyte of weights.
+LAYER_SECONDS, LAYER_SECONDS_ON_GPU = 0.02, 0.001
+IMPORT_SECONDS, START_SECONDS, READ_SECONDS = 10.0, 5.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     devices, sharded = layout_of_devices()
     data = _Data.of(job, counts)
     pairs, held = data.pairs, data.held_out
-    pace = _pace(tasks, data, size)
+    pace = _pace(tasks, data, size, config)
     prompts = _asked(job)
     tokens = prompts * job.answers.samples * job.answers.max_new_tokens
     training = sum(
@@ -109,7 +114,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     judged = 2 * compared if compares else len(judging)  # both orders, beside the start model
     calls = 0 if free else judged * prompts * job.answers.samples
     return Cost(
-        seconds=training / devices + evaluation,
+        seconds=training / devices + evaluation + _starting(tasks, size),
         memory=max(
             (memory_of(t.job, config, size, devices if sharded else 1) for t in [*sft, *trained[:1]]), default=math.nan
         ),
@@ -123,6 +128,12 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         judge_calls=int(calls) if not math.isnan(calls) else 0,
         judge_tokens=0.0 if free else calls * 2.0 * job.answers.max_new_tokens,
     )
+
+
+def _starting(tasks: Sequence[Task], size: int) -> float:
+    """Seconds until the processes of what is left have begun to compute."""
+    left = sum(bool(t.stages) for t in tasks)
+    return left * (START_SECONDS + READ_SECONDS * 4e-9 * size) + (IMPORT_SECONDS if left else 0.0)
 
 
 def _judge_facts(name: str | None) -> tuple[bool, bool]:
@@ -159,7 +170,7 @@ def model_config(job: Job) -> Mapping[str, Any] | None:
     """The start model's configuration: at hand, else published; None where neither."""
     folder = cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256)
     if folder is not None:
-        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return read_config(folder)
     return MODELS[job.model.source].config if job.model.source in MODELS else None
 
 
@@ -280,7 +291,7 @@ class _Pace:
     basis: str
 
 
-def _pace(tasks: Sequence[Task], data: _Data, size: int) -> _Pace:
+def _pace(tasks: Sequence[Task], data: _Data, size: int, config: Mapping[str, Any]) -> _Pace:
     devices = layout_of_devices()[0]
     on_this_machine = (
         torch.cuda.is_available() or size < 1e9
@@ -295,9 +306,9 @@ def _pace(tasks: Sequence[Task], data: _Data, size: int) -> _Pace:
         )
     if on_this_machine and not math.isnan(data.tokens):
         return _Pace(
-            6 * size * data.tokens / (0.5 * flops),
+            6 * size * data.tokens / (0.5 * flops) + _beside_products(tasks[-1].job.train, data.tokens, config),
             flops,
-            "6 × parameters × tokens at half of this machine's matrix-product rate",
+            "6 × parameters × tokens at half of this machine's matrix-product rate, and the layers' own time",
         )
     if size < 1e9:
         return _Pace(math.nan, flops, "the data is not at hand, so the pairs are not counted")
@@ -306,6 +317,14 @@ def _pace(tasks: Sequence[Task], data: _Data, size: int) -> _Pace:
         H100_FLOPS,
         "H100 hours, scaled from the SimPO paper's 60 minutes on eight for 8 billion parameters and 61 thousand pairs",
     )
+
+
+def _beside_products(train: TrainConfig, tokens: float, config: Mapping[str, Any]) -> float:
+    """Seconds a pair that a step spends on its layers whatever their size. tokens: of a pair."""
+    micro = train.micro_tokens if isinstance(train.micro_tokens, int) else MICRO_TOKENS
+    micro_batches = math.ceil(train.batch_size * tokens / micro)
+    a_layer = LAYER_SECONDS_ON_GPU if torch.cuda.is_available() else LAYER_SECONDS
+    return a_layer * int(config.get("num_hidden_layers", 0)) * micro_batches / train.batch_size
 
 
 def _measured(tasks: Sequence[Task]) -> list[float]:

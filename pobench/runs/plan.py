@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pobench.data.pairs_folder import mean_tokens
 from pobench.data.prepare import source_faults
 from pobench.errors import PobenchError
 from pobench.model import adapters, vllm
+from pobench.model.load import check_model
 from pobench.registry import get_loss
 from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
@@ -45,8 +47,9 @@ class Plan:
     losses. A run has a task that trains and a task that evaluates, so that each has a process and its memory to itself.
 
     tasks: those with nothing left among them. pairs, content: None where neither pairs nor model are at hand. notes:
-    sentences for the terminal. demonstrations: what an SFT stage that is left learns from. damaged: stored files and folders
-    that may not be used; they are kept under another name.
+    sentences for the terminal. left_out: those of them that name a benchmark whose packages are absent. demonstrations:
+    what an SFT stage that is left learns from. damaged: stored files and folders that may not be used; they are kept under
+    another name.
     """
 
     tasks: tuple[Task, ...]
@@ -55,6 +58,7 @@ class Plan:
     pairs: Pairs | None = None
     content: Content | None = None
     damaged: tuple[Path, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def left(self) -> list[Task]:
@@ -101,12 +105,16 @@ def make_plan(
     dry: touch nothing at all, not even a cache; the data is read only if it is at hand. like: a plan of the same model,
     data and prompts, whose content need not be gathered again. Raises PobenchError with all faults.
     """
-    job, stages, plugins = jobs[0], tuple(stages), tuple(plugins)
-    _check(jobs, stages, dry)
+    stages, plugins = tuple(stages), tuple(plugins)
+    jobs, left_out = _without_absent(jobs, stages)
+    job = jobs[0]
+    _check(jobs, runs, stages, dry)
+    if like is None and (folder := _model_at_hand(job)) is not None:
+        check_model(folder, trust_remote_code=job.model.trust_remote_code)
     first, demonstrations = _sft_task(job, stages, plugins, dry)
     if set(stages) == {"sft"}:
         return Plan(first, demonstrations=demonstrations)
-    notes: list[str] = []
+    notes = [*left_out]
     pairs, content = (None, None) if like is None else (like.pairs, like.content)
     if like is None and (not dry or _model_at_hand(job) is not None):
         chat = Chat.of(base_model(job), job.model)
@@ -120,10 +128,10 @@ def make_plan(
     passes = layout.reference_tasks([*evaluated, *trained])
     notes += _old_cache_note(passes)
     tasks, damaged = (*first, *passes, *evaluated, *trained), tuple(dict.fromkeys(layout.damaged))
-    return Plan(tasks, tuple(dict.fromkeys(notes)), demonstrations, pairs, content, damaged)
+    return Plan(tasks, tuple(dict.fromkeys(notes)), demonstrations, pairs, content, damaged, left_out)
 
 
-def _check(jobs: Sequence[Job], stages: tuple[str, ...], dry: bool) -> None:
+def _check(jobs: Sequence[Job], runs: Path, stages: tuple[str, ...], dry: bool) -> None:
     """Raises PobenchError that lists what this machine lacks for the jobs."""
     job = jobs[0]
     absent = [t for t in job.train.trackers if importlib.util.find_spec(t) is None]
@@ -131,12 +139,25 @@ def _check(jobs: Sequence[Job], stages: tuple[str, ...], dry: bool) -> None:
     faults += dict.fromkeys(fault for job in jobs for fault in adapters.missing(job.train.adapter))
     if "answers" in stages:
         faults += dict.fromkeys(fault for job in jobs for fault in vllm.missing(job.answers.engine))
+    if not (existing := _existing(runs)).is_dir():
+        faults.append(f"--runs: {str(existing)!r} is a file, and a folder is needed")
     if not dry:
         faults += source_faults(job, stages)
         benchmark_faults = [fault for benchmark in benchmarks_of(job, stages) for fault in benchmark.faults()]
         faults += [*benchmark_faults, *(["benchmarks can be left out: --benchmarks none"] if benchmark_faults else [])]
     if faults:
         raise PobenchError("\n".join(faults))
+
+
+def _without_absent(jobs: Sequence[Job], stages: tuple[str, ...]) -> tuple[list[Job], tuple[str, ...]]:
+    """The jobs without benchmarks whose packages are not installed, and a sentence for each of those."""
+    absent = {b.name: packages for job in jobs for b in benchmarks_of(job, stages) if (packages := b.absent())}
+    kept = [replace(job, benchmarks={k: v for k, v in job.benchmarks.items() if k not in absent}) for job in jobs]
+    texts = (
+        f"benchmark {name} is left out: {', '.join(packages)} not installed; pip install {' '.join(packages)}"
+        for name, packages in absent.items()
+    )
+    return kept, tuple(texts)
 
 
 def _refuse_kl(jobs: Sequence[Job]) -> None:
@@ -191,16 +212,26 @@ def _model_at_hand(job: Job) -> Path | None:
 
 # ---------------------------------------------------------------- what it will cost
 def check_disk(plan: Plan) -> None:
-    """Raises PobenchError if the disk cannot hold what the plan writes (each trained model, one checkpoint with moments)."""
+    """Raises PobenchError if the folder cannot be written, or the disk cannot hold what the plan writes (each trained model,
+    one checkpoint with moments)."""
     need = estimate(plan).disk
     where = plan.tasks[-1].runs
-    existing = next(p for p in [where.absolute(), *where.absolute().parents] if p.exists())
+    existing = _existing(where)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PobenchError(f"--runs: the folder {str(existing)!r} cannot be written; choose another")
     free = shutil.disk_usage(existing).free
     if not math.isnan(need) and need > free:
         raise PobenchError(
             f"not enough disk space for {str(where)!r}: about {need / GIB:.1f} GiB needed, {free / GIB:.1f} GiB free; "
             "free some, or choose another folder with --runs"
         )
+
+
+def _existing(path: Path) -> Path:
+    """The path itself, or the nearest above it that exists."""
+    return next(
+        p for p in [path.absolute(), *path.absolute().parents] if os.path.exists(p)
+    )  # False for a name too long
 
 
 def estimate(plan: Plan) -> Cost:

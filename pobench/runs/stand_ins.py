@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ from pobench.data.rows import read_rows
 from pobench.errors import PobenchError, nearest
 from pobench.files import whole
 from pobench.model.load import _config, count_parameters
+from pobench.progress import without_bars
 from pobench.registry import benchmarks, judges
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
-from pobench.sources import cache_folder, cached_model, fetch_rows, is_hub_name
+from pobench.sources import cache_folder, cached_model, fetch_rows, is_hub_name, read_config
 
 VERSION = 1  # of the stand-ins: part of their folder's name
 PAIRS, HELD_OUT, PROMPTS, NEW_TOKENS, BATCH = 24, 8, 4, 12, 8
@@ -63,7 +63,7 @@ class _Stage:
         faults = []
         config: Mapping[str, Any] = {}
         if folder is not None:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = read_config(folder)
         elif source in MODELS:
             config = MODELS[source].config
         else:
@@ -168,7 +168,7 @@ class _Stage:
         if published and published.stops:
             stops = [tokens["eos_token_id"], *(_special_ids(published.special)[s] for s in published.stops)]
             model.generation_config = GenerationConfig(**{**tokens, "eos_token_id": stops})
-        with _quiet():
+        with without_bars():  # a model this small is written at once
             model.save_pretrained(folder)
 
     # -- the jobs over them
@@ -239,20 +239,6 @@ def _smaller_sft(sft: SftConfig, folder: Path) -> SftConfig:
         "checkpoint_seconds": 0.0,
     }
     return sft.model_copy(update=changes)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Switch the progress bars of transformers off: a model this small is written at once."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 # ---------------------------------------------------------------- tokenizers

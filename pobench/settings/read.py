@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.resources
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pobench.errors import PobenchError, nearest
 from pobench.files import name_fault
 from pobench.registry import get_loss, judges
+from pobench.settings.plain_yaml import plain_yaml
 
 if TYPE_CHECKING:
     import yaml
@@ -96,80 +97,6 @@ def _setting_path(name: str) -> Path:
             f"unknown setting {shown!r}{nearest(shown, known)} Known: {', '.join(known)}; or a path to a YAML file"
         )
     return setting_folder() / f"{name}.yaml"
-
-
-# ---------------------------------------------------------------- plain data
-MOST_NODES, DEEPEST = 100_000, 64  # of one YAML, aliases followed; those that ship have some 150 values, five deep
-_TAG = "tag:yaml.org,2002:"
-_PLAIN = ("str", "int", "float", "bool", "null", "map", "seq", "merge", "value")
-
-
-def plain_yaml(text: str, where: str) -> tuple[Any, Any]:
-    """The values of a YAML text, as JSON could hold them, and its node (None if it is empty). where: begins the message.
-
-    Raises PobenchError for what is not YAML, and, with its line, for a date, a set, bytes, a key that is no text or occurs
-    twice, an alias that stands in its own anchor, and more than `MOST_NODES` values or `DEEPEST` levels.
-    """
-    import yaml  # here, so that completion of names does without it
-
-    try:
-        depth, kind = 0, getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        for event in yaml.parse(text, Loader=kind):  # composing the nodes recurses in C, where too deep is a crash
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                raise PobenchError(f"{where}: more than {DEEPEST} levels, one in another")
-        loader = kind(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None, None
-        if fault := next(_not_plain(node), ""):
-            raise PobenchError(f"{where}: {fault}")
-        return loader.construct_document(node), node
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # the last two: `!!bool maybe`, `!!float x`
-        raise PobenchError(f"{where} cannot be read: {error}") from None
-
-
-def _not_plain(document: yaml.Node) -> Iterator[str]:
-    """What a YAML holds that is no plain data, as `line 3: …`. Each node is looked at once, however often it is named."""
-    import yaml
-
-    sizes: dict[int, int] = {}  # of nodes with everything below them; 0 while they are being counted
-    depths: dict[int, int] = {}
-
-    def count(node: yaml.Node) -> Iterator[str]:
-        line = f"line {node.start_mark.line + 1}"
-        if node.tag.removeprefix(_TAG) not in _PLAIN:
-            shown = "a date" if node.tag.endswith(":timestamp") else node.tag.replace(_TAG, "!!")
-            given = f" ({node.value})" if isinstance(node, yaml.ScalarNode) else ""
-            yield f"{line}: {shown}{given} is no plain value; if text is meant, put it in quotes"
-        inner: list[yaml.Node] = []
-        keys: set[str] = set()
-        for part in () if isinstance(node, yaml.ScalarNode) else node.value:
-            inner += part if isinstance(part, tuple) else [part]
-            if not isinstance(part, tuple):
-                continue
-            key, at = part[0], f"line {part[0].start_mark.line + 1}"
-            if not isinstance(key, yaml.ScalarNode):
-                yield f"{at}: a key must be text"
-            elif key.tag.removeprefix(_TAG) not in ("str", "merge", "value"):
-                yield f"{at}: a key must be text; put {key.value} in quotes"
-            elif key.value in keys:
-                yield f"{at}: the key {key.value!r} occurs twice; the earlier value would be lost"
-            else:
-                keys.add(key.value)
-        sizes[id(node)] = 0
-        for one in inner:
-            if id(one) not in sizes:
-                yield from count(one)
-            if not sizes[id(one)]:
-                yield f"{line}: an alias stands inside its own anchor"
-                return
-        sizes[id(node)] = 1 + sum(sizes[id(one)] for one in inner)
-        depths[id(node)] = 1 + max((depths[id(one)] for one in inner), default=0)
-        if sizes[id(node)] > MOST_NODES or depths[id(node)] > DEEPEST:
-            yield f"{line}: more than {MOST_NODES:,} values or {DEEPEST} levels, once every alias is followed"
-
-    return count(document)
 
 
 def _extended(

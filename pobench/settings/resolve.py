@@ -13,7 +13,8 @@ from pobench.errors import PobenchError, nearest
 from pobench.registry import benchmarks, get_loss, losses
 from pobench.settings.faults import check_loss_settings, explain, judge_faults, unknown_loss_key
 from pobench.settings.job import Job
-from pobench.settings.read import of_another_judge, plain_yaml, read_setting
+from pobench.settings.plain_yaml import plain_yaml
+from pobench.settings.read import of_another_judge, read_setting
 from pobench.settings.schema import COMMANDS, SECTIONS, JudgeConfig, Setting, TrainConfig
 
 SETTABLE = {**SECTIONS, **COMMANDS}
@@ -38,7 +39,8 @@ def _parsed(pairs: Sequence[str], option: str, expected: str, *, dotted: bool) -
     faults = []
     for text in pairs:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip() or (dotted and "." not in key):
+        whole = all(key.strip().removeprefix("losses.").partition(".")) if dotted else key.strip()
+        if not equals or not whole:
             faults.append(f"{option} {text!r}: expected {expected}")
             continue
         values[key.strip()] = _scalar(value)
@@ -49,15 +51,9 @@ def _parsed(pairs: Sequence[str], option: str, expected: str, *, dotted: bool) -
 
 def _scalar(text: str) -> Any:
     try:
-        value, _ = plain_yaml(text, "")
-    except PobenchError:  # a date, say: text
+        return plain_yaml(text, "")[0]
+    except PobenchError:  # no YAML: text
         return text
-    if isinstance(value, str):  # YAML 1.1 reads 5e-6 as text
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def resolve_names(names: str | Iterable[str]) -> tuple[list[str], list[str]]:

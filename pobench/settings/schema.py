@@ -1,6 +1,7 @@
 """The settings schema: a YAML file states the model, the data and the training; `--set KEY=VALUE` changes a value.
 
 The schema is strict: an unknown key, a wrong type or a value out of range is a fault, and all faults are listed together.
+Every number has two ends: one far beyond them is a slip of the keyboard that would cost memory or time.
 The comment behind a value in the YAML is its source; it is copied with the value into every run's `config.yaml`.
 """
 
@@ -22,6 +23,8 @@ class _Runtime:
 
 RUNTIME = _Runtime()
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what torch's generators take
+Count = Annotated[int, Field(ge=1, le=10**9)]  # of pairs, prompts or tokens
+Rate = Annotated[float, Field(gt=0, le=10)]  # a learning rate
 
 
 class _Strict(BaseModel):
@@ -117,10 +120,10 @@ class DataConfig(_Strict):
     held_out: str | None = None  # a source of held-out pairs; None: split `source` by prompt
     held_out_split: str | None = None
     held_out_fraction: float = Field(0.1, gt=0, lt=1)  # used if held_out and held_out_split are None
-    max_pairs: int | None = Field(None, ge=1)
-    max_held_out: int | None = Field(None, ge=1)
-    max_length: int = Field(2048, ge=2)  # tokens, prompt + response
-    max_prompt_length: int = Field(1800, ge=1)  # tokens
+    max_pairs: Count | None = None
+    max_held_out: Count | None = None
+    max_length: int = Field(2048, ge=2, le=10**9)  # tokens, prompt + response
+    max_prompt_length: Count = 1800  # tokens
     truncation: Literal["drop", "cut"] = "drop"
     on_bad_row: Literal["stop", "drop"] = "stop"
     count_header: bool = False  # count the assistant header into |y|, as the SimPO repository does
@@ -140,9 +143,9 @@ def _module_names(value: Any) -> Any:
 class AdapterConfig(_Strict):
     """LoRA: train low-rank matrices beside the linear layers of a frozen model. See `pobench.model.adapters`."""
 
-    r: int = Field(16, ge=1)  # rank; a common choice, none is published for these losses
-    alpha: int = Field(32, ge=1)  # the matrices' product is scaled by alpha / r
-    dropout: float = 0.0
+    r: int = Field(16, ge=1, le=10**5)  # rank; a common choice, none is published for these losses
+    alpha: int = Field(32, ge=1, le=10**6)  # the matrices' product is scaled by alpha / r
+    dropout: float = Field(0.0, ge=0, le=1)
     target_modules: Annotated[str | list[str], BeforeValidator(_module_names)] = "all-linear"  # never the output head
     quantize: Literal["none", "nf4"] = "none"  # of the frozen weights; nf4: QLoRA, needs a GPU and bitsandbytes
     base_precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen weights; trained weights are always fp32
@@ -169,8 +172,8 @@ class AdapterConfig(_Strict):
 def _tokens_or_auto(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError("allowed: a whole number of tokens, at least 1, or auto")
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**9):
+        raise ValueError("allowed: a whole number of tokens, from 1 to 1,000,000,000, or auto")
     return value
 
 
@@ -183,21 +186,21 @@ def _switch_or_auto(value: Any) -> Any:
 class LoopConfig(_Strict):
     """The training loop. `batch_size` is items per optimiser step, for any layout, number of devices and accumulation."""
 
-    lr: float = Field(gt=0)
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(128, ge=1)
+    lr: Rate
+    epochs: int = Field(1, ge=1, le=1000)
+    batch_size: Count = 128
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=100)
     max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=True)  # .inf: no clipping
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
+    adam_epsilon: float = Field(1e-8, gt=0, le=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the arithmetic; trained weights are always fp32
     layout: Literal["auto", "shared_prefix", "padded"] = "auto"
     # tokens of a micro-batch, padding included; auto: measured by a memory probe
-    micro_tokens: Annotated[int | Literal["auto"], BeforeValidator(_tokens_or_auto)] = MICRO_TOKENS
-    head_tile: int | None = Field(None, ge=1)  # vocabulary entries per tile of the output head; None: by device
+    micro_tokens: Annotated[Count | Literal["auto"], BeforeValidator(_tokens_or_auto)] = MICRO_TOKENS
+    head_tile: Count | None = None  # vocabulary entries per tile of the output head; None: by device
     # auto: only if one pair does not fit into memory without it
     gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto)] = False
     compile: bool = False  # torch.compile every layer; takes minutes, so for long runs on a GPU
@@ -213,7 +216,7 @@ class TrainConfig(LoopConfig):
     adapter: AdapterConfig | None = None  # None: every weight is trained
     trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], RUNTIME] = []
     evaluate_every: Annotated[int, RUNTIME] = Field(
-        0, ge=0
+        0, ge=0, le=10**9
     )  # steps between measurements on the held-out pairs; 0: none
 
 
@@ -223,8 +226,8 @@ class SftConfig(LoopConfig):
     source: str  # conversations (`messages`, or `prompt` and `response`): local file, hub name, or `builtin:FILE`
     split: str | None = None
     revision: str | None = None
-    max_conversations: int | None = Field(None, ge=1)
-    max_length: int = Field(2048, ge=2)  # tokens of a conversation; later turns are left out
+    max_conversations: Count | None = None
+    max_length: int = Field(2048, ge=2, le=10**9)  # tokens of a conversation; later turns are left out
     on_bad_row: Literal["stop", "drop"] = "stop"
     # true: batch_size counts rows of max_length tokens, each filled with whole conversations; false: conversations
     packing: bool = False
@@ -237,13 +240,13 @@ class AnswersConfig(_Strict):
 
     source: str | None = None  # None: no answers
     split: str | None = None
-    max_prompts: int | None = Field(None, ge=1)
-    max_new_tokens: int = Field(512, ge=1)
-    temperature: float = Field(0.0, ge=0)  # 0: greedy
+    max_prompts: Count | None = None
+    max_new_tokens: Count = 512
+    temperature: float = Field(0.0, ge=0, le=100)  # 0: greedy
     top_p: float = Field(1.0, gt=0, le=1)
-    samples: int = Field(1, ge=1)
+    samples: int = Field(1, ge=1, le=10_000)
     seed: Seed = 0
-    batch_size: Annotated[int, RUNTIME] = Field(64, ge=1)
+    batch_size: Annotated[Count, RUNTIME] = 64
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     # auto: vLLM if it is installed and there is a GPU; its answers may differ from transformers', even greedy ones
     engine: Literal["auto", "transformers", "vllm"] = "auto"
@@ -262,10 +265,10 @@ class TuneConfig(_Strict):
     metric: str = "pass_rate"
     prompts: str | None = None  # every trial answers these instead of `answers.source`
     prompts_split: str | None = None
-    max_prompts: int | None = Field(None, ge=1)
+    max_prompts: Count | None = None
     pairs: str | None = None  # every trial holds these out instead of `data.held_out`, and does not train on them
     pairs_split: str | None = None
-    max_pairs: int | None = Field(None, ge=1)
+    max_pairs: Count | None = None
     grid: str | None = None  # a name in experiments/grids, or a YAML path
 
 
@@ -274,10 +277,10 @@ class OnPolicyConfig(_Strict):
 
     prompts: str | None = None  # None: those of `data.source`
     prompts_split: str | None = None
-    samples: int = Field(5, ge=2)  # SimPO repository, on_policy_data_gen; also the next two
-    temperature: float = Field(0.8, gt=0)
+    samples: int = Field(5, ge=2, le=10_000)  # SimPO repository, on_policy_data_gen; also the next two
+    temperature: float = Field(0.8, gt=0, le=100)
     top_p: float = Field(0.95, gt=0, le=1)
-    max_new_tokens: int | None = Field(None, ge=1)  # None: as in `answers`
+    max_new_tokens: Count | None = None  # None: as in `answers`
     seed: Seed = 0  # with the prompt and the answer's number, it decides the answer's random numbers
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     ranker: JudgeConfig = JudgeConfig()  # no name: the setting's judge

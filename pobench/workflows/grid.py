@@ -16,7 +16,8 @@ import pydantic
 from pobench.errors import PobenchError, nearest
 from pobench.registry import Loss, get_loss
 from pobench.settings.faults import explain
-from pobench.settings.read import plain_yaml
+from pobench.settings.plain_yaml import plain_yaml
+from pobench.settings.schema import Rate
 
 # ---------------------------------------------------------------- what is searched
 Point = dict[str, Any]  # "lr" or a setting of the loss → value
@@ -29,7 +30,7 @@ class Grid(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    lr: list[float] = pydantic.Field(min_length=1)
+    lr: list[Rate] = pydantic.Field(min_length=1)
     losses: dict[str, dict[str, list[Any]]] = {}
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pobench.errors import PobenchError, nearest
 from pobench.files import name_fault
 from pobench.registry import figures
-from pobench.settings.read import plain_yaml
+from pobench.settings.plain_yaml import plain_yaml
 from pobench.settings.resolve import resolve_names
 from pobench.settings.schema import SECTIONS, Seed
 

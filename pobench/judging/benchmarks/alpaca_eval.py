@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -60,6 +60,10 @@ class AlpacaEval(Judged):
         if not self.length_only:
             _check_order(rows, path.name)
         return [Question(str(i), (row["instruction"],), row, self.temperature) for i, row in enumerate(rows)]
+
+    def packages(self) -> Mapping[str, str]:
+        own = {"alpaca_eval": "alpaca-eval", "sklearn": "scikit-learn", "packaging": "packaging"}
+        return {**super().packages(), **({} if self.judge.model is None else own)}
 
     def check_judge(self) -> None:
         _annotator(lambda prompts, **_: {})

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from pydantic import Field
 
 from pobench.data.rows import read_rows
 from pobench.errors import PobenchError
@@ -24,6 +23,7 @@ from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, Sha
 from pobench.judging.benchmarks.verdict_files import Faults, Scored, fingerprint, fingerprints, read
 from pobench.judging.client import Reply, Request
 from pobench.registry import register_benchmark
+from pobench.settings.schema import Count
 from pobench.sources import fetch_file
 
 HUB = "lmarena-ai/arena-hard-auto"  # a data set repository
@@ -55,7 +55,7 @@ class ArenaHard(Judged):
     replies: ClassVar[tuple[str, ...]] = ("Mine first. [[A>B]]", "[[B>>A]]", "[[A=B]]", "Both are fine.")
 
     source: str = HUB  # with question.jsonl, model_answer/gpt-4-0314.jsonl and a YAML with the judge's prompts
-    max_new_tokens: int = Field(4096, ge=1)  # SimPO repository
+    max_new_tokens: Count = 4096  # SimPO repository
     other_questions: bool = False  # allow questions outside the 500; the result says that it is not Arena-Hard
 
     def all_questions(self) -> list[Question]:
@@ -98,7 +98,9 @@ class ArenaHard(Judged):
     def _baseline(self) -> dict[str, str]:
         """Question → the baseline's answer."""
         rows = read_rows(self._file(f"model_answer/{arena_hard.BASELINE}.jsonl"))
-        return {str(row.get("uid") or row.get("question_id")): _answer(row) for _, row in rows if isinstance(row, dict)}
+        where = f"{arena_hard.BASELINE}.jsonl"
+        texts = ((row, arena_hard.answer_of(row, where)) for _, row in rows if isinstance(row, dict))
+        return {str(row.get("uid") or row.get("question_id")): text for row, text in texts}
 
     def _prompts(self) -> tuple[str, str, bool]:
         """The judge's instruction, the prompt template, and whether the instruction is the benchmark's own."""
@@ -210,17 +212,6 @@ def _first_turn(row: dict[str, Any]) -> Any:
     """The prompt of a row in the benchmark's earlier files: {"turns": [{"content": …}]}."""
     turns = row.get("turns")
     return turns[0].get("content") if isinstance(turns, list) and turns and isinstance(turns[0], dict) else None
-
-
-def _answer(row: dict[str, Any]) -> str:
-    """The answer of a row, in either shape of the benchmark's files."""
-    try:
-        if "messages" in row:
-            content = row["messages"][-1]["content"]
-            return str(content["answer"] if isinstance(content, dict) else content)
-        return str(row["choices"][0]["turns"][0]["content"])
-    except (LookupError, TypeError):
-        raise PobenchError(f"{arena_hard.BASELINE}.jsonl: a row holds no answer: it has {sorted(row)[:6]}") from None
 
 
 def _filled(layout: str, values: dict[str, str]) -> str:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pobench.errors import PobenchError
 from pobench.files import write_text
 from pobench.judging.benchmarks.verdict_files import (
     Faults,
@@ -66,7 +67,7 @@ def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> 
     and the two games of a question as independent), and ours over questions. Raises PobenchError with all faults of the
     file.
     """
-    games, unread, questions, name, judge = _read(judgments, model)
+    games, unread, questions, name, judge = read_games(judgments, model)
     battles = np.array([g.battles for g in games], dtype=float)
     results = np.array([g.result for g in games], dtype=float)
     asked = [g.question for g in games]
@@ -92,7 +93,7 @@ def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> 
         "position_flips": flips,
         "baseline": BASELINE,
     }
-    return Scored(_label(questions, judge), name, judge, lines, values, tuple(notes))
+    return Scored(label(questions, judge), name, judge, lines, values, tuple(notes))
 
 
 def _published(results: np.ndarray, battles: np.ndarray, seed: int) -> Estimate:
@@ -117,7 +118,8 @@ def _flips(games: list[Game]) -> Estimate:
     return stats.proportion(sum(sorted(r) == [0.0, 1.0] for r in both), len(both))
 
 
-def _label(questions: set[str], judge: str) -> str:
+def label(questions: set[str], judge: str) -> str:
+    """The name of a result over these questions: the benchmark's only where questions and judge are its own."""
     known = {row[0] for row in fingerprints("arena_hard")}
     asked = {fingerprint(q) for q in questions}
     if not asked <= known:
@@ -135,7 +137,7 @@ def verdict(judgment: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _read(path: Path | str, wanted: str | None) -> tuple[list[Game], int, set[str], str, str]:
+def read_games(path: Path | str, wanted: str | None) -> tuple[list[Game], int, set[str], str, str]:
     """The readable games, the number of unreadable ones, the questions, the model, the judge."""
     rows, faults = read(path, ("model", "games"), (*_IDS, "judge", "category", "baseline"))
     rows, model = only_model(rows, wanted, faults)
@@ -201,7 +203,18 @@ def _game(row: int, place: int, game: Any, faults: Faults) -> str:
     return label
 
 
-# ---------------------------------------------------------------- answers, for a judge
+# ---------------------------------------------------------------- answers
+def answer_of(row: Mapping[str, Any], where: str) -> str:
+    """The answer of a row, in either shape of the benchmark's files. where: begins the message of a PobenchError."""
+    try:
+        if "messages" in row:
+            content = row["messages"][-1]["content"]
+            return str(content["answer"] if isinstance(content, dict) else content)
+        return str(row["choices"][0]["turns"][0]["content"])
+    except (LookupError, TypeError):
+        raise PobenchError(f"{where}: a row holds no answer: it has {sorted(row)[:6]}") from None
+
+
 def write_answers(path: Path, answers: Mapping[str, tuple[str, str]], *, model: str) -> None:
     """Write a model's answers in Arena-Hard's own format, one line per question.
 

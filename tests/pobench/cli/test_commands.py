@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import pobench.runs.plan
+from pobench.judging.benchmarks import base
+from pobench.judging.benchmarks.downstream import Downstream
+from pobench.registry import benchmarks
 
 
 def written(folder: Path) -> list[str]:
@@ -116,6 +119,118 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(pobench_cli, set
     status, _, err = pobench_cli("run", "--setting", "small.yaml", "--losses", "simpo")
     assert status == 2 and "not enough disk space" in err and "--runs" in err
     assert written(tmp_path) == before
+
+
+@pytest.mark.parametrize("runs", ["small.yaml", "small.yaml/below"])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_runs_that_would_lie_in_a_file_are_refused(runs, dry, pobench_cli, setting, tmp_path) -> None:
+    before = written(tmp_path)
+    status, _, err = pobench_cli("run", "--setting", "small.yaml", "--losses", "simpo", "--runs", runs, *dry)
+    assert status == 2 and "--runs" in err and "small.yaml' is a file, and a folder is needed" in err
+    assert written(tmp_path) == before
+
+
+def test_runs_that_cannot_be_written_are_refused_before_anything_trains(pobench_cli, setting, monkeypatch) -> None:
+    monkeypatch.setattr(pobench.runs.plan.os, "access", lambda path, mode: False)  # a test may run as root, who can
+    status, _, err = pobench_cli("run", "--setting", "small.yaml", "--losses", "simpo")
+    assert status == 2 and "--runs: the folder" in err and "cannot be written" in err
+
+
+CHECKS = {
+    '{"kind": "zzz"}': "unknown check 'zzz'",
+    "5": "no mapping of `kind`",
+    '{"kind": "at_most_words"}': "'n'",
+    '{"kind": "at_most_words", "n": "three"}': "'<=' not supported",
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_that_cannot_be_read_is_named_before_anything_trains(check, pobench_cli, setting, tmp_path) -> None:
+    row = f'{{"id": "odd", "prompt": "say w1", "check": {check}}}\n'
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write(row)
+    status, _, err = pobench_cli("run", "--setting", "small.yaml", "--losses", "simpo", "--dry-run")
+    assert status == 2 and "prompt 'odd': `check`: " in err and CHECKS[check] in err, err
+
+
+@pytest.mark.parametrize("key", [".", ".beta", "simpo.", "losses.simpo", "losses.simpo.", "a"])
+def test_a_set_without_a_section_or_a_key_says_what_is_expected(key, pobench_cli, setting) -> None:
+    status, _, err = pobench_cli("run", "--setting", "small.yaml", "--dry-run", "--set", f"{key}=3")
+    assert status == 2 and f"--set '{key}=3': expected SECTION.KEY=VALUE" in err
+
+
+def test_pairs_of_its_own_answers_are_not_written_over_a_folder(pobench_cli, setting, tmp_path) -> None:
+    before = written(tmp_path)
+    status, _, err = pobench_cli("data", "onpolicy", "--setting", "small.yaml", "--out", "model")
+    assert status == 2 and "'model'" in err and "folder" in err and "Traceback" not in err
+    assert written(tmp_path) == before
+
+
+def test_brackets_in_a_path_are_letters(pobench_cli, setting, tmp_path) -> None:
+    """A glob or rich's markup would read them."""
+    folder = tmp_path / "a[0]"
+    folder.mkdir()
+    shutil.copytree(tmp_path / "model", folder / "m[red]")
+    shutil.copy(tmp_path / "pairs.jsonl", folder / "p[1].jsonl")
+    paths = ("--model", "a[0]/m[red]", "--data", "a[0]/p[1].jsonl")
+    status, out, _ = pobench_cli("run", "--setting", "small.yaml", "--losses", "simpo", *paths, "--dry-run")
+    assert status == 0 and "a[0]/m[red]" in out and "a[0]/p[1].jsonl" in out
+    status, _, err = pobench_cli("run", "--setting", "small.yaml", "--dry-run", "--data", "a[0]/[/none].jsonl")
+    assert status == 2 and "'a[0]/[/none].jsonl': no such file" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("boom"), "RuntimeError: boom\nthis is not foreseen; the same command with --debug"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (MemoryError(), "MemoryError"),
+        (RecursionError("deep"), "RecursionError: deep"),
+        (PermissionError(13, "Permission denied", "/there"), "Permission denied: '/there'"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "UnicodeDecodeError"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_that_no_check_foresaw_is_one_message(error, expected, pobench_cli, setting, monkeypatch) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pobench.runs.plan, "make_plan", fail)
+    status, out, err = pobench_cli("run", "--setting", "small.yaml", "--losses", "simpo")
+    assert status == 2 and f"pobench: {expected}" in err and "Traceback" not in out + err
+    monkeypatch.setenv("POBENCH_DEBUG", "")  # which --debug sets for child processes
+    with pytest.raises(type(error)):
+        pobench_cli("run", "--setting", "small.yaml", "--losses", "simpo", "--debug")
+
+
+ABSENT = "benchmark downstream is left out: lm-eval not installed; pip install lm-eval"
+
+
+@pytest.mark.parametrize(("named", "status"), [((), 0), (("--benchmarks", "downstream"), 1)])
+def test_a_benchmark_whose_package_is_absent_is_left_out(named, status, pobench_cli, setting, monkeypatch) -> None:
+    monkeypatch.setattr(Downstream, "absent", lambda self: ["lm-eval"])
+    values = ("--set", "benchmarks.downstream.limit=1", "--dry-run")
+    ended, out, _ = pobench_cli("run", "--setting", "small.yaml", "--losses", "simpo", *values, *named)
+    assert ended == status and ABSENT in " ".join(out.split())
+    ended, out, _ = pobench_cli("run", "--setting", "small.yaml", "--losses", "simpo", *values, *named, "--json")
+    plan = json.loads(out)
+    assert ended == status and plan["notes"][0] == ABSENT and plan["benchmarks"] == []
+    assert not any("benchmarks" in job["left"] for job in plan["jobs"])
+
+
+def test_packages_of_benchmarks_are_looked_for_by_the_names_that_are_imported(monkeypatch) -> None:
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
+    judge = {"judge": {"model": "gpt-4-1106-preview"}}
+    absent = {name: benchmarks.get(name)().absent() for name in benchmarks.names()}
+    assert absent == {
+        "alpaca_eval": [],  # its answers need nothing; its verdicts do
+        "arena_hard": [],
+        "downstream": ["lm-eval"],
+        "mt_bench": ["fschat", "anthropic", "openai", "psutil"],
+    }
+    judged = benchmarks.get("alpaca_eval")(**judge).absent()
+    assert judged == ["openai", "alpaca-eval", "scikit-learn", "packaging"]
+    assert benchmarks.get("arena_hard")(**judge).absent() == ["openai"]
 
 
 def test_a_dry_run_prints_values_with_their_sources_and_touches_nothing(pobench_cli, setting, tmp_path) -> None:

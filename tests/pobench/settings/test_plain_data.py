@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
+from pydantic import create_model
 
 from pobench.data.prompts import prompt_rows
 from pobench.errors import PobenchError
-from pobench.registry import load_plugin, losses
+from pobench.registry import benchmarks, get_loss, judges, load_plugin, losses
 from pobench.settings.read import read_setting
 from pobench.settings.resolve import parse_overrides, resolve
+from pobench.settings.schema import Setting
 from pobench.sources import fetch_model
+from pobench.workflows.grid import Grid
 
 BOMB = "x0: &x0 [a, a, a, a, a, a, a, a, a, a]\n" + "".join(
     f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 10)
@@ -28,8 +34,9 @@ def loss(policy, *, scale: float = {scale}):
     [
         ("extends: own.yaml\n", "goes in a circle"),
         ("extends: [tiny]\n", "the name or file of a setting is needed"),
-        ("extends: tiny\ndata: {source: 2024-01-01}\n", "line 2: a date"),
-        ("extends: tiny\n2024-01-01: 3\n", "a key must be text"),
+        ("extends: tiny\ndata: {source: !!timestamp 2024-01-01}\n", "line 2: !!timestamp (2024-01-01)"),
+        ("extends: tiny\n1: 3\n", "a key must be text"),
+        ("extends: tiny\ntrain: {batch_size: !!int 1:30}\n", "line 2: '1:30' is not written as YAML 1.2 writes int"),
         ("extends: tiny\njudge: {settings: !!set {a, b}}\n", "line 2: !!set"),
         ("extends: tiny\njudge:\n  settings: &a\n    x: *a\n", "an alias stands inside its own anchor"),
         (BOMB, "more than 100,000 values"),
@@ -60,13 +67,95 @@ def test_seeds_have_64_bits() -> None:
         resolve("tiny", "dpo", seeds=[2**64])
 
 
+def numbers_without_ends(schema: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Paths of the numbers in a JSON schema that lack a smallest or a largest value."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from numbers_without_ends(part, path)
+    if not isinstance(schema, dict):
+        return
+    if schema.get("type") in ("integer", "number"):
+        ends = [{"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}]
+        if not all(end & schema.keys() for end in ends):
+            yield ".".join(path)
+    for key, part in schema.items():
+        yield from numbers_without_ends(part, path if key in ("anyOf", "items") else (*path, key))
+
+
+WITHOUT = {"max_grad_norm": ".inf: no clipping", "checkpoint_seconds": ".inf: no checkpoint"}
+
+
+def test_every_number_of_a_setting_lies_between_two_ends() -> None:
+    schemas = {"setting": Setting.model_json_schema(), "grid": Grid.model_json_schema()}
+    schemas |= {name: benchmarks.get(name).function.model_json_schema() for name in benchmarks.names()}
+    for item in (*map(get_loss, losses.names()), *map(judges.get, judges.names())):
+        hints = get_type_hints(item.function, include_extras=True)
+        schemas[item.name] = create_model(
+            "m", **{k: (hints[k], v) for k, v in item.settings.items()}
+        ).model_json_schema()
+    open_ones = {f"{name}: {path}" for name, schema in schemas.items() for path in numbers_without_ends(schema)}
+    assert {one for one in open_ones if not one.endswith(tuple(WITHOUT))} == set()
+    assert len(open_ones) == 4, open_ones  # the loops of training and of SFT have both
+
+
+@pytest.mark.parametrize("change", ["train.epochs=1e9", "train.lr=11", "train.micro_tokens=1e10", "simpo.beta=1e7"])
+def test_a_number_beyond_its_end_is_refused(change) -> None:
+    with pytest.raises(PobenchError, match=f"{change.partition('=')[0]}: got 1"):
+        resolve("tiny", "simpo", overrides=parse_overrides([change]))
+
+
 def test_an_infinite_learning_rate_is_refused() -> None:
     with pytest.raises(PobenchError, match=r"train.lr: got inf"):
         resolve("tiny", "dpo", overrides={"train.lr": float("inf")})
 
 
-def test_a_date_on_the_command_line_is_text() -> None:
-    assert parse_overrides(["data.revision=2024-01-01"]) == {"data.revision": "2024-01-01"}
+YAML_1_2 = {  # the core schema; YAML 1.1 has 90, 8, 1000, true, false, true, false, a date and text for the first ten
+    "1:30": "1:30",
+    "010": 10,
+    "1_000": "1_000",
+    "yes": "yes",
+    "no": "no",
+    "On": "On",
+    "OFF": "OFF",
+    "2024-01-01": "2024-01-01",
+    "5e-6": 5e-6,
+    "0o10": 8,
+    "0b11": "0b11",
+    "0x1F": 31,
+    "true": True,
+    "FALSE": False,
+    "~": None,
+    "": None,
+    "-.inf": float("-inf"),
+    "inf": "inf",
+    "+1.": 1.0,
+    "'010'": "010",
+    "!!str 5": "5",
+}
+
+
+@pytest.mark.parametrize("text", YAML_1_2)
+def test_values_are_read_as_yaml_1_2_reads_them_in_files_and_on_the_command_line(text, tmp_path) -> None:
+    (tmp_path / "own.yaml").write_text(f"extends: tiny\ndata:\n  revision: {text}\n")
+    in_file = read_setting(str(tmp_path / "own.yaml"))[0]["data"]["revision"]
+    typed = parse_overrides([f"data.revision={text}"])["data.revision"]
+    assert (repr(in_file), repr(typed)) == (repr(YAML_1_2[text]),) * 2
+
+
+def test_what_yaml_1_1_took_for_a_number_is_a_fault_and_no_other_number() -> None:
+    with pytest.raises(PobenchError, match=r"train.epochs: got '1:30'"):
+        resolve("tiny", "dpo", overrides=parse_overrides(["train.epochs=1:30"]))
+
+
+def test_a_setting_of_a_loss_or_a_judge_is_of_its_own_type_and_not_of_one_that_converts() -> None:
+    changes = ["ipo.average=no", "simpo.beta='2.0'", "judge.settings.graded=off"]  # `no` would be a text, which is true
+    with pytest.raises(PobenchError) as refused:
+        resolve("tiny", "ipo,simpo", overrides=parse_overrides(changes))
+    assert [line.partition(";")[0] for line in str(refused.value).splitlines()] == [
+        "judge.settings.graded: got 'off'",
+        "ipo.average: got 'no'",
+        "simpo.beta: got '2.0'",
+    ]
 
 
 @pytest.fixture
@@ -110,7 +199,29 @@ def test_a_junk_index_is_one_message(index, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["3", "[1]", '[{"role": "user"}]', '{"a": 1}', "true", '" "', "[[]]"])
-def test_a_malformed_prompt_row_is_named(prompt, tmp_path) -> None:
+def test_what_is_no_prompt_is_named(prompt, tmp_path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "fine"}\n{"prompt": ' + prompt + "}\n")
     with pytest.raises(PobenchError, match="row 2: no `prompt`"):
+        prompt_rows(str(tmp_path / "prompts.jsonl"), None, "answers.source")
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ([("robot", "hi")], "unknown role; got 'robot'"),
+        ([("user", "hi"), ("assistant", "ho")], "the last message must be the user's; got one of the assistant"),
+        ([("system", "hi")], "the last message must be the user's"),
+        ([("user", "hi"), ("user", " ")], "the last message is empty"),
+    ],
+)
+def test_turns_that_nobody_could_answer_are_named(turns, expected, tmp_path) -> None:
+    prompt = [{"role": role, "content": content} for role, content in turns]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "fine"}\n' + json.dumps({"prompt": prompt}) + "\n")
+    with pytest.raises(PobenchError, match=f"row 2: {expected}"):
+        prompt_rows(str(tmp_path / "prompts.jsonl"), None, "answers.source")
+
+
+def test_a_file_without_prompts_is_refused(tmp_path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("\n")
+    with pytest.raises(PobenchError, match=r"answers.source: '.*' holds no prompts"):
         prompt_rows(str(tmp_path / "prompts.jsonl"), None, "answers.source")

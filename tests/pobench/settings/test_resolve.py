@@ -83,6 +83,21 @@ def test_sections_that_commands_read_are_set_like_the_others_and_decide_no_run(s
         resolve(setting, "simpo", overrides={"tune.max_prompts": 0})
 
 
+@pytest.mark.parametrize("values", ["false", "0", "[]", "''", "5"])
+def test_a_losss_section_that_is_no_mapping_is_a_fault_where_the_setting_extends_another(values, tmp_path) -> None:
+    """It would have fallen back on the inherited values in silence."""
+    path = tmp_path / "own.yaml"
+    path.write_text(f"extends: tiny\nlosses: {{dpo: {values}}}\n")
+    with pytest.raises(PobenchError, match=r"losses.dpo: got .*; expected a mapping"):
+        resolve(str(path), "dpo")
+
+
+def test_a_losss_empty_section_keeps_what_the_setting_inherits(tmp_path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("extends: tiny\nlosses: {dpo: }\n")
+    assert resolve(str(path), "dpo")[0].loss_settings == resolve("tiny", "dpo")[0].loss_settings
+
+
 def test_all_faults_come_in_one_message(setting) -> None:
     overrides = {
         "trian.lr": 1,

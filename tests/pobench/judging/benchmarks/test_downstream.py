@@ -13,6 +13,7 @@ from small_chat_model import character_tokenizer, chat_model
 
 from pobench.data.chat import Chat
 from pobench.errors import PobenchError
+from pobench.judging.benchmarks import downstream
 from pobench.judging.benchmarks.base import Speaker, Spoken
 from pobench.judging.benchmarks.downstream import TASKS, Downstream, evaluate, task_faults, write_stand_ins
 
@@ -255,3 +256,14 @@ def test_every_local_task_runs_on_smollm2() -> None:
     print("\n".join(map(str, scores)))
     assert [s.task for s in scores if not s.metric.endswith("flexible-extract")] == THERE
     assert all(s.limit == 3 for s in scores)
+
+
+def test_the_hub_is_asked_before_any_item_is_fetched(monkeypatch) -> None:
+    """Without network lm-eval's own downloads try again for minutes."""
+
+    def ask() -> None:
+        raise PobenchError("asked")
+
+    monkeypatch.setattr(downstream, "ask_hub", ask)
+    with pytest.raises(PobenchError, match="asked"):
+        downstream._scores(None, "gsm8k", None, None, False)
