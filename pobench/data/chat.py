@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,9 +122,7 @@ class Chat:
         self.tokenizer, self.template = tokenizer, chat_template(tokenizer, template)
         special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        # longest first, so that the pattern matches whole tokens
-        words = "|".join(re.escape(word) for word in sorted(special, key=len, reverse=True) if word)
-        self.special = re.compile(words or r"(?!)")
+        self.special = _any_of(special)
         self.special_ids = frozenset(special.values())
         self._interned = list(
             range(max(tokenizer.get_vocab().values()) + 1)
@@ -141,6 +139,8 @@ class Chat:
         self.opening = prompt[len(before) :] if prompt.startswith(before) else ""
         self.lead = before[len(prompt) :] if before.startswith(prompt) else ""
         self.end, self.after, self.adds_end = self._turn_end(tail, special)
+        # what opens a thought marks no turn: an answer may bring it along, and a user may ask about it
+        self.special = _any_of(special.keys() - set(self.special.findall(self.opening + self.lead)))
         starts = tokenizer("x", add_special_tokens=True)["input_ids"]
         bos = tokenizer.bos_token_id
         (ids,) = self.ids([prompt])
@@ -151,9 +151,18 @@ class Chat:
         # where a tokenizer of bytes names one, it is its end-of-text token (gpt2)
         taken = (tokenizer.bos_token_id, tokenizer.eos_token_id, self.end)
         self.unknown: int | None = None if tokenizer.unk_token_id in taken else tokenizer.unk_token_id
-        # in ChatML the "beginning-of-text" token may start every turn, so a sequence may hold several
+        # in ChatML the "beginning-of-text" token may start every message, in Llama 2 it starts every turn of the user
         (ids,) = self.ids([conversation])
-        self.opens_turns = bos is not None and ids.count(bos) > 1
+        self.opens_messages = bos is not None and ids.count(bos) > 1
+        self.opens_turns = self.opens_messages or self._opens_second_turn(question, answer)
+
+    def _opens_second_turn(self, question: tuple[Message, ...], answer: str) -> bool:
+        """Whether a conversation of two turns holds several beginning-of-text tokens."""
+        try:
+            text = self.conversation((*question, Message("assistant", answer), *question), answer)
+        except Exception:  # a template is a program: this one takes a single turn
+            return False
+        return self.bos is not None and self.ids([text])[0].count(self.bos) > 1
 
     @classmethod
     def of(cls, folder: Path, model: ModelConfig) -> Chat:
@@ -312,6 +321,11 @@ class Chat:
             f"training has {sides[0]}, generation {sides[1]}. Does the chat template render the same conversation "
             "differently each time? Name another with model.chat_template, or set model.template_arguments"
         )
+
+
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the words, the longest first, so that it matches whole tokens."""
+    return re.compile("|".join(map(re.escape, sorted(filter(None, words), key=len, reverse=True))) or r"(?!)")
 
 
 def _content(tokenizer: Any) -> str:

@@ -262,4 +262,4 @@ def check_prompt(rows: Sequence[Inspected], chat: Chat) -> None:
 
 def _kept(chat: Chat) -> int:
     """Number of first tokens that are kept when a prompt is cut to its end: the beginning-of-text token."""
-    return 1 if chat.bos is not None and not chat.opens_turns else 0
+    return 1 if chat.bos is not None and not chat.opens_messages else 0

@@ -184,6 +184,12 @@ def test_an_answer_that_is_json_is_an_answer() -> None:
     assert pair.chosen.startswith("[{")
 
 
+@pytest.mark.parametrize("words", ["Assistant: what time is it?", "Assistant:", "### Response:", "User: why?"])
+def test_a_user_may_begin_with_the_words_that_mark_the_assistants_turn(words: str) -> None:
+    (pair,) = found_in({**PLAIN, "prompt": words}).preferences
+    assert pair.prompt == (("user", words),)
+
+
 def test_one_odd_row_does_not_keep_a_repeated_prompt_in_the_others() -> None:
     rows = [{"prompt": f"Why {i}?", "chosen": f"Why {i}? So.", "rejected": f"Why {i}? No."} for i in range(4)]
     found = found_in(*rows, PLAIN)
