@@ -92,8 +92,8 @@ def _literal(value: Any) -> str:
 class Answered(NamedTuple):
     """A prompt and its answer as token ids, as the model is trained on them.
 
-    prompt: the same ids as in generation. answer: ends with the end-of-turn token. merged: the tokenizer would put the end
-    of the prompt and the beginning of the answer into one token if they were one text.
+    prompt: the same ids as in generation. answer: ends with the end-of-turn token, or goes on behind it (`whole`). merged: the
+    tokenizer would put the end of the prompt and the beginning of the answer into one token if they were one text.
     """
 
     prompt: tuple[int, ...]
@@ -204,10 +204,11 @@ class Chat:
         )
         return str(text)
 
-    def conversation(self, prompt: Sequence[Message], answer: str) -> str:
-        """The text of prompt and answer, up to and including the end-of-turn token if the template writes one."""
+    def conversation(self, prompt: Sequence[Message], answer: str, *, whole: bool = False) -> str:
+        """The text of prompt and answer, up to and including the end-of-turn token if the template writes one. whole: with
+        what it writes after that token."""
         text = self.prompt((*prompt, Message("assistant", answer)), ask=False)
-        return text.removesuffix(self.after) if self.after else text
+        return text.removesuffix(self.after) if self.after and not whole else text
 
     def behind(self, prompt: str, conversation: str) -> str | None:
         """The rendered `conversation` as training text: it starts with the whole rendered `prompt`, `opening` included. None
@@ -272,16 +273,17 @@ class Chat:
         intern = self._interned.__getitem__
         return [tuple(map(intern, sequence)) for sequence in batch]
 
-    def answered(self, texts: Sequence[tuple[str, str]]) -> list[Answered | None]:
+    def answered(self, texts: Sequence[tuple[str, str]], *, whole: bool = False) -> list[Answered | None]:
         """Token ids of (prompt, training text) pairs; None where no tokens spell the answer after the prompt's ids.
 
         texts: the rendered prompt, and the text that `behind` returns. A token that would cross the border between prompt
-        and answer is split there, as in generation.
+        and answer is split there, as in generation. whole: the texts are those of `conversation(…, whole=True)`; the
+        end-of-text token is appended to each that does not end with it.
         """
         prompts = list(dict.fromkeys(prompt for prompt, _ in texts))
         ids = self.ids([*prompts, *(conversation for _, conversation in texts)])
         of_prompt = dict(zip(prompts, ids, strict=False))
-        end = (self.end,) if self.adds_end else ()
+        last = self.tokenizer.eos_token_id if whole else self.end if self.adds_end else None
         sequences: list[Answered | None] = []
         for (prompt, conversation), conversation_ids in zip(texts, ids[len(prompts) :], strict=True):
             prompt_tokens = of_prompt[prompt]
@@ -291,7 +293,9 @@ class Chat:
                 if merged
                 else conversation_ids[len(prompt_tokens) :]
             )
-            sequences.append(None if answer is None else Answered(prompt_tokens, answer + end, merged))
+            if answer is not None and last is not None and not (whole and answer[-1:] == (last,)):
+                answer = (*answer, last)
+            sequences.append(None if answer is None else Answered(prompt_tokens, answer, merged))
         return sequences
 
     def _apart(self, prompt: tuple[int, ...], conversation: tuple[int, ...], answer: str) -> tuple[int, ...] | None:

@@ -23,10 +23,12 @@ from pobench.data.audit import Audit
 from pobench.data.chat import Chat, with_values
 from pobench.data.demonstrations import tokenise as demonstrations
 from pobench.data.order import bias_labels, data_digest, data_order, mismatch, split_by_prompt, subset, text_key
+from pobench.data.published import ZEPHYR_TEMPLATE
 from pobench.data.rows import Message, Preference
 from pobench.data.shapes import load_preferences, recognise
 from pobench.data.tokens import CUT_PROMPT, CUT_RESPONSE, CUT_TO_IDENTICAL, MERGED, check_prompt, inspected, tokenize
 from pobench.errors import PobenchError
+from pobench.settings.resolve import resolve
 from pobench.types import TokenPair
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
@@ -210,11 +212,73 @@ def test_a_token_that_would_stand_on_both_sides_of_the_border_is_split_as_genera
 def test_count_header_moves_the_header_into_the_response(llama: Any) -> None:
     plain = one_pair(llama, "Yes.", "No.")
     counted = one_pair(llama, "Yes.", "No.", count_header=True)
-    assert plain.prompt + plain.chosen == counted.prompt + counted.chosen
-    assert decoded(llama, counted.chosen) == "<|head|>assistant<|/head|>\n\nYes.<|eot|>"
+    assert (*plain.prompt, *plain.chosen, llama.eos_token_id) == counted.prompt + counted.chosen
+    assert decoded(llama, counted.chosen) == "<|head|>assistant<|/head|>\n\nYes.<|eot|><eot>", (
+        "Llama 3 Base ends its text"
+    )
     assert decoded(llama, plain.chosen) == "Yes.<|eot|>"
     mistral = family("mistral, no header")
     assert one_pair(mistral, "Yes.", "No.") == one_pair(mistral, "Yes.", "No.", count_header=True)
+
+
+SIMPO_FAMILIES: dict[str, tuple[list[str], str, str, str]] = {
+    "mistral": (["<s>", "</s>"], "<s>", "</s>", ""),
+    "zephyr": (["<s>", "</s>"], "<s>", "</s>", ZEPHYR_TEMPLATE),
+    "llama 3 base": (["<bot>", "<|head|>", "<|/head|>", "<|eot|>", "<eot>"], "<bot>", "<eot>", LLAMA3),
+    "llama 3 instruct": (["<bot>", "<|head|>", "<|/head|>", "<|eot|>", "<eot>"], "<bot>", "<|eot|>", LLAMA3),
+    "gemma": (["<bos>", "<eos>", "<turn>", "</turn>"], "<bos>", "<eos>", GEMMA),
+    "no end of turn": (
+        ["<s>", "</s>"],
+        "<s>",
+        "</s>",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+    ),
+}
+
+
+def as_simpo_trains(tokenizer: Any, prompt: list[dict[str, str]], answer: str) -> tuple[list[int], list[int]]:
+    """(prompt ids, counted ids) of the SimPO repository's trainer: the prompt rendered without a generation prompt, the
+    answer as a conversation of its own without BOS; cut where the prompt's tokens end, one earlier if the last of them
+    changed; BOS in front and the end of the text behind, where they are not there yet."""
+    before = tokenizer.apply_chat_template(prompt, tokenize=False)
+    alone = [{"role": "assistant", "content": answer}]
+    behind = tokenizer.apply_chat_template(alone, tokenize=False).removeprefix(tokenizer.bos_token)
+    ids, asked = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (before + behind, before))
+    border = len(asked) if ids[: len(asked)] == asked else len(asked) - 1
+    start = [] if ids[0] == tokenizer.bos_token_id else [tokenizer.bos_token_id]
+    stop = [] if ids[-1] == tokenizer.eos_token_id else [tokenizer.eos_token_id]
+    return start + ids[:border], ids[border:] + stop
+
+
+@pytest.mark.parametrize("name", SIMPO_FAMILIES)
+@pytest.mark.parametrize("turns", [1, 2])
+def test_count_header_counts_the_tokens_that_the_simpo_repository_counts(name: str, turns: int) -> None:
+    tokenizer = build(*SIMPO_FAMILIES[name], adds_bos=True)
+    if name == "mistral":
+        tokenizer.chat_template = resolve("mistral-instruct", "simpo")[0].model.chat_template
+    earlier = [Message("user", "Why?"), Message("assistant", "Because.")] * (turns - 1)
+    asked = (*earlier, Message("user", "Why is the sky blue?"))
+    answers = ("Sure, here is a list:\n- one\n- two", "No.")
+    (pair,), _ = tokenize([Preference("p", asked, *answers, 1)], tokenizer, count_header=True)
+    for answer, counted in zip(answers, (pair.chosen, pair.rejected), strict=True):
+        theirs = as_simpo_trains(tokenizer, [m._asdict() for m in asked], answer)
+        assert (list(pair.prompt), list(counted)) == theirs
+    written = {"zephyr": "</s>\n</s>", "gemma": "</turn>\n<eos>", "llama 3 base": "<|eot|><eot>", "mistral": " </s>"}
+    assert f"No.{written.get(name, '')}" in decoded(tokenizer, pair.rejected)
+    (plain,), _ = tokenize([Preference("p", asked, *answers, 1)], tokenizer)
+    whole = pair.prompt + pair.rejected
+    assert whole[: len(plain.prompt)] == plain.prompt, "the prompt that generation asks with"
+    (cut,), _ = tokenize(
+        [Preference("p", asked, *answers, 1)],
+        tokenizer,
+        count_header=True,
+        max_length=len(whole) + 1,
+        max_prompt_length=len(pair.prompt),
+        truncation="cut",
+    )
+    assert cut.rejected == pair.rejected and len(cut.chosen) == len(pair.rejected) + 1
+    ending = cut.rejected[cut.rejected.index(Chat(tokenizer).end, 1) :]
+    assert cut.chosen[-len(ending) :] == ending, "an answer that is cut ends as the others do"
 
 
 @pytest.mark.parametrize("message", ["", 'Be "kind".\nÜberall, {{ always }}.'])
