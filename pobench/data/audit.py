@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from pobench.data.rows import Fault, Found, Preference
+from pobench.data.rows import Fault, Found, Preference, RowNumber
 from pobench.errors import PobenchError
 from pobench.types import TokenPair
 
@@ -102,7 +102,8 @@ class Audit:
         return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected))) if self.pairs else float("nan")
 
     def frame(self) -> pd.DataFrame:
-        """Columns fault, count (of rows), rows (JSON list of row numbers). One line per kind of fault, then per kind of note.
+        """Columns fault, count (of rows), rows (JSON list of row numbers, of several files `FILE:ROW`). One line per kind of
+        fault, then per kind of note.
 
         The first two lines, `rows read` and `pairs kept`, are totals without row numbers.
         """
@@ -112,7 +113,8 @@ class Audit:
         lines = [("rows read", self.rows, "[]"), ("pairs kept", self.pairs, "[]")]
         for kind, rows in [*kinds.items(), *self.notes.items()]:
             unique = sorted(set(rows))
-            lines.append((kind, len(unique), json.dumps(unique)))
+            places = [str(row) if isinstance(row, RowNumber) else row for row in unique]
+            lines.append((kind, len(unique), json.dumps(places)))
         return pd.DataFrame(lines, columns=["fault", "count", "rows"])
 
     def quantiles(self) -> pd.DataFrame:

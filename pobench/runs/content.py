@@ -29,7 +29,7 @@ from pobench.registry import get_loss, judges
 from pobench.runs.stage import Content
 from pobench.runs.start_model import base_model, stage_folder
 from pobench.settings.job import Job
-from pobench.sources import file_digest, weights_digest
+from pobench.sources import rows_digest, weights_digest
 
 SOURCES = (
     "source",
@@ -83,7 +83,7 @@ def find_pairs(job: Job, runs: Path, chat: Chat, note: Callable[[str], None], *,
 
     note: takes a sentence about a damaged folder. remember: digests of large files. Raises PobenchError as `prepare` does.
     """
-    files = {name: file_digest(path, remember=remember) for name, path in source_files(job).items()}
+    files = {name: rows_digest(found, remember=remember) for name, found in source_files(job).items()}
     values = {k: v for k, v in job.data.causes().items() if k not in SOURCES}
     causes = {"protocol": PROTOCOL, "files": files, "rendering": chat.digest, "data": values}
     folder = PairsFolder(runs / job.setting / f"data-{name_of(causes)}")
