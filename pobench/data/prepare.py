@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from pobench.data.rows import Found
 from pobench.data.shapes import load_preferences
 from pobench.data.tokens import Inspected, inspected, tokenize
 from pobench.errors import PobenchError, or_fault
+from pobench.identity import room_digest
 from pobench.row_files import RowFiles
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
@@ -45,6 +47,13 @@ class Prepared:
     def groups(self) -> Iterator[Group]:
         """All pairs, of both lists."""
         return map(Group.of, chain(self.train, self.heldout))
+
+
+@cache
+def reader_digest() -> str:
+    """Hex sha256 of the code that turns rows into token pairs: the modules of this room that `prepare` uses, directly or not. A
+    cause of stored pairs, so that pairs which earlier code read are read again."""
+    return room_digest(__file__)
 
 
 class _Read(NamedTuple):

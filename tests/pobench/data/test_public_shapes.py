@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pobench.data.audit import Audit
 from pobench.data.rows import Found, preference_lines
 from pobench.data.shapes import recognise
 from pobench.errors import PobenchError
@@ -154,6 +155,15 @@ def test_mapped_columns_are_read_and_ignored_ones_are_not() -> None:
 def test_columns_not_read_are_listed_and_empty_ones_are_not() -> None:
     found = found_in({**PLAIN, "tools": [], "images": [None], "system": "", "source": "x", "note": " "})
     assert (len(found.preferences), found.unread) == (1, {"source": 1})
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_column_that_a_layout_does_not_know_is_in_its_audit(name: str) -> None:
+    found = found_in({**READ[name], "annotator notes": "w"})
+    assert found.unread["annotator notes"] == 1
+    audit = Audit.of_file(found)
+    line = audit.frame().set_index("fault").loc["column 'annotator notes' was not read"]
+    assert (line["count"], line["rows"]) == (1, "[]") and "'annotator notes'" in audit.text()
 
 
 def test_history_becomes_earlier_turns_and_a_second_system_message_is_a_fault() -> None:
