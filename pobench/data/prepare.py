@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from pobench.data.rows import Found
 from pobench.data.shapes import load_preferences
 from pobench.data.tokens import Inspected, inspected, tokenize
 from pobench.errors import PobenchError, or_fault
+from pobench.identity import room_digest
+from pobench.row_files import RowFiles
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
 from pobench.sources import fetch_model, fetch_rows
@@ -44,6 +47,13 @@ class Prepared:
     def groups(self) -> Iterator[Group]:
         """All pairs, of both lists."""
         return map(Group.of, chain(self.train, self.heldout))
+
+
+@cache
+def reader_digest() -> str:
+    """Hex sha256 of the code that turns rows into token pairs: the modules of this room that `prepare` uses, directly or not. A
+    cause of stored pairs, so that pairs which earlier code read are read again."""
+    return room_digest(__file__)
 
 
 class _Read(NamedTuple):
@@ -79,7 +89,7 @@ def _model(job: Job) -> Path:
     )
 
 
-def _rows(job: Job, source: str | None, split: str | None) -> Path:
+def _rows(job: Job, source: str | None, split: str | None) -> RowFiles:
     data = job.data
     option = "--set data.held_out=PATH" if source not in (None, data.source) else "--data"
     name, subset = source or data.source, data.subset
@@ -91,7 +101,7 @@ def read_preferences(job: Job) -> Found:
     return load_preferences(_rows(job, None, None), columns=job.data.columns, ignore=job.data.ignore)
 
 
-def source_files(job: Job) -> dict[str, Path]:
+def source_files(job: Job) -> dict[str, RowFiles]:
     """The files of a job's pairs: "pairs", and "held_out" if held-out pairs have a source of their own."""
     data = job.data
     files = {"pairs": _rows(job, data.source, data.split)}
@@ -100,8 +110,8 @@ def source_files(job: Job) -> dict[str, Path]:
     return files
 
 
-def demonstration_rows(config: SftConfig) -> Path:
-    """The file with the conversations of an SFT stage. Raises PobenchError with a remedy if it cannot be fetched."""
+def demonstration_rows(config: SftConfig) -> RowFiles:
+    """The files with the conversations of an SFT stage. Raises PobenchError with a remedy if it cannot be fetched."""
     option = "--set sft.source=PATH"
     return fetch_rows(config.source, split=config.split, revision=config.revision, option=option)
 

@@ -35,7 +35,7 @@ def prompt_rows(source: str, split: str | None, key: str) -> list[dict[str, Any]
             got = f"; got {_kind(prompt)} {_short(prompt)}" if prompt else ""
             faults.append(f"{source}: row {number}: no `prompt` (text, or chat messages with role and content){got}")
             continue
-        name, turns = str(row.get("id", number)), messages(prompt)
+        name, turns = str(row.get("id", int(number))), messages(prompt)
         if wrong := _turn_fault(turns):
             faults.append(f"{source}: row {number}: {wrong}")
             continue

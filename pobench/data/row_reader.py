@@ -121,6 +121,8 @@ class RowReader:
         if text is None:
             return None
         split = split_turns(text)
+        if split is not None and not split.template and "user" not in [turn.role for turn in split.turns]:
+            split = None  # the user's own words begin with "Assistant:"
         if split is None and (name := markup_inside(text)):
             return self.fault(
                 field, f"text of the chat template {name} inside a turn; store chat messages", _short(text)

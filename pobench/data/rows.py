@@ -1,9 +1,10 @@
-"""Read files of rows (JSONL, JSON, Parquet, CSV, TSV), and the types that reading preferences needs.
+"""Read files of rows (JSONL, JSON, Parquet, Arrow, CSV, TSV), and the types that reading preferences needs.
 
     file -> read_rows -> recognise (shapes.py) -> Found(preferences, faults, notes)
 
-A row's number is the one a person counts: the line in JSONL, the place from 1 in a JSON list or a Parquet table, the
-row of a spreadsheet in CSV (the header is row 1, so the first preference is row 2).
+A row's number is the one a person counts: the line in JSONL, the place from 1 in a JSON list, a Parquet or an Arrow table,
+the row of a spreadsheet in CSV (the header is row 1, so the first preference is row 2). Where a data set has several files,
+the number names the file too (`RowNumber`).
 A bad row raises nothing: it becomes a `Fault`, and `refuse` lists all faults in one message.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pobench.errors import PobenchError
+from pobench.row_files import ENDINGS, RowFiles, kind_of
 
 
 class Message(NamedTuple):
@@ -62,11 +64,30 @@ class Preference(NamedTuple):
     row: int
 
 
+class RowNumber(int):
+    """A row's number among the rows of several files, which orders and tells them apart. As text: its file, and the number that
+    a person counts there."""
+
+    file: str
+    row: int
+
+    def __new__(cls, before: int, file: str, row: int) -> RowNumber:
+        """before: the numbers that earlier files take."""
+        number = super().__new__(cls, before + row)
+        number.file, number.row = file, row
+        return number
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}"
+
+
 def preference_lines(preferences: Iterable[Preference]) -> str:
-    """Preferences as JSON lines: id, prompt (chat messages), chosen, rejected, row."""
-    return "".join(
-        json.dumps({**p._asdict(), "prompt": messages(p.prompt)}, ensure_ascii=False) + "\n" for p in preferences
-    )
+    """Preferences as JSON lines: id, prompt (chat messages), chosen, rejected, row, and file where there are several."""
+    lines = []
+    for p in preferences:
+        place = {"row": p.row.row, "file": p.row.file} if isinstance(p.row, RowNumber) else {}
+        lines.append(json.dumps({**p._asdict(), "prompt": messages(p.prompt), **place}, ensure_ascii=False) + "\n")
+    return "".join(lines)
 
 
 class Fault(NamedTuple):
@@ -102,23 +123,33 @@ Row = tuple[int, "dict[str, Any] | Fault"]
 _JSON_LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 
 
-def read_rows(path: Path | str) -> list[Row]:
-    """The numbered rows of a JSONL, JSON (list), Parquet, CSV or TSV file; all but Parquet may be gzipped.
+def read_rows(source: RowFiles | Path | str) -> list[Row]:
+    """The numbered rows of a JSONL, JSON (list), Parquet, Arrow, CSV or TSV file, or of several; text may be gzipped.
 
     A line that is not JSON or not UTF-8 becomes a Fault. CSV cells may hold messages and lists as JSON.
-    Raises PobenchError if the file is absent, has another ending, or cannot be read at all.
+    Raises PobenchError if a file is absent, has another ending, or cannot be read at all.
     """
-    path = Path(path)
+    files = source if isinstance(source, RowFiles) else RowFiles("", (Path(source),))
+    if len(files.paths) == 1:
+        return _rows_of(files.paths[0])
+    rows, before = list[Row](), 0
+    for path in files.paths:
+        for row_number, row in _rows_of(path):
+            number = RowNumber(before, files.label(path), row_number)
+            rows.append((number, row._replace(row=number) if isinstance(row, Fault) else row))
+        before = int(rows[-1][0]) if rows else 0
+    return rows
+
+
+def _rows_of(path: Path) -> list[Row]:
     if not path.is_file():
         raise PobenchError(f"data: no file {str(path)!r}")
-    kind = Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+    kind = kind_of(path)
     try:
-        if kind == ".parquet":
-            import pyarrow.parquet
-
-            return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1))
-        if kind not in (*_JSON_LINES, ".json", *_TABLES):
-            raise PobenchError(f"data: {path.name!r} is no .jsonl, .json, .parquet, .csv or .tsv file")
+        if kind in (".parquet", ".arrow"):
+            return list(enumerate(_columns(path, kind).to_pylist(), start=1))
+        if kind not in ENDINGS:
+            raise PobenchError(f"data: {path.name!r} is no {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file")
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, ValueError) as error:  # pyarrow's errors are OSError or ValueError
         raise PobenchError(f"data: {path.name!r} cannot be read: {_short(str(error))}") from error
@@ -126,6 +157,19 @@ def read_rows(path: Path | str) -> list[Row]:
     if kind in _TABLES:
         return list(_table_rows(raw, "\t" if kind == ".tsv" else ","))
     return list(_json_lines(raw)) if kind in _JSON_LINES else _json_rows(raw, path.name)
+
+
+def _columns(path: Path, kind: str) -> Any:
+    """The table of a Parquet file, or of an Arrow stream or file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if kind == ".parquet":
+        return pyarrow.parquet.read_table(path)
+    with pyarrow.memory_map(str(path)) as file:
+        return (
+            pyarrow.ipc.open_file(file) if file.read(6) == b"ARROW1" else pyarrow.ipc.open_stream(str(path))
+        ).read_all()
 
 
 def _json_lines(raw: bytes) -> Iterator[Row]:

@@ -26,6 +26,7 @@ from pobench.data.rows import (
     shared_start,
 )
 from pobench.errors import PobenchError, nearest
+from pobench.row_files import RowFiles
 
 _TEXTS = ("response", "text", "content", "completion", "output", "generation")
 _SCORE_IN_ANSWER = ("score", "overall_score", "rating", "fine-grained_score")
@@ -163,14 +164,15 @@ Columns = Mapping[str, str | Sequence[str]]
 
 
 def load_preferences(
-    path: Path | str,
+    files: RowFiles | Path | str,
     *,
     columns: Columns | None = None,
     ignore: Sequence[str] = (),
     duplicates: Literal["drop", "keep"] = "drop",
 ) -> Found:
-    """`recognise(read_rows(path))`. Raises PobenchError if the file cannot be read or none of its rows is known."""
-    return recognise(read_rows(path), source=Path(path).name, columns=columns, ignore=ignore, duplicates=duplicates)
+    """`recognise(read_rows(files))`. Raises PobenchError if a file cannot be read or none of the rows is known."""
+    name = files.name if isinstance(files, RowFiles) else Path(files).name
+    return recognise(read_rows(files), source=name, columns=columns, ignore=ignore, duplicates=duplicates)
 
 
 def recognise(

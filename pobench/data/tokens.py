@@ -7,7 +7,8 @@ answer is split there, as in generation (`Chat.answered`). So neither answer los
 generation see the same prompt.
 
 The response length |y| counts the answer and its end-of-turn token; text that the template writes after that token is cut.
-With `count_header`, |y| also counts the assistant's header; the ids stay the same.
+With `count_header`, a pair has the ids of the SimPO repository's trainer: |y| also counts the assistant's header, the text
+that the template writes after the end-of-turn token, and the end-of-text token, if the text does not end with it.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def tokenize(
     truncation: "drop" makes an over-long row a bad row; "cut" keeps the end of the prompt (and its
         beginning-of-text token) and the beginning of a response, which still ends with its end-of-turn token; a pair
         whose answers become identical is left out and noted.
-    count_header: count the assistant's header to the response, as the SimPO repository does: the pair's prompt ends before
-        the header.
+    count_header: a response is all that the template writes for the assistant's message, and the end-of-text token, as in the
+        SimPO repository: the pair's prompt ends before the header.
     on_bad_row: "stop" raises one PobenchError that lists every bad row, including rows that could not be read; "drop"
         continues and counts them in the audit.
     template: "plain", a Jinja file or Jinja text; replaces the tokenizer's own template.
@@ -76,7 +77,8 @@ def tokenize(
                 faults.append(texts)
             else:
                 rendered.append((preference, texts))
-        for (preference, _), ids in zip(rendered, _ids(chat, [texts for _, texts in rendered]), strict=True):
+        ids_of_rendered = _ids(chat, [texts for _, texts in rendered], count_header)
+        for (preference, _), ids in zip(rendered, ids_of_rendered, strict=True):
             made = _cut(chat, preference, ids, max_length, max_prompt_length, truncation)
             faults += made.faults
             for note in made.notes:
@@ -114,7 +116,8 @@ def _render(chat: Chat, preference: Preference, count_header: bool) -> _Texts | 
     try:
         prompt = chat.prompt(preference.prompt)
         bare = chat.prompt(preference.prompt, ask=False) if count_header else prompt
-        chosen, rejected = (chat.conversation(preference.prompt, a) for a in (preference.chosen, preference.rejected))
+        answers = (preference.chosen, preference.rejected)
+        chosen, rejected = (chat.conversation(preference.prompt, a, whole=count_header) for a in answers)
     except Exception as error:  # a template is a program; most raise TemplateError for roles that they do not support
         return Fault(preference.row, "prompt", "the chat template refuses the conversation", str(error)[:120])
     if fault := chat.fault_of(preference, prompt, chosen, rejected):
@@ -124,15 +127,18 @@ def _render(chat: Chat, preference: Preference, count_header: bool) -> _Texts | 
 
 
 class _Ids(NamedTuple):
-    """`_Texts` as token ids. border: index in the prompt's ids where |y| begins."""
+    """`_Texts` as token ids. border: index in the prompt's ids where |y| begins. whole: the answers go on behind their
+    end-of-turn token."""
 
     chosen: Answered | None
     rejected: Answered | None
     border: int
+    whole: bool
 
 
-def _ids(chat: Chat, texts: Sequence[_Texts]) -> list[_Ids]:
-    answered = iter(chat.answered([(t.prompt, answer) for t in texts for answer in (t.chosen, t.rejected)]))
+def _ids(chat: Chat, texts: Sequence[_Texts], whole: bool) -> list[_Ids]:
+    answers = [(t.prompt, answer) for t in texts for answer in (t.chosen, t.rejected)]
+    answered = iter(chat.answered(answers, whole=whole))
     bare = list(dict.fromkeys(t.bare for t in texts if t.bare != t.prompt))
     of_bare = dict(zip(bare, chat.ids(bare), strict=True))
     sequences = []
@@ -141,7 +147,7 @@ def _ids(chat: Chat, texts: Sequence[_Texts]) -> list[_Ids]:
         border = 0 if chosen is None else len(chosen.prompt)
         if chosen is not None and text.bare in of_bare:
             border = shared_start(of_bare[text.bare], chosen.prompt)
-        sequences.append(_Ids(chosen, rejected, border))
+        sequences.append(_Ids(chosen, rejected, border, whole))
     return sequences
 
 
@@ -173,10 +179,12 @@ def _cut(
         notes.append(f"answers follow {chat.opening!r}, which only the generation prompt writes")
     if chat.lead.strip():
         notes.append(f"answers begin with {chat.lead!r}, which the generation prompt does not write")
+    tail = _tail(ids.chosen.answer, chat.end) if ids.whole else ()
+    ending = (chat.end, *tail)
     faults = [
         Fault(row, name, "response without exactly one end-of-turn token, at its end", f"{response.count(chat.end)}")
         for name, response in (("chosen", chosen), ("rejected", rejected))
-        if response[-1:] != (chat.end,) or response.count(chat.end) != 1
+        if response[-len(ending) :] != ending or response.count(chat.end) != ending.count(chat.end)
     ]
     bos_count = 0 if chat.bos is None else 1
     if not chat.opens_turns and chat.bos is not None and prompt.count(chat.bos) != bos_count:
@@ -198,14 +206,20 @@ def _cut(
             head = prompt[: _kept(chat)]
             prompt = head + prompt[len(prompt) - max_prompt_length + len(head) :]
         room = max_length - len(prompt)
-        if room <= len(header):
+        if room < len(header) + len(ending):
             return _Made(None, [Fault(row, "prompt", "no room for an answer after the prompt", f"{room} tokens")], [])
         if max(len(chosen), len(rejected)) > room:
             notes.append(CUT_RESPONSE)
-            chosen, rejected = (r if len(r) <= room else (*r[: room - 1], chat.end) for r in (chosen, rejected))
+            kept = room - len(ending)
+            chosen, rejected = (r if len(r) <= room else r[:kept] + ending for r in (chosen, rejected))
         if chosen == rejected:
             return _Made(None, [], [CUT_TO_IDENTICAL])
     return _Made(None if faults else TokenPair(preference.id, prompt, chosen, rejected), faults, notes)
+
+
+def _tail(answer: tuple[int, ...], end: int) -> tuple[int, ...]:
+    """What follows the end-of-turn token."""
+    return answer[answer.index(end) + 1 :] if end in answer else ()
 
 
 # ---------------------------------------------------------------- the same prompt in training and generation
@@ -262,4 +276,4 @@ def check_prompt(rows: Sequence[Inspected], chat: Chat) -> None:
 
 def _kept(chat: Chat) -> int:
     """Number of first tokens that are kept when a prompt is cut to its end: the beginning-of-text token."""
-    return 1 if chat.bos is not None and not chat.opens_turns else 0
+    return 1 if chat.bos is not None and not chat.opens_messages else 0

@@ -16,7 +16,8 @@ import pandas as pd
 import yaml
 
 from pobench.columns import FRAMES, STORED
-from pobench.errors import PobenchError, nearest
+from pobench.errors import CorruptError, PobenchError, nearest
+from pobench.files import read_marker
 from pobench.registry import losses
 from pobench.results.derived import Frames
 from pobench.results.run_folder import RunFolder
@@ -49,7 +50,7 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
         if rows := scores_of(root, folder.run):
             parts["scores"].append(pd.DataFrame(rows).assign(run=folder.run))
     for name in sorted({p.parent.name for p in folders}):
-        for audit in sorted((root / name).glob("data-*/audit.json")):
+        for audit in _audits(root / name):
             rows = pd.DataFrame(json.loads(audit.read_text()))
             parts["audit"].append(rows.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
     for trials in (root / "trials.csv", *sorted(root.glob("*/tuning/trials.csv"))):
@@ -57,6 +58,19 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
             text = {c.name: "str" for c in FRAMES["tuning"].columns if c.type in ("text", "JSON")}
             parts["tuning"].append(pd.read_csv(trials, keep_default_na=False, na_values=[""], dtype=text))
     return Frames({frame.name: frame.of(_joined(parts[frame.name])) for frame in STORED})
+
+
+def _audits(folder: Path) -> list[Path]:
+    """The audits of a setting's token pairs. Where folders differ in nothing but the code that read the rows, the one written
+    last."""
+    newest: dict[str, Path] = {}
+    for audit in sorted(folder.glob("data-*/audit.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            causes = read_marker(audit.with_name("data.json"))["causes"]
+        except (CorruptError, KeyError):
+            causes = {"folder": audit.parent.name}
+        newest[json.dumps({**causes, "reader": ""}, sort_keys=True)] = audit
+    return sorted(newest.values())
 
 
 def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:

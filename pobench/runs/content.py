@@ -20,7 +20,7 @@ from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import pairs_digest
 from pobench.data.pairs_folder import LISTS, PairsFolder
-from pobench.data.prepare import Prepared, prepare, source_files
+from pobench.data.prepare import Prepared, prepare, reader_digest, source_files
 from pobench.data.prompts import eval_prompts
 from pobench.errors import PobenchError
 from pobench.identity import PROTOCOL, code_digest, name_of
@@ -29,7 +29,7 @@ from pobench.registry import get_loss, judges
 from pobench.runs.stage import Content
 from pobench.runs.start_model import base_model, stage_folder
 from pobench.settings.job import Job
-from pobench.sources import file_digest, weights_digest
+from pobench.sources import rows_digest, weights_digest
 
 SOURCES = (
     "source",
@@ -83,9 +83,10 @@ def find_pairs(job: Job, runs: Path, chat: Chat, note: Callable[[str], None], *,
 
     note: takes a sentence about a damaged folder. remember: digests of large files. Raises PobenchError as `prepare` does.
     """
-    files = {name: file_digest(path, remember=remember) for name, path in source_files(job).items()}
+    files = {name: rows_digest(found, remember=remember) for name, found in source_files(job).items()}
     values = {k: v for k, v in job.data.causes().items() if k not in SOURCES}
-    causes = {"protocol": PROTOCOL, "files": files, "rendering": chat.digest, "data": values}
+    rendering = {"rendering": chat.digest, "reader": reader_digest()}
+    causes = {"protocol": PROTOCOL, "files": files, **rendering, "data": values}
     folder = PairsFolder(runs / job.setting / f"data-{name_of(causes)}")
     faults = folder.faults() if folder.finished else []
     if folder.finished and not faults:

@@ -7,6 +7,7 @@ machine's rate of multiplying matrices, else the hours that the SimPO authors pr
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import statistics
@@ -209,7 +210,8 @@ def _rows(data: DataConfig, source: str, split: str | None) -> tuple[float, floa
     if not is_local(source):
         return math.nan, math.nan
     try:
-        preferences = load_preferences(fetch_rows(source), columns=data.columns, ignore=data.ignore).preferences
+        files = fetch_rows(source, split=split, subset=data.subset)
+        preferences = load_preferences(files, columns=data.columns, ignore=data.ignore).preferences
     except PobenchError:
         return math.nan, math.nan
     texts = [sum(len(m.content) for m in p.prompt) + len(p.chosen) + len(p.rejected) for p in preferences]
@@ -229,13 +231,13 @@ def _conversations(job: Job) -> float:
     if source in DATASETS:
         count = float(DATASETS[source].splits.get(split or "train", math.nan))
     else:
-        count = float(len(read_rows(fetch_rows(source)))) if is_local(source) else math.nan
+        count = float(len(read_rows(fetch_rows(source, split=split)))) if is_local(source) else math.nan
     return min(count, job.sft.max_conversations or math.inf)
 
 
 def is_local(source: str) -> bool:
     """Whether rows are read without a network."""
-    return source.startswith("builtin:") or Path(source).expanduser().is_file()
+    return source.startswith("builtin:") or glob.has_magic(source) or Path(source).expanduser().exists()
 
 
 def _asked(job: Job) -> float:

@@ -23,6 +23,7 @@ from pobench.files import whole
 from pobench.model.load import _config, count_parameters
 from pobench.progress import without_bars
 from pobench.registry import benchmarks, judges
+from pobench.row_files import RowFiles
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
 from pobench.sources import cache_folder, cached_model, fetch_rows, is_hub_name, read_config
@@ -437,9 +438,9 @@ def _replaced(source: str, split: str | None, folder: Path) -> str:
     return str(folder / _file_of(source, split or "train")) if source in DATASETS else source
 
 
-def _texts(file: Path, rows: int = 500) -> list[str]:
-    """Texts of a local file's first rows, for a stand-in tokenizer to learn from."""
-    values = [row for _, row in read_rows(file)[:rows]]
+def _texts(files: RowFiles, rows: int = 500) -> list[str]:
+    """Texts of a data set's first rows, for a stand-in tokenizer to learn from."""
+    values = [row for _, row in read_rows(files)[:rows]]
     return [t for row in values if isinstance(row, dict) for v in row.values() for t in _strings(v)]
 
 

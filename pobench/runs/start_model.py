@@ -27,7 +27,7 @@ from pobench.progress import progress
 from pobench.results.run_folder import RunFolder
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
-from pobench.sources import cache_folder, fetch_model, file_digest, weights_digest
+from pobench.sources import cache_folder, fetch_model, rows_digest, weights_digest
 from pobench.training import checkpoint
 from pobench.training.sft import batches, learn
 
@@ -80,7 +80,7 @@ def stage_causes(job: Job, *, remember: bool = True) -> dict[str, Any]:
     return {
         "protocol": PROTOCOL,
         "weights": weights_digest(base, remember=remember),
-        "rows": file_digest(demonstration_rows(config), remember=remember),
+        "rows": rows_digest(demonstration_rows(config), remember=remember),
         "rendering": Chat.of(base, job.model).digest,
         "sft": settings,
         "attention": job.model.attention,

@@ -18,7 +18,8 @@ from pobench.settings.read import of_another_judge, read_setting
 from pobench.settings.schema import COMMANDS, SECTIONS, JudgeConfig, Setting, TrainConfig
 
 SETTABLE = {**SECTIONS, **COMMANDS}
-OF_ONE_SOURCE = ("split", "revision", "held_out", "held_out_split")  # of `data`: dropped when another source is named
+# of `data`: dropped when another source is named
+OF_ONE_SOURCE = ("subset", "split", "revision", "columns", "ignore", "held_out", "held_out_split")
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class DataConfig(_Strict):
     max_prompt_length: Count = 1800  # tokens
     truncation: Literal["drop", "cut"] = "drop"
     on_bad_row: Literal["stop", "drop"] = "stop"
-    count_header: bool = False  # count the assistant header into |y|, as the SimPO repository does
+    count_header: bool = False  # |y| as in the SimPO repository: with header, what follows the end of turn, end of text
     length_bias: float = Field(0.0, ge=0, le=1)  # share of labels replaced by "the longer answer wins"
     seed: Seed = 0  # of the split, the subset and the bias
 

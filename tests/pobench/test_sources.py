@@ -388,8 +388,8 @@ def test_a_chat_template_can_be_given_and_must_exist(tmp_path):
 def test_a_local_file_and_a_shipped_one_are_returned_as_they_are(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("{}\n")
-    assert sources.fetch_rows(str(file)) == file
-    shipped = sources.fetch_rows("builtin:smollm2/eval_prompts.jsonl")
+    assert sources.fetch_rows(str(file)).paths == (file,)
+    (shipped,) = sources.fetch_rows("builtin:smollm2/eval_prompts.jsonl").paths
     assert shipped.is_file() and shipped.parent.name == "smollm2"
 
 
@@ -410,7 +410,7 @@ def test_a_hub_data_set_becomes_a_parquet_file(cache, monkeypatch):
         return datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    path = sources.fetch_rows("someone/rows", split="train[:1%]", revision="v1")
+    (path,) = sources.fetch_rows("someone/rows", split="train[:1%]", revision="v1").paths
     assert asked == [("someone/rows", None, "train[:1%]", "v1")]
     assert path.suffix == ".parquet" and cache in path.parents
     import pandas

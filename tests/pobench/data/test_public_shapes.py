@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pobench.data.audit import Audit
 from pobench.data.rows import Found, preference_lines
 from pobench.data.shapes import recognise
 from pobench.errors import PobenchError
@@ -156,6 +157,15 @@ def test_columns_not_read_are_listed_and_empty_ones_are_not() -> None:
     assert (len(found.preferences), found.unread) == (1, {"source": 1})
 
 
+@pytest.mark.parametrize("name", READ)
+def test_a_column_that_a_layout_does_not_know_is_in_its_audit(name: str) -> None:
+    found = found_in({**READ[name], "annotator notes": "w"})
+    assert found.unread["annotator notes"] == 1
+    audit = Audit.of_file(found)
+    line = audit.frame().set_index("fault").loc["column 'annotator notes' was not read"]
+    assert (line["count"], line["rows"]) == (1, "[]") and "'annotator notes'" in audit.text()
+
+
 def test_history_becomes_earlier_turns_and_a_second_system_message_is_a_fault() -> None:
     (pair,) = found_in({**PLAIN, "history": [["Hi", "Hello"]], "system": "Be kind."}).preferences
     assert [m.role for m in pair.prompt] == ["system", "user", "assistant", "user"]
@@ -182,6 +192,12 @@ def test_labels_of_unpaired_rows_are_read_in_every_spelling(good: Any, bad: Any)
 def test_an_answer_that_is_json_is_an_answer() -> None:
     (pair,) = found_in({**PLAIN, "chosen": '[{"value": 1}, {"value": 2}]'}).preferences
     assert pair.chosen.startswith("[{")
+
+
+@pytest.mark.parametrize("words", ["Assistant: what time is it?", "Assistant:", "### Response:", "User: why?"])
+def test_a_user_may_begin_with_the_words_that_mark_the_assistants_turn(words: str) -> None:
+    (pair,) = found_in({**PLAIN, "prompt": words}).preferences
+    assert pair.prompt == (("user", words),)
 
 
 def test_one_odd_row_does_not_keep_a_repeated_prompt_in_the_others() -> None:

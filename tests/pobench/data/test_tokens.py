@@ -21,11 +21,14 @@ from transformers import PreTrainedTokenizerFast
 from pobench.cli.show_pairs import pieces, render_audit, render_inspection
 from pobench.data.audit import Audit
 from pobench.data.chat import Chat, with_values
+from pobench.data.demonstrations import tokenise as demonstrations
 from pobench.data.order import bias_labels, data_digest, data_order, mismatch, split_by_prompt, subset, text_key
+from pobench.data.published import ZEPHYR_TEMPLATE
 from pobench.data.rows import Message, Preference
 from pobench.data.shapes import load_preferences, recognise
 from pobench.data.tokens import CUT_PROMPT, CUT_RESPONSE, CUT_TO_IDENTICAL, MERGED, check_prompt, inspected, tokenize
 from pobench.errors import PobenchError
+from pobench.settings.resolve import resolve
 from pobench.types import TokenPair
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
@@ -53,6 +56,14 @@ GEMMA = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system message here') }}{% endif %}"
     "{% for m in messages %}<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}</turn>\n"
     "{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}"
+)
+LLAMA2 = (
+    "{% set system = messages[0].content if messages[0].role == 'system' else none %}"
+    "{% for m in (messages if system is none else messages[1:]) %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m.role == 'user' %}{{ bos_token }}[INST] "
+    "{% if loop.first and system is not none %}<<SYS>>\n{{ system }}\n<</SYS>>\n\n{% endif %}"
+    "{{ m.content.strip() }} [/INST]{% else %} {{ m.content.strip() }} {{ eos_token }}{% endif %}{% endfor %}"
 )
 
 
@@ -88,6 +99,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "llama 3, the tokenizer would add BOS again": lambda: build(
         ["<bot>", "<|head|>", "<|/head|>", "<|eot|>", "<eot>"], "<bot>", "<eot>", LLAMA3, adds_bos=True
     ),
+    "llama 2, BOS opens every turn of the user": lambda: build(["<s>", "</s>"], "<s>", "</s>", LLAMA2, adds_bos=True),
     "mistral, no header": lambda: build(["<s>", "</s>"], "<s>", "</s>", MISTRAL, adds_bos=True),
     "gemma, another end of turn than end of text": lambda: build(
         ["<bos>", "<eos>", "<turn>", "</turn>"], "<bos>", "<eos>", GEMMA, adds_bos=True
@@ -157,7 +169,7 @@ def test_prompt_and_responses_say_what_the_text_says(name: str, prompt: str, fir
     for text, response in ((chosen, pair.chosen), (rejected, pair.rejected)):
         whole = decoded(tokenizer, pair.prompt + response)
         end = tokenizer.convert_ids_to_tokens(chat.end)
-        assert whole.endswith(text + end)
+        assert whole.endswith(end) and whole.removesuffix(end).rstrip(" ").endswith(text)  # Llama 2 writes a space
         assert text in decoded(tokenizer, response)  # nothing of the answer went to the prompt
         assert response.count(chat.end) == 1 and response[-1] == chat.end
     assert chat.prompt_ids(asked) == pair.prompt  # what a model is asked with
@@ -177,7 +189,7 @@ def test_there_is_one_beginning_of_text_token_and_one_end_of_turn(any_tokenizer:
         assert pair.prompt[0] == chat.bos and pair.prompt[1] != chat.bos
         if not chat.opens_turns:
             assert (pair.prompt + pair.chosen).count(chat.bos) == 1
-    assert chat.opens_turns == (any_tokenizer.bos_token == "<|im_start|>")
+    assert chat.opens_turns == (any_tokenizer.bos_token == "<|im_start|>" or chat.template == LLAMA2)
 
 
 def test_what_the_template_writes_behind_the_end_of_turn_is_taken_off(chatml: Any) -> None:
@@ -200,11 +212,73 @@ def test_a_token_that_would_stand_on_both_sides_of_the_border_is_split_as_genera
 def test_count_header_moves_the_header_into_the_response(llama: Any) -> None:
     plain = one_pair(llama, "Yes.", "No.")
     counted = one_pair(llama, "Yes.", "No.", count_header=True)
-    assert plain.prompt + plain.chosen == counted.prompt + counted.chosen
-    assert decoded(llama, counted.chosen) == "<|head|>assistant<|/head|>\n\nYes.<|eot|>"
+    assert (*plain.prompt, *plain.chosen, llama.eos_token_id) == counted.prompt + counted.chosen
+    assert decoded(llama, counted.chosen) == "<|head|>assistant<|/head|>\n\nYes.<|eot|><eot>", (
+        "Llama 3 Base ends its text"
+    )
     assert decoded(llama, plain.chosen) == "Yes.<|eot|>"
     mistral = family("mistral, no header")
     assert one_pair(mistral, "Yes.", "No.") == one_pair(mistral, "Yes.", "No.", count_header=True)
+
+
+SIMPO_FAMILIES: dict[str, tuple[list[str], str, str, str]] = {
+    "mistral": (["<s>", "</s>"], "<s>", "</s>", ""),
+    "zephyr": (["<s>", "</s>"], "<s>", "</s>", ZEPHYR_TEMPLATE),
+    "llama 3 base": (["<bot>", "<|head|>", "<|/head|>", "<|eot|>", "<eot>"], "<bot>", "<eot>", LLAMA3),
+    "llama 3 instruct": (["<bot>", "<|head|>", "<|/head|>", "<|eot|>", "<eot>"], "<bot>", "<|eot|>", LLAMA3),
+    "gemma": (["<bos>", "<eos>", "<turn>", "</turn>"], "<bos>", "<eos>", GEMMA),
+    "no end of turn": (
+        ["<s>", "</s>"],
+        "<s>",
+        "</s>",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+    ),
+}
+
+
+def as_simpo_trains(tokenizer: Any, prompt: list[dict[str, str]], answer: str) -> tuple[list[int], list[int]]:
+    """(prompt ids, counted ids) of the SimPO repository's trainer: the prompt rendered without a generation prompt, the
+    answer as a conversation of its own without BOS; cut where the prompt's tokens end, one earlier if the last of them
+    changed; BOS in front and the end of the text behind, where they are not there yet."""
+    before = tokenizer.apply_chat_template(prompt, tokenize=False)
+    alone = [{"role": "assistant", "content": answer}]
+    behind = tokenizer.apply_chat_template(alone, tokenize=False).removeprefix(tokenizer.bos_token)
+    ids, asked = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (before + behind, before))
+    border = len(asked) if ids[: len(asked)] == asked else len(asked) - 1
+    start = [] if ids[0] == tokenizer.bos_token_id else [tokenizer.bos_token_id]
+    stop = [] if ids[-1] == tokenizer.eos_token_id else [tokenizer.eos_token_id]
+    return start + ids[:border], ids[border:] + stop
+
+
+@pytest.mark.parametrize("name", SIMPO_FAMILIES)
+@pytest.mark.parametrize("turns", [1, 2])
+def test_count_header_counts_the_tokens_that_the_simpo_repository_counts(name: str, turns: int) -> None:
+    tokenizer = build(*SIMPO_FAMILIES[name], adds_bos=True)
+    if name == "mistral":
+        tokenizer.chat_template = resolve("mistral-instruct", "simpo")[0].model.chat_template
+    earlier = [Message("user", "Why?"), Message("assistant", "Because.")] * (turns - 1)
+    asked = (*earlier, Message("user", "Why is the sky blue?"))
+    answers = ("Sure, here is a list:\n- one\n- two", "No.")
+    (pair,), _ = tokenize([Preference("p", asked, *answers, 1)], tokenizer, count_header=True)
+    for answer, counted in zip(answers, (pair.chosen, pair.rejected), strict=True):
+        theirs = as_simpo_trains(tokenizer, [m._asdict() for m in asked], answer)
+        assert (list(pair.prompt), list(counted)) == theirs
+    written = {"zephyr": "</s>\n</s>", "gemma": "</turn>\n<eos>", "llama 3 base": "<|eot|><eot>", "mistral": " </s>"}
+    assert f"No.{written.get(name, '')}" in decoded(tokenizer, pair.rejected)
+    (plain,), _ = tokenize([Preference("p", asked, *answers, 1)], tokenizer)
+    whole = pair.prompt + pair.rejected
+    assert whole[: len(plain.prompt)] == plain.prompt, "the prompt that generation asks with"
+    (cut,), _ = tokenize(
+        [Preference("p", asked, *answers, 1)],
+        tokenizer,
+        count_header=True,
+        max_length=len(whole) + 1,
+        max_prompt_length=len(pair.prompt),
+        truncation="cut",
+    )
+    assert cut.rejected == pair.rejected and len(cut.chosen) == len(pair.rejected) + 1
+    ending = cut.rejected[cut.rejected.index(Chat(tokenizer).end, 1) :]
+    assert cut.chosen[-len(ending) :] == ending, "an answer that is cut ends as the others do"
 
 
 @pytest.mark.parametrize("message", ["", 'Be "kind".\nÜberall, {{ always }}.'])
@@ -225,6 +299,25 @@ def test_several_turns_and_a_default_system_message_are_part_of_the_prompt(chatm
     (pair,), _ = tokenize([Preference("p", turns, "Yes.", "No.", 1)], chatml)
     text = decoded(chatml, pair.prompt)
     assert text.startswith("<|im_start|>system\nBe kind.") and "Because.<|im_end|>" in text
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_bos_in_front_of_every_turn_of_the_user_is_no_fault(turns: int) -> None:
+    tokenizer = family("llama 2, BOS opens every turn of the user")
+    earlier = [Message(r, f"{t} {i}") for i in range(turns - 1) for r, t in (("user", "Why"), ("assistant", "So"))]
+    asked = (Message("system", "Be kind."), *earlier, Message("user", "Why is the sky blue?"))
+    row = Preference("p", asked, "Yes.", "No.", 1)
+    chat = Chat(tokenizer)
+    (pair,), audit = tokenize([row], chat)
+    assert audit.faults == [] and pair.prompt.count(chat.bos) == turns
+    text = tokenizer.apply_chat_template([m._asdict() for m in asked], tokenize=False)  # which writes every BOS itself
+    assert pair.prompt == chat.prompt_ids(asked) == tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert decoded(tokenizer, pair.prompt + pair.chosen) == text + " Yes. </s>"
+    (cut,), _ = tokenize([row], chat, max_prompt_length=20, max_length=60, truncation="cut")
+    assert cut.prompt == (chat.bos, *pair.prompt[-19:]), "a prompt that is cut still begins with BOS"
+    conversation = [m._asdict() for m in (*asked, Message("assistant", "Yes."))]
+    (group,) = demonstrations(tokenizer, [(1, {"messages": conversation})]).groups
+    assert (*group.prompt, *group.responses[0]) == pair.prompt + pair.chosen
 
 
 def test_a_date_in_the_template_does_not_depend_on_the_day(chatml: Any) -> None:
@@ -281,8 +374,12 @@ def test_a_thought_that_the_generation_prompt_opens_is_trained_behind(chatml: An
     assert decoded(chatml, pair.chosen) == "Yes.<|im_end|>"
     assert decoded(chatml, pair.rejected) == "<the><|im_end|>", "`<th` of the answer is not taken for the thought's"
     assert any("'<think>\\n', which only the generation prompt writes" in note for note in audit.notes)
-    whole = one_pair(chatml, "<think>\nHm.</think>Yes.", "No.", template=thinking)
-    assert decoded(chatml, whole.chosen) == "Hm.</think>Yes.<|im_end|>", "an answer may bring its thought along"
+    special = build(["<|im_start|>", "<|im_end|>", "<think>"], "<|im_start|>", "<|im_end|>", thinking)
+    for tokenizer in (chatml, special):
+        rows = [preference("<think>\nHm.</think>Yes.", "No.", "What does <think> mean?")]
+        (whole,), _ = tokenize(rows, tokenizer, template=thinking)
+        assert decoded(tokenizer, whole.chosen) == "Hm.</think>Yes.<|im_end|>", "an answer may bring its thought along"
+        assert whole.prompt == Chat(tokenizer, thinking).prompt_ids(rows[0].prompt)
 
 
 HYBRID = CHATML.replace(

@@ -14,11 +14,13 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from pobench import identity
+from pobench.data import prepare
 from pobench.errors import CorruptError, PobenchError
 from pobench.reporting.draw import table
 from pobench.results.load import load_frames
 from pobench.results.run_folder import RunFolder, find_run
-from pobench.runs import stages
+from pobench.runs import content, stages
 from pobench.runs.execute import execute
 from pobench.runs.plan import Plan
 from pobench.runs.verify import verify
@@ -278,6 +280,31 @@ def test_damaged_token_pairs_are_read_again(plan_here, tmp_path) -> None:
     spoil(pairs)
     assert ran(plan_here("dpo")) == {}
     assert pairs.read_bytes() == before
+
+
+def test_other_code_that_reads_rows_reads_them_again_and_trains_nothing_again(plan_here, tmp_path, monkeypatch) -> None:
+    assert ran(plan_here("dpo")) == EVERYTHING
+    (old,) = tmp_path.glob("runs/small/data-*")
+    monkeypatch.setattr(content, "reader_digest", lambda: "of another release")
+    assert ran(plan_here("dpo")) == {}
+    (new,) = set(tmp_path.glob("runs/small/data-*")) - {old}
+    audit = load_frames(tmp_path / "runs")["audit"]
+    assert set(audit["data"]) == {new.name.removeprefix("data-")} and not audit.duplicated(["setting", "fault"]).any()
+
+
+def test_the_code_that_reads_rows_is_every_module_between_a_file_and_its_token_pairs() -> None:
+    names = {path.stem for path in identity._files(Path(prepare.__file__))}
+    assert {
+        "prepare",
+        "rows",
+        "shapes",
+        "public_shapes",
+        "column_map",
+        "row_reader",
+        "turns",
+        "chat",
+        "tokens",
+    } <= names
 
 
 # ---------------------------------------------------------------- edges, names, and what is shown
