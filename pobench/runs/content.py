@@ -104,13 +104,13 @@ def gather(
     tokenizer does not know.
     """
     digests = pairs.digests
-    capacity = Capacity.of(base_model(job), trust_remote_code=job.model.trust_remote_code)
+    capacity = Capacity.of(base_model(job), job.data.max_length, trust_remote_code=job.model.trust_remote_code)
     faults = capacity.faults(pairs.extent, "data.source", chat, f"set data.max_length={capacity.positions}")
     prompts, rows = _prompts(job, stages, chat, capacity, faults, note)
     if faults:
         raise PobenchError("\n".join(faults))
     return Content(
-        weights=start_weights(job, remember=remember),
+        weights=start_weights(job, capacity.reach, remember=remember),
         pairs=digests["train"],
         heldout=digests["heldout"],
         prompts=prompts,
@@ -121,11 +121,14 @@ def gather(
     )
 
 
-def start_weights(job: Job, *, remember: bool = True) -> str:
-    """The digest of the weights that training starts from; where an SFT stage makes them, its name, which is content too."""
-    if job.sft is not None:
-        return stage_folder(job, remember=remember).run
-    return weights_digest(base_model(job), remember=remember)
+def start_weights(job: Job, reach: int | None, *, remember: bool = True) -> str:
+    """The digest of the weights that training starts from; where an SFT stage makes them, its name, which is content too.
+
+    reach: of rotary frequencies that the run's `max_length` chooses (`Capacity`); it changes what the weights compute.
+    """
+    made = stage_folder(job, remember=remember).run if job.sft is not None else None
+    weights = made or weights_digest(base_model(job), remember=remember)
+    return weights if reach is None else f"{weights} with rotary frequencies for {reach} tokens"
 
 
 def auto_precision() -> str:

@@ -125,6 +125,7 @@ class Context:
             dtype=dtype,
             attention=attention_of(path, self.job.model.attention),
             trust_remote_code=self.job.model.trust_remote_code,
+            length=self.job.data.max_length,
             device=self.accelerator.device,
         )
         use_flex(model, self.job.model.attention, self.accelerator.device)
@@ -187,7 +188,7 @@ class Context:
     def scorer(self, model: Any) -> SumScorer:
         """Sums without gradient, in the layout that this model and these pairs take."""
         policy = ResponseLogps(model, self.job.train.head_tile, compiled=self.job.train.compile)
-        groups = [Group.of(p) for p in self.prepared.heldout[:2]]
+        groups = [Group.of(p) for p in self.prepared.heldout]
         alone = self.task.kind != "reference"  # one process evaluates
         return sum_scorer(policy, groups, self.job.train, self.accelerator, self.say, alone=alone)
 
@@ -208,7 +209,9 @@ class Context:
 
     def _readable(self, groups: list[Group]) -> list[Group]:
         """The groups, if the model can read them: a prompt with a borrowed answer may be longer than any pair is."""
-        capacity = Capacity.of(self.start_path, trust_remote_code=self.job.model.trust_remote_code)
+        capacity = Capacity.of(
+            self.start_path, self.job.data.max_length, trust_remote_code=self.job.model.trust_remote_code
+        )
         what, remedy = "a prompt with another pair's answer (for the kl)", "set a smaller data.max_length"
         if faults := capacity.faults(Extent.of(groups), what, self.chat, remedy):
             raise PobenchError("\n".join(faults))

@@ -95,7 +95,7 @@ def read_demonstrations(job: Job) -> Demonstrations:
     base = base_model(job)
     chat = Chat.of(base, job.model)
     made = tokenise(chat, rows, source=config.source, max_length=config.max_length, on_bad_row=config.on_bad_row)
-    capacity = Capacity.of(base, trust_remote_code=job.model.trust_remote_code)
+    capacity = Capacity.of(base, config.max_length, trust_remote_code=job.model.trust_remote_code)
     extent, remedy = Extent.of(made.groups), f"set sft.max_length={capacity.positions}"
     if faults := capacity.faults(extent, "sft.source", chat, remedy):
         raise PobenchError("\n".join(faults))
@@ -124,6 +124,7 @@ def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = l
         None,
         attention=attention_of(base, job.model.attention),
         trust_remote_code=job.model.trust_remote_code,
+        length=config.max_length,
         device=accelerator.device,
     )
     use_flex(model, job.model.attention, accelerator.device)
