@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from pobench.adapter_folder import is_adapter, put_in
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import mismatch, subset
@@ -155,9 +156,9 @@ class Context:
             for fault in self.folder.corrupt_weights():
                 raise fault
             path = self.folder.path / "model"
-        whole_model = not adapters.stored_in(path)
+        whole_model = not is_adapter(path)
         model = self.load(path if whole_model else self.start_path, dtype)
-        adapted = None if whole_model else adapters.load(model, path)
+        adapted = None if whole_model else put_in(model, path)
         return model.to(self.accelerator.device).eval(), adapted
 
     def scoring_model(self) -> Any:
@@ -175,7 +176,7 @@ class Context:
 
     def _speaking(self, precision: str) -> Any:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        if self.loss is None or not adapters.stored_in(self.folder.path / "model"):
+        if self.loss is None or not is_adapter(self.folder.path / "model"):
             return self.final_model(dtype)[0]
         return self._merged(*self.final_model()).to(dtype)
 

@@ -57,7 +57,11 @@ def base_model(job: Job) -> Path:
     """The folder of the model that the setting names."""
     model = job.model
     return fetch_model(
-        model.source, revision=model.revision, sha256=model.sha256, trust_remote_code=model.trust_remote_code
+        model.source,
+        revision=model.revision,
+        sha256=model.sha256,
+        trust_remote_code=model.trust_remote_code,
+        base=model.base,
     )
 
 
