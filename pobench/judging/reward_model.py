@@ -52,9 +52,7 @@ class RewardModel:
             model, found = AutoModelForSequenceClassification.from_pretrained(
                 w.folder,
                 dtype=w.dtype,
-                attn_implementation=None
-                if w.attention == "sdpa"
-                else w.attention,  # None: sdpa where the model knows it
+                attn_implementation=w.attention,
                 trust_remote_code=w.trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,

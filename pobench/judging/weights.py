@@ -44,7 +44,7 @@ class Weights:
         return fetch_model(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code, option=option)
 
     @property
-    def attention(self) -> str:
+    def attention(self) -> str | None:
         return attention_of(self.folder)
 
     @property

@@ -14,10 +14,12 @@ from pobench.settings.schema import AdapterConfig
 from pobench.sources import read_config, weights_fault
 
 
-def attention_of(folder: Path, attention: str = "auto") -> str:
-    """The kind of attention to load the model in `folder` with. Soft-capped attention exists only as `eager`."""
-    config = read_config(folder)
-    return ("eager" if config.get("attn_logit_softcapping") else "sdpa") if attention in ("auto", "flex") else attention
+def attention_of(folder: Path, attention: str = "auto") -> str | None:
+    """The kind of attention to load the model in `folder` with; None: `sdpa`, or `eager` for a model that has no other (GPT-J,
+    BLOOM, gpt-oss). Soft-capped attention exists only as `eager`."""
+    if attention not in ("auto", "flex"):
+        return attention
+    return "eager" if read_config(folder).get("attn_logit_softcapping") else None
 
 
 def load_base(
@@ -25,7 +27,7 @@ def load_base(
     config: AdapterConfig | None,
     *,
     dtype: torch.dtype | None = None,
-    attention: str = "sdpa",
+    attention: str | None = None,
     trust_remote_code: bool = False,
     length: int | None = None,
     device: torch.device | None = None,
@@ -80,12 +82,12 @@ def load_model(
     folder: Path,
     *,
     dtype: Any,
-    attention: str = "sdpa",
+    attention: str | None = None,
     trust_remote_code: bool = False,
     length: int | None = None,
     **quantized: Any,
 ) -> Any:
-    """The causal language model in `folder`, in evaluation mode. dtype: a torch.dtype. attention: sdpa | eager | …
+    """The causal language model in `folder`, in evaluation mode. dtype: a torch.dtype. attention: see `attention_of`.
 
     length: tokens for which rotary frequencies that depend on a length are chosen; None: the longest sequence of each batch.
     quantized: `quantization_config` and `device_map`, for weights that are quantised while they are read.
