@@ -24,6 +24,7 @@ from pobench.data.prepare import Prepared, prepare, source_files
 from pobench.data.prompts import eval_prompts
 from pobench.errors import PobenchError
 from pobench.identity import PROTOCOL, code_digest, name_of
+from pobench.judging.benchmarks.base import Benchmark
 from pobench.model.device import bf16_pays
 from pobench.registry import get_loss, judges
 from pobench.runs.stage import Content
@@ -96,17 +97,25 @@ def find_pairs(job: Job, runs: Path, chat: Chat, note: Callable[[str], None], *,
 
 
 def gather(
-    job: Job, stages: Sequence[str], pairs: Pairs, chat: Chat, note: Callable[[str], None], *, remember: bool = True
+    job: Job,
+    stages: Sequence[str],
+    pairs: Pairs,
+    chat: Chat,
+    note: Callable[[str], None],
+    benchmarks: Sequence[Benchmark] = (),
+    *,
+    remember: bool = True,
 ) -> Content:
     """The content behind a job's results; the jobs of one plan share all of it but the source of their losses.
 
-    note: takes a warning about the prompts. Raises PobenchError for pairs and prompts that the model cannot read, or that the
-    tokenizer does not know.
+    note: takes a warning about the prompts. benchmarks: those whose questions are asked. Raises PobenchError for pairs, prompts
+    and questions that the model cannot read, or that the tokenizer does not know.
     """
     digests = pairs.digests
     capacity = Capacity.of(base_model(job), job.data.max_length, trust_remote_code=job.model.trust_remote_code)
     faults = capacity.faults(pairs.extent, "data.source", chat, f"set data.max_length={capacity.positions}")
     prompts, rows = _prompts(job, stages, chat, capacity, faults, note)
+    faults += [fault for benchmark in benchmarks for fault in benchmark.unreadable(chat, capacity)]
     if faults:
         raise PobenchError("\n".join(faults))
     return Content(
