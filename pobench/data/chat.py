@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -78,6 +79,20 @@ def with_values(template: str, system_message: str | None = None, arguments: Map
         first = "{'role': 'system', 'content': " + _literal(system_message) + "}"
         front += "{% if messages[0]['role'] != 'system' %}{% set messages = [" + first + "] + messages %}{% endif %}"
     return template if template.startswith(front) else front + template
+
+
+EMPTY_THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>\s*</\1>\s*")
+
+
+def with_thought(template: str, thought: str) -> str:
+    """The template whose generation prompt ends with `thought`, the empty one that it writes before answers (Qwen 3)."""
+    return template.removesuffix("\n") + "{% if add_generation_prompt %}{{ " + _literal(thought) + " }}{% endif %}"
+
+
+def without_empty_thought(text: str) -> str:
+    """An answer without the empty thought that it begins with."""
+    matched = EMPTY_THOUGHT.match(text)
+    return text[matched.end() :] if matched else text
 
 
 def _literal(value: Any) -> str:
@@ -228,7 +243,8 @@ class Chat:
         row = preference.row
         written = [(f"prompt[{i}]", m.content, prompt) for i, m in enumerate(preference.prompt)]
         answers = [("chosen", preference.chosen, chosen), ("rejected", preference.rejected, rejected)]
-        for name, text, rendered in (*written, *answers):
+        for name, raw, rendered in (*written, *answers):
+            text = without_empty_thought(raw)  # a template may leave it out, or write it in another way
             if match := self.special.search(text):
                 return Fault(row, name, "holds a special token of the tokenizer as text", repr(match.group()))
             if text.strip() not in rendered:
@@ -238,7 +254,7 @@ class Chat:
                 at = shared_start(prompt, rendered)
                 got = (
                     f"the generation prompt has {prompt[at : at + 40]!r}, a conversation {rendered[at : at + 40]!r}; set "
-                    "model.template_arguments, or name another template with model.chat_template"
+                    "model.template_arguments or model.empty_thought, or name another template with model.chat_template"
                 )
                 return Fault(
                     row, "prompt", "the chat template writes the prompt differently once an answer follows", got
@@ -348,6 +364,10 @@ def tokenizer_of(folder: Path, model: ModelConfig) -> Any:
     template = chat_template(None, model.chat_template) if model.chat_template else None
     tokenizer = load_tokenizer(folder, template, trust_remote_code=model.trust_remote_code)
     tokenizer.chat_template = with_values(chat_template(tokenizer), model.system_message, model.template_arguments)
+    if model.empty_thought == "prompt" and "</" in tokenizer.chat_template:
+        with contextlib.suppress(PobenchError):  # a template that cannot render is reported where it renders
+            if EMPTY_THOUGHT.fullmatch(lead := Chat(tokenizer).lead):
+                tokenizer.chat_template = with_thought(tokenizer.chat_template, lead)
     return tokenizer
 
 

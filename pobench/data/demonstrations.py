@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
-from pobench.data.chat import CHECKED, Chat
+from pobench.data.chat import CHECKED, Chat, without_empty_thought
 from pobench.data.rows import Fault, Message, refuse
 from pobench.errors import PobenchError
 from pobench.files import whole
@@ -147,7 +147,7 @@ def _rendered(chat: Chat, number: int, row: Any) -> _Rendered | Fault:
     for i, message in enumerate(messages):
         if i in answers and not message.content.strip():
             return Fault(number, f"messages[{i}]", "an assistant turn is empty", "")
-        if match := chat.special.search(message.content):
+        if match := chat.special.search(without_empty_thought(message.content)):
             return Fault(
                 number, f"messages[{i}]", "holds a special token of the tokenizer as text", repr(match.group())
             )

@@ -85,7 +85,11 @@ def inspect_pairs(job: Job, rows: int | None = None) -> list[Inspected]:
 def _model(job: Job) -> Path:
     model = job.model
     return fetch_model(
-        model.source, revision=model.revision, sha256=model.sha256, trust_remote_code=model.trust_remote_code
+        model.source,
+        revision=model.revision,
+        sha256=model.sha256,
+        trust_remote_code=model.trust_remote_code,
+        base=model.base,
     )
 
 

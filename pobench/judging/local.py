@@ -58,7 +58,7 @@ class LocalJudge(TwoOrders):
         limit = longest(self.model)
         reads = [Read(math.nan, f"{len(ids)} tokens; the model reads {limit}") for ids in prompts]
         last = torch.tensor([-1], device=self.weights.device)  # an index: see `pobench.model.generate`
-        for places in batches(prompts, self.batch_size, limit, progress):
+        for places in batches(prompts, self.batch_size, self.model, progress):
             batch = left_padded([prompts[i] for i in places], PAD, self.weights.device)
             logits = (
                 self.model(**batch, use_cache=False, logits_to_keep=last).logits[:, -1].float()

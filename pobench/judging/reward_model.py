@@ -18,7 +18,7 @@ from pobench.data.chat import Chat, load_tokenizer
 from pobench.data.rows import Prompt, messages
 from pobench.errors import PobenchError
 from pobench.judging.pairwise import Comparison, Progress, Verdict
-from pobench.judging.weights import Precision, Weights, batches, longest
+from pobench.judging.weights import Precision, Weights, batches
 from pobench.registry import register_judge
 from pobench.settings.schema import Count
 from pobench.sources import read_config, weights_fault
@@ -51,9 +51,7 @@ class RewardModel:
             model, loading_info = AutoModelForSequenceClassification.from_pretrained(
                 w.folder,
                 dtype=w.dtype,
-                attn_implementation=None
-                if w.attention == "sdpa"
-                else w.attention,  # None: sdpa where the model knows it
+                attn_implementation=w.attention,
                 trust_remote_code=w.trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -81,7 +79,7 @@ class RewardModel:
         """The raw reward of each (prompt, answer), in order: `score` for many answers at once."""
         rows = [self._tokens(prompt, text) for prompt, text in answers]
         values = [math.nan] * len(rows)
-        for places in batches(rows, self.batch_size, longest(self.model), progress):
+        for places in batches(rows, self.batch_size, self.model, progress):
             rewards = self._batch([rows[i] for i in places])
             if not self._trusted and len(places) > 1:
                 self._trusted = self._check_batch([rows[i] for i in places], rewards)

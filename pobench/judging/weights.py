@@ -14,6 +14,7 @@ from pobench.errors import PobenchError
 from pobench.judging.pairwise import Progress
 from pobench.model.device import bf16_pays
 from pobench.model.load import attention_of
+from pobench.positions import rope_reach
 from pobench.sources import fetch_model
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -43,7 +44,7 @@ class Weights:
         return fetch_model(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code, option=option)
 
     @property
-    def attention(self) -> str:
+    def attention(self) -> str | None:
         return attention_of(self.folder)
 
     @property
@@ -63,14 +64,21 @@ def longest(model: Any) -> int:
 
 
 def batches(
-    rows: Sequence[Sequence[int]], size: int, limit: int, progress: Progress | None = None
+    rows: Sequence[Sequence[int]], size: int, model: Any, progress: Progress | None = None
 ) -> Iterator[list[int]]:
-    """Batches of row indices, `size` rows of similar length each; rows over `limit` tokens are left out.
+    """Batches of row indices, at most `size` rows of similar length each; rows longer than `longest(model)` are left out.
 
-    The longest rows come first, so that a lack of memory shows at once.
+    A batch lies on one side of the length at which rotary frequencies change, so a row is read as it would be alone. The
+    longest rows come first, so that a lack of memory shows at once.
     """
+    limit, border = longest(model), rope_reach(model.config.get_text_config(), 1) or 0
     order = sorted((i for i, row in enumerate(rows) if len(row) <= limit), key=lambda i: (-len(rows[i]), i))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-        if progress is not None:
-            progress(len(rows) - len(order) + min(start + size, len(order)), len(rows))
+    longer = sum(len(rows[i]) > border for i in order)
+    done = len(rows) - len(order)
+    for side in (order[:longer], order[longer:]):
+        for start in range(0, len(side), size):
+            batch = side[start : start + size]
+            yield batch
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(rows))

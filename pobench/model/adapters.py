@@ -11,7 +11,6 @@ needed, and if the frozen weights are fp32, adapters and full training share the
 from __future__ import annotations
 
 import importlib.util
-import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ import torch
 
 from pobench.errors import PobenchError
 from pobench.settings.schema import AdapterConfig
-
-CONFIG_FILE = "adapter_config.json"
 
 
 def missing(config: AdapterConfig | None) -> list[str]:
@@ -90,23 +87,6 @@ def save(adapted: Any, folder: Path, source: str, revision: str | None = None) -
     about.target_modules = sorted(about.target_modules)  # a set: its order changes from process to process
     adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-
-
-def stored_in(folder: Path) -> bool:
-    """Whether `folder` holds an adapter, not a whole model."""
-    return (folder / CONFIG_FILE).is_file()
-
-
-def load(model: Any, folder: Path) -> Any:
-    """Put the stored adapter into `model`, its base, in place; returns peft's wrapper. Raises PobenchError."""
-    from peft import PeftModel
-
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise PobenchError(f"{str(folder)!r} is not whole; missing: adapter_model.safetensors")
-    try:
-        return PeftModel.from_pretrained(model, str(folder)).eval()
-    except (ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise PobenchError(f"the adapter in {str(folder)!r} does not fit its base: {error}") from error
 
 
 def merged(adapted: Any) -> Any:

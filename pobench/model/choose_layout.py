@@ -12,6 +12,7 @@ from torch import Tensor
 from pobench.errors import PobenchError
 from pobench.model.flex import BLOCK
 from pobench.model.logps import ResponseLogps
+from pobench.positions import rope_reach
 from pobench.types import Group
 
 
@@ -31,7 +32,8 @@ def plain_logps(model: Any, group: Group) -> Tensor:
 
 def choose_layout(policy: ResponseLogps, groups: Sequence[Group], layout: str = "auto") -> tuple[str, str]:
     """(layout name, reason). `auto` takes the shared prefix if its sums on the first groups equal those of the untouched model,
-    one sequence at a time. A model whose attention ignores a custom mask gets the padded layout.
+    one sequence at a time; where rotary frequencies depend on a length, on groups of both sides too. A model whose
+    attention ignores a custom mask gets the padded layout.
 
     The policy is left with the fastest layers and attention that pass. Attention by blocks (tried in two sizes, on a GPU with
     the backward pass) or by parts is tried before matrices, exchanged layers before the model's own. The reason names what
@@ -39,7 +41,7 @@ def choose_layout(policy: ResponseLogps, groups: Sequence[Group], layout: str = 
 
     Raises PobenchError if even the padded layout disagrees with the model's own logits (an unknown kind of head).
     """
-    proof = _Proof(policy, groups[:2])
+    proof = _Proof(policy, _telling(policy, groups))
     attention, exchanged = policy.attention, policy.has_exchanged_layers
     for name in ("shared_prefix", "padded") if layout == "auto" else (layout,):
         for way in _ways(policy, name, attention, exchanged):
@@ -111,6 +113,19 @@ class _Proof:
             with self.policy.untouched() as model:
                 self._plain[group] = plain_logps(model, group)
         return self._plain[group]
+
+
+def _telling(policy: ResponseLogps, groups: Sequence[Group]) -> list[Group]:
+    """The groups to compare on: the first two, and the shortest and the longest if they lie on two sides of the length at
+    which the model's rotary frequencies change."""
+    border = rope_reach(policy.model.config.get_text_config(), 1)
+    ends = [] if border is None else [min(groups, key=_extent), max(groups, key=_extent)]
+    straddle = border is not None and _extent(ends[0]) <= border < _extent(ends[1])
+    return [g._replace(learnt=()) for g in dict.fromkeys([*groups[:2], *(ends if straddle else [])])]
+
+
+def _extent(group: Group) -> int:
+    return len(group.prompt) + max(map(len, group.responses))
 
 
 def _longer(group: Group) -> Group:

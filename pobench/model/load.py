@@ -10,15 +10,18 @@ from typing import Any
 import torch
 
 from pobench.errors import PobenchError
+from pobench.model.rope import fix_rope
 from pobench.progress import without_bars
 from pobench.settings.schema import AdapterConfig
 from pobench.sources import read_config, weights_fault
 
 
-def attention_of(folder: Path, attention: str = "auto") -> str:
-    """The kind of attention to load the model in `folder` with. Soft-capped attention exists only as `eager`."""
-    config = read_config(folder)
-    return ("eager" if config.get("attn_logit_softcapping") else "sdpa") if attention in ("auto", "flex") else attention
+def attention_of(folder: Path, attention: str = "auto") -> str | None:
+    """The kind of attention to load the model in `folder` with; None: `sdpa`, or `eager` for a model that has no other (GPT-J,
+    BLOOM, gpt-oss). Soft-capped attention exists only as `eager`."""
+    if attention not in ("auto", "flex"):
+        return attention
+    return "eager" if read_config(folder).get("attn_logit_softcapping") else None
 
 
 def load_base(
@@ -26,18 +29,22 @@ def load_base(
     config: AdapterConfig | None,
     *,
     dtype: torch.dtype | None = None,
-    attention: str = "sdpa",
+    attention: str | None = None,
     trust_remote_code: bool = False,
+    length: int | None = None,
     device: torch.device | None = None,
 ) -> Any:
     """The model in `folder`. Its weights have the type that the adapter's settings give for the base; fp32 without an adapter.
 
-    dtype: overrides that type for weights that are not quantised. device: where 4-bit weights are made.
+    dtype: overrides that type for weights that are not quantised. length: see `load_model`. device: where 4-bit weights are
+    made.
     Raises PobenchError if the model cannot be loaded.
     """
     if config is None or config.quantize == "none":
         own = torch.bfloat16 if config is not None and config.base_precision == "bf16" else torch.float32
-        return load_model(folder, dtype=dtype or own, attention=attention, trust_remote_code=trust_remote_code)
+        return load_model(
+            folder, dtype=dtype or own, attention=attention, trust_remote_code=trust_remote_code, length=length
+        )
     from transformers import BitsAndBytesConfig
 
     four_bits = BitsAndBytesConfig(
@@ -51,6 +58,7 @@ def load_base(
         dtype=torch.bfloat16,
         attention=attention,
         trust_remote_code=trust_remote_code,
+        length=length,
         quantization_config=four_bits,
         device_map={"": device or torch.device("cpu")},
     )
@@ -73,16 +81,26 @@ def _config(values: Mapping[str, Any]) -> Any:
 
 
 def load_model(
-    folder: Path, *, dtype: Any, attention: str = "sdpa", trust_remote_code: bool = False, **quantized: Any
+    folder: Path,
+    *,
+    dtype: Any,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+    length: int | None = None,
+    **quantized: Any,
 ) -> Any:
-    """The causal language model in `folder`, in evaluation mode. dtype: a torch.dtype. attention: sdpa | eager | …
+    """The causal language model in `folder`, in evaluation mode. dtype: a torch.dtype. attention: see `attention_of`.
 
+    length: tokens for which rotary frequencies that depend on a length are chosen; None: the longest sequence of each batch.
     quantized: `quantization_config` and `device_map`, for weights that are quantised while they are read.
     Raises PobenchError if the model cannot be loaded, or if its weights are not those of its configuration.
     """
-    return _loaded(
+    model = _loaded(
         folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code, **quantized
-    ).eval()
+    )
+    if length is not None:
+        fix_rope(model, length)
+    return model.eval()
 
 
 def check_model(folder: Path, *, trust_remote_code: bool = False) -> None:

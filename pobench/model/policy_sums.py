@@ -146,7 +146,7 @@ def sum_scorer(
     model's own log-probabilities.
     """
     blocks = takes_blocks(policy.model)
-    name, reason = choose_layout(policy, [g._replace(learnt=()) for g in groups[:2]], config.layout)
+    name, reason = choose_layout(policy, groups, config.layout)
     if blocks and not takes_blocks(policy.model):
         say(f"attention by matrices, not by blocks: {reason}")
     budget = MICRO_TOKENS if config.micro_tokens == "auto" else config.micro_tokens

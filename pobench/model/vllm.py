@@ -18,6 +18,7 @@ import torch
 
 from pobench.errors import PobenchError
 from pobench.model.generate import Decoding, in_precision, key_of
+from pobench.model.rope import held_reach
 
 AT_ONCE = 4096  # answers in one call; vLLM batches them itself
 
@@ -45,6 +46,10 @@ def speaker_of(model: Any, engine: str, precision: str, batch_size: int) -> Iter
     faults = missing("vllm" if engine == "auto" else engine)
     if any(".lora_" in name for name, _ in model.named_parameters()):
         faults.append("answers.engine: vllm takes no adapter over weights that are narrower than fp32")
+    if held_reach(model) is not None:
+        faults.append(
+            "answers.engine: vllm chooses this model's rotary frequencies by other lengths than training does"
+        )
     if engine == "vllm" and faults:
         raise PobenchError("\n".join(faults))
     in_precision(model, precision)

@@ -24,6 +24,7 @@ from pobench.data.prepare import Prepared, prepare, reader_digest, source_files
 from pobench.data.prompts import eval_prompts
 from pobench.errors import PobenchError
 from pobench.identity import PROTOCOL, code_digest, name_of
+from pobench.judging.benchmarks.base import Benchmark
 from pobench.model.device import bf16_pays
 from pobench.registry import get_loss, judges
 from pobench.runs.stage import Content
@@ -97,21 +98,29 @@ def find_pairs(job: Job, runs: Path, chat: Chat, note: Callable[[str], None], *,
 
 
 def gather(
-    job: Job, stages: Sequence[str], pairs: Pairs, chat: Chat, note: Callable[[str], None], *, remember: bool = True
+    job: Job,
+    stages: Sequence[str],
+    pairs: Pairs,
+    chat: Chat,
+    note: Callable[[str], None],
+    benchmarks: Sequence[Benchmark] = (),
+    *,
+    remember: bool = True,
 ) -> Content:
     """The content behind a job's results; the jobs of one plan share all of it but the source of their losses.
 
-    note: takes a warning about the prompts. Raises PobenchError for pairs and prompts that the model cannot read, or that the
-    tokenizer does not know.
+    note: takes a warning about the prompts. benchmarks: those whose questions are asked. Raises PobenchError for pairs, prompts
+    and questions that the model cannot read, or that the tokenizer does not know.
     """
     digests = pairs.digests
-    capacity = Capacity.of(base_model(job), trust_remote_code=job.model.trust_remote_code)
+    capacity = Capacity.of(base_model(job), job.data.max_length, trust_remote_code=job.model.trust_remote_code)
     faults = capacity.faults(pairs.extent, "data.source", chat, f"set data.max_length={capacity.positions}")
     prompts, rows = _prompts(job, stages, chat, capacity, faults, note)
+    faults += [fault for benchmark in benchmarks for fault in benchmark.unreadable(chat, capacity)]
     if faults:
         raise PobenchError("\n".join(faults))
     return Content(
-        weights=start_weights(job, remember=remember),
+        weights=start_weights(job, capacity.reach, remember=remember),
         pairs=digests["train"],
         heldout=digests["heldout"],
         prompts=prompts,
@@ -122,11 +131,14 @@ def gather(
     )
 
 
-def start_weights(job: Job, *, remember: bool = True) -> str:
-    """The digest of the weights that training starts from; where an SFT stage makes them, its name, which is content too."""
-    if job.sft is not None:
-        return stage_folder(job, remember=remember).run
-    return weights_digest(base_model(job), remember=remember)
+def start_weights(job: Job, reach: int | None, *, remember: bool = True) -> str:
+    """The digest of the weights that training starts from; where an SFT stage makes them, its name, which is content too.
+
+    reach: of rotary frequencies that the run's `max_length` chooses (`Capacity`); it changes what the weights compute.
+    """
+    made = stage_folder(job, remember=remember).run if job.sft is not None else None
+    weights = made or weights_digest(base_model(job), remember=remember)
+    return weights if reach is None else f"{weights} with rotary frequencies for {reach} tokens"
 
 
 def auto_precision() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from pobench.adapter_folder import is_adapter, put_in
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import mismatch, subset
@@ -125,6 +126,7 @@ class Context:
             dtype=dtype,
             attention=attention_of(path, self.job.model.attention),
             trust_remote_code=self.job.model.trust_remote_code,
+            length=self.job.data.max_length,
             device=self.accelerator.device,
         )
         use_flex(model, self.job.model.attention, self.accelerator.device)
@@ -154,9 +156,9 @@ class Context:
             for fault in self.folder.corrupt_weights():
                 raise fault
             path = self.folder.path / "model"
-        whole_model = not adapters.stored_in(path)
+        whole_model = not is_adapter(path)
         model = self.load(path if whole_model else self.start_path, dtype)
-        adapted = None if whole_model else adapters.load(model, path)
+        adapted = None if whole_model else put_in(model, path)
         return model.to(self.accelerator.device).eval(), adapted
 
     def scoring_model(self) -> Any:
@@ -174,7 +176,7 @@ class Context:
 
     def _speaking(self, precision: str) -> Any:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        if self.loss is None or not adapters.stored_in(self.folder.path / "model"):
+        if self.loss is None or not is_adapter(self.folder.path / "model"):
             return self.final_model(dtype)[0]
         return self._merged(*self.final_model()).to(dtype)
 
@@ -187,7 +189,7 @@ class Context:
     def scorer(self, model: Any) -> SumScorer:
         """Sums without gradient, in the layout that this model and these pairs take."""
         policy = ResponseLogps(model, self.job.train.head_tile, compiled=self.job.train.compile)
-        groups = [Group.of(p) for p in self.prepared.heldout[:2]]
+        groups = [Group.of(p) for p in self.prepared.heldout]
         alone = self.task.kind != "reference"  # one process evaluates
         return sum_scorer(policy, groups, self.job.train, self.accelerator, self.say, alone=alone)
 
@@ -208,7 +210,9 @@ class Context:
 
     def _readable(self, groups: list[Group]) -> list[Group]:
         """The groups, if the model can read them: a prompt with a borrowed answer may be longer than any pair is."""
-        capacity = Capacity.of(self.start_path, trust_remote_code=self.job.model.trust_remote_code)
+        capacity = Capacity.of(
+            self.start_path, self.job.data.max_length, trust_remote_code=self.job.model.trust_remote_code
+        )
         what, remedy = "a prompt with another pair's answer (for the kl)", "set a smaller data.max_length"
         if faults := capacity.faults(Extent.of(groups), what, self.chat, remedy):
             raise PobenchError("\n".join(faults))

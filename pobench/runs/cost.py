@@ -169,7 +169,7 @@ def estimate_benchmarks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- size
 def model_config(job: Job) -> Mapping[str, Any] | None:
     """The start model's configuration: at hand, else published; None where neither."""
-    folder = cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256)
+    folder = cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256, base=job.model.base)
     if folder is not None:
         return read_config(folder)
     return MODELS[job.model.source].config if job.model.source in MODELS else None

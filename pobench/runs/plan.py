@@ -121,7 +121,8 @@ def make_plan(
         pairs = find_pairs(job, runs, chat, notes.append, remember=not dry)
         if "train" in stages and pairs.of_one_prompt:
             _refuse_kl(jobs)
-        content = gather(job, stages, pairs, chat, notes.append, remember=not dry)
+        asked = () if dry else benchmarks_of(job, stages)  # a dry run reads no questions
+        content = gather(job, stages, pairs, chat, notes.append, asked, remember=not dry)
     layout = Layout(runs, stages, plugins, pairs, content, notes, [])
     evaluated = [layout.start(job) for job in {layout.start_name(job): job for job in jobs}.values()]
     trained = [task for job in jobs for task in layout.loss(job)]
@@ -207,7 +208,7 @@ def _old_cache_note(passes: Iterable[Task]) -> list[str]:
 
 
 def _model_at_hand(job: Job) -> Path | None:
-    return cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256)
+    return cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256, base=job.model.base)
 
 
 # ---------------------------------------------------------------- what it will cost

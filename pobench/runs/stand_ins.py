@@ -60,7 +60,7 @@ class _Stage:
     def of(cls, job: Job) -> tuple[_Stage, list[str]]:
         """The stage, and faults: a model or data set that is neither at hand nor known. Of such a model, config is empty."""
         source = job.model.source
-        folder = cached_model(source, revision=job.model.revision, sha256=job.model.sha256)
+        folder = cached_model(source, revision=job.model.revision, sha256=job.model.sha256, base=job.model.base)
         faults = []
         config: Mapping[str, Any] = {}
         if folder is not None:

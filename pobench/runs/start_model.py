@@ -57,7 +57,11 @@ def base_model(job: Job) -> Path:
     """The folder of the model that the setting names."""
     model = job.model
     return fetch_model(
-        model.source, revision=model.revision, sha256=model.sha256, trust_remote_code=model.trust_remote_code
+        model.source,
+        revision=model.revision,
+        sha256=model.sha256,
+        trust_remote_code=model.trust_remote_code,
+        base=model.base,
     )
 
 
@@ -95,7 +99,7 @@ def read_demonstrations(job: Job) -> Demonstrations:
     base = base_model(job)
     chat = Chat.of(base, job.model)
     made = tokenise(chat, rows, source=config.source, max_length=config.max_length, on_bad_row=config.on_bad_row)
-    capacity = Capacity.of(base, trust_remote_code=job.model.trust_remote_code)
+    capacity = Capacity.of(base, config.max_length, trust_remote_code=job.model.trust_remote_code)
     extent, remedy = Extent.of(made.groups), f"set sft.max_length={capacity.positions}"
     if faults := capacity.faults(extent, "sft.source", chat, remedy):
         raise PobenchError("\n".join(faults))
@@ -124,6 +128,7 @@ def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = l
         None,
         attention=attention_of(base, job.model.attention),
         trust_remote_code=job.model.trust_remote_code,
+        length=config.max_length,
         device=accelerator.device,
     )
     use_flex(model, job.model.attention, accelerator.device)

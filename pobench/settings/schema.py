@@ -57,7 +57,10 @@ def _plain_arguments(value: dict[str, Any]) -> dict[str, Any]:
 class ModelConfig(_Strict):
     """The start model."""
 
-    source: str  # local path, hub name, `builtin:NAME`, or `package:NAME==VERSION/FILE`
+    source: (
+        str  # local path, hub name, `builtin:NAME`, or `package:NAME==VERSION/FILE`; a whole model, or a peft adapter
+    )
+    base: str | None = None  # the base of an adapter, where it is not at the place that its adapter_config.json names
     revision: str | None = None
     sha256: str | None = None  # of the package, when the source is one
     trust_remote_code: bool = False
@@ -67,6 +70,9 @@ class ModelConfig(_Strict):
     system_message: str | None = None  # added to every conversation without one; "": an empty system message
     # passed to the chat template in training and generation: {enable_thinking: false}
     template_arguments: Annotated[dict[str, Any], AfterValidator(_plain_arguments)] = {}
+    # where the empty thought counts that a template writes before answers and not behind a question (Qwen 3): in training and
+    # generation to the prompt, or to |y|
+    empty_thought: Literal["prompt", "answer"] = "prompt"
     note: Annotated[str, RUNTIME] = ""  # a remark about these weights, printed in the report
 
 

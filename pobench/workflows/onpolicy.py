@@ -274,14 +274,15 @@ def make_pairs_of(recipe: Recipe, out: Path) -> dict[str, Any]:
     extent = Extent.of_prompts([chat.prompt_ids(row["messages"]) for row in rows], decoding.max_new_tokens)
     what = f"onpolicy.prompts: the longest prompt and {decoding.max_new_tokens} new tokens"
     remedy = "set a smaller onpolicy.max_new_tokens, or leave out the longest prompts"
-    capacity = Capacity.of(folder, trust_remote_code=job.model.trust_remote_code)
+    capacity = Capacity.of(folder, job.data.max_length, trust_remote_code=job.model.trust_remote_code)
     if faults := capacity.faults(extent, what, chat, remedy):
         raise PobenchError("\n".join(faults))
-    made_by = {"source": job.model.source, "digest": weights_digest(folder), "rendering": chat.digest}
+    made_by: dict[str, Any] = {"source": job.model.source, "digest": weights_digest(folder), "rendering": chat.digest}
+    made_by |= {} if capacity.reach is None else {"rope_reach": capacity.reach}
     sampling = Sampling(rows, out, made_by, decoding)
     with _alone(out):
         if len(sampling.gather()) < sampling.total:
-            _draw_in_processes(sampling, folder, job.model, job.answers.batch_size)
+            _draw_in_processes(sampling, folder, job.model, job.data.max_length, job.answers.batch_size)
         if hasattr(judge, "estimate"):
             print(judge.estimate([two for _, two in comparisons(sampling.answers())]), file=sys.stderr)
         return write_pairs(sampling, judge, held_out=config.held_out_fraction, judge_settings=settings)
@@ -297,9 +298,9 @@ def _decoding(config: OnPolicyConfig, job: Job) -> Decoding:
 
 
 # ---------------------------------------------------------------- processes
-def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, batch_size: int) -> None:
+def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, length: int, batch_size: int) -> None:
     if layout_of_devices()[0] == 1:
-        return _draw_share(sampling, folder, model, batch_size)
+        return _draw_share(sampling, folder, model, length, batch_size)
     prompts = [{"id": row["id"], "prompt": messages(row["prompt"])} for row in sampling.rows]
     call = {
         "rows": prompts,
@@ -308,6 +309,7 @@ def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, bat
         "decoding": asdict(sampling.decoding),
         "folder": str(folder),
         "model": model.model_dump(),
+        "length": length,
         "batch_size": batch_size,
     }
     with tempfile.TemporaryDirectory() as temporary:
@@ -321,7 +323,7 @@ def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, bat
         )
 
 
-def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, batch_size: int) -> None:
+def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, length: int, batch_size: int) -> None:
     """Draw one process's share, on its device."""
     transformers.logging.disable_progress_bar()  # our own progress bar is enough
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -331,6 +333,7 @@ def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, batch_size
         dtype=PRECISIONS[sampling.decoding.precision],
         attention=attention_of(folder, model.attention),
         trust_remote_code=model.trust_remote_code,
+        length=length,
     ).to(state.device)
     title = "answers" if share[1] == 1 else f"answers, {share[1]} processes"
     quiet = contextlib.nullcontext(lambda **_: None)
@@ -350,7 +353,7 @@ def main() -> None:
     call = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sampling = Sampling(call["rows"], Path(call["out"]), call["made_by"], Decoding(**call["decoding"]))
     try:
-        _draw_share(sampling, Path(call["folder"]), ModelConfig(**call["model"]), call["batch_size"])
+        _draw_share(sampling, Path(call["folder"]), ModelConfig(**call["model"]), call["length"], call["batch_size"])
     except PobenchError as error:
         sys.exit(f"pobench: {error}")
 

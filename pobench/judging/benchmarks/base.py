@@ -35,6 +35,7 @@ from typing import Any, ClassVar, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.errors import PobenchError
 from pobench.files import checked_bytes, nan_as_null, write_json, write_text
@@ -134,6 +135,10 @@ class Benchmark(BaseModel):
     @abstractmethod
     def evaluate(self, run: Path, speaker: Speaker) -> None:
         """Do the work that is left. Raises PobenchError if it cannot; work done until then is kept."""
+
+    def unreadable(self, chat: Chat, capacity: Capacity) -> list[str]:
+        """Which of its questions the model cannot read, one plain sentence each."""
+        return []
 
     def calls(self) -> Calls:
         """An estimate of the cost for one model. Reads no file, because a dry run must not."""
@@ -332,6 +337,19 @@ class Judged(Benchmark):
     def packages(self) -> Mapping[str, str]:
         asks = self.judge.model is not None and self.judge.replies is None
         return {"openai": "openai"} if asks else {}
+
+    def unreadable(self, chat: Chat, capacity: Capacity) -> list[str]:
+        """A turn's prompt holds the answers to the turns before it, each of at most `max_new_tokens`."""
+        questions, new = self.questions(), self.max_new_tokens
+        asked = [chat.prompt_ids(_messages(q, ["x"] * (len(q.turns) - 1))) for q in questions]
+        turns = [len(q.turns) for q in questions]
+        longest = max(len(ids) + count * new for ids, count in zip(asked, turns, strict=True))
+        limit = min(filter(None, (capacity.positions, capacity.reach)), default=longest)
+        room = min((limit - len(ids)) // count for ids, count in zip(asked, turns, strict=True))
+        remedy = f"set benchmarks.{self.name}.max_new_tokens={room}" if room > 0 else f"leave {self.name} out"
+        answers = f"{max(turns)} answers" if max(turns) > 1 else "its answer"
+        what = f"benchmarks.{self.name}: the longest question and {answers} of {new} new tokens"
+        return capacity.faults(Extent(max(map(max, asked)), longest), what, chat, remedy)
 
     def check_judge(self) -> None:
         """Raises PobenchError if judging lacks something, such as a file of prompts."""

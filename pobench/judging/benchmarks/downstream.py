@@ -41,6 +41,7 @@ from pobench.errors import PobenchError, nearest
 from pobench.files import nan_as_null, write_json
 from pobench.identity import name_of
 from pobench.judging.benchmarks.base import OTHER_WEIGHTS, Benchmark, Result, Speaker, Spoken, write_result
+from pobench.model.rope import held_reach
 from pobench.registry import register_benchmark
 from pobench.results import stats
 from pobench.results.manifest import claim, finish, holds, manifest
@@ -131,7 +132,13 @@ def evaluate(
     failed: list[str] = []
     with _undisturbed():
         bf16 = torch.bfloat16 if precision == "bf16" else None
-        speaker = _counting()(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=bf16)
+        speaker = _counting()(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            mixed_precision_dtype=bf16,
+            max_length=held_reach(model),
+        )
         for name in tasks:
             try:
                 scores = _scores(speaker, name, limit, data, chat_template)

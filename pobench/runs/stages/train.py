@@ -106,12 +106,15 @@ def _beside(context: Context, what: str, measure: Callable[[], Any]) -> Any:
 def _store(context: Context, model: Any, adapted: Any, facts: Mapping[str, Any]) -> None:
     from pobench.files import whole
     from pobench.model import adapters
+    from pobench.sources import origin
     from pobench.training import checkpoint
 
-    adapter, source = context.job.train.adapter, context.job.model
+    adapter, model_ = context.job.train.adapter, context.job.model
+    whole_source = context.job.sft is None and "base" not in origin(context.start_path)
     with whole(context.folder.path / "model") as partial:
         if adapter is not None and not adapter.merge:
-            adapters.save(adapted, partial, source.source, source.revision)
+            base = (model_.source, model_.revision) if whole_source else (str(context.start_path), None)
+            adapters.save(adapted, partial, *base)
         else:
             (adapters.merged(adapted) if adapter else model).save_pretrained(partial)
         context.chat.tokenizer.save_pretrained(partial)

@@ -46,7 +46,8 @@ def test_an_extent_is_the_largest_id_and_the_longest_sequence() -> None:
 )
 def test_the_context_is_that_of_the_configuration(tmp_path, config, positions) -> None:
     config.save_pretrained(tmp_path)
-    assert Capacity.of(tmp_path) == (AutoConfig.from_pretrained(tmp_path).vocab_size, positions)
+    vocabulary = AutoConfig.from_pretrained(tmp_path).vocab_size
+    assert Capacity.of(tmp_path, 200)[:2] == (vocabulary, positions)
 
 
 def test_a_token_beyond_the_embeddings_is_named_before_anything_trains(setting, tmp_path) -> None:
@@ -69,6 +70,17 @@ def test_pairs_and_prompts_beyond_the_context_are_named_with_their_lengths(setti
     assert prompts.startswith("answers.source: the longest prompt and 100 new tokens: 1")
     small_model(tmp_path / "model", max_position_embeddings=longest)
     assert plan(tmp_path, "train", **{"answers.max_new_tokens": 100})  # nothing is answered
+
+
+def test_rotary_frequencies_that_max_length_chooses_name_the_run(setting, tmp_path) -> None:
+    def run(length: int, *stages: str, **overrides: Any) -> str:
+        return plan(tmp_path, "train", *stages, **{"data.max_length": length, **overrides}).tasks[-1].run
+
+    assert run(2000) == run(2001)
+    small_model(tmp_path / "model", max_position_embeddings=2000, rope_parameters=DYNAMIC)
+    assert run(1999) == run(2000) != run(2001)
+    with pytest.raises(PobenchError, match=r"new tokens: 20\d\d tokens, and the rotary frequencies .* reach 2009;"):
+        run(2009, "answers", **{"answers.max_new_tokens": 2009})
 
 
 def test_stored_pairs_of_a_larger_model_are_checked_for_a_smaller_one(setting, tmp_path) -> None:

@@ -15,6 +15,10 @@ from pobench.judging.weights import Weights
 from tests.pobench.small_chat_model import SIZES, character_tokenizer
 
 ENCODER = {"num_key_value_heads": 4, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 48,
+    "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0],
+}  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -22,6 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 8, "sliding_window": 16, "attn_logit_softcapping": 5.0},
     "gpt2": {"n_positions": 256},
     "gpt_neox": {},
+    "phi3": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 48},  # the answers lie on both sides
     "bert": ENCODER,
     "modernbert": {**ENCODER, "local_attention": 16},
     "deberta-v2": {**ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},

@@ -12,7 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pobench.errors import PobenchError
-from pobench.model.load import load_model
+from pobench.model.choose_layout import choose_layout, plain_logps
+from pobench.model.load import attention_of, load_model
+from pobench.model.logps import ResponseLogps
+from tests.pobench.architectures import some_groups
 from tests.pobench.small_chat_model import chat_model, save_chat_model
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -65,3 +68,34 @@ def test_tied_weights_and_constants_of_old_files_are_no_fault(tmp_path) -> None:
     }
     gpt2 = changed(save_chat_model(tmp_path / "gpt2", architecture="gpt2"), lambda weights: weights.update(old))
     assert load_model(gpt2, dtype=torch.float32).transformer.h[0].attn.c_attn.weight.any()
+
+
+# ---------------------------------------------------------------- models without sdpa
+WITHOUT_SDPA = {
+    "gptj": {"rotary_dim": 4},
+    "bloom": {"n_head": 4, "n_layer": 2},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8, "num_heads": 4, "num_layers": 2},
+    "gpt_oss": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+}
+
+
+@pytest.mark.parametrize("architecture", WITHOUT_SDPA)
+def test_a_model_that_knows_no_sdpa_is_loaded_and_scored_as_one_sequence_at_a_time(tmp_path, architecture) -> None:
+    folder = save_chat_model(tmp_path, architecture=architecture, loud=4.0, vocab_size=97, **WITHOUT_SDPA[architecture])
+    model = load_model(folder, dtype=torch.float32, attention=attention_of(folder)).train()
+    assert model.config._attn_implementation == "eager"
+    groups = some_groups(3)
+    policy = ResponseLogps(model)
+    name, _ = choose_layout(policy, groups)
+    model.eval()
+    plain = torch.cat([plain_logps(model, group) for group in groups])
+    with torch.no_grad():
+        got = policy(policy.layout(name).collate(groups, policy.window if name == "shared_prefix" else None))
+    assert plain.std() > 1
+    torch.testing.assert_close(got.double(), plain, atol=1e-3, rtol=0)
+
+
+def test_sdpa_by_name_is_refused_where_a_model_has_none(tmp_path) -> None:
+    folder = save_chat_model(tmp_path, architecture="gptj", rotary_dim=4)
+    with pytest.raises(PobenchError, match=r"GPTJ.*does not support"):
+        load_model(folder, dtype=torch.float32, attention=attention_of(folder, "sdpa"))

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,6 +132,26 @@ def test_every_benchmark_is_answered_judged_and_scored_on_both_models(work_here,
     assert of_start.loc[("arena_hard", "position_flips"), "value"] == 100
     assert of_start.loc[("mt_bench", "score"), "value"] == 7 and of_start.loc[("mt_bench", "score"), "n"] == PROMPTS
     assert of_start["name"].str.contains("tester|Length-only").all()  # nobody may take it for the real benchmark
+
+
+def test_questions_that_do_not_fit_the_context_with_their_answers_are_named_before_anything_trains(
+    plan_here, prompts, tmp_path
+) -> None:
+    """The second turn of MT-Bench is asked behind the answer to the first."""
+    with pytest.raises(PobenchError) as error:
+        plan_here("simpo", **{**prompts, "benchmarks__mt_bench__max_new_tokens": 40})
+    found = re.fullmatch(
+        r"benchmarks\.mt_bench: the longest question and 2 answers of 40 new tokens: (\d+) tokens, and the model reads 64; "
+        r"set benchmarks\.mt_bench\.max_new_tokens=(\d+)",
+        str(error.value),
+    )
+    assert found and int(found[1]) - 2 * 40 + 2 * int(found[2]) in (63, 64)
+    assert not (tmp_path / "runs").exists()
+    assert plan_here("simpo", **{**prompts, "benchmarks__mt_bench__max_new_tokens": int(found[2])})
+    with pytest.raises(
+        PobenchError, match=r"alpaca_eval: the longest question and its answer of 64 new tokens: 6\d tokens"
+    ):
+        plan_here("simpo", **{**prompts, "benchmarks__alpaca_eval__max_new_tokens": 64})
 
 
 def test_a_benchmark_leaves_the_identity_and_the_files_of_its_run_alone(work_here, prompts, server) -> None:
