@@ -119,6 +119,7 @@ def _notes(judge: Any, blank: Sequence[str], n: int) -> tuple[str, ...]:
     if blank:
         why = Counter(short(Verbatim(error or "no reason given")) for error in blank).most_common(3)
         notes.append(f"{len(blank)} of {n} pairs have no verdict: dropped. " + "; ".join(f"{k}× {e}" for e, k in why))
+    notes += getattr(judge, "notes", ())
     if hasattr(judge, "client"):
         notes.append(f"paid for now: {judge.client.spent}")
     return tuple(notes)
