@@ -56,10 +56,14 @@ class Reply:
         return "the reply is a thought without an answer" if self.text.strip() else "the reply is empty"
 
 
+def opens_thought(text: str) -> bool:
+    """Whether a text begins with a thought that has no end."""
+    return _OPENING.match(text) is not None and _CLOSING.search(text) is None
+
+
 def without_thought(text: str) -> str:
     """What stands behind the last thought; "" if a thought has no end. A thought may lack its opening mark."""
-    *thoughts, rest = _CLOSING.split(text)
-    return "" if not thoughts and _OPENING.match(text) else rest.strip()
+    return "" if opens_thought(text) else _CLOSING.split(text)[-1].strip()
 
 
 def parse(body: Any, limit: int) -> Reply:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from openai_server import OpenAIServer, refuses, says
-from small_chat_model import SIZES, character_tokenizer, save_chat_model
+from small_chat_model import SIZES, TEMPLATE, character_tokenizer, save_chat_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from pobench.data.rows import Message
@@ -295,6 +296,26 @@ def test_the_local_judge_reads_the_letters_logits_whatever_the_batch(chat_folder
     logits = alone.model(ids).logits[0, -1]
     a, b = (logits[alone.chat.tokenizer.convert_tokens_to_ids(letter)] for letter in "AB")
     assert verdicts[0].forward == pytest.approx(torch.sigmoid(b - a).item(), abs=1e-5)
+
+
+THINKING = TEMPLATE.replace("assistant\n{% endif %}", "assistant\n{% if THOUGHT %}<think>\n{% endif %}{% endif %}")
+
+
+def test_the_local_judge_reads_no_first_token_of_a_thought(chat_folder, tmp_path) -> None:
+    def judge(template: str) -> Any:
+        folder = Path(shutil.copytree(chat_folder, tmp_path / "thinking", dirs_exist_ok=True))
+        (folder / "chat_template.jinja").write_text(template)
+        return local(model=str(folder))
+
+    assert THINKING != TEMPLATE
+    plain = local(model=str(chat_folder)).judge(*AB)
+    assert judge(THINKING.replace("THOUGHT", "enable_thinking is not defined or enable_thinking")).judge(*AB) == plain
+    with pytest.raises(PobenchError, match=r"'thinking' begins every reply with a thought.*use the judge `endpoint`"):
+        judge(THINKING.replace("THOUGHT", "true")).judge(*AB)
+    # as Qwen 3: a rendered answer has an empty thought before it, which the generation prompt lacks
+    empty = "{% if message['role'] == 'assistant' %}<think><think>{% endif %}"
+    lead = judge(TEMPLATE.replace("{{ message['content'] }}", empty + "{{ message['content'] }}"))
+    assert lead.chat.lead == "<think><think>" and lead.judge(*AB) != plain
 
 
 def test_what_is_longer_than_the_model_reads_is_left_out_with_the_reason(chat_folder) -> None:
