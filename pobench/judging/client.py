@@ -64,6 +64,7 @@ LIMITS = ("max_completion_tokens", "max_tokens")
 OURS = ("model", "messages", "stream", "n", "logprobs", "top_logprobs")  # never among the further arguments
 SECRET = re.compile(r'"[^"]*(?:(?:api|access|auth).?(?:key|token)|authorization|secret|password)[^"]*":', re.IGNORECASE)
 SHOWN = 300  # characters of a server's words in a message
+LIKE_A_KEY = 20  # characters of a variable's name in mixed case
 SHORTEST_KEY = 7  # characters; a shorter one is a placeholder such as "none", and a word of many replies
 
 
@@ -167,7 +168,7 @@ class Client:
                 "base_url: no user, password, query or key; the key comes from the environment alone"
             )  # not shown
         faults += self._extra_faults()
-        if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable):  # not shown either
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable) or _is_key(self.key_variable):  # not shown either
             faults.append("key_variable: the NAME of an environment variable is needed, never the key itself")
         limits = {"concurrency": (self.concurrency, 1), "retries": (self.retries, 0), "timeout": (self.timeout, 1e-3)}
         faults += [
@@ -500,6 +501,11 @@ def identity(base_url: str) -> str:
     host = (url.hostname or "").lower()
     host = "local" if host in ("localhost", "127.0.0.1", "0.0.0.0", "::1") else host
     return f"{host}{'' if port == 443 else f':{port}'}{url.path.rstrip('/')}"
+
+
+def _is_key(name: str) -> bool:
+    """Whether the name of a variable that is not set looks like a key itself, as tokens of hubs do: hf_aBcD…"""
+    return len(name) >= LIKE_A_KEY and name not in os.environ and name != name.upper()
 
 
 def allowed_tokens(max_tokens: int, extra: Mapping[str, Any]) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pobench.judging.benchmarks.verdict_files import short
-from pobench.judging.client import Client, Cost, Request, address, allowed_tokens, identity
+from pobench.judging.client import LIMITS, Client, Cost, Request, address, allowed_tokens, identity
 from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, from_reply, question
 from pobench.judging.replies import Reply
 from pobench.registry import register_judge
@@ -49,7 +49,8 @@ class EndpointJudge(TwoOrders):
             return Read(math.nan, reply.error)
         if reply.missing:
             limit = allowed_tokens(self.max_tokens, self.client.extra)
-            return Read(math.nan, f"{reply.missing} (at most {limit} tokens): raise judge.settings.max_tokens")
+            where = "extra" if any(name in self.client.extra for name in LIMITS) else "max_tokens"
+            return Read(math.nan, f"{reply.missing}: raise judge.settings.{where}, now {limit} tokens")
         second = from_reply(reply.answer, reply.top)
         return Read(second, f"neither A nor B: {short(reply.answer)}" if math.isnan(second) else "")
 

@@ -478,12 +478,13 @@ def test_a_key_that_the_server_repeats_is_masked_in_the_reply_and_in_what_is_sto
         {"extra": {"api_key": "another"}},
         {"base_url": f"http://localhost/{KEY}/v1"},
         {"model": KEY},
+        {"key_variable": "hf_aBcDeFgHiJkLmNoPqRsTuVwXyZ"},  # it could be the name of a variable, and looks like a key
     ],
 )
 def test_a_key_among_the_settings_is_refused_unseen(settings) -> None:
     with pytest.raises(PobenchError, match=r"key") as refused:
         Client(**{"model": "judge", **settings})
-    assert KEY not in str(refused.value) and "another" not in str(refused.value)
+    assert "hf_" not in str(refused.value) and KEY not in str(refused.value) and "another" not in str(refused.value)
 
 
 def test_further_arguments_that_cannot_be_are_named() -> None:

@@ -233,7 +233,7 @@ def test_a_thought_is_no_verdict_and_the_remedy_is_named(content, finish, why) -
         for _ in range(2):  # paid for, and then from the cache
             (verdict,) = judge.judge_many([AB])
             assert math.isnan(verdict.probability)
-            assert verdict.error == f"{why} (at most 16 tokens): raise judge.settings.max_tokens"
+            assert verdict.error == f"{why}: raise judge.settings.max_tokens, now 16 tokens"
         assert server.paid == 2
 
 
@@ -532,6 +532,18 @@ def test_judge_check_passes_further_arguments_on_and_says_what_the_server_does_n
     assert status == 0, err
     assert {body["reasoning_effort"] for body in polite_server.bodies} == {"low"}
     assert "big: the server takes no temperature but its own" in " ".join(out.split())
+
+
+def test_judge_check_shows_the_servers_words_in_full(pobench_cli, compared, polite_server) -> None:
+    words = "the upstream provider of this model is not available at the moment, try another region"
+    error = {"error": {"message": words, "code": 400}}
+    polite_server.answer = lambda body: says("A")
+    polite_server.failures = [lambda handler: handler.send(200, error)]
+    arguments = ("judge", "check", "--judge", "endpoint", "--data", str(compared), "--limit", "2", "--json")
+    sets = ("--set", "model=big", "--set", f"base_url={polite_server.url}", "--set", "concurrency=1")
+    status, out, err = pobench_cli(*arguments, *sets)
+    assert status == 0, err
+    assert words in json.loads(out)["notes"][0]
 
 
 def test_judge_check_lists_all_that_is_wrong_and_shows_no_key(pobench_cli, tmp_path) -> None:
