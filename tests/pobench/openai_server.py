@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Body = dict[str, Any]
+LONG = 3600.0  # seconds: no machine is so slow, so a test that waits as long has a fault
 
 
 def says(text: str, /, **top: float) -> Body:
@@ -74,11 +76,20 @@ class OpenAIServer:
             self.holds, self.held, self.releases = lambda body: False, 0, self.releases + 1
             self.changed.notify_all()
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
-        """Return when the condition holds, which is asked after every request and reply. seconds: after which all hope is
-        lost; nothing takes so long."""
+    def wait_for(self, condition: Callable[[], bool], process: subprocess.Popen[Any] | None = None) -> None:
+        """Return when the condition holds, which is asked after every request and reply. process: what sends them; if it ends
+        before, the test fails."""
+
+        def watch(process: subprocess.Popen[Any]) -> None:
+            process.wait()
+            with self.changed:
+                self.changed.notify_all()
+
+        if process is not None:
+            threading.Thread(target=watch, args=(process,), daemon=True).start()
         with self.changed:
-            assert self.changed.wait_for(condition, seconds), "it never came"
+            self.changed.wait_for(lambda: condition() or (process and process.poll() is not None), LONG)
+            assert condition(), "it never came"
 
     @property
     def url(self) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, garbage, hangs, hangs_up, refuses, says
+from openai_server import LONG, OpenAIServer, garbage, hangs, hangs_up, refuses, says
 
 from pobench.errors import PobenchError
 from pobench.judging import client as endpoint
@@ -43,7 +43,7 @@ def question(text: Any, **about: Any) -> Request:
 
 
 def client_of(server: OpenAIServer, **about: Any) -> Client:
-    return Client(**{"model": "judge", "base_url": server.url, **about})
+    return Client(**{"model": "judge", "base_url": server.url, "timeout": LONG, **about})
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -56,7 +56,7 @@ def files_below(folder: Path) -> list[Path]:
 def test_replies_come_in_the_order_of_the_requests_and_several_are_on_their_way_at_once(server) -> None:
     together = threading.Barrier(8)  # no reply before eight requests are there
     echo = server.answer
-    server.answer = lambda body: [together.wait(60), echo(body)][1]
+    server.answer = lambda body: [together.wait(LONG), echo(body)][1]
     seen: list[tuple[int, int]] = []
     replies = client_of(server).ask([question(i) for i in range(24)], progress=lambda *p: seen.append(p))
     assert [r.text for r in replies] == [str(i) for i in range(24)]
@@ -137,7 +137,7 @@ Client(model="judge", base_url=sys.argv[1], concurrency=2).ask(requests)
 def test_a_call_that_is_killed_and_repeated_pays_for_the_rest_alone(server, tmp_path) -> None:
     server.hold_after(3)
     call = subprocess.Popen([sys.executable, "-c", CALL, server.url], env=dict(os.environ))
-    server.wait_for(lambda: server.held == 2)  # both threads have stored what they got before
+    server.wait_for(lambda: server.held == 2, call)  # both threads have stored what they got before
     call.kill()
     call.wait()
     server.release()

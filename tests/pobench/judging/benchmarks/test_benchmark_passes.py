@@ -224,7 +224,7 @@ def test_killed_in_the_midst_of_each_benchmark_and_repeated_it_pays_for_the_rest
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            server.wait_for(lambda: server.held == 1, seconds=600)
+            server.wait_for(lambda: server.held == 1, process)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             assert not [*tmp_path.glob(f"runs/small/*/benchmarks/{name}/*/*/score.json")]
