@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pobench.errors import PobenchError
 from pobench.files import write_text
@@ -158,15 +158,14 @@ class Client:
             faults.append("model: name the model that is to be asked")
         if self._masked(self.model) != self.model:
             faults.append("model: the model's name is needed, never the key")
-        url = urlsplit(self.base_url)
+        url = _split(self.base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             faults.append("base_url: an address such as http://localhost:8000/v1 is needed")
         elif not identity(self.base_url):
             faults.append("base_url: its port is no number up to 65535")
         if url.username or url.password or url.query or self._masked(self.base_url) != self.base_url:
-            faults.append(
-                "base_url: no user, password, query or key; the key comes from the environment alone"
-            )  # not shown
+            # not shown: it may be a key
+            faults.append("base_url: no user, password, query or key; the key comes from the environment alone")
         faults += self._extra_faults()
         if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable) or _is_key(self.key_variable):  # not shown either
             faults.append("key_variable: the NAME of an environment variable is needed, never the key itself")
@@ -493,7 +492,7 @@ def address(base_url: str | None) -> str:
 def identity(base_url: str) -> str:
     """The address as a cause of replies: host, port and path, without case; the port 443 is not named, and this machine's
     usual names are one, "local". "" if the port is none."""
-    url = urlsplit(base_url)
+    url = _split(base_url)
     try:
         port = url.port or (80 if url.scheme == "http" else 443)
     except ValueError:
@@ -501,6 +500,14 @@ def identity(base_url: str) -> str:
     host = (url.hostname or "").lower()
     host = "local" if host in ("localhost", "127.0.0.1", "0.0.0.0", "::1") else host
     return f"{host}{'' if port == 443 else f':{port}'}{url.path.rstrip('/')}"
+
+
+def _split(base_url: str) -> SplitResult:
+    """The parts of an address; all empty for a bracket without its other."""
+    try:
+        return urlsplit(base_url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _is_key(name: str) -> bool:

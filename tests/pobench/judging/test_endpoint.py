@@ -494,6 +494,8 @@ def test_further_arguments_that_cannot_be_are_named() -> None:
     assert "extra.max_tokens: a whole number from 1 on is needed" in str(refused.value)
     with pytest.raises(PobenchError, match="extra: names and values as in JSON"):
         Client(model="judge", extra={"date": {1, 2}})
+    with pytest.raises(PobenchError, match="an address such as"):
+        Client(model="judge", base_url="http://[::1/v1")
     with pytest.raises(PobenchError, match="its port is no number"):
         Client(model="judge", base_url="http://localhost:80000/v1")
 
