@@ -457,9 +457,11 @@ class NamedFunction:
 @dataclass(frozen=True)
 class JudgeType(NamedFunction):
     """A registered factory of a judge. runtime: settings that change no verdict. free: a verdict costs nothing. compares: a
-    verdict is about two answers. offline: it needs neither a network nor a second model."""
+    verdict is about two answers. offline: it needs neither a network nor a second model. canonical: settings -> the same as
+    they count in a result's name."""
 
     runtime: frozenset[str] = frozenset()
+    canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     free: bool = False
     compares: bool = False
     offline: bool = False
@@ -496,20 +498,23 @@ def register_judge(
     *,
     aliases: Iterable[str] = (),
     runtime: Iterable[str] = (),
+    canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
     free: bool = False,
     compares: bool = False,
     offline: bool = False,
 ) -> Callable[..., Any]:
     """Register a judge factory: `f(**settings) -> Judge`; see `pobench.judging`.
 
-    runtime: settings that change no verdict (time-outs, prices); runs that differ only in these are the same run. free: a
-    verdict costs nothing, so cost estimates leave it out. compares: the judge compares two answers to one prompt instead
-    of scoring one. offline: it needs neither a network nor a second model, so a rehearsal uses it unchanged; implies free.
+    runtime: settings that change no verdict (time-outs, prices); runs that differ only in these are the same run.
+    canonical: brings the other settings into the form that counts in a result's name. free: a verdict costs nothing, so
+    cost estimates leave it out. compares: the judge compares two answers to one prompt instead of scoring one. offline: it
+    needs neither a network nor a second model, so a rehearsal uses it unchanged; implies free.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         settings, doc = _settings(inspect.signature(function)), inspect.getdoc(function) or ""
-        judge = JudgeType(name, function, settings, doc, frozenset(runtime), free or offline, compares, offline)
+        facts = (frozenset(runtime), canonical, free or offline, compares, offline)
+        judge = JudgeType(name, function, settings, doc, *facts)
         judges.add(judge, aliases)
         return function
 

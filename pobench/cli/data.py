@@ -205,13 +205,13 @@ def onpolicy(
     debug: Debug = False,
 ) -> None:
     """Make preference pairs from the model's own answers: sample, rank, best against worst. Resumable."""
-    from pobench.settings.resolve import parse_overrides, parse_settings
+    from pobench.settings.resolve import nested, parse_overrides, parse_settings
     from pobench.workflows.onpolicy import make_pairs_of, recipe_of
 
     load_plugins(plugin)
     faults: list[str] = []
     overrides = parse_each(faults, sets, parse_overrides)
-    chosen = parse_each(faults, ranker_set, lambda text: parse_settings(text, "--ranker-set"))
+    chosen = nested(parse_each(faults, ranker_set, lambda text: parse_settings(text, "--ranker-set")))
     options = {
         "prompts": prompts,
         "prompts_split": prompts_split,

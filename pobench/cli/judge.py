@@ -37,12 +37,12 @@ def judge_check(
     from pobench.progress import progress
     from pobench.registry import judges
     from pobench.settings.faults import judge_faults
-    from pobench.settings.resolve import parse_settings
+    from pobench.settings.resolve import nested, parse_settings
 
     load_plugins(plugin)
     faults: list[str] = []
     bare = [text.removeprefix("judge.settings.") for text in sets or []]  # as `pobench run` names them
-    settings = parse_each(faults, bare, lambda text: parse_settings(text, "--set"))
+    settings = nested(parse_each(faults, bare, lambda text: parse_settings(text, "--set")))
     faults += judge_faults(judge, settings, "--judge", "--set ")
     cases = or_fault(faults, lambda: agreement.cases(data, limit)) or []
     raise_faults(faults)

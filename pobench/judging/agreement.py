@@ -23,6 +23,8 @@ from pobench.judging.pairwise import Comparison, Longer, Progress, Verdict, judg
 from pobench.results import stats
 from pobench.types import Estimate
 
+REASON = 240  # characters of the reason why a pair has no verdict: a server's words
+
 
 class Case(NamedTuple):
     """A preference as the judge sees it. A hash of the row decides whether the chosen answer is a or b."""
@@ -117,8 +119,9 @@ def check(judge: Any, pairs: Sequence[Case], *, data: str = "", progress: Progre
 def _notes(judge: Any, blank: Sequence[str], n: int) -> tuple[str, ...]:
     notes = []
     if blank:
-        why = Counter(short(Verbatim(error or "no reason given")) for error in blank).most_common(3)
+        why = Counter(short(Verbatim(error or "no reason given"), REASON) for error in blank).most_common(3)
         notes.append(f"{len(blank)} of {n} pairs have no verdict: dropped. " + "; ".join(f"{k}× {e}" for e, k in why))
+    notes += getattr(judge, "notes", ())
     if hasattr(judge, "client"):
         notes.append(f"paid for now: {judge.client.spent}")
     return tuple(notes)

@@ -5,9 +5,12 @@
     client.ask(requests)          replies, in the order of the requests
 
 Every reply is stored at once, under a hash of the request and the model. So a call that is interrupted and repeated pays
-only for the rest. The key is read from the environment for the first request, and no file or message contains it. The
-cache knows every address on this machine as "local", whatever its port: local servers that serve different models under
-one name need separate caches.
+only for the rest. A server's address counts with its port, so that two servers with one model's name share no replies.
+
+The key is read from the environment, and no file or message contains it: it is masked in whatever a server says.
+
+What a server refuses and a reply can do without is left out from then on, and said: log-probabilities, the temperature (which
+o-series models and GPT-5 fix), the seed, and the system turn, whose words then stand in the user's.
 """
 
 from __future__ import annotations
@@ -24,13 +27,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pobench.errors import PobenchError
 from pobench.files import write_text
+from pobench.judging.replies import Reply, blamed, error_in, parse, refuses_system, without_system
 from pobench.sources import cache_folder
 
 OPENAI = "https://api.openai.com/v1"
@@ -40,8 +44,28 @@ LONGEST_WAIT = 600.0  # seconds; a request whose server asks for more fails
 # server that has replied before do not count: each is about one request, which may be too long or break a rule.
 FAILURES_AT_ONCE, FAILURES_IN_A_ROW = 3, 20
 RETRIED = (408, 409, 429)  # and 5xx
-ADAPTED = (400, 422, 500, 501)  # servers answer so to an argument that they do not know
+ADAPTED = (
+    200,
+    400,
+    403,
+    422,
+    500,
+    501,
+)  # servers answer so to an argument that they do not know; 200: an error in the reply
 REFUSED = (401, 402, 404)  # the key, the credit, the address or the model is wrong, whatever the request
+# What a request can do without, and what is said when a server refuses it.
+OPTIONAL = {
+    "logprobs": "the server gives no logprobs; no further request asks for them",
+    "temperature": "the server takes no temperature but its own; no further request names one",
+    "seed": "the server takes no seed; no further request names one",
+}
+NO_SYSTEM = "the model takes no system turn; the words stand in the user's turn from now on"
+LIMITS = ("max_completion_tokens", "max_tokens")
+OURS = ("model", "messages", "stream", "n", "logprobs", "top_logprobs")  # never among the further arguments
+SECRET = re.compile(r'"[^"]*(?:(?:api|access|auth).?(?:key|token)|authorization|secret|password)[^"]*":', re.IGNORECASE)
+SHOWN = 300  # characters of a server's words in a message
+LIKE_A_KEY = 20  # characters of a variable's name in mixed case
+SHORTEST_KEY = 7  # characters; a shorter one is a placeholder such as "none", and a word of many replies
 
 
 @dataclass(frozen=True)
@@ -53,19 +77,6 @@ class Request:
     temperature: float = 0.0
     logprobs: int = 0
     seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A reply. top: alternatives of the first token → log-probability in nats; {} if the server gives none. error: why there
-    is no reply after all retries."""
-
-    text: str
-    top: Mapping[str, float] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached: bool = False
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class Client:
     if the server needs no key. concurrency: requests at a time. retries: per request, if the server is busy, broken or
     silent; the wait doubles each time, with jitter, and all requests respect a Retry-After. timeout: seconds without a
     byte. price_in, price_out: dollars per million tokens; nan: not known. max_cost: dollars that this client may spend.
-    cache: folder of the replies.
+    extra: further arguments of every request; those that a request has already are replaced. cache: folder of the replies.
     Raises PobenchError that lists all faults of these arguments.
     """
 
@@ -124,17 +135,18 @@ class Client:
         price_in: float = math.nan,
         price_out: float = math.nan,
         max_cost: float | None = None,
+        extra: Mapping[str, Any] | None = None,
         cache: Path | None = None,
     ) -> None:
-        self.model = model
-        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
+        self.model, self.base_url, self.extra = model, address(base_url), dict(extra or {})
         self.key_variable, self.concurrency, self.retries, self.timeout = key_variable, concurrency, retries, timeout
         self.price_in, self.price_out, self.max_cost = price_in, price_out, max_cost
         self.cache = cache or cache_folder() / "replies"
         self._check()
         self.spent = Spent(dollars=self._dollars(0, 0))
         self._on_way, self._reserved = 0, 0.0  # requests in flight, and the dollars they may cost
-        self._unsupported: set[str] = set()  # arguments that the server refused or ignored
+        self._left_out: set[str] = set()  # what the server refused or ignored
+        self.notes: list[str] = []  # sentences about that
         self._failed_in_a_row, self._proven, self._resume_at = 0, False, 0.0
         self._stop = threading.Event()
         self._budget = threading.Condition()  # guards all of the above
@@ -144,12 +156,18 @@ class Client:
         faults = []
         if not self.model:
             faults.append("model: name the model that is to be asked")
-        url = urlsplit(self.base_url)
+        if self._masked(self.model) != self.model:
+            faults.append("model: the model's name is needed, never the key")
+        url = _split(self.base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             faults.append("base_url: an address such as http://localhost:8000/v1 is needed")
-        if url.username or url.password or url.query:  # not shown: it may be a key
-            faults.append("base_url: no user, password or query; the key comes from the environment alone")
-        if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable):  # not shown either
+        elif not identity(self.base_url):
+            faults.append("base_url: its port is no number up to 65535")
+        if url.username or url.password or url.query or self._masked(self.base_url) != self.base_url:
+            # not shown: it may be a key
+            faults.append("base_url: no user, password, query or key; the key comes from the environment alone")
+        faults += self._extra_faults()
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable) or _is_key(self.key_variable):  # not shown either
             faults.append("key_variable: the NAME of an environment variable is needed, never the key itself")
         limits = {"concurrency": (self.concurrency, 1), "retries": (self.retries, 0), "timeout": (self.timeout, 1e-3)}
         faults += [
@@ -162,6 +180,19 @@ class Client:
         if faults:
             raise PobenchError("\n  ".join(["the endpoint's settings are wrong:", *faults]))
 
+    def _extra_faults(self) -> list[str]:
+        faults = [f"extra.{name}: pobench sets it itself" for name in OURS if name in self.extra]
+        for name in LIMITS:
+            if name in self.extra and not (type(self.extra[name]) is int and self.extra[name] >= 1):
+                faults.append(f"extra.{name}: a whole number from 1 on is needed")
+        try:
+            text = json.dumps(self.extra)
+        except (TypeError, ValueError):
+            return [*faults, "extra: names and values as in JSON are needed"]
+        if SECRET.search(text) or self._masked(text) != text:
+            faults.append("extra: no key; it comes from the environment alone")
+        return faults
+
     # -- before
 
     def estimate(self, requests: Sequence[Request]) -> Cost:
@@ -169,8 +200,12 @@ class Client:
         unpaid = {
             key: r for key, r in zip(map(self._key, requests), requests, strict=True) if not self._file(key).is_file()
         }
-        ins, outs = sum(map(_tokens, unpaid.values())), sum(r.max_tokens for r in unpaid.values())
+        ins, outs = sum(map(_tokens, unpaid.values())), sum(map(self.limit, unpaid.values()))
         return Cost(len(requests), len(requests) - len(unpaid), ins, outs, self._dollars(ins, outs))
+
+    def limit(self, request: Request) -> int:
+        """The tokens that a reply may have."""
+        return allowed_tokens(request.max_tokens, self.extra)
 
     def _dollars(self, prompt_tokens: float, completion_tokens: float) -> float:
         return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
@@ -223,7 +258,7 @@ class Client:
             return
         import openai
 
-        key = os.environ.get(self.key_variable, "").strip()
+        key = self._key_of_server
         if not key and urlsplit(self.base_url).hostname == urlsplit(OPENAI).hostname:
             raise PobenchError(f"no key: set the environment variable {self.key_variable}, or name another base_url")
         self._connection = openai.OpenAI(
@@ -255,59 +290,86 @@ class Client:
         while True:
             if self._stop.wait(max(0.0, self._resume_at - time.monotonic())):
                 return Reply("", error="stopped")
-            unsupported = frozenset(self._unsupported)
-            after = None
+            left_out, after = frozenset(self._left_out), None
+            body = self._body(request, left_out)
             try:
-                return self._send(request, say)
+                return self._send(body, request, say)
             except openai.APIStatusError as error:
                 status, why = error.status_code, self._clean(error)
-                if status in ADAPTED and (self._adapt(request, why, say) or unsupported != self._unsupported):
-                    continue  # refused because of an argument that is now left out
+                if status in ADAPTED and (self._adapt(body, error.body, why, say) or left_out != self._left_out):
+                    continue  # refused because of something that is now left out
                 exhausted = "insufficient_quota" in why
                 if status in REFUSED or exhausted or (status == 403 and not self._proven):
                     raise PobenchError(self._refusal(status, why)) from None
-                if status not in RETRIED and status < 500:
-                    return self._failed(f"refused with status {status}: {why}", math.inf)
+                if status not in RETRIED and 400 <= status < 500:
+                    return self._failed(f"refused with status {status}: {why[:SHOWN]}", math.inf)
                 after = _retry_after(error.response.headers)
             except openai.APIConnectionError as error:  # time-outs too
                 why = self._clean(error)
             except (ValueError, TypeError, LookupError, AttributeError) as error:  # not JSON, or not a chat completion
                 why = f"the server's answer is no chat completion ({type(error).__name__})"
             if attempt == self.retries or (after or 0) > LONGEST_WAIT:
-                return self._failed(f"no reply after {attempt + 1} attempts: {why}", FAILURES_IN_A_ROW)
+                return self._failed(f"no reply after {attempt + 1} attempts: {why[:SHOWN]}", FAILURES_IN_A_ROW)
             self._wait(attempt, after)
             attempt += 1
 
-    def _send(self, request: Request, say: Callable[[str], None]) -> Reply:
-        limit = "max_completion_tokens" if "max_tokens" in self._unsupported else "max_tokens"
-        body: dict[str, Any] = {limit: request.max_tokens, "temperature": request.temperature}
-        wants = request.logprobs > 0 and "logprobs" not in self._unsupported
-        if wants:
+    def _body(self, request: Request, left_out: frozenset[str]) -> dict[str, Any]:
+        """The request's JSON without the model's name."""
+        messages = without_system(request.messages) if "system" in left_out else list(request.messages)
+        renamed = "max_tokens" in left_out or "max_completion_tokens" in self.extra
+        body: dict[str, Any] = {"messages": messages, LIMITS[0] if renamed else LIMITS[1]: self.limit(request)}
+        if request.logprobs > 0 and "logprobs" not in left_out:
             body |= {"logprobs": True, "top_logprobs": request.logprobs}
-        if request.seed is not None:
+        if "temperature" not in left_out:
+            body["temperature"] = request.temperature
+        if request.seed is not None and "seed" not in left_out:
             body["seed"] = request.seed
-        raw = self._connection.chat.completions.with_raw_response.create(
-            model=self.model, messages=list(request.messages), extra_body=body
-        )
-        reply = _parse(raw.http_response.json(), request)
-        if wants and reply.text and not reply.top:
-            self._leave_out("logprobs", say)
-        return reply
+        return body | {name: value for name, value in self.extra.items() if name not in LIMITS}
 
-    def _adapt(self, request: Request, why: str, say: Callable[[str], None]) -> bool:
-        """Whether the server refused an argument that can be left out or renamed; if so, do that from now on."""
-        if request.logprobs and "logprobs" in why and "logprobs" not in self._unsupported:
-            return self._leave_out("logprobs", say)
-        if "max_completion_tokens" in why and "max_tokens" not in self._unsupported:
-            return self._leave_out("max_tokens", lambda text: None)
+    def _send(self, body: Mapping[str, Any], request: Request, say: Callable[[str], None]) -> Reply:
+        import openai
+
+        arguments = {name: value for name, value in body.items() if name != "messages"}
+        raw = self._connection.chat.completions.with_raw_response.create(
+            model=self.model, messages=body["messages"], extra_body=arguments
+        )
+        answered = raw.http_response.json()
+        if found := error_in(answered):
+            status, words, inner = found
+            error = openai.APIStatusError(
+                f"an error in place of a reply: {words}", response=raw.http_response, body=inner
+            )
+            error.status_code = status
+            raise error
+        reply = self._without_key(parse(answered, self.limit(request)))
+        if "logprobs" in body and reply.text and not reply.top:
+            self._leave_out("logprobs", OPTIONAL["logprobs"], say)
+        return replace(
+            reply,
+            prompt_tokens=reply.prompt_tokens or _tokens(request),
+            completion_tokens=reply.completion_tokens or _text_tokens(reply.text),
+        )
+
+    def _adapt(self, body: Mapping[str, Any], error: Any, why: str, say: Callable[[str], None]) -> bool:
+        """Whether the server refused something that can be left out or renamed; if so, do that from now on."""
+        where = blamed(error, why)
+        for name, sentence in OPTIONAL.items():
+            refused = re.search(rf"(?<![a-z]){name}(?![a-z])", where, re.IGNORECASE)
+            if refused and name in body and name not in self.extra:
+                return self._leave_out(name, sentence, say)
+        if "max_tokens" in body and "max_completion_tokens" in why and "context" not in why:
+            return self._leave_out("max_tokens", "", say)
+        if body["messages"][0]["role"] == "system" and refuses_system(why):
+            return self._leave_out("system", NO_SYSTEM, say)
         return False
 
-    def _leave_out(self, argument: str, say: Callable[[str], None]) -> bool:
+    def _leave_out(self, what: str, sentence: str, say: Callable[[str], None]) -> bool:
         with self._budget:
-            fresh = argument not in self._unsupported
-            self._unsupported.add(argument)
-        if fresh:
-            say(f"{self.model}: the server gives no {argument}; no further request asks for them")
+            fresh = what not in self._left_out
+            self._left_out.add(what)
+        if fresh and sentence:
+            self.notes.append(f"{self.model}: {sentence}")
+            say(self.notes[-1])
         return True
 
     def _wait(self, attempt: int, after: float | None) -> None:
@@ -340,24 +402,36 @@ class Client:
             403: f"check what the key in {self.key_variable} may do",
             404: "check the model's name and base_url",
         }.get(status, "check the account's credit")
-        return (
-            f"{self.model}: the server refuses to answer (status {status}): {why}\n{remedy}; replies that came are kept"
-        )
+        words = f"{self.model}: the server refuses to answer (status {status}): {why[:SHOWN]}"
+        return f"{words}\n{remedy}; replies that came are kept"
 
     def _clean(self, error: Exception) -> str:
         """The error as one printable line, without the key, which some servers echo."""
         code = getattr(error, "code", None)  # such as insufficient_quota
         text = " ".join([*(str(error) or type(error).__name__).split(), *([f"({code})"] if code else [])])
-        text = "".join(c if c.isprintable() else "�" for c in text)
-        key = self._connection.api_key
-        return text.replace(key, "(key)")[:300] if len(key) > 6 else text[:300]
+        return self._masked("".join(c if c.isprintable() else "�" for c in text))
+
+    # -- the key
+
+    @property
+    def _key_of_server(self) -> str:
+        return os.environ.get(self.key_variable, "").strip()
+
+    def _masked(self, text: str) -> str:
+        key = self._key_of_server
+        return text.replace(key, "(key)") if len(key) >= SHORTEST_KEY else text
+
+    def _without_key(self, reply: Reply) -> Reply:
+        """The reply as it may be stored and shown."""
+        top = {self._masked(token): logprob for token, logprob in reply.top.items()}
+        return replace(reply, text=self._masked(reply.text), top=top)
 
     # -- the budget
 
     def _reserve(self, request: Request) -> float:
         """Reserve the dollars that the request may cost, and return them. Raises PobenchError if the cap has no room."""
         cap = math.inf if self.max_cost is None else self.max_cost
-        bound = self._dollars(_tokens(request), request.max_tokens)
+        bound = self._dollars(_tokens(request), self.limit(request))
         with self._budget:
             while self.spent.dollars + self._reserved + bound > cap and not self._stop.is_set():  # false for nan
                 if not self._on_way:
@@ -387,6 +461,7 @@ class Client:
 
     def _key(self, request: Request) -> str:
         causes = {"model": self.model, "server": identity(self.base_url), **asdict(request)}
+        causes |= {"extra": self.extra} if self.extra else {}
         return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()
 
     def _file(self, key: str) -> Path:
@@ -394,8 +469,9 @@ class Client:
 
     def _stored(self, key: str) -> Reply | None:
         try:
-            return replace(Reply(**json.loads(self._file(key).read_text(encoding="utf-8"))), cached=True)
-        except (OSError, ValueError, TypeError):  # absent or damaged: ask again
+            stored = Reply(**json.loads(self._file(key).read_text(encoding="utf-8")))
+            return self._without_key(replace(stored, cached=True))
+        except (OSError, ValueError, TypeError, AttributeError):  # absent or damaged: ask again
             return None
 
     def _store(self, key: str, reply: Reply) -> None:
@@ -408,39 +484,49 @@ class Client:
             ) from error
 
 
+def address(base_url: str | None) -> str:
+    """The address in use: the given one, else `OPENAI_BASE_URL`, else OpenAI's."""
+    return base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
+
+
 def identity(base_url: str) -> str:
-    """The address as the cache knows it: without scheme, port and case, and "local" for any name of this machine."""
-    url = urlsplit(base_url)
+    """The address as a cause of replies: host, port and path, without case; the port 443 is not named, and this machine's
+    usual names are one, "local". "" if the port is none."""
+    url = _split(base_url)
+    try:
+        port = url.port or (80 if url.scheme == "http" else 443)
+    except ValueError:
+        return ""
     host = (url.hostname or "").lower()
-    if host in ("localhost", "0.0.0.0", "::1") or host.startswith("127."):
-        host = "local"
-    return f"{host}{url.path.rstrip('/')}"
+    host = "local" if host in ("localhost", "127.0.0.1", "0.0.0.0", "::1") else host
+    return f"{host}{'' if port == 443 else f':{port}'}{url.path.rstrip('/')}"
+
+
+def _split(base_url: str) -> SplitResult:
+    """The parts of an address; all empty for a bracket without its other."""
+    try:
+        return urlsplit(base_url)
+    except ValueError:
+        return urlsplit("")
+
+
+def _is_key(name: str) -> bool:
+    """Whether the name of a variable that is not set looks like a key itself, as tokens of hubs do: hf_aBcD…"""
+    return len(name) >= LIKE_A_KEY and name not in os.environ and name != name.upper()
+
+
+def allowed_tokens(max_tokens: int, extra: Mapping[str, Any]) -> int:
+    """The limit of a reply's tokens: the further arguments' own, else `max_tokens`."""
+    return int(next((extra[name] for name in LIMITS if name in extra), max_tokens))
 
 
 def _tokens(request: Request) -> int:
     """The estimated number of prompt tokens."""
-    return sum(
-        math.ceil(len(str(m["content"]).encode("utf-8", "replace")) / BYTES_A_TOKEN) + TOKENS_A_MESSAGE
-        for m in request.messages
-    )
+    return sum(_text_tokens(str(m["content"])) + TOKENS_A_MESSAGE for m in request.messages)
 
 
-def _parse(body: Any, request: Request) -> Reply:
-    """The reply in a response body. Raises LookupError, TypeError, ValueError or AttributeError if it is not a chat
-    completion."""
-    choice, usage = body["choices"][0], body.get("usage") or {}
-    text = choice["message"].get("content") or ""
-    if not isinstance(text, str):
-        raise TypeError("content is no text")
-    tokens = (choice.get("logprobs") or {}).get("content") or []
-    alternatives = tokens[0].get("top_logprobs") or [] if tokens else []
-    top = {str(a["token"]): float(a["logprob"]) for a in reversed(alternatives) if math.isfinite(float(a["logprob"]))}
-    return Reply(
-        text,
-        dict(sorted(top.items(), key=lambda item: -item[1])),
-        int(usage.get("prompt_tokens") or _tokens(request)),
-        int(usage.get("completion_tokens") or math.ceil(len(text.encode("utf-8", "replace")) / BYTES_A_TOKEN)),
-    )
+def _text_tokens(text: str) -> int:
+    return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_A_TOKEN)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

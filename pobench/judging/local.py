@@ -2,6 +2,9 @@
 
 Small models have weak opinions and strongly prefer one letter. Averaging both orders cancels that preference but adds no
 knowledge: run `pobench judge check` on pairs that people have compared before you trust such a judge.
+
+The first token of a reply is read, so it must be no thought's: templates that take `enable_thinking` get it as false, and a
+model whose template opens a thought all the same is refused.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from typing import Any
 
 import torch
 
-from pobench.data.chat import Chat, load_tokenizer
+from pobench.data.chat import Chat, chat_template, load_tokenizer, with_values
 from pobench.errors import PobenchError
 from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, question
+from pobench.judging.replies import opens_thought
 from pobench.judging.weights import Precision, Weights, batches, longest
 from pobench.model.generate import left_padded
 from pobench.model.layouts import PAD
@@ -38,7 +42,14 @@ class LocalJudge(TwoOrders):
 
     @cached_property
     def chat(self) -> Chat:
-        return Chat(load_tokenizer(self.weights.folder, trust_remote_code=self.weights.trust_remote_code))
+        tokenizer = load_tokenizer(self.weights.folder, trust_remote_code=self.weights.trust_remote_code)
+        chat = Chat(tokenizer, with_values(chat_template(tokenizer), arguments={"enable_thinking": False}))
+        if opens_thought(chat.opening):
+            raise PobenchError(
+                f"judge model {self.name!r} begins every reply with a thought, and this judge reads the first token of a "
+                "reply; name a model that answers at once, or serve this one and use the judge `endpoint`"
+            )
+        return chat
 
     @cached_property
     def letters(self) -> list[list[int]]:
@@ -54,7 +65,8 @@ class LocalJudge(TwoOrders):
     @torch.inference_mode()
     def read(self, shown: Sequence[Comparison], progress: Progress | None = None) -> list[Read]:
         """P(B) for each comparison; nan if the question is longer than the model reads."""
-        prompts = [self.chat.prompt_ids(question(c)) for c in shown]
+        # `lead`: the empty thought that some templates write before an answer; the verdict stands behind it
+        prompts = self.chat.ids([self.chat.prompt(question(c)) + self.chat.lead for c in shown])
         limit = longest(self.model)
         reads = [Read(math.nan, f"{len(ids)} tokens; the model reads {limit}") for ids in prompts]
         last = torch.tensor([-1], device=self.weights.device)  # an index: see `pobench.model.generate`

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pobench.data.rows import Prompt, as_text
 from pobench.judging import PairwiseJudge
+from pobench.judging.replies import without_thought
 
 
 class Longer:
@@ -172,13 +173,28 @@ def from_alternatives(top: Mapping[str, float]) -> float:
     return chance["B"] / total if total >= 0.5 else math.nan
 
 
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-_LETTER = re.compile(r"(?:(?:the )?(?:better )?(?:answer|verdict)(?: is)?\s*)?\b([AB])", re.IGNORECASE)
+_BETTER = r"(?: is (?:the )?better(?: answer| one)?)?"
+_LETTER = re.compile(r"(?:(?:the )?(?:better )?(?:answer|verdict)(?: is)?\s*)?\b([AB])" + _BETTER, re.IGNORECASE)
 
 
 def from_text(reply: str) -> float:
-    """1 for B, 0 for A, if the whole reply or its last line is just that letter; nan otherwise."""
-    lines = [line for line in _THOUGHT.sub("", reply).splitlines() if line.strip()]
-    last_line = re.sub(r"[*_`\"'“”().:\[\]{}!]", " ", lines[-1]).strip() if lines else ""
-    match = _LETTER.fullmatch(" ".join(last_line.split()))
+    """1 for B, 0 for A, if the whole reply or its last line says just that letter, apart from a thought; nan otherwise."""
+    return _letter(without_thought(reply).rpartition("\n")[2])
+
+
+def from_reply(reply: str, top: Mapping[str, float]) -> float:
+    """P(B) from the first token's alternatives if the reply begins with a line that is just the letter, else from the text.
+
+    "A careful look …" begins with an A that is no verdict. nan if the first line and the last name different letters.
+    """
+    first, last, likely = _letter(reply.strip().partition("\n")[0]), from_text(reply), from_alternatives(top)
+    if math.isnan(first) or math.isnan(likely):
+        return last
+    return likely if math.isnan(last) or first == last else math.nan
+
+
+def _letter(line: str) -> float:
+    """1 if a line says B, 0 if it says A, nan if it says anything else."""
+    words = re.sub(r"[*_`\"'“”().:\[\]{}!]", " ", line).split()
+    match = _LETTER.fullmatch(" ".join(words))
     return math.nan if match is None else float(match[1].upper() == "B")

@@ -77,7 +77,7 @@ class Job:
     def judge_causes(self) -> dict[str, Any]:
         """The judge's settings that can change a verdict; time-outs and prices are left out."""
         try:
-            runtime = judges.get(self.judge.name or "").runtime
+            judge = judges.get(self.judge.name or "")
         except PobenchError:  # the judge of a plug-in that is not loaded
-            runtime = frozenset()
-        return {k: v for k, v in self.judge.settings.items() if k not in runtime}
+            return dict(self.judge.settings)
+        return judge.canonical({k: v for k, v in self.judge.settings.items() if k not in judge.runtime})

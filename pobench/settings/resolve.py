@@ -35,6 +35,14 @@ def parse_settings(pairs: Sequence[str], option: str) -> dict[str, Any]:
     return _parsed(pairs, option, "KEY=VALUE, such as model=NAME", dotted=False)
 
 
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A judge's settings with dots in their names taken apart: {"extra.effort": "low"} → {"extra": {"effort": "low"}}."""
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        _put_inside(values, key.split("."), value)
+    return values
+
+
 def _parsed(pairs: Sequence[str], option: str, expected: str, *, dotted: bool) -> dict[str, Any]:
     values: dict[str, Any] = {}
     faults = []
@@ -194,7 +202,8 @@ class _Draft:
             known = ", ".join(fields)
             self.faults.append(f"--set {key}: {section} has no {name!r}{nearest(name, fields)} Known: {known}")
         elif self._section(section) is not None:
-            _put_inside(self.values, key.split(".", 2), value)
+            # the last part of a column's or a template argument's name may hold dots, that of a judge's setting does not
+            _put_inside(self.values, key.split(".", -1 if section == "judge" else 2), value)
             self.origin[key] = "--set"
             if section == "train" and "." not in name:
                 self.forced[name] = value

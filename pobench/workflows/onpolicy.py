@@ -285,7 +285,10 @@ def make_pairs_of(recipe: Recipe, out: Path) -> dict[str, Any]:
             _draw_in_processes(sampling, folder, job.model, job.data.max_length, job.answers.batch_size)
         if hasattr(judge, "estimate"):
             print(judge.estimate([two for _, two in comparisons(sampling.answers())]), file=sys.stderr)
-        return write_pairs(sampling, judge, held_out=config.held_out_fraction, judge_settings=settings)
+        written = write_pairs(sampling, judge, held_out=config.held_out_fraction, judge_settings=settings)
+    for note in getattr(judge, "notes", ()):
+        print(note, file=sys.stderr)
+    return written
 
 
 def _decoding(config: OnPolicyConfig, job: Job) -> Decoding:

@@ -23,12 +23,14 @@ import yaml
 from pobench.judging.benchmarks import alpaca_eval_score as alpaca_eval
 from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, Shape, write_lines
 from pobench.judging.benchmarks.verdict_files import Faults, Scored, fingerprint, fingerprints, read, text_of
-from pobench.judging.client import Reply, Request
+from pobench.judging.client import Request
+from pobench.judging.replies import Reply
 from pobench.registry import register_benchmark
 from pobench.sources import fetch_file
 
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 FILES = ("alpaca_eval_gpt4_baseline.json", "reference/alpaca_eval_gpt4_baseline.json")
+LETTERS = ("m", "M")  # the annotator's names of the first and the second answer
 SEED = 0  # the default of alpaca_eval's annotators
 
 
@@ -79,7 +81,11 @@ class AlpacaEval(Judged):
             replies.extend(ask([Request(m, max_tokens, temperature, logprobs=top_logprobs) for m in messages]))
             unknown = [math.nan] * len(replies)
             about = {"price_per_example": unknown, "time_per_example": unknown}
-            return {"completions": [r.text for r in replies], "completions_all": [*map(_completion, replies)], **about}
+            return {
+                "completions": [r.answer for r in replies],
+                "completions_all": [*map(_completion, replies)],
+                **about,
+            }
 
         texts = {
             "instruction": [_inert(a.question.turns[0]) for a in answered],
@@ -160,11 +166,13 @@ def _annotator(complete: Any) -> Any:
 
 
 def _completion(reply: Reply) -> dict[str, Any]:
-    """The reply in the form that alpaca_eval's parser reads. Without log-probabilities its text gets probability 1; a failed
-    request has no tokens."""
-    top = reply.top or ({} if reply.error else {reply.text.strip(): 0.0})
+    """The reply in the form that alpaca_eval's parser reads. Without log-probabilities its text gets probability 1, and so does
+    a text other than m and M: a first token that begins something else is no verdict, however likely m and M were beside it.
+    A failed request has no tokens."""
+    letter = reply.answer in LETTERS
+    top = reply.top if letter and reply.top else ({} if reply.error else {reply.answer: 0.0})
     tokens = [{"token": token, "logprob": logprob} for token, logprob in top.items()]
-    return {"logprobs": {"content": [{"top_logprobs": tokens}]}, "text": reply.text, "total_tokens": 0}
+    return {"logprobs": {"content": [{"top_logprobs": tokens}]}, "text": reply.answer, "total_tokens": 0}
 
 
 def _said(reply: Reply | None) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from pobench.errors import PobenchError
 from pobench.judging.benchmarks import arena_hard_score as arena_hard
 from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, Shape, write_lines
 from pobench.judging.benchmarks.verdict_files import Faults, Scored, fingerprint, fingerprints, read
-from pobench.judging.client import Reply, Request
+from pobench.judging.client import Request
+from pobench.judging.replies import Reply
 from pobench.registry import register_benchmark
 from pobench.settings.schema import Count
 from pobench.sources import fetch_file
@@ -224,4 +225,4 @@ def _filled(layout: str, values: dict[str, str]) -> str:
 
 
 def _game(reply: Reply) -> dict[str, Any]:
-    return {"score": arena_hard.verdict(reply.text), "judgment": reply.text}
+    return {"score": arena_hard.verdict(reply.answer), "judgment": reply.text}

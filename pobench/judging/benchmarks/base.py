@@ -41,7 +41,8 @@ from pobench.errors import PobenchError
 from pobench.files import checked_bytes, nan_as_null, write_json, write_text
 from pobench.identity import code_digest, name_of
 from pobench.judging.benchmarks.verdict_files import Scored, fingerprint
-from pobench.judging.client import Client, Reply, Request
+from pobench.judging.client import Client, Request, address, allowed_tokens, identity
+from pobench.judging.replies import Reply
 from pobench.model.generate import Answer, Decoding, generate_batches
 from pobench.progress import Advance, progress
 from pobench.registry import benchmarks
@@ -211,7 +212,13 @@ class JudgeModel(BaseModel):
     price_in: float | None = Field(None, ge=0, le=1e6)  # dollars per million tokens
     price_out: float | None = Field(None, ge=0, le=1e6)
     max_cost: float | None = Field(None, gt=0, le=1e9)  # dollars per benchmark and model
+    extra: dict[str, Any] = {}  # further arguments of every request: {reasoning_effort: low, max_tokens: 8000}
     replies: str | None = None  # a file of replies to return in turn instead of asking the model: for rehearsals
+
+    def causes(self) -> dict[str, Any]:
+        """What decides the replies: the model, where it is asked, and with which further arguments."""
+        where = {} if self.replies is not None else {"address": identity(address(self.base_url))}
+        return {"judged_by": self.model, **where, **({"extra": self.extra} if self.extra else {})}
 
     def client(self) -> Client | Replayed:
         """The client. Raises PobenchError that lists the faults of the settings."""
@@ -311,7 +318,7 @@ class Judged(Benchmark):
             return Calls(spoken_tokens=spoken)
         requests = asked * self.shape.requests
         ins = float(requests * (self.shape.prompt_tokens + self.shape.read * self.max_new_tokens))
-        outs = float(requests * self.shape.reply_tokens)
+        outs = float(requests * allowed_tokens(self.shape.reply_tokens, self.judge.extra))
         prices = self.judge.price_in, self.judge.price_out
         dollars = None if None in prices else (ins * float(prices[0] or 0) + outs * float(prices[1] or 0)) / 1e6
         return Calls(self.judge.model, requests, ins, outs, dollars, spoken)
@@ -373,7 +380,7 @@ class Judged(Benchmark):
         """What decides the verdicts on given answers. A judge may read more of a row: a baseline's answer, a category."""
         read = {"rows": [q.row for q in questions], "instructions": self.instructions()}
         rows = fingerprint(json.dumps(read, sort_keys=True, default=str))
-        return {"judged_by": self.judge.model, "rows": rows, "code": code_digest(type(self))}
+        return {**self.judge.causes(), "rows": rows, "code": code_digest(type(self))}
 
     def answers_folder(self, run: Path, questions: Sequence[Question], spoken: Spoken) -> Path:
         return run / "benchmarks" / self.name / name_of(self._answer_causes(questions, spoken))
@@ -483,7 +490,14 @@ class Judged(Benchmark):
         def ask(requests: Sequence[Request]) -> list[Reply]:
             speaker.say(f"{self.name}: asking {client.model}: {client.estimate(requests)}")
             with speaker.progress(f"{self.name}, {client.model}", len(requests), "verdicts") as advance:
-                return client.ask(requests, progress=lambda done, total: advance(done=done), say=speaker.say)
+                replies = client.ask(requests, progress=lambda done, total: advance(done=done), say=speaker.say)
+            missing = [reply.missing for reply in replies if reply.missing and not reply.error]
+            if missing:
+                option = f"--set benchmarks.{self.name}.judge.extra.max_tokens=N"
+                speaker.say(
+                    f"{self.name}: {len(missing)} replies hold no answer ({missing[0]}); raise the limit: {option}"
+                )
+            return replies
 
         return ask
 

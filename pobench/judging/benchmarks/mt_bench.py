@@ -136,7 +136,7 @@ class MTBench(Judged):
 
         _play(matches, note)
         replies = ask(requests)
-        texts = iter(reply.text for reply in replies)
+        texts = iter(reply.answer for reply in replies)  # the thought apart: fschat takes the first grade that it finds
         rows = []
         for played, reply in zip(_play(matches, lambda *_, **__: next(texts)), replies, strict=True):
             named = {"judge": [self.judge.model, played["judge"][1]]}

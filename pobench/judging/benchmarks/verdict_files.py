@@ -182,10 +182,10 @@ class Verbatim(str):
     """Text that is already safe for a message."""
 
 
-def short(value: Any) -> str:
-    """Untrusted content, escaped and cut to one line."""
-    text = value if isinstance(value, Verbatim) else repr(value[: 2 * _ESCAPED] if isinstance(value, str) else value)
-    return text if len(text) <= _ESCAPED else text[: _ESCAPED - 1] + "…"
+def short(value: Any, length: int = _ESCAPED) -> str:
+    """Untrusted content, escaped and cut to one line of at most `length` characters."""
+    text = value if isinstance(value, Verbatim) else repr(value[: 2 * length] if isinstance(value, str) else value)
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 # ---------------------------------------------------------------- fingerprints

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,10 @@ def _compared(context: Context, judge: PairwiseJudge, rows: Mapping[str, Any], a
         context.say(f"{context.task.title}: {judge.name}: {judge.estimate(shown)}")
     with progress(f"{context.task.title}: verdicts", len(shown), "answers") as advance:
         verdicts = judge_many(judge, shown, lambda done, total: advance(done=len(shown) * done // max(total, 1)))
+    unread = [v.error for v in verdicts if math.isnan(v.probability)]
+    notes = [f"{len(unread)} of {len(shown)} verdicts could not be read ({unread[0]})"] if unread else []
+    for note in [*getattr(judge, "notes", ()), *notes]:
+        context.say(f"{context.task.title}: {note}")
     return both[["prompt", "sample"]].assign(
         judge=judge.name,
         score=[v.probability for v in verdicts],

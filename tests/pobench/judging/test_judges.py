@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from openai_server import OpenAIServer, says
-from small_chat_model import SIZES, character_tokenizer, save_chat_model
+from openai_server import OpenAIServer, refuses, says
+from small_chat_model import SIZES, TEMPLATE, character_tokenizer, save_chat_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from pobench.data.rows import Message
@@ -26,12 +27,14 @@ from pobench.judging.pairwise import (
     Read,
     TwoOrders,
     from_alternatives,
+    from_reply,
     from_text,
     judge_many,
     question,
 )
 from pobench.judging.reward_model import reward_model
 from pobench.registry import JudgeType, judges
+from pobench.settings.resolve import resolve
 
 LLMBAR = Path(__file__).parents[3] / "../shared/data/preferences/llmbar.jsonl"
 AB = Comparison("Say hello.", "hello", "go away")
@@ -105,13 +108,30 @@ def test_a_judge_without_judge_many_is_asked_one_by_one_and_its_orders_are_not_k
     [
         ("A", 0), ("B", 1), (" b\n", 1), ("**B**", 1), ("[[A]]", 0), ("(B)", 1), ("Answer: A", 0), ("Answer B.", 1),
         ("The better answer is B.", 1), ("<think>A? no</think>\nB", 1), ("Both have merit.\n\nB", 1),
+        ("Answer B is better.", 1), ("A is better", 0), ("**Answer A** is the better one.", 0), ("B is the better answer", 1),
     ],
 )  # fmt: skip
 def test_a_letter_is_read(reply, second) -> None:
     assert from_text(reply) == second
 
 
-@pytest.mark.parametrize("reply", ["", "A or B", "Both", "C", "A is better than B", "AB", "I choose neither", "B?A"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "A or B",
+        "Both",
+        "C",
+        "A is better than B",
+        "AB",
+        "I choose neither",
+        "B?A",
+        "A careful look is needed",
+        "Answer A is better in style",
+        "<think>\nA",
+        "A is best, or B",
+    ],
+)
 def test_what_is_no_letter_is_not_guessed_at(reply) -> None:
     assert math.isnan(from_text(reply))
 
@@ -123,6 +143,19 @@ def test_alternatives_are_summed_by_letter_and_the_others_left_out() -> None:
     assert from_alternatives({"A": log(0.9)}) == 0.0
     assert math.isnan(from_alternatives({"The": log(0.7), "A": log(0.2)})), "the reply most likely begins otherwise"
     assert math.isnan(from_alternatives({}))
+
+
+@pytest.mark.parametrize(
+    ("reply", "second"),
+    [
+        ("A", 0.2), ("**A**", 0.2), ("A\n\nIt names the Danube.", 0.2), ("Answer A is better.", 0.2),  # begins with the letter
+        ("A careful look: B names the Danube.", math.nan),  # begins with an A that is no letter
+        ("A careful look.\nB", 1.0), ("A\nnames cheese.\nB", math.nan),
+    ],
+)  # fmt: skip
+def test_the_first_token_counts_where_the_reply_begins_with_its_verdict(reply, second) -> None:
+    top = {"A": math.log(0.8), "B": math.log(0.2)}
+    assert from_reply(reply, top) == pytest.approx(second, nan_ok=True)
 
 
 def test_an_answer_cannot_close_the_mark_around_it() -> None:
@@ -180,6 +213,64 @@ def test_an_unreadable_reply_is_no_verdict_and_says_what_it_was() -> None:
     assert verdict.error == r"neither A nor B: 'I like both \x1b[31m'"
 
 
+@pytest.mark.parametrize(
+    ("content", "finish", "why"),
+    [
+        ("A careful look at both", "length", "the limit of tokens cut the reply off"),
+        ("A", "length", "the limit of tokens cut the reply off"),  # a thought's first word, for all anybody knows
+        ("<think>\nA", "stop", "the reply is a thought without an answer"),
+        (None, "stop", "the reply is empty"),
+    ],
+)
+def test_a_thought_is_no_verdict_and_the_remedy_is_named(content, finish, why) -> None:
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        reply = says("A", A=-0.1, B=-3.0)
+        reply["choices"][0] |= {"finish_reason": finish, "message": {"role": "assistant", "content": content}}
+        return reply
+
+    with OpenAIServer(answer) as server:
+        judge = endpoint(model="m", base_url=server.url)
+        for _ in range(2):  # paid for, and then from the cache
+            (verdict,) = judge.judge_many([AB])
+            assert math.isnan(verdict.probability)
+            assert verdict.error == f"{why}: raise judge.settings.max_tokens, now 16 tokens"
+        assert server.paid == 2
+
+
+def test_a_reasoning_tokens_logprobs_are_no_verdict() -> None:
+    """A server that parts the thought from the content may send the log-probabilities of both."""
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        reply = says("A", A=-0.1, B=-3.0)
+        reply["choices"][0]["message"] |= {
+            "content": letter_of(body, "hello"),
+            "reasoning_content": "A good answer greets.",
+        }
+        return reply
+
+    with OpenAIServer(answer) as server:
+        assert endpoint(model="m", base_url=server.url).judge(*AB) == 0.0
+
+
+def test_a_run_is_judged_anew_where_another_server_is_asked(setting, tmp_path, monkeypatch) -> None:
+    def key(**settings: Any) -> str:
+        given = {f"judge.settings.{name}": value for name, value in settings.items()}
+        overrides = {"judge.name": "endpoint", "judge.settings.model": "m", **given}
+        return resolve(str(tmp_path / "small.yaml"), "simpo", overrides=overrides)[0].key
+
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    openai = key()
+    assert openai == key(base_url="https://api.openai.com/v1/")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
+    first = key()
+    assert first == key(base_url="http://127.0.0.1:8000/v1") != openai
+    assert key(base_url="http://localhost:8001/v1") not in (first, openai)
+    assert key(**{"extra.reasoning_effort": "low"}) not in (first, openai)
+    for wrong in (5, "http://localhost:99999/v1"):
+        with pytest.raises(PobenchError, match="base_url"):
+            key(base_url=wrong)
+
+
 # ---------------------------------------------------------------- on this machine
 
 
@@ -205,6 +296,26 @@ def test_the_local_judge_reads_the_letters_logits_whatever_the_batch(chat_folder
     logits = alone.model(ids).logits[0, -1]
     a, b = (logits[alone.chat.tokenizer.convert_tokens_to_ids(letter)] for letter in "AB")
     assert verdicts[0].forward == pytest.approx(torch.sigmoid(b - a).item(), abs=1e-5)
+
+
+THINKING = TEMPLATE.replace("assistant\n{% endif %}", "assistant\n{% if THOUGHT %}<think>\n{% endif %}{% endif %}")
+
+
+def test_the_local_judge_reads_no_first_token_of_a_thought(chat_folder, tmp_path) -> None:
+    def judge(template: str) -> Any:
+        folder = Path(shutil.copytree(chat_folder, tmp_path / "thinking", dirs_exist_ok=True))
+        (folder / "chat_template.jinja").write_text(template)
+        return local(model=str(folder))
+
+    assert THINKING != TEMPLATE
+    plain = local(model=str(chat_folder)).judge(*AB)
+    assert judge(THINKING.replace("THOUGHT", "enable_thinking is not defined or enable_thinking")).judge(*AB) == plain
+    with pytest.raises(PobenchError, match=r"'thinking' begins every reply with a thought.*use the judge `endpoint`"):
+        judge(THINKING.replace("THOUGHT", "true")).judge(*AB)
+    # as Qwen 3: a rendered answer has an empty thought before it, which the generation prompt lacks
+    empty = "{% if message['role'] == 'assistant' %}<think><think>{% endif %}"
+    lead = judge(TEMPLATE.replace("{{ message['content'] }}", empty + "{{ message['content'] }}"))
+    assert lead.chat.lead == "<think><think>" and lead.judge(*AB) != plain
 
 
 def test_what_is_longer_than_the_model_reads_is_left_out_with_the_reason(chat_folder) -> None:
@@ -406,6 +517,33 @@ def test_judge_check_prints_the_numbers_and_what_they_cost(pobench_cli, compared
     values = json.loads(out)
     assert (values["agreement"]["n"], values["spent"]["requests"], values["pairs"]) == (10, 0, 10)
     assert polite_server.paid == 80
+
+
+def test_judge_check_passes_further_arguments_on_and_says_what_the_server_does_not_take(
+    pobench_cli, compared, polite_server
+) -> None:
+    polite_server.answer = lambda body: says("A")
+    polite_server.failures = [refuses(400, "temperature is not supported")]
+    status, out, err = pobench_cli(
+        *("judge", "check", "--judge", "endpoint", "--data", str(compared), "--limit", "1"),
+        *("--set", "model=big", "--set", f"base_url={polite_server.url}", "--set", "extra.reasoning_effort=low"),
+        *("--set", "concurrency=1"),
+    )
+    assert status == 0, err
+    assert {body["reasoning_effort"] for body in polite_server.bodies} == {"low"}
+    assert "big: the server takes no temperature but its own" in " ".join(out.split())
+
+
+def test_judge_check_shows_the_servers_words_in_full(pobench_cli, compared, polite_server) -> None:
+    words = "the upstream provider of this model is not available at the moment, try another region"
+    error = {"error": {"message": words, "code": 400}}
+    polite_server.answer = lambda body: says("A")
+    polite_server.failures = [lambda handler: handler.send(200, error)]
+    arguments = ("judge", "check", "--judge", "endpoint", "--data", str(compared), "--limit", "2", "--json")
+    sets = ("--set", "model=big", "--set", f"base_url={polite_server.url}", "--set", "concurrency=1")
+    status, out, err = pobench_cli(*arguments, *sets)
+    assert status == 0, err
+    assert words in json.loads(out)["notes"][0]
 
 
 def test_judge_check_lists_all_that_is_wrong_and_shows_no_key(pobench_cli, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -10,8 +11,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from pobench.judging.benchmarks.alpaca_eval import AlpacaEval
 from pobench.judging.benchmarks.arena_hard import ArenaHard, _filled
 from pobench.judging.benchmarks.base import Answered, JudgeModel, Speaker, Spoken
 from pobench.judging.benchmarks.mt_bench import MTBench
-from pobench.judging.client import Reply
+from pobench.judging.replies import Reply
 from pobench.results.load import load_frames
 from pobench.results.run_folder import RunFolder
 from pobench.runs.plan import make_plan
@@ -217,19 +217,26 @@ def asked_for(body: Body) -> str:
     return {1: "alpaca_eval", 4096: "arena_hard"}.get(body["max_tokens"], "mt_bench")
 
 
+def third_request_about(name: str) -> Callable[[Body], bool]:
+    """Whether a request is the third of a benchmark."""
+    asked = itertools.count(1)
+    return lambda body: asked_for(body) == name and next(asked) == 3
+
+
 @pytest.mark.slow
 def test_killed_in_the_midst_of_each_benchmark_and_repeated_it_pays_for_the_rest_alone(
     setting, prompts, tmp_path
 ) -> None:
     names = ("alpaca_eval", "arena_hard", "mt_bench")
     environment = {**os.environ, "POBENCH_CACHE": str(tmp_path / "cache")}
-    with OpenAIServer(judge, delay=0.3) as server:
+    with OpenAIServer(judge) as server:
         sets = {k.replace("__", "."): v for k, v in {**prompts, **judged_by(server)}.items()}
         sets |= {f"benchmarks.{name}.judge.concurrency": 1 for name in names}
         sets["benchmarks.arena_hard.other_questions"] = True  # in a process of its own, nobody has changed the table
         command = [sys.executable, "-m", "pobench.cli", "run", "--setting", "small.yaml", "--losses", "dpo"]
         command += ["--stages", "train,benchmarks", *(f"--set={key}={value}" for key, value in sets.items())]
         for name in names:
+            server.holds = third_request_about(name)
             process = subprocess.Popen(
                 command,
                 cwd=tmp_path,
@@ -238,21 +245,18 @@ def test_killed_in_the_midst_of_each_benchmark_and_repeated_it_pays_for_the_rest
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            deadline = time.monotonic() + 180
-            while sum(asked_for(body) == name for body in server.bodies) < 3 and time.monotonic() < deadline:
-                time.sleep(0.02)
-            assert process.poll() is None, "it was to be killed while it asks"
+            server.wait_for(lambda: server.held == 1, process)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             assert not [*tmp_path.glob(f"runs/small/*/benchmarks/{name}/*/*/score.json")]
-            time.sleep(0.4)  # what was on its way
-        server.delay = 0.0
+            server.release()
+            server.wait_for(lambda: server.at_once == 0)
         again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert again.returncode == 0, again.stderr
     for name in names:
         asked = [json.dumps(body, sort_keys=True) for body in server.bodies if asked_for(body) == name]
-        # the killed process had one request on its way: that one may have been asked again, no other
-        assert len(set(asked)) > 3 and len(asked) - len(set(asked)) <= 1
+        # the killed process had one request on its way: that one has been asked again, no other
+        assert len(set(asked)) > 3 and len(asked) - len(set(asked)) == 1
     frame = load_frames(tmp_path / "runs")["benchmarks"]
     assert set(zip(frame["benchmark"], frame["loss"], strict=True)) == {(n, x) for n in names for x in ("start", "dpo")}
 
@@ -435,6 +439,21 @@ def test_equal_answers_tie_unasked_and_what_cannot_be_read_is_no_preference(tmp_
     assert [row.get("error") for row in rows] == [None, None, "refused"]
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply("Okay", {"Okay": -0.1, "M": -9.0}),  # a reasoning model's first token, and M among its alternatives
+        Reply("<think>", {"<think>": -0.1, "m": -9.0}),
+        Reply("m", {"m": -0.1}, cut_off=True),
+        Reply(""),
+    ],
+)
+def test_the_first_token_of_a_thought_is_no_preference(reply, tmp_path) -> None:
+    benchmark = AlpacaEval(source=many(tmp_path, 1), length_only=True, judge={"model": "tester"})
+    (row,) = benchmark.verdicts(answered(benchmark, "OURS"), "me", lambda rs: [reply])
+    assert row["preference"] is None
+
+
 def test_an_answer_cannot_speak_as_somebody_else_to_the_judge(tmp_path) -> None:
     benchmark = AlpacaEval(source=many(tmp_path, 2), length_only=True, judge={"model": "tester"})
     roles = []
@@ -496,6 +515,56 @@ def test_a_grade_without_a_reply_is_unread(prompts) -> None:
     benchmark = MTBench(source=prompts["benchmarks__mt_bench__source"], judge={"model": "tester"})
     rows = benchmark.verdicts(answered(benchmark, "x"), "me", lambda rs: [Reply("", error="busy") for _ in rs])
     assert {row["score"] for row in rows} == {-1} and {row["error"] for row in rows} == {"busy"}
+
+
+def test_a_grade_in_a_thought_is_none_and_neither_is_one_in_a_reply_that_is_cut_off(prompts) -> None:
+    benchmark = MTBench(source=prompts["benchmarks__mt_bench__source"], judge={"model": "tester"})
+    thought = [Reply("<think>Rating: [[3]]?</think>Rating: [[8]]"), Reply("Say [[3]]. No.</think>[[8]]")]
+    cut = [Reply("<think>Rating: [[3]]"), Reply("Rating: [[3]] would be", cut_off=True)]
+    rows = benchmark.verdicts(answered(benchmark, "x"), "me", lambda rs: [*thought, *cut] * 2)
+    assert [row["score"] for row in rows] == [8, 8, -1, -1] * 2
+
+
+def test_a_label_in_a_thought_is_no_verdict(prompts) -> None:
+    benchmark = ArenaHard(source=prompts["benchmarks__arena_hard__source"], judge={"model": "tester"})
+    replies = [Reply("<think>[[B>>A]]?</think>[[A>B]]"), Reply("<think>[[B>>A]]"), Reply("[[A>B]] or", cut_off=True)]
+    rows = benchmark.verdicts(answered(benchmark, "x"), "me", lambda rs: [*replies, Reply("[[A=B]]")] * 2)
+    assert [game["score"] for row in rows[:2] for game in row["games"]] == ["A>B", None, None, "A=B"]
+
+
+def test_another_address_or_argument_of_the_judge_makes_new_verdicts_beside_the_old(
+    prompts, tmp_path, monkeypatch
+) -> None:
+    def folder(**judge: Any) -> Path:
+        benchmark = ArenaHard(source=prompts["benchmarks__arena_hard__source"], judge={"model": "m", **judge})
+        return benchmark.verdicts_folder(tmp_path, benchmark.questions(), Spoken("a template", "fp32"))
+
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    one = folder(base_url="http://localhost:8000/v1")
+    assert one == folder(base_url="http://127.0.0.1:8000/v1/", timeout=3.0)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8001/v1")
+    others = [folder(), folder(base_url="https://api.openai.com/v1"), folder(base_url="http://localhost:8000/v2")]
+    others += [folder(base_url="http://localhost:8000/v1", extra={"reasoning_effort": "low"})]
+    assert len({one, *others}) == 5
+
+
+def test_replies_without_an_answer_are_counted_and_the_limit_is_named(prompts, tmp_path) -> None:
+    def cut(body: Body) -> Body:
+        reply = says("")
+        reply["choices"][0] |= {"finish_reason": "length", "message": {"content": None, "reasoning": "Well"}}
+        return reply
+
+    told: list[str] = []
+    with OpenAIServer(cut) as server:
+        settings = {"model": "m", "base_url": server.url, "extra": {"max_tokens": 9}}
+        benchmark = ArenaHard(source=prompts["benchmarks__arena_hard__source"], judge=settings)
+        ask = benchmark._asking(benchmark.judge.client(), Speaker("a/run", lambda: (None, None), None, say=told.append))
+        benchmark.verdicts(answered(benchmark, "x"), "me", ask)
+    assert {body["max_tokens"] for body in server.bodies} == {9}
+    assert told[-1] == (
+        "arena_hard: 8 replies hold no answer (the limit of tokens cut the reply off); "
+        "raise the limit: --set benchmarks.arena_hard.judge.extra.max_tokens=N"
+    )
 
 
 def test_arena_hard_plays_two_games_with_the_order_swapped(prompts) -> None:
