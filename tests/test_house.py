@@ -115,3 +115,36 @@ def test_the_rule_sees_what_it_forbids(tmp_path) -> None:
         ("pobench.results.stats", "results"),
         ("pobench.losses.dpo", "losses"),
     ]
+
+
+CLOCKS = {"perf_counter", "process_time", "thread_time"}
+WAITS = {"run", "call", "wait", "communicate", "join", "acquire"}
+POLL, HANG = 0.05, 600.0  # seconds: between two looks for an event, and until what waits for ever is ended
+
+
+def reads_a_clock(path: Path) -> Iterator[str]:
+    """The calls of a test that a slow machine, or a fast one, would decide."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        limits = [*node.args[:1], *(k.value for k in node.keywords if k.arg == "timeout")]
+        seconds = [v.value for v in limits if isinstance(v, ast.Constant) and type(v.value) in (int, float)]
+        name = node.func.attr
+        if name in CLOCKS or (name == "sleep" and max(seconds, default=0) > POLL):
+            yield f"{path.relative_to(path.parents[1])}:{node.lineno}: {name}"
+        elif name in WAITS and min(seconds, default=HANG) < HANG:
+            yield f"{path.relative_to(path.parents[1])}:{node.lineno}: {name} for {min(seconds)} s"
+
+
+def test_no_test_depends_on_how_fast_the_machine_is() -> None:
+    timed = ("test_endpoint.py", "test_benchmark_passes.py")  # a server's silence is what they test
+    tests = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if path.name not in timed]
+    assert [call for path in tests for call in reads_a_clock(path)] == []
+
+
+def test_the_rule_of_clocks_sees_what_it_forbids(tmp_path) -> None:
+    path = tmp_path / "test_bad.py"
+    path.write_text("time.sleep(9.0)\nprocess.wait(timeout=20)\nthread.join(5)\ntime.process_time()\n' '.join(words)\n")
+    assert len(list(reads_a_clock(path))) == 4
+    path.write_text("time.sleep(0.01)\nprocess.wait(timeout=600)\nthread.join()\nprinted.wait(600)\n")
+    assert list(reads_a_clock(path)) == []
