@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -172,8 +173,6 @@ def test_a_resumed_run_keeps_what_it_began_with_bit_for_bit(fit, pairs, monkeypa
 
 
 def test_the_choice_is_said_and_stored(work_here, capsys) -> None:
-    import json
-
     folder = work_here("simpo", ("train",), train__micro_tokens="auto")
     stored = json.loads((folder / "trained.json").read_text())
     assert (
@@ -182,52 +181,60 @@ def test_the_choice_is_said_and_stored(work_here, capsys) -> None:
     assert stored["memory_reason"] and stored["gradient_checkpointing"] is False
 
 
-HOLES = """
-import sys, torch
-from pobench.training.memory import _resident, keep_large_tensors_apart
-if sys.argv[1] == "apart":
-    keep_large_tensors_apart()
-del (large := [torch.ones(30 * 2**18)])[:]  # 30 MiB freed: glibc would take what is smaller from its heap henceforth
-tensors = [torch.ones(2**20) for _ in range(40)]  # 4 MiB each
-before = _resident()
-del tensors[::2]
-print(before - _resident())
+MEASURED = """
+import json, os, torch
+from pobench.training.memory import _resident, keep_few_kernels, keep_large_tensors_apart
+
+def freed_between_kept(apart):
+    if apart:
+        keep_large_tensors_apart()
+    del (large := [torch.ones(30 * 2**18)])[:]  # 30 MiB freed: glibc would take what is smaller from its heap henceforth
+    tensors = [torch.ones(2**20) for _ in range(40)]  # 4 MiB each
+    before = _resident()
+    del tensors[::2]
+    return before - _resident()
+
+def grown_by_shapes(few):
+    if few:
+        keep_few_kernels()
+    weight, x = torch.randn(64, 64).bfloat16(), torch.randn(500, 64).bfloat16()
+    x @ weight
+    before = _resident()
+    for tokens in range(100, 500, 2):
+        x[:tokens] @ weight
+    return _resident() - before
+
+def in_a_child(measure, change):
+    out, into = os.pipe()
+    if not (child := os.fork()):
+        os.write(into, str(measure(change)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return int(os.read(out, 100))
+
+print(json.dumps([in_a_child(m, change) for m in (freed_between_kept, grown_by_shapes) for change in (True, False)]))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc's heap")
-def test_freed_tensors_between_kept_ones_go_back_to_the_system() -> None:
-    freed = {
-        how: int(subprocess.run([sys.executable, "-c", HOLES, how], capture_output=True, text=True, check=True).stdout)
-        for how in ("apart", "together")
-    }
-    assert freed["apart"] > 70 * 2**20, freed
-    assert freed["apart"] > freed["together"], freed  # else glibc does as much unasked, and the call is for nothing
-
-
-KERNELS = """
-import sys, torch
-from pobench.training.memory import _resident, keep_few_kernels
-if sys.argv[1] == "few":
-    keep_few_kernels()
-weight, x = torch.randn(64, 64).bfloat16(), torch.randn(500, 64).bfloat16()
-x @ weight
-before = _resident()
-for tokens in range(100, 500, 2):
-    x[:tokens] @ weight
-print(_resident() - before)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
-def test_narrow_products_of_ever_other_shapes_do_not_fill_the_memory() -> None:
+@pytest.fixture(scope="module")
+def measured() -> list[int]:
+    """Bytes freed with and without our change to glibc's heap; bytes grown with and without our limit on kernels. Each in a
+    process that has computed nothing before."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("resident memory is read from /proc, and the heap is glibc's")
     free = {k: v for k, v in os.environ.items() if k not in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")}
+    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True, env=free)
+    return list(json.loads(done.stdout))
 
-    def grown(how: str) -> int:
-        command = [sys.executable, "-c", KERNELS, how]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True, env=free).stdout)
 
-    every = grown("all")
+def test_freed_tensors_between_kept_ones_go_back_to_the_system(measured) -> None:
+    apart, together, *_ = measured
+    assert apart > 70 * 2**20, (apart, together)
+    assert apart > together  # else glibc does as much unasked, and the call is for nothing
+
+
+def test_narrow_products_of_ever_other_shapes_do_not_fill_the_memory(measured) -> None:
+    *_, few, every = measured
     if every < 50 * 2**20:
         pytest.skip("this processor's narrow products are not compiled shape by shape")
-    assert (few := grown("few")) < 0.5 * every, (few, every)
+    assert few < 0.5 * every, (few, every)
