@@ -141,8 +141,8 @@ def source_faults(job: Job, stages: Sequence[str]) -> list[str]:
 
 def _read(job: Job, source: str | None, split: str | None) -> _Read:
     model, data = job.model, job.data
-    chat = Chat.of(_model(job), model)
     loaded = load_preferences(_rows(job, source, split), columns=data.columns, ignore=data.ignore)
+    chat = Chat.of(_model(job), model)  # after the rows, which are read at once; a model may have to be fetched
     pairs, audit = tokenize(
         loaded,
         chat,

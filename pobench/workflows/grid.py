@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
@@ -31,7 +31,7 @@ class Grid(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     lr: list[Rate] = pydantic.Field(min_length=1)
-    losses: dict[str, dict[str, list[Any]]] = {}
+    losses: dict[str, dict[str, Annotated[list[Any], pydantic.Field(min_length=1)]]] = {}
 
 
 def grid_folder() -> Path:
@@ -48,7 +48,10 @@ def read_grid(name: str) -> Grid:
             f"tune.grid: no grid {name!r}{nearest(name, known)} Known: {', '.join(known)}; or a YAML path"
         )
     try:
-        return Grid.model_validate(plain_yaml(path.read_text(encoding="utf-8"), f"tune.grid: {str(path)!r}")[0])
+        values, _ = plain_yaml(path.read_text(encoding="utf-8"), f"tune.grid: {str(path)!r}")
+        if not isinstance(values, dict):
+            raise PobenchError(f"tune.grid: {str(path)!r} holds no mapping of `lr` and `losses`")
+        return Grid.model_validate(values)
     except pydantic.ValidationError as error:
         raise PobenchError("\n".join(explain(error, f"{path.name}: ", Grid))) from None
     except (ValueError, OSError) as error:

@@ -55,7 +55,7 @@ class Battles(NamedTuple):
 
     model: np.ndarray
     result: np.ndarray
-    count: np.ndarray
+    times: np.ndarray
     features: np.ndarray
 
 
@@ -81,8 +81,8 @@ def score(
     place = names.index(model)
     low, high = np.quantile(drawn[:, place], [0.025, 0.975])
     own = battles.model == place
-    estimate = Estimate(100 * _sigmoid(strengths[place]), float(low), float(high), int(battles.count[own].sum()))
-    raw = float((battles.count * battles.result)[own].sum() / battles.count[own].sum() * 100)
+    estimate = Estimate(100 * _sigmoid(strengths[place]), float(low), float(high), int(battles.times[own].sum()))
+    raw = float((battles.times * battles.result)[own].sum() / battles.times[own].sum() * 100)
     note = f"{arena_hard.ROUNDS} bootstraps over the battles of {len(names)} models; upstream prints their 5 % and 95 %"
     values = {
         "score": estimate.value,
@@ -105,7 +105,7 @@ def score(
 
 def fit(battles: Battles, models: int, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(strengths of the models, weights of the features) by Newton's method. counts: replaces the battles' own."""
-    count = battles.count if counts is None else counts
+    count = battles.times if counts is None else counts
     design = np.hstack([np.eye(models)[battles.model], standardised(battles)])
     values = np.zeros(design.shape[1])
     for _ in range(50):
@@ -121,16 +121,16 @@ def fit(battles: Battles, models: int, counts: np.ndarray | None = None) -> tupl
 
 def standardised(battles: Battles) -> np.ndarray:
     """The features with mean 0 and standard deviation 1 (n − 1) over all battles; 0 where a feature never differs."""
-    total = battles.count.sum()
-    centred = battles.features - np.average(battles.features, axis=0, weights=battles.count)
-    spread = np.sqrt((battles.count[:, None] * centred**2).sum(0) / max(total - 1, 1))
+    total = battles.times.sum()
+    centred = battles.features - np.average(battles.features, axis=0, weights=battles.times)
+    spread = np.sqrt((battles.times[:, None] * centred**2).sum(0) / max(total - 1, 1))
     return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
 
 
 def _bootstraps(battles: Battles, models: int, seed: int) -> np.ndarray:
     """Scores in percent, (rounds, models), of battles drawn with replacement."""
-    rng, total = np.random.default_rng(seed), battles.count.sum()
-    draws = rng.multinomial(int(total), battles.count / total, size=arena_hard.ROUNDS)
+    rng, total = np.random.default_rng(seed), battles.times.sum()
+    draws = rng.multinomial(int(total), battles.times / total, size=arena_hard.ROUNDS)
     return np.array([100 * _sigmoid(fit(battles, models, draw.astype(float))[0]) for draw in draws])
 
 

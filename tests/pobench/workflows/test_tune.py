@@ -111,6 +111,24 @@ def test_a_loss_without_an_entry_is_searched_over_its_published_range() -> None:
     assert cells != sorted(cells, key=str), "the first few are a sample, not a corner"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "holds no mapping of `lr` and `losses`"),
+        ("[]", "holds no mapping"),
+        ("lr: [fast]", "lr.0: got 'fast'"),
+        ("lr: [1e9]", "lr.0: got 1000000000.0"),
+        ("lr: [1e-3]\nlosses: {dpo: {beta: []}}", "losses.dpo.beta: got []"),
+        ("lr: [1e-3]\nlosses: {dpo: {beta: 3}}", "losses.dpo.beta: got 3"),
+    ],
+)
+def test_a_grid_that_is_none_is_one_message(text, expected, tmp_path) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(PobenchError) as refused:
+        read_grid(str(tmp_path / "own.yaml"))
+    assert expected in str(refused.value) and "own.yaml" in str(refused.value)
+
+
 def test_the_papers_grid_has_the_papers_learning_rates() -> None:
     assert read_grid("paper").lr == [3e-7, 5e-7, 6e-7, 1e-6]
 
