@@ -52,8 +52,8 @@ def execute(plan: Plan, *, announce: Callable[[str], None] = lambda text: None) 
     with contextlib.ExitStack() as locks:
         for folder in dict.fromkeys(t.data if t.kind == "sft" else t.runs / t.job.setting for t in left):
             locks.enter_context(_alone(folder))
-        if plan.pairs is not None and (left or plan.pairs.folder.finished):  # the latter is damaged, if it was read
-            plan.pairs.store()
+        if plan.pairs is not None:
+            plan.pairs.store()  # also where nothing is left: damaged pairs, and those that other code had read
         for path in plan.damaged:
             _set_aside(path)
         _point_to(plan)
