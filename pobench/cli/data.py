@@ -41,7 +41,7 @@ def _job(setting: str, data: str | None, model: str | None, sets: list[str] | No
 
 @app.command()
 def audit(
-    file: Annotated[str, typer.Argument(help="A file, `builtin:…` or a hub name.")],
+    file: Annotated[str, typer.Argument(help="A file, folder, pattern, `builtin:…` or hub name.")],
     setting: SettingName = "smollm2",
     model: ModelName = None,
     characters: Annotated[
@@ -64,7 +64,7 @@ def audit(
 
 @app.command()
 def convert(
-    file: Annotated[str, typer.Argument(help="A file, `builtin:…` or a hub name.")],
+    file: Annotated[str, typer.Argument(help="A file, folder, pattern, `builtin:…` or hub name.")],
     to: Annotated[Path, typer.Option("--out", help="JSONL file for the pairs: id, prompt, chosen, rejected, row.")],
     setting: SettingName = "smollm2",
     sets: Sets = None,
@@ -94,7 +94,8 @@ def convert(
 @app.command()
 def inspect(
     file: Annotated[
-        str | None, typer.Argument(help="A file, `builtin:…` or a hub name; default: the setting's own data.")
+        str | None,
+        typer.Argument(help="A file, folder, pattern, `builtin:…` or hub name; default: the setting's own data."),
     ] = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="How many pairs; default: 3, with --json or --rehearse all.")

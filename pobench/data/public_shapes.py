@@ -56,6 +56,9 @@ def _read_pku(row: RowReader) -> Draft | None:
 def _read_shp(row: RowReader) -> Draft | None:
     """`labels` 1: answer A got more votes."""
     label = _index(row, "labels")
+    a, b = (number_or_none(row.row.get(name)) for name in ("score_A", "score_B"))
+    if label is not None and a is not None and b is not None and (a - b) * (2 * label - 1) < 0:
+        row.notes.append("the rejected answer has the higher score")
     return _better(row, "history", "human_ref_A", "human_ref_B", None if label is None else 2 * label - 1)
 
 

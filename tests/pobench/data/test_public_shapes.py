@@ -138,6 +138,12 @@ def test_what_would_be_dropped_is_refused_with_the_fix(row: dict[str, Any], fix:
     assert found.preferences == [] and [fix in str(fault) for fault in found.faults] == [True]
 
 
+def test_a_label_that_contradicts_the_votes_is_noted() -> None:
+    votes = {"score_A": 9, "score_B": 1}
+    found = found_in({**READ["shp"], **votes}, {**READ["shp, B"], **votes})
+    assert found.notes["the rejected answer has the higher score"] == [2]
+
+
 def test_mapped_columns_are_read_and_ignored_ones_are_not() -> None:
     row = {
         "ask": {"text": ASK},
