@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ TOKENIZER_FILES = (
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether `folder` holds an adapter, not a whole model."""
-    return (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file()
+    """Whether `folder` holds an adapter, not a whole model. Some trainers store the base's config.json beside it."""
+    return (folder / CONFIG_FILE).is_file() and not any(folder.glob("model*.safetensors"))
 
 
 def base_name(adapter: Path, about: Mapping[str, Any]) -> str:
@@ -90,11 +89,12 @@ def _make_room(model: Any, shapes: Mapping[str, list[int]]) -> None:
         model.resize_token_embeddings(rows)
 
 
-def take_tokenizer(adapter: Path, base: Path, target: Path) -> None:
-    """Copy the tokenizer and chat template that the adapter was trained with; the base's, where none is stored beside it."""
+def tokenizer_files(adapter: Path, base: Path) -> dict[str, Path]:
+    """Name → file of the tokenizer and chat template that the adapter was trained with; the base's, where none is stored
+    beside it."""
     own = (adapter / "tokenizer_config.json").is_file()
-    for folder in (adapter,) if own else (base, adapter):
-        for pattern in TOKENIZER_FILES:
-            for file in folder.glob(pattern):
-                if file.is_file():
-                    shutil.copyfile(file, target / file.name)
+    folders = (adapter,) if own else (base, adapter)
+    found = {
+        f.name: f for folder in folders for pattern in TOKENIZER_FILES for f in folder.glob(pattern) if f.is_file()
+    }
+    return dict(sorted(found.items()))

@@ -35,7 +35,7 @@ from pobench.adapter_folder import (
     is_adapter,
     put_in,
     refuse_kind,
-    take_tokenizer,
+    tokenizer_files,
 )
 from pobench.errors import PobenchError, nearest
 from pobench.files import sha256_of, whole, write_text
@@ -569,9 +569,9 @@ def _merged(
     if below is None:
         return None
     files = [path for name in (CONFIG_FILE, WEIGHTS_FILE) if (path := adapter / name).is_file()]
+    files += tokenizer_files(adapter, below).values()
     digests = [file_digest(path, remember=not offline) for path in files]
-    tokens = [file_digest(file, remember=False) for file in sorted(adapter.glob("tokenizer*"))]
-    content = " ".join([weights_digest(below, remember=not offline), *digests, *tokens])
+    content = " ".join([weights_digest(below, remember=not offline), *digests])
     target = cache_folder() / "models" / f"{Path(source).name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     if target.is_dir() or offline:
         return target if target.is_dir() else None
@@ -604,7 +604,8 @@ def _merge(adapter: Path, base: Path, target: Path, trust_remote_code: bool) -> 
     if fault := weights_fault(found):
         raise PobenchError(f"model {str(base)!r}: {fault}")
     put_in(model, adapter).merge_and_unload().save_pretrained(target)
-    take_tokenizer(adapter, base, target)
+    for name, file in tokenizer_files(adapter, base).items():
+        shutil.copyfile(file, target / name)
 
 
 # ---------------------------------------------------------------- folders and the hub
@@ -642,6 +643,10 @@ def _model_folder(folder: Path, source: str) -> Path:
     """`folder`, if it holds a complete model. Raises PobenchError that lists the missing files."""
     if not folder.is_dir():
         raise PobenchError(f"model {source!r}: not a folder (a model folder holds config.json and *.safetensors)")
+    if (folder / CONFIG_FILE).is_file():  # transformers would take the adapter, and not these weights
+        raise PobenchError(
+            f"model {source!r} holds a whole model and an adapter ({CONFIG_FILE}); put one of them elsewhere"
+        )
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         if (folder / name).is_file():

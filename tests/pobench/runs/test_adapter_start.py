@@ -119,6 +119,19 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(adapter) -> None:
         fetch_model(str(adapter))
 
 
+def test_the_template_beside_the_adapter_counts_and_a_whole_model_beside_it_is_refused(adapter, tmp_path) -> None:
+    before = fetch_model(str(adapter))
+    (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (adapter / "config.json").write_text(
+        (tmp_path / "model/config.json").read_text()
+    )  # of the base, as some trainers do
+    after = fetch_model(str(adapter))
+    assert after != before and (after / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
+    (adapter / "model.safetensors").write_bytes((tmp_path / "model/model.safetensors").read_bytes())
+    with pytest.raises(PobenchError, match="a whole model and an adapter"):
+        fetch_model(str(adapter))
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [({"task_type": "SEQ_CLS"}, "trained for SEQ_CLS"), ({"peft_type": "PROMPT_TUNING"}, "cannot be merged")],

@@ -149,7 +149,7 @@ def test_questions_that_do_not_fit_the_context_with_their_answers_are_named_befo
     assert not (tmp_path / "runs").exists()
     assert plan_here("simpo", **{**prompts, "benchmarks__mt_bench__max_new_tokens": int(found[2])})
     with pytest.raises(
-        PobenchError, match=r"alpaca_eval: the longest question and its answer of 64 new tokens: 6\d tokens"
+        PobenchError, match=r"alpaca_eval: the longest question and its answer of 64 new tokens: 7\d tokens"
     ):
         plan_here("simpo", **{**prompts, "benchmarks__alpaca_eval__max_new_tokens": 64})
 
