@@ -2,7 +2,8 @@
 
 transformers applies dropout in three ways: by `nn.Dropout` modules (GPT-2), by numbers that a module holds and hands to a
 function (Llama's `attention_dropout`, OPT's `layerdrop`), and by numbers that a forward reads from the configuration
-(GPT-J, Falcon, Persimmon). Routers of experts may multiply by random numbers near 1 (Mixtral, DBRX), which goes the same way.
+(GPT-J, Falcon, Persimmon). Routers may multiply by random numbers near 1 (Mixtral, DBRX) or draw their experts
+(PhiMoE), which goes the same way.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ def switch_off_dropout(model: nn.Module) -> SwitchedOff:
         for name in _rates(module):
             rates[name] = max(getattr(module, name), rates.get(name, 0.0))
             setattr(module, name, 0.0)
+        if hasattr(module, "router_jitter_noise"):
+            rates["draws of a router"] = 1.0
+            module.register_forward_pre_hook(_as_in_evaluation)
         config = getattr(module, "config", None)
         if isinstance(config, PretrainedConfig):
             configurations |= {id(nested): nested for nested in _nested(config)}
@@ -59,6 +63,11 @@ def switch_off_dropout(model: nn.Module) -> SwitchedOff:
             setattr(config, name, rate)
 
     return SwitchedOff(rates, restore)
+
+
+def _as_in_evaluation(module: nn.Module, args: Any) -> None:
+    """A hook: PhiMoE's router draws its experts while it trains, and takes the best ones in evaluation."""
+    module.training = False
 
 
 def _rates(holder: Any) -> list[str]:

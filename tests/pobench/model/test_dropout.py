@@ -14,6 +14,7 @@ from transformers import (
     LlamaConfig,
     MixtralConfig,
     OPTConfig,
+    PhimoeConfig,
 )
 
 from pobench.model.layouts import get_layout
@@ -33,6 +34,7 @@ CONFIGS = {
         vocab_size=97, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
         word_embed_proj_dim=32, dropout=0.5, attention_dropout=0.5, layerdrop=0.5,
     ),
+    "phimoe, a router's draws": PhimoeConfig(**SMALL, num_local_experts=4, router_jitter_noise=0.5),
     "mixtral, a router's jitter": MixtralConfig(**SMALL, router_jitter_noise=0.5, num_local_experts=4),
 }  # fmt: skip
 
