@@ -368,7 +368,10 @@ def _alone(out: Path) -> Iterator[None]:
         raise PobenchError(
             f"--out: {str(out)!r} is a folder; name a JSONL file for the pairs, such as pairs.jsonl in it"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a file stands in the way, or nobody may write there
+        raise PobenchError(f"--out: the folder {str(out.parent)!r} cannot be made: {error.strerror}") from None
     try:
         with FileLock(out.with_name(f".{out.name}.lock"), blocking=False):
             yield

@@ -197,7 +197,8 @@ def _features(controls: Sequence[str]) -> list[str]:
 
 
 def _models(judgments: Path | str) -> list[str]:
-    rows, _ = read(judgments, ("model", "games"))
+    rows, faults = read(judgments, ("model", "games"))
+    faults.refuse()
     return sorted({row["model"] for row in rows if isinstance(row.get("model"), str)})
 
 

@@ -159,10 +159,14 @@ def test_a_set_without_a_section_or_a_key_says_what_is_expected(key, pobench_cli
     assert status == 2 and f"--set '{key}=3': expected SECTION.KEY=VALUE" in err
 
 
-def test_pairs_of_its_own_answers_are_not_written_over_a_folder(pobench_cli, setting, tmp_path) -> None:
+def test_pairs_of_its_own_answers_are_written_over_no_folder_and_into_no_file(pobench_cli, setting, tmp_path) -> None:
     before = written(tmp_path)
-    status, _, err = pobench_cli("data", "onpolicy", "--setting", "small.yaml", "--out", "model")
-    assert status == 2 and "'model'" in err and "folder" in err and "Traceback" not in err
+    for out, expected in (
+        ("model", "'model' is a folder"),
+        ("pairs.jsonl/x", "the folder 'pairs.jsonl' cannot be made"),
+    ):
+        status, _, err = pobench_cli("data", "onpolicy", "--setting", "small.yaml", "--out", out)
+        assert status == 2 and expected in err and "Traceback" not in err
     assert written(tmp_path) == before
 
 

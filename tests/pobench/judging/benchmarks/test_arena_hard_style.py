@@ -147,6 +147,11 @@ def test_one_model_alone_has_no_style_to_compare(stored) -> None:
         style.score(*stored([r for r in rows if r["model"] == "beta"], answers), BOTH, model="beta")
 
 
+def test_a_file_without_models_is_refused_as_such(save) -> None:
+    with pytest.raises(PobenchError, match=r"'model': missing"):
+        style.score(save([{"a": 1}]), [], BOTH, model="beta")
+
+
 def test_an_answer_that_is_not_there_is_named(stored) -> None:
     rows, answers = judged(3, 0.0)
     kept = [a for a in answers if a["model"] != arena_hard.BASELINE]
