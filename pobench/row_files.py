@@ -62,7 +62,7 @@ def local_rows(source: str, split: str | None = None, subset: str | None = None)
         return RowFiles(f"{local.name} ({part})" if part else local.name, (local,))
     paths = [Path(p) for p in sorted(glob.glob(str(local), recursive=True)) if Path(p).is_file()]
     if not paths:
-        raise PobenchError(f"data {source!r}: no file matches this pattern")
+        raise PobenchError(f"data {source!r}: no such file, and none that it matches as a pattern")
     return RowFiles(f"{source} ({_part(paths) or _count(paths)})", tuple(paths))
 
 

@@ -188,5 +188,5 @@ def test_a_part_of_a_split_is_no_local_source(tmp_path) -> None:
     assert read(file, split="train_prefs") == ["a", "b"]
     with pytest.raises(PobenchError, match=r"'train\[:1\]' is no split of local rows.*data\.max_pairs"):
         fetch_rows(str(file), split="train[:1]")
-    with pytest.raises(PobenchError, match="no file matches this pattern"):
+    with pytest.raises(PobenchError, match="no such file, and none that it matches as a pattern"):
         fetch_rows(str(tmp_path / "*.csv"))
