@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,11 +16,16 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-@pytest.fixture(scope="module", autouse=True)
+_FROZEN = [0]  # how many modules were imported when the heap was frozen last
+
+
+@pytest.fixture(autouse=True)
 def frozen_heap() -> None:
-    """What is imported by now stays. A collection of garbage that looks through all of it takes half a second, and training
-    collects often."""
-    gc.freeze()
+    """What libraries have made is frozen once they are imported: a collection of garbage that looks through all of it takes
+    a tenth of a second or more, and a job collects at every change of models."""
+    if len(sys.modules) > _FROZEN[0] + 50:
+        gc.freeze()
+        _FROZEN[0] = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,23 @@ def server() -> Iterator[OpenAIServer]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """Where the first test leaves the runs folder of a finished job without benchmarks."""
+    return tmp_path_factory.mktemp("finished") / "runs"
+
+
+@pytest.fixture
+def work_here(work_here, finished, tmp_path) -> Callable[..., Path]:
+    """As everywhere, behind a job that is finished but for its benchmarks. It is trained once for the whole module."""
+    if finished.exists():
+        shutil.copytree(finished, tmp_path / "runs")
+    else:
+        work_here("dpo")
+        shutil.copytree(tmp_path / "runs", finished)
+    return work_here
+
+
 # ---------------------------------------------------------------- the whole stage
 
 
@@ -185,7 +203,6 @@ def test_without_a_judge_answers_are_made_and_nobody_is_asked(work_here, prompts
 def test_a_finished_run_is_left_when_a_benchmark_is_added_and_done_when_it_is_scored(
     work_here, prompts, server, tmp_path
 ) -> None:
-    work_here("dpo")
     changes = {k.replace("__", "."): v for k, v in {**prompts, **judged_by(server)}.items()}
     jobs = resolve(str(tmp_path / "small.yaml"), "dpo", overrides=changes)
     assert len(make_plan(jobs, tmp_path / "runs", DEFAULT).left) == 2
@@ -195,7 +212,6 @@ def test_a_finished_run_is_left_when_a_benchmark_is_added_and_done_when_it_is_sc
 
 
 def test_one_benchmark_that_fails_leaves_the_others(work_here, prompts, server, tmp_path) -> None:
-    work_here("dpo")
     changes = {k.replace("__", "."): v for k, v in {**prompts, **judged_by(server)}.items()}
     changes |= {
         "benchmarks.arena_hard.judge.base_url": "http://127.0.0.1:9/v1",
