@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ensurepip
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,3 +79,34 @@ def test_an_unpacked_wheel_finds_its_content(wheel, tmp_path) -> None:
     losses, settings = (set(part.split(",")) for part in names.split())
     assert losses == {p.stem for p in (ROOT / "losses").glob("[!_]*.py")}
     assert settings == {p.stem for p in (ROOT / "experiments/settings").glob("*.yaml")}
+
+
+def extras() -> dict[str, list[str]]:
+    """Extra → what it installs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return dict(project["optional-dependencies"])
+
+
+def test_every_extra_that_is_named_exists_and_is_spelled_with_hyphens() -> None:
+    """Python 3.11's own pip installs nothing for `alpaca_eval` where the package says `alpaca-eval`."""
+    texts = [*(ROOT / "pobench").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    named = {
+        extra.strip()
+        for path in texts
+        for listed in re.findall(r"pobench\[([^\]\n]+)\]['\"]", path.read_text(encoding="utf-8"))
+        for extra in listed.split(",")
+    }
+    assert named >= {"peft", "qlora", "trackers"} and named <= extras().keys()
+    assert [name for name in extras() if name != re.sub(r"[-_.]+", "-", name).lower()] == []
+    assert [extras()[name] for name in ("alpaca-eval", "mt-bench", "downstream", "endpoint")] == [[]] * 4  # core now
+
+
+def test_pythons_own_pip_finds_every_extra(wheel) -> None:
+    bundled = next((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"), None)
+    if bundled is None:
+        pytest.skip("this Python brings no pip along")
+    asked = f"pobench[{','.join(extras())}] @ {Path(str(wheel.filename)).as_uri()}"
+    options = ("--dry-run", "--no-deps", "--no-index", "--no-cache-dir", "--disable-pip-version-check")
+    run = subprocess.run([sys.executable, f"{bundled}/pip", "install", *options, asked], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "does not provide the extra" not in run.stdout + run.stderr
