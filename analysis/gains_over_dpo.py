@@ -47,7 +47,7 @@ def gains_over_dpo(
     figure = plot.Figure(figsize=(plot.WIDTH, height), layout="constrained")
     parts = []
     for ax, (says, rows, printed) in zip(figure.subplots(len(panels), 1, squeeze=False).flat, panels, strict=True):
-        plot.dots(ax, rows, show=lambda v: f"{v:+.1f}".replace("-", "−"), zero=0.0)
+        plot.dots(ax, rows, show=lambda v: f"{v:+z.1f}".replace("-", "−"), zero=0.0)
         for place, row in enumerate(rows):
             if row.arm.loss in printed:
                 colour, marker = look_of(row.arm.loss)

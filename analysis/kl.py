@@ -19,6 +19,6 @@ def kl(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     if not rows:
         raise plot.NothingToDraw("No trained model has log-probabilities of held-out winners beside the reference's.")
     figure, ax = plot.single(plot.dots_height(len(rows)))
-    plot.dots(ax, rows, show=lambda v: f"{v:.3f}".replace("-", "−"), zero=0.0)
+    plot.dots(ax, rows, show=lambda v: f"{v:z.3f}".replace("-", "−"), zero=0.0)
     ax.set_xlabel("nats per token")
     return plot.Drawing(figure, plot.rows_data(rows))

@@ -328,7 +328,7 @@ def _few(texts: Sequence[str]) -> list[str]:
 
 
 def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return f"{100 * value:+z.1f}".replace("-", "−")
 
 
 def _interval(e: Estimate, form: str, what: str = "95 % interval ") -> str:

@@ -124,7 +124,7 @@ def _as_sharp_as(e: Estimate) -> Callable[[float], str]:
     if not (math.isfinite(width) and width > 0):
         return show_number
     decimals = min(6, max(0, 1 - math.floor(math.log10(width))))
-    return lambda value: f"{value:,.{decimals}f}".replace(",", "\u202f").replace("-", "−")
+    return lambda value: f"{value:z,.{decimals}f}".replace(",", "\u202f").replace("-", "−")
 
 
 def _numeric(value: Any) -> bool:
