@@ -737,6 +737,8 @@ def test_answers_are_exported_in_the_benchmarks_own_formats(
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="the benchmarks' own questions are not part of the project")
 def test_the_whole_of_every_benchmark_on_two_checkpoints(work_here, server, tmp_path) -> None:
+    config = tmp_path / "model/config.json"  # the longest question has 1,454 words
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 2048}))
     names = ("alpaca_eval", "arena_hard", "mt_bench")
     whole = {f"benchmarks__{name}__source": str(REAL / name) for name in names}
     short = {f"benchmarks__{name}__max_new_tokens": 4 for name in names}
