@@ -69,9 +69,8 @@ def verdict(ours: Estimate, above: float, below: float) -> str:
         return NOT_MEASURED
     if ours.low > above and ours.high < below:
         return "supported"
-    if (
-        ours.high < above or ours.low > below
-    ):  # an interval that only touches the bound, as when a single pair differs, decides nothing
+    # an interval that only touches the bound, as when a single pair differs, decides nothing
+    if ours.high < above or ours.low > below:
         return "contradicted"
     return "undecided"
 

@@ -117,9 +117,8 @@ def _annotation_faults(declared: Loss | NamedFunction, values: Mapping[str, Any]
     except Exception:  # a plug-in's annotation may name an unknown type; the trial call still checks the value
         hints = {}
     fields: dict[str, Any] = {name: (hints.get(name, Any), default) for name, default in declared.settings.items()}
-    config = ConfigDict(
-        extra="ignore", protected_namespaces=(), strict=True
-    )  # the function gets the value as it stands
+    # strict: the function gets the value as it stands
+    config = ConfigDict(extra="ignore", protected_namespaces=(), strict=True)
     try:
         pydantic.create_model(f"{declared.name} settings", __config__=config, **fields)(**values)
     except pydantic.ValidationError as error:

@@ -313,9 +313,8 @@ def test_the_hub_is_asked_once_whether_it_answers_and_not_tried_again_where_it_d
                 raise ConnectionError("no network")
 
     assert sources.SECONDS_FOR_THE_HUB <= 5
-    monkeypatch.setattr(
-        sources, "SECONDS_FOR_THE_HUB", 600.0
-    )  # a machine too busy to answer is not a hub that does not
+    # a machine too busy to answer is not a hub that does not
+    monkeypatch.setattr(sources, "SECONDS_FOR_THE_HUB", 600.0)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_HUB_OFFLINE")

@@ -344,9 +344,8 @@ def test_a_damaged_file_is_found_named_and_made_anew_and_no_verdict_is_paid_twic
     assert all(str(path) in told for path in text), told
     assert answers.read_bytes() == text[answers] and verdicts.read_bytes() == text[verdicts]
     assert all(path.with_name(f"{path.name}.damaged").is_file() for path in text)
-    assert (
-        server.paid == paid and kept.stat().st_mtime_ns == age
-    )  # the new answers are the old ones: so are the verdicts
+    # the new answers are the old ones: so are the verdicts
+    assert server.paid == paid and kept.stat().st_mtime_ns == age
     assert len(load_frames(tmp_path / "runs")["benchmarks"])
 
 
