@@ -154,6 +154,16 @@ _RUNS = Frame(
         Column("sources", "JSON", "", "setting → where its value comes from"),
         Column("length_bias", "float", "", "share of training labels decided by length; nan for a start model"),
         Column("others", "int", "", "finished results of other settings that are stored beside those shown"),
+        Column(
+            "values",
+            "text",
+            "",
+            "where learning rate and the loss's own settings come from: `tuned` (a search chose them), `paper` (the paper's), "
+            "`default` (the loss's and the setting's own) or `set` (by `--set` or a study); empty for a start model and "
+            "where it is not stored",
+        ),
+        Column("trials", "float", "", "trials of the search that chose them; nan unless tuned"),
+        Column("tuned", "JSON", "", "what the search reached: metric, value, low, high, n, study; {} unless tuned"),
     ),
 )
 

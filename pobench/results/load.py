@@ -122,7 +122,15 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
         "sources": json.dumps({} if start else _sources(config["origin"], config["loss"])),
         "length_bias": math.nan if start else config["data"].get("length_bias", 0.0),
         "others": sum(map(folder.others, folder.shown)),
+        **_values_from(config, start),
     }
+
+
+def _values_from(config: Mapping[str, Any], start: bool) -> dict[str, Any]:
+    """The columns that say where the values come from; earlier versions did not store it."""
+    tuned = config.get("tuned") or {}
+    origin = "" if start else config.get("values_from", "")
+    return {"values": origin, "trials": tuned.get("trials", math.nan), "tuned": json.dumps(tuned)}
 
 
 def _finished(folder: RunFolder, start: bool) -> bool:

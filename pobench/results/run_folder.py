@@ -175,7 +175,8 @@ class RunFolder:
 
     def write_config(self, job: Job, kind: str, start: str) -> None:
         """Write `config.yaml`: every value, and the origin of each that is not a default. start: the start model's run."""
-        values = {**job.values(), "kind": kind, "protocol": PROTOCOL, "start": start, "origin": dict(job.origin)}
+        about = {"kind": kind, "protocol": PROTOCOL, "start": start, **job.provenance(), "origin": dict(job.origin)}
+        values = {**job.values(), **about}
         text, path = yaml.safe_dump(values, sort_keys=False, allow_unicode=True), self.path / "config.yaml"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)

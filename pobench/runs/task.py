@@ -16,7 +16,15 @@ from pobench.results.arms import GREEK, show_setting
 from pobench.results.run_folder import RunFolder
 from pobench.runs.stage import Node
 from pobench.settings.job import Job
-from pobench.settings.schema import AnswersConfig, DataConfig, JudgeConfig, ModelConfig, SftConfig, TrainConfig
+from pobench.settings.schema import (
+    AnswersConfig,
+    DataConfig,
+    JudgeConfig,
+    ModelConfig,
+    SftConfig,
+    TrainConfig,
+    TunedConfig,
+)
 
 INTERRUPTED = 130
 
@@ -93,7 +101,8 @@ class Task:
 
     def dump(self, path: Path) -> None:
         """Write the task as JSON, for processes that a launcher starts."""
-        job = {**self.job.values(), "origin": dict(self.job.origin), "benchmarks": dict(self.job.benchmarks)}
+        about = {"origin": dict(self.job.origin), "benchmarks": dict(self.job.benchmarks)}
+        job = {**self.job.values(), **self.job.provenance(), **about}
         nodes = {name: asdict(node) for name, node in self.nodes.items()}
         plain = {
             "runs": str(self.runs),
@@ -113,6 +122,7 @@ class Task:
             "answers": AnswersConfig,
             "judge": JudgeConfig,
             **({"sft": SftConfig} if job.get("sft") else {}),
+            **({"tuned": TunedConfig} if job["tuned"] else {}),
         }
         parsed = {name: schema.model_validate(job[name]) for name, schema in sections.items()}
         changes = {

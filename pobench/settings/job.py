@@ -17,6 +17,7 @@ from pobench.settings.schema import (
     ModelConfig,
     SftConfig,
     TrainConfig,
+    TunedConfig,
 )
 
 
@@ -40,6 +41,8 @@ class Job:
     benchmarks: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict
     )  # evaluated later on the run, so not in `values`
+    values_from: str = "default"  # the learning rate and the loss's own settings: tuned, paper, default or set
+    tuned: TunedConfig | None = None  # the search behind tuned values
 
     def values(self) -> dict[str, Any]:
         """Every value, nested, as `config.yaml` stores it."""
@@ -53,6 +56,11 @@ class Job:
             "loss_settings": dict(self.loss_settings),
             **sections,
         }
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the values come from, as `config.yaml` stores it. It decides no result, so it is in neither `values` nor
+        `key`."""
+        return {"values_from": self.values_from, "tuned": self.tuned.model_dump(mode="json") if self.tuned else None}
 
     def value(self, key: str) -> Any:
         """The resolved value of `key` ("train.lr", "simpo.beta"); None if there is no such key."""

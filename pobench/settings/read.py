@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import yaml
 
 
+# Of a loss's section, beside its values: where they come from, `values: paper` or the record of a search
+# (`pobench.settings.schema.TunedConfig`).
+OF_VALUES = ("values", "tuned")
+OF_SEARCH = ("model", "sft", "data")  # a search is made for the sources that these sections name
 NOT_A_SETTING = ("report", "rehearsal")  # other folders below RUNS
 
 
@@ -104,6 +108,9 @@ def _extended(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """`base` overridden by `values`, key by key within sections and losses."""
     merged = dict(base)
+    named = {section: {**_mapping(base.get(section)), **_mapping(values.get(section))} for section in OF_SEARCH}
+    if sources_of(named) != sources_of(base):
+        merged["losses"] = {name: _untuned(own) for name, own in _mapping(base.get("losses")).items()}
     replaced = set()
     for section, section_values in values.items():
         inherited_values = merged.get(section)
@@ -113,6 +120,8 @@ def _extended(
                 other_names = _other_names(name, _mapping(loss_values))
                 inherited = {k: v for k, v in _mapping(loss_sections.get(name)).items() if k not in other_names}
                 own = _mapping(loss_values)
+                if own:  # where the inherited values come from says nothing about these
+                    inherited = {k: v for k, v in inherited.items() if k not in OF_VALUES}
                 if isinstance(loss_values, dict):
                     loss_values = inherited | loss_values
                 loss_sections[name] = inherited if loss_values is None else loss_values
@@ -131,6 +140,16 @@ def _extended(
 def _mapping(value: Any) -> dict[str, Any]:
     """`value` if it is a mapping, else {}: `resolve` reports the wrong type."""
     return value if isinstance(value, dict) else {}
+
+
+def sources_of(values: Mapping[str, Any]) -> list[Any]:
+    """What a setting's values are tuned for: the sources of its start model and of its pairs."""
+    return [_mapping(values.get(section)).get("source") for section in OF_SEARCH]
+
+
+def _untuned(values: Any) -> Any:
+    """A loss's values without the record of a search, which was made for another start model or other pairs."""
+    return {k: v for k, v in values.items() if k != "tuned"} if isinstance(values, dict) else values
 
 
 def _other_names(loss: str, values: Mapping[str, Any]) -> set[str]:

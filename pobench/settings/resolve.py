@@ -14,8 +14,8 @@ from pobench.registry import benchmarks, get_loss, losses
 from pobench.settings.faults import check_loss_settings, explain, judge_faults, unknown_loss_key
 from pobench.settings.job import Job
 from pobench.settings.plain_yaml import plain_yaml
-from pobench.settings.read import of_another_judge, read_setting
-from pobench.settings.schema import COMMANDS, SECTIONS, JudgeConfig, Setting, TrainConfig
+from pobench.settings.read import OF_VALUES, of_another_judge, read_setting, sources_of
+from pobench.settings.schema import COMMANDS, SECTIONS, JudgeConfig, Setting, TrainConfig, TunedConfig
 
 SETTABLE = {**SECTIONS, **COMMANDS}
 # of `data`: dropped when another source is named
@@ -123,7 +123,8 @@ class _Draft:
     """A setting before it is resolved: its raw values, the origin of each value, and the faults so far.
 
     losses: loss → its own values, both settings of the loss and fields of `train`. forced: fields of `train` from the
-    command line; they override a loss's own. Every step adds to faults and goes on.
+    command line; they override a loss's own. file: the setting as it is written. own, provenance: loss → its values
+    there, and where they come from. Every step adds to faults and goes on.
     """
 
     setting: str
@@ -132,6 +133,9 @@ class _Draft:
     origin: dict[str, str] = field(default_factory=dict)  # key → where its value comes from
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     forced: dict[str, Any] = field(default_factory=dict)
+    file: Mapping[str, Any] = field(default_factory=dict)
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    provenance: dict[str, tuple[str, TunedConfig | None]] = field(default_factory=dict)
 
     @classmethod
     def of_setting(cls, setting: str, faults: list[str]) -> _Draft:
@@ -141,8 +145,8 @@ class _Draft:
             faults.append(str(error))
             return cls(setting, faults)
         origin = {key: f"{setting}: {comment}" for key, comment in comments.items()}
-        values = json.loads(json.dumps(values))  # a deep copy, and proof that it is plain data
-        return cls(setting, faults, values, origin)
+        text = json.dumps(values)  # proof that it is plain data
+        return cls(setting, faults, json.loads(text), origin, file=json.loads(text))
 
     def use_model_and_data(self, model: str | None, data: str | None) -> None:
         """Replace the setting's model and data by those of --model and --data."""
@@ -172,10 +176,25 @@ class _Draft:
             if values is not None and not isinstance(values, dict):
                 self.faults.append(f"losses.{name}: got {values!r}; expected a mapping of settings to values")
                 continue
-            self.losses[loss.name] = dict(values or {})
-            for key in values or {}:
+            own = {key: value for key, value in (values or {}).items() if key not in OF_VALUES}
+            self.own[loss.name], self.losses[loss.name] = own, dict(own)
+            self.provenance[loss.name] = self._provenance(f"losses.{name}", values or {})
+            for key in own:
                 self.faults += unknown_loss_key(f"losses.{name}.{key}", loss, key)
                 self.origin.setdefault(f"{loss.name}.{key}", self.origin.get(f"losses.{name}.{key}", ""))
+
+    def _provenance(self, where: str, values: Mapping[str, Any]) -> tuple[str, TunedConfig | None]:
+        """Where a loss's values in the file come from: `tuned` and the search, `paper`, or `default`."""
+        said = values.get("values", "default")
+        if said not in ("default", "paper") or ("values" in values and "tuned" in values):
+            self.faults.append(f"{where}.values: got {said!r}; allowed: default, paper, and neither beside `tuned`")
+        if values.get("tuned") is None:
+            return str(said), None
+        try:
+            return "tuned", TunedConfig.model_validate(values["tuned"])
+        except pydantic.ValidationError as error:
+            self.faults += explain(error, f"{where}.tuned.", TunedConfig)
+            return "default", None
 
     def drop_settings_of_another_judge(self, overrides: Mapping[str, Any]) -> None:
         """Drop the settings of the YAML's judge if the command line names another judge."""
@@ -285,6 +304,7 @@ class _Draft:
         train: TrainConfig,
         chosen_benchmarks: dict[str, dict[str, Any]],
     ) -> Job:
+        values_from, tuned = self._values_from(loss, loss_settings, train.lr)
         return Job(
             setting=parsed.name,
             loss=loss,
@@ -298,7 +318,28 @@ class _Draft:
             origin=self._origin_for(loss),
             sft=parsed.sft,
             benchmarks=chosen_benchmarks,
+            values_from=values_from,
+            tuned=tuned,
         )
+
+    def _values_from(self, name: str, settings: Mapping[str, Any], lr: float) -> tuple[str, TunedConfig | None]:
+        """Where the learning rate and the loss's own settings come from, and the search behind them if there was one.
+
+        A value of the command line that is the file's own changes nothing. A search for another start model or other pairs
+        is none for these.
+        """
+        loss, own = get_loss(name), self.own.get(name, {})
+        before = {key: value for key, value in own.items() if key in loss.settings}
+        if before != {key: value for key, value in self.losses.get(name, {}).items() if key in loss.settings} and (
+            check_loss_settings(loss, before, result=False) or loss.canonical({**loss.settings, **before}) != settings
+        ):
+            return "set", None
+        if lr != own.get("lr", self.file["train"]["lr"]):
+            return "set", None
+        values_from, tuned = self.provenance.get(name, ("default", None))
+        if tuned is not None and sources_of(self.values) != sources_of(self.file):
+            return "default", None
+        return values_from, tuned
 
     def _own_training(self, name: str) -> dict[str, Any]:
         """Fields of `train` that the setting gives this loss alone, without those that the command line sets."""

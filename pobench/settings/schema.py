@@ -278,6 +278,22 @@ class TuneConfig(_Strict):
     grid: str | None = None  # a name in experiments/grids, or a YAML path
 
 
+class TunedConfig(_Strict):
+    """What `pobench tune` writes beside the values that it chose for a loss: how they were chosen. It decides no result.
+
+    trials: how many were made for the loss, failed ones among them. metric: the objective. value, low, high, n: what the
+    best trial reached on the tuning split, with its 95 % interval. study: the search, as the file of its trials names it.
+    """
+
+    trials: Count
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: Count
+    study: str
+
+
 class OnPolicyConfig(_Strict):
     """How `pobench data onpolicy` samples the start model's own answers and ranks them."""
 
@@ -309,7 +325,7 @@ class Setting(_Strict):
     sft: SftConfig | None = (
         None  # None: `model` names a finished start model; else `model` is the base model that SFT starts from
     )
-    losses: dict[str, dict[str, Any]] = {}  # loss name -> its settings, and train fields of its own (lr, …)
+    losses: dict[str, dict[str, Any]] = {}  # loss name -> its settings, train fields (lr, …), where they come from
     benchmarks: dict[str, dict[str, Any]] = {}  # benchmark name -> its settings, see `pobench.judging.benchmarks.base`
 
 
