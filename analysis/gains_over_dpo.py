@@ -9,7 +9,8 @@ import pandas as pd
 from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import look_of
-from pobench.results.arms import Arm, arms_of, difference, home_of, mean_of, of_arm, pooled, scores_by_seed_and_prompt
+from pobench.results.arms import Arm, arms_of, home_of, of_arm, pooled
+from pobench.results.contrast import compare, prompt_groups, scores
 from pobench.types import Estimate
 
 # benchmark, metric, axis label; drawn where DPO has a result
@@ -23,6 +24,7 @@ BENCHMARKS = [
 def gains_over_dpo(
     runs: pd.DataFrame,
     verdicts: pd.DataFrame,
+    answers: pd.DataFrame | None = None,
     benchmarks: pd.DataFrame | None = None,
     paper: pd.DataFrame | None = None,
 ) -> plot.Drawing:
@@ -36,7 +38,7 @@ def gains_over_dpo(
     arms = [arm for arm in arms_of(runs) if arm != dpo]
     if dpo is None or not arms:
         raise plot.NothingToDraw("DPO was not trained beside another loss.")
-    panels = [("mean score of the judge, points", _judged(runs, verdicts, arms, dpo), {})]
+    panels = [("mean score of the judge, points", _judged(runs, verdicts, answers, arms, dpo), {})]
     for benchmark, metric, says in BENCHMARKS if benchmarks is not None else []:
         rows = benchmarks[(benchmarks["benchmark"] == benchmark) & (benchmarks["metric"] == metric)]
         panels.append((f"{says}, points", _measured(rows, arms, dpo), _printed(paper, runs, benchmark, metric)))
@@ -60,16 +62,20 @@ def gains_over_dpo(
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
 
 
-def _judged(runs: pd.DataFrame, verdicts: pd.DataFrame, arms: list[Arm], dpo: Arm) -> list[plot.Row]:
-    table = 100 * scores_by_seed_and_prompt(verdicts, runs, [*arms, dpo])
-    if dpo.id not in table:
-        return []
-    gaps = {arm: difference(table[arm.id].dropna(), table[dpo.id].dropna()) for arm in arms if arm.id in table}
-    return _ranked([plot.Row(arm, mean_of(gap, (-100.0, 100.0)), _by_seed(gap)) for arm, gap in gaps.items()])
+def _judged(
+    runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: list[Arm], dpo: Arm
+) -> list[plot.Row]:
+    groups, theirs = prompt_groups(answers), 100 * scores(verdicts, runs, dpo)
+    rows = []
+    for arm in arms:
+        ours = 100 * scores(verdicts, runs, arm)
+        estimate = compare(ours, theirs, (-100.0, 100.0), groups).estimate
+        rows.append(plot.Row(arm, estimate, _by_seed((ours - theirs).dropna())))
+    return _ranked(rows)
 
 
 def _by_seed(gap: pd.Series) -> list[float]:
-    """The mean difference of each seed, where there are several."""
+    """The mean difference of each seed that both have, where there are several."""
     means = list(gap.groupby(level=0).mean()) if len(gap) else []
     return means if len(means) > 1 else []
 

@@ -9,7 +9,8 @@ from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import FAINT, SHADE
 from pobench.results import stats
-from pobench.results.arms import arms_of, scores_by_prompt
+from pobench.results.arms import arms_of
+from pobench.results.contrast import MISSING, compare, contrast, scores
 
 MOST_KINDS = 24
 
@@ -24,9 +25,10 @@ def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFra
     if kinds.empty:
         raise plot.NothingToDraw("The prompts have no kinds.")
     arms = arms_of(runs)
-    table = scores_by_prompt(verdicts, arms)
-    arms = [arm for arm in arms if arm.id in table]
-    kind_of = kinds.set_index("prompt")["kind"].astype(str).reindex(table.index)
+    values = {arm: scores(verdicts, runs, arm) for arm in arms}
+    arms = [arm for arm in arms if len(values[arm])]
+    judged = set().union(*(values[arm].index.get_level_values("prompt") for arm in arms))
+    kind_of = kinds[kinds["prompt"].isin(judged)].set_index("prompt")["kind"].astype(str)
     names = kind_of.value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
     names = names.head(MOST_KINDS)
     if not arms or names.empty:
@@ -34,18 +36,17 @@ def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFra
     start = next((arm for arm in arms if arm.is_start), None)
     rows = []
     for kind in names.index:
-        inside = table[kind_of == kind]
+        asked = kind_of.index[kind_of == kind]
+        inside = {arm: own[own.index.isin(asked, level="prompt")] for arm, own in values.items()}
         for arm in arms:
-            gain = stats.Estimate.missing()
-            if start and arm is not start:
-                gain = stats.paired_difference(inside[arm.id], inside[start.id], bounds=stats.SIGNED)
-            value = stats.mean(inside[arm.id], bounds=stats.UNIT)
+            gain = compare(inside[arm], inside[start], stats.SIGNED) if start and arm is not start else MISSING
+            value = contrast([(1.0, inside[arm])], stats.UNIT)
             rows.append(
                 {
                     "kind": kind,
                     "label": arm.label,
-                    **plot.estimate_columns(value),
-                    **plot.estimate_columns(gain, "gain_"),
+                    **plot.estimate_columns(value.estimate),
+                    **plot.estimate_columns(gain.estimate, "gain_"),
                 }
             )
     data = pd.DataFrame(rows)

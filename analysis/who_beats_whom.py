@@ -10,54 +10,68 @@ import pandas as pd
 from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import FAINT, INK
-from pobench.results import stats
-from pobench.results.arms import arms_of, beats_tests, scores_by_prompt
+from pobench.results.arms import arms_of
+from pobench.results.contrast import all_pairs
 
 
 @register_figure("who-beats-whom", title="Who beats whom", chapter="results", order=20)
-def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame) -> plot.Drawing:
-    """Row against column: share of prompts where the row's mean score is higher, ties half. Blue: the row wins more
-    often; orange: it loses more often. Only a pair printed in bold with a frame differs by more than chance (two-sided
-    sign test over prompts, and where there are several seeds a test over prompts and seeds too; 5 % after Holm's
-    correction over all pairs); everything else is undecided, whatever its colour."""
-    arms = arms_of(runs)
-    table = scores_by_prompt(verdicts, arms)
-    arms = [arm for arm in arms if arm.id in table]
-    if len(arms) < 2:
+def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None = None) -> plot.Drawing:
+    """Row against column: mean score of the row minus that of the column on the same prompts, in points. Blue: the row scores
+    higher; orange: lower. Only a pair printed in bold with a frame differs by more than chance: at least three seeds on
+    both sides, and p below 5 % after Holm's correction over all pairs, for other prompts and other seeds (`p` in the CSV
+    is 1 minus the level at which the interval ends at zero). Everything else is undecided, whatever its colour; a pair
+    with one run on a side has an interval for other prompts only."""
+    pairs = all_pairs(runs, verdicts, answers, arms_of(runs))
+    if not pairs:
         raise plot.NothingToDraw("Fewer than two models were judged.")
-    arms.sort(key=lambda arm: -table[arm.id].mean())
-    pairs = list(combinations(arms, 2))
-    results = np.stack([stats.outcomes(table[a.id], table[b.id]) for a, b in pairs], axis=1)
+    arms = list(dict.fromkeys(arm for pair in pairs for arm in (pair.ours, pair.theirs)))
     rows = [
-        {"row": a.label, "column": b.label, **plot.estimate_columns(e)}
-        for (a, b), e in zip(pairs, stats.means(results, [stats.UNIT] * len(pairs)), strict=True)
+        {
+            "row": pair.ours.label,
+            "column": pair.theirs.label,
+            **plot.estimate_columns(pair.gap.estimate),
+            "seeds": pair.gap.seeds,
+            "runs": pair.gap.runs,
+            "p": pair.gap.p if pair.gap.decides else np.nan,
+            "p_holm": pair.p,
+        }
+        for pair in pairs
     ]
-    data = pd.DataFrame(rows).assign(p=beats_tests(verdicts, runs, pairs))
-    data["p_holm"] = stats.holm(data["p"])
+    data = pd.DataFrame(rows)
     figure, ax = plot.single(0.36 * len(arms) + 1.25, width=min(plot.WIDTH, 0.62 * len(arms) + 2.6))
-    shares, sure = np.full((len(arms), len(arms)), np.nan), np.zeros((len(arms), len(arms)), dtype=bool)
-    for (i, j), row in zip(combinations(range(len(arms)), 2), data.itertuples(), strict=True):
-        shares[i, j], shares[j, i] = row.value, 1 - row.value
-        sure[i, j] = sure[j, i] = row.p_holm < 0.05
-    for i, j in np.ndindex(*shares.shape):
-        _cell(ax, i, j, shares[i, j], sure[i, j])
+    gaps, sure = np.full((len(arms), len(arms)), np.nan), np.zeros((len(arms), len(arms)), dtype=bool)
+    for (i, j), pair in zip(combinations(range(len(arms)), 2), pairs, strict=True):
+        gaps[i, j], gaps[j, i] = pair.gap.estimate.value, -pair.gap.estimate.value
+        sure[i, j] = sure[j, i] = pair.differs
+    deepest = max(float(np.nanmax(np.abs(gaps))), 1.0)
+    for i, j in np.ndindex(*gaps.shape):
+        _cell(ax, i, j, gaps[i, j], deepest, sure[i, j])
     names = [plot.short(arm.label, 22) for arm in arms]
-    for i, j in zip(*np.nonzero(np.isfinite(shares)), strict=True):
-        text = f"{names[i]} against {names[j]}: {100 * shares[i, j]:.1f} %, {'sure' if sure[i, j] else 'undecided'}"
+    for i, j in zip(*np.nonzero(np.isfinite(gaps)), strict=True):
+        text = f"{names[i]} − {names[j]}: {_signed(gaps[i, j], 1)} points, {'sure' if sure[i, j] else 'undecided'}"
         plot.hint(ax, [j + 0.5], [i + 0.5], [text], aloud=False)
     plot.matrix_axes(ax, names, names)
-    decided = int((data["p_holm"] < 0.05).sum())
+    return plot.Drawing(figure, data, _note(data))
+
+
+def _note(data: pd.DataFrame) -> str:
+    decided, too_few = int((data["p_holm"] < 0.05).sum()), int(data["p"].isna().sum())
     n = "–".join(str(int(count)) for count in dict.fromkeys((data["n"].min(), data["n"].max())))
-    return plot.Drawing(figure, data, f"{decided} of {len(data)} pairs differ by more than chance, on {n} prompts.")
+    note = f"{decided} of {len(data)} pairs differ by more than chance, on {n} prompts."
+    return note + (f" {too_few} lack the three seeds that a verdict needs." if too_few else "")
 
 
-def _cell(ax: plot.Axes, i: int, j: int, share: float, sure: bool) -> None:
-    if np.isnan(share):
+def _signed(value: float, decimals: int) -> str:
+    return f"{value:+z.{decimals}f}".replace("-", "−")
+
+
+def _cell(ax: plot.Axes, i: int, j: int, gap: float, deepest: float, sure: bool) -> None:
+    if np.isnan(gap):
         ax.text(j + 0.5, i + 0.5, "·" if i == j else "–", ha="center", va="center", color=FAINT)
         return
-    colour, depth = (plot.BETTER if share > 0.5 else plot.WORSE), min(1.0, 2 * abs(share - 0.5))
+    colour, depth = (plot.BETTER if gap > 0 else plot.WORSE), min(1.0, abs(gap) / deepest)
     ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=colour, alpha=0.05 + 0.6 * depth))
     if sure:
         ax.add_patch(plot.rectangle(j + 0.05, i + 0.05, 0.9, 0.9, fill=False, edgecolor=INK, linewidth=1.1))
     weight = "bold" if sure else "normal"
-    ax.text(j + 0.5, i + 0.52, f"{100 * share:.0f}", ha="center", va="center", fontsize=8.5, weight=weight)
+    ax.text(j + 0.5, i + 0.52, _signed(gap, 0), ha="center", va="center", fontsize=8.5, weight=weight)

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 import re
 import sys
@@ -438,6 +439,72 @@ def register_table(
 ) -> Callable[..., Any]:
     """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values. Arguments as for `register_figure`."""
     return _register_shown("table", name, title, chapter, paper, order, aliases, every_arm)
+
+
+# ---------------------------------------------------------------- claims
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper: the true value of a statistic lies between `above` and `below`; see `pobench.results.claims`."""
+
+    name: str
+    function: Callable[..., Any]  # the statistic: f(Evidence) -> Measured
+    says: str
+    statistic: str
+    unit: str
+    section: str  # of the paper: "4.2", "I"; "" for a claim of ours
+    paper: float | None  # the same statistic of the paper's printed numbers; None: not printed
+    where: str  # their table or figure
+    above: float
+    below: float
+    smallest: float  # the smallest effect of interest, in the statistic's unit
+    neutral: float  # the value of "no difference"
+    identity: bool  # true by the loss's definition: a check of the program, not evidence
+
+    @property
+    def order(self) -> tuple[bool, int, str]:
+        """The place in a table: the paper's sections, its appendices, claims of ours."""
+        return self.section == "", len(self.section) == 1, self.section
+
+
+claims: Registry[Claim] = Registry("claim", "pobench.analysis")
+
+FAR = math.inf
+
+
+def register_claim(
+    name: str,
+    *,
+    says: str,
+    statistic: str,
+    unit: str,
+    section: str = "",
+    paper: float | None = None,
+    where: str = "",
+    above: float = -FAR,
+    below: float = FAR,
+    smallest: float | None = None,
+    neutral: float = 0.0,
+    identity: bool = False,
+) -> Callable[..., Any]:
+    """Register a claim, a function `f(Evidence) -> Measured`; `pobench.results.claims` makes the usual ones.
+
+    above, below: ends of the claimed range, in `unit`. smallest: the smallest effect of interest; default: a quarter of
+    the paper's effect. Raises PobenchError where neither is given, and where the range has no end.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        if above == -FAR and below == FAR:
+            raise PobenchError(f"claim {name!r} excludes nothing: give `above` or `below`")
+        if smallest is None and not paper:
+            raise PobenchError(
+                f"claim {name!r} has no number of the paper: give `smallest`, the smallest effect of interest"
+            )
+        least = abs((paper or 0.0) - neutral) / 4 if smallest is None else smallest
+        facts = (says, statistic, unit, section, paper, where, above, below, least, neutral, identity)
+        claims.add(Claim(name, function, *facts))
+        return function
+
+    return register
 
 
 # ---------------------------------------------------------------- judges, benchmarks and layouts

@@ -107,6 +107,10 @@ class Estimate:
     high: float
     n: int
 
+    def scaled(self, factor: float) -> Estimate:
+        """In another unit, such as percent or points; factor: above 0."""
+        return Estimate(self.value * factor, self.low * factor, self.high * factor, self.n)
+
     @classmethod
     def missing(cls) -> Estimate:
         return cls(float("nan"), float("nan"), float("nan"), 0)

@@ -120,6 +120,8 @@ def _print_study(plan: dict[str, Any]) -> None:
 def _print_claims(card: list[dict[str, Any]]) -> None:
     for row in card:
         value, low, high = ("–" if row[k] is None else f"{row[k]:.3g}" for k in ("value", "low", "high"))
-        measured = f"{value} [{low}, {high}] {row['unit']}, n = {row['n']}" if row["n"] else "–"
-        out.print(f"[bold]{row['verdict']:13}[/] {escape(row['claim'])}", highlight=False)
-        out.print(f"              [dim]here {escape(measured)} · paper {escape(row['paper'])}[/]", highlight=False)
+        basis = f"n = {row['n']}, {row['seeds']} seed{'' if row['seeds'] == 1 else 's'}"
+        measured = f"{value} [{low}, {high}] {row['unit']}, {basis}" if row["n"] else "–"
+        paper = ", ".join(filter(None, (row["paper"], row["where"])))
+        out.print(f"[bold]{row['verdict']:14}[/] {escape(row['claim'])}", highlight=False)
+        out.print(f"               [dim]here {escape(measured)} · paper {escape(paper)}[/]", highlight=False)

@@ -85,7 +85,7 @@ def build_item(shown: registry.Figure, comparable: Comparable, prefix: str) -> I
         return item
     item.runs = made_from(drawn if shown.kind == "table" else drawn.data, shown, selection)
     if shown.kind == "table":
-        return _as_table(item, drawn, _colours(comparable), drawn)
+        return _as_table(item, drawn, _colours(comparable), drawn.attrs.get("data", drawn))
     item.notes = clean(drawn.notes)
     png, svg = plot.png(drawn.figure), plot.svg(drawn.figure, f"pobench-{shown.name}")
     item.files = {"png": png, "svg": svg.encode("utf-8", "replace"), "csv": plot.csv(drawn.data)}

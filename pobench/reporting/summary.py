@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from pobench.reporting.tables import clean, listing, show_number
-from pobench.results import stats
-from pobench.results.arms import (
-    Arm,
-    beats_tests,
-    judges_of,
-    of_arm,
-    score_of,
-    scores_by_prompt,
-    scores_by_seed_and_prompt,
-)
+from pobench.results.arms import Arm, judges_of, of_arm, score_of
+from pobench.results.claims import VERDICTS
 from pobench.results.comparable import Comparable, Selection
+from pobench.results.contrast import Pair, all_pairs, gains
+from pobench.results.crossed import VERDICT_SEEDS
 from pobench.types import Estimate
 
 MOST_NAMED = 5  # losses in one sentence; of more, it names the FIRST, and the tables have all
@@ -51,7 +44,7 @@ def summarise(
     sentences = [*_gains(home), *_between(home), *_scorecard(claims), *_failures(every_arm), *_warnings(health)]
     if home.left_out:
         sentences.append(Finding("note", "Variants of settings", home.left_out))
-    return [*sentences, *_not_judged(every_arm), *_one_seed(every_arm), *_data_order(every_arm)]
+    return [*sentences, *_not_judged(every_arm), *_data_order(every_arm)]
 
 
 def _not_judged(selection: Selection) -> list[Finding]:
@@ -61,15 +54,6 @@ def _not_judged(selection: Selection) -> list[Finding]:
         return []
     text = f"The judge gave no score for {blank} of {len(judged)} answers; they are left out."
     return [Finding("note", "Not judged", text)]
-
-
-def _one_seed(selection: Selection) -> list[Finding]:
-    runs = selection.frames["runs"]
-    finished = runs[(runs["status"] == "finished") & (runs["loss"] != "start")]
-    if max((int(finished["run"].isin(arm.runs).sum()) for arm in selection.trained), default=0) != 1:
-        return []
-    text = "Each loss was trained once. The intervals cover the choice of prompts, not the luck of a training run."
-    return [Finding("note", "One seed", text)]
 
 
 def _data_order(selection: Selection) -> list[Finding]:
@@ -83,52 +67,73 @@ def _data_order(selection: Selection) -> list[Finding]:
 
 # ---------------------------------------------------------------- against the start model
 def _gains(selection: Selection) -> list[Finding]:
-    scores = selection.frames["scores"]
-    gains = {arm: score_of(scores, arm, "pass_rate_gain") for arm in selection.trained}
-    gains = {arm: e for arm, e in gains.items() if not math.isnan(e.value)}
-    if not gains:
+    """Better and worse than the start model, by `gains`; what has too few seeds for a verdict stands apart."""
+    found = gains(*_judged(selection), selection.arms)
+    if not found:
         return _without_judge(selection)
-    corrected = dict(zip(gains, stats.holm(_gain_p_values(selection, list(gains))), strict=True))
-    ranked = sorted(gains, key=lambda arm: (-gains[arm].value, arm.label))
-    up = [arm for arm in ranked if gains[arm].low > 0]
-    down = [arm for arm in reversed(ranked) if gains[arm].high < 0]
-    undecided = [arm for arm in ranked if arm not in up and arm not in down]
-    n = max(e.n for e in gains.values())
+    decided = [pair for pair in found if pair.gap.decides]
+    up = [pair for pair in decided if pair.differs and pair.gap.estimate.value > 0]
+    down = [pair for pair in reversed(decided) if pair.differs and pair.gap.estimate.value < 0]
+    groups = [
+        ("good", "Better than the start model", up, _correction(decided)),
+        ("bad", "Worse than the start model", down, _correction(decided)),
+        ("open", "Not told apart from the start model", [p for p in decided if not p.differs], _least_seen(decided)),
+        ("open", "No verdict on the start model", [p for p in found if not p.gap.decides], _too_few_seeds(found)),
+    ]
+    n = max(pair.gap.estimate.n for pair in found)
     basis = f" Pass rates on n = {n} prompts{_level(selection)}."
     sentences: list[Finding] = []
-    for tone, head, arms in (("good", "Better than the start model", up), ("bad", "Worse than the start model", down)):
-        if arms:
-            text = f"{_how_many(arms, gains)}{_points_of(arms, gains)}.{'' if sentences else basis}"
-            lost = [clean(arm.label) for arm in arms if not corrected[arm] < 0.05]
-            if len(gains) > 1:
-                test = f"Holm’s correction for {len(gains)} comparisons"
-                text += (
-                    f" After {test} this no longer holds for {listing(lost)}." if lost else f" {test} changes nothing."
-                )
+    for tone, head, pairs, rest in groups:
+        if pairs:
+            text = f"{_how_many(pairs, found)}{_points_of(pairs)}.{'' if sentences else basis}{rest}"
             sentences.append(Finding(tone, head, text))
-    if undecided:
-        half = float(np.median([(e.high - e.low) / 2 for e in gains.values()]))
-        text = f"{_how_many(undecided, gains)}{_points_of(undecided, gains)}.{'' if sentences else basis}"
-        if not math.isnan(half):
-            text += f" With these {n} prompts a difference under about {100 * half:.0f} points says nothing."
-        sentences.append(Finding("open", "Not told apart from the start model", text))
     return sentences
 
 
-def _how_many(arms: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
+def _judged(selection: Selection) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:
+    return selection.frames["runs"], selection.frames["verdicts"], selection.frames.get("answers")
+
+
+def _correction(decided: Sequence[Pair]) -> str:
+    return f" Holm’s correction for {len(decided)} comparisons is made." if len(decided) > 1 else ""
+
+
+def _least_seen(decided: Sequence[Pair]) -> str:
+    """How large a gain would have been seen, in four of five repetitions."""
+    needed = [pair.gap.crossed.detectable() for pair in decided if pair.gap.crossed is not None]
+    known = [points for points in needed if not math.isnan(points)]
+    return f" These runs would show a gain of {np.median(known):.0f} points four times in five." if known else ""
+
+
+def _too_few_seeds(found: Sequence[Pair]) -> str:
+    """Why the pairs without a verdict have none."""
+    seeds = sorted({pair.gap.seeds for pair in found if not pair.gap.decides})
+    if seeds == [1]:
+        return " One run of each: the intervals cover other prompts, not the luck of a training run. " + _ASK
+    return f" Fewer than {VERDICT_SEEDS} seeds: their intervals may be too narrow. {_ASK}"
+
+
+_ASK = f"A verdict needs {VERDICT_SEEDS} seeds (`--seeds 42,43,44`)."
+
+
+def _how_many(pairs: Sequence[Pair], found: Sequence[Pair]) -> str:
     """The beginning of a list that names only the first of many: their number and range."""
-    if len(arms) <= MOST_NAMED:
+    if len(pairs) <= MOST_NAMED:
         return ""
-    ends = f"{_signed(gains[arms[-1]].value)} to {_signed(gains[arms[0]].value)} points"
-    return f"{len(arms)} of {len(gains)} losses, from {ends}. The {FIRST} furthest: "
+    ends = sorted(pair.gap.estimate.value for pair in pairs)
+    return (
+        f"{len(pairs)} of {len(found)} losses, from {_signed(ends[0])} to {_signed(ends[-1])} points. "
+        f"The {FIRST} furthest: "
+    )
 
 
-def _points_of(arms: Sequence[Arm], gains: Mapping[Arm, Estimate]) -> str:
+def _points_of(pairs: Sequence[Pair]) -> str:
     """`SimPO +22.1 points (95 % interval +15.0 to +29.2); DPO +12.0 (+4.9 to +19.1)`: units only at the first."""
     points: list[str] = []
-    for arm in arms if len(arms) <= MOST_NAMED else arms[:FIRST]:
+    for pair in pairs if len(pairs) <= MOST_NAMED else pairs[:FIRST]:
         unit, what = ("", "") if points else (" points", "95 % interval ")
-        points.append(f"{clean(arm.label)} {_signed(gains[arm].value)}{unit}{_interval(gains[arm], '+.1f', what)}")
+        gap = pair.gap.estimate
+        points.append(f"{clean(pair.ours.label)} {_signed(gap.value)}{unit}{_interval(gap, '+.1f', what)}")
     return "; ".join(points)
 
 
@@ -142,13 +147,11 @@ def _level(selection: Selection) -> str:
 
 def _without_judge(selection: Selection) -> list[Finding]:
     scores = selection.frames["scores"]
-    accuracies = {arm: score_of(scores, arm, "reward_accuracy") for arm in selection.trained}
+    accuracies = {arm: score_of(scores, arm, "reward_accuracy").scaled(100) for arm in selection.trained}
     ranked = sorted((a for a in accuracies if not math.isnan(accuracies[a].value)), key=lambda a: -accuracies[a].value)
     if not ranked:
         return [Finding("open", "Nothing to compare", "No judged answers or held-out rewards are shown here.")]
-    shares = _few(
-        [f"{clean(a.label)} {100 * accuracies[a].value:.1f} %{_interval(accuracies[a], '.1f')}" for a in ranked]
-    )
+    shares = _few([f"{clean(a.label)} {accuracies[a].value:.1f} %{_interval(accuracies[a], '.1f')}" for a in ranked])
     n = max(accuracies[a].n for a in ranked)
     text = (
         "Answers were not judged beside a start model, so nothing is known about quality. Held-out pairs ranked right"
@@ -156,51 +159,28 @@ def _without_judge(selection: Selection) -> list[Finding]:
     return [Finding("open", "No judge", f"{text}: {'; '.join(shares)} (n = {n} pairs).")]
 
 
-def _gain_p_values(selection: Selection, arms: Sequence[Arm]) -> list[float]:
-    """Two-sided p of "no gain": over prompts, and if an arm has several seeds also over seeds; the larger of the two."""
-    runs, verdicts = selection.frames["runs"], selection.frames["verdicts"]
-    starts = [arm for arm in selection.arms if arm.is_start]
-    by_prompt = scores_by_prompt(verdicts, [*starts, *arms])
-    crossed = scores_by_seed_and_prompt(verdicts, runs, [*starts, *arms])
-    start = next((s.id for s in starts if s.id in by_prompt), None)
-    return [
-        float(
-            np.fmax(
-                stats.sign_flip_test(by_prompt[arm.id] - by_prompt[start]),
-                stats.crossed_test((crossed[arm.id] - crossed[start]).dropna()),
-            )
-        )
-        if start and arm.id in by_prompt
-        else math.nan
-        for arm in arms
-    ]
-
-
 # ---------------------------------------------------------------- against each other
 def _between(selection: Selection) -> list[Finding]:
-    """Which losses differ, by the tests and the correction of the figure `who-beats-whom`."""
-    runs, verdicts, arms = selection.frames["runs"], selection.frames["verdicts"], selection.arms
-    if verdicts.empty:
-        return []
-    scores = scores_by_prompt(verdicts, arms)
-    pairs = list(combinations([arm for arm in arms if arm.id in scores], 2))
-    adjusted = stats.holm(beats_tests(verdicts, runs, pairs))  # the start model's pairs count in the correction
-    between = [(pair, p) for pair, p in zip(pairs, adjusted, strict=True) if not any(arm.is_start for arm in pair)]
+    """Which losses differ, by the pairs of the figure `who-beats-whom`."""
+    pairs = all_pairs(*_judged(selection), selection.arms)
+    between = [pair for pair in pairs if not (pair.ours.is_start or pair.theirs.is_start)]
     if not between:
         return []
-    wins: list[tuple[Arm, Arm]] = []  # winner, loser
-    for (a, b), p in between:
-        if p < 0.05:
-            a_wins = float(np.nanmean(stats.outcomes(scores[a.id], scores[b.id]))) > 0.5
-            wins.append((a, b) if a_wins else (b, a))
-    seeds = max(len(arm.runs) for arm in arms)
-    how = f"sign test over {len(scores)} prompts{' and a test over seeds' if seeds > 1 else ''}, Holm’s correction"
+    open_ = [pair for pair in between if not pair.gap.decides]
+    if len(open_) == len(between):
+        few = " and ".join(map(str, sorted({pair.gap.seeds for pair in between})))
+        text = f"No verdict: a side of every pair has {few} of the {VERDICT_SEEDS} seeds that one needs."
+        return [Finding("open", "Between the losses", text)]
+    n = max(pair.gap.estimate.n for pair in between)
+    how = f"mean scores on {n} prompts, for other prompts and other seeds, Holm’s correction"
+    wins = [(pair.ours, pair.theirs) for pair in between if pair.differs]
+    lack = f" {len(open_)} lack the seeds for a verdict." if open_ else ""
     if not wins:
         verb = "The one pair does not differ" if len(between) == 1 else f"None of the {len(between)} pairs differs"
-        return [Finding("open", "Between the losses", f"{verb} by more than chance ({how}).")]
+        return [Finding("open", "Between the losses", f"{verb} by more than chance ({how}).{lack}")]
     rest = len(between) - len(wins)
     decided = f"Undecided: {rest} of {len(between)} pairs" if rest else "Every pair is decided"
-    return [Finding("good", "Between the losses", f"{_who_wins(wins)}. {decided} ({how}).")]
+    return [Finding("good", "Between the losses", f"{_who_wins(wins)}. {decided} ({how}).{lack}")]
 
 
 def _who_wins(wins: Sequence[tuple[Arm, Arm]]) -> str:
@@ -239,7 +219,7 @@ def _scorecard(claims: pd.DataFrame | None) -> list[Finding]:
         titles = by_verdict.get(verdict, [])
         first = f" ({'; '.join(titles[:2])}{'; …' if titles[2:] else ''})" if titles else ""
         counts.append(f"{len(titles) or 'none'} {verdict}{first}")
-    counts.append(f"{len(by_verdict.get('undecided', [])) or 'none'} undecided")
+    counts += [f"{len(by_verdict[v])} {v}" for v in VERDICTS[2:-1] if v in by_verdict]
     text = f"{measured} of {len(claims)} were measured: {', '.join(counts)}."
     return [Finding("note", "The paper’s claims", text)]
 
@@ -328,11 +308,11 @@ def _few(texts: Sequence[str]) -> list[str]:
 
 
 def _signed(value: float) -> str:
-    return f"{100 * value:+z.1f}".replace("-", "−")
+    return f"{value:+z.1f}".replace("-", "−")
 
 
 def _interval(e: Estimate, form: str, what: str = "95 % interval ") -> str:
     if math.isnan(e.low):
         return ""
-    low, high = (f"{100 * x:{form}}".replace("-", "−") for x in (e.low, e.high))
+    low, high = (f"{x:{form}}".replace("-", "−") for x in (e.low, e.high))
     return f" ({what}{low} to {high})"

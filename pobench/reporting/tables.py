@@ -16,6 +16,7 @@ import pandas as pd
 
 from pobench.reporting import plot
 from pobench.results import metrics, stats
+from pobench.results.crossed import VERDICT_SEEDS
 from pobench.types import Estimate
 
 # ---------------------------------------------------------------- untrusted text
@@ -92,6 +93,9 @@ def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) ->
     if colours:
         for cell in columns[0]:
             cell.colour = colours.get(cell.text, "")
+    for cells, seeds in zip(zip(*columns, strict=True), frame.get("Seeds", ()), strict=False):
+        for cell in cells if seeds < VERDICT_SEEDS else ():
+            cell.sign = ""  # an interval of too few seeds shows nothing
     marks = frame.attrs.get("marks", {})  # text → "up" | "down", for words that mean better or worse
     for cell in (cell for column in columns for cell in column if cell.text in marks):
         cell.sign = marks[cell.text]
@@ -124,6 +128,9 @@ def _as_sharp_as(e: Estimate) -> Callable[[float], str]:
     if not (math.isfinite(width) and width > 0):
         return show_number
     decimals = min(6, max(0, 1 - math.floor(math.log10(width))))
+    ends = [(end, mark) for end in (e.low, e.high) for mark in (0.0, 1.0) if end != mark]
+    while decimals < 6 and any(round(end, decimals) == mark for end, mark in ends):
+        decimals += 1  # an end that only nearly touches "no difference" shows the digit that tells
     return lambda value: f"{value:z,.{decimals}f}".replace(",", "\u202f").replace("-", "−")
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pobench.results.stats import Bounds, crossed_test, mean, sign_test
 from pobench.types import Estimate
 
 
@@ -249,55 +248,6 @@ def scores_by_prompt(verdicts: pd.DataFrame, arms: Sequence[Arm]) -> pd.DataFram
         if len(per_run):
             columns[arm.id] = per_run.groupby("prompt", sort=True).mean()
     return pd.DataFrame(columns).sort_index()
-
-
-def scores_by_seed_and_prompt(verdicts: pd.DataFrame, runs: pd.DataFrame, arms: Sequence[Arm]) -> pd.DataFrame:
-    """((seed, prompt) × arms) the main judge's mean score over a prompt's samples. Columns are arm ids. A start model,
-    which has no seed, stands beside every seed of the others."""
-    verdicts = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])]
-    seed_of = dict(zip(runs["run"], runs["seed"], strict=True))
-    seeds = sorted({seed_of[run] for arm in arms if not arm.is_start for run in arm.runs})
-    columns = {}
-    for arm in arms:
-        own = of_arm(verdicts, arm)
-        if arm.is_start:
-            alone = own.groupby("prompt", sort=True)["score"].mean()
-            columns[arm.id] = pd.concat({seed: alone for seed in seeds}, names=["seed"]) if seeds else alone
-        elif len(own):
-            seed = own["run"].map(seed_of).rename("seed")
-            columns[arm.id] = own.groupby([seed, "prompt"], sort=True)["score"].mean()
-    return pd.DataFrame({name: c for name, c in columns.items() if len(c)}).sort_index()
-
-
-def beats_tests(verdicts: pd.DataFrame, runs: pd.DataFrame, pairs: Sequence[tuple[Arm, Arm]]) -> list[float]:
-    """Two-sided p of "neither of the pair wins more often", for each pair: the sign test over prompts of each side's mean
-    over seeds; where both have several seeds in common, the larger of it and `crossed_test`, so that what is called a
-    difference holds for other prompts and for other seeds."""
-    both = list(dict.fromkeys(arm for pair in pairs for arm in pair))
-    prompts, crossed = scores_by_prompt(verdicts, both), scores_by_seed_and_prompt(verdicts, runs, both)
-    return [
-        float(np.fmax(sign_test(prompts[a.id], prompts[b.id]), crossed_test(difference(crossed[a.id], crossed[b.id]))))
-        for a, b in pairs
-    ]
-
-
-def difference(ours: pd.Series, theirs: pd.Series) -> pd.Series:
-    """Paired by seed and prompt (or pair), which are the index; where no seed is shared, by prompt, each side its mean
-    over seeds."""
-    if ours.empty or theirs.empty:
-        return pd.Series(dtype=float)
-    shared: pd.Series = (ours - theirs).dropna()
-    if shared.empty:
-        shared = (ours.groupby(level=1).mean() - theirs.groupby(level=1).mean()).dropna()
-        shared.index = pd.MultiIndex.from_product([[0], shared.index])
-    return shared
-
-
-def mean_of(values: pd.Series, bounds: Bounds | None = None) -> Estimate:
-    """`mean` of a series with the index (seed, prompt or pair)."""
-    if values.empty:
-        return Estimate.missing()
-    return mean(values, values.index.get_level_values(1), values.index.get_level_values(0), bounds=bounds)
 
 
 def _float(value: Any) -> float:

@@ -19,6 +19,7 @@ from pobench.columns import FRAMES
 from pobench.files import nan_as_null
 from pobench.results import stats
 from pobench.results.arms import arms_of, judges_of
+from pobench.results.contrast import prompt_groups
 from pobench.types import Estimate
 
 Better = Literal["higher", "lower", ""]
@@ -92,8 +93,18 @@ class Evidence:
         return stats.mean(values, self.heldout["pair"], self.heldout["run"], bounds=bounds, seed=self.seed)
 
     def prompts(self, values: Any, bounds: stats.Bounds | None = None) -> Estimate:
-        """The mean over prompts of the mean over their answers."""
-        return stats.mean(values, self.answers["prompt"], self.answers["run"], bounds=bounds, seed=self.seed)
+        """The mean over prompts of the mean over their answers; values: of each answer."""
+        return self.over_prompts(values, self.answers["prompt"], self.answers["run"], bounds)
+
+    def over_prompts(self, values: Any, prompts: pd.Series, runs: pd.Series, bounds: stats.Bounds | None) -> Estimate:
+        """The mean over prompts, which may come in groups; values, prompts, runs: of each observation."""
+        groups = None if self.groups is None else prompts.map(lambda prompt: self.groups.get(prompt, prompt))
+        return stats.mean(values, prompts, runs, groups, bounds=bounds, seed=self.seed)
+
+    @cached_property
+    def groups(self) -> pd.Series | None:
+        """prompt → its topic, see `prompt_groups`."""
+        return prompt_groups(self.answers)
 
     @cached_property
     def prompt_scores(self) -> pd.Series:
@@ -124,7 +135,7 @@ def pass_rate(e: Evidence) -> Estimate:
     if (e.verdicts["against"] != "").any():
         return Estimate.missing()
     scores = e.prompt_scores.reset_index()
-    return stats.mean(scores["score"], scores["prompt"], scores["run"], bounds=stats.UNIT, seed=e.seed)
+    return e.over_prompts(scores["score"], scores["prompt"], scores["run"], stats.UNIT)
 
 
 @_metric("pass_rate_gain", "Gain over start", "higher", "points", "+.1f", scale=100, judged=True, start=False)
@@ -132,9 +143,7 @@ def pass_rate_gain(e: Evidence) -> Estimate:
     """Pass rate minus the start model's, prompt by prompt. Zero inside the interval: no gain is shown. Of a judge that
     compares: its probability that the answer is better than the start model's, minus a half."""
     both = e.beside_start
-    return stats.paired_difference(
-        both["ours"], both["theirs"], both["prompt"], both["run"], bounds=stats.SIGNED, seed=e.seed
-    )
+    return e.over_prompts(both["ours"] - both["theirs"], both["prompt"], both["run"], stats.SIGNED)
 
 
 @_metric("win_rate", "Wins over start", "higher", "%", ".1f", scale=100, judged=True, start=False)
@@ -142,21 +151,21 @@ def win_rate(e: Evidence) -> Estimate:
     """Share of prompts whose mean score exceeds the start model's on the same prompt; a tie counts half. 50 % is no
     change."""
     both = e.beside_start
-    return stats.win_rate(both["ours"], both["theirs"], both["prompt"], both["run"], seed=e.seed)
+    return e.over_prompts(stats.outcomes(both["ours"], both["theirs"]), both["prompt"], both["run"], stats.UNIT)
 
 
 @_metric("position_flips", "Position flips", "lower", "%", ".1f", scale=100, judged=True, start=False)
 def position_flips(e: Evidence) -> Estimate:
     """Share of comparisons with the start model's answer in which the judge names the other answer when their order is
     swapped. There the position decides, and the mean of both orders is close to even."""
-    return stats.mean(e.verdicts["flipped"], e.verdicts["prompt"], e.verdicts["run"], bounds=stats.UNIT, seed=e.seed)
+    return e.over_prompts(e.verdicts["flipped"], e.verdicts["prompt"], e.verdicts["run"], stats.UNIT)
 
 
 @_metric("longer_wins", "Longer than start", "", "%", ".1f", scale=100, judged=True, start=False)
 def longer_wins(e: Evidence) -> Estimate:
     """Share of the same comparisons that the longer answer would win, in characters; a tie counts half. A judge
     whose wins are close to it may be judging length."""
-    return stats.mean(e.verdicts["longer"], e.verdicts["prompt"], e.verdicts["run"], bounds=stats.UNIT, seed=e.seed)
+    return e.over_prompts(e.verdicts["longer"], e.verdicts["prompt"], e.verdicts["run"], stats.UNIT)
 
 
 # ---------------------------------------------------------------- health of the answers
@@ -191,7 +200,7 @@ def distinct_2(e: Evidence) -> Estimate:
         if grams:
             rows.append((run, prompt, len(set(grams)) / len(grams)))
     runs, prompts, shares = zip(*rows, strict=True) if rows else ((), (), ())
-    return stats.mean(shares, prompts, runs, bounds=stats.UNIT, seed=e.seed)
+    return e.over_prompts(shares, pd.Series(prompts, dtype=object), pd.Series(runs, dtype=object), stats.UNIT)
 
 
 @_metric("unfinished", "Unfinished", "lower", "%", ".1f", scale=100)
@@ -262,7 +271,7 @@ _NEEDS = {
         *("run", "pair", "chosen_logp", "rejected_logp", "chosen_length", "rejected_length", "reference_chosen_logp"),
         *("reference_rejected_logp", "chosen_reward", "rejected_reward"),
     ),
-    "answers": ("run", "prompt", "sample", "text", "tokens", "finished"),
+    "answers": ("run", "prompt", "sample", "kind", "topic", "text", "tokens", "finished"),
     "verdicts": ("run", "prompt", "sample", "judge", "score", "against", "flipped", "longer"),
 }
 

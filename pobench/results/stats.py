@@ -5,9 +5,11 @@ that. So the quantile levels are widened until the interval of a normal sample's
 (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", The American Statistician 69(4)). Coverage of the 95 %
 interval over 1500 trials, plain → expanded: normal 88 → 94 % at n = 8, 91 → 94 % at n = 15; exponential 88 → 91 % at
 n = 15, 92 → 93 % at n = 25. Below ten prompts no bootstrap deserves much trust. CLUSTERS are resampled: all
-samples of one prompt stay together, each cluster counts once, and `Estimate.n` is the number of clusters. If several
-seeds were trained, seeds are resampled too, crossed with the prompts (Owen 2007, "The pigeonhole bootstrap"), and the
-interval is widened for their small number, see `_few_seeds`.
+samples of one prompt stay together, each cluster counts once, and `Estimate.n` is the number of clusters. GROUPS of
+clusters (prompts on one topic) are resampled whole; each of their clusters still counts once.
+
+With TWO SEEDS AND MORE the interval is Student's, of prompts crossed with seeds: `pobench.results.crossed`. With one seed
+the bootstrap covers the choice of prompts only, not the luck of a training run.
 
 nan means "not measured" and is dropped; n counts the rest. If nothing is left, the result is `Estimate.missing()`. One
 cluster gives a value without an interval (nan), unless the scale's bounds are known.
@@ -17,17 +19,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as _scipy
 
+from pobench.results.crossed import LEVEL, Crossed, Source, crossed
 from pobench.types import Estimate
 
-LEVEL = 0.95
 RESAMPLES = 2000
 UNIT = (0.0, 1.0)  # bounds of a share or a score
 SIGNED = (-1.0, 1.0)  # bounds of a difference of two shares
@@ -41,6 +42,7 @@ def mean(
     values: ArrayLike,
     clusters: ArrayLike | None = None,
     seeds: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
     *,
     bounds: Bounds | None = None,
     level: float = LEVEL,
@@ -50,24 +52,41 @@ def mean(
     """The mean over clusters of each cluster's mean.
 
     values: (observations,). clusters: (observations,) labels, e.g. prompt ids; default: each observation its own.
-    seeds: (observations,) labels of the training run; with two or more, they are resampled as well.
-    bounds: the ends of the scale, if it has any; used only when all values are equal, see `_interval`.
+    seeds: (observations,) labels of the training run. groups: (observations,) labels of what several clusters share;
+    default: each cluster its own. bounds: the ends of the scale, if it has any.
     """
-    table = _cells(values, clusters, seeds)
+    table, group = _cells(values, clusters, seeds, groups)
     if table.size == 0:
         return Estimate.missing()
-    there = ~np.isnan(table)
-    filled = np.where(there, table, 0.0)
-    value = filled.sum() / there.sum()
-    draws = []
-    for by_cluster, by_seed in _weights(table.shape[0], table.shape[1], seed, resamples):
-        total = ((by_cluster @ filled) * by_seed).sum(axis=1)
-        count = ((by_cluster @ there) * by_seed).sum(axis=1)
-        draws.append(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0))
-    constant = bool(np.ptp(table[there]) == 0.0)
-    drawn, by_seed = np.concatenate(draws), filled.sum(axis=0) / there.sum(axis=0)
-    drawn = value + (drawn - value) * _few_seeds(by_seed, drawn, len(table))
-    return _estimate(float(value), drawn, len(table), bounds, constant, level)
+    if table.shape[1] > 1:
+        return of_tables([(1.0, table)], group, bounds, level)[0]
+    column = table[:, 0]
+    constant = bool(np.ptp(column) == 0.0)
+    sums, sizes = np.bincount(group, column), np.bincount(group).astype(float)
+    drawn = np.concatenate([(w @ sums) / (w @ sizes) for w in _weights(len(sums), seed, resamples)])
+    low, high = _interval(drawn, float(column.mean()), len(sums), bounds, constant, level)
+    return Estimate(float(column.mean()), low, high, len(column))
+
+
+def of_tables(
+    parts: Sequence[tuple[float, Floats]],
+    group: NDArray[np.int_] | None = None,
+    bounds: Bounds | None = None,
+    level: float = LEVEL,
+) -> tuple[Estimate, Crossed | None]:
+    """The weighted sum of the means of tables (prompts, seeds), see `crossed`, with its interval for other prompts and other
+    seeds. The second is None where there are fewer than two groups of prompts."""
+    n, groups = len(parts[0][1]), len(parts[0][1]) if group is None else int(group.max()) + 1
+    if groups < 2:
+        value = sum(weight * float(np.nanmean(table)) for weight, table in parts)
+        return Estimate(value, *_interval(np.empty(0), value, groups, bounds, True, level), n), None
+    found = crossed(parts, group)
+    if found.variance <= 0.0:
+        return Estimate(found.value, *_interval(np.empty(0), found.value, groups, bounds, True, level), n), found
+    low, high = (found.value + sign * found.half_width(level) for sign in (-1, 1))
+    if bounds is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    return Estimate(found.value, min(low, found.value), max(high, found.value), n), found
 
 
 def means(
@@ -82,7 +101,7 @@ def means(
     estimates = {}
     if len(complete):
         chosen = table[:, complete]
-        blocks = [by_row @ chosen for by_row, _ in _weights(len(table), 1, seed, resamples)]
+        blocks = [by_row @ chosen for by_row in _weights(len(table), seed, resamples)]
         draws = np.concatenate(blocks) / len(table)
         for k, column in enumerate(complete.tolist()):
             value, constant = float(chosen[:, k].mean()), bool(np.ptp(chosen[:, k]) == 0.0)
@@ -93,10 +112,8 @@ def means(
     ]
 
 
-def least(
-    candidates: Sequence[tuple[ArrayLike, ArrayLike | None, ArrayLike | None]], *, bounds: Bounds | None = None
-) -> Estimate:
-    """The smallest of several means; each candidate is (values, clusters, seeds) as in `mean`.
+def least(candidates: Sequence[Sequence[Any]], *, bounds: Bounds | None = None) -> Estimate:
+    """The smallest of several means; each candidate is (values, clusters, seeds, groups) as in `mean`.
 
     The lower end is the lowest lower end at the plain level: the claim that ALL means are above it is an intersection-union
     test, which needs no correction. The upper end is the lowest upper end at Bonferroni's level: the claim that ONE mean is
@@ -130,6 +147,7 @@ def paired_difference(
     theirs: ArrayLike,
     clusters: ArrayLike | None = None,
     seeds: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
     *,
     bounds: Bounds | None = None,
     seed: int = 0,
@@ -137,7 +155,7 @@ def paired_difference(
 ) -> Estimate:
     """The mean of `ours - theirs`, entry by entry: (pairs,) each, the same prompt at the same position."""
     a, b = _same_shape(ours, theirs)
-    return mean(a - b, clusters, seeds, bounds=bounds, seed=seed, resamples=resamples)
+    return mean(a - b, clusters, seeds, groups, bounds=bounds, seed=seed, resamples=resamples)
 
 
 def win_rate(
@@ -145,12 +163,13 @@ def win_rate(
     theirs: ArrayLike,
     clusters: ArrayLike | None = None,
     seeds: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
     """The share of prompts where `ours` is greater; a tie counts half. Arrays as in `paired_difference`."""
-    return mean(outcomes(ours, theirs), clusters, seeds, bounds=UNIT, seed=seed, resamples=resamples)
+    return mean(outcomes(ours, theirs), clusters, seeds, groups, bounds=UNIT, seed=seed, resamples=resamples)
 
 
 def outcomes(ours: ArrayLike, theirs: ArrayLike) -> Floats:
@@ -164,7 +183,6 @@ def length_controlled_win_rate(
     ours_length: ArrayLike,
     theirs_length: ArrayLike,
     clusters: ArrayLike | None = None,
-    seeds: ArrayLike | None = None,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -180,27 +198,21 @@ def length_controlled_win_rate(
     shorter), equal length is an extrapolation: read it with its interval, or not at all.
 
     results: (observations,) 1 won, 0.5 tied, 0 lost, or anything between, as `outcomes` gives. ours_length,
-    theirs_length: (observations,) in one unit. clusters, seeds: as in `mean`; each cluster counts once. An observation
-    that lacks its result or a length is dropped.
+    theirs_length: (observations,) in one unit. clusters: as in `mean`; each cluster counts once. An observation that
+    lacks its result or a length is dropped.
     """
     y, longer = _same_shape(results, np.subtract(*_same_shape(ours_length, theirs_length)))
     there = ~(np.isnan(y) | np.isnan(longer))
     if not there.any():
         return Estimate.missing()
     labels = np.arange(len(y)) if clusters is None else _labels(clusters, len(y))
-    runs = np.zeros(len(y), dtype=int) if seeds is None else _labels(seeds, len(y))
     names, cluster = np.unique(labels[there], return_inverse=True)
-    run_names, run = np.unique(runs[there], return_inverse=True)
     y, longer = y[there], longer[there]
     spread = float(longer.std(ddof=1)) if len(y) > 1 else 0.0
     x = np.tanh(longer / spread) if spread > 0 else np.zeros_like(y)
-    cell = cluster * len(run_names) + run
-    share = 1.0 / np.bincount(cell)[cell]  # a cell's observations count as one together
+    share = 1.0 / np.bincount(cluster)[cluster]  # a cluster's observations count as one together
     value = float(_at_equal_length(y, x, share[None])[0])
-    draws = [
-        _at_equal_length(y, x, by_cluster[:, cluster] * (by_seed[:, run] if len(run_names) > 1 else 1.0) * share)
-        for by_cluster, by_seed in _weights(len(names), len(run_names), seed, resamples)
-    ]
+    draws = [_at_equal_length(y, x, w[:, cluster] * share) for w in _weights(len(names), seed, resamples)]
     constant = bool(np.ptp(y) == 0.0)
     return _estimate(float(y[0]) if constant else value, np.concatenate(draws), len(names), UNIT, constant)
 
@@ -220,7 +232,6 @@ def _at_equal_length(y: Floats, x: Floats, weights: Floats) -> Floats:
         if max(np.abs(steps[0]).max(), np.abs(steps[1]).max()) < 1e-9:
             break
     fitted: Floats = 1.0 / (1.0 + np.exp(-theta[:, 0]))
-    fitted[weights.sum(1) == 0] = np.nan  # no observation has both a drawn seed and a drawn cluster
     return fitted
 
 
@@ -245,7 +256,7 @@ def ratio(
     if bottoms.sum() == 0:
         return Estimate.missing()
     draws = []
-    for by_cluster, _ in _weights(len(tops), 1, seed, resamples):
+    for by_cluster in _weights(len(tops), seed, resamples):
         total, count = by_cluster @ tops, by_cluster @ bottoms
         draws.append(np.divide(total, count, out=np.full_like(total, np.nan), where=count != 0))
     shares = tops[bottoms != 0] / bottoms[bottoms != 0]
@@ -266,6 +277,11 @@ def proportion(successes: float, n: int) -> Estimate:
     return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
 
 
+Ranked = Mapping[
+    Any, tuple[ArrayLike, ArrayLike]
+]  # seed → (x, y), each (observations,), the same observations in the same order
+
+
 def spearman(
     x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Estimate:
@@ -275,59 +291,86 @@ def spearman(
     """
     a, b = _same_shape(x, y)
     runs = np.zeros(len(a), dtype=int) if seeds is None else _labels(seeds, len(a))
-    gone = np.isnan(a) | np.isnan(b)
-    by_run = [_spearman(a[m], b[m], seed, resamples) for r in np.unique(runs) if (m := (runs == r) & ~gone).sum() > 1]
-    by_run = [f for f in by_run if not math.isnan(f[0])]
-    if not by_run:
-        return Estimate.missing()
-    return _over_seeds(by_run, seed, SIGNED)
+    by_seed = {run: (a[runs == run], b[runs == run]) for run in np.unique(runs)}
+    return spearman_contrast([(1.0, by_seed)], bounds=SIGNED, seed=seed, resamples=resamples)[0]
 
 
-def spearman_difference(
-    ours: tuple[ArrayLike, ArrayLike],
-    theirs: tuple[ArrayLike, ArrayLike],
-    seeds: ArrayLike | None = None,
+def spearman_contrast(
+    parts: Sequence[tuple[float, Ranked]],
     *,
+    bounds: Bounds | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> Estimate:
-    """ρ(ours) - ρ(theirs) over the same observations in the same order, resampled together; the mean over seeds.
+) -> tuple[Estimate, Crossed | None]:
+    """Σ weight × ρ, each ρ the mean over its seeds; observations are resampled together, so that what parts share does not
+    count twice.
 
-    ours, theirs: (x, y), each (observations,). An observation that lacks a number on either side is dropped from both.
-    n is the number of observations of one seed. Missing when a side is constant.
+    An observation that lacks a number in any part is dropped from all. The second is None where no part has two seeds.
+    Missing where every seed of a part has a constant side.
     """
-    columns = np.stack([np.asarray(side, dtype=float).ravel() for pair in (ours, theirs) for side in pair])
-    runs = np.zeros(columns.shape[1], dtype=int) if seeds is None else _labels(seeds, columns.shape[1])
-    there = ~np.isnan(columns).any(axis=0)
-    by_run = []
-    for run in np.unique(runs):
-        a, b, c, d = columns[:, there & (runs == run)]
-        if len(a) > 1:
-            first, second = _spearman(a, b, seed, resamples), _spearman(c, d, seed, resamples)
-            by_run.append((first[0] - second[0], first[1] - second[1], len(a)))
-    by_run = [f for f in by_run if not math.isnan(f[0])]
-    if not by_run:
-        return Estimate.missing()
-    return _over_seeds(by_run, seed, None)
+    columns = [
+        np.asarray(side, dtype=float).ravel() for _, by_seed in parts for pair in by_seed.values() for side in pair
+    ]
+    same = len({len(column) for column in columns}) == 1
+    there = ~np.isnan(np.stack(columns)).any(axis=0) if same else None
+    found = []
+    for weight, by_seed in parts:
+        each = [_spearman(*_known(x, y, there), seed, resamples) for x, y in by_seed.values()]
+        each = [f for f in each if f[2] > 1 and not math.isnan(f[0])]
+        if not each:
+            return Estimate.missing(), None
+        found.append((weight, list(by_seed), each))
+    return _over_seeds(found, bounds)
 
 
-def _over_seeds(by_run: Sequence[tuple[float, Floats, int]], seed: int, bounds: Bounds | None) -> Estimate:
-    """The mean over seeds, which are resampled too; by_run: (value, draws, n) of each seed. One seed's draw k resamples
-    the same rows as another's, if both have the same rows: the pairing by row is kept."""
-    by_seed, draws = np.array([f[0] for f in by_run]), np.stack([f[1] for f in by_run])
-    n, value = min(f[2] for f in by_run), float(by_seed.mean())
-    if len(by_run) > 1:
-        weights = _multiplicities(np.random.default_rng(seed), draws.shape[1], len(by_run)).T
-        drawn = (weights * draws).sum(axis=0) / len(by_run)
-        draws = (value + (drawn - value) * _few_seeds(by_seed, drawn, n))[None]
-    return _estimate(value, draws[0], n, bounds, False)
+def _known(x: ArrayLike, y: ArrayLike, there: Any) -> tuple[Floats, Floats]:
+    """The observations that are there; None: those where neither side is nan."""
+    a, b = np.asarray(x, dtype=float).ravel(), np.asarray(y, dtype=float).ravel()
+    kept = ~(np.isnan(a) | np.isnan(b)) if there is None else there
+    return a[kept], b[kept]
+
+
+Drawn = tuple[float, Floats, int]  # a seed's value, its draws, its number of observations
+
+
+def _over_seeds(
+    parts: Sequence[tuple[float, Sequence[Any], Sequence[Drawn]]], bounds: Bounds | None
+) -> tuple[Estimate, Crossed | None]:
+    """The weighted sum of means over seeds; parts: (weight, seeds, what each seed has). Draw k resamples the same observations
+    everywhere, so the draws tell what these give the mean (prompts in `Crossed`) and each seed beside it (the noise)."""
+    n = min(f[2] for _, _, each in parts for f in each)
+    several = [(names, each) for _, names, each in parts if len(each) > 1]
+    if several and all(names == several[0][0] and len(each) == len(several[0][1]) for names, each in several):
+        parts = [(1.0, several[0][0], [_sum_of(parts, place) for place in range(len(several[0][1]))])]  # paired by seed
+    value = float(sum(weight * np.mean([f[0] for f in each]) for weight, _, each in parts))
+    draws = sum(weight * np.mean([f[1] for f in each], axis=0) for weight, _, each in parts)
+    if not several:
+        return _estimate(value, np.asarray(draws), n, bounds, False), None
+    of_rows = float(np.nanvar(draws))
+    seeds = []
+    for weight, _, each in parts:
+        if (k := len(each)) > 1:
+            drawn = np.stack([f[1] for f in each])
+            noise = float(np.nanvar(drawn - drawn.mean(axis=0), axis=1).mean()) / (k - 1)
+            of_seeds = float(np.var([f[0] for f in each], ddof=1)) / k
+            seeds.append(Source(weight**2 * of_seeds, weight**2 * max(of_seeds - noise, 0.0), k - 1))
+    crossing = Crossed(value, Source(of_rows, of_rows, n - 1), tuple(seeds))
+    half, (low, high) = crossing.half_width(), bounds if bounds is not None else (-math.inf, math.inf)
+    return Estimate(value, max(low, value - half), min(high, value + half), n), crossing
+
+
+def _sum_of(parts: Sequence[tuple[float, Sequence[Any], Sequence[Drawn]]], place: int) -> Drawn:
+    """The weighted sum of what the parts have for one seed; a part of one run (the start model) stands beside each."""
+    own = [(weight, each[place if len(each) > 1 else 0]) for weight, _, each in parts]
+    value, drawn = sum(w * f[0] for w, f in own), sum(w * f[1] for w, f in own)
+    return float(value), np.asarray(drawn), min(f[2] for _, f in own)
 
 
 def _spearman(x: Floats, y: Floats, seed: int, resamples: int) -> tuple[float, Floats, int]:
     n = len(x)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(_weighted_pearson(_scipy.rankdata(x)[None], _scipy.rankdata(y)[None], np.ones((1, n)))[0])
-        draws = [_weighted_pearson(_mid_ranks(x, w), _mid_ranks(y, w), w) for w, _ in _weights(n, 1, seed, resamples)]
+        draws = [_weighted_pearson(_mid_ranks(x, w), _mid_ranks(y, w), w) for w in _weights(n, seed, resamples)]
     return value, np.concatenate(draws), n
 
 
@@ -349,57 +392,7 @@ def _weighted_pearson(x: Floats, y: Floats, w: Floats) -> Floats:
     return np.clip(r, -1.0, 1.0)
 
 
-# ---------------------------------------------------------------- tests and corrections
-def sign_test(ours: ArrayLike, theirs: ArrayLike) -> float:
-    """Two-sided exact p of "neither side wins more often", without ties. nan when there is no pair."""
-    result = outcomes(ours, theirs)
-    result = result[~np.isnan(result)]
-    wins, losses = int((result == 1).sum()), int((result == 0).sum())
-    if len(result) == 0:
-        return float("nan")
-    return float(_scipy.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-
-
-def sign_flip_test(differences: ArrayLike, *, seed: int = 0, resamples: int = 10_000) -> float:
-    """Two-sided p of "the mean difference is zero" if either sign of each difference is equally likely.
-
-    differences: (prompts,), nan dropped. All 2^n flips up to n = 13, else `resamples` random ones, the observed
-    one counted among them (so p is never 0). nan without differences.
-    """
-    d = np.asarray(differences, dtype=float)
-    d = d[~np.isnan(d)]
-    n = len(d)
-    if n == 0:
-        return float("nan")
-    if exact := n <= 13:
-        signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-    else:
-        signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(resamples, n))
-    as_large = int((np.abs(signs @ d) >= abs(d.sum()) - 1e-12 * np.abs(d).sum()).sum())
-    return as_large / len(signs) if exact else (as_large + 1) / (len(signs) + 1)
-
-
-def crossed_test(differences: pd.Series) -> float:
-    """Two-sided p of "the mean difference is zero" for other prompts AND other seeds; nan where there is one seed.
-
-    differences: index (seed, prompt); prompts that lack a seed are dropped. Student's t of the crossed design, whose
-    variance is that of the prompts' means and of the seeds' together, with Satterthwaite's degrees of freedom (Clark
-    1973; the interaction, which both hold, is subtracted once).
-    """
-    table = differences.unstack(level=0).dropna().to_numpy(float)  # (prompts, seeds)
-    n, k = table.shape
-    if k < 2 or n < 2:
-        return math.nan
-    rows, columns, grand_mean = table.mean(axis=1), table.mean(axis=0), table.mean()
-    of_prompts, of_seeds = k * rows.var(ddof=1), n * columns.var(ddof=1)
-    residuals = table - rows[:, None] - columns + grand_mean
-    both = max(of_prompts, of_seeds, of_prompts + of_seeds - (residuals**2).sum() / ((n - 1) * (k - 1)))
-    if both <= 0.0:  # nothing varies, so the variance cannot be estimated
-        return math.nan
-    freedom = (of_prompts + of_seeds) ** 2 / (of_prompts**2 / (n - 1) + of_seeds**2 / (k - 1))
-    return float(2 * _scipy.t.sf(abs(grand_mean) / math.sqrt(both / (n * k)), freedom))
-
-
+# ---------------------------------------------------------------- several tests
 def holm(p_values: ArrayLike) -> Floats:
     """Holm's step-down adjustment (Holm 1979): (tests,) → (tests,); nan stays nan and does not count as a test."""
     p = np.asarray(p_values, dtype=float)
@@ -412,9 +405,6 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 # ---------------------------------------------------------------- how large a difference must be
-POWER = 0.8
-
-
 def deviation(values: ArrayLike) -> Estimate:
     """The standard deviation of a few independent values, with the χ² interval of normal theory. Missing below two."""
     v = np.asarray(values, dtype=float)
@@ -425,19 +415,6 @@ def deviation(values: ArrayLike) -> Estimate:
     s = float(v.std(ddof=1))
     low, high = (s * math.sqrt((n - 1) / _scipy.chi2.ppf(q, n - 1)) for q in (0.5 + LEVEL / 2, 0.5 - LEVEL / 2))
     return Estimate(s, float(low), float(high), n)
-
-
-def detectable(over_seeds: float, over_prompts: float, prompts: int, *, seeds: int) -> float:
-    """The difference of two means that a two-sided test at 1 - LEVEL would see with probability POWER.
-
-    over_seeds: standard deviation of a run's mean over seeds. over_prompts: of the paired difference over prompts, each
-    side its mean over seeds. prompts: how many. seeds: runs of each side. The two parts add, though the second holds a
-    little of the first, so the answer errs on the large side. nan where a part is not known.
-    """
-    if prompts < 2 or seeds < 1:
-        return math.nan
-    z = float(_scipy.norm.ppf(0.5 + LEVEL / 2) + _scipy.norm.ppf(POWER))
-    return z * math.sqrt(2 * over_seeds**2 / seeds + over_prompts**2 / prompts)
 
 
 def rank_stability(means: Sequence[ArrayLike], *, seed: int = 0, resamples: int = RESAMPLES) -> list[float]:
@@ -460,71 +437,55 @@ def excludes(estimate: Estimate, value: float = 0.0) -> bool:
 
 
 # ---------------------------------------------------------------- resampling
-def _cells(values: ArrayLike, clusters: ArrayLike | None, seeds: ArrayLike | None) -> Floats:
-    """(clusters, seeds) mean of the observations of each cell; nan where a cell is empty; no row is all nan."""
+def _cells(
+    values: ArrayLike, clusters: ArrayLike | None, seeds: ArrayLike | None, groups: ArrayLike | None = None
+) -> tuple[Floats, NDArray[np.int_]]:
+    """((clusters, seeds) mean of the observations of each cell; nan where a cell is empty; no row is all nan,
+    (clusters,) the number of each cluster's group)."""
     v = np.asarray(values, dtype=float).ravel()
     there = ~np.isnan(v)
     if not there.any():
-        return np.empty((0, 0))
-    if clusters is None and seeds is None:
-        return v[there][:, None]
+        return np.empty((0, 0)), np.empty(0, dtype=int)
+    if clusters is None and seeds is None and groups is None:
+        return v[there][:, None], np.arange(int(there.sum()))
     rows = np.arange(len(v)) if clusters is None else _labels(clusters, len(v))
     columns = np.zeros(len(v), dtype=int) if seeds is None else _labels(seeds, len(v))
-    row_names, row = np.unique(rows[there], return_inverse=True)
+    row_names, first, row = np.unique(rows[there], return_index=True, return_inverse=True)
     column_names, column = np.unique(columns[there], return_inverse=True)
     shape = (len(row_names), len(column_names))
     cell = row * shape[1] + column
     count = np.bincount(cell, minlength=shape[0] * shape[1]).astype(float)
     total = np.bincount(cell, v[there], minlength=shape[0] * shape[1])
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0).reshape(shape)
+    table = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0).reshape(shape)
+    if groups is None:
+        return table, np.arange(shape[0])
+    return table, np.unique(_labels(groups, len(v))[there][first], return_inverse=True)[1]
 
 
-def _weights(clusters: int, seeds: int, seed: int, resamples: int) -> Iterator[tuple[Floats, Floats]]:
-    """Blocks of (resamples, clusters) and (resamples, seeds) multiplicities; small enough to stay in memory."""
+def _weights(clusters: int, seed: int, resamples: int) -> Iterator[Floats]:
+    """Blocks of (resamples, clusters) multiplicities; small enough to stay in memory."""
     if clusters * resamples <= REMEMBERED:
-        yield _remembered_weights(clusters, seeds, seed, resamples)
+        yield _remembered_weights(clusters, seed, resamples)
         return
     rng = np.random.default_rng(seed)
     block = max(1, min(resamples, 4_000_000 // max(clusters, 1)))
     for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        by_cluster = _multiplicities(rng, rows, clusters)
-        yield by_cluster, _multiplicities(rng, rows, seeds) if seeds > 1 else np.ones((rows, 1))
+        yield _multiplicities(rng, min(block, resamples - start), clusters)
 
 
 REMEMBERED = 1_000_000  # numbers: a report draws the same few hundred prompts and pairs thousands of times
 
 
 @functools.lru_cache(maxsize=8)
-def _remembered_weights(clusters: int, seeds: int, seed: int, resamples: int) -> tuple[Floats, Floats]:
-    rng = np.random.default_rng(seed)
-    by_cluster = _multiplicities(rng, resamples, clusters)
-    by_seed = _multiplicities(rng, resamples, seeds) if seeds > 1 else np.ones((resamples, 1))
-    for weights in (by_cluster, by_seed):
-        weights.setflags(write=False)
-    return by_cluster, by_seed
+def _remembered_weights(clusters: int, seed: int, resamples: int) -> Floats:
+    weights = _multiplicities(np.random.default_rng(seed), resamples, clusters)
+    weights.setflags(write=False)
+    return weights
 
 
 def _multiplicities(rng: np.random.Generator, rows: int, n: int) -> Floats:
     drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
-
-
-def _few_seeds(by_seed: Floats, draws: Floats, n: int) -> float:
-    """The factor that widens an interval whose draws resampled a few seeds beside n clusters.
-
-    by_seed: (seeds,) each seed's own value. Resampling k values gives (k - 1) / k of their variance and ignores
-    Student's few degrees of freedom; both matter in proportion to the seeds' share of the variance (Satterthwaite 1946).
-    Coverage of three seeds beside 240 prompts: 95 % where seeds do nothing, before and after; 83 → 91 % where they do
-    nearly all.
-    """
-    k, total = len(by_seed), float(np.nanvar(draws))
-    if k < 2 or n < 2 or not total > 0.0:
-        return 1.0
-    share = min(1.0, float(np.var(by_seed)) / k / total)
-    freedom = 1.0 / (share**2 / (k - 1) + (1.0 - share) ** 2 / (n - 1))
-    t = [float(_scipy.t.ppf(0.5 + LEVEL / 2, degrees)) for degrees in (freedom, n - 1)]
-    return math.sqrt(1.0 + share / (k - 1)) * t[0] / t[1]
 
 
 def _estimate(

@@ -186,16 +186,17 @@ def report_study(study: Study, frames: Mapping[str, pd.DataFrame], runs: Path) -
 
 
 def scorecard(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """The study's rows of the table `claims`: claim, verdict, value, low, high, n, unit, paper, name."""
-    rows = []
+    """The study's rows of the table `claims`, with the columns of its CSV."""
+    rows: list[dict[str, Any]] = []
     claims = figures.get("claims")
     for comparable in split(ordered(frames)):
         try:
             table = draw(claims, comparable.shown_in(claims))
         except plot.NothingToDraw:
             continue
-        for row in table[table["Name"].isin(study.claims)].to_dict("records"):
-            e = row.pop("Ours")
-            numbers = {k: nan_as_null(float(getattr(e, k))) for k in ("value", "low", "high")}
-            rows.append({**{str(k).casefold(): v for k, v in row.items()}, **numbers, "n": e.n})
+        data = table.attrs["data"]
+        rows += [
+            {k: nan_as_null(v) for k, v in row.items()}
+            for row in data[data["name"].isin(study.claims)].to_dict("records")
+        ]
     return json.loads(json.dumps(rows))  # type: ignore[no-any-return]

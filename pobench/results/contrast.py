@@ -1,0 +1,186 @@
+"""Comparisons of arms: ONE estimate for gains, claims, "who beats whom" and every other difference between models.
+
+The estimate is the mean over prompts (or held-out pairs) of a weighted sum of arms, such as ours - theirs, each arm's value
+being its mean over seeds. The interval is that of `pobench.results.crossed` where every trained arm has two seeds or more.
+With ONE RUN on a side the luck of training is unknown: the interval is the bootstrap over prompts, and nothing is decided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from pobench.results import stats
+from pobench.results.arms import Arm, judges_of, of_arm
+from pobench.results.crossed import VERDICT_SEEDS, Crossed
+from pobench.types import Estimate
+
+NO_SEED = -1  # of a start model, as in the frame `runs`
+
+Values: TypeAlias = pd.Series  # an arm's numbers, index (seed, prompt or pair)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A comparison. seeds: the smallest number of seeds of its trained arms, 0 where none is trained; runs: of all of them.
+    crossed: the sources of variance, None where the interval covers prompts only; p: two-sided, of "no difference"."""
+
+    estimate: Estimate
+    seeds: int = 0
+    runs: int = 0
+    crossed: Crossed | None = None
+    p: float = math.nan
+
+    @property
+    def covers(self) -> str:
+        """What the interval covers, for readers."""
+        if self.crossed is not None:
+            return "other prompts and other seeds"
+        return "other prompts, not other seeds" if self.seeds else "other prompts"
+
+    @property
+    def decides(self) -> bool:
+        """Whether there are enough seeds for a verdict."""
+        return self.seeds >= VERDICT_SEEDS
+
+
+MISSING = Contrast(Estimate.missing())
+
+
+def contrast(
+    parts: Sequence[tuple[float, Values]],
+    bounds: stats.Bounds | None = None,
+    groups: pd.Series | None = None,
+    level: float = stats.LEVEL,
+) -> Contrast:
+    """The mean over prompts of Σ weight × value, over the prompts that all parts have.
+
+    parts: (weight, values) of each arm; values: index (seed, prompt). Trained arms with the same seeds are paired by seed, so
+    that what a seed does to all cancels; otherwise each brings the luck of its own seeds. groups: prompt → what it shares with
+    other prompts, see `stats.mean`. Missing where a part is empty or no prompt is shared.
+    """
+    if any(values.dropna().empty for _, values in parts):
+        return MISSING
+    tables = [(weight, _table(values)) for weight, values in parts]
+    prompts = sorted(set.intersection(*(set(table.index) for _, table in tables)))
+    if not prompts:
+        return MISSING
+    tables = [(weight, table.loc[prompts]) for weight, table in tables]
+    trained = [table for _, table in tables if tuple(table.columns) != (NO_SEED,)]
+    seeds, runs = min((t.shape[1] for t in trained), default=0), sum(t.shape[1] for t in trained)
+    group = None if groups is None else np.unique([groups.get(p, p) for p in prompts], return_inverse=True)[1]
+    if seeds < 2:
+        means = sum(weight * table.mean(axis=1).to_numpy() for weight, table in tables)
+        return Contrast(stats.mean(means, groups=group, bounds=bounds, level=level), seeds, runs)
+    estimate, found = stats.of_tables(_paired(tables), group, bounds, level)
+    return Contrast(estimate, seeds, runs, found, math.nan if found is None else found.p_value())
+
+
+def compare(
+    ours: Values, theirs: Values, bounds: stats.Bounds | None = None, groups: pd.Series | None = None
+) -> Contrast:
+    """The mean of ours - theirs, see `contrast`."""
+    return contrast([(1.0, ours), (-1.0, theirs)], bounds, groups)
+
+
+def _table(values: Values) -> pd.DataFrame:
+    """(prompts × seeds), without prompts that have no number."""
+    return values.astype(float).dropna().unstack(level=0)
+
+
+def _paired(tables: Sequence[tuple[float, pd.DataFrame]]) -> list[tuple[float, np.ndarray]]:
+    """One table of the weighted sum where all trained arms have the same seeds and no cell is missing; else each by itself."""
+    trained = [set(table.columns) for _, table in tables if tuple(table.columns) != (NO_SEED,)]
+    if any(seeds != trained[0] for seeds in trained):
+        return [(weight, table.to_numpy()) for weight, table in tables]
+    columns = sorted(trained[0])
+    arrays = [table.to_numpy() if NO_SEED in table else table[columns].to_numpy() for _, table in tables]
+    together = sum(weight * array for (weight, _), array in zip(tables, arrays, strict=True))
+    if np.isnan(together).all(axis=1).any():  # a prompt of which no seed has all parts
+        return [(weight, table.to_numpy()) for weight, table in tables]
+    return [(1.0, np.asarray(together))]
+
+
+# ---------------------------------------------------------------- values of arms
+def scores(verdicts: pd.DataFrame, runs: pd.DataFrame, arm: Arm) -> Values:
+    """The main judge's mean score of each prompt, over its samples, in [0, 1]."""
+    own = of_arm(verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])], arm)
+    return by_seed(own, runs, "prompt", "score")
+
+
+def by_seed(rows: pd.DataFrame, runs: pd.DataFrame, unit: str, column: str) -> Values:
+    """The mean of a column for each seed and each `unit` (`prompt` or `pair`), without those that have none."""
+    seed_of = dict(zip(runs["run"], runs["seed"], strict=True))
+    seed = rows["run"].map(seed_of).astype(int).rename("seed")
+    numbers = pd.to_numeric(rows[column], errors="coerce").astype(float)
+    means: pd.Series = numbers.groupby([seed, rows[unit]], sort=True).mean().dropna()
+    return means
+
+
+FEWEST_GROUPS = 20  # with fewer, a standard error by groups is itself too uncertain (Cameron, Gelbach and Miller 2008)
+
+
+def prompt_groups(answers: pd.DataFrame | None) -> pd.Series | None:
+    """prompt → its topic, where prompts have topics of which there are `FEWEST_GROUPS` or more, some with several prompts;
+    None elsewhere: prompts are independent. Kinds of demands are a fixed list, not a sample of one, so they are no groups
+    unless there are as many."""
+    if answers is None or answers.empty:
+        return None
+    rows = answers.drop_duplicates("prompt").set_index("prompt")
+    for column in ("topic", "kind"):
+        labels = rows[column].fillna("").astype(str) if column in rows else pd.Series(dtype=str)
+        if labels.ne("").all() and FEWEST_GROUPS <= labels.nunique() < len(labels):
+            return labels.sort_index()
+    return None
+
+
+# ---------------------------------------------------------------- every pair of arms
+class Pair(NamedTuple):
+    """Two judged arms, the better by its mean first. gap: ours - theirs, in points; p: after Holm's correction over all
+    pairs that have the seeds for a verdict, nan for the others."""
+
+    ours: Arm
+    theirs: Arm
+    gap: Contrast
+    p: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether they differ by more than chance."""
+        return self.p < 1 - stats.LEVEL
+
+
+POINTS = (-100.0, 100.0)  # ends of a difference of two scores, in points
+
+
+def all_pairs(
+    runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: Sequence[Arm]
+) -> list[Pair]:
+    """Every pair of the judged arms, by their means from the best to the worst."""
+    values = {arm: 100 * scores(verdicts, runs, arm) for arm in arms}
+    judged = [arm for arm in arms if len(values[arm])]
+    judged.sort(key=lambda arm: -values[arm].groupby(level=1).mean().mean())
+    groups = prompt_groups(answers)
+    pairs = [(a, b, compare(values[a], values[b], POINTS, groups)) for a, b in combinations(judged, 2)]
+    adjusted = stats.holm([gap.p if gap.decides else math.nan for _, _, gap in pairs])
+    return [Pair(*pair, float(p)) for pair, p in zip(pairs, adjusted, strict=True)]
+
+
+def gains(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: Sequence[Arm]) -> list[Pair]:
+    """Every trained arm against the start model, from the largest gain to the smallest; [] where there is no start model."""
+    start = next((arm for arm in arms if arm.is_start), None)
+    theirs = pd.Series(dtype=float) if start is None else 100 * scores(verdicts, runs, start)
+    if start is None or theirs.empty:
+        return []
+    groups = prompt_groups(answers)
+    trained = [arm for arm in arms if not arm.is_start]
+    found = [(arm, compare(100 * scores(verdicts, runs, arm), theirs, POINTS, groups)) for arm in trained]
+    found = sorted(((a, gap) for a, gap in found if gap.estimate.n), key=lambda f: (-f[1].estimate.value, f[0].label))
+    adjusted = stats.holm([gap.p if gap.decides else math.nan for _, gap in found])
+    return [Pair(arm, start, gap, float(p)) for (arm, gap), p in zip(found, adjusted, strict=True)]
