@@ -10,6 +10,7 @@ from pobench.registry import register_table
 from pobench.reporting.plot import NothingToDraw
 from pobench.results import stats
 from pobench.results.arms import arms_of, score_of
+from pobench.results.crossed import VERDICT_SEEDS
 
 METRICS = [
     "pass_rate",
@@ -27,7 +28,8 @@ METRICS = [
 @register_table("main-table", title="All losses", chapter="results", order=1)
 def main_table(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Value, 95 % interval and n. Gain and wins are paired with the start model prompt by prompt: a gain is shown where
-    its interval leaves out zero, a win rate where it leaves out 50 %."""
+    its interval leaves out zero, a win rate where it leaves out 50 %. With two seeds and more an interval covers other
+    prompts and other seeds, with one only other prompts; fewer than three seeds show no gain, whatever the interval."""
     rows = []
     for arm in arms_of(runs):
         estimates = {metric: score_of(scores, arm, metric) for metric in METRICS}
@@ -38,7 +40,9 @@ def main_table(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     rows.sort(key=lambda row: -_order(row["pass_rate_gain"], row["pass_rate"]))
     table = pd.DataFrame(rows)
     empty = [m for m in METRICS if all(math.isnan(e.value) for e in table[m])]
-    return table.drop(columns=empty)
+    table = table.drop(columns=empty)
+    table.attrs["too_few_seeds"] = [bool(seeds < VERDICT_SEEDS) for seeds in table["Seeds"]]
+    return table
 
 
 def _order(gain: stats.Estimate, rate: stats.Estimate) -> float:

@@ -16,7 +16,6 @@ import pandas as pd
 
 from pobench.reporting import plot
 from pobench.results import metrics, stats
-from pobench.results.crossed import VERDICT_SEEDS
 from pobench.types import Estimate
 
 # ---------------------------------------------------------------- untrusted text
@@ -93,9 +92,9 @@ def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) ->
     if colours:
         for cell in columns[0]:
             cell.colour = colours.get(cell.text, "")
-    for cells, seeds in zip(zip(*columns, strict=True), frame.get("Seeds", ()), strict=False):
-        for cell in cells if seeds < VERDICT_SEEDS else ():
-            cell.sign = ""  # an interval of too few seeds shows nothing
+    for cells, few in zip(zip(*columns, strict=True), frame.attrs.get("too_few_seeds", ()), strict=False):
+        for cell in cells if few else ():
+            cell.sign = ""  # such an interval decides nothing
     marks = frame.attrs.get("marks", {})  # text → "up" | "down", for words that mean better or worse
     for cell in (cell for column in columns for cell in column if cell.text in marks):
         cell.sign = marks[cell.text]

@@ -315,8 +315,8 @@ def spearman_contrast(
     there = ~np.isnan(np.stack(columns)).any(axis=0) if same else None
     found = []
     for weight, by_seed in parts:
-        each = [_spearman(*_known(x, y, there), seed, resamples) for x, y in by_seed.values()]
-        each = [f for f in each if f[2] > 1 and not math.isnan(f[0])]
+        sides = [_known(x, y, there) for x, y in by_seed.values()]
+        each = [f for x, y in sides if len(x) > 1 and not math.isnan((f := _spearman(x, y, seed, resamples))[0])]
         if not each:
             return Estimate.missing(), None
         found.append((weight, list(by_seed), each))
