@@ -186,11 +186,18 @@ def test_the_length_bound_loss_shows_its_correlation(drawn) -> None:
     assert rho["SimPO w/o LN"] > rho["SimPO"] + 0.3
 
 
-def test_who_beats_whom_corrects_over_all_pairs(drawn) -> None:
-    data = drawn["who-beats-whom"].data
-    assert len(data) == 6 * 5 // 2
+def test_who_beats_whom_corrects_over_all_pairs(synthetic) -> None:
+    made = synthetic.make_frames(seeds=(1, 2, 3), prompts=60, pairs=4, steps=2)
+    data = draw(registry.figures.get("who-beats-whom"), made).data
+    assert len(data) == 6 * 5 // 2 and set(data["seeds"]) == {3}
     assert data["p_holm"].to_numpy() == pytest.approx(stats.holm(data["p"]))
-    assert (data["p_holm"] >= data["p"]).all()
+    assert (data["p_holm"] >= data["p"]).all() and (data["p_holm"] < 0.05).any()
+    assert ((data["low"] > 0) | (data["high"] < 0)).to_numpy() == pytest.approx((data["p"] < 0.05).to_numpy())
+
+
+def test_one_run_beats_nobody(drawn) -> None:
+    data = drawn["who-beats-whom"].data
+    assert len(data) == 6 * 5 // 2 and data[["p", "p_holm"]].isna().all(axis=None)
 
 
 def test_fixed_bins_have_the_width_that_was_asked_for(frames) -> None:

@@ -172,22 +172,39 @@ def test_the_summary_says_who_is_better_and_what_failed(frames) -> None:
     (simpo,) = [a for a in arms_of(frames["runs"]) if a.loss == "simpo"]
     gain = score_of(comparable.frames["scores"], simpo, "pass_rate_gain")
     assert gain.low > 0  # in the synthetic world it is better by 22 points
-    assert f"SimPO +{100 * gain.value:.1f} points" in said["Better than the start model"]
+    assert "Better than the start model" not in said  # of one run nobody knows the luck
+    open_ = said["No verdict on the start model"]
+    assert f"SimPO +{100 * gain.value:.1f} points" in open_
+    assert "One run of each" in open_ and "A verdict needs 3 seeds" in open_
     assert said["Failed"] == "IPO: the loss became nan at step 14."
     assert "SimPO w/o LN" in said["Watch"]
-    assert "Each loss was trained once" in said["One seed"]
-    assert "IPO" not in said.get("Not told apart from the start model", "")
+    assert "IPO" not in open_
+    assert "a side of every pair has 1 of the 3 seeds" in said["Between the losses"]
+
+
+def test_three_seeds_make_a_verdict_and_two_do_not(synthetic) -> None:
+    two = {name: synthetic.LOSSES[name] for name in ("simpo", "dpo")}
+    heads = {}
+    for seeds in ((1, 2), (1, 2, 3)):
+        made = synthetic.make_frames(two, seeds=seeds, prompts=60, pairs=6, steps=2)
+        (comparable,) = split(ordered(made))
+        heads[len(seeds)] = {f.head: f.text for f in summarise(comparable)}
+    assert "SimPO +" in heads[3]["Better than the start model"]
+    assert (
+        "Better than the start model" not in heads[2]
+        and "Fewer than 3 seeds" in heads[2]["No verdict on the start model"]
+    )
 
 
 def test_the_summary_follows_the_data(frames, synthetic) -> None:
     flat = {n: (*v[:2], 0.0, *v[3:]) for n, v in synthetic.LOSSES.items() if n in ("dpo", "kto")}
-    made = synthetic.make_frames(flat, prompts=12, pairs=10, steps=3)
+    made = synthetic.make_frames(flat, seeds=(1, 2, 3), prompts=12, pairs=10, steps=3)
     (comparable,) = split(ordered(made))
     said = {f.head: f.text for f in summarise(comparable)}
     assert "Better than the start model" not in said
     assert (
         "DPO" in said["Not told apart from the start model"]
-        and "points says nothing" in said["Not told apart from the start model"]
+        and "four times in five" in said["Not told apart from the start model"]
     )
 
 
@@ -319,7 +336,7 @@ def test_unknown_names_are_refused_with_the_nearest(frames, tmp_path) -> None:
 def test_the_markdown_summary_says_what_the_page_says(whole, frames) -> None:
     text = (whole / "summary.md").read_text("utf-8")
     assert text.startswith("## tiny\n\n5 losses · 1 seed · 320 training pairs")
-    for finding in ("Better than the start model", "Failed", "One seed"):
+    for finding in ("No verdict on the start model", "Failed", "Between the losses"):
         assert f"**{finding}.**" in text
     assert "> Weights are dequantised Q4_1." in text.replace("\\_", "_")
     assert (whole / "tiny/tables/main-table.md").read_text("utf-8") in text + "\n"
@@ -359,7 +376,7 @@ def test_a_page_that_grows_too_large_leaves_its_largest_pictures_out(frames, tmp
 
 def test_many_losses_still_make_a_summary_of_a_minute(synthetic) -> None:
     many = {f"loss_{i:02d}": (f"Loss {i}", {}, 0.3 - 0.05 * (i > 14), *[0.0] * 3, 1.0) for i in range(24)}
-    made = synthetic.make_frames(many, prompts=40, pairs=4, steps=2)
+    made = synthetic.make_frames(many, seeds=(1, 2, 3), prompts=40, pairs=4, steps=2)
     (comparable,) = split(ordered(made))
     said = summarise(comparable)
     text = " ".join(f"{f.head} {f.text}" for f in said)

@@ -1,4 +1,4 @@
-"""How often the interval of prompts crossed with seeds holds the true difference, and how often chance is called a difference."""
+"""How often the interval of prompts crossed with seeds holds the truth, and how often chance is called a difference."""
 
 from __future__ import annotations
 
