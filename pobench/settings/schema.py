@@ -23,6 +23,11 @@ class _Runtime:
 
 RUNTIME = _Runtime()
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what torch's generators take
+# Of the start model's sampled answers. It was trained with no seed of ours, so one set of its answers stands beside the runs of
+# every seed. The luck of that set differs from prompt to prompt, so it is part of the spread over prompts that an interval
+# measures; the luck of a run's own answers is drawn anew with each seed.
+START_SEED = 0
+OF_DRAWS = ("seed", "top_p")  # decide nothing where decoding is greedy
 Count = Annotated[int, Field(ge=1, le=10**9)]  # of pairs, prompts or tokens
 Rate = Annotated[float, Field(gt=0, le=10)]  # a learning rate
 
@@ -251,11 +256,16 @@ class AnswersConfig(_Strict):
     temperature: float = Field(0.0, ge=0, le=100)  # 0: greedy
     top_p: float = Field(1.0, gt=0, le=1)
     samples: int = Field(1, ge=1, le=10_000)
-    seed: Seed = 0
+    # of the draws. None: the run's own seed, the same for all losses of that seed; START_SEED for the start model
+    seed: Seed | None = None
     batch_size: Annotated[Count, RUNTIME] = 64
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     # auto: vLLM if it is installed and there is a GPU; its answers may differ from transformers', even greedy ones
     engine: Literal["auto", "transformers", "vllm"] = "auto"
+
+    def causes(self) -> dict[str, Any]:
+        """Without the seed and the nucleus where decoding is greedy: nothing is drawn, so they decide nothing."""
+        return {k: v for k, v in super().causes().items() if self.temperature > 0 or k not in OF_DRAWS}
 
 
 class JudgeConfig(_Strict):
