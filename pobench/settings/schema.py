@@ -225,10 +225,20 @@ class TrainConfig(LoopConfig):
     """Training on pairs: `batch_size` counts pairs."""
 
     adapter: AdapterConfig | None = None  # None: every weight is trained
+    # where a loss's reference sums come from. cached: one pass of the start model over the pairs, stored and shared by losses
+    # and seeds. every_step: a frozen start model beside the policy computes the same sums in every step, as the paper ran it;
+    # for measuring what a reference costs
+    reference: Literal["cached", "every_step"] = "cached"
     trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], RUNTIME] = []
     evaluate_every: Annotated[int, RUNTIME] = Field(
         0, ge=0, le=10**9
     )  # steps between measurements on the held-out pairs; 0: none
+
+    def causes(self) -> dict[str, Any]:
+        """`reference` is a cause only as `every_step`: a batch's micro-batches then have other widths than the stored pass had,
+        which changes the last bits of its sums. Such a run has a name, time and memory of its own; runs with stored sums keep
+        the names that they had before there was a choice."""
+        return {k: v for k, v in super().causes().items() if (k, v) != ("reference", "cached")}
 
 
 class SftConfig(LoopConfig):

@@ -388,6 +388,21 @@ def test_gains_on_a_benchmark_stand_beside_the_papers(of_the_paper) -> None:
 # ---------------------------------------------------------------- studies on the page
 
 
+def test_time_counts_the_reference_once_where_it_is_stored_and_in_the_steps_where_it_is_not(synthetic) -> None:
+    made = synthetic(seeds=(1,))
+    runs = made["runs"][made["runs"]["loss"].isin(["start", "dpo", "simpo"])]
+    dpo = runs[runs["loss"] == "dpo"]
+    live = dpo.assign(run="t/dpo-live", reference="every_step", seconds=130.0, reference_seconds=0.0, peak_memory=3e9)
+    both = pd.concat([runs.assign(reference="", reference_seconds=0.0), live], ignore_index=True)
+    both.loc[both["run"] == dpo["run"].iloc[0], ["reference", "seconds", "reference_seconds"]] = ["cached", 90.0, 30.0]
+    data = draw(registry.figures.get("time-and-memory"), {**made, "runs": both}).data
+    minutes = data[(data["quantity"] == "whole_seconds") & (data["of"] == "all")].set_index("label")["value"]
+    assert minutes["DPO"] == pytest.approx((90 + 30) / 60) and minutes["DPO, in every step"] == pytest.approx(130 / 60)
+    assert minutes["SimPO"] == pytest.approx(runs[runs["loss"] == "simpo"]["seconds"].iloc[0] / 60)
+    table = draw(registry.figures.get("cost"), {**made, "runs": both})
+    assert list(table["Reference"]) == ["cached", "every_step", "none"]
+
+
 def test_kl_in_training_starts_at_the_reference_and_shows_what_was_measured(frames) -> None:
     steps = frames["steps"].assign(**{"heldout/kl": lambda s: (0.01 * s["step"]).where(s["step"] % 4 == 0)})
     found = draw(registry.figures.get("kl-in-training"), {**frames.stored, "steps": steps})

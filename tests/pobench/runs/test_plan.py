@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from pobench.results.load import load_frames
 from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.stage import Node
-from pobench.runs.stages import DEFAULT
+from pobench.runs.stages import DEFAULT, reference
 from pobench.runs.task import Task
+from pobench.settings.job import Job
 from pobench.settings.resolve import resolve
 from pobench.settings.schema import START_SEED
 
@@ -145,6 +147,28 @@ def test_sampled_answers_are_drawn_by_the_seed_of_their_run_and_greedy_ones_by_n
 
     assert len(names(temperature=0.8, seed=5)) == 1
     assert len(names(temperature=0.0) | names(temperature=0.0, seed=5, top_p=0.9)) == 1
+
+
+def test_a_reference_in_every_step_is_a_run_of_its_own_and_only_where_a_loss_reads_one(setting, tmp_path) -> None:
+    def job(loss: str, **overrides: str) -> Job:
+        return resolve(
+            str(tmp_path / "small.yaml"), loss, overrides={k.replace("__", "."): v for k, v in overrides.items()}
+        )[0]
+
+    assert job("simpo", train__reference="every_step").key == job("simpo").key
+    live, stored = job("kto", train__reference="every_step"), job("kto")
+    assert live.key != stored.key and live.values()["train"]["reference"] == "every_step"
+    assert "reference" not in stored.train.causes()  # the names of runs from before there was a choice
+    assert reference.sets_of(live, "loss", ("train", "heldout")) == ["heldout"]
+    assert reference.sets_of(stored, "loss", ("train", "heldout")) == ["heldout", "pairs", "mismatched"]
+
+
+def test_a_run_says_how_its_reference_came_about_and_what_it_took_beside_the_steps(work_here, tmp_path) -> None:
+    for how in ("cached", "every_step"):
+        work_here("dpo", ("train",), train__reference=how)
+    runs = load_frames(tmp_path / "runs")["runs"].query("kind == 'loss'")
+    seconds = runs.set_index("reference")["reference_seconds"].to_dict()
+    assert seconds.keys() == {"cached", "every_step"} and seconds["cached"] > 0 == seconds["every_step"]
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_every_study_is_listed_and_every_claim_of_one_is_in_the_table() -> None:
 
 def test_a_job_of_two_studies_is_the_same_job() -> None:
     runs = {name: {job.key for job in expand(read_study(name), "tiny", seeds=[42])} for name in STUDIES}
-    assert runs["efficiency"] == runs["main-table"] > runs["length-normalisation"]
+    assert runs["efficiency"] > runs["main-table"] > runs["length-normalisation"]
     for name in ("kl-vs-beta", "margin", "learning-rate", "sft-regularisation", "length-bias"):
         assert runs[name] & runs["main-table"], name
     assert {job.key for job in resolve("tiny", "simpo,dpo")} <= runs["main-table"]
