@@ -233,7 +233,7 @@ _HELDOUT = Frame(
 
 _TRAINPAIRS = Frame(
     "trainpairs",
-    "One row a training pair of a run, at most 10,000 a run: as `heldout`, of pairs that the run was trained on.",
+    "One row a training pair of a run, at most `data.max_trainpairs` a run: as `heldout`, of pairs that it was trained on.",
     ("run", "pair"),
     "No run has log-probabilities of its training pairs (`--stages trainpairs`)",
     (_RUN, _PAIR._replace(meaning="the training pair's id"), *_HELDOUT.columns[2:]),

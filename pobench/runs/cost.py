@@ -110,6 +110,8 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     # a forward pass is a third of a step; one process evaluates
     speaking = 2 * size / (SPEAKING * pace.flops)
     evaluation = scored * pace.pair / 3 * held if scored else 0.0
+    training_pairs = sum("trainpairs" in t.stages for t in tasks) * min(pairs, job.data.max_trainpairs)
+    evaluation += pace.pair / 3 * training_pairs if training_pairs else 0.0
     evaluation += answering * speaking * tokens if answering else 0.0
     evaluation += speaking * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
     free, compares = _judge_facts(job.judge.name)

@@ -133,6 +133,8 @@ class DataConfig(_Strict):
     held_out_fraction: float = Field(0.1, gt=0, lt=1)  # used if held_out and held_out_split are None
     max_pairs: Count | None = None
     max_held_out: Count | None = None
+    # scored after training by the stage `trainpairs`, picked by the hash of their ids; a cause of that stage alone
+    max_trainpairs: Annotated[Count, RUNTIME] = 10_000
     max_length: int = Field(2048, ge=2, le=10**9)  # tokens, prompt + response
     max_prompt_length: Count = 1800  # tokens
     truncation: Literal["drop", "cut"] = "drop"

@@ -13,7 +13,7 @@ from pobench.errors import PobenchError
 from pobench.registry import figures
 from pobench.results.run_folder import RunFolder
 from pobench.runs.plan import make_plan
-from pobench.runs.stages import BY_NAME, MANY
+from pobench.runs.stages import ALL, BY_NAME, MANY
 from pobench.settings.read import list_settings
 from pobench.settings.resolve import resolve
 from pobench.workflows.study import describe_study, expand, make_plans
@@ -46,6 +46,16 @@ def test_a_study_has_three_seeds_or_more_for_every_loss_of_every_setting(name) -
     found = read_study(name)
     for seeds in (found.seeds, *(variant.seeds for variant in found.settings.values() if variant.seeds is not None)):
         assert seeds is not None and len(set(seeds)) >= 3
+
+
+def test_a_study_names_the_further_stages_of_its_runs_and_a_wrong_one_is_said(tmp_path) -> None:
+    assert read_study("main-table").every_stage == tuple(s for s in ALL if s in (*MANY, "trainpairs"))
+    assert read_study("margin").every_stage == MANY
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump({**study(Entry(losses="dpo")).model_dump(), "stages": ["trainpair"]})
+    )
+    with pytest.raises(PobenchError, match="stages: no stage 'trainpair'; did you mean 'trainpairs'"):
+        read_study(str(tmp_path / "mine.yaml"))
 
 
 def test_every_study_is_listed_and_every_claim_of_one_is_in_the_table() -> None:
