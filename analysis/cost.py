@@ -11,27 +11,26 @@ from pobench.results.arms import arms_of, of_arm
 
 @register_table("cost", title="Cost of training", chapter="methods", order=430)
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
-    """Wall time of training alone, peak memory of the process or device, and useful tokens (padding not counted); the
-    mean over seeds. Comparable only between runs on the same, otherwise idle machine."""
+    """Wall time of the training steps; beside it that of the stored reference pass, done once and shared by all runs that read
+    it (0: none, or in the steps themselves, where the reference is `every_step`); peak memory of the process or device; useful
+    tokens (padding not counted). Means over seeds. Comparable only between runs on the same, otherwise idle machine."""
     rows = []
     for arm in arms_of(runs):
-        if arm.is_start:
-            continue
-        means = (
-            of_arm(runs, arm)[["seconds", "peak_memory", "tokens", "pairs"]]
-            .apply(pd.to_numeric, errors="coerce")
-            .mean()
-        )
-        rows.append(
-            {
-                "Loss": arm.label,
-                "Seconds": means["seconds"],
-                "Peak memory, GB": means["peak_memory"] / 1e9,
-                "Tokens": means["tokens"],
-                "Tokens per second": means["tokens"] / means["seconds"] if means["seconds"] > 0 else float("nan"),
-            }
-        )
+        for kind, members in [] if arm.is_start else of_arm(runs, arm).groupby("reference", dropna=False, sort=True):
+            numbers = ["seconds", "reference_seconds", "peak_memory", "tokens"]
+            means = members[numbers].apply(pd.to_numeric, errors="coerce").mean()
+            rows.append(
+                {
+                    "Loss": arm.label,
+                    "Reference": kind if isinstance(kind, str) and kind else "none",
+                    "Seconds": means["seconds"],
+                    "Reference pass, s": means["reference_seconds"],
+                    "Peak memory, GB": means["peak_memory"] / 1e9,
+                    "Tokens": means["tokens"],
+                    "Tokens per second": means["tokens"] / means["seconds"] if means["seconds"] > 0 else float("nan"),
+                }
+            )
     table = pd.DataFrame(rows)
-    if table.empty or table.drop(columns="Loss").isna().all(axis=None):
+    if table.empty or table[["Seconds", "Peak memory, GB", "Tokens"]].isna().all(axis=None):
         raise NothingToDraw("No run has recorded its cost.")
     return table

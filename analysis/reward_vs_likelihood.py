@@ -27,39 +27,49 @@ CELLS = [  # reward right?, likelihood right?, name
     chapter="length",
     order=350,
 )
-def reward_vs_likelihood(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
+def reward_vs_likelihood(
+    runs: pd.DataFrame, heldout: pd.DataFrame, trainpairs: pd.DataFrame | None = None
+) -> plot.Drawing:
     """Held-out pairs sorted twice: does the reward prefer the chosen answer (rows), and does the log-probability per
     token, which is what generation follows (columns)? Off the diagonal the reward prefers one answer and the
-    model is likelier to write the other. For SimPO the two orders are the same, so its off-diagonal is empty; in the paper DPO
+    model is likelier to write the other. Panels "on training pairs", which the paper shows, follow where those were scored
+    (`--stages trainpairs`). For SimPO the two orders are the same, so its off-diagonal is empty; in the paper DPO
     disagrees on about half of its training pairs."""
-    panels = []
-    for arm in arms_of(runs):
-        held = of_arm(heldout, arm).dropna(subset=["chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"])
-        if held.empty:
-            continue
-        reward = held["chosen_reward"] > held["rejected_reward"]
-        likely = held["chosen_logp"] / held["chosen_length"] > held["rejected_logp"] / held["rejected_length"]
-        shares = {}
-        for right, likelier, name in CELLS:
-            inside = ((reward == right) & (likely == likelier)).astype(float)
-            shares[name] = stats.mean(inside, held["pair"], held["run"], bounds=stats.UNIT)
-        panels.append((arm, shares))
+    panels = [(arm, "held-out", shares) for arm in arms_of(runs) if (shares := _shares(of_arm(heldout, arm)))]
+    if trainpairs is not None:
+        for arm in arms_of(runs):
+            if shares := _shares(of_arm(trainpairs, arm)):
+                panels.append((arm._replace(label=f"{arm.label} on training pairs"), "training", shares))
     if not panels:
         raise plot.NothingToDraw("No trained model has rewards on held-out pairs.")
     figure, axes = plot.panels(len(panels), height=1.95, columns=5)
-    for ax, (arm, shares) in zip(axes, panels, strict=True):
+    for ax, (arm, _, shares) in zip(axes, panels, strict=True):
         _square(ax, arm, shares)
     plot.outer_labels(figure, "higher log-probability per token: chosen | rejected", "higher reward: rejected | chosen")
     rows = [
-        {"loss": arm.loss, "label": arm.label, "cell": name, **plot.estimate_columns(e)}
-        for arm, shares in panels
+        {"loss": arm.loss, "label": arm.label, "pairs": of, "cell": name, **plot.estimate_columns(e)}
+        for arm, of, shares in panels
         for name, e in shares.items()
     ]
-    worst = max(panels, key=lambda p: _off(p[1]))
-    text = (
-        f"They disagree most for {worst[0].label}: {100 * _off(worst[1]):.0f} % of pairs." if _off(worst[1]) > 0 else ""
-    )
+    worst = max(panels, key=lambda panel: _off(panel[2]))
+    share = _off(worst[2])
+    text = f"They disagree most for {worst[0].label}: {100 * share:.0f} % of pairs." if share > 0 else ""
     return plot.Drawing(figure, pd.DataFrame(rows), text)
+
+
+def _shares(pairs: pd.DataFrame) -> dict[str, Estimate]:
+    """Cell → its share of the pairs; {} where none has rewards."""
+    pairs = pairs.dropna(subset=["chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"])
+    if pairs.empty:
+        return {}
+    reward = pairs["chosen_reward"] > pairs["rejected_reward"]
+    likely = pairs["chosen_logp"] / pairs["chosen_length"] > pairs["rejected_logp"] / pairs["rejected_length"]
+    return {
+        name: stats.mean(
+            ((reward == right) & (likely == likelier)).astype(float), pairs["pair"], pairs["run"], bounds=stats.UNIT
+        )
+        for right, likelier, name in CELLS
+    }
 
 
 def _off(shares: dict[str, Estimate]) -> float:

@@ -142,7 +142,20 @@ _RUNS = Frame(
         Column("batch_size", "int", "pairs", "pairs of one optimiser step"),
         Column("start", "text", "", "the run of its start model"),
         Column("pairs", "int", "pairs", "pairs it was trained on; nan until it has finished"),
-        Column("seconds", "float", "s", "wall time of training", measured=True),
+        Column("seconds", "float", "s", "wall time of the training steps", measured=True),
+        Column(
+            "reference",
+            "text",
+            "",
+            "`cached`: sums of one stored pass; `every_step`: computed in every step; empty where the loss reads no reference",
+        ),
+        Column(
+            "reference_seconds",
+            "float",
+            "s",
+            "wall time of that stored pass, which `seconds` leaves out; 0 without one; nan where it is not known",
+            measured=True,
+        ),
         Column("peak_memory", "int", "bytes", "most memory that training held", measured=True),
         Column("tokens", "int", "tokens", "tokens it was trained on, without padding"),
         Column("status", "text", "", "`finished`, `failed` or `unfinished`"),
@@ -230,7 +243,7 @@ _HELDOUT = Frame(
 
 _TRAINPAIRS = Frame(
     "trainpairs",
-    "One row a training pair of a run, at most 10,000 a run: as `heldout`, of pairs that the run was trained on.",
+    "One row a training pair of a run, at most `data.max_trainpairs` a run: as `heldout`, of pairs that it was trained on.",
     ("run", "pair"),
     "No run has log-probabilities of its training pairs (`--stages trainpairs`)",
     (_RUN, _PAIR._replace(meaning="the training pair's id"), *_HELDOUT.columns[2:]),

@@ -48,7 +48,6 @@ def study_(
     debug: Debug = False,
 ) -> None:
     """Run a study's grid, draw its figures, and give a verdict on each of its claims. Finished jobs are reused."""
-    from pobench.runs.stages import MANY
     from pobench.settings.resolve import parse_overrides, resolve
     from pobench.workflows.study import (
         describe_study,
@@ -72,7 +71,7 @@ def study_(
         faults, lambda: expand(study, setting, losses=losses, seeds=seed_list, overrides=values)
     )
     raise_faults(faults)
-    plans = make_plans(jobs, runs, MANY, plugins, dry=dry_run)
+    plans = make_plans(jobs, runs, study.every_stage, plugins, dry=dry_run)
     if dry_run:
         described = describe_study(study, plans)
         print(json.dumps(described, indent=1)) if as_json else _print_study(described)

@@ -93,10 +93,12 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
     about = folder.trained or (folder.read_json("finished.json") if folder.has("finished.json") else {})
     failure = folder.failure
     name = "start" if start else config["loss"]
+    reference = "" if start else config["train"].get("reference", "cached")
     try:
         title = "start model" if start else losses.get(name).title
+        reference = reference if not start and losses.get(name).needs else ""
     except PobenchError:  # a plug-in that is not loaded now
-        title = about.get("title", name)
+        title, reference = about.get("title", name), about.get("reference", "")
     return {
         "run": folder.run,
         "setting": config["setting"],
@@ -111,6 +113,8 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
         "start": config["start"],
         "pairs": about.get("pairs", math.nan),
         "seconds": about.get("seconds", math.nan),
+        "reference": reference,
+        "reference_seconds": about.get("reference_seconds", math.nan if reference == "cached" else 0.0),
         "peak_memory": about.get("peak_memory", math.nan),
         "tokens": about.get("tokens", math.nan),
         "status": "failed" if failure else "finished" if _finished(folder, start) else "unfinished",

@@ -22,7 +22,7 @@ FRAMES = ("heldout", "answers", "verdicts")
 def scores_of(runs: Path, run: str) -> list[dict[str, Any]]:
     """Rows of the frame `scores`: metric, value, low, high, n, better; None for nan. [] where nothing is stored.
 
-    Comparisons with the start model need its answers to the same prompts, with the same decoding. Once these are stored, the
+    Comparisons with the start model need its answers to the same prompts, by the same decoding. Once these are stored, the
     scores are computed again.
     """
     folder = RunFolder(runs, run)
@@ -58,10 +58,14 @@ def scored_frames(folder: RunFolder) -> dict[str, NodeFolder]:
 
 
 def _comparable(starts: Mapping[str, NodeFolder], frames: Mapping[str, NodeFolder]) -> dict[str, NodeFolder]:
-    """Those frames of the start model that are about the same questions."""
+    """Those frames of the start model that are about the same questions, whatever seed their answers are drawn by."""
+
+    def questions(node: NodeFolder) -> Any:
+        causes = node.about["causes"] if node.finished else {"folder": node.path}  # protocol 1 stored none
+        return {cause: value for cause, value in causes.items() if cause != "seed"}
 
     def same(frame: str) -> bool:
-        return frame in starts and frame in frames and starts[frame].path.name == frames[frame].path.name
+        return frame in starts and frame in frames and questions(starts[frame]) == questions(frames[frame])
 
     # verdicts join on the answers that they are about
     return {frame: node for frame, node in starts.items() if same("answers" if frame == "verdicts" else frame)}

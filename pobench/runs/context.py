@@ -107,8 +107,9 @@ class Context:
         return self.folder.node(self.task.nodes[stage].name).read_frame(frame)
 
     def start_answers(self) -> pd.DataFrame:
-        """The start model's answers to the same prompts, by the same decoding. Raises PobenchError where there are none."""
-        node = RunFolder(self.task.runs, self.task.start).node(self.task.nodes["answers"].name)
+        """The start model's answers to the same prompts, by the same decoding and `START_SEED`. Raises PobenchError where there
+        are none."""
+        node = RunFolder(self.task.runs, self.task.start).node(self.task.nodes["start:answers"].name)
         if not node.finished:
             raise PobenchError(
                 f"verdicts compare with the start model's answers, and {self.task.start} has none: "

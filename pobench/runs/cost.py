@@ -101,13 +101,17 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     training = sum(
         pace.pair * pairs * t.job.train.epochs * (1.25 if "kl" in get_loss(t.job.loss).needs else 1.0) for t in trained
     )
-    if any("reference" in get_loss(t.job.loss).needs for t in trained):
-        training += REFERENCE_SHARE * pace.pair * pairs
+    read = [t.job.train for t in trained if get_loss(t.job.loss).needs]
+    passes = any(train.reference == "cached" for train in read)  # one, for all
+    passes += sum(train.epochs for train in read if train.reference == "every_step")
+    training += REFERENCE_SHARE * pace.pair * pairs * passes if passes else 0.0
     # a conversation counts as a pair: two answers to one prompt are about as long
     training += sum(pace.pair * _conversations(t.job) * t.job.train.epochs for t in sft)
     # a forward pass is a third of a step; one process evaluates
     speaking = 2 * size / (SPEAKING * pace.flops)
     evaluation = scored * pace.pair / 3 * held if scored else 0.0
+    training_pairs = sum("trainpairs" in t.stages for t in tasks) * min(pairs, job.data.max_trainpairs)
+    evaluation += pace.pair / 3 * training_pairs if training_pairs else 0.0
     evaluation += answering * speaking * tokens if answering else 0.0
     evaluation += speaking * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
     free, compares = _judge_facts(job.judge.name)
@@ -273,7 +277,10 @@ def memory_of(job: Job, config: Mapping[str, Any], size: int, shards: int = 1) -
     )
     device = "cuda" if torch.cuda.is_available() or size > 1e9 else "cpu"
     tile = min(vocabulary, job.train.head_tile or tile_for(tokens, device))
-    return parameter_bytes / shards + activations + 3 * 4.0 * tokens * tile + LIBRARIES
+    frozen = (
+        4.0 * size if job.train.reference == "every_step" else 0.0
+    )  # a start model beside the policy, on every device
+    return parameter_bytes / shards + frozen + activations + 3 * 4.0 * tokens * tile + LIBRARIES
 
 
 def _disk(trained: Sequence[Task], size: int) -> float:

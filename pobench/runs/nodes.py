@@ -19,7 +19,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs
 from pobench.runs.stage import Content, Node, Stage
-from pobench.runs.stages import reference, train
+from pobench.runs.stages import answers, reference, train
 from pobench.runs.task import Task, benchmarks_of
 from pobench.settings.job import Job
 from pobench.sources import cache_folder
@@ -65,6 +65,7 @@ class Layout:
 
     def start(self, job: Job) -> Task:
         """The start model's evaluation."""
+        job = job.of_start()
         base = Task(job, "start", self.runs, self.start_name(job), (), self.data, plugins=self.plugins)
         if self.content is None:
             wanted = tuple(
@@ -125,7 +126,8 @@ class Layout:
             if stage.name == "judge":
                 causes["answers"] = nodes["answers"].name
                 if kind == "loss" and _compares(job):
-                    causes["start"] = start
+                    nodes["start:answers"] = Node("answers", answers.causes(job.of_start(), self.content) or {})
+                    causes["start"] = f"{start}/{nodes['start:answers'].name}"
             nodes[stage.name] = Node(stage.name, causes)
         for which in reference.sets_of(job, kind, stage_list.ALL):
             nodes[f"reference:{which}"] = reference.node_of(job, self.content, which)

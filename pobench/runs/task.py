@@ -34,7 +34,8 @@ class Task:
     """kind: "sft" makes the start model, "reference" its sums, "start" evaluates it, "loss" trains from it and evaluates.
 
     run: `<setting>/<loss>-<12 hex>`, its folder below `runs`. stages: what is to do, in order; none is left where it is
-    empty. nodes: stage → its result, of every stage that the job has (`reference:<set>` of the reference's). start: the
+    empty. nodes: stage → its result, of every stage that the job has (`reference:<set>` of the reference's, `start:answers` of
+    the start model's answers that a judge compares with). start: the
     start model's run. data: the folder of the token pairs. references: set of sequences → folder of its sums. causes: of
     the run itself. rendering, precision: the chat (`Chat.digest`) and the precision that the model generates with; empty
     where the plan did not read the model.
@@ -138,6 +139,6 @@ class Task:
 
 
 def benchmarks_of(job: Job, stages: Sequence[str]) -> list[Benchmark]:
-    """Those that a job's setting names, if their stage is among `stages`."""
+    """Those that a job's setting names, if their stage is among `stages`, drawn by the job's seed."""
     settings_of = job.benchmarks if "benchmarks" in stages else {}
-    return [benchmarks.get(name)(**settings) for name, settings in settings_of.items()]
+    return [benchmarks.get(name)(**settings).drawn_by(job.seed) for name, settings in settings_of.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pobench.errors import PobenchError
@@ -11,6 +11,7 @@ from pobench.identity import name_of
 from pobench.registry import judges
 from pobench.settings.schema import (
     SECTIONS,
+    START_SEED,
     AnswersConfig,
     DataConfig,
     JudgeConfig,
@@ -66,6 +67,17 @@ class Job:
         """The resolved value of `key` ("train.lr", "simpo.beta"); None if there is no such key."""
         section, _, name = key.rpartition(".")
         return getattr(getattr(self, section), name, None) if section in SECTIONS else self.loss_settings.get(name)
+
+    @property
+    def decoding(self) -> AnswersConfig:
+        """How answers are drawn: the section `answers`, its seed the run's own where the setting names none. All losses of one
+        seed draw by the same numbers, so that they pair; runs of other seeds draw by other numbers, so that the spread over
+        seeds holds the luck of decoding too."""
+        return self.answers if self.answers.seed is not None else self.answers.model_copy(update={"seed": self.seed})
+
+    def of_start(self) -> Job:
+        """The start model's part of this job: it was trained with no seed, so its answers are drawn by `START_SEED`."""
+        return replace(self, seed=START_SEED)
 
     @property
     def key(self) -> str:

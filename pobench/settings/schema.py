@@ -23,6 +23,11 @@ class _Runtime:
 
 RUNTIME = _Runtime()
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what torch's generators take
+# Of the start model's sampled answers. It was trained with no seed of ours, so one set of its answers stands beside the runs of
+# every seed. The luck of that set differs from prompt to prompt, so it is part of the spread over prompts that an interval
+# measures; the luck of a run's own answers is drawn anew with each seed.
+START_SEED = 0
+OF_DRAWS = ("seed", "top_p")  # decide nothing where decoding is greedy
 Count = Annotated[int, Field(ge=1, le=10**9)]  # of pairs, prompts or tokens
 Rate = Annotated[float, Field(gt=0, le=10)]  # a learning rate
 
@@ -128,6 +133,8 @@ class DataConfig(_Strict):
     held_out_fraction: float = Field(0.1, gt=0, lt=1)  # used if held_out and held_out_split are None
     max_pairs: Count | None = None
     max_held_out: Count | None = None
+    # scored after training by the stage `trainpairs`, picked by the hash of their ids; a cause of that stage alone
+    max_trainpairs: Annotated[Count, RUNTIME] = 10_000
     max_length: int = Field(2048, ge=2, le=10**9)  # tokens, prompt + response
     max_prompt_length: Count = 1800  # tokens
     truncation: Literal["drop", "cut"] = "drop"
@@ -220,10 +227,20 @@ class TrainConfig(LoopConfig):
     """Training on pairs: `batch_size` counts pairs."""
 
     adapter: AdapterConfig | None = None  # None: every weight is trained
+    # where a loss's reference sums come from. cached: one pass of the start model over the pairs, stored and shared by losses
+    # and seeds. every_step: a frozen start model beside the policy computes the same sums in every step, as the paper ran it;
+    # for measuring what a reference costs
+    reference: Literal["cached", "every_step"] = "cached"
     trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], RUNTIME] = []
     evaluate_every: Annotated[int, RUNTIME] = Field(
         0, ge=0, le=10**9
     )  # steps between measurements on the held-out pairs; 0: none
+
+    def causes(self) -> dict[str, Any]:
+        """`reference` is a cause only as `every_step`: a batch's micro-batches then have other widths than the stored pass had,
+        which changes the last bits of its sums. Such a run has a name, time and memory of its own; runs with stored sums keep
+        the names that they had before there was a choice."""
+        return {k: v for k, v in super().causes().items() if (k, v) != ("reference", "cached")}
 
 
 class SftConfig(LoopConfig):
@@ -251,11 +268,16 @@ class AnswersConfig(_Strict):
     temperature: float = Field(0.0, ge=0, le=100)  # 0: greedy
     top_p: float = Field(1.0, gt=0, le=1)
     samples: int = Field(1, ge=1, le=10_000)
-    seed: Seed = 0
+    # of the draws. None: the run's own seed, the same for all losses of that seed; START_SEED for the start model
+    seed: Seed | None = None
     batch_size: Annotated[Count, RUNTIME] = 64
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     # auto: vLLM if it is installed and there is a GPU; its answers may differ from transformers', even greedy ones
     engine: Literal["auto", "transformers", "vllm"] = "auto"
+
+    def causes(self) -> dict[str, Any]:
+        """Without the seed and the nucleus where decoding is greedy: nothing is drawn, so they decide nothing."""
+        return {k: v for k, v in super().causes().items() if self.temperature > 0 or k not in OF_DRAWS}
 
 
 class JudgeConfig(_Strict):

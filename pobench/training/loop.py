@@ -35,7 +35,7 @@ from pobench.training.memory import (
     peak_memory,
 )
 from pobench.training.objectives import Objective, PreferenceObjective
-from pobench.training.reference import ReferenceSums
+from pobench.training.reference import EveryStep, ReferenceSums
 from pobench.types import TokenPair
 
 STEPS_BETWEEN_TRIMS = 4  # trimming every step costs a third of its time, because freed pages are touched again
@@ -114,7 +114,7 @@ def train(
     config: TrainConfig,
     *,
     folder: Path,
-    reference: ReferenceSums | None = None,
+    reference: ReferenceSums | EveryStep | None = None,
     mismatched: Sequence[int] | None = None,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda text: None,

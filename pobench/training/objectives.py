@@ -18,7 +18,7 @@ from pobench.columns import SATURATED
 from pobench.errors import PobenchError
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss
-from pobench.training.reference import ReferenceSums
+from pobench.training.reference import EveryStep, ReferenceSums
 from pobench.types import Group, LossOutput, Pair, SequenceLogps, TokenPair
 
 STEP_METRICS = (
@@ -113,7 +113,7 @@ def mismatched_groups(pairs: Sequence[TokenPair], mismatched: Sequence[int]) -> 
 
 
 class PreferenceObjective:
-    """A registered loss over pairs. It gets what its signature names: stored reference sums, the kl of the batch."""
+    """A registered loss over pairs. It gets what its signature names: reference sums, the kl of the batch."""
 
     names: Sequence[str] = STEP_METRICS
     unit = "pairs"
@@ -123,12 +123,12 @@ class PreferenceObjective:
         pairs: Sequence[TokenPair],
         loss: Loss,
         settings: Mapping[str, object],
-        reference: ReferenceSums | None = None,
+        reference: ReferenceSums | EveryStep | None = None,
         mismatched: Sequence[int] | None = None,
     ) -> None:
-        """settings: the loss's own. reference: the reference sums of the pairs' responses, for a loss that needs them; also of
-        `mismatched_groups`, for a loss that needs `kl`. mismatched: for each pair the index of the pair that lends its
-        answer, for a loss that needs `kl`.
+        """settings: the loss's own. reference: the reference sums of the pairs' responses, for a loss that needs them, and of
+        `mismatched_groups`, for a loss that needs `kl`; or what computes them, batch by batch. mismatched: for each pair the
+        index of the pair that lends its answer, for a loss that needs `kl`.
 
         Raises PobenchError if the loss needs sums that are missing.
         """
@@ -143,18 +143,31 @@ class PreferenceObjective:
             return
         if reference is None:
             raise PobenchError(f"{loss.name} needs {' and '.join(sorted(loss.needs))}, and there are no reference sums")
-        self.known = reference.of(self.groups).float().view(-1, 2)
+        self.known = torch.full((len(pairs), 2), math.nan)
         if "kl" in loss.needs:
             if mismatched is None:
                 raise PobenchError(f"{loss.name} needs kl; pass `mismatched`, the pairs that lend their answers")
             self.borrowed = mismatched_groups(pairs, mismatched)
-            self.known_borrowed = reference.of(self.borrowed).float()
+            self.known_borrowed = torch.full((len(pairs),), math.nan)
+        if isinstance(reference, ReferenceSums):
+            self._read_reference(range(len(pairs)))
+
+    def _read_reference(self, items: Sequence[int]) -> None:
+        """Take the reference sums of these pairs: of all at once from a store, of a batch from a model in its step."""
+        if self.reference is None or self.known is None:
+            return
+        items = list(items)
+        self.known[items] = self.reference.of([self.groups[i] for i in items]).float().view(-1, 2)
+        if self.known_borrowed is not None:
+            self.known_borrowed[items] = self.reference.of([self.borrowed[i] for i in items]).float()
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         """Raises PobenchError if the reference sums are not those of the policy before step 1."""
         if self.known is None or self.reference is None:
             return math.nan
         probed = list(first[:8])
+        if isinstance(self.reference, EveryStep):
+            self._read_reference(probed)
         sums = scorer.sums([self.groups[i] for i in probed])
         gap = float(((sums - self.known[probed].flatten()).abs() / self.lengths[probed].flatten()).mean())
         tolerance = 1e-4 if exact else 5e-2  # bf16 rounds differently in rows of other widths
@@ -168,6 +181,8 @@ class PreferenceObjective:
 
     def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
         """kl: the unclamped mean of log π - log π_ref over the whole batch's mismatched pairs, in nats, detached."""
+        if isinstance(self.reference, EveryStep):
+            self._read_reference(batch)
         if self.known_borrowed is None:
             return {"kl": math.nan}
         sums = scorer.sums([self.borrowed[i] for i in batch])

@@ -5,7 +5,8 @@ pass over the pairs. A folder holds one pass:
 
     part-<digest>.safetensors   sums of an unfinished pass; the next attempt computes the rest
     sums-<digest>.safetensors   keys (responses, 32) bytes, sorted, and totals (responses,) fp64 nats
-    reference.json              causes, arithmetic, number of responses, the file of sums and its sha256; written last
+    reference.json              causes, arithmetic, number of responses, wall time, the file of sums and its sha256; written
+                                last
 
 Every file appears whole and never changes, and the names of sums and parts are digests of their bytes. So the folder needs
 no lock and may lie on a network file system, and two jobs may compute the same pass at the same time.
@@ -62,30 +63,32 @@ def _int32(tokens: Sequence[int]) -> bytes:
 
 # ---------------------------------------------------------------- reading
 class ReferenceSums:
-    """Reference sums in nats, looked up by token ids. arithmetic: the precision and layout they were computed in."""
+    """Reference sums in nats, looked up by token ids. arithmetic: the precision and layout they were computed in.
+    seconds_apart: what they cost beside the training steps."""
 
-    def __init__(self, totals: Mapping[bytes, float], arithmetic: str) -> None:
-        """totals: nats by `sequence_keys`."""
-        self._totals, self.arithmetic = totals, arithmetic
+    def __init__(self, totals: Mapping[bytes, float], arithmetic: str, seconds: float = math.nan) -> None:
+        """totals: nats by `sequence_keys`. seconds: wall time of the passes that computed them; nan where it is not known."""
+        self._totals, self.arithmetic, self.seconds_apart = totals, arithmetic, seconds
 
     @classmethod
     def load(cls, *folders: Path) -> ReferenceSums:
         """All sums of these finished folders. Raises CorruptError for a file whose bytes are not those that were stored,
         PobenchError for a folder that is not finished and for folders of different arithmetic."""
         totals: dict[bytes, float] = {}
-        arithmetics = set()
+        arithmetics, seconds = set(), 0.0
         for folder in folders:
             about = about_reference(folder)
             if about is None:
                 raise PobenchError(f"{str(folder)!r} holds no finished reference sums: {MARKER} is not there")
             arithmetics.add(about["arithmetic"])
+            seconds += math.nan if about.get("seconds") is None else about["seconds"]
             path = folder / about["file"]
             totals.update(_stored(path, _read(path, about["sha256"])))
         if len(arithmetics) != 1:
             raise PobenchError(
                 f"reference sums of one arithmetic are needed; the folders hold {sorted(arithmetics) or 'none'}"
             )
-        return cls(totals, arithmetics.pop())
+        return cls(totals, arithmetics.pop(), seconds)
 
     @classmethod
     def of_groups(cls, groups: Sequence[Group], scorer: SumScorer) -> ReferenceSums:
@@ -118,8 +121,23 @@ class ReferenceSums:
         return torch.tensor(totals, dtype=torch.float64)
 
 
+class EveryStep:
+    """Reference sums that a frozen start model computes whenever they are asked for; used as `ReferenceSums` are."""
+
+    seconds_apart = 0.0  # their time is part of the steps'
+
+    def __init__(self, scorer: SumScorer) -> None:
+        """scorer: of the frozen start model, in the arithmetic of training."""
+        self.scorer, self.arithmetic = scorer, scorer.arithmetic
+
+    def of(self, groups: Sequence[Group]) -> Tensor:
+        """(responses,) fp64 nats, group by group; called by all processes alike."""
+        return self.scorer.sums(groups)
+
+
 def about_reference(folder: Path) -> dict[str, Any] | None:
-    """The marker of a finished folder: causes, arithmetic, responses, file, sha256; None if the pass is not finished.
+    """The marker of a finished folder: causes, arithmetic, responses, file, sha256, and seconds, which earlier versions did
+    not write; None if the pass is not finished.
 
     Raises CorruptError for a marker that cannot be read.
     """
@@ -201,7 +219,7 @@ def compute_reference(
     sums, unscored, keys = _what_is_left(folder, groups, scorer)
     totals, places = empty_sums(unscored)
     advance(sum(len(g.responses) for g in groups) - len(totals))
-    not_finite = 0
+    not_finite, started = 0, time.monotonic()
     with _Part(folder) as part:
         for number, turn in enumerate(scorer.turns(unscored), start=1):
             totals[[k for i in turn.indices for k in places[i]]] = turn.sums
@@ -215,7 +233,9 @@ def compute_reference(
         if scorer.rank == 0:
             for key, total in zip([key for of_group in keys for key in of_group], totals.tolist(), strict=True):
                 sums.setdefault(key, total)
-            _finish(folder, sums, causes, scorer.arithmetic)
+            # what an earlier, killed pass computed took as long per response
+            seconds = (time.monotonic() - started) * len(sums) / len(totals) if len(totals) else None
+            _finish(folder, sums, {"causes": causes, "arithmetic": scorer.arithmetic, "seconds": seconds})
     scorer.from_first(finished)  # nobody reads before the first process has written
     return len(totals)
 
@@ -310,13 +330,13 @@ def _packed(sums: Mapping[bytes, float]) -> bytes:
     return data
 
 
-def _finish(folder: Path, sums: Mapping[bytes, float], causes: Mapping[str, Any], arithmetic: str) -> None:
-    """Write the file of sums, then the marker; remove the parts."""
+def _finish(folder: Path, sums: Mapping[bytes, float], about: Mapping[str, Any]) -> None:
+    """Write the file of sums, then the marker with `about`; remove the parts."""
     data = _packed(sums)
     sha256 = hashlib.sha256(data).hexdigest()
     file = f"sums-{sha256[:12]}.safetensors"
     write_bytes(folder / file, data)
-    about = {"causes": causes, "arithmetic": arithmetic, "responses": len(sums), "file": file, "sha256": sha256}
-    write_bytes(folder / MARKER, json.dumps(about, indent=1, sort_keys=True).encode())
+    marker = {**about, "responses": len(sums), "file": file, "sha256": sha256}
+    write_bytes(folder / MARKER, json.dumps(marker, indent=1, sort_keys=True).encode())
     for path in folder.glob("part-*.safetensors"):
         path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pobench.errors import PobenchError, nearest
 from pobench.files import name_fault
 from pobench.registry import figures
+from pobench.runs.stages import ALL, MANY
 from pobench.settings.plain_yaml import plain_yaml
 from pobench.settings.resolve import resolve_names
 from pobench.settings.schema import SECTIONS, Seed
@@ -59,8 +60,14 @@ class Study(_Strict):
     figures: list[str] = Field(min_length=1)
     seeds: list[Seed] | None = Field(None, min_length=1)  # None: the setting's
     grid: list[Entry] = Field(min_length=1)
+    stages: list[str] = []  # beside those that every study runs
     set: dict[str, Any] = {}  # as `--set`, for all its jobs
     settings: dict[str, Variant] = {}
+
+    @property
+    def every_stage(self) -> tuple[str, ...]:
+        """The stages of its jobs, in order."""
+        return tuple(stage for stage in ALL if stage in MANY or stage in self.stages)
 
 
 def study_folder() -> Path:
@@ -89,6 +96,11 @@ def read_study(name: str) -> Study:
             figures.get(figure)
         except PobenchError as error:
             faults.append(f"study {study.name}: {error}")
+    for stage in study.stages:
+        if stage not in ALL:
+            faults.append(
+                f"study {study.name}: stages: no stage {stage!r}{nearest(stage, ALL)} Known: {', '.join(ALL)}"
+            )
     grids = [study.grid, *(v.grid for v in study.settings.values() if v.grid)]
     for entry in itertools.chain.from_iterable(grids):
         faults += [f"study {study.name}: {fault}" for fault in _entry_faults(entry)]

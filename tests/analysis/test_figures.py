@@ -200,6 +200,27 @@ def test_one_run_beats_nobody(drawn) -> None:
     assert len(data) == 6 * 5 // 2 and data[["p", "p_holm"]].isna().all(axis=None)
 
 
+def test_training_pairs_are_drawn_beside_the_held_out_ones_where_they_were_scored(frames) -> None:
+    """Figs. 2a and 4b of the paper are of training pairs."""
+    held = frames["heldout"]
+    trained = held.assign(
+        pair="train-" + held["pair"], chosen_reward=held["chosen_reward"] + 500.0
+    )  # all are ranked right
+    for name in ("margin-vs-length", "reward-vs-likelihood"):
+        before = draw(registry.figures.get(name), frames).data
+        assert set(before["pairs"]) == {"held-out"}
+        data = draw(registry.figures.get(name), Frames({**frames.stored, "trainpairs": trained})).data
+        assert set(data["pairs"]) == {"held-out", "training"}
+        pd.testing.assert_frame_equal(data[data["pairs"] == "held-out"].reset_index(drop=True), before)
+        of_training = data[data["pairs"] == "training"]
+        if name == "margin-vs-length":
+            by_length = data.pivot_table(index=["loss", "x"], columns="pairs", values="value")
+            assert (by_length["training"] - by_length["held-out"]).to_numpy() == pytest.approx(500.0, rel=1e-6)
+        else:
+            wrong = of_training[of_training["cell"].isin(["likelihood only", "both wrong"])]
+            assert (wrong["value"] == 0).all() and len(wrong)
+
+
 def test_fixed_bins_have_the_width_that_was_asked_for(frames) -> None:
     data = draw(registry.figures.get("margin-vs-length"), frames, width=100).data
     assert set((data["high_edge"] - data["low_edge"]).round(6)) == {100.0}
@@ -393,6 +414,21 @@ def test_gains_on_a_benchmark_stand_beside_the_papers(of_the_paper) -> None:
 
 
 # ---------------------------------------------------------------- studies on the page
+
+
+def test_time_counts_the_reference_once_where_it_is_stored_and_in_the_steps_where_it_is_not(synthetic) -> None:
+    made = synthetic.make_frames(prompts=8, pairs=20, steps=2)
+    runs = made["runs"][made["runs"]["loss"].isin(["start", "dpo", "simpo"])]
+    dpo = runs[runs["loss"] == "dpo"]
+    live = dpo.assign(run="t/dpo-live", reference="every_step", seconds=130.0, reference_seconds=0.0, peak_memory=3e9)
+    both = pd.concat([runs.assign(reference="", reference_seconds=0.0), live], ignore_index=True)
+    both.loc[both["run"] == dpo["run"].iloc[0], ["reference", "seconds", "reference_seconds"]] = ["cached", 90.0, 30.0]
+    data = draw(registry.figures.get("time-and-memory"), {**made, "runs": both}).data
+    minutes = data[(data["quantity"] == "whole_seconds") & (data["of"] == "all")].set_index("label")["value"]
+    assert minutes["DPO"] == pytest.approx((90 + 30) / 60) and minutes["DPO, in every step"] == pytest.approx(130 / 60)
+    assert minutes["SimPO"] == pytest.approx(runs[runs["loss"] == "simpo"]["seconds"].iloc[0] / 60)
+    table = draw(registry.figures.get("cost"), {**made, "runs": both})
+    assert list(table["Reference"]) == ["cached", "every_step", "none"]
 
 
 def test_kl_in_training_starts_at_the_reference_and_shows_what_was_measured(frames) -> None:

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -47,7 +47,7 @@ from pobench.model.generate import Answer, Decoding, generate_batches
 from pobench.progress import Advance, progress
 from pobench.registry import benchmarks
 from pobench.results.manifest import claim, finish, holds, manifest
-from pobench.settings.schema import Count, Seed
+from pobench.settings.schema import START_SEED, Count, Seed
 from pobench.types import UnitInterval
 
 Ask = Callable[[Sequence[Request]], list[Reply]]
@@ -136,6 +136,10 @@ class Benchmark(BaseModel):
     @abstractmethod
     def evaluate(self, run: Path, speaker: Speaker) -> None:
         """Do the work that is left. Raises PobenchError if it cannot; work done until then is kept."""
+
+    def drawn_by(self, seed: int) -> Self:
+        """A copy whose answers are drawn by a run's seed, unless the settings name one."""
+        return self
 
     def unreadable(self, chat: Chat, capacity: Capacity) -> list[str]:
         """Which of its questions the model cannot read, one plain sentence each."""
@@ -267,12 +271,20 @@ class Judged(Benchmark):
     max_new_tokens: Count = 2048
     temperature: float = Field(0.0, ge=0, le=100)  # 0: greedy
     top_p: UnitInterval = 1.0
-    seed: Seed = 0
+    seed: Seed | None = None  # of the draws; None: the run's own, as in `answers`
     judge: JudgeModel = JudgeModel()
 
     shape: ClassVar[Shape]
     suffix: ClassVar[str] = ".jsonl"  # of the exported answers
     replies: ClassVar[tuple[str, ...]]  # examples of a judge's replies for rehearsals; the last one is unreadable
+
+    def drawn_by(self, seed: int) -> Self:
+        return self if self.seed is not None else self.model_copy(update={"seed": seed})
+
+    @property
+    def draw_seed(self) -> int:
+        """The seed of the draws; as the start model's where neither the settings nor a run name one."""
+        return START_SEED if self.seed is None else self.seed
 
     # -- what a benchmark implements
 
@@ -372,7 +384,9 @@ class Judged(Benchmark):
         return self.model_copy(update={**changes, "limit": limit, "max_new_tokens": tokens, "judge": judge})
 
     def _answer_causes(self, questions: Sequence[Question], spoken: Spoken) -> dict[str, Any]:
-        decoding = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+        decoding = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature}
+        if any(q.temperature > 0 for q in questions):
+            decoding |= {"top_p": self.top_p, "seed": self.draw_seed}
         asked = fingerprint(json.dumps([[q.id, q.turns, q.temperature] for q in questions]))
         return {**decoding, "questions": asked, "rendering": spoken.rendering, "precision": spoken.precision}
 
@@ -467,7 +481,11 @@ class Judged(Benchmark):
                 if all((q.id, turn) in spoken for q in asked):
                     continue
                 decoding = Decoding(
-                    self.max_new_tokens, temperature, self.top_p, seed=self.seed, precision=speaker.spoken.precision
+                    self.max_new_tokens,
+                    temperature,
+                    self.top_p,
+                    seed=self.draw_seed,
+                    precision=speaker.spoken.precision,
                 )
                 prompts = [
                     speaker.chat.prompt_ids(_messages(q, [spoken[q.id, t]["text"] for t in range(turn)])) for q in asked

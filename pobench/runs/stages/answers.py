@@ -20,7 +20,7 @@ PROMPTS = ("source", "split", "max_prompts")  # of the section: they count by th
 def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
     if content.prompts is None:
         return None
-    decoding = {k: v for k, v in job.answers.causes().items() if k not in PROMPTS}
+    decoding = {k: v for k, v in job.decoding.causes().items() if k not in PROMPTS}
     return {**decoding, "precision": content.precise(job.answers.precision), "prompts": content.prompts}
 
 
@@ -36,7 +36,7 @@ def _answers(context: Context) -> pd.DataFrame:
     from pobench.model.vllm import speaker_of
     from pobench.progress import progress
 
-    config, rows = context.job.answers, eval_prompts(context.job.answers)
+    config, rows = context.job.decoding, eval_prompts(context.job.answers)
     model, precision = context.speaking_model()
     drawn = config.model_dump(include={f.name for f in fields(Decoding)}) | {"precision": precision}
     decoding = Decoding(**drawn)
@@ -72,7 +72,7 @@ STAGE = Stage(
     does="answers to the setting's prompts",
     reads=("train",),
     writes=("answers.parquet",),
-    decided_by="trained weights, prompts (ids and token ids), decoding",
+    decided_by="trained weights, prompts (ids and token ids), decoding; where it samples, the run's seed",
     run=run,
     causes=causes,
 )

@@ -29,9 +29,10 @@ def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
 
 def read(task: Task) -> Mapping[str, str | None]:
     """The digests of the answers that are judged, and of the start model's if the judge compares with them."""
-    node = task.nodes["answers"].name
-    runs = {"answers": task.run} | ({"start": task.start} if "start" in task.nodes["judge"].causes else {})
-    return {which: RunFolder(task.runs, run).node(node).digest("answers") for which, run in runs.items()}
+    nodes = {"answers": (task.run, task.nodes["answers"])}
+    if "start" in task.nodes["judge"].causes:
+        nodes["start"] = (task.start, task.nodes["start:answers"])
+    return {which: RunFolder(task.runs, run).node(n.name).digest("answers") for which, (run, n) in nodes.items()}
 
 
 def run(context: Context) -> None:

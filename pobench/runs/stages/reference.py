@@ -24,7 +24,7 @@ def sets_of(job: Job, kind: str, stages: tuple[str, ...]) -> list[str]:
     needs = get_loss(job.loss).needs if kind == "loss" else frozenset()
     watched = kind == "loss" and "train" in stages and job.train.evaluate_every > 0
     sets = ["heldout"] if "heldout" in stages or watched else []
-    if kind == "loss" and "train" in stages:
+    if kind == "loss" and "train" in stages and job.train.reference == "cached":
         sets += ["pairs"] if needs else []
         sets += ["mismatched"] if "kl" in needs else []
     if "trainpairs" in stages:

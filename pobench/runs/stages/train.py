@@ -13,6 +13,7 @@ from pobench.settings.job import Job
 if TYPE_CHECKING:
     from pobench.model.policy_sums import SumScorer
     from pobench.runs.context import Context
+    from pobench.training.reference import EveryStep, ReferenceSums
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any]:
@@ -46,6 +47,7 @@ def run(context: Context) -> None:
     order = data_order(pairs, job.seed, job.train.epochs)
     steps = math.ceil(len(pairs) / job.train.batch_size) * job.train.epochs
     model = context.load(context.start_path)
+    reference = _reference(context)
     adapter = job.train.adapter
     adapted = adapters.attach(model, adapter, job.seed) if adapter else None
     if job.train.trackers:
@@ -74,7 +76,7 @@ def run(context: Context) -> None:
             job.loss_settings,
             job.train,
             folder=folder.path,
-            reference=context.references("pairs", "mismatched") if loss.needs else None,
+            reference=reference,
             mismatched=mismatch(pairs) if "kl" in loss.needs else None,
             log=log if context.main else lambda row: None,
             say=context.say,
@@ -85,8 +87,37 @@ def run(context: Context) -> None:
     if job.train.trackers:
         accelerator.end_training()
     if context.main:
-        _store(context, model, adapted, {**asdict(trained), "pairs": len(pairs), "order": order.digest})
+        facts = {"pairs": len(pairs), "order": order.digest, **_cost_of(reference)}
+        _store(context, model, adapted, {**asdict(trained), **facts})
     accelerator.wait_for_everyone()
+
+
+def _reference(context: Context) -> ReferenceSums | EveryStep | None:
+    """The stored reference sums of the pairs, or a frozen start model that computes them in every step; None for a loss that
+    reads none."""
+    from pobench.model.logps import ResponseLogps
+    from pobench.model.policy_sums import sum_scorer
+    from pobench.training.reference import EveryStep
+
+    config, loss = context.job.train, context.loss
+    if loss is None or not loss.needs:
+        return None
+    if config.reference == "cached":
+        return context.references("pairs", "mismatched")
+    model = context.load(context.start_path).to(context.accelerator.device).eval().requires_grad_(False)
+    policy, groups = ResponseLogps(model, config.head_tile, compiled=config.compile), context.groups("pairs")
+    return EveryStep(sum_scorer(policy, groups, config, context.accelerator, context.say))
+
+
+def _cost_of(reference: ReferenceSums | EveryStep | None) -> dict[str, Any]:
+    """How the reference sums came about, and the seconds that they took beside the training steps; None: not known."""
+    from pobench.training.reference import EveryStep
+
+    if reference is None:
+        return {"reference": "", "reference_seconds": 0.0}
+    seconds = reference.seconds_apart
+    how = "every_step" if isinstance(reference, EveryStep) else "cached"
+    return {"reference": how, "reference_seconds": None if math.isnan(seconds) else seconds}
 
 
 def _beside(context: Context, what: str, measure: Callable[[], Any]) -> Any:

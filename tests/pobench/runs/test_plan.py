@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from pobench.results.load import load_frames
 from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.stage import Node
-from pobench.runs.stages import DEFAULT
+from pobench.runs.stages import DEFAULT, reference
 from pobench.runs.task import Task
+from pobench.settings.job import Job
 from pobench.settings.resolve import resolve
+from pobench.settings.schema import START_SEED
 
 COMMAND = ("run", "--setting", "small.yaml", "--losses")
 
@@ -118,6 +121,54 @@ def test_a_title_names_the_values_that_tell_jobs_of_one_loss_apart(setting, tmp_
     assert title("simpo") == "simpo (γ = 1.2, lr = 5e-06), seed 1"  # a ratio is spelled out: 0.6 × 2
     assert title("dpo", train_epochs="study mine") == "dpo (β = 0.3, lr = 5e-06, epochs = 2), seed 1"
     assert title("dpo", dpo_beta="small: a comment", train_lr="") == "dpo, seed 1"
+
+
+def test_sampled_answers_are_drawn_by_the_seed_of_their_run_and_greedy_ones_by_none(plan_here, tmp_path) -> None:
+    path, judged = str(tmp_path / "small.yaml"), {"judge.name": "endpoint", "judge.settings.model": "m"}
+    content = plan_here("simpo")
+
+    def nodes(**answers: float) -> dict[tuple[str, int], dict[str, Node]]:
+        overrides = judged | {f"answers.{key}": value for key, value in answers.items()}
+        jobs = resolve(path, "simpo,dpo", seeds=[1, 2], overrides=overrides)
+        tasks = make_plan(jobs, tmp_path / "runs", like=content).tasks
+        return {("start" if t.kind == "start" else t.job.loss, t.job.seed): dict(t.nodes) for t in tasks if t.nodes}
+
+    drawn = nodes(temperature=0.8)
+    assert {who: of["answers"].causes["seed"] for who, of in drawn.items() if "answers" in of} == {
+        ("start", START_SEED): START_SEED, ("simpo", 1): 1, ("simpo", 2): 2, ("dpo", 1): 1, ("dpo", 2): 2
+    }  # fmt: skip
+    assert drawn["simpo", 1]["answers"].name == drawn["dpo", 1]["answers"].name  # losses of one seed pair
+    theirs = drawn["start", START_SEED]["answers"].name
+    for run in ("simpo", 1), ("dpo", 2):  # a judge that compares shows the start model's one set of answers
+        assert drawn[run]["start:answers"].name == theirs and drawn[run]["judge"].causes["start"].endswith(theirs)
+
+    def names(**answers: float) -> set[str]:
+        return {of["answers"].name for of in nodes(**answers).values() if "answers" in of}
+
+    assert len(names(temperature=0.8, seed=5)) == 1
+    assert len(names(temperature=0.0) | names(temperature=0.0, seed=5, top_p=0.9)) == 1
+
+
+def test_a_reference_in_every_step_is_a_run_of_its_own_and_only_where_a_loss_reads_one(setting, tmp_path) -> None:
+    def job(loss: str, **overrides: str) -> Job:
+        return resolve(
+            str(tmp_path / "small.yaml"), loss, overrides={k.replace("__", "."): v for k, v in overrides.items()}
+        )[0]
+
+    assert job("simpo", train__reference="every_step").key == job("simpo").key
+    live, stored = job("kto", train__reference="every_step"), job("kto")
+    assert live.key != stored.key and live.values()["train"]["reference"] == "every_step"
+    assert "reference" not in stored.train.causes()  # the names of runs from before there was a choice
+    assert reference.sets_of(live, "loss", ("train", "heldout")) == ["heldout"]
+    assert reference.sets_of(stored, "loss", ("train", "heldout")) == ["heldout", "pairs", "mismatched"]
+
+
+def test_a_run_says_how_its_reference_came_about_and_what_it_took_beside_the_steps(work_here, tmp_path) -> None:
+    for how in ("cached", "every_step"):
+        work_here("dpo", ("train",), train__reference=how)
+    runs = load_frames(tmp_path / "runs")["runs"].query("kind == 'loss'")
+    seconds = runs.set_index("reference")["reference_seconds"].to_dict()
+    assert seconds.keys() == {"cached", "every_step"} and seconds["cached"] > 0 == seconds["every_step"]
 
 
 @pytest.mark.slow

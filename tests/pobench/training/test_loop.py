@@ -16,7 +16,7 @@ from pobench.registry import get_loss, list_losses, losses, register_loss
 from pobench.settings.schema import TrainConfig
 from pobench.training.loop import NonFiniteError, learning_rate
 from pobench.training.objectives import PreferenceObjective
-from pobench.training.reference import ReferenceSums
+from pobench.training.reference import EveryStep, ReferenceSums
 from pobench.types import Group, LossOutput, Pair
 
 
@@ -102,6 +102,29 @@ def test_only_a_loss_that_asks_for_a_reference_needs_its_sums(fit, pairs, monkey
     assert read == [len(pairs)] * 3  # and the borrowed answers
     with pytest.raises(PobenchError, match="dpo needs reference, and there are no reference sums"):
         PreferenceObjective(pairs, get_loss("dpo"), {})
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_sums_computed_in_every_step_train_as_stored_ones_do(loss, fit, pairs, start_model, scorer_of) -> None:
+    asked = []
+
+    class Counted(EveryStep):
+        def of(self, groups):
+            asked.append(len(groups))
+            return super().of(groups)
+
+    frozen = copy.deepcopy(start_model)
+    stored, _, rows = fit(pairs, loss)
+    live, trained, live_rows = fit(pairs, loss, folder="live", reference=Counted(scorer_of(frozen)))
+    twice = 2 if loss == "kto" else 1  # and the borrowed answers
+    # the probe of the first batch before step 1, then 4, 4 and 3 of 11 pairs
+    assert asked == [count for count in (4, 4, 4, 3) for _ in range(twice)]
+    for ours, theirs in zip(live_rows, rows, strict=True):
+        for name in ("loss", "rewards/margins", "grad_norm", *(["kl"] if loss == "kto" else [])):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(live.parameters(), stored.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(frozen.parameters(), start_model.parameters(), strict=True))
+    assert trained.step0_gap < 1e-5
 
 
 def test_dpo_starts_at_ln_2_because_policy_and_reference_are_one(fit, pairs) -> None:

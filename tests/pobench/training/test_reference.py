@@ -193,6 +193,7 @@ def test_several_folders_are_read_as_one_but_not_of_different_arithmetic(groups,
     for name, part in (("a", groups[:4]), ("b", groups[4:])):
         compute_reference(tmp_path / name, part, scorer, CAUSES)
     both = ReferenceSums.load(tmp_path / "a", tmp_path / "b")
+    assert both.seconds_apart == sum(about_reference(tmp_path / name)["seconds"] for name in "ab") > 0
     assert both.responses == 2 * len(groups) and both.of(groups).isfinite().all()
     about = json.loads((tmp_path / "b" / MARKER).read_text())
     (tmp_path / "b" / MARKER).write_text(json.dumps({**about, "arithmetic": "bf16"}))

@@ -13,7 +13,7 @@ from pobench.errors import PobenchError
 from pobench.registry import figures
 from pobench.results.run_folder import RunFolder
 from pobench.runs.plan import make_plan
-from pobench.runs.stages import BY_NAME, MANY
+from pobench.runs.stages import ALL, BY_NAME, MANY
 from pobench.settings.read import list_settings
 from pobench.settings.resolve import resolve
 from pobench.workflows.study import describe_study, expand, make_plans
@@ -21,7 +21,7 @@ from pobench.workflows.study_file import Entry, Study, list_studies, read_study
 
 STUDIES = (
     "main-table", "kl-vs-beta", "margin", "length-normalisation", "dpo-variants", "learning-rate", "sft-regularisation",
-    "efficiency", "length-bias", "seeds",
+    "efficiency", "batch-and-epochs", "length-bias", "seeds",
 )  # fmt: skip
 
 
@@ -32,12 +32,30 @@ def study(*grid: Entry, **more) -> Study:
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_shipped_study_makes_jobs_under_every_setting(name) -> None:
     found = read_study(name)
-    assert found.name == name and found.title and found.question.endswith("?") and found.claims
+    assert found.name == name and found.title and found.question.endswith("?")
     for setting in ("tiny", "smollm2", "mistral-base", "gemma2-instruct"):
-        jobs = expand(found, setting)
+        jobs = expand(found, setting, seeds=[42])
         assert len({job.key for job in jobs}) == len(jobs) > 1
         assert {job.setting for job in jobs} == {setting}
     assert set(found.settings) <= set(list_settings())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_has_three_seeds_or_more_for_every_loss_of_every_setting(name) -> None:
+    """With fewer, a verdict over seeds has one degree of freedom or none."""
+    found = read_study(name)
+    for seeds in (found.seeds, *(variant.seeds for variant in found.settings.values() if variant.seeds is not None)):
+        assert seeds is not None and len(set(seeds)) >= 3
+
+
+def test_a_study_names_the_further_stages_of_its_runs_and_a_wrong_one_is_said(tmp_path) -> None:
+    assert read_study("main-table").every_stage == tuple(s for s in ALL if s in (*MANY, "trainpairs"))
+    assert read_study("margin").every_stage == MANY
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump({**study(Entry(losses="dpo")).model_dump(), "stages": ["trainpair"]})
+    )
+    with pytest.raises(PobenchError, match="stages: no stage 'trainpair'; did you mean 'trainpairs'"):
+        read_study(str(tmp_path / "mine.yaml"))
 
 
 def test_every_study_is_listed_and_every_claim_of_one_is_in_the_table() -> None:
@@ -50,9 +68,9 @@ def test_every_study_is_listed_and_every_claim_of_one_is_in_the_table() -> None:
 
 
 def test_a_job_of_two_studies_is_the_same_job() -> None:
-    runs = {name: {job.key for job in expand(read_study(name), "tiny")} for name in STUDIES}
-    assert runs["efficiency"] == runs["main-table"] > runs["length-normalisation"]
-    for name in ("kl-vs-beta", "margin", "learning-rate", "sft-regularisation", "length-bias"):
+    runs = {name: {job.key for job in expand(read_study(name), "tiny", seeds=[42])} for name in STUDIES}
+    assert runs["efficiency"] > runs["main-table"] > runs["length-normalisation"]
+    for name in ("kl-vs-beta", "margin", "learning-rate", "batch-and-epochs", "sft-regularisation", "length-bias"):
         assert runs[name] & runs["main-table"], name
     assert {job.key for job in resolve("tiny", "simpo,dpo")} <= runs["main-table"]
 
@@ -189,13 +207,13 @@ def test_data_of_each_bias_are_prepared_once_and_the_start_model_is_shared(setti
 
 
 def test_a_dry_run_counts_what_is_done_and_touches_nothing(pobench_cli, setting, tmp_path) -> None:
-    command = ("study", "sft-regularisation", "--setting", "small.yaml", "--runs", "r", "--dry-run")
+    command = ("study", "sft-regularisation", "--setting", "small.yaml", "--seeds", "42", "--runs", "r", "--dry-run")
     status, out, err = pobench_cli(*command, "--json")
     assert status == 0, err
     plan = json.loads(out)
     assert plan["count"] == {"jobs": 6, "finished": 0, "to do": 6, "failed before": 0}
     assert not (tmp_path / "r").exists()
-    jobs = expand(read_study("sft-regularisation"), "small.yaml")
+    jobs = expand(read_study("sft-regularisation"), "small.yaml", seeds=[42])
     (start,) = [task for task in make_plan(jobs, tmp_path / "r", MANY, dry=True).tasks if task.kind == "start"]
     for stage in start.stages:
         node, names = start.nodes[stage], [file.removesuffix(".parquet") for file in BY_NAME[stage].writes]

@@ -27,15 +27,17 @@ from pobench.judging.benchmarks import mt_bench_score as mt_bench
 from pobench.judging.benchmarks import verdict_files as stored
 from pobench.judging.benchmarks.alpaca_eval import AlpacaEval
 from pobench.judging.benchmarks.arena_hard import ArenaHard, _filled
-from pobench.judging.benchmarks.base import Answered, JudgeModel, Speaker, Spoken
+from pobench.judging.benchmarks.base import Answered, JudgeModel, Question, Speaker, Spoken
 from pobench.judging.benchmarks.mt_bench import MTBench
 from pobench.judging.replies import Reply
 from pobench.results.load import load_frames
 from pobench.results.run_folder import RunFolder
 from pobench.runs.plan import make_plan
 from pobench.runs.stages import DEFAULT
+from pobench.runs.task import benchmarks_of
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
+from pobench.settings.schema import START_SEED
 
 REAL = Path(__file__).parents[4] / "../shared/data"
 
@@ -663,6 +665,22 @@ def test_benchmarks_are_chosen_by_name_or_left_out(setting, tmp_path) -> None:
     assert resolve(path, "dpo", overrides=changes, benchmark_names="none")[0].benchmarks == {}
     with pytest.raises(PobenchError, match="did you mean 'mt_bench'"):
         resolve(path, "dpo", benchmark_names="mt_bensh")
+
+
+def test_a_benchmark_draws_by_the_seed_of_the_run_unless_it_names_one(setting, prompts, tmp_path) -> None:
+    named = {key.replace("__", "."): value for key, value in prompts.items()} | {"benchmarks.mt_bench.seed": 7}
+    jobs = resolve(str(tmp_path / "small.yaml"), "dpo", seeds=[1, 2], overrides=named)
+    seeds = [
+        [getattr(b, "draw_seed", None) for b in benchmarks_of(job, DEFAULT)] for job in (*jobs, jobs[0].of_start())
+    ]
+    assert seeds == [[1, 1, 7], [2, 2, 7], [START_SEED, START_SEED, 7]]  # alpaca_eval, arena_hard, mt_bench
+
+    def folders(temperature: float) -> set[str]:
+        benchmark = AlpacaEval(source="", temperature=temperature)
+        asked, spoken = [Question("0", ("say w1",), {}, temperature)], Spoken("rendering", "fp32")
+        return {benchmark.drawn_by(seed).answers_folder(tmp_path, asked, spoken).name for seed in (1, 2)}
+
+    assert len(folders(0.0)) == 1 and len(folders(0.7)) == 2
 
 
 def test_a_missing_source_stops_the_plan_before_anything_is_written(setting, tmp_path, monkeypatch) -> None:
