@@ -3,13 +3,14 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+LOSSES ?= simpo,dpo,ipo,kto,orpo
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help run report test test-all check docs clean
+.PHONY: help run report tuning tuning-smollm2 test test-all check docs clean
 .DEFAULT_GOAL := help
 
 help:       ## list the targets
-	@sed -n 's/^\([a-z-]*:\)[^#]*## /\1  /p' Makefile | expand -t 4
+	@sed -n 's/^\([a-z0-9-]*:\)[^#]*## /\1  /p' Makefile | expand -t 4
 
 run: $(VENV)/.installed       ## install, then train SimPO and DPO, evaluate them and write the report
 	$(BIN)/pobench run --losses simpo,dpo --setting smollm2
@@ -17,6 +18,17 @@ run: $(VENV)/.installed       ## install, then train SimPO and DPO, evaluate the
 
 report: $(VENV)/.installed    ## draw the report again from the stored runs
 	$(BIN)/pobench analyze
+
+# Trials in the setting's tuning.csv are not made again; an interrupted search continues in runs-tuning.
+TUNE = OMP_NUM_THREADS=1 $(BIN)/pobench tune --runs runs-tuning
+
+tuning: $(VENV)/.installed    ## search the values of every loss on tiny, and write them and their trials beside it
+	$(TUNE) --setting tiny --losses all --trials 8 --at-once 2 --into experiments/settings/tiny.yaml
+	cp runs-tuning/tiny/tuning/trials.csv experiments/data/tiny/tuning.csv
+
+tuning-smollm2: $(VENV)/.installed ## the same on smollm2, of the losses in LOSSES; hours
+	$(TUNE) --setting smollm2 --losses $(LOSSES) --trials 8 --into experiments/settings/smollm2.yaml
+	cp runs-tuning/smollm2/tuning/trials.csv experiments/data/smollm2/tuning.csv
 
 test: $(VENV)/.installed-test ## run the fast tests, in minutes
 	$(TESTS)

@@ -47,6 +47,10 @@ def tune_(
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
+    at_once: Annotated[int, typer.Option(min=1, help="Trials that run at one time, each in its own process.")] = 1,
+    into: Annotated[
+        Path | None, typer.Option(help="Write the chosen values into this setting's file, if no trial is missing.")
+    ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the weights of every trial.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the search and its cost; write nothing.")] = False,
     as_json: Json = False,
@@ -59,6 +63,8 @@ def tune_(
 
     plugins = load_plugins(plugin)
     faults: list[str] = []
+    if into is not None and not into.is_file():
+        faults.append(f"--into: no file {str(into)!r}")
     values = parse_each(faults, sets, parse_overrides)
     seed_list = or_fault(faults, lambda: parse_seeds(seeds))
     search: Any = or_fault(
@@ -86,6 +92,7 @@ def tune_(
         tuned = tune(
             search,
             keep_models=keep_models,
+            at_once=at_once,
             announce=lambda text: err.print(escape(text), style="bold", highlight=False),
         )
     except KeyboardInterrupt:
@@ -100,8 +107,22 @@ def tune_(
         _print_tuned(search, tuned)
         out.print(escape(f"every trial: {tuned.csv}\nreport: {report}"), highlight=False)
         _print_next_command(tuned, sets or [])
+    if into is not None:
+        _write_into(into, search, tuned)
     if tuned.failed:
         raise typer.Exit(1)
+
+
+def _write_into(path: Path, search: Any, tuned: Any) -> None:
+    """Write the chosen values into a setting's file: of the losses that had all their trials."""
+    from pobench.files import write_text
+    from pobench.workflows.chosen import write_into
+
+    whole = [best for best in tuned.best if best.tried == search.trials]
+    before = path.read_text(encoding="utf-8")
+    if (after := write_into(before, search.about.metric, whole, f"--into {str(path)!r}")) != before:
+        write_text(path, after)
+    err.print(f"{len(whole)} losses: chosen values in {escape(str(path))}", highlight=False)
 
 
 def _print_tuned(search: Any, tuned: Any) -> None:

@@ -55,9 +55,14 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
             parts["audit"].append(rows.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
     for trials in (root / "trials.csv", *sorted(root.glob("*/tuning/trials.csv"))):
         if trials.is_file():
-            text = {c.name: "str" for c in FRAMES["tuning"].columns if c.type in ("text", "JSON")}
-            parts["tuning"].append(pd.read_csv(trials, keep_default_na=False, na_values=[""], dtype=text))
+            parts["tuning"].append(read_trials(trials))
     return Frames({frame.name: frame.of(_joined(parts[frame.name])) for frame in STORED})
+
+
+def read_trials(path: Path) -> pd.DataFrame:
+    """The trials of a search, a file `trials.csv`, with the numbers that were written to the last digit."""
+    text = {c.name: "str" for c in FRAMES["tuning"].columns if c.type in ("text", "JSON")}
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, float_precision="round_trip")
 
 
 def _audits(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,13 @@ class Outcome:
     reason: str = ""
 
 
-def execute(plan: Plan, *, announce: Callable[[str], None] = lambda text: None) -> list[Outcome]:
+def execute(
+    plan: Plan, *, announce: Callable[[str], None] = lambda text: None, held: Collection[Path] = ()
+) -> list[Outcome]:
     """Run what is left, one task after the other, each in a process of its own. If a task fails, those that need its
     result fail too, and the others run.
+
+    held: folders in which the caller itself keeps other commands out (`alone`).
 
     Raises PobenchError when another command is at work in the same folder, or the disk is too small; KeyboardInterrupt.
     """
@@ -50,8 +54,9 @@ def execute(plan: Plan, *, announce: Callable[[str], None] = lambda text: None) 
     if left:
         check_disk(plan)
     with contextlib.ExitStack() as locks:
-        for folder in dict.fromkeys(t.data if t.kind == "sft" else t.runs / t.job.setting for t in left):
-            locks.enter_context(_alone(folder))
+        folders = dict.fromkeys(t.data if t.kind == "sft" else t.runs / t.job.setting for t in left)
+        for folder in [folder for folder in folders if folder not in held]:
+            locks.enter_context(alone(folder))
         if plan.pairs is not None:
             plan.pairs.store()  # also where nothing is left: damaged pairs, and those that other code had read
         for path in plan.damaged:
@@ -111,7 +116,7 @@ def _point_to(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Raises PobenchError where another command is at work in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -298,6 +298,9 @@ class TuneConfig(_Strict):
     pairs_split: str | None = None
     max_pairs: Count | None = None
     grid: str | None = None  # a name in experiments/grids, or a YAML path
+    trials: str | None = (
+        None  # a CSV of trials made before (`trials.csv`); those of the same content are not made again
+    )
 
 
 class TunedConfig(_Strict):

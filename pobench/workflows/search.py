@@ -3,15 +3,17 @@ chosen values. Each trial is an ordinary run below `runs/<setting>/tuning`."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-import os
+import multiprocessing
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -22,32 +24,16 @@ from pobench.files import nan_as_null, write_text
 from pobench.results.metrics import METRICS, score
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import read, scored_frames, scores_of
-from pobench.runs.execute import execute
-from pobench.runs.plan import make_plan
-from pobench.runs.stages import MANY
-from pobench.workflows.grid import Space, points_of
-from pobench.workflows.tune import Search, Tuning, note_change, study_causes, study_name
+from pobench.runs.execute import alone, execute
+from pobench.runs.plan import Plan, make_plan
+from pobench.settings.job import Job
+from pobench.workflows.chosen import Best, overlay
+from pobench.workflows.grid import points_of
+from pobench.workflows.trials import distributions, trial_of
+from pobench.workflows.tune import Search, Tuning, note_change, searched_names, study_causes, study_name
 
 
 # ---------------------------------------------------------------- the search
-@dataclass(frozen=True)
-class Best:
-    """The values chosen for a loss. searched: the settings that were varied. value: the objective; low, high: its 95 %
-    interval; start: the start model's value; run: the chosen trial's first run."""
-
-    loss: str
-    settings: Mapping[str, Any]
-    searched: tuple[str, ...]
-    lr: float
-    value: float
-    low: float
-    high: float
-    start: float
-    n: int
-    trials: int
-    run: str
-
-
 @dataclass(frozen=True)
 class Tuned:
     """The result of a command. failed: `loss: reason`, one for each failed trial."""
@@ -59,37 +45,83 @@ class Tuned:
     chosen: Path
 
 
-def tune(tuning: Tuning, *, keep_models: bool = False, announce: Callable[[str], None] = lambda text: None) -> Tuned:
+@dataclass(frozen=True)
+class Trial:
+    """A trial that has begun. asked: Optuna's. shown: its values, for people. plan: of its jobs; None where the loss refuses
+    the values, which `fault` says."""
+
+    search: Search
+    asked: Any
+    shown: str
+    jobs: Sequence[Job]
+    plan: Plan | None
+    fault: str = ""
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs that it trains, one for each seed."""
+        tasks = self.plan.tasks if self.plan is not None else ()
+        return list(dict.fromkeys(task.run for task in tasks if task.kind == "loss"))
+
+
+class _Made(NamedTuple):
+    """What a trial came to: the objective's value, low, high, n and start, or the reasons why there is none."""
+
+    measured: dict[str, float]
+    reasons: list[str]
+
+
+def tune(
+    tuning: Tuning,
+    *,
+    keep_models: bool = False,
+    at_once: int = 1,
+    announce: Callable[[str], None] = lambda text: None,
+) -> Tuned:
     """Make the trials that are left, losses in turn, and write every trial and the chosen values.
 
-    keep_models: keep the trained weights of finished trials, not only their numbers. A failed trial does not stop the
+    keep_models: keep the trained weights of finished trials, not only their numbers. at_once: trials that run at one time,
+    each in a process of its own; their numbers are those of one after the other with a grid. A failed trial does not stop the
     others; it counts in this command and the next one tries it again. Raises PobenchError while another command searches
     the same setting; KeyboardInterrupt.
     """
     tuning.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(tuning.folder / ".tune.lock", blocking=False):
-            return _Tuner(tuning, keep_models, announce).work()
+        with FileLock(tuning.folder / ".tune.lock", blocking=False), alone(tuning.runs_folder):
+            return _Tuner(tuning, keep_models, at_once, announce).work()
     except Timeout:
         raise PobenchError(f"another `pobench tune` is at work in {str(tuning.folder)!r}; wait for it") from None
 
 
 class _Tuner:
-    def __init__(self, tuning: Tuning, keep_models: bool, announce: Callable[[str], None]) -> None:
+    def __init__(self, tuning: Tuning, keep_models: bool, at_once: int, announce: Callable[[str], None]) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.tuning, self.keep_models, self.announce = tuning, keep_models, announce
+        self.tuning, self.keep_models, self.at_once, self.announce = tuning, keep_models, at_once, announce
         self.better = METRICS[tuning.about.metric].better
         self.storage = optuna.storages.RDBStorage(f"sqlite:///{(tuning.folder / 'optuna.db').absolute()}")
-        self.first = make_plan([s.base for s in tuning.searches], tuning.folder, MANY, tuning.plugins)
+        self.first = self._plan([s.base for s in tuning.searches])
         self.studies = {s.loss: self._study(s) for s in tuning.searches}
-        sft = tuple(t for t in self.first.tasks if t.kind == "sft")
-        for outcome in execute(replace(self.first, tasks=sft), announce=announce):
-            if outcome.status == "failed":
-                raise PobenchError(f"the start model of the search could not be made: {outcome.reason}")
         self.failed: list[str] = []
         self.made = 0
+
+    def _plan(self, jobs: Sequence[Job], like: Plan | None = None) -> Plan:
+        """The plan of jobs, without the results that a trial does not need."""
+        stages = self.tuning.stages
+        plan = make_plan(jobs, self.tuning.folder, stages, self.tuning.plugins, like=like)
+        tasks = (
+            replace(t, nodes={k: node for k, node in t.nodes.items() if ":" in k or k in stages}) for t in plan.tasks
+        )
+        return replace(plan, tasks=tuple(tasks))
+
+    def _prepare(self) -> None:
+        """Make what all trials share: the start model, its reference sums and its evaluation."""
+        shared = tuple(t for t in self.first.tasks if t.kind != "loss")
+        for outcome in execute(replace(self.first, tasks=shared), held=(self.tuning.runs_folder,)):
+            if outcome.status == "failed":
+                raise PobenchError(f"the start model of the search could not be made: {outcome.reason}")
+        self.first = self._plan([s.base for s in self.tuning.searches])
 
     def _study(self, search: Search) -> Any:
         """The loss's study, created or continued, with this command's grid cells queued. Says what changed if the same
@@ -114,12 +146,21 @@ class _Tuner:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # left by a killed command
             study.tell(trial.number, state=TrialState.FAIL)
         if self.tuning.sampler == "grid":
-            known = [t.user_attrs.get("point", t.system_attrs.get("fixed_params"))
-                     for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))]  # fmt: skip
-            for point in points_of(search.space, search.loss)[: self.tuning.trials]:
-                if point not in known:
-                    study.enqueue_trial(point)
+            self._queue(search, study)
         return study
+
+    def _queue(self, search: Search, study: Any) -> None:
+        """Queue the cells that are left; those that the setting's file of trials holds are taken from there."""
+        from optuna.trial import TrialState
+
+        stored = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
+        known = [t.user_attrs.get("point", t.system_attrs.get("fixed_params")) for t in stored]
+        left = [point for point in points_of(search.space, search.loss)[: self.tuning.trials] if point not in known]
+        before = self.tuning.made_before
+        before = before[before["study"] == study.study_name]
+        for point in left:
+            made = trial_of(self.tuning, search, point, before)
+            study.enqueue_trial(point) if made is None else study.add_trial(made)
 
     def _earlier(self, search: Search) -> dict[str, dict[str, Any]]:
         """The stored studies of the loss and the sampler, each with its causes."""
@@ -136,12 +177,25 @@ class _Tuner:
 
     def work(self) -> Tuned:
         failed = dict.fromkeys(self.studies, 0)  # by this command; each took a turn
-        for turn in range(self.tuning.trials):
-            for search in self.tuning.searches:
-                study = self.studies[search.loss]
-                if self._done(study) + failed[search.loss] <= turn:
-                    failed[search.loss] += not self._trial(search, study)
+        running: dict[Future[_Made], Trial] = {}
+
+        def wait_until(most: int) -> None:
+            """Finish trials until at most `most` are running."""
+            while len(running) > most:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    trial = running.pop(future)
+                    failed[trial.search.loss] += not self._finish(trial, future.result())
                     self._write()
+
+        with _pool(self.at_once) as submit:
+            for turn in range(self.tuning.trials):
+                for search in self.tuning.searches:
+                    wait_until(self.at_once - 1)
+                    begun = sum(trial.search is search for trial in running.values())
+                    if self._done(self.studies[search.loss]) + failed[search.loss] + begun <= turn:
+                        trial = self._begin(search)
+                        running[submit(self._make, trial)] = trial
+            wait_until(0)
         return Tuned(self._write(), self.failed, self.made, self.tuning.csv, self.tuning.chosen)
 
     def _write(self) -> list[Best]:
@@ -152,43 +206,61 @@ class _Tuner:
             write_text(self.tuning.chosen, overlay(self.tuning, best))
         return best
 
-    def _trial(self, search: Search, study: Any) -> bool:
-        """Make one trial. Returns False where it failed."""
+    def _begin(self, search: Search) -> Trial:
+        """The next trial of a loss: its values, and the plan of its runs."""
         from optuna.trial import TrialState
 
+        if not self.made:
+            self._prepare()
+        study = self.studies[search.loss]
         study.sampler = self._sampler(study)
-        trial = study.ask(_distributions(search.space, self.tuning.sampler))
-        point = dict(trial.params)
-        trial.set_user_attr("point", point)
+        asked = study.ask(distributions(search.space, self.tuning.sampler))
+        point = dict(asked.params)
+        asked.set_user_attr("point", point)
         self.made += 1
         shown = ", ".join(
             f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in point.items()
         )
-        self.announce(f"{search.loss}: trial {self._done(study) + 1} of {self.tuning.trials} ({shown})")
+        number = self._done(study) + len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+        self.announce(f"{search.loss}: trial {number} of {self.tuning.trials} ({shown})")
         try:
             jobs = self.tuning.jobs(search, point)
-            plan = make_plan(jobs, self.tuning.folder, MANY, self.tuning.plugins, like=self.first)
-            outcomes = {o.run: o for o in execute(plan)}
-            reasons = [f"{outcomes[r].reason}" for r in outcomes if outcomes[r].status == "failed"]
+            return Trial(search, asked, shown, jobs, self._plan(jobs, like=self.first))
         except PobenchError as error:  # a sampled value may lie outside the loss's range
-            jobs, plan, reasons = [], None, [str(error)]
-        runs = list(dict.fromkeys(t.run for t in plan.tasks if t.kind == "loss")) if plan is not None else []
-        trial.set_user_attr("runs", runs)
-        measured = self._measure(plan.tasks[-1].start, runs) if plan is not None and not reasons else {}
+            return Trial(search, asked, shown, [], None, str(error))
+
+    def _make(self, trial: Trial) -> _Made:
+        """Run a trial's plan, in whichever thread. Returns the objective, or the reasons why there is none."""
+        if trial.plan is None:
+            return _Made({}, [trial.fault])
+        try:
+            outcomes = execute(trial.plan, held=(self.tuning.runs_folder,))
+        except PobenchError as error:
+            return _Made({}, [str(error)])
+        reasons = [outcome.reason for outcome in outcomes if outcome.status == "failed"]
+        measured = {} if reasons else self._measure(trial.plan.tasks[-1].start, trial.runs)
         if not reasons and math.isnan(measured.get("value", math.nan)):
             reasons = [f"no {self.tuning.about.metric} was measured"]
-        if reasons:
-            trial.set_user_attr("reason", reasons[0])
-            study.tell(trial, state=TrialState.FAIL)
-            self.failed.append(f"{search.loss} ({shown}): {reasons[0]}")
+        return _Made(measured, reasons)
+
+    def _finish(self, trial: Trial, made: _Made) -> bool:
+        """Store what a trial came to. Returns False where it failed."""
+        from optuna.trial import TrialState
+
+        study, asked = self.studies[trial.search.loss], trial.asked
+        asked.set_user_attr("runs", trial.runs)
+        if made.reasons:
+            asked.set_user_attr("reason", made.reasons[0])
+            study.tell(asked, state=TrialState.FAIL)
+            self.failed.append(f"{trial.search.loss} ({trial.shown}): {made.reasons[0]}")
             return False
-        first = jobs[0]
-        trial.set_user_attr("settings", {k: v for k, v in first.loss_settings.items() if v is not None})
-        trial.set_user_attr("lr", first.train.lr)
-        trial.set_user_attr("measured", nan_as_null(measured))
-        study.tell(trial, measured["value"])
+        first = trial.jobs[0]
+        asked.set_user_attr("settings", {k: v for k, v in first.loss_settings.items() if v is not None})
+        asked.set_user_attr("lr", first.train.lr)
+        asked.set_user_attr("measured", nan_as_null(made.measured))
+        study.tell(asked, made.measured["value"])
         if not self.keep_models:
-            for run in runs:
+            for run in trial.runs:
                 shutil.rmtree(self.tuning.folder / run / "model", ignore_errors=True)
         return True
 
@@ -231,8 +303,7 @@ class _Tuner:
         trial = min(done, key=_rank(-1 if self.better == "higher" else 1))
         attrs = trial.user_attrs
         measured = _null_as_nan(attrs["measured"])
-        # γ is stored as an absolute value, even where its ratio to β was searched
-        varied = {"gamma" if key == "gamma_beta_ratio" else key for key in search.space}
+        varied = searched_names(search)
         return Best(
             search.loss,
             attrs["settings"],
@@ -244,8 +315,21 @@ class _Tuner:
             measured["start"],
             int(measured["n"]),
             len(done),
+            self._tried(search),
             attrs["runs"][0],
+            self.studies[search.loss].study_name,
         )
+
+    def _tried(self, search: Search) -> int:
+        """How many trials the choice was made from, those that failed among them: a value that breaks has had its turn."""
+        from optuna.trial import TrialState
+
+        trials = self.studies[search.loss].get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        tried = [t for t in trials if t.state == TrialState.COMPLETE or "reason" in t.user_attrs]
+        if self.tuning.sampler == "grid":
+            points = [trial.user_attrs["point"] for trial in tried]
+            return sum(point in points for point in points_of(search.space, search.loss)[: self.tuning.trials])
+        return min(len(tried), self.tuning.trials)
 
     def _rows(self) -> list[dict[str, Any]]:
         """Rows of the frame `tuning`: every trial of every search on this setting, earlier commands included."""
@@ -281,6 +365,29 @@ class _Tuner:
         return sorted(rows, key=lambda row: (row["loss"], row["study"], row["trial"]))
 
 
+@contextlib.contextmanager
+def _pool(at_once: int) -> Iterator[Callable[..., Future[_Made]]]:
+    """What runs a function and gives its Future: here and now, or in one of several threads, each of which waits for the
+    processes of its trial. Where it is interrupted, these processes end."""
+    if at_once == 1:
+        yield _now
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            yield pool.submit
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _now(function: Callable[..., _Made], *arguments: Any) -> Future[_Made]:
+    future: Future[_Made] = Future()
+    future.set_result(function(*arguments))
+    return future
+
+
 def _frames_of(root: Path, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
     """The frames behind scores, of several runs together."""
     parts: dict[str, list[pd.DataFrame]] = {}
@@ -303,54 +410,3 @@ def _row_of(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[str, float]:
 
 def _null_as_nan(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in numbers.items()}
-
-
-def _distributions(space: Space, sampler: str) -> dict[str, Any]:
-    """The values of each setting for a sampler: the grid's own, or a range between the smallest and the largest, logarithmic
-    where all are positive."""
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-
-    distributions: dict[str, BaseDistribution] = {}
-    for key, values in space.items():
-        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-        if sampler == "grid" or len(numbers) < len(values) or len(set(numbers)) < 2:
-            distributions[key] = CategoricalDistribution(values)
-        else:
-            distributions[key] = FloatDistribution(float(min(numbers)), float(max(numbers)), log=min(numbers) > 0)
-    return distributions
-
-
-# ---------------------------------------------------------------- the chosen values
-def overlay(tuning: Tuning, best: Sequence[Best]) -> str:
-    """A setting that extends the tuned one with the chosen values; a comment beside each names its run."""
-    about = tuning.about
-    split = about.prompts or about.pairs
-    base = tuning.setting
-    if Path(base).suffix in (".yaml", ".yml"):
-        base = os.path.relpath(Path(base).absolute(), tuning.folder.absolute())
-    lines = [
-        f"# Chosen by `pobench tune`: {about.metric} on {split}, {tuning.trials} trials of each loss ({tuning.sampler}).",
-        f"# Every trial, not only the best, is in {tuning.csv.name} beside this file.",
-        f"name: {tuning.name}-tuned",
-        f"extends: {json.dumps(base)}",
-        "losses:",
-    ]
-    for b in best:
-        interval = "" if math.isnan(b.low) else f" [{b.low:.3g}, {b.high:.3g}]"
-        comment = (
-            f"tuning: {about.metric} {b.value:.3g}{interval}, n = {b.n}, the best of {b.trials} trials; run {b.run}"
-        )
-        lines += [f"  {b.loss}:", f"    lr: {_yaml(b.lr)}  # {comment}"]
-        for key, value in b.settings.items():
-            comment = f"tuning: run {b.run}" if key in b.searched else "not searched"
-            lines.append(f"    {key}: {_yaml(value)}  # {comment}")
-    return "\n".join(lines) + "\n"
-
-
-def _yaml(value: Any) -> str:
-    """YAML 1.1 reads 5e-7 as text, 5.0e-7 as a number."""
-    if not isinstance(value, float):
-        return json.dumps(value)
-    text = repr(value)
-    head, e, tail = text.partition("e")
-    return text if not e or "." in head else f"{head}.0e{tail}"

@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pydantic
 
+from pobench.columns import FRAMES
 from pobench.data.order import text_key
 from pobench.data.prompts import prompt_rows
 from pobench.data.rows import Message
@@ -29,6 +30,8 @@ from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError, nearest, or_fault
 from pobench.files import nan_as_null
 from pobench.identity import changed, name_of
+from pobench.registry import get_loss
+from pobench.results.load import read_trials
 from pobench.results.metrics import METRICS
 from pobench.runs.cost import estimate_cost, is_local
 from pobench.runs.plan import Plan, make_plan
@@ -41,6 +44,7 @@ from pobench.settings.resolve import resolve, resolve_names, section_of
 from pobench.settings.schema import DataConfig, TuneConfig
 from pobench.sources import fetch_rows
 from pobench.workflows.grid import Point, Space, points_of, search_spaces
+from pobench.workflows.trials import made_before
 
 SAMPLERS = ("grid", "random", "tpe")
 
@@ -57,7 +61,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Everything that a command will do. trials: the number for each loss."""
+    """Everything that a command will do. trials: the number for each loss. made_before: finished trials of `tune.trials`."""
 
     setting: str  # a name or a path, as in the command
     name: str
@@ -69,6 +73,12 @@ class Tuning:
     overrides: Mapping[str, Any]
     runs: Path
     plugins: tuple[str, ...] = ()
+    made_before: pd.DataFrame = field(default_factory=FRAMES["tuning"].of, compare=False, repr=False)
+
+    @property
+    def runs_folder(self) -> Path:
+        """The folder of the trials' runs."""
+        return self.folder / self.name
 
     @property
     def folder(self) -> Path:
@@ -82,6 +92,11 @@ class Tuning:
     def chosen(self) -> Path:
         """The YAML of the chosen values, for `pobench run --setting`."""
         return self.folder / f"{self.name}-tuned.yaml"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What a trial does. Where a judge's verdicts choose, its held-out pairs are not asked for."""
+        return tuple(s for s in MANY if s != "heldout" or not METRICS[self.about.metric].judged)
 
     def jobs(self, search: Search, point: Point) -> list[Job]:
         """The jobs of one trial, one for each seed. Raises PobenchError for values that the loss refuses."""
@@ -121,6 +136,7 @@ def plan_tuning(
     changes = {**(overrides or {}), **_measured_on(about)}
     base = or_fault(faults, lambda: resolve(setting, names or "simpo", seeds=seeds, overrides=changes)) or []
     spaces = or_fault(faults, lambda: search_spaces(about.grid, names)) or {}
+    before = or_fault(faults, lambda: made_before(about.trials))
     faults += _metric_faults(about, base[0] if base else None)
     cells = {name: math.prod(map(len, space.values())) for name, space in spaces.items()}
     trials_per_loss = trials or min(cells.values(), default=1)
@@ -139,6 +155,7 @@ def plan_tuning(
         overrides=changes,
         runs=Path(runs),
         plugins=tuple(plugins),
+        made_before=FRAMES["tuning"].of() if before is None else before,
     )
     if not dry or all(map(is_local, filter(None, (about.prompts, about.pairs, base[0].data.source)))):
         check_disjoint(setting, about, overrides or {})
@@ -219,10 +236,16 @@ def study_causes(tuning: Tuning, search: Search, plan: Plan) -> dict[str, Any]:
     task = next(t for t in plan.tasks if t.kind == "loss" and t.job.loss == search.loss)
     training = {k: v for k, v in task.causes.items() if k != "seed"}
     training["train"] = {k: v for k, v in training["train"].items() if k != "lr"}
-    training["settings"] = {k: v for k, v in training["settings"].items() if k not in search.space}
-    results = {stage: dict(node.causes) for stage, node in task.nodes.items() if stage in MANY}
+    training["settings"] = {k: v for k, v in training["settings"].items() if k not in searched_names(search)}
+    results = {stage: dict(node.causes) for stage, node in task.nodes.items() if stage in tuning.stages}
     plan_of_search = {"space": search.space, "metric": tuning.about.metric, "seeds": list(tuning.seeds)}
     return dict(json.loads(json.dumps({"training": training, "results": results, "search": plan_of_search})))
+
+
+def searched_names(search: Search) -> set[str]:
+    """The settings that a search varies, under all their names: one that varies γ/β varies γ."""
+    groups = [group for group in get_loss(search.loss).alternatives if set(group) & set(search.space)]
+    return {*search.space, *(name for group in groups for name in group)}
 
 
 def study_name(tuning: Tuning, search: Search, causes: Mapping[str, Any]) -> str:
@@ -350,11 +373,13 @@ def describe_tuning(tuning: Tuning) -> dict[str, Any]:
 
 def _trials_done(tuning: Tuning) -> dict[str, int]:
     """Loss → its finished trials; {} where the model or the pairs, by which the trials are named, are not at hand."""
-    if not tuning.csv.is_file():
+    stored = [read_trials(tuning.csv)] if tuning.csv.is_file() else []
+    trials = pd.concat([*stored, tuning.made_before], ignore_index=True)
+    if trials.empty:
         return {}
-    trials = pd.read_csv(tuning.csv)
-    finished = trials[trials["status"] == "finished"].groupby("study").size()
-    plan = make_plan([s.base for s in tuning.searches], tuning.folder, MANY, tuning.plugins, dry=True)
+    cells = trials[trials["status"] == "finished"].drop_duplicates(["study", "lr", "settings"])
+    finished = cells.groupby("study").size()
+    plan = make_plan([s.base for s in tuning.searches], tuning.folder, tuning.stages, tuning.plugins, dry=True)
     if plan.content is None:
         return {}
     studies = {s.loss: study_name(tuning, s, study_causes(tuning, s, plan)) for s in tuning.searches}
@@ -364,7 +389,7 @@ def _trials_done(tuning: Tuning) -> dict[str, int]:
 def _cost(tuning: Tuning) -> dict[str, Any]:
     """The cost of all trials, finished ones included, as if each took what its loss takes at the setting's own values."""
     folder = tuning.folder / "none"
-    stages = tuple(name for name in MANY if BY_NAME[name].per_run)
+    stages = tuple(name for name in tuning.stages if BY_NAME[name].per_run)
     tasks = [Task(s.base, "loss", folder, f"{tuning.name}/{s.base.key}", stages, folder) for s in tuning.searches]
     cost = estimate_cost(tasks, None)
     times = tuning.trials * len(tuning.seeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from pobench.runs.stages import MANY
 from pobench.runs.worker import run
 from pobench.settings.read import list_settings, read_setting
 from pobench.settings.resolve import resolve
-from pobench.workflows.grid import Grid, points_of, read_grid, search_space
+from pobench.workflows.chosen import Best, write_into
+from pobench.workflows.grid import Grid, grid_folder, points_of, read_grid, search_space
 from pobench.workflows.search import tune
+from pobench.workflows.trials import made_before
 from pobench.workflows.tune import describe_tuning, plan_tuning, study_causes, study_name
 
 GRID = {"lr": [1.0e-3, 1.0e-2], "losses": {"simpo": {"beta": [2.0]}, "dpo": {"beta": [0.1]}}}
@@ -101,6 +104,42 @@ def test_a_shipped_grid_holds_values_that_every_loss_takes(name) -> None:
     for loss in map(get_loss, grid.losses):
         for point in points_of(search_space(loss, grid), loss.name):
             resolve("tiny", loss.name, overrides={f"{loss.name}.{k}": v for k, v in point.items()})
+
+
+EQUAL = 8  # trials of every loss by `make tuning`
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in losses.names() if get_loss(name).function.__module__.startswith("pobench.")]
+)
+def test_every_shipped_loss_has_cells_for_an_equal_search_on_tiny(name) -> None:
+    grid = read_grid("tiny")
+    assert name in grid.losses, f"{name}: put its values into experiments/grids/tiny.yaml"
+    cells = points_of(search_space(get_loss(name), grid), name)
+    assert len({json.dumps(cell) for cell in cells}) == len(cells) >= EQUAL
+
+
+def test_every_list_of_the_grid_of_tiny_says_where_it_is_from() -> None:
+    lines = (grid_folder() / "tiny.yaml").read_text().splitlines()
+    bare = [line for line in lines if ("[" in line or "*" in line) and len(line.partition("#")[2]) < 5]
+    assert not bare
+
+
+def test_a_loss_of_ones_own_can_be_searched_on_tiny_as_often_as_the_others() -> None:
+    own = replace(get_loss("simpo"), name="own", ranges={})
+    assert len(points_of(search_space(own, read_grid("tiny")), "own")) >= EQUAL
+
+
+@pytest.mark.parametrize("loss", losses.names())
+def test_the_record_of_a_search_on_tiny_is_one_of_its_committed_trials(loss) -> None:
+    (job,) = resolve("tiny", loss)
+    if job.tuned is not None:
+        trials = made_before("builtin:tiny/tuning.csv")
+        trials = trials[trials["study"] == job.tuned.study]
+        (best,) = trials[trials["chosen"]].to_dict("records")
+        assert best["lr"] == job.train.lr and best["value"] == pytest.approx(job.tuned.value, rel=1e-4)
+        assert json.loads(best["settings"]) == {k: v for k, v in job.loss_settings.items() if v is not None}
+        assert len(trials) <= job.tuned.trials == EQUAL
 
 
 def test_a_loss_without_an_entry_is_searched_over_its_published_range() -> None:
@@ -206,6 +245,8 @@ def test_a_killed_search_goes_on_and_gives_every_loss_the_same_trials(tunable, t
         assert job.setting == "small-tuned" and job.train.lr == best.lr
         assert {k: v for k, v in job.loss_settings.items() if v is not None} == best.settings
         assert best.run in job.origin[f"{best.loss}.lr"], "the source of a value is the trial that chose it"
+        assert job.values_from == "tuned" and job.tuned.trials == best.trials == best.tried == 2
+        assert job.tuned.study == best.study and job.tuned.value == pytest.approx(best.value, rel=1e-4)
 
     frames = {"tuning": trials}
     drawing = draw(figures.get("tuning"), frames)
@@ -340,3 +381,105 @@ def test_edited_labels_make_the_trials_again_and_a_moved_file_makes_none(tunable
     swap_labels(tmp_path / "moved.jsonl")
     assert search().made == 0, "the first search is found again"
     assert describe_tuning(plan_tuning("simpo", "small.yaml", trials=1))["losses"][0]["done"] == 1
+
+
+# ---------------------------------------------------------------- trials that are not made again, and where choices go
+
+
+def test_trials_that_a_file_holds_are_not_made_again(tunable, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(execute, "_fork", run)
+    first = tune(plan_tuning("dpo", "small.yaml", trials=1))
+    (tmp_path / "committed.csv").write_text(first.csv.read_text())
+    setting = change(tmp_path, tunable, trials="committed.csv")
+    tuning = plan_tuning("dpo", setting, trials=1, runs="elsewhere")
+    assert describe_tuning(tuning)["losses"][0]["done"] == 1
+    again = tune(tuning)
+    assert first.made == 1 and again.made == 0 and again.best == first.best
+    assert again.csv.read_text() == first.csv.read_text() and not list(tuning.folder.glob("small/*/trained.json"))
+    swap_labels(tmp_path / "pairs.jsonl")
+    assert tune(plan_tuning("dpo", setting, trials=1, runs="elsewhere")).made == 1, "of other pairs it holds no trial"
+
+
+def test_a_file_of_trials_that_is_not_there_is_a_fault(tunable, tmp_path) -> None:
+    with pytest.raises(PobenchError, match="no such file"):
+        plan_tuning("simpo", change(tmp_path, tunable, trials="none.csv"))
+
+
+def test_a_choice_by_verdicts_asks_for_no_held_out_pairs(tunable, tmp_path) -> None:
+    assert "heldout" in plan_tuning("simpo", "small.yaml").stages
+    judged = plan_tuning("simpo", change(tmp_path, tunable, metric="pass_rate"))
+    assert "heldout" not in judged.stages and "judge" in judged.stages
+
+
+BEST = Best(
+    "simpo", {"beta": 5.0, "gamma": 1.25}, ("beta", "gamma"), 5e-4, 0.7, 0.6, 0.8, 0.5, 120, 7, 8, "t/simpo-0", "s-1"
+)
+FILE = """\
+name: mine
+losses:  # of single losses
+  orpo:
+    odds_weight: 0.2  # mine
+  simpo:
+    gamma_beta_ratio: 0.4  # mine
+    epochs: 3  # mine
+    lr: 1.0e-4  # mine
+answers:
+  samples: 2  # mine
+"""
+
+
+def test_chosen_values_take_the_place_of_those_that_were_searched_and_the_rest_of_the_file_stays() -> None:
+    once = write_into(FILE, "pass_rate", [BEST], "mine.yaml")
+    values = yaml.safe_load(once)["losses"]["simpo"]
+    tuned = values.pop("tuned")
+    assert values == {"lr": 5e-4, "beta": 5.0, "gamma": 1.25, "epochs": 3}
+    assert tuned == {
+        "trials": 8,
+        "metric": "pass_rate",
+        "value": 0.7,
+        "low": 0.6,
+        "high": 0.8,
+        "n": 120,
+        "study": "s-1",
+    }
+    assert set(FILE.splitlines()) - set(once.splitlines()) == {FILE.splitlines()[5], FILE.splitlines()[7]}
+    assert write_into(once, "pass_rate", [BEST], "mine.yaml") == once, "the same choice again is the same bytes"
+
+
+def test_a_loss_that_the_file_does_not_name_is_put_behind_the_others() -> None:
+    cpo = replace(BEST, loss="cpo", settings={"beta": 0.1}, searched=("beta",))
+    lines = write_into(FILE, "pass_rate", [cpo, BEST], "mine.yaml").splitlines()
+    assert (
+        lines.index("  simpo:") < lines.index("  cpo:") < lines.index("answers:")
+        and lines[-2:] == FILE.splitlines()[-2:]
+    )
+    bare = write_into(
+        "name: mine\nlosses:\n  orpo: {}\n".replace(" {}", "\n    lr: 1.0"), "pass_rate", [cpo], "mine.yaml"
+    )
+    assert list(yaml.safe_load(bare)["losses"]) == ["orpo", "cpo"]
+
+
+@pytest.mark.parametrize("text", ["name: mine\n", "losses: {simpo: {beta: 2.0}}\n", "losses:\n  simpo: {beta: 2.0}\n"])
+def test_a_file_whose_losses_are_no_block_is_not_written_into(text) -> None:
+    with pytest.raises(PobenchError, match=r"mine.yaml: its section `losses` must be a block"):
+        write_into(text, "pass_rate", [BEST], "mine.yaml")
+
+
+def test_a_margin_that_was_searched_by_its_ratio_names_no_search(tunable, tmp_path) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        yaml.safe_dump({"lr": [1e-3], "losses": {"simpo": {"beta": [2.0], "gamma_beta_ratio": [0.5, 0.25]}}})
+    )
+    before = names_of("simpo", trials=2)
+    chosen = {**tunable, "losses": {"simpo": {"beta": 2.0, "gamma": 0.5, "lr": 1e-3}}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(chosen))
+    assert names_of("simpo", trials=2) == before, "or the choice, once written, would begin another search"
+
+
+@pytest.mark.slow
+def test_two_trials_at_once_come_to_what_one_after_the_other_does(tunable, tmp_path) -> None:
+    one = tune(plan_tuning("simpo,dpo", "small.yaml"))
+    two = tune(plan_tuning("simpo,dpo", "small.yaml", runs="elsewhere"), at_once=2)
+    assert two.made == one.made == 4 and not two.failed and two.best == one.best
+    columns = ["loss", "study", "lr", "settings", "value", "low", "high", "chosen", "runs"]
+    first, second = (pd.read_csv(t.csv)[columns].sort_values("runs", ignore_index=True) for t in (one, two))
+    pd.testing.assert_frame_equal(first, second)
