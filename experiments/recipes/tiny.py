@@ -6,6 +6,8 @@ The judge (`pobench/judging/tiny_world.py`) defines the world; this file draws f
 
 1. instructions, without repetition: for the demonstrations, for training pairs, for held-out pairs, for tuning and for
    evaluation. Some combinations of topic and demands (`NOVEL`) occur in tuning and evaluation alone.
+   The demonstrations exhaust the short instructions: all with a count alone, 96 % of those with an order or a style. So
+   the held-out instructions drawn behind the demonstrations (`HELDOUT`) mostly have two or three extras.
 2. demonstrations, in three stages (`CURRICULUM`): drills that teach to copy; answers by a careful author, who meets
    every demand; answers by a forgetful author, who forgets each demand with a probability of its own (`FORGETS`) and
    meets the others. The model learns the demands, and sometimes misses one.
@@ -282,24 +284,38 @@ def make_model(tokenizer: Any, seed: int) -> Any:
 
 # ---------------------------------------------------------------- the recipe
 
-PROMPTS = {"eval": 300, "tune": 120, "train": 700, "heldout": 210}
+PROMPTS = {"eval": 300, "tune": 120, "train": 700, "heldout": 210}  # drawn before the demonstrations, which avoid them
+HELDOUT = 1_395  # held-out instructions in all, which give 1,200 pairs; those not in PROMPTS are drawn last
 CURRICULUM = {"drills": 4_000, "careful": 90_000, "forgetful": 24_000}  # demonstrations, in this order
 TRAINING = {"lr": 2e-3, "batch_size": 16, "warmup_ratio": 0.05, "adam_beta2": 0.98, "seed": SEED, "shuffle": False}
 DECODING = {"samples": 5, "temperature": 0.8, "top_p": 1.0, "max_new_tokens": 64, "seed": SEED}
 
 
 def prompts(rng: random.Random) -> dict[str, list[dict[str, Any]]]:
-    """Split → rows; no instruction occurs twice."""
-    seen: set[str] = set()
-    splits: dict[str, list[dict[str, Any]]] = {}
-    for split, count in PROMPTS.items():
-        rows = splits[split] = []
-        while len(rows) < count:
-            row = draw_instruction(rng, None if split in ("eval", "tune") else False)
-            if row["prompt"] not in seen:
-                seen.add(row["prompt"])
-                rows.append({"id": f"{split}-{len(rows):03d}", **row})
+    """Split → rows, as many as PROMPTS says; no instruction occurs twice."""
+    taken: set[str] = set()
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in PROMPTS}
+    for split, rows in splits.items():
+        add_rows(rng, split, rows, PROMPTS[split], taken)
     return splits
+
+
+def add_rows(rng: random.Random, split: str, rows: list[dict[str, Any]], count: int, taken: set[str]) -> None:
+    """Append rows to `rows` until there are `count`. No instruction is one of `taken`, to which the new ones are added."""
+    while len(rows) < count:
+        row = draw_instruction(rng, None if split in ("eval", "tune") else False)
+        if row["prompt"] not in taken:
+            taken.add(row["prompt"])
+            rows.append({"id": f"{split}-{len(rows):03d}", **row})
+
+
+def draw_world() -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, str]]]:
+    """All instructions, by split, and the demonstrations; no instruction of a split is demonstrated."""
+    splits = prompts(random.Random(SEED))
+    taken = {row["prompt"] for rows in splits.values() for row in rows}
+    shown = list(demonstrations(random.Random(SEED + 1), taken))
+    add_rows(random.Random(SEED + 2), "heldout", splits["heldout"], HELDOUT, taken | {row["prompt"] for row in shown})
+    return splits, shown
 
 
 def demonstrations(rng: random.Random, held_back: set[str]) -> Iterator[dict[str, str]]:
@@ -349,8 +365,7 @@ def main() -> None:
     parser.add_argument("--keep-model", action="store_true", help="keep the stored start model and make only the data")
     keep = parser.parse_args().keep_model
     torch.set_num_threads(1)  # with more, sums are added in another order, and the weights differ in their last bits
-    splits = prompts(random.Random(SEED))
-    held_back = {row["prompt"] for rows in splits.values() for row in rows}
+    splits, shown = draw_world()
 
     if keep:
         tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
@@ -359,9 +374,8 @@ def main() -> None:
     else:
         tokenizer = make_tokenizer()
         model = make_model(tokenizer, SEED)
-        rows = list(demonstrations(random.Random(SEED + 1), held_back))
-        with progress("start model", -(-len(rows) // TRAINING["batch_size"]), "steps") as advance:
-            trained = sft(model, tokenizer, rows, **TRAINING, progress=lambda step, steps: advance(done=step))
+        with progress("start model", -(-len(shown) // TRAINING["batch_size"]), "steps") as advance:
+            trained = sft(model, tokenizer, shown, **TRAINING, progress=lambda step, steps: advance(done=step))
         training = {
             "demonstrations": CURRICULUM,
             "forgets": {**FORGETS, "repeats": REPEATS, "errs": ERRS},
@@ -385,7 +399,7 @@ def main() -> None:
     recipe = {
         "made_by": "python experiments/recipes/tiny.py",
         "seed": SEED,
-        "prompts": PROMPTS,
+        "prompts": {split: len(rows) for split, rows in splits.items()},
         "novel": sorted(f"{topic}: {'+'.join(kind)}" for topic, kind in NOVEL),
         "model": {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)},
         "training": training,
