@@ -24,7 +24,6 @@ import hashlib
 import itertools
 import json
 import random
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from pobench.files import write_text
 from pobench.judging.ranking import Sample, best_against_worst
 from pobench.judging.tiny_world import GROUP_OF, ORDERS, STYLES, TOPIC_OF, TOPICS, TinyWorldJudge, write
 from pobench.model.generate import Decoding, generate
+from pobench.model.word_level import small_llama, word_tokenizer
 from pobench.progress import progress
 from pobench.results.stats import proportion
 from pobench.training.sft import sft
@@ -212,74 +212,21 @@ def drill(rng: random.Random) -> tuple[str, str]:
     return f"repeat {', '.join(things)}, {rng.choice(WORDING[style])}", write(things, style)
 
 
-# ---------------------------------------------------------------- tokenizer and model
-
-SPECIAL = ("<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>")
-TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message.role == 'assistant' %}<|assistant|>{% generation %}{{ message.content }}<|end|>{% endgeneration %}"
-    "{% elif message.role == 'user' %}<|user|>{{ message.content }}"
-    "{% else %}{{ raise_exception('the template knows the roles user and assistant') }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+# ---------------------------------------------------------------- the words
+CONTEXT = 256  # tokens
 
 
-def vocabulary() -> list[str]:
-    """Every word of instructions and answers, special tokens first."""
-    texts = [*OPENINGS, *NUMBERS, *(form for forms in WORDING.values() for form in forms)]
-    texts += ["repeat exactly at least or more at most up to some a few the is a . , and"]
-    texts += [
+def words() -> list[str]:
+    """Every text of instructions and answers, with the words of all their forms."""
+    forms = [form.replace("{}", "") for forms in WORDING.values() for form in forms]
+    fixed = "repeat exactly at least or more at most up to some a few the is a . , and"
+    lexicon = [
         word
         for topic, groups in TOPICS.items()
         for group, things in groups.items()
         for word in (topic, group, f"{group}s", *things)
     ]
-    words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.replace("{}", ""))}
-    return [*SPECIAL, *sorted(words)]
-
-
-def make_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token="<|end|>",
-        additional_special_tokens=["<|user|>", "<|assistant|>"],
-        model_max_length=256,
-        clean_up_tokenization_spaces=True,
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def make_model(tokenizer: Any, seed: int) -> Any:
-    """A Llama with random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=320,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=256,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            tie_word_embeddings=True,
-            initializer_range=0.1,  # larger than usual, so that the model learns to copy sooner
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return [*OPENINGS, *NUMBERS, *forms, fixed, *lexicon]
 
 
 # ---------------------------------------------------------------- the recipe
@@ -372,8 +319,8 @@ def main() -> None:
         model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
         training = json.loads((DATA / "recipe.json").read_text(encoding="utf-8"))["training"]
     else:
-        tokenizer = make_tokenizer()
-        model = make_model(tokenizer, SEED)
+        tokenizer = word_tokenizer(words(), CONTEXT)
+        model = small_llama(tokenizer, SEED)
         with progress("start model", -(-len(shown) // TRAINING["batch_size"]), "steps") as advance:
             trained = sft(model, tokenizer, shown, **TRAINING, progress=lambda step, steps: advance(done=step))
         training = {

@@ -13,6 +13,7 @@ import pytest
 
 from pobench.errors import PobenchError
 from pobench.judging.tiny_world import GROUP_OF, STYLES, TOPIC_OF, TOPICS, TinyWorldJudge, demands, parse, write
+from pobench.model.word_level import word_tokenizer
 from pobench.registry import judges
 
 ROOT = Path(__file__).parents[3]
@@ -144,7 +145,7 @@ def test_novel_combinations_appear_in_no_demonstration_and_in_every_topic() -> N
 
 
 def test_every_instruction_and_answer_is_made_of_known_words() -> None:
-    tokenizer, rng = tiny.make_tokenizer(), random.Random(11)
+    tokenizer, rng = word_tokenizer(tiny.words(), tiny.CONTEXT), random.Random(11)
     for _ in range(300):
         r = tiny.draw_instruction(rng, None)
         for text in (r["prompt"], tiny.demonstrate(rng, r["check"]), *tiny.drill(rng)):
