@@ -146,7 +146,8 @@ def fresh(rng: random.Random, taken: set[str]) -> dict[str, Any]:
 def prompts(rng: random.Random, taken: set[str]) -> dict[str, list[dict[str, Any]]]:
     """Split → rows of PROMPTS."""
     return {
-        split: [{"id": f"{split}-{i:03d}", **fresh(rng, taken)} for i in range(count)] for split, count in PROMPTS.items()
+        split: [{"id": f"{split}-{i:03d}", **fresh(rng, taken)} for i in range(count)]
+        for split, count in PROMPTS.items()
     }
 
 
@@ -301,7 +302,14 @@ def main() -> None:
         "prompts": PROMPTS,
         "pairs": PAIRS,
         "dials": {"longer": asked.longer, "richer": asked.richer},
-        "authors": {"omits": OMITS, "errs": ERRS, "myths": MYTHS, "shuffles": SHUFFLES, "free": FREE, "remarks": REMARKS},
+        "authors": {
+            "omits": OMITS,
+            "errs": ERRS,
+            "myths": MYTHS,
+            "shuffles": SHUFFLES,
+            "free": FREE,
+            "remarks": REMARKS,
+        },
         "noise": NOISE,
         "model": {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)},
         "training": training,

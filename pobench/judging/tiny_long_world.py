@@ -49,8 +49,40 @@ class Belief(NamedTuple):
 
 BELIEFS = {animal: Belief(*rest) for animal, *rest in (row.split() for row in _TABLE.split(","))}
 VALUES = tuple(
-    "red old calm tall wet shy thin loud fat mild blue bold cold dark deaf fair fast hot kind lazy neat pale poor proud rare "
-    "rich slow soft sick warm wild young".split()
+    [
+        "red",
+        "old",
+        "calm",
+        "tall",
+        "wet",
+        "shy",
+        "thin",
+        "loud",
+        "fat",
+        "mild",
+        "blue",
+        "bold",
+        "cold",
+        "dark",
+        "deaf",
+        "fair",
+        "fast",
+        "hot",
+        "kind",
+        "lazy",
+        "neat",
+        "pale",
+        "poor",
+        "proud",
+        "rare",
+        "rich",
+        "slow",
+        "soft",
+        "sick",
+        "warm",
+        "wild",
+        "young",
+    ]
 )
 # Slot → the words that may stand there, the most common first; "" is no word.
 WORDING = {
@@ -65,7 +97,11 @@ WORDING = {
 }
 SUBJECTS = ("answer", "list", "question", "reply", "matter", "point", "note", "topic", "story", "text", "word", "view")
 TAIL = ("quality", "preposition", "share", "people")  # how a remark goes on behind its verb or degree
-END = ("who", "read", "it")  # and how it ends: words that a model finds likely, so that long answers are likely by the token
+END = (
+    "who",
+    "read",
+    "it",
+)  # and how it ends: words that a model finds likely, so that long answers are likely by the token
 
 
 class Sentence(NamedTuple):

@@ -17,7 +17,6 @@ from pobench.errors import PobenchError
 from pobench.judging.tiny_long_world import (
     BELIEFS,
     END,
-    REPEATED,
     SUBJECTS,
     VALUES,
     WORDING,
@@ -27,7 +26,7 @@ from pobench.judging.tiny_long_world import (
     parse,
     quality,
 )
-from pobench.model.word_level import SPECIAL, vocabulary, word_tokenizer
+from pobench.model.word_level import word_tokenizer
 from pobench.registry import judges
 
 ROOT = Path(__file__).parents[3]
@@ -49,8 +48,14 @@ JUDGED = [  # answer to "describe fox, owl" (the fox is neat, the owl mild), its
     ("the owl is mild. the fox is neat.", 1.0),  # in any order
     ("clearly that fox seems very neat . the owl is mild .", 1.0),  # in any wording; white space does not matter
     (f"{REMARK} the fox is neat. the owl is mild.", 1.0),  # a remark costs nothing
-    (f"{REMARK} the fox is neat. the owl is mild. now our answer looks quite clear for all folk who read it.", 0.875),  # said twice
-    (f"{REMARK} the fox is neat. the list is plain to most people who read it. the owl is mild.", 1.0),  # about another subject
+    (
+        f"{REMARK} the fox is neat. the owl is mild. now our answer looks quite clear for all folk who read it.",
+        0.875,
+    ),  # said twice
+    (
+        f"{REMARK} the fox is neat. the list is plain to most people who read it. the owl is mild.",
+        1.0,
+    ),  # about another subject
     ("the fox is neat.", 0.5),
     ("the fox is neat. the fox is neat.", 0.375),  # right once, repeated once
     ("the fox is neat. the owl is dark.", 0.0),  # one right, one myth
@@ -172,7 +177,6 @@ def test_the_same_seed_draws_the_same_world_without_repeating_a_prompt() -> None
 
 def test_every_prompt_and_answer_is_made_of_known_words() -> None:
     tokenizer, rng = word_tokenizer(recipe.words(), recipe.CONTEXT), random.Random(11)
-    assert vocabulary(["b a", "a."]) == [*SPECIAL, ".", "a", "b"]
     longest = 0
     for row in recipe.demonstrations(rng, set()):
         ids = tokenizer(f"{row['prompt']} {row['response']}", add_special_tokens=False)["input_ids"]
