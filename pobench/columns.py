@@ -296,6 +296,9 @@ _VERDICTS = Frame(
             "",
             "in [0, 1]; of a judge that compares, P(better than the other answer); nan: no verdict",
         ),
+        Column(
+            "grade", "float", "", "in [0, 1]: how far a pass or fail was; nan where the judge gives no grade beside it"
+        ),
         Column("against", "text", "", "`start` where the start model's answer stood beside it; missing otherwise"),
         Column("forward", "float", "", "P(better) with the start model's answer shown first"),
         Column("backward", "float", "", "P(better) with the start model's answer shown last"),

@@ -6,6 +6,8 @@ The judge (`pobench/judging/tiny_world.py`) defines the world; this file draws f
 
 1. instructions, without repetition: for the demonstrations, for training pairs, for held-out pairs, for tuning and for
    evaluation. Some combinations of topic and demands (`NOVEL`) occur in tuning and evaluation alone.
+   The demonstrations exhaust the short instructions: all with a count alone, 96 % of those with an order or a style. So
+   the held-out instructions drawn behind the demonstrations (`HELDOUT`) mostly have two or three extras.
 2. demonstrations, in three stages (`CURRICULUM`): drills that teach to copy; answers by a careful author, who meets
    every demand; answers by a forgetful author, who forgets each demand with a probability of its own (`FORGETS`) and
    meets the others. The model learns the demands, and sometimes misses one.
@@ -22,7 +24,6 @@ import hashlib
 import itertools
 import json
 import random
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from pobench.files import write_text
 from pobench.judging.ranking import Sample, best_against_worst
 from pobench.judging.tiny_world import GROUP_OF, ORDERS, STYLES, TOPIC_OF, TOPICS, TinyWorldJudge, write
 from pobench.model.generate import Decoding, generate
+from pobench.model.word_level import small_llama, word_tokenizer
 from pobench.progress import progress
 from pobench.results.stats import proportion
 from pobench.training.sft import sft
@@ -210,96 +212,57 @@ def drill(rng: random.Random) -> tuple[str, str]:
     return f"repeat {', '.join(things)}, {rng.choice(WORDING[style])}", write(things, style)
 
 
-# ---------------------------------------------------------------- tokenizer and model
-
-SPECIAL = ("<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>")
-TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message.role == 'assistant' %}<|assistant|>{% generation %}{{ message.content }}<|end|>{% endgeneration %}"
-    "{% elif message.role == 'user' %}<|user|>{{ message.content }}"
-    "{% else %}{{ raise_exception('the template knows the roles user and assistant') }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+# ---------------------------------------------------------------- the words
+CONTEXT = 256  # tokens
 
 
-def vocabulary() -> list[str]:
-    """Every word of instructions and answers, special tokens first."""
-    texts = [*OPENINGS, *NUMBERS, *(form for forms in WORDING.values() for form in forms)]
-    texts += ["repeat exactly at least or more at most up to some a few the is a . , and"]
-    texts += [
+def words() -> list[str]:
+    """Every text of instructions and answers, with the words of all their forms."""
+    forms = [form.replace("{}", "") for forms in WORDING.values() for form in forms]
+    fixed = "repeat exactly at least or more at most up to some a few the is a . , and"
+    lexicon = [
         word
         for topic, groups in TOPICS.items()
         for group, things in groups.items()
         for word in (topic, group, f"{group}s", *things)
     ]
-    words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.replace("{}", ""))}
-    return [*SPECIAL, *sorted(words)]
-
-
-def make_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token="<|end|>",
-        additional_special_tokens=["<|user|>", "<|assistant|>"],
-        model_max_length=256,
-        clean_up_tokenization_spaces=True,
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def make_model(tokenizer: Any, seed: int) -> Any:
-    """A Llama with random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=320,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=256,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            tie_word_embeddings=True,
-            initializer_range=0.1,  # larger than usual, so that the model learns to copy sooner
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return [*OPENINGS, *NUMBERS, *forms, fixed, *lexicon]
 
 
 # ---------------------------------------------------------------- the recipe
 
-PROMPTS = {"eval": 300, "tune": 120, "train": 700, "heldout": 210}
+PROMPTS = {"eval": 300, "tune": 120, "train": 700, "heldout": 210}  # drawn before the demonstrations, which avoid them
+HELDOUT = 1_395  # held-out instructions in all, which give 1,200 pairs; those not in PROMPTS are drawn last
 CURRICULUM = {"drills": 4_000, "careful": 90_000, "forgetful": 24_000}  # demonstrations, in this order
 TRAINING = {"lr": 2e-3, "batch_size": 16, "warmup_ratio": 0.05, "adam_beta2": 0.98, "seed": SEED, "shuffle": False}
 DECODING = {"samples": 5, "temperature": 0.8, "top_p": 1.0, "max_new_tokens": 64, "seed": SEED}
 
 
 def prompts(rng: random.Random) -> dict[str, list[dict[str, Any]]]:
-    """Split → rows; no instruction occurs twice."""
-    seen: set[str] = set()
-    splits: dict[str, list[dict[str, Any]]] = {}
-    for split, count in PROMPTS.items():
-        rows = splits[split] = []
-        while len(rows) < count:
-            row = draw_instruction(rng, None if split in ("eval", "tune") else False)
-            if row["prompt"] not in seen:
-                seen.add(row["prompt"])
-                rows.append({"id": f"{split}-{len(rows):03d}", **row})
+    """Split → rows, as many as PROMPTS says; no instruction occurs twice."""
+    taken: set[str] = set()
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in PROMPTS}
+    for split, rows in splits.items():
+        add_rows(rng, split, rows, PROMPTS[split], taken)
     return splits
+
+
+def add_rows(rng: random.Random, split: str, rows: list[dict[str, Any]], count: int, taken: set[str]) -> None:
+    """Append rows to `rows` until there are `count`. No instruction is one of `taken`, to which the new ones are added."""
+    while len(rows) < count:
+        row = draw_instruction(rng, None if split in ("eval", "tune") else False)
+        if row["prompt"] not in taken:
+            taken.add(row["prompt"])
+            rows.append({"id": f"{split}-{len(rows):03d}", **row})
+
+
+def draw_world() -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, str]]]:
+    """All instructions, by split, and the demonstrations; no instruction of a split is demonstrated."""
+    splits = prompts(random.Random(SEED))
+    taken = {row["prompt"] for rows in splits.values() for row in rows}
+    shown = list(demonstrations(random.Random(SEED + 1), taken))
+    add_rows(random.Random(SEED + 2), "heldout", splits["heldout"], HELDOUT, taken | {row["prompt"] for row in shown})
+    return splits, shown
 
 
 def demonstrations(rng: random.Random, held_back: set[str]) -> Iterator[dict[str, str]]:
@@ -349,19 +312,17 @@ def main() -> None:
     parser.add_argument("--keep-model", action="store_true", help="keep the stored start model and make only the data")
     keep = parser.parse_args().keep_model
     torch.set_num_threads(1)  # with more, sums are added in another order, and the weights differ in their last bits
-    splits = prompts(random.Random(SEED))
-    held_back = {row["prompt"] for rows in splits.values() for row in rows}
+    splits, shown = draw_world()
 
     if keep:
         tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
         model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
         training = json.loads((DATA / "recipe.json").read_text(encoding="utf-8"))["training"]
     else:
-        tokenizer = make_tokenizer()
-        model = make_model(tokenizer, SEED)
-        rows = list(demonstrations(random.Random(SEED + 1), held_back))
-        with progress("start model", -(-len(rows) // TRAINING["batch_size"]), "steps") as advance:
-            trained = sft(model, tokenizer, rows, **TRAINING, progress=lambda step, steps: advance(done=step))
+        tokenizer = word_tokenizer(words(), CONTEXT)
+        model = small_llama(tokenizer, SEED)
+        with progress("start model", -(-len(shown) // TRAINING["batch_size"]), "steps") as advance:
+            trained = sft(model, tokenizer, shown, **TRAINING, progress=lambda step, steps: advance(done=step))
         training = {
             "demonstrations": CURRICULUM,
             "forgets": {**FORGETS, "repeats": REPEATS, "errs": ERRS},
@@ -385,7 +346,7 @@ def main() -> None:
     recipe = {
         "made_by": "python experiments/recipes/tiny.py",
         "seed": SEED,
-        "prompts": PROMPTS,
+        "prompts": {split: len(rows) for split, rows in splits.items()},
         "novel": sorted(f"{topic}: {'+'.join(kind)}" for topic, kind in NOVEL),
         "model": {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)},
         "training": training,

@@ -4,6 +4,10 @@ A pointwise judge looks at one answer:
 
     judge.score(row, text, finished=True) -> float in [0, 1]; nan if it has no opinion
 
+If its score is pass or fail, it may also say how far the answer came, given the same arguments:
+
+    judge.grade(row, text, finished=True) -> float in [0, 1], 1 where the answer passes; nan if it has no opinion
+
 A pairwise judge compares two answers to one prompt, in both orders, and averages:
 
     judge.judge(prompt, a, b) -> P(b is better) in [0, 1]; nan if no verdict could be read

@@ -15,9 +15,9 @@ The demands are the keys of the row's `check`; `topic`, `least` and `most` are a
     order       one of ORDERS                      style   one of STYLES
     first, last the answer begins or ends with this thing
 
-    score = demands met / demands;   pass = every demand met (score 1)
+    grade = demands met / demands;   pass = every demand met (grade 1)
 
-The bounds count as one demand. An answer that is not well formed (empty, cut off, a word of no topic) scores 0.
+The bounds count as one demand. An answer that is not well formed (empty, cut off, a word of no topic) has the grade 0.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def check_faults(check: Mapping[str, Any]) -> list[str]:
 class TinyWorldJudge:
     """Scores an answer by the demands of its row. Deterministic, free, offline.
 
-    graded: score the share of demands met; otherwise 1 if all are met, else 0.
+    graded: the score is the grade; otherwise 1 if all demands are met, else 0.
     """
 
     name = "tiny_world"
@@ -164,7 +164,12 @@ class TinyWorldJudge:
         self.graded = graded
 
     def score(self, row: Mapping[str, Any], text: str, finished: bool = True) -> float:
-        """The score in [0, 1], 1 = pass; 0 for an unfinished answer; nan if the row has no `check`.
+        """The score in [0, 1], 1 = pass; 0 for an unfinished answer; nan if the row has no `check`. Raises as `grade`."""
+        grade = self.grade(row, text, finished)
+        return grade if self.graded or math.isnan(grade) else float(grade == 1)
+
+    def grade(self, row: Mapping[str, Any], text: str, finished: bool = True) -> float:
+        """The share of demands met; 0 for an unfinished answer; nan if the row has no `check`.
 
         Raises PobenchError that lists the faults of an invalid check.
         """
@@ -180,10 +185,10 @@ class TinyWorldJudge:
         if answer is None:
             return 0.0
         met = demands(check, answer).values()
-        return sum(met) / len(met) if self.graded else float(all(met))
+        return sum(met) / len(met)
 
 
 @register_judge("tiny_world", aliases=("tiny",), offline=True)
 def tiny_world(*, graded: bool = True) -> TinyWorldJudge:
-    """Exact checks of the generated world. graded: score the share of demands met, 1 = pass; otherwise only 1 or 0."""
+    """Exact checks of the generated world. graded: the score is the grade, 1 = pass; otherwise only 1 or 0."""
     return TinyWorldJudge(graded)

@@ -138,6 +138,13 @@ def pass_rate(e: Evidence) -> Estimate:
     return e.over_prompts(scores["score"], scores["prompt"], scores["run"], stats.UNIT)
 
 
+@_metric("grade", "Graded score", "higher", "%", ".1f", scale=100, judged=True)
+def grade(e: Evidence) -> Estimate:
+    """Mean grade of a judge that grades beside pass or fail, in [0, 1]: over the samples of a prompt, then over prompts.
+    For an instruction with several demands it is the share of demands met."""
+    return e.over_prompts(e.verdicts["grade"], e.verdicts["prompt"], e.verdicts["run"], stats.UNIT)
+
+
 @_metric("pass_rate_gain", "Gain over start", "higher", "points", "+.1f", scale=100, judged=True, start=False)
 def pass_rate_gain(e: Evidence) -> Estimate:
     """Pass rate minus the start model's, prompt by prompt. Zero inside the interval: no gain is shown. Of a judge that
@@ -272,7 +279,7 @@ _NEEDS = {
         *("reference_rejected_logp", "chosen_reward", "rejected_reward"),
     ),
     "answers": ("run", "prompt", "sample", "kind", "topic", "text", "tokens", "finished"),
-    "verdicts": ("run", "prompt", "sample", "judge", "score", "against", "flipped", "longer"),
+    "verdicts": ("run", "prompt", "sample", "judge", "score", "grade", "against", "flipped", "longer"),
 }
 
 

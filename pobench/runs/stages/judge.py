@@ -55,8 +55,10 @@ def run(context: Context) -> None:
     answers = context.read("answers", "answers")
     verdicts = answers[["prompt", "sample"]]
     if not kind.compares:
-        scores = [judge.score(rows[a.prompt], a.text, a.finished) for a in answers.itertuples()]
-        verdicts = verdicts.assign(judge=config.name, score=scores)
+        judged = [(rows[a.prompt], a.text, a.finished) for a in answers.itertuples()]
+        verdicts = verdicts.assign(judge=config.name, score=[judge.score(*answer) for answer in judged])
+        if hasattr(judge, "grade"):
+            verdicts = verdicts.assign(grade=[judge.grade(*answer) for answer in judged])
     elif context.loss is None:  # beside itself it wins half, by definition
         verdicts = verdicts.assign(judge=judge.name, score=0.5, against="start")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -12,6 +13,7 @@ import pytest
 
 from pobench.errors import PobenchError
 from pobench.judging.tiny_world import GROUP_OF, STYLES, TOPIC_OF, TOPICS, TinyWorldJudge, demands, parse, write
+from pobench.model.word_level import word_tokenizer
 from pobench.registry import judges
 
 ROOT = Path(__file__).parents[3]
@@ -74,6 +76,7 @@ JUDGED = [  # check beside "two or three animals", answer, demands met of all
 def test_score_is_the_share_of_demands_met(check, answer, met, of) -> None:
     assert TinyWorldJudge().score(row(**check), answer) == met / of
     assert TinyWorldJudge(graded=False).score(row(**check), answer) == float(met == of)
+    assert TinyWorldJudge(graded=False).grade(row(**check), answer) == met / of
 
 
 def test_without_an_upper_bound_any_number_of_things_from_least_on_will_do() -> None:
@@ -84,8 +87,10 @@ def test_without_an_upper_bound_any_number_of_things_from_least_on_will_do() -> 
 
 def test_a_row_without_a_check_has_no_score_and_an_unfinished_answer_fails() -> None:
     judge = TinyWorldJudge()
-    assert math.isnan(judge.score({"id": "r", "prompt": "hello"}, "fox, owl"))
-    assert judge.score(row(), "fox, owl", finished=False) == 0.0
+    for graded in (True, False):
+        assert math.isnan(TinyWorldJudge(graded).score({"id": "r", "prompt": "hello"}, "fox, owl"))
+        assert math.isnan(TinyWorldJudge(graded).grade({"id": "r", "prompt": "hello"}, "fox, owl"))
+    assert judge.score(row(), "fox, owl", finished=False) == judge.grade(row(), "fox, owl", finished=False) == 0.0
 
 
 def test_a_faulty_check_is_refused_with_every_fault_named() -> None:
@@ -140,7 +145,7 @@ def test_novel_combinations_appear_in_no_demonstration_and_in_every_topic() -> N
 
 
 def test_every_instruction_and_answer_is_made_of_known_words() -> None:
-    tokenizer, rng = tiny.make_tokenizer(), random.Random(11)
+    tokenizer, rng = word_tokenizer(tiny.words(), tiny.CONTEXT), random.Random(11)
     for _ in range(300):
         r = tiny.draw_instruction(rng, None)
         for text in (r["prompt"], tiny.demonstrate(rng, r["check"]), *tiny.drill(rng)):
@@ -166,7 +171,17 @@ def _lines(name: str) -> list[dict]:
 
 def test_shipped_prompts_are_those_of_the_recipe() -> None:
     for split, rows in tiny.prompts(random.Random(tiny.SEED)).items():
-        assert _lines(f"{split}_prompts.jsonl") == rows
+        assert _lines(f"{split}_prompts.jsonl")[: None if split != "heldout" else len(rows)] == rows
+    prompts = [row["prompt"] for split in tiny.PROMPTS for row in _lines(f"{split}_prompts.jsonl")]
+    assert len(set(prompts)) == len(prompts), "no instruction occurs twice"
+
+
+@pytest.mark.slow
+def test_held_out_prompts_are_those_of_the_recipe_and_no_demonstration_has_one() -> None:
+    splits, shown = tiny.draw_world()
+    assert splits["heldout"] == _lines("heldout_prompts.jsonl") and len(splits["heldout"]) == tiny.HELDOUT
+    assert not {row["prompt"] for row in splits["heldout"]} & {row["prompt"] for row in shown}
+    assert len(shown) == sum(tiny.CURRICULUM.values())
 
 
 def test_shipped_pairs_are_judged_right_and_their_prompts_lie_apart() -> None:
@@ -181,7 +196,19 @@ def test_shipped_pairs_are_judged_right_and_their_prompts_lie_apart() -> None:
         texts[split] = {pair["prompt"][0]["content"] for pair in pairs}
     texts["eval"] = {r["prompt"] for r in _lines("eval_prompts.jsonl")}
     assert not texts["train"] & texts["heldout"] and not texts["eval"] & (texts["train"] | texts["heldout"])
-    assert len(_lines("pairs.jsonl")) >= 400 and len(_lines("heldout_pairs.jsonl")) >= 120
+    assert len(_lines("pairs.jsonl")) >= 400 and len(_lines("heldout_pairs.jsonl")) == 1_200
+
+
+def test_the_recipe_counts_what_is_shipped() -> None:
+    recipe = json.loads((DATA / "recipe.json").read_text(encoding="utf-8"))
+    assert recipe["prompts"] == {split: len(_lines(f"{split}_prompts.jsonl")) for split in tiny.PROMPTS}
+    assert {name: counts["pairs"] for name, counts in recipe["pairs"].items()} == {
+        name: len(_lines(f"{name}.jsonl")) for name in ("pairs", "heldout_pairs")
+    }
+    folders = {"models": MODEL, "data": DATA}
+    for file, digest in recipe["sha256"].items():
+        path = folders[file.split("/")[0]] / file.split("/")[-1]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest, file
 
 
 def test_the_shipped_start_model_is_small_and_imperfect() -> None:

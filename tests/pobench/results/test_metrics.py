@@ -44,6 +44,15 @@ def test_pass_rate_is_the_mean_over_prompts_of_the_mean_over_samples() -> None:
     assert value("pass_rate", frames) == 0.5
 
 
+def test_graded_score_is_the_mean_over_prompts_and_missing_where_no_judge_grades() -> None:
+    judged = verdicts(1, 0, 0, prompts=["a", "a", "b"])
+    # a: (1 + 0.5) / 2, b: 0.25
+    assert value("grade", {"verdicts": judged.assign(grade=[1, 0.5, 0.25])}) == 0.5
+    assert value("grade", {"verdicts": judged.assign(grade=[1, math.nan, 0.25])}) == 0.625
+    rows = {row["metric"]: row for row in metrics.score({"verdicts": judged})}  # as stored before there were grades
+    assert (rows["grade"]["value"], rows["grade"]["n"]) == (None, 0)
+
+
 def test_gain_and_wins_are_paired_by_prompt() -> None:
     ours = {"verdicts": verdicts(1, 1, 0, 0.5, prompts=["a", "b", "c", "d"])}
     start = {"verdicts": verdicts(0, 1, 1, 1, prompts=["a", "b", "c", "x"], run="s")}

@@ -100,10 +100,11 @@ def test_measured_steps_outrank_every_rule_of_thumb(tmp_path) -> None:
 
 def test_without_measured_steps_the_estimate_is_near_what_runs_took(tmp_path, monkeypatch) -> None:
     """Recorded on two cores that multiply matrices at 85 gigaflops: `tiny`, 562 pairs in two epochs, 72 steps of 0.10 to
-    0.15 s, 47 s with start model and evaluation; `smollm2`, 1.2 to 1.3 s a pair. The estimate was 7 s for the first."""
+    0.15 s, 47 s with start model and evaluation of 178 held-out pairs and 4 answers a prompt; `smollm2`, 1.2 to 1.3 s a
+    pair. The estimate was 7 s for the first."""
     monkeypatch.setattr(cost, "peak_flops", lambda: 85e9)
     monkeypatch.setattr(cost.torch.cuda, "is_available", lambda: False)
-    whole = estimate_cost(tasks(tmp_path, "simpo", "tiny"), Counts(562, 178, 36.2))
+    whole = estimate_cost(tasks(tmp_path, "simpo", "tiny", answers__samples=4), Counts(562, 178, 36.2))
     assert 47 / 2 < whole.seconds < 47 * 2
     for setting, tokens, low, high in (("tiny", 36.2, 0.10 / 16, 0.15 / 16), ("smollm2", 104.0, 1.2, 1.3)):
         job = resolve(setting, "simpo")[0]
