@@ -26,7 +26,7 @@ def judged(n: int, longer_wins: float, seed: int = 0) -> tuple[list[dict[str, An
     rows, answers = [], []
     for i in range(n):
         counts = {}
-        for name in (*MODELS, arena_hard.BASELINE):
+        for name in (*MODELS, "gpt-4-0314"):
             tokens = rng.randint(200, 400) * (2 if name == "gamma" else 1)
             marks = [rng.randint(0, 6) for _ in range(4)]
             metadata = {
@@ -38,7 +38,7 @@ def judged(n: int, longer_wins: float, seed: int = 0) -> tuple[list[dict[str, An
             counts[name] = tokens
             answers.append({"uid": f"q{i}", "model": name, "metadata": metadata})
         for name in MODELS:
-            base = counts[arena_hard.BASELINE]
+            base = counts["gpt-4-0314"]
             pull = longer_wins * (counts[name] - base) / (counts[name] + base)
             games = [{"score": label(rng, pull * sign)} for sign in (-1, 1)]  # the model is B, then A
             rows.append({"uid": f"q{i}", "model": name, "judge": "gpt-4-1106-preview", "games": games})
@@ -68,7 +68,7 @@ def by_sklearn(rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dic
     found = {(a["model"], a["uid"]): a["metadata"] for a in answers}
     design, outcomes = [], []
     for row in rows:
-        own, base = found[row["model"], row["uid"]], found[arena_hard.BASELINE, row["uid"]]
+        own, base = found[row["model"], row["uid"]], found["gpt-4-0314", row["uid"]]
         features = [(own["token_len"] - base["token_len"]) / (own["token_len"] + base["token_len"])]
         for key in ("header_count", "list_count", "bold_count"):
             a, b = (sum(m[key].values()) / m["token_len"] for m in (own, base))
@@ -93,6 +93,24 @@ def test_the_score_is_that_of_another_logistic_regression(stored) -> None:
         assert found.values["score"] == pytest.approx(expected[name], abs=1e-3)
     assert found.benchmark.endswith("with style control (length, markdown)")
     assert "not Arena-Hard" in found.benchmark, "its questions are others"
+
+
+def test_v2_controls_style_within_each_category(stored) -> None:
+    rows, answers = judged(12, 2.0)
+    for judgment in rows:
+        hard = int(judgment["uid"][1:]) % 2 == 0
+        judgment["category"] = "hard_prompt" if hard else "creative_writing"
+    by_hand = {}
+    for remainder, category in enumerate(("hard_prompt", "creative_writing")):
+        part = [row for row in rows if row["category"] == category]
+        by_hand[category] = by_sklearn(part, answers)["beta"]
+        own = {"baseline": arena_hard.V2.baselines[category]}
+        renamed = [a for a in answers if a["model"] == "gpt-4-0314" and int(a["uid"][1:]) % 2 == remainder]
+        answers = [*answers, *({**answer, "model": own["baseline"]} for answer in renamed)]
+    scored = style.score(*stored(rows, answers), BOTH, model="beta")
+    found = {category: values["score"] for category, values in scored.values["categories"].items()}
+    assert found == pytest.approx(by_hand, abs=1e-3)
+    assert scored.benchmark.startswith("Arena-Hard v2.0")
 
 
 def test_a_judge_that_likes_length_is_held_against_the_long_model_no_longer(stored) -> None:
@@ -154,7 +172,7 @@ def test_a_file_without_models_is_refused_as_such(save) -> None:
 
 def test_an_answer_that_is_not_there_is_named(stored) -> None:
     rows, answers = judged(3, 0.0)
-    kept = [a for a in answers if a["model"] != arena_hard.BASELINE]
+    kept = [a for a in answers if a["model"] != "gpt-4-0314"]
     with pytest.raises(PobenchError, match="no answer of 'gpt-4-0314' to 'q0'; there are answers of alpha"):
         style.score(*stored(rows, kept), BOTH, model="beta")
 
