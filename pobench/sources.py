@@ -178,16 +178,17 @@ def fetch_rows(
     subset: str | None = None,
     revision: str | None = None,
     option: str = "--data",
+    section: str = "data",
 ) -> RowFiles:
     """The local files with the rows of `source`: its own, a shipped one, or a Parquet copy of a hub data set.
 
     split (default "train"), subset: of a hub data set or a folder, see `local_rows`. revision: of a hub data set. option: as
-    in `fetch_model`. Raises PobenchError with a remedy if the data cannot be fetched.
+    in `fetch_model`; section: as in `local_rows`. Raises PobenchError with a remedy if the data cannot be fetched.
     """
     if source.startswith("builtin:"):
         file = _shipped("data", source)
         return RowFiles(file.name, (file,))
-    local = local_rows(source, split, subset)
+    local = local_rows(source, split, subset, section)
     if local is not None:
         return local
     if not is_hub_name(source) or Path(source).suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"):
@@ -200,7 +201,7 @@ def fetch_rows(
         rows = datasets.load_dataset(source, subset, split=split, revision=revision)
     except Exception as error:  # the hub client raises a dozen unrelated types
         known = configurations_in(error)
-        fault = subset_fault(source, subset, known) if known else _hub_fault("data", source, error, option)
+        fault = subset_fault(source, subset, known, section) if known else _hub_fault("data", source, error, option)
         raise PobenchError(fault) from error
     parts = [source.replace("/", "--"), *([subset] if subset else []), split.replace("/", "-"), rows._fingerprint]
     target = cache_folder() / "data" / (re.sub(r"[^\w.\-]", "_", "-".join(parts)) + ".parquet")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pobench.data.prompts import prompt_rows
+from pobench.data.prompts import eval_prompts
 from pobench.data.published import DATASETS, MODELS
 from pobench.data.rows import read_rows
 from pobench.data.shapes import load_preferences
@@ -227,11 +227,11 @@ def _as_training(job: Job) -> Job:
 def _conversations(job: Job) -> float:
     """How many the SFT stage learns from in an epoch; nan where neither at hand nor published."""
     assert job.sft is not None
-    source, split = job.sft.source, job.sft.split
+    source, split, subset = job.sft.source, job.sft.split, job.sft.subset
     if source in DATASETS:
         count = float(DATASETS[source].splits.get(split or "train", math.nan))
     else:
-        count = float(len(read_rows(fetch_rows(source, split=split)))) if is_local(source) else math.nan
+        count = float(len(read_rows(fetch_rows(source, split=split, subset=subset)))) if is_local(source) else math.nan
     return min(count, job.sft.max_conversations or math.inf)
 
 
@@ -248,8 +248,7 @@ def _asked(job: Job) -> float:
     if answers.source in DATASETS:
         return min(_rows(job.data, answers.source, answers.split)[0], answers.max_prompts or math.inf)
     try:
-        rows = prompt_rows(answers.source, answers.split, "answers.source") if is_local(answers.source) else None
-        return math.nan if rows is None else float(len(rows[: answers.max_prompts]))
+        return float(len(eval_prompts(answers))) if is_local(answers.source) else math.nan
     except PobenchError:
         return math.nan
 

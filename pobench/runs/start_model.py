@@ -32,6 +32,7 @@ from pobench.training import checkpoint
 from pobench.training.sft import batches, learn
 
 STAGES_ROOT = "sft"  # of the stages' folders, below the cache folder
+SOURCES = ("source", "subset", "split", "revision", "on_bad_row")  # of the sft section: the rows count by content
 
 
 def start_model(job: Job) -> Path:
@@ -80,7 +81,7 @@ def stage_causes(job: Job, *, remember: bool = True) -> dict[str, Any]:
     """Rows, weights and rendering count by content. remember: digests of large files."""
     config = _config(job)
     base = base_model(job)
-    settings = {k: v for k, v in config.causes().items() if k not in ("source", "split", "revision", "on_bad_row")}
+    settings = {k: v for k, v in config.causes().items() if k not in SOURCES}
     return {
         "protocol": PROTOCOL,
         "weights": weights_digest(base, remember=remember),
