@@ -121,19 +121,17 @@ def _part(
 
 
 def fit(battles: Battles, models: int, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(strengths of the models, weights of the features) by Newton's method. counts: replaces the battles' own."""
+    """(strengths of the models, weights of the features) by scikit-learn. counts: replaces the battles' own."""
+    from sklearn.linear_model import LogisticRegression
+
     count = battles.times if counts is None else counts
     design = np.hstack([np.eye(models)[battles.model], standardised(battles)])
-    values = np.zeros(design.shape[1])
-    for _ in range(50):
-        p = _sigmoid(design @ values)
-        slope = design.T @ (count * (p - battles.result)) + _RIDGE * values
-        curve = (design * (count * p * (1 - p))[:, None]).T @ design + _RIDGE * np.eye(len(values))
-        step = np.linalg.solve(curve, slope)
-        values = values - step
-        if np.abs(step).max() < 1e-9:
-            break
-    return values[:models], values[models:]
+    won, lost = count * battles.result, count * (1 - battles.result)  # a tie is half a battle won, and half a lost one
+    regression = LogisticRegression(C=1 / _RIDGE, fit_intercept=False, solver="newton-cholesky", tol=1e-8)
+    regression.fit(
+        np.vstack([design, design]), np.repeat([1, 0], len(count)), sample_weight=np.concatenate([won, lost])
+    )
+    return regression.coef_[0, :models], regression.coef_[0, models:]
 
 
 def standardised(battles: Battles) -> np.ndarray:
