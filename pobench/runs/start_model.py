@@ -1,8 +1,8 @@
 """Where a job's start model comes from: the finished model that its setting names, or its SFT stage over a base model.
 
-A stage's folder lies in the cache, named by what decides its result (base weights, rows, settings, the code that reads rows), so that every loss, β
-and seed starts from the same one, made once. It is a run folder of its own: demonstrations, `steps.jsonl`, checkpoints
-while it runs, `model/`, and `trained.json` written last.
+A stage's folder lies in the cache, named by what decides its result (base weights, rows and the code that reads them,
+settings), so that every loss, β and seed starts from the same one, made once. It is a run folder of its own: demonstrations,
+`steps.jsonl`, checkpoints while it runs, `model/`, and `trained.json` written last.
 """
 
 from __future__ import annotations
