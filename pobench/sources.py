@@ -112,6 +112,19 @@ def cached_model(
         return None
 
 
+def cached_config(
+    source: str, *, revision: str | None = None, sha256: str | None = None, base: str | None = None
+) -> dict[str, Any] | None:
+    """The configuration of `cached_model`'s folder; of a local adapter that is not merged yet, its base's. None where neither
+    is at hand. Raises PobenchError as `cached_model` does."""
+    folder = cached_model(source, revision=revision, sha256=sha256, base=base)
+    local = Path(source).expanduser()
+    if folder is None and is_adapter(local):
+        name, commit = _base_of(local, read_config(local, CONFIG_FILE), base)
+        folder = cached_model(name, revision=commit)
+    return None if folder is None else read_config(folder)
+
+
 def origin(folder: Path) -> dict[str, Any]:
     """The origin of a converted model (`source`, `sha256`, `note`); {} for weights as published."""
     path = folder / ORIGIN_FILE
@@ -544,6 +557,14 @@ def _from_adapter(adapter: Path, source: str, base: str | None, trust_remote_cod
     return target
 
 
+def _base_of(adapter: Path, about: Mapping[str, Any], base: str | None) -> tuple[str, str | None]:
+    """The source and revision of an adapter's base. about: its configuration. base: the one that the setting names."""
+    name, revision = (base, None) if base else (base_name(adapter, about), about.get("revision"))
+    if Path(name).expanduser().resolve() == adapter.resolve():
+        raise PobenchError(f"{name!r} is the adapter itself; name its base with model.base")
+    return name, revision
+
+
 def _merged(
     adapter: Path, source: str, base: str | None, trust_remote_code: bool, *, offline: bool = False
 ) -> Path | None:
@@ -554,9 +575,7 @@ def _merged(
     about = read_config(adapter, CONFIG_FILE)
     try:
         refuse_kind(about)
-        name, revision = (base, None) if base else (base_name(adapter, about), about.get("revision"))
-        if Path(name).expanduser().resolve() == adapter.resolve():
-            raise PobenchError(f"{name!r} is the adapter itself; name its base with model.base")
+        name, revision = _base_of(adapter, about, base)
         if offline:
             below = cached_model(name, revision=revision)
         else:

@@ -32,7 +32,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs.task import Task
 from pobench.settings.job import Job
 from pobench.settings.schema import MICRO_TOKENS, DataConfig, LoopConfig, TrainConfig
-from pobench.sources import cached_model, fetch_rows, read_config
+from pobench.sources import cached_config, fetch_rows
 
 GIB = 1024**3
 # arXiv 2405.14734, its comparison of run times: Llama-3-Base (8.03 billion parameters, 61 thousand pairs) took SimPO 60
@@ -171,10 +171,11 @@ def estimate_benchmarks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- size
 def model_config(job: Job) -> Mapping[str, Any] | None:
     """The start model's configuration: at hand, else published; None where neither."""
-    folder = cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256, base=job.model.base)
-    if folder is not None:
-        return read_config(folder)
-    return MODELS[job.model.source].config if job.model.source in MODELS else None
+    model = job.model
+    config = cached_config(model.source, revision=model.revision, sha256=model.sha256, base=model.base)
+    if config is not None:
+        return config
+    return MODELS[model.source].config if model.source in MODELS else None
 
 
 @cache
