@@ -332,7 +332,8 @@ _BENCHMARKS = Frame(
             "text",
             "",
             "alpaca_eval: `lc_win_rate`, `win_rate`, `length_only_win_rate`, `length` (characters); arena_hard: `win_rate`, "
-            "`position_flips`; mt_bench: `score`, `turn_1`, `turn_2` and one a category; downstream: its tasks",
+            "`position_flips`; arena_hard_v2: both for each category; mt_bench: `score`, `turn_1`, `turn_2` and one a "
+            "category; downstream: its tasks",
         ),
         *_estimate("the benchmark's", "prompts"),
         Column("judge", "text", "", "the judge's name; empty where the benchmark asks none"),

@@ -39,12 +39,14 @@ def kind_of(path: Path) -> str:
     return (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
 
 
-def local_rows(source: str, split: str | None = None, subset: str | None = None) -> RowFiles | None:
+def local_rows(
+    source: str, split: str | None = None, subset: str | None = None, section: str = "data"
+) -> RowFiles | None:
     """The files of a local source; None if nothing here has this name.
 
     split, subset: of a folder; the default split is `train`. A single file, or a pattern, is read whole, whatever the split
-    is called. Raises PobenchError for a part of a split (`train[:10]`), a pattern that no file matches, and a folder whose
-    files are not clearly those of one data set.
+    is called. section: of the settings, for messages; "" where it has no `subset` and `split`. Raises PobenchError for a part
+    of a split (`train[:10]`), a pattern that no file matches, and a folder whose files are not clearly those of one data set.
     """
     local = Path(source).expanduser()
     pattern = not local.exists() and glob.has_magic(source)
@@ -56,7 +58,7 @@ def local_rows(source: str, split: str | None = None, subset: str | None = None)
             "(data.max_pairs takes a part)"
         )
     if local.is_dir():
-        return _of_folder(local, source, split, subset)
+        return _of_folder(local, source, split, subset, section)
     if local.is_file():
         part = _part([local])
         return RowFiles(f"{local.name} ({part})" if part else local.name, (local,))
@@ -72,26 +74,27 @@ def configurations_in(error: Exception) -> list[str]:
     return re.findall(r"'([^']*)'", known[1]) if known else []
 
 
-def subset_fault(source: str, subset: str | None, known: list[str]) -> str:
-    """What to set where a data set has several configurations and `subset` is none of them."""
+def subset_fault(source: str, subset: str | None, known: list[str], section: str = "data") -> str:
+    """What to set where a data set has several configurations and `subset` is none of them. section: as in `local_rows`."""
     if subset is None:
-        return f"data {source!r} has several configurations; set data.subset to one of: {', '.join(known)}"
+        remedy = f"set {section}.subset to one of" if section else "name the files of one"
+        return f"data {source!r} has several configurations; {remedy}: {', '.join(known)}"
     return f"data {source!r} has no configuration {subset!r}{nearest(subset, known)} Known: {', '.join(known)}"
 
 
 # ---------------------------------------------------------------- folders
-def _of_folder(folder: Path, source: str, split: str | None, subset: str | None) -> RowFiles:
+def _of_folder(folder: Path, source: str, split: str | None, subset: str | None, section: str) -> RowFiles:
     if (folder / "dataset_dict.json").is_file():
         splits = {name: folder / name for name in _read(folder / "dataset_dict.json").get("splits", [])}
-        paths = _saved(_chosen(splits, split, source))
+        paths = _saved(_chosen(splits, split, source, section))
     elif (folder / "state.json").is_file():
         own = _read(folder / "state.json").get("_split")
         if own and split:
-            _chosen({own: folder}, split, source)
+            _chosen({own: folder}, split, source, section)
         paths = _saved(folder)
     else:
-        splits, others = _splits(folder, source, subset)
-        paths = sorted(_chosen(splits, split, source))
+        splits, others = _splits(folder, source, subset, section)
+        paths = sorted(_chosen(splits, split, source, section))
         _refuse_unclear(source, paths, others)
     parts = [*([subset] if subset else []), *([split] if split else []), _count(paths)]
     return RowFiles(f"{folder.name} ({', '.join(parts)})", tuple(paths))
@@ -119,17 +122,16 @@ def _saved(folder: Path) -> list[Path]:
     return paths
 
 
-def _chosen(splits: dict[str, Any], split: str | None, source: str) -> Any:
+def _chosen(splits: dict[str, Any], split: str | None, source: str, section: str) -> Any:
     name = split or "train"
     if name not in splits:
         known = ", ".join(splits) or "none"
-        raise PobenchError(
-            f"data {source!r} has no split {name!r}{nearest(name, splits)} Set data.split. Known: {known}"
-        )
+        remedy = f"Set {section}.split. " if section else ""
+        raise PobenchError(f"data {source!r} has no split {name!r}{nearest(name, splits)} {remedy}Known: {known}")
     return splits[name]
 
 
-def _splits(folder: Path, source: str, subset: str | None) -> tuple[dict[str, list[Path]], list[Path]]:
+def _splits(folder: Path, source: str, subset: str | None, section: str) -> tuple[dict[str, list[Path]], list[Path]]:
     """Split → files, as the hub's client reads them from the names of files and the README; and the folder's other files with
     rows, which no split holds. Nothing of the folder is run."""
     import datasets
@@ -140,7 +142,7 @@ def _splits(folder: Path, source: str, subset: str | None) -> tuple[dict[str, li
             builder = datasets.load_dataset_builder(str(folder), subset, cache_dir=cache)
     except Exception as error:  # the client raises a dozen unrelated types
         if known := configurations_in(error):
-            raise PobenchError(subset_fault(source, subset, known)) from error
+            raise PobenchError(subset_fault(source, subset, known, section)) from error
         raise PobenchError(no_rows) from error
     files = getattr(builder.config, "data_files", None) or {}
     splits = {str(name): [Path(str(file)) for file in found] for name, found in files.items()}

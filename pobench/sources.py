@@ -112,6 +112,19 @@ def cached_model(
         return None
 
 
+def cached_config(
+    source: str, *, revision: str | None = None, sha256: str | None = None, base: str | None = None
+) -> dict[str, Any] | None:
+    """The configuration of `cached_model`'s folder; of a local adapter that is not merged yet, its base's. None where neither
+    is at hand. Raises PobenchError as `cached_model` does."""
+    folder = cached_model(source, revision=revision, sha256=sha256, base=base)
+    local = Path(source).expanduser()
+    if folder is None and is_adapter(local):
+        name, commit = _base_of(local, read_config(local, CONFIG_FILE), base)
+        folder = cached_model(name, revision=commit)
+    return None if folder is None else read_config(folder)
+
+
 def origin(folder: Path) -> dict[str, Any]:
     """The origin of a converted model (`source`, `sha256`, `note`); {} for weights as published."""
     path = folder / ORIGIN_FILE
@@ -178,16 +191,17 @@ def fetch_rows(
     subset: str | None = None,
     revision: str | None = None,
     option: str = "--data",
+    section: str = "data",
 ) -> RowFiles:
     """The local files with the rows of `source`: its own, a shipped one, or a Parquet copy of a hub data set.
 
     split (default "train"), subset: of a hub data set or a folder, see `local_rows`. revision: of a hub data set. option: as
-    in `fetch_model`. Raises PobenchError with a remedy if the data cannot be fetched.
+    in `fetch_model`; section: as in `local_rows`. Raises PobenchError with a remedy if the data cannot be fetched.
     """
     if source.startswith("builtin:"):
         file = _shipped("data", source)
         return RowFiles(file.name, (file,))
-    local = local_rows(source, split, subset)
+    local = local_rows(source, split, subset, section)
     if local is not None:
         return local
     if not is_hub_name(source) or Path(source).suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"):
@@ -200,7 +214,7 @@ def fetch_rows(
         rows = datasets.load_dataset(source, subset, split=split, revision=revision)
     except Exception as error:  # the hub client raises a dozen unrelated types
         known = configurations_in(error)
-        fault = subset_fault(source, subset, known) if known else _hub_fault("data", source, error, option)
+        fault = subset_fault(source, subset, known, section) if known else _hub_fault("data", source, error, option)
         raise PobenchError(fault) from error
     parts = [source.replace("/", "--"), *([subset] if subset else []), split.replace("/", "-"), rows._fingerprint]
     target = cache_folder() / "data" / (re.sub(r"[^\w.\-]", "_", "-".join(parts)) + ".parquet")
@@ -543,6 +557,14 @@ def _from_adapter(adapter: Path, source: str, base: str | None, trust_remote_cod
     return target
 
 
+def _base_of(adapter: Path, about: Mapping[str, Any], base: str | None) -> tuple[str, str | None]:
+    """The source and revision of an adapter's base. about: its configuration. base: the one that the setting names."""
+    name, revision = (base, None) if base else (base_name(adapter, about), about.get("revision"))
+    if Path(name).expanduser().resolve() == adapter.resolve():
+        raise PobenchError(f"{name!r} is the adapter itself; name its base with model.base")
+    return name, revision
+
+
 def _merged(
     adapter: Path, source: str, base: str | None, trust_remote_code: bool, *, offline: bool = False
 ) -> Path | None:
@@ -553,9 +575,7 @@ def _merged(
     about = read_config(adapter, CONFIG_FILE)
     try:
         refuse_kind(about)
-        name, revision = (base, None) if base else (base_name(adapter, about), about.get("revision"))
-        if Path(name).expanduser().resolve() == adapter.resolve():
-            raise PobenchError(f"{name!r} is the adapter itself; name its base with model.base")
+        name, revision = _base_of(adapter, about, base)
         if offline:
             below = cached_model(name, revision=revision)
         else:

@@ -61,7 +61,7 @@ def score_arena_hard(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Arena-Hard v0.1: the score against gpt-4-0314, from the judgments of both games."""
+    """Arena-Hard v0.1, or v2.0 by category: the score against the baseline, from the judgments of both games."""
     from pobench.judging.benchmarks import arena_hard_score, arena_hard_style
 
     if control is None:

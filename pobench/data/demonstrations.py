@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,17 @@ from pobench.data.chat import CHECKED, Chat, without_empty_thought
 from pobench.data.rows import Fault, Message, refuse
 from pobench.errors import PobenchError
 from pobench.files import whole
+from pobench.identity import room_digest
 from pobench.types import Group
 
 Numbered = tuple[int, Any]  # (number in the file from 1, row)
+
+
+@cache
+def reader_digest() -> str:
+    """Hex sha256 of the code that turns rows into demonstrations, as `pobench.data.prepare.reader_digest` of pairs. A cause of
+    a start model."""
+    return room_digest(__file__)
 
 
 # ---------------------------------------------------------------- rows → token sequences

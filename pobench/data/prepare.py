@@ -117,7 +117,8 @@ def source_files(job: Job) -> dict[str, RowFiles]:
 def demonstration_rows(config: SftConfig) -> RowFiles:
     """The files with the conversations of an SFT stage. Raises PobenchError with a remedy if it cannot be fetched."""
     option = "--set sft.source=PATH"
-    return fetch_rows(config.source, split=config.split, revision=config.revision, option=option)
+    where = {"split": config.split, "subset": config.subset, "revision": config.revision}
+    return fetch_rows(config.source, **where, option=option, section="sft")
 
 
 def source_faults(job: Job, stages: Sequence[str]) -> list[str]:

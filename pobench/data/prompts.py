@@ -13,20 +13,22 @@ from pobench.sources import fetch_rows
 def eval_prompts(config: AnswersConfig) -> list[dict[str, Any]]:
     """The rows of `answers.source`, up to `max_prompts`. Raises PobenchError as `prompt_rows` does."""
     assert config.source is not None
-    return prompt_rows(config.source, config.split, "answers.source")[: config.max_prompts]
+    return prompt_rows(config.source, config.split, "answers.source", config.subset)[: config.max_prompts]
 
 
-def prompt_rows(source: str, split: str | None, key: str) -> list[dict[str, Any]]:
+def prompt_rows(source: str, split: str | None, key: str, subset: str | None = None) -> list[dict[str, Any]]:
     """Rows with `id`, `messages` (chat), and whatever a judge reads (`check`, `kind`, `topic`).
 
     A row without an `id` takes its number. Of rows with one id and one prompt the first is kept. key: of the setting that
-    names the source. Raises PobenchError that lists the rows without a prompt, and those whose id another prompt has,
-    and where there is none.
+    names the source. subset: of a data set with several configurations. Raises PobenchError that lists the rows without a
+    prompt, and those whose id another prompt has, and where there is none.
     """
     rows = []
     faults = []
     first: dict[str, tuple[int, Any]] = {}  # id → the first row with it, and its messages
-    for number, row in read_rows(fetch_rows(source, split=split, option=f"--set {key}=PATH")):
+    section = key.removesuffix(".source") if key.endswith(".source") else ""
+    files = fetch_rows(source, split=split, subset=subset, option=f"--set {key}=PATH", section=section)
+    for number, row in read_rows(files):
         if isinstance(row, Fault):
             faults.append(f"{source}: {row}")
             continue

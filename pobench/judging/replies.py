@@ -24,6 +24,8 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields of a message
 _NAMES = "think|thinking|thought|reasoning"
 _OPENING = re.compile(rf"\s*(?:<(?:{_NAMES})>|\[THINK\]|<\|channel\|>analysis)", re.IGNORECASE)
 _CLOSING = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE)
+OPENING = ("<think>", "<thinking>", "<thought>", "<reasoning>", "[THINK]", "<|channel|>")  # as tokenizers have them
+CLOSING = ("</think>", "</thinking>", "</thought>", "</reasoning>", "[/THINK]", "<|message|>")
 ROUNDING = 0.01  # nats above 0 that a log-probability may have; more is no log-probability
 
 
@@ -59,6 +61,11 @@ class Reply:
 def opens_thought(text: str) -> bool:
     """Whether a text begins with a thought that has no end."""
     return _OPENING.match(text) is not None and _CLOSING.search(text) is None
+
+
+def closes_thought(text: str) -> bool:
+    """Whether a thought ends in a text."""
+    return _CLOSING.search(text) is not None
 
 
 def without_thought(text: str) -> str:

@@ -133,7 +133,7 @@ def generate_batches(
     if not left:
         return
     stops = stop_tokens(model, chat)
-    with _decoder(model, stops, decoding) as decode:
+    with decoder(model, stops, decoding) as decode:
         for batch in left:
             responses = decode([prompts[p] for p, _ in batch], [s for _, s in batch])
             answers = (_answer(chat.tokenizer, p, s, ids, stops) for (p, s), ids in zip(batch, responses, strict=True))
@@ -242,8 +242,9 @@ Decode = Callable[[Sequence[Sequence[int]], Sequence[int]], list[list[int]]]
 
 
 @contextlib.contextmanager
-def _decoder(model: Any, stops: Sequence[int], decoding: Decoding) -> Iterator[Decode]:
-    """A function (prompts' tokens, sample numbers) → the tokens of each answer, stop token included."""
+def decoder(model: Any, stops: Sequence[int], decoding: Decoding) -> Iterator[Decode]:
+    """A function (prompts' tokens, sample numbers) → the tokens of each answer, stop token included. Raises PobenchError as
+    `generate`."""
     if hasattr(model, "decode"):
         yield lambda rows, samples: model.decode(rows, samples, stops, decoding)
         return

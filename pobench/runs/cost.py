@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pobench.data.prompts import prompt_rows
+from pobench.data.prompts import eval_prompts
 from pobench.data.published import DATASETS, MODELS
 from pobench.data.rows import read_rows
 from pobench.data.shapes import load_preferences
@@ -32,7 +32,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs.task import Task
 from pobench.settings.job import Job
 from pobench.settings.schema import MICRO_TOKENS, DataConfig, LoopConfig, TrainConfig
-from pobench.sources import cached_model, fetch_rows, read_config
+from pobench.sources import cached_config, fetch_rows
 
 GIB = 1024**3
 # arXiv 2405.14734, its comparison of run times: Llama-3-Base (8.03 billion parameters, 61 thousand pairs) took SimPO 60
@@ -43,8 +43,10 @@ H100_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet
 SPEAKING = 0.1  # of the matrix-product rate is what sampling reaches: a token a step, bound by memory
 LIBRARIES = 1.0 * GIB
 # Beside the products, measured on two cores with `tiny` (a step of 0.10 to 0.15 s, 0.05 s of it products; 47 s for start model,
-# training and evaluation) and `smollm2` (1.2 to 1.3 s a pair, for which this gives 2.2): what a layer takes for each
+# training and evaluation) and `smollm2` (1.2 to 1.3 s a pair, for which this gives 1.5): what a layer takes for each
 # micro-batch whatever its size, and what a process takes to start, to prove its layout, and to read a gigabyte of weights.
+# A processor's products reach most of its rate, as the layers' own time is counted apart; a GPU's about half.
+TRAINING, TRAINING_ON_GPU = 0.8, 0.5
 LAYER_SECONDS, LAYER_SECONDS_ON_GPU = 0.02, 0.001
 IMPORT_SECONDS, START_SECONDS, READ_SECONDS = 10.0, 5.0, 1.0
 
@@ -173,10 +175,11 @@ def estimate_benchmarks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- size
 def model_config(job: Job) -> Mapping[str, Any] | None:
     """The start model's configuration: at hand, else published; None where neither."""
-    folder = cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256, base=job.model.base)
-    if folder is not None:
-        return read_config(folder)
-    return MODELS[job.model.source].config if job.model.source in MODELS else None
+    model = job.model
+    config = cached_config(model.source, revision=model.revision, sha256=model.sha256, base=model.base)
+    if config is not None:
+        return config
+    return MODELS[model.source].config if model.source in MODELS else None
 
 
 @cache
@@ -231,11 +234,11 @@ def _as_training(job: Job) -> Job:
 def _conversations(job: Job) -> float:
     """How many the SFT stage learns from in an epoch; nan where neither at hand nor published."""
     assert job.sft is not None
-    source, split = job.sft.source, job.sft.split
+    source, split, subset = job.sft.source, job.sft.split, job.sft.subset
     if source in DATASETS:
         count = float(DATASETS[source].splits.get(split or "train", math.nan))
     else:
-        count = float(len(read_rows(fetch_rows(source, split=split)))) if is_local(source) else math.nan
+        count = float(len(read_rows(fetch_rows(source, split=split, subset=subset)))) if is_local(source) else math.nan
     return min(count, job.sft.max_conversations or math.inf)
 
 
@@ -252,8 +255,7 @@ def _asked(job: Job) -> float:
     if answers.source in DATASETS:
         return min(_rows(job.data, answers.source, answers.split)[0], answers.max_prompts or math.inf)
     try:
-        rows = prompt_rows(answers.source, answers.split, "answers.source") if is_local(answers.source) else None
-        return math.nan if rows is None else float(len(rows[: answers.max_prompts]))
+        return float(len(eval_prompts(answers))) if is_local(answers.source) else math.nan
     except PobenchError:
         return math.nan
 
@@ -314,10 +316,11 @@ def _pace(tasks: Sequence[Task], data: _Data, size: int, config: Mapping[str, An
             f"the median of {len(measured)} measured steps of this setting",
         )
     if on_this_machine and not math.isnan(data.tokens):
+        reached = TRAINING_ON_GPU if torch.cuda.is_available() else TRAINING
         return _Pace(
-            6 * size * data.tokens / (0.5 * flops) + _beside_products(tasks[-1].job.train, data.tokens, config),
+            6 * size * data.tokens / (reached * flops) + _beside_products(tasks[-1].job.train, data.tokens, config),
             flops,
-            "6 × parameters × tokens at half of this machine's matrix-product rate, and the layers' own time",
+            f"6 × parameters × tokens at {reached:.0%} of this machine's matrix-product rate, and the layers' own time",
         )
     if size < 1e9:
         return _Pace(math.nan, flops, "the data is not at hand, so the pairs are not counted")

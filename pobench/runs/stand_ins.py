@@ -72,7 +72,7 @@ class _Stage:
                 f"model {source!r} is not on this machine, and nothing is known of it"
                 f"{nearest(source, MODELS)} Known: {', '.join(MODELS)}; or name a local folder with --model"
             )
-        for key, name, split in _sources(job):
+        for key, name, split, _ in _sources(job):
             faults += _source_faults(key, name, split)
         return cls(job, config, folder), faults
 
@@ -119,7 +119,7 @@ class _Stage:
             data.max_prompt_length,
             self.job.model.chat_template,
         ]
-        texts = [t for _, name, split in sources if name not in DATASETS for t in _texts(fetch_rows(name, split=split))]
+        texts = [t for source in sources for t in _own_texts(*source[1:])]
         digest = hashlib.sha256(json.dumps([made_from, texts], sort_keys=True).encode()).hexdigest()[:12]
         folder = cache_folder() / "rehearsal" / digest
         if folder.is_dir():
@@ -128,7 +128,7 @@ class _Stage:
             partial.mkdir(parents=True)
             tokenizer = self._tokenizer(partial / "model", texts)
             self._model(partial / "model", len(tokenizer))
-            for _, name, split in sources:
+            for _, name, split, _ in sources:
                 if name in DATASETS:
                     rows = generated_rows(DATASETS[name], split, tokenizer, data.max_length, data.max_prompt_length)
                     rows.to_parquet(partial / _file_of(name, split), index=False)
@@ -382,7 +382,8 @@ def _verdicts(job: Job, folder: Path) -> list[dict[str, Any]]:
 
     if job.answers.source is None:
         return []
-    prompts = prompt_rows(_replaced(job.answers.source, job.answers.split, folder), job.answers.split, "answers.source")
+    source, split, subset = job.answers.source, job.answers.split, job.answers.subset
+    prompts = prompt_rows(_replaced(source, split, folder), split, "answers.source", subset)
     ranks = [int(hashlib.sha256(row["id"].encode()).hexdigest()[:4], 16) / 0xFFFF for row in prompts]
     return [
         {"prompt": row["id"], "score": None if i % 5 == 4 else round(rank, 2)}
@@ -391,18 +392,18 @@ def _verdicts(job: Job, folder: Path) -> list[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------- sources
-def _sources(job: Job) -> list[tuple[str, str, str]]:
-    """(key, source, split) of every source of rows, each once."""
+def _sources(job: Job) -> list[tuple[str, str, str, str | None]]:
+    """(key, source, split, subset) of every source of rows, each once."""
     data, answers = job.data, job.answers
-    sources = [("data.split", data.source, data.split or "train")]
+    sources = [("data.split", data.source, data.split or "train", data.subset)]
     if data.held_out is not None or data.held_out_split is not None:
         split = data.held_out_split or data.split or "train"
-        sources.append(("data.held_out_split", data.held_out or data.source, split))
+        sources.append(("data.held_out_split", data.held_out or data.source, split, data.subset))
     if answers.source is not None:
-        sources.append(("answers.split", answers.source, answers.split or "train"))
+        sources.append(("answers.split", answers.source, answers.split or "train", answers.subset))
     if job.sft is not None:
-        sources.append(("sft.split", job.sft.source, job.sft.split or "train"))
-    return list({(name, split): (key, name, split) for key, name, split in reversed(sources)}.values())[::-1]
+        sources.append(("sft.split", job.sft.source, job.sft.split or "train", job.sft.subset))
+    return list({source[1:]: source for source in reversed(sources)}.values())[::-1]
 
 
 def _source_faults(key: str, name: str, split: str) -> list[str]:
@@ -436,6 +437,11 @@ def _file_of(name: str, split: str) -> str:
 
 def _replaced(source: str, split: str | None, folder: Path) -> str:
     return str(folder / _file_of(source, split or "train")) if source in DATASETS else source
+
+
+def _own_texts(name: str, split: str, subset: str | None) -> list[str]:
+    """Texts of a local source; [] of a published one, whose rows are made up."""
+    return [] if name in DATASETS else _texts(fetch_rows(name, split=split, subset=subset))
 
 
 def _texts(files: RowFiles, rows: int = 500) -> list[str]:

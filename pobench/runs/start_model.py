@@ -1,8 +1,8 @@
 """Where a job's start model comes from: the finished model that its setting names, or its SFT stage over a base model.
 
-A stage's folder lies in the cache, named by what decides its result (base weights, rows, settings), so that every loss, β
-and seed starts from the same one, made once. It is a run folder of its own: demonstrations, `steps.jsonl`, checkpoints
-while it runs, `model/`, and `trained.json` written last.
+A stage's folder lies in the cache, named by what decides its result (base weights, rows and the code that reads them,
+settings), so that every loss, β and seed starts from the same one, made once. It is a run folder of its own: demonstrations,
+`steps.jsonl`, checkpoints while it runs, `model/`, and `trained.json` written last.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat, tokenizer_of
-from pobench.data.demonstrations import Demonstrations, tokenise
+from pobench.data.demonstrations import Demonstrations, reader_digest, tokenise
 from pobench.data.prepare import demonstration_rows
 from pobench.data.rows import read_rows
 from pobench.errors import PobenchError
@@ -32,6 +32,7 @@ from pobench.training import checkpoint
 from pobench.training.sft import batches, learn
 
 STAGES_ROOT = "sft"  # of the stages' folders, below the cache folder
+SOURCES = ("source", "subset", "split", "revision", "on_bad_row")  # of the sft section: the rows count by content
 
 
 def start_model(job: Job) -> Path:
@@ -77,15 +78,16 @@ def stage_folder(job: Job, *, remember: bool = True) -> RunFolder:
 
 
 def stage_causes(job: Job, *, remember: bool = True) -> dict[str, Any]:
-    """Rows, weights and rendering count by content. remember: digests of large files."""
+    """Rows, weights, rendering and the code that reads rows count by content. remember: digests of large files."""
     config = _config(job)
     base = base_model(job)
-    settings = {k: v for k, v in config.causes().items() if k not in ("source", "split", "revision", "on_bad_row")}
+    settings = {k: v for k, v in config.causes().items() if k not in SOURCES}
     return {
         "protocol": PROTOCOL,
         "weights": weights_digest(base, remember=remember),
         "rows": rows_digest(demonstration_rows(config), remember=remember),
         "rendering": Chat.of(base, job.model).digest,
+        "reader": reader_digest(),
         "sft": settings,
         "attention": job.model.attention,
     }

@@ -247,6 +247,7 @@ class SftConfig(LoopConfig):
     """Supervised fine-tuning, which makes the start model from a base model. All weights are trained."""
 
     source: str  # conversations (`messages`, or `prompt` and `response`): local file, hub name, or `builtin:FILE`
+    subset: str | None = None  # the configuration of a hub data set
     split: str | None = None
     revision: str | None = None
     max_conversations: Count | None = None
@@ -262,6 +263,7 @@ class AnswersConfig(_Strict):
     """The prompts to answer after training, and the decoding."""
 
     source: str | None = None  # None: no answers
+    subset: str | None = None  # the configuration of a hub data set
     split: str | None = None
     max_prompts: Count | None = None
     max_new_tokens: Count = 512

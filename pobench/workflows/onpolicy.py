@@ -267,7 +267,8 @@ def recipe_of(
 def make_pairs_of(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Make the pairs of a recipe, with as many processes as `pobench run` trains with; shows progress."""
     job, config, judge, settings = recipe
-    rows = prompt_rows(config.prompts or job.data.source, config.prompts_split or job.data.split, "onpolicy.prompts")
+    subset, split = (None if config.prompts else job.data.subset), config.prompts_split or job.data.split
+    rows = prompt_rows(config.prompts or job.data.source, split, "onpolicy.prompts", subset)
     rows = [{**row, "prompt": row["messages"]} for row in rows]
     folder = start_model(job)
     chat, decoding = Chat.of(folder, job.model), _decoding(config, job)

@@ -24,7 +24,7 @@ import pydantic
 
 from pobench.columns import FRAMES
 from pobench.data.order import text_key
-from pobench.data.prompts import prompt_rows
+from pobench.data.prompts import eval_prompts, prompt_rows
 from pobench.data.rows import Message
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError, nearest, or_fault
@@ -206,6 +206,7 @@ def _cell_faults(cells: Mapping[str, int], trials: int) -> list[str]:
 def _measured_on(about: TuneConfig) -> dict[str, Any]:
     """The overrides that put the tuning split in place of the reported prompts and pairs."""
     changes: dict[str, Any] = {"answers.source": about.prompts, "answers.split": about.prompts_split}
+    changes["answers.subset"] = None
     if about.prompts is not None:
         changes["answers.max_prompts"] = about.max_prompts
     if about.pairs is not None:
@@ -304,7 +305,7 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
 
     reported: dict[str, set[str]] = {}
     if answers.source is not None:
-        prompts = read(_prompt_keys, "answers.source", answers.source, answers.split, answers.max_prompts)
+        prompts = read(lambda: _keys_of(eval_prompts(answers)))
         reported["reported prompts"] = set(prompts)
     if own_heldout:
         split, key = data.held_out_split or data.split, "data.held_out" if data.held_out else "data.source"
@@ -312,7 +313,8 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
         reported["reported held-out pairs"] = set(pairs)
     training = set(read(_pair_keys, "data.source", data, data.source, data.split))
     if about.prompts is not None:
-        tuned_on = read(_prompt_keys, "tune.prompts", about.prompts, about.prompts_split, about.max_prompts)
+        source, split, most = about.prompts, about.prompts_split, about.max_prompts
+        tuned_on = read(lambda: _keys_of(prompt_rows(source, split, "tune.prompts")[:most]))
         faults += _shared("tune.prompts", tuned_on, {**reported, "training pairs": training})
     if about.pairs is not None:
         tuned_on = read(_pair_keys, "tune.pairs", data, about.pairs, about.pairs_split)
@@ -337,9 +339,8 @@ def _shared(key: str, tuned_on: Sequence[str], used: Mapping[str, set[str]]) -> 
     return faults
 
 
-def _prompt_keys(key: str, source: str, split: str | None, most: int | None) -> list[str]:
-    """The keys of prompt rows; equal keys mean the same prompt. key: the setting that names the source."""
-    rows = prompt_rows(source, split, key)[:most]
+def _keys_of(rows: list[dict[str, Any]]) -> list[str]:
+    """The keys of prompt rows; equal keys mean the same prompt."""
     return [text_key(Message(m["role"], m["content"]) for m in row["messages"]) for row in rows]
 
 

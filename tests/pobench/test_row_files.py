@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -11,11 +12,16 @@ import pandas as pd
 import pytest
 
 from pobench.data.audit import Audit
+from pobench.data.prepare import demonstration_rows
+from pobench.data.prompts import eval_prompts, prompt_rows
 from pobench.data.rows import Fault, preference_lines, read_rows
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError
 from pobench.row_files import local_rows
+from pobench.runs import start_model
+from pobench.runs.stages import answers
 from pobench.settings.resolve import resolve
+from pobench.settings.schema import AnswersConfig, SftConfig
 from pobench.sources import fetch_rows, rows_digest
 
 
@@ -149,6 +155,32 @@ def test_configurations_of_a_folder_are_named_by_the_subset(tmp_path) -> None:
         fetch_rows(str(tmp_path))
     with pytest.raises(PobenchError, match=r"no configuration 'dee'; did you mean 'de'\? Known: en, de"):
         fetch_rows(str(tmp_path), subset="dee")
+
+
+def test_prompts_and_conversations_have_a_subset_of_their_own_which_the_message_names(tmp_path) -> None:
+    (tmp_path / "README.md").write_text(README)
+    for name in ("en/a.jsonl", "de/train-1.jsonl", "de/held.jsonl"):
+        row = {"id": name, "prompt": f"ask {name}", "response": "yes"}
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    source = str(tmp_path)
+    prompts = eval_prompts(AnswersConfig(source=source, subset="de", split="test"))
+    assert [row["id"] for row in prompts] == ["de/held.jsonl"]
+    values = {"lr": 1e-5, "epochs": 1, "batch_size": 1}
+    assert demonstration_rows(SftConfig(source=source, subset="en", **values)).name.endswith("(en, 1 file)")
+    for section, read_it in {
+        "answers": lambda: eval_prompts(AnswersConfig(source=source)),
+        "sft": lambda: demonstration_rows(SftConfig(source=source, **values)),
+    }.items():
+        with pytest.raises(PobenchError, match=rf"several configurations; set {section}\.subset to one of: en, de"):
+            read_it()
+    with pytest.raises(PobenchError, match="several configurations; name the files of one: en, de"):
+        prompt_rows(source, None, "tune.prompts")
+
+
+def test_a_section_without_a_subset_is_named_as_before_there_was_one(tmp_path) -> None:
+    assert "subset" not in answers.causes(resolve("smollm2", "simpo")[0], SimpleNamespace(prompts="p", precise=str))
+    assert "subset" in start_model.SOURCES
 
 
 def test_another_source_takes_neither_the_subset_nor_the_columns_of_the_settings_own(tmp_path) -> None:

@@ -1,9 +1,12 @@
-"""Arena-Hard v0.1 on a stored run: answer 500 questions, and judge each answer against gpt-4-0314 in two games.
+"""Arena-Hard on a stored run: answer its questions, and judge each answer against the baseline's in two games.
+
+    arena_hard       v0.1: 500 questions, against gpt-4-0314
+    arena_hard_v2    v2.0: 500 hard questions against o3-mini-2025-01-31, 250 creative ones against gemini-2.0-flash-001
 
 In the first game the baseline's answer is A, in the second it is B. The judge's prompt template and instruction
 (`system_prompt`) come from the benchmark's YAML beside its questions, or from a checkout of upstream's repository as `source`,
-which keeps them in `config/` and `utils/judge_utils.py`. If neither has an instruction, ours below is used, and the result says
-that it is not Arena-Hard's score.
+which keeps them in `config/` and `utils/judge_utils.py`; of v2.0 each category has its instruction. If neither has one, ours
+below is used, and the result says that it is not Arena-Hard's score.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import ast
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
@@ -28,12 +31,8 @@ from pobench.settings.schema import Count
 from pobench.sources import fetch_file
 
 HUB = "lmarena-ai/arena-hard-auto"  # a data set repository
-VERSION = "arena-hard-v0.1"
-ON_HUB = f"data/{VERSION}/"
-# Of a checkout of upstream's repository: the prompt template, and the judge's instruction in JUDGE_SETTINGS.
-CONFIG, JUDGE_UTILS = f"config/{VERSION}.yaml", "utils/judge_utils.py"
-PLACES = ("", "v0.1/", ON_HUB)
-REPLY_TOKENS = 4096  # arena-hard-v0.1.yaml
+OTHERS = "benchmarks.arena_hard.other_questions=true"
+JUDGE_UTILS = "utils/judge_utils.py"  # of a checkout of upstream's repository: the instructions, in JUDGE_SETTINGS
 INSTRUCTION = (
     "You compare two assistants' answers to one user's prompt, and you are impartial. First write your own answer to the "
     "prompt. Then hold both answers against it: name their mistakes; ask whether each helps, keeps to the matter and is "
@@ -48,149 +47,194 @@ LAYOUT = (
 )
 
 
-@register_benchmark("arena_hard", aliases=("arena_hard_v0.1", "arenahard"))
-class ArenaHard(Judged):
-    """500 single-turn questions, two games each against gpt-4-0314."""
+class Prompts(NamedTuple):
+    """What the judge reads beside question and answers. instructions: by category. ours: whether one of them is not the
+    benchmark's own."""
 
-    shape: ClassVar[Shape] = Shape(500, 1, 2, 950, 1, REPLY_TOKENS)
+    instructions: dict[str, str]
+    layout: str
+    ours: bool
+
+
+class TwoGames(Judged):
+    """What both versions share."""
+
+    version: ClassVar[arena_hard.Version]
     replies: ClassVar[tuple[str, ...]] = ("Mine first. [[A>B]]", "[[B>>A]]", "[[A=B]]", "Both are fine.")
 
-    source: str = HUB  # with question.jsonl, model_answer/gpt-4-0314.jsonl and a YAML with the judge's prompts
+    source: str = HUB  # with question.jsonl, model_answer/<baseline>.jsonl and a YAML with the judge's prompts
     max_new_tokens: Count = 4096  # SimPO repository
-    other_questions: bool = False  # allow questions outside the 500; the result says that it is not Arena-Hard
 
     def all_questions(self) -> list[Question]:
-        """The questions. Raises PobenchError if a question is not one of the 500, or the baseline has no answer to it."""
-        path = self._file("question.jsonl")
-        rows, faults = read(path, ())
-        baseline = self._baseline()
-        known = {row[0] for row in fingerprints("arena_hard")}
+        """The questions. Raises PobenchError if a question is none of the version's, or the baseline has no answer to it."""
+        rows, faults = read(self._file("question.jsonl"), ())
+        answers: dict[str, dict[str, str]] = {}
         found = []
         for row in rows:
             uid = str(row.get("uid") or row.get("question_id") or "")
             text = row["prompt"] if "prompt" in row else _first_turn(row)
-            if not self.other_questions and fingerprint(uid) not in known:
-                faults.add(
-                    row["#row"],
-                    "uid",
-                    "none of Arena-Hard v0.1's 500; for others: benchmarks.arena_hard.other_questions=true",
-                    uid,
-                )
+            category = self.version.category(row)
+            baseline = self.version.baselines.get(category, "")
+            if baseline and baseline not in answers:
+                answers[baseline] = self._answers_of(baseline)
+            if fault := self.unknown(uid):
+                faults.add(row["#row"], "uid", fault, uid)
             elif not isinstance(text, str) or not text:
                 faults.add(row["#row"], "prompt", "text is needed", text)
-            elif uid not in baseline:
-                faults.add(row["#row"], "uid", f"{arena_hard.BASELINE} has no answer to it", uid)
+            elif not baseline:
+                allowed = ", ".join(self.version.baselines)
+                faults.add(row["#row"], "category", f"one of {allowed} is needed", row.get("category"))
+            elif uid not in answers[baseline]:
+                faults.add(row["#row"], "uid", f"{baseline} has no answer to it", uid)
             else:
-                found.append(Question(uid, (text,), {"baseline": baseline[uid]}, self.temperature))
+                read_too = {"baseline": answers[baseline][uid], **self._named(category)}
+                found.append(Question(uid, (text,), read_too, self.temperature))
         faults.refuse()
         return found
 
+    def unknown(self, uid: str) -> str:
+        """Why the question cannot be the version's; "" if it may be."""
+        return ""
+
+    def _named(self, category: str) -> dict[str, str]:
+        """The columns of a row that say its category, in a version with several."""
+        return {"category": category} if self.version.several else {}
+
     def _file(self, name: str) -> Path:
+        places = ("", f"{self.version.name}/", f"data/{self.version.folder}/")
         return fetch_file(
-            self.source,
-            *(f"{place}{name}" for place in (PLACES if self._local else PLACES[::-1])),
-            option=self.option,
+            self.source, *(f"{place}{name}" for place in (places if self._local else places[::-1])), option=self.option
         )
 
     @property
     def _local(self) -> bool:
         return Path(self.source).expanduser().is_dir()
 
-    def _baseline(self) -> dict[str, str]:
+    def _answers_of(self, baseline: str) -> dict[str, str]:
         """Question → the baseline's answer."""
-        rows = read_rows(self._file(f"model_answer/{arena_hard.BASELINE}.jsonl"))
-        where = f"{arena_hard.BASELINE}.jsonl"
-        texts = ((row, arena_hard.answer_of(row, where)) for _, row in rows if isinstance(row, dict))
+        rows = read_rows(self._file(f"model_answer/{baseline}.jsonl"))
+        texts = ((row, arena_hard.answer_of(row, f"{baseline}.jsonl")) for _, row in rows if isinstance(row, dict))
         return {str(row.get("uid") or row.get("question_id")): text for row, text in texts}
 
-    def _prompts(self) -> tuple[str, str, bool]:
-        """The judge's instruction, the prompt template, and whether the instruction is the benchmark's own."""
-        found: dict[str, str] = {}
+    def _prompts(self) -> Prompts:
+        """The judge's instructions and prompt template. A file's `system_prompt` is a text, or of v2.0 one a category."""
+        layout, instructions = LAYOUT, dict[str, str]()
         paths = sorted(self._file("question.jsonl").parent.glob("*.y*ml"))
         if self._local:
             home = Path(self.source).expanduser()
-            paths += [p for p in (home / CONFIG, home / JUDGE_UTILS) if p.is_file()]
-        for path in paths:
-            try:
-                text = path.read_text(encoding="utf-8")
-                values = _judge_settings(text) if path.suffix == ".py" else yaml.safe_load(text)
-            except (yaml.YAMLError, UnicodeDecodeError, SyntaxError, ValueError) as error:
-                raise PobenchError(f"{path.name} cannot be read: {error}") from None
-            for name in ("system_prompt", "prompt_template"):
-                value = values.get(name) if isinstance(values, dict) else None
-                value = value[0] if isinstance(value, list) and value else value
-                if isinstance(value, str):
-                    found.setdefault(name, value)
-        layout = found.get("prompt_template", LAYOUT)
-        faults = Faults("Arena-Hard's prompt_template")
-        newer = layout
-        for old, new in (("{question_1}", "{QUESTION}"), ("{answer_1}", "{ANSWER_A}"), ("{answer_2}", "{ANSWER_B}")):
-            newer = newer.replace(old, new)  # the placeholders of earlier files
-            if new not in newer:
-                faults.add(0, new, "missing")
-        faults.refuse()
-        return found.get("system_prompt", INSTRUCTION), newer, "system_prompt" in found
+            paths += [p for p in (home / f"config/{self.version.folder}.yaml", home / JUDGE_UTILS) if p.is_file()]
+        for path in paths[::-1]:  # the first has the last word
+            values = self._settings_in(path)
+            layout = _text(values.get("prompt_template")) or layout
+            system = values.get("system_prompt")
+            texts = system if isinstance(system, dict) else dict.fromkeys(self.version.baselines, system)
+            if isinstance(system, dict) or not self.version.several:
+                instructions |= {name: text for name in self.version.baselines if (text := _text(texts.get(name)))}
+        version = self.version
+        own = {version.category(q.row) for q in self.all_questions()} if version.several else set(version.baselines)
+        return Prompts(dict.fromkeys(own, INSTRUCTION) | instructions, _placed(layout), not own <= instructions.keys())
+
+    def _settings_in(self, path: Path) -> dict[str, Any]:
+        """What a YAML or upstream's judge_utils.py says of this version; {} if it says nothing."""
+        try:
+            text = path.read_text(encoding="utf-8")
+            values = yaml.safe_load(text) if path.suffix != ".py" else _judge_settings(text)
+        except (yaml.YAMLError, UnicodeDecodeError, SyntaxError, ValueError) as error:
+            raise PobenchError(f"{path.name} cannot be read: {error}") from None
+        return values if isinstance(values, dict) else {}
 
     def check_judge(self) -> None:
         self._prompts()
 
     def instructions(self) -> Any:
-        return self._prompts()[:2]
+        instructions, layout, _ = self._prompts()
+        if not self.version.several:
+            return next(iter(instructions.values())), layout
+        return instructions, layout, self.version.sampling(self.judge.model)
 
     def scoring(self) -> dict[str, Any]:
-        return {"instruction": "the benchmark's" if self._prompts()[2] else "ours"}
+        return {"instruction": "ours" if self._prompts().ours else "the benchmark's"}
 
     def verdicts(self, answered: Sequence[Answered], model: str, ask: Ask) -> list[dict[str, Any]]:
         """Judgments in the benchmark's own columns, and `error`: why a game has no reply."""
-        instruction, layout, _ = self._prompts()
+        prompts, (temperature, tokens) = self._prompts(), self.version.sampling(self.judge.model)
 
-        def game(question: str, a: str, b: str) -> Request:
-            content = _filled(layout, {"{QUESTION}": question, "{ANSWER_A}": a, "{ANSWER_B}": b})
-            return Request(
-                ({"role": "system", "content": instruction}, {"role": "user", "content": content}), REPLY_TOKENS
-            )
+        def game(category: str, question: str, a: str, b: str) -> Request:
+            content = _filled(prompts.layout, {"{QUESTION}": question, "{ANSWER_A}": a, "{ANSWER_B}": b})
+            system = {"role": "system", "content": prompts.instructions[category]}
+            return Request((system, {"role": "user", "content": content}), tokens, temperature)
 
         requests = []
         for one in answered:
-            question, baseline, answer = one.question.turns[0], one.question.row["baseline"], one.turns[0]
-            requests += [game(question, baseline, answer), game(question, answer, baseline)]
+            category, question = self.version.category(one.question.row), one.question.turns[0]
+            baseline, answer = one.question.row["baseline"], one.turns[0]
+            requests += [game(category, question, baseline, answer), game(category, question, answer, baseline)]
         replies = ask(requests)
         rows = []
         for place, one in enumerate(answered):
             both = replies[2 * place : 2 * place + 2]
             errors = [reply.error for reply in both if reply.error]
             named = {"question_id": one.question.id, "model": model, "judge": self.judge.model}
-            rows.append({**named, "games": [*map(_game, both)], **({"error": errors[0]} if errors else {})})
+            named |= self._named(self.version.category(one.question.row))
+            rows.append({**named, "games": [*map(self._game, both)], **({"error": errors[0]} if errors else {})})
         return rows
 
+    def _game(self, reply: Reply) -> dict[str, Any]:
+        return {"score": arena_hard.verdict(reply.answer, self.version), "judgment": reply.text}
+
     def stand_in(self, folder: Path, questions: int) -> dict[str, Any]:
-        rows = [{"uid": f"rehearsal-{i}", "prompt": f"Explain {i} to a child."} for i in range(questions)]
+        rows = []
+        for i in range(questions):
+            category = [*self.version.baselines][i % len(self.version.baselines)]
+            rows.append({"uid": f"rehearsal-{i}", "category": category, "prompt": f"Explain {i} to a child."})
         answers = [{"uid": row["uid"], "messages": [{"content": {"answer": "A number."}}]} for row in rows]
         write_lines(folder / "question.jsonl", rows)
-        write_lines(folder / "model_answer" / f"{arena_hard.BASELINE}.jsonl", answers)
-        return {"source": str(folder), "other_questions": True}
+        for baseline in self.version.baselines.values():
+            write_lines(folder / "model_answer" / f"{baseline}.jsonl", answers)
+        return {"source": str(folder)}
 
     def scored(self, verdicts: Path, questions: Sequence[Question]) -> Scored:
         scored = arena_hard.score(verdicts)
-        if self._prompts()[2] or self.other_questions:
+        if not self._prompts().ours:
             return scored
-        name = f"Arena-Hard v0.1's questions, judged by {self.judge.model} with an instruction of ours: not Arena-Hard"
-        asked, known = len(questions), len(fingerprints("arena_hard"))
-        part = "" if asked == known else f" ({asked} of {known} questions)"
-        note = (
-            f"neither a YAML beside the questions nor {JUDGE_UTILS} has a system_prompt: the judge read our words{part}"
-        )
-        return replace(scored, benchmark=name.replace("questions", f"questions{part}", 1), notes=(*scored.notes, note))
+        name = arena_hard.label([q.id for q in questions], str(self.judge.model), self.version, ours=True)
+        note = f"neither a YAML beside the questions nor {JUDGE_UTILS} has a system_prompt: the judge read our words"
+        return replace(scored, benchmark=name, notes=(*scored.notes, note))
 
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
-        arena_hard.write_answers(
-            path, {a.question.id: (a.question.turns[0], a.turns[0]) for a in answered}, model=model
-        )
+        answers = {a.question.id: (a.question.turns[0], a.turns[0]) for a in answered}
+        arena_hard.write_answers(path, answers, model=model, version=self.version)
+
+
+@register_benchmark("arena_hard", aliases=("arena_hard_v0.1", "arenahard"))
+class ArenaHard(TwoGames):
+    """v0.1: 500 single-turn questions, two games each against gpt-4-0314."""
+
+    version: ClassVar[arena_hard.Version] = arena_hard.V01
+    shape: ClassVar[Shape] = Shape(500, 1, 2, 950, 1, 4096)
+
+    other_questions: bool = False  # allow questions outside the 500; the result says that it is not Arena-Hard
+
+    def unknown(self, uid: str) -> str:
+        known = self.other_questions or fingerprint(uid) in {row[0] for row in fingerprints("arena_hard")}
+        return "" if known else f"none of Arena-Hard v0.1's 500; for others: {OTHERS}"
+
+    def stand_in(self, folder: Path, questions: int) -> dict[str, Any]:
+        return {**super().stand_in(folder, questions), "other_questions": True}
+
+
+@register_benchmark("arena_hard_v2", aliases=("arena_hard_v2.0",))
+class ArenaHardV2(TwoGames):
+    """v2.0: 500 hard and 250 creative single-turn questions, two games each against their category's baseline."""
+
+    version: ClassVar[arena_hard.Version] = arena_hard.V2
+    # tokens of a prompt: v0.1's, as v2.0's questions were not at hand; of a reply: what the judge with most may write
+    shape: ClassVar[Shape] = Shape(750, 1, 2, 950, 1, 32000)
 
 
 def _judge_settings(code: str) -> dict[str, Any]:
-    """The settings of arena-hard-v0.1 in `JUDGE_SETTINGS` of upstream's judge_utils.py, read without running it: texts, and
-    names of texts that the file assigns."""
+    """`JUDGE_SETTINGS` of upstream's judge_utils.py, read without running it: {"system_prompt": {category: text}}. Its values
+    are texts, and names of texts that the file assigns."""
     assigned = {
         target.id: node.value
         for node in ast.parse(code).body
@@ -201,12 +245,28 @@ def _judge_settings(code: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     settings: Any = assigned.get("JUDGE_SETTINGS")
     for key, value in zip(getattr(settings, "keys", ()), getattr(settings, "values", ()), strict=True):
-        if isinstance(value, ast.Dict) and ast.literal_eval(key) == VERSION:
-            for name, text in zip(value.keys, value.values, strict=True):
-                node = assigned.get(text.id) if isinstance(text, ast.Name) else text
-                if isinstance(name, ast.Constant) and isinstance(node, ast.Constant):
-                    found[str(name.value)] = node.value
-    return found
+        for name, text in zip(value.keys, value.values, strict=True) if isinstance(value, ast.Dict) else ():
+            node = assigned.get(text.id) if isinstance(text, ast.Name) else text
+            if isinstance(name, ast.Constant) and name.value == "system_prompt" and isinstance(node, ast.Constant):
+                found[str(ast.literal_eval(key))] = node.value
+    return {"system_prompt": found}
+
+
+def _text(value: Any) -> str:
+    """A text of a YAML, which earlier files keep in a list; "" for anything else."""
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, str) else ""
+
+
+def _placed(layout: str) -> str:
+    """The prompt template with the places of newer files. Raises PobenchError if one is missing."""
+    faults = Faults("Arena-Hard's prompt_template")
+    for old, new in (("{question_1}", "{QUESTION}"), ("{answer_1}", "{ANSWER_A}"), ("{answer_2}", "{ANSWER_B}")):
+        layout = layout.replace(old, new)
+        if new not in layout:
+            faults.add(0, new, "missing")
+    faults.refuse()
+    return layout
 
 
 def _first_turn(row: dict[str, Any]) -> Any:
@@ -222,7 +282,3 @@ def _filled(layout: str, values: dict[str, str]) -> str:
         head, _, tail = parts[-1].partition(place)
         parts[-1:] = [head, value, tail]
     return "".join(parts)
-
-
-def _game(reply: Reply) -> dict[str, Any]:
-    return {"score": arena_hard.verdict(reply.answer), "judgment": reply.text}

@@ -1,15 +1,17 @@
-"""Arena-Hard v0.1 from stored judgments: 500 questions, two games each, against gpt-4-0314.
+"""Arena-Hard from stored judgments: two games a question against a baseline, which is A in the first and B in the second.
 
     score(judgments.jsonl)     one line per question: question_id (or uid), model, judge, games: [{score, judgment}, …]
     write_answers(answers.jsonl)
 
-In the first game the baseline is A, in the second it is B. A verdict is one of VERDICTS; `>>` counts three battles.
+v0.1 has 500 questions and one baseline. v2.0 has 500 hard and 250 creative ones, with a baseline and a score for each
+category; a file is v2.0's if its rows name one of these categories. A verdict is one of the version's; `>>` counts three
+battles.
 
     score = Σ battles · result / Σ battles,   result = 1 won, 0.5 tied, 0 lost
 
 With one common baseline this equals the Bradley-Terry fit that defines the benchmark, converted to a win rate.
-A game without a readable verdict (null, another text, several different verdicts) is dropped and counted.
-Li and others 2024, arXiv 2406.11939.
+A game without a readable verdict is dropped and counted; v2.0 drops its question.
+Li and others 2024, arXiv 2406.11939; v2.0: lmarena/arena-hard-auto, 2025-04-23.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +44,82 @@ from pobench.judging.benchmarks.verdict_files import (
 from pobench.results import stats
 from pobench.types import Estimate
 
-BASELINE = "gpt-4-0314"
-JUDGES = ("gpt-4-1106-preview",)  # of arena-hard-v0.1.yaml; no other verdicts get the name
 ROUNDS = 100  # of the published interval
 # verdict → (result of A, battles)
 VERDICTS = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}
+_REVERSED = {"B=A": (0.5, 1), "B<A": (1.0, 1), "B<<A": (1.0, 3), "A<B": (0.0, 1), "A<<B": (0.0, 3)}
 _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
 _IDS = ("question_id", "uid")
+
+
+class Sampling(NamedTuple):
+    """How a judge is asked."""
+
+    temperature: float
+    max_tokens: int
+
+
+class Version(NamedTuple):
+    """What a version of the benchmark fixes.
+
+    folder: upstream's, below `data/`. size: number of questions. baselines: category → the model compared with, which has the
+    category's score; v0.1 is one category. judges: the names that give the benchmark's name, and how they are asked.
+    verdicts: as VERDICTS. last: of several verdicts in a reply the last one counts, else none does. paired: a question with
+    an unreadable game is left out. ends: of the published interval. listed: whether fingerprints of its questions' ids are
+    shipped.
+    """
+
+    name: str
+    folder: str
+    size: int
+    baselines: Mapping[str, str]
+    judges: Mapping[str, Sampling]
+    verdicts: Mapping[str, tuple[float, int]] = VERDICTS
+    last: bool = False
+    paired: bool = False
+    ends: tuple[float, float] = (0.025, 0.975)
+    listed: bool = True
+
+    @property
+    def several(self) -> bool:
+        """Whether it has several categories."""
+        return len(self.baselines) > 1
+
+    def category(self, row: Mapping[str, Any]) -> str:
+        """The category of a row of questions or judgments; "" if it is none of the version's."""
+        only = "" if self.several else next(iter(self.baselines))
+        return only or next((name for name in self.baselines if name == row.get("category")), "")
+
+    def sampling(self, judge: str | None) -> Sampling:
+        """How this judge is asked: an unknown one as the version's first."""
+        return self.judges.get(str(judge)) or next(iter(self.judges.values()))
+
+
+# config/arena-hard-v0.1.yaml
+V01 = Version(
+    "v0.1",
+    "arena-hard-v0.1",
+    500,
+    {"arena-hard-v0.1": "gpt-4-0314"},
+    {"gpt-4-1106-preview": Sampling(0.0, 4096)},
+)
+# config/arena-hard-v2.0.yaml, utils/judge_utils.py and show_result.py; gpt-4.1 has one snapshot
+_GPT = Sampling(0.0, 16000)
+V2 = Version(
+    "v2.0",
+    "arena-hard-v2.0",
+    750,
+    {
+        **dict.fromkeys(("hard_prompt", "coding", "math"), "o3-mini-2025-01-31"),
+        "creative_writing": "gemini-2.0-flash-001",
+    },
+    {"gpt-4.1": _GPT, "gpt-4.1-2025-04-14": _GPT, "gemini-2.5": Sampling(1.0, 32000)},
+    verdicts={**VERDICTS, **_REVERSED},
+    last=True,
+    paired=True,
+    ends=(0.05, 0.95),
+    listed=False,
+)
 
 
 class Game(NamedTuple):
@@ -59,29 +131,56 @@ class Game(NamedTuple):
     battles: int
 
 
+class Judgments(NamedTuple):
+    """One model's games with a readable verdict. questions: id → category, of all rows. unread: category → number of games
+    without a readable verdict."""
+
+    version: Version
+    model: str
+    judge: str
+    games: list[Game]
+    questions: dict[str, str]
+    unread: Counter[str]
+
+    def categories(self) -> list[str]:
+        return [name for name in self.version.baselines if name in self.questions.values()]
+
+    def of(self, category: str) -> list[Game]:
+        return [game for game in self.games if self.questions[game.question] == category]
+
+
 # ---------------------------------------------------------------- scoring
 def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> Scored:
-    """The score of one model in percent. model: needed if the file holds several.
+    """The score of one model in percent, of v2.0 by category. model: needed if the file holds several.
 
     There are two intervals: the published kind (percentiles of 100 bootstraps over battles, which treats repeated battles
     and the two games of a question as independent), and ours over questions. Raises PobenchError with all faults of the
     file.
     """
-    games, unread, questions, name, judge = read_games(judgments, model)
+    found = read_games(judgments, model)
+    parts = {category: _part(found, category, seed) for category in found.categories()}
+    lines, notes = [], []
+    for category, (values, own) in parts.items():
+        lines += [of_category(found.version, category, line) for line in own]
+        if unread := values["dropped"]:
+            left = ": their questions are left out" if found.version.paired else ": dropped"
+            of = f"{category}: " if found.version.several else ""
+            notes.append(f"{of}{unread} of {2 * values['asked']} games have no readable verdict{left}")
+    several = {"categories": {category: values for category, (values, _) in parts.items()}}
+    values = several if found.version.several else next(iter(parts.values()))[0]
+    name = label(found.questions, found.judge, found.version)
+    return Scored(name, found.model, found.judge, tuple(lines), values, tuple(notes))
+
+
+def _part(found: Judgments, category: str, seed: int) -> tuple[dict[str, Any], list[Line]]:
+    """The values of one category, and their lines."""
+    games = paired(found.of(category)) if found.version.paired else found.of(category)
     battles = np.array([g.battles for g in games], dtype=float)
     results = np.array([g.result for g in games], dtype=float)
     asked = [g.question for g in games]
     by_question = scaled(stats.ratio(battles * results, battles, asked, bounds=stats.UNIT, seed=seed), 100)
-    published = _published(results, battles, seed)
+    published = _published(results, battles, found.version.ends, seed)
     flips = scaled(_flips(games), 100)
-    notes = []
-    if unread:
-        notes.append(f"{unread} of {unread + len(games)} games have no readable verdict: dropped")
-    lines = (
-        Line("Score, %", by_question, note="interval over questions", metric="win_rate"),
-        Line("Score, %", published, note=f"interval as published: {ROUNDS} bootstraps over battles"),
-        Line("Position flips, %", flips, ".1f", "questions whose two games name opposite winners", "position_flips"),
-    )
     values = {
         "score": by_question.value,
         "n": by_question.n,
@@ -89,22 +188,42 @@ def score(judgments: Path | str, *, model: str | None = None, seed: int = 0) -> 
         "interval_published": [published.low, published.high],
         "battles": int(battles.sum()),
         "games": len(games),
-        "dropped": unread,
+        "asked": sum(c == category for c in found.questions.values()),
+        "dropped": found.unread[category],
         "position_flips": flips,
-        "baseline": BASELINE,
+        "baseline": found.version.baselines[category],
     }
-    return Scored(label(questions, judge), name, judge, lines, values, tuple(notes))
+    low, high = (f"{100 * end:g}" for end in found.version.ends)
+    note = f"interval as published: {low} and {high} % of {ROUNDS} bootstraps over battles"
+    return values, [
+        Line("Score, %", by_question, note="interval over questions", metric="win_rate"),
+        Line("Score, %", published, note=note),
+        Line("Position flips, %", flips, ".1f", "questions whose two games name opposite winners", "position_flips"),
+    ]
 
 
-def _published(results: np.ndarray, battles: np.ndarray, seed: int) -> Estimate:
-    """The score with the 2.5th and 97.5th percentiles over resampled battles. Only the results of the battles matter."""
+def of_category(version: Version, category: str, line: Line) -> Line:
+    """The line under its category's name, where there are several."""
+    if not version.several:
+        return line
+    return line._replace(title=f"{category}: {line.title}", metric=line.metric and f"{line.metric}_{category}")
+
+
+def paired(games: Sequence[Game]) -> list[Game]:
+    """The games of questions with two readable ones."""
+    readable = Counter(game.question for game in games)
+    return [game for game in games if readable[game.question] == 2]
+
+
+def _published(results: np.ndarray, battles: np.ndarray, ends: tuple[float, float], seed: int) -> Estimate:
+    """The score with two quantiles over resampled battles. Only the results of the battles matter."""
     kinds, index = np.unique(results, return_inverse=True)
     counts = np.bincount(index, battles) if len(results) else np.zeros(0)
     total = counts.sum()
     if total == 0:
         return Estimate.missing()
     drawn = np.random.default_rng(seed).multinomial(int(total), counts / total, size=ROUNDS) @ kinds / total * 100
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.quantile(drawn, ends)
     return Estimate(float(counts @ kinds / total * 100), float(low), float(high), int(total))
 
 
@@ -118,53 +237,70 @@ def _flips(games: list[Game]) -> Estimate:
     return stats.proportion(sum(sorted(r) == [0.0, 1.0] for r in both), len(both))
 
 
-def label(questions: set[str], judge: str) -> str:
-    """The name of a result over these questions: the benchmark's only where questions and judge are its own."""
-    known = {row[0] for row in fingerprints("arena_hard")}
-    asked = {fingerprint(q) for q in questions}
-    if not asked <= known:
+def label(questions: Collection[str], judge: str, version: Version, *, ours: bool = False) -> str:
+    """The name of a result over these questions: the benchmark's only where questions and judge are its own. ours: the judge
+    read another instruction than the benchmark's."""
+    if version.listed:
+        known = {row[0] for row in fingerprints("arena_hard")}
+        asked = {fingerprint(q) for q in questions}
+        others, part = not asked <= known, "" if asked == known else f" ({len(asked)} of {len(known)} questions)"
+    else:
+        others = len(questions) > version.size
+        part = f" ({len(questions)} of {version.size} questions, not checked against its list)"
+    if others:
         return "Arena-Hard's scoring on other questions: not Arena-Hard"
-    part = "" if asked == known else f" ({len(asked)} of {len(known)} questions)"
-    if judge not in JUDGES:
-        return f"Arena-Hard v0.1's questions{part}, judged by {judge or 'an unnamed judge'}: not Arena-Hard"
-    return f"Arena-Hard v0.1{part}"
+    if judge not in version.judges or ours:
+        how = " with an instruction of ours" if ours else ""
+        return (
+            f"Arena-Hard {version.name}'s questions{part}, judged by {judge or 'an unnamed judge'}{how}: not Arena-Hard"
+        )
+    return f"Arena-Hard {version.name}{part}"
 
 
 # ---------------------------------------------------------------- reading
-def verdict(judgment: str) -> str | None:
-    """The verdict in a judge's reply, such as `[[A>B]]`; None if there is none, or if several differ."""
-    found = set(_LABEL.findall(judgment))
-    return found.pop() if len(found) == 1 else None
+def verdict(judgment: str, version: Version = V01) -> str | None:
+    """The verdict in a judge's reply, such as `[[A>B]]`; None if there is none. Of several that differ: see `Version.last`."""
+    found = _LABEL.findall(judgment.upper() if version.last else judgment)
+    if version.last:
+        return found[-1] if found else None
+    return found[0] if len(set(found)) == 1 else None
 
 
-def read_games(path: Path | str, wanted: str | None) -> tuple[list[Game], int, set[str], str, str]:
-    """The readable games, the number of unreadable ones, the questions, the model, the judge."""
+def read_games(path: Path | str, wanted: str | None) -> Judgments:
+    """The judgments of one model. Raises PobenchError with all faults of the file."""
     rows, faults = read(path, ("model", "games"), (*_IDS, "judge", "category", "baseline"))
+    version = V2 if any(V2.category(row) for row in rows) else V01
     rows, model = only_model(rows, wanted, faults)
     games: list[Game] = []
-    unread = 0
+    questions: dict[str, str] = {}
+    unread: Counter[str] = Counter()
     first_seen: dict[str, int] = {}
     for row in rows:
-        question = _question(row, faults)
+        question, category = _question(row, faults), version.category(row)
         if question and first_seen.setdefault(question, row["#row"]) != row["#row"]:
             faults.add(row["#row"], "question_id", f"stands in row {first_seen[question]} already", question)
-        if row.get("baseline", BASELINE) != BASELINE:
-            faults.add(row["#row"], "baseline", f"v0.1 has {BASELINE!r}", row["baseline"])
+        baseline = version.baselines.get(category)
+        if baseline is None:
+            allowed = ", ".join(version.baselines)
+            faults.add(row["#row"], "category", f"one of {version.name}'s is needed: {allowed}", row.get("category"))
+        elif row.get("baseline", baseline) != baseline:
+            faults.add(row["#row"], "baseline", f"{version.name} has {baseline!r}", row["baseline"])
+        questions[question] = category
         played = row.get("games", [])
         if not isinstance(played, list) or len(played) != 2:
             if "games" in row:
                 faults.add(row["#row"], "games", "a list of two games is needed, in swapped order", played)
             continue
         for place, game in enumerate(played):
-            label = _game(row["#row"], place, game, faults)
-            if label not in VERDICTS:
-                unread += 1
+            label = _game(row["#row"], place, game, version, faults)
+            if label not in version.verdicts:
+                unread[category] += 1
                 continue
-            result, battles = VERDICTS[label]
+            result, battles = version.verdicts[label]
             games.append(Game(question, place, result if place else 1.0 - result, battles))
     judge = one_of([(r["#row"], str(r.get("judge") or "")) for r in rows], "judge", faults)
     faults.refuse()
-    return games, unread, set(first_seen), model, judge
+    return Judgments(version, model, judge, games, questions, unread)
 
 
 def _question(row: Mapping[str, Any], faults: Faults) -> str:
@@ -179,7 +315,7 @@ def _question(row: Mapping[str, Any], faults: Faults) -> str:
     return str(value)
 
 
-def _game(row: int, place: int, game: Any, faults: Faults) -> str:
+def _game(row: int, place: int, game: Any, version: Version, faults: Faults) -> str:
     """The verdict of one game; "" if none could be read. A stored score has priority over the judge's text."""
     name = f"games[{place}]"
     if game is None:
@@ -189,16 +325,16 @@ def _game(row: int, place: int, game: Any, faults: Faults) -> str:
         return ""
     text = game.get("judgment")
     text = text.get("answer") if isinstance(text, dict) else text
-    in_text = verdict(text) if isinstance(text, str) else None
+    in_text = verdict(text, version) if isinstance(text, str) else None
     if "score" not in game:
         return in_text or ""
     label = game["score"]
     if label is None or (isinstance(label, float) and math.isnan(label)):
         return ""
     if not isinstance(label, str):
-        faults.add(row, f"{name}.score", f"one of {', '.join(VERDICTS)} is needed, or null", label)
+        faults.add(row, f"{name}.score", f"one of {', '.join(version.verdicts)} is needed, or null", label)
         return ""
-    if label in VERDICTS and in_text is not None and in_text != label:
+    if label in version.verdicts and in_text is not None and in_text != label:
         faults.add(row, f"{name}.score", f"{label!r} is stored here, but the judgment says {in_text!r}")
     return label
 
@@ -215,20 +351,23 @@ def answer_of(row: Mapping[str, Any], where: str) -> str:
         raise PobenchError(f"{where}: a row holds no answer: it has {sorted(row)[:6]}") from None
 
 
-def write_answers(path: Path, answers: Mapping[str, tuple[str, str]], *, model: str) -> None:
+def write_answers(path: Path, answers: Mapping[str, tuple[str, str]], *, model: str, version: Version = V01) -> None:
     """Write a model's answers in Arena-Hard's own format, one line per question.
 
-    answers: question id → (question, answer). Raises PobenchError unless all 500 questions and no others have an answer.
+    answers: question id → (question, answer). Raises PobenchError unless all questions of the version and no others have an
+    answer; of v2.0 only their number is known.
     """
-    known = [row[0] for row in fingerprints("arena_hard")]
+    known = [row[0] for row in fingerprints("arena_hard")] if version.listed else [*map(fingerprint, answers)]
     place = {mark: i for i, mark in enumerate(known)}
     faults = Faults(f"Arena-Hard's answers of {model!r}")
     for uid in answers:
         if fingerprint(uid) not in place:
-            faults.add(0, "question_id", "none of Arena-Hard v0.1's 500", uid)
+            faults.add(0, "question_id", f"none of Arena-Hard {version.name}'s {version.size}", uid)
     given = {fingerprint(uid) for uid in answers}
     if absent := [i + 1 for mark, i in place.items() if mark not in given]:
-        faults.add(0, "", f"no answer to {numbers('question', absent)} of 500")
+        faults.add(0, "", f"no answer to {numbers('question', absent)} of {version.size}")
+    if not version.listed and len(answers) != version.size:
+        faults.add(0, "", f"{version.size} answers are needed; there are {len(answers)}")
     faults.refuse()
     lines = []
     for uid in sorted(answers, key=lambda uid: place[fingerprint(uid)]):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,10 +71,33 @@ def score(
     controlled = _features(controls)
     if model is None or model not in names or len(names) < 2:
         raise PobenchError(_without(model, names))
-    styles = read_styles(answers)
-    battles, dropped, questions, judge = _battles(judgments, names, styles, controlled)
-    if len(battles.result) == 0:
-        raise PobenchError(f"{Path(judgments).name}: no question has two readable games")
+    found = [arena_hard.read_games(judgments, name) for name in names]
+    if len(judges := {one.judge for one in found}) > 1:
+        raise PobenchError(f"one judge is needed; got {', '.join(map(repr, sorted(judges)))}")
+    version, styles = found[0].version, read_styles(answers)
+    parts, lines, notes = {}, list[Line](), []
+    for category in version.baselines:
+        if category not in found[names.index(model)].categories():
+            continue
+        battles, dropped = _battles(found, category, styles, controlled)
+        if len(battles.result) == 0:
+            raise PobenchError(f"{Path(judgments).name}: no question has two readable games")
+        values, own = _part(battles, names, model, controls, seed)
+        parts[category] = {**values, "baseline": version.baselines[category], "dropped": dropped}
+        lines += [arena_hard.of_category(version, category, line) for line in own]
+        if dropped:
+            of = f"{category}: " if version.several else ""
+            notes.append(f"{of}{dropped} questions have no two readable games: left out")
+    asked = {question for one in found for question in one.questions}
+    name = f"{arena_hard.label(asked, found[0].judge, version)}, with style control ({', '.join(controls)})"
+    values = {"categories": parts} if version.several else next(iter(parts.values()))
+    return Scored(name, model, found[0].judge, tuple(lines), values, tuple(notes))
+
+
+def _part(
+    battles: Battles, names: Sequence[str], model: str, controls: Sequence[str], seed: int
+) -> tuple[dict[str, Any], list[Line]]:
+    """The values of one category, and their lines."""
     drawn = _bootstraps(battles, len(names), seed)
     strengths, weights = fit(battles, len(names))
     place = names.index(model)
@@ -89,34 +111,27 @@ def score(
         "interval": [estimate.low, estimate.high],
         "battles": estimate.n,
         "score_uncontrolled": raw,
-        "weights": dict(zip(controlled, map(float, weights), strict=True)),
+        "weights": dict(zip(_features(controls), map(float, weights), strict=True)),
         "models": names,
-        "baseline": arena_hard.BASELINE,
-        "dropped": dropped,
     }
-    lines = (
+    return values, [
         Line(f"Score at equal {' and '.join(controls)}, %", estimate, note=note),
         Line("Score without control, %", Estimate(raw, np.nan, np.nan, estimate.n)),
-    )
-    notes = [f"{dropped} questions have no two readable games: left out"] if dropped else []
-    name = f"{arena_hard.label(questions, judge)}, with style control ({', '.join(controls)})"
-    return Scored(name, model, judge, lines, values, tuple(notes))
+    ]
 
 
 def fit(battles: Battles, models: int, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(strengths of the models, weights of the features) by Newton's method. counts: replaces the battles' own."""
+    """(strengths of the models, weights of the features) by scikit-learn. counts: replaces the battles' own."""
+    from sklearn.linear_model import LogisticRegression
+
     count = battles.times if counts is None else counts
     design = np.hstack([np.eye(models)[battles.model], standardised(battles)])
-    values = np.zeros(design.shape[1])
-    for _ in range(50):
-        p = _sigmoid(design @ values)
-        slope = design.T @ (count * (p - battles.result)) + _RIDGE * values
-        curve = (design * (count * p * (1 - p))[:, None]).T @ design + _RIDGE * np.eye(len(values))
-        step = np.linalg.solve(curve, slope)
-        values = values - step
-        if np.abs(step).max() < 1e-9:
-            break
-    return values[:models], values[models:]
+    won, lost = count * battles.result, count * (1 - battles.result)  # a tie is half a battle won, and half a lost one
+    regression = LogisticRegression(C=1 / _RIDGE, fit_intercept=False, solver="newton-cholesky", tol=1e-8)
+    regression.fit(
+        np.vstack([design, design]), np.repeat([1, 0], len(count)), sample_weight=np.concatenate([won, lost])
+    )
+    return regression.coef_[0, :models], regression.coef_[0, models:]
 
 
 def standardised(battles: Battles) -> np.ndarray:
@@ -213,25 +228,23 @@ def _without(model: str | None, names: Sequence[str]) -> str:
 
 
 def _battles(
-    judgments: Path | str, names: Sequence[str], styles: Mapping[tuple[str, str], Style], controlled: Sequence[str]
-) -> tuple[Battles, int, set[str], str]:
-    """The games of questions with two readable ones, how many questions have not, the questions, the judge."""
+    found: Sequence[arena_hard.Judgments],
+    category: str,
+    styles: Mapping[tuple[str, str], Style],
+    controlled: Sequence[str],
+) -> tuple[Battles, int]:
+    """The games of one category's questions with two readable ones, and how many questions have not."""
     rows: list[tuple[int, float, int, list[float]]] = []
-    dropped, asked, judges = 0, set[str](), dict[str, str]()
-    for number, name in enumerate(names):
-        games, _, questions, _, judge = arena_hard.read_games(judgments, name)
-        judges[judge], asked = name, asked | questions
-        readable = Counter(game.question for game in games)
-        dropped += sum(readable[question] != 2 for question in questions)
+    dropped = 0
+    for number, one in enumerate(found):
+        games = arena_hard.paired(one.of(category))
+        dropped += sum(c == category for c in one.questions.values()) - len(games) // 2
         for game in games:
-            if readable[game.question] == 2:
-                own, base = (_found(styles, who, game.question) for who in (name, arena_hard.BASELINE))
-                rows.append((number, game.result, game.battles, [_difference(f, own, base) for f in controlled]))
-    if len(judges) > 1:
-        raise PobenchError(f"one judge is needed; got {', '.join(map(repr, judges))}")
+            who = one.model, one.version.baselines[category]
+            own, base = (_found(styles, name, game.question) for name in who)
+            rows.append((number, game.result, game.battles, [_difference(f, own, base) for f in controlled]))
     model, result, count, features = zip(*rows, strict=True) if rows else ((), (), (), np.zeros((0, len(controlled))))
-    arrays = Battles(np.array(model, int), np.array(result), np.array(count, float), np.array(features, float))
-    return arrays, dropped, asked, next(iter(judges), "")
+    return Battles(np.array(model, int), np.array(result), np.array(count, float), np.array(features, float)), dropped
 
 
 def _found(styles: Mapping[tuple[str, str], Style], model: str, question: str) -> Style:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pobench.runs.context import Context
 
-PROMPTS = ("source", "split", "max_prompts")  # of the section: they count by their content
+PROMPTS = ("source", "subset", "split", "max_prompts")  # of the section: they count by their content
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any] | None:

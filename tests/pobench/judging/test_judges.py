@@ -14,7 +14,7 @@ import pytest
 import torch
 from openai_server import OpenAIServer, refuses, says
 from small_chat_model import SIZES, TEMPLATE, character_tokenizer, save_chat_model
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from pobench.data.rows import Message
 from pobench.errors import PobenchError
@@ -310,12 +310,53 @@ def test_the_local_judge_reads_no_first_token_of_a_thought(chat_folder, tmp_path
     assert THINKING != TEMPLATE
     plain = local(model=str(chat_folder)).judge(*AB)
     assert judge(THINKING.replace("THOUGHT", "enable_thinking is not defined or enable_thinking")).judge(*AB) == plain
-    with pytest.raises(PobenchError, match=r"'thinking' begins every reply with a thought.*use the judge `endpoint`"):
-        judge(THINKING.replace("THOUGHT", "true")).judge(*AB)
     # as Qwen 3: a rendered answer has an empty thought before it, which the generation prompt lacks
     empty = "{% if message['role'] == 'assistant' %}<think><think>{% endif %}"
     lead = judge(TEMPLATE.replace("{{ message['content'] }}", empty + "{{ message['content'] }}"))
     assert lead.chat.lead == "<think><think>" and lead.judge(*AB) != plain
+
+
+THOUGHT = ["<think>", "B", "</think>", "\n", "A"]  # it thinks of B and decides for A
+
+
+@pytest.mark.parametrize(
+    ("writes", "template", "expected"),
+    [
+        (THOUGHT, TEMPLATE, "A"),  # the model opens the thought
+        (THOUGHT[1:], THINKING.replace("THOUGHT", "true"), "A"),  # the template does
+        (["<think>", "B", "B", "</think>", "\n", "B"], TEMPLATE, "B"),
+        (["B", "B", "B", "B"], THINKING.replace("THOUGHT", "true"), ""),
+        (["<think>", *"BBBBBBBBBB"], TEMPLATE, ""),
+        (["B"], TEMPLATE, "B"),
+    ],
+)
+def test_a_local_judges_thought_is_no_verdict_and_the_verdict_behind_it_is_read(
+    writes, template, expected, chat_folder, tmp_path, monkeypatch
+) -> None:
+    folder = Path(shutil.copytree(chat_folder, tmp_path / "thinker"))
+    (folder / "chat_template.jinja").write_text(template)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save_pretrained(folder)
+    judge = local(model=str(folder), thought_tokens=8)
+    judge.model.resize_token_embeddings(len(tokenizer))
+    prompts = {len(judge.chat.prompt_ids(question(c))) for c in (AB, AB.swapped)}
+    assert len(prompts) == 1
+    forward, start = judge.model.forward, prompts.pop()
+
+    def scripted(*, input_ids: torch.Tensor, attention_mask: torch.Tensor, **others: Any) -> Any:
+        result = forward(input_ids=input_ids, attention_mask=attention_mask, **others)
+        place = int(attention_mask[0].sum()) - start  # tokens written so far
+        result.logits[:, -1] = 0.0
+        result.logits[:, -1, tokenizer.convert_tokens_to_ids((writes * 9)[place])] = 5.0
+        return result
+
+    monkeypatch.setattr(judge.model, "forward", scripted)
+    (verdict,) = judge.judge_many([AB])
+    if expected:
+        assert (verdict.forward > 0.9) == (expected == "B") and (verdict.forward < 0.1) == (expected == "A")
+    else:
+        assert math.isnan(verdict.probability) and verdict.error == "the thought has no end within 8 tokens"
 
 
 def test_what_is_longer_than_the_model_reads_is_left_out_with_the_reason(chat_folder) -> None:

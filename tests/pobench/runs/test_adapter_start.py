@@ -89,6 +89,15 @@ def test_the_reference_is_the_start_model_with_its_adapter(adapter, work_here, p
     fetch_model(str(small / "model"))
 
 
+def test_a_dry_run_plans_an_adapter_that_was_never_merged_and_writes_nothing(adapter, pobench_cli, tmp_path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    model = ("--model", str(adapter))
+    status, out, err = pobench_cli("run", "--setting", "small.yaml", "--losses", "dpo", *model, "--dry-run")
+    assert status == 0, err
+    assert "train" in out and "not known" not in out, "the base has as many weights as the model merged from it"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_a_base_that_is_elsewhere_is_asked_for_and_can_be_named(adapter, tmp_path) -> None:
     about(adapter, base_model_name_or_path="/home/somebody/models/base")
     with pytest.raises(PobenchError, match=r"is an adapter \(base '/home/somebody/.*name the base with model\.base"):

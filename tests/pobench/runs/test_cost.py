@@ -101,7 +101,7 @@ def test_measured_steps_outrank_every_rule_of_thumb(tmp_path) -> None:
 def test_without_measured_steps_the_estimate_is_near_what_runs_took(tmp_path, monkeypatch) -> None:
     """Recorded on two cores that multiply matrices at 85 gigaflops: `tiny`, 562 pairs in two epochs, 72 steps of 0.10 to
     0.15 s, 47 s with start model and evaluation of 178 held-out pairs and 4 answers a prompt; `smollm2`, 1.2 to 1.3 s a
-    pair. The estimate was 7 s for the first."""
+    pair. The estimates were 7 s for the first, 2.2 s a pair for the second."""
     monkeypatch.setattr(cost, "peak_flops", lambda: 85e9)
     monkeypatch.setattr(cost.torch.cuda, "is_available", lambda: False)
     whole = estimate_cost(tasks(tmp_path, "simpo", "tiny", answers__samples=4), Counts(562, 178, 36.2))
@@ -111,7 +111,7 @@ def test_without_measured_steps_the_estimate_is_near_what_runs_took(tmp_path, mo
         config = SMOLLM2 if setting == "smollm2" else cost.model_config(job)
         size = count_parameters(config)
         pace = cost._pace([Task(job, "loss", tmp_path, "a/b", MANY, tmp_path)], _Data(1, 1, tokens), size, config)
-        assert low / 2 < pace.pair < high * 2, (setting, pace.pair)
+        assert low / 1.25 < pace.pair < high * 1.25, (setting, pace.pair)
 
 
 def test_a_judge_that_is_asked_over_a_network_has_its_calls_counted(tmp_path) -> None:

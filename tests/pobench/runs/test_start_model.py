@@ -10,12 +10,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from pobench import identity
+from pobench.data import demonstrations
 from pobench.errors import PobenchError
 from pobench.results.load import load_frames
+from pobench.runs import start_model as start_model_module
 from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.rehearsal import rehearse
-from pobench.runs.start_model import make_start_model, prepare_stage, start_model
+from pobench.runs.start_model import make_start_model, prepare_stage, stage_folder, start_model
 from pobench.runs.task import Task
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
@@ -116,6 +119,16 @@ def test_what_decides_the_start_model_names_its_folder_and_nothing_else_does(wit
     assert prepare_stage(with_sft(sft__source=str(tmp_path / "renamed.jsonl"))[0])[0].path == folder
     (tmp_path / "chats.jsonl").write_text((tmp_path / "renamed.jsonl").read_text().replace("w1", "w2"))
     assert prepare_stage(job)[0].path != folder
+
+
+def test_the_code_that_reads_conversations_names_the_start_model(with_sft, monkeypatch) -> None:
+    (job,) = with_sft()
+    before = stage_folder(job)
+    assert stage_folder(job).path == before.path
+    monkeypatch.setattr(start_model_module, "reader_digest", lambda: "of another release")
+    assert stage_folder(job).path != before.path
+    read = {path.stem for path in identity._files(Path(demonstrations.__file__))}
+    assert {"demonstrations", "chat", "rows", "audit"} <= read
 
 
 def test_without_the_stage_and_without_its_model_there_is_one_plain_message(with_sft, pobench_cli, tmp_path) -> None:

@@ -108,6 +108,48 @@ def test_winning_everything_is_no_certainty(save) -> None:
     assert found["score"] == 100 and found["interval_questions"][0] < 80
 
 
+# ---------------------------------------------------------------- v2.0, by category
+
+
+def hard(first: Any, second: Any, question: str, **changes: Any) -> dict[str, Any]:
+    baseline = "gemini-2.0-flash-001" if changes.get("category") == "creative_writing" else "o3-mini-2025-01-31"
+    return row(
+        first, second, question, **{"category": "hard_prompt", "judge": "gpt-4.1", "baseline": baseline, **changes}
+    )
+
+
+def test_v2_has_a_score_for_each_category_and_leaves_out_half_read_questions(save) -> None:
+    creative = {"category": "creative_writing"}
+    rows = [hard("A>>B", "A>B", "1"), hard(None, "A>B", "2"), hard("B=A", "A<<B", "3", **creative)]
+    scored = arena_hard.score(save(rows))
+    found = scored.values["categories"]
+    # question 1: three battles lost, one won; question 2 has one unread game; question 3: a tie, three battles lost
+    assert (found["hard_prompt"]["score"], found["hard_prompt"]["battles"]) == (25.0, 4)
+    assert (found["creative_writing"]["score"], found["creative_writing"]["battles"]) == (12.5, 4)
+    assert scored.notes == ("hard_prompt: 1 of 4 games have no readable verdict: their questions are left out",)
+    metrics = {line.metric: line.estimate.n for line in scored.lines if line.metric.startswith("win_rate")}
+    assert metrics == {"win_rate_hard_prompt": 1, "win_rate_creative_writing": 1}
+
+
+@pytest.mark.parametrize(
+    ("judge", "questions", "label"),
+    [
+        ("gemini-2.5", 750, "Arena-Hard v2.0 (750 of 750 questions, not checked against its list)"),
+        ("gpt-4.1", 2, "Arena-Hard v2.0 (2 of 750 questions, not checked against its list)"),
+        ("gpt-4.1-mini", 2, "questions, not checked against its list), judged by gpt-4.1-mini: not Arena-Hard"),
+        ("gpt-4.1", 751, "Arena-Hard's scoring on other questions: not Arena-Hard"),
+    ],
+)
+def test_v2s_name_says_that_its_questions_were_not_checked(judge, questions, label, save) -> None:
+    rows = [hard("A>B", "A>B", f"q{i}", judge=judge) for i in range(questions)]
+    assert arena_hard.score(save(rows)).benchmark.endswith(label)
+
+
+def test_of_v2s_verdicts_in_a_reply_the_last_one_counts() -> None:
+    assert arena_hard.verdict("[[A>B]]? no: [[b>>a]]", arena_hard.V2) == "B>>A"
+    assert arena_hard.verdict("A is better", arena_hard.V2) is None
+
+
 # ---------------------------------------------------------------- what cannot be read
 
 
@@ -172,6 +214,8 @@ def test_flips_are_questions_whose_games_name_opposite_winners(save) -> None:
         ([row("A>B", "A>B", question_id=[1])], "'question_id': a text or a number"),
         ([row("A>B", "A>B", judge="a"), row("A>B", "A>B", "r", judge="b")], "'judge': one value is needed"),
         ([{"game": []}], "'games': missing; is it 'game'?"),
+        ([hard("A>B", "A>B", "1", baseline="gpt-4-0314")], "'baseline': v2.0 has 'o3-mini-2025-01-31'"),
+        ([hard("A>B", "A>B", "1"), hard("A>B", "A>B", "2", category="poems")], "'category': one of v2.0's is needed"),
     ],
 )
 def test_a_broken_file_is_refused_with_row_and_field(rows, expected, save) -> None:

@@ -1,4 +1,4 @@
-"""Style control: the Bradley–Terry fit with features of style, against another implementation of logistic regression."""
+"""Style control: the Bradley–Terry fit with features of style, against the likelihood maximised by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from scipy.optimize import minimize
 
 from pobench.errors import PobenchError
 from pobench.judging.benchmarks import arena_hard_score as arena_hard
@@ -19,6 +19,11 @@ MODELS = ("alpha", "beta", "gamma")
 BOTH = ("length", "markdown")
 
 
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch) -> None:
+    monkeypatch.setattr(arena_hard, "ROUNDS", 5)  # these tests look at scores, not at their intervals
+
+
 def judged(n: int, longer_wins: float, seed: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(judgments, answers) of three models and the baseline; gamma's answers are long. longer_wins: how much the judge likes
     length; quality is the same for all."""
@@ -26,7 +31,7 @@ def judged(n: int, longer_wins: float, seed: int = 0) -> tuple[list[dict[str, An
     rows, answers = [], []
     for i in range(n):
         counts = {}
-        for name in (*MODELS, arena_hard.BASELINE):
+        for name in (*MODELS, "gpt-4-0314"):
             tokens = rng.randint(200, 400) * (2 if name == "gamma" else 1)
             marks = [rng.randint(0, 6) for _ in range(4)]
             metadata = {
@@ -38,7 +43,7 @@ def judged(n: int, longer_wins: float, seed: int = 0) -> tuple[list[dict[str, An
             counts[name] = tokens
             answers.append({"uid": f"q{i}", "model": name, "metadata": metadata})
         for name in MODELS:
-            base = counts[arena_hard.BASELINE]
+            base = counts["gpt-4-0314"]
             pull = longer_wins * (counts[name] - base) / (counts[name] + base)
             games = [{"score": label(rng, pull * sign)} for sign in (-1, 1)]  # the model is B, then A
             rows.append({"uid": f"q{i}", "model": name, "judge": "gpt-4-1106-preview", "games": games})
@@ -63,12 +68,12 @@ def stored(tmp_path: Path, save: Any) -> Any:
     return write
 
 
-def by_sklearn(rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dict[str, float]:
-    """Model → score, from one row a battle, a tie as one row won and one row lost of half the weight."""
+def by_likelihood(rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dict[str, float]:
+    """Model → score, from one row a battle: the likelihood of its result, a tie as half a battle won, maximised by BFGS."""
     found = {(a["model"], a["uid"]): a["metadata"] for a in answers}
     design, outcomes = [], []
     for row in rows:
-        own, base = found[row["model"], row["uid"]], found[arena_hard.BASELINE, row["uid"]]
+        own, base = found[row["model"], row["uid"]], found["gpt-4-0314", row["uid"]]
         features = [(own["token_len"] - base["token_len"]) / (own["token_len"] + base["token_len"])]
         for key in ("header_count", "list_count", "bold_count"):
             a, b = (sum(m[key].values()) / m["token_len"] for m in (own, base))
@@ -80,19 +85,41 @@ def by_sklearn(rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dic
                 outcomes.append(a_won if is_a else 1 - a_won)
     x, y = np.array(design), np.array(outcomes)
     x[:, 3:] = (x[:, 3:] - x[:, 3:].mean(0)) / x[:, 3:].std(0, ddof=1)
-    halves = LogisticRegression(C=1e12, fit_intercept=False, tol=1e-12, max_iter=10_000)
-    halves.fit(np.vstack([x, x]), np.repeat([1, 0], len(y)), sample_weight=np.concatenate([y, 1 - y]))
-    return {m: float(100 / (1 + np.exp(-c))) for m, c in zip(MODELS, halves.coef_[0], strict=False)}
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        z = x @ weights
+        return float(np.logaddexp(0, z).sum() - y @ z), x.T @ (1 / (1 + np.exp(-z)) - y)
+
+    found_at = minimize(loss, np.zeros(x.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-8}).x
+    return {m: float(100 / (1 + np.exp(-c))) for m, c in zip(MODELS, found_at, strict=False)}
 
 
-def test_the_score_is_that_of_another_logistic_regression(stored) -> None:
+def test_the_score_is_that_of_the_highest_likelihood(stored) -> None:
     rows, answers = judged(60, 2.0)
-    expected = by_sklearn(rows, answers)
+    expected = by_likelihood(rows, answers)
     for name in MODELS:
         found = style.score(*stored(rows, answers), BOTH, model=name)
         assert found.values["score"] == pytest.approx(expected[name], abs=1e-3)
     assert found.benchmark.endswith("with style control (length, markdown)")
     assert "not Arena-Hard" in found.benchmark, "its questions are others"
+
+
+def test_v2_controls_style_within_each_category(stored) -> None:
+    rows, answers = judged(12, 2.0)
+    for judgment in rows:
+        hard = int(judgment["uid"][1:]) % 2 == 0
+        judgment["category"] = "hard_prompt" if hard else "creative_writing"
+    by_hand = {}
+    for remainder, category in enumerate(("hard_prompt", "creative_writing")):
+        part = [row for row in rows if row["category"] == category]
+        by_hand[category] = by_likelihood(part, answers)["beta"]
+        own = {"baseline": arena_hard.V2.baselines[category]}
+        renamed = [a for a in answers if a["model"] == "gpt-4-0314" and int(a["uid"][1:]) % 2 == remainder]
+        answers = [*answers, *({**answer, "model": own["baseline"]} for answer in renamed)]
+    scored = style.score(*stored(rows, answers), BOTH, model="beta")
+    found = {category: values["score"] for category, values in scored.values["categories"].items()}
+    assert found == pytest.approx(by_hand, abs=1e-3)
+    assert scored.benchmark.startswith("Arena-Hard v2.0")
 
 
 def test_a_judge_that_likes_length_is_held_against_the_long_model_no_longer(stored) -> None:
@@ -154,7 +181,7 @@ def test_a_file_without_models_is_refused_as_such(save) -> None:
 
 def test_an_answer_that_is_not_there_is_named(stored) -> None:
     rows, answers = judged(3, 0.0)
-    kept = [a for a in answers if a["model"] != arena_hard.BASELINE]
+    kept = [a for a in answers if a["model"] != "gpt-4-0314"]
     with pytest.raises(PobenchError, match="no answer of 'gpt-4-0314' to 'q0'; there are answers of alpha"):
         style.score(*stored(rows, kept), BOTH, model="beta")
 

@@ -23,10 +23,11 @@ from pobench.errors import CorruptError, PobenchError
 from pobench.judging.benchmarks import alpaca_eval as alpaca_eval_run
 from pobench.judging.benchmarks import arena_hard as arena_hard_run
 from pobench.judging.benchmarks import arena_hard_score as arena_hard
+from pobench.judging.benchmarks import base as base_module
 from pobench.judging.benchmarks import mt_bench_score as mt_bench
 from pobench.judging.benchmarks import verdict_files as stored
 from pobench.judging.benchmarks.alpaca_eval import AlpacaEval
-from pobench.judging.benchmarks.arena_hard import ArenaHard, _filled
+from pobench.judging.benchmarks.arena_hard import ArenaHard, ArenaHardV2, _filled
 from pobench.judging.benchmarks.base import Answered, JudgeModel, Question, Speaker, Spoken
 from pobench.judging.benchmarks.mt_bench import MTBench
 from pobench.judging.replies import Reply
@@ -628,6 +629,40 @@ def test_a_checkout_of_upstream_holds_the_instruction_and_gives_the_name(prompts
     rows = benchmark.verdicts(answered(benchmark, "x"), "me", lambda rs: [Reply("[[A=B]]") for _ in rs])
     (tmp_path / "v.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert benchmark.scored(tmp_path / "v.jsonl", benchmark.questions()).benchmark == "Arena-Hard v0.1"
+
+
+def test_arena_hard_v2_reads_each_categorys_instruction_and_baseline_from_a_checkout(tmp_path) -> None:
+    data, judge = tmp_path / "data/arena-hard-v2.0", {"model": "gemini-2.5"}
+    base_module.write_lines(
+        data / "question.jsonl",
+        [{"uid": c, "category": c, "prompt": f"a {c}?"} for c in ("hard_prompt", "creative_writing")],
+    )
+    for model, uid in (("o3-mini-2025-01-31", "hard_prompt"), ("gemini-2.0-flash-001", "creative_writing")):
+        answer = {"uid": uid, "messages": [{"content": {"answer": f"of {model}"}}]}
+        base_module.write_lines(data / f"model_answer/{model}.jsonl", [answer])
+    benchmark = ArenaHardV2(source=str(tmp_path), judge=judge)
+    asked: list[Any] = []
+
+    def ask(requests: list[Any]) -> list[Reply]:
+        asked.extend(requests)
+        return [Reply("[[A>B]] no, [[B>A]]") for _ in requests]
+
+    def named() -> str:
+        rows = benchmark.verdicts(answered(benchmark, "OURS"), "me", ask)
+        base_module.write_lines(tmp_path / "v.jsonl", rows)
+        return benchmark.scored(tmp_path / "v.jsonl", benchmark.questions()).benchmark
+
+    assert named().endswith("judged by gemini-2.5 with an instruction of ours: not Arena-Hard")
+    asked.clear()
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils/judge_utils.py").write_text(
+        'OG = "Judge impartially."\nJUDGE_SETTINGS = {"hard_prompt": {"system_prompt": OG},\n'
+        '    "creative_writing": {"system_prompt": "Judge the writing."}, "arena-hard-v0.1": {"system_prompt": OG}}\n'
+    )
+    assert named() == "Arena-Hard v2.0 (2 of 750 questions, not checked against its list)"
+    assert [r.messages[0]["content"] for r in asked] == ["Judge impartially."] * 2 + ["Judge the writing."] * 2
+    assert "of o3-mini" in asked[0].messages[1]["content"] and "of gemini-2.0" in asked[3].messages[1]["content"]
+    assert {(r.temperature, r.max_tokens) for r in asked} == {(1.0, 32000)}  # gpt-4.1 is asked at 0, with 16,000
 
 
 # ---------------------------------------------------------------- settings, names, costs
