@@ -50,6 +50,7 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
         if rows := scores_of(root, folder.run):
             parts["scores"].append(pd.DataFrame(rows).assign(run=folder.run))
     for name in sorted({p.parent.name for p in folders}):
+        parts["comparisons"] += _comparisons(root, name)
         for audit in _audits(root / name):
             rows = pd.DataFrame(json.loads(audit.read_text()))
             parts["audit"].append(rows.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
@@ -58,6 +59,14 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
             text = {c.name: "str" for c in FRAMES["tuning"].columns if c.type in ("text", "JSON")}
             parts["tuning"].append(pd.read_csv(trials, keep_default_na=False, na_values=[""], dtype=text))
     return Frames({frame.name: frame.of(_joined(parts[frame.name])) for frame in STORED})
+
+
+def _comparisons(root: Path, setting: str) -> list[pd.DataFrame]:
+    """The verdicts on two losses' answers, of each pair those that the newest command named."""
+    pairs = (
+        RunFolder(root, f"{setting}/{path.parent.name}") for path in sorted((root / setting).glob("pair-*/shown.json"))
+    )
+    return [pair.frames()["comparisons"].read_frame("comparisons") for pair in pairs if "comparisons" in pair.frames()]
 
 
 def _audits(folder: Path) -> list[Path]:
