@@ -32,6 +32,7 @@ OF_STUDIES = {  # they want several settings of a loss
     "tuning-table",
     "kl-in-training",
     "gradient-norm",
+    "head-to-head-pairs",
     "beside-paper",  # of a setting of the paper
     "beside-paper-downstream",
 }
