@@ -338,6 +338,21 @@ _BENCHMARKS = Frame(
     ),
 )
 
+_QUESTIONS = Frame(
+    "questions",
+    "One row a question of a benchmark with a baseline, AlpacaEval or Arena-Hard, for a run: the same results as in "
+    "`benchmarks`, question by question.",
+    ("run", "benchmark", "judge", "question"),
+    "No benchmark with a baseline has been run (`--benchmarks alpaca_eval`, `arena_hard`)",
+    (
+        _RUN,
+        Column("benchmark", "text", "", "the benchmark's registered name"),
+        Column("judge", "text", "", "the judge's name"),
+        Column("question", "text", "", "arena_hard: the question's id; alpaca_eval: its place among all, from 0"),
+        Column("score", "float", "", "beside the baseline's answer: 1 won, 0.5 even, 0 lost; nan: no verdict"),
+    ),
+)
+
 _AUDIT = Frame(
     "audit",
     "One row a kind of fault in the preference data of a setting, and what was counted beside.",
@@ -434,7 +449,7 @@ FRAMES = {
     frame.name: frame
     for frame in (
         *(_RUNS, _STEPS, _HELDOUT, _TRAINPAIRS, _NORMS, _ANSWERS, _VERDICTS, _COMPARISONS, _SCORES, _BENCHMARKS),
-        *(_AUDIT, _TUNING, _CROSS_LOSS, _GRADIENTS, _PAPER),
+        *(_QUESTIONS, _AUDIT, _TUNING, _CROSS_LOSS, _GRADIENTS, _PAPER),
     )
 }
 STORED = [frame for frame in FRAMES.values() if not frame.made]

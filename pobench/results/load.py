@@ -46,7 +46,9 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
         for name, home in folder.frames().items():
             if name in parts:
                 parts[name].append(home.read_frame(name).assign(run=folder.run))
-        parts["benchmarks"] += _benchmark_rows(folder, parts["runs"][-1])
+        results = folder.benchmark_results()
+        parts["benchmarks"] += _benchmark_rows(results, parts["runs"][-1])
+        parts["questions"] += _question_rows(results, folder.run)
         if rows := scores_of(root, folder.run):
             parts["scores"].append(pd.DataFrame(rows).assign(run=folder.run))
     for name in sorted({p.parent.name for p in folders}):
@@ -87,12 +89,20 @@ def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _benchmark_rows(folder: RunFolder, run: pd.DataFrame) -> list[pd.DataFrame]:
+def _benchmark_rows(results: Iterable[Mapping[str, Any]], run: pd.DataFrame) -> list[pd.DataFrame]:
     run_columns = run[["run", "setting", "loss", "seed"]].iloc[0].to_dict()
     kept = ("benchmark", "judge", "name", "limit")
+    return [pd.DataFrame(result["rows"]).assign(**run_columns, **{k: result[k] for k in kept}) for result in results]
+
+
+def _question_rows(results: Iterable[Mapping[str, Any]], run: str) -> list[pd.DataFrame]:
+    """Of the results that were stored question by question: of a benchmark with a baseline, by this version."""
     return [
-        pd.DataFrame(result["rows"]).assign(**run_columns, **{k: result[k] for k in kept})
-        for result in folder.benchmark_results()
+        pd.DataFrame({"question": list(scores), "score": list(scores.values())}).assign(
+            run=run, benchmark=result["benchmark"], judge=result["judge"]
+        )
+        for result in results
+        if (scores := result.get("by_question"))
     ]
 
 

@@ -123,3 +123,24 @@ def test_a_pair_judged_twice_as_often_by_another_judge_is_not_mixed_in() -> None
     other = frames["comparisons"].assign(judge="other", score=0.0)
     mixed = Frames({**frames.stored, "comparisons": pd.concat([frames["comparisons"], other], ignore_index=True)})
     pd.testing.assert_frame_equal(drawn(frames).data, drawn(mixed).data)
+
+
+def test_wins_against_gpt_4_stand_beside_dpos_question_by_question() -> None:
+    frames = judged(seeds=(1,))
+    asked = {"dpo": [1.0, 0.9, 0.2, 0.0, 0.5, np.nan], "simpo": [1.0, 0.1, 0.8, 0.4, 0.9, 1.0]}
+    rows = [
+        {"run": f"s/{loss}-1", "benchmark": "alpaca_eval", "judge": "gpt-4", "question": str(place), "score": score}
+        for loss, scores in asked.items()
+        for place, score in enumerate(scores)
+    ]
+    other_judge = [{**row, "judge": "another", "score": 0.0} for row in rows[:2] + rows[-2:]]
+    questions = FRAMES["questions"].of([*rows, *other_judge])
+    data = drawn(Frames({**frames.stored, "questions": questions}), "beside-dpo-benchmark").data
+    cells = data.set_index(["loss", "rival", "this"])["value"]
+    assert set(data["benchmark"]) == {"AlpacaEval's baseline"} and set(data["loss"]) == {"simpo"}
+    fifth = {("wins", "wins"), ("wins", "loses"), ("loses", "wins"), ("loses", "loses"), ("ties", "wins")}
+    for (_, down, across), share in cells.items():
+        assert share == pytest.approx(0.2 if (down, across) in fifth else 0.0), "of the five that both were judged on"
+    alone = Frames({**frames.stored, "questions": questions[questions["run"] == "s/simpo-1"]})
+    with pytest.raises(NothingToDraw, match="DPO and another loss"):
+        drawn(alone, "beside-dpo-benchmark")

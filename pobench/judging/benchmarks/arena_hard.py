@@ -9,7 +9,7 @@ that it is not Arena-Hard's score.
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -181,6 +181,10 @@ class ArenaHard(Judged):
             f"neither a YAML beside the questions nor {JUDGE_UTILS} has a system_prompt: the judge read our words{part}"
         )
         return replace(scored, benchmark=name.replace("questions", f"questions{part}", 1), notes=(*scored.notes, note))
+
+    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The share of a question's battles that the model wins, over its readable games."""
+        return {str(row["question_id"]): arena_hard.share_won(row["games"]) for row in rows}
 
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
         arena_hard.write_answers(

@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,6 +135,17 @@ def verdict(judgment: str) -> str | None:
     """The verdict in a judge's reply, such as `[[A>B]]`; None if there is none, or if several differ."""
     found = set(_LABEL.findall(judgment))
     return found.pop() if len(found) == 1 else None
+
+
+def share_won(games: Sequence[Mapping[str, Any]]) -> float:
+    """The model's share of a question's battles; nan without a readable game. games: two with `score`, the model as B, then
+    as A."""
+    won = total = 0.0
+    for place, game in enumerate(games):
+        if game["score"] in VERDICTS:
+            result, battles = VERDICTS[game["score"]]
+            won, total = won + battles * (result if place else 1.0 - result), total + battles
+    return won / total if total else math.nan
 
 
 def read_games(path: Path | str, wanted: str | None) -> tuple[list[Game], int, set[str], str, str]:
