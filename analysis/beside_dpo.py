@@ -1,4 +1,5 @@
-"""Figure `beside-dpo`: on which prompts a loss beats the start model and DPO does not, and the reverse."""
+"""Figures `beside-dpo` and `beside-dpo-benchmark`: on which prompts a loss beats a third model and DPO does not, and the
+reverse. The third is the start model, or a benchmark's baseline, as in the paper."""
 
 from __future__ import annotations
 
@@ -18,16 +19,14 @@ OUTCOMES = [(0.0, "loses"), (0.5, "ties"), (1.0, "wins")]
 @register_figure(
     "beside-dpo",
     title="Wins and losses, prompt by prompt, beside DPO",
-    paper="Figs. 7 and 8",
     chapter="results",
     order=22,
 )
 def beside_dpo(runs: pd.DataFrame, verdicts: pd.DataFrame, *, rival: str = "dpo") -> plot.Drawing:
     """Share of prompts, in per cent, by two comparisons with the start model: across, whether the loss wins, ties or loses
-    on the prompt; down, whether DPO does. The diagonal is where the two agree. Right of and below it the loss does
-    better, in its colour; left of and above it DPO does, in orange. Two losses of the same win rate may win on
-    different prompts. (In the paper, against GPT-4's answers on AlpacaEval 2 and Mistral-Base, SimPO alone wins 9.6 % of
-    prompts and DPO alone 2.6 %.)"""
+    on the prompt; down, whether DPO does. The diagonal is where the two agree. Right of and above it the loss does
+    better, in its colour; left of and below it DPO does, in orange. Two losses of the same win rate may win on
+    different prompts."""
     dpo, start = home_of(runs, rival), next((arm for arm in arms_of(runs) if arm.is_start), None)
     if dpo is None or start is None:
         raise plot.NothingToDraw("No run of DPO stands beside its start model.")
@@ -42,14 +41,66 @@ def beside_dpo(runs: pd.DataFrame, verdicts: pd.DataFrame, *, rival: str = "dpo"
     for ax, arm in zip(axes, arms, strict=True):
         shares = _shares(stats.outcomes(table[arm.id], table[start.id]), dpo_outcome)
         _square(ax, arm, dpo, shares)
-        rows += [
-            {"loss": arm.loss, "label": arm.label, "rival": down, "this": across, **plot.estimate_columns(e)}
-            for (down, across), e in shares.items()
-        ]
+        rows += _cells(arm, shares)
     plot.outer_labels(
         figure, "the loss against the start model", f"{plot.short(dpo.label, 20)} against the start model"
     )
     return plot.Drawing(figure, pd.DataFrame(rows).assign(beside=dpo.label, start=start.label))
+
+
+BASELINES = {"alpaca_eval": "AlpacaEval's baseline", "arena_hard": "Arena-Hard's baseline"}
+
+
+@register_figure(
+    "beside-dpo-benchmark",
+    title="Wins and losses against a benchmark's baseline, beside DPO",
+    paper="Figs. 7 and 8",
+    chapter="results",
+    order=24,
+)
+def beside_dpo_benchmark(runs: pd.DataFrame, questions: pd.DataFrame, *, rival: str = "dpo") -> plot.Drawing:
+    """Share of a benchmark's questions, in per cent, by two comparisons with its baseline's answers (GPT-4's): across,
+    whether the loss wins, ties or loses; down, whether DPO does. Right of and above the diagonal the loss does better,
+    in its colour; left of and below it DPO does, in orange. One judge a benchmark. (In the
+    paper, on AlpacaEval 2 and Mistral-Base, SimPO alone wins 9.6 % of questions and DPO alone 2.6 %.)"""
+    dpo = home_of(runs, rival)
+    if dpo is None:
+        raise plot.NothingToDraw("No run of DPO answered a benchmark with a baseline.")
+    found = []
+    for benchmark, name in BASELINES.items():
+        table = _by_question(questions[questions["benchmark"] == benchmark], arms_of(runs), dpo)
+        outcomes = {
+            arm: stats.outcomes(table[arm.id], np.full(len(table), 0.5)) for arm in arms_of(runs) if arm.id in table
+        }
+        found += [
+            (name, arm, _shares(outcomes[arm], outcomes[dpo])) for arm in outcomes if dpo in outcomes and arm != dpo
+        ]
+    if not found:
+        raise plot.NothingToDraw("DPO and another loss have not answered the same benchmark with a baseline.")
+    figure, axes = plot.panels(len(found), height=2.2, columns=5)
+    rows = []
+    for ax, (name, arm, shares) in zip(axes, found, strict=True):
+        _square(ax, arm, dpo, shares)
+        ax.set_xlabel(name, fontsize=7)
+        rows += [{"benchmark": name, **row} for row in _cells(arm, shares)]
+    plot.outer_labels(figure, "the model against the baseline", f"{plot.short(dpo.label, 20)} against the baseline")
+    return plot.Drawing(figure, pd.DataFrame(rows).assign(beside=dpo.label))
+
+
+def _by_question(questions: pd.DataFrame, arms: list[Arm], dpo: Arm) -> pd.DataFrame:
+    """(questions × arms) the mean over seeds of the score beside the baseline, by the judge of most of DPO's questions."""
+    counts = questions[questions["run"].isin(dpo.runs)]["judge"].value_counts()
+    judge = min(counts.index, key=lambda name: (-counts[name], name), default=None)
+    arm_of = {run: arm.id for arm in arms for run in arm.runs}
+    kept = questions[(questions["judge"] == judge) & questions["run"].isin(list(arm_of))]
+    return kept.assign(arm=kept["run"].map(arm_of)).pivot_table("score", "question", "arm", aggfunc="mean")
+
+
+def _cells(arm: Arm, shares: dict[tuple[str, str], Estimate]) -> list[dict[str, object]]:
+    return [
+        {"loss": arm.loss, "label": arm.label, "rival": down, "this": across, **plot.estimate_columns(e)}
+        for (down, across), e in shares.items()
+    ]
 
 
 def _shares(outcome: np.ndarray, dpo_outcome: np.ndarray) -> dict[tuple[str, str], Estimate]:

@@ -283,7 +283,7 @@ _ANSWERS = Frame(
 _VERDICTS = Frame(
     "verdicts",
     "One row a judge's verdict on an answer. A judge that compares sees the start model's answer to the same prompt beside "
-    "it, in both orders; `against` and the columns behind it are its.",
+    "it, in both orders; `against` and the columns behind it are its. Verdicts on two losses' answers are in `comparisons`.",
     ("run", "prompt", "sample", "judge"),
     "No answer has been judged",
     (
@@ -304,6 +304,29 @@ _VERDICTS = Frame(
         Column("backward", "float", "", "P(better) with the start model's answer shown last"),
         Column("flipped", "float", "", "1 where the order decided, else 0"),
         Column("longer", "float", "", "1 where this answer has more characters, 0.5 where both have as many, else 0"),
+    ),
+)
+
+_COMPARISONS = Frame(
+    "comparisons",
+    "One row a judge's verdict on two losses' answers to one prompt, seen in both orders (`pobench run --opponents`). A pair "
+    "of losses is judged once: `run` is the one whose name comes first.",
+    ("run", "opponent", "prompt", "sample", "judge"),
+    "No loss was judged against another (`--opponents all`)",
+    (
+        _RUN,
+        Column("opponent", "text", "", "the run whose answer stood beside it"),
+        *_PROMPT,
+        Column("judge", "text", "", "the judge's name"),
+        Column("score", "float", "", "P(the run's answer is better than the opponent's); nan: no verdict"),
+        Column("forward", "float", "", "P(better) with the opponent's answer shown first"),
+        Column("backward", "float", "", "P(better) with the opponent's answer shown last"),
+        Column("flipped", "float", "", "1 where the order decided, else 0"),
+        Column(
+            "longer", "float", "", "1 where the run's answer has more characters, 0.5 where both have as many, else 0"
+        ),
+        Column("tokens", "int", "tokens", "length of the run's answer"),
+        Column("opponent_tokens", "int", "tokens", "length of the opponent's"),
     ),
 )
 
@@ -339,6 +362,21 @@ _BENCHMARKS = Frame(
         Column("judge", "text", "", "the judge's name; empty where the benchmark asks none"),
         Column("name", "text", "", "what the result may be called: `AlpacaEval 2` only where it is that"),
         Column("limit", "int", "prompts", "how many were asked, where only a part was; nan: all"),
+    ),
+)
+
+_QUESTIONS = Frame(
+    "questions",
+    "One row a question of a benchmark with a baseline, AlpacaEval or Arena-Hard, for a run: the same results as in "
+    "`benchmarks`, question by question.",
+    ("run", "benchmark", "judge", "question"),
+    "No benchmark with a baseline has been run (`--benchmarks alpaca_eval`, `arena_hard`)",
+    (
+        _RUN,
+        Column("benchmark", "text", "", "the benchmark's registered name"),
+        Column("judge", "text", "", "the judge's name"),
+        Column("question", "text", "", "arena_hard: the question's id; alpaca_eval: its place among all, from 0"),
+        Column("score", "float", "", "beside the baseline's answer: 1 won, 0.5 even, 0 lost; nan: no verdict"),
     ),
 )
 
@@ -437,8 +475,8 @@ _PAPER = Frame(
 FRAMES = {
     frame.name: frame
     for frame in (
-        *(_RUNS, _STEPS, _HELDOUT, _TRAINPAIRS, _NORMS, _ANSWERS, _VERDICTS, _SCORES, _BENCHMARKS, _AUDIT, _TUNING),
-        *(_CROSS_LOSS, _GRADIENTS, _PAPER),
+        *(_RUNS, _STEPS, _HELDOUT, _TRAINPAIRS, _NORMS, _ANSWERS, _VERDICTS, _COMPARISONS, _SCORES, _BENCHMARKS),
+        *(_QUESTIONS, _AUDIT, _TUNING, _CROSS_LOSS, _GRADIENTS, _PAPER),
     )
 }
 STORED = [frame for frame in FRAMES.values() if not frame.made]

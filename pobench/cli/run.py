@@ -51,6 +51,13 @@ def run(
     benchmarks: Annotated[
         str | None, typer.Option(help="Comma-separated, or `none`; default: those that the setting names.")
     ] = None,
+    opponents: Annotated[
+        str,
+        typer.Option(
+            help="Whom the losses' answers are judged against, by a judge that compares: `start`, the start model; also "
+            "the answers of a loss that you name, or of `all`, every loss against every other.",
+        ),
+    ] = "start",
     plugin: Plugins = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
     rehearse: Annotated[
@@ -63,6 +70,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Train, score held-out pairs, answer, judge, and write the report: the main job, end to end."""
+    from pobench.runs.opponents import with_opponents
     from pobench.settings.resolve import parse_overrides, resolve
 
     plugins = load_plugins(plugin)
@@ -73,14 +81,17 @@ def run(
     if dry_run and rehearse:
         faults.append("--dry-run and --rehearse cannot be combined: --dry-run runs nothing")
     sources = {"data": data, "model": model, "benchmark_names": benchmarks}
-    jobs = or_fault(faults, lambda: resolve(setting, losses, seeds=seed_list, overrides=values, **sources)) or []
+    names, opponents = or_fault(faults, lambda: with_opponents(losses, opponents)) or ([losses], opponents)
+    jobs = (
+        or_fault(faults, lambda: resolve(setting, ",".join(names), seeds=seed_list, overrides=values, **sources)) or []
+    )
     raise_faults(faults)
 
     from pobench.runs.execute import execute
     from pobench.runs.plan import describe, make_plan
 
     if dry_run:
-        plan = make_plan(jobs, runs, stage_list, plugins, dry=True)
+        plan = make_plan(jobs, runs, stage_list, plugins, opponents=opponents, dry=True)
         described = describe(plan)
         print(json.dumps(described, indent=1)) if as_json else _print_plan(described)
         _end(plan.left_out and benchmarks is not None)
@@ -89,7 +100,7 @@ def run(
         from pobench.runs import rehearsal
 
         jobs, runs = rehearsal.rehearse(jobs), runs / "rehearsal"
-    plan = make_plan(jobs, runs, stage_list, plugins)
+    plan = make_plan(jobs, runs, stage_list, plugins, opponents=opponents)
     if plan.left or plan.notes:
         err.print(escape(plan.text()))
     try:
@@ -114,7 +125,9 @@ def run(
         }
         print(json.dumps(described, indent=1))
     else:
-        _print_summary(runs, outcomes)
+        pairs = {task.run for task in plan.tasks if task.kind == "pair"}
+        _print_summary(runs, [o for o in outcomes if o.run not in pairs])
+        _print_pairs([o for o in outcomes if o.run in pairs])
         for o in failed:
             err.print(f"failed: {escape(o.title)} ({escape(o.run)}): {escape(o.reason)}", style="red")
         out.print(escape(f"report: {report}"), highlight=False)
@@ -151,12 +164,18 @@ def _print_plan(plan: dict[str, Any]) -> None:
         f"[bold]{plan['setting']}[/]  {escape(plan['model']['source'])}  ←  {escape(plan['data']['source'])}  ({pairs})",
         highlight=False,
     )
+    met = [job for job in plan["jobs"] if job["kind"] == "pair"]
     for job in plan["jobs"]:
+        if job in met:
+            continue
         colour = "green" if job["state"] == "done" else "yellow"
         state = f"[{colour}]{escape(job['state'])}[/]"
         out.print(f"\n[bold]{escape(job['title'])}[/]  {escape(job['run'])}  {state}", highlight=False)
         for key, value in job.get("values", {}).items():
             out.print(f"    {key} = {escape(str(value))}  [dim]{escape(job['sources'][key])}[/]", highlight=False)
+    if met:
+        left = sum(job["state"] != "done" for job in met)
+        out.print(f"\n[bold]head to head[/]  {len(met)} pairs of losses, {left} to judge", highlight=False)
     for note in plan["notes"]:
         out.print(f"\n{escape(note)}", highlight=False)
     print_cost(plan, "\n")
@@ -186,6 +205,13 @@ def _print_summary(runs: Path, outcomes: list[Any]) -> None:
             (first,) = result["rows"][:1] or [{}]
             score = f"{result['name']}: {first.get('metric', '')} {_cell(first or None, interval=False)}"
             out.print(f"{escape(o.title)}  [dim]{escape(score)} (n = {first.get('n', 0)})[/]", highlight=False)
+
+
+def _print_pairs(outcomes: list[Any]) -> None:
+    """One line on the losses that were judged against each other."""
+    if outcomes:
+        there = sum(o.status != "failed" for o in outcomes)
+        out.print(f"head to head: {there} of {len(outcomes)} pairs of losses judged", highlight=False)
 
 
 def _results(runs: Path, run: str) -> list[dict[str, Any]]:

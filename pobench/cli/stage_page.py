@@ -38,7 +38,7 @@ def stage_page() -> str:
 
 def _section(stage: Stage) -> str:
     if stage.optional:
-        when = "optional: it runs where `--stages` names it"
+        when = f"optional: it runs where `{stage.named_by}` names it"
     else:
         when = "in every `pobench run`" + ("" if stage.many else "; not in studies and searches")
     lines = {

@@ -46,10 +46,13 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
         for name, home in folder.frames().items():
             if name in parts:
                 parts[name].append(home.read_frame(name).assign(run=folder.run))
-        parts["benchmarks"] += _benchmark_rows(folder, parts["runs"][-1])
+        results = folder.benchmark_results()
+        parts["benchmarks"] += _benchmark_rows(results, parts["runs"][-1])
+        parts["questions"] += _question_rows(results, folder.run)
         if rows := scores_of(root, folder.run):
             parts["scores"].append(pd.DataFrame(rows).assign(run=folder.run))
     for name in sorted({p.parent.name for p in folders}):
+        parts["comparisons"] += _comparisons(root, name)
         for audit in _audits(root / name):
             rows = pd.DataFrame(json.loads(audit.read_text()))
             parts["audit"].append(rows.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
@@ -63,6 +66,14 @@ def read_trials(path: Path) -> pd.DataFrame:
     """The trials of a search, a file `trials.csv`, with the numbers that were written to the last digit."""
     text = {c.name: "str" for c in FRAMES["tuning"].columns if c.type in ("text", "JSON")}
     return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, float_precision="round_trip")
+
+
+def _comparisons(root: Path, setting: str) -> list[pd.DataFrame]:
+    """The verdicts on two losses' answers, of each pair those that the newest command named."""
+    pairs = (
+        RunFolder(root, f"{setting}/{path.parent.name}") for path in sorted((root / setting).glob("pair-*/shown.json"))
+    )
+    return [pair.frames()["comparisons"].read_frame("comparisons") for pair in pairs if "comparisons" in pair.frames()]
 
 
 def _audits(folder: Path) -> list[Path]:
@@ -83,12 +94,20 @@ def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _benchmark_rows(folder: RunFolder, run: pd.DataFrame) -> list[pd.DataFrame]:
+def _benchmark_rows(results: Iterable[Mapping[str, Any]], run: pd.DataFrame) -> list[pd.DataFrame]:
     run_columns = run[["run", "setting", "loss", "seed"]].iloc[0].to_dict()
     kept = ("benchmark", "judge", "name", "limit")
+    return [pd.DataFrame(result["rows"]).assign(**run_columns, **{k: result[k] for k in kept}) for result in results]
+
+
+def _question_rows(results: Iterable[Mapping[str, Any]], run: str) -> list[pd.DataFrame]:
+    """Of the results that were stored question by question: of a benchmark with a baseline, by this version."""
     return [
-        pd.DataFrame(result["rows"]).assign(**run_columns, **{k: result[k] for k in kept})
-        for result in folder.benchmark_results()
+        pd.DataFrame({"question": list(scores), "score": list(scores.values())}).assign(
+            run=run, benchmark=result["benchmark"], judge=result["judge"]
+        )
+        for result in results
+        if (scores := result.get("by_question"))
     ]
 
 

@@ -117,8 +117,9 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     evaluation += answering * speaking * tokens if answering else 0.0
     evaluation += speaking * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
     free, compares = _judge_facts(job.judge.name)
-    compared = sum(t.kind == "loss" for t in judging)
-    judged = 2 * compared if compares else len(judging)  # both orders, beside the start model
+    pairs_judged = sum("compare" in t.stages for t in tasks)
+    compared = sum(t.kind == "loss" for t in judging) + pairs_judged
+    judged = 2 * compared if compares else len(judging)  # both orders, beside the start model or another loss
     calls = 0 if free else judged * prompts * job.answers.samples
     return Cost(
         seconds=training / devices + evaluation + _starting(tasks, size),

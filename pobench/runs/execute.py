@@ -20,6 +20,7 @@ from pobench.errors import PobenchError
 from pobench.model.device import layout_of_devices
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
+from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
@@ -90,6 +91,8 @@ def _lacking(task: Task, failed: Sequence[tuple[Task, str]]) -> str | None:
             return f"its reference pass failed: {why}"
         if other.run == task.run and "train" in other.stages:
             return why
+        if other.run in task.sides and "train" in other.stages:
+            return f"{other.title}: {why}"
     return None
 
 
@@ -105,9 +108,12 @@ def _point_to(plan: Plan) -> None:
     """Write each run's values, and which of its results this command names. Other stored results stay."""
     for name, tasks in plan.runs.items():
         task = tasks[0]
+        folder = RunFolder(task.runs, name)
+        if task.kind == "pair" and task.nodes:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.show({stage: node.name for stage, node in task.nodes.items()})
         if task.kind not in ("start", "loss") or not task.nodes:
             continue
-        folder = RunFolder(task.runs, name)
         if not folder.has("config.yaml") and not any(t.stages for t in tasks):
             continue  # nothing is stored, and nothing will be
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -200,15 +206,17 @@ def run_setting(
     model: str | None = None,
     runs: str | Path = "runs",
     stages: Sequence[str] = DEFAULT,
+    opponents: str = START,
     rehearse: bool = False,
 ) -> list[Outcome]:
     """`pobench run` from Python: plan and execute. `load_frames(runs)` reads the results.
 
-    losses, setting, seeds, overrides ("train.lr" → value), data, model, runs, stages: as on the command line.
+    losses, setting, seeds, overrides ("train.lr" → value), data, model, runs, stages, opponents: as on the command line.
     rehearse: on stand-ins, see `pobench.runs.rehearsal`; below `runs/rehearsal`.
     Raises PobenchError that lists every fault of names, keys, values and data.
     """
-    jobs = resolve(setting, losses, seeds=seeds, overrides=overrides, data=data, model=model)
+    names, opponents = with_opponents(losses, opponents)
+    jobs = resolve(setting, names, seeds=seeds, overrides=overrides, data=data, model=model)
     if rehearse:
         jobs, runs = rehearsal.rehearse(jobs), Path(runs) / "rehearsal"
-    return execute(make_plan(jobs, Path(runs), stages))
+    return execute(make_plan(jobs, Path(runs), stages, opponents=opponents))

@@ -19,7 +19,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs
 from pobench.runs.stage import Content, Node, Stage
-from pobench.runs.stages import answers, reference, train
+from pobench.runs.stages import answers, compare, reference, train
 from pobench.runs.task import Task, benchmarks_of
 from pobench.settings.job import Job
 from pobench.sources import cache_folder
@@ -132,6 +132,25 @@ class Layout:
         for which in reference.sets_of(job, kind, stage_list.ALL):
             nodes[f"reference:{which}"] = reference.node_of(job, self.content, which)
         return nodes
+
+    def pair(self, one: Task, other: Task) -> Task:
+        """The verdicts on two losses' answers. one, other: their evaluations, in the order of `pairs_of`."""
+        sides = (one.run, other.run)
+        run = f"{one.job.setting}/pair-{name_of({'sides': sides})}"
+        task = Task(one.job, "pair", self.runs, run, ("compare",), self.data, start=one.start, sides=sides)
+        task = replace(task, plugins=self.plugins)
+        if self.content is None:
+            return task
+        causes = dict(compare.causes(one.job, self.content) or {})
+        causes["answers"] = {side.run: side.nodes["answers"].name for side in (one, other)}
+        task = replace(task, nodes={"compare": Node("compare", causes)})
+        if any("answers" in side.stages for side in (one, other)):
+            return task
+        folder = RunFolder(self.runs, run)
+        if self._there(folder, task, compare.STAGE):
+            return replace(task, stages=())
+        self._note_results(folder, task, task.stages)
+        return task
 
     def _evaluation(self, task: Task, *, retrained: bool) -> Task:
         """The stages behind the model that are left."""

@@ -25,6 +25,7 @@ from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs, find_pairs, gather
 from pobench.runs.cost import GIB, Cost, Counts, estimate_benchmarks, estimate_cost, is_local
 from pobench.runs.nodes import Layout
+from pobench.runs.opponents import START, pairs_of, why_none
 from pobench.runs.stage import Content
 from pobench.runs.stages import reference
 from pobench.runs.start_model import (
@@ -97,18 +98,21 @@ def make_plan(
     stages: Sequence[str] = stage_list.DEFAULT,
     plugins: Sequence[str] = (),
     *,
+    opponents: str = START,
     dry: bool = False,
     like: Plan | None = None,
 ) -> Plan:
     """Read and check the data, and lay out the tasks. Nothing is written below `runs`.
 
-    dry: touch nothing at all, not even a cache; the data is read only if it is at hand. like: a plan of the same model,
-    data and prompts, whose content need not be gathered again. Raises PobenchError with all faults.
+    opponents: whom the losses' answers are judged against besides the start model, see `pairs_of`; the stage `compare` is
+    theirs, and runs behind `judge`. dry: touch nothing at all, not even a cache; the data is read only if it is at hand.
+    like: a plan of the same model, data and prompts, whose content need not be gathered again. Raises PobenchError with all
+    faults.
     """
     stages, plugins = tuple(stages), tuple(plugins)
     jobs, left_out = _without_absent(jobs, stages)
     job = jobs[0]
-    _check(jobs, runs, stages, dry)
+    _check(jobs, runs, stages, opponents, dry)
     if like is None and (folder := _model_at_hand(job)) is not None:
         check_model(folder, trust_remote_code=job.model.trust_remote_code)
     first, demonstrations = _sft_task(job, stages, plugins, dry)
@@ -128,11 +132,20 @@ def make_plan(
     trained = [task for job in jobs for task in layout.loss(job)]
     passes = layout.reference_tasks([*evaluated, *trained])
     notes += _old_cache_note(passes)
-    tasks, damaged = (*first, *passes, *evaluated, *trained), tuple(dict.fromkeys(layout.damaged))
+    pairs_tasks = _pairs(layout, trained[1::2], opponents) if {"judge", "compare"} & set(stages) else []
+    tasks, damaged = (*first, *passes, *evaluated, *trained, *pairs_tasks), tuple(dict.fromkeys(layout.damaged))
     return Plan(tasks, tuple(dict.fromkeys(notes)), demonstrations, pairs, content, damaged, left_out)
 
 
-def _check(jobs: Sequence[Job], runs: Path, stages: tuple[str, ...], dry: bool) -> None:
+def _pairs(layout: Layout, evaluations: Sequence[Task], opponents: str) -> list[Task]:
+    """A task for every pair of losses that is judged head to head."""
+    if why := why_none(evaluations, opponents):
+        layout.notes.append(why)
+        return []
+    return [layout.pair(one, other) for one, other in pairs_of(evaluations, opponents)]
+
+
+def _check(jobs: Sequence[Job], runs: Path, stages: tuple[str, ...], opponents: str, dry: bool) -> None:
     """Raises PobenchError that lists what this machine lacks for the jobs."""
     job = jobs[0]
     absent = [t for t in job.train.trackers if importlib.util.find_spec(t) is None]
@@ -140,6 +153,10 @@ def _check(jobs: Sequence[Job], runs: Path, stages: tuple[str, ...], dry: bool) 
     faults += dict.fromkeys(fault for job in jobs for fault in adapters.missing(job.train.adapter))
     if "answers" in stages:
         faults += dict.fromkeys(fault for job in jobs for fault in vllm.missing(job.answers.engine))
+    if "compare" in stages and opponents == START:
+        faults.append(
+            "--stages compare: it judges two losses against each other; name them by --opponents all, or a loss"
+        )
     if not (existing := _existing(runs)).is_dir():
         faults.append(f"--runs: {str(existing)!r} is a file, and a folder is needed")
     if not dry:
@@ -266,7 +283,13 @@ def describe(plan: Plan) -> dict[str, Any]:
 def _described(tasks: Sequence[Task]) -> dict[str, Any]:
     task, left = tasks[0], [stage for task in tasks for stage in task.stages]
     folder = RunFolder(task.runs, task.run)
-    row: dict[str, Any] = {"run": task.run, "title": task.title, "state": "to do" if left else "done", "left": left}
+    row: dict[str, Any] = {
+        "run": task.run,
+        "kind": task.kind,
+        "title": task.title,
+        "state": "to do" if left else "done",
+        "left": left,
+    }
     if left and folder.failure:
         row["state"] = f"failed before: {folder.failure}"
     section = {"loss": "train", "sft": "sft"}.get(task.kind)

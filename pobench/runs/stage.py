@@ -56,8 +56,8 @@ class Stage:
     its folder. decided_by: what decides its result, in words; causes: the same as data, None where a job has no such stage.
     read: digests of the stored results that it reads, None for one that is not there; its own result is used only while they
     are the same. shared: whether the processes of a training job work on it together; else one process does. optional: it
-    runs only where it is named. per_run: it stands behind one trained model; else runs share it. many: whether studies and
-    searches, with their many jobs, run it.
+    runs only where it is named, by the option `named_by`. per_run: it stands behind one trained model; else runs share it.
+    many: whether studies and searches, with their many jobs, run it.
     """
 
     name: str
@@ -70,5 +70,6 @@ class Stage:
     read: Callable[[Any], Mapping[str, str | None]] = lambda task: {}  # of a `pobench.runs.task.Task`
     shared: bool = False
     optional: bool = False
+    named_by: str = "--stages"
     per_run: bool = True
     many: bool = True

@@ -31,11 +31,13 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Task:
-    """kind: "sft" makes the start model, "reference" its sums, "start" evaluates it, "loss" trains from it and evaluates.
+    """kind: "sft" makes the start model, "reference" its sums, "start" evaluates it, "loss" trains from it and evaluates,
+    "pair" judges two losses' answers against each other.
 
-    run: `<setting>/<loss>-<12 hex>`, its folder below `runs`. stages: what is to do, in order; none is left where it is
-    empty. nodes: stage → its result, of every stage that the job has (`reference:<set>` of the reference's, `start:answers` of
-    the start model's answers that a judge compares with). start: the
+    run: `<setting>/<loss>-<12 hex>`, its folder below `runs`; of a pair `<setting>/pair-<12 hex>`. sides: of a pair, the runs
+    of both losses. stages: what is to do, in order; none is left where it is empty. nodes: stage → its result, of every stage
+    that the job has (`reference:<set>` of the reference's, `start:answers` of the start model's answers that a judge compares
+    with). start: the
     start model's run. data: the folder of the token pairs. references: set of sequences → folder of its sums. causes: of
     the run itself. rendering, precision: the chat (`Chat.digest`) and the precision that the model generates with; empty
     where the plan did not read the model.
@@ -54,6 +56,7 @@ class Task:
     plugins: tuple[str, ...] = ()
     rendering: str = ""
     precision: str = ""
+    sides: tuple[str, ...] = ()
 
     @property
     def spoken(self) -> Spoken | None:
@@ -81,7 +84,8 @@ class Task:
             "sft": f"SFT of {self.job.model.source}",
             "reference": "reference pass of the start model",
         }
-        return titles.get(self.kind, f"{self.job.loss}{self._varied()}, seed {self.job.seed}")
+        against = "".join(f" against {side.rpartition('/')[2].rpartition('-')[0]}" for side in self.sides[1:])
+        return titles.get(self.kind, f"{self.job.loss}{self._varied()}{against}, seed {self.job.seed}")
 
     def _varied(self) -> str:
         """What tells jobs of one loss apart: the values that a study, a search or the command line gave."""
@@ -132,6 +136,7 @@ class Task:
             "data": Path(values["data"]),
             "stages": tuple(values["stages"]),
             "plugins": tuple(values["plugins"]),
+            "sides": tuple(values["sides"]),
             "nodes": {name: Node(**node) for name, node in values["nodes"].items()},
             "references": {name: Path(folder) for name, folder in values["references"].items()},
         }

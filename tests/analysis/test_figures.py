@@ -32,6 +32,8 @@ OF_STUDIES = {  # they want several settings of a loss
     "tuning-table",
     "kl-in-training",
     "gradient-norm",
+    "head-to-head-pairs",
+    "beside-dpo-benchmark",
     "beside-paper",  # of a setting of the paper
     "beside-paper-downstream",
 }
@@ -361,6 +363,10 @@ def test_the_cells_beside_dpo_are_the_joint_outcomes(drawn, frames) -> None:
     both = ((judged["SimPO"] > start) & (judged["DPO"] > start)).mean()
     cell = data[(data["label"] == "SimPO") & (data["rival"] == "wins") & (data["this"] == "wins")]
     assert cell["value"].item() == pytest.approx(both)
+    (place,) = (text.get_position() for text in drawn["beside-dpo"].figure.axes[0].texts[2:3])
+    assert place[0] > 2 > 1 > place[1], "across wins, down loses: right of and above the diagonal, as the caption says"
+    doc = " ".join(registry.figures.get("beside-dpo").doc.split())
+    assert "Right of and above it the loss does better" in doc
 
 
 def test_simpos_pull_falls_with_length_more_than_dpos(drawn) -> None:

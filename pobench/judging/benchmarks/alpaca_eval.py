@@ -136,6 +136,11 @@ class AlpacaEval(Judged):
         folder = None if self.length_control is None else Path(self.length_control).expanduser()
         return alpaca_eval.score(verdicts, length_control=folder, length_only=not whole)
 
+    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """By the instruction's place among all: the probability that the model's answer is better."""
+        preferences = (math.nan if row["preference"] is None else row["preference"] for row in rows)
+        return {str(place): preference - 1.0 for place, preference in enumerate(preferences)}
+
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
         alpaca_eval.write_answers(path, {a.question.turns[0]: a.turns[0] for a in answered}, model=model)
 

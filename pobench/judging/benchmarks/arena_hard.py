@@ -12,7 +12,7 @@ below is used, and the result says that it is not Arena-Hard's score.
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -200,6 +200,10 @@ class TwoGames(Judged):
         name = arena_hard.label([q.id for q in questions], str(self.judge.model), self.version, ours=True)
         note = f"neither a YAML beside the questions nor {JUDGE_UTILS} has a system_prompt: the judge read our words"
         return replace(scored, benchmark=name, notes=(*scored.notes, note))
+
+    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The share of a question's battles that the model wins, over its readable games."""
+        return {str(row["question_id"]): arena_hard.share_won(row["games"]) for row in rows}
 
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
         answers = {a.question.id: (a.question.turns[0], a.turns[0]) for a in answered}

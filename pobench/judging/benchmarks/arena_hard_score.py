@@ -266,6 +266,17 @@ def verdict(judgment: str, version: Version = V01) -> str | None:
     return found[0] if len(set(found)) == 1 else None
 
 
+def share_won(games: Sequence[Mapping[str, Any]]) -> float:
+    """The model's share of a question's battles; nan without a readable game. games: two with `score`, the model as B, then
+    as A."""
+    won = total = 0.0
+    for place, game in enumerate(games):
+        if game["score"] in VERDICTS:
+            result, battles = VERDICTS[game["score"]]
+            won, total = won + battles * (result if place else 1.0 - result), total + battles
+    return won / total if total else math.nan
+
+
 def read_games(path: Path | str, wanted: str | None) -> Judgments:
     """The judgments of one model. Raises PobenchError with all faults of the file."""
     rows, faults = read(path, ("model", "games"), (*_IDS, "judge", "category", "baseline"))

@@ -300,6 +300,11 @@ class Judged(Benchmark):
     def scored(self, verdicts: Path, questions: Sequence[Question]) -> Scored:
         """The score of the stored verdicts."""
 
+    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Question → how the model did on it beside the baseline's answer, in [0, 1]: 1 won, 0 lost, nan without a verdict;
+        empty for a benchmark without a baseline. rows: of `verdicts`."""
+        return {}
+
     @abstractmethod
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
         """Write the answers in the benchmark's own format."""
@@ -439,7 +444,7 @@ class Judged(Benchmark):
             write_lines(stored, rows)
             finish(folder, "verdicts.jsonl")
         errors = [row["error"] for row in rows if "error" in row]
-        self._write_score(folder, self.scored(stored, questions), questions, errors)
+        self._write_score(folder, self.scored(stored, questions), questions, errors, self.by_question(rows))
         finish(folder, "score.json")
 
     def _answer(self, folder: Path, questions: Sequence[Question], speaker: Speaker) -> list[Answered]:
@@ -519,7 +524,14 @@ class Judged(Benchmark):
 
         return ask
 
-    def _write_score(self, folder: Path, scored: Scored, questions: Sequence[Question], errors: Sequence[str]) -> None:
+    def _write_score(
+        self,
+        folder: Path,
+        scored: Scored,
+        questions: Sequence[Question],
+        errors: Sequence[str],
+        by_question: Mapping[str, float],
+    ) -> None:
         notes = [*scored.notes]
         if errors:
             notes.append(f"{len(errors)} of the verdicts got no reply ({errors[0]}); repeating the command asks again")
@@ -541,6 +553,7 @@ class Judged(Benchmark):
                 "scoring": self.scoring(),
                 "notes": notes,
                 "values": scored.as_json(),
+                "by_question": nan_as_null(dict(by_question)),
             },
         )
 

@@ -3,7 +3,8 @@
     start model ─┬─ reference ── train ─┬─ heldout
                  │                      ├─ trainpairs
                  │                      ├─ gradient_norms
-                 │                      ├─ answers ── judge
+                 │                      ├─ answers ─┬─ judge
+                 │                      │           └─ compare, with the answers of another loss
                  │                      └─ benchmarks
                  └─ the same stages, of the start model itself
 

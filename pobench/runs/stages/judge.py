@@ -62,18 +62,29 @@ def run(context: Context) -> None:
     elif context.loss is None:  # beside itself it wins half, by definition
         verdicts = verdicts.assign(judge=judge.name, score=0.5, against="start")
     else:
-        verdicts = _compared(context, judge, rows, answers)
+        verdicts = compared(context, judge, rows, answers, context.start_answers(), against="start")
     context.store("judge", {"verdicts": verdicts}, read(context.task))
 
 
-def _compared(context: Context, judge: PairwiseJudge, rows: Mapping[str, Any], answers: pd.DataFrame) -> pd.DataFrame:
-    """Verdicts on every answer beside the start model's answer to the same prompt, sample by sample."""
+def compared(
+    context: Context,
+    judge: PairwiseJudge,
+    rows: Mapping[str, Any],
+    answers: pd.DataFrame,
+    others: pd.DataFrame,
+    *,
+    against: str,
+) -> pd.DataFrame:
+    """Verdicts on every answer beside another model's answer to the same prompt, sample by sample.
+
+    rows: prompt id → its row. answers, others: frames `answers` of two models. against: who the other is, for the column.
+    """
     from pobench.judging.pairwise import Comparison, Longer, judge_many
     from pobench.progress import progress
 
-    theirs = context.start_answers()[["prompt", "sample", "text"]]
-    both = answers.merge(theirs, on=["prompt", "sample"], suffixes=("", "_start"))
-    shown = [Comparison(rows[b.prompt]["messages"], b.text_start, b.text) for b in both.itertuples()]
+    theirs = others[["prompt", "sample", "text"]]
+    both = answers.merge(theirs, on=["prompt", "sample"], suffixes=("", "_other"))
+    shown = [Comparison(rows[b.prompt]["messages"], b.text_other, b.text) for b in both.itertuples()]
     if hasattr(judge, "estimate"):
         context.say(f"{context.task.title}: {judge.name}: {judge.estimate(shown)}")
     with progress(f"{context.task.title}: verdicts", len(shown), "answers") as advance:
@@ -85,7 +96,7 @@ def _compared(context: Context, judge: PairwiseJudge, rows: Mapping[str, Any], a
     return both[["prompt", "sample"]].assign(
         judge=judge.name,
         score=[v.probability for v in verdicts],
-        against="start",
+        against=against,
         forward=[v.forward for v in verdicts],
         backward=[v.backward for v in verdicts],
         flipped=[v.flipped for v in verdicts],

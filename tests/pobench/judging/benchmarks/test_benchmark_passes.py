@@ -196,6 +196,36 @@ def test_another_judge_judges_the_same_answers_and_another_decoding_makes_new_on
     assert len([*folder.glob("benchmarks/arena_hard/*/answers.jsonl")]) == 2
 
 
+def test_a_benchmark_with_a_baseline_is_stored_question_by_question(work_here, prompts, tmp_path) -> None:
+    letters = itertools.cycle(["[[A>>B]]", "[[B>A]]", "[[A=B]]", "no verdict", "[[B>>A]]"])
+
+    def uneven(body: Body) -> Body:
+        return (
+            judge(body) if body.get("max_tokens") == 1 else says(next(letters) if body["max_tokens"] == 4096 else "7")
+        )
+
+    with OpenAIServer(uneven) as server:
+        work_here("dpo", **prompts, **judged_by(server))
+    frames = load_frames(tmp_path / "runs")
+    questions, rates = frames["questions"], frames["benchmarks"].query("metric == 'win_rate'")
+    assert set(questions["benchmark"]) == {"alpaca_eval", "arena_hard"} and len(questions) == 2 * 2 * PROMPTS
+    assert set(questions.query("benchmark == 'arena_hard'")["question"]) == {f"u{i}" for i in range(PROMPTS)}
+    by_question = 100 * questions[questions["benchmark"] == "alpaca_eval"].groupby("run")["score"].mean()
+    assert by_question.to_dict() == pytest.approx(
+        rates[rates["benchmark"] == "alpaca_eval"].set_index("run")["value"].to_dict()
+    )
+    for path in tmp_path.glob("runs/small/*/benchmarks/arena_hard/*/*/verdicts.jsonl"):
+        of_run = questions["run"] == "/".join(path.relative_to(tmp_path / "runs").parts[:2])
+        own = questions[of_run & (questions["benchmark"] == "arena_hard")].set_index("question")["score"]
+        games, _, _, _, _ = arena_hard.read_games(path, None)
+        for question, score in own.items():
+            ours = [game for game in games if game.question == question]
+            total = sum(game.battles for game in ours)
+            assert score == pytest.approx(
+                sum(g.battles * g.result for g in ours) / total if total else math.nan, nan_ok=True
+            )
+
+
 def test_without_a_judge_answers_are_made_and_nobody_is_asked(work_here, prompts) -> None:
     folder = work_here("dpo", **prompts)
     rows = [json.loads(x) for x in next(folder.glob("benchmarks/mt_bench/*/answers.jsonl")).read_text().splitlines()]
