@@ -203,7 +203,7 @@ class TwoGames(Judged):
 
     def by_question(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """The share of a question's battles that the model wins, over its readable games."""
-        return {str(row["question_id"]): arena_hard.share_won(row["games"]) for row in rows}
+        return {str(row["question_id"]): arena_hard.share_won(row["games"], self.version) for row in rows}
 
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
         answers = {a.question.id: (a.question.turns[0], a.turns[0]) for a in answered}

@@ -266,15 +266,15 @@ def verdict(judgment: str, version: Version = V01) -> str | None:
     return found[0] if len(set(found)) == 1 else None
 
 
-def share_won(games: Sequence[Mapping[str, Any]]) -> float:
-    """The model's share of a question's battles; nan without a readable game. games: two with `score`, the model as B, then
-    as A."""
-    won = total = 0.0
-    for place, game in enumerate(games):
-        if game["score"] in VERDICTS:
-            result, battles = VERDICTS[game["score"]]
-            won, total = won + battles * (result if place else 1.0 - result), total + battles
-    return won / total if total else math.nan
+def share_won(games: Sequence[Mapping[str, Any]], version: Version = V01) -> float:
+    """The model's share of a question's battles; nan without a readable game, and in a version that wants both readable
+    without both. games: two with `score`, the model as B, then as A."""
+    read = [(place, version.verdicts.get(game["score"])) for place, game in enumerate(games)]
+    known = [(place, *found) for place, found in read if found is not None]
+    if not known or (version.paired and len(known) < len(games)):
+        return math.nan
+    won = sum(battles * (result if place else 1.0 - result) for place, result, battles in known)
+    return won / sum(battles for _, _, battles in known)
 
 
 def read_games(path: Path | str, wanted: str | None) -> Judgments:
