@@ -10,6 +10,7 @@ from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import look_of
 from pobench.results.arms import Arm, arms_of, home_of, of_arm, pooled
+from pobench.results.claims import of_few
 from pobench.results.contrast import compare, prompt_groups, scores
 from pobench.types import Estimate
 
@@ -26,14 +27,14 @@ def gains_over_dpo(
     verdicts: pd.DataFrame,
     answers: pd.DataFrame | None = None,
     benchmarks: pd.DataFrame | None = None,
+    questions: pd.DataFrame | None = None,
     paper: pd.DataFrame | None = None,
 ) -> plot.Drawing:
     """The judge's mean score minus that of DPO on the same prompts, in points; line: 95 % interval, paired by prompt and
     seed; faint dots: single seeds. A line that crosses zero shows no difference from DPO. Published benchmarks, where
-    they were run, stand beside it; there the two sides are treated as independent, so the interval is rather too wide
-    than too narrow. Hollow: what the paper's Table 10 gives for the same setting. (Its SimPO
-    gains 6.3 LC points over DPO with Mistral-Base, 5.3 with Mistral-Instruct, 3.8 with Llama-3-Base and 4.4 with
-    Llama-3-Instruct.)"""
+    they were run, stand beside it; there the interval is paired by question, by the correlation of both sides' results.
+    Hollow: what the paper's Table 10 gives for the same setting. (Its SimPO gains 6.3 LC points over DPO with
+    Mistral-Base, 5.3 with Mistral-Instruct, 3.8 with Llama-3-Base and 4.4 with Llama-3-Instruct.)"""
     dpo = home_of(runs, "dpo")
     arms = [arm for arm in arms_of(runs) if arm != dpo]
     if dpo is None or not arms:
@@ -41,7 +42,13 @@ def gains_over_dpo(
     panels = [("mean score of the judge, points", _judged(runs, verdicts, answers, arms, dpo), {})]
     for benchmark, metric, says in BENCHMARKS if benchmarks is not None else []:
         rows = benchmarks[(benchmarks["benchmark"] == benchmark) & (benchmarks["metric"] == metric)]
-        panels.append((f"{says}, points", _measured(rows, arms, dpo), _printed(paper, runs, benchmark, metric)))
+        panels.append(
+            (
+                f"{says}, points",
+                _measured(rows, _of(questions, benchmark), arms, dpo),
+                _printed(paper, runs, benchmark, metric),
+            )
+        )
     panels = [(says, rows, printed) for says, rows, printed in panels if rows]
     if not panels:
         raise plot.NothingToDraw("DPO was not judged beside another loss.")
@@ -74,23 +81,46 @@ def _judged(
     return _ranked(rows)
 
 
+def _of(questions: pd.DataFrame | None, benchmark: str) -> pd.DataFrame | None:
+    return None if questions is None else questions[questions["benchmark"] == benchmark]
+
+
 def _by_seed(gap: pd.Series) -> list[float]:
     """The mean difference of each seed that both have, where there are several."""
     means = list(gap.groupby(level=0).mean()) if len(gap) else []
     return means if len(means) > 1 else []
 
 
-def _measured(benchmark: pd.DataFrame, arms: list[Arm], dpo: Arm) -> list[plot.Row]:
-    of_dpo = pooled(of_arm(benchmark, dpo))
-    return _ranked([plot.Row(arm, _independent_gap(pooled(of_arm(benchmark, arm)), of_dpo)) for arm in arms])
+def _measured(benchmark: pd.DataFrame, questions: pd.DataFrame | None, arms: list[Arm], dpo: Arm) -> list[plot.Row]:
+    """The gain of each arm. Where both were run once, the errors of both are added as far as their results, question by
+    question, do not go together; where both have several seeds, it is Welch's interval of the runs' numbers."""
+    theirs = of_arm(benchmark, dpo).dropna(subset=["value"])
+    rows = []
+    for arm in arms:
+        ours = of_arm(benchmark, arm).dropna(subset=["value"])
+        if min(len(ours), len(theirs)) > 1:
+            rows.append(plot.Row(arm, of_few(list(ours["value"]), list(theirs["value"]), fixed=False).estimate))
+        else:
+            together = _correlation(questions, arm, dpo)
+            rows.append(plot.Row(arm, _gap(pooled(ours), pooled(theirs), together)))
+    return _ranked(rows)
 
 
-def _independent_gap(a: Estimate, b: Estimate) -> Estimate:
-    """a − b with its interval, as if the two were independent."""
+def _correlation(questions: pd.DataFrame | None, arm: Arm, dpo: Arm) -> float:
+    """Of two arms' results over the questions that both answered; 0 where these were not stored, which is the wider side."""
+    if questions is None:
+        return 0.0
+    both = [of_arm(questions, side).groupby(["judge", "question"])["score"].mean() for side in (arm, dpo)]
+    found = both[0].corr(both[1])
+    return 0.0 if math.isnan(found) else float(found)
+
+
+def _gap(a: Estimate, b: Estimate, together: float) -> Estimate:
+    """a − b with its interval. together: the correlation of their errors."""
     if math.isnan(a.value) or math.isnan(b.value):
         return Estimate.missing()
-    low = math.hypot(a.value - a.low, b.high - b.value)
-    high = math.hypot(a.high - a.value, b.value - b.low)
+    below, above = (a.value - a.low, b.high - b.value), (a.high - a.value, b.value - b.low)
+    low, high = (math.sqrt(max(x * x + y * y - 2 * together * x * y, 0.0)) for x, y in (below, above))
     gap = a.value - b.value
     return Estimate(gap, gap - low, gap + high, min(a.n, b.n))
 

@@ -348,6 +348,38 @@ def test_a_model_stands_under_every_loss_and_what_is_not_stored_is_a_dash(drawn,
 # ---------------------------------------------------------------- beside DPO, beside the paper
 
 
+def test_a_benchmarks_gain_is_paired_by_question(synthetic) -> None:
+    made = synthetic.make_frames(
+        {name: synthetic.LOSSES[name] for name in ("simpo", "dpo")}, prompts=8, pairs=4, steps=2
+    )
+    run_of = dict(zip(made["runs"]["loss"], made["runs"]["run"], strict=True))
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=400)
+    won = {loss: (hard + rng.normal(size=400) > 0).astype(float) for loss in ("simpo", "dpo")}
+    half = {loss: 196 * values.std(ddof=1) / 20 for loss, values in won.items()}
+    facts = {"benchmark": "arena_hard", "metric": "win_rate", "judge": "j", "n": 400, "setting": "tiny", "seed": 1}
+    made["benchmarks"] = pd.DataFrame(
+        [
+            {"run": run_of[loss], "loss": loss, "value": 100 * v.mean(), **facts}
+            | {"low": 100 * v.mean() - half[loss], "high": 100 * v.mean() + half[loss]}
+            for loss, v in won.items()
+        ]
+    )
+    made["questions"] = pd.concat(
+        pd.DataFrame({"run": run_of[loss], "benchmark": "arena_hard", "judge": "j", "question": range(400), "score": v})
+        for loss, v in won.items()
+    )
+
+    def width(frames: dict[str, pd.DataFrame]) -> float:
+        data = draw(registry.figures.get("gains-over-dpo"), frames).data
+        row = data[data["quantity"].str.startswith("Arena-Hard") & (data["loss"] == "simpo")].iloc[0]
+        return float(row["high"] - row["low"]) / 2
+
+    paired = 196 * (won["simpo"] - won["dpo"]).std(ddof=1) / 20
+    assert width(made) == pytest.approx(paired, rel=1e-6)
+    assert width({name: f for name, f in made.items() if name != "questions"}) > 1.2 * paired
+
+
 def test_gains_over_dpo_are_paired_and_the_start_model_stands_among_them(drawn, frames) -> None:
     data = drawn["gains-over-dpo"].data.set_index("label")
     judged = frames["verdicts"].merge(frames["runs"][["run", "title"]]).groupby(["title", "prompt"])["score"].mean()
