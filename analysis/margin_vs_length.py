@@ -87,4 +87,5 @@ def _panel(ax: plot.Axes, arm: Arm, lines: dict[str, Line]) -> None:
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.2 * len(lines) * (high - low))  # room for the words
     words = [plot.rho(rho) if len(lines) == 1 else f"{of}: {plot.rho(rho)}" for of, (_, rho) in lines.items()]
-    ax.annotate("\n".join(words), (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8, color=INK)
+    size = 8 if len(lines) == 1 else 6.5
+    ax.annotate("\n".join(words), (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=size, color=INK)

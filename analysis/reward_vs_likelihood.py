@@ -32,14 +32,14 @@ def reward_vs_likelihood(
 ) -> plot.Drawing:
     """Held-out pairs sorted twice: does the reward prefer the chosen answer (rows), and does the log-probability per
     token, which is what generation follows (columns)? Off the diagonal the reward prefers one answer and the
-    model is likelier to write the other. Panels "on training pairs", which the paper shows, follow where those were scored
+    model is likelier to write the other. Panels of training pairs, which the paper shows, follow where those were scored
     (`--stages trainpairs`). For SimPO the two orders are the same, so its off-diagonal is empty; in the paper DPO
     disagrees on about half of its training pairs."""
     panels = [(arm, "held-out", shares) for arm in arms_of(runs) if (shares := _shares(of_arm(heldout, arm)))]
     if trainpairs is not None:
         for arm in arms_of(runs):
             if shares := _shares(of_arm(trainpairs, arm)):
-                panels.append((arm._replace(label=f"{arm.label} on training pairs"), "training", shares))
+                panels.append((arm._replace(label=f"{arm.label}, training"), "training", shares))
     if not panels:
         raise plot.NothingToDraw("No trained model has rewards on held-out pairs.")
     figure, axes = plot.panels(len(panels), height=1.95, columns=5)

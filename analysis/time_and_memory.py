@@ -40,7 +40,7 @@ def time_and_memory(runs: pd.DataFrame) -> plot.Drawing:
             seeds = list(values[place]) if len(values[place]) > 1 else []
             rows.append(plot.Row(arm, e, seeds, "" if place else remark))
         plot.dots(ax, rows, show="{:.3g}".format)
-        ax.set_xlim(left=0)
+        ax.set_xlim(0, 1.04 * ax.get_xlim()[1])
         if place:  # one column of names is enough
             ax.set_yticklabels([])
         ax.set_xlabel(says)

@@ -237,9 +237,9 @@ class TrainConfig(LoopConfig):
     )  # steps between measurements on the held-out pairs; 0: none
 
     def causes(self) -> dict[str, Any]:
-        """`reference` is a cause only as `every_step`: a batch's micro-batches then have other widths than the stored pass had,
-        which changes the last bits of its sums. Such a run has a name, time and memory of its own; runs with stored sums keep
-        the names that they had before there was a choice."""
+        """`reference` is a cause only as `every_step`: a batch's micro-batches may then have other widths than the stored pass
+        had, which changes last bits of its sums. Such a run has a name, time and memory of its own; runs with stored sums
+        keep the names that they had before there was a choice."""
         return {k: v for k, v in super().causes().items() if (k, v) != ("reference", "cached")}
 
 

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from pobench.errors import PobenchError, nearest
 from pobench.files import name_fault
 from pobench.registry import figures
-from pobench.runs.stages import ALL, MANY
 from pobench.settings.plain_yaml import plain_yaml
 from pobench.settings.resolve import resolve_names
 from pobench.settings.schema import SECTIONS, Seed
@@ -67,6 +66,8 @@ class Study(_Strict):
     @property
     def every_stage(self) -> tuple[str, ...]:
         """The stages of its jobs, in order."""
+        from pobench.runs.stages import ALL, MANY  # they import pandas, and a list of studies does not need it
+
         return tuple(stage for stage in ALL if stage in MANY or stage in self.stages)
 
 
@@ -96,11 +97,7 @@ def read_study(name: str) -> Study:
             figures.get(figure)
         except PobenchError as error:
             faults.append(f"study {study.name}: {error}")
-    for stage in study.stages:
-        if stage not in ALL:
-            faults.append(
-                f"study {study.name}: stages: no stage {stage!r}{nearest(stage, ALL)} Known: {', '.join(ALL)}"
-            )
+    faults += _stage_faults(study) if study.stages else []
     grids = [study.grid, *(v.grid for v in study.settings.values() if v.grid)]
     for entry in itertools.chain.from_iterable(grids):
         faults += [f"study {study.name}: {fault}" for fault in _entry_faults(entry)]
@@ -133,6 +130,13 @@ def _explain(error: pydantic.ValidationError) -> list[str]:
         else:
             lines.append(f"{where}: got {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}")
     return lines
+
+
+def _stage_faults(study: Study) -> list[str]:
+    from pobench.runs.stages import ALL
+
+    unknown = [stage for stage in study.stages if stage not in ALL]
+    return [f"study {study.name}: stages: no stage {s!r}{nearest(s, ALL)} Known: {', '.join(ALL)}" for s in unknown]
 
 
 def _entry_faults(entry: Entry) -> list[str]:
