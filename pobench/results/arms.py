@@ -35,7 +35,7 @@ GREEK = {"beta": "β", "gamma": "γ", "tau": "τ", "alpha": "α", "delta": "δ",
 GREEK |= {"length_bias": "length bias"}
 
 
-_FIXED = ("lr", "epochs", "batch_size", "pairs", "length_bias")
+_FIXED = ("lr", "epochs", "batch_size", "pairs", "length_bias", "reference")
 
 
 def arms_of(runs: pd.DataFrame) -> list[Arm]:
