@@ -82,6 +82,7 @@ def with_values(template: str, system_message: str | None = None, arguments: Map
 
 
 EMPTY_THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>\s*</\1>\s*")
+THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>.*?</\1>\s*", re.DOTALL)
 
 
 def with_thought(template: str, thought: str) -> str:
@@ -241,10 +242,12 @@ class Chat:
         """The first fault of a rendered preference: special tokens in its text, lost text, or another prompt. prompt: rendered
         with the generation prompt."""
         row = preference.row
-        written = [(f"prompt[{i}]", m.content, prompt) for i, m in enumerate(preference.prompt)]
-        answers = [("chosen", preference.chosen, chosen), ("rejected", preference.rejected, rejected)]
-        for name, raw, rendered in (*written, *answers):
+        written = [(f"prompt[{i}]", m.content, prompt, m.role) for i, m in enumerate(preference.prompt)]
+        answers = [("chosen", preference.chosen, chosen, ""), ("rejected", preference.rejected, rejected, "")]
+        for name, raw, rendered, role in (*written, *answers):
             text = without_empty_thought(raw)  # a template may leave it out, or write it in another way
+            if role == "assistant" and text.strip() not in rendered:
+                text = THOUGHT.sub("", text, count=1) or text  # a template may drop the thoughts of earlier turns
             if match := self.special.search(text):
                 return Fault(row, name, "holds a special token of the tokenizer as text", repr(match.group()))
             if text.strip() not in rendered:

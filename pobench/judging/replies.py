@@ -25,7 +25,7 @@ _NAMES = "think|thinking|thought|reasoning"
 _OPENING = re.compile(rf"\s*(?:<(?:{_NAMES})>|\[THINK\]|<\|channel\|>analysis)", re.IGNORECASE)
 _CLOSING = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE)
 OPENING = ("<think>", "<thinking>", "<thought>", "<reasoning>", "[THINK]", "<|channel|>")  # as tokenizers have them
-CLOSING = ("</think>", "</thinking>", "</thought>", "</reasoning>", "[/THINK]", "<|message|>")
+CLOSING = ("</think>", "</thinking>", "</thought>", "</reasoning>", "[/THINK]")  # gpt-oss closes with several tokens
 ROUNDING = 0.01  # nats above 0 that a log-probability may have; more is no log-probability
 
 

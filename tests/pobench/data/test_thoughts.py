@@ -81,6 +81,21 @@ def test_turns_and_answers_that_carry_an_empty_thought_are_no_bad_rows(chat_of, 
     assert "Hm." in text(chat, plain[0].prompt) and text(chat, plain[0].prompt).count("<think>") == (where == "prompt")
 
 
+def test_a_thought_of_an_earlier_turn_that_the_template_drops_makes_no_bad_row(chat_of) -> None:
+    def prompt(turn: str, template: str = QWEN3) -> str:
+        chat = chat_of(chat_template=template)
+        (pair,), _ = tokenize([preference(("user", "Well?"), ("assistant", turn), ("user", "So?"))], chat)
+        return text(chat, pair.prompt)
+
+    thoughtful = "<think>\nWait.\n</think>\n\nHm."
+    assert prompt(thoughtful) == prompt("Hm.") and "Wait." not in prompt(thoughtful)
+    keeps = QWEN3.replace("'<|start|>' + m.role + '\\n' + content", "'<|start|>' + m.role + '\\n' + m.content")
+    assert keeps != QWEN3 and "Wait." in prompt(thoughtful, keeps)
+    for lost in ("<think>\nWait.\n</think>\n\n", "Hm.</think>So"):  # nothing is left; no thought that is opened
+        with pytest.raises(PobenchError, match="drops or changes text"):
+            prompt(lost)
+
+
 def test_answers_with_thoughts_of_their_own_name_the_option(chat_of) -> None:
     thoughtful = preference(chosen="<think>\nHm.\n</think>\n\nYes.", rejected="<think>\nOh.\n</think>\n\nNo.")
     with pytest.raises(PobenchError, match=r"writes the prompt differently.*model\.empty_thought"):

@@ -122,14 +122,12 @@ def assert_same_bytes(folder: Path, other: Path) -> None:
         assert (folder / file).read_bytes() == (other / file).read_bytes(), file
 
 
-def test_the_same_frames_in_any_order_give_the_same_bytes(frames, few, tmp_path) -> None:
+def test_the_same_frames_in_any_order_by_one_process_or_several_give_the_same_bytes(
+    frames, few, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("pobench.reporting.items.MOST_PROCESSES", 1)
     shuffled = {k: f.sample(frac=1, random_state=3) for k, f in reversed(frames.items())}
     assert_same_bytes(few, page.build_report(shuffled, tmp_path, figures=[*FEW, "cross-loss"]).parent)
-
-
-def test_one_process_and_several_give_the_same_bytes(frames, few, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("pobench.reporting.items.MOST_PROCESSES", 1)
-    assert_same_bytes(few, page.build_report(frames, tmp_path, figures=[*FEW, "cross-loss"]).parent)
 
 
 def test_a_table_says_which_runs_each_figure_was_made_from(synthetic, tmp_path) -> None:
