@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
@@ -118,7 +118,7 @@ def fit(battles: Battles, models: int, *, control_length: bool = False) -> Fit:
     design[rows, battles.second] -= 1.0
     if control_length:
         design[:, models] = _scaled(battles.length)
-    cells, cell = np.unique(pd.MultiIndex.from_arrays([battles.prompt, battles.seed]).to_numpy(), return_inverse=True)
+    cell, cells = pd.MultiIndex.from_arrays([battles.prompt, battles.seed]).factorize(sort=True)
 
     def loss(values: Floats) -> float:
         logit = design @ values
@@ -134,17 +134,16 @@ def fit(battles: Battles, models: int, *, control_length: bool = False) -> Fit:
     values = minimize(
         loss, np.zeros(design.shape[1]), jac=slope, hess=curvature, method="trust-exact", options={"gtol": 1e-8}
     ).x
-    pulls = np.zeros((len(cells), design.shape[1]))
-    np.add.at(pulls, cell, design * (battles.score - expit(design @ values))[:, None])
+    in_cell = csr_array((battles.score - expit(design @ values), (cell, rows)), shape=(len(cells), len(rows)))
+    pulls = in_cell @ design  # (cells, values): the likelihood's gradient, cell by cell
     influence = len(cells) * np.linalg.solve(curvature(values), pulls.T).T
     centred = values[:models] - values[:models].mean()
-    prompts, seeds = zip(*cells, strict=True)
     return Fit(
         centred,
         float(values[models]) if control_length else 0.0,
         influence[:, :models] - influence.mean(axis=0)[:models],  # zero but for the ridge
-        np.array(prompts, dtype=object),
-        np.array(seeds, dtype=np.int64),
+        cells.get_level_values(0).to_numpy(dtype=object),
+        cells.get_level_values(1).to_numpy(dtype=np.int64),
     )
 
 
