@@ -10,6 +10,7 @@ from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import look_of
 from pobench.results.arms import Arm, arms_of, difference, home_of, mean_of, of_arm, pooled, scores_by_seed_and_prompt
+from pobench.results.equal_tuning import values_of
 from pobench.types import Estimate
 
 # benchmark, metric, axis label; drawn where DPO has a result
@@ -65,7 +66,8 @@ def _judged(runs: pd.DataFrame, verdicts: pd.DataFrame, arms: list[Arm], dpo: Ar
     if dpo.id not in table:
         return []
     gaps = {arm: difference(table[arm.id].dropna(), table[dpo.id].dropna()) for arm in arms if arm.id in table}
-    return _ranked([plot.Row(arm, mean_of(gap, (-100.0, 100.0)), _by_seed(gap)) for arm, gap in gaps.items()])
+    of = {arm: mean_of(gap, (-100.0, 100.0)) for arm, gap in gaps.items()}
+    return _ranked([plot.Row(arm, of[arm], _by_seed(gap), values=values_of(runs, arm)) for arm, gap in gaps.items()])
 
 
 def _by_seed(gap: pd.Series) -> list[float]:

@@ -30,6 +30,7 @@ OF_STUDIES = {  # they want several settings of a loss
     "seed-spread",
     "tuning",
     "tuning-table",
+    "tuned-values",
     "kl-in-training",
     "gradient-norm",
     "beside-paper",  # of a setting of the paper
