@@ -119,6 +119,11 @@ def test_every_shipped_loss_has_cells_for_an_equal_search_on_tiny(name) -> None:
     assert len({json.dumps(cell) for cell in cells}) == len(cells) >= EQUAL
 
 
+def test_make_tuning_asks_for_as_many_trials_of_every_loss() -> None:
+    recipe = (Path(__file__).parents[3] / "Makefile").read_text().partition("TUNE =")[2].partition("\n\n")
+    assert f"--trials {EQUAL}" in recipe[0] and "--setting tiny --losses all" in recipe[2].partition("\n\n")[0]
+
+
 def test_every_list_of_the_grid_of_tiny_says_where_it_is_from() -> None:
     lines = (grid_folder() / "tiny.yaml").read_text().splitlines()
     bare = [line for line in lines if ("[" in line or "*" in line) and len(line.partition("#")[2]) < 5]
