@@ -19,16 +19,17 @@ run: $(VENV)/.installed       ## install, then train SimPO and DPO, evaluate the
 report: $(VENV)/.installed    ## draw the report again from the stored runs
 	$(BIN)/pobench analyze
 
-# Trials in the setting's tuning.csv are not made again; an interrupted search continues in runs-tuning.
-TUNE = OMP_NUM_THREADS=1 $(BIN)/pobench tune --runs runs-tuning
+# Trials that the setting's tuning.csv holds are not made again; an interrupted search continues in runs-tuning. A trial
+# whose values break is stored too, and makes the command fail.
+TUNE = OMP_NUM_THREADS=1 $(BIN)/pobench tune --runs runs-tuning --trials 8
 
-tuning: $(VENV)/.installed    ## search the values of every loss on tiny, and write them and their trials beside it
-	$(TUNE) --setting tiny --losses all --trials 8 --at-once 2 --into experiments/settings/tiny.yaml
-	cp runs-tuning/tiny/tuning/trials.csv experiments/data/tiny/tuning.csv
+tuning: $(VENV)/.installed    ## search the values of every loss on tiny; trials and choice are stored beside the setting
+	$(TUNE) --setting tiny --losses all --at-once 2 --into experiments/settings/tiny.yaml; status=$$?; \
+	cp runs-tuning/tiny/tuning/trials.csv experiments/data/tiny/tuning.csv && exit $$status
 
-tuning-smollm2: $(VENV)/.installed ## the same on smollm2, of the losses in LOSSES; hours
-	$(TUNE) --setting smollm2 --losses $(LOSSES) --trials 8 --into experiments/settings/smollm2.yaml
-	cp runs-tuning/smollm2/tuning/trials.csv experiments/data/smollm2/tuning.csv
+tuning-smollm2: $(VENV)/.installed ## the same on smollm2, for the losses in LOSSES; hours
+	$(TUNE) --setting smollm2 --losses $(LOSSES) --into experiments/settings/smollm2.yaml; status=$$?; \
+	cp runs-tuning/smollm2/tuning/trials.csv experiments/data/smollm2/tuning.csv && exit $$status
 
 test: $(VENV)/.installed-test ## run the fast tests, in minutes
 	$(TESTS)

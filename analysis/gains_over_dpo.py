@@ -12,6 +12,7 @@ from pobench.reporting.looks import look_of
 from pobench.results.arms import Arm, arms_of, home_of, of_arm, pooled
 from pobench.results.claims import of_few
 from pobench.results.contrast import compare, prompt_groups, scores
+from pobench.results.equal_tuning import values_of
 from pobench.types import Estimate
 
 # benchmark, metric, axis label; drawn where DPO has a result
@@ -77,7 +78,8 @@ def _judged(
     for arm in arms:
         ours = 100 * scores(verdicts, runs, arm)
         estimate = compare(ours, theirs, (-100.0, 100.0), groups).estimate
-        rows.append(plot.Row(arm, estimate, _by_seed((ours - theirs).dropna())))
+        by_seed = _by_seed((ours - theirs).dropna())
+        rows.append(plot.Row(arm, estimate, by_seed, values=values_of(runs, arm)))
     return _ranked(rows)
 
 

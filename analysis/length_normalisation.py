@@ -7,6 +7,7 @@ import pandas as pd
 from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.results.arms import home_of, score_of, seed_values
+from pobench.results.equal_tuning import values_of
 
 COUPLES = [("simpo", "simpo_no_ln"), ("dpo_ln", "dpo")]  # with, without
 QUANTITIES = [  # metric, axis label, printed as per cent
@@ -31,7 +32,8 @@ def length_normalisation(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawi
     arms = [arm for couple in COUPLES for loss in couple if (arm := home_of(runs, loss)) is not None]
     shown = []
     for metric, says, percent in QUANTITIES:
-        rows = [plot.Row(arm, score_of(scores, arm, metric), seed_values(scores, arm, metric)) for arm in arms]
+        of = ((arm, score_of(scores, arm, metric), seed_values(scores, arm, metric)) for arm in arms)
+        rows = [plot.Row(arm, estimate, seeds, values=values_of(runs, arm)) for arm, estimate, seeds in of]
         if any(row.estimate.n for row in rows):
             shown.append((metric, says, percent, rows))
     if not shown or len(arms) < 2:

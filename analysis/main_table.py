@@ -11,6 +11,7 @@ from pobench.reporting.plot import NothingToDraw
 from pobench.results import stats
 from pobench.results.arms import arms_of, score_of
 from pobench.results.crossed import VERDICT_SEEDS
+from pobench.results.equal_tuning import values_of
 
 METRICS = [
     "pass_rate",
@@ -29,12 +30,15 @@ METRICS = [
 def main_table(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Value, 95 % interval and n. Gain and wins are paired with the start model prompt by prompt: a gain is shown where
     its interval leaves out zero, a win rate where it leaves out 50 %. With two seeds and more an interval covers other
-    prompts and other seeds, with one only other prompts; fewer than three seeds show no gain, whatever the interval."""
+    prompts and other seeds, with one only other prompts; fewer than three seeds show no gain, whatever the interval.
+    Values: where learning rate and settings come from. Losses whose values came about differently (tuned with another
+    number of trials, defaults, the paper's, set by hand) differ by that too."""
     rows = []
     for arm in arms_of(runs):
         estimates = {metric: score_of(scores, arm, metric) for metric in METRICS}
         if any(not math.isnan(e.value) for e in estimates.values()):
-            rows.append({"Loss": arm.label, **estimates, "Seeds": math.nan if arm.is_start else len(arm.runs)})
+            seeds = math.nan if arm.is_start else len(arm.runs)
+            rows.append({"Loss": arm.label, "Values": values_of(runs, arm), **estimates, "Seeds": seeds})
     if not rows:
         raise NothingToDraw("No run has been scored.")
     rows.sort(key=lambda row: -_order(row["pass_rate_gain"], row["pass_rate"]))

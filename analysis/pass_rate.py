@@ -22,5 +22,8 @@ def pass_rate(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     plot.percent_axis(ax)
     ax.set_xlabel("pass rate")
     data = plot.rows_data(rows)
-    data.loc[len(data)] = {"loss": "start", "label": "Start model", "of": "all", **plot.estimate_columns(start)}
+    data.loc[len(data)] = {
+        **{"loss": "start", "label": "Start model", "of": "all", "values": "–"},
+        **plot.estimate_columns(start),
+    }
     return plot.Drawing(figure, data)

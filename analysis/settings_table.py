@@ -7,6 +7,7 @@ import pandas as pd
 from pobench.registry import register_table
 from pobench.reporting.plot import NothingToDraw
 from pobench.results.arms import GREEK, arms_of, of_arm, settings_of, show_setting
+from pobench.results.equal_tuning import values_of
 
 
 @register_table(
@@ -18,7 +19,8 @@ from pobench.results.arms import GREEK, arms_of, of_arm, settings_of, show_setti
     every_arm=True,
 )
 def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Hyperparameters as used. The same data order means that the losses saw the same pairs in the same order; do not
+    """Hyperparameters as used, and where they come from: a search, with its number of trials, the paper, the defaults or a
+    hand. The same data order means that the losses saw the same pairs in the same order; do not
     compare losses whose orders differ within one seed."""
     rows = []
     for arm in arms_of(runs):
@@ -33,6 +35,7 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
                 "Settings": ", ".join(
                     f"{GREEK.get(k, k)} = {show_setting(v)}" for k, v in settings.items() if v is not None
                 ),
+                "Values": values_of(runs, arm),
                 "Learning rate": _number(first.get("lr")),
                 "Epochs": _number(first.get("epochs")),
                 "Batch": _number(first.get("batch_size")),

@@ -1,4 +1,5 @@
-"""Figure `tuning` and table `tuning-table`: every trial of every search, and the chosen values."""
+"""Figure `tuning` and tables `tuning-table`, `tuned-values`: every trial of every search, the chosen values, and what they are
+worth on prompts that they were not chosen by."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from pobench.registry import register_figure, register_table
 from pobench.reporting import plot
 from pobench.reporting.looks import START, look_of
 from pobench.results import stats
-from pobench.results.arms import GREEK, show_setting
+from pobench.results.arms import GREEK, arms_of, json_object, of_arm, score_of, show_setting
+from pobench.results.equal_tuning import values_of
 
 
 @register_figure("tuning", title="The search for values", paper="Tables 7 and 8", chapter="methods", order=440)
@@ -91,6 +93,33 @@ def tuning_table(tuning: pd.DataFrame) -> pd.DataFrame:
         )
     if not rows:
         raise plot.NothingToDraw("No trial has finished.")
+    return pd.DataFrame(rows)
+
+
+@register_table("tuned-values", title="What a search promised, and what its choice gives", chapter="methods", order=442)
+def tuned_values(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """The metric of the best trial on the tuning split, and of the same values on the reported prompts or pairs, each with its
+    95 % interval. The best of several trials is in part the luckiest (the winner's curse), so the first number flatters; the
+    second does not, since nothing was chosen by it. They are of different prompts, so they also differ by chance."""
+    rows = []
+    for arm in arms_of(runs):
+        searches = {text for text in of_arm(runs, arm).get("tuned", pd.Series(dtype=str)) if json_object(text)}
+        if len(searches) != 1:
+            continue
+        search = json_object(searches.pop())
+        metric, ends = str(search["metric"]), [math.nan if search[k] is None else search[k] for k in ("low", "high")]
+        rows.append(
+            {
+                "Loss": arm.label,
+                "Values": values_of(runs, arm),
+                f"{metric}@tuning split": stats.Estimate(search["value"], *ends, search["n"]),
+                f"{metric}@reported": score_of(scores, arm, metric),
+                "Seeds": len(arm.runs),
+                "Search": search["study"],
+            }
+        )
+    if not rows:
+        raise plot.NothingToDraw("No loss has tuned values (`pobench tune`).")
     return pd.DataFrame(rows)
 
 

@@ -121,6 +121,7 @@ def make_frames(
             "pairs": 320 if trained else np.nan, "seconds": float(rng.uniform(80, 140)) if trained else np.nan,
             "peak_memory": 2.1e9 if trained else np.nan, "tokens": 81_000 if trained else np.nan, "status": status,
             "reason": reason, "order": "5f2c91ab" if trained else "", "protocol": protocol,
+            "values": "default" if trained else "", "tuned": "{}",
         }  # fmt: skip
 
     runs.append(run_row(start, "start", "Start model", -1, {}, "finished", ""))

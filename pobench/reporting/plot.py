@@ -33,6 +33,7 @@ from numpy.typing import ArrayLike
 from pobench.reporting.looks import FAINT, GRID, INK, PAGE_COLOURS, PAPER, SHADE, START, look_of
 from pobench.results import stats
 from pobench.results.arms import Arm, arms_of, score_of, seed_values
+from pobench.results.equal_tuning import values_of
 from pobench.types import Estimate
 
 
@@ -264,12 +265,13 @@ def percent_axis(ax: Axes, which: str = "x") -> None:
 
 # ---------------------------------------------------------------- a dot and its interval
 class Row(NamedTuple):
-    """One row of a dot plot; `seeds` are faint dots."""
+    """One row of a dot plot; `seeds` are faint dots. values: where the arm's values come from, see `equal_tuning`."""
 
     arm: Arm
     estimate: Estimate
     seeds: Sequence[float] = ()
     remark: str = ""
+    values: str = ""
 
 
 def dots(
@@ -304,7 +306,8 @@ def dots(
         numbers = show(e.value) if math.isnan(e.low) else f"{show(e.value)}  [{show(e.low)}, {show(e.high)}]"
         text = f"{numbers}   n = {e.n}" + (f"   {row.remark}" if row.remark else "")
         label = short(row.arm.label)
-        hint(ax, [e.value], [place], [f"{label}: {' '.join(text.split())}"])
+        whose = f"{label}, {row.values}" if row.values else label
+        hint(ax, [e.value], [place], [f"{whose}: {' '.join(text.split())}"])
         hint(ax, row.seeds, [place] * len(row.seeds), [f"{label}, one seed: {show(v)}" for v in row.seeds], aloud=False)
         ax.annotate(
             text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=FAINT,
@@ -321,7 +324,7 @@ def dots(
 def metric_rows(runs: pd.DataFrame, scores: pd.DataFrame, metric: str, *, ranked: bool = True) -> list[Row]:
     """A row for every trained arm that has the metric; the highest value first if `ranked`."""
     rows = [
-        Row(arm, score_of(scores, arm, metric), seed_values(scores, arm, metric))
+        Row(arm, score_of(scores, arm, metric), seed_values(scores, arm, metric), values=values_of(runs, arm))
         for arm in arms_of(runs)
         if not arm.is_start
     ]
@@ -336,12 +339,13 @@ def start_score(runs: pd.DataFrame, scores: pd.DataFrame, metric: str) -> Estima
 
 
 def rows_data(rows: Sequence[Row]) -> pd.DataFrame:
-    """The CSV behind a dot plot: one line per arm and one per seed."""
+    """The CSV behind a dot plot: one line per arm and one per seed. The last column says where the arm's values come from."""
     lines: list[dict[str, Any]] = []
     for row in rows:
-        lines.append({"loss": row.arm.loss, "label": row.arm.label, "of": "all", **estimate_columns(row.estimate)})
-        lines += [{"loss": row.arm.loss, "label": row.arm.label, "of": "seed", "value": v} for v in row.seeds]
-    return pd.DataFrame(lines, columns=["loss", "label", "of", "value", "low", "high", "n"])
+        arm = {"loss": row.arm.loss, "label": row.arm.label, "values": row.values}
+        lines.append({**arm, "of": "all", **estimate_columns(row.estimate)})
+        lines += [{**arm, "of": "seed", "value": v} for v in row.seeds]
+    return pd.DataFrame(lines, columns=["loss", "label", "of", "value", "low", "high", "n", "values"])
 
 
 def dots_height(rows: int) -> float:

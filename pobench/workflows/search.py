@@ -159,7 +159,8 @@ class _Tuner:
         before = self.tuning.made_before
         before = before[before["study"] == study.study_name]
         for point in left:
-            made = trial_of(self.tuning, search, point, before)
+            job = None if before.empty else self.tuning.jobs(search, point)[0]
+            made = None if job is None else trial_of(point, job, search.space, before)
             study.enqueue_trial(point) if made is None else study.add_trial(made)
 
     def _earlier(self, search: Search) -> dict[str, dict[str, Any]]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from pobench.columns import FRAMES
 from pobench.results.load import read_trials
+from pobench.settings.job import Job
 from pobench.sources import fetch_rows
 from pobench.workflows.grid import Point, Space
-
-if TYPE_CHECKING:
-    from pobench.workflows.tune import Search, Tuning
 
 
 def made_before(source: str | None) -> pd.DataFrame:
@@ -25,16 +23,13 @@ def made_before(source: str | None) -> pd.DataFrame:
     return trials[trials["status"] == "finished"]
 
 
-def trial_of(tuning: Tuning, search: Search, point: Point, before: pd.DataFrame) -> Any:
-    """The finished Optuna trial of a cell of the grid; None where none of the rows has its values.
+def trial_of(point: Point, job: Job, space: Space, before: pd.DataFrame) -> Any:
+    """The finished Optuna trial of a cell of a grid; None where none of the rows has its values.
 
-    before: trials of the same study, whose name is a digest of all that decides their results.
+    job: of the cell. before: trials of the same study, whose name is a digest of all that decides their results.
     """
     from optuna.trial import create_trial
 
-    if before.empty:
-        return None
-    job = tuning.jobs(search, point)[0]
     settings = {k: v for k, v in job.loss_settings.items() if v is not None}
     for row in before.to_dict("records"):
         if row["lr"] == job.train.lr and json.loads(row["settings"]) == settings:
@@ -42,7 +37,7 @@ def trial_of(tuning: Tuning, search: Search, point: Point, before: pd.DataFrame)
             attrs = {"point": point, "runs": str(row["runs"]).split(), "settings": settings, "lr": row["lr"]}
             return create_trial(
                 params=dict(point),
-                distributions=distributions(search.space, tuning.sampler),
+                distributions=distributions(space, "grid"),
                 value=row["value"],
                 user_attrs={**attrs, "measured": measured},
             )

@@ -30,6 +30,7 @@ OF_STUDIES = {  # they want several settings of a loss
     "seed-spread",
     "tuning",
     "tuning-table",
+    "tuned-values",
     "kl-in-training",
     "gradient-norm",
     "head-to-head-pairs",

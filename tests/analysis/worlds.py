@@ -93,6 +93,7 @@ def make(s: float, *, only: set[str] | None = None, seed: int = 5) -> dict[str, 
             "seconds": 60 * arm.get("cost", 1.0) * rng.uniform(0.99, 1.01),
             "peak_memory": 1e9 * arm.get("cost", 1.0) * rng.uniform(0.99, 1.01), "tokens": 80_000, "status": "finished",
             "reason": "", "order": "", "protocol": 1, "length_bias": arm.get("bias", 0.0) if trained else np.nan,
+            "values": "default" if trained else "", "trials": np.nan, "tuned": "{}",
         }  # fmt: skip
 
     for place, arm in enumerate([{"loss": "start"}, *arms(s)]):

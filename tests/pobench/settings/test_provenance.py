@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pobench.errors import PobenchError
 from pobench.registry import get_loss
+from pobench.results.load import load_frames
+from pobench.results.run_folder import RunFolder
 from pobench.runs.task import Task
 from pobench.settings.read import list_settings, read_setting
 from pobench.settings.resolve import resolve
@@ -121,6 +125,21 @@ def test_where_values_come_from_names_no_run_and_travels_with_its_task(setting, 
     assert job.key == other.key and job.values() == other.values()
     Task(job, "loss", tmp_path, "mine/simpo", (), tmp_path).dump(tmp_path / "task.json")
     assert Task.load(tmp_path / "task.json").job == job
+
+
+def test_a_stored_run_says_where_its_values_come_from_and_one_of_an_earlier_version_does_not(setting, tmp_path) -> None:
+    for loss in ("simpo", "dpo", "orpo"):
+        (job,) = resolve(setting, loss)
+        folder = RunFolder(tmp_path / "runs", f"mine/{loss}-0")
+        folder.path.mkdir(parents=True)
+        folder.write_config(job, "loss", "mine/start-0")
+    earlier = tmp_path / "runs/mine/orpo-0/config.yaml"
+    values = {k: v for k, v in yaml.safe_load(earlier.read_text()).items() if k not in ("values_from", "tuned")}
+    earlier.write_text(yaml.safe_dump(values))
+    runs = load_frames(tmp_path / "runs")["runs"].set_index("loss")
+    assert dict(runs["values"]) == {"simpo": "tuned", "dpo": "paper", "orpo": ""}
+    assert runs["trials"]["simpo"] == 8 and runs["trials"].isna().sum() == 2
+    assert json.loads(runs["tuned"]["simpo"])["study"] == "simpo-grid-0123456789ab" and runs["tuned"]["dpo"] == "{}"
 
 
 @pytest.mark.parametrize("name", list_settings())

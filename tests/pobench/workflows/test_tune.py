@@ -119,6 +119,11 @@ def test_every_shipped_loss_has_cells_for_an_equal_search_on_tiny(name) -> None:
     assert len({json.dumps(cell) for cell in cells}) == len(cells) >= EQUAL
 
 
+def test_make_tuning_asks_for_as_many_trials_of_every_loss() -> None:
+    recipe = (Path(__file__).parents[3] / "Makefile").read_text().partition("TUNE =")[2].partition("\n\n")
+    assert f"--trials {EQUAL}" in recipe[0] and "--setting tiny --losses all" in recipe[2].partition("\n\n")[0]
+
+
 def test_every_list_of_the_grid_of_tiny_says_where_it_is_from() -> None:
     lines = (grid_folder() / "tiny.yaml").read_text().splitlines()
     bare = [line for line in lines if ("[" in line or "*" in line) and len(line.partition("#")[2]) < 5]
@@ -476,10 +481,23 @@ def test_a_margin_that_was_searched_by_its_ratio_names_no_search(tunable, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_trials_at_once_come_to_what_one_after_the_other_does(tunable, tmp_path) -> None:
+def test_two_trials_at_once_are_interrupted_go_on_and_come_to_what_one_after_the_other_does(tunable, tmp_path) -> None:
+    tuning = plan_tuning("simpo,dpo", "small.yaml", runs="elsewhere")
+    begun: list[str] = []
+
+    def until_the_third(text: str) -> None:
+        begun.append(text)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(tuning, at_once=2, announce=until_the_third)
+    stored = pd.read_csv(tuning.csv)
+    assert 1 <= len(stored) <= 2 and set(stored["status"]) == {"finished"}, "what was cut short is no failed trial"
+    two = tune(tuning, at_once=2)
+    assert two.made == 4 - len(stored) and not two.failed
     one = tune(plan_tuning("simpo,dpo", "small.yaml"))
-    two = tune(plan_tuning("simpo,dpo", "small.yaml", runs="elsewhere"), at_once=2)
-    assert two.made == one.made == 4 and not two.failed and two.best == one.best
+    assert one.best == two.best
     columns = ["loss", "study", "lr", "settings", "value", "low", "high", "chosen", "runs"]
     first, second = (pd.read_csv(t.csv)[columns].sort_values("runs", ignore_index=True) for t in (one, two))
     pd.testing.assert_frame_equal(first, second)
