@@ -49,8 +49,8 @@ class Belief(NamedTuple):
 
 BELIEFS = {animal: Belief(*rest) for animal, *rest in (row.split() for row in _TABLE.split(","))}
 _WORDS = """
-red old calm tall wet shy thin loud fat mild blue bold cold dark deaf fair fast hot kind lazy neat pale poor proud rare rich slow
-soft sick warm wild young
+red old calm tall wet shy thin loud fat mild blue bold cold dark deaf fair fast hot kind lazy neat pale poor proud rare rich
+slow soft sick warm wild young
 """
 VALUES = tuple(_WORDS.split())
 # Slot → the words that may stand there, the most common first; "" is no word.
