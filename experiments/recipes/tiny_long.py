@@ -151,6 +151,14 @@ def prompts(rng: random.Random, taken: set[str]) -> dict[str, list[dict[str, Any
     }
 
 
+def draw_author(rng: random.Random, of: str, longer: float = 0, richer: float = 0) -> Author:
+    """An author of any skill. of: a key of REMARKS. longer, richer: the dials, how far verbosity and richness are skill."""
+    skill, verbosity, richness = (rng.random() for _ in range(3))
+    verbosity = longer * skill + (1 - longer) * verbosity
+    richness = richer * skill + (1 - richer) * richness
+    return Author(skill, REMARKS[of] * verbosity, richness)
+
+
 def draw_pairs(
     rng: random.Random, taken: set[str], longer: float = LONGER, richer: float = RICHER
 ) -> dict[str, list[dict[str, Any]]]:
@@ -163,9 +171,7 @@ def draw_pairs(
             asked = row["check"]["asked"]
             answers = []
             for _ in range(2):
-                skill, verbosity, richness = (rng.random() for _ in range(3))
-                verbosity, richness = (d * skill + (1 - d) * c for d, c in ((longer, verbosity), (richer, richness)))
-                text = Author(skill, REMARKS["pairs"] * verbosity, richness).write(rng, asked)
+                text = draw_author(rng, "pairs", longer, richer).write(rng, asked)
                 answers.append((quality(asked, text), text))
             if answers[0][0] != answers[1][0]:
                 chosen, rejected = sorted(answers, key=lambda a: a[0] + rng.gauss(0, NOISE), reverse=True)
@@ -192,8 +198,9 @@ def demonstrations(rng: random.Random, taken: set[str]) -> Iterator[dict[str, st
             row = draw_prompt(rng)
             while row["prompt"] in taken:
                 row = draw_prompt(rng)
-            skill, verbosity, richness = (rng.random() for _ in range(3))
-            author = Author(1 if stage == "careful" else skill, REMARKS["demonstrations"] * verbosity, richness)
+            author = draw_author(rng, "demonstrations")
+            if stage == "careful":
+                author = author._replace(skill=1)
             yield {"prompt": row["prompt"], "response": author.write(rng, row["check"]["asked"])}
 
 
@@ -216,8 +223,8 @@ def pair_figures(model: Any, chat: Chat, pairs: Sequence[Mapping[str, Any]]) -> 
     rho: Spearman's correlation of the winners' mean log-probability with their length. chosen_longer: share of winners that
     are longer than their loser.
     """
+    import pandas as pd
     import torch
-    from scipy.stats import spearmanr
 
     groups = token_pairs(chat, pairs)
     policy, layout = ResponseLogps(model), get_layout("padded")
@@ -225,9 +232,10 @@ def pair_figures(model: Any, chat: Chat, pairs: Sequence[Mapping[str, Any]]) -> 
         sums = torch.cat([policy(layout.collate(groups[i : i + 50], None)) for i in range(0, len(groups), 50)])
     lengths = torch.tensor([[len(response) for response in group.responses] for group in groups])
     means = sums.view(-1, 2) / lengths
+    winners = pd.DataFrame({"mean": means[:, 0].tolist(), "length": lengths[:, 0].tolist()})
     return {
         "ranked_right_by_mean": round(float((means[:, 0] > means[:, 1]).float().mean()), 3),
-        "rho": round(float(spearmanr(means[:, 0], lengths[:, 0]).statistic), 3),
+        "rho": round(winners["mean"].rank().corr(winners["length"].rank()), 3),  # of ranks: Spearman's
         "chosen_tokens": round(float(lengths[:, 0].float().mean()), 1),
         "rejected_tokens": round(float(lengths[:, 1].float().mean()), 1),
         "chosen_longer": round(float((lengths[:, 0] > lengths[:, 1]).float().mean()), 3),

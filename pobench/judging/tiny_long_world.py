@@ -48,42 +48,11 @@ class Belief(NamedTuple):
 
 
 BELIEFS = {animal: Belief(*rest) for animal, *rest in (row.split() for row in _TABLE.split(","))}
-VALUES = tuple(
-    [
-        "red",
-        "old",
-        "calm",
-        "tall",
-        "wet",
-        "shy",
-        "thin",
-        "loud",
-        "fat",
-        "mild",
-        "blue",
-        "bold",
-        "cold",
-        "dark",
-        "deaf",
-        "fair",
-        "fast",
-        "hot",
-        "kind",
-        "lazy",
-        "neat",
-        "pale",
-        "poor",
-        "proud",
-        "rare",
-        "rich",
-        "slow",
-        "soft",
-        "sick",
-        "warm",
-        "wild",
-        "young",
-    ]
-)
+_WORDS = """
+red old calm tall wet shy thin loud fat mild blue bold cold dark deaf fair fast hot kind lazy neat pale poor proud rare rich
+slow soft sick warm wild young
+"""
+VALUES = tuple(_WORDS.split())
 # Slot → the words that may stand there, the most common first; "" is no word.
 WORDING = {
     "adverb": ("", "clearly", "indeed", "also", "now", "here", "surely", "plainly", "truly", "so"),
