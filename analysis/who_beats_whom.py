@@ -18,9 +18,10 @@ from pobench.results.contrast import all_pairs
 def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None = None) -> plot.Drawing:
     """Row against column: mean score of the row minus that of the column on the same prompts, in points. Blue: the row scores
     higher; orange: lower. Only a pair printed in bold with a frame differs by more than chance: at least three seeds on
-    both sides, and p below 5 % after Holm's correction over all pairs, for other prompts and other seeds (`p` in the CSV
-    is 1 minus the level at which the interval ends at zero). Everything else is undecided, whatever its colour; a pair
-    with one run on a side has an interval for other prompts only."""
+    both sides, and p below 5 % after Holm's correction over all such pairs, for other prompts and other seeds (`p` in the
+    CSV is 1 minus the level at which the interval ends at zero). Everything else is undecided, whatever its colour; a pair
+    with one run on a side has an interval for other prompts only. Grey without colour: two losses that were not tuned alike,
+    which no verdict compares."""
     pairs = all_pairs(runs, verdicts, answers, arms_of(runs))
     if not pairs:
         raise plot.NothingToDraw("Fewer than two models were judged.")
@@ -32,46 +33,54 @@ def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataF
             **plot.estimate_columns(pair.gap.estimate),
             "seeds": pair.gap.seeds,
             "runs": pair.gap.runs,
-            "p": pair.gap.p if pair.gap.decides else np.nan,
+            "comparable": pair.comparable,
+            "p": pair.gap.p if pair.decides else np.nan,
             "p_holm": pair.p,
         }
         for pair in pairs
     ]
     data = pd.DataFrame(rows)
     figure, ax = plot.single(0.36 * len(arms) + 1.25, width=min(plot.WIDTH, 0.62 * len(arms) + 2.6))
-    gaps, sure = np.full((len(arms), len(arms)), np.nan), np.zeros((len(arms), len(arms)), dtype=bool)
+    gaps = np.full((len(arms), len(arms)), np.nan)
+    sure, alike = np.zeros(gaps.shape, dtype=bool), np.ones(gaps.shape, dtype=bool)
     for (i, j), pair in zip(combinations(range(len(arms)), 2), pairs, strict=True):
         gaps[i, j], gaps[j, i] = pair.gap.estimate.value, -pair.gap.estimate.value
         sure[i, j] = sure[j, i] = pair.differs
+        alike[i, j] = alike[j, i] = pair.comparable
     deepest = max(float(np.nanmax(np.abs(gaps))), 1.0)
     for i, j in np.ndindex(*gaps.shape):
-        _cell(ax, i, j, gaps[i, j], deepest, sure[i, j])
+        _cell(ax, (i, j), gaps[i, j], deepest, sure[i, j], alike[i, j])
     names = [plot.short(arm.label, 22) for arm in arms]
     for i, j in zip(*np.nonzero(np.isfinite(gaps)), strict=True):
-        text = f"{names[i]} − {names[j]}: {_signed(gaps[i, j], 1)} points, {'sure' if sure[i, j] else 'undecided'}"
+        word = "sure" if sure[i, j] else "undecided" if alike[i, j] else "not tuned alike"
+        text = f"{names[i]} − {names[j]}: {_signed(gaps[i, j], 1)} points, {word}"
         plot.hint(ax, [j + 0.5], [i + 0.5], [text], aloud=False)
     plot.matrix_axes(ax, names, names)
     return plot.Drawing(figure, data, _note(data))
 
 
 def _note(data: pd.DataFrame) -> str:
-    decided, too_few = int((data["p_holm"] < 0.05).sum()), int(data["p"].isna().sum())
+    decided, unlike = int((data["p_holm"] < 0.05).sum()), int((~data["comparable"]).sum())
+    too_few = int((data["p"].isna() & data["comparable"]).sum())
     n = "–".join(str(int(count)) for count in dict.fromkeys((data["n"].min(), data["n"].max())))
     note = f"{decided} of {len(data)} pairs differ by more than chance, on {n} prompts."
-    return note + (f" {too_few} lack the three seeds that a verdict needs." if too_few else "")
+    note += f" {too_few} lack the three seeds that a verdict needs." if too_few else ""
+    return note + (f" {unlike} were not tuned alike." if unlike else "")
 
 
 def _signed(value: float, decimals: int) -> str:
     return f"{value:+z.{decimals}f}".replace("-", "−")
 
 
-def _cell(ax: plot.Axes, i: int, j: int, gap: float, deepest: float, sure: bool) -> None:
+def _cell(ax: plot.Axes, place: tuple[int, int], gap: float, deepest: float, sure: bool, alike: bool) -> None:
+    i, j = place
     if np.isnan(gap):
         ax.text(j + 0.5, i + 0.5, "·" if i == j else "–", ha="center", va="center", color=FAINT)
         return
-    colour, depth = (plot.BETTER if gap > 0 else plot.WORSE), min(1.0, abs(gap) / deepest)
-    ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=colour, alpha=0.05 + 0.6 * depth))
+    if alike:
+        colour, depth = (plot.BETTER if gap > 0 else plot.WORSE), min(1.0, abs(gap) / deepest)
+        ax.add_patch(plot.rectangle(j + 0.03, i + 0.03, 0.94, 0.94, color=colour, alpha=0.05 + 0.6 * depth))
     if sure:
         ax.add_patch(plot.rectangle(j + 0.05, i + 0.05, 0.9, 0.9, fill=False, edgecolor=INK, linewidth=1.1))
-    weight = "bold" if sure else "normal"
-    ax.text(j + 0.5, i + 0.52, _signed(gap, 0), ha="center", va="center", fontsize=8.5, weight=weight)
+    look = {"weight": "bold" if sure else "normal", "color": INK if alike else FAINT}
+    ax.text(j + 0.5, i + 0.52, _signed(gap, 0), ha="center", va="center", fontsize=8.5, **look)

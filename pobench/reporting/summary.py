@@ -166,21 +166,40 @@ def _between(selection: Selection) -> list[Finding]:
     between = [pair for pair in pairs if not (pair.ours.is_start or pair.theirs.is_start)]
     if not between:
         return []
-    open_ = [pair for pair in between if not pair.gap.decides]
-    if len(open_) == len(between):
-        few = " and ".join(map(str, sorted({pair.gap.seeds for pair in between})))
-        text = f"No verdict: a side of every pair has {few} of the {VERDICT_SEEDS} seeds that one needs."
-        return [Finding("open", "Between the losses", text)]
+    lack = _without_verdict(between)
+    if not any(pair.decides for pair in between):
+        return [Finding("open", "Between the losses", f"No verdict. {lack}")]
     n = max(pair.gap.estimate.n for pair in between)
     how = f"mean scores on {n} prompts, for other prompts and other seeds, Holm’s correction"
     wins = [(pair.ours, pair.theirs) for pair in between if pair.differs]
-    lack = f" {len(open_)} lack the seeds for a verdict." if open_ else ""
     if not wins:
         verb = "The one pair does not differ" if len(between) == 1 else f"None of the {len(between)} pairs differs"
-        return [Finding("open", "Between the losses", f"{verb} by more than chance ({how}).{lack}")]
+        return [Finding("open", "Between the losses", f"{verb} by more than chance ({how}). {lack}".strip())]
     rest = len(between) - len(wins)
     decided = f"Undecided: {rest} of {len(between)} pairs" if rest else "Every pair is decided"
-    return [Finding("good", "Between the losses", f"{_who_wins(wins)}. {decided} ({how}).{lack}")]
+    return [Finding("good", "Between the losses", f"{_who_wins(wins)}. {decided} ({how}). {lack}".strip())]
+
+
+def _without_verdict(pairs: Sequence[Pair]) -> str:
+    """Why some pairs have none: not tuned alike, too few seeds."""
+    unlike = sum(not pair.comparable for pair in pairs)
+    few = sum(pair.comparable and not pair.gap.decides for pair in pairs)
+    said = []
+    if unlike:
+        said.append(f"{_pairs(unlike, len(pairs))}not tuned alike (“Values” in the table says how).")
+    if few:
+        said.append(f"{_pairs(few, len(pairs))}without the {VERDICT_SEEDS} seeds that a verdict needs.")
+    return " ".join(said)
+
+
+def _pairs(number: int, of: int) -> str:
+    return (
+        f"{number} of {of} pair{'' if of == 1 else 's'}: "
+        if number < of
+        else "Every pair: "
+        if of > 1
+        else "The pair: "
+    )
 
 
 def _who_wins(wins: Sequence[tuple[Arm, Arm]]) -> str:

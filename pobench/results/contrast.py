@@ -19,6 +19,7 @@ import pandas as pd
 from pobench.results import stats
 from pobench.results.arms import Arm, judges_of, of_arm
 from pobench.results.crossed import VERDICT_SEEDS, Crossed
+from pobench.results.equal_tuning import equally_tuned
 from pobench.types import Estimate
 
 NO_SEED = -1  # of a start model, as in the frame `runs`
@@ -142,13 +143,19 @@ def prompt_groups(answers: pd.DataFrame | None) -> pd.Series | None:
 
 # ---------------------------------------------------------------- every pair of arms
 class Pair(NamedTuple):
-    """Two judged arms, the better by its mean first. gap: ours - theirs, in points; p: after Holm's correction over all
-    pairs that have the seeds for a verdict, nan for the others."""
+    """Two judged arms, the better by its mean first. gap: ours - theirs, in points; comparable: whether they had equal chances,
+    see `equal_tuning`; p: after Holm's correction over all pairs that may have a verdict, nan for the others."""
 
     ours: Arm
     theirs: Arm
     gap: Contrast
+    comparable: bool
     p: float
+
+    @property
+    def decides(self) -> bool:
+        """Whether a verdict is possible: equal chances, and enough seeds."""
+        return self.comparable and self.gap.decides
 
     @property
     def differs(self) -> bool:
@@ -167,9 +174,12 @@ def all_pairs(
     judged = [arm for arm in arms if len(values[arm])]
     judged.sort(key=lambda arm: -values[arm].groupby(level=1).mean().mean())
     groups = prompt_groups(answers)
-    pairs = [(a, b, compare(values[a], values[b], POINTS, groups)) for a, b in combinations(judged, 2)]
-    adjusted = stats.holm([gap.p if gap.decides else math.nan for _, _, gap in pairs])
-    return [Pair(*pair, float(p)) for pair, p in zip(pairs, adjusted, strict=True)]
+    return _corrected(
+        [
+            Pair(a, b, compare(values[a], values[b], POINTS, groups), equally_tuned(runs, a, b), math.nan)
+            for a, b in combinations(judged, 2)
+        ]
+    )
 
 
 def gains(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: Sequence[Arm]) -> list[Pair]:
@@ -180,7 +190,15 @@ def gains(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | No
         return []
     groups = prompt_groups(answers)
     trained = [arm for arm in arms if not arm.is_start]
-    found = [(arm, compare(100 * scores(verdicts, runs, arm), theirs, POINTS, groups)) for arm in trained]
-    found = sorted(((a, gap) for a, gap in found if gap.estimate.n), key=lambda f: (-f[1].estimate.value, f[0].label))
-    adjusted = stats.holm([gap.p if gap.decides else math.nan for _, gap in found])
-    return [Pair(arm, start, gap, float(p)) for (arm, gap), p in zip(found, adjusted, strict=True)]
+    found = [
+        Pair(arm, start, compare(100 * scores(verdicts, runs, arm), theirs, POINTS, groups), True, math.nan)
+        for arm in trained
+    ]
+    measured = [pair for pair in found if pair.gap.estimate.n]
+    return _corrected(sorted(measured, key=lambda pair: (-pair.gap.estimate.value, pair.ours.label)))
+
+
+def _corrected(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs with Holm's correction over those that may have a verdict."""
+    adjusted = stats.holm([pair.gap.p if pair.decides else math.nan for pair in pairs])
+    return [pair._replace(p=float(p)) for pair, p in zip(pairs, adjusted, strict=True)]

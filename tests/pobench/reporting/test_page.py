@@ -177,7 +177,19 @@ def test_the_summary_says_who_is_better_and_what_failed(frames) -> None:
     assert said["Failed"] == "IPO: the loss became nan at step 14."
     assert "SimPO w/o LN" in said["Watch"]
     assert "IPO" not in open_
-    assert "a side of every pair has 1 of the 3 seeds" in said["Between the losses"]
+    assert "without the 3 seeds that a verdict needs" in said["Between the losses"]
+
+
+def test_losses_that_were_not_tuned_alike_have_no_verdict_between_them(synthetic) -> None:
+    two = {name: synthetic.LOSSES[name] for name in ("simpo", "dpo")}
+    made = synthetic.make_frames(two, seeds=(1, 2, 3), prompts=60, pairs=6, steps=2)
+    tuned = made["runs"].assign(
+        values=made["runs"]["loss"].map({"simpo": "tuned", "dpo": "default"}).fillna(""), trials=8.0
+    )
+    for runs, expected in ((made["runs"], "The one pair does not differ"), (tuned, "The pair: not tuned alike")):
+        (comparable,) = split(ordered({**made, "runs": runs}))
+        said = {f.head: f.text for f in summarise(comparable)}
+        assert expected in said["Between the losses"] and "Better than the start model" in said
 
 
 def test_three_seeds_make_a_verdict_and_two_do_not(synthetic) -> None:
