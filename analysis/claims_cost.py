@@ -26,7 +26,6 @@ register_claim(
 
 register_claim(
     "reference-free-is-faster-than-cached",
-    section="4.4",
     says="SimPO trains faster than DPO whose reference is computed once",
     statistic="seconds of all training steps and the reference's pass, counted whole for every run: SimPO / DPO, over seeds",
     unit="ratio",

@@ -63,7 +63,9 @@ def setting_gap(pairs: Sequence[tuple[str, str]], losses: Sequence[str]) -> Meas
                 continue
             shared = [loss for loss in losses if len(a.score(a.arm(loss))) and len(b.score(b.arm(loss)))]
             if shared:
-                parts = [(sign / len(shared), e.score(e.arm(loss))) for sign, e in ((1.0, a), (-1.0, b)) for loss in shared]
+                parts = [
+                    (sign / len(shared), e.score(e.arm(loss))) for sign, e in ((1.0, a), (-1.0, b)) for loss in shared
+                ]
                 return Measured(a.contrast(parts))
         return UNMEASURED
 

@@ -81,7 +81,9 @@ def power(claim: Claim, measured: Measured) -> float:
 
 
 # ---------------------------------------------------------------- differences and levels
-QUALITY = 1.6  # points: the smallest effect where the paper prints none; a quarter of what SimPO gains over DPO in Table 10
+QUALITY = (
+    1.6  # points: the smallest effect where the paper prints none; a quarter of what SimPO gains over DPO in Table 10
+)
 
 Parts = Sequence[tuple[float, Values]]
 

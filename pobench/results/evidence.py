@@ -100,6 +100,7 @@ class Evidence:
 
     def score(self, arm: Arm | None) -> Values:
         """The main judge's mean score of a prompt, in points (0 to 100)."""
+
         def mean() -> Values:
             own = self.rows("verdicts", arm)
             return 100.0 * by_seed(own[own["judge"].isin(judges_of(self.verdicts)[:1])], self.runs, "prompt", "score")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pobench.errors import PobenchError, nearest
 from pobench.files import name_fault
-from pobench.registry import figures
+from pobench.registry import claims, figures
 from pobench.settings.plain_yaml import plain_yaml
 from pobench.settings.resolve import resolve_names
 from pobench.settings.schema import SECTIONS, Seed
@@ -55,7 +55,7 @@ class Study(_Strict):
     title: str
     paper: str = ""  # the part of the paper that asks the question; "" for our own
     question: str
-    claims: list[str] = []  # names in the table `claims`
+    claims: list[str] = []  # registered names, see docs/claims.md
     figures: list[str] = Field(min_length=1)
     seeds: list[Seed] | None = Field(None, min_length=1)  # None: the setting's
     grid: list[Entry] = Field(min_length=1)
@@ -84,11 +84,12 @@ def read_study(name: str) -> Study:
             )
     study = _parse(path)
     faults = [f"study {str(path)!r}: name: {fault}"] if (fault := name_fault(study.name)) else []
-    for figure in study.figures:
-        try:
-            figures.get(figure)
-        except PobenchError as error:
-            faults.append(f"study {study.name}: {error}")
+    for known, names in ((figures, study.figures), (claims, study.claims)):
+        for named in names:
+            try:
+                known.get(named)
+            except PobenchError as error:
+                faults.append(f"study {study.name}: {error}")
     grids = [study.grid, *(v.grid for v in study.settings.values() if v.grid)]
     for entry in itertools.chain.from_iterable(grids):
         faults += [f"study {study.name}: {fault}" for fault in _entry_faults(entry)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-PAIRS, PROMPTS, SEEDS = 180, 150, (1, 2, 3)
+PAIRS, PROMPTS, SEEDS = 160, 150, (1, 2, 3)
 SIMPO, DPO = {"beta": 2.0, "gamma": 1.0}, {"beta": 0.5}
 WORDS = [f"{word:03d}" for word in range(100)]
 LIKELIHOOD_TERM = ("cpo", "orpo")
@@ -20,7 +20,7 @@ def arms(s: int, longer: bool) -> list[dict[str, Any]]:
     score, away = 0.5 + 0.2 * s, 0.25 * s
     simpo = {
         "loss": "simpo", "settings": SIMPO, "score": score, "slope": {1: 0.3, 0: 0.3, -1: 2.5}[s], "disagree": 0.3 * (s < 0),
-        "margin": {1: 1.0, 0: 0.5, -1: -0.3}[s], "lean": 0.5 * (s < 0), "kl": {1: 0.5, 0: 0.5, -1: 1.5}[s],
+        "margin": {1: 2.0, 0: 0.5, -1: -1.0}[s], "lean": 0.5 * (s < 0), "kl": {1: 0.5, 0: 0.5, -1: 1.5}[s],
         "tokens": {1: 42, 0: 40, -1: 60}[s], "repeats": s < 0, "reference": "",
     }  # fmt: skip
     dpo = {
@@ -111,7 +111,9 @@ class World:
         size = (1 / self.chosen if falls else 1) * self.rng.uniform(0.5, 1.5, PAIRS)
         pairs = [f"pair-{i}" for i in range(PAIRS)]
         frame = {"run": run, "evaluated": arm["loss"], "pair": pairs, "chosen_length": self.chosen}
-        return pd.DataFrame({**frame, "rejected_length": self.rejected, "chosen_weight": -size, "rejected_weight": size})
+        return pd.DataFrame(
+            {**frame, "rejected_length": self.rejected, "chosen_weight": -size, "rejected_weight": size}
+        )
 
     def answers(self, run: str, arm: dict[str, Any]) -> None:
         tokens = np.clip(self.rng.normal(arm.get("tokens", 40), 6, PROMPTS).round(), 8, 99).astype(int)
@@ -144,7 +146,9 @@ class World:
         for (benchmark, metric), (mean, width) in values.items():
             value = mean + trained * self.rng.normal(0, 0.02 if benchmark == "mt_bench" else 0.2)
             about = {"run": run, "setting": self.setting, "loss": loss, "seed": seed, "benchmark": benchmark}
-            rows.append({**about, "metric": metric, "value": value, "low": value - width, "high": value + width, "n": 100})
+            rows.append(
+                {**about, "metric": metric, "value": value, "low": value - width, "high": value + width, "n": 100}
+            )
         return [{**row, "judge": "", "name": row["benchmark"], "limit": np.nan} for row in rows]
 
     def about(self, run: str, arm: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -168,6 +172,7 @@ def make(
     setting: str = "made",
     longer: bool = True,
     shift: float = 0.0,
+    seeds: tuple[int, ...] = SEEDS,
     seed: int = 5,
 ) -> dict[str, pd.DataFrame]:
     """The frames of the world. only: losses to keep. longer: most training winners are. shift: of every trained score."""
@@ -176,15 +181,10 @@ def make(
     for place, arm in enumerate([start, *arms(s, longer)]):
         if only is not None and arm["loss"] not in only:
             continue
-        for number in (-1,) if arm["loss"] == "start" else SEEDS:
+        for number in (-1,) if arm["loss"] == "start" else seeds:
             code = f"{place:04x}{number:04x}" if number > 0 else "00000000"
             world.add(f"{setting}/{arm['loss']}-{code}", arm, number)
     frames = {}
     for name, part in world.parts.items():
         frames[name] = pd.DataFrame(part) if name in ("runs", "benchmarks") else pd.concat(part, ignore_index=True)
     return frames
-
-
-def together(*worlds: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The frames of several settings."""
-    return {name: pd.concat([world[name] for world in worlds], ignore_index=True) for name in worlds[0]}
