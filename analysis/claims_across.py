@@ -25,7 +25,7 @@ register_claim(
     "orpo-needs-sft",
     section="3",
     says="ORPO is better from an SFT model than from the base model",
-    statistic="mean score of ORPO, `X` − a setting `X-raw` that starts from the base model, X = `mistral-base` or `llama3-base`",
+    statistic="mean score of ORPO, `X` − a setting `X-raw` that starts from the base model, X = `mistral-base`, `llama3-base`",
     unit=POINTS,
     above=0,
     smallest=QUALITY,

@@ -29,7 +29,7 @@ register_claim(
     "mt-bench-separates-least",
     section="4.1",
     says="MT-Bench sets the methods apart least",
-    statistic="standard deviation over losses / mean half of their intervals, MT-Bench / the least of AlpacaEval 2 and Arena-Hard",
+    statistic="standard deviation over losses / mean half of their intervals, MT-Bench / the least of AlpacaEval 2, Arena-Hard",
     unit="ratio",
     below=1,
     neutral=1,

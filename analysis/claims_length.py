@@ -154,8 +154,8 @@ register_claim(
     "length-is-not-quality",
     section="E",
     says="Across methods, length does not predict quality",
-    statistic="mean score, what a line over the losses' mean lengths says the longest adds to the shortest, in % of the distance "
-    "from the best loss to the worst; claimed: within ±50 (our bound)",
+    statistic="mean score, what a line over the losses' mean lengths says the longest adds to the shortest, in % of the "
+    "distance from the best loss to the worst; claimed: within ±50 (our bound)",
     unit="%",
     above=-50,
     below=50,

@@ -84,12 +84,12 @@ def read_study(name: str) -> Study:
             )
     study = _parse(path)
     faults = [f"study {str(path)!r}: name: {fault}"] if (fault := name_fault(study.name)) else []
-    for known, names in ((figures, study.figures), (claims, study.claims)):
-        for named in names:
-            try:
-                known.get(named)
-            except PobenchError as error:
-                faults.append(f"study {study.name}: {error}")
+    lookups = [(figures.get, figure) for figure in study.figures] + [(claims.get, claim) for claim in study.claims]
+    for look_up, named in lookups:
+        try:
+            look_up(named)
+        except PobenchError as error:
+            faults.append(f"study {study.name}: {error}")
     grids = [study.grid, *(v.grid for v in study.settings.values() if v.grid)]
     for entry in itertools.chain.from_iterable(grids):
         faults += [f"study {study.name}: {fault}" for fault in _entry_faults(entry)]

@@ -29,9 +29,10 @@ from pobench.types import Estimate
 from pobench.workflows.study_file import list_studies, read_study
 
 TABLES = Path(__file__).parents[2] / "../shared/paper/tables.json"
-COLUMNS = (
-    "name claim verdict value low high unit n seeds runs comparable smallest_effect power statistic paper where".split()
-)
+COLUMNS = [
+    *("name", "claim", "verdict", "value", "low", "high", "unit", "n", "seeds", "runs", "comparable"),
+    *("smallest_effect", "power", "statistic", "paper", "where"),
+]
 ELSEWHERE = {"ln-no-help-dpo-unbiased", "beta-ten-helps-llama3-instruct", "gemma-hardly-moves-with-rate"}
 
 Frames = dict[str, pd.DataFrame]

@@ -25,8 +25,8 @@ def arms(s: int, longer: bool) -> list[dict[str, Any]]:
     }  # fmt: skip
     dpo = {
         "loss": "dpo", "settings": DPO, "slope": {1: 0.8, 0: 0.3, -1: 0.8}[s], "disagree": {1: 0.5, 0: 0.33, -1: 0.05}[s],
-        "margin": {1: 0.2, 0: 0.5, -1: 1.0}[s], "reference": "cached", "memory": 1 - 0.2 * (s < 0), "seconds": 1 - 0.2 * (s < 0),
-        "reference_seconds": 10 * (s > 0),
+        "margin": {1: 0.2, 0: 0.5, -1: 1.0}[s], "reference": "cached", "memory": 1 - 0.2 * (s < 0),
+        "seconds": 1 - 0.2 * (s < 0), "reference_seconds": 10 * (s > 0),
     }  # fmt: skip
     of_dpo_ln = 0.5 + 0.2 * s * (1 if longer else -1)
     return [
@@ -38,8 +38,8 @@ def arms(s: int, longer: bool) -> list[dict[str, Any]]:
             "spread": 1 - 0.4 * s, "wide": 3 - 2.5 * s,
         },
         {
-            **simpo, "settings": {"beta": 2.0, "gamma": 3.0}, "score": score - away, "margin": 0.5 + 1.0 * s, "winner": -0.4 * s,
-            "spread": 1 + 0.6 * s, "wide": 3 + 2.5 * s,
+            **simpo, "settings": {"beta": 2.0, "gamma": 3.0}, "score": score - away, "margin": 0.5 + 1.0 * s,
+            "winner": -0.4 * s, "spread": 1 + 0.6 * s, "wide": 3 + 2.5 * s,
         },
         {**simpo, "settings": {"beta": 10.0, "gamma": 1.0}, "score": score - away, "kl": simpo["kl"] - 0.15 * s},
         {**simpo, "lr": 1e-3, "score": score + 0.2 * s},

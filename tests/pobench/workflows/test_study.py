@@ -47,7 +47,7 @@ def test_a_study_asks_registered_claims_alone(tmp_path) -> None:
     grid = [{"losses": ["simpo"]}]
     values = {"title": "T", "question": "Q?", "figures": ["claims"], "grid": grid, "claims": ["simpo-above-dop"]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(PobenchError, match="unknown claim 'simpo-above-dop'.*simpo-above-dpo"):
+    with pytest.raises(PobenchError, match=r"unknown claim 'simpo-above-dop'.*simpo-above-dpo"):
         read_study(str(tmp_path / "mine.yaml"))
 
 
