@@ -240,7 +240,7 @@ def slope(values: Sequence[float]) -> list[float]:
 
 
 def tenfold_gap(ours: str, theirs: str, setting: str, number: Number) -> Measure:
-    """What a tenfold setting adds to a loss's number, by its line over the setting's logarithm, minus what it adds to another's."""
+    """What a tenfold setting adds to a loss's number, by its line over the setting's logarithm, minus the same of another's."""
 
     def measure(e: Evidence) -> Measured:
         lines, homes = [e.line(loss, setting) for loss in (ours, theirs)], [e.arm(loss) for loss in (ours, theirs)]
