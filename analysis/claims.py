@@ -56,6 +56,8 @@ def claims_across_settings(
     chose. Only scores of the same prompts by the same judge are compared, of a judge that grades each answer by itself. Rules
     and columns are those of each setting's own claims."""
     settings = Settings.of(runs, {"verdicts": verdicts, "answers": answers})
+    if len(settings.groups) < 2:
+        raise plot.NothingToDraw("These are runs of one setting; `pobench.table` draws it of all.")
     return _card([claim for claim in _ordered() if claim.across], settings)
 
 

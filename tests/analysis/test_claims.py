@@ -16,9 +16,10 @@ import pytest
 from scipy import stats as scipy_stats
 
 from pobench import registry
+from pobench.errors import PobenchError
 from pobench.registry import Claim
 from pobench.reporting import plot
-from pobench.reporting.draw import draw
+from pobench.reporting.draw import draw, table
 from pobench.results import claims, few_runs, metrics
 from pobench.results.across import Settings
 from pobench.results.arms import home_of, lines_of, of_arm
@@ -443,8 +444,11 @@ def test_settings_are_compared_where_both_have_runs(llama3) -> None:
     assert (found.seeds, found.runs) == (3, 18)
     assert across("instruct-above-base", instruct)[0] == "not measured"
     assert across("better-ranker-narrows-gap", instruct, base)[0] == "not measured"
-    with pytest.raises(plot.NothingToDraw):
-        table_of(instruct, "claims-across-settings")
+    both = {name: pd.concat([instruct[name], base[name]], ignore_index=True) for name in instruct}
+    printed = table("claims-across-settings", both).set_index("Name")
+    assert printed.loc["instruct-above-base", "Verdict"] == "supported" and len(printed) == 3
+    with pytest.raises(PobenchError, match="cannot be drawn: These are runs of one setting"):
+        table("claims-across-settings", instruct)
 
 
 def test_scores_beside_each_settings_own_start_model_are_no_common_measure(llama3) -> None:
@@ -487,9 +491,9 @@ def test_there_are_forty_claims_and_more_each_with_a_name_and_a_sentence_of_its_
 
 def test_a_claim_needs_a_range_and_a_smallest_effect() -> None:
     facts = {"says": "", "statistic": "", "unit": ""}
-    with pytest.raises(registry.PobenchError, match="excludes nothing"):
+    with pytest.raises(PobenchError, match="excludes nothing"):
         registry.register_claim("mine", **facts, paper=1.0)(lambda e: None)
-    with pytest.raises(registry.PobenchError, match="smallest"):
+    with pytest.raises(PobenchError, match="smallest"):
         registry.register_claim("mine", **facts, above=0)(lambda e: None)
     assert "mine" not in registry.claims.names()
 

@@ -34,6 +34,7 @@ OF_STUDIES = {  # they want several settings of a loss
     "gradient-norm",
     "beside-paper",  # of a setting of the paper
     "beside-paper-downstream",
+    "claims-across-settings",
 }
 
 

@@ -158,7 +158,7 @@ class World:
             "title": arm["loss"], "seed": seed, "settings": json.dumps(arm.get("settings", {})),
             "lr": arm.get("lr", 3e-4) if trained else np.nan, "epochs": 1.0, "batch_size": 16,
             "start": f"{self.setting}/start-00000000", "pairs": 500, "seconds": 60 * arm.get("seconds", 1.0) * noise[0],
-            "peak_memory": 1e9 * arm.get("memory", 1.0) * noise[1], "reference": arm.get("reference", ""),
+            "peak_memory": round(1e9 * arm.get("memory", 1.0) * noise[1]), "reference": arm.get("reference", ""),
             "reference_seconds": float(arm.get("reference_seconds", 0)), "tokens": 80_000, "status": "finished",
             "reason": "", "order": "", "protocol": 1, "length_bias": arm.get("bias", 0.0) if trained else np.nan,
             "values": "default" if trained else "", "trials": np.nan,
