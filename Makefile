@@ -42,10 +42,12 @@ check: $(VENV)/.installed-test ## check formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed      ## write the pages of losses, frames and stages from the code
+docs: $(VENV)/.installed      ## write the pages of losses, claims, frames and stages from the code
 	@mkdir -p docs
 	$(BIN)/pobench list losses --markdown > docs/losses.md.part
 	mv docs/losses.md.part docs/losses.md
+	$(BIN)/pobench list claims --markdown > docs/claims.md.part
+	mv docs/claims.md.part docs/claims.md
 	$(BIN)/python -m pobench.reporting.frame_page > docs/frames.md.part
 	mv docs/frames.md.part docs/frames.md
 	$(BIN)/pobench list stages --markdown > docs/stages.md.part

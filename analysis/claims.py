@@ -1,4 +1,5 @@
-"""Tables `claims` and `checks`: the paper's testable claims with the verdict of these runs, and what must hold by definition.
+"""Tables `claims`, `claims-across-settings` and `checks`: the paper's testable claims with the verdict of these runs, and what
+must hold by definition.
 
 The claims themselves are in the other files of this folder (`claims_*.py`), each registered by its name; the rule of the
 verdict is in `pobench/results/claims.py`.
@@ -13,7 +14,9 @@ import pandas as pd
 from pobench.registry import Claim, register_table
 from pobench.registry import claims as registered
 from pobench.reporting import plot
-from pobench.results.claims import DECIDED, VERDICTS, Evidence, power, verdict
+from pobench.results.across import Settings
+from pobench.results.claims import DECIDED, VERDICTS, power, verdict
+from pobench.results.evidence import Evidence
 from pobench.types import Estimate
 
 
@@ -25,6 +28,7 @@ def claims(
     verdicts: pd.DataFrame | None = None,
     trainpairs: pd.DataFrame | None = None,
     benchmarks: pd.DataFrame | None = None,
+    gradients: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One rule decides every claim. Supported: the whole 95 % interval, for other prompts and other seeds, lies inside the
     claimed range; contradicted: it lies outside; no effect: it lies within the smallest effect of interest around zero,
@@ -34,21 +38,27 @@ def claims(
     trained with several values of its settings, the setting's own values count. Differences are paired by prompt or pair,
     and by seed. The paper measured other models with other judges: compare the side of a number, not its size. Each claim is
     tested by itself: of twenty that are false, one may be supported by chance."""
-    evidence = Evidence(runs, heldout, answers, verdicts, trainpairs, benchmarks)
-    rows = _rows([claim for claim in _ordered() if not claim.identity], evidence)
-    counts = rows["verdict"].value_counts()
-    measured = len(rows) - counts.get("not measured", 0)
-    if not measured:
-        raise plot.NothingToDraw("No run measures any of the paper's claims.")
-    decided = sum(counts.get(v, 0) for v in DECIDED)
-    table = _shown(rows)
-    table.attrs["data"] = rows
-    table.attrs["marks"] = {"supported": "up", "contradicted": "down"}
-    table.attrs["notes"] = (
-        f"Of {len(rows)} claims: {', '.join(f'{counts[v]} {v}' for v in VERDICTS if v in counts)}. "
-        f"Decided: {decided} of {measured} measured ({100 * decided / measured:.0f} %)."
-    )
-    return table
+    evidence = Evidence(runs, heldout, answers, verdicts, trainpairs, benchmarks, gradients)
+    return _card([claim for claim in _ordered() if not claim.identity and not claim.across], evidence)
+
+
+@register_table(
+    "claims-across-settings",
+    title="The paper's claims about several settings",
+    chapter="results",
+    order=3,
+    every_setting=True,
+)
+def claims_across_settings(
+    runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """The claims that compare runs of one setting with runs of another: another start model, or pairs that another ranker
+    chose. Only scores of the same prompts by the same judge are compared, of a judge that grades each answer by itself. Rules
+    and columns are those of each setting's own claims."""
+    settings = Settings.of(runs, {"verdicts": verdicts, "answers": answers})
+    if len(settings.groups) < 2:
+        raise plot.NothingToDraw("These are runs of one setting; `pobench.table` draws it of all.")
+    return _card([claim for claim in _ordered() if claim.across], settings)
 
 
 @register_table("checks", title="What must hold by definition", chapter="training", order=60)
@@ -74,11 +84,29 @@ def checks(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _card(shown: list[Claim], evidence: Evidence | Settings) -> pd.DataFrame:
+    """The table of these claims; its CSV is `attrs["data"]`. Raises NothingToDraw where none is measured."""
+    rows = _rows(shown, evidence)
+    counts = rows["verdict"].value_counts()
+    measured = len(rows) - counts.get("not measured", 0)
+    if not measured:
+        raise plot.NothingToDraw("No run measures any of the paper's claims.")
+    decided = sum(counts.get(v, 0) for v in DECIDED)
+    table = _shown(rows)
+    table.attrs["data"] = rows
+    table.attrs["marks"] = {"supported": "up", "contradicted": "down"}
+    table.attrs["notes"] = (
+        f"Of {len(rows)} claims: {', '.join(f'{counts[v]} {v}' for v in VERDICTS if v in counts)}. "
+        f"Decided: {decided} of {measured} measured ({100 * decided / measured:.0f} %)."
+    )
+    return table
+
+
 def _ordered() -> list[Claim]:
     return sorted((registered.get(name) for name in registered.names()), key=lambda claim: claim.order)
 
 
-def _rows(shown: list[Claim], evidence: Evidence) -> pd.DataFrame:
+def _rows(shown: list[Claim], evidence: Evidence | Settings) -> pd.DataFrame:
     """A row for each claim, with the columns of `claims.csv`."""
     rows = []
     for claim in shown:

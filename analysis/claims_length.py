@@ -5,18 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from pobench.registry import register_claim
-from pobench.results import stats
-from pobench.results.arms import Arm, of_arm
-from pobench.results.claims import UNMEASURED, Evidence, Measured, between, gap, level, margin, rho_gap, tokens, trained
-from pobench.results.contrast import Contrast
+from pobench.results.arms import Arm, of_arm, settings_of
+from pobench.results.claims import (
+    between,
+    gap,
+    least,
+    level,
+    only_where,
+    percent_more,
+    pull_and_length,
+    rho_gap,
+    share_by_length,
+)
+from pobench.results.evidence import UNMEASURED, Evidence, Measured, OfRows, characters, margin, tokens, trained
 
 RHO = "ρ"
 BINS = 8  # of length difference, with equal numbers of pairs, as in the figure; the paper's are 100 tokens wide
+LOSSES = ("rrhf", "slic_hf", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo", "simpo")
 
 
-@register_claim(
+# ---------------------------------------------------------------- margins and likelihoods
+def least_by_bin(e: Evidence, loss: str, value: OfRows) -> Measured:
+    """The lowest of a number's means over training pairs, in bins of their length difference."""
+    arm = e.arm(loss)
+    rows = e.rows("trainpairs", arm)
+    if arm is None or rows.empty:
+        return UNMEASURED
+    pairs = rows.drop_duplicates("pair").set_index("pair")
+    longer = (pairs["chosen_length"] - pairs["rejected_length"]).astype(float)
+    edges = np.unique(np.quantile(longer, np.linspace(0, 1, BINS + 1))[1:-1])
+    bin_of = pd.Series(np.searchsorted(edges, longer, side="right"), longer.index)
+    values = e.pairs(arm, value, trained=True)
+    inside = bin_of.loc[values.index.get_level_values(1)].to_numpy()
+    return Measured(least([[(1.0, values[inside == k])] for k in np.unique(inside)], e, bounds=None), (arm,))
+
+
+register_claim(
     "margin-positive-everywhere",
     section="4.2",
     says="SimPO's margin is positive whatever the length difference",
@@ -25,21 +52,34 @@ BINS = 8  # of length difference, with equal numbers of pairs, as in the figure;
     above=0,
     paper=0.32,
     where="Mistral-Base, Fig. 2a at −200 tokens",
-)
-def margin_positive_everywhere(e: Evidence) -> Measured:
-    arm = e.arm("simpo")
-    rows = None if e.trainpairs is None or arm is None else of_arm(e.trainpairs, arm)
-    if rows is None or rows.empty:
-        return UNMEASURED
-    longer = (rows["chosen_length"] - rows["rejected_length"]).to_numpy(float)
-    values, pair, run = margin(rows).to_numpy(float), rows["pair"].to_numpy(), rows["run"].to_numpy()
-    edges = np.unique(np.quantile(longer, np.linspace(0, 1, BINS + 1))[1:-1])
-    inside = [np.searchsorted(edges, longer, side="right") == k for k in range(len(edges) + 1)]
-    lowest = stats.least([(values[i], pair[i], run[i]) for i in inside if i.any()])
-    return Measured(Contrast(lowest, rows["run"].nunique(), rows["run"].nunique()))
+)(lambda e: least_by_bin(e, "simpo", margin))
 
 
 @register_claim(
+    "margin-rises-everywhere",
+    section="4.2",
+    says="SimPO raises the margin whatever the length difference",
+    statistic=f"SimPO's reward margin minus that of the start model, training pairs, in the lowest of {BINS} bins of length "
+    "difference",
+    unit="own unit",
+    above=0,
+    paper=0.45,
+    where="Mistral-Base, Fig. 2a at −200 tokens",
+)
+def margin_rises_everywhere(e: Evidence) -> Measured:
+    arm = e.arm("simpo")
+    beta = None if arm is None else settings_of(of_arm(e.runs, arm).iloc[0]).get("beta")
+    if beta is None:
+        return UNMEASURED
+
+    def gain(rows: pd.DataFrame) -> pd.Series:
+        start = [rows[f"reference_{side}_logp"] / rows[f"{side}_length"] for side in ("chosen", "rejected")]
+        return margin(rows) - beta * (start[0] - start[1])
+
+    return least_by_bin(e, "simpo", gain)
+
+
+register_claim(
     "no-ln-margin-negative",
     section="4.2",
     says="Without length normalisation the margin is negative where the winner is shorter",
@@ -47,12 +87,9 @@ def margin_positive_everywhere(e: Evidence) -> Measured:
     unit="own unit",
     below=0,
     paper=-8.91,
+    smallest=0.08,  # as `margin-positive-everywhere`: the unit goes with β, which the paper does not print for this loss
     where="Mistral-Base, Fig. 2a at −200 tokens",
-)
-def no_ln_margin_negative(e: Evidence) -> Measured:
-    shorter = trained(lambda rows: margin(rows).where(rows["chosen_length"] < rows["rejected_length"]))
-    return level("simpo_no_ln", shorter)(e)
-
+)(level("simpo_no_ln", trained(lambda rows: margin(rows).where(rows["chosen_length"] < rows["rejected_length"]))))
 
 register_claim(
     "rho-no-ln-above-dpo",
@@ -90,16 +127,112 @@ register_claim(
 )(rho_gap("simpo", "start"))
 
 register_claim(
+    "pull-falls-with-length",
+    section="F",
+    says="SimPO pulls less on each token of a longer answer; DPO does not",
+    statistic="ρ(size of the loss's derivative by a held-out winner's log-probability, its length), SimPO − DPO",
+    unit=RHO,
+    below=0,
+    smallest=0.1,  # as the claim on SimPO's likelihoods and lengths
+    where="Appendix F, in formulas",
+)(rho_gap("simpo", "dpo", pull_and_length))
+
+
+# ---------------------------------------------------------------- lengths of answers
+register_claim(
     "ln-shortens-answers",
     section="4.2",
     says="Length normalisation shortens SimPO's answers",
-    statistic="tokens of an answer, SimPO − SimPO w/o LN",
-    unit="tokens",
+    statistic="tokens of an answer, SimPO beside SimPO w/o LN",
+    unit="% longer",
     below=0,
-    paper=-152,
-    smallest=2,  # as a share of the answer's length (a quarter of the paper's 152 of some 630); worlds answer in 20 to 40
+    paper=-17.9,
     where="Arena-Hard, Mistral-Base, Table 11",
-)(gap("simpo", "simpo_no_ln", tokens, None))
+)(percent_more("simpo", "simpo_no_ln", tokens))
+
+register_claim(
+    "length-is-not-quality",
+    section="E",
+    says="Across methods, length does not predict quality",
+    statistic="mean score, what a line over the losses' mean lengths says the longest adds to the shortest, in % of the "
+    "distance from the best loss to the worst; claimed: within ±50 (our bound)",
+    unit="%",
+    above=-50,
+    below=50,
+    smallest=50,
+    paper=12.3,
+    where="LC and characters, Mistral-Base, Table 10",
+)(share_by_length(LOSSES))
+
+register_claim(
+    "cpo-half-again-as-long",
+    section="4.1",
+    says="CPO's answers are half again as long as SimPO's",
+    statistic="tokens of an answer, CPO beside SimPO; claimed: at least a quarter more (our bound)",
+    unit="% longer",
+    above=25,
+    paper=50.6,
+    where="Arena-Hard, Mistral-Instruct, Table 10 (Mistral-Base: 17.7)",
+)(percent_more("cpo", "simpo", tokens))
+
+register_claim(
+    "simpo-little-longer-tokens",
+    section="4.1",
+    says="SimPO's answers are little longer than DPO's",
+    statistic="tokens of an answer, SimPO beside DPO; claimed: at most 15 % more (our bound)",
+    unit="% longer",
+    below=15,
+    paper=9.0,
+    where="Arena-Hard, mean of four settings, Table 10 (Llama-3-Base: 25.0)",
+)(percent_more("simpo", "dpo", tokens))
+
+register_claim(
+    "simpo-little-longer-characters",
+    section="4.1",
+    says="SimPO's answers are at most a quarter longer than DPO's",
+    statistic="characters of an answer, SimPO beside DPO; claimed: at most 30 % more (our bound)",
+    unit="% longer",
+    below=30,
+    paper=26.5,
+    where="AlpacaEval 2, Mistral-Base, the largest of Table 10",
+)(percent_more("simpo", "dpo", characters))
+
+
+# ---------------------------------------------------------------- labels that prefer length
+BIASED = 55.0  # %: the training pairs whose winner is longer, above which the data count as length-biased (our bound)
+
+
+def longer_winners(e: Evidence) -> float:
+    """The share of DPO's training pairs whose winner is longer, in %; nan where none is stored."""
+    rows = e.rows("trainpairs", e.arm("dpo"))
+    if rows.empty:
+        return float("nan")
+    pairs = rows.drop_duplicates("pair")
+    return float(100 * (0.5 + 0.5 * np.sign(pairs["chosen_length"] - pairs["rejected_length"])).mean())
+
+
+register_claim(
+    "ln-helps-dpo",
+    section="I",
+    says="Length normalisation helps DPO where winners are longer",
+    statistic=f"mean score, DPO w/ LN − DPO, where more than {BIASED:g} % of the training pairs have the longer winner",
+    unit="points",
+    above=0,
+    paper=5.9,
+    where="LC points, Mistral-Base, Table 15",
+)(only_where(gap("dpo_ln", "dpo"), lambda e: longer_winners(e) > BIASED))
+
+register_claim(
+    "ln-no-help-dpo-unbiased",
+    section="I",
+    says="Length normalisation does not help DPO where winners are no longer",
+    statistic=f"mean score, DPO w/ LN − DPO, where at most {BIASED:g} % of the training pairs have the longer winner; claimed: "
+    "below one point (our bound)",
+    unit="points",
+    below=1,
+    paper=-5.1,
+    where="LC points, Mistral-Instruct, Table 15",
+)(only_where(gap("dpo_ln", "dpo"), lambda e: longer_winners(e) <= BIASED))
 
 
 def at_bias(e: Evidence, losses: Sequence[str]) -> list[tuple[Arm, Arm]]:
@@ -130,7 +263,7 @@ def ln_helps_dpo_under_bias(e: Evidence) -> Measured:
     statistic="tokens of an answer, what the largest length bias adds: SimPO − DPO",
     unit="tokens",
     below=0,
-    smallest=2,  # as `ln-shortens-answers`
+    smallest=2,  # tokens; worlds answer in 20 to 40
 )
 def bias_lengthens_dpo_more(e: Evidence) -> Measured:
     arms = at_bias(e, ("simpo", "dpo"))
@@ -138,4 +271,4 @@ def bias_lengthens_dpo_more(e: Evidence) -> Measured:
         return UNMEASURED
     (simpo, simpo_biased), (dpo, dpo_biased) = arms
     signs = ((1.0, simpo_biased), (-1.0, simpo), (-1.0, dpo_biased), (1.0, dpo))
-    return Measured(e.contrast([(sign, e.tokens(arm)) for sign, arm in signs]), (simpo, dpo))
+    return Measured(e.contrast([(sign, tokens(e, arm)) for sign, arm in signs]), (simpo, dpo))

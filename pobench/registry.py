@@ -354,6 +354,7 @@ class Figure:
     optional: frozenset[str] = frozenset()  # frames that may be absent or empty; the function gets None then
     every_arm: bool = False  # it compares several settings of one loss, see `pobench.reporting.plot.draw`
     chapter: str = "more"  # of the page, one of CHAPTERS
+    every_setting: bool = False  # it compares settings, and reads the frames of all
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -372,7 +373,15 @@ CHAPTERS = {
 
 
 def _register_shown(
-    kind: str, name: str, title: str, chapter: str, paper: str, order: int, aliases: Iterable[str], every_arm: bool
+    kind: str,
+    name: str,
+    title: str,
+    chapter: str,
+    paper: str,
+    order: int,
+    aliases: Iterable[str],
+    every_arm: bool,
+    every_setting: bool = False,
 ) -> Callable[..., Any]:
     if chapter not in CHAPTERS:
         raise PobenchError(
@@ -400,6 +409,7 @@ def _register_shown(
             optional,
             every_arm,
             chapter,
+            every_setting,
         )
         figures.add(shown, aliases)
         return function
@@ -436,9 +446,11 @@ def register_table(
     order: int = 100,
     aliases: Iterable[str] = (),
     every_arm: bool = False,
+    every_setting: bool = False,
 ) -> Callable[..., Any]:
-    """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values. Arguments as for `register_figure`."""
-    return _register_shown("table", name, title, chapter, paper, order, aliases, every_arm)
+    """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values. Arguments as for `register_figure`;
+    every_setting: it compares settings, and gets the frames of all of them."""
+    return _register_shown("table", name, title, chapter, paper, order, aliases, every_arm, every_setting)
 
 
 # ---------------------------------------------------------------- claims
@@ -451,7 +463,7 @@ class Claim:
     says: str
     statistic: str
     unit: str
-    section: str  # of the paper: "4.2", "I"; "" for a claim of ours
+    section: str  # of the paper: "4.2", or an appendix, "I"; "" for a claim of ours
     paper: float | None  # the same statistic of the paper's printed numbers; None: not printed
     where: str  # their table or figure
     above: float
@@ -459,11 +471,12 @@ class Claim:
     smallest: float  # the smallest effect of interest, in the statistic's unit
     neutral: float  # the value of "no difference"
     identity: bool  # true by the loss's definition: a check of the program, not evidence
+    across: bool  # compares settings: its function takes the `Settings` of all groups of runs, not the evidence of one
 
     @property
     def order(self) -> tuple[bool, int, str]:
         """The place in a table: the paper's sections, its appendices, claims of ours."""
-        return self.section == "", len(self.section) == 1, self.section
+        return self.section == "", self.section.isalpha(), self.section
 
 
 claims: Registry[Claim] = Registry("claim", "pobench.analysis")
@@ -485,8 +498,10 @@ def register_claim(
     smallest: float | None = None,
     neutral: float = 0.0,
     identity: bool = False,
+    across: bool = False,
 ) -> Callable[..., Any]:
-    """Register a claim, a function `f(Evidence) -> Measured`; `pobench.results.claims` makes the usual ones.
+    """Register a claim, a function `f(Evidence) -> Measured`; `pobench.results.claims` makes the usual ones. across: it
+    compares settings, and is `f(Settings) -> Measured`, see `pobench.results.across`.
 
     above, below: ends of the claimed range, in `unit`. smallest: the smallest effect of interest; default: a quarter of
     the paper's effect. Raises PobenchError where neither is given, and where the range has no end.
@@ -500,7 +515,7 @@ def register_claim(
                 f"claim {name!r} has no number of the paper: give `smallest`, the smallest effect of interest"
             )
         least = abs((paper or 0.0) - neutral) / 4 if smallest is None else smallest
-        facts = (says, statistic, unit, section, paper, where, above, below, least, neutral, identity)
+        facts = (says, statistic, unit, section, paper, where, above, below, least, neutral, identity, across)
         claims.add(Claim(name, function, *facts))
         return function
 

@@ -59,6 +59,13 @@ def test_the_written_page_of_frames_is_todays() -> None:
         assert f"\n## {frame.name}\n" in written and all(f"\n| `{name}` | " in written for name in frame.names)
 
 
+def test_the_page_of_claims_is_what_the_registry_says() -> None:
+    from pobench.cli.claim_page import claim_page
+
+    written = WRITTEN.with_name("claims.md").read_text(encoding="utf-8")
+    assert written == claim_page(), "docs/claims.md is stale: run `make docs`"
+
+
 def test_the_written_page_of_stages_is_todays() -> None:
     written = WRITTEN.with_name("stages.md").read_text(encoding="utf-8")
     assert written == stage_page(), "docs/stages.md is stale: run `make docs`"

@@ -1,4 +1,4 @@
-"""pobench list: names of losses, settings, studies, figures, judges and stages."""
+"""pobench list: names of losses, settings, studies, figures, claims, judges and stages."""
 
 from __future__ import annotations
 
@@ -65,6 +65,25 @@ def _figure_rows() -> list[dict[str, Any]]:
     return [{"name": f.name, "kind": f.kind, "title": f.title, "paper": f.paper} for f in shown]
 
 
+def _claim_rows() -> list[dict[str, Any]]:
+    from pobench.cli.claim_page import claimed, heading, ordered
+
+    return [
+        {
+            "name": c.name,
+            "claim": c.says,
+            "section": heading(c.section),
+            "claimed": f"{claimed(c)} {c.unit}",
+            "smallest_effect": c.smallest,
+            "paper": c.paper,
+            "where": c.where,
+            "statistic": c.statistic,
+        }
+        for c in ordered()
+        if not c.identity
+    ]
+
+
 def _judge_rows() -> list[dict[str, Any]]:
     from pobench.registry import judges
 
@@ -95,6 +114,7 @@ KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "settings": _setting_rows,
     "studies": _study_rows,
     "figures": _figure_rows,
+    "claims": _claim_rows,
     "judges": _judge_rows,
     "stages": _stage_rows,
 }
@@ -112,7 +132,13 @@ def _stage_page() -> str:
     return stage_page()
 
 
-PAGES: dict[str, Callable[[], str]] = {"losses": _loss_page, "stages": _stage_page}
+def _claim_page() -> str:
+    from pobench.cli.claim_page import claim_page
+
+    return claim_page()
+
+
+PAGES: dict[str, Callable[[], str]] = {"losses": _loss_page, "claims": _claim_page, "stages": _stage_page}
 
 
 @app.command()
@@ -122,16 +148,16 @@ def list_(
     ] = "losses",
     plugin: Plugins = None,
     as_json: Json = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As a page: losses or stages.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a page: losses, claims or stages.")] = False,
     debug: Debug = False,
 ) -> None:
-    """List losses, settings, studies, figures, judges or stages, with their names."""
+    """List losses, settings, studies, figures, claims, judges or stages, with their names."""
     load_plugins(plugin)
     if what not in KINDS:
         raise PobenchError(f"list: unknown kind {what!r}{nearest(what, KINDS)} Known: {', '.join(KINDS)}")
     if markdown:
         if what not in PAGES or as_json:
-            raise PobenchError(f"list: --markdown is for {' and '.join(f'`{name}`' for name in PAGES)}, without --json")
+            raise PobenchError(f"list: --markdown is for {', '.join(f'`{name}`' for name in PAGES)}, without --json")
         print(PAGES[what](), end="")
         return
     rows = KINDS[what]()
@@ -144,7 +170,8 @@ def list_(
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    columns = [column for column in (rows[0] if rows else ["name"]) if column != "claims"]  # too long for a line
+    too_long = ("claims", "claimed", "smallest_effect", "statistic", "where")  # for a line; --json has them
+    columns = [column for column in (rows[0] if rows else ["name"]) if column not in too_long]
     table = make_table(*columns, padding=(0, 1, 0, 1))
     for row in rows:
         table.add_row(*(escape(str(row[column])) for column in columns))

@@ -83,7 +83,7 @@ def _draw(
     if shown.kind != kind:
         faults.append(f"{shown.name} is a {shown.kind}: pobench.{shown.kind}({shown.name!r}, frames)")
     groups = split(ordered(frames), setting=setting)
-    if len(groups) > 1:
+    if len(groups) > 1 and not shown.every_setting:
         titles = "; ".join(group.title for group in groups)
         faults.append(
             f"the frames hold {len(groups)} groups of runs that may not be compared: {titles}. Choose a setting=, or load "
@@ -92,6 +92,6 @@ def _draw(
     if faults:
         raise PobenchError("\n".join(faults))
     try:
-        return draw(shown, groups[0].shown_in(shown), **options)
+        return draw(shown, ordered(frames) if shown.every_setting else groups[0].shown_in(shown), **options)
     except plot.NothingToDraw as reason:
         raise PobenchError(f"{shown.name} cannot be drawn: {reason}") from None

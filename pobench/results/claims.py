@@ -1,11 +1,11 @@
-"""What a claim is decided by: the evidence of the frames, statistics of it, and the rule of the verdict.
+"""What a claim is decided by: the rule of the verdict, and statistics of the evidence.
 
 A claim says that the true value of a statistic lies in a range: above 0, or between two bounds. Its SMALLEST EFFECT OF
 INTEREST is a quarter of the number that the paper itself prints for that statistic, chosen so before any run of ours; a claim
 without such a number names it. Exactly one of seven verdicts:
 
     not measured     no run measures it
-    not comparable   the losses did not have equal chances, see `equal_tuning`
+    not comparable   the losses did not have equal chances, see `equal_tuning`, or differ in more than the claim names
     one run          a side has one training seed, whose luck no interval knows
     no effect        the whole interval lies within the smallest effect around "no difference"
     supported        the whole interval lies inside the claimed range, with three seeds or more on each side
@@ -14,15 +14,13 @@ without such a number names it. Exactly one of seven verdicts:
 
 Intervals are 95 %, those of `pobench.results.contrast`. A line of several values of one setting is judged by all its points:
 a TREND by the slope of a least-squares line (over logarithms, where all values are positive) times its range; a PEAK by the
-best inner point against both ends.
+best inner point against both ends. Benchmarks and costs have one number a run: `pobench.results.few_runs`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,25 +28,15 @@ from scipy import stats as _scipy
 
 from pobench.registry import Claim
 from pobench.results import stats
-from pobench.results.arms import Arm, Line, arms_of, homes_of, judges_of, lines_of, of_arm
-from pobench.results.contrast import MISSING, NO_SEED, POINTS, Contrast, Values, by_seed, contrast, prompt_groups
+from pobench.results.arms import Arm, Line
+from pobench.results.contrast import MISSING, NO_SEED, POINTS, Contrast, Values
 from pobench.results.crossed import VERDICT_SEEDS
 from pobench.results.equal_tuning import equally_tuned
+from pobench.results.evidence import UNMEASURED, Evidence, Measure, Measured, Number, score, tokens, winner
 from pobench.types import Estimate
 
 VERDICTS = ("supported", "contradicted", "no effect", "undecided", "one run", "not comparable", "not measured")
 DECIDED = VERDICTS[:3]
-
-
-class Measured(NamedTuple):
-    """A statistic as these runs give it. arms: those that it compares; they must have had equal chances."""
-
-    found: Contrast = MISSING
-    arms: tuple[Arm, ...] = ()
-
-
-UNMEASURED = Measured()
-Measure = Callable[["Evidence"], Measured]
 
 
 # ---------------------------------------------------------------- the rule
@@ -92,169 +80,24 @@ def power(claim: Claim, measured: Measured) -> float:
     return float(_scipy.norm.sf(z * (1 - distance / half))) if half > 0 else math.nan
 
 
-# ---------------------------------------------------------------- the evidence
-@dataclass(frozen=True)
-class Evidence:
-    """The frames, and each arm's values by seed and by prompt or pair. frames that were not stored are None."""
+# ---------------------------------------------------------------- differences and levels
+QUALITY = (
+    1.6  # points: the smallest effect where the paper prints none; a quarter of what SimPO gains over DPO in Table 10
+)
 
-    runs: pd.DataFrame
-    heldout: pd.DataFrame | None = None
-    answers: pd.DataFrame | None = None
-    verdicts: pd.DataFrame | None = None
-    trainpairs: pd.DataFrame | None = None
-    benchmarks: pd.DataFrame | None = None
-    lines: dict[tuple[str, str], Line] = field(init=False)
-    homes: dict[str, Arm] = field(init=False)
-    start: Arm | None = field(init=False)
-    groups: pd.Series | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        put = object.__setattr__
-        put(self, "lines", {(line.loss, line.setting): line for line in lines_of(self.runs)})
-        put(self, "homes", homes_of(self.runs))
-        put(self, "start", next((arm for arm in arms_of(self.runs) if arm.is_start), None))
-        put(self, "groups", prompt_groups(self.answers))
-
-    def arm(self, loss: str) -> Arm | None:
-        """The loss's arm with the setting's own values; `start`: the start model."""
-        return self.start if loss == "start" else self.homes.get(loss)
-
-    def comparable(self, measured: Measured) -> bool:
-        """Whether all arms that are compared had equal chances."""
-        arms = measured.arms
-        return all(equally_tuned(self.runs, a, b) for i, a in enumerate(arms) for b in arms[:i])
-
-    def line(self, loss: str, setting: str, points: int = 2) -> Line | None:
-        """The loss's line along a setting, if it has at least this many points."""
-        line = self.lines.get((loss, setting))
-        return line if line is not None and len(line.points) >= points else None
-
-    # -- values of an arm, in the unit that claims print
-
-    def score(self, arm: Arm | None) -> Values:
-        """The main judge's mean score of a prompt, in points (0 to 100)."""
-        if self.verdicts is None or arm is None:
-            return _NOTHING
-        judged = self.verdicts[self.verdicts["judge"].isin(judges_of(self.verdicts)[:1])]
-        return 100.0 * by_seed(of_arm(judged, arm), self.runs, "prompt", "score")
-
-    def tokens(self, arm: Arm | None) -> Values:
-        """The mean length of a prompt's answers."""
-        return self._of_answers(arm, lambda rows: rows["tokens"])
-
-    def repetition(self, arm: Arm | None) -> Values:
-        """The share of a prompt's answers' 4-grams that stood earlier in the same answer, in %."""
-        return 100.0 * self._of_answers(arm, lambda rows: rows["text"].map(repeated))
-
-    def _of_answers(self, arm: Arm | None, value: Callable[[pd.DataFrame], pd.Series]) -> Values:
-        rows = None if self.answers is None or arm is None else of_arm(self.answers, arm)
-        return _values(rows, self.runs, "prompt", value)
-
-    def pairs(self, arm: Arm | None, value: Callable[[pd.DataFrame], pd.Series], *, trained: bool = False) -> Values:
-        """A number of every held-out pair, or of every training pair."""
-        frame = self.trainpairs if trained else self.heldout
-        rows = None if frame is None or arm is None else of_arm(frame, arm)
-        return _values(rows, self.runs, "pair", value)
-
-    def benchmark(self, loss: str, benchmark: str, metric: str) -> list[float]:
-        """A benchmark's number for every run of the loss's arm, in its own unit."""
-        arm = self.arm(loss)
-        if self.benchmarks is None or arm is None:
-            return []
-        rows = of_arm(self.benchmarks, arm)
-        rows = rows[(rows["benchmark"] == benchmark) & (rows["metric"] == metric)].dropna(subset=["value"])
-        return [float(value) for value in rows.sort_values("run")["value"]]
-
-    def cost(self, loss: str, column: str) -> pd.Series:
-        """seed → a number of the `runs` frame, of the loss's arm."""
-        arm = self.arm(loss)
-        rows = self.runs.iloc[:0] if arm is None else of_arm(self.runs, arm)
-        return pd.to_numeric(rows[column], errors="coerce").groupby(rows["seed"]).mean()
-
-    # -- statistics
-
-    def contrast(
-        self, parts: Sequence[tuple[float, Values]], bounds: stats.Bounds | None = None, level: float = stats.LEVEL
-    ) -> Contrast:
-        """`contrast` over prompts in their groups; pairs have none."""
-        return contrast(parts, bounds, self.groups, level)
+Parts = Sequence[tuple[float, Values]]
 
 
-_NOTHING: Values = pd.Series(dtype=float)
-
-
-def _values(
-    rows: pd.DataFrame | None, runs: pd.DataFrame, unit: str, value: Callable[[pd.DataFrame], pd.Series]
-) -> Values:
-    if rows is None or rows.empty:
-        return _NOTHING
-    return by_seed(rows.assign(value=value(rows).astype(float)), runs, unit, "value")
-
-
-# ---------------------------------------------------------------- numbers of a pair or an answer
-def accuracy(held: pd.DataFrame) -> pd.Series:
-    """100 where the chosen answer has the higher reward, 50 for a tie, else 0."""
-    return pd.Series(100 * stats.outcomes(held["chosen_reward"], held["rejected_reward"]), held.index)
-
-
-def winner(held: pd.DataFrame) -> pd.Series:
-    """The winner's log-probability, nats per token."""
-    return held["chosen_logp"] / held["chosen_length"]
-
-
-def kl(held: pd.DataFrame) -> pd.Series:
-    """The winner's log-probability under the start model minus the policy's, nats per token."""
-    return (held["reference_chosen_logp"] - held["chosen_logp"]) / held["chosen_length"]
-
-
-def margin(held: pd.DataFrame) -> pd.Series:
-    """Chosen minus rejected reward, in the loss's own unit."""
-    return held["chosen_reward"] - held["rejected_reward"]
-
-
-def disagreement(held: pd.DataFrame) -> pd.Series:
-    """100 where the loss's reward and the log-probability per token rank the pair differently, else 0; nan without either."""
-    reward = held["chosen_reward"] > held["rejected_reward"]
-    likely = held["chosen_logp"] / held["chosen_length"] > held["rejected_logp"] / held["rejected_length"]
-    known = held[["chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"]].notna().all(axis=1)
-    return (100.0 * (reward != likely)).where(known)
-
-
-def repeated(text: object) -> float:
-    """The share of 4-grams of case-folded words that stood earlier in the text; nan below four words."""
-    words = str(text).casefold().split()
-    grams = list(zip(*(words[i:] for i in range(4)), strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else math.nan
-
-
-# ---------------------------------------------------------------- statistics
-Number = Callable[[Evidence, Arm], Values]
-
-
-def score(e: Evidence, arm: Arm) -> Values:
-    return e.score(arm)
-
-
-def tokens(e: Evidence, arm: Arm) -> Values:
-    return e.tokens(arm)
-
-
-def held(value: Callable[[pd.DataFrame], pd.Series]) -> Number:
-    """A number of every held-out pair."""
-    return lambda e, arm: e.pairs(arm, value)
-
-
-def trained(value: Callable[[pd.DataFrame], pd.Series]) -> Number:
-    """A number of every training pair."""
-    return lambda e, arm: e.pairs(arm, value, trained=True)
-
-
-def gap(ours: str, theirs: str, number: Number = score, bounds: stats.Bounds | None = POINTS) -> Measure:
-    """A loss's number minus another's."""
+def gap(
+    ours: str, theirs: str, number: Number = score, bounds: stats.Bounds | None = POINTS, *, same: Sequence[str] = ()
+) -> Measure:
+    """A loss's number minus another's. same: settings that both must share, unless both were tuned."""
 
     def measure(e: Evidence) -> Measured:
         a, b = e.arm(ours), e.arm(theirs)
-        return UNMEASURED if a is None or b is None else between(e, a, b, number, bounds)
+        if a is None or b is None:
+            return UNMEASURED
+        return between(e, a, b, number, bounds)._replace(alike=not same or e.alike(a, b, same))
 
     return measure
 
@@ -277,27 +120,35 @@ def level(loss: str, number: Number, bounds: stats.Bounds | None = None) -> Meas
     return measure
 
 
-def trend(loss: str, setting: str, number: Number = score, bounds: stats.Bounds | None = None) -> Measure:
-    """What a least-squares line along a setting says that its largest value adds to its smallest."""
+def percent_more(ours: str, theirs: str, number: Number) -> Measure:
+    """By how many per cent the mean of a loss's number exceeds another's.
+
+    The interval is that of `number - ratio × other's number`, divided by the other's mean (the delta method).
+    """
 
     def measure(e: Evidence) -> Measured:
-        line = e.line(loss, setting)
-        if line is None:
+        a, b = e.arm(ours), e.arm(theirs)
+        if a is None or b is None:
             return UNMEASURED
-        parts = [
-            (w, number(e, arm)) for w, (_, arm) in zip(slope([v for v, _ in line.points]), line.points, strict=True)
-        ]
-        return Measured(e.contrast(parts, bounds), tuple(arm for _, arm in line.points))
+        first, second = number(e, a), number(e, b)
+        shared = first.index.unique(level=1).intersection(second.index.unique(level=1)) if len(first) else []
+        if not len(second) or not len(shared):
+            return UNMEASURED
+        mean, other = (values.groupby(level=1).mean().loc[shared].mean() for values in (first, second))
+        found = e.contrast([(100.0 / other, first), (-100.0 * mean / other**2, second)])
+        return Measured(_shifted(found, 100.0 * (mean / other - 1.0) - found.estimate.value), (a, b))
 
     return measure
 
 
-def slope(values: Sequence[float]) -> list[float]:
-    """The weights whose sum with numbers at these values is the rise of their least-squares line over the whole range."""
-    x = np.asarray(values, dtype=float)
-    x = np.log(x) if (x > 0).all() else x
-    away = x - x.mean()
-    return [float(w) for w in away / (away**2).sum() * (x.max() - x.min())]
+def _shifted(found: Contrast, by: float) -> Contrast:
+    value, low, high = (getattr(found.estimate, name) + by for name in ("value", "low", "high"))
+    return Contrast(Estimate(value, low, high, found.estimate.n), found.seeds, found.runs, found.crossed)
+
+
+def only_where(measure: Measure, condition: Callable[[Evidence], bool]) -> Measure:
+    """A statistic of those runs that a claim is about; not measured on others."""
+    return lambda e: measure(e) if condition(e) else UNMEASURED
 
 
 def smallest_gap(loss: str, rivals: Sequence[str], number: Number = score) -> Measure:
@@ -318,20 +169,90 @@ def smallest_gap(loss: str, rivals: Sequence[str], number: Number = score) -> Me
     return measure
 
 
-Parts = Sequence[tuple[float, Values]]
+def smallest_gain(losses: Sequence[str], number: Number = score) -> Measure:
+    """What the start model's number grows by under the loss that adds least to it."""
+
+    def measure(e: Evidence) -> Measured:
+        arms = [arm for loss in losses if (arm := e.arm(loss)) and len(number(e, arm))]
+        if e.start is None or not arms:
+            return UNMEASURED
+        theirs = number(e, e.start)
+        return Measured(least([[(1.0, number(e, arm)), (-1.0, theirs)] for arm in arms], e))
+
+    return measure
 
 
-def least(candidates: Sequence[Parts], e: Evidence, corrected: float = 1.0) -> Contrast:
+def least(
+    candidates: Sequence[Parts], e: Evidence, corrected: float = 1.0, bounds: stats.Bounds | None = POINTS
+) -> Contrast:
     """The smallest of several contrasts. corrected: how many such minima are tried, for the lower end."""
-    plain = [e.contrast(parts, POINTS, 1 - (1 - stats.LEVEL) / corrected) for parts in candidates]
+    plain = [e.contrast(parts, bounds, 1 - (1 - stats.LEVEL) / corrected) for parts in candidates]
     if any(found.estimate.n == 0 for found in plain):
         return MISSING
-    upper = [e.contrast(parts, POINTS, 1 - (1 - stats.LEVEL) / len(plain)) for parts in candidates]
+    upper = [e.contrast(parts, bounds, 1 - (1 - stats.LEVEL) / len(plain)) for parts in candidates]
     smallest = min((found.estimate for found in plain), key=lambda estimate: estimate.value)
     low = float(np.min([found.estimate.low for found in plain]))
     high = float(np.min([found.estimate.high for found in upper]))
     seeds, runs = min(found.seeds for found in plain), max(found.runs for found in plain)
     return Contrast(Estimate(smallest.value, low, high, smallest.n), seeds, runs)
+
+
+# ---------------------------------------------------------------- lines
+def trend(
+    loss: str, setting: str, number: Number = score, bounds: stats.Bounds | None = None, *, upto: float | None = None
+) -> Measure:
+    """What a least-squares line along a setting says that its largest value adds to its smallest.
+
+    upto: only from the loss's own value to this multiple of it.
+    """
+
+    def measure(e: Evidence) -> Measured:
+        line = e.line(loss, setting) if upto is None else upward(e, loss, setting, upto)
+        if line is None:
+            return UNMEASURED
+        return Measured(e.contrast(along(e, line, number), bounds), tuple(arm for _, arm in line.points))
+
+    return measure
+
+
+def upward(e: Evidence, loss: str, setting: str, upto: float) -> Line | None:
+    """The loss's line from its home's value to `upto` times that; None where the home stands on none, or is its only point."""
+    line, home = e.line(loss, setting), e.arm(loss)
+    own = next((value for value, arm in line.points if arm == home), None) if line else None
+    if line is None or own is None:
+        return None
+    points = tuple((value, arm) for value, arm in line.points if own <= value <= own * upto * (1 + 1e-9))
+    return line._replace(points=points) if len(points) > 1 else None
+
+
+def along(e: Evidence, line: Line, number: Number) -> list[tuple[float, Values]]:
+    """The parts of a line's trend."""
+    weights = slope([value for value, _ in line.points])
+    return [(w, number(e, arm)) for w, (_, arm) in zip(weights, line.points, strict=True)]
+
+
+def slope(values: Sequence[float]) -> list[float]:
+    """The weights whose sum with numbers at these values is the rise of their least-squares line over the whole range."""
+    x = np.asarray(values, dtype=float)
+    x = np.log(x) if (x > 0).all() else x
+    away = x - x.mean()
+    return [float(w) for w in away / (away**2).sum() * (x.max() - x.min())]
+
+
+def tenfold_gap(ours: str, theirs: str, setting: str, number: Number) -> Measure:
+    """What a tenfold setting adds to a loss's number, by its line over the setting's logarithm, minus the same of another's."""
+
+    def measure(e: Evidence) -> Measured:
+        lines, homes = [e.line(loss, setting) for loss in (ours, theirs)], [e.arm(loss) for loss in (ours, theirs)]
+        parts: list[tuple[float, Values]] = []
+        for sign, line in zip((1.0, -1.0), lines, strict=True):
+            if line is None or line.points[0][0] <= 0:
+                return UNMEASURED
+            decades = np.log10(line.points[-1][0] / line.points[0][0])
+            parts += [(sign * weight / decades, values) for weight, values in along(e, line, number)]
+        return Measured(e.contrast(parts), tuple(arm for arm in homes if arm is not None))
+
+    return measure
 
 
 def peak(loss: str, setting: str, number: Number = score) -> Measure:
@@ -354,62 +275,59 @@ def peak(loss: str, setting: str, number: Number = score) -> Measure:
     return measure
 
 
-def rho_gap(ours: str, theirs: str) -> Measure:
-    """Difference of two Spearman correlations of the winners' log-probability per token with their length."""
+# ---------------------------------------------------------------- over methods
+def share_by_length(losses: Sequence[str], number: Number = score) -> Measure:
+    """What a least-squares line over the losses' mean lengths says that the longest answers add to the shortest, in % of the
+    distance from the best loss to the worst. Lengths and that distance are taken as known."""
 
     def measure(e: Evidence) -> Measured:
-        arms = [e.arm(ours), e.arm(theirs)]
-        if None in arms or e.heldout is None:
+        arms = [arm for arm in e.peers(losses, number) if len(tokens(e, arm))]
+        if len(arms) < 4:
             return UNMEASURED
-        sides = [_by_run(of_arm(e.heldout, arm), e.runs) for arm in arms if arm is not None]
-        if not all(sides):
+        values = [number(e, arm) for arm in arms]
+        spread = np.ptp([v.groupby(level=1).mean().mean() for v in values])
+        weights = slope([tokens(e, arm).groupby(level=1).mean().mean() for arm in arms])
+        if not spread > 0 or not np.isfinite(weights).all():
+            return UNMEASURED
+        return Measured(e.contrast([(100 * w / spread, v) for w, v in zip(weights, values, strict=True)]), tuple(arms))
+
+    return measure
+
+
+# ---------------------------------------------------------------- rank correlations
+Ranked = Callable[[Evidence, Arm], dict[int, tuple[pd.Series, pd.Series]]]  # seed → two numbers of each pair
+
+
+def likelihood_and_length(e: Evidence, arm: Arm) -> dict[int, tuple[pd.Series, pd.Series]]:
+    """Of held-out winners: their length, and their log-probability per token."""
+    rows = e.rows("heldout", arm)
+    return {} if rows.empty else _by_seed(e, rows.assign(y=winner(rows)))
+
+
+def pull_and_length(e: Evidence, arm: Arm) -> dict[int, tuple[pd.Series, pd.Series]]:
+    """Of held-out winners: their length, and the size of the loss's derivative by their log-probability."""
+    rows = e.rows("gradients", arm)
+    return {} if rows.empty else _by_seed(e, rows.assign(y=rows["chosen_weight"].abs()))
+
+
+def _by_seed(e: Evidence, rows: pd.DataFrame) -> dict[int, tuple[pd.Series, pd.Series]]:
+    seed_of = dict(zip(e.runs["run"], e.runs["seed"], strict=True))
+    ordered = rows.sort_values("pair", kind="stable")
+    return {int(seed_of[run]): (own["chosen_length"], own["y"]) for run, own in ordered.groupby("run", sort=True)}
+
+
+def rho_gap(ours: str, theirs: str, ranked: Ranked = likelihood_and_length) -> Measure:
+    """Difference of two Spearman correlations, each the mean over its seeds."""
+
+    def measure(e: Evidence) -> Measured:
+        arms = [arm for loss in (ours, theirs) if (arm := e.arm(loss)) is not None]
+        sides = [ranked(e, arm) for arm in arms]
+        if len(arms) < 2 or not all(sides):
             return UNMEASURED
         estimate, crossing = stats.spearman_contrast([(1.0, sides[0]), (-1.0, sides[1])])
         trained = [len(side) for side in sides if list(side) != [NO_SEED]]
         p = math.nan if crossing is None else crossing.p_value()
         found = Contrast(estimate, min(trained, default=0), sum(trained), crossing, p)
-        return Measured(found, tuple(arm for arm in arms if arm is not None))
+        return Measured(found, tuple(arms))
 
     return measure
-
-
-def _by_run(rows: pd.DataFrame, runs: pd.DataFrame) -> dict[int, tuple[pd.Series, pd.Series]]:
-    """seed → (lengths of winners, their log-probability per token), by pair."""
-    seed_of = dict(zip(runs["run"], runs["seed"], strict=True))
-    ordered = rows.assign(y=winner(rows)).sort_values("pair", kind="stable")
-    return {int(seed_of[run]): (own["chosen_length"], own["y"]) for run, own in ordered.groupby("run", sort=True)}
-
-
-def cost_ratio(ours: str, theirs: str, column: str) -> Measure:
-    """A loss's cost over another's, seed by seed."""
-
-    def measure(e: Evidence) -> Measured:
-        ratios = (e.cost(ours, column) / e.cost(theirs, column)).replace([np.inf, -np.inf], np.nan).dropna()
-        return Measured(Contrast(stats.student(ratios), len(ratios), 2 * len(ratios)))
-
-    return measure
-
-
-def benchmark_gap(ours: str, theirs: str, benchmark: str, metric: str) -> Measure:
-    """A benchmark's number of a loss minus another's, run by run: Student's interval of the means over seeds (Welch)."""
-
-    def measure(e: Evidence) -> Measured:
-        a, b = e.benchmark(ours, benchmark, metric), e.benchmark(theirs, benchmark, metric)
-        arms = tuple(arm for loss in (ours, theirs) if (arm := e.arm(loss)) is not None)
-        return Measured(of_few(a, b, theirs == "start"), arms) if a and b else UNMEASURED
-
-    return measure
-
-
-def of_few(ours: Sequence[float], theirs: Sequence[float], fixed: bool) -> Contrast:
-    """The difference of the means of few runs; fixed: theirs is the start model, which has no seeds."""
-    value, seeds = float(np.mean(ours) - np.mean(theirs)), len(ours) if fixed else min(len(ours), len(theirs))
-    runs = len(ours) + (0 if fixed else len(theirs))
-    if seeds < 2:
-        return Contrast(Estimate(value, math.nan, math.nan, seeds), seeds, runs)
-    if fixed:
-        interval = _scipy.ttest_1samp(ours, float(np.mean(theirs))).confidence_interval(stats.LEVEL)
-        shift = float(np.mean(theirs))
-        return Contrast(Estimate(value, float(interval.low) - shift, float(interval.high) - shift, seeds), seeds, runs)
-    interval = _scipy.ttest_ind(ours, theirs, equal_var=False).confidence_interval(stats.LEVEL)
-    return Contrast(Estimate(value, float(interval.low), float(interval.high), seeds), seeds, runs)

@@ -90,15 +90,22 @@ def split(frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, see
     seed: of the bootstrap behind scores that are not stored.
     """
     runs = _runs_of(frames["runs"], setting)
-    keys = _keys(runs)
+    grouped = groups_of(runs)
+    keys = [key for key, members in grouped for _ in range(len(members))]
     groups = []
-    for key in sorted(set(keys), key=lambda k: (k[0], _number(k[1]), k[2])):
-        members = runs[[k == key for k in keys]]
+    for key, members in grouped:
         if not key[2] and (members["loss"] == "start").any():  # start models without a name of their own
             key = (*key[:2], str(members.loc[members["loss"] == "start", "run"].iloc[0]))
         every_arm = Selection(_frames_of(frames, members, seed))
         groups.append(Comparable(*key, _title(key, keys), every_arm, _at_home(every_arm), _apart(key, keys)))
     return groups
+
+
+def groups_of(runs: pd.DataFrame) -> list[tuple[Key, pd.DataFrame]]:
+    """(key, its runs) for every group of runs that may be compared, in order."""
+    keys = _keys(runs)
+    ordered_keys = sorted(set(keys), key=lambda k: (k[0], _number(k[1]), k[2]))
+    return [(key, runs[[k == key for k in keys]]) for key in ordered_keys]
 
 
 def _runs_of(runs: pd.DataFrame, setting: str | None) -> pd.DataFrame:

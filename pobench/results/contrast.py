@@ -30,13 +30,17 @@ Values: TypeAlias = pd.Series  # an arm's numbers, index (seed, prompt or pair)
 @dataclass(frozen=True)
 class Contrast:
     """A comparison. seeds: the smallest number of seeds of its trained arms, 0 where none is trained; runs: of all of them.
-    crossed: the sources of variance, None where the interval covers prompts only; p: two-sided, of "no difference"."""
+    crossed: the sources of variance, None where the interval covers prompts only."""
 
     estimate: Estimate
     seeds: int = 0
     runs: int = 0
     crossed: Crossed | None = None
-    p: float = math.nan
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of "no difference"; nan where the interval covers prompts only."""
+        return math.nan if self.crossed is None else self.crossed.p_value()
 
     @property
     def covers(self) -> str:
@@ -80,7 +84,7 @@ def contrast(
         means = sum(weight * table.mean(axis=1).to_numpy() for weight, table in tables)
         return Contrast(stats.mean(means, groups=group, bounds=bounds, level=level), seeds, runs)
     estimate, found = stats.of_tables(_paired(tables), group, bounds, level)
-    return Contrast(estimate, seeds, runs, found, math.nan if found is None else found.p_value())
+    return Contrast(estimate, seeds, runs, found)
 
 
 def compare(

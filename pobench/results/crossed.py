@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
+from scipy import optimize, special
 from scipy import stats as _scipy
 
 Floats = NDArray[np.float64]
@@ -162,4 +162,4 @@ def _filled(table: Floats) -> Floats:
 
 
 def _t(tail: float, freedom: float) -> float:
-    return float(_scipy.t.ppf(tail, freedom))
+    return float(special.stdtrit(freedom, tail))  # the quantile, without the checks of `scipy.stats`

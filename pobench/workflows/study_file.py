@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pobench.errors import PobenchError, nearest
 from pobench.files import name_fault
-from pobench.registry import figures
+from pobench.registry import claims, figures
 from pobench.settings.plain_yaml import plain_yaml
 from pobench.settings.resolve import resolve_names
 from pobench.settings.schema import SECTIONS, Seed
@@ -55,7 +55,7 @@ class Study(_Strict):
     title: str
     paper: str = ""  # the part of the paper that asks the question; "" for our own
     question: str
-    claims: list[str] = []  # names in the table `claims`
+    claims: list[str] = []  # registered names, see docs/claims.md
     figures: list[str] = Field(min_length=1)
     seeds: list[Seed] | None = Field(None, min_length=1)  # None: the setting's
     grid: list[Entry] = Field(min_length=1)
@@ -92,9 +92,10 @@ def read_study(name: str) -> Study:
             )
     study = _parse(path)
     faults = [f"study {str(path)!r}: name: {fault}"] if (fault := name_fault(study.name)) else []
-    for figure in study.figures:
+    lookups = [(figures.get, figure) for figure in study.figures] + [(claims.get, claim) for claim in study.claims]
+    for look_up, named in lookups:
         try:
-            figures.get(figure)
+            look_up(named)
         except PobenchError as error:
             faults.append(f"study {study.name}: {error}")
     faults += _stage_faults(study) if study.stages else []

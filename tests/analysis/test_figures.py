@@ -37,6 +37,7 @@ OF_STUDIES = {  # they want several settings of a loss
     "beside-dpo-benchmark",
     "beside-paper",  # of a setting of the paper
     "beside-paper-downstream",
+    "claims-across-settings",
 }
 
 

@@ -65,7 +65,7 @@ def written(folder: Path) -> list[str]:
         ),
         (("score", "alpaca_eval", "no.json", "--length-control", "nowhere"), ("'no.json'", "--length-control")),
         (("list", "loses"), ("did you mean 'losses'?",)),
-        (("list", "settings", "--markdown"), ("--markdown is for `losses` and `stages`",)),
+        (("list", "settings", "--markdown"), ("--markdown is for `losses`, `claims`, `stages`",)),
     ],
 )
 def test_a_wrong_command_is_one_plain_message_and_writes_nothing(

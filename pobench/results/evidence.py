@@ -1,0 +1,227 @@
+"""What claims are decided from: the frames of runs that may be compared, each arm's numbers, and a statistic with its arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import pandas as pd
+
+from pobench.results import stats
+from pobench.results.arms import Arm, Line, arms_of, homes_of, judges_of, lines_of, of_arm, settings_of
+from pobench.results.contrast import MISSING, Contrast, Values, by_seed, contrast, prompt_groups
+from pobench.results.equal_tuning import equally_tuned, values_of
+
+
+class Measured(NamedTuple):
+    """A statistic as these runs give it. arms: those that it compares, which must have had equal chances. alike: False where
+    they differ in more than the claim names."""
+
+    found: Contrast = MISSING
+    arms: tuple[Arm, ...] = ()
+    alike: bool = True
+
+
+UNMEASURED = Measured()
+Measure: TypeAlias = Callable[["Evidence"], Measured]
+Number: TypeAlias = Callable[["Evidence", Arm], Values]
+OfRows: TypeAlias = Callable[[pd.DataFrame], pd.Series]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The frames of one group of runs that may be compared, and each arm's values by seed and by prompt or pair. Frames that
+    were not stored are None."""
+
+    runs: pd.DataFrame
+    heldout: pd.DataFrame | None = None
+    answers: pd.DataFrame | None = None
+    verdicts: pd.DataFrame | None = None
+    trainpairs: pd.DataFrame | None = None
+    benchmarks: pd.DataFrame | None = None
+    gradients: pd.DataFrame | None = None
+    lines: dict[tuple[str, str], Line] = field(init=False)
+    homes: dict[str, Arm] = field(init=False)
+    start: Arm | None = field(init=False)
+    groups: pd.Series | None = field(init=False)
+    _known: dict[tuple[str, str], Any] = field(init=False, default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "lines", {(line.loss, line.setting): line for line in lines_of(self.runs)})
+        put(self, "homes", homes_of(self.runs))
+        put(self, "start", next((arm for arm in arms_of(self.runs) if arm.is_start), None))
+        put(self, "groups", prompt_groups(self.answers))
+
+    # -- arms
+
+    @property
+    def setting(self) -> str:
+        """The setting of these runs."""
+        return str(self.runs["setting"].iloc[0])
+
+    def arm(self, loss: str) -> Arm | None:
+        """The loss's arm with the setting's own values; `start`: the start model."""
+        return self.start if loss == "start" else self.homes.get(loss)
+
+    def line(self, loss: str, setting: str, points: int = 2) -> Line | None:
+        """The loss's line along a setting, if it has at least this many points."""
+        line = self.lines.get((loss, setting))
+        return line if line is not None and len(line.points) >= points else None
+
+    def comparable(self, measured: Measured) -> bool:
+        """Whether all arms that are compared had equal chances, and differ in nothing but what the claim names."""
+        arms = measured.arms
+        return measured.alike and all(equally_tuned(self.runs, a, b) for i, a in enumerate(arms) for b in arms[:i])
+
+    def alike(self, a: Arm, b: Arm, settings: Sequence[str]) -> bool:
+        """Whether two arms share the values of these settings, or were both tuned."""
+        if all(values_of(self.runs, arm).startswith("tuned") for arm in (a, b)):
+            return True
+        ours, theirs = (settings_of(of_arm(self.runs, arm).iloc[0]) for arm in (a, b))
+        return all(ours.get(name) == theirs.get(name) for name in settings)
+
+    def peers(self, losses: Sequence[str], number: Number) -> list[Arm]:
+        """The arms of these losses that have the number, all with equal chances: the largest such group."""
+        arms = [arm for loss in losses if (arm := self.arm(loss)) is not None and len(number(self, arm))]
+        return max(([b for b in arms if equally_tuned(self.runs, a, b)] for a in arms), key=len, default=[])
+
+    # -- values of an arm, in the unit that claims print
+
+    def rows(self, frame: str, arm: Arm | None) -> pd.DataFrame:
+        """The arm's rows of a frame; none where the frame is not stored."""
+        stored: pd.DataFrame | None = getattr(self, frame)
+        if stored is None or arm is None:
+            return pd.DataFrame()
+        return self._once(f"rows of {frame}", arm, lambda: of_arm(stored, arm))
+
+    def score(self, arm: Arm | None) -> Values:
+        """The main judge's mean score of a prompt, in points (0 to 100)."""
+
+        def mean() -> Values:
+            own = self.rows("verdicts", arm)
+            return 100.0 * by_seed(own[own["judge"].isin(judges_of(self.verdicts)[:1])], self.runs, "prompt", "score")
+
+        return NOTHING if arm is None or self.verdicts is None else self._once("score", arm, mean)
+
+    def answer(self, arm: Arm | None, name: str, value: OfRows) -> Values:
+        """The mean of a number over a prompt's answers. name: the number's, by which it is remembered."""
+        if arm is None:
+            return NOTHING
+        return self._once(name, arm, lambda: _values(self.rows("answers", arm), self.runs, "prompt", value))
+
+    def pairs(self, arm: Arm | None, value: OfRows, *, trained: bool = False) -> Values:
+        """A number of every held-out pair, or of every training pair."""
+        return _values(self.rows("trainpairs" if trained else "heldout", arm), self.runs, "pair", value)
+
+    def benchmark(self, arm: Arm | None, benchmark: str, metric: str) -> pd.Series:
+        """run → a benchmark's number, in its own unit; of several judges, of the first by name."""
+        rows = self.rows("benchmarks", arm)
+        if rows.empty:
+            return NOTHING
+        rows = rows[(rows["benchmark"] == benchmark) & (rows["metric"] == metric)].dropna(subset=["value"])
+        judge = rows["judge"].fillna("").astype(str)
+        return rows[judge == judge.min()].set_index("run")["value"].astype(float).sort_index()
+
+    def _once(self, name: str, arm: Arm, make: Callable[[], T]) -> T:
+        key = (name, arm.id)
+        if key not in self._known:
+            self._known[key] = make()
+        known: T = self._known[key]
+        return known
+
+    # -- statistics
+
+    def contrast(
+        self, parts: Sequence[tuple[float, Values]], bounds: stats.Bounds | None = None, level: float = stats.LEVEL
+    ) -> Contrast:
+        """`contrast` over prompts in their groups; pairs have none."""
+        return contrast(parts, bounds, self.groups, level)
+
+
+NOTHING: Values = pd.Series(dtype=float)
+
+
+def _values(rows: pd.DataFrame, runs: pd.DataFrame, unit: str, value: OfRows) -> Values:
+    return NOTHING if rows.empty else by_seed(rows.assign(value=value(rows).astype(float)), runs, unit, "value")
+
+
+# ---------------------------------------------------------------- numbers of a pair
+def accuracy(held: pd.DataFrame) -> pd.Series:
+    """100 where the chosen answer has the higher reward, 50 for a tie, else 0."""
+    return pd.Series(100 * stats.outcomes(held["chosen_reward"], held["rejected_reward"]), held.index)
+
+
+def winner(held: pd.DataFrame) -> pd.Series:
+    """The winner's log-probability, nats per token."""
+    return held["chosen_logp"] / held["chosen_length"]
+
+
+def kl(held: pd.DataFrame) -> pd.Series:
+    """The winner's log-probability under the start model minus the policy's, nats per token."""
+    return (held["reference_chosen_logp"] - held["chosen_logp"]) / held["chosen_length"]
+
+
+def margin(held: pd.DataFrame) -> pd.Series:
+    """Chosen minus rejected reward, in the loss's own unit."""
+    return held["chosen_reward"] - held["rejected_reward"]
+
+
+def disagreement(held: pd.DataFrame) -> pd.Series:
+    """100 where the loss's reward and the log-probability per token rank the pair differently, else 0; nan without either."""
+    reward = held["chosen_reward"] > held["rejected_reward"]
+    likely = held["chosen_logp"] / held["chosen_length"] > held["rejected_logp"] / held["rejected_length"]
+    known = held[["chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"]].notna().all(axis=1)
+    return (100.0 * (reward != likely)).where(known)
+
+
+def from_mean(value: OfRows) -> OfRows:
+    """How far a number of a pair lies from its mean over the run's pairs: the mean absolute deviation, pair by pair."""
+
+    def deviation(held: pd.DataFrame) -> pd.Series:
+        numbers = value(held)
+        return (numbers - numbers.groupby(held["run"]).transform("mean")).abs()
+
+    return deviation
+
+
+# ---------------------------------------------------------------- numbers of an answer
+def repeated(text: Any) -> float:
+    """The share of 4-grams of case-folded words that stood earlier in the text; nan below four words."""
+    words = str(text).casefold().split()
+    grams = list(zip(*(words[i:] for i in range(4)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else math.nan
+
+
+# ---------------------------------------------------------------- an arm's numbers
+def score(e: Evidence, arm: Arm) -> Values:
+    """Points of a prompt."""
+    return e.score(arm)
+
+
+def tokens(e: Evidence, arm: Arm) -> Values:
+    """Tokens of a prompt's answers."""
+    return e.answer(arm, "tokens", lambda rows: rows["tokens"])
+
+
+def characters(e: Evidence, arm: Arm) -> Values:
+    """Characters of a prompt's answers."""
+    return e.answer(arm, "characters", lambda rows: rows["text"].astype(str).str.len())
+
+
+def repetition(e: Evidence, arm: Arm) -> Values:
+    """The share of a prompt's answers' 4-grams that stood earlier in the same answer, in %."""
+    return e.answer(arm, "repetition", lambda rows: 100.0 * rows["text"].map(repeated))
+
+
+def held(value: OfRows) -> Number:
+    """A number of every held-out pair."""
+    return lambda e, arm: e.pairs(arm, value)
+
+
+def trained(value: OfRows) -> Number:
+    """A number of every training pair."""
+    return lambda e, arm: e.pairs(arm, value, trained=True)
