@@ -326,8 +326,7 @@ def rho_gap(ours: str, theirs: str, ranked: Ranked = likelihood_and_length) -> M
             return UNMEASURED
         estimate, crossing = stats.spearman_contrast([(1.0, sides[0]), (-1.0, sides[1])])
         trained = [len(side) for side in sides if list(side) != [NO_SEED]]
-        p = math.nan if crossing is None else crossing.p_value()
-        found = Contrast(estimate, min(trained, default=0), sum(trained), crossing, p)
+        found = Contrast(estimate, min(trained, default=0), sum(trained), crossing)
         return Measured(found, tuple(arms))
 
     return measure
