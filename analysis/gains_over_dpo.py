@@ -10,9 +10,9 @@ from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import look_of
 from pobench.results.arms import Arm, arms_of, home_of, of_arm, pooled
-from pobench.results.claims import of_few
 from pobench.results.contrast import compare, prompt_groups, scores
 from pobench.results.equal_tuning import values_of
+from pobench.results.few_runs import Few, few
 from pobench.types import Estimate
 
 # benchmark, metric, axis label; drawn where DPO has a result
@@ -101,7 +101,8 @@ def _measured(benchmark: pd.DataFrame, questions: pd.DataFrame | None, arms: lis
     for arm in arms:
         ours = of_arm(benchmark, arm).dropna(subset=["value"])
         if min(len(ours), len(theirs)) > 1:
-            rows.append(plot.Row(arm, of_few(list(ours["value"]), list(theirs["value"]), fixed=False).estimate))
+            sides = (Few(1.0, list(ours["value"]), arm.is_start), Few(-1.0, list(theirs["value"])))
+            rows.append(plot.Row(arm, few(sides).estimate))
         else:
             together = _correlation(questions, arm, dpo)
             rows.append(plot.Row(arm, _gap(pooled(ours), pooled(theirs), together)))
