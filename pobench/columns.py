@@ -380,6 +380,18 @@ _QUESTIONS = Frame(
     ),
 )
 
+_LOOKS = Frame(
+    "looks",
+    "One row a run of a look: of a set of finished runs that a report was made of.",
+    ("setting", "look", "run"),
+    "No runs were added to a comparison after a report had shown it",
+    (
+        _SETTING,
+        Column("look", "text", "", "digest of the look's runs"),
+        Column("run", "text", "", "`<setting>/<folder>` of a finished run"),
+    ),
+)
+
 _AUDIT = Frame(
     "audit",
     "One row a kind of fault in the preference data of a setting, and what was counted beside.",
@@ -476,7 +488,7 @@ FRAMES = {
     frame.name: frame
     for frame in (
         *(_RUNS, _STEPS, _HELDOUT, _TRAINPAIRS, _NORMS, _ANSWERS, _VERDICTS, _COMPARISONS, _SCORES, _BENCHMARKS),
-        *(_QUESTIONS, _AUDIT, _TUNING, _CROSS_LOSS, _GRADIENTS, _PAPER),
+        *(_QUESTIONS, _LOOKS, _AUDIT, _TUNING, _CROSS_LOSS, _GRADIENTS, _PAPER),
     )
 }
 STORED = [frame for frame in FRAMES.values() if not frame.made]

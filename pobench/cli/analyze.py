@@ -10,7 +10,7 @@ import typer
 
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Plugins, Runs, load_plugins, raise_faults
-from pobench.cli.terminal import escape, out
+from pobench.cli.terminal import err, escape, out
 from pobench.errors import or_fault
 
 app = typer.Typer(**STYLE)
@@ -33,9 +33,12 @@ def analyze(
 
 
 def write_report(runs: Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all") -> Path:
-    """Draw the runs below `runs`, and return the page's path. Raises PobenchError that lists all unknown names."""
+    """Draw the runs below `runs`, store that they were looked at, and return the page's path. Raises PobenchError that
+    lists all unknown names."""
     from pobench import registry
     from pobench.reporting.page import FORMATS, build_report
+    from pobench.results.arms import arms_of
+    from pobench.results.earlier_looks import looks_at, record_look, warning
     from pobench.results.load import load_frames
 
     names, kinds = (
@@ -50,4 +53,8 @@ def write_report(runs: Path, setting: str | None, figures: str, folder: Path | N
         or_fault(faults, partial(registry.figures.get, name))
     frames: Any = or_fault(faults, lambda: load_frames(runs, setting))
     raise_faults(faults)
-    return build_report(frames, folder or runs / "report", figures=names, formats=kinds or FORMATS)
+    report = build_report(frames, folder or runs / "report", figures=names, formats=kinds or FORMATS)
+    record_look(runs, frames["runs"])
+    if text := warning(looks_at(frames["looks"], frames["runs"], arms_of(frames["runs"]))):
+        err.print(escape(text), highlight=False)
+    return report

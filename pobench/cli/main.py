@@ -17,7 +17,7 @@ from pobench.errors import PobenchError
 
 
 class Commands(CommandFiles):
-    files = ("run", "analyze", "study", "tune", "list", "check", "data", "score", "judge", "export", "doctor")
+    files = ("run", "analyze", "study", "tune", "plan", "list", "check", "data", "score", "judge", "export", "doctor")
 
 
 app = typer.Typer(cls=Commands, **STYLE | {"add_completion": True})

@@ -48,6 +48,8 @@ def study_(
     debug: Debug = False,
 ) -> None:
     """Run a study's grid, draw its figures, and give a verdict on each of its claims. Finished jobs are reused."""
+    from pobench.results.arms import arms_of
+    from pobench.results.earlier_looks import looks_at, warning
     from pobench.settings.resolve import parse_overrides, resolve
     from pobench.workflows.study import (
         describe_study,
@@ -86,6 +88,8 @@ def study_(
         raise
     frames = study_frames(plans, runs)
     report, card = report_study(study, frames, runs), scorecard(study, frames)
+    if looked := warning(looks_at(frames["looks"], frames["runs"], arms_of(frames["runs"]))):
+        err.print(escape(looked), highlight=False)
     failed = [o for o in outcomes if o.status == "failed"]
     if as_json:
         counts = {s: sum(o.status == s for o in outcomes) for s in ("finished", "skipped", "failed")}

@@ -303,7 +303,7 @@ def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) ->
         title=clean(comparable.title, 120),
         facts=facts(comparable),
         notes=list(notes),
-        findings=summarise(comparable, health, tables.get("claims")),
+        findings=summarise(comparable, health, *map(tables.get, ("claims", "looked-before", "variance"))),
         chapters=chapters,
         samples=sample_answers(comparable.home),
         formulas=formulas(comparable.home),

@@ -32,19 +32,31 @@ class Finding:
 
 
 def summarise(
-    comparable: Comparable, health: pd.DataFrame | None = None, claims: pd.DataFrame | None = None
+    comparable: Comparable,
+    health: pd.DataFrame | None = None,
+    claims: pd.DataFrame | None = None,
+    looks: pd.DataFrame | None = None,
+    noise: pd.DataFrame | None = None,
 ) -> list[Finding]:
     """The findings: losses better or worse than the start model, differences between losses, the verdicts on the paper's
-    claims, failures, and warnings.
+    claims, failures, warnings, and the next command.
 
-    health, claims: the tables `training-health` and `claims`, if they were drawn. Losses are compared as in the tables,
+    health, claims, looks, noise: the tables `training-health`, `claims`, `looked-before` and `variance`, if they were drawn.
+    Losses are compared as in the tables,
     each with its setting's own values; failures include every arm.
     """
     home, every_arm = comparable.home, comparable.every_arm
     sentences = [*_gains(home), *_between(home), *_scorecard(claims), *_failures(every_arm), *_warnings(health)]
+    sentences += [*_sentence("bad", "Looks", looks), *_sentence("note", "Next", noise)]
     if home.left_out:
         sentences.append(Finding("note", "Variants of settings", home.left_out))
     return [*sentences, *_not_judged(every_arm), *_data_order(every_arm)]
+
+
+def _sentence(tone: str, head: str, table: pd.DataFrame | None) -> list[Finding]:
+    """The sentence that a table has for the summary, if any."""
+    text = "" if table is None else clean(str(table.attrs.get("summary", "")))
+    return [Finding(tone, head, text)] if text else []
 
 
 def _not_judged(selection: Selection) -> list[Finding]:

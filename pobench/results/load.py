@@ -20,6 +20,7 @@ from pobench.errors import CorruptError, PobenchError, nearest
 from pobench.files import read_marker
 from pobench.registry import losses
 from pobench.results.derived import Frames
+from pobench.results.earlier_looks import stored_looks
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
 
@@ -56,6 +57,7 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
         for audit in _audits(root / name):
             rows = pd.DataFrame(json.loads(audit.read_text()))
             parts["audit"].append(rows.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
+        parts["looks"].append(pd.DataFrame(stored_looks(root, name)))
     for trials in (root / "trials.csv", *sorted(root.glob("*/tuning/trials.csv"))):
         if trials.is_file():
             parts["tuning"].append(read_trials(trials))

@@ -98,7 +98,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     data = _Data.of(job, counts)
     pairs, held = data.pairs, data.held_out
     pace = _pace(tasks, data, size, config)
-    prompts = _asked(job)
+    prompts = asked_prompts(job)
     tokens = prompts * job.answers.samples * job.answers.max_new_tokens
     training = sum(
         pace.pair * pairs * t.job.train.epochs * (1.25 if "kl" in get_loss(t.job.loss).needs else 1.0) for t in trained
@@ -110,7 +110,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     # a conversation counts as a pair: two answers to one prompt are about as long
     training += sum(pace.pair * _conversations(t.job) * t.job.train.epochs for t in sft)
     # a forward pass is a third of a step; one process evaluates
-    speaking = 2 * size / (SPEAKING * pace.flops)
+    speaking = _speaking(size, pace.flops)
     evaluation = scored * pace.pair / 3 * held if scored else 0.0
     training_pairs = sum("trainpairs" in t.stages for t in tasks) * min(pairs, job.data.max_trainpairs)
     evaluation += pace.pair / 3 * training_pairs if training_pairs else 0.0
@@ -142,6 +142,22 @@ def _starting(tasks: Sequence[Task], size: int) -> float:
     """Seconds until the processes of what is left have begun to compute."""
     left = sum(bool(t.stages) for t in tasks)
     return left * (START_SECONDS + READ_SECONDS * 4e-9 * size) + (IMPORT_SECONDS if left else 0.0)
+
+
+def _speaking(size: int, flops: float) -> float:
+    """Seconds for one sampled token."""
+    return 2 * size / (SPEAKING * flops)
+
+
+def answering_seconds(job: Job, prompts: float, samples: float) -> float:
+    """Of one trained model: its process starts, and answers so many prompts so many times; nan where the model's size is not
+    known. Answers are counted as if all were as long as they may be."""
+    config = model_config(job)
+    size = _parameters(json.dumps(config)) if config else None
+    if size is None:
+        return math.nan
+    tokens = prompts * samples * job.answers.max_new_tokens
+    return START_SECONDS + READ_SECONDS * 4e-9 * size + _speaking(size, _flops(size)) * tokens
 
 
 def _judge_facts(name: str | None) -> tuple[bool, bool]:
@@ -248,8 +264,8 @@ def is_local(source: str) -> bool:
     return source.startswith("builtin:") or glob.has_magic(source) or Path(source).expanduser().exists()
 
 
-def _asked(job: Job) -> float:
-    """How many prompts are answered."""
+def asked_prompts(job: Job) -> float:
+    """How many prompts are answered; nan where they are not at hand."""
     answers = job.answers
     if answers.source is None:
         return 0.0
@@ -303,12 +319,19 @@ class _Pace:
     basis: str
 
 
+def _on_this_machine(size: int) -> bool:
+    """A plan for eight billion parameters is no plan for this processor."""
+    return torch.cuda.is_available() or size < 1e9
+
+
+def _flops(size: int) -> float:
+    """Matrix products a second of one device that the model will run on."""
+    return peak_flops() if _on_this_machine(size) else H100_FLOPS
+
+
 def _pace(tasks: Sequence[Task], data: _Data, size: int, config: Mapping[str, Any]) -> _Pace:
     devices = layout_of_devices()[0]
-    on_this_machine = (
-        torch.cuda.is_available() or size < 1e9
-    )  # a plan for eight billion parameters is no plan for this processor
-    flops = peak_flops() if on_this_machine else H100_FLOPS
+    on_this_machine, flops = _on_this_machine(size), _flops(size)
     measured = _measured(tasks)
     if measured:
         return _Pace(

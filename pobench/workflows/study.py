@@ -24,6 +24,7 @@ from pobench.reporting.draw import draw
 from pobench.reporting.page import build_report
 from pobench.results.comparable import ordered, split
 from pobench.results.derived import Frames
+from pobench.results.earlier_looks import record_look
 from pobench.results.load import load_frames
 from pobench.runs.execute import Outcome, execute
 from pobench.runs.plan import Plan, describe, make_plan
@@ -180,9 +181,12 @@ def study_frames(plans: Sequence[Plan], runs: Path) -> Frames:
 
 
 def report_study(study: Study, frames: Mapping[str, pd.DataFrame], runs: Path) -> Path:
-    """Draw the study's figures and tables; returns the page's path, below `runs/report`."""
+    """Draw the study's figures and tables, and store that its runs were looked at; returns the page's path, below
+    `runs/report`."""
     (setting,) = frames["runs"]["setting"].unique()
-    return build_report(frames, runs / "report" / f"{study.name}-{setting}", figures=study.figures)
+    report = build_report(frames, runs / "report" / f"{study.name}-{setting}", figures=study.figures)
+    record_look(runs, frames["runs"])
+    return report
 
 
 def scorecard(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:

@@ -28,6 +28,8 @@ OF_STUDIES = {  # they want several settings of a loss
     "margin-density",
     "length-bias",
     "seed-spread",
+    "variance",
+    "looked-before",
     "tuning",
     "tuning-table",
     "tuned-values",
