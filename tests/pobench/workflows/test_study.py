@@ -133,7 +133,7 @@ def test_everything_wrong_with_a_command_is_said_at_once(pobench_cli, setting, t
     )
     status, _, err = pobench_cli(
         "study",
-        "margin",
+        "kl-vs-beta",
         "--setting",
         "small.yaml",
         "--losses",
