@@ -209,7 +209,7 @@ def tokens(e: Evidence, arm: Arm) -> Values:
 
 def characters(e: Evidence, arm: Arm) -> Values:
     """Characters of a prompt's answers."""
-    return e.answer(arm, "characters", lambda rows: rows["text"].astype(str).str.len())
+    return e.answer(arm, "characters", lambda rows: rows["text"].map(lambda text: len(str(text))))
 
 
 def repetition(e: Evidence, arm: Arm) -> Values:

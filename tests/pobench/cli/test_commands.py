@@ -229,6 +229,7 @@ def test_packages_of_benchmarks_are_looked_for_by_the_names_that_are_imported(mo
     assert absent == {
         "alpaca_eval": [],  # its answers need nothing; its verdicts do
         "arena_hard": [],
+        "arena_hard_v2": [],
         "downstream": ["lm-eval"],
         "mt_bench": ["fschat", "anthropic", "openai", "psutil"],
     }

@@ -402,12 +402,12 @@ def test_many_losses_still_make_a_summary_of_a_minute(synthetic) -> None:
 def test_hints_and_words_of_a_picture_carry_its_numbers(frames, whole) -> None:
     (comparable,) = split(ordered(frames))
     (kl,) = [item for item in section_of(comparable, ["kl"]).items if item.name == "kl"]
-    line = next(text for text in kl.hints.splitlines() if "SimPO:" in text)
+    line = next(text for text in kl.hints.splitlines() if "SimPO, default:" in text)
     x, y, said = line.split(" ", 2)
     assert 0 < int(x) < 10_000 and 0 < int(y) < 10_000
     simpo = next(arm for arm in arms_of(frames["runs"]) if arm.loss == "simpo")
     e = score_of(comparable.frames["scores"], simpo, "kl_winners")
-    assert said == f"SimPO: {e.value:.3f} [{e.low:.3f}, {e.high:.3f}] n = {e.n}".replace("-", "−")
+    assert said == f"SimPO, default: {e.value:.3f} [{e.low:.3f}, {e.high:.3f}] n = {e.n}".replace("-", "−")
     assert said in str(kl.picture)  # what is seen, in words
     assert "DPO, loss, step 1: " in read(whole)
 

@@ -203,11 +203,12 @@ def test_a_pair_that_no_server_judged_fails_alone_and_the_next_command_pays_for_
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     where = {"judge__name": "endpoint", "judge__settings__model": "big", "judge__settings__retries": 0}
+    where["judge__settings__concurrency"] = 1  # so that one refusal stops one pair
 
     def plan(server: OpenAIServer) -> Plan:
         return plan_pairs(",".join(LOSSES), "all", ("compare",), **where, judge__settings__base_url=server.url)
 
-    with OpenAIServer(lambda body: says("A"), failures=[401] * 4) as server:
+    with OpenAIServer(lambda body: says("A"), failures=[401]) as server:
         outcomes = [outcome.status for outcome in execute(plan(server)) if " against " in outcome.title]
         assert sorted(outcomes) == ["failed", "finished", "finished"]
         assert "failed" not in set(load_frames(tmp_path / "runs")["runs"]["status"]), "no run fails with its pair"

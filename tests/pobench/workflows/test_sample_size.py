@@ -67,10 +67,10 @@ def test_stored_seeds_are_not_paid_for_again(found) -> None:
 
 
 def test_the_command_makes_the_design(found, job) -> None:
-    design = next(d for d in found.designs if (d.seeds, d.prompts, d.samples) == (5, 20, 16))
+    design = next(d for d in found.designs if (d.seeds, d.prompts, d.samples) == (5, 20, 4))
     command = found.command(design)
     assert command.startswith("pobench run --losses dpo,simpo --setting tiny --seeds 1,2,3,4,5")
-    assert command.endswith("--set answers.samples=16 --set answers.max_prompts=20")
+    assert command.endswith("--set answers.samples=4 --set answers.max_prompts=20")
     assert "--setting mine.yaml" in found.command(design, "mine.yaml")
 
 

@@ -217,7 +217,7 @@ def test_a_benchmark_with_a_baseline_is_stored_question_by_question(work_here, p
     for path in tmp_path.glob("runs/small/*/benchmarks/arena_hard/*/*/verdicts.jsonl"):
         of_run = questions["run"] == "/".join(path.relative_to(tmp_path / "runs").parts[:2])
         own = questions[of_run & (questions["benchmark"] == "arena_hard")].set_index("question")["score"]
-        games, _, _, _, _ = arena_hard.read_games(path, None)
+        games = arena_hard.read_games(path, None).games
         for question, score in own.items():
             ours = [game for game in games if game.question == question]
             total = sum(game.battles for game in ours)
