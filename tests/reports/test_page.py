@@ -106,19 +106,19 @@ def test_hostile_text_is_shown_as_text(opened) -> None:
 
 
 def test_a_column_head_sorts_and_says_so(opened) -> None:
-    head = opened.find_element(By.CSS_SELECTOR, "table.sortable thead th:nth-child(2)")
+    head = opened.find_element(By.CSS_SELECTOR, "table.sortable thead th:nth-child(3)")
     head.find_element(By.TAG_NAME, "button").click()
-    falling = column(opened, 1)
+    falling = column(opened, 2)
     assert head.get_attribute("aria-sort") == "descending"
     assert [float(v) for v in falling if v] == sorted((float(v) for v in falling if v), reverse=True)
     head.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)  # by keyboard
     assert head.get_attribute("aria-sort") == "ascending"
-    rising = column(opened, 1)
+    rising = column(opened, 2)
     assert [float(v) for v in rising if v] == sorted(float(v) for v in rising if v) and rising != falling
-    gains = opened.find_element(By.CSS_SELECTOR, "table.sortable thead th:nth-child(3)")
+    gains = opened.find_element(By.CSS_SELECTOR, "table.sortable thead th:nth-child(4)")
     for _ in range(2):  # the start model has no gain: its dash stays last in both directions
         gains.find_element(By.TAG_NAME, "button").click()
-        assert column(opened, 2)[-1] == ""
+        assert column(opened, 3)[-1] == ""
     assert len(opened.find_elements(By.CSS_SELECTOR, "th[aria-sort]")) == 1
 
 
@@ -168,7 +168,7 @@ def test_hints_stand_on_their_markers(opened) -> None:
         const picture = document.querySelector("[id$='-pass-rate'] .picture"), svg = picture.querySelector("svg");
         const box = svg.getBoundingClientRect();
         const lines = picture.querySelector(".hints").textContent.split("\\n");
-        const at = lines.filter((l) => l.includes("SimPO:")).map((l) => l.split(" ").slice(0, 2).map(Number))[0];
+        const at = lines.filter((l) => l.includes("SimPO, default:")).map((l) => l.split(" ").slice(0, 2).map(Number))[0];
         const here = [box.x + at[0] / 1e4 * box.width, box.y + at[1] / 1e4 * box.height];
         const blue = [...svg.querySelectorAll("use, path")].filter((e) => /#2a78d6/.test(e.getAttribute("style") ?? ""));
         return Math.min(...blue.map((e) => { const b = e.getBoundingClientRect();
@@ -246,7 +246,7 @@ def test_screen_readers_find_names_levels_and_landmarks(opened) -> None:
         "return [...document.querySelectorAll('.picture > svg, img')].map((e) => e.getAttribute('aria-label') ?? e.alt)"
     )
     assert pictures and all(len(alt) > 40 for alt in pictures)
-    assert any("SimPO: " in alt and "n = 24" in alt for alt in pictures)  # it says what is seen
+    assert any("SimPO, default: " in alt and "n = 24" in alt for alt in pictures)  # it says what is seen
     tables = opened.find_elements(By.CSS_SELECTOR, "table")
     assert tables and all(t.find_elements(By.TAG_NAME, "caption") for t in tables)
     assert opened.find_elements(By.CSS_SELECTOR, "th:not([scope])") == []
