@@ -92,7 +92,7 @@ def _card(shown: list[Claim], evidence: Evidence | Settings) -> pd.DataFrame:
     if not measured:
         raise plot.NothingToDraw("No run measures any of the paper's claims.")
     decided = sum(counts.get(v, 0) for v in DECIDED)
-    table = _shown(rows)
+    table = _shown(rows.sort_values("verdict", key=lambda verdicts: verdicts == "not measured", kind="stable"))
     table.attrs["data"] = rows
     table.attrs["marks"] = {"supported": "up", "contradicted": "down"}
     table.attrs["notes"] = (
