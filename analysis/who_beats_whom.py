@@ -18,10 +18,11 @@ from pobench.results.contrast import all_pairs
 def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None = None) -> plot.Drawing:
     """Row against column: mean score of the row minus that of the column on the same prompts, in points. Blue: the row scores
     higher; orange: lower. Only a pair printed in bold with a frame differs by more than chance: at least three seeds on
-    both sides, and p below 5 % after Holm's correction over all such pairs, for other prompts and other seeds (`p` in the
-    CSV is 1 minus the level at which the interval ends at zero). Everything else is undecided, whatever its colour; a pair
-    with one run on a side has an interval for other prompts only. Grey without colour: two losses that were not tuned alike,
-    which no verdict compares."""
+    both sides, an interval that leaves out zero, and p below 5 % after Holm's correction over all such pairs, for other
+    prompts and other seeds. (`p` in the CSV is 1 minus the level at which the pair's own interval ends at zero; `p_holm`
+    rests on the variance of seeds that all pairs have on average, where that is larger.) Everything else is undecided,
+    whatever its colour; a pair with one run on a side has an interval for other prompts only. Grey without colour: two
+    losses that were not tuned alike, which no verdict compares."""
     pairs = all_pairs(runs, verdicts, answers, arms_of(runs))
     if not pairs:
         raise plot.NothingToDraw("Fewer than two models were judged.")

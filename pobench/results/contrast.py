@@ -18,7 +18,7 @@ import pandas as pd
 
 from pobench.results import stats
 from pobench.results.arms import Arm, judges_of, of_arm
-from pobench.results.crossed import VERDICT_SEEDS, Crossed
+from pobench.results.crossed import VERDICT_SEEDS, Crossed, pool_seeds
 from pobench.results.equal_tuning import equally_tuned
 from pobench.types import Estimate
 
@@ -163,8 +163,8 @@ class Pair(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether they differ by more than chance."""
-        return self.p < 1 - stats.LEVEL
+        """Whether they differ by more than chance: corrected for all pairs, and by the pair's own interval."""
+        return self.p < 1 - stats.LEVEL and stats.excludes(self.gap.estimate)
 
 
 POINTS = (-100.0, 100.0)  # ends of a difference of two scores, in points
@@ -204,5 +204,6 @@ def gains(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | No
 
 def _corrected(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs with Holm's correction over those that may have a verdict."""
-    adjusted = stats.holm([pair.gap.p if pair.decides else math.nan for pair in pairs])
-    return [pair._replace(p=float(p)) for pair, p in zip(pairs, adjusted, strict=True)]
+    pooled = iter(pool_seeds([pair.gap.crossed for pair in pairs if pair.decides and pair.gap.crossed is not None]))
+    p = [next(pooled).p_value() if pair.decides and pair.gap.crossed is not None else math.nan for pair in pairs]
+    return [pair._replace(p=float(q)) for pair, q in zip(pairs, stats.holm(p), strict=True)]

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -133,6 +133,36 @@ def crossed(parts: Sequence[tuple[float, Floats]], groups: NDArray[np.int_] | No
     sums = np.bincount(groups, means - means.mean())
     variance = float((sums**2).sum()) / n**2 * len(sums) / (len(sums) - 1)
     return Crossed(float(means.mean()), Source(variance, variance, len(sums) - 1), tuple(seeds))
+
+
+def pool_seeds(family: Sequence[Crossed]) -> list[Crossed]:
+    """Several comparisons, each with at least the variance of seeds that the family has on average.
+
+    A correction for many comparisons asks how likely large values are, and two degrees of freedom do not tell: one of many
+    pairs has seeds that resemble each other by luck. All losses are trained with the same seeds, so the average over pairs
+    is the mean square of loss × seed, which has more: as many as one pair has, times the losses less one. A pair whose own
+    seeds differ more keeps its own variance. Pooled apart: pairs with one source of seeds, and pairs with two.
+    """
+    pooled = list(family)
+    for sources in {len(one.seeds) for one in family if one.seeds}:
+        members = [k for k, one in enumerate(family) if len(one.seeds) == sources]
+        losses = 0.5 + math.sqrt(0.25 + 2 * len(members))  # of which so many pairs can be made
+        each = [source for k in members for source in family[k].seeds]
+        variance, excess = (
+            float(np.mean([getattr(source, part) * (source.freedom + 1) for source in each]))
+            for part in ("variance", "excess")
+        )
+        for k in members:
+            own = [
+                Source(
+                    max(source.variance, variance / (source.freedom + 1)),
+                    max(source.excess, excess / (source.freedom + 1)),
+                    max(1, round((losses - 1) * source.freedom)),
+                )
+                for source in family[k].seeds
+            ]
+            pooled[k] = replace(family[k], seeds=tuple(own))
+    return pooled
 
 
 def _of_seeds(table: Floats, missing: int, groups: NDArray[np.int_]) -> tuple[float, float]:

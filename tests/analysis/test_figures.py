@@ -196,8 +196,8 @@ def test_who_beats_whom_corrects_over_all_pairs(synthetic) -> None:
     made = synthetic.make_frames(seeds=(1, 2, 3), prompts=60, pairs=4, steps=2)
     data = draw(registry.figures.get("who-beats-whom"), made).data
     assert len(data) == 6 * 5 // 2 and set(data["seeds"]) == {3}
-    assert data["p_holm"].to_numpy() == pytest.approx(stats.holm(data["p"]))
-    assert (data["p_holm"] >= data["p"]).all() and (data["p_holm"] < 0.05).any()
+    decided = data[data["p_holm"] < 0.05]
+    assert 0 < len(decided) < len(data) and ((decided["low"] > 0) | (decided["high"] < 0)).all()
     assert ((data["low"] > 0) | (data["high"] < 0)).to_numpy() == pytest.approx((data["p"] < 0.05).to_numpy())
 
 

@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 from statsmodels.formula.api import ols
 
 from pobench.results import stats
-from pobench.results.crossed import Crossed, Source, crossed
+from pobench.results.crossed import Crossed, Source, crossed, pool_seeds
 
 
 def world(seed: int, prompts: int = 40, seeds: int = 3, luck: float = 0.1) -> np.ndarray:
@@ -131,6 +131,18 @@ def test_power_is_how_often_the_interval_finds_the_effect() -> None:
     seen = rng.normal(needed, 1.0, 40_000) > scipy_stats.t.ppf(0.975, found.freedom) * np.sqrt(variance)
     assert seen.mean() == pytest.approx(0.8, abs=0.01)
     assert found.power(needed) == pytest.approx(0.8) and found.power(0.0) == pytest.approx(0.025, abs=1e-3)
+
+
+def test_a_family_lends_its_pairs_the_variance_of_seeds_and_never_takes_any() -> None:
+    luck = np.random.default_rng(9).normal(0, 0.3, (4, 3))
+    models = [world(seed, luck=0.0) + own for seed, own in enumerate(luck)]
+    family = [crossed([(1.0, models[i] - models[j])]) for i in range(4) for j in range(i)]
+    pooled = pool_seeds(family)
+    mean = np.mean([one.seeds[0].variance for one in family])
+    for own, lent in zip(family, pooled, strict=True):
+        assert lent.seeds[0].variance == pytest.approx(max(own.seeds[0].variance, mean))
+        assert lent.seeds[0].freedom == 3 * 2 and lent.prompts == own.prompts and lent.value == own.value
+    assert pool_seeds(family[:1]) == family[:1] and pool_seeds([]) == []
 
 
 def test_more_seeds_and_more_prompts_detect_less() -> None:
