@@ -501,7 +501,11 @@ def test_a_claim_needs_a_range_and_a_smallest_effect() -> None:
 def test_the_tables_csv_has_exactly_its_columns(shown) -> None:
     rows = shown.attrs["data"]
     assert list(rows.columns) == COLUMNS and set(rows["comparable"]) == {"yes", ""}
-    assert list(shown["Name"]) == list(rows["name"]) and list(shown["Verdict"]) == list(rows["verdict"])
+    assert dict(zip(shown["Name"], shown["Verdict"], strict=True)) == dict(
+        zip(rows["name"], rows["verdict"], strict=True)
+    )
+    unmeasured = list(shown["Verdict"] == "not measured")
+    assert unmeasured == sorted(unmeasured), "on the page, what is measured stands first"
     assert f"{len(rows) - len(ELSEWHERE)} supported, {len(ELSEWHERE)} not measured" in shown.attrs["notes"]
     assert "(100 %)" in shown.attrs["notes"]
 

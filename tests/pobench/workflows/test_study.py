@@ -100,7 +100,7 @@ def test_times_multiplies_what_the_setting_gives_loss_by_loss() -> None:
 
 def test_a_value_says_that_the_study_gave_it_unless_the_setting_gives_it_too() -> None:
     first, second = expand(study(Entry(losses=["simpo"], times={"gamma": [1, 2]})), "tiny")
-    assert first == resolve("tiny", "simpo")[0] and "sweep" in first.origin["simpo.gamma"]
+    assert first == resolve("tiny", "simpo")[0] and "tuning" in first.origin["simpo.gamma"]
     assert second.origin["simpo.gamma"] == "study mine"
 
 
