@@ -43,13 +43,6 @@ class Contrast:
         return math.nan if self.crossed is None else self.crossed.p_value()
 
     @property
-    def covers(self) -> str:
-        """What the interval covers, for readers."""
-        if self.crossed is not None:
-            return "other prompts and other seeds"
-        return "other prompts, not other seeds" if self.seeds else "other prompts"
-
-    @property
     def decides(self) -> bool:
         """Whether there are enough seeds for a verdict."""
         return self.seeds >= VERDICT_SEEDS
@@ -100,7 +93,8 @@ def _table(values: Values) -> pd.DataFrame:
 
 
 def _paired(tables: Sequence[tuple[float, pd.DataFrame]]) -> list[tuple[float, np.ndarray]]:
-    """One table of the weighted sum where all trained arms have the same seeds and no cell is missing; else each by itself."""
+    """One table of the weighted sum where all trained arms have the same seeds, and each prompt a seed with all parts;
+    else each arm's table by itself."""
     trained = [set(table.columns) for _, table in tables if tuple(table.columns) != (NO_SEED,)]
     if any(seeds != trained[0] for seeds in trained):
         return [(weight, table.to_numpy()) for weight, table in tables]

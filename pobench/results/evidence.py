@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -13,6 +12,7 @@ from pobench.results import stats
 from pobench.results.arms import Arm, Line, arms_of, homes_of, judges_of, lines_of, of_arm, settings_of
 from pobench.results.contrast import MISSING, Contrast, Values, by_seed, contrast, prompt_groups
 from pobench.results.equal_tuning import equally_tuned, values_of
+from pobench.results.metrics import repeated_share
 
 
 class Measured(NamedTuple):
@@ -191,9 +191,7 @@ def from_mean(value: OfRows) -> OfRows:
 # ---------------------------------------------------------------- numbers of an answer
 def repeated(text: Any) -> float:
     """The share of 4-grams of case-folded words that stood earlier in the text; nan below four words."""
-    words = str(text).casefold().split()
-    grams = list(zip(*(words[i:] for i in range(4)), strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else math.nan
+    return repeated_share(str(text).casefold().split())
 
 
 # ---------------------------------------------------------------- an arm's numbers

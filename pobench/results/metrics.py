@@ -127,6 +127,12 @@ def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
+def repeated_share(words: list[str]) -> float:
+    """The share of 4-grams that stood earlier among the words; nan below four words."""
+    grams = _ngrams(words, 4)
+    return 1 - len(set(grams)) / len(grams) if grams else math.nan
+
+
 # ---------------------------------------------------------------- quality, by a judge
 @_metric("pass_rate", "Pass rate", "higher", "%", ".1f", scale=100, judged=True)
 def pass_rate(e: Evidence) -> Estimate:
@@ -193,8 +199,7 @@ def repetition(e: Evidence) -> Estimate:
     """Share of an answer's 4-grams that already stood earlier in the same answer: 1 − distinct 4-grams / 4-grams, on
     case-folded words; mean over a prompt's samples, then over prompts. Answers of fewer than four words have none and
     do not count."""
-    grams = [_ngrams(words, 4) for words in e.words]
-    return e.prompts([1 - len(set(g)) / len(g) if g else math.nan for g in grams], stats.UNIT)
+    return e.prompts([repeated_share(words) for words in e.words], stats.UNIT)
 
 
 @_metric("distinct_2", "Distinct bigrams", "higher", "%", ".1f", scale=100)

@@ -277,9 +277,8 @@ def proportion(successes: float, n: int) -> Estimate:
     return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
 
 
-Ranked = Mapping[
-    Any, tuple[ArrayLike, ArrayLike]
-]  # seed → (x, y), each (observations,), the same observations in the same order
+# seed → (x, y), each (observations,), the same observations in the same order
+Ranked = Mapping[Any, tuple[ArrayLike, ArrayLike]]
 
 
 def spearman(
