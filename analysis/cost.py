@@ -13,17 +13,19 @@ from pobench.results.arms import arms_of, of_arm
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """Wall time of the training steps; beside it that of the stored reference pass, done once and shared by all runs that read
     it (0: none, or in the steps themselves, where the reference is `every_step`); peak memory of the process or device; useful
-    tokens (padding not counted). Means over seeds. Comparable only between runs on the same, otherwise idle machine."""
+    tokens (padding not counted). Means over seeds. Comparable only between runs on the same, otherwise idle machine: "waited"
+    is the share of the steps' time in which other work had the processor, and a time with more than 4.5 % decides no claim."""
     rows = []
     for arm in arms_of(runs):
         for kind, members in [] if arm.is_start else of_arm(runs, arm).groupby("reference", dropna=False, sort=True):
-            numbers = ["seconds", "reference_seconds", "peak_memory", "tokens"]
-            means = members[numbers].apply(pd.to_numeric, errors="coerce").mean()
+            numbers = ["seconds", "waited", "reference_seconds", "peak_memory", "tokens"]
+            means = members.reindex(columns=numbers).apply(pd.to_numeric, errors="coerce").mean()
             rows.append(
                 {
                     "Loss": arm.label,
                     "Reference": kind if isinstance(kind, str) and kind else "none",
                     "Seconds": means["seconds"],
+                    "Waited, %": 100 * means["waited"] / means["seconds"],
                     "Reference pass, s": means["reference_seconds"],
                     "Peak memory, GB": means["peak_memory"] / 1e9,
                     "Tokens": means["tokens"],

@@ -10,6 +10,7 @@ from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.results import stats
 from pobench.results.arms import Arm, homes_of, of_arm
+from pobench.results.few_runs import crowded
 
 QUANTITIES = [  # column, axis label, divisor
     ("whole_seconds", "minutes of training, reference included", 60.0),
@@ -24,7 +25,8 @@ def time_and_memory(runs: pd.DataFrame) -> plot.Drawing:
     dots: single runs; n: runs. Axes begin at zero. Time is that of the training steps and of the reference model's pass over
     the pairs, where the loss reads one: a single pass whose sums are stored and shared by all runs, added in full to each; or,
     in the rows "in every step", a frozen start model beside the policy in every step, which is how the paper ran it. A remark
-    names runs whose pass was not timed. Comparable only between runs on the same, otherwise idle machine. (The paper,
+    names runs whose pass was not timed, or whose steps were timed beside other work. Comparable only between runs on the same,
+    otherwise idle machine. (The paper,
     Llama-3-Base on eight H100: DPO 73 minutes and 77 GB, SimPO 60 and 69.)"""
     costs = [(arm, _quantities(members), remark) for arm, members, remark in _kinds(runs)]
     costs = [cost for cost in costs if any(len(v) for v in cost[1])]
@@ -61,7 +63,8 @@ def _kinds(runs: pd.DataFrame) -> list[tuple[Arm, pd.DataFrame, str]]:
             untimed = members["reference"].eq("cached") & members["reference_seconds"].isna()
             if len(members):
                 arm = home._replace(label=home.label.partition(" (")[0] + title)
-                kinds.append((arm, members, "without the reference pass" if untimed.any() else ""))
+                remarks = {"without the reference pass": untimed.any(), "beside other work": crowded(members).any()}
+                kinds.append((arm, members, ", ".join(remark for remark, holds in remarks.items() if holds)))
     return kinds
 
 

@@ -144,6 +144,13 @@ _RUNS = Frame(
         Column("pairs", "int", "pairs", "pairs it was trained on; nan until it has finished"),
         Column("seconds", "float", "s", "wall time of the training steps", measured=True),
         Column(
+            "waited",
+            "float",
+            "s",
+            "of that, time in which other work had the processor; nan where the system does not count it",
+            measured=True,
+        ),
+        Column(
             "reference",
             "text",
             "",

@@ -139,6 +139,7 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
         "start": config["start"],
         "pairs": about.get("pairs", math.nan),
         "seconds": about.get("seconds", math.nan),
+        "waited": about.get("waited", math.nan),
         "reference": reference,
         "reference_seconds": about.get("reference_seconds", math.nan if reference == "cached" else 0.0),
         "peak_memory": about.get("peak_memory", math.nan),

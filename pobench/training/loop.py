@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from pobench.model.policy_sums import SumScorer, sum_scorer
 from pobench.registry import Loss
 from pobench.settings.schema import LoopConfig, TrainConfig
 from pobench.training import checkpoint
+from pobench.training.clock import Spent
 from pobench.training.memory import (
     Choice,
     choose,
@@ -89,11 +89,12 @@ def make_optimizer(policy: torch.nn.Module, config: LoopConfig) -> torch.optim.A
 
 @dataclass
 class Trained:
-    """Facts about a finished training. seconds: wall time of all steps, also of those before a resume. peak_memory: bytes, of
-    this process. tokens: computed in all steps."""
+    """Facts about a finished training. seconds: wall time of all steps, also of those before a resume. waited: those of them in
+    which other work had the processor, see `clock`. peak_memory: bytes, of this process. tokens: computed in all steps."""
 
     steps: int
     seconds: float
+    waited: float
     peak_memory: int
     tokens: int
     layout: str
@@ -166,12 +167,12 @@ def minimise(
     run = _Run.set_up(accelerator, model, objective, config, folder, content, say)
     try:
         gap = objective.start(run.scorer, batches[0][1], exact=run.exact)
-        done, seconds = run.resume(folder, content, say)
+        done, spent = run.resume(folder, content, say)
         rewind(done)
         run.make_room_for_gradients()
         pace = checkpoint.Pace(config.checkpoint_seconds, config.checkpoint_share)
         for step in range(done, len(batches)):
-            started = time.monotonic()
+            started = Spent.so_far()
             epoch, batch = batches[step]
             rate = learning_rate(config, step, len(batches))
             # ------------------------------------------------ the step
@@ -182,21 +183,22 @@ def minimise(
             run.step(rate)
             # ------------------------------------------------ memory, watching, logging, checkpoints
             run.trim(step)
-            took = time.monotonic() - started
-            seconds += took
+            took = Spent.so_far().since(started)
+            spent = spent.plus(took)
             if watch is not None and watch_every and ((step + 1) % watch_every == 0 or step + 1 == len(batches)):
                 beside = {**beside, **watch(run.scorer)}
             if accelerator.is_main_process:
                 row = {"step": step + 1, "epoch": epoch, **values, **beside, "lr": rate, "grad_norm": grad_norm}
-                log({**row, "seconds": took, objective.unit: objective.size(batch), "steps": len(batches)})
+                log({**row, "seconds": took.seconds, objective.unit: objective.size(batch), "steps": len(batches)})
             if step + 1 < len(batches) and run.agreed(pace.due):
                 with pace.saving():
-                    run.save(folder, step + 1, seconds, content)
+                    run.save(folder, step + 1, spent, content)
     finally:
         run.release()
     tokens = sum(objective.groups[i].tokens for _, batch in batches for i in batch)
     peak, scorer = peak_memory(accelerator.device), run.scorer
-    return Trained(len(batches), seconds, peak, tokens, scorer.layout.name, scorer.layout_reason, gap, *run.choice)
+    layout, reason = scorer.layout.name, scorer.layout_reason
+    return Trained(len(batches), spent.seconds, spent.waited, peak, tokens, layout, reason, gap, *run.choice)
 
 
 def _note_a_cut_warmup(config: LoopConfig, steps: int, say: Callable[[str], None]) -> None:
@@ -257,14 +259,15 @@ class _Run:
         exact = accelerator.mixed_precision == "no" and model.dtype == torch.float32
         return cls(accelerator, objective, config, policy, prepared, optimizer, scorer, choice, exact)
 
-    def resume(self, folder: Path, content: str, say: Callable[[str], None]) -> tuple[int, float]:
-        """(steps done, seconds they took) of the checkpoint that training goes on from; (0, 0.0) without one."""
+    def resume(self, folder: Path, content: str, say: Callable[[str], None]) -> tuple[int, Spent]:
+        """(steps done, the time they took) of the checkpoint that training goes on from; no step, no time without one."""
         state = checkpoint.resume(folder, self.policy, self.plain_optimizer, content, say)
-        done, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
+        done = state["step"] if state else 0
+        spent = Spent(state["seconds"], state.get("waited", math.nan)) if state else Spent()
         steps = self.accelerator.gather(torch.tensor([done], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
             raise PobenchError(f"{str(folder)!r}: the processes resume from different steps: {steps}")
-        return done, seconds
+        return done, spent
 
     def make_room_for_gradients(self) -> None:
         """On a CPU, allocate the gradients once and keep them between steps. Freed and allocated again among activations of
@@ -327,12 +330,12 @@ class _Run:
             return due
         return bool(self.accelerator.gather(torch.tensor([due], device=self.accelerator.device))[0])
 
-    def save(self, folder: Path, step: int, seconds: float, content: str) -> None:
+    def save(self, folder: Path, step: int, spent: Spent, content: str) -> None:
         """Write a checkpoint after `step` steps, in the main process; the others wait."""
         if self.accelerator.device.type == "cpu":
             give_back_freed_memory()  # saving needs memory too
         if self.accelerator.is_main_process:
-            facts = {"seconds": seconds, "memory": self.choice._asdict()}
+            facts = {**spent._asdict(), "memory": self.choice._asdict()}
             checkpoint.save(folder, step, self.policy, self.plain_optimizer, facts, content)
         self.accelerator.wait_for_everyone()
 

@@ -391,6 +391,20 @@ def test_a_reference_is_counted_both_ways(few_losses) -> None:
     assert set(rows_of({"runs": earlier}, *names)["verdict"]) == {"not measured"} and len(names) == 4
 
 
+def test_a_time_beside_other_work_decides_no_claim(few_losses) -> None:
+    runs, names = few_losses["runs"], ["reference-free-is-faster-than-cached", "cached-reference-needs-no-memory"]
+    quiet = rows_of({"runs": runs.assign(waited=0.01 * runs["seconds"])}, *names)
+    crowded = rows_of({"runs": runs.assign(waited=0.3 * runs["seconds"])}, *names)
+    assert quiet.equals(rows_of({"runs": runs}, *names)) and "not comparable" not in set(quiet["verdict"])
+    assert (
+        crowded.loc[names[0], "verdict"] == "not comparable"
+        and crowded.loc[names[0], "value"] == quiet.loc[names[0], "value"]
+    )
+    assert crowded.loc[names[1]].equals(quiet.loc[names[1]]), "memory is the same beside other work"
+    one = runs.assign(waited=(runs["seed"] == runs["seed"].max()) * 0.3 * runs["seconds"])
+    assert rows_of({"runs": one}, *names).loc[names[0], "runs"] == quiet.loc[names[0], "runs"] - 2
+
+
 def test_repetition_counts_four_words_that_stood_before() -> None:
     assert repeated("a b c d A b c d") == pytest.approx(1 / 5)  # five 4-grams, one twice
     assert repeated("a b c d e") == 0.0 and math.isnan(repeated("a b c"))
