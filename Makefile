@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 LOSSES ?= simpo,dpo,ipo,kto,orpo
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help run report tuning tuning-smollm2 test test-all check docs clean
+.PHONY: help run report tuning tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all check docs clean
 .DEFAULT_GOAL := help
 
 help:       ## list the targets
@@ -30,6 +30,37 @@ tuning: $(VENV)/.installed    ## search the values of every loss on tiny; trials
 tuning-smollm2: $(VENV)/.installed ## the same on smollm2, for the losses in LOSSES; hours
 	$(TUNE) --setting smollm2 --losses $(LOSSES) --into experiments/settings/smollm2.yaml; status=$$?; \
 	cp runs-tuning/smollm2/tuning/trials.csv experiments/data/smollm2/tuning.csv && exit $$status
+
+# The reports of reports/examples, world by world. A run that runs-examples holds is not made again, so an interrupted command
+# goes on. Two jobs at one time, a thread each. Studies stand in an order: runs that are added after a report count as another
+# look at the comparison, so `seeds`, which has most, comes first; and `kl-vs-beta` measures in training what others do not.
+STUDIES := seeds kl-vs-beta main-table length-normalisation dpo-variants margin learning-rate sft-regularisation efficiency \
+           batch-and-epochs length-bias
+STUDY = OMP_NUM_THREADS=1 $(BIN)/pobench study --runs runs-examples --at-once 2
+KEPT := claims.csv who-beats-whom.csv pass-rate.png gains-over-dpo.png length-bias.png
+
+define studies # $(1): the world. Where a job fails (status 1), the other studies run; the report names it
+	for study in $(STUDIES); do $(STUDY) $$study --setting $(1) || [ $$? -eq 1 ] || exit 1; done
+endef
+
+define example # $(1): the world
+	rm -rf runs-examples/report/$(1)
+	$(BIN)/pobench analyze --runs runs-examples --setting $(1) --out runs-examples/report/$(1) --format html,md,csv,png,parquet
+	mkdir -p reports/examples/$(1)
+	cd runs-examples/report/$(1) && cp -r report.html summary.md frames $(KEPT:%=$$(find . -name %)) ../../../reports/examples/$(1)
+endef
+
+example-tiny: $(VENV)/.installed ## make every study on tiny and its report in reports/examples; two hours, resumable
+	$(call studies,tiny)
+	$(call example,tiny)
+
+example-tiny-long: $(VENV)/.installed ## the same on tiny-long
+	$(call studies,tiny-long)
+	$(call example,tiny-long)
+
+example-smollm2: $(VENV)/.installed ## the main table of the losses in LOSSES on smollm2, and its report
+	$(STUDY) main-table --setting smollm2 --losses $(LOSSES) || [ $$? -eq 1 ]
+	$(call example,smollm2)
 
 test: $(VENV)/.installed-test ## run the fast tests, in minutes
 	$(TESTS)

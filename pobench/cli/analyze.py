@@ -22,7 +22,14 @@ def analyze(
     setting: Annotated[str | None, typer.Option(help="Only the runs of this setting.")] = None,
     figures: Annotated[str, typer.Option(help="`all`, or names, comma-separated.")] = "all",
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where the report goes; default: RUNS/report.")] = None,
-    formats: Annotated[str, typer.Option("--format", help="`all`, or of html, md, tex, csv, png, svg.")] = "all",
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="`all`, or of html, md, tex, csv, png, svg; also parquet: the frames that the report is computed from, in a "
+            "folder that --runs reads.",
+        ),
+    ] = "all",
     plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
@@ -36,25 +43,28 @@ def write_report(runs: Path, setting: str | None, figures: str, folder: Path | N
     """Draw the runs below `runs`, store that they were looked at, and return the page's path. Raises PobenchError that
     lists all unknown names."""
     from pobench import registry
-    from pobench.reporting.page import FORMATS, build_report
+    from pobench.reporting.page import FORMATS, FRAMES, build_report
     from pobench.results.arms import arms_of
     from pobench.results.earlier_looks import looks_at, record_look, warning
+    from pobench.results.frame_files import is_frames
     from pobench.results.load import load_frames
 
-    names, kinds = (
-        None if text == "all" else [n.strip() for n in text.split(",") if n.strip()] for text in (figures, formats)
-    )
+    names, kinds = ([n.strip() for n in text.split(",") if n.strip()] for text in (figures, formats))
+    kinds = [kind for named in kinds for kind in (FORMATS if named == "all" else (named,))]
+    known = (*FORMATS, FRAMES)
     faults = [
-        f"--format: unknown {kind!r}{registry.nearest(kind, FORMATS)} Known: {', '.join(FORMATS)}"
-        for kind in kinds or ()
-        if kind not in FORMATS
+        f"--format: unknown {kind!r}{registry.nearest(kind, known)} Known: all, {', '.join(known)}"
+        for kind in kinds
+        if kind not in known
     ]
+    names = None if names == ["all"] else names
     for name in names or ():
         or_fault(faults, partial(registry.figures.get, name))
     frames: Any = or_fault(faults, lambda: load_frames(runs, setting))
     raise_faults(faults)
-    report = build_report(frames, folder or runs / "report", figures=names, formats=kinds or FORMATS)
-    record_look(runs, frames["runs"])
+    report = build_report(frames, folder or runs / "report", figures=names, formats=kinds)
+    if not is_frames(runs):  # the look at these runs lies beside the runs
+        record_look(runs, frames["runs"])
     if text := warning(looks_at(frames["looks"], frames["runs"], arms_of(frames["runs"]))):
         err.print(escape(text), highlight=False)
     return report

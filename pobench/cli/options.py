@@ -27,6 +27,7 @@ Plugins = Annotated[
     typer.Option("--plugin", metavar="FILE.py", help="A Python file that registers losses, judges or figures."),
 ]
 ModelName = Annotated[str | None, typer.Option(help="The model whose tokenizer is used; default: the setting's.")]
+AtOnce = Annotated[int, typer.Option(min=1, help="Jobs that run at one time, each in its own process.")]
 Json = Annotated[bool, typer.Option("--json", help="Print a summary for machines on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 

@@ -13,6 +13,7 @@ from pobench.cli.complete import complete_stages
 from pobench.cli.cost import print_cost
 from pobench.cli.group import STYLE
 from pobench.cli.options import (
+    AtOnce,
     Debug,
     Json,
     Losses,
@@ -59,6 +60,7 @@ def run(
         ),
     ] = "start",
     plugin: Plugins = None,
+    at_once: AtOnce = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
     rehearse: Annotated[
         bool,
@@ -104,7 +106,11 @@ def run(
     if plan.left or plan.notes:
         err.print(escape(plan.text()))
     try:
-        outcomes = execute(plan, announce=lambda text: err.print(escape(text), style="bold", highlight=False))
+        outcomes = execute(
+            plan,
+            at_once=at_once,
+            announce=lambda text: err.print(escape(text), style="bold", highlight=False),
+        )
     except KeyboardInterrupt:
         err.print("\ninterrupted; the same command continues where this one stopped")
         raise

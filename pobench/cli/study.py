@@ -12,6 +12,7 @@ from pobench.cli.complete import complete_studies
 from pobench.cli.cost import print_cost
 from pobench.cli.group import STYLE
 from pobench.cli.options import (
+    AtOnce,
     Debug,
     Json,
     Plugins,
@@ -43,6 +44,7 @@ def study_(
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
+    at_once: AtOnce = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -82,7 +84,11 @@ def study_(
     for line in dict.fromkeys(line for text in summaries for line in text):  # plans of several data sets share lines
         err.print(escape(line))
     try:
-        outcomes = execute_all(plans, announce=lambda text: err.print(escape(text), style="bold", highlight=False))
+        outcomes = execute_all(
+            plans,
+            at_once=at_once,
+            announce=lambda text: err.print(escape(text), style="bold", highlight=False),
+        )
     except KeyboardInterrupt:
         err.print("\ninterrupted; the same command continues where this one stopped")
         raise

@@ -13,6 +13,7 @@ import typer
 from pobench.cli.cost import print_cost
 from pobench.cli.group import STYLE
 from pobench.cli.options import (
+    AtOnce,
     Debug,
     Json,
     Losses,
@@ -47,7 +48,7 @@ def tune_(
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
-    at_once: Annotated[int, typer.Option(min=1, help="Trials that run at one time, each in its own process.")] = 1,
+    at_once: AtOnce = 1,
     into: Annotated[
         Path | None, typer.Option(help="Write the chosen values into this setting's file, if no trial is missing.")
     ] = None,

@@ -32,10 +32,13 @@ from pobench.reporting.tables import TEX_NEEDS, clean, latex, listing, markdown,
 from pobench.results import metrics
 from pobench.results.arms import Arm, json_object, judges_of, of_arm, settings_of, show_setting
 from pobench.results.comparable import Comparable, Selection, ordered, split
+from pobench.results.derived import Frames
+from pobench.results.frame_files import write_frames
 
 FIGURE_FORMATS = ("png", "svg", "csv")
 TABLE_FORMATS = ("md", "csv", "tex")
 FORMATS = ("html", "png", "svg", "csv", "md", "tex")
+FRAMES = "parquet"  # a format of its own, which a report has where it is asked for: `pobench.results.frame_files`
 LARGEST_PAGE = 10_000_000  # bytes; beyond it, the largest pictures stay files
 
 SAMPLE_PROMPTS = 4
@@ -55,14 +58,15 @@ def build_report(
     folder's without the format html.
 
     frames: as `pobench.results.load` gives them; figures whose frame is missing say so.
-    figures: names of figures and tables, default all. setting: only this one. formats: any of `FORMATS`.
+    figures: names of figures and tables, default all. setting: only this one. formats: any of `FORMATS`, and `FRAMES`.
     Raises PobenchError when there is no run, or for unknown names.
     """
-    shown = _chosen(figures)
-    unknown = [f"unknown format {name!r}{nearest(name, FORMATS)}" for name in formats if name not in FORMATS]
+    shown, known = _chosen(figures), (*FORMATS, FRAMES)
+    unknown = [f"unknown format {name!r}{nearest(name, known)}" for name in formats if name not in known]
     if unknown:
-        raise PobenchError("\n".join([*unknown, f"formats are {', '.join(FORMATS)}"]))
-    groups = split(ordered(frames), setting=setting, seed=seed)
+        raise PobenchError("\n".join([*unknown, f"formats are {', '.join(known)}"]))
+    frames = ordered(frames)
+    groups = split(frames, setting=setting, seed=seed)
     anchored = [(group, _slug(group.title) or f"section-{place}") for place, group in enumerate(groups)]
     items = iter(_draw_all([Task(figure, group, anchor) for group, anchor in anchored for figure in shown]))
     sections = [build_section(group, anchor, [next(items) for _ in shown]) for group, anchor in anchored]
@@ -78,7 +82,16 @@ def build_report(
     for name, page in pages.items():
         if name.rpartition(".")[2] in formats:
             _write(out / name, page().encode("utf-8", "replace"))
+    if FRAMES in formats:
+        _write_frames(frames, groups, out / "frames")
     return out / "report.html" if "html" in formats else out
+
+
+def _write_frames(frames: Frames, groups: Sequence[Comparable], folder: Path) -> None:
+    """The frames of the groups, with the scores of every arm."""
+    own = frames.of_runs(run for group in groups for run in group.frames["runs"]["run"])
+    scores = pd.concat([group.frames["scores"] for group in groups], ignore_index=True)
+    write_frames({**own.stored, "scores": scores.sort_values(["run", "metric"], kind="stable")}, folder)
 
 
 def _chosen(names: Sequence[str] | None) -> list[registry.Figure]:
@@ -120,7 +133,7 @@ class SamplePrompt:
 def sample_answers(selection: Selection, count: int = SAMPLE_PROMPTS) -> list[SamplePrompt]:
     """The answers to a few prompts, side by side. A fixed rule picks them: of the prompts that most models answered, those
     whose id has the smallest SHA-256; of each model, the lowest seed's first sample."""
-    if selection.frames["answers"].empty:
+    if selection.frames["answers"]["text"].isna().all():  # also where there are no answers
         return []
     firsts = _first_answers(selection)
     scores = _scores_of(selection.frames["verdicts"])

@@ -21,6 +21,7 @@ from pobench.registry import Figure
 from pobench.results import metrics
 from pobench.results.arms import Arm, arms_of, homes_of
 from pobench.results.derived import Frames
+from pobench.results.frame_files import counted
 
 
 def ordered(frames: Mapping[str, pd.DataFrame]) -> Frames:
@@ -32,7 +33,7 @@ def ordered(frames: Mapping[str, pd.DataFrame]) -> Frames:
         unsortable = frame is None or not set(described.sort) <= set(frame.columns)
         complete = described.of(() if unsortable else frame)
         complete_frames[described.name] = complete.sort_values(list(described.sort), kind="stable", ignore_index=True)
-    return Frames(complete_frames)
+    return Frames({**complete_frames, "answers": counted(complete_frames["answers"])})
 
 
 MOST_ARMS = 16  # rows and panels that a reader can still survey; the paper has twelve losses
@@ -174,6 +175,8 @@ def _frames_of(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: int
     part = {"runs": runs.reset_index(drop=True)}
     for name in [frame.name for frame in STORED if frame.name != "runs"]:
         column, kept = "run", set(runs["run"]) if name == "steps" else finished
+        if name == "scores":
+            kept = finished | {arm.id for arm in arms_of(runs)}
         if name in ("audit", "tuning"):
             column, kept = "setting", tuned if name == "tuning" else set(runs["setting"])
         part[name] = frames[name][frames[name][column].isin(kept)].reset_index(drop=True)

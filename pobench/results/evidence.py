@@ -12,7 +12,6 @@ from pobench.results import stats
 from pobench.results.arms import Arm, Line, arms_of, homes_of, judges_of, lines_of, of_arm, settings_of
 from pobench.results.contrast import MISSING, Contrast, Values, by_seed, contrast, prompt_groups
 from pobench.results.equal_tuning import equally_tuned, values_of
-from pobench.results.metrics import repeated_share
 
 
 class Measured(NamedTuple):
@@ -188,12 +187,6 @@ def from_mean(value: OfRows) -> OfRows:
     return deviation
 
 
-# ---------------------------------------------------------------- numbers of an answer
-def repeated(text: Any) -> float:
-    """The share of 4-grams of case-folded words that stood earlier in the text; nan below four words."""
-    return repeated_share(str(text).casefold().split())
-
-
 # ---------------------------------------------------------------- an arm's numbers
 def score(e: Evidence, arm: Arm) -> Values:
     """Points of a prompt."""
@@ -207,12 +200,12 @@ def tokens(e: Evidence, arm: Arm) -> Values:
 
 def characters(e: Evidence, arm: Arm) -> Values:
     """Characters of a prompt's answers."""
-    return e.answer(arm, "characters", lambda rows: rows["text"].map(lambda text: len(str(text))))
+    return e.answer(arm, "characters", lambda rows: rows["characters"])
 
 
 def repetition(e: Evidence, arm: Arm) -> Values:
     """The share of a prompt's answers' 4-grams that stood earlier in the same answer, in %."""
-    return e.answer(arm, "repetition", lambda rows: 100.0 * rows["text"].map(repeated))
+    return e.answer(arm, "repetition", lambda rows: 100.0 * rows["repeated"])
 
 
 def held(value: OfRows) -> Number:

@@ -1,4 +1,5 @@
-"""Read a runs directory as frames. `pobench.results.run_folder` describes the files of a run.
+"""Read a runs directory as frames, or frames that `pobench.results.frame_files` wrote. `pobench.results.run_folder` describes
+the files of a run.
 
 `load_frames` returns tidy frames, one observation a row, joined by `run`. `pobench.columns` describes each frame, and
 docs/frames.md prints it. `pobench.results.derived` computes further frames from these on first use.
@@ -19,8 +20,10 @@ from pobench.columns import FRAMES, STORED
 from pobench.errors import CorruptError, PobenchError, nearest
 from pobench.files import read_marker
 from pobench.registry import losses
+from pobench.results.arms import arms_of
 from pobench.results.derived import Frames
 from pobench.results.earlier_looks import stored_looks
+from pobench.results.frame_files import counted, is_frames, read_frames
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
 
@@ -28,16 +31,15 @@ from pobench.results.scores import scores_of
 def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames:
     """All stored runs as tidy frames, with the columns and types of `pobench.columns.FRAMES`.
 
-    setting: read only the runs of this setting. Raises PobenchError if no run is stored.
+    runs: a folder of runs, or one of frames as files (`pobench analyze --format parquet`). setting: read only the runs of this
+    setting. Raises PobenchError if no run is stored.
     """
     root = Path(runs)
+    if is_frames(root):
+        return _of_setting(Frames(read_frames(root)), root, setting)
     folders = sorted(p.parent for p in root.glob("*/*/config.yaml") if setting in (None, p.parent.parent.name))
     if not folders:
-        stored = sorted({p.parent.parent.name for p in root.glob("*/*/config.yaml")})
-        if setting and stored:
-            hint = f"{nearest(setting, stored)} Known: {', '.join(stored)}"
-            raise PobenchError(f"no stored runs in {str(root)!r} for setting {setting!r}{hint}")
-        raise PobenchError(f"no stored runs in {str(root)!r}; `pobench run` makes some")
+        raise _no_runs(root, setting, {p.parent.parent.name for p in root.glob("*/*/config.yaml")})
     parts: dict[str, list[pd.DataFrame]] = {frame.name: [] for frame in STORED}
     for path in folders:
         folder = RunFolder(root, f"{path.parent.name}/{path.name}")
@@ -61,7 +63,28 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
     for trials in (root / "trials.csv", *sorted(root.glob("*/tuning/trials.csv"))):
         if trials.is_file():
             parts["tuning"].append(read_trials(trials))
-    return Frames({frame.name: frame.of(_joined(parts[frame.name])) for frame in STORED})
+    frames = {frame.name: frame.of(_joined(parts[frame.name])) for frame in STORED}
+    return Frames({**frames, "answers": counted(frames["answers"])})
+
+
+def _of_setting(frames: Frames, root: Path, setting: str | None) -> Frames:
+    """The rows of one setting, or all. Raises PobenchError where it has none."""
+    runs = frames["runs"]
+    if setting is None:
+        return frames
+    if setting not in set(runs["setting"]):
+        raise _no_runs(root, setting, set(runs["setting"]))
+    own = runs[runs["setting"] == setting]
+    kept = frames.of_runs([*own["run"], *(arm.id for arm in arms_of(own))])
+    of_setting = {name: kept[name][kept[name]["setting"] == setting] for name in ("audit", "looks")}
+    return Frames({**kept.stored, **of_setting})
+
+
+def _no_runs(root: Path, setting: str | None, stored: set[str]) -> PobenchError:
+    if setting and stored:
+        hint = f"{nearest(setting, stored)} Known: {', '.join(sorted(stored))}"
+        return PobenchError(f"no stored runs in {str(root)!r} for setting {setting!r}{hint}")
+    return PobenchError(f"no stored runs in {str(root)!r}; `pobench run` makes some")
 
 
 def read_trials(path: Path) -> pd.DataFrame:

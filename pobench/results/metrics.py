@@ -347,7 +347,7 @@ def complete(frames: Frames, *, seed: int = 0) -> pd.DataFrame:
     added: list[dict[str, Any]] = []
     for arm in arms_of(finished):
         groups = [(run, [run]) for run in arm.runs if run not in scored]
-        groups += [(arm.id, list(arm.runs))] if len(arm.runs) > 1 else []
+        groups += [(arm.id, list(arm.runs))] if len(arm.runs) > 1 and arm.id not in scored else []
         for name, members in groups:
             start = None if arm.is_start else _select(frames, [start_of.get(m) for m in members])
             added += [{"run": name, **row} for row in score(_select(frames, members), start, seed=seed)]

@@ -1,4 +1,4 @@
-"""Running a plan: each task in a process of its own; a failed one leaves the others running."""
+"""Running a plan: each task in a process of its own, one or several at a time; a failed one leaves the others running."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import contextlib
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
 from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
+from pobench.runs.pool import now, pool
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
@@ -41,12 +44,17 @@ class Outcome:
 
 
 def execute(
-    plan: Plan, *, announce: Callable[[str], None] = lambda text: None, held: Collection[Path] = ()
+    plan: Plan,
+    *,
+    at_once: int = 1,
+    announce: Callable[[str], None] = lambda text: None,
+    held: Collection[Path] = (),
 ) -> list[Outcome]:
-    """Run what is left, one task after the other, each in a process of its own. If a task fails, those that need its
-    result fail too, and the others run.
+    """Run what is left, each task in a process of its own. If a task fails, those that need its result fail too, and the
+    others run.
 
-    held: folders in which the caller itself keeps other commands out (`alone`).
+    at_once: tasks that run at one time; each begins when what it reads is there. held: folders in which the caller itself
+    keeps other commands out (`alone`).
 
     Raises PobenchError when another command is at work in the same folder, or the disk is too small; KeyboardInterrupt.
     """
@@ -63,19 +71,55 @@ def execute(
         for path in plan.damaged:
             _set_aside(path)
         _point_to(plan)
-        failed: list[tuple[Task, str]] = []
-        for task in left:
-            why = _lacking(task, failed)
-            if why is not None:
-                RunFolder(task.runs, task.run).fail(why)
-            else:
-                announce(f"{task.title}{_stages_of(task)}  →  {task.runs / task.run}")
-                why = _one(task)
-            if why is not None:
-                failed.append((task, why))
+
+        def ended(task: Task, why: str | None) -> None:
             if task.kind != "reference" and outcomes[task.run].status != "failed":
                 outcomes[task.run] = Outcome(task.run, task.title, "failed" if why else "finished", why or "")
+
+        _run_all(left, at_once, announce, ended)
     return list(outcomes.values())
+
+
+def _run_all(
+    left: Sequence[Task],
+    at_once: int,
+    announce: Callable[[str], None],
+    ended: Callable[[Task, str | None], None],
+) -> None:
+    """Run the tasks in order, as many at one time as may be. ended: gets each with the reason why it failed, or None."""
+    waiting = list(left)
+    running: dict[Future[str | None], Task] = {}
+    failed: list[tuple[Task, str]] = []
+    with pool(at_once) as submit:
+        while waiting or running:
+            while len(running) < at_once and (task := _ready(waiting, running.values())) is not None:
+                waiting.remove(task)
+                if (why := _lacking(task, failed)) is not None:
+                    RunFolder(task.runs, task.run).fail(why)
+                    running[now(lambda why: why, why)] = task
+                else:
+                    announce(f"{task.title}{_stages_of(task)}  →  {task.runs / task.run}")
+                    running[submit(_one, task)] = task
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task, why = running.pop(future), future.result()
+                if why is not None:
+                    failed.append((task, why))
+                ended(task, why)
+
+
+def _ready(waiting: Sequence[Task], running: Iterable[Task]) -> Task | None:
+    """The first task that needs none of those which run or stand before it."""
+    before = list(running)
+    for task in waiting:
+        if not any(_may_need(task, other) for other in before):
+            return task
+        before.append(task)
+    return None
+
+
+def _may_need(task: Task, other: Task) -> bool:
+    """Whether a task may read what an earlier one makes: what all share, its own model, or the answers of its sides."""
+    return other.kind in ("sft", "reference", "start") or other.run in (task.run, *task.sides)
 
 
 def _stages_of(task: Task) -> str:
@@ -139,7 +183,7 @@ def _one(task: Task) -> str | None:
     folder = RunFolder(task.runs, task.run)
     folder.forgive()
     status = _launch(task) if _devices() > 1 else _fork(task)
-    if status == INTERRUPTED:
+    if status in (INTERRUPTED, -signal.SIGTERM):  # the second where a pool ends its processes
         raise KeyboardInterrupt
     if status == 0:
         return None

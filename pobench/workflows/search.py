@@ -3,14 +3,12 @@ chosen values. Each trial is an ordinary run below `runs/<setting>/tuning`."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import multiprocessing
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.results.scores import read, scored_frames, scores_of
 from pobench.runs.execute import alone, execute
 from pobench.runs.plan import Plan, make_plan
+from pobench.runs.pool import pool
 from pobench.settings.job import Job
 from pobench.workflows.chosen import Best, overlay
 from pobench.workflows.grid import points_of
@@ -188,7 +187,7 @@ class _Tuner:
                     failed[trial.search.loss] += not self._finish(trial, future.result())
                     self._write()
 
-        with _pool(self.at_once) as submit:
+        with pool(self.at_once) as submit:
             for turn in range(self.tuning.trials):
                 for search in self.tuning.searches:
                     wait_until(self.at_once - 1)
@@ -364,29 +363,6 @@ class _Tuner:
                     }
                 )
         return sorted(rows, key=lambda row: (row["loss"], row["study"], row["trial"]))
-
-
-@contextlib.contextmanager
-def _pool(at_once: int) -> Iterator[Callable[..., Future[_Made]]]:
-    """What runs a function and gives its Future: here and now, or in one of several threads, each of which waits for the
-    processes of its trial. Where it is interrupted, these processes end."""
-    if at_once == 1:
-        yield _now
-        return
-    with ThreadPoolExecutor(at_once) as pool:
-        try:
-            yield pool.submit
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
-
-
-def _now(function: Callable[..., _Made], *arguments: Any) -> Future[_Made]:
-    future: Future[_Made] = Future()
-    future.set_result(function(*arguments))
-    return future
 
 
 def _frames_of(root: Path, runs: Sequence[str]) -> dict[str, pd.DataFrame]:

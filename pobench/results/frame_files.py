@@ -1,0 +1,84 @@
+"""Frames as files: what a report was computed from, small enough to keep beside it and exact.
+
+`pobench analyze --format parquet` writes a folder `frames` with one Parquet file a frame; `load_frames` reads such a folder
+like a folder of runs, so `pobench analyze --runs FOLDER/frames` computes the report again. The files hold all that claims,
+comparisons, gains, variances and tables of scores are computed from. They leave out what is large and read by pictures alone:
+the steps of training, and the answers' texts, of which `characters` and `repeated` are counted; so `scores` also has the rows
+of runs that differ in the seed alone, some of which are counted from texts. No number is rounded: a column is stored in
+32 bits only where every number is the same in 32 bits, as log-probabilities are, which a model computes so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from pobench.columns import FRAMES, STORED
+from pobench.files import whole
+from pobench.results.metrics import repeated_share
+
+LEFT_OUT = {"steps", "answers.text", "heldout.loss", "trainpairs.loss"}  # frames and columns
+
+
+def is_frames(folder: Path) -> bool:
+    """Whether a folder holds frames as files, and not runs."""
+    return (folder / "runs.parquet").is_file()
+
+
+def write_frames(frames: Mapping[str, pd.DataFrame], folder: Path) -> None:
+    """Write the stored frames as `FOLDER/<frame>.parquet`, without `LEFT_OUT` and without empty ones. The same frames give the
+    same bytes."""
+    with whole(folder) as partial:
+        partial.mkdir(parents=True)
+        for described in STORED:
+            frame = frames.get(described.name)
+            if frame is not None and len(frame) and described.name not in LEFT_OUT:
+                kept = [name for name in frame if f"{described.name}.{name}" not in LEFT_OUT]
+                _write(frame[kept], partial / f"{described.name}.parquet")
+
+
+def read_frames(folder: Path) -> dict[str, pd.DataFrame]:
+    """The frames that `write_frames` wrote; one without a file is empty."""
+    frames = {}
+    for described in STORED:
+        file = folder / f"{described.name}.parquet"
+        frame = pd.read_parquet(file) if file.is_file() else pd.DataFrame()
+        short = frame.select_dtypes("float32").columns
+        frames[described.name] = described.of(frame.astype(dict.fromkeys(short, "float64")))
+    return frames
+
+
+def counted(answers: pd.DataFrame) -> pd.DataFrame:
+    """The frame `answers` with what is counted from its texts: `characters` and `repeated`. Where no text is there, they stay
+    as they are."""
+    if answers.empty or answers["text"].isna().all():
+        return answers
+    texts = answers["text"].dropna().unique()  # samples often agree
+    counts = {
+        "characters": {text: len(str(text)) for text in texts},
+        "repeated": {text: repeated_share(str(text).casefold().split()) for text in texts},
+    }
+    columns = {name: answers["text"].map(count).astype(float) for name, count in counts.items()}
+    return FRAMES["answers"].typed(answers.assign(**columns))
+
+
+def _write(frame: pd.DataFrame, file: Path) -> None:
+    """One Parquet file: columns of few distinct values by a dictionary, other numbers with their bytes split by place, which
+    compresses better."""
+    import pyarrow
+    from pyarrow import parquet
+
+    floats = frame.select_dtypes("float64").columns
+    exact = {name: "float32" for name in floats if frame[name].equals(frame[name].astype("float32").astype("float64"))}
+    frame = frame.astype(exact)
+    many = [name for name in floats if frame[name].nunique() > len(frame) / 2]
+    parquet.write_table(
+        pyarrow.Table.from_pandas(frame, preserve_index=False),
+        file,
+        compression="zstd",
+        compression_level=15,
+        use_dictionary=[name for name in frame if name not in many],
+        column_encoding=dict.fromkeys(many, "BYTE_STREAM_SPLIT"),
+    )

@@ -1,0 +1,58 @@
+"""Several tasks at one time: none begins before what it reads is there."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from pobench.results.run_folder import RunFolder
+from pobench.runs import execute as execution
+from pobench.runs.execute import execute
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[tuple[str, str, bool]]:
+    """(kind, run, whether it trains) at the beginning and at the end of each task. Two trainings wait for each other, so one
+    after the other would never end; that of `dpo` fails."""
+    events: list[tuple[str, str, bool]] = []
+    both = threading.Barrier(2, timeout=600)
+
+    def fork(task: Any) -> int:
+        trains = "train" in task.stages
+        events.append(("begins", task.run, trains))
+        if trains:
+            both.wait()
+        if trains and task.job.loss == "dpo":
+            RunFolder(task.runs, task.run).path.mkdir(parents=True, exist_ok=True)
+            RunFolder(task.runs, task.run).fail("out of memory")
+            return 1
+        events.append(("ends", task.run, trains))
+        return 0
+
+    monkeypatch.setattr(execution, "_fork", fork)
+    return events
+
+
+def test_two_tasks_run_at_one_time_and_each_after_what_it_reads(plan_here, made, monkeypatch) -> None:
+    fork = execution._fork
+    plan = plan_here("simpo,dpo")  # it does tasks in this process; here they do nothing
+    monkeypatch.setattr(execution, "_fork", fork)
+    outcomes = {outcome.title: outcome for outcome in execute(plan, at_once=2)}
+    shared = [task.run for task in plan.tasks if task.kind in ("reference", "start")]
+    assert [run for what, run, _ in made if what == "ends"][: len(shared)] == shared, "what both read comes first"
+    (simpo,) = {task.run for task in plan.tasks if task.kind == "loss" and task.job.loss == "simpo"}
+    own = [event for event in made if event[1] == simpo]
+    assert own == [("begins", simpo, True), ("ends", simpo, True), ("begins", simpo, False), ("ends", simpo, False)]
+    statuses = {title.partition(",")[0].casefold(): outcome.status for title, outcome in outcomes.items()}
+    assert (statuses["simpo"], statuses["dpo"]) == ("finished", "failed")
+    assert not [event for event in made if "/dpo-" in event[1] and not event[2]], "a model that failed answers nothing"
+
+
+def test_an_interrupted_pool_marks_no_run_as_failed(plan_here, monkeypatch) -> None:
+    plan = plan_here("simpo,dpo")
+    monkeypatch.setattr(execution, "_fork", lambda task: -15 if "train" in task.stages else 0)  # ended by the pool
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan, at_once=2)
+    assert not list(plan.tasks[-1].runs.glob("*/*/failed.json"))
