@@ -24,7 +24,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
 from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
-from pobench.runs.pool import now, pool
+from pobench.runs.pool import end_with_parent, now, pool
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
@@ -212,6 +212,7 @@ def _fork(task: Task) -> int:
 
 
 def _child(task: Task) -> None:
+    end_with_parent()
     sys.exit(run(task))
 
 

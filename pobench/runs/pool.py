@@ -1,9 +1,13 @@
-"""Several jobs at one time: functions in threads, each of which waits for the processes of its job."""
+"""Several jobs at one time: functions in threads, each of which waits for the processes of its job; and no process outlives
+its command."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -33,3 +37,17 @@ def now(function: Callable[..., T], *arguments: Any) -> Future[T]:
     future: Future[T] = Future()
     future.set_result(function(*arguments))
     return future
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, however that ended: the repeated command would find an
+    orphan at work in the folder."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("this process was started by no other one of multiprocessing")
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)  # any moment is a good one: files appear whole
+
+    threading.Thread(target=watch, daemon=True).start()

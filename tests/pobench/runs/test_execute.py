@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -56,3 +59,27 @@ def test_an_interrupted_pool_marks_no_run_as_failed(plan_here, monkeypatch) -> N
     with pytest.raises(KeyboardInterrupt):
         execute(plan, at_once=2)
     assert not list(plan.tasks[-1].runs.glob("*/*/failed.json"))
+
+
+KILLED = """
+import multiprocessing, os, signal, threading
+from pobench.runs.pool import end_with_parent
+
+def work(pipe):
+    end_with_parent()
+    pipe.send("at work")
+    threading.Event().wait()
+
+if __name__ == "__main__":
+    here, there = multiprocessing.Pipe()
+    multiprocessing.get_context("forkserver").Process(target=work, args=(there,)).start()
+    print(here.recv(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_task_ends_with_the_command_that_is_killed(tmp_path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = subprocess.run([sys.executable, tmp_path / "killed.py"], capture_output=True, text=True, timeout=600)
+    # a process of its own keeps the pipe open as long as it lives, so this line is reached when it has ended
+    assert (command.returncode, command.stdout) == (-signal.SIGKILL, "at work\n"), command.stderr
