@@ -4,7 +4,7 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 LOSSES ?= simpo,dpo,ipo,kto,orpo
-TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: help run report tuning tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all check docs clean
 .DEFAULT_GOAL := help

@@ -13,8 +13,8 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ SHOWN = {"source", "aliases", "title", "units", "ranges", "meanings", "defaults"
 
 
 @cache
+@lru_cache(maxsize=512)  # a plan asks for the same files again and again; by their text, so that an edit counts
 def meaning(source: str) -> str:
     """Python source without docstrings, comments, layout and the arguments of a registration in `SHOWN`."""
     tree = ast.parse(source)
@@ -132,13 +133,19 @@ def _is_imported_from(name: str, file: Path) -> bool:
     return loaded is None or Path(loaded).resolve() == file.resolve()
 
 
-def _imported(path: Path) -> Iterator[str]:
+def _imported(path: Path) -> tuple[str, ...]:
     """Dotted names of the modules that a file may import; for `from a import b`, both `a` and `a.b`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return _named(path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=512)
+def _named(source: str) -> tuple[str, ...]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
-            if base:
-                yield base
-            yield from (f"{base}.{alias.name}" if base else alias.name for alias in node.names)
+            names += [base] if base else []
+            names += [f"{base}.{alias.name}" if base else alias.name for alias in node.names]
+    return tuple(names)

@@ -35,7 +35,8 @@ def draw(shown: registry.Figure, selection: Selection | Mapping[str, pd.DataFram
             return drawn
         if isinstance(drawn.figure, _Panels):
             drawn.figure.align()
-        drawn.figure.draw_without_rendering()  # lay out once, so that every format has the same geometry
+        if (layout := drawn.figure.get_layout_engine()) is not None:
+            layout.execute(drawn.figure)  # lay out once, so that every format has the same geometry
         drawn.figure.set_layout_engine(None)  # "none" leaves a placeholder, for which saving draws everything twice
         return drawn._replace(notes=f"{drawn.notes} {selection.left_out}".strip())
 

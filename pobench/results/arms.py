@@ -203,23 +203,23 @@ def score_of(scores: pd.DataFrame, arm: Arm, metric: str) -> Estimate:
     The pooled row if there is one, else the row of its only run; several runs without a pooled row give their mean
     without an interval, because runs share their prompts.
     """
-    of_metric = scores[scores["metric"] == metric]
-    for wanted in ([arm.id], list(arm.runs)):
-        if not math.isnan((estimate := pooled(of_metric[of_metric["run"].isin(wanted)])).value):
-            return estimate
-    return Estimate.missing()
+    rows = scores[(scores["metric"] == metric) & scores["run"].isin((arm.id, *arm.runs))]
+    whole = rows["run"] == arm.id
+    estimate = pooled(rows[whole])
+    return pooled(rows[~whole]) if math.isnan(estimate.value) else estimate
 
 
 def pooled(rows: pd.DataFrame) -> Estimate:
     """Of rows with value, low, high, n: the only one that has a value as it is; several seeds' mean without an interval,
     since they share their prompts or pairs."""
-    rows = rows.dropna(subset=["value"])
-    if rows.empty:
+    values = rows["value"].to_numpy(dtype=float, na_value=math.nan)
+    known = np.flatnonzero(~np.isnan(values))
+    if len(known) == 0:
         return Estimate.missing()
-    first = rows.iloc[0]
-    if len(rows) == 1:
-        return Estimate(float(first["value"]), _float(first["low"]), _float(first["high"]), int(first["n"]))
-    return Estimate(float(rows["value"].astype(float).mean()), math.nan, math.nan, int(rows["n"].min()))
+    low, high, n = (rows[name].iloc[known] for name in ("low", "high", "n"))
+    if len(known) == 1:
+        return Estimate(float(values[known[0]]), _float(low.iloc[0]), _float(high.iloc[0]), int(n.iloc[0]))
+    return Estimate(float(values[known].mean()), math.nan, math.nan, int(n.min()))
 
 
 def seed_values(scores: pd.DataFrame, arm: Arm, metric: str) -> list[float]:

@@ -40,7 +40,7 @@ def equally_tuned(runs: pd.DataFrame, a: Arm, b: Arm) -> bool:
 
 def _origins(runs: pd.DataFrame, arm: Arm) -> set[tuple[str, float]]:
     """(values, trials) of the arm's runs; 0 trials where none were made."""
-    rows = of_arm(runs, arm).reindex(columns=["values", "trials"])
+    rows = of_arm(runs.reindex(columns=["run", "values", "trials"]), arm)
     return {
         ("" if pd.isna(values) else str(values), 0.0 if pd.isna(trials) else float(trials))
         for values, trials in zip(rows["values"], rows["trials"], strict=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from pobench.columns import FRAMES, STORED
 from pobench.errors import CorruptError, PobenchError, nearest
@@ -137,7 +136,7 @@ def _question_rows(results: Iterable[Mapping[str, Any]], run: str) -> list[pd.Da
 
 
 def _run_row(folder: RunFolder) -> dict[str, Any]:
-    config = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
+    config = folder.config
     start = config["kind"] == "start"
     about = folder.trained or (folder.read_json("finished.json") if folder.has("finished.json") else {})
     failure = folder.failure

@@ -181,6 +181,12 @@ class RunFolder:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """`config.yaml`, by libyaml where there is one: ten times as fast, and a report reads that of every run."""
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return dict(yaml.load((self.path / "config.yaml").read_text(encoding="utf-8"), Loader=loader))
+
     def write_json(self, name: str, value: Any) -> None:
         write_json(self.path / name, value)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from pobench.files import nan_as_null
 from pobench.identity import PROTOCOL, code_digest
@@ -48,7 +47,7 @@ def _start(runs: Path, folder: RunFolder) -> RunFolder | None:
     """The start model's folder; None if this run is the start model."""
     if not folder.has("config.yaml"):
         return None
-    config = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
+    config = folder.config
     return None if config["kind"] == "start" else RunFolder(runs, config["start"])
 
 

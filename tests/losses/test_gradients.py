@@ -150,7 +150,7 @@ def test_the_stated_gradient_is_autograds(name, evaluate) -> None:
     loss = get_loss(name)
     seen = set()
     for settings in ({}, *ORACLES[name].settings):
-        for case in cases(40):
+        for case in cases(20):
             got = evaluate(name, case, **settings)
             by_w, by_l = stated(loss, case, settings)
             assert got.by_w.item() == pytest.approx(by_w, rel=1e-9, abs=1e-200), (settings, case)

@@ -19,6 +19,13 @@ nats = st.floats(-2000, 0)
 tokens = st.integers(1, 2000)
 cases = st.builds(Case, nats, nats, nats, nats, tokens, tokens, st.floats(-50, 50))
 laws = settings(max_examples=60, derandomize=True)
+# A law of every loss is tried on a dozen pairs at once, which share a kl: an evaluation costs as much as of one.
+batches = st.builds(
+    lambda kl, pairs: [case._replace(kl=kl) for case in pairs],
+    st.floats(-50, 50),
+    st.lists(cases, min_size=12, max_size=12),
+)
+laws_of_batches = settings(max_examples=10, derandomize=True)
 
 
 def sigma(x: float) -> float:
@@ -105,34 +112,35 @@ def test_rdpo_saturates_as_its_docstring_says(evaluate) -> None:
 # ---------------------------------------------------------------- one loss as a special case of another
 
 
-@laws
-@given(case=cases)
-def test_reductions(case, evaluate) -> None:
-    def same(one: tuple, other: tuple, at: Case = case) -> None:
+@laws_of_batches
+@given(batch=batches)
+def test_reductions(batch, evaluate) -> None:
+    def same(one: tuple, other: tuple, **at: float) -> None:
         (a, ka), (b, kb) = one, other
-        first, second = evaluate(a, at, **ka), evaluate(b, at, **kb)
-        assert first.output.loss.item() == near(second.output.loss.item())
-        assert first.by_w.item() == near(second.by_w.item())
-        assert first.by_l.item() == near(second.by_l.item())
+        changed = [case._replace(**at) for case in batch]
+        first, second = evaluate(a, changed, **ka), evaluate(b, changed, **kb)
+        assert first.output.loss.tolist() == near(second.output.loss.tolist())
+        assert first.by_w.tolist() == near(second.by_w.tolist())
+        assert first.by_l.tolist() == near(second.by_l.tolist())
 
     same(("simpo_sft", {"sft_weight": 0.0, "beta": 2.5, "gamma": 0.3}), ("simpo", {"beta": 2.5, "gamma": 0.3}))
     same(("rdpo", {"alpha": 0.0, "beta": 0.05}), ("dpo", {"beta": 0.05}))
     same(("dpo_gamma", {"gamma": 0.0, "beta": 0.05}), ("dpo", {"beta": 0.05}))
     same(("simpo_no_ln", {"gamma": 0.0, "beta": 0.05}), ("cpo", {"beta": 0.05, "sft_weight": 0.0}))
-    short = case._replace(nw=1, nl=1)
-    same(("dpo_ln", {"beta": 0.05}), ("dpo", {"beta": 0.05}), short)
-    same(("simpo", {"beta": 0.05, "gamma": 0.5}), ("simpo_no_ln", {"beta": 0.05, "gamma": 0.5}), short)
-    same(("ipo", {"tau": 0.1, "average": True}), ("ipo", {"tau": 0.1, "average": False}), short)
+    short = {"nw": 1, "nl": 1}
+    same(("dpo_ln", {"beta": 0.05}), ("dpo", {"beta": 0.05}), **short)
+    same(("simpo", {"beta": 0.05, "gamma": 0.5}), ("simpo_no_ln", {"beta": 0.05, "gamma": 0.5}), **short)
+    same(("ipo", {"tau": 0.1, "average": True}), ("ipo", {"tau": 0.1, "average": False}), **short)
     for name in ("cdpo", "robust_dpo"):
         same((name, {"label_smoothing": 0.0, "beta": 0.05}), ("dpo", {"beta": 0.05}))
     same(("dpop", {"penalty_weight": 0.0, "beta": 0.05}), ("dpo", {"beta": 0.05}))
     same(("rpo", {"sft_weight": 0.0, "beta": 0.05}), ("dpo", {"beta": 0.05}))
     same(("alphapo", {"alpha": 0.0, "beta": 2.5, "gamma": 0.3}), ("simpo", {"beta": 2.5, "gamma": 0.3}))
-    same(("apo_zero", {"beta": 0.05}), ("kto", {"beta": 0.05}), case._replace(kl=0.0))
+    same(("apo_zero", {"beta": 0.05}), ("kto", {"beta": 0.05}), kl=0.0)
     same(("caldpo", {"calibration_weight": 0.0}), ("dpo", {"beta": 1.0}))
-    same(("rpo", {"beta": 0.05, "sft_reduction": "sum"}), ("cpo", {"beta": 0.05}), case._replace(rw=0.0, rl=0.0))
+    same(("rpo", {"beta": 0.05, "sft_reduction": "sum"}), ("cpo", {"beta": 0.05}), rw=0.0, rl=0.0)
     for name in ("cpo", "simpo_sft", "rrhf", "slic_hf", "rpo"):
-        same((name, {"sft_reduction": "mean"}), (name, {"sft_reduction": "sum"}), short)
+        same((name, {"sft_reduction": "mean"}), (name, {"sft_reduction": "sum"}), **short)
 
 
 @laws
@@ -225,13 +233,13 @@ def test_the_loss_falls_when_chosen_rises_and_when_rejected_falls(name, evaluate
     assert got.by_w.item() < 0 < got.by_l.item()
 
 
-@laws
-@given(case=cases)
-def test_no_loss_ever_pulls_the_wrong_way(case, evaluate) -> None:
+@laws_of_batches
+@given(batch=batches)
+def test_no_loss_ever_pulls_the_wrong_way(batch, evaluate) -> None:
     for name in LOSSES:
-        if not pulls_back(name, case):
-            got = evaluate(name, case)
-            assert got.by_w.item() <= 0 <= got.by_l.item(), name
+        got = evaluate(name, batch)
+        for case, by_w, by_l in zip(batch, got.by_w.tolist(), got.by_l.tolist(), strict=True):
+            assert by_w <= 0 <= by_l or pulls_back(name, case), (name, case)
 
 
 @pytest.mark.parametrize("name", PULLS_BACK)
@@ -255,18 +263,18 @@ def test_discopops_ridge_lies_where_its_docstring_says(evaluate) -> None:
     assert slope(1.4) > 0 > slope(1.5)
 
 
-@laws
-@given(case=cases)
-def test_swapping_the_pair_negates_the_margin(case, evaluate) -> None:
+@laws_of_batches
+@given(batch=batches)
+def test_swapping_the_pair_negates_the_margin(batch, evaluate) -> None:
     for name in LOSSES:
-        assert evaluate(name, swapped(case)).margin.item() == -evaluate(name, case).margin.item(), name
+        there = evaluate(name, [swapped(case) for case in batch])
+        assert there.margin.tolist() == (-evaluate(name, batch).margin).tolist(), name
 
 
-@laws
-@given(case=cases, shift=st.floats(-500, 500))
-def test_a_reference_counts_only_as_a_difference(case, shift, evaluate) -> None:
-    moved = Case(case.w + shift, case.l + shift, case.rw + shift, case.rl + shift, case.nw, case.nl, case.kl)
+@laws_of_batches
+@given(batch=batches, shift=st.floats(-500, 500))
+def test_a_reference_counts_only_as_a_difference(batch, shift, evaluate) -> None:
+    moved = [Case(*(sums + shift for sums in case[:4]), *case[4:]) for case in batch]
     for name in REFERENCED:
-        assert evaluate(name, moved).margin.item() == pytest.approx(
-            evaluate(name, case).margin.item(), rel=1e-9, abs=1e-9
-        )
+        here, there = (evaluate(name, cases).margin.tolist() for cases in (batch, moved))
+        assert there == pytest.approx(here, rel=1e-9, abs=1e-9), name

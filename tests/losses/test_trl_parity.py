@@ -25,7 +25,6 @@ from pobench.model.logps import ResponseLogps
 from pobench.registry import get_loss
 from pobench.types import Group, Pair, SequenceLogps
 
-pytest.importorskip("trl", minversion="1.16", reason="TRL 1.16 is not installed: pip install -e '.[test]'")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # names that TRL uses and transformers will drop
     pytest.mark.filterwarnings("ignore:.*trl.experimental.*"),
@@ -181,6 +180,7 @@ def letters() -> Any:
 @pytest.fixture(scope="module")
 def trl() -> Any:
     """TRL's classes: importing them takes seconds, so it is done once and only where a test asks for it."""
+    pytest.importorskip("trl", minversion="1.16", reason="TRL 1.16 is not installed: pip install -e '.[test]'")
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer

@@ -134,9 +134,9 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(n, draw) -> Non
         "bernoulli": (lambda: (rng.random(n) < 0.3).astype(float), 0.3),
     }
     make, truth = draws[draw]
-    found = [stats.mean(make(), seed=k, resamples=1000) for k in range(2000)]
+    found = [stats.mean(make(), seed=k, resamples=1000) for k in range(1000)]
     covered = np.mean([e.low <= truth <= e.high for e in found])
-    # 2000 trials: two standard errors are 1 point; a skewed mean is allowed a little less
+    # 1000 trials: two standard errors are 1.4 points; a skewed mean is allowed a little less
     assert 0.90 <= covered <= 0.98
     if draw == "normal":
         assert covered >= 0.93
