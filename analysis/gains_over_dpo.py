@@ -10,9 +10,10 @@ from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import look_of
 from pobench.results.arms import Arm, arms_of, home_of, of_arm, pooled
-from pobench.results.contrast import compare, prompt_groups, scores
+from pobench.results.contrast import compare, scores
 from pobench.results.equal_tuning import values_of
 from pobench.results.few_runs import Few, few
+from pobench.results.groups import prompt_groups
 from pobench.types import Estimate
 
 # benchmark, metric, axis label; drawn where DPO has a result

@@ -20,6 +20,7 @@ from pobench.results import stats
 from pobench.results.arms import Arm, judges_of, of_arm
 from pobench.results.crossed import VERDICT_SEEDS, Crossed, pool_seeds
 from pobench.results.equal_tuning import equally_tuned
+from pobench.results.groups import labels, prompt_groups
 from pobench.types import Estimate
 
 NO_SEED = -1  # of a start model, as in the frame `runs`
@@ -61,7 +62,7 @@ def contrast(
 
     parts: (weight, values) of each arm; values: index (seed, prompt). Trained arms with the same seeds are paired by seed, so
     that what a seed does to all cancels; otherwise each brings the luck of its own seeds. groups: prompt → what it shares with
-    other prompts, see `stats.mean`. Missing where a part is empty or no prompt is shared.
+    other prompts, see `pobench.results.groups`. Missing where a part is empty or no prompt is shared.
     """
     if any(values.dropna().empty for _, values in parts):
         return MISSING
@@ -72,7 +73,8 @@ def contrast(
     tables = [(weight, table.loc[prompts]) for weight, table in tables]
     trained = [table for _, table in tables if tuple(table.columns) != (NO_SEED,)]
     seeds, runs = min((t.shape[1] for t in trained), default=0), sum(t.shape[1] for t in trained)
-    group = None if groups is None else np.unique([groups.get(p, p) for p in prompts], return_inverse=True)[1]
+    of_prompts = labels(pd.Series(prompts, dtype=object), groups)
+    group = None if of_prompts is None else np.unique(of_prompts.astype(str), return_inverse=True)[1]
     if seeds < 2:
         means = sum(weight * table.mean(axis=1).to_numpy() for weight, table in tables)
         return Contrast(stats.mean(means, groups=group, bounds=bounds, level=level), seeds, runs)
@@ -120,23 +122,6 @@ def by_seed(rows: pd.DataFrame, runs: pd.DataFrame, unit: str, column: str) -> V
     numbers = pd.to_numeric(rows[column], errors="coerce").astype(float)
     means: pd.Series = numbers.groupby([seed, rows[unit]], sort=True).mean().dropna()
     return means
-
-
-FEWEST_GROUPS = 20  # with fewer, a standard error by groups is itself too uncertain (Cameron, Gelbach and Miller 2008)
-
-
-def prompt_groups(answers: pd.DataFrame | None) -> pd.Series | None:
-    """prompt → its topic, where prompts have topics of which there are `FEWEST_GROUPS` or more, some with several prompts;
-    None elsewhere: prompts are independent. Kinds of demands are a fixed list, not a sample of one, so they are no groups
-    unless there are as many."""
-    if answers is None or answers.empty:
-        return None
-    rows = answers.drop_duplicates("prompt").set_index("prompt")
-    for column in ("topic", "kind"):
-        labels = rows[column].fillna("").astype(str) if column in rows else pd.Series(dtype=str)
-        if labels.ne("").all() and FEWEST_GROUPS <= labels.nunique() < len(labels):
-            return labels.sort_index()
-    return None
 
 
 # ---------------------------------------------------------------- every pair of arms

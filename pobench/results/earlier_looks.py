@@ -31,6 +31,7 @@ from pobench.results import contrast
 from pobench.results.arms import Arm
 from pobench.results.contrast import Contrast
 from pobench.results.crossed import LEVEL
+from pobench.results.groups import prompt_groups
 
 FOLDER = "looks"
 
@@ -100,7 +101,7 @@ def looked_again(
     runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, looks: pd.DataFrame, arms: Sequence[Arm]
 ) -> list[Again]:
     """The judged comparisons of `looks_at`; the start model stands second."""
-    groups = contrast.prompt_groups(answers)
+    groups = prompt_groups(answers)
     found = []
     for (first, second), count in looks_at(looks, runs, arms).items():
         ours, theirs = (second, first) if first.is_start else (first, second)

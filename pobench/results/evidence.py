@@ -10,8 +10,9 @@ import pandas as pd
 
 from pobench.results import stats
 from pobench.results.arms import Arm, Line, arms_of, homes_of, judges_of, lines_of, of_arm, settings_of
-from pobench.results.contrast import MISSING, Contrast, Values, by_seed, contrast, prompt_groups
+from pobench.results.contrast import MISSING, Contrast, Values, by_seed, contrast
 from pobench.results.equal_tuning import equally_tuned, values_of
+from pobench.results.groups import pair_groups, prompt_groups
 from pobench.results.metrics import repeated_share
 
 
@@ -138,8 +139,11 @@ class Evidence:
     def contrast(
         self, parts: Sequence[tuple[float, Values]], bounds: stats.Bounds | None = None, level: float = stats.LEVEL
     ) -> Contrast:
-        """`contrast` over prompts in their groups; pairs have none."""
-        return contrast(parts, bounds, self.groups, level)
+        """`contrast` over prompts, or over pairs, in their groups."""
+        _, first = parts[0]
+        of_pairs = first.index.names[-1] == "pair"
+        groups = pair_groups(first.index.get_level_values("pair")) if of_pairs else self.groups
+        return contrast(parts, bounds, groups, level)
 
 
 NOTHING: Values = pd.Series(dtype=float)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from pobench.results.arms import Arm, json_object, of_arm, settings_of, show_setting
-from pobench.results.contrast import Pair, all_pairs, prompt_groups
+from pobench.results.contrast import Pair, all_pairs
 from pobench.results.crossed import LEVEL, VERDICT_SEEDS
+from pobench.results.groups import prompt_groups
 from pobench.results.variance import Components, components, median, noise_of, readings_of
 
 MOST_SEEDS = 20  # fewer than these are proposed

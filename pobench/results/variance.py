@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from scipy import stats as _scipy
 
 from pobench.results.arms import Arm, judges_of, of_arm
-from pobench.results.contrast import prompt_groups
 from pobench.results.crossed import LEVEL, Crossed, Floats, Source
+from pobench.results.groups import labels, prompt_groups
 
 PARTS = ("prompt", "seed", "cell", "decoding", "judge")  # the components, cell: prompt × seed
 ORDERS = ("forward", "backward")  # columns of a verdict that was given in both orders
@@ -183,10 +183,11 @@ def _within_answers(values: Floats, answers: Floats, readings_each: Floats) -> f
 
 def _grouped(means: pd.Series, groups: pd.Series | None) -> tuple[float, float]:
     """(variance of the mean over prompts with groups / without, groups a prompt); (1, 1) where there are no groups."""
-    if groups is None:
+    of_prompts = labels(means.index.to_series(), groups)
+    if of_prompts is None:
         return 1.0, 1.0
     apart = means - means.mean()
-    sums = apart.groupby([groups.get(p, p) for p in apart.index]).sum()
+    sums = apart.groupby(of_prompts.to_numpy()).sum()
     n, k = len(apart), len(sums)
     alone, together = float((apart**2).sum()) / (n - 1) / n, float((sums**2).sum()) / (k - 1) * k / n**2
     return (together / alone if alone > 0.0 else 1.0), k / n
