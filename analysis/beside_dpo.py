@@ -72,9 +72,10 @@ def beside_dpo_benchmark(runs: pd.DataFrame, questions: pd.DataFrame, *, rival: 
         raise plot.NothingToDraw("No run of DPO answered a benchmark with a baseline.")
     found = []
     for benchmark, name in BASELINES.items():
-        table = _by_question(questions[questions["benchmark"] == benchmark], arms_of(runs), dpo)
+        asked = (questions["benchmark"] == benchmark) & (questions["metric"] == "win_rate")
+        table = _by_question(questions[asked], arms_of(runs), dpo)
         outcomes = {
-            arm: stats.outcomes(table[arm.id], np.full(len(table), 0.5)) for arm in arms_of(runs) if arm.id in table
+            arm: stats.outcomes(table[arm.id], np.full(len(table), 50.0)) for arm in arms_of(runs) if arm.id in table
         }
         found += [
             (name, arm, _shares(outcomes[arm], outcomes[dpo])) for arm in outcomes if dpo in outcomes and arm != dpo
@@ -92,7 +93,8 @@ def beside_dpo_benchmark(runs: pd.DataFrame, questions: pd.DataFrame, *, rival: 
 
 
 def _by_question(questions: pd.DataFrame, arms: list[Arm], dpo: Arm) -> pd.DataFrame:
-    """(questions × arms) the mean over seeds of the score beside the baseline, by the judge of most of DPO's questions."""
+    """(questions × arms) the mean over seeds of the score beside the baseline, 50 where both are even, by the judge of most of
+    DPO's questions."""
     counts = questions[questions["run"].isin(dpo.runs)]["judge"].value_counts()
     judge = min(counts.index, key=lambda name: (-counts[name], name), default=None)
     arm_of = {run: arm.id for arm in arms for run in arm.runs}

@@ -38,6 +38,14 @@ def pair_groups(pairs: Iterable[str]) -> pd.Series | None:
     return None if prompts.is_unique else pd.Series(prompts.to_numpy(), names.to_numpy())
 
 
+def question_groups(questions: pd.DataFrame) -> pd.Series | None:
+    """question → the passage that it shares with others; None where no two share one. questions: of one metric."""
+    rows = questions.drop_duplicates("question").set_index("question")
+    passages = rows["group"].fillna("").astype(str)
+    named = passages[passages != ""]
+    return None if named.is_unique else named
+
+
 def prompts_of(pairs: pd.Series) -> pd.Series | None:
     """The prompt of each observation of a pair, see `pair_groups`; None where no two pairs share one."""
     return labels(pairs, pair_groups(pairs))

@@ -106,12 +106,11 @@ def means(
     complete = np.flatnonzero(~np.isnan(table).any(axis=0)) if len(table) else np.empty(0, dtype=int)
     estimates = {}
     if len(complete):
-        chosen, sizes = table[:, complete], np.bincount(group).astype(float)
-        sums = np.stack([np.bincount(group, column) for column in chosen.T], axis=1)
-        draws = np.concatenate([(w @ sums) / (w @ sizes)[:, None] for w in _weights(len(sizes), seed, resamples)])
+        chosen, units = table[:, complete], int(group.max()) + 1
+        draws = resampled_means(chosen, group, seed=seed, resamples=resamples)
         for k, column in enumerate(complete.tolist()):
             value, constant = float(chosen[:, k].mean()), bool(np.ptp(chosen[:, k]) == 0.0)
-            low, high = _interval(draws[:, k], value, len(sizes), bounds[column], constant, LEVEL)
+            low, high = _interval(draws[:, k], value, units, bounds[column], constant, LEVEL)
             estimates[column] = Estimate(value, low, high, len(table))
     return [
         estimates[k]
@@ -119,6 +118,16 @@ def means(
         else mean(table[:, k], None, None, groups, bounds=bounds[k], seed=seed, resamples=resamples)
         for k in range(table.shape[1])
     ]
+
+
+def resampled_means(
+    columns: Floats, groups: ArrayLike | None = None, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Floats:
+    """(resamples, columns) the means of (observations, columns) without nan, groups drawn whole as in `mean`."""
+    group = np.arange(len(columns)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(group).astype(float)
+    sums = np.stack([np.bincount(group, column) for column in columns.T], axis=1)
+    return np.concatenate([(w @ sums) / (w @ sizes)[:, None] for w in _weights(len(sizes), seed, resamples)])
 
 
 def least(candidates: Sequence[Sequence[Any]], *, bounds: Bounds | None = None) -> Estimate:

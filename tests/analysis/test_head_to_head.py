@@ -129,7 +129,10 @@ def test_wins_against_gpt_4_stand_beside_dpos_question_by_question() -> None:
     frames = judged(seeds=(1,))
     asked = {"dpo": [1.0, 0.9, 0.2, 0.0, 0.5, np.nan], "simpo": [1.0, 0.1, 0.8, 0.4, 0.9, 1.0]}
     rows = [
-        {"run": f"s/{loss}-1", "benchmark": "alpaca_eval", "judge": "gpt-4", "question": str(place), "score": score}
+        {
+            **{"run": f"s/{loss}-1", "benchmark": "alpaca_eval", "metric": "win_rate", "judge": "gpt-4"},
+            **{"question": str(place), "score": 100 * score, "weight": 1.0, "group": ""},
+        }
         for loss, scores in asked.items()
         for place, score in enumerate(scores)
     ]
