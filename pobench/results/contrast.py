@@ -115,6 +115,17 @@ def scores(verdicts: pd.DataFrame, runs: pd.DataFrame, arm: Arm) -> Values:
     return by_seed(own, runs, "prompt", "score")
 
 
+def met(comparisons: pd.DataFrame | None, verdicts: pd.DataFrame, ours: Arm, theirs: Arm) -> pd.DataFrame:
+    """The main judge's verdicts on both arms' answers, side by side, each as one on ours; no row where there is none."""
+    if comparisons is None or comparisons.empty:
+        return pd.DataFrame(columns=["run", "prompt", "sample", "score"])
+    rows = comparisons[comparisons["judge"].isin(judges_of(verdicts)[:1])]
+    forth = rows[rows["run"].isin(ours.runs) & rows["opponent"].isin(theirs.runs)]
+    back = rows[rows["run"].isin(theirs.runs) & rows["opponent"].isin(ours.runs)]
+    orders = {"forward": 1.0 - back["backward"], "backward": 1.0 - back["forward"]}
+    return pd.concat([forth, back.assign(run=back["opponent"], score=1.0 - back["score"], **orders)])
+
+
 def by_seed(rows: pd.DataFrame, runs: pd.DataFrame, unit: str, column: str) -> Values:
     """The mean of a column for each seed and each `unit` (`prompt` or `pair`), without those that have none."""
     seed_of = dict(zip(runs["run"], runs["seed"], strict=True))
@@ -126,14 +137,21 @@ def by_seed(rows: pd.DataFrame, runs: pd.DataFrame, unit: str, column: str) -> V
 
 # ---------------------------------------------------------------- every pair of arms
 class Pair(NamedTuple):
-    """Two judged arms, the better by its mean first. gap: ours - theirs, in points; comparable: whether they had equal chances,
-    see `equal_tuning`; p: after Holm's correction over all pairs that may have a verdict, nan for the others."""
+    """Two judged arms, the better by its mean first. gap: `difference`, in points; comparable: whether they had equal chances,
+    see `equal_tuning`; p: after Holm's correction over all pairs that may have a verdict, nan for the others; direct: whether a
+    judge saw both answers beside each other."""
 
     ours: Arm
     theirs: Arm
     gap: Contrast
     comparable: bool
-    p: float
+    p: float = math.nan
+    direct: bool = False
+
+    @property
+    def in_order(self) -> tuple[Arm, Arm]:
+        """The two, the better by their gap first: a judge may prefer the one whose mean is lower."""
+        return (self.theirs, self.ours) if self.gap.estimate.value < 0 else (self.ours, self.theirs)
 
     @property
     def decides(self) -> bool:
@@ -149,20 +167,37 @@ class Pair(NamedTuple):
 POINTS = (-100.0, 100.0)  # ends of a difference of two scores, in points
 
 
+def difference(
+    ours: Values, theirs: Values, won: Values, groups: pd.Series | None = None, level: float = stats.LEVEL
+) -> Contrast:
+    """Ours - theirs, in points. ours, theirs: `scores`. won: ours' scores of `met`, the same way.
+
+    Where answers met, by how much ours' win rate over theirs exceeds a half; elsewhere the difference of the mean scores, which
+    for a judge that compares are win rates over the start model.
+    """
+    if len(won):
+        return contrast([(50.0, won), (-50.0, 1.0 - won)], (-50.0, 50.0), groups, level)
+    return contrast([(100.0, ours), (-100.0, theirs)], POINTS, groups, level)
+
+
 def all_pairs(
-    runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: Sequence[Arm]
+    runs: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    answers: pd.DataFrame | None,
+    arms: Sequence[Arm],
+    comparisons: pd.DataFrame | None = None,
 ) -> list[Pair]:
     """Every pair of the judged arms, by their means from the best to the worst."""
-    values = {arm: 100 * scores(verdicts, runs, arm) for arm in arms}
+    values = {arm: scores(verdicts, runs, arm) for arm in arms}
     judged = [arm for arm in arms if len(values[arm])]
     judged.sort(key=lambda arm: -values[arm].groupby(level=1).mean().mean())
     groups = prompt_groups(answers)
-    return _corrected(
-        [
-            Pair(a, b, compare(values[a], values[b], POINTS, groups), equally_tuned(runs, a, b), math.nan)
-            for a, b in combinations(judged, 2)
-        ]
-    )
+    pairs = []
+    for a, b in combinations(judged, 2):
+        won = by_seed(met(comparisons, verdicts, a, b), runs, "prompt", "score")
+        gap = difference(values[a], values[b], won, groups)
+        pairs.append(Pair(a, b, gap, equally_tuned(runs, a, b), direct=len(won) > 0))
+    return _corrected(pairs)
 
 
 def gains(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: Sequence[Arm]) -> list[Pair]:
@@ -174,8 +209,7 @@ def gains(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | No
     groups = prompt_groups(answers)
     trained = [arm for arm in arms if not arm.is_start]
     found = [
-        Pair(arm, start, compare(100 * scores(verdicts, runs, arm), theirs, POINTS, groups), True, math.nan)
-        for arm in trained
+        Pair(arm, start, compare(100 * scores(verdicts, runs, arm), theirs, POINTS, groups), True) for arm in trained
     ]
     measured = [pair for pair in found if pair.gap.estimate.n]
     return _corrected(sorted(measured, key=lambda pair: (-pair.gap.estimate.value, pair.ours.label)))

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from scipy import stats as _scipy
 
 from pobench.results.arms import Arm, judges_of, of_arm
+from pobench.results.contrast import met
 from pobench.results.crossed import LEVEL, Crossed, Floats, Source
 from pobench.results.groups import labels, prompt_groups
 
@@ -197,7 +198,11 @@ def _grouped(means: pd.Series, groups: pd.Series | None) -> tuple[float, float]:
 def readings_of(verdicts: pd.DataFrame, runs: pd.DataFrame, arm: Arm) -> Readings:
     """The main judge's readings of an arm's answers. An answer that was judged in both orders has two; their mean is its
     score. Further verdicts on the same answer are further readings."""
-    own = of_arm(verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])], arm)
+    return _readings(of_arm(verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])], arm), runs)
+
+
+def _readings(own: pd.DataFrame, runs: pd.DataFrame) -> Readings:
+    """Of verdicts, in points."""
     own = own.assign(seed=own["run"].map(dict(zip(runs["run"], runs["seed"], strict=True))).astype(int))
     orders = own.reindex(columns=list(ORDERS)).apply(pd.to_numeric, errors="coerce").astype(float)
     both = orders.notna().all(axis=1)
@@ -222,12 +227,22 @@ class Noise(NamedTuple):
     of_pairs: dict[tuple[Arm, Arm], Components]
 
 
-def noise_of(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: Sequence[Arm]) -> Noise:
+def noise_of(
+    runs: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    answers: pd.DataFrame | None,
+    arms: Sequence[Arm],
+    comparisons: pd.DataFrame | None = None,
+) -> Noise:
     """Without arms and pairs that have fewer than two seeds or two prompts."""
     groups = prompt_groups(answers)
     readings = {arm: readings_of(verdicts, runs, arm) for arm in arms if not arm.is_start}
     alone = {arm: components(of_one, groups) for arm, of_one in readings.items()}
-    pairs = {(a, b): components(readings[a].minus(readings[b]), groups) for a, b in combinations(readings, 2)}
+    pairs = {}
+    for a, b in combinations(readings, 2):
+        rows = met(comparisons, verdicts, a, b)
+        apart = _readings(rows, runs) if len(rows) else readings[a].minus(readings[b])
+        pairs[a, b] = components(apart, groups)
     return Noise(
         {arm: found for arm, found in alone.items() if found is not None},
         {pair: found for pair, found in pairs.items() if found is not None},
