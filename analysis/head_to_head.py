@@ -91,9 +91,9 @@ def head_to_head_pairs(
             {
                 "Loss": fits.arms[first].label,
                 "Against": fits.arms[second].label,
-                "Wins": _percent(stats.mean(won, prompts, seeds, of_prompts, bounds=stats.UNIT)),
-                "By all battles": _percent(fits.plain.wins(first, second)),
-                "At equal length": _percent(fits.equal.wins(first, second) if fits.equal else Estimate.missing()),
+                "Wins": stats.mean(won, prompts, seeds, of_prompts, bounds=stats.UNIT).scaled(100),
+                "By all battles": fits.plain.wins(first, second).scaled(100),
+                "At equal length": (fits.equal.wins(first, second) if fits.equal else Estimate.missing()).scaled(100),
                 "Flipped": 100 * float(flipped.mean()),
             }
         )
@@ -121,10 +121,6 @@ def _fits(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame, com
     groups = prompt_groups(answers)
     equal = fit(kept, len(met), control_length=True, groups=groups) if compares(verdicts) else None
     return _Fits([every[k] for k in met], kept, groups, fit(kept, len(met), groups=groups), equal)
-
-
-def _percent(e: Estimate) -> Estimate:
-    return Estimate(100 * e.value, 100 * e.low, 100 * e.high, e.n)
 
 
 def _hollow(ax: plot.Axes, arm: Arm, e: Estimate, place: float) -> None:

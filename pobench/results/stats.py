@@ -130,24 +130,6 @@ def resampled_means(
     return np.concatenate([(w @ sums) / (w @ sizes)[:, None] for w in _weights(len(sizes), seed, resamples)])
 
 
-def least(candidates: Sequence[Sequence[Any]], *, bounds: Bounds | None = None) -> Estimate:
-    """The smallest of several means; each candidate is (values, clusters, seeds, groups) as in `mean`.
-
-    The lower end is the lowest lower end at the plain level: the claim that ALL means are above it is an intersection-union
-    test, which needs no correction. The upper end is the lowest upper end at Bonferroni's level: the claim that ONE mean is
-    below it picks the smallest of several, and Bonferroni's level corrects for that.
-    """
-    plain = [mean(*c, bounds=bounds) for c in candidates]
-    there = [place for place, e in enumerate(plain) if e.n]
-    if not there:
-        return Estimate.missing()
-    level = 1.0 - (1.0 - LEVEL) / len(there)
-    highs = [mean(*candidates[place], bounds=bounds, level=level).high for place in there]
-    smallest = min((plain[place] for place in there), key=lambda e: e.value)
-    low = float(np.min([plain[place].low for place in there]))  # nan where one has no interval
-    return Estimate(smallest.value, low, float(np.min(highs)), smallest.n)
-
-
 def student(values: ArrayLike) -> Estimate:
     """The geometric mean of a few independent, positive costs or ratios of costs of runs, with Student's interval of their
     logarithms: a bootstrap of three numbers never leaves their range. One value has no interval."""
@@ -158,36 +140,6 @@ def student(values: ArrayLike) -> Estimate:
     half = float(_scipy.t.ppf(0.5 + LEVEL / 2, len(v) - 1) * v.std(ddof=1)) / math.sqrt(len(v))
     value, low, high = (float(x) for x in np.exp(v.mean() + half * np.array([0.0, -1.0, 1.0])))
     return Estimate(value, low, high, len(v))
-
-
-def paired_difference(
-    ours: ArrayLike,
-    theirs: ArrayLike,
-    clusters: ArrayLike | None = None,
-    seeds: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
-    *,
-    bounds: Bounds | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Estimate:
-    """The mean of `ours - theirs`, entry by entry: (pairs,) each, the same prompt at the same position."""
-    a, b = _same_shape(ours, theirs)
-    return mean(a - b, clusters, seeds, groups, bounds=bounds, seed=seed, resamples=resamples)
-
-
-def win_rate(
-    ours: ArrayLike,
-    theirs: ArrayLike,
-    clusters: ArrayLike | None = None,
-    seeds: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Estimate:
-    """The share of prompts where `ours` is greater; a tie counts half. Arrays as in `paired_difference`."""
-    return mean(outcomes(ours, theirs), clusters, seeds, groups, bounds=UNIT, seed=seed, resamples=resamples)
 
 
 def outcomes(ours: ArrayLike, theirs: ArrayLike) -> Floats:

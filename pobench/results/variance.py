@@ -33,7 +33,7 @@ from scipy import stats as _scipy
 
 from pobench.results.arms import Arm, judges_of, of_arm
 from pobench.results.contrast import met
-from pobench.results.crossed import LEVEL, Crossed, Floats, Source
+from pobench.results.crossed import LEVEL, Crossed, Floats, Source, additive, variance_of_mean
 from pobench.results.groups import labels, prompt_groups
 
 PARTS = ("prompt", "seed", "cell", "decoding", "judge")  # the components, cell: prompt × seed
@@ -162,12 +162,10 @@ def _means(values: Floats, there: NDArray[np.bool_]) -> tuple[Floats, Floats]:
 def _of_table(means: np.ndarray) -> dict[str, float]:
     """Prompt, seed, and the residual mean square as `cell`, of (prompts, seeds); not yet set to 0 where negative."""
     n, k = means.shape
-    rows, columns = means.mean(axis=1), means.mean(axis=0)
-    residuals = means - rows[:, None] - columns + means.mean()
-    square = float((residuals**2).sum()) / ((n - 1) * (k - 1))
+    square = float(((means - additive(means)) ** 2).sum()) / ((n - 1) * (k - 1))
     return {
-        "prompt": float(rows.var(ddof=1)) - square / k,
-        "seed": float(columns.var(ddof=1)) - square / n,
+        "prompt": float(means.mean(axis=1).var(ddof=1)) - square / k,
+        "seed": float(means.mean(axis=0).var(ddof=1)) - square / n,
         "cell": square,
     }
 
@@ -187,11 +185,9 @@ def _grouped(means: pd.Series, groups: pd.Series | None) -> tuple[float, float]:
     of_prompts = labels(means.index.to_series(), groups)
     if of_prompts is None:
         return 1.0, 1.0
-    apart = means - means.mean()
-    sums = apart.groupby(of_prompts.to_numpy()).sum()
-    n, k = len(apart), len(sums)
-    alone, together = float((apart**2).sum()) / (n - 1) / n, float((sums**2).sum()) / (k - 1) * k / n**2
-    return (together / alone if alone > 0.0 else 1.0), k / n
+    apart, group = (means - means.mean()).to_numpy(), np.unique(of_prompts.astype(str), return_inverse=True)[1]
+    alone, together = (variance_of_mean(apart, each) for each in (np.arange(len(apart)), group))
+    return (together / alone if alone > 0.0 else 1.0), (int(group.max()) + 1) / len(apart)
 
 
 # ---------------------------------------------------------------- of stored verdicts

@@ -39,7 +39,6 @@ from pobench.judging.benchmarks.verdict_files import (
     one_of,
     only_model,
     read,
-    scaled,
 )
 from pobench.results import stats
 from pobench.types import Estimate
@@ -178,9 +177,9 @@ def _part(found: Judgments, category: str, seed: int) -> tuple[dict[str, Any], l
     battles = np.array([g.battles for g in games], dtype=float)
     results = np.array([g.result for g in games], dtype=float)
     asked = [g.question for g in games]
-    by_question = scaled(stats.ratio(battles * results, battles, asked, bounds=stats.UNIT, seed=seed), 100)
+    by_question = stats.ratio(battles * results, battles, asked, bounds=stats.UNIT, seed=seed).scaled(100)
     published = _published(results, battles, found.version.ends, seed)
-    flips = scaled(_flips(games), 100)
+    flips = _flips(games).scaled(100)
     values = {
         "score": by_question.value,
         "n": by_question.n,

@@ -202,9 +202,9 @@ def test_benchmarks_are_stored_question_by_question(work_here, prompts, tmp_path
     letters = itertools.cycle(["[[A>>B]]", "[[B>A]]", "[[A=B]]", "no verdict", "[[B>>A]]"])
 
     def uneven(body: Body) -> Body:
-        return (
-            judge(body) if body.get("max_tokens") == 1 else says(next(letters) if body["max_tokens"] == 4096 else "7")
-        )
+        if body.get("max_tokens") == 1:
+            return judge(body)
+        return says(next(letters) if body["max_tokens"] == 4096 else "Rating: [[7]]")
 
     with OpenAIServer(uneven) as server:
         work_here("dpo", **prompts, **judged_by(server))
