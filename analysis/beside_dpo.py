@@ -11,6 +11,7 @@ from pobench.reporting import plot
 from pobench.reporting.looks import SHADE, look_of
 from pobench.results import stats
 from pobench.results.arms import Arm, arms_of, home_of, scores_by_prompt
+from pobench.results.groups import labels, prompt_groups
 from pobench.types import Estimate
 
 OUTCOMES = [(0.0, "loses"), (0.5, "ties"), (1.0, "wins")]
@@ -22,7 +23,9 @@ OUTCOMES = [(0.0, "loses"), (0.5, "ties"), (1.0, "wins")]
     chapter="results",
     order=22,
 )
-def beside_dpo(runs: pd.DataFrame, verdicts: pd.DataFrame, *, rival: str = "dpo") -> plot.Drawing:
+def beside_dpo(
+    runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None = None, *, rival: str = "dpo"
+) -> plot.Drawing:
     """Share of prompts, in per cent, by two comparisons with the start model: across, whether the loss wins, ties or loses
     on the prompt; down, whether DPO does. The diagonal is where the two agree. Right of and above it the loss does
     better, in its colour; left of and below it DPO does, in orange. Two losses of the same win rate may win on
@@ -35,11 +38,12 @@ def beside_dpo(runs: pd.DataFrame, verdicts: pd.DataFrame, *, rival: str = "dpo"
     arms = [arm for arm in arms if arm.id in table and {start.id, dpo.id} <= set(table)]
     if not arms:
         raise plot.NothingToDraw("DPO was not judged beside another loss and the start model.")
+    groups = labels(table.index.to_series(), prompt_groups(answers))
     dpo_outcome = stats.outcomes(table[dpo.id], table[start.id])
     figure, axes = plot.panels(len(arms), height=1.95, columns=5)
     rows = []
     for ax, arm in zip(axes, arms, strict=True):
-        shares = _shares(stats.outcomes(table[arm.id], table[start.id]), dpo_outcome)
+        shares = _shares(stats.outcomes(table[arm.id], table[start.id]), dpo_outcome, groups)
         _square(ax, arm, dpo, shares)
         rows += _cells(arm, shares)
     plot.outer_labels(
@@ -68,9 +72,10 @@ def beside_dpo_benchmark(runs: pd.DataFrame, questions: pd.DataFrame, *, rival: 
         raise plot.NothingToDraw("No run of DPO answered a benchmark with a baseline.")
     found = []
     for benchmark, name in BASELINES.items():
-        table = _by_question(questions[questions["benchmark"] == benchmark], arms_of(runs), dpo)
+        asked = (questions["benchmark"] == benchmark) & (questions["metric"] == "win_rate")
+        table = _by_question(questions[asked], arms_of(runs), dpo)
         outcomes = {
-            arm: stats.outcomes(table[arm.id], np.full(len(table), 0.5)) for arm in arms_of(runs) if arm.id in table
+            arm: stats.outcomes(table[arm.id], np.full(len(table), 50.0)) for arm in arms_of(runs) if arm.id in table
         }
         found += [
             (name, arm, _shares(outcomes[arm], outcomes[dpo])) for arm in outcomes if dpo in outcomes and arm != dpo
@@ -88,7 +93,8 @@ def beside_dpo_benchmark(runs: pd.DataFrame, questions: pd.DataFrame, *, rival: 
 
 
 def _by_question(questions: pd.DataFrame, arms: list[Arm], dpo: Arm) -> pd.DataFrame:
-    """(questions × arms) the mean over seeds of the score beside the baseline, by the judge of most of DPO's questions."""
+    """(questions × arms) the mean over seeds of the score beside the baseline, 50 where both are even, by the judge of most of
+    DPO's questions."""
     counts = questions[questions["run"].isin(dpo.runs)]["judge"].value_counts()
     judge = min(counts.index, key=lambda name: (-counts[name], name), default=None)
     arm_of = {run: arm.id for arm in arms for run in arm.runs}
@@ -103,12 +109,15 @@ def _cells(arm: Arm, shares: dict[tuple[str, str], Estimate]) -> list[dict[str, 
     ]
 
 
-def _shares(outcome: np.ndarray, dpo_outcome: np.ndarray) -> dict[tuple[str, str], Estimate]:
-    """(DPO's outcome, the loss's outcome) → share of the prompts on which all three models were judged."""
+def _shares(
+    outcome: np.ndarray, dpo_outcome: np.ndarray, groups: pd.Series | None = None
+) -> dict[tuple[str, str], Estimate]:
+    """(DPO's outcome, the loss's outcome) → share of the prompts on which all three models were judged. groups: of each."""
     judged = ~(np.isnan(outcome) | np.isnan(dpo_outcome))
     cells = {(down, across): (dpo_outcome == a) & (outcome == b) for a, down in OUTCOMES for b, across in OUTCOMES}
     inside = np.stack([cell[judged].astype(float) for cell in cells.values()], axis=1)
-    return dict(zip(cells, stats.means(inside, [stats.UNIT] * len(cells)), strict=True))
+    own = None if groups is None else groups.to_numpy()[judged]
+    return dict(zip(cells, stats.means(inside, [stats.UNIT] * len(cells), own), strict=True))
 
 
 def _square(ax: plot.Axes, arm: Arm, dpo: Arm, shares: dict[tuple[str, str], Estimate]) -> None:

@@ -29,16 +29,17 @@ def claims(
     trainpairs: pd.DataFrame | None = None,
     benchmarks: pd.DataFrame | None = None,
     gradients: pd.DataFrame | None = None,
+    questions: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One rule decides every claim. Supported: the whole 95 % interval, for other prompts and other seeds, lies inside the
     claimed range; contradicted: it lies outside; no effect: it lies within the smallest effect of interest around zero,
     which is a quarter of the paper's own number; undecided: otherwise, or with two seeds; one run: a side has one seed;
     not comparable: the losses were not tuned alike; not measured: n = 0. Power: how often runs like these would support the
     claim if the paper's number were the true one here; below a half, these runs could hardly have shown it. Where a loss was
-    trained with several values of its settings, the setting's own values count. Differences are paired by prompt or pair,
-    and by seed. The paper measured other models with other judges: compare the side of a number, not its size. Each claim is
-    tested by itself: of twenty that are false, one may be supported by chance."""
-    evidence = Evidence(runs, heldout, answers, verdicts, trainpairs, benchmarks, gradients)
+    trained with several values of its settings, the setting's own values count. Differences are paired by prompt, pair or
+    question, and by seed. The paper measured other models with other judges: compare the side of a number, not its size.
+    Each claim is tested by itself: of twenty that are false, one may be supported by chance."""
+    evidence = Evidence(runs, heldout, answers, verdicts, trainpairs, benchmarks, gradients, questions)
     return _card([claim for claim in _ordered() if not claim.identity and not claim.across], evidence)
 
 
@@ -128,7 +129,7 @@ def _rows(shown: list[Claim], evidence: Evidence | Settings) -> pd.DataFrame:
                 "comparable": ("yes" if comparable else "no") if there else "",
                 "smallest_effect": claim.smallest,
                 "power": power(claim, measured) if there else math.nan,
-                "statistic": claim.statistic,
+                "statistic": "; ".join(filter(None, [claim.statistic, measured.remark if there else ""])),
                 "paper": "not printed" if claim.paper is None else _number(claim.paper),
                 "where": claim.where,
             }

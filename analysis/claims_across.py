@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pobench.registry import register_claim
 from pobench.results.across import gap_change, setting_gap
 from pobench.results.claims import QUALITY
 
+claim = partial(register_claim, subject="Several settings")
+
 POINTS = "points"
 LOSSES = ("rrhf", "slic_hf", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo", "simpo")
 
-register_claim(
+claim(
     "instruct-above-base",
-    section="4.1",
     says="Instruct models score higher than Base models after the same training",
     statistic="mean score of the paper's losses, `llama3-instruct` − `llama3-base` (or the same of Mistral)",
     unit=POINTS,
@@ -21,21 +24,19 @@ register_claim(
     across=True,
 )(setting_gap([("llama3-instruct", "llama3-base"), ("mistral-instruct", "mistral-base")], LOSSES))
 
-register_claim(
+claim(
     "orpo-needs-sft",
-    section="3",
     says="ORPO is better from an SFT model than from the base model",
     statistic="mean score of ORPO, `X` − a setting `X-raw` that starts from the base model, X = `mistral-base`, `llama3-base`",
     unit=POINTS,
     above=0,
     smallest=QUALITY,
-    where="footnote on baselines, in words",
+    where="in words",
     across=True,
 )(setting_gap([("mistral-base", "mistral-base-raw"), ("llama3-base", "llama3-base-raw")], ("orpo",)))
 
-register_claim(
+claim(
     "better-ranker-narrows-gap",
-    section="H",
     says="A better ranker of the pairs narrows SimPO's lead over DPO",
     statistic="mean score, SimPO − DPO: `llama3-instruct-v0.2` − `llama3-instruct`",
     unit=POINTS,

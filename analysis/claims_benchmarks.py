@@ -1,12 +1,16 @@
 """Claims about published benchmarks: what they separate, and what preference training keeps of a model's other skills.
 
-A benchmark's result is one number a run, so the interval is Student's over seeds.
+Differences are paired by question, and by seed, where the questions' scores are stored; see `pobench.results.few_runs`.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 from pobench.registry import register_claim
 from pobench.results.few_runs import benchmark_gap, benchmark_means, benchmark_trend, metric_gap, separation_ratio
+
+claim = partial(register_claim, subject="Benchmarks")
 
 POINTS, MEAN = "points", "mean of four settings, Table 9"
 NO_TERM = ("dpo", "ipo", "kto", "rdpo", "simpo")
@@ -14,9 +18,8 @@ SFT_TERM = ("rrhf", "slic_hf", "cpo", "orpo")  # their losses hold a likelihood 
 LOSSES = (*NO_TERM, *SFT_TERM)
 START = ("start",)
 
-register_claim(
+claim(
     "lc-above-raw-simpo",
-    section="4.1",
     says="Controlling for length raises SimPO's win rate",
     statistic="AlpacaEval 2, length-controlled − raw win rate of SimPO, run by run",
     unit=POINTS,
@@ -25,9 +28,8 @@ register_claim(
     where="Mistral-Base, Table 10 (Mistral-Instruct: −2.7)",
 )(metric_gap("simpo", "alpaca_eval", "lc_win_rate", "win_rate"))
 
-register_claim(
+claim(
     "mt-bench-separates-least",
-    section="4.1",
     says="MT-Bench sets the methods apart least",
     statistic="standard deviation over losses / mean half of their intervals, MT-Bench / the least of AlpacaEval 2, Arena-Hard",
     unit="ratio",
@@ -35,11 +37,10 @@ register_claim(
     neutral=1,
     smallest=0.25,  # a quarter; the paper prints no interval for MT-Bench
     where="Table 4, in words",
-)(separation_ratio(LOSSES, ("mt_bench", "score"), (("alpaca_eval", "lc_win_rate"), ("arena_hard", "win_rate"))))
+)(separation_ratio(LOSSES, ("mt_bench", "score"), (("alpaca_eval", "win_rate"), ("arena_hard", "win_rate"))))
 
-register_claim(
+claim(
     "mmlu-kept",
-    section="C",
     says="Preference training keeps what the start model knows",
     statistic="MMLU, mean of the paper's losses − start; claimed: within ±1 (our bound)",
     unit=POINTS,
@@ -55,9 +56,8 @@ for task, title, metric, number in (
     ("hellaswag", "HellaSwag", "hellaswag", 1.11),
     ("truthfulqa", "TruthfulQA", "truthfulqa_mc2", 5.91),
 ):
-    register_claim(
+    claim(
         f"{task}-rises",
-        section="C",
         says=f"Preference training raises {title}",
         statistic=f"{title}, mean of the paper's losses − start",
         unit=POINTS,
@@ -66,9 +66,8 @@ for task, title, metric, number in (
         where=MEAN,
     )(benchmark_means(LOSSES, START, "downstream", metric))
 
-register_claim(
+claim(
     "gsm8k-falls",
-    section="C",
     says="Without a likelihood term, preference training lowers GSM8K",
     statistic="GSM8K, mean of DPO, IPO, KTO, R-DPO and SimPO − start",
     unit=POINTS,
@@ -77,9 +76,8 @@ register_claim(
     where=MEAN,
 )(benchmark_means(NO_TERM, START, "downstream", "gsm8k"))
 
-register_claim(
+claim(
     "sft-terms-keep-gsm8k",
-    section="C",
     says="Losses with a likelihood term keep more of GSM8K",
     statistic="GSM8K, mean of RRHF, SLiC-HF, CPO and ORPO − mean of the paper's other losses",
     unit=POINTS,
@@ -88,9 +86,8 @@ register_claim(
     where=MEAN,
 )(benchmark_means(SFT_TERM, NO_TERM, "downstream", "gsm8k"))
 
-register_claim(
+claim(
     "sft-term-keeps-gsm8k-simpo",
-    section="H",
     says="An SFT term keeps more of GSM8K under SimPO",
     statistic="GSM8K, SimPO w/ SFT − SimPO",
     unit=POINTS,
@@ -100,9 +97,8 @@ register_claim(
 )(benchmark_gap("simpo_sft", "simpo", "downstream", "gsm8k"))
 
 for task, title, number in (("gsm8k", "GSM8K", -21.79), ("mmlu", "MMLU", -8.2)):
-    register_claim(
+    claim(
         f"lower-rate-keeps-{task}",
-        section="J",
         says=f"A lower learning rate keeps more of {title}",
         statistic=f"zero-shot {title} of SimPO, trend over the learning rate",
         unit=POINTS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,8 @@ from pobench.results.claims import (
     share_by_length,
 )
 from pobench.results.evidence import UNMEASURED, Evidence, Measured, OfRows, characters, margin, tokens, trained
+
+claim = partial(register_claim, subject="Length")
 
 RHO = "ρ"
 BINS = 8  # of length difference, with equal numbers of pairs, as in the figure; the paper's are 100 tokens wide
@@ -43,9 +46,8 @@ def least_by_bin(e: Evidence, loss: str, value: OfRows) -> Measured:
     return Measured(least([[(1.0, values[inside == k])] for k in np.unique(inside)], e, bounds=None), (arm,))
 
 
-register_claim(
+claim(
     "margin-positive-everywhere",
-    section="4.2",
     says="SimPO's margin is positive whatever the length difference",
     statistic=f"mean reward margin of training pairs in the lowest of {BINS} bins of length difference",
     unit="own unit",
@@ -55,9 +57,8 @@ register_claim(
 )(lambda e: least_by_bin(e, "simpo", margin))
 
 
-@register_claim(
+@claim(
     "margin-rises-everywhere",
-    section="4.2",
     says="SimPO raises the margin whatever the length difference",
     statistic=f"SimPO's reward margin minus that of the start model, training pairs, in the lowest of {BINS} bins of length "
     "difference",
@@ -79,9 +80,8 @@ def margin_rises_everywhere(e: Evidence) -> Measured:
     return least_by_bin(e, "simpo", gain)
 
 
-register_claim(
+claim(
     "no-ln-margin-negative",
-    section="4.2",
     says="Without length normalisation the margin is negative where the winner is shorter",
     statistic="mean reward margin of SimPO w/o LN over training pairs with the shorter winner",
     unit="own unit",
@@ -91,9 +91,8 @@ register_claim(
     where="Mistral-Base, Fig. 2a at −200 tokens",
 )(level("simpo_no_ln", trained(lambda rows: margin(rows).where(rows["chosen_length"] < rows["rejected_length"]))))
 
-register_claim(
+claim(
     "rho-no-ln-above-dpo",
-    section="4.2",
     says="Likelihood follows length more without length normalisation than for DPO",
     statistic="ρ(log-prob per token, length), SimPO w/o LN − DPO",
     unit=RHO,
@@ -102,9 +101,8 @@ register_claim(
     where="Mistral-Base, Table 6",
 )(rho_gap("simpo_no_ln", "dpo"))
 
-register_claim(
+claim(
     "rho-dpo-above-simpo",
-    section="4.2",
     says="Likelihood follows length more for DPO than for SimPO",
     statistic="ρ(log-prob per token, length), DPO − SimPO",
     unit=RHO,
@@ -113,9 +111,8 @@ register_claim(
     where="Mistral-Base, Table 6",
 )(rho_gap("dpo", "simpo"))
 
-register_claim(
+claim(
     "rho-simpo-near-start",
-    section="4.2",
     says="SimPO leaves the start model's correlation with length as it was",
     statistic="ρ(log-prob per token, length), SimPO − start; claimed: within ±0.1 (our bound)",
     unit=RHO,
@@ -126,22 +123,20 @@ register_claim(
     where="Mistral-Base, Table 6 and Fig. 6a",
 )(rho_gap("simpo", "start"))
 
-register_claim(
+claim(
     "pull-falls-with-length",
-    section="F",
     says="SimPO pulls less on each token of a longer answer; DPO does not",
     statistic="ρ(size of the loss's derivative by a held-out winner's log-probability, its length), SimPO − DPO",
     unit=RHO,
     below=0,
     smallest=0.1,  # as the claim on SimPO's likelihoods and lengths
-    where="Appendix F, in formulas",
+    where="the analysis of gradients, in formulas",
 )(rho_gap("simpo", "dpo", pull_and_length))
 
 
 # ---------------------------------------------------------------- lengths of answers
-register_claim(
+claim(
     "ln-shortens-answers",
-    section="4.2",
     says="Length normalisation shortens SimPO's answers",
     statistic="tokens of an answer, SimPO beside SimPO w/o LN",
     unit="% longer",
@@ -150,9 +145,8 @@ register_claim(
     where="Arena-Hard, Mistral-Base, Table 11",
 )(percent_more("simpo", "simpo_no_ln", tokens))
 
-register_claim(
+claim(
     "length-is-not-quality",
-    section="E",
     says="Across methods, length does not predict quality",
     statistic="mean score, what a line over the losses' mean lengths says the longest adds to the shortest, in % of the "
     "distance from the best loss to the worst; claimed: within ±50 (our bound)",
@@ -164,9 +158,8 @@ register_claim(
     where="LC and characters, Mistral-Base, Table 10",
 )(share_by_length(LOSSES))
 
-register_claim(
+claim(
     "cpo-half-again-as-long",
-    section="4.1",
     says="CPO's answers are half again as long as SimPO's",
     statistic="tokens of an answer, CPO beside SimPO; claimed: at least a quarter more (our bound)",
     unit="% longer",
@@ -175,9 +168,8 @@ register_claim(
     where="Arena-Hard, Mistral-Instruct, Table 10 (Mistral-Base: 17.7)",
 )(percent_more("cpo", "simpo", tokens))
 
-register_claim(
+claim(
     "simpo-little-longer-tokens",
-    section="4.1",
     says="SimPO's answers are little longer than DPO's",
     statistic="tokens of an answer, SimPO beside DPO; claimed: at most 15 % more (our bound)",
     unit="% longer",
@@ -186,9 +178,8 @@ register_claim(
     where="Arena-Hard, mean of four settings, Table 10 (Llama-3-Base: 25.0)",
 )(percent_more("simpo", "dpo", tokens))
 
-register_claim(
+claim(
     "simpo-little-longer-characters",
-    section="4.1",
     says="SimPO's answers are at most a quarter longer than DPO's",
     statistic="characters of an answer, SimPO beside DPO; claimed: at most 30 % more (our bound)",
     unit="% longer",
@@ -211,9 +202,8 @@ def longer_winners(e: Evidence) -> float:
     return float(100 * (0.5 + 0.5 * np.sign(pairs["chosen_length"] - pairs["rejected_length"])).mean())
 
 
-register_claim(
+claim(
     "ln-helps-dpo",
-    section="I",
     says="Length normalisation helps DPO where winners are longer",
     statistic=f"mean score, DPO w/ LN − DPO, where more than {BIASED:g} % of the training pairs have the longer winner",
     unit="points",
@@ -222,9 +212,8 @@ register_claim(
     where="LC points, Mistral-Base, Table 15",
 )(only_where(gap("dpo_ln", "dpo"), lambda e: longer_winners(e) > BIASED))
 
-register_claim(
+claim(
     "ln-no-help-dpo-unbiased",
-    section="I",
     says="Length normalisation does not help DPO where winners are no longer",
     statistic=f"mean score, DPO w/ LN − DPO, where at most {BIASED:g} % of the training pairs have the longer winner; claimed: "
     "below one point (our bound)",
@@ -244,7 +233,7 @@ def at_bias(e: Evidence, losses: Sequence[str]) -> list[tuple[Arm, Arm]]:
     return [(dict(line.points)[0.0], dict(line.points)[max(shared)]) for line in lines]
 
 
-@register_claim(
+@claim(
     "ln-helps-dpo-under-bias",
     says="Length normalisation helps DPO where labels prefer length",
     statistic="mean score at the largest length bias, DPO w/ LN − DPO",
@@ -257,7 +246,7 @@ def ln_helps_dpo_under_bias(e: Evidence) -> Measured:
     return between(e, arms[0][1], arms[1][1]) if arms else UNMEASURED
 
 
-@register_claim(
+@claim(
     "bias-lengthens-dpo-more",
     says="A length bias of the labels lengthens DPO's answers more than SimPO's",
     statistic="tokens of an answer, what the largest length bias adds: SimPO − DPO",

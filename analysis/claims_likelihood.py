@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pobench.registry import register_claim
 from pobench.results.claims import gap, level, tenfold_gap, trend
 from pobench.results.contrast import POINTS as SCALE
 from pobench.results.evidence import accuracy, disagreement, from_mean, held, kl, margin, trained, winner
 
+claim = partial(register_claim, subject="Rewards and likelihoods")
+
 NATS, POINTS = "nats/token", "points"
 
-register_claim(
+claim(
     "accuracy-rises-with-gamma",
-    section="4.3",
     says="A larger γ ranks more held-out pairs right",
     statistic="reward accuracy of SimPO, trend over γ",
     unit=POINTS,
@@ -20,9 +23,8 @@ register_claim(
     where="Mistral-Base, Fig. 3a",
 )(trend("simpo", "gamma", held(accuracy), SCALE))
 
-register_claim(
+claim(
     "winners-fall-with-gamma",
-    section="4.3",
     says="A larger γ makes winners less likely",
     statistic="log-probability of held-out winners under SimPO, trend over γ",
     unit=NATS,
@@ -32,9 +34,8 @@ register_claim(
     where="Mistral-Base, Fig. 3c",
 )(trend("simpo", "gamma", held(winner)))
 
-register_claim(
+claim(
     "gamma-flattens-margins",
-    section="4.3",
     says="A larger γ spreads the margins out",
     statistic="distance of a held-out pair's margin from the mean margin of SimPO, trend over γ",
     unit="own unit",
@@ -43,9 +44,8 @@ register_claim(
     where="Mistral-Base, Fig. 3b",
 )(trend("simpo", "gamma", held(from_mean(margin))))
 
-register_claim(
+claim(
     "gamma-flattens-likelihoods",
-    section="4.3",
     says="A larger γ spreads the winners' likelihoods out",
     statistic="distance of a held-out winner's log-prob per token from its mean under SimPO, trend over γ",
     unit=NATS,
@@ -54,9 +54,8 @@ register_claim(
     where="Mistral-Base, Fig. 3c",
 )(trend("simpo", "gamma", held(from_mean(winner))))
 
-register_claim(
+claim(
     "dpo-disagrees",
-    section="4.4",
     says="DPO's reward and likelihood disagree on about half of the pairs",
     statistic="share of training pairs that DPO's reward and log-prob per token rank differently; "
     "claimed: between a third and two thirds (our bounds)",
@@ -69,9 +68,8 @@ register_claim(
     where="Mistral-Base, Fig. 4b",
 )(level("dpo", trained(disagreement), (0.0, 100.0)))
 
-register_claim(
+claim(
     "simpo-agrees",
-    section="4.4",
     says="SimPO's reward and likelihood never disagree",
     statistic="share of held-out pairs that SimPO's reward and log-prob per token rank differently; claimed: below 1 % (ties)",
     unit="%",
@@ -82,9 +80,8 @@ register_claim(
     identity=True,
 )(level("simpo", held(disagreement), (0.0, 100.0)))
 
-register_claim(
+claim(
     "accuracy-simpo-above-dpo",
-    section="4.4",
     says="SimPO ranks more held-out pairs right than DPO",
     statistic="reward accuracy, SimPO − DPO",
     unit=POINTS,
@@ -93,9 +90,8 @@ register_claim(
     where="Mistral-Base, Fig. 4c",
 )(gap("simpo", "dpo", held(accuracy)))
 
-register_claim(
+claim(
     "kl-falls-with-beta-dpo",
-    section="4.4",
     says="A larger β keeps DPO nearer to the start model",
     statistic="KL on held-out winners under DPO, trend over β",
     unit=NATS,
@@ -104,9 +100,8 @@ register_claim(
     where="Mistral-Base, Fig. 5a",
 )(trend("dpo", "beta", held(kl)))
 
-register_claim(
+claim(
     "kl-falls-with-beta-simpo",
-    section="4.4",
     says="A larger β keeps SimPO nearer to the start model",
     statistic="KL on held-out winners under SimPO, trend over β",
     unit=NATS,
@@ -115,9 +110,8 @@ register_claim(
     where="Mistral-Base, Fig. 5a",
 )(trend("simpo", "beta", held(kl)))
 
-register_claim(
+claim(
     "kl-falls-more-with-beta-dpo",
-    section="4.4",
     says="A larger β keeps DPO near the start model more than it does SimPO",
     statistic="KL on held-out winners, what a tenfold β adds by its line: DPO − SimPO",
     unit=NATS,
@@ -126,9 +120,8 @@ register_claim(
     where="Mistral-Base, Fig. 5a",
 )(tenfold_gap("dpo", "simpo", "beta", held(kl)))
 
-register_claim(
+claim(
     "kl-simpo-low",
-    section="4.4",
     says="SimPO stays near the start model without being held there",
     statistic="KL on held-out winners under SimPO; claimed: below 1 (our bound)",
     unit=NATS,

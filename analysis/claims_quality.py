@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pobench.registry import register_claim
 from pobench.results.arms import Arm
 from pobench.results.claims import QUALITY, between, gap, only_where, peak, smallest_gain, smallest_gap, trend
 from pobench.results.contrast import POINTS as SCALE
 from pobench.results.evidence import UNMEASURED, Evidence, Measured, repetition
 
+claim = partial(register_claim, subject="Quality of answers")
+
 LC, POINTS = "LC points, Mistral-Base", "points"
 RIVALS = ("rrhf", "slic_hf", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo")  # the paper's Table 4
 
-register_claim(
+claim(
     "every-method-helps",
-    section="4.1",
     says="Every method scores above the start model",
     statistic="mean score, the least gain over the start model of the paper's losses that were run",
     unit=POINTS,
@@ -22,9 +25,8 @@ register_claim(
     where=f"{LC}, Table 10 (CPO)",
 )(smallest_gain((*RIVALS, "simpo")))
 
-register_claim(
+claim(
     "simpo-above-dpo",
-    section="4.1",
     says="SimPO's answers score above DPO's",
     statistic="mean score, SimPO − DPO",
     unit=POINTS,
@@ -33,9 +35,8 @@ register_claim(
     where=f"{LC}, Table 10",
 )(gap("simpo", "dpo"))
 
-register_claim(
+claim(
     "simpo-above-best",
-    section="4.1",
     says="SimPO's answers score above those of its best rival",
     statistic="mean score, SimPO − the best of the paper's other losses that were run and tuned alike",
     unit=POINTS,
@@ -44,9 +45,8 @@ register_claim(
     where=f"{LC}, Table 10 (R-DPO)",
 )(smallest_gap("simpo", RIVALS))
 
-register_claim(
+claim(
     "ln-helps-simpo",
-    section="4.2",
     says="Length normalisation helps SimPO",
     statistic="mean score, SimPO − SimPO w/o LN",
     unit=POINTS,
@@ -56,9 +56,8 @@ register_claim(
 )(gap("simpo", "simpo_no_ln"))
 
 
-@register_claim(
+@claim(
     "ln-matters-more-than-gamma",
-    section="4.2",
     says="Taking length normalisation away hurts SimPO more than taking the margin away",
     statistic="mean score, SimPO at γ = 0 − SimPO w/o LN",
     unit=POINTS,
@@ -74,20 +73,18 @@ def ln_matters_more_than_gamma(e: Evidence) -> Measured:
     return between(e, without_gamma, without_ln)._replace(arms=(home, without_ln))
 
 
-register_claim(
+claim(
     "no-ln-repeats",
-    section="4.2",
     says="Without length normalisation answers repeat themselves",
     statistic="4-grams of an answer that stood earlier in it, SimPO w/o LN − SimPO",
     unit="% of 4-grams",
     above=0,
     smallest=2,  # one 4-gram in fifty; the paper shows such answers and counts none
-    where="Appendix E, in words",
+    where="in words",
 )(gap("simpo_no_ln", "simpo", repetition))
 
-register_claim(
+claim(
     "score-peaks-in-gamma",
-    section="4.3",
     says="Quality is best at a γ in between",
     statistic="mean score of SimPO at its best inner γ − that at the better of both ends",
     unit=POINTS,
@@ -97,9 +94,8 @@ register_claim(
 )(peak("simpo", "gamma"))
 
 
-@register_claim(
+@claim(
     "gamma-helps",
-    section="4.2",
     says="A margin above zero helps SimPO",
     statistic="mean score, SimPO − SimPO at γ = 0",
     unit=POINTS,
@@ -127,9 +123,8 @@ def weak_start(e: Evidence) -> bool:
     return "instruct" not in e.setting and (scores.empty or float(scores.mean()) < 50.0)
 
 
-register_claim(
+claim(
     "score-falls-with-beta-dpo",
-    section="4.4",
     says="From a weak start model, DPO's answers score lower with a larger β",
     statistic="mean score of DPO, trend over β from its own to ten times that, as in the paper; start model below 50 points",
     unit=POINTS,
@@ -138,9 +133,8 @@ register_claim(
     where=f"{LC}, Fig. 5b",
 )(only_where(trend("dpo", "beta", bounds=SCALE, upto=10), weak_start))
 
-register_claim(
+claim(
     "score-falls-with-beta-simpo",
-    section="4.4",
     says="From a weak start model, SimPO's answers score lower with a larger β",
     statistic="mean score of SimPO, trend over β from its own to five times that, as in the paper; start model below 50 points",
     unit=POINTS,
@@ -149,20 +143,18 @@ register_claim(
     where=f"{LC}, Fig. 5b",
 )(only_where(trend("simpo", "beta", bounds=SCALE, upto=5), weak_start))
 
-register_claim(
+claim(
     "beta-ten-helps-llama3-instruct",
-    section="B",
     says="From Llama-3-Instruct, SimPO scores higher with a β of about 10",
     statistic="mean score of SimPO on `llama3-instruct`, trend over β from its own 2.5 to five times that",
     unit=POINTS,
     above=0,
     smallest=QUALITY,
-    where="Appendix B and the repository, in words",
+    where="in words, and the repository",
 )(only_where(trend("simpo", "beta", bounds=SCALE, upto=5), lambda e: e.setting == "llama3-instruct"))
 
-register_claim(
+claim(
     "gamma-no-help-dpo",
-    section="I",
     says="A margin gives DPO no gain to speak of",
     statistic="mean score, DPO w/ γ − DPO with the same β, or both tuned; claimed: below one point (our bound)",
     unit=POINTS,
@@ -172,9 +164,8 @@ register_claim(
     where=f"{LC}, Table 15 (Mistral-Instruct: −3.8)",
 )(gap("dpo_gamma", "dpo", same=("beta",)))
 
-register_claim(
+claim(
     "sft-term-hurts",
-    section="H",
     says="An SFT term costs SimPO quality",
     statistic="mean score, SimPO w/ SFT − SimPO with the same β and γ, or both tuned",
     unit=POINTS,
@@ -183,9 +174,8 @@ register_claim(
     where="LC points, Llama-3-Instruct v0.2, Table 14",
 )(gap("simpo_sft", "simpo", same=("beta", "gamma")))
 
-register_claim(
+claim(
     "score-rises-with-rate",
-    section="J",
     says="A larger learning rate scores higher",
     statistic="mean score of SimPO, trend over the learning rate",
     unit=POINTS,
@@ -194,9 +184,8 @@ register_claim(
     where="LC points, Llama-3-Instruct v0.2, Table 16",
 )(trend("simpo", "lr", bounds=SCALE))
 
-register_claim(
+claim(
     "gemma-hardly-moves-with-rate",
-    section="J",
     says="From Gemma-2, SimPO's quality hardly moves with the learning rate",
     statistic="mean score of SimPO on `gemma2-instruct`, trend over the learning rate; claimed: within ±3 (our bound)",
     unit=POINTS,

@@ -9,10 +9,12 @@ import pandas as pd
 from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import look_of
-from pobench.results.arms import Arm, arms_of, home_of, of_arm, pooled
-from pobench.results.contrast import compare, prompt_groups, scores
+from pobench.results.arms import Arm, arms_of, home_of, pooled
+from pobench.results.contrast import compare, scores
 from pobench.results.equal_tuning import values_of
-from pobench.results.few_runs import Few, few
+from pobench.results.evidence import Evidence, of_metric
+from pobench.results.few_runs import Result, of_results
+from pobench.results.groups import prompt_groups
 from pobench.types import Estimate
 
 # benchmark, metric, axis label; drawn where DPO has a result
@@ -33,7 +35,8 @@ def gains_over_dpo(
 ) -> plot.Drawing:
     """The judge's mean score minus that of DPO on the same prompts, in points; line: 95 % interval, paired by prompt and
     seed; faint dots: single seeds. A line that crosses zero shows no difference from DPO. Published benchmarks, where
-    they were run, stand beside it; there the interval is paired by question, by the correlation of both sides' results.
+    they were run, stand beside it, paired by question and seed; of the length-controlled rate, which is fitted, by the
+    numbers of runs, or of one run by the correlation of both sides' results.
     Hollow: what the paper's Table 10 gives for the same setting. (Its SimPO gains 6.3 LC points over DPO with
     Mistral-Base, 5.3 with Mistral-Instruct, 3.8 with Llama-3-Base and 4.4 with Llama-3-Instruct.)"""
     dpo = home_of(runs, "dpo")
@@ -41,15 +44,10 @@ def gains_over_dpo(
     if dpo is None or not arms:
         raise plot.NothingToDraw("DPO was not trained beside another loss.")
     panels = [("mean score of the judge, points", _judged(runs, verdicts, answers, arms, dpo), {})]
-    for benchmark, metric, says in BENCHMARKS if benchmarks is not None else []:
-        rows = benchmarks[(benchmarks["benchmark"] == benchmark) & (benchmarks["metric"] == metric)]
-        panels.append(
-            (
-                f"{says}, points",
-                _measured(rows, _of(questions, benchmark), arms, dpo),
-                _printed(paper, runs, benchmark, metric),
-            )
-        )
+    evidence = Evidence(runs, benchmarks=benchmarks, questions=questions)
+    for benchmark, metric, says in BENCHMARKS:
+        rows = _measured(evidence, (benchmark, metric), arms, dpo)
+        panels.append((f"{says}, points", rows, _printed(paper, runs, benchmark, metric)))
     panels = [(says, rows, printed) for says, rows, printed in panels if rows]
     if not panels:
         raise plot.NothingToDraw("DPO was not judged beside another loss.")
@@ -83,38 +81,34 @@ def _judged(
     return _ranked(rows)
 
 
-def _of(questions: pd.DataFrame | None, benchmark: str) -> pd.DataFrame | None:
-    return None if questions is None else questions[questions["benchmark"] == benchmark]
-
-
 def _by_seed(gap: pd.Series) -> list[float]:
     """The mean difference of each seed that both have, where there are several."""
     means = list(gap.groupby(level=0).mean()) if len(gap) else []
     return means if len(means) > 1 else []
 
 
-def _measured(benchmark: pd.DataFrame, questions: pd.DataFrame | None, arms: list[Arm], dpo: Arm) -> list[plot.Row]:
-    """The gain of each arm. Where both were run once, the errors of both are added as far as their results, question by
-    question, do not go together; where both have several seeds, it is Welch's interval of the runs' numbers."""
-    theirs = of_arm(benchmark, dpo).dropna(subset=["value"])
+def _measured(e: Evidence, result: Result, arms: list[Arm], dpo: Arm) -> list[plot.Row]:
+    """The gain of each arm. Where both were run once and their questions are not those of this number, the errors of both are
+    added as far as their results, question by question, do not go together."""
     rows = []
     for arm in arms:
-        ours = of_arm(benchmark, arm).dropna(subset=["value"])
-        if min(len(ours), len(theirs)) > 1:
-            sides = (Few(1.0, list(ours["value"]), arm.is_start), Few(-1.0, list(theirs["value"])))
-            rows.append(plot.Row(arm, few(sides).estimate))
-        else:
-            together = _correlation(questions, arm, dpo)
-            rows.append(plot.Row(arm, _gap(pooled(ours), pooled(theirs), together)))
+        found, not_paired = of_results(e, [(1.0, arm, result), (-1.0, dpo, result)])
+        estimate = found.estimate
+        if not_paired and found.seeds < 2:
+            benchmark, metric = result
+            sides = [of_metric(e.rows("benchmarks", side), benchmark, metric) for side in (arm, dpo)]
+            estimate = _gap(*map(pooled, sides), _correlation(e, benchmark, arm, dpo))
+        rows.append(plot.Row(arm, estimate))
     return _ranked(rows)
 
 
-def _correlation(questions: pd.DataFrame | None, arm: Arm, dpo: Arm) -> float:
-    """Of two arms' results over the questions that both answered; 0 where these were not stored, which is the wider side."""
-    if questions is None:
+def _correlation(e: Evidence, benchmark: str, arm: Arm, dpo: Arm) -> float:
+    """Of two arms' raw win rates over the questions that both answered; 0, the wider side, where these were not stored."""
+    both = [e.by_question(side, benchmark, "win_rate") for side in (arm, dpo)]
+    if not all(map(len, both)):
         return 0.0
-    both = [of_arm(questions, side).groupby(["judge", "question"])["score"].mean() for side in (arm, dpo)]
-    found = both[0].corr(both[1])
+    ours, theirs = (values.groupby(level=1).mean() for values in both)
+    found = ours.corr(theirs)
     return 0.0 if math.isnan(found) else float(found)
 
 

@@ -10,6 +10,7 @@ from pobench.reporting import plot
 from pobench.reporting.looks import INK, look_of
 from pobench.results import stats
 from pobench.results.arms import arms_of, of_arm
+from pobench.results.groups import prompts_of
 
 
 @register_figure(
@@ -29,7 +30,8 @@ def gradient_norm(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
             points = pd.DataFrame(
                 {"run": pairs["run"], "pair": pairs["pair"], "tokens": tokens, "norm": pairs["norm"] / mean}
             )
-            panels.append((arm, points, stats.spearman(points["tokens"], points["norm"], points["run"])))
+            rho = stats.spearman(points["tokens"], points["norm"], points["run"], prompts_of(points["pair"]))
+            panels.append((arm, points, rho))
     if not panels:
         raise plot.NothingToDraw("No run has measured the gradients of its held-out pairs (`--stages gradient_norms`).")
     figure, axes = plot.panels(len(panels), height=1.9)

@@ -13,15 +13,18 @@ from pobench.reporting.looks import PAPER, look_of
 from pobench.results import stats
 from pobench.results.arms import Arm, arms_of
 from pobench.results.bradley_terry import Battles, Fit, fit
+from pobench.results.groups import labels, prompt_groups
 from pobench.results.head_to_head import battles_of, compares
 from pobench.types import Estimate
 
 
 class _Fits(NamedTuple):
-    """plain: of all battles. equal: the same with length controlled; None where the judge does not compare."""
+    """groups: of prompts. plain: of all battles. equal: the same with length controlled; None where the judge does not
+    compare."""
 
     arms: list[Arm]
     battles: Battles
+    groups: pd.Series | None
     plain: Fit
     equal: Fit | None
 
@@ -78,6 +81,7 @@ def head_to_head_pairs(
         other = (battles.first == b) & (battles.second == a)
         score = np.where(own, battles.score, 1 - battles.score)[own | other]
         prompts, seeds = battles.prompt[own | other], battles.seed[own | other]
+        of_prompts = labels(pd.Series(prompts), fits.groups)
         flipped = comparisons["flipped"][np.array([pair in ((a, b), (b, a)) for pair in sides])]
         if (a, b) == tuple(sorted((a, b), key=lambda k: -fits.plain.strengths[k])):
             first, second, won = a, b, score
@@ -87,9 +91,9 @@ def head_to_head_pairs(
             {
                 "Loss": fits.arms[first].label,
                 "Against": fits.arms[second].label,
-                "Wins": _percent(stats.mean(won, prompts, seeds, bounds=stats.UNIT)),
-                "By all battles": _percent(fits.plain.wins(first, second)),
-                "At equal length": _percent(fits.equal.wins(first, second) if fits.equal else Estimate.missing()),
+                "Wins": stats.mean(won, prompts, seeds, of_prompts, bounds=stats.UNIT).scaled(100),
+                "By all battles": fits.plain.wins(first, second).scaled(100),
+                "At equal length": (fits.equal.wins(first, second) if fits.equal else Estimate.missing()).scaled(100),
                 "Flipped": 100 * float(flipped.mean()),
             }
         )
@@ -114,12 +118,9 @@ def _fits(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame, com
     number = np.full(len(every), -1)
     number[met] = range(len(met))
     kept = Battles(number[battles.first[among]], number[battles.second[among]], *(c[among] for c in battles[2:]))
-    equal = fit(kept, len(met), control_length=True) if compares(verdicts) else None
-    return _Fits([every[k] for k in met], kept, fit(kept, len(met)), equal)
-
-
-def _percent(e: Estimate) -> Estimate:
-    return Estimate(100 * e.value, 100 * e.low, 100 * e.high, e.n)
+    groups = prompt_groups(answers)
+    equal = fit(kept, len(met), control_length=True, groups=groups) if compares(verdicts) else None
+    return _Fits([every[k] for k in met], kept, groups, fit(kept, len(met), groups=groups), equal)
 
 
 def _hollow(ax: plot.Axes, arm: Arm, e: Estimate, place: float) -> None:

@@ -11,6 +11,7 @@ from pobench.reporting import plot
 from pobench.reporting.looks import FAINT, START, look_of
 from pobench.results import stats
 from pobench.results.arms import Arm, lines_of, of_arm, score_of
+from pobench.results.groups import prompts_of
 from pobench.types import Estimate
 
 QUANTITIES = [  # name, axis label, printed as per cent
@@ -72,4 +73,4 @@ def _measured(quantity: str, arm: Arm, heldout: pd.DataFrame, scores: pd.DataFra
         return score_of(scores, arm, quantity)
     held = of_arm(heldout, arm)
     length, margin = held["chosen_length"] - held["rejected_length"], held["chosen_reward"] - held["rejected_reward"]
-    return stats.spearman(length, margin, held["run"])
+    return stats.spearman(length, margin, held["run"], prompts_of(held["pair"]))

@@ -9,6 +9,7 @@ from pobench.reporting import plot
 from pobench.reporting.looks import INK, look_of
 from pobench.results import stats
 from pobench.results.arms import arms_of, of_arm
+from pobench.results.groups import prompts_of
 
 MOST_POINTS = 1000  # drawn per panel, evenly picked; every number is computed from all of them
 
@@ -31,7 +32,8 @@ def logp_vs_length(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
         held = held[held["chosen_length"] > 0].sort_values(["run", "pair"], kind="stable")
         if len(held):
             points = held.assign(per_token=held["chosen_logp"] / held["chosen_length"], loss=arm.loss, label=arm.label)
-            panels.append((arm, points, stats.spearman(points["chosen_length"], points["per_token"], points["run"])))
+            sides = points["chosen_length"], points["per_token"]
+            panels.append((arm, points, stats.spearman(*sides, points["run"], prompts_of(points["pair"]))))
     if not panels:
         raise plot.NothingToDraw("No run has log-probabilities of held-out answers.")
     figure, axes = plot.panels(len(panels), height=2.0)

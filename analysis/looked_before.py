@@ -16,13 +16,17 @@ MOST_PAIRS = 15  # rows of pairs of losses on the page; of more, the CSV has the
 
 @register_table("looked-before", title="Looked at before", chapter="results", order=27)
 def looked_before(
-    runs: pd.DataFrame, verdicts: pd.DataFrame, looks: pd.DataFrame, answers: pd.DataFrame | None = None
+    runs: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    looks: pd.DataFrame,
+    answers: pd.DataFrame | None = None,
+    comparisons: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Differences in mean score, in points, whose runs were added to after a report had shown them. Looks: how many distinct
     sets of their finished runs reports were made of, this one counted. The 95 % interval holds for a single look, and who
     adds seeds until it excludes 0 errs more often than one time in twenty. The interval at any time spends half of the
     error that is left at each look, so that all of them together hold with 95 %, however many follow."""
-    found = looked_again(runs, verdicts, answers, looks, arms_of(runs))
+    found = looked_again(runs, verdicts, answers, looks, arms_of(runs), comparisons)
     if not found:
         raise NothingToDraw(f"{FRAMES['looks'].absent}.")
     rows = [

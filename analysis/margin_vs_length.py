@@ -11,6 +11,7 @@ from pobench.reporting import plot
 from pobench.reporting.looks import FAINT, GRID, INK, PAPER, look_of
 from pobench.results import stats
 from pobench.results.arms import Arm, arms_of, of_arm
+from pobench.results.groups import prompts_of
 from pobench.types import Estimate
 
 HELD_OUT, TRAINING = "held-out", "training"  # pairs
@@ -67,7 +68,9 @@ def _lines(arm: Arm, frames: Mapping[str, pd.DataFrame | None], bins: int, width
             longer = (rows["chosen_length"] - rows["rejected_length"]).to_numpy(float)
             margin = (rows["chosen_reward"] - rows["rejected_reward"]).to_numpy(float)
             line = plot.binned(longer, margin, rows["pair"], rows["run"], bins=bins, width=width)
-            lines |= {of: (line, stats.spearman(longer, margin, rows["run"]))} if len(line) else {}
+            lines |= (
+                {of: (line, stats.spearman(longer, margin, rows["run"], prompts_of(rows["pair"])))} if len(line) else {}
+            )
     return lines
 
 

@@ -11,6 +11,7 @@ from pobench.reporting.looks import FAINT, SHADE
 from pobench.results import stats
 from pobench.results.arms import arms_of
 from pobench.results.contrast import MISSING, compare, contrast, scores
+from pobench.results.groups import prompt_groups
 
 MOST_KINDS = 24
 
@@ -34,13 +35,14 @@ def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFra
     if not arms or names.empty:
         raise plot.NothingToDraw("No prompt of a known kind was judged.")
     start = next((arm for arm in arms if arm.is_start), None)
-    rows = []
+    rows, groups = [], prompt_groups(answers)
     for kind in names.index:
         asked = kind_of.index[kind_of == kind]
         inside = {arm: own[own.index.isin(asked, level="prompt")] for arm, own in values.items()}
         for arm in arms:
-            gain = compare(inside[arm], inside[start], stats.SIGNED) if start and arm is not start else MISSING
-            value = contrast([(1.0, inside[arm])], stats.UNIT)
+            of_start = start and arm is not start
+            gain = compare(inside[arm], inside[start], stats.SIGNED, groups) if of_start else MISSING
+            value = contrast([(1.0, inside[arm])], stats.UNIT, groups)
             rows.append(
                 {
                     "kind": kind,

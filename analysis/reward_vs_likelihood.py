@@ -10,6 +10,7 @@ from pobench.reporting import plot
 from pobench.reporting.looks import INK, SHADE, look_of
 from pobench.results import stats
 from pobench.results.arms import Arm, arms_of, of_arm
+from pobench.results.groups import prompts_of
 from pobench.types import Estimate
 
 CELLS = [  # reward right?, likelihood right?, name
@@ -64,12 +65,9 @@ def _shares(pairs: pd.DataFrame) -> dict[str, Estimate]:
         return {}
     reward = pairs["chosen_reward"] > pairs["rejected_reward"]
     likely = pairs["chosen_logp"] / pairs["chosen_length"] > pairs["rejected_logp"] / pairs["rejected_length"]
-    return {
-        name: stats.mean(
-            ((reward == right) & (likely == likelier)).astype(float), pairs["pair"], pairs["run"], bounds=stats.UNIT
-        )
-        for right, likelier, name in CELLS
-    }
+    cells = {name: ((reward == right) & (likely == likelier)).astype(float) for right, likelier, name in CELLS}
+    where = pairs["pair"], pairs["run"], prompts_of(pairs["pair"])
+    return {name: stats.mean(inside, *where, bounds=stats.UNIT) for name, inside in cells.items()}
 
 
 def _off(shares: dict[str, Estimate]) -> float:

@@ -15,7 +15,12 @@ from pobench.results.contrast import all_pairs
 
 
 @register_table("seed-spread", title="How large a difference must be", chapter="results", order=25)
-def seed_spread(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None = None) -> pd.DataFrame:
+def seed_spread(
+    runs: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    answers: pd.DataFrame | None = None,
+    comparisons: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """For losses with two or more seeds, in points of the mean score. Spread: standard deviation of one run's score over
     seeds, with its interval (normal theory). Luck alone: the largest difference between two seeds of the same loss.
     Needed: the difference from another loss that four of five repetitions would detect (5 % two-sided; noncentral t with
@@ -28,7 +33,7 @@ def seed_spread(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFram
         raise NothingToDraw("No loss was judged with two seeds or more.")
     kept = stats.rank_stability(list(rates.values()))
     needed: dict[Arm, list[float]] = {arm: [] for arm in rates}
-    for pair in all_pairs(runs, verdicts, answers, list(rates)):
+    for pair in all_pairs(runs, verdicts, answers, list(rates), comparisons):
         for arm in (pair.ours, pair.theirs) if pair.gap.crossed is not None else ():
             needed[arm].append(pair.gap.crossed.detectable())
     rows = [

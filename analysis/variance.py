@@ -17,14 +17,19 @@ TITLES = dict(zip(PARTS, ("Prompt", "Seed", "Prompt × seed", "Decoding", "Judge
 
 
 @register_table("variance", title="Where the noise comes from", chapter="results", order=26)
-def variance(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None = None) -> pd.DataFrame:
+def variance(
+    runs: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    answers: pd.DataFrame | None = None,
+    comparisons: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """Standard deviations in points that one prompt, one seed, one prompt with one seed, one sampled answer and one reading
     of the judge give a score, by analysis of variance (unbiased estimates; a negative one is set to 0). For the mean score
     of each loss with two seeds or more, and for the difference of two over the seeds that both have, from which what both
     share has cancelled. A dash: it cannot be told apart; with one sample a prompt, decoding is part of prompt × seed, and a
     judge that gave one verdict an answer is part of decoding. Mostly: the largest share of the variance of this mean, so
     what to have more of. Medians over losses and over pairs are first; `pobench plan` computes from them."""
-    noise = noise_of(runs, verdicts, answers, arms_of(runs))
+    noise = noise_of(runs, verdicts, answers, arms_of(runs), comparisons)
     if not noise.of_arms:
         raise NothingToDraw("No loss was judged with two seeds or more.")
     alone = [(arm.label, "", found) for arm, found in noise.of_arms.items()]
@@ -35,7 +40,7 @@ def variance(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame |
     shown = [*first, *alone, *(pairs if len(pairs) <= MOST_PAIRS else [])]
     table = pd.DataFrame([_row(*entry) for entry in shown])
     table.attrs["data"] = pd.DataFrame([_stored(*entry) for entry in [*first, *alone, *pairs]])
-    closest = closest_open(runs, verdicts, answers, arms_of(runs))
+    closest = closest_open(runs, verdicts, answers, arms_of(runs), comparisons)
     table.attrs["summary"] = sentence(closest) if closest else ""
     table.attrs["notes"] = " ".join(filter(None, [*_notes([*alone, *pairs], len(pairs)), table.attrs["summary"]]))
     return table

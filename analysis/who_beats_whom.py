@@ -15,15 +15,21 @@ from pobench.results.contrast import all_pairs
 
 
 @register_figure("who-beats-whom", title="Who beats whom", chapter="results", order=20)
-def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None = None) -> plot.Drawing:
-    """Row against column: mean score of the row minus that of the column on the same prompts, in points. Blue: the row scores
-    higher; orange: lower. Only a pair printed in bold with a frame differs by more than chance: at least three seeds on
-    both sides, an interval that leaves out zero, and p below 5 % after Holm's correction over all such pairs, for other
-    prompts and other seeds. (`p` in the CSV is 1 minus the level at which the pair's own interval ends at zero; `p_holm`
-    rests on the variance of seeds that all pairs have on average, where that is larger.) Everything else is undecided,
-    whatever its colour; a pair with one run on a side has an interval for other prompts only. Grey without colour: two
-    losses that were not tuned alike, which no verdict compares."""
-    pairs = all_pairs(runs, verdicts, answers, arms_of(runs))
+def who_beats_whom(
+    runs: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    answers: pd.DataFrame | None = None,
+    comparisons: pd.DataFrame | None = None,
+) -> plot.Drawing:
+    """Row against column: mean score of the row minus that of the column on the same prompts, in points. Where a judge has
+    compared their answers with each other (`--opponents`, underlined): the row's win rate over the column minus 50. Of a judge
+    that compares, other scores are win rates over the start model. Blue: the row is better; orange: worse. Only a pair printed
+    in bold with a frame differs by more than chance: at least three seeds on both sides, an interval that leaves out zero, and
+    p below 5 % after Holm's correction over all such pairs, for other prompts and other seeds. (`p` in the CSV is 1 minus the
+    level at which the pair's own interval ends at zero; `p_holm` rests on the variance of seeds that all pairs have on average,
+    where that is larger.) Everything else is undecided, whatever its colour; a pair with one run on a side has an interval for
+    other prompts only. Grey without colour: two losses that were not tuned alike, which no verdict compares."""
+    pairs = all_pairs(runs, verdicts, answers, arms_of(runs), comparisons)
     if not pairs:
         raise plot.NothingToDraw("Fewer than two models were judged.")
     arms = list(dict.fromkeys(arm for pair in pairs for arm in (pair.ours, pair.theirs)))
@@ -35,6 +41,7 @@ def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataF
             "seeds": pair.gap.seeds,
             "runs": pair.gap.runs,
             "comparable": pair.comparable,
+            "direct": pair.direct,
             "p": pair.gap.p if pair.decides else np.nan,
             "p_holm": pair.p,
         }
@@ -43,14 +50,17 @@ def who_beats_whom(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataF
     data = pd.DataFrame(rows)
     figure, ax = plot.single(0.36 * len(arms) + 1.25, width=min(plot.WIDTH, 0.62 * len(arms) + 2.6))
     gaps = np.full((len(arms), len(arms)), np.nan)
-    sure, alike = np.zeros(gaps.shape, dtype=bool), np.ones(gaps.shape, dtype=bool)
+    sure, alike, direct = (np.full(gaps.shape, start) for start in (False, True, False))
     for (i, j), pair in zip(combinations(range(len(arms)), 2), pairs, strict=True):
         gaps[i, j], gaps[j, i] = pair.gap.estimate.value, -pair.gap.estimate.value
         sure[i, j] = sure[j, i] = pair.differs
         alike[i, j] = alike[j, i] = pair.comparable
+        direct[i, j] = direct[j, i] = pair.direct
     deepest = max(float(np.nanmax(np.abs(gaps))), 1.0)
     for i, j in np.ndindex(*gaps.shape):
         _cell(ax, (i, j), gaps[i, j], deepest, sure[i, j], alike[i, j])
+        if direct[i, j]:
+            ax.plot([j + 0.32, j + 0.68], [i + 0.76, i + 0.76], color=INK if alike[i, j] else FAINT, linewidth=0.8)
     names = [plot.short(arm.label, 22) for arm in arms]
     for i, j in zip(*np.nonzero(np.isfinite(gaps)), strict=True):
         word = "sure" if sure[i, j] else "undecided" if alike[i, j] else "not tuned alike"
@@ -66,7 +76,8 @@ def _note(data: pd.DataFrame) -> str:
     n = "–".join(str(int(count)) for count in dict.fromkeys((data["n"].min(), data["n"].max())))
     note = f"{decided} of {len(data)} pairs differ by more than chance, on {n} prompts."
     note += f" {too_few} lack the three seeds that a verdict needs." if too_few else ""
-    return note + (f" {unlike} were not tuned alike." if unlike else "")
+    note += f" {unlike} were not tuned alike." if unlike else ""
+    return note + (f" {int(data['direct'].sum())} were judged against each other." if data["direct"].any() else "")
 
 
 def _signed(value: float, decimals: int) -> str:

@@ -376,16 +376,45 @@ _BENCHMARKS = Frame(
 
 _QUESTIONS = Frame(
     "questions",
-    "One row a question of a benchmark with a baseline, AlpacaEval or Arena-Hard, for a run: the same results as in "
-    "`benchmarks`, question by question.",
-    ("run", "benchmark", "judge", "question"),
-    "No benchmark with a baseline has been run (`--benchmarks alpaca_eval`, `arena_hard`)",
+    "One row a question of a benchmark for a run: the numbers of `benchmarks` that are means over questions, question by "
+    "question. AlpacaEval's length-controlled rate is none: it is fitted.",
+    ("run", "benchmark", "metric", "judge", "question"),
+    "No benchmark has stored its questions' scores (`--stages benchmarks`)",
     (
         _RUN,
         Column("benchmark", "text", "", "the benchmark's registered name"),
-        Column("judge", "text", "", "the judge's name"),
-        Column("question", "text", "", "arena_hard: the question's id; alpaca_eval: its place among all, from 0"),
-        Column("score", "float", "", "beside the baseline's answer: 1 won, 0.5 even, 0 lost; nan: no verdict"),
+        Column(
+            "metric",
+            "text",
+            "",
+            "as in `benchmarks`: alpaca_eval and arena_hard: `win_rate`, arena_hard_v2: that of each category; mt_bench: "
+            "`score`, of both turns; downstream: its tasks",
+        ),
+        Column("judge", "text", "", "the judge's name; empty where the benchmark asks none"),
+        Column(
+            "question",
+            "text",
+            "",
+            "its id; alpaca_eval: its place among all, from 0; downstream: `<task of lm-eval>/<place>`",
+        ),
+        Column(
+            "score",
+            "float",
+            "the metric's",
+            "beside a baseline's answer: 100 won, 50 even, 0 lost; downstream: 100 right, 0 wrong; nan: no verdict",
+        ),
+        Column(
+            "weight",
+            "float",
+            "",
+            "how much it counts in the metric's mean: arena_hard: its battles; mt_bench: its grades; 1 elsewhere",
+        ),
+        Column(
+            "group",
+            "text",
+            "",
+            "what it shares with other questions: the passage it asks about; empty where nothing is known",
+        ),
     ),
 )
 

@@ -464,9 +464,9 @@ class Claim:
     says: str
     statistic: str
     unit: str
-    section: str  # of the paper: "4.2", or an appendix, "I"; "" for a claim of ours
+    subject: str  # one of `SUBJECTS`
     paper: float | None  # the same statistic of the paper's printed numbers; None: not printed
-    where: str  # their table or figure
+    where: str  # their table or figure; "" for a claim of ours
     above: float
     below: float
     smallest: float  # the smallest effect of interest, in the statistic's unit
@@ -475,11 +475,15 @@ class Claim:
     across: bool  # compares settings: its function takes the `Settings` of all groups of runs, not the evidence of one
 
     @property
-    def order(self) -> tuple[bool, int, str]:
-        """The place in a table: the paper's sections, its appendices, claims of ours."""
-        return self.section == "", self.section.isalpha(), self.section
+    def order(self) -> tuple[int, bool]:
+        """The place in a table: by subject, claims of ours last."""
+        return SUBJECTS.index(self.subject), not self.where
 
 
+SUBJECTS = (
+    *("Quality of answers", "Length", "Rewards and likelihoods", "Several settings", "Benchmarks", "Time and memory"),
+    "Of your own",
+)
 claims: Registry[Claim] = Registry("claim", "pobench.analysis")
 
 FAR = math.inf
@@ -491,7 +495,7 @@ def register_claim(
     says: str,
     statistic: str,
     unit: str,
-    section: str = "",
+    subject: str = SUBJECTS[-1],
     paper: float | None = None,
     where: str = "",
     above: float = -FAR,
@@ -504,8 +508,8 @@ def register_claim(
     """Register a claim, a function `f(Evidence) -> Measured`; `pobench.results.claims` makes the usual ones. across: it
     compares settings, and is `f(Settings) -> Measured`, see `pobench.results.across`.
 
-    above, below: ends of the claimed range, in `unit`. smallest: the smallest effect of interest; default: a quarter of
-    the paper's effect. Raises PobenchError where neither is given, and where the range has no end.
+    subject: one of `SUBJECTS`. above, below: ends of the claimed range, in `unit`. smallest: the smallest effect of interest;
+    default: a quarter of the paper's effect. Raises PobenchError where neither is given, and where the range has no end.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -516,7 +520,7 @@ def register_claim(
                 f"claim {name!r} has no number of the paper: give `smallest`, the smallest effect of interest"
             )
         least = abs((paper or 0.0) - neutral) / 4 if smallest is None else smallest
-        facts = (says, statistic, unit, section, paper, where, above, below, least, neutral, identity, across)
+        facts = (says, statistic, unit, subject, paper, where, above, below, least, neutral, identity, across)
         claims.add(Claim(name, function, *facts))
         return function
 

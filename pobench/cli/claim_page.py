@@ -22,26 +22,19 @@ it. *Paper* is the same statistic of the paper's printed tables and figures."""
 
 
 def claim_page() -> str:
-    """The page as Markdown: a table for each section of the paper, then claims of our own, then identities."""
+    """The page as Markdown: a table for each subject, then identities."""
     real = [claim for claim in ordered() if not claim.identity]
     parts = [INTRODUCTION]
-    for section, members in groupby(real, key=lambda claim: claim.section):
-        parts += [f"## {heading(section)}", _table(list(members))]
+    for subject, members in groupby(real, key=lambda claim: claim.subject):
+        parts += [f"## {subject}", _table(list(members))]
     identities = [claim for claim in ordered() if claim.identity]
     parts += ["## True by definition", "A check of the program, in the report's table `checks`; no evidence."]
     return "\n\n".join([*parts, _table(identities)]) + "\n"
 
 
 def ordered() -> list[Claim]:
-    """Every claim, by the paper's sections."""
+    """Every claim, by subject."""
     return sorted((claims.get(name) for name in claims.names()), key=lambda claim: (claim.order, claim.name))
-
-
-def heading(section: str) -> str:
-    """`Section 4.1`, `Appendix H`, or that a claim is ours."""
-    if not section:
-        return "Ours"
-    return f"{'Appendix' if section.isalpha() else 'Section'} {section}"
 
 
 def claimed(claim: Claim) -> str:
@@ -56,7 +49,9 @@ def claimed(claim: Claim) -> str:
 def _table(members: list[Claim]) -> str:
     lines = ["| claim | statistic | claimed | smallest effect | paper |", "| --- | --- | --- | --- | --- |"]
     for c in members:
-        paper = ", ".join(filter(None, ("not printed" if c.paper is None else _number(c.paper), c.where)))
+        paper = ", ".join(
+            filter(None, ("not printed" if c.paper is None else _number(c.paper), c.where or "a claim of ours"))
+        )
         where = " Several settings." if c.across else ""
         effect = f"{_number(c.smallest)} {c.unit}"
         lines.append(f"| {c.says}.{where} `{c.name}` | {c.statistic} | {claimed(c)} | {effect} | {paper} |")

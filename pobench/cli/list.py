@@ -66,13 +66,13 @@ def _figure_rows() -> list[dict[str, Any]]:
 
 
 def _claim_rows() -> list[dict[str, Any]]:
-    from pobench.cli.claim_page import claimed, heading, ordered
+    from pobench.cli.claim_page import claimed, ordered
 
     return [
         {
             "name": c.name,
             "claim": c.says,
-            "section": heading(c.section),
+            "subject": c.subject,
             "claimed": f"{claimed(c)} {c.unit}",
             "smallest_effect": c.smallest,
             "paper": c.paper,

@@ -18,7 +18,7 @@ import numpy as np
 from pobench.data.rows import Preference, as_text, read_rows, refuse
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError
-from pobench.judging.benchmarks.verdict_files import Line, Scored, Verbatim, fingerprint, scaled, short
+from pobench.judging.benchmarks.verdict_files import Line, Scored, Verbatim, fingerprint, short
 from pobench.judging.pairwise import Comparison, Longer, Progress, Verdict, judge_many
 from pobench.results import stats
 from pobench.types import Estimate
@@ -82,7 +82,7 @@ def check(judge: Any, pairs: Sequence[Case], *, data: str = "", progress: Progre
     by_length[np.isnan(right)] = math.nan  # the same rows
     prompts = np.array([c.prompt for c in pairs])
     flips, first = (_share([getattr(v, name) for v in verdicts], prompts) for name in ("flipped", "first"))
-    over = stats.paired_difference(right, by_length, prompts, bounds=stats.SIGNED)
+    over = stats.mean(right - by_length, prompts, bounds=stats.SIGNED)
     shares = {"agreement": _share(right, prompts), "longer": _share(by_length, prompts)}
     by_subset = {}
     for subset in sorted({c.subset for c in pairs} - {""}):
@@ -94,7 +94,7 @@ def check(judge: Any, pairs: Sequence[Case], *, data: str = "", progress: Progre
     lines = [
         _percent("Agreement, %", shares["agreement"]),
         _percent("“The longer wins”, %", shares["longer"], "no judge: a bias to measure one by"),
-        Line("Above it, points", scaled(over, 100), "+.1f"),
+        Line("Above it, points", over.scaled(100), "+.1f"),
         *(
             _percent(f"  {subset}", part["agreement"], f"the longer: {_plain(part['longer'])}")
             for subset, part in by_subset.items()
@@ -132,7 +132,7 @@ def _share(values: Any, prompts: Any) -> Estimate:
 
 
 def _percent(title: str, share: Estimate, note: str = "") -> Line:
-    return Line(title, scaled(share, 100), ".1f", note)
+    return Line(title, share.scaled(100), ".1f", note)
 
 
 def _plain(share: Estimate) -> str:

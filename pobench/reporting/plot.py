@@ -34,6 +34,7 @@ from pobench.reporting.looks import FAINT, GRID, INK, PAGE_COLOURS, PAPER, SHADE
 from pobench.results import stats
 from pobench.results.arms import Arm, arms_of, score_of, seed_values
 from pobench.results.equal_tuning import values_of
+from pobench.results.groups import prompts_of
 from pobench.types import Estimate
 
 
@@ -363,13 +364,13 @@ def _fields(e: Estimate) -> tuple[float, float, float, int]:
 
 
 def binned(
-    x: np.ndarray, y: np.ndarray, clusters: Any = None, seeds: Any = None, *, bins: int = 8, width: float | None = None
+    x: np.ndarray, y: np.ndarray, pairs: pd.Series, runs: pd.Series, *, bins: int = 8, width: float | None = None
 ) -> pd.DataFrame:
     """The mean of y in bins of x, with its interval: columns x (mean of the bin), low_edge, high_edge, value, low,
     high, n.
 
-    bins: this many with equal counts (fewer where x repeats or data are few); width: bins of this fixed width
-    instead.
+    x, y, pairs, runs: (observations,), each of a pair and a run.
+    bins: this many with equal counts (fewer where x repeats or data are few); width: bins of this fixed width instead.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     good = ~(np.isnan(x) | np.isnan(y))
@@ -382,14 +383,10 @@ def binned(
     else:
         edges = np.unique(np.quantile(x, np.linspace(0, 1, max(1, min(bins, len(x) // 5)) + 1)))
     place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(len(edges) - 2, 0))
-    rows = []
+    rows, pairs, runs = [], pairs[good], runs[good]
     for k in np.unique(place):
         inside = place == k
-        e = stats.mean(
-            y[inside],
-            None if clusters is None else np.asarray(clusters)[good][inside],
-            None if seeds is None else np.asarray(seeds)[good][inside],
-        )
+        e = stats.mean(y[inside], pairs[inside], runs[inside], prompts_of(pairs[inside]))
         rows.append((x[inside].mean(), edges[k], edges[min(k + 1, len(edges) - 1)], *_fields(e)))
     return pd.DataFrame(rows, columns=columns)
 

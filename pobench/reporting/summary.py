@@ -174,7 +174,7 @@ def _without_judge(selection: Selection) -> list[Finding]:
 # ---------------------------------------------------------------- against each other
 def _between(selection: Selection) -> list[Finding]:
     """Which losses differ, by the pairs of the figure `who-beats-whom`."""
-    pairs = all_pairs(*_judged(selection), selection.arms)
+    pairs = all_pairs(*_judged(selection), selection.arms, selection.frames.get("comparisons"))
     between = [pair for pair in pairs if not (pair.ours.is_start or pair.theirs.is_start)]
     if not between:
         return []
@@ -183,7 +183,7 @@ def _between(selection: Selection) -> list[Finding]:
         return [Finding("open", "Between the losses", f"No verdict. {lack}")]
     n = max(pair.gap.estimate.n for pair in between)
     how = f"mean scores on {n} prompts, for other prompts and other seeds, Holm’s correction"
-    wins = [(pair.ours, pair.theirs) for pair in between if pair.differs]
+    wins = [pair.in_order for pair in between if pair.differs]
     if not wins:
         verb = "The one pair does not differ" if len(between) == 1 else f"None of the {len(between)} pairs differs"
         return [Finding("open", "Between the losses", f"{verb} by more than chance ({how}). {lack}".strip())]

@@ -19,7 +19,7 @@ from pobench.results.contrast import Values
 from pobench.results.equal_tuning import equally_tuned
 from pobench.results.evidence import UNMEASURED, Evidence, Measured
 
-FRAMES_OF_EVIDENCE = ("heldout", "answers", "verdicts", "trainpairs", "benchmarks")
+FRAMES_OF_EVIDENCE = ("heldout", "answers", "verdicts", "trainpairs", "benchmarks", "questions")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
 from pobench.results import stats
+from pobench.results.groups import labels
 from pobench.types import Estimate
 
 Floats = NDArray[np.float64]
@@ -72,17 +73,18 @@ class Battles(NamedTuple):
 class Fit(NamedTuple):
     """strengths: (models,), their mean is zero. length: w, the log odds of one root mean square of length; 0 without control.
     influence: (cells, models): to first order, what a cell adds to each strength, times the number of cells. prompts, seeds:
-    (cells,) labels."""
+    (cells,) labels. groups: (cells,) what prompts share, None where they are independent."""
 
     strengths: Floats
     length: float
     influence: Floats
     prompts: NDArray[np.object_]
     seeds: NDArray[np.int64]
+    groups: NDArray[np.object_] | None = None
 
     def estimate(self, value: float, slope: Floats, bounds: stats.Bounds | None = None) -> Estimate:
         """A function of the strengths with its interval. value: at the fit. slope: (models,) its gradient there."""
-        return stats.mean(value + self.influence @ slope, self.prompts, self.seeds, bounds=bounds)
+        return stats.mean(value + self.influence @ slope, self.prompts, self.seeds, self.groups, bounds=bounds)
 
     def wins(self, a: int, b: int) -> Estimate:
         """P(a beats b)."""
@@ -107,8 +109,9 @@ class Fit(NamedTuple):
         return self.estimate(ELO * float(self.strengths[a]), ELO * slope)
 
 
-def fit(battles: Battles, models: int, *, control_length: bool = False) -> Fit:
-    """The strengths by maximum likelihood. models: how many; each must be connected with the others (`Battles.met`).
+def fit(battles: Battles, models: int, *, control_length: bool = False, groups: pd.Series | None = None) -> Fit:
+    """The strengths by maximum likelihood. models: how many; each must be connected with the others (`Battles.met`). groups:
+    prompt → what it shares with other prompts, see `pobench.results.groups`.
 
     The likelihood is concave; scipy's `trust-exact` climbs it with its exact curvature.
     """
@@ -138,12 +141,15 @@ def fit(battles: Battles, models: int, *, control_length: bool = False) -> Fit:
     pulls = in_cell @ design  # (cells, values): the likelihood's gradient, cell by cell
     influence = len(cells) * np.linalg.solve(curvature(values), pulls.T).T
     centred = values[:models] - values[:models].mean()
+    prompts = cells.get_level_values(0).to_numpy(dtype=object)
+    of_prompts = labels(pd.Series(prompts), groups)
     return Fit(
         centred,
         float(values[models]) if control_length else 0.0,
         influence[:, :models] - influence.mean(axis=0)[:models],  # zero but for the ridge
-        cells.get_level_values(0).to_numpy(dtype=object),
+        prompts,
         cells.get_level_values(1).to_numpy(dtype=np.int64),
+        None if of_prompts is None else of_prompts.to_numpy(dtype=object),
     )
 
 

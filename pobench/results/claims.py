@@ -33,6 +33,7 @@ from pobench.results.contrast import MISSING, NO_SEED, POINTS, Contrast, Values
 from pobench.results.crossed import VERDICT_SEEDS
 from pobench.results.equal_tuning import equally_tuned
 from pobench.results.evidence import UNMEASURED, Evidence, Measure, Measured, Number, score, tokens, winner
+from pobench.results.groups import prompts_of
 from pobench.types import Estimate
 
 VERDICTS = ("supported", "contradicted", "no effect", "undecided", "one run", "not comparable", "not measured")
@@ -295,7 +296,7 @@ def share_by_length(losses: Sequence[str], number: Number = score) -> Measure:
 
 
 # ---------------------------------------------------------------- rank correlations
-Ranked = Callable[[Evidence, Arm], dict[int, tuple[pd.Series, pd.Series]]]  # seed → two numbers of each pair
+Ranked = Callable[[Evidence, Arm], dict[int, tuple[pd.Series, pd.Series]]]  # seed → two numbers by pair, in one order
 
 
 def likelihood_and_length(e: Evidence, arm: Arm) -> dict[int, tuple[pd.Series, pd.Series]]:
@@ -312,7 +313,7 @@ def pull_and_length(e: Evidence, arm: Arm) -> dict[int, tuple[pd.Series, pd.Seri
 
 def _by_seed(e: Evidence, rows: pd.DataFrame) -> dict[int, tuple[pd.Series, pd.Series]]:
     seed_of = dict(zip(e.runs["run"], e.runs["seed"], strict=True))
-    ordered = rows.sort_values("pair", kind="stable")
+    ordered = rows.sort_values("pair", kind="stable").set_index("pair")
     return {int(seed_of[run]): (own["chosen_length"], own["y"]) for run, own in ordered.groupby("run", sort=True)}
 
 
@@ -324,7 +325,9 @@ def rho_gap(ours: str, theirs: str, ranked: Ranked = likelihood_and_length) -> M
         sides = [ranked(e, arm) for arm in arms]
         if len(arms) < 2 or not all(sides):
             return UNMEASURED
-        estimate, crossing = stats.spearman_contrast([(1.0, sides[0]), (-1.0, sides[1])])
+        first = next(iter(sides[0].values()))[0]
+        groups = prompts_of(first.index.to_series())
+        estimate, crossing = stats.spearman_contrast([(1.0, sides[0]), (-1.0, sides[1])], groups)
         trained = [len(side) for side in sides if list(side) != [NO_SEED]]
         found = Contrast(estimate, min(trained, default=0), sum(trained), crossing)
         return Measured(found, tuple(arms))

@@ -20,6 +20,7 @@ from pobench.results import stats
 from pobench.results.arms import Arm, judges_of, of_arm
 from pobench.results.crossed import VERDICT_SEEDS, Crossed, pool_seeds
 from pobench.results.equal_tuning import equally_tuned
+from pobench.results.groups import labels, prompt_groups
 from pobench.types import Estimate
 
 NO_SEED = -1  # of a start model, as in the frame `runs`
@@ -61,7 +62,7 @@ def contrast(
 
     parts: (weight, values) of each arm; values: index (seed, prompt). Trained arms with the same seeds are paired by seed, so
     that what a seed does to all cancels; otherwise each brings the luck of its own seeds. groups: prompt → what it shares with
-    other prompts, see `stats.mean`. Missing where a part is empty or no prompt is shared.
+    other prompts, see `pobench.results.groups`. Missing where a part is empty or no prompt is shared.
     """
     if any(values.dropna().empty for _, values in parts):
         return MISSING
@@ -72,7 +73,8 @@ def contrast(
     tables = [(weight, table.loc[prompts]) for weight, table in tables]
     trained = [table for _, table in tables if tuple(table.columns) != (NO_SEED,)]
     seeds, runs = min((t.shape[1] for t in trained), default=0), sum(t.shape[1] for t in trained)
-    group = None if groups is None else np.unique([groups.get(p, p) for p in prompts], return_inverse=True)[1]
+    of_prompts = labels(pd.Series(prompts, dtype=object), groups)
+    group = None if of_prompts is None else np.unique(of_prompts.astype(str), return_inverse=True)[1]
     if seeds < 2:
         means = sum(weight * table.mean(axis=1).to_numpy() for weight, table in tables)
         return Contrast(stats.mean(means, groups=group, bounds=bounds, level=level), seeds, runs)
@@ -113,6 +115,17 @@ def scores(verdicts: pd.DataFrame, runs: pd.DataFrame, arm: Arm) -> Values:
     return by_seed(own, runs, "prompt", "score")
 
 
+def met(comparisons: pd.DataFrame | None, verdicts: pd.DataFrame, ours: Arm, theirs: Arm) -> pd.DataFrame:
+    """The main judge's verdicts on both arms' answers, side by side, each as one on ours; no row where there is none."""
+    if comparisons is None or comparisons.empty:
+        return pd.DataFrame(columns=["run", "prompt", "sample", "score"])
+    rows = comparisons[comparisons["judge"].isin(judges_of(verdicts)[:1])]
+    forth = rows[rows["run"].isin(ours.runs) & rows["opponent"].isin(theirs.runs)]
+    back = rows[rows["run"].isin(theirs.runs) & rows["opponent"].isin(ours.runs)]
+    orders = {"forward": 1.0 - back["backward"], "backward": 1.0 - back["forward"]}
+    return pd.concat([forth, back.assign(run=back["opponent"], score=1.0 - back["score"], **orders)])
+
+
 def by_seed(rows: pd.DataFrame, runs: pd.DataFrame, unit: str, column: str) -> Values:
     """The mean of a column for each seed and each `unit` (`prompt` or `pair`), without those that have none."""
     seed_of = dict(zip(runs["run"], runs["seed"], strict=True))
@@ -122,33 +135,23 @@ def by_seed(rows: pd.DataFrame, runs: pd.DataFrame, unit: str, column: str) -> V
     return means
 
 
-FEWEST_GROUPS = 20  # with fewer, a standard error by groups is itself too uncertain (Cameron, Gelbach and Miller 2008)
-
-
-def prompt_groups(answers: pd.DataFrame | None) -> pd.Series | None:
-    """prompt → its topic, where prompts have topics of which there are `FEWEST_GROUPS` or more, some with several prompts;
-    None elsewhere: prompts are independent. Kinds of demands are a fixed list, not a sample of one, so they are no groups
-    unless there are as many."""
-    if answers is None or answers.empty:
-        return None
-    rows = answers.drop_duplicates("prompt").set_index("prompt")
-    for column in ("topic", "kind"):
-        labels = rows[column].fillna("").astype(str) if column in rows else pd.Series(dtype=str)
-        if labels.ne("").all() and FEWEST_GROUPS <= labels.nunique() < len(labels):
-            return labels.sort_index()
-    return None
-
-
 # ---------------------------------------------------------------- every pair of arms
 class Pair(NamedTuple):
-    """Two judged arms, the better by its mean first. gap: ours - theirs, in points; comparable: whether they had equal chances,
-    see `equal_tuning`; p: after Holm's correction over all pairs that may have a verdict, nan for the others."""
+    """Two judged arms, the better by its mean first. gap: `difference`, in points; comparable: whether they had equal chances,
+    see `equal_tuning`; p: after Holm's correction over all pairs that may have a verdict, nan for the others; direct: whether a
+    judge saw both answers beside each other."""
 
     ours: Arm
     theirs: Arm
     gap: Contrast
     comparable: bool
-    p: float
+    p: float = math.nan
+    direct: bool = False
+
+    @property
+    def in_order(self) -> tuple[Arm, Arm]:
+        """The two, the better by their gap first: a judge may prefer the one whose mean is lower."""
+        return (self.theirs, self.ours) if self.gap.estimate.value < 0 else (self.ours, self.theirs)
 
     @property
     def decides(self) -> bool:
@@ -164,20 +167,37 @@ class Pair(NamedTuple):
 POINTS = (-100.0, 100.0)  # ends of a difference of two scores, in points
 
 
+def difference(
+    ours: Values, theirs: Values, won: Values, groups: pd.Series | None = None, level: float = stats.LEVEL
+) -> Contrast:
+    """Ours - theirs, in points. ours, theirs: `scores`. won: ours' scores of `met`, the same way.
+
+    Where answers met, by how much ours' win rate over theirs exceeds a half; elsewhere the difference of the mean scores, which
+    for a judge that compares are win rates over the start model.
+    """
+    if len(won):
+        return contrast([(50.0, won), (-50.0, 1.0 - won)], (-50.0, 50.0), groups, level)
+    return contrast([(100.0, ours), (-100.0, theirs)], POINTS, groups, level)
+
+
 def all_pairs(
-    runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: Sequence[Arm]
+    runs: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    answers: pd.DataFrame | None,
+    arms: Sequence[Arm],
+    comparisons: pd.DataFrame | None = None,
 ) -> list[Pair]:
     """Every pair of the judged arms, by their means from the best to the worst."""
-    values = {arm: 100 * scores(verdicts, runs, arm) for arm in arms}
+    values = {arm: scores(verdicts, runs, arm) for arm in arms}
     judged = [arm for arm in arms if len(values[arm])]
     judged.sort(key=lambda arm: -values[arm].groupby(level=1).mean().mean())
     groups = prompt_groups(answers)
-    return _corrected(
-        [
-            Pair(a, b, compare(values[a], values[b], POINTS, groups), equally_tuned(runs, a, b), math.nan)
-            for a, b in combinations(judged, 2)
-        ]
-    )
+    pairs = []
+    for a, b in combinations(judged, 2):
+        won = by_seed(met(comparisons, verdicts, a, b), runs, "prompt", "score")
+        gap = difference(values[a], values[b], won, groups)
+        pairs.append(Pair(a, b, gap, equally_tuned(runs, a, b), direct=len(won) > 0))
+    return _corrected(pairs)
 
 
 def gains(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: Sequence[Arm]) -> list[Pair]:
@@ -189,8 +209,7 @@ def gains(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | No
     groups = prompt_groups(answers)
     trained = [arm for arm in arms if not arm.is_start]
     found = [
-        Pair(arm, start, compare(100 * scores(verdicts, runs, arm), theirs, POINTS, groups), True, math.nan)
-        for arm in trained
+        Pair(arm, start, compare(100 * scores(verdicts, runs, arm), theirs, POINTS, groups), True) for arm in trained
     ]
     measured = [pair for pair in found if pair.gap.estimate.n]
     return _corrected(sorted(measured, key=lambda pair: (-pair.gap.estimate.value, pair.ours.label)))

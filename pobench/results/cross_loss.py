@@ -20,6 +20,7 @@ from pobench.columns import FRAMES
 from pobench.registry import Loss, losses
 from pobench.results import stats
 from pobench.results.arms import homes_of, of_arm, settings_of
+from pobench.results.groups import prompts_of
 from pobench.types import LossOutput, Pair, SequenceLogps
 
 METRICS: dict[str, stats.Bounds | None] = {"loss": None, "reward_accuracy": stats.UNIT, "margin": None}
@@ -75,7 +76,8 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
             held = heldout[heldout["run"] == run["run"]].sort_values("pair", key=lambda p: p.astype(str), kind="stable")
             if len(held):
                 own = {str(run["loss"]): settings_of(run)}
-                rows += _of_run(run, view_of(held), {k: own.get(k, v) for k, v in known.items()})
+                settings = {k: own.get(k, v) for k, v in known.items()}
+                rows += _of_run(run, view_of(held), prompts_of(held["pair"]), settings)
     return FRAMES["cross_loss"].of(rows)
 
 
@@ -90,9 +92,11 @@ def settings_among(runs: pd.DataFrame, evaluated: Iterable[Loss]) -> dict[str, d
     }
 
 
-def _of_run(run: Mapping[Any, Any], view: View, known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _of_run(
+    run: Mapping[Any, Any], view: View, prompts: pd.Series | None, known: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
     columns = [column for name, settings in known.items() for column in _numbers(losses.get(name), settings, view)]
-    estimates = iter(stats.means(np.stack(columns, axis=1), [*METRICS.values()] * len(known)))
+    estimates = iter(stats.means(np.stack(columns, axis=1), [*METRICS.values()] * len(known), prompts))
     return [
         {
             **{"run": run["run"], "trained": run["loss"], "evaluated": name, "title": losses.get(name).title},

@@ -130,9 +130,8 @@ def crossed(parts: Sequence[tuple[float, Floats]], groups: NDArray[np.int_] | No
         if filled.shape[1] > 1:
             variance, noise = _of_seeds(filled, int(np.isnan(table).sum()), groups)
             seeds.append(Source(weight**2 * variance, weight**2 * max(variance - noise, 0.0), filled.shape[1] - 1))
-    sums = np.bincount(groups, means - means.mean())
-    variance = float((sums**2).sum()) / n**2 * len(sums) / (len(sums) - 1)
-    return Crossed(float(means.mean()), Source(variance, variance, len(sums) - 1), tuple(seeds))
+    variance = variance_of_mean(means - means.mean(), groups)
+    return Crossed(float(means.mean()), Source(variance, variance, int(groups.max())), tuple(seeds))
 
 
 def pool_seeds(family: Sequence[Crossed]) -> list[Crossed]:
@@ -168,12 +167,20 @@ def pool_seeds(family: Sequence[Crossed]) -> list[Crossed]:
 def _of_seeds(table: Floats, missing: int, groups: NDArray[np.int_]) -> tuple[float, float]:
     """The variance that seeds give the mean of (prompts, seeds), and how much of it the residuals alone would give."""
     n, k = table.shape
-    by_seed = table.mean(axis=0)
-    residuals = table - table.mean(axis=1, keepdims=True) - by_seed + table.mean()
-    sums = np.stack([np.bincount(groups, column) for column in residuals.T])
-    noise = float((sums**2).sum()) / (k - 1) / n**2 * sums.shape[1] / (sums.shape[1] - 1)
+    noise = sum(variance_of_mean(column, groups) for column in (table - additive(table)).T) / (k - 1)
     cells = (n - 1) * (k - 1)
-    return float(by_seed.var(ddof=1)) / k, noise / k * cells / max(cells - missing, 1)
+    return float(table.mean(axis=0).var(ddof=1)) / k, noise / k * cells / max(cells - missing, 1)
+
+
+def additive(table: Floats) -> Floats:
+    """(prompts, seeds) what the effects of prompts and of seeds alone would give."""
+    return np.asarray(table.mean(axis=1, keepdims=True) + table.mean(axis=0) - table.mean())
+
+
+def variance_of_mean(deviations: Floats, groups: NDArray[np.int_]) -> float:
+    """The variance of a mean whose members come in groups, numbered from 0; deviations: (members,) from that mean."""
+    sums = np.bincount(groups, deviations)
+    return float((sums**2).sum()) / len(deviations) ** 2 * len(sums) / (len(sums) - 1)
 
 
 def _filled(table: Floats) -> Floats:
@@ -183,8 +190,7 @@ def _filled(table: Floats) -> Floats:
         return table
     filled = np.where(there, table, np.nanmean(table, axis=1, keepdims=True))
     for _ in range(100):
-        fitted = filled.mean(axis=1, keepdims=True) + filled.mean(axis=0) - filled.mean()
-        new = np.where(there, table, fitted)
+        new = np.where(there, table, additive(filled))
         if np.abs(new - filled).max() < 1e-12:
             break
         filled = new

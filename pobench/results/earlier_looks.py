@@ -31,6 +31,7 @@ from pobench.results import contrast
 from pobench.results.arms import Arm
 from pobench.results.contrast import Contrast
 from pobench.results.crossed import LEVEL
+from pobench.results.groups import prompt_groups
 
 FOLDER = "looks"
 
@@ -97,17 +98,21 @@ class Again(NamedTuple):
 
 
 def looked_again(
-    runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, looks: pd.DataFrame, arms: Sequence[Arm]
+    runs: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    answers: pd.DataFrame | None,
+    looks: pd.DataFrame,
+    arms: Sequence[Arm],
+    comparisons: pd.DataFrame | None = None,
 ) -> list[Again]:
     """The judged comparisons of `looks_at`; the start model stands second."""
-    groups = contrast.prompt_groups(answers)
+    groups = prompt_groups(answers)
     found = []
     for (first, second), count in looks_at(looks, runs, arms).items():
         ours, theirs = (second, first) if first.is_start else (first, second)
-        parts = [(sign, 100 * contrast.scores(verdicts, runs, arm)) for sign, arm in ((1.0, ours), (-1.0, theirs))]
-        fixed, any_time = (
-            contrast.contrast(parts, contrast.POINTS, groups, level) for level in (LEVEL, level_at(count))
-        )
+        sides = [contrast.scores(verdicts, runs, arm) for arm in (ours, theirs)]
+        won = contrast.by_seed(contrast.met(comparisons, verdicts, ours, theirs), runs, "prompt", "score")
+        fixed, any_time = (contrast.difference(*sides, won, groups, level) for level in (LEVEL, level_at(count)))
         if fixed.estimate.n:
             found.append(Again(ours, theirs, count, fixed, any_time))
     return found

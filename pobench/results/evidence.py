@@ -10,17 +10,19 @@ import pandas as pd
 
 from pobench.results import stats
 from pobench.results.arms import Arm, Line, arms_of, homes_of, judges_of, lines_of, of_arm, settings_of
-from pobench.results.contrast import MISSING, Contrast, Values, by_seed, contrast, prompt_groups
+from pobench.results.contrast import MISSING, Contrast, Values, by_seed, contrast
 from pobench.results.equal_tuning import equally_tuned, values_of
+from pobench.results.groups import pair_groups, prompt_groups, question_groups
 
 
 class Measured(NamedTuple):
     """A statistic as these runs give it. arms: those that it compares, which must have had equal chances. alike: False where
-    they differ in more than the claim names."""
+    they differ in more than the claim names. remark: what readers must know of the interval, "" if nothing."""
 
     found: Contrast = MISSING
     arms: tuple[Arm, ...] = ()
     alike: bool = True
+    remark: str = ""
 
 
 UNMEASURED = Measured()
@@ -42,6 +44,7 @@ class Evidence:
     trainpairs: pd.DataFrame | None = None
     benchmarks: pd.DataFrame | None = None
     gradients: pd.DataFrame | None = None
+    questions: pd.DataFrame | None = None
     lines: dict[tuple[str, str], Line] = field(init=False)
     homes: dict[str, Arm] = field(init=False)
     start: Arm | None = field(init=False)
@@ -121,9 +124,29 @@ class Evidence:
         rows = self.rows("benchmarks", arm)
         if rows.empty:
             return NOTHING
-        rows = rows[(rows["benchmark"] == benchmark) & (rows["metric"] == metric)].dropna(subset=["value"])
-        judge = rows["judge"].fillna("").astype(str)
-        return rows[judge == judge.min()].set_index("run")["value"].astype(float).sort_index()
+        rows = of_metric(rows, benchmark, metric).dropna(subset=["value"])
+        return rows.set_index("run")["value"].astype(float).sort_index()
+
+    def by_question(self, arm: Arm | None, benchmark: str, metric: str) -> Values:
+        """The same, seed by seed and question by question. The mean over a run's questions is its number: a question that
+        counts more than others stands further from it. Nothing where not every run has its questions."""
+        rows = self.rows("questions", arm)
+        if arm is None or rows.empty:
+            return NOTHING
+        rows = of_metric(rows, benchmark, metric).dropna(subset=["score"])
+        rows = rows[rows["weight"] > 0]
+        if set(rows["run"]) != set(self.benchmark(arm, benchmark, metric).index):
+            return NOTHING
+        of_run = rows.assign(sum=rows["score"] * rows["weight"]).groupby("run")[["sum", "weight"]].transform("sum")
+        number, weight = (
+            of_run["sum"] / of_run["weight"],
+            rows["weight"] / rows.groupby("run")["weight"].transform("mean"),
+        )
+        return by_seed(rows.assign(value=number + weight * (rows["score"] - number)), self.runs, "question", "value")
+
+    def question_groups(self, benchmark: str, metric: str) -> pd.Series | None:
+        """question → the passage that it shares with others, see `question_groups`."""
+        return None if self.questions is None else question_groups(of_metric(self.questions, benchmark, metric))
 
     def _once(self, name: str, arm: Arm, make: Callable[[], T]) -> T:
         key = (name, arm.id)
@@ -137,11 +160,23 @@ class Evidence:
     def contrast(
         self, parts: Sequence[tuple[float, Values]], bounds: stats.Bounds | None = None, level: float = stats.LEVEL
     ) -> Contrast:
-        """`contrast` over prompts in their groups; pairs have none."""
-        return contrast(parts, bounds, self.groups, level)
+        """`contrast` over prompts, or over pairs, in their groups."""
+        _, first = parts[0]
+        of_pairs = first.index.names[-1] == "pair"
+        groups = pair_groups(first.index.get_level_values("pair")) if of_pairs else self.groups
+        return contrast(parts, bounds, groups, level)
 
 
 NOTHING: Values = pd.Series(dtype=float)
+
+
+def of_metric(rows: pd.DataFrame, benchmark: str, metric: str) -> pd.DataFrame:
+    """The rows of a benchmark's metric, in `benchmarks` or `questions`; of several judges, of the first by name."""
+    if rows.empty:
+        return rows
+    rows = rows[(rows["benchmark"] == benchmark) & (rows["metric"] == metric)]
+    judge = rows["judge"].fillna("").astype(str)
+    return rows[judge == judge.min()]
 
 
 def _values(rows: pd.DataFrame, runs: pd.DataFrame, unit: str, value: OfRows) -> Values:

@@ -1,5 +1,8 @@
-"""Statistics of numbers that a run has only one of: a benchmark's result, a training time. Their only sample is the seeds, so
-the intervals are Student's over a few runs, and wide."""
+"""Statistics of benchmarks and costs.
+
+A training time is one number a run: its only sample is the seeds, and its interval Student's over a few runs, and wide. A
+benchmark's result is estimated over its questions crossed with seeds, as scores are over prompts, where its questions are
+stored; else it is such a number too."""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from scipy import stats as _scipy
 from pobench.results import stats
 from pobench.results.arms import Arm, of_arm, settings_of
 from pobench.results.claims import slope
-from pobench.results.contrast import MISSING, Contrast
-from pobench.results.evidence import UNMEASURED, Evidence, Measure, Measured
+from pobench.results.contrast import MISSING, POINTS, Contrast, contrast
+from pobench.results.evidence import UNMEASURED, Evidence, Measure, Measured, of_metric
+from pobench.results.groups import labels
 from pobench.types import Estimate
 
 
@@ -49,6 +53,32 @@ def few(parts: Sequence[Few]) -> Contrast:
 
 
 # ---------------------------------------------------------------- benchmarks
+SEEDS_ALONE = "its interval rests on the numbers of runs, and says nothing of other questions"
+Result = tuple[str, str]  # a benchmark and its metric
+Weighted = tuple[float, Arm, Result]
+
+
+def of_results(e: Evidence, parts: Sequence[Weighted]) -> tuple[Contrast, str]:
+    """Σ weight × a benchmark's number, and a remark on its interval.
+
+    Over questions crossed with seeds, in their groups, where every run has stored its questions' scores, as for prompts; else
+    over the numbers of runs. Missing where a part has no number.
+    """
+    numbers = [e.benchmark(arm, *result) for _, arm, result in parts]
+    values = [e.by_question(arm, *result) for _, arm, result in parts]
+    if parts and all(map(len, numbers)) and all(map(len, values)):
+        benchmark, metric = parts[0][2]
+        found = contrast(
+            [(weight, own) for (weight, *_), own in zip(parts, values, strict=True)],
+            bounds=POINTS,
+            groups=e.question_groups(benchmark, metric),
+        )
+        if found.estimate.n:
+            return found, ""
+    each = [Few(w, own.to_list(), arm.is_start) for (w, arm, _), own in zip(parts, numbers, strict=True)]
+    return few(each), SEEDS_ALONE
+
+
 def benchmark_gap(ours: str, theirs: str, benchmark: str, metric: str) -> Measure:
     """A benchmark's number of a loss minus another's."""
     return benchmark_means((ours,), (theirs,), benchmark, metric)
@@ -58,17 +88,16 @@ def benchmark_means(ours: Sequence[str], theirs: Sequence[str], benchmark: str, 
     """The mean of a benchmark's number over those of some losses that have it, minus the mean over others."""
 
     def measure(e: Evidence) -> Measured:
-        parts: list[Few] = []
-        arms: list[Arm] = []
+        parts: list[Weighted] = []
         for sign, losses in ((1.0, ours), (-1.0, theirs)):
-            found = [(arm, e.benchmark(arm, benchmark, metric)) for loss in losses if (arm := e.arm(loss)) is not None]
-            found = [(arm, values) for arm, values in found if len(values)]
-            if not found:
+            arms = [arm for loss in losses if (arm := e.arm(loss)) and len(e.benchmark(arm, benchmark, metric))]
+            parts += [(sign / len(arms), arm, (benchmark, metric)) for arm in arms]
+            if not arms:
                 return UNMEASURED
-            parts += [Few(sign / len(found), values.to_list(), arm.is_start) for arm, values in found]
-            arms += [arm for arm, _ in found]
+        found, remark = of_results(e, parts)
+        arms = [arm for _, arm, _ in parts]
         # losses that are each compared with the start model need no equal chances among themselves
-        return Measured(few(parts), () if any(arm.is_start for arm in arms) else tuple(arms))
+        return Measured(found, () if any(arm.is_start for arm in arms) else tuple(arms), remark=remark)
 
     return measure
 
@@ -81,53 +110,79 @@ def benchmark_trend(loss: str, setting: str, benchmark: str, metric: str) -> Mea
         if line is None:
             return UNMEASURED
         weights = slope([value for value, _ in line.points])
-        numbers = [e.benchmark(arm, benchmark, metric).to_list() for _, arm in line.points]
-        parts = [Few(w, values) for w, values in zip(weights, numbers, strict=True)]
-        return Measured(few(parts), tuple(arm for _, arm in line.points))
+        arms = [arm for _, arm in line.points]
+        found, remark = of_results(e, [(w, arm, (benchmark, metric)) for w, arm in zip(weights, arms, strict=True)])
+        return Measured(found, tuple(arms), remark=remark)
 
     return measure
 
 
 def metric_gap(loss: str, benchmark: str, ours: str, theirs: str) -> Measure:
-    """One metric of a benchmark minus another, run by run."""
+    """One metric of a benchmark minus another, run by run: its interval rests on the numbers of runs."""
 
     def measure(e: Evidence) -> Measured:
         arm = e.arm(loss)
         both = (e.benchmark(arm, benchmark, ours) - e.benchmark(arm, benchmark, theirs)).dropna()
-        return Measured(few([Few(1.0, both.to_list())]))
+        return Measured(few([Few(1.0, both.to_list())]), remark=SEEDS_ALONE)
 
     return measure
 
 
-Result = tuple[str, str]  # a benchmark and its metric
-
-
+# ---------------------------------------------------------------- how far benchmarks set losses apart
 def separation_ratio(losses: Sequence[str], ours: Result, theirs: Sequence[Result]) -> Measure:
-    """How far a benchmark sets the losses apart, over the least that one of the others does, seed by seed.
+    """How far a benchmark sets the losses apart, over the least that one of the others does; the geometric mean over seeds.
 
-    Separation is the standard deviation of the losses' numbers over the mean half of their intervals' widths.
+    Separation is the standard deviation of the losses' numbers over the mean half of their intervals' widths, which is taken as
+    known. Where questions are stored, those of each benchmark are resampled, as for rank correlations.
     """
 
     def measure(e: Evidence) -> Measured:
         if e.benchmarks is None:
             return UNMEASURED
-        homes = [arm for loss in losses if (arm := e.arm(loss)) is not None]
-        rows = e.benchmarks[e.benchmarks["run"].isin([run for arm in homes for run in arm.runs])]
-        first = _separations(rows, ours)
-        rest = pd.concat([_separations(rows, other) for other in theirs], axis=1).min(axis=1)
-        ratios = (first / rest).replace([np.inf, 0.0], np.nan).dropna()
-        return Measured(Contrast(stats.student(ratios), len(ratios), len(ratios) * len(homes)))
+        arms = [arm for loss in losses if (arm := e.arm(loss)) is not None]
+        apart = [_separations(e.benchmarks, arms, result) for result in (ours, *theirs)]
+        rest = pd.concat([own["sd"] / own["half"] for own in apart[1:]], axis=1).min(axis=1)
+        ratios = (apart[0]["sd"] / apart[0]["half"] / rest).replace([np.inf, 0.0], np.nan).dropna()
+        runs = len(ratios) * len(arms)
+        tables = [_by_question(e, arms, result) for result in (ours, *theirs)]
+        if ratios.empty or any(table is None for table in tables):
+            return Measured(Contrast(stats.student(ratios), len(ratios), runs), remark=SEEDS_ALONE)
+        drawn = []
+        for seed, ratio in ratios.items():
+            logs, sizes = [], []
+            for place, (table, own) in enumerate(zip(tables, apart, strict=True)):
+                at = table.loc[seed].dropna()
+                draws = stats.resampled_means(
+                    at.to_numpy(), labels(at.index.to_series(), table.attrs["groups"]), seed=place
+                )
+                logs.append(np.log(draws.std(axis=1, ddof=1) / own["half"][seed]))
+                sizes.append(len(at))
+            drawn.append(stats.Drawn(math.log(ratio), logs[0] - np.min(logs[1:], axis=0), min(sizes), min(sizes)))
+        found, _ = stats.over_seeds([(1.0, list(ratios.index), drawn)])
+        low, value, high = (float(np.exp(number)) for number in (found.low, found.value, found.high))
+        return Measured(Contrast(Estimate(value, low, high, found.n), len(ratios), runs))
 
     return measure
 
 
-def _separations(rows: pd.DataFrame, result: Result) -> pd.Series:
-    """seed → the separation; of seeds with three losses or more."""
-    own = rows[(rows["benchmark"] == result[0]) & (rows["metric"] == result[1])].dropna(subset=["value", "low", "high"])
-    own = own.assign(half=(own["high"] - own["low"]) / 2)
-    by_seed = own.groupby("seed")
-    apart = by_seed["value"].std() / by_seed["half"].mean()
+def _separations(benchmarks: pd.DataFrame, arms: Sequence[Arm], result: Result) -> pd.DataFrame:
+    """seed → sd of the losses' numbers, and the mean half of their intervals; of seeds with three losses or more."""
+    own = of_metric(benchmarks, *result).dropna(subset=["value", "low", "high"])
+    own = own[own["run"].isin([run for arm in arms for run in arm.runs])]
+    by_seed = own.assign(half=(own["high"] - own["low"]) / 2).groupby("seed")
+    apart = pd.DataFrame({"sd": by_seed["value"].std(), "half": by_seed["half"].mean()})
     return apart[by_seed["loss"].nunique() >= 3]
+
+
+def _by_question(e: Evidence, arms: Sequence[Arm], result: Result) -> pd.DataFrame | None:
+    """((seed, question), arms) of those that have the number; None where one of them has not stored its questions."""
+    having = [arm for arm in arms if len(e.benchmark(arm, *result))]
+    columns = {arm.id: e.by_question(arm, *result) for arm in having}
+    if not columns or not all(map(len, columns.values())):
+        return None
+    table = pd.DataFrame(columns)
+    table.attrs["groups"] = e.question_groups(*result)
+    return table
 
 
 # ---------------------------------------------------------------- costs

@@ -125,13 +125,11 @@ def _benchmark_rows(results: Iterable[Mapping[str, Any]], run: pd.DataFrame) -> 
 
 
 def _question_rows(results: Iterable[Mapping[str, Any]], run: str) -> list[pd.DataFrame]:
-    """Of the results that were stored question by question: of a benchmark with a baseline, by this version."""
+    """Of the results that were stored question by question, as this version does."""
     return [
-        pd.DataFrame({"question": list(scores), "score": list(scores.values())}).assign(
-            run=run, benchmark=result["benchmark"], judge=result["judge"]
-        )
+        pd.DataFrame(result["questions"]).assign(run=run, benchmark=result["benchmark"], judge=result["judge"])
         for result in results
-        if (scores := result.get("by_question"))
+        if "questions" in result
     ]
 
 

@@ -19,7 +19,7 @@ from pobench.columns import FRAMES
 from pobench.files import nan_as_null
 from pobench.results import stats
 from pobench.results.arms import arms_of, judges_of
-from pobench.results.contrast import prompt_groups
+from pobench.results.groups import labels, prompt_groups, prompts_of
 from pobench.types import Estimate
 
 Better = Literal["higher", "lower", ""]
@@ -90,7 +90,8 @@ class Evidence:
 
     def pairs(self, values: Any, bounds: stats.Bounds | None = None) -> Estimate:
         """The mean over held-out pairs."""
-        return stats.mean(values, self.heldout["pair"], self.heldout["run"], bounds=bounds, seed=self.seed)
+        pairs, runs = self.heldout["pair"], self.heldout["run"]
+        return stats.mean(values, pairs, runs, prompts_of(pairs), bounds=bounds, seed=self.seed)
 
     def prompts(self, values: Any, bounds: stats.Bounds | None = None) -> Estimate:
         """The mean over prompts of the mean over their answers; values: of each answer."""
@@ -98,8 +99,7 @@ class Evidence:
 
     def over_prompts(self, values: Any, prompts: pd.Series, runs: pd.Series, bounds: stats.Bounds | None) -> Estimate:
         """The mean over prompts, which may come in groups; values, prompts, runs: of each observation."""
-        groups = None if self.groups is None else prompts.map(lambda prompt: self.groups.get(prompt, prompt))
-        return stats.mean(values, prompts, runs, groups, bounds=bounds, seed=self.seed)
+        return stats.mean(values, prompts, runs, labels(prompts, self.groups), bounds=bounds, seed=self.seed)
 
     @cached_property
     def groups(self) -> pd.Series | None:
@@ -274,7 +274,8 @@ def length_correlation(e: Evidence) -> Estimate:
     """Spearman’s rank correlation between the log-probability per token of the held-out chosen answers and their length
     in tokens. Far above the start model’s: the loss has learned to favour length."""
     held = e.heldout.sort_values(["run", "pair"])
-    return stats.spearman(held["chosen_logp"] / held["chosen_length"], held["chosen_length"], held["run"], seed=e.seed)
+    likely, groups = held["chosen_logp"] / held["chosen_length"], prompts_of(held["pair"])
+    return stats.spearman(likely, held["chosen_length"], held["run"], groups, seed=e.seed)
 
 
 # ---------------------------------------------------------------- rows of scores.json

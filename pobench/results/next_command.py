@@ -9,9 +9,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from pobench.results.arms import Arm, json_object, of_arm, settings_of, show_setting
-from pobench.results.contrast import Pair, all_pairs, prompt_groups
+from pobench.results.contrast import Pair, all_pairs
 from pobench.results.crossed import LEVEL, VERDICT_SEEDS
-from pobench.results.variance import Components, components, median, noise_of, readings_of
+from pobench.results.variance import median, noise_of
 
 MOST_SEEDS = 20  # fewer than these are proposed
 
@@ -27,14 +27,20 @@ class Closest(NamedTuple):
 
 
 def closest_open(
-    runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: Sequence[Arm]
+    runs: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    answers: pd.DataFrame | None,
+    arms: Sequence[Arm],
+    comparisons: pd.DataFrame | None = None,
 ) -> Closest | None:
     """None where no pair of trained arms is open, or none has two seeds, so that the luck of training is not known.
 
     Holm's next threshold is the error divided by the number of pairs that are still open, so a pair needs more seeds among
     many than it needs alone.
     """
-    pairs = [p for p in all_pairs(runs, verdicts, answers, arms) if not (p.ours.is_start or p.theirs.is_start)]
+    pairs = [
+        p for p in all_pairs(runs, verdicts, answers, arms, comparisons) if not (p.ours.is_start or p.theirs.is_start)
+    ]
     open_ = [p for p in pairs if not p.differs and p.gap.crossed is not None]
     tested = sum(p.gap.decides for p in open_)
     reach = []
@@ -47,25 +53,17 @@ def closest_open(
     if not reach:
         return None
     _, detects, level, pair = max(reach, key=lambda found: found[0])
-    noise = _noise(runs, verdicts, answers, arms, pair)
-    if noise is None:
+    both = (pair.ours, pair.theirs)
+    own = noise_of(runs, verdicts, answers, both, comparisons).of_pairs
+    found = own or noise_of(runs, verdicts, answers, arms, comparisons).of_pairs  # it may share fewer than two seeds
+    if not found:
         return None
+    noise = median(list(found.values()))
     more = range(max(VERDICT_SEEDS, pair.gap.seeds + 1), MOST_SEEDS)
     needs = (noise.detectable(seeds, pair.gap.estimate.n, noise.samples, level) for seeds in more)
     seeds = next((k for k, need in zip(more, needs, strict=True) if need <= abs(pair.gap.estimate.value)), None)
-    both = (pair.ours, pair.theirs)
-    return Closest(pair, detects, seeds, run_command(runs, both, seeds_to_run(runs, both, seeds or MOST_SEEDS)))
-
-
-def _noise(
-    runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: Sequence[Arm], pair: Pair
-) -> Components | None:
-    """The pair's own components; where it shares fewer than two seeds, the median over all pairs."""
-    ours, theirs = (readings_of(verdicts, runs, arm) for arm in (pair.ours, pair.theirs))
-    own = components(ours.minus(theirs), prompt_groups(answers))
-    if own is None and (others := noise_of(runs, verdicts, answers, arms).of_pairs):
-        own = median(list(others.values()))
-    return own
+    command = run_command(runs, both, seeds_to_run(runs, both, seeds or MOST_SEEDS))
+    return Closest(pair, detects, seeds, f"{command} --opponents all" if pair.direct else command)
 
 
 def sentence(closest: Closest) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,44 +90,44 @@ def of_tables(
 
 
 def means(
-    columns: ArrayLike, bounds: Sequence[Bounds | None], *, seed: int = 0, resamples: int = RESAMPLES
+    columns: ArrayLike,
+    bounds: Sequence[Bounds | None],
+    groups: ArrayLike | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> list[Estimate]:
     """`mean` of each column of (observations, columns). Every row is its own cluster; all columns share the draws.
 
-    bounds: of each column. A column with nan is estimated by itself, from its other rows.
+    bounds: of each column. groups: as in `mean`. A column with nan is estimated by itself, from its other rows.
     """
     table = np.asarray(columns, dtype=float)
+    group = np.arange(len(table)) if groups is None else np.unique(_labels(groups, len(table)), return_inverse=True)[1]
     complete = np.flatnonzero(~np.isnan(table).any(axis=0)) if len(table) else np.empty(0, dtype=int)
     estimates = {}
     if len(complete):
-        chosen = table[:, complete]
-        blocks = [by_row @ chosen for by_row in _weights(len(table), seed, resamples)]
-        draws = np.concatenate(blocks) / len(table)
+        chosen, units = table[:, complete], int(group.max()) + 1
+        draws = resampled_means(chosen, group, seed=seed, resamples=resamples)
         for k, column in enumerate(complete.tolist()):
             value, constant = float(chosen[:, k].mean()), bool(np.ptp(chosen[:, k]) == 0.0)
-            estimates[column] = _estimate(value, draws[:, k], len(table), bounds[column], constant)
+            low, high = _interval(draws[:, k], value, units, bounds[column], constant, LEVEL)
+            estimates[column] = Estimate(value, low, high, len(table))
     return [
-        estimates[k] if k in estimates else mean(table[:, k], bounds=bounds[k], seed=seed, resamples=resamples)
+        estimates[k]
+        if k in estimates
+        else mean(table[:, k], None, None, groups, bounds=bounds[k], seed=seed, resamples=resamples)
         for k in range(table.shape[1])
     ]
 
 
-def least(candidates: Sequence[Sequence[Any]], *, bounds: Bounds | None = None) -> Estimate:
-    """The smallest of several means; each candidate is (values, clusters, seeds, groups) as in `mean`.
-
-    The lower end is the lowest lower end at the plain level: the claim that ALL means are above it is an intersection-union
-    test, which needs no correction. The upper end is the lowest upper end at Bonferroni's level: the claim that ONE mean is
-    below it picks the smallest of several, and Bonferroni's level corrects for that.
-    """
-    plain = [mean(*c, bounds=bounds) for c in candidates]
-    there = [place for place, e in enumerate(plain) if e.n]
-    if not there:
-        return Estimate.missing()
-    level = 1.0 - (1.0 - LEVEL) / len(there)
-    highs = [mean(*candidates[place], bounds=bounds, level=level).high for place in there]
-    smallest = min((plain[place] for place in there), key=lambda e: e.value)
-    low = float(np.min([plain[place].low for place in there]))  # nan where one has no interval
-    return Estimate(smallest.value, low, float(np.min(highs)), smallest.n)
+def resampled_means(
+    columns: Floats, groups: ArrayLike | None = None, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Floats:
+    """(resamples, columns) the means of (observations, columns) without nan, groups drawn whole as in `mean`."""
+    group = np.arange(len(columns)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(group).astype(float)
+    sums = np.stack([np.bincount(group, column) for column in columns.T], axis=1)
+    return np.concatenate([(w @ sums) / (w @ sizes)[:, None] for w in _weights(len(sizes), seed, resamples)])
 
 
 def student(values: ArrayLike) -> Estimate:
@@ -140,36 +140,6 @@ def student(values: ArrayLike) -> Estimate:
     half = float(_scipy.t.ppf(0.5 + LEVEL / 2, len(v) - 1) * v.std(ddof=1)) / math.sqrt(len(v))
     value, low, high = (float(x) for x in np.exp(v.mean() + half * np.array([0.0, -1.0, 1.0])))
     return Estimate(value, low, high, len(v))
-
-
-def paired_difference(
-    ours: ArrayLike,
-    theirs: ArrayLike,
-    clusters: ArrayLike | None = None,
-    seeds: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
-    *,
-    bounds: Bounds | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Estimate:
-    """The mean of `ours - theirs`, entry by entry: (pairs,) each, the same prompt at the same position."""
-    a, b = _same_shape(ours, theirs)
-    return mean(a - b, clusters, seeds, groups, bounds=bounds, seed=seed, resamples=resamples)
-
-
-def win_rate(
-    ours: ArrayLike,
-    theirs: ArrayLike,
-    clusters: ArrayLike | None = None,
-    seeds: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Estimate:
-    """The share of prompts where `ours` is greater; a tie counts half. Arrays as in `paired_difference`."""
-    return mean(outcomes(ours, theirs), clusters, seeds, groups, bounds=UNIT, seed=seed, resamples=resamples)
 
 
 def outcomes(ours: ArrayLike, theirs: ArrayLike) -> Floats:
@@ -282,20 +252,29 @@ Ranked = Mapping[Any, tuple[ArrayLike, ArrayLike]]
 
 
 def spearman(
-    x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None, *, seed: int = 0, resamples: int = RESAMPLES
+    x: ArrayLike,
+    y: ArrayLike,
+    seeds: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Estimate:
     """Spearman's rank correlation with mid-ranks for ties; the mean over seeds where there are several.
 
-    x, y: (observations,). n is the number of observations of one seed. Missing when a side is constant.
+    x, y, groups: (observations,), groups as in `mean`. n is the number of observations of one seed. Missing when a side is
+    constant.
     """
     a, b = _same_shape(x, y)
     runs = np.zeros(len(a), dtype=int) if seeds is None else _labels(seeds, len(a))
+    group = None if groups is None else _labels(groups, len(a))[runs == runs[0]]
     by_seed = {run: (a[runs == run], b[runs == run]) for run in np.unique(runs)}
-    return spearman_contrast([(1.0, by_seed)], bounds=SIGNED, seed=seed, resamples=resamples)[0]
+    return spearman_contrast([(1.0, by_seed)], group, bounds=SIGNED, seed=seed, resamples=resamples)[0]
 
 
 def spearman_contrast(
     parts: Sequence[tuple[float, Ranked]],
+    groups: ArrayLike | None = None,
     *,
     bounds: Bounds | None = None,
     seed: int = 0,
@@ -304,8 +283,9 @@ def spearman_contrast(
     """Σ weight × ρ, each ρ the mean over its seeds; observations are resampled together, so that what parts share does not
     count twice.
 
-    An observation that lacks a number in any part is dropped from all. The second is None where no part has two seeds.
-    Missing where every seed of a part has a constant side.
+    groups: (observations,) labels as in `mean`, where all seeds have the same observations. An observation that lacks a number
+    in any part is dropped from all. The second is None where no part has two seeds. Missing where every seed of a part has a
+    constant side.
     """
     columns = [
         np.asarray(side, dtype=float).ravel() for _, by_seed in parts for pair in by_seed.values() for side in pair
@@ -314,46 +294,54 @@ def spearman_contrast(
     there = ~np.isnan(np.stack(columns)).any(axis=0) if same else None
     found = []
     for weight, by_seed in parts:
-        sides = [_known(x, y, there) for x, y in by_seed.values()]
-        each = [f for x, y in sides if len(x) > 1 and not math.isnan((f := _spearman(x, y, seed, resamples))[0])]
+        sides = [_known(x, y, groups if same else None, there) for x, y in by_seed.values()]
+        each = [f for s in sides if len(s[0]) > 1 and not math.isnan((f := _spearman(*s, seed, resamples)).value)]
         if not each:
             return Estimate.missing(), None
         found.append((weight, list(by_seed), each))
-    return _over_seeds(found, bounds)
+    return over_seeds(found, bounds)
 
 
-def _known(x: ArrayLike, y: ArrayLike, there: Any) -> tuple[Floats, Floats]:
-    """The observations that are there; None: those where neither side is nan."""
+def _known(x: ArrayLike, y: ArrayLike, groups: ArrayLike | None, there: Any) -> tuple[Floats, Floats, NDArray[np.int_]]:
+    """The observations that are there (None: those where neither side is nan), and the number of each one's group."""
     a, b = np.asarray(x, dtype=float).ravel(), np.asarray(y, dtype=float).ravel()
     kept = ~(np.isnan(a) | np.isnan(b)) if there is None else there
-    return a[kept], b[kept]
+    group = np.arange(len(a)) if groups is None else _labels(groups, len(a))
+    return a[kept], b[kept], np.unique(group[kept], return_inverse=True)[1]
 
 
-Drawn = tuple[float, Floats, int]  # a seed's value, its draws, its number of observations
+class Drawn(NamedTuple):
+    """A statistic of one seed, and what it is in resamples of the observations. draws: (resamples,). n: observations. units:
+    how many are drawn, groups or single observations."""
+
+    value: float
+    draws: Floats
+    n: int
+    units: int
 
 
-def _over_seeds(
-    parts: Sequence[tuple[float, Sequence[Any], Sequence[Drawn]]], bounds: Bounds | None
+def over_seeds(
+    parts: Sequence[tuple[float, Sequence[Any], Sequence[Drawn]]], bounds: Bounds | None = None
 ) -> tuple[Estimate, Crossed | None]:
     """The weighted sum of means over seeds; parts: (weight, seeds, what each seed has). Draw k resamples the same observations
     everywhere, so the draws tell what these give the mean (prompts in `Crossed`) and each seed beside it (the noise)."""
-    n = min(f[2] for _, _, each in parts for f in each)
+    n, units = (min(getattr(f, count) for _, _, each in parts for f in each) for count in ("n", "units"))
     several = [(names, each) for _, names, each in parts if len(each) > 1]
     if several and all(names == several[0][0] and len(each) == len(several[0][1]) for names, each in several):
         parts = [(1.0, several[0][0], [_sum_of(parts, place) for place in range(len(several[0][1]))])]  # paired by seed
-    value = float(sum(weight * np.mean([f[0] for f in each]) for weight, _, each in parts))
-    draws = sum(weight * np.mean([f[1] for f in each], axis=0) for weight, _, each in parts)
+    value = float(sum(weight * np.mean([f.value for f in each]) for weight, _, each in parts))
+    draws = np.asarray(sum(weight * np.mean([f.draws for f in each], axis=0) for weight, _, each in parts))
     if not several:
-        return _estimate(value, np.asarray(draws), n, bounds, False), None
+        return Estimate(value, *_interval(draws, value, units, bounds, False, LEVEL), n), None
     of_rows = float(np.nanvar(draws))
     seeds = []
     for weight, _, each in parts:
         if (k := len(each)) > 1:
-            drawn = np.stack([f[1] for f in each])
+            drawn = np.stack([f.draws for f in each])
             noise = float(np.nanvar(drawn - drawn.mean(axis=0), axis=1).mean()) / (k - 1)
-            of_seeds = float(np.var([f[0] for f in each], ddof=1)) / k
+            of_seeds = float(np.var([f.value for f in each], ddof=1)) / k
             seeds.append(Source(weight**2 * of_seeds, weight**2 * max(of_seeds - noise, 0.0), k - 1))
-    crossing = Crossed(value, Source(of_rows, of_rows, n - 1), tuple(seeds))
+    crossing = Crossed(value, Source(of_rows, of_rows, max(units - 1, 1)), tuple(seeds))
     half, (low, high) = crossing.half_width(), bounds if bounds is not None else (-math.inf, math.inf)
     return Estimate(value, max(low, value - half), min(high, value + half), n), crossing
 
@@ -361,16 +349,17 @@ def _over_seeds(
 def _sum_of(parts: Sequence[tuple[float, Sequence[Any], Sequence[Drawn]]], place: int) -> Drawn:
     """The weighted sum of what the parts have for one seed; a part of one run (the start model) stands beside each."""
     own = [(weight, each[place if len(each) > 1 else 0]) for weight, _, each in parts]
-    value, drawn = sum(w * f[0] for w, f in own), sum(w * f[1] for w, f in own)
-    return float(value), np.asarray(drawn), min(f[2] for _, f in own)
+    value, drawn = sum(w * f.value for w, f in own), np.asarray(sum(w * f.draws for w, f in own))
+    return Drawn(float(value), drawn, min(f.n for _, f in own), min(f.units for _, f in own))
 
 
-def _spearman(x: Floats, y: Floats, seed: int, resamples: int) -> tuple[float, Floats, int]:
-    n = len(x)
+def _spearman(x: Floats, y: Floats, group: NDArray[np.int_], seed: int, resamples: int) -> Drawn:
+    n, units = len(x), int(group.max()) + 1
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(_weighted_pearson(_scipy.rankdata(x)[None], _scipy.rankdata(y)[None], np.ones((1, n)))[0])
-        draws = [_weighted_pearson(_mid_ranks(x, w), _mid_ranks(y, w), w) for w in _weights(n, seed, resamples)]
-    return value, np.concatenate(draws), n
+        blocks = (w[:, group] for w in _weights(units, seed, resamples))
+        draws = [_weighted_pearson(_mid_ranks(x, w), _mid_ranks(y, w), w) for w in blocks]
+    return Drawn(value, np.concatenate(draws), n, units)
 
 
 def _mid_ranks(x: Floats, weights: Floats) -> Floats:

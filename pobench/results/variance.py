@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 from scipy import stats as _scipy
 
 from pobench.results.arms import Arm, judges_of, of_arm
-from pobench.results.contrast import prompt_groups
-from pobench.results.crossed import LEVEL, Crossed, Floats, Source
+from pobench.results.contrast import met
+from pobench.results.crossed import LEVEL, Crossed, Floats, Source, additive, variance_of_mean
+from pobench.results.groups import labels, prompt_groups
 
 PARTS = ("prompt", "seed", "cell", "decoding", "judge")  # the components, cell: prompt × seed
 ORDERS = ("forward", "backward")  # columns of a verdict that was given in both orders
@@ -161,12 +162,10 @@ def _means(values: Floats, there: NDArray[np.bool_]) -> tuple[Floats, Floats]:
 def _of_table(means: np.ndarray) -> dict[str, float]:
     """Prompt, seed, and the residual mean square as `cell`, of (prompts, seeds); not yet set to 0 where negative."""
     n, k = means.shape
-    rows, columns = means.mean(axis=1), means.mean(axis=0)
-    residuals = means - rows[:, None] - columns + means.mean()
-    square = float((residuals**2).sum()) / ((n - 1) * (k - 1))
+    square = float(((means - additive(means)) ** 2).sum()) / ((n - 1) * (k - 1))
     return {
-        "prompt": float(rows.var(ddof=1)) - square / k,
-        "seed": float(columns.var(ddof=1)) - square / n,
+        "prompt": float(means.mean(axis=1).var(ddof=1)) - square / k,
+        "seed": float(means.mean(axis=0).var(ddof=1)) - square / n,
         "cell": square,
     }
 
@@ -183,20 +182,23 @@ def _within_answers(values: Floats, answers: Floats, readings_each: Floats) -> f
 
 def _grouped(means: pd.Series, groups: pd.Series | None) -> tuple[float, float]:
     """(variance of the mean over prompts with groups / without, groups a prompt); (1, 1) where there are no groups."""
-    if groups is None:
+    of_prompts = labels(means.index.to_series(), groups)
+    if of_prompts is None:
         return 1.0, 1.0
-    apart = means - means.mean()
-    sums = apart.groupby([groups.get(p, p) for p in apart.index]).sum()
-    n, k = len(apart), len(sums)
-    alone, together = float((apart**2).sum()) / (n - 1) / n, float((sums**2).sum()) / (k - 1) * k / n**2
-    return (together / alone if alone > 0.0 else 1.0), k / n
+    apart, group = (means - means.mean()).to_numpy(), np.unique(of_prompts.astype(str), return_inverse=True)[1]
+    alone, together = (variance_of_mean(apart, each) for each in (np.arange(len(apart)), group))
+    return (together / alone if alone > 0.0 else 1.0), (int(group.max()) + 1) / len(apart)
 
 
 # ---------------------------------------------------------------- of stored verdicts
 def readings_of(verdicts: pd.DataFrame, runs: pd.DataFrame, arm: Arm) -> Readings:
     """The main judge's readings of an arm's answers. An answer that was judged in both orders has two; their mean is its
     score. Further verdicts on the same answer are further readings."""
-    own = of_arm(verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])], arm)
+    return _readings(of_arm(verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])], arm), runs)
+
+
+def _readings(own: pd.DataFrame, runs: pd.DataFrame) -> Readings:
+    """Of verdicts, in points."""
     own = own.assign(seed=own["run"].map(dict(zip(runs["run"], runs["seed"], strict=True))).astype(int))
     orders = own.reindex(columns=list(ORDERS)).apply(pd.to_numeric, errors="coerce").astype(float)
     both = orders.notna().all(axis=1)
@@ -221,12 +223,22 @@ class Noise(NamedTuple):
     of_pairs: dict[tuple[Arm, Arm], Components]
 
 
-def noise_of(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None, arms: Sequence[Arm]) -> Noise:
+def noise_of(
+    runs: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    answers: pd.DataFrame | None,
+    arms: Sequence[Arm],
+    comparisons: pd.DataFrame | None = None,
+) -> Noise:
     """Without arms and pairs that have fewer than two seeds or two prompts."""
     groups = prompt_groups(answers)
     readings = {arm: readings_of(verdicts, runs, arm) for arm in arms if not arm.is_start}
     alone = {arm: components(of_one, groups) for arm, of_one in readings.items()}
-    pairs = {(a, b): components(readings[a].minus(readings[b]), groups) for a, b in combinations(readings, 2)}
+    pairs = {}
+    for a, b in combinations(readings, 2):
+        rows = met(comparisons, verdicts, a, b)
+        apart = _readings(rows, runs) if len(rows) else readings[a].minus(readings[b])
+        pairs[a, b] = components(apart, groups)
     return Noise(
         {arm: found for arm, found in alone.items() if found is not None},
         {pair: found for pair, found in pairs.items() if found is not None},

@@ -195,8 +195,9 @@ class _Stage:
             answer_settings["max_new_tokens"] = min(answers.max_new_tokens, NEW_TOKENS)
             answer_settings["samples"] = min(answers.samples, 2)
             if judge.name is None or not judges.get(judge.name).offline:
-                replayed = {"file": str(folder / "verdicts.jsonl")}
-                judge = judge.model_copy(update={"name": "replay", "settings": replayed})
+                replayed = {"name": "replay", "settings": {"file": str(folder / "verdicts.jsonl")}}
+                compares = judge.name is not None and judges.get(judge.name).compares
+                judge = judge.model_copy(update={"name": "rehearsed", "settings": {}} if compares else replayed)
         smaller: dict[str, Any] = {
             "batch_size": min(train.batch_size, BATCH),
             "epochs": min(train.epochs, 2),

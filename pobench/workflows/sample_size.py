@@ -107,9 +107,8 @@ def sample_size(
     """The grid of designs for the losses' home arms. frames: of `comparable_runs`. job: of the setting. names: losses; default:
     all that are stored with two seeds. Raises PobenchError where the stored verdicts do not say how far seeds differ."""
     arms = [arm for loss, arm in sorted(homes_of(frames["runs"]).items()) if names is None or loss in names]
-    noise = (
-        noise_of(frames["runs"], frames["verdicts"], frames.get("answers"), arms) if len(frames["verdicts"]) else None
-    )
+    stored = frames["runs"], frames["verdicts"], frames.get("answers")
+    noise = noise_of(*stored, arms, frames.get("comparisons")) if len(frames["verdicts"]) else None
     kept = [arm for arm in arms if noise is not None and arm in noise.of_arms]
     pairs = [] if noise is None else [found for pair, found in noise.of_pairs.items() if set(pair) <= set(kept)]
     lacking = [name for name in names or () if name not in {arm.loss for arm in kept}]

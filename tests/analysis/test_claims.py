@@ -13,6 +13,8 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from pobench import registry
@@ -429,6 +431,87 @@ def test_separation_is_the_spread_of_losses_over_their_intervals(world) -> None:
     )
 
 
+def by_question(world: Frames, scores: dict[str, np.ndarray], result: tuple[str, str], **more: object) -> Evidence:
+    """The evidence of runs that stored their questions; scores: loss → (questions, seeds), the start model's (questions, 1)."""
+    runs = world["runs"][world["runs"]["loss"].isin(list(scores))]
+    runs = runs[~runs.duplicated(["loss", "seed"])].sort_values(["loss", "seed"])
+    rows, numbers = [], []
+    for loss, own in runs.groupby("loss"):
+        for run, column in zip(own["run"], scores[loss].T, strict=True):
+            about = {"run": run, "benchmark": result[0], "metric": result[1], "judge": ""}
+            told = pd.DataFrame(
+                {"question": [f"q{k}" for k in range(len(column))], "score": column, "weight": 1.0, "group": ""}
+            )
+            rows.append(told.assign(**{**about, **more}))
+            weight = rows[-1]["weight"]
+            numbers.append({**about, "value": (column * weight).sum() / weight.sum(), "seed": 0, "loss": loss})
+    return Evidence(runs, benchmarks=pd.DataFrame(numbers), questions=pd.concat(rows, ignore_index=True))
+
+
+def test_benchmarks_are_paired_by_question_as_scipy_pairs_them(few_losses) -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 20, (200, 1))
+    scores = {
+        "dpo": 50 + hard + rng.normal(0, 5, (200, 1)) + np.zeros(3),  # every seed answers alike
+        "simpo": 52 + hard + rng.normal(0, 5, (200, 1)) + np.zeros(3),
+    }
+    gap = few_runs.benchmark_gap("simpo", "dpo", "downstream", "mmlu")
+    e = by_question(few_losses, scores, ("downstream", "mmlu"))
+    found = gap(e)
+    paired = scipy_stats.ttest_rel(scores["simpo"][:, 0], scores["dpo"][:, 0]).confidence_interval(0.95)
+    estimate = found.found.estimate
+    assert (estimate.low, estimate.high) == pytest.approx((paired.low, paired.high))
+    assert (estimate.n, found.found.seeds, found.found.runs, found.remark) == (200, 3, 6, "")
+    grouped = by_question(few_losses, scores, ("downstream", "mmlu"), group=[f"g{k // 4}" for k in range(200)])
+    assert gap(grouped).found.crossed.prompts.freedom == 49, "questions about one passage are one unit"
+    without = replace(e, questions=None)
+    alone = gap(without)
+    assert (
+        alone.found.estimate.value == pytest.approx(estimate.value)
+        and "no" in alone.remark
+        and alone.found.estimate.n == 3
+    )
+    one_missing = replace(e, questions=e.questions[e.questions["run"] != e.questions["run"].iloc[0]])
+    assert gap(one_missing).remark == few_runs.SEEDS_ALONE, "all runs or none"
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000))
+def test_questions_that_count_more_give_the_benchmarks_own_number(few_losses, seed) -> None:
+    rng = np.random.default_rng(seed)
+    scores = {loss: rng.choice([0.0, 50.0, 100.0], (12, 3)) for loss in ("simpo", "dpo")}
+    e = by_question(few_losses, scores, ("arena_hard", "win_rate"), weight=rng.integers(1, 7, 12).astype(float))
+    found = few_runs.benchmark_gap("simpo", "dpo", "arena_hard", "win_rate")(e)
+    means = [e.benchmark(e.arm(loss), "arena_hard", "win_rate").mean() for loss in ("simpo", "dpo")]
+    assert found.found.estimate.value == pytest.approx(means[0] - means[1], abs=1e-9) and not found.remark
+
+
+def test_separation_is_wider_where_questions_are_resampled(few_losses) -> None:
+    rng, losses, results = (
+        np.random.default_rng(1),
+        ("simpo", "dpo", "dpo_gamma"),
+        (("mt_bench", "score"), ("arena_hard", "win_rate")),
+    )
+    parts = []
+    for result, questions in zip(results, (20, 200), strict=True):
+        apart = {loss: 10 * k + rng.normal(0, 20, (questions, 3)) for k, loss in enumerate(losses)}
+        parts.append(by_question(few_losses, apart, result))
+    rows = pd.concat([part.benchmarks for part in parts])
+    rows = (
+        rows.assign(low=rows["value"] - 2, high=rows["value"] + 2)
+        .drop(columns="seed")
+        .merge(parts[0].runs[["run", "seed"]])
+    )
+    e = Evidence(
+        parts[0].runs, benchmarks=rows, questions=pd.concat([part.questions for part in parts], ignore_index=True)
+    )
+    measure = few_runs.separation_ratio(losses, results[0], results[1:])
+    paired, alone = measure(e), measure(replace(e, questions=None))
+    assert paired.found.estimate.value == pytest.approx(alone.found.estimate.value)
+    assert (paired.remark, alone.remark) == ("", few_runs.SEEDS_ALONE)
+    assert paired.found.estimate.n == 20 and 0 < paired.found.estimate.low < paired.found.estimate.value
+
+
 # ---------------------------------------------------------------- settings side by side
 @pytest.fixture(scope="module")
 def llama3(worlds) -> tuple[Frames, Frames]:
@@ -497,8 +580,8 @@ def test_there_are_forty_claims_and_more_each_with_a_name_and_a_sentence_of_its_
     assert len(real) >= 40 and len({claim.says for claim in real}) == len(real)
     for claim in real:
         assert claim.smallest > 0 and claim.statistic and claim.unit, claim.name
-        assert claim.where or not claim.section, claim.name  # what the paper claims has a place there
-        assert claim.section or claim.paper is None, claim.name
+        assert claim.where or claim.paper is None, claim.name  # what the paper prints has a place there
+        assert claim.subject in registry.SUBJECTS[:-1], claim.name
         if claim.paper is not None:
             assert claim.above < claim.paper < claim.below, claim.name  # the paper's own number supports it
 

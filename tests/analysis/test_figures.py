@@ -371,7 +371,9 @@ def test_a_benchmarks_gain_is_paired_by_question(synthetic) -> None:
         ]
     )
     made["questions"] = pd.concat(
-        pd.DataFrame({"run": run_of[loss], "benchmark": "arena_hard", "judge": "j", "question": range(400), "score": v})
+        pd.DataFrame({"run": run_of[loss], "question": range(400), "score": 100 * v}).assign(
+            benchmark="arena_hard", metric="win_rate", judge="j", weight=1.0, group=""
+        )
         for loss, v in won.items()
     )
 
@@ -381,7 +383,7 @@ def test_a_benchmarks_gain_is_paired_by_question(synthetic) -> None:
         return float(row["high"] - row["low"]) / 2
 
     paired = 196 * (won["simpo"] - won["dpo"]).std(ddof=1) / 20
-    assert width(made) == pytest.approx(paired, rel=1e-6)
+    assert width(made) == pytest.approx(paired, rel=0.03)
     assert width({name: f for name, f in made.items() if name != "questions"}) > 1.2 * paired
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as scipy_stats
 from scipy.special import expit
 
 from pobench import registry
@@ -15,8 +16,10 @@ from pobench.columns import FRAMES
 from pobench.reporting.draw import draw
 from pobench.reporting.plot import NothingToDraw
 from pobench.results.arms import arms_of
+from pobench.results.contrast import all_pairs, met
 from pobench.results.derived import Frames
 from pobench.results.head_to_head import battles_of, compares
+from pobench.results.variance import noise_of
 
 PROMPTS = 150
 STRENGTHS = {"start": 0.0, "dpo": 0.3, "ipo": 0.1, "simpo": 0.9}
@@ -97,6 +100,48 @@ def test_the_pairs_stand_with_their_wins_the_better_first() -> None:
     assert table["At equal length"][0].n == PROMPTS and set(table["Flipped"]) == {0.0}
 
 
+def test_who_beats_whom_asks_the_judge_that_saw_both_and_scipy_agrees() -> None:
+    frames = judged(seeds=(1, 2, 3))
+    # a judge who prefers DPO wherever it stands beside SimPO, though SimPO wins more often over the start model
+    met, seen = frames["comparisons"], np.random.default_rng(0)
+    own = met["run"].str.contains("dpo") & met["opponent"].str.contains("simpo")
+    alike = np.tile((seen.random(PROMPTS) < 0.7).astype(float), 3)  # every seed alike: seeds add nothing
+    met = met.assign(score=met["score"].mask(own))
+    met.loc[own, "score"] = alike
+    frames = Frames({**frames.stored, "comparisons": met})
+    data = drawn(frames, "who-beats-whom").data.set_index(["row", "column"])
+    pair = data.loc["SIMPO", "DPO"]
+    wins = 100 * alike[:PROMPTS] - 50
+    interval = scipy_stats.ttest_1samp(-wins, 0.0).confidence_interval(0.95)
+    assert (pair["value"], pair["low"], pair["high"]) == pytest.approx((-wins.mean(), interval.low, interval.high))
+    assert pair["direct"] and (pair["seeds"], pair["runs"], pair["n"]) == (3, 6, PROMPTS)
+    assert not data.xs("START", level="column")["direct"].any()
+    through_start = drawn(Frames({k: v for k, v in frames.stored.items() if k != "comparisons"}), "who-beats-whom").data
+    assert (
+        through_start.set_index(["row", "column"]).loc["SIMPO", "DPO", "value"] > 0
+        and not through_start["direct"].any()
+    )
+    pairs = all_pairs(frames["runs"], frames["verdicts"], frames["answers"], arms_of(frames["runs"]), met)
+    (one,) = [p for p in pairs if {p.ours.loss, p.theirs.loss} == {"simpo", "dpo"}]
+    assert one.ours.loss == "simpo" and [arm.loss for arm in one.in_order] == ["dpo", "simpo"]
+
+
+def test_a_verdict_reads_the_same_from_both_sides() -> None:
+    frames = judged(seeds=(1,))
+    arms = {arm.loss: arm for arm in arms_of(frames["runs"])}
+    both = frames["comparisons"].assign(forward=0.9, backward=0.4)
+    forth, back = (met(both, frames["verdicts"], arms[a], arms[b]) for a, b in (("dpo", "simpo"), ("simpo", "dpo")))
+    assert (forth["score"].to_numpy() == 1 - back["score"].to_numpy()).all() and len(forth) == PROMPTS
+    assert (
+        set(back["forward"]) == {0.6}
+        and set(back["backward"]) == {pytest.approx(0.1)}
+        and set(back["run"]) == {"s/simpo-1"}
+    )
+    assert met(None, frames["verdicts"], arms["dpo"], arms["simpo"]).empty
+    noise = noise_of(frames["runs"], frames["verdicts"], None, [arms["dpo"], arms["simpo"]], both)
+    assert not noise.of_pairs, "one seed says nothing of seeds"
+
+
 def test_without_opponents_there_is_nothing_to_draw() -> None:
     with pytest.raises(NothingToDraw, match="--opponents all"):
         drawn(judged(opponents=False))
@@ -129,7 +174,10 @@ def test_wins_against_gpt_4_stand_beside_dpos_question_by_question() -> None:
     frames = judged(seeds=(1,))
     asked = {"dpo": [1.0, 0.9, 0.2, 0.0, 0.5, np.nan], "simpo": [1.0, 0.1, 0.8, 0.4, 0.9, 1.0]}
     rows = [
-        {"run": f"s/{loss}-1", "benchmark": "alpaca_eval", "judge": "gpt-4", "question": str(place), "score": score}
+        {
+            **{"run": f"s/{loss}-1", "benchmark": "alpaca_eval", "metric": "win_rate", "judge": "gpt-4"},
+            **{"question": str(place), "score": 100 * score, "weight": 1.0, "group": ""},
+        }
         for loss, scores in asked.items()
         for place, score in enumerate(scores)
     ]

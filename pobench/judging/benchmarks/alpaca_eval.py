@@ -21,7 +21,7 @@ import pandas as pd
 import yaml
 
 from pobench.judging.benchmarks import alpaca_eval_score as alpaca_eval
-from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, Shape, write_lines
+from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, QuestionScore, Shape, write_lines
 from pobench.judging.benchmarks.verdict_files import Faults, Scored, fingerprint, fingerprints, read, text_of
 from pobench.judging.client import Request
 from pobench.judging.replies import Reply
@@ -136,10 +136,10 @@ class AlpacaEval(Judged):
         folder = None if self.length_control is None else Path(self.length_control).expanduser()
         return alpaca_eval.score(verdicts, length_control=folder, length_only=not whole)
 
-    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """By the instruction's place among all: the probability that the model's answer is better."""
+    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> list[QuestionScore]:
+        """The raw win rate by the instruction's place among all. LC is a fitted number, and no mean over instructions."""
         preferences = (math.nan if row["preference"] is None else row["preference"] for row in rows)
-        return {str(place): preference - 1.0 for place, preference in enumerate(preferences)}
+        return [QuestionScore("win_rate", str(place), 100 * (p - 1.0)) for place, p in enumerate(preferences)]
 
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
         alpaca_eval.write_answers(path, {a.question.turns[0]: a.turns[0] for a in answered}, model=model)

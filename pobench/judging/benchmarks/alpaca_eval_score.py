@@ -40,7 +40,6 @@ from pobench.judging.benchmarks.verdict_files import (
     numbers,
     one_of,
     read,
-    scaled,
     short,
     text_of,
 )
@@ -142,8 +141,8 @@ def _common(frame: pd.DataFrame, about: Mapping[str, str], notes: list[str]) -> 
     won = frame["preference"].to_numpy(float) - 1
     lengths, baseline_lengths = (frame[f"output_{i}"].str.len().to_numpy(float) for i in (2, 1))
     prompts = frame["instruction"].map(fingerprint)  # untrusted text is no label
-    raw = scaled(stats.mean(won, prompts, bounds=stats.UNIT), 100)
-    only = scaled(stats.length_controlled_win_rate(won, lengths, baseline_lengths, prompts), 100)
+    raw = stats.mean(won, prompts, bounds=stats.UNIT).scaled(100)
+    only = stats.length_controlled_win_rate(won, lengths, baseline_lengths, prompts).scaled(100)
     length = stats.mean(lengths, prompts)
     dropped = int(np.isnan(won).sum())
     if dropped:

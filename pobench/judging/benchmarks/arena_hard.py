@@ -22,7 +22,7 @@ import yaml
 from pobench.data.rows import read_rows
 from pobench.errors import PobenchError
 from pobench.judging.benchmarks import arena_hard_score as arena_hard
-from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, Shape, write_lines
+from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, QuestionScore, Shape, write_lines
 from pobench.judging.benchmarks.verdict_files import Faults, Scored, fingerprint, fingerprints, read
 from pobench.judging.client import Request
 from pobench.judging.replies import Reply
@@ -201,9 +201,14 @@ class TwoGames(Judged):
         note = f"neither a YAML beside the questions nor {JUDGE_UTILS} has a system_prompt: the judge read our words"
         return replace(scored, benchmark=name, notes=(*scored.notes, note))
 
-    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """The share of a question's battles that the model wins, over its readable games."""
-        return {str(row["question_id"]): arena_hard.share_won(row["games"], self.version) for row in rows}
+    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> list[QuestionScore]:
+        """The share of a question's battles that the model wins, over its readable games; a question counts by its battles."""
+        found = []
+        for row in rows:
+            share, battles = arena_hard.share_won(row["games"], self.version)
+            metric = arena_hard.metric_of(self.version, "win_rate", self.version.category(row))
+            found.append(QuestionScore(metric, str(row["question_id"]), 100 * share, battles))
+        return found
 
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
         answers = {a.question.id: (a.question.turns[0], a.turns[0]) for a in answered}

@@ -39,7 +39,6 @@ from pobench.judging.benchmarks.verdict_files import (
     one_of,
     only_model,
     read,
-    scaled,
 )
 from pobench.results import stats
 from pobench.types import Estimate
@@ -178,9 +177,9 @@ def _part(found: Judgments, category: str, seed: int) -> tuple[dict[str, Any], l
     battles = np.array([g.battles for g in games], dtype=float)
     results = np.array([g.result for g in games], dtype=float)
     asked = [g.question for g in games]
-    by_question = scaled(stats.ratio(battles * results, battles, asked, bounds=stats.UNIT, seed=seed), 100)
+    by_question = stats.ratio(battles * results, battles, asked, bounds=stats.UNIT, seed=seed).scaled(100)
     published = _published(results, battles, found.version.ends, seed)
-    flips = scaled(_flips(games), 100)
+    flips = _flips(games).scaled(100)
     values = {
         "score": by_question.value,
         "n": by_question.n,
@@ -206,7 +205,12 @@ def of_category(version: Version, category: str, line: Line) -> Line:
     """The line under its category's name, where there are several."""
     if not version.several:
         return line
-    return line._replace(title=f"{category}: {line.title}", metric=line.metric and f"{line.metric}_{category}")
+    return line._replace(title=f"{category}: {line.title}", metric=metric_of(version, line.metric, category))
+
+
+def metric_of(version: Version, metric: str, category: str) -> str:
+    """The metric's name in the frames: with its category, where there are several."""
+    return f"{metric}_{category}" if metric and version.several else metric
 
 
 def paired(games: Sequence[Game]) -> list[Game]:
@@ -266,15 +270,16 @@ def verdict(judgment: str, version: Version = V01) -> str | None:
     return found[0] if len(set(found)) == 1 else None
 
 
-def share_won(games: Sequence[Mapping[str, Any]], version: Version = V01) -> float:
-    """The model's share of a question's battles; nan without a readable game, and in a version that wants both readable
-    without both. games: two with `score`, the model as B, then as A."""
+def share_won(games: Sequence[Mapping[str, Any]], version: Version = V01) -> tuple[float, int]:
+    """The model's share of a question's battles, and how many these are; (nan, 0) without a readable game, and in a version
+    that wants both readable without both. games: two with `score`, the model as B, then as A."""
     read = [(place, version.verdicts.get(game["score"])) for place, game in enumerate(games)]
     known = [(place, *found) for place, found in read if found is not None]
     if not known or (version.paired and len(known) < len(games)):
-        return math.nan
+        return math.nan, 0
     won = sum(battles * (result if place else 1.0 - result) for place, result, battles in known)
-    return won / sum(battles for _, _, battles in known)
+    total = sum(battles for _, _, battles in known)
+    return won / total, total
 
 
 def read_games(path: Path | str, wanted: str | None) -> Judgments:

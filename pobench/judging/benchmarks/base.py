@@ -175,6 +175,17 @@ class Result(NamedTuple):
     n: int
 
 
+class QuestionScore(NamedTuple):
+    """What a run's number of a metric is the mean of, question by question. score: in the metric's unit, nan without a verdict.
+    weight: how much the question counts in that mean. group: what it shares with other questions, such as a passage."""
+
+    metric: str
+    question: str
+    score: float
+    weight: float = 1.0
+    group: str = ""
+
+
 def write_result(
     folder: Path,
     *,
@@ -184,16 +195,19 @@ def write_result(
     asked: int,
     limit: int | None,
     rows: Sequence[Result],
+    questions: Sequence[QuestionScore],
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `score.json`, which `pobench.results.load` reads into the frame `benchmarks`.
+    """Write `score.json`, which `pobench.results.load` reads into the frames `benchmarks` and `questions`.
 
     name: the benchmark's name in reports; it says so if the result is not the official benchmark's. asked: number of
-    questions. about: further values for readers.
+    questions. questions: of the metrics that are means over questions. about: further values for readers.
     """
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     named = {"benchmark": benchmark, "name": name, "judge": judge, "asked": asked, "limit": limit, "made": made}
-    write_json(folder / "score.json", {**named, "rows": [nan_as_null(row._asdict()) for row in rows], **(about or {})})
+    columns = {name: [getattr(question, name) for question in questions] for name in QuestionScore._fields}
+    values = {"rows": [row._asdict() for row in rows], "questions": columns, **(about or {})}
+    write_json(folder / "score.json", {**named, **nan_as_null(values)})
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -300,10 +314,9 @@ class Judged(Benchmark):
     def scored(self, verdicts: Path, questions: Sequence[Question]) -> Scored:
         """The score of the stored verdicts."""
 
-    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Question → how the model did on it beside the baseline's answer, in [0, 1]: 1 won, 0 lost, nan without a verdict;
-        empty for a benchmark without a baseline. rows: of `verdicts`."""
-        return {}
+    @abstractmethod
+    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> list[QuestionScore]:
+        """The metrics of the score that are means over questions. rows: of `verdicts`."""
 
     @abstractmethod
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
@@ -530,7 +543,7 @@ class Judged(Benchmark):
         scored: Scored,
         questions: Sequence[Question],
         errors: Sequence[str],
-        by_question: Mapping[str, float],
+        by_question: Sequence[QuestionScore],
     ) -> None:
         notes = [*scored.notes]
         if errors:
@@ -548,12 +561,12 @@ class Judged(Benchmark):
             asked=len(questions),
             limit=self.limit,
             rows=rows,
+            questions=by_question,
             about={
                 "unanswered": len(errors),
                 "scoring": self.scoring(),
                 "notes": notes,
                 "values": scored.as_json(),
-                "by_question": nan_as_null(dict(by_question)),
             },
         )
 

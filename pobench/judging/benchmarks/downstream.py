@@ -40,7 +40,15 @@ from pobench.data.rows import read_rows
 from pobench.errors import PobenchError, nearest
 from pobench.files import nan_as_null, write_json
 from pobench.identity import name_of
-from pobench.judging.benchmarks.base import OTHER_WEIGHTS, Benchmark, Result, Speaker, Spoken, write_result
+from pobench.judging.benchmarks.base import (
+    OTHER_WEIGHTS,
+    Benchmark,
+    QuestionScore,
+    Result,
+    Speaker,
+    Spoken,
+    write_result,
+)
 from pobench.model.rope import held_reach
 from pobench.registry import register_benchmark
 from pobench.results import stats
@@ -90,9 +98,17 @@ TASKS: dict[str, Official] = {
 }
 
 
+class Item(NamedTuple):
+    """One item's value of a metric. group: what it shares with other items: a passage, a video; empty if nothing."""
+
+    name: str
+    value: float
+    group: str
+
+
 class TaskScore(NamedTuple):
     """One metric of one task, a share in [0, 1]. metric: lm-eval's name with its filter. limit: most items of each subtask;
-    None: all. note: a remark for readers."""
+    None: all. note: a remark for readers. items: what it is the mean of."""
 
     task: str
     metric: str
@@ -104,6 +120,7 @@ class TaskScore(NamedTuple):
     shots: int
     limit: int | None
     note: str = ""
+    items: tuple[Item, ...] = ()
 
 
 def evaluate(
@@ -229,7 +246,7 @@ def _scores(speaker: Any, name: str, limit: int | None, data: Path | None, chat_
     speaker.asked = speaker.cut = 0
     turns = {"apply_chat_template": True, "fewshot_as_multiturn": True} if chat_template else {}
     result = evaluator.evaluate(speaker, loaded, limit=limit, bootstrap_iters=0, log_samples=True, **turns)
-    items = [item for samples in result["samples"].values() for item in samples]
+    items = [(f"{member}/{item['doc_id']}", item) for member, samples in result["samples"].items() for item in samples]
     notes = [] if official.shots == 0 or local is None else [_shots_note(official, local)]
     if speaker.cut:
         notes.append(
@@ -240,15 +257,34 @@ def _scores(speaker: Any, name: str, limit: int | None, data: Path | None, chat_
 
 
 def _score(
-    name: str, items: Sequence[Mapping[str, Any]], metric: str, chosen: str, limit: int | None, note: str
+    name: str, asked: Sequence[tuple[str, Mapping[str, Any]]], metric: str, chosen: str, limit: int | None, note: str
 ) -> TaskScore:
-    values = [float(item[metric]) for item in items if item["filter"] == chosen]
-    right_or_wrong = set(values) <= {0.0, 1.0}
-    estimate = stats.proportion(sum(values), len(values)) if right_or_wrong else stats.mean(values, bounds=(0.0, 1.0))
+    items = [Item(n, float(i[metric]), passage_of(name, i["doc"])) for n, i in asked if i["filter"] == chosen]
+    values, groups = [item.value for item in items], [item.group or item.name for item in items]
+    alone, right_or_wrong = len(set(groups)) == len(groups), set(values) <= {0.0, 1.0}
+    estimate = (
+        stats.proportion(sum(values), len(values))
+        if alone and right_or_wrong
+        else stats.mean(values, groups=groups, bounds=stats.UNIT)
+    )
     stderr = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
     named = metric if chosen == "none" else f"{metric},{chosen}"
     value, low, high, n = (getattr(estimate, f) for f in ("value", "low", "high", "n"))
-    return TaskScore(name, named, value, stderr, low, high, n, TASKS[name].shots, limit, note)
+    return TaskScore(name, named, value, stderr, low, high, n, TASKS[name].shots, limit, note, tuple(items))
+
+
+PASSAGE = "This question refers to the following information."  # how MMLU's questions about a passage begin
+
+
+def passage_of(task: str, doc: Mapping[str, Any]) -> str:
+    """What an item shares with others: of HellaSwag the video or article, of MMLU a digest of the passage that stands above
+    the question, its last line. Empty where it shares nothing, or nothing says what."""
+    if task == "hellaswag":
+        return str(doc.get("source_id") or "")
+    text = str(doc.get("question") or "")
+    if task.startswith("mmlu") and text.startswith(PASSAGE):
+        return hashlib.sha256(text.strip().rpartition("\n")[0].encode()).hexdigest()[:12]
+    return ""
 
 
 def _overrides(official: Official, files: Mapping[str, Path] | None) -> dict[str, Any]:
@@ -399,6 +435,7 @@ class Downstream(Benchmark):
         finished = [task for task in TASKS if f"{task}.json" in manifest(folder)["files"]]
         stored = {t: json.loads((folder / f"{t}.json").read_text(encoding="utf-8")) for t in finished}
         scores = [score for of_task in stored.values() for score in of_task]
+        items = [(_metric_of(score), Item(*item)) for score in scores for item in score.get("items", ())]
         part = "" if self.limit is None else f" ({self.limited.format(limit=self.limit)})"
         write_result(
             folder,
@@ -408,9 +445,10 @@ class Downstream(Benchmark):
             asked=sum(of_task[0]["n"] for of_task in stored.values()),
             limit=self.limit,
             rows=[_result(score) for score in scores],
+            questions=[QuestionScore(metric, item.name, 100 * item.value, group=item.group) for metric, item in items],
             about={
                 "tasks": list(stored),
-                "scores": scores,
+                "scores": [{name: value for name, value in score.items() if name != "items"} for score in scores],
                 "lm_eval": importlib.metadata.version("lm_eval"),
                 "notes": sorted({f"{s['task']}: {s['note']}" for s in scores if s["note"]}),
             },
@@ -425,12 +463,16 @@ class Downstream(Benchmark):
         return self.model_copy(update={"data": str(data), "limit": 1})
 
 
-def _result(score: Mapping[str, Any]) -> Result:
-    """The score in percent under the task's name; a second metric adds its filter's name."""
+def _metric_of(score: Mapping[str, Any]) -> str:
+    """The task's name; a second metric adds its filter's name."""
     first = score["metric"] == ",".join(m for m in TASKS[score["task"]].metrics[0] if m != "none")
-    named = score["task"] if first else f"{score['task']}_{score['metric'].rpartition(',')[2].replace('-', '_')}"
+    return str(score["task"]) if first else f"{score['task']}_{score['metric'].rpartition(',')[2].replace('-', '_')}"
+
+
+def _result(score: Mapping[str, Any]) -> Result:
+    """The score in percent."""
     value, low, high = (math.nan if score[k] is None else 100 * score[k] for k in ("value", "low", "high"))
-    return Result(named, value, low, high, score["n"])
+    return Result(_metric_of(score), value, low, high, score["n"])
 
 
 def _fingerprint(data: Path | None) -> str:

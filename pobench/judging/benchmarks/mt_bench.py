@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from pobench.data.rows import read_rows
 from pobench.judging.benchmarks import mt_bench_score as mt_bench
-from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, Shape, write_lines
+from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, QuestionScore, Shape, write_lines
 from pobench.judging.benchmarks.verdict_files import Faults, Scored, read
 from pobench.judging.client import Request
 from pobench.registry import register_benchmark
@@ -166,6 +167,18 @@ class MTBench(Judged):
 
     def scored(self, verdicts: Path, questions: Sequence[Question]) -> Scored:
         return mt_bench.score(verdicts)
+
+    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> list[QuestionScore]:
+        """The mean grade of a question's two turns, which are one unit; it counts by the grades that could be read."""
+        grades: dict[str, list[float]] = {}
+        for row in rows:
+            grades.setdefault(str(row["question_id"]), []).extend(
+                [row["score"]] if row["score"] != mt_bench.UNREAD else []
+            )
+        return [
+            QuestionScore("score", question, sum(own) / len(own) if own else math.nan, len(own))
+            for question, own in grades.items()
+        ]
 
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
         pairs = {a.question.row["question_id"]: (a.turns[0], a.turns[1]) for a in answered}

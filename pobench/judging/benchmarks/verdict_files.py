@@ -60,11 +60,6 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def scaled(estimate: Estimate, factor: float) -> Estimate:
-    """The estimate in another unit, such as percent or points."""
-    return Estimate(estimate.value * factor, estimate.low * factor, estimate.high * factor, estimate.n)
-
-
 # ---------------------------------------------------------------- files of verdicts
 @dataclass
 class Faults:

@@ -83,6 +83,16 @@ def test_it_is_the_logistic_regression_of_statsmodels_and_its_sandwich_by_prompt
     interval = found.estimate(float(found.strengths[3] - found.strengths[0]), slope)
     half = (interval.high - interval.low) / 2
     assert half == pytest.approx(1.98 * reference.bse[2], rel=0.08)
+    topics = pd.Series([f"t{k % 30}" for k in range(120)], pd.unique(battles.prompt))  # four prompts each
+    grouped = fit(battles, 4, control_length=True, groups=topics)
+    by_topic = sm.GLM(battles.score, design, family=sm.families.Binomial()).fit(
+        cov_type="cluster",
+        cov_kwds={"groups": pd.factorize(topics[battles.prompt])[0], "use_correction": False},
+    )
+    wider = grouped.estimate(float(found.strengths[3] - found.strengths[0]), slope)
+    assert (wider.high - wider.low) / (interval.high - interval.low) == pytest.approx(
+        by_topic.bse[2] / reference.bse[2], rel=0.1
+    )
 
 
 def test_prompts_resampled_and_fitted_anew_give_the_same_spread() -> None:

@@ -13,7 +13,10 @@ import pytest
 import yaml
 from openai_server import OpenAIServer, says
 
+from pobench.data.rows import Message
 from pobench.errors import PobenchError
+from pobench.judging.pairwise import Comparison
+from pobench.judging.rehearsed import Rehearsed
 from pobench.registry import load_plugin
 from pobench.results.load import load_frames
 from pobench.results.run_folder import RunFolder
@@ -22,6 +25,7 @@ from pobench.runs import stages
 from pobench.runs.execute import execute
 from pobench.runs.opponents import with_opponents
 from pobench.runs.plan import Plan, describe, estimate, make_plan
+from pobench.runs.rehearsal import rehearse
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
 
@@ -80,6 +84,25 @@ def trained(plan_pairs, tmp_path: Path, tmp_path_factory) -> None:
     else:
         shutil.copytree(made, tmp_path / "runs")
     assert not plan_pairs(",".join(LOSSES), "start").left
+
+
+def test_a_rehearsal_compares_losses_with_each_other_too(plan_pairs, tmp_path) -> None:
+    values = {"judge.name": "last-word", "data.max_length": 64, "data.max_prompt_length": 50}
+    rehearsed = rehearse(resolve(str(tmp_path / "small.yaml"), "dpo,simpo", seeds=[1], overrides=values))
+    assert {job.judge.name for job in rehearsed} == {"rehearsed"}, (
+        "no judge that asks anybody, and still one that compares"
+    )
+    plan = make_plan(rehearsed, tmp_path / "rehearsal", opponents="all")
+    assert pairs_left(plan) == ["dpo against simpo, seed 1"]
+
+
+def test_the_rehearsed_judge_flips_and_fails_now_and_then() -> None:
+    shown = [Comparison((Message("user", f"q{k}"),), "a", f"b{k}") for k in range(200)]
+    verdicts = Rehearsed().judge_many(shown)
+    assert verdicts == Rehearsed().judge_many(shown), "the same each time"
+    read = [v for v in verdicts if v.probability == v.probability]
+    assert 120 < len(read) < 200 and {v.flipped for v in read} == {0.0, 1.0}
+    assert Rehearsed().judge_many([Comparison((), "same", "same")])[0].probability == 0.5
 
 
 def judged(tmp_path: Path) -> int:

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from small_chat_model import character_tokenizer, chat_model
@@ -15,7 +16,16 @@ from pobench.data.chat import Chat
 from pobench.errors import PobenchError
 from pobench.judging.benchmarks import downstream
 from pobench.judging.benchmarks.base import Speaker, Spoken
-from pobench.judging.benchmarks.downstream import TASKS, Downstream, evaluate, task_faults, write_stand_ins
+from pobench.judging.benchmarks.downstream import (
+    PASSAGE,
+    TASKS,
+    Downstream,
+    _score,
+    evaluate,
+    passage_of,
+    task_faults,
+    write_stand_ins,
+)
 
 REAL = Path(__file__).parents[4] / "../shared/data/downstream"
 with_real_items = pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/downstream is absent")
@@ -119,8 +129,35 @@ def test_the_benchmark_stores_task_by_task_and_resumes(speaks, items, tmp_path) 
     ]
     assert score["limit"] == 2 and score["name"] == "downstream tasks (at most 2 items a task)"
     assert all(row["n"] == 2 and 0 <= row["value"] <= 100 for row in score["rows"])
+    by_question = pd.DataFrame(score["questions"])
+    means = by_question.groupby("metric")["score"].mean()
+    assert means.to_dict() == pytest.approx({row["metric"]: row["value"] for row in score["rows"]})
+    assert set(by_question["question"]) == {f"{task}/{k}" for task in ("truthfulqa_mc2", "gsm8k") for k in (0, 1)}
     assert len(loads) == 1
     assert not Downstream(tasks=["truthfulqa_mc2"], data=str(items)).done(run, spoken)  # no limit: other items
+
+
+def test_items_about_one_passage_or_video_are_one_unit() -> None:
+    about = f"{PASSAGE}\n“To be.”\nShakespeare, Hamlet\n"
+    assert passage_of("mmlu", {"question": f"{about}Who?"}) == passage_of(
+        "mmlu_zero_shot", {"question": f"{about}When?"}
+    )
+    assert passage_of("mmlu", {"question": "Who\nwrote it?"}) == "" == passage_of("gsm8k", {"question": "How many?"})
+    assert passage_of("hellaswag", {"source_id": "activitynet~v_1"}) == "activitynet~v_1"
+
+    def half_width(sources: int) -> float:
+        asked = [
+            (
+                f"hellaswag/{k}",
+                {"acc_norm": float(k % 10 > 4), "filter": "none", "doc": {"source_id": f"v{k % sources}"}},
+            )
+            for k in range(100)
+        ]
+        scored = _score("hellaswag", asked, "acc_norm", "none", None, "")
+        assert len(scored.items) == scored.n == 100 and scored.value == 0.5
+        return (scored.high - scored.low) / 2
+
+    assert half_width(10) > 2.5 * half_width(100), "ten sources, each all right or all wrong, are ten units"
 
 
 def test_requests_that_lose_their_beginning_are_counted(items) -> None:
