@@ -110,9 +110,9 @@ def looked_again(
     found = []
     for (first, second), count in looks_at(looks, runs, arms).items():
         ours, theirs = (second, first) if first.is_start else (first, second)
-        sides = [contrast.scores(verdicts, runs, arm) for arm in (ours, theirs)]
+        a, b = (contrast.scores(verdicts, runs, arm) for arm in (ours, theirs))
         won = contrast.by_seed(contrast.met(comparisons, verdicts, ours, theirs), runs, "prompt", "score")
-        fixed, any_time = (contrast.difference(*sides, won, groups, level) for level in (LEVEL, level_at(count)))
+        fixed, any_time = (contrast.difference(a, b, won, groups, level) for level in (LEVEL, level_at(count)))
         if fixed.estimate.n:
             found.append(Again(ours, theirs, count, fixed, any_time))
     return found

@@ -145,12 +145,13 @@ def separation_ratio(losses: Sequence[str], ours: Result, theirs: Sequence[Resul
         ratios = (apart[0]["sd"] / apart[0]["half"] / rest).replace([np.inf, 0.0], np.nan).dropna()
         runs = len(ratios) * len(arms)
         tables = [_by_question(e, arms, result) for result in (ours, *theirs)]
-        if ratios.empty or any(table is None for table in tables):
+        stored = [table for table in tables if table is not None]
+        if ratios.empty or len(stored) < len(tables):
             return Measured(Contrast(stats.student(ratios), len(ratios), runs), remark=SEEDS_ALONE)
         drawn = []
         for seed, ratio in ratios.items():
             logs, sizes = [], []
-            for place, (table, own) in enumerate(zip(tables, apart, strict=True)):
+            for place, (table, own) in enumerate(zip(stored, apart, strict=True)):
                 at = table.loc[seed].dropna()
                 draws = stats.resampled_means(
                     at.to_numpy(), labels(at.index.to_series(), table.attrs["groups"]), seed=place

@@ -27,7 +27,8 @@ from pobench.results.across import Settings
 from pobench.results.arms import home_of, lines_of, of_arm
 from pobench.results.contrast import POINTS, Contrast, contrast
 from pobench.results.crossed import crossed
-from pobench.results.evidence import Evidence, Measured, repeated
+from pobench.results.evidence import Evidence, Measured
+from pobench.results.frame_files import counted
 from pobench.types import Estimate
 from pobench.workflows.study_file import list_studies, read_study
 
@@ -408,8 +409,9 @@ def test_a_time_beside_other_work_decides_no_claim(few_losses) -> None:
 
 
 def test_repetition_counts_four_words_that_stood_before() -> None:
-    assert repeated("a b c d A b c d") == pytest.approx(1 / 5)  # five 4-grams, one twice
-    assert repeated("a b c d e") == 0.0 and math.isnan(repeated("a b c"))
+    found = counted(pd.DataFrame({"text": ["a b c d A b c d", "a b c d e", "a b c"]}))
+    assert list(found["repeated"])[:2] == pytest.approx([1 / 5, 0.0])  # of the first's five 4-grams, one stood before
+    assert math.isnan(found["repeated"][2]) and list(found["characters"]) == [15, 9, 5]
 
 
 def test_separation_is_the_spread_of_losses_over_their_intervals(world) -> None:
