@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pobench.results.frame_files import counted
+
 PAIRS, PROMPTS, SEEDS = 160, 150, (1, 2, 3)
 SIMPO, DPO = {"beta": 2.0, "gamma": 1.0}, {"beta": 0.5}
 WORDS = [f"{word:03d}" for word in range(100)]
@@ -120,7 +122,7 @@ class World:
         texts = [" ".join(WORDS[: t // 2] * 2 if arm.get("repeats") else WORDS[:t]) for t in tokens]
         prompts = {"run": run, "prompt": [f"prompt-{i}" for i in range(PROMPTS)], "sample": 0}
         shown = {"kind": "", "topic": "", "text": texts, "tokens": tokens, "finished": True}
-        self.parts["answers"].append(pd.DataFrame({**prompts, **shown}))
+        self.parts["answers"].append(counted(pd.DataFrame({**prompts, **shown})))
         passed = arm.get("score", 0.5) + self.shift + self.hard + self.rng.normal(0, 0.1, PROMPTS)
         judged = {"judge": "verifiable", "score": np.clip(passed, 0, 1), "against": ""}
         self.parts["verdicts"].append(pd.DataFrame({**prompts, **judged}))
