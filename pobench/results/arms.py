@@ -212,6 +212,8 @@ def score_of(scores: pd.DataFrame, arm: Arm, metric: str) -> Estimate:
 def pooled(rows: pd.DataFrame) -> Estimate:
     """Of rows with value, low, high, n: the only one that has a value as it is; several seeds' mean without an interval,
     since they share their prompts or pairs."""
+    if rows.empty:
+        return Estimate.missing()
     values = rows["value"].to_numpy(dtype=float, na_value=math.nan)
     known = np.flatnonzero(~np.isnan(values))
     if len(known) == 0:
