@@ -106,12 +106,17 @@ def _setting_path(name: str) -> Path:
 def _extended(
     base: dict[str, Any], base_comments: dict[str, str], values: dict[str, Any], comments: dict[str, str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """`base` overridden by `values`, key by key within sections and losses."""
+    """`base` overridden by `values`, key by key within sections and losses. A later layer wins wholly: its `train.lr` also
+    takes the place of a loss's own `lr` of `base`, as `--set train.lr` does."""
     merged = dict(base)
     named = {section: {**_mapping(base.get(section)), **_mapping(values.get(section))} for section in OF_SEARCH}
     if sources_of(named) != sources_of(base):
         merged["losses"] = {name: _untuned(own) for name, own in _mapping(base.get("losses")).items()}
-    replaced = set()
+    replaced: set[str] = set()
+    for name, lost in _overridden(merged, _mapping(values.get("train"))).items():
+        kept = {k: v for k, v in merged["losses"][name].items() if k not in (*lost, *OF_VALUES)}
+        merged["losses"] = {**merged["losses"], name: kept}
+        replaced |= {f"losses.{name}.{key}" for key in lost}
     for section, section_values in values.items():
         inherited_values = merged.get(section)
         if section == "losses" and isinstance(section_values, dict):
@@ -135,6 +140,18 @@ def _extended(
             merged[section] = section_values
             replaced.add(section)
     return merged, {k: v for k, v in base_comments.items() if k not in replaced} | comments
+
+
+def _overridden(base: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Loss → its own fields of `train` that a later layer's section `train` takes the place of, for every loss whose values
+    that section changes."""
+    shared, lost = _mapping(base.get("train")), {}
+    for name, own in _mapping(base.get("losses")).items():
+        own = _mapping(own)
+        fields = {key for key in own.keys() & train.keys() if own[key] != train[key]}
+        if fields or ("lr" in train and train["lr"] != own.get("lr", shared.get("lr"))):
+            lost[name] = fields
+    return lost
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -96,6 +96,30 @@ def test_a_setting_that_extends_a_tuned_one_is_tuned_where_it_changes_nothing_th
     assert origin(str(tmp_path / "child.yaml")) == simpo
 
 
+def test_a_rate_of_a_later_layer_takes_the_place_of_a_losss_own_as_it_does_by_set(setting, tmp_path) -> None:
+    def layer(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    mine = layer("other.yaml", f"extends: {setting}\ntrain: {{lr: 3.0e-6}}\n")
+    jobs, by_set = resolve(mine, "simpo,dpo,orpo"), resolve(setting, "simpo,dpo,orpo", overrides={"train.lr": 3e-6})
+    assert [job.train.lr for job in jobs] == [job.train.lr for job in by_set] == [3e-6] * 3
+    assert [(job.values_from, job.tuned) for job in jobs] == [("default", None)] * 3, (
+        "what the file has, no search chose"
+    )
+    assert jobs[0].loss_settings["beta"] == 2.5, "its other values stay"
+    own = layer("own.yaml", f"extends: {setting}\ntrain: {{lr: 3.0e-6}}\nlosses: {{simpo: {{lr: 2.0e-6}}}}\n")
+    assert [job.train.lr for job in resolve(own, "simpo,dpo")] == [2e-6, 3e-6], (
+        "in one file a loss's own rate is its own"
+    )
+    again = resolve(layer("third.yaml", "extends: own.yaml\ntrain: {lr: 4.0e-6}\n"), "simpo,dpo")
+    assert [job.train.lr for job in again] == [4e-6] * 2
+    same = layer("same.yaml", f"extends: {setting}\ntrain: {{lr: 1.0e-6, epochs: 3}}\n")
+    simpo, dpo = resolve(same, "simpo,dpo")
+    assert (simpo.train.lr, simpo.values_from) == (1e-6, "tuned"), "a rate that is the loss's own changes nothing of it"
+    assert (dpo.train.lr, dpo.values_from) == (1e-6, "default"), "the rate that dpo shared was the paper's"
+
+
 def test_a_setting_without_its_losses_has_every_loss_at_its_defaults(setting, tmp_path) -> None:
     (tmp_path / "child.yaml").write_text("name: child\nextends: mine.yaml\nlosses:\n")
     for job in resolve(str(tmp_path / "child.yaml"), "simpo,dpo"):
