@@ -381,7 +381,7 @@ def _register_shown(
     order: int,
     aliases: Iterable[str],
     every_arm: bool,
-    every_setting: bool = False,
+    every_setting: bool,
 ) -> Callable[..., Any]:
     if chapter not in CHAPTERS:
         raise PobenchError(
@@ -426,15 +426,17 @@ def register_figure(
     order: int = 100,
     aliases: Iterable[str] = (),
     every_arm: bool = False,
+    every_setting: bool = False,
 ) -> Callable[..., Any]:
     """Register a figure: `f(frame, …) -> Drawing`; see `pobench.reporting.plot.Drawing`. The parameters name frames; a
     frame with the default None may be absent.
 
     chapter: of the report page, one of `CHAPTERS`. order: place in the chapter, small numbers first. paper: the figure of
     the SimPO paper that it corresponds to. every_arm: it compares several settings of one loss and always gets all of
-    them. Raises PobenchError for an unknown chapter or frame.
+    them. every_setting: it shows several settings of `pobench run --setting`, and gets the frames of all of them. Raises
+    PobenchError for an unknown chapter or frame.
     """
-    return _register_shown("figure", name, title, chapter, paper, order, aliases, every_arm)
+    return _register_shown("figure", name, title, chapter, paper, order, aliases, every_arm, every_setting)
 
 
 def register_table(
@@ -448,8 +450,7 @@ def register_table(
     every_arm: bool = False,
     every_setting: bool = False,
 ) -> Callable[..., Any]:
-    """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values. Arguments as for `register_figure`;
-    every_setting: it compares settings, and gets the frames of all of them."""
+    """Register a table: `f(frame, …) -> DataFrame` of Estimates and plain values. Arguments as for `register_figure`."""
     return _register_shown("table", name, title, chapter, paper, order, aliases, every_arm, every_setting)
 
 

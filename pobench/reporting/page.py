@@ -27,11 +27,11 @@ from pobench.errors import PobenchError, UnknownNameError, nearest
 from pobench.files import whole
 from pobench.reporting.items import Download, Item, Task, _draw_all, list_made_from
 from pobench.reporting.looks import look_of
-from pobench.reporting.summary import Finding, both_fell, facts, summarise
+from pobench.reporting.summary import Finding, both_fell, facts, scorecard, summarise
 from pobench.reporting.tables import TEX_NEEDS, clean, latex, listing, markdown, to_latex, to_markdown
 from pobench.results import metrics
 from pobench.results.arms import Arm, json_object, judges_of, of_arm, settings_of, show_setting
-from pobench.results.comparable import Comparable, Selection, ordered, split
+from pobench.results.comparable import Comparable, Selection, ordered, side_by_side, split
 from pobench.results.derived import Frames
 from pobench.results.frame_files import write_frames
 
@@ -39,6 +39,7 @@ FIGURE_FORMATS = ("png", "svg", "csv")
 TABLE_FORMATS = ("md", "csv", "tex")
 FORMATS = ("html", "png", "svg", "csv", "md", "tex")
 FRAMES = "parquet"  # a format of its own, which a report has where it is asked for: `pobench.results.frame_files`
+ACROSS = "several-settings"  # the section of what is shown of all settings together
 LARGEST_PAGE = 10_000_000  # bytes; beyond it, the largest pictures stay files
 
 SAMPLE_PROMPTS = 4
@@ -68,8 +69,14 @@ def build_report(
     frames = ordered(frames)
     groups = split(frames, setting=setting, seed=seed)
     anchored = [(group, _slug(group.title) or f"section-{place}") for place, group in enumerate(groups)]
-    items = iter(_draw_all([Task(figure, group, anchor) for group, anchor in anchored for figure in shown]))
-    sections = [build_section(group, anchor, [next(items) for _ in shown]) for group, anchor in anchored]
+    across = [figure for figure in shown if figure.every_setting] if len(groups) > 1 else []
+    within = [figure for figure in shown if figure not in across]
+    several = side_by_side(groups)
+    tasks = [Task(figure, several, ACROSS) for figure in across]
+    tasks += [Task(figure, group, anchor) for group, anchor in anchored for figure in within]
+    items = iter(_draw_all(tasks))
+    sections = [_build_across(several, [next(items) for _ in across])] if across else []
+    sections += [build_section(group, anchor, [next(items) for _ in within]) for group, anchor in anchored]
     out = Path(out)
     for section in sections:
         for item in section.items:
@@ -302,11 +309,7 @@ class Section:
 def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) -> Section:
     """The section of a group: its items by chapter, findings, samples and formulas."""
     items = [*drawn, list_made_from(drawn, comparable, anchor)]
-    chapters = []
-    for name, title in registry.CHAPTERS.items():
-        inside = [item for item in items if item.chapter == name]
-        chapters.append((name, title, [i for i in inside if not i.missing], [i for i in inside if i.missing]))
-    tables = {item.name: item.table.frame for item in items if item.table}
+    tables = _tables(items)
     health = tables.get("training-health")
     models = [str(n) for n in comparable.frames["runs"]["note"].dropna()]
     notes = dict.fromkeys(clean(note, 600) for note in [comparable.apart, *models] if note.strip())
@@ -317,13 +320,46 @@ def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) ->
         facts=facts(comparable),
         notes=list(notes),
         findings=summarise(comparable, health, *map(tables.get, ("claims", "looked-before", "variance"))),
-        chapters=chapters,
+        chapters=_chapters(items),
         samples=sample_answers(comparable.home),
         formulas=formulas(comparable.home),
         environment=environment(comparable.frames["runs"]),
         both_fell=both_fell(health),
         items=items,
     )
+
+
+def _build_across(several: Comparable, drawn: Sequence[Item]) -> Section:
+    """The section of what is shown of several settings together."""
+    items = [*drawn, list_made_from(drawn, several, ACROSS)]
+    return Section(
+        anchor=ACROSS,
+        folder=ACROSS,
+        title=several.title,
+        facts=clean(several.setting),
+        notes=[],
+        findings=scorecard(_tables(items).get("claims-across-settings")),
+        chapters=_chapters(items),
+        samples=[],
+        formulas=[],
+        environment=[],
+        both_fell="",
+        items=items,
+    )
+
+
+def _tables(items: Iterable[Item]) -> dict[str, pd.DataFrame]:
+    """Name → frame, of the tables that were drawn."""
+    return {item.name: item.table.frame for item in items if item.table}
+
+
+def _chapters(items: Sequence[Item]) -> list[tuple[str, str, list[Item], list[Item]]]:
+    """`Section.chapters`."""
+    chapters = []
+    for name, title in registry.CHAPTERS.items():
+        inside = [item for item in items if item.chapter == name]
+        chapters.append((name, title, [i for i in inside if not i.missing], [i for i in inside if i.missing]))
+    return chapters
 
 
 def _slug(text: str) -> str:
@@ -356,6 +392,7 @@ def _render(sections: Sequence[Section]) -> str:
     pages.filters["code"] = _code
     page = pages.get_template("report.html").render(
         sections=sections,
+        settings=sum(section.anchor != ACROSS for section in sections),
         metrics=_used_metrics(sections),
         version=importlib.metadata.version("pobench"),
         css=Markup(read["report.css"]),

@@ -46,7 +46,7 @@ def summarise(
     each with its setting's own values; failures include every arm.
     """
     home, every_arm = comparable.home, comparable.every_arm
-    sentences = [*_gains(home), *_between(home), *_scorecard(claims), *_failures(every_arm), *_warnings(health)]
+    sentences = [*_gains(home), *_between(home), *scorecard(claims), *_failures(every_arm), *_warnings(health)]
     sentences += [*_sentence("bad", "Looks", looks), *_sentence("note", "Next", noise)]
     if home.left_out:
         sentences.append(Finding("note", "Variants of settings", home.left_out))
@@ -237,7 +237,7 @@ def _tally(arms: Iterable[Arm]) -> str:
 
 
 # ---------------------------------------------------------------- the paper's claims
-def _scorecard(claims: pd.DataFrame | None) -> list[Finding]:
+def scorecard(claims: pd.DataFrame | None) -> list[Finding]:
     """The number of claims with each verdict, and the first of those that were decided, in the table's order."""
     if claims is None:
         return []

@@ -157,8 +157,13 @@ def to_markdown(table: Table) -> str:
 
 
 def markdown(text: str) -> str:
-    """The text on one line, with Markdown and HTML escaped."""
-    return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", _one_line(text))
+    """The text on one line, with Markdown and HTML escaped; what stands between backticks, as commands and names do, is
+    code."""
+    parts = re.split(r"(`[^`<>|&\\]+`)", _one_line(text))
+    return "".join(part if place % 2 else _MARKDOWN.sub(r"\\\1", part) for place, part in enumerate(parts))
+
+
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))")
 
 
 _TEX = {

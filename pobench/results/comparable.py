@@ -102,6 +102,16 @@ def split(frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, see
     return groups
 
 
+def side_by_side(groups: Sequence[Comparable]) -> Comparable:
+    """The groups of several settings as one, for figures and tables that show settings beside each other (`every_setting`).
+    Whatever else is computed from it would compare what may not be compared."""
+    stored = [group.frames.stored for group in groups]
+    frames = {name: pd.concat([frame[name] for frame in stored], ignore_index=True) for name in stored[0]}
+    both = Selection(Frames(frames))
+    titles = " · ".join(group.title for group in groups)
+    return Comparable(titles, "", "", "Several settings", both, both)
+
+
 def groups_of(runs: pd.DataFrame) -> list[tuple[Key, pd.DataFrame]]:
     """(key, its runs) for every group of runs that may be compared, in order."""
     keys = _keys(runs)

@@ -40,6 +40,7 @@ OF_STUDIES = {  # they want several settings of a loss
     "beside-paper",  # of a setting of the paper
     "beside-paper-downstream",
     "claims-across-settings",
+    "gains-across-settings",
 }
 
 

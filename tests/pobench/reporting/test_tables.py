@@ -66,7 +66,16 @@ def test_markdown_shows_value_interval_and_n() -> None:
 @given(st.text())
 def test_markdown_of_any_text_is_one_line_without_a_bare_sign(text) -> None:
     said = tables.markdown(tables.clean(text))
-    assert "\n" not in said and not re.search(r"[*`<>|\[\]]", re.sub(r"\\.", "", said))
+    bare = re.sub(r"`[^`]+`", "", re.sub(r"\\.", "", said))  # code needs no escape
+    assert "\n" not in said and not re.search(r"[*`<>|\[\]]", bare)
+
+
+def test_commands_and_names_are_code_in_markdown() -> None:
+    assert (
+        tables.markdown("A verdict needs `--seeds 42,43`; a*b, ` alone")
+        == "A verdict needs `--seeds 42,43`; a\\*b, \\` alone"
+    )
+    assert tables.markdown("`<b>|`") == r"\`\<b\>\|\`", "what would break a table or be HTML is no code"
 
 
 def test_latex_escapes_and_csv_keeps_raw_numbers() -> None:
