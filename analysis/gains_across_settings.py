@@ -53,9 +53,10 @@ def gains_across_settings(
 def _rows(e: Evidence) -> list[plot.Row]:
     """The losses of one setting against DPO, the best first."""
     dpo = e.arm("dpo")
-    if not len(e.score(dpo)):
+    if dpo is None or not len(e.score(dpo)):
         return []
-    rows = [_row(e, arm, dpo) for arm in [e.start, *e.homes.values()] if arm not in (None, dpo) and len(e.score(arm))]
+    others = [arm for arm in (e.start, *e.homes.values()) if arm is not None and arm != dpo]
+    rows = [_row(e, arm, dpo) for arm in others if len(e.score(arm))]
     return sorted(rows, key=lambda row: -row.estimate.value)
 
 

@@ -57,12 +57,12 @@ def write_report(runs: Path, setting: str | None, figures: str, folder: Path | N
         for kind in kinds
         if kind not in known
     ]
-    drawn = None if names == ["all"] else names
-    for name in drawn or ():
+    shown = None if names == ["all"] else names
+    for name in shown or ():
         or_fault(faults, partial(registry.figures.get, name))
     frames: Any = or_fault(faults, lambda: load_frames(runs, setting))
     raise_faults(faults)
-    report = build_report(frames, folder or runs / "report", figures=drawn, formats=kinds)
+    report = build_report(frames, folder or runs / "report", figures=shown, formats=kinds)
     if not is_frames(runs):  # the look at these runs lies beside the runs
         record_look(runs, frames["runs"])
     if text := warning(looks_at(frames["looks"], frames["runs"], arms_of(frames["runs"]))):

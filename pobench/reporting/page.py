@@ -66,8 +66,8 @@ def build_report(
     unknown = [f"unknown format {name!r}{nearest(name, known)}" for name in formats if name not in known]
     if unknown:
         raise PobenchError("\n".join([*unknown, f"formats are {', '.join(known)}"]))
-    frames = ordered(frames)
-    groups = split(frames, setting=setting, seed=seed)
+    stored = ordered(frames)
+    groups = split(stored, setting=setting, seed=seed)
     anchored = [(group, _slug(group.title) or f"section-{place}") for place, group in enumerate(groups)]
     across = [figure for figure in shown if figure.every_setting] if len(groups) > 1 else []
     within = [figure for figure in shown if figure not in across]
@@ -90,7 +90,7 @@ def build_report(
         if name.rpartition(".")[2] in formats:
             _write(out / name, page().encode("utf-8", "replace"))
     if FRAMES in formats:
-        _write_frames(frames, groups, out / "frames")
+        _write_frames(stored, groups, out / "frames")
     return out / "report.html" if "html" in formats else out
 
 

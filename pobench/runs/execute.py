@@ -88,7 +88,7 @@ def _run_all(
 ) -> None:
     """Run the tasks in order, as many at one time as may be. ended: gets each with the reason why it failed, or None."""
     waiting = list(left)
-    running: dict[Future[str | None], Task] = {}
+    running: dict[Future[Any], Task] = {}
     failed: list[tuple[Task, str]] = []
     with pool(at_once) as submit:
         while waiting or running:

@@ -145,7 +145,7 @@ def _extended(
 def _overridden(base: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, set[str]]:
     """Loss → its own fields of `train` that a later layer's section `train` takes the place of, for every loss whose values
     that section changes."""
-    shared, lost = _mapping(base.get("train")), {}
+    shared, lost = _mapping(base.get("train")), dict[str, set[str]]()
     for name, own in _mapping(base.get("losses")).items():
         own = _mapping(own)
         fields = {key for key in own.keys() & train.keys() if own[key] != train[key]}
