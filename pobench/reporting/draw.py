@@ -56,7 +56,8 @@ def _supplied(shown: registry.Figure, frames: Frames) -> list[pd.DataFrame | Non
 def figure(name: str, frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, **options: Any) -> Figure:
     """A registered figure (`pobench list figures`) of stored runs, as the report draws it.
 
-    frames: of `load_frames`. setting: which one, where the frames hold several. options: the figure's own, e.g. `bins`.
+    frames: of `load_frames`. setting: which one, where the frames hold several; None for a figure that shows all. options: the
+    figure's own, e.g. `bins`.
     Raises PobenchError: an unknown name or option, a table's name, several settings, or nothing to draw, with the reason.
     """
     drawn = _draw("figure", name, frames, setting, options)
@@ -83,8 +84,11 @@ def _draw(
     ]
     if shown.kind != kind:
         faults.append(f"{shown.name} is a {shown.kind}: pobench.{shown.kind}({shown.name!r}, frames)")
-    groups = split(ordered(frames), setting=setting)
-    if len(groups) > 1 and not shown.every_setting:
+    if shown.every_setting and setting is not None:
+        faults.append(f"{shown.name} shows all settings of the frames: leave out setting={setting!r}")
+    stored = ordered(frames)
+    groups = [] if shown.every_setting else split(stored, setting=setting)  # which scores each group: seconds
+    if len(groups) > 1:
         titles = "; ".join(group.title for group in groups)
         faults.append(
             f"the frames hold {len(groups)} groups of runs that may not be compared: {titles}. Choose a setting=, or load "
@@ -93,6 +97,6 @@ def _draw(
     if faults:
         raise PobenchError("\n".join(faults))
     try:
-        return draw(shown, ordered(frames) if shown.every_setting else groups[0].shown_in(shown), **options)
+        return draw(shown, groups[0].shown_in(shown) if groups else stored, **options)
     except plot.NothingToDraw as reason:
         raise PobenchError(f"{shown.name} cannot be drawn: {reason}") from None

@@ -52,6 +52,8 @@ def test_of_several_settings_one_must_be_chosen(made) -> None:
     with pytest.raises(PobenchError, match=r"other; tiny.*setting="):
         figure("kl", both)
     assert figure("kl", both, setting="other").axes
+    with pytest.raises(PobenchError, match="shows all settings of the frames: leave out setting='other'"):
+        table("claims-across-settings", both, setting="other")
 
 
 def test_a_wrong_call_says_everything_that_is_wrong(made) -> None:
