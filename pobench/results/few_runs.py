@@ -41,15 +41,16 @@ def few(parts: Sequence[Few]) -> Contrast:
         return MISSING
     trained = [part for part in parts if not part.fixed]
     value = float(sum(part.weight * np.mean(part.values) for part in parts))
-    seeds, runs = min((len(p.values) for p in trained), default=0), sum(len(p.values) for p in trained)
+    counts = [len(part.values) for part in trained] or [0]
+    seeds, runs, most = min(counts), sum(counts), max(counts)
     if seeds < 2:
-        return Contrast(Estimate(value, math.nan, math.nan, max(seeds, 1)), seeds, runs)
+        return Contrast(Estimate(value, math.nan, math.nan, max(seeds, 1)), seeds, runs, most=most)
     each = [(p.weight**2 * float(np.var(p.values, ddof=1)) / len(p.values), len(p.values) - 1) for p in trained]
     variance, below = sum(v for v, _ in each), sum(v**2 / freedom for v, freedom in each)
     if not below > 0:  # all runs gave the same number: nothing is known of how runs vary
-        return Contrast(Estimate(value, math.nan, math.nan, seeds), seeds, runs)
+        return Contrast(Estimate(value, math.nan, math.nan, seeds), seeds, runs, most=most)
     half = float(_scipy.t.ppf(0.5 + stats.LEVEL / 2, variance**2 / below)) * math.sqrt(variance)
-    return Contrast(Estimate(value, value - half, value + half, seeds), seeds, runs)
+    return Contrast(Estimate(value, value - half, value + half, seeds), seeds, runs, most=most)
 
 
 # ---------------------------------------------------------------- benchmarks
@@ -150,15 +151,12 @@ def separation_ratio(losses: Sequence[str], ours: Result, theirs: Sequence[Resul
             return Measured(Contrast(stats.student(ratios), len(ratios), runs), remark=SEEDS_ALONE)
         drawn = []
         for seed, ratio in ratios.items():
-            logs, sizes = [], []
-            for place, (table, own) in enumerate(zip(stored, apart, strict=True)):
-                at = table.loc[seed].dropna()
-                draws = stats.resampled_means(
-                    at.to_numpy(), labels(at.index.to_series(), table.attrs["groups"]), seed=place
-                )
-                logs.append(np.log(draws.std(axis=1, ddof=1) / own["half"][seed]))
-                sizes.append(len(at))
-            drawn.append(stats.Drawn(math.log(ratio), logs[0] - np.min(logs[1:], axis=0), min(sizes), min(sizes)))
+            first, *others = [
+                np.log(_resampled(table.loc[seed], table.attrs["groups"], place) / own["half"][seed])
+                for place, (table, own) in enumerate(zip(stored, apart, strict=True))
+            ]
+            n = min(table.loc[seed].index.nunique() for table in stored)
+            drawn.append(stats.Drawn(math.log(ratio), first - np.min(others, axis=0), n, n))
         found, _ = stats.over_seeds([(1.0, list(ratios.index), drawn)])
         low, value, high = (float(np.exp(number)) for number in (found.low, found.value, found.high))
         return Measured(Contrast(Estimate(value, low, high, found.n), len(ratios), runs))
@@ -173,6 +171,13 @@ def _separations(benchmarks: pd.DataFrame, arms: Sequence[Arm], result: Result) 
     by_seed = own.assign(half=(own["high"] - own["low"]) / 2).groupby("seed")
     apart = pd.DataFrame({"sd": by_seed["value"].std(), "half": by_seed["half"].mean()})
     return apart[by_seed["loss"].nunique() >= 3]
+
+
+def _resampled(table: pd.DataFrame, groups: pd.Series | None, place: int) -> stats.Floats:
+    """(resamples,) the sd of the losses' numbers, of (questions, losses). place: of the benchmark, which has its own draws."""
+    known = table.dropna(axis=1, how="all").dropna()
+    of_questions = labels(known.index.to_series(), groups)
+    return np.asarray(stats.resampled_means(known.to_numpy(), of_questions, seed=place).std(axis=1, ddof=1))
 
 
 def _by_question(e: Evidence, arms: Sequence[Arm], result: Result) -> pd.DataFrame | None:
