@@ -72,7 +72,7 @@ def convert(
 ) -> None:
     """Write preference data as it is read, in one plain shape. No tokenizer is needed."""
     from pobench.data.audit import Audit
-    from pobench.data.prepare import read_preferences
+    from pobench.data.prepare import read_preferences, source_files
     from pobench.data.rows import preference_lines, refuse
     from pobench.files import write_text
 
@@ -86,6 +86,8 @@ def convert(
         raise PobenchError(
             f"--out {str(to)!r}: {'a folder; name a file' if to.is_dir() else 'its folder does not exist'}"
         )
+    if to.resolve() in [path.resolve() for path in source_files(job)["pairs"].paths]:
+        raise PobenchError(f"--out {str(to)!r}: the data themselves; name another file")
     write_text(to, preference_lines(loaded.preferences))
     out.print(Audit.of_file(loaded).text(), highlight=False, markup=False)
     out.print(f"pairs: {to}", highlight=False, markup=False)

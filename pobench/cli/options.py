@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -59,13 +60,13 @@ def raise_faults(faults: list[str]) -> None:
 
 
 def parse_seeds(text: str | None) -> list[int] | None:
-    """`"1,2,3"` → [1, 2, 3]. Raises PobenchError if a part is no whole number."""
+    """`"1,2,3"` → [1, 2, 3]. Raises PobenchError if a part is no whole number, or there is none."""
     if text is None:
         return None
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise PobenchError(f"--seeds {text!r}: expected whole numbers, comma-separated, such as 1,2,3") from None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(re.fullmatch(r"[+-]?[0-9]+", part) for part in parts):
+        raise PobenchError(f"--seeds {text!r}: expected whole numbers, comma-separated, such as 1,2,3")
+    return [int(part) for part in parts]
 
 
 def parse_stages(text: str | None) -> list[str]:

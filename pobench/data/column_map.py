@@ -13,9 +13,20 @@ from pobench.errors import PobenchError, nearest
 TEXTS_WITH_MEANING = frozenset(
     ("prompt", "instruction", "question", "query", "input", "context", "contexts", "document", "passage")
 )
-_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+_MEDIA = tuple(
+    f"{kind}{end}" for kind in ("image", "video", "audio") for end in ("", "s", "_path", "_paths", "_url", "_urls")
+)
+_TALKS = (
+    "history",
+    "chat_history",
+    "conversation_history",
+    "dialogue_history",
+    "system",
+    "system_prompt",
+    "system_message",
+)
 WITH_MEANING = TEXTS_WITH_MEANING.union(
-    ("history", "system", "system_prompt", "tools", "functions", "tool_calls", "function_call", *_MEDIA)
+    (*_TALKS, "tools", "functions", "tool_calls", "function_call", *_MEDIA, *(f"rejected_{name}" for name in _MEDIA))
 )
 _ABSENT = object()
 
@@ -36,6 +47,17 @@ class TrackedRow(dict[str, Any]):
         self.read.add(name)
         return super().get(name, default)
 
+    def peek(self, name: str) -> Any:
+        """The column's value, None if absent; it does not count as read."""
+        return super().get(name)
+
+    def opened(self, name: str) -> Any:
+        """The column's value. The fields of an object become columns under dotted names, so that unread ones are found."""
+        value = self[name]
+        if isinstance(value, Mapping):
+            self.update({f"{name}.{field}": inner for field, inner in value.items()})
+        return value
+
     def unread(self) -> dict[str, Any]:
         """The columns with content that were not read."""
         return {name: value for name, value in self.items() if name not in self.read and not is_empty(value)}
@@ -49,7 +71,39 @@ def is_empty(value: Any) -> bool:
         return all(map(is_empty, value.values()))
     if isinstance(value, (list, tuple)):
         return all(map(is_empty, value))
-    return value is None
+    return value is None or value != value  # a number that is missing is nan
+
+
+def has_meaning(name: str) -> bool:
+    """Whether a column of this name, in any case, with dots into objects, changes what an answer answers."""
+    return name.rpartition(".")[2].strip().lower() in WITH_MEANING
+
+
+def left_unread(row: Mapping[str, Any], read: Iterable[str], text: str) -> str:
+    """The first column with meaning that is not read and whose words do not stand in `text`; "" if there is none."""
+    left = {name: value for name, value in row.items() if name not in set(read) and has_meaning(name)}
+    return next((name for name, value in left.items() if not is_empty(value) and not repeats(value, text)), "")
+
+
+def text_columns(row: Mapping[str, Any], before: str = "") -> list[str]:
+    """The columns that hold text or a conversation, with dots into objects that are no message."""
+    names = list[str]()
+    for name, value in row.items():
+        if isinstance(value, Mapping) and not value.keys() & {"content", "value", "messages"}:
+            names += text_columns(value, f"{before}{name}.")
+        elif _holds_text(value):
+            names.append(f"{before}{name}")
+    return names
+
+
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_text, value.values()))
+    return (
+        any(map(_holds_text, value))
+        if isinstance(value, (list, tuple))
+        else isinstance(value, str) and bool(value.strip())
+    )
 
 
 def repeats(value: Any, text: str) -> bool:
@@ -95,6 +149,12 @@ def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str |
                     f"{source}: data.columns.{target} names {name!r}, which no row has{nearest(name, known)} "
                     f"Columns: {', '.join(map(repr, known))}"
                 )
+
+
+def look(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, with dots into objects; None if there is none."""
+    value = _look(row, name)
+    return None if value is _ABSENT else value
 
 
 def _look(row: Any, name: str) -> Any:

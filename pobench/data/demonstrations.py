@@ -14,7 +14,9 @@ import pandas as pd
 
 from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.chat import CHECKED, Chat, without_empty_thought
+from pobench.data.column_map import has_meaning, is_empty, left_unread
 from pobench.data.rows import Fault, Message, refuse
+from pobench.data.turns import template_around
 from pobench.errors import PobenchError
 from pobench.files import whole
 from pobench.identity import room_digest
@@ -204,7 +206,16 @@ def _messages(number: int, row: Any) -> list[Message] | Fault:
         role, content = (m.get("role"), m.get("content")) if isinstance(m, Mapping) else (None, None)
         if not (isinstance(role, str) and isinstance(content, str)):
             return Fault(number, f"messages[{i}]", "no `role` and `content` of text", repr(m)[:40])
+        if unread := [
+            name for name in m if name not in ("role", "content") and has_meaning(name) and not is_empty(m[name])
+        ]:
+            return Fault(number, f"messages[{i}]", f"a message with `{unread[0]}`, which is not read", "")
+        if role == "user" and (template := template_around(content)):
+            problem = f"text of the chat template {template} inside a turn; store chat messages"
+            return Fault(number, f"messages[{i}]", problem, repr(content)[:40])
         messages.append(Message(role, content))
+    if name := left_unread(row, ("messages", "response"), "\n".join(m.content for m in messages)):
+        return Fault(number, name, "changes what is asked and is not read; put its words into the messages", "")
     return messages
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pobench.data.column_map import left_unread
 from pobench.data.rows import Fault, _kind, _short, messages, read_rows
+from pobench.data.turns import template_around
 from pobench.errors import PobenchError
 from pobench.settings.schema import AnswersConfig
 from pobench.sources import fetch_rows
@@ -21,7 +23,8 @@ def prompt_rows(source: str, split: str | None, key: str, subset: str | None = N
 
     A row without an `id` takes its number. Of rows with one id and one prompt the first is kept. key: of the setting that
     names the source. subset: of a data set with several configurations. Raises PobenchError that lists the rows without a
-    prompt, and those whose id another prompt has, and where there is none.
+    prompt, with a column of meaning beside it (`input`, `system`, …) or a chat template around it, and those whose id another
+    prompt has, and where there is none.
     """
     rows = []
     faults = []
@@ -38,7 +41,7 @@ def prompt_rows(source: str, split: str | None, key: str, subset: str | None = N
             faults.append(f"{source}: row {number}: no `prompt` (text, or chat messages with role and content){got}")
             continue
         name, turns = str(row.get("id", int(number))), messages(prompt)
-        if wrong := _turn_fault(turns):
+        if wrong := _turn_fault(turns) or _column_fault(row, turns):
             faults.append(f"{source}: row {number}: {wrong}")
             continue
         if name not in first:
@@ -60,7 +63,15 @@ def _turn_fault(turns: list[dict[str, str]]) -> str:
     last = turns[-1]
     if last["role"] != "user":
         return f"the last message must be the user's; got one of the {last['role']}"
+    if template := next((name for turn in turns if (name := template_around(turn["content"]))), ""):
+        return f"text of the chat template {template} inside a turn; store chat messages"
     return "" if last["content"].strip() else "the last message is empty"
+
+
+def _column_fault(row: dict[str, Any], turns: list[dict[str, str]]) -> str:
+    """Which column changes what is asked and is not read; "" if there is none."""
+    name = left_unread(row, ("prompt", "messages"), "\n".join(turn["content"] for turn in turns))
+    return f"`{name}` changes what is asked and is not read; put its words into `prompt`" if name else ""
 
 
 def _is_prompt(value: Any) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pobench.data.column_map import is_empty
 from pobench.data.row_reader import PROMPTS, Answer, Draft, RowReader, number_or_none
 from pobench.data.rows import _short, shared_start
 
@@ -24,6 +23,12 @@ class Shape:
     def missing(self, row: Mapping[str, Any]) -> list[str]:
         """The first name of each group of which the row has none."""
         return [group[0] for group in self.needs if not any(name in row for name in group)]
+
+    def own(self, row: Mapping[str, Any]) -> list[str]:
+        """The row's name in each group of which it has one."""
+        return [
+            next(name for name in group if name in row) for group in self.needs if any(name in row for name in group)
+        ]
 
 
 def needs(*names: str) -> tuple[tuple[str, ...], ...]:
@@ -169,12 +174,13 @@ def _turn_lists(cells: Sequence[Any]) -> list[list[Any]]:
 
 def _read_label_studio(row: RowReader) -> Draft | None:
     """A task of Label Studio's pairwise template: `data` and the first annotation's `selected: left | right`."""
-    data, annotations = row.row["data"], row.row["annotations"]
-    results = (
-        [r for a in annotations if isinstance(a, Mapping) for r in a.get("result") or []]
+    data, annotations = row.row.opened("data"), row.row["annotations"]
+    done = (
+        [a for a in annotations if isinstance(a, Mapping) and not a.get("was_cancelled")]
         if isinstance(annotations, list)
         else []
     )
+    results = [result for annotation in done for result in annotation.get("result") or []]
     chosen = [
         r["value"].get("selected") for r in results if isinstance(r, Mapping) and isinstance(r.get("value"), Mapping)
     ]
@@ -186,31 +192,26 @@ def _read_label_studio(row: RowReader) -> Draft | None:
     if len(set(chosen)) > 1:
         return row.tie()
     sides = names[1:] if chosen[0] == "left" else names[:0:-1]
-    return row.pair([row.answer(f"data.{n}", data[n]) for n in sides], row.turns("data.prompt", data["prompt"]))
+    answers = [row.answer(name, row.row[name]) for name in (f"data.{side}" for side in sides)]
+    return row.pair(answers, row.turns("data.prompt", row.row["data.prompt"]))
 
 
 # ---------------------------------------------------------------- better and worse under other names
-def _named(chosen: str, rejected: str) -> Callable[[RowReader], Draft | None]:
-    """Reads two columns that hold the better and the worse answer."""
+def _named(chosen: str, rejected: str, prompt: str | None = None) -> Callable[[RowReader], Draft | None]:
+    """Reads two columns that hold the better and the worse answer. prompt: the prompt's, by default the first of `PROMPTS`."""
 
     def read(row: RowReader) -> Draft | None:
-        return row.pair([row.answer(chosen, row.row[chosen]), row.answer(rejected, row.row[rejected])], row.prompt())
+        return row.pair([row.answer(name, row.row[name]) for name in (chosen, rejected)], row.prompt(prompt))
 
     return read
 
 
 def _read_openai(row: RowReader) -> Draft | None:
     """OpenAI and Azure: the prompt is `input.messages`."""
-    given = row.row["input"]
+    given = row.row.opened("input")
     if not isinstance(given, Mapping) or "messages" not in given:
-        return row.fault("input", "without messages", _short(given))
-    if not is_empty(given.get("tools")) and not {"tools", "input.tools"} & row.ignore:
-        return row.fault(
-            "input.tools",
-            "a column with meaning that is not read; data.ignore=[input.tools] leaves it out",
-            _short(given["tools"]),
-        )
-    prompt = row.turns("input.messages", given["messages"])
+        return row.fault("input", "without messages; data.columns.prompt=input, if it is the prompt", _short(given))
+    prompt = row.turns("input.messages", row.row["input.messages"])
     return row.pair([row.answer(name, row.row[name]) for name in ("preferred_output", "non_preferred_output")], prompt)
 
 
@@ -220,11 +221,6 @@ def _read_swift(row: RowReader) -> Draft | None:
     name = next(n for n in ("rejected_response", "rejected_messages") if n in row.row)
     rejected = row.answer(name, row.row[name])
     return None if chosen is None else row.pair([chosen._replace(head=()), rejected], chosen.head)
-
-
-def _read_orca(row: RowReader) -> Draft | None:
-    """Argilla's Orca pairs: `input` is the prompt."""
-    return row.pair([row.answer(name, row.row[name]) for name in ("chosen", "rejected")], row.prompt("input"))
 
 
 # ---------------------------------------------------------------- ranked lists
@@ -283,6 +279,12 @@ PUBLIC_SHAPES = (
         (("messages",), ("rejected_response", "rejected_messages")),
         "messages, rejected_response",
         _read_swift,
+    ),
+    Shape(
+        "ms-swift, query",
+        needs("query", "response", "rejected_response"),
+        "query, response, rejected_response",
+        _named("response", "rejected_response", "query"),
     ),
     Shape(
         "PKU-SafeRLHF",
@@ -360,7 +362,7 @@ PUBLIC_SHAPES = (
         "Orca pairs of Argilla",
         needs("input", "chosen", "rejected", "system", "generations"),
         "system, input, chosen, rejected, generations",
-        _read_orca,
+        _named("chosen", "rejected", "input"),
     ),
 )
 UNPAIRED_SHAPES = (

@@ -7,9 +7,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pobench.data.column_map import TEXTS_WITH_MEANING, WITH_MEANING, TrackedRow, is_empty, repeats, shown, words_of
+from pobench.data.column_map import (
+    TEXTS_WITH_MEANING,
+    TrackedRow,
+    has_meaning,
+    is_empty,
+    look,
+    repeats,
+    shown,
+    text_columns,
+    words_of,
+)
 from pobench.data.rows import Fault, Message, _kind, _short
-from pobench.data.turns import ROLES, markup_inside, split_turns
+from pobench.data.turns import ROLES, continued, markup_inside, split_turns, without_end
 
 TIE = "tie"
 PROMPTS = ("prompt", "instruction", "question", "conversations")
@@ -42,7 +52,7 @@ class RowReader:
     def __init__(self, number: int, row: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
         self.number, self.row, self.ignore = number, TrackedRow(row), frozenset(ignore)
         self.faults, self.notes = list[Fault](), list[str]()
-        self.prompt_field = ""
+        self.prompt_field, self.from_transcript = "", False
 
     def fault(self, field: str, problem: str, got: str = "") -> Any:
         """Record a fault; return None, so that a method can return the call."""
@@ -95,14 +105,20 @@ class RowReader:
     def message(self, place: str, turn: Any) -> Message | None:
         """One chat message."""
         if not isinstance(turn, Mapping) or not ("role" in turn or "from" in turn):
-            return self.fault(place, "not a message", f"{_kind(turn)} {_short(turn)}")
+            inner = text_columns(turn) if isinstance(turn, Mapping) else []
+            fix = f"; data.columns names a field of it, such as {place}.{inner[0]}" if inner else ""
+            return self.fault(
+                place, f"not a message, which has a role and content{fix}", f"{_kind(turn)} {_short(turn)}"
+            )
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         role = ROLES.get(role, role) if isinstance(role, str) else role
         if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
-            parts = [part.get("text", part.get("value")) for part in content]
+            parts: list[Any] = [
+                next((part[k] for k in ("text", "value") if part.get(k) is not None), None) for part in content
+            ]
             content = "".join(parts) if all(isinstance(part, str) for part in parts) else content
-        for name in (turn.keys() & WITH_MEANING) - _READ_KEYS - self.ignore:
-            if not is_empty(turn[name]):
+        for name in turn.keys() - _READ_KEYS - self.ignore:
+            if has_meaning(name) and not is_empty(turn[name]):
                 return self.fault(
                     place, f"a message with `{name}`, which is not read; {_way_out(name)}", shown(turn[name])
                 )
@@ -111,10 +127,19 @@ class RowReader:
         if role == "system" and isinstance(content, str):  # may be empty: some models expect an empty system message
             return Message(role, content) if self.is_utf8(place, content) else None
         text = self.text(place, content, "empty prompt" if role == "user" else "empty answer")
+        if role == "user" and text is not None and (split := split_turns(text)) and split.template:
+            return self.templated(place, split.template, text)
         return None if text is None else Message(str(role), text)
+
+    def templated(self, field: str, template: str, text: str) -> Any:
+        """Record that a turn holds the text of a chat template."""
+        return self.fault(
+            field, f"text of the chat template {template} inside a turn; store chat messages", _short(text)
+        )
 
     def turns(self, field: str, value: Any) -> tuple[Message, ...] | None:
         """The conversation in a field: messages, a transcript, templated text, or a text, which is one turn of the user."""
+        value = _only(value)
         if isinstance(value, (list, tuple, Mapping)):
             return self.messages(field, value, "empty prompt")
         text = self.text(field, value, "empty prompt")
@@ -124,13 +149,12 @@ class RowReader:
         if split is not None and not split.template and "user" not in [turn.role for turn in split.turns]:
             split = None  # the user's own words begin with "Assistant:"
         if split is None and (name := markup_inside(text)):
-            return self.fault(
-                field, f"text of the chat template {name} inside a turn; store chat messages", _short(text)
-            )
+            return self.templated(field, name, text)
         if split is None:
             return (Message("user", text),)
         if split.template:
             self.notes.append(f"chat template {split.template} taken off")
+        self.from_transcript = not split.template
         return split.turns
 
     def prompt(self, name: str | None = None) -> tuple[Message, ...] | None:
@@ -139,8 +163,10 @@ class RowReader:
         name = name or next(k for k in PROMPTS if k in self.row)
         self.prompt_field, value = name, self.row[name]
         extra = self.row.get("input") if name == "instruction" else None
+        if is_empty(value) and TEXTS_WITH_MEANING & set(text_columns(self.row.unread())):
+            return self.no_prompt("an empty prompt")
         turns = self.turns(name, value)
-        if turns and isinstance(extra, str) and extra.strip() and self.is_utf8("input", extra):
+        if turns and not is_empty(extra) and self.text("input", extra):
             turns = (*turns[:-1], turns[-1]._replace(content=f"{turns[-1].content}\n\n{extra}"))
         return turns
 
@@ -177,13 +203,14 @@ class RowReader:
 
     def answer(self, field: str, value: Any) -> Answer | None:
         """The final assistant message and the messages before it; a plain text has none before it."""
+        value = _only(value)
         if isinstance(value, (list, tuple, Mapping)):
             turns = self.messages(field, value)
         else:
             text = self.text(field, value)
             split = None if text is None else split_turns(text, keep_open=True)
             if text is None or split is None:
-                return None if text is None else Answer((), text)
+                return None if text is None else self.ended(field, (), text)
             if split.template:
                 self.notes.append(f"chat template {split.template} taken off")
             turns = split.turns
@@ -191,12 +218,26 @@ class RowReader:
             return None
         if turns[-1].role != "assistant":
             return self.fault(field, "wrong role order", f"{_roles(turns)}; the last message must be the assistant's")
-        return None if self.text(field, turns[-1].content) is None else Answer(turns[:-1], turns[-1].content)
+        return self.ended(field, turns[:-1], turns[-1].content)
+
+    def ended(self, field: str, head: tuple[Message, ...], text: str) -> Answer | None:
+        """An answer without the end of a chat template, if it has one."""
+        bare = without_end(text)
+        if bare != text:
+            self.notes.append("end of a chat template taken off an answer")
+        return None if self.text(field, bare) is None else Answer(head, bare)
+
+    def continued(self, field: str, answer: Answer) -> Answer | None:
+        """An answer to a transcript's prompt; further turns that it holds go before its last one."""
+        turns = () if answer.head else continued(answer.text)
+        return self.answer(field, [turn._asdict() for turn in turns]) if len(turns) > 1 else answer
 
     def pair(self, answers: Sequence[Answer | None], prompt: tuple[Message, ...] | None = ()) -> Draft | None:
         """Two answers to one prompt. The prompt is in its own field, before each answer, or in both places; or the answers
         hold further turns, which both share."""
         chosen, rejected = answers
+        if chosen is not None and rejected is not None and self.from_transcript:
+            chosen, rejected = self.continued("chosen", chosen), self.continued("rejected", rejected)
         if chosen is None or rejected is None or prompt is None:
             return None
         heads = [answer.head for answer in (chosen, rejected) if answer.head]
@@ -227,15 +268,19 @@ class RowReader:
 
     def no_prompt(self, got: str) -> Any:
         """Record that the prompt is missing, and which column may be it."""
-        others = [n for n, v in self.row.unread().items() if n != "id" and may_be_prompt(v)]
+        others = self.other_texts()
         if not others:
             return self.fault("prompt", "missing field", got)
-        name = next((n for n in others if n in WITH_MEANING or n == "messages"), others[0])
+        name = next((n for n in others if has_meaning(n) or n == "messages"), others[0])
         return self.fault(
             "prompt",
             f"is `{name}` the prompt? Set data.columns.prompt={name}, or data.ignore={_listed(others)}",
-            shown(self.row[name]),
+            shown(look(self.row, name)),
         )
+
+    def other_texts(self) -> list[str]:
+        """The columns with text or messages that nobody has read; one of them may be the prompt."""
+        return [name for name in text_columns(self.row.unread()) if name != "id"]
 
     def in_turn(self, prompt: tuple[Message, ...]) -> bool:
         """Whether the user speaks first and last, with at most one system message, at the start. The chat template checks
@@ -253,7 +298,7 @@ class RowReader:
         """Record a fault for every column with meaning that nobody read and whose text stands nowhere in the preference."""
         text = words_of(draft.prompt, draft.chosen, draft.rejected)
         for name, value in self.row.unread().items():
-            if name.rpartition(".")[2] in WITH_MEANING and not repeats(value, text):
+            if has_meaning(name) and not repeats(value, text):
                 self.fault(name, f"a column with meaning that is not read; {_way_out(name)}", shown(value))
 
 
@@ -261,16 +306,22 @@ def _way_out(name: str) -> str:
     """What to set for a column that no shape reads."""
     way = f"data.ignore=[{name}] leaves it out"
     return (
-        f"data.columns.prompt=[{name},prompt] puts it before the prompt, {way}" if name in TEXTS_WITH_MEANING else way
+        f"data.columns.prompt=[{name},prompt] puts it before the prompt, {way}"
+        if name.lower() in TEXTS_WITH_MEANING
+        else way
     )
 
 
-def may_be_prompt(value: Any) -> bool:
-    """Whether a cell is text or chat messages."""
-    if isinstance(value, str):
-        return bool(value.strip())
-    first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, Mapping) and bool(first.keys() & {"content", "value", "messages"})
+def _only(value: Any) -> Any:
+    """The text of one user's message around which a chat template or a transcript stands; any other value as it is."""
+    if not isinstance(value, (list, tuple)) or len(value) != 1:
+        return value
+    only = value[0] if isinstance(value[0], Mapping) else {}
+    text = only.get("content", only.get("value"))
+    if only.get("role", only.get("from")) not in ("user", "human") or not isinstance(text, str):
+        return value
+    split = split_turns(text, keep_open=True)
+    return text if split and (split.template or split.turns[-1] == ("assistant", "")) else value
 
 
 def number_or_none(value: Any) -> float | None:

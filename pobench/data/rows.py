@@ -150,7 +150,9 @@ def _rows_of(path: Path) -> list[Row]:
             return list(enumerate(_columns(path, kind).to_pylist(), start=1))
         if kind not in ENDINGS:
             raise PobenchError(f"data: {path.name!r} is no {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file")
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" or raw.startswith(b"\x1f\x8b") else raw
+        raw = raw.decode("utf-16").encode() if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else raw
     except (OSError, EOFError, ValueError) as error:  # pyarrow's errors are OSError or ValueError
         raise PobenchError(f"data: {path.name!r} cannot be read: {_short(str(error))}") from error
     raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -180,7 +182,7 @@ def _json_lines(raw: bytes) -> Iterator[Row]:
 
 def _json_line(number: int, line: bytes) -> dict[str, Any] | Fault:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         return Fault(number, "", "broken UTF-8", f"byte {line[error.start]:#04x} at column {error.start + 1}")
     except json.JSONDecodeError as error:
@@ -190,10 +192,18 @@ def _json_line(number: int, line: bytes) -> dict[str, Any] | Fault:
     return value if isinstance(value, dict) else Fault(number, "", "not a row", f"{_kind(value)} where {{…}} is needed")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError if a key stands twice; Python would keep the last value in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)!r} stands twice")
+    return found
+
+
 def _json_rows(raw: bytes, name: str) -> list[Row]:
     try:
         # undecodable bytes become lone surrogates, so that only the rows with them are bad
-        value = json.loads(raw.decode("utf-8", errors="surrogateescape"))
+        value = json.loads(raw.decode("utf-8", errors="surrogateescape"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         if raw.lstrip().startswith(b"{"):
             return list(_json_lines(raw))  # JSON lines under the name .json, as many hubs serve them
@@ -215,6 +225,8 @@ def _table_rows(raw: bytes, delimiter: str) -> Iterator[Row]:
     text = io.StringIO(raw.decode("utf-8", errors="surrogateescape"), newline="")  # only \n and \r end a line
     reader = csv.DictReader(text, delimiter=delimiter)
     try:
+        if twice := [name for name, n in Counter(reader.fieldnames or ()).items() if n > 1]:
+            raise PobenchError(f"data: two columns are called {twice[0]!r}; rename one of them")
         for number, row in enumerate(reader, start=2):
             if None in row:
                 yield number, Fault(number, "", "more cells than columns", f"{len(row[None])} too many")
@@ -233,12 +245,14 @@ def _cell(column: str, value: str | None) -> Any:
     except (ValueError, RecursionError):
         return value
     first = decoded[0] if isinstance(decoded, list) and decoded else decoded
-    is_message = isinstance(first, dict) and (first.keys() >= {"role", "content"} or first.keys() >= {"from", "value"})
-    return decoded if is_message or column in (*ANSWERS, *SCORES, "output") else value
+    keys = first.keys() if isinstance(first, dict) else set[str]()
+    is_known = keys >= {"role", "content"} or keys >= {"from", "value"} or keys & {"messages", "full_text"}
+    return decoded if is_known or column in _STRUCTURED else value
 
 
 ANSWERS = ("completions", "responses", "all_generated_responses", "generations")
 SCORES = ("scores", "ratings", "all_rm_scores")
+_STRUCTURED = (*ANSWERS, *SCORES, "answers", "output", "rating", "history", "annotations", "data", "tools", "images")
 
 
 def shared_start(*sequences: Sequence[Any]) -> int:

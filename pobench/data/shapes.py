@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pobench.data.column_map import check_columns, map_columns
+from pobench.data.column_map import check_columns, is_empty, map_columns, text_columns
 from pobench.data.public_shapes import PUBLIC_SHAPES, UNPAIRED, UNPAIRED_SHAPES, Shape, label_of
-from pobench.data.row_reader import PROMPTS, Draft, RowReader, may_be_prompt, number_or_none
+from pobench.data.row_reader import PROMPTS, Draft, RowReader, number_or_none
 from pobench.data.rows import (
     ANSWERS,
     SCORES,
@@ -25,10 +25,13 @@ from pobench.data.rows import (
     refuse,
     shared_start,
 )
+from pobench.data.turns import markup_inside
 from pobench.errors import PobenchError, nearest
 from pobench.row_files import RowFiles
 
 _TEXTS = ("response", "text", "content", "completion", "output", "generation")
+_TIES = ("status", "winner", "preference", "label", "verdict", "tie", "is_tie")  # columns that may call a row a tie
+_WHICH = ("preference", "label", "winner", "choice", "better", "score", "rating", "rank", "ranks", *SCORES)
 _SCORE_IN_ANSWER = ("score", "overall_score", "rating", "fine-grained_score")
 _PAIR_SCORES = tuple(
     pair
@@ -55,14 +58,15 @@ def _read_shared(row: RowReader) -> Draft | None:
     chosen, rejected = (row.answer(name, row.row[name]) for name in ("chosen", "rejected"))
     if chosen is None or rejected is None or chosen.head or rejected.head:
         return row.pair([chosen, rejected])
-    others = [name for name, value in row.row.unread().items() if name != "id" and may_be_prompt(value)]
-    if others or not all(isinstance(value, str) for value in both):
+    if row.other_texts() or not all(isinstance(value, str) for value in both):
         return row.no_prompt("answers without an earlier message")
     cut = shared_start(*both)
     while cut and not all(value[cut : cut + 1].isspace() for value in both):  # back to the end of a shared word
         cut -= 1
     if not both[0][:cut].strip():
         return row.fault("prompt", "missing field", "chosen and rejected that share no beginning")
+    if name := markup_inside(both[0]) or markup_inside(both[0][:cut]):
+        return row.templated("chosen", name, both[0])
     row.notes.append("prompt taken from the words both answers begin with")
     return Draft((Message("user", both[0][:cut]),), both[0][cut:], both[1][cut:])
 
@@ -84,10 +88,13 @@ def _read_listed(row: RowReader) -> Draft | None:
     value = row.row["output"]
     if not isinstance(value, list) or len(value) != 2:
         return row.wrong("output", "not a list of two answers", value)
+    ignore = "data.ignore=[{}] if the first output is the better one"
     if marks := [name for name in ("generator", "generators", "model", "models", "model_name") if name in row.row]:
-        ignore = f"data.ignore=[{','.join(marks)}]"
-        got = f"`{marks[0]}` names who wrote them, and no column says which is better; {ignore} if it is the first"
+        got = f"`{marks[0]}` names who wrote them, and no column says which is better; {ignore.format(','.join(marks))}"
         return row.fault("output", "two outputs without a preference", got)
+    if marks := [name for name in _WHICH if not is_empty(row.row.peek(name))]:
+        got = f"`{marks[0]}` may say which is better; {ignore.format(','.join(marks))}"
+        return row.fault("output", "two outputs beside a column that is not read", got)
     return row.pair([row.answer(f"output[{i}]", text) for i, text in enumerate(value)], row.prompt())
 
 
@@ -202,12 +209,10 @@ def recognise(
     notes: defaultdict[str, list[int]] = defaultdict(list)
     unread = Counter[str]()
     drafts, labels = list[_Numbered](), list[bool | None]()
-    for number, row in _without_repeated_prompts(_fitting(readable, shape, faults), notes):
+    for number, row in _fitting(readable, shape, faults):
         reader = RowReader(number, row, ignore)
-        draft = reader.tie() if _is_tie(reader) else shape.read(reader)
+        draft = reader.tie() if _is_tie(reader, shape) else shape.read(reader)
         if draft is not None and not reader.faults:
-            if shape.name != UNPAIRED and draft.chosen.strip() == draft.rejected.strip():
-                reader.fault("rejected", "identical answers", _short(draft.rejected))
             reader.check_unread(draft)
             unread.update(reader.row.unread().keys() - {"id"})
             if not reader.faults:
@@ -216,8 +221,10 @@ def recognise(
         for note in dict.fromkeys(reader.notes) if not reader.faults else ():
             notes[note].append(number)
         faults += reader.faults
+    drafts = _without_repeated_prompts(drafts, notes)
     if shape.name == UNPAIRED and drafts:
-        drafts = _pair_up(drafts, labels, notes, source)
+        drafts = _pair_up(drafts, labels, notes, source, bool(faults))
+    drafts = _with_two_answers(drafts, faults)
     faults.sort(key=lambda fault: fault.row)
     preferences = _unique(drafts, notes, duplicates == "drop")
     return Found(preferences, faults, dict(notes), len(numbered), shape.name, source, dict(sorted(unread.items())))
@@ -241,44 +248,44 @@ def _fitting(
     return fitting
 
 
-def _is_tie(reader: RowReader) -> bool:
-    """Whether the row's own columns call it a tie: equal scores of both answers, or the status `tie`. Notes scores that
+def _is_tie(reader: RowReader, shape: Shape) -> bool:
+    """Whether the row's own columns call it a tie: equal scores of both answers, or a status or winner `tie`. Notes scores that
     contradict the order of the answers."""
     row = reader.row
-    if "status" in row and str(row["status"]).strip().lower() == "tie":
-        return True
+    for name in _TIES if shape.name != UNPAIRED else ():
+        word = str(row.peek(name)).strip().lower()
+        if word in ("tie", "tied") or ("tie" in name and word in ("true", "1", "1.0", "yes")):
+            return True
     scores = [
         tuple(number_or_none(row[name]) for name in pair) for pair in _PAIR_SCORES if pair[0] in row and pair[1] in row
     ]
     for name in ("rating", "ratings", "scores"):
         if name in row and "chosen" in row and isinstance(row[name], (list, tuple)) and len(row[name]) == 2:
             scores.append(tuple(sorted((number_or_none(value) for value in row[name]), key=lambda v: -(v or 0))))
+    for name in ("score", "scores", "rating", "ratings", "reward", "rewards"):
+        if isinstance(both := row.peek(name), Mapping) and both.keys() >= {"chosen", "rejected"}:
+            scores.append((number_or_none(both["chosen"]), number_or_none(both["rejected"])))
     known = [(a, b) for a, b in scores if a is not None and b is not None]
     if any(a < b for a, b in known):
         reader.notes.append("the rejected answer has the higher score")
     return any(a == b for a, b in known)
 
 
-def _without_repeated_prompts(
-    rows: Sequence[tuple[int, dict[str, Any]]], notes: defaultdict[str, list[int]]
-) -> list[tuple[int, dict[str, Any]]]:
-    """The rows without a prompt that an answer repeats at its start, where most rows of the file repeat theirs. In files
+def _without_repeated_prompts(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]]) -> list[_Numbered]:
+    """The drafts without a prompt that an answer repeats at its start, where most rows of the file repeat theirs. In files
     whose other rows do not, the answers keep their words, and the rows are noted."""
-    names = ("prompt", "chosen", "rejected")
-    texts = {number: tuple(str(row[name]) for name in names) for number, row in rows if _all_text(row, names)}
-    repeating = [n for n, (prompt, *answers) in texts.items() if all(answer.startswith(prompt) for answer in answers)]
-    if not repeating or 2 * len(repeating) <= len(texts):
-        if repeating:
-            notes["both answers begin with the prompt, unlike most rows; kept as they are"] += repeating
-        return list(rows)
+    repeated = {numbered.row: _repeats(numbered.draft) for numbered in drafts}
+    rows = [row for row, names in repeated.items() if names]
+    if 2 * len(rows) <= len(drafts):
+        if rows:
+            notes["an answer begins with the prompt, unlike in most rows; kept as it is"] += rows
+        return list(drafts)
     stripped = []
-    for number, row in rows:
-        if number in texts:
-            prompt = texts[number][0]
-            cut = [name for name in names[1:] if row[name].startswith(prompt)]
-            notes[_REPEATED[len(cut)]].append(number)
-            row = {**row, **{name: row[name][len(prompt) :].lstrip() for name in cut}}
-        stripped.append((number, row))
+    for number, own, draft in drafts:
+        notes[_REPEATED[len(repeated[number])]].append(number)
+        asked = len(draft.prompt[-1].content.strip())
+        cut = {name: getattr(draft, name).lstrip()[asked:].lstrip() for name in repeated[number]}
+        stripped.append(_Numbered(number, own, draft._replace(**cut)))
     return stripped
 
 
@@ -289,8 +296,33 @@ _REPEATED = (
 )
 
 
-def _all_text(row: Mapping[str, Any], names: Sequence[str]) -> bool:
-    return all(isinstance(row.get(name), str) and row[name].strip() for name in names)
+def _repeats(draft: Draft) -> list[str]:
+    """Which answers begin with the prompt, if it is one turn."""
+    if sum(turn.role != "system" for turn in draft.prompt) > 1:
+        return []
+    asked = draft.prompt[-1].content.strip()
+    return [name for name in ("chosen", "rejected") if _begins_with(getattr(draft, name).lstrip(), asked)]
+
+
+def _begins_with(text: str, words: str) -> bool:
+    """Whether a text begins with these words, which end where a word of the text ends."""
+    behind = text[len(words) : len(words) + 1]
+    return text.startswith(words) and (not behind.strip() or not words[-1].isalnum())
+
+
+def _with_two_answers(drafts: Sequence[_Numbered], faults: list[Fault]) -> list[_Numbered]:
+    """The drafts with two different answers; a fault for every other one."""
+    different = []
+    for numbered in drafts:
+        row, _, draft = numbered
+        empty = [name for name in ("chosen", "rejected") if not getattr(draft, name).strip()]
+        if draft.chosen.strip() == draft.rejected.strip():
+            faults.append(Fault(row, "rejected", "identical answers", _short(draft.rejected)))
+        elif empty:
+            faults.append(Fault(row, empty[0], "empty answer", "nothing behind the repeated prompt"))
+        else:
+            different.append(numbered)
+    return different
 
 
 def _shape_of_file(rows: Sequence[tuple[int, Mapping[str, Any]]], faults: Sequence[Fault], source: str) -> Shape:
@@ -300,11 +332,11 @@ def _shape_of_file(rows: Sequence[tuple[int, Mapping[str, Any]]], faults: Sequen
     if not rows:
         refuse(faults, source=source, rows=len(faults))
     number, row = rows[0]
-    close = min(SHAPES, key=lambda s: (len(s.missing(row)) / len(s.needs), -len(s.needs)))
-    if len(close.missing(row)) == len(close.needs):
+    close = max(SHAPES, key=lambda shape: (len(shape.own(row)), -len(shape.missing(row))))
+    if not {name for name in close.own(row) if name not in PROMPTS}:
         close = next(shape for shape in SHAPES if shape.name == "preference")
     lines = [f"  {name!r} is missing{nearest(name, row)}" for name in close.missing(row)]
-    texts = [name for name, value in row.items() if may_be_prompt(value)]
+    texts = [name for name in text_columns(row) if name not in close.own(row)]
     if lines and texts:
         fixes = " ".join(f"data.columns.{name}=COLUMN" for name in close.missing(row))
         lines.append(
@@ -321,9 +353,10 @@ def _shape_of_file(rows: Sequence[tuple[int, Mapping[str, Any]]], faults: Sequen
 
 
 def _pair_up(
-    drafts: Sequence[_Numbered], labels: Sequence[bool | None], notes: dict[str, list[int]], source: str
+    drafts: Sequence[_Numbered], labels: Sequence[bool | None], notes: dict[str, list[int]], source: str, faulty: bool
 ) -> list[_Numbered]:
-    """Pair the first good answer to a prompt with the first bad one, the second with the second; note the rest."""
+    """Pair the first good answer to a prompt with the first bad one, the second with the second; note the rest. faulty: whether
+    rows are bad, which are named then even if no pair is left."""
     sides: dict[tuple[Message, ...], tuple[list[_Numbered], list[_Numbered]]] = {}
     for numbered, label in zip(drafts, labels, strict=True):
         sides.setdefault(numbered.draft.prompt, ([], []))[0 if label else 1].append(numbered)
@@ -332,7 +365,7 @@ def _pair_up(
         matches = list(zip(good, bad, strict=False))
         pairs += [_Numbered(g.row, None, g.draft._replace(rejected=b.draft.chosen)) for g, b in matches]
         unpaired += [numbered.row for numbered in good[len(matches) :] + bad[len(matches) :]]
-    if not pairs:
+    if not pairs and not faulty:
         raise PobenchError(
             f"{source}: {len(drafts)} unpaired rows (prompt, completion, label), and no prompt has both a good and a "
             "bad completion. Every loss here compares two answers to one prompt: add the other answers, or make pairs "

@@ -96,7 +96,8 @@ def tokenize(
         refuse(faults, source=loaded.source, rows=loaded.rows)
     audit = Audit.of(pairs, loaded, faults, notes, chat.unknown)
     if not pairs:
-        raise PobenchError(f"{loaded.source}: no pair is left\n{audit.text()}")
+        examples = "".join(f"\n  {fault}" for fault in faults[:3])
+        raise PobenchError(f"{loaded.source}: no pair is left\n{audit.text()}{examples}")
     refuse_unknown(loaded.source, audit.unknown)
     cut_to = max_prompt_length if truncation == "cut" else None
     check_prompt(inspected(pairs[:CHECKED], first, chat, count_header=count_header, cut_to=cut_to), chat)
@@ -190,7 +191,9 @@ def _cut(
     if not chat.opens_turns and chat.bos is not None and prompt.count(chat.bos) != bos_count:
         faults.append(Fault(row, "prompt", "not exactly one beginning-of-text token", str(prompt.count(chat.bos))))
     if chosen == rejected:
-        faults.append(Fault(row, "rejected", "identical answers once tokenised", f"{len(chosen)} tokens"))
+        unknown = 0 if chat.unknown is None else chosen.count(chat.unknown)
+        got = f"{len(chosen)} tokens" + (f", {unknown} of them unknown to the tokenizer" if unknown else "")
+        faults.append(Fault(row, "rejected", "identical answers once tokenised", got))
     longest = len(prompt) + max(len(chosen), len(rejected))
     if truncation == "drop":
         if len(prompt) > max_prompt_length:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pobench.data.rows import Message
 
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+ROLES = {"human": "user", **dict.fromkeys(("gpt", "bot", "model", "chatgpt", "ai"), "assistant")}
 
 
 class Markup(NamedTuple):
@@ -28,21 +28,22 @@ class Markup(NamedTuple):
 
 _INSTRUCTION = {"instruction": "user", "response": "assistant"}
 TEMPLATES = (
-    Markup("ChatML", re.compile(r"<\|im_start\|>(\w+)\n?"), r"<\|im_end\|>|<\|endoftext\|>"),
+    Markup("ChatML", re.compile(r"<\|im_start\|>(\w+)(?:<\|im_sep\|>|\n)?"), r"<\|im_end\|>|<\|endoftext\|>"),
     Markup("Llama 3", re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>"), r"<\|eot_id\|>|<\|end_of_text\|>"),
     Markup("Gemma", re.compile(r"<start_of_turn>(\w+)\n?"), r"<end_of_turn>|<eos>"),
     Markup("Zephyr", re.compile(r"<\|(system|user|assistant)\|>\n?"), r"</s>|<\|end\|>|<\|endoftext\|>"),
     Markup("NeMo", re.compile(r"<extra_id_[01]>(System|User|Assistant)\n?"), r"<extra_id_1>"),
+    Markup("Vicuna", re.compile(r"(?:\A|\s|</s>)(USER|ASSISTANT):"), r"</s>", start=r"A chat between .*?(?=USER:)"),
     Markup("[INST]", re.compile(r"(?:<s>\s*)?(\[/?INST\])"), r"</s>", {"[inst]": "user", "[/inst]": "assistant"}),
 )
 TRANSCRIPTS = (
-    Markup("HH-RLHF", re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")),
-    Markup("Human and Assistant", re.compile(r"(?:\A|\n)\s*(Human|Assistant):")),
-    Markup("User and Assistant", re.compile(r"(?:\A|\n)\s*(System|User|Assistant):")),
-    Markup("### Human", re.compile(r"(?:\A|\n)\s*### ?(Human|User|Assistant):")),
+    Markup("HH-RLHF", re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):", re.I)),
+    Markup("Human and Assistant", re.compile(r"(?:\A|\n)\s*(Human|Assistant|AI):", re.I)),
+    Markup("User and Assistant", re.compile(r"(?:\A|\n)\s*(System|User|Assistant|AI):", re.I)),
+    Markup("### Human", re.compile(r"(?:\A|\n)\s*### ?(Human|User|Assistant):", re.I)),
     Markup(
         "### Instruction",
-        re.compile(r"(?:\A|\n)\s*### ?(Instruction|Response):"),
+        re.compile(r"(?:\A|\n)\s*### ?(Instruction|Response):", re.I),
         "",
         _INSTRUCTION,
         r"Below is an instruction[^\n]*\n+",
@@ -50,6 +51,17 @@ TRANSCRIPTS = (
 )
 _NEMO = "<extra_id_1>User\n"
 _BOS = re.compile(r"\s*(?:<s>(?!\s*\[INST\])|<\|begin_of_text\|>|<bos>|<\|startoftext\|>)?\s*")
+_ENDS = (
+    *(
+        f"<|{name}|>"
+        for name in ("im_end", "eot_id", "eot", "end_of_text", "endoftext", "end", "end_of_turn", "return")
+    ),
+    *("<end_of_turn>", "<eos>", "<｜end▁of▁sentence｜>", "</s>"),
+)
+# marks of templates that are not among TEMPLATES: <｜Assistant｜>, <|CHATBOT_TOKEN|>, <|start|>assistant, [|assistant|]
+_ASKED = re.compile(r"(?:[<\[][|｜]|[|｜]>)\s*(?:user|human)", re.I)
+_ANSWERED = re.compile(r"(?:[<\[][|｜]|[|｜]>)\s*(?:assistant|chatbot|model)", re.I)
+_LABELLED = re.compile(r"\b(?:user|human):.*\b(?:assistant|ai|bot):\s*\Z", re.I | re.DOTALL)
 _SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>\s*", re.DOTALL)
 
 
@@ -68,7 +80,7 @@ def split_turns(text: str, *, keep_open: bool = False) -> Split | None:
     """
     body = text[_BOS.match(text).end() :]  # type: ignore[union-attr]  # matches any text
     for markup in (*TEMPLATES, *TRANSCRIPTS):
-        start = re.match(markup.start, body) if markup.start else None
+        start = re.match(markup.start, body, re.DOTALL) if markup.start else None
         inside = body[start.end() :] if start else body
         if markup.name == "NeMo" and not markup.turn.match(inside) and markup_inside(f"{_NEMO}{inside}") == "NeMo":
             inside = _NEMO + inside  # HelpSteer2 begins without a mark, with the user's text
@@ -83,11 +95,35 @@ def split_turns(text: str, *, keep_open: bool = False) -> Split | None:
 
 
 def markup_inside(text: str) -> str:
-    """The name of a chat template whose marks for a user and an assistant both stand in the text; "" if there is none."""
+    """The name of a chat template whose marks for a user and an assistant both stand in the text, `(unknown)` for one that is
+    not known here; "" if there is none."""
     for markup in TEMPLATES:
         if {"user", "assistant"} <= {markup.speaker(word) for word in markup.turn.findall(text)}:
             return markup.name
-    return ""
+    return "(unknown)" if (_ASKED.search(text) and _ANSWERED.search(text)) or _LABELLED.search(text) else ""
+
+
+def template_around(text: str) -> str:
+    """The name of the chat template, or "of a transcript", that stands around a text as around a prompt; "" for plain words."""
+    split = split_turns(text, keep_open=True)
+    if split and (split.template or split.turns[-1] == ("assistant", "")):
+        return split.template or "of a transcript"
+    return markup_inside(text)
+
+
+def without_end(text: str) -> str:
+    """An answer without the end-of-turn tokens, written as text, that templates put behind it (`</s>`, `<|im_end|>`, …)."""
+    bare = text.rstrip()
+    end = next((mark for mark in _ENDS if bare.endswith(mark)), "")
+    if not end or (end == "</s>" and "<s>" in bare):  # struck-through words of HTML
+        return text
+    return without_end(bare.removesuffix(end)).rstrip()
+
+
+def continued(text: str) -> tuple[Message, ...]:
+    """The turns of an answer to a transcript's prompt: one, or more where the transcript goes on in it."""
+    split = split_turns(f"\n\nAssistant: {text}")
+    return split.turns if split else (Message("assistant", text),)
 
 
 def _turns(text: str, markup: Markup) -> list[Message]:

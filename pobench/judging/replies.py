@@ -20,12 +20,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields of a message
-_NAMES = "think|thinking|thought|reasoning"
-_OPENING = re.compile(rf"\s*(?:<(?:{_NAMES})>|\[THINK\]|<\|channel\|>analysis)", re.IGNORECASE)
-_CLOSING = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE)
+THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")  # fields of a message
+_NAMES = "think|thinking|thought|reasoning|seed:think"
+_OPENING = re.compile(
+    rf"\s*(?:<(?:{_NAMES})>|◁think▷|\[THINK\]|<\|START_THINKING\|>|<\|channel\|>analysis)", re.IGNORECASE
+)
+_CLOSING = re.compile(
+    rf"</(?:{_NAMES})>|◁/think▷|\[/THINK\]|<\|END_THINKING\|>|<\|channel\|>final<\|message\|>", re.IGNORECASE
+)
 OPENING = ("<think>", "<thinking>", "<thought>", "<reasoning>", "[THINK]", "<|channel|>")  # as tokenizers have them
 CLOSING = ("</think>", "</thinking>", "</thought>", "</reasoning>", "[/THINK]")  # gpt-oss closes with several tokens
+_CUT_OFF = (
+    "length",
+    "max_tokens",
+    "model_length",
+    "max_output_tokens",
+)  # finish reasons: OpenAI's, Google's, Mistral's
 ROUNDING = 0.01  # nats above 0 that a log-probability may have; more is no log-probability
 
 
@@ -89,7 +99,7 @@ def parse(body: Any, limit: int) -> Reply:
         {} if thought else _alternatives(choice.get("logprobs"), text),
         int(usage.get("prompt_tokens") or 0),
         int(usage.get("completion_tokens") or 0),
-        cut_off=limit > 1 and str(choice.get("finish_reason")).lower() in ("length", "max_tokens"),
+        cut_off=limit > 1 and str(choice.get("finish_reason")).lower() in _CUT_OFF,
     )
 
 
@@ -125,7 +135,7 @@ def error_in(body: Any) -> tuple[int, str, Any] | None:
         return None
     choices = body.get("choices")
     first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    alone = body if body.get("object") == "error" or (not choices and body.get("message")) else None
+    alone = body if body.get("object") == "error" or not choices else None
     error = body.get("error") or first.get("error") or alone
     if not error:
         return None
@@ -134,7 +144,8 @@ def error_in(body: Any) -> tuple[int, str, Any] | None:
     code, metadata = str(error.get("code")), error.get("metadata")
     status = int(code) if re.fullmatch("[45][0-9][0-9]", code) else 200
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
-    return status, " ".join(str(part) for part in (error.get("message"), raw) if part) or json.dumps(error), error
+    words = error.get("message") or error.get("detail") or error.get("msg")
+    return status, " ".join(str(part) for part in (words, raw) if part) or json.dumps(error), error
 
 
 def blamed(error: Any, words: str) -> str:
@@ -151,8 +162,8 @@ def blamed(error: Any, words: str) -> str:
 # ---------------------------------------------------------------- models without a system role
 # Gemma's and Mistral's templates, o1-mini, Google's server
 _NO_SYSTEM = re.compile(
-    r"system (?:role|message|prompt|instruction)|['\"]system['\"]|developer instruction|roles must alternate|"
-    r"only user and assistant roles",
+    r"(?:system|developer) (?:role|message|prompt|instruction)|['\"]system['\"]|role:? (?:system|developer)|"
+    r"roles must alternate|only user and assistant roles",
     re.IGNORECASE,
 )
 

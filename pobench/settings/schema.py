@@ -82,33 +82,20 @@ class ModelConfig(_Strict):
 
 
 # pobench's names of columns, which `data.columns` may give to a file's own
-COLUMNS = tuple(
-    [
-        "prompt",
-        "chosen",
-        "rejected",
-        "system",
-        "history",
-        "input",
-        "instruction",
-        "label",
-        "completion",
-        "responses",
-        "scores",
-        "preference",
-        "output_1",
-        "output_2",
-        "score_chosen",
-        "score_rejected",
-        "status",
-        "id",
-    ]
-)
+_COLUMNS = """
+prompt chosen rejected system history input instruction label completion responses scores preference output_1 output_2
+score_chosen score_rejected status id
+messages rejected_response query response preferred_output non_preferred_output response_0 response_1 response_2
+better_response_id human_ref_A human_ref_B labels preference_strength context response1 response2 overall_preference
+question answer_0 answer_1 score_0 score_1 conversation_a conversation_b winner response_a response_b winner_model_a
+winner_model_b answers completions chosen_response response_j response_k data annotations generations output kto_tag
+"""  # the second part: of public layouts
+COLUMNS = tuple(_COLUMNS.split())
 
 
 def _column_names(value: Any) -> Any:
     if unknown := [name for name in value if name not in COLUMNS] if isinstance(value, dict) else []:
-        raise ValueError(f"allowed: {', '.join(COLUMNS)}; got {unknown[0]!r}{nearest(str(unknown[0]), COLUMNS)}")
+        raise ValueError(f"got {unknown[0]!r}{nearest(str(unknown[0]), COLUMNS)} Allowed: {', '.join(COLUMNS)}")
     return value
 
 

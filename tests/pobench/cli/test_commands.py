@@ -64,6 +64,10 @@ def written(folder: Path) -> list[str]:
             ("--set modle", "did you mean 'model'?", "--set 'y'", "no.jsonl"),
         ),
         (("score", "alpaca_eval", "no.json", "--length-control", "nowhere"), ("'no.json'", "--length-control")),
+        (
+            ("run", "--losses", "dpo", "--setting", "tyny", "--seeds", ""),
+            ("'tiny'", "--seeds '': expected whole numbers"),
+        ),
         (("list", "loses"), ("did you mean 'losses'?",)),
         (("list", "settings", "--markdown"), ("--markdown is for `losses`, `claims`, `stages`",)),
     ],

@@ -9,8 +9,9 @@ import pytest
 
 from pobench.data.audit import Audit
 from pobench.data.rows import Found, preference_lines
-from pobench.data.shapes import recognise
+from pobench.data.shapes import SHAPES, recognise
 from pobench.errors import PobenchError
+from pobench.settings.schema import COLUMNS
 
 ASK, GOOD, BAD = "Which planet is red?", "Mars is.", "Cheese is."
 USER = {"role": "user", "content": ASK}
@@ -32,6 +33,7 @@ READ: dict[str, dict[str, Any]] = {
         "non_preferred_output": [bot(BAD)],
     },
     "ms-swift": {"messages": [USER, bot(GOOD)], "rejected_response": BAD},
+    "ms-swift, query": {"query": ASK, "response": GOOD, "rejected_response": BAD},
     "pku": {"prompt": ASK, "response_0": BAD, "response_1": GOOD, "better_response_id": 1},
     "shp": {"history": ASK, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1},
     "shp, B": {"history": ASK, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": 0},
@@ -74,8 +76,27 @@ READ: dict[str, dict[str, Any]] = {
         "data": {"prompt": ASK, "answer1": BAD, "answer2": GOOD},
         "annotations": [{"result": [{"type": "pairwise", "value": {"selected": "right"}}]}],
     },
+    "label studio, one cancelled": {
+        "data": {"prompt": ASK, "answer1": GOOD, "answer2": BAD},
+        "annotations": [
+            {"was_cancelled": True, "result": [{"value": {"selected": "right"}}]},
+            {"result": [{"value": {"selected": "left"}}]},
+        ],
+    },
     "parts with value": {**PLAIN, "prompt": [{"role": "user", "content": [{"type": "text", "value": ASK}]}]},
     "one newline": {"chosen": f"Human: {ASK}\nAssistant: {GOOD}", "rejected": f"Human: {ASK}\nAssistant: {BAD}"},
+    "small letters": {**PLAIN, "prompt": f"human: {ASK}\nassistant:"},
+    "human and AI": {**PLAIN, "prompt": f"Human: {ASK}\r\nAI:"},
+    "vicuna": {**PLAIN, "prompt": f"A chat between a user and an assistant. USER: {ASK} ASSISTANT:"},
+    "phi 4": {**PLAIN, "prompt": f"<|im_start|>user<|im_sep|>{ASK}<|im_end|><|im_start|>assistant<|im_sep|>"},
+    "[INST] in a message": {**PLAIN, "prompt": [{"role": "user", "content": f"<s>[INST] {ASK} [/INST]"}]},
+    "transcript in a message": {**PLAIN, "prompt": [{"role": "user", "content": f"Human: {ASK}\n\nAssistant:"}]},
+    "ends of templates": {
+        "prompt": ASK,
+        "chosen": f"{GOOD}</s>\n",
+        "rejected": [bot(f"{BAD}<|im_end|>\n<|endoftext|>")],
+    },
+    "nan of pandas": {**PLAIN, "system": float("nan"), "images": float("nan")},
     "[INST]": {**PLAIN, "prompt": f"<s>[INST] {ASK} [/INST]"},
     "chatml": {**PLAIN, "prompt": f"<|im_start|>user\n{ASK}<|im_end|>\n<|im_start|>assistant\n"},
     "zephyr": {**PLAIN, "prompt": f"<|user|>\n{ASK}</s>\n<|assistant|>\n"},
@@ -110,6 +131,9 @@ def test_the_better_answer_of_a_public_layout_is_chosen_behind_its_prompt(name: 
         {**READ["argilla orca"], "status": "tie"},
         {**READ["argilla orca"], "rating": [9.0, 9.0]},
         {**READ["arena"], "winner": "tie (bothbad)"},
+        {**PLAIN, "winner": "Tie"},
+        {**PLAIN, "is_tie": True},
+        {**PLAIN, "ratings": {"chosen": 4, "rejected": "4.0"}},
         {**READ["kaggle"], "winner_model_a": 0, "winner_tie": 1},
         {**READ["helpsteer 2"], "preference_strength": 0},
     ],
@@ -124,6 +148,17 @@ def test_a_tie_is_no_pair_and_is_counted(row: dict[str, Any]) -> None:
     [
         ({"input": ASK, "chosen": f"Sure, {GOOD}", "rejected": f"Sure, {BAD}"}, "data.columns.prompt=input"),
         ({"messages": [USER], "chosen": f"Sure, {GOOD}", "rejected": f"Sure, {BAD}"}, "data.columns.prompt=messages"),
+        ({"meta": {"ask": ASK}, "chosen": f"Sure, {GOOD}", "rejected": f"Sure, {BAD}"}, "data.columns.prompt=meta.ask"),
+        ({"talk": [["user", ASK]], "chosen": f"Sure, {GOOD}", "rejected": f"Sure, {BAD}"}, "data.columns.prompt=talk"),
+        ({**PLAIN, "prompt": "", "query": ASK}, "data.columns.prompt=query"),
+        ({**PLAIN, "prompt": {"text": ASK}}, "such as prompt.text"),
+        ({**PLAIN, "Context": "Mars and Venus."}, "data.columns.prompt=[Context,prompt]"),
+        ({**PLAIN, "chat_history": "Earlier words."}, "data.ignore=[chat_history]"),
+        ({**PLAIN, "image_path": "p.jpg"}, "data.ignore=[image_path]"),
+        ({**READ["openai"], "input": {"messages": [USER], "context": "Mars."}}, "data.ignore=[input.context]"),
+        ({"instruction": ASK, "output": [BAD, GOOD], "scores": [1, 5]}, "data.ignore=[scores]"),
+        ({"instruction": ASK, "output": [BAD, GOOD], "preference": 2}, "data.ignore=[preference]"),
+        ({"instruction": ASK, "input": {"of": "two"}, "chosen": GOOD, "rejected": BAD}, "'input': not text"),
         ({**PLAIN, "context": "Mars and Venus."}, "data.columns.prompt=[context,prompt]"),
         ({**PLAIN, "input": "Of these two."}, "data.columns.prompt=[input,prompt]"),
         ({**PLAIN, "tools": [{"name": "atlas"}]}, "data.ignore=[tools]"),
@@ -159,8 +194,9 @@ def test_mapped_columns_are_read_and_ignored_ones_are_not() -> None:
 
 
 def test_columns_not_read_are_listed_and_empty_ones_are_not() -> None:
-    found = found_in({**PLAIN, "tools": [], "images": [None], "system": "", "source": "x", "note": " "})
-    assert (len(found.preferences), found.unread) == (1, {"source": 1})
+    row = {**PLAIN, "tools": [], "images": [None], "system": "", "source": "x", "note": " ", "status": "swapped"}
+    found = found_in(row)
+    assert (len(found.preferences), found.unread) == (1, {"source": 1, "status": 1})
 
 
 @pytest.mark.parametrize("name", READ)
@@ -200,6 +236,37 @@ def test_an_answer_that_is_json_is_an_answer() -> None:
     assert pair.chosen.startswith("[{")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<｜User｜>{ASK}<｜Assistant｜>",
+        f"<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{ASK}<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+        f"<|start|>user<|message|>{ASK}<|end|><|start|>assistant",
+        f"[|user|]{ASK}\n[|assistant|]",
+        f"GPT4 Correct User: {ASK}<|end_of_turn|>GPT4 Correct Assistant:",
+    ],
+)
+def test_text_of_a_template_that_is_not_known_is_no_users_words(text: str) -> None:
+    both = {"chosen": f"{text} {GOOD}", "rejected": f"{text} {BAD}"}
+    for row in ({**PLAIN, "prompt": text}, both):
+        (fault,) = found_in(row).faults
+        assert "chat template (unknown) inside a turn; store chat messages" in str(fault)
+
+
+def test_a_transcript_that_goes_on_in_the_answers_is_split() -> None:
+    more = f" Two are.\n\nHuman: {ASK}\n\nAssistant:"
+    row = {"prompt": "\n\nHuman: How many?\n\nAssistant:", "chosen": f"{more} {GOOD}", "rejected": f"{more} {BAD}"}
+    (pair,) = found_in(row).preferences
+    assert [m.content for m in pair.prompt] == ["How many?", "Two are.", ASK]
+    assert (pair.chosen, pair.rejected) == (GOOD, BAD)
+    assert "other none" in str(found_in({**row, "rejected": BAD}).faults[0])
+
+
+def test_a_closed_strike_through_is_no_end_of_a_template() -> None:
+    (pair,) = found_in({**PLAIN, "chosen": "Not <s>Venus</s>"}).preferences
+    assert pair.chosen == "Not <s>Venus</s>"
+
+
 @pytest.mark.parametrize("words", ["Assistant: what time is it?", "Assistant:", "### Response:", "User: why?"])
 def test_a_user_may_begin_with_the_words_that_mark_the_assistants_turn(words: str) -> None:
     (pair,) = found_in({**PLAIN, "prompt": words}).preferences
@@ -211,6 +278,48 @@ def test_one_odd_row_does_not_keep_a_repeated_prompt_in_the_others() -> None:
     found = found_in(*rows, PLAIN)
     assert {p.chosen for p in found.preferences} == {"So.", GOOD}
     assert list(found.notes.values()) == [[1, 2, 3, 4], [5]]
+
+
+@pytest.mark.parametrize("name", ["prompt", "instruction", "question"])
+@pytest.mark.parametrize("repeated", [("chosen",), ("chosen", "rejected")])
+def test_a_repeated_prompt_is_taken_off_whatever_its_column_and_from_one_answer_too(name: str, repeated: Any) -> None:
+    rows = [{name: f"Why {i}? ", "chosen": f"So {i}.", "rejected": f"No {i}."} for i in range(3)]
+    rows = [{**row, **{side: f"{row[name].strip()}\n{row[side]}" for side in repeated}} for row in rows]
+    found = found_in(*rows)
+    assert [(p.chosen, p.rejected) for p in found.preferences] == [(f"So {i}.", f"No {i}.") for i in range(3)]
+    assert list(found.notes.values()) == [[1, 2, 3]]
+
+
+def test_what_is_left_behind_a_repeated_prompt_are_two_different_answers() -> None:
+    rows = [{"prompt": f"Why {i}?", "chosen": f"Why {i}? So.", "rejected": f"Why {i}? No."} for i in range(4)]
+    odd = [{**rows[0], "rejected": "So."}, {**rows[0], "chosen": "Why 0?"}]
+    assert [fault.problem for fault in found_in(*rows, *odd).faults] == ["identical answers", "empty answer"]
+
+
+def test_a_bad_label_is_named_although_no_pair_is_left() -> None:
+    row = {"prompt": ASK, "completion": GOOD, "label": True}
+    assert "label is neither" in str(found_in(row, {**row, "label": "yes"}).faults[0])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": ASK, "response_w": GOOD, "response_l": BAD}, "prompt, chosen, rejected:"),
+        (
+            {"prompt": ASK, "response": GOOD, "label": 1},
+            "data.columns.completion=COLUMN, with COLUMN one of 'response'.",
+        ),
+        ({"talk": {"ask": ASK}, "chosen": GOOD}, "one of 'talk.ask'."),
+    ],
+)
+def test_the_nearest_layout_is_that_of_which_the_row_has_most(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(PobenchError) as refused:
+        found_in(row)
+    assert words in str(refused.value)
+
+
+def test_every_column_that_a_refusal_asks_for_may_be_mapped() -> None:
+    assert {group[0] for shape in SHAPES for group in shape.needs} <= set(COLUMNS)
 
 
 def test_converted_pairs_are_read_again_as_the_same_pairs() -> None:

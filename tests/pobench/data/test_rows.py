@@ -407,6 +407,41 @@ def test_a_csv_row_with_too_many_or_too_few_cells_is_a_fault(tmp_path: Path) -> 
     assert [(f.row, f.problem) for f in faults] == [(3, "more cells than columns"), (4, "null")]
 
 
+def test_what_a_spreadsheet_writes_as_text_is_read_as_a_list_or_an_object(tmp_path: Path) -> None:
+    asked = json.dumps({"full_text": "Why?"})
+    cells = {"question": asked, "answer_0": "So.", "answer_1": "No.", "score_0": 1, "score_1": -1, "images": "[]"}
+    pd.DataFrame([cells]).to_csv(tmp_path / "rows.csv", index=False)
+    (pair,) = load_preferences(tmp_path / "rows.csv").preferences
+    assert (pair.prompt, pair.chosen) == ((("user", "Why?"),), "So.")
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("utf16.csv", "prompt,chosen,rejected\nä?,b,c\n".encode("utf-16")),
+        ("zipped.jsonl", gzip.compress(b'{"prompt": "\\u00e4?", "chosen": "b", "rejected": "c"}')),
+    ],
+)
+def test_a_file_is_read_by_its_first_bytes(name: str, raw: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(raw)
+    assert load_preferences(tmp_path / name).preferences[0].prompt[0].content == "ä?"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.csv", "prompt,chosen,chosen,rejected\na,b,x,c\n"),
+        ("rows.jsonl", '{"prompt": "a", "chosen": "b", "chosen": "x", "rejected": "c"}\n'),
+        ("rows.json", '[{"prompt": "a", "chosen": "b", "chosen": "x", "rejected": "c"}]'),
+    ],
+)
+def test_a_name_that_stands_twice_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PobenchError, match=r"two columns are called 'chosen'|the key 'chosen' stands twice"):
+        found = load_preferences(tmp_path / name)
+        refuse(found.faults, source=name, rows=found.rows)
+
+
 def test_broken_utf8_in_a_json_list_or_csv_is_a_fault_of_its_row_alone(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(b"prompt,chosen,rejected\na,b,c\na,\xff,c\n")
     (tmp_path / "rows.json").write_bytes(

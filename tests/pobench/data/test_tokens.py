@@ -784,6 +784,14 @@ def test_five_per_cent_of_unknown_tokens_stop(word_tokenizer: Any, on_bad_row: A
         tokenize(some_unknown(95, 5), word_tokenizer, on_bad_row=on_bad_row)
 
 
+@pytest.mark.parametrize("on_bad_row", ["stop", "drop"])
+def test_answers_that_the_tokenizer_makes_identical_say_that_it_does_not_know_them(
+    word_tokenizer: Any, on_bad_row: Any
+) -> None:
+    with pytest.raises(PobenchError, match=r"3 tokens, 2 of them unknown to the tokenizer"):
+        tokenize([preference("nowhere ever", "never there", "say w1")], word_tokenizer, on_bad_row=on_bad_row)
+
+
 def test_an_end_of_turn_that_is_named_the_unknown_token_is_not_counted(word_tokenizer: Any) -> None:
     tokenizer = copy.deepcopy(word_tokenizer)
     tokenizer.unk_token = tokenizer.eos_token  # as gpt2's

@@ -329,6 +329,8 @@ def test_a_reasoning_model_is_asked_without_what_it_refuses_and_all_is_said(stat
         "System role not supported",  # Gemma's template, from vLLM and SGLang
         "Conversation roles must alternate user/assistant/user/assistant/...",  # Mistral's
         "Only user and assistant roles are supported!",
+        "Unsupported role: system",
+        "'developer role' is not supported by this model",
         "Developer instruction is not enabled for models/gemma-3-27b-it",  # Google's server
     ],
 )
@@ -369,6 +371,9 @@ def test_a_context_that_is_too_long_for_the_limit_is_no_other_spelling_of_it(ser
         ({"error": "out of memory"}, "out of memory"),
         ({"object": "error", "message": "no slot is free", "code": 503}, "no slot is free"),
         ({"choices": [{"error": {"message": "cut"}, "message": {"content": ""}}]}, "cut"),
+        ({"detail": "this key may not use the model"}, "this key may not use the model"),
+        ({"success": False, "msg": "quota is used up"}, "quota is used up"),
+        ({"errors": [{"text": "odd"}]}, "odd"),
         ({"error": {"message": "Provider returned error", "metadata": {"raw": "its own words"}}}, "its own words"),
     ],
 )

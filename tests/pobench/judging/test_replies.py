@@ -28,6 +28,10 @@ def first_token(token: str, **top: Any) -> dict[str, Any]:
         ("A? no</think>\n\nB", "B"),  # the opening mark stands in the chat template
         ("<THINKING>A</THINKING>B", "B"),
         ("[THINK]A[/THINK]B", "B"),
+        ("◁think▷A◁/think▷B", "B"),  # Kimi
+        ("<|START_THINKING|>A<|END_THINKING|>B", "B"),  # Command A
+        ("<seed:think>A</seed:think>B", "B"),
+        ("◁think▷\nThe answer is\nA", ""),
         ("<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>final<|message|>B", "B"),
         ("<think>\nThe answer is\nA", ""),
         ("B uses <think> in its code", "B uses <think> in its code"),
@@ -68,7 +72,7 @@ def test_the_alternatives_are_those_of_the_token_that_the_text_begins_with() -> 
     assert parse(body("\n\nA", logprobs={"content": blank["content"] + after["content"]}), 16).top == {"A": -0.1}
 
 
-@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "reasoning_details"])
 def test_beside_a_thought_the_alternatives_may_be_the_thoughts(field) -> None:
     assert parse(body("A", logprobs=first_token("A", A=-0.1), **{field: "A careful look"}), 16).top == {}
     counted = body("A", logprobs=first_token("A", A=-0.1))

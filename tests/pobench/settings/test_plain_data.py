@@ -222,6 +222,25 @@ def test_turns_that_nobody_could_answer_are_named(turns, expected, tmp_path) -> 
         prompt_rows(str(tmp_path / "prompts.jsonl"), None, "answers.source")
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "Translate.", "input": "Bonjour"}, "`input` changes what is asked and is not read"),
+        ({"prompt": "Why?", "system": "Be brief."}, "`system` changes what is asked and is not read"),
+        ({"prompt": "[INST] Why? [/INST]"}, r"text of the chat template \[INST\] inside a turn"),
+        ({"prompt": "Human: Why?\n\nAssistant:"}, "text of the chat template of a transcript inside a turn"),
+        (
+            {"prompt": [{"role": "user", "content": "<｜User｜>Why?<｜Assistant｜>"}]},
+            "template .unknown. inside a turn",
+        ),
+    ],
+)
+def test_a_prompt_is_all_that_is_asked_and_nothing_else(row, expected, tmp_path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(PobenchError, match=expected):
+        prompt_rows(str(tmp_path / "prompts.jsonl"), None, "answers.source")
+
+
 def test_a_file_without_prompts_is_refused(tmp_path) -> None:
     (tmp_path / "prompts.jsonl").write_text("\n")
     with pytest.raises(PobenchError, match=r"answers.source: '.*' holds no prompts"):

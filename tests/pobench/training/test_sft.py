@@ -199,6 +199,9 @@ def test_rows_without_anything_to_learn_are_refused_all_together(tokenizer) -> N
         {"messages": [{"role": "user", "content": "say <|end|>"}, {"role": "assistant", "content": "a"}]},
         {"messages": [{"from": "human", "value": "say a"}]},
         {"messages": [{"role": "assistant", "content": "a"}]},
+        {"prompt": "say a", "response": "a", "system": "speak"},
+        {"messages": [{"role": "user", "content": "say a", "images": ["p"]}, {"role": "assistant", "content": "a"}]},
+        {"prompt": "[INST] say a [/INST]", "response": "a"},
     ]
     with pytest.raises(PobenchError) as error:
         conversations(tokenizer, bad)
@@ -213,7 +216,10 @@ def test_rows_without_anything_to_learn_are_refused_all_together(tokenizer) -> N
             "holds a special token of the tokenizer as text; got '<|end|>'",
             "no `role` and `content` of text",
             "row 7: the assistant speaks before it is asked",
-            "6 of 7 rows are bad (sft.on_bad_row: drop continues without them)",
+            "row 8, 'system': changes what is asked and is not read; put its words into the messages",
+            "a message with `images`, which is not read",
+            "text of the chat template [INST] inside a turn; store chat messages",
+            "9 of 10 rows are bad (sft.on_bad_row: drop continues without them)",
         )
     )
 
