@@ -98,7 +98,7 @@ def test_a_setting_without_a_tuning_split_is_refused(setting, tmp_path) -> None:
 # ---------------------------------------------------------------- grids
 
 
-@pytest.mark.parametrize("name", ["paper", "smollm2", "tiny"])
+@pytest.mark.parametrize("name", ["paper", "smollm2", "tiny", "tiny-long"])
 def test_a_shipped_grid_holds_values_that_every_loss_takes(name) -> None:
     grid = read_grid(name)
     for loss in map(get_loss, grid.losses):
@@ -119,13 +119,20 @@ def test_every_shipped_loss_has_cells_for_an_equal_search_on_tiny(name) -> None:
     assert len({json.dumps(cell) for cell in cells}) == len(cells) >= EQUAL
 
 
+@pytest.mark.parametrize("name", sorted(map(str, read_grid("tiny").losses)))
+def test_every_loss_of_the_grid_of_tiny_has_eight_cells_on_tiny_long(name) -> None:
+    cells = points_of(search_space(get_loss(name), read_grid("tiny-long")), name)
+    assert len({json.dumps(cell) for cell in cells}) == len(cells) == EQUAL
+
+
 def test_make_tuning_asks_for_as_many_trials_of_every_loss() -> None:
     recipe = (Path(__file__).parents[3] / "Makefile").read_text().partition("TUNE =")[2].partition("\n\n")
     assert f"--trials {EQUAL}" in recipe[0] and "--setting tiny --losses all" in recipe[2].partition("\n\n")[0]
 
 
-def test_every_list_of_the_grid_of_tiny_says_where_it_is_from() -> None:
-    lines = (grid_folder() / "tiny.yaml").read_text().splitlines()
+@pytest.mark.parametrize("name", ["tiny", "tiny-long"])
+def test_every_list_of_the_grid_of_a_world_says_where_it_is_from(name) -> None:
+    lines = (grid_folder() / f"{name}.yaml").read_text().splitlines()
     bare = [line for line in lines if ("[" in line or "*" in line) and len(line.partition("#")[2]) < 5]
     assert not bare
 
@@ -177,7 +184,7 @@ def test_the_papers_grid_has_the_papers_learning_rates() -> None:
     assert read_grid("paper").lr == [3e-7, 5e-7, 6e-7, 1e-6]
 
 
-@pytest.mark.parametrize("name", ["smollm2", "tiny"])
+@pytest.mark.parametrize("name", ["smollm2", "tiny", "tiny-long"])
 def test_the_shipped_tuning_prompts_are_neither_trained_on_nor_reported(name) -> None:
     assert plan_tuning("simpo,dpo,orpo,cpo", name, trials=4).trials == 4
 
