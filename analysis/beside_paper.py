@@ -72,7 +72,7 @@ def beside_paper_downstream(
     runs: pd.DataFrame, paper: pd.DataFrame, benchmarks: pd.DataFrame | None = None
 ) -> pd.DataFrame:
     """Ours with its 95 % interval and n, then what the paper prints for the same setting, in per cent; its average is over
-    the first six. Rows with a learning rate are of the paper's Appendix J, whose zero-shot tasks are ZeroEval's. A dash:
+    the first six. Rows with a learning rate are of Tables 16 and 17, whose zero-shot tasks are ZeroEval's. A dash:
     not measured, or not printed."""
     return _table(runs, paper, benchmarks, None, [9, 13, 16, 17], DOWNSTREAM)
 

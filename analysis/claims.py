@@ -16,7 +16,7 @@ from pobench.registry import claims as registered
 from pobench.reporting import plot
 from pobench.results.across import Settings
 from pobench.results.claims import DECIDED, VERDICTS, power, verdict
-from pobench.results.evidence import Evidence
+from pobench.results.evidence import Evidence, Measured
 from pobench.types import Estimate
 
 
@@ -95,6 +95,7 @@ def _card(shown: list[Claim], evidence: Evidence | Settings) -> pd.DataFrame:
     decided = sum(counts.get(v, 0) for v in DECIDED)
     table = _shown(rows.sort_values("verdict", key=lambda verdicts: verdicts == "not measured", kind="stable"))
     table.attrs["data"] = rows
+    table.attrs["bounds"] = [_bounds(registered.get(name)) for name in table["Name"]]
     table.attrs["marks"] = {"supported": "up", "contradicted": "down"}
     table.attrs["notes"] = (
         f"Of {len(rows)} claims: {', '.join(f'{counts[v]} {v}' for v in VERDICTS if v in counts)}. "
@@ -129,12 +130,19 @@ def _rows(shown: list[Claim], evidence: Evidence | Settings) -> pd.DataFrame:
                 "comparable": ("yes" if comparable else "no") if there else "",
                 "smallest_effect": claim.smallest,
                 "power": power(claim, measured) if there else math.nan,
-                "statistic": "; ".join(filter(None, [claim.statistic, measured.remark if there else ""])),
+                "statistic": "; ".join(filter(None, [claim.statistic, *(_remarks(measured) if there else ())])),
                 "paper": "not printed" if claim.paper is None else _number(claim.paper),
                 "where": claim.where,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _remarks(measured: Measured) -> tuple[str, str]:
+    """What readers must know of these runs: what the interval rests on, and that sides have different numbers of seeds."""
+    found = measured.found
+    uneven = f"{found.seeds} seeds on one side, {found.most} on another" if found.most > found.seeds else ""
+    return measured.remark, uneven
 
 
 def _shown(rows: pd.DataFrame) -> pd.DataFrame:
@@ -155,6 +163,12 @@ def _shown(rows: pd.DataFrame) -> pd.DataFrame:
             "Name": rows["name"],
         }
     )
+
+
+def _bounds(claim: Claim) -> list[float]:
+    """The numbers beside which an interval decides the claim."""
+    ends = (claim.neutral - claim.smallest, claim.neutral, claim.neutral + claim.smallest, claim.above, claim.below)
+    return [end for end in ends if math.isfinite(end)]
 
 
 def _number(value: float) -> str:

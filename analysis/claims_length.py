@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from pobench.registry import register_claim
-from pobench.results.arms import Arm, of_arm, settings_of
+from pobench.results.arms import Line, of_arm, settings_of
 from pobench.results.claims import (
+    along,
     between,
     gap,
     least,
@@ -224,13 +225,13 @@ claim(
 )(only_where(gap("dpo_ln", "dpo"), lambda e: longer_winners(e) <= BIASED))
 
 
-def at_bias(e: Evidence, losses: Sequence[str]) -> list[tuple[Arm, Arm]]:
-    """For each loss its arms without and with the largest length bias that all were trained with; empty if none."""
+def over_bias(e: Evidence, losses: Sequence[str]) -> list[Line]:
+    """Each loss's line over the length biases that all were trained with, from none on; empty if these are fewer than two."""
     lines = [line for loss in losses if (line := e.line(loss, "length_bias"))]
     shared = set.intersection(*({value for value, _ in line.points} for line in lines)) if lines else set()
-    if len(lines) < len(losses) or 0.0 not in shared or max(shared) <= 0:
+    if len(lines) < len(losses) or 0.0 not in shared or len(shared) < 2:
         return []
-    return [(dict(line.points)[0.0], dict(line.points)[max(shared)]) for line in lines]
+    return [line._replace(points=tuple(point for point in line.points if point[0] in shared)) for line in lines]
 
 
 @claim(
@@ -242,22 +243,23 @@ def at_bias(e: Evidence, losses: Sequence[str]) -> list[tuple[Arm, Arm]]:
     smallest=1.5,  # a quarter of what it gives DPO in Table 15
 )
 def ln_helps_dpo_under_bias(e: Evidence) -> Measured:
-    arms = at_bias(e, ("dpo_ln", "dpo"))
-    return between(e, arms[0][1], arms[1][1]) if arms else UNMEASURED
+    lines = over_bias(e, ("dpo_ln", "dpo"))
+    return between(e, *(line.ends[1] for line in lines)) if lines else UNMEASURED
 
 
 @claim(
     "bias-lengthens-dpo-more",
     says="A length bias of the labels lengthens DPO's answers more than SimPO's",
-    statistic="tokens of an answer, what the largest length bias adds: SimPO − DPO",
+    statistic="tokens of an answer, what the largest length bias adds by a line over all of them: SimPO − DPO",
     unit="tokens",
     below=0,
     smallest=2,  # tokens; worlds answer in 20 to 40
 )
 def bias_lengthens_dpo_more(e: Evidence) -> Measured:
-    arms = at_bias(e, ("simpo", "dpo"))
-    if not arms:
-        return UNMEASURED
-    (simpo, simpo_biased), (dpo, dpo_biased) = arms
-    signs = ((1.0, simpo_biased), (-1.0, simpo), (-1.0, dpo_biased), (1.0, dpo))
-    return Measured(e.contrast([(sign, tokens(e, arm)) for sign, arm in signs]), (simpo, dpo))
+    lines = over_bias(e, ("simpo", "dpo"))
+    parts = [
+        (sign * weight, values)
+        for sign, line in zip((1.0, -1.0), lines, strict=False)
+        for weight, values in along(e, line, tokens)
+    ]
+    return Measured(e.contrast(parts), tuple(line.ends[0] for line in lines)) if parts else UNMEASURED

@@ -14,7 +14,11 @@ from pobench.results.groups import prompts_of
 
 
 @register_figure(
-    "gradient-norm", title="Gradient of a pair against its length", paper="Appendix F", chapter="length", order=361
+    "gradient-norm",
+    title="Gradient of a pair against its length",
+    paper="the analysis of gradients",
+    chapter="length",
+    order=361,
 )
 def gradient_norm(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
     """The length of each held-out pair's gradient by all trained weights, at the trained model, against the tokens of both

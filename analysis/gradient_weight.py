@@ -14,7 +14,11 @@ SIDES = [("chosen", "-"), ("rejected", (0, (3, 1.5)))]
 
 
 @register_figure(
-    "gradient-weight", title="Pull on an answer against its length", paper="Appendix F", chapter="length", order=360
+    "gradient-weight",
+    title="Pull on an answer against its length",
+    paper="the analysis of gradients",
+    chapter="length",
+    order=360,
 )
 def gradient_weight(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
     """The size of a loss's derivative by the log-probability of an answer, on held-out pairs, at the trained model: solid,

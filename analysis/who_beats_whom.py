@@ -39,6 +39,7 @@ def who_beats_whom(
             "column": pair.theirs.label,
             **plot.estimate_columns(pair.gap.estimate),
             "seeds": pair.gap.seeds,
+            "most_seeds": pair.gap.most,
             "runs": pair.gap.runs,
             "comparable": pair.comparable,
             "direct": pair.direct,
@@ -76,6 +77,8 @@ def _note(data: pd.DataFrame) -> str:
     n = "–".join(str(int(count)) for count in dict.fromkeys((data["n"].min(), data["n"].max())))
     note = f"{decided} of {len(data)} pairs differ by more than chance, on {n} prompts."
     note += f" {too_few} lack the three seeds that a verdict needs." if too_few else ""
+    uneven = int((data["most_seeds"] > data["seeds"]).sum())
+    note += f" {uneven} have more seeds on one side; all count." if uneven else ""
     note += f" {unlike} were not tuned alike." if unlike else ""
     return note + (f" {int(data['direct'].sum())} were judged against each other." if data["direct"].any() else "")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pobench.reporting.tables import clean, listing, show_number
+from pobench.reporting.tables import clean, decimals_that_tell, listing, show_number
 from pobench.results.arms import Arm, judges_of, of_arm, score_of
 from pobench.results.claims import VERDICTS
 from pobench.results.comparable import Comparable, Selection
@@ -145,7 +145,7 @@ def _points_of(pairs: Sequence[Pair]) -> str:
     for pair in pairs if len(pairs) <= MOST_NAMED else pairs[:FIRST]:
         unit, what = ("", "") if points else (" points", "95 % interval ")
         gap = pair.gap.estimate
-        points.append(f"{clean(pair.ours.label)} {_signed(gap.value)}{unit}{_interval(gap, '+.1f', what)}")
+        points.append(f"{clean(pair.ours.label)} {_signed(gap.value)}{unit}{_interval(gap, '+', what)}")
     return "; ".join(points)
 
 
@@ -163,7 +163,7 @@ def _without_judge(selection: Selection) -> list[Finding]:
     ranked = sorted((a for a in accuracies if not math.isnan(accuracies[a].value)), key=lambda a: -accuracies[a].value)
     if not ranked:
         return [Finding("open", "Nothing to compare", "No judged answers or held-out rewards are shown here.")]
-    shares = _few([f"{clean(a.label)} {accuracies[a].value:.1f} %{_interval(accuracies[a], '.1f')}" for a in ranked])
+    shares = _few([f"{clean(a.label)} {accuracies[a].value:.1f} %{_interval(accuracies[a], '')}" for a in ranked])
     n = max(accuracies[a].n for a in ranked)
     text = (
         "Answers were not judged beside a start model, so nothing is known about quality. Held-out pairs ranked right"
@@ -345,5 +345,6 @@ def _signed(value: float) -> str:
 def _interval(e: Estimate, form: str, what: str = "95 % interval ") -> str:
     if math.isnan(e.low):
         return ""
-    low, high = (f"{x:{form}}".replace("-", "−") for x in (e.low, e.high))
+    decimals = decimals_that_tell(e, (0.0,), 1)
+    low, high = (f"{x:{form}.{decimals}f}".replace("-", "−") for x in (e.low, e.high))
     return f" ({what}{low} to {high})"

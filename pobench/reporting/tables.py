@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,8 @@ def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) ->
             if metric
             else Head(clean(str(name)), numeric=numeric)
         )
-        columns.append([_cell(v, metric) for v in values])
+        bounds = frame.attrs.get("bounds", [NO_DIFFERENCE] * len(values))  # of each row: the numbers that decide it
+        columns.append([_cell(v, metric, marks) for v, marks in zip(values, bounds, strict=True)])
     if colours:
         for cell in columns[0]:
             cell.colour = colours.get(cell.text, "")
@@ -101,12 +102,12 @@ def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) ->
     return Table(heads, [list(row) for row in zip(*columns, strict=True)], frame)
 
 
-def _cell(value: Any, metric: metrics.Metric | None) -> Cell:
+def _cell(value: Any, metric: metrics.Metric | None, marks: Sequence[float]) -> Cell:
     show: Callable[[float], str] = metric.show if metric else show_number
     if isinstance(value, Estimate):
         if math.isnan(value.value):
             return Cell("–")
-        show = metric.show if metric else _as_sharp_as(value)
+        show = _as_sharp_as(value, marks) if metric is None else _telling(metric, value)
         sign = ""
         if (
             metric
@@ -121,15 +122,35 @@ def _cell(value: Any, metric: metrics.Metric | None) -> Cell:
     return Cell("–" if value is None or (not isinstance(value, str) and pd.isna(value)) else clean(str(value)))
 
 
-def _as_sharp_as(e: Estimate) -> Callable[[float], str]:
-    """A format for value and interval ends, with enough decimals to show two digits of the interval's width."""
+NO_DIFFERENCE = (0.0, 1.0)  # of two numbers, and of their ratio
+MOST_DECIMALS = 6
+
+
+def decimals_that_tell(e: Estimate, marks: Sequence[float], decimals: int) -> int:
+    """So many decimals, or more where value or interval would be printed as a mark beside which it only nearly lies."""
+    near = [(number, mark) for number in (e.value, e.low, e.high) for mark in marks if number != mark]
+    while decimals < MOST_DECIMALS and any(round(n, decimals) == round(mark, decimals) for n, mark in near):
+        decimals += 1
+    return decimals
+
+
+def _telling(metric: metrics.Metric, e: Estimate) -> Callable[[float], str]:
+    """The metric's own format, with the digits that tell whether an end is "no effect"."""
+    still, form = NO_EFFECT.get(metric.name.partition("@")[0]), metric.format
+    if still is None or not form.endswith("f") or math.isnan(e.low):
+        return metric.show
+    printed = int(form[form.index(".") + 1 : -1])
+    decimals = decimals_that_tell(e.scaled(metric.scale), (still * metric.scale,), printed)
+    return replace(metric, format=form.replace(f".{printed}f", f".{decimals}f")).show
+
+
+def _as_sharp_as(e: Estimate, marks: Sequence[float] = NO_DIFFERENCE) -> Callable[[float], str]:
+    """A format for value and interval ends, with enough decimals to show two digits of the interval's width, and on which side
+    of the marks they lie."""
     width = e.high - e.low
     if not (math.isfinite(width) and width > 0):
         return show_number
-    decimals = min(6, max(0, 1 - math.floor(math.log10(width))))
-    ends = [(end, mark) for end in (e.low, e.high) for mark in (0.0, 1.0) if end != mark]
-    while decimals < 6 and any(round(end, decimals) == mark for end, mark in ends):
-        decimals += 1  # an end that only nearly touches "no difference" shows the digit that tells
+    decimals = decimals_that_tell(e, marks, min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(width)))))
     return lambda value: f"{value:z,.{decimals}f}".replace(",", "\u202f").replace("-", "−")
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -144,7 +145,7 @@ def percent_more(ours: str, theirs: str, number: Number) -> Measure:
 
 def _shifted(found: Contrast, by: float) -> Contrast:
     value, low, high = (getattr(found.estimate, name) + by for name in ("value", "low", "high"))
-    return Contrast(Estimate(value, low, high, found.estimate.n), found.seeds, found.runs, found.crossed)
+    return replace(found, estimate=Estimate(value, low, high, found.estimate.n))
 
 
 def only_where(measure: Measure, condition: Callable[[Evidence], bool]) -> Measure:
@@ -195,7 +196,7 @@ def least(
     low = float(np.min([found.estimate.low for found in plain]))
     high = float(np.min([found.estimate.high for found in upper]))
     seeds, runs = min(found.seeds for found in plain), max(found.runs for found in plain)
-    return Contrast(Estimate(smallest.value, low, high, smallest.n), seeds, runs)
+    return Contrast(Estimate(smallest.value, low, high, smallest.n), seeds, runs, most=max(f.most for f in plain))
 
 
 # ---------------------------------------------------------------- lines
@@ -271,7 +272,7 @@ def peak(loss: str, setting: str, number: Number = score) -> Measure:
         best = max(tried, key=lambda found: found.estimate.value)
         low, high = (float(np.max([getattr(found.estimate, end) for found in tried])) for end in ("low", "high"))
         estimate = Estimate(best.estimate.value, low, high, best.estimate.n)
-        return Measured(Contrast(estimate, best.seeds, best.runs), tuple(arm for _, arm in line.points))
+        return Measured(replace(best, estimate=estimate), tuple(arm for _, arm in line.points))
 
     return measure
 
@@ -329,7 +330,7 @@ def rho_gap(ours: str, theirs: str, ranked: Ranked = likelihood_and_length) -> M
         groups = prompts_of(first.index.to_series())
         estimate, crossing = stats.spearman_contrast([(1.0, sides[0]), (-1.0, sides[1])], groups)
         trained = [len(side) for side in sides if list(side) != [NO_SEED]]
-        found = Contrast(estimate, min(trained, default=0), sum(trained), crossing)
+        found = Contrast(estimate, min(trained, default=0), sum(trained), crossing, max(trained, default=0))
         return Measured(found, tuple(arms))
 
     return measure

@@ -31,12 +31,13 @@ Values: TypeAlias = pd.Series  # an arm's numbers, index (seed, prompt or pair)
 @dataclass(frozen=True)
 class Contrast:
     """A comparison. seeds: the smallest number of seeds of its trained arms, 0 where none is trained; runs: of all of them.
-    crossed: the sources of variance, None where the interval covers prompts only."""
+    crossed: the sources of variance, None where the interval covers prompts only; most: the largest number of seeds."""
 
     estimate: Estimate
     seeds: int = 0
     runs: int = 0
     crossed: Crossed | None = None
+    most: int = 0
 
     @property
     def p(self) -> float:
@@ -72,14 +73,15 @@ def contrast(
         return MISSING
     tables = [(weight, table.loc[prompts]) for weight, table in tables]
     trained = [table for _, table in tables if tuple(table.columns) != (NO_SEED,)]
-    seeds, runs = min((t.shape[1] for t in trained), default=0), sum(t.shape[1] for t in trained)
+    counts = [table.shape[1] for table in trained] or [0]
+    seeds, runs, most = min(counts), sum(counts), max(counts)
     of_prompts = labels(pd.Series(prompts, dtype=object), groups)
     group = None if of_prompts is None else np.unique(of_prompts.astype(str), return_inverse=True)[1]
     if seeds < 2:
         means = sum(weight * table.mean(axis=1).to_numpy() for weight, table in tables)
-        return Contrast(stats.mean(means, groups=group, bounds=bounds, level=level), seeds, runs)
+        return Contrast(stats.mean(means, groups=group, bounds=bounds, level=level), seeds, runs, most=most)
     estimate, found = stats.of_tables(_paired(tables), group, bounds, level)
-    return Contrast(estimate, seeds, runs, found)
+    return Contrast(estimate, seeds, runs, found, most)
 
 
 def compare(

@@ -41,15 +41,16 @@ def few(parts: Sequence[Few]) -> Contrast:
         return MISSING
     trained = [part for part in parts if not part.fixed]
     value = float(sum(part.weight * np.mean(part.values) for part in parts))
-    seeds, runs = min((len(p.values) for p in trained), default=0), sum(len(p.values) for p in trained)
+    counts = [len(part.values) for part in trained] or [0]
+    seeds, runs, most = min(counts), sum(counts), max(counts)
     if seeds < 2:
-        return Contrast(Estimate(value, math.nan, math.nan, max(seeds, 1)), seeds, runs)
+        return Contrast(Estimate(value, math.nan, math.nan, max(seeds, 1)), seeds, runs, most=most)
     each = [(p.weight**2 * float(np.var(p.values, ddof=1)) / len(p.values), len(p.values) - 1) for p in trained]
     variance, below = sum(v for v, _ in each), sum(v**2 / freedom for v, freedom in each)
     if not below > 0:  # all runs gave the same number: nothing is known of how runs vary
-        return Contrast(Estimate(value, math.nan, math.nan, seeds), seeds, runs)
+        return Contrast(Estimate(value, math.nan, math.nan, seeds), seeds, runs, most=most)
     half = float(_scipy.t.ppf(0.5 + stats.LEVEL / 2, variance**2 / below)) * math.sqrt(variance)
-    return Contrast(Estimate(value, value - half, value + half, seeds), seeds, runs)
+    return Contrast(Estimate(value, value - half, value + half, seeds), seeds, runs, most=most)
 
 
 # ---------------------------------------------------------------- benchmarks

@@ -6,7 +6,7 @@ A loss sees a pair through two sums, so its gradient by the model's weights is
 
 The two weights follow from the stored sums alone. The length of the whole vector needs the model once: where a run has
 stored `norms` (the lengths of both gradients and their product, the same for every loss), it follows for every loss.
-This is the comparison of Appendix F of the SimPO paper, measured.
+This is the comparison of the SimPO paper's analysis of gradients, measured.
 """
 
 from __future__ import annotations

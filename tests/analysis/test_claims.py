@@ -236,6 +236,25 @@ def test_the_smaller_count_of_seeds_counts_and_all_runs_of_both_sides_are_used(f
     lost = (few_losses["runs"]["loss"] == "dpo") & (few_losses["runs"]["seed"] == 3)
     row = rows_of({**few_losses, "runs": few_losses["runs"][~lost]}, "simpo-above-dpo").iloc[0]
     assert (row["seeds"], row["runs"], row["verdict"]) == (2, 5, "undecided")
+    assert row["statistic"].endswith("2 seeds on one side, 3 on another"), "different numbers of seeds are said"
+    whole = rows_of(few_losses, "simpo-above-dpo").iloc[0]
+    assert "seeds" not in whole["statistic"]
+
+
+def test_a_length_bias_is_judged_by_all_points_of_its_line(worlds, world) -> None:
+    biased = world["runs"]["length_bias"] == 1.0
+    half = world["runs"][biased].assign(length_bias=0.5, run=lambda runs: runs["run"] + "-half")
+    tokens = world["answers"][world["answers"]["run"].isin(world["runs"].loc[biased, "run"])]
+    longer = tokens.assign(
+        run=tokens["run"] + "-half", tokens=tokens["tokens"] + 30 * tokens["run"].str.contains("dpo-")
+    )
+    bent = {
+        **world,
+        "runs": pd.concat([world["runs"], half], ignore_index=True),
+        "answers": pd.concat([world["answers"], longer], ignore_index=True),
+    }
+    ends, line = (rows_of(made, "bias-lengthens-dpo-more").iloc[0]["value"] for made in (world, bent))
+    assert line != pytest.approx(ends, abs=0.01), "a point between the ends counts"
 
 
 # ---------------------------------------------------------------- power
