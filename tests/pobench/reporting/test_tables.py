@@ -122,9 +122,9 @@ def test_an_end_that_only_nearly_touches_a_bound_shows_the_digit_that_tells() ->
         {"Ours": pd.Series([Estimate(0.31, 0.0996, 0.52, 9), Estimate(0.31, 0.0996, 0.52, 9)], dtype=object)}
     )
     frame.attrs["bounds"] = [(0.1,), (0.0,)]
-    beside, elsewhere = (row[0].interval for row in make_table(frame).rows)
+    beside, elsewhere = (row[0].interval for row in tables.make_table(frame).rows)
     assert (beside, elsewhere) == ("[0.0996, 0.5200]", "[0.10, 0.52]")
     gains = pd.DataFrame(
         {"pass_rate_gain": pd.Series([Estimate(0.02, 0.0002, 0.04, 9), Estimate(0.02, 0.01, 0.03, 9)])}
     )
-    assert [row[0].interval for row in make_table(gains).rows] == ["[+0.02, +4.00]", "[+1.0, +3.0]"]
+    assert [row[0].interval for row in tables.make_table(gains).rows] == ["[+0.02, +4.00]", "[+1.0, +3.0]"]
