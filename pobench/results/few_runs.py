@@ -151,15 +151,12 @@ def separation_ratio(losses: Sequence[str], ours: Result, theirs: Sequence[Resul
             return Measured(Contrast(stats.student(ratios), len(ratios), runs), remark=SEEDS_ALONE)
         drawn = []
         for seed, ratio in ratios.items():
-            logs, sizes = [], []
-            for place, (table, own) in enumerate(zip(stored, apart, strict=True)):
-                at = table.loc[seed].dropna()
-                draws = stats.resampled_means(
-                    at.to_numpy(), labels(at.index.to_series(), table.attrs["groups"]), seed=place
-                )
-                logs.append(np.log(draws.std(axis=1, ddof=1) / own["half"][seed]))
-                sizes.append(len(at))
-            drawn.append(stats.Drawn(math.log(ratio), logs[0] - np.min(logs[1:], axis=0), min(sizes), min(sizes)))
+            first, *others = [
+                np.log(_resampled(table.loc[seed], table.attrs["groups"], place) / own["half"][seed])
+                for place, (table, own) in enumerate(zip(stored, apart, strict=True))
+            ]
+            n = min(table.loc[seed].index.nunique() for table in stored)
+            drawn.append(stats.Drawn(math.log(ratio), first - np.min(others, axis=0), n, n))
         found, _ = stats.over_seeds([(1.0, list(ratios.index), drawn)])
         low, value, high = (float(np.exp(number)) for number in (found.low, found.value, found.high))
         return Measured(Contrast(Estimate(value, low, high, found.n), len(ratios), runs))
@@ -174,6 +171,13 @@ def _separations(benchmarks: pd.DataFrame, arms: Sequence[Arm], result: Result) 
     by_seed = own.assign(half=(own["high"] - own["low"]) / 2).groupby("seed")
     apart = pd.DataFrame({"sd": by_seed["value"].std(), "half": by_seed["half"].mean()})
     return apart[by_seed["loss"].nunique() >= 3]
+
+
+def _resampled(table: pd.DataFrame, groups: pd.Series | None, place: int) -> stats.Floats:
+    """(resamples,) the sd of the losses' numbers, of (questions, losses). place: of the benchmark, which has its own draws."""
+    known = table.dropna(axis=1, how="all").dropna()
+    of_questions = labels(known.index.to_series(), groups)
+    return np.asarray(stats.resampled_means(known.to_numpy(), of_questions, seed=place).std(axis=1, ddof=1))
 
 
 def _by_question(e: Evidence, arms: Sequence[Arm], result: Result) -> pd.DataFrame | None:
