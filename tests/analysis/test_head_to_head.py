@@ -115,7 +115,7 @@ def test_who_beats_whom_asks_the_judge_that_saw_both_and_scipy_agrees() -> None:
     interval = scipy_stats.ttest_1samp(-wins, 0.0).confidence_interval(0.95)
     assert (pair["value"], pair["low"], pair["high"]) == pytest.approx((-wins.mean(), interval.low, interval.high))
     assert pair["direct"] and (pair["seeds"], pair["runs"], pair["n"]) == (3, 6, PROMPTS)
-    assert not data.xs("START", level="column")["direct"].any()
+    assert not data.xs("Start model", level="column")["direct"].any()
     through_start = drawn(Frames({k: v for k, v in frames.stored.items() if k != "comparisons"}), "who-beats-whom").data
     assert (
         through_start.set_index(["row", "column"]).loc["SIMPO", "DPO", "value"] > 0
