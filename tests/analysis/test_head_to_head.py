@@ -116,11 +116,9 @@ def test_who_beats_whom_asks_the_judge_that_saw_both_and_scipy_agrees() -> None:
     assert (pair["value"], pair["low"], pair["high"]) == pytest.approx((-wins.mean(), interval.low, interval.high))
     assert pair["direct"] and (pair["seeds"], pair["runs"], pair["n"]) == (3, 6, PROMPTS)
     assert not data.xs("Start model", level="column")["direct"].any()
-    through_start = drawn(Frames({k: v for k, v in frames.stored.items() if k != "comparisons"}), "who-beats-whom").data
-    assert (
-        through_start.set_index(["row", "column"]).loc["SIMPO", "DPO", "value"] > 0
-        and not through_start["direct"].any()
-    )
+    without = Frames({name: frame for name, frame in frames.stored.items() if name != "comparisons"})
+    through_start = drawn(without, "who-beats-whom").data.set_index(["row", "column"])
+    assert through_start.loc[("SIMPO", "DPO"), "value"] > 0 and not through_start["direct"].any()
     pairs = all_pairs(frames["runs"], frames["verdicts"], frames["answers"], arms_of(frames["runs"]), met)
     (one,) = [p for p in pairs if {p.ours.loss, p.theirs.loss} == {"simpo", "dpo"}]
     assert one.ours.loss == "simpo" and [arm.loss for arm in one.in_order] == ["dpo", "simpo"]
