@@ -243,14 +243,15 @@ def test_the_smaller_count_of_seeds_counts_and_all_runs_of_both_sides_are_used(f
 
 def test_a_length_bias_is_judged_by_all_points_of_its_line(worlds, world) -> None:
     biased = world["runs"]["length_bias"] == 1.0
-    half = world["runs"][biased].assign(length_bias=0.5, run=lambda runs: runs["run"] + "-half")
+    # not the middle, which has no weight in a least-squares line over three points
+    between = world["runs"][biased].assign(length_bias=0.25, run=lambda runs: runs["run"] + "-half")
     tokens = world["answers"][world["answers"]["run"].isin(world["runs"].loc[biased, "run"])]
     longer = tokens.assign(
         run=tokens["run"] + "-half", tokens=tokens["tokens"] + 30 * tokens["run"].str.contains("dpo-")
     )
     bent = {
         **world,
-        "runs": pd.concat([world["runs"], half], ignore_index=True),
+        "runs": pd.concat([world["runs"], between], ignore_index=True),
         "answers": pd.concat([world["answers"], longer], ignore_index=True),
     }
     ends, line = (rows_of(made, "bias-lengthens-dpo-more").iloc[0]["value"] for made in (world, bent))
