@@ -10,8 +10,10 @@ of runs that differ in the seed alone, some of which are counted from texts. No 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -56,11 +58,12 @@ def counted(answers: pd.DataFrame) -> pd.DataFrame:
     if answers.empty or answers["text"].isna().all():
         return answers
     texts = answers["text"].dropna().unique()  # samples often agree
-    counts = {
+    counts: dict[str, dict[Any, float]] = {
         "characters": {text: len(str(text)) for text in texts},
         "repeated": {text: repeated_share(str(text).casefold().split()) for text in texts},
     }
-    columns = {name: answers["text"].map(count).astype(float) for name, count in counts.items()}
+    # not `Series.map`, whose index of the texts refuses broken Unicode
+    columns = {name: [count.get(text, math.nan) for text in answers["text"]] for name, count in counts.items()}
     return FRAMES["answers"].typed(answers.assign(**columns))
 
 

@@ -235,12 +235,16 @@ def test_fixed_bins_have_the_width_that_was_asked_for(frames) -> None:
 
 
 def test_bins_by_quantile_hold_about_equal_counts_and_all_points() -> None:
+    def binned(x: np.ndarray) -> pd.DataFrame:
+        pairs = pd.Series([f"pair-{k}" for k in range(len(x))])
+        return plot.binned(x, 2 * x, pairs, pairs.map(lambda pair: "run"), bins=8)
+
     x = np.random.default_rng(0).exponential(size=80)
-    bins = plot.binned(x, 2 * x, bins=8)
+    bins = binned(x)
     assert bins["n"].sum() == 80 and set(bins["n"]) == {10}
     assert bins["value"].to_numpy() == pytest.approx(2 * bins["x"].to_numpy())
-    assert len(plot.binned(np.array([1.0]), np.array([2.0]))) == 1
-    assert plot.binned(np.array([]), np.array([])).empty
+    assert len(binned(np.array([1.0]))) == 1
+    assert binned(np.array([])).empty
 
 
 def test_a_collapse_is_called_one(drawn) -> None:
