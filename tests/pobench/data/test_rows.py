@@ -421,6 +421,7 @@ def test_what_a_spreadsheet_writes_as_text_is_read_as_a_list_or_an_object(tmp_pa
         ("utf16.csv", "prompt,chosen,rejected\nä?,b,c\n".encode("utf-16")),
         ("zipped.jsonl", gzip.compress(b'{"prompt": "\\u00e4?", "chosen": "b", "rejected": "c"}')),
     ],
+    ids=["UTF-16", "gzip"],
 )
 def test_a_file_is_read_by_its_first_bytes(name: str, raw: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(raw)
