@@ -4,6 +4,8 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 LOSSES ?= simpo,dpo,ipo,kto,orpo
+# Tests start many processes, each of which would compile pobench again where Python may not write what it has compiled.
+unexport PYTHONDONTWRITEBYTECODE
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: help run report tuning tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all check docs clean

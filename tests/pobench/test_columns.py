@@ -100,6 +100,7 @@ def test_what_differs_between_two_runs_of_the_same_thing_is_marked() -> None:
     measured = {(frame.name, c.name) for frame in FRAMES.values() for c in frame.columns if c.measured}
     assert measured == {
         ("runs", "seconds"),
+        ("runs", "waited"),
         ("runs", "reference_seconds"),
         ("runs", "peak_memory"),
         ("runs", "environment"),

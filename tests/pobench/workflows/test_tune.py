@@ -208,11 +208,11 @@ def test_a_setting_extends_another_key_by_key(tmp_path) -> None:
     values, comments = read_setting(str(tmp_path / "mine.yaml"))
     tiny, _ = read_setting("tiny")
     assert values["train"] == {**tiny["train"], "lr": 0.5} and comments["train.lr"] == "mine"
-    kept = {key: value for key, value in tiny["losses"]["simpo"].items() if key not in ("gamma", "tuned")}
+    kept = {key: value for key, value in tiny["losses"]["simpo"].items() if key not in ("gamma", "tuned", "lr")}
     assert values["losses"]["simpo"] == {**kept, "gamma_beta_ratio": 0.25}, (
         "the other name of the margin gives way, and the record of a search that did not choose this"
     )
-    assert values["losses"]["dpo"] == tiny["losses"]["dpo"]
+    assert values["losses"]["dpo"] == {"beta": tiny["losses"]["dpo"]["beta"]}, "the later file's rate is everybody's"
     (job,) = resolve(str(tmp_path / "mine.yaml"), "simpo")
     assert job.loss_settings["gamma"] == 0.5 and job.setting == "mine"
 
