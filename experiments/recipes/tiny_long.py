@@ -10,7 +10,7 @@ The judge (`pobench/judging/tiny_long_world.py`) defines the world; this file dr
    demonstrations are by careful authors, the last by fallible ones; none has a prompt of 1.
 3. a word-level tokenizer, and a Llama trained from scratch on the demonstrations: it has learned the truths and the myths.
 4. pairs: two authors of different skill answer a prompt, and the better answer wins by its quality with some noise
-   (`NOISE`). Answers of equal quality are dropped. Two dials say what goes with skill beside truth:
+   (`NOISE`). Answers of equal quality are written again. Two dials say what goes with skill beside truth:
 
        --longer V    verbosity is V × skill + (1 − V) × chance: at 1 the skilled write more, at 0 as much as others
        --richer F    richness is F × skill + (1 − F) × chance: at 1 the skilled use rare words, which a model finds less likely
@@ -64,8 +64,9 @@ def draw_prompt(rng: random.Random) -> dict[str, Any]:
 OMITS, ERRS = 0.5, 0.8  # probability that an author of no skill leaves an animal out, or states what is false
 MYTHS = 0.9  # share of errors that are the myth
 SHUFFLES = 0.3  # probability that an answer takes the animals in another order
-FREE = 0.25  # probability that a word of a remark is chosen as a fact's is, and not the most common one
-
+# Probability that a word of a remark is chosen as a fact's is, and not the most common one. The smaller it is, the likelier
+# remarks are by the token, and with them long answers.
+FREE = 0.4
 
 BEGINNING = ("adverb", "determiner", "verb", "degree")  # the slots of a fact, and of a remark before its TAIL
 
@@ -159,35 +160,42 @@ def draw_author(rng: random.Random, of: str, longer: float = 0, richer: float = 
     return Author(skill, REMARKS[of] * verbosity, richness)
 
 
+def two_answers(
+    rng: random.Random, asked: Sequence[str], longer: float, richer: float
+) -> tuple[tuple[float, str], tuple[float, str]]:
+    """The winner and the loser of two authors, each with its quality; they write until their qualities differ."""
+    while True:
+        texts = [draw_author(rng, "pairs", longer, richer).write(rng, asked) for _ in range(2)]
+        first, second = ((quality(asked, text), text) for text in texts)
+        if first[0] != second[0]:
+            chosen, rejected = sorted((first, second), key=lambda a: a[0] + rng.gauss(0, NOISE), reverse=True)
+            return chosen, rejected
+
+
 def draw_pairs(
     rng: random.Random, taken: set[str], longer: float = LONGER, richer: float = RICHER
 ) -> dict[str, list[dict[str, Any]]]:
-    """Split → the pairs of PAIRS, with the answers' qualities in `meta`. longer, richer: the dials."""
+    """Split → the pairs of PAIRS, with the answers' qualities in `meta`. longer, richer: the dials; they change no prompt."""
+    writing = random.Random(rng.getrandbits(64))  # apart from the prompts
     splits: dict[str, list[dict[str, Any]]] = {}
     for split, count in PAIRS.items():
         pairs = splits[split] = []
-        while len(pairs) < count:
+        for _ in range(count):
             row = fresh(rng, taken)
-            asked = row["check"]["asked"]
-            answers = []
-            for _ in range(2):
-                text = draw_author(rng, "pairs", longer, richer).write(rng, asked)
-                answers.append((quality(asked, text), text))
-            if answers[0][0] != answers[1][0]:
-                chosen, rejected = sorted(answers, key=lambda a: a[0] + rng.gauss(0, NOISE), reverse=True)
-                pairs.append(
-                    {
-                        "id": f"{split}-{len(pairs):04d}",
-                        "prompt": [{"role": "user", "content": row["prompt"]}],
-                        "chosen": chosen[1],
-                        "rejected": rejected[1],
-                        "meta": {
-                            "kind": row["kind"],
-                            "chosen_quality": round(chosen[0], 4),
-                            "rejected_quality": round(rejected[0], 4),
-                        },
-                    }
-                )
+            chosen, rejected = two_answers(writing, row["check"]["asked"], longer, richer)
+            pairs.append(
+                {
+                    "id": f"{split}-{len(pairs):04d}",
+                    "prompt": [{"role": "user", "content": row["prompt"]}],
+                    "chosen": chosen[1],
+                    "rejected": rejected[1],
+                    "meta": {
+                        "kind": row["kind"],
+                        "chosen_quality": round(chosen[0], 4),
+                        "rejected_quality": round(rejected[0], 4),
+                    },
+                }
+            )
     return splits
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,16 @@ def test_the_same_seed_draws_the_same_world_without_repeating_a_prompt() -> None
     assert len(taken) == sum(recipe.PROMPTS.values())
 
 
+def test_a_dial_changes_answers_and_no_prompt(monkeypatch) -> None:
+    monkeypatch.setattr(recipe, "PAIRS", {"train": 50})  # so that the stored model has seen none of them, at any dial
+
+    def column(key: str, *dials: float) -> list[str]:
+        return [str(pair[key]) for pair in recipe.draw_pairs(random.Random(3), set(), *dials)["train"]]
+
+    assert column("prompt", 0, 0) == column("prompt", 1, 1)
+    assert column("chosen", 0, 0) != column("chosen", 1, 1)
+
+
 def test_every_prompt_and_answer_is_made_of_known_words() -> None:
     tokenizer, rng = word_tokenizer(recipe.words(), recipe.CONTEXT), random.Random(11)
     longest = 0
@@ -235,13 +246,45 @@ def test_the_recipe_counts_what_is_shipped() -> None:
     assert sum(f.stat().st_size for f in (*MODEL.iterdir(), *DATA.iterdir())) <= 6_000_000
 
 
-def test_the_shipped_start_model_ranks_half_of_the_pairs_right_and_half_knows_the_truths() -> None:
+def _start_model():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from pobench.data.chat import Chat
 
-    model, chat = AutoModelForCausalLM.from_pretrained(MODEL).eval(), Chat(AutoTokenizer.from_pretrained(MODEL))
+    return AutoModelForCausalLM.from_pretrained(MODEL).eval(), Chat(AutoTokenizer.from_pretrained(MODEL))
+
+
+def test_the_world_is_set_by_its_start_model() -> None:
+    made = json.loads((DATA / "recipe.json").read_text(encoding="utf-8"))["start_model"]
+    pairs = made["heldout_pairs"]
+    assert 0.25 <= pairs["rho"] <= 0.35, "about the paper's SFT model: longer answers are likelier by the token"
+    assert 0.45 <= pairs["ranked_right_by_mean"] <= 0.55
+    assert 0.2 < made["answers"]["quality"] < 0.6 and made["answers"]["finished"] > 0.99
+
+
+def test_winners_are_longer_than_losers_in_the_shipped_pairs() -> None:
+    def tokens(answer: str) -> int:
+        return len(re.findall(r"\w+|[^\w\s]", answer))
+
+    for name, low in (
+        ("pairs.jsonl", 0.54),
+        ("heldout_pairs.jsonl", 0.5),
+    ):  # some two standard errors or more below .588 and .547
+        rows = _lines(name)
+        longer = sum(tokens(row["chosen"]) > tokens(row["rejected"]) for row in rows) / len(rows)
+        assert low < longer < 0.66, name
+
+
+def test_the_shipped_start_model_ranks_half_of_the_pairs_right_and_half_knows_the_truths() -> None:
+    model, chat = _start_model()
     found = recipe.pair_figures(model, chat, _lines("heldout_pairs.jsonl")[:150])
     assert 0.4 < found["ranked_right_by_mean"] < 0.6 and 0.1 < found["rho"] < 0.5
     answers = recipe.answer_figures(model, chat, _lines("eval_prompts.jsonl")[:40])
     assert 0.2 < answers["quality"] < 0.6 and answers["finished"] == 1
+
+
+@pytest.mark.slow
+def test_the_recipe_records_the_shipped_start_model() -> None:
+    made = json.loads((DATA / "recipe.json").read_text(encoding="utf-8"))["start_model"]
+    found = recipe.pair_figures(*_start_model(), _lines("heldout_pairs.jsonl"))
+    assert found == pytest.approx(made["heldout_pairs"], abs=0.01)  # another processor sums in another order
