@@ -7,9 +7,10 @@ PyYAML follows YAML 1.1, which takes `1:30` for 90, `010` for 8, `1_000` for 100
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pobench.errors import PobenchError
@@ -60,6 +61,12 @@ def plain_yaml(text: str, where: str) -> tuple[Any, Any]:
     Raises PobenchError for what is not YAML, and, with its line, for a set, bytes, a key that is no text or occurs twice, an
     alias that stands in its own anchor, and more than `MOST_NODES` values or `DEEPEST` levels.
     """
+    values, node = _parsed(text, where)
+    return copy.deepcopy(values), node  # the values are the caller's to change
+
+
+@lru_cache(maxsize=64)  # of texts: a study reads the same few files for each of its jobs
+def _parsed(text: str, where: str) -> tuple[Any, Any]:
     import yaml
 
     try:

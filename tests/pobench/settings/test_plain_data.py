@@ -13,6 +13,7 @@ from pydantic import create_model
 from pobench.data.prompts import prompt_rows
 from pobench.errors import PobenchError
 from pobench.registry import benchmarks, get_loss, judges, load_plugin, losses
+from pobench.settings.plain_yaml import plain_yaml
 from pobench.settings.read import read_setting
 from pobench.settings.resolve import parse_overrides, resolve
 from pobench.settings.schema import Setting
@@ -245,3 +246,9 @@ def test_a_file_without_prompts_is_refused(tmp_path) -> None:
     (tmp_path / "prompts.jsonl").write_text("\n")
     with pytest.raises(PobenchError, match=r"answers.source: '.*' holds no prompts"):
         prompt_rows(str(tmp_path / "prompts.jsonl"), None, "answers.source")
+
+
+def test_what_one_reader_changes_the_next_one_does_not_see() -> None:
+    first, _ = plain_yaml("grid: {beta: [0.1]}", "here")
+    first["grid"]["beta"].append(9)
+    assert plain_yaml("grid: {beta: [0.1]}", "here")[0] == {"grid": {"beta": [0.1]}}
