@@ -26,7 +26,7 @@ def who_beats_whom(
     that compares, other scores are win rates over the start model. Blue: the row is better; orange: worse. Only a pair printed
     in bold with a frame differs by more than chance: at least three seeds on both sides, an interval that leaves out zero, and
     p below 5 % after Holm's correction over all such pairs, for other prompts and other seeds. (`p` in the CSV is 1 minus the
-    level at which the pair's own interval ends at zero; `p_holm` rests on the variance of seeds that all pairs have on average,
+    level at which the pair's own interval ends at zero; `p_holm` rests on what all losses tell of the variance of seeds,
     where that is larger.) Everything else is undecided, whatever its colour; a pair with one run on a side has an interval for
     other prompts only. Grey without colour: two losses that were not tuned alike, which no verdict compares."""
     pairs = all_pairs(runs, verdicts, answers, arms_of(runs), comparisons)

@@ -141,7 +141,7 @@ def by_seed(rows: pd.DataFrame, runs: pd.DataFrame, unit: str, column: str) -> V
 class Pair(NamedTuple):
     """Two judged arms, the better by its mean first. gap: `difference`, in points; comparable: whether they had equal chances,
     see `equal_tuning`; p: after Holm's correction over all pairs that may have a verdict, nan for the others; direct: whether a
-    judge saw both answers beside each other."""
+    judge saw both answers beside each other; tested: the gap with the variance of seeds on which p rests, see `pool_seeds`."""
 
     ours: Arm
     theirs: Arm
@@ -149,6 +149,7 @@ class Pair(NamedTuple):
     comparable: bool
     p: float = math.nan
     direct: bool = False
+    tested: Crossed | None = None
 
     @property
     def in_order(self) -> tuple[Arm, Arm]:
@@ -219,6 +220,12 @@ def gains(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | No
 
 def _corrected(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs with Holm's correction over those that may have a verdict."""
-    pooled = iter(pool_seeds([pair.gap.crossed for pair in pairs if pair.decides and pair.gap.crossed is not None]))
-    p = [next(pooled).p_value() if pair.decides and pair.gap.crossed is not None else math.nan for pair in pairs]
-    return [pair._replace(p=float(q)) for pair, q in zip(pairs, stats.holm(p), strict=True)]
+    family, sides = [], []
+    for pair in pairs:
+        if pair.decides and pair.gap.crossed is not None:
+            family.append(pair.gap.crossed)
+            sides.append(tuple(None if arm.is_start else arm.id for arm in (pair.ours, pair.theirs)))
+    lent = iter(pool_seeds(family, sides))
+    tested = [next(lent) if pair.decides and pair.gap.crossed is not None else None for pair in pairs]
+    p = stats.holm([math.nan if found is None else found.p_value() for found in tested])
+    return [pair._replace(p=float(q), tested=found) for pair, found, q in zip(pairs, tested, p, strict=True)]

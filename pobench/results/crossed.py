@@ -28,9 +28,9 @@ where all have the same seeds, their difference is one table, and what a seed do
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ class Source(NamedTuple):
 
     variance: float
     excess: float
-    freedom: int
+    freedom: float
 
 
 @dataclass(frozen=True)
@@ -134,34 +134,85 @@ def crossed(parts: Sequence[tuple[float, Floats]], groups: NDArray[np.int_] | No
     return Crossed(float(means.mean()), Source(variance, variance, int(groups.max())), tuple(seeds))
 
 
-def pool_seeds(family: Sequence[Crossed]) -> list[Crossed]:
-    """Several comparisons, each with at least the variance of seeds that the family has on average.
+def pool_seeds(family: Sequence[Crossed], sides: Sequence[tuple[Hashable, ...]]) -> list[Crossed]:
+    """Several comparisons, each with at least the variance of seeds that its two losses have in the light of all.
 
     A correction for many comparisons asks how likely large values are, and two degrees of freedom do not tell: one of many
-    pairs has seeds that resemble each other by luck. All losses are trained with the same seeds, so the average over pairs
-    is the mean square of loss × seed, which has more: as many as one pair has, times the losses less one. A pair whose own
-    seeds differ more keeps its own variance. Pooled apart: pairs with one source of seeds, and pairs with two.
+    pairs has seeds that resemble each other by luck. So the variance that seeds give each loss is estimated apart and drawn
+    towards what the losses have in common, by as much as they are alike (Smyth 2004, "Linear models and empirical Bayes
+    methods"): losses of equal variance lend each other all degrees of freedom, and one that is unstable widens its own pairs
+    alone. A pair whose own seeds differ more keeps its own variance.
+
+    sides: the two models of each comparison; None for one without seeds. Losses with as many seeds lend each other.
     """
-    pooled = list(family)
-    for sources in {len(one.seeds) for one in family if one.seeds}:
-        members = [k for k, one in enumerate(family) if len(one.seeds) == sources]
-        losses = 0.5 + math.sqrt(0.25 + 2 * len(members))  # of which so many pairs can be made
-        each = [source for k in members for source in family[k].seeds]
-        variance, excess = (
-            float(np.mean([getattr(source, part) * (source.freedom + 1) for source in each]))
-            for part in ("variance", "excess")
-        )
-        for k in members:
-            own = [
-                Source(
-                    max(source.variance, variance / (source.freedom + 1)),
-                    max(source.excess, excess / (source.freedom + 1)),
-                    max(1, round((losses - 1) * source.freedom)),
-                )
-                for source in family[k].seeds
-            ]
-            pooled[k] = replace(family[k], seeds=tuple(own))
-    return pooled
+    alone: dict[float, dict[Hashable, float]] = {}  # degrees of freedom → loss → variance of one run
+    between: dict[
+        float, dict[tuple[Hashable, Hashable], float]
+    ] = {}  # the same of the difference of two with the same seeds
+    for one, names in zip(family, sides, strict=True):
+        for losses, source in _sources(one, names):
+            of_one_run = source.variance * (source.freedom + 1)
+            if len(losses) == 1:
+                alone.setdefault(source.freedom, {})[losses[0]] = of_one_run
+            else:
+                between.setdefault(source.freedom, {})[losses[0], losses[1]] = of_one_run
+    lent = {(1, freedom): _moderated(of, freedom) for freedom, of in alone.items()}
+    lent |= {(2, freedom): _moderated(_shares(of), freedom) for freedom, of in between.items()}
+    return [_with_lent(one, _sources(one, names), lent) for one, names in zip(family, sides, strict=True)]
+
+
+Lent: TypeAlias = tuple[dict[Hashable, float], float]  # loss → variance of one run; degrees of freedom
+Sources: TypeAlias = list[tuple[list[Hashable], Source]]
+
+
+def _sources(one: Crossed, names: tuple[Hashable, ...]) -> Sources:
+    """The comparison's sources of seeds, each with the one loss or the two whose seeds it is about."""
+    trained = [name for name in names if name is not None]
+    losses = [trained] if len(one.seeds) < len(trained) else [[name] for name in trained]
+    return list(zip(losses, one.seeds, strict=True))
+
+
+def _with_lent(one: Crossed, own: Sources, lent: Mapping[tuple[int, float], Lent]) -> Crossed:
+    """A comparison whose sources of seeds have at least the variance that was lent to their losses."""
+    sources = []
+    for losses, source in own:
+        variances, freedom = lent[len(losses), source.freedom]
+        variance = max(source.variance, sum(variances[loss] for loss in losses) / (source.freedom + 1))
+        noise = source.variance - source.excess
+        sources.append(Source(variance, max(variance - noise, 0.0), freedom))
+    return replace(one, seeds=tuple(sources))
+
+
+def _shares(between: Mapping[tuple[Hashable, Hashable], float]) -> dict[Hashable, float]:
+    """Loss → the variance of its own residuals, beside those of the other losses, from the variances of differences: the mean
+    over its pairs less half of the mean over all (Gower 1966), over the losses less one."""
+    losses = list(dict.fromkeys(name for pair in between for name in pair))
+    table = np.full((len(losses), len(losses)), np.nan)
+    np.fill_diagonal(table, 0.0)
+    for (a, b), variance in between.items():
+        i, j = losses.index(a), losses.index(b)
+        table[i, j] = table[j, i] = variance
+    own = np.nanmean(table, axis=1) - np.nanmean(table) / 2
+    return dict(zip(losses, np.maximum(own, 0.0) * len(losses) / (len(losses) - 1), strict=True))
+
+
+def _moderated(variances: Mapping[Hashable, float], freedom: float) -> Lent:
+    """Variances with this many degrees of freedom each, drawn towards a common one; and how many they have then.
+
+    The prior's variance and degrees of freedom are those under which the logarithms have the mean and the variance that is
+    seen. Degrees are at most those of all variances together, less one loss's.
+    """
+    seen, most = np.array(list(variances.values())), (len(variances) - 1) * freedom
+    if most <= freedom or not (seen > 0).any():  # no other to learn from
+        return dict(variances), float(freedom)
+    logs = np.log(np.maximum(seen, 1e-9 * seen.max())) - special.digamma(freedom / 2) + math.log(freedom / 2)
+    spread = float(logs.var(ddof=1) - special.polygamma(1, freedom / 2))
+    prior, common = float(most - freedom), float(seen.mean())
+    if spread > 0:
+        prior = min(prior, 2 * float(optimize.brentq(lambda x: special.polygamma(1, x) - spread, 1e-6, 1e6)))
+        common = math.exp(float(logs.mean()) + float(special.digamma(prior / 2)) - math.log(prior / 2))
+    drawn = (prior * common + freedom * seen) / (prior + freedom)
+    return dict(zip(variances, drawn.tolist(), strict=True)), prior + freedom
 
 
 def _of_seeds(table: Floats, missing: int, groups: NDArray[np.int_]) -> tuple[float, float]:

@@ -46,8 +46,8 @@ def closest_open(
     reach = []
     for pair in open_:
         level = 1 - (1 - LEVEL) / (tested + (not pair.gap.decides))
-        assert pair.gap.crossed is not None
-        detects = pair.gap.crossed.detectable(level)
+        found = pair.tested or pair.gap.crossed
+        detects = found.detectable(level) if found is not None else 0.0
         if detects > 0:
             reach.append((abs(pair.gap.estimate.value) / detects, detects, level, pair))
     if not reach:
@@ -55,10 +55,10 @@ def closest_open(
     _, detects, level, pair = max(reach, key=lambda found: found[0])
     both = (pair.ours, pair.theirs)
     own = noise_of(runs, verdicts, answers, both, comparisons).of_pairs
-    found = own or noise_of(runs, verdicts, answers, arms, comparisons).of_pairs  # it may share fewer than two seeds
-    if not found:
+    of_pairs = own or noise_of(runs, verdicts, answers, arms, comparisons).of_pairs  # it may share fewer than two seeds
+    if not of_pairs:
         return None
-    noise = median(list(found.values()))
+    noise = median(list(of_pairs.values()))
     more = range(max(VERDICT_SEEDS, pair.gap.seeds + 1), MOST_SEEDS)
     needs = (noise.detectable(seeds, pair.gap.estimate.n, noise.samples, level) for seeds in more)
     seeds = next((k for k, need in zip(more, needs, strict=True) if need <= abs(pair.gap.estimate.value)), None)
