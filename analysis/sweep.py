@@ -43,12 +43,17 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
     shown = [q for q in QUANTITIES if (data["metric"] == q[0]).any()]
     if not shown:
         raise plot.NothingToDraw("No run of the sweep has been scored.")
+    scored = set(zip(data["loss"], data["setting"], strict=True))
+    grids = [grid for grid in grids if grid[:2] in scored]  # the runs of another may still be under way
     figure = plot.Figure(figsize=(plot.WIDTH, 1.75 * len(grids) + 0.4), layout="constrained")
     axes = figure.subplots(len(grids), len(shown), squeeze=False)
     for row, (loss, name, points) in zip(axes, grids, strict=True):
         for ax, (metric, title, percent) in zip(row, shown, strict=True):
             inside = (data["loss"] == loss) & (data["setting"] == name) & (data["metric"] == metric)
             here = data[inside].sort_values("at")
+            if here.empty:
+                ax.set_axis_off()
+                continue
             _panel(ax, here, loss, plot.start_score(runs, scores, metric).value)
             plot.hint_estimates(ax, here["at"], here, f"{title}, {GREEK.get(name, name)}")
             if percent:

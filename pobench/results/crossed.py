@@ -103,6 +103,8 @@ class Crossed:
             return math.nan
         shift = abs(effect) / math.sqrt(self.variance)
         needed = self.half_width(level) / math.sqrt(self.variance)
+        if shift > 8 * needed:  # where the series of the noncentral t does not converge
+            return 1.0
         return float(_scipy.nct.sf(needed, self.freedom, shift))
 
     def detectable(self, level: float = LEVEL, power: float = POWER) -> float:
@@ -110,7 +112,7 @@ class Crossed:
         if self.variance <= 0.0:
             return math.nan
         unit = self.half_width(level)
-        return float(optimize.brentq(lambda effect: self.power(effect, level) - power, 0.0, 50.0 * unit))
+        return float(optimize.brentq(lambda effect: self.power(effect, level) - power, 0.0, 8.0 * unit))
 
 
 def crossed(parts: Sequence[tuple[float, Floats]], groups: NDArray[np.int_] | None = None) -> Crossed:

@@ -266,6 +266,13 @@ def test_a_sweep_needs_one_numeric_setting_that_differs(synthetic) -> None:
     both["scores"] = metrics.complete(both)
     found = draw(registry.figures.get("sweep"), both).data
     assert set(found["at"]) == {0.01, 0.1} and set(found["setting"]) == {"beta"}
+    title, _, *rest = synthetic.LOSSES["simpo"]
+    made = [
+        synthetic.make_frames({"simpo": (title, {"gamma": g}, *rest)}, prompts=2, pairs=2, steps=1) for g in (0.5, 1.0)
+    ]
+    trained = [both["runs"], *(frames["runs"] for frames in made)]  # whose answers are not judged yet
+    later = {**both, "runs": pd.concat(trained, ignore_index=True).drop_duplicates("run")}
+    assert set(draw(registry.figures.get("sweep"), later).data["loss"]) == {"dpo"}
 
 
 def test_the_main_table_stands_in_the_order_of_the_gain(drawn) -> None:
