@@ -86,10 +86,11 @@ def _gains(selection: Selection) -> list[Finding]:
     decided = [pair for pair in found if pair.gap.decides]
     up = [pair for pair in decided if pair.differs and pair.gap.estimate.value > 0]
     down = [pair for pair in reversed(decided) if pair.differs and pair.gap.estimate.value < 0]
+    open_ = [pair for pair in decided if not pair.differs]
     groups = [
         ("good", "Better than the start model", up, _correction(decided)),
         ("bad", "Worse than the start model", down, _correction(decided)),
-        ("open", "Not told apart from the start model", [p for p in decided if not p.differs], _least_seen(decided)),
+        ("open", "Not told apart from the start model", open_, _least_seen(open_)),
         ("open", "No verdict on the start model", [p for p in found if not p.gap.decides], _too_few_seeds(found)),
     ]
     n = max(pair.gap.estimate.n for pair in found)
@@ -110,9 +111,9 @@ def _correction(decided: Sequence[Pair]) -> str:
     return f" Holm’s correction for {len(decided)} comparisons is made." if len(decided) > 1 else ""
 
 
-def _least_seen(decided: Sequence[Pair]) -> str:
-    """How large a gain would have been seen, in four of five repetitions."""
-    needed = [pair.gap.crossed.detectable() for pair in decided if pair.gap.crossed is not None]
+def _least_seen(open_: Sequence[Pair]) -> str:
+    """How large a gain of these would have been seen, in four of five repetitions; with several, the median."""
+    needed = [pair.gap.crossed.detectable() for pair in open_ if pair.gap.crossed is not None]
     known = [points for points in needed if not math.isnan(points)]
     return f" These runs would show a gain of {np.median(known):.0f} points four times in five." if known else ""
 
@@ -256,8 +257,11 @@ def scorecard(claims: pd.DataFrame | None) -> list[Finding]:
 
 
 # ---------------------------------------------------------------- failures and warnings
+MOST_NAMED = 3  # losses in one sentence
+
+
 def _failures(selection: Selection) -> list[Finding]:
-    """One sentence for each loss and reason, with the seeds that it concerns."""
+    """One sentence for each reason, with the losses and seeds that it concerns; of many, the first `MOST_NAMED`."""
     seeds_of: dict[tuple[str, str, str], list[str]] = {}
     for arm in selection.arms:
         for row in of_arm(selection.frames["runs"], arm).sort_values("seed", kind="stable").to_dict("records"):
@@ -267,10 +271,15 @@ def _failures(selection: Selection) -> list[Finding]:
             head = "Failed" if row["status"] == "failed" else "Not finished"
             seeds = seeds_of.setdefault((head, clean(arm.label), reason), [])
             seeds += [str(row["seed"])] if len(arm.runs) > 1 else []
-    sentences = []
+    alike: dict[tuple[str, str], list[str]] = {}
     for (head, label, reason), seeds in seeds_of.items():
         which = f" (seed{'s' if len(seeds) > 1 else ''} {listing(seeds)})" if seeds else ""
-        text = f"{label}{which}" + (f": {reason}" if reason else "")
+        alike.setdefault((head, reason), []).append(f"{label}{which}")
+    sentences = []
+    for (head, reason), labels in alike.items():
+        further = len(labels) - MOST_NAMED
+        text = "; ".join(labels[:MOST_NAMED]) + (f" and {further} more" if further > 0 else "")
+        text += f": {reason}" if reason else ""
         sentences.append(Finding("bad", head, text if text.endswith(".") else f"{text}."))
     return sentences
 

@@ -265,6 +265,15 @@ def test_an_unfinished_run_is_told_and_not_compared(frames, synthetic) -> None:
     assert "KTO." in {f.text for f in summarise(comparable) if f.head == "Not finished"}
 
 
+def test_many_runs_that_did_not_finish_are_one_sentence(synthetic) -> None:
+    several = {f"loss_{at}": (f"Loss {at}", {}, 0.1, *[0.0] * 3, 1.0) for at in range(6)}
+    made = synthetic.make_frames(several, prompts=4, pairs=4, steps=2)
+    made["runs"].loc[made["runs"]["loss"].isin([f"loss_{at}" for at in range(1, 6)]), "status"] = "unfinished"
+    (comparable,) = split(ordered(made))
+    said = [f.text for f in summarise(comparable) if f.head == "Not finished"]
+    assert said == ["Loss 1; Loss 2; Loss 3 and 2 more."]
+
+
 def test_hostile_answers_are_text(frames, tmp_path) -> None:
     hostile = {k: f.copy() for k, f in frames.items()}
     texts = [
