@@ -220,12 +220,10 @@ def gains(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | No
 
 def _corrected(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs with Holm's correction over those that may have a verdict."""
-    family, sides = [], []
-    for pair in pairs:
-        if pair.decides and pair.gap.crossed is not None:
-            family.append(pair.gap.crossed)
-            sides.append(tuple(None if arm.is_start else arm.id for arm in (pair.ours, pair.theirs)))
-    lent = iter(pool_seeds(family, sides))
-    tested = [next(lent) if pair.decides and pair.gap.crossed is not None else None for pair in pairs]
+    own = [pair.gap.crossed if pair.decides else None for pair in pairs]
+    sides = [tuple(None if arm.is_start else arm.id for arm in (pair.ours, pair.theirs)) for pair in pairs]
+    family = [(found, names) for found, names in zip(own, sides, strict=True) if found is not None]
+    lent = iter(pool_seeds([found for found, _ in family], [names for _, names in family]))
+    tested = [None if found is None else next(lent) for found in own]
     p = stats.holm([math.nan if found is None else found.p_value() for found in tested])
     return [pair._replace(p=float(q), tested=found) for pair, found, q in zip(pairs, tested, p, strict=True)]

@@ -148,9 +148,8 @@ def pool_seeds(family: Sequence[Crossed], sides: Sequence[tuple[Hashable, ...]])
     sides: the two models of each comparison; None for one without seeds. Losses with as many seeds lend each other.
     """
     alone: dict[float, dict[Hashable, float]] = {}  # degrees of freedom → loss → variance of one run
-    between: dict[
-        float, dict[tuple[Hashable, Hashable], float]
-    ] = {}  # the same of the difference of two with the same seeds
+    # degrees of freedom → two losses with the same seeds → variance of their difference, one run of each
+    between: dict[float, dict[tuple[Hashable, Hashable], float]] = {}
     for one, names in zip(family, sides, strict=True):
         for losses, source in _sources(one, names):
             of_one_run = source.variance * (source.freedom + 1)
