@@ -36,7 +36,6 @@ tuning-smollm2: $(VENV)/.installed ## the same on smollm2, for the losses in LOS
 # The reports of reports/examples, world by world. A run that runs-examples holds is not made again, so an interrupted command
 # goes on. Two jobs at one time, a thread each. Studies stand in an order: runs that are added after a report count as another
 # look at the comparison, so `seeds`, which has most, comes first; and `kl-vs-beta` measures in training what others do not.
-# The report of a study with fewer seeds is a look at those alone, so `looked-before` still counts it.
 STUDIES := seeds kl-vs-beta main-table length-normalisation dpo-variants margin learning-rate sft-regularisation efficiency \
            batch-and-epochs length-bias
 STUDY = OMP_NUM_THREADS=1 $(BIN)/pobench study --runs runs-examples --at-once 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,20 @@ class CorruptError(PobenchError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{str(path)!r} is damaged: {reason}")
         self.path = path
+
+
+class UndrawnError(PobenchError):
+    """The code of figures or tables failed; the rest of the report is written. path: the page, or the report's folder."""
+
+    def __init__(self, path: Path, tracebacks: Mapping[str, str]) -> None:
+        """tracebacks: name of the figure → the traceback of its code."""
+        failed = [f"{name} could not be drawn: {text.splitlines()[-1]}" for name, text in tracebacks.items()]
+        super().__init__(
+            "\n".join([*failed, f"everything else is in {str(path)!r}; --debug shows where the code failed"])
+        )
+        self.path = path
+        for text in tracebacks.values():
+            self.add_note(text)
 
 
 class UnknownNameError(PobenchError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +13,7 @@ import typer
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Plugins, Runs, load_plugins, raise_faults
 from pobench.cli.terminal import err, escape, out
-from pobench.errors import or_fault
+from pobench.errors import UndrawnError, or_fault
 
 app = typer.Typer(**STYLE)
 
@@ -36,11 +38,26 @@ def analyze(
     """Draw every figure and table, and write report.html, summary.md and tables.tex, from stored runs alone. The same runs
     give the same bytes."""
     load_plugins(plugin)
-    out.print(escape(f"report: {write_report(runs, setting, figures, out_dir, formats)}"), highlight=False)
+    report, whole = write_report(runs, setting, figures, out_dir, formats)
+    out.print(escape(f"report: {report}"), highlight=False)
+    if not whole:
+        raise typer.Exit(1)
 
 
-def write_report(runs: Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all") -> Path:
-    """Draw the runs below `runs`, store that they were looked at, and return the page's path. Raises PobenchError that
+def drawn(build: Callable[[], Path]) -> tuple[Path, bool]:
+    """The path of the report that `build` writes, and whether it is whole: the code of a figure may fail, which is printed."""
+    try:
+        return build(), True
+    except UndrawnError as error:
+        notes = error.__notes__ if os.environ.get("POBENCH_DEBUG") else ()
+        err.print(escape("\n".join([*notes, str(error)])), style="red", highlight=False)
+        return error.path, False
+
+
+def write_report(
+    runs: Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all"
+) -> tuple[Path, bool]:
+    """Draw the runs below `runs`, store that they were looked at, and return as `drawn` does. Raises PobenchError that
     lists all unknown names."""
     from pobench import registry
     from pobench.reporting.page import FORMATS, FRAMES, build_report
@@ -62,9 +79,9 @@ def write_report(runs: Path, setting: str | None, figures: str, folder: Path | N
         or_fault(faults, partial(registry.figures.get, name))
     frames: Any = or_fault(faults, lambda: load_frames(runs, setting))
     raise_faults(faults)
-    report = build_report(frames, folder or runs / "report", figures=shown, formats=kinds)
+    report = drawn(lambda: build_report(frames, folder or runs / "report", figures=shown, formats=kinds))
     if not is_frames(runs):  # the look at these runs lies beside the runs
-        record_look(runs, frames["runs"])
+        record_look(runs, frames["runs"], frames["runs"])
     if text := warning(looks_at(frames["looks"], frames["runs"], arms_of(frames["runs"]))):
         err.print(escape(text), highlight=False)
     return report

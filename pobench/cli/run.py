@@ -118,9 +118,9 @@ def run(
     if stage_list == ["sft"]:
         _print_start_models(plan, failed, as_json)
         return
-    report = runs / "report" / "report.html"
+    report, whole = runs / "report" / "report.html", True
     if any(o.status != "skipped" for o in outcomes) or not report.is_file():
-        report = write_report(runs, None, "all", None)
+        report, whole = write_report(runs, None, "all", None)
     if as_json:
         described = {
             "outcomes": [o.__dict__ for o in outcomes],
@@ -137,7 +137,7 @@ def run(
         for o in failed:
             err.print(f"failed: {escape(o.title)} ({escape(o.run)}): {escape(o.reason)}", style="red")
         out.print(escape(f"report: {report}"), highlight=False)
-    _end(failed or (plan.left_out and benchmarks is not None))
+    _end(failed or not whole or (plan.left_out and benchmarks is not None))
 
 
 def _end(incomplete: object) -> None:

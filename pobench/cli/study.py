@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pobench.cli.analyze import drawn
 from pobench.cli.complete import complete_studies
 from pobench.cli.cost import print_cost
 from pobench.cli.group import STYLE
@@ -52,6 +53,7 @@ def study_(
     """Run a study's grid, draw its figures, and give a verdict on each of its claims. Finished jobs are reused."""
     from pobench.results.arms import arms_of
     from pobench.results.earlier_looks import looks_at, warning
+    from pobench.results.load import load_frames
     from pobench.settings.resolve import parse_overrides, resolve
     from pobench.workflows.study import (
         describe_study,
@@ -92,8 +94,10 @@ def study_(
     except KeyboardInterrupt:
         err.print("\ninterrupted; the same command continues where this one stopped")
         raise
-    frames = study_frames(plans, runs)
-    report, card = report_study(study, frames, runs), scorecard(study, frames)
+    stored = load_frames(runs, jobs[0].setting)
+    frames = study_frames(plans, stored)
+    report, whole = drawn(lambda: report_study(study, frames, stored, runs))
+    card = scorecard(study, frames)
     if looked := warning(looks_at(frames["looks"], frames["runs"], arms_of(frames["runs"]))):
         err.print(escape(looked), highlight=False)
     failed = [o for o in outcomes if o.status == "failed"]
@@ -106,7 +110,7 @@ def study_(
         for o in failed:
             err.print(f"failed: {escape(o.title)} ({escape(o.run)}): {escape(o.reason)}", style="red")
         out.print(escape(f"report: {report}"), highlight=False)
-    if failed:
+    if failed or not whole:
         raise typer.Exit(1)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pobench.cli.analyze import drawn
 from pobench.cli.cost import print_cost
 from pobench.cli.group import STYLE
 from pobench.cli.options import (
@@ -99,7 +100,7 @@ def tune_(
     except KeyboardInterrupt:
         err.print("\ninterrupted; the same command continues where this one stopped")
         raise
-    report = _tuning_report(search.folder)
+    report, drawn_whole = drawn(lambda: _tuning_report(search.folder))
     if as_json:
         best = {b.loss: b.__dict__ for b in tuned.best}
         about = {"best": best, "failed": tuned.failed, "made": tuned.made, "trials": str(tuned.csv)}
@@ -110,7 +111,7 @@ def tune_(
         _print_next_command(tuned, sets or [])
     if into is not None:
         _write_into(into, search, tuned)
-    if tuned.failed:
+    if tuned.failed or not drawn_whole:
         raise typer.Exit(1)
 
 

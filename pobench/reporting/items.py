@@ -6,9 +6,11 @@ import math
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -55,6 +57,7 @@ class Item:
     chapter: str
     notes: str = ""
     missing: str = ""  # why there is nothing
+    failure: str = ""  # the traceback of code that failed
     table: Table | None = None
     picture: Markup | None = None
     hints: str = ""  # lines of "x y text", x and y in ten-thousandths of the picture
@@ -67,8 +70,8 @@ class Item:
 
 
 def build_item(shown: registry.Figure, comparable: Comparable, prefix: str) -> Item:
-    """Draw one figure or table; `missing` says why it cannot be drawn. prefix: of its anchor and of every id in it."""
-    selection = comparable.shown_in(shown)
+    """Draw one figure or table; `missing` says why it cannot be drawn, also where its code fails: one figure, perhaps of a
+    plug-in, does not cost the report. prefix: of its anchor and of every id in it."""
     item = Item(
         shown.name,
         f"{prefix}-{shown.name}",
@@ -79,10 +82,18 @@ def build_item(shown: registry.Figure, comparable: Comparable, prefix: str) -> I
         shown.chapter,
     )
     try:
-        drawn = draw(shown, selection)
+        return _drawn(replace(item), shown, comparable)
     except plot.NothingToDraw as reason:
-        item.missing = clean(str(reason))
-        return item
+        return replace(item, missing=clean(str(reason)))
+    except Exception as error:
+        missing = clean(f"Its code failed: {type(error).__name__}: {error}")
+        return replace(item, missing=missing, failure=traceback.format_exc())
+
+
+def _drawn(item: Item, shown: registry.Figure, comparable: Comparable) -> Item:
+    """The item with what is drawn and its files. Raises NothingToDraw, and whatever the figure's code raises."""
+    selection = comparable.shown_in(shown)
+    drawn = draw(shown, selection)
     item.runs = made_from(drawn if shown.kind == "table" else drawn.data, shown, selection)
     if shown.kind == "table":
         return _as_table(item, drawn, _colours(comparable), drawn.attrs.get("data", drawn))
@@ -140,13 +151,11 @@ def _draw_all(tasks: Sequence[Task]) -> list[Item]:
     processes = min(cores, len(tasks), MOST_PROCESSES)
     if processes < 2:
         return [build_item(*task) for task in tasks]
-    for (
-        shown,
-        comparable,
-        _,
-    ) in tasks:  # frames that need torch are derived before the fork, which would lose torch's threads
+    # frames that need torch are derived before the fork, which would lose torch's threads; one that fails, fails its figures
+    for shown, comparable, _ in tasks:
         for name in shown.frames:
-            comparable.shown_in(shown).frames.get(name)
+            with suppress(Exception):
+                comparable.shown_in(shown).frames.get(name)
     _waiting[:] = tasks
     try:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:

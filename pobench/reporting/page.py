@@ -23,7 +23,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from pobench import registry
-from pobench.errors import PobenchError, UnknownNameError, nearest
+from pobench.errors import PobenchError, UndrawnError, UnknownNameError, nearest
 from pobench.files import whole
 from pobench.reporting.items import Download, Item, Task, _draw_all, list_made_from
 from pobench.reporting.looks import look_of
@@ -60,7 +60,8 @@ def build_report(
 
     frames: as `pobench.results.load` gives them; figures whose frame is missing say so.
     figures: names of figures and tables, default all. setting: only this one. formats: any of `FORMATS`, and `FRAMES`.
-    Raises PobenchError when there is no run, or for unknown names.
+    Raises PobenchError when there is no run, or for unknown names; UndrawnError, once the rest is written, where the code of a
+    figure failed.
     """
     shown, known = _chosen(figures), (*FORMATS, FRAMES)
     unknown = [f"unknown format {name!r}{nearest(name, known)}" for name in formats if name not in known]
@@ -91,7 +92,10 @@ def build_report(
             _write(out / name, page().encode("utf-8", "replace"))
     if FRAMES in formats:
         _write_frames(stored, groups, out / "frames")
-    return out / "report.html" if "html" in formats else out
+    report = out / "report.html" if "html" in formats else out
+    if failed := {item.name: item.failure for section in sections for item in section.items if item.failure}:
+        raise UndrawnError(report, failed)
+    return report
 
 
 def _write_frames(frames: Frames, groups: Sequence[Comparable], folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 Who adds seeds because a report was undecided, and stops when it is decided, errs more often than 5 %: each look is a
 chance. So every report leaves its set of finished runs beside them, `runs/<setting>/looks/<12 hex>.json`, named by content:
-the same runs again are the same file, and the same report. A comparison's look is what of such a set belongs to its two
+the same runs again are the same file, and the same report. A report of some runs of an arm, such as a study's, is a look at
+all finished runs of that arm: they were there to be seen. A comparison's look is what of such a set belongs to its two
 arms; looks that differ in other arms are one.
 
 At the k-th look an interval AT ANY TIME spends the error 5 % / 2^k, so all looks together spend less than 5 % however many
@@ -28,7 +29,7 @@ from pobench.errors import CorruptError
 from pobench.files import OTHER_BYTES, write_json
 from pobench.identity import name_of
 from pobench.results import contrast
-from pobench.results.arms import Arm
+from pobench.results.arms import Arm, arms_of
 from pobench.results.contrast import Contrast
 from pobench.results.crossed import LEVEL
 from pobench.results.groups import prompt_groups
@@ -36,10 +37,15 @@ from pobench.results.groups import prompt_groups
 FOLDER = "looks"
 
 
-def record_look(folder: Path, runs: pd.DataFrame) -> None:
-    """Store the finished runs of the frame `runs`, setting by setting, below the runs' folder. Where that cannot be written,
-    nothing is stored."""
-    finished = runs[runs["status"] == "finished"]
+def record_look(folder: Path, shown: pd.DataFrame, stored: pd.DataFrame) -> None:
+    """Store the finished runs of every arm that a report showed, setting by setting, below the runs' folder. Where that cannot
+    be written, nothing is stored.
+
+    shown: the frame `runs` that the report was made of. stored: the same frame of all runs there are.
+    """
+    arms = arms_of(stored)
+    looked_at = {run for arm in arms if not {*arm.runs}.isdisjoint(shown["run"]) for run in arm.runs}
+    finished = stored[(stored["status"] == "finished") & stored["run"].isin(looked_at)]
     for setting, members in finished.groupby("setting", sort=True):
         look = {"runs": sorted(members["run"].astype(str))}
         path = folder / str(setting) / FOLDER / f"{name_of(look)}.json"

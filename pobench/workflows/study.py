@@ -25,7 +25,6 @@ from pobench.reporting.page import build_report
 from pobench.results.comparable import ordered, split
 from pobench.results.derived import Frames
 from pobench.results.earlier_looks import record_look
-from pobench.results.load import load_frames
 from pobench.runs.execute import Outcome, execute
 from pobench.runs.plan import Plan, describe, make_plan
 from pobench.settings.job import Job
@@ -172,22 +171,21 @@ def describe_study(study: Study, plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- results
-def study_frames(plans: Sequence[Plan], runs: Path) -> Frames:
-    """The stored frames of the study's own runs. Raises PobenchError where none is stored."""
+def study_frames(plans: Sequence[Plan], stored: Frames) -> Frames:
+    """The frames of the study's own runs. stored: the frames of its setting."""
     tasks = [task for plan in plans for task in plan.tasks if task.kind in ("start", "loss")]
     names, data = {task.run for task in tasks}, {task.data.name.removeprefix("data-") for task in tasks}
-    frames = load_frames(runs, tasks[0].job.setting).of_runs(names)
+    frames = stored.of_runs(names)
     audit = frames["audit"]
     return Frames({**frames.stored, "audit": audit[audit["data"].isin(data)], "tuning": frames["tuning"].iloc[:0]})
 
 
-def report_study(study: Study, frames: Mapping[str, pd.DataFrame], runs: Path) -> Path:
-    """Draw the study's figures and tables, and store that its runs were looked at; returns the page's path, below
-    `runs/report`."""
+def report_study(study: Study, frames: Frames, stored: Frames, runs: Path) -> Path:
+    """Store that the study's runs are looked at, and draw its figures and tables; returns the page's path, below
+    `runs/report`. frames: of `study_frames`. stored: those of its setting."""
     (setting,) = frames["runs"]["setting"].unique()
-    report = build_report(frames, runs / "report" / f"{study.name}-{setting}", figures=study.figures)
-    record_look(runs, frames["runs"])
-    return report
+    record_look(runs, frames["runs"], stored["runs"])
+    return build_report(frames, runs / "report" / f"{study.name}-{setting}", figures=study.figures)
 
 
 def scorecard(study: Study, frames: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:

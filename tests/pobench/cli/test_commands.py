@@ -9,9 +9,20 @@ from pathlib import Path
 import pytest
 
 import pobench.runs.plan
+from pobench.cli.analyze import drawn
+from pobench.errors import UndrawnError
 from pobench.judging.benchmarks import base
 from pobench.judging.benchmarks.downstream import Downstream
 from pobench.registry import benchmarks
+
+
+def test_a_report_with_a_figure_that_failed_is_printed_and_is_not_whole(tmp_path, capsys) -> None:
+    def build() -> Path:
+        raise UndrawnError(tmp_path / "report.html", {"mine": "Traceback …\nKeyError: '[b]x'"})
+
+    assert drawn(build) == (tmp_path / "report.html", False)
+    assert "mine could not be drawn: KeyError: '[b]x'" in capsys.readouterr().err
+    assert drawn(lambda: tmp_path) == (tmp_path, True)
 
 
 def written(folder: Path) -> list[str]:

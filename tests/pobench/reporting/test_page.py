@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -13,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pobench.errors import PobenchError
+from pobench import registry
+from pobench.errors import PobenchError, UndrawnError
 from pobench.reporting import page
 from pobench.reporting.items import build_item
 from pobench.reporting.summary import summarise
@@ -335,6 +337,21 @@ def test_missing_figures_say_why(frames, tmp_path) -> None:
     html = read(page.build_report(bare, tmp_path).parent)
     assert "No run has logged a training step." in html
     assert "No run has been scored." in html or "No run has" in html
+
+
+def test_a_figure_whose_code_fails_says_so_in_its_place_and_costs_nothing_else(frames, tmp_path, monkeypatch) -> None:
+    def broken(runs: pd.DataFrame) -> None:
+        raise KeyError("<b>no such column</b>")
+
+    table = registry.figures.get("settings-table")
+    mine = dataclasses.replace(table, name="mine", title="My own table", function=broken, frames=("runs",), order=0)
+    monkeypatch.setattr(page, "_chosen", lambda _: [mine, table])
+    with pytest.raises(UndrawnError, match="mine could not be drawn: KeyError: '<b>no such column</b>'") as failed:
+        page.build_report(frames, tmp_path)
+    html = failed.value.path.read_text("utf-8")
+    assert "<b>My own table:</b> Its code failed: KeyError: &#39;&lt;b&gt;no such column" in html
+    assert (tmp_path / "tiny/tables/settings-table.csv").is_file() and (tmp_path / "summary.md").is_file()
+    assert "in broken" in failed.value.__notes__[0]  # where it failed, for --debug
 
 
 def test_unknown_names_are_refused_with_the_nearest(frames, tmp_path) -> None:

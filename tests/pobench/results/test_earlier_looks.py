@@ -37,7 +37,7 @@ def finished(frames, losses: set[str], seeds: set[int]) -> pd.DataFrame:
 def after(tmp_path, frames, *looks: pd.DataFrame) -> pd.DataFrame:
     """The frame of these looks."""
     for look in looks:
-        record_look(tmp_path, look)
+        record_look(tmp_path, look, look)
     return pd.DataFrame(stored_looks(tmp_path, "tiny"), columns=["setting", "look", "run"])
 
 
@@ -47,9 +47,10 @@ def counted(looks: pd.DataFrame, frames) -> dict[tuple[str, str], int]:
 
 
 def test_the_same_runs_are_one_file_of_the_same_bytes(tmp_path, frames) -> None:
-    record_look(tmp_path, frames["runs"])
+    record_look(tmp_path, frames["runs"], frames["runs"])
     once = files(tmp_path)
-    record_look(tmp_path, frames["runs"].sample(frac=1, random_state=1))
+    shuffled = frames["runs"].sample(frac=1, random_state=1)
+    record_look(tmp_path, shuffled, shuffled)
     assert files(tmp_path) == once and len(once) == 1
     assert json.loads(next(iter(once.values())))["runs"] == sorted(frames["runs"]["run"])
 
@@ -86,17 +87,24 @@ def test_a_later_look_changes_nothing_in_a_report_of_fewer_runs(tmp_path, frames
     assert counted(looks[looks["run"].isin(fewer["runs"]["run"])], fewer) == {}
 
 
+def test_a_report_of_some_seeds_is_a_look_at_all_that_were_there_and_at_no_other_arm(tmp_path, frames) -> None:
+    record_look(tmp_path, finished(frames, {"dpo", "ipo"}, {1}), frames["runs"])
+    looks = pd.DataFrame(stored_looks(tmp_path, "tiny"))
+    assert set(looks["run"]) == set(finished(frames, {"dpo", "ipo"}, {1, 2, 3})["run"])
+    assert counted(looks, frames) == {}  # no seed was added since
+
+
 def test_a_folder_that_cannot_be_written_stores_no_look(tmp_path, frames, monkeypatch) -> None:
     def refuse(*_) -> None:
         raise PermissionError(30, "Read-only file system")
 
     monkeypatch.setattr("pobench.results.earlier_looks.write_json", refuse)
-    record_look(tmp_path, frames["runs"])
+    record_look(tmp_path, frames["runs"], frames["runs"])
     assert files(tmp_path) == {}
 
 
 def test_a_look_of_other_bytes_is_named(tmp_path, frames) -> None:
-    record_look(tmp_path, frames["runs"])
+    record_look(tmp_path, frames["runs"], frames["runs"])
     (path,) = tmp_path.glob("tiny/looks/*.json")
     path.write_text(path.read_text().replace("dpo", "d"))
     with pytest.raises(CorruptError, match="remove it, and this look is not counted"):
