@@ -16,6 +16,7 @@ from pobench.results.equal_tuning import values_of
 METRICS = [
     "pass_rate",
     "pass_rate_gain",
+    "grade",
     "win_rate",
     "longer_wins",
     "position_flips",
