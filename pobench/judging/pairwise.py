@@ -173,7 +173,7 @@ def from_alternatives(top: Mapping[str, float]) -> float:
     return chance["B"] / total if total >= 0.5 else math.nan
 
 
-# What stands around a verdict and says nothing: TeX, tags, markdown, marks. A colon behind a letter stays: "Answer A:" is a heading.
+# TeX, tags, markdown and marks, which may stand around a verdict. A colon behind a letter stays: "Answer A:" is a heading.
 _AROUND = re.compile(
     r"\\(?:boxed|fbox|text\w*|math\w*)|</?(?:answer|verdict)>|[\\$*_`\"'“”().,\[\]{}!]|:(?=.*\w)", re.I
 )
@@ -183,8 +183,8 @@ _LETTER = re.compile(f"(?:{_LEAD})?([AB])(?:{_BETTER})?", re.IGNORECASE)
 
 
 def from_text(reply: str) -> float:
-    """1 for B, 0 for A, if the first or the last line says just that letter, apart from a thought; nan if neither does, or if they
-    say different letters."""
+    """1 for B, 0 for A, if the first or the last line says just that letter, apart from a thought; nan if neither does, or if
+    they say different letters."""
     lines = _lines(without_thought(reply))
     verdicts = {letter for line in lines[:1] + lines[-1:] if not math.isnan(letter := _letter(line))}
     return verdicts.pop() if len(verdicts) == 1 else math.nan
