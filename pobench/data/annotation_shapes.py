@@ -39,11 +39,23 @@ def _questions(row: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _is_response(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.keys() >= {"value", "status"}
+    return isinstance(value, Mapping) and value.keys() >= {"user_id", "value", "status"}
 
 
 def _is_argilla(row: Mapping[str, Any]) -> bool:
-    return bool(_questions(row)) or _is_nested(row)
+    """Whether a row has Argilla's questions; beside a chosen and a rejected answer, whether one of them compares answers."""
+    questions = _questions(row)
+    named = row.keys() >= {"chosen", "rejected"}
+    return _is_nested(row) or bool(questions and (not named or any(_comparing(row, questions))))
+
+
+def _comparing(
+    row: Mapping[str, Any], questions: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[list[str], list[str]]:
+    """The ranking questions, and the rating questions of two or more answers."""
+    rankings = [name for name, given in questions.items() if any(_ranks(r["value"]) for r in given)]
+    ratings = [name for name in questions if name.endswith(_RATING) and name.removesuffix(_RATING) in row]
+    return rankings, ratings if len(ratings) > 1 else []
 
 
 def _is_nested(row: Mapping[str, Any]) -> bool:
@@ -100,14 +112,17 @@ def _votes(
 ) -> list[dict[str, float | None]] | None:
     """Of each annotator whose response is submitted: answer → a number, more is better. Records a fault if no question compares
     answers, or if several do."""
-    rankings = [name for name, given in questions.items() if any(_ranks(r["value"]) for r in given)]
-    ratings = [name for name in questions if name.endswith(_RATING) and name.removesuffix(_RATING) in row.row]
-    ratings = ratings if len(ratings) > 1 else []
+    rankings, ratings = _comparing(row.row, questions)
     for name, given in questions.items():
-        names = next((r["value"] for r in given if isinstance(r["value"], list) and r["value"]), [None])
-        if all(isinstance(n, str) and n in row.row for n in names):
+        answers = next((r["value"] for r in given if isinstance(r["value"], list) and r["value"]), [None])
+        if f"{name}.responses" in row.row and all(isinstance(answer, str) and answer in row.row for answer in answers):
             lost = "Argilla 2 exports the answers of a ranking without their ranks, in an order that means nothing"
-            return row.fault(name, f"{lost}; take the ranks from the server's API and {_AS_ROWS}", _short(names))
+            fix = (
+                f"data.ignore=[{name}.responses] reads the ratings"
+                if ratings
+                else f"take the ranks from the server's API and {_AS_ROWS}"
+            )
+            return row.fault(name, f"{lost}; {fix}", _short(answers))
     if not rankings and not ratings:
         fix = f"no ranking, and no question ANSWER{_RATING} for each answer; write rows of prompt, chosen, rejected"
         return row.fault("", fix, f"the questions {', '.join(questions)}")

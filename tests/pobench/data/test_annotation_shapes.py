@@ -1,5 +1,5 @@
-"""Exports of Argilla and Label Studio: annotators vote, what is not submitted does not count, and what does not say which answer is
-better is refused with the fix."""
+"""Exports of Argilla and Label Studio: annotators vote, what is not submitted does not count, and what does not say which
+answer is better is refused with the fix."""
 
 from __future__ import annotations
 
@@ -78,7 +78,11 @@ READ = {
     "Argilla 1, a comment beside": argilla1(ranked(2, 1), why=[{"user_id": "u", "value": "x", "status": "submitted"}]),
     "Argilla 1, fields called chosen and rejected": {
         **argilla1(
-            {"value": [{"rank": 2, "value": "chosen"}, {"rank": 1, "value": "rejected"}], "status": "submitted"},
+            {
+                "user_id": "u",
+                "value": [{"rank": 2, "value": "chosen"}, {"rank": 1, "value": "rejected"}],
+                "status": "submitted",
+            },
             answers=(),
         ),
         "chosen": BAD,
@@ -95,6 +99,14 @@ READ = {
     "Label Studio, CSV": {**json_min("right"), "comparison": json.dumps([{"selected": "right"}])},
 }
 READ["Argilla 1, ratings"].pop("rank")
+
+
+def test_a_question_that_compares_no_answers_leaves_a_chosen_and_a_rejected_one() -> None:
+    checked = {
+        "checked": [{"user_id": "u", "value": "yes", "status": "submitted"}],
+        "tests": [{"value": 1, "status": "ok"}],
+    }
+    assert pairs_in({"prompt": ASK, "chosen": GOOD, "rejected": BAD, **checked}) == [(ASK, GOOD, BAD)]
 
 
 @pytest.mark.parametrize("name", READ)
@@ -185,6 +197,7 @@ def test_the_chosen_answer_is_the_one_that_more_annotators_prefer_to_the_rejecte
 # ---------------------------------------------------------------- refused with the fix
 NESTED = {"id": "1", "fields": {"prompt": ASK}, "responses": {"rank": [{"value": ["a", "b"], "user_id": "u"}]}}
 LOST = {f"rank.responses{end}": v for end, v in (("", [["response-2", "response-1"]]), (".users", ["u"]))}
+LOST_2 = {"": [["generations-1", "generations-0"]], ".users": ["u"], ".status": ["submitted"]}
 LABEL = {"prompt": ASK, "response1": BAD, "response2": GOOD}
 
 
