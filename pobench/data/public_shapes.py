@@ -88,11 +88,9 @@ def _read_helpsteer3(row: RowReader) -> Draft | None:
 def _strength(row: RowReader, field: str) -> float | None:
     """HelpSteer's strength from -3 (the first is much better) to 3, with its sign turned."""
     strength = number_or_none(row.row[field])
-    return (
-        -strength
-        if strength is not None and abs(strength) <= 3
-        else row.wrong(field, "not from -3 to 3", row.row[field])
-    )
+    if strength is None or abs(strength) > 3:
+        return row.wrong(field, "not from -3 to 3", row.row[field])
+    return -strength
 
 
 def _read_webgpt(row: RowReader) -> Draft | None:
@@ -175,7 +173,7 @@ def _turn_lists(cells: Sequence[Any]) -> list[list[Any]]:
 
 
 # ---------------------------------------------------------------- better and worse under other names
-def _named(chosen: str, rejected: str, prompt: str | None = None) -> Callable[[RowReader], Draft | None]:
+def named(chosen: str, rejected: str, prompt: str | None = None) -> Callable[[RowReader], Draft | None]:
     """Reads two columns that hold the better and the worse answer. prompt: the prompt's, by default the first of `PROMPTS`."""
 
     def read(row: RowReader) -> Draft | None:
@@ -189,8 +187,7 @@ def _read_openai(row: RowReader) -> Draft | None:
     given = row.row.opened("input")
     if not isinstance(given, Mapping) or "messages" not in given:
         return row.fault("input", "without messages; data.columns.prompt=input, if it is the prompt", _short(given))
-    prompt = row.turns("input.messages", row.row["input.messages"])
-    return row.pair([row.answer(name, row.row[name]) for name in ("preferred_output", "non_preferred_output")], prompt)
+    return named("preferred_output", "non_preferred_output", "input.messages")(row)
 
 
 def _read_swift(row: RowReader) -> Draft | None:
@@ -264,7 +261,7 @@ PUBLIC_SHAPES = (
         "ms-swift, query",
         needs("query", "response", "rejected_response"),
         "query, response, rejected_response",
-        _named("response", "rejected_response", "query"),
+        named("response", "rejected_response", "query"),
         source="modelscope/ms-swift, docs: custom datasets, RLHF",
     ),
     Shape(
@@ -334,21 +331,21 @@ PUBLIC_SHAPES = (
         "NeMo-Aligner",
         (PROMPTS, *needs("chosen_response", "rejected_response")),
         "prompt, chosen_response, rejected_response",
-        _named("chosen_response", "rejected_response"),
+        named("chosen_response", "rejected_response"),
         source="NVIDIA/NeMo-Aligner, docs: DPO",
     ),
     Shape(
         "Stack Exchange pairs",
         needs("question", "response_j", "response_k"),
         "question, response_j (better), response_k",
-        _named("response_j", "response_k"),
+        named("response_j", "response_k"),
         source="the data set's card, lvwerra/stack-exchange-paired",
     ),
     Shape(
         "Orca pairs of Argilla",
         needs("input", "chosen", "rejected", "system", "generations"),
         "system, input, chosen, rejected, generations",
-        _named("chosen", "rejected", "input"),
+        named("chosen", "rejected", "input"),
         source="the data set's card, argilla/distilabel-intel-orca-dpo-pairs",
     ),
 )

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from pobench.data.annotation_shapes import ANNOTATION_SHAPES, ROW_BY_ROW
 from pobench.data.column_map import check_columns, is_empty, map_columns, text_columns
-from pobench.data.public_shapes import PUBLIC_SHAPES, UNPAIRED, UNPAIRED_SHAPES, Shape, label_of
+from pobench.data.public_shapes import PUBLIC_SHAPES, UNPAIRED, UNPAIRED_SHAPES, Shape, better_of, label_of, named
 from pobench.data.row_reader import CONTRADICTED, OUTVOTED, PROMPTS, TIE, Draft, RowReader, number_or_none
 from pobench.data.rows import (
     ANSWERS,
@@ -49,10 +49,6 @@ class _Numbered(NamedTuple):
 
 
 # ---------------------------------------------------------------- shapes
-def _read_pair(row: RowReader) -> Draft | None:
-    return row.pair([row.answer(name, row.row[name]) for name in ("chosen", "rejected")], row.prompt())
-
-
 def _read_shared(row: RowReader) -> Draft | None:
     """`chosen` and `rejected` contain the prompt: as messages, HH-RLHF transcripts, or texts with a common beginning."""
     both = [row.row["chosen"], row.row["rejected"]]
@@ -74,14 +70,10 @@ def _read_shared(row: RowReader) -> Draft | None:
 
 def _read_alpaca(row: RowReader) -> Draft | None:
     """`preference` 1 or 2. AlpacaEval also writes values between them, and a tie as 1.5, in older files as 0."""
-    value = row.row["preference"]
-    preference = number_or_none(value)
-    first, second = (row.answer(name, row.row[name]) for name in ("output_1", "output_2"))
+    preference = number_or_none(row.row["preference"])
     if preference is None or not (preference == 0 or 1 <= preference <= 2):
-        return row.wrong("preference", "preference is neither 1 nor 2", value)
-    if preference in (0, 1.5):
-        return row.tie()
-    return row.pair((first, second) if preference < 1.5 else (second, first), row.prompt())
+        return row.wrong("preference", "preference is neither 1 nor 2", row.row["preference"])
+    return better_of(row, None, "output_1", "output_2", 1.5 - preference if preference else 0)
 
 
 def _read_listed(row: RowReader) -> Draft | None:
@@ -143,7 +135,7 @@ SHAPES = (
         "preference",
         (PROMPTS, *_BOTH),
         "prompt, chosen, rejected",
-        _read_pair,
+        named("chosen", "rejected"),
         source="huggingface/trl, docs: dataset formats, preference with an explicit prompt",
     ),
     Shape(
