@@ -6,8 +6,10 @@ Only submitted annotations count. Several annotators of one row vote (`RowReader
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import zip_longest
 from typing import Any
 
@@ -33,13 +35,19 @@ def _questions(row: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
             questions[name.removesuffix(".responses")] = [
                 {"user_id": user, "value": given, "status": status} for user, given, status in zip_longest(*columns)
             ]
-        elif isinstance(value, list) and (value or f"{name}-suggestion" in cells) and all(map(_is_response, value)):
-            questions[name] = value
+            continue
+        responses = _objects(value, {"user_id", "value", "status"})
+        if responses or (responses == [] and f"{name}-suggestion" in cells):
+            questions[name] = responses
     return questions
 
 
-def _is_response(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.keys() >= {"user_id", "value", "status"}
+def _objects(value: Any, keys: AbstractSet[str]) -> list[Mapping[str, Any]] | None:
+    """A list of objects that have these keys; None for any other cell. Parquet may keep such a list as one object of lists."""
+    if isinstance(value, Mapping) and value.keys() == keys and all(isinstance(cells, list) for cells in value.values()):
+        value = [dict(zip(value, cells, strict=True)) for cells in zip_longest(*value.values())]
+    found = isinstance(value, list) and all(isinstance(each, Mapping) and each.keys() >= keys for each in value)
+    return value if found else None
 
 
 def _is_argilla(row: Mapping[str, Any]) -> bool:
@@ -64,20 +72,20 @@ def _is_nested(row: Mapping[str, Any]) -> bool:
 
 
 def _ranks(value: Any) -> dict[str, float | None] | None:
-    """Answer → rank, 1 for the best; None if the value is no ranking. Parquet keeps the keys of its objects as columns."""
-    if isinstance(value, Mapping) and value.keys() == {"rank", "value"}:
-        value = [
-            {"rank": rank, "value": answer} for rank, answer in zip_longest(value["rank"] or (), value["value"] or ())
-        ]
-    if not isinstance(value, list) or not value:
-        return None
-    if not all(isinstance(place, Mapping) and place.keys() >= {"rank", "value"} for place in value):
-        return None
-    return {str(place["value"]): number_or_none(place["rank"]) for place in value}
+    """Answer → rank, 1 for the best; None if the value is no ranking."""
+    places = _objects(value, {"rank", "value"})
+    return {str(place["value"]): number_or_none(place["rank"]) for place in places} if places else None
+
+
+def _column(row: Mapping[str, Any], name: str) -> str:
+    """The column that a ranking means: of this name, else the only one that differs in case, spaces, - and _ alone."""
+    plain = re.compile(r"[\s_-]+")
+    alike = [column for column in row if plain.sub("", column).lower() == plain.sub("", name).lower()]
+    return alike[0] if name not in row and len(alike) == 1 else name
 
 
 def _read_argilla(row: RowReader) -> Draft | None:
-    """A ranking question whose values are names of fields, or a rating question `ANSWER-rating` for each answer."""
+    """A ranking question whose values are the names of fields, or a rating question `ANSWER-rating` for each answer."""
     if _is_nested(row.row):
         fix = "export `dataset.records.to_datasets()`, which has it"
         return row.fault("responses", f"responses without a status (submitted, draft, discarded); {fix}")
@@ -87,6 +95,7 @@ def _read_argilla(row: RowReader) -> Draft | None:
     votes = _votes(row, questions)
     if votes is None:
         return None
+    votes = [{_column(row.row, name): number for name, number in vote.items()} for vote in votes]
     unknown = [name for vote in votes for name in vote if name not in row.row]
     if unknown:
         fix = f"call the columns as the ranking does, or {_AS_ROWS}"
@@ -214,8 +223,9 @@ ANNOTATION_SHAPES = (
         "prompt, ANSWER, ANSWER, and a question with responses of user_id, value, status: a ranking, or ANSWER-rating",
         _read_argilla,
         source="argilla-io/argilla 1.29, feedback/integrations/huggingface/dataset.py, and for_preference_modeling: 1 is the "
-        "best; 2.x, records/_io/_generic.py, and responses.py and issues 5677 and 5712 on its lost ranks; "
-        "argilla-io/distilabel, steps/argilla/preference.py: ANSWER-rating",
+        "best; the data sets argilla/oasst_response_comparison and argilla/mistral-vs-llama; 2.x, records/_io/_generic.py, "
+        "and responses.py and issues 5677 and 5712 on its lost ranks; argilla-io/distilabel, steps/argilla/preference.py: "
+        "ANSWER-rating",
         fits=_is_argilla,
     ),
     Shape(

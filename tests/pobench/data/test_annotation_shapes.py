@@ -75,6 +75,8 @@ RATED = {"generations-0": [2], "generations-1": [5]}
 READ = {
     "Argilla 1, ranking": argilla1(ranked(2, 1)),
     "Argilla 1, as Parquet keeps it": argilla1(PARQUET),
+    "Argilla 1, all in columns": argilla1() | {"rank": {key: [PARQUET[key]] for key in PARQUET}},
+    "Argilla 1, fields spelled otherwise": {"_".join(k.split("-")): v for k, v in argilla1(ranked(2, 1)).items()},
     "Argilla 1, a comment beside": argilla1(ranked(2, 1), why=[{"user_id": "u", "value": "x", "status": "submitted"}]),
     "Argilla 1, fields called chosen and rejected": {
         **argilla1(
