@@ -7,18 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pobench.data.row_reader import PROMPTS, Answer, Draft, RowReader, number_or_none
+from pobench.data.row_reader import CONTRADICTED, PROMPTS, Answer, Draft, RowReader, number_or_none
 from pobench.data.rows import _short, shared_start
+
+_LEFT_OUT = "turns behind the first different answer left out"
+
+
+def _any(row: Mapping[str, Any]) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A known layout of columns. needs: groups of names; a row must have one name of each group."""
+    """A known layout of columns. needs: groups of names; a row must have one name of each group. source: where it is described.
+    fits: what else must hold of a row, where names do not suffice."""
 
     name: str
     needs: tuple[tuple[str, ...], ...]
     example: str
     read: Callable[[RowReader], Draft | None]
+    source: str
+    fits: Callable[[Mapping[str, Any]], bool] = _any
 
     def missing(self, row: Mapping[str, Any]) -> list[str]:
         """The first name of each group of which the row has none."""
@@ -36,7 +45,7 @@ def needs(*names: str) -> tuple[tuple[str, ...], ...]:
     return tuple((name,) for name in names)
 
 
-def _better(row: RowReader, prompt: str | None, first: str, second: str, choice: float | None) -> Draft | None:
+def better_of(row: RowReader, prompt: str | None, first: str, second: str, choice: float | None) -> Draft | None:
     """The pair of two columns. choice: above 0 the first is better, below 0 the second, 0 is a tie, None a fault."""
     if choice is None:
         return None
@@ -55,7 +64,7 @@ def _index(row: RowReader, field: str) -> int | None:
 # ---------------------------------------------------------------- two answers and a verdict
 def _read_pku(row: RowReader) -> Draft | None:
     better = _index(row, "better_response_id")
-    return _better(row, None, "response_0", "response_1", None if better is None else 1 - 2 * better)
+    return better_of(row, None, "response_0", "response_1", None if better is None else 1 - 2 * better)
 
 
 def _read_shp(row: RowReader) -> Draft | None:
@@ -63,42 +72,33 @@ def _read_shp(row: RowReader) -> Draft | None:
     label = _index(row, "labels")
     a, b = (number_or_none(row.row.get(name)) for name in ("score_A", "score_B"))
     if label is not None and a is not None and b is not None and (a - b) * (2 * label - 1) < 0:
-        row.notes.append("the rejected answer has the higher score")
-    return _better(row, "history", "human_ref_A", "human_ref_B", None if label is None else 2 * label - 1)
+        row.notes.append(CONTRADICTED)
+    return better_of(row, "history", "human_ref_A", "human_ref_B", None if label is None else 2 * label - 1)
 
 
 def _read_helpsteer2(row: RowReader) -> Draft | None:
     """A negative strength: the first is better."""
-    return _better(row, None, "response_1", "response_2", _strength(row, "preference_strength"))
+    return better_of(row, None, "response_1", "response_2", _strength(row, "preference_strength"))
 
 
 def _read_helpsteer3(row: RowReader) -> Draft | None:
-    return _better(row, "context", "response1", "response2", _strength(row, "overall_preference"))
+    return better_of(row, "context", "response1", "response2", _strength(row, "overall_preference"))
 
 
 def _strength(row: RowReader, field: str) -> float | None:
     """HelpSteer's strength from -3 (the first is much better) to 3, with its sign turned."""
     strength = number_or_none(row.row[field])
-    return (
-        -strength
-        if strength is not None and abs(strength) <= 3
-        else row.wrong(field, "not from -3 to 3", row.row[field])
-    )
+    if strength is None or abs(strength) > 3:
+        return row.wrong(field, "not from -3 to 3", row.row[field])
+    return -strength
 
 
 def _read_webgpt(row: RowReader) -> Draft | None:
     """Scores in [-1, 1], of which one is the other's negative."""
-    scores = [row.number_of(name) for name in ("score_0", "score_1")]
-    question = row.row["question"]
-    text = question.get("full_text") if isinstance(question, Mapping) else question
-    if None in scores:
-        return None
-    row.prompt_field = "question"
-    prompt = row.turns("question", text)
-    if scores[0] == scores[1]:
-        return row.tie()
-    names = ("answer_0", "answer_1") if (scores[0] or 0) > (scores[1] or 0) else ("answer_1", "answer_0")
-    return row.pair([row.answer(name, row.row[name]) for name in names], prompt)
+    first, second = (row.number_of(name) for name in ("score_0", "score_1"))
+    question = row.row.opened("question")
+    prompt = "question.full_text" if isinstance(question, Mapping) and "full_text" in question else "question"
+    return better_of(row, prompt, "answer_0", "answer_1", None if first is None or second is None else first - second)
 
 
 def _winner(row: RowReader) -> float | None:
@@ -127,7 +127,7 @@ def _read_arena(row: RowReader) -> Draft | None:
     if not shared or not all(end and end[0].role == "assistant" for end in ends):
         return row.fault("conversation_b", "prompt differs between the two conversations", _short(talks[0][:1]))
     if any(len(talk) > shared + 1 for talk in talks):
-        row.notes.append("turns behind the first different answer left out")
+        row.notes.append(_LEFT_OUT)
     return row.pair([Answer((), end[0].content) for end in ends], talks[0][:shared])
 
 
@@ -147,7 +147,7 @@ def _read_kaggle(row: RowReader) -> Draft | None:
     while same < len(asked) - 1 and first[same] == second[same]:
         same += 1
     if same < len(asked) - 1:
-        row.notes.append("turns behind the first different answer left out")
+        row.notes.append(_LEFT_OUT)
     turns = [
         {"role": r, "content": t}
         for pair in zip(asked[:same], first, strict=False)
@@ -172,32 +172,8 @@ def _turn_lists(cells: Sequence[Any]) -> list[list[Any]]:
     return [list(cell) for cell in decoded] if lists else [[cell] for cell in cells]
 
 
-def _read_label_studio(row: RowReader) -> Draft | None:
-    """A task of Label Studio's pairwise template: `data` and the first annotation's `selected: left | right`."""
-    data, annotations = row.row.opened("data"), row.row["annotations"]
-    done = (
-        [a for a in annotations if isinstance(a, Mapping) and not a.get("was_cancelled")]
-        if isinstance(annotations, list)
-        else []
-    )
-    results = [result for annotation in done for result in annotation.get("result") or []]
-    chosen = [
-        r["value"].get("selected") for r in results if isinstance(r, Mapping) and isinstance(r.get("value"), Mapping)
-    ]
-    names = ("prompt", "answer1", "answer2")
-    if not isinstance(data, Mapping) or any(name not in data for name in names):
-        return row.fault("data", "without prompt, answer1, answer2", _short(data))
-    if not chosen or any(side not in ("left", "right") for side in chosen):
-        return row.fault("annotations", "selected is neither left nor right", _short(chosen))
-    if len(set(chosen)) > 1:
-        return row.tie()
-    sides = names[1:] if chosen[0] == "left" else names[:0:-1]
-    answers = [row.answer(name, row.row[name]) for name in (f"data.{side}" for side in sides)]
-    return row.pair(answers, row.turns("data.prompt", row.row["data.prompt"]))
-
-
 # ---------------------------------------------------------------- better and worse under other names
-def _named(chosen: str, rejected: str, prompt: str | None = None) -> Callable[[RowReader], Draft | None]:
+def named(chosen: str, rejected: str, prompt: str | None = None) -> Callable[[RowReader], Draft | None]:
     """Reads two columns that hold the better and the worse answer. prompt: the prompt's, by default the first of `PROMPTS`."""
 
     def read(row: RowReader) -> Draft | None:
@@ -211,8 +187,7 @@ def _read_openai(row: RowReader) -> Draft | None:
     given = row.row.opened("input")
     if not isinstance(given, Mapping) or "messages" not in given:
         return row.fault("input", "without messages; data.columns.prompt=input, if it is the prompt", _short(given))
-    prompt = row.turns("input.messages", row.row["input.messages"])
-    return row.pair([row.answer(name, row.row[name]) for name in ("preferred_output", "non_preferred_output")], prompt)
+    return named("preferred_output", "non_preferred_output", "input.messages")(row)
 
 
 def _read_swift(row: RowReader) -> Draft | None:
@@ -235,9 +210,9 @@ def _ranked(prompt: str, listed: str, text: str) -> Callable[[RowReader], Draft 
         numbers = [rank for rank in ranks if rank is not None]
         if len(numbers) < len(ranks):
             return row.fault(listed, "rank is no number", _short([answer.get("rank") for answer in answers]))
-        if min(numbers) == max(numbers):
-            return row.tie()
-        places = (numbers.index(min(numbers)), numbers.index(max(numbers)))
+        places = row.best_and_worst([[-rank for rank in numbers]])
+        if places is None:
+            return None
         return row.pair([row.answer(f"{listed}[{i}].{text}", answers[i].get(text)) for i in places], row.prompt(prompt))
 
     return read
@@ -273,112 +248,127 @@ PUBLIC_SHAPES = (
         needs("input", "preferred_output", "non_preferred_output"),
         "input.messages, preferred_output, non_preferred_output",
         _read_openai,
+        source="platform.openai.com/docs/guides/direct-preference-optimization",
     ),
     Shape(
         "ms-swift",
         (("messages",), ("rejected_response", "rejected_messages")),
         "messages, rejected_response",
         _read_swift,
+        source="modelscope/ms-swift, docs: custom datasets, RLHF",
     ),
     Shape(
         "ms-swift, query",
         needs("query", "response", "rejected_response"),
         "query, response, rejected_response",
-        _named("response", "rejected_response", "query"),
+        named("response", "rejected_response", "query"),
+        source="modelscope/ms-swift, docs: custom datasets, RLHF",
     ),
     Shape(
         "PKU-SafeRLHF",
         needs("prompt", "response_0", "response_1", "better_response_id"),
         "prompt, response_0, response_1, better_response_id (0 or 1)",
         _read_pku,
+        source="the data set's card, PKU-Alignment/PKU-SafeRLHF",
     ),
     Shape(
         "SHP",
         needs("history", "human_ref_A", "human_ref_B", "labels"),
         "history, human_ref_A, human_ref_B, labels",
         _read_shp,
+        source="the data set's card, stanfordnlp/SHP",
     ),
     Shape(
         "HelpSteer2",
         needs("prompt", "response_1", "response_2", "preference_strength"),
         "prompt, response_1, response_2, preference_strength (negative: the first is better)",
         _read_helpsteer2,
+        source="the data set's card, nvidia/HelpSteer2, its folder preference",
     ),
     Shape(
         "HelpSteer3",
         needs("context", "response1", "response2", "overall_preference"),
         "context, response1, response2, overall_preference (negative: the first is better)",
         _read_helpsteer3,
+        source="the data set's card, nvidia/HelpSteer3",
     ),
     Shape(
         "WebGPT",
         needs("question", "answer_0", "answer_1", "score_0", "score_1"),
         "question, answer_0, answer_1, score_0, score_1",
         _read_webgpt,
+        source="the data set's card, openai/webgpt_comparisons",
     ),
     Shape(
         "arena",
         needs("conversation_a", "conversation_b", "winner"),
         "conversation_a, conversation_b, winner",
         _read_arena,
+        source="the data set's card, lmsys/chatbot_arena_conversations",
     ),
     Shape(
         "arena of Kaggle",
         (*needs("prompt", "response_a", "response_b"), ("winner_model_a", "winner"), ("winner_model_b", "winner")),
         "prompt, response_a, response_b, winner_model_a, winner_model_b",
         _read_kaggle,
+        source="Kaggle, LMSYS - Chatbot Arena Human Preference Predictions",
     ),
     Shape(
         "Nectar",
         needs("prompt", "answers"),
         "prompt, answers with answer and rank",
         _ranked("prompt", "answers", "answer"),
+        source="the data set's card, berkeley-nest/Nectar",
     ),
     Shape(
         "NeMo-RL",
         needs("context", "completions"),
         "context, completions with completion and rank",
         _ranked("context", "completions", "completion"),
+        source="NVIDIA-NeMo/RL, docs/guides/dpo.md",
     ),
     Shape(
         "NeMo-Aligner",
         (PROMPTS, *needs("chosen_response", "rejected_response")),
         "prompt, chosen_response, rejected_response",
-        _named("chosen_response", "rejected_response"),
+        named("chosen_response", "rejected_response"),
+        source="NVIDIA/NeMo-Aligner, docs: DPO",
     ),
     Shape(
         "Stack Exchange pairs",
         needs("question", "response_j", "response_k"),
         "question, response_j (better), response_k",
-        _named("response_j", "response_k"),
-    ),
-    Shape(
-        "Label Studio",
-        needs("data", "annotations"),
-        "data with prompt, answer1, answer2; annotations with selected: left or right",
-        _read_label_studio,
+        named("response_j", "response_k"),
+        source="the data set's card, lvwerra/stack-exchange-paired",
     ),
     Shape(
         "Orca pairs of Argilla",
         needs("input", "chosen", "rejected", "system", "generations"),
         "system, input, chosen, rejected, generations",
-        _named("chosen", "rejected", "input"),
+        named("chosen", "rejected", "input"),
+        source="the data set's card, argilla/distilabel-intel-orca-dpo-pairs",
     ),
 )
 UNPAIRED_SHAPES = (
     Shape(
-        UNPAIRED, (PROMPTS, ("completion",), ("label",)), "prompt, completion, label (true or false)", _read_unpaired
+        UNPAIRED,
+        (PROMPTS, ("completion",), ("label",)),
+        "prompt, completion, label (true or false)",
+        _read_unpaired,
+        source="huggingface/trl, docs: dataset formats, unpaired preference",
     ),
     Shape(
         UNPAIRED,
         (("messages", "conversations"), LABELS),
         "messages, label or kto_tag (true or false)",
         _read_unpaired,
+        source="hiyouga/LLaMA-Factory, data/README.md: sharegpt format, KTO",
     ),
     Shape(
         UNPAIRED,
         needs("instruction", "output", "kto_tag"),
         "instruction, output, kto_tag (true or false)",
         _read_unpaired,
+        source="hiyouga/LLaMA-Factory, data/README.md: alpaca format, KTO",
     ),
 )

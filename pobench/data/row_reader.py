@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from pobench.data.rows import Fault, Message, _kind, _short
 from pobench.data.turns import ROLES, continued, markup_inside, split_turns, without_end
 
 TIE = "tie"
+CONTRADICTED = "the rejected answer has the higher score"
+UNJUDGED = "no submitted annotation"
+OUTVOTED = "annotators disagree; most prefer the chosen answer"
 PROMPTS = ("prompt", "instruction", "question", "conversations")
 _MESSAGES_AS_TEXT = re.compile(  # JSON or Python; an answer that is another list of objects stays text
     r"\s*\[\s*\{\s*(?=.*['\"](content|value)['\"]\s*:)"
@@ -68,6 +72,31 @@ class RowReader:
         """Note a tie; return None, so that a method can return the call."""
         self.notes.append(TIE)
         return None
+
+    def unjudged(self) -> Any:
+        """Note that nobody has compared the answers yet; return None, so that a method can return the call."""
+        self.notes.append(UNJUDGED)
+        return None
+
+    def best_and_worst(self, votes: Sequence[Sequence[float]]) -> tuple[int, int] | None:
+        """The places of the best and of the worst answer, the first among equals; notes a tie. votes: of each annotator, one
+        number for each answer, more is better.
+
+        The order of an annotator's numbers counts, not their size: each is one vote on every two answers (Borda's count). It is
+        a tie if not more annotators prefer the best answer to the worst than the other way round.
+        """
+        ordered = [sorted(vote) for vote in votes]
+        standing = [  # of each answer: how many it beats less how many beat it
+            sum(bisect_left(o, v[i]) + bisect_right(o, v[i]) - len(o) for o, v in zip(ordered, votes, strict=True))
+            for i in range(len(votes[0]))
+        ]
+        best, worst = standing.index(max(standing)), standing.index(min(standing))
+        ahead, behind = (sum(v[a] > v[b] for v in votes) for a, b in ((best, worst), (worst, best)))
+        if ahead <= behind:
+            return self.tie()
+        if behind:
+            self.notes.append(OUTVOTED)
+        return best, worst
 
     def number_of(self, field: str) -> float | None:
         """A column as a finite number; records a fault for anything else."""

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pobench.data.annotation_shapes import ANNOTATION_SHAPES, ROW_BY_ROW
 from pobench.data.column_map import check_columns, is_empty, map_columns, text_columns
-from pobench.data.public_shapes import PUBLIC_SHAPES, UNPAIRED, UNPAIRED_SHAPES, Shape, label_of
-from pobench.data.row_reader import PROMPTS, Draft, RowReader, number_or_none
+from pobench.data.public_shapes import PUBLIC_SHAPES, UNPAIRED, UNPAIRED_SHAPES, Shape, better_of, label_of, named
+from pobench.data.row_reader import CONTRADICTED, OUTVOTED, PROMPTS, TIE, Draft, RowReader, number_or_none
 from pobench.data.rows import (
     ANSWERS,
     SCORES,
@@ -48,10 +49,6 @@ class _Numbered(NamedTuple):
 
 
 # ---------------------------------------------------------------- shapes
-def _read_pair(row: RowReader) -> Draft | None:
-    return row.pair([row.answer(name, row.row[name]) for name in ("chosen", "rejected")], row.prompt())
-
-
 def _read_shared(row: RowReader) -> Draft | None:
     """`chosen` and `rejected` contain the prompt: as messages, HH-RLHF transcripts, or texts with a common beginning."""
     both = [row.row["chosen"], row.row["rejected"]]
@@ -73,14 +70,10 @@ def _read_shared(row: RowReader) -> Draft | None:
 
 def _read_alpaca(row: RowReader) -> Draft | None:
     """`preference` 1 or 2. AlpacaEval also writes values between them, and a tie as 1.5, in older files as 0."""
-    value = row.row["preference"]
-    preference = number_or_none(value)
-    first, second = (row.answer(name, row.row[name]) for name in ("output_1", "output_2"))
+    preference = number_or_none(row.row["preference"])
     if preference is None or not (preference == 0 or 1 <= preference <= 2):
-        return row.wrong("preference", "preference is neither 1 nor 2", value)
-    if preference in (0, 1.5):
-        return row.tie()
-    return row.pair((first, second) if preference < 1.5 else (second, first), row.prompt())
+        return row.wrong("preference", "preference is neither 1 nor 2", row.row["preference"])
+    return better_of(row, None, "output_1", "output_2", 1.5 - preference if preference else 0)
 
 
 def _read_listed(row: RowReader) -> Draft | None:
@@ -115,9 +108,9 @@ def _read_ratings(row: RowReader) -> Draft | None:
     numbers = [number for score in scores if (number := number_or_none(score)) is not None]
     if len(numbers) < len(scores):
         return row.fault(name, "score is no number", _short(next(s for s in scores if number_or_none(s) is None)))
-    if min(numbers) == max(numbers):
-        return row.tie()
-    places = (numbers.index(max(numbers)), numbers.index(min(numbers)))
+    places = row.best_and_worst([numbers])
+    if places is None:
+        return None
     return row.pair([row.answer(f"{name}[{i}]", answers[i]) for i in places], row.prompt())
 
 
@@ -136,34 +129,58 @@ def _scores_of(row: RowReader, answers: Sequence[Mapping[str, Any]]) -> list[Any
 
 _BOTH = (("chosen",), ("rejected",))
 SHAPES = (
+    *ANNOTATION_SHAPES,
     *PUBLIC_SHAPES,
-    Shape("preference", (PROMPTS, *_BOTH), "prompt, chosen, rejected", _read_pair),
+    Shape(
+        "preference",
+        (PROMPTS, *_BOTH),
+        "prompt, chosen, rejected",
+        named("chosen", "rejected"),
+        source="huggingface/trl, docs: dataset formats, preference with an explicit prompt",
+    ),
     Shape(
         "shared prompt",
         _BOTH,
         "chosen, rejected that both begin with the prompt (messages or transcripts)",
         _read_shared,
+        source="the data set's card, Anthropic/hh-rlhf; huggingface/trl, docs: dataset formats, implicit prompt",
     ),
     Shape(
         "alpaca",
         (("instruction", *PROMPTS), ("output_1",), ("output_2",), ("preference",)),
         "instruction, input, output_1, output_2, preference (1 or 2)",
         _read_alpaca,
+        source="the data sets' cards, tatsu-lab/alpaca_farm and tatsu-lab/alpaca_eval",
     ),
-    Shape("ratings in a list", (PROMPTS, ANSWERS, SCORES), "prompt, responses, scores", _read_ratings),
-    Shape("rated completions", (PROMPTS, ANSWERS), "instruction, completions with response and score", _read_ratings),
+    Shape(
+        "ratings in a list",
+        (PROMPTS, ANSWERS, SCORES),
+        "prompt, responses, scores",
+        _read_ratings,
+        source="princeton-nlp/SimPO, on_policy_data_gen; argilla-io/distilabel, UltraFeedback",
+    ),
+    Shape(
+        "rated completions",
+        (PROMPTS, ANSWERS),
+        "instruction, completions with response and score",
+        _read_ratings,
+        source="the data set's card, openbmb/UltraFeedback",
+    ),
     *UNPAIRED_SHAPES,
     Shape(
-        "two outputs", (("instruction", *PROMPTS), ("output",)), "instruction, output: [better, worse]", _read_listed
+        "two outputs",
+        (("instruction", *PROMPTS), ("output",)),
+        "instruction, output: [better, worse]",
+        _read_listed,
+        source="hiyouga/LLaMA-Factory, data/README.md of its first releases",
+        fits=lambda row: not isinstance(row.get("output"), str),  # with one output it is supervised data
     ),
 )
 
 
 def shape_of(row: Mapping[str, Any]) -> Shape | None:
     """The first known shape whose fields the row has; None if no shape fits."""
-    shape = next((s for s in SHAPES if not s.missing(row)), None)
-    # an instruction with one output is supervised data, not a preference
-    return None if shape is not None and shape.name == "two outputs" and isinstance(row.get("output"), str) else shape
+    return next((shape for shape in SHAPES if not shape.missing(row) and shape.fits(row)), None)
 
 
 # ---------------------------------------------------------------- recognition
@@ -221,6 +238,8 @@ def recognise(
         for note in dict.fromkeys(reader.notes) if not reader.faults else ():
             notes[note].append(number)
         faults += reader.faults
+    if shape.name == ROW_BY_ROW:
+        drafts = _voted(drafts, notes)
     drafts = _without_repeated_prompts(drafts, notes)
     if shape.name == UNPAIRED and drafts:
         drafts = _pair_up(drafts, labels, notes, source, bool(faults))
@@ -237,7 +256,8 @@ def _fitting(
     fitting = []
     for number, row in rows:
         own = shape_of(row)
-        if own is not None and own is not shape and not set(own.needs) <= set(shape.needs):
+        part = own is not None and own.needs and set(own.needs) <= set(shape.needs)
+        if own is not None and own is not shape and not part:
             faults.append(Fault(number, "", f"another shape than the rest of the file ({shape.example})", _fields(row)))
         elif missing := shape.missing(row):
             faults += [
@@ -267,7 +287,7 @@ def _is_tie(reader: RowReader, shape: Shape) -> bool:
             scores.append((number_or_none(both["chosen"]), number_or_none(both["rejected"])))
     known = [(a, b) for a, b in scores if a is not None and b is not None]
     if any(a < b for a, b in known):
-        reader.notes.append("the rejected answer has the higher score")
+        reader.notes.append(CONTRADICTED)
     return any(a == b for a, b in known)
 
 
@@ -350,6 +370,27 @@ def _shape_of_file(rows: Sequence[tuple[int, Mapping[str, Any]]], faults: Sequen
         + "\n".join(lines)
         + f"\nKnown shapes:\n{known}"
     )
+
+
+def _voted(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]]) -> list[_Numbered]:
+    """One draft of each task, where its annotations stand in rows of their own: the one that most of them say."""
+    tasks = defaultdict[Any, list[_Numbered]](list)
+    for numbered in drafts:
+        answers = frozenset((numbered.draft.chosen, numbered.draft.rejected))
+        tasks[numbered.id, numbered.draft.prompt, answers].append(numbered)
+    kept = []
+    for rows in tasks.values():
+        agreeing = [numbered for numbered in rows if numbered.draft == rows[0].draft]
+        other = [numbered for numbered in rows if numbered.draft != rows[0].draft]
+        if len(agreeing) == len(other):
+            notes[TIE] += [numbered.row for numbered in rows]
+            continue
+        kept.append(max(agreeing, other, key=len)[0])
+        if other:
+            notes[OUTVOTED].append(kept[-1].row)
+        if len(rows) > 1:
+            notes["another annotation of a task"] += [numbered.row for numbered in rows if numbered is not kept[-1]]
+    return sorted(kept, key=lambda numbered: numbered.row)
 
 
 def _pair_up(

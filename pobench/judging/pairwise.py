@@ -173,13 +173,21 @@ def from_alternatives(top: Mapping[str, float]) -> float:
     return chance["B"] / total if total >= 0.5 else math.nan
 
 
-_BETTER = r"(?: is (?:the )?better(?: answer| one)?)?"
-_LETTER = re.compile(r"(?:(?:the )?(?:better )?(?:answer|verdict)(?: is)?\s*)?\b([AB])" + _BETTER, re.IGNORECASE)
+# TeX, tags, markdown and marks, which may stand around a verdict. A colon behind a letter stays: "Answer A:" is a heading.
+_AROUND = re.compile(
+    r"\\(?:boxed|fbox|text\w*|math\w*)|</?(?:answer|verdict)>|[\\$*_`\"'“”().,\[\]{}!]|:(?=.*\w)", re.I
+)
+_LEAD = r"(?:(?:so|thus|hence|therefore) )?(?:(?:the|my) )?(?:(?:final|better) )*(?:answer|verdict|choice)(?: is)?(?: answer)? "
+_BETTER = r" is (?:the )?better(?: answer| one)?"
+_LETTER = re.compile(f"(?:{_LEAD})?([AB])(?:{_BETTER})?", re.IGNORECASE)
 
 
 def from_text(reply: str) -> float:
-    """1 for B, 0 for A, if the whole reply or its last line says just that letter, apart from a thought; nan otherwise."""
-    return _letter(without_thought(reply).rpartition("\n")[2])
+    """1 for B, 0 for A, if the first or the last line says just that letter, apart from a thought; nan if neither does, or if
+    they say different letters."""
+    lines = _lines(without_thought(reply))
+    verdicts = {letter for line in lines[:1] + lines[-1:] if not math.isnan(letter := _letter(line))}
+    return verdicts.pop() if len(verdicts) == 1 else math.nan
 
 
 def from_reply(reply: str, top: Mapping[str, float]) -> float:
@@ -187,14 +195,18 @@ def from_reply(reply: str, top: Mapping[str, float]) -> float:
 
     "A careful look …" begins with an A that is no verdict. nan if the first line and the last name different letters.
     """
-    first, last, likely = _letter(reply.strip().partition("\n")[0]), from_text(reply), from_alternatives(top)
-    if math.isnan(first) or math.isnan(likely):
-        return last
-    return likely if math.isnan(last) or first == last else math.nan
+    begins = not math.isnan(_letter(next(iter(_lines(reply)), "")))
+    verdict, likely = from_text(reply), from_alternatives(top)
+    return verdict if math.isnan(verdict) or math.isnan(likely) or not begins else likely
+
+
+def _lines(text: str) -> list[str]:
+    """The lines that hold words, without what stands around a verdict."""
+    bare = (" ".join(_AROUND.sub(" ", line).split()) for line in text.splitlines())
+    return [line for line in bare if line]
 
 
 def _letter(line: str) -> float:
     """1 if a line says B, 0 if it says A, nan if it says anything else."""
-    words = re.sub(r"[*_`\"'“”().:\[\]{}!]", " ", line).split()
-    match = _LETTER.fullmatch(" ".join(words))
+    match = _LETTER.fullmatch(line)
     return math.nan if match is None else float(match[1].upper() == "B")

@@ -89,6 +89,7 @@ messages rejected_response query response preferred_output non_preferred_output 
 better_response_id human_ref_A human_ref_B labels preference_strength context response1 response2 overall_preference
 question answer_0 answer_1 score_0 score_1 conversation_a conversation_b winner response_a response_b winner_model_a
 winner_model_b answers completions chosen_response response_j response_k data annotations generations output kto_tag
+answer1 answer2 annotation_id
 """  # the second part: of public layouts
 COLUMNS = tuple(_COLUMNS.split())
 

@@ -322,6 +322,10 @@ def test_every_column_that_a_refusal_asks_for_may_be_mapped() -> None:
     assert {group[0] for shape in SHAPES for group in shape.needs} <= set(COLUMNS)
 
 
+def test_every_layout_says_where_it_is_described() -> None:
+    assert [shape.name for shape in SHAPES if not shape.source.strip()] == []
+
+
 def test_converted_pairs_are_read_again_as_the_same_pairs() -> None:
     found = found_in(*[{**row, "id": name} for name, row in READ.items()][:1], {**READ["openai"], "id": "b"})
     again = found_in(*map(json.loads, preference_lines(found.preferences).splitlines()))

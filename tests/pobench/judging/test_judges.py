@@ -109,6 +109,13 @@ def test_a_judge_without_judge_many_is_asked_one_by_one_and_its_orders_are_not_k
         ("A", 0), ("B", 1), (" b\n", 1), ("**B**", 1), ("[[A]]", 0), ("(B)", 1), ("Answer: A", 0), ("Answer B.", 1),
         ("The better answer is B.", 1), ("<think>A? no</think>\nB", 1), ("Both have merit.\n\nB", 1),
         ("Answer B is better.", 1), ("A is better", 0), ("**Answer A** is the better one.", 0), ("B is the better answer", 1),
+        (r"\boxed{B}", 1), (r"$\boxed{\text{A}}$", 0), (r"Answer: $\boxed{\text{B}}$", 1), (r"\(\boxed{\mathrm{B}}\).", 1),
+        ("\\[\n\\boxed{A}\n\\]", 0), ("$$\n\\boxed{B}\n$$", 1), ("```\nB\n```", 1),
+        ('{"answer": "B"}', 1), ("<answer>A</answer>", 0), ("Final answer: B", 1), ("**Final verdict:** [[A]]", 0),
+        ("My final verdict is: [[B]]", 1), ("**Final Answer**\n\n(B)", 1),
+        (r"Therefore, the better answer is $\boxed{A}$.", 0),
+        ("The better answer is answer B.", 1), ("My choice is B", 1),
+        ("B\n\nIt names the Danube.", 1), ("B\nIt names the Danube.\n\n**Answer: B**", 1),
     ],
 )  # fmt: skip
 def test_a_letter_is_read(reply, second) -> None:
@@ -130,6 +137,15 @@ def test_a_letter_is_read(reply, second) -> None:
         "Answer A is better in style",
         "<think>\nA",
         "A is best, or B",
+        r"\boxed{A} or \boxed{B}",
+        r"\boxed{A \text{ and } B}",
+        r"\boxed{C}",
+        r"I would not choose \boxed{A}.",
+        "[[A]] is wrong",
+        "A\nnames cheese, which is wrong.\nB",
+        "**Answer A:**\nIt names cheese.",
+        "Answer A is short.\nAnswer B:",
+        "Final answer: A, B",
     ],
 )
 def test_what_is_no_letter_is_not_guessed_at(reply) -> None:

@@ -299,6 +299,7 @@ def test_the_code_that_reads_rows_is_every_module_between_a_file_and_its_token_p
         "rows",
         "shapes",
         "public_shapes",
+        "annotation_shapes",
         "column_map",
         "row_reader",
         "turns",
