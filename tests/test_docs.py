@@ -196,7 +196,9 @@ def test_the_tests_that_the_page_of_faults_names_exist_and_every_fault_has_one()
     named = set(re.findall(r"`(tests/\S+?)::(\w+)`", page_))
     tests = {file: re.findall(r"^def (test_\w+)", (ROOT / file).read_text("utf-8"), re.MULTILINE) for file, _ in named}
     assert len(named) > 90 and [f"{file}::{name}" for file, name in named if name not in tests[file]] == []
-    rows = [line for line in page_.splitlines() if line.startswith("| ") and not line.startswith(("| kind", "| what |"))]
+    rows = [
+        line for line in page_.splitlines() if line.startswith("| ") and not line.startswith(("| kind", "| what |"))
+    ]
     assert len(rows) > 40 and [row for row in rows if "::" not in row] == []
 
 

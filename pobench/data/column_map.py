@@ -11,10 +11,8 @@ from pobench.data.rows import Message
 from pobench.errors import PobenchError, nearest
 
 # Columns that change what an answer answers. A non-empty one that no shape reads is a fault.
-TEXTS_WITH_MEANING = frozenset(
-    ("prompt", "instruction", "question", "query", "input")
-    + ("context", "contexts", "document", "documents", "passage", "passages")
-)
+_SOURCES = ("context", "contexts", "document", "documents", "passage", "passages")
+TEXTS_WITH_MEANING = frozenset(("prompt", "instruction", "question", "query", "input", *_SOURCES))
 _MEDIA = tuple(
     f"{kind}{end}" for kind in ("image", "video", "audio") for end in ("", "s", "_path", "_paths", "_url", "_urls")
 )
@@ -78,8 +76,7 @@ def is_empty(value: Any) -> bool:
 
 def plain_name(name: str) -> str:
     """A column's name in one spelling, without the objects that it lies in: `input.systemPrompt` is `system_prompt`."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[\s-]+", "_", name.rpartition(".")[2].strip())
-    return words.lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[\s-]+", "_", name.rpartition(".")[2].strip()).lower()
 
 
 def has_meaning(name: str) -> bool:
@@ -89,8 +86,8 @@ def has_meaning(name: str) -> bool:
 
 def changes_what_is_asked(name: str, value: Any, asked: str) -> bool:
     """Whether a column that nobody read has meaning and holds more than words that stand in the prompt."""
-    texts = TEXTS_WITH_MEANING.union(_TALKS)
-    return has_meaning(name) and not is_empty(value) and not (plain_name(name) in texts and repeats(value, asked))
+    is_text = plain_name(name) in TEXTS_WITH_MEANING.union(_TALKS)
+    return has_meaning(name) and not is_empty(value) and not (is_text and repeats(value, asked))
 
 
 def left_unread(row: Mapping[str, Any], read: Iterable[str], asked: str) -> str:

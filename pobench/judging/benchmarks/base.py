@@ -387,7 +387,10 @@ class Judged(Benchmark):
         remedy = f"set benchmarks.{self.name}.max_new_tokens={room}" if room > 0 else f"leave {self.name} out"
         answers = f"{max(turns)} answers" if max(turns) > 1 else "its answer"
         what = f"benchmarks.{self.name}: the longest question and {answers} of {new} new tokens"
-        unknown = unknown_fault(f"benchmarks.{self.name}", unknown_shares({"question": asked}, chat.unknown))
+        shares = unknown_shares(
+            {"question": [chat.prompt_ids(turn) for q in questions for turn in q.turns]}, chat.unknown
+        )
+        unknown = unknown_fault(f"benchmarks.{self.name}", shares)
         return [*filter(None, [unknown]), *capacity.faults(Extent(max(map(max, asked)), longest), what, chat, remedy)]
 
     def check_judge(self) -> None:

@@ -177,7 +177,9 @@ def test_questions_that_do_not_fit_the_context_with_their_answers_are_named_befo
         plan_here("simpo", **{**prompts, "benchmarks__alpaca_eval__max_new_tokens": 64})
 
 
-def test_questions_that_the_tokenizer_does_not_know_are_named_before_anything_trains(plan_here, prompts, tmp_path) -> None:
+def test_questions_that_the_tokenizer_does_not_know_are_named_before_anything_trains(
+    plan_here, prompts, tmp_path
+) -> None:
     rows = [{"question_id": 81, "category": "writing", "turns": ["Tell me something", "Something else"]}]
     (tmp_path / "turns/question.jsonl").write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(PobenchError, match=r"^benchmarks\.mt_bench: .*% of the question tokens are unknown"):
