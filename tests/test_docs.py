@@ -191,6 +191,17 @@ def test_the_readme_lists_every_page() -> None:
     assert linked == {f"docs/{p.name}" for p in PAGES[1:]}
 
 
+def test_the_tests_that_the_page_of_faults_names_exist_and_every_fault_has_one() -> None:
+    page_ = (ROOT / "docs/faults.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(tests/\S+?)::(\w+)`", page_))
+    tests = {file: re.findall(r"^def (test_\w+)", (ROOT / file).read_text("utf-8"), re.MULTILINE) for file, _ in named}
+    assert len(named) > 90 and [f"{file}::{name}" for file, name in named if name not in tests[file]] == []
+    rows = [
+        line for line in page_.splitlines() if line.startswith("| ") and not line.startswith(("| kind", "| what |"))
+    ]
+    assert len(rows) > 40 and [row for row in rows if "::" not in row] == []
+
+
 def rooms(tree: str) -> dict[str, set[str]]:
     """Folder → the modules that the README's tree names in it."""
     found: dict[str, set[str]] = {}

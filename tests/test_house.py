@@ -91,6 +91,19 @@ def test_no_room_has_a_circle() -> None:
     assert not left, f"these import each other: {', '.join(sorted(left))}"
 
 
+OF_BENCHMARKS = {"alpaca_eval", "anthropic", "fastchat", "lm_eval", "openai", "psutil", "sklearn"}
+
+
+def test_packages_of_benchmarks_are_imported_inside_the_functions_that_need_them() -> None:
+    """The main job needs none of them."""
+    for module, path in MODULES.items():
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        outside = [ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert not {line.split()[1].partition(".")[0] for line in outside} & OF_BENCHMARKS, module
+        if not module.startswith("pobench.judging."):
+            assert not {name.partition(".")[0] for name in imports(path)} & OF_BENCHMARKS, module
+
+
 @pytest.mark.parametrize("folder", CONTENT)
 def test_content_imports_what_its_row_names(folder) -> None:
     allowed, packages = CONTENT[folder]

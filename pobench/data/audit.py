@@ -35,13 +35,20 @@ def unknown_text(shares: Mapping[str, float]) -> str:
     return f"{parts} are unknown to the tokenizer: the model reads the same sign for all of them"
 
 
+def unknown_fault(source: str, shares: Mapping[str, float]) -> str:
+    """A sentence on unknown tokens where one part has 5 % or more of them; "" if none has."""
+    if max(shares.values(), default=0.0) < STOP_UNKNOWN:
+        return ""
+    return (
+        f"{source}: {unknown_text(shares)} (allowed: less than {STOP_UNKNOWN:.0%}); "
+        "use a model whose tokenizer covers this text (--model), or the data that this one was made for"
+    )
+
+
 def refuse_unknown(source: str, shares: Mapping[str, float]) -> None:
     """Raises PobenchError where one part has 5 % or more."""
-    if max(shares.values(), default=0.0) >= STOP_UNKNOWN:
-        raise PobenchError(
-            f"{source}: {unknown_text(shares)} (allowed: less than {STOP_UNKNOWN:.0%}); "
-            "use a model whose tokenizer covers this text (--model), or the data that this one was made for"
-        )
+    if fault := unknown_fault(source, shares):
+        raise PobenchError(fault)
 
 
 # ---------------------------------------------------------------- audit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,8 @@ from pobench.data.rows import Message
 from pobench.errors import PobenchError, nearest
 
 # Columns that change what an answer answers. A non-empty one that no shape reads is a fault.
-TEXTS_WITH_MEANING = frozenset(
-    ("prompt", "instruction", "question", "query", "input", "context", "contexts", "document", "passage")
-)
+_SOURCES = ("context", "contexts", "document", "documents", "passage", "passages")
+TEXTS_WITH_MEANING = frozenset(("prompt", "instruction", "question", "query", "input", *_SOURCES))
 _MEDIA = tuple(
     f"{kind}{end}" for kind in ("image", "video", "audio") for end in ("", "s", "_path", "_paths", "_url", "_urls")
 )
@@ -74,15 +74,26 @@ def is_empty(value: Any) -> bool:
     return value is None or value != value  # a number that is missing is nan
 
 
+def plain_name(name: str) -> str:
+    """A column's name in one spelling, without the objects that it lies in: `input.systemPrompt` is `system_prompt`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[\s-]+", "_", name.rpartition(".")[2].strip()).lower()
+
+
 def has_meaning(name: str) -> bool:
-    """Whether a column of this name, in any case, with dots into objects, changes what an answer answers."""
-    return name.rpartition(".")[2].strip().lower() in WITH_MEANING
+    """Whether a column of this name, in any spelling, changes what an answer answers."""
+    return plain_name(name) in WITH_MEANING
 
 
-def left_unread(row: Mapping[str, Any], read: Iterable[str], text: str) -> str:
-    """The first column with meaning that is not read and whose words do not stand in `text`; "" if there is none."""
-    left = {name: value for name, value in row.items() if name not in set(read) and has_meaning(name)}
-    return next((name for name, value in left.items() if not is_empty(value) and not repeats(value, text)), "")
+def changes_what_is_asked(name: str, value: Any, asked: str) -> bool:
+    """Whether a column that nobody read has meaning and holds more than words that stand in the prompt."""
+    is_text = plain_name(name) in TEXTS_WITH_MEANING.union(_TALKS)
+    return has_meaning(name) and not is_empty(value) and not (is_text and repeats(value, asked))
+
+
+def left_unread(row: Mapping[str, Any], read: Iterable[str], asked: str) -> str:
+    """The first column that is not read and changes what is asked; "" if there is none."""
+    left = {name: value for name, value in row.items() if name not in set(read)}
+    return next((name for name, value in left.items() if changes_what_is_asked(name, value, asked)), "")
 
 
 def text_columns(row: Mapping[str, Any], before: str = "") -> list[str]:
@@ -107,9 +118,9 @@ def _holds_text(value: Any) -> bool:
 
 
 def repeats(value: Any, text: str) -> bool:
-    """Whether every text of a cell stands in `text`, so that nothing is lost if the cell is not read."""
+    """Whether every text of a cell stands in `text` as whole words, so that nothing is lost if the cell is not read."""
     if isinstance(value, str):
-        return value.strip() in text
+        return bool(re.search(rf"(?<!\w){re.escape(value.strip())}(?!\w)", text))
     if isinstance(value, Mapping):
         content = value.get("content", value.get("value", _ABSENT))
         return content is not _ABSENT and repeats(content, text)
@@ -189,9 +200,9 @@ def _joined(values: Sequence[Any]) -> Any:
     return list(values)
 
 
-def words_of(prompt: Sequence[Message], *answers: str) -> str:
-    """All text of a preference, to look into with `repeats`."""
-    return "\n".join([*(message.content for message in prompt), *answers])
+def words_of(turns: Sequence[Message]) -> str:
+    """All text of a prompt, to look into with `repeats`."""
+    return "\n".join(turn.content for turn in turns)
 
 
 def shown(value: Any, width: int = 60) -> str:

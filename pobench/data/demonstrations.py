@@ -14,7 +14,7 @@ import pandas as pd
 
 from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.chat import CHECKED, Chat, without_empty_thought
-from pobench.data.column_map import has_meaning, is_empty, left_unread
+from pobench.data.column_map import has_meaning, is_empty, left_unread, words_of
 from pobench.data.rows import Fault, Message, refuse
 from pobench.data.turns import template_around
 from pobench.errors import PobenchError
@@ -214,7 +214,7 @@ def _messages(number: int, row: Any) -> list[Message] | Fault:
             problem = f"text of the chat template {template} inside a turn; store chat messages"
             return Fault(number, f"messages[{i}]", problem, repr(content)[:40])
         messages.append(Message(role, content))
-    if name := left_unread(row, ("messages", "response"), "\n".join(m.content for m in messages)):
+    if name := left_unread(row, ("messages", "response"), words_of([m for m in messages if m.role != "assistant"])):
         return Fault(number, name, "changes what is asked and is not read; put its words into the messages", "")
     return messages
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from pobench.data.column_map import (
     TEXTS_WITH_MEANING,
     TrackedRow,
+    changes_what_is_asked,
     has_meaning,
     is_empty,
     look,
-    repeats,
+    plain_name,
     shown,
     text_columns,
     words_of,
@@ -324,10 +325,10 @@ class RowReader:
         return len(self.faults) == before
 
     def check_unread(self, draft: Draft) -> None:
-        """Record a fault for every column with meaning that nobody read and whose text stands nowhere in the preference."""
-        text = words_of(draft.prompt, draft.chosen, draft.rejected)
+        """Record a fault for every column with meaning that nobody read and whose text does not stand in the prompt."""
+        asked = words_of(draft.prompt)
         for name, value in self.row.unread().items():
-            if has_meaning(name) and not repeats(value, text):
+            if changes_what_is_asked(name, value, asked):
                 self.fault(name, f"a column with meaning that is not read; {_way_out(name)}", shown(value))
 
 
@@ -336,7 +337,7 @@ def _way_out(name: str) -> str:
     way = f"data.ignore=[{name}] leaves it out"
     return (
         f"data.columns.prompt=[{name},prompt] puts it before the prompt, {way}"
-        if name.lower() in TEXTS_WITH_MEANING
+        if plain_name(name) in TEXTS_WITH_MEANING
         else way
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,12 +35,7 @@ _TEXTS = ("response", "text", "content", "completion", "output", "generation")
 _TIES = ("status", "winner", "preference", "label", "verdict", "tie", "is_tie")  # columns that may call a row a tie
 _WHICH = ("preference", "label", "winner", "choice", "better", "score", "rating", "rank", "ranks", *SCORES)
 _SCORE_IN_ANSWER = ("score", "overall_score", "rating", "fine-grained_score")
-_PAIR_SCORES = tuple(
-    pair
-    for word in ("score", "rating", "reward", "rm_score")
-    for mark in ("_", "-")
-    for pair in ((f"{word}{mark}chosen", f"{word}{mark}rejected"), (f"chosen{mark}{word}", f"rejected{mark}{word}"))
-)
+_CHOSEN_SCORE = re.compile(r"(?=.*(?:score|rating|reward))(.*?)chosen(.*)", re.IGNORECASE)
 
 
 class _Numbered(NamedTuple):
@@ -274,11 +270,10 @@ def _is_tie(reader: RowReader, shape: Shape) -> bool:
     row = reader.row
     for name in _TIES if shape.name != UNPAIRED else ():
         word = str(row.peek(name)).strip().lower()
-        if word in ("tie", "tied") or ("tie" in name and word in ("true", "1", "1.0", "yes")):
+        if word in ("tie", "tied", "equal", "draw", "both") or ("tie" in name and word in ("true", "1", "1.0", "yes")):
             return True
-    scores = [
-        tuple(number_or_none(row[name]) for name in pair) for pair in _PAIR_SCORES if pair[0] in row and pair[1] in row
-    ]
+    pairs = [(name, f"{m[1]}rejected{m[2]}") for name in list(row) if (m := _CHOSEN_SCORE.fullmatch(name))]
+    scores = [tuple(number_or_none(row[name]) for name in pair) for pair in pairs if pair[1] in row]
     for name in ("rating", "ratings", "scores"):
         if name in row and "chosen" in row and isinstance(row[name], (list, tuple)) and len(row[name]) == 2:
             scores.append(tuple(sorted((number_or_none(value) for value in row[name]), key=lambda v: -(v or 0))))
@@ -317,9 +312,7 @@ _REPEATED = (
 
 
 def _repeats(draft: Draft) -> list[str]:
-    """Which answers begin with the prompt, if it is one turn."""
-    if sum(turn.role != "system" for turn in draft.prompt) > 1:
-        return []
+    """Which answers begin with the user's last turn."""
     asked = draft.prompt[-1].content.strip()
     return [name for name in ("chosen", "rejected") if _begins_with(getattr(draft, name).lstrip(), asked)]
 

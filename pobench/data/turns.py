@@ -59,9 +59,9 @@ _ENDS = (
     *("<end_of_turn>", "<eos>", "<｜end▁of▁sentence｜>", "</s>"),
 )
 # marks of templates that are not among TEMPLATES: <｜Assistant｜>, <|CHATBOT_TOKEN|>, <|start|>assistant, [|assistant|]
-_ASKED = re.compile(r"(?:[<\[][|｜]|[|｜]>)\s*(?:user|human)", re.I)
+_ASKED = re.compile(r"(?:[<\[][|｜]|[|｜]>)\s*(?:user|human|prompter)", re.I)
 _ANSWERED = re.compile(r"(?:[<\[][|｜]|[|｜]>)\s*(?:assistant|chatbot|model)", re.I)
-_LABELLED = re.compile(r"\b(?:user|human):.*\b(?:assistant|ai|bot):\s*\Z", re.I | re.DOTALL)
+_LABELLED = re.compile(r"\b(?:user|human)>?:.*\b(?:assistant|ai|bot)>?:\s*\Z", re.I | re.DOTALL)
 _SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>\s*", re.DOTALL)
 
 

@@ -28,6 +28,7 @@ import transformers
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
+from pobench.data.audit import unknown_fault, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import split_by_prompt, text_key
@@ -272,12 +273,16 @@ def make_pairs_of(recipe: Recipe, out: Path) -> dict[str, Any]:
     rows = [{**row, "prompt": row["messages"]} for row in rows]
     folder = start_model(job)
     chat, decoding = Chat.of(folder, job.model), _decoding(config, job)
-    extent = Extent.of_prompts([chat.prompt_ids(row["messages"]) for row in rows], decoding.max_new_tokens)
+    asked = [chat.prompt_ids(row["messages"]) for row in rows]
+    shares, extent = unknown_shares({"prompt": asked}, chat.unknown), Extent.of_prompts(asked, decoding.max_new_tokens)
     what = f"onpolicy.prompts: the longest prompt and {decoding.max_new_tokens} new tokens"
     remedy = "set a smaller onpolicy.max_new_tokens, or leave out the longest prompts"
     capacity = Capacity.of(folder, job.data.max_length, trust_remote_code=job.model.trust_remote_code)
-    if faults := capacity.faults(extent, what, chat, remedy):
+    unknown = unknown_fault("onpolicy.prompts", shares)
+    if faults := [*filter(None, [unknown]), *capacity.faults(extent, what, chat, remedy)]:
         raise PobenchError("\n".join(faults))
+    if warning := unknown_text(shares):
+        print(f"onpolicy.prompts: {warning}", file=sys.stderr)
     made_by: dict[str, Any] = {"source": job.model.source, "digest": weights_digest(folder), "rendering": chat.digest}
     made_by |= {} if capacity.reach is None else {"rope_reach": capacity.reach}
     sampling = Sampling(rows, out, made_by, decoding)

@@ -35,6 +35,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pobench.data.audit import unknown_fault, unknown_shares
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.errors import PobenchError
@@ -142,7 +143,7 @@ class Benchmark(BaseModel):
         return self
 
     def unreadable(self, chat: Chat, capacity: Capacity) -> list[str]:
-        """Which of its questions the model cannot read, one plain sentence each."""
+        """What of its questions model and tokenizer cannot read, one plain sentence each."""
         return []
 
     def calls(self) -> Calls:
@@ -386,7 +387,11 @@ class Judged(Benchmark):
         remedy = f"set benchmarks.{self.name}.max_new_tokens={room}" if room > 0 else f"leave {self.name} out"
         answers = f"{max(turns)} answers" if max(turns) > 1 else "its answer"
         what = f"benchmarks.{self.name}: the longest question and {answers} of {new} new tokens"
-        return capacity.faults(Extent(max(map(max, asked)), longest), what, chat, remedy)
+        shares = unknown_shares(
+            {"question": [chat.prompt_ids(turn) for q in questions for turn in q.turns]}, chat.unknown
+        )
+        unknown = unknown_fault(f"benchmarks.{self.name}", shares)
+        return [*filter(None, [unknown]), *capacity.faults(Extent(max(map(max, asked)), longest), what, chat, remedy)]
 
     def check_judge(self) -> None:
         """Raises PobenchError if judging lacks something, such as a file of prompts."""

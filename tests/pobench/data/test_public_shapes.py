@@ -133,6 +133,8 @@ def test_the_better_answer_of_a_public_layout_is_chosen_behind_its_prompt(name: 
         {**READ["arena"], "winner": "tie (bothbad)"},
         {**PLAIN, "winner": "Tie"},
         {**PLAIN, "is_tie": True},
+        {**PLAIN, "preference": "equal"},
+        {**PLAIN, "chosen-rating-avg": 3, "rejected-rating-avg": 3.0},
         {**PLAIN, "ratings": {"chosen": 4, "rejected": "4.0"}},
         {**READ["kaggle"], "winner_model_a": 0, "winner_tie": 1},
         {**READ["helpsteer 2"], "preference_strength": 0},
@@ -155,6 +157,11 @@ def test_a_tie_is_no_pair_and_is_counted(row: dict[str, Any]) -> None:
         ({**PLAIN, "Context": "Mars and Venus."}, "data.columns.prompt=[Context,prompt]"),
         ({**PLAIN, "chat_history": "Earlier words."}, "data.ignore=[chat_history]"),
         ({**PLAIN, "image_path": "p.jpg"}, "data.ignore=[image_path]"),
+        ({**PLAIN, "images": ["red"]}, "data.ignore=[images]"),
+        ({**PLAIN, "systemPrompt": "Be kind."}, "data.ignore=[systemPrompt]"),
+        ({**PLAIN, "system-message": "Be kind."}, "data.ignore=[system-message]"),
+        ({**PLAIN, "context": "Mars"}, "data.columns.prompt=[context,prompt]"),
+        ({**PLAIN, "input": "plan"}, "data.columns.prompt=[input,prompt]"),
         ({**READ["openai"], "input": {"messages": [USER], "context": "Mars."}}, "data.ignore=[input.context]"),
         ({"instruction": ASK, "output": [BAD, GOOD], "scores": [1, 5]}, "data.ignore=[scores]"),
         ({"instruction": ASK, "output": [BAD, GOOD], "preference": 2}, "data.ignore=[preference]"),
@@ -243,6 +250,8 @@ def test_an_answer_that_is_json_is_an_answer() -> None:
         f"<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{ASK}<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
         f"<|start|>user<|message|>{ASK}<|end|><|start|>assistant",
         f"[|user|]{ASK}\n[|assistant|]",
+        f"<|prompter|>{ASK}<|endoftext|><|assistant|>",
+        f"<human>: {ASK}\n<bot>:",
         f"GPT4 Correct User: {ASK}<|end_of_turn|>GPT4 Correct Assistant:",
     ],
 )
@@ -288,6 +297,12 @@ def test_a_repeated_prompt_is_taken_off_whatever_its_column_and_from_one_answer_
     found = found_in(*rows)
     assert [(p.chosen, p.rejected) for p in found.preferences] == [(f"So {i}.", f"No {i}.") for i in range(3)]
     assert list(found.notes.values()) == [[1, 2, 3]]
+
+
+def test_a_last_question_that_answers_repeat_is_taken_off_behind_earlier_turns_too() -> None:
+    turns = [{"role": "user", "content": "Hi"}, bot("Hello"), USER]
+    rows = [{"prompt": turns, "chosen": f"{ASK} {GOOD} {i}", "rejected": f"{ASK} {BAD}"} for i in range(3)]
+    assert {(p.chosen[:-2], p.rejected) for p in found_in(*rows).preferences} == {(GOOD, BAD)}
 
 
 def test_what_is_left_behind_a_repeated_prompt_are_two_different_answers() -> None:

@@ -480,7 +480,7 @@ TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40).filter(lam
 def test_text_survives_writing_and_reading(
     tmp_path_factory: pytest.TempPathFactory, prompt: str, chosen: str, rejected: str, follow: str
 ) -> None:
-    answers = (f"{chosen} 1", f"{rejected} 2")  # never equal
+    prompt, answers = f"? {prompt}", (f"! {chosen} 1", f"! {rejected} 2")  # never equal, never the prompt again
     turns = [{"role": "user", "content": prompt}, said(follow), {"role": "user", "content": prompt}]
     row = {"prompt": turns, "chosen": answers[0], "rejected": [*turns, said(answers[1])]}
     path = write_lines(tmp_path_factory.mktemp("rows") / "rows.jsonl", row)

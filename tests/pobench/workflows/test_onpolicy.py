@@ -264,3 +264,11 @@ def test_everything_wrong_with_the_command_is_said_and_nothing_written(pobench_c
     status, _, err = pobench_cli(*command, "--ranker", "reward_model", "--ranker-set", "modle=x")
     assert status == 2 and "did you mean 'model'" in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_prompts_that_the_model_cannot_read_stop_before_anything_is_drawn(pobench_cli, command, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"id": "e", "prompt": "Tell me something"}\n')
+    long = ("--max-new-tokens", "9000")
+    status, _, err = pobench_cli(*command, "--out", "mine.jsonl", *long, "--set", "onpolicy.prompts=prompts.jsonl")
+    assert status == 2 and "onpolicy.prompts: " in err and "of the prompt tokens are unknown to the tokenizer" in err
+    assert "the longest prompt and 9000 new tokens" in err and not list(tmp_path.glob("mine*"))

@@ -177,6 +177,15 @@ def test_questions_that_do_not_fit_the_context_with_their_answers_are_named_befo
         plan_here("simpo", **{**prompts, "benchmarks__alpaca_eval__max_new_tokens": 64})
 
 
+def test_questions_that_the_tokenizer_does_not_know_are_named_before_anything_trains(
+    plan_here, prompts, tmp_path
+) -> None:
+    rows = [{"question_id": 81, "category": "writing", "turns": ["Tell me something", "Something else"]}]
+    (tmp_path / "turns/question.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(PobenchError, match=r"^benchmarks\.mt_bench: .*% of the question tokens are unknown"):
+        plan_here("simpo", **prompts)
+
+
 def test_a_benchmark_leaves_the_identity_and_the_files_of_its_run_alone(work_here, prompts, server) -> None:
     before = work_here("dpo")
     kept = {p: p.read_bytes() for p in before.iterdir() if p.is_file()}
