@@ -44,7 +44,7 @@ def arms_of(runs: pd.DataFrame) -> list[Arm]:
 
     A label is the loss's title. If the loss has several arms, the settings that differ are added.
     """
-    rows = _facts(runs.sort_values("run", kind="stable"))
+    rows = sorted(_facts(runs), key=lambda row: str(row["run"]))
     groups: dict[ArmKey, list[dict[Any, Any]]] = {}
     for row in rows:
         groups.setdefault(_arm_key(row), []).append(row)
@@ -61,7 +61,9 @@ def arms_of(runs: pd.DataFrame) -> list[Arm]:
 
 def _facts(runs: pd.DataFrame) -> list[dict[Any, Any]]:
     """The facts of each run: a row of all columns costs several times as much, and every figure asks."""
-    return runs[[name for name in _FACTS if name in runs]].to_dict("records")
+    names = [name for name in _FACTS if name in runs]
+    columns = [runs[name].to_numpy(object).tolist() for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 ArmKey = tuple[str, ...]  # setting, loss, its settings (JSON), the values of _FIXED; of a start model its run too
