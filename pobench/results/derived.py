@@ -40,7 +40,7 @@ class Frames(Mapping[str, pd.DataFrame]):
     ) -> None:
         inner = stored if isinstance(stored, Frames) else None
         self.stored: dict[str, pd.DataFrame] = dict(stored if inner is None else inner.stored)
-        self.later = {**(inner.later if inner else {}), **(later or {})}
+        self.later: dict[str, Callable[[], pd.DataFrame]] = {**({} if inner is None else inner.later), **(later or {})}
         self._made: dict[str, pd.DataFrame] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
