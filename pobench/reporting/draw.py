@@ -87,7 +87,7 @@ def _draw(
     if shown.every_setting and setting is not None:
         faults.append(f"{shown.name} shows all settings of the frames: leave out setting={setting!r}")
     stored = ordered(frames)
-    groups = [] if shown.every_setting else split(stored, setting=setting)  # which scores each group: seconds
+    groups = [] if shown.every_setting else split(stored, setting=setting)
     if len(groups) > 1:
         titles = "; ".join(group.title for group in groups)
         faults.append(

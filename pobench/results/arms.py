@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ GREEK |= {"length_bias": "length bias"}
 
 
 _FIXED = ("lr", "epochs", "batch_size", "pairs", "length_bias", "reference")
+_FACTS = ("run", "setting", "loss", "title", "settings", *_FIXED)  # of a run, by which arms are formed and named
 
 
 def arms_of(runs: pd.DataFrame) -> list[Arm]:
@@ -43,7 +44,7 @@ def arms_of(runs: pd.DataFrame) -> list[Arm]:
 
     A label is the loss's title. If the loss has several arms, the settings that differ are added.
     """
-    rows = runs.sort_values("run", kind="stable").to_dict("records")
+    rows = sorted(_facts(runs), key=lambda row: str(row["run"]))
     groups: dict[ArmKey, list[dict[Any, Any]]] = {}
     for row in rows:
         groups.setdefault(_arm_key(row), []).append(row)
@@ -56,6 +57,13 @@ def arms_of(runs: pd.DataFrame) -> list[Arm]:
         arm_id = f"{members[0]['setting']}/{loss}~{digest}"
         arms.append(Arm(arm_id, loss, _label(members[0], shown[key], rivals), ids))
     return sorted(arms, key=lambda arm: (not arm.is_start, arm.loss, _natural(arm.label), arm.id))
+
+
+def _facts(runs: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The facts of each run: a row of all columns costs several times as much, and every figure asks."""
+    names = [name for name in _FACTS if name in runs]
+    columns = [runs[name].to_numpy(object).tolist() for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 ArmKey = tuple[str, ...]  # setting, loss, its settings (JSON), the values of _FIXED; of a start model its run too
@@ -105,9 +113,9 @@ def lines_of(runs: pd.DataFrame) -> list[Line]:
 
     Among lines of equal length, the one through the loss's home arm (`home_of`) is taken.
     """
-    lines = []
+    lines, sources = [], _sources(runs)
     for loss, members in _facts_by_loss(runs).items():
-        through = _home(runs, members)
+        through = _home(sources, members)
         for name in sorted({n for _, facts in members for n in facts}):
             groups: dict[str, list[tuple[float, Arm]]] = {}
             for arm, facts in members:
@@ -124,22 +132,26 @@ def lines_of(runs: pd.DataFrame) -> list[Line]:
 def home_of(runs: pd.DataFrame, loss: str) -> Arm | None:
     """The arm that represents a loss with several arms. Preferred, in this order: unchanged labels, the setting's own values
     (by the column `sources`), the most seeds, and the most other arms that differ in only one value."""
-    return _home(runs, _facts_by_loss(runs).get(loss, []))
+    return _home(_sources(runs), _facts_by_loss(runs).get(loss, []))
 
 
 def homes_of(runs: pd.DataFrame) -> dict[str, Arm]:
     """loss → the arm that represents it, see `home_of`."""
-    homes = {loss: _home(runs, members) for loss, members in _facts_by_loss(runs).items()}
+    sources = _sources(runs)
+    homes = {loss: _home(sources, members) for loss, members in _facts_by_loss(runs).items()}
     return {loss: arm for loss, arm in homes.items() if arm is not None}
 
 
-def _home(runs: pd.DataFrame, members: list[tuple[Arm, dict[str, Any]]]) -> Arm | None:
-    firsts = runs[runs["run"].isin([arm.runs[0] for arm, _ in members])]
-    sources = {str(row["run"]): json_object(row.get("sources")).values() for row in firsts.to_dict("records")}
+def _sources(runs: pd.DataFrame) -> dict[str, Any]:
+    """run → the layer that each of its values came from, as JSON."""
+    return dict(zip(runs["run"].astype(str), runs["sources"], strict=True)) if "sources" in runs else {}
 
+
+def _home(sources: Mapping[str, Any], members: list[tuple[Arm, dict[str, Any]]]) -> Arm | None:
     def rank(member: tuple[Arm, dict[str, Any]]) -> tuple[Any, ...]:
         arm, facts = member
-        varied = sum(str(where).startswith(("--set", "study ")) for where in sources[arm.runs[0]])
+        layers = json_object(sources.get(arm.runs[0])).values()
+        varied = sum(str(layer).startswith(("--set", "study ")) for layer in layers)
         beside = sum(sum(facts.get(k) != other.get(k) for k in {*facts, *other}) == 1 for _, other in members)
         return bool(facts.get("length_bias")), varied, -len(arm.runs), -beside, _natural(arm.label)
 
@@ -148,7 +160,7 @@ def _home(runs: pd.DataFrame, members: list[tuple[Arm, dict[str, Any]]]) -> Arm 
 
 def _facts_by_loss(runs: pd.DataFrame) -> dict[str, list[tuple[Arm, dict[str, Any]]]]:
     """Each loss's arms with the settings that they were trained with, as far as known; without the start model."""
-    rows = {str(row["run"]): row for row in runs.to_dict("records")}
+    rows = {str(row["run"]): row for row in _facts(runs)}
     facts_by_loss: dict[str, list[tuple[Arm, dict[str, Any]]]] = {}
     for arm in arms_of(runs):
         if not arm.is_start:

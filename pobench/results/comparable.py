@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pandas as pd
@@ -105,9 +105,12 @@ def split(frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, see
 def side_by_side(groups: Sequence[Comparable]) -> Comparable:
     """The groups of several settings as one, for figures and tables that show settings beside each other (`every_setting`).
     Whatever else is computed from it would compare what may not be compared."""
-    stored = [group.frames.stored for group in groups]
-    frames = {name: pd.concat([frame[name] for frame in stored], ignore_index=True) for name in stored[0]}
-    both = Selection(Frames(frames))
+
+    def of_all(name: str) -> pd.DataFrame:
+        return pd.concat([group.frames[name] for group in groups], ignore_index=True)
+
+    stored = {name: of_all(name) for name in groups[0].frames.stored}
+    both = Selection(Frames(stored, {"scores": lambda: of_all("scores")}))
     titles = " · ".join(group.title for group in groups)
     return Comparable(titles, "", "", "Several settings", both, both)
 
@@ -180,6 +183,7 @@ def _apart(key: Key, keys: Sequence[Key]) -> str:
 
 
 def _frames_of(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: int) -> Frames:
+    """The frames of these runs. Scores that are not stored take seconds, and are made where they are read."""
     finished = set(runs.loc[runs["status"] == "finished", "run"])
     tuned = {name.removesuffix("-tuned") for name in runs["setting"].astype(str)}
     part = {"runs": runs.reset_index(drop=True)}
@@ -190,7 +194,8 @@ def _frames_of(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: int
         if name in ("audit", "tuning"):
             column, kept = "setting", tuned if name == "tuning" else set(runs["setting"])
         part[name] = frames[name][frames[name][column].isin(kept)].reset_index(drop=True)
-    return Frames({**part, "scores": metrics.complete(part, seed=seed)})
+    scored = partial(metrics.complete, part, seed=seed)
+    return Frames({name: frame for name, frame in part.items() if name != "scores"}, {"scores": scored})
 
 
 def _number(text: str) -> tuple[float, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -29,10 +30,17 @@ DERIVED = {
 
 
 class Frames(Mapping[str, pd.DataFrame]):
-    """Stored frames, and the frames of `DERIVED` that can be computed from them. `pobench.columns` describes all."""
+    """Stored frames, and the frames of `DERIVED` that can be computed from them. `pobench.columns` describes all.
 
-    def __init__(self, stored: Mapping[str, pd.DataFrame]) -> None:
-        self.stored: dict[str, pd.DataFrame] = dict(stored.stored if isinstance(stored, Frames) else stored)
+    later: further frames, by what makes each on first use.
+    """
+
+    def __init__(
+        self, stored: Mapping[str, pd.DataFrame], later: Mapping[str, Callable[[], pd.DataFrame]] | None = None
+    ) -> None:
+        inner = stored if isinstance(stored, Frames) else None
+        self.stored: dict[str, pd.DataFrame] = dict(stored if inner is None else inner.stored)
+        self.later: dict[str, Callable[[], pd.DataFrame]] = {**({} if inner is None else inner.later), **(later or {})}
         self._made: dict[str, pd.DataFrame] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
@@ -41,16 +49,20 @@ class Frames(Mapping[str, pd.DataFrame]):
         if name not in self:
             raise KeyError(name)
         if name not in self._made:
-            how = DERIVED[name]
-            self._made[name] = how.make(*(self[n] for n in how.needs), *(self.get(n) for n in how.takes))
+            self._made[name] = self.later[name]() if name in self.later else self._derived(DERIVED[name])
         return self._made[name]
 
+    def _derived(self, how: Derived) -> pd.DataFrame:
+        return how.make(*(self[name] for name in how.needs), *(self.get(name) for name in how.takes))
+
     def __contains__(self, name: object) -> bool:
-        return name in self.stored or (name in DERIVED and all(n in self for n in DERIVED[str(name)].needs))
+        known = name in self.stored or name in self.later
+        return known or (name in DERIVED and all(n in self for n in DERIVED[str(name)].needs))
 
     def __iter__(self) -> Iterator[str]:
-        yield from self.stored
-        yield from [name for name in DERIVED if name not in self.stored and name in self]
+        known = {**self.stored, **self.later}
+        yield from known
+        yield from [name for name in DERIVED if name not in known and name in self]
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -58,4 +70,9 @@ class Frames(Mapping[str, pd.DataFrame]):
     def of_runs(self, runs: Iterable[str]) -> Frames:
         """Only the rows of these runs. Frames without a column `run` stay whole, and derived frames are computed anew."""
         kept = set(runs)
-        return Frames({n: f[f["run"].isin(kept)] if "run" in f else f for n, f in self.stored.items()})
+
+        def rows(name: str) -> pd.DataFrame:
+            frame = self[name]
+            return frame[frame["run"].isin(kept)] if "run" in frame else frame
+
+        return Frames({name: rows(name) for name in self.stored}, {name: partial(rows, name) for name in self.later})

@@ -122,10 +122,14 @@ class Evidence:
     def benchmark(self, arm: Arm | None, benchmark: str, metric: str) -> pd.Series:
         """run → a benchmark's number, in its own unit; of several judges, of the first by name."""
         rows = self.rows("benchmarks", arm)
-        if rows.empty:
+        if arm is None or rows.empty:
             return NOTHING
-        rows = of_metric(rows, benchmark, metric).dropna(subset=["value"])
-        return rows.set_index("run")["value"].astype(float).sort_index()
+
+        def numbers() -> pd.Series:
+            known = of_metric(rows, benchmark, metric).dropna(subset=["value"])
+            return known.set_index("run")["value"].astype(float).sort_index()
+
+        return self._once(f"{metric} of {benchmark}", arm, numbers)
 
     def by_question(self, arm: Arm | None, benchmark: str, metric: str) -> Values:
         """The same, seed by seed and question by question. The mean over a run's questions is its number: a question that

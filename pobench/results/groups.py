@@ -33,7 +33,10 @@ def prompt_groups(answers: pd.DataFrame | None) -> pd.Series | None:
 
 def pair_groups(pairs: Iterable[str]) -> pd.Series | None:
     """pair → its prompt, by the names that `pobench.data` gives to several pairs of one prompt; None where no two share one."""
-    names = pd.Series(pd.unique(pd.Series(list(pairs), dtype=object))).astype(str)
+    unique = pd.unique(pd.Series(list(pairs), dtype=object))
+    if not any("#" in str(name) for name in unique):
+        return None
+    names = pd.Series(unique).astype(str)
     prompts = names.str.replace(r"#\d+$", "", regex=True)
     return None if prompts.is_unique else pd.Series(prompts.to_numpy(), names.to_numpy())
 

@@ -297,7 +297,8 @@ def _frame(frames: Frames, name: str) -> pd.DataFrame:
     types = {column.name: column.type for column in FRAMES[name].columns}
     for column in frame.columns:
         if types[column] == "text":
-            texts = ["" if pd.isna(value) else str(value) for value in frame[column]]
+            values = frame[column].to_numpy(object)
+            texts = [value if type(value) is str else "" if pd.isna(value) else str(value) for value in values]
             frame[column] = pd.Series(texts, index=frame.index, dtype=object)  # text may be broken Unicode
         elif types[column] != "bool":
             frame[column] = (

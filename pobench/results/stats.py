@@ -354,12 +354,20 @@ def _sum_of(parts: Sequence[tuple[float, Sequence[Any], Sequence[Drawn]]], place
 
 
 def _spearman(x: Floats, y: Floats, group: NDArray[np.int_], seed: int, resamples: int) -> Drawn:
+    """One seed's correlation. Scores, claims and figures ask for that of the same pairs, so it is remembered."""
+    return _remembered_spearman(x.tobytes(), y.tobytes(), group.tobytes(), group.dtype.str, seed, resamples)
+
+
+@functools.lru_cache(maxsize=1024)
+def _remembered_spearman(x_: bytes, y_: bytes, group_: bytes, of: str, seed: int, resamples: int) -> Drawn:
+    x, y, group = np.frombuffer(x_), np.frombuffer(y_), np.frombuffer(group_, of)
     n, units = len(x), int(group.max()) + 1
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(_weighted_pearson(_scipy.rankdata(x)[None], _scipy.rankdata(y)[None], np.ones((1, n)))[0])
         blocks = (w[:, group] for w in _weights(units, seed, resamples))
-        draws = [_weighted_pearson(_mid_ranks(x, w), _mid_ranks(y, w), w) for w in blocks]
-    return Drawn(value, np.concatenate(draws), n, units)
+        draws = np.concatenate([_weighted_pearson(_mid_ranks(x, w), _mid_ranks(y, w), w) for w in blocks])
+    draws.setflags(write=False)
+    return Drawn(value, draws, n, units)
 
 
 def _mid_ranks(x: Floats, weights: Floats) -> Floats:
@@ -498,12 +506,18 @@ def _interval(draws: Floats, value: float, n: int, bounds: Bounds | None, consta
     draws = draws[~np.isnan(draws)]
     if len(draws) == 0:
         return math.nan, math.nan
-    t = _scipy.t.ppf(0.5 + level / 2, n - 1) * math.sqrt(n / (n - 1))
-    tail = float(_scipy.norm.cdf(-t))
+    tail = _tail(n, level)
     low, high = np.quantile(draws, [tail, 1.0 - tail])
     if bounds is not None:  # a widened draw may leave the scale
         low, high = max(float(low), bounds[0]), min(float(high), bounds[1])
     return float(min(low, value)), float(max(high, value))
+
+
+@functools.lru_cache(maxsize=1024)
+def _tail(n: int, level: float) -> float:
+    """The share of draws below the interval, so that the interval of a normal sample's mean is Student's."""
+    t = _scipy.t.ppf(0.5 + level / 2, n - 1) * math.sqrt(n / (n - 1))
+    return float(_scipy.norm.cdf(-t))
 
 
 def _same_shape(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pydantic
@@ -113,17 +114,23 @@ def judge_faults(
 def _annotation_faults(declared: Loss | NamedFunction, values: Mapping[str, Any], prefix: str) -> list[str]:
     """Faults of values that the signature's annotations do not allow."""
     try:
-        hints = typing.get_type_hints(declared.function, include_extras=True)
-    except Exception:  # a plug-in's annotation may name an unknown type; the trial call still checks the value
-        hints = {}
-    fields: dict[str, Any] = {name: (hints.get(name, Any), default) for name, default in declared.settings.items()}
-    # strict: the function gets the value as it stands
-    config = ConfigDict(extra="ignore", protected_namespaces=(), strict=True)
-    try:
-        pydantic.create_model(f"{declared.name} settings", __config__=config, **fields)(**values)
+        _declared(declared.function, declared.name, tuple(declared.settings))(**values)
     except pydantic.ValidationError as error:
         return explain(error, prefix)
     return []
+
+
+@lru_cache(maxsize=256)  # making one takes milliseconds, and every job of a study asks again
+def _declared(function: Callable[..., Any], name: str, settings: tuple[str, ...]) -> type[BaseModel]:
+    """What the signature's annotations allow these settings to be."""
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except Exception:  # a plug-in's annotation may name an unknown type; the trial call still checks the value
+        hints = {}
+    fields: dict[str, Any] = {setting: (hints.get(setting, Any), None) for setting in settings}
+    # strict: the function gets the value as it stands
+    config = ConfigDict(extra="ignore", protected_namespaces=(), strict=True)
+    return pydantic.create_model(f"{name} settings", __config__=config, **fields)
 
 
 def explain(error: pydantic.ValidationError, prefix: str = "", schema: type[BaseModel] = Setting) -> list[str]:

@@ -7,7 +7,6 @@ PyYAML follows YAML 1.1, which takes `1:30` for 90, `010` for 8, `1_000` for 100
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator
 from functools import cache, lru_cache
@@ -62,7 +61,14 @@ def plain_yaml(text: str, where: str) -> tuple[Any, Any]:
     alias that stands in its own anchor, and more than `MOST_NODES` values or `DEEPEST` levels.
     """
     values, node = _parsed(text, where)
-    return copy.deepcopy(values), node  # the values are the caller's to change
+    return _copied(values), node  # the values are the caller's to change
+
+
+def _copied(values: Any) -> Any:
+    """A copy of plain data."""
+    if isinstance(values, dict):
+        return {key: _copied(value) for key, value in values.items()}
+    return [_copied(value) for value in values] if isinstance(values, list) else values
 
 
 @lru_cache(maxsize=64)  # of texts: a study reads the same few files for each of its jobs

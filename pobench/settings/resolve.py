@@ -350,9 +350,8 @@ class _Draft:
 
     def _origin_for(self, name: str) -> dict[str, str]:
         """Key → where its value comes from, for the sections and this loss. A loss's own lr is listed as `train.lr`."""
-        shown = {
-            key: where for key, where in self.origin.items() if where and key.partition(".")[0] in (*SECTIONS, name)
-        }
+        sections = {*SECTIONS, name}
+        shown = {key: where for key, where in self.origin.items() if where and key.partition(".")[0] in sections}
         own = self._own_training(name)
         return shown | {f"train.{k}": self.origin.get(f"{name}.{k}") or f"{self.setting}: of {name}" for k in own}
 

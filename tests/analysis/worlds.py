@@ -122,7 +122,7 @@ class World:
         texts = [" ".join(WORDS[: t // 2] * 2 if arm.get("repeats") else WORDS[:t]) for t in tokens]
         prompts = {"run": run, "prompt": [f"prompt-{i}" for i in range(PROMPTS)], "sample": 0}
         shown = {"kind": "", "topic": "", "text": texts, "tokens": tokens, "finished": True}
-        self.parts["answers"].append(counted(pd.DataFrame({**prompts, **shown})))
+        self.parts["answers"].append(pd.DataFrame({**prompts, **shown}))
         passed = arm.get("score", 0.5) + self.shift + self.hard + self.rng.normal(0, 0.1, PROMPTS)
         judged = {"judge": "verifiable", "score": np.clip(passed, 0, 1), "against": ""}
         self.parts["verdicts"].append(pd.DataFrame({**prompts, **judged}))
@@ -189,4 +189,4 @@ def make(
     frames = {}
     for name, part in world.parts.items():
         frames[name] = pd.DataFrame(part) if name in ("runs", "benchmarks") else pd.concat(part, ignore_index=True)
-    return frames
+    return {**frames, "answers": counted(frames["answers"])}

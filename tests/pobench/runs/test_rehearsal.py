@@ -39,9 +39,15 @@ BILLIONS = {  # as the hub pages print the size of the safetensors files
 }
 
 
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory) -> Path:
+    """Where the stand-ins are kept: they are named by what they are made from, so that tests of one setting share them."""
+    return tmp_path_factory.mktemp("stand-ins")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+def own_cache(stand_ins, monkeypatch) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(stand_ins))
 
 
 @pytest.mark.parametrize(("name", "parameters"), BILLIONS.items())
