@@ -358,7 +358,7 @@ def _spearman(x: Floats, y: Floats, group: NDArray[np.int_], seed: int, resample
     return _remembered_spearman(x.tobytes(), y.tobytes(), group.tobytes(), group.dtype.str, seed, resamples)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)  # an entry is some hundred kilobytes for ten thousand pairs
 def _remembered_spearman(x_: bytes, y_: bytes, group_: bytes, of: str, seed: int, resamples: int) -> Drawn:
     x, y, group = np.frombuffer(x_), np.frombuffer(y_), np.frombuffer(group_, of)
     n, units = len(x), int(group.max()) + 1
