@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -120,7 +121,7 @@ class PairRM(TwoOrders):
             raise PobenchError(f"{self.name!r}: its tokenizer does not write {PREFIXES[0]} between two special tokens")
         return tokenizer
 
-    def _beside(self, name: str) -> Any:
+    def _beside(self, name: str) -> Path:
         return fetch_file(self.body, name, option="the judge's setting `body`", kind="model")
 
     @torch.inference_mode()
