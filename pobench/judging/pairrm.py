@@ -121,6 +121,11 @@ class PairRM(TwoOrders):
             raise PobenchError(f"{self.name!r}: its tokenizer does not write {PREFIXES[0]} between two special tokens")
         return tokenizer
 
+    @cached_property
+    def separator(self) -> str:
+        """The token at the end of every text, [SEP]."""
+        return str(self.tokenizer.id_to_token(self.tokenizer.encode("").ids[-1]))
+
     def _beside(self, name: str) -> Path:
         return fetch_file(self.body, name, option="the judge's setting `body`", kind="model")
 
@@ -159,8 +164,7 @@ class PairRM(TwoOrders):
 
     def _segment(self, prefix: str, text: str, most: int) -> list[int]:
         """[CLS] prefix text [SEP], cut to `most` tokens. What a text has of the marks between segments becomes a space."""
-        separator = self.tokenizer.id_to_token(self.tokenizer.encode(prefix).ids[-1])
-        for mark in (separator, *PREFIXES):
+        for mark in (self.separator, *PREFIXES):
             text = text.replace(mark, " ")
         ids: list[int] = self.tokenizer.encode(prefix + text).ids
         return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
