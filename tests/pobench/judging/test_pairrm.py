@@ -52,7 +52,7 @@ def test_its_scores_are_those_of_the_published_class(hf) -> None:
         pair for pair in made.PAIRS if "[SEP]" not in "".join(pair)
     ]  # the published snippet reads it as a separator
     ours = hf.scores([Comparison(*pair) for pair in plain])
-    assert ours == pytest.approx(STORED["hf"], abs=2e-5) and len(set(ours)) == len(ours)
+    assert ours == pytest.approx(STORED["hf"], abs=5e-6) and len(set(ours)) == len(ours)
 
 
 def test_a_long_pair_is_cut_to_the_published_token_ids(hf) -> None:
@@ -64,7 +64,7 @@ def test_texts_are_cut_and_separators_in_them_replaced_as_by_the_published_ranke
     rows = [own._row(Comparison(*pair)) for pair in made.PAIRS]
     most = made.LIMITS["source_maxlength"] + 2 * made.LIMITS["candidate_maxlength"]
     assert max(len(row.ids) for row in rows) in (most - 1, most) and min(len(row.ids) for row in rows) < most - 10
-    assert own.scores([Comparison(*pair) for pair in made.PAIRS]) == pytest.approx(STORED["compare"], abs=2e-5)
+    assert own.scores([Comparison(*pair) for pair in made.PAIRS]) == pytest.approx(STORED["compare"], abs=5e-6)
 
 
 def test_a_batch_changes_no_score(own) -> None:
@@ -88,7 +88,7 @@ def test_answers_are_ranked_by_the_scores_of_the_published_rank(own) -> None:
     rows = [{"id": str(i), "prompt": prompt} for i, prompt in enumerate(made.PROMPTS)]
     samples = [Sample(row["id"], i, text, 9, True) for row in rows for i, text in enumerate(made.FIVE)]
     pairs, counts = best_against_worst(rows, samples, own)
-    assert [p.scores for p in pairs] == [pytest.approx(scores, abs=2e-5) for scores in STORED["rank"]]
+    assert [p.scores for p in pairs] == [pytest.approx(scores, abs=5e-6) for scores in STORED["rank"]]
     for pair, scores in zip(pairs, STORED["rank"], strict=True):
         assert pair.chosen.text == made.FIVE[scores.index(max(scores))]
         assert pair.rejected.text == made.FIVE[scores.index(min(scores))]
@@ -97,7 +97,7 @@ def test_answers_are_ranked_by_the_scores_of_the_published_rank(own) -> None:
 
 def test_several_turns_are_written_as_by_the_package(own) -> None:
     shown = Comparison(tuple(made.TURNS), *made.ANSWERS[:2])
-    assert own.scores([shown]) == pytest.approx([STORED["several_turns"]], abs=2e-5)
+    assert own.scores([shown]) == pytest.approx([STORED["several_turns"]], abs=5e-6)
     ruled = Comparison([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}], "a", "b")
     assert texts(ruled) == ("Be kind.\n\nHi", "a", "b")
 
