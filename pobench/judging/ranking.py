@@ -1,7 +1,7 @@
 """Make a preference from several answers to a prompt: the best against the worst by a judge's ranking.
 
     a pointwise judge     ranks by its score; a reward model by the reward
-    a pairwise judge      ranks by the mean probability to win against the other answers to the prompt
+    a pairwise judge      ranks by the mean probability to win against the other answers to the prompt; PairRM by its scores
 
 If several answers are best or worst, the pair takes the two with the closest lengths in tokens, then the ones sampled
 first. This keeps length from separating chosen and rejected answers. An unfinished answer is never in a pair.
@@ -171,6 +171,8 @@ def _scores(judge: Any, answers: Asked, progress: Progress | None) -> tuple[dict
     if not isinstance(judge, PairwiseJudge):
         raise PobenchError(f"judge {judge.name!r} neither scores an answer nor compares two, so it can rank none")
     comparisons_by_id = comparisons(answers)
+    if hasattr(judge, "margins"):
+        return _summed_margins(judge, answers, comparisons_by_id, progress)
     won: dict[tuple[str, str], list[float]] = {
         (id, text.strip()): [] for id, two in comparisons_by_id for text in (two.a, two.b)
     }
@@ -186,6 +188,26 @@ def _scores(judge: Any, answers: Asked, progress: Progress | None) -> tuple[dict
         sample: _share(won[key]) for sample, key in keys.items() if key in won
     }  # an only answer has no comparison
     return scores, {"comparisons": len(comparisons_by_id), "unread": unread}
+
+
+def _summed_margins(
+    judge: Any, answers: Asked, compared: Sequence[tuple[str, Comparison]], progress: Progress | None
+) -> tuple[dict[Sample, float], dict[str, int]]:
+    """An answer's margins over all answers to its prompt, summed, over their number: `rank` of the package llm-blender.
+
+    An answer that was drawn twice counts twice among the others. An only answer has no score.
+    """
+    drawn = Counter((sample.id, sample.text.strip()) for _, sample in answers)
+    among = Counter(sample.id for _, sample in answers)
+    scores: dict[tuple[str, str], float] = defaultdict(float)
+    margins = judge.margins([two for _, two in compared], progress)
+    for (id, two), margin in zip(compared, margins, strict=True):
+        a, b = (id, two.a.strip()), (id, two.b.strip())
+        scores[a] -= drawn[b] * margin / among[id]
+        scores[b] += drawn[a] * margin / among[id]
+    keys = {sample: (sample.id, sample.text.strip()) for _, sample in answers}
+    found = {sample: round(scores[key], 9) for sample, key in keys.items() if key in scores}
+    return found, {"comparisons": len(compared), "unread": 0}
 
 
 def _share(wins: Sequence[float]) -> float:

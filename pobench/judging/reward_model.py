@@ -45,7 +45,7 @@ class RewardModel:
             # transformers would load its own class of the same family, with a randomly initialised head
             raise PobenchError(
                 f"reward model {self.name!r} brings code of its own, which pobench does not run by default: read it, then set "
-                "trust_remote_code=true in the judge's settings"
+                "trust_remote_code=true in the judge's settings; for ArmoRM take the judge `armorm`, which needs none"
             )
         try:
             model, loading_info = AutoModelForSequenceClassification.from_pretrained(
@@ -152,6 +152,6 @@ def reward_model(
     """A reward model on this machine: ranks answers by raw reward, and compares two by σ of the difference.
 
     model: a folder or hub name of a sequence classifier with one output and a chat template. trust_remote_code: run code
-    that comes with the model (ArmoRM needs it).
+    that comes with the model.
     """
     return RewardModel(Weights(model, revision, precision, trust_remote_code), batch_size)

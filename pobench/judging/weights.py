@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from pobench.judging.pairwise import Progress
 from pobench.model.device import bf16_pays
 from pobench.model.load import attention_of
 from pobench.positions import rope_reach
-from pobench.sources import fetch_model
+from pobench.sources import fetch_model, weights_fault
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -57,6 +57,36 @@ class Weights:
         return torch.bfloat16 if narrow or self.precision == "bf16" else torch.float32
 
 
+def read_weights(weights: Weights, make: Callable[[dict[str, torch.Tensor]], torch.nn.Module], kind: str) -> Any:
+    """A module with the folder's safetensors as its weights, in the judge's precision, on its device, ready to judge.
+
+    make: builds the module; it gets the weights by name. kind: of the model, for the message. Raises PobenchError where the
+    folder's weights are not those of the module.
+    """
+    from accelerate import init_empty_weights
+    from safetensors.torch import load_file
+
+    files = sorted(weights.folder.glob("*.safetensors"))
+    state = {
+        name: tensor.to(weights.dtype)
+        for file in files
+        for name, tensor in load_file(file, device=weights.device.type).items()
+        if not name.endswith(".position_ids")  # a constant that older versions of transformers stored
+    }
+    with init_empty_weights(include_buffers=False):
+        model = make(state)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = {
+        "missing_keys": shapes.keys() - state.keys(),
+        "unexpected_keys": state.keys() - shapes.keys(),
+        "mismatched_keys": [(n, t.shape, shapes[n]) for n, t in state.items() if shapes.get(n, t.shape) != t.shape],
+    }
+    if fault := weights_fault(found):
+        raise PobenchError(f"{weights.name!r} is no {kind}: {fault}")
+    model.load_state_dict(state, assign=True)
+    return model.to(weights.device).eval()
+
+
 def longest(model: Any) -> int:
     """The largest number of tokens that the model can read."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -64,14 +94,20 @@ def longest(model: Any) -> int:
 
 
 def batches(
-    rows: Sequence[Sequence[int]], size: int, model: Any, progress: Progress | None = None
+    rows: Sequence[Sequence[int]],
+    size: int,
+    model: Any,
+    progress: Progress | None = None,
+    limit: int | None = None,
 ) -> Iterator[list[int]]:
-    """Batches of row indices, at most `size` rows of similar length each; rows longer than `longest(model)` are left out.
+    """Batches of row indices, at most `size` rows of similar length each; rows longer than `limit` are left out, by default
+    `longest(model)`.
 
     A batch lies on one side of the length at which rotary frequencies change, so a row is read as it would be alone. The
     longest rows come first, so that a lack of memory shows at once.
     """
-    limit, border = longest(model), rope_reach(model.config.get_text_config(), 1) or 0
+    limit = longest(model) if limit is None else limit
+    border = rope_reach(model.config.get_text_config(), 1) or 0
     order = sorted((i for i, row in enumerate(rows) if len(row) <= limit), key=lambda i: (-len(rows[i]), i))
     longer = sum(len(rows[i]) > border for i in order)
     done = len(rows) - len(order)

@@ -243,6 +243,6 @@ def test_a_judge_declares_what_others_must_know_of_it() -> None:
         return judge.free, judge.compares, judge.offline
 
     assert {facts(n) for n in ("verifiable", "tiny_world", "replay")} == {(True, False, True)}
-    assert {facts(n) for n in ("local", "reward_model")} == {(True, True, False)}
+    assert {facts(n) for n in ("local", "reward_model", "pairrm", "armorm")} == {(True, True, False)}
     assert facts("endpoint") == (False, True, False)
     assert facts("rehearsed") == (True, True, True)

@@ -14,10 +14,12 @@ from two_processes import in_two_processes
 from pobench.data.chat import Chat
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError
+from pobench.judging.armorm import ArmoRM
+from pobench.judging.pairrm import PairRM
 from pobench.model.generate import Decoding, generate
 from pobench.registry import judges
 from pobench.workflows import onpolicy
-from pobench.workflows.onpolicy import Sampling, draw, make_pairs
+from pobench.workflows.onpolicy import Sampling, draw, make_pairs, recipe_of
 
 ROWS = [{"id": f"p{i}", "prompt": text, "kind": "any"} for i, text in enumerate(("hi", "what is a bee?", "go on"))]
 
@@ -272,3 +274,17 @@ def test_prompts_that_the_model_cannot_read_stop_before_anything_is_drawn(pobenc
     status, _, err = pobench_cli(*command, "--out", "mine.jsonl", *long, "--set", "onpolicy.prompts=prompts.jsonl")
     assert status == 2 and "onpolicy.prompts: " in err and "of the prompt tokens are unknown to the tokenizer" in err
     assert "the longest prompt and 9000 new tokens" in err and not list(tmp_path.glob("mine*"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "judge", "model"),
+    [
+        ("mistral-instruct", PairRM, "PairRM-hf"),
+        ("llama3-instruct", PairRM, "PairRM-hf"),
+        ("llama3-instruct-v0.2", ArmoRM, "ArmoRM-Llama3-8B-v0.1"),
+        ("gemma2-instruct", ArmoRM, "ArmoRM-Llama3-8B-v0.1"),
+    ],
+)
+def test_the_papers_settings_rank_by_the_papers_rankers_and_run_no_code_of_theirs(setting, judge, model):
+    recipe = recipe_of(setting)
+    assert type(recipe.judge) is judge and recipe.judge.name == model and not recipe.judge.weights.trust_remote_code
