@@ -7,7 +7,7 @@ They turn the frames of one run (or of one loss's runs with several seeds) and o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -318,17 +318,33 @@ def score(frames: Frames, start: Frames | None = None, *, seed: int = 0) -> list
     measurement has None in value, low and high, and n = 0. With several judges the main one has the plain names, the
     others `pass_rate@<judge>` and so on.
     """
-    heldout, answers, verdicts = (_frame(frames, name) for name in ("heldout", "answers", "verdicts"))
-    theirs = None if start is None else _frame(start, "verdicts")
-    judges = judges_of(verdicts) or [""]
+    beside = None if start is None else Beside(_frame(start, "verdicts"))
+    return _score({name: _frame(frames, name) for name in _NEEDS}, beside, seed)
+
+
+class Beside:
+    """The start model's scores, which every loss is compared with. verdicts: of the start model, by `_frame`."""
+
+    def __init__(self, verdicts: pd.DataFrame) -> None:
+        self.verdicts, self._by_judge = verdicts, dict[str, Evidence]()
+
+    def of(self, judge: str) -> Evidence:
+        """By one judge."""
+        if judge not in self._by_judge:
+            nothing, own = self.verdicts.iloc[:0], self.verdicts[self.verdicts["judge"] == judge]
+            self._by_judge[judge] = Evidence(nothing, nothing, own)
+        return self._by_judge[judge]
+
+
+def _score(frames: Mapping[str, pd.DataFrame], beside: Beside | None, seed: int) -> list[dict[str, Any]]:
+    """The rows of `score`. frames: by `_frame`. beside: None for the start model."""
+    heldout, answers, verdicts = (frames[name] for name in ("heldout", "answers", "verdicts"))
     rows = []
-    for place, judge in enumerate(judges):
-        beside = None
-        if theirs is not None:
-            beside = Evidence(heldout.iloc[:0], answers.iloc[:0], theirs[theirs["judge"] == judge])
-        evidence = Evidence(heldout, answers, verdicts[verdicts["judge"] == judge], beside, seed)
+    for place, judge in enumerate(judges_of(verdicts) or [""]):
+        start = None if beside is None else beside.of(judge)
+        evidence = Evidence(heldout, answers, verdicts[verdicts["judge"] == judge], start, seed)
         for m in METRICS.values():
-            if (place and not m.judged) or (start is None and not m.start):
+            if (place and not m.judged) or (beside is None and not m.start):
                 continue
             estimate = m.function(evidence)
             numbers = {k: nan_as_null(float(getattr(estimate, k))) for k in ("value", "low", "high")}
@@ -346,18 +362,22 @@ def complete(frames: Frames, *, seed: int = 0) -> pd.DataFrame:
     stored = FRAMES["scores"].of(() if scores is None else scores)
     scored = set(stored["run"].dropna())
     start_of = {str(r["run"]): r.get("start") for r in finished.to_dict("records")}
+    typed = {name: _frame(frames, name) for name in _NEEDS}
+    starts: dict[tuple[Any, ...], Beside] = {}
     added: list[dict[str, Any]] = []
     for arm in arms_of(finished):
         groups = [(run, [run]) for run in arm.runs if run not in scored]
         groups += [(arm.id, list(arm.runs))] if len(arm.runs) > 1 and arm.id not in scored else []
         for name, members in groups:
-            start = None if arm.is_start else _select(frames, [start_of.get(m) for m in members])
-            added += [{"run": name, **row} for row in score(_select(frames, members), start, seed=seed)]
+            own = None if arm.is_start else tuple(start_of.get(member) for member in members)
+            if own is not None and own not in starts:
+                starts[own] = Beside(_of_runs(typed["verdicts"], own))
+            rows = {need: _of_runs(frame, members) for need, frame in typed.items()}
+            added += [{"run": name, **row} for row in _score(rows, None if own is None else starts[own], seed)]
     if not added:
         return stored.reset_index(drop=True)
     return FRAMES["scores"].of(pd.concat([f for f in (stored, pd.DataFrame(added)) if len(f)], ignore_index=True))
 
 
-def _select(frames: Frames, runs: list[Any]) -> dict[str, pd.DataFrame]:
-    inputs = {name: frames.get(name) for name in _NEEDS}
-    return {k: frame[frame["run"].isin(runs)] for k, frame in inputs.items() if frame is not None and "run" in frame}
+def _of_runs(frame: pd.DataFrame, runs: Sequence[Any]) -> pd.DataFrame:
+    return frame[frame["run"].isin(runs)].reset_index(drop=True)

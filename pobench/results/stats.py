@@ -469,7 +469,7 @@ def _weights(clusters: int, seed: int, resamples: int) -> Iterator[Floats]:
         yield _multiplicities(rng, min(block, resamples - start), clusters)
 
 
-REMEMBERED = 1_000_000  # numbers: a report draws the same few hundred prompts and pairs thousands of times
+REMEMBERED = 2_000_000  # numbers: a report draws the same prompts and pairs thousands of times
 
 
 @functools.lru_cache(maxsize=8)
