@@ -469,10 +469,10 @@ def _weights(clusters: int, seed: int, resamples: int) -> Iterator[Floats]:
         yield _multiplicities(rng, min(block, resamples - start), clusters)
 
 
-REMEMBERED = 2_000_000  # numbers: a report draws the same prompts and pairs thousands of times
+REMEMBERED = 4_000_000  # numbers: a report draws the same prompts and pairs thousands of times
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=4)  # of at most 32 MB each
 def _remembered_weights(clusters: int, seed: int, resamples: int) -> Floats:
     weights = _multiplicities(np.random.default_rng(seed), resamples, clusters)
     weights.setflags(write=False)
