@@ -8,7 +8,7 @@ LOSSES ?= simpo,dpo,ipo,kto,orpo
 unexport PYTHONDONTWRITEBYTECODE
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help run report tuning tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all check docs clean
+.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all check docs clean
 .DEFAULT_GOAL := help
 
 help:       ## list the targets
@@ -28,6 +28,10 @@ TUNE = OMP_NUM_THREADS=1 $(BIN)/pobench tune --runs runs-tuning --trials 8
 tuning: $(VENV)/.installed    ## search the values of every loss on tiny; trials and choice are stored beside the setting
 	$(TUNE) --setting tiny --losses all --at-once 2 --into experiments/settings/tiny.yaml; status=$$?; \
 	cp runs-tuning/tiny/tuning/trials.csv experiments/data/tiny/tuning.csv && exit $$status
+
+tuning-tiny-long: $(VENV)/.installed ## the same on tiny-long, for the losses of the paper; an hour
+	$(TUNE) --setting tiny-long --losses paper --at-once 2 --into experiments/settings/tiny-long.yaml; status=$$?; \
+	cp runs-tuning/tiny-long/tuning/trials.csv experiments/data/tiny-long/tuning.csv && exit $$status
 
 tuning-smollm2: $(VENV)/.installed ## the same on smollm2, for the losses in LOSSES; hours
 	$(TUNE) --setting smollm2 --losses $(LOSSES) --into experiments/settings/smollm2.yaml; status=$$?; \

@@ -142,11 +142,12 @@ def test_a_loss_of_ones_own_can_be_searched_on_tiny_as_often_as_the_others() -> 
     assert len(points_of(search_space(own, read_grid("tiny")), "own")) >= EQUAL
 
 
+@pytest.mark.parametrize("world", ["tiny", "tiny-long"])
 @pytest.mark.parametrize("loss", losses.names())
-def test_the_record_of_a_search_on_tiny_is_one_of_its_committed_trials(loss) -> None:
-    (job,) = resolve("tiny", loss)
+def test_the_record_of_a_search_on_a_world_is_one_of_its_committed_trials(loss, world) -> None:
+    (job,) = resolve(world, loss)
     if job.tuned is not None:
-        trials = made_before("builtin:tiny/tuning.csv")
+        trials = made_before(f"builtin:{world}/tuning.csv")
         trials = trials[trials["study"] == job.tuned.study]
         (best,) = trials[trials["chosen"]].to_dict("records")
         assert best["lr"] == job.train.lr and best["value"] == pytest.approx(job.tuned.value, rel=1e-4)
