@@ -81,16 +81,25 @@ def margin_rises_everywhere(e: Evidence) -> Measured:
     return least_by_bin(e, "simpo", gain)
 
 
+def simpo_margin(rows: pd.DataFrame) -> pd.Series:
+    """The margin of SimPO's reward at the β of Mistral-Base (Table 8), whatever loss has trained the model."""
+    chosen, rejected = (rows[f"{side}_logp"] / rows[f"{side}_length"] for side in ("chosen", "rejected"))
+    return 2.0 * (chosen - rejected)
+
+
+# Fig. 2a draws three models on one scale: about −9 for the model without LN where the winner is 200 tokens shorter, +9 where it
+# is 200 tokens longer. The model's own reward, a sum, falls with every token, so it has the other sign there; the figure's
+# reward must be SimPO's, the mean. The paper does not say so: this is inferred.
 claim(
     "no-ln-margin-negative",
     says="Without length normalisation the margin is negative where the winner is shorter",
-    statistic="mean reward margin of SimPO w/o LN over training pairs with the shorter winner",
-    unit="own unit",
+    statistic="mean margin of SimPO's reward (β = 2) under SimPO w/o LN, training pairs with the shorter winner",
+    unit="2 nats a token",
     below=0,
     paper=-8.91,
-    smallest=0.08,  # as `margin-positive-everywhere`: the unit goes with β, which the paper does not print for this loss
+    smallest=0.08,  # as `margin-positive-everywhere`, whose unit it has: a quarter of −8.91 would ask for a model that broke
     where="Mistral-Base, Fig. 2a at −200 tokens",
-)(level("simpo_no_ln", trained(lambda rows: margin(rows).where(rows["chosen_length"] < rows["rejected_length"]))))
+)(level("simpo_no_ln", trained(lambda rows: simpo_margin(rows).where(rows["chosen_length"] < rows["rejected_length"]))))
 
 claim(
     "rho-no-ln-above-dpo",

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pobench.analysis import claims_length
 from scipy import stats as scipy_stats
 
 from pobench import registry
@@ -832,3 +833,9 @@ def test_seeds_say_how_large_a_difference_must_be(few_losses) -> None:
     assert len(table) == 2 and set(table["Seeds"]) == {3}
     assert (table["Needed"] > 0).all()
     assert set(table["Rank kept"]) == {100.0}  # twenty points apart
+
+
+def test_a_shorter_winner_has_the_larger_sum_and_still_the_smaller_reward_of_simpo() -> None:
+    rows = {"chosen_logp": -20.0, "chosen_length": 10, "rejected_logp": -45.0, "rejected_length": 30}
+    (value,) = claims_length.simpo_margin(pd.DataFrame([rows]))
+    assert value == pytest.approx(2.0 * (-2.0 + 1.5))  # of the sums: +25, whatever a model has learned about length

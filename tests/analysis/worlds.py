@@ -57,7 +57,8 @@ def arms(s: int, longer: bool) -> list[dict[str, Any]]:
         {"loss": "orpo", "tokens": {1: 30, 0: 40, -1: 45}[s]},
         {
             "loss": "simpo_no_ln", "score": score - 0.4 * s, "tokens": {1: 55, 0: 40, -1: 45}[s], "repeats": s > 0,
-            "slope": {1: 2.5, 0: 0.3, -1: 0.0}[s], "margin": {1: 0.0, 0: 0.0, -1: 1.0}[s], "lean": 3.0 * (s > 0),
+            "slope": {1: 2.5, 0: 0.3, -1: 0.0}[s], "margin": {1: 0.0, 0: 0.0, -1: 4.0}[s], "lean": 3.0 * (s > 0),
+            "disagree": 0.2 * (s >= 0),
         },
     ]  # fmt: skip
 
