@@ -309,8 +309,9 @@ class RowReader:
         )
 
     def other_texts(self) -> list[str]:
-        """The columns with text or messages that nobody has read; one of them may be the prompt."""
-        return [name for name in text_columns(self.row.unread()) if name != "id"]
+        """The columns with text or messages that nobody has read; one of them may be the prompt. An id is one word."""
+        unread = self.row.unread()
+        return [name for name in text_columns(unread) if name != "id" or len(str(unread[name]).split()) > 1]
 
     def in_turn(self, prompt: tuple[Message, ...]) -> bool:
         """Whether the user speaks first and last, with at most one system message, at the start. The chat template checks

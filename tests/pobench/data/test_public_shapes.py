@@ -149,6 +149,7 @@ def test_a_tie_is_no_pair_and_is_counted(row: dict[str, Any]) -> None:
     ("row", "fix"),
     [
         ({"input": ASK, "chosen": f"Sure, {GOOD}", "rejected": f"Sure, {BAD}"}, "data.columns.prompt=input"),
+        ({"id": ASK, "chosen": f"Sure, {GOOD}", "rejected": f"Sure, {BAD}"}, "data.columns.prompt=id"),
         ({"messages": [USER], "chosen": f"Sure, {GOOD}", "rejected": f"Sure, {BAD}"}, "data.columns.prompt=messages"),
         ({"meta": {"ask": ASK}, "chosen": f"Sure, {GOOD}", "rejected": f"Sure, {BAD}"}, "data.columns.prompt=meta.ask"),
         ({"talk": [["user", ASK]], "chosen": f"Sure, {GOOD}", "rejected": f"Sure, {BAD}"}, "data.columns.prompt=talk"),
