@@ -121,6 +121,18 @@ def run(
     report, whole = runs / "report" / "report.html", True
     if any(o.status != "skipped" for o in outcomes) or not report.is_file():
         report, whole = write_report(runs, None, "all", None)
+    _print_results(plan, runs, outcomes, report, as_json)
+    _end(failed or not whole or (plan.left_out and benchmarks is not None))
+
+
+def _end(incomplete: object) -> None:
+    """Exit status 1 if something that the command names was not done."""
+    if incomplete:
+        raise typer.Exit(1)
+
+
+def _print_results(plan: Any, runs: Path, outcomes: list[Any], report: Path, as_json: bool) -> None:
+    """After the jobs: each run's scores, what failed, and where the report is."""
     if as_json:
         described = {
             "outcomes": [o.__dict__ for o in outcomes],
@@ -130,20 +142,14 @@ def run(
             "report": str(report),
         }
         print(json.dumps(described, indent=1))
-    else:
-        pairs = {task.run for task in plan.tasks if task.kind == "pair"}
-        _print_summary(runs, [o for o in outcomes if o.run not in pairs])
-        _print_pairs([o for o in outcomes if o.run in pairs])
-        for o in failed:
+        return
+    pairs = {task.run for task in plan.tasks if task.kind == "pair"}
+    _print_summary(runs, [o for o in outcomes if o.run not in pairs])
+    _print_pairs([o for o in outcomes if o.run in pairs])
+    for o in outcomes:
+        if o.status == "failed":
             err.print(f"failed: {escape(o.title)} ({escape(o.run)}): {escape(o.reason)}", style="red")
-        out.print(escape(f"report: {report}"), highlight=False)
-    _end(failed or not whole or (plan.left_out and benchmarks is not None))
-
-
-def _end(incomplete: object) -> None:
-    """Exit status 1 if something that the command names was not done."""
-    if incomplete:
-        raise typer.Exit(1)
+    out.print(escape(f"report: {report}"), highlight=False)
 
 
 def _print_start_models(plan: Any, failed: list[Any], as_json: bool) -> None:
