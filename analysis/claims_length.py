@@ -22,7 +22,8 @@ from pobench.results.claims import (
     rho_gap,
     share_by_length,
 )
-from pobench.results.evidence import UNMEASURED, Evidence, Measured, OfRows, characters, margin, tokens, trained
+from pobench.results.evidence import UNMEASURED, Evidence, Measured, characters, tokens, trained
+from pobench.results.pair_values import OfRows, change_per_token, longer, margin, simpo_margin
 
 claim = partial(register_claim, subject="Length")
 
@@ -39,9 +40,9 @@ def least_by_bin(e: Evidence, loss: str, value: OfRows) -> Measured:
     if arm is None or rows.empty:
         return UNMEASURED
     pairs = rows.drop_duplicates("pair").set_index("pair")
-    longer = (pairs["chosen_length"] - pairs["rejected_length"]).astype(float)
-    edges = np.unique(np.quantile(longer, np.linspace(0, 1, BINS + 1))[1:-1])
-    bin_of = pd.Series(np.searchsorted(edges, longer, side="right"), longer.index)
+    difference = longer(pairs)
+    edges = np.unique(np.quantile(difference, np.linspace(0, 1, BINS + 1))[1:-1])
+    bin_of = pd.Series(np.searchsorted(edges, difference, side="right"), difference.index)
     values = e.pairs(arm, value, trained=True)
     inside = bin_of.loc[values.index.get_level_values(1)].to_numpy()
     return Measured(least([[(1.0, values[inside == k])] for k in np.unique(inside)], e, bounds=None), (arm,))
@@ -75,16 +76,9 @@ def margin_rises_everywhere(e: Evidence) -> Measured:
         return UNMEASURED
 
     def gain(rows: pd.DataFrame) -> pd.Series:
-        start = [rows[f"reference_{side}_logp"] / rows[f"{side}_length"] for side in ("chosen", "rejected")]
-        return margin(rows) - beta * (start[0] - start[1])
+        return beta * (change_per_token(rows, "chosen") - change_per_token(rows, "rejected"))
 
     return least_by_bin(e, "simpo", gain)
-
-
-def simpo_margin(rows: pd.DataFrame) -> pd.Series:
-    """The margin of SimPO's reward at the β of Mistral-Base (Table 8), whatever loss has trained the model."""
-    chosen, rejected = (rows[f"{side}_logp"] / rows[f"{side}_length"] for side in ("chosen", "rejected"))
-    return 2.0 * (chosen - rejected)
 
 
 # Fig. 2a draws three models on one scale: about −9 for the model without LN where the winner is 200 tokens shorter, +9 where it
@@ -99,7 +93,7 @@ claim(
     paper=-8.91,
     smallest=0.08,  # as `margin-positive-everywhere`, whose unit it has: a quarter of −8.91 would ask for a model that broke
     where="Mistral-Base, Fig. 2a at −200 tokens",
-)(level("simpo_no_ln", trained(lambda rows: simpo_margin(rows).where(rows["chosen_length"] < rows["rejected_length"]))))
+)(level("simpo_no_ln", trained(lambda rows: simpo_margin(rows).where(longer(rows) < 0))))
 
 claim(
     "rho-no-ln-above-dpo",
@@ -209,7 +203,7 @@ def longer_winners(e: Evidence) -> float:
     if rows.empty:
         return float("nan")
     pairs = rows.drop_duplicates("pair")
-    return float(100 * (0.5 + 0.5 * np.sign(pairs["chosen_length"] - pairs["rejected_length"])).mean())
+    return float(100 * (0.5 + 0.5 * np.sign(longer(pairs))).mean())
 
 
 claim(

@@ -7,7 +7,8 @@ from functools import partial
 from pobench.registry import register_claim
 from pobench.results.claims import gap, level, tenfold_gap, trend
 from pobench.results.contrast import POINTS as SCALE
-from pobench.results.evidence import accuracy, disagreement, from_mean, held, kl, margin, trained, winner
+from pobench.results.evidence import held, trained
+from pobench.results.pair_values import accuracy, disagreement, from_mean, kl, margin, winner
 
 claim = partial(register_claim, subject="Rewards and likelihoods")
 

@@ -9,7 +9,7 @@ import pandas as pd
 from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import FAINT, START, look_of
-from pobench.results import stats
+from pobench.results import pair_values, stats
 from pobench.results.arms import Arm, lines_of, of_arm, score_of
 from pobench.results.groups import prompts_of
 from pobench.types import Estimate
@@ -72,5 +72,4 @@ def _measured(quantity: str, arm: Arm, heldout: pd.DataFrame, scores: pd.DataFra
     if quantity != "margin_correlation":
         return score_of(scores, arm, quantity)
     held = of_arm(heldout, arm)
-    length, margin = held["chosen_length"] - held["rejected_length"], held["chosen_reward"] - held["rejected_reward"]
-    return stats.spearman(length, margin, held["run"], prompts_of(held["pair"]))
+    return stats.spearman(pair_values.longer(held), pair_values.margin(held), held["run"], prompts_of(held["pair"]))

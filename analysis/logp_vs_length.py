@@ -7,7 +7,7 @@ import pandas as pd
 from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import INK, look_of
-from pobench.results import stats
+from pobench.results import pair_values, stats
 from pobench.results.arms import arms_of, of_arm
 from pobench.results.groups import prompts_of
 
@@ -31,7 +31,7 @@ def logp_vs_length(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
         held = of_arm(heldout, arm).dropna(subset=["chosen_logp", "chosen_length"])
         held = held[held["chosen_length"] > 0].sort_values(["run", "pair"], kind="stable")
         if len(held):
-            points = held.assign(per_token=held["chosen_logp"] / held["chosen_length"], loss=arm.loss, label=arm.label)
+            points = held.assign(per_token=pair_values.winner(held), loss=arm.loss, label=arm.label)
             sides = points["chosen_length"], points["per_token"]
             panels.append((arm, points, stats.spearman(*sides, points["run"], prompts_of(points["pair"]))))
     if not panels:

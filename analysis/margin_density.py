@@ -9,6 +9,7 @@ from scipy.stats import gaussian_kde
 from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import FAINT, look_of
+from pobench.results import pair_values
 from pobench.results.arms import lines_of, of_arm
 
 GRID = 200  # points of a curve
@@ -32,8 +33,8 @@ def margin_density(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
         for place, (gamma, arm) in enumerate(line.points):
             held = of_arm(heldout, arm)
             quantities = {
-                "margin": held["chosen_reward"] - held["rejected_reward"],
-                "winner": held["chosen_logp"] / held["chosen_length"],
+                "margin": pair_values.margin(held),
+                "winner": pair_values.winner(held),
             }
             for name, values in quantities.items():
                 x = values.to_numpy(float)

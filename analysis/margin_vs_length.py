@@ -1,4 +1,5 @@
-"""Figure `margin-vs-length`: the reward margin of held-out and training pairs against the length difference."""
+"""Figures `margin-vs-length` and `simpo-margin-vs-length`: reward margins of held-out and training pairs against the length
+difference."""
 
 from __future__ import annotations
 
@@ -9,17 +10,19 @@ import pandas as pd
 from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import FAINT, GRID, INK, PAPER, look_of
-from pobench.results import stats
+from pobench.results import pair_values, stats
 from pobench.results.arms import Arm, arms_of, of_arm
 from pobench.results.groups import prompts_of
+from pobench.results.pair_values import OfRows
 from pobench.types import Estimate
 
 HELD_OUT, TRAINING = "held-out", "training"  # pairs
 Line = tuple[pd.DataFrame, Estimate]  # bins, and the correlation of length difference and margin
+Panel = tuple[Arm, dict[str, Line]]  # an arm's lines, by which pairs
 
 
 @register_figure(
-    "margin-vs-length", title="Reward margin against length difference", paper="Fig. 2a", chapter="length", order=330
+    "margin-vs-length", title="Each loss's own reward margin against length difference", chapter="length", order=331
 )
 def margin_vs_length(
     runs: pd.DataFrame,
@@ -35,17 +38,54 @@ def margin_vs_length(
     shapes, not heights. A line that climbs from far below zero to far above it shows a reward that mostly counts tokens; a
     flat line above zero shows one that ranks pairs whatever their length. A dashed line far above the other was learned by
     heart. Bins hold equal numbers of pairs (the setting width gives fixed ones; the paper uses 100)."""
-    panels = [
-        (arm, lines)
-        for arm in arms_of(runs)
-        if (lines := _lines(arm, {HELD_OUT: heldout, TRAINING: trainpairs}, bins, width))
-    ]
+    panels = _panels(runs, {HELD_OUT: heldout, TRAINING: trainpairs}, pair_values.margin, bins, width)
     if not panels:
         raise plot.NothingToDraw("No trained model has rewards on held-out pairs.")
-    figure, axes = plot.panels(len(panels), sharey=False)
+    drawing = _draw(panels, "mean reward margin, own unit", one_scale=False)
+    strong = [arm.label for arm, lines in panels if HELD_OUT in lines and lines[HELD_OUT][1].low > 0.5]
+    text = f"The margin follows length strongly (ρ above 0.5) for {', '.join(strong)}." if strong else ""
+    return drawing._replace(notes=f"{text} {drawing.notes}".strip())
+
+
+@register_figure(
+    "simpo-margin-vs-length",
+    title="The margin of SimPO's reward against length difference",
+    paper="Fig. 2a",
+    chapter="length",
+    order=330,
+)
+def simpo_margin_vs_length(
+    runs: pd.DataFrame,
+    heldout: pd.DataFrame,
+    trainpairs: pd.DataFrame | None = None,
+    *,
+    bins: int = 8,
+    width: float | None = None,
+) -> plot.Drawing:
+    """Every model by one yardstick, as the paper's figure draws its three: the margin of SimPO's reward, twice the mean
+    log-probability per token of the chosen minus that of the rejected answer, whatever loss has trained the model. Binned
+    by how many tokens longer the chosen answer is; all panels have one scale, so heights may be compared, the start
+    model's too. Dashed: training pairs, which the paper shows. A line that lies above zero everywhere shows a model that
+    finds the better answer likelier whatever its length; one that climbs from below zero to above it finds the longer
+    answer likelier. (The paper, Mistral-Base, at 200 tokens shorter and longer: SimPO 0.3 and 2.0, SimPO without length
+    normalisation −8.9 and 8.7, which is no margin of sums: those have the other sign.)"""
+    panels = _panels(runs, {HELD_OUT: heldout, TRAINING: trainpairs}, pair_values.simpo_margin, bins, width)
+    if not panels:
+        raise plot.NothingToDraw("No model has log-probabilities of held-out pairs.")
+    return _draw(panels, "mean margin of SimPO's reward at β = 2", one_scale=True)
+
+
+def _panels(
+    runs: pd.DataFrame, frames: Mapping[str, pd.DataFrame | None], margin: OfRows, bins: int, width: float | None
+) -> list[Panel]:
+    return [(arm, lines) for arm in arms_of(runs) if (lines := _lines(arm, frames, margin, bins, width))]
+
+
+def _draw(panels: list[Panel], unit: str, *, one_scale: bool) -> plot.Drawing:
+    figure, axes = plot.panels(len(panels), sharey=one_scale)
     for ax, (arm, lines) in zip(axes, panels, strict=True):
         _panel(ax, arm, lines)
-    plot.outer_labels(figure, "chosen minus rejected length, tokens", "mean reward margin, own unit")
+    plot.outer_labels(figure, "chosen minus rejected length, tokens", unit)
     data = pd.concat(
         [
             line.assign(loss=arm.loss, label=arm.label, pairs=of)
@@ -54,23 +94,23 @@ def margin_vs_length(
         ],
         ignore_index=True,
     )
-    strong = [arm.label for arm, lines in panels if HELD_OUT in lines and lines[HELD_OUT][1].low > 0.5]
-    text = f"The margin follows length strongly (ρ above 0.5) for {', '.join(strong)}." if strong else ""
-    return plot.Drawing(figure, data, f"{text} {plot.counted(data['n'], 'pairs a bin')}".strip())
+    return plot.Drawing(figure, data, plot.counted(data["n"], "pairs a bin"))
 
 
-def _lines(arm: Arm, frames: Mapping[str, pd.DataFrame | None], bins: int, width: float | None) -> dict[str, Line]:
-    """Which pairs → their line, of those that have rewards."""
-    lines = {}
+def _lines(
+    arm: Arm, frames: Mapping[str, pd.DataFrame | None], margin: OfRows, bins: int, width: float | None
+) -> dict[str, Line]:
+    """Which pairs → their line, of those that have a margin."""
+    lines: dict[str, Line] = {}
     for of, frame in frames.items():
-        rows = of_arm(frame, arm).dropna(subset=["chosen_reward", "rejected_reward"]) if frame is not None else ()
-        if len(rows):
-            longer = (rows["chosen_length"] - rows["rejected_length"]).to_numpy(float)
-            margin = (rows["chosen_reward"] - rows["rejected_reward"]).to_numpy(float)
-            line = plot.binned(longer, margin, rows["pair"], rows["run"], bins=bins, width=width)
-            lines |= (
-                {of: (line, stats.spearman(longer, margin, rows["run"], prompts_of(rows["pair"])))} if len(line) else {}
-            )
+        if frame is None:
+            continue
+        rows = of_arm(frame, arm)
+        rows = rows.assign(longer=pair_values.longer(rows), margin=margin(rows)).dropna(subset=["longer", "margin"])
+        sides = rows["longer"].to_numpy(float), rows["margin"].to_numpy(float)
+        line = plot.binned(*sides, rows["pair"], rows["run"], bins=bins, width=width) if len(rows) else ()
+        if len(line):
+            lines[of] = line, stats.spearman(*sides, rows["run"], prompts_of(rows["pair"]))
     return lines
 
 

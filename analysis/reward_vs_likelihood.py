@@ -8,7 +8,7 @@ import pandas as pd
 from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import INK, SHADE, look_of
-from pobench.results import stats
+from pobench.results import pair_values, stats
 from pobench.results.arms import Arm, arms_of, of_arm
 from pobench.results.groups import prompts_of
 from pobench.types import Estimate
@@ -64,7 +64,7 @@ def _shares(pairs: pd.DataFrame) -> dict[str, Estimate]:
     if pairs.empty:
         return {}
     reward = pairs["chosen_reward"] > pairs["rejected_reward"]
-    likely = pairs["chosen_logp"] / pairs["chosen_length"] > pairs["rejected_logp"] / pairs["rejected_length"]
+    likely = pair_values.per_token(pairs, "chosen") > pair_values.per_token(pairs, "rejected")
     cells = {name: ((reward == right) & (likely == likelier)).astype(float) for right, likelier, name in CELLS}
     where = pairs["pair"], pairs["run"], prompts_of(pairs["pair"])
     return {name: stats.mean(inside, *where, bounds=stats.UNIT) for name, inside in cells.items()}

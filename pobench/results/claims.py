@@ -33,8 +33,9 @@ from pobench.results.arms import Arm, Line
 from pobench.results.contrast import MISSING, NO_SEED, POINTS, Contrast, Values
 from pobench.results.crossed import VERDICT_SEEDS
 from pobench.results.equal_tuning import equally_tuned
-from pobench.results.evidence import UNMEASURED, Evidence, Measure, Measured, Number, score, tokens, winner
+from pobench.results.evidence import UNMEASURED, Evidence, Measure, Measured, Number, score, tokens
 from pobench.results.groups import prompts_of
+from pobench.results.pair_values import winner
 from pobench.types import Estimate
 
 VERDICTS = ("supported", "contradicted", "no effect", "undecided", "one run", "not comparable", "not measured")

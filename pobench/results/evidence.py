@@ -13,6 +13,7 @@ from pobench.results.arms import Arm, Line, arms_of, homes_of, judges_of, lines_
 from pobench.results.contrast import MISSING, Contrast, Values, by_seed, contrast
 from pobench.results.equal_tuning import equally_tuned, values_of
 from pobench.results.groups import pair_groups, prompt_groups, question_groups
+from pobench.results.pair_values import OfRows
 
 
 class Measured(NamedTuple):
@@ -28,7 +29,6 @@ class Measured(NamedTuple):
 UNMEASURED = Measured()
 Measure: TypeAlias = Callable[["Evidence"], Measured]
 Number: TypeAlias = Callable[["Evidence", Arm], Values]
-OfRows: TypeAlias = Callable[[pd.DataFrame], pd.Series]
 T = TypeVar("T")
 
 
@@ -185,45 +185,6 @@ def of_metric(rows: pd.DataFrame, benchmark: str, metric: str) -> pd.DataFrame:
 
 def _values(rows: pd.DataFrame, runs: pd.DataFrame, unit: str, value: OfRows) -> Values:
     return NOTHING if rows.empty else by_seed(rows.assign(value=value(rows).astype(float)), runs, unit, "value")
-
-
-# ---------------------------------------------------------------- numbers of a pair
-def accuracy(held: pd.DataFrame) -> pd.Series:
-    """100 where the chosen answer has the higher reward, 50 for a tie, else 0."""
-    return pd.Series(100 * stats.outcomes(held["chosen_reward"], held["rejected_reward"]), held.index)
-
-
-def winner(held: pd.DataFrame) -> pd.Series:
-    """The winner's log-probability, nats per token."""
-    return held["chosen_logp"] / held["chosen_length"]
-
-
-def kl(held: pd.DataFrame) -> pd.Series:
-    """The winner's log-probability under the start model minus the policy's, nats per token."""
-    return (held["reference_chosen_logp"] - held["chosen_logp"]) / held["chosen_length"]
-
-
-def margin(held: pd.DataFrame) -> pd.Series:
-    """Chosen minus rejected reward, in the loss's own unit."""
-    return held["chosen_reward"] - held["rejected_reward"]
-
-
-def disagreement(held: pd.DataFrame) -> pd.Series:
-    """100 where the loss's reward and the log-probability per token rank the pair differently, else 0; nan without either."""
-    reward = held["chosen_reward"] > held["rejected_reward"]
-    likely = held["chosen_logp"] / held["chosen_length"] > held["rejected_logp"] / held["rejected_length"]
-    known = held[["chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"]].notna().all(axis=1)
-    return (100.0 * (reward != likely)).where(known)
-
-
-def from_mean(value: OfRows) -> OfRows:
-    """How far a number of a pair lies from its mean over the run's pairs: the mean absolute deviation, pair by pair."""
-
-    def deviation(held: pd.DataFrame) -> pd.Series:
-        numbers = value(held)
-        return (numbers - numbers.groupby(held["run"]).transform("mean")).abs()
-
-    return deviation
 
 
 # ---------------------------------------------------------------- an arm's numbers

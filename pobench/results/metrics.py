@@ -17,7 +17,7 @@ import pandas as pd
 
 from pobench.columns import FRAMES
 from pobench.files import nan_as_null
-from pobench.results import stats
+from pobench.results import pair_values, stats
 from pobench.results.arms import arms_of, judges_of
 from pobench.results.groups import labels, prompt_groups, prompts_of
 from pobench.types import Estimate
@@ -233,40 +233,40 @@ def reward_accuracy(e: Evidence) -> Estimate:
 @_metric("margin", "Reward margin", "", "own unit", ".3g", start=False)
 def margin(e: Evidence) -> Estimate:
     """Chosen minus rejected reward, mean over held-out pairs, in the loss's own unit: not comparable between losses."""
-    return e.pairs(e.heldout["chosen_reward"] - e.heldout["rejected_reward"])
+    return e.pairs(pair_values.margin(e.heldout))
 
 
 @_metric("kl_winners", "KL on winners", "", "nats/token", ".3f", start=False)
 def kl_winners(e: Evidence) -> Estimate:
     """Estimate of KL(reference ‖ policy) on held-out winners: (reference − policy log-probability of the chosen answer)
     per token, mean over pairs. Winners are no samples of the reference, so it may fall below zero."""
-    return e.pairs((e.heldout["reference_chosen_logp"] - e.heldout["chosen_logp"]) / e.heldout["chosen_length"])
+    return e.pairs(pair_values.kl(e.heldout))
 
 
 @_metric("chosen_logp_per_token", "Chosen log-prob", "", "nats/token", ".3f")
 def chosen_logp_per_token(e: Evidence) -> Estimate:
     """Log-probability of the chosen answer per token, mean over held-out pairs."""
-    return e.pairs(e.heldout["chosen_logp"] / e.heldout["chosen_length"])
+    return e.pairs(pair_values.per_token(e.heldout, "chosen"))
 
 
 @_metric("rejected_logp_per_token", "Rejected log-prob", "", "nats/token", ".3f")
 def rejected_logp_per_token(e: Evidence) -> Estimate:
     """Log-probability of the rejected answer per token, mean over held-out pairs."""
-    return e.pairs(e.heldout["rejected_logp"] / e.heldout["rejected_length"])
+    return e.pairs(pair_values.per_token(e.heldout, "rejected"))
 
 
 @_metric("chosen_logp_shift", "Chosen shift", "", "nats/token", "+.3f", start=False)
 def chosen_logp_shift(e: Evidence) -> Estimate:
     """Policy minus reference log-probability of the chosen answer per token, mean over held-out pairs: what training
     did to the winners (the negative of the KL on winners)."""
-    return e.pairs((e.heldout["chosen_logp"] - e.heldout["reference_chosen_logp"]) / e.heldout["chosen_length"])
+    return e.pairs(pair_values.change_per_token(e.heldout, "chosen"))
 
 
 @_metric("rejected_logp_shift", "Rejected shift", "", "nats/token", "+.3f", start=False)
 def rejected_logp_shift(e: Evidence) -> Estimate:
     """Policy minus reference log-probability of the rejected answer per token, mean over held-out pairs: what training
     did to the losers."""
-    return e.pairs((e.heldout["rejected_logp"] - e.heldout["reference_rejected_logp"]) / e.heldout["rejected_length"])
+    return e.pairs(pair_values.change_per_token(e.heldout, "rejected"))
 
 
 @_metric("length_correlation", "ρ(log-prob, length)", "", "Spearman’s ρ", ".2f")
@@ -274,7 +274,7 @@ def length_correlation(e: Evidence) -> Estimate:
     """Spearman’s rank correlation between the log-probability per token of the held-out chosen answers and their length
     in tokens. Far above the start model’s: the loss has learned to favour length."""
     held = e.heldout.sort_values(["run", "pair"])
-    likely, groups = held["chosen_logp"] / held["chosen_length"], prompts_of(held["pair"])
+    likely, groups = pair_values.winner(held), prompts_of(held["pair"])
     return stats.spearman(likely, held["chosen_length"], held["run"], groups, seed=e.seed)
 
 

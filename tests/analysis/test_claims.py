@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pobench.analysis import claims_length
 from scipy import stats as scipy_stats
 
 from pobench import registry
@@ -23,7 +22,7 @@ from pobench.errors import PobenchError
 from pobench.registry import Claim
 from pobench.reporting import plot
 from pobench.reporting.draw import draw, table
-from pobench.results import claims, few_runs, metrics
+from pobench.results import claims, few_runs, metrics, pair_values
 from pobench.results.across import Settings
 from pobench.results.arms import home_of, lines_of, of_arm
 from pobench.results.contrast import POINTS, Contrast, contrast
@@ -837,5 +836,5 @@ def test_seeds_say_how_large_a_difference_must_be(few_losses) -> None:
 
 def test_a_shorter_winner_has_the_larger_sum_and_still_the_smaller_reward_of_simpo() -> None:
     rows = {"chosen_logp": -20.0, "chosen_length": 10, "rejected_logp": -45.0, "rejected_length": 30}
-    (value,) = claims_length.simpo_margin(pd.DataFrame([rows]))
+    (value,) = pair_values.simpo_margin(pd.DataFrame([rows]))
     assert value == pytest.approx(2.0 * (-2.0 + 1.5))  # of the sums: +25, whatever a model has learned about length

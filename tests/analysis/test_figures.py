@@ -16,7 +16,7 @@ from pobench import registry
 from pobench.reporting import plot
 from pobench.reporting.draw import draw
 from pobench.reporting.looks import RESERVED_COLOURS, RESERVED_MARKERS, look_of
-from pobench.results import metrics, stats
+from pobench.results import metrics, pair_values, stats
 from pobench.results.comparable import ordered, split
 from pobench.results.derived import Frames
 from pobench.types import Estimate
@@ -226,6 +226,18 @@ def test_training_pairs_are_drawn_beside_the_held_out_ones_where_they_were_score
         else:
             wrong = of_training[of_training["cell"].isin(["likelihood only", "both wrong"])]
             assert (wrong["value"] == 0).all() and len(wrong)
+
+
+def test_fig_2a_measures_every_model_by_the_reward_of_simpo_on_one_scale(frames) -> None:
+    drawing = draw(registry.figures.get("simpo-margin-vs-length"), frames)
+    visible = [ax for ax in drawing.figure.axes if ax.get_visible()]
+    assert len({ax.get_ylim() for ax in visible}) == 1 and "start" in set(drawing.data["loss"])
+    rewarded = frames["heldout"].assign(chosen_reward=frames["heldout"]["chosen_reward"] + 100.0)
+    other = Frames({**frames.stored, "heldout": rewarded})
+    pd.testing.assert_frame_equal(draw(registry.figures.get("simpo-margin-vs-length"), other).data, drawing.data)
+    held = frames["heldout"][frames["heldout"]["run"] == next(iter(frames["runs"]["run"]))]
+    expected = 2.0 * (held["chosen_logp"] / held["chosen_length"] - held["rejected_logp"] / held["rejected_length"])
+    assert pair_values.simpo_margin(held).to_numpy() == pytest.approx(expected.to_numpy())
 
 
 def test_fixed_bins_have_the_width_that_was_asked_for(frames) -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from pobench.results import stats
 from pobench.results.contrast import compare
-from pobench.results.evidence import Evidence, kl
+from pobench.results.evidence import Evidence
 from pobench.results.groups import FEWEST_GROUPS, labels, pair_groups, prompt_groups, prompts_of
 from pobench.results.metrics import score
+from pobench.results.pair_values import kl
 
 
 def test_pairs_of_one_prompt_are_told_by_the_names_that_the_data_gives_them() -> None:
