@@ -289,6 +289,7 @@ def results() -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+@pytest.mark.slow  # four pictures in two formats, twice
 def test_the_page_draws_every_result_and_is_the_same_twice(tmp_path: Path) -> None:
     page = script("page")
     for name, result in results().items():
@@ -351,6 +352,7 @@ def test_results_are_printed_with_their_spread() -> None:
     assert flat == {"a.b": "2  [1, 3]  n = 3", "c": "x"}
 
 
+@pytest.mark.slow  # the child imports torch and TRL
 def test_a_fault_in_a_child_is_a_plain_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POBENCH_DEBUG", raising=False)
     peers = script("peers")
