@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from pobench.columns import FRAMES
 from pobench.errors import PobenchError
 from pobench.files import nan_as_null, write_text
+from pobench.locks import HeldError, hold
 from pobench.results.metrics import METRICS, score
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import read, scored_frames, scores_of
@@ -86,10 +86,11 @@ def tune(
     """
     tuning.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(tuning.folder / ".tune.lock", blocking=False), alone(tuning.runs_folder):
+        with hold(tuning.folder / ".tune.lease"), alone(tuning.runs_folder):
             return _Tuner(tuning, keep_models, at_once, announce).work()
-    except Timeout:
-        raise PobenchError(f"another `pobench tune` is at work in {str(tuning.folder)!r}; wait for it") from None
+    except HeldError as held:
+        where = str(tuning.folder)
+        raise PobenchError(f"another `pobench tune` is at work in {where!r} ({held.holder}); wait for it") from None
 
 
 class _Tuner:
