@@ -39,6 +39,7 @@ from pobench.adapter_folder import (
 )
 from pobench.errors import PobenchError, nearest
 from pobench.files import sha256_of, whole, write_text
+from pobench.locks import hold
 from pobench.progress import without_bars
 from pobench.row_files import RowFiles, configurations_in, local_rows, subset_fault
 
@@ -291,20 +292,16 @@ def _building(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
     """A lock for building `target`: one process builds it while the others wait."""
-    from filelock import FileLock
-
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.with_name(f".{target.name}.lock"))
-        lock.acquire()
-    except OSError as error:
-        raise PobenchError(
-            f"the cache folder {str(target.parent)!r} cannot be written ({error.strerror}); set POBENCH_CACHE to one that can"
-        ) from error
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(hold(target.with_name(f".{target.name}.lease"), wait=True))
+        except OSError as error:
+            raise PobenchError(
+                f"the cache folder {str(target.parent)!r} cannot be written ({error.strerror}); "
+                "set POBENCH_CACHE to one that can"
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
 # ---------------------------------------------------------------- this package

@@ -17,7 +17,21 @@ from pobench.errors import PobenchError
 
 
 class Commands(CommandFiles):
-    files = ("run", "analyze", "study", "tune", "plan", "list", "check", "data", "score", "judge", "export", "doctor")
+    files = (
+        "run",
+        "analyze",
+        "study",
+        "tune",
+        "plan",
+        "list",
+        "check",
+        "data",
+        "score",
+        "judge",
+        "export",
+        "merge",
+        "doctor",
+    )
 
 
 app = typer.Typer(cls=Commands, **STYLE | {"add_completion": True})

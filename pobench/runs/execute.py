@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from pobench.errors import PobenchError
+from pobench.locks import HeldError, hold
 from pobench.model.device import layout_of_devices
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
@@ -30,6 +29,7 @@ from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
 
+LOCK = ".lease"  # in a setting's folder of runs, while a command is at work there
 SLOW_IMPORTS = ("fastchat.llm_judge.common",)  # of optional packages
 
 
@@ -170,11 +170,11 @@ def alone(folder: Path) -> Iterator[None]:
     """Raises PobenchError where another command is at work in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", blocking=False):
+        with hold(folder / LOCK):
             yield
-    except Timeout:
+    except HeldError as held:
         raise PobenchError(
-            f"another `pobench run` is at work in {str(folder)!r}; wait for it, or use another --runs"
+            f"another command is at work in {str(folder)!r} ({held.holder}); wait for it, or use another --runs"
         ) from None
 
 

@@ -26,7 +26,6 @@ import pydantic
 import torch
 import transformers
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 
 from pobench.data.audit import unknown_fault, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
@@ -39,6 +38,7 @@ from pobench.files import write_text
 from pobench.judging import PairwiseJudge, PointwiseJudge
 from pobench.judging.pairwise import Progress
 from pobench.judging.ranking import Ranked, Row, Sample, best_against_worst, comparisons
+from pobench.locks import HeldError, hold
 from pobench.model.device import bf16_pays, layout_of_devices
 from pobench.model.generate import PRECISIONS, Decoding, generate_batches
 from pobench.model.load import attention_of, load_model
@@ -379,11 +379,11 @@ def _alone(out: Path) -> Iterator[None]:
     except OSError as error:  # a file stands in the way, or nobody may write there
         raise PobenchError(f"--out: the folder {str(out.parent)!r} cannot be made: {error.strerror}") from None
     try:
-        with FileLock(out.with_name(f".{out.name}.lock"), blocking=False):
+        with hold(out.with_name(f".{out.name}.lease")):
             yield
-    except Timeout:
+    except HeldError as held:
         raise PobenchError(
-            f"another command is at work on {str(out)!r}; wait for it, or write to another file"
+            f"another command is at work on {str(out)!r} ({held.holder}); wait for it, or write to another file"
         ) from None
 
 

@@ -4,7 +4,6 @@ chosen values. Each trial is an ordinary run below `runs/<setting>/tuning`."""
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
-from pobench.columns import FRAMES
 from pobench.errors import PobenchError
 from pobench.files import nan_as_null, write_text
+from pobench.locks import HeldError, hold
 from pobench.results.metrics import METRICS, score
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import read, scored_frames, scores_of
@@ -28,7 +26,7 @@ from pobench.runs.pool import pool
 from pobench.settings.job import Job
 from pobench.workflows.chosen import Best, overlay
 from pobench.workflows.grid import points_of
-from pobench.workflows.trials import distributions, trial_of
+from pobench.workflows.trials import distributions, ended, open_trials, rank, trial_of, write_trials
 from pobench.workflows.tune import Search, Tuning, note_change, searched_names, study_causes, study_name
 
 
@@ -86,10 +84,11 @@ def tune(
     """
     tuning.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(tuning.folder / ".tune.lock", blocking=False), alone(tuning.runs_folder):
+        with hold(tuning.folder / ".tune.lease"), alone(tuning.runs_folder):
             return _Tuner(tuning, keep_models, at_once, announce).work()
-    except Timeout:
-        raise PobenchError(f"another `pobench tune` is at work in {str(tuning.folder)!r}; wait for it") from None
+    except HeldError as held:
+        where = str(tuning.folder)
+        raise PobenchError(f"another `pobench tune` is at work in {where!r} ({held.holder}); wait for it") from None
 
 
 class _Tuner:
@@ -99,7 +98,7 @@ class _Tuner:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.tuning, self.keep_models, self.at_once, self.announce = tuning, keep_models, at_once, announce
         self.better = METRICS[tuning.about.metric].better
-        self.storage = optuna.storages.RDBStorage(f"sqlite:///{(tuning.folder / 'optuna.db').absolute()}")
+        self.storage = open_trials(tuning.folder)
         self.first = self._plan([s.base for s in tuning.searches])
         self.studies = {s.loss: self._study(s) for s in tuning.searches}
         self.failed: list[str] = []
@@ -200,7 +199,8 @@ class _Tuner:
 
     def _write(self) -> list[Best]:
         """Write all trials and the values chosen so far."""
-        write_text(self.tuning.csv, FRAMES["tuning"].of(self._rows()).to_csv(index=False))
+        counted = {self.studies[search.loss].study_name: self._choose_from(search) for search in self.tuning.searches}
+        write_trials(self.tuning.csv, self.storage, counted)
         best = [b for s in self.tuning.searches if (b := self._best(s)) is not None]
         if best:
             write_text(self.tuning.chosen, overlay(self.tuning, best))
@@ -300,7 +300,7 @@ class _Tuner:
         done = self._choose_from(search)
         if not done:
             return None
-        trial = min(done, key=_rank(-1 if self.better == "higher" else 1))
+        trial = min(done, key=rank(-1 if self.better == "higher" else 1))
         attrs = trial.user_attrs
         measured = _null_as_nan(attrs["measured"])
         varied = searched_names(search)
@@ -322,47 +322,11 @@ class _Tuner:
 
     def _tried(self, search: Search) -> int:
         """How many trials the choice was made from, those that failed among them: a value that breaks has had its turn."""
-        from optuna.trial import TrialState
-
-        trials = self.studies[search.loss].get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-        tried = [t for t in trials if t.state == TrialState.COMPLETE or "reason" in t.user_attrs]
+        tried = ended(self.studies[search.loss])
         if self.tuning.sampler == "grid":
             points = [trial.user_attrs["point"] for trial in tried]
             return sum(point in points for point in points_of(search.space, search.loss)[: self.tuning.trials])
         return min(len(tried), self.tuning.trials)
-
-    def _rows(self) -> list[dict[str, Any]]:
-        """Rows of the frame `tuning`: every trial of every search on this setting, earlier commands included."""
-        import optuna
-        from optuna.trial import TrialState
-
-        rows = []
-        counted = {self.studies[search.loss].study_name: self._choose_from(search) for search in self.tuning.searches}
-        for name in sorted(optuna.get_all_study_names(self.storage)):
-            study = optuna.load_study(study_name=name, storage=self.storage)
-            trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-            done = [t for t in trials if t.state == TrialState.COMPLETE]
-            tried = [t for t in trials if t in done or "reason" in t.user_attrs]
-            sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
-            best = min(counted.get(name, done), key=_rank(sign), default=None)
-            for trial in tried:
-                attrs, measured = trial.user_attrs, trial.user_attrs.get("measured", {})
-                rows.append(
-                    {
-                        **{key: study.user_attrs[key] for key in ("setting", "loss", "metric", "sampler")},
-                        "study": name,
-                        "trial": trial.number,
-                        "lr": attrs.get("lr", trial.params.get("lr")),
-                        "settings": json.dumps(attrs.get("settings", attrs.get("point", {})), sort_keys=True),
-                        **{key: measured.get(key) for key in ("value", "low", "high", "n", "start")},
-                        "better": "lower" if sign == 1 else "higher",
-                        "chosen": best is not None and trial.number == best.number,
-                        "status": "finished" if trial in done else "failed",
-                        "reason": attrs.get("reason", ""),
-                        "runs": " ".join(attrs.get("runs", [])),
-                    }
-                )
-        return sorted(rows, key=lambda row: (row["loss"], row["study"], row["trial"]))
 
 
 def _frames_of(root: Path, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -372,11 +336,6 @@ def _frames_of(root: Path, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
         for name, frame in read(scored_frames(RunFolder(root, run)), run).items():
             parts.setdefault(name, []).append(frame)
     return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
-
-
-def _rank(sign: int) -> Callable[[Any], tuple[float, float, int]]:
-    """The sort key of trials, best first; a tie goes to the smaller learning rate."""
-    return lambda trial: (sign * trial.value, trial.user_attrs["lr"], trial.number)
 
 
 def _row_of(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[str, float]:

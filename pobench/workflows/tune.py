@@ -3,9 +3,10 @@ reported.
 
     losses × (grid | sampler) → trials → jobs of `resolve` → runs below runs/<setting>/tuning → one objective
 
-This file checks a search and plans it; `pobench.workflows.search` makes its trials. Optuna stores the trials in
-`optuna.db` (SQLite), in one study for each loss, which is named by content as runs are: edited data, prompts, weights or
-code start a new study, a moved file does not. So a killed command continues where it stopped, and no trial is made twice.
+This file checks a search and plans it; `pobench.workflows.search` makes its trials. Optuna stores the trials in a
+journal (`pobench.workflows.trials`), in one study for each loss, which is named by content as runs are: edited data, prompts,
+weights or code start a new study, a moved file does not. So a killed command continues where it stopped, and no trial is
+made twice.
 `trials.csv` holds every trial, not only the best, and the report shows it; the chosen values become a YAML for
 `pobench run --setting`.
 """

@@ -122,7 +122,7 @@ def registry(wheel, monkeypatch):
 
 
 def nothing_left(cache: Path) -> bool:
-    return not [p for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    return not [p for p in cache.rglob("*") if p.is_file() and p.suffix != ".lease"]
 
 
 # ---------------------------------------------------------------- models
