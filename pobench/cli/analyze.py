@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pobench.cli.group import STYLE
-from pobench.cli.options import Debug, Plugins, Runs, load_plugins, raise_faults
+from pobench.cli.options import Debug, Plugins, StoredRuns, load_plugins, raise_faults
 from pobench.cli.terminal import err, escape, out
 from pobench.errors import UndrawnError, or_fault
 
@@ -20,10 +20,15 @@ app = typer.Typer(**STYLE)
 
 @app.command()
 def analyze(
-    runs: Runs = Path("runs"),
+    runs: StoredRuns = "runs",
     setting: Annotated[str | None, typer.Option(help="Only the runs of this setting.")] = None,
     figures: Annotated[str, typer.Option(help="`all`, or names, comma-separated.")] = "all",
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Where the report goes; default: RUNS/report.")] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Where the report goes; default: RUNS/report, or ./report where RUNS is an address."
+        ),
+    ] = None,
     formats: Annotated[
         str,
         typer.Option(
@@ -55,7 +60,7 @@ def drawn(build: Callable[[], Path]) -> tuple[Path, bool]:
 
 
 def write_report(
-    runs: Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all"
+    runs: str | Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all"
 ) -> tuple[Path, bool]:
     """Draw the runs below `runs`, store that they were looked at, and return as `drawn` does. Raises PobenchError that
     lists all unknown names."""
@@ -65,6 +70,7 @@ def write_report(
     from pobench.results.earlier_looks import looks_at, record_look, warning
     from pobench.results.frame_files import is_frames
     from pobench.results.load import load_frames
+    from pobench.results.mirror import is_address
 
     names, kinds = ([n.strip() for n in text.split(",") if n.strip()] for text in (figures, formats))
     kinds = [kind for named in kinds for kind in (FORMATS if named == "all" else (named,))]
@@ -79,9 +85,10 @@ def write_report(
         or_fault(faults, partial(registry.figures.get, name))
     frames: Any = or_fault(faults, lambda: load_frames(runs, setting))
     raise_faults(faults)
-    report = drawn(lambda: build_report(frames, folder or runs / "report", figures=shown, formats=kinds))
-    if not is_frames(runs):  # the look at these runs lies beside the runs
-        record_look(runs, frames["runs"], frames["runs"])
+    home = None if is_address(runs) else Path(runs)
+    report = drawn(lambda: build_report(frames, folder or (home or Path()) / "report", figures=shown, formats=kinds))
+    if home is not None and not is_frames(home):  # the look at these runs lies beside the runs
+        record_look(home, frames["runs"], frames["runs"])
     if text := warning(looks_at(frames["looks"], frames["runs"], arms_of(frames["runs"]))):
         err.print(escape(text), highlight=False)
     return report

@@ -13,7 +13,23 @@ import typer
 from pobench.cli.complete import complete_losses, complete_settings
 from pobench.errors import PobenchError, nearest, or_fault
 
-Runs = Annotated[Path, typer.Option(help="Folder of the stored runs.")]
+
+def _no_address(runs: Path) -> Path:
+    """Raises PobenchError for an address: nothing is written there."""
+    from pobench.results.mirror import is_address
+
+    if is_address(runs):
+        raise PobenchError(
+            f"--runs {str(runs)!r} is an address, which `pobench analyze` and `plan` read; name a folder here"
+        )
+    return runs
+
+
+Runs = Annotated[Path, typer.Option(callback=_no_address, help="Folder of the stored runs.")]
+StoredRuns = Annotated[
+    str,
+    typer.Option(metavar="PATH", help="Folder of the stored runs, or an address that fsspec reads: s3://bucket/runs."),
+]
 Losses = Annotated[
     str,
     typer.Option(

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pobench.cli.group import STYLE
-from pobench.cli.options import Debug, Json, Plugins, Runs, Sets, SettingName, load_plugins, parse_each, raise_faults
+from pobench.cli.options import (
+    Debug,
+    Json,
+    Plugins,
+    Sets,
+    SettingName,
+    StoredRuns,
+    load_plugins,
+    parse_each,
+    raise_faults,
+)
 from pobench.cli.terminal import escape, make_table, out
 from pobench.errors import or_fault
 
@@ -30,7 +39,7 @@ def plan(
         str | None, typer.Option(help="Only these; default: all that are stored with two seeds or more.")
     ] = None,
     sets: Sets = None,
-    runs: Runs = Path("runs"),
+    runs: StoredRuns = "runs",
     plugin: Plugins = None,
     as_json: Json = False,
     debug: Debug = False,

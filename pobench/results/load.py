@@ -23,6 +23,7 @@ from pobench.results.arms import arms_of
 from pobench.results.derived import Frames
 from pobench.results.earlier_looks import stored_looks
 from pobench.results.frame_files import counted, is_frames, read_frames
+from pobench.results.mirror import local_runs
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
 
@@ -30,10 +31,11 @@ from pobench.results.scores import scores_of
 def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames:
     """All stored runs as tidy frames, with the columns and types of `pobench.columns.FRAMES`.
 
-    runs: a folder of runs, or one of frames as files (`pobench analyze --format parquet`). setting: read only the runs of this
+    runs: a folder of runs, or one of frames as files (`pobench analyze --format parquet`), or an address of either that fsspec
+    reads (`pobench.results.mirror`). setting: read only the runs of this
     setting. Raises PobenchError if no run is stored.
     """
-    root = Path(runs)
+    root = local_runs(runs)
     if is_frames(root):
         return _of_setting(Frames(read_frames(root)), root, setting)
     folders = sorted(p.parent for p in root.glob("*/*/config.yaml") if setting in (None, p.parent.parent.name))
