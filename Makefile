@@ -26,11 +26,11 @@ report: $(VENV)/.installed    ## draw the report again from the stored runs
 TUNE = OMP_NUM_THREADS=1 $(BIN)/pobench tune --runs runs-tuning --trials 8
 
 tuning: $(VENV)/.installed    ## search the values of every loss on tiny; trials and choice are stored beside the setting
-	$(TUNE) --setting tiny --losses all --at-once 2 --into experiments/settings/tiny.yaml; status=$$?; \
+	$(TUNE) --setting tiny --losses all --parallel 2 --into experiments/settings/tiny.yaml; status=$$?; \
 	cp runs-tuning/tiny/tuning/trials.csv experiments/data/tiny/tuning.csv && exit $$status
 
 tuning-tiny-long: $(VENV)/.installed ## the same on tiny-long, for the losses of the paper; an hour
-	$(TUNE) --setting tiny-long --losses paper --at-once 2 --into experiments/settings/tiny-long.yaml; status=$$?; \
+	$(TUNE) --setting tiny-long --losses paper --parallel 2 --into experiments/settings/tiny-long.yaml; status=$$?; \
 	cp runs-tuning/tiny-long/tuning/trials.csv experiments/data/tiny-long/tuning.csv && exit $$status
 
 tuning-smollm2: $(VENV)/.installed ## the same on smollm2, for the losses in LOSSES; hours
@@ -42,7 +42,7 @@ tuning-smollm2: $(VENV)/.installed ## the same on smollm2, for the losses in LOS
 # look at the comparison, so `seeds`, which has most, comes first; and `kl-vs-beta` measures in training what others do not.
 STUDIES := seeds kl-vs-beta main-table length-normalisation dpo-variants margin learning-rate sft-regularisation efficiency \
            batch-and-epochs length-bias
-STUDY = OMP_NUM_THREADS=1 $(BIN)/pobench study --runs runs-examples --at-once 2
+STUDY = OMP_NUM_THREADS=1 $(BIN)/pobench study --runs runs-examples --parallel 2
 KEPT := claims.csv who-beats-whom.csv pass-rate.png gains-over-dpo.png length-bias.png
 
 define studies # $(1): the world. Where a job fails (status 1), the other studies run; the report names it

@@ -12,6 +12,10 @@ from typer.core import TyperCommand, TyperGroup
 STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 
+# What an option is called elsewhere, or was called here: too far from its name for a look at the letters.
+ALSO_CALLED = {"--at-once": "--parallel", "--jobs": "--parallel"}
+
+
 class Group(TyperGroup):
     """Lists the first paragraph of each command's help. Without arguments it prints its own help."""
 
@@ -25,6 +29,14 @@ class Group(TyperGroup):
             print(ctx.get_help())
             raise typer.Exit()
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:  # of click, or of the copy that Typer brings
+            if (name := ALSO_CALLED.get(getattr(error, "option_name", ""))) is not None:
+                error.possibilities = [name]  # type: ignore[attr-defined]
+            raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)

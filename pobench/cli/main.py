@@ -14,6 +14,7 @@ import typer
 
 from pobench.cli.group import STYLE, CommandFiles
 from pobench.errors import PobenchError
+from pobench.training import leaving
 
 
 class Commands(CommandFiles):
@@ -63,7 +64,8 @@ def main() -> None:
         _silence()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(standalone_mode=True)
+        with leaving.listening():  # SIGTERM ends a command as Ctrl-C does
+            app(standalone_mode=True)
     except PobenchError as error:
         if debug:
             raise

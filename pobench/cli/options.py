@@ -44,7 +44,10 @@ Plugins = Annotated[
     typer.Option("--plugin", metavar="FILE.py", help="A Python file that registers losses, judges or figures."),
 ]
 ModelName = Annotated[str | None, typer.Option(help="The model whose tokenizer is used; default: the setting's.")]
-AtOnce = Annotated[int, typer.Option(min=1, help="Jobs that run at one time, each in its own process.")]
+Parallel = Annotated[
+    int,
+    typer.Option(min=1, help="Jobs that this machine runs at one time, each with its GPUs or its share of the cores."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print a summary for machines on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 

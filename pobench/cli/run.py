@@ -13,10 +13,10 @@ from pobench.cli.complete import complete_stages
 from pobench.cli.cost import print_cost
 from pobench.cli.group import STYLE
 from pobench.cli.options import (
-    AtOnce,
     Debug,
     Json,
     Losses,
+    Parallel,
     Plugins,
     Runs,
     Sets,
@@ -60,7 +60,7 @@ def run(
         ),
     ] = "start",
     plugin: Plugins = None,
-    at_once: AtOnce = 1,
+    parallel: Parallel = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
     rehearse: Annotated[
         bool,
@@ -108,7 +108,7 @@ def run(
     try:
         outcomes = execute(
             plan,
-            at_once=at_once,
+            parallel=parallel,
             announce=lambda text: err.print(escape(text), style="bold", highlight=False),
         )
     except KeyboardInterrupt:

@@ -13,9 +13,9 @@ from pobench.cli.complete import complete_studies
 from pobench.cli.cost import print_cost
 from pobench.cli.group import STYLE
 from pobench.cli.options import (
-    AtOnce,
     Debug,
     Json,
+    Parallel,
     Plugins,
     Runs,
     Sets,
@@ -45,7 +45,7 @@ def study_(
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
-    at_once: AtOnce = 1,
+    parallel: Parallel = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -88,7 +88,7 @@ def study_(
     try:
         outcomes = execute_all(
             plans,
-            at_once=at_once,
+            parallel=parallel,
             announce=lambda text: err.print(escape(text), style="bold", highlight=False),
         )
     except KeyboardInterrupt:

@@ -14,10 +14,10 @@ from pobench.cli.analyze import drawn
 from pobench.cli.cost import print_cost
 from pobench.cli.group import STYLE
 from pobench.cli.options import (
-    AtOnce,
     Debug,
     Json,
     Losses,
+    Parallel,
     Plugins,
     Runs,
     Sets,
@@ -49,7 +49,7 @@ def tune_(
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
-    at_once: AtOnce = 1,
+    parallel: Parallel = 1,
     into: Annotated[
         Path | None, typer.Option(help="Write the chosen values into this setting's file, if no trial is missing.")
     ] = None,
@@ -94,7 +94,7 @@ def tune_(
         tuned = tune(
             search,
             keep_models=keep_models,
-            at_once=at_once,
+            parallel=parallel,
             announce=lambda text: err.print(escape(text), style="bold", highlight=False),
         )
     except KeyboardInterrupt:

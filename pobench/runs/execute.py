@@ -23,10 +23,11 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
 from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
-from pobench.runs.pool import end_with_parent, now, pool
+from pobench.runs.pool import end_with_parent, now, pool, share
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
+from pobench.training.leaving import Leave
 from pobench.settings.resolve import resolve
 
 LOCK = ".lease"  # in a setting's folder of runs, while a command is at work there
@@ -46,14 +47,14 @@ class Outcome:
 def execute(
     plan: Plan,
     *,
-    at_once: int = 1,
+    parallel: int = 1,
     announce: Callable[[str], None] = lambda text: None,
     held: Collection[Path] = (),
 ) -> list[Outcome]:
     """Run what is left, each task in a process of its own. If a task fails, those that need its result fail too, and the
     others run.
 
-    at_once: tasks that run at one time; each begins when what it reads is there. held: folders in which the caller itself
+    parallel: tasks that run at one time; each begins when what it reads is there. held: folders in which the caller itself
     keeps other commands out (`alone`).
 
     Raises PobenchError when another command is at work in the same folder, or the disk is too small; KeyboardInterrupt.
@@ -76,13 +77,13 @@ def execute(
             if task.kind != "reference" and outcomes[task.run].status != "failed":
                 outcomes[task.run] = Outcome(task.run, task.title, "failed" if why else "finished", why or "")
 
-        _run_all(left, at_once, announce, ended)
+        _run_all(left, parallel, announce, ended)
     return list(outcomes.values())
 
 
 def _run_all(
     left: Sequence[Task],
-    at_once: int,
+    parallel: int,
     announce: Callable[[str], None],
     ended: Callable[[Task, str | None], None],
 ) -> None:
@@ -90,9 +91,9 @@ def _run_all(
     waiting = list(left)
     running: dict[Future[Any], Task] = {}
     failed: list[tuple[Task, str]] = []
-    with pool(at_once) as submit:
+    with pool(parallel) as submit:
         while waiting or running:
-            while len(running) < at_once and (task := _ready(waiting, running.values())) is not None:
+            while len(running) < parallel and (task := _ready(waiting, running.values())) is not None:
                 waiting.remove(task)
                 if (why := _lacking(task, failed)) is not None:
                     RunFolder(task.runs, task.run).fail(why)
@@ -199,25 +200,42 @@ def _fork(task: Task) -> int:
     context = multiprocessing.get_context("forkserver")
     # If the checks before the plan have imported these, every child needs them too, and would take seconds to import them.
     context.set_forkserver_preload(["pobench.runs.worker", *(name for name in SLOW_IMPORTS if name in sys.modules)])
-    child = context.Process(target=_child, args=(task,))
+    child = context.Process(target=_child, args=(task, _environment()))
     child.start()
     try:
         child.join()
-    except BaseException:
+    except BaseException as error:
         child.terminate()
-        child.join(20)
+        child.join(None if isinstance(error, Leave) else 20)  # who is asked to leave has the time that the system gives
         child.kill()
         raise
     return child.exitcode if child.exitcode is not None else 1
 
 
-def _child(task: Task) -> None:
+def _child(task: Task, environment: dict[str, str]) -> None:
     end_with_parent()
+    os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment:  # torch, which the server has imported, has read the variable
+        import torch
+
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.exit(run(task))
 
 
+def _environment() -> dict[str, str]:
+    """What keeps a process of this thread to its share of the machine."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return share().environment(torch.cuda.device_count(), cores)
+
+
 def _devices() -> int:
-    return layout_of_devices()[0]
+    """Processes of a training job of this thread."""
+    import torch
+
+    everything = layout_of_devices()[0]
+    return share().devices(everything) if torch.cuda.is_available() else everything
 
 
 def _launch(task: Task) -> int:
@@ -235,10 +253,13 @@ def launch(module: str, file: Path) -> int:
     import torch
 
     if torch.cuda.is_available() or not os.environ.get("POBENCH_PROCESSES"):
-        command = ["accelerate.commands.launch", "--num_processes", str(_devices())]
+        port = (
+            ["--main_process_port", "0"] if share().of > 1 else []
+        )  # any that is free: another job may have the usual one
+        command = ["accelerate.commands.launch", "--num_processes", str(_devices()), *port]
     else:  # on CPUs `accelerate launch` needs MPI; torch's own launcher does not
         command = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(_devices())]
-    return subprocess.call([sys.executable, "-m", *command, "-m", module, str(file)])
+    return subprocess.call([sys.executable, "-m", *command, "-m", module, str(file)], env=os.environ | _environment())
 
 
 def run_setting(

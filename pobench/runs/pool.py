@@ -1,28 +1,67 @@
-"""Several jobs at one time: functions in threads, each of which waits for the processes of its job; and no process outlives
-its command."""
+"""Several jobs at one time: functions in threads, each of which waits for the processes of its job and has a share of the
+machine for them; and no process outlives its command."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Share:
+    """One of several equal parts of the machine. slot: from 0. of: how many parts there are."""
+
+    slot: int = 0
+    of: int = 1
+
+    def devices(self, everything: int) -> int:
+        """How many of the machine's processes of a training job fall to it."""
+        return max(1, everything // self.of)
+
+    def environment(self, gpus: int, cores: int) -> dict[str, str]:
+        """The variables that keep a process to its share: its GPUs, or a GPU that several shares use where there are fewer; where
+        there is none, its part of the cores, unless the user has set `OMP_NUM_THREADS`. gpus, cores: of the machine."""
+        if self.of == 1:
+            return {}
+        if gpus:
+            known = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+            names = known if len(known) == gpus else [str(i) for i in range(gpus)]
+            first = self.slot * self.devices(gpus) % gpus
+            return {"CUDA_VISIBLE_DEVICES": ",".join(names[first : first + self.devices(gpus)])}
+        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(self.devices(cores))}
+
+
+_here = threading.local()
+
+
+def share() -> Share:
+    """That of this thread; outside of a pool the whole machine."""
+    return getattr(_here, "share", Share())
+
+
 @contextlib.contextmanager
-def pool(at_once: int) -> Iterator[Callable[..., Future[Any]]]:
-    """What runs a function and gives its Future: here and now, or in one of several threads. Where it is interrupted, the
-    processes that they wait for end."""
-    if at_once == 1:
+def pool(parallel: int) -> Iterator[Callable[..., Future[Any]]]:
+    """What runs a function and gives its Future: here and now, or in one of several threads, which have a share of the machine
+    each. Where it is interrupted, the processes that they wait for end."""
+    if parallel == 1:
         yield now
         return
-    with ThreadPoolExecutor(at_once) as threads:
+    slots = itertools.count()
+
+    def begin() -> None:
+        _here.share = Share(next(slots), parallel)
+
+    with ThreadPoolExecutor(parallel, initializer=begin) as threads:
         try:
             yield threads.submit
         except BaseException:

@@ -28,7 +28,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
 from pobench.sources import cache_folder, fetch_model, rows_digest, weights_digest
-from pobench.training import checkpoint
+from pobench.training import checkpoint, leaving
 from pobench.training.sft import batches, learn
 
 STAGES_ROOT = "sft"  # of the stages' folders, below the cache folder
@@ -152,7 +152,7 @@ def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = l
             content=folder.path.name,
         )
     if main:
-        with whole(folder.path / "model") as partial:
+        with leaving.held(), whole(folder.path / "model") as partial:
             model.save_pretrained(partial)
             tokenizer_of(base, job.model).save_pretrained(partial)
         checkpoint.clear(folder.path)

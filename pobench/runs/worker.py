@@ -22,10 +22,12 @@ from pobench.results.scores import scores_of
 from pobench.runs.context import Context
 from pobench.runs.stages import BY_NAME
 from pobench.runs.task import INTERRUPTED, Task
+from pobench.training import leaving
 
 
 def run(task: Task) -> int:
-    """Do the stages of a task. Returns the exit status: 0, or 1 with the reason in the run folder's `failed.json`."""
+    """Do the stages of a task. Returns the exit status: 0; 1 with the reason in the run folder's `failed.json`; `INTERRUPTED`,
+    also where the system asked the process to leave."""
     if not os.environ.get("POBENCH_DEBUG"):  # pobench prints its own progress and messages
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
@@ -33,9 +35,10 @@ def run(task: Task) -> int:
         warnings.filterwarnings("ignore")
     folder = RunFolder(task.runs, task.run)
     try:
-        for plugin in task.plugins:
-            load_plugin(plugin)
-        _work(task)
+        with leaving.listening():
+            for plugin in task.plugins:
+                load_plugin(plugin)
+            _work(task)
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -73,6 +76,7 @@ def _each_stage(context: Context) -> dict[str, str]:
     """Do the stages in order. One that fails leaves those that do not read its result. Returns stage → why it failed."""
     failed: dict[str, str] = {}
     for name in context.task.stages:
+        leaving.leave_if_asked()
         if any(stage in failed for stage in BY_NAME[name].reads):
             continue  # the reason is that of the stage it reads
         try:

@@ -24,7 +24,7 @@ from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer, sum_scorer
 from pobench.registry import Loss
 from pobench.settings.schema import LoopConfig, TrainConfig
-from pobench.training import checkpoint
+from pobench.training import checkpoint, leaving
 from pobench.training.clock import Spent
 from pobench.training.memory import (
     Choice,
@@ -161,7 +161,8 @@ def minimise(
     called with the step that training starts from. watch: called every `watch_every` steps and after the last (0: never),
     in every process, with the scorer of the policy; what it returns is logged with the step, and its time does not count as
     training time. content: the name of what the job is made from; only a checkpoint of the same content is resumed.
-    Raises NonFiniteError (that step has not changed the weights), PobenchError.
+    Raises NonFiniteError (that step has not changed the weights), PobenchError; Leave, after a checkpoint, where the system
+    has asked a process to leave.
     """
     _note_a_cut_warmup(config, len(batches), say)
     run = _Run.set_up(accelerator, model, objective, config, folder, content, say)
@@ -171,6 +172,7 @@ def minimise(
         rewind(done)
         run.make_room_for_gradients()
         pace = checkpoint.Pace(config.checkpoint_seconds, config.checkpoint_share)
+        leaving.hold()  # until the checkpoint behind a step
         for step in range(done, len(batches)):
             started = Spent.so_far()
             epoch, batch = batches[step]
@@ -190,10 +192,15 @@ def minimise(
             if accelerator.is_main_process:
                 row = {"step": step + 1, "epoch": epoch, **values, **beside, "lr": rate, "grad_norm": grad_norm}
                 log({**row, "seconds": took.seconds, objective.unit: objective.size(batch), "steps": len(batches)})
-            if step + 1 < len(batches) and run.agreed(pace.due):
-                with pace.saving():
-                    run.save(folder, step + 1, spent, content)
+            if step + 1 < len(batches):
+                due, leave = run.agreed(pace.due, leaving.asked() is not None)
+                if due or leave:
+                    with pace.saving():
+                        run.save(folder, step + 1, spent, content)
+                if leave:
+                    raise leaving.Leave
     finally:
+        leaving.let_go()
         run.release()
     tokens = sum(objective.groups[i].tokens for _, batch in batches for i in batch)
     peak, scorer = peak_memory(accelerator.device), run.scorer
@@ -324,11 +331,13 @@ class _Run:
         if self.accelerator.device.type == "cpu" and step % STEPS_BETWEEN_TRIMS == 0:
             give_back_freed_memory()
 
-    def agreed(self, due: bool) -> bool:
-        """What the main process says: clocks differ, and all processes must save or none."""
+    def agreed(self, due: bool, leave: bool) -> tuple[bool, bool]:
+        """Whether a checkpoint is due, as the main process says, for clocks differ; and whether any process is to leave. All
+        processes save and leave, or none."""
         if self.accelerator.num_processes == 1:
-            return due
-        return bool(self.accelerator.gather(torch.tensor([due], device=self.accelerator.device))[0])
+            return due, leave
+        everyone = self.accelerator.gather(torch.tensor([[due, leave]], device=self.accelerator.device))
+        return bool(everyone[0, 0]), bool(everyone[:, 1].any())
 
     def save(self, folder: Path, step: int, spent: Spent, content: str) -> None:
         """Write a checkpoint after `step` steps, in the main process; the others wait."""

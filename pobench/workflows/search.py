@@ -72,12 +72,12 @@ def tune(
     tuning: Tuning,
     *,
     keep_models: bool = False,
-    at_once: int = 1,
+    parallel: int = 1,
     announce: Callable[[str], None] = lambda text: None,
 ) -> Tuned:
     """Make the trials that are left, losses in turn, and write every trial and the chosen values.
 
-    keep_models: keep the trained weights of finished trials, not only their numbers. at_once: trials that run at one time,
+    keep_models: keep the trained weights of finished trials, not only their numbers. parallel: trials that run at one time,
     each in a process of its own; their numbers are those of one after the other with a grid. A failed trial does not stop the
     others; it counts in this command and the next one tries it again. Raises PobenchError while another command searches
     the same setting; KeyboardInterrupt.
@@ -85,18 +85,18 @@ def tune(
     tuning.folder.mkdir(parents=True, exist_ok=True)
     try:
         with hold(tuning.folder / ".tune.lease"), alone(tuning.runs_folder):
-            return _Tuner(tuning, keep_models, at_once, announce).work()
+            return _Tuner(tuning, keep_models, parallel, announce).work()
     except HeldError as held:
         where = str(tuning.folder)
         raise PobenchError(f"another `pobench tune` is at work in {where!r} ({held.holder}); wait for it") from None
 
 
 class _Tuner:
-    def __init__(self, tuning: Tuning, keep_models: bool, at_once: int, announce: Callable[[str], None]) -> None:
+    def __init__(self, tuning: Tuning, keep_models: bool, parallel: int, announce: Callable[[str], None]) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.tuning, self.keep_models, self.at_once, self.announce = tuning, keep_models, at_once, announce
+        self.tuning, self.keep_models, self.parallel, self.announce = tuning, keep_models, parallel, announce
         self.better = METRICS[tuning.about.metric].better
         self.storage = open_trials(tuning.folder)
         self.first = self._plan([s.base for s in tuning.searches])
@@ -186,10 +186,10 @@ class _Tuner:
                     failed[trial.search.loss] += not self._finish(trial, future.result())
                     self._write()
 
-        with pool(self.at_once) as submit:
+        with pool(self.parallel) as submit:
             for turn in range(self.tuning.trials):
                 for search in self.tuning.searches:
-                    wait_until(self.at_once - 1)
+                    wait_until(self.parallel - 1)
                     begun = sum(trial.search is search for trial in running.values())
                     if self._done(self.studies[search.loss]) + failed[search.loss] + begun <= turn:
                         trial = self._begin(search)

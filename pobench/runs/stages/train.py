@@ -38,6 +38,7 @@ def run(context: Context) -> None:
     from pobench.model import adapters
     from pobench.progress import progress
     from pobench.runs.pair_frames import heldout_means
+    from pobench.training import leaving
     from pobench.training.loop import train
 
     job, folder, pairs, accelerator = context.job, context.folder, context.prepared.train, context.accelerator
@@ -88,7 +89,8 @@ def run(context: Context) -> None:
         accelerator.end_training()
     if context.main:
         facts = {"pairs": len(pairs), "order": order.digest, **_cost_of(reference)}
-        _store(context, model, adapted, {**asdict(trained), **facts})
+        with leaving.held():  # the last steps have no checkpoint
+            _store(context, model, adapted, {**asdict(trained), **facts})
     accelerator.wait_for_everyone()
 
 

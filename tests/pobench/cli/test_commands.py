@@ -326,3 +326,9 @@ def test_one_loss_that_fails_leaves_the_others_running(pobench_cli, setting, tmp
     assert status == 1, err
     assert "failed: broken" in err and "step 1: loss nan" in err
     assert "finished" in out and (tmp_path / "runs/report/report.html").is_file()
+
+
+@pytest.mark.parametrize("command", [["run"], ["tune"], ["study", "margin"]])
+def test_an_option_that_is_called_something_else_is_found(command, pobench_cli) -> None:
+    status, _, err = pobench_cli(*command, "--at-once", "2")
+    assert status == 2 and "No such option: --at-once" in err and "--parallel" in err

@@ -13,6 +13,7 @@ import pytest
 from pobench.results.run_folder import RunFolder
 from pobench.runs import execute as execution
 from pobench.runs.execute import execute
+from pobench.runs.pool import Share, pool, share
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_two_tasks_run_at_one_time_and_each_after_what_it_reads(plan_here, made,
     fork = execution._fork
     plan = plan_here("simpo,dpo")  # it does tasks in this process; here they do nothing
     monkeypatch.setattr(execution, "_fork", fork)
-    outcomes = {outcome.title: outcome for outcome in execute(plan, at_once=2)}
+    outcomes = {outcome.title: outcome for outcome in execute(plan, parallel=2)}
     shared = [task.run for task in plan.tasks if task.kind in ("reference", "start")]
     assert [run for what, run, _ in made if what == "ends"][: len(shared)] == shared, "what both read comes first"
     (simpo,) = {task.run for task in plan.tasks if task.kind == "loss" and task.job.loss == "simpo"}
@@ -57,7 +58,7 @@ def test_an_interrupted_pool_marks_no_run_as_failed(plan_here, monkeypatch) -> N
     plan = plan_here("simpo,dpo")
     monkeypatch.setattr(execution, "_fork", lambda task: -15 if "train" in task.stages else 0)  # ended by the pool
     with pytest.raises(KeyboardInterrupt):
-        execute(plan, at_once=2)
+        execute(plan, parallel=2)
     assert not list(plan.tasks[-1].runs.glob("*/*/failed.json"))
 
 
@@ -83,3 +84,38 @@ def test_a_task_ends_with_the_command_that_is_killed(tmp_path) -> None:
     command = subprocess.run([sys.executable, tmp_path / "killed.py"], capture_output=True, text=True, timeout=600)
     # a process of its own keeps the pipe open as long as it lives, so this line is reached when it has ended
     assert (command.returncode, command.stdout) == (-signal.SIGKILL, "at work\n"), command.stderr
+
+
+@pytest.mark.parametrize(
+    ("parallel", "gpus", "shares"),
+    [
+        (1, 8, [{}]),
+        (2, 8, [{"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}]),
+        (3, 2, [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in "010"]),
+        (2, 0, [{"OMP_NUM_THREADS": "3"}] * 2),
+    ],
+)
+def test_each_of_several_jobs_has_its_gpus_or_its_share_of_the_cores(parallel, gpus, shares, monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [Share(slot, parallel).environment(gpus, 6) for slot in range(parallel)] == shares
+
+
+def test_what_the_user_has_set_is_shared_out(monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert Share(1, 2).environment(2, 6) == {"CUDA_VISIBLE_DEVICES": "7"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert Share(1, 2).environment(0, 6) == {"OMP_NUM_THREADS": "1"}
+
+
+def test_jobs_that_run_at_one_time_have_different_shares_and_a_job_alone_the_machine() -> None:
+    both = threading.Barrier(2, timeout=600)
+
+    def slot() -> Share:
+        both.wait()
+        return share()
+
+    with pool(2) as submit:
+        assert {future.result().slot for future in [submit(slot), submit(slot)]} == {0, 1}
+    with pool(1) as submit:
+        assert submit(share).result() == Share(0, 1)

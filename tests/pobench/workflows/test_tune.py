@@ -500,10 +500,10 @@ def test_two_trials_at_once_are_interrupted_go_on_and_come_to_what_one_after_the
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(tuning, at_once=2, announce=until_the_third)
+        tune(tuning, parallel=2, announce=until_the_third)
     stored = pd.read_csv(tuning.csv)
     assert 1 <= len(stored) <= 2 and set(stored["status"]) == {"finished"}, "what was cut short is no failed trial"
-    two = tune(tuning, at_once=2)
+    two = tune(tuning, parallel=2)
     assert two.made == 4 - len(stored) and not two.failed
     one = tune(plan_tuning("simpo,dpo", "small.yaml"))
     assert one.best == two.best

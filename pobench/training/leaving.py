@@ -1,0 +1,77 @@
+"""Leaving when the system asks: SIGTERM, or SIGUSR2, by which SLURM warns a job before its time is over.
+
+A process leaves at once, except in training: there it finishes the step, saves a checkpoint and leaves. Either way what is
+finished stays, and the same job goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+
+
+class Leave(KeyboardInterrupt):
+    """The system has asked this process to end."""
+
+
+class _State:
+    asked: int | None = None
+    held = False
+
+
+def asked() -> int | None:
+    """The signal that asked this process to leave, since it began to listen; None where none did."""
+    return _State.asked
+
+
+def leave_if_asked() -> None:
+    """Raises Leave."""
+    if _State.asked is not None:
+        raise Leave
+
+
+def hold() -> None:
+    """From here on a signal interrupts nothing; the caller looks at `asked`, and calls `let_go` when it is done."""
+    _State.held = True
+
+
+def let_go() -> None:
+    _State.held = False
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """`hold` while the block runs."""
+    hold()
+    try:
+        yield
+    finally:
+        let_go()
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """While the block runs, a signal raises Leave in the main thread, or is remembered while it is held. In another thread,
+    where Python takes no signals, this changes nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _State.asked, _State.held = None, False
+
+    def leave(number: int, frame: Any) -> None:
+        first, _State.asked = _State.asked is None, number
+        if first and not _State.held:  # a second one would interrupt the clearing up
+            raise Leave
+
+    before = {number: signal.signal(number, leave) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        _State.held = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
