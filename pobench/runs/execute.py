@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +20,7 @@ from pobench.errors import PobenchError
 from pobench.model.device import layout_of_devices
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
+from pobench.runs.launch import launch
 from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
 from pobench.runs.pool import end_with_parent, now, pool
@@ -80,6 +79,19 @@ def execute(
     return list(outcomes.values())
 
 
+def plan_and_execute(
+    make: Callable[[], Plan], run: Callable[[Plan], list[Outcome]] = execute
+) -> tuple[Plan, list[Outcome]]:
+    """Make a plan and run it; where its tasks make the pairs, plan once more with these, and run that. Returns the plan that
+    was made last, and how every task ended."""
+    plan = make()
+    outcomes = {outcome.run: outcome for outcome in run(plan)}
+    if plan.waits and all(outcome.status != "failed" for outcome in outcomes.values()):
+        plan = make()
+        outcomes = {**{outcome.run: outcome for outcome in run(plan)}, **outcomes}
+    return plan, list(outcomes.values())
+
+
 def _run_all(
     left: Sequence[Task],
     at_once: int,
@@ -123,7 +135,7 @@ def _may_need(task: Task, other: Task) -> bool:
 
 
 def _stages_of(task: Task) -> str:
-    return "" if task.kind in ("sft", "reference") else f": {', '.join(task.stages)}"
+    return "" if task.kind in ("sft", "onpolicy", "reference") else f": {', '.join(task.stages)}"
 
 
 def _lacking(task: Task, failed: Sequence[tuple[Task, str]]) -> str | None:
@@ -230,17 +242,6 @@ def _launch(task: Task) -> int:
         return launch("pobench.runs.worker", path)
 
 
-def launch(module: str, file: Path) -> int:
-    """Run `python -m module file` as each process of a training job, and return the exit status."""
-    import torch
-
-    if torch.cuda.is_available() or not os.environ.get("POBENCH_PROCESSES"):
-        command = ["accelerate.commands.launch", "--num_processes", str(_devices())]
-    else:  # on CPUs `accelerate launch` needs MPI; torch's own launcher does not
-        command = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(_devices())]
-    return subprocess.call([sys.executable, "-m", *command, "-m", module, str(file)])
-
-
 def run_setting(
     losses: str | Sequence[str],
     setting: str = "smollm2",
@@ -263,5 +264,5 @@ def run_setting(
     names, opponents = with_opponents(losses, opponents)
     jobs = resolve(setting, names, seeds=seeds, overrides=overrides, data=data, model=model)
     if rehearse:
-        jobs, runs = rehearsal.rehearse(jobs), Path(runs) / "rehearsal"
-    return execute(make_plan(jobs, Path(runs), stages, opponents=opponents))
+        jobs, runs = rehearsal.rehearse(jobs, stages), Path(runs) / "rehearsal"
+    return plan_and_execute(lambda: make_plan(jobs, Path(runs), stages, opponents=opponents))[1]
