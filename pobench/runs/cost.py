@@ -22,6 +22,7 @@ import torch
 from pobench.data.prompts import eval_prompts
 from pobench.data.published import DATASETS, MODELS
 from pobench.data.rows import read_rows
+from pobench.data.sampled import sampled_rows
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError, UnknownNameError
 from pobench.model.device import layout_of_devices, peak_flops
@@ -115,6 +116,8 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     training_pairs = sum("trainpairs" in t.stages for t in tasks) * min(pairs, job.data.max_trainpairs)
     evaluation += pace.pair / 3 * training_pairs if training_pairs else 0.0
     evaluation += answering * speaking * tokens if answering else 0.0
+    drawn = [t.job for t in tasks if "onpolicy" in t.stages]
+    evaluation += speaking * sum(map(drawn_tokens, drawn)) if drawn else 0.0
     evaluation += speaking * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
     free, compares = _judge_facts(job.judge.name)
     pairs_judged = sum("compare" in t.stages for t in tasks)
@@ -275,6 +278,20 @@ def asked_prompts(job: Job) -> float:
         return float(len(eval_prompts(answers))) if is_local(answers.source) else math.nan
     except PobenchError:
         return math.nan
+
+
+def drawn_tokens(job: Job) -> float:
+    """Tokens of all answers that the stage `onpolicy` samples, if all were as long as they may be; nan where the prompts are
+    not at hand."""
+    config, data = job.onpolicy, job.data
+    source, split = config.prompts or data.source, config.prompts_split or data.split
+    if source in DATASETS:
+        sizes = DATASETS[source].splits
+        prompts = sum(float(sizes.get(part, math.nan)) for part in (split or "train").split("+"))
+    else:
+        prompts = float(len(sampled_rows(job))) if is_local(source) else math.nan
+    prompts = min(prompts, config.max_prompts or math.inf)
+    return prompts * config.samples * (config.max_new_tokens or job.answers.max_new_tokens)
 
 
 def memory_of(job: Job, config: Mapping[str, Any], size: int, shards: int = 1) -> float:

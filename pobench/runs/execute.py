@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,17 +17,17 @@ from typing import Any
 
 from pobench.errors import PobenchError
 from pobench.locks import HeldError, hold
-from pobench.model.device import layout_of_devices
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
+from pobench.runs.launch import environment, launch, processes
 from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
-from pobench.runs.pool import end_with_parent, now, pool, share
+from pobench.runs.pool import end_with_parent, now, pool
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
-from pobench.training.leaving import Leave
 from pobench.settings.resolve import resolve
+from pobench.training.leaving import Leave
 
 LOCK = ".lease"  # in a setting's folder of runs, while a command is at work there
 SLOW_IMPORTS = ("fastchat.llm_judge.common",)  # of optional packages
@@ -81,6 +80,19 @@ def execute(
     return list(outcomes.values())
 
 
+def plan_and_execute(
+    make: Callable[[], Plan], run: Callable[[Plan], list[Outcome]] = execute
+) -> tuple[Plan, list[Outcome]]:
+    """Make a plan and run it; where its tasks make the pairs, plan once more with these, and run that. Returns the plan that
+    was made last, and how every task ended."""
+    plan = make()
+    outcomes = {outcome.run: outcome for outcome in run(plan)}
+    if plan.waits and all(outcome.status != "failed" for outcome in outcomes.values()):
+        plan = make()
+        outcomes = {**{outcome.run: outcome for outcome in run(plan)}, **outcomes}
+    return plan, list(outcomes.values())
+
+
 def _run_all(
     left: Sequence[Task],
     parallel: int,
@@ -124,7 +136,7 @@ def _may_need(task: Task, other: Task) -> bool:
 
 
 def _stages_of(task: Task) -> str:
-    return "" if task.kind in ("sft", "reference") else f": {', '.join(task.stages)}"
+    return "" if task.kind in ("sft", "onpolicy", "reference") else f": {', '.join(task.stages)}"
 
 
 def _lacking(task: Task, failed: Sequence[tuple[Task, str]]) -> str | None:
@@ -183,7 +195,7 @@ def _one(task: Task) -> str | None:
     """Run a task. Returns why it failed, or None."""
     folder = RunFolder(task.runs, task.run)
     folder.forgive()
-    status = _launch(task) if _devices() > 1 else _fork(task)
+    status = _launch(task) if processes() > 1 else _fork(task)
     if status in (INTERRUPTED, -signal.SIGTERM):  # the second where a pool ends its processes
         raise KeyboardInterrupt
     if status == 0:
@@ -200,7 +212,7 @@ def _fork(task: Task) -> int:
     context = multiprocessing.get_context("forkserver")
     # If the checks before the plan have imported these, every child needs them too, and would take seconds to import them.
     context.set_forkserver_preload(["pobench.runs.worker", *(name for name in SLOW_IMPORTS if name in sys.modules)])
-    child = context.Process(target=_child, args=(task, _environment()))
+    child = context.Process(target=_child, args=(task, environment()))
     child.start()
     try:
         child.join()
@@ -212,30 +224,14 @@ def _fork(task: Task) -> int:
     return child.exitcode if child.exitcode is not None else 1
 
 
-def _child(task: Task, environment: dict[str, str]) -> None:
+def _child(task: Task, variables: dict[str, str]) -> None:
     end_with_parent()
-    os.environ.update(environment)
-    if "OMP_NUM_THREADS" in environment:  # torch, which the server has imported, has read the variable
+    os.environ.update(variables)
+    if "OMP_NUM_THREADS" in variables:  # torch, which the server has imported, has read the variable
         import torch
 
-        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
     sys.exit(run(task))
-
-
-def _environment() -> dict[str, str]:
-    """What keeps a process of this thread to its share of the machine."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return share().environment(torch.cuda.device_count(), cores)
-
-
-def _devices() -> int:
-    """Processes of a training job of this thread."""
-    import torch
-
-    everything = layout_of_devices()[0]
-    return share().devices(everything) if torch.cuda.is_available() else everything
 
 
 def _launch(task: Task) -> int:
@@ -246,20 +242,6 @@ def _launch(task: Task) -> int:
         path = Path(temporary) / "task.json"
         task.dump(path)
         return launch("pobench.runs.worker", path)
-
-
-def launch(module: str, file: Path) -> int:
-    """Run `python -m module file` as each process of a training job, and return the exit status."""
-    import torch
-
-    if torch.cuda.is_available() or not os.environ.get("POBENCH_PROCESSES"):
-        port = (
-            ["--main_process_port", "0"] if share().of > 1 else []
-        )  # any that is free: another job may have the usual one
-        command = ["accelerate.commands.launch", "--num_processes", str(_devices()), *port]
-    else:  # on CPUs `accelerate launch` needs MPI; torch's own launcher does not
-        command = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(_devices())]
-    return subprocess.call([sys.executable, "-m", *command, "-m", module, str(file)], env=os.environ | _environment())
 
 
 def run_setting(
@@ -284,5 +266,5 @@ def run_setting(
     names, opponents = with_opponents(losses, opponents)
     jobs = resolve(setting, names, seeds=seeds, overrides=overrides, data=data, model=model)
     if rehearse:
-        jobs, runs = rehearsal.rehearse(jobs), Path(runs) / "rehearsal"
-    return execute(make_plan(jobs, Path(runs), stages, opponents=opponents))
+        jobs, runs = rehearsal.rehearse(jobs, stages), Path(runs) / "rehearsal"
+    return plan_and_execute(lambda: make_plan(jobs, Path(runs), stages, opponents=opponents))[1]

@@ -16,7 +16,8 @@ from pobench.data.chat import Chat
 from pobench.data.demonstrations import Demonstrations
 from pobench.data.pairs_folder import mean_tokens
 from pobench.data.prepare import source_faults
-from pobench.errors import PobenchError
+from pobench.data.sampled import prompt_files
+from pobench.errors import PobenchError, or_fault
 from pobench.model import adapters, vllm
 from pobench.model.load import check_model
 from pobench.registry import get_loss
@@ -25,6 +26,7 @@ from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs, find_pairs, gather
 from pobench.runs.cost import GIB, Cost, Counts, estimate_benchmarks, estimate_cost, is_local
 from pobench.runs.nodes import Layout
+from pobench.runs.onpolicy import MadePairs, OwnPairs, ask, decoding_of, recipe_of
 from pobench.runs.opponents import START, pairs_of, why_none
 from pobench.runs.stage import Content
 from pobench.runs.stages import reference
@@ -35,10 +37,11 @@ from pobench.runs.start_model import (
     prepare_stage,
     read_demonstrations,
     stage_folder,
+    start_model,
 )
 from pobench.runs.task import Task, benchmarks_of
 from pobench.settings.job import Job
-from pobench.sources import cache_folder, cached_model
+from pobench.sources import cache_folder, cached_model, weights_digest
 from pobench.training.reference import old_caches
 
 
@@ -50,7 +53,8 @@ class Plan:
     tasks: those with nothing left among them. pairs, content: None where neither pairs nor model are at hand. notes:
     sentences for the terminal. left_out: those of them that name a benchmark whose packages are absent. demonstrations:
     what an SFT stage that is left learns from. damaged: stored files and folders that may not be used; they are kept under
-    another name.
+    another name. waits: its tasks make the pairs; what stands behind them is named by their content, so it is planned when
+    they are there.
     """
 
     tasks: tuple[Task, ...]
@@ -60,6 +64,7 @@ class Plan:
     content: Content | None = None
     damaged: tuple[Path, ...] = ()
     left_out: tuple[str, ...] = ()
+    waits: bool = False
 
     @property
     def left(self) -> list[Task]:
@@ -69,7 +74,7 @@ class Plan:
         """For the terminal: what was read for that which is left, and what was left out."""
         kinds = {t.kind for t in self.left}
         lines = [self.demonstrations.text()] if "sft" in kinds and self.demonstrations is not None else []
-        if kinds - {"sft"} and self.pairs is not None:
+        if kinds - stage_list.PREPARING and self.pairs is not None:
             lines.append(self.pairs.summary)
         return "\n".join([*lines, *self.notes])
 
@@ -116,18 +121,25 @@ def make_plan(
     if like is None and (folder := _model_at_hand(job)) is not None:
         check_model(folder, trust_remote_code=job.model.trust_remote_code)
     first, demonstrations = _sft_task(job, stages, plugins, dry)
-    if set(stages) == {"sft"}:
-        return Plan(first, demonstrations=demonstrations)
-    notes = [*left_out]
+    notes, broken = [*left_out], list[Path]()
+    if "onpolicy" in stages:
+        own = _own_pairs(job, runs, plugins, dry, notes, broken)
+        first = (*first, own)
+        jobs = [MadePairs(own.data).as_data(each) if own.done else each for each in jobs]
+        job = jobs[0]
+    to_come = any(task.kind == "onpolicy" and not task.done for task in first)
+    runs_wanted = not set(stages) <= stage_list.PREPARING
+    if not runs_wanted or (to_come and not dry):
+        return Plan(first, tuple(notes), demonstrations, damaged=tuple(broken), waits=to_come and runs_wanted)
     pairs, content = (None, None) if like is None else (like.pairs, like.content)
-    if like is None and (not dry or _model_at_hand(job) is not None):
+    if like is None and not to_come and (not dry or _model_at_hand(job) is not None):
         chat = Chat.of(base_model(job), job.model)
         pairs = find_pairs(job, runs, chat, notes.append, remember=not dry)
         if "train" in stages and pairs.of_one_prompt:
             _refuse_kl(jobs)
         asked = () if dry else benchmarks_of(job, stages)  # a dry run reads no questions
         content = gather(job, stages, pairs, chat, notes.append, asked, remember=not dry)
-    layout = Layout(runs, stages, plugins, pairs, content, notes, [])
+    layout = Layout(runs, stages, plugins, pairs, content, notes, broken)
     evaluated = [layout.start(job) for job in {layout.start_name(job): job for job in jobs}.values()]
     trained = [task for job in jobs for task in layout.loss(job)]
     passes = layout.reference_tasks([*evaluated, *trained])
@@ -160,7 +172,9 @@ def _check(jobs: Sequence[Job], runs: Path, stages: tuple[str, ...], opponents: 
     if not (existing := _existing(runs)).is_dir():
         faults.append(f"--runs: {str(existing)!r} is a file, and a folder is needed")
     if not dry:
-        faults += source_faults(job, stages)
+        if "onpolicy" in stages:  # it makes the pairs
+            or_fault(faults, lambda: prompt_files(job))
+        faults += source_faults(job, ("sft",) if "onpolicy" in stages else stages)
         benchmark_faults = [fault for benchmark in benchmarks_of(job, stages) for fault in benchmark.faults()]
         faults += [*benchmark_faults, *(["benchmarks can be left out: --benchmarks none"] if benchmark_faults else [])]
     if faults:
@@ -215,6 +229,37 @@ def _sft_task(
     if finished:
         return (task,), None
     return (task,), read_demonstrations(job) if dry else prepare_stage(job)[1]
+
+
+def _own_pairs(
+    job: Job, runs: Path, plugins: tuple[str, ...], dry: bool, notes: list[str], damaged: list[Path]
+) -> Task:
+    """What makes the pairs from the start model's own answers; done where they are there.
+
+    notes: takes sentences, damaged: folders that may not be used. Raises PobenchError for a ranker or prompts that will not do.
+    """
+    recipe, decoding = recipe_of(job), decoding_of(job)
+    about = replace(job, onpolicy=job.onpolicy.model_copy(update={"precision": decoding.precision}))
+    unnamed = f"{job.setting}/onpolicy-not-made"
+    sources = filter(None, (job.onpolicy.prompts or job.data.source, job.answers.source))
+    if dry and not (_model_at_hand(job) and all(map(is_local, sources))):
+        return Task(about, "onpolicy", runs, unnamed, ("onpolicy",), runs / unnamed, plugins=plugins)
+    own = OwnPairs.of(recipe, remember=not dry)
+    pairs = MadePairs(runs / own.run / own.node.name)
+    task = Task(about, "onpolicy", runs, own.run, (), pairs.path, nodes={"onpolicy": own.node}, plugins=plugins)
+    if pairs.finished:
+        damage = [f"{fault}; it is made anew" for fault in pairs.faults()]
+        damaged += [pairs.path] if damage else []
+        model_made = job.sft is None or stage_folder(job, remember=not dry).trained is not None
+        if not damage and model_made and pairs.about["model"] != weights_digest(start_model(job), remember=not dry):
+            damage = [f"{pairs.path.parent}: another start model answered there; it is made anew"]
+            damaged.append(pairs.path.parent)
+        if not damage:
+            return task
+        notes += damage
+    if not dry:
+        ask(recipe, base_model(job), lambda warning: None)
+    return replace(task, stages=("onpolicy",))
 
 
 def _old_cache_note(passes: Iterable[Task]) -> list[str]:
@@ -280,6 +325,13 @@ def describe(plan: Plan) -> dict[str, Any]:
     )
 
 
+_SHOWN = {  # kind of task → its section, and the values of it that a plan prints
+    "loss": ("train", ("lr", "epochs", "batch_size")),
+    "sft": ("sft", ("source", "lr", "epochs", "batch_size")),
+    "onpolicy": ("onpolicy", ("prompts", "samples", "temperature", "top_p", "max_new_tokens")),
+}
+
+
 def _described(tasks: Sequence[Task]) -> dict[str, Any]:
     task, left = tasks[0], [stage for task in tasks for stage in task.stages]
     folder = RunFolder(task.runs, task.run)
@@ -292,10 +344,9 @@ def _described(tasks: Sequence[Task]) -> dict[str, Any]:
     }
     if left and folder.failure:
         row["state"] = f"failed before: {folder.failure}"
-    section = {"loss": "train", "sft": "sft"}.get(task.kind)
+    section, shown = _SHOWN.get(task.kind, ("", ()))
     if section:
         own = {f"{task.job.loss}.{k}": v for k, v in task.job.loss_settings.items()} if section == "train" else {}
-        shown = ("lr", "epochs", "batch_size") if section == "train" else ("source", "lr", "epochs", "batch_size")
         row["values"] = {**own, **{f"{section}.{k}": getattr(getattr(task.job, section), k) for k in shown}}
         row["sources"] = {
             k: task.job.origin.get(k) or task.job.origin.get(f"{task.job.loss}.{k.removeprefix('train.')}") or "default"

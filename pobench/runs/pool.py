@@ -29,8 +29,8 @@ class Share:
         return max(1, everything // self.of)
 
     def environment(self, gpus: int, cores: int) -> dict[str, str]:
-        """The variables that keep a process to its share: its GPUs, or a GPU that several shares use where there are fewer; where
-        there is none, its part of the cores, unless the user has set `OMP_NUM_THREADS`. gpus, cores: of the machine."""
+        """The variables that keep a process to its share: its GPUs, or a GPU that several shares use where there are fewer;
+        where there is none, its part of the cores, unless the user has set `OMP_NUM_THREADS`. gpus, cores: of the machine."""
         if self.of == 1:
             return {}
         if gpus:

@@ -35,13 +35,13 @@ LEARNING_RATES = (3e-7, 1e-6)  # arXiv 2405.14734, Appendix B: the search range,
 SFT_LEARNING_RATE = 2e-5  # arXiv 2405.14734, Appendix B
 
 
-def rehearse(jobs: Sequence[Job]) -> list[Job]:
+def rehearse(jobs: Sequence[Job], stages: Sequence[str] = ()) -> list[Job]:
     """Return the same jobs over stand-ins; their setting is called `<setting>-rehearsal`.
 
-    Stand-ins are written into the cache folder; nothing else is written. Raises PobenchError that lists every fault
-    found in the setting's template, lengths, values and data source.
+    stages: those that will be played through. Stand-ins are written into the cache folder; nothing else is written. Raises
+    PobenchError that lists every fault found in the setting's template, lengths, values and data source.
     """
-    stage, faults = _Stage.of(jobs[0])
+    stage, faults = _Stage.of(jobs[0], samples="onpolicy" in stages)
     known = not faults
     faults += [fault for job in jobs for fault in value_faults(job, stage.parameters)]
     faults += stage.length_faults()

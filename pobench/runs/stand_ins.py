@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -25,14 +26,19 @@ from pobench.progress import without_bars
 from pobench.registry import benchmarks, judges
 from pobench.row_files import RowFiles
 from pobench.settings.job import Job
-from pobench.settings.schema import SftConfig
+from pobench.settings.schema import JudgeConfig, OnPolicyConfig, SftConfig
 from pobench.sources import cache_folder, cached_model, fetch_rows, is_hub_name, read_config
 
-VERSION = 1  # of the stand-ins: part of their folder's name
+VERSION = 2  # of the stand-ins: part of their folder's name
 PAIRS, HELD_OUT, PROMPTS, NEW_TOKENS, BATCH = 24, 8, 4, 12, 8
 MICRO_TOKENS = 1024
 
 NOTE = "A rehearsal: random weights, a few pairs. It shows that everything runs; its numbers say nothing."
+
+SAMPLES = 4  # on policy, of each prompt
+# A random model would never write the token that ends an answer, and a cut-off answer is in no pair: one in so many of the
+# other tokens ends it as well.
+ENDS_AN_ANSWER = 8
 
 # Thin, but of the same kind: grouped heads, both kinds of layer where they alternate, a window that rows overrun.
 _THIN = {
@@ -50,14 +56,16 @@ _WINDOW = 64
 # ---------------------------------------------------------------- stand-ins
 @dataclass(frozen=True)
 class _Stage:
-    """What a job's stand-ins are made from. config: the real model's, as plain values. tokenizer: its folder, if at hand."""
+    """What a job's stand-ins are made from. config: the real model's, as plain values. tokenizer: its folder, if at hand.
+    samples: whether pairs are sampled on policy, too."""
 
     job: Job
     config: Mapping[str, Any]
     tokenizer: Path | None
+    samples: bool = False
 
     @classmethod
-    def of(cls, job: Job) -> tuple[_Stage, list[str]]:
+    def of(cls, job: Job, samples: bool = False) -> tuple[_Stage, list[str]]:
         """The stage, and faults: a model or data set that is neither at hand nor known. Of such a model, config is empty."""
         source = job.model.source
         folder = cached_model(source, revision=job.model.revision, sha256=job.model.sha256, base=job.model.base)
@@ -72,9 +80,10 @@ class _Stage:
                 f"model {source!r} is not on this machine, and nothing is known of it"
                 f"{nearest(source, MODELS)} Known: {', '.join(MODELS)}; or name a local folder with --model"
             )
-        for key, name, split, _ in _sources(job):
-            faults += _source_faults(key, name, split)
-        return cls(job, config, folder), faults
+        stage = cls(job, config, folder, samples)
+        for key, name, split, _ in stage.sources():
+            faults += [fault for part in split.split("+") for fault in _source_faults(key, name, part)]
+        return stage, list(dict.fromkeys(faults))
 
     @property
     def parameters(self) -> int | None:
@@ -104,11 +113,15 @@ class _Stage:
             )
         return faults
 
+    def sources(self) -> list[tuple[str, str, str, str | None]]:
+        """(key, source, split, subset) of every source of rows, each once."""
+        return _sources(self.job, self.samples)
+
     # -- building
 
     def build(self) -> Path:
         """Write the stand-ins, if they are not there yet: model/, one file a data split, verdicts.jsonl."""
-        sources = _sources(self.job)
+        sources = self.sources()
         data = self.job.data
         made_from = [
             VERSION,
@@ -130,8 +143,9 @@ class _Stage:
             self._model(partial / "model", len(tokenizer))
             for _, name, split, _ in sources:
                 if name in DATASETS:
-                    rows = generated_rows(DATASETS[name], split, tokenizer, data.max_length, data.max_prompt_length)
-                    rows.to_parquet(partial / _file_of(name, split), index=False)
+                    lengths = (data.max_length, data.max_prompt_length)
+                    parts = [generated_rows(DATASETS[name], part, tokenizer, *lengths) for part in split.split("+")]
+                    pd.concat(parts, ignore_index=True).to_parquet(partial / _file_of(name, split), index=False)
             verdicts = _verdicts(self.job, partial)
             (partial / "verdicts.jsonl").write_text("".join(json.dumps(v) + "\n" for v in verdicts), encoding="utf-8")
         return folder
@@ -166,9 +180,12 @@ class _Stage:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PobenchError(f"no stand-in can be made for {self.job.model.source!r}: {error}") from error
-        if published and published.stops:
+        if published:
             stops = [tokens["eos_token_id"], *(_special_ids(published.special)[s] for s in published.stops)]
-            model.generation_config = GenerationConfig(**{**tokens, "eos_token_id": stops})
+        else:
+            stops = np.atleast_1d(self.config.get("eos_token_id") or []).tolist()
+        ends = sorted({*stops, *range(ENDS_AN_ANSWER - 1, size, ENDS_AN_ANSWER)})
+        model.generation_config = GenerationConfig(**{**tokens, "eos_token_id": ends})
         with without_bars():  # a model this small is written at once
             model.save_pretrained(folder)
 
@@ -219,6 +236,7 @@ class _Stage:
             answers=answers.model_copy(update=answer_settings),
             judge=judge,
             origin=origin,
+            onpolicy=_smaller_sampling(job, folder) if self.samples else job.onpolicy,
             benchmarks={name: _smaller_benchmark(name, settings) for name, settings in job.benchmarks.items()},
         )
 
@@ -227,6 +245,21 @@ def _smaller_benchmark(name: str, settings: Mapping[str, Any]) -> dict[str, Any]
     """Settings of the same benchmark with a few short answers, on made-up questions if the real ones are not at hand."""
     smaller = benchmarks.get(name)(**settings).rehearsed(cache_folder() / "rehearsal", PROMPTS, NEW_TOKENS)
     return dict(smaller.model_dump(mode="json"))
+
+
+def _smaller_sampling(job: Job, folder: Path) -> OnPolicyConfig:
+    """The same sampling with a few short answers, ranked by chance: a random model's answers are all alike to a real ranker."""
+    config, data = job.onpolicy, job.data
+    source, split = config.prompts or data.source, config.prompts_split or data.split
+    changes: dict[str, Any] = {
+        "prompts": _replaced(source, split, folder),
+        "prompts_split": None if source in DATASETS else config.prompts_split,
+        "max_prompts": min(config.max_prompts or PAIRS + HELD_OUT, PAIRS + HELD_OUT),
+        "samples": min(config.samples, SAMPLES),
+        "max_new_tokens": min(config.max_new_tokens or job.answers.max_new_tokens, NEW_TOKENS),
+        "ranker": JudgeConfig(name="rehearsed"),
+    }
+    return config.model_copy(update=changes)
 
 
 def _smaller_sft(sft: SftConfig, folder: Path) -> SftConfig:
@@ -393,9 +426,9 @@ def _verdicts(job: Job, folder: Path) -> list[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------- sources
-def _sources(job: Job) -> list[tuple[str, str, str, str | None]]:
+def _sources(job: Job, samples: bool) -> list[tuple[str, str, str, str | None]]:
     """(key, source, split, subset) of every source of rows, each once."""
-    data, answers = job.data, job.answers
+    data, answers, drawn = job.data, job.answers, job.onpolicy
     sources = [("data.split", data.source, data.split or "train", data.subset)]
     if data.held_out is not None or data.held_out_split is not None:
         split = data.held_out_split or data.split or "train"
@@ -404,6 +437,8 @@ def _sources(job: Job) -> list[tuple[str, str, str, str | None]]:
         sources.append(("answers.split", answers.source, answers.split or "train", answers.subset))
     if job.sft is not None:
         sources.append(("sft.split", job.sft.source, job.sft.split or "train", job.sft.subset))
+    if samples and drawn.prompts is not None:
+        sources.append(("onpolicy.prompts_split", drawn.prompts, drawn.prompts_split or data.split or "train", None))
     return list({source[1:]: source for source in reversed(sources)}.values())[::-1]
 
 
@@ -428,7 +463,8 @@ def _option(key: str) -> str:
     """The command-line option of the source to which the key of a split belongs."""
     if key == "data.split":
         return "--data FILE"
-    source = "data.held_out" if key == "data.held_out_split" else key.replace("split", "source")
+    own = {"data.held_out_split": "data.held_out", "onpolicy.prompts_split": "onpolicy.prompts"}
+    source = own.get(key) or key.replace("split", "source")
     return f"--set {source}=FILE"
 
 

@@ -21,6 +21,7 @@ from pobench.settings.schema import (
     DataConfig,
     JudgeConfig,
     ModelConfig,
+    OnPolicyConfig,
     SftConfig,
     TrainConfig,
     TunedConfig,
@@ -31,8 +32,8 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Task:
-    """kind: "sft" makes the start model, "reference" its sums, "start" evaluates it, "loss" trains from it and evaluates,
-    "pair" judges two losses' answers against each other.
+    """kind: "sft" makes the start model, "onpolicy" pairs of its answers, "reference" its sums, "start" evaluates it, "loss"
+    trains from it and evaluates, "pair" judges two losses' answers against each other.
 
     run: `<setting>/<loss>-<12 hex>`, its folder below `runs`; of a pair `<setting>/pair-<12 hex>`. sides: of a pair, the runs
     of both losses. stages: what is to do, in order; none is left where it is empty. nodes: stage → its result, of every stage
@@ -82,6 +83,7 @@ class Task:
         titles = {
             "start": "start model",
             "sft": f"SFT of {self.job.model.source}",
+            "onpolicy": "pairs of the start model's own answers",
             "reference": "reference pass of the start model",
         }
         against = "".join(f" against {side.rpartition('/')[2].rpartition('-')[0]}" for side in self.sides[1:])
@@ -107,6 +109,7 @@ class Task:
     def dump(self, path: Path) -> None:
         """Write the task as JSON, for processes that a launcher starts."""
         about = {"origin": dict(self.job.origin), "benchmarks": dict(self.job.benchmarks)}
+        about["onpolicy"] = self.job.onpolicy.model_dump(mode="json")
         job = {**self.job.values(), **self.job.provenance(), **about}
         nodes = {name: asdict(node) for name, node in self.nodes.items()}
         plain = {
@@ -126,6 +129,7 @@ class Task:
             "train": TrainConfig,
             "answers": AnswersConfig,
             "judge": JudgeConfig,
+            "onpolicy": OnPolicyConfig,
             **({"sft": SftConfig} if job.get("sft") else {}),
             **({"tuned": TunedConfig} if job["tuned"] else {}),
         }

@@ -16,6 +16,7 @@ from pobench.settings.schema import (
     DataConfig,
     JudgeConfig,
     ModelConfig,
+    OnPolicyConfig,
     SftConfig,
     TrainConfig,
     TunedConfig,
@@ -44,6 +45,9 @@ class Job:
     )  # evaluated later on the run, so not in `values`
     values_from: str = "default"  # the learning rate and the loss's own settings: tuned, paper, default or set
     tuned: TunedConfig | None = None  # the search behind tuned values
+    onpolicy: OnPolicyConfig = field(
+        default_factory=OnPolicyConfig
+    )  # how the stage makes pairs; these count by content, so not in `values`
 
     def values(self) -> dict[str, Any]:
         """Every value, nested, as `config.yaml` stores it."""

@@ -322,6 +322,7 @@ class _Draft:
             benchmarks=chosen_benchmarks,
             values_from=values_from,
             tuned=tuned,
+            onpolicy=parsed.onpolicy,
         )
 
     def _values_from(self, name: str, settings: Mapping[str, Any], lr: float) -> tuple[str, TunedConfig | None]:
@@ -350,7 +351,7 @@ class _Draft:
 
     def _origin_for(self, name: str) -> dict[str, str]:
         """Key → where its value comes from, for the sections and this loss. A loss's own lr is listed as `train.lr`."""
-        sections = {*SECTIONS, name}
+        sections = {*SECTIONS, "onpolicy", name}
         shown = {key: where for key, where in self.origin.items() if where and key.partition(".")[0] in sections}
         own = self._own_training(name)
         return shown | {f"train.{k}": self.origin.get(f"{name}.{k}") or f"{self.setting}: of {name}" for k in own}

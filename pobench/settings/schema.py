@@ -310,10 +310,12 @@ class TunedConfig(_Strict):
 
 
 class OnPolicyConfig(_Strict):
-    """How `pobench data onpolicy` samples the start model's own answers and ranks them."""
+    """How the stage `onpolicy` makes pairs: it samples the start model's own answers and ranks them. Pairs of prompts that
+    `answers.source` asks are held out."""
 
     prompts: str | None = None  # None: those of `data.source`
     prompts_split: str | None = None
+    max_prompts: Count | None = None
     samples: int = Field(5, ge=2, le=10_000)  # SimPO repository, on_policy_data_gen; also the next two
     temperature: float = Field(0.8, gt=0, le=100)
     top_p: float = Field(0.95, gt=0, le=1)
@@ -321,7 +323,8 @@ class OnPolicyConfig(_Strict):
     seed: Seed = 0  # with the prompt and the answer's number, it decides the answer's random numbers
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     ranker: JudgeConfig = JudgeConfig()  # no name: the setting's judge
-    held_out_fraction: float = Field(0.1, ge=0, lt=1)  # of the prompts; 0: no held-out file
+    # of the prompts, those of `answers.source` among them; 0: none but these
+    held_out_fraction: float = Field(0.1, ge=0, lt=1)
 
 
 class Setting(_Strict):
@@ -352,5 +355,5 @@ SECTIONS: dict[str, type[_Strict]] = {
     "judge": JudgeConfig,
     "sft": SftConfig,
 }
-# Sections that do not change a run; the command of the same name reads them.
+# Sections that do not name a run; the command or the stage of the same name reads them.
 COMMANDS: dict[str, type[_Strict]] = {"tune": TuneConfig, "onpolicy": OnPolicyConfig}

@@ -134,10 +134,14 @@ def _explain(error: pydantic.ValidationError) -> list[str]:
 
 
 def _stage_faults(study: Study) -> list[str]:
-    from pobench.runs.stages import ALL
+    from pobench.runs.stages import ALL, MANY, PREPARING
 
     unknown = [stage for stage in study.stages if stage not in ALL]
-    return [f"study {study.name}: stages: no stage {s!r}{nearest(s, ALL)} Known: {', '.join(ALL)}" for s in unknown]
+    before = sorted(PREPARING.intersection(study.stages).difference(MANY))
+    why = "its pairs are made by `pobench run --stages` and named by --set data.source=FILE"
+    return [f"study {study.name}: stages: {stage} stands before a study: {why}" for stage in before] + [
+        f"study {study.name}: stages: no stage {s!r}{nearest(s, ALL)} Known: {', '.join(ALL)}" for s in unknown
+    ]
 
 
 def _entry_faults(entry: Entry) -> list[str]:

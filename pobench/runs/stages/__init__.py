@@ -41,4 +41,5 @@ BY_NAME = {stage.name: stage for stage in STAGES}
 
 ALL = tuple(stage.name for stage in STAGES)
 DEFAULT = tuple(stage.name for stage in STAGES if not stage.optional)  # of `pobench run`
+PREPARING = frozenset(stage.name for stage in STAGES if stage.prepares)  # before the runs
 MANY = tuple(stage.name for stage in STAGES if not stage.optional and stage.many)  # of a study's and a search's jobs

@@ -57,7 +57,7 @@ def run(context: Context) -> None:
 STAGE = Stage(
     name="reference",
     does="log-probabilities of the start model, shared by all losses, seeds and learning rates",
-    reads=("sft",),
+    reads=("sft", "onpolicy"),
     writes=("sums-<digest>.safetensors", "reference.json"),
     decided_by="start weights, token ids of the pairs, arithmetic (precision, layout, attention)",
     run=run,

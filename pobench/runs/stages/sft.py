@@ -24,5 +24,6 @@ STAGE = Stage(
     decided_by="base weights, demonstrations and the code that reads them, rendering, the sft section",
     run=run,
     shared=True,
+    prepares=True,
     per_run=False,
 )

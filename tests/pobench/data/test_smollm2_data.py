@@ -114,14 +114,14 @@ def test_length_does_not_tell_chosen_from_rejected():
 @pytest.mark.parametrize(("name", "split"), PAIRS.items())
 def test_the_recipe_tells_how_the_pairs_came_about(recipe, name, split):
     from pobench.data.rows import messages
-    from pobench.workflows.onpolicy import _digest
+    from pobench.runs.sampling import digest_of
 
     told = json.loads((DATA / f"{name}.recipe.json").read_text(encoding="utf-8"))
     assert told["model"]["source"] == recipe.MODEL and told["model"]["sha256"] == recipe.WHEEL_SHA256
     assert told["decoding"] == recipe.DECODING
     assert told["judge"] == "verifiable"
     prompts = rows(f"{split}_prompts")
-    assert told["prompts"]["sha256"] == _digest([(r["id"], messages(r["prompt"])) for r in prompts])
+    assert told["prompts"]["sha256"] == digest_of([(r["id"], messages(r["prompt"])) for r in prompts])
     counts = told["counts"]
     assert counts["pairs"] == len(rows(name)) == sum(k["pairs"] for k in counts["by_kind"].values())
     assert counts["answers"] == len(prompts) * recipe.DECODING["samples"]

@@ -15,43 +15,22 @@ import glob
 import hashlib
 import json
 import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pydantic
-import torch
-import transformers
-from accelerate import PartialState
-
-from pobench.data.audit import unknown_fault, unknown_shares, unknown_text
-from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import split_by_prompt, text_key
-from pobench.data.prompts import prompt_rows
 from pobench.data.rows import Message, messages
 from pobench.errors import PobenchError
 from pobench.files import write_text
 from pobench.judging import PairwiseJudge, PointwiseJudge
 from pobench.judging.pairwise import Progress
-from pobench.judging.ranking import Ranked, Row, Sample, best_against_worst, comparisons
+from pobench.judging.ranking import Ranked, Row, Sample, best_against_worst
 from pobench.locks import HeldError, hold
-from pobench.model.device import bf16_pays, layout_of_devices
-from pobench.model.generate import PRECISIONS, Decoding, generate_batches
-from pobench.model.load import attention_of, load_model
+from pobench.model.generate import Decoding, generate_batches
 from pobench.progress import progress
-from pobench.registry import judges
-from pobench.runs.execute import launch
-from pobench.runs.start_model import start_model
-from pobench.settings.faults import explain, judge_faults
-from pobench.settings.job import Job
-from pobench.settings.read import read_setting
-from pobench.settings.resolve import resolve, section_of
-from pobench.settings.schema import ModelConfig, OnPolicyConfig
-from pobench.sources import weights_digest
 
 Judge = PointwiseJudge | PairwiseJudge
 
@@ -65,15 +44,15 @@ class Sampling:
 
     def __init__(self, rows: Sequence[Row], out: Path, made_by: Mapping[str, Any], decoding: Decoding) -> None:
         _check_rows(rows)
-        distinct = {_key(row["prompt"]): row for row in reversed(rows)}
-        self.rows = [row for row in rows if distinct[_key(row["prompt"])] is row]
+        distinct = {prompt_key(row["prompt"]): row for row in reversed(rows)}
+        self.rows = [row for row in rows if distinct[prompt_key(row["prompt"])] is row]
         self.repeated = len(rows) - len(self.rows)
         self.out, self.decoding = out, decoding
         prompts = [(row["id"], messages(row["prompt"])) for row in self.rows]
         self.origin = {
             "model": dict(made_by),
             "decoding": asdict(decoding),
-            "prompts": {"count": len(prompts), "sha256": _digest(prompts)},
+            "prompts": {"count": len(prompts), "sha256": digest_of(prompts)},
         }
 
     @property
@@ -155,15 +134,19 @@ def write_pairs(
     sampling: Sampling,
     judge: Judge,
     *,
+    out: Path | None = None,
     held_out: float = 0.0,
+    evaluated: Collection[str] = (),
     shape: Callable[[Ranked], dict[str, Any]] = Ranked.published,
     judge_settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Rank the samples, and write pairs and recipe; returns the recipe.
 
-    held_out: the share of prompts whose pairs go to `<name>.heldout.jsonl`. Raises PobenchError when no pair is left.
+    out: the file of the pairs; None: the sampling's. held_out: the share of prompts whose pairs go to
+    `<name>.heldout.jsonl`; evaluated: keys (`prompt_key`) of prompts that are asked later, whose pairs all go there.
+    Raises PobenchError when no pair is left.
     """
-    out = sampling.out
+    out = out or sampling.out
     samples = sampling.gather()
     with progress(f"ranked by {judge.name}", len(samples), "answers") as advance:
         pairs, counts = best_against_worst(
@@ -176,10 +159,10 @@ def write_pairs(
     recipe = {**sampling.origin, "judge": judge.name, "rule": "best against worst, closest in length", "counts": counts}
     if judge_settings:
         recipe["judge_settings"] = dict(judge_settings)
+    seed = sampling.decoding.seed
     files = {out: pairs}
-    if held_out > 0:
-        seed = sampling.decoding.seed
-        files[out], held_out_pairs = split_by_prompt(pairs, held_out, seed, lambda pair: _key(pair.row["prompt"]))
+    files[out], held_out_pairs = _split(pairs, held_out, seed, frozenset(evaluated))
+    if held_out_pairs:
         files[out.with_suffix(".heldout.jsonl")] = held_out_pairs
         recipe["held_out"] = {
             "fraction": held_out,
@@ -191,6 +174,24 @@ def write_pairs(
         write_text(file, "".join(_line(shape(pair)) for pair in ranked))
     write_text(out.with_suffix(".recipe.json"), json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
     return recipe
+
+
+def _split(
+    pairs: list[Ranked], fraction: float, seed: int, evaluated: frozenset[str]
+) -> tuple[list[Ranked], list[Ranked]]:
+    """(training, held-out): no prompt that is evaluated is trained on; of the others, as many are held out as the fraction
+    still lacks. Raises PobenchError where no pair is left to train on."""
+    keys = [prompt_key(pair.row["prompt"]) for pair in pairs]
+    others = [pair for pair, key in zip(pairs, keys, strict=True) if key not in evaluated]
+    asked = [pair for pair, key in zip(pairs, keys, strict=True) if key in evaluated]
+    if not others:
+        raise PobenchError(f"all {len(pairs)} pairs have prompts of answers.source, which are never trained on")
+    lacking = (fraction * len(pairs) - len(asked)) / len(others)
+    if lacking <= 0:
+        return others, asked
+    training, _ = split_by_prompt(others, lacking, seed, lambda pair: prompt_key(pair.row["prompt"]))
+    trained = {pair.row["id"] for pair in training}
+    return training, [pair for pair in pairs if pair.row["id"] not in trained]
 
 
 def make_pairs(
@@ -211,164 +212,14 @@ def make_pairs(
     Raises PobenchError as `Sampling`, `Sampling.gather` and `write_pairs` do.
     """
     sampling = Sampling(rows, out, made_by, decoding)
-    with _alone(out):
+    with only_writer(out):
         sampling.gather()
         draw(sampling, model, chat, batch_size=batch_size, progress=progress)
         return write_pairs(sampling, judge, **written)
 
 
-class Recipe(NamedTuple):
-    """The checked arguments of `pobench data onpolicy`. settings: of the judge."""
-
-    job: Job
-    config: OnPolicyConfig
-    judge: Judge
-    settings: Mapping[str, Any]
-
-
-def recipe_of(
-    setting: str,
-    *,
-    ranker: str | None = None,
-    ranker_settings: Mapping[str, Any] | None = None,
-    model: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    **values: Any,
-) -> Recipe:
-    """The recipe of a setting's `onpolicy` section and its start model; only settings are read.
-
-    values: replace those of the section. ranker: a judge's name, replaces the section's or the setting's judge;
-    ranker_settings: added to that judge's settings if the name is the same. overrides: as `--set`. Raises PobenchError
-    that lists every fault of names and values.
-    """
-    config, faults, job = OnPolicyConfig(), list[str](), None
-    try:
-        (job,) = resolve(setting, "simpo", seeds=[0], model=model, overrides=overrides)
-    except PobenchError as error:
-        faults.append(str(error))
-    section: dict[str, Any] = {}
-    with contextlib.suppress(PobenchError):  # an unknown setting, which `resolve` has reported
-        section = section_of(read_setting(setting)[0], "onpolicy", overrides or {})
-    try:
-        config = OnPolicyConfig.model_validate({**section, **values})
-    except pydantic.ValidationError as error:
-        faults += explain(error, "onpolicy.", OnPolicyConfig)
-    own = config.ranker if config.ranker.name or job is None else job.judge
-    name = ranker or own.name
-    settings = {**(own.settings if name == own.name else {}), **(ranker_settings or {})}
-    if name is not None:
-        faults += judge_faults(name, settings, "--ranker" if ranker else "onpolicy.ranker.name", "--ranker-set ")
-    elif job is not None:
-        faults.append(f"setting {setting!r} names no judge to rank by; give --ranker NAME (`pobench list judges`)")
-    if faults or job is None or name is None:
-        raise PobenchError("\n".join(dict.fromkeys(line for fault in faults for line in fault.splitlines())))
-    return Recipe(job, config, judges.get(name)(**settings), settings)
-
-
-def make_pairs_of(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Make the pairs of a recipe, with as many processes as `pobench run` trains with; shows progress."""
-    job, config, judge, settings = recipe
-    subset, split = (None if config.prompts else job.data.subset), config.prompts_split or job.data.split
-    rows = prompt_rows(config.prompts or job.data.source, split, "onpolicy.prompts", subset)
-    rows = [{**row, "prompt": row["messages"]} for row in rows]
-    folder = start_model(job)
-    chat, decoding = Chat.of(folder, job.model), _decoding(config, job)
-    asked = [chat.prompt_ids(row["messages"]) for row in rows]
-    shares, extent = unknown_shares({"prompt": asked}, chat.unknown), Extent.of_prompts(asked, decoding.max_new_tokens)
-    what = f"onpolicy.prompts: the longest prompt and {decoding.max_new_tokens} new tokens"
-    remedy = "set a smaller onpolicy.max_new_tokens, or leave out the longest prompts"
-    capacity = Capacity.of(folder, job.data.max_length, trust_remote_code=job.model.trust_remote_code)
-    unknown = unknown_fault("onpolicy.prompts", shares)
-    if faults := [*filter(None, [unknown]), *capacity.faults(extent, what, chat, remedy)]:
-        raise PobenchError("\n".join(faults))
-    if warning := unknown_text(shares):
-        print(f"onpolicy.prompts: {warning}", file=sys.stderr)
-    made_by: dict[str, Any] = {"source": job.model.source, "digest": weights_digest(folder), "rendering": chat.digest}
-    made_by |= {} if capacity.reach is None else {"rope_reach": capacity.reach}
-    sampling = Sampling(rows, out, made_by, decoding)
-    with _alone(out):
-        if len(sampling.gather()) < sampling.total:
-            _draw_in_processes(sampling, folder, job.model, job.data.max_length, job.answers.batch_size)
-        if hasattr(judge, "estimate"):
-            print(judge.estimate([two for _, two in comparisons(sampling.answers())]), file=sys.stderr)
-        written = write_pairs(sampling, judge, held_out=config.held_out_fraction, judge_settings=settings)
-    for note in getattr(judge, "notes", ()):
-        print(note, file=sys.stderr)
-    return written
-
-
-def _decoding(config: OnPolicyConfig, job: Job) -> Decoding:
-    precision = config.precision
-    if precision == "auto":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        precision = "bf16" if bf16_pays(device) else "fp32"
-    length = config.max_new_tokens or job.answers.max_new_tokens
-    return Decoding(length, config.temperature, config.top_p, config.samples, config.seed, precision)
-
-
-# ---------------------------------------------------------------- processes
-def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, length: int, batch_size: int) -> None:
-    if layout_of_devices()[0] == 1:
-        return _draw_share(sampling, folder, model, length, batch_size)
-    prompts = [{"id": row["id"], "prompt": messages(row["prompt"])} for row in sampling.rows]
-    call = {
-        "rows": prompts,
-        "out": str(sampling.out),
-        "made_by": sampling.origin["model"],
-        "decoding": asdict(sampling.decoding),
-        "folder": str(folder),
-        "model": model.model_dump(),
-        "length": length,
-        "batch_size": batch_size,
-    }
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "call.json"
-        file.write_text(json.dumps(call), encoding="utf-8")
-        status = launch("pobench.workflows.onpolicy", file)
-    if status:
-        raise PobenchError(
-            f"a process that drew answers ended with status {status}, see above; its samples are kept, and the same "
-            "command continues from there"
-        )
-
-
-def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, length: int, batch_size: int) -> None:
-    """Draw one process's share, on its device."""
-    transformers.logging.disable_progress_bar()  # our own progress bar is enough
-    state = PartialState(cpu=not torch.cuda.is_available())
-    share = (state.process_index, state.num_processes)
-    speaker = load_model(
-        folder,
-        dtype=PRECISIONS[sampling.decoding.precision],
-        attention=attention_of(folder, model.attention),
-        trust_remote_code=model.trust_remote_code,
-        length=length,
-    ).to(state.device)
-    title = "answers" if share[1] == 1 else f"answers, {share[1]} processes"
-    quiet = contextlib.nullcontext(lambda **_: None)
-    with progress(title, sampling.total, "answers") if state.is_main_process else quiet as advance:
-        draw(
-            sampling,
-            speaker,
-            Chat.of(folder, model),
-            batch_size=batch_size,
-            share=share,
-            progress=lambda done, total: advance(done=done),
-        )
-
-
-def main() -> None:
-    """`accelerate launch -m pobench.workflows.onpolicy CALL.json`: one process's share."""
-    call = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    sampling = Sampling(call["rows"], Path(call["out"]), call["made_by"], Decoding(**call["decoding"]))
-    try:
-        _draw_share(sampling, Path(call["folder"]), ModelConfig(**call["model"]), call["length"], call["batch_size"])
-    except PobenchError as error:
-        sys.exit(f"pobench: {error}")
-
-
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def only_writer(out: Path) -> Iterator[None]:
     """Lock the samples. Raises PobenchError while another command writes them, and for a folder."""
     if out.is_dir():
         raise PobenchError(
@@ -403,7 +254,8 @@ def _check_rows(rows: Sequence[Row]) -> None:
         raise PobenchError("prompts to sample from:\n" + "\n".join(f"  {f}" for f in faults))
 
 
-def _key(prompt: Any) -> str:
+def prompt_key(prompt: Any) -> str:
+    """Equal for prompts, text or messages, of the same words."""
     return text_key(Message(m["role"], m["content"]) for m in messages(prompt))
 
 
@@ -432,9 +284,5 @@ def _line(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def _digest(value: Any) -> str:
+def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-if __name__ == "__main__":
-    main()

@@ -18,8 +18,15 @@ from pobench.judging.armorm import ArmoRM
 from pobench.judging.pairrm import PairRM
 from pobench.model.generate import Decoding, generate
 from pobench.registry import judges
-from pobench.workflows import onpolicy
-from pobench.workflows.onpolicy import Sampling, draw, make_pairs, recipe_of
+from pobench.runs import onpolicy
+from pobench.runs.execute import execute
+from pobench.runs.onpolicy import recipe_for
+from pobench.runs.plan import make_plan
+from pobench.runs.rehearsal import rehearse
+from pobench.runs.sampling import Sampling, draw, make_pairs
+from pobench.runs.worker import run as work
+from pobench.settings.resolve import resolve
+from pobench.sources import weights_digest
 
 ROWS = [{"id": f"p{i}", "prompt": text, "kind": "any"} for i, text in enumerate(("hi", "what is a bee?", "go on"))]
 
@@ -179,13 +186,16 @@ from pobench.registry import register_judge
 class MoreWords:
     name = "more_words"
 
+    def __init__(self, sharpness):
+        self.sharpness = sharpness
+
     def judge(self, prompt, a, b):
-        return 0.5 + 0.5 * (len(b.split()) - len(a.split())) / max(len(a.split()), len(b.split()), 1)
+        return 0.5 + 0.5 * (len(b.split()) - len(a.split())) / max(len(a.split()), len(b.split()), 1 / self.sharpness)
 
 
 @register_judge("more_words", compares=True)
 def more_words(*, sharpness: float = 1.0):
-    return MoreWords()
+    return MoreWords(sharpness)
 """
 
 
@@ -217,7 +227,7 @@ def test_a_plug_in_that_compares_two_answers_ranks_them_and_run_reads_the_pairs(
 
 
 def draw_a_share(file):
-    sys.argv = ["pobench.workflows.onpolicy", str(file)]
+    sys.argv = ["pobench.runs.onpolicy", str(file)]
     onpolicy.main()
 
 
@@ -286,5 +296,114 @@ def test_prompts_that_the_model_cannot_read_stop_before_anything_is_drawn(pobenc
     ],
 )
 def test_the_papers_settings_rank_by_the_papers_rankers_and_run_no_code_of_theirs(setting, judge, model):
-    recipe = recipe_of(setting)
+    recipe = recipe_for(setting)
     assert type(recipe.judge) is judge and recipe.judge.name == model and not recipe.judge.weights.trust_remote_code
+
+
+# ---------------------------------------------------------------- the stage
+
+
+@pytest.fixture
+def run_here(pobench_cli, setting, tmp_path, monkeypatch):
+    """`pobench run` on pairs on policy in this process: (status, what --json prints, standard error)."""
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pobench.runs.execute._fork", work)
+    (tmp_path / "more_words.py").write_text(PAIRWISE_PLUGIN)
+    rows = [{"id": f"q{i}", "prompt": f"say w{i}"} for i in range(12)]
+    (tmp_path / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ranker = {"name": "more_words", "settings": {"sharpness": 2.0}}
+    own = {"samples": 6, "temperature": 2.0, "max_new_tokens": 40, "prompts": "ask.jsonl", "ranker": ranker}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**setting, "onpolicy": {**own, "held_out_fraction": 0.4}}))
+
+    def run(stages, *more):
+        command = ("run", "--setting", "small.yaml", "--losses", "simpo", "--plugin", "more_words.py", "--json")
+        status, out, err = pobench_cli(*command, "--stages", stages, *more)
+        return status, json.loads(out) if out else {}, err
+
+    yield run
+    judges._items.pop("more_words", None)
+
+
+def test_one_command_goes_from_prompts_to_pairs_to_runs(run_here, tmp_path):
+    status, said, err = run_here("onpolicy,train,heldout")
+    assert status == 0 and {o["status"] for o in said["outcomes"]} == {"finished"}, err
+    (made,) = (tmp_path / "runs/small").glob("onpolicy-*/pairs-*")
+    train, held = pairs_of(made / "pairs.jsonl"), pairs_of(made / "pairs.heldout.jsonl")
+    (trained,) = (tmp_path / "runs/small").glob("simpo-*/trained.json")
+    (data,) = (tmp_path / "runs/small").glob("data-*/data.json")
+    about = json.loads(data.read_text())
+    assert about["pairs"] == {"train": len(train), "heldout": len(held)}
+    assert json.loads(trained.read_text())["causes"]["pairs"] == about["digests"]["train"]  # of any data: by content
+    # say w0, say w1 and say w2 are what `answers.source` asks
+    asked = {f"say w{i}" for i in range(3)}
+    assert {p["prompt"] for p in train}.isdisjoint(asked) and {p["prompt"] for p in held} & asked
+    again = run_here("onpolicy,train,heldout")
+    assert again[0] == 0 and {o["status"] for o in again[1]["outcomes"]} == {"skipped"}, again[2]
+
+
+def test_another_ranker_ranks_the_same_samples_and_trains_a_model_of_its_own(run_here, tmp_path):
+    assert run_here("onpolicy,train")[0] == 0
+    (samples,) = (tmp_path / "runs/small").glob("onpolicy-*/pairs.samples.jsonl")
+    before = samples.stat().st_mtime_ns
+    status, _, err = run_here("onpolicy,train", "--set", "onpolicy.ranker.settings.sharpness=3.0")
+    assert status == 0, err
+    assert len(list((tmp_path / "runs/small").glob("onpolicy-*/pairs-*"))) == 2
+    assert samples.stat().st_mtime_ns == before and len(list(samples.parent.parent.glob("onpolicy-*"))) == 1
+
+
+def test_damaged_pairs_are_made_anew_from_their_samples_and_stay_beside(run_here, tmp_path):
+    assert run_here("onpolicy")[0] == 0
+    (file,) = (tmp_path / "runs/small").glob("onpolicy-*/pairs-*/pairs.jsonl")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    status, said, err = run_here("onpolicy")
+    assert status == 0 and "it is made anew" in err and file.read_bytes() == whole
+    assert (file.parent.with_name(f"{file.parent.name}.damaged") / file.name).read_bytes() == whole[:-9]
+    assert said["pairs"] == [
+        {
+            "train": {"file": str(file.relative_to(tmp_path)), "pairs": whole.count(b"\n")},
+            "held_out": {"file": said["pairs"][0]["held_out"]["file"], "pairs": said["pairs"][0]["held_out"]["pairs"]},
+        }
+    ]
+
+
+def test_fine_tuning_sampling_and_training_are_one_command(run_here, tmp_path):
+    turns = [{"role": "user", "content": "say w1"}, {"role": "assistant", "content": "w1 w1"}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(4)))
+    values = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    sft = {"source": "chats.jsonl", "lr": 1e-4, "batch_size": 4, "precision": "fp32"}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**values, "sft": sft}))
+    status, said, err = run_here("sft,onpolicy,train")
+    assert status == 0, err
+    kinds = [o["run"].rpartition("/")[2].partition("-")[0] for o in said["outcomes"] if o["status"] == "finished"]
+    assert sorted(kinds) == ["onpolicy", "simpo", "start"]
+    (recipe,) = (tmp_path / "runs/small").glob("onpolicy-*/pairs-*/pairs.recipe.json")
+    made = next((tmp_path / "cache/sft").glob("start-*/model"))
+    assert json.loads(recipe.read_text())["model"]["digest"] == weights_digest(made)
+
+
+def test_a_ranker_that_fails_leaves_the_runs_unplanned_and_the_samples_stored(run_here, tmp_path):
+    status, said, err = run_here("onpolicy,train", "--set", "onpolicy.ranker.settings.sharpness=0")
+    assert status == 1 and [o["title"] for o in said["failed"]] == ["pairs of the start model's own answers"], err
+    assert list((tmp_path / "runs/small").glob("onpolicy-*/pairs.samples.jsonl"))
+    assert not list((tmp_path / "runs/small").glob("simpo-*"))
+
+
+def test_a_dry_run_names_the_pairs_to_come_and_counts_their_tokens(run_here, tmp_path):
+    status, said, err = run_here("onpolicy,train", "--dry-run")
+    assert status == 0 and not (tmp_path / "runs").exists(), err
+    assert [(job["kind"], job["left"]) for job in said["jobs"]][:1] == [("onpolicy", ["onpolicy"])]
+    assert said["jobs"][0]["values"]["onpolicy.samples"] == 6 and said["cost"]["seconds"] > 0
+
+
+@pytest.mark.parametrize("name", ["llama3-instruct", pytest.param("gemma2-instruct", marks=pytest.mark.slow)])
+def test_a_papers_setting_rehearses_from_prompts_to_pairs(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pobench.runs.execute._fork", work)
+    jobs = rehearse(resolve(name, "simpo"), ("onpolicy", "train"))
+    plan = make_plan(jobs, tmp_path / "runs", ("onpolicy", "train"))
+    assert plan.waits and [task.kind for task in plan.tasks] == ["onpolicy"]
+    (outcome,) = execute(plan)
+    assert outcome.status == "finished", outcome.reason
+    after = make_plan(jobs, tmp_path / "runs", ("onpolicy", "train"))
+    assert after.counts is not None and min(after.counts.train, after.counts.heldout) > 0

@@ -1,0 +1,331 @@
+"""A setting's pairs on policy: its start model's own answers to the prompts of its `onpolicy` section, ranked by its ranker.
+
+The stage `onpolicy` and the command `pobench data onpolicy` make them by the same function, `make_pairs_of`. The stage's lie in
+
+    runs/<setting>/onpolicy-<12 hex>/     the samples, named by what decides them: start model, prompts, decoding
+        pairs-<12 hex>/                   pairs.jsonl, pairs.heldout.jsonl, pairs.recipe.json and node.json, named also by the
+                                          ranker and by what is held out
+
+so that another ranker ranks the same samples. Trained models are named by the digest of the pairs, as with any other data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from accelerate import PartialState
+
+from pobench.data.audit import unknown_fault, unknown_shares, unknown_text
+from pobench.data.capacity import Capacity, Extent
+from pobench.data.chat import Chat
+from pobench.data.prepare import reader_digest
+from pobench.data.rows import messages
+from pobench.data.sampled import answered_rows, prompt_files, sampled_rows
+from pobench.errors import PobenchError
+from pobench.files import MarkedFolder, digests_of, whole, write_json
+from pobench.identity import PROTOCOL, code_digest, name_of
+from pobench.judging.ranking import Row, comparisons
+from pobench.model.generate import PRECISIONS, Decoding
+from pobench.model.load import attention_of, load_model
+from pobench.progress import progress
+from pobench.registry import judges
+from pobench.runs.content import auto_precision, start_weights
+from pobench.runs.launch import launch, processes
+from pobench.runs.sampling import Judge, Sampling, draw, only_writer, prompt_key, write_pairs
+from pobench.runs.stage import Node
+from pobench.runs.start_model import base_model, start_model
+from pobench.runs.task import Task
+from pobench.settings.faults import judge_faults
+from pobench.settings.job import Job
+from pobench.settings.resolve import OF_ONE_SOURCE, resolve
+from pobench.settings.schema import JudgeConfig, ModelConfig
+from pobench.sources import rows_digest, weights_digest
+
+FILE = "pairs.jsonl"
+SECTION = "onpolicy"
+
+
+class Recipe(NamedTuple):
+    """How a job's pairs are made: its section `onpolicy`, and the judge that ranks."""
+
+    job: Job
+    judge: Judge
+    ranker: JudgeConfig
+
+
+# ---------------------------------------------------------------- what is asked for
+def recipe_of(job: Job, where: str = "onpolicy.ranker.name", prefix: str = "onpolicy.ranker.settings.") -> Recipe:
+    """The recipe of a job. where, prefix: the keys by which the user names the ranker and its settings.
+
+    Raises PobenchError where no judge is named to rank by, or its settings are wrong.
+    """
+    ranker = job.onpolicy.ranker if job.onpolicy.ranker.name else job.judge
+    if ranker.name is None:
+        raise PobenchError(
+            f"setting {job.setting!r} names no judge to rank by; set onpolicy.ranker.name (`pobench list judges`)"
+        )
+    if faults := judge_faults(ranker.name, ranker.settings, where, prefix):
+        raise PobenchError("\n".join(faults))
+    return Recipe(job, judges.get(ranker.name)(**ranker.settings), ranker)
+
+
+def recipe_for(
+    setting: str,
+    *,
+    ranker: str | None = None,
+    ranker_settings: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> Recipe:
+    """The recipe of a setting, for `pobench data onpolicy`; only settings are read.
+
+    values: of the section `onpolicy`, over the setting's. ranker: a judge's name, replaces the section's or the setting's
+    judge; ranker_settings: added to that judge's settings if the name is the same. overrides: as `--set`. Raises
+    PobenchError that lists every fault of names and values.
+    """
+    faults: list[str] = []
+    changes = {**(overrides or {}), **{f"{SECTION}.{key}": value for key, value in values.items()}}
+    job = None
+    try:
+        (job,) = resolve(setting, "simpo", seeds=[0], model=model, overrides=changes)
+    except PobenchError as error:
+        faults += str(error).splitlines()
+    named = None if job is None else job.onpolicy.ranker if job.onpolicy.ranker.name else job.judge
+    name = ranker or (named.name if named else None)
+    own = named.settings if named is not None and name == named.name else {}
+    chosen = JudgeConfig(name=name, settings={**own, **(ranker_settings or {})})
+    if job is not None and not faults:
+        job = replace(job, onpolicy=job.onpolicy.model_copy(update={"ranker": chosen}))
+        return recipe_of(job, "--ranker" if ranker else "onpolicy.ranker.name", "--ranker-set ")
+    if ranker is not None:
+        faults += judge_faults(ranker, chosen.settings, "--ranker", "--ranker-set ")
+    raise PobenchError("\n".join(dict.fromkeys(faults)))
+
+
+def decoding_of(job: Job) -> Decoding:
+    """How the answers are drawn, on this machine."""
+    config = job.onpolicy
+    precision = auto_precision() if config.precision == "auto" else config.precision
+    length = config.max_new_tokens or job.answers.max_new_tokens
+    return Decoding(length, config.temperature, config.top_p, config.samples, config.seed, precision)
+
+
+class Asked(NamedTuple):
+    """The prompts of a sampling, and what else stands in its recipe. made_by: the start model, for the recipe. evaluated: keys
+    of the prompts that the setting asks after training."""
+
+    rows: list[Row]
+    made_by: dict[str, Any]
+    evaluated: frozenset[str]
+
+
+def ask(recipe: Recipe, folder: Path, note: Callable[[str], None]) -> Asked:
+    """Read and check the prompts. folder: of a model with the tokenizer and the context of the one that will answer. note:
+    takes a warning. Raises PobenchError that lists what is wrong with them."""
+    job = recipe.job
+    rows: list[Row] = [{**row, "prompt": row["messages"]} for row in sampled_rows(job)]
+    chat, new = Chat.of(folder, job.model), decoding_of(job).max_new_tokens
+    asked = [chat.prompt_ids(row["prompt"]) for row in rows]
+    shares, extent = unknown_shares({"prompt": asked}, chat.unknown), Extent.of_prompts(asked, new)
+    what = f"onpolicy.prompts: the longest prompt and {new} new tokens"
+    remedy = "set a smaller onpolicy.max_new_tokens, or leave out the longest prompts"
+    capacity = Capacity.of(folder, job.data.max_length, trust_remote_code=job.model.trust_remote_code)
+    unknown = unknown_fault("onpolicy.prompts", shares)
+    if faults := [*filter(None, [unknown]), *capacity.faults(extent, what, chat, remedy)]:
+        raise PobenchError("\n".join(faults))
+    if warning := unknown_text(shares):
+        note(f"onpolicy.prompts: {warning}")
+    made_by: dict[str, Any] = {"source": job.model.source, "digest": weights_digest(folder), "rendering": chat.digest}
+    made_by |= {} if capacity.reach is None else {"rope_reach": capacity.reach}
+    evaluated = frozenset(prompt_key(row["messages"]) for row in answered_rows(job))
+    return Asked(rows, made_by, evaluated)
+
+
+# ---------------------------------------------------------------- the stage's folders
+@dataclass(frozen=True)
+class OwnPairs:
+    """Where a job's pairs on policy lie, or will: in `run`, the folder of the samples, the folder `node`."""
+
+    run: str
+    node: Node
+
+    @classmethod
+    def of(cls, recipe: Recipe, *, remember: bool = True) -> OwnPairs:
+        """Named by content; nothing is written. remember: digests of large files."""
+        job, ranker = recipe.job, recipe.ranker
+        base = base_model(job)
+        capacity = Capacity.of(base, job.data.max_length, trust_remote_code=job.model.trust_remote_code)
+        asked, answered = prompt_files(job)
+        drawn = {
+            "protocol": PROTOCOL,
+            "weights": start_weights(job, capacity.reach, remember=remember),
+            "rendering": Chat.of(base, job.model).digest,
+            "prompts": rows_digest(asked, remember=remember),
+            "max_prompts": job.onpolicy.max_prompts,
+            "reader": reader_digest(),
+            "decoding": asdict(decoding_of(job)),
+        }
+        judge = judges.get(ranker.name or "")
+        causes = {
+            "samples": name_of(drawn),
+            "ranker": judge.name,
+            "settings": replace(job, judge=ranker).judge_causes(),
+            "source": code_digest(judge.function),
+            "held_out_fraction": job.onpolicy.held_out_fraction,
+            "evaluated": rows_digest(answered, remember=remember) if answered is not None else None,
+        }
+        return cls(f"{job.setting}/onpolicy-{name_of(drawn)}", Node("pairs", causes))
+
+
+class MadePairs(MarkedFolder):
+    """Pairs on policy. about: causes, model (the digest of the weights that answered), files."""
+
+    marker = "node.json"
+
+    @property
+    def file(self) -> Path:
+        return self.path / FILE
+
+    @property
+    def held_out(self) -> Path | None:
+        """The file of the pairs that are held out, if there are any."""
+        file = self.file.with_suffix(".heldout.jsonl")
+        return file if file.is_file() else None
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(pairs to train on, pairs held out)."""
+        recipe = json.loads(self.file.with_suffix(".recipe.json").read_text(encoding="utf-8"))
+        held = recipe.get("held_out", {"train": recipe["counts"]["pairs"], "held_out": 0})
+        return held["train"], held["held_out"]
+
+    def as_data(self, job: Job) -> Job:
+        """The job, trained on these pairs."""
+        held_out = None if self.held_out is None else str(self.held_out)
+        own = {key: field.default for key, field in type(job.data).model_fields.items() if key in OF_ONE_SOURCE}
+        data = job.data.model_validate({**job.data.model_dump(exclude=set(own)), "source": str(self.file)})
+        origin = {key: how for key, how in job.origin.items() if key.removeprefix("data.") not in (*own, "source")}
+        job = replace(
+            job,
+            data=data.model_copy(update={"held_out": held_out}),
+            origin={**origin, "data.source": "made by the stage onpolicy"},
+        )
+        if job.tuned is None:
+            return job
+        return replace(job, values_from="default", tuned=None)  # that search was for other pairs
+
+
+def make_own_pairs(task: Task, say: Callable[[str], None]) -> None:
+    """The stage: do what is left of a task's pairs, and mark them as finished."""
+    with whole(task.data) as partial:
+        partial.mkdir(parents=True)
+        samples = task.runs / task.run / FILE
+        written = make_pairs_of(recipe_of(task.job), samples, pairs=partial / FILE, say=say)
+        about = {"causes": dict(task.nodes[SECTION].causes), "model": written["model"]["digest"]}
+        write_json(partial / MadePairs.marker, {**about, "files": digests_of(partial)})
+
+
+# ---------------------------------------------------------------- making them
+def make_pairs_of(
+    recipe: Recipe,
+    out: Path,
+    *,
+    pairs: Path | None = None,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+) -> dict[str, Any]:
+    """Make the pairs of a recipe, with as many processes as `pobench run` trains with; shows progress. Returns the content of
+    the recipe file. out: the samples lie beside it. pairs: the file of the pairs; None: `out`."""
+    job, judge, ranker = recipe
+    folder = start_model(job)
+    asked = ask(recipe, folder, say)
+    sampling = Sampling(asked.rows, out, asked.made_by, decoding_of(job))
+    with only_writer(out):
+        if len(sampling.gather()) < sampling.total:
+            _draw_in_processes(sampling, folder, job.model, job.data.max_length, job.answers.batch_size)
+        if hasattr(judge, "estimate"):
+            say(judge.estimate([two for _, two in comparisons(sampling.answers())]))
+        written = write_pairs(
+            sampling,
+            judge,
+            out=pairs,
+            held_out=job.onpolicy.held_out_fraction,
+            evaluated=asked.evaluated,
+            judge_settings=ranker.settings,
+        )
+    for note in getattr(judge, "notes", ()):
+        say(note)
+    return written
+
+
+def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, length: int, batch_size: int) -> None:
+    if processes() == 1:
+        return _draw_share(sampling, folder, model, length, batch_size)
+    prompts = [{"id": row["id"], "prompt": messages(row["prompt"])} for row in sampling.rows]
+    call = {
+        "rows": prompts,
+        "out": str(sampling.out),
+        "made_by": sampling.origin["model"],
+        "decoding": asdict(sampling.decoding),
+        "folder": str(folder),
+        "model": model.model_dump(),
+        "length": length,
+        "batch_size": batch_size,
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "call.json"
+        file.write_text(json.dumps(call), encoding="utf-8")
+        status = launch("pobench.runs.onpolicy", file)
+    if status:
+        raise PobenchError(
+            f"a process that drew answers ended with status {status}, see above; its samples are kept, and the same "
+            "command continues from there"
+        )
+
+
+def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, length: int, batch_size: int) -> None:
+    """Draw one process's share, on its device."""
+    transformers.logging.disable_progress_bar()  # our own progress bar is enough
+    state = PartialState(cpu=not torch.cuda.is_available())
+    share = (state.process_index, state.num_processes)
+    speaker = load_model(
+        folder,
+        dtype=PRECISIONS[sampling.decoding.precision],
+        attention=attention_of(folder, model.attention),
+        trust_remote_code=model.trust_remote_code,
+        length=length,
+    ).to(state.device)
+    title = "answers" if share[1] == 1 else f"answers, {share[1]} processes"
+    quiet = contextlib.nullcontext(lambda **_: None)
+    with progress(title, sampling.total, "answers") if state.is_main_process else quiet as advance:
+        draw(
+            sampling,
+            speaker,
+            Chat.of(folder, model),
+            batch_size=batch_size,
+            share=share,
+            progress=lambda done, total: advance(done=done),
+        )
+
+
+def main() -> None:
+    """`accelerate launch -m pobench.runs.onpolicy CALL.json`: one process's share."""
+    call = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    sampling = Sampling(call["rows"], Path(call["out"]), call["made_by"], Decoding(**call["decoding"]))
+    try:
+        _draw_share(sampling, Path(call["folder"]), ModelConfig(**call["model"]), call["length"], call["batch_size"])
+    except PobenchError as error:
+        sys.exit(f"pobench: {error}")
+
+
+if __name__ == "__main__":
+    main()
