@@ -12,6 +12,7 @@ from torch import Tensor
 from pobench.errors import PobenchError
 from pobench.model.flex import BLOCK
 from pobench.model.logps import ResponseLogps
+from pobench.model.sharding import forget, give_back, is_sharded
 from pobench.positions import rope_reach
 from pobench.types import Group
 
@@ -42,6 +43,13 @@ def choose_layout(policy: ResponseLogps, groups: Sequence[Group], layout: str = 
     Raises PobenchError if even the padded layout disagrees with the model's own logits (an unknown kind of head).
     """
     proof = _Proof(policy, _telling(policy, groups))
+    try:
+        return _choose(proof, policy, layout)
+    finally:
+        give_back(policy)
+
+
+def _choose(proof: _Proof, policy: ResponseLogps, layout: str) -> tuple[str, str]:
     attention, exchanged = policy.attention, policy.has_exchanged_layers
     for name in ("shared_prefix", "padded") if layout == "auto" else (layout,):
         for way in _ways(policy, name, attention, exchanged):
@@ -74,7 +82,7 @@ class _Proof:
 
     def __init__(self, policy: ResponseLogps, groups: Sequence[Group]) -> None:
         self.policy, self.groups = policy, list(groups)
-        self.tolerance = 1e-4 if policy.model.dtype == torch.float32 else 5e-2  # nats a token
+        self.tolerance = 1e-4 if policy.dtype == torch.float32 else 5e-2  # nats a token
         self.faults: list[str] = []
         self._plain: dict[Group, Tensor] = {}
 
@@ -89,6 +97,7 @@ class _Proof:
         except Exception as error:
             if not (blocks or isinstance(error, TypeError | ValueError | RuntimeError | LookupError)):
                 raise  # only these types tell that a mask or shape is not supported; compiled kernels may raise any
+            forget(self.policy)
             self.faults.append(f"{called}: {type(error).__name__}: {error}")
             return ""
         if difference < self.tolerance:
@@ -104,14 +113,17 @@ class _Proof:
         tokens = torch.tensor([len(r) for g in groups for r in g.responses], device=plain.device)
         with torch.set_grad_enabled(blocks and policy.model.device.type != "cpu"):
             sums = policy(policy.layout(name).collate(groups, policy.window).to(plain.device))
-            if sums.requires_grad:
+            if sums.requires_grad and is_sharded(policy):  # every process must join the sums of gradients
+                sums.sum().backward()
+                policy.zero_grad(set_to_none=True)
+            elif sums.requires_grad:
                 torch.autograd.grad(sums.sum(), next(p for p in policy.parameters() if p.requires_grad))
         return ((sums.detach() - plain).abs() / tokens).max().item()
 
     def _plain_of(self, group: Group) -> Tensor:
         if group not in self._plain:
             with self.policy.untouched() as model:
-                self._plain[group] = plain_logps(model, group)
+                self._plain[group] = self.policy.within_forward(lambda: plain_logps(model, group))
         return self._plain[group]
 
 

@@ -18,8 +18,8 @@ the backward pass only scales it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from pobench.model.head import KEPT_BYTES, _Head, _TiledHead, tile_for
 from pobench.model.layouts import WIDTH_STEP, Batch, Layout, get_layout
 from pobench.model.products import Arithmetic
 
+T = TypeVar("T")
+
 
 class ResponseLogps(nn.Module):
     """A causal language model as a function from a batch to (responses,) fp32 summed log-probabilities in nats.
@@ -40,9 +42,11 @@ class ResponseLogps(nn.Module):
     Body and head both run inside `forward`, so that a data-parallel wrapper sees every gradient. Dropout is off.
     """
 
-    def __init__(self, model: Any, tile: int | None = None, *, compiled: bool = False) -> None:
+    def __init__(
+        self, model: Any, tile: int | None = None, *, compiled: bool = False, device: torch.device | None = None
+    ) -> None:
         """tile: vocabulary entries per tile of the head; None: chosen for the device and the number of positions. compiled: use
-        torch.compile for the layers, and exchange none.
+        torch.compile for the layers, and exchange none. device: where the model will compute; None: where it is.
 
         If `arithmetic.in_place` is set, head and linear layers add a weight's gradient to `weight.grad` themselves, instead
         of handing autograd a matrix of the same size.
@@ -50,6 +54,9 @@ class ResponseLogps(nn.Module):
         super().__init__()
         self.model = model
         self.arithmetic = Arithmetic()
+        self.autocast = True  # whether autocast chooses the type of products; false where the weights' own type does
+        self.gathered_in: torch.dtype | None = None  # the type that sharded weights are gathered in, if not their own
+        on_processor = (device or model.device).type == "cpu"
         self.dropout = switch_off_dropout(model)  # before layers are exchanged: a trial sees the model without it
         if compiled:
             cpu.restore_layers(model)
@@ -58,7 +65,7 @@ class ResponseLogps(nn.Module):
             self.use_exchanged_layers()
         if compiled and cpu.takes_parts(model):
             use_matrices(model)
-        elif model.device.type == "cpu" and not compiled:
+        elif on_processor and not compiled:
             cpu.use_parts(model)
         self.tile = tile
         config = model.config.get_text_config()
@@ -68,11 +75,20 @@ class ResponseLogps(nn.Module):
         if kinds == {"full_attention"} or getattr(config, "use_sliding_window", True) is False:
             window = None
         self.window: int | None = window
-        self.additive = base_kind(model) == "eager" or model.device.type == "cpu"
+        self.additive = base_kind(model) == "eager" or on_processor
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.scale: float = getattr(config, "logit_scale", None) or 1.0 / (
             getattr(config, "logits_scaling", None) or 1.0
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights while they compute."""
+        return self.gathered_in or self.model.dtype
+
+    def within_forward(self, work: Callable[[], T]) -> T:
+        """`work()`, done as a forward pass is: sharded weights of the policy's own unit are gathered meanwhile."""
+        return work()
 
     def use_exchanged_layers(self) -> None:
         """Exchange the layers that pass a trial: they compute the same numbers with less memory."""

@@ -6,7 +6,9 @@ hang if one of them had nothing left to score.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from pobench.model.compiled import is_compiled
 from pobench.model.flex import takes_blocks
 from pobench.model.layouts import NOTHING, Batch, Layout, plan_step
 from pobench.model.logps import ResponseLogps
+from pobench.model.sharding import give_back
 from pobench.settings.schema import MICRO_TOKENS, LoopConfig
 from pobench.types import Group
 
@@ -59,11 +62,12 @@ class SumScorer:
         """The precision, layout and kernels. With weights and tokens they decide the digits of a sum, so they are a cause of
         stored reference sums."""
         model = self.policy.model
-        kind = "nf4" if getattr(model, "is_loaded_in_4bit", False) else str(model.dtype).removeprefix("torch.")
+        kind = "nf4" if getattr(model, "is_loaded_in_4bit", False) else str(self.policy.dtype).removeprefix("torch.")
         narrow = "" if kind == "float32" else f" {kind} weights"
         blocks = " blocks" if self.layout.name == "shared_prefix" and takes_blocks(model) else ""
         fused = " compiled" if is_compiled(model) else ""
-        return f"{self.accelerator.mixed_precision} {self.layout.name}{narrow}{blocks}{fused}"
+        mixed = self.accelerator.mixed_precision if self.policy.autocast else "no"
+        return f"{mixed} {self.layout.name}{narrow}{blocks}{fused}"
 
     def plan(self, groups: Sequence[Group]) -> list[list[list[int]]]:
         """`plan_step` for the processes that share the work."""
@@ -79,6 +83,11 @@ class SumScorer:
         """The index of this process among them."""
         return 0 if self.alone else self.accelerator.process_index
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """Around a forward pass: the precision of training, unless the weights' own type decides it."""
+        chosen: AbstractContextManager[None] = self.accelerator.autocast()
+        return chosen if self.policy.autocast else contextlib.nullcontext()
+
     def collate(self, groups: Sequence[Group]) -> Batch:
         """The groups of one micro-batch, on the device. An empty list gives a dummy row, whose result is dropped."""
         return self.layout.collate(groups or [NOTHING], self.window).to(self.accelerator.device)
@@ -90,11 +99,14 @@ class SumScorer:
         A turn without groups computes too: where weights are sharded over processes, all must join in every forward.
         """
         plan = self.plan(groups)
-        for batches in zip(*plan, strict=True):
-            indices = batches[self.rank]
-            with self.accelerator.autocast():
-                sums = self.policy(self.collate([groups[i] for i in indices])).double().cpu()
-            yield Turn(indices, sums if indices else sums[:0], [i for batch in batches for i in batch])
+        try:
+            for batches in zip(*plan, strict=True):
+                indices = batches[self.rank]
+                with self.autocast():
+                    sums = self.policy(self.collate([groups[i] for i in indices])).double().cpu()
+                yield Turn(indices, sums if indices else sums[:0], [i for batch in batches for i in batch])
+        finally:
+            give_back(self.policy)
 
     def sums(self, groups: Sequence[Group], advance: Callable[[int], None] = lambda groups: None) -> Tensor:
         """(responses,) fp64 nats on the CPU, group by group, the same in every process.

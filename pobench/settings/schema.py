@@ -205,6 +205,9 @@ class LoopConfig(_Strict):
     # auto: only if one pair does not fit into memory without it
     gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto)] = False
     compile: bool = False  # torch.compile every layer; takes minutes, so for long runs on a GPU
+    # fsdp2: the processes of a job hold a share each of weights, gradients and moments; none: a copy each; auto: shares where
+    # the estimate of a copy does not fit a device
+    sharding: Annotated[Literal["auto", "none", "fsdp2"], RUNTIME] = "auto"
     checkpoint_seconds: Annotated[float, RUNTIME] = Field(
         60.0, ge=0, allow_inf_nan=True
     )  # at least between two; 0: after every step; .inf: none

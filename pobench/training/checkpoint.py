@@ -1,6 +1,8 @@
 """Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), everything else in `state.json`.
 
-A checkpoint is a folder that appears whole (`pobench.files.whole`); the older ones are removed after that. The data order
+A checkpoint is a folder that appears whole (`pobench.files.whole`); the older ones are removed after that. Weights that are
+split over processes are written by all of them, each its own rows (`torch.distributed.checkpoint`); any number of processes
+resumes from either form. The data order
 and the learning rate are functions of the step, so they need no saving. `state.json` holds the step, the name of the job's
 content, the sha256 of every file of tensors, and a sha256 of its own. A job resumes only from a checkpoint of its own
 content whose bytes are those that were written.
@@ -13,20 +15,24 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pobench.errors import CorruptError, PobenchError
-from pobench.files import OTHER_BYTES, digests_of, whole
+from pobench.files import OTHER_BYTES, corrupt_files, digests_of, refuse_corrupt, sha256_of, whole
 
 SHARD_BYTES = 64 * 1024**2
 STATE = "state.json"
+ROWS = "shard-"  # the beginning of files that hold one process's rows, as `HuggingFaceStorageWriter` names them
 
 
 class Pace:
@@ -69,18 +75,28 @@ def save(
     facts: Mapping[str, Any],
     content: str = "",
 ) -> None:
-    """Write `checkpoint-<step>`, in place of one of that name, and remove all others.
+    """Write `checkpoint-<step>`, in place of one of that name, and remove all others. Where weights are split over processes, all
+    of them call it.
 
     facts: small values that `about` and `load` return. content: the name of what the job is made from.
     """
     target = folder / f"checkpoint-{step}"
-    with whole(target) as partial:
-        partial.mkdir(parents=True)
-        _save(_weights(model), partial, "weights")
-        _save(_moments(model, optimizer), partial, "adam")
-        state = {"step": step, "content": content, "files": digests_of(partial), **facts}
-        (partial / STATE).write_text(json.dumps({"state": state, "sha256": _digest(state)}))
-    clear(folder, keep=target)
+    shared = _is_split(model)
+    first = not shared or dist.get_rank() == 0
+    with whole(target) if first else nullcontext() as partial:
+        if first:
+            partial.mkdir(parents=True)
+        if shared:
+            files = _save_rows({**_weights(model), **_moments(model, optimizer)}, partial)
+        else:
+            _save(_weights(model), partial, "weights")
+            _save(_moments(model, optimizer), partial, "adam")
+            files = digests_of(partial)
+        if first:
+            state = {"step": step, "content": content, "files": files, **facts}
+            (partial / STATE).write_text(json.dumps({"state": state, "sha256": _digest(state)}))
+    if first:
+        clear(folder, keep=target)
 
 
 def resume(
@@ -111,13 +127,17 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, content
     """Put weights and moments in place; returns the state: `step`, `content`, `files`, and the facts that `save` was given.
 
     Raises CorruptError for bytes other than those that were written, PobenchError for a checkpoint of other content. Model
-    and optimiser are unchanged then: every file is checked before the first tensor is copied.
+    and optimiser are unchanged then: every file is checked before the first tensor is copied. Where weights are split over
+    processes, all of them call it, and all raise.
     """
     state = about(path)
     if state["content"] != content:
         raise PobenchError(
             f"checkpoint {str(path)!r} is ignored: it is of the content {state['content']!r}, and this job's is {content!r}"
         )
+    if _is_split(model) or any(name.startswith(ROWS) for name in state["files"]):
+        _load_rows(path, state["files"], model, optimizer)
+        return state
     tensors = {name: _read(path / name, digest) for name, digest in state["files"].items()}
     weights, moments = ({k: t for k, t in _of_kind(tensors, kind)} for kind in ("weights", "adam"))
     with torch.no_grad():
@@ -193,6 +213,57 @@ def _of_kind(files: Mapping[str, dict[str, Tensor]], kind: str) -> Iterator[tupl
     for name, tensors in files.items():
         if name.startswith(f"{kind}-"):
             yield from tensors.items()
+
+
+# ---------------------------------------------------------------- split over processes
+def _is_split(model: nn.Module) -> bool:
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def _save_rows(tensors: Mapping[str, Tensor], partial: Path | None) -> dict[str, str]:
+    """Write this process's rows of all tensors into the first process's folder. Returns name → sha256 of all processes' files."""
+    (folder,) = _from_first(partial)
+    sizes, file_of = 0, {}
+    for name, tensor in tensors.items():
+        sizes += tensor.nbytes // dist.get_world_size()
+        file_of[name] = 1 + sizes // SHARD_BYTES
+    dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), file_of, save_distributed=True))
+    own = {path.name: sha256_of(path) for path in folder.glob(f"{ROWS}{dist.get_rank() + 1:05d}-*")}
+    return {name: digest for files in _of_all(own) for name, digest in files.items()}
+
+
+def _load_rows(path: Path, files: Mapping[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Check all files, then copy this process's rows into the weights and into fresh moments. Each of several processes checks
+    its share of the files."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    faulty = [fault.path.name for fault in corrupt_files(path, {name: files[name] for name in sorted(files)[rank::world]})]
+    faulty = faulty if world == 1 else sorted(name for of_one in _of_all(faulty) for name in of_one)
+    refuse_corrupt(path, {name: files[name] for name in faulty})
+    moments = {
+        f"{key}/{name}": torch.zeros_like(parameter, requires_grad=False)
+        for name, parameter in _in_order(model, optimizer)
+        for key in ("exp_avg", "exp_avg_sq")
+    }
+    steps = {f"step/{name}": torch.zeros(()) for name, _ in _in_order(model, optimizer)}
+    dcp.load({**_weights(model), **moments, **steps}, storage_reader=dcp.HuggingFaceStorageReader(str(path)))
+    for name, parameter in _in_order(model, optimizer):
+        step = steps[f"step/{name}"].to(parameter.device if _fused(optimizer) else "cpu")
+        of_parameter = {key: moments[f"{key}/{name}"] for key in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": step, **of_parameter}
+
+
+def _from_first(*values: Any) -> list[Any]:
+    """The first process's values, in all processes."""
+    held = list(values)
+    dist.broadcast_object_list(held)
+    return held
+
+
+def _of_all(value: Any) -> list[Any]:
+    """Every process's value, in all processes."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _fused(optimizer: torch.optim.Optimizer) -> bool:

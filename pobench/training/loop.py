@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from pobench.errors import PobenchError
 from pobench.model.layouts import Batch
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer, sum_scorer
+from pobench.model.sharding import RowFiles, give_back, is_sharded, shard
 from pobench.registry import Loss
 from pobench.settings.schema import LoopConfig, TrainConfig
 from pobench.training import checkpoint, leaving
@@ -122,6 +125,7 @@ def train(
     rewind: Callable[[int], None] = lambda step: None,
     watch: Callable[[SumScorer], dict[str, float]] | None = None,
     content: str = "",
+    rows: RowFiles | None = None,
 ) -> Trained:
     """Train `model` in place on `pairs`, in the order of `epochs` (indices into pairs, one sequence an epoch).
 
@@ -135,7 +139,7 @@ def train(
     ]
     return minimise(
         accelerator, model, objective, batches, config, folder=folder, log=log, say=say, rewind=rewind, watch=watch,
-        watch_every=config.evaluate_every, content=content,
+        watch_every=config.evaluate_every, content=content, rows=rows,
     )  # fmt: skip
 
 
@@ -153,6 +157,7 @@ def minimise(
     watch: Callable[[SumScorer], dict[str, float]] | None = None,
     watch_every: int = 0,
     content: str = "",
+    rows: RowFiles | None = None,
 ) -> Trained:
     """Train `model` in place, one optimiser step a batch. Gradients and moments are freed at the end.
 
@@ -160,12 +165,14 @@ def minimise(
     in the main process. say: takes a sentence, on a choice that was measured or a checkpoint that was refused. rewind:
     called with the step that training starts from. watch: called every `watch_every` steps and after the last (0: never),
     in every process, with the scorer of the policy; what it returns is logged with the step, and its time does not count as
-    training time. content: the name of what the job is made from; only a checkpoint of the same content is resumed.
+    training time. content: the name of what the job is made from; only a checkpoint of the same content is resumed. rows:
+    what fills a model that is an outline (`pobench.model.sharding`).
+    Several processes hold a copy each, or with `sharding: fsdp2` a share each of weights, gradients and moments.
     Raises NonFiniteError (that step has not changed the weights), PobenchError; Leave, after a checkpoint, where the system
     has asked a process to leave.
     """
     _note_a_cut_warmup(config, len(batches), say)
-    run = _Run.set_up(accelerator, model, objective, config, folder, content, say)
+    run = _Run.set_up(accelerator, model, objective, config, folder, content, say, rows)
     try:
         gap = objective.start(run.scorer, batches[0][1], exact=run.exact)
         done, spent = run.resume(folder, content, say)
@@ -243,18 +250,25 @@ class _Run:
         folder: Path,
         content: str,
         say: Callable[[str], None],
+        rows: RowFiles | None,
     ) -> _Run:
-        """Move the model to its device; make the optimiser; choose the layout and the size of micro-batches."""
+        """Move the model to its device, or split it over all; choose the layout and the size of micro-batches; make the
+        optimiser."""
         if accelerator.device.type == "cpu" and accelerator.mixed_precision == "no":
             # In fp32 only: bf16 casts many tensors, and fresh pages for each would cost more than a fragmented heap.
             keep_large_tensors_apart()
         elif accelerator.device.type == "cpu":
             keep_few_kernels()
         model.train()
-        policy = ResponseLogps(model.to(accelerator.device), config.head_tile, compiled=config.compile)
+        sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
+        if not sharded:
+            model.to(accelerator.device)
+        policy = ResponseLogps(model, config.head_tile, compiled=config.compile, device=accelerator.device)
         if policy.dropout.note:
             say(policy.dropout.note)
-        optimizer = make_optimizer(policy, config)
+        if sharded:
+            narrow = accelerator.mixed_precision == "bf16"
+            shard(policy, accelerator.device, torch.bfloat16 if narrow else torch.float32, rows)
         scorer = sum_scorer(policy, objective.groups, config, accelerator, say)
         saved = checkpoint.latest(folder, content)
         choice = _micro_batch(config, objective, scorer, checkpoint.about(saved) if saved else {})
@@ -262,8 +276,11 @@ class _Run:
         if "auto" in (config.micro_tokens, config.gradient_checkpointing):
             how = "with" if choice.gradient_checkpointing else "without"
             say(f"micro-batches of {choice.micro_tokens} tokens, {how} activation checkpointing: {choice.reason}")
-        prepared, optimizer = accelerator.prepare(policy, optimizer)
-        exact = accelerator.mixed_precision == "no" and model.dtype == torch.float32
+        prepared: Any = policy
+        optimizer: Any = make_optimizer(policy, config)
+        if not sharded:
+            prepared, optimizer = accelerator.prepare(policy, optimizer)
+        exact = accelerator.mixed_precision == "no" and policy.dtype == torch.float32
         return cls(accelerator, objective, config, policy, prepared, optimizer, scorer, choice, exact)
 
     def resume(self, folder: Path, content: str, say: Callable[[str], None]) -> tuple[int, Spent]:
@@ -284,6 +301,18 @@ class _Run:
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             self.policy.arithmetic.in_place = self.accelerator.num_processes == 1
 
+    @contextlib.contextmanager
+    def turn(self, *, last: bool) -> Iterator[None]:
+        """Around one micro-batch. Copies of the weights add their gradients up over processes in the last one only; shards do
+        in each, as no process has room for a whole gradient."""
+        self.accelerator.gradient_state._set_sync_gradients(last)
+        if isinstance(self.policy, FSDPModule):
+            self.policy.set_is_last_backward(last)
+            yield
+            return
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
+            yield
+
     def forward_backward(self, batch: Sequence[int]) -> dict[str, float]:
         """Add the gradient of the batch to the parameters'. Returns the logged means over the whole batch."""
         accelerator, objective, scorer = self.accelerator, self.objective, self.scorer
@@ -293,9 +322,7 @@ class _Run:
         plan = scorer.plan(groups)[scorer.rank]
         with self.policy.arithmetic.unchanged_weights():
             for turn, indices in enumerate(plan, start=1):
-                last = turn == len(plan)
-                accelerator.gradient_state._set_sync_gradients(last)
-                with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
+                with self.turn(last=turn == len(plan)):
                     totals = self.prepared(scorer.collate([groups[i] for i in indices]))
                     if not indices:  # no items in this turn, but every process must join the sum of gradients
                         accelerator.backward((totals * 0).sum())
@@ -310,8 +337,8 @@ class _Run:
 
     def clip(self) -> float:
         """Clip the gradient to `max_grad_norm`; returns its norm before that."""
-        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.max_grad_norm)
-        return float(norm) if norm is not None else math.nan
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def refuse_non_finite(self, step: int, batch: Sequence[int], loss: float, grad_norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -340,11 +367,12 @@ class _Run:
         return bool(everyone[0, 0]), bool(everyone[:, 1].any())
 
     def save(self, folder: Path, step: int, spent: Spent, content: str) -> None:
-        """Write a checkpoint after `step` steps, in the main process; the others wait."""
+        """Write a checkpoint after `step` steps: of shards all processes write their own, else the main process writes and the
+        others wait."""
         if self.accelerator.device.type == "cpu":
             give_back_freed_memory()  # saving needs memory too
-        if self.accelerator.is_main_process:
-            facts = {**spent._asdict(), "memory": self.choice._asdict()}
+        facts = {**spent._asdict(), "memory": self.choice._asdict()}
+        if is_sharded(self.policy) or self.accelerator.is_main_process:
             checkpoint.save(folder, step, self.policy, self.plain_optimizer, facts, content)
         self.accelerator.wait_for_everyone()
 
@@ -355,6 +383,7 @@ class _Run:
         self.plain_optimizer.state.clear()
         for parameter in self.policy.parameters():
             parameter.grad = None
+        give_back(self.policy)
         self.prepared = self.optimizer = None
         self.accelerator.free_memory()
         if self.accelerator.device.type == "cpu":
@@ -362,7 +391,7 @@ class _Run:
 
     @property
     def keeps_gradients(self) -> bool:
-        return self.accelerator.device.type == "cpu"
+        return self.accelerator.device.type == "cpu" and not is_sharded(self.policy)
 
     @property
     def plain_optimizer(self) -> torch.optim.Optimizer:
@@ -389,7 +418,7 @@ def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, re
         switched_on = on
 
     def step(batch: Batch) -> None:
-        with accelerator.autocast():
+        with scorer.autocast():
             totals = policy(batch)
         totals.sum().backward()
 
