@@ -88,7 +88,9 @@ def shard(policy: ResponseLogps, device: torch.device, dtype: torch.dtype, files
     layers = layers_of(policy.model)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     narrow = dtype != torch.float32
-    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if narrow else MixedPrecisionPolicy()
+    precision = (
+        MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if narrow else MixedPrecisionPolicy()
+    )
     for unit in [*layers, policy]:
         for weight in unit.parameters():
             if _is_outline(weight):  # whole, but for one unit at a time
@@ -147,7 +149,9 @@ def forget(policy: nn.Module) -> None:
     if isinstance(policy, FSDPModule):
         reset = getattr(policy, "reset_iter_state", None)
         if reset is None:
-            raise PobenchError("this version of torch cannot go on after a failed pass over sharded weights; torch 2.13 can")
+            raise PobenchError(
+                "this version of torch cannot go on after a failed pass over sharded weights; torch 2.13 can"
+            )
         reset()
         policy.reshard()
 

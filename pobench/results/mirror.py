@@ -81,7 +81,10 @@ def _update(address: str, copy: Path) -> None:
     for name in stored.keys() - found.keys():
         (copy / name).unlink(missing_ok=True)
     left = [name for name in sorted(found) if name not in known]
-    with progress(f"reading {address}", len(left), "files") if left else contextlib.nullcontext() as advance:
+    if not left:
+        write_json(copy / INDEX, index)
+        return
+    with progress(f"reading {address}", len(left), "files") as advance:
         for begin in range(0, len(left), CHUNK):
             names = left[begin : begin + CHUNK]
             _fetch(files, {name: found[name] for name in names}, copy)

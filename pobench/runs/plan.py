@@ -161,7 +161,7 @@ def _check(jobs: Sequence[Job], runs: Path, stages: tuple[str, ...], opponents: 
     """Raises PobenchError that lists what this machine lacks for the jobs."""
     job = jobs[0]
     absent = [t for t in job.train.trackers if importlib.util.find_spec(t) is None]
-    faults = [f"train.trackers: {', '.join(absent)} not installed; pip install 'pobench[trackers]'"] if absent else []
+    faults = [f"train.trackers: {', '.join(absent)} not installed; pip install {' '.join(absent)}"] if absent else []
     faults += dict.fromkeys(fault for job in jobs for fault in adapters.missing(job.train.adapter))
     if "answers" in stages:
         faults += dict.fromkeys(fault for job in jobs for fault in vllm.missing(job.answers.engine))

@@ -184,6 +184,9 @@ def _switch_or_auto(value: Any) -> Any:
     return value
 
 
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+
+
 class LoopConfig(_Strict):
     """The training loop. `batch_size` is items per optimiser step, for any layout, number of devices and accumulation."""
 
@@ -222,7 +225,8 @@ class TrainConfig(LoopConfig):
     # and seeds. every_step: a frozen start model beside the policy computes the same sums in every step, as the paper ran it;
     # for measuring what a reference costs
     reference: Literal["cached", "every_step"] = "cached"
-    trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], RUNTIME] = []
+    # those of Accelerate, each by the name of its package; they see steps and settings, no judge and no key
+    trackers: Annotated[list[Tracker], RUNTIME] = []
     evaluate_every: Annotated[int, RUNTIME] = Field(
         0, ge=0, le=10**9
     )  # steps between measurements on the held-out pairs; 0: none

@@ -236,7 +236,9 @@ def _load_rows(path: Path, files: Mapping[str, str], model: nn.Module, optimizer
     """Check all files, then copy this process's rows into the weights and into fresh moments. Each of several processes checks
     its share of the files."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    faulty = [fault.path.name for fault in corrupt_files(path, {name: files[name] for name in sorted(files)[rank::world]})]
+    faulty = [
+        fault.path.name for fault in corrupt_files(path, {name: files[name] for name in sorted(files)[rank::world]})
+    ]
     faulty = faulty if world == 1 else sorted(name for of_one in _of_all(faulty) for name in of_one)
     refuse_corrupt(path, {name: files[name] for name in faulty})
     moments = {

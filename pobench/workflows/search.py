@@ -78,9 +78,9 @@ def tune(
     """Make the trials that are left, losses in turn, and write every trial and the chosen values.
 
     keep_models: keep the trained weights of finished trials, not only their numbers. parallel: trials that run at one time,
-    each in a process of its own; their numbers are those of one after the other with a grid. A failed trial does not stop the
-    others; it counts in this command and the next one tries it again. Raises PobenchError while another command searches
-    the same setting; KeyboardInterrupt.
+    each in a process of its own. The values that are tried depend on it with tpe alone, and never on which trial ends
+    first. A failed trial does not stop the others; it counts in this command and the next one tries it again. Raises
+    PobenchError while another command searches the same setting; KeyboardInterrupt.
     """
     tuning.folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -125,7 +125,6 @@ class _Tuner:
         """The loss's study, created or continued, with this command's grid cells queued. Says what changed if the same
         search was made before from other content."""
         import optuna
-        from optuna.trial import TrialState
 
         causes = study_causes(self.tuning, search, self.first)
         name = study_name(self.tuning, search, causes)
@@ -141,23 +140,34 @@ class _Tuner:
         about = {"loss": search.loss, "metric": self.tuning.about.metric, "sampler": self.tuning.sampler}
         for key, value in {**about, "setting": self.tuning.name, "causes": causes}.items():
             study.set_user_attr(key, value)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # left by a killed command
-            study.tell(trial.number, state=TrialState.FAIL)
-        if self.tuning.sampler == "grid":
-            self._queue(search, study)
+        self._queue(search, study)
         return study
 
     def _queue(self, search: Search, study: Any) -> None:
-        """Queue the cells that are left; those that the setting's file of trials holds are taken from there."""
+        """Queue the values that come next: of a grid the cells that are left, in its order; else those of the trials that a
+        killed command had begun, which are tried once more and find what is done of them.
+
+        Cells that the setting's file of trials holds are taken from there.
+        """
         from optuna.trial import TrialState
 
-        stored = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
-        known = [t.user_attrs.get("point", t.system_attrs.get("fixed_params")) for t in stored]
-        left = [point for point in points_of(search.space, search.loss)[: self.tuning.trials] if point not in known]
+        grid = self.tuning.sampler == "grid"
+        begun, waiting = (
+            study.get_trials(deepcopy=False, states=(state,)) for state in (TrialState.RUNNING, TrialState.WAITING)
+        )
+        points = [{**t.system_attrs.get("fixed_params", {}), **t.params} for t in (*begun, *waiting)]
+        left = [point for point in points if point.keys() == search.space.keys()]
+        if grid:
+            done = [t.user_attrs["point"] for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+            left = [point for point in points_of(search.space, search.loss)[: self.tuning.trials] if point not in done]
+        if not begun and points == left:
+            return
+        for trial in (*begun, *waiting):
+            self.storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
         before = self.tuning.made_before
         before = before[before["study"] == study.study_name]
         for point in left:
-            job = None if before.empty else self.tuning.jobs(search, point)[0]
+            job = None if before.empty or not grid else self.tuning.jobs(search, point)[0]
             made = None if job is None else trial_of(point, job, search.space, before)
             study.enqueue_trial(point) if made is None else study.add_trial(made)
 
@@ -176,25 +186,35 @@ class _Tuner:
 
     def work(self) -> Tuned:
         failed = dict.fromkeys(self.studies, 0)  # by this command; each took a turn
-        running: dict[Future[_Made], Trial] = {}
+        running: dict[Future[_Made], Trial] = {}  # in the order in which they began
+        rests_on_results = self.tuning.sampler == "tpe"
 
-        def wait_until(most: int) -> None:
-            """Finish trials until at most `most` are running."""
-            while len(running) > most:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    trial = running.pop(future)
-                    failed[trial.search.loss] += not self._finish(trial, future.result())
+        def settle(most: int) -> None:
+            """Store what trials came to, in the order in which they began, until at most `most` run. Where later values rest
+            on results, only as many are stored as make room, so the values do not depend on which trial ends first."""
+            in_order = rests_on_results or not most
+            while True:
+                done = [future for future in running if future.done()]
+                for future in done:
+                    future.result()  # one that was interrupted ends the search
+                while running and (first := next(iter(running))) in done and (len(running) > most or not in_order):
+                    trial = running.pop(first)
+                    failed[trial.search.loss] += not self._finish(trial, first.result())
                     self._write()
+                left = [future for future in running if in_order or future not in done]
+                if len(left) <= most:
+                    return
+                wait(left[:1] if in_order else left, return_when=FIRST_COMPLETED)
 
         with pool(self.parallel) as submit:
             for turn in range(self.tuning.trials):
                 for search in self.tuning.searches:
-                    wait_until(self.parallel - 1)
+                    settle(self.parallel - 1)
                     begun = sum(trial.search is search for trial in running.values())
                     if self._done(self.studies[search.loss]) + failed[search.loss] + begun <= turn:
                         trial = self._begin(search)
                         running[submit(self._make, trial)] = trial
-            wait_until(0)
+            settle(0)
         return Tuned(self._write(), self.failed, self.made, self.tuning.csv, self.tuning.chosen)
 
     def _write(self) -> list[Best]:
@@ -258,17 +278,19 @@ class _Tuner:
         asked.set_user_attr("settings", {k: v for k, v in first.loss_settings.items() if v is not None})
         asked.set_user_attr("lr", first.train.lr)
         asked.set_user_attr("measured", nan_as_null(made.measured))
-        study.tell(asked, made.measured["value"])
-        if not self.keep_models:
+        if not self.keep_models:  # before the trial counts as done: a command that is killed between leaves none behind
             for run in trial.runs:
                 shutil.rmtree(self.tuning.folder / run / "model", ignore_errors=True)
+        study.tell(asked, made.measured["value"])
         return True
 
     def _sampler(self, study: Any) -> Any:
-        """A sampler seeded by the number of trials, so that a continued search does not draw the first values again."""
+        """A sampler seeded by the number of trials that were made or run, so that a continued search draws the values that an
+        undisturbed one draws."""
         import optuna
+        from optuna.trial import TrialState
 
-        number = len(study.get_trials(deepcopy=False))
+        number = len(ended(study)) + len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
         seed = int(hashlib.sha256(f"{study.study_name} {number}".encode()).hexdigest()[:8], 16)
         if self.tuning.sampler == "tpe":
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(2, self.tuning.trials // 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pobench.runs.stage import Content, Stage
@@ -52,9 +53,7 @@ def run(context: Context) -> None:
     adapter = job.train.adapter
     adapted = adapters.attach(model, adapter, job.seed) if adapter else None
     if job.train.trackers:
-        run_name = {"name": context.task.run}
-        kwargs = {"wandb": {**run_name, "dir": str(folder.path)}, "trackio": run_name}
-        accelerator.init_trackers("pobench", config=_flat(job.values()), init_kwargs=kwargs)
+        init_trackers(accelerator, job, context.task.run, folder.path)
     with progress(context.task.title, steps, "steps") as advance:
 
         def log(row: dict[str, Any]) -> None:
@@ -153,6 +152,22 @@ def _store(context: Context, model: Any, adapted: Any, facts: Mapping[str, Any])
         context.chat.tokenizer.save_pretrained(partial)
     context.folder.finish_training(context.task.causes, facts)
     checkpoint.clear(context.folder.path)
+
+
+def init_trackers(accelerator: Any, job: Job, run: str, folder: Path) -> None:
+    """Begin a run of the project `pobench` in each tracker, called like the run; its files lie in the run's folder. A tracker
+    is told what trains. It is not told the judge, whose settings may hold what is private."""
+    named = {
+        "clearml": {"task_name": run},
+        "dvclive": {"dir": str(folder / "dvclive"), "save_dvc_exp": False},
+        "mlflow": {"run_name": run},
+        "swanlab": {"experiment_name": run, "logdir": str(folder / "swanlab")},
+        "trackio": {"name": run},
+        "wandb": {"name": run, "dir": str(folder)},
+    }
+    told = {name: section for name, section in job.values().items() if name != "judge"}
+    init_kwargs = {name: how for name, how in named.items() if name in job.train.trackers}
+    accelerator.init_trackers("pobench", config={"run": run, **_flat(told)}, init_kwargs=init_kwargs)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

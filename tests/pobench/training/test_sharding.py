@@ -219,8 +219,12 @@ def test_every_loss_trains_as_in_one_process(ways, tmp_path, capsys) -> None:
                 run(one, 1, names, way._replace(sharding="none"))
             run(several, processes, names, way)
             sums = reference_distance(one, several)
-            worst = Distance(*(max(column) for column in zip(*(distance(one / n, several / n) for n in names), strict=True)))
-            print(f"| {title} | {len(names)} | {sums:.0e} | {worst.loss:.0e} | {worst.gradient:.0e} | {worst.weights:.0e} |")
+            worst = Distance(
+                *(max(column) for column in zip(*(distance(one / n, several / n) for n in names), strict=True))
+            )
+            print(
+                f"| {title} | {len(names)} | {sums:.0e} | {worst.loss:.0e} | {worst.gradient:.0e} | {worst.weights:.0e} |"
+            )
             assert_alike(one, several, names)
 
 

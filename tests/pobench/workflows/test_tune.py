@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import yaml
 from pobench.errors import PobenchError
 from pobench.registry import figures, get_loss, load_plugin, losses
 from pobench.reporting.draw import draw
-from pobench.results.load import load_frames
+from pobench.results.load import load_frames, read_trials
 from pobench.runs import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.stages import MANY
 from pobench.runs.worker import run
 from pobench.settings.read import list_settings, read_setting
 from pobench.settings.resolve import resolve
+from pobench.workflows import search
 from pobench.workflows.chosen import Best, write_into
 from pobench.workflows.grid import Grid, grid_folder, points_of, read_grid, search_space
 from pobench.workflows.search import tune
@@ -510,3 +512,75 @@ def test_two_trials_at_once_are_interrupted_go_on_and_come_to_what_one_after_the
     columns = ["loss", "study", "lr", "settings", "value", "low", "high", "chosen", "runs"]
     first, second = (pd.read_csv(t.csv)[columns].sort_values("runs", ignore_index=True) for t in (one, two))
     pd.testing.assert_frame_equal(first, second)
+
+
+# ---------------------------------------------------------------- trials side by side
+
+
+class Scripted:
+    """Trials whose results are a function of their values, and which end in an order of one's choosing: a trial ends once
+    those behind it that `ends_after` names have begun. begun: the values of each trial, as it began."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ends_after: dict[int, int] | None = None) -> None:
+        self.begun: list[dict[str, Any]] = []
+        self.ends_after = ends_after or {}
+        self.more = threading.Condition()
+        monkeypatch.setattr(search._Tuner, "_prepare", lambda tuner: None)
+        monkeypatch.setattr(search._Tuner, "_make", lambda tuner, trial: self.make(trial))
+
+    def make(self, trial: Any) -> Any:
+        with self.more:
+            number = len(self.begun)
+            self.begun.append({"loss": trial.search.loss, **trial.asked.params})
+            self.more.notify_all()
+            self.more.wait_for(lambda: len(self.begun) > self.ends_after.get(number, 0))
+        lr = trial.asked.params["lr"]
+        return search._Made({"value": 1 - lr, "low": 0.0, "high": 1.0, "n": 3, "start": 0.0}, [])
+
+
+def planned(tmp_path: Path, sampler: str, trials: int, runs: str) -> Any:
+    (tmp_path / "wide.yaml").write_text(yaml.safe_dump({**GRID, "lr": [1e-5, 1e-4, 1e-3, 1e-2]}))
+    return plan_tuning("simpo,dpo", "small.yaml", grid="wide.yaml", sampler=sampler, trials=trials, runs=runs)
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_the_values_that_are_tried_do_not_depend_on_which_trial_ends_first(
+    sampler, tunable, tmp_path, monkeypatch
+) -> None:
+    tried = {}
+    for name, ends_after in {"in turn": {}, "the second first": {0: 1, 2: 3}}.items():
+        scripted = Scripted(monkeypatch, ends_after)
+        tuning = planned(tmp_path, sampler, 4, f"runs {name}")
+        tune(tuning, at_once=2)
+        rows = read_trials(tuning.csv)
+        tried[name] = rows[["loss", "trial", "lr", "value", "chosen"]].to_dict("records")
+        assert len(scripted.begun) == 8 and rows.groupby("loss").size().to_dict() == {"dpo": 4, "simpo": 4}
+    assert tried["in turn"] == tried["the second first"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+def test_a_search_that_was_killed_at_any_trial_tries_the_same_values_and_none_twice(
+    sampler, tunable, tmp_path, monkeypatch
+) -> None:
+    whole = Scripted(monkeypatch)
+    undisturbed = planned(tmp_path, sampler, 3, "undisturbed")
+    tune(undisturbed, at_once=2)
+    expected = read_trials(undisturbed.csv)[["loss", "lr", "value"]].to_dict("records")
+    assert len(whole.begun) == 6
+    for moment in (2, 5):  # killed as this trial begins: it and the one beside it have no result yet
+        tuning = planned(tmp_path, sampler, 3, f"killed {moment}")
+        said: list[str] = []
+
+        def announce(text: str, said=said, moment=moment) -> None:
+            said.append(text)
+            if len(said) == moment:
+                raise KeyboardInterrupt
+
+        Scripted(monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            tune(tuning, at_once=2, announce=announce)
+        rest = Scripted(monkeypatch)
+        tune(tuning, at_once=2)
+        assert read_trials(tuning.csv)[["loss", "lr", "value"]].to_dict("records") == expected
+        assert len(rest.begun) <= 8 - moment and tune(tuning, at_once=2).made == 0
