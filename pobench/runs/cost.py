@@ -185,8 +185,7 @@ def estimate_benchmarks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     rows = []
     for name in dict.fromkeys(benchmark.name for benchmark in left):
         same = [benchmark for benchmark in left if benchmark.name == name]  # the same settings for every model
-        calls = same[0].calls()
-        total = {k: v * len(same) if isinstance(v, int | float) else v for k, v in calls._asdict().items()}
+        total = same[0].calls().of(len(same)).and_also(same[0].shared_calls())._asdict()
         part = "" if same[0].limit is None else same[0].limited.format(limit=same[0].limit)
         rows.append({"benchmark": name, "limit": same[0].limit, "part": part, "models": len(same), **total})
     return rows
