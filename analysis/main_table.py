@@ -57,7 +57,7 @@ def _mt_bench(benchmarks: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
         return {}
     rows = benchmarks[(benchmarks["benchmark"] == "mt_bench") & (benchmarks["metric"] == "score")]
     by_judge = rows.groupby(["name", "judge"], sort=True)
-    return {(name if str(judge) in name else f"{name} by {judge}"): grades for (name, judge), grades in by_judge}
+    return {f"{name}" if str(judge) in str(name) else f"{name} by {judge}": own for (name, judge), own in by_judge}
 
 
 def _order(gain: stats.Estimate, rate: stats.Estimate) -> float:

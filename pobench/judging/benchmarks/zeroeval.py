@@ -99,7 +99,8 @@ class ZeroEval(Asking):
         return found
 
     def _of(self, task: str) -> list[Question]:
-        columns, faults, found = TASKS[task].columns, Faults(f"{self.source}, {TASKS[task].configuration}"), []
+        columns, faults = TASKS[task].columns, Faults(f"{self.source}, {TASKS[task].configuration}")
+        found: list[Question] = []
         for number, row in read_rows(self._files(task)):
             if isinstance(row, Fault):
                 faults.add(number, row.field, row.problem)
