@@ -37,6 +37,8 @@ TASKS = ["mmlu", "arc_challenge", "hellaswag", "truthfulqa_mc2", "winogrande", "
 DOWNSTREAM = [
     *(Column("downstream", task, f"{task}, %") for task in [*TASKS, "average", "gsm8k_zero_shot", "mmlu_zero_shot"]),
 ]
+# The paper's zero-shot numbers are ZeroEval's (Appendix J): ours come from the benchmark of that name where it ran.
+ZEROEVAL = {"gsm8k_zero_shot": "gsm8k", "mmlu_zero_shot": "mmlu_redux"}
 # Where the paper prints a number twice, the first of these tables counts; the column `also` has the other.
 ORDER = [10, 12, 1, 4, 5, 15, 11, 14, 6, 9, 13, 16, 17]
 TURBO = re.compile("turbo|1106|0125")
@@ -72,8 +74,8 @@ def beside_paper_downstream(
     runs: pd.DataFrame, paper: pd.DataFrame, benchmarks: pd.DataFrame | None = None
 ) -> pd.DataFrame:
     """Ours with its 95 % interval and n, then what the paper prints for the same setting, in per cent; its average is over
-    the first six. Rows with a learning rate are of Tables 16 and 17, whose zero-shot tasks are ZeroEval's. A dash:
-    not measured, or not printed."""
+    the first six. Rows with a learning rate are of Tables 16 and 17, whose zero-shot tasks are ZeroEval's; ours are too where
+    the benchmark `zeroeval` ran, else lm-eval's. A dash: not measured, or not printed."""
     return _table(runs, paper, benchmarks, None, [9, 13, 16, 17], DOWNSTREAM)
 
 
@@ -107,7 +109,8 @@ def _table(
     table = table.drop(columns=[c for c in table if c.endswith(("paper", "also")) and table[c].isna().all()])
     shown = [c for c in columns if f"{c.title}: paper" in table]
     table = table.drop(columns=[f"{c.title}: ours" for c in columns if c not in shown])
-    table.attrs["notes"] = _names(benchmarks, {c.benchmark for c in shown})
+    zeroeval = {"zeroeval" for column in shown if column.metric in ZEROEVAL}
+    table.attrs["notes"] = _names(benchmarks, {c.benchmark for c in shown} | zeroeval)
     return table
 
 
@@ -130,6 +133,9 @@ def _ours(benchmarks: pd.DataFrame | None, scores: pd.DataFrame | None, arm: Arm
     if benchmarks is None:
         return Estimate.missing()
     rows = of_arm(benchmarks, arm)
+    zeroeval = rows[(rows["benchmark"] == "zeroeval") & (rows["metric"] == ZEROEVAL.get(column.metric))]
+    if column.benchmark == "downstream" and len(zeroeval):
+        return pooled(zeroeval)
     rows = rows[rows["benchmark"] == column.benchmark]
     if column.benchmark == "mt_bench":  # the paper prints two judges
         turbo = rows["judge"].astype(str).str.contains(TURBO)

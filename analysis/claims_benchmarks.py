@@ -96,7 +96,7 @@ claim(
     where="Llama-3-Instruct v0.2, Table 13",
 )(benchmark_gap("simpo_sft", "simpo", "downstream", "gsm8k"))
 
-for task, title, number in (("gsm8k", "GSM8K", -21.79), ("mmlu", "MMLU", -8.2)):
+for task, of_zeroeval, title, number in (("gsm8k", "gsm8k", "GSM8K", -21.79), ("mmlu", "mmlu_redux", "MMLU", -8.2)):
     claim(
         f"lower-rate-keeps-{task}",
         says=f"A lower learning rate keeps more of {title}",
@@ -105,4 +105,4 @@ for task, title, number in (("gsm8k", "GSM8K", -21.79), ("mmlu", "MMLU", -8.2)):
         below=0,
         paper=number,
         where="Llama-3-Instruct v0.2, Table 16",
-    )(benchmark_trend("simpo", "lr", "downstream", f"{task}_zero_shot"))
+    )(benchmark_trend("simpo", "lr", ("zeroeval", of_zeroeval), ("downstream", f"{task}_zero_shot")))

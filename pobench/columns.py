@@ -365,7 +365,7 @@ _BENCHMARKS = Frame(
             "",
             "alpaca_eval: `lc_win_rate`, `win_rate`, `length_only_win_rate`, `length` (characters); arena_hard: `win_rate`, "
             "`position_flips`; arena_hard_v2: both for each category; mt_bench: `score`, `turn_1`, `turn_2` and one a "
-            "category; downstream: its tasks",
+            "category; downstream: its tasks; zeroeval: `gsm8k`, `mmlu_redux`, and `…_no_answer`",
         ),
         *_estimate("the benchmark's", "prompts"),
         Column("judge", "text", "", "the judge's name; empty where the benchmark asks none"),
@@ -388,7 +388,7 @@ _QUESTIONS = Frame(
             "text",
             "",
             "as in `benchmarks`: alpaca_eval and arena_hard: `win_rate`, arena_hard_v2: that of each category; mt_bench: "
-            "`score`, of both turns; downstream: its tasks",
+            "`score`, of both turns; downstream: its tasks; zeroeval: `gsm8k`, `mmlu_redux`",
         ),
         Column("judge", "text", "", "the judge's name; empty where the benchmark asks none"),
         Column(
@@ -401,7 +401,7 @@ _QUESTIONS = Frame(
             "score",
             "float",
             "the metric's",
-            "beside a baseline's answer: 100 won, 50 even, 0 lost; downstream: 100 right, 0 wrong; nan: no verdict",
+            "beside a baseline's answer: 100 won, 50 even, 0 lost; downstream, zeroeval: 100 right, 0 wrong; nan: no verdict",
         ),
         Column(
             "weight",

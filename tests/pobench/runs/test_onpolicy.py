@@ -255,7 +255,9 @@ def test_two_processes_write_the_bytes_of_one(start, pobench_cli, command, tmp_p
 
 
 def test_the_setting_says_how_and_the_command_line_has_the_last_word(pobench_cli, command, setting, tmp_path):
-    own = {"samples": 3, "temperature": 2.0, "max_new_tokens": 40, "held_out_fraction": 0, "prompts": "prompts.jsonl"}
+    rows = [{"id": f"q{i}", "prompt": f"say w{i}"} for i in (7, 8, 9)]  # none that `answers.source` asks
+    (tmp_path / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"samples": 3, "temperature": 2.0, "max_new_tokens": 40, "held_out_fraction": 0, "prompts": "ask.jsonl"}
     ranker = {"name": "more_words", "settings": {"sharpness": 2.0}}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump({**setting, "onpolicy": {**own, "ranker": ranker}}))
     ours = ("data", "onpolicy", "--setting", "small.yaml", "--plugin", "more_words.py", "--json")

@@ -31,6 +31,7 @@ from pobench.judging.benchmarks.arena_hard import ArenaHard, ArenaHardV2, _fille
 from pobench.judging.benchmarks.base import Answered, JudgeModel, Question, Speaker, Spoken
 from pobench.judging.benchmarks.mt_bench import MTBench
 from pobench.judging.replies import Reply
+from pobench.reporting.draw import table
 from pobench.results.arms import arms_of
 from pobench.results.evidence import Evidence
 from pobench.results.load import load_frames
@@ -70,7 +71,7 @@ def prompts(tmp_path: Path, monkeypatch) -> dict[str, Any]:
     ]
     (turns / "question.jsonl").write_text("".join(json.dumps(r) + "\n" for r in of_turns))
     references = [{"question_id": n, "choices": [{"turns": [f"good {n}", f"better {n}"]}]} for n in (101, 111)]
-    (turns / "reference_answer/gpt-4.jsonl").write_text("".join(json.dumps(r) + "\n" for r in references))
+    (turns / "reference_answer/tester.jsonl").write_text("".join(json.dumps(r) + "\n" for r in references))
     (turns / "judge_prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in grading_prompts()))
     return {
         "benchmarks__alpaca_eval__source": str(tmp_path / "alpaca.json"),
@@ -349,7 +350,7 @@ def test_an_edited_chat_template_makes_new_answers_beside_the_old(work_here, pro
     ("file", "old", "new", "benchmark"),
     [
         ("turns/judge_prompts.jsonl", "Grade.", "Grade well.", "mt_bench"),
-        ("turns/reference_answer/gpt-4.jsonl", "good", "best", "mt_bench"),
+        ("turns/reference_answer/tester.jsonl", "good", "best", "mt_bench"),
         ("hard/judge.yaml", "Judge.", "Judge well.", "arena_hard"),
     ],
 )
@@ -569,6 +570,86 @@ def test_the_judge_of_mt_bench_reads_both_turns_and_a_reference_where_the_catego
     assert guided == {101, 111}
     assert [r["score"] for r in rows] == [*range(1, 9)] and rows[0]["judge"] == ["tester", "single-v1"]
     assert [q.temperature for q in benchmark.questions()] == [0.7, 0.0, 0.0, 0.1]  # of their categories
+
+
+def test_a_judge_without_published_reference_answers_writes_its_own_once(prompts, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+
+    def write_or_grade(body: Body) -> Body:
+        asked = [message["content"] for message in body["messages"]]
+        return says(f"worked out ({len(asked)})" if body["max_tokens"] == 1024 else "Rating: [[7]]")
+
+    with OpenAIServer(write_or_grade) as server:
+        judge = {"model": "gpt-4-1106-preview", "base_url": server.url}
+        benchmark = MTBench(source=prompts["benchmarks__mt_bench__source"], judge=judge)
+        silent = {"progress": lambda done, total: None, "say": lambda text: None}
+        asks = [lambda requests: benchmark.judge.client().ask(requests, **silent)] * 2
+        before = benchmark._judge_causes(benchmark.questions())
+        first, second = (benchmark.verdicts(answered(benchmark, text), "me", ask) for text, ask in zip("xy", asks))  # noqa: B905
+        written = [body for body in server.bodies if body["max_tokens"] == 1024]
+        assert server.paid == 2 * 2 + 2 * 8  # two questions of two turns, once; eight grades for each model
+    assert [len(body["messages"]) for body in written] == [2, 2, 4, 4]  # fschat's system turn; then the first answer
+    assert all(body["temperature"] == 0 for body in written)
+    (stored,) = (tmp_path / "cache/mt_bench/reference_answer").glob("gpt-4-1106-preview-*.jsonl")
+    rows = [json.loads(line) for line in stored.read_text().splitlines()]
+    assert [(row["question_id"], row["model_id"]) for row in rows] == [(n, "gpt-4-1106-preview") for n in (101, 111)]
+    assert rows[0]["choices"][0]["turns"] == ["worked out (2)", "worked out (4)"]
+    graded = [body["messages"][-1]["content"] for body in server.bodies if body["max_tokens"] != 1024]
+    assert sum("ref worked out (2)" in text for text in graded) == 2 * 2 * 2
+    assert [row["score"] for row in [*first, *second]] == [7] * 16
+    assert benchmark._judge_causes(benchmark.questions()) == before  # verdicts have one name, written yet or not
+
+
+def test_a_reference_answer_that_does_not_come_ends_the_pass_and_says_of_which_question(
+    prompts, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    benchmark = MTBench(source=prompts["benchmarks__mt_bench__source"], judge={"model": "gpt-4"})
+    with pytest.raises(PobenchError, match=r"gpt-4 wrote no reference answer to question 101, turn 1: busy"):
+        benchmark.verdicts(answered(benchmark, "x"), "me", lambda rs: [Reply("", error="busy") for _ in rs])
+    assert not list(tmp_path.glob("cache/mt_bench/**/*.jsonl"))
+
+
+def test_reference_answers_of_another_judge_are_named_by_the_result(prompts, tmp_path) -> None:
+    source = prompts["benchmarks__mt_bench__source"]
+    own = MTBench(source=source, judge={"model": "tester"})
+    other = MTBench(source=source, judge={"model": "gpt-4"}, references="tester")
+    rows = [{"question_id": 81, "turn": 1, "model": "me", "judge": ["gpt-4", "single-v1"], "score": 7}]
+    base_module.write_lines(tmp_path / "verdicts.jsonl", rows)
+    assert other.scored(tmp_path / "verdicts.jsonl", []).benchmark.endswith("(reference answers by tester)")
+    assert "reference answers by tester" in own.scored(tmp_path / "verdicts.jsonl", []).notes
+    missing = MTBench(source=source, judge={"model": "gpt-4"}, references="nobody")
+    assert any("no reference_answer/nobody.jsonl" in fault for fault in missing.faults())
+
+
+def test_the_cost_of_two_judges_counts_both_and_the_reference_answers_once() -> None:
+    prices = {"price_in": 10.0, "price_out": 30.0}
+    both = MTBench(judge={"model": "gpt-4", **prices}, second_judge={"model": "gpt-4-1106-preview", **prices})
+    assert both.calls().requests == 2 * 160 and both.calls().spoken_tokens == MTBench().calls().spoken_tokens
+    assert both.calls().judge == "gpt-4 and gpt-4-1106-preview"
+    once = both.shared_calls()  # gpt-4's reference answers are published: 30 questions of two turns by the other
+    assert (once.judge, once.requests, once.reply_tokens) == ("gpt-4-1106-preview", 60, 60 * 1024)
+    assert once.dollars == pytest.approx((30 * (3 * 100 + 1024) * 10 + 60 * 1024 * 30) / 1e6)
+    assert both.calls().of(3).and_also(once).requests == 3 * 320 + 60
+    assert MTBench(**{**both.model_dump(), "references": "gpt-4"}).shared_calls().requests == 0
+    assert tuple(c for c in mt_bench.CATEGORIES if c in mt_bench.fschat().NEED_REF_CATS) == mt_bench.GUIDED
+
+
+def test_two_judges_grade_one_set_of_answers(work_here, prompts, tmp_path) -> None:
+    changes = {key: value for key, value in prompts.items() if "mt_bench" in key}
+    with OpenAIServer(judge) as server:
+        for field, model in (("judge", "tester"), ("second_judge", "gpt-4-1106-preview")):
+            changes[f"benchmarks__mt_bench__{field}__model"] = model
+            changes[f"benchmarks__mt_bench__{field}__base_url"] = server.url
+        folder = work_here("dpo", **changes)
+        paid, written = server.paid, [body for body in server.bodies if body["max_tokens"] == 1024]
+        assert len(written) == 4 and {body["model"] for body in written} == {"gpt-4-1106-preview"}
+        assert work_here("dpo", **changes) == folder and server.paid == paid
+    assert len(list(folder.glob("benchmarks/mt_bench/*/answers.jsonl"))) == 1
+    frames = load_frames(tmp_path / "runs")
+    assert set(frames["benchmarks"]["judge"]) == {"tester", "gpt-4-1106-preview"}
+    columns = [column for column in table("main-table", frames) if "MT-Bench" in column]
+    assert len(columns) == 2 and any("gpt-4-1106-preview" in c for c in columns) and any("tester" in c for c in columns)
 
 
 def test_a_grade_without_a_reply_is_unread(prompts) -> None:
@@ -846,4 +927,4 @@ def test_the_whole_of_every_benchmark_on_two_checkpoints(work_here, server, tmp_
         assert frame.loc[(loss, "alpaca_eval", "lc_win_rate"), "name"] == "AlpacaEval 2 (reconstructed)"
         assert "not Arena-Hard" in frame.loc[(loss, "arena_hard", "win_rate"), "name"]  # its instruction is not at hand
         assert frame.loc[(loss, "mt_bench", "score"), "name"] == "MT-Bench"
-    assert server.paid <= 2 * (805 + 2 * 500 + 2 * 80)
+    assert server.paid <= 2 * (805 + 2 * 500 + 2 * 80) + 2 * 30  # and reference answers to thirty questions, once
