@@ -29,6 +29,12 @@ Plugins = Annotated[
 ]
 ModelName = Annotated[str | None, typer.Option(help="The model whose tokenizer is used; default: the setting's.")]
 AtOnce = Annotated[int, typer.Option(min=1, help="Jobs that run at one time, each in its own process.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Devices of a training job, a process each; default: all GPUs, or your `accelerate config`'s."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print a summary for machines on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 

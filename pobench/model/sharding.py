@@ -12,6 +12,7 @@ An optimiser that is made before `shard` would train nothing.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,9 @@ class RowFiles:
             if (folder / name).is_file():
                 file = safe_open(folder / name, "pt")
                 self._file_of |= dict.fromkeys(file.keys(), file)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
 
     def holds(self, name: str, shape: torch.Size) -> bool:
         """Whether there is a tensor of this name and shape."""
@@ -88,7 +92,9 @@ def shard(policy: ResponseLogps, device: torch.device, dtype: torch.dtype, files
     layers = layers_of(policy.model)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     narrow = dtype != torch.float32
-    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if narrow else MixedPrecisionPolicy()
+    precision = (
+        MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if narrow else MixedPrecisionPolicy()
+    )
     for unit in [*layers, policy]:
         for weight in unit.parameters():
             if _is_outline(weight):  # whole, but for one unit at a time
@@ -147,7 +153,9 @@ def forget(policy: nn.Module) -> None:
     if isinstance(policy, FSDPModule):
         reset = getattr(policy, "reset_iter_state", None)
         if reset is None:
-            raise PobenchError("this version of torch cannot go on after a failed pass over sharded weights; torch 2.13 can")
+            raise PobenchError(
+                "this version of torch cannot go on after a failed pass over sharded weights; torch 2.13 can"
+            )
         reset()
         policy.reshard()
 
@@ -163,3 +171,11 @@ def whole_weights(model: Any, *, trained: bool = False) -> dict[str, Tensor]:
     for name in getattr(model, "all_tied_weights_keys", None) or {}:
         state.pop(name, None)
     return state
+
+
+def save_model(model: Any, folder: Path, state: Mapping[str, Tensor] | None) -> None:
+    """Write a model as transformers does. state: its `whole_weights`; None: the model holds them itself."""
+    if state is None:
+        model.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, state_dict=dict(state), max_shard_size=WEIGHTS_A_FILE)

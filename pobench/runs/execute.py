@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import shutil
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from pobench.runs import rehearsal
 from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
 from pobench.runs.pool import end_with_parent, now, pool
+from pobench.runs.processes import ended_file
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
@@ -221,24 +221,22 @@ def _devices() -> int:
 
 
 def _launch(task: Task) -> int:
-    """Run the task by `accelerate launch`, with the user's `accelerate config`, if its stages are shared; else in a child."""
+    """Run the task in a process a device, if its stages are shared; else in a child."""
     if not all(BY_NAME[stage].shared for stage in task.stages):
         return _fork(task)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "task.json"
         task.dump(path)
-        return launch("pobench.runs.worker", path)
+        status = launch("pobench.runs.worker", path)
+        if (ended := ended_file(path)).is_file():  # the others may have written how they lost the one that was killed
+            RunFolder(task.runs, task.run).fail(ended.read_text(encoding="utf-8"))
+        return status
 
 
 def launch(module: str, file: Path) -> int:
     """Run `python -m module file` as each process of a training job, and return the exit status."""
-    import torch
-
-    if torch.cuda.is_available() or not os.environ.get("POBENCH_PROCESSES"):
-        command = ["accelerate.commands.launch", "--num_processes", str(_devices())]
-    else:  # on CPUs `accelerate launch` needs MPI; torch's own launcher does not
-        command = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(_devices())]
-    return subprocess.call([sys.executable, "-m", *command, "-m", module, str(file)])
+    command = [sys.executable, "-m", "pobench.runs.processes", str(_devices()), module, str(file)]
+    return subprocess.call(command)
 
 
 def run_setting(

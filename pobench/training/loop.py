@@ -259,6 +259,10 @@ class _Run:
         policy = ResponseLogps(model, config.head_tile, compiled=config.compile, device=accelerator.device)
         if policy.dropout.note:
             say(policy.dropout.note)
+        if config.sharding == "fsdp2" and not sharded and accelerator.mixed_precision == "bf16":
+            raise PobenchError(
+                "sharding: fsdp2 in bf16 rounds weights as one process does not, and this is one process; use sharding: none"
+            )
         if sharded:
             narrow = accelerator.mixed_precision == "bf16"
             shard(policy, accelerator.device, torch.bfloat16 if narrow else torch.float32, rows)
@@ -418,14 +422,14 @@ def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, re
     elif "memory" in resumed:
         choice = Choice(**resumed["memory"])
     else:
-        trained = [p for p in policy.parameters() if p.requires_grad]
-        for parameter in trained:
+        trained, split = [p for p in policy.parameters() if p.requires_grad], is_sharded(policy)
+        for parameter in trained if not split else ():
             parameter.grad = torch.zeros_like(parameter)
         # The probe adds gradients in place where the steps do.
         policy.arithmetic.in_place = accelerator.device.type == "cpu" and accelerator.num_processes == 1
-        moments = sum(2 * p.nbytes for p in trained)
-        window, device = scorer.window, accelerator.device
-        here = choose(config, objective.groups, scorer.layout, window, device, step, checkpointing, later=moments)
+        moments = sum(2 * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in trained)
+        window, device, most = scorer.window, accelerator.device, scorer.most if split else None
+        here = choose(config, objective.groups, scorer.layout, window, device, step, checkpointing, moments, most)
         policy.zero_grad(set_to_none=True)
         least = torch.tensor([here.micro_tokens, not here.gradient_checkpointing], device=device)
         tokens, without = accelerator.gather(least).view(-1, 2).min(dim=0).values.tolist()

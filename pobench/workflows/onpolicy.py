@@ -358,7 +358,7 @@ def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, length: in
 
 
 def main() -> None:
-    """`accelerate launch -m pobench.workflows.onpolicy CALL.json`: one process's share."""
+    """`python -m pobench.workflows.onpolicy CALL.json`: one process's share, in each process of a job."""
     call = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sampling = Sampling(call["rows"], Path(call["out"]), call["made_by"], Decoding(**call["decoding"]))
     try:

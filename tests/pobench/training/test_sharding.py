@@ -1,4 +1,4 @@
-"""Weights split over processes train as one process does, for every loss; checkpoints go from any number of processes to any."""
+"""Weights split over processes train as one process does, for every loss; any number of processes resumes a checkpoint."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def run(folder: Path, processes: int, names: Sequence[str], way: Way) -> None:
 
 
 class Distance(NamedTuple):
-    """The largest relative differences from one process: of a step's loss, of a gradient's norm, of the weights (their norm)."""
+    """The largest relative differences from one process: of a step's loss, of a gradient's norm, of the weights as a whole."""
 
     loss: float
     gradient: float
@@ -219,8 +219,12 @@ def test_every_loss_trains_as_in_one_process(ways, tmp_path, capsys) -> None:
                 run(one, 1, names, way._replace(sharding="none"))
             run(several, processes, names, way)
             sums = reference_distance(one, several)
-            worst = Distance(*(max(column) for column in zip(*(distance(one / n, several / n) for n in names), strict=True)))
-            print(f"| {title} | {len(names)} | {sums:.0e} | {worst.loss:.0e} | {worst.gradient:.0e} | {worst.weights:.0e} |")
+            worst = Distance(
+                *(max(column) for column in zip(*(distance(one / n, several / n) for n in names), strict=True))
+            )
+            print(
+                f"| {title} | {len(names)} | {sums:.0e} | {worst.loss:.0e} | {worst.gradient:.0e} | {worst.weights:.0e} |"
+            )
             assert_alike(one, several, names)
 
 
