@@ -252,20 +252,9 @@ class _Run:
             keep_large_tensors_apart()
         elif accelerator.device.type == "cpu":
             keep_few_kernels()
-        model.train()
-        sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
-        if not sharded:
-            model.to(accelerator.device)
-        policy = ResponseLogps(model, config.head_tile, compiled=config.compile, device=accelerator.device)
+        policy = _placed(accelerator, model.train(), config, rows)
         if policy.dropout.note:
             say(policy.dropout.note)
-        if config.sharding == "fsdp2" and not sharded and accelerator.mixed_precision == "bf16":
-            raise PobenchError(
-                "sharding: fsdp2 in bf16 rounds weights as one process does not, and this is one process; use sharding: none"
-            )
-        if sharded:
-            narrow = accelerator.mixed_precision == "bf16"
-            shard(policy, accelerator.device, torch.bfloat16 if narrow else torch.float32, rows)
         scorer = sum_scorer(policy, objective.groups, config, accelerator, say)
         saved = checkpoint.latest(folder, content)
         choice = _micro_batch(config, objective, scorer, checkpoint.about(saved) if saved else {})
@@ -275,7 +264,7 @@ class _Run:
             say(f"micro-batches of {choice.micro_tokens} tokens, {how} activation checkpointing: {choice.reason}")
         prepared: Any = policy
         optimizer: Any = make_optimizer(policy, config)
-        if not sharded:
+        if not is_sharded(policy):
             prepared, optimizer = accelerator.prepare(policy, optimizer)
         exact = accelerator.mixed_precision == "no" and policy.dtype == torch.float32
         return cls(accelerator, objective, config, policy, prepared, optimizer, scorer, choice, exact)
@@ -393,6 +382,22 @@ class _Run:
         """Without Accelerate's wrapper."""
         plain: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return plain
+
+
+def _placed(accelerator: Accelerator, model: Any, config: LoopConfig, rows: RowFiles | None) -> ResponseLogps:
+    """The model as a function, on its device or split over all processes."""
+    several, narrow = accelerator.num_processes > 1, accelerator.mixed_precision == "bf16"
+    split = config.sharding == "fsdp2" and several
+    if config.sharding == "fsdp2" and narrow and not several:
+        raise PobenchError(
+            "sharding: fsdp2 in bf16 rounds weights as one process does not, and this is one process; use sharding: none"
+        )
+    if not split:
+        model.to(accelerator.device)
+    policy = ResponseLogps(model, config.head_tile, compiled=config.compile, device=accelerator.device)
+    if split:
+        shard(policy, accelerator.device, torch.bfloat16 if narrow else torch.float32, rows)
+    return policy
 
 
 def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, resumed: Mapping[str, Any]) -> Choice:

@@ -20,14 +20,18 @@ from two_processes import in_two_processes
 from pobench.model import device
 from pobench.model.load import load_outline
 from pobench.runs import execute, worker
+from pobench.runs.context import Context
 from pobench.runs.task import Task
 
 STAGES = ("train", "heldout")
 
 
 def work(file: Path) -> None:
-    status = worker.run(Task.load(file))
-    assert status == 0
+    task = Task.load(file)
+    adapter = task.job.train.adapter
+    if task.job.train.sharding == "fsdp2" and not (adapter and adapter.merge):
+        Context.load = lambda *_: pytest.fail("one process holds the whole model")  # this process is a test's child
+    assert worker.run(task) == 0
 
 
 @pytest.fixture
@@ -135,6 +139,16 @@ def test_an_accelerate_config_decides_processes_and_sharding_unless_the_command_
     monkeypatch.setenv(device.PROCESSES, "1")  # as --devices sets it; taken back at the end
     device.use_devices(2)
     assert device.layout_of_devices() == (2, True)
+
+
+def test_the_plan_says_how_many_devices_and_that_weights_are_split(pobench_cli, setting, monkeypatch) -> None:
+    monkeypatch.setenv(device.PROCESSES, "1")
+    command = ("run", "--setting", "small.yaml", "--losses", "simpo", "--dry-run", "--json", "--devices", "2")
+    for sharding in ("none", "fsdp2"):
+        status, out, err = pobench_cli(*command, "--set", f"train.sharding={sharding}")
+        assert status == 0, err
+        cost = json.loads(out)["cost"]
+        assert cost["devices"] == 2 and cost["sharded"] == (sharding == "fsdp2")
 
 
 def processes_of(module: str) -> list[int]:
