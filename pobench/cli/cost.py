@@ -26,7 +26,9 @@ def print_cost(plan: dict[str, Any], before: str) -> None:
         parts.append(f"time: not known ({cost['basis']})")
     if cost["memory"] is not None:
         eight = cost["memory"] - 16 * (cost.get("parameters") or 0) * 7 / 8
-        apart = f" ({eight / gib:.0f} GiB if FSDP or DeepSpeed shards it over 8)" if cost["memory"] > 80 * gib else ""
+        over = not cost.get("sharded") and cost["memory"] > 80 * gib
+        apart = f" ({eight / gib:.0f} GiB if its weights are split over 8: --devices 8)" if over else ""
+        apart = ", weights split over them" if cost.get("sharded") else apart
         parts.append(f"memory on each device: about {cost['memory'] / gib:.1f} GiB{apart}")
     if cost["disk"] is not None:
         parts.append(f"disk: about {cost['disk'] / gib:.1f} GiB")

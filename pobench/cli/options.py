@@ -48,6 +48,12 @@ Parallel = Annotated[
     int,
     typer.Option(min=1, help="Jobs that this machine runs at one time, each with its GPUs or its share of the cores."),
 ]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Devices of a training job, a process each; default: all GPUs, or your `accelerate config`'s."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print a summary for machines on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 

@@ -14,6 +14,7 @@ from pobench.cli.cost import print_cost
 from pobench.cli.group import STYLE
 from pobench.cli.options import (
     Debug,
+    Devices,
     Json,
     Losses,
     Parallel,
@@ -61,6 +62,7 @@ def run(
     ] = "start",
     plugin: Plugins = None,
     parallel: Parallel = 1,
+    devices: Devices = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
     rehearse: Annotated[
         bool,
@@ -72,9 +74,11 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Train, score held-out pairs, answer, judge, and write the report: the main job, end to end."""
+    from pobench.model.device import use_devices
     from pobench.runs.opponents import with_opponents
     from pobench.settings.resolve import parse_overrides, resolve
 
+    use_devices(devices)
     plugins = load_plugins(plugin)
     faults: list[str] = []
     values = parse_each(faults, sets, parse_overrides)

@@ -11,6 +11,7 @@ needed, and if the frozen weights are fp32, adapters and full training share the
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,22 @@ def disabled(adapted: Any) -> AbstractContextManager[None]:
     return switched_off
 
 
-def save(adapted: Any, folder: Path, source: str, revision: str | None = None) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json`, in the format of peft, with `source` as the base."""
+def save(
+    adapted: Any,
+    folder: Path,
+    source: str,
+    revision: str | None = None,
+    *,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`, in the format of peft, with `source` as the base.
+
+    state: the adapter's weights, where the model has only shares of them."""
     about = adapted.peft_config["default"]
     about.base_model_name_or_path, about.revision = source, revision
     about.target_modules = sorted(about.target_modules)  # a set: its order changes from process to process
-    adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    given = {} if state is None else {"state_dict": dict(state)}
+    adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False, **given)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
 

@@ -8,13 +8,18 @@ import math
 import os
 import platform
 import time
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from pobench.errors import PobenchError
+
+PROCESSES = "POBENCH_PROCESSES"  # the variable in which `--devices` reaches all that a command starts
 
 
 @cache
@@ -75,18 +80,55 @@ def _room_in_containers(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path
     return rooms
 
 
+def use_devices(count: int | None) -> None:
+    """Let every training job of this command run on so many devices, a process each; None: as many as `layout_of_devices`
+    says."""
+    if count is not None:
+        os.environ[PROCESSES] = str(count)
+
+
+def device_faults() -> list[str]:
+    """Why training jobs cannot run on the devices that are asked for, one line each."""
+    wanted, gpus = layout_of_devices()[0], torch.cuda.device_count()
+    faults = []
+    if gpus and wanted > gpus and os.environ.get(PROCESSES):
+        faults.append(f"--devices {wanted}: this machine has {gpus} {'GPU' if gpus == 1 else 'GPUs'}")
+    if _accelerate_config()[1] == "DEEPSPEED":
+        faults.append(
+            "the `accelerate config` of this machine asks for DeepSpeed, which pobench does not use: choose FSDP in "
+            "`accelerate config`, or delete that file and add --set train.sharding=fsdp2"
+        )
+    return faults
+
+
 def layout_of_devices() -> tuple[int, bool]:
-    """(number of processes of a training job, whether they shard weights and moments). The number is `POBENCH_PROCESSES`, else
-    that of the user's `accelerate config`, else the number of GPUs."""
+    """(number of processes of a training job, whether the user's `accelerate config` lets them split weights and moments). The
+    number is that of `--devices`, else of the `accelerate config`, else that of the GPUs."""
+    count, kind = _accelerate_config()
+    given = os.environ.get(PROCESSES)
+    return max(1, int(given) if given else count or torch.cuda.device_count()), kind == "FSDP"
+
+
+def _accelerate_config() -> tuple[int | None, str]:
+    """(processes, kind of distribution) of the user's `accelerate config`; None and "" where there is none."""
     from accelerate.commands.config import default_config_file, load_config_from_file
 
-    if os.environ.get("POBENCH_PROCESSES"):
-        return max(1, int(os.environ["POBENCH_PROCESSES"])), False
-    if os.path.isfile(default_config_file):
-        config = load_config_from_file(default_config_file)
-        kind = str(getattr(config.distributed_type, "value", config.distributed_type))
-        return max(1, int(config.num_processes or 1)), kind in ("FSDP", "DEEPSPEED")
-    return max(1, torch.cuda.device_count()), False
+    if not os.path.isfile(default_config_file):
+        return None, ""
+    config = load_config_from_file(default_config_file)
+    return max(1, int(config.num_processes or 1)), str(
+        getattr(config.distributed_type, "value", config.distributed_type)
+    )
+
+
+def device_memory() -> float:
+    """Bytes of one device, busy or not: of a GPU; else of the machine, which its processes share."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / layout_of_devices()[0]
+    except (ValueError, OSError, AttributeError):  # the system does not tell
+        return math.inf
 
 
 def bf16_pays(device: torch.device) -> bool:
@@ -104,10 +146,20 @@ def make_accelerator(precision: str = "auto", *, cpu: bool | None = None, **kwar
     cpu = not torch.cuda.is_available() if cpu is None else cpu
     if precision == "auto":
         precision = "bf16" if bf16_pays(torch.device("cpu" if cpu else "cuda")) else "fp32"
+    # pobench splits weights over processes by itself (`sharding.py`), so that tests and GPUs take one way; Accelerate is asked
+    # for processes and devices. A job that somebody starts by `accelerate launch` with an FSDP configuration gets there too.
+    if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise PobenchError("DeepSpeed is not used by pobench; launch with an FSDP configuration, or with none")
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
     # No buffer of a causal model changes in training, so none is broadcast. Gradients share memory with the reduced buckets.
     data_parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    # A process that waits longer than this has been left alone; saving the largest model takes a part of it.
+    group = InitProcessGroupKwargs(timeout=timedelta(minutes=30))
     return Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no", cpu=cpu, kwargs_handlers=[data_parallel], **kwargs
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        cpu=cpu,
+        kwargs_handlers=[data_parallel, group],
+        **kwargs,
     )
 
 

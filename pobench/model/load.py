@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pobench.errors import PobenchError
 from pobench.model.rope import fix_rope
+from pobench.model.sharding import RowFiles, as_outline
 from pobench.progress import without_bars
 from pobench.settings.schema import AdapterConfig
 from pobench.sources import read_config, weights_fault
@@ -101,6 +102,46 @@ def load_model(
     if length is not None:
         fix_rope(model, length)
     return model.eval()
+
+
+class Outline(NamedTuple):
+    """A model without memory for its weights, and the files that hold them."""
+
+    model: Any
+    files: RowFiles
+
+
+def load_outline(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+    length: int | None = None,
+) -> Outline | None:
+    """The model in `folder` as `sharding.shard` fills it, so that no process ever holds all of its weights; options as of
+    `load_model`. None where the folder has no safetensors with the names and shapes of the model's own weights (GGUF, pickles,
+    names that transformers translates): such a model is loaded whole."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    files = RowFiles(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
+        )
+    as_outline(model, dtype)
+    model.tie_weights()
+    if not all(files.holds(name, weight.shape) for name, weight in model.named_parameters()):
+        return None
+    if any(name in files for name, _ in model.named_buffers()):
+        return None  # stored beside the weights, and not made by the model's own code
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if length is not None:
+        fix_rope(model, length)
+    return Outline(model.eval(), files)
 
 
 def check_model(folder: Path, *, trust_remote_code: bool = False) -> None:

@@ -126,6 +126,13 @@ class SumScorer:
         total: Tensor = self.accelerator.reduce(numbers.to(self.accelerator.device), "sum")
         return total.cpu()
 
+    def most(self, value: float) -> float:
+        """The largest value of the processes that share the work."""
+        if self.world == 1:
+            return value
+        here = torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
+        return float(self.accelerator.gather(here).max())
+
     def from_first(self, numbers: Tensor) -> Tensor:
         """The first process's numbers, in all processes that share the work. Shape and type are the same in all."""
         if self.world == 1:

@@ -12,6 +12,7 @@ An optimiser that is made before `shard` would train nothing.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,9 @@ class RowFiles:
             if (folder / name).is_file():
                 file = safe_open(folder / name, "pt")
                 self._file_of |= dict.fromkeys(file.keys(), file)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
 
     def holds(self, name: str, shape: torch.Size) -> bool:
         """Whether there is a tensor of this name and shape."""
@@ -167,3 +171,11 @@ def whole_weights(model: Any, *, trained: bool = False) -> dict[str, Tensor]:
     for name in getattr(model, "all_tied_weights_keys", None) or {}:
         state.pop(name, None)
     return state
+
+
+def save_model(model: Any, folder: Path, state: Mapping[str, Tensor] | None) -> None:
+    """Write a model as transformers does. state: its `whole_weights`; None: the model holds them itself."""
+    if state is None:
+        model.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, state_dict=dict(state), max_shard_size=WEIGHTS_A_FILE)

@@ -22,9 +22,10 @@ from pobench.errors import PobenchError
 from pobench.model import adapters
 from pobench.model.device import make_accelerator
 from pobench.model.flex import use_flex
-from pobench.model.load import attention_of, load_base
+from pobench.model.load import attention_of, load_base, load_outline
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer, sum_scorer
+from pobench.model.sharding import RowFiles, shard
 from pobench.progress import progress
 from pobench.registry import Loss, get_loss
 from pobench.results.cross_loss import evaluate, view_of
@@ -133,6 +134,46 @@ class Context:
         use_flex(model, self.job.model.attention, self.accelerator.device)
         return model
 
+    @property
+    def splits(self) -> bool:
+        """Whether the processes of this task hold a share each of a model's weights."""
+        shared = self.task.kind == "reference" or "train" in self.task.stages
+        return shared and self.job.train.sharding == "fsdp2" and self.accelerator.num_processes > 1
+
+    @property
+    def rounds(self) -> bool:
+        """Whether each weight is rounded to bf16 before it computes, as where weights are split; not so under autocast."""
+        return bool(self.job.train.sharding == "fsdp2" and self.accelerator.mixed_precision == "bf16")
+
+    def trainable(self, path: Path) -> tuple[Any, RowFiles | None]:
+        """The model in `path`, and what fills it, if its weights are split over processes and no process needs all of them."""
+        if not self.splits:
+            return self.load(path), None
+        adapter = self.job.train.adapter
+        narrow = adapter is not None and adapter.base_precision == "bf16"
+        outline = load_outline(
+            path,
+            dtype=torch.bfloat16 if narrow else torch.float32,
+            attention=attention_of(path, self.job.model.attention),
+            trust_remote_code=self.job.model.trust_remote_code,
+            length=self.job.data.max_length,
+        )
+        if outline is None:
+            return self.load(path), None
+        use_flex(outline.model, self.job.model.attention, self.accelerator.device)
+        return outline
+
+    def start_policy(self) -> ResponseLogps:
+        """The start model as it computes reference sums, on its device or split over processes."""
+        model, rows = self.trainable(self.start_path)
+        device, config = self.accelerator.device, self.job.train
+        if not self.splits:
+            model.to(device)
+        policy = ResponseLogps(model.eval(), config.head_tile, compiled=config.compile, device=device)
+        if self.splits:
+            shard(policy, device, torch.bfloat16 if self.rounds else torch.float32, rows)
+        return policy
+
     def release(self) -> None:
         """Give back the model that is held, if there is one."""
         if self._held is None:
@@ -162,9 +203,18 @@ class Context:
         adapted = None if whole_model else put_in(model, path)
         return model.to(self.accelerator.device).eval(), adapted
 
-    def scoring_model(self) -> Any:
-        """The final model in the arithmetic of training, its adapter in place."""
-        return self._hold("scoring", lambda: self.final_model()[0])
+    def scoring_policy(self) -> ResponseLogps:
+        """The final model, its adapter in place, as it computes sums in the arithmetic of training."""
+        return self._hold("scoring", self._scoring)  # type: ignore[no-any-return]
+
+    def _scoring(self) -> ResponseLogps:
+        model, config = self.final_model()[0], self.job.train
+        if self.rounds:  # buffers, such as rotary frequencies, stay as they are
+            for weight in model.parameters():
+                weight.data = weight.data.to(torch.bfloat16)
+        policy = ResponseLogps(model, config.head_tile, compiled=config.compile)
+        policy.autocast = not self.rounds
+        return policy
 
     def merged_model(self) -> Any:
         """The final model for one product a layer: the adapter is merged, if the base is fp32."""
@@ -187,9 +237,8 @@ class Context:
 
     # -- sums of log-probabilities
 
-    def scorer(self, model: Any) -> SumScorer:
+    def scorer(self, policy: ResponseLogps) -> SumScorer:
         """Sums without gradient, in the layout that this model and these pairs take."""
-        policy = ResponseLogps(model, self.job.train.head_tile, compiled=self.job.train.compile)
         groups = [Group.of(p) for p in self.prepared.heldout]
         alone = self.task.kind != "reference"  # one process evaluates
         return sum_scorer(policy, groups, self.job.train, self.accelerator, self.say, alone=alone)
@@ -222,8 +271,7 @@ class Context:
     def fill_reference(self, which: str, folder: Path) -> None:
         """Compute what is missing of one set of reference sums."""
         groups = self.groups(which)
-        model = self._hold("reference", lambda: self.load(self.start_path).to(self.accelerator.device).eval())
-        scorer = self.scorer(model)
+        scorer = self.scorer(self._hold("reference", self.start_policy))
         causes = self.task.nodes[f"reference:{which}"].causes
         responses = sum(len(g.responses) for g in groups)
         with progress(f"reference: {_SETS[which]}", responses, "responses") as advance:
@@ -256,7 +304,7 @@ class Context:
         if self.loss is None:
             return pairs_frame(pairs, reference, reference)
         if scorer is None:
-            scorer = self.scorer(self.scoring_model())
+            scorer = self.scorer(self.scoring_policy())
             with progress(f"{self.task.title}: {title}", len(groups), "pairs") as advance:
                 totals = scorer.sums(groups, advance)
         else:

@@ -25,7 +25,7 @@ from pobench.data.rows import read_rows
 from pobench.data.sampled import sampled_rows
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError, UnknownNameError
-from pobench.model.device import layout_of_devices, peak_flops
+from pobench.model.device import device_memory, layout_of_devices, peak_flops
 from pobench.model.head import tile_for
 from pobench.model.load import count_parameters
 from pobench.registry import get_loss, judges
@@ -95,7 +95,8 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     scored = sum("heldout" in t.stages for t in tasks)
     answering = sum("answers" in t.stages for t in tasks)
     judging = [t for t in tasks if "judge" in t.stages]
-    devices, sharded = layout_of_devices()
+    devices = layout_of_devices()[0]
+    sharded = any(_shards(t.job) > 1 for t in [*sft, *trained])
     data = _Data.of(job, counts)
     pairs, held = data.pairs, data.held_out
     pace = _pace(tasks, data, size, config)
@@ -131,9 +132,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         read += ranking * 2.0 * _new_tokens(drawn_job) if ranking else 0.0
     return Cost(
         seconds=training / devices + evaluation + _starting(tasks, size),
-        memory=max(
-            (memory_of(t.job, config, size, devices if sharded else 1) for t in [*sft, *trained[:1]]), default=math.nan
-        ),
+        memory=max((memory_of(t.job, config, size, _shards(t.job)) for t in [*sft, *trained[:1]]), default=math.nan),
         disk=_disk([*sft, *trained], size),
         basis=pace.basis,
         device_hours=(training + evaluation) / 3600,
@@ -337,19 +336,60 @@ def memory_of(job: Job, config: Mapping[str, Any], size: int, shards: int = 1) -
     )
     device = "cuda" if torch.cuda.is_available() or size > 1e9 else "cpu"
     tile = min(vocabulary, job.train.head_tile or tile_for(tokens, device))
-    frozen = (
-        4.0 * size if job.train.reference == "every_step" else 0.0
-    )  # a start model beside the policy, on every device
-    return parameter_bytes / shards + frozen + activations + 3 * 4.0 * tokens * tile + LIBRARIES
+    frozen = 4.0 * size if job.train.reference == "every_step" else 0.0  # a start model beside the policy
+    return (parameter_bytes + frozen) / shards + activations + 3 * 4.0 * tokens * tile + LIBRARIES
+
+
+# ---------------------------------------------------------------- weights split over devices
+def with_sharding(job: Job) -> Job:
+    """The job with `sharding` resolved, of training and of SFT: "fsdp2" where several processes hold a share each."""
+    sft = None
+    if job.sft is not None:
+        sft = job.sft.model_copy(update={"sharding": _sharding(_as_training(job))})
+    return replace(job, train=job.train.model_copy(update={"sharding": _sharding(job)}), sft=sft)
+
+
+def _sharding(job: Job) -> str:
+    """`auto`: as the user's `accelerate config` says, else where the estimate of a whole copy does not fit a device."""
+    devices, configured = layout_of_devices()
+    quantised = job.train.adapter is not None and job.train.adapter.quantize != "none"
+    if devices == 1 or job.train.sharding != "auto":
+        return "none" if devices == 1 else job.train.sharding
+    if configured or quantised:
+        return "none" if quantised else "fsdp2"
+    config = model_config(job)
+    size = _parameters(json.dumps(config)) if config else None
+    return "fsdp2" if config and size and memory_of(job, config, size) > device_memory() else "none"
+
+
+def _shards(job: Job) -> int:
+    """Over how many devices the weights of a job are split."""
+    return layout_of_devices()[0] if _sharding(job) == "fsdp2" else 1
+
+
+def sharding_faults(job: Job) -> list[str]:
+    """What weights that are split over devices cannot be combined with; `job` is resolved."""
+    if job.train.sharding != "fsdp2":
+        return []
+    faults = []
+    if job.train.adapter is not None and job.train.adapter.quantize != "none":
+        faults.append(
+            f"train.sharding: fsdp2 does not split weights of {job.train.adapter.quantize}; use none: a copy on each device "
+            "takes half a byte a weight"
+        )
+    if job.train.compile:
+        faults.append("train.sharding: fsdp2 with train.compile is not tested; use --set train.compile=false")
+    return faults
 
 
 def _disk(trained: Sequence[Task], size: int) -> float:
-    """Each trained model, and one checkpoint with its moments; of an adapter about one per cent of that."""
+    """Each trained model, and two checkpoints with moments, as a new one is written before the old one goes; of an adapter
+    about one per cent of that."""
     weights = sum(
         4.0 * size * (1.0 if t.job.train.adapter is None or t.job.train.adapter.merge else 0.01) for t in trained
     )
     largest = max((1.0 if t.job.train.adapter is None else 0.01 for t in trained), default=0.0)
-    return weights + 12.0 * size * largest
+    return weights + 2 * 12.0 * size * largest
 
 
 # ---------------------------------------------------------------- pace

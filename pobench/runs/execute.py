@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import shutil
 import signal
 import sys
@@ -19,10 +18,11 @@ from pobench.errors import PobenchError
 from pobench.locks import HeldError, hold
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
-from pobench.runs.launch import environment, launch, processes
+from pobench.runs.launch import environment, launch, process_count
 from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
 from pobench.runs.pool import end_with_parent, now, pool
+from pobench.runs.processes import ended_file
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
@@ -195,7 +195,7 @@ def _one(task: Task) -> str | None:
     """Run a task. Returns why it failed, or None."""
     folder = RunFolder(task.runs, task.run)
     folder.forgive()
-    status = _launch(task) if processes() > 1 else _fork(task)
+    status = _launch(task) if process_count() > 1 else _fork(task)
     if status in (INTERRUPTED, -signal.SIGTERM):  # the second where a pool ends its processes
         raise KeyboardInterrupt
     if status == 0:
@@ -235,13 +235,16 @@ def _child(task: Task, variables: dict[str, str]) -> None:
 
 
 def _launch(task: Task) -> int:
-    """Run the task by `accelerate launch`, with the user's `accelerate config`, if its stages are shared; else in a child."""
+    """Run the task in a process a device, if its stages are shared; else in a child."""
     if not all(BY_NAME[stage].shared for stage in task.stages):
         return _fork(task)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "task.json"
         task.dump(path)
-        return launch("pobench.runs.worker", path)
+        status = launch("pobench.runs.worker", path)
+        if (ended := ended_file(path)).is_file():  # the others may have written how they lost the one that was killed
+            RunFolder(task.runs, task.run).fail(ended.read_text(encoding="utf-8"))
+        return status
 
 
 def run_setting(

@@ -13,7 +13,7 @@ from pobench.model.device import layout_of_devices
 from pobench.runs.pool import share
 
 
-def processes() -> int:
+def process_count() -> int:
     """Processes of a training job of this thread."""
     everything = layout_of_devices()[0]
     return share().devices(everything) if torch.cuda.is_available() else everything
@@ -27,11 +27,6 @@ def environment() -> dict[str, str]:
 
 def launch(module: str, file: Path) -> int:
     """Run `python -m module file` as each process of a training job, and return the exit status."""
-    if torch.cuda.is_available() or not os.environ.get("POBENCH_PROCESSES"):
-        port = (
-            ["--main_process_port", "0"] if share().of > 1 else []
-        )  # any free one: another job may have the usual one
-        command = ["accelerate.commands.launch", "--num_processes", str(processes()), *port]
-    else:  # on CPUs `accelerate launch` needs MPI; torch's own launcher does not
-        command = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes())]
-    return subprocess.call([sys.executable, "-m", *command, "-m", module, str(file)], env=os.environ | environment())
+    port = ["--any-port"] if share().of > 1 else []  # another job may have the usual one
+    command = [sys.executable, "-m", "pobench.runs.processes", str(process_count()), module, str(file), *port]
+    return subprocess.call(command, env=os.environ | environment())

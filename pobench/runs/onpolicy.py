@@ -39,7 +39,7 @@ from pobench.model.load import attention_of, load_model
 from pobench.progress import progress
 from pobench.registry import judges
 from pobench.runs.content import auto_precision, start_weights
-from pobench.runs.launch import launch, processes
+from pobench.runs.launch import launch, process_count
 from pobench.runs.sampling import Judge, Sampling, draw, only_writer, prompt_key, write_pairs
 from pobench.runs.stage import Node
 from pobench.runs.start_model import base_model, start_model
@@ -268,7 +268,7 @@ def make_pairs_of(
 
 
 def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, length: int, batch_size: int) -> None:
-    if processes() == 1:
+    if process_count() == 1:
         return _draw_share(sampling, folder, model, length, batch_size)
     prompts = [{"id": row["id"], "prompt": messages(row["prompt"])} for row in sampling.rows]
     call = {
@@ -318,7 +318,7 @@ def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, length: in
 
 
 def main() -> None:
-    """`accelerate launch -m pobench.runs.onpolicy CALL.json`: one process's share."""
+    """`python -m pobench.runs.onpolicy CALL.json`: one process's share, in each process of a job."""
     call = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sampling = Sampling(call["rows"], Path(call["out"]), call["made_by"], Decoding(**call["decoding"]))
     try:

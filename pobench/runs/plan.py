@@ -19,12 +19,23 @@ from pobench.data.prepare import source_faults
 from pobench.data.sampled import prompt_files
 from pobench.errors import PobenchError, or_fault
 from pobench.model import adapters, vllm
+from pobench.model.device import device_faults
 from pobench.model.load import check_model
 from pobench.registry import get_loss
 from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs, find_pairs, gather
-from pobench.runs.cost import GIB, Cost, Counts, estimate_benchmarks, estimate_cost, is_local, ranker_of
+from pobench.runs.cost import (
+    GIB,
+    Cost,
+    Counts,
+    estimate_benchmarks,
+    estimate_cost,
+    is_local,
+    ranker_of,
+    sharding_faults,
+    with_sharding,
+)
 from pobench.runs.nodes import Layout
 from pobench.runs.onpolicy import MadePairs, OwnPairs, ask, decoding_of, recipe_of
 from pobench.runs.opponents import START, pairs_of, why_none
@@ -115,7 +126,7 @@ def make_plan(
     faults.
     """
     stages, plugins = tuple(stages), tuple(plugins)
-    jobs, left_out = _without_absent(jobs, stages)
+    jobs, left_out = _without_absent([with_sharding(job) for job in jobs], stages)
     job = jobs[0]
     _check(jobs, runs, stages, opponents, dry)
     if like is None and (folder := _model_at_hand(job)) is not None:
@@ -162,7 +173,9 @@ def _check(jobs: Sequence[Job], runs: Path, stages: tuple[str, ...], opponents: 
     job = jobs[0]
     absent = [t for t in job.train.trackers if importlib.util.find_spec(t) is None]
     faults = [f"train.trackers: {', '.join(absent)} not installed; pip install {' '.join(absent)}"] if absent else []
+    faults += device_faults()
     faults += dict.fromkeys(fault for job in jobs for fault in adapters.missing(job.train.adapter))
+    faults += dict.fromkeys(fault for job in jobs for fault in sharding_faults(job))
     if "answers" in stages:
         faults += dict.fromkeys(fault for job in jobs for fault in vllm.missing(job.answers.engine))
     if "compare" in stages and opponents == START:
@@ -276,7 +289,7 @@ def _model_at_hand(job: Job) -> Path | None:
 # ---------------------------------------------------------------- what it will cost
 def check_disk(plan: Plan) -> None:
     """Raises PobenchError if the folder cannot be written, or the disk cannot hold what the plan writes (each trained model,
-    one checkpoint with moments)."""
+    and two checkpoints with moments: a new one is written before the old one goes)."""
     need = estimate(plan).disk
     where = plan.tasks[-1].runs
     existing = _existing(where)

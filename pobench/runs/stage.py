@@ -8,6 +8,7 @@ from typing import Any
 
 from pobench.identity import name_of
 from pobench.settings.job import Job
+from pobench.settings.schema import LoopConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ class Content:
     def precise(self, wanted: str) -> str:
         """A precision without `auto`."""
         return self.precision if wanted == "auto" else wanted
+
+    def rounding(self, config: LoopConfig) -> dict[str, str]:
+        """Where weights are split over processes and computed in bf16, each is rounded when it is gathered, which is another
+        arithmetic than autocast over fp32 weights: `{"gathered": "bf16"}`. Else nothing."""
+        rounded = config.sharding == "fsdp2" and self.precise(config.precision) == "bf16"
+        return {"gathered": "bf16"} if rounded else {}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat, tokenizer_of
 from pobench.data.demonstrations import Demonstrations, reader_digest, tokenise
@@ -22,7 +24,8 @@ from pobench.files import whole
 from pobench.identity import PROTOCOL, name_of
 from pobench.model.device import make_accelerator
 from pobench.model.flex import use_flex
-from pobench.model.load import attention_of, load_base
+from pobench.model.load import attention_of, load_model, load_outline
+from pobench.model.sharding import save_model, whole_weights
 from pobench.progress import progress
 from pobench.results.run_folder import RunFolder
 from pobench.settings.job import Job
@@ -125,14 +128,14 @@ def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = l
     accelerator = make_accelerator(config.precision)
     main = accelerator.is_main_process
     demonstrations = Demonstrations.load(folder.path)
-    model = load_base(
-        base,
-        None,
-        attention=attention_of(base, job.model.attention),
-        trust_remote_code=job.model.trust_remote_code,
-        length=config.max_length,
-        device=accelerator.device,
-    )
+    options: Any = {
+        "attention": attention_of(base, job.model.attention),
+        "trust_remote_code": job.model.trust_remote_code,
+        "length": config.max_length,
+    }
+    split = config.sharding == "fsdp2" and accelerator.num_processes > 1
+    outline = load_outline(base, dtype=torch.float32, **options) if split else None
+    model, rows = outline or (load_model(base, dtype=torch.float32, **options), None)
     use_flex(model, job.model.attention, accelerator.device)
     with progress("SFT", len(batches(demonstrations.groups, config)), "steps") as advance:
 
@@ -150,10 +153,12 @@ def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = l
             say=say if main else lambda text: None,
             rewind=folder.rewind_steps if main else lambda step: None,
             content=folder.path.name,
+            rows=rows,
         )
+    state = whole_weights(model) if split else None
     if main:
         with leaving.held(), whole(folder.path / "model") as partial:
-            model.save_pretrained(partial)
+            save_model(model, partial, state)
             tokenizer_of(base, job.model).save_pretrained(partial)
         checkpoint.clear(folder.path)
         folder.finish_training(stage_causes(job), {"turns": demonstrations.turns, **asdict(trained)})

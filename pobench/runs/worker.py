@@ -1,6 +1,6 @@
 """Does the stages of one task, in order, in a process of its own.
 
-Started by `execute` as a forked child, or by `accelerate launch -m pobench.runs.worker TASK.json` on several devices.
+Started by `execute` as a forked child, or on several devices as each process of a job (`processes`).
 """
 
 from __future__ import annotations
@@ -43,9 +43,15 @@ def run(task: Task) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        _keep_traceback(folder, error)
-        folder.fail(Context.reason(error))
+        if _first_to_fail(folder):
+            _keep_traceback(folder, error)
+            folder.fail(Context.reason(error))
         return 1
+
+
+def _first_to_fail(folder: RunFolder) -> bool:
+    """Of several processes, the first knows why; the others only lose it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or folder.failure is None
 
 
 def _keep_traceback(folder: RunFolder, error: Exception) -> None:
@@ -82,7 +88,8 @@ def _each_stage(context: Context) -> dict[str, str]:
         try:
             BY_NAME[name].run(context)
         except Exception as error:
-            _keep_traceback(context.folder, error)
+            if _first_to_fail(context.folder):
+                _keep_traceback(context.folder, error)
             failed[name] = context.reason(error)
         if name in failed:
             context.release()  # after the error, whose frames may hold the model
@@ -90,7 +97,7 @@ def _each_stage(context: Context) -> dict[str, str]:
 
 
 def main() -> None:
-    """`accelerate launch -m pobench.runs.worker TASK.json`."""
+    """`python -m pobench.runs.worker TASK.json`, in each process of a job."""
     sys.exit(run(Task.load(Path(sys.argv[1]))))
 
 

@@ -75,8 +75,8 @@ def save(
     facts: Mapping[str, Any],
     content: str = "",
 ) -> None:
-    """Write `checkpoint-<step>`, in place of one of that name, and remove all others. Where weights are split over processes, all
-    of them call it.
+    """Write `checkpoint-<step>`, in place of one of that name, and remove all others. Where weights are split over processes,
+    all of them call it.
 
     facts: small values that `about` and `load` return. content: the name of what the job is made from.
     """
@@ -221,7 +221,7 @@ def _is_split(model: nn.Module) -> bool:
 
 
 def _save_rows(tensors: Mapping[str, Tensor], partial: Path | None) -> dict[str, str]:
-    """Write this process's rows of all tensors into the first process's folder. Returns name → sha256 of all processes' files."""
+    """Write this process's rows of all tensors into the first process's folder. Returns file → sha256, of all processes."""
     (folder,) = _from_first(partial)
     sizes, file_of = 0, {}
     for name, tensor in tensors.items():

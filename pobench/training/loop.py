@@ -259,16 +259,9 @@ class _Run:
             keep_large_tensors_apart()
         elif accelerator.device.type == "cpu":
             keep_few_kernels()
-        model.train()
-        sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
-        if not sharded:
-            model.to(accelerator.device)
-        policy = ResponseLogps(model, config.head_tile, compiled=config.compile, device=accelerator.device)
+        policy = _placed(accelerator, model.train(), config, rows)
         if policy.dropout.note:
             say(policy.dropout.note)
-        if sharded:
-            narrow = accelerator.mixed_precision == "bf16"
-            shard(policy, accelerator.device, torch.bfloat16 if narrow else torch.float32, rows)
         scorer = sum_scorer(policy, objective.groups, config, accelerator, say)
         saved = checkpoint.latest(folder, content)
         choice = _micro_batch(config, objective, scorer, checkpoint.about(saved) if saved else {})
@@ -278,7 +271,7 @@ class _Run:
             say(f"micro-batches of {choice.micro_tokens} tokens, {how} activation checkpointing: {choice.reason}")
         prepared: Any = policy
         optimizer: Any = make_optimizer(policy, config)
-        if not sharded:
+        if not is_sharded(policy):
             prepared, optimizer = accelerator.prepare(policy, optimizer)
         exact = accelerator.mixed_precision == "no" and policy.dtype == torch.float32
         return cls(accelerator, objective, config, policy, prepared, optimizer, scorer, choice, exact)
@@ -400,6 +393,22 @@ class _Run:
         return plain
 
 
+def _placed(accelerator: Accelerator, model: Any, config: LoopConfig, rows: RowFiles | None) -> ResponseLogps:
+    """The model as a function, on its device or split over all processes."""
+    several, narrow = accelerator.num_processes > 1, accelerator.mixed_precision == "bf16"
+    split = config.sharding == "fsdp2" and several
+    if config.sharding == "fsdp2" and narrow and not several:
+        raise PobenchError(
+            "sharding: fsdp2 in bf16 rounds weights as one process does not, and this is one process; use sharding: none"
+        )
+    if not split:
+        model.to(accelerator.device)
+    policy = ResponseLogps(model, config.head_tile, compiled=config.compile, device=accelerator.device)
+    if split:
+        shard(policy, accelerator.device, torch.bfloat16 if narrow else torch.float32, rows)
+    return policy
+
+
 def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, resumed: Mapping[str, Any]) -> Choice:
     """Choose the tokens of a micro-batch and activation checkpointing, and switch the latter on: by the setting, by the
     checkpoint, or by a probe. All processes take the smallest of their choices.
@@ -427,14 +436,14 @@ def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, re
     elif "memory" in resumed:
         choice = Choice(**resumed["memory"])
     else:
-        trained = [p for p in policy.parameters() if p.requires_grad]
-        for parameter in trained:
+        trained, split = [p for p in policy.parameters() if p.requires_grad], is_sharded(policy)
+        for parameter in trained if not split else ():
             parameter.grad = torch.zeros_like(parameter)
         # The probe adds gradients in place where the steps do.
         policy.arithmetic.in_place = accelerator.device.type == "cpu" and accelerator.num_processes == 1
-        moments = sum(2 * p.nbytes for p in trained)
-        window, device = scorer.window, accelerator.device
-        here = choose(config, objective.groups, scorer.layout, window, device, step, checkpointing, later=moments)
+        moments = sum(2 * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in trained)
+        window, device, most = scorer.window, accelerator.device, scorer.most if split else None
+        here = choose(config, objective.groups, scorer.layout, window, device, step, checkpointing, moments, most)
         policy.zero_grad(set_to_none=True)
         least = torch.tensor([here.micro_tokens, not here.gradient_checkpointing], device=device)
         tokens, without = accelerator.gather(least).view(-1, 2).min(dim=0).values.tolist()

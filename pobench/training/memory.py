@@ -127,12 +127,16 @@ def choose(
     step: Callable[[Batch], None],
     checkpointing: Callable[[bool], None],
     later: int,
+    most: Callable[[float], float] | None = None,
 ) -> Choice:
     """Choose micro_tokens and gradient_checkpointing where they are `auto`, by a probe of the longest groups.
 
     step: runs forward and backward of one batch. checkpointing: switches activation checkpointing; it is left as chosen.
-    later: bytes that training takes and the probe does not (the optimiser's moments).
+    later: bytes that training takes and the probe does not (the optimiser's moments). most: the largest of all processes'
+    values, where they can only step together; all then measure, decide and run out of memory alike. None: each by itself.
     """
+
+    together = most or (lambda value: value)
 
     def tokens(batch_of: Sequence[Group]) -> int:
         return layout.collate(batch_of, window).input_ids.numel()
@@ -147,14 +151,17 @@ def choose(
     def cost(batch_of: Sequence[Group]) -> float:
         batch = layout.collate(batch_of, window).to(device)
         try:
-            return held_by(lambda: step(batch), device)
+            return together(held_by(lambda: step(batch), device))
         except torch.OutOfMemoryError:
+            if most is not None:  # the others wait for this process, whose end they learn
+                raise
             torch.cuda.empty_cache()
             return math.inf
 
     checkpointing(setting is True)
     cost(quarter)  # the first pass also loads kernels and touches the gradients
     free = free_memory(device)
+    free = None if free is None else -int(together(-free))
     if free is None:
         checkpointing(setting is True)
         return Choice(fixed or MICRO_TOKENS, setting is True, "this system does not tell how much memory is free")

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from pobench.data.demonstrations import Demonstrations, tokenise
 from pobench.errors import PobenchError
 from pobench.model.device import make_accelerator
+from pobench.model.sharding import RowFiles
 from pobench.settings.faults import explain
 from pobench.settings.schema import SftConfig
 from pobench.training.loop import Trained, minimise
@@ -74,13 +75,15 @@ def learn(
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
     content: str = "",
+    rows: RowFiles | None = None,
 ) -> Trained:
     """Train `model` in place on the conversations. Keywords and errors: see `loop.minimise`."""
     groups = demonstrations.groups
     steps = batches(groups, config)
     objective = LikelihoodObjective(groups)
     return minimise(
-        accelerator, model, objective, steps, config, folder=folder, log=log, say=say, rewind=rewind, content=content
+        accelerator, model, objective, steps, config, folder=folder, log=log, say=say, rewind=rewind, content=content,
+        rows=rows,
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ def node_of(job: Job, content: Content, which: str) -> Node:
         "compile": job.train.compile,
         "head_tile": job.train.head_tile,
         "base": None if base in (None, ("none", "fp32")) else base,
+        **content.rounding(job.train),
     }
     sequences = {"heldout": content.heldout, "pairs": content.pairs, "mismatched": content.pairs}[which]
     return Node("reference", {"weights": content.weights, "set": which, "sequences": sequences, **arithmetic})

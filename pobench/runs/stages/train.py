@@ -23,7 +23,11 @@ def causes(job: Job, content: Content) -> Mapping[str, Any]:
         "source": content.source("loss", job.loss),
         "settings": dict(job.loss_settings),
         "seed": job.seed,
-        "train": {**job.train.causes(), "precision": content.precise(job.train.precision)},
+        "train": {
+            **job.train.causes(),
+            "precision": content.precise(job.train.precision),
+            **content.rounding(job.train),
+        },
         "attention": job.model.attention,
         "pairs": content.pairs,
         "weights": content.weights,
@@ -48,7 +52,7 @@ def run(context: Context) -> None:
     torch.manual_seed(job.seed)
     order = data_order(pairs, job.seed, job.train.epochs)
     steps = math.ceil(len(pairs) / job.train.batch_size) * job.train.epochs
-    model = context.load(context.start_path)
+    model, rows = context.trainable(context.start_path)
     reference = _reference(context)
     adapter = job.train.adapter
     adapted = adapters.attach(model, adapter, job.seed) if adapter else None
@@ -83,20 +87,19 @@ def run(context: Context) -> None:
             rewind=folder.rewind_steps if context.main else lambda step: None,
             content=name_of(context.task.causes),
             watch=watch if job.train.evaluate_every else None,
+            rows=rows,
         )
     if job.train.trackers:
         accelerator.end_training()
-    if context.main:
-        facts = {"pairs": len(pairs), "order": order.digest, **_cost_of(reference)}
-        with leaving.held():  # the last steps have no checkpoint
-            _store(context, model, adapted, {**asdict(trained), **facts})
+    facts = {"pairs": len(pairs), "order": order.digest, **_cost_of(reference)}
+    with leaving.held():  # the last steps have no checkpoint
+        _store(context, model, adapted, {**asdict(trained), **facts})
     accelerator.wait_for_everyone()
 
 
 def _reference(context: Context) -> ReferenceSums | EveryStep | None:
     """The stored reference sums of the pairs, or a frozen start model that computes them in every step; None for a loss that
     reads none."""
-    from pobench.model.logps import ResponseLogps
     from pobench.model.policy_sums import sum_scorer
     from pobench.training.reference import EveryStep
 
@@ -105,9 +108,9 @@ def _reference(context: Context) -> ReferenceSums | EveryStep | None:
         return None
     if config.reference == "cached":
         return context.references("pairs", "mismatched")
-    model = context.load(context.start_path).to(context.accelerator.device).eval().requires_grad_(False)
-    policy, groups = ResponseLogps(model, config.head_tile, compiled=config.compile), context.groups("pairs")
-    return EveryStep(sum_scorer(policy, groups, config, context.accelerator, context.say))
+    policy = context.start_policy()
+    policy.requires_grad_(False)
+    return EveryStep(sum_scorer(policy, context.groups("pairs"), config, context.accelerator, context.say))
 
 
 def _cost_of(reference: ReferenceSums | EveryStep | None) -> dict[str, Any]:
@@ -136,22 +139,44 @@ def _beside(context: Context, what: str, measure: Callable[[], Any]) -> Any:
 
 
 def _store(context: Context, model: Any, adapted: Any, facts: Mapping[str, Any]) -> None:
+    """The model with its tokenizer, by the first process; of weights that are split every process gives its share."""
     from pobench.files import whole
-    from pobench.model import adapters
-    from pobench.sources import origin
+    from pobench.model.sharding import save_model, whole_weights
     from pobench.training import checkpoint
 
-    adapter, model_ = context.job.train.adapter, context.job.model
-    whole_source = context.job.sft is None and "base" not in origin(context.start_path)
+    state = whole_weights(adapted or model, trained=adapted is not None) if context.splits else None
+    if not context.main:
+        return
     with whole(context.folder.path / "model") as partial:
-        if adapter is not None and not adapter.merge:
-            base = (model_.source, model_.revision) if whole_source else (str(context.start_path), None)
-            adapters.save(adapted, partial, *base)
+        if adapted is None:
+            save_model(model, partial, state)
         else:
-            (adapters.merged(adapted) if adapter else model).save_pretrained(partial)
+            _store_adapter(context, adapted, partial, state)
         context.chat.tokenizer.save_pretrained(partial)
     context.folder.finish_training(context.task.causes, facts)
     checkpoint.clear(context.folder.path)
+
+
+def _store_adapter(context: Context, adapted: Any, folder: Path, state: Mapping[str, Any] | None) -> None:
+    """The adapter alone, or merged into its base, which is read once more where only shares of it are at hand."""
+    import tempfile
+
+    from pobench.adapter_folder import put_in
+    from pobench.model import adapters
+    from pobench.sources import origin
+
+    adapter, model = context.job.train.adapter, context.job.model
+    assert adapter is not None
+    whole_source = context.job.sft is None and "base" not in origin(context.start_path)
+    base = (model.source, model.revision) if whole_source else (str(context.start_path), None)
+    if not adapter.merge:
+        adapters.save(adapted, folder, *base, state=state)
+        return
+    if state is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            adapters.save(adapted, Path(temporary), *base, state=state)
+            adapted = put_in(context.load(context.start_path), Path(temporary))
+    adapters.merged(adapted).save_pretrained(folder)
 
 
 def init_trackers(accelerator: Any, job: Job, run: str, folder: Path) -> None:

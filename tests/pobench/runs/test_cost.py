@@ -11,7 +11,7 @@ import pytest
 from pobench.model.load import count_parameters
 from pobench.registry import get_loss
 from pobench.runs import cost
-from pobench.runs.cost import GIB, Counts, _Data, estimate_cost
+from pobench.runs.cost import GIB, Counts, _Data, estimate_cost, with_sharding
 from pobench.runs.stages import MANY
 from pobench.runs.task import Task
 from pobench.settings.resolve import resolve
@@ -77,6 +77,27 @@ def test_weights_gradients_and_moments_are_split_over_devices_that_shard_them(tm
     assert alone.memory - shared.memory == pytest.approx(16 * 8_030_261_248 * 7 / 8)
     assert shared.memory < 80 * GIB < alone.memory and shared.sharded
     assert shared.seconds < alone.seconds and shared.device_hours == pytest.approx(alone.device_hours)
+
+
+def test_auto_splits_weights_where_a_copy_does_not_fit_a_device(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cost, "layout_of_devices", lambda: (8, False))
+    monkeypatch.setattr(cost, "device_memory", lambda: 80 * GIB)
+    chosen = {}
+    for name, changes in {
+        "full": {}, "adapter": {"train__adapter": {"r": 16}}, "nf4": {"train__adapter": {"quantize": "nf4"}},
+        "none": {"train__sharding": "none"}, "forced": {"train__adapter": {"r": 16}, "train__sharding": "fsdp2"},
+    }.items():  # fmt: skip
+        job = with_sharding(tasks(tmp_path, "simpo", "llama3-base", **changes)[-1].job)
+        chosen[name] = job.train.sharding
+        assert with_sharding(job) == job
+    assert chosen == {"full": "fsdp2", "adapter": "none", "nf4": "none", "none": "none", "forced": "fsdp2"}
+    monkeypatch.setattr(cost, "layout_of_devices", lambda: (1, False))
+    assert with_sharding(tasks(tmp_path, "simpo", "llama3-base")[-1].job).train.sharding == "none"
+
+
+def test_the_disk_holds_a_checkpoint_beside_the_one_that_it_replaces(tmp_path) -> None:
+    found = estimate_cost(tasks(tmp_path, "simpo", "llama3-base"), None)
+    assert found.disk == pytest.approx((4 + 2 * 12) * 8_030_261_248)
 
 
 def test_an_adapter_needs_no_moments_of_the_frozen_weights(tmp_path) -> None:

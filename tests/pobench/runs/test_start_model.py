@@ -195,17 +195,21 @@ def test_the_command_makes_the_start_model_alone_and_then_uses_it(with_sft, pobe
 
 @pytest.mark.slow
 def test_two_processes_make_the_start_model_that_one_does(with_sft, pobench_cli, tmp_path, monkeypatch) -> None:
-    logged = []
-    for processes in ("1", "2"):
-        monkeypatch.setenv("POBENCH_PROCESSES", processes)
-        monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / processes))
-        status, _, err = pobench_cli("run", "--setting", "sft.yaml", "--losses", "simpo", "--stages", "sft")
+    logged, names = [], set()
+    monkeypatch.setenv("POBENCH_PROCESSES", "1")  # as --devices sets it; taken back at the end
+    for way, options in {"one": ("1",), "two": ("2",), "split": ("2", "--set", "sft.sharding=fsdp2")}.items():
+        monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / way))
+        command = ("run", "--setting", "sft.yaml", "--losses", "simpo", "--stages", "sft", "--devices", *options)
+        status, _, err = pobench_cli(*command)
         assert status == 0, err
-        (steps,) = (tmp_path / processes).glob("sft/*/steps.jsonl")
+        (steps,) = (tmp_path / way).glob("sft/*/steps.jsonl")
+        assert (steps.parent / "model" / "model.safetensors").is_file()
         logged.append([json.loads(line) for line in steps.read_text().splitlines()])
-    one, two = logged
-    assert len(one) == len(two) == 3
-    for a, b in zip(one, two, strict=True):
-        assert a["tokens"] == b["tokens"]
+        names.add(steps.parent.name)
+    assert len(names) == 1
+    one, two, split = logged
+    assert len(one) == len(two) == len(split) == 3
+    for a, b, c in zip(one, two, split, strict=True):
+        assert a["tokens"] == b["tokens"] == c["tokens"]
         for name in ("loss", "grad_norm"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+            assert a[name] == pytest.approx(b[name], rel=1e-4) == pytest.approx(c[name], rel=1e-4), name

@@ -1,4 +1,4 @@
-"""Weights split over processes train as one process does, for every loss; checkpoints go from any number of processes to any."""
+"""Weights split over processes train as one process does, for every loss; any number of processes resumes a checkpoint."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def run(folder: Path, processes: int, names: Sequence[str], way: Way) -> None:
 
 
 class Distance(NamedTuple):
-    """The largest relative differences from one process: of a step's loss, of a gradient's norm, of the weights (their norm)."""
+    """The largest relative differences from one process: of a step's loss, of a gradient's norm, of the weights as a whole."""
 
     loss: float
     gradient: float

@@ -1,0 +1,74 @@
+"""Start a module as each process of a job, and say which process failed: `python -m pobench.runs.processes N MODULE FILE`.
+
+PyTorch's own launcher starts the processes and ends the others as soon as one is gone; on GPUs with an `accelerate config`,
+`accelerate launch` calls it, so that machines, ports and devices are the user's. Where a process was killed, a sentence is left
+beside FILE. `--any-port`: the processes meet at a port that is free, not at the usual one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def ended_file(file: Path) -> Path:
+    """Where the sentence on the process that was killed is written."""
+    return file.with_name(f"{file.name}.ended")
+
+
+def main() -> None:
+    """Exits with status 0, or 1 where a process failed."""
+    count, module, file = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+
+    import torch
+    from accelerate.commands.config import default_config_file
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if not os.environ.get("POBENCH_DEBUG"):
+        logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    on_gpus = torch.cuda.is_available()
+    if not on_gpus:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    try:
+        followed = on_gpus and os.path.isfile(default_config_file)
+        _with_accelerate(count, module, file, any_port="--any-port" in sys.argv) if followed else _with_torch(
+            count, module, file
+        )
+    except ChildFailedError as error:
+        if why := _killed(error, count):
+            ended_file(file).write_text(why, encoding="utf-8")
+        sys.exit(1)
+
+
+def _with_accelerate(count: int, module: str, file: Path, *, any_port: bool) -> None:
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    options = ["--num_processes", str(count), *(["--multi_gpu"] if count > 1 else [])]
+    options += ["--main_process_port", "0"] if any_port else []
+    launch_command(launch_command_parser().parse_args([*options, "-m", module, str(file)]))
+
+
+def _with_torch(count: int, module: str, file: Path) -> None:
+    """On one machine, by a free port. On processors `accelerate launch` needs MPI, and this does not."""
+    from torch.distributed.run import get_args_parser, run
+
+    run(get_args_parser().parse_args(["--standalone", "--nproc-per-node", str(count), "-m", module, str(file)]))
+
+
+def _killed(error: Any, count: int) -> str:
+    """Which process was killed, in words; "" where the first that ended gave a status of its own."""
+    rank, failure = error.get_first_failure()
+    if failure.exitcode >= 0:
+        return ""
+    hint = ": the system may have run out of memory" if failure.exitcode == -9 else ""
+    return (
+        f"process {rank + 1} of {count} was killed by signal {-failure.exitcode}{hint}; the others were ended, and the same "
+        "command continues from the last checkpoint"
+    )
+
+
+if __name__ == "__main__":
+    main()
