@@ -125,11 +125,11 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     compared = sum(t.kind == "loss" for t in judging) + pairs_judged
     judged = 2 * compared if compares else len(judging)  # both orders, beside the start model or another loss
     calls = 0.0 if free else judged * prompts * job.answers.samples
-    read = calls * 2.0 * job.answers.max_new_tokens if calls else 0.0
+    judge_tokens = calls * 2.0 * job.answers.max_new_tokens if calls else 0.0
     for drawn_job in drawn:
         ranking = _ranking_calls(drawn_job)
         calls += ranking
-        read += ranking * 2.0 * _new_tokens(drawn_job) if ranking else 0.0
+        judge_tokens += ranking * 2.0 * _new_tokens(drawn_job) if ranking else 0.0
     return Cost(
         seconds=training / devices + evaluation + _starting(tasks, size),
         memory=max((memory_of(t.job, config, size, _shards(t.job)) for t in [*sft, *trained[:1]]), default=math.nan),
@@ -141,7 +141,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         parameters=float(size),
         pairs=float(pairs),
         judge_calls=int(calls) if not math.isnan(calls) else 0,
-        judge_tokens=read,
+        judge_tokens=judge_tokens,
     )
 
 
