@@ -24,15 +24,15 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from pobench.data import sampled
 from pobench.data.audit import unknown_fault, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
-from pobench.data.prepare import reader_digest
 from pobench.data.rows import messages
 from pobench.data.sampled import answered_rows, prompt_files, sampled_rows
 from pobench.errors import PobenchError
 from pobench.files import MarkedFolder, digests_of, whole, write_json
-from pobench.identity import PROTOCOL, code_digest, name_of
+from pobench.identity import PROTOCOL, code_digest, name_of, room_digest
 from pobench.judging.ranking import Row, comparisons
 from pobench.model.generate import PRECISIONS, Decoding
 from pobench.model.load import attention_of, load_model
@@ -47,7 +47,7 @@ from pobench.runs.task import Task
 from pobench.settings.faults import judge_faults
 from pobench.settings.job import Job
 from pobench.settings.resolve import OF_ONE_SOURCE, resolve
-from pobench.settings.schema import JudgeConfig, ModelConfig
+from pobench.settings.schema import DataConfig, JudgeConfig, ModelConfig
 from pobench.sources import rows_digest, weights_digest
 
 FILE = "pairs.jsonl"
@@ -172,7 +172,7 @@ class OwnPairs:
             "rendering": Chat.of(base, job.model).digest,
             "prompts": rows_digest(asked, remember=remember),
             "max_prompts": job.onpolicy.max_prompts,
-            "reader": reader_digest(),
+            "reader": room_digest(sampled.__file__),
             "decoding": asdict(decoding_of(job)),
         }
         judge = judges.get(ranker.name or "")
@@ -212,14 +212,10 @@ class MadePairs(MarkedFolder):
     def as_data(self, job: Job) -> Job:
         """The job, trained on these pairs."""
         held_out = None if self.held_out is None else str(self.held_out)
-        own = {key: field.default for key, field in type(job.data).model_fields.items() if key in OF_ONE_SOURCE}
-        data = job.data.model_validate({**job.data.model_dump(exclude=set(own)), "source": str(self.file)})
-        origin = {key: how for key, how in job.origin.items() if key.removeprefix("data.") not in (*own, "source")}
-        job = replace(
-            job,
-            data=data.model_copy(update={"held_out": held_out}),
-            origin={**origin, "data.source": "made by the stage onpolicy"},
-        )
+        kept = job.data.model_dump(exclude=set(OF_ONE_SOURCE))
+        data = DataConfig.model_validate({**kept, "source": str(self.file), "held_out": held_out})
+        origin = {key: how for key, how in job.origin.items() if key.removeprefix("data.") not in OF_ONE_SOURCE}
+        job = replace(job, data=data, origin={**origin, "data.source": "made by the stage onpolicy"})
         if job.tuned is None:
             return job
         return replace(job, values_from="default", tuned=None)  # that search was for other pairs

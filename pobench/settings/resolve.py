@@ -197,12 +197,15 @@ class _Draft:
             return "default", None
 
     def drop_settings_of_another_judge(self, overrides: Mapping[str, Any]) -> None:
-        """Drop the settings of the YAML's judge if the command line names another judge."""
-        judge = self.values.get("judge")
-        judge = judge if isinstance(judge, dict) else {}  # `parse` reports the wrong type
-        for key in of_another_judge(judge, _below("judge", overrides)):
-            judge.pop(key, None)
-            self.origin = {k: v for k, v in self.origin.items() if not f"{k}.".startswith(f"judge.{key}.")}
+        """Drop the settings of the YAML's judge if the command line names another judge; so with the ranker."""
+        for section in ("judge", "onpolicy.ranker"):
+            judge: Any = self.values
+            for part in section.split("."):
+                judge = judge.get(part) if isinstance(judge, dict) else None
+            judge = judge if isinstance(judge, dict) else {}  # `parse` reports the wrong type
+            for key in of_another_judge(judge, _below(section, overrides)):
+                judge.pop(key, None)
+                self.origin = {k: v for k, v in self.origin.items() if not f"{k}.".startswith(f"{section}.{key}.")}
 
     def override(self, key: str, value: Any) -> None:
         """One `--set KEY=VALUE`."""
@@ -222,7 +225,7 @@ class _Draft:
             self.faults.append(f"--set {key}: {section} has no {name!r}{nearest(name, fields)} Known: {known}")
         elif self._section(section) is not None:
             # the last part of a column's or a template argument's name may hold dots, that of a judge's setting does not
-            _put_inside(self.values, key.split(".", -1 if section == "judge" else 2), value)
+            _put_inside(self.values, key.split(".", -1 if section in ("judge", "onpolicy") else 2), value)
             self.origin[key] = "--set"
             if section == "train" and "." not in name:
                 self.forced[name] = value

@@ -247,6 +247,7 @@ def test_packages_of_benchmarks_are_looked_for_by_the_names_that_are_imported(mo
         "arena_hard_v2": [],
         "downstream": ["lm-eval"],
         "mt_bench": ["fschat", "anthropic", "openai", "psutil"],
+        "zeroeval": [],
     }
     judged = benchmarks.get("alpaca_eval")(**judge).absent()
     assert judged == ["openai", "alpaca-eval", "scikit-learn", "packaging"]
