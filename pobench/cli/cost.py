@@ -25,9 +25,8 @@ def print_cost(plan: dict[str, Any], before: str) -> None:
     else:
         parts.append(f"time: not known ({cost['basis']})")
     if cost["memory"] is not None:
-        eight = cost["memory"] - 16 * (cost.get("parameters") or 0) * 7 / 8
         over = not cost.get("sharded") and cost["memory"] > 80 * gib
-        apart = f" ({eight / gib:.0f} GiB if its weights are split over 8: --devices 8)" if over else ""
+        apart = " (pobench plan --hardware 8x80 says what fits where)" if over else ""
         apart = ", weights split over them" if cost.get("sharded") else apart
         parts.append(f"memory on each device: about {cost['memory'] / gib:.1f} GiB{apart}")
     if cost["disk"] is not None:
@@ -36,8 +35,47 @@ def print_cost(plan: dict[str, Any], before: str) -> None:
     price = f", {calls} calls, up to {cost['judge_tokens'] / 1e6:.1f} million tokens" if calls else ", free"
     parts.append(f"judge: {plan['judge'] or 'none'}{price}")
     out.print(before + escape(" · ".join(parts)), highlight=False)
+    for line in memory_lines(cost):
+        out.print(escape(line), highlight=False)
     for row in plan.get("benchmarks", ()):
         out.print(escape(_benchmark_cost(row)), highlight=False)
+
+
+WORDS = {
+    "masters": "weights",
+    "copies": "weights in the type of the product",
+    "logits": "logits and the head",
+    "layer": "a layer at work",
+    "buckets": "gradients on their way",
+    "start_model": "start model",
+    "cache": "keys and values",
+    "reading": "prompts being read",
+}
+
+
+def memory_lines(cost: dict[str, Any]) -> list[str]:
+    """A line on the memory of training, part by part, and one on that of answering, where the estimate has them."""
+    lines = []
+    if cost.get("parts"):
+        shared = f", split over {cost['devices']} devices" if cost["sharded"] else ""
+        how = f"training (micro-batches of {cost['micro_tokens']} tokens{shared})"
+        at_work = ("logits", "layer", "buckets")
+        stays = {name: value for name, value in cost["parts"].items() if name not in at_work}
+        works = {name: cost["parts"][name] for name in at_work}
+        lines.append(f"{how}: {_amounts(stays)}; the largest of {_amounts(works)}")
+    if cost.get("answering"):
+        whole = sum(cost["answering"].values())
+        lines.append(f"answering (a full batch at its longest): {_amounts(cost['answering'])}; {_gib(whole)} in all")
+    return lines
+
+
+def _amounts(parts: dict[str, float]) -> str:
+    return ", ".join(f"{WORDS.get(name, name)} {_gib(value)}" for name, value in parts.items() if value)
+
+
+def _gib(value: float) -> str:
+    gib = value / 1024**3
+    return f"{gib:.1f} GiB" if gib >= 0.1 else f"{value / 1024**2:.0f} MiB"
 
 
 def _benchmark_cost(row: dict[str, Any]) -> str:

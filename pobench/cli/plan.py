@@ -1,4 +1,4 @@
-"""pobench plan: how many seeds, prompts and samples detect a difference between losses."""
+"""pobench plan: how many seeds, prompts and samples detect a difference between losses; what fits on which machines."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from pobench.cli.options import (
     raise_faults,
 )
 from pobench.cli.terminal import escape, make_table, out
-from pobench.errors import or_fault
+from pobench.errors import PobenchError, or_fault
 
 if TYPE_CHECKING:
+    from pobench.runs.hardware import Fit
     from pobench.workflows.sample_size import Design, SampleSize
 
 app = typer.Typer(**STYLE)
@@ -33,7 +34,14 @@ SHOWN = 5  # designs; --json has all
 
 @app.command()
 def plan(
-    difference: Annotated[float, typer.Option(help="The difference of two losses to detect, in points.")],
+    difference: Annotated[float | None, typer.Option(help="The difference of two losses to detect, in points.")] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICESxGB,…",
+            help="Instead: does the setting fit on such machines, e.g. 8x80,4x80,1x141,1x24, and with which changes?",
+        ),
+    ] = None,
     setting: SettingName = "smollm2",
     losses: Annotated[
         str | None, typer.Option(help="Only these; default: all that are stored with two seeds or more.")
@@ -45,12 +53,17 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """How many seeds, prompts and samples detect a difference four times in five, in how many minutes, by the noise of stored
-    runs."""
+    runs. Or, with --hardware, what fits on machines that are not here."""
     from pobench.results.load import load_frames
     from pobench.settings.resolve import parse_overrides, resolve, resolve_names
     from pobench.workflows.sample_size import comparable_runs, sample_size
 
     load_plugins(plugin)
+    if hardware is not None or difference is None:
+        if hardware is None or difference is not None:
+            raise PobenchError("plan: one of --difference POINTS and --hardware DEVICESxGB is needed")
+        _print_fits(_fits(hardware, setting, losses, sets), setting, as_json)
+        return
     faults = [] if difference > 0 else [f"--difference {difference:g}: more than 0 points is needed"]
     values = parse_each(faults, sets, parse_overrides)
     names: list[str] | None = None
@@ -65,6 +78,47 @@ def plan(
         print(json.dumps(found.describe(setting), indent=1))
         return
     _print(found, setting)
+
+
+def _fits(hardware: str, setting: str, losses: str | None, sets: list[str] | None) -> list[Fit]:
+    """How the setting fits on every machine. Raises PobenchError that lists all faults."""
+    from pobench.runs.cost import model_shape
+    from pobench.runs.hardware import fit, machines
+    from pobench.settings.resolve import parse_overrides, resolve, resolve_names
+
+    faults: list[str] = []
+    wanted: Any = or_fault(faults, lambda: machines(hardware))
+    values = parse_each(faults, sets, parse_overrides)
+    names, unknown = resolve_names(losses or "dpo")
+    faults += unknown
+    jobs: Any = names and or_fault(faults, lambda: resolve(setting, names[0], overrides=values))
+    raise_faults(faults)
+    shape = model_shape(jobs[0])
+    if shape is None:
+        raise PobenchError(f"plan: the model {jobs[0].model.source!r} is not at hand, so its size is not known")
+    return [fit(jobs[0], shape, machine) for machine in wanted]
+
+
+def _print_fits(fits: list[Fit], setting: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([found.describe() for found in fits], indent=1))
+        return
+    table = make_table("machine", "training", "GiB a device", "tokens", "answers at once")
+    for found in fits:
+        how = found.how if found.changes is not None else "does not fit"
+        held = f"{found.memory.total / 1024**3:.1f}"
+        table.add_row(str(found.machine), how, held, str(found.tokens), str(found.answers))
+    out.print(table, highlight=False)
+    for found in fits:
+        if found.changes:
+            out.print(
+                escape(f"{found.machine}: {' '.join(f'--set {change}' for change in found.changes)}"), highlight=False
+            )
+    out.print(
+        f"\n{escape(setting)}, computed, not measured: the peak of a training step, with micro-batches of so many tokens, and "
+        "how many of its answers are decoded at once.",
+        highlight=False,
+    )
 
 
 def _print(found: SampleSize, setting: str) -> None:

@@ -65,13 +65,17 @@ def load_base(
     )
 
 
-def count_parameters(config: Mapping[str, Any]) -> int:
-    """The number of parameters of a causal language model with this configuration. No weights are allocated."""
+def outline(config: Mapping[str, Any]) -> Any:
+    """A causal language model with this configuration, on the meta device: its weights have shapes and no memory."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(config))
-    return sum(p.numel() for p in model.parameters())
+        return AutoModelForCausalLM.from_config(_config(config))
+
+
+def count_parameters(config: Mapping[str, Any]) -> int:
+    """The number of parameters of a causal language model with this configuration. No weights are allocated."""
+    return sum(p.numel() for p in outline(config).parameters())
 
 
 def _config(values: Mapping[str, Any]) -> Any:

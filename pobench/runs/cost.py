@@ -8,12 +8,10 @@ machine's rate of multiplying matrices, else the hours that the SimPO authors pr
 from __future__ import annotations
 
 import glob
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,24 +23,30 @@ from pobench.data.rows import read_rows
 from pobench.data.sampled import sampled_rows
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError, UnknownNameError
-from pobench.model.device import device_memory, layout_of_devices, peak_flops
-from pobench.model.head import tile_for
-from pobench.model.load import count_parameters
+from pobench.model.device import bf16_pays, device_memory, layout_of_devices, peak_flops
+from pobench.model.shape import ModelShape, shape_of
 from pobench.registry import get_loss, judges
 from pobench.results.run_folder import RunFolder
 from pobench.runs.task import Task
 from pobench.settings.job import Job
 from pobench.settings.schema import MICRO_TOKENS, DataConfig, LoopConfig, TrainConfig
 from pobench.sources import cached_config, fetch_rows
+from pobench.training.memory_parts import GIB as GIB
+from pobench.training.memory_parts import (
+    USABLE,
+    AnsweringMemory,
+    Step,
+    TrainingMemory,
+    answering_memory,
+    training_memory,
+)
 
-GIB = 1024**3
 # arXiv 2405.14734, its comparison of run times: Llama-3-Base (8.03 billion parameters, 61 thousand pairs) took SimPO 60
 # minutes on eight H100s and DPO 73; ours reads the reference from a cache, filled once, which DPO's 13 minutes more pay for.
 H100_SECONDS_A_PAIR = 8 * 60 * 60 / 61135 / 8.03e9  # of device time, a parameter
 REFERENCE_SHARE = 13 / 60
 H100_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet
 SPEAKING = 0.1  # of the matrix-product rate is what sampling reaches: a token a step, bound by memory
-LIBRARIES = 1.0 * GIB
 # Beside the products, measured on two cores with `tiny` (a step of 0.10 to 0.15 s, 0.05 s of it products; 47 s for start model,
 # training and evaluation) and `smollm2` (1.2 to 1.3 s a pair, for which this gives 1.5): what a layer takes for each
 # micro-batch whatever its size, and what a process takes to start, to prove its layout, and to read a gigabyte of weights.
@@ -59,7 +63,8 @@ class Cost:
     seconds: wall time of training and evaluation. device_hours: of all devices together; answers are counted as if all
     were as long as they may be. memory: bytes on each device. sharded: whether weights, gradients and moments are
     split over the devices. disk: bytes, at the worst moment. judge_calls, judge_tokens: of a judge that is asked over a
-    network; 0 for one that is free.
+    network; 0 for one that is free. parts: the memory of training by part; micro_tokens: of its largest micro-batch. answering:
+    the memory of answering by part, each in bytes on a device; None where nothing of the kind is left.
     """
 
     seconds: float
@@ -73,23 +78,29 @@ class Cost:
     pairs: float = math.nan
     judge_calls: int = 0
     judge_tokens: float = 0.0
+    parts: dict[str, float] | None = None
+    micro_tokens: int = 0
+    answering: dict[str, float] | None = None
 
 
 class Counts(NamedTuple):
-    """Of a plan's data. tokens: of a training pair, prompt and both responses, on average."""
+    """Of a plan's data. tokens: of a training pair, prompt and both responses, on average. longest: of the longest one; 0 where
+    the pairs are not read."""
 
     train: int
     heldout: int
     tokens: float
+    longest: int = 0
 
 
 def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     """Of what is left of the tasks."""
     job = tasks[0].job
     config = model_config(job)
-    size = _parameters(json.dumps(config)) if config else None
-    if config is None or size is None:
+    shape = _shape(config)
+    if config is None or shape is None:
         return Cost(math.nan, math.nan, math.nan, "the model is not at hand, so its size is not known")
+    size = shape.parameters
     sft = [replace(t, job=_as_training(t.job)) for t in tasks if t.kind == "sft" and t.stages]
     trained = [t for t in tasks if "train" in t.stages]
     scored = sum("heldout" in t.stages for t in tasks)
@@ -130,9 +141,17 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         ranking = _ranking_calls(drawn_job)
         calls += ranking
         judge_tokens += ranking * 2.0 * _new_tokens(drawn_job) if ranking else 0.0
+    longest = counts.longest if counts else 0
+    steps = [step_of(t.job, shape, _shards(t.job), longest) for t in [*sft, *trained[:1]]]
+    held = [(training_memory(shape, step), step.tokens) for step in steps]
+    memory, micro_tokens = max(held, key=lambda of: of[0].total, default=(None, 0))
+    spoken = answering_of(job, shape) if answering else None
     return Cost(
         seconds=training / devices + evaluation + _starting(tasks, size),
-        memory=max((memory_of(t.job, config, size, _shards(t.job)) for t in [*sft, *trained[:1]]), default=math.nan),
+        memory=memory.total if memory else math.nan,
+        parts=memory.parts if memory else None,
+        micro_tokens=micro_tokens,
+        answering=spoken.parts if spoken else None,
         disk=_disk([*sft, *trained], size),
         basis=pace.basis,
         device_hours=(training + evaluation) / 3600,
@@ -159,10 +178,10 @@ def _speaking(size: int, flops: float) -> float:
 def answering_seconds(job: Job, prompts: float, samples: float) -> float:
     """Of one trained model: its process starts, and answers so many prompts so many times; nan where the model's size is not
     known. Answers are counted as if all were as long as they may be."""
-    config = model_config(job)
-    size = _parameters(json.dumps(config)) if config else None
-    if size is None:
+    shape = model_shape(job)
+    if shape is None:
         return math.nan
+    size = shape.parameters
     tokens = prompts * samples * job.answers.max_new_tokens
     return START_SECONDS + READ_SECONDS * 4e-9 * size + _speaking(size, _flops(size)) * tokens
 
@@ -205,10 +224,14 @@ def model_config(job: Job) -> Mapping[str, Any] | None:
     return MODELS[model.source].config if model.source in MODELS else None
 
 
-@cache
-def _parameters(config: str) -> int | None:
+def model_shape(job: Job) -> ModelShape | None:
+    """The sizes of the start model; None where its configuration is not known, or is of code of its own."""
+    return _shape(model_config(job))
+
+
+def _shape(config: Mapping[str, Any] | None) -> ModelShape | None:
     try:
-        return count_parameters(json.loads(config))
+        return None if config is None else shape_of(config)
     except (ValueError, KeyError, TypeError, AttributeError):  # code of its own, which a plan does not run
         return None
 
@@ -317,27 +340,34 @@ def _ranking_calls(job: Job) -> float:
     return 0.0 if free else _drawn_prompts(job) * (samples * (samples - 1) if compares else samples)
 
 
-def memory_of(job: Job, config: Mapping[str, Any], size: int, shards: int = 1) -> float:
-    """Bytes on one device while training: weights, gradients and two moments in fp32 (of an adapter: its own, about one
-    per cent, over the frozen weights), activations of one micro-batch, a tile of logits, the libraries."""
-    adapter = job.train.adapter
-    if adapter is None:
-        parameter_bytes = 16.0 * size
-    else:
-        bytes_per_weight = {"nf4": 0.55}.get(adapter.quantize, {"bf16": 2.0}.get(adapter.base_precision, 4.0))
-        parameter_bytes = bytes_per_weight * size + 16.0 * 0.01 * size
-    layers, hidden = int(config.get("num_hidden_layers", 0)), int(config.get("hidden_size", 0))
-    inner, vocabulary = int(config.get("intermediate_size") or 4 * hidden), int(config.get("vocab_size", 0))
-    tokens = job.train.micro_tokens if isinstance(job.train.micro_tokens, int) else MICRO_TOKENS
-    width = 2 if job.train.precision == "bf16" else 4
-    in_layer = (16 * hidden + 4 * inner) * tokens * width
-    activations = (
-        layers * hidden * tokens * width + in_layer if job.train.gradient_checkpointing is True else layers * in_layer
+def training_of(job: Job, shape: ModelShape, shards: int = 1, longest: int = 0) -> TrainingMemory:
+    """The memory of one device at the peak of a training step, by part. shards: devices that share weights, gradients and
+    moments. longest: tokens of the longest pair; 0: as long as the setting allows."""
+    return training_memory(shape, step_of(job, shape, shards, longest))
+
+
+def step_of(job: Job, shape: ModelShape, shards: int = 1, longest: int = 0) -> Step:
+    """How a training step computes: on a GPU if there is one, or if the model is none for a processor."""
+    gpu = not _for_a_processor(shape.parameters)
+    pair = longest or 2 * job.data.max_length
+    step = Step.of(job.train, pair, shards=shards, gpu=gpu, narrow=gpu or bf16_pays(torch.device("cpu")))
+    most = max(pair, -(-job.train.batch_size // shards) * pair)
+    return replace(step, tokens=min(step.tokens, most), responses=min(step.responses, most))
+
+
+def answering_of(job: Job, shape: ModelShape) -> AnsweringMemory:
+    """The memory of one device that answers the setting's prompts, each as long as it may be, in whole batches."""
+    narrow = job.answers.precision == "bf16" or (
+        job.answers.precision == "auto" and not _for_a_processor(shape.parameters)
     )
-    device = "cuda" if torch.cuda.is_available() or size > 1e9 else "cpu"
-    tile = min(vocabulary, job.train.head_tile or tile_for(tokens, device))
-    frozen = 4.0 * size if job.train.reference == "every_step" else 0.0  # a start model beside the policy
-    return (parameter_bytes + frozen) / shards + activations + 3 * 4.0 * tokens * tile + LIBRARIES
+    answers = job.answers
+    return answering_memory(
+        shape, answers.batch_size, job.data.max_prompt_length, answers.max_new_tokens, 2.0 if narrow else 4.0
+    )
+
+
+def _for_a_processor(size: int) -> bool:
+    return not torch.cuda.is_available() and size < 1e9
 
 
 # ---------------------------------------------------------------- weights split over devices
@@ -357,9 +387,9 @@ def _sharding(job: Job) -> str:
         return "none" if devices == 1 else job.train.sharding
     if configured or quantised:
         return "none" if quantised else "fsdp2"
-    config = model_config(job)
-    size = _parameters(json.dumps(config)) if config else None
-    return "fsdp2" if config and size and memory_of(job, config, size) > device_memory() else "none"
+    shape = model_shape(job)
+    fits = shape is None or training_of(job, shape).total <= USABLE * device_memory()
+    return "none" if fits else "fsdp2"
 
 
 def _shards(job: Job) -> int:

@@ -95,7 +95,8 @@ class Plan:
         if self.pairs is None:
             return None
         if (prepared := self.pairs.prepared) is not None:
-            return Counts(len(prepared.train), len(prepared.heldout), mean_tokens(prepared.train))
+            longest = max(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in prepared.train)
+            return Counts(len(prepared.train), len(prepared.heldout), mean_tokens(prepared.train), longest)
         about = self.pairs.folder.about
         return Counts(about["pairs"]["train"], about["pairs"]["heldout"], about["tokens"])
 

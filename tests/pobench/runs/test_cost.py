@@ -74,8 +74,10 @@ def test_weights_gradients_and_moments_are_split_over_devices_that_shard_them(tm
     alone = estimate_cost(tasks(tmp_path, "simpo", "llama3-base"), None)
     monkeypatch.setattr(cost, "layout_of_devices", lambda: (8, True))
     shared = estimate_cost(tasks(tmp_path, "simpo", "llama3-base"), None)
-    assert alone.memory - shared.memory == pytest.approx(16 * 8_030_261_248 * 7 / 8)
+    state = [sum(found.parts[name] for name in ("masters", "gradients", "moments")) for found in (alone, shared)]
+    assert state[0] - state[1] == pytest.approx(16 * 8_030_261_248 * 7 / 8)
     assert shared.memory < 80 * GIB < alone.memory and shared.sharded
+    assert alone.answering["weights"] == 2 * 8_030_261_248 and alone.micro_tokens == 8192
     assert shared.seconds < alone.seconds and shared.device_hours == pytest.approx(alone.device_hours)
 
 

@@ -1,0 +1,192 @@
+"""Thousands of stored runs, and what planning, reading and reporting on them takes.
+
+    python benchmarks/many_runs.py --like RUNS --count 10000 --out FILE
+
+Nothing is trained. One stored run of `tiny` lends its frames, steps and facts to all: every run gets the name, the
+configuration and the causes that its own values would give it, so that a plan finds it finished. The copies are links to the same bytes.
+Then each command is run in a process of its own: processor seconds (user and system) and the peak of memory are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peers
+
+from pobench.errors import PobenchError
+from pobench.identity import PROTOCOL, name_of
+from pobench.results.run_folder import RunFolder, run_names
+from pobench.runs.plan import Plan, make_plan
+from pobench.runs.task import Task
+from pobench.settings.job import Job
+from pobench.settings.resolve import resolve, resolve_names
+
+SETTING, SEEDS, LOSSES = "tiny", 3, "paper"
+STAGES = ("train", "heldout", "answers", "judge")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--like", type=Path, required=True, help="a folder of runs with a finished one of `tiny`")
+    parser.add_argument("--count", type=int, default=1000, help="about so many runs")
+    parser.add_argument("--keep", type=Path, help="make the runs in this folder and leave them there")
+    parser.add_argument("--commands", default=",".join(COMMANDS), help="of these: " + ", ".join(COMMANDS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--out", type=Path, help="also write that object to a file")
+    peers.run_script(measure, parser)
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    if unknown := [name for name in given.commands.split(",") if name not in COMMANDS]:
+        raise PobenchError(f"--commands: unknown {unknown[0]!r}; known: {', '.join(COMMANDS)}")
+    with contextlib.ExitStack() as stack:
+        root = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        made = peers.in_child(spent_on, make_runs, root, given.like, given.count)
+        peers.say(f"{made['value']} runs made: {made['seconds']:.1f} s of a processor")
+        rows = {}
+        for name in given.commands.split(","):
+            rows[name] = peers.in_child(spent_on, COMMANDS[name], root, given.count)
+            peers.say(f"{name}: {rows[name]['seconds']:.1f} s of a processor, peak {rows[name]['peak'] / 1e9:.2f} GB")
+    return {"benchmark": "many_runs", "runs": made["value"], "made": made, "commands": rows}
+
+
+def spent_on(work: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """The value of `work`, the seconds of processor it took with its children, and this process's peak in bytes."""
+    started = sum(os.times()[:4])
+    began = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        value = work(*arguments)
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {
+        "value": value,
+        "seconds": sum(os.times()[:4]) - started,
+        "wall": time.perf_counter() - began,
+        "peak": peak * 1024,
+    }
+
+
+# ---------------------------------------------------------------- making runs
+def jobs_of(count: int) -> list[Job]:
+    """About `count` jobs: the paper's losses, three seeds each, at as many learning rates as it takes."""
+    names, _ = resolve_names(LOSSES)
+    rates = max(1, round(count / (SEEDS * len(names))))
+    seeds = [42 + i for i in range(SEEDS)]
+    return [
+        job
+        for i in range(rates)
+        for job in resolve(SETTING, LOSSES, seeds=seeds, overrides={"train.lr": f"{1e-5 * (1 + i):.6g}"})
+    ]
+
+
+def make_runs(root: Path, like: Path, count: int) -> int:
+    """Write the runs of a plan as if each had been trained and evaluated. Returns their number."""
+    plan = make_plan(jobs_of(count), root, STAGES, dry=True)
+    model = stored_run(like, "loss")
+    sources = {"loss": model, "start": stored_run(like, "start")}
+    seen = set()
+    for task in plan.tasks:
+        if task.kind in sources and task.run not in seen:
+            seen.add(task.run)
+            write_run(task, sources[task.kind])
+    return sum(task.kind == "loss" for task in plan.tasks) // 2
+
+
+def stored_run(root: Path, kind: str) -> RunFolder:
+    """A finished run of `SETTING` of this kind. Raises PobenchError if there is none."""
+    for name in run_names(root):
+        folder = RunFolder(root, name)
+        whole = {"heldout", "answers", "judge"} <= set(folder.shown)
+        if name.startswith(f"{SETTING}/") and whole and (folder.trained is not None) == (kind == "loss"):
+            return folder
+    raise PobenchError(f"--like {str(root)!r}: no finished run of {SETTING}")
+
+
+def write_run(task: Task, like: RunFolder) -> None:
+    """The run of a task, with the frames of `like`."""
+    folder = RunFolder(task.runs, task.run)
+    folder.path.mkdir(parents=True)
+    folder.write_config(task.job, task.kind, task.start)
+    os.link(like.path / "environment.json", folder.path / "environment.json")
+    weights = None
+    if task.kind == "loss":
+        trained = like.trained
+        assert trained is not None
+        os.link(like.path / "steps.jsonl", folder.path / "steps.jsonl")
+        (folder.path / "model").mkdir()
+        for name in trained["files"]:
+            if name.startswith("model/"):
+                os.link(like.path / name, folder.path / name)
+        write(folder.path / "trained.json", {**trained, "causes": task.causes})
+        weights = name_of({k: v for k, v in trained["files"].items() if k.startswith("model/")})
+    shown = {}
+    for stage in ("heldout", "answers", "judge"):
+        node, source = task.nodes[stage], like.node(like.shown[stage])
+        home = folder.path / node.name
+        home.mkdir()
+        files = source.about["files"]
+        for name in files:
+            os.link(source.path / name, home / name)
+        about = {
+            "protocol": PROTOCOL,
+            "causes": node.causes,
+            "model": weights,
+            "read": source.about["read"],
+            "files": files,
+        }
+        write(home / "node.json", about)
+        shown[stage] = node.name
+    write(folder.path / "shown.json", shown)
+
+
+def write(path: Path, value: Any) -> None:
+    """As the project's own writers do, without waiting for the disk."""
+    path.write_text(json.dumps(value, indent=1, default=dict))
+
+
+# ---------------------------------------------------------------- what is measured
+def plan(root: Path, count: int) -> int:
+    """`pobench run --dry-run` of all of them: nothing is left."""
+    made: Plan = make_plan(jobs_of(count), root, STAGES, dry=True)
+    left = [task.run for task in made.left if task.kind == "loss"]
+    if left:
+        raise PobenchError(f"{len(left)} jobs are left, the first {left[0]}")
+    return len(made.tasks)
+
+
+def load(root: Path, count: int) -> int:
+    """`pobench.load_frames`."""
+    from pobench.results.load import load_frames
+
+    return len(load_frames(root)["runs"])
+
+
+def find(root: Path, count: int) -> str:
+    """A run by the beginning of its name, as every command that takes one does."""
+    from pobench.results.run_folder import find_run
+
+    return find_run(root, next(iter(run_names(root))))
+
+
+def analyze(root: Path, count: int) -> str:
+    """`pobench analyze`: every figure and table, the page, the summary."""
+    from pobench.cli.analyze import write_report
+
+    return str(write_report(root, None, "all", root / "report")[0])
+
+
+COMMANDS: dict[str, Callable[[Path, int], Any]] = {"plan": plan, "find": find, "load": load, "analyze": analyze}
+
+
+if __name__ == "__main__":
+    main()
