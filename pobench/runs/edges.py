@@ -9,7 +9,12 @@ from pobench.runs.task import Task
 
 def may_need(task: Task, other: Task) -> bool:
     """Whether a task may read what an earlier one makes: what all share, its own model, or the answers of its sides."""
-    return other.kind in ("sft", "reference", "start") or other.run in (task.run, *task.sides)
+    return is_shared_by_runs(other) or other.run in (task.run, *task.sides)
+
+
+def is_shared_by_runs(task: Task) -> bool:
+    """Whether it makes what all runs of a plan may read."""
+    return task.kind in ("sft", "reference", "start")
 
 
 def ready(waiting: Sequence[Task], running: Iterable[Task]) -> Task | None:

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from pobench.registry import load_plugin
@@ -36,9 +37,9 @@ def work(job: JobFolder, main: bool = True) -> int:
             job.restart(host=socket.gethostname(), pid=os.getpid())
         os.chdir(job.about["folder"])  # paths of data and models may be relative to it
         task = job.task
-        for plugin in task.plugins:
-            load_plugin(plugin)
         try:
+            for plugin in task.plugins:
+                load_plugin(plugin)
             why = lacking(task, _not_made(job))
             if why is not None:
                 RunFolder(task.runs, task.run).fail(why)
@@ -46,6 +47,9 @@ def work(job: JobFolder, main: bool = True) -> int:
                 why = do_task_here(left)
         except KeyboardInterrupt:
             return INTERRUPTED
+        except Exception as error:
+            traceback.print_exc()
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if main:
             job.end("failed" if why else "finished", why or "")
             print(f"{task.title}: {why or 'finished'}", file=sys.stderr)

@@ -37,7 +37,7 @@ UNDER_WAY = ("submitting", "waiting", "running", "unknown")
 def place_of(task: Task) -> Path:
     """The folder of the attempts at a task. Tasks that would write the same files have the same one."""
     shared = task.kind in ("sft", "reference")
-    home = cache_folder() if shared else task.runs.absolute() / task.job.setting
+    home = cache_folder().absolute() if shared else task.runs.absolute() / task.job.setting
     what = ("train" if "train" in task.stages else "evaluate") if task.kind in ("start", "loss") else task.kind
     return home / "jobs" / f"{task.run.rpartition('/')[2]}.{what}"
 

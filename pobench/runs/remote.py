@@ -11,12 +11,13 @@ from typing import ClassVar
 from pydantic import PrivateAttr
 
 from pobench.errors import PobenchError
-from pobench.runs.edges import may_need, stages_of
+from pobench.runs.edges import is_shared_by_runs, may_need, stages_of
 from pobench.runs.execute import is_shared
 from pobench.runs.executor import Ended, Executor
 from pobench.runs.jobs import JobFolder, State, claim_task, newest, place_of, states_of, under_way
 from pobench.runs.task import Task
 
+SECONDS_A_JOB = 0.01  # between two looks: each reads a file of every job
 LOOKS = 3  # a job is lost that its executor has not known in so many looks: files of a network come late
 
 
@@ -29,6 +30,7 @@ class Remote(Executor):
     _waiting: list[Task] = PrivateAttr(default_factory=list)
     _jobs: dict[JobFolder, Task] = PrivateAttr(default_factory=dict)
     _seen: dict[Path, JobFolder | None] = PrivateAttr(default_factory=dict)
+    _by_run: dict[str, list[JobFolder]] = PrivateAttr(default_factory=dict)  # "": what several runs share
     _order: dict[Path, int] = PrivateAttr(default_factory=dict)
     _behind: dict[Path, JobFolder] = PrivateAttr(default_factory=dict)
     _over: set[JobFolder] = PrivateAttr(default_factory=set)
@@ -58,14 +60,14 @@ class Remote(Executor):
                 continue
             self._announce(f"{task.title}{stages_of(task)}  →  under way: {state.word}, {job}")
             self._waiting = [other for other in self._waiting if other is not task]
-            self._jobs[job] = task
+            self._keep(job, task)
 
     def _submit_ready(self) -> None:
         """Submit every task that is left, or, where the executor knows no edges, every one whose jobs have ended."""
         settings, kept = self.model_dump(mode="json", exclude_defaults=True), []
         waiting, self._waiting = self._waiting, []
         for task in waiting:
-            after = [job for job, other in self._jobs.items() if may_need(task, other) and self._earlier(other, task)]
+            after = self._before(task)
             left = [job for job in after if job not in self._over]
             if not self.edges and (left or any(may_need(task, other) for other in kept)):
                 kept.append(task)
@@ -74,14 +76,21 @@ class Remote(Executor):
             if job is not None:
                 behind = self._behind.get(place_of(task))
                 self._give(job, [other.id for other in (*left, *filter(None, [behind]))], task)
+                self._keep(job, task)
             elif (job := newest(place_of(task))) is not None:
                 self._announce(f"{task.title}{stages_of(task)}  →  under way: submitted by another command, {job}")
-            self._jobs[job] = task
+                self._keep(job, task)
         self._waiting = kept
 
-    def _earlier(self, one: Task, other: Task) -> bool:
-        """Whether it stands before the other in the plan."""
-        return self._order[place_of(one)] < self._order[place_of(other)]
+    def _keep(self, job: JobFolder, task: Task) -> None:
+        self._jobs[job] = task
+        self._by_run.setdefault("" if is_shared_by_runs(task) else task.run, []).append(job)
+
+    def _before(self, task: Task) -> list[JobFolder]:
+        """The jobs of the tasks that stand before it in the plan and make what it may need."""
+        near = [job for run in ("", task.run, *task.sides) for job in self._by_run.get(run, ())]
+        place = self._order[place_of(task)]
+        return [job for job in near if self._order[job.path.parent] < place and may_need(task, self._jobs[job])]
 
     def _give(self, job: JobFolder, after: Sequence[str], task: Task) -> None:
         try:
@@ -107,7 +116,7 @@ class Remote(Executor):
                     ended(self._jobs[job], why)
             self._submit_ready()
             if len(self._over) < len(self._jobs):
-                time.sleep(self.seconds)
+                time.sleep(max(self.seconds, (len(self._jobs) - len(self._over)) * SECONDS_A_JOB))
 
     def _why(self, job: JobFolder, state: State) -> str:
         if state.word != "lost":
