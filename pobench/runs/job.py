@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pobench.registry import load_plugin
 from pobench.results.run_folder import RunFolder
+from pobench.runs.content import auto_precision
 from pobench.runs.edges import lacking
 from pobench.runs.execute import do_task_here
 from pobench.runs.jobs import JobFolder
@@ -40,7 +41,7 @@ def work(job: JobFolder, main: bool = True) -> int:
         try:
             for plugin in task.plugins:
                 load_plugin(plugin)
-            why = lacking(task, _not_made(job))
+            why = lacking(task, _not_made(job)) or _other_arithmetic(task)
             if why is not None:
                 RunFolder(task.runs, task.run).fail(why)
             elif (left := still_left(task)).stages:
@@ -54,6 +55,17 @@ def work(job: JobFolder, main: bool = True) -> int:
             job.end("failed" if why else "finished", why or "")
             print(f"{task.title}: {why or 'finished'}", file=sys.stderr)
         return 1 if why else 0
+
+
+def _other_arithmetic(task: Task) -> str | None:
+    """Why this machine's results would not be those that the task names: `auto` comes to another precision here."""
+    planned = task.causes.get("precision") or task.causes.get("train", {}).get("precision")
+    if task.job.train.precision != "auto" or planned is None or planned == (here := auto_precision()):
+        return None
+    return (
+        f"planned in {planned}, and this node computes in {here}: name the precision, --set train.precision={here} "
+        f"--set answers.precision={here}, or submit from a machine like the nodes"
+    )
 
 
 def _not_made(job: JobFolder) -> list[tuple[Task, str]]:

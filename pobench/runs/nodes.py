@@ -15,7 +15,7 @@ from typing import Any
 from pobench.errors import CorruptError
 from pobench.identity import PROTOCOL, changed, name_of
 from pobench.registry import judges
-from pobench.results.run_folder import RunFolder
+from pobench.results.run_folder import NodeFolder, RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs
 from pobench.runs.stage import Content, Node, Stage
@@ -270,6 +270,8 @@ def still_left(task: Task) -> Task:
         stage = stage_list.BY_NAME[name]
         if name in ("train", "sft"):
             there = _is_trained(folder, task)
+        elif name == "onpolicy":
+            there = (made := NodeFolder(task.data)).finished and not made.faults()
         elif name == "reference":
             there = all(layout._sums_there(sums) for sums in task.references.values())
         elif name == "benchmarks":

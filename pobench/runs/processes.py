@@ -72,7 +72,15 @@ def torch_options(count: int) -> list[str]:
     if (all_of := machines()) is None:
         return ["--standalone", "--nproc-per-node", str(count)]
     where = ["--nnodes", str(all_of["count"]), "--node-rank", str(all_of["rank"])]
-    return [*where, "--master-addr", all_of["main"], "--master-port", str(all_of["port"]), "--nproc-per-node", str(count)]
+    return [
+        *where,
+        "--master-addr",
+        all_of["main"],
+        "--master-port",
+        str(all_of["port"]),
+        "--nproc-per-node",
+        str(count),
+    ]
 
 
 def accelerate_launch(options: list[str], module: str, file: Path) -> None:

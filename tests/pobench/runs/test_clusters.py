@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pobench.errors import PobenchError
-from pobench.model import device
-from pobench.runs import execute as execution
+from pobench.runs import processes
 from pobench.runs.executor import make_executor
 from pobench.runs.executors import slurm
 from pobench.runs.jobs import JobFolder
@@ -89,18 +88,13 @@ def test_the_queue_tells_what_waits_and_what_runs_and_no_answer_is_not_lost(monk
         cluster.states(["7"])
 
 
-def test_each_of_several_machines_launches_its_part(monkeypatch, tmp_path) -> None:
-    machines = {"count": 2, "rank": 1, "main": "node7", "port": 21234}
-    monkeypatch.setenv("POBENCH_MACHINES", json.dumps(machines))
-    monkeypatch.setattr(execution, "_devices", lambda: 4)
-    monkeypatch.delenv("POBENCH_PROCESSES", raising=False)
-    monkeypatch.setattr("accelerate.commands.config.default_config_file", str(tmp_path / "none.yaml"))
-    text = " ".join(execution.launch_command("pobench.runs.worker", Path("task.json")))
-    assert text == (
-        "-m accelerate.commands.launch --num_processes 8 --num_machines 2 --machine_rank 1 --main_process_ip node7 "
-        "--main_process_port 21234 --multi_gpu -m pobench.runs.worker task.json"
+def test_each_of_several_machines_launches_its_part(monkeypatch) -> None:
+    monkeypatch.setenv("POBENCH_MACHINES", json.dumps({"count": 2, "rank": 1, "main": "node7", "port": 21234}))
+    assert " ".join(processes.accelerate_options(4, any_port=True)) == (
+        "--num_processes 8 --multi_gpu --num_machines 2 --machine_rank 1 --main_process_ip node7 --main_process_port 21234"
     )
-    monkeypatch.setenv("POBENCH_PROCESSES", "4")
-    text = " ".join(execution.launch_command("pobench.runs.worker", Path("task.json")))
-    assert "--nnodes 2 --node_rank 1 --master_addr node7 --master_port 21234 --nproc_per_node 4" in text
-    assert device.layout_of_devices()[0] == 4
+    assert " ".join(processes.torch_options(4)) == (
+        "--nnodes 2 --node-rank 1 --master-addr node7 --master-port 21234 --nproc-per-node 4"
+    )
+    monkeypatch.delenv("POBENCH_MACHINES")
+    assert processes.torch_options(4) == ["--standalone", "--nproc-per-node", "4"]
