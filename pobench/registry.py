@@ -527,7 +527,7 @@ def register_claim(
     return register
 
 
-# ---------------------------------------------------------------- judges, benchmarks and layouts
+# ---------------------------------------------------------------- judges, benchmarks, executors and layouts
 @dataclass(frozen=True)
 class NamedFunction:
     """A registered factory of a judge or a layout; `settings` are its keyword defaults."""
@@ -575,6 +575,15 @@ class BenchmarkType:
         return self.function(**settings)
 
 
+@dataclass(frozen=True)
+class ExecutorType:
+    """A registered executor: a pydantic class whose fields are its settings."""
+
+    name: str
+    function: type[Any]
+
+
+executors: Registry[ExecutorType] = Registry("executor", "pobench.runs.executors")
 benchmarks: Registry[BenchmarkType] = Registry("benchmark", "pobench.judging.benchmarks")
 judges: Registry[JudgeType] = Registry("judge", "pobench.judging")
 layouts: Registry[NamedFunction] = Registry("layout", "pobench.model.layouts")
@@ -614,6 +623,17 @@ def register_benchmark(name: str, *, aliases: Iterable[str] = ()) -> Callable[[t
     def register(kind: type[Kind]) -> type[Kind]:
         kind.name = name  # type: ignore[attr-defined]
         benchmarks.add(BenchmarkType(name, kind), aliases)
+        return kind
+
+    return register
+
+
+def register_executor(name: str, *, aliases: Iterable[str] = ()) -> Callable[[type[Kind]], type[Kind]]:
+    """Register an executor: a subclass of `pobench.runs.executor.Executor`; its fields are its settings."""
+
+    def register(kind: type[Kind]) -> type[Kind]:
+        kind.name = name  # type: ignore[attr-defined]
+        executors.add(ExecutorType(name, kind), aliases)
         return kind
 
     return register

@@ -19,6 +19,13 @@ def complete_losses(incomplete: str) -> list[str]:
     return [f"{before}{comma}{name}" for name in complete(names, started)]
 
 
+def complete_executors(incomplete: str) -> list[str]:
+    """Names of shipped executors."""
+    from pobench.registry import executors
+
+    return complete([path.stem for path in executors.files()], incomplete)
+
+
 def complete_settings(incomplete: str) -> list[str]:
     """Names of shipped settings."""
     from pobench.settings.read import list_settings

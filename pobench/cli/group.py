@@ -13,7 +13,7 @@ STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": Fa
 
 
 # What an option is called elsewhere, or was called here: too far from its name for a look at the letters.
-ALSO_CALLED = {"--at-once": "--parallel", "--jobs": "--parallel"}
+ALSO_CALLED = {"--at-once": "--parallel", "--jobs": "--parallel", "--cluster": "--executor"}
 
 
 class Group(TyperGroup):

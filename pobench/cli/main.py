@@ -24,6 +24,8 @@ class Commands(CommandFiles):
         "study",
         "tune",
         "plan",
+        "status",
+        "cancel",
         "list",
         "check",
         "data",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pobench.cli.complete import complete_losses, complete_settings
+from pobench.cli.complete import complete_executors, complete_losses, complete_settings
 from pobench.errors import PobenchError, nearest, or_fault
 
 
@@ -54,6 +54,17 @@ Devices = Annotated[
         min=1, help="Devices of a training job, a process each; default: all GPUs, or your `accelerate config`'s."
     ),
 ]
+ExecutorName = Annotated[
+    str,
+    typer.Option("--executor", help="Where jobs run: `local`, `slurm` or `ray`.", autocompletion=complete_executors),
+]
+ExecutorSets = Annotated[
+    list[str] | None,
+    typer.Option("--executor-set", metavar="KEY=VALUE", help="Such as partition=gpu, for the executor; repeatable."),
+]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="End as soon as the jobs are on their way; `pobench status` shows them.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print a summary for machines on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -76,6 +87,19 @@ def parse_each(
     return {
         key: value for text in texts or () for key, value in (or_fault(faults, partial(parse, [text])) or {}).items()
     }
+
+
+def parse_executor(faults: list[str], name: str, sets: list[str] | None, parallel: int, detach: bool) -> Any:
+    """The executor of `--executor`, `--executor-set` and `--parallel`; None where one of them is wrong. What is wrong, or what
+    this machine lacks for it, is added to `faults`."""
+    from pobench.runs.executor import make_executor
+    from pobench.settings.resolve import parse_settings
+
+    settings = parse_each(faults, sets, lambda texts: parse_settings(texts, "--executor-set"))
+    executor = or_fault(faults, lambda: make_executor(name, settings, parallel))
+    if executor is not None:
+        faults += or_fault(faults, lambda: executor.faults(detach)) or []
+    return executor
 
 
 def raise_faults(faults: list[str]) -> None:

@@ -11,10 +11,14 @@ import typer
 from pobench.cli.analyze import write_report
 from pobench.cli.complete import complete_stages
 from pobench.cli.cost import print_cost
+from pobench.cli.detach import announce, continuing, detached_here, print_submitted
 from pobench.cli.group import STYLE
 from pobench.cli.options import (
     Debug,
+    Detach,
     Devices,
+    ExecutorName,
+    ExecutorSets,
     Json,
     Losses,
     Parallel,
@@ -24,6 +28,7 @@ from pobench.cli.options import (
     SettingName,
     load_plugins,
     parse_each,
+    parse_executor,
     parse_seeds,
     parse_stages,
     raise_faults,
@@ -61,7 +66,10 @@ def run(
         ),
     ] = "start",
     plugin: Plugins = None,
+    executor: ExecutorName = "local",
+    executor_set: ExecutorSets = None,
     parallel: Parallel = 1,
+    detach: Detach = False,
     devices: Devices = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
     rehearse: Annotated[
@@ -91,6 +99,7 @@ def run(
     jobs = (
         or_fault(faults, lambda: resolve(setting, ",".join(names), seeds=seed_list, overrides=values, **sources)) or []
     )
+    where = parse_executor(faults, executor, executor_set, parallel, detach)
     raise_faults(faults)
 
     from pobench.runs.execute import execute, plan_and_execute
@@ -111,17 +120,16 @@ def run(
     def run_plan(plan: Plan) -> list[Any]:
         if plan.left or plan.notes:
             err.print(escape(plan.text()))
-        return execute(
-            plan, parallel=parallel, announce=lambda text: err.print(escape(text), style="bold", highlight=False)
-        )
+        if detach and detached_here(where, plan.left, runs / jobs[0].setting):
+            raise typer.Exit
+        return execute(plan, executor=where, detach=detach, announce=announce)
 
-    try:
+    with continuing(where):
         plan, outcomes = plan_and_execute(
             lambda: make_plan(jobs, runs, stage_list, plugins, opponents=opponents), run_plan
         )
-    except KeyboardInterrupt:
-        err.print("\ninterrupted; the same command continues where this one stopped")
-        raise
+    if print_submitted(outcomes, as_json):
+        return
     failed = [o for o in outcomes if o.status == "failed"]
     if all(task.kind in PREPARING for task in plan.tasks):
         _print_prepared(plan, failed, as_json)

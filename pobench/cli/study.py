@@ -11,9 +11,13 @@ import typer
 from pobench.cli.analyze import drawn
 from pobench.cli.complete import complete_studies
 from pobench.cli.cost import print_cost
+from pobench.cli.detach import announce, continuing, detached_here, print_submitted
 from pobench.cli.group import STYLE
 from pobench.cli.options import (
     Debug,
+    Detach,
+    ExecutorName,
+    ExecutorSets,
     Json,
     Parallel,
     Plugins,
@@ -22,6 +26,7 @@ from pobench.cli.options import (
     SettingName,
     load_plugins,
     parse_each,
+    parse_executor,
     parse_seeds,
     raise_faults,
 )
@@ -45,7 +50,10 @@ def study_(
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
+    executor: ExecutorName = "local",
+    executor_set: ExecutorSets = None,
     parallel: Parallel = 1,
+    detach: Detach = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -76,6 +84,7 @@ def study_(
     jobs: Any = study and or_fault(
         faults, lambda: expand(study, setting, losses=losses, seeds=seed_list, overrides=values)
     )
+    where = parse_executor(faults, executor, executor_set, parallel, detach)
     raise_faults(faults)
     plans = make_plans(jobs, runs, study.every_stage, plugins, dry=dry_run)
     if dry_run:
@@ -85,15 +94,12 @@ def study_(
     summaries = [plan.text().splitlines() for plan in plans if plan.left or plan.notes]
     for line in dict.fromkeys(line for text in summaries for line in text):  # plans of several data sets share lines
         err.print(escape(line))
-    try:
-        outcomes = execute_all(
-            plans,
-            parallel=parallel,
-            announce=lambda text: err.print(escape(text), style="bold", highlight=False),
-        )
-    except KeyboardInterrupt:
-        err.print("\ninterrupted; the same command continues where this one stopped")
-        raise
+    if detach and detached_here(where, [task for plan in plans for task in plan.left], runs / jobs[0].setting):
+        return
+    with continuing(where):
+        outcomes = execute_all(plans, executor=where, detach=detach, announce=announce)
+    if print_submitted(outcomes, as_json):
+        return
     stored = load_frames(runs, jobs[0].setting)
     frames = study_frames(plans, stored)
     report, whole = drawn(lambda: report_study(study, frames, stored, runs))

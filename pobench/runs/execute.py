@@ -9,9 +9,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from pobench.errors import PobenchError
 from pobench.locks import HeldError, hold
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
-from pobench.runs.launch import environment, launch, process_count
+from pobench.runs.executor import Executor, make_executor
+from pobench.runs.launch import environment, launch, machines, process_count
 from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
-from pobench.runs.pool import end_with_parent, now, pool
+from pobench.runs.pool import end_with_parent
 from pobench.runs.processes import ended_file
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
@@ -36,7 +36,8 @@ SLOW_IMPORTS = ("fastchat.llm_judge.common",)  # of optional packages
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. status: "finished" (now), "skipped" (nothing was left), "failed"."""
+    """How a run ended. status: "finished" (now), "skipped" (nothing was left), "failed"; "submitted" where the command does not
+    wait for it."""
 
     run: str
     title: str
@@ -47,22 +48,29 @@ class Outcome:
 def execute(
     plan: Plan,
     *,
-    parallel: int = 1,
+    executor: Executor | None = None,
+    detach: bool = False,
     announce: Callable[[str], None] = lambda text: None,
     held: Collection[Path] = (),
 ) -> list[Outcome]:
     """Run what is left, each task in a process of its own. If a task fails, those that need its result fail too, and the
     others run.
 
-    parallel: tasks that run at one time; each begins when what it reads is there. held: folders in which the caller itself
-    keeps other commands out (`alone`).
+    executor: where they run; default: on this machine, one at a time. detach: return once the jobs are with the executor.
+    held: folders in which the caller itself keeps other commands out (`alone`).
 
     Raises PobenchError when another command is at work in the same folder, or the disk is too small; KeyboardInterrupt.
     """
+    executor = executor or make_executor("local", {})
     left = plan.left
     outcomes = {t.run: Outcome(t.run, t.title, "skipped") for t in plan.tasks if t.kind != "reference"}
     if left:
         check_disk(plan)
+
+    def ended(task: Task, why: str | None) -> None:
+        if task.kind != "reference" and outcomes[task.run].status != "failed":
+            outcomes[task.run] = Outcome(task.run, task.title, "failed" if why else "finished", why or "")
+
     with contextlib.ExitStack() as locks:
         folders = dict.fromkeys(t.data if t.kind == "sft" else t.runs / t.job.setting for t in left)
         for folder in [folder for folder in folders if folder not in held]:
@@ -72,13 +80,12 @@ def execute(
         for path in plan.damaged:
             _set_aside(path)
         _point_to(plan)
-
-        def ended(task: Task, why: str | None) -> None:
-            if task.kind != "reference" and outcomes[task.run].status != "failed":
-                outcomes[task.run] = Outcome(task.run, task.title, "failed" if why else "finished", why or "")
-
-        _run_all(left, parallel, announce, ended)
-    return list(outcomes.values())
+        executor.begin(left, announce, ended)
+    if not detach:
+        executor.wait(ended)
+        return list(outcomes.values())
+    under_way = {t.run for t in left}
+    return [replace(o, status="submitted") if o.run in under_way else o for o in outcomes.values()]
 
 
 def plan_and_execute(
@@ -88,70 +95,10 @@ def plan_and_execute(
     was made last, and how every task ended."""
     plan = make()
     outcomes = {outcome.run: outcome for outcome in run(plan)}
-    if plan.waits and all(outcome.status != "failed" for outcome in outcomes.values()):
+    if plan.waits and all(outcome.status in ("finished", "skipped") for outcome in outcomes.values()):
         plan = make()
         outcomes = {**{outcome.run: outcome for outcome in run(plan)}, **outcomes}
     return plan, list(outcomes.values())
-
-
-def _run_all(
-    left: Sequence[Task],
-    parallel: int,
-    announce: Callable[[str], None],
-    ended: Callable[[Task, str | None], None],
-) -> None:
-    """Run the tasks in order, as many at one time as may be. ended: gets each with the reason why it failed, or None."""
-    waiting = list(left)
-    running: dict[Future[Any], Task] = {}
-    failed: list[tuple[Task, str]] = []
-    with pool(parallel) as submit:
-        while waiting or running:
-            while len(running) < parallel and (task := _ready(waiting, running.values())) is not None:
-                waiting.remove(task)
-                if (why := _lacking(task, failed)) is not None:
-                    RunFolder(task.runs, task.run).fail(why)
-                    running[now(lambda why: why, why)] = task
-                else:
-                    announce(f"{task.title}{_stages_of(task)}  →  {task.runs / task.run}")
-                    running[submit(_one, task)] = task
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                task, why = running.pop(future), future.result()
-                if why is not None:
-                    failed.append((task, why))
-                ended(task, why)
-
-
-def _ready(waiting: Sequence[Task], running: Iterable[Task]) -> Task | None:
-    """The first task that needs none of those which run or stand before it."""
-    before = list(running)
-    for task in waiting:
-        if not any(_may_need(task, other) for other in before):
-            return task
-        before.append(task)
-    return None
-
-
-def _may_need(task: Task, other: Task) -> bool:
-    """Whether a task may read what an earlier one makes: what all share, its own model, or the answers of its sides."""
-    return other.kind in ("sft", "reference", "start") or other.run in (task.run, *task.sides)
-
-
-def _stages_of(task: Task) -> str:
-    return "" if task.kind in ("sft", "onpolicy", "reference") else f": {', '.join(task.stages)}"
-
-
-def _lacking(task: Task, failed: Sequence[tuple[Task, str]]) -> str | None:
-    """Why the task cannot run, if something that it reads could not be made; else None."""
-    for other, why in failed:
-        if other.kind == "sft":
-            return f"its start model could not be made: {why}"
-        if other.kind == "reference" and set(other.references.values()) & set(task.references.values()):
-            return f"its reference pass failed: {why}"
-        if other.run == task.run and "train" in other.stages:
-            return why
-        if other.run in task.sides and "train" in other.stages:
-            return f"{other.title}: {why}"
-    return None
 
 
 def _set_aside(path: Path) -> None:
@@ -192,11 +139,22 @@ def alone(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _one(task: Task) -> str | None:
-    """Run a task. Returns why it failed, or None."""
+def do_task(task: Task) -> str | None:
+    """Run a task in a process of its own. Returns why it failed, or None."""
+    RunFolder(task.runs, task.run).forgive()
+    return why_failed(task, _launch(task) if process_count() > 1 else _fork(task))
+
+
+def do_task_here(task: Task) -> str | None:
+    """The same in this process, unless several processes share it."""
+    RunFolder(task.runs, task.run).forgive()
+    several = is_shared(task) and (process_count() > 1 or machines() is not None)
+    return why_failed(task, _launch(task) if several else run(task))
+
+
+def why_failed(task: Task, status: int) -> str | None:
+    """What the exit status of a task's process comes to: the reason why it failed, or None. Raises KeyboardInterrupt."""
     folder = RunFolder(task.runs, task.run)
-    folder.forgive()
-    status = _launch(task) if process_count() > 1 else _fork(task)
     if status in (INTERRUPTED, -signal.SIGTERM):  # the second where a pool ends its processes
         raise KeyboardInterrupt
     if status == 0:
@@ -237,7 +195,7 @@ def _child(task: Task, variables: dict[str, str]) -> None:
 
 def _launch(task: Task) -> int:
     """Run the task in a process a device, if its stages are shared; else in a child."""
-    if not all(BY_NAME[stage].shared for stage in task.stages):
+    if not is_shared(task):
         return _fork(task)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "task.json"
@@ -246,6 +204,11 @@ def _launch(task: Task) -> int:
         if (ended := ended_file(path)).is_file():  # the others may have written how they lost the one that was killed
             RunFolder(task.runs, task.run).fail(ended.read_text(encoding="utf-8"))
         return status
+
+
+def is_shared(task: Task) -> bool:
+    """Whether the processes of a training job work on it together."""
+    return all(BY_NAME[stage].shared for stage in task.stages)
 
 
 def run_setting(
@@ -260,15 +223,23 @@ def run_setting(
     stages: Sequence[str] = DEFAULT,
     opponents: str = START,
     rehearse: bool = False,
+    executor: str = "local",
+    executor_settings: Mapping[str, Any] | None = None,
 ) -> list[Outcome]:
     """`pobench run` from Python: plan and execute. `load_frames(runs)` reads the results.
 
     losses, setting, seeds, overrides ("train.lr" → value), data, model, runs, stages, opponents: as on the command line.
-    rehearse: on stand-ins, see `pobench.runs.rehearsal`; below `runs/rehearsal`.
+    rehearse: on stand-ins, see `pobench.runs.rehearsal`; below `runs/rehearsal`. executor, executor_settings: as `--executor`
+    and `--executor-set`.
     Raises PobenchError that lists every fault of names, keys, values and data.
     """
     names, opponents = with_opponents(losses, opponents)
     jobs = resolve(setting, names, seeds=seeds, overrides=overrides, data=data, model=model)
     if rehearse:
         jobs, runs = rehearsal.rehearse(jobs, stages), Path(runs) / "rehearsal"
-    return plan_and_execute(lambda: make_plan(jobs, Path(runs), stages, opponents=opponents))[1]
+    where = make_executor(executor, executor_settings or {})
+
+    def run_plan(plan: Plan) -> list[Outcome]:
+        return execute(plan, executor=where)
+
+    return plan_and_execute(lambda: make_plan(jobs, Path(runs), stages, opponents=opponents), run_plan)[1]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import torch
 
 from pobench.model.device import layout_of_devices
-from pobench.runs.pool import share
+from pobench.runs.pool import LEAVE, share
+from pobench.runs.processes import machines as machines
+from pobench.runs.task import INTERRUPTED
+from pobench.training import leaving
 
 
 def process_count() -> int:
@@ -26,7 +31,20 @@ def environment() -> dict[str, str]:
 
 
 def launch(module: str, file: Path) -> int:
-    """Run `python -m module file` as each process of a training job, and return the exit status."""
+    """Run `python -m module file` as each process of a training job, and return the exit status. Where the system asks this
+    process to leave, they are asked too (`pool.watch_launcher`), and have the time that the system gives."""
     port = ["--any-port"] if share().of > 1 else []  # another job may have the usual one
     command = [sys.executable, "-m", "pobench.runs.processes", str(process_count()), module, str(file), *port]
-    return subprocess.call(command, env=os.environ | environment())
+    with tempfile.TemporaryDirectory() as temporary, leaving.held():
+        leave = Path(temporary) / "leave"
+        process = subprocess.Popen(command, env=os.environ | environment() | {LEAVE: str(leave)})
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+                if leaving.asked() is not None:
+                    leave.touch()
+        except BaseException:
+            process.terminate()
+            process.wait(20)
+            raise
+        return INTERRUPTED if leave.exists() and process.returncode else process.returncode

@@ -15,7 +15,7 @@ from typing import Any
 from pobench.errors import CorruptError
 from pobench.identity import PROTOCOL, changed, name_of
 from pobench.registry import judges
-from pobench.results.run_folder import RunFolder
+from pobench.results.run_folder import NodeFolder, RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs
 from pobench.runs.stage import Content, Node, Stage
@@ -259,6 +259,35 @@ class Layout:
             keys = changed(before.about["causes"], json.loads(json.dumps(dict(task.nodes[stage].causes))))
             what = ", ".join(_WORDS.get(key, key) for key in keys)
             self.notes.append(f"{task.title}: {stage} is made anew ({what} changed); {shown[stage]} stays beside it")
+
+
+def still_left(task: Task) -> Task:
+    """The task without the stages whose results are there, whole and made from what is stored now: another attempt at it has
+    done them, or another command."""
+    layout = Layout(task.runs, task.stages, task.plugins, None, None, [], [])
+    folder, left = RunFolder(task.runs, task.run), []
+    for name in task.stages:
+        stage = stage_list.BY_NAME[name]
+        if name in ("train", "sft"):
+            there = _is_trained(folder, task)
+        elif name == "onpolicy":
+            there = (made := NodeFolder(task.data)).finished and not made.faults()
+        elif name == "reference":
+            there = all(layout._sums_there(sums) for sums in task.references.values())
+        elif name == "benchmarks":
+            there = (spoken := task.spoken) is not None and all(b.done(folder.path, spoken) for b in task.benchmarks)
+        else:
+            there = not set(stage.reads) & set(left) and layout._there(folder, task, stage)
+        if not there:
+            left.append(name)
+    return replace(task, stages=tuple(left))
+
+
+def _is_trained(folder: RunFolder, task: Task) -> bool:
+    trained = folder.trained
+    if trained is None or (task.causes and trained["causes"] != json.loads(json.dumps(dict(task.causes)))):
+        return False
+    return folder.has("model") and not folder.corrupt_weights(read=False)
 
 
 _WORDS = {

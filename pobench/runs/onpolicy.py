@@ -40,6 +40,7 @@ from pobench.progress import progress
 from pobench.registry import judges
 from pobench.runs.content import auto_precision, start_weights
 from pobench.runs.launch import launch, process_count
+from pobench.runs.pool import watch_launcher
 from pobench.runs.sampling import Judge, Sampling, draw, only_writer, prompt_key, write_pairs
 from pobench.runs.stage import Node
 from pobench.runs.start_model import base_model, start_model
@@ -315,6 +316,7 @@ def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, length: in
 
 def main() -> None:
     """`python -m pobench.runs.onpolicy CALL.json`: one process's share, in each process of a job."""
+    watch_launcher()
     call = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sampling = Sampling(call["rows"], Path(call["out"]), call["made_by"], Decoding(**call["decoding"]))
     try:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,6 +79,19 @@ def now(function: Callable[..., T], *arguments: Any) -> Future[T]:
     return future
 
 
+def lives(process: int) -> bool:
+    """Whether there is such a process on this machine."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process, os.WNOHANG)  # of one's own: a process that has ended would still be there
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def end_with_parent() -> None:
     """End this process as soon as the one that started it is gone, however that ended: the repeated command would find an
     orphan at work in the folder."""
@@ -88,5 +102,25 @@ def end_with_parent() -> None:
     def watch() -> None:
         parent.join()
         os.kill(os.getpid(), signal.SIGKILL)  # any moment is a good one: files appear whole
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+LEAVE = "POBENCH_LEAVE"  # names the file that appears when the processes of a launcher are to leave
+
+
+def watch_launcher() -> None:
+    """In a process that a launcher started: end as soon as the launcher is gone, as it would go on beside the next attempt; and
+    leave when the command that called the launcher is asked to: the launcher would hand on no more than a short time."""
+    launcher, leave = os.getppid(), os.environ.get(LEAVE, "")
+
+    def watch() -> None:
+        while os.getppid() == launcher and not (leave and os.path.exists(leave)):
+            time.sleep(0.5)
+        listens = os.getppid() == launcher and callable(signal.getsignal(signal.SIGUSR2))
+        os.kill(os.getpid(), signal.SIGUSR2 if listens else signal.SIGKILL)
+        while listens and os.getppid() == launcher:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

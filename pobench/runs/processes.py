@@ -3,12 +3,17 @@
 PyTorch's own launcher starts the processes and ends the others as soon as one is gone; on GPUs with an `accelerate config`,
 `accelerate launch` calls it, so that machines, ports and devices are the user's. Where a process was killed, a sentence is left
 beside FILE. `--any-port`: the processes meet at a port that is free, not at the usual one.
+
+Of a job on several machines, an executor writes into `POBENCH_MACHINES`, as JSON: their `count`, the `rank` of this one, the
+name of the `main` one and the `port` at which the processes meet. N is of one machine.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +24,16 @@ def ended_file(file: Path) -> Path:
     return file.with_name(f"{file.name}.ended")
 
 
+def machines() -> dict[str, Any] | None:
+    """Those of a job on several; None where it has this one."""
+    text = os.environ.get("POBENCH_MACHINES")
+    return dict(json.loads(text)) if text else None
+
+
 def main() -> None:
     """Exits with status 0, or 1 where a process failed."""
+    # SLURM sends it to all processes of a job. This one would end by it and leave its own behind; they inherit that, and listen.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     count, module, file = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 
     import torch
@@ -33,29 +46,54 @@ def main() -> None:
     if not on_gpus:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     try:
-        followed = on_gpus and os.path.isfile(default_config_file)
-        _with_accelerate(count, module, file, any_port="--any-port" in sys.argv) if followed else _with_torch(
-            count, module, file
-        )
+        followed = on_gpus and (os.path.isfile(default_config_file) or machines() is not None)
+        if followed:
+            accelerate_launch(accelerate_options(count, any_port="--any-port" in sys.argv), module, file)
+        else:
+            torch_launch(torch_options(count), module, file)
     except ChildFailedError as error:
         if why := _killed(error, count):
             ended_file(file).write_text(why, encoding="utf-8")
         sys.exit(1)
 
 
-def _with_accelerate(count: int, module: str, file: Path, *, any_port: bool) -> None:
+def accelerate_options(count: int, *, any_port: bool) -> list[str]:
+    """Of `accelerate launch`, for `count` processes on this machine; the rest is the user's configuration."""
+    if (all_of := machines()) is None:
+        several = ["--multi_gpu"] if count > 1 else []
+        return ["--num_processes", str(count), *several, *(["--main_process_port", "0"] if any_port else [])]
+    where = ["--num_machines", str(all_of["count"]), "--machine_rank", str(all_of["rank"])]
+    meeting = ["--main_process_ip", all_of["main"], "--main_process_port", str(all_of["port"])]
+    return ["--num_processes", str(count * all_of["count"]), "--multi_gpu", *where, *meeting]
+
+
+def torch_options(count: int) -> list[str]:
+    """Of PyTorch's launcher; on one machine the processes meet at a free port."""
+    if (all_of := machines()) is None:
+        return ["--standalone", "--nproc-per-node", str(count)]
+    where = ["--nnodes", str(all_of["count"]), "--node-rank", str(all_of["rank"])]
+    return [
+        *where,
+        "--master-addr",
+        all_of["main"],
+        "--master-port",
+        str(all_of["port"]),
+        "--nproc-per-node",
+        str(count),
+    ]
+
+
+def accelerate_launch(options: list[str], module: str, file: Path) -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    options = ["--num_processes", str(count), *(["--multi_gpu"] if count > 1 else [])]
-    options += ["--main_process_port", "0"] if any_port else []
     launch_command(launch_command_parser().parse_args([*options, "-m", module, str(file)]))
 
 
-def _with_torch(count: int, module: str, file: Path) -> None:
-    """On one machine, by a free port. On processors `accelerate launch` needs MPI, and this does not."""
+def torch_launch(options: list[str], module: str, file: Path) -> None:
+    """On processors `accelerate launch` needs MPI, and this does not."""
     from torch.distributed.run import get_args_parser, run
 
-    run(get_args_parser().parse_args(["--standalone", "--nproc-per-node", str(count), "-m", module, str(file)]))
+    run(get_args_parser().parse_args([*options, "-m", module, str(file)]))
 
 
 def _killed(error: Any, count: int) -> str:

@@ -20,12 +20,13 @@ class Leave(KeyboardInterrupt):
 
 
 class _State:
+    listening = False
     asked: int | None = None
     held = False
 
 
 def asked() -> int | None:
-    """The signal that asked this process to leave, since it began to listen; None where none did."""
+    """The signal that asked this process to leave, while it listens; None where none did."""
     return _State.asked
 
 
@@ -36,12 +37,13 @@ def leave_if_asked() -> None:
 
 
 def hold() -> None:
-    """From here on a signal interrupts nothing; the caller looks at `asked`, and calls `let_go` when it is done."""
-    _State.held = True
+    """From here on a signal interrupts nothing; the caller looks at `asked`, and calls `let_go` when it is done. Another thread
+    than the main one is never interrupted, and holds nothing."""
+    _State.held = _State.held or threading.current_thread() is threading.main_thread()
 
 
 def let_go() -> None:
-    _State.held = False
+    _State.held = _State.held and threading.current_thread() is not threading.main_thread()
 
 
 @contextlib.contextmanager
@@ -56,12 +58,12 @@ def held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """While the block runs, a signal raises Leave in the main thread, or is remembered while it is held. In another thread,
-    where Python takes no signals, this changes nothing."""
-    if threading.current_thread() is not threading.main_thread():
+    """While the block runs, a signal raises Leave in the main thread, or is remembered while it is held. This changes nothing
+    inside such a block, and in another thread, where Python takes no signals."""
+    if _State.listening or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _State.asked, _State.held = None, False
+    _State.listening = True
 
     def leave(number: int, frame: Any) -> None:
         first, _State.asked = _State.asked is None, number
@@ -72,6 +74,6 @@ def listening() -> Iterator[None]:
     try:
         yield
     finally:
-        _State.held = False
+        _State.listening, _State.asked, _State.held = False, None, False
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -120,12 +120,12 @@ def make_plans(
     return [make_plan(group, runs, stages, plugins, dry=dry) for group in groups.values()]
 
 
-def execute_all(plans: Sequence[Plan], *, parallel: int = 1, announce: Any = lambda text: None) -> list[Outcome]:
-    """Run the tasks that are left in every plan. The plans share a start model, which is reported once. Arguments and faults
-    as of `execute`."""
+def execute_all(plans: Sequence[Plan], **how: Any) -> list[Outcome]:
+    """Run the tasks that are left in every plan. The plans share a start model, which is reported once. how: arguments of
+    `execute`, whose faults are raised."""
     outcomes: dict[str, Outcome] = {}
     for plan in plans:
-        for outcome in execute(plan, parallel=parallel, announce=announce):
+        for outcome in execute(plan, **how):
             outcomes.setdefault(outcome.run, outcome)
     return list(outcomes.values())
 

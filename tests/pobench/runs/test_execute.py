@@ -13,6 +13,7 @@ import pytest
 from pobench.results.run_folder import RunFolder
 from pobench.runs import execute as execution
 from pobench.runs.execute import execute
+from pobench.runs.executor import make_executor
 from pobench.runs.pool import Share, pool, share
 
 
@@ -43,7 +44,7 @@ def test_two_tasks_run_at_one_time_and_each_after_what_it_reads(plan_here, made,
     fork = execution._fork
     plan = plan_here("simpo,dpo")  # it does tasks in this process; here they do nothing
     monkeypatch.setattr(execution, "_fork", fork)
-    outcomes = {outcome.title: outcome for outcome in execute(plan, parallel=2)}
+    outcomes = {outcome.title: outcome for outcome in execute(plan, executor=make_executor("local", {}, 2))}
     shared = [task.run for task in plan.tasks if task.kind in ("reference", "start")]
     assert [run for what, run, _ in made if what == "ends"][: len(shared)] == shared, "what both read comes first"
     (simpo,) = {task.run for task in plan.tasks if task.kind == "loss" and task.job.loss == "simpo"}
@@ -58,7 +59,7 @@ def test_an_interrupted_pool_marks_no_run_as_failed(plan_here, monkeypatch) -> N
     plan = plan_here("simpo,dpo")
     monkeypatch.setattr(execution, "_fork", lambda task: -15 if "train" in task.stages else 0)  # ended by the pool
     with pytest.raises(KeyboardInterrupt):
-        execute(plan, parallel=2)
+        execute(plan, executor=make_executor("local", {}, 2))
     assert not list(plan.tasks[-1].runs.glob("*/*/failed.json"))
 
 

@@ -1,0 +1,91 @@
+"""The jobs below a folder of runs, for people and machines, and their end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pobench.errors import PobenchError
+from pobench.runs.jobs import JobFolder, State, executor_of, jobs_below, states_of
+
+
+def job_rows(runs: Path) -> list[dict[str, Any]]:
+    """One row a job, in the order in which they wait for each other: its run, state and reason, where it is, when it began and
+    ended (seconds since 1970), how often it began, its progress, its log."""
+    return [_row(job, state) for job, state in states_of(jobs_below(runs)).items()]
+
+
+def _row(job: JobFolder, state: State) -> dict[str, Any]:
+    about, started, ended = job.about, job.read("started"), job.read("ended")
+    reason = state.reason
+    if state.word == "lost" and job.id:
+        reason = _why_gone(job) or reason
+    logs = job.logs
+    return {
+        "job": str(job),
+        "run": about.get("run", ""),
+        "title": about.get("title", ""),
+        "kind": about.get("kind", ""),
+        "stages": about.get("stages", []),
+        "state": state.word,
+        "reason": reason,
+        "executor": about.get("executor", ""),
+        "id": job.id,
+        "host": started.get("host", "") if state.word == "running" else "",
+        "attempt": int(job.path.name),
+        "times": started.get("times", 0),
+        "submitted": about.get("time"),
+        "began": started.get("time"),
+        "ended": ended.get("time"),
+        "progress": _progress(job) if state.word == "running" else "",
+        "log": str(logs[0]) if logs else None,  # .err comes first
+    }
+
+
+def _why_gone(job: JobFolder) -> str:
+    about = job.about
+    try:
+        return executor_of(about["executor"], about["settings"]).why_gone(job.id)
+    except PobenchError:
+        return ""
+
+
+def _progress(job: JobFolder) -> str:
+    """`step 12 of 75` of a training job; "" of others."""
+    if "train" not in job.about.get("stages", []):
+        return ""
+    values = job.read("task")
+    file = Path(values.get("runs", "")) / values.get("run", "") / "steps.jsonl"
+    try:
+        last = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
+    except (OSError, IndexError, json.JSONDecodeError):
+        return ""
+    return f"step {last['step']} of {last['steps']}"
+
+
+def cancel_jobs(runs: Path, names: Sequence[str]) -> list[JobFolder]:
+    """Cancel the jobs under way, those of the runs whose names begin with one of `names`, or all; returns them.
+
+    Raises PobenchError for a name that begins none of them, and where an executor cannot be asked.
+    """
+    under_way = [job for job, state in states_of(jobs_below(runs)).items() if state.under_way]
+    titles = {job: str(job.about["run"]) for job in under_way}
+
+    def begins(run: str, name: str) -> bool:
+        return run.startswith(name) or run.partition("/")[2].startswith(name)
+
+    if strange := [name for name in names if not any(begins(run, name) for run in titles.values())]:
+        known = ", ".join(sorted({run for run in titles.values() if run})) or "nothing"
+        raise PobenchError(f"no job of {', '.join(map(repr, strange))} is under way. Under way: {known}")
+    chosen = [job for job in under_way if not names or any(begins(titles[job], name) for name in names)]
+    groups: dict[str, list[JobFolder]] = {}
+    for job in chosen:
+        groups.setdefault(json.dumps([job.about["executor"], job.about["settings"]]), []).append(job)
+    for key, group in groups.items():
+        executor_of(*json.loads(key)).cancel([job.id for job in group if job.id])
+        for job in group:
+            if not job.read("ended"):
+                job.end("cancelled")
+    return chosen
