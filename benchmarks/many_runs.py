@@ -3,8 +3,9 @@
     python benchmarks/many_runs.py --like RUNS --count 10000 --out FILE
 
 Nothing is trained. One stored run of `tiny` lends its frames, steps and facts to all: every run gets the name, the
-configuration and the causes that its own values would give it, so that a plan finds it finished. The copies are links to the same bytes.
-Then each command is run in a process of its own: processor seconds (user and system) and the peak of memory are measured.
+configuration and the causes that its own values would give it, so that a plan finds it finished. The copies are links to the
+same bytes. Then each command is run in a process of its own: seconds of a processor (user and system) and the peak of memory
+are measured.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ def jobs_of(count: int) -> list[Job]:
 def make_runs(root: Path, like: Path, count: int) -> int:
     """Write the runs of a plan as if each had been trained and evaluated. Returns their number."""
     plan = make_plan(jobs_of(count), root, STAGES, dry=True)
-    model = stored_run(like, "loss")
-    sources = {"loss": model, "start": stored_run(like, "start")}
+    model = stored_run(like)
+    sources = {"loss": model, "start": RunFolder(like, model.config["start"])}
     seen = set()
     for task in plan.tasks:
         if task.kind in sources and task.run not in seen:
@@ -102,12 +103,12 @@ def make_runs(root: Path, like: Path, count: int) -> int:
     return sum(task.kind == "loss" for task in plan.tasks) // 2
 
 
-def stored_run(root: Path, kind: str) -> RunFolder:
-    """A finished run of `SETTING` of this kind. Raises PobenchError if there is none."""
+def stored_run(root: Path) -> RunFolder:
+    """A finished run of `SETTING` with scores. Raises PobenchError if there is none."""
     for name in run_names(root):
         folder = RunFolder(root, name)
         whole = {"heldout", "answers", "judge"} <= set(folder.shown)
-        if name.startswith(f"{SETTING}/") and whole and (folder.trained is not None) == (kind == "loss"):
+        if name.startswith(f"{SETTING}/") and whole and folder.trained is not None and folder.has("scores.json"):
             return folder
     raise PobenchError(f"--like {str(root)!r}: no finished run of {SETTING}")
 
@@ -117,7 +118,8 @@ def write_run(task: Task, like: RunFolder) -> None:
     folder = RunFolder(task.runs, task.run)
     folder.path.mkdir(parents=True)
     folder.write_config(task.job, task.kind, task.start)
-    os.link(like.path / "environment.json", folder.path / "environment.json")
+    for name in ("environment.json", "scores.json"):  # scores of the same frames are the same
+        os.link(like.path / name, folder.path / name)
     weights = None
     if task.kind == "loss":
         trained = like.trained

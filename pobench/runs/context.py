@@ -121,10 +121,12 @@ class Context:
     # -- models
 
     def load(self, path: Path, dtype: torch.dtype | None = None) -> Any:
-        """The model in `path`. dtype: None, as an adapter of this run wants the weights below it."""
+        """The model in `path`. dtype: None, as an adapter of this run wants the weights below it; the reference of an adapter is
+        the very base that it is trained over."""
+        narrow = self.loss is not None or self.task.kind == "reference"
         model = load_base(
             path,
-            self.job.train.adapter if self.loss else None,
+            self.job.train.adapter if narrow else None,
             dtype=dtype,
             attention=attention_of(path, self.job.model.attention),
             trust_remote_code=self.job.model.trust_remote_code,

@@ -203,8 +203,10 @@ def test_an_adapter_job_takes_the_reference_that_full_training_left(work_here, m
         "adapter_model.safetensors",
     }
     assert not (folder / "model" / "model.safetensors").exists()
-    work_here("dpo", ("train", "heldout"), train__adapter__r=4, train__adapter__base_precision="bf16")
+    folder = work_here("dpo", ("train", "heldout"), train__adapter__r=4, train__adapter__base_precision="bf16")
     assert sum(stored) > 0  # other arithmetic, other sums
+    # a fresh adapter changes no bit of its base's sums, so the policy starts at its reference
+    assert json.loads((folder / "trained.json").read_text())["step0_gap"] < 1e-6
 
 
 def test_what_is_stored_computes_what_was_trained(work_here, tmp_path, start_model) -> None:
