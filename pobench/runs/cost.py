@@ -143,8 +143,8 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         judge_tokens += ranking * 2.0 * _new_tokens(drawn_job) if ranking else 0.0
     longest = counts.longest if counts else 0
     steps = [step_of(t.job, shape, _shards(t.job), longest) for t in [*sft, *trained[:1]]]
-    held = [(training_memory(shape, step), step.tokens) for step in steps]
-    memory, micro_tokens = max(held, key=lambda of: of[0].total, default=(None, 0))
+    needs = [(training_memory(shape, step), step.tokens) for step in steps]
+    memory, micro_tokens = max(needs, key=lambda need: need[0].total, default=(None, 0))
     spoken = answering_of(job, shape) if answering else None
     return Cost(
         seconds=training / devices + evaluation + _starting(tasks, size),

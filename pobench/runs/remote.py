@@ -64,7 +64,8 @@ class Remote(Executor):
 
     def _submit_ready(self) -> None:
         """Submit every task that is left, or, where the executor knows no edges, every one whose jobs have ended."""
-        settings, kept = self.model_dump(mode="json", exclude_defaults=True), []
+        settings = self.model_dump(mode="json", exclude_defaults=True)
+        kept: list[Task] = []
         waiting, self._waiting = self._waiting, []
         for task in waiting:
             after = self._before(task)
