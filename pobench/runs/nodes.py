@@ -265,7 +265,8 @@ def still_left(task: Task) -> Task:
     """The task without the stages whose results are there, whole and made from what is stored now: another attempt at it has
     done them, or another command."""
     layout = Layout(task.runs, task.stages, task.plugins, None, None, [], [])
-    folder, left = RunFolder(task.runs, task.run), []
+    folder = RunFolder(task.runs, task.run)
+    left: list[str] = []
     for name in task.stages:
         stage = stage_list.BY_NAME[name]
         if name in ("train", "sft"):
