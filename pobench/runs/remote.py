@@ -46,7 +46,7 @@ class Remote(Executor):
 
     def begin(self, tasks: Sequence[Task], announce: Callable[[str], None], ended: Ended) -> None:
         """Submit the tasks, behind those which they may need. What another command has submitted is not submitted again."""
-        self._waiting, self._announce = list(tasks), announce
+        self._waiting, self._behind, self._announce = list(tasks), {}, announce
         self._seen |= {place_of(task): newest(place_of(task)) for task in tasks}  # before it is asked what is under way
         for task in tasks:
             self._order.setdefault(place_of(task), len(self._order))
