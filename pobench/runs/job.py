@@ -31,9 +31,8 @@ def work(job: JobFolder, main: bool = True) -> int:
     main: whether this machine, of several that share the job, is the one that records.
     """
     with leaving.listening():
-        if not job.newest:
-            job.end("cancelled", "a later attempt took its place")
-            return 0
+        if job.superseded:
+            return _stand_back(job)
         if main:
             job.restart(host=socket.gethostname(), pid=os.getpid())
         os.chdir(job.about["folder"])  # paths of data and models may be relative to it
@@ -42,6 +41,8 @@ def work(job: JobFolder, main: bool = True) -> int:
             for plugin in task.plugins:
                 load_plugin(plugin)
             why = lacking(task, _not_made(job)) or _other_arithmetic(task)
+            if job.superseded:
+                return _stand_back(job)
             if why is not None:
                 RunFolder(task.runs, task.run).fail(why)
             elif (left := still_left(task)).stages:
@@ -55,6 +56,11 @@ def work(job: JobFolder, main: bool = True) -> int:
             job.end("failed" if why else "finished", why or "")
             print(f"{task.title}: {why or 'finished'}", file=sys.stderr)
         return 1 if why else 0
+
+
+def _stand_back(job: JobFolder) -> int:
+    job.end("cancelled", "a later attempt took its place")
+    return 0
 
 
 def _other_arithmetic(task: Task) -> str | None:
@@ -71,10 +77,9 @@ def _other_arithmetic(task: Task) -> str | None:
 def _not_made(job: JobFolder) -> list[tuple[Task, str]]:
     """The tasks that the job waited for and whose results are not there, and why."""
     failed = []
-    for path in job.about["after"]:
-        before = JobFolder(Path(path))
-        waited = time.monotonic()
-        while not before.read("ended") and time.monotonic() - waited < LATE and still_left(before.task).stages:
+    for before in job.waits_for:
+        began = time.monotonic()
+        while not before.read("ended") and time.monotonic() - began < LATE and not job.superseded:
             time.sleep(1.0)
         ended = before.read("ended") or {"status": "lost", "reason": f"the job {before} was lost"}
         if ended["status"] != "finished" and still_left(before.task).stages:

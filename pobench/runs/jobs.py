@@ -83,9 +83,16 @@ class JobFolder:
         return results and sums and set(task.stages) <= set(own.stages)
 
     @property
-    def newest(self) -> bool:
-        """Whether no later attempt was made."""
-        return newest(self.path.parent) == self
+    def waits_for(self) -> list[JobFolder]:
+        return [JobFolder(Path(path)) for path in self.about.get("after", ())]
+
+    @property
+    def superseded(self) -> bool:
+        """Whether a later attempt was made in its place. One that was made to run behind it leaves it to do its part."""
+        later = newest(self.path.parent)
+        while later is not None and later != self:
+            later = JobFolder(Path(behind)) if (behind := later.about.get("behind")) else None
+        return later is None
 
     @property
     def logs(self) -> list[Path]:
@@ -145,8 +152,8 @@ def jobs_below(runs: Path) -> Iterator[JobFolder]:
         if job.path in seen:
             return
         seen[job.path] = job  # before what it waits for, so that a damaged file makes no circle
-        for path in job.about.get("after", ()):
-            if (other := JobFolder(Path(path))).about and other.newest:
+        for other in job.waits_for:
+            if other.about and newest(other.path.parent) == other:
                 visit(other)
         order.append(job)
 

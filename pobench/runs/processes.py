@@ -32,7 +32,7 @@ def machines() -> dict[str, Any] | None:
 
 def main() -> None:
     """Exits with status 0, or 1 where a process failed."""
-    # SLURM sends it to all processes of a job. This one would end by it and leave its own behind; they inherit that, and listen.
+    # SLURM sends it to all processes of a job. This one would end and leave its own behind; they inherit that, and listen.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     count, module, file = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 

@@ -33,6 +33,7 @@ class Remote(Executor):
     _by_run: dict[str, list[JobFolder]] = PrivateAttr(default_factory=dict)  # "": what several runs share
     _order: dict[Path, int] = PrivateAttr(default_factory=dict)
     _behind: dict[Path, JobFolder] = PrivateAttr(default_factory=dict)
+    _doomed: set[JobFolder] = PrivateAttr(default_factory=set)
     _over: set[JobFolder] = PrivateAttr(default_factory=set)
     _announce: Callable[[str], None] = PrivateAttr(default_factory=lambda: print)
 
@@ -45,7 +46,7 @@ class Remote(Executor):
 
     def begin(self, tasks: Sequence[Task], announce: Callable[[str], None], ended: Ended) -> None:
         """Submit the tasks, behind those which they may need. What another command has submitted is not submitted again."""
-        self._waiting, self._announce = list(tasks), announce
+        self._waiting, self._behind, self._announce = list(tasks), {}, announce
         self._seen |= {place_of(task): newest(place_of(task)) for task in tasks}  # before it is asked what is under way
         for task in tasks:
             self._order.setdefault(place_of(task), len(self._order))
@@ -53,14 +54,23 @@ class Remote(Executor):
         self._submit_ready()
 
     def _adopt(self) -> None:
-        """Take the tasks that are under way from the list. One that asks for more than is under way is submitted behind it."""
+        """Take the tasks that are under way from the list. One that asks for more than is under way, or whose job waits for one
+        that was lost, is submitted again behind that job."""
         for task, job, state in under_way(self._waiting, self.name):
-            if not job.covers(task):
+            if not all(map(self._stands, job.waits_for)):
+                self._doomed.add(job)
+            if job in self._doomed or not job.covers(task):
                 self._behind[place_of(task)] = job
                 continue
             self._announce(f"{task.title}{stages_of(task)}  →  under way: {state.word}, {job}")
             self._waiting = [other for other in self._waiting if other is not task]
             self._keep(job, task)
+
+    def _stands(self, job: JobFolder) -> bool:
+        """Whether a job has finished, or is under way and stays so."""
+        if job in self._jobs or job.read("ended").get("status") == "finished":
+            return True
+        return job not in self._doomed and states_of([job])[job].under_way
 
     def _submit_ready(self) -> None:
         """Submit every task that is left, or, where the executor knows no edges, every one whose jobs have ended."""
@@ -73,10 +83,11 @@ class Remote(Executor):
             if not self.edges and (left or any(may_need(task, other) for other in kept)):
                 kept.append(task)
                 continue
-            job = claim_task(task, self._seen[place_of(task)], after, executor=self.name, settings=settings)
+            behind = [job] if (job := self._behind.get(place_of(task))) else []
+            about = {"executor": self.name, "settings": settings, "behind": "".join(str(job.path) for job in behind)}
+            job = claim_task(task, self._seen[place_of(task)], after, **about)
             if job is not None:
-                behind = self._behind.get(place_of(task))
-                self._give(job, [other.id for other in (*left, *filter(None, [behind]))], task)
+                self._give(job, [other.id for other in (*left, *behind)], task)
                 self._keep(job, task)
             elif (job := newest(place_of(task))) is not None:
                 self._announce(f"{task.title}{stages_of(task)}  →  under way: submitted by another command, {job}")

@@ -19,6 +19,7 @@ from pobench.registry import register_executor
 from pobench.runs.jobs import JobFolder
 from pobench.runs.remote import Remote
 
+QUIET: dict[str, Any] = {"namespace": "pobench", "log_to_driver": False, "logging_level": "error"}
 OURS = ("POBENCH_", "HF_", "OPENAI_")  # of these variables the command's values count, of others the node's
 
 
@@ -40,65 +41,58 @@ class Ray(Remote):
     def faults(self, detach: bool) -> list[str]:
         if importlib.util.find_spec("ray") is None:
             return ["--executor ray: ray is not installed; pip install 'pobench[ray]'"]
-        if detach and self._connect():
+        if detach and not self._connect():
             return [
                 "--detach: no Ray cluster runs here, and one that the command starts ends with it; `ray start --head`"
             ]
         return []
 
     def _connect(self) -> bool:
-        """Connect to the cluster. Returns whether it was started for this command. Raises PobenchError."""
+        """Connect to the cluster. Returns False where none was named and none is here. Raises PobenchError."""
         import ray
 
         if not ray.is_initialized():
-            quiet: dict[str, Any] = {"namespace": "pobench", "log_to_driver": False, "logging_level": "error"}
             try:
-                ray.init(address=self.address or "auto", **quiet)
+                ray.init(address=self.address or "auto", **QUIET)
             except ConnectionError as error:
-                if self.address or os.environ.get("RAY_ADDRESS"):
-                    raise PobenchError(
-                        f"no Ray cluster at {self.address or os.environ['RAY_ADDRESS']}: {error}"
-                    ) from None
-                ray.init(address="local", include_dashboard=False, **quiet)
-                _started.append(True)
-        return bool(_started)
+                if named := self.address or os.environ.get("RAY_ADDRESS"):
+                    raise PobenchError(f"no Ray cluster at {named}: {error}") from None
+                return False
+        return True
 
     def _keeper(self) -> Any:
-        self._connect()
-        return (
-            _actor_class()
-            .options(name=f"pobench-{getpass.getuser()}", lifetime="detached", get_if_exists=True, max_restarts=0)
-            .remote()
-        )
+        name = f"pobench-{getpass.getuser()}"
+        return _actor_class().options(name=name, lifetime="detached", get_if_exists=True).remote()
 
     def submit(self, job: JobFolder, after: Sequence[str], shared: bool) -> str:
         import ray
 
+        if not self._connect():
+            ray.init(address="local", include_dashboard=False, **QUIET)
         needs = {"num_gpus": self.num_gpus if shared else min(self.num_gpus, 1), "num_cpus": self.num_cpus}
         more = {"memory": self.memory, "resources": self.resources}
         options = {**needs, **{k: v for k, v in more.items() if v is not None}, "max_retries": self.max_retries}
-        options["name"] = job.about["title"]
         place = (str(job.path), job.about["folder"], dict(os.environ), sys.executable)
-        ray.get(self._keeper().submit.remote(str(job), place, list(after), options))
+        ray.get(self._keeper().submit.remote(str(job), place, list(after), {**options, "name": job.path.parent.name}))
         return str(job)
 
     def states(self, ids: Sequence[str]) -> Mapping[str, str]:
         import ray
 
+        if not self._connect():
+            return {}  # jobs end with their cluster
         return dict(ray.get(self._keeper().states.remote(list(ids))))
 
     def cancel(self, ids: Sequence[str]) -> None:
         import ray
 
-        ray.get(self._keeper().cancel.remote(list(ids)))
+        if self._connect():
+            ray.get(self._keeper().cancel.remote(list(ids)))
 
     def why_gone(self, id: str) -> str:
         import ray
 
-        return str(ray.get(self._keeper().why.remote(id)))
-
-
-_started: list[bool] = []  # whether this process has started a cluster
+        return str(ray.get(self._keeper().why.remote(id))) if self._connect() else "its Ray cluster has ended"
 
 
 def _actor_class() -> Any:

@@ -101,12 +101,11 @@ class Slurm(Remote):
 
     def options(self, job: JobFolder, after: Sequence[str], shared: bool) -> dict[str, Any]:
         """Of submitit's executor, for one job."""
-        about = job.about
         own = {"partition", "account", "qos", "constraint", "gres", "nodelist", "exclude", "cpus_per_task", "mem"}
         gpus, nodes = (self.gpus_per_node, self.nodes) if shared else (self.gpus_per_node and 1, 1)
         options = {
             **{name: value for name in sorted(own) if (value := getattr(self, name)) is not None},
-            "job_name": f"pobench {about['title']}",
+            "job_name": job.path.parent.name,
             "time": self.time,
             "nodes": nodes,
             "ntasks_per_node": 1,

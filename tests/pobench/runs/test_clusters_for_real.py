@@ -22,6 +22,7 @@ from pobench.registry import load_plugin
 from pobench.runs.execute import execute
 from pobench.runs.executor import make_executor
 from pobench.runs.jobs import JobFolder, jobs_below, states_of
+from pobench.runs.pool import lives
 
 pytestmark = pytest.mark.slow
 POLL = 0.05  # seconds between two looks for an event
@@ -121,10 +122,10 @@ def world(plan_here, tmp_path, monkeypatch) -> World:
     return World(plan_here, tmp_path)
 
 
-def assert_all_is_done_once(world: World, killed: str, other: str) -> None:
-    """The killed one did the step in which it was killed again, and that alone."""
+def assert_all_is_done_once(world: World, killed: str, other: str, beside: int = 0) -> None:
+    """The killed one did the step in which it was killed again, and that alone. beside: calls of a loss that are no step."""
     assert world.steps(killed) == world.steps(other) == list(range(1, STEPS + 1))
-    assert len(world.calls(killed)) == STEPS + 1 and len(world.calls(other)) == STEPS
+    assert len(world.calls(killed)) == STEPS + 1 + beside and len(world.calls(other)) == STEPS + beside
     assert len(list(world.folder.glob("runs/small/*/trained.json"))) == 2
     files = [path for path in (world.folder / "runs").rglob("*") if path.is_file()]
     assert not [path for path in files if b"sk-a-secret" in path.read_bytes()]
@@ -281,7 +282,7 @@ def test_slurm_on_one_node(plan_here, tmp_path, monkeypatch, pobench_cli) -> Non
         outcomes = execute(world.plan(), executor=make_executor("slurm", settings), announce=texts.append)
         assert {outcome.status for outcome in outcomes} <= {"finished", "skipped"}, [o.reason for o in outcomes]
         assert world.job("second").read("started")["times"] == 2, "it was queued again after the warning"
-        assert_all_is_done_once(world, "first", "second")
+        assert_all_is_done_once(world, "first", "second", beside=1)  # on the held-out pairs
         assert len(list(tmp_path.glob("runs/small/*/heldout-*/node.json"))) == 3
         with pytest.raises(Exception, match="partition"):
             wrong = make_executor("slurm", {"partition": "nowhere"})
@@ -312,18 +313,21 @@ def test_two_launchers_that_name_each_other_make_one_job(tmp_path) -> None:
     assert [(tmp_path / f"size.{rank}").read_text() for rank in range(2)] == ["2", "2"]
 
 
-def test_a_detached_command_goes_on_without_its_terminal_and_is_cancelled(world, pobench_cli, monkeypatch) -> None:
-    plugin = ["--plugin", str(world.folder / "plugin.py"), "--set", "train.epochs=3"]
-    command = ["run", "--setting", "small.yaml", "--losses", "first", "--stages", "train", *plugin]
-    world.hold()
-    (world.folder / "hold").rename(world.folder / "held")  # not while the command is checked
+def test_a_detached_command_goes_on_without_its_terminal_and_is_cancelled(plan_here, pobench_cli, monkeypatch) -> None:
+    """It would train for minutes, and saves no checkpoint of its own accord in that time."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    values = ["--set", "train.epochs=5000", "--set", "train.checkpoint_seconds=3600"]
+    command = ["run", "--setting", "small.yaml", "--losses", "simpo", "--stages", "train", *values]
     status, out, err = pobench_cli(*command, "--detach")
-    assert status == 0 and "1 jobs go on" in out, err
-    (world.folder / "first.calls").unlink(missing_ok=True)
+    assert status == 0 and "1 jobs go on as process" in out, err
     status, _, err = pobench_cli(*command, "--detach")
-    assert status == 2 and "is at work in" in err
+    assert status == 2 and "a command is at work in" in err
     (job,) = jobs_below(Path("runs"))
-    until(lambda: job.read("ended"), "the command has ended")
-    assert job.read("ended")["status"] == "finished", [path.read_text() for path in job.logs]
-    assert pobench_cli("status", "--all")[1].startswith("1 finished")
+    steps = until(lambda: list(Path("runs").glob("small/simpo-*/steps.jsonl")), "training has begun")[0]
+    until(lambda: steps.read_text().count("\n") > 1, "it has done a step")
+    assert pobench_cli("status")[1].startswith("1 running")
+    assert "cancelled: pobench run" in pobench_cli("cancel")[1]
+    until(lambda: not lives(int(job.id.rpartition(":")[2])), "the command has ended")
+    last = json.loads(steps.read_text().splitlines()[-1])["step"]
+    assert [path.name for path in steps.parent.glob("checkpoint-*")] == [f"checkpoint-{last}"]
+    assert pobench_cli("status")[1].startswith("1 cancelled")

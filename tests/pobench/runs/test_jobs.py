@@ -140,6 +140,23 @@ def test_a_lost_job_is_named_and_the_same_command_makes_another_attempt(plan_her
     assert node.work(JobFolder(place / "1")) == 0 and not JobFolder(place / "1").read("started"), "it comes too late"
 
 
+def test_what_waits_for_a_lost_job_is_submitted_again_behind_the_new_attempt(plan_here, fake, monkeypatch) -> None:
+    monkeypatch.setattr(fake, "loses", "simpo")
+    given(plan_here("simpo", ("train", "heldout")), detach=True)
+    for _ in range(3):
+        fake().states(())  # the reference pass, the start model's evaluation, and the training, which is lost
+    monkeypatch.setattr(fake, "stands", True)
+    given(plan_here("simpo", ("train", "heldout")), detach=True)
+    monkeypatch.setattr(fake, "stands", False)
+    monkeypatch.setattr(fake, "loses", "")
+    names = {id: str(job).partition(".")[2] for id, (job, _) in fake.queue.items() if str(job).startswith("simpo")}
+    assert sorted(names.values()) == ["evaluate/1", "evaluate/2", "train/2"]
+    after = {name: [names[other] for other in fake.queue[id][1] if other in names] for id, name in names.items()}
+    assert after["evaluate/2"] == ["train/2", "evaluate/1"]
+    outcomes, _ = given(plan_here("simpo", ("train", "heldout")))
+    assert outcomes["simpo"].status == "finished"
+
+
 def test_what_another_attempt_has_finished_is_not_done_again(plan_here, fake, monkeypatch) -> None:
     plan = plan_here("simpo", ("train",))
     execute(plan)

@@ -44,20 +44,24 @@ def test_training_leaves_behind_a_checkpoint_and_goes_on_bit_for_bit(number, fit
     assert all(torch.equal(p, q) for p, q in zip(undisturbed.parameters(), resumed.parameters(), strict=True))
 
 
-def test_a_process_that_is_asked_in_the_last_step_stores_the_model_first(plan_here, monkeypatch) -> None:
-    plan = plan_here("simpo", ("train", "heldout"))
-    logged = RunFolder.log_step
+def test_a_process_that_is_asked_in_the_last_step_stores_the_model(plan_here, monkeypatch) -> None:
+    plan = plan_here("simpo", ("train",))
+    logged, stored = RunFolder.log_step, RunFolder.finish_training
 
     def log(folder: RunFolder, row: dict[str, Any]) -> None:
         logged(folder, row)
         if row["step"] == row["steps"]:
             ask()
 
+    def finish(folder: RunFolder, *facts: Any) -> None:
+        ask()
+        stored(folder, *facts)
+
     monkeypatch.setattr(RunFolder, "log_step", log)
-    with pytest.raises(KeyboardInterrupt):
-        execute(plan)
+    monkeypatch.setattr(RunFolder, "finish_training", finish)
+    assert execute(plan)[-1].status == "finished"
     folder = RunFolder(plan.tasks[-1].runs, plan.tasks[-1].run)
-    assert folder.trained and not folder.frames(), "the model is whole, and the held-out pairs are of the next command"
+    assert folder.trained and not list(folder.path.glob("checkpoint-*"))
 
 
 def test_what_is_no_training_is_left_at_once_and_no_run_is_failed(plan_here, monkeypatch) -> None:
