@@ -11,6 +11,9 @@ import torch
 
 from pobench.model.device import layout_of_devices
 from pobench.runs.pool import share
+from pobench.runs.processes import SECONDS_TO_LEAVE
+
+SECONDS_TO_END = SECONDS_TO_LEAVE + 30  # of the launcher
 
 
 def process_count() -> int:
@@ -29,4 +32,15 @@ def launch(module: str, file: Path) -> int:
     """Run `python -m module file` as each process of a training job, and return the exit status."""
     port = ["--any-port"] if share().of > 1 else []  # another job may have the usual one
     command = [sys.executable, "-m", "pobench.runs.processes", str(process_count()), module, str(file), *port]
-    return subprocess.call(command, env=os.environ | environment())
+    child = subprocess.Popen(command, env=os.environ | environment())
+    try:
+        return child.wait()
+    except (
+        BaseException
+    ):  # the processes have sessions of their own, so a signal from the terminal reaches the launcher alone
+        child.terminate()
+        try:
+            child.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            child.kill()  # they end with it
+        raise

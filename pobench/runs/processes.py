@@ -9,9 +9,27 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
+
+INTERRUPTED = 130
+SECONDS_TO_LEAVE = 120  # of processes that are asked to end: for a step and a checkpoint
+
+
+def end_with_starter() -> None:
+    """End this process as soon as the one that started it is gone, however that ended."""
+    starter = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == starter:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)  # any moment is a good one: files appear whole
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def ended_file(file: Path) -> Path:
@@ -22,11 +40,14 @@ def ended_file(file: Path) -> Path:
 def main() -> None:
     """Exits with status 0, or 1 where a process failed."""
     count, module, file = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    end_with_starter()
 
     import torch
     from accelerate.commands.config import default_config_file
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_LEAVE))
     if not os.environ.get("POBENCH_DEBUG"):
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     on_gpus = torch.cuda.is_available()
@@ -41,6 +62,8 @@ def main() -> None:
         if why := _killed(error, count):
             ended_file(file).write_text(why, encoding="utf-8")
         sys.exit(1)
+    except (SignalException, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
 
 
 def _with_accelerate(count: int, module: str, file: Path, *, any_port: bool) -> None:

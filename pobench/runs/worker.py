@@ -20,6 +20,7 @@ from pobench.registry import load_plugin
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
 from pobench.runs.context import Context
+from pobench.runs.processes import end_with_starter
 from pobench.runs.stages import BY_NAME
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.training import leaving
@@ -98,6 +99,7 @@ def _each_stage(context: Context) -> dict[str, str]:
 
 def main() -> None:
     """`python -m pobench.runs.worker TASK.json`, in each process of a job."""
+    end_with_starter()
     sys.exit(run(Task.load(Path(sys.argv[1]))))
 
 
