@@ -38,9 +38,12 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(title: str, total: float, unit: str = "") -> Iterator[Advance]:
-    """Show progress of `total` units while the block runs. Yields the function that reports progress."""
-    if sys.stderr.isatty():
+def progress(title: str, total: float, unit: str = "", *, shown: bool = True) -> Iterator[Advance]:
+    """Show progress of `total` units while the block runs. Yields the function that reports progress. shown: of several
+    processes one shows it."""
+    if not shown:
+        yield lambda n=1, note="", done=None: None
+    elif sys.stderr.isatty():
         yield from _bar(title, total, unit)
     else:
         yield from _lines(title, total, unit)

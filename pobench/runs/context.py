@@ -276,7 +276,7 @@ class Context:
         scorer = self.scorer(self._hold("reference", self.start_policy))
         causes = self.task.nodes[f"reference:{which}"].causes
         responses = sum(len(g.responses) for g in groups)
-        with progress(f"reference: {_SETS[which]}", responses, "responses") as advance:
+        with progress(f"reference: {_SETS[which]}", responses, "responses", shown=self.main) as advance:
             compute_reference(folder, groups, scorer, causes, advance)
 
     def references(self, *sets: str) -> ReferenceSums:

@@ -11,7 +11,6 @@ so that another ranker ranks the same samples. Trained models are named by the d
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import tempfile
@@ -302,8 +301,7 @@ def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, length: in
         length=length,
     ).to(state.device)
     title = "answers" if share[1] == 1 else f"answers, {share[1]} processes"
-    quiet = contextlib.nullcontext(lambda **_: None)
-    with progress(title, sampling.total, "answers") if state.is_main_process else quiet as advance:
+    with progress(title, sampling.total, "answers", shown=state.is_main_process) as advance:
         draw(
             sampling,
             speaker,

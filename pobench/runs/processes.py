@@ -15,8 +15,25 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
+
+INTERRUPTED = 130
+SECONDS_TO_LEAVE = 120  # of processes that are asked to end: for a step and a checkpoint
+
+
+def end_with_starter() -> None:
+    """End this process as soon as the one that started it is gone, however that ended."""
+    starter = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == starter:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)  # any moment is a good one: files appear whole
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def ended_file(file: Path) -> Path:
@@ -35,11 +52,14 @@ def main() -> None:
     # SLURM sends it to all processes of a job. This one would end and leave its own behind; they inherit that, and listen.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     count, module, file = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    end_with_starter()
 
     import torch
     from accelerate.commands.config import default_config_file
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_LEAVE))
     if not os.environ.get("POBENCH_DEBUG"):
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     on_gpus = torch.cuda.is_available()
@@ -55,6 +75,8 @@ def main() -> None:
         if why := _killed(error, count):
             ended_file(file).write_text(why, encoding="utf-8")
         sys.exit(1)
+    except (SignalException, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
 
 
 def accelerate_options(count: int, *, any_port: bool) -> list[str]:

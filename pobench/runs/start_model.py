@@ -137,7 +137,7 @@ def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = l
     outline = load_outline(base, dtype=torch.float32, **options) if split else None
     model, rows = outline or (load_model(base, dtype=torch.float32, **options), None)
     use_flex(model, job.model.attention, accelerator.device)
-    with progress("SFT", len(batches(demonstrations.groups, config)), "steps") as advance:
+    with progress("SFT", len(batches(demonstrations.groups, config)), "steps", shown=main) as advance:
 
         def log(row: dict[str, Any]) -> None:
             folder.log_step(row)

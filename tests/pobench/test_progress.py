@@ -44,3 +44,11 @@ def test_a_line_appears_also_while_the_work_reports_nothing(monkeypatch, capsys)
     with progress("answers", 10, "answers"):
         assert printed.wait(600)
     assert capsys.readouterr().err.startswith("answers  0/10 answers  0:00 so far")
+
+
+def test_of_several_processes_one_shows_its_progress(capsys) -> None:
+    for shown in (True, False):
+        with progress("steps", 2, "steps", shown=shown) as advance:
+            advance()
+            advance(done=2, note="done")
+        assert bool(capsys.readouterr().err) == shown

@@ -58,7 +58,7 @@ def run(context: Context) -> None:
     adapted = adapters.attach(model, adapter, job.seed) if adapter else None
     if job.train.trackers:
         init_trackers(accelerator, job, context.task.run, folder.path)
-    with progress(context.task.title, steps, "steps") as advance:
+    with progress(context.task.title, steps, "steps", shown=context.main) as advance:
 
         def log(row: dict[str, Any]) -> None:
             folder.log_step(row)

@@ -151,6 +151,20 @@ def test_the_plan_says_how_many_devices_and_that_weights_are_split(pobench_cli, 
         assert cost["devices"] == 2 and cost["sharded"] == (sharding == "fsdp2")
 
 
+@pytest.mark.slow
+def test_a_rehearsal_plays_a_whole_setting_through_in_two_processes(pobench_cli, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(device.PROCESSES, "1")
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    command = ("run", "--setting", "tiny", "--losses", "simpo,dpo", "--rehearse", "--devices", "2")
+    status, _, err = pobench_cli(*command, "--set", "train.sharding=fsdp2")
+    assert status == 0, err
+    runs = [path.parent for path in tmp_path.glob("runs/rehearsal/*/*/trained.json")]
+    assert len(runs) == 2 and (tmp_path / "runs" / "rehearsal" / "report" / "report.html").is_file()
+    for run in runs:
+        assert json.loads((run / "environment.json").read_text())["processes"] == 2
+        assert list(run.glob("heldout-*/heldout.parquet")) and list(run.glob("judge-*"))
+
+
 def processes_of(module: str) -> list[int]:
     """The processes of a job, by their command line."""
     found = []
