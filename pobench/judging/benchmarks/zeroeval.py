@@ -257,7 +257,7 @@ def _result(metric: str, right: Sequence[bool], groups: Sequence[str]) -> Result
         estimate = stats.proportion(sum(right), len(right))
     else:
         estimate = stats.mean([float(value) for value in right], groups=list(groups), bounds=stats.UNIT)
-    return Result(metric, *(100 * getattr(estimate, end) for end in ("value", "low", "high")), estimate.n)
+    return Result(metric, 100 * estimate.value, 100 * estimate.low, 100 * estimate.high, estimate.n)
 
 
 def _sum(i: int) -> dict[str, Any]:
