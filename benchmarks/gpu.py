@@ -4,7 +4,9 @@
     python benchmarks/gpu.py --small        tries the script on any machine; its numbers mean nothing
 
 First a small model takes three steps in fp32 on the GPU and on the processor. Nothing is timed unless all losses agree to 1e-5.
-Then the large model trains with pobench's layers and with layers by torch.compile, in turn.
+Then the large model trains with pobench's layers and with layers by torch.compile, in turn, and is evaluated: pairs are scored
+and prompts answered. It stops with a fault where attention by blocks (FlexAttention, in the precision of the run) is not used,
+or where anything is compiled after the warm-up. The peak of memory stands beside the estimate of `--dry-run`.
 """
 
 from __future__ import annotations
@@ -22,9 +24,18 @@ import torch
 from peers import Work, in_child, ratios, run_pobench, say, spread
 
 from pobench.errors import PobenchError
+from pobench.model.device import make_accelerator
+from pobench.model.flex import use_flex
+from pobench.model.generate import Decoding, generate, in_precision
+from pobench.model.load import load_model
+from pobench.model.logps import ResponseLogps
+from pobench.model.policy_sums import sum_scorer
+from pobench.model.shape import shape_of
 from pobench.registry import get_loss
 from pobench.settings.faults import check_loss_settings
-from pobench.types import TokenPair
+from pobench.settings.schema import TrainConfig
+from pobench.training.memory_parts import LIBRARIES, Step, training_memory
+from pobench.types import Group, TokenPair
 
 PROPORTIONS = {"prompt": 150, "chosen": 300, "rejected": 250}  # mean tokens of a pair of UltraFeedback
 SCATTER = 0.5  # a part's length is within this share of its mean
@@ -81,7 +92,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             for side in list(SIDES)[:: 1 if turn % 2 == 0 else -1]:
                 runs[side].append(in_child(run_pobench, replace(work, compile=SIDES[side])))
                 ended = runs[side][-1]
+                refuse(ended, given)
                 say(f"round {turn + 1}, {side}: {ended['seconds_per_pair']:.3g} s a pair, MFU {ended['mfu']:.2f}")
+        evaluation = in_child(evaluate, work, *((4, 8) if given.small else (64, 512)))
     return {
         "benchmark": "a trial of gpu" if given.small else "gpu",  # the page takes no trial for a measurement
         "model": name,
@@ -95,6 +108,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "rounds": given.rounds,
         "mean_tokens": peers.lengths_of(pairs),
         "agreement": agreement,
+        "memory": beside_estimate(SHAPES[name], given, pairs, runs["lean layers"]),
+        "evaluation": evaluation,
         "ratio_compiled": ratios(*([run["seconds_per_pair"] for run in runs[side]] for side in SIDES)),
         "layout": {side: runs[side][0]["layout_reason"] for side in SIDES},
         "sides": {side: {key: spread([run[key] for run in runs[side]]) for key in MEASURED} for side in SIDES},
@@ -103,6 +118,73 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 MEASURED = ("seconds_per_pair", "useful_tokens_per_second", "mfu", "matmul_flops", "peak_memory", "state_memory")
+
+
+def refuse(run: dict[str, Any], given: argparse.Namespace) -> None:
+    """Raises PobenchError where a run did not measure what it should."""
+    graphs, warm = run["graphs"], given.warm_up
+    if (late := graphs[-1] - graphs[warm - 1]) > 0:
+        steps = [i + 1 for i in range(warm, len(graphs)) if graphs[i] > graphs[i - 1]]
+        raise PobenchError(
+            f"{late} graphs were compiled after the warm-up of {warm} steps, in steps {', '.join(map(str, steps))}: their time "
+            "would count as the step's; give a longer --warm-up, or find what changes the shape"
+        )
+    if not given.small and "blocks" not in run["layout_reason"]:
+        raise PobenchError(f"attention by blocks was not used: {run['layout']}: {run['layout_reason']}")
+
+
+def beside_estimate(
+    config: dict[str, Any], given: argparse.Namespace, pairs: list[TokenPair], runs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The peak of the allocator and the estimate that `--dry-run` prints, in bytes; error: estimate / measured - 1."""
+    longest = max(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs)
+    tokens = max(given.micro_tokens, longest)
+    step = Step(tokens, tokens, gpu=torch.cuda.is_available(), narrow=given.dtype == "bf16")
+    estimate = training_memory(shape_of({"model_type": "llama", **config}), step)
+    measured = max(run["peak_memory"] - run["libraries_memory"] for run in runs)
+    expected = estimate.total - LIBRARIES
+    return {"estimate": expected, "measured": measured, "error": expected / measured - 1, "parts": estimate.parts}
+
+
+class Numbers:
+    """What decoding needs of a chat whose answers are numbers: no token ends a turn."""
+
+    eos_token_id, end = None, -1
+
+    @property
+    def tokenizer(self) -> Numbers:
+        return self
+
+    def decode(self, ids: list[int], **how: Any) -> str:
+        return " ".join(map(str, ids))
+
+
+def evaluate(work: Work, prompts: int, new_tokens: int) -> dict[str, float]:
+    """Tokens a second of scoring pairs and of answering prompts, in bf16 where the machine multiplies it."""
+    torch.set_num_threads(work.threads)
+    accelerator = make_accelerator(work.precision)
+    device, pairs = accelerator.device, peers.load_pairs(Path(work.pairs))
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    model = load_model(Path(work.model), dtype=torch.float32).to(device)
+    use_flex(model, device=device)
+    config = TrainConfig(lr=1e-6, micro_tokens=work.micro_tokens, precision=work.precision)
+    groups = [Group.of(p) for p in pairs]
+    scorer = sum_scorer(ResponseLogps(model), groups, config, accelerator)
+    scorer.sums(groups[:8])  # kernels compile here
+    started = peers.now(device)
+    scorer.sums(groups)
+    scoring = sum(g.tokens for g in groups) / (peers.now(device) - started)
+    asked = [p.prompt for p in pairs[:prompts]]
+    speaking = in_precision(model.eval(), precision)
+    started = peers.now(device)
+    answers = generate(speaking, Numbers(), asked, Decoding(new_tokens, precision=precision))
+    seconds = peers.now(device) - started
+    answered = sum(answer.tokens for answer in answers)
+    return {
+        "scored_tokens_per_second": scoring,
+        "answered_tokens_per_second": answered / seconds,
+        "answers": len(answers),
+    }
 
 
 def check(given: argparse.Namespace) -> None:

@@ -390,9 +390,12 @@ def run_pobench(work: Work) -> dict[str, Any]:
     losses: list[float] = []
     clock = StepClock(work.precision, accelerator.device, multiplies=work.warm_up > 0)
 
+    graphs: list[int] = []
+
     def log(row: dict[str, Any]) -> None:
         clock()
         losses.append(row["loss"])
+        graphs.append(compiled_graphs())
 
     started = now(accelerator.device)
     reference, computed, reference_seconds = None, 0, 0.0
@@ -418,12 +421,19 @@ def run_pobench(work: Work) -> dict[str, Any]:
     return {
         **_measured(work, accelerator, shape, libraries, clock, pairs),
         "losses": losses,
+        "graphs": graphs,
         "layout": trained.layout,
         "layout_reason": trained.layout_reason,
         "train_seconds": whole,
         "reference_seconds": reference_seconds,
         "reference_computed": computed,
     }
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has made in this process."""
+    module = sys.modules.get("torch._dynamo.utils")  # not imported where nothing was compiled
+    return int(module.counters["stats"]["unique_graphs"]) if module is not None else 0
 
 
 def need_trl() -> None:

@@ -33,15 +33,18 @@ def name_fault(name: object, reserved: Iterable[str] = ()) -> str:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path for a file or folder. It becomes `path` if the block succeeds, and is removed otherwise."""
+def whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary path for a file or folder. It becomes `path` if the block succeeds, and is removed otherwise.
+
+    sync: False does not wait for the disk: for what may be lost in a crash, and is made anew then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(
         f".{path.name}.{uuid.uuid4().hex[:12]}.partial"
     )  # unique, even in a folder that machines share
     try:
         yield partial
-        for file in partial.rglob("*") if partial.is_dir() else [partial]:
+        for file in (partial.rglob("*") if partial.is_dir() else [partial]) if sync else ():
             if file.is_file():
                 _sync(file)
         if partial.is_dir():

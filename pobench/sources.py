@@ -178,9 +178,9 @@ def file_digest(file: Path, *, remember: bool = True) -> str:
             return str(remembered["sha256"])
     digest = sha256_of(file)
     if remember:
-        with contextlib.suppress(OSError):  # without a writable cache the digest is only computed again
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_text(note, json.dumps({"file": str(file), "seen": seen, "sha256": digest}))
+        # without a writable cache the digest is only computed again
+        with contextlib.suppress(OSError), whole(note, sync=False) as partial:
+            partial.write_text(json.dumps({"file": str(file), "seen": seen, "sha256": digest}), encoding="utf-8")
     return digest
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pobench.columns import FRAMES, STORED
@@ -57,13 +57,16 @@ def counted(answers: pd.DataFrame) -> pd.DataFrame:
     as they are."""
     if answers.empty or answers["text"].isna().all():
         return answers
-    texts = answers["text"].dropna().unique()  # samples often agree
-    counts: dict[str, dict[Any, float]] = {
-        "characters": {text: len(str(text)) for text in texts},
-        "repeated": {text: repeated_share(str(text).casefold().split()) for text in texts},
+    # Samples often agree, so each text is counted once. Not `Series.map`, whose index of the texts refuses broken Unicode.
+    places, distinct = pd.factorize(answers["text"])
+    texts = [str(text) for text in distinct]
+    counts = {
+        "characters": [*map(len, texts), math.nan],
+        "repeated": [*(repeated_share(text.casefold().split()) for text in texts), math.nan],
     }
-    # not `Series.map`, whose index of the texts refuses broken Unicode
-    columns = {name: [count.get(text, math.nan) for text in answers["text"]] for name, count in counts.items()}
+    columns = {
+        name: np.array(count)[places] for name, count in counts.items()
+    }  # the place of a missing text is -1, the last
     return FRAMES["answers"].typed(answers.assign(**columns))
 
 

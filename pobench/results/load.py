@@ -42,19 +42,21 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
     if not folders:
         raise _no_runs(root, setting, {p.parent.parent.name for p in root.glob("*/*/config.yaml")})
     parts: dict[str, list[pd.DataFrame]] = {frame.name: [] for frame in STORED}
+    run_rows = []  # one frame of all: a frame of one row costs as much as one of thousands
     for path in folders:
         folder = RunFolder(root, f"{path.parent.name}/{path.name}")
-        parts["runs"].append(pd.DataFrame([_run_row(folder)]))
+        run_rows.append(_run_row(folder))
         if rows := folder.steps():
             parts["steps"].append(pd.DataFrame(rows).assign(run=folder.run))
         for name, home in folder.frames().items():
             if name in parts:
                 parts[name].append(home.read_frame(name).assign(run=folder.run))
         results = folder.benchmark_results()
-        parts["benchmarks"] += _benchmark_rows(results, parts["runs"][-1])
+        parts["benchmarks"] += _benchmark_rows(results, run_rows[-1])
         parts["questions"] += _question_rows(results, folder.run)
         if rows := scores_of(root, folder.run):
             parts["scores"].append(pd.DataFrame(rows).assign(run=folder.run))
+    parts["runs"].append(pd.DataFrame(run_rows))
     for name in sorted({p.parent.name for p in folders}):
         parts["comparisons"] += _comparisons(root, name)
         for audit in _audits(root / name):
@@ -120,8 +122,8 @@ def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _benchmark_rows(results: Iterable[Mapping[str, Any]], run: pd.DataFrame) -> list[pd.DataFrame]:
-    run_columns = run[["run", "setting", "loss", "seed"]].iloc[0].to_dict()
+def _benchmark_rows(results: Iterable[Mapping[str, Any]], run: Mapping[str, Any]) -> list[pd.DataFrame]:
+    run_columns = {name: run[name] for name in ("run", "setting", "loss", "seed")}
     kept = ("benchmark", "judge", "name", "limit")
     return [pd.DataFrame(result["rows"]).assign(**run_columns, **{k: result[k] for k in kept}) for result in results]
 

@@ -121,8 +121,8 @@ class Context:
     # -- models
 
     def load(self, path: Path, dtype: torch.dtype | None = None) -> Any:
-        """The model in `path`. dtype: None, as an adapter of this run wants the weights below it; the reference of an adapter is
-        the very base that it is trained over."""
+        """The model in `path`. dtype: None, as an adapter of this run wants the weights below it; the reference of an adapter
+        is the very base that it is trained over."""
         narrow = self.loss is not None or self.task.kind == "reference"
         model = load_base(
             path,

@@ -41,6 +41,9 @@ class Layout:
     start_left: dict[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # a start model's run → its stages that are left
+    stored: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = field(
+        default_factory=dict
+    )  # setting, loss → (name, causes) of the trained models that are there
 
     @property
     def data(self) -> Path:
@@ -242,7 +245,10 @@ class Layout:
 
     def _note_change(self, task: Task) -> None:
         """A sentence where the same command has trained this before, from other content."""
-        earlier = _earlier(self.runs / task.job.setting, task)
+        setting, loss = key = task.job.setting, task.job.loss
+        if key not in self.stored:  # read once for all jobs of a loss
+            self.stored[key] = _stored(self.runs / setting, loss)
+        earlier = _earlier(self.stored[key], task)
         if earlier is None:
             return
         name, keys = earlier
@@ -303,18 +309,24 @@ _WORDS = {
 }
 
 
-def _earlier(folder: Path, task: Task) -> tuple[str, list[str]] | None:
+def _stored(folder: Path, loss: str) -> list[tuple[str, dict[str, Any]]]:
+    """(name, causes) of a loss's trained models, by name."""
+    paths = sorted(folder.glob(f"{loss}-*/trained.json"))
+    return [(path.parent.name, json.loads(path.read_text(encoding="utf-8")).get("causes", {})) for path in paths]
+
+
+def _earlier(stored: Sequence[tuple[str, dict[str, Any]]], task: Task) -> tuple[str, list[str]] | None:
     """The stored run that differs from the task in content alone, and in what; None where there is none."""
     now = json.loads(json.dumps(dict(task.causes)))
     best: tuple[str, list[str]] | None = None
-    for path in sorted(folder.glob(f"{task.job.loss}-*/trained.json")):
-        keys = changed(json.loads(path.read_text(encoding="utf-8")).get("causes", {}), now)
+    for name, causes in stored:
+        keys = changed(causes, now)
         if (
             keys
             and set(keys) <= {"source", "pairs", "weights", "protocol"}
             and (best is None or len(keys) < len(best[1]))
         ):
-            best = (path.parent.name, keys)
+            best = (name, keys)
     return best
 
 

@@ -347,6 +347,26 @@ def test_the_gpu_benchmark_names_all_that_it_lacks(monkeypatch: pytest.MonkeyPat
         assert word in str(caught.value)
 
 
+def test_a_graph_that_is_compiled_after_the_warm_up_stops_the_gpu_benchmark() -> None:
+    gpu = script("gpu")
+    given = argparse.Namespace(small=False, warm_up=2)
+    run = {"graphs": [1, 2, 2, 2], "layout": "shared_prefix", "layout_reason": "by blocks of attention, equals …"}
+    gpu.refuse(run, given)
+    with pytest.raises(PobenchError, match="1 graphs were compiled after the warm-up of 2 steps, in steps 4"):
+        gpu.refuse({**run, "graphs": [1, 2, 2, 3]}, given)
+    with pytest.raises(PobenchError, match="attention by blocks was not used: padded"):
+        gpu.refuse({**run, "layout": "padded", "layout_reason": "equals one sequence at a time"}, given)
+
+
+def test_the_gpu_benchmark_scores_and_answers(tmp_path: Path) -> None:
+    gpu, peers = script("gpu"), script("peers")
+    gpu.make_model(tmp_path / "model", gpu.SHAPES["random-small"])
+    peers.save_pairs(tmp_path / "pairs.json", gpu.random_pairs(8, 512, 20))
+    work = peers.Work(str(tmp_path / "model"), str(tmp_path / "pairs.json"), "simpo", {}, 1e-6, str(tmp_path))
+    found = gpu.evaluate(work, 3, 4)
+    assert found["answers"] == 3 and min(found.values()) > 0
+
+
 def test_results_are_printed_with_their_spread() -> None:
     flat = dict(script("peers")._flat({"a": {"b": {"median": 2.0, "min": 1.0, "max": 3.0, "n": 3}}, "c": "x"}))
     assert flat == {"a.b": "2  [1, 3]  n = 3", "c": "x"}
