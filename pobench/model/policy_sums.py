@@ -102,11 +102,17 @@ class SumScorer:
         try:
             for batches in zip(*plan, strict=True):
                 indices = batches[self.rank]
-                with self.autocast():
-                    sums = self.policy(self.collate([groups[i] for i in indices])).double().cpu()
+                sums = self.sums_of([groups[i] for i in indices])
                 yield Turn(indices, sums if indices else sums[:0], [i for batch in batches for i in batch])
         finally:
             give_back(self.policy)
+
+    @torch.no_grad()
+    def sums_of(self, groups: Sequence[Group]) -> Tensor:
+        """(responses,) fp64 nats on the CPU, of the groups of one micro-batch, by this process alone."""
+        with self.autocast():
+            sums: Tensor = self.policy(self.collate(groups)).double().cpu()
+        return sums
 
     def sums(self, groups: Sequence[Group], advance: Callable[[int], None] = lambda groups: None) -> Tensor:
         """(responses,) fp64 nats on the CPU, group by group, the same in every process.

@@ -271,6 +271,8 @@ class AnswersConfig(_Strict):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     # auto: vLLM if it is installed and there is a GPU; its answers may differ from transformers', even greedy ones
     engine: Literal["auto", "transformers", "vllm"] = "auto"
+    # of the GPU's whole memory, for vLLM's weights and cache
+    vllm_memory_share: Annotated[float, RUNTIME] = Field(0.9, gt=0, le=1)
 
     def causes(self) -> dict[str, Any]:
         """Without the seed and the nucleus where decoding is greedy: nothing is drawn, so they decide nothing."""
