@@ -42,7 +42,7 @@ ALONE = Share()
 
 
 def count_of(batches: int) -> int:
-    """Into how many shards so many batches are cut: shard k of n has every n-th batch, from the k-th on."""
+    """Into how many shards so many batches are cut."""
     return max(1, min(batches, MOST))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 
 from pobench.files import digests_of
+from pobench.judging.pairwise import Comparison, Verdict
 from pobench.results.run_folder import RunFolder
 from pobench.runs import shards
 from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.shards import Share, compute, count_of, forget_claims
+from pobench.runs.stages import judge as judge_stage
 from pobench.settings.resolve import resolve
 
 SIZES = [3, 3, 2, 2]
@@ -114,3 +117,43 @@ def test_two_processes_evaluate_a_run_to_the_bytes_of_one_and_a_killed_one_goes_
     frames = {name: {k: v for k, v in files.items() if k.endswith(".parquet")} for name, files in now.items()}
     assert frames == {n: {k: v for k, v in f.items() if k.endswith(".parquet")} for n, f in expected.items()}
     assert not list(folder.path.glob(".*.shards")) and os.path.isdir(folder.path / "model")
+
+
+class WithWeights:
+    """A judge with weights: the share of the letters that the second answer has. read: the sizes of its calls."""
+
+    name, batch_size, weights = "letters", 1, "…"
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def judge_many(self, shown: Any, progress: Any = None) -> list[Verdict]:
+        self.read.append(len(shown))
+        shares = [len(c.b) / max(1, len(c.a) + len(c.b)) for c in shown]
+        return [Verdict(p, p, p, "" if c.b else "empty") for p, c in zip(shares, shown, strict=True)]
+
+
+def test_verdicts_of_a_judge_with_weights_are_those_of_one_process_in_their_order(tmp_path) -> None:
+    shown = [Comparison("p", "a" * (i % 7), "b" * (i % 5)) for i in range(40)]
+    judge = WithWeights()
+    cuts: list[list[int]] = []
+
+    class OneProcess:
+        """The part of a context that is asked for."""
+
+        task = type("Task", (), {"share": shards.ALONE})
+
+        def progress(self, *about: Any) -> Any:
+            return contextlib.nullcontext(lambda **done: None)
+
+        def cut(self, stage: str, sizes: list[int], make: Any, advance: Any, read: Any) -> Any:
+            cuts.append(sizes)
+            return compute(tmp_path / "s", {}, sizes, make, shards.ALONE, advance)
+
+    verdicts = judge_stage._verdicts(OneProcess(), "judge", judge, shown, {})
+    assert verdicts == WithWeights().judge_many(shown) and cuts == [judge.read] and sum(judge.read) == 40
+    assert max(judge.read) == judge_stage.SHARD_BATCHES
+    alone = WithWeights()
+    del cuts[:]
+    assert judge_stage._verdicts(OneProcess(), "judge", alone, shown[:8], {}) == verdicts[:8]
+    assert alone.read == [8] and cuts == [], "few comparisons are read as they were before"
