@@ -70,7 +70,8 @@ class ModelConfig(_Strict):
     sha256: str | None = None  # of the package, when the source is one
     trust_remote_code: bool = False
     # flex: FlexAttention in training, on a GPU; auto: flex if a check passes, else sdpa, or eager for capped scores
-    attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
+    # flash_attention_2: over padded rows, in bf16, on a GPU with flash-attn; if a check passes, else as auto
+    attention: Literal["auto", "flex", "flash_attention_2", "sdpa", "eager"] = "auto"
     chat_template: str | None = None  # a Jinja file, or the name of a shipped one; None: the tokenizer's own
     system_message: str | None = None  # added to every conversation without one; "": an empty system message
     # passed to the chat template in training and generation: {enable_thinking: false}
