@@ -47,7 +47,7 @@ def _section(stage: Stage) -> str:
         "writes": _names(stage.writes),
         "decided by": stage.decided_by,
         "made": "for each run" if stage.per_run else "once, for all runs that need it",
-        "processes": "all processes of a training job share it" if stage.shared else "one",
+        "processes": _processes(stage),
         "runs": when,
     }
     return f"## {stage.name}\n\n{stage.does[0].upper()}{stage.does[1:]}.\n\n" + "\n".join(
@@ -57,3 +57,9 @@ def _section(stage: Stage) -> str:
 
 def _names(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names) or "–"
+
+
+def _processes(stage: Stage) -> str:
+    if stage.cut:
+        return "one a device, each with shards of the rows"
+    return "all processes of a training job share it" if stage.shared else "one"

@@ -3,6 +3,7 @@ model, on a few groups."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def choose_layout(policy: ResponseLogps, groups: Sequence[Group], layout: str = 
 
 def _choose(proof: _Proof, policy: ResponseLogps, layout: str) -> tuple[str, str]:
     attention, exchanged = policy.attention, policy.has_exchanged_layers
-    for name in ("shared_prefix", "padded") if layout == "auto" else (layout,):
+    ways = ("padded", "shared_prefix") if attention == "flash" else ("shared_prefix", "padded")
+    for name in ways if layout == "auto" else (layout,):
         for way in _ways(policy, name, attention, exchanged):
             if why := proof.of(name, way):
                 return name, "; ".join([why, *proof.faults])
@@ -65,7 +67,8 @@ def _ways(policy: ResponseLogps, name: str, attention: str, exchanged: bool) -> 
 
     attention, exchanged: the attention and layers that the policy had at first.
     """
-    kinds = dict.fromkeys([attention, "matrices"] if name == "shared_prefix" else [policy.attention])
+    two = attention == "flash" if name == "padded" else True
+    kinds = dict.fromkeys([attention, "matrices"] if two else [policy.attention])
     for own in (False, True) if exchanged else (False,):
         if own:
             policy.use_own_layers()
@@ -73,7 +76,7 @@ def _ways(policy: ResponseLogps, name: str, attention: str, exchanged: bool) -> 
             policy.use_exchanged_layers()
         for kind in kinds:
             policy.use_attention(kind)
-            by = [f"by {kind}"] if name == "shared_prefix" and kind != "matrices" else []
+            by = [f"by {kind}"] if kind == "flash" or (name == "shared_prefix" and kind != "matrices") else []
             yield " ".join([*by, *(["with the model's own layers"] if own else [])])
 
 
@@ -82,7 +85,6 @@ class _Proof:
 
     def __init__(self, policy: ResponseLogps, groups: Sequence[Group]) -> None:
         self.policy, self.groups = policy, list(groups)
-        self.tolerance = 1e-4 if policy.dtype == torch.float32 else 5e-2  # nats a token
         self.faults: list[str] = []
         self._plain: dict[Group, Tensor] = {}
 
@@ -95,23 +97,40 @@ class _Proof:
         try:
             difference = max(self._difference(name, trial, blocks) for trial in trials)
         except Exception as error:
-            if not (blocks or isinstance(error, TypeError | ValueError | RuntimeError | LookupError)):
+            if not (
+                blocks
+                or self.policy.attention == "flash"
+                or isinstance(error, TypeError | ValueError | RuntimeError | LookupError)
+            ):
                 raise  # only these types tell that a mask or shape is not supported; compiled kernels may raise any
             forget(self.policy)
             self.faults.append(f"{called}: {type(error).__name__}: {error}")
             return ""
-        if difference < self.tolerance:
-            by = way.replace("by blocks", "by blocks of attention").replace("by parts", "").strip()
+        if difference < self._tolerance:
+            by = (
+                way.replace("by blocks", "by blocks of attention")
+                .replace("by flash", "by FlashAttention")
+                .replace("by parts", "")
+                .strip()
+            )
             return f"{by}{', ' if by else ''}equals one sequence at a time to {difference:.0e} nats a token"
         self.faults.append(f"{called}: differs by {difference:.2g} nats a token")
         return ""
+
+    @property
+    def _tolerance(self) -> float:
+        """Nats a token: what the arithmetic allows that is tried."""
+        return 1e-4 if self.policy.dtype == torch.float32 and self.policy.attention != "flash" else 5e-2
 
     def _difference(self, name: str, groups: Sequence[Group], blocks: bool) -> float:
         """The largest difference from one sequence at a time, nats a token."""
         policy = self.policy
         plain = torch.cat([self._plain_of(g) for g in groups])
         tokens = torch.tensor([len(r) for g in groups for r in g.responses], device=plain.device)
-        with torch.set_grad_enabled(blocks and policy.model.device.type != "cpu"):
+        device, flash = policy.model.device.type, policy.attention == "flash"
+        # its kernels know no fp32, so it is tried in the precision that it is used in
+        narrow = torch.autocast(device, torch.bfloat16) if flash and policy.autocast else contextlib.nullcontext()
+        with torch.set_grad_enabled((blocks or flash) and device != "cpu"), narrow:
             sums = policy(policy.layout(name).collate(groups, policy.window).to(plain.device))
             if sums.requires_grad and is_sharded(policy):  # every process must join the sums of gradients
                 sums.sum().backward()

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from pobench.errors import PobenchError
+from pobench.model import flash
 from pobench.model.attention import base_kind, can_change, current_kind
 from pobench.model.layouts import Batch, Place
 from pobench.model.products import product_type
@@ -27,10 +28,14 @@ _NAMES = {base: f"flex_over_{base}" for base in ("sdpa", "eager")}
 
 
 def use_flex(model: Any, attention: str = "auto", device: torch.device | None = None) -> None:
-    """Let `model` take block masks if `attention` is "flex", or if it is "auto" and `device` (None: the model's own) is a GPU.
+    """Let `model` take block masks if `attention` is "flex", or if it is "auto" and `device` (None: the model's own) is a GPU;
+    let it take FlashAttention over padded rows if that is named.
 
-    Raises PobenchError if `attention` is "flex" and this model or device does not support it.
+    Raises PobenchError if the kind is named and this model or device does not support it.
     """
+    if attention == flash.NAME:
+        flash.use_flash(model)
+        return
     able = can_change(model)
     on_gpu = (device or model.device).type == "cuda"
     if attention == "flex" and not (able and on_gpu):

@@ -140,6 +140,12 @@ def generate_batches(
             yield [answer for answer in answers if not skip(answer.prompt, answer.sample)]
 
 
+def batch_sizes(prompts: Sequence[Sequence[int]], samples: int, batch_size: int) -> list[int]:
+    """How many answers each batch of `generate_batches` has."""
+    lengths = sorted(len(prompt) for prompt in prompts for _ in range(samples))
+    return [len(batch) for batch in _batches([(0, 0)] * len(lengths), lengths, batch_size)]
+
+
 def _batches(
     requests: Sequence[tuple[int, int]], lengths: Sequence[int], batch_size: int
 ) -> list[list[tuple[int, int]]]:

@@ -20,7 +20,7 @@ from pobench.sources import read_config, weights_fault
 def attention_of(folder: Path, attention: str = "auto") -> str | None:
     """The kind of attention to load the model in `folder` with; None: `sdpa`, or `eager` for a model that has no other (GPT-J,
     BLOOM, gpt-oss). Soft-capped attention exists only as `eager`."""
-    if attention not in ("auto", "flex"):
+    if attention not in ("auto", "flex", "flash_attention_2"):
         return attention
     return "eager" if read_config(folder).get("attn_logit_softcapping") else None
 

@@ -28,6 +28,7 @@ from pobench.model import cpu
 from pobench.model.attention import added_mask, base_kind, current_kind, use_matrices
 from pobench.model.compiled import compile_layers, uncompiled
 from pobench.model.dropout import switch_off_dropout
+from pobench.model.flash import takes_flash, use_flash
 from pobench.model.flex import BLOCK, block_mask, takes_blocks, use_blocks
 from pobench.model.head import KEPT_BYTES, _Head, _TiledHead, tile_for
 from pobench.model.layouts import WIDTH_STEP, Batch, Layout, get_layout
@@ -105,7 +106,10 @@ class ResponseLogps(nn.Module):
 
     @property
     def attention(self) -> str:
-        """How attention over shared-prefix rows is computed: by blocks, by parts or by matrices."""
+        """How attention is computed: over shared-prefix rows by blocks, by parts or by matrices; over padded rows by flash, or
+        by what the model has (matrices)."""
+        if takes_flash(self.model):
+            return "flash"
         return "blocks" if takes_blocks(self.model) else "parts" if cpu.takes_parts(self.model) else "matrices"
 
     def use_attention(self, kind: str) -> None:
@@ -114,6 +118,8 @@ class ResponseLogps(nn.Module):
             use_blocks(self.model)
         elif kind == "parts":
             cpu.use_parts(self.model)
+        elif kind == "flash":
+            use_flash(self.model)
         else:
             use_matrices(self.model)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pobench.model.choose_layout import choose_layout
 from pobench.model.compiled import is_compiled
+from pobench.model.flash import takes_flash
 from pobench.model.flex import takes_blocks
 from pobench.model.layouts import NOTHING, Batch, Layout, plan_step
 from pobench.model.logps import ResponseLogps
@@ -65,9 +66,10 @@ class SumScorer:
         kind = "nf4" if getattr(model, "is_loaded_in_4bit", False) else str(self.policy.dtype).removeprefix("torch.")
         narrow = "" if kind == "float32" else f" {kind} weights"
         blocks = " blocks" if self.layout.name == "shared_prefix" and takes_blocks(model) else ""
+        flash = " flash" if takes_flash(model) else ""
         fused = " compiled" if is_compiled(model) else ""
         mixed = self.accelerator.mixed_precision if self.policy.autocast else "no"
-        return f"{mixed} {self.layout.name}{narrow}{blocks}{fused}"
+        return f"{mixed} {self.layout.name}{narrow}{blocks}{flash}{fused}"
 
     def plan(self, groups: Sequence[Group]) -> list[list[list[int]]]:
         """`plan_step` for the processes that share the work."""
@@ -102,11 +104,17 @@ class SumScorer:
         try:
             for batches in zip(*plan, strict=True):
                 indices = batches[self.rank]
-                with self.autocast():
-                    sums = self.policy(self.collate([groups[i] for i in indices])).double().cpu()
+                sums = self.sums_of([groups[i] for i in indices])
                 yield Turn(indices, sums if indices else sums[:0], [i for batch in batches for i in batch])
         finally:
             give_back(self.policy)
+
+    @torch.no_grad()
+    def sums_of(self, groups: Sequence[Group]) -> Tensor:
+        """(responses,) fp64 nats on the CPU, of the groups of one micro-batch, by this process alone."""
+        with self.autocast():
+            sums: Tensor = self.policy(self.collate(groups)).double().cpu()
+        return sums
 
     def sums(self, groups: Sequence[Group], advance: Callable[[int], None] = lambda groups: None) -> Tensor:
         """(responses,) fp64 nats on the CPU, group by group, the same in every process.
@@ -161,12 +169,12 @@ def sum_scorer(
 ) -> SumScorer:
     """A scorer in the layout that is proven on the first groups, with the micro-batches of the setting.
 
-    say: takes a sentence if attention by blocks fails and matrices replace it. Raises PobenchError if no layout computes the
-    model's own log-probabilities.
+    say: takes a sentence if attention by blocks or by flash fails and matrices replace it. Raises PobenchError if no layout
+    computes the model's own log-probabilities.
     """
-    blocks = takes_blocks(policy.model)
+    named = policy.attention
     name, reason = choose_layout(policy, groups, config.layout)
-    if blocks and not takes_blocks(policy.model):
-        say(f"attention by matrices, not by blocks: {reason}")
+    if named in ("blocks", "flash") and policy.attention != named:
+        say(f"attention by matrices, not by {named}: {reason}")
     budget = MICRO_TOKENS if config.micro_tokens == "auto" else config.micro_tokens
     return SumScorer(policy, policy.layout(name), accelerator, budget=budget, layout_reason=reason, alone=alone)

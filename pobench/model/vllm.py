@@ -12,6 +12,7 @@ import gc
 import importlib.util
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from pobench.errors import PobenchError
 from pobench.model.generate import Decoding, in_precision, key_of
 from pobench.model.rope import held_reach
 
+MEMORY_SHARE = 0.9  # vLLM's own default
 AT_ONCE = 4096  # answers in one call; vLLM batches them itself
 
 
@@ -29,16 +31,27 @@ def missing(engine: str) -> list[str]:
         return []
     faults = []
     if importlib.util.find_spec("vllm") is None:
-        faults.append("answers.engine: vllm is not installed; pip install vllm")
+        faults.append("answers.engine: vllm is not installed; pip install 'pobench[vllm]'")
     if not torch.cuda.is_available():
         faults.append("answers.engine: vllm needs a GPU, and there is none; allowed here: auto, transformers")
     return faults
 
 
 @contextlib.contextmanager
-def speaker_of(model: Any, engine: str, precision: str, batch_size: int) -> Iterator[tuple[Any, int]]:
+def speaker_of(
+    model: Any,
+    engine: str,
+    precision: str,
+    batch_size: int,
+    *,
+    folder: Path | None = None,
+    memory_share: float = MEMORY_SHARE,
+) -> Iterator[tuple[Any, int]]:
     """(model to pass to `generate`, batch size): `model` itself, or vLLM with the same weights. `model` is moved to the CPU
     while vLLM runs.
+
+    folder: where these weights are stored, in any precision; vLLM reads them there. None: they are stored nowhere (a merged
+    adapter), and are written for it in `precision`. memory_share: of the GPU's whole memory, for vLLM's weights and cache.
 
     The model is cast to `precision` in place and stays so; load it again for wider weights. engine: "auto" takes vLLM if
     possible. Raises PobenchError if "vllm" is wanted and this machine or model does not support it.
@@ -57,12 +70,13 @@ def speaker_of(model: Any, engine: str, precision: str, batch_size: int) -> Iter
         yield model, batch_size
         return
     device = model.device
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        if folder is None:
+            model.save_pretrained(temporary)
         model.to("cpu")
         torch.cuda.empty_cache()
         try:
-            served = Served(folder, model.generation_config, precision)
+            served = Served(str(folder or temporary), model.generation_config, precision, memory_share)
             try:
                 yield served, AT_ONCE
             finally:
@@ -74,13 +88,19 @@ def speaker_of(model: Any, engine: str, precision: str, batch_size: int) -> Iter
 class Served:
     """A model folder loaded by vLLM, with the interface that `generate` expects."""
 
-    def __init__(self, folder: str, generation_config: Any, precision: str) -> None:
+    def __init__(self, folder: str, generation_config: Any, precision: str, memory_share: float = MEMORY_SHARE) -> None:
         from vllm import LLM
 
         self.generation_config = generation_config
         dtype = {"bf16": "bfloat16", "fp32": "float32"}[precision]
         # generation_config "vllm" ignores the sampling defaults in the model's own file.
-        self._llm = LLM(model=folder, dtype=dtype, skip_tokenizer_init=True, generation_config="vllm")
+        self._llm = LLM(
+            model=folder,
+            dtype=dtype,
+            skip_tokenizer_init=True,
+            generation_config="vllm",
+            gpu_memory_utilization=memory_share,
+        )
 
     def decode(
         self, rows: Sequence[Sequence[int]], samples: Sequence[int], stops: Sequence[int], decoding: Decoding

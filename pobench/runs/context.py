@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,24 @@ from pobench.model.device import make_accelerator
 from pobench.model.flex import use_flex
 from pobench.model.load import attention_of, load_base, load_outline
 from pobench.model.logps import ResponseLogps
-from pobench.model.policy_sums import SumScorer, sum_scorer
+from pobench.model.policy_sums import SumScorer, empty_sums, sum_scorer
 from pobench.model.sharding import RowFiles, shard
-from pobench.progress import progress
+from pobench.progress import Advance, progress
 from pobench.registry import Loss, get_loss
 from pobench.results.cross_loss import evaluate, view_of
 from pobench.results.run_folder import RunFolder
+from pobench.runs import shards
 from pobench.runs.pair_frames import pairs_frame
 from pobench.runs.start_model import start_model
 from pobench.runs.task import Task
 from pobench.training.objectives import mismatched_groups
 from pobench.training.reference import ReferenceSums, compute_reference
 from pobench.types import Group, TokenPair
+
+
+def _silent(n: float = 1, note: str = "", done: float | None = None) -> None:
+    """Progress that another process shows."""
+
 
 _SETS = {"heldout": "held-out pairs", "pairs": "training pairs", "mismatched": "mismatched pairs"}
 
@@ -59,7 +66,7 @@ class Context:
 
     @property
     def main(self) -> bool:
-        return bool(self.accelerator.is_main_process)
+        return self.task.share.first and bool(self.accelerator.is_main_process)
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -93,16 +100,49 @@ class Context:
     # -- results of stages
 
     def store(
-        self, stage: str, frames: Mapping[str, pd.DataFrame], read: Mapping[str, str | None] | None = None
+        self, stage: str, frames: Mapping[str, pd.DataFrame | None], read: Mapping[str, str | None] | None = None
     ) -> None:
-        """A stage's result, whole, with its causes and the digests of the weights and of the results that it was made from."""
+        """A stage's result, whole, with its causes and the digests of the weights and of the results that it was made from. Of
+        several processes that evaluate a run, the first stores it."""
         node = self.task.nodes[stage]
-        self.folder.node(node.name).write(frames, node.causes, model=self.folder.weights, read=dict(read or {}))
+        if self.task.share.first:
+            made = {name: frame for name, frame in frames.items() if frame is not None}
+            self.folder.node(node.name).write(made, node.causes, model=self.folder.weights, read=dict(read or {}))
+            shards.remove(self._shards(stage))
 
     def stands(self, stage: str, read: Mapping[str, str | None]) -> bool:
         """Whether a stage's result is stored, whole, and made from these weights and results."""
         node = self.folder.node(self.task.nodes[stage].name)
         return node.finished and not node.faults() and node.made_from(self.folder.weights, read)
+
+    def cut(
+        self,
+        stage: str,
+        sizes: Sequence[int],
+        make: Callable[[int], list[Any]],
+        advance: Callable[[int], None],
+        read: Mapping[str, str | None] | None = None,
+    ) -> list[Any] | None:
+        """A stage's rows, shard by shard, each computed by one of the processes that evaluate the run; see `shards.compute`."""
+        made_from = {"weights": self.folder.weights, "read": dict(read or {})}
+        return shards.compute(
+            self._shards(stage),
+            made_from,
+            sizes,
+            make,
+            self.task.share,
+            advance,
+            lambda: self.stands(stage, read or {}),
+        )
+
+    def _shards(self, stage: str) -> Path:
+        return self.folder.path / f".{self.task.nodes[stage].name}.shards"
+
+    def progress(self, title: str, total: float, unit: str) -> AbstractContextManager[Advance]:
+        """Of the rows that all processes have done, shown by the first."""
+        if not self.task.share.first:
+            return nullcontext(_silent)
+        return progress(f"{self.task.title}: {title}", total, unit)
 
     def read(self, stage: str, frame: str) -> pd.DataFrame:
         return self.folder.node(self.task.nodes[stage].name).read_frame(frame)
@@ -227,6 +267,12 @@ class Context:
         precision = self.task.precision
         return self._hold(f"speaking {precision}", lambda: self._speaking(precision)), precision
 
+    @property
+    def stored_weights(self) -> Path | None:
+        """The folder with the final model's weights; None where an adapter is stored, whose base lies elsewhere."""
+        path = self.start_path if self.loss is None else self.folder.path / "model"
+        return None if is_adapter(path) else path
+
     def _speaking(self, precision: str) -> Any:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         if self.loss is None or not is_adapter(self.folder.path / "model"):
@@ -288,29 +334,56 @@ class Context:
         groups = self.groups("heldout")
         return groups, self.references("heldout").of(groups).view(len(groups), -1)
 
-    def heldout_frame(self, scorer: SumScorer | None = None) -> pd.DataFrame:
-        """The frame `heldout` of the scorer's policy; None: of the run's final model."""
+    def heldout_frame(self, scorer: SumScorer | None = None) -> pd.DataFrame | None:
+        """The frame `heldout` of the scorer's policy; None: of the run's final model, in the first process."""
         groups, reference = self._heldout_reference
-        return self._frame("held-out pairs", self.prepared.heldout, groups, reference, scorer)
+        return self._frame("heldout", "held-out pairs", self.prepared.heldout, groups, reference, scorer)
 
-    def trainpairs_frame(self, most: int) -> pd.DataFrame:
+    def trainpairs_frame(self, most: int) -> pd.DataFrame | None:
+        """The frame `trainpairs`, in the first process."""
         pairs = subset(self.prepared.train, most)
         groups = [Group.of(p) for p in pairs]
         reference = self.references("pairs").of(groups).view(len(groups), -1)
-        return self._frame("training pairs", pairs, groups, reference, None)
+        return self._frame("trainpairs", "training pairs", pairs, groups, reference, None)
+
+    def _cut_sums(self, stage: str, title: str, groups: list[Group]) -> torch.Tensor | None:
+        """The sums of the run's final model, in the micro-batches of one process, whichever process computes each."""
+        scorer = self.scorer(self.scoring_policy())
+        totals, places = empty_sums(groups)
+        (batches,) = scorer.plan(groups)
+        count = shards.count_of(len(batches))
+        mine = [batches[k::count] for k in range(count)]
+
+        def sums(k: int) -> list[Any]:
+            rows: list[Any] = []
+            for batch in mine[k]:
+                of_batch = iter(scorer.sums_of([groups[i] for i in batch]).tolist())
+                rows += [[i, [next(of_batch) for _ in places[i]]] for i in batch]
+            return rows
+
+        with self.progress(title, len(groups), "pairs") as advance:
+            rows = self.cut(stage, [sum(map(len, of)) for of in mine], sums, lambda done: advance(done=done))
+        if rows is None:
+            return None
+        for i, of_group in rows:
+            totals[list(places[i])] = torch.tensor(of_group, dtype=torch.float64)
+        return totals
 
     def _frame(
-        self, title: str, pairs: list[TokenPair], groups: list[Group], reference: torch.Tensor, scorer: SumScorer | None
-    ) -> pd.DataFrame:
+        self,
+        stage: str,
+        title: str,
+        pairs: list[TokenPair],
+        groups: list[Group],
+        reference: torch.Tensor,
+        scorer: SumScorer | None,
+    ) -> pd.DataFrame | None:
         """One row a pair, with the run's own loss and rewards."""
         if self.loss is None:
             return pairs_frame(pairs, reference, reference)
-        if scorer is None:
-            scorer = self.scorer(self.scoring_policy())
-            with progress(f"{self.task.title}: {title}", len(groups), "pairs") as advance:
-                totals = scorer.sums(groups, advance)
-        else:
-            totals = scorer.sums(groups)
+        totals = self._cut_sums(stage, title, groups) if scorer is None else scorer.sums(groups)
+        if totals is None:
+            return None
         frame = pairs_frame(pairs, totals.view(len(groups), -1), reference)
         output = evaluate(self.loss, self.job.loss_settings, view_of(frame))
         frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (t.double().numpy() for t in output)

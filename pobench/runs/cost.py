@@ -25,6 +25,7 @@ from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError, UnknownNameError
 from pobench.model.device import bf16_pays, device_memory, layout_of_devices, peak_flops
 from pobench.model.shape import ModelShape, shape_of
+from pobench.model.vllm import missing
 from pobench.registry import get_loss, judges
 from pobench.results.run_folder import RunFolder
 from pobench.runs.task import Task
@@ -414,12 +415,22 @@ def sharding_faults(job: Job) -> list[str]:
 
 def _disk(trained: Sequence[Task], size: int) -> float:
     """Each trained model, and two checkpoints with moments, as a new one is written before the old one goes; of an adapter
-    about one per cent of that."""
+    about one per cent of that, and the merged model that vLLM reads while it answers."""
     weights = sum(
         4.0 * size * (1.0 if t.job.train.adapter is None or t.job.train.adapter.merge else 0.01) for t in trained
     )
     largest = max((1.0 if t.job.train.adapter is None else 0.01 for t in trained), default=0.0)
-    return weights + 2 * 12.0 * size * largest
+    written = max((_copied_for_vllm(t) for t in trained), default=0.0) * layout_of_devices()[0]
+    return weights + size * max(2 * 12.0 * largest, written)
+
+
+def _copied_for_vllm(task: Task) -> float:
+    """Bytes a parameter that each process writes for vLLM: of a merged adapter alone, whose weights are stored nowhere."""
+    adapter, answers = task.job.train.adapter, task.job.answers
+    if adapter is None or adapter.merge or answers.source is None or answers.engine == "transformers":
+        return 0.0
+    served = answers.engine == "vllm" or (torch.cuda.is_available() and not missing("vllm"))
+    return (4.0 if answers.precision == "fp32" else 2.0) if served else 0.0
 
 
 # ---------------------------------------------------------------- pace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
 from pobench.runs.pool import end_with_parent
 from pobench.runs.processes import ended_file
+from pobench.runs.shards import Share, forget_claims
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
@@ -141,15 +143,27 @@ def alone(folder: Path) -> Iterator[None]:
 
 def do_task(task: Task) -> str | None:
     """Run a task in a process of its own. Returns why it failed, or None."""
-    RunFolder(task.runs, task.run).forgive()
+    _begin(task)
     return why_failed(task, _launch(task) if process_count() > 1 else _fork(task))
 
 
 def do_task_here(task: Task) -> str | None:
     """The same in this process, unless several processes share it."""
-    RunFolder(task.runs, task.run).forgive()
-    several = is_shared(task) and (process_count() > 1 or machines() is not None)
-    return why_failed(task, _launch(task) if several else run(task))
+    _begin(task)
+    several = process_count() > 1 or (is_shared(task) and machines() is not None)
+    return why_failed(task, _launch(task) if several and (is_shared(task) or is_cut(task)) else run(task))
+
+
+def _begin(task: Task) -> None:
+    """Forget what an earlier attempt left: why it failed, and what its processes had taken."""
+    folder = RunFolder(task.runs, task.run)
+    folder.forgive()
+    forget_claims(folder.path)
+
+
+def is_cut(task: Task) -> bool:
+    """Whether any number of processes can do the task, shard by shard."""
+    return any(BY_NAME[stage].cut for stage in task.stages)
 
 
 def why_failed(task: Task, status: int) -> str | None:
@@ -166,21 +180,34 @@ def why_failed(task: Task, status: int) -> str | None:
     return folder.failure or f"exit status {status}"
 
 
-def _fork(task: Task) -> int:
-    """Run the task in a child, forked from a server that has imported the packages and computed nothing, so it starts fast."""
+def _fork(*tasks: Task) -> int:
+    """Run the tasks at one time, each in a child, forked from a server that has imported the packages and computed nothing, so
+    it starts fast. Returns the status of the first task, or that of another one that fails; then all end."""
     context = multiprocessing.get_context("forkserver")
     # If the checks before the plan have imported these, every child needs them too, and would take seconds to import them.
     context.set_forkserver_preload(["pobench.runs.worker", *(name for name in SLOW_IMPORTS if name in sys.modules)])
-    child = context.Process(target=_child, args=(task, environment()))
-    child.start()
+    children = [context.Process(target=_child, args=(task, environment())) for task in tasks]
+    patience: float | None = 20
     try:
-        child.join()
-    except BaseException as error:
-        child.terminate()
-        child.join(None if isinstance(error, Leave) else 20)  # who is asked to leave has the time that the system gives
-        child.kill()
+        for child in children:
+            child.start()
+        running = list(children)
+        while children[0] in running and not any(child.exitcode for child in children):
+            multiprocessing.connection.wait([child.sentinel for child in running])
+            running = [child for child in running if child.exitcode is None]
+        statuses = [child.exitcode for child in children if child.exitcode is not None]
+    except Leave:
+        patience = None  # who is asked to leave has the time that the system gives
         raise
-    return child.exitcode if child.exitcode is not None else 1
+    finally:
+        for child in children:
+            if child.is_alive():
+                child.terminate()
+        for child in children:
+            if child.pid is not None:
+                child.join(patience)
+                child.kill()
+    return next((status for status in statuses if status), 0)
 
 
 def _child(task: Task, variables: dict[str, str]) -> None:
@@ -190,11 +217,28 @@ def _child(task: Task, variables: dict[str, str]) -> None:
         import torch
 
         torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
+    if task.share.world > 1:
+        _keep_to_share(task.share)
     sys.exit(run(task))
 
 
+def _keep_to_share(share: Share) -> None:
+    """Let this process see its GPU alone, or use its part of the threads. Called before the first use of a device."""
+    import torch
+
+    known = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    names = known or [str(i) for i in range(share.world)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[share.rank % len(names)]
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, torch.get_num_threads() // share.world))
+
+
 def _launch(task: Task) -> int:
-    """Run the task in a process a device, if its stages are shared; else in a child."""
+    """Run the task in a process a device: those of a training job, if its stages are shared; those that take shards, if they
+    are cut by rows. Else in a child."""
+    if is_cut(task):
+        count = process_count()
+        return _fork(*(replace(task, share=Share(rank, count)) for rank in range(count)))
     if not is_shared(task):
         return _fork(task)
     with tempfile.TemporaryDirectory() as temporary:

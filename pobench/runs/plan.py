@@ -18,7 +18,7 @@ from pobench.data.pairs_folder import mean_tokens
 from pobench.data.prepare import source_faults
 from pobench.data.sampled import prompt_files
 from pobench.errors import PobenchError, or_fault
-from pobench.model import adapters, vllm
+from pobench.model import adapters, flash, vllm
 from pobench.model.device import device_faults
 from pobench.model.load import check_model
 from pobench.registry import get_loss
@@ -177,6 +177,7 @@ def _check(jobs: Sequence[Job], runs: Path, stages: tuple[str, ...], opponents: 
     faults += device_faults()
     faults += dict.fromkeys(fault for job in jobs for fault in adapters.missing(job.train.adapter))
     faults += dict.fromkeys(fault for job in jobs for fault in sharding_faults(job))
+    faults += flash.missing(job.model.attention, job.train.layout, job.train.precision)
     if "answers" in stages:
         faults += dict.fromkeys(fault for job in jobs for fault in vllm.missing(job.answers.engine))
     if "compare" in stages and opponents == START:

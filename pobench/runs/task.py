@@ -14,6 +14,7 @@ from pobench.judging.benchmarks.base import Benchmark, Spoken
 from pobench.registry import benchmarks, get_loss
 from pobench.results.arms import GREEK, show_setting
 from pobench.results.run_folder import RunFolder
+from pobench.runs.shards import ALONE, Share
 from pobench.runs.stage import Node
 from pobench.settings.job import Job
 from pobench.settings.schema import (
@@ -41,7 +42,7 @@ class Task:
     with). start: the
     start model's run. data: the folder of the token pairs. references: set of sequences → folder of its sums. causes: of
     the run itself. rendering, precision: the chat (`Chat.digest`) and the precision that the model generates with; empty
-    where the plan did not read the model.
+    where the plan did not read the model. share: which of the processes that evaluate the run together this one is.
     """
 
     job: Job
@@ -58,6 +59,7 @@ class Task:
     rendering: str = ""
     precision: str = ""
     sides: tuple[str, ...] = ()
+    share: Share = ALONE
 
     @property
     def spoken(self) -> Spoken | None:
@@ -141,6 +143,7 @@ class Task:
             "stages": tuple(values["stages"]),
             "plugins": tuple(values["plugins"]),
             "sides": tuple(values["sides"]),
+            "share": Share(*values["share"]),
             "nodes": {name: Node(**node) for name, node in values["nodes"].items()},
             "references": {name: Path(folder) for name, folder in values["references"].items()},
         }

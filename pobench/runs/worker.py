@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -21,6 +22,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
 from pobench.runs.context import Context
 from pobench.runs.pool import watch_launcher
+from pobench.runs.shards import POLL
 from pobench.runs.stages import BY_NAME
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.training import leaving
@@ -70,7 +72,7 @@ def _work(task: Task) -> None:
         context.folder.write_json("environment.json", environment(context.accelerator))
     failed = _each_stage(context)
     context.release()
-    if task.kind in ("start", "loss") and "train" not in task.stages:
+    if task.share.first and task.kind in ("start", "loss") and "train" not in task.stages:
         if not context.folder.has("environment.json"):
             context.folder.write_json("environment.json", environment(context.accelerator))
         scores_of(task.runs, task.run)  # stored, so that a report need not compute them
@@ -86,6 +88,10 @@ def _each_stage(context: Context) -> dict[str, str]:
         leaving.leave_if_asked()
         if any(stage in failed for stage in BY_NAME[name].reads):
             continue  # the reason is that of the stage it reads
+        if not context.task.share.first:
+            if not BY_NAME[name].cut:
+                continue
+            _wait_for(context, name)
         try:
             BY_NAME[name].run(context)
         except Exception as error:
@@ -95,6 +101,14 @@ def _each_stage(context: Context) -> dict[str, str]:
         if name in failed:
             context.release()  # after the error, whose frames may hold the model
     return failed
+
+
+def _wait_for(context: Context, name: str) -> None:
+    """Until the first process has stored what the stage reads. Where that fails, this process is ended with it."""
+    for read in BY_NAME[name].reads:
+        if read in context.task.stages:
+            while not context.stands(read, BY_NAME[read].read(context.task)):
+                time.sleep(POLL)
 
 
 def main() -> None:

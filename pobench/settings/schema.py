@@ -70,7 +70,8 @@ class ModelConfig(_Strict):
     sha256: str | None = None  # of the package, when the source is one
     trust_remote_code: bool = False
     # flex: FlexAttention in training, on a GPU; auto: flex if a check passes, else sdpa, or eager for capped scores
-    attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
+    # flash_attention_2: over padded rows, in bf16, on a GPU with flash-attn; if a check passes, else as auto
+    attention: Literal["auto", "flex", "flash_attention_2", "sdpa", "eager"] = "auto"
     chat_template: str | None = None  # a Jinja file, or the name of a shipped one; None: the tokenizer's own
     system_message: str | None = None  # added to every conversation without one; "": an empty system message
     # passed to the chat template in training and generation: {enable_thinking: false}
@@ -271,6 +272,8 @@ class AnswersConfig(_Strict):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     # auto: vLLM if it is installed and there is a GPU; its answers may differ from transformers', even greedy ones
     engine: Literal["auto", "transformers", "vllm"] = "auto"
+    # of the GPU's whole memory, for vLLM's weights and cache
+    vllm_memory_share: Annotated[float, RUNTIME] = Field(0.9, gt=0, le=1)
 
     def causes(self) -> dict[str, Any]:
         """Without the seed and the nucleus where decoding is greedy: nothing is drawn, so they decide nothing."""

@@ -28,30 +28,43 @@ def run(context: Context) -> None:
     context.store("answers", {"answers": _answers(context)})
 
 
-def _answers(context: Context) -> pd.DataFrame:
+def _answers(context: Context) -> pd.DataFrame | None:
     import pandas as pd
 
     from pobench.data.prompts import eval_prompts
-    from pobench.model.generate import Decoding, generate
+    from pobench.model.generate import Answer, Decoding, batch_sizes, generate_batches
     from pobench.model.vllm import speaker_of
-    from pobench.progress import progress
+    from pobench.runs.shards import count_of
 
     config, rows = context.job.decoding, eval_prompts(context.job.answers)
     model, precision = context.speaking_model()
     drawn = config.model_dump(include={f.name for f in fields(Decoding)}) | {"precision": precision}
     decoding = Decoding(**drawn)
+    prompts = [context.chat.prompt_ids(row["messages"]) for row in rows]
     with (
-        speaker_of(model, config.engine, decoding.precision, config.batch_size) as (speaker, batch_size),
-        progress(f"{context.task.title}: answers", len(rows) * config.samples, "answers") as advance,
+        speaker_of(
+            model,
+            config.engine,
+            decoding.precision,
+            config.batch_size,
+            folder=context.stored_weights,
+            memory_share=config.vllm_memory_share,
+        ) as (speaker, batch_size),
+        context.progress("answers", len(rows) * config.samples, "answers") as advance,
     ):
-        answers = generate(
-            speaker,
-            context.chat,
-            [context.chat.prompt_ids(row["messages"]) for row in rows],
-            decoding,
-            batch_size=batch_size,
-            progress=lambda done, total: advance(done=done),
-        )
+        sizes = batch_sizes(prompts, config.samples, batch_size)
+        count = count_of(len(sizes))
+
+        def speak(k: int) -> list[Any]:
+            share = (k, count)
+            batches = generate_batches(speaker, context.chat, prompts, decoding, batch_size=batch_size, share=share)
+            return [[*answer] for batch in batches for answer in batch]
+
+        of_shards = [sum(sizes[k::count]) for k in range(count)]
+        answered = context.cut("answers", of_shards, speak, lambda done: advance(done=done))
+    if answered is None:
+        return None
+    answers = sorted(Answer(*answer) for answer in answered)
     return pd.DataFrame(
         {
             "prompt": rows[a.prompt]["id"],
@@ -75,4 +88,5 @@ STAGE = Stage(
     decided_by="trained weights, prompts (ids and token ids), decoding; where it samples, the run's seed",
     run=run,
     causes=causes,
+    cut=True,
 )

@@ -49,7 +49,9 @@ def run(context: Context) -> None:
         (side, RunFolder(context.task.runs, side).node(name).read_frame("answers"))
         for side, name in context.task.nodes["compare"].causes["answers"].items()
     )
-    verdicts = judge_stage.compared(context, judge, rows, answers, others, against=second)
+    verdicts = judge_stage.compared(context, "compare", judge, rows, answers, others, second, digests)
+    if verdicts is None:
+        return
     keys = ["prompt", "sample"]
     lengths = answers[[*keys, "tokens"]].merge(others[[*keys, "tokens"]], on=keys, suffixes=("", "_opponent"))
     frame = verdicts.rename(columns={"against": "opponent"}).merge(lengths, on=keys)
@@ -66,6 +68,7 @@ STAGE = Stage(
     run=run,
     causes=causes,
     read=read,
+    cut=True,
     optional=True,
     named_by="--opponents",
     per_run=False,

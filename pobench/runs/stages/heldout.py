@@ -29,4 +29,5 @@ STAGE = Stage(
     decided_by="trained weights, token ids of the held-out pairs, their reference sums",
     run=run,
     causes=causes,
+    cut=True,
 )

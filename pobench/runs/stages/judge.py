@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from pobench.errors import PobenchError
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pobench.judging import PairwiseJudge
+    from pobench.judging.pairwise import Comparison, Verdict
     from pobench.runs.context import Context
     from pobench.runs.task import Task
+
+
+SHARD_BATCHES = 8  # of a judge with weights, in a shard
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
@@ -47,6 +52,8 @@ def run(context: Context) -> None:
     assert config.name is not None
     kind = judges.get(config.name)
     judge = kind(**config.settings)
+    if not context.task.share.first and not (kind.compares and context.loss is not None):
+        return
     if not kind.compares and not grades(judge):
         raise PobenchError(
             f"judge {config.name!r} ranks answers, but its scores have no bounds, so it cannot grade one"
@@ -62,33 +69,37 @@ def run(context: Context) -> None:
     elif context.loss is None:  # beside itself it wins half, by definition
         verdicts = verdicts.assign(judge=judge.name, score=0.5, against="start")
     else:
-        verdicts = compared(context, judge, rows, answers, context.start_answers(), against="start")
+        others = context.start_answers()
+        verdicts = compared(context, "judge", judge, rows, answers, others, "start", read(context.task))
     context.store("judge", {"verdicts": verdicts}, read(context.task))
 
 
 def compared(
     context: Context,
+    stage: str,
     judge: PairwiseJudge,
     rows: Mapping[str, Any],
     answers: pd.DataFrame,
     others: pd.DataFrame,
-    *,
     against: str,
-) -> pd.DataFrame:
-    """Verdicts on every answer beside another model's answer to the same prompt, sample by sample.
+    digests: Mapping[str, str | None],
+) -> pd.DataFrame | None:
+    """Verdicts on every answer beside another model's answer to the same prompt, sample by sample; None in all processes but
+    the first.
 
     rows: prompt id → its row. answers, others: frames `answers` of two models. against: who the other is, for the column.
+    digests: of the answers.
     """
-    from pobench.judging.pairwise import Comparison, Longer, judge_many
-    from pobench.progress import progress
+    from pobench.judging.pairwise import Comparison, Longer
 
     theirs = others[["prompt", "sample", "text"]]
     both = answers.merge(theirs, on=["prompt", "sample"], suffixes=("", "_other"))
     shown = [Comparison(rows[b.prompt]["messages"], b.text_other, b.text) for b in both.itertuples()]
     if hasattr(judge, "estimate"):
         context.say(f"{context.task.title}: {judge.name}: {judge.estimate(shown)}")
-    with progress(f"{context.task.title}: verdicts", len(shown), "answers") as advance:
-        verdicts = judge_many(judge, shown, lambda done, total: advance(done=len(shown) * done // max(total, 1)))
+    verdicts = _verdicts(context, stage, judge, shown, digests)
+    if verdicts is None:
+        return None
     unread = [v.error for v in verdicts if math.isnan(v.probability)]
     notes = [f"{len(unread)} of {len(shown)} verdicts could not be read ({unread[0]})"] if unread else []
     for note in [*getattr(judge, "notes", ()), *notes]:
@@ -104,6 +115,37 @@ def compared(
     )
 
 
+def _verdicts(
+    context: Context,
+    stage: str,
+    judge: PairwiseJudge,
+    shown: Sequence[Comparison],
+    digests: Mapping[str, str | None],
+) -> list[Verdict] | None:
+    """The verdicts of all comparisons. A judge with weights reads them shard by shard, comparisons of similar length together,
+    in the same shards however many processes there are; any other judge is asked for all at once."""
+    from pobench.judging.pairwise import Verdict, judge_many
+    from pobench.runs.shards import count_of
+
+    rows_at_once = SHARD_BATCHES * getattr(judge, "batch_size", 1)
+    count = count_of(-(-len(shown) // rows_at_once)) if hasattr(judge, "weights") else 1
+    with context.progress("verdicts", len(shown), "answers") as advance:
+        if count == 1:
+            if not context.task.share.first:
+                return None
+            return judge_many(judge, shown, lambda done, total: advance(done=len(shown) * done // max(total, 1)))
+        by_length = sorted(range(len(shown)), key=lambda i: (len(shown[i].a) + len(shown[i].b), i))
+        size = -(-len(shown) // count)
+        cut = [by_length[start : start + size] for start in range(0, len(shown), size)]
+
+        def judged(k: int) -> list[Any]:
+            verdicts = judge_many(judge, [shown[i] for i in cut[k]])
+            return [[i, *astuple(verdict)] for i, verdict in zip(cut[k], verdicts, strict=True)]
+
+        rows = context.cut(stage, [*map(len, cut)], judged, lambda done: advance(done=done), digests)
+    return None if rows is None else [Verdict(*verdict) for _, *verdict in sorted(rows, key=lambda row: row[0])]
+
+
 STAGE = Stage(
     name="judge",
     does="verdicts on the answers",
@@ -113,4 +155,5 @@ STAGE = Stage(
     run=run,
     causes=causes,
     read=read,
+    cut=True,
 )

@@ -42,7 +42,6 @@ def run(context: Context) -> None:
     from pobench.identity import name_of
     from pobench.model import adapters
     from pobench.progress import progress
-    from pobench.runs.pair_frames import heldout_means
     from pobench.training import leaving
     from pobench.training.loop import train
 
@@ -68,7 +67,7 @@ def run(context: Context) -> None:
             advance(note=f"loss {row['loss']:.4g} · margin {row['rewards/margins']:+.3g} · {pace}", done=row["step"])
 
         def watch(scorer: SumScorer) -> dict[str, float]:
-            measured = _beside(context, "the held-out pairs", lambda: heldout_means(context.heldout_frame(scorer)))
+            measured = _beside(context, "the held-out pairs", lambda: _heldout_means(context, scorer))
             return measured or {}
 
         trained = train(
@@ -95,6 +94,14 @@ def run(context: Context) -> None:
     with leaving.held():  # the last steps have no checkpoint
         _store(context, model, adapted, {**asdict(trained), **facts})
     accelerator.wait_for_everyone()
+
+
+def _heldout_means(context: Context, scorer: SumScorer) -> dict[str, float]:
+    from pobench.runs.pair_frames import heldout_means
+
+    frame = context.heldout_frame(scorer)
+    assert frame is not None  # only shards are another process's
+    return heldout_means(frame)
 
 
 def _reference(context: Context) -> ReferenceSums | EveryStep | None:

@@ -34,5 +34,6 @@ STAGE = Stage(
     decided_by="trained weights, token ids of the training pairs, their reference sums",
     run=run,
     causes=causes,
+    cut=True,
     optional=True,
 )

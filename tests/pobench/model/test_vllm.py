@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
@@ -43,8 +44,11 @@ class LLM:
 
     asked: ClassVar[list[tuple[list[int], SamplingParams]]] = []
 
-    def __init__(self, model: str, dtype: str, skip_tokenizer_init: bool, generation_config: str) -> None:
+    def __init__(
+        self, model: str, dtype: str, skip_tokenizer_init: bool, generation_config: str, gpu_memory_utilization: float
+    ) -> None:
         assert skip_tokenizer_init and generation_config == "vllm"
+        self.folder, self.share = model, gpu_memory_utilization
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
 
     def generate(self, prompts: Any, sampling_params: Any, use_tqdm: bool = True) -> list[Any]:
@@ -107,6 +111,17 @@ def test_every_prompt_and_sample_has_a_seed_of_its_own_that_comes_again(stand_in
 
 def test_weights_reach_vllm_in_the_precision_asked_for(stand_in: type[LLM]) -> None:
     with speaker_of(chat_model(), "vllm", "bf16", 64) as (served, _):
+        assert served._llm.model.dtype == torch.bfloat16
+
+
+def test_vllm_reads_stored_weights_where_they_lie_and_takes_its_share_of_memory(
+    stand_in: type[LLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = chat_model()
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(model, "save_pretrained", None)  # no copy is written
+    with speaker_of(model, "vllm", "bf16", 64, folder=tmp_path, memory_share=0.4) as (served, _):
+        assert (served._llm.folder, served._llm.share) == (str(tmp_path), 0.4)
         assert served._llm.model.dtype == torch.bfloat16
 
 
