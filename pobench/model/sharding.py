@@ -167,7 +167,7 @@ def whole_weights(model: Any, *, trained: bool = False) -> dict[str, Tensor]:
     trained: without frozen weights. A tied weight appears once.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained)
-    state: dict[str, Tensor] = {**get_model_state_dict(model, options=options)}
+    state: dict[str, Any] = get_model_state_dict(model, options=options)
     for name in getattr(model, "all_tied_weights_keys", None) or {}:
         state.pop(name, None)
     return state

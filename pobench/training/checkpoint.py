@@ -15,7 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,22 +81,21 @@ def save(
     facts: small values that `about` and `load` return. content: the name of what the job is made from.
     """
     target = folder / f"checkpoint-{step}"
-    shared = _is_split(model)
-    first = not shared or dist.get_rank() == 0
-    with whole(target) if first else nullcontext() as partial:
-        if first:
-            partial.mkdir(parents=True)
-        if shared:
+    split = _is_split(model)
+    if split and dist.get_rank() > 0:
+        _save_rows({**_weights(model), **_moments(model, optimizer)}, None)
+        return
+    with whole(target) as partial:
+        partial.mkdir(parents=True)
+        if split:
             files = _save_rows({**_weights(model), **_moments(model, optimizer)}, partial)
         else:
             _save(_weights(model), partial, "weights")
             _save(_moments(model, optimizer), partial, "adam")
             files = digests_of(partial)
-        if first:
-            state = {"step": step, "content": content, "files": files, **facts}
-            (partial / STATE).write_text(json.dumps({"state": state, "sha256": _digest(state)}))
-    if first:
-        clear(folder, keep=target)
+        state = {"step": step, "content": content, "files": files, **facts}
+        (partial / STATE).write_text(json.dumps({"state": state, "sha256": _digest(state)}))
+    clear(folder, keep=target)
 
 
 def resume(
