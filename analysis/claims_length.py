@@ -23,7 +23,7 @@ from pobench.results.claims import (
     share_by_length,
 )
 from pobench.results.evidence import UNMEASURED, Evidence, Measured, characters, tokens, trained
-from pobench.results.pair_values import OfRows, change_per_token, longer, margin, simpo_margin
+from pobench.results.pair_values import OfRows, likelihood_margin, longer, margin, simpo_margin
 
 claim = partial(register_claim, subject="Length")
 
@@ -76,7 +76,7 @@ def margin_rises_everywhere(e: Evidence) -> Measured:
         return UNMEASURED
 
     def gain(rows: pd.DataFrame) -> pd.Series:
-        return beta * (change_per_token(rows, "chosen") - change_per_token(rows, "rejected"))
+        return margin(rows) - beta * likelihood_margin(rows, "reference_")
 
     return least_by_bin(e, "simpo", gain)
 

@@ -21,9 +21,9 @@ def longer(pairs: pd.DataFrame) -> pd.Series:
     return (pairs["chosen_length"] - pairs["rejected_length"]).astype(float)
 
 
-def per_token(pairs: pd.DataFrame, side: str) -> pd.Series:
-    """The log-probability of the `chosen` or the `rejected` answer, nats per token."""
-    return pairs[f"{side}_logp"] / pairs[f"{side}_length"]
+def per_token(pairs: pd.DataFrame, side: str, model: str = "") -> pd.Series:
+    """The log-probability of the `chosen` or the `rejected` answer, nats per token. model: `reference_` for the start model."""
+    return pairs[f"{model}{side}_logp"] / pairs[f"{side}_length"]
 
 
 def change_per_token(pairs: pd.DataFrame, side: str) -> pd.Series:
@@ -41,9 +41,9 @@ def kl(pairs: pd.DataFrame) -> pd.Series:
     return (pairs["reference_chosen_logp"] - pairs["chosen_logp"]) / pairs["chosen_length"]
 
 
-def likelihood_margin(pairs: pd.DataFrame) -> pd.Series:
+def likelihood_margin(pairs: pd.DataFrame, model: str = "") -> pd.Series:
     """Chosen minus rejected log-probability, nats per token: how much likelier the model finds the better answer."""
-    return per_token(pairs, "chosen") - per_token(pairs, "rejected")
+    return per_token(pairs, "chosen", model) - per_token(pairs, "rejected", model)
 
 
 def simpo_margin(pairs: pd.DataFrame) -> pd.Series:
