@@ -68,6 +68,7 @@ class Ray(Remote):
         import ray
 
         if not self._connect():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours reports to nobody
             ray.init(address="local", include_dashboard=False, **QUIET)
         needs = {"num_gpus": self.num_gpus if shared else min(self.num_gpus, 1), "num_cpus": self.num_cpus}
         more = {"memory": self.memory, "resources": self.resources}

@@ -316,7 +316,7 @@ def test_two_launchers_that_name_each_other_make_one_job(tmp_path) -> None:
 def test_a_detached_command_goes_on_without_its_terminal_and_is_cancelled(plan_here, pobench_cli, monkeypatch) -> None:
     """It would train for minutes, and saves no checkpoint of its own accord in that time."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
-    values = ["--set", "train.epochs=5000", "--set", "train.checkpoint_seconds=3600"]
+    values = ["--set", "train.epochs=1000", "--set", "train.batch_size=1", "--set", "train.checkpoint_seconds=3600"]
     command = ["run", "--setting", "small.yaml", "--losses", "simpo", "--stages", "train", *values]
     status, out, err = pobench_cli(*command, "--detach")
     assert status == 0 and "1 jobs go on as process" in out, err

@@ -551,7 +551,7 @@ def test_the_values_that_are_tried_do_not_depend_on_which_trial_ends_first(
     for name, ends_after in {"in turn": {}, "the second first": {0: 1, 2: 3}}.items():
         scripted = Scripted(monkeypatch, ends_after)
         tuning = planned(tmp_path, sampler, 4, f"runs {name}")
-        tune(tuning, at_once=2)
+        tune(tuning, parallel=2)
         rows = read_trials(tuning.csv)
         tried[name] = rows[["loss", "trial", "lr", "value", "chosen"]].to_dict("records")
         assert len(scripted.begun) == 8 and rows.groupby("loss").size().to_dict() == {"dpo": 4, "simpo": 4}
@@ -565,7 +565,7 @@ def test_a_search_that_was_killed_at_any_trial_tries_the_same_values_and_none_tw
 ) -> None:
     whole = Scripted(monkeypatch)
     undisturbed = planned(tmp_path, sampler, 3, "undisturbed")
-    tune(undisturbed, at_once=2)
+    tune(undisturbed, parallel=2)
     expected = read_trials(undisturbed.csv)[["loss", "lr", "value"]].to_dict("records")
     assert len(whole.begun) == 6
     for moment in (2, 5):  # killed as this trial begins: it and the one beside it have no result yet
@@ -579,8 +579,8 @@ def test_a_search_that_was_killed_at_any_trial_tries_the_same_values_and_none_tw
 
         Scripted(monkeypatch)
         with pytest.raises(KeyboardInterrupt):
-            tune(tuning, at_once=2, announce=announce)
+            tune(tuning, parallel=2, announce=announce)
         rest = Scripted(monkeypatch)
-        tune(tuning, at_once=2)
+        tune(tuning, parallel=2)
         assert read_trials(tuning.csv)[["loss", "lr", "value"]].to_dict("records") == expected
-        assert len(rest.begun) <= 8 - moment and tune(tuning, at_once=2).made == 0
+        assert len(rest.begun) <= 8 - moment and tune(tuning, parallel=2).made == 0
