@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pydantic
 import torch
 import transformers
 from accelerate import PartialState
@@ -44,10 +45,10 @@ from pobench.runs.sampling import Judge, Sampling, draw, only_writer, prompt_key
 from pobench.runs.stage import Node
 from pobench.runs.start_model import base_model, start_model
 from pobench.runs.task import Task
-from pobench.settings.faults import judge_faults
+from pobench.settings.faults import explain, judge_faults
 from pobench.settings.job import Job
 from pobench.settings.resolve import OF_ONE_SOURCE, resolve
-from pobench.settings.schema import DataConfig, JudgeConfig, ModelConfig
+from pobench.settings.schema import DataConfig, JudgeConfig, ModelConfig, OnPolicyConfig
 from pobench.sources import rows_digest, weights_digest
 
 FILE = "pairs.jsonl"
@@ -100,6 +101,10 @@ def recipe_for(
         (job,) = resolve(setting, "simpo", seeds=[0], model=model, overrides=changes)
     except PobenchError as error:
         faults += str(error).splitlines()
+        try:  # a setting that cannot be read hides what is wrong with these
+            OnPolicyConfig.model_validate(values)
+        except pydantic.ValidationError as wrong:
+            faults += explain(wrong, f"{SECTION}.", OnPolicyConfig)
     named = None if job is None else job.onpolicy.ranker if job.onpolicy.ranker.name else job.judge
     name = ranker or (named.name if named else None)
     own = named.settings if named is not None and name == named.name else {}
