@@ -142,10 +142,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         ranking = _ranking_calls(drawn_job)
         calls += ranking
         judge_tokens += ranking * 2.0 * _new_tokens(drawn_job) if ranking else 0.0
-    longest = counts.longest if counts else 0
-    steps = [step_of(t.job, shape, _shards(t.job), longest) for t in [*sft, *trained[:1]]]
-    needs = [(training_memory(shape, step), step.tokens) for step in steps]
-    memory, micro_tokens = max(needs, key=lambda need: need[0].total, default=(None, 0))
+    memory, micro_tokens = _largest([*sft, *trained[:1]], shape, counts.longest if counts else 0)
     spoken = answering_of(job, shape) if answering else None
     return Cost(
         seconds=training / devices + evaluation + _starting(tasks, size),
@@ -163,6 +160,13 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         judge_calls=int(calls) if not math.isnan(calls) else 0,
         judge_tokens=judge_tokens,
     )
+
+
+def _largest(tasks: Sequence[Task], shape: ModelShape, longest: int) -> tuple[TrainingMemory | None, int]:
+    """(memory, tokens of a micro-batch) of the task that needs the most; (None, 0) where none trains."""
+    steps = [step_of(t.job, shape, _shards(t.job), longest) for t in tasks]
+    found = [(training_memory(shape, step), step.tokens) for step in steps]
+    return max(found, key=lambda one: one[0].total) if found else (None, 0)
 
 
 def _starting(tasks: Sequence[Task], size: int) -> float:
