@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pobench.columns import FRAMES
@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from pobench.model.logps import ResponseLogps
     from pobench.runs.context import Context
     from pobench.types import TokenPair
 
 MOST_PAIRS = 64  # two backward passes each
+COLUMNS = FRAMES["norms"].names[1:]
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any]:
@@ -24,12 +26,24 @@ def causes(job: Job, content: Content) -> Mapping[str, Any]:
 
 
 def run(context: Context) -> None:
-    from pobench.progress import progress
+    import pandas as pd
 
-    pairs = context.prepared.heldout
-    model, tile = context.merged_model(), context.job.train.head_tile
-    with progress(f"{context.task.title}: gradients", min(len(pairs), MOST_PAIRS), "pairs") as advance:
-        context.store("gradient_norms", {"norms": gradient_norms(model, pairs, tile, advance)})
+    from pobench.model.logps import ResponseLogps
+    from pobench.runs.shards import count_of
+
+    picked = picked_pairs(context.prepared.heldout)
+    policy = ResponseLogps(context.merged_model().requires_grad_(True), context.job.train.head_tile)
+    cut = [picked[k :: count_of(len(picked))] for k in range(count_of(len(picked)))]
+
+    def measure(k: int) -> list[Any]:
+        return [[*row] for row in norms_of(policy, cut[k])]
+
+    with context.progress("gradients", len(picked), "pairs") as advance:
+        rows = context.cut("gradient_norms", [*map(len, cut)], measure, lambda done: advance(done=done))
+    if rows is not None:
+        place = {pair.id: i for i, pair in enumerate(picked)}
+        in_order = sorted(rows, key=lambda row: place[row[0]])
+        context.store("gradient_norms", {"norms": pd.DataFrame(in_order, columns=COLUMNS)})
 
 
 STAGE = Stage(
@@ -40,40 +54,38 @@ STAGE = Stage(
     decided_by="trained weights, token ids of the held-out pairs",
     run=run,
     causes=causes,
+    cut=True,
     optional=True,
 )
 
 
-def gradient_norms(
-    model: Any, pairs: Sequence[TokenPair], tile: int | None, advance: Callable[[int], None] = lambda done: None
-) -> pd.DataFrame:
-    """Columns pair, chosen_norm, rejected_norm and product of `∇ Σ log π` by all weights, for up to `MOST_PAIRS` pairs.
+def picked_pairs(pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    """Up to `MOST_PAIRS` of the pairs, evenly along their length."""
+    by_length = sorted(pairs, key=lambda p: (len(p.chosen) + len(p.rejected), p.id))
+    count = min(MOST_PAIRS, len(by_length))
+    return [by_length[i * len(by_length) // count] for i in range(count)]
 
-    The pairs are picked evenly along their length. Every loss's gradient is a combination of a pair's two vectors, so
-    these three numbers serve them all (`pobench.results.gradients`). Holds two gradients beside the weights, in fp32.
+
+def norms_of(policy: ResponseLogps, pairs: Sequence[TokenPair]) -> list[tuple[str, float, float, float]]:
+    """A row of `COLUMNS` for each pair: norms and product of `∇ Σ log π` by all weights.
+
+    Every loss's gradient is a combination of a pair's two vectors, so these three numbers serve them all
+    (`pobench.results.gradients`). Holds two gradients beside the weights, in fp32.
     """
-    import pandas as pd
     import torch
 
     from pobench.model.layouts import get_layout
-    from pobench.model.logps import ResponseLogps
     from pobench.types import Group
 
-    by_length = sorted(pairs, key=lambda p: (len(p.chosen) + len(p.rejected), p.id))
-    count = min(MOST_PAIRS, len(by_length))
-    picked = [by_length[i * len(by_length) // count] for i in range(count)]
+    model, layout = policy.model, get_layout("padded")
     weights = list(model.parameters())
-    for weight in weights:
-        weight.requires_grad_(True)
-    policy, layout = ResponseLogps(model, tile), get_layout("padded")
     rows = []
-    for pair in picked:
+    for pair in pairs:
         totals = policy(layout.collate([Group.of(pair)], None).to(model.device))
         chosen = torch.autograd.grad(totals[0], weights, retain_graph=True, allow_unused=True)
         rejected = torch.autograd.grad(totals[1], weights, allow_unused=True)
         rows.append((pair.id, _dot(chosen, chosen) ** 0.5, _dot(rejected, rejected) ** 0.5, _dot(chosen, rejected)))
-        advance(1)
-    return pd.DataFrame(rows, columns=FRAMES["norms"].names[1:])
+    return rows
 
 
 def _dot(a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None]) -> float:

@@ -17,7 +17,7 @@ from pobench.results import stats
 from pobench.results.cross_loss import view_of
 from pobench.results.derived import Frames
 from pobench.results.gradients import gradients, weights
-from pobench.runs.stages.gradient_norms import gradient_norms
+from pobench.runs.stages.gradient_norms import COLUMNS, norms_of, picked_pairs
 from pobench.types import Group, TokenPair
 
 PAIRS = 40
@@ -95,8 +95,8 @@ PAIR = TokenPair("one", (5, 6, 7), (8, 9, 10, 11, 2), (12, 13, 2))
 
 def test_three_numbers_give_the_norm_of_any_losss_gradient(model) -> None:
     known = runs("dpo")
-    measured = gradient_norms(model, [PAIR], None)
     policy = ResponseLogps(model, None)
+    measured = pd.DataFrame(norms_of(policy, [PAIR]), columns=COLUMNS)
     totals = policy(get_layout("padded").collate([Group.of(PAIR)], None))
     frame = pd.DataFrame(
         {
@@ -113,7 +113,7 @@ def test_three_numbers_give_the_norm_of_any_losss_gradient(model) -> None:
     assert found == pytest.approx(whole, rel=1e-4) and whole > 0
 
 
-def test_pairs_to_measure_are_spread_over_their_lengths(model, monkeypatch) -> None:
+def test_pairs_to_measure_are_spread_over_their_lengths(monkeypatch) -> None:
     monkeypatch.setattr("pobench.runs.stages.gradient_norms.MOST_PAIRS", 3)
     pairs = [TokenPair(f"p{n}", (5,), (6,) * n, (7, 2)) for n in range(1, 10)]
-    assert list(gradient_norms(model, pairs, None)["pair"]) == ["p1", "p4", "p7"]
+    assert [pair.id for pair in picked_pairs(pairs)] == ["p1", "p4", "p7"]

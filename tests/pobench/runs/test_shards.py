@@ -101,14 +101,14 @@ def test_two_processes_evaluate_a_run_to_the_bytes_of_one_and_a_killed_one_goes_
     monkeypatch.chdir(tmp_path)
     small = {"answers.batch_size": 1, "train.micro_tokens": 40}
     jobs = resolve(str(tmp_path / "small.yaml"), "simpo", overrides=small)
-    stages = ("train", "heldout", "answers", "judge", "trainpairs")
+    stages = ("train", "heldout", "answers", "judge", "trainpairs", "gradient_norms")
     assert {o.reason for o in execute(make_plan(jobs, tmp_path / "runs", stages))} == {""}
     shutil.copytree(tmp_path / "runs", tmp_path / "one")
 
     (run,) = (p.parent for p in (tmp_path / "runs").glob("*/simpo-*/trained.json"))
     folder = RunFolder(tmp_path / "runs", f"{run.parent.name}/{run.name}")
     expected = {n: digests_of(folder.path / n) for n in folder.shown.values() if folder.node(n).finished}
-    assert {name.partition("-")[0] for name in expected} == {"heldout", "answers", "judge", "trainpairs"}
+    assert {name.partition("-")[0] for name in expected} == {*stages[1:]}
     for name in expected:
         shutil.rmtree(folder.path / name)
     monkeypatch.setenv("POBENCH_PROCESSES", "2")
