@@ -10,7 +10,6 @@ from pobench.runs.stage import Content, Stage
 from pobench.settings.job import Job
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
 
     from pobench.model.logps import ResponseLogps
