@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -86,9 +87,10 @@ def fit(
         reference: ReferenceSums | None = None,
         content: str = "",
         say: Any = lambda text: None,
+        dtype: torch.dtype = torch.float32,
         **changes: Any,
     ) -> tuple[Any, Trained, list[dict[str, Any]]]:
-        model = copy.deepcopy(start_model)
+        model = copy.deepcopy(start_model).to(dtype)
         if adapter is not None:
             adapters.attach(model, AdapterConfig(**adapter), seed or 0)
         rows: list[dict[str, Any]] = []
