@@ -23,6 +23,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         del sys.modules[name]
 
 
+@pytest.mark.slow  # real steps in five precisions and ways
 def test_the_estimate_is_within_five_per_cent_of_the_allocators_peak(memory: Any) -> None:
     config = {**memory.SMALL, "num_hidden_layers": 2}
     for case in memory.cases(config, 1)[1:4]:  # bf16: plain, with checkpointing, LoRA
