@@ -35,14 +35,16 @@ def sets_of(job: Job, kind: str, stages: tuple[str, ...]) -> list[str]:
 def node_of(job: Job, content: Content, which: str) -> Node:
     """The folder of one set. The digits depend on weights, sequences and arithmetic, and on nothing else."""
     adapter = job.train.adapter
-    base = None if adapter is None else (adapter.quantize, adapter.base_precision)
+    base: tuple[str, ...] | None = None if adapter is None else (adapter.quantize, adapter.base_precision)
+    if base is not None:  # a name with two words only holds sums that the base gave in fp32
+        base = None if base == ("none", "fp32") else (*base, "itself")
     arithmetic = {
         "precision": content.precise(job.train.precision),
         "layout": job.train.layout,
         "attention": job.model.attention,
         "compile": job.train.compile,
         "head_tile": job.train.head_tile,
-        "base": None if base in (None, ("none", "fp32")) else base,
+        "base": base,
         **content.rounding(job.train),
     }
     sequences = {"heldout": content.heldout, "pairs": content.pairs, "mismatched": content.pairs}[which]
