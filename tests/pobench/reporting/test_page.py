@@ -410,6 +410,16 @@ def test_a_page_that_grows_too_large_leaves_its_largest_pictures_out(frames, tmp
     assert html.count("Too large") == 1 and (tmp_path / "b/tiny/figures/both-rewards.svg").is_file()
 
 
+def test_another_order_of_the_pairs_is_said_unless_more_epochs_are_the_reason(synthetic) -> None:
+    made = synthetic.make_frames({"one": ("One", {}, 0.1, *[0.0] * 3, 1.0), "two": ("Two", {}, 0.1, *[0.0] * 3, 1.0)})
+    two = made["runs"]["loss"] == "two"
+    for epochs, heads in ((1.0, {"Data order"}), (3.0, set())):
+        runs = made["runs"].assign(order=made["runs"]["order"].mask(two, "77aa"))
+        runs["epochs"] = runs["epochs"].mask(two, epochs)
+        (comparable,) = split(ordered({**made, "runs": runs}))
+        assert {finding.head for finding in summarise(comparable)} & {"Data order"} == heads
+
+
 def test_many_losses_still_make_a_summary_of_a_minute(synthetic) -> None:
     many = {f"loss_{i:02d}": (f"Loss {i}", {}, 0.3 - 0.05 * (i > 6), *[0.0] * 3, 1.0) for i in range(9)}
     made = synthetic.make_frames(many, seeds=(1, 2, 3), prompts=40, pairs=4, steps=2)
