@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pobench.registry import load_plugin
+from pobench.registry import load_plugin, losses
 from pobench.runs.execute import execute
 from pobench.runs.executor import make_executor
 from pobench.runs.jobs import JobFolder, jobs_below, states_of
@@ -116,10 +116,12 @@ class World:
 
 
 @pytest.fixture
-def world(plan_here, tmp_path, monkeypatch) -> World:
+def world(plan_here, tmp_path, monkeypatch) -> Iterator[World]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-a-secret")
-    return World(plan_here, tmp_path)
+    yield World(plan_here, tmp_path)
+    for name in ("first", "second"):  # the next test's plug-in registers its own
+        losses._items.pop(name), losses._aliases.pop(name)
 
 
 def assert_all_is_done_once(world: World, killed: str, other: str, beside: int = 0) -> None:
