@@ -30,7 +30,7 @@ from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
-from pobench.training.leaving import Leave
+from pobench.training.leaving import SIGNALS, Leave
 
 LOCK = ".lease"  # in a setting's folder of runs, while a command is at work there
 SLOW_IMPORTS = ("fastchat.llm_judge.common",)  # of optional packages
@@ -185,7 +185,8 @@ def _fork(*tasks: Task) -> int:
     it starts fast. Returns the status of the first task, or that of another one that fails; then all end."""
     context = multiprocessing.get_context("forkserver")
     # If the checks before the plan have imported these, every child needs them too, and would take seconds to import them.
-    context.set_forkserver_preload(["pobench.runs.worker", *(name for name in SLOW_IMPORTS if name in sys.modules)])
+    preload = ["pobench.runs.fork_server", "pobench.runs.worker"]
+    context.set_forkserver_preload([*preload, *(name for name in SLOW_IMPORTS if name in sys.modules)])
     children = [context.Process(target=_child, args=(task, environment())) for task in tasks]
     patience: float | None = 20
     try:
@@ -211,6 +212,8 @@ def _fork(*tasks: Task) -> int:
 
 
 def _child(task: Task, variables: dict[str, str]) -> None:
+    for number in SIGNALS:  # the server ignores them
+        signal.signal(number, signal.SIG_DFL)
     end_with_parent()
     os.environ.update(variables)
     if "OMP_NUM_THREADS" in variables:  # torch, which the server has imported, has read the variable
