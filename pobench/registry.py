@@ -1,7 +1,7 @@
 """Registries of losses, judges, benchmarks, figures and layouts: registered by decorator, found by name or alias.
 
-A loss is declared by its signature. Positional parameters name its inputs (`policy`, `reference`, `kl`), and keyword
-parameters with defaults are its settings.
+A loss is declared by its signature. Positional parameters name its inputs (`SUPPLIED`), and keyword parameters with defaults
+are its settings.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- losses
 Marker = str | tuple[int, int, int]  # matplotlib's name of a marker, or (points, style, angle)
-SUPPLIED = ("policy", "reference", "kl")  # the inputs that training can pass to a loss, in this order
+# The inputs that training can pass to a loss, in this order: the fields of `pobench.types.Inputs`.
+SUPPLIED = ("policy", "reference", "kl", "scores")
 GRADIENT = "\nGradient:\n"  # this line of a loss's docstring separates its formula from its gradient
 
 
@@ -146,7 +147,7 @@ class Loss:
     name: str
     function: Callable[..., LossOutput]
     source: str
-    needs: frozenset[str]  # subset of {"reference", "kl"}
+    needs: frozenset[str]  # its inputs besides `policy`: a subset of `SUPPLIED`
     settings: Mapping[str, Any]  # setting -> default
     doc: str
     units: Mapping[str, str] = field(default_factory=dict)  # setting -> unit
@@ -165,15 +166,34 @@ class Loss:
     def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
         return self.function(*args, **kwargs)
 
-    def arguments(self, policy: Pair, reference: Pair | None = None, kl: Any = None) -> list[Any]:
-        """The inputs that the function's signature names, in its order."""
-        supplied = {"policy": policy, "reference": reference, "kl": kl}
-        return [supplied[name] for name in SUPPLIED if name == "policy" or name in self.needs]
+    @property
+    def reads_reference(self) -> bool:
+        """Whether it needs log-probabilities of the reference model."""
+        return not self.needs.isdisjoint(("reference", "kl"))
 
-    def evaluate(self, policy: Pair, reference: Pair | None = None, kl: Any = None, **settings: Any) -> LossOutput:
-        """Call the function with the inputs that its signature names. Raises PobenchError unless it returns a LossOutput of
-        floating-point tensors, (pairs,) each, at least as precise as the policy's sums."""
-        output = self.function(*self.arguments(policy, reference, kl), **settings)
+    def lacks(self, *inputs: Any) -> list[str]:
+        """The inputs that it needs and that are not among these, which stand in the order of `SUPPLIED`."""
+        at_hand = {name for name, value in zip(SUPPLIED, inputs, strict=False) if value is not None}
+        return [name for name in SUPPLIED if name in self.needs - at_hand]
+
+    def arguments(self, *inputs: Any) -> list[Any]:
+        """The inputs that the function's signature names, in its order. inputs: in the order of `SUPPLIED`; the last ones may
+        be left out. Raises PobenchError for one that it needs and that is None."""
+        if lacking := self.lacks(*inputs):
+            raise PobenchError(f"loss {self.name!r} needs {' and '.join(lacking)}, which it was not given")
+        return [value for name, value in zip(SUPPLIED, inputs, strict=False) if name in {"policy", *self.needs}]
+
+    def evaluate(
+        self,
+        policy: Pair,
+        reference: Pair | None = None,
+        kl: Tensor | None = None,
+        scores: Tensor | None = None,
+        **settings: Any,
+    ) -> LossOutput:
+        """Call the function with the inputs that its signature names. Raises PobenchError for an input that is missing, and
+        unless it returns a LossOutput of floating-point tensors, (pairs,) each, at least as precise as the policy's sums."""
+        output = self.function(*self.arguments(policy, reference, kl, scores), **settings)
         if fault := wrong_output(output, policy.chosen.total):
             raise PobenchError(f"loss {self.name!r} must return {fault}")
         return output
@@ -259,7 +279,7 @@ def register_loss(
     does. defaults: setting -> source of its default, or "not published". alternatives: groups of settings that name one
     number (γ, γ/β). canonical: brings such settings into one form. colour, marker: in every figure, "#rrggbb" and a
     matplotlib marker; both or neither.
-    Raises PobenchError if a positional parameter is not `policy`, `reference` or `kl`, or a setting has no default.
+    Raises PobenchError if a positional parameter is not one of `SUPPLIED`, or a setting has no default or the name of an input.
     """
 
     def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
@@ -311,7 +331,9 @@ def _supplied(signature: inspect.Signature) -> tuple[list[str], list[str]]:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             faults.append(f"*{p.name}: the harness cannot fill a catch-all parameter; name what the loss uses")
         elif p.kind is p.KEYWORD_ONLY:
-            if p.default is p.empty:
+            if p.name in SUPPLIED:
+                faults.append(f"{p.name}: is an input, which the harness supplies; it goes before '*'")
+            elif p.default is p.empty:
                 faults.append(f"{p.name}: a setting needs a default value")
         elif p.name not in SUPPLIED:
             faults.append(

@@ -70,6 +70,20 @@ class Pair(NamedTuple):
     rejected: SequenceLogps
 
 
+class Inputs(NamedTuple):
+    """What a loss may ask for, by the names of its positional parameters. None: not asked for, or not at hand.
+
+    policy, reference: the summed log-probabilities of the pairs under the model in training and under the frozen one.
+    kl: 0-d, nats: the unclamped mean of `log π - log π_ref` over the mismatched pairs of the whole optimiser batch, detached.
+    scores: (pairs, 2) the data's ratings of chosen and rejected, on the data's own scale.
+    """
+
+    policy: Pair
+    reference: Pair | None = None
+    kl: Tensor | None = None
+    scores: Tensor | None = None
+
+
 class LossOutput(NamedTuple):
     """What a loss returns: the objective and the two implicit rewards, in the loss's own unit.
 
@@ -86,13 +100,19 @@ class TokenPair(NamedTuple):
     """One preference pair as token ids: two responses to the same prompt.
 
     id: the row's id in all files. prompt, chosen, rejected: token ids, none empty; responses end with the end-of-turn
-    token.
+    token. scores: the data's ratings of chosen and rejected, on its own scale; None where it has none.
     """
 
     id: str
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
+    scores: tuple[float, float] | None = None
+
+    @property
+    def sequences(self) -> tuple[tuple[int, ...], ...]:
+        """prompt, chosen, rejected."""
+        return self[1:4]
 
 
 @dataclass(frozen=True)

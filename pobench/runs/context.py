@@ -29,7 +29,7 @@ from pobench.model.policy_sums import SumScorer, empty_sums, sum_scorer
 from pobench.model.sharding import RowFiles, shard
 from pobench.progress import Advance, progress
 from pobench.registry import Loss, get_loss
-from pobench.results.cross_loss import evaluate, view_of
+from pobench.results.cross_loss import evaluate, inputs_of
 from pobench.results.run_folder import RunFolder
 from pobench.runs import shards
 from pobench.runs.pair_frames import pairs_frame
@@ -384,7 +384,7 @@ class Context:
         totals = self._cut_sums(stage, title, groups) if scorer is None else scorer.sums(groups)
         if totals is None:
             return None
-        frame = pairs_frame(pairs, totals.view(len(groups), -1), reference)
-        output = evaluate(self.loss, self.job.loss_settings, view_of(frame))
+        frame = pairs_frame(pairs, totals.view(len(groups), -1), reference, rated="scores" in self.loss.needs)
+        output = evaluate(self.loss, self.job.loss_settings, inputs_of(frame))
         frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (t.double().numpy() for t in output)
         return frame

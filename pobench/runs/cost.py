@@ -117,7 +117,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     training = sum(
         pace.pair * pairs * t.job.train.epochs * (1.25 if "kl" in get_loss(t.job.loss).needs else 1.0) for t in trained
     )
-    read = [t.job.train for t in trained if get_loss(t.job.loss).needs]
+    read = [t.job.train for t in trained if get_loss(t.job.loss).reads_reference]
     passes = int(any(train.reference == "cached" for train in read))  # one, for all
     passes += sum(train.epochs for train in read if train.reference == "every_step")
     training += REFERENCE_SHARE * pace.pair * pairs * passes if passes else 0.0

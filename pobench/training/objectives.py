@@ -19,7 +19,7 @@ from pobench.errors import PobenchError
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss
 from pobench.training.reference import EveryStep, ReferenceSums
-from pobench.types import Group, LossOutput, Pair, SequenceLogps, TokenPair
+from pobench.types import Group, Inputs, LossOutput, Pair, SequenceLogps, TokenPair
 
 STEP_METRICS = (
     "loss",
@@ -113,7 +113,7 @@ def mismatched_groups(pairs: Sequence[TokenPair], mismatched: Sequence[int]) -> 
 
 
 class PreferenceObjective:
-    """A registered loss over pairs. It gets what its signature names: reference sums, the kl of the batch."""
+    """A registered loss over pairs. It gets what its signature names, see `pobench.types.Inputs`."""
 
     names: Sequence[str] = STEP_METRICS
     unit = "pairs"
@@ -130,7 +130,7 @@ class PreferenceObjective:
         `mismatched_groups`, for a loss that needs `kl`; or what computes them, batch by batch. mismatched: for each pair the
         index of the pair that lends its answer, for a loss that needs `kl`.
 
-        Raises PobenchError if the loss needs sums that are missing.
+        Raises PobenchError if the loss needs sums or scores that are missing.
         """
         self.pairs, self.loss, self.settings, self.reference = pairs, loss, settings, reference
         self.groups: Sequence[Group] = [Group.of(p) for p in pairs]
@@ -139,7 +139,8 @@ class PreferenceObjective:
         self.known: Tensor | None = None
         self.known_borrowed: Tensor | None = None
         self.kl: Tensor | None = None
-        if not loss.needs:
+        self.scores = _scores_of(pairs, loss) if "scores" in loss.needs else None
+        if not loss.reads_reference:
             return
         if reference is None:
             raise PobenchError(f"{loss.name} needs {' and '.join(sorted(loss.needs))}, and there are no reference sums")
@@ -197,13 +198,23 @@ class PreferenceObjective:
         leaf = totals.detach().requires_grad_()
         length = self.lengths[items].flatten().to(leaf.device)
         reference = None if self.known is None else pair_of(self.known[items].flatten().to(leaf.device), length)
-        view = pair_of(leaf, length)
-        output = self.loss.evaluate(view, reference, self.kl, **self.settings)
+        policy = pair_of(leaf, length)
+        scores = None if self.scores is None else self.scores[items].to(leaf)
+        output = self.loss.evaluate(*Inputs(policy, reference, self.kl, scores), **self.settings)
         (slope,) = torch.autograd.grad(output.loss.sum(), leaf)
-        return Measured(slope, step_sums(view, output, slope[0::2].abs() + slope[1::2].abs()))
+        return Measured(slope, step_sums(policy, output, slope[0::2].abs() + slope[1::2].abs()))
 
     def describe(self, batch: Sequence[int]) -> str:
         return f"pairs in the batch: {_some([self.pairs[i].id for i in batch])}"
+
+
+def _scores_of(pairs: Sequence[TokenPair], loss: Loss) -> Tensor:
+    """(pairs, 2) fp64. Raises PobenchError that names pairs without."""
+    if missing := [pair.id for pair in pairs if pair.scores is None]:
+        raise PobenchError(
+            f"{loss.name} needs scores, and {len(missing)} of {len(pairs)} pairs have none: {_some(missing)}"
+        )
+    return torch.tensor([pair.scores for pair in pairs], dtype=torch.float64)
 
 
 class LikelihoodObjective:

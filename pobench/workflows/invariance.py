@@ -101,13 +101,13 @@ def small_model() -> Any:
 
 
 def small_pairs(n: int = PAIRS, seed: int = 1) -> list[TokenPair]:
-    """Random pairs of a few tokens, one-token answers among them."""
+    """Random pairs of a few tokens, one-token answers among them, with ratings."""
     draw = random.Random(seed)
 
     def ids(low: int, high: int) -> tuple[int, ...]:
         return tuple(draw.randrange(1, VOCABULARY) for _ in range(draw.randint(low, high)))
 
-    return [TokenPair(f"p{i}", ids(2, 8), ids(1, 9), ids(1, 9)) for i in range(n)]
+    return [TokenPair(f"p{i}", ids(2, 8), ids(1, 9), ids(1, 9), (5.0 + i % 4, 1.0 + i % 5)) for i in range(n)]
 
 
 @cache
@@ -229,7 +229,7 @@ def _train(
             settings,
             config,
             folder=run,
-            reference=small_reference(tuple(pairs)) if loss.needs else None,
+            reference=small_reference(tuple(pairs)) if loss.reads_reference else None,
             mismatched=mismatch(pairs),
             log=lambda row: rows.append(row["loss"]),
         )

@@ -21,12 +21,12 @@ FOLDER = "reference"  # below the cache folder
 
 def sets_of(job: Job, kind: str, stages: tuple[str, ...]) -> list[str]:
     """Which sets of sequences these stages of a run read: "heldout", "pairs", "mismatched"."""
-    needs = get_loss(job.loss).needs if kind == "loss" else frozenset()
+    loss = get_loss(job.loss) if kind == "loss" else None
     watched = kind == "loss" and "train" in stages and job.train.evaluate_every > 0
     sets = ["heldout"] if "heldout" in stages or watched else []
-    if kind == "loss" and "train" in stages and job.train.reference == "cached":
-        sets += ["pairs"] if needs else []
-        sets += ["mismatched"] if "kl" in needs else []
+    if loss is not None and "train" in stages and job.train.reference == "cached":
+        sets += ["pairs"] if loss.reads_reference else []
+        sets += ["mismatched"] if "kl" in loss.needs else []
     if "trainpairs" in stages:
         sets += ["pairs"]
     return list(dict.fromkeys(sets))
