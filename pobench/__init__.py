@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from pobench.reporting.draw import figure, table
     from pobench.results.load import load_frames
     from pobench.runs.execute import run_setting as run
-    from pobench.types import LossOutput, Pair, SequenceLogps
+    from pobench.types import Batch, LossOutput, Pair, SequenceLogps
 
     __version__: str
 
 __all__ = [
+    "Batch",
     "LossOutput",
     "Pair",
     "PobenchError",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {  # name → where it is defined. Imported when it is asked for: help and lists should not wait for torch
+    "Batch": "pobench.types:Batch",
     "LossOutput": "pobench.types:LossOutput",
     "Pair": "pobench.types:Pair",
     "PobenchError": "pobench.errors:PobenchError",

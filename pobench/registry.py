@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import math
 import pkgutil
 import re
@@ -24,7 +25,7 @@ from pobench.errors import PobenchError, UnknownNameError, _normal, nearest
 from pobench.files import name_fault
 
 if TYPE_CHECKING:  # torch comes with the losses, when they are first looked up
-    from pobench.types import LossOutput, Pair
+    from pobench.types import Batch, LossOutput, Pair, State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,7 +133,7 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 # ---------------------------------------------------------------- losses
 Marker = str | tuple[int, int, int]  # matplotlib's name of a marker, or (points, style, angle)
 # The inputs that training can pass to a loss, in this order: the fields of `pobench.types.Inputs`.
-SUPPLIED = ("policy", "reference", "kl", "scores")
+SUPPLIED = ("policy", "reference", "kl", "scores", "batch")
 GRADIENT = "\nGradient:\n"  # this line of a loss's docstring separates its formula from its gradient
 
 
@@ -162,6 +163,7 @@ class Loss:
     )
     colour: str = ""  # in every figure, "#rrggbb"; "": derived from the name, see `pobench.reporting.looks`
     marker: Marker = ""
+    update: Callable[..., State] | None = None  # of what it carries over steps: f(batch, *, settings) -> state
 
     def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
         return self.function(*args, **kwargs)
@@ -189,14 +191,42 @@ class Loss:
         reference: Pair | None = None,
         kl: Tensor | None = None,
         scores: Tensor | None = None,
+        batch: Batch | None = None,
         **settings: Any,
     ) -> LossOutput:
         """Call the function with the inputs that its signature names. Raises PobenchError for an input that is missing, and
         unless it returns a LossOutput of floating-point tensors, (pairs,) each, at least as precise as the policy's sums."""
-        output = self.function(*self.arguments(policy, reference, kl, scores), **settings)
+        output = self.function(*self.arguments(policy, reference, kl, scores, batch), **settings)
         if fault := wrong_output(output, policy.chosen.total):
             raise PobenchError(f"loss {self.name!r} must return {fault}")
         return output
+
+    def batch_of(
+        self, policy: Pair, reference: Pair | None, settings: Mapping[str, Any], state: State | None = None
+    ) -> Batch | None:
+        """The whole optimiser batch as this loss gets it, every pair in its place; None if it does not ask for `batch`.
+
+        policy, reference: the sums of all its pairs. state: after the step before; None at the first. Raises PobenchError if
+        `update` returns what JSON does not hold.
+        """
+        if "batch" not in self.needs:
+            return None
+        from torch import arange
+
+        from pobench.types import Batch, Pair
+
+        detached = Pair(*(side._replace(total=side.total.detach()) for side in policy))
+        place = arange(len(policy.chosen.total), device=policy.chosen.total.device)
+        batch = Batch(detached, reference if "reference" in self.needs else None, place, state or {})
+        if self.update is None:
+            return batch
+        new = self.update(batch, **{name: settings[name] for name in _settings(inspect.signature(self.update))})
+        try:
+            return batch._replace(state=json.loads(json.dumps(new)))  # as a resumed run will have it
+        except TypeError as error:
+            raise PobenchError(
+                f"loss {self.name!r}: `update` must return numbers, texts and lists of them: {error}"
+            ) from None
 
     @property
     def formula(self) -> str:
@@ -272,13 +302,15 @@ def register_loss(
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
     colour: str = "",
     marker: Marker = "",
+    update: Callable[..., State] | None = None,
 ) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
     """Register a loss function under `name`.
 
     source: of the formula. units: setting -> unit. ranges: setting -> published search range. meanings: setting -> what it
     does. defaults: setting -> source of its default, or "not published". alternatives: groups of settings that name one
     number (γ, γ/β). canonical: brings such settings into one form. colour, marker: in every figure, "#rrggbb" and a
-    matplotlib marker; both or neither.
+    matplotlib marker; both or neither. update: what the loss carries over steps, a function (batch, *, settings of the loss by
+    their names) → state; `batch.state` is that of the step before, {} at the first, and the loss finds the new one there.
     Raises PobenchError if a positional parameter is not one of `SUPPLIED`, or a setting has no default or the name of an input.
     """
 
@@ -286,6 +318,8 @@ def register_loss(
         signature = inspect.signature(function)
         supplied, faults = _supplied(signature)
         settings = _settings(signature)
+        if update is not None:
+            faults += _update_faults(update, supplied, settings)
         for what, declared in (("units", units), ("ranges", ranges), ("meanings", meanings), ("defaults", defaults)):
             faults += [
                 f"{what}: {key!r} is no setting of it{nearest(key, settings)}"
@@ -317,6 +351,7 @@ def register_loss(
             canonical,
             colour,
             marker,
+            update,
         )
         losses.add(loss, aliases)
         return function
@@ -347,6 +382,19 @@ def _supplied(signature: inspect.Signature) -> tuple[list[str], list[str]]:
     if not faults and "policy" not in supplied:
         faults.append("policy: a loss needs the policy's log-probabilities as its first parameter")
     return supplied, faults
+
+
+def _update_faults(update: Callable[..., Any], supplied: Iterable[str], settings: Iterable[str]) -> list[str]:
+    """The faults of the signature of a loss's `update`."""
+    parameters = inspect.signature(update).parameters.values()
+    faults = [] if "batch" in supplied else ["update: the loss finds its state in `batch`, which it does not ask for"]
+    if [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] != ["batch"]:
+        faults.append("update: takes `batch`, and behind '*' settings of the loss")
+    return faults + [
+        f"update: {p.name!r} is no setting of the loss{nearest(p.name, settings)}"
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name not in settings
+    ]
 
 
 def get_loss(name: str) -> Loss:

@@ -6,9 +6,11 @@ end-of-turn token. A tensor of shape `(pairs,)` has one entry per preference pai
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -70,18 +72,56 @@ class Pair(NamedTuple):
     rejected: SequenceLogps
 
 
+State = Mapping[str, Any]  # what a loss carries over steps: numbers, texts, and lists of them
+
+
+class Batch(NamedTuple):
+    """The whole optimiser batch before its step, for a loss that asks for it: detached, and the same in every micro-batch and
+    every process.
+
+    policy, reference: (pairs in the batch,) each; reference is None unless the loss asks for `reference` too.
+    place: (pairs,) the place in the batch of each pair that the loss is called with.
+    state: what the loss's `update` has made of this batch and of all before it; {} for a loss without.
+    """
+
+    policy: Pair
+    reference: Pair | None
+    place: Tensor
+    state: State
+
+    def share(self, objective: Callable[[Pair], Tensor], policy: Pair) -> Tensor:
+        """(pairs,) the share of each pair of a micro-batch in a loss that depends on the whole batch in any way: their mean
+        over the batch is the mean of `objective`, and their gradient is its gradient.
+
+        objective: the policy's sums of the whole batch → (pairs in the batch,) values in any order, or their 0-d mean. policy:
+        the sums of the micro-batch. Each share is the objective's expansion to first order around the batch's sums.
+        """
+        with torch.enable_grad():
+            leaves = [side.total.detach().requires_grad_() for side in self.policy]
+            sides = [SequenceLogps(leaf, side.length) for leaf, side in zip(leaves, self.policy, strict=True)]
+            values = objective(Pair(*sides)).expand_as(leaves[0])
+            slopes = torch.autograd.grad(values.sum(), leaves, materialize_grads=True)
+        moved = [
+            slope[self.place] * (here.total - before.total[self.place])
+            for slope, here, before in zip(slopes, policy, self.policy, strict=True)
+        ]
+        return values.detach()[self.place] + moved[0] + moved[1]
+
+
 class Inputs(NamedTuple):
     """What a loss may ask for, by the names of its positional parameters. None: not asked for, or not at hand.
 
     policy, reference: the summed log-probabilities of the pairs under the model in training and under the frozen one.
     kl: 0-d, nats: the unclamped mean of `log π - log π_ref` over the mismatched pairs of the whole optimiser batch, detached.
     scores: (pairs, 2) the data's ratings of chosen and rejected, on the data's own scale.
+    batch: the whole optimiser batch, of which these pairs are a part.
     """
 
     policy: Pair
     reference: Pair | None = None
     kl: Tensor | None = None
     scores: Tensor | None = None
+    batch: Batch | None = None
 
 
 class LossOutput(NamedTuple):

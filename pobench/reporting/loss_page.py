@@ -110,7 +110,8 @@ def weights(loss: Loss, pair: Typical) -> tuple[float, float]:
     frozen = logps(pair.reference_chosen, pair.chosen_length), logps(pair.reference_rejected, pair.rejected_length)
     reference = Pair(*(SequenceLogps(f.total.detach(), f.length) for f in frozen))
     scores = torch.tensor([SCORES], dtype=torch.float64)
-    output = loss.evaluate(policy, reference, torch.tensor(0.0, dtype=torch.float64), scores)
+    batch = loss.batch_of(policy, reference, loss.settings)  # of this pair alone
+    output = loss.evaluate(policy, reference, torch.tensor(0.0, dtype=torch.float64), scores, batch)
     by = torch.autograd.grad(output.loss.sum(), (policy.chosen.total, policy.rejected.total), materialize_grads=True)
     return by[0].item(), by[1].item()
 

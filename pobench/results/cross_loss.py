@@ -46,13 +46,19 @@ def inputs_of(heldout: pd.DataFrame) -> Inputs:
 
 
 def evaluate(loss: Loss, settings: Mapping[str, Any], inputs: Inputs) -> LossOutput:
-    """The loss's output, (pairs,) each, without gradient; nan if the loss needs an input that is not stored. Errors of the loss
-    pass through."""
+    """The loss's output, (pairs,) each, without gradient; nan if the loss needs an input that is not stored. A loss of a whole
+    batch gets all these pairs as one, in its first step. Errors of the loss pass through."""
+    inputs = as_one_batch(loss, settings, inputs)
     if loss.lacks(*inputs):
         missing = torch.full_like(inputs.policy.chosen.total, math.nan)
         return LossOutput(missing, missing, missing)
     with torch.no_grad():
         return loss.evaluate(*inputs, **settings)
+
+
+def as_one_batch(loss: Loss, settings: Mapping[str, Any], inputs: Inputs) -> Inputs:
+    """With all pairs as one optimiser batch, if the loss asks for it."""
+    return inputs._replace(batch=loss.batch_of(inputs.policy, inputs.reference, settings))
 
 
 def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from pobench.errors import PobenchError
 from pobench.registry import Loss, losses
 from pobench.results import stats
 from pobench.results.arms import settings_of
-from pobench.results.cross_loss import inputs_of, settings_among
+from pobench.results.cross_loss import as_one_batch, inputs_of, settings_among
 from pobench.types import Inputs, Pair, SequenceLogps
 
 NORMS = FRAMES["norms"].names[1:]  # of one run
@@ -34,6 +34,7 @@ def weights(loss: Loss, settings: Mapping[str, Any], inputs: Inputs) -> stats.Fl
     """(pairs, 2) `∂loss/∂ Σ log π`, per nat, of the chosen and the rejected answer; nan if the loss needs an input that is
     not stored. Errors of the loss pass through."""
     chosen, rejected = inputs.policy
+    inputs = as_one_batch(loss, settings, inputs)
     if loss.lacks(*inputs):
         return np.full((len(chosen.total), 2), np.nan)
     totals = [side.total.clone().requires_grad_() for side in (chosen, rejected)]

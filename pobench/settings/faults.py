@@ -73,8 +73,9 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     tensors = {"the policy's sums": policy_sums, "lengths": lengths, "the reference's sums": reference_sums, "kl": kl}
     tensors["scores"] = scores
     before = {what: tensor.detach().clone() for what, tensor in tensors.items()}
-    policy = pair(policy_sums)
-    output = loss.function(*loss.arguments(*Inputs(policy, pair(reference_sums), kl, scores)), **settings)
+    policy, reference = pair(policy_sums), pair(reference_sums)
+    inputs = Inputs(policy, reference, kl, scores, loss.batch_of(policy, reference, settings))
+    output = loss.function(*loss.arguments(*inputs), **settings)
     if changed := [what for what, tensor in tensors.items() if not torch.equal(tensor.detach(), before[what])]:
         return f"loss {loss.name!r} changes its input in place ({', '.join(changed)}); others still need it: make a new tensor"
     if fault := wrong_output(output, policy.chosen.total):

@@ -280,6 +280,7 @@ class _Run:
         """(steps done, the time they took) of the checkpoint that training goes on from; no step, no time without one."""
         state = checkpoint.resume(folder, self.policy, self.plain_optimizer, content, say)
         done = state["step"] if state else 0
+        self.objective.state = state.get("objective", {}) if state else {}
         spent = Spent(state["seconds"], state.get("waited", math.nan)) if state else Spent()
         steps = self.accelerator.gather(torch.tensor([done], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
@@ -365,6 +366,8 @@ class _Run:
         if self.accelerator.device.type == "cpu":
             give_back_freed_memory()  # saving needs memory too
         facts = {**spent._asdict(), "memory": self.choice._asdict()}
+        if self.objective.state:
+            facts["objective"] = self.objective.state
         if is_sharded(self.policy) or self.accelerator.is_main_process:
             checkpoint.save(folder, step, self.policy, self.plain_optimizer, facts, content)
         self.accelerator.wait_for_everyone()

@@ -19,7 +19,7 @@ from pobench.errors import PobenchError
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss
 from pobench.training.reference import EveryStep, ReferenceSums
-from pobench.types import Group, Inputs, LossOutput, Pair, SequenceLogps, TokenPair
+from pobench.types import Batch, Group, Inputs, LossOutput, Pair, SequenceLogps, State, TokenPair
 
 STEP_METRICS = (
     "loss",
@@ -72,11 +72,12 @@ class Measured(NamedTuple):
 
 class Objective(Protocol):
     """What the loop minimises. groups: the sequences of each item. names: the logged metrics, `loss` first. unit: what `size`
-    counts."""
+    counts. state: what it carries over steps, which a checkpoint stores."""
 
     groups: Sequence[Group]
     names: Sequence[str]
     unit: str
+    state: State
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         """Called once, before step 1, in every process. first: indices of the first batch. exact: fp32 throughout.
@@ -139,6 +140,9 @@ class PreferenceObjective:
         self.known: Tensor | None = None
         self.known_borrowed: Tensor | None = None
         self.kl: Tensor | None = None
+        self.batch: Batch | None = None  # of this step
+        self.places: dict[int, int] = {}  # pair → place in that batch
+        self.state: State = {}
         self.scores = _scores_of(pairs, loss) if "scores" in loss.needs else None
         if not loss.reads_reference:
             return
@@ -181,9 +185,12 @@ class PreferenceObjective:
         return gap
 
     def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
-        """kl: the unclamped mean of log π - log π_ref over the whole batch's mismatched pairs, in nats, detached."""
+        """Compute what the loss asks for of the whole batch. kl: the unclamped mean of log π - log π_ref over its mismatched
+        pairs, in nats, detached."""
         if isinstance(self.reference, EveryStep):
             self._read_reference(batch)
+        if "batch" in self.loss.needs:
+            self._take_batch(scorer, batch)
         if self.known_borrowed is None:
             return {"kl": math.nan}
         sums = scorer.sums([self.borrowed[i] for i in batch])
@@ -191,16 +198,32 @@ class PreferenceObjective:
         self.kl = kl.to(scorer.accelerator.device).float()
         return {"kl": float(self.kl)}
 
+    def _take_batch(self, scorer: SumScorer, batch: Sequence[int]) -> None:
+        """Score the whole batch without gradient, and take the state a step further."""
+        device = scorer.accelerator.device
+        sums = scorer.sums([self.groups[i] for i in batch]).float().to(device)
+        policy = pair_of(sums, self.lengths[list(batch)].flatten().to(device))
+        self.batch = self.loss.batch_of(policy, self._reference_of(batch, device), self.settings, self.state)
+        assert self.batch is not None
+        self.places, self.state = {item: place for place, item in enumerate(batch)}, self.batch.state
+
+    def _reference_of(self, items: Sequence[int], device: torch.device) -> Pair | None:
+        if self.known is None:
+            return None
+        return pair_of(self.known[list(items)].flatten().to(device), self.lengths[list(items)].flatten().to(device))
+
     def size(self, batch: Sequence[int]) -> int:
         return len(batch)
 
     def measure(self, items: list[int], totals: Tensor) -> Measured:
         leaf = totals.detach().requires_grad_()
-        length = self.lengths[items].flatten().to(leaf.device)
-        reference = None if self.known is None else pair_of(self.known[items].flatten().to(leaf.device), length)
-        policy = pair_of(leaf, length)
+        policy = pair_of(leaf, self.lengths[items].flatten().to(leaf.device))
         scores = None if self.scores is None else self.scores[items].to(leaf)
-        output = self.loss.evaluate(*Inputs(policy, reference, self.kl, scores), **self.settings)
+        batch = self.batch
+        if batch is not None:
+            batch = batch._replace(place=torch.tensor([self.places[i] for i in items], device=leaf.device))
+        inputs = Inputs(policy, self._reference_of(items, leaf.device), self.kl, scores, batch)
+        output = self.loss.evaluate(*inputs, **self.settings)
         (slope,) = torch.autograd.grad(output.loss.sum(), leaf)
         return Measured(slope, step_sums(policy, output, slope[0::2].abs() + slope[1::2].abs()))
 
@@ -227,6 +250,7 @@ class LikelihoodObjective:
     def __init__(self, groups: Sequence[Group]) -> None:
         """groups: each has one response; `Group.learnt` may select a part of it."""
         self.groups = groups
+        self.state: State = {}
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         return math.nan

@@ -55,6 +55,13 @@ class Numbers(NamedTuple):
         )
         return cls(*sums_and_lengths, (rejected + gap).double(), rejected.double())
 
+    @property
+    def pairs(self) -> tuple[Pair, Pair]:
+        """(policy, reference)."""
+        lengths = self.chosen_length, self.rejected_length
+        policy, reference = (map(SequenceLogps, sums, lengths) for sums in (self[:2], self[2:4]))
+        return Pair(*policy), Pair(*reference)
+
     def take(self, index: Any) -> Numbers:
         return Numbers(*(t[index] for t in self))
 
@@ -63,6 +70,17 @@ class Numbers(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> Numbers:
         return Numbers(*[t.to(dtype) if t.is_floating_point() else t for t in self])
+
+
+class Beside(NamedTuple):
+    """The whole batch in which some pairs stand. place: (pairs,) where."""
+
+    batch: Numbers
+    place: Tensor
+
+    @classmethod
+    def all_of(cls, batch: Numbers) -> Beside:
+        return cls(batch, torch.arange(len(batch.chosen)))
 
 
 class Evaluated(NamedTuple):
@@ -79,16 +97,19 @@ class Subject:
     def __init__(self, loss: Loss, changes: Mapping[str, Any] | None = None) -> None:
         self.loss, self.settings = loss, {**loss.settings, **(changes or {})}
 
-    def __call__(self, at: Numbers, kl: float = 0.0, **changes: Any) -> LossOutput:
-        policy = Pair(SequenceLogps(at[0], at[4]), SequenceLogps(at[1], at[5]))
-        reference = Pair(SequenceLogps(at[2], at[4]), SequenceLogps(at[3], at[5]))
+    def __call__(self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, **changes: Any) -> LossOutput:
+        """beside: the whole batch, of which the pairs are a part; None: they are all of it."""
+        settings = {**self.settings, **changes}
         scores = torch.stack((at.chosen_score, at.rejected_score), dim=1)
-        inputs = Inputs(policy, reference, torch.tensor(kl, dtype=at[0].dtype), scores)
-        return self.loss(*self.loss.arguments(*inputs), **{**self.settings, **changes})
+        batch = self.loss.batch_of(*(beside.batch if beside else at).pairs, settings)
+        if beside and batch is not None:
+            batch = batch._replace(place=beside.place)
+        inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), scores, batch)
+        return self.loss(*self.loss.arguments(*inputs), **settings)
 
-    def evaluate(self, at: Numbers, kl: float = 0.0, **changes: Any) -> Evaluated:
+    def evaluate(self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, **changes: Any) -> Evaluated:
         leaves = [t.clone().requires_grad_() for t in at[:2]]
-        output = self(at._replace(chosen=leaves[0], rejected=leaves[1]), kl, **changes)
+        output = self(at._replace(chosen=leaves[0], rejected=leaves[1]), kl, beside, **changes)
         if not output.loss.requires_grad:
             return Evaluated(output, *(torch.zeros_like(t) for t in leaves))
         return Evaluated(output, *torch.autograd.grad(output.loss.sum(), leaves, materialize_grads=True))
@@ -185,7 +206,7 @@ def _shapes(subject: Subject) -> tuple[str, str]:
 def _alone(subject: Subject) -> tuple[str, str]:
     pairs = ordinary(16)
     together, kl = subject.evaluate(pairs, 2.0), 2.0
-    alone = [subject.evaluate(pairs.take(slice(i, i + 1)), kl) for i in range(16)]
+    alone = [subject.evaluate(pairs.take(slice(i, i + 1)), kl, Beside(pairs, torch.tensor([i]))) for i in range(16)]
     worst = 0.0
     for field in ("loss", "chosen_reward", "rejected_reward"):
         each = torch.cat([getattr(a.output, field) for a in alone])
@@ -195,9 +216,10 @@ def _alone(subject: Subject) -> tuple[str, str]:
     if worst > 1e-12:
         return "fails", (
             f"a pair's loss or gradient depends on the pairs beside it (relative {worst:.1g}): the objective would change"
-            " with the micro-batch; take means over one response's tokens, never over the batch"
+            " with the micro-batch; take means over one response's tokens, never over the pairs, or ask for `batch`"
         )
-    return "holds", "16 pairs together give what each gives alone"
+    where = ", beside the same batch" if "batch" in subject.loss.needs else ""
+    return "holds", f"16 pairs together give what each gives alone{where}"
 
 
 @law("the gradient reaches both responses")
@@ -237,11 +259,12 @@ def _direction(subject: Subject) -> tuple[str, str]:
 @law("the gradient is the value's")
 def _derivative(subject: Subject) -> tuple[str, str]:
     pairs, h = ordinary(48, seed=3), 1e-4
-    got = subject.evaluate(pairs, 1.0)
+    beside = Beside.all_of(pairs)  # which stays
+    got = subject.evaluate(pairs, 1.0, beside)
     worst, scale = 0.0, 0.0
     for field, gradient in (("chosen", got.by_chosen), ("rejected", got.by_rejected)):
         here = getattr(pairs, field)
-        up, down = (subject(pairs._replace(**{field: here + sign * h}), 1.0).loss.detach() for sign in (1, -1))
+        up, down = (subject(pairs._replace(**{field: here + s * h}), 1.0, beside).loss.detach() for s in (1, -1))
         slope = (up - down) / (2 * h)
         scale = max(scale, float(gradient.abs().max()))
         off = (slope - gradient).abs() / torch.maximum(
@@ -255,6 +278,30 @@ def _derivative(subject: Subject) -> tuple[str, str]:
             f"autograd's slope and the loss's own differ by {worst:.1g} relative: is something detached that should not be?",
         )
     return "holds", "autograd agrees with finite differences at 48 pairs, to 1e-4 relative or what rounding leaves"
+
+
+@law("the batch's part of the gradient")
+def _of_the_batch(subject: Subject) -> tuple[str, str]:
+    if "batch" not in subject.loss.needs:
+        return "holds", "a pair's loss does not depend on the batch"
+    pairs, h = ordinary(12, seed=5), 1e-4
+    got = subject.evaluate(pairs, 1.0)
+    worst = 0.0
+    for field, gradient in (("chosen", got.by_chosen), ("rejected", got.by_rejected)):
+        for i in range(12):
+            step = torch.zeros(12, dtype=torch.float64)
+            step[i] = h
+            up, down = (
+                float(subject(pairs._replace(**{field: getattr(pairs, field) + sign * step}), 1.0).loss.detach().sum())
+                for sign in (1, -1)
+            )
+            worst = max(worst, abs((up - down) / (2 * h) - float(gradient[i])) / float(gradient.abs().max()))
+    if worst > 1e-4:
+        return "note", (
+            f"a step follows the pairs with the batch's values held fixed, as KTO's does with kl; the slope of the whole "
+            f"batch's mean loss differs by {worst:.1g} of the largest"
+        )
+    return "holds", "the pairs' gradients are the gradient of the whole batch's mean loss, at 12 pairs to 1e-4"
 
 
 @law("finite at the extremes")
@@ -304,6 +351,12 @@ def _needs(subject: Subject) -> tuple[str, str]:
         moved = pairs._replace(chosen_score=pairs.chosen_score + 1)
         if torch.equal(subject(pairs, 1.0).loss, subject(moved, 1.0).loss):
             unused.append("scores")
+    if "batch" in subject.loss.needs:
+        shift = torch.linspace(-3, 4, len(pairs.chosen), dtype=torch.float64).sin()
+        moved = pairs._replace(chosen=pairs.chosen + shift, reference_rejected=pairs.reference_rejected - 2 * shift)
+        fixed, other = (subject(pairs, 1.0, Beside.all_of(batch)).loss for batch in (pairs, moved))
+        if torch.equal(fixed, other):
+            unused.append("batch")
     if unused:
         return (
             "fails",
