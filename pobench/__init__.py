@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pobench.reporting.draw import figure, table
     from pobench.results.load import load_frames
     from pobench.runs.execute import run_setting as run
-    from pobench.types import Batch, LossOutput, Pair, SequenceLogps
+    from pobench.types import Batch, LossOutput, Pair, SequenceLogps, TokenLogps
 
     __version__: str
 
@@ -24,6 +24,7 @@ __all__ = [
     "Pair",
     "PobenchError",
     "SequenceLogps",
+    "TokenLogps",
     "figure",
     "get_loss",
     "list_losses",
@@ -39,6 +40,7 @@ _HOMES = {  # name → where it is defined. Imported when it is asked for: help 
     "Pair": "pobench.types:Pair",
     "PobenchError": "pobench.errors:PobenchError",
     "SequenceLogps": "pobench.types:SequenceLogps",
+    "TokenLogps": "pobench.types:TokenLogps",
     "figure": "pobench.reporting.draw:figure",
     "get_loss": "pobench.registry:get_loss",
     "list_losses": "pobench.registry:list_losses",

@@ -25,7 +25,7 @@ from pobench.errors import PobenchError, UnknownNameError, _normal, nearest
 from pobench.files import name_fault
 
 if TYPE_CHECKING:  # torch comes with the losses, when they are first looked up
-    from pobench.types import Batch, LossOutput, Pair, State
+    from pobench.types import Batch, LossOutput, Pair, State, TokenLogps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,7 +133,7 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 # ---------------------------------------------------------------- losses
 Marker = str | tuple[int, int, int]  # matplotlib's name of a marker, or (points, style, angle)
 # The inputs that training can pass to a loss, in this order: the fields of `pobench.types.Inputs`.
-SUPPLIED = ("policy", "reference", "kl", "scores", "batch")
+SUPPLIED = ("policy", "reference", "kl", "tokens", "scores", "batch")
 GRADIENT = "\nGradient:\n"  # this line of a loss's docstring separates its formula from its gradient
 
 
@@ -190,13 +190,14 @@ class Loss:
         policy: Pair,
         reference: Pair | None = None,
         kl: Tensor | None = None,
+        tokens: TokenLogps | None = None,
         scores: Tensor | None = None,
         batch: Batch | None = None,
         **settings: Any,
     ) -> LossOutput:
         """Call the function with the inputs that its signature names. Raises PobenchError for an input that is missing, and
         unless it returns a LossOutput of floating-point tensors, (pairs,) each, at least as precise as the policy's sums."""
-        output = self.function(*self.arguments(policy, reference, kl, scores, batch), **settings)
+        output = self.function(*self.arguments(policy, reference, kl, tokens, scores, batch), **settings)
         if fault := wrong_output(output, policy.chosen.total):
             raise PobenchError(f"loss {self.name!r} must return {fault}")
         return output

@@ -72,6 +72,46 @@ class Pair(NamedTuple):
     rejected: SequenceLogps
 
 
+class TokenLogps(NamedTuple):
+    """Log-probabilities of the single tokens of each pair's responses, each (pairs, 2, tokens): chosen, then rejected, from
+    their first token on, padded on the right up to the longest response at hand.
+
+    policy, reference: nats, 0 at the pads; reference is None unless the loss asks for `reference` too. mask: bool, True at
+    tokens. The sums of `policy` over its tokens are the pairs' sums, and gradients flow through either.
+    """
+
+    policy: Tensor
+    reference: Tensor | None
+    mask: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor, policy: Tensor, reference: Tensor | None) -> TokenLogps:
+        """lengths: (responses,) in the order chosen, rejected, chosen, … policy, reference: (tokens,) nats, response by
+        response."""
+        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+
+        def padded(logps: Tensor) -> Tensor:
+            return logps.new_zeros(mask.shape).masked_scatter(mask, logps).unflatten(0, (-1, 2))
+
+        return cls(padded(policy), None if reference is None else padded(reference), mask.unflatten(0, (-1, 2)))
+
+    @classmethod
+    def spread(cls, policy: Pair, reference: Pair | None, phase: float = 0.0) -> TokenLogps:
+        """Tokens with these sums, to try a loss on: each has its share of the sum, up to a third more or less. phase: which
+        tokens have more."""
+        lengths = torch.stack([side.length for side in policy], dim=1).flatten()
+        place = torch.cat([torch.arange(int(n)) for n in lengths]).to(lengths.device)
+        owner = torch.repeat_interleave(lengths)
+
+        def tokens(pair: Pair, phase: float) -> Tensor:
+            totals = torch.stack([side.total for side in pair], dim=1).flatten()
+            wave = torch.sin(place + phase).to(totals.dtype)
+            level = torch.zeros_like(totals).index_add(0, owner, wave) / lengths
+            return (totals / lengths)[owner] * (1 + (wave - level[owner]) / 6)
+
+        return cls.of(lengths, tokens(policy, phase), None if reference is None else tokens(reference, phase + 1.0))
+
+
 State = Mapping[str, Any]  # what a loss carries over steps: numbers, texts, and lists of them
 
 
@@ -113,6 +153,7 @@ class Inputs(NamedTuple):
 
     policy, reference: the summed log-probabilities of the pairs under the model in training and under the frozen one.
     kl: 0-d, nats: the unclamped mean of `log π - log π_ref` over the mismatched pairs of the whole optimiser batch, detached.
+    tokens: the log-probabilities of the single tokens.
     scores: (pairs, 2) the data's ratings of chosen and rejected, on the data's own scale.
     batch: the whole optimiser batch, of which these pairs are a part.
     """
@@ -120,6 +161,7 @@ class Inputs(NamedTuple):
     policy: Pair
     reference: Pair | None = None
     kl: Tensor | None = None
+    tokens: TokenLogps | None = None
     scores: Tensor | None = None
     batch: Batch | None = None
 

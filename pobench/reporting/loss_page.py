@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pobench.registry import GRADIENT, SUPPLIED, Loss, losses
-from pobench.types import Pair, SequenceLogps
+from pobench.types import Pair, SequenceLogps, TokenLogps
 
 INTRODUCTION = """\
 # The objectives
@@ -111,7 +111,8 @@ def weights(loss: Loss, pair: Typical) -> tuple[float, float]:
     reference = Pair(*(SequenceLogps(f.total.detach(), f.length) for f in frozen))
     scores = torch.tensor([SCORES], dtype=torch.float64)
     batch = loss.batch_of(policy, reference, loss.settings)  # of this pair alone
-    output = loss.evaluate(policy, reference, torch.tensor(0.0, dtype=torch.float64), scores, batch)
+    tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
+    output = loss.evaluate(policy, reference, torch.tensor(0.0, dtype=torch.float64), tokens, scores, batch)
     by = torch.autograd.grad(output.loss.sum(), (policy.chosen.total, policy.rejected.total), materialize_grads=True)
     return by[0].item(), by[1].item()
 

@@ -41,7 +41,7 @@ def inputs_of(heldout: pd.DataFrame) -> Inputs:
         Pair(side("", "chosen"), side("", "rejected")),
         Pair(side("reference_", "chosen"), side("reference_", "rejected")),
         None if math.isnan(drift) else torch.tensor(drift, dtype=torch.float32),
-        None if np.isnan(ratings).all() else torch.tensor(ratings, dtype=torch.float32),
+        scores=None if np.isnan(ratings).all() else torch.tensor(ratings, dtype=torch.float32),
     )
 
 

@@ -122,8 +122,10 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     prompts = asked_prompts(job)
     tokens = prompts * job.answers.samples * job.answers.max_new_tokens
     training = sum(pace.pair * pairs * t.job.train.epochs * _first_passes(t.job.loss) for t in trained)
-    read = [t.job.train for t in trained if get_loss(t.job.loss).reads_reference]
-    passes = int(any(train.reference == "cached" for train in read))  # one, for all
+    reading = [t for t in trained if get_loss(t.job.loss).reads_reference]
+    read = [t.job.train for t in reading]
+    # one for all, and one for all that read tokens
+    passes = len({"tokens" in get_loss(t.job.loss).needs for t in reading if t.job.train.reference == "cached"})
     passes += sum(train.epochs for train in read if train.reference == "every_step")
     training += REFERENCE_SHARE * pace.pair * pairs * passes if passes else 0.0
     # a conversation counts as a pair: two answers to one prompt are about as long

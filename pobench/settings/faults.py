@@ -61,7 +61,7 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     """
     import torch
 
-    from pobench.types import Inputs, Pair, SequenceLogps
+    from pobench.types import Inputs, Pair, SequenceLogps, TokenLogps
 
     sums, lengths, reference_sums = (torch.tensor(rows) for rows in zip(*HARMLESS, strict=True))
     policy_sums = sums.requires_grad_() * 1.0  # not a leaf, as in training: a leaf refuses to be changed in place
@@ -74,7 +74,8 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     tensors["scores"] = scores
     before = {what: tensor.detach().clone() for what, tensor in tensors.items()}
     policy, reference = pair(policy_sums), pair(reference_sums)
-    inputs = Inputs(policy, reference, kl, scores, loss.batch_of(policy, reference, settings))
+    tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
+    inputs = Inputs(policy, reference, kl, tokens, scores, loss.batch_of(policy, reference, settings))
     output = loss.function(*loss.arguments(*inputs), **settings)
     if changed := [what for what, tensor in tensors.items() if not torch.equal(tensor.detach(), before[what])]:
         return f"loss {loss.name!r} changes its input in place ({', '.join(changed)}); others still need it: make a new tensor"

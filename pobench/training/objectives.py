@@ -19,7 +19,7 @@ from pobench.errors import PobenchError
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss
 from pobench.training.reference import EveryStep, ReferenceSums
-from pobench.types import Batch, Group, Inputs, LossOutput, Pair, SequenceLogps, State, TokenPair
+from pobench.types import Batch, Group, Inputs, LossOutput, Pair, SequenceLogps, State, TokenLogps, TokenPair
 
 STEP_METRICS = (
     "loss",
@@ -63,8 +63,8 @@ def step_sums(policy: Pair, output: LossOutput, weight: Tensor) -> Tensor:
 
 
 class Measured(NamedTuple):
-    """A micro-batch's result. slope: (responses,) d objective / d sum, where the objective is a sum over items. logged:
-    (names,) fp64 sums."""
+    """A micro-batch's result. slope: d objective / d value, in the shape of the values, where the objective is a sum over
+    items. logged: (names,) fp64 sums."""
 
     slope: Tensor
     logged: Tensor
@@ -72,11 +72,13 @@ class Measured(NamedTuple):
 
 class Objective(Protocol):
     """What the loop minimises. groups: the sequences of each item. names: the logged metrics, `loss` first. unit: what `size`
-    counts. state: what it carries over steps, which a checkpoint stores."""
+    counts. per_token: whether it is measured by each token's log-probability, not by the responses' sums. state: what it
+    carries over steps, which a checkpoint stores."""
 
     groups: Sequence[Group]
     names: Sequence[str]
     unit: str
+    per_token: bool
     state: State
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
@@ -93,8 +95,9 @@ class Objective(Protocol):
         """The divisor of the sums over a whole optimiser batch."""
         ...
 
-    def measure(self, items: list[int], totals: Tensor) -> Measured:
-        """totals: (responses,) nats of these items' responses, in order. Nothing is sent back through its graph."""
+    def measure(self, items: list[int], values: Tensor) -> Measured:
+        """values: (responses,) nats of these items' responses, in order, or by token, (tokens,). Nothing is sent back through
+        its graph."""
         ...
 
     def describe(self, batch: Sequence[int]) -> str:
@@ -140,6 +143,8 @@ class PreferenceObjective:
         self.known: Tensor | None = None
         self.known_borrowed: Tensor | None = None
         self.kl: Tensor | None = None
+        self.per_token = "tokens" in loss.needs
+        self.step_tokens: dict[int, Tensor] = {}  # pair → its tokens under a reference that computes them in every step
         self.batch: Batch | None = None  # of this step
         self.places: dict[int, int] = {}  # pair → place in that batch
         self.state: State = {}
@@ -162,7 +167,13 @@ class PreferenceObjective:
         if self.reference is None or self.known is None:
             return
         items = list(items)
-        self.known[items] = self.reference.of([self.groups[i] for i in items]).float().view(-1, 2)
+        groups = [self.groups[i] for i in items]
+        if isinstance(self.reference, EveryStep) and self.per_token and "reference" in self.loss.needs:
+            tokens = self.reference.tokens(groups)
+            self.known[items] = _sums(tokens, self.lengths[items].flatten()).view(-1, 2)
+            self.step_tokens = dict(zip(items, tokens.split(self.lengths[items].sum(1).tolist()), strict=True))
+        else:
+            self.known[items] = self.reference.of(groups).float().view(-1, 2)
         if self.known_borrowed is not None:
             self.known_borrowed[items] = self.reference.of([self.borrowed[i] for i in items]).float()
 
@@ -212,23 +223,43 @@ class PreferenceObjective:
             return None
         return pair_of(self.known[list(items)].flatten().to(device), self.lengths[list(items)].flatten().to(device))
 
+    def _tokens_of(self, items: Sequence[int], policy: Tensor, lengths: Tensor) -> TokenLogps:
+        """policy: (tokens,) nats. lengths: (responses,)."""
+        known = None
+        if "reference" in self.loss.needs and self.reference is not None:
+            every_step = isinstance(self.reference, EveryStep)
+            groups = [self.groups[i] for i in items]
+            known = torch.cat([self.step_tokens[i] for i in items]) if every_step else self.reference.tokens(groups)
+            known = known.to(policy.device)
+        return TokenLogps.of(lengths, policy, known)
+
     def size(self, batch: Sequence[int]) -> int:
         return len(batch)
 
-    def measure(self, items: list[int], totals: Tensor) -> Measured:
-        leaf = totals.detach().requires_grad_()
-        policy = pair_of(leaf, self.lengths[items].flatten().to(leaf.device))
+    def measure(self, items: list[int], values: Tensor) -> Measured:
+        leaf = values.detach().requires_grad_()
+        lengths = self.lengths[items].flatten().to(leaf.device)
+        tokens = self._tokens_of(items, leaf, lengths) if self.per_token else None
+        policy = pair_of(_sums(leaf, lengths) if self.per_token else leaf, lengths)
         scores = None if self.scores is None else self.scores[items].to(leaf)
         batch = self.batch
         if batch is not None:
             batch = batch._replace(place=torch.tensor([self.places[i] for i in items], device=leaf.device))
-        inputs = Inputs(policy, self._reference_of(items, leaf.device), self.kl, scores, batch)
+        inputs = Inputs(policy, self._reference_of(items, leaf.device), self.kl, tokens, scores, batch)
         output = self.loss.evaluate(*inputs, **self.settings)
         (slope,) = torch.autograd.grad(output.loss.sum(), leaf)
-        return Measured(slope, step_sums(policy, output, slope[0::2].abs() + slope[1::2].abs()))
+        weight = (
+            _sums(slope.abs(), lengths) / lengths if self.per_token else slope.abs()
+        )  # the mean of a response's tokens
+        return Measured(slope, step_sums(policy, output, weight[0::2] + weight[1::2]))
 
     def describe(self, batch: Sequence[int]) -> str:
         return f"pairs in the batch: {_some([self.pairs[i].id for i in batch])}"
+
+
+def _sums(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """(responses,) sums of (tokens,), added up as the model adds them."""
+    return tokens.new_zeros(len(lengths)).index_add(0, torch.repeat_interleave(lengths), tokens)
 
 
 def _scores_of(pairs: Sequence[TokenPair], loss: Loss) -> Tensor:
@@ -246,6 +277,7 @@ class LikelihoodObjective:
 
     names: Sequence[str] = ("loss",)
     unit = "tokens"
+    per_token = False
 
     def __init__(self, groups: Sequence[Group]) -> None:
         """groups: each has one response; `Group.learnt` may select a part of it."""
@@ -261,8 +293,8 @@ class LikelihoodObjective:
     def size(self, batch: Sequence[int]) -> int:
         return sum(self.groups[i].learnt_tokens for i in batch)
 
-    def measure(self, items: list[int], totals: Tensor) -> Measured:
-        return Measured(torch.full_like(totals, -1.0), -totals.detach().double().sum()[None])
+    def measure(self, items: list[int], values: Tensor) -> Measured:
+        return Measured(torch.full_like(values, -1.0), -values.detach().double().sum()[None])
 
     def describe(self, batch: Sequence[int]) -> str:
         return f"conversations in the batch: {_some([str(i + 1) for i in batch])}"

@@ -21,7 +21,7 @@ from pobench.errors import PobenchError
 from pobench.registry import Loss, load_plugin, losses
 from pobench.settings.faults import broken_contract
 from pobench.settings.resolve import resolve_names
-from pobench.types import Inputs, LossOutput, Pair, SequenceLogps
+from pobench.types import Inputs, LossOutput, Pair, SequenceLogps, TokenLogps
 from pobench.workflows.invariance import SPLITS, TOLERANCE, WHOLE, difference, take_steps, take_steps_in_two_processes
 
 
@@ -97,14 +97,20 @@ class Subject:
     def __init__(self, loss: Loss, changes: Mapping[str, Any] | None = None) -> None:
         self.loss, self.settings = loss, {**loss.settings, **(changes or {})}
 
-    def __call__(self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, **changes: Any) -> LossOutput:
-        """beside: the whole batch, of which the pairs are a part; None: they are all of it."""
+    def __call__(
+        self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, phase: float = 0.0, **changes: Any
+    ) -> LossOutput:
+        """beside: the whole batch, of which the pairs are a part; None: they are all of it. phase: how tokens share a sum."""
         settings = {**self.settings, **changes}
         scores = torch.stack((at.chosen_score, at.rejected_score), dim=1)
         batch = self.loss.batch_of(*(beside.batch if beside else at).pairs, settings)
         if beside and batch is not None:
             batch = batch._replace(place=beside.place)
-        inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), scores, batch)
+        tokens = None
+        if "tokens" in self.loss.needs:
+            policy, reference = at.pairs
+            tokens = TokenLogps.spread(policy, reference if "reference" in self.loss.needs else None, phase)
+        inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch)
         return self.loss(*self.loss.arguments(*inputs), **settings)
 
     def evaluate(self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, **changes: Any) -> Evaluated:
@@ -347,6 +353,8 @@ def _needs(subject: Subject) -> tuple[str, str]:
             unused.append("reference")
     if "kl" in subject.loss.needs and torch.equal(subject(pairs, 1.0).loss, subject(pairs, 9.0).loss):
         unused.append("kl")
+    if "tokens" in subject.loss.needs and torch.equal(subject(pairs, 1.0).loss, subject(pairs, 1.0, phase=2.0).loss):
+        unused.append("tokens")
     if "scores" in subject.loss.needs:
         moved = pairs._replace(chosen_score=pairs.chosen_score + 1)
         if torch.equal(subject(pairs, 1.0).loss, subject(moved, 1.0).loss):

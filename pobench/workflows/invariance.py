@@ -111,11 +111,12 @@ def small_pairs(n: int = PAIRS, seed: int = 1) -> list[TokenPair]:
 
 
 @cache
-def small_reference(pairs: tuple[TokenPair, ...]) -> ReferenceSums:
+def small_reference(pairs: tuple[TokenPair, ...], per_token: bool = False) -> ReferenceSums:
     """The small model's reference sums, in memory; every process computes all of them, once for all losses."""
     policy = ResponseLogps(small_model())
     scorer = SumScorer(policy, policy.layout("shared_prefix"), make_accelerator("fp32", cpu=True), alone=True)
-    return ReferenceSums.of_groups([*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))], scorer)
+    groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
+    return ReferenceSums.of_groups(groups, scorer, per_token=per_token)
 
 
 def take_steps(loss: Loss, settings: Mapping[str, Any], split: Split, folder: Path) -> Steps:
@@ -229,7 +230,7 @@ def _train(
             settings,
             config,
             folder=run,
-            reference=small_reference(tuple(pairs)) if loss.reads_reference else None,
+            reference=small_reference(tuple(pairs), "tokens" in loss.needs) if loss.reads_reference else None,
             mismatched=mismatch(pairs),
             log=lambda row: rows.append(row["loss"]),
         )

@@ -80,9 +80,9 @@ def scorer_of() -> Callable[..., SumScorer]:
 def reference_of(start_model: Any, scorer_of: Any) -> Callable[[list[TokenPair]], ReferenceSums]:
     """The start model's sums of some pairs and of their mismatched answers, in memory."""
 
-    def make(pairs: list[TokenPair]) -> ReferenceSums:
+    def make(pairs: list[TokenPair], per_token: bool = False) -> ReferenceSums:
         groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
-        return ReferenceSums.of_groups(groups, scorer_of(copy.deepcopy(start_model)))
+        return ReferenceSums.of_groups(groups, scorer_of(copy.deepcopy(start_model)), per_token=per_token)
 
     return make
 
@@ -127,7 +127,8 @@ def fit(
             registered.settings,
             TrainConfig(**values),
             folder=tmp_path / folder,
-            reference=reference or (reference_of(pairs) if registered.reads_reference else None),
+            reference=reference
+            or (reference_of(pairs, "tokens" in registered.needs) if registered.reads_reference else None),
             mismatched=mismatch(pairs),
             log=log or rows.append,
             watch=watch,

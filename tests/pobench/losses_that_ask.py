@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pobench import Batch, LossOutput, Pair, register_loss
+from pobench import Batch, LossOutput, Pair, TokenLogps, register_loss
 
 
 def log_ratios(policy: Pair, reference: Pair) -> tuple[Tensor, Tensor]:
@@ -20,6 +20,21 @@ def log_ratios(policy: Pair, reference: Pair) -> tuple[Tensor, Tensor]:
 def t_offset(policy: Pair, reference: Pair, scores: Tensor, *, beta: float = 0.1, alpha: float = 0.5) -> LossOutput:
     u, v = (beta * ratio for ratio in log_ratios(policy, reference))
     return LossOutput(-logsigmoid(u - v - alpha * (scores[:, 0] - scores[:, 1])), u.detach(), v.detach())
+
+
+# ---------------------------------------------------------------- tokens
+@register_loss("t_ld", source="arXiv 2409.06411: LD-DPO")
+def t_ld(policy: Pair, reference: Pair, tokens: TokenLogps, *, beta: float = 0.1, alpha: float = 0.5) -> LossOutput:
+    """Tokens of the longer answer behind the length of the shorter one count alpha."""
+    shared = tokens.mask.all(dim=1, keepdim=True)
+    u, v = (beta * ((tokens.policy - tokens.reference) * torch.where(shared, 1.0, alpha)).sum(-1)).unbind(1)
+    return LossOutput(-logsigmoid(u - v), u.detach(), v.detach())
+
+
+@register_loss("t_worst", source="a test: the least likely tokens count most, and no reference is read")
+def t_worst(policy: Pair, tokens: TokenLogps, *, beta: float = 0.5) -> LossOutput:
+    chosen, rejected = -beta * (-tokens.policy).masked_fill(~tokens.mask, -math.inf).logsumexp(-1).T
+    return LossOutput(-logsigmoid(chosen - rejected), chosen.detach(), rejected.detach())
 
 
 # ---------------------------------------------------------------- batch

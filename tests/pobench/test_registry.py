@@ -117,8 +117,9 @@ def test_an_input_that_is_missing_is_named(empty) -> None:
     register_loss("rated", source="here")(lambda policy, reference, scores: 0)
     with pytest.raises(PobenchError, match="loss 'rated' needs reference and scores, which it was not given"):
         get_loss("rated").evaluate("p", kl="k")
-    assert get_loss("rated").arguments("p", "r", None, "s") == ["p", "r", "s"]
-    assert get_loss("rated").reads_reference and not get_loss("rated").lacks("p", "r", None, "s")
+    given = Inputs("p", "r", scores="s")
+    assert get_loss("rated").arguments(*given) == ["p", "r", "s"]
+    assert get_loss("rated").reads_reference and not get_loss("rated").lacks(*given)
 
 
 def test_units_and_ranges_speak_of_settings_only(empty) -> None:

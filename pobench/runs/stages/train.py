@@ -116,7 +116,7 @@ def _reference(context: Context) -> ReferenceSums | EveryStep | None:
     if loss is None or not loss.reads_reference:
         return None
     if config.reference == "cached":
-        return context.references("pairs", "mismatched")
+        return context.references("pairs", "mismatched", "tokens")
     policy = context.start_policy()
     policy.requires_grad_(False)
     return EveryStep(sum_scorer(policy, context.groups("pairs"), config, context.accelerator, context.say))

@@ -55,6 +55,7 @@ def test_a_loss_that_needs_ratings_is_refused_without_them_and_named_by_them(
     assert first[0] == second[0] and first[1] != second[1]  # a loss that does not ask keeps its name
 
 
+@pytest.mark.slow
 def test_a_loss_that_needs_ratings_trains_and_is_evaluated_by_them(work_here, setting, losses_that_ask) -> None:
     source = Path(setting["data"]["source"])
     rows = [json.loads(line) for line in source.read_text().splitlines()]

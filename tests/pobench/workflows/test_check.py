@@ -41,7 +41,7 @@ def test_a_broken_loss_is_caught_and_told_why(fixture, pobench_cli, forget) -> N
         assert set(failed) == {law}
 
 
-ASKING = ("t_offset", "t_aot", "t_aot_unpaired", "t_dr_dpo", "t_beta_dpo", "t_bco")
+ASKING = ("t_offset", "t_ld", "t_worst", "t_aot", "t_aot_unpaired", "t_dr_dpo", "t_beta_dpo", "t_bco")
 
 
 @pytest.mark.parametrize("name", ASKING)
