@@ -400,7 +400,7 @@ def run_pobench(work: Work) -> dict[str, Any]:
     started = now(accelerator.device)
     reference, computed, reference_seconds = None, 0, 0.0
     others = mismatch(pairs) if "kl" in loss.needs else None
-    if loss.needs:
+    if loss.reads_reference:
         passes = [[Group.of(p) for p in pairs], *([mismatched_groups(pairs, others)] if others else [])]
         reference, computed, reference_seconds = reference_of(cache, model, weights, passes, config, accelerator)
     with tempfile.TemporaryDirectory() as folder:

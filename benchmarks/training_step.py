@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         model = load_model(folder, dtype=torch.float32)
         others, reference = mismatch(pairs) if "kl" in loss.needs else None, None
-        if loss.needs:
+        if loss.reads_reference:
             groups = [*map(Group.of, pairs), *(mismatched_groups(pairs, others) if others else [])]
             policy = ResponseLogps(model.to(accelerator.device), job.train.head_tile, compiled=job.train.compile)
             reference = ReferenceSums.of_groups(groups, sum_scorer(policy, groups, job.train, accelerator))

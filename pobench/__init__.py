@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from pobench.reporting.draw import figure, table
     from pobench.results.load import load_frames
     from pobench.runs.execute import run_setting as run
-    from pobench.types import LossOutput, Pair, SequenceLogps
+    from pobench.types import Batch, LossOutput, Pair, SequenceLogps, TokenLogps
 
     __version__: str
 
 __all__ = [
+    "Batch",
     "LossOutput",
     "Pair",
     "PobenchError",
     "SequenceLogps",
+    "TokenLogps",
     "figure",
     "get_loss",
     "list_losses",
@@ -33,10 +35,12 @@ __all__ = [
 ]
 
 _HOMES = {  # name → where it is defined. Imported when it is asked for: help and lists should not wait for torch
+    "Batch": "pobench.types:Batch",
     "LossOutput": "pobench.types:LossOutput",
     "Pair": "pobench.types:Pair",
     "PobenchError": "pobench.errors:PobenchError",
     "SequenceLogps": "pobench.types:SequenceLogps",
+    "TokenLogps": "pobench.types:TokenLogps",
     "figure": "pobench.reporting.draw:figure",
     "get_loss": "pobench.registry:get_loss",
     "list_losses": "pobench.registry:list_losses",

@@ -245,6 +245,10 @@ _HELDOUT = Frame(
         Column("rejected_reward", "float", "own unit", "the same of the rejected answer"),
         Column("mismatched_logp", "float", "nats", "of an answer to another prompt; nan where it is not stored"),
         Column("reference_mismatched_logp", "float", "nats", "the same under the reference"),
+        Column(
+            "chosen_score", "float", "", "the data's rating of the chosen answer; nan unless the run's loss asks for it"
+        ),
+        Column("rejected_score", "float", "", "the data's rating of the rejected answer, likewise"),
     ),
 )
 

@@ -1,7 +1,7 @@
 """Registries of losses, judges, benchmarks, figures and layouts: registered by decorator, found by name or alias.
 
-A loss is declared by its signature. Positional parameters name its inputs (`policy`, `reference`, `kl`), and keyword
-parameters with defaults are its settings.
+A loss is declared by its signature. Positional parameters name its inputs (`SUPPLIED`), and keyword parameters with defaults
+are its settings.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import math
 import pkgutil
 import re
@@ -24,7 +25,7 @@ from pobench.errors import PobenchError, UnknownNameError, _normal, nearest
 from pobench.files import name_fault
 
 if TYPE_CHECKING:  # torch comes with the losses, when they are first looked up
-    from pobench.types import LossOutput, Pair
+    from pobench.types import Batch, LossOutput, Pair, State, TokenLogps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +132,8 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- losses
 Marker = str | tuple[int, int, int]  # matplotlib's name of a marker, or (points, style, angle)
-SUPPLIED = ("policy", "reference", "kl")  # the inputs that training can pass to a loss, in this order
+# The inputs that training can pass to a loss, in this order: the fields of `pobench.types.Inputs`.
+SUPPLIED = ("policy", "reference", "kl", "tokens", "scores", "batch")
 GRADIENT = "\nGradient:\n"  # this line of a loss's docstring separates its formula from its gradient
 
 
@@ -146,7 +148,7 @@ class Loss:
     name: str
     function: Callable[..., LossOutput]
     source: str
-    needs: frozenset[str]  # subset of {"reference", "kl"}
+    needs: frozenset[str]  # its inputs besides `policy`: a subset of `SUPPLIED`
     settings: Mapping[str, Any]  # setting -> default
     doc: str
     units: Mapping[str, str] = field(default_factory=dict)  # setting -> unit
@@ -161,22 +163,71 @@ class Loss:
     )
     colour: str = ""  # in every figure, "#rrggbb"; "": derived from the name, see `pobench.reporting.looks`
     marker: Marker = ""
+    update: Callable[..., State] | None = None  # of what it carries over steps: f(batch, *, settings) -> state
 
     def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
         return self.function(*args, **kwargs)
 
-    def arguments(self, policy: Pair, reference: Pair | None = None, kl: Any = None) -> list[Any]:
-        """The inputs that the function's signature names, in its order."""
-        supplied = {"policy": policy, "reference": reference, "kl": kl}
-        return [supplied[name] for name in SUPPLIED if name == "policy" or name in self.needs]
+    @property
+    def reads_reference(self) -> bool:
+        """Whether it needs log-probabilities of the reference model."""
+        return not self.needs.isdisjoint(("reference", "kl"))
 
-    def evaluate(self, policy: Pair, reference: Pair | None = None, kl: Any = None, **settings: Any) -> LossOutput:
-        """Call the function with the inputs that its signature names. Raises PobenchError unless it returns a LossOutput of
-        floating-point tensors, (pairs,) each, at least as precise as the policy's sums."""
-        output = self.function(*self.arguments(policy, reference, kl), **settings)
+    def lacks(self, *inputs: Any) -> list[str]:
+        """The inputs that it needs and that are not among these, which stand in the order of `SUPPLIED`."""
+        at_hand = {name for name, value in zip(SUPPLIED, inputs, strict=False) if value is not None}
+        return [name for name in SUPPLIED if name in self.needs - at_hand]
+
+    def arguments(self, *inputs: Any) -> list[Any]:
+        """The inputs that the function's signature names, in its order. inputs: in the order of `SUPPLIED`; the last ones may
+        be left out. Raises PobenchError for one that it needs and that is None."""
+        if lacking := self.lacks(*inputs):
+            raise PobenchError(f"loss {self.name!r} needs {' and '.join(lacking)}, which it was not given")
+        return [value for name, value in zip(SUPPLIED, inputs, strict=False) if name in {"policy", *self.needs}]
+
+    def evaluate(
+        self,
+        policy: Pair,
+        reference: Pair | None = None,
+        kl: Tensor | None = None,
+        tokens: TokenLogps | None = None,
+        scores: Tensor | None = None,
+        batch: Batch | None = None,
+        **settings: Any,
+    ) -> LossOutput:
+        """Call the function with the inputs that its signature names. Raises PobenchError for an input that is missing, and
+        unless it returns a LossOutput of floating-point tensors, (pairs,) each, at least as precise as the policy's sums."""
+        output = self.function(*self.arguments(policy, reference, kl, tokens, scores, batch), **settings)
         if fault := wrong_output(output, policy.chosen.total):
             raise PobenchError(f"loss {self.name!r} must return {fault}")
         return output
+
+    def batch_of(
+        self, policy: Pair, reference: Pair | None, settings: Mapping[str, Any], state: State | None = None
+    ) -> Batch | None:
+        """The whole optimiser batch as this loss gets it, every pair in its place; None if it does not ask for `batch`.
+
+        policy, reference: the sums of all its pairs. state: after the step before; None at the first. Raises PobenchError if
+        `update` returns what JSON does not hold.
+        """
+        if "batch" not in self.needs:
+            return None
+        from torch import arange
+
+        from pobench.types import Batch, Pair
+
+        detached = Pair(*(side._replace(total=side.total.detach()) for side in policy))
+        place = arange(len(policy.chosen.total), device=policy.chosen.total.device)
+        batch = Batch(detached, reference if "reference" in self.needs else None, place, state or {})
+        if self.update is None:
+            return batch
+        new = self.update(batch, **{name: settings[name] for name in _settings(inspect.signature(self.update))})
+        try:
+            return batch._replace(state=json.loads(json.dumps(new)))  # as a resumed run will have it
+        except TypeError as error:
+            raise PobenchError(
+                f"loss {self.name!r}: `update` must return numbers, texts and lists of them: {error}"
+            ) from None
 
     @property
     def formula(self) -> str:
@@ -252,20 +303,24 @@ def register_loss(
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
     colour: str = "",
     marker: Marker = "",
+    update: Callable[..., State] | None = None,
 ) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
     """Register a loss function under `name`.
 
     source: of the formula. units: setting -> unit. ranges: setting -> published search range. meanings: setting -> what it
     does. defaults: setting -> source of its default, or "not published". alternatives: groups of settings that name one
     number (γ, γ/β). canonical: brings such settings into one form. colour, marker: in every figure, "#rrggbb" and a
-    matplotlib marker; both or neither.
-    Raises PobenchError if a positional parameter is not `policy`, `reference` or `kl`, or a setting has no default.
+    matplotlib marker; both or neither. update: what the loss carries over steps, a function (batch, *, settings of the loss by
+    their names) → state; `batch.state` is that of the step before, {} at the first, and the loss finds the new one there.
+    Raises PobenchError if a positional parameter is not one of `SUPPLIED`, or a setting has no default or the name of an input.
     """
 
     def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
         signature = inspect.signature(function)
         supplied, faults = _supplied(signature)
         settings = _settings(signature)
+        if update is not None:
+            faults += _update_faults(update, supplied, settings)
         for what, declared in (("units", units), ("ranges", ranges), ("meanings", meanings), ("defaults", defaults)):
             faults += [
                 f"{what}: {key!r} is no setting of it{nearest(key, settings)}"
@@ -297,6 +352,7 @@ def register_loss(
             canonical,
             colour,
             marker,
+            update,
         )
         losses.add(loss, aliases)
         return function
@@ -311,7 +367,9 @@ def _supplied(signature: inspect.Signature) -> tuple[list[str], list[str]]:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             faults.append(f"*{p.name}: the harness cannot fill a catch-all parameter; name what the loss uses")
         elif p.kind is p.KEYWORD_ONLY:
-            if p.default is p.empty:
+            if p.name in SUPPLIED:
+                faults.append(f"{p.name}: is an input, which the harness supplies; it goes before '*'")
+            elif p.default is p.empty:
                 faults.append(f"{p.name}: a setting needs a default value")
         elif p.name not in SUPPLIED:
             faults.append(
@@ -325,6 +383,19 @@ def _supplied(signature: inspect.Signature) -> tuple[list[str], list[str]]:
     if not faults and "policy" not in supplied:
         faults.append("policy: a loss needs the policy's log-probabilities as its first parameter")
     return supplied, faults
+
+
+def _update_faults(update: Callable[..., Any], supplied: Iterable[str], settings: Iterable[str]) -> list[str]:
+    """The faults of the signature of a loss's `update`."""
+    parameters = inspect.signature(update).parameters.values()
+    faults = [] if "batch" in supplied else ["update: the loss finds its state in `batch`, which it does not ask for"]
+    if [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] != ["batch"]:
+        faults.append("update: takes `batch`, and behind '*' settings of the loss")
+    return faults + [
+        f"update: {p.name!r} is no setting of the loss{nearest(p.name, settings)}"
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name not in settings
+    ]
 
 
 def get_loss(name: str) -> Loss:

@@ -6,9 +6,11 @@ end-of-turn token. A tensor of shape `(pairs,)` has one entry per preference pai
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -70,6 +72,100 @@ class Pair(NamedTuple):
     rejected: SequenceLogps
 
 
+class TokenLogps(NamedTuple):
+    """Log-probabilities of the single tokens of each pair's responses, each (pairs, 2, tokens): chosen, then rejected, from
+    their first token on, padded on the right up to the longest response at hand.
+
+    policy, reference: nats, 0 at the pads; reference is None unless the loss asks for `reference` too. mask: bool, True at
+    tokens. The sums of `policy` over its tokens are the pairs' sums, and gradients flow through either.
+    """
+
+    policy: Tensor
+    reference: Tensor | None
+    mask: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor, policy: Tensor, reference: Tensor | None) -> TokenLogps:
+        """lengths: (responses,) in the order chosen, rejected, chosen, … policy, reference: (tokens,) nats, response by
+        response."""
+        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+
+        def padded(logps: Tensor) -> Tensor:
+            return logps.new_zeros(mask.shape).masked_scatter(mask, logps).unflatten(0, (-1, 2))
+
+        return cls(padded(policy), None if reference is None else padded(reference), mask.unflatten(0, (-1, 2)))
+
+    @classmethod
+    def spread(cls, policy: Pair, reference: Pair | None, phase: float = 0.0) -> TokenLogps:
+        """Tokens with these sums, to try a loss on: each has its share of the sum, up to a third more or less. phase: which
+        tokens have more."""
+        lengths = torch.stack([side.length for side in policy], dim=1).flatten()
+        place = torch.cat([torch.arange(int(n)) for n in lengths]).to(lengths.device)
+        owner = torch.repeat_interleave(lengths)
+
+        def tokens(pair: Pair, phase: float) -> Tensor:
+            totals = torch.stack([side.total for side in pair], dim=1).flatten()
+            wave = torch.sin(place + phase).to(totals.dtype)
+            level = torch.zeros_like(totals).index_add(0, owner, wave) / lengths
+            return (totals / lengths)[owner] * (1 + (wave - level[owner]) / 6)
+
+        return cls.of(lengths, tokens(policy, phase), None if reference is None else tokens(reference, phase + 1.0))
+
+
+State = Mapping[str, Any]  # what a loss carries over steps: numbers, texts, and lists of them
+
+
+class Batch(NamedTuple):
+    """The whole optimiser batch before its step, for a loss that asks for it: detached, and the same in every micro-batch and
+    every process.
+
+    policy, reference: (pairs in the batch,) each; reference is None unless the loss asks for `reference` too.
+    place: (pairs,) the place in the batch of each pair that the loss is called with.
+    state: what the loss's `update` has made of this batch and of all before it; {} for a loss without.
+    """
+
+    policy: Pair
+    reference: Pair | None
+    place: Tensor
+    state: State
+
+    def share(self, objective: Callable[[Pair], Tensor], policy: Pair) -> Tensor:
+        """(pairs,) the share of each pair of a micro-batch in a loss that depends on the whole batch in any way: their mean
+        over the batch is the mean of `objective`, and their gradient is its gradient.
+
+        objective: the policy's sums of the whole batch → (pairs in the batch,) values in any order, or their 0-d mean. policy:
+        the sums of the micro-batch. Each share is the objective's expansion to first order around the batch's sums.
+        """
+        with torch.enable_grad():
+            leaves = [side.total.detach().requires_grad_() for side in self.policy]
+            sides = [SequenceLogps(leaf, side.length) for leaf, side in zip(leaves, self.policy, strict=True)]
+            values = objective(Pair(*sides)).expand_as(leaves[0])
+            slopes = torch.autograd.grad(values.sum(), leaves, materialize_grads=True)
+        moved = [
+            slope[self.place] * (here.total - before.total[self.place])
+            for slope, here, before in zip(slopes, policy, self.policy, strict=True)
+        ]
+        return values.detach()[self.place] + moved[0] + moved[1]
+
+
+class Inputs(NamedTuple):
+    """What a loss may ask for, by the names of its positional parameters. None: not asked for, or not at hand.
+
+    policy, reference: the summed log-probabilities of the pairs under the model in training and under the frozen one.
+    kl: 0-d, nats: the unclamped mean of `log π - log π_ref` over the mismatched pairs of the whole optimiser batch, detached.
+    tokens: the log-probabilities of the single tokens.
+    scores: (pairs, 2) the data's ratings of chosen and rejected, on the data's own scale.
+    batch: the whole optimiser batch, of which these pairs are a part.
+    """
+
+    policy: Pair
+    reference: Pair | None = None
+    kl: Tensor | None = None
+    tokens: TokenLogps | None = None
+    scores: Tensor | None = None
+    batch: Batch | None = None
+
+
 class LossOutput(NamedTuple):
     """What a loss returns: the objective and the two implicit rewards, in the loss's own unit.
 
@@ -86,13 +182,19 @@ class TokenPair(NamedTuple):
     """One preference pair as token ids: two responses to the same prompt.
 
     id: the row's id in all files. prompt, chosen, rejected: token ids, none empty; responses end with the end-of-turn
-    token.
+    token. scores: the data's ratings of chosen and rejected, on its own scale; None where it has none.
     """
 
     id: str
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
+    scores: tuple[float, float] | None = None
+
+    @property
+    def sequences(self) -> tuple[tuple[int, ...], ...]:
+        """prompt, chosen, rejected."""
+        return self[1:4]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def render_inspection(
     for number, pair in enumerate(shown, start=1):
         parts += [Rule(Text(f"pair {number} of {len(pairs)} · {_safe(pair.id)}"), align="left"), Text("")]
         for name, sequence, style in zip(
-            ("prompt", "chosen", "rejected"), pair[1:], ("dim", "green", "red"), strict=True
+            ("prompt", "chosen", "rejected"), pair.sequences, ("dim", "green", "red"), strict=True
         ):
             head = Text(f"{name}, {len(sequence)} tokens", style=f"bold {style}")
             cut = Text("" if name == "prompt" else CUT, style=style)

@@ -85,7 +85,8 @@ def _column(row: Mapping[str, Any], name: str) -> str:
 
 
 def _read_argilla(row: RowReader) -> Draft | None:
-    """A ranking question whose values are the names of fields, or a rating question `ANSWER-rating` for each answer."""
+    """A ranking question whose values are the names of fields, or a rating question `ANSWER-rating` for each answer. A pair's
+    scores are the means of its ratings over the annotators who rated all answers; ranks are no ratings."""
     if _is_nested(row.row):
         fix = "export `dataset.records.to_datasets()`, which has it"
         return row.fault("responses", f"responses without a status (submitted, draft, discarded); {fix}")
@@ -113,7 +114,10 @@ def _read_argilla(row: RowReader) -> Draft | None:
         return None
     if not any(name in row.row for name in PROMPTS):
         return row.no_prompt("compared answers without a prompt")
-    return row.pair([row.answer(names[place], row.row[names[place]]) for place in places], row.prompt())
+    ranked, _ = _comparing(row.row, questions)
+    best, worst = (sum(vote[place] for vote in complete) / len(complete) for place in places)
+    answers = [row.answer(names[place], row.row[names[place]]) for place in places]
+    return row.pair(answers, row.prompt(), None if ranked else (best, worst))
 
 
 def _votes(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -59,7 +59,8 @@ def bias_labels(items: Sequence[Item], share: float, seed: int) -> list[Item]:
     def biased(item: Item) -> Item:
         if not decided_by_length(item, share, seed) or len(item.chosen) >= len(item.rejected):
             return item
-        return item._replace(chosen=item.rejected, rejected=item.chosen)  # type: ignore[return-value]
+        scores = None if item.scores is None else item.scores[::-1]
+        return item._replace(chosen=item.rejected, rejected=item.chosen, scores=scores)  # type: ignore[return-value]
 
     return [biased(item) for item in items]
 
@@ -92,10 +93,10 @@ def data_order(pairs: Sequence[TokenPair], seed: int, epochs: int) -> Order:
 
 
 def data_digest(pairs: Iterable[TokenPair]) -> str:
-    """Hex sha256 of the pairs' token ids, in order. Row ids do not count."""
+    """Hex sha256 of the pairs' token ids, in order. Row ids and ratings do not count."""
     digest = hashlib.sha256()
     for pair in pairs:
-        for ids in pair[1:]:
+        for ids in pair.sequences:
             digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, dtype="<i4").tobytes())
     return digest.hexdigest()
 
@@ -103,6 +104,20 @@ def data_digest(pairs: Iterable[TokenPair]) -> str:
 def pairs_digest(pairs: Sequence[TokenPair]) -> str:
     """Hex sha256 of the pairs' token ids and row ids, in order. Row ids count because they decide the training order."""
     return _hash(data_digest(pairs), *(p.id for p in pairs))
+
+
+class Ratings(NamedTuple):
+    """What is known of the ratings of some pairs. digest: hex sha256 of all, in order. missing: how many pairs have none.
+    first_missing: ids of up to eight of those."""
+
+    digest: str
+    missing: int
+    first_missing: tuple[str, ...]
+
+    @classmethod
+    def of(cls, pairs: Sequence[TokenPair]) -> Ratings:
+        missing = [pair.id for pair in pairs if pair.scores is None]
+        return cls(_hash(*(pair.scores for pair in pairs)), len(missing), tuple(missing[:8]))
 
 
 def mismatch(pairs: Sequence[TokenPair]) -> list[int]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from pobench.data.capacity import Extent
-from pobench.data.order import pairs_digest
+from pobench.data.order import Ratings, pairs_digest
 from pobench.data.prepare import Prepared
 from pobench.files import MarkedFolder, checked_bytes, digests_of, whole
 from pobench.types import TokenPair
@@ -27,8 +27,8 @@ SEQUENCES = ("prompt", "chosen", "rejected")
 class PairsFolder(MarkedFolder):
     """A folder with training pairs, held-out pairs, their audit and their digests.
 
-    about: causes, digests (list → hex sha256), pairs (list → count), prompts (of the training pairs), tokens (mean of a
-    training pair), extent (largest token id and most tokens of a pair), summary, files.
+    about: causes, digests (list → hex sha256), pairs (list → count), ratings (list → `Ratings`), prompts (of the training
+    pairs), tokens (mean of a training pair), extent (largest token id and most tokens of a pair), summary, files.
     """
 
     marker = "data.json"
@@ -44,6 +44,7 @@ class PairsFolder(MarkedFolder):
                 "causes": dict(causes),
                 "digests": {name: pairs_digest(getattr(prepared, name)) for name in LISTS},
                 "pairs": {name: len(getattr(prepared, name)) for name in LISTS},
+                "ratings": {name: Ratings.of(getattr(prepared, name)) for name in LISTS},
                 "prompts": len({pair.prompt for pair in prepared.train}),
                 "tokens": mean_tokens(prepared.train),
                 "extent": Extent.of(prepared.groups),
@@ -73,10 +74,15 @@ def mean_tokens(pairs: Sequence[TokenPair]) -> float:
 
 
 def frame(pairs: Sequence[TokenPair]) -> pd.DataFrame:
-    """One row per pair: its id and its token ids."""
-    return pd.DataFrame([{"id": p.id, **{k: list(getattr(p, k)) for k in SEQUENCES}} for p in pairs])
+    """One row per pair: its id, its token ids, and its scores where any pair has some."""
+    rows = pd.DataFrame([{"id": p.id, **dict(zip(SEQUENCES, map(list, p.sequences), strict=True))} for p in pairs])
+    if any(p.scores is not None for p in pairs):
+        rows["scores"] = [None if p.scores is None else list(p.scores) for p in pairs]
+    return rows
 
 
 def _pairs(frame: pd.DataFrame) -> list[TokenPair]:
     columns = [[tuple(np.asarray(ids).tolist()) for ids in frame[name]] for name in SEQUENCES]
-    return [TokenPair(*row) for row in zip(frame["id"], *columns, strict=True)]
+    given = frame["scores"] if "scores" in frame else [None] * len(frame)
+    scores = [None if both is None else (float(both[0]), float(both[1])) for both in given]
+    return [TokenPair(*row) for row in zip(frame["id"], *columns, scores, strict=True)]

@@ -45,14 +45,23 @@ def needs(*names: str) -> tuple[tuple[str, ...], ...]:
     return tuple((name,) for name in names)
 
 
-def better_of(row: RowReader, prompt: str | None, first: str, second: str, choice: float | None) -> Draft | None:
-    """The pair of two columns. choice: above 0 the first is better, below 0 the second, 0 is a tie, None a fault."""
+def better_of(
+    row: RowReader,
+    prompt: str | None,
+    first: str,
+    second: str,
+    choice: float | None,
+    scores: tuple[float | None, float | None] = (None, None),
+) -> Draft | None:
+    """The pair of two columns. choice: above 0 the first is better, below 0 the second, 0 is a tie, None a fault. scores: their
+    ratings, None where there is none."""
     if choice is None:
         return None
     if choice == 0:
         return row.tie()
-    names = (first, second) if choice > 0 else (second, first)
-    return row.pair([row.answer(name, row.row[name]) for name in names], row.prompt(prompt))
+    names, (better, worse) = ((first, second), scores) if choice > 0 else ((second, first), scores[::-1])
+    rated = None if better is None or worse is None else (better, worse)
+    return row.pair([row.answer(name, row.row[name]) for name in names], row.prompt(prompt), rated)
 
 
 def _index(row: RowReader, field: str) -> int | None:
@@ -73,7 +82,7 @@ def _read_shp(row: RowReader) -> Draft | None:
     a, b = (number_or_none(row.row.get(name)) for name in ("score_A", "score_B"))
     if label is not None and a is not None and b is not None and (a - b) * (2 * label - 1) < 0:
         row.notes.append(CONTRADICTED)
-    return better_of(row, "history", "human_ref_A", "human_ref_B", None if label is None else 2 * label - 1)
+    return better_of(row, "history", "human_ref_A", "human_ref_B", None if label is None else 2 * label - 1, (a, b))
 
 
 def _read_helpsteer2(row: RowReader) -> Draft | None:
@@ -95,10 +104,11 @@ def _strength(row: RowReader, field: str) -> float | None:
 
 def _read_webgpt(row: RowReader) -> Draft | None:
     """Scores in [-1, 1], of which one is the other's negative."""
-    first, second = (row.number_of(name) for name in ("score_0", "score_1"))
+    first, second = scores = row.number_of("score_0"), row.number_of("score_1")
     question = row.row.opened("question")
     prompt = "question.full_text" if isinstance(question, Mapping) and "full_text" in question else "question"
-    return better_of(row, prompt, "answer_0", "answer_1", None if first is None or second is None else first - second)
+    choice = None if first is None or second is None else first - second
+    return better_of(row, prompt, "answer_0", "answer_1", choice, scores)
 
 
 def _winner(row: RowReader) -> float | None:

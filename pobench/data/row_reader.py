@@ -37,11 +37,18 @@ _READ_KEYS = {"role", "from", "content", "value"}
 
 
 class Draft(NamedTuple):
-    """A preference without id and row number."""
+    """A preference without id and row number. scores: the ratings of the chosen and the rejected answer; None where the row has
+    none."""
 
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
+    scores: tuple[float, float] | None = None
+
+    @property
+    def content(self) -> Draft:
+        """Without scores: what tells two rows apart."""
+        return self._replace(scores=None)
 
 
 class Answer(NamedTuple):
@@ -262,7 +269,12 @@ class RowReader:
         turns = () if answer.head else continued(answer.text)
         return self.answer(field, [turn._asdict() for turn in turns]) if len(turns) > 1 else answer
 
-    def pair(self, answers: Sequence[Answer | None], prompt: tuple[Message, ...] | None = ()) -> Draft | None:
+    def pair(
+        self,
+        answers: Sequence[Answer | None],
+        prompt: tuple[Message, ...] | None = (),
+        scores: tuple[float, float] | None = None,
+    ) -> Draft | None:
         """Two answers to one prompt. The prompt is in its own field, before each answer, or in both places; or the answers
         hold further turns, which both share."""
         chosen, rejected = answers
@@ -286,7 +298,7 @@ class RowReader:
         if not prompt:
             return self.no_prompt("answers without an earlier message")
         whole = self.before(prompt)
-        return Draft(whole, chosen.text, rejected.text) if whole is not None and self.in_turn(whole) else None
+        return Draft(whole, chosen.text, rejected.text, scores) if whole is not None and self.in_turn(whole) else None
 
     def _same(self, prompt: tuple[Message, ...], head: tuple[Message, ...]) -> tuple[Message, ...] | None:
         """The conversation before both answers, if it holds the prompt that stands in its own field."""

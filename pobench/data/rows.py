@@ -54,7 +54,8 @@ class Preference(NamedTuple):
     """One preference as text: `chosen` and `rejected` are what the assistant may say after `prompt`.
 
     id: the row's own `id`, else a hash of its text, so that it survives reordering. prompt: a system message may
-    stand first, then user and assistant take turns, the user last. row: the number a person counts in the file.
+    stand first, then user and assistant take turns, the user last. row: the number a person counts in the file. scores: the
+    data's ratings of chosen and rejected, on its own scale; None where it has none.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Preference(NamedTuple):
     chosen: str
     rejected: str
     row: int
+    scores: tuple[float, float] | None = None
 
 
 class RowNumber(int):
@@ -82,11 +84,16 @@ class RowNumber(int):
 
 
 def preference_lines(preferences: Iterable[Preference]) -> str:
-    """Preferences as JSON lines: id, prompt (chat messages), chosen, rejected, row, and file where there are several."""
+    """Preferences as JSON lines: id, prompt (chat messages), chosen, rejected, row, file where there are several, and
+    score_chosen, score_rejected where there are ratings."""
     lines = []
     for p in preferences:
         place = {"row": p.row.row, "file": p.row.file} if isinstance(p.row, RowNumber) else {}
-        lines.append(json.dumps({**p._asdict(), "prompt": messages(p.prompt), **place}, ensure_ascii=False) + "\n")
+        scores = dict(zip(("score_chosen", "score_rejected"), p.scores or (), strict=False))
+        columns = {k: v for k, v in p._asdict().items() if k != "scores"}
+        lines.append(
+            json.dumps({**columns, "prompt": messages(p.prompt), **place, **scores}, ensure_ascii=False) + "\n"
+        )
     return "".join(lines)
 
 

@@ -94,8 +94,9 @@ def _read_ratings(row: RowReader) -> Draft | None:
     if not isinstance(answers, list) or len(answers) < 2:
         return row.wrong(name, "not a list of two or more answers", answers)
     scores: Any
+    one_scale = True  # of all rows
     if all(isinstance(answer, Mapping) for answer in answers):
-        scores = _scores_of(row, answers)
+        scores, one_scale = _scores_of(row, answers)
         answers = [next((a[k] for k in _TEXTS if k in a), None) for a in answers]
     else:
         scores = next((row.row[k] for k in SCORES if k in row.row), None)
@@ -107,20 +108,23 @@ def _read_ratings(row: RowReader) -> Draft | None:
     places = row.best_and_worst([numbers])
     if places is None:
         return None
-    return row.pair([row.answer(f"{name}[{i}]", answers[i]) for i in places], row.prompt())
+    best, worst = places
+    rated = (numbers[best], numbers[worst]) if one_scale else None
+    return row.pair([row.answer(f"{name}[{i}]", answers[i]) for i in places], row.prompt(), rated)
 
 
-def _scores_of(row: RowReader, answers: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The scores of rated answers. UltraFeedback wrote some overall scores of 1 as 10; a fine-grained score of 2 or less, on
-    its scale from 1 to 5, gives them away. Such a row is read by its fine-grained scores."""
+def _scores_of(row: RowReader, answers: Sequence[Mapping[str, Any]]) -> tuple[list[Any], bool]:
+    """The scores of rated answers, and whether they are on the scale of other rows. UltraFeedback wrote some overall scores of
+    1 as 10; a fine-grained score of 2 or less, on its scale from 1 to 5, gives them away. Such a row is ordered by its
+    fine-grained scores."""
     fine = [number_or_none(answer.get("fine-grained_score")) for answer in answers]
     overall = [number_or_none(answer.get("overall_score")) for answer in answers]
     if any(o == 10 and f is not None and f <= 2 for o, f in zip(overall, fine, strict=True)):
         row.notes.append(
             "an overall score of 10 beside a fine-grained score of 2 or less: read by the fine-grained scores"
         )
-        return list(fine)
-    return [next((a[k] for k in _SCORE_IN_ANSWER if a.get(k) is not None), None) for a in answers]
+        return list(fine), False
+    return [next((a[k] for k in _SCORE_IN_ANSWER if a.get(k) is not None), None) for a in answers], True
 
 
 _BOTH = (("chosen",), ("rejected",))
@@ -224,7 +228,10 @@ def recognise(
     drafts, labels = list[_Numbered](), list[bool | None]()
     for number, row in _fitting(readable, shape, faults):
         reader = RowReader(number, row, ignore)
-        draft = reader.tie() if _is_tie(reader, shape) else shape.read(reader)
+        scores = _scores_beside(reader)
+        draft = reader.tie() if _is_tie(reader, shape, scores) else shape.read(reader)
+        if draft is not None and draft.scores is None and scores:
+            draft = draft._replace(scores=scores[0])
         if draft is not None and not reader.faults:
             reader.check_unread(draft)
             unread.update(reader.row.unread().keys() - {"id"})
@@ -264,14 +271,21 @@ def _fitting(
     return fitting
 
 
-def _is_tie(reader: RowReader, shape: Shape) -> bool:
+def _is_tie(reader: RowReader, shape: Shape, scores: Sequence[tuple[float, float]]) -> bool:
     """Whether the row's own columns call it a tie: equal scores of both answers, or a status or winner `tie`. Notes scores that
-    contradict the order of the answers."""
-    row = reader.row
+    contradict the order of the answers. scores: see `_scores_beside`."""
     for name in _TIES if shape.name != UNPAIRED else ():
-        word = str(row.peek(name)).strip().lower()
+        word = str(reader.row.peek(name)).strip().lower()
         if word in ("tie", "tied", "equal", "draw", "both") or ("tie" in name and word in ("true", "1", "1.0", "yes")):
             return True
+    if any(a < b for a, b in scores):
+        reader.notes.append(CONTRADICTED)
+    return any(a == b for a, b in scores)
+
+
+def _scores_beside(reader: RowReader) -> list[tuple[float, float]]:
+    """(chosen, rejected) of every two columns, or column of two, that rate both answers, in the order of the columns."""
+    row = reader.row
     pairs = [(name, f"{m[1]}rejected{m[2]}") for name in list(row) if (m := _CHOSEN_SCORE.fullmatch(name))]
     scores = [tuple(number_or_none(row[name]) for name in pair) for pair in pairs if pair[1] in row]
     for name in ("rating", "ratings", "scores"):
@@ -280,10 +294,7 @@ def _is_tie(reader: RowReader, shape: Shape) -> bool:
     for name in ("score", "scores", "rating", "ratings", "reward", "rewards"):
         if isinstance(both := row.peek(name), Mapping) and both.keys() >= {"chosen", "rejected"}:
             scores.append((number_or_none(both["chosen"]), number_or_none(both["rejected"])))
-    known = [(a, b) for a, b in scores if a is not None and b is not None]
-    if any(a < b for a, b in known):
-        reader.notes.append(CONTRADICTED)
-    return any(a == b for a, b in known)
+    return [(a, b) for a, b in scores if a is not None and b is not None]
 
 
 def _without_repeated_prompts(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]]) -> list[_Numbered]:
@@ -373,8 +384,8 @@ def _voted(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]]) -> l
         tasks[numbered.id, numbered.draft.prompt, answers].append(numbered)
     kept = []
     for rows in tasks.values():
-        agreeing = [numbered for numbered in rows if numbered.draft == rows[0].draft]
-        other = [numbered for numbered in rows if numbered.draft != rows[0].draft]
+        agreeing = [numbered for numbered in rows if numbered.draft.content == rows[0].draft.content]
+        other = [numbered for numbered in rows if numbered.draft.content != rows[0].draft.content]
         if len(agreeing) == len(other):
             notes[TIE] += [numbered.row for numbered in rows]
             continue
@@ -397,7 +408,7 @@ def _pair_up(
     pairs, unpaired = [], []
     for good, bad in sides.values():
         matches = list(zip(good, bad, strict=False))
-        pairs += [_Numbered(g.row, None, g.draft._replace(rejected=b.draft.chosen)) for g, b in matches]
+        pairs += [_Numbered(g.row, None, g.draft._replace(rejected=b.draft.chosen, scores=None)) for g, b in matches]
         unpaired += [numbered.row for numbered in good[len(matches) :] + bad[len(matches) :]]
     if not pairs and not faulty:
         raise PobenchError(
@@ -438,13 +449,13 @@ def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], dro
                 place[group] += 1
             place[group] += 1
             ids.add(name)
-        preferences.append(Preference(name, *draft, row))
+        preferences.append(Preference(name, *draft[:3], row, draft.scores))
     return preferences
 
 
 # ---------------------------------------------------------------- words for messages
 def _digest(draft: Draft) -> str:
-    return hashlib.sha256(json.dumps(draft, ensure_ascii=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(draft[:3], ensure_ascii=True).encode()).hexdigest()
 
 
 def _own_id(row: Mapping[str, Any]) -> str | None:

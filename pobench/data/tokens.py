@@ -217,7 +217,8 @@ def _cut(
             chosen, rejected = (r if len(r) <= room else r[:kept] + ending for r in (chosen, rejected))
         if chosen == rejected:
             return _Made(None, [], [CUT_TO_IDENTICAL])
-    return _Made(None if faults else TokenPair(preference.id, prompt, chosen, rejected), faults, notes)
+    pair = TokenPair(preference.id, prompt, chosen, rejected, preference.scores)
+    return _Made(None if faults else pair, faults, notes)
 
 
 def _tail(answer: tuple[int, ...], end: int) -> tuple[int, ...]:

@@ -1,5 +1,5 @@
-"""A causal language model as a function: batch → fp32 sum of log-probabilities of each response. The label shift is here
-and nowhere else: the hidden state at a token's predecessor predicts the token.
+"""A causal language model as a function: batch → fp32 sum of log-probabilities of each response, or each token's. The label
+shift is here and nowhere else: the hidden state at a token's predecessor predicts the token.
 
     log π(y | x) = Σ_t [ z_t[y_t] - logsumexp(z_t) ],   z_t = head(h_{t-1})
 
@@ -160,7 +160,8 @@ class ResponseLogps(nn.Module):
         kinds = {"full_attention": None, "sliding_attention": batch.window}
         return {kind: self._mask(batch, window, dtype) for kind, window in kinds.items()}
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, per_token: bool = False) -> Tensor:
+        """(responses,) sums; per_token: (tokens,) log-probabilities, response by response."""
         device_type = batch.input_ids.device.type
         weight = self.model.get_output_embeddings().weight
         product_weight = self.arithmetic.weight(weight).detach()
@@ -181,4 +182,6 @@ class ResponseLogps(nn.Module):
         head = _Head(tile, self.scale, self.softcap, product_weight, grad, room)
         with torch.autocast(device_type, enabled=False):
             logp = _TiledHead.apply(states, weight, bias, target, head)[: len(batch.target)]
+        if per_token:
+            return logp
         return torch.zeros(batch.responses, device=logp.device).index_add(0, batch.sequence, logp)

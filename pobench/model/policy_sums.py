@@ -1,4 +1,4 @@
-"""Sums of log-probabilities without gradient, for the reference, kl, held-out pairs and watching.
+"""Sums of log-probabilities without gradient, or each token's, for the reference, kl, held-out pairs and watching.
 
 The scorer calls the model itself, not its data-parallel wrapper. The wrapper's forward waits for all processes, and would
 hang if one of them had nothing left to score.
@@ -28,11 +28,11 @@ from pobench.types import Group
 
 
 class Turn(NamedTuple):
-    """One micro-batch of this process. indices: of its groups. sums: (responses,) fp64 nats, in their order, on the CPU.
-    everywhere: indices of the groups that all processes together score in this turn."""
+    """One micro-batch of this process. indices: of its groups. values: (responses,) sums, fp64 nats, in their order, on the
+    CPU; by token: (tokens,) fp32. everywhere: indices of the groups that all processes together score in this turn."""
 
     indices: list[int]
-    sums: Tensor
+    values: Tensor
     everywhere: list[int]
 
 
@@ -95,7 +95,7 @@ class SumScorer:
         return self.layout.collate(groups or [NOTHING], self.window).to(self.accelerator.device)
 
     @torch.no_grad()
-    def turns(self, groups: Sequence[Group]) -> Iterator[Turn]:
+    def turns(self, groups: Sequence[Group], *, per_token: bool = False) -> Iterator[Turn]:
         """Score this process's share of the groups, turn by turn. Every process has the same number of turns.
 
         A turn without groups computes too: where weights are sharded over processes, all must join in every forward.
@@ -104,28 +104,38 @@ class SumScorer:
         try:
             for batches in zip(*plan, strict=True):
                 indices = batches[self.rank]
-                sums = self.sums_of([groups[i] for i in indices])
-                yield Turn(indices, sums if indices else sums[:0], [i for batch in batches for i in batch])
+                values = self._values_of([groups[i] for i in indices], per_token)
+                yield Turn(indices, values if indices else values[:0], [i for batch in batches for i in batch])
         finally:
             give_back(self.policy)
 
-    @torch.no_grad()
     def sums_of(self, groups: Sequence[Group]) -> Tensor:
         """(responses,) fp64 nats on the CPU, of the groups of one micro-batch, by this process alone."""
+        return self._values_of(groups, per_token=False)
+
+    @torch.no_grad()
+    def _values_of(self, groups: Sequence[Group], per_token: bool) -> Tensor:
         with self.autocast():
-            sums: Tensor = self.policy(self.collate(groups)).double().cpu()
-        return sums
+            values: Tensor = self.policy(self.collate(groups), per_token)
+        return (values if per_token else values.double()).cpu()
 
     def sums(self, groups: Sequence[Group], advance: Callable[[int], None] = lambda groups: None) -> Tensor:
         """(responses,) fp64 nats on the CPU, group by group, the same in every process.
 
         advance: called with the number of groups scored since the last call.
         """
-        totals, places = empty_sums(groups)
+        totals, places = empty_values(groups)
         for turn in self.turns(groups):
-            totals[[k for i in turn.indices for k in places[i]]] = turn.sums
+            totals[[k for i in turn.indices for k in places[i]]] = turn.values
             advance(len(turn.everywhere))
         return self.together(totals)
+
+    def tokens(self, groups: Sequence[Group]) -> Tensor:
+        """(tokens,) fp32 nats on the CPU of every token of a response, response by response, the same in every process."""
+        logps, places = empty_values(groups, per_token=True)
+        for turn in self.turns(groups, per_token=True):
+            logps[[k for i in turn.indices for k in places[i]]] = turn.values
+        return self.together(logps)
 
     def together(self, numbers: Tensor) -> Tensor:
         """The sum over the processes that share the work. Each fills its own places in a vector of zeros."""
@@ -149,13 +159,14 @@ class SumScorer:
         return sent.cpu()
 
 
-def empty_sums(groups: Sequence[Group]) -> tuple[Tensor, list[range]]:
-    """(responses,) fp64 zeros, and the range of each group's responses in them."""
+def empty_values(groups: Sequence[Group], *, per_token: bool = False) -> tuple[Tensor, list[range]]:
+    """(responses,) fp64 zeros, or (tokens,) fp32 ones, and the range of each group's in them."""
     places, first = [], 0
     for group in groups:
-        places.append(range(first, first + len(group.responses)))
-        first += len(group.responses)
-    return torch.zeros(first, dtype=torch.float64), places
+        count = group.learnt_tokens if per_token else len(group.responses)
+        places.append(range(first, first + count))
+        first += count
+    return torch.zeros(first, dtype=torch.float32 if per_token else torch.float64), places
 
 
 def sum_scorer(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pobench.registry import GRADIENT, SUPPLIED, Loss, losses
-from pobench.types import Pair, SequenceLogps
+from pobench.types import Pair, SequenceLogps, TokenLogps
 
 INTRODUCTION = """\
 # The objectives
@@ -83,6 +83,9 @@ TYPICAL = (
 )
 
 
+SCORES = (8.0, 5.0)  # the data's ratings of the example pairs
+
+
 def loss_page() -> str:
     """The page as Markdown, the same bytes every time. The paper's losses come first, each part by title."""
     entries = sorted((losses.get(name) for name in losses.names()), key=lambda loss: loss.title.casefold())
@@ -97,7 +100,8 @@ def loss_page() -> str:
 
 
 def weights(loss: Loss, pair: Typical) -> tuple[float, float]:
-    """(a_w, a_l): the loss's derivatives by the policy's two sums at its defaults, kl = 0, by autograd in float64."""
+    """(a_w, a_l): the loss's derivatives by the policy's two sums at its defaults, kl = 0 and `SCORES`, by autograd in
+    float64."""
 
     def logps(total: float, length: int) -> SequenceLogps:
         return SequenceLogps(torch.tensor([total], dtype=torch.float64, requires_grad=True), torch.tensor([length]))
@@ -105,7 +109,10 @@ def weights(loss: Loss, pair: Typical) -> tuple[float, float]:
     policy = Pair(logps(pair.chosen, pair.chosen_length), logps(pair.rejected, pair.rejected_length))
     frozen = logps(pair.reference_chosen, pair.chosen_length), logps(pair.reference_rejected, pair.rejected_length)
     reference = Pair(*(SequenceLogps(f.total.detach(), f.length) for f in frozen))
-    output = loss.evaluate(policy, reference, torch.tensor(0.0, dtype=torch.float64))
+    scores = torch.tensor([SCORES], dtype=torch.float64)
+    batch = loss.batch_of(policy, reference, loss.settings)  # of this pair alone
+    tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
+    output = loss.evaluate(policy, reference, torch.tensor(0.0, dtype=torch.float64), tokens, scores, batch)
     by = torch.autograd.grad(output.loss.sum(), (policy.chosen.total, policy.rejected.total), materialize_grads=True)
     return by[0].item(), by[1].item()
 

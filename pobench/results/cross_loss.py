@@ -9,33 +9,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from pobench.columns import FRAMES
 from pobench.registry import Loss, losses
 from pobench.results import stats
 from pobench.results.arms import homes_of, of_arm, settings_of
 from pobench.results.groups import prompts_of
-from pobench.types import LossOutput, Pair, SequenceLogps
+from pobench.types import Inputs, LossOutput, Pair, SequenceLogps
 
 METRICS: dict[str, stats.Bounds | None] = {"loss": None, "reward_accuracy": stats.UNIT, "margin": None}
 
 
-class View(NamedTuple):
-    """The arguments that a loss may have. kl: 0-d, nats; None if the sums of mismatched pairs are not stored."""
-
-    policy: Pair
-    reference: Pair
-    kl: Tensor | None
-
-
-def view_of(heldout: pd.DataFrame) -> View:
-    """The `heldout` frame of one run as fp32 tensors, (pairs,) each, in its order."""
+def inputs_of(heldout: pd.DataFrame) -> Inputs:
+    """The `heldout` frame of one run as fp32 tensors, (pairs,) each, in its order. kl: None if the sums of mismatched pairs are
+    not stored; scores: None if no pair has any there."""
 
     def side(prefix: str, answer: str) -> SequenceLogps:
         total = torch.tensor(heldout[f"{prefix}{answer}_logp"].to_numpy(float), dtype=torch.float32)
@@ -44,21 +36,29 @@ def view_of(heldout: pd.DataFrame) -> View:
     drift = math.nan
     if {"mismatched_logp", "reference_mismatched_logp"} <= set(heldout.columns):
         drift = float((heldout["mismatched_logp"] - heldout["reference_mismatched_logp"]).mean(skipna=False))
-    return View(
+    ratings = heldout.reindex(columns=["chosen_score", "rejected_score"]).to_numpy(float)
+    return Inputs(
         Pair(side("", "chosen"), side("", "rejected")),
         Pair(side("reference_", "chosen"), side("reference_", "rejected")),
         None if math.isnan(drift) else torch.tensor(drift, dtype=torch.float32),
+        scores=None if np.isnan(ratings).all() else torch.tensor(ratings, dtype=torch.float32),
     )
 
 
-def evaluate(loss: Loss, settings: Mapping[str, Any], view: View) -> LossOutput:
-    """The loss's output, (pairs,) each, without gradient; nan if the loss needs a kl that is not stored. Errors of the loss
-    pass through."""
-    if "kl" in loss.needs and view.kl is None:
-        missing = torch.full_like(view.policy.chosen.total, math.nan)
+def evaluate(loss: Loss, settings: Mapping[str, Any], inputs: Inputs) -> LossOutput:
+    """The loss's output, (pairs,) each, without gradient; nan if the loss needs an input that is not stored. A loss of a whole
+    batch gets all these pairs as one, in its first step. Errors of the loss pass through."""
+    inputs = as_one_batch(loss, settings, inputs)
+    if loss.lacks(*inputs):
+        missing = torch.full_like(inputs.policy.chosen.total, math.nan)
         return LossOutput(missing, missing, missing)
     with torch.no_grad():
-        return loss.evaluate(*view, **settings)
+        return loss.evaluate(*inputs, **settings)
+
+
+def as_one_batch(loss: Loss, settings: Mapping[str, Any], inputs: Inputs) -> Inputs:
+    """With all pairs as one optimiser batch, if the loss asks for it."""
+    return inputs._replace(batch=loss.batch_of(inputs.policy, inputs.reference, settings))
 
 
 def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
@@ -77,7 +77,7 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
             if len(held):
                 own = {str(run["loss"]): settings_of(run)}
                 settings = {k: own.get(k, v) for k, v in known.items()}
-                rows += _of_run(run, view_of(held), prompts_of(held["pair"]), settings)
+                rows += _of_run(run, inputs_of(held), prompts_of(held["pair"]), settings)
     return FRAMES["cross_loss"].of(rows)
 
 
@@ -93,9 +93,9 @@ def settings_among(runs: pd.DataFrame, evaluated: Iterable[Loss]) -> dict[str, d
 
 
 def _of_run(
-    run: Mapping[Any, Any], view: View, prompts: pd.Series | None, known: Mapping[str, dict[str, Any]]
+    run: Mapping[Any, Any], inputs: Inputs, prompts: pd.Series | None, known: Mapping[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    columns = [column for name, settings in known.items() for column in _numbers(losses.get(name), settings, view)]
+    columns = [column for name, settings in known.items() for column in _numbers(losses.get(name), settings, inputs)]
     estimates = iter(stats.means(np.stack(columns, axis=1), [*METRICS.values()] * len(known), prompts))
     return [
         {
@@ -108,11 +108,11 @@ def _of_run(
     ]
 
 
-def _numbers(loss: Loss, settings: Mapping[str, Any], view: View) -> list[stats.Floats]:
+def _numbers(loss: Loss, settings: Mapping[str, Any], inputs: Inputs) -> list[stats.Floats]:
     """The values of each of METRICS, (pairs,) each."""
     try:
-        output = [t.double().numpy() for t in evaluate(loss, settings, view)]
+        output = [t.double().numpy() for t in evaluate(loss, settings, inputs)]
     except Exception:  # a user's loss, or settings stored before it was changed: the other losses still count
-        output = [np.full(len(view.policy.chosen.total), np.nan)] * 3
+        output = [np.full(len(inputs.policy.chosen.total), np.nan)] * 3
     value, chosen, rejected = (np.where(np.isfinite(x), x, np.nan) for x in output)
     return [value, stats.outcomes(chosen, rejected), chosen - rejected]

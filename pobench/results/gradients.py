@@ -24,21 +24,22 @@ from pobench.errors import PobenchError
 from pobench.registry import Loss, losses
 from pobench.results import stats
 from pobench.results.arms import settings_of
-from pobench.results.cross_loss import View, settings_among, view_of
-from pobench.types import Pair, SequenceLogps
+from pobench.results.cross_loss import as_one_batch, inputs_of, settings_among
+from pobench.types import Inputs, Pair, SequenceLogps
 
 NORMS = FRAMES["norms"].names[1:]  # of one run
 
 
-def weights(loss: Loss, settings: Mapping[str, Any], view: View) -> stats.Floats:
-    """(pairs, 2) `∂loss/∂ Σ log π`, per nat, of the chosen and the rejected answer; nan if the loss needs a kl that is not
-    stored. Errors of the loss pass through."""
-    chosen, rejected = view.policy
-    if "kl" in loss.needs and view.kl is None:
+def weights(loss: Loss, settings: Mapping[str, Any], inputs: Inputs) -> stats.Floats:
+    """(pairs, 2) `∂loss/∂ Σ log π`, per nat, of the chosen and the rejected answer; nan if the loss needs an input that is
+    not stored. Errors of the loss pass through."""
+    chosen, rejected = inputs.policy
+    inputs = as_one_batch(loss, settings, inputs)
+    if loss.lacks(*inputs):
         return np.full((len(chosen.total), 2), np.nan)
     totals = [side.total.clone().requires_grad_() for side in (chosen, rejected)]
     policy = Pair(SequenceLogps(totals[0], chosen.length), SequenceLogps(totals[1], rejected.length))
-    output = loss.evaluate(policy, view.reference, view.kl, **settings)
+    output = loss.evaluate(*inputs._replace(policy=policy), **settings)
     slopes = torch.autograd.grad(output.loss.sum(), totals, allow_unused=True, materialize_grads=True)
     return torch.stack(slopes, dim=1).double().numpy()
 
@@ -59,11 +60,11 @@ def gradients(runs: pd.DataFrame, heldout: pd.DataFrame, norms: pd.DataFrame | N
                 continue
             lengths = pd.DataFrame() if norms is None else norms[norms["run"] == run["run"]]
             measured = held[["pair"]].merge(lengths.reindex(columns=NORMS), on="pair", how="left")
-            view = view_of(held)
+            inputs = inputs_of(held)
             own = {str(run["loss"]): settings_of(run)} if run["loss"] != "start" else at_home
             for name, settings in own.items():
                 if loss := trained.get(name):
-                    pull = _weights_or_nan(loss, settings, view)
+                    pull = _weights_or_nan(loss, settings, inputs)
                     parts.append(_rows(str(run["run"]), loss, pull, held, measured))
     filled = [part for part in parts if len(part)]
     return FRAMES["gradients"].of(pd.concat(filled, ignore_index=True) if filled else ())
@@ -80,11 +81,11 @@ def _registered(names: Iterable[Any]) -> dict[str, Loss]:
     return by_name
 
 
-def _weights_or_nan(loss: Loss, settings: Mapping[str, Any], view: View) -> stats.Floats:
+def _weights_or_nan(loss: Loss, settings: Mapping[str, Any], inputs: Inputs) -> stats.Floats:
     try:
-        slopes = weights(loss, settings, view)
+        slopes = weights(loss, settings, inputs)
     except Exception:  # a user's loss, or settings stored before it was changed: the other losses still count
-        slopes = np.full((len(view.policy.chosen.total), 2), np.nan)
+        slopes = np.full((len(inputs.policy.chosen.total), 2), np.nan)
     return np.where(np.isfinite(slopes), slopes, np.nan)
 
 

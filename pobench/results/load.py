@@ -146,7 +146,7 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
     reference = "" if start else config["train"].get("reference", "cached")
     try:
         title = "start model" if start else losses.get(name).title
-        reference = reference if not start and losses.get(name).needs else ""
+        reference = reference if not start and losses.get(name).reads_reference else ""
     except PobenchError:  # a plug-in that is not loaded now
         title, reference = about.get("title", name), about.get("reference", "")
     return {

@@ -18,7 +18,7 @@ import torch
 from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
-from pobench.data.order import pairs_digest
+from pobench.data.order import Ratings, pairs_digest
 from pobench.data.pairs_folder import LISTS, PairsFolder
 from pobench.data.prepare import Prepared, prepare, reader_digest, source_files
 from pobench.data.prompts import eval_prompts
@@ -56,6 +56,13 @@ class Pairs(NamedTuple):
         if self.prepared is None:
             return dict(self.folder.about["digests"])
         return {name: pairs_digest(getattr(self.prepared, name)) for name in LISTS}
+
+    @property
+    def ratings(self) -> dict[str, Ratings]:
+        """ "train" and "heldout" → what is known of the ratings."""
+        if self.prepared is None:
+            return {name: Ratings(*known) for name, known in self.folder.about["ratings"].items()}
+        return {name: Ratings.of(getattr(self.prepared, name)) for name in LISTS}
 
     @property
     def of_one_prompt(self) -> bool:
@@ -112,7 +119,7 @@ def gather(
     note: takes a warning about the prompts. benchmarks: those whose questions are asked. Raises PobenchError for pairs, prompts
     and questions that the model cannot read, or that the tokenizer does not know.
     """
-    digests = pairs.digests
+    digests, ratings = pairs.digests, pairs.ratings
     capacity = Capacity.of(base_model(job), job.data.max_length, trust_remote_code=job.model.trust_remote_code)
     faults = capacity.faults(pairs.extent, "data.source", chat, f"set data.max_length={capacity.positions}")
     prompts, rows = _prompts(job, stages, chat, capacity, faults, note)
@@ -128,6 +135,8 @@ def gather(
         precision=auto_precision(),
         source=cache(_source),
         rendering=chat.digest,
+        scores=ratings["train"].digest,
+        heldout_scores=ratings["heldout"].digest,
     )
 
 

@@ -25,11 +25,11 @@ from pobench.model.device import make_accelerator
 from pobench.model.flex import use_flex
 from pobench.model.load import attention_of, load_base, load_outline
 from pobench.model.logps import ResponseLogps
-from pobench.model.policy_sums import SumScorer, empty_sums, sum_scorer
+from pobench.model.policy_sums import SumScorer, empty_values, sum_scorer
 from pobench.model.sharding import RowFiles, shard
 from pobench.progress import Advance, progress
 from pobench.registry import Loss, get_loss
-from pobench.results.cross_loss import evaluate, view_of
+from pobench.results.cross_loss import evaluate, inputs_of
 from pobench.results.run_folder import RunFolder
 from pobench.runs import shards
 from pobench.runs.pair_frames import pairs_frame
@@ -44,7 +44,12 @@ def _silent(n: float = 1, note: str = "", done: float | None = None) -> None:
     """Progress that another process shows."""
 
 
-_SETS = {"heldout": "held-out pairs", "pairs": "training pairs", "mismatched": "mismatched pairs"}
+_SETS = {
+    "heldout": "held-out pairs",
+    "pairs": "training pairs",
+    "mismatched": "mismatched pairs",
+    "tokens": "tokens of the training pairs",
+}
 
 
 class Context:
@@ -294,7 +299,7 @@ class Context:
     def groups(self, which: str) -> list[Group]:
         """The sequences of one set. "heldout": a pair's two answers, and one that belongs to another prompt; of the last,
         KTO's kl is made. It shares the row and so the prompt with the others, which makes it cheap enough for every run."""
-        if which == "pairs":
+        if which in ("pairs", "tokens"):
             return [Group.of(p) for p in self.prepared.train]
         if which == "mismatched":
             return self._readable(mismatched_groups(self.prepared.train, mismatch(self.prepared.train)))
@@ -323,7 +328,7 @@ class Context:
         causes = self.task.nodes[f"reference:{which}"].causes
         responses = sum(len(g.responses) for g in groups)
         with progress(f"reference: {_SETS[which]}", responses, "responses", shown=self.main) as advance:
-            compute_reference(folder, groups, scorer, causes, advance)
+            compute_reference(folder, groups, scorer, causes, advance, per_token=which == "tokens")
 
     def references(self, *sets: str) -> ReferenceSums:
         """The stored sums of these sets, those that the task has."""
@@ -349,7 +354,7 @@ class Context:
     def _cut_sums(self, stage: str, title: str, groups: list[Group]) -> torch.Tensor | None:
         """The sums of the run's final model, in the micro-batches of one process, whichever process computes each."""
         scorer = self.scorer(self.scoring_policy())
-        totals, places = empty_sums(groups)
+        totals, places = empty_values(groups)
         (batches,) = scorer.plan(groups)
         count = shards.count_of(len(batches))
         mine = [batches[k::count] for k in range(count)]
@@ -384,7 +389,7 @@ class Context:
         totals = self._cut_sums(stage, title, groups) if scorer is None else scorer.sums(groups)
         if totals is None:
             return None
-        frame = pairs_frame(pairs, totals.view(len(groups), -1), reference)
-        output = evaluate(self.loss, self.job.loss_settings, view_of(frame))
+        frame = pairs_frame(pairs, totals.view(len(groups), -1), reference, rated="scores" in self.loss.needs)
+        output = evaluate(self.loss, self.job.loss_settings, inputs_of(frame))
         frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (t.double().numpy() for t in output)
         return frame

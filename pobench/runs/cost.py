@@ -94,6 +94,13 @@ class Counts(NamedTuple):
     longest: int = 0
 
 
+def _first_passes(loss: str) -> float:
+    """A training step's time with the passes without gradient that the loss asks for, in steps without: a forward pass over a
+    borrowed answer a pair for `kl`, over the pair itself for `batch`."""
+    needs = get_loss(loss).needs
+    return 1.0 + ("kl" in needs) / 4 + ("batch" in needs) / 3
+
+
 def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     """Of what is left of the tasks."""
     job = tasks[0].job
@@ -114,11 +121,11 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     pace = _pace(tasks, data, size, config)
     prompts = asked_prompts(job)
     tokens = prompts * job.answers.samples * job.answers.max_new_tokens
-    training = sum(
-        pace.pair * pairs * t.job.train.epochs * (1.25 if "kl" in get_loss(t.job.loss).needs else 1.0) for t in trained
-    )
-    read = [t.job.train for t in trained if get_loss(t.job.loss).needs]
-    passes = int(any(train.reference == "cached" for train in read))  # one, for all
+    training = sum(pace.pair * pairs * t.job.train.epochs * _first_passes(t.job.loss) for t in trained)
+    reading = [t for t in trained if get_loss(t.job.loss).reads_reference]
+    read = [t.job.train for t in reading]
+    # one for all, and one for all that read tokens
+    passes = len({"tokens" in get_loss(t.job.loss).needs for t in reading if t.job.train.reference == "cached"})
     passes += sum(train.epochs for train in read if train.reference == "every_step")
     training += REFERENCE_SHARE * pace.pair * pairs * passes if passes else 0.0
     # a conversation counts as a pair: two answers to one prompt are about as long

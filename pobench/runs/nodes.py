@@ -14,7 +14,7 @@ from typing import Any
 
 from pobench.errors import CorruptError
 from pobench.identity import PROTOCOL, changed, name_of
-from pobench.registry import judges
+from pobench.registry import get_loss, judges
 from pobench.results.run_folder import NodeFolder, RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs
@@ -131,6 +131,8 @@ class Layout:
                 if kind == "loss" and _compares(job):
                     nodes["start:answers"] = Node("answers", answers.causes(job.of_start(), self.content) or {})
                     causes["start"] = f"{start}/{nodes['start:answers'].name}"
+            if kind == "loss" and "scores" in get_loss(job.loss).needs and stage.name in ("heldout", "trainpairs"):
+                causes["scores"] = self.content.heldout_scores if stage.name == "heldout" else self.content.scores
             nodes[stage.name] = Node(stage.name, causes)
         for which in reference.sets_of(job, kind, stage_list.ALL):
             nodes[f"reference:{which}"] = reference.node_of(job, self.content, which)
@@ -300,6 +302,7 @@ def _is_trained(folder: RunFolder, task: Task) -> bool:
 _WORDS = {
     "source": "the source code",
     "pairs": "the token pairs",
+    "scores": "the pairs' ratings",
     "weights": "the start weights",
     "prompts": "the prompts",
     "rows": "the prompts' rows",
@@ -323,7 +326,7 @@ def _earlier(stored: Sequence[tuple[str, dict[str, Any]]], task: Task) -> tuple[
         keys = changed(causes, now)
         if (
             keys
-            and set(keys) <= {"source", "pairs", "weights", "protocol"}
+            and set(keys) <= {"source", "pairs", "scores", "weights", "protocol"}
             and (best is None or len(keys) < len(best[1]))
         ):
             best = (name, keys)

@@ -147,10 +147,10 @@ def make_plan(
     if like is None and not to_come and (not dry or _model_at_hand(job) is not None):
         chat = Chat.of(base_model(job), job.model)
         pairs = find_pairs(job, runs, chat, notes.append, remember=not dry)
-        if "train" in stages and pairs.of_one_prompt:
-            _refuse_kl(jobs)
         asked = () if dry else benchmarks_of(job, stages)  # a dry run reads no questions
         content = gather(job, stages, pairs, chat, notes.append, asked, remember=not dry)
+    if "train" in stages and pairs is not None:
+        _refuse_data(jobs, pairs)
     layout = Layout(runs, stages, plugins, pairs, content, notes, broken)
     evaluated = [layout.start(job) for job in {layout.start_name(job): job for job in jobs}.values()]
     trained = [task for job in jobs for task in layout.loss(job)]
@@ -207,14 +207,28 @@ def _without_absent(jobs: Sequence[Job], stages: tuple[str, ...]) -> tuple[list[
     return kept, tuple(texts)
 
 
-def _refuse_kl(jobs: Sequence[Job]) -> None:
-    """Raises PobenchError for losses that need `kl`, where all training pairs share one prompt."""
-    wanting = sorted({job.loss for job in jobs if "kl" in get_loss(job.loss).needs})
-    if wanting:
-        raise PobenchError(
-            f"{', '.join(wanting)}: all training pairs share one prompt, and kl is estimated from answers to other prompts; "
+def _refuse_data(jobs: Sequence[Job], pairs: Pairs) -> None:
+    """Raises PobenchError for losses that need `kl`, where all training pairs share one prompt, and for losses that need
+    `scores`, where some have none."""
+
+    def wanting(what: str) -> str:
+        return ", ".join(sorted({job.loss for job in jobs if what in get_loss(job.loss).needs}))
+
+    faults = []
+    if (names := wanting("kl")) and pairs.of_one_prompt:
+        faults.append(
+            f"{names}: all training pairs share one prompt, and kl is estimated from answers to other prompts; "
             "train on at least two prompts, or leave this loss out"
         )
+    if (names := wanting("scores")) and (ratings := pairs.ratings["train"]).missing:
+        some = ", ".join(ratings.first_missing) + (" …" if ratings.missing > len(ratings.first_missing) else "")
+        faults.append(
+            f"{names}: needs the data's ratings of both answers (scores), and {ratings.missing} training pairs have none: "
+            f"{some}; name the columns (data.columns.score_chosen=COLUMN data.columns.score_rejected=COLUMN), "
+            "or leave this loss out"
+        )
+    if faults:
+        raise PobenchError("\n".join(faults))
 
 
 def _sft_task(

@@ -30,7 +30,8 @@ class Content:
 
     weights: of the start model (of one that an SFT stage will make: that stage's name). pairs, heldout: of the token pairs,
     their ids included. prompts: of the ids and token ids that the model is asked with; None where nothing is asked.
-    rows: of the prompts' rows as a judge reads them. precision: what `auto` comes to on this machine, "bf16" or "fp32".
+    rows: of the prompts' rows as a judge reads them. scores, heldout_scores: of the pairs' ratings. precision: what `auto`
+    comes to on this machine, "bf16" or "fp32".
     source: a registered function's kind and name → the digest of its code. rendering: of the chat template and tokenizer
     (`Chat.digest`).
     """
@@ -43,6 +44,8 @@ class Content:
     precision: str
     source: Callable[[str, str], str]
     rendering: str
+    scores: str = ""
+    heldout_scores: str = ""
 
     def precise(self, wanted: str) -> str:
         """A precision without `auto`."""

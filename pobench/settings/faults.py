@@ -61,7 +61,7 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     """
     import torch
 
-    from pobench.types import Pair, SequenceLogps
+    from pobench.types import Inputs, Pair, SequenceLogps, TokenLogps
 
     sums, lengths, reference_sums = (torch.tensor(rows) for rows in zip(*HARMLESS, strict=True))
     policy_sums = sums.requires_grad_() * 1.0  # not a leaf, as in training: a leaf refuses to be changed in place
@@ -69,12 +69,15 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     def pair(totals: torch.Tensor) -> Pair:
         return Pair(*(SequenceLogps(totals[:, side], lengths[:, side]) for side in (0, 1)))
 
-    kl = torch.zeros(())
-    inputs = {"the policy's sums": policy_sums, "lengths": lengths, "the reference's sums": reference_sums, "kl": kl}
-    before = {what: tensor.detach().clone() for what, tensor in inputs.items()}
-    policy = pair(policy_sums)
-    output = loss.function(*loss.arguments(policy, pair(reference_sums), kl), **settings)
-    if changed := [what for what, tensor in inputs.items() if not torch.equal(tensor.detach(), before[what])]:
+    kl, scores = torch.zeros(()), torch.tensor([[8.0, 5.0], [5.0, 4.5], [9.0, 1.0], [3.0, 2.0]])
+    tensors = {"the policy's sums": policy_sums, "lengths": lengths, "the reference's sums": reference_sums, "kl": kl}
+    tensors["scores"] = scores
+    before = {what: tensor.detach().clone() for what, tensor in tensors.items()}
+    policy, reference = pair(policy_sums), pair(reference_sums)
+    tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
+    inputs = Inputs(policy, reference, kl, tokens, scores, loss.batch_of(policy, reference, settings))
+    output = loss.function(*loss.arguments(*inputs), **settings)
+    if changed := [what for what, tensor in tensors.items() if not torch.equal(tensor.detach(), before[what])]:
         return f"loss {loss.name!r} changes its input in place ({', '.join(changed)}); others still need it: make a new tensor"
     if fault := wrong_output(output, policy.chosen.total):
         return f"loss {loss.name!r} must return {fault}"

@@ -293,7 +293,7 @@ class _Draft:
         train = TrainConfig(lr=1.0)
         try:
             train = TrainConfig.model_validate({**shared, **self._own_training(name)})
-            if not loss.needs:  # it reads no reference sums, so where they come from makes no other run
+            if not loss.reads_reference:  # it reads no reference sums, so where they come from makes no other run
                 train = train.model_copy(update={"reference": "cached"})
         except pydantic.ValidationError as error:
             self.faults += explain(error, f"losses.{name}.")

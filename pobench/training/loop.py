@@ -3,7 +3,8 @@
 Each optimiser step takes one batch. `plan_step` cuts it into micro-batches by tokens, with the same number in every process.
 The objective is a sum over the items, divided by the size of the whole batch. That size is known before the first
 micro-batch, so neither the cut nor the number of processes changes the result. The objective depends on one sum of
-log-probabilities per response: the loop takes its gradient by these sums first, then sends that through the model.
+log-probabilities per response, or on each token's: the loop takes its gradient by these values first, then sends that through
+the model.
 """
 
 from __future__ import annotations
@@ -280,6 +281,7 @@ class _Run:
         """(steps done, the time they took) of the checkpoint that training goes on from; no step, no time without one."""
         state = checkpoint.resume(folder, self.policy, self.plain_optimizer, content, say)
         done = state["step"] if state else 0
+        self.objective.state = state.get("objective", {}) if state else {}
         spent = Spent(state["seconds"], state.get("waited", math.nan)) if state else Spent()
         steps = self.accelerator.gather(torch.tensor([done], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
@@ -316,15 +318,15 @@ class _Run:
         with self.policy.arithmetic.unchanged_weights():
             for turn, indices in enumerate(plan, start=1):
                 with self.turn(last=turn == len(plan)):
-                    totals = self.prepared(scorer.collate([groups[i] for i in indices]))
+                    values = self.prepared(scorer.collate([groups[i] for i in indices]), objective.per_token)
                     if not indices:  # no items in this turn, but every process must join the sum of gradients
-                        accelerator.backward((totals * 0).sum())
+                        accelerator.backward((values * 0).sum())
                         continue
-                    slope, logged = objective.measure([batch[i] for i in indices], totals)
+                    slope, logged = objective.measure([batch[i] for i in indices], values)
                     sums += logged.to(sums.device)
                     # A data-parallel wrapper averages over processes; we want the sum over them, divided by the whole
                     # batch.
-                    accelerator.backward((totals * slope).sum() * (world / size))
+                    accelerator.backward((values * slope).sum() * (world / size))
         means = (accelerator.reduce(sums, "sum") / size).tolist()
         return dict(zip(objective.names, means, strict=True))
 
@@ -365,6 +367,8 @@ class _Run:
         if self.accelerator.device.type == "cpu":
             give_back_freed_memory()  # saving needs memory too
         facts = {**spent._asdict(), "memory": self.choice._asdict()}
+        if self.objective.state:
+            facts["objective"] = self.objective.state
         if is_sharded(self.policy) or self.accelerator.is_main_process:
             checkpoint.save(folder, step, self.policy, self.plain_optimizer, facts, content)
         self.accelerator.wait_for_everyone()

@@ -19,7 +19,7 @@ from pobench.errors import PobenchError
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss
 from pobench.training.reference import EveryStep, ReferenceSums
-from pobench.types import Group, LossOutput, Pair, SequenceLogps, TokenPair
+from pobench.types import Batch, Group, Inputs, LossOutput, Pair, SequenceLogps, State, TokenLogps, TokenPair
 
 STEP_METRICS = (
     "loss",
@@ -63,8 +63,8 @@ def step_sums(policy: Pair, output: LossOutput, weight: Tensor) -> Tensor:
 
 
 class Measured(NamedTuple):
-    """A micro-batch's result. slope: (responses,) d objective / d sum, where the objective is a sum over items. logged:
-    (names,) fp64 sums."""
+    """A micro-batch's result. slope: d objective / d value, in the shape of the values, where the objective is a sum over
+    items. logged: (names,) fp64 sums."""
 
     slope: Tensor
     logged: Tensor
@@ -72,11 +72,14 @@ class Measured(NamedTuple):
 
 class Objective(Protocol):
     """What the loop minimises. groups: the sequences of each item. names: the logged metrics, `loss` first. unit: what `size`
-    counts."""
+    counts. per_token: whether it is measured by each token's log-probability, not by the responses' sums. state: what it
+    carries over steps, which a checkpoint stores."""
 
     groups: Sequence[Group]
     names: Sequence[str]
     unit: str
+    per_token: bool
+    state: State
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         """Called once, before step 1, in every process. first: indices of the first batch. exact: fp32 throughout.
@@ -92,8 +95,9 @@ class Objective(Protocol):
         """The divisor of the sums over a whole optimiser batch."""
         ...
 
-    def measure(self, items: list[int], totals: Tensor) -> Measured:
-        """totals: (responses,) nats of these items' responses, in order. Nothing is sent back through its graph."""
+    def measure(self, items: list[int], values: Tensor) -> Measured:
+        """values: (responses,) nats of these items' responses, in order, or by token, (tokens,). Nothing is sent back through
+        its graph."""
         ...
 
     def describe(self, batch: Sequence[int]) -> str:
@@ -113,7 +117,7 @@ def mismatched_groups(pairs: Sequence[TokenPair], mismatched: Sequence[int]) -> 
 
 
 class PreferenceObjective:
-    """A registered loss over pairs. It gets what its signature names: reference sums, the kl of the batch."""
+    """A registered loss over pairs. It gets what its signature names, see `pobench.types.Inputs`."""
 
     names: Sequence[str] = STEP_METRICS
     unit = "pairs"
@@ -130,7 +134,7 @@ class PreferenceObjective:
         `mismatched_groups`, for a loss that needs `kl`; or what computes them, batch by batch. mismatched: for each pair the
         index of the pair that lends its answer, for a loss that needs `kl`.
 
-        Raises PobenchError if the loss needs sums that are missing.
+        Raises PobenchError if the loss needs sums or scores that are missing.
         """
         self.pairs, self.loss, self.settings, self.reference = pairs, loss, settings, reference
         self.groups: Sequence[Group] = [Group.of(p) for p in pairs]
@@ -139,7 +143,13 @@ class PreferenceObjective:
         self.known: Tensor | None = None
         self.known_borrowed: Tensor | None = None
         self.kl: Tensor | None = None
-        if not loss.needs:
+        self.per_token = "tokens" in loss.needs
+        self.step_tokens: dict[int, Tensor] = {}  # pair → its tokens under a reference that computes them in every step
+        self.batch: Batch | None = None  # of this step
+        self.places: dict[int, int] = {}  # pair → place in that batch
+        self.state: State = {}
+        self.scores = _scores_of(pairs, loss) if "scores" in loss.needs else None
+        if not loss.reads_reference:
             return
         if reference is None:
             raise PobenchError(f"{loss.name} needs {' and '.join(sorted(loss.needs))}, and there are no reference sums")
@@ -157,7 +167,13 @@ class PreferenceObjective:
         if self.reference is None or self.known is None:
             return
         items = list(items)
-        self.known[items] = self.reference.of([self.groups[i] for i in items]).float().view(-1, 2)
+        groups = [self.groups[i] for i in items]
+        if isinstance(self.reference, EveryStep) and self.per_token and "reference" in self.loss.needs:
+            tokens = self.reference.tokens(groups)
+            self.known[items] = _sums(tokens, self.lengths[items].flatten()).view(-1, 2)
+            self.step_tokens = dict(zip(items, tokens.split(self.lengths[items].sum(1).tolist()), strict=True))
+        else:
+            self.known[items] = self.reference.of(groups).float().view(-1, 2)
         if self.known_borrowed is not None:
             self.known_borrowed[items] = self.reference.of([self.borrowed[i] for i in items]).float()
 
@@ -180,9 +196,12 @@ class PreferenceObjective:
         return gap
 
     def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
-        """kl: the unclamped mean of log π - log π_ref over the whole batch's mismatched pairs, in nats, detached."""
+        """Compute what the loss asks for of the whole batch. kl: the unclamped mean of log π - log π_ref over its mismatched
+        pairs, in nats, detached."""
         if isinstance(self.reference, EveryStep):
             self._read_reference(batch)
+        if "batch" in self.loss.needs:
+            self._take_batch(scorer, batch)
         if self.known_borrowed is None:
             return {"kl": math.nan}
         sums = scorer.sums([self.borrowed[i] for i in batch])
@@ -190,20 +209,66 @@ class PreferenceObjective:
         self.kl = kl.to(scorer.accelerator.device).float()
         return {"kl": float(self.kl)}
 
+    def _take_batch(self, scorer: SumScorer, batch: Sequence[int]) -> None:
+        """Score the whole batch without gradient, and take the state a step further."""
+        device = scorer.accelerator.device
+        sums = scorer.sums([self.groups[i] for i in batch]).float().to(device)
+        policy = pair_of(sums, self.lengths[list(batch)].flatten().to(device))
+        self.batch = self.loss.batch_of(policy, self._reference_of(batch, device), self.settings, self.state)
+        assert self.batch is not None
+        self.places, self.state = {item: place for place, item in enumerate(batch)}, self.batch.state
+
+    def _reference_of(self, items: Sequence[int], device: torch.device) -> Pair | None:
+        if self.known is None:
+            return None
+        return pair_of(self.known[list(items)].flatten().to(device), self.lengths[list(items)].flatten().to(device))
+
+    def _tokens_of(self, items: Sequence[int], policy: Tensor, lengths: Tensor) -> TokenLogps:
+        """policy: (tokens,) nats. lengths: (responses,)."""
+        known = None
+        if "reference" in self.loss.needs and self.reference is not None:
+            every_step = isinstance(self.reference, EveryStep)
+            groups = [self.groups[i] for i in items]
+            known = torch.cat([self.step_tokens[i] for i in items]) if every_step else self.reference.tokens(groups)
+            known = known.to(policy.device)
+        return TokenLogps.of(lengths, policy, known)
+
     def size(self, batch: Sequence[int]) -> int:
         return len(batch)
 
-    def measure(self, items: list[int], totals: Tensor) -> Measured:
-        leaf = totals.detach().requires_grad_()
-        length = self.lengths[items].flatten().to(leaf.device)
-        reference = None if self.known is None else pair_of(self.known[items].flatten().to(leaf.device), length)
-        view = pair_of(leaf, length)
-        output = self.loss.evaluate(view, reference, self.kl, **self.settings)
+    def measure(self, items: list[int], values: Tensor) -> Measured:
+        leaf = values.detach().requires_grad_()
+        lengths = self.lengths[items].flatten().to(leaf.device)
+        tokens = self._tokens_of(items, leaf, lengths) if self.per_token else None
+        policy = pair_of(_sums(leaf, lengths) if self.per_token else leaf, lengths)
+        scores = None if self.scores is None else self.scores[items].to(leaf)
+        batch = self.batch
+        if batch is not None:
+            batch = batch._replace(place=torch.tensor([self.places[i] for i in items], device=leaf.device))
+        inputs = Inputs(policy, self._reference_of(items, leaf.device), self.kl, tokens, scores, batch)
+        output = self.loss.evaluate(*inputs, **self.settings)
         (slope,) = torch.autograd.grad(output.loss.sum(), leaf)
-        return Measured(slope, step_sums(view, output, slope[0::2].abs() + slope[1::2].abs()))
+        weight = (
+            _sums(slope.abs(), lengths) / lengths if self.per_token else slope.abs()
+        )  # the mean of a response's tokens
+        return Measured(slope, step_sums(policy, output, weight[0::2] + weight[1::2]))
 
     def describe(self, batch: Sequence[int]) -> str:
         return f"pairs in the batch: {_some([self.pairs[i].id for i in batch])}"
+
+
+def _sums(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """(responses,) sums of (tokens,), added up as the model adds them."""
+    return tokens.new_zeros(len(lengths)).index_add(0, torch.repeat_interleave(lengths), tokens)
+
+
+def _scores_of(pairs: Sequence[TokenPair], loss: Loss) -> Tensor:
+    """(pairs, 2) fp64. Raises PobenchError that names pairs without."""
+    if missing := [pair.id for pair in pairs if pair.scores is None]:
+        raise PobenchError(
+            f"{loss.name} needs scores, and {len(missing)} of {len(pairs)} pairs have none: {_some(missing)}"
+        )
+    return torch.tensor([pair.scores for pair in pairs], dtype=torch.float64)
 
 
 class LikelihoodObjective:
@@ -212,10 +277,12 @@ class LikelihoodObjective:
 
     names: Sequence[str] = ("loss",)
     unit = "tokens"
+    per_token = False
 
     def __init__(self, groups: Sequence[Group]) -> None:
         """groups: each has one response; `Group.learnt` may select a part of it."""
         self.groups = groups
+        self.state: State = {}
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         return math.nan
@@ -226,8 +293,8 @@ class LikelihoodObjective:
     def size(self, batch: Sequence[int]) -> int:
         return sum(self.groups[i].learnt_tokens for i in batch)
 
-    def measure(self, items: list[int], totals: Tensor) -> Measured:
-        return Measured(torch.full_like(totals, -1.0), -totals.detach().double().sum()[None])
+    def measure(self, items: list[int], values: Tensor) -> Measured:
+        return Measured(torch.full_like(values, -1.0), -values.detach().double().sum()[None])
 
     def describe(self, batch: Sequence[int]) -> str:
         return f"conversations in the batch: {_some([str(i + 1) for i in batch])}"

@@ -8,6 +8,10 @@ pass over the pairs. A folder holds one pass:
     reference.json              causes, arithmetic, number of responses, wall time, the file of sums and its sha256; written
                                 last
 
+A pass for losses that ask for `tokens` keeps each token's log-probability instead of their sum:
+
+    tokens-<digest>.safetensors   keys, lengths (responses,) and logps (tokens,) fp32 nats; it is memory-mapped, not read
+
 Every file appears whole and never changes, and the names of sums and parts are digests of their bytes. So the folder needs
 no lock and may lie on a network file system, and two jobs may compute the same pass at the same time.
 """
@@ -27,15 +31,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
+from safetensors.torch import load_file as mapped_tensors
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from pobench.errors import CorruptError, PobenchError
-from pobench.files import write_bytes
-from pobench.model.policy_sums import SumScorer, empty_sums
+from pobench.files import sha256_of, write_bytes
+from pobench.model.policy_sums import SumScorer, empty_values
 from pobench.types import Group
 
+Value = float | Tensor  # of a response: its sum in nats, or its tokens' log-probabilities, (tokens,) fp32
+
 MARKER = "reference.json"
+TOKENS = "tokens-"  # the beginning of the name of a file by token
 ANEW = "delete its folder, and the sums are computed anew"
 SECONDS_BETWEEN_PARTS = 30.0  # a killed pass loses no more than this
 TURNS_BETWEEN_CHECKS = 16  # then all processes learn of a sum that is not finite
@@ -63,18 +71,21 @@ def _int32(tokens: Sequence[int]) -> bytes:
 
 # ---------------------------------------------------------------- reading
 class ReferenceSums:
-    """Reference sums in nats, looked up by token ids. arithmetic: the precision and layout they were computed in.
-    seconds_apart: what they cost beside the training steps."""
+    """Reference sums in nats, looked up by token ids; of a pass by token, their parts too. arithmetic: the precision and layout
+    they were computed in. seconds_apart: what they cost beside the training steps."""
 
-    def __init__(self, totals: Mapping[bytes, float], arithmetic: str, seconds: float = math.nan) -> None:
-        """totals: nats by `sequence_keys`. seconds: wall time of the passes that computed them; nan where it is not known."""
-        self._totals, self.arithmetic, self.seconds_apart = totals, arithmetic, seconds
+    def __init__(self, values: Mapping[bytes, Value], arithmetic: str, seconds: float = math.nan) -> None:
+        """values: by `sequence_keys`. seconds: wall time of the passes that computed them; nan where it is not known."""
+        self._tokens = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+        self._totals = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+        self._totals |= _summed(self._tokens)
+        self.arithmetic, self.seconds_apart = arithmetic, seconds
 
     @classmethod
     def load(cls, *folders: Path) -> ReferenceSums:
         """All sums of these finished folders. Raises CorruptError for a file whose bytes are not those that were stored,
         PobenchError for a folder that is not finished and for folders of different arithmetic."""
-        totals: dict[bytes, float] = {}
+        values: dict[bytes, Value] = {}
         arithmetics, seconds = set(), 0.0
         for folder in folders:
             about = about_reference(folder)
@@ -82,19 +93,18 @@ class ReferenceSums:
                 raise PobenchError(f"{str(folder)!r} holds no finished reference sums: {MARKER} is not there")
             arithmetics.add(about["arithmetic"])
             seconds += math.nan if about.get("seconds") is None else about["seconds"]
-            path = folder / about["file"]
-            totals.update(_stored(path, _read(path, about["sha256"])))
+            values.update(_stored(folder / about["file"], about["sha256"]))
         if len(arithmetics) != 1:
             raise PobenchError(
                 f"reference sums of one arithmetic are needed; the folders hold {sorted(arithmetics) or 'none'}"
             )
-        return cls(totals, arithmetics.pop(), seconds)
+        return cls(values, arithmetics.pop(), seconds)
 
     @classmethod
-    def of_groups(cls, groups: Sequence[Group], scorer: SumScorer) -> ReferenceSums:
+    def of_groups(cls, groups: Sequence[Group], scorer: SumScorer, *, per_token: bool = False) -> ReferenceSums:
         """Computed now and kept in memory alone; called by all processes alike."""
-        sums = scorer.sums(groups).tolist()
-        return cls(dict(zip([key for g in groups for key in sequence_keys(g)], sums, strict=True)), scorer.arithmetic)
+        values = _by_response(groups, scorer.tokens(groups) if per_token else scorer.sums(groups), per_token)
+        return cls(dict(zip([key for g in groups for key in sequence_keys(g)], values, strict=True)), scorer.arithmetic)
 
     @property
     def keys(self) -> set[bytes]:
@@ -108,17 +118,24 @@ class ReferenceSums:
 
     def of(self, groups: Sequence[Group]) -> Tensor:
         """(responses,) fp64 nats, group by group. Raises PobenchError where some are missing."""
+        return torch.tensor(self._found(groups, self._totals, "reference sum"), dtype=torch.float64)
+
+    def tokens(self, groups: Sequence[Group]) -> Tensor:
+        """(tokens,) fp32 nats, response by response. Raises PobenchError where some are missing."""
+        return torch.cat(self._found(groups, self._tokens, "reference log-probabilities by token"))
+
+    def _found(self, groups: Sequence[Group], stored: Mapping[bytes, Any], what: str) -> list[Any]:
         keys = [key for group in groups for key in sequence_keys(group)]
-        totals = [self._totals.get(key) for key in keys]
-        missing = sum(total is None for total in totals)
+        values = [stored.get(key) for key in keys]
+        missing = sum(value is None for value in values)
         if missing:
-            first = next(i for i, g in enumerate(groups) if any(k not in self._totals for k in sequence_keys(g)))
+            first = next(i for i, g in enumerate(groups) if any(k not in stored for k in sequence_keys(g)))
             raise PobenchError(
-                f"{missing} of {len(keys)} responses have no reference sum among the {self.responses} that are stored; "
+                f"{missing} of {len(keys)} responses have no {what} among the {len(stored)} that are stored; "
                 f"the first belongs to group {first + 1} of {len(groups)}, "
                 f"whose prompt has {len(groups[first].prompt)} tokens"
             )
-        return torch.tensor(totals, dtype=torch.float64)
+        return values
 
 
 class EveryStep:
@@ -133,6 +150,10 @@ class EveryStep:
     def of(self, groups: Sequence[Group]) -> Tensor:
         """(responses,) fp64 nats, group by group; called by all processes alike."""
         return self.scorer.sums(groups)
+
+    def tokens(self, groups: Sequence[Group]) -> Tensor:
+        """(tokens,) fp32 nats, response by response; called by all processes alike."""
+        return self.scorer.tokens(groups)
 
 
 def about_reference(folder: Path) -> dict[str, Any] | None:
@@ -160,28 +181,46 @@ def old_caches(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.sqlite"))
 
 
-def _read(path: Path, sha256: str) -> bytes:
-    """The bytes of the file. Raises CorruptError if it is gone or its bytes have changed."""
+def _stored(path: Path, sha256: str) -> dict[bytes, Value]:
+    """What a file holds. Raises CorruptError if it is gone or its bytes have changed."""
+    mapped = path.name.startswith(TOKENS)
     try:
-        data = path.read_bytes()
+        data = None if mapped else path.read_bytes()
+        digest = sha256_of(path) if data is None else hashlib.sha256(data).hexdigest()
     except FileNotFoundError:
         raise CorruptError(path, f"it is gone; {ANEW}") from None
-    digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:
         raise CorruptError(path, f"its sha256 is {digest[:12]}…, and {sha256[:12]}… was stored; {ANEW}")
-    return data
-
-
-def _stored(path: Path, data: bytes) -> dict[bytes, float]:
     try:
-        tensors = tensors_of(data)
-        keys, totals = tensors["keys"], tensors["totals"]
+        tensors = mapped_tensors(path) if data is None else tensors_of(data)
+        keys, values = tensors["keys"], _unpacked(tensors)
     except (SafetensorError, KeyError) as error:
         raise CorruptError(path, f"it holds no reference sums ({error}); {ANEW}") from None
     joined, size = keys.numpy().tobytes(), keys.shape[1]
-    return dict(
-        zip((joined[at : at + size] for at in range(0, len(joined), size)), totals.double().tolist(), strict=True)
-    )
+    return dict(zip((joined[at : at + size] for at in range(0, len(joined), size)), values, strict=True))
+
+
+def _unpacked(tensors: Mapping[str, Tensor]) -> Sequence[Value]:
+    if "totals" in tensors:
+        return tensors["totals"].double().tolist()  # type: ignore[no-any-return]
+    return tensors["logps"].split(tensors["lengths"].tolist())  # views of the mapped file
+
+
+def _summed(tokens: Mapping[bytes, Tensor]) -> dict[bytes, float]:
+    """The sums of each response's tokens, added up as the policy adds its own."""
+    if not tokens:
+        return {}
+    lengths = torch.tensor([len(logps) for logps in tokens.values()])
+    owner = torch.repeat_interleave(lengths)
+    totals = torch.zeros(len(lengths)).index_add(0, owner, torch.cat([*tokens.values()]))
+    return dict(zip(tokens, totals.double().tolist(), strict=True))
+
+
+def _by_response(groups: Sequence[Group], values: Tensor, per_token: bool) -> Sequence[Value]:
+    """The value of each response. values: (responses,) sums, or (tokens,)."""
+    if not per_token:
+        return values.tolist()  # type: ignore[no-any-return]
+    return values.split([len(response) for group in groups for response in group.responses])
 
 
 # ---------------------------------------------------------------- names
@@ -203,12 +242,15 @@ def compute_reference(
     scorer: SumScorer,
     causes: Mapping[str, Any],
     advance: Callable[[int], None] = lambda responses: None,
+    *,
+    per_token: bool = False,
 ) -> int:
     """Fill `folder` with the sums of all responses of `groups`. All processes that share the scorer's work call it alike.
     Returns how many responses were computed; 0 if the folder was finished.
 
     folder: the caller names it after `causes`. causes: stored beside the sums. advance: called with the number of responses
-    done since the last call; the first call counts those of an earlier, killed pass.
+    done since the last call; the first call counts those of an earlier, killed pass. per_token: keep each token's
+    log-probability.
     Raises ValueError if a sum is not finite (such a sum is never stored), CorruptError if a finished folder's bytes have
     changed, PobenchError if it has other causes or lacks some of these responses.
     """
@@ -217,32 +259,34 @@ def compute_reference(
         _check_finished(folder, groups, causes)
         return 0
     sums, unscored, keys = _what_is_left(folder, groups, scorer)
-    totals, places = empty_sums(unscored)
-    advance(sum(len(g.responses) for g in groups) - len(totals))
+    values, places = empty_values(unscored, per_token=per_token)
+    computed = sum(map(len, keys))
+    advance(sum(len(g.responses) for g in groups) - computed)
     not_finite, started = 0, time.monotonic()
     with _Part(folder) as part:
-        for number, turn in enumerate(scorer.turns(unscored), start=1):
-            totals[[k for i in turn.indices for k in places[i]]] = turn.sums
-            not_finite += int((~turn.sums.isfinite()).sum())
-            part.add([key for i in turn.indices for key in keys[i]], turn.sums)
+        for number, turn in enumerate(scorer.turns(unscored, per_token=per_token), start=1):
+            values[[k for i in turn.indices for k in places[i]]] = turn.values
+            not_finite += int((~turn.values.isfinite()).sum())
+            of_turn = _by_response([unscored[i] for i in turn.indices], turn.values, per_token)
+            part.add([key for i in turn.indices for key in keys[i]], of_turn)
             if number % TURNS_BETWEEN_CHECKS == 0:
                 _refuse_not_finite(scorer, not_finite)
             advance(sum(len(unscored[i].responses) for i in turn.everywhere))
         _refuse_not_finite(scorer, not_finite)
-        totals = scorer.together(totals)
+        of_all = _by_response(unscored, scorer.together(values), per_token)
         if scorer.rank == 0:
-            for key, total in zip([key for of_group in keys for key in of_group], totals.tolist(), strict=True):
-                sums.setdefault(key, total)
+            for key, value in zip([key for of_group in keys for key in of_group], of_all, strict=True):
+                sums.setdefault(key, value)
             # what an earlier, killed pass computed took as long per response
-            seconds = (time.monotonic() - started) * len(sums) / len(totals) if len(totals) else None
+            seconds = (time.monotonic() - started) * len(sums) / computed if computed else None
             _finish(folder, sums, {"causes": causes, "arithmetic": scorer.arithmetic, "seconds": seconds})
     scorer.from_first(finished)  # nobody reads before the first process has written
-    return len(totals)
+    return computed
 
 
 def _what_is_left(
     folder: Path, groups: Sequence[Group], scorer: SumScorer
-) -> tuple[dict[bytes, float], list[Group], list[list[bytes]]]:
+) -> tuple[dict[bytes, Value], list[Group], list[list[bytes]]]:
     """(sums of an earlier pass, groups reduced to the responses that are still to be computed, their keys).
 
     Only the first process reads the folder, and tells the others: a network file system may show them fewer files.
@@ -288,7 +332,7 @@ class _Part:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.written = folder, time.monotonic()
-        self.sums: dict[bytes, float] = {}
+        self.sums: dict[bytes, Value] = {}
 
     def __enter__(self) -> _Part:
         return self
@@ -297,8 +341,8 @@ class _Part:
         if kind is not None:
             self.write()
 
-    def add(self, keys: Sequence[bytes], sums: Tensor) -> None:
-        self.sums.update((key, total) for key, total in zip(keys, sums.tolist(), strict=True) if math.isfinite(total))
+    def add(self, keys: Sequence[bytes], values: Sequence[Value]) -> None:
+        self.sums.update((key, value) for key, value in zip(keys, values, strict=True) if _is_finite(value))
         if time.monotonic() - self.written >= SECONDS_BETWEEN_PARTS:
             self.write()
 
@@ -309,32 +353,38 @@ class _Part:
         self.sums, self.written = {}, time.monotonic()
 
 
-def _parts(folder: Path) -> Iterator[tuple[bytes, float]]:
+def _is_finite(value: Value) -> bool:
+    return bool(value.isfinite().all()) if isinstance(value, Tensor) else math.isfinite(value)
+
+
+def _parts(folder: Path) -> Iterator[tuple[bytes, Value]]:
     """The sums of all parts. A part whose bytes do not match the digest in its name is skipped, and computed anew."""
     for path in sorted(folder.glob("part-*.safetensors")):
         try:
-            yield from _stored(path, _read(path, path.stem.removeprefix("part-"))).items()
+            yield from _stored(path, path.stem.removeprefix("part-")).items()
         except CorruptError:
             continue
 
 
-def _packed(sums: Mapping[bytes, float]) -> bytes:
-    """The bytes of a file of sums; equal sums give equal bytes."""
+def _packed(sums: Mapping[bytes, Value]) -> bytes:
+    """The bytes of a file of sums, or of tokens; equal ones give equal bytes."""
     keys = sorted(sums)
-    data: bytes = bytes_of(
-        {
-            "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), -1),
-            "totals": torch.tensor([sums[key] for key in keys], dtype=torch.float64),
-        }
-    )
+    tensors = {"keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), -1)}
+    values = [sums[key] for key in keys]
+    if tokens := [value for value in values if isinstance(value, Tensor)]:
+        tensors |= {"lengths": torch.tensor([len(logps) for logps in tokens]), "logps": torch.cat(tokens)}
+    else:
+        tensors["totals"] = torch.tensor(values, dtype=torch.float64)
+    data: bytes = bytes_of(tensors)
     return data
 
 
-def _finish(folder: Path, sums: Mapping[bytes, float], about: Mapping[str, Any]) -> None:
+def _finish(folder: Path, sums: Mapping[bytes, Value], about: Mapping[str, Any]) -> None:
     """Write the file of sums, then the marker with `about`; remove the parts."""
     data = _packed(sums)
     sha256 = hashlib.sha256(data).hexdigest()
-    file = f"sums-{sha256[:12]}.safetensors"
+    kind = TOKENS if any(isinstance(value, Tensor) for value in sums.values()) else "sums-"
+    file = f"{kind}{sha256[:12]}.safetensors"
     write_bytes(folder / file, data)
     marker = {**about, "responses": len(sums), "file": file, "sha256": sha256}
     write_bytes(folder / MARKER, json.dumps(marker, indent=1, sort_keys=True).encode())

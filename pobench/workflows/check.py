@@ -21,7 +21,7 @@ from pobench.errors import PobenchError
 from pobench.registry import Loss, load_plugin, losses
 from pobench.settings.faults import broken_contract
 from pobench.settings.resolve import resolve_names
-from pobench.types import LossOutput, Pair, SequenceLogps
+from pobench.types import Inputs, LossOutput, Pair, SequenceLogps, TokenLogps
 from pobench.workflows.invariance import SPLITS, TOLERANCE, WHOLE, difference, take_steps, take_steps_in_two_processes
 
 
@@ -34,7 +34,8 @@ class Finding(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """The inputs of a loss, each (pairs,): summed log-probabilities in nats under policy and reference, lengths in tokens."""
+    """The inputs of a loss, each (pairs,): summed log-probabilities in nats under policy and reference, lengths in tokens, the
+    data's ratings."""
 
     chosen: Tensor
     rejected: Tensor
@@ -42,15 +43,44 @@ class Numbers(NamedTuple):
     reference_rejected: Tensor
     chosen_length: Tensor
     rejected_length: Tensor
+    chosen_score: Tensor
+    rejected_score: Tensor
+
+    @classmethod
+    def of(cls, *sums_and_lengths: Tensor, draw: torch.Generator | None = None) -> Numbers:
+        """With ratings from 0 to 10, of which the chosen answer has the higher. draw: what draws them; None: 8 and 5."""
+        n = len(sums_and_lengths[0])
+        rejected, gap = (
+            (torch.full((n,), 5.0), torch.full((n,), 3.0)) if draw is None else 5 * torch.rand(2, n, generator=draw)
+        )
+        return cls(*sums_and_lengths, (rejected + gap).double(), rejected.double())
+
+    @property
+    def pairs(self) -> tuple[Pair, Pair]:
+        """(policy, reference)."""
+        lengths = self.chosen_length, self.rejected_length
+        policy, reference = (map(SequenceLogps, sums, lengths) for sums in (self[:2], self[2:4]))
+        return Pair(*policy), Pair(*reference)
 
     def take(self, index: Any) -> Numbers:
         return Numbers(*(t[index] for t in self))
 
     def swapped(self) -> Numbers:
-        return Numbers(*(self[i] for i in (1, 0, 3, 2, 5, 4)))
+        return Numbers(*(self[i] for i in (1, 0, 3, 2, 5, 4, 7, 6)))
 
     def to(self, dtype: torch.dtype) -> Numbers:
         return Numbers(*[t.to(dtype) if t.is_floating_point() else t for t in self])
+
+
+class Beside(NamedTuple):
+    """The whole batch in which some pairs stand. place: (pairs,) where."""
+
+    batch: Numbers
+    place: Tensor
+
+    @classmethod
+    def all_of(cls, batch: Numbers) -> Beside:
+        return cls(batch, torch.arange(len(batch.chosen)))
 
 
 class Evaluated(NamedTuple):
@@ -67,15 +97,25 @@ class Subject:
     def __init__(self, loss: Loss, changes: Mapping[str, Any] | None = None) -> None:
         self.loss, self.settings = loss, {**loss.settings, **(changes or {})}
 
-    def __call__(self, at: Numbers, kl: float = 0.0, **changes: Any) -> LossOutput:
-        policy = Pair(SequenceLogps(at[0], at[4]), SequenceLogps(at[1], at[5]))
-        reference = Pair(SequenceLogps(at[2], at[4]), SequenceLogps(at[3], at[5]))
+    def __call__(
+        self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, phase: float = 0.0, **changes: Any
+    ) -> LossOutput:
+        """beside: the whole batch, of which the pairs are a part; None: they are all of it. phase: how tokens share a sum."""
         settings = {**self.settings, **changes}
-        return self.loss(*self.loss.arguments(policy, reference, torch.tensor(kl, dtype=at[0].dtype)), **settings)
+        scores = torch.stack((at.chosen_score, at.rejected_score), dim=1)
+        batch = self.loss.batch_of(*(beside.batch if beside else at).pairs, settings)
+        if beside and batch is not None:
+            batch = batch._replace(place=beside.place)
+        tokens = None
+        if "tokens" in self.loss.needs:
+            policy, reference = at.pairs
+            tokens = TokenLogps.spread(policy, reference if "reference" in self.loss.needs else None, phase)
+        inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch)
+        return self.loss(*self.loss.arguments(*inputs), **settings)
 
-    def evaluate(self, at: Numbers, kl: float = 0.0, **changes: Any) -> Evaluated:
+    def evaluate(self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, **changes: Any) -> Evaluated:
         leaves = [t.clone().requires_grad_() for t in at[:2]]
-        output = self(at._replace(chosen=leaves[0], rejected=leaves[1]), kl, **changes)
+        output = self(at._replace(chosen=leaves[0], rejected=leaves[1]), kl, beside, **changes)
         if not output.loss.requires_grad:
             return Evaluated(output, *(torch.zeros_like(t) for t in leaves))
         return Evaluated(output, *torch.autograd.grad(output.loss.sum(), leaves, materialize_grads=True))
@@ -99,7 +139,7 @@ def ordinary(n: int = 64, seed: int = 0) -> Numbers:
     policy = [-length * uniform(0.05, 3) for length in lengths]
     moved = [torch.randn(n, generator=draw, dtype=torch.float64) * 6 for _ in range(2)]
     reference = [(total - by).clamp(max=0) for total, by in zip(policy, moved, strict=True)]
-    return Numbers(*policy, *reference, *(length.long() for length in lengths))
+    return Numbers.of(*policy, *reference, *(length.long() for length in lengths), draw=draw)
 
 
 def misranked(clearly: bool = False, n: int = 32, seed: int = 1) -> Numbers:
@@ -110,14 +150,15 @@ def misranked(clearly: bool = False, n: int = 32, seed: int = 1) -> Numbers:
     mean, apart = -uniform(0.4, 2.0), 0.3 if clearly else 0.02
     chosen, rejected = length * (mean - apart), length * (mean + apart)
     moved = uniform(20, 60) if clearly else uniform(0.1, 0.8)
-    return Numbers(chosen, rejected, chosen + moved, rejected - moved, length.long(), length.long())
+    return Numbers.of(chosen, rejected, chosen + moved, rejected - moved, length.long(), length.long())
 
 
 def extremes() -> Numbers:
-    """Sums of -1e4 and nearly 0 nats in every combination, one token and many."""
+    """Sums of -1e4 and nearly 0 nats in every combination, one token and many, with equal, contradictory and far ratings."""
     rows = [(*sums, *n) for sums in product((-1e4, -1e-3), repeat=4) for n in ((1, 1), (7, 900))]
     columns = torch.tensor(rows, dtype=torch.float64).T
-    return Numbers(*columns[:4], *columns[4:].long())
+    gaps = torch.tensor([0.0, 1.0, -2.0, 1e3, 1e-6], dtype=torch.float64).repeat(len(rows))[: len(rows)]
+    return Numbers(*columns[:4], *columns[4:].long(), 5 + gaps, torch.full_like(gaps, 5.0))
 
 
 def equal() -> Numbers:
@@ -125,7 +166,7 @@ def equal() -> Numbers:
     total = torch.tensor([-40.0, -40.0, -1.0, -0.01], dtype=torch.float64)
     before = torch.tensor([-40.0, -43.0, -1.5, -0.01], dtype=torch.float64)
     length = torch.tensor([20, 20, 1, 1])
-    return Numbers(total, total, before, before, length, length)
+    return Numbers.of(total, total, before, before, length, length)
 
 
 def untrained(n: int = 400, seed: int = 2) -> Numbers:
@@ -133,7 +174,9 @@ def untrained(n: int = 400, seed: int = 2) -> Numbers:
     uniform = _uniform(n, torch.Generator().manual_seed(seed))
     lengths = [uniform(30, 601).floor() for _ in range(2)]
     totals = [-length * uniform(0.3, 1.5) for length in lengths]
-    return Numbers(*totals, *totals, *(length.long() for length in lengths))
+    return Numbers.of(
+        *totals, *totals, *(length.long() for length in lengths), draw=torch.Generator().manual_seed(seed)
+    )
 
 
 # ---------------------------------------------------------------- laws of the function
@@ -169,7 +212,7 @@ def _shapes(subject: Subject) -> tuple[str, str]:
 def _alone(subject: Subject) -> tuple[str, str]:
     pairs = ordinary(16)
     together, kl = subject.evaluate(pairs, 2.0), 2.0
-    alone = [subject.evaluate(pairs.take(slice(i, i + 1)), kl) for i in range(16)]
+    alone = [subject.evaluate(pairs.take(slice(i, i + 1)), kl, Beside(pairs, torch.tensor([i]))) for i in range(16)]
     worst = 0.0
     for field in ("loss", "chosen_reward", "rejected_reward"):
         each = torch.cat([getattr(a.output, field) for a in alone])
@@ -179,9 +222,10 @@ def _alone(subject: Subject) -> tuple[str, str]:
     if worst > 1e-12:
         return "fails", (
             f"a pair's loss or gradient depends on the pairs beside it (relative {worst:.1g}): the objective would change"
-            " with the micro-batch; take means over one response's tokens, never over the batch"
+            " with the micro-batch; take means over one response's tokens, never over the pairs, or ask for `batch`"
         )
-    return "holds", "16 pairs together give what each gives alone"
+    where = ", beside the same batch" if "batch" in subject.loss.needs else ""
+    return "holds", f"16 pairs together give what each gives alone{where}"
 
 
 @law("the gradient reaches both responses")
@@ -221,11 +265,12 @@ def _direction(subject: Subject) -> tuple[str, str]:
 @law("the gradient is the value's")
 def _derivative(subject: Subject) -> tuple[str, str]:
     pairs, h = ordinary(48, seed=3), 1e-4
-    got = subject.evaluate(pairs, 1.0)
+    beside = Beside.all_of(pairs)  # which stays
+    got = subject.evaluate(pairs, 1.0, beside)
     worst, scale = 0.0, 0.0
     for field, gradient in (("chosen", got.by_chosen), ("rejected", got.by_rejected)):
         here = getattr(pairs, field)
-        up, down = (subject(pairs._replace(**{field: here + sign * h}), 1.0).loss.detach() for sign in (1, -1))
+        up, down = (subject(pairs._replace(**{field: here + s * h}), 1.0, beside).loss.detach() for s in (1, -1))
         slope = (up - down) / (2 * h)
         scale = max(scale, float(gradient.abs().max()))
         off = (slope - gradient).abs() / torch.maximum(
@@ -241,6 +286,30 @@ def _derivative(subject: Subject) -> tuple[str, str]:
     return "holds", "autograd agrees with finite differences at 48 pairs, to 1e-4 relative or what rounding leaves"
 
 
+@law("the batch's part of the gradient")
+def _of_the_batch(subject: Subject) -> tuple[str, str]:
+    if "batch" not in subject.loss.needs:
+        return "holds", "a pair's loss does not depend on the batch"
+    pairs, h = ordinary(12, seed=5), 1e-4
+    got = subject.evaluate(pairs, 1.0)
+    worst = 0.0
+    for field, gradient in (("chosen", got.by_chosen), ("rejected", got.by_rejected)):
+        for i in range(12):
+            step = torch.zeros(12, dtype=torch.float64)
+            step[i] = h
+            up, down = (
+                float(subject(pairs._replace(**{field: getattr(pairs, field) + sign * step}), 1.0).loss.detach().sum())
+                for sign in (1, -1)
+            )
+            worst = max(worst, abs((up - down) / (2 * h) - float(gradient[i])) / float(gradient.abs().max()))
+    if worst > 1e-4:
+        return "note", (
+            f"a step follows the pairs with the batch's values held fixed, as KTO's does with kl; the slope of the whole "
+            f"batch's mean loss differs by {worst:.1g} of the largest"
+        )
+    return "holds", "the pairs' gradients are the gradient of the whole batch's mean loss, at 12 pairs to 1e-4"
+
+
 @law("finite at the extremes")
 def _finite(subject: Subject) -> tuple[str, str]:
     for dtype in (torch.float32, torch.float64):
@@ -250,7 +319,9 @@ def _finite(subject: Subject) -> tuple[str, str]:
             bad = _not_finite(got)
             if bad is not None:
                 what, i = bad
-                numbers = ", ".join(f"{name} {float(t[i]):g}" for name, t in zip(Numbers._fields, at, strict=True))
+                rated = "scores" in subject.loss.needs
+                shown = Numbers._fields if rated else Numbers._fields[:-2]
+                numbers = ", ".join(f"{name} {float(getattr(at, name)[i]):g}" for name in shown)
                 return (
                     "fails",
                     f"{what} is {_value(got, what, i):g} in {str(dtype).removeprefix('torch.')} at {numbers}",
@@ -282,10 +353,22 @@ def _needs(subject: Subject) -> tuple[str, str]:
             unused.append("reference")
     if "kl" in subject.loss.needs and torch.equal(subject(pairs, 1.0).loss, subject(pairs, 9.0).loss):
         unused.append("kl")
+    if "tokens" in subject.loss.needs and torch.equal(subject(pairs, 1.0).loss, subject(pairs, 1.0, phase=2.0).loss):
+        unused.append("tokens")
+    if "scores" in subject.loss.needs:
+        moved = pairs._replace(chosen_score=pairs.chosen_score + 1)
+        if torch.equal(subject(pairs, 1.0).loss, subject(moved, 1.0).loss):
+            unused.append("scores")
+    if "batch" in subject.loss.needs:
+        shift = torch.linspace(-3, 4, len(pairs.chosen), dtype=torch.float64).sin()
+        moved = pairs._replace(chosen=pairs.chosen + shift, reference_rejected=pairs.reference_rejected - 2 * shift)
+        fixed, other = (subject(pairs, 1.0, Beside.all_of(batch)).loss for batch in (pairs, moved))
+        if torch.equal(fixed, other):
+            unused.append("batch")
     if unused:
         return (
             "fails",
-            f"the loss asks for {' and '.join(unused)} and does not use it: drop the parameter, which saves the reference pass",
+            f"the loss asks for {' and '.join(unused)} and does not use it: drop the parameter, which saves what it costs",
         )
     needs = ", ".join(sorted(subject.loss.needs)) or "the policy alone"
     return "holds", f"asks for {needs}"
@@ -340,7 +423,7 @@ def _length(subject: Subject) -> tuple[str, str]:
 
     def reward(nats: float, moved: float) -> list[float]:
         total = nats * n
-        at = Numbers(total, total, total - moved * n, total - moved * n, lengths, lengths)
+        at = Numbers.of(total, total, total - moved * n, total - moved * n, lengths, lengths)
         return subject(at).chosen_reward.detach().tolist()
 
     def tells(values: Sequence[float]) -> str:

@@ -101,21 +101,22 @@ def small_model() -> Any:
 
 
 def small_pairs(n: int = PAIRS, seed: int = 1) -> list[TokenPair]:
-    """Random pairs of a few tokens, one-token answers among them."""
+    """Random pairs of a few tokens, one-token answers among them, with ratings."""
     draw = random.Random(seed)
 
     def ids(low: int, high: int) -> tuple[int, ...]:
         return tuple(draw.randrange(1, VOCABULARY) for _ in range(draw.randint(low, high)))
 
-    return [TokenPair(f"p{i}", ids(2, 8), ids(1, 9), ids(1, 9)) for i in range(n)]
+    return [TokenPair(f"p{i}", ids(2, 8), ids(1, 9), ids(1, 9), (5.0 + i % 4, 1.0 + i % 5)) for i in range(n)]
 
 
 @cache
-def small_reference(pairs: tuple[TokenPair, ...]) -> ReferenceSums:
+def small_reference(pairs: tuple[TokenPair, ...], per_token: bool = False) -> ReferenceSums:
     """The small model's reference sums, in memory; every process computes all of them, once for all losses."""
     policy = ResponseLogps(small_model())
     scorer = SumScorer(policy, policy.layout("shared_prefix"), make_accelerator("fp32", cpu=True), alone=True)
-    return ReferenceSums.of_groups([*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))], scorer)
+    groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
+    return ReferenceSums.of_groups(groups, scorer, per_token=per_token)
 
 
 def take_steps(loss: Loss, settings: Mapping[str, Any], split: Split, folder: Path) -> Steps:
@@ -229,7 +230,7 @@ def _train(
             settings,
             config,
             folder=run,
-            reference=small_reference(tuple(pairs)) if loss.needs else None,
+            reference=small_reference(tuple(pairs), "tokens" in loss.needs) if loss.reads_reference else None,
             mismatched=mismatch(pairs),
             log=lambda row: rows.append(row["loss"]),
         )

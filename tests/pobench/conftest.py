@@ -20,7 +20,7 @@ from pobench.model import adapters
 from pobench.model.device import make_accelerator
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer
-from pobench.registry import get_loss
+from pobench.registry import get_loss, load_plugin, losses
 from pobench.settings.schema import AdapterConfig, TrainConfig
 from pobench.training.loop import Trained, train
 from pobench.training.objectives import mismatched_groups
@@ -34,6 +34,25 @@ def fresh_accelerate():
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+@pytest.fixture
+def forget() -> Any:
+    """Take out of the registry what a test has put in."""
+    before = set(losses.names())
+    yield
+    for name in set(losses.names()) - before:
+        losses._items.pop(name)
+        for alias in [a for a, owner in losses._aliases.items() if owner == name]:
+            losses._aliases.pop(alias)
+
+
+@pytest.fixture
+def losses_that_ask(forget: Any) -> str:
+    """The plug-in of losses that ask for more than sums, loaded; its path."""
+    path = str(Path(__file__).with_name("losses_that_ask.py"))
+    load_plugin(path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +80,9 @@ def scorer_of() -> Callable[..., SumScorer]:
 def reference_of(start_model: Any, scorer_of: Any) -> Callable[[list[TokenPair]], ReferenceSums]:
     """The start model's sums of some pairs and of their mismatched answers, in memory."""
 
-    def make(pairs: list[TokenPair]) -> ReferenceSums:
+    def make(pairs: list[TokenPair], per_token: bool = False) -> ReferenceSums:
         groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
-        return ReferenceSums.of_groups(groups, scorer_of(copy.deepcopy(start_model)))
+        return ReferenceSums.of_groups(groups, scorer_of(copy.deepcopy(start_model)), per_token=per_token)
 
     return make
 
@@ -108,7 +127,8 @@ def fit(
             registered.settings,
             TrainConfig(**values),
             folder=tmp_path / folder,
-            reference=reference or (reference_of(pairs) if registered.needs else None),
+            reference=reference
+            or (reference_of(pairs, "tokens" in registered.needs) if registered.reads_reference else None),
             mismatched=mismatch(pairs),
             log=log or rows.append,
             watch=watch,

@@ -6,7 +6,8 @@ import pytest
 
 import pobench.registry as registry
 from pobench.errors import PobenchError, UnknownNameError
-from pobench.registry import Registry, get_loss, list_losses, load_plugin, register_figure, register_loss
+from pobench.registry import SUPPLIED, Registry, get_loss, list_losses, load_plugin, register_figure, register_loss
+from pobench.types import Inputs
 
 PAPER = ["simpo", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo", "rrhf", "slic_hf", "simpo_no_ln", "dpo_ln", "dpo_gamma"]
 
@@ -88,14 +89,15 @@ def test_the_signature_is_the_declaration(empty) -> None:
     [
         (
             lambda policy, refrence: 0,
-            ["refrence: the harness supplies policy, reference, kl", "did you mean 'reference'?"],
+            ["refrence: the harness supplies policy, reference, kl, ", "did you mean 'reference'?"],
         ),
-        (lambda policy, beta=0.1: 0, ["beta: the harness supplies policy, reference, kl; a setting goes behind '*'"]),
+        (lambda policy, beta=0.1: 0, [f"beta: the harness supplies {', '.join(SUPPLIED)}; a setting goes behind '*'"]),
         (lambda policy, *, beta: 0, ["beta: a setting needs a default value"]),
         (lambda policy, *rest: 0, ["rest: the harness cannot fill a catch-all parameter"]),
         (lambda policy, **rest: 0, ["rest: the harness cannot fill a catch-all parameter"]),
         (lambda reference: 0, ["policy: a loss needs the policy's log-probabilities"]),
-        (lambda reference, policy: 0, ["the order policy, reference, kl; got reference, policy"]),
+        (lambda reference, policy: 0, [f"the order {', '.join(SUPPLIED)}; got reference, policy"]),
+        (lambda policy, *, scores=1: 0, ["scores: is an input, which the harness supplies; it goes before '*'"]),
         (lambda polcy, *, beta: 0, ["polcy", "did you mean 'policy'?", "beta: a setting needs a default"]),
     ],
 )
@@ -105,6 +107,19 @@ def test_a_signature_that_cannot_be_served_is_refused_with_every_reason(function
     assert str(caught.value).startswith("loss 'bad' cannot be registered:\n")
     assert [f for f in faults if f not in str(caught.value)] == []
     assert empty.names() == []
+
+
+def test_the_names_of_the_inputs_are_those_of_their_record() -> None:
+    assert Inputs._fields == SUPPLIED
+
+
+def test_an_input_that_is_missing_is_named(empty) -> None:
+    register_loss("rated", source="here")(lambda policy, reference, scores: 0)
+    with pytest.raises(PobenchError, match="loss 'rated' needs reference and scores, which it was not given"):
+        get_loss("rated").evaluate("p", kl="k")
+    given = Inputs("p", "r", scores="s")
+    assert get_loss("rated").arguments(*given) == ["p", "r", "s"]
+    assert get_loss("rated").reads_reference and not get_loss("rated").lacks(*given)
 
 
 def test_units_and_ranges_speak_of_settings_only(empty) -> None:

@@ -1,7 +1,8 @@
 """The reference pass: log-probabilities of the start model, made once for every loss, seed and learning rate.
 
-Three sets of sequences, each a folder of its own in the cache: the held-out pairs (every run reports KL), the training
-pairs (losses that ask for `reference`), and the mismatched pairs (losses that ask for `kl`).
+Four sets of sequences, each a folder of its own in the cache: the held-out pairs (every run reports KL), the training
+pairs (losses that ask for `reference`), their single tokens (losses that ask for `tokens`, too), and the mismatched pairs
+(losses that ask for `kl`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ FOLDER = "reference"  # below the cache folder
 
 
 def sets_of(job: Job, kind: str, stages: tuple[str, ...]) -> list[str]:
-    """Which sets of sequences these stages of a run read: "heldout", "pairs", "mismatched"."""
-    needs = get_loss(job.loss).needs if kind == "loss" else frozenset()
+    """Which sets of sequences these stages of a run read: "heldout", "pairs", "tokens", "mismatched"."""
+    loss = get_loss(job.loss) if kind == "loss" else None
     watched = kind == "loss" and "train" in stages and job.train.evaluate_every > 0
     sets = ["heldout"] if "heldout" in stages or watched else []
-    if kind == "loss" and "train" in stages and job.train.reference == "cached":
-        sets += ["pairs"] if needs else []
-        sets += ["mismatched"] if "kl" in needs else []
+    if loss is not None and "train" in stages and job.train.reference == "cached":
+        by_token = {"reference", "tokens"} <= loss.needs
+        sets += [("tokens" if by_token else "pairs")] if loss.reads_reference else []
+        sets += ["mismatched"] if "kl" in loss.needs else []
     if "trainpairs" in stages:
         sets += ["pairs"]
     return list(dict.fromkeys(sets))
@@ -47,7 +49,7 @@ def node_of(job: Job, content: Content, which: str) -> Node:
         "base": base,
         **content.rounding(job.train),
     }
-    sequences = {"heldout": content.heldout, "pairs": content.pairs, "mismatched": content.pairs}[which]
+    sequences = content.heldout if which == "heldout" else content.pairs
     return Node("reference", {"weights": content.weights, "set": which, "sequences": sequences, **arithmetic})
 
 
@@ -61,7 +63,7 @@ STAGE = Stage(
     name="reference",
     does="log-probabilities of the start model, shared by all losses, seeds and learning rates",
     reads=("sft", "onpolicy"),
-    writes=("sums-<digest>.safetensors", "reference.json"),
+    writes=("sums-<digest>.safetensors or tokens-<digest>.safetensors", "reference.json"),
     decided_by="start weights, token ids of the pairs, arithmetic (precision, layout, attention)",
     run=run,
     shared=True,

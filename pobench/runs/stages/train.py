@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pobench.registry import get_loss
 from pobench.runs.stage import Content, Stage
 from pobench.settings.job import Job
 
@@ -31,6 +32,7 @@ def causes(job: Job, content: Content) -> Mapping[str, Any]:
         "attention": job.model.attention,
         "pairs": content.pairs,
         "weights": content.weights,
+        **({"scores": content.scores} if "scores" in get_loss(job.loss).needs else {}),
     }
 
 
@@ -111,10 +113,10 @@ def _reference(context: Context) -> ReferenceSums | EveryStep | None:
     from pobench.training.reference import EveryStep
 
     config, loss = context.job.train, context.loss
-    if loss is None or not loss.needs:
+    if loss is None or not loss.reads_reference:
         return None
     if config.reference == "cached":
-        return context.references("pairs", "mismatched")
+        return context.references("pairs", "mismatched", "tokens")
     policy = context.start_policy()
     policy.requires_grad_(False)
     return EveryStep(sum_scorer(policy, context.groups("pairs"), config, context.accelerator, context.say))
@@ -218,7 +220,8 @@ STAGE = Stage(
     does="train every loss from the start model",
     reads=("sft", "onpolicy", "reference"),
     writes=("model/", "steps.jsonl", "trained.json"),
-    decided_by="pairs, start weights, the loss's source and settings, the train section, seed",
+    decided_by="pairs (their ratings, if the loss asks for them), start weights, the loss's source and settings, the train "
+    "section, seed",
     run=run,
     causes=causes,
     shared=True,

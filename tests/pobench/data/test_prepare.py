@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pobench.data.chat import load_tokenizer
 from pobench.data.demonstrations import tokenise
+from pobench.data.order import Ratings, pairs_digest
+from pobench.data.pairs_folder import PairsFolder
 from pobench.data.prepare import prepare, read_pairs, source_faults
 from pobench.errors import PobenchError
 from pobench.runs.plan import make_plan
@@ -39,6 +43,28 @@ def test_two_tokenizers_split_a_file_alike(setting, tmp_path) -> None:
     assert other_train.keys() == train.keys() and other_heldout.keys() == heldout.keys()
     assert all(other_train[i].prompt != train[i].prompt for i in train)  # it does write the prompts otherwise
     assert split(**{"data.seed": 1})[1].keys() != heldout.keys()
+
+
+def test_ratings_are_stored_with_their_pairs_and_change_no_name(setting, tmp_path) -> None:
+    job = resolve(str(tmp_path / "small.yaml"), "simpo", overrides={"data.length_bias": 1.0})[0]
+    plain = prepare(job)
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    rated = [{**row, "score_chosen": i, "score_rejected": 0.1} for i, row in enumerate(rows) if row["id"] != "4"]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rated, rows[4]]))
+    scored = prepare(job)
+    folders = [PairsFolder(tmp_path / name) for name in ("plain", "scored")]
+    for folder, prepared in zip(folders, (plain, scored), strict=True):
+        folder.store(prepared, {})
+        assert folder.load().train == prepared.train and folder.load().heldout == prepared.heldout
+    assert {p.id: p.sequences for p in plain.train} == {p.id: p.sequences for p in scored.train}
+    # every label was swapped, as the rejected answer is the longer one; the ratings went with their answers
+    assert {p.id: p.scores for p in scored.train} == {
+        p.id: None if p.id == "4" else (0.1, float(p.id)) for p in scored.train
+    }
+    known = [Ratings(*folder.about["ratings"]["train"]) for folder in folders]
+    assert (known[0].missing, known[1].missing, list(known[1].first_missing)) == (len(plain.train), 1, ["4"])
+    assert known[0].digest != known[1].digest
+    assert pairs_digest(scored.train) == pairs_digest([p._replace(scores=None) for p in scored.train])
 
 
 def test_a_prompt_that_is_held_out_in_another_spelling_is_not_trained_on(setting, tmp_path) -> None:

@@ -124,6 +124,46 @@ def test_the_better_answer_of_a_public_layout_is_chosen_behind_its_prompt(name: 
     assert (turns, pair.chosen, pair.rejected) == ([("user", ASK)], GOOD, BAD)
 
 
+RATED: dict[str, tuple[dict[str, Any], tuple[float, float] | None]] = {
+    "none": (PLAIN, None),
+    "ultrafeedback binarized": ({**PLAIN, "score_chosen": 8, "score_rejected": "6.5"}, (8.0, 6.5)),
+    "argilla's": ({**PLAIN, "chosen-rating": 4.75, "rejected-rating": 2, "chosen-model": "m"}, (4.75, 2.0)),
+    "an object": ({**PLAIN, "rewards": {"chosen": 0.1, "rejected": -3}}, (0.1, -3.0)),
+    "contradictory": ({**PLAIN, "chosen_score": 1, "rejected_score": 2}, (1.0, 2.0)),
+    "of one answer alone": ({**PLAIN, "score_chosen": 8}, None),
+    "argilla orca": ({**READ["argilla orca"], "rating": [7.0, 9.0]}, (9.0, 7.0)),
+    "webgpt": (READ["webgpt"], (0.5, -0.5)),
+    "shp": ({**READ["shp, B"], "score_A": 3, "score_B": 12}, (12.0, 3.0)),
+    "a rated list": ({"prompt": ASK, "responses": [BAD, "Red.", GOOD], "scores": [1, 3, 5.5]}, (5.5, 1.0)),
+    "ultrafeedback": (
+        {"instruction": ASK, "completions": [{"response": t, "overall_score": s} for t, s in ((BAD, 2), (GOOD, "8"))]},
+        (8.0, 2.0),
+    ),
+    "ultrafeedback's 10 for 1, whose other scale is no other row's": (READ["ultrafeedback's 10 for 1"], None),
+    "ranks": (READ["nectar"], None),
+    "a strength": (READ["helpsteer 2"], None),
+}
+
+
+@pytest.mark.parametrize("name", RATED)
+def test_ratings_stay_with_their_answers_and_are_never_invented(name: str) -> None:
+    row, scores = RATED[name]
+    found = found_in(row)
+    (pair,) = found.preferences
+    assert (pair.chosen, pair.rejected, pair.scores) == (GOOD, BAD, scores)
+    (again,) = found_in(json.loads(preference_lines([pair]))).preferences
+    assert (again.id, again.scores) == (pair.id, scores)  # what `pobench data convert` writes
+
+
+def test_a_rating_names_no_pair() -> None:
+    (plain,), (rated,) = (found_in(row).preferences for row in (PLAIN, RATED["ultrafeedback binarized"][0]))
+    assert plain.id == rated.id
+    twice = found_in(
+        {**PLAIN, "score_chosen": 8, "score_rejected": 2}, {**PLAIN, "score_chosen": 7, "score_rejected": 2}
+    )
+    assert [p.scores for p in twice.preferences] == [(8.0, 2.0)] and twice.notes == {"duplicated row": [2]}
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -14,7 +14,7 @@ from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.registry import get_loss
 from pobench.results import stats
-from pobench.results.cross_loss import view_of
+from pobench.results.cross_loss import inputs_of
 from pobench.results.derived import Frames
 from pobench.results.gradients import gradients, weights
 from pobench.runs.stages.gradient_norms import COLUMNS, norms_of, picked_pairs
@@ -43,7 +43,7 @@ def runs(*names: str) -> pd.DataFrame:
 def test_dpos_pull_is_beta_times_the_doubt() -> None:
     # loss = softplus(-margin), so d loss / d chosen = -beta sigmoid(-margin), and the rejected one is its mirror
     frame = held("s/dpo")
-    view = view_of(frame)
+    view = inputs_of(frame)
     found = weights(get_loss("dpo"), {"beta": 0.3}, view)
     moved = (frame["chosen_logp"] - frame["reference_chosen_logp"]) - (
         frame["rejected_logp"] - frame["reference_rejected_logp"]
@@ -54,7 +54,7 @@ def test_dpos_pull_is_beta_times_the_doubt() -> None:
 
 
 def test_simpos_pull_on_a_side_falls_with_the_sides_length_and_dpos_does_not() -> None:
-    view = view_of(held("s/simpo"))
+    view = inputs_of(held("s/simpo"))
     simpo = weights(get_loss("simpo"), {"beta": 2.0, "gamma": 1.0}, view)
     assert simpo[:, 0] * view.policy.chosen.length.numpy() == pytest.approx(
         -simpo[:, 1] * view.policy.rejected.length.numpy(), rel=1e-4

@@ -35,6 +35,39 @@ def test_kto_on_pairs_of_one_prompt_is_refused_before_anything_runs(plan_here, s
         plan_here("kto", data__held_out=str(held_out))  # the pairs come from their folder now
 
 
+def test_a_loss_that_needs_ratings_is_refused_without_them_and_named_by_them(
+    plan_here, setting, losses_that_ask
+) -> None:
+    source = Path(setting["data"]["source"])
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+
+    def plans(*gaps: float) -> list[str]:
+        rated = [{**r, "score_chosen": 5 + gap, "score_rejected": 5} for r, gap in zip(rows, gaps, strict=False)]
+        source.write_text("".join(json.dumps(r) + "\n" for r in [*rated, *rows[len(rated) :]]))
+        return [plan_here(loss, plugins=[losses_that_ask]).tasks[-1].run for loss in ("dpo", "t_offset")]
+
+    for stored in (False, True):
+        with pytest.raises(PobenchError, match=r"t_offset: needs the data's ratings .* 1 training pairs have none: 9;"):
+            plans(*range(1, 10))
+        if not stored:
+            plan_here("dpo").pairs.store()
+    first, second = plans(*range(1, 11)), plans(*range(2, 12))
+    assert first[0] == second[0] and first[1] != second[1]  # a loss that does not ask keeps its name
+
+
+@pytest.mark.slow
+def test_a_loss_that_needs_ratings_trains_and_is_evaluated_by_them(work_here, setting, losses_that_ask) -> None:
+    source = Path(setting["data"]["source"])
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    rows = [{**row, "score_chosen": 5 + i, "score_rejected": 5} for i, row in enumerate(rows, start=1)]
+    source.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    folder = work_here("t_offset", ("train", "heldout"), plugins=[losses_that_ask])
+    (stored,) = folder.glob("heldout-*/heldout.parquet")
+    held = RunFolder(folder.parent.parent, f"small/{folder.name}").node(stored.parent.name).read_frame("heldout")
+    assert held["loss"].notna().all()
+    assert (held["chosen_score"] == held["pair"].astype(int) + 6).all() and (held["rejected_score"] == 5).all()
+
+
 def test_a_measurement_that_fails_while_training_is_named_and_training_goes_on(work_here, monkeypatch, capsys) -> None:
     measured = Context.heldout_frame
 

@@ -38,15 +38,15 @@ class Counting:
         self.scorer, self.dies_after, self.nan_from = scorer, dies_after, nan_from
         self.computed: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         inner = scorer.turns
-        scorer.turns = lambda groups: self._turns(inner, groups)
+        scorer.turns = lambda groups, **how: self._turns(inner, groups, how)
 
-    def _turns(self, inner, groups):
-        for number, turn in enumerate(inner(groups)):
+    def _turns(self, inner, groups, how):
+        for number, turn in enumerate(inner(groups, **how)):
             if self.dies_after is not None and number >= self.dies_after:
                 raise KeyboardInterrupt
             self.computed += [(groups[i].prompt, r) for i in turn.indices for r in groups[i].responses]
             bad = self.nan_from is not None and number >= self.nan_from
-            yield turn._replace(sums=turn.sums * math.nan) if bad else turn
+            yield turn._replace(values=turn.values * math.nan) if bad else turn
 
 
 @pytest.fixture
@@ -208,9 +208,9 @@ def test_two_jobs_may_make_the_same_pass_at_once(groups, counting, tmp_path) -> 
     first, second = counting().scorer, counting()
     inner = second.scorer.turns
 
-    def turns(lacking):
+    def turns(lacking, **how):
         compute_reference(tmp_path / "r", groups, first, CAUSES)
-        yield from (turn._replace(sums=turn.sums * (1 + 2**-40)) for turn in inner(lacking))
+        yield from (turn._replace(values=turn.values * (1 + 2**-40)) for turn in inner(lacking, **how))
 
     second.scorer.turns = turns
     assert compute_reference(tmp_path / "r", groups, second.scorer, CAUSES) == 2 * len(groups)

@@ -106,7 +106,7 @@ def take_steps(folder: Path, name: str, way: Way, stop: bool = False, **changes:
         loss.settings,
         config,
         folder=folder,
-        reference=ReferenceSums.load(folder.parent / "reference") if loss.needs else None,
+        reference=ReferenceSums.load(folder.parent / "reference") if loss.reads_reference else None,
         mismatched=mismatch(pairs),
         log=rows.append,
         watch=watch,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pobench.registry import get_loss, list_losses, losses
+from pobench.registry import get_loss, list_losses
 from pobench.workflows.check import LAWS, check
 
 BROKEN = Path(__file__).parent / "broken"
@@ -18,17 +18,6 @@ CAUGHT = {  # fixture: (the law that catches it, words of the reason)
     "nan_on_equal_responses": ("equal responses", "is nan where both answers have the same log-probability"),
     "unused_reference": ("it uses what it asks for", "asks for reference and does not use it"),
 }
-
-
-@pytest.fixture
-def forget():
-    """Take out of the registry what a test has put in."""
-    before = set(losses.names())
-    yield
-    for name in set(losses.names()) - before:
-        losses._items.pop(name)
-        for alias in [a for a, owner in losses._aliases.items() if owner == name]:
-            losses._aliases.pop(alias)
 
 
 @pytest.mark.parametrize("name", list_losses())
@@ -50,6 +39,22 @@ def test_a_broken_loss_is_caught_and_told_why(fixture, pobench_cli, forget) -> N
     assert status == 1 and reason in failed[law]
     if fixture in ("wrong_sign", "micro_batch_mean", "unused_reference"):  # the others break several laws by one fault
         assert set(failed) == {law}
+
+
+ASKING = ("t_offset", "t_ld", "t_worst", "t_aot", "t_aot_unpaired", "t_dr_dpo", "t_beta_dpo", "t_bco")
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_loss_that_asks_for_more_keeps_every_law(name, losses_that_ask) -> None:
+    assert not {f.law: f.seen for f in check(get_loss(name), steps=False) if f.verdict == "fails"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ASKING)
+def test_a_loss_that_asks_for_more_trains_as_one_however_its_batch_is_cut(name, losses_that_ask) -> None:
+    findings = {f.law: f for f in check(get_loss(name), plugins=[losses_that_ask])}
+    for law in ("a batch may be cut in any way", "two processes train as one"):
+        assert findings[law].verdict == "holds", findings[law].seen
 
 
 @pytest.mark.slow
