@@ -16,7 +16,7 @@ mp.dps = 350  # a slope of 1e-290 is the difference of two values near 1
 
 
 class Case(NamedTuple):
-    """One pair: summed nats under policy (w, l) and reference (rw, rl), lengths in tokens; kl in nats."""
+    """One pair: summed nats under policy (w, l) and reference (rw, rl), lengths in tokens; kl in nats; ratings (sw, sl)."""
 
     w: float
     l: float  # noqa: E741 (the contract's own name)
@@ -25,6 +25,8 @@ class Case(NamedTuple):
     nw: int
     nl: int
     kl: float = 0.0
+    sw: float = 2.0
+    sl: float = 0.5
 
 
 class Pull(NamedTuple):
@@ -52,6 +54,7 @@ class Row(NamedTuple):
     cancels: bool = False
 
 
+GAP = 1.5  # between the ratings of a case that gives none
 # Means -1 and -3 nats a token; log-ratios +4 and -2, so their difference is 6 nats; 0.5 and -0.25 a token.
 WORKED = Case(w=-8.0, l=-24.0, rw=-12.0, rl=-22.0, nw=8, nl=8, kl=10.0)
 
@@ -208,6 +211,66 @@ def rpo(c: Case, beta: float, sft_weight: float, sft_reduction: str) -> Any:
 
 def nll(c: Case, sft_reduction: str) -> Any:
     return {"sum": -c.w, "mean": -c.w / c.nw}[sft_reduction]
+
+
+def margin_of(c: Case, beta: Any) -> Any:
+    return beta * (c.w - c.rw - c.l + c.rl)
+
+
+def gpo_exponential(c: Case, beta: float) -> Any:
+    m = margin_of(c, beta)
+    return exp(min(mpf(20), -m)) * (1 + max(mpf(0), -m - 20))
+
+
+def gpo_squared_hinge(c: Case, beta: float) -> Any:
+    return max(mpf(0), 1 - margin_of(c, beta)) ** 2
+
+
+def gpo_savage(c: Case, beta: float) -> Any:
+    return sigma(-margin_of(c, beta)) ** 2
+
+
+def chipo(c: Case, beta: float, reward_bound: float) -> Any:
+    w, l = (beta * (x + exp(min(mpf(20), x))) for x in drift(c))  # noqa: E741
+    return nls(min(2 * reward_bound, max(-2 * reward_bound, w - l)))
+
+
+def dpo_shift(c: Case, beta: float, shift: float) -> Any:
+    return nls(beta * (c.w - c.rw - shift * (c.l - c.rl)))
+
+
+def simpo_hinge(c: Case, beta: float, gamma: float) -> Any:
+    return max(mpf(0), 1 + gamma - beta * (c.w / c.nw - c.l / c.nl))
+
+
+def odpo(c: Case, beta: float, alpha: float) -> Any:
+    return nls(margin_of(c, beta) - alpha * log(max(mpf("1e-6"), c.sw - c.sl)))
+
+
+def rebel(c: Case, eta: float) -> Any:
+    return (margin_of(c, 1 / eta) - (c.sw - c.sl)) ** 2
+
+
+def sppo_soft(c: Case, beta: float) -> Any:
+    w, l = drift(c)  # noqa: E741
+    return (w - (c.sw - mpf("0.5")) / beta) ** 2 + (l - (c.sl - mpf("0.5")) / beta) ** 2
+
+
+def divergence(p: Any, q: Any) -> Any:
+    """KL((p, 1 - p) || (q, 1 - q)) of two log-odds."""
+    return sigma(p) * (nls(q) - nls(p)) + sigma(-p) * (nls(-q) - nls(-p))
+
+
+def rpo_backward(c: Case, beta: float, eta: float) -> Any:
+    return divergence(eta * (c.sw - c.sl), margin_of(c, beta))
+
+
+def rpo_forward(c: Case, beta: float, eta: float) -> Any:
+    return divergence(margin_of(c, beta), eta * (c.sw - c.sl))
+
+
+def reward_distillation(c: Case, beta: float, eta: float) -> Any:
+    return (margin_of(c, beta) - eta * (c.sw - c.sl)) ** 2
 
 
 def drifted(chosen: float, rejected: float) -> Case:
@@ -371,6 +434,66 @@ ORACLES = {
         # not convex: a ridge around no margin
         pull=Pull(lambda w, l, beta, tau: abs(beta * (w - l)) < 2.5 * tau, drifted(0.0, 0.0)),  # noqa: E741
         unranked=drifted(-40.0, 0.0),
+    ),
+    # e^-0.6
+    "gpo_exponential": Row(gpo_exponential, [{"beta": 0.1}, {"beta": 0.01}], 0.548811636094, 0.4),
+    # 0.4²
+    "gpo_squared_hinge": Row(gpo_squared_hinge, [{"beta": 0.1}, {"beta": 0.01}], 0.16, 0.4),
+    # 0.35434369²
+    "gpo_savage": Row(gpo_savage, [{"beta": 0.1}, {"beta": 0.01}], 0.125559453318, 0.4),
+    # 0.05 (4 + e^4) = 2.92990750, 0.05 (e^-2 - 2) = -0.09323324; log(1 + e^-3.02314074)
+    "chipo": Row(
+        chipo,
+        [{"beta": 0.05, "reward_bound": 10.0}, {"beta": 0.005, "reward_bound": 1.0}],
+        0.047501893741,
+        2.929907501657,
+    ),
+    # 0.4 + 0.75·0.2
+    "dpo_shift": Row(dpo_shift, [{"beta": 0.1, "shift": 0.75}, {"beta": 0.01, "shift": 1.0}], 0.455492481463, 0.4),
+    # 1.5 - 0.5·2
+    "simpo_hinge": Row(simpo_hinge, [{"beta": 0.5, "gamma": 0.5}, {"beta": 2.0, "gamma": 1.0}], 0.5, -0.5),
+    # 0.6 - 0.5 log 1.5 = 0.39726745
+    "odpo": Row(odpo, [{"beta": 0.1, "alpha": 0.5}, {"beta": 0.01, "alpha": 1.0}], 0.514112757218, 0.4),
+    # (6/2 - 1.5)²
+    "rebel": Row(
+        rebel,
+        [{"eta": 2.0}, {"eta": 1.0}],
+        2.25,
+        2.0,
+        pull=Pull(lambda w, l, eta: (w - l) / eta > GAP, drifted(20.0, -20.0)),  # noqa: E741
+    ),
+    # (4 - 15)² + (-2 - 0)²; the rejected answer is rated 1/2, so its target is the reference
+    "sppo_soft": Row(
+        sppo_soft,
+        [{"beta": 0.1}, {"beta": 0.001}],
+        125.0,
+        0.4,
+        pull=Pull(lambda w, l, beta: w > GAP / beta or l < 0, drifted(0.0, -1.0)),  # noqa: E741
+    ),
+    # σ(1.5) = 0.81757448 against σ(0.6) = 0.64565631
+    "rpo_backward": Row(
+        rpo_backward,
+        [{"beta": 0.1, "eta": 1.0}, {"beta": 0.01, "eta": 0.5}],
+        0.071891701077,
+        0.4,
+        pull=Pull(lambda w, l, beta, eta: beta * (w - l) > eta * GAP, drifted(20.0, -20.0)),  # noqa: E741
+        cancels=True,
+    ),
+    "rpo_forward": Row(
+        rpo_forward,
+        [{"beta": 0.1, "eta": 1.0}, {"beta": 0.01, "eta": 0.5}],
+        0.082834651894,
+        0.4,
+        pull=Pull(lambda w, l, beta, eta: beta * (w - l) > eta * GAP, drifted(20.0, -20.0)),  # noqa: E741
+        cancels=True,
+    ),
+    # (0.6 - 1.5)²
+    "reward_distillation": Row(
+        reward_distillation,
+        [{"beta": 0.1, "eta": 1.0}, {"beta": 0.01, "eta": 2.0}],
+        0.81,
+        0.4,
+        pull=Pull(lambda w, l, beta, eta: beta * (w - l) > eta * GAP, drifted(20.0, -20.0)),  # noqa: E741
     ),
     # 0.43748795, and 0.5·1
     "rpo": Row(rpo, [{"beta": 0.1, "sft_weight": 0.5, **how} for how in (MEAN, SUM)], 0.937487950393, 0.4),
