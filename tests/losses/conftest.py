@@ -26,7 +26,8 @@ class Evaluated:
         reference = Pair(SequenceLogps(rw, nw), SequenceLogps(rl, nl))
         kl = torch.tensor(float(cases[0].kl), dtype=dtype)
         scores = torch.tensor([[float(c.sw), float(c.sl)] for c in cases], dtype=torch.float64)
-        self.output: LossOutput = loss.evaluate(policy, reference, kl, scores.to(dtype), **settings)
+        batch = loss.batch_of(policy, reference, {**loss.settings, **settings})  # these cases are the whole batch
+        self.output: LossOutput = loss.evaluate(policy, reference, kl, scores.to(dtype), batch, **settings)
         self.by_w, self.by_l = torch.autograd.grad(self.output.loss.sum(), (self.w, self.l), materialize_grads=True)
 
     @property

@@ -1,7 +1,7 @@
 """Every loss once more, from the printed formula, in 350 digits; nothing here is shared with the code under test.
 
-A new loss needs one row in `ORACLES`: its formula, the settings it is tried at, and by hand its value and its reward at
-`WORKED`.
+A new loss of pairs needs one row in `ORACLES`, a loss of whole batches one in `BATCHES`: its formula, the settings it is tried
+at, and by hand its value and its reward at `WORKED`.
 """
 
 from __future__ import annotations
@@ -514,3 +514,88 @@ def slope(name: str, case: Case, settings: dict[str, Any], by: str, here: Any, s
     """The one-sided derivative by `w` or `l`, to the right (side 1) or to the left (-1). here: the loss at the case."""
     h = side * mpf(10) ** -30
     return float((value(name, case._replace(**{by: mpf(getattr(case, by)) + h}), settings) - here) / h)
+
+
+# ---------------------------------------------------------------- losses of a whole batch
+
+
+class Batch(NamedTuple):
+    """A loss of a whole batch. formula: (cases, the same cases as the policy stands before the step, settings) → the mean loss;
+    what it takes of the second has no gradient. worked: at `TWO`, with the first settings."""
+
+    formula: Callable[..., Any]
+    settings: Sequence[dict[str, Any]]
+    worked: float
+
+
+# Log-ratios (4, -2) and (-1, 1); gaps 16 and -2, of the reference 10 and 0; lengths 8, 8 and 4, 2.
+TWO = [WORKED, Case(w=-5.0, l=-3.0, rw=-4.0, rl=-4.0, nw=4, nl=2)]
+
+
+def mean(values: Sequence[Any]) -> Any:
+    return sum(values) / len(values)
+
+
+def spread(values: Sequence[Any]) -> Any:
+    return mp.sqrt(mean([(v - mean(values)) ** 2 for v in values]))
+
+
+def by_rank(values: Sequence[Any], ranked: Sequence[Any]) -> list[Any]:
+    """`values` in the order in which `ranked` rises."""
+    return [values[i] for i in sorted(range(len(ranked)), key=lambda i: ranked[i])]
+
+
+def aot(cases: Sequence[Case], before: Sequence[Case], beta: float) -> Any:
+    gaps = by_rank([c.w - c.l for c in cases], [c.w - c.l for c in before])
+    return mean([nls(beta * (a - b)) for a, b in zip(gaps, sorted(c.rw - c.rl for c in cases), strict=True)])
+
+
+def aot_unpaired(cases: Sequence[Case], before: Sequence[Case], beta: float) -> Any:
+    sides = [by_rank([drift(c)[i] for c in cases], [drift(c)[i] for c in before]) for i in (0, 1)]
+    return mean([nls(beta * (a - b)) for a, b in zip(*sides, strict=True)])
+
+
+def dr_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, robustness: float) -> Any:
+    return -robustness * log(mean([exp(-nls(margin_of(c, beta)) / robustness) for c in cases]))
+
+
+def alpha_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, gamma_beta_ratio: float, alpha: float) -> Any:
+    moved = [(c.w - c.rw) / c.nw - (c.l - c.rl) / c.nl for c in before]
+    center, scale = mean(moved) / 10, max(mpf("1e-6"), spread(moved) / 10)  # the first step of an average from 0
+    margins = [gamma_beta_ratio + alpha * (m - center) / scale for m in moved]
+    return mean([nls(beta * (c.w / c.nw - c.l / c.nl - m)) for c, m in zip(cases, margins, strict=True)])
+
+
+def bco_shift(cases: Sequence[Case], before: Sequence[Case], beta: float) -> Any:
+    shift = mean([beta * x for c in before for x in drift(c)])
+    return mean([nls(beta * drift(c)[0] - shift) + nls(shift - beta * drift(c)[1]) for c in cases])
+
+
+def beta_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, strength: float) -> Any:
+    """Of a batch of two, from which both are kept."""
+    gap = mean([margin_of(c, 1) for c in before])
+    ours = max(mpf("0.001"), beta * (1 + strength * gap * mpf("0.9")))  # the average from 0 is a tenth of it
+    return mean([nls(ours * margin_of(c, 1)) for c in cases])
+
+
+BATCHES = {
+    # ranks: -2 against 0, 16 against 10; log(1 + e^0.2) = 0.79813887, log(1 + e^-0.6) = 0.43748795
+    "aot": Batch(aot, [{"beta": 0.1}, {"beta": 0.01}], 0.617813409934),
+    # (-1, 4) against (-2, 1): 1 and 3; log(1 + e^-0.1) = 0.64439666, log(1 + e^-0.3) = 0.55435524
+    "aot_unpaired": Batch(aot_unpaired, [{"beta": 0.1}, {"beta": 0.01}], 0.599375952271),
+    # -log of the mean of σ(0.6) = 0.64565631 and σ(-0.2) = 0.45016600
+    "dr_dpo": Batch(dr_dpo, [{"beta": 0.1, "robustness": 1.0}, {"beta": 0.1, "robustness": 0.3}], 0.601642132082),
+    # moved: 0.75 and -0.75, mean 0, spread 0.075; margins 0.3 ± 1, means' gaps 2 and 0.25; nls(2·0.7), nls(2·0.95)
+    "alpha_dpo": Batch(
+        alpha_dpo,
+        [
+            {"beta": 2.0, "gamma_beta_ratio": 0.3, "alpha": 0.1},
+            {"beta": 5.0, "gamma_beta_ratio": 0.0, "alpha": 0.01},
+        ],
+        0.179902084101,
+    ),
+    # the mean of 4, -2, -1, 1 is 0.5: shift 0.05
+    "bco_shift": Batch(bco_shift, [{"beta": 0.1}, {"beta": 0.01}], 1.29936913555),
+    # gaps 6 and -2, mean 2; beta 0.1 (1 + 0.6·1.8) = 0.208
+    "beta_dpo": Batch(beta_dpo, [{"beta": 0.1, "strength": 0.6}, {"beta": 0.1, "strength": 0.0}], 0.587499901818),
+}

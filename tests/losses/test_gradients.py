@@ -18,7 +18,7 @@ from oracles import ORACLES, Case
 from pobench.registry import Loss, get_loss, list_losses
 from pobench.types import LossOutput, Pair, SequenceLogps
 
-LOSSES = list_losses()
+LOSSES = [name for name in list_losses() if "batch" not in get_loss(name).needs]  # those: test_whole_batches.py
 HOW_TO = """loss {name!r} states no gradient. Write into its docstring, after the prose and before `Reward:`
 
 Gradient:

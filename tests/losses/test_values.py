@@ -15,7 +15,7 @@ from oracles import ORACLES, WORKED, Case, slope, value
 from pobench.loss_math import exp_difference
 from pobench.registry import get_loss, list_losses
 
-LOSSES = list_losses()
+LOSSES = [name for name in list_losses() if "batch" not in get_loss(name).needs]  # those: test_whole_batches.py
 
 
 def ordinary(n: int) -> list[Case]:
