@@ -25,7 +25,9 @@ class Evaluated:
         policy = Pair(SequenceLogps(self.w, nw), SequenceLogps(self.l, nl))
         reference = Pair(SequenceLogps(rw, nw), SequenceLogps(rl, nl))
         kl = torch.tensor(float(cases[0].kl), dtype=dtype)
-        self.output: LossOutput = loss.evaluate(policy, reference, kl, **settings)
+        scores = torch.tensor([[float(c.sw), float(c.sl)] for c in cases], dtype=torch.float64)
+        batch = loss.batch_of(policy, reference, {**loss.settings, **settings})  # these cases are the whole batch
+        self.output: LossOutput = loss.evaluate(policy, reference, kl, scores.to(dtype), batch, **settings)
         self.by_w, self.by_l = torch.autograd.grad(self.output.loss.sum(), (self.w, self.l), materialize_grads=True)
 
     @property

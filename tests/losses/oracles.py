@@ -1,7 +1,7 @@
 """Every loss once more, from the printed formula, in 350 digits; nothing here is shared with the code under test.
 
-A new loss needs one row in `ORACLES`: its formula, the settings it is tried at, and by hand its value and its reward at
-`WORKED`.
+A new loss of pairs needs one row in `ORACLES`, a loss of whole batches one in `BATCHES`: its formula, the settings it is tried
+at, and by hand its value and its reward at `WORKED`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ mp.dps = 350  # a slope of 1e-290 is the difference of two values near 1
 
 
 class Case(NamedTuple):
-    """One pair: summed nats under policy (w, l) and reference (rw, rl), lengths in tokens; kl in nats."""
+    """One pair: summed nats under policy (w, l) and reference (rw, rl), lengths in tokens; kl in nats; ratings (sw, sl)."""
 
     w: float
     l: float  # noqa: E741 (the contract's own name)
@@ -25,6 +25,8 @@ class Case(NamedTuple):
     nw: int
     nl: int
     kl: float = 0.0
+    sw: float = 2.0
+    sl: float = 0.5
 
 
 class Pull(NamedTuple):
@@ -52,6 +54,7 @@ class Row(NamedTuple):
     cancels: bool = False
 
 
+GAP = 1.5  # between the ratings of a case that gives none
 # Means -1 and -3 nats a token; log-ratios +4 and -2, so their difference is 6 nats; 0.5 and -0.25 a token.
 WORKED = Case(w=-8.0, l=-24.0, rw=-12.0, rl=-22.0, nw=8, nl=8, kl=10.0)
 
@@ -208,6 +211,66 @@ def rpo(c: Case, beta: float, sft_weight: float, sft_reduction: str) -> Any:
 
 def nll(c: Case, sft_reduction: str) -> Any:
     return {"sum": -c.w, "mean": -c.w / c.nw}[sft_reduction]
+
+
+def margin_of(c: Case, beta: Any) -> Any:
+    return beta * (c.w - c.rw - c.l + c.rl)
+
+
+def gpo_exponential(c: Case, beta: float) -> Any:
+    m = margin_of(c, beta)
+    return exp(min(mpf(20), -m)) * (1 + max(mpf(0), -m - 20))
+
+
+def gpo_squared_hinge(c: Case, beta: float) -> Any:
+    return max(mpf(0), 1 - margin_of(c, beta)) ** 2
+
+
+def gpo_savage(c: Case, beta: float) -> Any:
+    return sigma(-margin_of(c, beta)) ** 2
+
+
+def chipo(c: Case, beta: float, reward_bound: float) -> Any:
+    w, l = (beta * (x + exp(min(mpf(20), x))) for x in drift(c))  # noqa: E741
+    return nls(min(2 * reward_bound, max(-2 * reward_bound, w - l)))
+
+
+def dpo_shift(c: Case, beta: float, shift: float) -> Any:
+    return nls(beta * (c.w - c.rw - shift * (c.l - c.rl)))
+
+
+def simpo_hinge(c: Case, beta: float, gamma: float) -> Any:
+    return max(mpf(0), 1 + gamma - beta * (c.w / c.nw - c.l / c.nl))
+
+
+def odpo(c: Case, beta: float, alpha: float) -> Any:
+    return nls(margin_of(c, beta) - alpha * log(max(mpf("1e-6"), c.sw - c.sl)))
+
+
+def rebel(c: Case, eta: float) -> Any:
+    return (margin_of(c, 1 / eta) - (c.sw - c.sl)) ** 2
+
+
+def sppo_soft(c: Case, beta: float) -> Any:
+    w, l = drift(c)  # noqa: E741
+    return (w - (c.sw - mpf("0.5")) / beta) ** 2 + (l - (c.sl - mpf("0.5")) / beta) ** 2
+
+
+def divergence(p: Any, q: Any) -> Any:
+    """KL((p, 1 - p) || (q, 1 - q)) of two log-odds."""
+    return sigma(p) * (nls(q) - nls(p)) + sigma(-p) * (nls(-q) - nls(-p))
+
+
+def rpo_backward(c: Case, beta: float, eta: float) -> Any:
+    return divergence(eta * (c.sw - c.sl), margin_of(c, beta))
+
+
+def rpo_forward(c: Case, beta: float, eta: float) -> Any:
+    return divergence(margin_of(c, beta), eta * (c.sw - c.sl))
+
+
+def reward_distillation(c: Case, beta: float, eta: float) -> Any:
+    return (margin_of(c, beta) - eta * (c.sw - c.sl)) ** 2
 
 
 def drifted(chosen: float, rejected: float) -> Case:
@@ -372,6 +435,66 @@ ORACLES = {
         pull=Pull(lambda w, l, beta, tau: abs(beta * (w - l)) < 2.5 * tau, drifted(0.0, 0.0)),  # noqa: E741
         unranked=drifted(-40.0, 0.0),
     ),
+    # e^-0.6
+    "gpo_exponential": Row(gpo_exponential, [{"beta": 0.1}, {"beta": 0.01}], 0.548811636094, 0.4),
+    # 0.4²
+    "gpo_squared_hinge": Row(gpo_squared_hinge, [{"beta": 0.1}, {"beta": 0.01}], 0.16, 0.4),
+    # 0.35434369²
+    "gpo_savage": Row(gpo_savage, [{"beta": 0.1}, {"beta": 0.01}], 0.125559453318, 0.4),
+    # 0.05 (4 + e^4) = 2.92990750, 0.05 (e^-2 - 2) = -0.09323324; log(1 + e^-3.02314074)
+    "chipo": Row(
+        chipo,
+        [{"beta": 0.05, "reward_bound": 10.0}, {"beta": 0.005, "reward_bound": 1.0}],
+        0.047501893741,
+        2.929907501657,
+    ),
+    # 0.4 + 0.75·0.2
+    "dpo_shift": Row(dpo_shift, [{"beta": 0.1, "shift": 0.75}, {"beta": 0.01, "shift": 1.0}], 0.455492481463, 0.4),
+    # 1.5 - 0.5·2
+    "simpo_hinge": Row(simpo_hinge, [{"beta": 0.5, "gamma": 0.5}, {"beta": 2.0, "gamma": 1.0}], 0.5, -0.5),
+    # 0.6 - 0.5 log 1.5 = 0.39726745
+    "odpo": Row(odpo, [{"beta": 0.1, "alpha": 0.5}, {"beta": 0.01, "alpha": 1.0}], 0.514112757218, 0.4),
+    # (6/2 - 1.5)²
+    "rebel": Row(
+        rebel,
+        [{"eta": 2.0}, {"eta": 1.0}],
+        2.25,
+        2.0,
+        pull=Pull(lambda w, l, eta: (w - l) / eta > GAP, drifted(20.0, -20.0)),  # noqa: E741
+    ),
+    # (4 - 15)² + (-2 - 0)²; the rejected answer is rated 1/2, so its target is the reference
+    "sppo_soft": Row(
+        sppo_soft,
+        [{"beta": 0.1}, {"beta": 0.001}],
+        125.0,
+        0.4,
+        pull=Pull(lambda w, l, beta: w > GAP / beta or l < 0, drifted(0.0, -1.0)),  # noqa: E741
+    ),
+    # σ(1.5) = 0.81757448 against σ(0.6) = 0.64565631
+    "rpo_backward": Row(
+        rpo_backward,
+        [{"beta": 0.1, "eta": 1.0}, {"beta": 0.01, "eta": 0.5}],
+        0.071891701077,
+        0.4,
+        pull=Pull(lambda w, l, beta, eta: beta * (w - l) > eta * GAP, drifted(20.0, -20.0)),  # noqa: E741
+        cancels=True,
+    ),
+    "rpo_forward": Row(
+        rpo_forward,
+        [{"beta": 0.1, "eta": 1.0}, {"beta": 0.01, "eta": 0.5}],
+        0.082834651894,
+        0.4,
+        pull=Pull(lambda w, l, beta, eta: beta * (w - l) > eta * GAP, drifted(20.0, -20.0)),  # noqa: E741
+        cancels=True,
+    ),
+    # (0.6 - 1.5)²
+    "reward_distillation": Row(
+        reward_distillation,
+        [{"beta": 0.1, "eta": 1.0}, {"beta": 0.01, "eta": 2.0}],
+        0.81,
+        0.4,
+        pull=Pull(lambda w, l, beta, eta: beta * (w - l) > eta * GAP, drifted(20.0, -20.0)),  # noqa: E741
+    ),
     # 0.43748795, and 0.5·1
     "rpo": Row(rpo, [{"beta": 0.1, "sft_weight": 0.5, **how} for how in (MEAN, SUM)], 0.937487950393, 0.4),
 }
@@ -391,3 +514,88 @@ def slope(name: str, case: Case, settings: dict[str, Any], by: str, here: Any, s
     """The one-sided derivative by `w` or `l`, to the right (side 1) or to the left (-1). here: the loss at the case."""
     h = side * mpf(10) ** -30
     return float((value(name, case._replace(**{by: mpf(getattr(case, by)) + h}), settings) - here) / h)
+
+
+# ---------------------------------------------------------------- losses of a whole batch
+
+
+class Batch(NamedTuple):
+    """A loss of a whole batch. formula: (cases, the same cases as the policy stands before the step, settings) → the mean loss;
+    what it takes of the second has no gradient. worked: at `TWO`, with the first settings."""
+
+    formula: Callable[..., Any]
+    settings: Sequence[dict[str, Any]]
+    worked: float
+
+
+# Log-ratios (4, -2) and (-1, 1); gaps 16 and -2, of the reference 10 and 0; lengths 8, 8 and 4, 2.
+TWO = [WORKED, Case(w=-5.0, l=-3.0, rw=-4.0, rl=-4.0, nw=4, nl=2)]
+
+
+def mean(values: Sequence[Any]) -> Any:
+    return sum(values) / len(values)
+
+
+def spread(values: Sequence[Any]) -> Any:
+    return mp.sqrt(mean([(v - mean(values)) ** 2 for v in values]))
+
+
+def by_rank(values: Sequence[Any], ranked: Sequence[Any]) -> list[Any]:
+    """`values` in the order in which `ranked` rises."""
+    return [values[i] for i in sorted(range(len(ranked)), key=lambda i: ranked[i])]
+
+
+def aot(cases: Sequence[Case], before: Sequence[Case], beta: float) -> Any:
+    gaps = by_rank([c.w - c.l for c in cases], [c.w - c.l for c in before])
+    return mean([nls(beta * (a - b)) for a, b in zip(gaps, sorted(c.rw - c.rl for c in cases), strict=True)])
+
+
+def aot_unpaired(cases: Sequence[Case], before: Sequence[Case], beta: float) -> Any:
+    sides = [by_rank([drift(c)[i] for c in cases], [drift(c)[i] for c in before]) for i in (0, 1)]
+    return mean([nls(beta * (a - b)) for a, b in zip(*sides, strict=True)])
+
+
+def dr_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, robustness: float) -> Any:
+    return -robustness * log(mean([exp(-nls(margin_of(c, beta)) / robustness) for c in cases]))
+
+
+def alpha_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, gamma_beta_ratio: float, alpha: float) -> Any:
+    moved = [(c.w - c.rw) / c.nw - (c.l - c.rl) / c.nl for c in before]
+    center, scale = mean(moved) / 10, max(mpf("1e-6"), spread(moved) / 10)  # the first step of an average from 0
+    margins = [gamma_beta_ratio + alpha * (m - center) / scale for m in moved]
+    return mean([nls(beta * (c.w / c.nw - c.l / c.nl - m)) for c, m in zip(cases, margins, strict=True)])
+
+
+def bco_shift(cases: Sequence[Case], before: Sequence[Case], beta: float) -> Any:
+    shift = mean([beta * x for c in before for x in drift(c)])
+    return mean([nls(beta * drift(c)[0] - shift) + nls(shift - beta * drift(c)[1]) for c in cases])
+
+
+def beta_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, strength: float) -> Any:
+    """Of a batch of two, from which both are kept."""
+    gap = mean([margin_of(c, 1) for c in before])
+    ours = max(mpf("0.001"), beta * (1 + strength * gap * mpf("0.9")))  # the average from 0 is a tenth of it
+    return mean([nls(ours * margin_of(c, 1)) for c in cases])
+
+
+BATCHES = {
+    # ranks: -2 against 0, 16 against 10; log(1 + e^0.2) = 0.79813887, log(1 + e^-0.6) = 0.43748795
+    "aot": Batch(aot, [{"beta": 0.1}, {"beta": 0.01}], 0.617813409934),
+    # (-1, 4) against (-2, 1): 1 and 3; log(1 + e^-0.1) = 0.64439666, log(1 + e^-0.3) = 0.55435524
+    "aot_unpaired": Batch(aot_unpaired, [{"beta": 0.1}, {"beta": 0.01}], 0.599375952271),
+    # -log of the mean of σ(0.6) = 0.64565631 and σ(-0.2) = 0.45016600
+    "dr_dpo": Batch(dr_dpo, [{"beta": 0.1, "robustness": 1.0}, {"beta": 0.1, "robustness": 0.3}], 0.601642132082),
+    # moved: 0.75 and -0.75, mean 0, spread 0.075; margins 0.3 ± 1, means' gaps 2 and 0.25; nls(2·0.7), nls(2·0.95)
+    "alpha_dpo": Batch(
+        alpha_dpo,
+        [
+            {"beta": 2.0, "gamma_beta_ratio": 0.3, "alpha": 0.1},
+            {"beta": 5.0, "gamma_beta_ratio": 0.0, "alpha": 0.01},
+        ],
+        0.179902084101,
+    ),
+    # the mean of 4, -2, -1, 1 is 0.5: shift 0.05
+    "bco_shift": Batch(bco_shift, [{"beta": 0.1}, {"beta": 0.01}], 1.29936913555),
+    # gaps 6 and -2, mean 2; beta 0.1 (1 + 0.6·1.8) = 0.208
+    "beta_dpo": Batch(beta_dpo, [{"beta": 0.1, "strength": 0.6}, {"beta": 0.1, "strength": 0.0}], 0.587499901818),
+}

@@ -18,7 +18,7 @@ from oracles import ORACLES, Case
 from pobench.registry import Loss, get_loss, list_losses
 from pobench.types import LossOutput, Pair, SequenceLogps
 
-LOSSES = list_losses()
+LOSSES = [name for name in list_losses() if "batch" not in get_loss(name).needs]  # those: test_whole_batches.py
 HOW_TO = """loss {name!r} states no gradient. Write into its docstring, after the prose and before `Reward:`
 
 Gradient:
@@ -26,7 +26,8 @@ Gradient:
     rejected = <d loss / d rejected sum>
     s = <auxiliary definitions, any number>
 
-in chosen, rejected, reference_chosen, reference_rejected, |chosen|, |rejected|, kl, the settings, and {functions}"""
+in chosen, rejected, reference_chosen, reference_rejected, |chosen|, |rejected|, kl, score_chosen, score_rejected, the settings,
+and {functions}"""
 
 
 # ---------------------------------------------------------------- reading the statement
@@ -44,6 +45,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "expm1": mp.expm1,
     "sqrt": mp.sqrt,
     "sign": mp.sign,
+    "abs": abs,
     "max": max,
     "min": min,
 }
@@ -61,6 +63,9 @@ OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
+
+
+SUMS = ("chosen", "rejected", "reference_chosen", "reference_rejected")
 
 
 class Statement:
@@ -116,7 +121,7 @@ def stated(loss: Loss, case: Case, settings: Mapping[str, Any]) -> tuple[float, 
     """(by chosen, by rejected) as the docstring says. γ and its like are spelled out first, as in a run's record."""
     numbers = {k: mpf(v) if type(v) is float else v for k, v in loss.canonical({**loss.settings, **settings}).items()}
     for name, value in zip(
-        ("chosen", "rejected", "reference_chosen", "reference_rejected", "length_chosen", "length_rejected", "kl"),
+        (*SUMS, "length_chosen", "length_rejected", "kl", "score_chosen", "score_rejected"),
         case,
         strict=True,
     ):

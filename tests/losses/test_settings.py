@@ -64,20 +64,23 @@ def test_discopops_blend_is_no_softer_than_its_exponential_is_steep() -> None:
     assert check_loss_settings(get_loss("discopop"), {"tau": 1.01})
 
 
+WRONG = WORKED._replace(w=WORKED.l, l=WORKED.w)  # a hinge is flat on a pair that is right
+
+
 @pytest.mark.parametrize("name", WITH_GAMMA)
 def test_gamma_and_its_ratio_are_one_setting(name, evaluate) -> None:
-    absolute = evaluate(name, WORKED, beta=2.5, gamma=1.25).output.loss
-    assert evaluate(name, WORKED, beta=2.5, gamma_beta_ratio=0.5).output.loss == absolute  # 0.5 · 2.5
-    assert evaluate(name, WORKED, beta=2.5, gamma=1.26).output.loss != absolute
+    absolute = evaluate(name, WRONG, beta=2.5, gamma=1.25).output.loss
+    assert evaluate(name, WRONG, beta=2.5, gamma_beta_ratio=0.5).output.loss == absolute  # 0.5 · 2.5
+    assert evaluate(name, WRONG, beta=2.5, gamma=1.26).output.loss != absolute
     with pytest.raises(PobenchError, match=r"gamma: 1\.0 and gamma_beta_ratio: 0\.5 .* one margin; .* gamma 1\.25"):
-        evaluate(name, WORKED, beta=2.5, gamma=1.0, gamma_beta_ratio=0.5)
+        evaluate(name, WRONG, beta=2.5, gamma=1.0, gamma_beta_ratio=0.5)
 
 
 @pytest.mark.parametrize("name", WITH_GAMMA)
 def test_a_margin_of_zero_is_a_margin(name, evaluate) -> None:
-    default = evaluate(name, WORKED).output.loss
-    assert evaluate(name, WORKED, gamma=0.0).output.loss < default
-    assert evaluate(name, WORKED, gamma_beta_ratio=0.0).output.loss == evaluate(name, WORKED, gamma=0.0).output.loss
+    default = evaluate(name, WRONG).output.loss
+    assert evaluate(name, WRONG, gamma=0.0).output.loss < default
+    assert evaluate(name, WRONG, gamma_beta_ratio=0.0).output.loss == evaluate(name, WRONG, gamma=0.0).output.loss
 
 
 def test_gamma_left_alone_follows_beta() -> None:

@@ -1,0 +1,45 @@
+"""Reward distillation: the policy's own reward difference is fitted to the ratings' by least squares.
+
+    loss = ( m - eta * (score_chosen - score_rejected) )²
+    m = beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected)
+
+Fisch et al. 2024, arXiv 2405.19316, with eta = 1; their pessimistic form over several reward models is not offered. The same is
+NeMo-Aligner's `rpo_sq`.
+Elsewhere: TRL has none. At beta = eta_REBEL⁻¹ it is REBEL; the two differ in what is held fixed while the other is searched.
+Beware: ratings on another scale than the policy's rewards set targets that beta or eta must make up for.
+
+Gradient:
+    chosen = 2 * beta * (d - t)
+    rejected = -2 * beta * (d - t)
+    d = beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected)
+    t = eta * (score_chosen - score_rejected)
+
+Reward: beta * log-ratio to the reference.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pobench.registry import register_loss
+from pobench.types import LossOutput, NonNegative, Pair, Positive
+
+
+@register_loss(
+    "reward_distillation",
+    title="Reward distillation",
+    colour="#af2d9d",
+    marker="$D$",
+    aliases=("rpo_sq",),
+    source="arXiv 2405.19316, NeMo-Aligner",
+    units={"beta": "per nat", "eta": "reward per rating"},
+    meanings={"eta": "what one point of rating is worth as a reward"},
+    defaults={"beta": "NeMo-Aligner", "eta": "arXiv 2405.19316: the ratings are the rewards"},
+)
+def reward_distillation(
+    policy: Pair, reference: Pair, scores: Tensor, *, beta: Positive = 0.2, eta: NonNegative = 1.0
+) -> LossOutput:
+    chosen = beta * (policy.chosen.total - reference.chosen.total)
+    rejected = beta * (policy.rejected.total - reference.rejected.total)
+    miss = chosen - rejected - eta * (scores[:, 0] - scores[:, 1])
+    return LossOutput(miss**2, chosen.detach(), rejected.detach())

@@ -1,0 +1,103 @@
+"""Losses of a whole optimiser batch against their formulas in 350 digits: value and gradient, extremes included."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from mpmath import mpf
+from oracles import BATCHES, TWO, WORKED, Case, exact
+
+from pobench.registry import get_loss, list_losses
+
+LOSSES = [name for name in list_losses() if "batch" in get_loss(name).needs]
+
+
+def ordinary(n: int, seed: int) -> list[Case]:
+    draw = random.Random(seed)
+    cases = []
+    for _ in range(n):
+        nw, nl = draw.randint(1, 40), draw.randint(1, 40)
+        w, l = -nw * draw.uniform(0.01, 3), -nl * draw.uniform(0.01, 3)  # noqa: E741
+        cases.append(Case(w, l, w - draw.gauss(0, 5), l - draw.gauss(0, 5), nw, nl))
+    return cases
+
+
+def sizes(name: str) -> tuple[int, ...]:
+    return (2,) if name == "beta_dpo" else (1, 2, 7)  # of a larger batch it leaves some out, by a draw
+
+
+def formula(name: str, cases: Sequence[Case], before: Sequence[Case], settings: dict[str, Any]) -> Any:
+    exactly = [[Case(*map(mpf, case)) for case in batch] for batch in (cases, before)]
+    return BATCHES[name].formula(*exactly, **{key: exact(value) for key, value in settings.items()})
+
+
+def test_every_loss_of_a_batch_has_an_oracle() -> None:
+    assert sorted(BATCHES) == LOSSES, "write a row of `BATCHES` in tests/losses/oracles.py"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_value_worked_by_hand(name, evaluate) -> None:
+    row = BATCHES[name]
+    assert float(formula(name, TWO, TWO, row.settings[0])) == pytest.approx(row.worked, rel=1e-9)
+    assert evaluate(name, TWO, **row.settings[0]).output.loss.mean().item() == pytest.approx(row.worked, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_and_gradient_agree_with_the_formula(name, evaluate) -> None:
+    for settings, n in itertools.product(BATCHES[name].settings, sizes(name)):
+        cases, h = ordinary(n, seed=n), mpf(10) ** -30
+        got, here = evaluate(name, cases, **settings), formula(name, cases, cases, settings)
+        assert got.output.loss.mean().item() == pytest.approx(float(here), rel=1e-10)
+        for i, case in enumerate(cases):
+            for by, slope in (("w", got.by_w[i]), ("l", got.by_l[i])):
+                moved = [*cases[:i], case._replace(**{by: mpf(getattr(case, by)) + h}), *cases[i + 1 :]]
+                expected = float((formula(name, moved, cases, settings) - here) / h * n)
+                assert slope.item() == pytest.approx(expected, rel=1e-9, abs=1e-200), (settings, n, i, by)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_everything_is_finite_at_the_extremes(name, dtype, evaluate) -> None:
+    sums = itertools.product((-1e4, 1e4), repeat=4)
+    far = [Case(*four, *lengths) for four, lengths in zip(sums, itertools.cycle([(1, 1), (7, 900)]), strict=False)]
+    equal = [Case(-40.0, -40.0, -40.0, -40.0, 20, 20)] * 3
+    for cases in (far, equal, far[:1], far[5:6], equal[:1]):
+        for settings in ({}, *BATCHES[name].settings):
+            got = evaluate(name, cases, dtype=dtype, **settings)
+            for tensor in (*got.output, got.by_w, got.by_l):
+                assert tensor.dtype == dtype and tensor.isfinite().all(), (settings, cases[0])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_order_of_the_batch_does_not_matter(name, evaluate) -> None:
+    if name == "beta_dpo":
+        pytest.skip("it draws which pairs it keeps by their places")
+    cases = ordinary(9, seed=4)
+    got, turned = evaluate(name, cases), evaluate(name, cases[::-1])
+    torch.testing.assert_close(got.by_w, turned.by_w.flip(0), rtol=1e-10, atol=1e-14)
+    assert got.output.loss.mean().item() == pytest.approx(turned.output.loss.mean().item(), rel=1e-12)
+
+
+def test_what_is_another_loss_with_a_setting_changed(evaluate) -> None:
+    for name in ("aot", "aot_unpaired", "dr_dpo"):  # of one pair
+        assert evaluate(name, WORKED, beta=0.1).output.loss.item() == pytest.approx(0.437487950393)
+    cases = ordinary(6, seed=1)
+    nearly = evaluate("dr_dpo", cases, beta=0.1, robustness=1e6)
+    torch.testing.assert_close(nearly.by_w, evaluate("dpo", cases, beta=0.1).by_w, rtol=1e-5, atol=1e-9)
+    simpo = evaluate("simpo", cases, beta=2.5, gamma_beta_ratio=0.3)
+    torch.testing.assert_close(evaluate("alpha_dpo", cases, alpha=0.0).output.loss, simpo.output.loss)
+    level = [WORKED, WORKED._replace(rw=WORKED.w - -4.0, rl=WORKED.l - 2.0)]  # log-ratios 4, -2 and -4, 2: mean 0
+    shifted, plain = (evaluate(name, level, beta=0.1).output.loss for name in ("bco_shift", "bco_pair"))
+    torch.testing.assert_close(shifted, plain)
+
+
+def test_beta_dpo_leaves_out_the_oddest_pairs_and_the_same_ones_each_time(evaluate) -> None:
+    cases = [*ordinary(9, seed=2), Case(-10.0, -4000.0, -2000.0, -10.0, 5, 5)]
+    got, again = evaluate("beta_dpo", cases), evaluate("beta_dpo", cases)
+    assert int((got.by_w == 0).sum()) == 2 and got.by_w[-1] == 0  # eight of ten are kept
+    torch.testing.assert_close(got.by_w, again.by_w, rtol=0, atol=0)
