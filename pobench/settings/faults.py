@@ -11,17 +11,18 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from pobench.errors import PobenchError, nearest
-from pobench.registry import Loss, NamedFunction, judges, wrong_output
+from pobench.registry import Loss, Modifier, NamedFunction, judges, wrong_output
 from pobench.settings.schema import Setting, TrainConfig
 
 
-def unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
-    """One fault if `key` is neither a setting of the loss nor a field of `train`; else none."""
-    if key in loss.settings or key in TrainConfig.model_fields:
+def unknown_loss_key(where: str, part: Loss | Modifier, key: str) -> list[str]:
+    """One fault if `key` is neither a setting of the loss or modifier nor, for a loss, a field of `train`; else none."""
+    trained = TrainConfig.model_fields if isinstance(part, Loss) else {}
+    if key in part.settings or key in trained:
         return []
-    takes = ", ".join(loss.settings) or "no setting"
-    close = nearest(key, [*loss.settings, *TrainConfig.model_fields])
-    return [f"{where}: {loss.name} has no {key!r}{close} It takes {takes}, and fields of train"]
+    takes = ", ".join(part.settings) or "no setting"
+    close = nearest(key, [*part.settings, *trained])
+    return [f"{where}: {part.name} has no {key!r}{close} It takes {takes}{', and fields of train' if trained else ''}"]
 
 
 def check_loss_settings(loss: Loss, values: Mapping[str, Any], *, result: bool = True) -> list[str]:
@@ -29,7 +30,14 @@ def check_loss_settings(loss: Loss, values: Mapping[str, Any], *, result: bool =
 
     result: also check the output and the inputs after that call, see `broken_contract`.
     """
-    faults = _annotation_faults(loss, values, f"{loss.name}.")
+    if loss.parts:
+        faults = []
+        for part in loss.parts:
+            prefix = f"{part.name}."
+            own = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+            faults += _annotation_faults(part, own, prefix)
+    else:
+        faults = _annotation_faults(loss, values, f"{loss.name}.")
     if faults:
         return faults
     settings = {**loss.settings, **values}
@@ -73,6 +81,8 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     inputs = {"the policy's sums": policy_sums, "lengths": lengths, "the reference's sums": reference_sums, "kl": kl}
     before = {what: tensor.detach().clone() for what, tensor in inputs.items()}
     policy = pair(policy_sums)
+    if fault := _reads_more_than_ratios(loss, policy, pair(reference_sums), kl, settings):
+        return fault
     output = loss.function(*loss.arguments(policy, pair(reference_sums), kl), **settings)
     if changed := [what for what, tensor in inputs.items() if not torch.equal(tensor.detach(), before[what])]:
         return f"loss {loss.name!r} changes its input in place ({', '.join(changed)}); others still need it: make a new tensor"
@@ -83,6 +93,27 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
             f"loss {loss.name!r} must return a loss that can be differentiated by the policy's sums; its `loss` is detached "
             "from them (by detach(), item(), numpy or no_grad), so nothing would be learned"
         )
+    return ""
+
+
+def _reads_more_than_ratios(loss: Loss, policy: Any, reference: Any, kl: Any, settings: Mapping[str, Any]) -> str:
+    """The sentence that refuses a modifier of ratios around a loss that reads the policy's sums by themselves; else ""."""
+    import torch
+
+    from pobench.composed import Composed
+
+    def shifted(pair: Any, nats: float) -> Any:
+        return pair._replace(chosen=pair.chosen._replace(total=pair.chosen.total - nats))
+
+    for modifier, inner in loss.function.within_ratios() if isinstance(loss.function, Composed) else ():
+        given = {"policy": policy, "reference": reference, "kl": kl}
+        moved = given | {"policy": shifted(policy, 2.5), "reference": shifted(reference, 2.5)}
+        before, after = (inner(*(inputs[name] for name in inner.takes), **settings).loss for inputs in (given, moved))
+        if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
+            return (
+                f"{loss.name}: {modifier.name} fits a loss that reads policy and reference by their difference alone, and "
+                f"{inner.terms[0][1][-1].name} reads the policy's log-probability itself"
+            )
     return ""
 
 
@@ -111,7 +142,7 @@ def judge_faults(
     return faults
 
 
-def _annotation_faults(declared: Loss | NamedFunction, values: Mapping[str, Any], prefix: str) -> list[str]:
+def _annotation_faults(declared: Loss | Modifier | NamedFunction, values: Mapping[str, Any], prefix: str) -> list[str]:
     """Faults of values that the signature's annotations do not allow."""
     try:
         _declared(declared.function, declared.name, tuple(declared.settings))(**values)
