@@ -1,12 +1,12 @@
 """f-DPO: another divergence than the reverse KL ties the policy to its reference.
 
-    L reads g(chosen - reference_chosen) and g(rejected - reference_rejected) in place of the log-ratios, g(x) = f'(exp(x))
-
-Wang et al. 2023, arXiv 2309.16240, Theorem 1, for DPO. By `divergence`, up to a constant that makes g(0) = 0:
+    loss = L with g(log-ratio) in place of each log-ratio to the reference, g(x) = f'(exp(x)) - f'(1)
     reverse_kl     g(x) = x, the loss itself
     forward_kl     g(x) = 1 - exp(-x)
     jensen_shannon g(x) = log 2 - log(1 + exp(-x))
     alpha          g(x) = (1 - exp(-alpha * x)) / alpha; alpha -> 0: reverse_kl, 1: forward_kl
+
+Wang et al. 2023, arXiv 2309.16240, Theorem 1, for DPO.
 Elsewhere: TRL's `f_divergence_type`; its `f_alpha_divergence_coef` is 1 - alpha. The authors' code clamps nothing.
 Beware: exp(-x) is huge for an answer that has become unlikely. Exponents end at 20, where g has no gradient any more.
 

@@ -354,8 +354,8 @@ class _Draft:
         return values_from, tuned
 
     def _settings_of(self, loss: Loss, values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """The settings of a loss among `values` (loss or modifier → its own values). An expression has those of its parts, which
-        its own entry in the file replaces and `--set` of a part replaces again."""
+        """The settings of a loss among `values` (loss or modifier → its own values). An expression has those of its parts,
+        which its own entry in the file replaces and `--set` of a part replaces again."""
         own = {key: value for key, value in values.get(loss.name, {}).items() if key in loss.settings}
         for part in loss.parts:
             for name, value in values.get(part.name, {}).items():
