@@ -12,6 +12,7 @@ from pobench.composition import folder_name, parse, split
 from pobench.errors import PobenchError, UnknownNameError
 from pobench.registry import Registry, get_loss, losses, register_modifier
 from pobench.runs.content import _source
+from pobench.runs.opponents import with_opponents
 from pobench.settings.faults import check_loss_settings
 from pobench.settings.resolve import resolve
 from pobench.types import Pair, SequenceLogps
@@ -77,6 +78,13 @@ def test_all_unknown_names_of_an_expression_are_listed_at_once() -> None:
     with pytest.raises(PobenchError) as refused:
         resolve("tiny", "dpo + simpo2 + wrap(ipo3)")
     assert all(f"'{name}'" in str(refused.value) for name in ("simpo2", "wrap", "ipo3"))
+
+
+def test_an_expression_may_have_opponents() -> None:
+    assert with_opponents("dpo + 0.2*sft, simpo", "DPO+0.2*sft") == (
+        ["dpo + 0.2*sft", "simpo", "dpo + 0.2*sft"],
+        "dpo + 0.2*sft",
+    )
 
 
 def test_a_word_that_is_no_expression_is_an_unknown_name() -> None:
