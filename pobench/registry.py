@@ -297,7 +297,9 @@ def part_of(name: str) -> Loss | Modifier:
 
 
 def _composed(text: str) -> Loss:
-    terms, parts, faults = [], {}, []
+    terms: list[Term] = []
+    parts: dict[str, Loss | Modifier] = {}
+    faults: list[str] = []
     for term in parse(text):
         named: list[Loss | Modifier] = []
         for registry, names in ((modifiers, term.modifiers), (losses, (term.loss,) if term.loss != SFT else ())):
@@ -465,13 +467,10 @@ def register_modifier(
 
     def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
         signature = inspect.signature(function)
-        first, *rest = signature.parameters.values() or [None]
+        first, rest = next(iter(signature.parameters), ""), list(signature.parameters.values())[1:]
         taken, faults = _supplied(signature.replace(parameters=rest), whole=False)
-        if first is None or first.name != "loss":
-            faults.insert(
-                0,
-                f"{first.name if first else 'no parameter'}: the first parameter is `loss`, the loss that is modified",
-            )
+        if first != "loss":
+            faults.insert(0, f"{first or 'no parameter'}: the first parameter is `loss`, the loss that is modified")
         settings = _settings(signature)
         faults += _undeclared(settings, units=units, meanings=meanings, defaults=defaults)
         if _normal(name) in losses._aliases:

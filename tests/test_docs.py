@@ -16,7 +16,7 @@ from pobench.cli.group import app_of
 from pobench.cli.main import Commands
 from pobench.cli.stage_page import stage_page
 from pobench.columns import FRAMES
-from pobench.registry import Registry, get_loss, list_losses, load_plugin, register_loss
+from pobench.registry import Registry, get_loss, list_losses, load_plugin, modifiers, register_loss
 from pobench.reporting import loss_page as page
 from pobench.reporting.frame_page import frame_page
 from pobench.runs.stages import STAGES
