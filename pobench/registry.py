@@ -297,29 +297,26 @@ def part_of(name: str) -> Loss | Modifier:
 
 
 def _composed(text: str) -> Loss:
-    terms: list[Term] = []
+    terms = [
+        Term(
+            t.weight,
+            tuple(map(modifiers.canonical, t.modifiers)),
+            SFT if t.loss.lower() == SFT else losses.canonical(t.loss),
+        )
+        for t in parse(text)
+    ]
     parts: dict[str, Loss | Modifier] = {}
     faults: list[str] = []
-    for term in parse(text):
-        named: list[Loss | Modifier] = []
-        for registry, names in ((modifiers, term.modifiers), (losses, (term.loss,) if term.loss != SFT else ())):
-            for name in names:
-                try:
-                    named.append(registry.get(name))  # type: ignore[attr-defined]
-                except UnknownNameError as error:
-                    faults.append(f"{text!r}: {error}")
-        parts |= {part.name: part for part in named}
-        terms.append(Term(term.weight, *_names(named, term)))
-        # `named` is complete unless there are faults
+    for term in terms:
+        for name in (*term.modifiers, term.loss) if term.loss != SFT else term.modifiers:
+            try:
+                parts[name] = losses.get(name) if name == term.loss else modifiers.get(name)
+            except UnknownNameError as error:
+                faults.append(f"{text!r}: {error}")
     faults += [f"{text!r}: {fault}" for fault in faults_of(terms)] if not faults else []
     if faults:
         raise PobenchError("\n".join(faults))
     return _loss_of(terms, parts)
-
-
-def _names(named: list[Loss | Modifier], term: Term) -> tuple[tuple[str, ...], str]:
-    around = tuple(part.name for part in named if isinstance(part, Modifier))
-    return around, next((part.name for part in named if isinstance(part, Loss)), term.loss)
 
 
 def _loss_of(terms: list[Term], parts: Mapping[str, Loss | Modifier]) -> Loss:

@@ -19,7 +19,7 @@ TIERS = """
     runs
     workflows
     cli
-"""  # noqa: E501. A room imports from the lines above its own; the names of one line, the first excepted, are strangers
+"""  # noqa: E501 (a room imports from the lines above its own; the names of one line, the first excepted, are strangers)
 CONTENT = {  # folder: what it may import of pobench, and the packages besides Python's own
     "losses": ({"types", "registry", "loss_math", "composed"}, {"torch"}),
     "analysis": (

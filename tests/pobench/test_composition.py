@@ -36,7 +36,7 @@ def value(name: str, **settings: object) -> float:
     ("text", "name"),
     [
         ("label_smoothing( DPO )", "label_smoothing(dpo)"),
-        ("dpo+0.80*BCO+sft", "dpo + 0.8*bco_pair + sft"),
+        ("dpo+0.80*BCO+SFT", "dpo + 0.8*bco_pair + sft"),
         ("1*dpo + 1e-2*SimPO w/o LN", "dpo + 0.01*simpo_no_ln"),
         (".5 * label-smoothing(f-DPO(r-dpo)) + sft", "0.5*label_smoothing(f_divergence(rdpo)) + sft"),
     ],
