@@ -1,6 +1,7 @@
 """pobench: which preference-optimization objective is really better, on your model and your data?
 
-from pobench import get_loss, Pair, SequenceLogps, LossOutput, register_loss, list_losses, run, load_frames, figure, table
+from pobench import get_loss, Pair, SequenceLogps, LossOutput, register_loss, register_modifier, list_losses, run
+from pobench import load_frames, figure, table
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pobench.errors import PobenchError
-    from pobench.registry import get_loss, list_losses, register_loss
+    from pobench.registry import get_loss, list_losses, register_loss, register_modifier
     from pobench.reporting.draw import figure, table
     from pobench.results.load import load_frames
     from pobench.runs.execute import run_setting as run
@@ -30,6 +31,7 @@ __all__ = [
     "list_losses",
     "load_frames",
     "register_loss",
+    "register_modifier",
     "run",
     "table",
 ]
@@ -46,6 +48,7 @@ _HOMES = {  # name → where it is defined. Imported when it is asked for: help 
     "list_losses": "pobench.registry:list_losses",
     "load_frames": "pobench.results.load:load_frames",
     "register_loss": "pobench.registry:register_loss",
+    "register_modifier": "pobench.registry:register_modifier",
     "run": "pobench.runs.execute:run_setting",
     "table": "pobench.reporting.draw:table",
 }

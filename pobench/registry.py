@@ -15,12 +15,13 @@ import math
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pobench.columns import FRAMES
+from pobench.composition import MARKS, SFT, Term, faults_of, own_settings, parse, spelled
 from pobench.errors import PobenchError, UnknownNameError, _normal, nearest
 from pobench.files import name_fault
 
@@ -164,9 +165,14 @@ class Loss:
     colour: str = ""  # in every figure, "#rrggbb"; "": derived from the name, see `pobench.reporting.looks`
     marker: Marker = ""
     update: Callable[..., State] | None = None  # of what it carries over steps: f(batch, *, settings) -> state
+    parts: tuple[Loss | Modifier, ...] = ()  # of an expression: the losses and modifiers that it names
 
     def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
         return self.function(*args, **kwargs)
+
+    def key(self, setting: str) -> str:
+        """What `--set` calls a setting: `dpo.beta`."""
+        return setting if self.parts else f"{self.name}.{setting}"
 
     @property
     def reads_reference(self) -> bool:
@@ -219,6 +225,15 @@ class Loss:
         detached = Pair(*(side._replace(total=side.total.detach()) for side in policy))
         place = arange(len(policy.chosen.total), device=policy.chosen.total.device)
         batch = Batch(detached, reference if "reference" in self.needs else None, place, state or {})
+        if self.parts:
+            states = {
+                part.name: part.batch_of(
+                    policy, reference, own_settings(part.name, settings), batch.state.get(part.name)
+                )
+                for part in self.parts
+                if isinstance(part, Loss) and "batch" in part.needs
+            }
+            return batch._replace(state={name: of_part.state for name, of_part in states.items() if of_part})
         if self.update is None:
             return batch
         new = self.update(batch, **{name: settings[name] for name in _settings(inspect.signature(self.update))})
@@ -232,7 +247,7 @@ class Loss:
     @property
     def formula(self) -> str:
         """The objective: the indented line(s) of the docstring before `Gradient:`."""
-        return _indented(self.doc.partition(GRADIENT)[0])
+        return _formula_of(self.doc)
 
     @property
     def gradient(self) -> str:
@@ -276,7 +291,7 @@ def _described(value: Any) -> str:
 
 
 # Names beside the losses' folders (`start-…`, `data-…`, `tuning`), in `--losses`, and in front of the dot of `--set`.
-NOT_A_LOSS = frozenset(["start", "data", "tuning", "all", "paper", "none", "losses", "benchmarks"]) | {
+NOT_A_LOSS = frozenset(["start", "data", "tuning", "all", "paper", "rated", "none", "losses", "benchmarks"]) | {
     "model",
     "train",
     "answers",
@@ -285,7 +300,153 @@ NOT_A_LOSS = frozenset(["start", "data", "tuning", "all", "paper", "none", "loss
     "tune",
     "onpolicy",
 }
-losses: Registry[Loss] = Registry("loss", "pobench.losses", entry_points="pobench.losses", reserved=NOT_A_LOSS)
+
+
+@dataclass(frozen=True)
+class Modifier:
+    """A registered modifier of a loss: a function `f(loss, *inputs, **settings) -> LossOutput`.
+
+    loss: the loss within it, a `pobench.composed.Inner`.
+    """
+
+    name: str
+    function: Callable[..., LossOutput]
+    source: str
+    needs: frozenset[str]  # the inputs besides `policy` that it reads itself
+    settings: Mapping[str, Any]
+    doc: str
+    title: str
+    units: Mapping[str, str] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    takes: tuple[str, ...] = ()  # the inputs of its signature, in order
+    of_ratios: bool = False  # it fits losses that read policy and reference by their difference alone
+
+
+modifiers: Registry[Modifier] = Registry(
+    "modifier", "pobench.losses.modifiers", entry_points="pobench.modifiers", reserved=NOT_A_LOSS
+)
+
+
+class Losses(Registry[Loss]):
+    """Losses by name, and expressions of losses and modifiers (`pobench.composition`)."""
+
+    def get(self, name: str) -> Loss:
+        """The loss called `name`, or the loss that an expression describes. Raises UnknownNameError, and PobenchError that
+        lists what is wrong with an expression."""
+        return _composed(name) if MARKS & set(name) else super().get(name)
+
+    def canonical(self, name: Any) -> str:
+        """The registered name, or an expression's one spelling; what is neither stays unchanged."""
+        if not MARKS & set(str(name)):
+            return super().canonical(name)
+        try:
+            return _composed(str(name)).name
+        except PobenchError:
+            return str(name)
+
+
+losses = Losses("loss", "pobench.losses", entry_points="pobench.losses", reserved=NOT_A_LOSS)
+
+
+def part_of(name: str) -> Loss | Modifier:
+    """The loss, expression or modifier called `name`. Raises UnknownNameError."""
+    if modifiers.canonical(name) in modifiers.names():
+        return modifiers.get(name)
+    return losses.get(name)
+
+
+def _composed(text: str) -> Loss:
+    terms = [
+        Term(
+            t.weight,
+            tuple(map(modifiers.canonical, t.modifiers)),
+            SFT if t.loss.lower() == SFT else losses.canonical(t.loss),
+        )
+        for t in parse(text)
+    ]
+    parts: dict[str, Loss | Modifier] = {}
+    faults: list[str] = []
+    for term in terms:
+        for name in (*term.modifiers, term.loss) if term.loss != SFT else term.modifiers:
+            try:
+                parts[name] = losses.get(name) if name == term.loss else modifiers.get(name)
+            except UnknownNameError as error:
+                faults.append(f"{text!r}: {error}")
+    if not faults:
+        faults += [f"{text!r}: {fault}" for fault in (*faults_of(terms), *_unmodified(terms, parts))]
+    if faults:
+        raise PobenchError("\n".join(faults))
+    return _loss_of(terms, parts)
+
+
+def _unmodified(terms: Iterable[Term], parts: Mapping[str, Loss | Modifier]) -> Iterator[str]:
+    """A fault for each modifier around a loss that reads what no modifier changes."""
+    for term in terms:
+        for name in sorted(parts[term.loss].needs & {"batch", "tokens"}) if term.modifiers else ():
+            yield f"{term.modifiers[-1]} changes a pair's sums, and {term.loss} reads {name}, which stay as they are"
+
+
+def _loss_of(terms: list[Term], parts: Mapping[str, Loss | Modifier]) -> Loss:
+    """An expression as a loss: its settings are those of its parts, each behind the part's name."""
+    from pobench.composed import Composed, Part  # with torch
+
+    needs = frozenset().union(*(part.needs for part in parts.values()))
+
+    def part(name: str) -> Part:
+        one = parts[name]
+        takes = (
+            one.takes if isinstance(one, Modifier) else tuple(s for s in SUPPLIED if s == "policy" or s in one.needs)
+        )
+        return Part(name, one.function, takes, isinstance(one, Modifier) and one.of_ratios)
+
+    def facts(kind: str) -> dict[str, Any]:
+        return {f"{p.name}.{key}": value for p in parts.values() for key, value in getattr(p, kind, {}).items()}
+
+    def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
+        spelt: dict[str, Any] = {}
+        for p in parts.values():
+            own = own_settings(p.name, settings)
+            spelt |= {f"{p.name}.{key}": v for key, v in (p.canonical(own) if isinstance(p, Loss) else own).items()}
+        return spelt
+
+    def title(term: Term) -> str:
+        inner = "SFT" if term.loss == SFT else parts[term.loss].title
+        whole = "".join(f"{parts[name].title}(" for name in term.modifiers) + inner + ")" * len(term.modifiers)
+        return whole if term.weight == 1 else f"{term.weight:.12g} × {whole}"
+
+    name = spelled(terms)
+    chains = tuple(
+        (t.weight, tuple(part(n) for n in (*t.modifiers, *((t.loss,) if t.loss != SFT else ())))) for t in terms
+    )
+    formulas = [f"    {p.name}: {line}" for p in parts.values() for line in _formula_of(p.doc).splitlines()]
+    return Loss(
+        name=name,
+        function=Composed(tuple(s for s in SUPPLIED if s == "policy" or s in needs), chains),
+        source="; ".join(f"{p.name}: {p.source}" for p in parts.values()),
+        needs=needs,
+        settings=facts("settings"),
+        doc=f"An expression of losses.\n\n    loss = {name}\n\n"
+        + "\n".join(formulas)
+        + "\n\nReward: the weighted sum of its parts' rewards; sft has none.",
+        units=facts("units"),
+        ranges=facts("ranges"),
+        meanings=facts("meanings"),
+        defaults=facts("defaults"),
+        title=" + ".join(map(title, terms)),
+        alternatives=tuple(
+            tuple(f"{p.name}.{n}" for n in group)
+            for p in parts.values()
+            if isinstance(p, Loss)
+            for group in p.alternatives
+        ),
+        canonical=canonical,
+        parts=tuple(parts.values()),
+    )
+
+
+def _formula_of(doc: str) -> str:
+    return _indented(doc.partition(GRADIENT)[0])
 
 
 def register_loss(
@@ -321,12 +482,9 @@ def register_loss(
         settings = _settings(signature)
         if update is not None:
             faults += _update_faults(update, supplied, settings)
-        for what, declared in (("units", units), ("ranges", ranges), ("meanings", meanings), ("defaults", defaults)):
-            faults += [
-                f"{what}: {key!r} is no setting of it{nearest(key, settings)}"
-                for key in declared or {}
-                if key not in settings
-            ]
+        faults += _undeclared(settings, units=units, ranges=ranges, meanings=meanings, defaults=defaults)
+        if _normal(name) in modifiers._aliases:
+            faults.append(f"{name!r} is the name of a modifier; choose another")
         if bool(colour) != bool(marker):
             faults.append("colour and marker: a look is both of them")
         if colour and not re.fullmatch("#[0-9a-f]{6}", colour):
@@ -360,8 +518,59 @@ def register_loss(
     return register
 
 
-def _supplied(signature: inspect.Signature) -> tuple[list[str], list[str]]:
-    """The parameters that the harness fills, and the faults of the signature."""
+def register_modifier(
+    name: str,
+    *,
+    source: str,
+    aliases: Iterable[str] = (),
+    title: str = "",
+    units: Mapping[str, str] | None = None,
+    meanings: Mapping[str, str] | None = None,
+    defaults: Mapping[str, str] | None = None,
+    of_ratios: bool = False,
+) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
+    """Register a modifier of losses under `name`: `f(loss, *inputs, **settings) -> LossOutput`, see `Modifier`.
+
+    source, aliases, title, units, meanings, defaults: as of `register_loss`. of_ratios: it fits losses that read policy and
+    reference by their difference alone; others are refused. Raises PobenchError as `register_loss`.
+    """
+
+    def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
+        signature = inspect.signature(function)
+        first, rest = next(iter(signature.parameters), ""), list(signature.parameters.values())[1:]
+        taken, faults = _supplied(signature.replace(parameters=rest), whole=False)
+        if first != "loss":
+            faults.insert(0, f"{first or 'no parameter'}: the first parameter is `loss`, the loss that is modified")
+        settings = _settings(signature)
+        faults += _undeclared(settings, units=units, meanings=meanings, defaults=defaults)
+        if _normal(name) in losses._aliases:
+            faults.append(f"{name!r} is the name of a loss; choose another")
+        if faults:
+            raise PobenchError(f"modifier {name!r} cannot be registered:\n" + "\n".join(f"  {f}" for f in faults))
+        doc = inspect.getdoc(function) or sys.modules[function.__module__].__doc__ or ""
+        shown = (dict(units or {}), dict(meanings or {}), dict(defaults or {}))
+        needs = frozenset(taken) - {"policy"}
+        modifiers.add(
+            Modifier(name, function, source, needs, settings, doc, title or name, *shown, tuple(taken), of_ratios),
+            aliases,
+        )
+        return function
+
+    return register
+
+
+def _undeclared(settings: Mapping[str, Any], **declared: Mapping[str, Any] | None) -> list[str]:
+    """A fault for each fact of a registration that is about no setting of the function."""
+    return [
+        f"{what}: {key!r} is no setting of it{nearest(key, settings)}"
+        for what, facts in declared.items()
+        for key in facts or {}
+        if key not in settings
+    ]
+
+
+def _supplied(signature: inspect.Signature, *, whole: bool = True) -> tuple[list[str], list[str]]:
+    """The parameters that the harness fills, and the faults of the signature. whole: of a loss, which must take `policy`."""
     supplied, faults = [], []
     for p in signature.parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
@@ -380,7 +589,7 @@ def _supplied(signature: inspect.Signature) -> tuple[list[str], list[str]]:
             supplied.append(p.name)
     if not faults and supplied != [s for s in SUPPLIED if s in supplied]:
         faults.append(f"parameters stand in the order {', '.join(SUPPLIED)}; got {', '.join(supplied)}")
-    if not faults and "policy" not in supplied:
+    if whole and not faults and "policy" not in supplied:
         faults.append("policy: a loss needs the policy's log-probabilities as its first parameter")
     return supplied, faults
 

@@ -16,7 +16,7 @@ from pobench.cli.group import app_of
 from pobench.cli.main import Commands
 from pobench.cli.stage_page import stage_page
 from pobench.columns import FRAMES
-from pobench.registry import Registry, get_loss, list_losses, load_plugin, register_loss
+from pobench.registry import Registry, get_loss, list_losses, load_plugin, modifiers, register_loss
 from pobench.reporting import loss_page as page
 from pobench.reporting.frame_page import frame_page
 from pobench.runs.stages import STAGES
@@ -97,7 +97,9 @@ def test_every_setting_is_explained(name) -> None:
 
 def test_the_papers_losses_come_first(text) -> None:
     names = {get_loss(name).title: name for name in LOSSES}
-    ours = [names[title] for title in re.findall(r"^### (.*)$", text, re.MULTILINE)]
+    titles = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    assert [title for title in titles if title not in names] == modifiers.names()
+    ours = [names[title] for title in titles if title in names]
     assert sorted(ours) == LOSSES
     last = max(ours.index(n) for n in LOSSES if get_loss(n).in_paper)
     assert set(ours[: last + 1]) == {*(n for n in LOSSES if get_loss(n).in_paper), "simpo_sft"}

@@ -36,7 +36,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_packages_listed_are_the_folders_on_disk() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     inner = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "pobench").rglob("__init__.py")}
-    assert set(setuptools["packages"]) == inner | {f"pobench.{folder}" for folder in CONTENT}
+    packages = {f"pobench.{folder}" for folder in CONTENT} | {"pobench.losses.modifiers"}
+    assert set(setuptools["packages"]) == inner | packages
     assert setuptools["package-dir"] == {"pobench": "pobench", **{f"pobench.{folder}": folder for folder in CONTENT}}
     assert all((ROOT / folder / "__init__.py").is_file() for folder in CONTENT)
 

@@ -1,4 +1,4 @@
-"""pobench list: names of losses, settings, studies, figures, claims, judges and stages."""
+"""pobench list: names of losses, modifiers, settings, studies, figures, claims, judges and stages."""
 
 from __future__ import annotations
 
@@ -43,6 +43,16 @@ def _loss_rows() -> list[dict[str, Any]]:
             "in_paper": loss.in_paper,
         }
         for loss, aliases in declared
+    ]
+
+
+def _modifier_rows() -> list[dict[str, Any]]:
+    from pobench.registry import modifiers
+
+    listed = [modifiers.get(name) for name in modifiers.names()]
+    return [
+        {"name": m.name, "about": m.doc.partition("\n")[0], "settings": dict(m.settings), "source": m.source}
+        for m in listed
     ]
 
 
@@ -111,6 +121,7 @@ def _stage_rows() -> list[dict[str, Any]]:
 
 KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "losses": _loss_rows,
+    "modifiers": _modifier_rows,
     "settings": _setting_rows,
     "studies": _study_rows,
     "figures": _figure_rows,
@@ -151,7 +162,7 @@ def list_(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a page: losses, claims or stages.")] = False,
     debug: Debug = False,
 ) -> None:
-    """List losses, settings, studies, figures, claims, judges or stages, with their names."""
+    """List losses, modifiers, settings, studies, figures, claims, judges or stages, with their names."""
     load_plugins(plugin)
     if what not in KINDS:
         raise PobenchError(f"list: unknown kind {what!r}{nearest(what, KINDS)} Known: {', '.join(KINDS)}")

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import time
+import warnings
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -153,6 +154,8 @@ def make_accelerator(precision: str = "auto", *, cpu: bool | None = None, **kwar
     os.environ.pop("ACCELERATE_USE_FSDP", None)
     # No buffer of a causal model changes in training, so none is broadcast. Gradients share memory with the reduced buckets.
     data_parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Accelerate has no other name for it, and torch from 2.13 on warns about this one in every process.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # A process that waits longer than this has been left alone; saving the largest model takes a part of it.
     group = InitProcessGroupKwargs(timeout=timedelta(minutes=30))
     return Accelerator(

@@ -5,12 +5,12 @@ typical pairs, by autograd. `pobench list losses --markdown` prints it; `make do
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from pobench.registry import GRADIENT, SUPPLIED, Loss, losses
+from pobench.registry import GRADIENT, SUPPLIED, Loss, Modifier, losses, modifiers
 from pobench.types import Pair, SequenceLogps, TokenLogps
 
 INTRODUCTION = """\
@@ -30,6 +30,25 @@ defaults on three pairs, with kl = 0. A negative weight raises the response.
 
 Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py."""
 
+EXPRESSIONS = """\
+## Sums and modifiers
+
+Wherever a loss is named, an expression may stand: terms with weights, joined by `+`. A term is a loss, or a modifier around a
+term. `sft` is the mean negative log-probability of a chosen response's tokens; it has no reward, and stands in sums alone.
+
+```
+pobench run --losses "dpo, dpo + 0.2*sft, label_smoothing(simpo)" --set label_smoothing.rate=0.2 --set dpo.beta=0.05
+pobench check "dpo + 0.8*bco_pair + sft"
+```
+
+A sum's loss and rewards are the weighted sums of its terms'. `dpo + 0.8*bco_pair + sft` is a mixed preference optimization
+(arXiv 2411.10442). `--set dpo.beta=0.05` counts wherever `dpo` stands. A setting's values for `dpo` count in an expression too;
+its learning rate does not, as it was chosen for DPO alone: `losses: {"dpo + 0.2*sft": {lr: 5e-7}}` gives one, and
+`pobench tune --losses "dpo + 0.2*sft"` looks for it.
+
+A modifier is a file like a loss's: a function `f(loss, …)` behind `@register_modifier`. `loss()` is the loss within,
+`loss(policy=…)` that loss of other sums, and `loss.swapped()` that of the pair with its responses exchanged."""
+
 MEANINGS = {  # of settings that several losses share; a loss declares other names in its own `meanings`
     "beta": "scale of the reward",
     "gamma": "target margin between the two rewards",
@@ -45,14 +64,15 @@ MEANINGS = {  # of settings that several losses share; a loss declares other nam
     "label_smoothing": "share of pairs taken to be labelled the wrong way round",
 }
 
-LEFT_OUT = {  # published objectives that are no function of these numbers, or that are not implemented
-    "AOT": "sorts the log-ratios of a whole batch: a pair's loss depends on its neighbours and on the split",
-    "BCO's reward shift": "is a running mean over past batches; without it the objective is `bco_pair`",
+LEFT_OUT = {  # published objectives that ask for what no loss is given yet, or whose formula is not settled
     "WPO": "weighs a pair by the probabilities of the whole vocabulary at every token",
-    "LD-DPO, SamPO and TDPO": "need the log-probability of every token, not their sum",
-    "ODPO and SPPO with graded preferences": "need a score or a preference probability with every pair",
+    "TDPO and MallowsPO": "read the whole vocabulary at every token",
+    "γ-PO": "solves for the margins of a batch and of two thousand pairs before it",
+    "TR-DPO": "moves the reference with the policy; the stored reference sums are those of the start model",
     "TPO": "needs a third, best response to the same prompt",
-    "f-DPO": "is a family of such functions, one for each divergence; not implemented",
+    "PRO, LiPO-λ and Plackett–Luce DPO": "rank more than two responses to a prompt",
+    "DRO": "trains a value model beside the policy",
+    "FocalPO": "has no public code, and secondary sources do not say whether its factor is detached",
 }
 
 LABELS = (
@@ -95,6 +115,7 @@ def loss_page() -> str:
     for heading, group in (("Of the SimPO paper", paper), ("Further objectives", further)):
         if group:
             parts += [f"## {heading}", *map(_section, group)]
+    parts += [EXPRESSIONS, *(_modifier(modifiers.get(name)) for name in modifiers.names())]
     parts += ["## Left out", "\n".join(f"- **{name}** {why}." for name, why in LEFT_OUT.items())]
     return "\n\n".join(parts) + "\n"
 
@@ -136,20 +157,7 @@ def _section(loss: Loss) -> str:
     parts = [f"### {loss.title}", f"`{loss.name}` · {_source(loss)} · needs {_needs(loss)}", _about(loss)]
     parts += [f"```\n{_dedented(loss)}\n```", *_prose(loss)]
     if loss.settings:
-        spelled_out = loss.canonical(loss.settings)
-        rows = [
-            (
-                f"`{name}`",
-                loss.meanings.get(name, MEANINGS.get(name, "–")),
-                loss.units.get(name, "–"),
-                _shown(default, spelled_out.get(name)),
-                loss.defaults.get(name, "–"),
-                ", ".join(_plain(v) for v in loss.ranges[name]) if name in loss.ranges else "–",
-            )
-            for name, default in loss.settings.items()
-        ]
-        columns = ("setting", "what it does", "unit", "default", "where the default comes from", "published range")
-        parts.append(_table(columns, rows))
+        parts.append(_settings_table(loss, loss.canonical(loss.settings), loss.ranges))
     if loss.gradient:
         parts += ["Gradient by the two sums:", f"```\n{loss.gradient}\n```"]
     sizes = [(pair, *weights(loss, pair)) for pair in TYPICAL]
@@ -172,8 +180,39 @@ def _section(loss: Loss) -> str:
     return "\n\n".join(parts)
 
 
+def _modifier(modifier: Modifier) -> str:
+    fits = "losses that read policy and reference by their difference alone" if modifier.of_ratios else "every loss"
+    needs = ", ".join(sorted(modifier.needs)) or "nothing more"
+    parts = [
+        f"### {modifier.name}",
+        f"`{modifier.name}(loss)` · {_source(modifier)} · needs {needs} · fits {fits}",
+        _about(modifier),
+        f"```\n{_dedented(modifier)}\n```",
+        *_prose(modifier),
+    ]
+    if modifier.settings:
+        parts.append(_settings_table(modifier, modifier.settings, {}))
+    return "\n\n".join(parts)
+
+
+def _settings_table(part: Loss | Modifier, spelled_out: Mapping[str, Any], ranges: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            f"`{name}`",
+            part.meanings.get(name, MEANINGS.get(name, "–")),
+            part.units.get(name, "–"),
+            _shown(default, spelled_out.get(name)),
+            part.defaults.get(name, "–"),
+            ", ".join(_plain(v) for v in ranges[name]) if name in ranges else "–",
+        )
+        for name, default in part.settings.items()
+    ]
+    columns = ("setting", "what it does", "unit", "default", "where the default comes from", "published range")
+    return _table(columns, rows)
+
+
 # ---------------------------------------------------------------- a docstring, taken apart
-def _about(loss: Loss) -> str:
+def _about(loss: Loss | Modifier) -> str:
     """The docstring's first line without the name that opens it, as a sentence."""
     first = loss.doc.partition("\n")[0]
     opening, colon, rest = first.partition(": ")
@@ -181,13 +220,13 @@ def _about(loss: Loss) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _dedented(loss: Loss) -> str:
+def _dedented(loss: Loss | Modifier) -> str:
     """The formula with the indentation of its continuation lines kept."""
     lines = [line for line in loss.doc.partition(GRADIENT)[0].splitlines() if line.startswith("    ")]
     return "\n".join(line[4:].rstrip() for line in lines if line.strip())
 
 
-def _prose(loss: Loss) -> Iterator[str]:
+def _prose(loss: Loss | Modifier) -> Iterator[str]:
     """The docstring's paragraphs after its first line, one line each, labels in bold; without formula and gradient."""
     paragraph: list[str] = []
     for line in [*loss.doc.splitlines()[1:], ""]:
@@ -210,7 +249,7 @@ def _defaults(loss: Loss) -> str:
     return ", ".join(f"`{k}` {_plain(v)}" for k, v in loss.canonical(loss.settings).items() if v is not None) or "–"
 
 
-def _source(loss: Loss) -> str:
+def _source(loss: Loss | Modifier) -> str:
     """The source, its arXiv number a link."""
     return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", loss.source)
 

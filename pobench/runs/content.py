@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pobench.composed import Composed
 from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
@@ -196,4 +197,9 @@ def _digest(values: Any) -> str:
 
 
 def _source(kind: str, name: str) -> str:
-    return code_digest(get_loss(name).function if kind == "loss" else judges.get(name).function)
+    if kind == "judge":
+        return code_digest(judges.get(name).function)
+    loss = get_loss(name)
+    if not loss.parts:
+        return code_digest(loss.function)
+    return _digest([code_digest(Composed), *(code_digest(part.function) for part in loss.parts)])

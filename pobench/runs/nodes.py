@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pobench.composition import folder_name
 from pobench.errors import CorruptError
 from pobench.identity import PROTOCOL, changed, name_of
 from pobench.registry import get_loss, judges
@@ -84,13 +85,13 @@ class Layout:
     def loss(self, job: Job) -> list[Task]:
         """The training of a run, and its evaluation."""
         if self.content is None:
-            run = f"{job.setting}/{job.loss}-{job.key}"
+            run = f"{job.setting}/{folder_name(job.loss)}-{job.key}"
             base = Task(job, "loss", self.runs, run, (), self.data, start=self.start_name(job), plugins=self.plugins)
             wanted = [s.name for s in stage_list.STAGES if s.per_run and s.name in self.stages]
             first = tuple(s for s in wanted if s == "train")
             return [replace(base, stages=first), replace(base, stages=tuple(s for s in wanted if s != "train"))]
         causes = self.causes(job)
-        run, start = f"{job.setting}/{job.loss}-{name_of(causes)}", self.start_name(job)
+        run, start = f"{job.setting}/{folder_name(job.loss)}-{name_of(causes)}", self.start_name(job)
         task = Task(job, "loss", self.runs, run, (), self.data, start=start, causes=causes, plugins=self.plugins)
         task = self._speaking(replace(task, nodes=self.nodes(job, start, "loss")))
         folder = RunFolder(self.runs, run)

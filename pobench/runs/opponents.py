@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
+from pobench.composition import split
 from pobench.errors import PobenchError
 from pobench.registry import get_loss, judges
 from pobench.runs.task import Task
@@ -17,7 +18,7 @@ def with_opponents(losses: str | Sequence[str], opponents: str) -> tuple[list[st
 
     Raises PobenchError for a name that is none of these.
     """
-    names = losses.split(",") if isinstance(losses, str) else list(losses)
+    names = split(losses) if isinstance(losses, str) else list(losses)
     if opponents in (START, ALL):
         return names, opponents
     try:

@@ -381,7 +381,8 @@ def _described(tasks: Sequence[Task]) -> dict[str, Any]:
         row["state"] = f"failed before: {folder.failure}"
     section, shown = _SHOWN.get(task.kind, ("", ()))
     if section:
-        own = {f"{task.job.loss}.{k}": v for k, v in task.job.loss_settings.items()} if section == "train" else {}
+        loss = get_loss(task.job.loss) if section == "train" else None
+        own = {loss.key(k): v for k, v in task.job.loss_settings.items()} if loss else {}
         row["values"] = {**own, **{f"{section}.{k}": getattr(getattr(task.job, section), k) for k in shown}}
         row["sources"] = {
             k: task.job.origin.get(k) or task.job.origin.get(f"{task.job.loss}.{k.removeprefix('train.')}") or "default"

@@ -65,7 +65,7 @@ def value_faults(job: Job, parameters: int | None) -> list[str]:
         tried = [v for v in loss.ranges.get(name) or () if isinstance(v, int | float) and v > 0]
         if tried and isinstance(value, int | float) and value > 0 and not min(tried) / 10 < value < max(tried) * 10:
             faults.append(
-                f"{job.loss}.{name}: {value:g} is more than ten times outside the published range "
+                f"{loss.key(name)}: {value:g} is more than ten times outside the published range "
                 f"({min(tried):g} to {max(tried):g}); its unit: {loss.units.get(name) or 'none'}"
             )
     low, high = LEARNING_RATES

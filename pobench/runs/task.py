@@ -93,13 +93,15 @@ class Task:
 
     def _varied(self) -> str:
         """What tells jobs of one loss apart: the values that a study, a search or the command line gave."""
-        own = ("train.lr", *(f"{self.job.loss}.{name}" for name in self.job.loss_settings))
+        loss = get_loss(self.job.loss)
+        own = ("train.lr", *(loss.key(name) for name in self.job.loss_settings))
         keys = [k for k, how in self.job.origin.items() if how.startswith("study ") or (how == "--set" and k in own)]
-        alternatives = {name: group for group in get_loss(self.job.loss).alternatives for name in group}
+        alternatives = {name: group for group in loss.alternatives for name in group}
         values: dict[str, Any] = {}
         for key in keys:
-            name = key.rpartition(".")[2]
-            values |= {n: self.job.value(key.removesuffix(name) + n) for n in alternatives.get(name, (name,))}
+            prefix, _, name = key.rpartition(".")
+            names = [n.rpartition(".")[2] for n in alternatives.get(key) or alternatives.get(name) or (name,)]
+            values |= {n: self.job.value(f"{prefix}.{n}") for n in names}
         shown = [f"{GREEK.get(k, k)} = {show_setting(v)}" for k, v in values.items() if v is not None]
         return f" ({', '.join(shown)})" if shown else ""
 

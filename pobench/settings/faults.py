@@ -10,18 +10,20 @@ from typing import Any
 import pydantic
 from pydantic import BaseModel, ConfigDict
 
+from pobench.composition import own_settings
 from pobench.errors import PobenchError, nearest
-from pobench.registry import Loss, NamedFunction, judges, wrong_output
+from pobench.registry import Loss, Modifier, NamedFunction, judges, wrong_output
 from pobench.settings.schema import Setting, TrainConfig
 
 
-def unknown_loss_key(where: str, loss: Loss, key: str) -> list[str]:
-    """One fault if `key` is neither a setting of the loss nor a field of `train`; else none."""
-    if key in loss.settings or key in TrainConfig.model_fields:
+def unknown_loss_key(where: str, part: Loss | Modifier, key: str) -> list[str]:
+    """One fault if `key` is neither a setting of the loss or modifier nor, for a loss, a field of `train`; else none."""
+    trained = TrainConfig.model_fields if isinstance(part, Loss) else {}
+    if key in part.settings or key in trained:
         return []
-    takes = ", ".join(loss.settings) or "no setting"
-    close = nearest(key, [*loss.settings, *TrainConfig.model_fields])
-    return [f"{where}: {loss.name} has no {key!r}{close} It takes {takes}, and fields of train"]
+    takes = ", ".join(part.settings) or "no setting"
+    close = nearest(key, [*part.settings, *trained])
+    return [f"{where}: {part.name} has no {key!r}{close} It takes {takes}{', and fields of train' if trained else ''}"]
 
 
 def check_loss_settings(loss: Loss, values: Mapping[str, Any], *, result: bool = True) -> list[str]:
@@ -29,7 +31,12 @@ def check_loss_settings(loss: Loss, values: Mapping[str, Any], *, result: bool =
 
     result: also check the output and the inputs after that call, see `broken_contract`.
     """
-    faults = _annotation_faults(loss, values, f"{loss.name}.")
+    if loss.parts:
+        faults = []
+        for part in loss.parts:
+            faults += _annotation_faults(part, own_settings(part.name, values), f"{part.name}.")
+    else:
+        faults = _annotation_faults(loss, values, f"{loss.name}.")
     if faults:
         return faults
     settings = {**loss.settings, **values}
@@ -76,6 +83,8 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     policy, reference = pair(policy_sums), pair(reference_sums)
     tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
     inputs = Inputs(policy, reference, kl, tokens, scores, loss.batch_of(policy, reference, settings))
+    if fault := _reads_more_than_ratios(loss, inputs, settings):
+        return fault
     output = loss.function(*loss.arguments(*inputs), **settings)
     if changed := [what for what, tensor in tensors.items() if not torch.equal(tensor.detach(), before[what])]:
         return f"loss {loss.name!r} changes its input in place ({', '.join(changed)}); others still need it: make a new tensor"
@@ -86,6 +95,28 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
             f"loss {loss.name!r} must return a loss that can be differentiated by the policy's sums; its `loss` is detached "
             "from them (by detach(), item(), numpy or no_grad), so nothing would be learned"
         )
+    return ""
+
+
+def _reads_more_than_ratios(loss: Loss, inputs: Any, settings: Mapping[str, Any]) -> str:
+    """The sentence that refuses a modifier of ratios around a loss that reads the policy's sums by themselves; else "".
+
+    inputs: all that a loss can ask for, a `pobench.types.Inputs`."""
+    import torch
+
+    from pobench.composed import Composed
+
+    def shifted(pair: Any) -> Any:
+        return pair._replace(chosen=pair.chosen._replace(total=pair.chosen.total - 2.5))
+
+    moved = inputs._replace(policy=shifted(inputs.policy), reference=shifted(inputs.reference))
+    for modifier, inner in loss.function.within_ratios() if isinstance(loss.function, Composed) else ():
+        before, after = (inner(*(getattr(at, name) for name in inner.takes), **settings).loss for at in (inputs, moved))
+        if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
+            return (
+                f"{loss.name}: {modifier.name} fits a loss that reads policy and reference by their difference alone, and "
+                f"{inner.terms[0][1][-1].name} reads the policy's log-probability itself"
+            )
     return ""
 
 
@@ -114,7 +145,7 @@ def judge_faults(
     return faults
 
 
-def _annotation_faults(declared: Loss | NamedFunction, values: Mapping[str, Any], prefix: str) -> list[str]:
+def _annotation_faults(declared: Loss | Modifier | NamedFunction, values: Mapping[str, Any], prefix: str) -> list[str]:
     """Faults of values that the signature's annotations do not allow."""
     try:
         _declared(declared.function, declared.name, tuple(declared.settings))(**values)

@@ -69,6 +69,8 @@ class Job:
 
     def value(self, key: str) -> Any:
         """The resolved value of `key` ("train.lr", "simpo.beta"); None if there is no such key."""
+        if key in self.loss_settings:  # of an expression
+            return self.loss_settings[key]
         section, _, name = key.rpartition(".")
         return getattr(getattr(self, section), name, None) if section in SECTIONS else self.loss_settings.get(name)
 

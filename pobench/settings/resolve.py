@@ -9,8 +9,9 @@ from typing import Any
 
 import pydantic
 
+from pobench.composition import MARKS, split
 from pobench.errors import PobenchError, nearest
-from pobench.registry import benchmarks, get_loss, losses
+from pobench.registry import Loss, benchmarks, get_loss, losses, modifiers, part_of
 from pobench.settings.faults import check_loss_settings, explain, judge_faults, unknown_loss_key
 from pobench.settings.job import Job
 from pobench.settings.plain_yaml import plain_yaml
@@ -66,13 +67,16 @@ def _scalar(text: str) -> Any:
 
 
 def resolve_names(names: str | Iterable[str]) -> tuple[list[str], list[str]]:
-    """`"simpo, r-dpo"`, `"paper"` or `"all"` → (registered names in order, a fault for every unknown one)."""
-    requested = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+    """`"simpo, r-dpo"`, `"paper"`, `"all"`, `"rated"`, `"dpo + 0.2*sft"` → (registered names and expressions in order, a
+    fault for every unknown one). all: every loss that plain pairs can train; rated: those that read the pairs' ratings."""
+    requested = split(names) if isinstance(names, str) else list(names)
     resolved: list[str] = []
     faults = []
     for name in requested:
         if name == "all":
-            resolved += losses.names()
+            resolved += [n for n in losses.names() if "scores" not in losses.get(n).needs]
+        elif name == "rated":
+            resolved += [n for n in losses.names() if "scores" in losses.get(n).needs]
         elif name == "paper":
             resolved += [n for n in losses.names() if losses.get(n).in_paper]
         elif name:
@@ -81,7 +85,7 @@ def resolve_names(names: str | Iterable[str]) -> tuple[list[str], list[str]]:
             except PobenchError as error:
                 faults.append(str(error))
     if not resolved and not faults:
-        faults.append("--losses: name at least one loss, or `paper`, or `all`")
+        faults.append("--losses: name at least one loss, or `paper`, `all`, `rated`")
     return list(dict.fromkeys(resolved)), faults
 
 
@@ -169,7 +173,7 @@ class _Draft:
             return
         for name, values in section.items():
             try:
-                loss = get_loss(name)
+                loss = part_of(name)
             except PobenchError as error:
                 self.faults.append(f"losses.{name}: {error}")
                 continue
@@ -209,7 +213,7 @@ class _Draft:
 
     def override(self, key: str, value: Any) -> None:
         """One `--set KEY=VALUE`."""
-        section, _, name = key.removeprefix("losses.").partition(".")
+        section, name = _owner(key.removeprefix("losses."))
         if section == "benchmarks":
             if self._section(section) is not None:
                 _put_inside(self.values, key.split("."), value)
@@ -232,13 +236,15 @@ class _Draft:
 
     def _override_loss(self, loss_name: str, name: str, value: Any, option: str) -> None:
         try:
-            loss = get_loss(loss_name)
+            loss = part_of(loss_name)
         except PobenchError:
-            known = [*SETTABLE, "benchmarks", *losses.names()]
+            known = [*SETTABLE, "benchmarks", *losses.names(), *modifiers.names()]
             self.faults.append(f"{option}: {loss_name!r} is neither a section nor a loss{nearest(loss_name, known)}")
             return
         own = self.losses.setdefault(loss.name, {})
-        for group in loss.alternatives:  # two names of one number (gamma, gamma_beta_ratio): --set wins over the YAML
+        for group in (
+            loss.alternatives if isinstance(loss, Loss) else ()
+        ):  # two names of one number (gamma, gamma_beta_ratio): --set wins over the YAML
             for other in group if name in group else ():
                 if self.origin.get(f"{loss.name}.{other}") != "--set":
                     own.pop(other, None)
@@ -286,8 +292,8 @@ class _Draft:
 
         If there are faults, the returned values are placeholders and are not used.
         """
-        loss, own = get_loss(name), self.losses.get(name, {})
-        settings = {key: value for key, value in own.items() if key in loss.settings}
+        loss = get_loss(name)
+        settings = self._settings_of(loss, self.losses)
         faults = check_loss_settings(loss, settings)
         shared = parsed.train.model_dump() if parsed is not None else {"lr": 1.0}
         train = TrainConfig(lr=1.0)
@@ -335,17 +341,31 @@ class _Draft:
         is none for these.
         """
         loss, own = get_loss(name), self.own.get(name, {})
-        before = {key: value for key, value in own.items() if key in loss.settings}
-        if before != {key: value for key, value in self.losses.get(name, {}).items() if key in loss.settings} and (
+        before = self._settings_of(loss, self.own)
+        if before != self._settings_of(loss, self.losses) and (
             check_loss_settings(loss, before, result=False) or loss.canonical({**loss.settings, **before}) != settings
         ):
             return "set", None
         if lr != own.get("lr", self.file["train"]["lr"]):
             return "set", None
+        if loss.parts and name not in self.provenance and before:  # its parts' own values, which were not chosen for it
+            return "set", None
         values_from, tuned = self.provenance.get(name, ("default", None))
         if tuned is not None and sources_of(self.values) != sources_of(self.file):
             return "default", None
         return values_from, tuned
+
+    def _settings_of(self, loss: Loss, values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The settings of a loss among `values` (loss or modifier → its own values). An expression has those of its parts,
+        which its own entry in the file replaces and `--set` of a part replaces again."""
+        own = {key: value for key, value in values.get(loss.name, {}).items() if key in loss.settings}
+        for part in loss.parts:
+            for name, value in values.get(part.name, {}).items():
+                key = f"{part.name}.{name}"
+                rivals = next((group for group in loss.alternatives if key in group), (key,))
+                if name in part.settings and (self.origin.get(key) == "--set" or not set(rivals) & set(own)):
+                    own = {k: v for k, v in own.items() if k not in rivals} | {key: value}
+        return own
 
     def _own_training(self, name: str) -> dict[str, Any]:
         """Fields of `train` that the setting gives this loss alone, without those that the command line sets."""
@@ -354,10 +374,21 @@ class _Draft:
 
     def _origin_for(self, name: str) -> dict[str, str]:
         """Key → where its value comes from, for the sections and this loss. A loss's own lr is listed as `train.lr`."""
-        sections = {*SECTIONS, "onpolicy", name}
-        shown = {key: where for key, where in self.origin.items() if where and key.partition(".")[0] in sections}
+        sections = {*SECTIONS, "onpolicy", name, *(part.name for part in get_loss(name).parts)}
+        shown = {key: where for key, where in self.origin.items() if where and _owner(key)[0] in sections}
         own = self._own_training(name)
         return shown | {f"train.{k}": self.origin.get(f"{name}.{k}") or f"{self.setting}: of {name}" for k in own}
+
+
+def _owner(key: str) -> tuple[str, str]:
+    """`"simpo.beta"` → ("simpo", "beta"). An expression may hold dots: `"0.5*dpo + sft.lr"` is `lr` of `0.5*dpo + sft`."""
+    parts = key.split(".")
+    for i in range(1, len(parts)) if MARKS & set(key) else ():
+        try:
+            return get_loss(".".join(parts[:i])).name, ".".join(parts[i:])
+        except PobenchError:
+            continue
+    return parts[0], ".".join(parts[1:])
 
 
 def section_of(values: Mapping[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,14 @@ import importlib.resources
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 
 from pobench.errors import PobenchError, nearest
-from pobench.registry import Loss, get_loss
+from pobench.registry import Loss, Modifier, get_loss, part_of
 from pobench.settings.faults import explain
 from pobench.settings.plain_yaml import plain_yaml
 from pobench.settings.schema import Rate
@@ -59,20 +59,28 @@ def read_grid(name: str) -> Grid:
 
 
 def search_space(loss: Loss, grid: Grid) -> Space:
-    """Learning rates × settings of the loss: those in the grid, otherwise those with a published range.
+    """Learning rates × settings of the loss: those in the grid, otherwise those with a published range. An expression that the
+    grid does not name has those of its parts.
 
     Raises PobenchError for a setting that the loss does not have.
     """
-    by_loss = {get_loss(name).name: values for name, values in grid.losses.items()}
+    by_loss = {part_of(name).name: values for name, values in grid.losses.items()}
     own = by_loss.get(loss.name)
     if own is None:
-        own = {name: list(values) for name, values in loss.ranges.items() if len(tuple(values or ())) > 1}
+        parts = [(part, f"{part.name}.") for part in loss.parts] or [(loss, "")]
+        own = {f"{prefix}{key}": values for part, prefix in parts for key, values in _own_space(part, by_loss).items()}
     unknown = [key for key in own if key != "lr" and key not in loss.settings]
     if unknown:
         raise PobenchError(
             f"tune.grid: {loss.name} has no {', '.join(map(repr, unknown))}; it takes {', '.join(loss.settings) or 'none'}"
         )
     return {"lr": list(grid.lr), **{key: list(values) for key, values in own.items()}}
+
+
+def _own_space(part: Loss | Modifier, by_loss: Mapping[str, Space]) -> Space:
+    published = getattr(part, "ranges", {})
+    own = by_loss.get(part.name) or {name: list(v) for name, v in published.items() if len(tuple(v or ())) > 1}
+    return {key: values for key, values in own.items() if key != "lr"}
 
 
 def search_spaces(grid: str | None, names: Sequence[str]) -> dict[str, Space]:

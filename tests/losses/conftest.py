@@ -27,7 +27,7 @@ class Evaluated:
         kl = torch.tensor(float(cases[0].kl), dtype=dtype)
         scores = torch.tensor([[float(c.sw), float(c.sl)] for c in cases], dtype=torch.float64)
         batch = loss.batch_of(policy, reference, {**loss.settings, **settings})  # these cases are the whole batch
-        self.output: LossOutput = loss.evaluate(policy, reference, kl, scores.to(dtype), batch, **settings)
+        self.output: LossOutput = loss.evaluate(policy, reference, kl, scores=scores.to(dtype), batch=batch, **settings)
         self.by_w, self.by_l = torch.autograd.grad(self.output.loss.sum(), (self.w, self.l), materialize_grads=True)
 
     @property

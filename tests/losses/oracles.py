@@ -500,6 +500,46 @@ ORACLES = {
 }
 
 
+# ---------------------------------------------------------------- expressions: one row at least for every modifier
+
+
+def smoothed_dpo(c: Case, **of: Any) -> Any:
+    m = of["dpo.beta"] * (c.w - c.rw - c.l + c.rl)
+    return (1 - of["label_smoothing.rate"]) * nls(m) + of["label_smoothing.rate"] * nls(-m)
+
+
+def f_dpo(c: Case, **of: Any) -> Any:
+    alpha = of["f_divergence.alpha"]
+    bend = {
+        "reverse_kl": lambda x: x,
+        "forward_kl": lambda x: 1 - exp(min(mpf(20), -x)),
+        "jensen_shannon": lambda x: log(2) - log1p(exp(-x)),
+        "alpha": lambda x: (1 - exp(min(mpf(20), -alpha * x))) / alpha,
+    }[of["f_divergence.divergence"]]
+    return nls(of["dpo.beta"] * (bend(c.w - c.rw) - bend(c.l - c.rl)))
+
+
+def mpo(c: Case, **of: Any) -> Any:
+    return dpo(c, of["dpo.beta"]) + mpf("0.8") * bco_pair(c, of["bco_pair.beta"]) - c.w / c.nw
+
+
+F_DPO = {"f_divergence.alpha": 0.5, "dpo.beta": 0.1}
+EXPRESSIONS = {
+    # 0.9·0.43748795 + 0.1·1.03748795
+    "label_smoothing(dpo)": Row(smoothed_dpo, [{"label_smoothing.rate": 0.1, "dpo.beta": 0.1}], 0.497487950393, 0.4),
+    # 2 (1 - e^-2) = 1.72932943, 2 (1 - e) = -3.43656366; log(1 + e^-0.51658931)
+    "f_divergence(dpo)": Row(
+        f_dpo,
+        [{"f_divergence.divergence": d, **F_DPO} for d in ("alpha", "forward_kl", "jensen_shannon", "reverse_kl")],
+        0.467846138369,
+        0.172932943353,
+    ),
+    # 0.43748795 + 0.8·1.11115412 + 1
+    "dpo + 0.8*bco_pair + sft": Row(mpo, [{"dpo.beta": 0.1, "bco_pair.beta": 0.1}], 2.32641124782, 0.72),
+}
+ROWS = {**ORACLES, **EXPRESSIONS}
+
+
 def exact(value: Any) -> Any:
     """Floats as the numbers they are, in full; the rest as it is."""
     return mpf(value) if isinstance(value, float) else value
@@ -507,7 +547,7 @@ def exact(value: Any) -> Any:
 
 def value(name: str, case: Case, settings: dict[str, Any]) -> Any:
     given = {k: exact(v) for k, v in settings.items()}
-    return ORACLES[name].formula(Case(*(mpf(x) for x in case)), **given)
+    return ROWS[name].formula(Case(*(mpf(x) for x in case)), **given)
 
 
 def slope(name: str, case: Case, settings: dict[str, Any], by: str, here: Any, side: int) -> float:

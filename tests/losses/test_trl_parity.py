@@ -131,6 +131,41 @@ MATCHES = [
         {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "beta": 0.1},
     ),
     Match(
+        "dpo + 0.8*bco_pair + sft",
+        {"dpo.beta": 0.1, "bco_pair.beta": 0.1},
+        "DPO",
+        {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [1.0, 0.8, 1.0], "beta": 0.1},
+    ),
+    Match(
+        "f_divergence(dpo)",
+        {"f_divergence.divergence": "forward_kl", "dpo.beta": 0.1},
+        "DPO",
+        {"loss_type": ["sigmoid"], "f_divergence_type": "forward_kl", "beta": 0.1},
+    ),
+    Match(
+        "f_divergence(exo_pair)",
+        {"f_divergence.divergence": "jensen_shannon", "exo_pair.beta": 0.1, "exo_pair.label_smoothing": 0.001},
+        "DPO",
+        {
+            "loss_type": ["exo_pair"],
+            "f_divergence_type": "js_divergence",
+            "beta": 0.1,
+            "label_smoothing": 0.001,
+        },
+    ),
+    # TRL's coefficient is 1 - alpha
+    Match(
+        "f_divergence(dpo)",
+        {"f_divergence.divergence": "alpha", "f_divergence.alpha": 0.3, "dpo.beta": 0.1},
+        "DPO",
+        {
+            "loss_type": ["sigmoid"],
+            "f_divergence_type": "alpha_divergence",
+            "f_alpha_divergence_coef": 0.7,
+            "beta": 0.1,
+        },
+    ),
+    Match(
         "alphapo",
         {"alpha": 0.25, "beta": 2.5, "gamma": 0.1},
         "CPO",
@@ -138,7 +173,11 @@ MATCHES = [
     ),
 ]
 # TRL's value for these depends on what else is in the micro-batch
-TOGETHER = [m for m in MATCHES if m.trainer == "ORPO" or m.options.get("cpo_alpha") or m.name in ("cdpo", "rpo")]
+TOGETHER = [
+    m
+    for m in MATCHES
+    if m.trainer == "ORPO" or m.options.get("cpo_alpha") or m.name in ("cdpo", "rpo") or "sft" in m.name
+]
 
 
 # ---------------------------------------------------------------- a model, a tokenizer, TRL's trainers

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 from mpmath import mp, mpf
-from oracles import ORACLES, WORKED, Case, slope, value
+from oracles import EXPRESSIONS, ORACLES, ROWS, WORKED, Case, slope, value
 
 from pobench.loss_math import exp_difference
-from pobench.registry import get_loss, list_losses
+from pobench.registry import get_loss, list_losses, modifiers
 
 LOSSES = [name for name in list_losses() if "batch" not in get_loss(name).needs]  # those: test_whole_batches.py
 
@@ -46,6 +46,9 @@ def test_every_loss_has_an_oracle() -> None:
     missing = sorted(set(LOSSES) - set(ORACLES))
     assert not missing, f"write a row in tests/losses/oracles.py for: {', '.join(missing)}"
     assert not sorted(set(ORACLES) - set(LOSSES)), "an oracle without a loss"
+    around = {part.name for name in EXPRESSIONS for part in get_loss(name).parts}
+    assert set(modifiers.names()) <= around, "a modifier without an oracle: write a row of `EXPRESSIONS`"
+    assert not set(modifiers.names()) & set(LOSSES)
 
 
 def test_random_cases_vary() -> None:
@@ -54,9 +57,9 @@ def test_random_cases_vary() -> None:
     assert {c.nw > c.nl for c in cases} == {c.w > c.l for c in cases} == {c.kl > 0 for c in cases} == {True, False}
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ROWS)
 def test_the_value_worked_by_hand(name, evaluate) -> None:
-    row = ORACLES[name]
+    row = ROWS[name]
     assert evaluate(name, WORKED, **row.settings[0]).output.loss.item() == pytest.approx(row.worked, rel=1e-8)
     assert float(value(name, WORKED, row.settings[0])) == pytest.approx(row.worked, rel=1e-8)
 
@@ -68,17 +71,17 @@ def batches(name: str, cases: Sequence[Case]) -> list[list[Case]]:
     return [[c for c in cases if c.kl == kl] for kl in dict.fromkeys(c.kl for c in cases)]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("cases", [ordinary(20), EXTREMES, EDGES], ids=["ordinary", "extremes", "edges"])
 def test_value_and_gradient_agree_with_the_formula(name, cases, evaluate) -> None:
-    for settings in ORACLES[name].settings:
+    for settings in ROWS[name].settings:
         for batch in batches(name, cases):
             got = evaluate(name, batch, **settings)
             losses, by_w, by_l = got.output.loss.tolist(), got.by_w.tolist(), got.by_l.tolist()
             for case, loss, *gradients in zip(batch, losses, by_w, by_l, strict=True):
                 here = value(name, case, settings)
                 assert loss == pytest.approx(float(here), rel=1e-10, abs=1e-290), case
-                beside = 1e-290 + (1e-15 * abs(gradients[1]) if ORACLES[name].cancels else 0.0)
+                beside = 1e-290 + (1e-15 * abs(gradients[1]) if ROWS[name].cancels else 0.0)
                 for by, gradient in zip("wl", gradients, strict=True):
                     right = left = slope(name, case, settings, by, here, 1)
                     if (
@@ -90,10 +93,10 @@ def test_value_and_gradient_agree_with_the_formula(name, cases, evaluate) -> Non
                     assert low - slack <= gradient <= high + slack, (case, by, gradient, low, high)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_everything_is_finite_at_the_extremes(name, dtype, evaluate) -> None:
-    for settings in ({}, *ORACLES[name].settings):
+    for settings in ({}, *ROWS[name].settings):
         for batch in batches(name, EXTREMES + EDGES):
             got = evaluate(name, batch, dtype=dtype, **settings)
             for tensor in (*got.output, got.by_w, got.by_l):
@@ -118,7 +121,7 @@ def test_a_difference_of_exponentials_keeps_its_digits_near_a_tie_and_far_from_o
         assert (by_a.item(), -by_b.item()) == pytest.approx((math.exp(a.item()), math.exp(b.item())), rel=1e-14, abs=0)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ROWS)
 def test_each_pair_stands_for_itself(name, evaluate) -> None:
     cases = [c._replace(kl=2.0) for c in ordinary(8)]
     together = evaluate(name, cases)
@@ -130,15 +133,15 @@ def test_each_pair_stands_for_itself(name, evaluate) -> None:
     torch.testing.assert_close(together.by_w, torch.cat([a.by_w for a in alone]), rtol=1e-14, atol=0)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ROWS)
 def test_rewards_carry_no_gradient(name, evaluate) -> None:
     output = evaluate(name, WORKED).output
     assert output.loss.requires_grad
     assert not output.chosen_reward.requires_grad and not output.rejected_reward.requires_grad
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ROWS)
 def test_the_reward_has_its_documented_unit(name, evaluate) -> None:
-    row = ORACLES[name]
+    row = ROWS[name]
     assert evaluate(name, WORKED, **row.settings[0]).output.chosen_reward.item() == pytest.approx(row.reward, rel=1e-12)
     assert "\nReward: " in get_loss(name).doc

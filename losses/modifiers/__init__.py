@@ -1,0 +1,1 @@
+"""Modifiers of losses, one file each: `label_smoothing(dpo)`."""
