@@ -27,6 +27,7 @@ from pobench.types import Batch, LossOutput, Pair, Positive
     title="Dr. DPO",
     colour="#f41647",
     marker="$r$",
+    aliases=("Dr. DPO",),
     source="arXiv 2407.07880",
     units={"beta": "per nat", "robustness": "nats of loss"},
     meanings={"robustness": "the loss at which a pair begins to be doubted"},

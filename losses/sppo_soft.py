@@ -32,7 +32,7 @@ from pobench.types import LossOutput, Pair, Positive
     colour="#1caa03",
     marker="$W$",
     source="arXiv 2405.00675",
-    units={"beta": "per nat"},
+    units={"beta": "1 / nat; the targets are ±1 / (2 beta)"},
     defaults={"beta": "arXiv 2405.00675, the authors' repository: 1 / eta"},
 )
 def sppo_soft(policy: Pair, reference: Pair, scores: Tensor, *, beta: Positive = 0.001) -> LossOutput:

@@ -383,7 +383,8 @@ def _composed(text: str) -> Loss:
 def _unmodified(terms: Iterable[Term], parts: Mapping[str, Loss | Modifier]) -> Iterator[str]:
     """A fault for each modifier around a loss that reads what no modifier changes."""
     for term in terms:
-        for name in sorted(parts[term.loss].needs & {"batch", "tokens"}) if term.modifiers else ():
+        reads = parts[term.loss].needs & {"batch", "tokens"} if term.modifiers and term.loss != SFT else ()
+        for name in sorted(reads):
             yield f"{term.modifiers[-1]} changes a pair's sums, and {term.loss} reads {name}, which stay as they are"
 
 

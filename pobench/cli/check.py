@@ -18,7 +18,11 @@ app = typer.Typer(**STYLE)
 @app.command()
 def check_(
     target: Annotated[
-        str, typer.Argument(metavar="FILE.py|NAMES", help="A file that registers losses, or names, `paper`, `all`.")
+        str,
+        typer.Argument(
+            metavar="FILE.py|NAMES",
+            help="A file that registers losses, or names, expressions, `paper`, `all`, `rated`.",
+        ),
     ],
     sets: Sets = None,
     quick: Annotated[bool, typer.Option("--quick", help="Check the function only, without training steps.")] = False,

@@ -33,7 +33,9 @@ StoredRuns = Annotated[
 Losses = Annotated[
     str,
     typer.Option(
-        help="Names or aliases, comma-separated; `paper`: the twelve that the SimPO paper compares; `all`.",
+        help="Names or aliases, comma-separated; `paper`: the twelve that the SimPO paper "
+        "compares; `all` that pairs can train; `rated`: those that read ratings. Also sums and modifiers: "
+        "`dpo + 0.2*sft`, `label_smoothing(dpo)`.",
         autocompletion=complete_losses,
     ),
 ]

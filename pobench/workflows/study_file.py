@@ -30,7 +30,7 @@ class Entry(_Strict):
     times: factors of the setting's own value, so that one grid suits models of every size.
     """
 
-    losses: str | list[str]  # names, `paper` or `all`
+    losses: str | list[str]  # names, `paper`, `all` or `rated`
     values: dict[str, list[Any]] = {}
     times: dict[str, list[float]] = {}
 

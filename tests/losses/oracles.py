@@ -261,16 +261,16 @@ def divergence(p: Any, q: Any) -> Any:
     return sigma(p) * (nls(q) - nls(p)) + sigma(-p) * (nls(-q) - nls(-p))
 
 
-def rpo_backward(c: Case, beta: float, eta: float) -> Any:
-    return divergence(eta * (c.sw - c.sl), margin_of(c, beta))
+def rpo_backward(c: Case, beta: float, reward_scale: float) -> Any:
+    return divergence(reward_scale * (c.sw - c.sl), margin_of(c, beta))
 
 
-def rpo_forward(c: Case, beta: float, eta: float) -> Any:
-    return divergence(margin_of(c, beta), eta * (c.sw - c.sl))
+def rpo_forward(c: Case, beta: float, reward_scale: float) -> Any:
+    return divergence(margin_of(c, beta), reward_scale * (c.sw - c.sl))
 
 
-def reward_distillation(c: Case, beta: float, eta: float) -> Any:
-    return (margin_of(c, beta) - eta * (c.sw - c.sl)) ** 2
+def reward_distillation(c: Case, beta: float, reward_scale: float) -> Any:
+    return (margin_of(c, beta) - reward_scale * (c.sw - c.sl)) ** 2
 
 
 def drifted(chosen: float, rejected: float) -> Case:
@@ -473,27 +473,27 @@ ORACLES = {
     # σ(1.5) = 0.81757448 against σ(0.6) = 0.64565631
     "rpo_backward": Row(
         rpo_backward,
-        [{"beta": 0.1, "eta": 1.0}, {"beta": 0.01, "eta": 0.5}],
+        [{"beta": 0.1, "reward_scale": 1.0}, {"beta": 0.01, "reward_scale": 0.5}],
         0.071891701077,
         0.4,
-        pull=Pull(lambda w, l, beta, eta: beta * (w - l) > eta * GAP, drifted(20.0, -20.0)),  # noqa: E741
+        pull=Pull(lambda w, l, beta, reward_scale: beta * (w - l) > reward_scale * GAP, drifted(20.0, -20.0)),  # noqa: E741
         cancels=True,
     ),
     "rpo_forward": Row(
         rpo_forward,
-        [{"beta": 0.1, "eta": 1.0}, {"beta": 0.01, "eta": 0.5}],
+        [{"beta": 0.1, "reward_scale": 1.0}, {"beta": 0.01, "reward_scale": 0.5}],
         0.082834651894,
         0.4,
-        pull=Pull(lambda w, l, beta, eta: beta * (w - l) > eta * GAP, drifted(20.0, -20.0)),  # noqa: E741
+        pull=Pull(lambda w, l, beta, reward_scale: beta * (w - l) > reward_scale * GAP, drifted(20.0, -20.0)),  # noqa: E741
         cancels=True,
     ),
     # (0.6 - 1.5)²
     "reward_distillation": Row(
         reward_distillation,
-        [{"beta": 0.1, "eta": 1.0}, {"beta": 0.01, "eta": 2.0}],
+        [{"beta": 0.1, "reward_scale": 1.0}, {"beta": 0.01, "reward_scale": 2.0}],
         0.81,
         0.4,
-        pull=Pull(lambda w, l, beta, eta: beta * (w - l) > eta * GAP, drifted(20.0, -20.0)),  # noqa: E741
+        pull=Pull(lambda w, l, beta, reward_scale: beta * (w - l) > reward_scale * GAP, drifted(20.0, -20.0)),  # noqa: E741
     ),
     # 0.43748795, and 0.5·1
     "rpo": Row(rpo, [{"beta": 0.1, "sft_weight": 0.5, **how} for how in (MEAN, SUM)], 0.937487950393, 0.4),

@@ -16,7 +16,9 @@ from pobench.settings.faults import check_loss_settings
 from pobench.types import Finite
 
 LOSSES = list_losses()
-WITH_GAMMA = [n for n in LOSSES if "gamma_beta_ratio" in get_loss(n).settings]  # RePO's gamma is a ratio itself
+WITH_GAMMA = [
+    n for n in LOSSES if {"gamma", "gamma_beta_ratio"} <= set(get_loss(n).settings)
+]  # RePO and α-DPO have one
 WITH_SFT = [n for n in LOSSES if "sft_reduction" in get_loss(n).settings]
 
 
