@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -126,7 +126,7 @@ class PreferenceObjective:
         self,
         pairs: Sequence[TokenPair],
         loss: Loss,
-        settings: Mapping[str, object],
+        settings: Mapping[str, Any],
         reference: ReferenceSums | EveryStep | None = None,
         mismatched: Sequence[int] | None = None,
     ) -> None:

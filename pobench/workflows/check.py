@@ -53,7 +53,7 @@ class Numbers(NamedTuple):
         rejected, gap = (
             (torch.full((n,), 5.0), torch.full((n,), 3.0)) if draw is None else 5 * torch.rand(2, n, generator=draw)
         )
-        return cls(*sums_and_lengths, (rejected + gap).double(), rejected.double())
+        return cls(*[*sums_and_lengths, (rejected + gap).double(), rejected.double()])
 
     @property
     def pairs(self) -> tuple[Pair, Pair]:
@@ -158,7 +158,7 @@ def extremes() -> Numbers:
     rows = [(*sums, *n) for sums in product((-1e4, -1e-3), repeat=4) for n in ((1, 1), (7, 900))]
     columns = torch.tensor(rows, dtype=torch.float64).T
     gaps = torch.tensor([0.0, 1.0, -2.0, 1e3, 1e-6], dtype=torch.float64).repeat(len(rows))[: len(rows)]
-    return Numbers(*columns[:4], *columns[4:].long(), 5 + gaps, torch.full_like(gaps, 5.0))
+    return Numbers(*[*columns[:4], *columns[4:].long(), 5 + gaps, torch.full_like(gaps, 5.0)])
 
 
 def equal() -> Numbers:
