@@ -15,17 +15,23 @@ Reward: beta * mean log-probability.
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pobench.registry import register_loss
 from pobench.types import Batch, LossOutput, NonNegative, Pair, Positive, State
 
 
-def moved(batch: Batch) -> State:
-    """Moving averages of how far the batch's pairs have moved from the reference, in nats per token, and of their spread."""
+def moved(batch: Batch) -> Tensor:
+    """(pairs in the batch,) nats per token: how far each pair has moved from the reference."""
     assert batch.reference is not None
     policy, reference = batch.policy, batch.reference
-    gaps = policy.chosen.mean - policy.rejected.mean - reference.chosen.mean + reference.rejected.mean
+    return policy.chosen.mean - policy.rejected.mean - reference.chosen.mean + reference.rejected.mean
+
+
+def averages(batch: Batch) -> State:
+    """Moving averages of how far the batch's pairs have moved, in nats per token, and of their spread."""
+    gaps = moved(batch)
     now = {"mean": float(gaps.mean()), "spread": float(gaps.std(correction=0))}
     return {name: 0.9 * batch.state.get(name, 0.0) + 0.1 * value for name, value in now.items()}
 
@@ -45,7 +51,7 @@ def moved(batch: Batch) -> State:
         "gamma_beta_ratio": "arXiv 2410.10148, the authors' repository: 0.15 to 0.6",
         "alpha": "arXiv 2410.10148, the authors' repository: 0.05 to 0.2",
     },
-    update=moved,
+    update=averages,
 )
 def alpha_dpo(
     policy: Pair,
@@ -57,7 +63,8 @@ def alpha_dpo(
     alpha: NonNegative = 0.1,
 ) -> LossOutput:
     chosen, rejected = policy.chosen.mean, policy.rejected.mean
-    gap = (chosen - rejected - reference.chosen.mean + reference.rejected.mean).detach()
-    margin = gamma_beta_ratio + alpha * (gap - batch.state["mean"]) / max(batch.state["spread"], 1e-6)
+    margin = gamma_beta_ratio + alpha * (moved(batch)[batch.place] - batch.state["mean"]) / max(
+        batch.state["spread"], 1e-6
+    )
     loss = -logsigmoid(beta * (chosen - rejected - margin))
     return LossOutput(loss, beta * chosen.detach(), beta * rejected.detach())

@@ -3,8 +3,8 @@
     loss = ( m - reward_scale * (score_chosen - score_rejected) )²
     m = beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected)
 
-Fisch et al. 2024, arXiv 2405.19316, with a scale of 1; their pessimistic form over several reward models is not offered. The same is
-NeMo-Aligner's `rpo_sq`.
+Fisch et al. 2024, arXiv 2405.19316, with a scale of 1; their pessimistic form over several reward models is not offered. It
+is NeMo-Aligner's `rpo_sq`.
 Elsewhere: TRL has none. At beta = 1 / eta, and a scale of 1, it is REBEL; the two differ in
 what is held fixed while the other is searched.
 Beware: ratings on another scale than the policy's rewards set targets that beta or reward_scale must make up for.

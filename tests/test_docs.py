@@ -102,7 +102,7 @@ def test_the_papers_losses_come_first(text) -> None:
     ours = [names[title] for title in titles if title in names]
     assert sorted(ours) == LOSSES
     last = max(ours.index(n) for n in LOSSES if get_loss(n).in_paper)
-    assert set(ours[: last + 1]) == {*(n for n in LOSSES if get_loss(n).in_paper), "simpo_sft"}
+    assert set(ours[: last + 1]) == {*(n for n in LOSSES if get_loss(n).in_paper), "simpo_sft", "simpo_hinge"}
 
 
 def test_every_row_of_a_table_has_its_columns(text) -> None:

@@ -14,7 +14,7 @@ from pobench.errors import _normal
 from pobench.registry import Loss, losses
 
 # Keywords of the registration that a list does not show, and whose values are no literals.
-NOT_LISTED = ("alternatives", "canonical")
+NOT_LISTED = ("alternatives", "canonical", "update")
 
 
 def declared_losses() -> list[tuple[Loss, list[str]]] | None:

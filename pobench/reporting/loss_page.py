@@ -160,24 +160,24 @@ def _section(loss: Loss) -> str:
         parts.append(_settings_table(loss, loss.canonical(loss.settings), loss.ranges))
     if loss.gradient:
         parts += ["Gradient by the two sums:", f"```\n{loss.gradient}\n```"]
-    sizes = [(pair, *weights(loss, pair)) for pair in TYPICAL]
-    parts.append(
-        _table(
-            ("pair", "tokens", "policy, nats", "reference, nats", "a_w", "a_l"),
-            [
-                (
-                    pair.name,
-                    f"{pair.chosen_length} / {pair.rejected_length}",
-                    f"{pair.chosen:g} / {pair.rejected:g}",
-                    f"{pair.reference_chosen:g} / {pair.reference_rejected:g}" if "reference" in loss.needs else "–",
-                    _rounded(a_w),
-                    _rounded(a_l),
-                )
-                for pair, a_w, a_l in sizes
-            ],
-        )
-    )
+    if "batch" not in loss.needs:  # where a pair's weight depends on the pairs beside it, an example says nothing
+        parts.append(_sizes(loss))
     return "\n\n".join(parts)
+
+
+def _sizes(loss: Loss) -> str:
+    """The two weights on each typical pair."""
+    rows = [
+        (
+            pair.name,
+            f"{pair.chosen_length} / {pair.rejected_length}",
+            f"{pair.chosen:g} / {pair.rejected:g}",
+            f"{pair.reference_chosen:g} / {pair.reference_rejected:g}" if "reference" in loss.needs else "–",
+            *map(_rounded, weights(loss, pair)),
+        )
+        for pair in TYPICAL
+    ]
+    return _table(("pair", "tokens", "policy, nats", "reference, nats", "a_w", "a_l"), rows)
 
 
 def _modifier(modifier: Modifier) -> str:

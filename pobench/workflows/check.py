@@ -48,12 +48,11 @@ class Numbers(NamedTuple):
 
     @classmethod
     def of(cls, *sums_and_lengths: Tensor, draw: torch.Generator | None = None) -> Numbers:
-        """With ratings from 0 to 10, of which the chosen answer has the higher. draw: what draws them; None: 8 and 5."""
+        """With ratings from 0 to 1 on both sides of a half, so that they may be scores or chances to win. draw: what draws
+        them; None: 0.8 and 0.3."""
         n = len(sums_and_lengths[0])
-        rejected, gap = (
-            (torch.full((n,), 5.0), torch.full((n,), 3.0)) if draw is None else 5 * torch.rand(2, n, generator=draw)
-        )
-        return cls(*[*sums_and_lengths, (rejected + gap).double(), rejected.double()])
+        halves = torch.tensor([[0.3], [0.3]]).expand(2, n) if draw is None else torch.rand(2, n, generator=draw) / 2
+        return cls(*[*sums_and_lengths, (0.5 + halves[0]).double(), halves[1].double()])
 
     @property
     def pairs(self) -> tuple[Pair, Pair]:

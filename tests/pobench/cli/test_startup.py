@@ -140,7 +140,7 @@ def test_every_exported_name_is_there() -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("run --losses simpo,dpo_", ["simpo,dpo_gamma", "simpo,dpo_ln"]),
+        ("run --losses simpo,dpo_", ["simpo,dpo_gamma", "simpo,dpo_ln", "simpo,dpo_shift"]),
         ("run --setting smol", ["smollm2"]),
         ("study kl", ["kl-vs-beta"]),
         ("list stu", ["studies"]),
