@@ -159,6 +159,18 @@ def pobench_cli(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, 
 
 
 @pytest.fixture
+def short_report(monkeypatch) -> None:
+    """The report that `pobench run` ends with has one table. What all figures make of frames is tested on synthetic ones."""
+    from pobench.cli import run
+
+    def write(runs: Path, setting: str | None, figures: str, folder: Path | None) -> tuple[Path, bool]:
+        return write_whole(runs, setting, "settings-table", folder)
+
+    write_whole = run.write_report
+    monkeypatch.setattr(run, "write_report", write)
+
+
+@pytest.fixture
 def setting(tmp_path: Path, start_model: Any, word_tokenizer: Any) -> dict[str, Any]:
     """A whole setting on disk: a random model, a word tokenizer, ten preference rows, three prompts."""
     start_model.save_pretrained(tmp_path / "model")
