@@ -20,16 +20,19 @@ settings.load_profile("any machine")
 # frames make millions, next to none of them garbage: it took seven percent of the time of the tests of figures.
 gc.set_threshold(50_000, 20, 20)
 
-_FROZEN = [0]  # how many modules were imported when the heap was frozen last
+_frozen = (0, Path())  # how many modules were imported, and which file was tested, when the heap was frozen last
 
 
 @pytest.fixture(autouse=True)
-def frozen_heap() -> None:
-    """What libraries have made is frozen once they are imported: a collection of garbage that looks through all of it takes
-    a tenth of a second or more, and a job collects at every change of models."""
-    if len(sys.modules) > _FROZEN[0] + 50:
+def frozen_heap(request: pytest.FixtureRequest) -> None:
+    """What libraries have made, and what earlier files of tests have left, is frozen: a collection of garbage that looks
+    through all of it takes a tenth of a second or more, and a job collects at every change of models."""
+    global _frozen
+    modules, file = _frozen
+    if len(sys.modules) > modules + 50 or request.path != file:
+        gc.collect()
         gc.freeze()
-        _FROZEN[0] = len(sys.modules)
+        _frozen = (len(sys.modules), request.path)
 
 
 @pytest.fixture(scope="session")

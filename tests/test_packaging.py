@@ -46,6 +46,9 @@ def test_a_wheel_installs_one_name(wheel) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"pobench"}
     assert not [name for name in wheel.namelist() if "test" in name or "recipes" in name]
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    found = re.findall(r"^Provides-Extra: (.+)$", wheel.read(metadata).decode(), re.MULTILINE)
+    assert found == list(extras()), "as they are asked for; pip of Python 3.11 finds no other spelling"
 
 
 def test_a_wheel_holds_every_module_and_every_shipped_file(wheel) -> None:
@@ -102,6 +105,7 @@ def test_every_extra_that_is_named_exists_and_is_spelled_with_hyphens() -> None:
     assert [extras()[name] for name in ("alpaca-eval", "mt-bench", "downstream", "endpoint")] == [[]] * 4  # core now
 
 
+@pytest.mark.slow
 def test_pythons_own_pip_finds_every_extra(wheel) -> None:
     bundled = next((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"), None)
     if bundled is None:

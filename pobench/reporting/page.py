@@ -38,6 +38,7 @@ from pobench.results.frame_files import write_frames
 FIGURE_FORMATS = ("png", "svg", "csv")
 TABLE_FORMATS = ("md", "csv", "tex")
 FORMATS = ("html", "png", "svg", "csv", "md", "tex")
+PICTURES = {"html", "png", "svg"}  # formats with a figure's picture
 FRAMES = "parquet"  # a format of its own, which a report has where it is asked for: `pobench.results.frame_files`
 ACROSS = "several-settings"  # the section of what is shown of all settings together
 LARGEST_PAGE = 10_000_000  # bytes; beyond it, the largest pictures stay files
@@ -73,8 +74,9 @@ def build_report(
     across = [figure for figure in shown if figure.every_setting] if len(groups) > 1 else []
     within = [figure for figure in shown if figure not in across]
     several = side_by_side(groups)
-    tasks = [Task(figure, several, ACROSS) for figure in across]
-    tasks += [Task(figure, group, anchor) for group, anchor in anchored for figure in within]
+    pictures = not PICTURES.isdisjoint(formats)
+    tasks = [Task(figure, several, ACROSS, pictures) for figure in across]
+    tasks += [Task(figure, group, anchor, pictures) for group, anchor in anchored for figure in within]
     items = iter(_draw_all(tasks))
     sections = [_build_across(several, [next(items) for _ in across])] if across else []
     sections += [build_section(group, anchor, [next(items) for _ in within]) for group, anchor in anchored]

@@ -8,6 +8,7 @@ have moved away from the reference.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import random
@@ -81,6 +82,11 @@ def difference(steps: Steps, reference: Steps) -> float:
 
 def small_model() -> Any:
     """A Llama of two layers with random weights large enough for its answers to differ; the same every time."""
+    return copy.deepcopy(_small_model())
+
+
+@cache
+def _small_model() -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         config = LlamaConfig(

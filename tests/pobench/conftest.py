@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ def pairs() -> list[TokenPair]:
     return small_pairs(11, seed=0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scorer_of() -> Callable[..., SumScorer]:
     """A scorer of a model as it stands, in fp32 packed rows."""
 
@@ -77,14 +79,15 @@ def scorer_of() -> Callable[..., SumScorer]:
 
 
 @pytest.fixture
-def reference_of(start_model: Any, scorer_of: Any) -> Callable[[list[TokenPair]], ReferenceSums]:
-    """The start model's sums of some pairs and of their mismatched answers, in memory."""
+def reference_of(start_model: Any, scorer_of: Any) -> Callable[..., ReferenceSums]:
+    """The start model's sums of some pairs and of their mismatched answers, in memory; computed once, for all losses."""
+    return lambda pairs, per_token=False: _reference(start_model, scorer_of, tuple(pairs), per_token)
 
-    def make(pairs: list[TokenPair], per_token: bool = False) -> ReferenceSums:
-        groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
-        return ReferenceSums.of_groups(groups, scorer_of(copy.deepcopy(start_model)), per_token=per_token)
 
-    return make
+@cache
+def _reference(start_model: Any, scorer_of: Any, pairs: tuple[TokenPair, ...], per_token: bool) -> ReferenceSums:
+    groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
+    return ReferenceSums.of_groups(groups, scorer_of(copy.deepcopy(start_model)), per_token=per_token)
 
 
 @pytest.fixture
@@ -179,10 +182,30 @@ def pobench_cli(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, 
 
 
 @pytest.fixture
-def setting(tmp_path: Path, start_model: Any, word_tokenizer: Any) -> dict[str, Any]:
+def short_report(monkeypatch) -> None:
+    """The report that `pobench run` ends with has one table. What all figures make of frames is tested on synthetic ones."""
+    from pobench.cli import run
+
+    def write(runs: Path, setting: str | None, figures: str, folder: Path | None) -> tuple[Path, bool]:
+        return write_whole(runs, setting, "settings-table", folder)
+
+    write_whole = run.write_report
+    monkeypatch.setattr(run, "write_report", write)
+
+
+@pytest.fixture(scope="session")
+def stored_model(tmp_path_factory: pytest.TempPathFactory, start_model: Any, word_tokenizer: Any) -> Path:
+    """The start model and the word tokenizer on disk. Do not change them."""
+    folder = tmp_path_factory.mktemp("stored") / "model"
+    start_model.save_pretrained(folder)
+    word_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def setting(tmp_path: Path, stored_model: Path) -> dict[str, Any]:
     """A whole setting on disk: a random model, a word tokenizer, ten preference rows, three prompts."""
-    start_model.save_pretrained(tmp_path / "model")
-    word_tokenizer.save_pretrained(tmp_path / "model")
+    shutil.copytree(stored_model, tmp_path / "model", copy_function=shutil.copy)
     rows = [{"id": str(i), "prompt": f"say w{i}", "chosen": f"w{i} w1", "rejected": f"w{i} w2 w3"} for i in range(10)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     prompts = [{"id": f"e{i}", "prompt": f"say w{i}", "check": {"kind": "at_most_words", "n": 3}} for i in range(3)]

@@ -49,7 +49,7 @@ def test_it_is_statsmodels_binomial_glm(shares) -> None:
         won = 0.1 + 0.8 * won
     x = np.tanh((ours - theirs) / (ours - theirs).std(ddof=1))
     glm = sm.GLM(won, sm.add_constant(x), family=sm.families.Binomial()).fit()
-    found = stats.length_controlled_win_rate(won, ours, theirs, resamples=2000)
+    found = stats.length_controlled_win_rate(won, ours, theirs, resamples=2 if shares else 600)
     # of 4000 pairs the weak prior of φ, 1/100 against an information of hundreds, moves less than 1e-5
     assert found.value == pytest.approx(1 / (1 + math.exp(-glm.params[0])), abs=1e-5)
     if not shares:  # results of 0 and 1 vary as the binomial law says, so both intervals are the same but for chance

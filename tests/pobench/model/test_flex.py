@@ -72,7 +72,7 @@ def test_a_block_of_strangers_is_left_out() -> None:
     assert blocks.to_dense().sum() < 0.8 * causal
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(
     st.lists(
         st.tuples(st.integers(1, 400), st.lists(st.integers(1, 300), min_size=1, max_size=3)), min_size=1, max_size=4

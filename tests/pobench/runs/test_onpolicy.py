@@ -343,7 +343,7 @@ def test_one_command_goes_from_prompts_to_pairs_to_runs(run_here, tmp_path):
     assert again[0] == 0 and {o["status"] for o in again[1]["outcomes"]} == {"skipped"}, again[2]
 
 
-def test_another_ranker_ranks_the_same_samples_and_trains_a_model_of_its_own(run_here, tmp_path):
+def test_another_ranker_ranks_the_same_samples_and_trains_a_model_of_its_own(run_here, short_report, tmp_path):
     assert run_here("onpolicy,train")[0] == 0
     (samples,) = (tmp_path / "runs/small").glob("onpolicy-*/pairs.samples.jsonl")
     before = samples.stat().st_mtime_ns
@@ -369,7 +369,7 @@ def test_damaged_pairs_are_made_anew_from_their_samples_and_stay_beside(run_here
     ]
 
 
-def test_fine_tuning_sampling_and_training_are_one_command(run_here, tmp_path):
+def test_fine_tuning_sampling_and_training_are_one_command(run_here, short_report, tmp_path):
     turns = [{"role": "user", "content": "say w1"}, {"role": "assistant", "content": "w1 w1"}]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(4)))
     values = yaml.safe_load((tmp_path / "small.yaml").read_text())
