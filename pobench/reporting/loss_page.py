@@ -24,9 +24,13 @@ response's tokens; `reference_chosen` and `reference_rejected` are the same unde
 `|rejected|` are the lengths in tokens, at least 1: the data audit refuses an empty response. `kl` is the mean log-ratio
 over mismatched prompts and responses of the batch.
 
-Every objective is a function of these numbers, so its gradient is `a_w ∇chosen + a_l ∇rejected` with two weights per
+Most objectives are functions of these numbers, so their gradient is `a_w ∇chosen + a_l ∇rejected` with two weights per
 pair. Each section gives the two weights as expressions, which the tests compare with autograd, and their sizes at the
 defaults on three pairs, with kl = 0. A negative weight raises the response.
+
+An objective that needs `scores` reads `score_chosen` and `score_rejected` too, the data's ratings of the two responses: `--losses
+rated` names all of these. One that needs `batch` depends on the whole optimiser batch, and one that needs `tokens` on the
+log-probability of each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given.
 
 Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py."""
 
