@@ -30,7 +30,7 @@ from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
-from pobench.training.leaving import SIGNALS, Leave
+from pobench.training import leaving
 
 LOCK = ".lease"  # in a setting's folder of runs, while a command is at work there
 SLOW_IMPORTS = ("fastchat.llm_judge.common",)  # of optional packages
@@ -197,7 +197,7 @@ def _fork(*tasks: Task) -> int:
             multiprocessing.connection.wait([child.sentinel for child in running])
             running = [child for child in running if child.exitcode is None]
         statuses = [child.exitcode for child in children if child.exitcode is not None]
-    except Leave:
+    except leaving.Leave:
         patience = None  # who is asked to leave has the time that the system gives
         raise
     finally:
@@ -212,8 +212,7 @@ def _fork(*tasks: Task) -> int:
 
 
 def _child(task: Task, variables: dict[str, str]) -> None:
-    for number in SIGNALS:  # the server ignores them
-        signal.signal(number, signal.SIG_DFL)
+    leaving.heed()  # the server ignores the signals
     end_with_parent()
     os.environ.update(variables)
     if "OMP_NUM_THREADS" in variables:  # torch, which the server has imported, has read the variable
