@@ -216,6 +216,8 @@ class LoopConfig(_Strict):
         60.0, ge=0, allow_inf_nan=True
     )  # at least between two; 0: after every step; .inf: none
     checkpoint_share: Annotated[float, RUNTIME] = Field(0.05, gt=0, le=1)  # of the time, at most, that saving takes
+    # true: steps go on while a checkpoint is written, from a copy in the processor's memory; auto: on GPUs, where it has room
+    checkpoint_async: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto), RUNTIME] = "auto"
 
 
 class TrainConfig(LoopConfig):
