@@ -20,6 +20,7 @@ from pobench.locks import HeldError, hold
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
 from pobench.runs.executor import Executor, make_executor
+from pobench.runs.jobs import note_shared
 from pobench.runs.launch import environment, launch, machines, process_count
 from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
@@ -83,6 +84,8 @@ def execute(
             _set_aside(path)
         _point_to(plan)
         executor.begin(left, announce, ended)
+        if plan.root is not None and executor.name != "local":
+            note_shared(plan.root, left)
     if not detach:
         executor.wait(ended)
         return list(outcomes.values())

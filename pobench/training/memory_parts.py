@@ -152,25 +152,36 @@ def _copies(shape: ModelShape, step: Step) -> float:
 
 
 def _gathered(shape: ModelShape, step: Step, layers: int) -> float:
-    """Shared weights of so many layers while they are whole, and the head's gradient, which waits for the end."""
-    return 0.0 if step.shards == 1 else float(step.width * (layers * shape.layer + shape.vocabulary * shape.hidden))
+    """Shared weights of so many layers while they are whole."""
+    return 0.0 if step.shards == 1 else float(step.width * layers * shape.layer)
+
+
+def _waiting(shape: ModelShape, step: Step) -> float:
+    """The head's gradient, which is shared out at the end of the backward pass."""
+    return 0.0 if step.shards == 1 else float(step.width * shape.vocabulary * shape.hidden)
 
 
 def _buckets(shape: ModelShape, step: Step) -> float:
     """A layer's gradients on their way, beside the next layer's weights. One copy on each device: they lie in the buckets that
-    are exchanged, so nothing. Shared weights: as they were computed, and twice in fp32: a sum on its way, the next packed."""
+    are exchanged, so nothing. Shared weights: as they were computed, and twice in fp32: a sum on its way, the next packed; what
+    that layer kept of the forward pass is free by then."""
     if step.shards == 1 or step.adapter is not None:
         return 0.0
-    return (step.width + 8.0) * shape.layer + _gathered(shape, step, layers=1)
+    moved = (step.width + 8.0) * shape.layer + _gathered(shape, step, layers=1) + _waiting(shape, step)
+    return max(0.0, moved - step.tokens * _kept(shape, step))
 
 
 # ---------------------------------------------------------------- activations
 def _activations(shape: ModelShape, step: Step) -> float:
     """Kept for the backward pass: what every layer keeps of every token, or its input alone with checkpointing; the cosines and
     sines of positions; behind the layers the input of the last norm, and the states that the head reads."""
-    a_layer = shape.hidden * step.stream if step.checkpointing else _kept_by_a_layer(shape, step)
     around = 8.0 * shape.query / shape.heads + 4 * shape.hidden
-    return step.tokens * (shape.layers * a_layer + around) + step.responses * shape.hidden * step.stream
+    return step.tokens * (shape.layers * _kept(shape, step) + around) + step.responses * shape.hidden * step.stream
+
+
+def _kept(shape: ModelShape, step: Step) -> float:
+    """Bytes that a layer keeps of a token until its backward pass."""
+    return shape.hidden * step.stream if step.checkpointing else _kept_by_a_layer(shape, step)
 
 
 def _kept_by_a_layer(shape: ModelShape, step: Step) -> float:
@@ -179,9 +190,7 @@ def _kept_by_a_layer(shape: ModelShape, step: Step) -> float:
     own_norm = step.stream == 2  # its class computes in fp32 what it is given in bf16
     norm = 4.0 * h + 4 + (2 * h if own_norm and step.adapter is None else 0)
     attention = w * (2 * q + 2 * k)
-    if (
-        step.gpu or step.adapter is not None or own_norm
-    ):  # its own code: input, attended values once more, sums of the softmax
+    if step.gpu or step.adapter is not None:  # its own code: input, attended values once more, sums of the softmax
         attention += w * (h + q) + 4 * shape.heads
     mlp = w * (2 * shape.inner + (h if own_norm else 0))
     if step.adapter is not None:  # its own code: the gate's activation, and the product twice, too; and the input
@@ -194,18 +203,19 @@ def _kept_by_a_layer(shape: ModelShape, step: Step) -> float:
 # ---------------------------------------------------------------- at work
 def _logits(shape: ModelShape, step: Step) -> float:
     """A tile's logits and their gradient, the softmax that is kept, the gradient of the states, and that of the head, which one
-    process on a processor adds in place."""
+    process on a processor adds in place; split: the last layer's weights, fetched before they are needed."""
     device = "cuda" if step.gpu else "cpu"
     tile = min(shape.vocabulary, step.head_tile or tile_for(step.responses, device))
     states = 4.0 * step.responses * shape.hidden
     if step.adapter is not None:  # one pass: the logits as product and in fp32; the states' gradient from two parts
-        return step.responses * tile * (6.0 if step.narrow else 4.0) + 2 * states
+        product = step.responses * tile * (6.0 if step.narrow else 4.0)
+        return product + 2 * states + _gathered(shape, step, layers=1)
     softmax = step.width * step.responses * shape.vocabulary
     kept = min(KEPT_BYTES[device], softmax)
     # from a softmax that is kept, only its gradient (in bf16 beside a copy in fp32); else logits and gradient
     each = (8.0 if step.narrow else 4.0) if kept == softmax else (10.0 if step.narrow else 8.0)
     head = 4.0 * shape.vocabulary * shape.hidden if step.gpu or step.shards > 1 else 0.0
-    return step.responses * tile * each + states + kept + head
+    return step.responses * tile * each + states + kept + head + _gathered(shape, step, layers=1)
 
 
 def _layer_at_work(shape: ModelShape, step: Step) -> float:
@@ -216,9 +226,8 @@ def _layer_at_work(shape: ModelShape, step: Step) -> float:
     again = _kept_by_a_layer(shape, step) if step.checkpointing else 0.0
     apart = step.adapter is None and (step.gpu or step.shards > 1)
     weights = (4 if step.shards == 1 else step.width) * 3.0 * shape.hidden * shape.inner if apart else 0.0
-    return (
-        step.tokens * (each + again) + weights + _gathered(shape, step, layers=2)
-    )  # its own weights, and the next one's
+    own_and_next = _gathered(shape, step, layers=2)
+    return step.tokens * (each + again) + weights + own_and_next + _waiting(shape, step)
 
 
 # ---------------------------------------------------------------- answers
