@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,22 @@ def test_a_second_command_submits_nothing_and_says_what_is_under_way(plan_here, 
     assert job is not None and job.path.name == "2" and fake.queue[job.id][1] == ["1"], (
         "behind the pass that lacks them"
     )
+
+
+def test_a_command_that_is_stopped_leaves_its_jobs_under_way(plan_here, fake, monkeypatch) -> None:
+    monkeypatch.setattr(fake, "stands", True)
+    plan, executor = plan_here("simpo"), make_executor("fake", {})
+    texts: list[str] = []
+
+    def announce(text: str) -> None:
+        texts.append(text)
+        if len(texts) == len(plan.left):
+            threading.Thread(target=executor.stop).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan, executor=executor, announce=announce)
+    assert len(fake.queue) == len(plan.left) and not fake.done
+    assert type(executor.fresh()) is fake and executor.fresh() is not executor
 
 
 def test_of_two_commands_at_one_time_one_submits_the_job(plan_here, fake) -> None:
