@@ -80,7 +80,8 @@ class Saving:
             self._partial = place.enter_context(whole(self._target)) if self._main else None
             if self._partial is not None:
                 self._partial.mkdir(parents=True)
-            (into,) = _from_first(self._partial) if self._split else [self._partial]
+            into = _from_first(self._partial)[0] if self._split else self._partial
+            assert isinstance(into, Path)
             write = partial(_save_rows, {**tensors["weights"], **tensors["adam"]}, into, group)
             if not self._split:
                 write = partial(_save_whole, tensors, into)
