@@ -140,9 +140,9 @@ def fake_peak(case: Case) -> int:
         batch = replace(batch, **{name: mode.from_tensor(tensor) for name, tensor in tensors.items()})
         policy.to_empty(device="cpu")
         policy.model.tie_weights()
+        cpu.use_parts(policy.model)
         if mesh is not None:
             return _tracked_sharded(policy, batch, case, mesh)
-        cpu.use_parts(policy.model)
         for weight in (p for p in policy.parameters() if p.requires_grad):
             weight.grad = torch.zeros_like(weight)
         policy.arithmetic.in_place = True
@@ -167,14 +167,17 @@ def _tracked_sharded(policy: ResponseLogps, batch: Batch, case: Case, mesh: Any)
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], fused=True)
+    # The first time, DTensor derives the shapes of an operation from whole fake tensors, which the tracker would count.
+    step(policy, batch, case)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     tracker = FSDPMemTracker(policy, optimizer)
     tracker.track_inputs((batch,))
     with tracker:
-        for _ in range(2):
+        for _ in range(2):  # micro-batches: the second stands beside gradients
             step(policy, batch, case)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             tracker.reset_mod_stats()
+        optimizer.step()
     return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
 
 

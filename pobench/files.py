@@ -46,7 +46,7 @@ def whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
         yield partial
         for file in (partial.rglob("*") if partial.is_dir() else [partial]) if sync else ():
             if file.is_file():
-                _sync(file)
+                sync_file(file)
         if partial.is_dir():
             _remove(path)
         os.replace(partial, path)
@@ -144,7 +144,8 @@ class MarkedFolder:
             return [error]
 
 
-def _sync(file: Path) -> None:
+def sync_file(file: Path) -> None:
+    """Wait until the file's bytes are on the disk."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
 

@@ -48,6 +48,7 @@ WORDS = {
     "layer": "a layer at work",
     "buckets": "gradients on their way",
     "start_model": "start model",
+    "staged": "copy for a checkpoint",
     "cache": "keys and values",
     "reading": "prompts being read",
 }

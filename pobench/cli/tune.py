@@ -12,18 +12,21 @@ import typer
 
 from pobench.cli.analyze import drawn
 from pobench.cli.cost import print_cost
+from pobench.cli.detach import announce, continuing
 from pobench.cli.group import STYLE
 from pobench.cli.options import (
     Debug,
+    ExecutorName,
+    ExecutorSets,
     Json,
     Losses,
-    Parallel,
     Plugins,
     Runs,
     Sets,
     SettingName,
     load_plugins,
     parse_each,
+    parse_executor,
     parse_seeds,
     raise_faults,
 )
@@ -49,7 +52,12 @@ def tune_(
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
-    parallel: Parallel = 1,
+    parallel: Annotated[
+        int,
+        typer.Option(min=1, help="Trials at one time; on this machine each has its GPUs or its share of the cores."),
+    ] = 1,
+    executor: ExecutorName = "local",
+    executor_set: ExecutorSets = None,
     into: Annotated[
         Path | None, typer.Option(help="Write the chosen values into this setting's file, if no trial is missing.")
     ] = None,
@@ -85,21 +93,14 @@ def tune_(
             dry=dry_run,
         ),
     )
+    where = parse_executor(faults, executor, executor_set, parallel=1, detach=False)
     raise_faults(faults)
     if dry_run:
         described = describe_tuning(search)
         print(json.dumps(described, indent=1)) if as_json else _print_search(described)
         return
-    try:
-        tuned = tune(
-            search,
-            keep_models=keep_models,
-            parallel=parallel,
-            announce=lambda text: err.print(escape(text), style="bold", highlight=False),
-        )
-    except KeyboardInterrupt:
-        err.print("\ninterrupted; the same command continues where this one stopped")
-        raise
+    with continuing(where):
+        tuned = tune(search, keep_models=keep_models, parallel=parallel, executor=where, announce=announce)
     report, drawn_whole = drawn(lambda: _tuning_report(search.folder))
     if as_json:
         best = {b.loss: b.__dict__ for b in tuned.best}

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pobench.errors import PobenchError
 from pobench.model.flex import BLOCK
+from pobench.model.liger import NAME as LIGER
 from pobench.model.logps import ResponseLogps
 from pobench.model.sharding import forget, give_back, is_sharded
 from pobench.positions import rope_reach
@@ -38,8 +39,8 @@ def choose_layout(policy: ResponseLogps, groups: Sequence[Group], layout: str = 
     attention ignores a custom mask gets the padded layout.
 
     The policy is left with the fastest layers and attention that pass. Attention by blocks (tried in two sizes, on a GPU with
-    the backward pass) or by parts is tried before matrices, exchanged layers before the model's own. The reason names what
-    failed.
+    the backward pass) or by parts is tried before matrices, exchanged layers before the model's own, Liger's kernels before
+    all without. The reason names what failed.
 
     Raises PobenchError if even the padded layout disagrees with the model's own logits (an unknown kind of head).
     """
@@ -51,10 +52,10 @@ def choose_layout(policy: ResponseLogps, groups: Sequence[Group], layout: str = 
 
 
 def _choose(proof: _Proof, policy: ResponseLogps, layout: str) -> tuple[str, str]:
-    attention, exchanged = policy.attention, policy.has_exchanged_layers
-    ways = ("padded", "shared_prefix") if attention == "flash" else ("shared_prefix", "padded")
+    first = _Way(policy.attention, policy.has_exchanged_layers, policy.kernels)
+    ways = ("padded", "shared_prefix") if first.attention == "flash" else ("shared_prefix", "padded")
     for name in ways if layout == "auto" else (layout,):
-        for way in _ways(policy, name, attention, exchanged):
+        for way in _ways(policy, name, first):
             if why := proof.of(name, way):
                 return name, "; ".join([why, *proof.faults])
     raise PobenchError(
@@ -62,22 +63,34 @@ def _choose(proof: _Proof, policy: ResponseLogps, layout: str) -> tuple[str, str
     )
 
 
-def _ways(policy: ResponseLogps, name: str, attention: str, exchanged: bool) -> Iterator[str]:
+class _Way(NamedTuple):
+    """How a policy computes: the kind of attention, whether layers are exchanged, and the kernels of norms and MLPs."""
+
+    attention: str
+    exchanged: bool
+    kernels: str
+
+
+def _ways(policy: ResponseLogps, name: str, first: _Way) -> Iterator[str]:
     """The ways to compute a layout, fastest first, in words. The policy is switched to a way before it is yielded.
 
-    attention, exchanged: the attention and layers that the policy had at first.
+    first: as the policy computed at first.
     """
-    two = attention == "flash" if name == "padded" else True
-    kinds = dict.fromkeys([attention, "matrices"] if two else [policy.attention])
-    for own in (False, True) if exchanged else (False,):
-        if own:
-            policy.use_own_layers()
-        elif exchanged and not policy.has_exchanged_layers:
-            policy.use_exchanged_layers()
-        for kind in kinds:
-            policy.use_attention(kind)
-            by = [f"by {kind}"] if kind == "flash" or (name == "shared_prefix" and kind != "matrices") else []
-            yield " ".join([*by, *(["with the model's own layers"] if own else [])])
+    two = first.attention == "flash" if name == "padded" else True
+    kinds = dict.fromkeys([first.attention, "matrices"] if two else [policy.attention])
+    for kernels in dict.fromkeys([first.kernels, "none"]):
+        if policy.kernels != kernels:
+            policy.use_kernels(kernels)
+        for own in (False, True) if first.exchanged else (False,):
+            if own:
+                policy.use_own_layers()
+            elif first.exchanged and not policy.has_exchanged_layers:
+                policy.use_exchanged_layers()
+            for kind in kinds:
+                policy.use_attention(kind)
+                by = [f"by {kind}"] if kind == "flash" or (name == "shared_prefix" and kind != "matrices") else []
+                by += ["with Liger's kernels"] if kernels == LIGER else []
+                yield " ".join([*by, *(["with the model's own layers"] if own else [])])
 
 
 class _Proof:
@@ -100,6 +113,7 @@ class _Proof:
             if not (
                 blocks
                 or self.policy.attention == "flash"
+                or self.policy.kernels == LIGER
                 or isinstance(error, TypeError | ValueError | RuntimeError | LookupError)
             ):
                 raise  # only these types tell that a mask or shape is not supported; compiled kernels may raise any
@@ -130,7 +144,8 @@ class _Proof:
         device, flash = policy.model.device.type, policy.attention == "flash"
         # its kernels know no fp32, so it is tried in the precision that it is used in
         narrow = torch.autocast(device, torch.bfloat16) if flash and policy.autocast else contextlib.nullcontext()
-        with torch.set_grad_enabled((blocks or flash) and device != "cpu"), narrow:
+        compiled = blocks or flash or policy.kernels == LIGER
+        with torch.set_grad_enabled(compiled and device != "cpu"), narrow:
             sums = policy(policy.layout(name).collate(groups, policy.window).to(plain.device))
             if sums.requires_grad and is_sharded(policy):  # every process must join the sums of gradients
                 sums.sum().backward()

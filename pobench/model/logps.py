@@ -32,6 +32,8 @@ from pobench.model.flash import takes_flash, use_flash
 from pobench.model.flex import BLOCK, block_mask, takes_blocks, use_blocks
 from pobench.model.head import KEPT_BYTES, _Head, _TiledHead, tile_for
 from pobench.model.layouts import WIDTH_STEP, Batch, Layout, get_layout
+from pobench.model.liger import NAME as LIGER
+from pobench.model.liger import drop_liger, takes_liger, use_kernels, without_liger
 from pobench.model.products import Arithmetic
 
 T = TypeVar("T")
@@ -99,6 +101,18 @@ class ResponseLogps(nn.Module):
         """Undo `use_exchanged_layers`."""
         cpu.restore_layers(self.model)
 
+    def use_kernels(self, kernels: str) -> None:
+        """Let norms and MLPs compute by other kernels than they do now: those of a name of `model.kernels`."""
+        self.use_own_layers()
+        drop_liger(self.model)
+        use_kernels(self.model, kernels)
+        self.use_exchanged_layers()
+
+    @property
+    def kernels(self) -> str:
+        """Those that norms and MLPs compute by, as `model.kernels` names them."""
+        return LIGER if takes_liger(self.model) else "none"
+
     @property
     def has_exchanged_layers(self) -> bool:
         """Whether any layer's own code is exchanged."""
@@ -129,7 +143,7 @@ class ResponseLogps(nn.Module):
         kind = current_kind(self.model)
         use_matrices(self.model)
         try:
-            with cpu.own_layers(self.model), uncompiled(self.model):
+            with cpu.own_layers(self.model), without_liger(self.model), uncompiled(self.model):
                 yield self.model
         finally:
             if kind != current_kind(self.model):

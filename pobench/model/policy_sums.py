@@ -183,9 +183,11 @@ def sum_scorer(
     say: takes a sentence if attention by blocks or by flash fails and matrices replace it. Raises PobenchError if no layout
     computes the model's own log-probabilities.
     """
-    named = policy.attention
+    named, kernels = policy.attention, policy.kernels
     name, reason = choose_layout(policy, groups, config.layout)
     if named in ("blocks", "flash") and policy.attention != named:
         say(f"attention by matrices, not by {named}: {reason}")
+    if policy.kernels != kernels:
+        say(f"the model's own norms and MLPs, not those of {kernels}: {reason}")
     budget = MICRO_TOKENS if config.micro_tokens == "auto" else config.micro_tokens
     return SumScorer(policy, policy.layout(name), accelerator, budget=budget, layout_reason=reason, alone=alone)

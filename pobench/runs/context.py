@@ -23,6 +23,7 @@ from pobench.errors import PobenchError
 from pobench.model import adapters
 from pobench.model.device import make_accelerator
 from pobench.model.flex import use_flex
+from pobench.model.liger import use_kernels
 from pobench.model.load import attention_of, load_base, load_outline
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer, empty_values, sum_scorer
@@ -194,6 +195,11 @@ class Context:
 
     def trainable(self, path: Path) -> tuple[Any, RowFiles | None]:
         """The model in `path`, and what fills it, if its weights are split over processes and no process needs all of them."""
+        model, rows = self._trainable(path)
+        use_kernels(model, self.job.model.kernels)
+        return model, rows
+
+    def _trainable(self, path: Path) -> tuple[Any, RowFiles | None]:
         if not self.splits:
             return self.load(path), None
         adapter = self.job.train.adapter
@@ -259,6 +265,7 @@ class Context:
         if self.rounds:  # buffers, such as rotary frequencies, stay as they are
             for weight in model.parameters():
                 weight.data = weight.data.to(torch.bfloat16)
+        use_kernels(model, self.job.model.kernels)
         policy = ResponseLogps(model, config.head_tile, compiled=config.compile)
         policy.autocast = not self.rounds
         return policy

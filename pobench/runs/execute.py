@@ -21,6 +21,7 @@ from pobench.locks import HeldError, hold
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
 from pobench.runs.executor import Executor, make_executor
+from pobench.runs.jobs import note_shared
 from pobench.runs.launch import environment, launch, machines, process_count
 from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
@@ -31,7 +32,7 @@ from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
-from pobench.training.leaving import SIGNALS, Leave
+from pobench.training import leaving
 
 LOCK = ".lease"  # in a setting's folder of runs, while a command is at work there
 SLOW_IMPORTS = ("fastchat.llm_judge.common",)  # of optional packages
@@ -84,6 +85,8 @@ def execute(
             _set_aside(path)
         _point_to(plan)
         executor.begin(left, announce, ended)
+        if plan.root is not None and executor.name != "local":
+            note_shared(plan.root, left)
     if not detach:
         executor.wait(ended)
         return list(outcomes.values())
@@ -198,7 +201,7 @@ def _fork(*tasks: Task) -> int:
             multiprocessing.connection.wait([child.sentinel for child in running])
             running = [child for child in running if child.exitcode is None]
         statuses = [child.exitcode for child in children if child.exitcode is not None]
-    except Leave:
+    except leaving.Leave:
         patience = None  # who is asked to leave has the time that the system gives
         raise
     finally:
@@ -214,8 +217,7 @@ def _fork(*tasks: Task) -> int:
 
 def _child(task: Task, variables: dict[str, str]) -> None:
     gc.freeze()  # a collection of garbage through all that the server has imported takes a quarter of a second
-    for number in SIGNALS:  # the server ignores them
-        signal.signal(number, signal.SIG_DFL)
+    leaving.heed()  # the server ignores the signals
     end_with_parent()
     os.environ.update(variables)
     if "OMP_NUM_THREADS" in variables:  # torch, which the server has imported, has read the variable

@@ -35,6 +35,13 @@ class Executor(BaseModel):
     def wait(self, ended: Ended) -> None:
         """What remains to be done or waited for after that, where the command is not detached."""
 
+    def stop(self) -> None:
+        """Called from another thread: let `wait` raise KeyboardInterrupt. Jobs that outlive their command go on."""
+
+    def fresh(self) -> Executor:
+        """Another one with the same settings, for another plan at the same time."""
+        return type(self)(**self.model_dump())
+
     # -- jobs that outlive their command, by the ids that it gave them
 
     def states(self, ids: Sequence[str]) -> Mapping[str, str]:

@@ -6,9 +6,6 @@ workers' exit is known by, and the command would end before they have saved a ch
 
 from __future__ import annotations
 
-import signal
+from pobench.training import leaving
 
-from pobench.training.leaving import SIGNALS
-
-for _number in SIGNALS:
-    signal.signal(_number, signal.SIG_IGN)
+leaving.ignore()

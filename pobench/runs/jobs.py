@@ -9,8 +9,9 @@
         ended.json               "finished", "failed" or "cancelled", and why
         <id>_0_log.out, .err     what it printed
 
-A job without `ended.json` that its executor no longer knows is lost: a node was, or the job was killed. A command that needs
-it submits another attempt, which goes on from the last checkpoint. No file holds a key: they stay in the environment.
+What lies in the cache has a note below the runs of each command that gave it away, `jobs/start-<hex>.train.json`, which says
+where. A job without `ended.json` that its executor no longer knows is lost: a node was, or the job was killed. A command that
+needs it submits another attempt, which goes on from the last checkpoint. No file holds a key: they stay in the environment.
 """
 
 from __future__ import annotations
@@ -144,8 +145,17 @@ def claim_task(task: Task, before: JobFolder | None, after: Sequence[JobFolder],
     return job
 
 
+def note_shared(runs: Path, tasks: Iterable[Task]) -> None:
+    """Write down below a folder of runs which jobs of a command lie in the cache, for `jobs_below`."""
+    for task in tasks:
+        place, folder = place_of(task), runs.absolute() / task.job.setting / "jobs"
+        if place.parent != folder and newest(place) is not None:
+            write_json(folder / f"{place.name}.json", {"place": str(place)})
+
+
 def jobs_below(runs: Path) -> Iterator[JobFolder]:
-    """The latest attempts at all jobs of a folder of runs, each behind those that it waits for."""
+    """The latest attempts at all jobs of a folder of runs, trials of a search among them, each behind those that it waits
+    for."""
     seen: dict[Path, JobFolder] = {}
 
     def visit(job: JobFolder) -> None:
@@ -158,7 +168,9 @@ def jobs_below(runs: Path) -> Iterator[JobFolder]:
         order.append(job)
 
     order: list[JobFolder] = []
-    for place in sorted(runs.absolute().glob("*/jobs/*")):
+    for place in sorted(path for jobs in ("*/jobs/*", "*/tuning/*/jobs/*") for path in runs.absolute().glob(jobs)):
+        if place.suffix == ".json":
+            place = Path(json.loads(place.read_text(encoding="utf-8"))["place"])
         if (job := newest(place)) is not None:
             visit(job)
     yield from order

@@ -59,7 +59,7 @@ class Layout:
     def start_causes(self, job: Job) -> dict[str, Any]:
         assert self.content is not None
         precision = self.content.precise(job.train.precision)
-        weights = {"weights": self.content.weights, "attention": job.model.attention, "precision": precision}
+        weights = {"weights": self.content.weights, **job.model.layers, "precision": precision}
         return {"protocol": PROTOCOL, **weights}
 
     def causes(self, job: Job) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pobench.data.pairs_folder import mean_tokens
 from pobench.data.prepare import source_faults
 from pobench.data.sampled import prompt_files
 from pobench.errors import PobenchError, or_fault
-from pobench.model import adapters, flash, vllm
+from pobench.model import adapters, flash, liger, vllm
 from pobench.model.device import device_faults
 from pobench.model.load import check_model
 from pobench.registry import get_loss
@@ -65,7 +65,7 @@ class Plan:
     sentences for the terminal. left_out: those of them that name a benchmark whose packages are absent. demonstrations:
     what an SFT stage that is left learns from. damaged: stored files and folders that may not be used; they are kept under
     another name. waits: its tasks make the pairs; what stands behind them is named by their content, so it is planned when
-    they are there.
+    they are there. root: the command's folder of runs.
     """
 
     tasks: tuple[Task, ...]
@@ -76,6 +76,7 @@ class Plan:
     damaged: tuple[Path, ...] = ()
     left_out: tuple[str, ...] = ()
     waits: bool = False
+    root: Path | None = None
 
     @property
     def left(self) -> list[Task]:
@@ -142,7 +143,8 @@ def make_plan(
     to_come = any(task.kind == "onpolicy" and not task.done for task in first)
     runs_wanted = not set(stages) <= stage_list.PREPARING
     if not runs_wanted or (to_come and not dry):
-        return Plan(first, tuple(notes), demonstrations, damaged=tuple(broken), waits=to_come and runs_wanted)
+        waits = to_come and runs_wanted
+        return Plan(first, tuple(notes), demonstrations, damaged=tuple(broken), waits=waits, root=runs)
     pairs, content = (None, None) if like is None else (like.pairs, like.content)
     if like is None and not to_come and (not dry or _model_at_hand(job) is not None):
         chat = Chat.of(base_model(job), job.model)
@@ -158,7 +160,7 @@ def make_plan(
     notes += _old_cache_note(passes)
     pairs_tasks = _pairs(layout, trained[1::2], opponents) if {"judge", "compare"} & set(stages) else []
     tasks, damaged = (*first, *passes, *evaluated, *trained, *pairs_tasks), tuple(dict.fromkeys(layout.damaged))
-    return Plan(tasks, tuple(dict.fromkeys(notes)), demonstrations, pairs, content, damaged, left_out)
+    return Plan(tasks, tuple(dict.fromkeys(notes)), demonstrations, pairs, content, damaged, left_out, root=runs)
 
 
 def _pairs(layout: Layout, evaluations: Sequence[Task], opponents: str) -> list[Task]:
@@ -178,6 +180,7 @@ def _check(jobs: Sequence[Job], runs: Path, stages: tuple[str, ...], opponents: 
     faults += dict.fromkeys(fault for job in jobs for fault in adapters.missing(job.train.adapter))
     faults += dict.fromkeys(fault for job in jobs for fault in sharding_faults(job))
     faults += flash.missing(job.model.attention, job.train.layout, job.train.precision)
+    faults += liger.missing(job.model.kernels, job.train.compile)
     if "answers" in stages:
         faults += dict.fromkeys(fault for job in jobs for fault in vllm.missing(job.answers.engine))
     if "compare" in stages and opponents == START:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,13 +13,26 @@ from pydantic import PrivateAttr
 
 from pobench.errors import PobenchError
 from pobench.runs.edges import is_shared_by_runs, may_need, stages_of
-from pobench.runs.execute import is_shared
+from pobench.runs.execute import is_cut, is_shared
 from pobench.runs.executor import Ended, Executor
 from pobench.runs.jobs import JobFolder, State, claim_task, newest, place_of, states_of, under_way
 from pobench.runs.task import Task
 
 SECONDS_A_JOB = 0.01  # between two looks: each reads a file of every job
 LOOKS = 3  # a job is lost that its executor has not known in so many looks: files of a network come late
+
+
+class Uses(Enum):
+    """What a job can use: every node that is named, all devices of one, or a single device."""
+
+    NODES = "nodes"
+    NODE = "node"
+    DEVICE = "device"
+
+
+def uses_of(task: Task) -> Uses:
+    """Training processes meet over nodes; those that take shards of rows meet on one."""
+    return Uses.NODES if is_shared(task) else Uses.NODE if is_cut(task) else Uses.DEVICE
 
 
 class Remote(Executor):
@@ -35,12 +49,13 @@ class Remote(Executor):
     _behind: dict[Path, JobFolder] = PrivateAttr(default_factory=dict)
     _doomed: set[JobFolder] = PrivateAttr(default_factory=set)
     _over: set[JobFolder] = PrivateAttr(default_factory=set)
+    _stopped: threading.Event = PrivateAttr(default_factory=threading.Event)
     _announce: Callable[[str], None] = PrivateAttr(default_factory=lambda: print)
 
     @abstractmethod
-    def submit(self, job: JobFolder, after: Sequence[str], shared: bool) -> str:
-        """Give the job away; returns its id. after: ids of jobs that must have ended. shared: whether the processes of a
-        training job work on it together. Raises PobenchError where it is refused."""
+    def submit(self, job: JobFolder, after: Sequence[str], uses: Uses) -> str:
+        """Give the job away; returns its id. after: ids of jobs that must have ended. uses: which of the devices that are named
+        for a job it can use. Raises PobenchError where it is refused."""
 
     # -- the walk
 
@@ -106,7 +121,7 @@ class Remote(Executor):
 
     def _give(self, job: JobFolder, after: Sequence[str], task: Task) -> None:
         try:
-            id = self.submit(job, after, is_shared(task))
+            id = self.submit(job, after, uses_of(task))
         except PobenchError as error:
             job.end("failed", f"not submitted: {error}")
             raise PobenchError(
@@ -127,8 +142,12 @@ class Remote(Executor):
                     self._announce(f"{self._jobs[job].title}{stages_of(self._jobs[job])}  {why or 'finished'}")
                     ended(self._jobs[job], why)
             self._submit_ready()
-            if len(self._over) < len(self._jobs):
-                time.sleep(max(self.seconds, (len(self._jobs) - len(self._over)) * SECONDS_A_JOB))
+            left = len(self._jobs) - len(self._over)
+            if left and self._stopped.wait(max(self.seconds, left * SECONDS_A_JOB)):
+                raise KeyboardInterrupt
+
+    def stop(self) -> None:
+        self._stopped.set()
 
     def _why(self, job: JobFolder, state: State) -> str:
         if state.word != "lost":

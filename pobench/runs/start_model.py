@@ -24,6 +24,7 @@ from pobench.files import whole
 from pobench.identity import PROTOCOL, name_of
 from pobench.model.device import make_accelerator
 from pobench.model.flex import use_flex
+from pobench.model.liger import use_kernels
 from pobench.model.load import attention_of, load_model, load_outline
 from pobench.model.sharding import save_model, whole_weights
 from pobench.progress import progress
@@ -92,7 +93,7 @@ def stage_causes(job: Job, *, remember: bool = True) -> dict[str, Any]:
         "rendering": Chat.of(base, job.model).digest,
         "reader": reader_digest(),
         "sft": settings,
-        "attention": job.model.attention,
+        **job.model.layers,
     }
 
 
@@ -137,6 +138,7 @@ def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = l
     outline = load_outline(base, dtype=torch.float32, **options) if split else None
     model, rows = outline or (load_model(base, dtype=torch.float32, **options), None)
     use_flex(model, job.model.attention, accelerator.device)
+    use_kernels(model, job.model.kernels)
     with progress("SFT", len(batches(demonstrations.groups, config)), "steps", shown=main) as advance:
 
         def log(row: dict[str, Any]) -> None:

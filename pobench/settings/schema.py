@@ -72,6 +72,8 @@ class ModelConfig(_Strict):
     # flex: FlexAttention in training, on a GPU; auto: flex if a check passes, else sdpa, or eager for capped scores
     # flash_attention_2: over padded rows, in bf16, on a GPU with flash-attn; if a check passes, else as auto
     attention: Literal["auto", "flex", "flash_attention_2", "sdpa", "eager"] = "auto"
+    # liger: norms and MLPs of training and scoring by liger-kernel, on a GPU, if a check passes
+    kernels: Literal["none", "liger"] = "none"
     chat_template: str | None = None  # a Jinja file, or the name of a shipped one; None: the tokenizer's own
     system_message: str | None = None  # added to every conversation without one; "": an empty system message
     # passed to the chat template in training and generation: {enable_thinking: false}
@@ -80,6 +82,16 @@ class ModelConfig(_Strict):
     # generation to the prompt, or to |y|
     empty_thought: Literal["prompt", "answer"] = "prompt"
     note: Annotated[str, RUNTIME] = ""  # a remark about these weights, printed in the report
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """What computes the layers, as causes of a result. `kernels` is one where any are named: results keep the names that
+        they had before there was a choice."""
+        return {"attention": self.attention, **({} if self.kernels == "none" else {"kernels": self.kernels})}
+
+    def causes(self) -> dict[str, Any]:
+        """`kernels` as in `layers`."""
+        return {k: v for k, v in super().causes().items() if (k, v) != ("kernels", "none")}
 
 
 # pobench's names of columns, which `data.columns` may give to a file's own
@@ -216,6 +228,8 @@ class LoopConfig(_Strict):
         60.0, ge=0, allow_inf_nan=True
     )  # at least between two; 0: after every step; .inf: none
     checkpoint_share: Annotated[float, RUNTIME] = Field(0.05, gt=0, le=1)  # of the time, at most, that saving takes
+    # true: steps go on while a checkpoint is written, from a copy in the processor's memory; auto: on GPUs, where it has room
+    checkpoint_async: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto), RUNTIME] = "auto"
 
 
 class TrainConfig(LoopConfig):

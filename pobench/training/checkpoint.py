@@ -2,20 +2,21 @@
 
 A checkpoint is a folder that appears whole (`pobench.files.whole`); the older ones are removed after that. Weights that are
 split over processes are written by all of them, each its own rows (`torch.distributed.checkpoint`); any number of processes
-resumes from either form. The data order
-and the learning rate are functions of the step, so they need no saving. `state.json` holds the step, the name of the job's
-content, the sha256 of every file of tensors, and a sha256 of its own. A job resumes only from a checkpoint of its own
-content whose bytes are those that were written.
+resumes from either form. The data order and the learning rate are functions of the step, so they need no saving.
+`state.json` holds the step, the name of the job's content, the sha256 of every file of tensors, and a sha256 of its own. A job
+resumes only from a checkpoint of its own content whose bytes are those that were written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +26,16 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.tensor import DTensor
 
 from pobench.errors import CorruptError, PobenchError
-from pobench.files import OTHER_BYTES, corrupt_files, digests_of, refuse_corrupt, sha256_of, whole
+from pobench.files import OTHER_BYTES, corrupt_files, refuse_corrupt, sha256_of, sync_file, whole
 
 SHARD_BYTES = 64 * 1024**2
 STATE = "state.json"
 ROWS = "shard-"  # the beginning of files that hold one process's rows, as `HuggingFaceStorageWriter` names them
-
-
-class Pace:
-    """When a checkpoint is due: `seconds` after the last one, and so seldom that saving takes at most `share` of the time, as
-    the last one took. seconds: 0 is after every step, whatever it takes."""
-
-    def __init__(self, seconds: float, share: float) -> None:
-        self.seconds, self.share, self.took, self.last = seconds, share, 0.0, time.monotonic()
-
-    @property
-    def due(self) -> bool:
-        wait = max(self.seconds, self.took / self.share - self.took)
-        return self.seconds == 0 or time.monotonic() - self.last >= wait
-
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Around the saving of a checkpoint."""
-        started = time.monotonic()
-        yield
-        self.last = time.monotonic()
-        self.took = self.last - started
 
 
 def latest(folder: Path, content: str = "") -> Path | None:
@@ -67,35 +49,71 @@ def latest(folder: Path, content: str = "") -> Path | None:
     return None
 
 
-def save(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    facts: Mapping[str, Any],
-    content: str = "",
-) -> None:
-    """Write `checkpoint-<step>`, in place of one of that name, and remove all others. Where weights are split over processes,
-    all of them call it.
+class Saving:
+    """A checkpoint on its way: `checkpoint-<step>`, in place of one of that name. Where weights are split over processes, all
+    of them make one and finish it alike.
 
-    facts: small values that `about` and `load` return. content: the name of what the job is made from.
+    facts: small values that `about` and `load` return. content: the name of what the job is made from. beside: a thread writes
+    a copy of weights and moments in the processor's memory, while the steps go on; else they are written before this returns.
+    group: of processes, for what the thread exchanges.
     """
-    target = folder / f"checkpoint-{step}"
-    split = _is_split(model)
-    if split and dist.get_rank() > 0:
-        _save_rows({**_weights(model), **_moments(model, optimizer)}, None)
-        return
-    with whole(target) as partial:
-        partial.mkdir(parents=True)
-        if split:
-            files = _save_rows({**_weights(model), **_moments(model, optimizer)}, partial)
-        else:
-            _save(_weights(model), partial, "weights")
-            _save(_moments(model, optimizer), partial, "adam")
-            files = digests_of(partial)
-        state = {"step": step, "content": content, "files": files, **facts}
-        (partial / STATE).write_text(json.dumps({"state": state, "sha256": _digest(state)}))
-    clear(folder, keep=target)
+
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        facts: Mapping[str, Any],
+        content: str = "",
+        *,
+        beside: bool = False,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self._target, self._state = folder / f"checkpoint-{step}", {"step": step, "content": content, **facts}
+        self._split = _is_split(model)
+        self._main = not self._split or dist.get_rank() == 0
+        tensors = {"weights": _weights(model), "adam": _moments(model, optimizer)}
+        if beside:
+            tensors = BlockingAsyncStager().stage(tensors)
+        with contextlib.ExitStack() as place:
+            self._partial = place.enter_context(whole(self._target)) if self._main else None
+            if self._partial is not None:
+                self._partial.mkdir(parents=True)
+            into = _from_first(self._partial)[0] if self._split else self._partial
+            assert isinstance(into, Path)
+            write = partial(_save_rows, {**tensors["weights"], **tensors["adam"]}, into, group)
+            if not self._split:
+                write = partial(_save_whole, tensors, into)
+            self._files: Future[dict[str, str]] = Future()
+            if beside:
+                threading.Thread(target=_settle, args=(self._files, write), name="checkpoint", daemon=True).start()
+            else:
+                _settle(self._files, write)
+            self._place = place.pop_all()
+
+    @property
+    def written(self) -> bool:
+        """Whether this process has written its bytes, or failed to."""
+        return self._files.done()
+
+    def finish(self) -> None:
+        """Wait until the bytes of all processes are on their disks; then the checkpoint appears, and all others are removed.
+        Raises in every process what went wrong in one."""
+        with self._place:
+            error = self._files.exception()
+            files = {} if error else self._files.result()
+            everyone = _of_all((files, repr(error) if error else "")) if self._split else []
+            if error is not None:
+                raise error
+            if others := [why for _, why in everyone if why]:
+                raise PobenchError(f"another process could not write its rows of the checkpoint: {others[0]}")
+            files = {name: digest for of_one, _ in everyone or [(files, "")] for name, digest in of_one.items()}
+            if self._partial is None:
+                return
+            state = {**self._state, "files": files}
+            (self._partial / STATE).write_text(json.dumps({"state": state, "sha256": _digest(state)}))
+        clear(self._target.parent, keep=self._target)
 
 
 def resume(
@@ -170,6 +188,11 @@ def about(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
+def state_bytes(model: nn.Module) -> int:
+    """Of the trained weights and their moments that this process holds."""
+    return sum(3 * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in _trained(model).values())
+
+
 def clear(folder: Path, keep: Path | None = None) -> None:
     """Remove checkpoints and half-written ones."""
     for path in [*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*.partial")]:
@@ -184,6 +207,29 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _digest(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _settle(future: Future[dict[str, str]], work: Callable[[], dict[str, str]]) -> None:
+    """Give the future what the work returns or raises."""
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _save_whole(tensors: Mapping[str, dict[str, Tensor]], folder: Path) -> dict[str, str]:
+    """Write weights and moments. Returns file → sha256."""
+    for kind, named in tensors.items():
+        _save(named, folder, kind)
+    return _synced(folder.iterdir())
+
+
+def _synced(files: Iterable[Path]) -> dict[str, str]:
+    """File → sha256, once its bytes are on the disk. Only the machine that wrote a file can see to that."""
+    found = sorted(files)
+    for file in found:
+        sync_file(file)
+    return {file.name: sha256_of(file) for file in found}
 
 
 def _save(tensors: dict[str, Tensor], folder: Path, kind: str) -> None:
@@ -219,16 +265,19 @@ def _is_split(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
-def _save_rows(tensors: Mapping[str, Tensor], partial: Path | None) -> dict[str, str]:
-    """Write this process's rows of all tensors into the first process's folder. Returns file → sha256, of all processes."""
-    (folder,) = _from_first(partial)
+def _save_rows(tensors: Mapping[str, Tensor], folder: Path, group: dist.ProcessGroup | None) -> dict[str, str]:
+    """Write this process's rows of all tensors. Returns file → sha256, of its own files."""
     sizes, file_of = 0, {}
     for name, tensor in tensors.items():
         sizes += tensor.nbytes // dist.get_world_size()
         file_of[name] = 1 + sizes // SHARD_BYTES
-    dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), file_of, save_distributed=True))
-    own = {path.name: sha256_of(path) for path in folder.glob(f"{ROWS}{dist.get_rank() + 1:05d}-*")}
-    return {name: digest for files in _of_all(own) for name, digest in files.items()}
+    writer = dcp.HuggingFaceStorageWriter(str(folder), file_of, save_distributed=True)
+    try:
+        dcp.save(dict(tensors), storage_writer=writer, process_group=group)
+    except CheckpointException as error:  # a BaseException, of all processes' failures
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise PobenchError(f"process {rank + 1} could not write its rows of the checkpoint: {cause!r}") from error
+    return _synced(folder.glob(f"{ROWS}{dist.get_rank() + 1:05d}-*"))
 
 
 def _load_rows(path: Path, files: Mapping[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -25,6 +25,18 @@ class _State:
     held = False
 
 
+def ignore() -> None:
+    """Let the signals do nothing in this process, and in those that it forks until they `heed` them."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def heed() -> None:
+    """Undo `ignore`: the signals end this process, or raise Leave while it is `listening`."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def asked() -> int | None:
     """The signal that asked this process to leave, while it listens; None where none did."""
     return _State.asked

@@ -40,6 +40,7 @@ from pobench.training.memory import (
 )
 from pobench.training.objectives import Objective, PreferenceObjective
 from pobench.training.reference import EveryStep, ReferenceSums
+from pobench.training.saving import Pace, Saver, saves_beside
 from pobench.types import TokenPair
 
 STEPS_BETWEEN_TRIMS = 4  # trimming every step costs a third of its time, because freed pages are touched again
@@ -179,34 +180,29 @@ def minimise(
         done, spent = run.resume(folder, content, say)
         rewind(done)
         run.make_room_for_gradients()
-        pace = checkpoint.Pace(config.checkpoint_seconds, config.checkpoint_share)
         leaving.hold()  # until the checkpoint behind a step
-        for step in range(done, len(batches)):
-            started = Spent.so_far()
-            epoch, batch = batches[step]
-            rate = learning_rate(config, step, len(batches))
-            # ------------------------------------------------ the step
-            beside = objective.begin_step(run.scorer, batch)
-            values = run.forward_backward(batch)
-            grad_norm = run.clip()
-            run.refuse_non_finite(step, batch, values["loss"], grad_norm)
-            run.step(rate)
-            # ------------------------------------------------ memory, watching, logging, checkpoints
-            run.trim(step)
-            took = Spent.so_far().since(started)
-            spent = spent.plus(took)
-            if watch is not None and watch_every and ((step + 1) % watch_every == 0 or step + 1 == len(batches)):
-                beside = {**beside, **watch(run.scorer)}
-            if accelerator.is_main_process:
-                row = {"step": step + 1, "epoch": epoch, **values, **beside, "lr": rate, "grad_norm": grad_norm}
-                log({**row, "seconds": took.seconds, objective.unit: objective.size(batch), "steps": len(batches)})
-            if step + 1 < len(batches):
-                due, leave = run.agreed(pace.due, leaving.asked() is not None)
-                if due or leave:
-                    with pace.saving():
-                        run.save(folder, step + 1, spent, content)
-                if leave:
-                    raise leaving.Leave
+        with run.saver(folder, content).finishing() as saver:
+            for step in range(done, len(batches)):
+                started = Spent.so_far()
+                epoch, batch = batches[step]
+                rate = learning_rate(config, step, len(batches))
+                # ------------------------------------------------ the step
+                beside = objective.begin_step(run.scorer, batch)
+                values = run.forward_backward(batch)
+                grad_norm = run.clip()
+                run.refuse_non_finite(step, batch, values["loss"], grad_norm)
+                run.step(rate)
+                # ------------------------------------------------ memory, watching, logging, checkpoints
+                run.trim(step)
+                took = Spent.so_far().since(started)
+                spent = spent.plus(took)
+                if watch is not None and watch_every and ((step + 1) % watch_every == 0 or step + 1 == len(batches)):
+                    beside = {**beside, **watch(run.scorer)}
+                if accelerator.is_main_process:
+                    row = {"step": step + 1, "epoch": epoch, **values, **beside, "lr": rate, "grad_norm": grad_norm}
+                    log({**row, "seconds": took.seconds, objective.unit: objective.size(batch), "steps": len(batches)})
+                if step + 1 < len(batches):
+                    run.save_if_due(saver, step + 1, spent)
     finally:
         leaving.let_go()
         run.release()
@@ -353,25 +349,38 @@ class _Run:
         if self.accelerator.device.type == "cpu" and step % STEPS_BETWEEN_TRIMS == 0:
             give_back_freed_memory()
 
-    def agreed(self, due: bool, leave: bool) -> tuple[bool, bool]:
-        """Whether a checkpoint is due, as the main process says, for clocks differ; and whether any process is to leave. All
-        processes save and leave, or none."""
-        if self.accelerator.num_processes == 1:
-            return due, leave
-        everyone = self.accelerator.gather(torch.tensor([[due, leave]], device=self.accelerator.device))
-        return bool(everyone[0, 0]), bool(everyone[:, 1].any())
+    def saver(self, folder: Path, content: str) -> Saver:
+        accelerator, config = self.accelerator, self.config
+        return Saver(
+            folder, content, self.policy, self.plain_optimizer, Pace(config.checkpoint_seconds, config.checkpoint_share),
+            writes=accelerator.is_main_process, beside=saves_beside(accelerator, self.policy, config),
+        )  # fmt: skip
 
-    def save(self, folder: Path, step: int, spent: Spent, content: str) -> None:
-        """Write a checkpoint after `step` steps: of shards all processes write their own, else the main process writes and the
-        others wait."""
-        if self.accelerator.device.type == "cpu":
-            give_back_freed_memory()  # saving needs memory too
-        facts = {**spent._asdict(), "memory": self.choice._asdict()}
-        if self.objective.state:
-            facts["objective"] = self.objective.state
-        if is_sharded(self.policy) or self.accelerator.is_main_process:
-            checkpoint.save(folder, step, self.policy, self.plain_optimizer, facts, content)
-        self.accelerator.wait_for_everyone()
+    def save_if_due(self, saver: Saver, step: int, spent: Spent) -> None:
+        """Behind a step: finish the checkpoint on its way once its bytes are written, and begin one where it is due. Where any
+        process is asked to leave, raises Leave behind a whole one."""
+        due, leave, written = self.agreed(saver.pace.due, leaving.asked() is not None, saver.written)
+        if written:
+            saver.finish()
+        if due or leave:
+            if self.accelerator.device.type == "cpu":
+                give_back_freed_memory()  # saving needs memory too
+            facts = {**spent._asdict(), "memory": self.choice._asdict()}
+            if self.objective.state:
+                facts["objective"] = self.objective.state
+            saver.save(step, facts, wait=leave)
+            if not saver.pace.begun:
+                self.accelerator.wait_for_everyone()
+        if leave:
+            raise leaving.Leave
+
+    def agreed(self, due: bool, leave: bool, written: bool) -> tuple[bool, bool, bool]:
+        """Whether a checkpoint is due, as the main process says, for clocks differ; whether any process is to leave; whether
+        all have written theirs. All processes save and leave, or none."""
+        if self.accelerator.num_processes == 1:
+            return due, leave, written
+        everyone = self.accelerator.gather(torch.tensor([[due, leave, written]], device=self.accelerator.device))
+        return bool(everyone[0, 0]), bool(everyone[:, 1].any()), bool(everyone[:, 2].all())
 
     def release(self) -> None:
         """Free gradients, moments and the wrapper; the caller keeps the model."""
@@ -446,6 +455,8 @@ def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, re
         # The probe adds gradients in place where the steps do.
         policy.arithmetic.in_place = accelerator.device.type == "cpu" and accelerator.num_processes == 1
         moments = sum(2 * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in trained)
+        if config.checkpoint_async is True and accelerator.device.type == "cpu":
+            moments += checkpoint.state_bytes(policy)  # the copy that is written
         window, device, most = scorer.window, accelerator.device, scorer.most if split else None
         here = choose(config, objective.groups, scorer.layout, window, device, step, checkpointing, moments, most)
         policy.zero_grad(set_to_none=True)

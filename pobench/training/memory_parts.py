@@ -26,8 +26,9 @@ class TrainingMemory:
     """Bytes on one device at the peak of a training step.
 
     masters: weights. gradients: of the trained ones. moments: Adam's two. copies: weights in the type of the product.
-    activations: kept for the backward pass. start_model: frozen, beside the policy. Three kinds of work come one after the
-    other, so only the largest of them counts. logits: of a tile of the vocabulary, with the head's gradient. layer: what a
+    activations: kept for the backward pass. start_model: frozen, beside the policy. staged: a processor's copy of what a
+    checkpoint is written from beside the steps; that of a GPU lies in its machine's memory. Three kinds of work come one after
+    the other, so only the largest of them counts. logits: of a tile of the vocabulary, with the head's gradient. layer: what a
     layer's backward pass takes. buckets: of a layer's gradients on their way between devices.
     """
 
@@ -37,6 +38,7 @@ class TrainingMemory:
     copies: float
     activations: float
     start_model: float
+    staged: float
     libraries: float
     logits: float
     layer: float
@@ -56,7 +58,8 @@ class TrainingMemory:
 @dataclass(frozen=True)
 class Step:
     """How a step computes, as far as memory goes. tokens: of the largest micro-batch, pads included. responses: those of them
-    that the head reads. shards: devices that share weights, gradients and moments. narrow: whether products are bf16."""
+    that the head reads. shards: devices that share weights, gradients and moments. narrow: whether products are bf16. staged: a
+    checkpoint is written from a copy in the device's memory."""
 
     tokens: int
     responses: int
@@ -67,6 +70,7 @@ class Step:
     adapter: AdapterConfig | None = None
     head_tile: int | None = None
     start_model: bool = False
+    staged: bool = False
 
     @classmethod
     def of(
@@ -81,6 +85,7 @@ class Step:
         return cls(
             tokens, tokens, shards, gpu, bf16, config.gradient_checkpointing is True,
             getattr(config, "adapter", None), config.head_tile, getattr(config, "reference", "") == "every_step",
+            config.checkpoint_async is True and not gpu,
         )  # fmt: skip
 
     @property
@@ -114,6 +119,7 @@ def training_memory(shape: ModelShape, step: Step) -> TrainingMemory:
         copies=_copies(shape, step),
         activations=_activations(shape, step),
         start_model=_frozen_bytes(shape, step.base) / shards if step.start_model else 0.0,
+        staged=12.0 * trained / shards if step.staged else 0.0,
         libraries=LIBRARIES,
         logits=_logits(shape, step),
         layer=_layer_at_work(shape, step),
@@ -146,25 +152,36 @@ def _copies(shape: ModelShape, step: Step) -> float:
 
 
 def _gathered(shape: ModelShape, step: Step, layers: int) -> float:
-    """Shared weights of so many layers while they are whole, and the head's gradient, which waits for the end."""
-    return 0.0 if step.shards == 1 else float(step.width * (layers * shape.layer + shape.vocabulary * shape.hidden))
+    """Shared weights of so many layers while they are whole."""
+    return 0.0 if step.shards == 1 else float(step.width * layers * shape.layer)
+
+
+def _waiting(shape: ModelShape, step: Step) -> float:
+    """The head's gradient, which is shared out at the end of the backward pass."""
+    return 0.0 if step.shards == 1 else float(step.width * shape.vocabulary * shape.hidden)
 
 
 def _buckets(shape: ModelShape, step: Step) -> float:
     """A layer's gradients on their way, beside the next layer's weights. One copy on each device: they lie in the buckets that
-    are exchanged, so nothing. Shared weights: as they were computed, and twice in fp32: a sum on its way, the next packed."""
+    are exchanged, so nothing. Shared weights: as they were computed, and twice in fp32: a sum on its way, the next packed; what
+    that layer kept of the forward pass is free by then."""
     if step.shards == 1 or step.adapter is not None:
         return 0.0
-    return (step.width + 8.0) * shape.layer + _gathered(shape, step, layers=1)
+    moved = (step.width + 8.0) * shape.layer + _gathered(shape, step, layers=1) + _waiting(shape, step)
+    return max(0.0, moved - step.tokens * _kept(shape, step))
 
 
 # ---------------------------------------------------------------- activations
 def _activations(shape: ModelShape, step: Step) -> float:
     """Kept for the backward pass: what every layer keeps of every token, or its input alone with checkpointing; the cosines and
     sines of positions; behind the layers the input of the last norm, and the states that the head reads."""
-    a_layer = shape.hidden * step.stream if step.checkpointing else _kept_by_a_layer(shape, step)
     around = 8.0 * shape.query / shape.heads + 4 * shape.hidden
-    return step.tokens * (shape.layers * a_layer + around) + step.responses * shape.hidden * step.stream
+    return step.tokens * (shape.layers * _kept(shape, step) + around) + step.responses * shape.hidden * step.stream
+
+
+def _kept(shape: ModelShape, step: Step) -> float:
+    """Bytes that a layer keeps of a token until its backward pass."""
+    return shape.hidden * step.stream if step.checkpointing else _kept_by_a_layer(shape, step)
 
 
 def _kept_by_a_layer(shape: ModelShape, step: Step) -> float:
@@ -173,9 +190,7 @@ def _kept_by_a_layer(shape: ModelShape, step: Step) -> float:
     own_norm = step.stream == 2  # its class computes in fp32 what it is given in bf16
     norm = 4.0 * h + 4 + (2 * h if own_norm and step.adapter is None else 0)
     attention = w * (2 * q + 2 * k)
-    if (
-        step.gpu or step.adapter is not None or own_norm
-    ):  # its own code: input, attended values once more, sums of the softmax
+    if step.gpu or step.adapter is not None:  # its own code: input, attended values once more, sums of the softmax
         attention += w * (h + q) + 4 * shape.heads
     mlp = w * (2 * shape.inner + (h if own_norm else 0))
     if step.adapter is not None:  # its own code: the gate's activation, and the product twice, too; and the input
@@ -188,18 +203,19 @@ def _kept_by_a_layer(shape: ModelShape, step: Step) -> float:
 # ---------------------------------------------------------------- at work
 def _logits(shape: ModelShape, step: Step) -> float:
     """A tile's logits and their gradient, the softmax that is kept, the gradient of the states, and that of the head, which one
-    process on a processor adds in place."""
+    process on a processor adds in place; split: the last layer's weights, fetched before they are needed."""
     device = "cuda" if step.gpu else "cpu"
     tile = min(shape.vocabulary, step.head_tile or tile_for(step.responses, device))
     states = 4.0 * step.responses * shape.hidden
     if step.adapter is not None:  # one pass: the logits as product and in fp32; the states' gradient from two parts
-        return step.responses * tile * (6.0 if step.narrow else 4.0) + 2 * states
+        product = step.responses * tile * (6.0 if step.narrow else 4.0)
+        return product + 2 * states + _gathered(shape, step, layers=1)
     softmax = step.width * step.responses * shape.vocabulary
     kept = min(KEPT_BYTES[device], softmax)
     # from a softmax that is kept, only its gradient (in bf16 beside a copy in fp32); else logits and gradient
     each = (8.0 if step.narrow else 4.0) if kept == softmax else (10.0 if step.narrow else 8.0)
     head = 4.0 * shape.vocabulary * shape.hidden if step.gpu or step.shards > 1 else 0.0
-    return step.responses * tile * each + states + kept + head
+    return step.responses * tile * each + states + kept + head + _gathered(shape, step, layers=1)
 
 
 def _layer_at_work(shape: ModelShape, step: Step) -> float:
@@ -210,9 +226,8 @@ def _layer_at_work(shape: ModelShape, step: Step) -> float:
     again = _kept_by_a_layer(shape, step) if step.checkpointing else 0.0
     apart = step.adapter is None and (step.gpu or step.shards > 1)
     weights = (4 if step.shards == 1 else step.width) * 3.0 * shape.hidden * shape.inner if apart else 0.0
-    return (
-        step.tokens * (each + again) + weights + _gathered(shape, step, layers=2)
-    )  # its own weights, and the next one's
+    own_and_next = _gathered(shape, step, layers=2)
+    return step.tokens * (each + again) + weights + own_and_next + _waiting(shape, step)
 
 
 # ---------------------------------------------------------------- answers

@@ -3,10 +3,11 @@ chosen values. Each trial is an ordinary run below `runs/<setting>/tuning`."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from pobench.locks import HeldError, hold
 from pobench.results.metrics import METRICS, score
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import read, scored_frames, scores_of
-from pobench.runs.execute import alone, execute
+from pobench.runs.execute import Outcome, alone, execute
+from pobench.runs.executor import Executor, make_executor
 from pobench.runs.plan import Plan, make_plan
 from pobench.runs.pool import pool
 from pobench.settings.job import Job
@@ -73,30 +75,35 @@ def tune(
     *,
     keep_models: bool = False,
     parallel: int = 1,
+    executor: Executor | None = None,
     announce: Callable[[str], None] = lambda text: None,
 ) -> Tuned:
     """Make the trials that are left, losses in turn, and write every trial and the chosen values.
 
     keep_models: keep the trained weights of finished trials, not only their numbers. parallel: trials that run at one time,
     each in a process of its own. The values that are tried depend on it with tpe alone, and never on which trial ends
-    first. A failed trial does not stop the others; it counts in this command and the next one tries it again. Raises
-    PobenchError while another command searches the same setting; KeyboardInterrupt.
+    first. executor: where their jobs run; default: on this machine. A failed trial does not stop the others; it counts in this
+    command and the next one tries it again. Raises PobenchError while another command searches the same setting;
+    KeyboardInterrupt.
     """
     tuning.folder.mkdir(parents=True, exist_ok=True)
     try:
         with hold(tuning.folder / ".tune.lease"), alone(tuning.runs_folder):
-            return _Tuner(tuning, keep_models, parallel, announce).work()
+            return _Tuner(tuning, keep_models, parallel, executor or make_executor("local", {}), announce).work()
     except HeldError as held:
         where = str(tuning.folder)
         raise PobenchError(f"another `pobench tune` is at work in {where!r} ({held.holder}); wait for it") from None
 
 
 class _Tuner:
-    def __init__(self, tuning: Tuning, keep_models: bool, parallel: int, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self, tuning: Tuning, keep_models: bool, parallel: int, executor: Executor, announce: Callable[[str], None]
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.tuning, self.keep_models, self.parallel, self.announce = tuning, keep_models, parallel, announce
+        self.executor, self.executors = executor, list[Executor]()
         self.better = METRICS[tuning.about.metric].better
         self.storage = open_trials(tuning.folder)
         self.first = self._plan([s.base for s in tuning.searches])
@@ -116,10 +123,26 @@ class _Tuner:
     def _prepare(self) -> None:
         """Make what all trials share: the start model, its reference sums and its evaluation."""
         shared = tuple(t for t in self.first.tasks if t.kind != "loss")
-        for outcome in execute(replace(self.first, tasks=shared), held=(self.tuning.runs_folder,)):
+        for outcome in self._execute(replace(self.first, tasks=shared)):
             if outcome.status == "failed":
                 raise PobenchError(f"the start model of the search could not be made: {outcome.reason}")
         self.first = self._plan([s.base for s in self.tuning.searches])
+
+    def _execute(self, plan: Plan) -> list[Outcome]:
+        """Run a plan, in whichever thread."""
+        executor = self.executor.fresh()
+        self.executors.append(executor)
+        return execute(plan, executor=executor, held=(self.tuning.runs_folder,))
+
+    @contextlib.contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Where the search is interrupted, its threads wait for no more jobs."""
+        try:
+            yield
+        except BaseException:
+            for executor in self.executors:
+                executor.stop()
+            raise
 
     def _study(self, search: Search) -> Any:
         """The loss's study, created or continued, with this command's grid cells queued. Says what changed if the same
@@ -206,7 +229,7 @@ class _Tuner:
                     return
                 wait(left[:1] if in_order else left, return_when=FIRST_COMPLETED)
 
-        with pool(self.parallel) as submit:
+        with pool(self.parallel) as submit, self._stopping():
             for turn in range(self.tuning.trials):
                 for search in self.tuning.searches:
                     settle(self.parallel - 1)
@@ -254,7 +277,7 @@ class _Tuner:
         if trial.plan is None:
             return _Made({}, [trial.fault])
         try:
-            outcomes = execute(trial.plan, held=(self.tuning.runs_folder,))
+            outcomes = self._execute(trial.plan)
         except PobenchError as error:
             return _Made({}, [str(error)])
         reasons = [outcome.reason for outcome in outcomes if outcome.status == "failed"]

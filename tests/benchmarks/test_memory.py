@@ -32,10 +32,10 @@ def test_the_estimate_is_within_five_per_cent_of_the_allocators_peak(memory: Any
 
 
 @pytest.mark.slow
-def test_shared_weights_in_bf16_are_estimated_near_the_trackers_peak(memory: Any) -> None:
-    """The tracker misses the fp32 copies that a product of two types makes inside one operation, so the estimate lies above it.
-    In fp32 it finds a fifth more than the estimate, which docs/scaling.md says."""
+def test_shared_weights_are_estimated_near_the_trackers_peak(memory: Any) -> None:
+    """The tracker misses the fp32 copies that a product of two types makes inside one operation, so in bf16 the estimate lies
+    above it."""
     config = {**memory.SMALL, "num_hidden_layers": 4}
-    for case in memory.cases(config, 8)[1:]:
+    for case in memory.cases(config, 8):
         row = memory.row(replace(case, tokens=512), real=False)
-        assert -0.1 < row["error"] < 0.15, (case.name, row)
+        assert abs(row["error"]) < 0.1, (case.name, row)

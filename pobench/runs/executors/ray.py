@@ -11,14 +11,16 @@ import getpass
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pobench.errors import PobenchError
 from pobench.registry import register_executor
 from pobench.runs.jobs import JobFolder
-from pobench.runs.remote import Remote
+from pobench.runs.remote import Remote, Uses
 
+LOCK = threading.Lock()  # of trials that begin at one time, one connects
 QUIET: dict[str, Any] = {"namespace": "pobench", "log_to_driver": False, "logging_level": "error"}
 OURS = ("POBENCH_", "HF_", "OPENAI_")  # of these variables the command's values count, of others the node's
 
@@ -26,8 +28,8 @@ OURS = ("POBENCH_", "HF_", "OPENAI_")  # of these variables the command's values
 @register_executor("ray")
 class Ray(Remote):
     """address: of a cluster; default: `RAY_ADDRESS`, else the one on this machine, else one that ends with the command.
-    num_gpus, num_cpus, memory (bytes), resources: Ray's own, of a training job; what one process does has one GPU. max_retries:
-    how often a job whose node or worker died begins again."""
+    num_gpus, num_cpus, memory (bytes), resources: Ray's own, of a job that several processes share; what one process does has
+    one GPU. max_retries: how often a job whose node or worker died begins again."""
 
     address: str | None = None
     num_gpus: float = 0
@@ -51,26 +53,35 @@ class Ray(Remote):
         """Connect to the cluster. Returns False where none was named and none is here. Raises PobenchError."""
         import ray
 
-        if not ray.is_initialized():
+        with LOCK:
             try:
-                ray.init(address=self.address or "auto", **QUIET)
+                if not ray.is_initialized():
+                    ray.init(address=self.address or "auto", **QUIET)
             except ConnectionError as error:
                 if named := self.address or os.environ.get("RAY_ADDRESS"):
                     raise PobenchError(f"no Ray cluster at {named}: {error}") from None
                 return False
         return True
 
+    def _begin(self) -> None:
+        """Connect to the cluster, or start one that ends with the command."""
+        import ray
+
+        if not self._connect():
+            with LOCK:
+                if not ray.is_initialized():
+                    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours reports to nobody
+                    ray.init(address="local", include_dashboard=False, **QUIET)
+
     def _keeper(self) -> Any:
         name = f"pobench-{getpass.getuser()}"
         return _actor_class().options(name=name, lifetime="detached", get_if_exists=True).remote()
 
-    def submit(self, job: JobFolder, after: Sequence[str], shared: bool) -> str:
+    def submit(self, job: JobFolder, after: Sequence[str], uses: Uses) -> str:
         import ray
 
-        if not self._connect():
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours reports to nobody
-            ray.init(address="local", include_dashboard=False, **QUIET)
-        needs = {"num_gpus": self.num_gpus if shared else min(self.num_gpus, 1), "num_cpus": self.num_cpus}
+        self._begin()
+        needs = {"num_gpus": min(self.num_gpus, 1) if uses == Uses.DEVICE else self.num_gpus, "num_cpus": self.num_cpus}
         more = {"memory": self.memory, "resources": self.resources}
         options = {**needs, **{k: v for k, v in more.items() if v is not None}, "max_retries": self.max_retries}
         place = (str(job.path), job.about["folder"], dict(os.environ), sys.executable)

@@ -22,7 +22,7 @@ from pobench.registry import register_executor
 from pobench.runs.job import work
 from pobench.runs.jobs import JobFolder
 from pobench.runs.pool import lives
-from pobench.runs.remote import Remote
+from pobench.runs.remote import Remote, Uses
 from pobench.runs.task import INTERRUPTED
 from pobench.training import leaving
 
@@ -33,8 +33,8 @@ WAITS = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "
 class Slurm(Remote):
     """Fields are sbatch's options by their names. time: minutes, or as sbatch writes it; a job whose time is over saves a
     checkpoint `signal_delay_s` seconds before and is queued again, at most `max_num_timeout` times. nodes, gpus_per_node: of a
-    training job; what one process does has one node and one GPU. setup: commands before it, such as `module load cuda`.
-    cluster: `local` tries the same on this machine, by submitit's own processes."""
+    training job; what is evaluated in shards has one node, and what one process does one GPU. setup: commands before it, such
+    as `module load cuda`. cluster: `local` tries the same on this machine, by submitit's own processes."""
 
     partition: str | None = None
     account: str | None = None
@@ -99,10 +99,10 @@ class Slurm(Remote):
 
     # -- a job
 
-    def options(self, job: JobFolder, after: Sequence[str], shared: bool) -> dict[str, Any]:
+    def options(self, job: JobFolder, after: Sequence[str], uses: Uses) -> dict[str, Any]:
         """Of submitit's executor, for one job."""
         own = {"partition", "account", "qos", "constraint", "gres", "nodelist", "exclude", "cpus_per_task", "mem"}
-        gpus, nodes = (self.gpus_per_node, self.nodes) if shared else (self.gpus_per_node and 1, 1)
+        gpus, nodes = self._gpus(uses), self.nodes if uses == Uses.NODES else 1
         options = {
             **{name: value for name in sorted(own) if (value := getattr(self, name)) is not None},
             "job_name": job.path.parent.name,
@@ -125,19 +125,22 @@ class Slurm(Remote):
             options["dependency"] = f"afterany:{':'.join(after)}"  # it knows itself what it lacks, and says why
         return options
 
-    def submit(self, job: JobFolder, after: Sequence[str], shared: bool) -> str:
+    def _gpus(self, uses: Uses) -> int:
+        """Of a node."""
+        return min(self.gpus_per_node or 0, 1) if uses == Uses.DEVICE else self.gpus_per_node or 0
+
+    def submit(self, job: JobFolder, after: Sequence[str], uses: Uses) -> str:
         import submitit
 
         try:
             with _outside_of_a_job():
                 if self.cluster == "local":
                     here = submitit.LocalExecutor(job.path, max_num_timeout=self.max_num_timeout)
-                    gpus = (self.gpus_per_node or 0) if shared else min(self.gpus_per_node or 0, 1)
                     limits = {"timeout_min": self.time, "signal_delay_s": self.signal_delay_s, "setup": self.setup}
-                    here.update_parameters(gpus_per_node=gpus, **limits)
+                    here.update_parameters(gpus_per_node=self._gpus(uses), **limits)
                     return str(here.submit(Work(), str(job.path)).job_id)
                 cluster = submitit.SlurmExecutor(job.path, max_num_timeout=self.max_num_timeout)
-                cluster.update_parameters(**self.options(job, after, shared))
+                cluster.update_parameters(**self.options(job, after, uses))
                 return str(cluster.submit(Work(), str(job.path)).job_id)
         except Exception as error:  # submitit's own kinds are several
             raise PobenchError(f"slurm took no job: {' '.join(str(error).split())}") from error

@@ -43,7 +43,7 @@ def node_of(job: Job, content: Content, which: str) -> Node:
     arithmetic = {
         "precision": content.precise(job.train.precision),
         "layout": job.train.layout,
-        "attention": job.model.attention,
+        **job.model.layers,
         "compile": job.train.compile,
         "head_tile": job.train.head_tile,
         "base": base,

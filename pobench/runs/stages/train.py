@@ -29,7 +29,7 @@ def causes(job: Job, content: Content) -> Mapping[str, Any]:
             "precision": content.precise(job.train.precision),
             **content.rounding(job.train),
         },
-        "attention": job.model.attention,
+        **job.model.layers,
         "pairs": content.pairs,
         "weights": content.weights,
         **({"scores": content.scores} if "scores" in get_loss(job.loss).needs else {}),

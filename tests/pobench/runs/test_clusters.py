@@ -13,13 +13,16 @@ from pobench.runs import processes
 from pobench.runs.executor import make_executor
 from pobench.runs.executors import slurm
 from pobench.runs.jobs import JobFolder
+from pobench.runs.remote import Uses
 
 
-def script(folder: Path, settings: dict[str, object], after: tuple[str, ...] = (), shared: bool = True) -> list[str]:
+def script(
+    folder: Path, settings: dict[str, object], after: tuple[str, ...] = (), uses: Uses = Uses.NODES
+) -> list[str]:
     """The lines that sbatch gets."""
     text = pytest.importorskip("submitit.slurm.slurm")
     folder = folder / "simpo-0123456789ab.train" / "1"
-    options = make_executor("slurm", settings).options(JobFolder(folder), after, shared)  # type: ignore[attr-defined]
+    options = make_executor("slurm", settings).options(JobFolder(folder), after, uses)  # type: ignore[attr-defined]
     return str(text._make_sbatch_string("python -m work", folder, **options)).splitlines()
 
 
@@ -35,14 +38,14 @@ def test_a_script_says_where_how_long_behind_what_and_what_warns_it(tmp_path) ->
     assert any(line.endswith(".train/1/%j_0_log.err") for line in lines), "logs lie beside job.json"
 
 
-def test_what_one_process_does_gets_one_gpu_of_one_node(tmp_path) -> None:
+def test_what_is_cut_into_shards_gets_all_gpus_of_one_node_and_what_one_process_does_gets_one(tmp_path) -> None:
     settings = {"gpus_per_node": 8, "nodes": 2, "setup": "module load cuda"}
     assert {"#SBATCH --gpus-per-node=8", "#SBATCH --nodes=2", "module load cuda"} <= set(script(tmp_path, settings))
     assert any("--kill-on-bad-exit=1" in line for line in script(tmp_path, settings)), (
         "no node waits for one that failed"
     )
-    alone = script(tmp_path, settings, shared=False)
-    assert {"#SBATCH --gpus-per-node=1", "#SBATCH --nodes=1"} <= set(alone)
+    assert {"#SBATCH --gpus-per-node=8", "#SBATCH --nodes=1"} <= set(script(tmp_path, settings, uses=Uses.NODE))
+    assert {"#SBATCH --gpus-per-node=1", "#SBATCH --nodes=1"} <= set(script(tmp_path, settings, uses=Uses.DEVICE))
     assert not any("gpus" in line for line in script(tmp_path, {}))
 
 

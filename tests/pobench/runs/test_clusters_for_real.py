@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -177,6 +178,53 @@ def test_ray_with_two_workers(world, monkeypatch) -> None:
     finally:
         ray.shutdown()
     assert_all_is_done_once(world, "first", "second")
+
+
+@contextlib.contextmanager
+def standing_ray() -> Iterator[str]:
+    """The address of a Ray cluster that no command has started."""
+    (port,) = free_ports(1)
+    ray = str(Path(sys.executable).with_name("ray"))
+    options = ["--num-cpus=2", "--object-store-memory=80000000", "--include-dashboard=false", "--disable-usage-stats"]
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # sockets have short names
+        command = [ray, "start", "--head", "--block", f"--port={port}", f"--temp-dir={folder}", *options]
+        with Path(folder, "head.out").open("wb") as out:
+            head = subprocess.Popen(command, stdout=out, stderr=out)
+        try:
+            until(lambda: b"Ray runtime started" in Path(folder, "head.out").read_bytes(), "the head has started")
+            yield f"127.0.0.1:{port}"
+        finally:
+            head.terminate()
+            head.wait()
+
+
+def test_jobs_on_a_ray_cluster_that_stands_go_on_when_their_command_has_ended(
+    plan_here, tmp_path, monkeypatch, pobench_cli
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    command = [
+        "run",
+        "--setting",
+        "small.yaml",
+        "--losses",
+        "simpo",
+        "--stages",
+        "train",
+        "--executor",
+        "ray",
+        "--detach",
+    ]
+    with standing_ray() as address:
+        given = [sys.executable, "-m", "pobench.cli", *command, "--executor-set", f"address={address}"]
+        ended = subprocess.run(given, capture_output=True, text=True)
+        assert ended.returncode == 0 and "1 runs are under way" in ended.stdout, ended.stderr
+        try:
+            until(lambda: "1 finished" in pobench_cli("status")[1], "the job has finished")
+        finally:
+            ray.shutdown()
+    assert len(list(Path("runs").glob("small/simpo-*/trained.json"))) == 1
 
 
 # ---------------------------------------------------------------- SLURM

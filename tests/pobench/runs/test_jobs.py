@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +18,7 @@ from pobench.runs import job as node
 from pobench.runs.execute import execute
 from pobench.runs.executor import make_executor
 from pobench.runs.jobs import JobFolder, claim_task, newest, place_of, under_way
-from pobench.runs.remote import Remote
+from pobench.runs.remote import Remote, Uses
 from pobench.runs.task import Task
 
 
@@ -27,12 +29,14 @@ class Fake(Remote):
     seconds: ClassVar[float] = 0.0
     queue: ClassVar[dict[str, tuple[JobFolder, list[str]]]] = {}
     done: ClassVar[list[str]] = []
+    uses: ClassVar[list[Uses]] = []
     stands: ClassVar[bool] = False  # whether the queue does not move
     loses: ClassVar[str] = ""  # the beginning of a job that is killed without a word
 
     partition: str = "main"
 
-    def submit(self, job: JobFolder, after: Sequence[str], shared: bool) -> str:
+    def submit(self, job: JobFolder, after: Sequence[str], uses: Uses) -> str:
+        self.uses.append(uses)
         if self.partition == "nowhere":
             raise PobenchError("invalid partition")
         id = str(len(self.queue) + len(self.done) + 1)
@@ -58,7 +62,7 @@ def fake(monkeypatch) -> type[Fake]:
     executors.names()
     monkeypatch.setitem(executors._items, "fake", ExecutorType("fake", Fake))
     monkeypatch.setitem(executors._aliases, "fake", "fake")
-    for name, value in {"queue": {}, "done": [], "stands": False, "loses": ""}.items():
+    for name, value in {"queue": {}, "done": [], "uses": [], "stands": False, "loses": ""}.items():
         monkeypatch.setattr(Fake, name, value)
     monkeypatch.setattr(node, "LATE", 0.0)
     monkeypatch.setattr(node, "do_task_here", do)
@@ -87,6 +91,7 @@ def test_jobs_run_behind_what_they_read_and_fail_as_they_do_on_one_machine(plan_
     outcomes, _ = given(plan)
     done = [name.partition("-")[0] + name[name.rindex(".") :] for name in fake.done]
     assert done == ["pass.reference", "start.evaluate", *("simpo.train", "simpo.evaluate", "dpo.train", "dpo.evaluate")]
+    assert fake.uses == [Uses.NODES, Uses.NODE, *(Uses.NODES, Uses.NODE) * 2], "trained over nodes, evaluated on one"
     assert (outcomes["simpo"].status, outcomes["dpo"].status) == ("finished", "failed")
     assert outcomes["dpo"].reason == "out of memory"
     (evaluation,) = plan.tasks[-1].runs.glob("small/jobs/dpo-*.evaluate/1")
@@ -110,6 +115,22 @@ def test_a_second_command_submits_nothing_and_says_what_is_under_way(plan_here, 
     assert job is not None and job.path.name == "2" and fake.queue[job.id][1] == ["1"], (
         "behind the pass that lacks them"
     )
+
+
+def test_a_command_that_is_stopped_leaves_its_jobs_under_way(plan_here, fake, monkeypatch) -> None:
+    monkeypatch.setattr(fake, "stands", True)
+    plan, executor = plan_here("simpo"), make_executor("fake", {})
+    texts: list[str] = []
+
+    def announce(text: str) -> None:
+        texts.append(text)
+        if len(texts) == len(plan.left):
+            threading.Thread(target=executor.stop).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan, executor=executor, announce=announce)
+    assert len(fake.queue) == len(plan.left) and not fake.done
+    assert type(executor.fresh()) is fake and executor.fresh() is not executor
 
 
 def test_of_two_commands_at_one_time_one_submits_the_job(plan_here, fake) -> None:
@@ -194,6 +215,20 @@ def test_status_and_cancel_say_what_is_under_way(plan_here, fake, monkeypatch, p
     status, out, _ = pobench_cli("status", "--runs", runs, "--json")
     row = next(row for row in json.loads(out) if row["job"].endswith("train/2"))
     assert (row["state"], row["reason"], row["attempt"], row["times"]) == ("failed", "out of memory", 2, 1)
+
+
+def test_jobs_that_lie_in_the_cache_are_shown_below_the_runs_of_each_command_that_needs_them(
+    plan_here, fake, monkeypatch, tmp_path, pobench_cli
+) -> None:
+    monkeypatch.setattr(fake, "stands", True)
+    plan = plan_here("dpo")
+    alone = replace(plan, tasks=tuple(task for task in plan.tasks if task.kind == "reference"))  # as `--stages sft`
+    assert "no jobs were submitted" in pobench_cli("status", "--runs", str(tmp_path / "runs"))[1]
+    for runs in ("runs", "others"):
+        given(replace(alone, root=tmp_path / runs), detach=True)
+        assert pobench_cli("status", "--runs", str(tmp_path / runs))[1].startswith("1 waiting")
+    assert len(fake.queue) == 1
+    assert "cancelled: reference pass" in pobench_cli("cancel", "--runs", str(tmp_path / "others"))[1]
 
 
 def test_there_is_nothing_to_show_or_to_cancel_below_an_empty_folder(pobench_cli) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +20,7 @@ from pobench.errors import CorruptError, PobenchError
 from pobench.identity import name_of
 from pobench.model.logps import ResponseLogps
 from pobench.settings.schema import TrainConfig
-from pobench.training import checkpoint
+from pobench.training import checkpoint, leaving, saving
 from pobench.training.loop import make_optimizer
 
 OPTIONS = {"epochs": 2, "checkpoint_seconds": 0}  # 11 pairs in batches of 4: six steps
@@ -144,8 +148,10 @@ def test_every_shard_is_read_once(killed, start_model, monkeypatch) -> None:
 
 def test_a_training_job_saves_under_the_name_of_its_causes(work_here, monkeypatch) -> None:
     contents = set()
-    save = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda *given: (contents.add(given[-1]), save(*given))[1])
+    made = checkpoint.Saving
+    monkeypatch.setattr(
+        "pobench.training.saving.Saving", lambda *given, **how: (contents.add(given[-1]), made(*given, **how))[1]
+    )
     folder = work_here("simpo", ("train",), train__checkpoint_seconds=0.0, train__epochs=2)
     causes = json.loads((folder / "trained.json").read_text())["causes"]
     assert contents == {name_of(causes)}
@@ -153,15 +159,118 @@ def test_a_training_job_saves_under_the_name_of_its_causes(work_here, monkeypatc
 
 def test_saving_takes_at_most_its_share_of_the_time(monkeypatch) -> None:
     now = 0.0
-    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
-    pace, always = checkpoint.Pace(60.0, 0.05), checkpoint.Pace(0.0, 0.05)
+    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: now))
+    pace, always = saving.Pace(60.0, 0.05), saving.Pace(0.0, 0.05)
     spent = saved = 0.0
     while now < 7200:  # steps of 10 s; a checkpoint takes 30 s
         now += 10
         assert always.due
         if pace.due:
             assert spent == 0 or now - spent >= 570  # 30 s of 600 are 5 %
-            with pace.saving():
-                now += 30
+            pace.begin()
+            now += 30
+            assert not pace.due, "one is on its way"
+            pace.end()
             spent, saved = now, saved + 1
     assert saved == 12  # the first after 60 s, then one every 600 s
+
+
+# ---------------------------------------------------------------- beside the steps
+@pytest.fixture
+def beside(fit, pairs, tmp_path, monkeypatch):
+    """Train a job whose checkpoints are written beside its steps, the second one once `let_go` is set. log: called with a
+    step's number and its folder; in the second step the first checkpoint is written."""
+    write, let_go, written = checkpoint._save_whole, threading.Event(), []
+
+    def save(tensors, folder: Path) -> dict[str, str]:
+        if threading.current_thread() is not threading.main_thread():
+            if written:
+                let_go.wait()
+            written.append(folder.name)
+        return write(tensors, folder)
+
+    def run(log, **changes) -> None:
+        def logged(row) -> None:
+            try:
+                if row["step"] == 2:
+                    wait_for_the_thread()
+                log(row["step"], tmp_path / "run")
+            except BaseException:
+                let_go.set()
+                raise
+            if let_go.is_set():
+                wait_for_the_thread()
+
+        fit(pairs, "dpo", folder="run", content="a job", log=logged, checkpoint_async=True, **OPTIONS, **changes)
+
+    monkeypatch.setattr(checkpoint, "_save_whole", save)
+    run.let_go, run.written = let_go, written
+    yield run
+    let_go.set()
+
+
+def wait_for_the_thread() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name.partition("-")[0] + path.name.partition("-")[2][:2] for path in folder.glob("*checkpoint*"))
+
+
+def test_until_a_checkpoint_beside_the_steps_is_whole_the_one_before_it_stays(beside, resumed, tmp_path) -> None:
+    undisturbed, _, _ = resumed("whole", "a job")
+
+    def log(step: int, folder: Path) -> None:
+        if step == 5:  # what a process that is killed now leaves behind
+            assert names(folder) == [".checkpoint3.", "checkpoint1"]
+            shutil.copytree(folder, tmp_path / "killed")
+            beside.let_go.set()
+        if step == 6:
+            assert names(folder) == ["checkpoint3"]
+            raise Killed
+
+    with pytest.raises(Killed):
+        beside(log)
+    for folder, step in (("killed", 2), ("run", 4)):
+        weights_then, first, said = resumed(folder, "a job", checkpoint_async=True)
+        assert torch.equal(weights_then, undisturbed) and first == step and said == [], folder
+
+
+def test_what_goes_wrong_beside_the_steps_ends_the_training_at_the_next_one(beside, tmp_path, monkeypatch) -> None:
+    steps: list[int] = []
+
+    def full(tensors, folder: Path) -> dict[str, str]:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "_save_whole", full)
+    with pytest.raises(OSError, match="no space left"):
+        beside(lambda step, folder: steps.append(step))
+    assert steps == [1, 2] and names(tmp_path / "run") == []
+
+
+def test_a_process_that_is_asked_to_leave_waits_for_the_checkpoint_on_its_way(beside, tmp_path, monkeypatch) -> None:
+    def log(step: int, folder: Path) -> None:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert names(folder) == [".checkpoint3.", "checkpoint1"]
+            threading.Timer(0.05, beside.let_go.set).start()
+
+    with leaving.listening(), pytest.raises(leaving.Leave):
+        beside(log)
+    assert [name.split(".")[1] for name in beside.written] == ["checkpoint-1", "checkpoint-3"]
+    assert names(tmp_path / "run") == ["checkpoint4"]
+
+
+def test_on_a_processor_steps_wait_for_a_checkpoint_unless_the_setting_says_otherwise(start_model, monkeypatch) -> None:
+    def beside(device: str, setting: Any) -> bool:
+        alone = SimpleNamespace(device=torch.device(device), is_local_main_process=True, num_processes=1)
+        return saving.saves_beside(alone, start_model, TrainConfig(lr=1, checkpoint_async=setting))
+
+    copy_of_all = 12 * sum(p.numel() for p in start_model.parameters())
+    monkeypatch.setattr(saving, "free_memory", lambda device: 2 * copy_of_all)
+    assert [beside("cpu", setting) for setting in ("auto", True, False)] == [False, True, False]
+    assert [beside("cuda", setting) for setting in ("auto", True, False)] == [True, True, False]
+    monkeypatch.setattr(saving, "free_memory", lambda device: 2 * copy_of_all - 1)
+    assert not beside("cuda", "auto"), "no room for the copy"

@@ -8,7 +8,7 @@ import pytest
 
 from pobench.data.published import MODELS
 from pobench.model.shape import shape_of
-from pobench.settings.schema import AdapterConfig
+from pobench.settings.schema import AdapterConfig, TrainConfig
 from pobench.training.memory_parts import GIB, Step, answering_memory, fitting_tokens, training_memory
 
 MISTRAL = shape_of(MODELS["alignment-handbook/zephyr-7b-sft-full"].config)
@@ -32,6 +32,12 @@ def test_masters_gradients_and_moments_are_sixteen_bytes_a_weight_over_the_devic
         parts = training_memory(MISTRAL, replace(STEP, shards=shards)).parts
         state = parts["masters"] + parts["gradients"] + parts["moments"]
         assert state == pytest.approx(16 * MISTRAL.parameters / shards)
+
+
+def test_a_checkpoint_beside_the_steps_takes_a_copy_of_masters_and_moments_on_a_processor() -> None:
+    config = TrainConfig(lr=1, checkpoint_async=True)
+    copies = [training_memory(MISTRAL, Step.of(config, 4096, shards=8, gpu=gpu)).staged for gpu in (True, False)]
+    assert copies == [0, pytest.approx(12 * MISTRAL.parameters / 8)]
 
 
 def test_eight_devices_of_eighty_hold_seven_billion_and_one_does_not() -> None:

@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from pobench.settings.schema import AdapterConfig, TrainConfig
 from pobench.training.loop import train
 from pobench.training.objectives import mismatched_groups
 from pobench.training.reference import ReferenceSums, compute_reference
+from pobench.training.saving import Saver
 from pobench.types import Group, TokenPair
 
 PAIRS, BATCH, EPOCHS = 17, 4, 2  # ten steps; the fifth and the tenth have one pair, and nothing for the other processes
@@ -134,10 +136,15 @@ def work(folder: Path, names: Sequence[str], way: Way) -> None:
         take_steps(folder / name, name, way)
 
 
-def stopped(folder: Path, name: str, way: Way) -> None:
+def stopped(folder: Path, name: str, way: Way, **changes: Any) -> None:
     """Five steps and a checkpoint after each; the last one stands behind the fourth."""
     with pytest.raises(Stopped):
-        take_steps(folder / name, name, way, stop=True, checkpoint_seconds=0.0)
+        take_steps(folder / name, name, way, stop=True, checkpoint_seconds=0.0, **changes)
+
+
+def stopped_beside(folder: Path, name: str, way: Way) -> None:
+    """The same, but the fourth step's is on its way, and each was written while the step behind it computed."""
+    stopped(folder, name, way, checkpoint_async=True)
 
 
 def run(folder: Path, processes: int, names: Sequence[str], way: Way) -> None:
@@ -258,6 +265,23 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_four_and_by_one_and_the_oth
         shutil.copytree(tmp_path / start, folder)
         resume(folder, "kto", way) if processes == 1 else in_processes(processes, resume, folder, "kto", way)
         assert max(distance(tmp_path / "whole" / "kto", folder / "kto", first=5)) <= TOLERANCE, folder.name
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_two_processes_write_beside_their_steps_is_one(tmp_path, monkeypatch) -> None:
+    run(tmp_path / "whole", 1, ["kto"], Way())
+    folder = tmp_path / "two"
+    shutil.copytree(tmp_path / "whole" / "reference", folder / "reference")
+    monkeypatch.setattr(
+        Saver, "written", property(lambda saver: saver._saving is None or bool(wait([saver._saving._files])))
+    )
+    in_processes(2, stopped_beside, folder, "kto", Way("fsdp2"))
+    assert [path.name for path in (folder / "kto").glob("checkpoint-*")] == ["checkpoint-3"]
+    for processes, way in ((2, Way("fsdp2")), (1, Way())):
+        again = tmp_path / f"{processes} go on"
+        shutil.copytree(folder, again)
+        resume(again, "kto", way) if processes == 1 else in_processes(processes, resume, again, "kto", way)
+        assert max(distance(tmp_path / "whole" / "kto", again / "kto", first=4)) <= TOLERANCE
 
 
 @pytest.mark.slow

@@ -584,3 +584,22 @@ def test_a_search_that_was_killed_at_any_trial_tries_the_same_values_and_none_tw
         tune(tuning, parallel=2)
         assert read_trials(tuning.csv)[["loss", "lr", "value"]].to_dict("records") == expected
         assert len(rest.begun) <= 8 - moment and tune(tuning, parallel=2).made == 0
+
+
+@pytest.mark.slow
+def test_trials_run_as_jobs_of_an_executor_and_are_chosen_from_as_on_this_machine(
+    tunable, monkeypatch, pobench_cli
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.setattr("pobench.runs.executors.slurm.Slurm.seconds", 0.1)
+    command = ["tune", "--losses", "simpo", "--setting", "small.yaml", "--json", "--parallel", "2"]
+    status, out, err = pobench_cli(*command, "--executor", "slurm", "--executor-set", "cluster=local")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["made"] == 2 and not found["failed"]
+    rows = json.loads(pobench_cli("status", "--json")[1])
+    assert [row["stages"] for row in rows].count(["train"]) == 2 and len({row["run"] for row in rows}) == 4
+    assert {(row["state"], row["executor"], row["times"]) for row in rows} == {("finished", "slurm", 1)}
+    status, again, _ = pobench_cli(*command)
+    assert status == 0 and json.loads(again) == {**found, "made": 0}
