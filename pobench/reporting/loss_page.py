@@ -28,7 +28,7 @@ Most objectives are functions of these numbers, so their gradient is `a_w ∇cho
 pair. Each section gives the two weights as expressions, which the tests compare with autograd, and their sizes at the
 defaults on three pairs, with kl = 0. A negative weight raises the response.
 
-An objective that needs `scores` reads `score_chosen` and `score_rejected` too, the data's ratings of the two responses: `--losses
+An objective that needs `scores` reads `score_chosen` and `score_rejected` too, the data's ratings of the responses: `--losses
 rated` names all of these. One that needs `batch` depends on the whole optimiser batch, and one that needs `tokens` on the
 log-probability of each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given.
 
