@@ -34,6 +34,10 @@ Batch = TypeVar("Batch", bound=Sequence[Any])
 Cut = Sequence[Sequence[Sequence[Any]]]  # shard → its batches → what each row is of, as values that JSON holds
 
 
+class JoinedElsewhere(Exception):
+    """Another process has the rows of all shards, and goes on with them."""
+
+
 class Share(NamedTuple):
     """Which of several processes this one is: rank, from 0, of world. The first one joins the shards."""
 
@@ -56,6 +60,14 @@ def count_of(batches: int) -> int:
 def deal(batches: Sequence[Batch]) -> list[list[Batch]]:
     """The batches of each shard: dealt in turn, so that shards of batches in the order of their length are alike."""
     return [[*batches[k :: count_of(len(batches))]] for k in range(count_of(len(batches)))]
+
+
+def by_length(lengths: Sequence[int], size: int) -> list[list[list[int]]]:
+    """Shards of one batch each: places of similar length, about `size` or more. All in order where there are no more."""
+    count = count_of(-(-len(lengths) // size))
+    places = sorted(range(len(lengths)), key=lambda i: (lengths[i], i)) if count > 1 else [*range(len(lengths))]
+    each = max(1, -(-len(places) // count))
+    return [[places[start : start + each]] for start in range(0, len(places), each)] or [[[]]]
 
 
 def forget_claims(run: Path) -> None:

@@ -79,10 +79,6 @@ class Answering(NamedTuple):
 Answer = Callable[[Answering], list[Any] | None]  # what all shards come to; None where another process joins them
 
 
-class _JoinedElsewhere(Exception):
-    """Another process has all answers of a task, and goes on with them."""
-
-
 def _all_here(asked: Answering) -> list[Any]:
     return [part for k in range(len(asked.cut)) for part in asked.answer(k)]
 
@@ -190,7 +186,7 @@ def evaluate(
             speaker.by_shards = functools.partial(_by_shards, answer, name)
             try:
                 scores = _scores(speaker, name, limit, data, chat_template)
-            except _JoinedElsewhere:
+            except shards.JoinedElsewhere:
                 continue
             except PobenchError as error:
                 failed.append(str(error))
@@ -261,7 +257,7 @@ def _by_shards(
 ) -> tuple[list[Any], int]:
     """The answers to all requests of a task, in order, and how many requests lost their beginning.
 
-    answered: (some requests) → the same of these. Raises _JoinedElsewhere where another process joins them.
+    answered: (some requests) → the same of these. Raises JoinedElsewhere where another process joins them.
     """
     cut = _cut(requests, SHARD_BATCHES * batch_size)
 
@@ -277,7 +273,7 @@ def _by_shards(
     except PobenchError as error:  # another process could not answer
         raise PobenchError(f"{task}: {error}") from error
     if parts is None:
-        raise _JoinedElsewhere
+        raise shards.JoinedElsewhere
     places = [i for blocks in cut for block in blocks for i in block]
     of_place = dict(zip(places, (one for part in parts for one in part["answers"]), strict=True))
     return [of_place[i] for i in range(len(requests))], sum(part["cut"] for part in parts)

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from pobench.runs.task import Task
 
 
-SHARD_BATCHES = 8  # of a judge with weights, in a shard
-
-
 def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
     """The answers it reads are added by the plan, which knows their node, and the start model's."""
     if job.judge.name is None or content.prompts is None:
@@ -150,13 +147,10 @@ def _read_all(
 
     lengths: of what stands in each place, in characters. read_some: places → for each, values that JSON holds exactly.
     """
-    from pobench.shards import count_of
+    from pobench.judging.weights import rows_of_shard
+    from pobench.shards import by_length
 
-    rows_at_once = SHARD_BATCHES * getattr(judge, "batch_size", 1)
-    count = count_of(-(-len(lengths) // rows_at_once)) if hasattr(judge, "weights") else 1
-    by_length = sorted(range(len(lengths)), key=lambda i: (lengths[i], i)) if count > 1 else [*range(len(lengths))]
-    size = max(1, -(-len(lengths) // count))
-    cut = [[by_length[start : start + size]] for start in range(0, len(lengths), size)] or [[[]]]
+    cut = by_length(lengths, rows_of_shard(judge)) if hasattr(judge, "weights") else [[[*range(len(lengths))]]]
     with context.progress("verdicts", len(lengths), "answers") as advance:
 
         def told(done: int, total: int) -> None:

@@ -18,6 +18,7 @@ from pobench import shards
 from pobench.files import digests_of
 from pobench.judging.benchmarks.downstream import write_stand_ins
 from pobench.judging.pairwise import Comparison, Verdict
+from pobench.judging.weights import SHARD_BATCHES
 from pobench.results.run_folder import RunFolder
 from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
@@ -121,7 +122,7 @@ def test_verdicts_of_a_judge_with_weights_are_those_of_one_process_in_their_orde
     assert [*found["score"]] == [v.probability for v in WithWeights().judge_many(shown)]
     (cut,) = context.cuts
     assert judge.read == [len(batch) for shard in cut for batch in shard] and sum(judge.read) == 40
-    assert max(judge.read) == judge_stage.SHARD_BATCHES
+    assert max(judge.read) == SHARD_BATCHES
     alone = WithWeights()
     few = judge_stage.compared(context, "few", alone, ROWS, TEXTS[:8], others[:8], "start", {})
     assert few is not None and alone.read == [8] and not (tmp_path / "few").exists(), "few are read at once"
