@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the pairs and prompts")
     parser.add_argument("--epochs", type=int, default=3, help="of training")
-    parser.add_argument("--samples", type=int, default=4, help="answers to a prompt")
+    parser.add_argument("--samples", type=int, default=2, help="answers to a prompt")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write that object to a file")
     parser.set_defaults(threads=1)
