@@ -23,7 +23,8 @@ from pobench.judging.pairwise import Comparison, Progress, judge_many
 
 Row = Mapping[str, Any]
 Read = Callable[[Sequence[int], Progress | None], Sequence[Any]]  # places → a value for each
-ReadAll = Callable[[Sequence[int], Read], Sequence[Any]]  # lengths of what is read, and how → a value for each
+Texts = Callable[[Sequence[int], Read], Sequence[Any]]  # lengths of what is read, and how → a value for each
+ReadAll = Callable[[Progress | None, Sequence[int], Read], Sequence[Any]]  # `Texts` that tells how far it is
 
 
 class Sample(NamedTuple):
@@ -89,7 +90,7 @@ def best_against_worst(
     answers = [(row, sample) for row in rows for sample in by_prompt[row["id"]]]
     graded = grades(judge)
     candidates = answers if graded else [(row, sample) for row, sample in answers if _usable(sample)]
-    scored, counted = _scores(judge, candidates, read_all or partial(_at_once, progress))
+    scored, counted = _scores(judge, candidates, partial(read_all or _at_once, progress))
     counts: Counter[str] = Counter(
         {k: 0 for k in ("answers", "unfinished", "empty", "unscored", "identical", "tied", "pairs")}
     )
@@ -171,14 +172,16 @@ def _at_once(progress: Progress | None, lengths: Sequence[int], read: Read) -> S
 
 
 def _compared(
-    pairs: Sequence[tuple[str, Comparison]], read: Callable[..., Sequence[Any]], read_all: ReadAll
+    pairs: Sequence[tuple[str, Comparison]],
+    read: Callable[..., Sequence[Any]],
+    read_all: Texts,
 ) -> Sequence[Any]:
     """What `read` gives for every comparison."""
     lengths = [len(two.a) + len(two.b) for _, two in pairs]
     return read_all(lengths, lambda places, progress: read([pairs[i][1] for i in places], progress))
 
 
-def _scores(judge: Any, answers: Asked, read_all: ReadAll) -> tuple[dict[Sample, float], dict[str, int]]:
+def _scores(judge: Any, answers: Asked, read_all: Texts) -> tuple[dict[Sample, float], dict[str, int]]:
     """A score for every answer (higher is better among answers to one prompt; nan: none), and the counts of comparisons."""
     if hasattr(judge, "rewards"):  # many at once
         asked = [(row["prompt"], sample.text) for row, sample in answers]

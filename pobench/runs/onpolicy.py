@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,8 @@ from pobench.data.sampled import answered_rows, prompt_files, sampled_rows
 from pobench.errors import PobenchError
 from pobench.files import MarkedFolder, digests_of, whole, write_json
 from pobench.identity import PROTOCOL, code_digest, name_of, room_digest
-from pobench.judging.ranking import Read, ReadAll, Row, best_against_worst, comparisons
+from pobench.judging.pairwise import Progress
+from pobench.judging.ranking import Read, Row, best_against_worst, comparisons
 from pobench.judging.weights import rows_of_shard
 from pobench.model.generate import PRECISIONS, Decoding
 from pobench.model.load import attention_of, load_model
@@ -269,7 +271,7 @@ def make_pairs_of(
             held_out=job.onpolicy.held_out_fraction,
             evaluated=asked.evaluated,
             judge_settings=ranker.settings,
-            read_all=None if ranking is None else ranking.read_all(),
+            read_all=None if ranking is None else ranking.read_all,
         )
         if ranking is not None:
             shards.remove(ranking.folder)
@@ -356,23 +358,24 @@ class Ranking:
         return out.with_name(f".{out.stem}-{self.key}.shards")
 
     def read_all(
-        self, share: shards.Share = shards.ALONE, told: Callable[[int, int], None] = lambda done, total: None
-    ) -> ReadAll:
-        """What the judge says of all texts. told: takes (done, all). Raises JoinedElsewhere in all processes but the first."""
+        self, progress: Progress | None, lengths: Sequence[int], read: Read, share: shards.Share = shards.ALONE
+    ) -> Sequence[Any]:
+        """What the judge says of all texts, as `ReadAll`. Raises JoinedElsewhere in all processes but the first."""
+        cut = shards.by_length(lengths, rows_of_shard(self.judge))
 
-        def read_all(lengths: Sequence[int], read: Read) -> Sequence[Any]:
-            cut = shards.by_length(lengths, rows_of_shard(self.judge))
+        def read_shard(k: int) -> list[Any]:
+            (places,) = cut[k]
+            values = read(places, progress if len(cut) == 1 else None)
+            return [[i, value] for i, value in zip(places, values, strict=True)]
 
-            def read_shard(k: int) -> list[Any]:
-                (places,) = cut[k]
-                return [[i, value] for i, value in zip(places, read(places, None), strict=True)]
+        def told(done: int) -> None:
+            if progress is not None:
+                progress(done, max(len(lengths), 1))
 
-            values = shards.compute(self.folder, {}, cut, read_shard, share, lambda done: told(done, len(lengths)))
-            if values is None:
-                raise shards.JoinedElsewhere
-            return [value for _, value in sorted(values, key=lambda row: row[0])]
-
-        return read_all
+        values = shards.compute(self.folder, {}, cut, read_shard, share, told)
+        if values is None:
+            raise shards.JoinedElsewhere
+        return [value for _, value in sorted(values, key=lambda row: row[0])]
 
     def in_processes(self) -> None:
         """Let every process of a job rank, each its shards."""
@@ -398,10 +401,17 @@ class Ranking:
         share = shards.Share(state.process_index, state.num_processes)
         samples = self.sampling.read()
         title = f"ranked by {self.judge.name}, {share.world} processes"
-        with progress(title, len(samples), "answers", shown=share.first) as advance:
-            read_all = self.read_all(share, lambda done, total: advance(done=done / max(total, 1) * len(samples)))
-            with contextlib.suppress(shards.JoinedElsewhere):
-                best_against_worst(self.sampling.rows, samples, self.judge, read_all=read_all)
+        with (
+            contextlib.suppress(shards.JoinedElsewhere),
+            progress(title, len(samples), "answers", shown=share.first) as advance,
+        ):
+            best_against_worst(
+                self.sampling.rows,
+                samples,
+                self.judge,
+                lambda done, total: advance(done=done / total * len(samples)),
+                partial(self.read_all, share=share),
+            )
 
 
 def main() -> None:

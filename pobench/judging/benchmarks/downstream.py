@@ -209,9 +209,7 @@ def _counting() -> Any:
 
     class Counting(HFLM):  # type: ignore[misc]
         asked = cut = 0
-        by_shards: Callable[
-            ..., tuple[list[Any], int]
-        ]  # (requests, batch size, count) → all answers, and how many were cut
+        by_shards: Callable[..., tuple[list[Any], int]]  # `_by_shards` of one task
 
         def loglikelihood(self, requests: Any, **keywords: Any) -> list[tuple[float, bool]]:
             found = self._answer(requests, lambda some: super(Counting, self).loglikelihood(some, **keywords))
