@@ -694,8 +694,17 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run_script(measure: Callable[[argparse.Namespace], dict[str, Any]], parser: argparse.ArgumentParser) -> None:
-    """Parse, measure, print and write; a fault is one plain message and exit status 2."""
+def lines_of(result: dict[str, Any]) -> str:
+    """A result as plain lines."""
+    return "\n".join(f"{key:<44} {value}" for key, value in _flat(result))
+
+
+def run_script(
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    parser: argparse.ArgumentParser,
+    show: Callable[[dict[str, Any]], str] = lines_of,
+) -> None:
+    """Parse, measure, print and write; a fault is one plain message and exit status 2. show: what is printed for people."""
     given = parser.parse_args()
     pin_threads(given.threads)
     # As an exception it reaches `in_child`, which ends the child.
@@ -710,10 +719,7 @@ def run_script(measure: Callable[[argparse.Namespace], dict[str, Any]], parser: 
     text = json.dumps(result, indent=1)
     if given.out:
         write_text(given.out, text + "\n")
-    if given.json:
-        print(text)
-    else:
-        print("\n".join(f"{key:<44} {value}" for key, value in _flat(result)))
+    print(text if given.json else show(result))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

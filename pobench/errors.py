@@ -54,6 +54,18 @@ def or_fault(faults: list[str], read: Callable[[], Value]) -> Value | None:
         return None
 
 
+def reason_of(error: Exception) -> str:
+    """Why a computation failed, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in text:  # the second is torch's
+        return (
+            "out of memory; try --set train.micro_tokens=auto (or a smaller number) and "
+            f"--set train.gradient_checkpointing=auto ({text[:200]})"
+        )
+    return text if isinstance(error, PobenchError) else f"{type(error).__name__}: {text}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: `"; did you mean 'simpo'?"`, or `"."` if no known name is close."""
     close = difflib.get_close_matches(_normal(name), {_normal(k): k for k in known}, n=1, cutoff=0.6)

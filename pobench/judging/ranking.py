@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ from pobench.judging import PairwiseJudge, PointwiseJudge, grades
 from pobench.judging.pairwise import Comparison, Progress, judge_many
 
 Row = Mapping[str, Any]
+Read = Callable[[Sequence[int], Progress | None], Sequence[Any]]  # places → a value for each
+Texts = Callable[[Sequence[int], Read], Sequence[Any]]  # lengths of what is read, and how → a value for each
+ReadAll = Callable[[Progress | None, Sequence[int], Read], Sequence[Any]]  # `Texts` that tells how far it is
 
 
 class Sample(NamedTuple):
@@ -70,8 +74,10 @@ def best_against_worst(
     samples: Iterable[Sample],
     judge: PointwiseJudge | PairwiseJudge,
     progress: Progress | None = None,
+    read_all: ReadAll | None = None,
 ) -> tuple[list[Ranked], dict[str, Any]]:
-    """The pairs in the order of `rows`, and counts of prompts and answers.
+    """The pairs in the order of `rows`, and counts of prompts and answers. read_all: how a judge that takes many texts reads
+    them; None: all at once.
 
     Counts: prompts; answers; unfinished, empty, unscored and identical answers (equal texts of one prompt, without outer
     white space); tied prompts (equal scores, or fewer than two answers left); pairs. A pairwise judge adds comparisons, and
@@ -84,7 +90,7 @@ def best_against_worst(
     answers = [(row, sample) for row in rows for sample in by_prompt[row["id"]]]
     graded = grades(judge)
     candidates = answers if graded else [(row, sample) for row, sample in answers if _usable(sample)]
-    scored, counted = _scores(judge, candidates, progress)
+    scored, counted = _scores(judge, candidates, partial(read_all or _at_once, progress))
     counts: Counter[str] = Counter(
         {k: 0 for k in ("answers", "unfinished", "empty", "unscored", "identical", "tied", "pairs")}
     )
@@ -161,10 +167,28 @@ def comparisons(answers: Asked) -> list[tuple[str, Comparison]]:
     ]
 
 
-def _scores(judge: Any, answers: Asked, progress: Progress | None) -> tuple[dict[Sample, float], dict[str, int]]:
+def _at_once(progress: Progress | None, lengths: Sequence[int], read: Read) -> Sequence[Any]:
+    return read(range(len(lengths)), progress)
+
+
+def _compared(
+    pairs: Sequence[tuple[str, Comparison]],
+    read: Callable[..., Sequence[Any]],
+    read_all: Texts,
+) -> Sequence[Any]:
+    """What `read` gives for every comparison."""
+    lengths = [len(two.a) + len(two.b) for _, two in pairs]
+    return read_all(lengths, lambda places, progress: read([pairs[i][1] for i in places], progress))
+
+
+def _scores(judge: Any, answers: Asked, read_all: Texts) -> tuple[dict[Sample, float], dict[str, int]]:
     """A score for every answer (higher is better among answers to one prompt; nan: none), and the counts of comparisons."""
     if hasattr(judge, "rewards"):  # many at once
-        rewards = judge.rewards([(row["prompt"], sample.text) for row, sample in answers], progress)
+        asked = [(row["prompt"], sample.text) for row, sample in answers]
+        rewards = read_all(
+            [len(text) for _, text in asked],
+            lambda places, progress: judge.rewards([asked[i] for i in places], progress),
+        )
         return dict(zip([sample for _, sample in answers], rewards, strict=True)), {}
     if isinstance(judge, PointwiseJudge):
         return {sample: judge.score(row, sample.text, sample.finished) for row, sample in answers}, {}
@@ -172,16 +196,19 @@ def _scores(judge: Any, answers: Asked, progress: Progress | None) -> tuple[dict
         raise PobenchError(f"judge {judge.name!r} neither scores an answer nor compares two, so it can rank none")
     comparisons_by_id = comparisons(answers)
     if hasattr(judge, "margins"):
-        return _summed_margins(judge, answers, comparisons_by_id, progress)
+        return _summed_margins(answers, comparisons_by_id, _compared(comparisons_by_id, judge.margins, read_all))
     won: dict[tuple[str, str], list[float]] = {
         (id, text.strip()): [] for id, two in comparisons_by_id for text in (two.a, two.b)
     }
-    for (id, two), verdict in zip(
-        comparisons_by_id, judge_many(judge, [c for _, c in comparisons_by_id], progress), strict=True
-    ):
-        if not math.isnan(verdict.probability):
-            won[id, two.b.strip()].append(verdict.probability)
-            won[id, two.a.strip()].append(1 - verdict.probability)
+
+    def probabilities(shown: Sequence[Comparison], progress: Progress | None) -> list[float]:
+        return [verdict.probability for verdict in judge_many(judge, shown, progress)]
+
+    found = _compared(comparisons_by_id, probabilities, read_all)
+    for (id, two), probability in zip(comparisons_by_id, found, strict=True):
+        if not math.isnan(probability):
+            won[id, two.b.strip()].append(probability)
+            won[id, two.a.strip()].append(1 - probability)
     unread = len(comparisons_by_id) - sum(map(len, won.values())) // 2
     keys = {sample: (sample.id, sample.text.strip()) for _, sample in answers}
     scores = {
@@ -191,7 +218,7 @@ def _scores(judge: Any, answers: Asked, progress: Progress | None) -> tuple[dict
 
 
 def _summed_margins(
-    judge: Any, answers: Asked, compared: Sequence[tuple[str, Comparison]], progress: Progress | None
+    answers: Asked, compared: Sequence[tuple[str, Comparison]], margins: Sequence[float]
 ) -> tuple[dict[Sample, float], dict[str, int]]:
     """An answer's margins over all answers to its prompt, summed, over their number: `rank` of the package llm-blender.
 
@@ -200,7 +227,6 @@ def _summed_margins(
     drawn = Counter((sample.id, sample.text.strip()) for _, sample in answers)
     among = Counter(sample.id for _, sample in answers)
     scores: dict[tuple[str, str], float] = defaultdict(float)
-    margins = judge.margins([two for _, two in compared], progress)
     for (id, two), margin in zip(compared, margins, strict=True):
         a, b = (id, two.a.strip()), (id, two.b.strip())
         scores[a] -= drawn[b] * margin / among[id]

@@ -18,6 +18,12 @@ from pobench.positions import rope_reach
 from pobench.sources import fetch_model, weights_fault
 
 Precision = Literal["auto", "fp32", "bf16"]
+SHARD_BATCHES = 8  # of a judge with weights, in a shard
+
+
+def rows_of_shard(judge: Any) -> int:
+    """How many answers or comparisons a shard holds, about."""
+    return SHARD_BATCHES * int(getattr(judge, "batch_size", 1))
 
 
 @dataclass(frozen=True)

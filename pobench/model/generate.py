@@ -125,10 +125,7 @@ def generate_batches(
     """
     if batch_size < 1:
         raise PobenchError(f"answers cannot be generated:\n  batch_size: {batch_size}; at least 1")
-    requests = sorted(
-        ((p, s) for p in range(len(prompts)) for s in range(decoding.samples)), key=lambda a: (len(prompts[a[0]]), a)
-    )
-    batches = _batches(requests, [len(prompts[p]) for p, _ in requests], batch_size)
+    batches = batches_of(prompts, decoding.samples, batch_size)
     left = [batch for batch in batches[share[0] :: share[1]] if not all(skip(*a) for a in batch)]
     if not left:
         return
@@ -140,10 +137,12 @@ def generate_batches(
             yield [answer for answer in answers if not skip(answer.prompt, answer.sample)]
 
 
-def batch_sizes(prompts: Sequence[Sequence[int]], samples: int, batch_size: int) -> list[int]:
-    """How many answers each batch of `generate_batches` has."""
-    lengths = sorted(len(prompt) for prompt in prompts for _ in range(samples))
-    return [len(batch) for batch in _batches([(0, 0)] * len(lengths), lengths, batch_size)]
+def batches_of(prompts: Sequence[Sequence[int]], samples: int, batch_size: int) -> list[list[tuple[int, int]]]:
+    """The (prompt, sample) pairs of each batch of `generate_batches`."""
+    requests = sorted(
+        ((p, s) for p in range(len(prompts)) for s in range(samples)), key=lambda a: (len(prompts[a[0]]), a)
+    )
+    return _batches(requests, [len(prompts[p]) for p, _ in requests], batch_size)
 
 
 def _batches(

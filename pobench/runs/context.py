@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from pobench import shards
 from pobench.adapter_folder import is_adapter, put_in
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
@@ -32,18 +33,12 @@ from pobench.progress import Advance, progress
 from pobench.registry import Loss, get_loss
 from pobench.results.cross_loss import evaluate, inputs_of
 from pobench.results.run_folder import RunFolder
-from pobench.runs import shards
 from pobench.runs.pair_frames import pairs_frame
 from pobench.runs.start_model import start_model
 from pobench.runs.task import Task
 from pobench.training.objectives import mismatched_groups
 from pobench.training.reference import ReferenceSums, compute_reference
 from pobench.types import Group, TokenPair
-
-
-def _silent(n: float = 1, note: str = "", done: float | None = None) -> None:
-    """Progress that another process shows."""
-
 
 _SETS = {
     "heldout": "held-out pairs",
@@ -92,17 +87,6 @@ class Context:
         if self.main:
             print(text, file=sys.stderr, flush=True)
 
-    @staticmethod
-    def reason(error: Exception) -> str:
-        """Why a task failed, in one line."""
-        text = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-            return (
-                "out of memory; try --set train.micro_tokens=auto (or a smaller number) and "
-                f"--set train.gradient_checkpointing=auto ({text[:200]})"
-            )
-        return text if isinstance(error, PobenchError) else f"{type(error).__name__}: {text}"
-
     # -- results of stages
 
     def store(
@@ -124,7 +108,7 @@ class Context:
     def cut(
         self,
         stage: str,
-        sizes: Sequence[int],
+        cut: shards.Cut,
         make: Callable[[int], list[Any]],
         advance: Callable[[int], None],
         read: Mapping[str, str | None] | None = None,
@@ -134,7 +118,7 @@ class Context:
         return shards.compute(
             self._shards(stage),
             made_from,
-            sizes,
+            cut,
             make,
             self.task.share,
             advance,
@@ -146,9 +130,7 @@ class Context:
 
     def progress(self, title: str, total: float, unit: str) -> AbstractContextManager[Advance]:
         """Of the rows that all processes have done, shown by the first."""
-        if not self.task.share.first:
-            return nullcontext(_silent)
-        return progress(f"{self.task.title}: {title}", total, unit)
+        return progress(f"{self.task.title}: {title}", total, unit, shown=self.task.share.first)
 
     def read(self, stage: str, frame: str) -> pd.DataFrame:
         return self.folder.node(self.task.nodes[stage].name).read_frame(frame)
@@ -363,18 +345,17 @@ class Context:
         scorer = self.scorer(self.scoring_policy())
         totals, places = empty_values(groups)
         (batches,) = scorer.plan(groups)
-        count = shards.count_of(len(batches))
-        mine = [batches[k::count] for k in range(count)]
+        cut = shards.deal(batches)
 
         def sums(k: int) -> list[Any]:
             rows: list[Any] = []
-            for batch in mine[k]:
+            for batch in cut[k]:
                 of_batch = iter(scorer.sums_of([groups[i] for i in batch]).tolist())
                 rows += [[i, [next(of_batch) for _ in places[i]]] for i in batch]
             return rows
 
         with self.progress(title, len(groups), "pairs") as advance:
-            rows = self.cut(stage, [sum(map(len, of)) for of in mine], sums, lambda done: advance(done=done))
+            rows = self.cut(stage, cut, sums, lambda done: advance(done=done))
         if rows is None:
             return None
         for i, of_group in rows:

@@ -27,11 +27,11 @@ from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
 from pobench.runs.pool import end_with_parent
 from pobench.runs.processes import ended_file
-from pobench.runs.shards import Share, forget_claims
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import INTERRUPTED, Task
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
+from pobench.shards import Share, forget_claims
 from pobench.training import leaving
 
 LOCK = ".lease"  # in a setting's folder of runs, while a command is at work there

@@ -11,11 +11,13 @@ so that another ranker ranks the same samples. Trained models are named by the d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from pobench import shards
 from pobench.data import sampled
 from pobench.data.audit import unknown_fault, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
@@ -33,7 +36,9 @@ from pobench.data.sampled import answered_rows, prompt_files, sampled_rows
 from pobench.errors import PobenchError
 from pobench.files import MarkedFolder, digests_of, whole, write_json
 from pobench.identity import PROTOCOL, code_digest, name_of, room_digest
-from pobench.judging.ranking import Row, comparisons
+from pobench.judging.pairwise import Progress
+from pobench.judging.ranking import Read, Row, best_against_worst, comparisons
+from pobench.judging.weights import rows_of_shard
 from pobench.model.generate import PRECISIONS, Decoding
 from pobench.model.load import attention_of, load_model
 from pobench.progress import progress
@@ -253,8 +258,12 @@ def make_pairs_of(
     with only_writer(out):
         if len(sampling.gather()) < sampling.total:
             _draw_in_processes(sampling, folder, job.model, job.data.max_length, job.answers.batch_size)
+            sampling.gather()
         if hasattr(judge, "estimate"):
             say(judge.estimate([two for _, two in comparisons(sampling.answers())]))
+        ranking = Ranking.of(recipe, sampling)
+        if ranking is not None and process_count() > 1 and len(sampling.read()) > rows_of_shard(judge):
+            ranking.in_processes()
         written = write_pairs(
             sampling,
             judge,
@@ -262,7 +271,10 @@ def make_pairs_of(
             held_out=job.onpolicy.held_out_fraction,
             evaluated=asked.evaluated,
             judge_settings=ranker.settings,
+            read_all=None if ranking is None else ranking.read_all,
         )
+        if ranking is not None:
+            shards.remove(ranking.folder)
     for note in getattr(judge, "notes", ()):
         say(note)
     return written
@@ -282,15 +294,19 @@ def _draw_in_processes(sampling: Sampling, folder: Path, model: ModelConfig, len
         "length": length,
         "batch_size": batch_size,
     }
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "call.json"
-        file.write_text(json.dumps(call), encoding="utf-8")
-        status = launch("pobench.runs.onpolicy", file)
-    if status:
+    if status := _in_processes(call):
         raise PobenchError(
             f"a process that drew answers ended with status {status}, see above; its samples are kept, and the same "
             "command continues from there"
         )
+
+
+def _in_processes(call: Mapping[str, Any]) -> int:
+    """Let each process of a job do its share of `call`. Returns the exit status."""
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "call.json"
+        file.write_text(json.dumps(call), encoding="utf-8")
+        return launch("pobench.runs.onpolicy", file)
 
 
 def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, length: int, batch_size: int) -> None:
@@ -317,12 +333,97 @@ def _draw_share(sampling: Sampling, folder: Path, model: ModelConfig, length: in
         )
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """Ranking samples by a judge with weights, shard by shard. key: of what decides what the judge says of them."""
+
+    sampling: Sampling
+    judge: Judge
+    ranker: JudgeConfig
+    key: str
+
+    @classmethod
+    def of(cls, recipe: Recipe, sampling: Sampling) -> Ranking | None:
+        """None where the judge has no weights, or is a plug-in's, which other processes do not know."""
+        kind = judges.get(recipe.ranker.name or "")
+        if not hasattr(recipe.judge, "weights") or not kind.function.__module__.startswith("pobench."):
+            return None
+        settings = replace(recipe.job, judge=recipe.ranker).judge_causes()
+        causes = {"samples": sampling.origin, "settings": settings, "source": code_digest(kind.function)}
+        return cls(sampling, recipe.judge, recipe.ranker, name_of(causes))
+
+    @property
+    def folder(self) -> Path:
+        out = self.sampling.out
+        return out.with_name(f".{out.stem}-{self.key}.shards")
+
+    def read_all(
+        self, progress: Progress | None, lengths: Sequence[int], read: Read, share: shards.Share = shards.ALONE
+    ) -> Sequence[Any]:
+        """What the judge says of all texts, as `ReadAll`. Raises JoinedElsewhere in all processes but the first."""
+        cut = shards.by_length(lengths, rows_of_shard(self.judge))
+
+        def read_shard(k: int) -> list[Any]:
+            (places,) = cut[k]
+            values = read(places, progress if len(cut) == 1 else None)
+            return [[i, value] for i, value in zip(places, values, strict=True)]
+
+        def told(done: int) -> None:
+            if progress is not None:
+                progress(done, max(len(lengths), 1))
+
+        values = shards.compute(self.folder, {}, cut, read_shard, share, told)
+        if values is None:
+            raise shards.JoinedElsewhere
+        return [value for _, value in sorted(values, key=lambda row: row[0])]
+
+    def in_processes(self) -> None:
+        """Let every process of a job rank, each its shards."""
+        shards.forget_claims(self.sampling.out.parent)
+        rows = [{"id": row["id"], "prompt": messages(row["prompt"])} for row in self.sampling.rows]
+        call = {
+            "rows": rows,
+            "out": str(self.sampling.out),
+            "made_by": self.sampling.origin["model"],
+            "decoding": asdict(self.sampling.decoding),
+            "ranker": self.ranker.model_dump(mode="json"),
+            "key": self.key,
+        }
+        if status := _in_processes(call):
+            raise PobenchError(
+                f"a process that ranked answers ended with status {status}, see above; what the others have read is kept, and "
+                "the same command continues from there"
+            )
+
+    def share_of_one(self) -> None:
+        """Rank what this process takes, on its device."""
+        state = PartialState(cpu=not torch.cuda.is_available())
+        share = shards.Share(state.process_index, state.num_processes)
+        samples = self.sampling.read()
+        title = f"ranked by {self.judge.name}, {share.world} processes"
+        with (
+            contextlib.suppress(shards.JoinedElsewhere),
+            progress(title, len(samples), "answers", shown=share.first) as advance,
+        ):
+            best_against_worst(
+                self.sampling.rows,
+                samples,
+                self.judge,
+                lambda done, total: advance(done=done / total * len(samples)),
+                partial(self.read_all, share=share),
+            )
+
+
 def main() -> None:
     """`python -m pobench.runs.onpolicy CALL.json`: one process's share, in each process of a job."""
     watch_launcher()
     call = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sampling = Sampling(call["rows"], Path(call["out"]), call["made_by"], Decoding(**call["decoding"]))
     try:
+        if "ranker" in call:
+            ranker = JudgeConfig(**call["ranker"])
+            judge = judges.get(ranker.name or "")(**ranker.settings)
+            return Ranking(sampling, judge, ranker, call["key"]).share_of_one()
         _draw_share(sampling, Path(call["folder"]), ModelConfig(**call["model"]), call["length"], call["batch_size"])
     except PobenchError as error:
         sys.exit(f"pobench: {error}")

@@ -27,7 +27,7 @@ from pobench.errors import PobenchError
 from pobench.files import write_text
 from pobench.judging import PairwiseJudge, PointwiseJudge
 from pobench.judging.pairwise import Progress
-from pobench.judging.ranking import Ranked, Row, Sample, best_against_worst
+from pobench.judging.ranking import Ranked, ReadAll, Row, Sample, best_against_worst
 from pobench.locks import HeldError, hold
 from pobench.model.generate import Decoding, generate_batches
 from pobench.progress import progress
@@ -139,8 +139,9 @@ def write_pairs(
     evaluated: Collection[str] = (),
     shape: Callable[[Ranked], dict[str, Any]] = Ranked.published,
     judge_settings: Mapping[str, Any] | None = None,
+    read_all: ReadAll | None = None,
 ) -> dict[str, Any]:
-    """Rank the samples, and write pairs and recipe; returns the recipe.
+    """Rank the samples, and write pairs and recipe; returns the recipe. read_all: as in `best_against_worst`.
 
     out: the file of the pairs; None: the sampling's. held_out: the share of prompts whose pairs go to
     `<name>.heldout.jsonl`; evaluated: keys (`prompt_key`) of prompts that are asked later, whose pairs all go there.
@@ -150,7 +151,7 @@ def write_pairs(
     samples = sampling.gather()
     with progress(f"ranked by {judge.name}", len(samples), "answers") as advance:
         pairs, counts = best_against_worst(
-            sampling.rows, samples, judge, lambda done, total: advance(done=done / total * len(samples))
+            sampling.rows, samples, judge, lambda done, total: advance(done=done / total * len(samples)), read_all
         )
         advance(done=len(samples))
     counts["repeated"] = sampling.repeated

@@ -66,7 +66,7 @@ class Stage:
     its folder. decided_by: what decides its result, in words; causes: the same as data, None where a job has no such stage.
     read: digests of the stored results that it reads, None for one that is not there; its own result is used only while they
     are the same. shared: whether the processes of a training job work on it together; else one process does. cut: by rows, into
-    shards that any number of processes compute (`pobench.runs.shards`). optional: it runs only where it is named, by the
+    shards that any number of processes compute (`pobench.shards`). optional: it runs only where it is named, by the
     option `named_by`. prepares: it makes the start model or the pairs by which runs are named, so it stands before them.
     per_run: it stands behind one trained model; else runs share it.
     many: whether studies and searches, with their many jobs, run it.

@@ -14,7 +14,6 @@ from pobench.judging.benchmarks.base import Benchmark, Spoken
 from pobench.registry import benchmarks, get_loss
 from pobench.results.arms import GREEK, show_setting
 from pobench.results.run_folder import RunFolder
-from pobench.runs.shards import ALONE, Share
 from pobench.runs.stage import Node
 from pobench.settings.job import Job
 from pobench.settings.schema import (
@@ -27,6 +26,7 @@ from pobench.settings.schema import (
     TrainConfig,
     TunedConfig,
 )
+from pobench.shards import ALONE, Share
 
 INTERRUPTED = 130
 

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import transformers
 
-from pobench.errors import PobenchError
+from pobench.errors import PobenchError, reason_of
 from pobench.model.device import environment
 from pobench.registry import load_plugin
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
 from pobench.runs.context import Context
 from pobench.runs.pool import watch_launcher
-from pobench.runs.shards import POLL
 from pobench.runs.stages import BY_NAME
 from pobench.runs.task import INTERRUPTED, Task
+from pobench.shards import POLL
 from pobench.training import leaving
 
 
@@ -48,7 +48,7 @@ def run(task: Task) -> int:
     except Exception as error:
         if _first_to_fail(folder):
             _keep_traceback(folder, error)
-            folder.fail(Context.reason(error))
+            folder.fail(reason_of(error))
         return 1
 
 
@@ -97,7 +97,7 @@ def _each_stage(context: Context) -> dict[str, str]:
         except Exception as error:
             if _first_to_fail(context.folder):
                 _keep_traceback(context.folder, error)
-            failed[name] = context.reason(error)
+            failed[name] = reason_of(error)
         if name in failed:
             context.release()  # after the error, whose frames may hold the model
     return failed

@@ -21,7 +21,7 @@ from pobench.settings.schema import TrainConfig
 from pobench.types import Pair, SequenceLogps, TokenPair
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("vs_trl", "scaling", "suite", "gpu", "page", "training_step")
+SCRIPTS = ("vs_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes")
 
 
 @pytest.fixture(autouse=True)

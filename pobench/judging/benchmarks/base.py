@@ -8,8 +8,9 @@ from the judge, the questions' own rows and the benchmark's code. So another dec
 ones, and another judge new verdicts on the same answers. A manifest holds these causes, the weights that answered (of
 verdicts: the digest of the answers), and the sha256 of each file; a file that does not match is made anew.
 
-A benchmark is no part of a training job's identity. Answers are appended as they are generated and verdicts are paid for
-once, so the same command continues an interrupted pass.
+A benchmark is no part of a training job's identity. Answers are made shard by shard (`pobench.shards`), by all processes that
+evaluate the run, and verdicts are paid for once, so the same command continues an interrupted pass. The first process judges
+and scores.
 
 A benchmark is a class in a file of this folder, registered by name. Its fields are its settings:
 
@@ -24,7 +25,7 @@ import importlib.util
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,6 +36,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pobench import shards
 from pobench.data.audit import unknown_fault, unknown_shares
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
@@ -44,7 +46,7 @@ from pobench.identity import code_digest, name_of
 from pobench.judging.benchmarks.verdict_files import Scored, fingerprint
 from pobench.judging.client import Client, Request, address, allowed_tokens, identity
 from pobench.judging.replies import Reply
-from pobench.model.generate import Answer, Decoding, generate_batches
+from pobench.model.generate import Answer, Decoding, batches_of, generate
 from pobench.progress import Advance, progress
 from pobench.registry import benchmarks
 from pobench.results.manifest import claim, finish, holds, manifest
@@ -85,13 +87,14 @@ class Spoken(NamedTuple):
 @dataclass
 class Speaker:
     """The model under test, loaded when it is first needed. name: of its run. load: () → the model in the precision of
-    `spoken`, and its chat."""
+    `spoken`, and its chat. share: which of the processes that evaluate the run this one is."""
 
     name: str
     load: Callable[[], tuple[Any, Chat]]
     spoken: Spoken
     batch_size: int = 64
     say: Callable[[str], None] = field(default=lambda text: None)
+    share: shards.Share = shards.ALONE
 
     @cached_property
     def _loaded(self) -> tuple[Any, Chat]:
@@ -106,7 +109,8 @@ class Speaker:
         return self._loaded[1]
 
     def progress(self, title: str, total: float, unit: str) -> AbstractContextManager[Advance]:
-        return progress(f"{self.name.rpartition('/')[2]}: {title}", total, unit)
+        """Of what all processes have done, shown by the first."""
+        return progress(f"{self.name.rpartition('/')[2]}: {title}", total, unit, shown=self.share.first)
 
 
 class Benchmark(BaseModel):
@@ -136,7 +140,8 @@ class Benchmark(BaseModel):
 
     @abstractmethod
     def evaluate(self, run: Path, speaker: Speaker) -> None:
-        """Do the work that is left. Raises PobenchError if it cannot; work done until then is kept."""
+        """Do the work that is left; in all processes but the first, this process's share of it. Raises PobenchError if it
+        cannot; work done until then is kept."""
 
     def drawn_by(self, seed: int) -> Self:
         """A copy whose answers are drawn by a run's seed, unless the settings name one."""
@@ -382,65 +387,75 @@ class Asking(Benchmark):
     def answers_folder(self, run: Path, questions: Sequence[Question], spoken: Spoken) -> Path:
         return run / "benchmarks" / self.name / name_of(self._answer_causes(questions, spoken))
 
-    def _answer(self, folder: Path, questions: Sequence[Question], speaker: Speaker) -> list[Answered]:
-        """All answers. Stored answers are not generated again."""
-        complete, growing = folder / "answers.jsonl", folder / "answers.partial.jsonl"
+    def _answer(self, run: Path, questions: Sequence[Question], speaker: Speaker) -> list[Answered] | None:
+        """All answers, in the first of the processes that evaluate the run; None in the others, once nothing is left to answer.
+        Stored answers are not generated again."""
+        folder = self.answers_folder(run, questions, speaker.spoken)
+        complete = folder / "answers.jsonl"
         made_from = {**self._answer_causes(questions, speaker.spoken), "weights": speaker.spoken.weights}
-        _tell(speaker, claim(folder, made_from, OTHER_WEIGHTS))
-        if not holds(folder, made_from, complete.name):
-            self._write_config(folder)
-            spoken = _spoken(growing)
-            write_lines(growing, list(spoken.values()))  # without a line that a kill cut short
-            total = sum(len(q.turns) for q in questions)
-            with speaker.progress(f"{self.name}, answers", total, "answers") as advance, growing.open("a") as file:
-                advance(done=len(spoken))
-                for batch in self._speak(questions, spoken, speaker):
-                    for row in batch:
-                        spoken[row["id"], row["turn"]] = row
-                        file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    advance(done=len(spoken))
-            rows = [[spoken[q.id, turn] for turn in range(len(q.turns))] for q in questions]
-            kept = ("text", "tokens", "finished")
-            write_lines(
-                complete,
-                [{"id": turns[0]["id"], **{k: [t[k] for t in turns] for k in kept}} for turns in rows],
-            )
-            finish(folder, complete.name)
-            growing.unlink()
-        return read_answers(complete, questions)
 
-    def _speak(
-        self, questions: Sequence[Question], spoken: Mapping[tuple[str, int], Mapping[str, Any]], speaker: Speaker
-    ) -> Iterator[list[dict[str, Any]]]:
-        """Generate the answers that `spoken` lacks, in batches: turn by turn, one temperature at a time."""
+        def stored() -> bool:
+            return holds(folder, made_from, complete.name)
+
+        if speaker.share.first:
+            _tell(speaker, claim(folder, made_from, OTHER_WEIGHTS))
+        if not stored():
+            of_shards = run / f".{self.name}-{folder.name}.shards"
+            rows = self._by_shards(of_shards, made_from, questions, speaker, stored)
+            if rows is None:
+                return None
+            self._write_config(folder)
+            write_lines(complete, rows)
+            finish(folder, complete.name)
+            shards.remove(of_shards)
+        return read_answers(complete, questions) if speaker.share.first else None
+
+    def _by_shards(
+        self,
+        folder: Path,
+        made_from: Mapping[str, Any],
+        questions: Sequence[Question],
+        speaker: Speaker,
+        stored: Callable[[], bool],
+    ) -> list[dict[str, Any]] | None:
+        """The stored rows of all questions, in order. A shard holds whole batches of questions of one temperature, with all
+        their turns, since each turn stands behind the answers to those before it. folder: of the shards. stored: whether the
+        answers are."""
+        of_id = {question.id: question for question in questions}
+        batches = []
+        for _, group in groupby(sorted(questions, key=_temperature), key=_temperature):
+            asked = list(group)
+            prompts = [speaker.chat.prompt_ids(_messages(q, [])) for q in asked]
+            batches += [[asked[i].id for i, _ in batch] for batch in batches_of(prompts, 1, speaker.batch_size)]
+        cut = shards.deal(batches)
+
+        def speak(k: int) -> list[dict[str, Any]]:
+            return [row for batch in cut[k] for row in self._speak([of_id[name] for name in batch], speaker)]
+
+        with speaker.progress(f"{self.name}, answers", len(questions), "questions") as advance:
+            rows = shards.compute(folder, made_from, cut, speak, speaker.share, lambda done: advance(done=done), stored)
+        if rows is None:
+            return None
+        by_id = {row["id"]: row for row in rows}
+        return [by_id[question.id] for question in questions]
+
+    def _speak(self, questions: Sequence[Question], speaker: Speaker) -> list[dict[str, Any]]:
+        """The stored rows of a batch of questions, which have one temperature, generated turn by turn."""
+        decoding = Decoding(
+            self.max_new_tokens,
+            questions[0].temperature,
+            self.top_p,
+            seed=self.draw_seed,
+            precision=speaker.spoken.precision,
+        )
+        spoken: dict[str, list[Answer]] = {question.id: [] for question in questions}
         for turn in range(max(len(q.turns) for q in questions)):
-            of_turn = sorted((q for q in questions if turn < len(q.turns)), key=_temperature)
-            for temperature, group in groupby(of_turn, key=_temperature):
-                asked = list(group)
-                if all((q.id, turn) in spoken for q in asked):
-                    continue
-                decoding = Decoding(
-                    self.max_new_tokens,
-                    temperature,
-                    self.top_p,
-                    seed=self.draw_seed,
-                    precision=speaker.spoken.precision,
-                )
-                prompts = [
-                    speaker.chat.prompt_ids(_messages(q, [spoken[q.id, t]["text"] for t in range(turn)])) for q in asked
-                ]
-                done = {i for i, q in enumerate(asked) if (q.id, turn) in spoken}
-                batches = generate_batches(
-                    speaker.model,
-                    speaker.chat,
-                    prompts,
-                    decoding,
-                    batch_size=speaker.batch_size,
-                    skip=lambda prompt, sample, done=done: prompt in done,  # type: ignore[misc]
-                )
-                for batch in batches:
-                    yield [_row(asked[answer.prompt].id, turn, answer) for answer in batch]
+            asked = [q for q in questions if turn < len(q.turns)]
+            prompts = [speaker.chat.prompt_ids(_messages(q, [a.text for a in spoken[q.id]])) for q in asked]
+            for answer in generate(speaker.model, speaker.chat, prompts, decoding, batch_size=speaker.batch_size):
+                spoken[asked[answer.prompt].id].append(answer)
+        kept = ("text", "tokens", "finished")
+        return [{"id": name, **{k: [getattr(a, k) for a in turns] for k in kept}} for name, turns in spoken.items()]
 
     def _write_config(self, folder: Path) -> None:
         """Store all settings of the benchmark, as they were when these files were made."""
@@ -544,8 +559,10 @@ class Judged(Asking):
 
     def evaluate(self, run: Path, speaker: Speaker) -> None:
         questions = self.questions()
+        answered = self._answer(run, questions, speaker)
+        if answered is None:
+            return
         answers = self.answers_folder(run, questions, speaker.spoken)
-        answered = self._answer(answers, questions, speaker)
         digest = digest_of_answers(answers)
         for path in sorted(answers.glob("*/manifest.json")):  # of every judge: none may keep verdicts on other answers
             judged_from = {**manifest(path.parent)["made_from"], "answers": digest}
@@ -636,15 +653,6 @@ def _messages(question: Question, answers: Sequence[str]) -> list[dict[str, str]
     for answer, turn in zip(answers, question.turns[1:], strict=False):
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
     return messages
-
-
-def _row(question: str, turn: int, answer: Answer) -> dict[str, Any]:
-    return {"id": question, "turn": turn, "text": answer.text, "tokens": answer.tokens, "finished": answer.finished}
-
-
-def _spoken(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """(question, turn) → the answer's row, of an interrupted pass."""
-    return {(row["id"], row["turn"]): row for row in _lines(path)}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

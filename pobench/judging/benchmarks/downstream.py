@@ -8,6 +8,10 @@ task that fails is named and leaves the others.
 
     <run>/benchmarks/downstream/<12 hex>/      manifest.json, one JSON for each task as it ends, then score.json
 
+A task's requests are cut into shards (`pobench.shards`), which all processes that evaluate the run answer; filters and metrics
+see all answers, once, in the first process. lm-eval's own way to several processes gives each every n-th item, and each draws
+shots from the same seed: an item would be asked with other shots than by one process.
+
 Items come from the hub, or from a folder of JSONL files in the columns of the hub's:
 
     arc_challenge_{train,test}  gsm8k_{train,test}  hellaswag_{train,validation}  truthfulqa_mc_validation
@@ -27,6 +31,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from unittest import mock
@@ -36,6 +41,7 @@ import torch
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
+from pobench import shards
 from pobench.data.rows import read_rows
 from pobench.errors import PobenchError, nearest
 from pobench.files import nan_as_null, write_json
@@ -57,6 +63,24 @@ from pobench.settings.schema import Count
 from pobench.sources import ask_hub
 
 SHOTS_SEED = 1234  # lm-eval's own
+SHARD_BATCHES = 8  # of requests, in a shard
+
+
+class Answering(NamedTuple):
+    """Requests of one task, cut into shards. digest: of the requests. cut: their places among all. answer: k → the answers of
+    shard k, as `[{"answers": …, "cut": requests that lost their beginning}]`."""
+
+    task: str
+    digest: str
+    cut: shards.Cut
+    answer: Callable[[int], list[Any]]
+
+
+Answer = Callable[[Answering], list[Any] | None]  # what all shards come to; None where another process joins them
+
+
+def _all_here(asked: Answering) -> list[Any]:
+    return [part for k in range(len(asked.cut)) for part in asked.answer(k)]
 
 
 class Official(NamedTuple):
@@ -134,11 +158,13 @@ def evaluate(
     precision: str = "fp32",
     chat_template: bool = False,
     done: Callable[[str, list[TaskScore]], None] = lambda task, scores: None,
+    answer: Answer = _all_here,
 ) -> list[TaskScore]:
     """All metrics of these tasks, in order.
 
     limit: most items per task, for MMLU per subject. data: a folder of local items; None: the hub. precision: "bf16" uses
-    autocast. chat_template: questions and shots as turns of a conversation. done: called after each task.
+    autocast. chat_template: questions and shots as turns of a conversation. done: called after each task. answer: answers all
+    requests of a task; a task whose answers another process joins has no scores here.
     Raises PobenchError for unknown tasks and missing files before anything runs, and after all tasks for those that failed.
     """
     if faults := task_faults(tasks, data):
@@ -157,8 +183,11 @@ def evaluate(
             max_length=held_reach(model),
         )
         for name in tasks:
+            speaker.by_shards = functools.partial(_by_shards, answer, name)
             try:
                 scores = _scores(speaker, name, limit, data, chat_template)
+            except shards.JoinedElsewhere:
+                continue
             except PobenchError as error:
                 failed.append(str(error))
             except Exception as error:  # lm-eval's own, of any type: memory, an assertion about lengths
@@ -175,11 +204,28 @@ def evaluate(
 
 
 def _counting() -> Any:
-    """lm-eval's model class, which also counts its requests and those longer than the model's context."""
+    """lm-eval's model class, which answers requests in shards, and counts them and those longer than the model's context."""
     from lm_eval.models.huggingface import HFLM
 
     class Counting(HFLM):  # type: ignore[misc]
         asked = cut = 0
+        by_shards: Callable[..., tuple[list[Any], int]]  # `_by_shards` of one task
+
+        def loglikelihood(self, requests: Any, **keywords: Any) -> list[tuple[float, bool]]:
+            found = self._answer(requests, lambda some: super(Counting, self).loglikelihood(some, **keywords))
+            return [(value, greedy) for value, greedy in found]
+
+        def generate_until(self, requests: Any, **keywords: Any) -> list[str]:
+            return self._answer(requests, lambda some: super(Counting, self).generate_until(some, **keywords))
+
+        def _answer(self, requests: Sequence[Any], answer: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
+            def counted(some: Sequence[Any]) -> tuple[list[Any], int]:
+                self.cut = 0
+                return answer(some), self.cut
+
+            answers, cut = self.by_shards(requests, self.batch_size, counted)
+            self.asked, self.cut = len(requests), cut
+            return answers
 
         def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **keywords: Any) -> Any:
             self._count([len(context) + len(answer) for _, context, answer in requests], self.max_length + 1)
@@ -195,10 +241,52 @@ def _counting() -> Any:
             return ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
 
         def _count(self, lengths: Sequence[int], most: int) -> None:
-            self.asked += len(lengths)
             self.cut += sum(length > most for length in lengths)
 
     return Counting
+
+
+def _by_shards(
+    answer: Answer,
+    task: str,
+    requests: Sequence[Any],
+    batch_size: int,
+    answered: Callable[[Sequence[Any]], tuple[list[Any], int]],
+) -> tuple[list[Any], int]:
+    """The answers to all requests of a task, in order, and how many requests lost their beginning.
+
+    answered: (some requests) → the same of these. Raises JoinedElsewhere where another process joins them.
+    """
+    cut = _cut(requests, SHARD_BATCHES * batch_size)
+
+    def answer_shard(k: int) -> list[Any]:
+        answers, short = answered([requests[i] for block in cut[k] for i in block])
+        return [{"answers": answers, "cut": short}]
+
+    asked = hashlib.sha256()
+    for request in requests:
+        asked.update(f"{request.args!r}\n".encode("utf-8", "surrogatepass"))
+    try:
+        parts = answer(Answering(task, asked.hexdigest(), cut, answer_shard))
+    except PobenchError as error:  # another process could not answer
+        raise PobenchError(f"{task}: {error}") from error
+    if parts is None:
+        raise shards.JoinedElsewhere
+    places = [i for blocks in cut for block in blocks for i in block]
+    of_place = dict(zip(places, (one for part in parts for one in part["answers"]), strict=True))
+    return [of_place[i] for i in range(len(requests))], sum(part["cut"] for part in parts)
+
+
+def _cut(requests: Sequence[Any], size: int) -> list[list[list[int]]]:
+    """The places of the requests, in shards of blocks of about `size`, of similar length each. Requests about one context stay
+    together: lm-eval reads their common beginning once."""
+    by_length = sorted(range(len(requests)), key=lambda i: (-len(requests[i].args[0]), requests[i].args[0], i))
+    blocks: list[list[int]] = []
+    for _, same in groupby(by_length, key=lambda i: requests[i].args[0]):
+        if not blocks or len(blocks[-1]) >= size:
+            blocks.append([])
+        blocks[-1] += same
+    return shards.deal(blocks)
 
 
 def task_faults(tasks: Sequence[str], data: Path | None) -> list[str]:
@@ -243,7 +331,6 @@ def _scores(speaker: Any, name: str, limit: int | None, data: Path | None, chat_
         ) from error
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=SHOTS_SEED)
-    speaker.asked = speaker.cut = 0
     turns = {"apply_chat_template": True, "fewshot_as_multiturn": True} if chat_template else {}
     result = evaluator.evaluate(speaker, loaded, limit=limit, bootstrap_iters=0, log_samples=True, **turns)
     items = [(f"{member}/{item['doc_id']}", item) for member, samples in result["samples"].items() for item in samples]
@@ -339,14 +426,14 @@ def _tasks_folder() -> Path:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep lm-eval from changing the global random state, from logging, and from drawing bars outside a terminal."""
+    """Keep lm-eval from changing the global random state, from logging, and from drawing a bar for each shard."""
     from lm_eval.api import model, task
     from lm_eval.models import huggingface
 
     logger, level, state = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").level, random.getstate()
 
     def bar(*arguments: Any, **keywords: Any) -> Any:
-        return tqdm(*arguments, **{**keywords, "disable": None})  # None: off unless standard error is a terminal
+        return tqdm(*arguments, **{**keywords, "disable": True})
 
     logger.setLevel(logging.ERROR)
     try:
@@ -404,20 +491,39 @@ class Downstream(Benchmark):
 
     def evaluate(self, run: Path, speaker: Speaker) -> None:
         folder = self.folder(run, speaker.spoken)
-        for fault in claim(folder, {**self._causes(speaker.spoken), "weights": speaker.spoken.weights}, OTHER_WEIGHTS):
-            speaker.say(fault)
-        left = [task for task in self.tasks if f"{task}.json" not in manifest(folder)["files"]]
-        if left:
-            with speaker.progress("downstream", len(left), "tasks") as advance:
+        made_from = {**self._causes(speaker.spoken), "weights": speaker.spoken.weights}
+        if speaker.share.first:
+            for fault in claim(folder, made_from, OTHER_WEIGHTS):
+                speaker.say(fault)
+        left = [task for task in self.tasks if not holds(folder, made_from, f"{task}.json")]
 
-                def done(task: str, scores: list[TaskScore]) -> None:
-                    write_json(folder / f"{task}.json", [nan_as_null(score._asdict()) for score in scores])
-                    finish(folder, f"{task}.json")
-                    self._write_score(folder)
-                    advance(note=f"{task} {scores[0].value:.3f}")
-                    if scores[0].note:
-                        speaker.say(f"{task}: {scores[0].note}")
+        def of_shards(task: str) -> Path:
+            return run / f".{self.name}-{folder.name}-{task}.shards"
 
+        with speaker.progress("downstream", len(left), "tasks") as advance:
+
+            def answer(asked: Answering) -> list[Any] | None:
+                rows, before = sum(len(block) for of in asked.cut for block in of), left.index(asked.task)
+                return shards.compute(
+                    of_shards(asked.task),
+                    {**made_from, "requests": asked.digest},
+                    asked.cut,
+                    asked.answer,
+                    speaker.share,
+                    lambda answered: advance(done=round(before + answered / rows, 2)),
+                    lambda: holds(folder, made_from, f"{asked.task}.json"),
+                )
+
+            def done(task: str, scores: list[TaskScore]) -> None:
+                write_json(folder / f"{task}.json", [nan_as_null(score._asdict()) for score in scores])
+                finish(folder, f"{task}.json")
+                shards.remove(of_shards(task))
+                self._write_score(folder)
+                advance(note=f"{task} {scores[0].value:.3f}", done=left.index(task) + 1)
+                if scores[0].note:
+                    speaker.say(f"{task}: {scores[0].note}")
+
+            if left:
                 evaluate(
                     speaker.model,
                     speaker.chat.tokenizer,
@@ -428,8 +534,10 @@ class Downstream(Benchmark):
                     precision=speaker.spoken.precision,
                     chat_template=self.chat_template,
                     done=done,
+                    answer=answer,
                 )
-        self._write_score(folder)
+        if speaker.share.first:
+            self._write_score(folder)
 
     def _write_score(self, folder: Path) -> None:
         finished = [task for task in TASKS if f"{task}.json" in manifest(folder)["files"]]

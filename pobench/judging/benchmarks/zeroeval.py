@@ -158,8 +158,10 @@ class ZeroEval(Asking):
 
     def evaluate(self, run: Path, speaker: Speaker) -> None:
         questions = self.questions()
+        answered = self._answer(run, questions, speaker)
+        if answered is None:
+            return
         answers, scores = self._folders(run, questions, speaker.spoken)
-        answered = self._answer(answers, questions, speaker)
         claim(scores, {**self._score_causes(questions), "answers": digest_of_answers(answers)})
         self._write_config(scores)
         self._write_score(scores, answered)

@@ -32,9 +32,9 @@ def _answers(context: Context) -> pd.DataFrame | None:
     import pandas as pd
 
     from pobench.data.prompts import eval_prompts
-    from pobench.model.generate import Answer, Decoding, batch_sizes, generate_batches
+    from pobench.model.generate import Answer, Decoding, batches_of, generate_batches
     from pobench.model.vllm import speaker_of
-    from pobench.runs.shards import count_of
+    from pobench.shards import deal
 
     config, rows = context.job.decoding, eval_prompts(context.job.answers)
     model, precision = context.speaking_model()
@@ -52,16 +52,14 @@ def _answers(context: Context) -> pd.DataFrame | None:
         ) as (speaker, batch_size),
         context.progress("answers", len(rows) * config.samples, "answers") as advance,
     ):
-        sizes = batch_sizes(prompts, config.samples, batch_size)
-        count = count_of(len(sizes))
+        cut = deal(batches_of(prompts, config.samples, batch_size))
 
         def speak(k: int) -> list[Any]:
-            share = (k, count)
+            share = (k, len(cut))
             batches = generate_batches(speaker, context.chat, prompts, decoding, batch_size=batch_size, share=share)
             return [[*answer] for batch in batches for answer in batch]
 
-        of_shards = [sum(sizes[k::count]) for k in range(count)]
-        answered = context.cut("answers", of_shards, speak, lambda done: advance(done=done))
+        answered = context.cut("answers", cut, speak, lambda done: advance(done=done))
     if answered is None:
         return None
     answers = sorted(Answer(*answer) for answer in answered)

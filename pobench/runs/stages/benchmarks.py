@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from pobench.errors import PobenchError
+from pobench.errors import PobenchError, reason_of
 from pobench.runs.stage import Stage
 
 if TYPE_CHECKING:
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def run(context: Context) -> None:
-    """Each for itself: one that fails leaves the others. Raises PobenchError that lists those that failed."""
+    """Each for itself: one that fails leaves the others. Raises PobenchError that lists those that failed, in the first of
+    several processes: it does what the others leave."""
     from pobench.judging.benchmarks.base import Speaker
 
     def load() -> tuple[Any, Any]:
@@ -22,16 +23,19 @@ def run(context: Context) -> None:
 
     folder, spoken = context.folder.path, context.task.spoken
     assert spoken is not None, "a plan with content names every task that runs"
-    speaker = Speaker(context.task.run, load, spoken, context.job.answers.batch_size, context.say)
+    size, share = context.job.answers.batch_size, context.task.share
+    speaker = Speaker(context.task.run, load, spoken, size, context.say, share)
     failed = []
     for benchmark in context.task.benchmarks:
         try:
             if not benchmark.done(folder, spoken):
                 benchmark.evaluate(folder, speaker)
         except Exception as error:
+            if not share.first:
+                continue
             if not isinstance(error, PobenchError):
                 (folder / "traceback.txt").write_text(traceback.format_exc())
-            failed.append(f"{benchmark.name}: {context.reason(error)}")
+            failed.append(f"{benchmark.name}: {reason_of(error)}")
     if failed:
         raise PobenchError("\n".join(failed))
 
@@ -43,5 +47,6 @@ STAGE = Stage(
     writes=("benchmarks/",),
     decided_by="trained weights, chat template, precision, each benchmark's questions, decoding, judge",
     run=run,
+    cut=True,
     many=False,
 )

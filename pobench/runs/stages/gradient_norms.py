@@ -28,19 +28,19 @@ def run(context: Context) -> None:
     import pandas as pd
 
     from pobench.model.logps import ResponseLogps
-    from pobench.runs.shards import count_of
+    from pobench.shards import deal
 
     picked = picked_pairs(context.prepared.heldout)
     policy = ResponseLogps(context.merged_model().requires_grad_(True), context.job.train.head_tile)
-    cut = [picked[k :: count_of(len(picked))] for k in range(count_of(len(picked)))]
+    place = {pair.id: i for i, pair in enumerate(picked)}
+    cut = deal([[i] for i in range(len(picked))])
 
     def measure(k: int) -> list[Any]:
-        return [[*row] for row in norms_of(policy, cut[k])]
+        return [[*row] for row in norms_of(policy, [picked[i] for (i,) in cut[k]])]
 
     with context.progress("gradients", len(picked), "pairs") as advance:
-        rows = context.cut("gradient_norms", [*map(len, cut)], measure, lambda done: advance(done=done))
+        rows = context.cut("gradient_norms", cut, measure, lambda done: advance(done=done))
     if rows is not None:
-        place = {pair.id: i for i, pair in enumerate(picked)}
         in_order = sorted(rows, key=lambda row: place[row[0]])
         context.store("gradient_norms", {"norms": pd.DataFrame(in_order, columns=COLUMNS)})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pobench.judging import PairwiseJudge
-    from pobench.judging.pairwise import Comparison, Verdict
+    from pobench.judging.pairwise import Progress
     from pobench.runs.context import Context
     from pobench.runs.task import Task
-
-
-SHARD_BATCHES = 8  # of a judge with weights, in a shard
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
@@ -52,26 +49,42 @@ def run(context: Context) -> None:
     assert config.name is not None
     kind = judges.get(config.name)
     judge = kind(**config.settings)
-    if not context.task.share.first and not (kind.compares and context.loss is not None):
-        return
     if not kind.compares and not grades(judge):
         raise PobenchError(
             f"judge {config.name!r} ranks answers, but its scores have no bounds, so it cannot grade one"
         )
     rows = {row["id"]: row for row in eval_prompts(context.job.answers)}
     answers = context.read("answers", "answers")
-    verdicts = answers[["prompt", "sample"]]
+    verdicts: pd.DataFrame | None
     if not kind.compares:
-        judged = [(rows[a.prompt], a.text, a.finished) for a in answers.itertuples()]
-        verdicts = verdicts.assign(judge=config.name, score=[judge.score(*answer) for answer in judged])
-        if hasattr(judge, "grade"):
-            verdicts = verdicts.assign(grade=[judge.grade(*answer) for answer in judged])
+        verdicts = _graded(context, judge, rows, answers)
     elif context.loss is None:  # beside itself it wins half, by definition
-        verdicts = verdicts.assign(judge=judge.name, score=0.5, against="start")
+        verdicts = answers[["prompt", "sample"]].assign(judge=judge.name, score=0.5, against="start")
     else:
         others = context.start_answers()
         verdicts = compared(context, "judge", judge, rows, answers, others, "start", read(context.task))
-    context.store("judge", {"verdicts": verdicts}, read(context.task))
+    if verdicts is not None:
+        context.store("judge", {"verdicts": verdicts}, read(context.task))
+
+
+def _graded(context: Context, judge: Any, rows: Mapping[str, Any], answers: pd.DataFrame) -> pd.DataFrame | None:
+    """A judge's score of every answer, and its grade where it gives one; None in all processes but the first."""
+    judged = [(rows[a.prompt], a.text, a.finished) for a in answers.itertuples()]
+    columns = ["score", *(["grade"] if hasattr(judge, "grade") else [])]
+
+    def grade(places: Sequence[int], progress: Progress | None) -> list[list[float]]:
+        found = []
+        for done, i in enumerate(places, start=1):
+            found.append([getattr(judge, column)(*judged[i]) for column in columns])
+            if progress is not None:
+                progress(done, len(places))
+        return found
+
+    grades = _read_all(context, "judge", judge, [len(text) for _, text, _ in judged], grade, read(context.task))
+    if grades is None:
+        return None
+    verdicts = answers[["prompt", "sample"]].assign(judge=context.job.judge.name)
+    return verdicts.assign(**{column: [own[i] for own in grades] for i, column in enumerate(columns)})
 
 
 def compared(
@@ -90,16 +103,21 @@ def compared(
     rows: prompt id → its row. answers, others: frames `answers` of two models. against: who the other is, for the column.
     digests: of the answers.
     """
-    from pobench.judging.pairwise import Comparison, Longer
+    from pobench.judging.pairwise import Comparison, Longer, Verdict, judge_many
 
     theirs = others[["prompt", "sample", "text"]]
     both = answers.merge(theirs, on=["prompt", "sample"], suffixes=("", "_other"))
     shown = [Comparison(rows[b.prompt]["messages"], b.text_other, b.text) for b in both.itertuples()]
     if hasattr(judge, "estimate"):
         context.say(f"{context.task.title}: {judge.name}: {judge.estimate(shown)}")
-    verdicts = _verdicts(context, stage, judge, shown, digests)
-    if verdicts is None:
+
+    def read_some(places: Sequence[int], progress: Progress | None) -> list[tuple[Any, ...]]:
+        return [astuple(verdict) for verdict in judge_many(judge, [shown[i] for i in places], progress)]
+
+    verdicts_of = _read_all(context, stage, judge, [len(c.a) + len(c.b) for c in shown], read_some, digests)
+    if verdicts_of is None:
         return None
+    verdicts = [Verdict(*values) for values in verdicts_of]
     unread = [v.error for v in verdicts if math.isnan(v.probability)]
     notes = [f"{len(unread)} of {len(shown)} verdicts could not be read ({unread[0]})"] if unread else []
     for note in [*getattr(judge, "notes", ()), *notes]:
@@ -115,35 +133,36 @@ def compared(
     )
 
 
-def _verdicts(
+def _read_all(
     context: Context,
     stage: str,
-    judge: PairwiseJudge,
-    shown: Sequence[Comparison],
+    judge: Any,
+    lengths: Sequence[int],
+    read_some: Callable[[Sequence[int], Progress | None], Sequence[Sequence[Any]]],
     digests: Mapping[str, str | None],
-) -> list[Verdict] | None:
-    """The verdicts of all comparisons. A judge with weights reads them shard by shard, comparisons of similar length together,
-    in the same shards however many processes there are; any other judge is asked for all at once."""
-    from pobench.judging.pairwise import Verdict, judge_many
-    from pobench.runs.shards import count_of
+) -> list[list[Any]] | None:
+    """What `read_some` gives for each place of `lengths`, in order; None in all processes but the first. A judge with weights
+    reads shard by shard, texts of similar length together, in the same shards however many processes there are; any other
+    judge is asked for all at once.
 
-    rows_at_once = SHARD_BATCHES * getattr(judge, "batch_size", 1)
-    count = count_of(-(-len(shown) // rows_at_once)) if hasattr(judge, "weights") else 1
-    with context.progress("verdicts", len(shown), "answers") as advance:
-        if count == 1:
-            if not context.task.share.first:
-                return None
-            return judge_many(judge, shown, lambda done, total: advance(done=len(shown) * done // max(total, 1)))
-        by_length = sorted(range(len(shown)), key=lambda i: (len(shown[i].a) + len(shown[i].b), i))
-        size = -(-len(shown) // count)
-        cut = [by_length[start : start + size] for start in range(0, len(shown), size)]
+    lengths: of what stands in each place, in characters. read_some: places → for each, values that JSON holds exactly.
+    """
+    from pobench.judging.weights import rows_of_shard
+    from pobench.shards import by_length
+
+    cut = by_length(lengths, rows_of_shard(judge)) if hasattr(judge, "weights") else [[[*range(len(lengths))]]]
+    with context.progress("verdicts", len(lengths), "answers") as advance:
+
+        def told(done: int, total: int) -> None:
+            advance(done=len(lengths) * done // max(total, 1))
 
         def judged(k: int) -> list[Any]:
-            verdicts = judge_many(judge, [shown[i] for i in cut[k]])
-            return [[i, *astuple(verdict)] for i, verdict in zip(cut[k], verdicts, strict=True)]
+            (places,) = cut[k]
+            verdicts = read_some(places, told if len(cut) == 1 else None)
+            return [[i, *verdict] for i, verdict in zip(places, verdicts, strict=True)]
 
-        rows = context.cut(stage, [*map(len, cut)], judged, lambda done: advance(done=done), digests)
-    return None if rows is None else [Verdict(*verdict) for _, *verdict in sorted(rows, key=lambda row: row[0])]
+        rows = context.cut(stage, cut, judged, lambda done: advance(done=done), digests)
+    return None if rows is None else [own for _, *own in sorted(rows, key=lambda row: row[0])]
 
 
 STAGE = Stage(

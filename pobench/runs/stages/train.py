@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pobench.errors import reason_of
 from pobench.registry import get_loss
 from pobench.runs.stage import Content, Stage
 from pobench.settings.job import Job
@@ -143,7 +144,7 @@ def _beside(context: Context, what: str, measure: Callable[[], Any]) -> Any:
     except Exception as error:
         if context.accelerator.num_processes > 1:
             raise
-        context.say(f"{context.task.title}: {what} failed at this step: {context.reason(error)}")
+        context.say(f"{context.task.title}: {what} failed at this step: {reason_of(error)}")
         return None
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 from small_chat_model import character_tokenizer, chat_model
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from two_processes import in_two_processes
 
 from pobench.data.chat import Chat
@@ -16,6 +19,7 @@ from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError
 from pobench.judging.armorm import ArmoRM
 from pobench.judging.pairrm import PairRM
+from pobench.judging.reward_model import RewardModel
 from pobench.model.generate import Decoding, generate
 from pobench.registry import judges
 from pobench.runs import onpolicy
@@ -252,6 +256,40 @@ def test_two_processes_write_the_bytes_of_one(start, pobench_cli, command, tmp_p
     for name in written:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
     assert start == "launched" or set(shares.read_text().splitlines()) == {"0 of 1", "0 of 2", "1 of 2"}
+
+
+@pytest.mark.parametrize("start", ["forked", pytest.param("launched", marks=pytest.mark.slow)])
+def test_two_processes_rank_by_a_reward_model_as_one_does(start, pobench_cli, command, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tmp_path / "model", num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(config)
+    for weight in model.parameters():
+        weight.data *= 4  # so that answers differ
+    model.save_pretrained(tmp_path / "reward")
+    AutoTokenizer.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "reward")
+    ranker = ("--ranker", "reward_model", "--ranker-set", "model=reward", "--ranker-set", "batch_size=1")
+    if start == "forked":
+        rewards, ranks = RewardModel.rewards, tmp_path / "ranks"
+
+        def noted(self, *arguments):
+            with ranks.open("a") as stream:
+                stream.write(f"{os.environ.get('POBENCH_PROCESSES')} {os.environ.get('RANK')}\n")
+            return rewards(self, *arguments)
+
+        monkeypatch.setattr(RewardModel, "rewards", noted)
+        monkeypatch.setattr(onpolicy, "launch", lambda module, file: in_two_processes(draw_a_share, file))
+    for processes in ("1", "2"):
+        monkeypatch.setenv("POBENCH_PROCESSES", processes)
+        status, _, err = pobench_cli(*command, *ranker, "--out", f"{processes}/mine.jsonl")
+        assert status == 0, err
+    written = {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "2").iterdir()} and len(written) >= 3
+    if start == "forked":
+        one, two = (
+            [line for line in ranks.read_text().splitlines() if line.startswith(count)] for count in ("1 ", "2 ")
+        )
+        assert {*one} == {"1 None"} and {*two} <= {"2 0", "2 1"}, "the command joins what its processes have read"
+        assert len(one) == len(two) > 2, "each shard once"
 
 
 def test_the_setting_says_how_and_the_command_line_has_the_last_word(pobench_cli, command, setting, tmp_path):

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from openai_server import Body, OpenAIServer, says
 
+from pobench.data.chat import Chat
 from pobench.errors import CorruptError, PobenchError
 from pobench.judging.benchmarks import alpaca_eval as alpaca_eval_run
 from pobench.judging.benchmarks import arena_hard as arena_hard_run
@@ -323,16 +324,26 @@ def test_killed_in_the_midst_of_each_benchmark_and_repeated_it_pays_for_the_rest
     assert set(zip(frame["benchmark"], frame["loss"], strict=True)) == {(n, x) for n in names for x in ("start", "dpo")}
 
 
-def test_answers_cut_off_are_continued_to_the_same_text(work_here, prompts, tmp_path) -> None:
+def test_answers_cut_off_are_continued_to_the_same_text(work_here, prompts, monkeypatch) -> None:
     changed = {**prompts, "benchmarks__mt_bench__temperature": 0.7, "answers__batch_size": 1}
     (whole,) = work_here("dpo", **changed).glob("benchmarks/mt_bench/*/answers.jsonl")
     text = whole.read_text()
-    rows = [json.loads(line) for line in text.splitlines()]
-    first = {"id": rows[2]["id"], "turn": 0, **{k: rows[2][k][0] for k in ("text", "tokens", "finished")}}
-    whole.with_name("answers.partial.jsonl").write_text(json.dumps(first) + '\n{"id": "81", "tu')
     whole.unlink()
+    speak, asked = MTBench._speak, list[str]()
+
+    def speak_thrice(self: MTBench, questions: Any, speaker: Speaker) -> Any:
+        if len(asked) == 3:
+            raise PobenchError("cut off")
+        asked.extend(question.id for question in questions)
+        return speak(self, questions, speaker)
+
+    monkeypatch.setattr(MTBench, "_speak", speak_thrice)
+    with pytest.raises(AssertionError, match="mt_bench: cut off"):
+        work_here("dpo", **changed)
+    asked.clear()
     work_here("dpo", **changed)
-    assert whole.read_text() == text and not whole.with_name("answers.partial.jsonl").exists()
+    assert whole.read_text() == text and len(asked) == PROMPTS - 3
+    assert not [*whole.parents[3].glob(".*.shards")]
 
 
 def test_an_edited_chat_template_makes_new_answers_beside_the_old(work_here, prompts, tmp_path) -> None:
@@ -395,7 +406,9 @@ def test_a_damaged_file_is_found_named_and_made_anew_and_no_verdict_is_paid_twic
     assert len(load_frames(tmp_path / "runs")["benchmarks"])
 
 
-def test_answers_of_other_weights_are_not_used_and_neither_are_verdicts_on_other_answers(prompts, tmp_path) -> None:
+def test_answers_of_other_weights_are_not_used_and_neither_are_verdicts_on_other_answers(
+    prompts, word_tokenizer, tmp_path
+) -> None:
     benchmark = ArenaHard(
         source=prompts["benchmarks__arena_hard__source"],
         judge={"model": "m", "replies": str(tmp_path / "replies.jsonl")},
@@ -403,29 +416,29 @@ def test_answers_of_other_weights_are_not_used_and_neither_are_verdicts_on_other
     (tmp_path / "replies.jsonl").write_text('{"text": "[[A>B]]"}\n')
     told: list[str] = []
 
+    def load() -> tuple[None, Chat]:
+        return None, Chat(word_tokenizer)
+
     class Answers(ArenaHard):
         """Speaks without a model: the digest of its weights."""
 
-        def _speak(self, questions: Any, spoken: Any, speaker: Speaker) -> Any:
+        def _speak(self, questions: Any, speaker: Speaker) -> Any:
             weights = str(speaker.spoken.weights)
-            done = [q for q in questions if (q.id, 0) not in spoken]
-            yield [{"id": q.id, "turn": 0, "text": weights, "tokens": 1, "finished": True} for q in done]
+            return [{"id": q.id, "text": [weights], "tokens": [1], "finished": [True]} for q in questions]
 
     benchmark, run = Answers(**benchmark.model_dump()), tmp_path / "run"
     first, second = Spoken("a template", "fp32", "first"), Spoken("a template", "fp32", "second")
-    benchmark.evaluate(run, Speaker("a/run", lambda: (None, None), first))
+    benchmark.evaluate(run, Speaker("a/run", load, first))
     assert benchmark.done(run, first) and not benchmark.done(run, second)
     assert not benchmark.done(run, first._replace(precision="bf16"))
     answers = benchmark.answers_folder(run, benchmark.questions(), first)
-    started = {"id": "u0", "turn": 0, "text": "first", "tokens": 1, "finished": True}
-    (answers / "answers.partial.jsonl").write_text(json.dumps(started) + "\n")  # cut off, and then trained again
     alone = benchmark.model_copy(update={"judge": JudgeModel()})
-    alone.evaluate(run, Speaker("a/run", lambda: (None, None), second, say=told.append))
+    alone.evaluate(run, Speaker("a/run", load, second, say=told.append))
     assert "first" not in (answers / "answers.jsonl").read_text() and alone.done(run, second)
     assert not [*run.glob("benchmarks/*/*/*/score.json")], "a score of the old answers"
-    assert sum("other weights" in t for t in told) == 2 and sum("other answers" in t for t in told) == 2, told
-    benchmark.evaluate(run, Speaker("a/run", lambda: (None, None), second, say=told.append))
-    assert benchmark.done(run, second) and sum("made anew" in t for t in told) == 4
+    assert sum("other weights" in t for t in told) == 1 and sum("other answers" in t for t in told) == 2, told
+    benchmark.evaluate(run, Speaker("a/run", load, second, say=told.append))
+    assert benchmark.done(run, second) and sum("made anew" in t for t in told) == 3
 
 
 def test_a_request_without_a_reply_is_no_verdict_and_is_asked_again(work_here, prompts, tmp_path) -> None:

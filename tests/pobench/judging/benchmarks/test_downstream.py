@@ -89,6 +89,18 @@ def test_the_values_are_those_that_lm_eval_itself_gives(speaks, monkeypatch) -> 
     assert ours["winogrande"].note.startswith("shots are drawn from the validation items")
 
 
+def test_answers_in_shards_are_those_of_one_call_of_lm_eval_shots_included(speaks, items, monkeypatch) -> None:
+    tasks = ["winogrande", "truthfulqa_mc2"]  # shots are drawn for one of them, choices share a context in the other
+    cuts, cut = [], downstream._cut
+    monkeypatch.setattr(downstream, "_cut", lambda requests, size: cuts.append(cut(requests, size)) or cuts[-1])
+    of_shards = evaluate(*speaks, tasks=tasks, limit=12, data=items, batch_size=1)
+    assert [len(shards) for shards in cuts] == [3, 4], "24 requests in eights, 36 in nines"
+    for shards, count in zip(cuts, (24, 36), strict=True):
+        assert sorted(place for shard in shards for block in shard for place in block) == [*range(count)]
+    monkeypatch.setattr(downstream, "_cut", lambda requests, size: [[[*range(len(requests))]]])
+    assert evaluate(*speaks, tasks=tasks, limit=12, data=items, batch_size=1) == of_shards
+
+
 def test_shots_stand_before_the_question_and_never_hold_it(speaks, items, monkeypatch) -> None:
     (items / "winogrande_train.jsonl").unlink()
     asked = []
