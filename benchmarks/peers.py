@@ -627,7 +627,7 @@ def _columns(pairs: Sequence[TokenPair]) -> dict[str, list[Any]]:
 
 
 def save_pairs(path: Path, pairs: Sequence[TokenPair]) -> None:
-    write_text(path, json.dumps(pairs))
+    write_text(path, json.dumps([[p.id, *p.sequences] for p in pairs]))
 
 
 def load_pairs(path: Path) -> list[TokenPair]:

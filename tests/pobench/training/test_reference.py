@@ -236,7 +236,7 @@ def test_the_sums_of_60_000_pairs_are_found_by_one_key_each(tmp_path: Path, monk
 
     groups = [Group((i, *some(150)), (some(300), some(300))) for i in range(60_000)]
     totals = {key: -float(i) for i, group in enumerate(groups) for key in sequence_keys(group)}
-    module._finish(tmp_path / "r", totals, CAUSES, "fp32")
+    module._finish(tmp_path / "r", totals, {"causes": CAUSES, "arithmetic": "fp32"})
     keyed = []
     monkeypatch.setattr(module, "sequence_keys", lambda group: (keyed.append(group), sequence_keys(group))[1])
     sums = ReferenceSums.load(tmp_path / "r").of(groups)
