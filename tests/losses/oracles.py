@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from mpmath import exp, log, log1p, mp, mpf
 
 mp.dps = 350  # a slope of 1e-290 is the difference of two values near 1
@@ -523,6 +524,21 @@ def mpo(c: Case, **of: Any) -> Any:
     return dpo(c, of["dpo.beta"]) + mpf("0.8") * bco_pair(c, of["bco_pair.beta"]) - c.w / c.nw
 
 
+def shares(n: int, phase: float) -> list[Any]:
+    """Of a response of n tokens, the share of its sum that each token has, as `TokenLogps.spread` hands it to a loss."""
+    wave = [mpf(x) for x in torch.sin(torch.arange(n) + phase).double().tolist()]
+    return [(1 + (x - sum(wave) / n) / 6) / n for x in wave]
+
+
+def ld_dpo(c: Case, **of: Any) -> Any:
+    def weighed(total: Any, n: Any, phase: float) -> Any:
+        parts, shorter = shares(int(n), phase), int(min(c.nw, c.nl))
+        return total * (sum(parts[:shorter]) + of["ld.alpha"] * sum(parts[shorter:]))
+
+    u = weighed(c.w, c.nw, 0.0) - weighed(c.rw, c.nw, 1.0)
+    return nls(of["dpo.beta"] * (u - weighed(c.l, c.nl, 0.0) + weighed(c.rl, c.nl, 1.0)))
+
+
 F_DPO = {"f_divergence.alpha": 0.5, "dpo.beta": 0.1}
 EXPRESSIONS = {
     # 0.9·0.43748795 + 0.1·1.03748795
@@ -537,6 +553,9 @@ EXPRESSIONS = {
     # 0.43748795 + 0.8·1.11115412 + 1
     "dpo + 0.8*bco_pair + sft": Row(mpo, [{"dpo.beta": 0.1, "bco_pair.beta": 0.1}], 2.32641124782, 0.72),
 }
+EXPRESSIONS["ld(dpo)"] = Row(  # equally long, so DPO's
+    ld_dpo, [{"ld.alpha": 0.5, "dpo.beta": 0.1}, {"ld.alpha": 0.0, "dpo.beta": 0.01}], 0.437487950393, 0.4
+)
 ROWS = {**ORACLES, **EXPRESSIONS}
 
 

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.registry import get_loss
-from pobench.types import Group, Pair, SequenceLogps
+from pobench.types import Group, Pair, SequenceLogps, TokenLogps
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # names that TRL uses and transformers will drop
@@ -348,6 +348,21 @@ def whole_sequence_nll(model: Any, groups: list[Group]) -> Tensor:
     return -logps(model, whole) / torch.tensor([len(g.responses[0]) for g in whole])
 
 
+def tokens_of_pairs(model: Any, reference: Any, groups: list[Group]) -> TokenLogps:
+    """By a forward pass of each response alone."""
+
+    def logps_of(of: Any) -> Tensor:
+        found = []
+        for prompt, response in [(g.prompt, r) for g in groups for r in g.responses]:
+            logits = of(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+            found.append(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0])
+        return torch.cat(found)
+
+    with torch.no_grad():
+        known = logps_of(reference)
+    return TokenLogps.of(torch.tensor([len(r) for g in groups for r in g.responses]), logps_of(model), known)
+
+
 # ---------------------------------------------------------------- the tests
 
 
@@ -416,3 +431,32 @@ def test_kto_is_twice_trls_mean_over_responses(swapped, weights, trainer, start,
     table.append(("kto", f"{show(given)}, kl={kl:.2f}", f"{type(theirs).__name__} {show(given)}", off, by))
     assert off < VALUE
     assert by < GRADIENT
+
+
+def beside_trl(name: str, theirs: Any, reference: Any, rows: list[Any], **settings: float) -> float:
+    """The mean loss of all rows as one batch; compares value and gradient with TRL's and adds a row to the table."""
+    groups = [tokens_of(row) for row in theirs.train_dataset]
+    loss, policy = get_loss(name), pair_of(theirs.model, groups)
+    with torch.no_grad():
+        known = pair_of(reference, groups)
+    tokens = tokens_of_pairs(theirs.model, reference, groups) if "tokens" in loss.needs else None
+    batch = loss.batch_of(policy, known, settings)
+    ours = loss.evaluate(policy, known, None, tokens, None, batch, **settings).loss.mean()
+    whole = theirs_at(theirs, list(range(len(groups))))
+    slopes = apart(gradient_of(ours, theirs.model), gradient_of(whole, theirs.model))
+    value = apart(ours.detach(), whole.detach())
+    rows.append((name, show(settings), "the same, a whole batch", value, slopes))
+    assert value < VALUE and slopes < GRADIENT
+    return ours.item()
+
+
+def test_a_longer_answer_that_counts_less_has_trls_loss_and_gradient(trainer, start, table) -> None:
+    theirs = trainer("DPO", paired_rows(), loss_type=["sigmoid"], beta=0.1, ld_alpha=0.3)
+    got = beside_trl("ld(dpo)", theirs, start[1], table, **{"ld.alpha": 0.3, "dpo.beta": 0.1})
+    plain = trainer("DPO", paired_rows(), loss_type=["sigmoid"], beta=0.1)
+    assert abs(got - theirs_at(plain, list(range(len(PAIRS)))).item()) > 10 * VALUE, "the weight changes nothing"
+
+
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+def test_a_whole_batch_has_trls_loss_and_gradient(name, trainer, start, table) -> None:
+    beside_trl(name, trainer("DPO", paired_rows(), loss_type=[name], beta=0.1), start[1], table, beta=0.1)

@@ -15,7 +15,7 @@ from pobench.runs.content import _source
 from pobench.runs.opponents import with_opponents
 from pobench.settings.faults import check_loss_settings
 from pobench.settings.resolve import resolve
-from pobench.types import Pair, SequenceLogps
+from pobench.types import Pair, SequenceLogps, TokenLogps
 from pobench.workflows.grid import Grid, search_space
 
 
@@ -119,6 +119,22 @@ def test_what_is_an_expression_with_a_setting_changed() -> None:
     assert value("dpo + 0.5*sft") == pytest.approx(value("rpo", sft_weight=0.5, sft_reduction="mean"), rel=1e-14)
     near_zero = value("f_divergence(dpo)", **{"f_divergence.alpha": 1e-9})
     assert near_zero == pytest.approx(value("dpo"), rel=1e-6)
+
+
+def test_tokens_beyond_the_shorter_response_count_less() -> None:
+    # sums of chosen and rejected are -4 and -4, their common tokens -2 and -4; of a reference at b a token 4b and 2b, 2b and 2b
+    mask = torch.tensor([[[True] * 4, [True, True, False, False]]])
+    logps = torch.tensor([[[-1.0] * 4, [-2.0, -2.0, 0.0, 0.0]]], dtype=torch.float64)
+    policy = Pair(*(SequenceLogps(logps[:, i].sum(-1), mask[:, i].sum(-1)) for i in (0, 1)))
+    for base, alpha, gap in ((-1.0, 0.3, 2.0), (-3.0, 0.25, 3.0), (-3.0, 0.0, 2.0), (-3.0, 1.0, 6.0)):
+        known = torch.where(mask, torch.tensor(base, dtype=torch.float64), 0.0)
+        reference = Pair(*(side._replace(total=known[:, i].sum(-1)) for i, side in enumerate(policy)))
+        tokens = TokenLogps(logps, known, mask)
+        got = get_loss("ld(dpo)").evaluate(policy, reference, tokens=tokens, **{"ld.alpha": alpha, "dpo.beta": 1.0})
+        assert (got.chosen_reward - got.rejected_reward).item() == pytest.approx(gap), (base, alpha)
+    settings = {"ld.alpha": 0.5, "simpo.beta": 1.0}
+    means = get_loss("ld(simpo)").evaluate(policy, tokens=TokenLogps(logps, None, mask), **settings)
+    assert means.chosen_reward.item() == pytest.approx(-3.0 / 4)  # of the whole length
 
 
 def test_modifiers_apply_from_the_inside() -> None:
