@@ -1,12 +1,13 @@
 """What a second process saves: each stage by one process and by two, every process on one core.
 
-    python benchmarks/two_processes.py                   on two free cores, about five minutes
+    python benchmarks/two_processes.py                   on two free cores, about four minutes
     python benchmarks/two_processes.py --share 0.1       a tenth of the work, to see that it runs
 
-The setting is `tiny` with fewer answers; a random reward model judges, and AlpacaEval's questions are prompts of its world. The
-stages are done in turn by one and by two processes, in folders of their own. Behind training both evaluate the model that one
-process has trained, and every row must be the same. Seconds are of the clock, from the plan to the stored result. They hold the
-start of the processes, of which the first row is an example; two that train or read the reference are new interpreters.
+The setting is `tiny` with a random model of eight times its size, so that computing takes longer than starting, and fewer
+answers; another one judges as a reward model, and AlpacaEval's questions are prompts of its world. The stages are done in turn
+by one and by two processes, in folders of their own. Behind training both evaluate the model that one process has trained, and
+every row must be the same. Seconds are of the clock, from the plan to the stored result. They hold the start of the processes,
+of which the first row is an example; two that train or read the reference are new interpreters.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 
 import peers
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pobench.data.chat import load_tokenizer
 from pobench.data.prompts import eval_prompts
@@ -67,7 +68,7 @@ STAGES = tuple(dict.fromkeys(step.stage for step in STEPS))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the pairs and prompts")
-    parser.add_argument("--epochs", type=int, default=3, help="of training")
+    parser.add_argument("--epochs", type=int, default=1, help="of training")
     parser.add_argument("--samples", type=int, default=2, help="answers to a prompt")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write that object to a file")
@@ -111,16 +112,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def job_of(given: argparse.Namespace, root: Path) -> Job:
-    """The setting, smaller, with a random reward model as its judge and a file of AlpacaEval's questions."""
+    """The setting, smaller, with random models and a file of AlpacaEval's questions."""
     pairs, held_out, prompts = (max(8, int(given.share * most)) for most in (560, 1200, 300))
-    judge, source = root / "reward", fetch_model(f"builtin:{SETTING}")
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(source, num_labels=1)
-    config.num_hidden_layers *= 4
-    model = AutoModelForSequenceClassification.from_config(config)
-    with without_bars():
-        model.save_pretrained(judge)
-    load_tokenizer(source).save_pretrained(judge)
+    model = random_model(root / "model", AutoModelForCausalLM)
+    judge = random_model(root / "reward", AutoModelForSequenceClassification, num_labels=1)
     (job,) = resolve(SETTING, LOSS)
     asked = [row["messages"][-1]["content"] for row in eval_prompts(job.answers)]
     rows = [{"instruction": text, "output": text, "generator": "prompts"} for text in asked]
@@ -138,8 +133,21 @@ def job_of(given: argparse.Namespace, root: Path) -> Job:
         "benchmarks.alpaca_eval.length_only": True,
         "benchmarks.alpaca_eval.max_new_tokens": job.answers.max_new_tokens,
     }
-    (job,) = resolve(SETTING, LOSS, overrides=changes)
+    (job,) = resolve(SETTING, LOSS, overrides=changes, model=str(model))
     return job
+
+
+def random_model(folder: Path, kind: Any, **changes: Any) -> Path:
+    """A model with the setting's tokenizer, twice as wide and twice as deep as its own."""
+    source = fetch_model(f"builtin:{SETTING}")
+    config = AutoConfig.from_pretrained(source, **changes)
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+        setattr(config, name, 2 * getattr(config, name))
+    torch.manual_seed(0)
+    with without_bars():
+        kind.from_config(config).save_pretrained(folder)
+    load_tokenizer(source).save_pretrained(folder)
+    return folder
 
 
 @contextlib.contextmanager
