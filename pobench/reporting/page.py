@@ -102,7 +102,7 @@ def _write_frames(frames: Frames, groups: Sequence[Comparable], folder: Path) ->
     """The frames of the groups, with the scores of every arm."""
     own = frames.of_runs(run for group in groups for run in group.frames["runs"]["run"])
     scores = pd.concat([group.frames["scores"] for group in groups], ignore_index=True)
-    write_frames({**own.stored, "scores": scores.sort_values(["run", "metric"], kind="stable")}, folder)
+    write_frames({**own, "scores": scores.sort_values(["run", "metric"], kind="stable")}, folder)
 
 
 def _chosen(names: Sequence[str] | None) -> list[registry.Figure]:

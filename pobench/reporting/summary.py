@@ -16,6 +16,7 @@ from pobench.results.claims import VERDICTS
 from pobench.results.comparable import Comparable, Selection
 from pobench.results.contrast import Pair, all_pairs, gains
 from pobench.results.crossed import VERDICT_SEEDS
+from pobench.results.scores import DISTINCT
 from pobench.types import Estimate
 
 MOST_NAMED = 5  # losses in one sentence; of more, it names the FIRST, and the tables have all
@@ -60,11 +61,11 @@ def _sentence(tone: str, head: str, table: pd.DataFrame | None) -> list[Finding]
 
 
 def _not_judged(selection: Selection) -> list[Finding]:
-    judged = selection.frames["verdicts"]
-    blank = int(judged["score"].isna().sum()) if len(judged) else 0
+    rows = selection.frames.rows("verdicts")
+    blank, number = (0, 0) if rows is None else rows.blank("score")
     if not blank:
         return []
-    text = f"The judge gave no score for {blank} of {len(judged)} answers; they are left out."
+    text = f"The judge gave no score for {blank} of {number} answers; they are left out."
     return [Finding("note", "Not judged", text)]
 
 
@@ -328,9 +329,9 @@ def facts(comparable: Comparable) -> str:
         ("heldout", "pair", "held-out pair", "held-out pairs"),
         ("answers", "prompt", "prompt", "prompts"),
     ):
-        if len(frames[name]):
-            parts.append(_count(frames[name][column].nunique(), one, many))
-    if judges := (judges_of(frames["verdicts"]) if len(frames["verdicts"]) else []):
+        if rows := frames.rows(name):
+            parts.append(_count(rows.distinct(*DISTINCT[name][0])[column].nunique(), one, many))
+    if judges := (judges_of(rows) if (rows := frames.rows("verdicts")) else []):
         parts.append(f"judged by {clean(listing(judges))}")
     if comparable.protocol:
         parts.append(f"protocol {comparable.protocol}")

@@ -16,11 +16,15 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from pobench.results.rows import Frame, Rows
+
 FEWEST_GROUPS = 20  # topics; of fewer a standard error is itself too uncertain (Cameron, Gelbach and Miller 2008)
 
 
-def prompt_groups(answers: pd.DataFrame | None) -> pd.Series | None:
+def prompt_groups(answers: Frame | None) -> pd.Series | None:
     """prompt → its topic (or kind), where there are enough of them, some with several prompts; None elsewhere."""
+    if isinstance(answers, Rows):
+        answers = answers.distinct("prompt", "kind", "topic")
     if answers is None or answers.empty:
         return None
     rows = answers.drop_duplicates("prompt").set_index("prompt")
