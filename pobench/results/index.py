@@ -7,6 +7,7 @@ an entry whose files hold other bytes is never used, and one that nobody made is
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pobench.errors import PobenchError
+from pobench.errors import PobenchError, nearest
 from pobench.files import whole
 from pobench.identity import code_digest, name_of
 from pobench.registry import losses
@@ -91,9 +92,15 @@ def settings_below(root: Path) -> list[str]:
     return sorted({path.parent.parent.name for path in root.glob("*/*/config.yaml")})
 
 
-def _literal(setting: str | None) -> str:
-    import glob
+def no_runs(root: Path, setting: str | None, stored: set[str]) -> PobenchError:
+    """The fault of a folder without runs, or without those of a setting. stored: settings that have some."""
+    if setting and stored:
+        hint = f"{nearest(setting, stored)} Known: {', '.join(sorted(stored))}"
+        return PobenchError(f"no stored runs in {str(root)!r} for setting {setting!r}{hint}")
+    return PobenchError(f"no stored runs in {str(root)!r}; `pobench run` makes some")
 
+
+def _literal(setting: str | None) -> str:
     return "*" if setting is None else glob.escape(setting)
 
 
@@ -106,11 +113,11 @@ def _of_setting(root: Path, setting: str, names: list[str]) -> Iterator[Entry]:
         folder = RunFolder(root, f"{setting}/{name}")
         digest = _digest(folder)
         text = known.get(digest)
-        if text is None:
+        entry = None if text is None else _entry(text)
+        if entry is None or entry.run != folder.run:
             entry, new = read_entry(folder), True
-            texts[digest] = json.dumps(asdict(entry))
-        else:
-            entry, texts[digest] = _entry(text), text
+            text = json.dumps(asdict(entry))
+        texts[digest] = str(text)
         yield entry
     if len(names) >= FEWEST and (new or len(texts) != len(known)):
         with suppress(OSError), whole(file, sync=False) as partial:  # without a writable cache they are read again

@@ -17,13 +17,13 @@ from typing import Any
 import pandas as pd
 
 from pobench.columns import FRAMES, STORED
-from pobench.errors import CorruptError, PobenchError, nearest
+from pobench.errors import CorruptError
 from pobench.files import read_marker
 from pobench.results.arms import arms_of
 from pobench.results.derived import Frames
 from pobench.results.earlier_looks import stored_looks
 from pobench.results.frame_files import counted, is_frames, read_frames
-from pobench.results.index import entries, run_row, settings_below
+from pobench.results.index import entries, no_runs, run_row, settings_below
 from pobench.results.mirror import local_runs
 from pobench.results.rows import Read, Rows
 from pobench.results.run_folder import RunFolder
@@ -56,7 +56,7 @@ def open_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
         return _of_setting(Frames(read_frames(root)), root, setting)
     store = Store(root, setting)
     if not store.entries:
-        raise _no_runs(root, setting, set(settings_below(root)))
+        raise no_runs(root, setting, set(settings_below(root)))
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in ("benchmarks", "questions", "comparisons")}
     parts |= {name: [] for name in ("audit", "looks", "tuning")}
     rows = [run_row(entry) for entry in store.entries.values()]  # a frame of one row costs as much as one of thousands
@@ -145,18 +145,11 @@ def _of_setting(frames: Frames, root: Path, setting: str | None) -> Frames:
     if setting is None:
         return frames
     if setting not in set(runs["setting"]):
-        raise _no_runs(root, setting, set(runs["setting"]))
+        raise no_runs(root, setting, set(runs["setting"]))
     own = runs[runs["setting"] == setting]
     kept = frames.of_runs([*own["run"], *(arm.id for arm in arms_of(own))])
     of_setting = {name: kept[name][kept[name]["setting"] == setting] for name in ("audit", "looks")}
     return Frames({**kept.stored, **of_setting})
-
-
-def _no_runs(root: Path, setting: str | None, stored: set[str]) -> PobenchError:
-    if setting and stored:
-        hint = f"{nearest(setting, stored)} Known: {', '.join(sorted(stored))}"
-        return PobenchError(f"no stored runs in {str(root)!r} for setting {setting!r}{hint}")
-    return PobenchError(f"no stored runs in {str(root)!r}; `pobench run` makes some")
 
 
 def read_trials(path: Path) -> pd.DataFrame:
