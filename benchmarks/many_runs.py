@@ -4,8 +4,8 @@
 
 Nothing is trained. The stored runs of `tiny` lend their frames, steps, scores and facts to all, in turn: every run gets the
 name, the configuration and the causes that its own values would give it, so that a plan finds it finished. The copies are links
-to the same bytes. Then each command is run in a process of its own: seconds of a processor (user and system) and the peak of memory
-are measured.
+to the same bytes. Then each command is run in a process of its own: seconds of a processor (user and system) and the peak of
+memory are measured.
 """
 
 from __future__ import annotations

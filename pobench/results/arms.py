@@ -241,8 +241,8 @@ def score_of(scores: Frame, arm: Arm, metric: str) -> Estimate:
     without an interval, because runs share their prompts.
     """
     if isinstance(scores, Rows):
-        estimate = pooled(scores.of_metric([arm.id], metric))
-        return pooled(scores.of_metric(arm.runs, metric)) if math.isnan(estimate.value) else estimate
+        estimate = _pooled(scores.of_metric([arm.id], metric))
+        return _pooled(scores.of_metric(arm.runs, metric)) if math.isnan(estimate.value) else estimate
     rows = scores[(scores["metric"] == metric) & scores["run"].isin((arm.id, *arm.runs))]
     whole = rows["run"] == arm.id
     estimate = pooled(rows[whole])
@@ -252,16 +252,18 @@ def score_of(scores: Frame, arm: Arm, metric: str) -> Estimate:
 def pooled(rows: pd.DataFrame) -> Estimate:
     """Of rows with value, low, high, n: the only one that has a value as it is; several seeds' mean without an interval,
     since they share their prompts or pairs."""
-    if rows.empty:
+    return _pooled(rows[["value", "low", "high", "n"]].to_dict("records"))
+
+
+def _pooled(rows: Sequence[Mapping[Any, Any]]) -> Estimate:
+    known = [row for row in rows if not math.isnan(_float(row["value"]))]
+    if not known:
         return Estimate.missing()
-    values = rows["value"].to_numpy(dtype=float, na_value=math.nan)
-    known = np.flatnonzero(~np.isnan(values))
-    if len(known) == 0:
-        return Estimate.missing()
-    low, high, n = (rows[name].iloc[known] for name in ("low", "high", "n"))
     if len(known) == 1:
-        return Estimate(float(values[known[0]]), _float(low.iloc[0]), _float(high.iloc[0]), int(n.iloc[0]))
-    return Estimate(float(values[known].mean()), math.nan, math.nan, int(n.min()))
+        (row,) = known
+        return Estimate(_float(row["value"]), _float(row["low"]), _float(row["high"]), int(row["n"]))
+    mean = float(np.array([_float(row["value"]) for row in known]).mean())
+    return Estimate(mean, math.nan, math.nan, min(int(row["n"]) for row in known))
 
 
 def seed_values(scores: pd.DataFrame, arm: Arm, metric: str) -> list[float]:

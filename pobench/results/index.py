@@ -33,8 +33,8 @@ FEWEST = 32  # runs of a setting; the entries of fewer are not remembered
 
 
 class Home(NamedTuple):
-    """Where a run's rows of a frame lie. folder: below the runs; sha256: None for protocol 1, which stored none; asked: a digest
-    of what the rows are about, whatever seed answers are drawn by."""
+    """Where a run's rows of a frame lie. folder: below the runs. sha256: None for protocol 1, which stored none. asked: a
+    digest of what the rows are about, whatever seed answers are drawn by."""
 
     folder: str
     sha256: str | None

@@ -23,7 +23,7 @@ from pobench.results.arms import arms_of
 from pobench.results.derived import Frames
 from pobench.results.earlier_looks import stored_looks
 from pobench.results.frame_files import counted, is_frames, read_frames
-from pobench.results.index import entries, no_runs, run_row, settings_below
+from pobench.results.index import Entry, entries, no_runs, run_row, settings_below
 from pobench.results.mirror import local_runs
 from pobench.results.rows import Read, Rows
 from pobench.results.run_folder import RunFolder
@@ -76,7 +76,9 @@ def open_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
     stored = {name: FRAMES[name].of(_joined(own)) for name, own in parts.items()}
     every_run = FRAMES["runs"].of(pd.DataFrame(rows))
     by_run = {name: store.rows(name) for name in ("heldout", "trainpairs", "norms", "answers", "verdicts", "steps")}
-    return Frames({"runs": every_run, **stored}, by_run={**by_run, "scores": ScoreRows.stored(store.entries, store.summary)})
+    return Frames(
+        {"runs": every_run, **stored}, by_run={**by_run, "scores": ScoreRows.stored(store.entries, store.summary)}
+    )
 
 
 class Store:
@@ -97,7 +99,9 @@ class Store:
         """A frame of these runs."""
         if name == "steps":
             return Rows(name, [run for run in self.entries if (self.root / run / "steps.jsonl").is_file()], self._steps)
-        runs = [run for run, entry in self.entries.items() if name in entry.homes and self.facts[run].rows.get(name) != 0]
+        runs = [
+            run for run, entry in self.entries.items() if name in entry.homes and self.facts[run].rows.get(name) != 0
+        ]
         return StoredRows(name, runs, lambda run, columns: self._read(run, name, columns), self.facts)
 
     def _summary(self, run: str) -> Summary:

@@ -82,8 +82,8 @@ def metric(name: str) -> Metric | None:
 # ---------------------------------------------------------------- what the metrics read
 @dataclass
 class Evidence:
-    """The vectors of one run, or of one loss's runs, from which metrics are computed, with one judge's verdicts. start: the start
-    model's."""
+    """The vectors of one run, or of one loss's runs, from which metrics are computed, with one judge's verdicts. start: the
+    start model's."""
 
     runs: Sequence[Vectors]
     judge: str = ""

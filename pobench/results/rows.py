@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import pandas as pd
 
@@ -74,10 +74,10 @@ class Rows:
         counts = [self._blank(run, column) for run in self._places]
         return sum(blank for blank, _ in counts), sum(rows for _, rows in counts)
 
-    def of_metric(self, names: Iterable[str], metric: str) -> pd.DataFrame:
+    def of_metric(self, names: Iterable[str], metric: str) -> list[dict[Any, Any]]:
         """Of `scores`: the rows of one metric of these runs and arms."""
         rows = self.of(names)
-        return rows[rows["metric"] == metric]
+        return rows[rows["metric"] == metric].to_dict("records")
 
     def _digest(self, run: str, columns: Sequence[str]) -> str | None:
         """A digest of a run's distinct values of these columns, where it is known."""

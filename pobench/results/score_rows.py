@@ -7,6 +7,7 @@ twenty metrics each, a report asks for some.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -25,8 +26,10 @@ class ScoreRows(Rows):
 
     def __init__(self, sets: Iterable[Scored], summary: Callable[[str], Summary], seed: int | None = None) -> None:
         self.sets = {scored.name: scored for scored in sets}
-        super().__init__("scores", self.sets, lambda name, columns: self._frame([name], None))
+        super().__init__("scores", self.sets, lambda name, columns: self._frame([name]))
         self._summary, self._seed = summary, seed
+        # an arm is asked for one metric after another
+        self._vectors = lru_cache(maxsize=64)(lambda run: summary(run).vectors())
         self._found: dict[Key, list[dict[str, Any]]] = {}
 
     @classmethod
@@ -38,23 +41,23 @@ class ScoreRows(Rows):
         """The rows of these runs that are finished, and of their arms."""
         return ScoreRows(scored_sets(runs), self._summary, seed).in_order()
 
-    def of_metric(self, names: Iterable[str], metric: str) -> pd.DataFrame:
-        """The rows of one metric, in the order of the names."""
-        return self._frame([name for name in names if name in self._places], metric)
+    def of_metric(self, names: Iterable[str], metric: str) -> list[dict[Any, Any]]:
+        return [row for name in names if name in self._places for row in self._rows(name, metric)]
 
     def whole(self) -> pd.DataFrame:
         """Stored rows, by run; then those that are computed, arm by arm."""
         names = self.runs if self._seed is None else [name for name in self.sets if name in self._places]
         stored = [name for name in names if self._is_stored(name)]
-        return self._frame([*sorted(stored), *(name for name in names if name not in {*stored})], None)
+        known = set(stored)
+        computed = [name for name in names if name not in known]
+        return self._frame([*sorted(stored), *computed])
 
     def _is_stored(self, name: str) -> bool:
         scored = self.sets[name]
         return scored.runs == (name,) and bool(self._summary(name).rows)
 
-    def _frame(self, names: Iterable[str], metric: str | None) -> pd.DataFrame:
-        rows = [{"run": name, **row} for name in names for row in self._rows(name, metric)]
-        return FRAMES["scores"].of(rows)
+    def _frame(self, names: Iterable[str]) -> pd.DataFrame:
+        return FRAMES["scores"].of([{"run": name, **row} for name in names for row in self._rows(name, None)])
 
     def _rows(self, name: str, metric: str | None) -> list[dict[str, Any]]:
         if self._seed is None or self._is_stored(name):
@@ -68,6 +71,6 @@ class ScoreRows(Rows):
 
     def _computed(self, scored: Scored, metric: str | None) -> list[dict[str, Any]]:
         assert self._seed is not None
-        own = [self._summary(run).vectors() for run in scored.runs]
-        starts = None if scored.starts is None else [self._summary(run).vectors() for run in scored.starts]
+        own = [self._vectors(run) for run in scored.runs]
+        starts = None if scored.starts is None else [self._vectors(run) for run in scored.starts]
         return score_vectors(own, starts, None if metric is None else {metric}, seed=self._seed)

@@ -65,7 +65,8 @@ def entry_of(folder: RunFolder) -> Entry:
 def summary_of(root: Path, entry: Entry, start: Entry | None, *, check: bool = True) -> Summary:
     """The stored summary of a run where it was made from the frames that are stored, else a new one, which is stored.
 
-    start: the start model's entry. check: whether the frames' bytes are compared with their digests. Raises CorruptError where a frame's bytes are not those that were written.
+    start: the start model's entry. check: whether the frames' bytes are compared with their digests. Raises CorruptError where
+    they are not those that were written.
     """
     path = root / entry.run
     stored = _stored(path)

@@ -12,13 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from pobench.errors import PobenchError
 from pobench.files import nan_as_null, write_text
 from pobench.locks import HeldError, hold
 from pobench.results.metrics import METRICS, score_vectors
-from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of, vectors_in
 from pobench.runs.execute import alone, execute
 from pobench.runs.plan import Plan, make_plan
@@ -300,7 +297,7 @@ class _Tuner:
         """The objective's value, low, high and n over all seeds, and the start model's value."""
         metric, root = self.tuning.about.metric, self.tuning.folder
         several = len(runs) > 1  # seeds are pooled, with prompts as the clusters of the interval
-        rows = scores_of(root, runs[0]) if not several else score_vectors([vectors_in(root, run) for run in runs], [vectors_in(root, start)])
+        rows = _pooled(root, runs, start) if several else scores_of(root, runs[0])
         row, before = _row_of(rows, metric), _row_of(scores_of(root, start), metric)
         return {
             **{k: row.get(k, math.nan) for k in ("value", "low", "high", "n")},
@@ -349,6 +346,11 @@ class _Tuner:
             points = [trial.user_attrs["point"] for trial in tried]
             return sum(point in points for point in points_of(search.space, search.loss)[: self.tuning.trials])
         return min(len(tried), self.tuning.trials)
+
+
+def _pooled(root: Path, runs: Sequence[str], start: str) -> list[dict[str, Any]]:
+    """The rows of scores of several runs together."""
+    return score_vectors([vectors_in(root, run) for run in runs], [vectors_in(root, start)])
 
 
 def _row_of(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[str, float]:

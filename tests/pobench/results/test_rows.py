@@ -34,17 +34,25 @@ def evaluate(folder: RunFolder, seed: int, start: bool) -> None:
     prompts = [(f"p{k:02d}", f"t{k % TOPICS}", sample) for k in range(TOPICS + 6) for sample in range(SAMPLES)]
     answers = pd.DataFrame(prompts, columns=["prompt", "topic", "sample"])
     words = [" ".join(draw.choice(["a", "b", "c"], draw.integers(1, 9))) for _ in prompts]
-    answers = answers.assign(kind="k", text=words, tokens=[len(w.split()) for w in words], finished=draw.random(60) < 0.9)
+    answers = answers.assign(
+        kind="k", text=words, tokens=[len(w.split()) for w in words], finished=draw.random(60) < 0.9
+    )
     verdicts = answers[["prompt", "sample"]].assign(judge="verifiable", score=draw.integers(0, 2, 60).astype(float))
     verdicts.loc[seed % 7, "score"] = np.nan
-    sums = {f"{model}{side}_logp": -30 * draw.random(PAIRS) for model in ("", "reference_") for side in ("chosen", "rejected")}
+    sums = {
+        f"{model}{side}_logp": -30 * draw.random(PAIRS)
+        for model in ("", "reference_")
+        for side in ("chosen", "rejected")
+    }
     lengths = {f"{side}_length": draw.integers(1, 20, PAIRS) for side in ("chosen", "rejected")}
     rewards = {f"{side}_reward": draw.normal(size=PAIRS) * (np.nan if start else 1) for side in ("chosen", "rejected")}
     pairs = {"pair": [f"q{k // 2}#{k % 2}" for k in range(PAIRS)][::-1]}
     heldout = pd.DataFrame({**pairs, **sums, **lengths, **rewards, "loss": np.nan if start else 0.5})
     stages = {"answers": {"answers": answers}, "judge": {"verdicts": verdicts}, "heldout": {"heldout": heldout}}
     for stage, frames in stages.items():
-        folder.node(f"{stage}-00000000000f").write(frames, {"asked": stage, "seed": seed}, model=folder.weights, read={})
+        folder.node(f"{stage}-00000000000f").write(
+            frames, {"asked": stage, "seed": seed}, model=folder.weights, read={}
+        )
     folder.show({stage: f"{stage}-00000000000f" for stage in stages})
 
 
@@ -80,7 +88,9 @@ def test_frames_read_run_by_run_hold_what_whole_frames_hold(runs: Path) -> None:
         for arm in whole.every_arm.arms:
             pd.testing.assert_frame_equal(of_arm(one, arm), of_arm(all_rows, arm).reset_index(drop=True))
     verdicts = group(open_frames(runs)).frames.rows("verdicts")
-    assert verdicts is not None and verdicts.blank("score") == InMemory("verdicts", whole.frames["verdicts"]).blank("score")
+    assert verdicts is not None and verdicts.blank("score") == InMemory("verdicts", whole.frames["verdicts"]).blank(
+        "score"
+    )
     assert verdicts.blank("score")[0] > 0
 
 
@@ -119,7 +129,9 @@ def columns(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str] | None]]
 
 def test_scores_of_stored_runs_need_no_frame_and_lengths_need_no_text(runs: Path, columns) -> None:  # type: ignore[no-untyped-def]
     open_frames(runs)
-    assert len(columns) == 3 * 7 + 2 * 6 + 6, "each run's frames once for its vectors, the start model's beside each loss"
+    assert len(columns) == 3 * 7 + 2 * 6 + 6, (
+        "each run's frames once for its vectors, the start model's beside each loss"
+    )
     columns.clear()
     lean = group(open_frames(runs))
     rows = lean.frames.rows("scores")
