@@ -185,6 +185,22 @@ def find(root: Path, count: int) -> str:
     return find_run(root, next(iter(run_names(root))))
 
 
+def list_runs(root: Path, count: int) -> int:
+    """`pobench list runs --json`."""
+    from pobench.cli.list import list_
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        list_("runs", root, as_json=True)
+    return len(json.loads(printed.getvalue()))
+
+
+def tables(root: Path, count: int) -> str:
+    """`pobench analyze --figures NAMES`: what a report says in numbers, without its pictures."""
+    from pobench.cli.analyze import write_report
+
+    return str(write_report(root, None, ",".join(TABLES), root / "report-of-tables", "csv,md,tex")[0])
+
+
 def analyze(root: Path, count: int) -> str:
     """`pobench analyze`: every figure and table, the page, the summary."""
     from pobench.cli.analyze import write_report
@@ -192,7 +208,24 @@ def analyze(root: Path, count: int) -> str:
     return str(write_report(root, None, "all", root / "report")[0])
 
 
-COMMANDS: dict[str, Callable[[Path, int], Any]] = {"plan": plan, "find": find, "load": load, "analyze": analyze}
+TABLES = (
+    "main-table",
+    "claims",
+    "checks",
+    "settings-table",
+    "seed-spread",
+    "variance",
+    "looked-before",
+    "training-health",
+)
+COMMANDS: dict[str, Callable[[Path, int], Any]] = {
+    "plan": plan,
+    "list": list_runs,
+    "find": find,
+    "load": load,
+    "tables": tables,
+    "analyze": analyze,
+}
 
 
 if __name__ == "__main__":

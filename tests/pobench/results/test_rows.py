@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +167,7 @@ def test_an_entry_is_used_while_the_small_files_of_its_run_are_the_same(runs: Pa
     changed.show({"answers": "answers-0000000000aa"})
     entries = {entry.run: entry for entry in index.entries(runs)}
     assert read == [changed.run] and entries[changed.run].homes["answers"].folder.endswith("answers-0000000000aa")
-    assert entries[changed.run].row["others"] == 2, "what was shown before, and what the folder was made with"
+    assert entries[changed.run].row["others"] == 3, "two results of answers and one of a judge"
 
 
 def test_an_index_that_is_gone_or_cut_or_of_other_runs_is_made_anew(runs: Path, tmp_path: Path) -> None:
@@ -196,3 +198,25 @@ def test_vectors_and_scores_follow_the_frames_and_are_never_trusted_by_name(runs
     file.write_bytes(file.read_bytes()[:-9] + b"\0" * 9)
     with pytest.raises(CorruptError, match=r"answers\.parquet"):
         open_frames(runs)
+
+
+# ---------------------------------------------------------------- a list of them
+def test_runs_are_listed_with_state_and_the_rate_of_what_is_shown(runs: Path, pobench_cli) -> None:  # type: ignore[no-untyped-def]
+    load_frames(runs)
+    RunFolder(runs, "tiny/dpo-000000000004").fail("the disk is full")
+    status, out, _ = pobench_cli("list", "runs", "--runs", runs, "--json")
+    rows = {row["run"]: row for row in json.loads(out)}
+    assert status == 0 and list(rows) == sorted(rows) and len(rows) == 7
+    failed, other, start = (rows[f"tiny/{name}-{k:012x}"] for name, k in (("dpo", 4), ("dpo", 5), ("start", 0)))
+    assert (failed["state"], other["state"]) == ("failed", "finished")
+    assert (other["loss"], other["seed"], start["seed"], start["setting"]) == ("dpo", 2, None, "tiny")
+    stored = {
+        row["metric"]: row["value"] for row in json.loads((runs / other["run"] / "scores.json").read_text())["rows"]
+    }
+    assert other["pass_rate"] == stored["pass_rate"] > 0 and datetime.fromisoformat(other["when"])
+    node = RunFolder(runs, other["run"]).node("answers-00000000000f")
+    node.write({"answers": node.read_frame("answers").assign(tokens=7)}, node.about["causes"])
+    out = pobench_cli("list", "runs", "--runs", runs)[1]
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert "%" in lines[start["run"]] and "%" not in lines[other["run"]], "that score is of other answers"
+    assert pobench_cli("list", "runs", "--runs", runs, "--setting", "tony")[0] == 2
