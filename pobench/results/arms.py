@@ -252,7 +252,7 @@ def score_of(scores: Frame, arm: Arm, metric: str) -> Estimate:
 def pooled(rows: pd.DataFrame) -> Estimate:
     """Of rows with value, low, high, n: the only one that has a value as it is; several seeds' mean without an interval,
     since they share their prompts or pairs."""
-    return _pooled(rows[["value", "low", "high", "n"]].to_dict("records"))
+    return _pooled(() if rows.empty else rows[["value", "low", "high", "n"]].to_dict("records"))
 
 
 def _pooled(rows: Sequence[Mapping[Any, Any]]) -> Estimate:
