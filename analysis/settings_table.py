@@ -24,11 +24,11 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Hyperparameters as used, and where they come from: a search, with its number of trials, the paper, the defaults or a
     hand. The same data order means that the losses saw the same pairs in the same order; do not
     compare losses whose orders differ within one seed."""
-    rows, by_run = [], runs.assign(place=range(len(runs))).set_index("run", drop=False)
+    rows, seeds, place = [], runs["seed"].to_numpy(), {run: k for k, run in enumerate(runs["run"])}
     for arm in arms_of(runs):
         if arm.is_start:
             continue
-        members = by_run.loc[list(arm.runs)].sort_values(["seed", "place"])
+        members = runs.iloc[sorted(sorted(place[run] for run in arm.runs), key=lambda k: seeds[k])]
         first = members.iloc[0]
         settings = settings_of(first)
         rows.append(

@@ -271,7 +271,7 @@ def _source(name: str, value: Any, loss: registry.Loss, sources: Mapping[str, An
 def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """(key, value) of the environment that all runs share; where runs differ, every value that occurs."""
     versions: dict[str, list[str]] = {}
-    for text in runs["environment"]:
+    for text in runs["environment"].unique():
         for key, value in _flat(json_object(text)):
             values = versions.setdefault(key, [])
             if value not in values:

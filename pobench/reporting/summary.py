@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pobench.reporting.tables import clean, decimals_that_tell, listing, show_number
-from pobench.results.arms import Arm, judges_of, of_arm, score_of
+from pobench.results.arms import Arm, judges_of, score_of
 from pobench.results.claims import VERDICTS
 from pobench.results.comparable import Comparable, Selection
 from pobench.results.contrast import Pair, all_pairs, gains
@@ -265,10 +265,10 @@ MOST_NAMED = 3  # losses in one sentence
 def _failures(selection: Selection) -> list[Finding]:
     """One sentence for each reason, with the losses and seeds that it concerns; of many, the first `MOST_NAMED`."""
     seeds_of: dict[tuple[str, str, str], list[str]] = {}
-    for arm in selection.arms:
-        for row in of_arm(selection.frames["runs"], arm).sort_values("seed", kind="stable").to_dict("records"):
-            if row["status"] == "finished":
-                continue
+    runs = selection.frames["runs"]
+    left = {row["run"]: row for row in runs[runs["status"] != "finished"].to_dict("records")}
+    for arm in selection.arms if left else ():
+        for row in sorted((left[run] for run in arm.runs if run in left), key=lambda row: int(row["seed"])):
             reason = "" if row["reason"] is None or pd.isna(row["reason"]) else clean(str(row["reason"]), 400).strip()
             head = "Failed" if row["status"] == "failed" else "Not finished"
             seeds = seeds_of.setdefault((head, clean(arm.label), reason), [])

@@ -24,7 +24,11 @@ from pobench.results.vectors import Vectors
 
 FRAMES = ("heldout", "answers", "verdicts")
 VECTORS = "vectors.npz"
-DISTINCT = {"heldout": [("pair",)], "answers": [("prompt", "kind", "topic")], "verdicts": [("judge",), ("against",)]}
+DISTINCT: dict[str, list[tuple[str, ...]]] = {
+    "heldout": [("pair",)],
+    "answers": [("prompt", "kind", "topic")],
+    "verdicts": [("judge",), ("against",)],
+}
 
 
 class Facts(NamedTuple):
