@@ -152,14 +152,15 @@ def _draw_all(tasks: Sequence[Task]) -> list[Item]:
     processes = min(cores, len(tasks), MOST_PROCESSES)
     if processes < 2:
         return [build_item(*task) for task in tasks]
-    # frames that need torch are derived before the fork, which would lose torch's threads; one that fails, fails its figures
+    # frames are read once for all, and those that need torch are derived before the fork, which would lose torch's threads;
+    # one that fails, fails its figures
     for shown, comparable, _ in tasks:
-        for name in set(shown.frames) & set(DERIVED):
+        for name in shown.frames:
             with suppress(Exception):
                 frames = comparable.shown_in(shown).frames
                 if name not in shown.by_run:
                     frames.get(name)
-                elif (rows := frames.rows(name)) is not None:
+                elif name in DERIVED and (rows := frames.rows(name)) is not None:
                     for arm in comparable.home.arms:  # a table reads few others
                         rows.of(arm.runs)
     _waiting[:] = tasks

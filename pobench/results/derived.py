@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -72,17 +72,20 @@ class Frames(Mapping[str, pd.DataFrame]):
         if name in self.by_run and name not in self._made:
             return self.by_run[name]
         if name == "gradients" and name not in self._made and "heldout" in self.by_run:
-            return self._gradients()
+            return self._gradients
         return InMemory(name, self[name])
 
+    @cached_property
     def _gradients(self) -> Rows:
-        """`gradients` of each run, from its own rows of `heldout` and `norms`."""
+        """`gradients` of each run, from its own rows of `heldout` and `norms`; held, as processes that are forked must not derive
+        them again: torch's threads do not follow."""
         held, norms, runs = self.by_run["heldout"], self.rows("norms"), self["runs"]
 
-        def read(run: str, columns: Sequence[str] | None) -> pd.DataFrame:
+        @lru_cache(maxsize=512)
+        def of_run(run: str) -> pd.DataFrame:
             return gradients(runs, held.of([run]), None if norms is None else norms.of([run]))
 
-        return Rows("gradients", held.runs, read)
+        return Rows("gradients", held.runs, lambda run, columns: of_run(run))
 
     def __contains__(self, name: object) -> bool:
         known = name in self.stored or name in self.later or name in self.by_run
