@@ -55,7 +55,8 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
     if others:
         results = "1 result of other settings is" if others == 1 else f"{others} results of other settings are"
         notes.append(f"{results} stored beside those shown.")
-    table.attrs["notes"] = " ".join(notes)
+    if notes:
+        table.attrs["notes"] = " ".join(notes)
     return table
 
 

@@ -77,8 +77,8 @@ class Frames(Mapping[str, pd.DataFrame]):
 
     @cached_property
     def _gradients(self) -> Rows:
-        """`gradients` of each run, from its own rows of `heldout` and `norms`; held, as processes that are forked must not derive
-        them again: torch's threads do not follow."""
+        """`gradients` of each run, from its own rows of `heldout` and `norms`; held, since processes that are forked must not
+        derive them: torch's threads do not follow."""
         held, norms, runs = self.by_run["heldout"], self.rows("norms"), self["runs"]
 
         @lru_cache(maxsize=512)
