@@ -12,6 +12,7 @@ import pandas as pd
 from pobench.registry import register_table
 from pobench.reporting.plot import NothingToDraw
 from pobench.results.arms import Arm, arms_of, home_of, lines_of, of_arm, pooled, score_of
+from pobench.results.rows import Rows
 from pobench.types import Estimate
 
 
@@ -53,7 +54,7 @@ TURBO = re.compile("turbo|1106|0125")
     every_arm=True,
 )
 def beside_paper(
-    runs: pd.DataFrame, paper: pd.DataFrame, benchmarks: pd.DataFrame | None = None, scores: pd.DataFrame | None = None
+    runs: pd.DataFrame, paper: pd.DataFrame, benchmarks: pd.DataFrame | None = None, scores: Rows | None = None
 ) -> pd.DataFrame:
     """Ours with its 95 % interval and n, then what the paper prints for the same setting: Table 10 first, and "also" where
     another of its tables prints another number for the same model. A dash: not measured, or not printed. Only a
@@ -83,7 +84,7 @@ def _table(
     runs: pd.DataFrame,
     paper: pd.DataFrame,
     benchmarks: pd.DataFrame | None,
-    scores: pd.DataFrame | None,
+    scores: Rows | None,
     tables: Sequence[int],
     columns: Sequence[Column],
 ) -> pd.DataFrame:
@@ -125,7 +126,7 @@ def _arm(runs: pd.DataFrame, loss: str, where: str) -> Arm | None:
     return next((arm for at, arm in points if math.isclose(at, float(value), rel_tol=1e-6)), None)
 
 
-def _ours(benchmarks: pd.DataFrame | None, scores: pd.DataFrame | None, arm: Arm | None, column: Column) -> Estimate:
+def _ours(benchmarks: pd.DataFrame | None, scores: Rows | None, arm: Arm | None, column: Column) -> Estimate:
     if arm is None:
         return Estimate.missing()
     if column.benchmark == "heldout":

@@ -17,18 +17,19 @@ from pobench.reporting import plot
 from pobench.results.across import Settings
 from pobench.results.claims import DECIDED, VERDICTS, power, verdict
 from pobench.results.evidence import Evidence, Measured
+from pobench.results.rows import Rows
 from pobench.types import Estimate
 
 
 @register_table("claims", title="The paper's claims on these runs", chapter="results", order=2, every_arm=True)
 def claims(
     runs: pd.DataFrame,
-    heldout: pd.DataFrame | None = None,
-    answers: pd.DataFrame | None = None,
-    verdicts: pd.DataFrame | None = None,
-    trainpairs: pd.DataFrame | None = None,
+    heldout: Rows | None = None,
+    answers: Rows | None = None,
+    verdicts: Rows | None = None,
+    trainpairs: Rows | None = None,
     benchmarks: pd.DataFrame | None = None,
-    gradients: pd.DataFrame | None = None,
+    gradients: Rows | None = None,
     questions: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One rule decides every claim. Supported: the whole 95 % interval, for other prompts and other seeds, lies inside the
@@ -50,9 +51,7 @@ def claims(
     order=3,
     every_setting=True,
 )
-def claims_across_settings(
-    runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None = None
-) -> pd.DataFrame:
+def claims_across_settings(runs: pd.DataFrame, verdicts: Rows, answers: Rows | None = None) -> pd.DataFrame:
     """The claims that compare runs of one setting with runs of another: another start model, or pairs that another ranker
     chose. Only scores of the same prompts by the same judge are compared, of a judge that grades each answer by itself. Rules
     and columns are those of each setting's own claims."""

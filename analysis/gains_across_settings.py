@@ -8,10 +8,11 @@ from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import FAINT
 from pobench.results.across import Settings
-from pobench.results.arms import Arm, judges_of
+from pobench.results.arms import Arm
 from pobench.results.contrast import POINTS
 from pobench.results.equal_tuning import equally_tuned
 from pobench.results.evidence import Evidence
+from pobench.results.rows import Rows
 
 
 @register_figure(
@@ -22,9 +23,7 @@ from pobench.results.evidence import Evidence
     order=1,
     every_setting=True,
 )
-def gains_across_settings(
-    runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame | None = None
-) -> plot.Drawing:
+def gains_across_settings(runs: pd.DataFrame, verdicts: Rows, answers: Rows | None = None) -> plot.Drawing:
     """Mean score of a loss minus DPO's on the same prompts, in points, one panel a setting. Line: 95 % interval, for other
     prompts and, from two seeds on, other seeds. Each loss stands with its setting's own values. A panel is a comparison of
     its own: settings have other start models, pairs and perhaps another judge, so compare the sides on which a loss stands and
@@ -69,5 +68,4 @@ def _row(e: Evidence, arm: Arm, dpo: Arm) -> plot.Row:
 
 
 def _judge(e: Evidence) -> str:
-    assert e.verdicts is not None
-    return judges_of(e.verdicts)[0]
+    return e.judges[0]

@@ -12,6 +12,7 @@ from pobench.reporting.looks import FAINT, START, look_of
 from pobench.results import pair_values, stats
 from pobench.results.arms import Arm, lines_of, of_arm, score_of
 from pobench.results.groups import prompts_of
+from pobench.results.rows import Rows
 from pobench.types import Estimate
 
 QUANTITIES = [  # name, axis label, printed as per cent
@@ -23,7 +24,7 @@ QUANTITIES = [  # name, axis label, printed as per cent
 
 
 @register_figure("length-bias", title="Labels that prefer length", chapter="length", order=355, every_arm=True)
-def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
+def length_bias(runs: pd.DataFrame, heldout: Rows, scores: Rows) -> plot.Drawing:
     """Across: the share of training labels that length decides (the longer answer is called better); held-out labels
     and the judge stay true. Bands are 95 % intervals, the dashed line is the start model. A loss that resists keeps
     its quality and its length; one that gives in writes longer answers, ranks held-out pairs by length (third
@@ -67,7 +68,7 @@ def length_bias(runs: pd.DataFrame, heldout: pd.DataFrame, scores: pd.DataFrame)
     return plot.Drawing(figure, data, plot.counted(data["n"], "prompts or pairs"))
 
 
-def _measured(quantity: str, arm: Arm, heldout: pd.DataFrame, scores: pd.DataFrame) -> Estimate:
+def _measured(quantity: str, arm: Arm, heldout: Rows, scores: Rows) -> Estimate:
     """The estimate of one of `QUANTITIES` for an arm."""
     if quantity != "margin_correlation":
         return score_of(scores, arm, quantity)

@@ -11,6 +11,7 @@ from pobench.reporting import plot
 from pobench.reporting.looks import FAINT, look_of
 from pobench.results import pair_values
 from pobench.results.arms import lines_of, of_arm
+from pobench.results.rows import Rows
 
 GRID = 200  # points of a curve
 
@@ -23,7 +24,7 @@ GRID = 200  # points of a curve
     order=52,
     every_arm=True,
 )
-def margin_density(runs: pd.DataFrame, heldout: pd.DataFrame) -> plot.Drawing:
+def margin_density(runs: pd.DataFrame, heldout: Rows) -> plot.Drawing:
     """Left: density of the reward margin over held-out pairs, one curve for each target margin γ (the deeper the
     colour, the larger); right of the line at zero the pair is ranked right. Right: density of the winners'
     log-probability per token. A larger γ spreads the margins and pushes winners to lower likelihood; past some point

@@ -6,8 +6,10 @@ import pandas as pd
 
 from pobench.registry import register_table
 from pobench.reporting.plot import NothingToDraw
-from pobench.results.arms import GREEK, arms_of, of_arm, settings_of, show_setting
+from pobench.results.arms import GREEK, arms_of, settings_of, show_setting
 from pobench.results.equal_tuning import values_of
+
+MOST_ROWS = 200  # on the page; of more, the CSV has them
 
 
 @register_table(
@@ -22,11 +24,11 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Hyperparameters as used, and where they come from: a search, with its number of trials, the paper, the defaults or a
     hand. The same data order means that the losses saw the same pairs in the same order; do not
     compare losses whose orders differ within one seed."""
-    rows = []
+    rows, seeds, place = [], runs["seed"].to_numpy(), {run: k for k, run in enumerate(runs["run"])}
     for arm in arms_of(runs):
         if arm.is_start:
             continue
-        members = of_arm(runs, arm).sort_values("seed", kind="stable")
+        members = runs.iloc[sorted(sorted(place[run] for run in arm.runs), key=lambda k: seeds[k])]
         first = members.iloc[0]
         settings = settings_of(first)
         rows.append(
@@ -35,7 +37,7 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
                 "Settings": ", ".join(
                     f"{GREEK.get(k, k)} = {show_setting(v)}" for k, v in settings.items() if v is not None
                 ),
-                "Values": values_of(runs, arm),
+                "Values": values_of(members, arm),
                 "Learning rate": _number(first.get("lr")),
                 "Epochs": _number(first.get("epochs")),
                 "Batch": _number(first.get("batch_size")),
@@ -46,11 +48,15 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
         )
     if not rows:
         raise NothingToDraw("No loss was trained.")
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows[:MOST_ROWS])
+    table.attrs["data"] = pd.DataFrame(rows)
+    notes = [f"The CSV has each of the {len(rows)} variants of settings."] if len(rows) > MOST_ROWS else []
     others = int(runs.get("others", pd.Series(dtype=float)).fillna(0).sum())
     if others:
         results = "1 result of other settings is" if others == 1 else f"{others} results of other settings are"
-        table.attrs["notes"] = f"{results} stored beside those shown."
+        notes.append(f"{results} stored beside those shown.")
+    if notes:
+        table.attrs["notes"] = " ".join(notes)
     return table
 
 

@@ -10,6 +10,7 @@ from pobench.registry import register_figure
 from pobench.reporting import plot
 from pobench.reporting.looks import START, look_of
 from pobench.results.arms import GREEK, lines_of, score_of
+from pobench.results.rows import Rows
 
 QUANTITIES = [  # metric, title, printed as per cent
     ("pass_rate", "pass rate", True),
@@ -23,7 +24,7 @@ QUANTITIES = [  # metric, title, printed as per cent
 @register_figure(
     "sweep", title="Effect of one setting", paper="Figs. 3a, 5a and 5b", chapter="results", order=50, every_arm=True
 )
-def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
+def sweep(runs: pd.DataFrame, scores: Rows) -> plot.Drawing:
     """Metrics against the value of the one setting that differs between the runs of a loss; error bars are 95 %
     intervals, the dashed line is the start model. Read a row from left to right: the best value by one metric is
     often not the best by another, and a difference smaller than the bars may be noise. (In the paper a larger γ raises
@@ -34,12 +35,13 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
         raise plot.NothingToDraw("No loss was trained with several values of one setting.")
     lines = []
     for loss, name, points in grids:
+        found = {arm: {metric: score_of(scores, arm, metric) for metric, *_ in QUANTITIES} for _, arm in points}
         for metric, *_ in QUANTITIES:
             for value, arm in points:
-                e = score_of(scores, arm, metric)
                 row = {"loss": loss, "label": arm.label, "setting": name, "at": value, "metric": metric}
-                lines.append({**row, **plot.estimate_columns(e)})
+                lines.append({**row, **plot.estimate_columns(found[arm][metric])})
     data = pd.DataFrame(lines).dropna(subset=["value"])
+    start = {metric: plot.start_score(runs, scores, metric).value for metric, *_ in QUANTITIES}
     shown = [q for q in QUANTITIES if (data["metric"] == q[0]).any()]
     if not shown:
         raise plot.NothingToDraw("No run of the sweep has been scored.")
@@ -54,7 +56,7 @@ def sweep(runs: pd.DataFrame, scores: pd.DataFrame) -> plot.Drawing:
             if here.empty:
                 ax.set_axis_off()
                 continue
-            _panel(ax, here, loss, plot.start_score(runs, scores, metric).value)
+            _panel(ax, here, loss, start[metric])
             plot.hint_estimates(ax, here["at"], here, f"{title}, {GREEK.get(name, name)}")
             if percent:
                 plot.percent_axis(ax, "y")

@@ -2,10 +2,10 @@
 
     python benchmarks/many_runs.py --like RUNS --count 10000 --out FILE
 
-Nothing is trained. One stored run of `tiny` lends its frames, steps and facts to all: every run gets the name, the
-configuration and the causes that its own values would give it, so that a plan finds it finished. The copies are links to the
-same bytes. Then each command is run in a process of its own: seconds of a processor (user and system) and the peak of memory
-are measured.
+Nothing is trained. The stored runs of `tiny` lend their frames, steps, scores and facts to all, in turn: every run gets the
+name, the configuration and the causes that its own values would give it, so that a plan finds it finished. The copies are links
+to the same bytes. Then each command is run in a process of its own: seconds of a processor (user and system) and the peak of
+memory are measured.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import peers
 from pobench.errors import PobenchError
 from pobench.identity import PROTOCOL, name_of
 from pobench.results.run_folder import RunFolder, run_names
+from pobench.results.scores import VECTORS, scores_of
 from pobench.runs.plan import Plan, make_plan
 from pobench.runs.task import Task
 from pobench.settings.job import Job
@@ -93,24 +95,27 @@ def jobs_of(count: int) -> list[Job]:
 def make_runs(root: Path, like: Path, count: int) -> int:
     """Write the runs of a plan as if each had been trained and evaluated. Returns their number."""
     plan = make_plan(jobs_of(count), root, STAGES, dry=True)
-    model = stored_run(like)
-    sources = {"loss": model, "start": RunFolder(like, model.config["start"])}
+    models = stored_runs(like)
+    sources = {"loss": cycle(models), "start": cycle([RunFolder(like, models[0].config["start"])])}
     seen = set()
     for task in plan.tasks:
         if task.kind in sources and task.run not in seen:
             seen.add(task.run)
-            write_run(task, sources[task.kind])
+            write_run(task, next(sources[task.kind]))
     return sum(task.kind == "loss" for task in plan.tasks) // 2
 
 
-def stored_run(root: Path) -> RunFolder:
-    """A finished run of `SETTING` with scores. Raises PobenchError if there is none."""
+def stored_runs(root: Path) -> list[RunFolder]:
+    """The finished runs of `SETTING`, with their scores. Raises PobenchError if there is none."""
+    found = []
     for name in run_names(root):
         folder = RunFolder(root, name)
         whole = {"heldout", "answers", "judge"} <= set(folder.shown)
-        if name.startswith(f"{SETTING}/") and whole and folder.trained is not None and folder.has("scores.json"):
-            return folder
-    raise PobenchError(f"--like {str(root)!r}: no finished run of {SETTING}")
+        if name.startswith(f"{SETTING}/") and whole and folder.trained is not None and scores_of(root, name):
+            found.append(folder)
+    if not found:
+        raise PobenchError(f"--like {str(root)!r}: no finished run of {SETTING}")
+    return found
 
 
 def write_run(task: Task, like: RunFolder) -> None:
@@ -118,7 +123,7 @@ def write_run(task: Task, like: RunFolder) -> None:
     folder = RunFolder(task.runs, task.run)
     folder.path.mkdir(parents=True)
     folder.write_config(task.job, task.kind, task.start)
-    for name in ("environment.json", "scores.json"):  # scores of the same frames are the same
+    for name in ("environment.json", "scores.json", VECTORS):  # those of the same frames are the same
         os.link(like.path / name, folder.path / name)
     weights = None
     if task.kind == "loss":
@@ -180,6 +185,22 @@ def find(root: Path, count: int) -> str:
     return find_run(root, next(iter(run_names(root))))
 
 
+def list_runs(root: Path, count: int) -> int:
+    """`pobench list runs --json`."""
+    from pobench.cli.list import list_
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        list_("runs", root, as_json=True)
+    return len(json.loads(printed.getvalue()))
+
+
+def tables(root: Path, count: int) -> str:
+    """`pobench analyze --figures NAMES`: what a report says in numbers, without its pictures."""
+    from pobench.cli.analyze import write_report
+
+    return str(write_report(root, None, ",".join(TABLES), root / "report-of-tables", "csv,md,tex")[0])
+
+
 def analyze(root: Path, count: int) -> str:
     """`pobench analyze`: every figure and table, the page, the summary."""
     from pobench.cli.analyze import write_report
@@ -187,7 +208,24 @@ def analyze(root: Path, count: int) -> str:
     return str(write_report(root, None, "all", root / "report")[0])
 
 
-COMMANDS: dict[str, Callable[[Path, int], Any]] = {"plan": plan, "find": find, "load": load, "analyze": analyze}
+TABLES = (
+    "main-table",
+    "claims",
+    "checks",
+    "settings-table",
+    "seed-spread",
+    "variance",
+    "looked-before",
+    "training-health",
+)
+COMMANDS: dict[str, Callable[[Path, int], Any]] = {
+    "plan": plan,
+    "list": list_runs,
+    "find": find,
+    "load": load,
+    "tables": tables,
+    "analyze": analyze,
+}
 
 
 if __name__ == "__main__":

@@ -636,6 +636,7 @@ class Figure:
     every_arm: bool = False  # it compares several settings of one loss, see `pobench.reporting.plot.draw`
     chapter: str = "more"  # of the page, one of CHAPTERS
     every_setting: bool = False  # it compares settings, and reads the frames of all
+    by_run: frozenset[str] = frozenset()  # frames that it gets as `pobench.results.rows.Rows`, not read yet
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -691,6 +692,7 @@ def _register_shown(
             every_arm,
             chapter,
             every_setting,
+            frozenset(a for a in frame_names if "Rows" in str(signature.parameters[a].annotation)),
         )
         figures.add(shown, aliases)
         return function
@@ -710,7 +712,7 @@ def register_figure(
     every_setting: bool = False,
 ) -> Callable[..., Any]:
     """Register a figure: `f(frame, …) -> Drawing`; see `pobench.reporting.plot.Drawing`. The parameters name frames; a
-    frame with the default None may be absent.
+    frame with the default None may be absent. One annotated `Rows` is not read: the figure asks for the rows of single arms.
 
     chapter: of the report page, one of `CHAPTERS`. order: place in the chapter, small numbers first. paper: the figure of
     the SimPO paper that it corresponds to. every_arm: it compares several settings of one loss and always gets all of

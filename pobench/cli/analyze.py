@@ -69,7 +69,7 @@ def write_report(
     from pobench.results.arms import arms_of
     from pobench.results.earlier_looks import looks_at, record_look, warning
     from pobench.results.frame_files import is_frames
-    from pobench.results.load import load_frames
+    from pobench.results.load import open_frames
     from pobench.results.mirror import is_address
 
     names, kinds = ([n.strip() for n in text.split(",") if n.strip()] for text in (figures, formats))
@@ -83,7 +83,7 @@ def write_report(
     shown = None if names == ["all"] else names
     for name in shown or ():
         or_fault(faults, partial(registry.figures.get, name))
-    frames: Any = or_fault(faults, lambda: load_frames(runs, setting))
+    frames: Any = or_fault(faults, lambda: open_frames(runs, setting))
     raise_faults(faults)
     home = None if is_address(runs) else Path(runs)
     report = drawn(lambda: build_report(frames, folder or (home or Path()) / "report", figures=shown, formats=kinds))

@@ -1,16 +1,18 @@
-"""pobench list: names of losses, modifiers, settings, studies, figures, claims, judges and stages."""
+"""pobench list: names of losses, modifiers, settings, studies, figures, claims, judges and stages, and the stored runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pobench.cli.complete import complete
 from pobench.cli.group import STYLE
-from pobench.cli.options import Debug, Json, Plugins, load_plugins
+from pobench.cli.options import Debug, Json, Plugins, StoredRuns, load_plugins
 from pobench.cli.terminal import escape, make_table, out
 from pobench.errors import PobenchError, nearest
 
@@ -131,6 +133,53 @@ KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 }
 
 
+RUNS = "runs"  # a kind that is listed run by run, as there may be thousands
+
+
+def _run_rows(runs: str | Path, setting: str | None) -> Iterator[dict[str, Any]]:
+    """One row a stored run. when: of its last change, local time. pass_rate: None where it has none, or none of what is shown.
+
+    Raises PobenchError where no run is stored, or none of the setting.
+    """
+    from pobench.results.index import SMALL, entries, no_runs, settings_below
+    from pobench.results.mirror import local_runs
+    from pobench.results.scores import headline
+
+    root, entry = local_runs(runs), None
+    for entry in entries(root, setting):
+        row = entry.row
+        small = [root / entry.run / name for name in SMALL]
+        changed = max(file.stat().st_mtime for file in small if file.is_file())
+        yield {
+            "run": entry.run,
+            "setting": row["setting"],
+            "loss": row["loss"],
+            "seed": None if row["kind"] == "start" else row["seed"],
+            "state": row["status"],
+            "when": datetime.fromtimestamp(changed).isoformat(" ", "minutes"),
+            "pass_rate": headline(root, entry),
+        }
+    if entry is None:
+        raise no_runs(root, setting, set(settings_below(root)))
+
+
+def _print_runs(rows: Iterable[dict[str, Any]]) -> None:
+    """One line a run, as soon as it is read."""
+    for row in rows:
+        seed = "" if row["seed"] is None else f"seed {row['seed']}"
+        rate = "" if row["pass_rate"] is None else f"{100 * row['pass_rate']:.1f} %"
+        print(f"{row['run']:<44} {seed:<10} {row['state']:<10} {row['when']}  {rate}".rstrip())
+
+
+def _print_json(rows: Iterable[dict[str, Any]]) -> None:
+    """A JSON list, one row a line."""
+    before = "[\n "
+    for row in rows:
+        print(before + json.dumps(row, ensure_ascii=False), end="")
+        before = ",\n "
+    print("\n]")
+
+
 def _loss_page() -> str:
     from pobench.reporting.loss_page import loss_page
 
@@ -149,27 +198,35 @@ def _claim_page() -> str:
     return claim_page()
 
 
+LISTED = (*KINDS, RUNS)
 PAGES: dict[str, Callable[[], str]] = {"losses": _loss_page, "claims": _claim_page, "stages": _stage_page}
 
 
 @app.command()
 def list_(
     what: Annotated[
-        str, typer.Argument(help=" | ".join(KINDS), autocompletion=lambda incomplete: complete(KINDS, incomplete))
+        str,
+        typer.Argument(help=" | ".join(LISTED), autocompletion=lambda incomplete: complete(LISTED, incomplete)),
     ] = "losses",
+    runs: StoredRuns = "runs",
+    setting: Annotated[str | None, typer.Option(help="Of `runs`: only those of this setting.")] = None,
     plugin: Plugins = None,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a page: losses, claims or stages.")] = False,
     debug: Debug = False,
 ) -> None:
-    """List losses, modifiers, settings, studies, figures, claims, judges or stages, with their names."""
+    """List losses, modifiers, settings, studies, figures, claims, judges or stages, with their names; or the stored runs:
+    state, last change, pass rate."""
     load_plugins(plugin)
-    if what not in KINDS:
-        raise PobenchError(f"list: unknown kind {what!r}{nearest(what, KINDS)} Known: {', '.join(KINDS)}")
+    if what not in LISTED:
+        raise PobenchError(f"list: unknown kind {what!r}{nearest(what, LISTED)} Known: {', '.join(LISTED)}")
     if markdown:
         if what not in PAGES or as_json:
             raise PobenchError(f"list: --markdown is for {', '.join(f'`{name}`' for name in PAGES)}, without --json")
         print(PAGES[what](), end="")
+        return
+    if what == RUNS:
+        (_print_json if as_json else _print_runs)(_run_rows(runs, setting))
         return
     rows = KINDS[what]()
     if as_json:

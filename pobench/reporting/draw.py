@@ -15,6 +15,7 @@ from pobench.reporting import plot
 from pobench.reporting.plot import Drawing, NothingToDraw, _Panels, style
 from pobench.results.comparable import Selection, ordered, split
 from pobench.results.derived import Frames
+from pobench.results.rows import Frame
 
 
 def draw(shown: registry.Figure, selection: Selection | Mapping[str, pd.DataFrame], **settings: Any) -> Any:
@@ -41,12 +42,12 @@ def draw(shown: registry.Figure, selection: Selection | Mapping[str, pd.DataFram
         return drawn._replace(notes=f"{drawn.notes} {selection.left_out}".strip())
 
 
-def _supplied(shown: registry.Figure, frames: Frames) -> list[pd.DataFrame | None]:
+def _supplied(shown: registry.Figure, frames: Frames) -> list[Frame | None]:
     """The figure's arguments. Raises NothingToDraw."""
-    supplied: list[pd.DataFrame | None] = []
+    supplied: list[Frame | None] = []
     for name in shown.frames:
-        frame = frames.get(name)
-        absent = frame is None or frame.empty
+        frame = frames.rows(name) if name in shown.by_run else frames.get(name)
+        absent = frame is None or not len(frame)
         if absent and name not in shown.optional:
             raise NothingToDraw(f"{FRAMES[name].absent}.")
         supplied.append(None if absent else frame)

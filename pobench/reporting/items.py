@@ -22,6 +22,7 @@ from pobench.reporting.draw import draw
 from pobench.reporting.looks import look_of
 from pobench.reporting.tables import Table, clean, listing, make_table, to_csv, to_latex, to_markdown
 from pobench.results.comparable import Comparable, Selection
+from pobench.results.derived import DERIVED
 
 # ---------------------------------------------------------------- figures and tables of a section
 DOWNLOADS = {
@@ -156,11 +157,17 @@ def _draw_all(tasks: Sequence[Task]) -> list[Item]:
     processes = min(cores, len(tasks), MOST_PROCESSES)
     if processes < 2:
         return [build_item(*task) for task in tasks]
-    # frames that need torch are derived before the fork, which would lose torch's threads; one that fails, fails its figures
+    # frames are read once for all, and those that need torch are derived before the fork, which would lose torch's threads;
+    # one that fails, fails its figures
     for shown, comparable, *_ in tasks:
         for name in shown.frames:
             with suppress(Exception):
-                comparable.shown_in(shown).frames.get(name)
+                frames = comparable.shown_in(shown).frames
+                if name not in shown.by_run:
+                    frames.get(name)
+                elif name in DERIVED and (rows := frames.rows(name)) is not None:
+                    for arm in comparable.home.arms:  # a table reads few others
+                        rows.of(arm.runs)
     _waiting[:] = tasks
     try:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
@@ -177,9 +184,9 @@ def _draw_waiting(place: int) -> Item:
 def made_from(data: pd.DataFrame, shown: registry.Figure, selection: Selection) -> tuple[str, ...]:
     """The runs behind a figure or table: those of the arms named in its data, or all runs of its frames."""
     frames = selection.frames
-    read = [frames[name] for name in shown.frames if name in frames and "run" in frames[name]]
-    measured = {str(run) for frame in read if "status" not in frame for run in frame["run"]}
-    measured = measured or {str(run) for frame in read for run in frame["run"]}
+    every_run = {str(run) for run in frames["runs"]["run"]}
+    read = [rows for name in shown.frames if name != "runs" and (rows := frames.rows(name)) is not None]
+    measured = {run for rows in read for run in rows.runs} or (every_run if "runs" in shown.frames else set())
     runs_of = {arm.label: arm.runs for arm in selection.arms}
     label_columns = [data[column] for column in data if column in NAMES_ARMS]
     labelled = {run for column in label_columns for label in column.unique() for run in runs_of.get(label, ())}

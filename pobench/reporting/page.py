@@ -104,7 +104,7 @@ def _write_frames(frames: Frames, groups: Sequence[Comparable], folder: Path) ->
     """The frames of the groups, with the scores of every arm."""
     own = frames.of_runs(run for group in groups for run in group.frames["runs"]["run"])
     scores = pd.concat([group.frames["scores"] for group in groups], ignore_index=True)
-    write_frames({**own.stored, "scores": scores.sort_values(["run", "metric"], kind="stable")}, folder)
+    write_frames({**own, "scores": scores.sort_values(["run", "metric"], kind="stable")}, folder)
 
 
 def _chosen(names: Sequence[str] | None) -> list[registry.Figure]:
@@ -273,7 +273,7 @@ def _source(name: str, value: Any, loss: registry.Loss, sources: Mapping[str, An
 def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """(key, value) of the environment that all runs share; where runs differ, every value that occurs."""
     versions: dict[str, list[str]] = {}
-    for text in runs["environment"]:
+    for text in runs["environment"].unique():
         for key, value in _flat(json_object(text)):
             values = versions.setdefault(key, [])
             if value not in values:

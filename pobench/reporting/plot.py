@@ -35,6 +35,7 @@ from pobench.results import stats
 from pobench.results.arms import Arm, arms_of, score_of, seed_values
 from pobench.results.equal_tuning import values_of
 from pobench.results.groups import prompts_of
+from pobench.results.rows import Frame
 from pobench.types import Estimate
 
 
@@ -333,7 +334,7 @@ def metric_rows(runs: pd.DataFrame, scores: pd.DataFrame, metric: str, *, ranked
     return sorted(rows, key=lambda row: -row.estimate.value) if ranked else rows
 
 
-def start_score(runs: pd.DataFrame, scores: pd.DataFrame, metric: str) -> Estimate:
+def start_score(runs: pd.DataFrame, scores: Frame, metric: str) -> Estimate:
     """The start model's estimate of a metric; missing where there is none."""
     of_start = [score_of(scores, arm, metric) for arm in arms_of(runs) if arm.is_start]
     return of_start[0] if of_start else Estimate.missing()

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from pobench.reporting.tables import clean, decimals_that_tell, listing, show_number
-from pobench.results.arms import Arm, judges_of, of_arm, score_of
+from pobench.results.arms import Arm, judges_of, score_of
 from pobench.results.claims import VERDICTS
 from pobench.results.comparable import Comparable, Selection
 from pobench.results.contrast import Pair, all_pairs, gains
 from pobench.results.crossed import VERDICT_SEEDS
+from pobench.results.scores import DISTINCT
 from pobench.types import Estimate
 
 MOST_NAMED = 5  # losses in one sentence; of more, it names the FIRST, and the tables have all
@@ -60,11 +61,11 @@ def _sentence(tone: str, head: str, table: pd.DataFrame | None) -> list[Finding]
 
 
 def _not_judged(selection: Selection) -> list[Finding]:
-    judged = selection.frames["verdicts"]
-    blank = int(judged["score"].isna().sum()) if len(judged) else 0
+    rows = selection.frames.rows("verdicts")
+    blank, number = (0, 0) if rows is None else rows.blank("score")
     if not blank:
         return []
-    text = f"The judge gave no score for {blank} of {len(judged)} answers; they are left out."
+    text = f"The judge gave no score for {blank} of {number} answers; they are left out."
     return [Finding("note", "Not judged", text)]
 
 
@@ -264,10 +265,10 @@ MOST_NAMED = 3  # losses in one sentence
 def _failures(selection: Selection) -> list[Finding]:
     """One sentence for each reason, with the losses and seeds that it concerns; of many, the first `MOST_NAMED`."""
     seeds_of: dict[tuple[str, str, str], list[str]] = {}
-    for arm in selection.arms:
-        for row in of_arm(selection.frames["runs"], arm).sort_values("seed", kind="stable").to_dict("records"):
-            if row["status"] == "finished":
-                continue
+    runs = selection.frames["runs"]
+    left = {row["run"]: row for row in runs[runs["status"] != "finished"].to_dict("records")}
+    for arm in selection.arms if left else ():
+        for row in sorted((left[run] for run in arm.runs if run in left), key=lambda row: int(row["seed"])):
             reason = "" if row["reason"] is None or pd.isna(row["reason"]) else clean(str(row["reason"]), 400).strip()
             head = "Failed" if row["status"] == "failed" else "Not finished"
             seeds = seeds_of.setdefault((head, clean(arm.label), reason), [])
@@ -328,9 +329,9 @@ def facts(comparable: Comparable) -> str:
         ("heldout", "pair", "held-out pair", "held-out pairs"),
         ("answers", "prompt", "prompt", "prompts"),
     ):
-        if len(frames[name]):
-            parts.append(_count(frames[name][column].nunique(), one, many))
-    if judges := (judges_of(frames["verdicts"]) if len(frames["verdicts"]) else []):
+        if rows := frames.rows(name):
+            parts.append(_count(rows.distinct(*DISTINCT[name][0])[column].nunique(), one, many))
+    if judges := (judges_of(rows) if (rows := frames.rows("verdicts")) else []):
         parts.append(f"judged by {clean(listing(judges))}")
     if comparable.protocol:
         parts.append(f"protocol {comparable.protocol}")

@@ -18,6 +18,7 @@ from pobench.results.comparable import groups_of
 from pobench.results.contrast import Values
 from pobench.results.equal_tuning import equally_tuned
 from pobench.results.evidence import UNMEASURED, Evidence, Measured
+from pobench.results.rows import Frame, Rows
 
 FRAMES_OF_EVIDENCE = ("heldout", "answers", "verdicts", "trainpairs", "benchmarks", "questions")
 
@@ -30,16 +31,13 @@ class Settings:
     groups: Mapping[str, Evidence]
 
     @classmethod
-    def of(cls, runs: pd.DataFrame, frames: Mapping[str, pd.DataFrame | None]) -> Settings:
+    def of(cls, runs: pd.DataFrame, frames: Mapping[str, Frame | None]) -> Settings:
         """runs: of all settings. frames: those of `FRAMES_OF_EVIDENCE`, where they are stored."""
         groups: dict[str, Evidence] = {}
         for (setting, *_), members in groups_of(runs[runs["status"] == "finished"]):
             if setting in groups and len(members) <= len(groups[setting].runs):
                 continue
-            own = {
-                name: None if frame is None else frame[frame["run"].isin(members["run"])]
-                for name, frame in frames.items()
-            }
+            own = {name: None if frame is None else _of_runs(frame, members["run"]) for name, frame in frames.items()}
             groups[setting] = Evidence(members, **own)
         return cls(groups)
 
@@ -47,6 +45,10 @@ class Settings:
         """Whether arms of different settings had equal chances."""
         runs, arms = pd.concat([e.runs for e in self.groups.values()]), measured.arms
         return all(equally_tuned(runs, a, b) for i, a in enumerate(arms) for b in arms[:i])
+
+
+def _of_runs(frame: Frame, runs: pd.Series) -> Frame:
+    return frame.only(set(runs)) if isinstance(frame, Rows) else frame[frame["run"].isin(runs)]
 
 
 MeasureAcross = Callable[[Settings], Measured]
@@ -99,5 +101,11 @@ def _graded_alike(settings: Settings, *names: str) -> list[Evidence | None]:
     if len(judged) < len(names):
         return [None] * len(names)
     main = {judges_of(verdicts)[0] for verdicts in judged}
-    beside = any(FRAMES["verdicts"].of(verdicts)["against"].eq("start").any() for verdicts in judged)
+    beside = any(_against(verdicts).eq("start").any() for verdicts in judged)
     return [None] * len(names) if len(main) > 1 or beside else list(found)
+
+
+def _against(verdicts: Frame) -> pd.Series:
+    """What the judge has set answers beside."""
+    rows = verdicts.distinct("against") if isinstance(verdicts, Rows) else verdicts
+    return FRAMES["verdicts"].of(rows)["against"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from pobench.results.rows import Frame, Rows
 from pobench.types import Estimate
 
 
@@ -49,13 +51,13 @@ def arms_of(runs: pd.DataFrame) -> list[Arm]:
     for row in rows:
         groups.setdefault(_arm_key(row), []).append(row)
     shown = {key: _shown_facts(members[0]) for key, members in groups.items()}
+    differing = _differing(shown)
     arms = []
     for key, members in groups.items():
-        rivals = [shown[other] for other in groups if other[1] == key[1]]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
         loss, ids = str(members[0]["loss"]), tuple(str(row["run"]) for row in members)
         arm_id = f"{members[0]['setting']}/{loss}~{digest}"
-        arms.append(Arm(arm_id, loss, _label(members[0], shown[key], rivals), ids))
+        arms.append(Arm(arm_id, loss, _label(members[0], shown[key], differing[key[1]]), ids))
     return sorted(arms, key=lambda arm: (not arm.is_start, arm.loss, _natural(arm.label), arm.id))
 
 
@@ -83,15 +85,24 @@ def _shown_facts(row: dict[Any, Any]) -> dict[str, str]:
     return {**{name: show_setting(value) for name, value in settings_of(row).items()}, **fixed}
 
 
-def _label(row: dict[Any, Any], facts: dict[str, str], rivals: list[dict[str, str]]) -> str:
-    """The arm's title, with the settings in which the arms of its loss (rivals: their facts) differ."""
+def _differing(shown: Mapping[ArmKey, Mapping[str, str]]) -> dict[str, set[str]]:
+    """Loss → the settings in which its arms differ."""
+    values: dict[str, dict[str, set[str]]] = {}
+    for key, facts in shown.items():
+        of_loss = values.setdefault(key[1], {})
+        for name, value in facts.items():
+            of_loss.setdefault(name, set()).add(value)
+    return {loss: {name for name, seen in of.items() if len(seen) > 1} for loss, of in values.items()}
+
+
+def _label(row: dict[Any, Any], facts: dict[str, str], differing: set[str]) -> str:
+    """The arm's title, with the settings in which the arms of its loss differ."""
     title = row.get("title")
     label = str(row["loss"]) if title is None or pd.isna(title) or not str(title) else str(title)
     label = label.encode("utf-8", "replace").decode()  # a frame of labels must be possible
     if row["loss"] == "start":
         return "Start model" if label.casefold() in ("start", "start model") else label
-    differing = [name for name in facts if len({other.get(name) for other in rivals} - {None}) > 1]
-    values = ", ".join(f"{GREEK.get(name, name)} = {facts[name]}" for name in differing)
+    values = ", ".join(f"{GREEK.get(name, name)} = {value}" for name, value in facts.items() if name in differing)
     return f"{label} ({values})" if values else label
 
 
@@ -148,14 +159,28 @@ def _sources(runs: pd.DataFrame) -> dict[str, Any]:
 
 
 def _home(sources: Mapping[str, Any], members: list[tuple[Arm, dict[str, Any]]]) -> Arm | None:
+    beside = _beside([facts for _, facts in members])
+
     def rank(member: tuple[Arm, dict[str, Any]]) -> tuple[Any, ...]:
         arm, facts = member
         layers = json_object(sources.get(arm.runs[0])).values()
         varied = sum(str(layer).startswith(("--set", "study ")) for layer in layers)
-        beside = sum(sum(facts.get(k) != other.get(k) for k in {*facts, *other}) == 1 for _, other in members)
-        return bool(facts.get("length_bias")), varied, -len(arm.runs), -beside, _natural(arm.label)
+        return bool(facts.get("length_bias")), varied, -len(arm.runs), -beside(facts), _natural(arm.label)
 
     return min(members, key=rank)[0] if members else None
+
+
+def _beside(every: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], int]:
+    """Of how many of these facts do given ones differ in one value alone?"""
+    names = sorted({name for facts in every for name in facts})
+
+    def rest(facts: Mapping[str, Any], left_out: str) -> str:
+        values = [facts.get(name) for name in names if name != left_out]
+        return json.dumps([float(v) if isinstance(v, int | float | np.number) else v for v in values], default=str)
+
+    same = Counter(rest(facts, "") for facts in every)
+    alike = {name: Counter(rest(facts, name) for facts in every) for name in names}
+    return lambda facts: sum(alike[name][rest(facts, name)] - same[rest(facts, "")] for name in names)
 
 
 def _facts_by_loss(runs: pd.DataFrame) -> dict[str, list[tuple[Arm, dict[str, Any]]]]:
@@ -209,12 +234,15 @@ def _natural(label: str) -> tuple[Any, ...]:
     return tuple(parts)
 
 
-def score_of(scores: pd.DataFrame, arm: Arm, metric: str) -> Estimate:
+def score_of(scores: Frame, arm: Arm, metric: str) -> Estimate:
     """The arm's estimate of `metric` from the `scores` frame.
 
     The pooled row if there is one, else the row of its only run; several runs without a pooled row give their mean
     without an interval, because runs share their prompts.
     """
+    if isinstance(scores, Rows):
+        estimate = _pooled(scores.of_metric([arm.id], metric))
+        return _pooled(scores.of_metric(arm.runs, metric)) if math.isnan(estimate.value) else estimate
     rows = scores[(scores["metric"] == metric) & scores["run"].isin((arm.id, *arm.runs))]
     whole = rows["run"] == arm.id
     estimate = pooled(rows[whole])
@@ -224,16 +252,18 @@ def score_of(scores: pd.DataFrame, arm: Arm, metric: str) -> Estimate:
 def pooled(rows: pd.DataFrame) -> Estimate:
     """Of rows with value, low, high, n: the only one that has a value as it is; several seeds' mean without an interval,
     since they share their prompts or pairs."""
-    if rows.empty:
+    return _pooled(() if rows.empty else rows[["value", "low", "high", "n"]].to_dict("records"))
+
+
+def _pooled(rows: Sequence[Mapping[Any, Any]]) -> Estimate:
+    known = [row for row in rows if not math.isnan(_float(row["value"]))]
+    if not known:
         return Estimate.missing()
-    values = rows["value"].to_numpy(dtype=float, na_value=math.nan)
-    known = np.flatnonzero(~np.isnan(values))
-    if len(known) == 0:
-        return Estimate.missing()
-    low, high, n = (rows[name].iloc[known] for name in ("low", "high", "n"))
     if len(known) == 1:
-        return Estimate(float(values[known[0]]), _float(low.iloc[0]), _float(high.iloc[0]), int(n.iloc[0]))
-    return Estimate(float(values[known].mean()), math.nan, math.nan, int(n.min()))
+        (row,) = known
+        return Estimate(_float(row["value"]), _float(row["low"]), _float(row["high"]), int(row["n"]))
+    mean = float(np.array([_float(row["value"]) for row in known]).mean())
+    return Estimate(mean, math.nan, math.nan, min(int(row["n"]) for row in known))
 
 
 def seed_values(scores: pd.DataFrame, arm: Arm, metric: str) -> list[float]:
@@ -243,14 +273,21 @@ def seed_values(scores: pd.DataFrame, arm: Arm, metric: str) -> list[float]:
     return [v for v in values if not math.isnan(v)] if len(arm.runs) > 1 else []
 
 
-def of_arm(frame: pd.DataFrame, arm: Arm) -> pd.DataFrame:
+def of_arm(frame: Frame, arm: Arm) -> pd.DataFrame:
     """The rows of a frame that belong to the arm's runs."""
-    return frame[frame["run"].isin(arm.runs)]
+    return frame.of(arm.runs) if isinstance(frame, Rows) else frame[frame["run"].isin(arm.runs)]
 
 
-def judges_of(verdicts: pd.DataFrame) -> list[str]:
+def judges_of(verdicts: Frame) -> list[str]:
     """The judges by name, the main one first: the verifiable judge where there is one. Judges are never averaged."""
-    return sorted(verdicts["judge"].dropna().astype(str).unique(), key=lambda judge: (judge != "verifiable", judge))
+    if isinstance(verdicts, Rows):
+        verdicts = verdicts.distinct("judge")
+    return sorted(verdicts["judge"].dropna().astype(str).unique(), key=main_first)
+
+
+def main_first(judge: str) -> tuple[bool, str]:
+    """The key by which judges are ordered."""
+    return judge != "verifiable", judge
 
 
 def scores_by_prompt(verdicts: pd.DataFrame, arms: Sequence[Arm]) -> pd.DataFrame:

@@ -22,18 +22,23 @@ from pobench.results import metrics
 from pobench.results.arms import Arm, arms_of, homes_of
 from pobench.results.derived import Frames
 from pobench.results.frame_files import counted
+from pobench.results.rows import Rows
+from pobench.results.score_rows import ScoreRows
 
 
 def ordered(frames: Mapping[str, pd.DataFrame]) -> Frames:
     """All stored frames, sorted, so that the order of reading does not matter. Absent ones are empty; derived ones are
     included."""
+    by_run = frames.by_run if isinstance(frames, Frames) else {}
     complete_frames = {}
-    for described in STORED:
+    for described in (described for described in STORED if described.name not in by_run):
         frame = frames.get(described.name)
         unsortable = frame is None or not set(described.sort) <= set(frame.columns)
         complete = described.of(() if unsortable else frame)
         complete_frames[described.name] = complete.sort_values(list(described.sort), kind="stable", ignore_index=True)
-    return Frames({**complete_frames, "answers": counted(complete_frames["answers"])})
+    if "answers" in complete_frames:
+        complete_frames["answers"] = counted(complete_frames["answers"])
+    return Frames(complete_frames, by_run={name: rows.in_order() for name, rows in by_run.items()})
 
 
 MOST_ARMS = 16  # rows and panels that a reader can still survey; the paper has twelve losses
@@ -106,11 +111,18 @@ def side_by_side(groups: Sequence[Comparable]) -> Comparable:
     """The groups of several settings as one, for figures and tables that show settings beside each other (`every_setting`).
     Whatever else is computed from it would compare what may not be compared."""
 
+    first = groups[0].frames
+
     def of_all(name: str) -> pd.DataFrame:
         return pd.concat([group.frames[name] for group in groups], ignore_index=True)
 
-    stored = {name: of_all(name) for name in groups[0].frames.stored}
-    both = Selection(Frames(stored, {"scores": lambda: of_all("scores")}))
+    def rows_of_all(name: str) -> Rows:
+        parts = [rows for group in groups if (rows := group.frames.rows(name)) is not None]
+        return parts[0] if len(parts) == 1 else Rows.of_several(parts)
+
+    stored = {name: of_all(name) for name in first.stored}
+    later = {name: partial(of_all, name) for name in first.later}
+    both = Selection(Frames(stored, later, {name: rows_of_all(name) for name in first.by_run}))
     titles = " · ".join(group.title for group in groups)
     return Comparable(titles, "", "", "Several settings", both, both)
 
@@ -186,16 +198,22 @@ def _frames_of(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: int
     """The frames of these runs. Scores that are not stored take seconds, and are made where they are read."""
     finished = set(runs.loc[runs["status"] == "finished", "run"])
     tuned = {name.removesuffix("-tuned") for name in runs["setting"].astype(str)}
-    part = {"runs": runs.reset_index(drop=True)}
+    part, by_run = {"runs": runs.reset_index(drop=True)}, {}
+    read_by_run = frames.by_run if isinstance(frames, Frames) else {}
     for name in [frame.name for frame in STORED if frame.name != "runs"]:
         column, kept = "run", set(runs["run"]) if name == "steps" else finished
+        if (rows := read_by_run.get(name)) is not None:
+            by_run[name] = rows.of_arms(runs, seed) if isinstance(rows, ScoreRows) else rows.only(kept)
+            continue
         if name == "scores":
             kept = finished | {arm.id for arm in arms_of(runs)}
         if name in ("audit", "tuning"):
             column, kept = "setting", tuned if name == "tuning" else set(runs["setting"])
         part[name] = frames[name][frames[name][column].isin(kept)].reset_index(drop=True)
+    if "scores" in by_run:
+        return Frames(part, by_run=by_run)
     scored = partial(metrics.complete, part, seed=seed)
-    return Frames({name: frame for name, frame in part.items() if name != "scores"}, {"scores": scored})
+    return Frames({name: frame for name, frame in part.items() if name != "scores"}, {"scores": scored}, by_run)
 
 
 def _number(text: str) -> tuple[float, str]:

@@ -71,7 +71,8 @@ def cross_loss(runs: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for _, members in runs.groupby("setting", sort=True):
         known = settings_among(members, [losses.get(name) for name in losses.names()])
-        for run in members.sort_values("run").to_dict("records"):
+        measured = members[members["run"].isin(heldout["run"].unique())]
+        for run in measured.sort_values("run").to_dict("records"):
             # in the order of the pairs' names, so that resampling draws what it draws for `scores`
             held = heldout[heldout["run"] == run["run"]].sort_values("pair", key=lambda p: p.astype(str), kind="stable")
             if len(held):

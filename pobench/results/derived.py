@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from pobench.results.cross_loss import cross_loss
 from pobench.results.gradients import gradients
 from pobench.results.paper import paper_results
+from pobench.results.rows import InMemory, Rows
 
 
 class Derived(NamedTuple):
@@ -32,15 +33,19 @@ DERIVED = {
 class Frames(Mapping[str, pd.DataFrame]):
     """Stored frames, and the frames of `DERIVED` that can be computed from them. `pobench.columns` describes all.
 
-    later: further frames, by what makes each on first use.
+    later: further frames, by what makes each on first use. by_run: further frames, read run by run when they are asked for.
     """
 
     def __init__(
-        self, stored: Mapping[str, pd.DataFrame], later: Mapping[str, Callable[[], pd.DataFrame]] | None = None
+        self,
+        stored: Mapping[str, pd.DataFrame],
+        later: Mapping[str, Callable[[], pd.DataFrame]] | None = None,
+        by_run: Mapping[str, Rows] | None = None,
     ) -> None:
         inner = stored if isinstance(stored, Frames) else None
         self.stored: dict[str, pd.DataFrame] = dict(stored if inner is None else inner.stored)
         self.later: dict[str, Callable[[], pd.DataFrame]] = {**({} if inner is None else inner.later), **(later or {})}
+        self.by_run: dict[str, Rows] = {**({} if inner is None else inner.by_run), **(by_run or {})}
         self._made: dict[str, pd.DataFrame] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
@@ -49,18 +54,45 @@ class Frames(Mapping[str, pd.DataFrame]):
         if name not in self:
             raise KeyError(name)
         if name not in self._made:
-            self._made[name] = self.later[name]() if name in self.later else self._derived(DERIVED[name])
+            self._made[name] = self._make(name)
         return self._made[name]
 
-    def _derived(self, how: Derived) -> pd.DataFrame:
-        return how.make(*(self[name] for name in how.needs), *(self.get(name) for name in how.takes))
+    def _make(self, name: str) -> pd.DataFrame:
+        if name in self.later:
+            return self.later[name]()
+        if name in self.by_run:
+            return self.by_run[name].whole()
+        how = DERIVED[name]
+        return how.make(*(self[needed] for needed in how.needs), *(self.get(taken) for taken in how.takes))
+
+    def rows(self, name: str) -> Rows | None:
+        """A frame's rows, to be read run by run; None where there is no such frame. What was read already is not read again."""
+        if name not in self:
+            return None
+        if name in self.by_run and name not in self._made:
+            return self.by_run[name]
+        if name == "gradients" and name not in self._made and "heldout" in self.by_run:
+            return self._gradients
+        return InMemory(name, self[name])
+
+    @cached_property
+    def _gradients(self) -> Rows:
+        """`gradients` of each run, from its own rows of `heldout` and `norms`; held, since processes that are forked must not
+        derive them: torch's threads do not follow."""
+        held, norms, runs = self.by_run["heldout"], self.rows("norms"), self["runs"]
+
+        @lru_cache(maxsize=512)
+        def of_run(run: str) -> pd.DataFrame:
+            return gradients(runs, held.of([run]), None if norms is None else norms.of([run]))
+
+        return Rows("gradients", held.runs, lambda run, columns: of_run(run))
 
     def __contains__(self, name: object) -> bool:
-        known = name in self.stored or name in self.later
+        known = name in self.stored or name in self.later or name in self.by_run
         return known or (name in DERIVED and all(n in self for n in DERIVED[str(name)].needs))
 
     def __iter__(self) -> Iterator[str]:
-        known = {**self.stored, **self.later}
+        known = {**self.stored, **self.later, **self.by_run}
         yield from known
         yield from [name for name in DERIVED if name not in known and name in self]
 
@@ -75,4 +107,6 @@ class Frames(Mapping[str, pd.DataFrame]):
             frame = self[name]
             return frame[frame["run"].isin(kept)] if "run" in frame else frame
 
-        return Frames({name: rows(name) for name in self.stored}, {name: partial(rows, name) for name in self.later})
+        by_run = {name: rows.only(kept) for name, rows in self.by_run.items()}
+        later = {name: partial(rows, name) for name in self.later}
+        return Frames({name: rows(name) for name in self.stored}, later, by_run)

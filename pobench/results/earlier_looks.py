@@ -78,9 +78,13 @@ def looks_at(looks: pd.DataFrame, runs: pd.DataFrame, arms: Sequence[Arm]) -> di
     """Each two arms whose finished runs were added to after a look at both → the number of looks, this one counted."""
     finished = frozenset(runs.loc[runs["status"] == "finished", "run"])
     seen = [frozenset(members) for _, members in looks.groupby(["setting", "look"], sort=True)["run"]]
+    own = {arm: finished.intersection(arm.runs) for arm in arms}
+    added_to = {arm for arm in arms if any(0 < len(look & own[arm]) < len(own[arm]) for look in seen)}
     counts = {}
-    for pair in combinations(arms, 2):
-        ours, theirs = (finished & set(arm.runs) for arm in pair)
+    for pair in combinations(arms, 2) if added_to else ():
+        if added_to.isdisjoint(pair):
+            continue
+        ours, theirs = (own[arm] for arm in pair)
         earlier = {look & (ours | theirs) for look in seen if look & ours and look & theirs} - {ours | theirs}
         if earlier:
             counts[pair] = len(earlier) + 1

@@ -11,7 +11,7 @@ import math
 
 import pandas as pd
 
-from pobench.results.arms import Arm
+from pobench.results.arms import Arm, of_arm
 
 WORDS = {"default": "default", "paper": "paper", "set": "set by hand", "": "not stored"}
 
@@ -40,11 +40,10 @@ def equally_tuned(runs: pd.DataFrame, a: Arm, b: Arm) -> bool:
 
 def _origins(runs: pd.DataFrame, arm: Arm) -> set[tuple[str, float]]:
     """(values, trials) of the arm's runs; 0 trials where none were made."""
-    rows = runs.reindex(columns=["run", "values", "trials"])
+    rows = of_arm(runs, arm).reindex(columns=["values", "trials"])
     return {
         ("" if pd.isna(values) else str(values), 0.0 if pd.isna(trials) else float(trials))
-        for run, values, trials in zip(rows["run"], rows["values"], rows["trials"], strict=True)
-        if run in arm.runs
+        for values, trials in zip(rows["values"], rows["trials"], strict=True)
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import pandas as pd
@@ -14,6 +15,7 @@ from pobench.results.contrast import MISSING, Contrast, Values, by_seed, contras
 from pobench.results.equal_tuning import equally_tuned, values_of
 from pobench.results.groups import pair_groups, prompt_groups, question_groups
 from pobench.results.pair_values import OfRows
+from pobench.results.rows import Frame, Rows
 
 
 class Measured(NamedTuple):
@@ -26,6 +28,7 @@ class Measured(NamedTuple):
     remark: str = ""
 
 
+HELD = 32  # arms whose rows of a frame are held at a time, where they are read one by one
 UNMEASURED = Measured()
 Measure: TypeAlias = Callable[["Evidence"], Measured]
 Number: TypeAlias = Callable[["Evidence", Arm], Values]
@@ -38,12 +41,12 @@ class Evidence:
     were not stored are None."""
 
     runs: pd.DataFrame
-    heldout: pd.DataFrame | None = None
-    answers: pd.DataFrame | None = None
-    verdicts: pd.DataFrame | None = None
-    trainpairs: pd.DataFrame | None = None
+    heldout: Frame | None = None
+    answers: Frame | None = None
+    verdicts: Frame | None = None
+    trainpairs: Frame | None = None
     benchmarks: pd.DataFrame | None = None
-    gradients: pd.DataFrame | None = None
+    gradients: Frame | None = None
     questions: pd.DataFrame | None = None
     lines: dict[tuple[str, str], Line] = field(init=False)
     homes: dict[str, Arm] = field(init=False)
@@ -57,6 +60,11 @@ class Evidence:
         put(self, "homes", homes_of(self.runs))
         put(self, "start", next((arm for arm in arms_of(self.runs) if arm.is_start), None))
         put(self, "groups", prompt_groups(self.answers))
+
+    @cached_property
+    def judges(self) -> list[str]:
+        """By name, the main one first."""
+        return [] if self.verdicts is None else judges_of(self.verdicts)
 
     # -- arms
 
@@ -95,9 +103,13 @@ class Evidence:
 
     def rows(self, frame: str, arm: Arm | None) -> pd.DataFrame:
         """The arm's rows of a frame; none where the frame is not stored."""
-        stored: pd.DataFrame | None = getattr(self, frame)
+        stored: Frame | None = getattr(self, frame)
         if stored is None or arm is None:
             return pd.DataFrame()
+        if isinstance(stored, Rows):  # of many arms, more than fits into memory
+            held = [key for key in self._known if key[0] == f"rows of {frame}"]
+            for key in held[:-HELD]:
+                del self._known[key]
         return self._once(f"rows of {frame}", arm, lambda: of_arm(stored, arm))
 
     def score(self, arm: Arm | None) -> Values:
@@ -105,15 +117,21 @@ class Evidence:
 
         def mean() -> Values:
             own = self.rows("verdicts", arm)
-            return 100.0 * by_seed(own[own["judge"].isin(judges_of(self.verdicts)[:1])], self.runs, "prompt", "score")
+            return 100.0 * by_seed(own[own["judge"].isin(self.judges[:1])], self.runs, "prompt", "score")
 
         return NOTHING if arm is None or self.verdicts is None else self._once("score", arm, mean)
 
-    def answer(self, arm: Arm | None, name: str, value: OfRows) -> Values:
-        """The mean of a number over a prompt's answers. name: the number's, by which it is remembered."""
-        if arm is None:
+    def answer(self, arm: Arm | None, column: str, scale: float = 1.0) -> Values:
+        """The mean of a column, times `scale`, over a prompt's answers. No other column is read."""
+        stored = self.answers
+        if arm is None or stored is None:
             return NOTHING
-        return self._once(name, arm, lambda: _values(self.rows("answers", arm), self.runs, "prompt", value))
+
+        def mean() -> Values:
+            rows = stored.of(arm.runs, ["prompt", column]) if isinstance(stored, Rows) else of_arm(stored, arm)
+            return _values(rows, self.runs, "prompt", lambda own: scale * own[column])
+
+        return self._once(column, arm, mean)
 
     def pairs(self, arm: Arm | None, value: OfRows, *, trained: bool = False) -> Values:
         """A number of every held-out pair, or of every training pair."""
@@ -195,17 +213,17 @@ def score(e: Evidence, arm: Arm) -> Values:
 
 def tokens(e: Evidence, arm: Arm) -> Values:
     """Tokens of a prompt's answers."""
-    return e.answer(arm, "tokens", lambda rows: rows["tokens"])
+    return e.answer(arm, "tokens")
 
 
 def characters(e: Evidence, arm: Arm) -> Values:
     """Characters of a prompt's answers."""
-    return e.answer(arm, "characters", lambda rows: rows["characters"])
+    return e.answer(arm, "characters")
 
 
 def repetition(e: Evidence, arm: Arm) -> Values:
     """The share of a prompt's answers' 4-grams that stood earlier in the same answer, in %."""
-    return e.answer(arm, "repetition", lambda rows: 100.0 * rows["repeated"])
+    return e.answer(arm, "repeated", 100.0)
 
 
 def held(value: OfRows) -> Number:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from pobench.columns import FRAMES, STORED
 from pobench.files import whole
-from pobench.results.metrics import repeated_share
+from pobench.results.vectors import repeated_share
 
 LEFT_OUT = {"steps", "answers.text", "heldout.loss", "trainpairs.loss"}  # frames and columns
 

@@ -53,8 +53,10 @@ def gradients(runs: pd.DataFrame, heldout: pd.DataFrame, norms: pd.DataFrame | N
     parts = []
     for _, members in runs.groupby("setting", sort=True):
         trained = _registered(set(members["loss"]) - {"start"})
-        at_home = settings_among(members, trained.values())
-        for run in members.sort_values("run").to_dict("records"):
+        measured_runs = members[members["run"].isin(heldout["run"].unique())]
+        of_start = (measured_runs["loss"] == "start").any()
+        at_home = settings_among(members, trained.values()) if of_start else {}
+        for run in measured_runs.sort_values("run").to_dict("records"):
             held = heldout[heldout["run"] == run["run"]]
             if held.empty:
                 continue

@@ -16,14 +16,17 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from pobench.results.rows import Frame, Rows
+
 FEWEST_GROUPS = 20  # topics; of fewer a standard error is itself too uncertain (Cameron, Gelbach and Miller 2008)
 
 
-def prompt_groups(answers: pd.DataFrame | None) -> pd.Series | None:
+def prompt_groups(answers: Frame | None) -> pd.Series | None:
     """prompt → its topic (or kind), where there are enough of them, some with several prompts; None elsewhere."""
-    if answers is None or answers.empty:
+    asked = answers.distinct("prompt", "kind", "topic") if isinstance(answers, Rows) else answers
+    if asked is None or asked.empty:
         return None
-    rows = answers.drop_duplicates("prompt").set_index("prompt")
+    rows = asked.drop_duplicates("prompt").set_index("prompt")
     for column in ("topic", "kind"):
         labels = rows[column].fillna("").astype(str) if column in rows else pd.Series(dtype=str)
         if labels.ne("").all() and FEWEST_GROUPS <= labels.nunique() < len(labels):

@@ -2,30 +2,35 @@
 the files of a run.
 
 `load_frames` returns tidy frames, one observation a row, joined by `run`. `pobench.columns` describes each frame, and
-docs/frames.md prints it. `pobench.results.derived` computes further frames from these on first use.
+docs/frames.md prints it. `pobench.results.derived` computes further frames from these on first use. `open_frames` returns the
+same frames without reading those that have many rows a run: a report reads of these what it shows.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pobench.columns import FRAMES, STORED
-from pobench.errors import CorruptError, PobenchError, nearest
+from pobench.errors import CorruptError
 from pobench.files import read_marker
-from pobench.registry import losses
 from pobench.results.arms import arms_of
 from pobench.results.derived import Frames
 from pobench.results.earlier_looks import stored_looks
 from pobench.results.frame_files import counted, is_frames, read_frames
+from pobench.results.index import Entry, entries, no_runs, run_row, settings_below
 from pobench.results.mirror import local_runs
+from pobench.results.rows import Read, Rows
 from pobench.results.run_folder import RunFolder
-from pobench.results.scores import scores_of
+from pobench.results.score_rows import ScoreRows
+from pobench.results.scores import DISTINCT, Facts, Summary, entry_of, read_frame, summary_of
+
+COUNTED = {"characters", "repeated"}  # columns of `answers` that are counted from the texts
 
 
 def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames:
@@ -35,39 +40,107 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
     reads (`pobench.results.mirror`). setting: read only the runs of this
     setting. Raises PobenchError if no run is stored.
     """
+    frames = open_frames(runs, setting)
+    return Frames({described.name: frames[described.name] for described in STORED})
+
+
+def open_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames:
+    """The frames of `load_frames`, of which `steps`, `heldout`, `trainpairs`, `norms`, `answers`, `verdicts` and `scores` are
+    read when they are asked for, of the runs that they are asked for.
+
+    Raises PobenchError if no run is stored, and CorruptError where the bytes of a frame that scores are computed from are not
+    those that were written.
+    """
     root = local_runs(runs)
     if is_frames(root):
         return _of_setting(Frames(read_frames(root)), root, setting)
-    folders = sorted(p.parent for p in root.glob("*/*/config.yaml") if setting in (None, p.parent.parent.name))
-    if not folders:
-        raise _no_runs(root, setting, {p.parent.parent.name for p in root.glob("*/*/config.yaml")})
-    parts: dict[str, list[pd.DataFrame]] = {frame.name: [] for frame in STORED}
-    run_rows = []  # one frame of all: a frame of one row costs as much as one of thousands
-    for path in folders:
-        folder = RunFolder(root, f"{path.parent.name}/{path.name}")
-        run_rows.append(_run_row(folder))
-        if rows := folder.steps():
-            parts["steps"].append(pd.DataFrame(rows).assign(run=folder.run))
-        for name, home in folder.frames().items():
-            if name in parts:
-                parts[name].append(home.read_frame(name).assign(run=folder.run))
-        results = folder.benchmark_results()
-        parts["benchmarks"] += _benchmark_rows(results, run_rows[-1])
-        parts["questions"] += _question_rows(results, folder.run)
-        if rows := scores_of(root, folder.run):
-            parts["scores"].append(pd.DataFrame(rows).assign(run=folder.run))
-    parts["runs"].append(pd.DataFrame(run_rows))
-    for name in sorted({p.parent.name for p in folders}):
+    store = Store(root, setting)
+    if not store.entries:
+        raise no_runs(root, setting, set(settings_below(root)))
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in ("benchmarks", "questions", "comparisons")}
+    parts |= {name: [] for name in ("audit", "looks", "tuning")}
+    rows = [run_row(entry) for entry in store.entries.values()]  # a frame of one row costs as much as one of thousands
+    for row in rows:
+        results = RunFolder(root, row["run"]).benchmark_results()
+        parts["benchmarks"] += _benchmark_rows(results, row)
+        parts["questions"] += _question_rows(results, row["run"])
+    for name in sorted({row["setting"] for row in rows}):
         parts["comparisons"] += _comparisons(root, name)
         for audit in _audits(root / name):
-            rows = pd.DataFrame(json.loads(audit.read_text()))
-            parts["audit"].append(rows.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
+            faults = pd.DataFrame(json.loads(audit.read_text()))
+            parts["audit"].append(faults.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
         parts["looks"].append(pd.DataFrame(stored_looks(root, name)))
     for trials in (root / "trials.csv", *sorted(root.glob("*/tuning/trials.csv"))):
         if trials.is_file():
             parts["tuning"].append(read_trials(trials))
-    frames = {frame.name: frame.of(_joined(parts[frame.name])) for frame in STORED}
-    return Frames({**frames, "answers": counted(frames["answers"])})
+    stored = {name: FRAMES[name].of(_joined(own)) for name, own in parts.items()}
+    every_run = FRAMES["runs"].of(pd.DataFrame(rows))
+    by_run = {name: store.rows(name) for name in ("heldout", "trainpairs", "norms", "answers", "verdicts", "steps")}
+    return Frames(
+        {"runs": every_run, **stored}, by_run={**by_run, "scores": ScoreRows.stored(store.entries, store.summary)}
+    )
+
+
+class Store:
+    """The stored runs below a folder: what is known of all, and the rows of each, read when they are asked for.
+
+    facts: of every run; its summary is made where it lacks, and its frames' bytes are checked, once.
+    """
+
+    def __init__(self, root: Path, setting: str | None = None) -> None:
+        self.root = root
+        self.entries = {entry.run: entry for entry in entries(root, setting)}
+        self.summary = lru_cache(maxsize=64)(self._summary)  # an arm's runs are asked for their metrics one by one
+        self.facts: dict[str, Facts] = {}
+        for run in self.entries:
+            self.facts[run] = self.summary(run).facts
+
+    def rows(self, name: str) -> Rows:
+        """A frame of these runs."""
+        if name == "steps":
+            return Rows(name, [run for run in self.entries if (self.root / run / "steps.jsonl").is_file()], self._steps)
+        runs = [
+            run for run, entry in self.entries.items() if name in entry.homes and self.facts[run].rows.get(name) != 0
+        ]
+        return StoredRows(name, runs, lambda run, columns: self._read(run, name, columns), self.facts)
+
+    def _summary(self, run: str) -> Summary:
+        entry = self.entries[run]
+        start = None if entry.start is None else self.entries.get(entry.start) or self._elsewhere(entry.start)
+        return summary_of(self.root, entry, start, check=run not in self.facts)
+
+    def _elsewhere(self, run: str) -> Entry:
+        """Of a start model in another setting's folder."""
+        return entry_of(RunFolder(self.root, run))
+
+    def _read(self, run: str, name: str, columns: Sequence[str] | None) -> pd.DataFrame:
+        home = self.entries[run].homes[name]
+        if columns is None:
+            rows = read_frame(self.root, home, name).assign(run=run)
+            return counted(FRAMES[name].of(rows)) if name == "answers" else rows
+        wanted = [*columns, *(["text"] if COUNTED & set(columns) else [])]
+        rows = read_frame(self.root, home, name, wanted).assign(run=run)
+        return counted(rows) if COUNTED & set(columns) else rows
+
+    def _steps(self, run: str, columns: Sequence[str] | None) -> pd.DataFrame:
+        return pd.DataFrame(RunFolder(self.root, run).steps()).assign(run=run)
+
+
+class StoredRows(Rows):
+    """Rows of stored runs. facts: run → what is known of its frames without reading them."""
+
+    def __init__(self, frame: str, runs: Iterable[str], read: Read, facts: Mapping[str, Facts]) -> None:
+        super().__init__(frame, runs, read)
+        self._facts = facts
+
+    def _digest(self, run: str, columns: Sequence[str]) -> str | None:
+        known = tuple(columns) in DISTINCT.get(self.frame, ())
+        return self._facts[run].distinct.get(" ".join(columns)) if known else None
+
+    def _blank(self, run: str, column: str) -> tuple[int, int]:
+        facts = self._facts[run]
+        known = (self.frame, column) == ("verdicts", "score") and self.frame in facts.rows
+        return (facts.unjudged, facts.rows[self.frame]) if known else super()._blank(run, column)
 
 
 def _of_setting(frames: Frames, root: Path, setting: str | None) -> Frames:
@@ -76,18 +149,11 @@ def _of_setting(frames: Frames, root: Path, setting: str | None) -> Frames:
     if setting is None:
         return frames
     if setting not in set(runs["setting"]):
-        raise _no_runs(root, setting, set(runs["setting"]))
+        raise no_runs(root, setting, set(runs["setting"]))
     own = runs[runs["setting"] == setting]
     kept = frames.of_runs([*own["run"], *(arm.id for arm in arms_of(own))])
     of_setting = {name: kept[name][kept[name]["setting"] == setting] for name in ("audit", "looks")}
     return Frames({**kept.stored, **of_setting})
-
-
-def _no_runs(root: Path, setting: str | None, stored: set[str]) -> PobenchError:
-    if setting and stored:
-        hint = f"{nearest(setting, stored)} Known: {', '.join(sorted(stored))}"
-        return PobenchError(f"no stored runs in {str(root)!r} for setting {setting!r}{hint}")
-    return PobenchError(f"no stored runs in {str(root)!r}; `pobench run` makes some")
 
 
 def read_trials(path: Path) -> pd.DataFrame:
@@ -135,68 +201,3 @@ def _question_rows(results: Iterable[Mapping[str, Any]], run: str) -> list[pd.Da
         for result in results
         if "questions" in result
     ]
-
-
-def _run_row(folder: RunFolder) -> dict[str, Any]:
-    config = folder.config
-    start = config["kind"] == "start"
-    about = folder.trained or (folder.read_json("finished.json") if folder.has("finished.json") else {})
-    failure = folder.failure
-    name = "start" if start else config["loss"]
-    reference = "" if start else config["train"].get("reference", "cached")
-    try:
-        title = "start model" if start else losses.get(name).title
-        reference = reference if not start and losses.get(name).reads_reference else ""
-    except PobenchError:  # a plug-in that is not loaded now
-        title, reference = about.get("title", name), about.get("reference", "")
-    return {
-        "run": folder.run,
-        "setting": config["setting"],
-        "kind": config["kind"],
-        "loss": name,
-        "title": title,
-        "seed": -1 if start else config["seed"],
-        "settings": json.dumps({} if start else config["loss_settings"]),
-        "lr": math.nan if start else config["train"]["lr"],
-        "epochs": math.nan if start else config["train"]["epochs"],
-        "batch_size": math.nan if start else config["train"]["batch_size"],
-        "start": config["start"],
-        "pairs": about.get("pairs", math.nan),
-        "seconds": about.get("seconds", math.nan),
-        "waited": about.get("waited", math.nan),
-        "reference": reference,
-        "reference_seconds": about.get("reference_seconds", math.nan if reference == "cached" else 0.0),
-        "peak_memory": about.get("peak_memory", math.nan),
-        "tokens": about.get("tokens", math.nan),
-        "status": "failed" if failure else "finished" if _finished(folder, start) else "unfinished",
-        "reason": failure or "",
-        "order": about.get("order", ""),
-        "protocol": config["protocol"],
-        "note": config["model"].get("note", ""),
-        "environment": json.dumps(folder.read_json("environment.json") if folder.has("environment.json") else {}),
-        "sources": json.dumps({} if start else _sources(config["origin"], config["loss"])),
-        "length_bias": math.nan if start else config["data"].get("length_bias", 0.0),
-        "others": sum(map(folder.others, folder.shown)),
-        **_values_from(config, start),
-    }
-
-
-def _values_from(config: Mapping[str, Any], start: bool) -> dict[str, Any]:
-    """The columns that say where the values come from; earlier versions did not store it."""
-    tuned = config.get("tuned") or {}
-    origin = "" if start else config.get("values_from", "")
-    return {"values": origin, "trials": tuned.get("trials", math.nan), "tuned": json.dumps(tuned)}
-
-
-def _finished(folder: RunFolder, start: bool) -> bool:
-    """Whether the model is trained, and the results of heldout, answers and judge that the newest command named are stored."""
-    if not folder.shown:
-        return folder.has("finished.json")
-    needed = [name for stage, name in folder.shown.items() if stage in ("heldout", "answers", "judge")]
-    return (start or folder.trained is not None) and all(folder.node(name).finished for name in needed)
-
-
-def _sources(origin: Mapping[str, str], loss: str) -> dict[str, str]:
-    """Setting → where its value comes from, for the loss's own settings and for lr, epochs and batch_size."""
-    of_loss = {key.removeprefix(f"{loss}."): where for key, where in origin.items() if key.startswith(f"{loss}.")}
-    return {**{f: origin[f"train.{f}"] for f in ("lr", "epochs", "batch_size") if f"train.{f}" in origin}, **of_loss}

@@ -7,19 +7,21 @@ They turn the frames of one run (or of one loss's runs with several seeds) and o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from pobench.columns import FRAMES
 from pobench.files import nan_as_null
-from pobench.results import pair_values, stats
-from pobench.results.arms import arms_of, judges_of
-from pobench.results.groups import labels, prompt_groups, prompts_of
+from pobench.results import stats
+from pobench.results.arms import arms_of, main_first
+from pobench.results.groups import prompts_of
+from pobench.results.stats import Floats
+from pobench.results.vectors import Names, Vectors, asked_in, groups_of_pairs, groups_of_prompts, in_memory, table_of
 from pobench.types import Estimate
 
 Better = Literal["higher", "lower", ""]
@@ -80,57 +82,61 @@ def metric(name: str) -> Metric | None:
 # ---------------------------------------------------------------- what the metrics read
 @dataclass
 class Evidence:
-    """The frames of one run, or of one loss's runs, from which metrics are computed. start: the start model's."""
+    """The vectors of one run, or of one loss's runs, from which metrics are computed, with one judge's verdicts. start: the
+    start model's."""
 
-    heldout: pd.DataFrame
-    answers: pd.DataFrame
-    verdicts: pd.DataFrame  # of one judge
+    runs: Sequence[Vectors]
+    judge: str = ""
     start: Evidence | None = None
     seed: int = 0
 
-    def pairs(self, values: Any, bounds: stats.Bounds | None = None) -> Estimate:
+    def pairs(self, name: str, bounds: stats.Bounds | None = None) -> Estimate:
         """The mean over held-out pairs."""
-        pairs, runs = self.heldout["pair"], self.heldout["run"]
-        return stats.mean(values, pairs, runs, prompts_of(pairs), bounds=bounds, seed=self.seed)
+        own = [(v.names("pair"), v.numbers("pair", name)) for v in self.runs if "pair" in v]
+        return self._mean(own, groups_of_pairs, bounds)
 
-    def prompts(self, values: Any, bounds: stats.Bounds | None = None) -> Estimate:
-        """The mean over prompts of the mean over their answers; values: of each answer."""
-        return self.over_prompts(values, self.answers["prompt"], self.answers["run"], bounds)
+    def prompts(self, name: str, bounds: stats.Bounds | None = None) -> Estimate:
+        """The mean over prompts, which may come in groups, of the mean over their answers."""
+        own = [(v.names("prompt"), v.numbers("prompt", name)) for v in self.runs if "prompt" in v]
+        return self._mean(own, self._groups, bounds)
 
-    def over_prompts(self, values: Any, prompts: pd.Series, runs: pd.Series, bounds: stats.Bounds | None) -> Estimate:
-        """The mean over prompts, which may come in groups; values, prompts, runs: of each observation."""
-        return stats.mean(values, prompts, runs, labels(prompts, self.groups), bounds=bounds, seed=self.seed)
+    def verdicts(self, name: str, bounds: stats.Bounds | None = None) -> Estimate:
+        """The same of the judge's verdicts."""
+        return self._mean(self._judged(name), self._groups, bounds)
 
-    @cached_property
-    def groups(self) -> pd.Series | None:
-        """prompt → its topic, see `prompt_groups`."""
-        return prompt_groups(self.answers)
-
-    @cached_property
-    def prompt_scores(self) -> pd.Series:
-        """(run, prompt) → mean score over the prompt's samples, without those that have none."""
-        return self.verdicts.groupby(["run", "prompt"], sort=True)["score"].mean().dropna()
-
-    @cached_property
-    def beside_start(self) -> pd.DataFrame:
-        """run, prompt, ours, theirs: the prompts that both have a score for."""
+    def beside_start(self, compare: Callable[[Floats, Floats], Floats], bounds: stats.Bounds) -> Estimate:
+        """The mean of a comparison with the start model's score, over the prompts that both have a score for."""
         assert self.start is not None
-        theirs = self.start.prompt_scores.groupby("prompt").mean().rename("theirs")
-        return self.prompt_scores.rename("ours").reset_index().merge(theirs.reset_index(), on="prompt")
+        theirs = self.start.score_of_prompts
+        own = [
+            (names, compare(score, theirs.reindex(names.array.astype(object)).to_numpy()))
+            for names, score in self._judged("score")
+        ]
+        return self._mean(own, self._groups, bounds)
 
     @cached_property
-    def words(self) -> list[list[str]]:
-        return [str(text).casefold().split() for text in self.answers["text"]]
+    def score_of_prompts(self) -> pd.Series:
+        """prompt → mean score, over samples and then over runs."""
+        parts = [pd.Series(score, names.array.astype(object)).dropna() for names, score in self._judged("score")]
+        return pd.concat(parts).groupby(level=0).mean() if parts else pd.Series(dtype=float)
 
+    @property
+    def compares(self) -> bool:
+        """Whether the judge set answers beside others."""
+        return any(v.compares(self.judge) for v in self.runs)
 
-def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[i:] for i in range(n)), strict=False))
+    def _judged(self, name: str) -> list[tuple[Names, Floats]]:
+        units = [(v, unit) for v in self.runs if (unit := v.judged_by(self.judge)) is not None]
+        return [(v.names(unit), v.numbers(unit, name)) for v, unit in units]
 
+    def _groups(self, names: Names) -> Any:
+        return groups_of_prompts(names, asked_in(self.runs))
 
-def repeated_share(words: list[str]) -> float:
-    """The share of 4-grams that stood earlier among the words; nan below four words."""
-    grams = _ngrams(words, 4)
-    return 1 - len(set(grams)) / len(grams) if grams else math.nan
+    def _mean(
+        self, columns: Sequence[tuple[Names, Floats]], groups: Callable[[Names], Any], bounds: stats.Bounds | None
+    ) -> Estimate:
+        table, group = table_of(columns, groups)
+        return stats.mean_of_table(table, group, bounds=bounds, seed=self.seed)
 
 
 # ---------------------------------------------------------------- quality, by a judge
@@ -138,60 +144,55 @@ def repeated_share(words: list[str]) -> float:
 def pass_rate(e: Evidence) -> Estimate:
     """Mean score of the judge, in [0, 1]: over the samples of a prompt, then over prompts. For a checkable demand it is
     the share of answers that meet it. A judge that compares two answers gives none."""
-    if (e.verdicts["against"] != "").any():
-        return Estimate.missing()
-    scores = e.prompt_scores.reset_index()
-    return e.over_prompts(scores["score"], scores["prompt"], scores["run"], stats.UNIT)
+    return Estimate.missing() if e.compares else e.verdicts("score", stats.UNIT)
 
 
 @_metric("grade", "Graded score", "higher", "%", ".1f", scale=100, judged=True)
 def grade(e: Evidence) -> Estimate:
     """Mean grade of a judge that grades beside pass or fail, in [0, 1]: over the samples of a prompt, then over prompts.
     For an instruction with several demands it is the share of demands met."""
-    return e.over_prompts(e.verdicts["grade"], e.verdicts["prompt"], e.verdicts["run"], stats.UNIT)
+    return e.verdicts("grade", stats.UNIT)
 
 
 @_metric("pass_rate_gain", "Gain over start", "higher", "points", "+.1f", scale=100, judged=True, start=False)
 def pass_rate_gain(e: Evidence) -> Estimate:
     """Pass rate minus the start model's, prompt by prompt. Zero inside the interval: no gain is shown. Of a judge that
     compares: its probability that the answer is better than the start model's, minus a half."""
-    both = e.beside_start
-    return e.over_prompts(both["ours"] - both["theirs"], both["prompt"], both["run"], stats.SIGNED)
+    return e.beside_start(np.subtract, stats.SIGNED)
 
 
 @_metric("win_rate", "Wins over start", "higher", "%", ".1f", scale=100, judged=True, start=False)
 def win_rate(e: Evidence) -> Estimate:
     """Share of prompts whose mean score exceeds the start model's on the same prompt; a tie counts half. 50 % is no
     change."""
-    both = e.beside_start
-    return e.over_prompts(stats.outcomes(both["ours"], both["theirs"]), both["prompt"], both["run"], stats.UNIT)
+    return e.beside_start(stats.outcomes, stats.UNIT)
 
 
 @_metric("position_flips", "Position flips", "lower", "%", ".1f", scale=100, judged=True, start=False)
 def position_flips(e: Evidence) -> Estimate:
     """Share of comparisons with the start model's answer in which the judge names the other answer when their order is
     swapped. There the position decides, and the mean of both orders is close to even."""
-    return e.over_prompts(e.verdicts["flipped"], e.verdicts["prompt"], e.verdicts["run"], stats.UNIT)
+    return e.verdicts("flipped", stats.UNIT)
 
 
 @_metric("longer_wins", "Longer than start", "", "%", ".1f", scale=100, judged=True, start=False)
 def longer_wins(e: Evidence) -> Estimate:
     """Share of the same comparisons that the longer answer would win, in characters; a tie counts half. A judge
     whose wins are close to it may be judging length."""
-    return e.over_prompts(e.verdicts["longer"], e.verdicts["prompt"], e.verdicts["run"], stats.UNIT)
+    return e.verdicts("longer", stats.UNIT)
 
 
 # ---------------------------------------------------------------- health of the answers
 @_metric("length_tokens", "Length", "", "tokens", ".1f")
 def length_tokens(e: Evidence) -> Estimate:
     """Tokens of an answer, its end-of-turn token included: mean over a prompt's samples, then over prompts."""
-    return e.prompts(e.answers["tokens"])
+    return e.prompts("tokens")
 
 
 @_metric("length_words", "Length in words", "", "words", ".0f")
 def length_words(e: Evidence) -> Estimate:
     """Words of an answer (runs of non-blank characters): mean over a prompt's samples, then over prompts."""
-    return e.prompts([len(words) for words in e.words])
+    return e.prompts("words")
 
 
 @_metric("repetition", "Repetition", "lower", "%", ".1f", scale=100)
@@ -199,27 +200,20 @@ def repetition(e: Evidence) -> Estimate:
     """Share of an answer's 4-grams that already stood earlier in the same answer: 1 − distinct 4-grams / 4-grams, on
     case-folded words; mean over a prompt's samples, then over prompts. Answers of fewer than four words have none and
     do not count."""
-    return e.prompts([repeated_share(words) for words in e.words], stats.UNIT)
+    return e.prompts("repeated", stats.UNIT)
 
 
 @_metric("distinct_2", "Distinct bigrams", "higher", "%", ".1f", scale=100)
 def distinct_2(e: Evidence) -> Estimate:
     """Distinct bigrams of case-folded words / bigrams, over all answers of one run to one prompt together; mean over
     prompts. It falls when samples resemble each other, and also with length: compare at equal numbers of samples."""
-    rows = []
-    for (run, prompt), index in e.answers.reset_index(drop=True).groupby(["run", "prompt"]).indices.items():
-        grams = [gram for i in index for gram in _ngrams(e.words[i], 2)]
-        if grams:
-            rows.append((run, prompt, len(set(grams)) / len(grams)))
-    runs, prompts, shares = zip(*rows, strict=True) if rows else ((), (), ())
-    return e.over_prompts(shares, pd.Series(prompts, dtype=object), pd.Series(runs, dtype=object), stats.UNIT)
+    return e.prompts("distinct_2", stats.UNIT)
 
 
 @_metric("unfinished", "Unfinished", "lower", "%", ".1f", scale=100)
 def unfinished(e: Evidence) -> Estimate:
     """Share of answers cut off at the token limit before the model ended them."""
-    ended = pd.to_numeric(e.answers["finished"].astype("object").map({True: 1.0, False: 0.0}), errors="coerce")
-    return e.prompts(1.0 - ended, stats.UNIT)
+    return e.prompts("unfinished", stats.UNIT)
 
 
 # ---------------------------------------------------------------- held-out pairs
@@ -227,89 +221,62 @@ def unfinished(e: Evidence) -> Estimate:
 def reward_accuracy(e: Evidence) -> Estimate:
     """Share of held-out pairs whose chosen answer has the higher reward, by the loss's own reward; a tie counts
     half."""
-    return e.pairs(stats.outcomes(e.heldout["chosen_reward"], e.heldout["rejected_reward"]), stats.UNIT)
+    return e.pairs("accuracy", stats.UNIT)
 
 
 @_metric("margin", "Reward margin", "", "own unit", ".3g", start=False)
 def margin(e: Evidence) -> Estimate:
     """Chosen minus rejected reward, mean over held-out pairs, in the loss's own unit: not comparable between losses."""
-    return e.pairs(pair_values.margin(e.heldout))
+    return e.pairs("margin")
 
 
 @_metric("kl_winners", "KL on winners", "", "nats/token", ".3f", start=False)
 def kl_winners(e: Evidence) -> Estimate:
     """Estimate of KL(reference ‖ policy) on held-out winners: (reference − policy log-probability of the chosen answer)
     per token, mean over pairs. Winners are no samples of the reference, so it may fall below zero."""
-    return e.pairs(pair_values.kl(e.heldout))
+    return e.pairs("kl")
 
 
 @_metric("chosen_logp_per_token", "Chosen log-prob", "", "nats/token", ".3f")
 def chosen_logp_per_token(e: Evidence) -> Estimate:
     """Log-probability of the chosen answer per token, mean over held-out pairs."""
-    return e.pairs(pair_values.per_token(e.heldout, "chosen"))
+    return e.pairs("chosen")
 
 
 @_metric("rejected_logp_per_token", "Rejected log-prob", "", "nats/token", ".3f")
 def rejected_logp_per_token(e: Evidence) -> Estimate:
     """Log-probability of the rejected answer per token, mean over held-out pairs."""
-    return e.pairs(pair_values.per_token(e.heldout, "rejected"))
+    return e.pairs("rejected")
 
 
 @_metric("chosen_logp_shift", "Chosen shift", "", "nats/token", "+.3f", start=False)
 def chosen_logp_shift(e: Evidence) -> Estimate:
     """Policy minus reference log-probability of the chosen answer per token, mean over held-out pairs: what training
     did to the winners (the negative of the KL on winners)."""
-    return e.pairs(pair_values.change_per_token(e.heldout, "chosen"))
+    return e.pairs("chosen_shift")
 
 
 @_metric("rejected_logp_shift", "Rejected shift", "", "nats/token", "+.3f", start=False)
 def rejected_logp_shift(e: Evidence) -> Estimate:
     """Policy minus reference log-probability of the rejected answer per token, mean over held-out pairs: what training
     did to the losers."""
-    return e.pairs(pair_values.change_per_token(e.heldout, "rejected"))
+    return e.pairs("rejected_shift")
 
 
 @_metric("length_correlation", "ρ(log-prob, length)", "", "Spearman’s ρ", ".2f")
 def length_correlation(e: Evidence) -> Estimate:
     """Spearman’s rank correlation between the log-probability per token of the held-out chosen answers and their length
     in tokens. Far above the start model’s: the loss has learned to favour length."""
-    held = e.heldout.sort_values(["run", "pair"])
-    likely, groups = pair_values.winner(held), prompts_of(held["pair"])
-    return stats.spearman(likely, held["chosen_length"], held["run"], groups, seed=e.seed)
+    runs = [v for v in e.runs if "pair" in v]
+    if not runs:
+        return Estimate.missing()
+    likely, lengths = (np.concatenate([v.numbers("pair", name) for v in runs]) for name in ("chosen", "chosen_length"))
+    of_run = np.repeat(np.arange(len(runs)), [len(v.names("pair").array) for v in runs])
+    names = pd.Series(np.concatenate([v.names("pair").array for v in runs]).astype(object), dtype=object)
+    return stats.spearman(likely, lengths, of_run, prompts_of(names), seed=e.seed)
 
 
 # ---------------------------------------------------------------- rows of scores.json
-_NEEDS = {
-    "heldout": (
-        *("run", "pair", "chosen_logp", "rejected_logp", "chosen_length", "rejected_length", "reference_chosen_logp"),
-        *("reference_rejected_logp", "chosen_reward", "rejected_reward"),
-    ),
-    "answers": ("run", "prompt", "sample", "kind", "topic", "text", "tokens", "finished"),
-    "verdicts": ("run", "prompt", "sample", "judge", "score", "grade", "against", "flipped", "longer"),
-}
-
-
-def _frame(frames: Frames, name: str) -> pd.DataFrame:
-    """The frame with every column the metrics read; numbers as floats, infinities as missing."""
-    frame = frames.get(name)
-    frame = pd.DataFrame() if frame is None else frame.reset_index(drop=True)
-    frame = frame.reindex(columns=list(_NEEDS[name]))
-    types = {column.name: column.type for column in FRAMES[name].columns}
-    for column in frame.columns:
-        if types[column] == "text":
-            values = frame[column].to_numpy(object)
-            texts = [value if type(value) is str else "" if pd.isna(value) else str(value) for value in values]
-            frame[column] = pd.Series(texts, index=frame.index, dtype=object)  # text may be broken Unicode
-        elif types[column] != "bool":
-            frame[column] = (
-                pd.to_numeric(frame[column], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
-            )
-    for length in ("chosen_length", "rejected_length"):
-        if length in frame:
-            frame[length] = frame[length].where(frame[length] > 0)
-    return frame
-
-
 def score(frames: Frames, start: Frames | None = None, *, seed: int = 0) -> list[dict[str, Any]]:
     """The rows of `scores.json` of one run: metric, value, low, high, n, better.
 
@@ -318,66 +285,72 @@ def score(frames: Frames, start: Frames | None = None, *, seed: int = 0) -> list
     measurement has None in value, low and high, and n = 0. With several judges the main one has the plain names, the
     others `pass_rate@<judge>` and so on.
     """
-    beside = None if start is None else Beside(_frame(start, "verdicts"))
-    return _score({name: _frame(frames, name) for name in _NEEDS}, beside, seed)
+    beside = None if start is None else list(in_memory(start).values())
+    return score_vectors(list(in_memory(frames).values()), beside, seed=seed)
 
 
-class Beside:
-    """The start model's scores, which every loss is compared with. verdicts: of the start model, by `_frame`."""
-
-    def __init__(self, verdicts: pd.DataFrame) -> None:
-        self.verdicts, self._by_judge = verdicts, dict[str, Evidence]()
-
-    def of(self, judge: str) -> Evidence:
-        """By one judge."""
-        if judge not in self._by_judge:
-            nothing, own = self.verdicts.iloc[:0], self.verdicts[self.verdicts["judge"] == judge]
-            self._by_judge[judge] = Evidence(nothing, nothing, own)
-        return self._by_judge[judge]
-
-
-def _score(frames: Mapping[str, pd.DataFrame], beside: Beside | None, seed: int) -> list[dict[str, Any]]:
-    """The rows of `score`. frames: by `_frame`. beside: None for the start model."""
-    heldout, answers, verdicts = (frames[name] for name in ("heldout", "answers", "verdicts"))
-    rows = []
-    for place, judge in enumerate(judges_of(verdicts) or [""]):
-        start = None if beside is None else beside.of(judge)
-        evidence = Evidence(heldout, answers, verdicts[verdicts["judge"] == judge], start, seed)
-        for m in METRICS.values():
-            if (place and not m.judged) or (beside is None and not m.start):
-                continue
-            estimate = m.function(evidence)
+def score_vectors(
+    runs: Sequence[Vectors], start: Sequence[Vectors] | None, only: Collection[str] | None = None, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """`score` of vectors. only: these metrics, with all judges' where one is judged; default: all."""
+    runs, rows = sorted(runs, key=lambda v: v.run), []
+    for name, m, judge in _measured(runs, start is None):
+        if only is None or name in only:
+            beside = None if start is None else Evidence(start, judge, seed=seed)
+            estimate = m.function(Evidence(runs, judge, beside, seed))
             numbers = {k: nan_as_null(float(getattr(estimate, k))) for k in ("value", "low", "high")}
-            name = f"{m.name}@{judge}" if place else m.name
             rows.append({"metric": name, **numbers, "n": estimate.n, "better": m.better})
     return rows
+
+
+def _measured(runs: Sequence[Vectors], start: bool) -> Iterator[tuple[str, Metric, str]]:
+    """(its name in the rows, the metric, the judge) of all that these runs may have."""
+    judges = sorted({judge for v in runs for judge in v.judges}, key=main_first)
+    for place, judge in enumerate(judges or [""]):
+        for m in METRICS.values():
+            if not (place and not m.judged) and (m.start or not start):
+                yield f"{m.name}@{judge}" if place else m.name, m, judge
 
 
 def complete(frames: Frames, *, seed: int = 0) -> pd.DataFrame:
     """The `scores` frame with what it lacks: rows for finished runs that have none, and one set of rows, under
     `Arm.id`, for every loss that was trained with several seeds."""
-    runs = frames["runs"]
-    finished = runs[runs["status"] == "finished"]
     scores = frames.get("scores")
     stored = FRAMES["scores"].of(() if scores is None else scores)
-    scored = set(stored["run"].dropna())
-    start_of = {str(r["run"]): r.get("start") for r in finished.to_dict("records")}
-    typed = {name: _frame(frames, name) for name in _NEEDS}
-    starts: dict[tuple[Any, ...], Beside] = {}
-    added: list[dict[str, Any]] = []
-    for arm in arms_of(finished):
-        groups = [(run, [run]) for run in arm.runs if run not in scored]
-        groups += [(arm.id, list(arm.runs))] if len(arm.runs) > 1 and arm.id not in scored else []
-        for name, members in groups:
-            own = None if arm.is_start else tuple(start_of.get(member) for member in members)
-            if own is not None and own not in starts:
-                starts[own] = Beside(_of_runs(typed["verdicts"], own))
-            rows = {need: _of_runs(frame, members) for need, frame in typed.items()}
-            added += [{"run": name, **row} for row in _score(rows, None if own is None else starts[own], seed)]
-    if not added:
+    known = set(stored["run"].dropna())
+    lacking = list(scored_sets(frames["runs"], known))
+    if not lacking:
         return stored.reset_index(drop=True)
+    vectors = in_memory(frames)
+    added = [
+        {"run": name, **row}
+        for name, members, starts in lacking
+        for row in score_vectors(
+            [vectors[run] for run in members if run in vectors],
+            None if starts is None else [vectors[run] for run in starts if run in vectors],
+            seed=seed,
+        )
+    ]
     return FRAMES["scores"].of(pd.concat([f for f in (stored, pd.DataFrame(added)) if len(f)], ignore_index=True))
 
 
-def _of_runs(frame: pd.DataFrame, runs: Sequence[Any]) -> pd.DataFrame:
-    return frame[frame["run"].isin(runs)].reset_index(drop=True)
+class Scored(NamedTuple):
+    """What has a row for each metric. name: a run, or an arm of several. starts: the start models of its runs, None of a start
+    model itself."""
+
+    name: str
+    runs: tuple[str, ...]
+    starts: tuple[str, ...] | None
+
+
+def scored_sets(runs: pd.DataFrame, known: Collection[str] = ()) -> Iterator[Scored]:
+    """Every finished run, and every arm of several, whose name is not among `known`; arm by arm."""
+    finished = runs[runs["status"] == "finished"]
+    columns = finished.reindex(columns=["run", "start"])
+    start_of = {str(run): start for run, start in zip(columns["run"], columns["start"], strict=True)}
+    for arm in arms_of(finished):
+        sets: list[tuple[str, tuple[str, ...]]] = [(run, (run,)) for run in arm.runs if run not in known]
+        sets += [(arm.id, arm.runs)] if len(arm.runs) > 1 and arm.id not in known else []
+        for name, members in sets:
+            starts = {str(start) for run in members if not pd.isna(start := start_of.get(run))}
+            yield Scored(name, members, None if arm.is_start else tuple(sorted(starts)))

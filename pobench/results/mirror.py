@@ -118,7 +118,7 @@ def _is_read(path: PurePosixPath) -> bool:
         return name == "trials.csv"
     if name.endswith(".parquet"):
         return not path.parent.name.startswith("data-")
-    return name.endswith((".json", ".yaml")) or name in ("steps.jsonl", "trials.csv")
+    return name.endswith((".json", ".yaml")) or name in ("steps.jsonl", "trials.csv", "vectors.npz")
 
 
 def _fingerprint(about: Mapping[str, Any]) -> str:

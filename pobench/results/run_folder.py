@@ -91,7 +91,7 @@ class RunFolder:
 
     def __init__(self, runs: Path, run: str) -> None:
         self.path = runs / run
-        self.run = run
+        self.runs, self.run = runs, run
 
     # -- state
 

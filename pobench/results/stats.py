@@ -56,11 +56,26 @@ def mean(
     default: each cluster its own. bounds: the ends of the scale, if it has any.
     """
     table, group = _cells(values, clusters, seeds, groups)
+    return mean_of_table(table, group, bounds=bounds, level=level, seed=seed, resamples=resamples)
+
+
+def mean_of_table(
+    table: Floats,
+    group: NDArray[np.int_] | None = None,
+    *,
+    bounds: Bounds | None = None,
+    level: float = LEVEL,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """`mean` of cells. table: (clusters, seeds), nan where a cell is empty; no row and no column is all nan. group: (clusters,)
+    the number of each cluster's group, from 0; default: each its own."""
     if table.size == 0:
         return Estimate.missing()
     if table.shape[1] > 1:
         return of_tables([(1.0, table)], group, bounds, level)[0]
     column = table[:, 0]
+    group = np.arange(len(column)) if group is None else group
     constant = bool(np.ptp(column) == 0.0)
     sums, sizes = np.bincount(group, column), np.bincount(group).astype(float)
     drawn = np.concatenate([(w @ sums) / (w @ sizes) for w in _weights(len(sums), seed, resamples)])

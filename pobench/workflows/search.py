@@ -13,14 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from pobench.errors import PobenchError
 from pobench.files import nan_as_null, write_text
 from pobench.locks import HeldError, hold
-from pobench.results.metrics import METRICS, score
-from pobench.results.run_folder import RunFolder
-from pobench.results.scores import read, scored_frames, scores_of
+from pobench.results.metrics import METRICS, score_vectors
+from pobench.results.scores import scores_of, vectors_in
 from pobench.runs.execute import Outcome, alone, execute
 from pobench.runs.executor import Executor, make_executor
 from pobench.runs.plan import Plan, make_plan
@@ -323,7 +320,7 @@ class _Tuner:
         """The objective's value, low, high and n over all seeds, and the start model's value."""
         metric, root = self.tuning.about.metric, self.tuning.folder
         several = len(runs) > 1  # seeds are pooled, with prompts as the clusters of the interval
-        rows = score(_frames_of(root, runs), _frames_of(root, [start])) if several else scores_of(root, runs[0])
+        rows = _pooled(root, runs, start) if several else scores_of(root, runs[0])
         row, before = _row_of(rows, metric), _row_of(scores_of(root, start), metric)
         return {
             **{k: row.get(k, math.nan) for k in ("value", "low", "high", "n")},
@@ -374,13 +371,9 @@ class _Tuner:
         return min(len(tried), self.tuning.trials)
 
 
-def _frames_of(root: Path, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The frames behind scores, of several runs together."""
-    parts: dict[str, list[pd.DataFrame]] = {}
-    for run in runs:
-        for name, frame in read(scored_frames(RunFolder(root, run)), run).items():
-            parts.setdefault(name, []).append(frame)
-    return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+def _pooled(root: Path, runs: Sequence[str], start: str) -> list[dict[str, Any]]:
+    """The rows of scores of several runs together."""
+    return score_vectors([vectors_in(root, run) for run in runs], [vectors_in(root, start)])
 
 
 def _row_of(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[str, float]:

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pobench.results.run_folder import RunFolder
+from pobench.results.scores import Facts, Summary
+from pobench.results.vectors import Vectors
 from pobench.settings.resolve import resolve
 
 START = "tiny/start-000000000000"
@@ -49,3 +51,8 @@ def _evaluated(folder: RunFolder, judge: str, passed: float) -> None:
         causes = {"prompts": "p", "seed": 1}
         folder.node(node).write({frame: pd.DataFrame(values)}, causes, model=folder.weights, read={})
     folder.show({"answers": "answers-000000000001", "judge": judge})
+
+
+def unscored(run: str) -> Summary:
+    """The summary of a run whose scores nobody asks for."""
+    return Summary([], Facts(), lambda: Vectors(run, {}))

@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pandas as pd
 import pytest
-from stores import start_run, trained_run
+from stores import start_run, trained_run, unscored
 
 from pobench.errors import PobenchError
 from pobench.results import mirror
@@ -19,7 +19,7 @@ from pobench.results.mirror import is_address, local_runs
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pobench.results.load.scores_of", lambda root, run: [])
+    monkeypatch.setattr("pobench.results.load.summary_of", lambda root, entry, start, check: unscored(entry.run))
     root = tmp_path / "runs"
     start_run(root)
     run = trained_run(root, "simpo-aaaaaaaaaaaa")

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
-from stores import START, start_run, trained_run
+from stores import START, start_run, trained_run, unscored
 
 from pobench.errors import PobenchError
 from pobench.files import digests_of, write_json
@@ -91,7 +91,7 @@ def test_a_merge_that_was_killed_at_any_moment_leaves_a_readable_folder_and_is_r
     shutil.copytree(a, tmp_path / "undisturbed")
     merge(tmp_path / "undisturbed", b)
     rename = os.replace
-    monkeypatch.setattr("pobench.results.load.scores_of", lambda root, run: [])
+    monkeypatch.setattr("pobench.results.load.summary_of", lambda root, entry, start, check: unscored(entry.run))
     for moment in range(100):
         root = tmp_path / f"killed-{moment}"
         shutil.copytree(a, root)
