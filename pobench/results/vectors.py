@@ -236,13 +236,9 @@ def table_of(
     return table[kept], None if group is None else np.unique(group[kept], return_inverse=True)[1]
 
 
+@functools.lru_cache(maxsize=64)
 def groups_of_pairs(names: Names) -> NDArray[np.int_] | None:
     """The number of each pair's prompt, None where no two share one."""
-    return _pair_codes(names)
-
-
-@functools.lru_cache(maxsize=64)
-def _pair_codes(names: Names) -> NDArray[np.int_] | None:
     return _codes(names, pair_groups(names.array))
 
 
