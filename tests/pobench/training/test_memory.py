@@ -197,10 +197,10 @@ def freed_between_kept(apart):
 def grown_by_shapes(few):
     if few:
         keep_few_kernels()
-    weight, x = torch.randn(64, 64).bfloat16(), torch.randn(500, 64).bfloat16()
+    weight, x = torch.randn(64, 64).bfloat16(), torch.randn(900, 64).bfloat16()
     x @ weight
     before = _resident()
-    for tokens in range(100, 500, 2):
+    for tokens in range(100, 900, 2):
         x[:tokens] @ weight
     return _resident() - before
 
