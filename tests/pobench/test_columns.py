@@ -13,7 +13,7 @@ from pobench.columns import FRAMES, SATURATED, STORED
 from pobench.errors import PobenchError
 from pobench.results.comparable import ordered
 from pobench.results.derived import DERIVED
-from pobench.results.metrics import _NEEDS
+from pobench.results.vectors import NEEDS
 from pobench.training.objectives import STEP_METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_absent_frames_are_ordered_as_empty_ones() -> None:
 def test_what_computes_a_column_is_described() -> None:
     assert set(STEP_METRICS) <= set(FRAMES["steps"].names)
     assert {frame.name for frame in FRAMES.values() if frame.made} == set(DERIVED)
-    for name, columns in _NEEDS.items():
+    for name, columns in NEEDS.items():
         assert set(columns) <= set(FRAMES[name].names)
 
 
