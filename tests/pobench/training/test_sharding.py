@@ -73,7 +73,7 @@ def pairs_of_all_lengths() -> list[TokenPair]:
     def ids(most: int) -> tuple[int, ...]:
         return tuple(draw.randrange(1, 61) for _ in range(draw.randint(1, most)))
 
-    return [TokenPair(f"p{i}", ids(12), ids(16), ids(16)) for i in range(PAIRS)]
+    return [TokenPair(f"p{i}", ids(12), ids(16), ids(16), (0.6 + i % 4 / 10, 0.1 + i % 3 / 10)) for i in range(PAIRS)]
 
 
 class Stopped(Exception):
