@@ -7,7 +7,8 @@
 Wu et al. 2024, arXiv 2410.10148: mean and spread of d - reference_d are moving averages over steps, with weight 0.9 on the
 past, from 0. At alpha = 0 it is SimPO.
 Elsewhere: TRL has none. As in the authors' code, the averages start at 0 and are not corrected, so z is up to ten times too
-large in the first steps; here they are of whole optimiser batches.
+large in the first steps; here they are of whole optimiser batches, and the spread is 0.001 nats per token at least, since
+before the first step it is rounding alone.
 Beware: it needs a reference, which SimPO does not. The batch size is a setting of the objective.
 
 Reward: beta * mean log-probability.
@@ -20,6 +21,8 @@ from torch.nn.functional import logsigmoid
 
 from pobench.registry import register_loss
 from pobench.types import Batch, LossOutput, NonNegative, Pair, Positive, State
+
+LEAST = 1e-3  # nats per token: of the spread, which is rounding alone before the first step
 
 
 def moved(batch: Batch) -> Tensor:
@@ -64,7 +67,7 @@ def alpha_dpo(
 ) -> LossOutput:
     chosen, rejected = policy.chosen.mean, policy.rejected.mean
     margin = gamma_beta_ratio + alpha * (moved(batch)[batch.place] - batch.state["mean"]) / max(
-        batch.state["spread"], 1e-6
+        batch.state["spread"], LEAST
     )
     loss = -logsigmoid(beta * (chosen - rejected - margin))
     return LossOutput(loss, beta * chosen.detach(), beta * rejected.detach())

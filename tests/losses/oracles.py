@@ -620,7 +620,7 @@ def dr_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, robustnes
 
 def alpha_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, gamma_beta_ratio: float, alpha: float) -> Any:
     moved = [(c.w - c.rw) / c.nw - (c.l - c.rl) / c.nl for c in before]
-    center, scale = mean(moved) / 10, max(mpf("1e-6"), spread(moved) / 10)  # the first step of an average from 0
+    center, scale = mean(moved) / 10, max(mpf("1e-3"), spread(moved) / 10)  # the first step of an average from 0
     margins = [gamma_beta_ratio + alpha * (m - center) / scale for m in moved]
     return mean([nls(beta * (c.w / c.nw - c.l / c.nl - m)) for c, m in zip(cases, margins, strict=True)])
 

@@ -34,7 +34,10 @@ from pobench.types import Group, TokenPair
 PAIRS, BATCH, EPOCHS = 17, 4, 2  # ten steps; the fifth and the tenth have one pair, and nothing for the other processes
 TOLERANCE = 1e-5  # relative, in fp32
 # Its penalty begins where policy and reference are equal, which they are in step 1: rounding decides on which side a pair is.
-KINKED = {"dpop": 1e-4}
+KINKED = {
+    "dpop": 1e-4,
+    "alpha_dpo": 1e-4,  # it divides how far a pair has moved by the spread of that, both some rounding errors at first
+}
 
 
 class Way(NamedTuple):
