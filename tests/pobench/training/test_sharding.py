@@ -33,10 +33,10 @@ from pobench.types import Group, TokenPair
 
 PAIRS, BATCH, EPOCHS = 17, 4, 2  # ten steps; the fifth and the tenth have one pair, and nothing for the other processes
 TOLERANCE = 1e-5  # relative, in fp32
-# Its penalty begins where policy and reference are equal, which they are in step 1: rounding decides on which side a pair is.
-KINKED = {
-    "dpop": 1e-4,
+SENSITIVE = {  # losses in which a rounding error of a sum counts more, and what they are allowed
+    "dpop": 1e-4,  # its penalty begins where policy and reference are equal, which they are in step 1
     "alpha_dpo": 1e-4,  # it divides how far a pair has moved by the spread of that, both some rounding errors at first
+    "rebel": 1e-4,  # the square of what is left of sums of some fifty nats, near its target
 }
 
 
@@ -233,16 +233,15 @@ def test_every_loss_trains_as_in_one_process(session, tmp_path, capsys) -> None:
             run(one, 1, names, way._replace(sharding="none"))
         run(several, processes, names, way)
         found = {name: distance(one / name, several / name) for name in names}
-        smooth = [d for name, d in found.items() if name not in KINKED]
+        smooth = [d for name, d in found.items() if name not in SENSITIVE]
         worst = [f"{max(column):.0e}" for column in zip(*smooth, strict=True)]
         sums = reference_distance(one, several)
         with capsys.disabled():
             print(f"\n| {title} | {len(names)} | {sums:.0e} | {' | '.join(worst)} |", end=" ", flush=True)
         tables.append((title, sums, found))
-    for title, sums, found in tables:
-        assert sums <= TOLERANCE, title
-        for name, d in found.items():
-            assert max(d) <= KINKED.get(name, TOLERANCE), (title, name, d)
+    assert max(sums for _, sums, _ in tables) <= TOLERANCE
+    far = [(title, name, d) for title, _, found in tables for name, d in found.items()]
+    assert not [row for row in far if max(row[2]) > SENSITIVE.get(row[1], TOLERANCE)]
 
 
 def resume(folder: Path, name: str, way: Way) -> None:
