@@ -34,9 +34,7 @@ def moved(batch: Batch) -> Tensor:
 
 def averages(batch: Batch) -> State:
     """Moving averages of how far the batch's pairs have moved, in nats per token, and of their spread."""
-    gaps = moved(batch)
-    now = {"mean": float(gaps.mean()), "spread": float(gaps.std(correction=0))}
-    return {name: 0.9 * batch.state.get(name, 0.0) + 0.1 * value for name, value in now.items()}
+    return batch.averages(moved(batch))
 
 
 @register_loss(

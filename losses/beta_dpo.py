@@ -25,10 +25,7 @@ from pobench.types import Batch, LossOutput, NonNegative, Pair, Positive, State
 
 def averages(batch: Batch) -> State:
     """Moving averages of the batch's mean gap and of its spread, in nats, and the number of steps."""
-    gaps = gaps_of(batch)
-    now = {"mean": float(gaps.mean()), "spread": float(gaps.std(correction=0))}
-    means = {name: 0.9 * batch.state.get(name, 0.0) + 0.1 * value for name, value in now.items()}
-    return {**means, "steps": batch.state.get("steps", 0) + 1}
+    return {**batch.averages(gaps_of(batch)), "steps": batch.state.get("steps", 0) + 1}
 
 
 @register_loss(

@@ -130,6 +130,14 @@ class Batch(NamedTuple):
     place: Tensor
     state: State
 
+    def averages(self, values: Tensor) -> dict[str, float]:
+        """Moving averages over steps, from 0, with a weight of 0.9 on the past: `mean` and `spread` of a batch's values.
+
+        values: (pairs in the batch,).
+        """
+        now = {"mean": float(values.mean()), "spread": float(values.std(correction=0))}
+        return {name: 0.9 * self.state.get(name, 0.0) + 0.1 * value for name, value in now.items()}
+
     def share(self, objective: Callable[[Pair], Tensor], policy: Pair) -> Tensor:
         """(pairs,) the share of each pair of a micro-batch in a loss that depends on the whole batch in any way: their mean
         over the batch is the mean of `objective`, and their gradient is its gradient.

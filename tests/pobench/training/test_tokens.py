@@ -16,7 +16,6 @@ from pobench.results.run_folder import RunFolder
 from pobench.training.objectives import PreferenceObjective
 from pobench.training.reference import EveryStep, ReferenceSums, about_reference, compute_reference
 from pobench.types import Group, Pair, SequenceLogps, TokenLogps
-from pobench.workflows.invariance import SPLITS, TOLERANCE, WHOLE, difference, take_steps
 
 
 @pytest.fixture
@@ -123,15 +122,6 @@ def test_without_discount_it_is_dpo_step_for_step(fit, pairs, losses_that_ask) -
             assert ours[metric] == pytest.approx(theirs[metric], rel=1e-5, abs=1e-6), metric
     assert [row["loss"] for row in other[1:]] != pytest.approx([row["loss"] for row in dpo[1:]], rel=1e-3)
     assert trained.step0_gap < 1e-5
-
-
-@pytest.mark.parametrize("name", ["t_ld", "t_worst"])
-def test_a_step_is_the_same_however_the_batch_is_cut(name, tmp_path, losses_that_ask) -> None:
-    loss = get_loss(name)
-    whole = take_steps(loss, loss.settings, WHOLE, tmp_path)
-    assert (whole.gradient.norm(dim=1) > 0).all()
-    for split in [s for s in SPLITS if s.micro_batches == 8]:
-        assert difference(take_steps(loss, loss.settings, split, tmp_path), whole) <= TOLERANCE, split.name
 
 
 def test_a_reference_of_every_step_gives_the_tokens_of_the_stored_one(

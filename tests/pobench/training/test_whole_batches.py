@@ -97,6 +97,8 @@ def test_the_law_tells_which_gradient_holds_the_batch_fixed(losses_that_ask) -> 
 @pytest.mark.parametrize(
     "name",
     [
+        "t_ld",
+        "t_worst",
         "t_aot",
         "t_beta_dpo",
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("t_aot_unpaired", "t_dr_dpo", "t_bco")),
