@@ -7,7 +7,8 @@
 Wu et al. 2024, arXiv 2407.08639: mean and spread of d are moving averages over steps, with weight 0.9 on the past, from 0.
 Four pairs in five are kept, drawn without replacement with weights exp(-((d - mean) / spread)² / 2).
 Elsewhere: TRL has none. As in the authors' code, the averages start at 0 and are not corrected; here they, and the draw, are
-of whole optimiser batches, and the draw of a step is the same in every run.
+of whole optimiser batches, and the draw of a step is the same in every run. The spread is 0.001 nats at least, since before
+the first step it is rounding alone.
 Beware: a pair that is left out has loss and gradient 0 in that step. The batch size is a setting of the objective.
 
 Reward: beta * log-ratio to the reference, with beta as it is set.
@@ -21,6 +22,8 @@ from torch.nn.functional import logsigmoid
 
 from pobench.registry import register_loss
 from pobench.types import Batch, LossOutput, NonNegative, Pair, Positive, State
+
+LEAST = 1e-3  # nats: of the spread, which is rounding alone before the first step
 
 
 def averages(batch: Batch) -> State:
@@ -63,6 +66,6 @@ def kept_of(batch: Batch) -> Tensor:
     """The places of the pairs that are kept: the largest of log-weight + Gumbel noise, a draw without replacement."""
     gaps = gaps_of(batch)
     noise = torch.rand(len(gaps), generator=torch.Generator().manual_seed(batch.state["steps"]), dtype=torch.float64)
-    odd = ((gaps.cpu().double() - batch.state["mean"]) / max(batch.state["spread"], 1e-6)) ** 2 / 2
+    odd = ((gaps.cpu().double() - batch.state["mean"]) / max(batch.state["spread"], LEAST)) ** 2 / 2
     order = (-odd - (-noise.log()).log()).argsort(descending=True, stable=True)
     return order[: max(1, round(0.8 * len(gaps)))].to(gaps.device)

@@ -101,3 +101,11 @@ def test_beta_dpo_leaves_out_the_oddest_pairs_and_the_same_ones_each_time(evalua
     got, again = evaluate("beta_dpo", cases), evaluate("beta_dpo", cases)
     assert int((got.by_w == 0).sum()) == 2 and got.by_w[-1] == 0  # eight of ten are kept
     torch.testing.assert_close(got.by_w, again.by_w, rtol=0, atol=0)
+
+
+def test_rounding_does_not_choose_the_pairs_that_beta_dpo_keeps_before_the_first_step(evaluate) -> None:
+    drawn = random.Random(7)
+    still = [case._replace(rw=case.w, rl=case.l) for case in ordinary(20, seed=5)]  # the policy is the reference
+    noisy = [case._replace(w=case.w + drawn.gauss(0, 1e-5), l=case.l + drawn.gauss(0, 1e-5)) for case in still]
+    kept, kept_too = ((evaluate("beta_dpo", cases).by_w != 0).tolist() for cases in (still, noisy))
+    assert kept == kept_too and sum(kept) == 16
