@@ -321,6 +321,7 @@ class Modifier:
     defaults: Mapping[str, str] = field(default_factory=dict)
     takes: tuple[str, ...] = ()  # the inputs of its signature, in order
     of_ratios: bool = False  # it fits losses that read policy and reference by their difference alone
+    canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict  # as of a loss
 
 
 modifiers: Registry[Modifier] = Registry(
@@ -408,7 +409,7 @@ def _loss_of(terms: list[Term], parts: Mapping[str, Loss | Modifier]) -> Loss:
         spelt: dict[str, Any] = {}
         for p in parts.values():
             own = own_settings(p.name, settings)
-            spelt |= {f"{p.name}.{key}": v for key, v in (p.canonical(own) if isinstance(p, Loss) else own).items()}
+            spelt |= {f"{p.name}.{key}": v for key, v in p.canonical(own).items()}
         return spelt
 
     def title(term: Term) -> str:
@@ -529,11 +530,12 @@ def register_modifier(
     meanings: Mapping[str, str] | None = None,
     defaults: Mapping[str, str] | None = None,
     of_ratios: bool = False,
+    canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
     """Register a modifier of losses under `name`: `f(loss, *inputs, **settings) -> LossOutput`, see `Modifier`.
 
-    source, aliases, title, units, meanings, defaults: as of `register_loss`. of_ratios: it fits losses that read policy and
-    reference by their difference alone; others are refused. Raises PobenchError as `register_loss`.
+    source, aliases, title, units, meanings, defaults, canonical: as of `register_loss`. of_ratios: it fits losses that read
+    policy and reference by their difference alone; others are refused. Raises PobenchError as `register_loss`.
     """
 
     def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
@@ -552,7 +554,9 @@ def register_modifier(
         shown = (dict(units or {}), dict(meanings or {}), dict(defaults or {}))
         needs = frozenset(taken) - {"policy"}
         modifiers.add(
-            Modifier(name, function, source, needs, settings, doc, title or name, *shown, tuple(taken), of_ratios),
+            Modifier(
+                name, function, source, needs, settings, doc, title or name, *shown, tuple(taken), of_ratios, canonical
+            ),
             aliases,
         )
         return function

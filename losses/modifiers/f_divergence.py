@@ -16,7 +16,8 @@ Reward: the inner loss's, so beta * g for DPO.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +31,10 @@ from pobench.types import LossOutput, Pair, SequenceLogps, UnitInterval
 LARGEST = 20.0  # of an exponent: e^20 is 5e8 nats, far beyond any difference that is still learned from
 
 
+def only_what_is_read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, "alpha": settings["alpha"] if settings["divergence"] == "alpha" else None}
+
+
 @register_modifier(
     "f_divergence",
     title="f",
@@ -38,6 +43,7 @@ LARGEST = 20.0  # of an exponent: e^20 is 5e8 nats, far beyond any difference th
     meanings={"divergence": "which f", "alpha": "of the alpha-divergence; the others do not read it"},
     defaults={"divergence": "not published; the one that alpha bends", "alpha": "TRL's default, 1 - 0.5"},
     of_ratios=True,
+    canonical=only_what_is_read,
 )
 def f_divergence(
     loss: Inner,

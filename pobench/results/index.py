@@ -249,8 +249,7 @@ def _finished(folder: RunFolder, start: bool) -> bool:
 
 def _sources(origin: Mapping[str, str], loss: str, settings: Iterable[str]) -> dict[str, str]:
     """Setting → where its value comes from, for the loss's own settings and for lr, epochs and batch_size."""
-    origin = {f"{loss}.{key}": origin[key] for key in settings if key in origin} | dict(
-        origin
-    )  # those of an expression's parts
+    of_train = {f: origin[f"train.{f}"] for f in ("lr", "epochs", "batch_size") if f"train.{f}" in origin}
+    of_parts = {key: origin[key] for key in settings if key in origin}  # of an expression
     of_loss = {key.removeprefix(f"{loss}."): where for key, where in origin.items() if key.startswith(f"{loss}.")}
-    return {**{f: origin[f"train.{f}"] for f in ("lr", "epochs", "batch_size") if f"train.{f}" in origin}, **of_loss}
+    return {**of_train, **of_parts, **of_loss}

@@ -14,6 +14,7 @@ from pobench.registry import Registry, get_loss, losses, register_modifier
 from pobench.runs.content import _source
 from pobench.runs.opponents import with_opponents
 from pobench.settings.faults import check_loss_settings
+from pobench.settings.job import Job
 from pobench.settings.resolve import resolve
 from pobench.types import Pair, SequenceLogps, TokenLogps
 from pobench.workflows.grid import Grid, search_space
@@ -183,6 +184,19 @@ def test_an_unknown_setting_of_a_part_is_refused() -> None:
 def test_two_names_of_one_margin_are_one_value_in_a_part() -> None:
     (job,) = resolve("tiny", "label_smoothing(simpo)", overrides={"simpo.beta": 2.0, "simpo.gamma_beta_ratio": 0.25})
     assert (job.loss_settings["simpo.gamma"], job.loss_settings["simpo.gamma_beta_ratio"]) == (0.5, None)
+
+
+def test_a_value_that_is_not_read_makes_no_other_run() -> None:
+    def job(divergence: str, alpha: float) -> Job:
+        values = {"f_divergence.divergence": divergence, "f_divergence.alpha": alpha}
+        (found,) = resolve("tiny", "f_divergence(dpo)", overrides=values)
+        return found
+
+    assert job("forward_kl", 0.2).key == job("forward_kl", 0.7).key
+    assert job("alpha", 0.2).key != job("alpha", 0.7).key
+    assert value("f_divergence(dpo)", **job("forward_kl", 0.2).loss_settings) != pytest.approx(
+        value("f_divergence(dpo)")
+    )
 
 
 def test_a_folder_is_named_by_the_expression_and_its_content() -> None:
