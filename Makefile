@@ -33,7 +33,7 @@ tuning-tiny-long: $(VENV)/.installed ## the same on tiny-long, for the losses of
 	$(TUNE) --setting tiny-long --losses paper --parallel 2 --into experiments/settings/tiny-long.yaml; status=$$?; \
 	cp runs-tuning/tiny-long/tuning/trials.csv experiments/data/tiny-long/tuning.csv && exit $$status
 
-tuning-smollm2: $(VENV)/.installed ## the same on smollm2, for the losses in LOSSES; hours
+tuning-smollm2: $(VENV)/.installed ## the same on smollm2, for the losses in LOSSES; an hour
 	$(TUNE) --setting smollm2 --losses $(LOSSES) --into experiments/settings/smollm2.yaml; status=$$?; \
 	cp runs-tuning/smollm2/tuning/trials.csv experiments/data/smollm2/tuning.csv && exit $$status
 
