@@ -22,6 +22,18 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
+// Unpack a file when it is asked for.
+for (const button of document.querySelectorAll("button[data-packed]")) {
+  button.addEventListener("click", async () => {
+    const { file, kind, packed } = button.dataset;
+    const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+    const content = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const href = URL.createObjectURL(new Blob([await new Response(content).arrayBuffer()], { type: kind }));
+    Object.assign(document.createElement("a"), { href, download: file }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60_000);
+  });
+}
+
 // Say what stands where the pointer is, or, with the arrow keys, point by point.
 const reach = 28; // pixels
 for (const picture of document.querySelectorAll(".picture")) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import math
 import multiprocessing
 import os
@@ -33,16 +35,17 @@ DOWNLOADS = {
 
 
 class Download(NamedTuple):
-    """A file to download; `uri` contains all of it."""
+    """A file to download. packed: all of it, gzipped, in base64; the page unpacks it on a click. kind: its media type."""
 
     title: str
     file: str
-    uri: str
+    kind: str
+    packed: str
 
     @classmethod
     def of(cls, file: str, content: bytes) -> Download:
         title, kind = DOWNLOADS[file.rpartition(".")[2]]
-        return cls(title, file, plot.data_uri(content, kind))
+        return cls(title, file, kind, base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii"))
 
 
 @dataclass
@@ -109,7 +112,8 @@ def _drawn(item: Item, shown: registry.Figure, comparable: Comparable, pictures:
         f"{1e4 * x:.0f} {1e4 * y:.0f} {' '.join(clean(text, 200).split())}" for x, y, text in plot.hints(drawn.figure)
     )
     alt = ". ".join(filter(None, (shown.title, clean(plot.described(drawn.figure)), item.notes)))
-    inline = plot.inline_svg(svg, item.anchor, alt)
+    lettered = clean(plot.svg(drawn.figure, f"pobench-{shown.name}", text=True))
+    inline = plot.inline_svg(lettered, item.anchor, alt)
     if len(inline) <= len(png) * 4 / 3:
         item.picture = Markup(inline)
     else:

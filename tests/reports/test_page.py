@@ -202,6 +202,14 @@ def test_all_text_stands_out_from_its_ground(opened, theme) -> None:
     assert opened.execute_script(script) == {}
 
 
+def test_a_click_unpacks_the_file_that_lies_beside_the_page(opened, page) -> None:
+    script = """
+        const [file, done] = arguments, make = URL.createObjectURL;
+        URL.createObjectURL = (blob) => { blob.text().then(done); return make.call(URL, blob); };
+        document.querySelector(`button[data-file="${file}"]`).click();"""
+    assert opened.execute_async_script(script, "pass-rate.csv") == next(page.parent.rglob("pass-rate.csv")).read_text()
+
+
 def test_a_telephone_scrolls_tables_and_pictures_not_the_page(opened) -> None:
     size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
