@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from pobench.reporting.draw import figure, table
     from pobench.results.load import load_frames
     from pobench.runs.execute import run_setting as run
-    from pobench.types import Batch, LossOutput, Pair, SequenceLogps, TokenLogps
+    from pobench.types import AnswerOutput, Batch, ListOutput, LossOutput, Pair, Responses, SequenceLogps, TokenLogps
 
     __version__: str
 
 __all__ = [
+    "AnswerOutput",
     "Batch",
+    "ListOutput",
     "LossOutput",
     "Pair",
     "PobenchError",
+    "Responses",
     "SequenceLogps",
     "TokenLogps",
     "figure",
@@ -37,10 +40,13 @@ __all__ = [
 ]
 
 _HOMES = {  # name → where it is defined. Imported when it is asked for: help and lists should not wait for torch
+    "AnswerOutput": "pobench.types:AnswerOutput",
     "Batch": "pobench.types:Batch",
+    "ListOutput": "pobench.types:ListOutput",
     "LossOutput": "pobench.types:LossOutput",
     "Pair": "pobench.types:Pair",
     "PobenchError": "pobench.errors:PobenchError",
+    "Responses": "pobench.types:Responses",
     "SequenceLogps": "pobench.types:SequenceLogps",
     "TokenLogps": "pobench.types:TokenLogps",
     "figure": "pobench.reporting.draw:figure",

@@ -15,7 +15,7 @@ import math
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -39,6 +39,7 @@ class Named(Protocol):
 
 T = TypeVar("T", bound=Named)
 Kind = TypeVar("Kind")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Registry(Generic[T]):
@@ -133,8 +134,21 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- losses
 Marker = str | tuple[int, int, int]  # matplotlib's name of a marker, or (points, style, angle)
-# The inputs that training can pass to a loss, in this order: the fields of `pobench.types.Inputs`.
-SUPPLIED = ("policy", "reference", "kl", "tokens", "scores", "batch")
+# The inputs that training can pass to a loss, in this order.
+SUPPLIED = ("policy", "responses", "response", "label", "reference", "kl", "tokens", "scores", "batch")
+# By what a loss has one value of, what it can ask for. It must ask for the first. Those of pairs are the fields of
+# `pobench.types.Inputs`; `pobench.units` makes the others of them.
+INPUTS_OF = {
+    "pairs": ("policy", "reference", "kl", "tokens", "scores", "batch"),
+    "lists": ("responses", "reference", "scores"),
+    "answers": ("response", "label", "reference", "kl"),
+}
+READ_AS = {"pairs": "", "lists": "a pair is read as a list of two", "answers": "a pair is read as two labelled answers"}
+OUTPUT_OF = {  # the type that it returns, and the shapes for n pairs
+    "pairs": ("LossOutput", "one value per pair, ({n},)"),
+    "lists": ("ListOutput", "one loss per list, ({n},), and one reward per answer, ({n}, 2)"),
+    "answers": ("AnswerOutput", "one value per answer, ({m},)"),
+}
 GRADIENT = "\nGradient:\n"  # this line of a loss's docstring separates its formula from its gradient
 
 
@@ -147,7 +161,7 @@ class Loss:
     """A registered loss: its function, and the facts from its signature, docstring and registration."""
 
     name: str
-    function: Callable[..., LossOutput]
+    function: Callable[..., Any]
     source: str
     needs: frozenset[str]  # its inputs besides `policy`: a subset of `SUPPLIED`
     settings: Mapping[str, Any]  # setting -> default
@@ -167,8 +181,14 @@ class Loss:
     update: Callable[..., State] | None = None  # of what it carries over steps: f(batch, *, settings) -> state
     parts: tuple[Loss | Modifier, ...] = ()  # of an expression: the losses and modifiers that it names
 
-    def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns: a LossOutput; of lists a ListOutput, of answers an AnswerOutput."""
         return self.function(*args, **kwargs)
+
+    @property
+    def unit(self) -> str:
+        """What it has one value of: "pairs", "lists" or "answers"."""
+        return next((unit for unit, inputs in INPUTS_OF.items() if inputs[0] in self.needs), "pairs")
 
     def key(self, setting: str) -> str:
         """What `--set` calls a setting: `dpo.beta`."""
@@ -180,16 +200,30 @@ class Loss:
         return not self.needs.isdisjoint(("reference", "kl"))
 
     def lacks(self, *inputs: Any) -> list[str]:
-        """The inputs that it needs and that are not among these, which stand in the order of `SUPPLIED`."""
-        at_hand = {name for name, value in zip(SUPPLIED, inputs, strict=False) if value is not None}
-        return [name for name in SUPPLIED if name in self.needs - at_hand]
+        """The inputs that it needs and that are not among these: pairs', in the order of `pobench.types.Inputs`."""
+        at_hand = {name for name, value in zip(INPUTS_OF["pairs"], inputs, strict=False) if value is not None}
+        return [name for name in INPUTS_OF["pairs"] if name in self.needs - at_hand]
 
     def arguments(self, *inputs: Any) -> list[Any]:
-        """The inputs that the function's signature names, in its order. inputs: in the order of `SUPPLIED`; the last ones may
-        be left out. Raises PobenchError for one that it needs and that is None."""
+        """The inputs that the function's signature names, in its order. inputs: pairs', in the order of `pobench.types.Inputs`;
+        the last ones may be left out. A loss of lists gets each pair as a list of two, one of answers as two labelled answers.
+        Raises PobenchError for one that it needs and that is None."""
         if lacking := self.lacks(*inputs):
             raise PobenchError(f"loss {self.name!r} needs {' and '.join(lacking)}, which it was not given")
-        return [value for name, value in zip(SUPPLIED, inputs, strict=False) if name in {"policy", *self.needs}]
+        given = dict(zip(INPUTS_OF["pairs"], inputs, strict=False))
+        if self.unit != "pairs":
+            from pobench.units import given_in  # with torch
+
+            given = given_in(self.unit, given)
+        return [given[name] for name in SUPPLIED if name in given and name in {"policy", *self.needs}]
+
+    def by_pair(self, output: Any) -> LossOutput:
+        """What the function returned for `arguments`, as one value a pair."""
+        if self.unit == "pairs":
+            return output
+        from pobench.units import of_pairs  # with torch
+
+        return of_pairs(output)
 
     def evaluate(
         self,
@@ -201,12 +235,13 @@ class Loss:
         batch: Batch | None = None,
         **settings: Any,
     ) -> LossOutput:
-        """Call the function with the inputs that its signature names. Raises PobenchError for an input that is missing, and
-        unless it returns a LossOutput of floating-point tensors, (pairs,) each, at least as precise as the policy's sums."""
+        """Call the function with the inputs that its signature names. A loss of lists gives its list's loss, one of answers the
+        mean of both answers' losses. Raises PobenchError for an input that is missing, and unless the function returns
+        floating-point tensors of its unit's type and shapes (`OUTPUT_OF`), at least as precise as the policy's sums."""
         output = self.function(*self.arguments(policy, reference, kl, tokens, scores, batch), **settings)
-        if fault := wrong_output(output, policy.chosen.total):
+        if fault := wrong_output(output, policy.chosen.total, self.unit):
             raise PobenchError(f"loss {self.name!r} must return {fault}")
-        return output
+        return self.by_pair(output)
 
     def batch_of(
         self, policy: Pair, reference: Pair | None, settings: Mapping[str, Any], state: State | None = None
@@ -259,22 +294,26 @@ class Loss:
         return _indented(self.doc.partition(GRADIENT)[2])
 
 
-def wrong_output(output: Any, totals: Tensor) -> str:
-    """The fault of a loss's output, as `a tensor each; got loss as a float`; "" if there is none.
+def wrong_output(output: Any, totals: Tensor, unit: str = "pairs") -> str:
+    """The fault of what a loss's function returned, as `a tensor each; got loss as a float`; "" if there is none.
 
-    totals: (pairs,), the policy's sums that the loss got.
+    totals: (pairs,), the policy's sums of the chosen answers that the loss got.
     """
     from torch import Tensor, promote_types
 
-    from pobench.types import LossOutput
+    from pobench import types
 
-    if not isinstance(output, LossOutput):
-        return f"LossOutput(loss, chosen_reward, rejected_reward); got {_described(output)}"
+    name, sizes = OUTPUT_OF[unit]
+    kind = getattr(types, name)
+    if not isinstance(output, kind):
+        return f"{name}({', '.join(kind._fields)}); got {_described(output)}"
     tensors = output._asdict()
     if wrong := [f"{name} as {_described(t)}" for name, t in tensors.items() if not isinstance(t, Tensor)]:
         return f"a tensor each; got {', '.join(wrong)}"
-    if wrong := [f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t.shape != totals.shape]:
-        return f"one value per pair, {tuple(totals.shape)}; got {', '.join(wrong)}"
+    n = len(totals)
+    shapes = {name: (2 * n,) if unit == "answers" else (n, 2) if name == "rewards" else (n,) for name in tensors}
+    if wrong := [f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t.shape != shapes[name]]:
+        return f"{sizes.format(n=n, m=2 * n)}; got {', '.join(wrong)}"
     if wrong := [f"{name} {t.dtype}" for name, t in tensors.items() if promote_types(t.dtype, totals.dtype) != t.dtype]:
         return f"numbers as precise as the sums it is given, {totals.dtype}; got {', '.join(wrong)}"
     return ""
@@ -375,10 +414,17 @@ def _composed(text: str) -> Loss:
             except UnknownNameError as error:
                 faults.append(f"{text!r}: {error}")
     if not faults:
-        faults += [f"{text!r}: {fault}" for fault in (*faults_of(terms), *_unmodified(terms, parts))]
+        found = *faults_of(terms), *_not_of_pairs(parts.values()), *_unmodified(terms, parts)
+        faults += [f"{text!r}: {fault}" for fault in found]
     if faults:
         raise PobenchError("\n".join(faults))
     return _loss_of(terms, parts)
+
+
+def _not_of_pairs(parts: Iterable[Loss | Modifier]) -> Iterator[str]:
+    for part in parts:
+        if isinstance(part, Loss) and part.unit != "pairs":
+            yield f"{part.name} is a loss of {part.unit}; sums and modifiers are of losses of pairs"
 
 
 def _unmodified(terms: Iterable[Term], parts: Mapping[str, Loss | Modifier]) -> Iterator[str]:
@@ -467,7 +513,7 @@ def register_loss(
     colour: str = "",
     marker: Marker = "",
     update: Callable[..., State] | None = None,
-) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
+) -> Callable[[Function], Function]:
     """Register a loss function under `name`.
 
     source: of the formula. units: setting -> unit. ranges: setting -> published search range. meanings: setting -> what it
@@ -475,10 +521,11 @@ def register_loss(
     number (γ, γ/β). canonical: brings such settings into one form. colour, marker: in every figure, "#rrggbb" and a
     matplotlib marker; both or neither. update: what the loss carries over steps, a function (batch, *, settings of the loss by
     their names) → state; `batch.state` is that of the step before, {} at the first, and the loss finds the new one there.
-    Raises PobenchError if a positional parameter is not one of `SUPPLIED`, or a setting has no default or the name of an input.
+    Raises PobenchError if a positional parameter is not one of `SUPPLIED`, if they are of no one unit (`INPUTS_OF`), or if a
+    setting has no default or the name of an input.
     """
 
-    def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
+    def register(function: Function) -> Function:
         signature = inspect.signature(function)
         supplied, faults = _supplied(signature)
         settings = _settings(signature)
@@ -575,7 +622,7 @@ def _undeclared(settings: Mapping[str, Any], **declared: Mapping[str, Any] | Non
 
 
 def _supplied(signature: inspect.Signature, *, whole: bool = True) -> tuple[list[str], list[str]]:
-    """The parameters that the harness fills, and the faults of the signature. whole: of a loss, which must take `policy`."""
+    """The parameters that the harness fills, and the faults of the signature. whole: of a loss; else of a modifier."""
     supplied, faults = [], []
     for p in signature.parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
@@ -594,9 +641,29 @@ def _supplied(signature: inspect.Signature, *, whole: bool = True) -> tuple[list
             supplied.append(p.name)
     if not faults and supplied != [s for s in SUPPLIED if s in supplied]:
         faults.append(f"parameters stand in the order {', '.join(SUPPLIED)}; got {', '.join(supplied)}")
-    if whole and not faults and "policy" not in supplied:
-        faults.append("policy: a loss needs the policy's log-probabilities as its first parameter")
+    if not faults:
+        faults += _unit_faults(supplied) if whole else _foreign(supplied, "pairs", "a modifier changes")
     return supplied, faults
+
+
+def _unit_faults(supplied: Sequence[str]) -> list[str]:
+    """The fault of a loss's inputs if they are of no unit or of several, or those that its unit has not."""
+    firsts = {inputs[0]: unit for unit, inputs in INPUTS_OF.items() if inputs[0] in supplied}
+    choice = ", ".join(f"`{inputs[0]}` of {unit}" for unit, inputs in INPUTS_OF.items())
+    if not firsts:
+        return [f"policy: a loss needs the policy's log-probabilities as its first parameter, one of {choice}"]
+    if len(firsts) > 1:
+        return [f"{', '.join(firsts)}: a loss takes one of {choice}"]
+    (unit,) = firsts.values()
+    return _foreign(supplied, unit, "this is")
+
+
+def _foreign(supplied: Iterable[str], unit: str, what: str) -> list[str]:
+    return [
+        f"{name}: {what} a loss of {unit}, which is given {', '.join(INPUTS_OF[unit])}"
+        for name in supplied
+        if name not in INPUTS_OF[unit]
+    ]
 
 
 def _update_faults(update: Callable[..., Any], supplied: Iterable[str], settings: Iterable[str]) -> list[str]:

@@ -73,6 +73,24 @@ class Pair(NamedTuple):
     rejected: SequenceLogps
 
 
+class Responses(NamedTuple):
+    """Log-probabilities of k ranked responses to each prompt, under one model. A shorter list is padded on the right.
+
+    total: (prompts, k) nats, 0 at pads. length: (prompts, k) tokens, 1 at pads. rank: (prompts, k) int64, 1 is the best, and
+    responses of equal rank tie. mask: (prompts, k) bool, True at responses.
+    """
+
+    total: Tensor
+    length: Tensor
+    rank: Tensor
+    mask: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """(prompts, k) nats per token: `total / length`."""
+        return self.total / self.length
+
+
 class TokenLogps(NamedTuple):
     """Log-probabilities of the single tokens of each pair's responses, each (pairs, 2, tokens): chosen, then rejected, from
     their first token on, padded on the right up to the longest response at hand.
@@ -158,7 +176,7 @@ class Batch(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a loss may ask for, by the names of its positional parameters. None: not asked for, or not at hand.
+    """What a loss of pairs may ask for, by the names of its positional parameters. None: not asked for, or not at hand.
 
     policy, reference: the summed log-probabilities of the pairs under the model in training and under the frozen one.
     kl: 0-d, nats: the unclamped mean of `log π - log π_ref` over the mismatched pairs of the whole optimiser batch, detached.
@@ -185,6 +203,25 @@ class LossOutput(NamedTuple):
     loss: Tensor
     chosen_reward: Tensor
     rejected_reward: Tensor
+
+
+class ListOutput(NamedTuple):
+    """What a loss of lists returns.
+
+    loss: (prompts,) the objective to minimise, with gradient; the training loop takes the mean over lists.
+    rewards: (prompts, k), used without gradient; at pads they are not read.
+    """
+
+    loss: Tensor
+    rewards: Tensor
+
+
+class AnswerOutput(NamedTuple):
+    """What a loss of single answers returns: the objective, of which the training loop takes the mean over answers, and the
+    implicit reward, used without gradient; (answers,) each."""
+
+    loss: Tensor
+    reward: Tensor
 
 
 class TokenPair(NamedTuple):

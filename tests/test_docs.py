@@ -235,15 +235,16 @@ def test_the_readmes_loss_runs_and_keeps_the_laws(empty, tmp_path) -> None:
     assert len(findings) > 8 and not [f for f in findings if f.verdict == "fails"]
 
 
-def test_the_losses_of_tokens_and_of_batches_on_the_page_of_python_keep_every_law(tmp_path, empty) -> None:
+def test_the_losses_on_the_page_of_python_keep_every_law(tmp_path, empty) -> None:
     shown = [b for b in blocks((ROOT / "docs/python.md").read_text(encoding="utf-8")) if b.startswith("@register_loss")]
     head = """import torch
+from torch import Tensor
 from torch.nn.functional import logsigmoid
-from pobench import Batch, LossOutput, Pair, TokenLogps, register_loss
+from pobench import AnswerOutput, Batch, ListOutput, LossOutput, Pair, Responses, SequenceLogps, TokenLogps, register_loss
 """
     (tmp_path / "shown.py").write_text("\n".join([head, *shown]), encoding="utf-8")
     load_plugin(tmp_path / "shown.py")
-    assert empty.names() == ["my_aot", "my_ld"]
+    assert empty.names() == ["my_aot", "my_hinge", "my_ld", "my_listnet"]
     for name in empty.names():
         assert not [f for f in check(empty.get(name), {}, [], steps=False) if f.verdict == "fails"]
 

@@ -39,6 +39,7 @@ def _loss_rows() -> list[dict[str, Any]]:
                 }
                 for setting, default in loss.settings.items()
             },
+            "unit": loss.unit,
             "needs": sorted(loss.needs),
             "source": loss.source,
             "aliases": aliases,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pobench.registry import GRADIENT, SUPPLIED, Loss, Modifier, losses, modifiers
+from pobench.registry import GRADIENT, READ_AS, SUPPLIED, Loss, Modifier, losses, modifiers
 from pobench.types import Pair, SequenceLogps, TokenLogps
 
 INTRODUCTION = """\
@@ -30,7 +30,9 @@ defaults on three pairs, with kl = 0. A negative weight raises the response.
 
 An objective that needs `scores` reads `score_chosen` and `score_rejected` too, the data's ratings of the responses: `--losses
 rated` names all of these. One that needs `batch` depends on the whole optimiser batch, and one that needs `tokens` on the
-log-probability of each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given.
+log-probability of each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given. One that needs
+`responses` is about a list of answers, and one that needs `response` about a single answer. Training reads pairs: each is a
+list of two, or two answers, a desirable and an undesirable one, whose mean loss is the pair's. Gradients are given for pairs.
 
 Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py."""
 
@@ -74,7 +76,7 @@ LEFT_OUT = {  # published objectives that ask for what no loss is given yet, or 
     "γ-PO": "solves for the margins of a batch and of two thousand pairs before it",
     "TR-DPO": "moves the reference with the policy; the stored reference sums are those of the start model",
     "TPO": "needs a third, best response to the same prompt",
-    "PRO, LiPO-λ and Plackett–Luce DPO": "rank more than two responses to a prompt",
+    "PRO and LiPO-λ": "rank more than two responses to a prompt, and training reads pairs",
     "DRO": "trains a value model beside the policy",
     "FocalPO": "has no public code, and secondary sources do not say whether its factor is detached",
 }
@@ -246,7 +248,8 @@ def _prose(loss: Loss | Modifier) -> Iterator[str]:
 
 # ---------------------------------------------------------------- cells
 def _needs(loss: Loss) -> str:
-    return ", ".join(name for name in SUPPLIED if name in loss.needs) or "the policy alone"
+    needs = ", ".join(name for name in SUPPLIED if name in loss.needs) or "the policy alone"
+    return f"{needs}; {READ_AS[loss.unit]}" if READ_AS[loss.unit] else needs
 
 
 def _defaults(loss: Loss) -> str:

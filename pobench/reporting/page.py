@@ -255,6 +255,7 @@ def formulas(selection: Selection) -> list[Formula]:
         number = re.search(r"arXiv[: ]*(\d{4}\.\d{4,5})", loss.source)
         link = f"https://arxiv.org/abs/{number[1]}" if number else ""
         needs = listing(sorted(loss.needs)) or "nothing but the policy"
+        needs += f"; {registry.READ_AS[loss.unit]}" if registry.READ_AS[loss.unit] else ""
         entries.append(Formula(clean(arm.label), colour, loss.formula, loss.source, link, needs, rows, True))
     return entries
 

@@ -63,8 +63,8 @@ HARMLESS = (
 def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     """The rule that a loss breaks on four harmless pairs, as one sentence; "" if it breaks none.
 
-    A loss must return a LossOutput of (pairs,) tensors, its `loss` must have a gradient with respect to the policy's sums,
-    and its inputs must stay unchanged. Raises what the loss raises.
+    A loss must return tensors of its unit's type and shapes (of pairs, a LossOutput of (pairs,)), its `loss` must have a
+    gradient with respect to the policy's sums, and its inputs must stay unchanged. Raises what the loss raises.
     """
     import torch
 
@@ -88,7 +88,7 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     output = loss.function(*loss.arguments(*inputs), **settings)
     if changed := [what for what, tensor in tensors.items() if not torch.equal(tensor.detach(), before[what])]:
         return f"loss {loss.name!r} changes its input in place ({', '.join(changed)}); others still need it: make a new tensor"
-    if fault := wrong_output(output, policy.chosen.total):
+    if fault := wrong_output(output, policy.chosen.total, loss.unit):
         return f"loss {loss.name!r} must return {fault}"
     if not output.loss.requires_grad:
         return (

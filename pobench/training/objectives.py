@@ -117,7 +117,8 @@ def mismatched_groups(pairs: Sequence[TokenPair], mismatched: Sequence[int]) -> 
 
 
 class PreferenceObjective:
-    """A registered loss over pairs. It gets what its signature names, see `pobench.types.Inputs`."""
+    """A registered loss over pairs. It gets what its signature names, see `pobench.types.Inputs`. One of lists or of answers
+    gets pairs read as those."""
 
     names: Sequence[str] = STEP_METRICS
     unit = "pairs"

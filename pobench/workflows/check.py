@@ -110,7 +110,7 @@ class Subject:
             policy, reference = at.pairs
             tokens = TokenLogps.spread(policy, reference if "reference" in self.loss.needs else None, phase)
         inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch)
-        return self.loss(*self.loss.arguments(*inputs), **settings)
+        return self.loss.by_pair(self.loss(*self.loss.arguments(*inputs), **settings))
 
     def evaluate(self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, **changes: Any) -> Evaluated:
         leaves = [t.clone().requires_grad_() for t in at[:2]]

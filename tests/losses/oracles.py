@@ -111,6 +111,23 @@ def kto(c: Case, beta: float, desirable_weight: float, undesirable_weight: float
     return desirable_weight * sigma(z - beta * (c.w - c.rw)) + undesirable_weight * sigma(beta * (c.l - c.rl) - z)
 
 
+def kto_unpaired(c: Case, **settings: float) -> Any:
+    return kto(c, **settings) / 2  # the mean of its two answers
+
+
+def plackett_luce(c: Case, beta: float) -> Any:
+    return luce([c.w - c.rw, c.l - c.rl], [1, 2], beta)
+
+
+def luce(drifts: Sequence[Any], ranks: Sequence[int], beta: float) -> Any:
+    """-log of the product of the choices: each answer's, among itself and those ranked below it."""
+    of = list(zip(drifts, ranks, strict=True))
+    return sum(
+        log(exp(beta * u) + sum((exp(beta * v) for v, other in of if other > rank), mpf(0))) - beta * u
+        for u, rank in of
+    )
+
+
 def orpo(c: Case, odds_weight: float) -> Any:
     def odds(a: Any) -> Any:
         a = min(a, mpf("-1e-6"))
@@ -330,6 +347,18 @@ ORACLES = {
         1.108606738,
         0.4,
     ),
+    # half of KTO's
+    "kto_unpaired": Row(
+        kto_unpaired,
+        [
+            {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 2.0},
+            {"beta": 0.05, "desirable_weight": 0.7, "undesirable_weight": 1.3},
+        ],
+        0.554303369,
+        0.4,
+    ),
+    # of a list of two: DPO's
+    "plackett_luce": Row(plackett_luce, [{"beta": 0.1}, {"beta": 0.01}], 0.437487950393, 0.4),
     # odds(-1) = -1 - log(1 - e^-1) = -0.54132485, odds(-3) = -2.94893082, difference 2.40760597;
     # 1 + 0.5·log(1 + e^-2.40760597) = 1 + 0.5·0.08620574
     "orpo": Row(orpo, [{"odds_weight": 0.5}, {"odds_weight": 2.0}], 1.04310287, -1 - math.log(1 - math.exp(-1))),
@@ -557,6 +586,9 @@ EXPRESSIONS["ld(dpo)"] = Row(  # equally long, so DPO's
     ld_dpo, [{"ld.alpha": 0.5, "dpo.beta": 0.1}, {"ld.alpha": 0.0, "dpo.beta": 0.01}], 0.437487950393, 0.4
 )
 ROWS = {**ORACLES, **EXPRESSIONS}
+
+# Losses of lists on one list: (log-ratios in nats, ranks, settings) → value.
+LISTS: dict[str, Callable[..., Any]] = {"plackett_luce": luce}
 
 
 def exact(value: Any) -> Any:

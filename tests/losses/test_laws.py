@@ -139,6 +139,7 @@ def test_reductions(batch, evaluate) -> None:
     same(("rpo", {"sft_weight": 0.0, "beta": 0.05}), ("dpo", {"beta": 0.05}))
     same(("alphapo", {"alpha": 0.0, "beta": 2.5, "gamma": 0.3}), ("simpo", {"beta": 2.5, "gamma": 0.3}))
     same(("apo_zero", {"beta": 0.05}), ("kto", {"beta": 0.05}), kl=0.0)
+    same(("plackett_luce", {"beta": 0.05}), ("dpo", {"beta": 0.05}))
     same(("caldpo", {"calibration_weight": 0.0}), ("dpo", {"beta": 1.0}))
     same(("rpo", {"beta": 0.05, "sft_reduction": "sum"}), ("cpo", {"beta": 0.05}), rw=0.0, rl=0.0)
     for name in ("cpo", "simpo_sft", "rrhf", "slic_hf", "rpo"):
@@ -195,6 +196,17 @@ def test_sums_of_losses(case, evaluate) -> None:
     # NCA and BCO share the rejected answer's term, but for a half
     chosen = 0.01 * (case.w - case.rw)
     assert at("nca_pair") == near((at("bco_pair") - math.log(sigma(chosen)) - math.log(sigma(-chosen))) / 2)
+
+
+@laws_of_batches
+@given(batch=batches)
+def test_kto_of_single_answers_is_half_of_ktos_pairs(batch, evaluate) -> None:
+    weights = {"beta": 0.05, "desirable_weight": 0.7, "undesirable_weight": 1.3}
+    alone, pairs = evaluate("kto_unpaired", batch, **weights), evaluate("kto", batch, **weights)
+    assert alone.output.loss.tolist() == near((pairs.output.loss / 2).tolist())
+    assert alone.by_w.tolist() == near((pairs.by_w / 2).tolist())
+    assert alone.by_l.tolist() == near((pairs.by_l / 2).tolist())
+    assert alone.margin.tolist() == pairs.margin.tolist()
 
 
 @laws

@@ -6,7 +6,16 @@ import pytest
 
 import pobench.registry as registry
 from pobench.errors import PobenchError, UnknownNameError
-from pobench.registry import SUPPLIED, Registry, get_loss, list_losses, load_plugin, register_figure, register_loss
+from pobench.registry import (
+    INPUTS_OF,
+    SUPPLIED,
+    Registry,
+    get_loss,
+    list_losses,
+    load_plugin,
+    register_figure,
+    register_loss,
+)
 from pobench.types import Inputs
 
 PAPER = ["simpo", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo", "rrhf", "slic_hf", "simpo_no_ln", "dpo_ln", "dpo_gamma"]
@@ -89,7 +98,10 @@ def test_the_signature_is_the_declaration(empty) -> None:
     [
         (
             lambda policy, refrence: 0,
-            ["refrence: the harness supplies policy, reference, kl, ", "did you mean 'reference'?"],
+            [
+                "refrence: the harness supplies policy, responses, response, label, reference, ",
+                "did you mean 'reference'?",
+            ],
         ),
         (lambda policy, beta=0.1: 0, [f"beta: the harness supplies {', '.join(SUPPLIED)}; a setting goes behind '*'"]),
         (lambda policy, *, beta: 0, ["beta: a setting needs a default value"]),
@@ -97,6 +109,16 @@ def test_the_signature_is_the_declaration(empty) -> None:
         (lambda policy, **rest: 0, ["rest: the harness cannot fill a catch-all parameter"]),
         (lambda reference: 0, ["policy: a loss needs the policy's log-probabilities"]),
         (lambda reference, policy: 0, [f"the order {', '.join(SUPPLIED)}; got reference, policy"]),
+        (
+            lambda policy, responses: 0,
+            ["policy, responses: a loss takes one of `policy` of pairs, `responses` of lists, "],
+        ),
+        (lambda policy, label: 0, ["label: this is a loss of pairs, which is given policy, reference, kl, "]),
+        (lambda responses, kl: 0, ["kl: this is a loss of lists, which is given responses, reference, scores"]),
+        (
+            lambda response, scores: 0,
+            ["scores: this is a loss of answers, which is given response, label, reference, kl"],
+        ),
         (lambda policy, *, scores=1: 0, ["scores: is an input, which the harness supplies; it goes before '*'"]),
         (lambda polcy, *, beta: 0, ["polcy", "did you mean 'policy'?", "beta: a setting needs a default"]),
     ],
@@ -110,7 +132,21 @@ def test_a_signature_that_cannot_be_served_is_refused_with_every_reason(function
 
 
 def test_the_names_of_the_inputs_are_those_of_their_record() -> None:
-    assert Inputs._fields == SUPPLIED
+    assert Inputs._fields == INPUTS_OF["pairs"]
+    assert all(list(names) == [name for name in SUPPLIED if name in names] for names in INPUTS_OF.values())
+    assert {name for names in INPUTS_OF.values() for name in names} == set(SUPPLIED)
+
+
+def test_the_first_input_says_what_a_loss_has_one_value_of() -> None:
+    assert [get_loss(name).unit for name in ("dpo", "plackett_luce", "kto_unpaired")] == ["pairs", "lists", "answers"]
+    assert get_loss("plackett_luce").needs == {"responses", "reference"}
+    assert get_loss("kto_unpaired").needs == {"response", "label", "reference", "kl"}
+
+
+@pytest.mark.parametrize("text", ["plackett_luce + sft", "label_smoothing(kto_unpaired)", "dpo + 0.5*kto_unpaired"])
+def test_expressions_are_of_losses_of_pairs(text) -> None:
+    with pytest.raises(PobenchError, match=r"is a loss of (lists|answers); sums and modifiers are of losses of pairs"):
+        get_loss(text)
 
 
 def test_an_input_that_is_missing_is_named(empty) -> None:
