@@ -12,12 +12,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai_server import Body, OpenAIServer, says
+from small_chat_model import save_chat_model
+from transformers import AutoModelForCausalLM
 
 from pobench.data.chat import Chat
 from pobench.errors import CorruptError, PobenchError
@@ -32,6 +34,7 @@ from pobench.judging.benchmarks.arena_hard import ArenaHard, ArenaHardV2, _fille
 from pobench.judging.benchmarks.base import Answered, JudgeModel, Question, Speaker, Spoken
 from pobench.judging.benchmarks.mt_bench import MTBench
 from pobench.judging.replies import Reply
+from pobench.registry import benchmarks
 from pobench.reporting.draw import table
 from pobench.results.arms import arms_of
 from pobench.results.evidence import Evidence
@@ -885,8 +888,9 @@ def test_a_plan_says_what_the_judge_will_cost(setting, prompts, tmp_path, pobenc
 @pytest.mark.slow
 def test_a_rehearsal_plays_every_benchmark_and_asks_nobody(setting, tmp_path, pobench_cli, monkeypatch) -> None:
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    save_chat_model(tmp_path / "model")  # whose tokenizer reads English, as the invented questions are
     chosen = ("--benchmarks", "alpaca_eval,arena_hard,mt_bench")
-    changes = ("benchmarks.alpaca_eval.judge.model=gpt-4", "data.max_length=60", "data.max_prompt_length=50")
+    changes = ("benchmarks.alpaca_eval.judge.model=gpt-4", "data.max_length=240", "data.max_prompt_length=200")
     status, _, err = pobench_cli(
         "run",
         "--setting",
@@ -922,20 +926,33 @@ def test_answers_are_exported_in_the_benchmarks_own_formats(
     assert status == 2 and folder.name in err
 
 
+def learn_words(folder: Path, texts: Sequence[str]) -> None:
+    """Give a stored model of words a token for each word of the texts, and room for the longest one, of 1,454."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    known = tokenizer["model"]["vocab"]
+    for word in dict.fromkeys(word for text in texts for word in text.split()):
+        known.setdefault(word, len(known))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(known))
+    model.config.max_position_embeddings = 2048
+    model.save_pretrained(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="the benchmarks' own questions are not part of the project")
 def test_the_whole_of_every_benchmark_on_two_checkpoints(work_here, server, tmp_path) -> None:
-    config = tmp_path / "model/config.json"  # the longest question has 1,454 words
-    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 2048}))
     names = ("alpaca_eval", "arena_hard", "mt_bench")
+    asked = [q for name in names for q in benchmarks.get(name)(source=str(REAL / name)).questions()]
+    learn_words(tmp_path / "model", [turn for question in asked for turn in question.turns])
     whole = {f"benchmarks__{name}__source": str(REAL / name) for name in names}
     short = {f"benchmarks__{name}__max_new_tokens": 4 for name in names}
     control = {"benchmarks__alpaca_eval__length_control": str(REAL / "alpaca_eval")}
     work_here("dpo", **whole, **short, **control, **judged_by(server, "gpt-4-1106-preview"))
     frame = load_frames(tmp_path / "runs")["benchmarks"].set_index(["loss", "benchmark", "metric"])
-    asked = {("alpaca_eval", "lc_win_rate"): 805, ("arena_hard", "win_rate"): 500, ("mt_bench", "score"): 80}
+    counts = {("alpaca_eval", "lc_win_rate"): 805, ("arena_hard", "win_rate"): 500, ("mt_bench", "score"): 80}
     for loss in ("start", "dpo"):
-        for (name, metric), n in asked.items():
+        for (name, metric), n in counts.items():
             assert frame.loc[(loss, name, metric), "n"] == n
         assert frame.loc[(loss, "alpaca_eval", "lc_win_rate"), "name"] == "AlpacaEval 2 (reconstructed)"
         assert "not Arena-Hard" in frame.loc[(loss, "arena_hard", "win_rate"), "name"]  # its instruction is not at hand
