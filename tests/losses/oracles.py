@@ -669,6 +669,31 @@ def beta_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, strengt
     return mean([nls(ours * margin_of(c, 1)) for c in cases])
 
 
+def shared_margins(gaps: Sequence[Any], gamma: Any, tau: Any) -> list[Any]:
+    """γ-PO's, of a first batch: N γ p by 20 steps of mirror descent in p from the uniform one."""
+    n, step = len(gaps), min(mpf("0.5") / tau, mpf(1))
+    p = [mpf(1) / n] * n
+    for _ in range(20):
+        slopes = [tau * (1 + log(n * q)) + gamma * sigma(gamma * n * q - g) for q, g in zip(p, gaps, strict=True)]
+        grown = [q * exp(-step * slope) for q, slope in zip(p, slopes, strict=True)]
+        p = [q / sum(grown) for q in grown]
+    return [gamma * n * q for q in p]
+
+
+def gamma_po(
+    cases: Sequence[Case], before: Sequence[Case], beta: float, gamma_beta_ratio: float, tau: float, window: int
+) -> Any:
+    margins = shared_margins([beta * (c.w / c.nw - c.l / c.nl) for c in before], beta * gamma_beta_ratio, tau)
+    return mean([nls(beta * (c.w / c.nw - c.l / c.nl) - m) for c, m in zip(cases, margins, strict=True)])
+
+
+def gamma_po_dpo(
+    cases: Sequence[Case], before: Sequence[Case], beta: float, gamma: float, tau: float, window: int
+) -> Any:
+    margins = shared_margins([margin_of(c, beta) for c in before], gamma, tau)
+    return mean([nls(margin_of(c, beta) - (m - gamma)) for c, m in zip(cases, margins, strict=True)])
+
+
 BATCHES = {
     # ranks: -2 against 0, 16 against 10; log(1 + e^0.2) = 0.79813887, log(1 + e^-0.6) = 0.43748795
     "aot": Batch(aot, [{"beta": 0.1}, {"beta": 0.01}], 0.617813409934),
@@ -689,4 +714,22 @@ BATCHES = {
     "bco_shift": Batch(bco_shift, [{"beta": 0.1}, {"beta": 0.01}], 1.29936913555),
     # gaps 6 and -2, mean 2; beta 0.1 (1 + 0.6·1.8) = 0.208
     "beta_dpo": Batch(beta_dpo, [{"beta": 0.1, "strength": 0.6}, {"beta": 0.1, "strength": 0.0}], 0.587499901818),
+    # gaps 4 and 0.5; margins x and 2 - x where log x + σ(x - 4) = log(2 - x) + σ(1.5 - x): 1.24641; nls(2.75359), nls(-0.25359)
+    "gamma_po": Batch(
+        gamma_po,
+        [
+            {"beta": 2.0, "gamma_beta_ratio": 0.5, "tau": 1.0, "window": 256},
+            {"beta": 5.0, "gamma_beta_ratio": 0.3, "tau": 10.0, "window": 1},
+        ],
+        0.444855582108,
+    ),
+    # gaps 0.6 and -0.2; log x + σ(x - 0.6) = log(2 - x) + σ(2.2 - x): 1.07009; nls(0.52991), nls(-0.12991)
+    "gamma_po_dpo": Batch(
+        gamma_po_dpo,
+        [
+            {"beta": 0.1, "gamma": 1.0, "tau": 1.0, "window": 256},
+            {"beta": 0.01, "gamma": 2.0, "tau": 3.0, "window": 1},
+        ],
+        0.611549704792,
+    ),
 }

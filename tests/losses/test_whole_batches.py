@@ -13,6 +13,7 @@ from mpmath import mpf
 from oracles import BATCHES, TWO, WORKED, Case, exact
 
 from pobench.registry import get_loss, list_losses
+from pobench.types import Pair, SequenceLogps
 
 LOSSES = [name for name in list_losses() if "batch" in get_loss(name).needs]
 
@@ -91,9 +92,37 @@ def test_what_is_another_loss_with_a_setting_changed(evaluate) -> None:
     torch.testing.assert_close(nearly.by_w, evaluate("dpo", cases, beta=0.1).by_w, rtol=1e-5, atol=1e-9)
     simpo = evaluate("simpo", cases, beta=2.5, gamma_beta_ratio=0.3)
     torch.testing.assert_close(evaluate("alpha_dpo", cases, alpha=0.0).output.loss, simpo.output.loss)
+    for name, target, at in (
+        ("gamma_po", "simpo", {"beta": 2.5, "gamma_beta_ratio": 0.3}),
+        ("gamma_po_dpo", "dpo", {"beta": 0.1}),
+    ):
+        stiff, plain = evaluate(name, cases, tau=1e6, **at), evaluate(target, cases, **at)
+        torch.testing.assert_close(stiff.output.loss, plain.output.loss, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(stiff.by_w, plain.by_w, rtol=1e-5, atol=1e-9)
     level = [WORKED, WORKED._replace(rw=WORKED.w - -4.0, rl=WORKED.l - 2.0)]  # log-ratios 4, -2 and -4, 2: mean 0
     shifted, plain = (evaluate(name, level, beta=0.1).output.loss for name in ("bco_shift", "bco_pair"))
     torch.testing.assert_close(shifted, plain)
+
+
+def pairs_of(cases: Sequence[Case]) -> tuple[Pair, Pair]:
+    """(policy, reference), in fp64."""
+    totals = [torch.tensor([case[i] for case in cases], dtype=torch.float64) for i in range(4)]
+    lengths = [torch.tensor([case[i] for case in cases]) for i in (4, 5, 4, 5)]
+    sides = [SequenceLogps(total, length) for total, length in zip(totals, lengths, strict=True)]
+    return Pair(*sides[:2]), Pair(*sides[2:])
+
+
+@pytest.mark.parametrize("name", ["gamma_po", "gamma_po_dpo"])
+def test_gamma_po_shares_its_margins_with_the_latest_pairs_of_the_steps_before(name, evaluate) -> None:
+    cases, loss = ordinary(7, seed=6), get_loss(name)
+    settings = {**loss.settings, "window": 5, "tau": 1.0}
+    first = loss.batch_of(*pairs_of(cases[:4]), settings)
+    second = loss.batch_of(*pairs_of(cases[4:]), settings, first.state)
+    got = loss.evaluate(*pairs_of(cases[4:]), batch=second, **settings).loss
+    together = evaluate(name, cases[2:], **settings).output.loss  # the last five as one batch
+    torch.testing.assert_close(got, together[2:], rtol=1e-12, atol=0)
+    alone = evaluate(name, cases[4:], **settings).output.loss
+    assert not torch.allclose(got, alone, rtol=1e-6) and len(second.state["gaps"]) == 5
 
 
 def test_beta_dpo_leaves_out_the_oddest_pairs_and_the_same_ones_each_time(evaluate) -> None:

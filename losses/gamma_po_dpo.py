@@ -1,0 +1,92 @@
+"""γ-PO on DPO: a pair's target moves up where its gap is larger than others', and down where it is in doubt.
+
+    loss = -log sigmoid( m - (gamma_i - gamma) )
+    m = beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected)
+    gamma_i = gamma * N * p_i, without gradient
+    p = argmin of mean_j -log sigmoid( m_j - gamma_j ) + tau * KL(p || 1 / N), over N gaps m_j
+
+Sun et al. 2025, arXiv 2506.03690, in the form of the authors' code, where the mean target is 0. p is found by 20 steps of
+mirror descent from 1 / N, of size 0.5 / tau, at most 1. For large tau, and at gamma 0, it is DPO. The N gaps are the batch's
+and those of the steps just before, `window` in all.
+Elsewhere: TRL has none. The authors' code adds gaps drawn at random from the last 2048 to a micro-batch's, up to 256 in all,
+starts its memory with 8 normal draws, and does not use its twentieth step. Here the latest take the place of the draws and the
+memory starts empty, so that a run is the same each time and however its batches are cut.
+Beware: a batch of `window` pairs or more is alone. At the first step, in a batch of one pair, it is DPO. The batch size is a
+setting of the objective.
+
+Reward: beta * log-ratio to the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pobench.registry import register_loss
+from pobench.types import Batch, LossOutput, NonNegative, Pair, Positive, State
+
+Window = Annotated[int, Field(ge=1, le=65536)]
+
+
+def latest(batch: Batch, *, beta: float, window: int) -> State:
+    """The gaps in reward of the batch's pairs, in order, behind those of the steps before; the last `window` of them, and never
+    less than the batch."""
+    assert batch.reference is not None
+    policy, reference = batch.policy, batch.reference
+    moved = policy.chosen.total - reference.chosen.total - (policy.rejected.total - reference.rejected.total)
+    gaps = (beta * moved).double().tolist()
+    return {"gaps": [*batch.state.get("gaps", []), *gaps][-max(window, len(gaps)) :]}
+
+
+def margins(gaps: Tensor, gamma: float, tau: float) -> Tensor:
+    """(N,) fp64, the margin of each gap: gamma on average, by 20 steps of mirror descent in log(N p)."""
+    step, level = min(0.5 / tau, 1.0), torch.zeros_like(gaps)
+    for _ in range(20):
+        level = level - step * (tau * level + gamma * torch.sigmoid(gamma * level.exp() - gaps))
+        level = level - level.logsumexp(0) + math.log(len(gaps))
+    return gamma * level.exp()
+
+
+@register_loss(
+    "gamma_po_dpo",
+    title="γ-PO on DPO",
+    colour="#b8741c",
+    marker="$G$",
+    aliases=("γ-PO on DPO", "γ-DPO"),
+    source="arXiv 2506.03690",
+    units={"beta": "per nat", "gamma": "reward, absolute", "tau": "loss per nat of KL", "window": "pairs"},
+    ranges={"tau": (3.0, 10.0, 20.0)},
+    meanings={
+        "gamma": "the mean of the margins that are shared out, which is taken off again",
+        "tau": "how much the margins resist becoming unequal",
+        "window": "the batch and the latest pairs before it, which share their margins",
+    },
+    defaults={
+        "beta": "DPO's",
+        "gamma": "not published",
+        "tau": "arXiv 2506.03690, the authors' repository: Mistral, Llama-3, on SimPO",
+        "window": "arXiv 2506.03690, the authors' repository",
+    },
+    update=latest,
+)
+def gamma_po_dpo(
+    policy: Pair,
+    reference: Pair,
+    batch: Batch,
+    *,
+    beta: Positive = 0.1,
+    gamma: NonNegative = 1.0,
+    tau: Positive = 10.0,
+    window: Window = 256,
+) -> LossOutput:
+    chosen = beta * (policy.chosen.total - reference.chosen.total)
+    rejected = beta * (policy.rejected.total - reference.rejected.total)
+    gaps = torch.tensor(batch.state["gaps"], dtype=torch.float64)
+    of_batch = margins(gaps, gamma, tau)[-len(batch.policy.chosen.total) :]
+    shift = (of_batch - gamma)[batch.place.cpu()].to(chosen)
+    return LossOutput(-logsigmoid(chosen - rejected - shift), chosen.detach(), rejected.detach())
