@@ -166,6 +166,9 @@ class Loss:
     marker: Marker = ""
     update: Callable[..., State] | None = None  # of what it carries over steps: f(batch, *, settings) -> state
     parts: tuple[Loss | Modifier, ...] = ()  # of an expression: the losses and modifiers that it names
+    becomes: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # another loss -> the settings at which it is that
 
     def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
         return self.function(*args, **kwargs)
@@ -467,6 +470,7 @@ def register_loss(
     colour: str = "",
     marker: Marker = "",
     update: Callable[..., State] | None = None,
+    becomes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
     """Register a loss function under `name`.
 
@@ -475,6 +479,8 @@ def register_loss(
     number (γ, γ/β). canonical: brings such settings into one form. colour, marker: in every figure, "#rrggbb" and a
     matplotlib marker; both or neither. update: what the loss carries over steps, a function (batch, *, settings of the loss by
     their names) → state; `batch.state` is that of the step before, {} at the first, and the loss finds the new one there.
+    becomes: name of another loss -> settings of this one at which the two are equal, in value and slopes. Settings that both
+    have are then the same in both; `other.setting` gives one of the other's that differs.
     Raises PobenchError if a positional parameter is not one of `SUPPLIED`, or a setting has no default or the name of an input.
     """
 
@@ -485,6 +491,9 @@ def register_loss(
         if update is not None:
             faults += _update_faults(update, supplied, settings)
         faults += _undeclared(settings, units=units, ranges=ranges, meanings=meanings, defaults=defaults)
+        for other, at in (becomes or {}).items():
+            own = {key: value for key, value in at.items() if not key.startswith(f"{other}.")}
+            faults += _undeclared(settings, becomes=own)
         if _normal(name) in modifiers._aliases:
             faults.append(f"{name!r} is the name of a modifier; choose another")
         if bool(colour) != bool(marker):
@@ -513,6 +522,7 @@ def register_loss(
             colour,
             marker,
             update,
+            becomes=dict(becomes or {}),
         )
         losses.add(loss, aliases)
         return function
