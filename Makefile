@@ -83,6 +83,8 @@ docs: $(VENV)/.installed      ## write the pages of losses, claims, frames and s
 	@mkdir -p docs
 	$(BIN)/pobench list losses --markdown > docs/losses.md.part
 	mv docs/losses.md.part docs/losses.md
+	$(BIN)/python -m pobench.reporting.loss_family > docs/losses-family.svg.part
+	mv docs/losses-family.svg.part docs/losses-family.svg
 	$(BIN)/pobench list claims --markdown > docs/claims.md.part
 	mv docs/claims.md.part docs/claims.md
 	$(BIN)/python -m pobench.reporting.frame_page > docs/frames.md.part

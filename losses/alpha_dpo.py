@@ -53,6 +53,7 @@ def averages(batch: Batch) -> State:
         "alpha": "arXiv 2410.10148, the authors' repository: 0.05 to 0.2",
     },
     update=averages,
+    becomes={"simpo": {"alpha": 0.0}},
 )
 def alpha_dpo(
     policy: Pair,

@@ -54,6 +54,7 @@ LARGEST_EXPONENT = 80.0
     },
     alternatives=GAMMA_NAMES,
     canonical=spell_out_gamma(0.04),
+    becomes={"simpo": {"alpha": 0.0}},
 )
 def alphapo(
     policy: Pair,

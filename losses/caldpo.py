@@ -39,6 +39,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
         "beta": "the authors' repository, Zephyr on UltraFeedback",
         "calibration_weight": "as printed in arXiv 2412.14516; the authors' repository has 0.5",
     },
+    becomes={"dpo": {"calibration_weight": 0.0, "dpo.beta": 1.0}},
 )
 def caldpo(
     policy: Pair, reference: Pair, *, beta: Positive = 0.002, calibration_weight: NonNegative = 1.0

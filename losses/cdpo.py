@@ -40,6 +40,7 @@ from pobench.types import FlipRate, LossOutput, Pair, Positive
         "beta": "TRL's default; the note publishes none",
         "label_smoothing": "arXiv 2403.00409, Section 6: its flip rate; the note publishes none",
     },
+    becomes={"dpo": {"label_smoothing": 0.0}},
 )
 def cdpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1, label_smoothing: FlipRate = 0.1) -> LossOutput:
     chosen = beta * (policy.chosen.total - reference.chosen.total)

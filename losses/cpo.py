@@ -39,6 +39,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
         "sft_reduction": "as printed in arXiv 2405.14734, Table 7",
     },
     in_paper=True,
+    becomes={"simpo_no_ln": {"sft_weight": 0.0, "simpo_no_ln.gamma": 0.0}},
 )
 def cpo(
     policy: Pair, *, beta: Positive = 0.1, sft_weight: NonNegative = 1.0, sft_reduction: Reduction = "sum"

@@ -44,6 +44,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
     in_paper=True,
     alternatives=GAMMA_NAMES,
     canonical=spell_out_gamma(10.0),
+    becomes={"dpo": {"gamma": 0.0}},
 )
 def dpo_gamma(
     policy: Pair,

@@ -34,6 +34,7 @@ from pobench.types import LossOutput, Pair, Positive, UnitInterval
     ranges={"shift": (0.55, 0.75, 0.95)},
     meanings={"shift": "how much the rejected answer's reward counts in the loss"},
     defaults={"beta": "DPO's", "shift": "the authors' repository, the largest of its fixed values"},
+    becomes={"dpo": {"shift": 1.0}},
 )
 def dpo_shift(policy: Pair, reference: Pair, *, beta: Positive = 0.1, shift: UnitInterval = 0.95) -> LossOutput:
     chosen = beta * (policy.chosen.total - reference.chosen.total)

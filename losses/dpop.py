@@ -42,6 +42,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
         "beta": "arXiv 2402.13228, training details",
         "penalty_weight": "arXiv 2402.13228, Section 5.2: the middle of the values tried",
     },
+    becomes={"dpo": {"penalty_weight": 0.0}},
 )
 def dpop(policy: Pair, reference: Pair, *, beta: Positive = 0.3, penalty_weight: NonNegative = 50.0) -> LossOutput:
     chosen = beta * (policy.chosen.total - reference.chosen.total)

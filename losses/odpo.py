@@ -35,6 +35,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
     units={"beta": "per nat", "alpha": "reward per log of a rating"},
     meanings={"alpha": "how much the offset grows with the ratings' difference"},
     defaults={"beta": "DPO's", "alpha": "arXiv 2402.10571, the authors' repository"},
+    becomes={"dpo": {"alpha": 0.0}},
 )
 def odpo(
     policy: Pair, reference: Pair, scores: Tensor, *, beta: Positive = 0.1, alpha: NonNegative = 1.0

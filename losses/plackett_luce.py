@@ -36,6 +36,7 @@ from pobench.types import ListOutput, Positive, Responses
     source="arXiv 2305.18290, Appendix A.3",
     units={"beta": "per nat"},
     defaults={"beta": "DPO's"},
+    becomes={"dpo": {}},
 )
 def plackett_luce(responses: Responses, reference: Responses, *, beta: Positive = 0.1) -> ListOutput:
     reward = beta * (responses.total - reference.total)

@@ -39,6 +39,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
         "alpha": "the smallest of arXiv 2405.14734, Table 7; the tuned value is not published",
     },
     in_paper=True,
+    becomes={"dpo": {"alpha": 0.0}},
 )
 def rdpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1, alpha: NonNegative = 0.05) -> LossOutput:
     chosen = beta * (policy.chosen.total - reference.chosen.total)

@@ -32,6 +32,7 @@ from pobench.types import LossOutput, NonNegative, Pair
     source="arXiv 2503.07426",
     units={"gamma": "nats per token"},
     defaults={"gamma": "the authors' repository, Llama-3-Instruct"},
+    becomes={"simpo_hinge": {"gamma": 1.0, "simpo_hinge.beta": 1.0, "simpo_hinge.gamma": 0.0}},
 )
 def repo(policy: Pair, *, gamma: NonNegative = 0.6) -> LossOutput:
     chosen, rejected = policy.chosen.mean, policy.rejected.mean

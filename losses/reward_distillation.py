@@ -36,6 +36,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
     units={"beta": "per nat", "reward_scale": "reward per rating"},
     meanings={"reward_scale": "what one point of rating is worth as a reward"},
     defaults={"beta": "NeMo-Aligner", "reward_scale": "arXiv 2405.19316: the ratings are the rewards"},
+    becomes={"rebel": {"beta": 1.0, "reward_scale": 1.0, "rebel.eta": 1.0}},
 )
 def reward_distillation(
     policy: Pair, reference: Pair, scores: Tensor, *, beta: Positive = 0.2, reward_scale: NonNegative = 1.0

@@ -38,6 +38,7 @@ from pobench.types import FlipRate, LossOutput, Pair, Positive
         "beta": "TRL's default; arXiv 2403.00409, Appendix B, has 0.01",
         "label_smoothing": "arXiv 2403.00409, Section 6",
     },
+    becomes={"dpo": {"label_smoothing": 0.0}},
 )
 def robust_dpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1, label_smoothing: FlipRate = 0.1) -> LossOutput:
     chosen = beta * (policy.chosen.total - reference.chosen.total)

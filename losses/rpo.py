@@ -40,6 +40,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
         "sft_weight": "arXiv 2404.19733, as TRL's documentation advises",
         "sft_reduction": "as printed in arXiv 2404.19733",
     },
+    becomes={"dpo": {"sft_weight": 0.0}},
 )
 def rpo(
     policy: Pair,

@@ -38,6 +38,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Reduction
         "sft_reduction": "as printed in arXiv 2405.14734, Table 7",
     },
     in_paper=True,
+    becomes={"repo": {"sft_weight": 0.0, "repo.gamma": 0.0}},
 )
 def rrhf(policy: Pair, *, sft_weight: NonNegative = 1.0, sft_reduction: Reduction = "sum") -> LossOutput:
     chosen, rejected = policy.chosen.mean, policy.rejected.mean

@@ -48,6 +48,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
     },
     alternatives=GAMMA_NAMES,
     canonical=spell_out_gamma(0.5),
+    becomes={"simpo": {"sft_weight": 0.0}},
 )
 def simpo_sft(
     policy: Pair,

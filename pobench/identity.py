@@ -66,7 +66,10 @@ def _digest(files: Iterable[Path]) -> str:
 
 
 # Arguments of a registration that only readers, tables and figures see. They decide no number.
-SHOWN = {"source", "aliases", "title", "units", "ranges", "meanings", "defaults", "in_paper", "colour", "marker"}
+SHOWN = {
+    *("source", "aliases", "title", "units", "ranges", "meanings", "defaults"),
+    *("in_paper", "colour", "marker", "becomes"),
+}
 
 
 @cache

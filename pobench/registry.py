@@ -180,6 +180,7 @@ class Loss:
     marker: Marker = ""
     update: Callable[..., State] | None = None  # of what it carries over steps: f(batch, *, settings) -> state
     parts: tuple[Loss | Modifier, ...] = ()  # of an expression: the losses and modifiers that it names
+    becomes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # other loss -> settings at which it is that
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns: a LossOutput; of lists a ListOutput, of answers an AnswerOutput."""
@@ -513,6 +514,7 @@ def register_loss(
     colour: str = "",
     marker: Marker = "",
     update: Callable[..., State] | None = None,
+    becomes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Function], Function]:
     """Register a loss function under `name`.
 
@@ -521,6 +523,8 @@ def register_loss(
     number (γ, γ/β). canonical: brings such settings into one form. colour, marker: in every figure, "#rrggbb" and a
     matplotlib marker; both or neither. update: what the loss carries over steps, a function (batch, *, settings of the loss by
     their names) → state; `batch.state` is that of the step before, {} at the first, and the loss finds the new one there.
+    becomes: name of another loss -> settings of this one at which the two are equal, in value and slopes. Settings that both
+    have are then the same in both; `other.setting` gives one of the other's that differs.
     Raises PobenchError if a positional parameter is not one of `SUPPLIED`, if they are of no one unit (`INPUTS_OF`), or if a
     setting has no default or the name of an input.
     """
@@ -532,6 +536,9 @@ def register_loss(
         if update is not None:
             faults += _update_faults(update, supplied, settings)
         faults += _undeclared(settings, units=units, ranges=ranges, meanings=meanings, defaults=defaults)
+        for other, at in (becomes or {}).items():
+            own = {key: value for key, value in at.items() if not key.startswith(f"{other}.")}
+            faults += _undeclared(settings, becomes=own)
         if _normal(name) in modifiers._aliases:
             faults.append(f"{name!r} is the name of a modifier; choose another")
         if bool(colour) != bool(marker):
@@ -560,6 +567,7 @@ def register_loss(
             colour,
             marker,
             update,
+            becomes=dict(becomes or {}),
         )
         losses.add(loss, aliases)
         return function

@@ -19,6 +19,7 @@ from pobench.columns import FRAMES
 from pobench.registry import Registry, get_loss, list_losses, load_plugin, modifiers, register_loss
 from pobench.reporting import loss_page as page
 from pobench.reporting.frame_page import frame_page
+from pobench.reporting.loss_family import family_figure
 from pobench.runs.stages import STAGES
 from pobench.types import LossOutput, Pair
 from pobench.workflows.check import check
@@ -50,6 +51,15 @@ def section(text: str, title: str) -> str:
 def test_the_written_page_is_todays(text) -> None:
     written = WRITTEN.read_text(encoding="utf-8") if WRITTEN.exists() else ""
     assert written == text, "docs/losses.md is stale: run `make docs`"
+
+
+def test_the_written_figure_of_the_family_is_todays() -> None:
+    assert (ROOT / "docs/losses-family.svg").read_text(encoding="utf-8") == family_figure(), "run `make docs`"
+
+
+def test_the_page_of_peers_has_a_row_for_every_objective_and_modifier() -> None:
+    table = (ROOT / "docs/peers.md").read_text(encoding="utf-8").partition("## What others have")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == [*LOSSES, *modifiers.names()]
 
 
 def test_the_written_page_of_frames_is_todays() -> None:

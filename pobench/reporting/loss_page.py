@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pobench.registry import GRADIENT, READ_AS, SUPPLIED, Loss, Modifier, losses, modifiers
+from pobench.reporting.loss_family import condition
 from pobench.types import Pair, SequenceLogps, TokenLogps
 
 INTRODUCTION = """\
@@ -34,7 +35,15 @@ log-probability of each token; [python.md](python.md#what-a-loss-may-ask-for) sa
 `responses` is about a list of answers, and one that needs `response` about a single answer. Training reads pairs: each is a
 list of two, or two answers, a desirable and an undesirable one, whose mean loss is the pair's. Gradients are given for pairs.
 
-Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py."""
+Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py. [peers.md](peers.md) says which programs have which objective."""
+
+FAMILY = """\
+## Which is which
+
+An arrow leads to what an objective is with its settings as the label says, in value and slopes; `other.setting` is a setting
+of the other. The registrations declare these (`becomes`), and tests/losses/test_laws.py holds each of them.
+
+![The family of the objectives](losses-family.svg)"""
 
 EXPRESSIONS = """\
 ## Sums and modifiers
@@ -117,7 +126,7 @@ def loss_page() -> str:
     entries = sorted((losses.get(name) for name in losses.names()), key=lambda loss: loss.title.casefold())
     paper = [loss for loss in entries if loss.in_paper or PAPER in loss.source]
     further = [loss for loss in entries if loss not in paper]
-    parts = [INTRODUCTION, _summary([*paper, *further])]
+    parts = [INTRODUCTION, _summary([*paper, *further]), FAMILY]
     for heading, group in (("Of the SimPO paper", paper), ("Further objectives", further)):
         if group:
             parts += [f"## {heading}", *map(_section, group)]
@@ -166,6 +175,11 @@ def _section(loss: Loss) -> str:
         parts.append(_settings_table(loss, loss.canonical(loss.settings), loss.ranges))
     if loss.gradient:
         parts += ["Gradient by the two sums:", f"```\n{loss.gradient}\n```"]
+    known = [name for name in loss.becomes if name in losses.names()]
+    parts += [
+        f"At `{condition(loss, name)}` it is [{losses.get(name).title}](#{_anchor(losses.get(name).title)})."
+        for name in known
+    ]
     if "batch" not in loss.needs:  # where a pair's weight depends on the pairs beside it, an example says nothing
         parts.append(_sizes(loss))
     return "\n\n".join(parts)
