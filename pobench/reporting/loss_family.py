@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pobench.registry import Loss, losses
 
-BOX, GAP, ROW = 150, 250, 34  # widths of a box and of the arrows' space, height of a row, in pixels
+BOX, GAP, ROW = 150, 290, 34  # widths of a box and of the arrows' space, height of a row, in pixels
 HEIGHT = 22  # of a box
 INK, FRAME = "#1f2328", "#8c959f"
 
