@@ -175,11 +175,8 @@ def _section(loss: Loss) -> str:
         parts.append(_settings_table(loss, loss.canonical(loss.settings), loss.ranges))
     if loss.gradient:
         parts += ["Gradient by the two sums:", f"```\n{loss.gradient}\n```"]
-    known = [name for name in loss.becomes if name in losses.names()]
-    parts += [
-        f"At `{condition(loss, name)}` it is [{losses.get(name).title}](#{_anchor(losses.get(name).title)})."
-        for name in known
-    ]
+    for other in (losses.get(name) for name in loss.becomes if name in losses.names()):
+        parts.append(f"At `{condition(loss, other.name)}` it is [{other.title}](#{_anchor(other.title)}).")
     if "batch" not in loss.needs:  # where a pair's weight depends on the pairs beside it, an example says nothing
         parts.append(_sizes(loss))
     return "\n\n".join(parts)
