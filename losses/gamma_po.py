@@ -18,17 +18,13 @@ Reward: beta * mean log-probability.
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pobench.registry import register_loss
 from pobench.types import Batch, LossOutput, NonNegative, Pair, Positive, State
-
-Window = Annotated[int, Field(ge=1, le=65536)]
 
 
 def latest(batch: Batch, *, beta: float, window: int) -> State:
@@ -58,7 +54,7 @@ def margins(gaps: Tensor, gamma: float, tau: float) -> Tensor:
         "beta": "per (nat per token)",
         "gamma_beta_ratio": "nats per token",
         "tau": "loss per nat of KL",
-        "window": "pairs",
+        "window": "pairs; 0: the batch alone",
     },
     ranges={"beta": (2.5, 10.0), "gamma_beta_ratio": (0.15, 0.3, 0.4, 0.5), "tau": (3.0, 10.0, 20.0)},
     meanings={
@@ -80,7 +76,7 @@ def gamma_po(
     beta: Positive = 2.5,
     gamma_beta_ratio: NonNegative = 0.15,
     tau: Positive = 10.0,
-    window: Window = 256,
+    window: int = 256,
 ) -> LossOutput:
     chosen, rejected = beta * policy.chosen.mean, beta * policy.rejected.mean
     gaps = torch.tensor(batch.state["gaps"], dtype=torch.float64)

@@ -20,17 +20,13 @@ Reward: beta * log-ratio to the reference.
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pobench.registry import register_loss
 from pobench.types import Batch, LossOutput, NonNegative, Pair, Positive, State
-
-Window = Annotated[int, Field(ge=1, le=65536)]
 
 
 def latest(batch: Batch, *, beta: float, window: int) -> State:
@@ -59,7 +55,12 @@ def margins(gaps: Tensor, gamma: float, tau: float) -> Tensor:
     marker="$G$",
     aliases=("γ-PO on DPO", "γ-DPO"),
     source="arXiv 2506.03690",
-    units={"beta": "per nat", "gamma": "reward, absolute", "tau": "loss per nat of KL", "window": "pairs"},
+    units={
+        "beta": "per nat",
+        "gamma": "reward, absolute",
+        "tau": "loss per nat of KL",
+        "window": "pairs; 0: the batch alone",
+    },
     ranges={"tau": (3.0, 10.0, 20.0)},
     meanings={
         "gamma": "the mean of the margins that are shared out, which is taken off again",
@@ -82,7 +83,7 @@ def gamma_po_dpo(
     beta: Positive = 0.1,
     gamma: NonNegative = 1.0,
     tau: Positive = 10.0,
-    window: Window = 256,
+    window: int = 256,
 ) -> LossOutput:
     chosen = beta * (policy.chosen.total - reference.chosen.total)
     rejected = beta * (policy.rejected.total - reference.rejected.total)
