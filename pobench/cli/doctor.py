@@ -1,17 +1,17 @@
-"""pobench doctor: what this machine offers, and whether stored files are intact."""
+"""pobench doctor: what this machine offers and what it can be used for, and whether stored files are intact."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Json
-from pobench.cli.terminal import err, escape, out
+from pobench.cli.terminal import err, escape, out, printable
 from pobench.errors import PobenchError
 
 app = typer.Typer(**STYLE)
@@ -26,25 +26,45 @@ def doctor(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what this machine offers: packages, devices, arithmetic, cache, disk. With --verify: check that every stored file
-    holds the bytes that were written."""
+    """Show what this machine offers, and for each use whether it is ready or what is missing; exit status 1 if the main job
+    could not run. With --verify: check that every stored file holds the bytes that were written."""
     if runs is not None:
         _verify(runs, as_json)
         return
     from pobench.model.device import environment, make_accelerator
     from pobench.sources import cache_folder
+    from pobench.workflows.doctor import advice, existing, judge_uses
 
-    about = environment(make_accelerator())
+    about, cache = environment(make_accelerator()), cache_folder()
+    judged, advised = judge_uses(cache, Path("runs")), advice()
     if as_json:
-        print(json.dumps(about, indent=1))
+        uses = [use._asdict() for use in judged]
+        print(json.dumps({**about, "uses": uses, "advice": advised}, indent=1))
+        _end(judged)
         return
     packages = about.pop("packages")
     for key, value in {**packages, **about}.items():
         out.print(escape(f"{key:16} {value}"), highlight=False)
-    cache = cache_folder()
-    existing = next(p for p in [cache, *cache.parents] if p.exists())
-    free = f"({shutil.disk_usage(existing).free / 1024**3:.1f} GiB free)"
+    free = f"({shutil.disk_usage(existing(cache)).free / 1024**3:.1f} GiB free)"
     out.print(escape(f"{'cache':16} {cache} {free}"), highlight=False)
+    out.print()
+    for use in judged:
+        colour = "green" if use.verdict == "ready" else "yellow"
+        out.print(f"{use.use:24} [{colour}]{use.verdict}[/]", highlight=False)
+        for sentence in use.missing:
+            out.print(f"{'':24} {printable(sentence)}", highlight=False)
+    for sentence in advised:
+        out.print(printable(f"advice: {sentence}"), highlight=False)
+    _end(judged)
+
+
+def _end(judged: list[Any]) -> None:
+    """Exit status 1 if the main job could not run."""
+    from pobench.workflows.doctor import USES
+
+    needed = {use.title for use in USES if use.always}
+    if any(use.use in needed and use.missing for use in judged):
+        raise typer.Exit(1)
 
 
 def _verify(runs: Path, as_json: bool) -> None:

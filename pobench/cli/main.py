@@ -34,6 +34,7 @@ class Commands(CommandFiles):
         "export",
         "merge",
         "doctor",
+        "new",
     )
 
 
