@@ -69,8 +69,9 @@ def figure(name: str, frames: Mapping[str, pd.DataFrame], *, setting: str | None
 def table(name: str, frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, **options: Any) -> pd.DataFrame:
     """The numbers of a registered table of stored runs: the columns and rows of its CSV in the report, not rounded.
 
-    An estimate `x` has the columns `x`, `x_low`, `x_high` and `x_n`, or in tables of one estimate a row `value`, `low`, `high` and
-    `n`. `attrs["notes"]` is the report's note below the table, if there is one. Arguments and faults as of `figure`.
+    An estimate `x` has the columns `x`, `x_low`, `x_high` and `x_n`; where a row is one estimate, as in `claims`, they are
+    `value`, `low`, `high` and `n`. `attrs["notes"]` is the report's note below the table, if there is one. Arguments and faults
+    as of `figure`.
     """
     drawn = _draw("table", name, frames, setting, options)
     assert isinstance(drawn, pd.DataFrame)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pobench.reporting import plot
 from pobench.results import metrics, stats
 from pobench.types import Estimate
 
