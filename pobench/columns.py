@@ -51,6 +51,11 @@ class Frame:
         """The columns' names, in order."""
         return [column.name for column in self.columns]
 
+    @property
+    def row(self) -> str:
+        """What a row is, from `meaning`: of `One row a run: a start model …` it is `a run`."""
+        return self.meaning.removeprefix("One row ").removesuffix(".").partition(". ")[0].partition(":")[0]
+
     def of(self, rows: pd.DataFrame | Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
         """The rows with all columns of this frame, in order, each with its type, and any further columns after them.
 

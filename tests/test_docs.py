@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ from pobench.workflows.check import check
 ROOT = Path(__file__).parents[1]
 WRITTEN = ROOT / "docs/losses.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 LOSSES = list_losses()
 
 
@@ -200,7 +203,53 @@ def test_every_link_leads_to_a_file_and_a_heading() -> None:
 
 def test_the_readme_lists_every_page() -> None:
     linked = set(re.findall(r"\]\((docs/[^)#]+)\)", PAGES[0].read_text(encoding="utf-8")))
-    assert linked == {f"docs/{p.name}" for p in PAGES[1:]}
+    assert linked == {f"docs/{p.name}" for p in [*PAGES[1:], *NOTEBOOKS]}
+
+
+def notebook_faults(notebook: dict[str, Any]) -> list[str]:
+    """Where a notebook is not one of format 4.5, or holds more than its source."""
+    faults = [key for key, value in {"nbformat": 4, "nbformat_minor": 5}.items() if notebook.get(key) != value]
+    ids = [cell.get("id", "") for cell in notebook["cells"]]
+    faults += [f"id {name!r}" for name in ids if not re.fullmatch(r"[\w-]{1,64}", name) or ids.count(name) > 1]
+    for cell in notebook["cells"]:
+        keys = {"cell_type", "id", "metadata", "source"}
+        if cell["cell_type"] == "code":
+            keys |= {"execution_count", "outputs"}
+            faults += [f"output of {cell['id']}"] if cell.get("outputs") or cell.get("execution_count") else []
+        faults += [f"keys of {cell['id']}"] if set(cell) != keys else []
+    return faults
+
+
+def run_cells(notebook: dict[str, Any]) -> dict[str, Any]:
+    """Run the code cells in order in one namespace, as a notebook does: cell → the value of its last line, if it has one."""
+    names: dict[str, Any] = {}
+    shown = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            body = ast.parse("".join(cell["source"]))
+            last = ast.Expression(body.body.pop().value) if isinstance(body.body[-1], ast.Expr) else None
+            exec(compile(body, cell["id"], "exec"), names)
+            shown[cell["id"]] = last and eval(compile(last, cell["id"], "eval"), names)
+    return shown
+
+
+def test_the_notebook_runs_and_shows_frames_a_table_a_figure_and_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = NOTEBOOKS
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook_faults(notebook) == []
+    broken = copy.deepcopy(notebook)
+    broken["cells"][1] |= {"id": "title", "outputs": [{}]}
+    assert notebook_faults(broken) == ["id 'title'", "id 'title'", "output of title"]
+    text = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert links and not [link for link in links if not (path.parent / link).is_file()]
+    monkeypatch.chdir(path.parent)  # where a notebook runs
+    shown = run_cells(notebook)
+    assert "<td>heldout</td><td>1,392 rows</td>" in shown["frames"]._repr_html_()
+    assert len(shown["table"]) == 6 and (shown["table"]["pass_rate_low"] < shown["table"]["pass_rate"]).all()
+    assert shown["figure"]._repr_png_().startswith(b"\x89PNG")
+    assert shown["claim"]["verdict"] == "undecided" and shown["claim"]["low"] < 0 < shown["claim"]["high"]
+    assert shown["own"].shape == (6, 4), "the start model has a column of its own: no seed"
 
 
 def test_the_tests_that_the_page_of_faults_names_exist_and_every_fault_has_one() -> None:

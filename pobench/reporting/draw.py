@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from pobench import registry
 from pobench.columns import FRAMES
 from pobench.errors import PobenchError, nearest
 from pobench.reporting import plot
-from pobench.reporting.plot import Drawing, NothingToDraw, _Panels, style
+from pobench.reporting.plot import Drawing, Figure, NothingToDraw, _Panels, style
+from pobench.reporting.tables import numbers
 from pobench.results.comparable import Selection, ordered, split
 from pobench.results.derived import Frames
 from pobench.results.rows import Frame
@@ -55,7 +55,7 @@ def _supplied(shown: registry.Figure, frames: Frames) -> list[Frame | None]:
 
 
 def figure(name: str, frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, **options: Any) -> Figure:
-    """A registered figure (`pobench list figures`) of stored runs, as the report draws it.
+    """A registered figure (`pobench list figures`) of stored runs, as the report draws it. In a notebook it shows itself.
 
     frames: of `load_frames`. setting: which one, where the frames hold several; None for a figure that shows all. options: the
     figure's own, e.g. `bins`.
@@ -67,10 +67,15 @@ def figure(name: str, frames: Mapping[str, pd.DataFrame], *, setting: str | None
 
 
 def table(name: str, frames: Mapping[str, pd.DataFrame], *, setting: str | None = None, **options: Any) -> pd.DataFrame:
-    """A registered table of stored runs, its cells plain values and Estimates. Arguments and faults as of `figure`."""
+    """The numbers of a registered table of stored runs: the columns and rows of its CSV in the report, not rounded.
+
+    An estimate `x` has the columns `x`, `x_low`, `x_high` and `x_n`; where a row is one estimate, as in `claims`, they are
+    `value`, `low`, `high` and `n`. `attrs["notes"]` is the report's note below the table, if there is one. Arguments and faults
+    as of `figure`.
+    """
     drawn = _draw("table", name, frames, setting, options)
     assert isinstance(drawn, pd.DataFrame)
-    return drawn
+    return numbers(drawn)
 
 
 def _draw(

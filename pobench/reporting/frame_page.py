@@ -24,7 +24,7 @@ def frame_page() -> str:
         "| frame | a row | rows are ordered by | where it comes from |",
         "| --- | --- | --- | --- |",
         *(
-            f"| [{frame.name}](#{frame.name}) | {_first_sentence(frame)} | {_names(frame.sort)} "
+            f"| [{frame.name}](#{frame.name}) | {_escaped(frame.row)} | {_names(frame.sort)} "
             f"| {'made when first asked for' if frame.made else 'stored with the runs'} |"
             for frame in FRAMES.values()
         ),
@@ -41,11 +41,6 @@ def _line(column: Column) -> str:
     unit = column.unit or "–"
     unit = f"*{unit if column.unit else 'measured'}*" if column.measured else unit
     return f"| `{column.name}` | {column.type} | {unit} | {_escaped(column.meaning)} |"
-
-
-def _first_sentence(frame: Frame) -> str:
-    """`One row a run: a start model …` → `a run`."""
-    return _escaped(frame.meaning.removeprefix("One row ").removesuffix(".").partition(". ")[0].partition(":")[0])
 
 
 def _names(columns: tuple[str, ...]) -> str:

@@ -22,7 +22,7 @@ from pobench import registry
 from pobench.reporting import plot
 from pobench.reporting.draw import draw
 from pobench.reporting.looks import look_of
-from pobench.reporting.tables import Table, clean, listing, make_table, to_csv, to_latex, to_markdown
+from pobench.reporting.tables import Table, clean, listing, make_table, numbers, to_latex, to_markdown
 from pobench.results.comparable import Comparable, Selection
 from pobench.results.derived import DERIVED
 
@@ -101,7 +101,7 @@ def _drawn(item: Item, shown: registry.Figure, comparable: Comparable, pictures:
     drawn = draw(shown, selection)
     item.runs = made_from(drawn if shown.kind == "table" else drawn.data, shown, selection)
     if shown.kind == "table":
-        return _as_table(item, drawn, _colours(comparable), drawn.attrs.get("data", drawn))
+        return _as_table(item, drawn, _colours(comparable))
     item.notes = clean(drawn.notes)
     if not pictures:
         item.files = {"csv": plot.csv(drawn.data)}
@@ -121,12 +121,12 @@ def _drawn(item: Item, shown: registry.Figure, comparable: Comparable, pictures:
     return item
 
 
-def _as_table(item: Item, shown: pd.DataFrame, colours: Mapping[str, str], stored: pd.DataFrame) -> Item:
-    """The item with a table. stored: the content of its CSV."""
+def _as_table(item: Item, shown: pd.DataFrame, colours: Mapping[str, str]) -> Item:
+    """The item with a table."""
     item.table = make_table(shown, colours)
     item.notes = clean(str(shown.attrs.get("notes", "")))
     item.files = {
-        "csv": to_csv(stored),
+        "csv": plot.csv(numbers(shown)),
         "md": to_markdown(item.table).encode("utf-8", "replace"),
         "tex": to_latex(item.table).encode("utf-8", "replace"),
     }
@@ -227,7 +227,9 @@ def list_made_from(items: Sequence[Item], comparable: Comparable, prefix: str) -
         "Runs by the names of their folders, the start model first; the CSV names all. Where there is nothing, the reason.",
         "methods",
     )  # fmt: skip
-    return _as_table(item, pd.DataFrame(rows), {}, pd.DataFrame(stored))
+    shown = pd.DataFrame(rows)
+    shown.attrs["data"] = pd.DataFrame(stored)
+    return _as_table(item, shown, {})
 
 
 NAMED_RUNS = 3

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
@@ -41,6 +40,13 @@ from pobench.types import Estimate
 
 class NothingToDraw(Exception):
     """The frames lack what a figure or table needs. The message is one sentence, which the report prints in its place."""
+
+
+class Figure(matplotlib.figure.Figure):
+    """matplotlib's figure, which shows itself in a notebook, whatever backend is chosen there."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
 
 
 class Drawing(NamedTuple):

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pobench.reporting import plot
 from pobench.results import metrics, stats
 from pobench.types import Estimate
 
@@ -226,15 +225,19 @@ def _one_line(text: str) -> str:
     return re.sub(r"[\n\r\u2028\u2029]", " ", text)
 
 
-def to_csv(frame: pd.DataFrame) -> bytes:
-    """Raw numbers: an Estimate becomes four columns, value, low, high and n."""
+def numbers(drawn: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind a drawn table, for its CSV and for Python: `attrs["data"]` where the table has it. A column of
+    Estimates becomes four, of value, low, high and n."""
+    stored = drawn.attrs.get("data", drawn)
     columns: dict[str, list[Any]] = {}
-    for name in frame.columns:
-        values = list(frame[name])
+    for name in stored.columns:
+        values = list(stored[name])
         if any(isinstance(v, Estimate) for v in values):
             cells = [v if isinstance(v, Estimate) else Estimate.missing() for v in values]
             columns[str(name)] = [e.value for e in cells]
             columns |= {f"{name}_{part}": [getattr(e, part) for e in cells] for part in ("low", "high", "n")}
         else:
             columns[str(name)] = values
-    return plot.csv(pd.DataFrame(columns))
+    plain = pd.DataFrame(columns)
+    plain.attrs = {"notes": drawn.attrs["notes"]} if "notes" in drawn.attrs else {}
+    return plain

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
+from html import escape
 from typing import NamedTuple
 
 import pandas as pd
 
+from pobench.columns import FRAMES
 from pobench.results.cross_loss import cross_loss
 from pobench.results.gradients import gradients
 from pobench.results.paper import paper_results
@@ -30,8 +32,12 @@ DERIVED = {
 }
 
 
+MOST_SETTINGS = 8  # that are named where frames are printed
+
+
 class Frames(Mapping[str, pd.DataFrame]):
-    """Stored frames, and the frames of `DERIVED` that can be computed from them. `pobench.columns` describes all.
+    """Stored frames, and the frames of `DERIVED` that can be computed from them. `pobench.columns` describes all. Printed, also
+    in a notebook, they say what they hold, a line a frame.
 
     later: further frames, by what makes each on first use. by_run: further frames, read run by run when they are asked for.
     """
@@ -99,6 +105,38 @@ class Frames(Mapping[str, pd.DataFrame]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __repr__(self) -> str:
+        held = list(self._held())
+        widths = [max((len(line[k]) for line in held), default=0) for k in (0, 1)]
+        lines = [f"{name:<{widths[0]}}  {amount:>{widths[1]}}  {row}".rstrip() for name, amount, row in held]
+        return "\n".join([self._headline(), *lines])
+
+    def _repr_html_(self) -> str:
+        heads = "<tr><th>frame</th><th>holds</th><th>a row is</th></tr>"
+        cells = ("".join(f"<td>{escape(text)}</td>" for text in line) for line in self._held())
+        body = "".join(f"<tr>{line}</tr>" for line in cells)
+        return f"<p>{escape(self._headline())}</p><table><thead>{heads}</thead><tbody>{body}</tbody></table>"
+
+    def _headline(self) -> str:
+        """`Frames of 16 runs; setting: 'smollm2'`. Names come from data, so they are quoted with escapes."""
+        if "runs" not in self.stored:
+            return "Frames"
+        runs = self.stored["runs"]
+        names = [repr(str(name)) for name in runs["setting"].unique()]
+        more = f" and {len(names) - MOST_SETTINGS} more" if len(names) > MOST_SETTINGS else ""
+        settings = f"setting{_s(len(names))}: {', '.join(names[:MOST_SETTINGS])}{more}"
+        return f"Frames of {len(runs):,} run{_s(len(runs))}; {settings}"
+
+    def _held(self) -> Iterator[tuple[str, str, str]]:
+        """Of each frame: its name, how many rows are in memory or when they will be, and what a row is. Nothing is read or
+        made for it."""
+        for name in self:
+            if name in self.stored or name in self._made:
+                amount = f"{len(self[name]):,} row{_s(len(self[name]))}"
+            else:
+                amount = "read when asked for" if name in self.by_run else "made when asked for"
+            yield (name, amount, FRAMES[name].row) if name in FRAMES else (repr(name), amount, "")
+
     def of_runs(self, runs: Iterable[str]) -> Frames:
         """Only the rows of these runs. Frames without a column `run` stay whole, and derived frames are computed anew."""
         kept = set(runs)
@@ -110,3 +148,8 @@ class Frames(Mapping[str, pd.DataFrame]):
         by_run = {name: rows.only(kept) for name, rows in self.by_run.items()}
         later = {name: partial(rows, name) for name in self.later}
         return Frames({name: rows(name) for name in self.stored}, later, by_run)
+
+
+def _s(count: int) -> str:
+    """The plural's."""
+    return "" if count == 1 else "s"

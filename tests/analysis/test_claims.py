@@ -564,8 +564,8 @@ def test_settings_are_compared_where_both_have_runs(llama3) -> None:
     assert across("instruct-above-base", instruct)[0] == "not measured"
     assert across("better-ranker-narrows-gap", instruct, base)[0] == "not measured"
     both = {name: pd.concat([instruct[name], base[name]], ignore_index=True) for name in instruct}
-    printed = table("claims-across-settings", both).set_index("Name")
-    assert printed.loc["instruct-above-base", "Verdict"] == "supported" and len(printed) == 3
+    printed = table("claims-across-settings", both).set_index("name")
+    assert printed.loc["instruct-above-base", "verdict"] == "supported" and len(printed) == 3
     with pytest.raises(PobenchError, match="cannot be drawn: These are runs of one setting"):
         table("claims-across-settings", instruct)
 

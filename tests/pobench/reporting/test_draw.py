@@ -34,6 +34,25 @@ def test_a_figure_is_drawn_once_for_each_format(made, monkeypatch) -> None:
     assert len(renderers) == 2
 
 
+def test_a_figure_shows_itself_in_a_notebook_with_the_same_bytes_twice(made) -> None:
+    for name, options in (("margin-vs-length", {"bins": 3}), ("gains-over-dpo", {})):
+        first, second = (figure(name, Frames(made[0]), **options)._repr_png_() for _ in range(2))
+        assert first.startswith(b"\x89PNG") and first == second, name
+
+
+def test_a_table_is_the_numbers_of_its_csv(made, tmp_path) -> None:
+    shown = {name: table(name, made[0]) for name in ("main-table", "settings-table", "claims")}
+    build_report(made[0], tmp_path, figures=list(shown), formats=["csv"])
+    for name, numbers in shown.items():
+        (stored,) = tmp_path.rglob(f"{name}.csv")
+        assert plot.csv(numbers) == stored.read_bytes(), name
+    simpo = shown["main-table"].set_index("Loss").loc["SimPO"]
+    assert simpo["pass_rate_low"] < simpo["pass_rate"] < simpo["pass_rate_high"] and simpo["pass_rate_n"] == 6
+    claim = shown["claims"].set_index("name").loc["simpo-above-dpo"]
+    assert claim["low"] < claim["value"] < claim["high"] and claim["verdict"] == "one run"
+    assert shown["claims"].attrs["notes"].startswith("Of ")
+
+
 def test_plain_dicts_do_and_scores_are_made_where_they_lack(made) -> None:
     assert len(table("main-table", made[0])) == 3
 

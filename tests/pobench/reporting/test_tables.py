@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pobench.reporting import tables
+from pobench.reporting import plot, tables
 from pobench.types import Estimate
 
 LABELS = ["SimPO|x", "R&D_50%", "[a] \\b {c} ~^#$", "* star", "β → ⟨U+202E⟩ 漢字", "a\nb\\\\", '"quoted" <b>']
@@ -81,7 +81,7 @@ def test_commands_and_names_are_code_in_markdown() -> None:
 def test_latex_escapes_and_csv_keeps_raw_numbers() -> None:
     tex = tables.to_latex(table())
     assert r"R\&D\_50\%" in tex and r"$-$10.0" in tex and tex.count(r"\\") == 3
-    raw = pd.read_csv(io.BytesIO(tables.to_csv(table().frame)))
+    raw = pd.read_csv(io.BytesIO(plot.csv(tables.numbers(table().frame))))
     assert raw.loc[0, "pass_rate_low"] == 0.4 and raw.loc[1, "pass_rate_n"] == 0
     assert raw["pass_rate"].isna().tolist() == [False, True]
 
