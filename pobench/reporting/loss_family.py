@@ -64,7 +64,7 @@ def _placed() -> Iterator[Placed]:
         nonlocal free
         seen.add(loss.name)
         inner: list[Placed] = []
-        rows = []
+        rows: list[float] = []
         for child in children.get(loss.name, ()):
             if child.name not in seen:
                 found = list(place(child, column + 1))

@@ -35,7 +35,8 @@ log-probability of each token; [python.md](python.md#what-a-loss-may-ask-for) sa
 `responses` is about a list of answers, and one that needs `response` about a single answer. Training reads pairs: each is a
 list of two, or two answers, a desirable and an undesirable one, whose mean loss is the pair's. Gradients are given for pairs.
 
-Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py. [peers.md](peers.md) says which programs have which objective."""
+Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py.
+[peers.md](peers.md) says which programs have which objective."""
 
 FAMILY = """\
 ## Which is which
