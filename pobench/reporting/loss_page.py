@@ -33,7 +33,8 @@ An objective that needs `scores` reads `score_chosen` and `score_rejected` too, 
 rated` names all of these. One that needs `batch` depends on the whole optimiser batch, and one that needs `tokens` on the
 log-probability of each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given.
 
-Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py. [peers.md](peers.md) says which programs have which objective."""
+Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py.
+[peers.md](peers.md) says which programs have which objective."""
 
 FAMILY = """\
 ## Which is which
