@@ -132,6 +132,7 @@ def test_a_family_writes_its_own_turns_and_one_beginning_of_text(name, written) 
     ids = found.prompt + found.answer
     assert tokenizer.decode(ids) == written
     assert ids.count(tokenizer.bos_token_id) == 1 and not chat.adds_end
+    assert chat.unknown is None, "an invented tokenizer knows every byte, and so each question that a rehearsal invents"
 
 
 # ---------------------------------------------------------------- five planted faults
