@@ -5,11 +5,11 @@
     p = argmin of mean_j -log sigmoid( gap_j - gamma_j ) + tau * KL(p || 1 / N), over N gaps
 
 Sun et al. 2025, arXiv 2506.03690: p is found by 20 steps of mirror descent from 1 / N, of size 0.5 / tau, at most 1. For large
-tau it is SimPO. The N gaps are the batch's and those of the steps just before, `window` in all.
+tau it is SimPO. The N gaps are the batch's and those of the steps just before, 256 in all.
 Elsewhere: TRL has none. The authors' code adds gaps drawn at random from the last 2048 to a micro-batch's, up to 256 in all,
 starts its memory with 8 normal draws, and does not use its twentieth step. Here the latest take the place of the draws and the
 memory starts empty, so that a run is the same each time and however its batches are cut.
-Beware: a batch of `window` pairs or more is alone. At the first step, in a batch of one pair, it is SimPO. The batch size is a
+Beware: a batch of 256 pairs or more is alone. At the first step, in a batch of one pair, it is SimPO. The batch size is a
 setting of the objective.
 
 Reward: beta * mean log-probability.
@@ -26,12 +26,14 @@ from torch.nn.functional import logsigmoid
 from pobench.registry import register_loss
 from pobench.types import Batch, LossOutput, NonNegative, Pair, Positive, State
 
+WINDOW = 256  # pairs that share their margins: the authors' repository
 
-def latest(batch: Batch, *, beta: float, window: int) -> State:
-    """The gaps in reward of the batch's pairs, in order, behind those of the steps before; the last `window` of them, and never
+
+def latest(batch: Batch, *, beta: float) -> State:
+    """The gaps in reward of the batch's pairs, in order, behind those of the steps before; the last `WINDOW` of them, and never
     less than the batch."""
     gaps = (beta * (batch.policy.chosen.mean - batch.policy.rejected.mean)).double().tolist()
-    return {"gaps": [*batch.state.get("gaps", []), *gaps][-max(window, len(gaps)) :]}
+    return {"gaps": [*batch.state.get("gaps", []), *gaps][-max(WINDOW, len(gaps)) :]}
 
 
 def margins(gaps: Tensor, gamma: float, tau: float) -> Tensor:
@@ -54,18 +56,15 @@ def margins(gaps: Tensor, gamma: float, tau: float) -> Tensor:
         "beta": "per (nat per token)",
         "gamma_beta_ratio": "nats per token",
         "tau": "loss per nat of KL",
-        "window": "pairs; 0: the batch alone",
     },
     ranges={"beta": (2.5, 10.0), "gamma_beta_ratio": (0.15, 0.3, 0.4, 0.5), "tau": (3.0, 10.0, 20.0)},
     meanings={
         "tau": "how much the margins resist becoming unequal",
-        "window": "the batch and the latest pairs before it, which share their margins",
     },
     defaults={
         "beta": "arXiv 2506.03690, the authors' repository: Mistral",
         "gamma_beta_ratio": "arXiv 2506.03690, the authors' repository: Mistral",
         "tau": "arXiv 2506.03690, the authors' repository: Mistral, Llama-3",
-        "window": "arXiv 2506.03690, the authors' repository",
     },
     update=latest,
 )
@@ -76,7 +75,6 @@ def gamma_po(
     beta: Positive = 2.5,
     gamma_beta_ratio: NonNegative = 0.15,
     tau: Positive = 10.0,
-    window: int = 256,
 ) -> LossOutput:
     chosen, rejected = beta * policy.chosen.mean, beta * policy.rejected.mean
     gaps = torch.tensor(batch.state["gaps"], dtype=torch.float64)

@@ -7,11 +7,11 @@
 
 Sun et al. 2025, arXiv 2506.03690, in the form of the authors' code, where the mean target is 0. p is found by 20 steps of
 mirror descent from 1 / N, of size 0.5 / tau, at most 1. For large tau, and at gamma 0, it is DPO. The N gaps are the batch's
-and those of the steps just before, `window` in all.
+and those of the steps just before, 256 in all.
 Elsewhere: TRL has none. The authors' code adds gaps drawn at random from the last 2048 to a micro-batch's, up to 256 in all,
 starts its memory with 8 normal draws, and does not use its twentieth step. Here the latest take the place of the draws and the
 memory starts empty, so that a run is the same each time and however its batches are cut.
-Beware: a batch of `window` pairs or more is alone. At the first step, in a batch of one pair, it is DPO. The batch size is a
+Beware: a batch of 256 pairs or more is alone. At the first step, in a batch of one pair, it is DPO. The batch size is a
 setting of the objective.
 
 Reward: beta * log-ratio to the reference.
@@ -28,15 +28,17 @@ from torch.nn.functional import logsigmoid
 from pobench.registry import register_loss
 from pobench.types import Batch, LossOutput, NonNegative, Pair, Positive, State
 
+WINDOW = 256  # pairs that share their margins: the authors' repository
 
-def latest(batch: Batch, *, beta: float, window: int) -> State:
-    """The gaps in reward of the batch's pairs, in order, behind those of the steps before; the last `window` of them, and never
+
+def latest(batch: Batch, *, beta: float) -> State:
+    """The gaps in reward of the batch's pairs, in order, behind those of the steps before; the last `WINDOW` of them, and never
     less than the batch."""
     assert batch.reference is not None
     policy, reference = batch.policy, batch.reference
     moved = policy.chosen.total - reference.chosen.total - (policy.rejected.total - reference.rejected.total)
     gaps = (beta * moved).double().tolist()
-    return {"gaps": [*batch.state.get("gaps", []), *gaps][-max(window, len(gaps)) :]}
+    return {"gaps": [*batch.state.get("gaps", []), *gaps][-max(WINDOW, len(gaps)) :]}
 
 
 def margins(gaps: Tensor, gamma: float, tau: float) -> Tensor:
@@ -59,19 +61,16 @@ def margins(gaps: Tensor, gamma: float, tau: float) -> Tensor:
         "beta": "per nat",
         "gamma": "reward, absolute",
         "tau": "loss per nat of KL",
-        "window": "pairs; 0: the batch alone",
     },
     ranges={"tau": (3.0, 10.0, 20.0)},
     meanings={
         "gamma": "the mean of the margins that are shared out, which is taken off again",
         "tau": "how much the margins resist becoming unequal",
-        "window": "the batch and the latest pairs before it, which share their margins",
     },
     defaults={
         "beta": "DPO's",
         "gamma": "not published",
         "tau": "arXiv 2506.03690, the authors' repository: Mistral, Llama-3, on SimPO",
-        "window": "arXiv 2506.03690, the authors' repository",
     },
     update=latest,
 )
@@ -83,7 +82,6 @@ def gamma_po_dpo(
     beta: Positive = 0.1,
     gamma: NonNegative = 1.0,
     tau: Positive = 10.0,
-    window: int = 256,
 ) -> LossOutput:
     chosen = beta * (policy.chosen.total - reference.chosen.total)
     rejected = beta * (policy.rejected.total - reference.rejected.total)

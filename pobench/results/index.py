@@ -234,8 +234,9 @@ def _row(folder: RunFolder) -> dict[str, Any]:
 
 def _values_from(config: Mapping[str, Any], start: bool) -> dict[str, Any]:
     """The columns that say where the values come from; earlier versions did not store it."""
-    tuned = config.get("tuned") or {}
-    origin = "" if start else config.get("values_from", "")
+    if start:  # its configuration is that of the loss with which it was planned
+        return {"values": "", "trials": math.nan, "tuned": "{}"}
+    tuned, origin = config.get("tuned") or {}, config.get("values_from", "")
     return {"values": origin, "trials": tuned.get("trials", math.nan), "tuned": json.dumps(tuned)}
 
 

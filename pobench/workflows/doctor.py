@@ -20,7 +20,7 @@ NVIDIA = Path("/proc/driver/nvidia/gpus")  # the driver's folder, with an entry 
 
 
 class Use(NamedTuple):
-    """What pobench can be used for. extra: of `pip install 'pobench[extra]'`; "": nothing beyond pobench.
+    """What pobench can be used for. extra: one of pobench's; "": nothing beyond pobench.
 
     packages: beyond those of the extra, names on the package index. gpu: whether it needs a GPU. keys: environment variables,
     of which one must hold a key. programs: that must be found. always: whether every command depends on it.

@@ -681,14 +681,14 @@ def shared_margins(gaps: Sequence[Any], gamma: Any, tau: Any) -> list[Any]:
 
 
 def gamma_po(
-    cases: Sequence[Case], before: Sequence[Case], beta: float, gamma_beta_ratio: float, tau: float, window: int
+    cases: Sequence[Case], before: Sequence[Case], beta: float, gamma_beta_ratio: float, tau: float
 ) -> Any:
     margins = shared_margins([beta * (c.w / c.nw - c.l / c.nl) for c in before], beta * gamma_beta_ratio, tau)
     return mean([nls(beta * (c.w / c.nw - c.l / c.nl) - m) for c, m in zip(cases, margins, strict=True)])
 
 
 def gamma_po_dpo(
-    cases: Sequence[Case], before: Sequence[Case], beta: float, gamma: float, tau: float, window: int
+    cases: Sequence[Case], before: Sequence[Case], beta: float, gamma: float, tau: float
 ) -> Any:
     margins = shared_margins([margin_of(c, beta) for c in before], gamma, tau)
     return mean([nls(margin_of(c, beta) - (m - gamma)) for c, m in zip(cases, margins, strict=True)])
@@ -718,8 +718,8 @@ BATCHES = {
     "gamma_po": Batch(
         gamma_po,
         [
-            {"beta": 2.0, "gamma_beta_ratio": 0.5, "tau": 1.0, "window": 256},
-            {"beta": 5.0, "gamma_beta_ratio": 0.3, "tau": 10.0, "window": 1},
+            {"beta": 2.0, "gamma_beta_ratio": 0.5, "tau": 1.0},
+            {"beta": 5.0, "gamma_beta_ratio": 0.3, "tau": 10.0},
         ],
         0.444855582108,
     ),
@@ -727,8 +727,8 @@ BATCHES = {
     "gamma_po_dpo": Batch(
         gamma_po_dpo,
         [
-            {"beta": 0.1, "gamma": 1.0, "tau": 1.0, "window": 256},
-            {"beta": 0.01, "gamma": 2.0, "tau": 3.0, "window": 1},
+            {"beta": 0.1, "gamma": 1.0, "tau": 1.0},
+            {"beta": 0.01, "gamma": 2.0, "tau": 3.0},
         ],
         0.611549704792,
     ),

@@ -115,14 +115,17 @@ def pairs_of(cases: Sequence[Case]) -> tuple[Pair, Pair]:
 @pytest.mark.parametrize("name", ["gamma_po", "gamma_po_dpo"])
 def test_gamma_po_shares_its_margins_with_the_latest_pairs_of_the_steps_before(name, evaluate) -> None:
     cases, loss = ordinary(7, seed=6), get_loss(name)
-    settings = {**loss.settings, "window": 5, "tau": 1.0}
+    settings = {**loss.settings, "tau": 1.0}
     first = loss.batch_of(*pairs_of(cases[:4]), settings)
     second = loss.batch_of(*pairs_of(cases[4:]), settings, first.state)
     got = loss.evaluate(*pairs_of(cases[4:]), batch=second, **settings).loss
-    together = evaluate(name, cases[2:], **settings).output.loss  # the last five as one batch
-    torch.testing.assert_close(got, together[2:], rtol=1e-12, atol=0)
+    together = evaluate(name, cases, **settings).output.loss  # all seven as one batch
+    torch.testing.assert_close(got, together[4:], rtol=1e-12, atol=0)
     alone = evaluate(name, cases[4:], **settings).output.loss
-    assert not torch.allclose(got, alone, rtol=1e-6) and len(second.state["gaps"]) == 5
+    assert not torch.allclose(got, alone, rtol=1e-6)
+    many = loss.batch_of(*pairs_of(ordinary(300, seed=7)), settings)
+    later = loss.batch_of(*pairs_of(cases), settings, many.state).state["gaps"]
+    assert len(many.state["gaps"]) == 300 and len(later) == 256 and later[-7:] == second.state["gaps"]
 
 
 def test_beta_dpo_leaves_out_the_oddest_pairs_and_the_same_ones_each_time(evaluate) -> None:

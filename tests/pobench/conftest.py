@@ -22,7 +22,7 @@ from pobench.model import adapters
 from pobench.model.device import make_accelerator
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer
-from pobench.registry import get_loss, load_plugin, losses
+from pobench.registry import get_loss, judges, load_plugin, losses
 from pobench.settings.schema import AdapterConfig, TrainConfig
 from pobench.training.loop import Trained, train
 from pobench.training.objectives import mismatched_groups
@@ -40,13 +40,14 @@ def fresh_accelerate():
 
 @pytest.fixture
 def forget() -> Any:
-    """Take out of the registry what a test has put in."""
-    before = set(losses.names())
+    """Take the losses and judges out of their registries that a test has put in."""
+    before = [(registry, set(registry.names())) for registry in (losses, judges)]
     yield
-    for name in set(losses.names()) - before:
-        losses._items.pop(name)
-        for alias in [a for a, owner in losses._aliases.items() if owner == name]:
-            losses._aliases.pop(alias)
+    for registry, names in before:
+        for name in set(registry.names()) - names:
+            registry._items.pop(name)
+            for alias in [a for a, owner in registry._aliases.items() if owner == name]:
+                registry._aliases.pop(alias)
 
 
 @pytest.fixture

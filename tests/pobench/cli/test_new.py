@@ -13,6 +13,8 @@ from pobench.workflows.new import KINDS
 from pobench.workflows.study import expand
 from pobench.workflows.study_file import read_study
 
+pytestmark = pytest.mark.usefixtures("forget")
+
 
 def holds_the_laws(name: str, pobench_cli) -> None:
     status, printed, err = pobench_cli("check", "--quick", f"{name}.py")
