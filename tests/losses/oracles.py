@@ -680,16 +680,12 @@ def shared_margins(gaps: Sequence[Any], gamma: Any, tau: Any) -> list[Any]:
     return [gamma * n * q for q in p]
 
 
-def gamma_po(
-    cases: Sequence[Case], before: Sequence[Case], beta: float, gamma_beta_ratio: float, tau: float
-) -> Any:
+def gamma_po(cases: Sequence[Case], before: Sequence[Case], beta: float, gamma_beta_ratio: float, tau: float) -> Any:
     margins = shared_margins([beta * (c.w / c.nw - c.l / c.nl) for c in before], beta * gamma_beta_ratio, tau)
     return mean([nls(beta * (c.w / c.nw - c.l / c.nl) - m) for c, m in zip(cases, margins, strict=True)])
 
 
-def gamma_po_dpo(
-    cases: Sequence[Case], before: Sequence[Case], beta: float, gamma: float, tau: float
-) -> Any:
+def gamma_po_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, gamma: float, tau: float) -> Any:
     margins = shared_margins([margin_of(c, beta) for c in before], gamma, tau)
     return mean([nls(margin_of(c, beta) - (m - gamma)) for c, m in zip(cases, margins, strict=True)])
 
