@@ -26,8 +26,8 @@ class Group(NamedTuple):
     learnt: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, pair: TokenPair) -> Group:
-        return cls(pair.prompt, (pair.chosen, pair.rejected))
+    def of(cls, item: Item) -> Group:
+        return cls(item.prompt, item.responses)
 
     @property
     def tokens(self) -> int:
@@ -241,6 +241,47 @@ class TokenPair(NamedTuple):
     def sequences(self) -> tuple[tuple[int, ...], ...]:
         """prompt, chosen, rejected."""
         return self[1:4]
+
+    @property
+    def responses(self) -> tuple[tuple[int, ...], ...]:
+        """chosen, rejected."""
+        return self[2:4]
+
+
+class TokenList(NamedTuple):
+    """A prompt and k ranked responses to it, at least two, as token ids like those of a `TokenPair`.
+
+    ranks: 1 is the best; responses of equal rank tie. scores: the data's ratings, on its own scale, which order the responses
+    as the ranks do; None where it has none.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    ranks: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
+
+
+class TokenAnswer(NamedTuple):
+    """A prompt and one labelled response to it, as token ids like those of a `TokenPair`.
+
+    label: whether it is desirable. score: the data's rating, on its own scale; None where it has none.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    label: bool
+    score: float | None = None
+
+    @property
+    def responses(self) -> tuple[tuple[int, ...], ...]:
+        """The response alone."""
+        return (self.response,)
+
+
+Unit = Literal["pairs", "lists", "answers"]  # what a loss has one value of
+Item = TokenPair | TokenList | TokenAnswer  # what one row of training data becomes
 
 
 @dataclass(frozen=True)
