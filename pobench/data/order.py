@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from pobench import types
 from pobench.data.rows import Message, Preference
 from pobench.errors import PobenchError
 from pobench.types import TokenPair
@@ -79,24 +80,24 @@ class Order:
     digest: str
 
 
-def data_order(pairs: Sequence[TokenPair], seed: int, epochs: int) -> Order:
+def data_order(items: Sequence[types.Item], seed: int, epochs: int) -> Order:
     """One order per (data, seed), the same for every loss; more epochs begin with the same ones.
 
     By hash, not by a random generator: the same on every machine and version of numpy.
     """
     digest, orders = hashlib.sha256(), []
     for epoch in range(epochs):
-        ranks = sorted(range(len(pairs)), key=lambda i: (_hash("order", seed, epoch, pairs[i].id), i))
+        ranks = sorted(range(len(items)), key=lambda i: (_hash("order", seed, epoch, items[i].id), i))
         orders.append(np.array(ranks, dtype=np.int64))
-        digest.update("\n".join([f"epoch {epoch}", *(pairs[i].id for i in ranks), ""]).encode())
+        digest.update("\n".join([f"epoch {epoch}", *(items[i].id for i in ranks), ""]).encode())
     return Order(orders, digest.hexdigest())
 
 
-def data_digest(pairs: Iterable[TokenPair]) -> str:
-    """Hex sha256 of the pairs' token ids, in order. Row ids and ratings do not count."""
+def data_digest(items: Iterable[types.Item]) -> str:
+    """Hex sha256 of the token ids of pairs, lists or answers, in order. Row ids and ratings do not count."""
     digest = hashlib.sha256()
-    for pair in pairs:
-        for ids in pair.sequences:
+    for item in items:
+        for ids in (item.prompt, *item.responses):
             digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, dtype="<i4").tobytes())
     return digest.hexdigest()
 
@@ -120,24 +121,26 @@ class Ratings(NamedTuple):
         return cls(_hash(*(pair.scores for pair in pairs)), len(missing), tuple(missing[:8]))
 
 
-def mismatch(pairs: Sequence[TokenPair]) -> list[int]:
-    """For each pair the index of a partner pair with another prompt. KTO combines this prompt with the partner's answers.
+def mismatch(items: Sequence[types.Item]) -> list[int]:
+    """For each pair, list or answer the index of a partner with another prompt. KTO combines this prompt with the partner's
+    answers.
 
-    The data alone decides the partners, so one reference pass serves all seeds. Every pair is a partner exactly once, unless
-    more than half of the pairs share one prompt. Raises PobenchError if all pairs share one prompt.
+    The data alone decides the partners, so one reference pass serves all seeds. Every item is a partner exactly once, unless
+    more than half of the items share one prompt. Raises PobenchError if all share one prompt.
     """
-    keys = [(_hash("mismatch", _ids_digest(pair.prompt)), _hash(data_digest([pair]), pair.id)) for pair in pairs]
-    order = sorted(range(len(pairs)), key=keys.__getitem__)  # pairs with one prompt are adjacent
+    keys = [(_hash("mismatch", _ids_digest(item.prompt)), _hash(data_digest([item]), item.id)) for item in items]
+    order = sorted(range(len(items)), key=keys.__getitem__)  # items with one prompt are adjacent
     sizes = Counter(prompt for prompt, _ in keys)
     if len(sizes) < 2:
-        raise PobenchError(f"{len(pairs)} pairs share one prompt; mismatched pairs (KTO) need at least two prompts")
+        what = "answers" if isinstance(items[0], types.TokenAnswer) else "pairs"
+        raise PobenchError(f"{len(items)} {what} share one prompt; mismatched {what} (KTO) need at least two prompts")
     (common, largest), *_ = sizes.most_common(1)
-    if 2 * largest <= len(pairs):  # a shift by the size of the largest group always leads to another group
+    if 2 * largest <= len(items):  # a shift by the size of the largest group always leads to another group
         partner_of = dict(zip(order, order[largest:] + order[:largest], strict=True))
     else:
         crowd, others = ([i for i in order if (keys[i][0] == common) is inside] for inside in (True, False))
         partner_of = dict(zip(crowd, cycle(others), strict=False)) | dict(zip(others, crowd, strict=False))
-    return [partner_of[i] for i in range(len(pairs))]
+    return [partner_of[i] for i in range(len(items))]
 
 
 def text_key(prompt: Iterable[Message]) -> str:
