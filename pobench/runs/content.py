@@ -20,7 +20,7 @@ from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import Ratings, items_digest
-from pobench.data.pairs_folder import PAIRS, PairsFolder, parts_of
+from pobench.data.pairs_folder import PAIRS, Own, PairsFolder, own_of, parts_of
 from pobench.data.prepare import Prepared, prepare, reader_digest, source_files
 from pobench.data.prompts import eval_prompts
 from pobench.errors import PobenchError
@@ -78,8 +78,16 @@ class Pairs(NamedTuple):
         return unit if unit in self.counts else "train"
 
     @property
-    def of_one_prompt(self) -> bool:
-        """Whether all training pairs share one prompt."""
+    def own(self) -> dict[str, Own]:
+        """Unit → what is known of the lists or answers that the data have."""
+        if self.prepared is None:
+            return {unit: Own(*known) for unit, known in self.folder.about.get("own", {}).items()}
+        return own_of(self.prepared)
+
+    def of_one_prompt(self, unit: Unit) -> bool:
+        """Whether all items that a loss of this unit is trained on share one prompt."""
+        if unit in self.own:
+            return self.own[unit].prompts == 1
         if self.prepared is None:
             return self.folder.about.get("prompts") == 1  # earlier versions did not write it
         return len({pair.prompt for pair in self.prepared.train}) == 1
