@@ -141,7 +141,7 @@ class Audit:
         faults: list[Fault],
         notes: dict[str, list[int]],
         unknown: int | None = None,
-        own: Sequence[TokenList | TokenAnswer] | Sequence[Ranking] | Sequence[Labelled] = (),
+        own: Sequence[TokenList | TokenAnswer | Ranking | Labelled] = (),
     ) -> Audit:
         """The audit of token pairs (lengths in tokens) or of preferences (lengths in characters). unknown: the id of the
         tokenizer's unknown token, if it has one. own: the lists or single answers of which they were made."""
@@ -149,11 +149,12 @@ class Audit:
         sides = {name: [getattr(item, name) for item in items] for name in ("chosen", "rejected")}
         if own:
             sides["every answer"] = [answer for item in own for answer in _answers(item)]
-        asked = [sum(len(m.content) for m in i.prompt) if as_text else len(i.prompt) for i in own or items]
+        rows: Sequence[Any] = own or items
+        asked = [sum(len(m.content) for m in row.prompt) if as_text else len(row.prompt) for row in rows]
         lengths = {"prompt": np.array(asked, dtype=np.int64)}
         lengths |= {name: np.array([len(one) for one in side], dtype=np.int64) for name, side in sides.items()}
         unit = "characters" if as_text else "tokens"
-        parts = {} if as_text else {"prompt": [item.prompt for item in own or items], **sides}
+        parts = {} if as_text else {"prompt": [row.prompt for row in rows], **sides}
         shares = unknown_shares(parts, unknown)
         beside = tuple(told_of(own, loaded.pairs_from, len(items)))
         about = (loaded.source, loaded.shape, shares, loaded.unread, beside)

@@ -57,7 +57,8 @@ class Prepared:
     @property
     def groups(self) -> Iterator[Group]:
         """Of all items: training pairs, held-out pairs, lists, answers."""
-        return map(Group.of, chain(self.train, self.heldout, self.lists, self.answers))
+        items = chain[Item](self.train, self.heldout, self.lists, self.answers)
+        return map(Group.of, items)
 
 
 @cache
@@ -240,7 +241,7 @@ def prepare(job: Job) -> Prepared:
         for unit, of_unit in keyed.items():
             if shared := sum(k.key in seen for k in of_unit):  # never train on what is evaluated
                 what = "" if unit == "pairs" else f" ({unit})"
-                log.count(f"prompt is held out, left out of training{what}", shared)
+                log.counted(f"prompt is held out, left out of training{what}", shared)
                 log.summary.append(f"  {shared} training {unit} left out: their prompts are held out")
     pairs, lists, answers = ([k.item for k in of_unit if k.key not in seen] for of_unit in keyed.values())
     pairs = subset(pairs, data.max_pairs, data.seed)
@@ -255,11 +256,12 @@ def prepare(job: Job) -> Prepared:
         pairs, lists, answers = _biased(data, pairs, [*lists, *answers], log), [], []
     for unit, own in (("lists", lists), ("answers", answers)):
         if own:
-            log.count(f"used for training, {unit}", len(own))
-            log.summary += [f"losses of {unit} train on:", *(f"  {line}" for line in told_of(own, data.pairs_from))]
+            log.counted(f"used for training, {unit}", len(own))
+            lines = (f"  {line}" for line in told_of(own, data.pairs_from))
+            log.summary.extend([f"losses of {unit} train on:", *lines])
     log.summary.append(f"training on {len(pairs)} pairs, {len(held)} held out")
-    log.count("used for training", len(pairs))
-    log.count("held out", len(held))
+    log.counted("used for training", len(pairs))
+    log.counted("held out", len(held))
     audit = pd.concat(log.frames, ignore_index=True)
     return Prepared(pairs, held, audit, "\n".join(log.summary), lists, answers)
 
@@ -270,7 +272,7 @@ class _Log(NamedTuple):
     frames: list[pd.DataFrame]
     summary: list[str]
 
-    def count(self, fault: str, count: int) -> None:
+    def counted(self, fault: str, count: int) -> None:
         self.frames.append(pd.DataFrame([{"fault": fault, "count": count, "rows": "[]"}]))
 
 
@@ -284,15 +286,15 @@ def _seen(keyed: Mapping[Unit, Sequence[_Keyed]], data: DataConfig) -> set[str]:
 
 
 def _biased(data: DataConfig, pairs: list[TokenPair], own: Sequence[Item], log: _Log) -> list[TokenPair]:
-    """The pairs with a share of their labels decided by length. own: lists or single answers, which losses of these then read of
-    the pairs. Raises PobenchError where there are no pairs."""
+    """The pairs with a share of their labels decided by length. own: lists or single answers, which losses of these then read
+    of the pairs. Raises PobenchError where there are no pairs."""
     if not pairs:
         raise PobenchError("data.length_bias: it decides which answer of a pair is chosen, and the data have no pairs")
     biased = bias_labels(pairs, data.length_bias, data.seed)
     decided = sum(decided_by_length(pair, data.length_bias, data.seed) for pair in pairs)
     swapped = sum(after is not before for before, after in zip(pairs, biased, strict=True))
-    log.count("label decided by length", decided)
-    log.count("label swapped, as the loser was longer", swapped)
+    log.counted("label decided by length", decided)
+    log.counted("label swapped, as the loser was longer", swapped)
     log.summary.append(
         f"  {decided} training labels decided by length, which swapped {swapped}; held-out labels are true"
     )

@@ -34,6 +34,7 @@ from pobench.data.rows import (
     shared_start,
 )
 from pobench.errors import PobenchError
+from pobench.settings.schema import PairsFrom
 from pobench.types import Item, TokenAnswer, TokenList, TokenPair
 
 # ---------------------------------------------------------------- tokenisation
@@ -103,7 +104,7 @@ def read_items(
     faults = sorted(reader.faults, key=lambda fault: fault.row)
     if on_bad_row == "stop":
         refuse(faults, source=loaded.source, rows=loaded.rows)
-    audit = Audit.of(pairs, loaded, faults, reader.notes, chat.unknown, [*lists, *answers])
+    audit = Audit.of(pairs, loaded, faults, reader.notes, chat.unknown, lists or answers)
     items = Items(pairs, lists, answers, audit)
     if not items.own:
         examples = "".join(f"\n  {fault}" for fault in faults[:3])
@@ -132,8 +133,8 @@ class _Texts(NamedTuple):
 
 
 class _Ids(NamedTuple):
-    """`_Texts` as token ids. answers: None where no tokens spell one, or it is left out. border: index in the prompt's ids where
-    |y| begins."""
+    """`_Texts` as token ids. answers: None where no tokens spell one, or it is left out. border: index in the prompt's ids
+    where |y| begins."""
 
     answers: tuple[Answered | None, ...]
     border: int
@@ -159,8 +160,8 @@ NO_TOKENS = "no tokens spell the answer after the prompt's tokens"
 
 
 class _Side(NamedTuple):
-    """One answer behind its prompt, before the length limits. header: what both begin with if it counts towards |y|. ending: the
-    end-of-turn token, and what counts behind it."""
+    """One answer behind its prompt, before the length limits. header: tokens of the assistant's header, if it counts towards
+    |y|. ending: the end-of-turn token, and what counts behind it."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
@@ -185,18 +186,16 @@ class _Reader:
         loaded = self.loaded
         pairs, lists, answers = list[TokenPair](), list[TokenList](), list[TokenAnswer]()
         if loaded.answers:
-            answers = [made for row, ids in self._tokenized(loaded.answers) if (made := self._answer(row, ids))]
+            answers = [answer for row, ids in self._tokenized(loaded.answers) if (answer := self._answer(row, ids))]
             return self._met(answers), lists, answers
         if not loaded.lists or loaded.pairs_from == "best_worst":
-            pairs = [made for row, ids in self._tokenized(loaded.preferences) if (made := self._pair(row, ids))]
+            pairs = [pair for row, ids in self._tokenized(loaded.preferences) if (pair := self._pair(row, ids))]
         bad = {fault.row for fault in self.faults}
         for row, ids in self._tokenized([one for one in loaded.lists if one.row not in bad]):
-            made, places = self._list(row, ids)
-            if made is None:
-                continue
-            lists.append(made)
-            if loaded.pairs_from != "best_worst":
-                pairs += _pairs_of(made, places, loaded)
+            one, places = self._list(row, ids)
+            if one is not None:
+                lists.append(one)
+                pairs += _pairs_of(one, places, loaded.pairs_from)
         return pairs, lists, answers
 
     def _note(self, row: int, *notes: str) -> None:
@@ -408,9 +407,10 @@ class _Reader:
         return None if faults else (notes, prompt, responses)
 
 
-def _pairs_of(made: TokenList, places: Sequence[int], loaded: Found) -> Iterator[TokenPair]:
-    """The pairs of a list. places: its answers' places in the row, by which the pairs are named."""
-    for i, j in places_of_pairs(made.ranks, loaded.pairs_from):
+def _pairs_of(made: TokenList, places: Sequence[int], how: PairsFrom) -> Iterator[TokenPair]:
+    """The pairs of a list, but for that of its best and worst answer, which is tokenised as a pair. places: its answers' places
+    in the row, by which the pairs are named."""
+    for i, j in places_of_pairs(made.ranks, how) if how != "best_worst" else ():
         scores = None if made.scores is None else (made.scores[i], made.scores[j])
         name = pair_id(made.id, places[i], places[j])
         yield TokenPair(name, made.prompt, made.responses[i], made.responses[j], scores)
@@ -440,8 +440,8 @@ class Inspected(NamedTuple):
         return self.item.id
 
     def row(self) -> dict[str, Any]:
-        """Plain data: id, prompt, what was answered, asked, counted_from. Of a pair, chosen and rejected; of a list, answers with
-        ids, rank and score; of a single answer, completion, label and score."""
+        """Plain data: id, prompt, what was answered, asked, counted_from. Of a pair, chosen and rejected; of a list, answers
+        with ids, rank and score; of a single answer, completion, label and score."""
         item, said = self.item, dict[str, Any]()
         if isinstance(item, TokenPair):
             said = dict(zip(("chosen", "rejected"), self.responses, strict=True))

@@ -213,8 +213,8 @@ def _without_absent(jobs: Sequence[Job], stages: tuple[str, ...]) -> tuple[list[
 
 
 def _refuse_data(jobs: Sequence[Job], pairs: Pairs) -> None:
-    """Raises PobenchError for losses that find no item to train on, for losses that need `kl`, where all training items share one
-    prompt, and for losses that need `scores`, where some have none."""
+    """Raises PobenchError for losses that find no item to train on, for losses that need `kl`, where all training items share
+    one prompt, and for losses that need `scores`, where some have none."""
     unit_of = {job.loss: get_loss(job.loss).unit for job in jobs}
     counts, ratings = pairs.counts, pairs.ratings
     faults = []
@@ -368,7 +368,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                 "data": job.data.model_dump(),
                 "pairs": counts.train if counts else None,
                 "held_out": counts.heldout if counts else None,
-                **({unit: own.count for unit, own in counts.own.items()} if counts else {}),
+                **({unit: own.items for unit, own in counts.own.items()} if counts else {}),
                 "jobs": [_described(tasks) for tasks in plan.runs.values()],
                 "notes": list(plan.notes),
                 "cost": {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in cost.__dict__.items()},
