@@ -144,7 +144,10 @@ def test_a_bad_row_of_a_list_or_an_answer_is_named(row: dict[str, Any], problem:
 
 
 def test_an_answer_that_cannot_be_read_or_repeats_another_leaves_its_list() -> None:
-    rows = [{**RATED, "responses": ["a", "b", "", "d"]}, {**RATED, "responses": ["a", "b", "a ", "d"], "scores": [3, 9, 2, 1]}]
+    rows = [
+        {**RATED, "responses": ["a", "b", "", "d"]},
+        {**RATED, "prompt": "So?", "responses": ["a", "b", "a ", "d"], "scores": [3, 9, 2, 1]},
+    ]
     found = found_in(*rows)
     assert [one.answers for one in found.lists] == [("a", "b", "d"), ("a", "b", "d")]
     assert [one.ranks for one in found.lists] == [(2, 1, 3), (2, 1, 3)] and not found.faults
@@ -176,7 +179,10 @@ def test_every_labelled_row_stays_an_answer_and_pairs_are_made_where_a_prompt_ha
     ]
     assert [(p.chosen, p.rejected) for p in found.preferences] == [("w2", "w3 w4")] and found.notes == {UNMET: [3, 4]}
     counted, advice = Audit.of_file(found).beside
-    assert counted == "4 single answers to 2 prompts, 2 desirable, 2 undesirable; 1 pairs made of them, where a prompt has both"
+    assert (
+        counted
+        == "4 single answers to 2 prompts, 2 desirable, 2 undesirable; 1 pairs made of them, where a prompt has both"
+    )
     assert "so they do" in advice
 
 
@@ -225,7 +231,9 @@ def test_an_over_long_answer_leaves_its_list_and_the_others_keep_their_names(wor
     short = lists_of(LIST, tokenizer=word_tokenizer, pairs_from="all", **how)
     (one,) = short.lists
     assert one.responses == (whole.responses[0], whole.responses[2]) and (one.ranks, one.scores) == ((1, 2), (3.0, 1.0))
-    assert [pair.id for pair in short.pairs] == ["l#1-3"] and short.audit.notes == {LEFT_LIST.format("over-long answer"): [1]}
+    assert [pair.id for pair in short.pairs] == ["l#1-3"] and short.audit.notes == {
+        LEFT_LIST.format("over-long answer"): [1]
+    }
     cut = lists_of(LIST, tokenizer=word_tokenizer, truncation="cut", **how).lists[0]
     assert len(cut.responses[1]) == len(whole.responses[2]) and cut.responses[1][-1] == whole.responses[1][-1]
     with pytest.raises(PobenchError, match="over-long prompt"):
@@ -234,7 +242,7 @@ def test_an_over_long_answer_leaves_its_list_and_the_others_keep_their_names(wor
 
 def test_a_row_that_is_bad_as_a_pair_has_no_list(word_tokenizer: Any) -> None:
     rows = [{**LIST, "responses": ["w3 w4 w5 w6 w7 w8", "w2", "w9"]}, {**LIST, "prompt": "say w2", "id": "other"}]
-    items = lists_of(*rows, tokenizer=word_tokenizer, max_length=11, max_prompt_length=5, on_bad_row="drop")
+    items = lists_of(*rows, tokenizer=word_tokenizer, max_length=13, max_prompt_length=7, on_bad_row="drop")
     assert [one.id for one in items.lists] == ["other"] and len(items.audit.faults) == 1
 
 
@@ -295,7 +303,9 @@ def job_of(tmp_path: Path, loss: str, rows: list[dict[str, Any]], **changes: Any
 
 def ranked_rows(count: int) -> list[dict[str, Any]]:
     texts = [[f"w{i} w1", f"w{i} w2 w3", f"w{i} w4"] for i in range(count)]
-    return [{"id": str(i), "prompt": f"say w{i}", "responses": text, "scores": [3, 1, 2]} for i, text in enumerate(texts)]
+    return [
+        {"id": str(i), "prompt": f"say w{i}", "responses": text, "scores": [3, 1, 2]} for i, text in enumerate(texts)
+    ]
 
 
 def labelled_rows(count: int, *labels: bool) -> list[dict[str, Any]]:
@@ -313,7 +323,9 @@ def test_a_loss_gets_lists_where_the_data_have_them_and_pairs_else(setting, tmp_
     assert len(prepared.train) == 3 * len(lists) and 0 < len(lists) < 10
     assert not {one.prompt for one in lists} & {pair.prompt for pair in prepared.heldout}
     assert f"{len(lists)} lists of 3 answers" in prepared.text()
-    assert Extent.of(prepared.groups).longest == max(len(g.prompt) + max(map(len, g.responses)) for g in map(Group.of, lists))
+    assert Extent.of(prepared.groups).longest == max(
+        len(g.prompt) + max(map(len, g.responses)) for g in map(Group.of, lists)
+    )
     plain = prepare(resolve(str(tmp_path / "small.yaml"), "simpo")[0])
     assert plain.items("lists") == plain.items("answers") == plain.train
 
@@ -328,7 +340,7 @@ def test_a_smaller_set_has_as_many_lists_as_pairs_and_twice_as_many_answers(sett
 
 
 def test_prompts_of_held_out_pairs_leave_training_for_lists_and_answers_too(setting, tmp_path) -> None:
-    held = [{"prompt": f"Say  W{i}", "chosen": "w1", "rejected": "w2"} for i in (2, 5)]
+    held = [{"prompt": f"say  w{i}", "chosen": "w1", "rejected": "w2"} for i in (2, 5)]
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
     for rows, unit, left in ((ranked_rows(7), "lists", 5), (labelled_rows(7, True, True), "answers", 10)):
         prepared = prepare(job_of(tmp_path, "simpo", rows, data__held_out=str(tmp_path / "held.jsonl")))
@@ -376,7 +388,9 @@ def test_a_folder_of_pairs_alone_is_what_it_was(setting, tmp_path) -> None:
     assert resolve(str(tmp_path / "small.yaml"), "simpo")[0].data.causes().keys().isdisjoint({"pairs_from"})
 
 
-def test_a_loss_of_pairs_without_pairs_is_refused_with_the_losses_that_can_train(setting, tmp_path, monkeypatch) -> None:
+def test_a_loss_of_pairs_without_pairs_is_refused_with_the_losses_that_can_train(
+    setting, tmp_path, monkeypatch
+) -> None:
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
     rows = labelled_rows(9, True)
     with pytest.raises(PobenchError, match=r"^simpo: no prompt of the data has both .*\(.*kto_unpaired.*\)$"):
@@ -425,7 +439,12 @@ def test_what_convert_writes_is_read_back_as_the_same_lists_and_answers(tmp_path
         assert getattr(after, unit) == getattr(before, unit) and getattr(before, unit)
         assert after.preferences == before.preferences or unit == "answers"
     first = json.loads(out.read_text().splitlines()[0])
-    assert first["answers"][1] == {"text": "b", "rank": 1, "score": 7.5} and set(first) == {"id", "prompt", "answers", "row"}
+    assert first["answers"][1] == {"text": "b", "rank": 1, "score": 7.5} and set(first) == {
+        "id",
+        "prompt",
+        "answers",
+        "row",
+    }
 
 
 def test_convert_writes_pairs_unless_there_are_none_and_names_what_there_is(tmp_path) -> None:
