@@ -242,7 +242,7 @@ class LoopConfig(_Strict):
 
 
 class TrainConfig(LoopConfig):
-    """Training on pairs: `batch_size` counts pairs."""
+    """Training on pairs: `batch_size` counts pairs; or as many lists, or twice as many single answers."""
 
     adapter: AdapterConfig | None = None  # None: every weight is trained
     # where a loss's reference sums come from. cached: one pass of the start model over the pairs, stored and shared by losses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pobench.data.order import mismatch
 from pobench.errors import PobenchError
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
-from pobench.registry import get_loss, register_loss
+from pobench.registry import get_loss, load_plugin, register_loss
 from pobench.training.objectives import PreferenceObjective, mismatched_groups
 from pobench.training.reference import EveryStep, ReferenceSums, sequence_keys
 from pobench.types import (
@@ -242,3 +243,13 @@ def test_a_job_trains_on_the_lists_or_answers_of_its_file(name, unit, work_here,
     assert "pairs" not in trained and sum(row[unit] for row in steps) == trained[unit] > 4
     assert trained["reference"] == "cached" and trained["step0_gap"] < 1e-5
     assert [row[unit] for row in steps[:-1]] == [4 if unit == "lists" else 8] * (len(steps) - 1)
+
+
+@pytest.mark.parametrize("name", ["my_ratings", "my_bco"])
+def test_the_files_on_the_page_of_python_train_on_lists_and_on_single_answers(name, fit, forget, tmp_path) -> None:
+    page = (Path(__file__).parents[3] / "docs/python.md").read_text(encoding="utf-8")
+    (file,) = [b for b in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if f'@register_loss("{name}"' in b]
+    (tmp_path / f"{name}.py").write_text(file, encoding="utf-8")
+    load_plugin(tmp_path / f"{name}.py")
+    _, trained, rows = fit(small_items(get_loss(name).unit), name, epochs=4, lr=1e-2)
+    assert trained.steps == 12 and rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["rewards/margins"] > 0.01
