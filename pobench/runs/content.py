@@ -139,7 +139,7 @@ def gather(
     note: takes a warning about the prompts. benchmarks: those whose questions are asked. Raises PobenchError for pairs, prompts
     and questions that the model cannot read, or that the tokenizer does not know.
     """
-    digests, ratings = pairs.digests, pairs.ratings
+    digests, ratings, counts = pairs.digests, pairs.ratings, pairs.counts
     capacity = Capacity.of(base_model(job), job.data.max_length, trust_remote_code=job.model.trust_remote_code)
     faults = capacity.faults(pairs.extent, "data.source", chat, f"set data.max_length={capacity.positions}")
     prompts, rows = _prompts(job, stages, chat, capacity, faults, note)
@@ -158,6 +158,7 @@ def gather(
         scores=ratings["train"].digest,
         heldout_scores=ratings["heldout"].digest,
         own={name: (digest, ratings[name].digest) for name, digest in digests.items() if name not in PAIRS},
+        without=frozenset(name for name in PAIRS if not counts[name]),
     )
 
 

@@ -155,6 +155,10 @@ def make_plan(
         content = gather(job, stages, pairs, chat, notes.append, asked, remember=not dry)
     if "train" in stages and pairs is not None:
         _refuse_data(jobs, pairs)
+    if content is not None and "heldout" in content.without:
+        notes.append(
+            "the data have no held-out pairs, so what is measured on them is missing; data.held_out may name some"
+        )
     layout = Layout(runs, stages, plugins, pairs, content, notes, broken)
     evaluated = [layout.start(job) for job in {layout.start_name(job): job for job in jobs}.values()]
     trained = [task for job in jobs for task in layout.loss(job)]

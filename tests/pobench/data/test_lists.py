@@ -16,7 +16,7 @@ from pobench.data.audit import Audit, balance
 from pobench.data.capacity import Extent
 from pobench.data.order import Ratings, data_digest, data_order, items_digest, mismatch
 from pobench.data.pairs_folder import PairsFolder
-from pobench.data.prepare import Prepared, inspect_items, prepare
+from pobench.data.prepare import inspect_items, prepare
 from pobench.data.rows import Found, places_of_pairs
 from pobench.data.shapes import UNMET, load_preferences, pairs_of_lists, recognise
 from pobench.data.tokens import LEFT_LIST, read_items
@@ -101,9 +101,12 @@ def test_ratings_rank_a_list_and_go_with_its_pairs() -> None:
         {"prompt": "Why?", "completions": ["c", "a", "b"], "ratings": [-1, 3, 0]},
         {"prompt": "Why?", "response": ["c", "a", "b"], "scores": [-1, 3, 0]},
         {"prompt": "Why?", "answers": [{"text": t, "rank": r} for t, r in zip("cab", (9, 2, 4), strict=True)]},
-        {"instruction": "Why?", "completions": [{"response": t, "overall_score": s} for t, s in zip("cab", (1, 9, 2), strict=True)]},
+        {
+            "instruction": "Why?",
+            "completions": [{"response": t, "overall_score": s} for t, s in zip("cab", (1, 9, 2), strict=True)],
+        },
     ],
-)  # fmt: skip
+)
 def test_lists_are_read_under_the_names_that_people_have(row: dict[str, Any]) -> None:
     (one,) = found_in(row).lists
     assert (one.answers, one.ranks) == (("c", "a", "b"), (3, 1, 2))
