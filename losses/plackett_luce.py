@@ -19,7 +19,7 @@ Reward: beta * log-ratio to the reference.
 
 from __future__ import annotations
 
-from pobench.list_math import below, choice_loss
+from pobench.list_math import below, log_choices
 from pobench.registry import register_loss
 from pobench.types import ListOutput, Positive, Responses
 
@@ -37,5 +37,5 @@ from pobench.types import ListOutput, Positive, Responses
 )
 def plackett_luce(responses: Responses, reference: Responses, *, beta: Positive = 0.1) -> ListOutput:
     reward = beta * (responses.total - reference.total)
-    lead = reward[:, None, :] - reward[:, :, None]
-    return ListOutput(choice_loss(lead, below(-responses.rank, responses.mask)), reward.detach())
+    choices = log_choices(reward, below(-responses.rank, responses.mask))
+    return ListOutput(-choices.sum(1), reward.detach())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -26,19 +27,22 @@ def mean_of(chosen: Tensor, values: Tensor) -> Tensor:
     return values.masked_fill(~chosen, 0).sum(1) / chosen.sum(1).clamp(min=1)
 
 
-def choice_loss(lead: Tensor, lower: Tensor) -> Tensor:
-    """(prompts,) nats, at least 0: -log of the product of choices, each answer's among itself and the answers below it.
+def log_choices(level: Tensor, others: Tensor) -> Tensor:
+    """(prompts, k) nats, at most 0: the log of each answer's share, by softmax, among itself and others; 0 where none is.
 
-    lead: (prompts, k, k) by how much the level of the second answer exceeds that of the first. lower: from `below`.
+    level: (prompts, k), or (prompts, k, k) by how much the second answer's exceeds the first's. others: (prompts, k, k) bool,
+    whether the first answer is chosen among the second.
     """
-    last = ~lower.any(2)
-    behind = lead.masked_fill(~lower, -math.inf).masked_fill(last[:, :, None], 0).logsumexp(2)
-    return -logsigmoid(-behind).masked_fill(last, 0).sum(1)
+    lead = level[:, None, :] - level[:, :, None] if level.ndim == 2 else level
+    alone = ~others.any(2)
+    behind = lead.masked_fill(~others, -math.inf).masked_fill(alone[:, :, None], 0).logsumexp(2)
+    return logsigmoid(-behind).masked_fill(alone, 0)  # keeps its digits where a share is nearly 1
 
 
 def log_shares(level: Tensor, mask: Tensor) -> Tensor:
     """(prompts, k) the log of each answer's share in its list, softmax(level); 0 at pads. Arguments: (prompts, k) each."""
-    return level.masked_fill(~mask, -math.inf).log_softmax(1).masked_fill(~mask, 0)
+    itself = torch.eye(level.shape[1], dtype=torch.bool, device=level.device)
+    return log_choices(level, mask[:, :, None] & mask[:, None, :] & ~itself)
 
 
 class Triple(NamedTuple):
