@@ -857,6 +857,13 @@ def bco_shift(cases: Sequence[Case], before: Sequence[Case], beta: float) -> Any
     return mean([nls(beta * drift(c)[0] - shift) + nls(shift - beta * drift(c)[1]) for c in cases])
 
 
+def bco_unpaired(cases: Sequence[Case], before: Sequence[Case], beta: float) -> Any:
+    """The mean over the answers of the pairs."""
+    shift = mean([beta * x for c in before for x in drift(c)])
+    sides = [(beta * drift(c)[0] - shift, shift - beta * drift(c)[1]) for c in cases]
+    return mean([nls(ahead) for pair in sides for ahead in pair])
+
+
 def beta_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, strength: float) -> Any:
     """Of a batch of two, from which both are kept."""
     gap = mean([margin_of(c, 1) for c in before])
@@ -903,6 +910,8 @@ BATCHES = {
     ),
     # the mean of 4, -2, -1, 1 is 0.5: shift 0.05
     "bco_shift": Batch(bco_shift, [{"beta": 0.1}, {"beta": 0.01}], 1.29936913555),
+    # half of the pairs'
+    "bco_unpaired": Batch(bco_unpaired, [{"beta": 0.1}, {"beta": 0.01}], 0.649684567775),
     # gaps 6 and -2, mean 2; beta 0.1 (1 + 0.6·1.8) = 0.208
     "beta_dpo": Batch(beta_dpo, [{"beta": 0.1, "strength": 0.6}, {"beta": 0.1, "strength": 0.0}], 0.587499901818),
     # gaps 4 and 0.5; margins x and 2 - x where log x + σ(x - 4) = log(2 - x) + σ(1.5 - x): 1.24641; nls(2.75359), nls(-0.25359)
