@@ -7,11 +7,10 @@
 Liu et al. 2024, arXiv 2402.01878, Eq. 8. A loss of rated lists of any length. Of two answers it is DPO times a constant of the
 pair, which gives the gradient below. Rewards that are equal to a thousandth of a nat, as all are before the first step, are
 placed by rating. Answers of equal rating do not order each other.
-Elsewhere: TRL has none, and no authors' code is public. Third-party programs take the sum or the mean over pairs, and break
-ties by the order in which the answers are written.
-Beware: gains double with each point, so ratings up to 10 make gains up to 1023: choose `rating_scale` so that the best ratings
-are about 1, as in the paper, whose ratings are chances to win. A scaled rating above 64 counts as 64. The ratings order the
-answers, not the labels of pairs.
+Elsewhere: TRL has none, and no authors' code was found. Third-party programs take the sum or the mean over pairs, some scale
+each list's ratings to [0, 1], and they break ties by the order in which the answers are written.
+Beware: gains double with each point, so ratings up to 10 make gains up to 1023 and steps as large: with `rating_scale` 0.1 they
+are at most 1. A scaled rating above 64 counts as 64. The ratings order the answers, not the labels of pairs.
 
 Gradient:
     chosen = -beta * w * s
@@ -43,7 +42,7 @@ from pobench.types import ListOutput, NonNegative, Positive, Responses
     source="arXiv 2402.01878, Eq. 8",
     units={"beta": "per nat", "rating_scale": "per rating"},
     meanings={"rating_scale": "what the ratings are multiplied by"},
-    defaults={"beta": "DPO's", "rating_scale": "arXiv 2402.01878, where ratings are from 0 to 1"},
+    defaults={"beta": "DPO's", "rating_scale": "not published; the ratings as they are"},
 )
 def lipo_lambda(
     responses: Responses,
@@ -57,7 +56,7 @@ def lipo_lambda(
     level, lower = moved.detach().round(decimals=3), below(scores, mask)
     ahead = below(level, mask) | (lower & (level[:, :, None] == level[:, None, :]))
     discount = 1 / (1 + ahead.sum(1)).to(moved).log1p()
-    gain = (rating_scale * scores).clamp(max=64).exp2()
+    gain = (rating_scale * scores.masked_fill(~mask, 0)).clamp(max=64).exp2()
     weight = (gain[:, :, None] - gain[:, None, :]) * (discount[:, :, None] - discount[:, None, :]).abs()
     reward = beta * moved
     loss = weight * -logsigmoid(reward[:, :, None] - reward[:, None, :])

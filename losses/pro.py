@@ -48,8 +48,8 @@ from pobench.types import ListOutput, NonNegative, Reduction, Responses, Sequenc
 def pro(
     responses: Responses, scores: Tensor, *, sft_weight: NonNegative = 0.05, sft_reduction: Reduction = "sum"
 ) -> ListOutput:
-    mean, lower = responses.mean, below(scores, responses.mask)
-    gap = scores[:, :, None] - scores[:, None, :]
+    mean, scores = responses.mean, scores.masked_fill(~responses.mask, 0)
+    lower, gap = below(scores, responses.mask), scores[:, :, None] - scores[:, None, :]
     largest = gap.masked_fill(~lower, 0).amax(2)
     ranking = -log_choices(gap * mean[:, None, :] - (largest * mean)[:, :, None], lower).sum(1)
     nll = response_nll(SequenceLogps(responses.total, responses.length), sft_reduction)

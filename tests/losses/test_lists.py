@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ RANKS = ((1, 2, 3, 4, 5), (4, 2, 1, 3), (1, 2, 2, 4), (1, 1, 3, 4), (3, 1, 3, 1,
 
 
 class Lists(NamedTuple):
-    """Lists of answers, padded to the longest, fp64. scores: (prompts, k), which order the answers as the ranks do."""
+    """Lists of answers, padded to the longest, fp64. scores: (prompts, k), which order the answers as the ranks do, nan at
+    pads."""
 
     policy: Responses
     known: Tensor
@@ -60,7 +62,7 @@ def lists(ranks: Sequence[Sequence[int]] = RANKS, scale: float = 9.0) -> Lists:
     length = torch.where(mask, torch.randint(1, 90, shape, generator=draw), 1)
     total = -length * torch.rand(shape, generator=draw, dtype=torch.float64) * mask
     moved = scale * torch.randn(shape, generator=draw, dtype=torch.float64) * mask
-    scores = (8 - 1.25 * rank.double() ** 0.5) * mask
+    scores = (8 - 1.25 * rank.double() ** 0.5).masked_fill(~mask, math.nan)
     return Lists(Responses(total, length, rank, mask), total - moved, scores)
 
 
@@ -123,7 +125,7 @@ def test_pads_change_nothing_and_have_no_slope(name) -> None:
     policy = Responses(
         *(padded(t, pad) for t, pad in zip(of.policy, (0.0, 1, 9, False), strict=True))
     )  # any rank there
-    here, there = at(name, of), at(name, Lists(policy, padded(of.known, 0.0), padded(of.scores, 99.0)))
+    here, there = at(name, of), at(name, Lists(policy, padded(of.known, 0.0), padded(of.scores, math.nan)))
     torch.testing.assert_close(there.output.loss, here.output.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(there.slopes[:, :5], here.slopes, rtol=1e-12, atol=1e-300)
     assert not there.slopes[:, 5:].any() and not here.slopes[~of.policy.mask].any()
