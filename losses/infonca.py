@@ -7,9 +7,9 @@ Chen et al. 2024, arXiv 2402.05369. A loss of rated lists of any length. Of two 
 their ratings give, and has the gradient below; at a low temperature the answer rated above the other takes all of p, and the
 loss is DPO. Equal ratings have equal shares.
 Elsewhere: TRL has none. The authors' code adds 0.01 to the rating of the answer that it takes for the best. Its
-temperature_alpha is the inverse of the paper's alpha.
-Beware: at the default temperature, ratings that differ by a hundredth give all of p to the best one. An answer that already
-has the share p is held there: a step may lower the best answer.
+temperature_alpha, the inverse of the paper's alpha, is 0.0001 by default, where ratings a hundredth apart give all of p to the
+best and only the order of the ratings counts.
+Beware: an answer that already has the share p is held there: a step may lower the best answer.
 
 Gradient:
     chosen = beta * (q - p)
@@ -39,7 +39,7 @@ from pobench.types import ListOutput, Positive, Responses
     meanings={"rating_temperature": "how far ratings are apart whose shares are e to 1"},
     defaults={
         "beta": "arXiv 2402.05369, the authors' repository",
-        "rating_temperature": "arXiv 2402.05369, the authors' repository",
+        "rating_temperature": "not published; the ratings as they are",
     },
     becomes={"dpo": {"rating_temperature": 1e-4}},
 )
@@ -49,7 +49,7 @@ def infonca(
     scores: Tensor,
     *,
     beta: Positive = 0.01,
-    rating_temperature: Positive = 1e-4,
+    rating_temperature: Positive = 1.0,
 ) -> ListOutput:
     reward = beta * (responses.total - reference.total)
     target = log_shares(scores / rating_temperature, responses.mask).exp()

@@ -7,9 +7,9 @@ Chen et al. 2024, arXiv 2402.05369: noise-contrastive estimation with rewards; k
 lists of any length. Of two answers at a low temperature, the one rated above the other takes all of p, and the loss is NCA of
 pairs. Equal ratings have equal shares.
 Elsewhere: TRL has the form of pairs alone. The authors' code adds 0.01 to the rating of the answer that it takes for the best.
-Its temperature_alpha is the inverse of the paper's alpha.
-Beware: each answer has an optimum of its own at r = log(k p) and is pulled back past it, up and down. At the default
-temperature, ratings that differ by a hundredth give all of p to the best one.
+Its temperature_alpha, the inverse of the paper's alpha, is 0.0001 by default, where ratings a hundredth apart give all of p to
+the best and only the order of the ratings counts.
+Beware: each answer has an optimum of its own at r = log(k p) and is pulled back past it, up and down.
 
 Gradient:
     chosen = beta * (sigmoid(r_chosen) / 2 - p * sigmoid(-r_chosen))
@@ -42,7 +42,7 @@ from pobench.types import ListOutput, Positive, Responses
     meanings={"rating_temperature": "how far ratings are apart whose shares are e to 1"},
     defaults={
         "beta": "arXiv 2402.05369, the authors' repository",
-        "rating_temperature": "arXiv 2402.05369, the authors' repository",
+        "rating_temperature": "not published; the ratings as they are",
     },
     becomes={"nca_pair": {"rating_temperature": 1e-4}},
 )
@@ -52,7 +52,7 @@ def nca_list(
     scores: Tensor,
     *,
     beta: Positive = 0.01,
-    rating_temperature: Positive = 1e-4,
+    rating_temperature: Positive = 1.0,
 ) -> ListOutput:
     reward, mask = beta * (responses.total - reference.total), responses.mask
     target = log_shares(scores / rating_temperature, mask).exp()

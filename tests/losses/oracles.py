@@ -513,6 +513,11 @@ ORACLES = {
         [{"beta": 0.1, "rating_temperature": 1.0}, {"beta": 0.01, "rating_temperature": 0.5}],
         0.546943264547,
         0.4,
+        # past the share that the ratings give
+        pull=Pull(
+            lambda w, l, beta, rating_temperature: beta * (w - l) > GAP / rating_temperature,  # noqa: E741
+            drifted(100.0, -100.0),
+        ),
         cancels=True,
     ),
     # 0.81757448·0.51301525 + 0.18242552·0.79813887 + 0.5·(0.91301525 + 0.59813887)
@@ -548,8 +553,8 @@ ORACLES = {
     "slic_list": Row(
         pair_of("slic_list"), [{"delta": 17.0, "sft_weight": 0.5, **how} for how in (SUM, MEAN)], 5.0, -8.0
     ),
-    # 0.18390074, and 1 nat a token
-    "tpo": Row(pair_of("tpo"), [{"beta": 0.1, "sft_weight": 1.0, **how} for how in (MEAN, SUM)], 1.1839007409, -0.8),
+    # 0.18390074, and half of 1 nat a token
+    "tpo": Row(pair_of("tpo"), [{"beta": 0.1, "sft_weight": 0.5, **how} for how in (MEAN, SUM)], 0.6839007409, -0.8),
     # 0.04858735, and 0.25 of 1
     "tpo_l": Row(
         pair_of("tpo_l"),
