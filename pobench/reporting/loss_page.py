@@ -32,8 +32,9 @@ defaults on three pairs, with kl = 0. A negative weight raises the response.
 An objective that needs `scores` reads `score_chosen` and `score_rejected` too, the data's ratings of the responses: `--losses
 rated` names all of these. One that needs `batch` depends on the whole optimiser batch, and one that needs `tokens` on the
 log-probability of each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given. One that needs
-`responses` is about a list of answers, and one that needs `response` about a single answer. Training reads pairs: each is a
-list of two, or two answers, a desirable and an undesirable one, whose mean loss is the pair's. Gradients are given for pairs.
+`responses` is about a list of answers, and one that needs `response` about a single answer. They train on the lists or single
+answers of the data; of pairs each is a list of two, or two answers, a desirable and an undesirable one, whose mean loss is the
+pair's. Gradients are given for pairs.
 
 Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py.
 [peers.md](peers.md) says which programs have which objective."""
