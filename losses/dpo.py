@@ -3,6 +3,7 @@
     loss = -log sigmoid( beta * (chosen - reference_chosen) - beta * (rejected - reference_rejected) )
 
 Rafailov et al. 2023, arXiv 2305.18290, Eq. 7. All four are sums over the response, so typical values of beta are 0.01 to 0.1.
+SPIN (arXiv 2401.01335) is this loss on pairs of a human answer and one of the reference's own, round by round.
 Elsewhere: TRL's default `loss_type="sigmoid"` of its DPO trainer and HALOs' are the same.
 Beware: only the difference counts: the chosen response may become less likely as long as the rejected one falls faster.
 

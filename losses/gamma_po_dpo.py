@@ -19,35 +19,18 @@ Reward: beta * log-ratio to the reference.
 
 from __future__ import annotations
 
-import math
-
-import torch
-from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pobench.registry import register_loss
+from pobench.shared_margins import latest_gaps, margins_of
 from pobench.types import Batch, LossOutput, NonNegative, Pair, Positive, State
-
-WINDOW = 256  # pairs that share their margins: the authors' repository
 
 
 def latest(batch: Batch, *, beta: float) -> State:
-    """The gaps in reward of the batch's pairs, in order, behind those of the steps before; the last `WINDOW` of them, and never
-    less than the batch."""
     assert batch.reference is not None
     policy, reference = batch.policy, batch.reference
     moved = policy.chosen.total - reference.chosen.total - (policy.rejected.total - reference.rejected.total)
-    gaps = (beta * moved).double().tolist()
-    return {"gaps": [*batch.state.get("gaps", []), *gaps][-max(WINDOW, len(gaps)) :]}
-
-
-def margins(gaps: Tensor, gamma: float, tau: float) -> Tensor:
-    """(N,) fp64, the margin of each gap: gamma on average, by 20 steps of mirror descent in log(N p)."""
-    step, level = min(0.5 / tau, 1.0), torch.zeros_like(gaps)
-    for _ in range(20):
-        level = level - step * (tau * level + gamma * torch.sigmoid(gamma * level.exp() - gaps))
-        level = level - level.logsumexp(0) + math.log(len(gaps))
-    return gamma * level.exp()
+    return latest_gaps(batch, beta * moved)
 
 
 @register_loss(
@@ -85,7 +68,6 @@ def gamma_po_dpo(
 ) -> LossOutput:
     chosen = beta * (policy.chosen.total - reference.chosen.total)
     rejected = beta * (policy.rejected.total - reference.rejected.total)
-    gaps = torch.tensor(batch.state["gaps"], dtype=torch.float64)
-    of_batch = margins(gaps, gamma, tau)[-len(batch.policy.chosen.total) :]
+    of_batch = margins_of(batch.state["gaps"], gamma, tau)[-len(batch.policy.chosen.total) :]
     shift = (of_batch - gamma)[batch.place.cpu()].to(chosen)
     return LossOutput(-logsigmoid(chosen - rejected - shift), chosen.detach(), rejected.detach())

@@ -19,10 +19,7 @@ Reward: beta * log-ratio to the reference.
 
 from __future__ import annotations
 
-import math
-
-from torch.nn.functional import logsigmoid
-
+from pobench.list_math import below, log_choices
 from pobench.registry import register_loss
 from pobench.types import ListOutput, Positive, Responses
 
@@ -40,8 +37,5 @@ from pobench.types import ListOutput, Positive, Responses
 )
 def plackett_luce(responses: Responses, reference: Responses, *, beta: Positive = 0.1) -> ListOutput:
     reward = beta * (responses.total - reference.total)
-    below = responses.mask[:, None, :] & (responses.rank[:, None, :] > responses.rank[:, :, None])
-    lead = (reward[:, None, :] - reward[:, :, None]).masked_fill(~below, -math.inf)  # (prompts, answer, answer below)
-    last = ~(below.any(2) & responses.mask)
-    behind = lead.masked_fill(last[:, :, None], 0).logsumexp(2)  # where none is below, any finite number
-    return ListOutput(-logsigmoid(-behind).masked_fill(last, 0).sum(1), reward.detach())
+    choices = log_choices(reward, below(-responses.rank, responses.mask))
+    return ListOutput(-choices.sum(1), reward.detach())

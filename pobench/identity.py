@@ -39,10 +39,13 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 # ---------------------------------------------------------------- source code
+MATH = ("pobench.loss_math", "pobench.list_math", "pobench.shared_margins")  # what losses compute with
+
+
 def code_digest(function: Callable[..., Any]) -> str:
     """Hex sha256 of the code of a registered function: its file, and every file of the same folder that it imports.
 
-    For a loss or judge that ships: its own file, and `loss_math.py` if it imports that. Docstrings, comments, layout and the
+    For a loss or judge that ships: its own file, and those of `MATH` that it imports. Docstrings, comments, layout and the
     parts of a registration that are for readers (a title, a colour) do not count. For a function without a file (in a
     notebook): its own source, or its byte code.
     """
@@ -110,8 +113,8 @@ def _loose(function: Callable[..., Any]) -> str:
 
 def _shipped_files(path: Path) -> list[Path]:
     names = set(_imported(path))
-    spec = importlib.util.find_spec("pobench.loss_math") if "pobench.loss_math" in names else None
-    return [path, *([Path(spec.origin)] if spec is not None and spec.origin else [])]
+    specs = [importlib.util.find_spec(name) for name in MATH if name in names]
+    return [path, *(Path(spec.origin) for spec in specs if spec is not None and spec.origin)]
 
 
 def _files(path: Path) -> list[Path]:

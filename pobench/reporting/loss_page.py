@@ -84,11 +84,10 @@ MEANINGS = {  # of settings that several losses share; a loss declares other nam
 LEFT_OUT = {  # published objectives that ask for what no loss is given yet, or whose formula is not settled
     "WPO": "weighs a pair by the probabilities of the whole vocabulary at every token",
     "TDPO and MallowsPO": "read the whole vocabulary at every token",
-    "γ-PO": "solves for the margins of a batch and of two thousand pairs before it",
     "TR-DPO": "moves the reference with the policy; the stored reference sums are those of the start model",
-    "TPO": "needs a third, best response to the same prompt",
-    "PRO and LiPO-λ": "rank more than two responses to a prompt, and training reads pairs",
-    "DRO": "trains a value model beside the policy",
+    "DRO": "trains a model of a prompt's value beside the policy; with a baseline in its place it would be another objective",
+    "BCO's density-ratio weights": "come from a classifier of prompts, on embeddings of them by a second model",
+    "SPIN": "is DPO's loss, on pairs of a human answer and one of the reference's own",
     "FocalPO": "has no public code, and secondary sources do not say whether its factor is detached",
 }
 

@@ -2,9 +2,10 @@
 
     python tests/losses/mutants.py [NAMES]
 
-Mutations are made in the syntax tree of a loss's own function: a sign turned, a factor dropped, a sum taken for a mean (or
-the other way round), the two responses exchanged, a detached reward replaced. Each mutant runs the tests of tests/losses
-for its loss in a forked process; one that passes them all is printed, and the exit status is 1.
+Mutations are made in the syntax tree of a loss's own function, and of every function of `list_math` and `shared_margins`,
+which are names too: a sign turned, a factor dropped, a sum taken for a mean (or the other way round), the two responses
+exchanged, a detached reward replaced, an `and` for an `or`, a tie let in or out. Each mutant runs the tests of tests/losses for
+its loss in a forked process; one that passes them all is printed, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -24,10 +25,17 @@ import pytest
 import torch  # noqa: F401 (before the fork, so that a mutant costs a second, not ten)
 
 HERE = Path(__file__).parent
+POBENCH = HERE.parents[1] / "pobench"
 LOSSES = HERE.parents[1] / "losses"
 TESTS = ("test_lists.py", "test_whole_batches.py", "test_values.py", "test_laws.py", "test_settings.py")
 EXCHANGED = {"total": "mean", "mean": "total", "chosen": "rejected", "rejected": "chosen"}
-OPPOSITE: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
+OPPOSITE: dict[type, type] = {
+    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult},
+    **{ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd},
+    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
+}
+# Modules that losses compute with: file → the losses whose tests try it, as pytest's `-k` names them.
+SHARED = {"list_math": "list or a_pair_is", "shared_margins": "gamma_po"}
 
 
 def mutations(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -38,25 +46,37 @@ def mutations(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield f"{ast.unparse(node)}  →  {ast.unparse(turned)}", turned
         if isinstance(node.op, ast.Mult):
             yield f"{ast.unparse(node)}  →  {ast.unparse(node.right)}", node.right
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert):
         yield f"{ast.unparse(node)}  →  {ast.unparse(node.operand)}", node.operand
+    elif isinstance(node, ast.Compare) and type(node.ops[0]) in OPPOSITE:
+        turned = copy.deepcopy(node)
+        turned.ops = [OPPOSITE[type(node.ops[0])](), *node.ops[1:]]
+        yield f"{ast.unparse(node)}  →  {ast.unparse(turned)}", turned
     elif isinstance(node, ast.Attribute) and node.attr in EXCHANGED:
         changed = copy.deepcopy(node)
         changed.attr = EXCHANGED[node.attr]
         yield f"{ast.unparse(node)}  →  {ast.unparse(changed)}", changed
 
 
+def file_of(name: str) -> Path:
+    return (POBENCH if name in SHARED else LOSSES) / f"{name}.py"
+
+
+def statements(tree: ast.Module, name: str) -> list[ast.stmt]:
+    """Those of the functions that are mutated: the loss's own, or every one of a module of `SHARED`."""
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and (n.name == name or name in SHARED)]
+    assert functions
+    return [statement for function in functions for statement in function.body]
+
+
 def mutants(name: str) -> Iterator[tuple[str, str]]:
-    """(what was done, the module's changed source) for every mutation of the loss's function."""
-    source = (LOSSES / f"{name}.py").read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    (function,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name]
-    inside = [n for statement in function.body for n in ast.walk(statement)]
+    """(what was done, the module's changed source) for every mutation."""
+    tree = ast.parse(file_of(name).read_text(encoding="utf-8"))
+    inside = [n for statement in statements(tree, name) for n in ast.walk(statement)]
     for place, node in enumerate(inside):
         for what, changed in mutations(node):
             other = copy.deepcopy(tree)
-            (twin,) = [n for n in other.body if isinstance(n, ast.FunctionDef) and n.name == name]
-            target = [n for statement in twin.body for n in ast.walk(statement)][place]
+            target = [n for statement in statements(other, name) for n in ast.walk(statement)][place]
             yield what, ast.unparse(ast.fix_missing_locations(_Swap(target, changed).visit(other)))
 
 
@@ -69,19 +89,19 @@ class _Swap(ast.NodeTransformer):
 
 
 def survives(name: str, source: str) -> bool:
-    """Whether the tests pass with the mutant in the loss's place."""
+    """Whether the tests pass with the mutant in the loss's place, or have not failed in five minutes."""
     context = multiprocessing.get_context("fork")
     child = context.Process(target=_try, args=(name, source))
     child.start()
     child.join(300)
     if child.is_alive():
         child.kill()
-        return False
+        return True
     return child.exitcode == 0
 
 
 def _try(name: str, source: str) -> None:
-    module_name = f"pobench.losses.{name}"
+    module_name = f"pobench.{name}" if name in SHARED else f"pobench.losses.{name}"
     spec = importlib.util.spec_from_loader(module_name, loader=None)
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # the registry finds this one when it looks through the folder
@@ -90,7 +110,9 @@ def _try(name: str, source: str) -> None:
     except Exception:
         sys.exit(1)
     quiet = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
-    wanted = " or ".join((name, "reductions", "gradient", "pulls", "swapping", "before", "ranks", "likelihood"))
+    wanted = SHARED.get(name) or " or ".join(
+        (name, "reductions", "gradient", "pulls", "swapping", "before", "ranks", "likelihood")
+    )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         status = pytest.main([*quiet, *(str(HERE / t) for t in TESTS), "-k", wanted])
     sys.exit(int(status))
@@ -110,13 +132,13 @@ def trial(names: list[str]) -> list[tuple[str, str]]:
     return left
 
 
-def every_loss() -> list[str]:
-    return sorted(p.stem for p in LOSSES.glob("*.py") if p.stem != "__init__")
+def every_name() -> list[str]:
+    return [*sorted(p.stem for p in LOSSES.glob("*.py") if p.stem != "__init__"), *SHARED]
 
 
 if __name__ == "__main__":
-    asked = sys.argv[1:] or every_loss()
+    asked = sys.argv[1:] or every_name()
     survivors = trial(asked)
     total = sum(1 for name in asked for _ in mutants(name))
-    print(f"{total} mutants of {len(asked)} losses, {total - len(survivors)} killed, {len(survivors)} survive")
+    print(f"{total} mutants of {len(asked)} names, {total - len(survivors)} killed, {len(survivors)} survive")
     sys.exit(bool(survivors))

@@ -1,7 +1,7 @@
 """Every loss once more, from the printed formula, in 350 digits; nothing here is shared with the code under test.
 
 A new loss of pairs needs one row in `ORACLES`, a loss of whole batches one in `BATCHES`: its formula, the settings it is tried
-at, and by hand its value and its reward at `WORKED`.
+at, and by hand its value and its reward at `WORKED`. A loss of lists needs its formula of a whole list in `LISTS` beside it.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ def sigma(x: Any) -> Any:
     return 1 / (1 + exp(-x))
 
 
+def mean(values: Sequence[Any]) -> Any:
+    return sum(values) / len(values)
+
+
 def simpo(c: Case, beta: float, gamma: float) -> Any:
     return nls(beta * c.w / c.nw - beta * c.l / c.nl - gamma)
 
@@ -113,19 +117,6 @@ def kto(c: Case, beta: float, desirable_weight: float, undesirable_weight: float
 
 def kto_unpaired(c: Case, **settings: float) -> Any:
     return kto(c, **settings) / 2  # the mean of its two answers
-
-
-def plackett_luce(c: Case, beta: float) -> Any:
-    return luce([c.w - c.rw, c.l - c.rl], [1, 2], beta)
-
-
-def luce(drifts: Sequence[Any], ranks: Sequence[int], beta: float) -> Any:
-    """-log of the product of the choices: each answer's, among itself and those ranked below it."""
-    of = list(zip(drifts, ranks, strict=True))
-    return sum(
-        log(exp(beta * u) + sum((exp(beta * v) for v, other in of if other > rank), mpf(0))) - beta * u
-        for u, rank in of
-    )
 
 
 def orpo(c: Case, odds_weight: float) -> Any:
@@ -291,6 +282,154 @@ def reward_distillation(c: Case, beta: float, reward_scale: float) -> Any:
     return (margin_of(c, beta) - reward_scale * (c.sw - c.sl)) ** 2
 
 
+# ---------------------------------------------------------------- lists: a pair is one of two
+
+
+class Answer(NamedTuple):
+    """An answer of a list: its summed nats under policy and reference, its tokens, rank (1 is the best) and rating."""
+
+    total: Any
+    known: Any
+    n: Any
+    rank: Any
+    score: Any
+
+    @property
+    def moved(self) -> Any:
+        return self.total - self.known
+
+    @property
+    def mean(self) -> Any:
+        return self.total / self.n
+
+    def nll(self, sft_reduction: str) -> Any:
+        return {"sum": -self.total, "mean": -self.mean}[sft_reduction]
+
+
+def ordered(of: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
+    """Every pair of a better and a worse answer, by rank."""
+    return [(i, j) for i in of for j in of if i.rank < j.rank]
+
+
+def best_nll(of: Sequence[Answer], sft_reduction: str) -> Any:
+    top = min(a.rank for a in of)
+    return mean([a.nll(sft_reduction) for a in of if a.rank == top])
+
+
+def plackett_luce(of: Sequence[Answer], beta: float) -> Any:
+    """-log of the product of the choices: each answer's, among itself and those ranked below it."""
+    return sum(
+        log(exp(beta * i.moved) + sum((exp(beta * j.moved) for j in of if j.rank > i.rank), mpf(0))) - beta * i.moved
+        for i in of
+    )
+
+
+def pro(of: Sequence[Answer], sft_weight: float, sft_reduction: str) -> Any:
+    ranking = mpf(0)
+    for i in of:
+        gaps = [(i.score - j.score, j) for j in of if j.score < i.score]
+        if gaps:
+            own = i.mean * max(gap for gap, _ in gaps)
+            ranking += log(exp(own) + sum(exp(j.mean * gap) for gap, j in gaps)) - own
+    top = max(a.score for a in of)
+    sft = mean([a.nll(sft_reduction) for a in of if a.score == top])
+    return ranking + sft_weight * (len(of) - 1) ** 2 * sft
+
+
+def lipo_lambda(of: Sequence[Answer], beta: float, rating_scale: float) -> Any:
+    def key(a: Answer) -> tuple[Any, Any]:
+        return round(float(a.moved), 3), a.score
+
+    def discount(a: Answer) -> Any:
+        return log(mpf(2 + sum(key(other) > key(a) for other in of)))  # 1 + place
+
+    def gain(a: Answer) -> Any:
+        return mpf(2) ** min(mpf(64), rating_scale * a.score) - 1
+
+    return sum(
+        (
+            (gain(i) - gain(j)) * abs(1 / discount(i) - 1 / discount(j)) * nls(beta * (i.moved - j.moved))
+            for i in of
+            for j in of
+            if i.score > j.score
+        ),
+        mpf(0),
+    )
+
+
+def shares_of(levels: Sequence[Any]) -> list[Any]:
+    top = max(levels)
+    grown = [exp(level - top) for level in levels]
+    return [g / sum(grown) for g in grown]
+
+
+def infonca(of: Sequence[Answer], beta: float, rating_temperature: float) -> Any:
+    wanted = shares_of([a.score / rating_temperature for a in of])
+    total = log(sum(exp(beta * a.moved) for a in of))
+    return sum(p * (total - beta * a.moved) for p, a in zip(wanted, of, strict=True))
+
+
+def nca_list(of: Sequence[Answer], beta: float, rating_temperature: float) -> Any:
+    wanted = shares_of([a.score / rating_temperature for a in of])
+    return sum(p * nls(beta * a.moved) + nls(-beta * a.moved) / len(of) for p, a in zip(wanted, of, strict=True))
+
+
+def exo_rw(of: Sequence[Answer], beta: float, rating_temperature: float) -> Any:
+    total = log(sum(exp(beta * a.moved) for a in of))
+    wanted = log(sum(exp(a.score / rating_temperature) for a in of))
+    return sum(
+        exp(beta * a.moved - total) * (beta * a.moved - total - a.score / rating_temperature + wanted) for a in of
+    )
+
+
+def rrhf_list(of: Sequence[Answer], sft_weight: float, sft_reduction: str) -> Any:
+    hinges = sum((max(mpf(0), j.mean - i.mean) for i, j in ordered(of)), mpf(0))
+    return hinges + sft_weight * best_nll(of, sft_reduction)
+
+
+def slic_list(of: Sequence[Answer], delta: float, sft_weight: float, sft_reduction: str) -> Any:
+    def place(a: Answer) -> int:
+        return sum(other.rank < a.rank for other in of)
+
+    hinges = [max(mpf(0), delta * (place(j) - place(i)) - i.total + j.total) for i, j in ordered(of)]
+    return sum(hinges, mpf(0)) + sft_weight * best_nll(of, sft_reduction)
+
+
+def triple(of: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
+    """The pairs of a second best and a worst answer: those tied at place 2, or at place 1 where those are the worst."""
+    ranks = sorted(a.rank for a in of)
+    chosen = ranks[1] if ranks[1] < ranks[-1] else ranks[0]
+    return [(i, j) for i, j in ordered(of) if i.rank == chosen and j.rank == ranks[-1]]
+
+
+def tpo(of: Sequence[Answer], beta: float, sft_weight: float, sft_reduction: str) -> Any:
+    contrast = mean([nls(beta * (i.total - j.total)) for i, j in triple(of)] or [mpf(0)])
+    return contrast + sft_weight * best_nll(of, sft_reduction)
+
+
+def tpo_l(of: Sequence[Answer], beta: float, gamma: float, sft_weight: float, sft_reduction: str) -> Any:
+    contrast = mean([nls(beta * (i.mean - j.mean) - gamma) for i, j in triple(of)] or [mpf(0)])
+    return contrast + sft_weight * best_nll(of, sft_reduction)
+
+
+LISTS: dict[str, Callable[..., Any]] = {
+    f.__name__: f
+    for f in (
+        *(plackett_luce, pro, lipo_lambda, infonca, nca_list, exo_rw),
+        *(rrhf_list, slic_list, tpo, tpo_l),
+    )
+}
+
+
+def pair_of(name: str) -> Callable[..., Any]:
+    """The formula of a loss of lists on a pair."""
+
+    def formula(c: Case, **settings: Any) -> Any:
+        return LISTS[name]([Answer(c.w, c.rw, c.nw, 1, c.sw), Answer(c.l, c.rl, c.nl, 2, c.sl)], **settings)
+
+    return formula
+
+
 def drifted(chosen: float, rejected: float) -> Case:
     """A pair of equal lengths whose two answers have moved from the reference, in nats."""
     return Case(-40.0 + chosen, -40.0 + rejected, -40.0, -40.0, 20, 20, 0.0)
@@ -358,7 +497,75 @@ ORACLES = {
         0.4,
     ),
     # of a list of two: DPO's
-    "plackett_luce": Row(plackett_luce, [{"beta": 0.1}, {"beta": 0.01}], 0.437487950393, 0.4),
+    "plackett_luce": Row(pair_of("plackett_luce"), [{"beta": 0.1}, {"beta": 0.01}], 0.437487950393, 0.4),
+    # 1.5·(-1 + 3) = 3: 0.04858735; and 0.05·8
+    "pro": Row(pair_of("pro"), [{"sft_weight": 0.05, **how} for how in (SUM, MEAN)], 0.4485873515737, -1.0),
+    # 2^2 - 2^0.5 = 2.58578644, 1 / log 2 - 1 / log 3 = 0.53245581: 1.37681701·0.43748795
+    "lipo_lambda": Row(
+        pair_of("lipo_lambda"),
+        [{"beta": 0.1, "rating_scale": 1.0}, {"beta": 0.01, "rating_scale": 0.2}],
+        0.602340852617,
+        0.4,
+    ),
+    # p = σ(1.5) = 0.81757448: 0.81757448·0.43748795 + 0.18242552·1.03748795
+    "infonca": Row(
+        pair_of("infonca"),
+        [{"beta": 0.1, "rating_temperature": 1.0}, {"beta": 0.01, "rating_temperature": 0.5}],
+        0.546943264547,
+        0.4,
+        # past the share that the ratings give
+        pull=Pull(
+            lambda w, l, beta, rating_temperature: beta * (w - l) > GAP / rating_temperature,  # noqa: E741
+            drifted(100.0, -100.0),
+        ),
+        cancels=True,
+    ),
+    # 0.81757448·0.51301525 + 0.18242552·0.79813887 + 0.5·(0.91301525 + 0.59813887)
+    "nca_list": Row(
+        pair_of("nca_list"),
+        [{"beta": 0.1, "rating_temperature": 1.0}, {"beta": 0.01, "rating_temperature": 0.5}],
+        1.320606138468,
+        0.4,
+        # past an answer's own optimum, log 2p
+        pull=Pull(
+            lambda w, l, beta, rating_temperature: (  # noqa: E741
+                beta * w > math.log(2 / (1 + math.exp(-min(700, GAP / rating_temperature))))
+                or beta * l < math.log(2) - GAP / rating_temperature - math.log1p(math.exp(-GAP / rating_temperature))
+            ),
+            drifted(80.0, 0.0),
+        ),
+        cancels=True,
+    ),
+    # q = σ(0.6), p = σ(1.5)
+    "exo_rw": Row(
+        pair_of("exo_rw"),
+        [{"beta": 0.1, "rating_temperature": 1.0}, {"beta": 0.5, "rating_temperature": 0.5}],
+        0.082834651894,
+        0.4,
+        pull=Pull(
+            lambda w, l, beta, rating_temperature: beta * (w - l) > GAP / rating_temperature,  # noqa: E741
+            drifted(20.0, -20.0),
+        ),
+        cancels=True,
+    ),
+    # of a list of two: RRHF's, SLiC-HF's, and with other settings CPO's and SimPO with SFT's
+    "rrhf_list": Row(pair_of("rrhf_list"), [{"sft_weight": 0.1, **how} for how in (SUM, MEAN)], 0.8, -1.0),
+    "slic_list": Row(
+        pair_of("slic_list"), [{"delta": 17.0, "sft_weight": 0.5, **how} for how in (SUM, MEAN)], 5.0, -8.0
+    ),
+    # 0.18390074, and half of 1 nat a token
+    "tpo": Row(pair_of("tpo"), [{"beta": 0.1, "sft_weight": 0.5, **how} for how in (MEAN, SUM)], 0.6839007409, -0.8),
+    # 0.04858735, and 0.25 of 1
+    "tpo_l": Row(
+        pair_of("tpo_l"),
+        [{"beta": 2.0, "gamma": 1.0, "sft_weight": 0.25, **how} for how in (MEAN, SUM)],
+        0.2985873515737,
+        -2.0,
+    ),
+    # half of APO-zero's
+    "apo_zero_unpaired": Row(
+        lambda c, beta: apo_zero(c, beta) / 2, [{"beta": 0.1}, {"beta": 0.01}], 0.425739171288, 0.4
+    ),
     # odds(-1) = -1 - log(1 - e^-1) = -0.54132485, odds(-3) = -2.94893082, difference 2.40760597;
     # 1 + 0.5·log(1 + e^-2.40760597) = 1 + 0.5·0.08620574
     "orpo": Row(orpo, [{"odds_weight": 0.5}, {"odds_weight": 2.0}], 1.04310287, -1 - math.log(1 - math.exp(-1))),
@@ -587,9 +794,6 @@ EXPRESSIONS["ld(dpo)"] = Row(  # equally long, so DPO's
 )
 ROWS = {**ORACLES, **EXPRESSIONS}
 
-# Losses of lists on one list: (log-ratios in nats, ranks, settings) → value.
-LISTS: dict[str, Callable[..., Any]] = {"plackett_luce": luce}
-
 
 def exact(value: Any) -> Any:
     """Floats as the numbers they are, in full; the rest as it is."""
@@ -621,10 +825,6 @@ class Batch(NamedTuple):
 
 # Log-ratios (4, -2) and (-1, 1); gaps 16 and -2, of the reference 10 and 0; lengths 8, 8 and 4, 2.
 TWO = [WORKED, Case(w=-5.0, l=-3.0, rw=-4.0, rl=-4.0, nw=4, nl=2)]
-
-
-def mean(values: Sequence[Any]) -> Any:
-    return sum(values) / len(values)
 
 
 def spread(values: Sequence[Any]) -> Any:
@@ -660,6 +860,13 @@ def alpha_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, gamma_
 def bco_shift(cases: Sequence[Case], before: Sequence[Case], beta: float) -> Any:
     shift = mean([beta * x for c in before for x in drift(c)])
     return mean([nls(beta * drift(c)[0] - shift) + nls(shift - beta * drift(c)[1]) for c in cases])
+
+
+def bco_unpaired(cases: Sequence[Case], before: Sequence[Case], beta: float) -> Any:
+    """The mean over the answers of the pairs."""
+    shift = mean([beta * x for c in before for x in drift(c)])
+    sides = [(beta * drift(c)[0] - shift, shift - beta * drift(c)[1]) for c in cases]
+    return mean([nls(ahead) for pair in sides for ahead in pair])
 
 
 def beta_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, strength: float) -> Any:
@@ -708,6 +915,8 @@ BATCHES = {
     ),
     # the mean of 4, -2, -1, 1 is 0.5: shift 0.05
     "bco_shift": Batch(bco_shift, [{"beta": 0.1}, {"beta": 0.01}], 1.29936913555),
+    # half of the pairs'
+    "bco_unpaired": Batch(bco_unpaired, [{"beta": 0.1}, {"beta": 0.01}], 0.649684567775),
     # gaps 6 and -2, mean 2; beta 0.1 (1 + 0.6·1.8) = 0.208
     "beta_dpo": Batch(beta_dpo, [{"beta": 0.1, "strength": 0.6}, {"beta": 0.1, "strength": 0.0}], 0.587499901818),
     # gaps 4 and 0.5; margins x and 2 - x where log x + σ(x - 4) = log(2 - x) + σ(1.5 - x): 1.24641; nls(2.75359), nls(-0.25359)

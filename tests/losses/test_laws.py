@@ -204,15 +204,30 @@ def test_sums_of_losses(case, evaluate) -> None:
     assert at("nca_pair") == near((at("bco_pair") - math.log(sigma(chosen)) - math.log(sigma(-chosen))) / 2)
 
 
-@laws_of_batches
+@pytest.mark.parametrize(
+    ("name", "of_pairs", "weights"),
+    [
+        ("kto_unpaired", "kto", {"beta": 0.05, "desirable_weight": 0.7, "undesirable_weight": 1.3}),
+        ("apo_zero_unpaired", "apo_zero", {"beta": 0.05}),
+        ("bco_unpaired", "bco_shift", {"beta": 0.05}),
+    ],
+)
+@settings(laws_of_batches, max_examples=3)
 @given(batch=batches)
-def test_kto_of_single_answers_is_half_of_ktos_pairs(batch, evaluate) -> None:
-    weights = {"beta": 0.05, "desirable_weight": 0.7, "undesirable_weight": 1.3}
-    alone, pairs = evaluate("kto_unpaired", batch, **weights), evaluate("kto", batch, **weights)
+def test_a_loss_of_single_answers_is_half_of_the_one_of_pairs(name, of_pairs, weights, batch, evaluate) -> None:
+    alone, pairs = evaluate(name, batch, **weights), evaluate(of_pairs, batch, **weights)
     assert alone.output.loss.tolist() == near((pairs.output.loss / 2).tolist())
     assert alone.by_w.tolist() == near((pairs.by_w / 2).tolist())
     assert alone.by_l.tolist() == near((pairs.by_l / 2).tolist())
     assert alone.margin.tolist() == pairs.margin.tolist()
+
+
+@laws
+@given(case=cases)
+def test_lipo_of_two_answers_is_dpo_times_a_constant_of_their_ratings(case, evaluate) -> None:
+    # 2^2 - 2^0.5, and the places' discounts 1 / log 2 and 1 / log 3
+    weight = (4 - math.sqrt(2)) * (1 / math.log(2) - 1 / math.log(3))
+    assert evaluate("lipo_lambda", case).output.loss.item() == near(weight * evaluate("dpo", case).output.loss.item())
 
 
 @laws

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.registry import get_loss
-from pobench.types import Group, Pair, SequenceLogps, TokenLogps
+from pobench.types import Group, Pair, Responses, SequenceLogps, TokenLogps
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # names that TRL uses and transformers will drop
@@ -223,12 +223,14 @@ def trl() -> Any:
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+    from trl.experimental.tpo import TPOConfig, TPOTrainer
 
     return SimpleNamespace(
         DPO=(DPOTrainer, DPOConfig),
         CPO=(CPOTrainer, CPOConfig),
         ORPO=(ORPOTrainer, ORPOConfig),
         KTO=(KTOTrainer, KTOConfig),
+        TPO=(TPOTrainer, TPOConfig),
     )
 
 
@@ -429,6 +431,69 @@ def test_kto_is_twice_trls_mean_over_responses(swapped, weights, trainer, start,
 
     off, by = apart(ours, value), apart(gradient_of(ours, model), gradient_of(value, model))
     table.append(("kto", f"{show(given)}, kl={kl:.2f}", f"{type(theirs).__name__} {show(given)}", off, by))
+    assert off < VALUE
+    assert by < GRADIENT
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "options"),
+    [
+        ("kto_unpaired", {"beta": 0.1, "desirable_weight": 0.5, "undesirable_weight": 2.0}, {"loss_type": "kto"}),
+        ("apo_zero_unpaired", {"beta": 0.1}, {"loss_type": "apo_zero_unpaired"}),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True], ids=["drift", "other-drift"])
+def test_unbalanced_single_answers_have_trls_loss_and_gradient(
+    name, settings, options, swapped, trainer, start, table
+) -> None:
+    rows = [{"prompt": p, "completion": f" {chosen}", "label": True} for p, chosen, _ in PAIRS]
+    rows[2:2] = [{"prompt": p, "completion": f" {rejected}", "label": False} for p, _, rejected in PAIRS[::3]]
+    theirs = trainer("KTO", rows, swapped=swapped, **settings, **options)
+    model, reference, data = theirs.model, start[0] if swapped else start[1], list(theirs.train_dataset)
+    groups = [Group(tuple(row["prompt_ids"]), (tuple(row["completion_ids"]),)) for row in data]
+    lengths, label = torch.tensor([len(g.responses[0]) for g in groups]), torch.tensor([r["label"] for r in data])
+    with torch.no_grad():
+        known = SequenceLogps(logps(reference, groups), lengths)
+        if options["loss_type"] == "kto":  # TRL's answers of other prompts
+            other = [Group(tuple(row["prompt_ids"]), (tuple(row["KL_completion_ids"]),)) for row in data]
+            settings = {**settings, "kl": (logps(model, other) - logps(reference, other)).mean()}
+    ours = get_loss(name)(SequenceLogps(logps(model, groups), lengths), label, known, **settings).loss.mean()
+    value = theirs_at(theirs, list(range(len(data))))
+
+    assert sorted(label.tolist()) == [False] * 2 + [True] * 6
+    off, by = apart(ours, value), apart(gradient_of(ours, model), gradient_of(value, model))
+    table.append((name, "two undesirable of eight", f"{type(theirs).__name__} {show(options)}", off, by))
+    assert off < VALUE
+    assert by < GRADIENT
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "options"),
+    [
+        ("tpo", {"beta": 0.1, "sft_weight": 0.5}, {"loss_type": "sigmoid", "beta": 0.1, "tpo_alpha": 0.5}),
+        (
+            "tpo_l",
+            {"beta": 2.0, "gamma": 0.7, "sft_weight": 0.05},
+            {"loss_type": "tpo-l", "beta": 2.0, "tpo_l_gamma": 0.7, "tpo_alpha": 0.05},
+        ),
+    ],
+)
+def test_a_list_of_three_has_trls_loss_and_gradient(name, settings, options, trainer, table) -> None:
+    best = [f" {chosen} {p}" for p, chosen, _ in PAIRS]
+    theirs = trainer("TPO", [{**row, "reference": r} for row, r in zip(paired_rows(), best, strict=True)], **options)
+    data, model = list(theirs.train_dataset), theirs.model
+    names = ("reference_ids", "chosen_ids", "rejected_ids")  # best, second, worst
+    groups = [Group(tuple(row["prompt_ids"]), tuple(tuple(row[name]) for name in names)) for row in data]
+    lengths = torch.tensor([[len(r) for r in g.responses] for g in groups])
+    rank = torch.tensor([1, 2, 3]).expand(lengths.shape)
+    lists = Responses(logps(model, groups).view(lengths.shape), lengths, rank, rank > 0)
+    ours = get_loss(name)(lists, **settings).loss
+    values = torch.stack([theirs_at(theirs, [i]) for i in range(len(data))])
+
+    assert len({round(v, 4) for v in values.tolist()}) > 2, "the lists do not differ: nothing is compared"
+    off = ((ours - values).abs() / torch.maximum(ours.abs(), values.abs())).max().item()
+    by = apart(gradient_of(ours.sum(), model), gradient_of(values.sum(), model))
+    table.append((name, show(settings), f"{type(theirs).__name__} {show(options)}", off, by))
     assert off < VALUE
     assert by < GRADIENT
 

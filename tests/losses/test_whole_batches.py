@@ -128,6 +128,27 @@ def test_gamma_po_shares_its_margins_with_the_latest_pairs_of_the_steps_before(n
     assert len(many.state["gaps"]) == 300 and len(later) == 256 and later[-7:] == second.state["gaps"]
 
 
+def test_the_shift_of_bco_is_the_mean_of_all_answers_so_far_whatever_their_label() -> None:
+    loss = get_loss("bco_unpaired")
+
+    def answers(*moved: float) -> tuple[SequenceLogps, SequenceLogps]:
+        totals, length = torch.tensor(moved, dtype=torch.float64), torch.full((len(moved),), 9)
+        return SequenceLogps(totals - 40, length), SequenceLogps(torch.full_like(totals, -40), length)
+
+    settings = {"beta": 0.1}
+    first = loss.batch_of(*answers(4.0, -2.0, -8.0), settings, label=torch.tensor([True, True, False]))
+    policy, reference = answers(6.0)
+    second = loss.batch_of(policy, reference, settings, first.state, label=torch.tensor([False]))
+    output = loss(policy, torch.tensor([False]), reference, second, **settings)
+    # the mean of 4, -2, -8 and 6 is 0: log(1 + e^0.6)
+    assert second.state == {"rewards": 0.0, "answers": 4}
+    assert output.loss.tolist() == pytest.approx([1.037487950393]) and output.reward.tolist() == pytest.approx([0.6])
+    # of the first batch alone it is -2, and the shift -0.2: log(1 + e^-0.6), log(1 + e^0), log(1 + e^-0.6)
+    policy, reference = answers(4.0, -2.0, -8.0)
+    output = loss(policy, torch.tensor([True, True, False]), reference, first, **settings)
+    assert output.loss.tolist() == pytest.approx([0.437487950393, 0.693147180560, 0.437487950393])
+
+
 def test_beta_dpo_leaves_out_the_oddest_pairs_and_the_same_ones_each_time(evaluate) -> None:
     cases = [*ordinary(9, seed=2), Case(-10.0, -4000.0, -2000.0, -10.0, 5, 5)]
     got, again = evaluate("beta_dpo", cases), evaluate("beta_dpo", cases)
