@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -175,6 +176,49 @@ class Batch(NamedTuple):
         return values.detach()[self.place] + moved[0] + moved[1]
 
 
+def by_token(lengths: Tensor, values: Tensor) -> Tensor:
+    """(pairs, 2, tokens) of `values`, (tokens,) response by response; 0 at the pads. lengths: (pairs, 2)."""
+    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[..., None]
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+class Entropy(NamedTuple):
+    """Entropies of the distribution of the next token, before each token of each pair's responses, detached.
+
+    policy, reference: (pairs, 2, tokens) nats, as the fields of `TokenLogps`, 0 at the pads; reference is None unless the loss
+    asks for `reference` too. largest: nats, the logarithm of the vocabulary's size, which no entropy exceeds.
+    """
+
+    policy: Tensor
+    reference: Tensor | None
+    largest: float
+
+
+class Vocabulary(NamedTuple):
+    """What a loss may ask for of the distribution over the whole vocabulary before each token of each pair's responses; the
+    last fields of `Inputs`, and described there."""
+
+    collision: Tensor | None = None
+    entropy: Entropy | None = None
+    forward_kl: Tensor | None = None
+
+    @classmethod
+    def spread(cls, policy: Pair, phases: Mapping[str, float] = MappingProxyType({})) -> Vocabulary:
+        """Values of ordinary size, to try a loss on: they depend on a token's place alone, not on the sums. phases: field →
+        which tokens have more."""
+        lengths = torch.stack([side.length for side in policy], dim=1)
+        place = torch.cat([torch.arange(int(n)) for n in lengths.flatten()]).to(lengths.device)
+
+        def wave(name: str, ahead: float = 0.0) -> Tensor:
+            return torch.sin(place + phases.get(name, 0.0) + ahead).to(policy.chosen.total.dtype)
+
+        return cls(
+            by_token(lengths, -1 - wave("collision") / 2),
+            Entropy(by_token(lengths, 2 + wave("entropy")), by_token(lengths, 2 + wave("entropy", 1.0)), 10.0),
+            by_token(lengths, 0.02 + wave("forward_kl") / 100),
+        )
+
+
 class Inputs(NamedTuple):
     """What a loss of pairs may ask for, by the names of its positional parameters. None: not asked for, or not at hand.
 
@@ -183,6 +227,9 @@ class Inputs(NamedTuple):
     tokens: the log-probabilities of the single tokens.
     scores: (pairs, 2) the data's ratings of chosen and rejected, on the data's own scale.
     batch: the whole optimiser batch, of which these pairs are a part.
+    collision: (pairs, 2, tokens) nats, 0 at pads: log Σ_v p(v)² of the policy's distribution p before each token, detached.
+    entropy: of the distributions before each token.
+    forward_kl: (pairs, 2, tokens) nats, 0 at pads: Σ_v q(v) log(q(v) / p(v)), q the reference's; with gradient to the policy.
     """
 
     policy: Pair
@@ -191,6 +238,9 @@ class Inputs(NamedTuple):
     tokens: TokenLogps | None = None
     scores: Tensor | None = None
     batch: Batch | None = None
+    collision: Tensor | None = None
+    entropy: Entropy | None = None
+    forward_kl: Tensor | None = None
 
 
 class LossOutput(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 
 from pobench.registry import GRADIENT, READ_AS, SUPPLIED, Loss, Modifier, losses, modifiers
 from pobench.reporting.loss_family import condition
-from pobench.types import Pair, SequenceLogps, TokenLogps
+from pobench.types import Inputs, Pair, SequenceLogps, TokenLogps, Vocabulary
 
 INTRODUCTION = """\
 # The objectives
@@ -149,7 +149,8 @@ def weights(loss: Loss, pair: Typical) -> tuple[float, float]:
     scores = torch.tensor([SCORES], dtype=torch.float64)
     batch = loss.batch_of(policy, reference, loss.settings)  # of this pair alone
     tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
-    output = loss.evaluate(policy, reference, torch.tensor(0.0, dtype=torch.float64), tokens, scores, batch)
+    kl = torch.tensor(0.0, dtype=torch.float64)
+    output = loss.evaluate(*Inputs(policy, reference, kl, tokens, scores, batch, *Vocabulary.spread(policy)))
     by = torch.autograd.grad(output.loss.sum(), (policy.chosen.total, policy.rejected.total), materialize_grads=True)
     return by[0].item(), by[1].item()
 

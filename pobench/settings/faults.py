@@ -68,7 +68,7 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     """
     import torch
 
-    from pobench.types import Inputs, Pair, SequenceLogps, TokenLogps
+    from pobench.types import Inputs, Pair, SequenceLogps, TokenLogps, Vocabulary
 
     sums, lengths, reference_sums = (torch.tensor(rows) for rows in zip(*HARMLESS, strict=True))
     policy_sums = sums.requires_grad_() * 1.0  # not a leaf, as in training: a leaf refuses to be changed in place
@@ -82,7 +82,8 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     before = {what: tensor.detach().clone() for what, tensor in tensors.items()}
     policy, reference = pair(policy_sums), pair(reference_sums)
     tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
-    inputs = Inputs(policy, reference, kl, tokens, scores, loss.batch_of(policy, reference, settings))
+    batch = loss.batch_of(policy, reference, settings)
+    inputs = Inputs(policy, reference, kl, tokens, scores, batch, *Vocabulary.spread(policy))
     if fault := _reads_more_than_ratios(loss, inputs, settings):
         return fault
     output = loss.function(*loss.arguments(*inputs), **settings)
