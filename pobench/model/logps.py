@@ -92,6 +92,11 @@ class ResponseLogps(nn.Module):
         """The type of the weights while they compute."""
         return self.gathered_in or self.model.dtype
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the head chooses among."""
+        return len(self.model.get_output_embeddings().weight)
+
     def within_forward(self, work: Callable[[], T]) -> T:
         """`work()`, done as a forward pass is: sharded weights of the policy's own unit are gathered meanwhile."""
         return work()

@@ -115,8 +115,12 @@ class Subject:
         tokens = None
         if "tokens" in self.loss.needs:
             policy, reference = at.pairs
-            tokens = TokenLogps.spread(policy, reference if "reference" in self.loss.needs else None, phases.get("tokens", 0.0))
-        inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch, *Vocabulary.spread(at.pairs[0], phases))
+            known = reference if "reference" in self.loss.needs else None
+            tokens = TokenLogps.spread(policy, known, phases.get("tokens", 0.0))
+        vocabulary = Vocabulary.spread(at.pairs[0], phases)
+        if torch.equal(at.chosen, at.reference_chosen) and torch.equal(at.rejected, at.reference_rejected):
+            vocabulary = vocabulary._replace(forward_kl=torch.zeros_like(vocabulary.forward_kl))  # the policy is the reference
+        inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch, *vocabulary)
         return self.loss.by_pair(self.loss(*self.loss.arguments(*inputs), **settings))
 
     def evaluate(self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, **changes: Any) -> Evaluated:
