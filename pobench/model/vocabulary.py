@@ -8,15 +8,15 @@ p is the policy's distribution of the next token, q the reference's. In nats, be
     reference_entropy  -Σ_v q(v) log q(v)
     forward_kl         Σ_v q(v) [log q(v) - log p(v)], the only one with gradient, to the policy
 
-The (tokens × vocabulary) matrix never exists, nor do its gradients: the forward pass keeps (tokens,) sums over tiles, and the
-backward pass computes each tile's logits again, those of the reference from its hidden states. By the policy's logits,
+The (tokens × vocabulary) matrix never exists, nor do its gradients: the forward pass keeps (tokens,) sums over tiles and a few
+tiles' softmax (`KEPT_BYTES`), and the backward pass computes the other tiles again, those of the reference from its hidden
+states. By the policy's logits,
 
     ∂ log p(y) / ∂ z = onehot(y) - p,    ∂ forward_kl / ∂ z = p - q.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -65,36 +65,39 @@ class _Logits:
 
 
 class _Sums:
-    """Sums over the vocabulary, added up tile by tile: log Σ_v e^z and log Σ_v e^2z, the target's logit, and means of other
-    values under softmax(z)."""
+    """Sums over the vocabulary, added up tile by tile: log Σ_v e^z, log Σ_v e^2z, the target's logit, and means under
+    softmax(z) of its logarithm and of another value, each of them only if it is asked for."""
 
     def __init__(self, positions: int, like: Tensor) -> None:
         """like: a tensor of the type and device of the sums."""
-        self.logsumexp = like.new_full((positions,), -math.inf)
+        self.logsumexp = like.new_full((positions,), torch.finfo(like.dtype).min)
         self.of_squares = self.logsumexp.clone()
         self.at_target = like.new_zeros(positions)
-        self.means: dict[str, Tensor] = {}
+        self.mean_logp, self.mean_value = self.at_target, self.at_target
 
-    def add(self, tile: _Tile, logits: Tensor, *, squares: bool = False, **values: Tensor) -> None:
-        """squares: keep log Σ_v e^2z too. values: (positions, tile) each, to take the mean of."""
+    def add(
+        self, tile: _Tile, logits: Tensor, *, squares: bool = False, entropy: bool = False, value: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """logits, value: (positions, tile). Returns e^(z - peak) of the tile, and its peak, (positions,)."""
         self.at_target = torch.where(tile.holds, logits.gather(1, tile.place)[:, 0], self.at_target)
         peak = logits.amax(1)
         mass = (logits - peak[:, None]).exp_()
         before, self.logsumexp = self.logsumexp, torch.logaddexp(self.logsumexp, peak + mass.sum(1).log())
         kept, added = (before - self.logsumexp).exp(), (peak - self.logsumexp).exp()
-        for name, value in values.items():
-            self.means[name] = kept * self.means.get(name, 0.0) + added * (mass * value).sum(1)
+        if entropy:
+            of_tile = (mass * (logits - self.logsumexp[:, None])).sum(1)
+            self.mean_logp = kept * (self.mean_logp + before - self.logsumexp) + added * of_tile
+        if value is not None:
+            self.mean_value = kept * self.mean_value + added * (mass * value).sum(1)
         if squares:
-            self.of_squares = torch.logaddexp(self.of_squares, 2 * peak + mass.square_().sum(1).log())
+            norm = torch.linalg.vector_norm(mass, dim=1)
+            self.of_squares = torch.logaddexp(self.of_squares, 2 * (peak + norm.log()))
+        return mass, peak
 
     @property
     def logp(self) -> Tensor:
         """Of the target."""
         return self.at_target - self.logsumexp
-
-    @property
-    def entropy(self) -> Tensor:
-        return self.logsumexp - self.means["logit"]
 
 
 class _Values(torch.autograd.Function):
@@ -109,43 +112,55 @@ class _Values(torch.autograd.Function):
         theirs = None if reference is None else _Logits(reference, target)
         like = states.new_empty(0, dtype=head.sums)
         policy, frozen = _Sums(len(target), like), _Sums(len(target), like)
+        room = head.room if head.softcap is None else 0
+        softmax_parts: list[Tensor] = []
         for tile in head.tiles(target):
             z = ours.of(tile)
-            policy.add(tile, z, squares="collision" in kinds, **({"logit": z} if "entropy" in kinds else {}))
+            parts = policy.add(tile, z, squares="collision" in kinds, entropy="entropy" in kinds)
             if theirs is not None:
                 y = theirs.of(tile)
-                means = {"logit": y} if "reference_entropy" in kinds else {}
-                means |= {"gap": y - z} if "forward_kl" in kinds else {}
-                frozen.add(tile, y, **means)
-        ctx.save_for_backward(states, weight, bias, target, policy.logsumexp, frozen.logsumexp)
+                gap = y - z if "forward_kl" in kinds else None
+                of_reference = frozen.add(tile, y, entropy="reference_entropy" in kinds, value=gap)
+                parts += of_reference if gap is not None else ()
+            room -= len(parts) // 2 * z.numel() * head.dtype.itemsize
+            if room >= 0:
+                softmax_parts += [part.to(head.dtype) if part.ndim > 1 else part for part in parts]
+        ctx.save_for_backward(states, weight, bias, target, policy.logsumexp, frozen.logsumexp, *softmax_parts)
         ctx.head, ctx.beside = head, beside
         computed = {
             "collision": lambda: policy.of_squares - 2 * policy.logsumexp,
-            "entropy": lambda: policy.entropy,
+            "entropy": lambda: -policy.mean_logp,
             "reference": lambda: frozen.logp,
-            "reference_entropy": lambda: frozen.entropy,
-            "forward_kl": lambda: frozen.means["gap"] - (frozen.logsumexp - policy.logsumexp),
+            "reference_entropy": lambda: -frozen.mean_logp,
+            "forward_kl": lambda: frozen.mean_value - (frozen.logsumexp - policy.logsumexp),
         }
         return torch.stack([policy.logp, *(computed[kind]() for kind in kinds)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        states, weight, bias, target, of_policy, of_reference = ctx.saved_tensors
+        states, weight, bias, target, of_policy, of_reference, *softmax_parts = ctx.saved_tensors
         head: _Head = ctx.head
         kinds, reference = ctx.beside
         ours = _Logits(Positions(states, weight, bias, head), target)
         by_logp = grad[0]
         by_kl = grad[1 + kinds.index("forward_kl")] if "forward_kl" in kinds else None
         theirs = None if by_kl is None else _Logits(reference, target)
-        of_p = (-by_logp if by_kl is None else by_kl - by_logp)[:, None]
+        by_p = -by_logp if by_kl is None else by_kl - by_logp
         gradients = _Gradients(head, states, ours.narrow, weight, bias, ctx.needs_input_grad)
-        for tile in head.tiles(target):
-            z = ours.of(tile)
-            slope = (z - of_policy[:, None]).exp_().mul_(of_p)
-            if theirs is not None and by_kl is not None:
-                slope -= theirs.of(tile).sub_(of_reference[:, None]).exp_().mul_(by_kl[:, None])
-            tile.add(by_logp, slope)
-            if head.softcap is not None:
-                slope *= head.steepness(z)
+        a_tile = 2 if by_kl is None else 4  # kept tensors
+        for turn, tile in enumerate(head.tiles(target)):
+            if kept := softmax_parts[a_tile * turn : a_tile * (turn + 1)]:
+                slope = kept[0] * ((kept[1] - of_policy).exp() * by_p)[:, None]
+                if by_kl is not None:
+                    slope -= kept[2] * ((kept[3] - of_reference).exp() * by_kl)[:, None]
+                tile.add(by_logp, slope)
+            else:
+                z = ours.of(tile)
+                slope = (z - of_policy[:, None]).exp_().mul_(by_p[:, None])
+                if theirs is not None and by_kl is not None:
+                    slope -= theirs.of(tile).sub_(of_reference[:, None]).exp_().mul_(by_kl[:, None])
+                tile.add(by_logp, slope)
+                if head.softcap is not None:
+                    slope *= head.steepness(z)
             gradients.add(tile, slope)
         return (*gradients.of_inputs(), None, None, None)
