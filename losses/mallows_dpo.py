@@ -39,7 +39,7 @@ from pobench.types import Entropy, LossOutput, Pair, Positive
     marker="$M$",
     aliases=("MallowsPO",),
     source="arXiv 2405.14953, the authors' repository",
-    units={"beta": "per nat; per (nat per token) with `average`", "dispersion_scale": "1"},
+    units={"beta": "per nat", "dispersion_scale": "per nat of certainty"},
     meanings={
         "dispersion_scale": "factor of the certainty",
         "reference_free": "whether the policy's log-probability stands for the log-ratio",

@@ -34,7 +34,7 @@ from pobench.types import Entropy, LossOutput, Pair, Positive
     colour="#6d8f2b",
     marker="$I$",
     source="arXiv 2405.14953, the authors' repository",
-    units={"tau": "per nat; per (nat per token) with `average`", "dispersion_scale": "1"},
+    units={"tau": "1 / nat; the target is 1 / (2 tau)", "dispersion_scale": "per nat of certainty"},
     meanings={
         "dispersion_scale": "factor of the certainty",
         "reference_free": "whether the policy's log-probability stands for the log-ratio",

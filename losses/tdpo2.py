@@ -32,7 +32,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
     colour="#8b4a8b",
     marker="$2$",
     source="arXiv 2404.11999",
-    units={"beta": "per nat"},
+    units={"beta": "per nat", "alpha": "nats per nat of divergence"},
     meanings={"alpha": "how much the difference of the two divergences counts"},
     defaults={
         "beta": "arXiv 2404.11999, the authors' repository",

@@ -136,8 +136,8 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 Marker = str | tuple[int, int, int]  # matplotlib's name of a marker, or (points, style, angle)
 # The inputs that training can pass to a loss, in this order.
 SUPPLIED = (
-    *("policy", "responses", "response", "label", "reference", "kl", "tokens"),
-    *("collision", "entropy", "forward_kl", "scores", "batch"),
+    *("policy", "responses", "response", "label", "reference", "kl", "tokens", "scores", "batch"),
+    *("collision", "entropy", "forward_kl"),
 )
 # By what a loss has one value of, what it can ask for: the fields of `Inputs`, `ListInputs` and `AnswerInputs` in
 # `pobench.types`. It must ask for the first.

@@ -303,7 +303,7 @@ from pobench import AnswerOutput, Batch, ListOutput, LossOutput, Pair, Responses
 """
     (tmp_path / "shown.py").write_text("\n".join([head, *shown]), encoding="utf-8")
     load_plugin(tmp_path / "shown.py")
-    assert empty.names() == ["my_aot", "my_hinge", "my_ld", "my_listnet"]
+    assert empty.names() == ["my_aot", "my_bounded", "my_hinge", "my_ld", "my_listnet"]
     for name in empty.names():
         assert not [f for f in check(empty.get(name), {}, [], steps=False) if f.verdict == "fails"]
 

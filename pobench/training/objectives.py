@@ -235,6 +235,7 @@ class PreferenceObjective:
                     f"{scorer.layout.name}, {self.reference.scorer.layout.name}; set train.layout: padded"
                 )
             self._read_reference(probed)
+            self._read_borrowed(probed)
         sums, at = scorer.sums([self.groups[i] for i in probed]), self.rows.of(probed)
         gap = float(((sums - self.known[at]).abs() / self.rows.lengths[at]).mean())
         tolerance = 1e-4 if exact else 5e-2  # bf16 rounds differently in rows of other widths

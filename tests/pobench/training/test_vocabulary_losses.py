@@ -116,6 +116,16 @@ def test_a_reference_in_another_layout_is_refused(pairs, start_model, scorer_of)
         objective.start(policy, [0], exact=True)
 
 
+def test_where_distributions_are_compared_the_reference_runs_in_every_step() -> None:
+    jobs = resolve("tiny", "dpo,wpo(dpo),tdpo1,mallows_dpo")
+    assert {job.loss: job.train.reference for job in jobs} == {
+        "dpo": "cached",
+        "wpo(dpo)": "cached",
+        "tdpo1": "every_step",
+        "mallows_dpo": "every_step",
+    }
+
+
 @pytest.mark.parametrize("name", ["tdpo1", "wpo(dpo)"])
 def test_a_batch_may_be_cut_in_any_way(name, tmp_path) -> None:
     loss = get_loss(name)
