@@ -3,12 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/inputs.py
 
 One loss, DPO, is asked for with each input in turn; the model is random, so the numbers say nothing but time. Reference passes
-are made before the steps and timed apart.
+are made before the steps and timed apart; for `entropy` and `forward_kl` the reference runs in the steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import random
@@ -31,7 +32,7 @@ from pobench.registry import Loss, get_loss, register_loss
 from pobench.settings.schema import TrainConfig
 from pobench.training.loop import train
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import ReferenceSums
+from pobench.training.reference import EveryStep, ReferenceSums
 from pobench.types import Batch, Group, LossOutput, Pair, TokenLogps, TokenPair
 
 VOCABULARY, HIDDEN, LAYERS = 4_000, 128, 3
@@ -64,6 +65,9 @@ LOSSES = {  # what is asked for → the loss; the others are compared with the f
     "policy alone": "simpo",
     "kl": "kto",
     "tokens": "with_tokens",
+    "collision": "wpo(dpo)",
+    "entropy": "mallows_dpo",
+    "forward_kl": "tdpo1",
     "scores": "with_scores",
     "batch": "with_batch",
 }
@@ -96,8 +100,12 @@ def measure(loss: Loss, pairs: list[TokenPair], steps: int) -> dict[str, float]:
     accelerator = make_accelerator("fp32", cpu=True)
     config = TrainConfig(lr=1e-6, batch_size=len(pairs), precision="fp32", layout="shared_prefix", micro_tokens=2048)
     others = mismatch(pairs) if "kl" in loss.needs else None
-    reference, passed = None, 0.0
-    if loss.reads_reference:
+    reference: ReferenceSums | EveryStep | None = None
+    passed = 0.0
+    if loss.runs_reference:
+        frozen = ResponseLogps(copy.deepcopy(model).eval().requires_grad_(False))
+        reference = EveryStep(sum_scorer(frozen, [*map(Group.of, pairs)], config, accelerator))
+    elif loss.reads_reference:
         groups = [*map(Group.of, pairs), *(mismatched_groups(pairs, others) if others else [])]
         scorer = sum_scorer(ResponseLogps(model), groups, config, accelerator)
         by_token = "tokens" in loss.needs

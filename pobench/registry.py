@@ -26,7 +26,7 @@ from pobench.errors import PobenchError, UnknownNameError, _normal, nearest
 from pobench.files import name_fault
 
 if TYPE_CHECKING:  # torch comes with the losses, when they are first looked up
-    from pobench.types import AnswerBatch, Batch, ListBatch, Logps, LossOutput, Pair, State, TokenLogps, Unit
+    from pobench.types import AnswerBatch, Batch, Entropy, ListBatch, Logps, LossOutput, Pair, State, TokenLogps, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,11 +135,14 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 # ---------------------------------------------------------------- losses
 Marker = str | tuple[int, int, int]  # matplotlib's name of a marker, or (points, style, angle)
 # The inputs that training can pass to a loss, in this order.
-SUPPLIED = ("policy", "responses", "response", "label", "reference", "kl", "tokens", "scores", "batch")
+SUPPLIED = (
+    *("policy", "responses", "response", "label", "reference", "kl", "tokens", "scores", "batch"),
+    *("collision", "entropy", "forward_kl"),
+)
 # By what a loss has one value of, what it can ask for: the fields of `Inputs`, `ListInputs` and `AnswerInputs` in
 # `pobench.types`. It must ask for the first.
 INPUTS_OF: dict[Unit, tuple[str, ...]] = {
-    "pairs": ("policy", "reference", "kl", "tokens", "scores", "batch"),
+    "pairs": ("policy", "reference", "kl", "tokens", "scores", "batch", "collision", "entropy", "forward_kl"),
     "lists": ("responses", "reference", "tokens", "scores", "batch"),
     "answers": ("response", "label", "reference", "kl", "tokens", "scores", "batch"),
 }
@@ -198,7 +201,13 @@ class Loss:
     @property
     def reads_reference(self) -> bool:
         """Whether it needs log-probabilities of the reference model."""
-        return not self.needs.isdisjoint(("reference", "kl"))
+        return self.runs_reference or not self.needs.isdisjoint(("reference", "kl"))
+
+    @property
+    def runs_reference(self) -> bool:
+        """Whether it needs whole distributions of the reference model, which are not stored: a frozen start model computes them
+        in every step."""
+        return "forward_kl" in self.needs or {"entropy", "reference"} <= self.needs
 
     def lacks(self, *inputs: Any) -> list[str]:
         """The inputs that it needs and that are not among these: pairs', in the order of `pobench.types.Inputs`."""
@@ -245,6 +254,9 @@ class Loss:
         tokens: TokenLogps | None = None,
         scores: Tensor | None = None,
         batch: Batch | ListBatch | AnswerBatch | None = None,
+        collision: Tensor | None = None,
+        entropy: Entropy | None = None,
+        forward_kl: Tensor | None = None,
         **settings: Any,
     ) -> LossOutput:
         """Call the function with the inputs that its signature names. A loss of lists gives its list's loss, one of answers the
@@ -253,7 +265,8 @@ class Loss:
         from pobench.types import Inputs  # with torch
         from pobench.units import read
 
-        return self.by_pair(self.on(read(self.unit, Inputs(policy, reference, kl, tokens, scores, batch)), **settings))
+        given = Inputs(policy, reference, kl, tokens, scores, batch, collision, entropy, forward_kl)
+        return self.by_pair(self.on(read(self.unit, given), **settings))
 
     def batch_of(
         self,
@@ -374,6 +387,7 @@ class Modifier:
     defaults: Mapping[str, str] = field(default_factory=dict)
     takes: tuple[str, ...] = ()  # the inputs of its signature, in order
     of_ratios: bool = False  # it fits losses that read policy and reference by their difference alone
+    weighs: bool = False  # it multiplies a pair's loss and changes no input
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict  # as of a loss
 
 
@@ -442,11 +456,17 @@ def _not_of_pairs(parts: Iterable[Loss | Modifier]) -> Iterator[str]:
 
 
 def _unmodified(terms: Iterable[Term], parts: Mapping[str, Loss | Modifier]) -> Iterator[str]:
-    """A fault for each modifier around a loss that reads what no modifier changes."""
+    """A fault for each modifier around a loss that reads what no modifier changes, or whose pairs have no loss of their own."""
+    of_tokens = {"tokens", "collision", "entropy", "forward_kl"}
     for term in terms:
-        reads = parts[term.loss].needs & {"batch", "tokens"} if term.modifiers and term.loss != SFT else ()
-        for name in sorted(reads):
-            yield f"{term.modifiers[-1]} changes a pair's sums, and {term.loss} reads {name}, which stay as they are"
+        if not term.modifiers or term.loss == SFT:
+            continue
+        name, needs = term.modifiers[-1], parts[term.loss].needs
+        weighs = all(getattr(parts[modifier], "weighs", False) for modifier in term.modifiers)
+        if weighs and "batch" in needs:
+            yield f"{name} weighs each pair's loss, and {term.loss} reads batch: a pair has no loss of its own there"
+        for read in sorted(needs & {"batch", *of_tokens}) if not weighs else ():
+            yield f"{name} changes a pair's sums, and {term.loss} reads {read}, which stay as they are"
 
 
 def _loss_of(terms: list[Term], parts: Mapping[str, Loss | Modifier]) -> Loss:
@@ -598,12 +618,14 @@ def register_modifier(
     meanings: Mapping[str, str] | None = None,
     defaults: Mapping[str, str] | None = None,
     of_ratios: bool = False,
+    weighs: bool = False,
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
     """Register a modifier of losses under `name`: `f(loss, *inputs, **settings) -> LossOutput`, see `Modifier`.
 
     source, aliases, title, units, meanings, defaults, canonical: as of `register_loss`. of_ratios: it fits losses that read
-    policy and reference by their difference alone; others are refused. Raises PobenchError as `register_loss`.
+    policy and reference by their difference alone; others are refused. weighs: it only multiplies each pair's loss, so that it
+    fits losses of tokens too. Raises PobenchError as `register_loss`.
     """
 
     def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
@@ -623,7 +645,7 @@ def register_modifier(
         needs = frozenset(taken) - {"policy"}
         modifiers.add(
             Modifier(
-                name, function, source, needs, settings, doc, title or name, *shown, tuple(taken), of_ratios, canonical
+                name, function, source, needs, settings, doc, title or name, *shown, tuple(taken), of_ratios, weighs, canonical
             ),
             aliases,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -91,6 +92,20 @@ class Responses(NamedTuple):
         return self.total / self.length
 
 
+def by_token(lengths: Tensor, values: Tensor) -> Tensor:
+    """Values of single tokens in the shape of `lengths` with one dimension more, padded on the right with 0.
+
+    lengths: of the responses, in the shape that they shall have: (pairs, 2), (prompts, k) with 0 at pads, or (answers,).
+    values: (tokens,), response by response.
+    """
+    mask = _mask(lengths)
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def _mask(lengths: Tensor) -> Tensor:
+    return torch.arange(int(lengths.max()), device=lengths.device) < lengths[..., None]
+
+
 class TokenLogps(NamedTuple):
     """Log-probabilities of the single tokens of responses, from their first token on, padded on the right up to the longest
     response at hand: of pairs (pairs, 2, tokens), chosen first; of lists (prompts, k, tokens); of answers (answers, tokens).
@@ -105,14 +120,9 @@ class TokenLogps(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Tensor, policy: Tensor, reference: Tensor | None) -> TokenLogps:
-        """lengths: of the responses, in the shape that they shall have: (pairs, 2), (prompts, k) with 0 at pads, or (answers,).
-        policy, reference: (tokens,) nats, response by response."""
-        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[..., None]
-
-        def padded(logps: Tensor) -> Tensor:
-            return logps.new_zeros(mask.shape).masked_scatter(mask, logps)
-
-        return cls(padded(policy), None if reference is None else padded(reference), mask)
+        """lengths: as of `by_token`. policy, reference: (tokens,) nats, response by response."""
+        known = None if reference is None else by_token(lengths, reference)
+        return cls(by_token(lengths, policy), known, _mask(lengths))
 
     @classmethod
     def spread(cls, policy: Logps, reference: Logps | None, phase: float = 0.0) -> TokenLogps:
@@ -250,6 +260,43 @@ def _shares(objective: Callable[..., Tensor], whole: Sequence[Tensor], here: Seq
     return sum(moved, values.detach()[place])
 
 
+class Entropy(NamedTuple):
+    """Entropies of the distribution of the next token, before each token of each pair's responses, detached.
+
+    policy, reference: (pairs, 2, tokens) nats, as the fields of `TokenLogps`, 0 at the pads; reference is None unless the loss
+    asks for `reference` too. largest: nats, the logarithm of the vocabulary's size, which no entropy exceeds.
+    """
+
+    policy: Tensor
+    reference: Tensor | None
+    largest: float
+
+
+class Vocabulary(NamedTuple):
+    """What a loss may ask for of the distribution over the whole vocabulary before each token of each pair's responses; the
+    last fields of `Inputs`, and described there."""
+
+    collision: Tensor | None = None
+    entropy: Entropy | None = None
+    forward_kl: Tensor | None = None
+
+    @classmethod
+    def spread(cls, policy: Pair, phases: Mapping[str, float] = MappingProxyType({})) -> Vocabulary:
+        """Values of ordinary size, to try a loss on: they depend on a token's place alone, not on the sums. phases: field →
+        which tokens have more."""
+        lengths = torch.stack([side.length for side in policy], dim=1)
+        place = torch.cat([torch.arange(int(n)) for n in lengths.flatten()]).to(lengths.device)
+
+        def wave(name: str, ahead: float = 0.0) -> Tensor:
+            return torch.sin(place + phases.get(name, 0.0) + ahead).to(policy.chosen.total.dtype)
+
+        return cls(
+            by_token(lengths, -1 - wave("collision") / 2),
+            Entropy(by_token(lengths, 2 + wave("entropy")), by_token(lengths, 2 + wave("entropy", 1.0)), 10.0),
+            by_token(lengths, 0.02 + wave("forward_kl") / 100),
+        )
+
+
 class Inputs(NamedTuple):
     """What a loss of pairs may ask for, by the names of its positional parameters. None: not asked for, or not at hand.
 
@@ -258,6 +305,9 @@ class Inputs(NamedTuple):
     tokens: the log-probabilities of the single tokens.
     scores: (pairs, 2) the data's ratings of chosen and rejected, on the data's own scale.
     batch: the whole optimiser batch, of which these pairs are a part.
+    collision: (pairs, 2, tokens) nats, 0 at pads: log Σ_v p(v)² of the policy's distribution p before each token, detached.
+    entropy: of the distributions before each token.
+    forward_kl: (pairs, 2, tokens) nats, 0 at pads: Σ_v q(v) log(q(v) / p(v)), q the reference's; with gradient to the policy.
     """
 
     policy: Pair
@@ -266,6 +316,9 @@ class Inputs(NamedTuple):
     tokens: TokenLogps | None = None
     scores: Tensor | None = None
     batch: Batch | ListBatch | AnswerBatch | None = None  # of a loss that reads pairs as lists or answers: its own
+    collision: Tensor | None = None
+    entropy: Entropy | None = None
+    forward_kl: Tensor | None = None
 
 
 class ListInputs(NamedTuple):

@@ -68,26 +68,64 @@ class _Head(NamedTuple):
 
     def own(self, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor | None:
         """(tokens,) the logit of each target in fp32: its rounding error would go into the log-probability in full. None if all
-        products are fp32."""
-        if self.dtype == torch.float32:
+        products are fp32 or wider."""
+        if self.dtype.itemsize >= torch.float32.itemsize:
             return None
         return (hidden.float() * weight.index_select(0, target).float()).sum(-1)
 
-    def logits(self, narrow: Tensor, bias: Tensor | None, tile: _Tile, own: Tensor | None) -> Tensor:
-        """(tokens, tile) fp32."""
-        logits = (narrow @ self.product_weight[tile.entries].T).float()
+    def logits(
+        self, narrow: Tensor, bias: Tensor | None, tile: _Tile, own: Tensor | None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """(tokens, tile) of `dtype`."""
+        logits = (narrow @ self.product_weight[tile.entries].T).to(dtype)
         if own is not None:
             tile.put(own, logits)
         if self.scale != 1.0:
             logits *= self.scale
         if bias is not None:
-            logits += bias[tile.entries].float()
+            logits += bias[tile.entries].to(dtype)
         return torch.tanh_(logits.div_(self.softcap)).mul_(self.softcap) if self.softcap is not None else logits
 
     def steepness(self, logits: Tensor) -> Tensor:
         """d(capped) / d(scaled logits before the cap), of softcap · tanh(z / softcap)."""
         assert self.softcap is not None
         return 1 - (logits / self.softcap) ** 2
+
+
+class _Gradients:
+    """The gradients by hidden states, weight and bias, added up tile by tile."""
+
+    def __init__(
+        self, head: _Head, hidden: Tensor, narrow: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]
+    ) -> None:
+        """narrow: the hidden states in the type of the matrix product. wanted: by hidden states, by weight, by bias."""
+        self.head, self.narrow, self.types = head, narrow, (hidden.dtype, weight.dtype)
+        self.by_hidden = torch.zeros_like(hidden, dtype=head.sums) if wanted[0] else None
+        self.by_weight = None
+        if wanted[1]:
+            self.by_weight = torch.zeros_like(weight, dtype=head.sums) if head.grad is None else head.grad
+        self.by_bias = torch.zeros_like(bias, dtype=head.sums) if wanted[2] and bias is not None else None
+
+    def add(self, tile: _Tile, slope: Tensor) -> None:
+        """slope: (tokens, tile), by the scaled logits before the cap; it is changed in place."""
+        if self.by_bias is not None:
+            self.by_bias[tile.entries] += slope.sum(0)
+        if self.head.scale != 1.0:
+            slope *= self.head.scale
+        slope = slope.to(self.head.dtype)
+        if self.by_hidden is not None:
+            add_products(self.by_hidden, slope, self.head.product_weight[tile.entries])
+        if self.by_weight is not None:
+            add_products(self.by_weight[tile.entries], slope.T, self.narrow)
+
+    def of_inputs(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """By hidden states, weight and bias, in their types; None for a weight whose gradient is added in place."""
+        of_hidden, of_weight = self.types
+        return (
+            None if self.by_hidden is None else self.by_hidden.to(of_hidden),
+            None if self.by_weight is None or self.head.grad is not None else self.by_weight.to(of_weight),
+            None if self.by_bias is None else self.by_bias.to(of_weight),
+        )
 
 
 class _TiledHead(torch.autograd.Function):
@@ -129,18 +167,13 @@ class _TiledHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
-        if not (want_weight or want_bias):
+        if not any(ctx.needs_input_grad[1:3]):
             (slope,) = ctx.saved_tensors
             return (slope * grad[:, None]).to(slope.dtype), None, None, None, None
         hidden, weight, bias, target, own, logsumexp, *softmax_parts = ctx.saved_tensors
         head: _Head = ctx.head
         narrow = hidden.to(head.dtype)
-        grad_hidden = torch.zeros_like(hidden, dtype=head.sums) if want_hidden else None
-        grad_weight = None
-        if want_weight:
-            grad_weight = torch.zeros_like(weight, dtype=torch.float32) if head.grad is None else head.grad
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if want_bias and bias is not None else None
+        gradients = _Gradients(head, hidden, narrow, weight, bias, ctx.needs_input_grad)
         for turn, tile in enumerate(head.tiles(target)):
             # grad · d logp / d(scaled logits before the cap) = grad · (onehot - softmax)
             if 2 * turn < len(softmax_parts):
@@ -153,22 +186,8 @@ class _TiledHead(torch.autograd.Function):
                 tile.add(grad, g)
                 if head.softcap is not None:
                     g *= head.steepness(logits)
-            if grad_bias is not None:
-                grad_bias[tile.entries] += g.sum(0)
-            if head.scale != 1.0:
-                g *= head.scale
-            g = g.to(head.dtype)
-            if grad_hidden is not None:
-                add_products(grad_hidden, g, head.product_weight[tile.entries])
-            if grad_weight is not None:
-                add_products(grad_weight[tile.entries], g.T, narrow)
-        return (
-            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
-            None if grad_weight is None or head.grad is not None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(weight.dtype),
-            None,
-            None,
-        )
+            gradients.add(tile, g)
+        return (*gradients.of_inputs(), None, None)
 
 
 def tile_for(positions: int, device: str) -> int:

@@ -13,6 +13,8 @@ one pass is enough. A token's log-probability depends on its own hidden state al
 
 is one vector a token. The forward pass computes it from the softmax of each tile, and keeps it instead of the hidden state;
 the backward pass only scales it.
+
+What losses ask for of the whole vocabulary at each position is computed in the same tiles: `vocabulary.py`.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from pobench.model.layouts import WIDTH_STEP, Batch, Layout, get_layout
 from pobench.model.liger import NAME as LIGER
 from pobench.model.liger import drop_liger, takes_liger, use_kernels, without_liger
 from pobench.model.products import Arithmetic
+from pobench.model.vocabulary import Beside, Positions, values_of
 
 T = TypeVar("T")
 
@@ -88,6 +91,11 @@ class ResponseLogps(nn.Module):
     def dtype(self) -> torch.dtype:
         """The type of the weights while they compute."""
         return self.gathered_in or self.model.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the head chooses among."""
+        return len(self.model.get_output_embeddings().weight)
 
     def within_forward(self, work: Callable[[], T]) -> T:
         """`work()`, done as a forward pass is: sharded weights of the policy's own unit are gathered meanwhile."""
@@ -174,8 +182,25 @@ class ResponseLogps(nn.Module):
         kinds = {"full_attention": None, "sliding_attention": batch.window}
         return {kind: self._mask(batch, window, dtype) for kind, window in kinds.items()}
 
-    def forward(self, batch: Batch, per_token: bool = False) -> Tensor:
-        """(responses,) sums; per_token: (tokens,) log-probabilities, response by response."""
+    def forward(self, batch: Batch, per_token: bool = False, beside: Beside | None = None) -> Tensor:
+        """(responses,) sums; per_token: (tokens,) log-probabilities, response by response; beside: (1 + kinds, tokens), below
+        the tokens' log-probabilities what it asks for."""
+        here, target = self._positions(batch)
+        with torch.autocast(batch.input_ids.device.type, enabled=False):
+            if beside is not None:
+                return values_of(here, target, beside)[:, : len(batch.target)]
+            logp = _TiledHead.apply(here.states, here.weight, here.bias, target, here.head)[: len(batch.target)]
+        if per_token:
+            return logp
+        return torch.zeros(batch.responses, device=logp.device).index_add(0, batch.sequence, logp)
+
+    @torch.no_grad()
+    def positions(self, batch: Batch) -> Positions:
+        """The model at the response positions, without gradient, for a policy whose forward pass compares itself to it."""
+        return self.within_forward(lambda: self._positions(batch)[0])
+
+    def _positions(self, batch: Batch) -> tuple[Positions, Tensor]:
+        """The model at the response positions, and the tokens that follow them; both with pads."""
         device_type = batch.input_ids.device.type
         weight = self.model.get_output_embeddings().weight
         product_weight = self.arithmetic.weight(weight).detach()
@@ -194,8 +219,4 @@ class ResponseLogps(nn.Module):
         room = KEPT_BYTES.get(device_type, 0) if torch.is_grad_enabled() else 0
         tile = self.tile or tile_for(len(target), device_type)
         head = _Head(tile, self.scale, self.softcap, product_weight, grad, room)
-        with torch.autocast(device_type, enabled=False):
-            logp = _TiledHead.apply(states, weight, bias, target, head)[: len(batch.target)]
-        if per_token:
-            return logp
-        return torch.zeros(batch.responses, device=logp.device).index_add(0, batch.sequence, logp)
+        return Positions(states, weight, bias, head), target

@@ -12,7 +12,7 @@ import torch
 
 from pobench.registry import GRADIENT, READ_AS, SUPPLIED, Loss, Modifier, losses, modifiers
 from pobench.reporting.loss_family import condition
-from pobench.types import Pair, SequenceLogps, TokenLogps
+from pobench.types import Inputs, Pair, SequenceLogps, TokenLogps, Vocabulary
 
 INTRODUCTION = """\
 # The objectives
@@ -30,11 +30,13 @@ pair. Each section gives the two weights as expressions, which the tests compare
 defaults on three pairs, with kl = 0. A negative weight raises the response.
 
 An objective that needs `scores` reads `score_chosen` and `score_rejected` too, the data's ratings of the responses: `--losses
-rated` names all of these. One that needs `batch` depends on the whole optimiser batch, and one that needs `tokens` on the
-log-probability of each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given. One that needs
-`responses` is about a list of answers, and one that needs `response` about a single answer. They train on the lists or single
-answers of the data; of pairs each is a list of two, or two answers, a desirable and an undesirable one, whose mean loss is the
-pair's. Gradients are given for pairs.
+rated` names all of these. One that needs `batch` depends on the whole optimiser batch, one that needs `tokens` on the
+log-probability of each token, and one that needs `collision`, `entropy` or `forward_kl` on the distribution over the whole
+vocabulary before each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given. In a gradient, `kl_chosen`
+and `kl_rejected` are the sums of `forward_kl`, and `entropy` is the reference's mean one as a share of the largest; the examples
+have invented values of these. One that needs `responses` is about a list of answers, and one that needs `response` about a
+single answer. They train on the lists or single answers of the data; of pairs each is a list of two, or two answers, a desirable
+and an undesirable one, whose mean loss is the pair's. Gradients are given for pairs.
 
 Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py.
 [peers.md](peers.md) says which programs have which objective."""
@@ -82,8 +84,7 @@ MEANINGS = {  # of settings that several losses share; a loss declares other nam
 }
 
 LEFT_OUT = {  # published objectives that ask for what no loss is given yet, or whose formula is not settled
-    "WPO": "weighs a pair by the probabilities of the whole vocabulary at every token",
-    "TDPO and MallowsPO": "read the whole vocabulary at every token",
+    "MallowsPO by Kendall's distance": "is in the paper alone; no public code has it",
     "TR-DPO": "moves the reference with the policy; the stored reference sums are those of the start model",
     "DRO": "trains a model of a prompt's value beside the policy; with a baseline in its place it would be another objective",
     "BCO's density-ratio weights": "come from a classifier of prompts, on embeddings of them by a second model",
@@ -149,7 +150,8 @@ def weights(loss: Loss, pair: Typical) -> tuple[float, float]:
     scores = torch.tensor([SCORES], dtype=torch.float64)
     batch = loss.batch_of(policy, reference, loss.settings)  # of this pair alone
     tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
-    output = loss.evaluate(policy, reference, torch.tensor(0.0, dtype=torch.float64), tokens, scores, batch)
+    kl = torch.tensor(0.0, dtype=torch.float64)
+    output = loss.evaluate(*Inputs(policy, reference, kl, tokens, scores, batch, *Vocabulary.spread(policy)))
     by = torch.autograd.grad(output.loss.sum(), (policy.chosen.total, policy.rejected.total), materialize_grads=True)
     return by[0].item(), by[1].item()
 
@@ -199,7 +201,9 @@ def _sizes(loss: Loss) -> str:
 
 
 def _modifier(modifier: Modifier) -> str:
-    fits = "losses that read policy and reference by their difference alone" if modifier.of_ratios else "every loss"
+    of_sums = "losses that read sums alone"
+    fits = "losses that read policy and reference by their difference alone" if modifier.of_ratios else of_sums
+    fits = "losses that do not read `batch`" if modifier.weighs else fits
     needs = ", ".join(sorted(modifier.needs)) or "nothing more"
     parts = [
         f"### {modifier.name}",

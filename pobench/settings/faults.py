@@ -68,7 +68,7 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     """
     import torch
 
-    from pobench.types import Inputs, Pair, SequenceLogps, TokenLogps
+    from pobench.types import Inputs, Pair, SequenceLogps, TokenLogps, Vocabulary
     from pobench.units import read
 
     sums, lengths, reference_sums = (torch.tensor(rows) for rows in zip(*HARMLESS, strict=True))
@@ -83,7 +83,8 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     before = {what: tensor.detach().clone() for what, tensor in tensors.items()}
     policy, reference = pair(policy_sums), pair(reference_sums)
     tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
-    inputs = Inputs(policy, reference, kl, tokens, scores, loss.batch_of(policy, reference, settings))
+    batch = loss.batch_of(policy, reference, settings)
+    inputs = Inputs(policy, reference, kl, tokens, scores, batch, *Vocabulary.spread(policy))
     if fault := _reads_more_than_ratios(loss, inputs, settings):
         return fault
     given = read(loss.unit, inputs)

@@ -301,6 +301,8 @@ class _Draft:
             train = TrainConfig.model_validate({**shared, **self._own_training(name)})
             if not loss.reads_reference:  # it reads no reference sums, so where they come from makes no other run
                 train = train.model_copy(update={"reference": "cached"})
+            if loss.runs_reference:
+                train = train.model_copy(update={"reference": "every_step"})
         except pydantic.ValidationError as error:
             self.faults += explain(error, f"losses.{name}.")
         self.faults += faults

@@ -247,7 +247,7 @@ class TrainConfig(LoopConfig):
     adapter: AdapterConfig | None = None  # None: every weight is trained
     # where a loss's reference sums come from. cached: one pass of the start model over the pairs, stored and shared by losses
     # and seeds. every_step: a frozen start model beside the policy computes the same sums in every step, as the paper ran it;
-    # for measuring what a reference costs
+    # for measuring what a reference costs, and always where a loss compares whole distributions
     reference: Literal["cached", "every_step"] = "cached"
     # those of Accelerate, each by the name of its package; they see steps and settings, no judge and no key
     trackers: Annotated[list[Tracker], RUNTIME] = []

@@ -3,8 +3,8 @@
 Each optimiser step takes one batch. `plan_step` cuts it into micro-batches by tokens, with the same number in every process.
 The objective is a sum over the items, divided by the size of the whole batch. That size is known before the first
 micro-batch, so neither the cut nor the number of processes changes the result. The objective depends on one sum of
-log-probabilities per response, or on each token's: the loop takes its gradient by these values first, then sends that through
-the model.
+log-probabilities per response, or on each token's and what else is computed there: the loop takes its gradient by these values
+first, then sends that through the model.
 """
 
 from __future__ import annotations
@@ -317,7 +317,8 @@ class _Run:
         with self.policy.arithmetic.unchanged_weights():
             for turn, indices in enumerate(plan, start=1):
                 with self.turn(last=turn == len(plan)):
-                    values = self.prepared(scorer.collate([groups[i] for i in indices]), objective.per_token)
+                    rows = scorer.collate([groups[i] for i in indices])
+                    values = self.prepared(rows, objective.per_token, objective.vocabulary(rows))
                     if not indices:  # no items in this turn, but every process must join the sum of gradients
                         accelerator.backward((values * 0).sum())
                         continue
@@ -443,8 +444,8 @@ def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, re
 
     def step(batch: Batch) -> None:
         with scorer.autocast():
-            totals = policy(batch)
-        totals.sum().backward()
+            values = policy(batch, objective.per_token, objective.vocabulary(batch))
+        values.sum().backward()
 
     if config.micro_tokens != "auto" and config.gradient_checkpointing != "auto":
         choice = Choice(config.micro_tokens, config.gradient_checkpointing, "as the setting says")

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from pobench.columns import SATURATED
 from pobench.errors import PobenchError
+from pobench.model import layouts
 from pobench.model.policy_sums import SumScorer
+from pobench.model.vocabulary import OF_REFERENCE, Beside, Kind
 from pobench.registry import Loss
 from pobench.training.reference import EveryStep, ReferenceSums
-from pobench.types import Group, Item, State, TokenLogps
+from pobench.types import Entropy, Group, Item, State, TokenLogps, by_token
 from pobench.units import ROWS, Rows, Told
 
 STEP_METRICS = (
@@ -110,6 +112,11 @@ class Objective(Protocol):
         Returns further metrics to log."""
         ...
 
+    def vocabulary(self, batch: layouts.Batch) -> Beside | None:
+        """Called before each micro-batch's forward pass, in every process: what it computes beside the tokens'
+        log-probabilities."""
+        ...
+
     def size(self, batch: Sequence[int]) -> int:
         """The divisor of the objective's sum over a whole optimiser batch."""
         ...
@@ -119,8 +126,8 @@ class Objective(Protocol):
         ...
 
     def measure(self, items: list[int], values: Tensor) -> Measured:
-        """values: (responses,) nats of these items' responses, in order, or by token, (tokens,). Nothing is sent back through
-        its graph."""
+        """values: (responses,) nats of these items' responses, in order, or by token, (tokens,); below those, what `vocabulary`
+        asked for, (1 + kinds, tokens). Nothing is sent back through its graph."""
         ...
 
     def describe(self, batch: Sequence[int]) -> str:
@@ -165,7 +172,9 @@ class PreferenceObjective:
         self.known: Tensor | None = None  # (responses,) of all items, as `Rows` has them
         self.known_borrowed: Tensor | None = None
         self.kl: Tensor | None = None
-        self.per_token = "tokens" in loss.needs
+        self.kinds = kinds_of(loss)
+        self.per_token = bool(self.kinds) or "tokens" in loss.needs
+        self.largest_entropy = math.nan
         self.step_tokens: dict[int, Tensor] = {}  # item → its tokens under a reference that computes them in every step
         self.batch: Any = None  # of this step
         self.places: dict[int, Tensor] = {}  # item → its places in that batch
@@ -182,30 +191,51 @@ class PreferenceObjective:
             self.borrowed = mismatched_groups(items, mismatched)
             self.known_borrowed = torch.full((len(items),), math.nan)
         if isinstance(reference, ReferenceSums):
+            if loss.runs_reference:
+                raise PobenchError(
+                    f"{loss.name} compares whole distributions with the reference's, which are not stored; "
+                    "pass a frozen start model, `EveryStep`"
+                )
             self._read_reference(range(len(items)))
+            self._read_borrowed(range(len(items)))
 
     def _read_reference(self, items: Sequence[int]) -> None:
         """Take the reference sums of these items: of all at once from a store, of a batch from a model in its step."""
         if self.reference is None or self.known is None:
             return
-        items = list(items)
         groups, at = [self.groups[i] for i in items], self.rows.of(items)
         if isinstance(self.reference, EveryStep) and self.per_token and "reference" in self.loss.needs:
-            tokens = self.reference.tokens(groups)
-            self.known[at] = _sums(tokens, self.rows.lengths[at])
-            self.step_tokens = dict(zip(items, tokens.split([g.learnt_tokens for g in groups]), strict=True))
+            self._take_tokens(items, self.reference.tokens(groups))
         else:
             self.known[at] = self.reference.of(groups).float()
-        if self.known_borrowed is not None:
-            self.known_borrowed[items] = self.reference.of([self.borrowed[i] for i in items]).float()
+
+    def _take_tokens(self, items: Sequence[int], tokens: Tensor) -> None:
+        """tokens: (tokens,) nats of these items under the reference."""
+        assert self.known is not None
+        at, lengths = self.rows.of(items), [self.groups[i].learnt_tokens for i in items]
+        self.known[at] = _sums(tokens, self.rows.lengths[at])
+        self.step_tokens |= dict(zip(items, tokens.split(lengths), strict=True))
+
+    def _read_borrowed(self, items: Sequence[int]) -> None:
+        """As `_read_reference`, of the mismatched items."""
+        if self.reference is not None and self.known_borrowed is not None:
+            self.known_borrowed[list(items)] = self.reference.of([self.borrowed[i] for i in items]).float()
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
-        """Raises PobenchError if the reference sums are not those of the policy before step 1."""
+        """Raises PobenchError if the reference sums are not those of the policy before step 1, or if the reference runs in
+        another layout."""
+        self.largest_entropy = math.log(scorer.policy.vocabulary)
         if self.known is None or self.reference is None:
             return math.nan
         probed = list(first[:8])
         if isinstance(self.reference, EveryStep):
+            if self.loss.runs_reference and self.reference.scorer.layout.name != scorer.layout.name:
+                raise PobenchError(
+                    f"{self.loss.name} compares the policy with the reference in the same rows, and their layouts differ: "
+                    f"{scorer.layout.name}, {self.reference.scorer.layout.name}; set train.layout: padded"
+                )
             self._read_reference(probed)
+            self._read_borrowed(probed)
         sums, at = scorer.sums([self.groups[i] for i in probed]), self.rows.of(probed)
         gap = float(((sums - self.known[at]).abs() / self.rows.lengths[at]).mean())
         tolerance = 1e-4 if exact else 5e-2  # bf16 rounds differently in rows of other widths
@@ -221,7 +251,10 @@ class PreferenceObjective:
         """Compute what the loss asks for of the whole batch. kl: the unclamped mean of log π - log π_ref over its mismatched
         items, in nats, detached."""
         if isinstance(self.reference, EveryStep):
-            self._read_reference(batch)
+            self.step_tokens = {}
+            if "reference" not in self.kinds or "batch" in self.loss.needs:  # else they come with the micro-batches
+                self._read_reference(batch)
+            self._read_borrowed(batch)
         if "batch" in self.loss.needs:
             self._take_batch(scorer, batch)
         if self.known_borrowed is None:
@@ -230,6 +263,12 @@ class PreferenceObjective:
         kl = (sums - self.known_borrowed[list(batch)].double()).mean()
         self.kl = kl.to(scorer.accelerator.device).float()
         return {"kl": float(self.kl)}
+
+    def vocabulary(self, batch: layouts.Batch) -> Beside | None:
+        if not self.kinds:
+            return None
+        runs = isinstance(self.reference, EveryStep) and not OF_REFERENCE.isdisjoint(self.kinds)
+        return Beside(self.kinds, self.reference.positions(batch) if runs else None)
 
     def _take_batch(self, scorer: SumScorer, batch: Sequence[int]) -> None:
         """Score the whole batch without gradient, and take the state a step further."""
@@ -265,26 +304,46 @@ class PreferenceObjective:
 
     def measure(self, items: list[int], values: Tensor) -> Measured:
         leaf, at = values.detach().requires_grad_(), self.rows.of(items)
+        by_kind = dict(zip(self.kinds, leaf[1:], strict=True)) if self.kinds else {}
+        own = leaf[0] if self.kinds else leaf
+        if "reference" in by_kind:
+            self._take_tokens(items, by_kind["reference"].detach().cpu())
         lengths = self.rows.lengths[at].to(leaf.device)
-        policy = self.rows.logps(items, _sums(leaf, lengths) if self.per_token else leaf)
-        inputs = self.rows.inputs(items, policy, self._reference_of(items, leaf.device), self._beside(items, leaf))
+        policy = self.rows.logps(items, _sums(own, lengths) if self.per_token else own)
+        beside = {**self._beside(items, own), **self._of_vocabulary(items, by_kind)}
+        inputs = self.rows.inputs(items, policy, self._reference_of(items, leaf.device), beside)
         output = self.loss.on(inputs, **self.settings)
         told = self.rows.told(items, policy, output)
         (slope,) = torch.autograd.grad(told.loss.sum(), leaf)
-        pull = (
-            slope.abs() if not self.per_token else _sums(slope.abs(), lengths) / lengths
-        )  # the mean of a response's tokens
+        pull = (slope[0] if self.kinds else slope).abs()
+        if self.per_token:
+            pull = _sums(pull, lengths) / lengths  # the mean of a response's tokens
         return Measured(slope, step_sums(told, _sums(pull, self.rows.counts[items].to(leaf.device))))
 
     def _beside(self, items: list[int], values: Tensor) -> dict[str, Any]:
         """What the loss may ask for beside sums: kl, tokens, scores, batch."""
-        tokens = self._tokens_of(items, values) if self.per_token else None
+        tokens = self._tokens_of(items, values) if "tokens" in self.loss.needs else None
         scores, batch = None, None
         if self.scores is not None:
             scores = self.rows.shaped(items, self.scores[self.rows.of(items)], math.nan).to(values)
         if self.batch is not None:
             batch = self.batch._replace(place=torch.cat([self.places[i] for i in items]).to(values.device))
         return {"kl": self.kl, "tokens": tokens, "scores": scores, "batch": batch}
+
+    def _of_vocabulary(self, items: list[int], by_kind: Mapping[Kind, Tensor]) -> dict[str, Any]:
+        """The fields of `Vocabulary` that the loss asks for. by_kind: (tokens,) each."""
+        if not by_kind:
+            return {}
+        device = next(iter(by_kind.values())).device
+        lengths = self.rows.shaped(items, self.rows.lengths[self.rows.of(items)], 0).to(device)
+        padded = {kind: by_token(lengths, values) for kind, values in by_kind.items()}
+        found: dict[str, Any] = {"forward_kl": padded["forward_kl"]} if "forward_kl" in padded else {}
+        if "collision" in padded:
+            found["collision"] = padded["collision"].detach()
+        if "entropy" in padded:
+            of_reference = padded["reference_entropy"].detach() if "reference_entropy" in padded else None
+            found["entropy"] = Entropy(padded["entropy"].detach(), of_reference, self.largest_entropy)
+        return found
 
     def means(self, sums: Sequence[float], batch: Sequence[int]) -> dict[str, float]:
         return step_means(sums, len(batch), *self.rows.divisors(batch))
@@ -297,6 +356,18 @@ def _sums(values: Tensor, counts: Tensor) -> Tensor:
     """(responses,) sums of (tokens,) values, added up as the model adds them; or (items,) ones of (responses,) values.
     counts: how many are added up for each."""
     return values.new_zeros(len(counts)).index_add(0, torch.repeat_interleave(counts), values)
+
+
+def kinds_of(loss: Loss) -> tuple[Kind, ...]:
+    """What the head computes for a loss beside the tokens' log-probabilities."""
+    asked: dict[Kind, bool] = {
+        "collision": "collision" in loss.needs,
+        "entropy": "entropy" in loss.needs,
+        "reference": loss.runs_reference,
+        "reference_entropy": {"entropy", "reference"} <= loss.needs,
+        "forward_kl": "forward_kl" in loss.needs,
+    }
+    return tuple(kind for kind, is_asked in asked.items() if is_asked)
 
 
 class LikelihoodObjective:
@@ -317,6 +388,9 @@ class LikelihoodObjective:
 
     def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
         return {}
+
+    def vocabulary(self, batch: layouts.Batch) -> Beside | None:
+        return None
 
     def size(self, batch: Sequence[int]) -> int:
         return sum(self.groups[i].learnt_tokens for i in batch)

@@ -37,7 +37,9 @@ from torch import Tensor
 
 from pobench.errors import CorruptError, PobenchError
 from pobench.files import sha256_of, write_bytes
+from pobench.model.layouts import Batch
 from pobench.model.policy_sums import SumScorer, empty_values
+from pobench.model.vocabulary import Positions
 from pobench.types import Group
 
 Value = float | Tensor  # of a response: its sum in nats, or its tokens' log-probabilities, (tokens,) fp32
@@ -154,6 +156,11 @@ class EveryStep:
     def tokens(self, groups: Sequence[Group]) -> Tensor:
         """(tokens,) fp32 nats, response by response; called by all processes alike."""
         return self.scorer.tokens(groups)
+
+    def positions(self, batch: Batch) -> Positions:
+        """The start model at the response positions of a micro-batch; called by all processes alike."""
+        with self.scorer.autocast():
+            return self.scorer.policy.positions(batch)
 
 
 def about_reference(folder: Path) -> dict[str, Any] | None:

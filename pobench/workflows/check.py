@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pobench.errors import PobenchError
-from pobench.registry import Loss, load_plugin, losses
+from pobench.registry import Loss, Modifier, load_plugin, losses
 from pobench.settings.faults import broken_contract
 from pobench.settings.resolve import resolve_names
-from pobench.types import Inputs, LossOutput, Pair, SequenceLogps, TokenLogps
+from pobench.types import Inputs, LossOutput, Pair, SequenceLogps, TokenLogps, Vocabulary
 from pobench.units import places_in
 from pobench.workflows.check_units import OWN, relative
 from pobench.workflows.invariance import SPLITS, TOLERANCE, WHOLE, difference, take_steps, take_steps_in_two_processes
@@ -101,9 +102,15 @@ class Subject:
         self.loss, self.settings = loss, {**loss.settings, **(changes or {})}
 
     def __call__(
-        self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, phase: float = 0.0, **changes: Any
+        self,
+        at: Numbers,
+        kl: float = 0.0,
+        beside: Beside | None = None,
+        phases: Mapping[str, float] = MappingProxyType({}),
+        **changes: Any,
     ) -> LossOutput:
-        """beside: the whole batch, of which the pairs are a part; None: they are all of it. phase: how tokens share a sum."""
+        """beside: the whole batch, of which the pairs are a part; None: they are all of it. phases: an input by token → which
+        tokens have more of it."""
         settings = {**self.settings, **changes}
         scores = torch.stack((at.chosen_score, at.rejected_score), dim=1)
         batch = self.loss.batch_of(*(beside.batch if beside else at).pairs, settings)
@@ -112,8 +119,12 @@ class Subject:
         tokens = None
         if "tokens" in self.loss.needs:
             policy, reference = at.pairs
-            tokens = TokenLogps.spread(policy, reference if "reference" in self.loss.needs else None, phase)
-        inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch)
+            known = reference if "reference" in self.loss.needs else None
+            tokens = TokenLogps.spread(policy, known, phases.get("tokens", 0.0))
+        vocabulary = Vocabulary.spread(at.pairs[0], phases)
+        if torch.equal(at.chosen, at.reference_chosen) and torch.equal(at.rejected, at.reference_rejected):
+            vocabulary = vocabulary._replace(forward_kl=torch.zeros_like(vocabulary.forward_kl))  # the policy is the reference
+        inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch, *vocabulary)
         return self.loss.by_pair(self.loss(*self.loss.arguments(*inputs), **settings))
 
     def evaluate(self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, **changes: Any) -> Evaluated:
@@ -281,6 +292,9 @@ def _derivative(subject: Subject) -> tuple[str, str]:
         )
         rounding = 1e-12 * (up.abs() + down.abs()) / h  # the rounding error of the difference of two fp64 values
         worst = max(worst, float(torch.where((slope - gradient).abs() <= rounding, 0.0, off).max()))
+    weighing = [part.name for part in subject.loss.parts if isinstance(part, Modifier) and part.weighs]
+    if worst > 1e-4 and weighing:
+        return "note", f"a step follows the pairs with the weights of {' and '.join(weighing)} held fixed, as is its design"
     if worst > 1e-4:
         return (
             "fails",
@@ -356,8 +370,10 @@ def _needs(subject: Subject) -> tuple[str, str]:
             unused.append("reference")
     if "kl" in subject.loss.needs and torch.equal(subject(pairs, 1.0).loss, subject(pairs, 9.0).loss):
         unused.append("kl")
-    if "tokens" in subject.loss.needs and torch.equal(subject(pairs, 1.0).loss, subject(pairs, 1.0, phase=2.0).loss):
-        unused.append("tokens")
+    for name in ("tokens", *Vocabulary._fields):
+        if name in subject.loss.needs:
+            other = subject(pairs, 1.0, phases={name: 2.0})
+            unused += [name] if torch.equal(subject(pairs, 1.0).loss, other.loss) else []
     if "scores" in subject.loss.needs:
         moved = pairs._replace(chosen_score=pairs.chosen_score + 1)
         if torch.equal(subject(pairs, 1.0).loss, subject(moved, 1.0).loss):

@@ -36,7 +36,7 @@ from pobench.registry import Loss, get_loss, load_plugin
 from pobench.settings.schema import TrainConfig
 from pobench.training.loop import train
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import ReferenceSums
+from pobench.training.reference import EveryStep, ReferenceSums
 from pobench.types import Group, Item, TokenAnswer, TokenList, TokenPair, Unit
 from pobench.units import in_a_batch
 
@@ -144,11 +144,22 @@ def _ranked(k: int, turn: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return tuple(turned), tuple(6.0 - rank for rank in turned)
 
 
-@cache
-def small_reference(items: tuple[Item, ...], per_token: bool = False) -> ReferenceSums:
-    """The small model's reference sums, in memory; every process computes all of them, once for all losses."""
+def small_reference(loss: Loss, items: Sequence[Item], layout: str) -> ReferenceSums | EveryStep | None:
+    """What training with the loss reads of the small model as reference: sums in memory, or the model itself, in that layout."""
+    if loss.runs_reference:
+        return EveryStep(_small_scorer(layout))
+    return _small_sums(tuple(items), "tokens" in loss.needs) if loss.reads_reference else None
+
+
+def _small_scorer(layout: str) -> SumScorer:
     policy = ResponseLogps(small_model())
-    scorer = SumScorer(policy, policy.layout("shared_prefix"), make_accelerator("fp32", cpu=True), alone=True)
+    return SumScorer(policy, policy.layout(layout), make_accelerator("fp32", cpu=True), alone=True)
+
+
+@cache
+def _small_sums(items: tuple[Item, ...], per_token: bool = False) -> ReferenceSums:
+    """Every process computes all of them, once for all losses."""
+    scorer = _small_scorer("shared_prefix")
     groups = [*map(Group.of, items), *mismatched_groups(items, mismatch(items))]
     return ReferenceSums.of_groups(groups, scorer, per_token=per_token)
 
@@ -264,7 +275,7 @@ def _train(
             settings,
             config,
             folder=run,
-            reference=small_reference(tuple(items), "tokens" in loss.needs) if loss.reads_reference else None,
+            reference=small_reference(loss, items, split.layout),
             mismatched=mismatch(items),
             log=lambda row: rows.append(row["loss"]),
         )

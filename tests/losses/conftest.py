@@ -11,7 +11,7 @@ from oracles import Case
 from torch import Tensor
 
 from pobench.registry import get_loss
-from pobench.types import LossOutput, Pair, SequenceLogps, TokenLogps
+from pobench.types import LossOutput, Pair, SequenceLogps, TokenLogps, Vocabulary
 
 
 class Evaluated:
@@ -28,7 +28,7 @@ class Evaluated:
         scores = torch.tensor([[float(c.sw), float(c.sl)] for c in cases], dtype=torch.float64)
         batch = loss.batch_of(policy, reference, {**loss.settings, **settings})  # these cases are the whole batch
         tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
-        given = (policy, reference, kl, tokens, scores.to(dtype), batch)
+        given = (policy, reference, kl, tokens, scores.to(dtype), batch, *Vocabulary.spread(policy))
         self.output: LossOutput = loss.evaluate(*given, **settings)
         self.by_w, self.by_l = torch.autograd.grad(self.output.loss.sum(), (self.w, self.l), materialize_grads=True)
 

@@ -43,7 +43,7 @@ class Row(NamedTuple):
     settings: each complete; the first is that of `worked` and `reward`. worked: the loss at `WORKED`. reward: the chosen
     answer's there, in the unit that the docstring states. pull: where the loss pulls the other way. unranked: a case where
     it pulls the right way, if it does not at `UNRANKED`. cancels: its slopes are differences of two terms, so what is
-    left has the digits of the larger term.
+    left has the digits of the larger term. weight: a factor of the formula that carries no gradient.
     """
 
     formula: Callable[..., Any]
@@ -53,6 +53,7 @@ class Row(NamedTuple):
     pull: Pull | None = None
     unranked: Case | None = None
     cancels: bool = False
+    weight: Callable[..., Any] | None = None
 
 
 GAP = 1.5  # between the ratings of a case that gives none
@@ -428,6 +429,43 @@ def pair_of(name: str) -> Callable[..., Any]:
         return LISTS[name]([Answer(c.w, c.rw, c.nw, 1, c.sw), Answer(c.l, c.rl, c.nl, 2, c.sl)], **settings)
 
     return formula
+def collected(what: str, n: int) -> Any:
+    """The sum over a response of n tokens of what `Vocabulary.spread` hands to a loss for each."""
+    base, height, ahead = {
+        "collision": (-1, mpf(-1) / 2, 0.0),
+        "reference entropy": (2, mpf(1), 1.0),
+        "forward_kl": (mpf("0.02"), mpf("0.01"), 0.0),
+    }[what]
+    waves = torch.sin(torch.arange(int(n)) + ahead).double().tolist()
+    return sum(base + height * mpf(wave) for wave in waves)
+
+
+def dispersion(c: Case) -> Any:
+    """The mean of the two answers' mean entropies under the reference, as a share of the largest, 10 nats."""
+    return sum(collected("reference entropy", n) / int(n) for n in (c.nw, c.nl)) / 20
+
+
+def tdpo1(c: Case, beta: float) -> Any:
+    w, l = drift(c)  # noqa: E741
+    return nls(beta * (w + collected("forward_kl", c.nw)) - beta * (l + collected("forward_kl", c.nl)))
+
+
+def tdpo2(c: Case, beta: float, alpha: float) -> Any:
+    w, l = drift(c)  # noqa: E741
+    return nls(beta * (w - l - alpha * (collected("forward_kl", c.nl) - collected("forward_kl", c.nw))))
+
+
+def mallows_margin(c: Case, dispersion_scale: float, average: bool, reference_free: bool) -> Any:
+    w, l = (c.w, c.l) if reference_free else drift(c)  # noqa: E741
+    return -dispersion_scale * log(dispersion(c)) * (w / c.nw - l / c.nl if average else w - l)
+
+
+def mallows_dpo(c: Case, beta: float, **of: Any) -> Any:
+    return nls(beta * mallows_margin(c, **of))
+
+
+def mallows_ipo(c: Case, tau: float, **of: Any) -> Any:
+    return (mallows_margin(c, **of) - 1 / (2 * tau)) ** 2
 
 
 def drifted(chosen: float, rejected: float) -> Case:
@@ -732,6 +770,37 @@ ORACLES = {
         0.4,
         pull=Pull(lambda w, l, beta, reward_scale: beta * (w - l) > reward_scale * GAP, drifted(20.0, -20.0)),  # noqa: E741
     ),
+    # both answers diverge alike: DPO's
+    "tdpo1": Row(tdpo1, [{"beta": 0.1}, {"beta": 0.01}], 0.437487950393, 0.1 * (4 + float(collected("forward_kl", 8)))),
+    "tdpo2": Row(
+        tdpo2,
+        [{"beta": 0.1, "alpha": 0.5}, {"beta": 0.01, "alpha": 2.0}],
+        0.437487950393,
+        0.1 * (4 + float(collected("forward_kl", 8))),
+    ),
+    # mean reference entropy 2.19288637 of 10: certainty 0.5·1.51736644 = 0.75868322; log(1 + e^(-0.6·0.75868322))
+    "mallows_dpo": Row(
+        mallows_dpo,
+        [
+            {"beta": 0.1, "dispersion_scale": 0.5, "average": False, "reference_free": False},
+            {"beta": 10.0, "dispersion_scale": 0.29, "average": True, "reference_free": True},
+            {"beta": 2.0, "dispersion_scale": 0.29, "average": True, "reference_free": False},
+        ],
+        0.491223628704,
+        0.4,
+    ),
+    # (6·0.75868322 - 5)²
+    "mallows_ipo": Row(
+        mallows_ipo,
+        [
+            {"tau": 0.1, "dispersion_scale": 0.5, "average": False, "reference_free": False},
+            {"tau": 10.0, "dispersion_scale": 0.29, "average": True, "reference_free": True},
+            {"tau": 0.5, "dispersion_scale": 1.0, "average": False, "reference_free": True},
+        ],
+        0.200615014353,
+        4.0,
+        pull=Pull(lambda w, l, **_: w > l, drifted(20.0, -20.0)),  # noqa: E741
+    ),
     # 0.43748795, and 0.5·1
     "rpo": Row(rpo, [{"beta": 0.1, "sft_weight": 0.5, **how} for how in (MEAN, SUM)], 0.937487950393, 0.4),
 }
@@ -775,6 +844,16 @@ def ld_dpo(c: Case, **of: Any) -> Any:
     return nls(of["dpo.beta"] * (u - weighed(c.l, c.nl, 0.0) + weighed(c.rl, c.nl, 1.0)))
 
 
+def own_likelihood(c: Case, **of: Any) -> Any:
+    """WPO's weight, of likelihoods and of what `Vocabulary.spread` hands to a loss."""
+    aligned = (c.w - collected("collision", c.nw)) / c.nw + (c.l - collected("collision", c.nl)) / c.nl
+    return exp(min(mpf(0), aligned))
+
+
+def plain_dpo(c: Case, **of: Any) -> Any:
+    return dpo(c, of["dpo.beta"])
+
+
 F_DPO = {"f_divergence.alpha": 0.5, "dpo.beta": 0.1}
 EXPRESSIONS = {
     # 0.9·0.43748795 + 0.1·1.03748795
@@ -789,6 +868,10 @@ EXPRESSIONS = {
     # 0.43748795 + 0.8·1.11115412 + 1
     "dpo + 0.8*bco_pair + sft": Row(mpo, [{"dpo.beta": 0.1, "bco_pair.beta": 0.1}], 2.32641124782, 0.72),
 }
+# log Σ p² is -1.03460830 on average, so the weight is e^(-1 - 3 + 2·1.03460830) = e^-1.93078341 = 0.14503453
+EXPRESSIONS["wpo(dpo)"] = Row(
+    plain_dpo, [{"dpo.beta": 0.1}, {"dpo.beta": 0.01}], 0.063450860583, 0.4, weight=own_likelihood
+)
 EXPRESSIONS["ld(dpo)"] = Row(  # equally long, so DPO's
     ld_dpo, [{"ld.alpha": 0.5, "dpo.beta": 0.1}, {"ld.alpha": 0.0, "dpo.beta": 0.01}], 0.437487950393, 0.4
 )
@@ -800,15 +883,17 @@ def exact(value: Any) -> Any:
     return mpf(value) if isinstance(value, float) else value
 
 
-def value(name: str, case: Case, settings: dict[str, Any]) -> Any:
-    given = {k: exact(v) for k, v in settings.items()}
-    return ROWS[name].formula(Case(*(mpf(x) for x in case)), **given)
+def value(name: str, case: Case, settings: dict[str, Any], held: Case | None = None) -> Any:
+    """held: the case of the formula's weight; None: the same."""
+    given, row = {k: exact(v) for k, v in settings.items()}, ROWS[name]
+    here, at = (Case(*(mpf(x) for x in c)) for c in (case, held or case))
+    return row.formula(here, **given) * (1 if row.weight is None else row.weight(at, **given))
 
 
 def slope(name: str, case: Case, settings: dict[str, Any], by: str, here: Any, side: int) -> float:
     """The one-sided derivative by `w` or `l`, to the right (side 1) or to the left (-1). here: the loss at the case."""
     h = side * mpf(10) ** -30
-    return float((value(name, case._replace(**{by: mpf(getattr(case, by)) + h}), settings) - here) / h)
+    return float((value(name, case._replace(**{by: mpf(getattr(case, by)) + h}), settings, case) - here) / h)
 
 
 # ---------------------------------------------------------------- losses of a whole batch

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from mpmath import mp, mpf
-from oracles import ORACLES, Case
+from oracles import ORACLES, Case, collected, dispersion
 
 from pobench.registry import Loss, get_loss, list_losses
 from pobench.types import LossOutput, Pair, SequenceLogps
@@ -26,8 +26,8 @@ Gradient:
     rejected = <d loss / d rejected sum>
     s = <auxiliary definitions, any number>
 
-in chosen, rejected, reference_chosen, reference_rejected, |chosen|, |rejected|, kl, score_chosen, score_rejected, the settings,
-and {functions}"""
+in chosen, rejected, reference_chosen, reference_rejected, |chosen|, |rejected|, kl, score_chosen, score_rejected, kl_chosen,
+kl_rejected (the summed `forward_kl`), entropy (the reference's mean one, a share of the largest), the settings, and {functions}"""
 
 
 # ---------------------------------------------------------------- reading the statement
@@ -126,6 +126,8 @@ def stated(loss: Loss, case: Case, settings: Mapping[str, Any]) -> tuple[float, 
         strict=True,
     ):
         numbers[name] = mpf(value)
+    numbers |= {f"kl_{side}": collected("forward_kl", n) for side, n in (("chosen", case.nw), ("rejected", case.nl))}
+    numbers["entropy"] = dispersion(case)
     with mp.workdps(60):
         statement = Statement(definitions(loss.gradient), numbers)
         return float(statement.of("chosen")), float(statement.of("rejected"))

@@ -22,8 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
+from pobench.model.vocabulary import Beside
 from pobench.registry import get_loss
-from pobench.types import Group, Pair, Responses, SequenceLogps, TokenLogps
+from pobench.types import Group, Pair, Responses, SequenceLogps, TokenLogps, by_token
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # names that TRL uses and transformers will drop
@@ -393,6 +394,29 @@ def test_a_pair_has_trls_loss_and_gradient(match, trainer, start, table) -> None
         assert together.item() == pytest.approx(values.mean().item(), rel=VALUE), (
             "a micro-batch is the mean of its pairs"
         )
+
+
+def test_wpo_weighs_as_trl_does_a_pair_that_is_less_likely_than_the_policys_own_samples(trainer, start, table) -> None:
+    options = {"loss_type": ["sigmoid"], "use_weighting": True, "beta": 0.1}
+    theirs = trainer("DPO", paired_rows(), **options)
+    model, groups = theirs.model, [tokens_of(row) for row in theirs.train_dataset]
+    batch = get_layout("padded").collate(groups)
+    lengths = torch.tensor([[len(r) for r in g.responses] for g in groups])
+    collision = by_token(lengths, ResponseLogps(model)(batch, beside=Beside(("collision",)))[1].detach())
+    policy = pair_of(model, groups)
+    with torch.no_grad():
+        reference = pair_of(start[1], groups)
+    settings = {"dpo.beta": 0.1}
+    weighed = get_loss("wpo(dpo)").evaluate(policy, reference, collision=collision, **settings).loss
+    weight = (weighed / get_loss("dpo").evaluate(policy, reference, beta=0.1).loss).detach()
+    below = [i for i, w in enumerate(weight.tolist()) if w < 0.999]  # TRL's has no upper end
+    assert len(below) > 2 and weight.max() <= 1 and weight.std() > 0.01
+    values = torch.stack([theirs_at(theirs, [i]) for i in below])
+    off = ((weighed[below] - values).abs() / values.abs()).max().item()
+    by = apart(gradient_of(weighed[below].sum(), model), gradient_of(values.sum(), model))
+    table.append(("wpo(dpo)", show(settings), f"{type(theirs).__name__} {show(options)}", off, by))
+    assert off < VALUE, (weighed[below], values)
+    assert by < GRADIENT
 
 
 def test_trls_likelihood_term_depends_on_the_split_and_ours_does_not(trainer) -> None:

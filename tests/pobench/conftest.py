@@ -26,7 +26,7 @@ from pobench.registry import get_loss, judges, load_plugin, losses
 from pobench.settings.schema import AdapterConfig, TrainConfig
 from pobench.training.loop import Trained, train
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import ReferenceSums
+from pobench.training.reference import EveryStep, ReferenceSums
 from pobench.types import Group, TokenPair
 from pobench.workflows.invariance import small_model, small_pairs
 
@@ -91,9 +91,16 @@ def _reference(start_model: Any, scorer_of: Any, pairs: tuple[TokenPair, ...], p
     return ReferenceSums.of_groups(groups, scorer_of(copy.deepcopy(start_model)), per_token=per_token)
 
 
+def _reference_for(loss: Any, pairs: list[TokenPair], start_model: Any, scorer_of: Any, reference_of: Any) -> Any:
+    """What the loss reads as reference, if it reads one: sums, or the start model itself."""
+    if loss.runs_reference:
+        return EveryStep(scorer_of(copy.deepcopy(start_model)))
+    return reference_of(pairs, "tokens" in loss.needs) if loss.reads_reference else None
+
+
 @pytest.fixture
 def fit(
-    start_model: Any, reference_of: Any, tmp_path: Path
+    start_model: Any, scorer_of: Any, reference_of: Any, tmp_path: Path
 ) -> Callable[..., tuple[Any, Trained, list[dict[str, Any]]]]:
     """Train a copy of the start model, or an adapter in it: (model, Trained, logged rows)."""
 
@@ -131,8 +138,7 @@ def fit(
             registered.settings,
             TrainConfig(**values),
             folder=tmp_path / folder,
-            reference=reference
-            or (reference_of(pairs, "tokens" in registered.needs) if registered.reads_reference else None),
+            reference=reference or _reference_for(registered, pairs, start_model, scorer_of, reference_of),
             mismatched=mismatch(pairs),
             log=log or rows.append,
             watch=watch,
