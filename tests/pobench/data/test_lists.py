@@ -23,7 +23,7 @@ from pobench.data.tokens import LEFT_LIST, read_items
 from pobench.errors import CorruptError, PobenchError
 from pobench.registry import get_loss, list_losses
 from pobench.runs.cost import Counts
-from pobench.runs.plan import make_plan
+from pobench.runs.plan import describe, make_plan
 from pobench.runs.stage import Content
 from pobench.runs.stages import reference, train
 from pobench.settings.resolve import resolve
@@ -401,6 +401,36 @@ def test_a_loss_of_pairs_without_pairs_is_refused_with_the_losses_that_can_train
     assert not (tmp_path / "runs").exists()
     plan = make_plan([job_of(tmp_path, "kto_unpaired", rows)], tmp_path / "runs", ("train",))
     assert plan.counts == Counts(0, 0, 0.0, 0, plan.pairs.own) and plan.pairs.own["answers"].items > 0
+
+
+def test_what_is_measured_on_pairs_is_left_out_in_a_sentence_where_there_are_none(
+    setting, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    stages = ("train", "heldout", "trainpairs", "gradient_norms", "answers", "judge")
+    plan = make_plan([job_of(tmp_path, "kto_unpaired", labelled_rows(9, True))], tmp_path / "runs", stages)
+    assert [task.stages for task in plan.tasks if task.kind == "loss"] == [("train",), ("answers", "judge")]
+    assert {which for task in plan.tasks for which in task.references} == {"answers", "mismatched_answers"}
+    assert [note for note in plan.notes if "held-out pairs" in note and "data.held_out" in note]
+    only = make_plan([job_of(tmp_path, "kto_unpaired", labelled_rows(9, True))], tmp_path / "runs", ("reference",))
+    assert {which for task in only.tasks for which in task.references} == {"answers", "mismatched_answers"}
+    held = {"data__held_out": str(tmp_path / "pairs.jsonl")}
+    whole = make_plan([job_of(tmp_path, "kto_unpaired", labelled_rows(12, True), **held)], tmp_path / "runs", stages)
+    assert {*whole.tasks[-1].stages} == {"heldout", "gradient_norms", "answers", "judge"} and whole.counts.heldout == 10
+
+
+def test_an_estimate_counts_what_a_loss_is_trained_on(setting, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    plan = make_plan(
+        [job_of(tmp_path, loss, ranked_rows(10)) for loss in ("dpo", "plackett_luce")], tmp_path / "r", ("train",)
+    )
+    longest = max(Group.of(one).tokens for one in prepare(job_of(tmp_path, "dpo", ranked_rows(10))).lists)
+    for counts in (plan.counts, plan.counts._replace(longest=5)):
+        assert counts.longest_of("plackett_luce") == longest > counts.longest_of("dpo") == counts.longest
+    plan.pairs.store()
+    again = make_plan([job_of(tmp_path, "dpo", ranked_rows(10))], tmp_path / "r", ("train",))
+    assert again.pairs.prepared is None and again.counts.own == plan.counts.own
+    assert describe(again)["lists"] == len(plan.pairs.prepared.lists)
 
 
 def test_runs_are_named_by_what_their_losses_train_on(setting, tmp_path, monkeypatch) -> None:
