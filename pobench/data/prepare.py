@@ -5,6 +5,7 @@ This runs once per setting before any run folder exists, so bad data stops a com
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -256,7 +257,9 @@ def prepare(job: Job) -> Prepared:
         pairs, lists, answers = _biased(data, pairs, [*lists, *answers], log), [], []
     for unit, own in (("lists", lists), ("answers", answers)):
         if own:
-            log.counted(f"used for training, {unit}", len(own))
+            kinds = Counter(_kind(item) for item in own)
+            for kind in sorted(kinds):
+                log.counted(f"used for training, {kind}", kinds[kind])
             lines = (f"  {line}" for line in told_of(own, data.pairs_from))
             log.summary.extend([f"losses of {unit} train on:", *lines])
     log.summary.append(f"training on {len(pairs)} pairs, {len(held)} held out")
@@ -264,6 +267,12 @@ def prepare(job: Job) -> Prepared:
     log.counted("held out", len(held))
     audit = pd.concat(log.frames, ignore_index=True)
     return Prepared(pairs, held, audit, "\n".join(log.summary), lists, answers)
+
+
+def _kind(item: TokenList | TokenAnswer) -> str:
+    if isinstance(item, TokenList):
+        return "lists"
+    return "desirable answers" if item.label else "undesirable answers"
 
 
 class _Log(NamedTuple):
