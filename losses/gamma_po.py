@@ -60,6 +60,5 @@ def gamma_po(
     tau: Positive = 10.0,
 ) -> LossOutput:
     chosen, rejected = beta * policy.chosen.mean, beta * policy.rejected.mean
-    of_batch = margins_of(batch.state["gaps"], beta * gamma_beta_ratio, tau)[-len(batch.policy.chosen.total) :]
-    margin = of_batch[batch.place.cpu()].to(chosen)
+    margin = margins_of(batch, beta * gamma_beta_ratio, tau).to(chosen)
     return LossOutput(-logsigmoid(chosen - rejected - margin), chosen.detach(), rejected.detach())

@@ -68,6 +68,5 @@ def gamma_po_dpo(
 ) -> LossOutput:
     chosen = beta * (policy.chosen.total - reference.chosen.total)
     rejected = beta * (policy.rejected.total - reference.rejected.total)
-    of_batch = margins_of(batch.state["gaps"], gamma, tau)[-len(batch.policy.chosen.total) :]
-    shift = (of_batch - gamma)[batch.place.cpu()].to(chosen)
+    shift = (margins_of(batch, gamma, tau) - gamma).to(chosen)
     return LossOutput(-logsigmoid(chosen - rejected - shift), chosen.detach(), rejected.detach())

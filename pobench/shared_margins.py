@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,11 +22,16 @@ def latest_gaps(batch: Batch, gaps: Tensor) -> State:
     return {"gaps": [*batch.state.get("gaps", []), *here][-max(WINDOW, len(here)) :]}
 
 
-def margins_of(gaps: Sequence[float], gamma: float, tau: float) -> Tensor:
-    """(N,) fp64, the margin of each gap: gamma on average, by 20 steps of mirror descent in log(N p)."""
-    of_gaps = torch.tensor(gaps, dtype=torch.float64)
-    step, level = min(0.5 / tau, 1.0), torch.zeros_like(of_gaps)
+def margins_of(batch: Batch, gamma: float, tau: float) -> Tensor:
+    """(pairs,) fp64, the margin of each pair that the loss is called with.
+
+    All gaps that `latest_gaps` has left in the state share their margins, gamma on average: 20 steps of mirror descent in
+    log(N p).
+    """
+    gaps = torch.tensor(batch.state["gaps"], dtype=torch.float64)
+    step, level = min(0.5 / tau, 1.0), torch.zeros_like(gaps)
     for _ in range(20):
-        level = level - step * (tau * level + gamma * torch.sigmoid(gamma * level.exp() - of_gaps))
-        level = level - level.logsumexp(0) + math.log(len(of_gaps))
-    return gamma * level.exp()
+        level = level - step * (tau * level + gamma * torch.sigmoid(gamma * level.exp() - gaps))
+        level = level - level.logsumexp(0) + math.log(len(gaps))
+    of_batch = gamma * level[-len(batch.policy.chosen.total) :].exp()
+    return of_batch[batch.place.cpu()]
