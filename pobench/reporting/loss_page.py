@@ -32,9 +32,9 @@ defaults on three pairs, with kl = 0. A negative weight raises the response.
 An objective that needs `scores` reads `score_chosen` and `score_rejected` too, the data's ratings of the responses: `--losses
 rated` names all of these. One that needs `batch` depends on the whole optimiser batch, one that needs `tokens` on the
 log-probability of each token, and one that needs `collision`, `entropy` or `forward_kl` on the distribution over the whole
-vocabulary before each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given. In a gradient, `kl_chosen`
-and `kl_rejected` are the sums of `forward_kl`, and `entropy` is the reference's mean one as a share of the largest; the examples
-have invented values of these. One that needs
+vocabulary before each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given. In a gradient,
+`kl_chosen` and `kl_rejected` are the sums of `forward_kl`, and `entropy` is the reference's mean one as a share of the
+largest; the examples have invented values of these. One that needs
 `responses` is about a list of answers, and one that needs `response` about a single answer. Training reads pairs: each is a
 list of two, or two answers, a desirable and an undesirable one, whose mean loss is the pair's. Gradients are given for pairs.
 
