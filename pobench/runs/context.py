@@ -46,8 +46,14 @@ _SETS = {
     "mismatched": "mismatched pairs",
     "tokens": "tokens of the training pairs",
     "lists": "lists",
+    "list_tokens": "tokens of the lists",
     "answers": "answers",
+    "answer_tokens": "tokens of the answers",
     "mismatched_answers": "mismatched answers",
+}
+_UNITS: dict[str, Unit] = {
+    **{"lists": "lists", "list_tokens": "lists"},
+    **dict.fromkeys(("answers", "answer_tokens", "mismatched_answers"), "answers"),
 }
 
 
@@ -284,7 +290,7 @@ class Context:
 
     def scorer(self, policy: ResponseLogps) -> SumScorer:
         """Sums without gradient, in the layout that this model and these pairs take."""
-        groups = [Group.of(p) for p in self.prepared.heldout]
+        groups = [Group.of(p) for p in self.prepared.heldout] or list(self.prepared.groups)
         alone = self.task.kind != "reference"  # one process evaluates
         return sum_scorer(policy, groups, self.job.train, self.accelerator, self.say, alone=alone)
 
@@ -292,18 +298,16 @@ class Context:
         """The sequences of one set. "lists", "answers": of the training pairs where the data have none. "heldout": a pair's two
         answers, and one that belongs to another prompt; of the last, KTO's kl is made. It shares the row and so the prompt
         with the others, which makes it cheap enough for every run."""
-        if which in ("pairs", "tokens", "lists", "answers"):
-            unit: Unit = "pairs" if which == "tokens" else which  # type: ignore[assignment]
-            return [Group.of(item) for item in self.prepared.items(unit)]
-        if which in ("mismatched", "mismatched_answers"):
-            items = self.prepared.items("pairs" if which == "mismatched" else "answers")
-            return self._readable(mismatched_groups(items, mismatch(items)))
+        if which != "heldout":
+            items = self.prepared.items(_UNITS.get(which, "pairs"))
+            borrowed = which.startswith("mismatched")
+            return self._readable(mismatched_groups(items, mismatch(items))) if borrowed else [*map(Group.of, items)]
         pairs = self.prepared.heldout
         try:
-            borrowed = [(pairs[j].chosen,) for j in mismatch(pairs)]
+            lent = [(pairs[j].chosen,) for j in mismatch(pairs)]
         except PobenchError:  # all pairs share one prompt
             return [Group.of(p) for p in pairs]
-        groups = [Group(p.prompt, (p.chosen, p.rejected, *more)) for p, more in zip(pairs, borrowed, strict=True)]
+        groups = [Group(p.prompt, (p.chosen, p.rejected, *more)) for p, more in zip(pairs, lent, strict=True)]
         return self._readable(groups)
 
     def _readable(self, groups: list[Group]) -> list[Group]:
@@ -311,7 +315,7 @@ class Context:
         capacity = Capacity.of(
             self.start_path, self.job.data.max_length, trust_remote_code=self.job.model.trust_remote_code
         )
-        what, remedy = "a prompt with another pair's answer (for the kl)", "set a smaller data.max_length"
+        what, remedy = "a prompt with another row's answer (for the kl)", "set a smaller data.max_length"
         if faults := capacity.faults(Extent.of(groups), what, self.chat, remedy):
             raise PobenchError("\n".join(faults))
         return groups
@@ -323,7 +327,7 @@ class Context:
         causes = self.task.nodes[f"reference:{which}"].causes
         responses = sum(len(g.responses) for g in groups)
         with progress(f"reference: {_SETS[which]}", responses, "responses", shown=self.main) as advance:
-            compute_reference(folder, groups, scorer, causes, advance, per_token=which == "tokens")
+            compute_reference(folder, groups, scorer, causes, advance, per_token=which.endswith("tokens"))
 
     def references(self, *sets: str) -> ReferenceSums:
         """The stored sums of these sets, those that the task has."""
