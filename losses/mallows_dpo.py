@@ -5,12 +5,12 @@
     entropy = mean of the two responses' mean entropies of the next token under the reference / log |vocabulary|
     x = log-ratio to the reference; a token's mean if `average`; the log-probability itself if `reference_free`
 
-Chen et al. 2024, arXiv 2405.14953 (MallowsPO), as their code has it. The paper's second model of rankings, by Kendall's distance, is
-in no public code, and not here.
+Chen et al. 2024, arXiv 2405.14953 (MallowsPO), as their code has it. The paper's second model of rankings, by Kendall's
+distance, is in no public code, and not here.
 Elsewhere: TRL has none. The authors' code is the same; by default it has `average` and `reference_free` on, and beta 10.
-Beware: `dispersion_scale` is a constant of the data, which brings the certainty to about 1 on average; on other data it is another.
-Entropies are held at a millionth of their largest, where the authors' code is infinite. The reference model runs beside the
-policy in every step.
+Beware: `dispersion_scale` is a constant of the data, which brings the certainty to about 1 on average; on other data it is
+another. Entropies are held at a millionth of their largest, where the authors' code is infinite. The reference model runs
+beside the policy in every step.
 
 Gradient:
     chosen = -slope * s / where(average, |chosen|, 1)

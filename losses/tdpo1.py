@@ -6,8 +6,8 @@
 Zeng et al. 2024, arXiv 2404.11999 (TDPO). The divergence is that from the reference to the policy, over the whole vocabulary,
 before each token of the response. It carries gradient to the policy, beside that by the two sums below.
 Elsewhere: TRL has none. The authors' code is the same; its configuration has this form on, and TDPO2 off.
-Beware: the reference model runs beside the policy in every step. A response's divergence raises its reward, so the loss falls as
-the policy leaves the reference along the chosen response.
+Beware: the reference model runs beside the policy in every step. A response's divergence raises its reward, so the loss falls
+as the policy leaves the reference along the chosen response.
 
 Gradient:
     chosen = -beta * s

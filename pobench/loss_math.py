@@ -86,9 +86,7 @@ def relative_logps(policy: Pair, reference: Pair | None, average: bool) -> tuple
     totals = [side.total for side in policy]
     if reference is not None:
         totals = [total - base.total for total, base in zip(totals, reference, strict=True)]
-    chosen, rejected = (
-        total / side.length if average else total for total, side in zip(totals, policy, strict=True)
-    )
+    chosen, rejected = (total / side.length if average else total for total, side in zip(totals, policy, strict=True))
     return chosen, rejected
 
 

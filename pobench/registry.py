@@ -645,7 +645,18 @@ def register_modifier(
         needs = frozenset(taken) - {"policy"}
         modifiers.add(
             Modifier(
-                name, function, source, needs, settings, doc, title or name, *shown, tuple(taken), of_ratios, weighs, canonical
+                name,
+                function,
+                source,
+                needs,
+                settings,
+                doc,
+                title or name,
+                *shown,
+                tuple(taken),
+                of_ratios,
+                weighs,
+                canonical,
             ),
             aliases,
         )

@@ -3,8 +3,8 @@
     loss = min(1, a(chosen) * a(rejected)) * L, the factor without gradient
     a(y) = exp( mean over the response's tokens of [ log p(token) - log sum_v p(v)² ] )
 
-Zhou et al. 2024, arXiv 2406.11827, for DPO. p is the policy's distribution of the next token; sum_v p(v)² is what it gives to its
-own samples on average, so that a response of its own weighs about 1.
+Zhou et al. 2024, arXiv 2406.11827, for DPO. p is the policy's distribution of the next token; sum_v p(v)² is what it gives to
+its own samples on average, so that a response of its own weighs about 1.
 Elsewhere: the authors' code is the same. TRL's `use_weighting` has no min, so that pairs likelier than the policy's own samples
 weigh more than 1; open-instruct has neither the division by sum_v p(v)² nor `detach`, and sums instead of means.
 Beware: the weights lower the loss and its gradient together, so rates that suit the loss alone are too low at first.

@@ -116,12 +116,12 @@ class _Values(torch.autograd.Function):
         softmax_parts: list[Tensor] = []
         for tile in head.tiles(target):
             z = ours.of(tile)
-            parts = policy.add(tile, z, squares="collision" in kinds, entropy="entropy" in kinds)
+            parts = [*policy.add(tile, z, squares="collision" in kinds, entropy="entropy" in kinds)]
             if theirs is not None:
                 y = theirs.of(tile)
                 gap = y - z if "forward_kl" in kinds else None
                 of_reference = frozen.add(tile, y, entropy="reference_entropy" in kinds, value=gap)
-                parts += of_reference if gap is not None else ()
+                parts += [] if gap is None else of_reference
             room -= len(parts) // 2 * z.numel() * head.dtype.itemsize
             if room >= 0:
                 softmax_parts += [part.to(head.dtype) if part.ndim > 1 else part for part in parts]

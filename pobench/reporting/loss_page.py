@@ -32,11 +32,12 @@ defaults on three pairs, with kl = 0. A negative weight raises the response.
 An objective that needs `scores` reads `score_chosen` and `score_rejected` too, the data's ratings of the responses: `--losses
 rated` names all of these. One that needs `batch` depends on the whole optimiser batch, one that needs `tokens` on the
 log-probability of each token, and one that needs `collision`, `entropy` or `forward_kl` on the distribution over the whole
-vocabulary before each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given. In a gradient, `kl_chosen`
-and `kl_rejected` are the sums of `forward_kl`, and `entropy` is the reference's mean one as a share of the largest; the examples
-have invented values of these. One that needs `responses` is about a list of answers, and one that needs `response` about a
-single answer. They train on the lists or single answers of the data; of pairs each is a list of two, or two answers, a desirable
-and an undesirable one, whose mean loss is the pair's. Gradients are given for pairs.
+vocabulary before each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given. In a gradient,
+`kl_chosen` and `kl_rejected` are the sums of `forward_kl`, and `entropy` is the reference's mean one as a share of the
+largest; the examples have invented values of these. One that needs
+`responses` is about a list of answers, and one that needs `response` about a single answer. They train on the lists or single
+answers of the data; of pairs each is a list of two, or two answers, a desirable and an undesirable one, whose mean loss is the
+pair's. Gradients are given for pairs.
 
 Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py.
 [peers.md](peers.md) says which programs have which objective."""

@@ -267,8 +267,10 @@ class PreferenceObjective:
     def vocabulary(self, batch: layouts.Batch) -> Beside | None:
         if not self.kinds:
             return None
-        runs = isinstance(self.reference, EveryStep) and not OF_REFERENCE.isdisjoint(self.kinds)
-        return Beside(self.kinds, self.reference.positions(batch) if runs else None)
+        if OF_REFERENCE.isdisjoint(self.kinds):
+            return Beside(self.kinds)
+        assert isinstance(self.reference, EveryStep)  # as it was asked for
+        return Beside(self.kinds, self.reference.positions(batch))
 
     def _take_batch(self, scorer: SumScorer, batch: Sequence[int]) -> None:
         """Score the whole batch without gradient, and take the state a step further."""

@@ -123,8 +123,12 @@ class Subject:
             tokens = TokenLogps.spread(policy, known, phases.get("tokens", 0.0))
         vocabulary = Vocabulary.spread(at.pairs[0], phases)
         if torch.equal(at.chosen, at.reference_chosen) and torch.equal(at.rejected, at.reference_rejected):
-            vocabulary = vocabulary._replace(forward_kl=torch.zeros_like(vocabulary.forward_kl))  # the policy is the reference
-        inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch, *vocabulary)
+            assert vocabulary.forward_kl is not None
+            vocabulary = vocabulary._replace(
+                forward_kl=torch.zeros_like(vocabulary.forward_kl)
+            )  # the policy is the reference
+        inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch)
+        inputs = inputs._replace(**vocabulary._asdict())
         return self.loss.by_pair(self.loss(*self.loss.arguments(*inputs), **settings))
 
     def evaluate(self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, **changes: Any) -> Evaluated:
@@ -294,7 +298,10 @@ def _derivative(subject: Subject) -> tuple[str, str]:
         worst = max(worst, float(torch.where((slope - gradient).abs() <= rounding, 0.0, off).max()))
     weighing = [part.name for part in subject.loss.parts if isinstance(part, Modifier) and part.weighs]
     if worst > 1e-4 and weighing:
-        return "note", f"a step follows the pairs with the weights of {' and '.join(weighing)} held fixed, as is its design"
+        return (
+            "note",
+            f"a step follows the pairs with the weights of {' and '.join(weighing)} held fixed, as is its design",
+        )
     if worst > 1e-4:
         return (
             "fails",
@@ -372,8 +379,8 @@ def _needs(subject: Subject) -> tuple[str, str]:
         unused.append("kl")
     for name in ("tokens", *Vocabulary._fields):
         if name in subject.loss.needs:
-            other = subject(pairs, 1.0, phases={name: 2.0})
-            unused += [name] if torch.equal(subject(pairs, 1.0).loss, other.loss) else []
+            elsewhere = subject(pairs, 1.0, phases={name: 2.0})
+            unused += [name] if torch.equal(subject(pairs, 1.0).loss, elsewhere.loss) else []
     if "scores" in subject.loss.needs:
         moved = pairs._replace(chosen_score=pairs.chosen_score + 1)
         if torch.equal(subject(pairs, 1.0).loss, subject(moved, 1.0).loss):

@@ -145,7 +145,7 @@ def _ranked(k: int, turn: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
 
 
 def small_reference(loss: Loss, items: Sequence[Item], layout: str) -> ReferenceSums | EveryStep | None:
-    """What training with the loss reads of the small model as reference: sums in memory, or the model itself, in that layout."""
+    """What training with the loss reads of the small model as reference: sums, or the model itself, in that layout."""
     if loss.runs_reference:
         return EveryStep(_small_scorer(layout))
     return _small_sums(tuple(items), "tokens" in loss.needs) if loss.reads_reference else None

@@ -27,7 +27,14 @@ import torch  # noqa: F401 (before the fork, so that a mutant costs a second, no
 HERE = Path(__file__).parent
 POBENCH = HERE.parents[1] / "pobench"
 LOSSES = HERE.parents[1] / "losses"
-TESTS = ("test_lists.py", "test_whole_batches.py", "test_values.py", "test_laws.py", "test_settings.py", "test_vocabulary.py")
+TESTS = (
+    "test_lists.py",
+    "test_whole_batches.py",
+    "test_values.py",
+    "test_laws.py",
+    "test_settings.py",
+    "test_vocabulary.py",
+)
 EXCHANGED = {"total": "mean", "mean": "total", "chosen": "rejected", "rejected": "chosen"}
 OPPOSITE: dict[type, type] = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult},

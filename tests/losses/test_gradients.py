@@ -26,8 +26,9 @@ Gradient:
     rejected = <d loss / d rejected sum>
     s = <auxiliary definitions, any number>
 
-in chosen, rejected, reference_chosen, reference_rejected, |chosen|, |rejected|, kl, score_chosen, score_rejected, kl_chosen,
-kl_rejected (the summed `forward_kl`), entropy (the reference's mean one, a share of the largest), the settings, and {functions}"""
+in chosen, rejected, reference_chosen, reference_rejected, |chosen|, |rejected|, kl, score_chosen, score_rejected,
+kl_chosen, kl_rejected (sums of `forward_kl`), entropy (the reference's mean one, a share of the largest), the settings,
+and {functions}"""
 
 
 # ---------------------------------------------------------------- reading the statement

@@ -56,9 +56,7 @@ def test_a_micro_batch_has_the_gradient_of_whole_softmaxes(
         for weight in model.parameters():
             weight += 0.2 * weight.std() * torch.randn_like(weight) if weight.ndim > 1 else 0.0
     plain, items, loss = copy.deepcopy(model).double(), [2, 0, 5], get_loss(name)
-    expected = torch.stack(
-        [whole_softmaxes(name, plain, copy.deepcopy(start_model).double(), pairs[i]) for i in items]
-    )
+    expected = torch.stack([whole_softmaxes(name, plain, copy.deepcopy(start_model).double(), pairs[i]) for i in items])
     expected.sum().backward()
     theirs = torch.cat([p.grad.flatten() for p in plain.parameters()])
 
