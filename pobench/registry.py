@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -143,6 +144,7 @@ INPUTS_OF = {
     "lists": ("responses", "reference", "scores"),
     "answers": ("response", "label", "reference", "kl"),
 }
+REFERENCED = ("reference", "kl")  # inputs that the reference model gives
 READ_AS = {"pairs": "", "lists": "a pair is read as a list of two", "answers": "a pair is read as two labelled answers"}
 OUTPUT_OF = {  # the type that it returns, and the shapes for n pairs
     "pairs": ("LossOutput", "one value per pair, ({n},)"),
@@ -198,7 +200,21 @@ class Loss:
     @property
     def reads_reference(self) -> bool:
         """Whether it needs log-probabilities of the reference model."""
-        return not self.needs.isdisjoint(("reference", "kl"))
+        return not self.needs.isdisjoint(REFERENCED)
+
+    @property
+    def moves_reference(self) -> bool:
+        """Whether the reference model moves towards the policy, so that no stored sums of it serve."""
+        return any(map(_moves, self.parts))
+
+    def taken_by_reference(self, step: int, settings: Mapping[str, Any]) -> float:
+        """The share of the policy that the reference takes behind a step, counted from 1; 0: it stays as it is."""
+        shares = [
+            part.moves(step, **own_settings(part.name, settings))
+            for part in self.parts
+            if isinstance(part, Modifier) and part.moves is not None
+        ]
+        return max(shares, default=0.0)
 
     def lacks(self, *inputs: Any) -> list[str]:
         """The inputs that it needs and that are not among these: pairs', in the order of `pobench.types.Inputs`."""
@@ -362,6 +378,8 @@ class Modifier:
     takes: tuple[str, ...] = ()  # the inputs of its signature, in order
     of_ratios: bool = False  # it fits losses that read policy and reference by their difference alone
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict  # as of a loss
+    # f(step, *, settings) -> the share of the policy that the reference takes behind that step
+    moves: Callable[..., float] | None = None
 
 
 modifiers: Registry[Modifier] = Registry(
@@ -415,7 +433,7 @@ def _composed(text: str) -> Loss:
             except UnknownNameError as error:
                 faults.append(f"{text!r}: {error}")
     if not faults:
-        found = *faults_of(terms), *_not_of_pairs(parts.values()), *_unmodified(terms, parts)
+        found = *faults_of(terms), *_not_of_pairs(parts.values()), *_unmodified(terms, parts), *_moved(terms, parts)
         faults += [f"{text!r}: {fault}" for fault in found]
     if faults:
         raise PobenchError("\n".join(faults))
@@ -429,11 +447,43 @@ def _not_of_pairs(parts: Iterable[Loss | Modifier]) -> Iterator[str]:
 
 
 def _unmodified(terms: Iterable[Term], parts: Mapping[str, Loss | Modifier]) -> Iterator[str]:
-    """A fault for each modifier around a loss that reads what no modifier changes."""
+    """A fault for each modifier around a loss or modifier that reads what it does not change."""
     for term in terms:
-        reads = parts[term.loss].needs & {"batch", "tokens"} if term.modifiers and term.loss != SFT else ()
-        for name in sorted(reads):
-            yield f"{term.modifiers[-1]} changes a pair's sums, and {term.loss} reads {name}, which stay as they are"
+        around = [part for name in term.modifiers if isinstance(part := parts[name], Modifier)]
+        changing = [modifier for modifier in around if not _moves(modifier)]
+        for name in sorted(parts[term.loss].needs & {"batch", "tokens"}) if changing and term.loss != SFT else ():
+            if leaving := [modifier.name for modifier in changing if name not in modifier.takes]:
+                yield f"{leaving[-1]} changes a pair's sums, and {term.loss} reads {name}, which stay as they are"
+        for outer, inner in combinations(changing, 2):
+            if "tokens" not in outer.takes and "tokens" in inner.takes:
+                yield (
+                    f"{outer.name} changes a pair's sums, which {inner.name} adds up anew from the tokens; write "
+                    f"{inner.name} around {outer.name}"
+                )
+
+
+def _moves(part: Loss | Modifier) -> bool:
+    return isinstance(part, Modifier) and part.moves is not None
+
+
+def _moved(terms: Iterable[Term], parts: Mapping[str, Loss | Modifier]) -> Iterator[str]:
+    """A fault for a modifier that moves the reference around what reads none, or beside a term that reads it unmoved, or beside
+    another that moves it."""
+    movers: list[str] = []
+    unmoved: list[str] = []
+    for term in terms:
+        names = [name for name in (*term.modifiers, term.loss) if name != SFT]
+        moving = [name for name in names if _moves(parts[name])]
+        reads = any(not parts[name].needs.isdisjoint(REFERENCED) for name in names)
+        if moving and not reads:
+            yield f"{moving[0]} moves the reference, and {term.loss} reads none"
+        if reads and not moving:
+            unmoved.append(str(term._replace(weight=1.0)))
+        movers += moving
+    if movers and unmoved:
+        yield f"{movers[0]} moves the one reference that all terms read; write {movers[0]} around {' and '.join(unmoved)}, too"
+    if len(set(movers)) > 1:
+        yield f"{' and '.join(dict.fromkeys(movers))} move the one reference; use one of them"
 
 
 def _loss_of(terms: list[Term], parts: Mapping[str, Loss | Modifier]) -> Loss:
@@ -586,11 +636,15 @@ def register_modifier(
     defaults: Mapping[str, str] | None = None,
     of_ratios: bool = False,
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+    moves: Callable[..., float] | None = None,
 ) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
     """Register a modifier of losses under `name`: `f(loss, *inputs, **settings) -> LossOutput`, see `Modifier`.
 
     source, aliases, title, units, meanings, defaults, canonical: as of `register_loss`. of_ratios: it fits losses that read
-    policy and reference by their difference alone; others are refused. Raises PobenchError as `register_loss`.
+    policy and reference by their difference alone; others are refused. moves: it moves the reference towards the policy; a
+    function (step, *, settings of the modifier by their names) → the share of the policy that the reference takes behind that
+    step, counted from 1; 0: it stays. A modifier that takes `tokens` hands on changed ones as well as their sums.
+    Raises PobenchError as `register_loss`.
     """
 
     def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
@@ -601,6 +655,8 @@ def register_modifier(
             faults.insert(0, f"{first or 'no parameter'}: the first parameter is `loss`, the loss that is modified")
         settings = _settings(signature)
         faults += _undeclared(settings, units=units, meanings=meanings, defaults=defaults)
+        if moves is not None and list(inspect.signature(moves).parameters) != ["step", *settings]:
+            faults.append(f"moves: takes (step, *, {', '.join(settings) or 'no setting'})")
         if _normal(name) in losses._aliases:
             faults.append(f"{name!r} is the name of a loss; choose another")
         if faults:
@@ -610,8 +666,9 @@ def register_modifier(
         needs = frozenset(taken) - {"policy"}
         modifiers.add(
             Modifier(
-                name, function, source, needs, settings, doc, title or name, *shown, tuple(taken), of_ratios, canonical
-            ),
+                name, function, source, needs, settings, doc, title or name, *shown, tuple(taken), of_ratios, canonical,
+                moves,
+            ),  # fmt: skip
             aliases,
         )
         return function

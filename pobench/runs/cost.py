@@ -149,7 +149,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         ranking = _ranking_calls(drawn_job)
         calls += ranking
         judge_tokens += ranking * 2.0 * _new_tokens(drawn_job) if ranking else 0.0
-    memory, micro_tokens = _largest([*sft, *trained[:1]], shape, counts.longest if counts else 0)
+    memory, micro_tokens = _largest([*sft, *trained], shape, counts.longest if counts else 0)
     spoken = answering_of(job, shape) if answering else None
     return Cost(
         seconds=training / devices + evaluation + _starting(tasks, size),
@@ -425,14 +425,22 @@ def sharding_faults(job: Job) -> list[str]:
 
 
 def _disk(trained: Sequence[Task], size: int) -> float:
-    """Each trained model, and two checkpoints with moments, as a new one is written before the old one goes; of an adapter
-    about one per cent of that, and the merged model that vLLM reads while it answers."""
+    """Each trained model, and two checkpoints with moments and a reference that moves, as a new one is written before the old
+    one goes; of an adapter about one per cent of that, and the merged model that vLLM reads while it answers."""
     weights = sum(
         4.0 * size * (1.0 if t.job.train.adapter is None or t.job.train.adapter.merge else 0.01) for t in trained
     )
-    largest = max((1.0 if t.job.train.adapter is None else 0.01 for t in trained), default=0.0)
+    largest = max((_state_bytes(t.job) for t in trained), default=0.0)
     written = max((_copied_for_vllm(t) for t in trained), default=0.0) * layout_of_devices()[0]
-    return weights + size * max(2 * 12.0 * largest, written)
+    return weights + size * max(2 * largest, written)
+
+
+def _state_bytes(job: Job) -> float:
+    """Bytes a parameter of a checkpoint."""
+    if job.train.adapter is not None:
+        return 0.01 * 12.0
+    moves = job.train.reference == "every_step" and get_loss(job.loss).moves_reference
+    return 16.0 if moves else 12.0
 
 
 def _copied_for_vllm(task: Task) -> float:

@@ -7,18 +7,19 @@ ones that dashboards expect.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pobench.columns import SATURATED
 from pobench.errors import PobenchError
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss
-from pobench.training.reference import EveryStep, ReferenceSums
+from pobench.training.reference import EveryStep, Moving, ReferenceSums
 from pobench.types import Batch, Group, Inputs, LossOutput, Pair, SequenceLogps, State, TokenLogps, TokenPair
 
 STEP_METRICS = (
@@ -73,22 +74,27 @@ class Measured(NamedTuple):
 class Objective(Protocol):
     """What the loop minimises. groups: the sequences of each item. names: the logged metrics, `loss` first. unit: what `size`
     counts. per_token: whether it is measured by each token's log-probability, not by the responses' sums. state: what it
-    carries over steps, which a checkpoint stores."""
+    carries over steps, which a checkpoint stores. second: a reference model that the steps move, and a checkpoint stores."""
 
     groups: Sequence[Group]
     names: Sequence[str]
     unit: str
     per_token: bool
     state: State
+    second: nn.Module | None
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         """Called once, before step 1, in every process. first: indices of the first batch. exact: fp32 throughout.
         Returns the mean |policy - reference| a token, in nats; nan without a reference."""
         ...
 
-    def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
-        """Called before a step's first micro-batch, in every process. batch: indices of all its items.
+    def begin_step(self, scorer: SumScorer, batch: Sequence[int], step: int) -> dict[str, float]:
+        """Called before a step's first micro-batch, in every process. batch: indices of all its items. step: counted from 1.
         Returns further metrics to log."""
+        ...
+
+    def end_step(self, policy: nn.Module, step: int) -> None:
+        """Called when a step has changed the weights, in every process."""
         ...
 
     def size(self, batch: Sequence[int]) -> int:
@@ -130,10 +136,11 @@ class PreferenceObjective:
         settings: Mapping[str, Any],
         reference: ReferenceSums | EveryStep | None = None,
         mismatched: Sequence[int] | None = None,
+        seed: int = 0,
     ) -> None:
         """settings: the loss's own. reference: the reference sums of the pairs' responses, for a loss that needs them, and of
         `mismatched_groups`, for a loss that needs `kl`; or what computes them, batch by batch. mismatched: for each pair the
-        index of the pair that lends its answer, for a loss that needs `kl`.
+        index of the pair that lends its answer, for a loss that needs `kl`. seed: of what is drawn anew in every step.
 
         Raises PobenchError if the loss needs sums or scores that are missing.
         """
@@ -150,10 +157,16 @@ class PreferenceObjective:
         self.places: dict[int, int] = {}  # pair → place in that batch
         self.state: State = {}
         self.scores = _scores_of(pairs, loss) if "scores" in loss.needs else None
+        self.seed, self.step = seed, 0
+        self.second: nn.Module | None = None
         if not loss.reads_reference:
             return
         if reference is None:
             raise PobenchError(f"{loss.name} needs {' and '.join(sorted(loss.needs))}, and there are no reference sums")
+        if loss.moves_reference:
+            if not isinstance(reference, Moving):
+                raise PobenchError(f"{loss.name} moves its reference; pass `reference`, a model in `Moving`")
+            self.second = reference.scorer.policy
         self.known = torch.full((len(pairs), 2), math.nan)
         if "kl" in loss.needs:
             if mismatched is None:
@@ -196,9 +209,10 @@ class PreferenceObjective:
             )
         return gap
 
-    def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
+    def begin_step(self, scorer: SumScorer, batch: Sequence[int], step: int) -> dict[str, float]:
         """Compute what the loss asks for of the whole batch. kl: the unclamped mean of log π - log π_ref over its mismatched
         pairs, in nats, detached."""
+        self.step = step
         if isinstance(self.reference, EveryStep):
             self._read_reference(batch)
         if "batch" in self.loss.needs:
@@ -209,6 +223,12 @@ class PreferenceObjective:
         kl = (sums - self.known_borrowed[list(batch)].double()).mean()
         self.kl = kl.to(scorer.accelerator.device).float()
         return {"kl": float(self.kl)}
+
+    def end_step(self, policy: nn.Module, step: int) -> None:
+        """Move the reference, if the loss does and this is a step behind which it moves."""
+        share = self.loss.taken_by_reference(step, self.settings)
+        if isinstance(self.reference, Moving) and share:
+            self.reference.take(policy, share)
 
     def _take_batch(self, scorer: SumScorer, batch: Sequence[int]) -> None:
         """Score the whole batch without gradient, and take the state a step further."""
@@ -232,7 +252,8 @@ class PreferenceObjective:
             groups = [self.groups[i] for i in items]
             known = torch.cat([self.step_tokens[i] for i in items]) if every_step else self.reference.tokens(groups)
             known = known.to(policy.device)
-        return TokenLogps.of(lengths, policy, known)
+        draw = torch.tensor([drawn_number(self.seed, self.step, self.pairs[i].id) for i in items])
+        return TokenLogps.of(lengths, policy, known)._replace(draw=draw)
 
     def size(self, batch: Sequence[int]) -> int:
         return len(batch)
@@ -272,6 +293,12 @@ def _scores_of(pairs: Sequence[TokenPair], loss: Loss) -> Tensor:
     return torch.tensor([pair.scores for pair in pairs], dtype=torch.float64)
 
 
+def drawn_number(seed: int, step: int, item: str) -> int:
+    """A random number below 2^63 for an item in a step, the same in whatever micro-batch or process the item is."""
+    digest = hashlib.sha256(f"{seed} {step} {item}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
 class LikelihoodObjective:
     """loss = -Σ log π(learnt token) / learnt tokens. Both sums run over the whole optimiser batch, so each token has the same
     weight however the batch is split."""
@@ -284,12 +311,16 @@ class LikelihoodObjective:
         """groups: each has one response; `Group.learnt` may select a part of it."""
         self.groups = groups
         self.state: State = {}
+        self.second: nn.Module | None = None
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         return math.nan
 
-    def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
+    def begin_step(self, scorer: SumScorer, batch: Sequence[int], step: int) -> dict[str, float]:
         return {}
+
+    def end_step(self, policy: nn.Module, step: int) -> None:
+        pass
 
     def size(self, batch: Sequence[int]) -> int:
         return sum(self.groups[i].learnt_tokens for i in batch)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -35,7 +36,7 @@ from pobench.registry import Loss, get_loss, load_plugin
 from pobench.settings.schema import TrainConfig
 from pobench.training.loop import train
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import ReferenceSums
+from pobench.training.reference import Moving, ReferenceSums
 from pobench.types import Group, TokenPair
 
 PAIRS, BATCH = 11, 8  # two batches: eight, and a short last one of three
@@ -236,13 +237,23 @@ def _train(
             settings,
             config,
             folder=run,
-            reference=small_reference(tuple(pairs), "tokens" in loss.needs) if loss.reads_reference else None,
+            reference=_reference_for(loss, pairs, accelerator),
             mismatched=mismatch(pairs),
             log=lambda row: rows.append(row["loss"]),
         )
     finally:
         watching.remove()
     return rows, gradients
+
+
+def _reference_for(loss: Loss, pairs: Sequence[TokenPair], accelerator: Accelerator) -> ReferenceSums | Moving | None:
+    """What a loss reads its reference from; a model of its own, if it moves it."""
+    if not loss.reads_reference:
+        return None
+    if not loss.moves_reference:
+        return small_reference(tuple(pairs), "tokens" in loss.needs)
+    policy = ResponseLogps(small_model().requires_grad_(False))
+    return Moving(SumScorer(policy, policy.layout("shared_prefix"), accelerator))
 
 
 def _budget(split: Split, pairs: Sequence[TokenPair]) -> int:

@@ -26,7 +26,7 @@ from pobench.registry import get_loss, judges, load_plugin, losses
 from pobench.settings.schema import AdapterConfig, TrainConfig
 from pobench.training.loop import Trained, train
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import ReferenceSums
+from pobench.training.reference import EveryStep, Moving, ReferenceSums
 from pobench.types import Group, TokenPair
 from pobench.workflows.invariance import small_model, small_pairs
 
@@ -92,8 +92,14 @@ def _reference(start_model: Any, scorer_of: Any, pairs: tuple[TokenPair, ...], p
 
 
 @pytest.fixture
+def moving(start_model: Any, scorer_of: Any) -> Callable[[], Moving]:
+    """A reference model that may move, as the start model yet."""
+    return lambda: Moving(scorer_of(copy.deepcopy(start_model).requires_grad_(False)))
+
+
+@pytest.fixture
 def fit(
-    start_model: Any, reference_of: Any, tmp_path: Path
+    start_model: Any, reference_of: Any, moving: Any, tmp_path: Path
 ) -> Callable[..., tuple[Any, Trained, list[dict[str, Any]]]]:
     """Train a copy of the start model, or an adapter in it: (model, Trained, logged rows)."""
 
@@ -107,10 +113,11 @@ def fit(
         seed: int | None = None,
         adapter: dict[str, Any] | None = None,
         watch: Any = None,
-        reference: ReferenceSums | None = None,
+        reference: ReferenceSums | EveryStep | None = None,
         content: str = "",
         say: Any = lambda text: None,
         dtype: torch.dtype = torch.float32,
+        settings: dict[str, Any] | None = None,
         **changes: Any,
     ) -> tuple[Any, Trained, list[dict[str, Any]]]:
         model = copy.deepcopy(start_model).to(dtype)
@@ -120,6 +127,8 @@ def fit(
         values = {"lr": 1e-3, "batch_size": 4, "precision": "fp32", "warmup_ratio": 0.0, **changes}
         (tmp_path / folder).mkdir(exist_ok=True)
         registered = get_loss(loss)
+        if reference is None and registered.reads_reference:
+            reference = moving() if registered.moves_reference else reference_of(pairs, "tokens" in registered.needs)
         in_order = [list(range(len(pairs)))] * epochs
         order = in_order if seed is None else [epoch.tolist() for epoch in data_order(pairs, seed, epochs).epochs]
         trained = train(
@@ -128,12 +137,12 @@ def fit(
             pairs,
             order,
             registered,
-            registered.settings,
+            {**registered.settings, **(settings or {})},
             TrainConfig(**values),
             folder=tmp_path / folder,
-            reference=reference
-            or (reference_of(pairs, "tokens" in registered.needs) if registered.reads_reference else None),
+            reference=reference,
             mismatched=mismatch(pairs),
+            seed=seed or 0,
             log=log or rows.append,
             watch=watch,
             content=content,

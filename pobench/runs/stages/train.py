@@ -84,6 +84,7 @@ def run(context: Context) -> None:
             folder=folder.path,
             reference=reference,
             mismatched=mismatch(pairs) if "kl" in loss.needs else None,
+            seed=job.seed,
             log=log if context.main else lambda row: None,
             say=context.say,
             rewind=folder.rewind_steps if context.main else lambda step: None,
@@ -108,10 +109,10 @@ def _heldout_means(context: Context, scorer: SumScorer) -> dict[str, float]:
 
 
 def _reference(context: Context) -> ReferenceSums | EveryStep | None:
-    """The stored reference sums of the pairs, or a frozen start model that computes them in every step; None for a loss that
-    reads none."""
+    """The stored reference sums of the pairs, or a start model that computes them in every step, frozen or moved by the loss;
+    None for a loss that reads none."""
     from pobench.model.policy_sums import sum_scorer
-    from pobench.training.reference import EveryStep
+    from pobench.training.reference import EveryStep, Moving
 
     config, loss = context.job.train, context.loss
     if loss is None or not loss.reads_reference:
@@ -120,7 +121,10 @@ def _reference(context: Context) -> ReferenceSums | EveryStep | None:
         return context.references("pairs", "mismatched", "tokens")
     policy = context.start_policy()
     policy.requires_grad_(False)
-    return EveryStep(sum_scorer(policy, context.groups("pairs"), config, context.accelerator, context.say))
+    kind = Moving if loss.moves_reference else EveryStep
+    if loss.moves_reference:
+        context.say(f"{context.task.title}: its reference moves, so a second model computes it in every step")
+    return kind(sum_scorer(policy, context.groups("pairs"), config, context.accelerator, context.say))
 
 
 def _cost_of(reference: ReferenceSums | EveryStep | None) -> dict[str, Any]:
