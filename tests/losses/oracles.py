@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -553,10 +554,12 @@ def mpo(c: Case, **of: Any) -> Any:
     return dpo(c, of["dpo.beta"]) + mpf("0.8") * bco_pair(c, of["bco_pair.beta"]) - c.w / c.nw
 
 
+@cache
 def shares(n: int, phase: float) -> list[Any]:
     """Of a response of n tokens, the share of its sum that each token has, as `TokenLogps.spread` hands it to a loss."""
     wave = [mpf(x) for x in torch.sin(torch.arange(n) + phase).double().tolist()]
-    return [(1 + (x - sum(wave) / n) / 6) / n for x in wave]
+    level = sum(wave) / n
+    return [(1 + (x - level) / 6) / n for x in wave]
 
 
 def ld_dpo(c: Case, **of: Any) -> Any:
