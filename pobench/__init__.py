@@ -15,13 +15,26 @@ if TYPE_CHECKING:
     from pobench.reporting.draw import figure, table
     from pobench.results.load import load_frames
     from pobench.runs.execute import run_setting as run
-    from pobench.types import AnswerOutput, Batch, ListOutput, LossOutput, Pair, Responses, SequenceLogps, TokenLogps
+    from pobench.types import (
+        AnswerBatch,
+        AnswerOutput,
+        Batch,
+        ListBatch,
+        ListOutput,
+        LossOutput,
+        Pair,
+        Responses,
+        SequenceLogps,
+        TokenLogps,
+    )
 
     __version__: str
 
 __all__ = [
+    "AnswerBatch",
     "AnswerOutput",
     "Batch",
+    "ListBatch",
     "ListOutput",
     "LossOutput",
     "Pair",
@@ -40,8 +53,10 @@ __all__ = [
 ]
 
 _HOMES = {  # name → where it is defined. Imported when it is asked for: help and lists should not wait for torch
+    "AnswerBatch": "pobench.types:AnswerBatch",
     "AnswerOutput": "pobench.types:AnswerOutput",
     "Batch": "pobench.types:Batch",
+    "ListBatch": "pobench.types:ListBatch",
     "ListOutput": "pobench.types:ListOutput",
     "LossOutput": "pobench.types:LossOutput",
     "Pair": "pobench.types:Pair",

@@ -27,7 +27,7 @@ from pobench.errors import PobenchError, UnknownNameError, _normal, nearest
 from pobench.files import name_fault
 
 if TYPE_CHECKING:  # torch comes with the losses, when they are first looked up
-    from pobench.types import Batch, LossOutput, Pair, State, TokenLogps
+    from pobench.types import AnswerBatch, Batch, ListBatch, Logps, LossOutput, Pair, State, TokenLogps, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,19 +137,19 @@ def _settings(signature: inspect.Signature) -> dict[str, Any]:
 Marker = str | tuple[int, int, int]  # matplotlib's name of a marker, or (points, style, angle)
 # The inputs that training can pass to a loss, in this order.
 SUPPLIED = ("policy", "responses", "response", "label", "reference", "kl", "tokens", "scores", "batch")
-# By what a loss has one value of, what it can ask for. It must ask for the first. Those of pairs are the fields of
-# `pobench.types.Inputs`; `pobench.units` makes the others of them.
-INPUTS_OF = {
+# By what a loss has one value of, what it can ask for: the fields of `Inputs`, `ListInputs` and `AnswerInputs` in
+# `pobench.types`. It must ask for the first.
+INPUTS_OF: dict[Unit, tuple[str, ...]] = {
     "pairs": ("policy", "reference", "kl", "tokens", "scores", "batch"),
-    "lists": ("responses", "reference", "scores"),
-    "answers": ("response", "label", "reference", "kl"),
+    "lists": ("responses", "reference", "tokens", "scores", "batch"),
+    "answers": ("response", "label", "reference", "kl", "tokens", "scores", "batch"),
 }
 REFERENCED = ("reference", "kl")  # inputs that the reference model gives
 READ_AS = {"pairs": "", "lists": "a pair is read as a list of two", "answers": "a pair is read as two labelled answers"}
-OUTPUT_OF = {  # the type that it returns, and the shapes for n pairs
+OUTPUT_OF = {  # the type that it returns, and the shapes for n pairs, lists or answers
     "pairs": ("LossOutput", "one value per pair, ({n},)"),
-    "lists": ("ListOutput", "one loss per list, ({n},), and one reward per answer, ({n}, 2)"),
-    "answers": ("AnswerOutput", "one value per answer, ({m},)"),
+    "lists": ("ListOutput", "one loss per list, ({n},), and one reward per answer, {rewards}"),
+    "answers": ("AnswerOutput", "one value per answer, ({n},)"),
 }
 GRADIENT = "\nGradient:\n"  # this line of a loss's docstring separates its formula from its gradient
 
@@ -189,8 +189,8 @@ class Loss:
         return self.function(*args, **kwargs)
 
     @property
-    def unit(self) -> str:
-        """What it has one value of: "pairs", "lists" or "answers"."""
+    def unit(self) -> Unit:
+        """What it has one value of."""
         return next((unit for unit, inputs in INPUTS_OF.items() if inputs[0] in self.needs), "pairs")
 
     def key(self, setting: str) -> str:
@@ -225,14 +225,25 @@ class Loss:
         """The inputs that the function's signature names, in its order. inputs: pairs', in the order of `pobench.types.Inputs`;
         the last ones may be left out. A loss of lists gets each pair as a list of two, one of answers as two labelled answers.
         Raises PobenchError for one that it needs and that is None."""
-        if lacking := self.lacks(*inputs):
-            raise PobenchError(f"loss {self.name!r} needs {' and '.join(lacking)}, which it was not given")
-        given = dict(zip(INPUTS_OF["pairs"], inputs, strict=False))
-        if self.unit != "pairs":
-            from pobench.units import given_in  # with torch
+        from pobench.types import Inputs  # with torch
+        from pobench.units import read
 
-            given = given_in(self.unit, given)
-        return [given[name] for name in SUPPLIED if name in given and name in {"policy", *self.needs}]
+        return self.named(read(self.unit, Inputs(*inputs)))
+
+    def named(self, given: Any) -> list[Any]:
+        """As `arguments`, of the inputs of its own unit: an `Inputs`, a `ListInputs` or an `AnswerInputs`."""
+        values = given._asdict()
+        if lacking := [name for name in values if name in self.needs and values[name] is None]:
+            raise PobenchError(f"loss {self.name!r} needs {' and '.join(lacking)}, which it was not given")
+        return [values[name] for name in SUPPLIED if name in values and name in {"policy", *self.needs}]
+
+    def on(self, given: Any, **settings: Any) -> Any:
+        """What the function returns for the inputs of its own unit: an `Inputs`, a `ListInputs` or an `AnswerInputs`. Raises
+        PobenchError as `evaluate`."""
+        output = self.function(*self.named(given), **settings)
+        if fault := wrong_output(output, given, self.unit):
+            raise PobenchError(f"loss {self.name!r} must return {fault}")
+        return output
 
     def by_pair(self, output: Any) -> LossOutput:
         """What the function returned for `arguments`, as one value a pair."""
@@ -249,34 +260,36 @@ class Loss:
         kl: Tensor | None = None,
         tokens: TokenLogps | None = None,
         scores: Tensor | None = None,
-        batch: Batch | None = None,
+        batch: Batch | ListBatch | AnswerBatch | None = None,
         **settings: Any,
     ) -> LossOutput:
         """Call the function with the inputs that its signature names. A loss of lists gives its list's loss, one of answers the
         mean of both answers' losses. Raises PobenchError for an input that is missing, and unless the function returns
         floating-point tensors of its unit's type and shapes (`OUTPUT_OF`), at least as precise as the policy's sums."""
-        output = self.function(*self.arguments(policy, reference, kl, tokens, scores, batch), **settings)
-        if fault := wrong_output(output, policy.chosen.total, self.unit):
-            raise PobenchError(f"loss {self.name!r} must return {fault}")
-        return self.by_pair(output)
+        from pobench.types import Inputs  # with torch
+        from pobench.units import read
+
+        return self.by_pair(self.on(read(self.unit, Inputs(policy, reference, kl, tokens, scores, batch)), **settings))
 
     def batch_of(
-        self, policy: Pair, reference: Pair | None, settings: Mapping[str, Any], state: State | None = None
-    ) -> Batch | None:
-        """The whole optimiser batch as this loss gets it, every pair in its place; None if it does not ask for `batch`.
+        self,
+        policy: Logps,
+        reference: Any,
+        settings: Mapping[str, Any],
+        state: State | None = None,
+        label: Tensor | None = None,
+    ) -> Any:
+        """The whole optimiser batch as this loss gets it (`Batch`, `ListBatch` or `AnswerBatch`), every unit in its place; None
+        if it does not ask for `batch`.
 
-        policy, reference: the sums of all its pairs. state: after the step before; None at the first. Raises PobenchError if
-        `update` returns what JSON does not hold.
+        policy, reference: the sums of all its pairs; or of all its lists or answers, for a loss of those. state: after the step
+        before; None at the first. label: of answers. Raises PobenchError if `update` returns what JSON does not hold.
         """
         if "batch" not in self.needs:
             return None
-        from torch import arange
+        from pobench.units import whole_batch  # with torch
 
-        from pobench.types import Batch, Pair
-
-        detached = Pair(*(side._replace(total=side.total.detach()) for side in policy))
-        place = arange(len(policy.chosen.total), device=policy.chosen.total.device)
-        batch = Batch(detached, reference if "reference" in self.needs else None, place, state or {})
+        batch = whole_batch(self.unit, policy, reference if "reference" in self.needs else None, label, state or {})
         if self.parts:
             states = {
                 part.name: part.batch_of(
@@ -311,10 +324,10 @@ class Loss:
         return _indented(self.doc.partition(GRADIENT)[2])
 
 
-def wrong_output(output: Any, totals: Tensor, unit: str = "pairs") -> str:
+def wrong_output(output: Any, given: Any, unit: Unit = "pairs") -> str:
     """The fault of what a loss's function returned, as `a tensor each; got loss as a float`; "" if there is none.
 
-    totals: (pairs,), the policy's sums of the chosen answers that the loss got.
+    given: the inputs that the loss got: an `Inputs`, a `ListInputs` or an `AnswerInputs`.
     """
     from torch import Tensor, promote_types
 
@@ -327,10 +340,10 @@ def wrong_output(output: Any, totals: Tensor, unit: str = "pairs") -> str:
     tensors = output._asdict()
     if wrong := [f"{name} as {_described(t)}" for name, t in tensors.items() if not isinstance(t, Tensor)]:
         return f"a tensor each; got {', '.join(wrong)}"
-    n = len(totals)
-    shapes = {name: (2 * n,) if unit == "answers" else (n, 2) if name == "rewards" else (n,) for name in tensors}
+    totals = given.policy.chosen.total if unit == "pairs" else given[0].total
+    shapes = {name: tuple(totals.shape) if name == "rewards" else (len(totals),) for name in tensors}
     if wrong := [f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t.shape != shapes[name]]:
-        return f"{sizes.format(n=n, m=2 * n)}; got {', '.join(wrong)}"
+        return f"{sizes.format(n=len(totals), rewards=tuple(totals.shape))}; got {', '.join(wrong)}"
     if wrong := [f"{name} {t.dtype}" for name, t in tensors.items() if promote_types(t.dtype, totals.dtype) != t.dtype]:
         return f"numbers as precise as the sums it is given, {totals.dtype}; got {', '.join(wrong)}"
     return ""
@@ -723,7 +736,7 @@ def _unit_faults(supplied: Sequence[str]) -> list[str]:
     return _foreign(supplied, unit, "this is")
 
 
-def _foreign(supplied: Iterable[str], unit: str, what: str) -> list[str]:
+def _foreign(supplied: Iterable[str], unit: Unit, what: str) -> list[str]:
     return [
         f"{name}: {what} a loss of {unit}, which is given {', '.join(INPUTS_OF[unit])}"
         for name in supplied

@@ -6,7 +6,7 @@ end-of-turn token. A tensor of shape `(pairs,)` has one entry per preference pai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -94,12 +94,12 @@ class Responses(NamedTuple):
 
 
 class TokenLogps(NamedTuple):
-    """Log-probabilities of the single tokens of each pair's responses, each (pairs, 2, tokens): chosen, then rejected, from
-    their first token on, padded on the right up to the longest response at hand.
+    """Log-probabilities of the single tokens of responses, from their first token on, padded on the right up to the longest
+    response at hand: of pairs (pairs, 2, tokens), chosen first; of lists (prompts, k, tokens); of answers (answers, tokens).
 
     policy, reference: nats, 0 at the pads; reference is None unless the loss asks for `reference` too. mask: bool, True at
-    tokens. The sums of `policy` over its tokens are the pairs' sums, and gradients flow through either.
-    draw: (pairs,) int64, in training a random number of each pair, another in each step, the same however its batch is cut;
+    tokens. The sums of `policy` over its tokens are the responses' sums, and gradients flow through either.
+    draw: of pairs, (pairs,) int64, in training a random number of each, another in each step, the same however its batch is cut;
     None outside of training.
     """
 
@@ -114,38 +114,48 @@ class TokenLogps(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Tensor, policy: Tensor, reference: Tensor | None) -> TokenLogps:
-        """lengths: (responses,) in the order chosen, rejected, chosen, … policy, reference: (tokens,) nats, response by
-        response."""
-        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+        """lengths: of the responses, in the shape that they shall have: (pairs, 2), (prompts, k) with 0 at pads, or (answers,).
+        policy, reference: (tokens,) nats, response by response."""
+        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[..., None]
 
         def padded(logps: Tensor) -> Tensor:
-            return logps.new_zeros(mask.shape).masked_scatter(mask, logps).unflatten(0, (-1, 2))
+            return logps.new_zeros(mask.shape).masked_scatter(mask, logps)
 
-        return cls(padded(policy), None if reference is None else padded(reference), mask.unflatten(0, (-1, 2)))
+        return cls(padded(policy), None if reference is None else padded(reference), mask)
 
     @classmethod
-    def spread(cls, policy: Pair, reference: Pair | None, phase: float = 0.0) -> TokenLogps:
+    def spread(cls, policy: Logps, reference: Logps | None, phase: float = 0.0) -> TokenLogps:
         """Tokens with these sums, to try a loss on: each has its share of the sum, up to a third more or less. phase: which
         tokens have more."""
-        lengths = torch.stack([side.length for side in policy], dim=1).flatten()
+        shape, lengths = _tables(policy)[1], _tables(policy)[1].flatten()
         place = torch.cat([torch.arange(int(n)) for n in lengths]).to(lengths.device)
         owner = torch.repeat_interleave(lengths)
 
-        def tokens(pair: Pair, phase: float) -> Tensor:
-            totals = torch.stack([side.total for side in pair], dim=1).flatten()
+        def tokens(logps: Logps, phase: float) -> Tensor:
+            totals = _tables(logps)[0].flatten()
             wave = torch.sin(place + phase).to(totals.dtype)
-            level = torch.zeros_like(totals).index_add(0, owner, wave) / lengths
-            return (totals / lengths)[owner] * (1 + (wave - level[owner]) / 6)
+            level = torch.zeros_like(totals).index_add(0, owner, wave) / lengths.clamp(min=1)
+            return (totals / lengths.clamp(min=1))[owner] * (1 + (wave - level[owner]) / 6)
 
-        return cls.of(lengths, tokens(policy, phase), None if reference is None else tokens(reference, phase + 1.0))
+        return cls.of(shape, tokens(policy, phase), None if reference is None else tokens(reference, phase + 1.0))
+
+
+Logps = Pair | Responses | SequenceLogps  # of pairs, of lists, of single answers
+
+
+def _tables(logps: Logps) -> tuple[Tensor, Tensor]:
+    """(totals, lengths) of all responses, (pairs, 2), (prompts, k) with length 0 at pads, or (answers,)."""
+    if isinstance(logps, Pair):
+        return torch.stack([side.total for side in logps], 1), torch.stack([side.length for side in logps], 1)
+    return logps.total, logps.length * logps.mask if isinstance(logps, Responses) else logps.length
 
 
 State = Mapping[str, Any]  # what a loss carries over steps: numbers, texts, and lists of them
 
 
 class Batch(NamedTuple):
-    """The whole optimiser batch before its step, for a loss that asks for it: detached, and the same in every micro-batch and
-    every process.
+    """The whole optimiser batch of pairs before its step, for a loss that asks for it: detached, and the same in every
+    micro-batch and every process.
 
     policy, reference: (pairs in the batch,) each; reference is None unless the loss asks for `reference` too.
     place: (pairs,) the place in the batch of each pair that the loss is called with.
@@ -162,8 +172,7 @@ class Batch(NamedTuple):
 
         values: (pairs in the batch,).
         """
-        now = {"mean": float(values.mean()), "spread": float(values.std(correction=0))}
-        return {name: 0.9 * self.state.get(name, 0.0) + 0.1 * value for name, value in now.items()}
+        return _averages(self.state, values)
 
     def share(self, objective: Callable[[Pair], Tensor], policy: Pair) -> Tensor:
         """(pairs,) the share of each pair of a micro-batch in a loss that depends on the whole batch in any way: their mean
@@ -172,16 +181,82 @@ class Batch(NamedTuple):
         objective: the policy's sums of the whole batch → (pairs in the batch,) values in any order, or their 0-d mean. policy:
         the sums of the micro-batch. Each share is the objective's expansion to first order around the batch's sums.
         """
-        with torch.enable_grad():
-            leaves = [side.total.detach().requires_grad_() for side in self.policy]
-            sides = [SequenceLogps(leaf, side.length) for leaf, side in zip(leaves, self.policy, strict=True)]
-            values = objective(Pair(*sides)).expand_as(leaves[0])
-            slopes = torch.autograd.grad(values.sum(), leaves, materialize_grads=True)
-        moved = [
-            slope[self.place] * (here.total - before.total[self.place])
-            for slope, here, before in zip(slopes, policy, self.policy, strict=True)
-        ]
-        return values.detach()[self.place] + moved[0] + moved[1]
+        lengths = [side.length for side in self.policy]
+
+        def of_totals(*totals: Tensor) -> Tensor:
+            return objective(Pair(*map(SequenceLogps, totals, lengths)))
+
+        whole, here = ([side.total for side in pair] for pair in (self.policy, policy))
+        return _shares(of_totals, whole, here, self.place)
+
+
+class ListBatch(NamedTuple):
+    """The whole optimiser batch of lists, as `Batch` is of pairs. policy, reference: (lists in the batch, k) each, padded to
+    its longest list. place: (prompts,)."""
+
+    policy: Responses
+    reference: Responses | None
+    place: Tensor
+    state: State
+
+    def averages(self, values: Tensor) -> dict[str, float]:
+        """As of a `Batch`. values: any number of them."""
+        return _averages(self.state, values)
+
+    def share(self, objective: Callable[[Responses], Tensor], responses: Responses) -> Tensor:
+        """(prompts,) as of a `Batch`. objective: the batch's `Responses` → (lists in the batch,) or 0-d."""
+        whole = self.policy.total[:, : responses.total.shape[1]]  # no list of the micro-batch is longer
+
+        def of_totals(total: Tensor) -> Tensor:
+            return objective(self.policy._replace(total=torch.cat([total, self.policy.total[:, total.shape[1] :]], 1)))
+
+        return _shares(of_totals, [whole], [responses.total], self.place)
+
+
+class AnswerBatch(NamedTuple):
+    """The whole optimiser batch of single answers, as `Batch` is of pairs. policy, reference: (answers in the batch,) each.
+    label: (answers in the batch,) bool, True for a desirable one. place: (answers,)."""
+
+    policy: SequenceLogps
+    reference: SequenceLogps | None
+    label: Tensor
+    place: Tensor
+    state: State
+
+    def averages(self, values: Tensor) -> dict[str, float]:
+        """As of a `Batch`. values: any number of them."""
+        return _averages(self.state, values)
+
+    def share(self, objective: Callable[[SequenceLogps], Tensor], response: SequenceLogps) -> Tensor:
+        """(answers,) as of a `Batch`. objective: the batch's `SequenceLogps` → (answers in the batch,) or 0-d."""
+
+        def of_totals(total: Tensor) -> Tensor:
+            return objective(self.policy._replace(total=total))
+
+        return _shares(of_totals, [self.policy.total], [response.total], self.place)
+
+
+def _averages(state: State, values: Tensor) -> dict[str, float]:
+    now = {"mean": float(values.mean()), "spread": float(values.std(correction=0))}
+    return {name: 0.9 * state.get(name, 0.0) + 0.1 * value for name, value in now.items()}
+
+
+def _shares(objective: Callable[..., Tensor], whole: Sequence[Tensor], here: Sequence[Tensor], place: Tensor) -> Tensor:
+    """The objective's expansion to first order around the whole batch's sums, at those of a micro-batch: one value a unit.
+
+    whole, here: (units in the batch, …) and (units, …) sums. place: (units,).
+    """
+    with torch.enable_grad():
+        leaves = [total.detach().requires_grad_() for total in whole]
+        values = objective(*leaves).expand(len(leaves[0]))
+        slopes = torch.autograd.grad(values.sum(), leaves, materialize_grads=True)
+    moved = [
+        (slope[place] * (now - before[place])).flatten(1).sum(1)
+        if now.ndim > 1
+        else slope[place] * (now - before[place])
+        for slope, now, before in zip(slopes, here, whole, strict=True)
+    ]
+    return sum(moved, values.detach()[place])
 
 
 class Inputs(NamedTuple):
@@ -199,7 +274,30 @@ class Inputs(NamedTuple):
     kl: Tensor | None = None
     tokens: TokenLogps | None = None
     scores: Tensor | None = None
-    batch: Batch | None = None
+    batch: Batch | ListBatch | AnswerBatch | None = None  # of a loss that reads pairs as lists or answers: its own
+
+
+class ListInputs(NamedTuple):
+    """What a loss of lists may ask for, as `Inputs` are of pairs. scores: (prompts, k), nan at pads."""
+
+    responses: Responses
+    reference: Responses | None = None
+    tokens: TokenLogps | None = None
+    scores: Tensor | None = None
+    batch: ListBatch | None = None
+
+
+class AnswerInputs(NamedTuple):
+    """What a loss of single answers may ask for, as `Inputs` are of pairs. label: (answers,) bool, True for a desirable one.
+    kl: of each answer's prompt with the answer of another row. scores: (answers,)."""
+
+    response: SequenceLogps
+    label: Tensor
+    reference: SequenceLogps | None = None
+    kl: Tensor | None = None
+    tokens: TokenLogps | None = None
+    scores: Tensor | None = None
+    batch: AnswerBatch | None = None
 
 
 class LossOutput(NamedTuple):

@@ -1,4 +1,7 @@
-"""Split, subset and order of the pairs, label bias, and mismatched partners. All by hash, so the same on every machine."""
+"""Split, subset and order of the items, label bias, and mismatched partners. All by hash, so the same on every machine.
+
+An item is a pair, a list or a single answer.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from pobench.data.rows import Message, Preference
 from pobench.errors import PobenchError
-from pobench.types import TokenPair
+from pobench.types import Item, TokenAnswer, TokenList, TokenPair, Unit
 
 # ---------------------------------------------------------------- split, subset, order
-Item = TypeVar("Item", TokenPair, Preference)
+Labelled = TypeVar("Labelled", TokenPair, Preference)
+
+
+class WithId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+Sampled = TypeVar("Sampled", bound=WithId)
 
 
 def split_by_prompt(
@@ -40,15 +51,15 @@ def split_by_prompt(
     return training, [item for item, place in zip(items, places, strict=True) if place < border]
 
 
-def subset(items: Sequence[Item], max_pairs: int | None, seed: int = 0) -> list[Item]:
-    """`max_pairs` items chosen by a hash of id and seed, in their old order. A smaller subset is part of a larger one."""
-    if max_pairs is None or max_pairs >= len(items):
+def subset(items: Sequence[Sampled], most: int | None, seed: int = 0) -> list[Sampled]:
+    """`most` items chosen by a hash of id and seed, in their old order. A smaller subset is part of a larger one."""
+    if most is None or most >= len(items):
         return list(items)
     ranks = sorted(range(len(items)), key=lambda i: _hash("subset", seed, items[i].id))
-    return [items[i] for i in sorted(ranks[:max_pairs])]
+    return [items[i] for i in sorted(ranks[:most])]
 
 
-def bias_labels(items: Sequence[Item], share: float, seed: int) -> list[Item]:
+def bias_labels(items: Sequence[Labelled], share: float, seed: int) -> list[Labelled]:
     """Make the longer answer the chosen one in a seeded random `share` of the items, whatever the label.
 
     Length in characters for preferences, in tokens for token pairs. Raises PobenchError if share is outside [0, 1].
@@ -56,7 +67,7 @@ def bias_labels(items: Sequence[Item], share: float, seed: int) -> list[Item]:
     if not 0 <= share <= 1:
         raise PobenchError(f"data.length_bias is {share}; a share in [0, 1] is needed")
 
-    def biased(item: Item) -> Item:
+    def biased(item: Labelled) -> Labelled:
         if not decided_by_length(item, share, seed) or len(item.chosen) >= len(item.rejected):
             return item
         scores = None if item.scores is None else item.scores[::-1]
@@ -72,42 +83,54 @@ def decided_by_length(item: Preference | TokenPair, share: float, seed: int) -> 
 
 @dataclass(frozen=True)
 class Order:
-    """The order of the pairs in training. epochs: one (pairs,) array of indices per epoch. digest: hex sha256 of the pairs'
-    ids in that order over all epochs, so runs with equal digests saw the same pairs in the same order."""
+    """The order of the items in training. epochs: one (items,) array of indices per epoch. digest: hex sha256 of the items'
+    ids in that order over all epochs, so runs with equal digests saw the same items in the same order."""
 
     epochs: list[np.ndarray]
     digest: str
 
 
-def data_order(pairs: Sequence[TokenPair], seed: int, epochs: int) -> Order:
+def data_order(items: Sequence[Item], seed: int, epochs: int) -> Order:
     """One order per (data, seed), the same for every loss; more epochs begin with the same ones.
 
     By hash, not by a random generator: the same on every machine and version of numpy.
     """
     digest, orders = hashlib.sha256(), []
     for epoch in range(epochs):
-        ranks = sorted(range(len(pairs)), key=lambda i: (_hash("order", seed, epoch, pairs[i].id), i))
+        ranks = sorted(range(len(items)), key=lambda i: (_hash("order", seed, epoch, items[i].id), i))
         orders.append(np.array(ranks, dtype=np.int64))
-        digest.update("\n".join([f"epoch {epoch}", *(pairs[i].id for i in ranks), ""]).encode())
+        digest.update("\n".join([f"epoch {epoch}", *(items[i].id for i in ranks), ""]).encode())
     return Order(orders, digest.hexdigest())
 
 
-def data_digest(pairs: Iterable[TokenPair]) -> str:
-    """Hex sha256 of the pairs' token ids, in order. Row ids and ratings do not count."""
+def data_digest(items: Iterable[Item]) -> str:
+    """Hex sha256 of the items' token ids, with the ranks of a list and the label of an answer, in order. Row ids and ratings do
+    not count."""
     digest = hashlib.sha256()
-    for pair in pairs:
-        for ids in pair.sequences:
+    for item in items:
+        for ids in (item.prompt, *item.responses):
             digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, dtype="<i4").tobytes())
+        if isinstance(item, TokenList):
+            digest.update(b"ranks" + np.asarray(item.ranks, dtype="<i4").tobytes())
+        elif isinstance(item, TokenAnswer):
+            digest.update(b"label" + bytes([item.label]))
     return digest.hexdigest()
 
 
-def pairs_digest(pairs: Sequence[TokenPair]) -> str:
-    """Hex sha256 of the pairs' token ids and row ids, in order. Row ids count because they decide the training order."""
-    return _hash(data_digest(pairs), *(p.id for p in pairs))
+def items_digest(items: Sequence[Item]) -> str:
+    """Hex sha256 of what `data_digest` reads and of the row ids, in order. Row ids count because they decide the training
+    order."""
+    return _hash(data_digest(items), *(item.id for item in items))
+
+
+def unit_of(items: Sequence[Item]) -> Unit:
+    """What these items are; pairs where there are none."""
+    kinds: dict[type, Unit] = {TokenList: "lists", TokenAnswer: "answers"}
+    return kinds.get(type(items[0]), "pairs") if items else "pairs"
 
 
 class Ratings(NamedTuple):
-    """What is known of the ratings of some pairs. digest: hex sha256 of all, in order. missing: how many pairs have none.
+    """What is known of the ratings of some items. digest: hex sha256 of all, in order. missing: how many items have none.
     first_missing: ids of up to eight of those."""
 
     digest: str
@@ -115,29 +138,32 @@ class Ratings(NamedTuple):
     first_missing: tuple[str, ...]
 
     @classmethod
-    def of(cls, pairs: Sequence[TokenPair]) -> Ratings:
-        missing = [pair.id for pair in pairs if pair.scores is None]
-        return cls(_hash(*(pair.scores for pair in pairs)), len(missing), tuple(missing[:8]))
+    def of(cls, items: Sequence[Item]) -> Ratings:
+        scores = [item.score if isinstance(item, TokenAnswer) else item.scores for item in items]
+        missing = [item.id for item, given in zip(items, scores, strict=True) if given is None]
+        return cls(_hash(*scores), len(missing), tuple(missing[:8]))
 
 
-def mismatch(pairs: Sequence[TokenPair]) -> list[int]:
-    """For each pair the index of a partner pair with another prompt. KTO combines this prompt with the partner's answers.
+def mismatch(items: Sequence[Item]) -> list[int]:
+    """For each item the index of a partner with another prompt. KTO combines this prompt with the partner's answers.
 
-    The data alone decides the partners, so one reference pass serves all seeds. Every pair is a partner exactly once, unless
-    more than half of the pairs share one prompt. Raises PobenchError if all pairs share one prompt.
+    The data alone decides the partners, so one reference pass serves all seeds. Every item is a partner exactly once, unless
+    more than half of the items share one prompt. Raises PobenchError if all items share one prompt.
     """
-    keys = [(_hash("mismatch", _ids_digest(pair.prompt)), _hash(data_digest([pair]), pair.id)) for pair in pairs]
-    order = sorted(range(len(pairs)), key=keys.__getitem__)  # pairs with one prompt are adjacent
+    keys = [(_hash("mismatch", _ids_digest(item.prompt)), _hash(data_digest([item]), item.id)) for item in items]
+    order = sorted(range(len(items)), key=keys.__getitem__)  # items with one prompt are adjacent
     sizes = Counter(prompt for prompt, _ in keys)
     if len(sizes) < 2:
-        raise PobenchError(f"{len(pairs)} pairs share one prompt; mismatched pairs (KTO) need at least two prompts")
+        raise PobenchError(
+            f"{len(items)} {unit_of(items)} share one prompt; mismatched pairs (KTO) need at least two prompts"
+        )
     (common, largest), *_ = sizes.most_common(1)
-    if 2 * largest <= len(pairs):  # a shift by the size of the largest group always leads to another group
+    if 2 * largest <= len(items):  # a shift by the size of the largest group always leads to another group
         partner_of = dict(zip(order, order[largest:] + order[:largest], strict=True))
     else:
         crowd, others = ([i for i in order if (keys[i][0] == common) is inside] for inside in (True, False))
         partner_of = dict(zip(crowd, cycle(others), strict=False)) | dict(zip(others, crowd, strict=False))
-    return [partner_of[i] for i in range(len(pairs))]
+    return [partner_of[i] for i in range(len(items))]
 
 
 def text_key(prompt: Iterable[Message]) -> str:

@@ -1,7 +1,7 @@
-"""Token pairs on disk, in a folder `data-<12 hex>`. Its name is a hash of the source files, the chat template, the values of
+"""Training items on disk, in a folder `data-<12 hex>`. Its name is a hash of the source files, the chat template, the values of
 the data section and the code that reads rows, so a repeated command finds its pairs without tokenising again.
 
-The folder appears whole. `data.json` holds the causes, the digests of both lists of pairs, and the sha256 of every file.
+The folder appears whole. `data.json` holds the causes, the digests of the items, and the sha256 of every file.
 """
 
 from __future__ import annotations
@@ -15,36 +15,38 @@ import numpy as np
 import pandas as pd
 
 from pobench.data.capacity import Extent
-from pobench.data.order import Ratings, pairs_digest
+from pobench.data.order import Ratings, items_digest
 from pobench.data.prepare import Prepared
 from pobench.files import MarkedFolder, checked_bytes, digests_of, whole
-from pobench.types import TokenPair
+from pobench.types import Group, Item, TokenAnswer, TokenList, TokenPair
 
-LISTS = ("train", "heldout")
+PAIRS = ("train", "heldout")
 SEQUENCES = ("prompt", "chosen", "rejected")
 
 
 class PairsFolder(MarkedFolder):
-    """A folder with training pairs, held-out pairs, their audit and their digests.
+    """A folder with training pairs, held-out pairs, the lists or answers that the data have, their audit and their digests.
 
-    about: causes, digests (list → hex sha256), pairs (list → count), ratings (list → `Ratings`), prompts (of the training
-    pairs), tokens (mean of a training pair), extent (largest token id and most tokens of a pair), summary, files.
+    Its parts are `train` and `heldout`, and `lists` or `answers` where there are any; each is a Parquet file.
+    about: causes, digests (part → hex sha256), pairs (part → count), ratings (part → `Ratings`), prompts (of the training
+    pairs), tokens (mean of a training pair), extent (largest token id and most tokens of a sequence), summary, files.
     """
 
     marker = "data.json"
 
     def store(self, prepared: Prepared, causes: Mapping[str, Any]) -> None:
         """Write the folder, whole."""
+        parts = parts_of(prepared)
         with whole(self.path) as partial:
             partial.mkdir(parents=True)
-            for name in LISTS:
-                frame(getattr(prepared, name)).to_parquet(partial / f"{name}.parquet", index=False)
+            for name, items in parts.items():
+                frame(items).to_parquet(partial / f"{name}.parquet", index=False)
             (partial / "audit.json").write_text(prepared.audit.to_json(orient="records", indent=1))
             about = {
                 "causes": dict(causes),
-                "digests": {name: pairs_digest(getattr(prepared, name)) for name in LISTS},
-                "pairs": {name: len(getattr(prepared, name)) for name in LISTS},
-                "ratings": {name: Ratings.of(getattr(prepared, name)) for name in LISTS},
+                "digests": {name: items_digest(items) for name, items in parts.items()},
+                "pairs": {name: len(items) for name, items in parts.items()},
+                "ratings": {name: Ratings.of(items) for name, items in parts.items()},
                 "prompts": len({pair.prompt for pair in prepared.train}),
                 "tokens": mean_tokens(prepared.train),
                 "extent": Extent.of(prepared.groups),
@@ -55,34 +57,83 @@ class PairsFolder(MarkedFolder):
 
     @property
     def extent(self) -> Extent:
-        """Of all stored pairs."""
+        """Of all stored items."""
         known = self.about.get("extent")
         return Extent(*known) if known is not None else Extent.of(self.load().groups)
 
     def load(self) -> Prepared:
-        """The stored pairs. Raises CorruptError if the bytes of a file are not those that were written."""
+        """The stored items. Raises CorruptError if the bytes of a file are not those that were written."""
         about = self.about
         data = {name: checked_bytes(self.path / name, digest) for name, digest in about["files"].items()}
-        lists = {name: _pairs(pd.read_parquet(io.BytesIO(data[f"{name}.parquet"]))) for name in LISTS}
+
+        def part(name: str) -> pd.DataFrame | None:
+            return pd.read_parquet(io.BytesIO(data[f"{name}.parquet"])) if f"{name}.parquet" in data else None
+
+        train, heldout = (_pairs(part(name)) for name in PAIRS)
         audit = pd.DataFrame(json.loads(data["audit.json"]))
-        return Prepared(lists["train"], lists["heldout"], audit, about["summary"])
+        return Prepared(train, heldout, audit, about["summary"], _lists(part("lists")), _answers(part("answers")))
 
 
-def mean_tokens(pairs: Sequence[TokenPair]) -> float:
-    """The mean number of tokens of a pair: prompt and both responses."""
-    return sum(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs) / max(1, len(pairs))
+def parts_of(prepared: Prepared) -> dict[str, Sequence[Item]]:
+    """The parts of a folder by name: both lists of pairs, and lists and answers where the data have any."""
+    own: dict[str, Sequence[Item]] = {"lists": prepared.lists, "answers": prepared.answers}
+    return {"train": prepared.train, "heldout": prepared.heldout, **{k: items for k, items in own.items() if items}}
 
 
-def frame(pairs: Sequence[TokenPair]) -> pd.DataFrame:
-    """One row per pair: its id, its token ids, and its scores where any pair has some."""
-    rows = pd.DataFrame([{"id": p.id, **dict(zip(SEQUENCES, map(list, p.sequences), strict=True))} for p in pairs])
-    if any(p.scores is not None for p in pairs):
-        rows["scores"] = [None if p.scores is None else list(p.scores) for p in pairs]
+def mean_tokens(items: Sequence[Item]) -> float:
+    """The mean number of tokens of an item: its prompt and all its responses."""
+    return sum(Group.of(item).tokens for item in items) / max(1, len(items))
+
+
+def frame(items: Sequence[Item]) -> pd.DataFrame:
+    """One row per item: its id, its token ids, the ranks of a list, the label of an answer, and scores where any item has
+    some."""
+    rows = pd.DataFrame([_row(item) for item in items], columns=None if items else ["id", *SEQUENCES])
+    name = "score" if items and isinstance(items[0], TokenAnswer) else "scores"
+    scores = [getattr(item, name) for item in items]
+    if any(given is not None for given in scores):
+        rows[name] = [list(given) if isinstance(given, tuple) else given for given in scores]
     return rows
 
 
-def _pairs(frame: pd.DataFrame) -> list[TokenPair]:
-    columns = [[tuple(np.asarray(ids).tolist()) for ids in frame[name]] for name in SEQUENCES]
-    given = frame["scores"] if "scores" in frame else [None] * len(frame)
-    scores = [None if both is None else (float(both[0]), float(both[1])) for both in given]
+def _row(item: Item) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": item.id, "prompt": list(item.prompt)}
+    if isinstance(item, TokenPair):
+        return {**row, "chosen": list(item.chosen), "rejected": list(item.rejected)}
+    if isinstance(item, TokenList):
+        return {**row, "responses": list(map(list, item.responses)), "ranks": list(item.ranks)}
+    return {**row, "response": list(item.response), "label": item.label}
+
+
+def _pairs(frame: pd.DataFrame | None) -> list[TokenPair]:
+    if frame is None:
+        return []
+    columns = [[_ids(ids) for ids in frame[name]] for name in SEQUENCES]
+    scores = [None if both is None else (float(both[0]), float(both[1])) for both in _given(frame, "scores")]
     return [TokenPair(*row) for row in zip(frame["id"], *columns, scores, strict=True)]
+
+
+def _lists(frame: pd.DataFrame | None) -> list[TokenList]:
+    if frame is None:
+        return []
+    prompts, ranks = ([_ids(ids) for ids in frame[name]] for name in ("prompt", "ranks"))
+    responses = [tuple(map(_ids, of_list)) for of_list in frame["responses"]]
+    scores = [None if given is None else tuple(map(float, given)) for given in _given(frame, "scores")]
+    return [TokenList(*row) for row in zip(frame["id"], prompts, responses, ranks, scores, strict=True)]
+
+
+def _answers(frame: pd.DataFrame | None) -> list[TokenAnswer]:
+    if frame is None:
+        return []
+    prompts, responses = ([_ids(ids) for ids in frame[name]] for name in ("prompt", "response"))
+    scores = [None if score is None or score != score else float(score) for score in _given(frame, "score")]
+    labels = map(bool, frame["label"])
+    return [TokenAnswer(*row) for row in zip(frame["id"], prompts, responses, labels, scores, strict=True)]
+
+
+def _ids(ids: Any) -> tuple[int, ...]:
+    return tuple(np.asarray(ids).tolist())
+
+
+def _given(frame: pd.DataFrame, name: str) -> Sequence[Any]:
+    return frame[name].tolist() if name in frame else [None] * len(frame)

@@ -5,8 +5,8 @@ This runs once per setting before any run folder exists, so bad data stops a com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -27,26 +27,37 @@ from pobench.row_files import RowFiles
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
 from pobench.sources import fetch_model, fetch_rows
-from pobench.types import Group, TokenPair
+from pobench.types import Group, Item, TokenAnswer, TokenList, TokenPair, Unit
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Token pairs for training and evaluation, and the audit (columns fault, count, rows)."""
+    """Token pairs for training and evaluation, and the audit (columns fault, count, rows).
+
+    lists, answers: for training too, where the data have ranked or rated lists, or single labelled answers. train is then
+    made of these; it may be empty where no prompt has answers of both labels, and so may heldout.
+    """
 
     train: list[TokenPair]
     heldout: list[TokenPair]
     audit: pd.DataFrame
     summary: str = ""
+    lists: list[TokenList] = field(default_factory=list)
+    answers: list[TokenAnswer] = field(default_factory=list)
 
     def text(self) -> str:
         """A summary for the terminal: how much was read, and what was left out."""
         return self.summary
 
+    def items(self, unit: Unit) -> Sequence[Item]:
+        """What a loss of this unit is trained on: lists or answers where the data have them, else the training pairs."""
+        own: Mapping[Unit, Sequence[Item]] = {"lists": self.lists, "answers": self.answers}
+        return own.get(unit) or self.train
+
     @property
     def groups(self) -> Iterator[Group]:
-        """All pairs, of both lists."""
-        return map(Group.of, chain(self.train, self.heldout))
+        """Of all items: training pairs, held-out pairs, lists, answers."""
+        return map(Group.of, chain(self.train, self.heldout, self.lists, self.answers))
 
 
 @cache

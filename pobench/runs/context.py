@@ -38,13 +38,22 @@ from pobench.runs.start_model import start_model
 from pobench.runs.task import Task
 from pobench.training.objectives import mismatched_groups
 from pobench.training.reference import ReferenceSums, compute_reference
-from pobench.types import Group, TokenPair
+from pobench.types import Group, TokenPair, Unit
 
 _SETS = {
     "heldout": "held-out pairs",
     "pairs": "training pairs",
     "mismatched": "mismatched pairs",
     "tokens": "tokens of the training pairs",
+    "lists": "lists",
+    "list_tokens": "tokens of the lists",
+    "answers": "answers",
+    "answer_tokens": "tokens of the answers",
+    "mismatched_answers": "mismatched answers",
+}
+_UNITS: dict[str, Unit] = {
+    **{"lists": "lists", "list_tokens": "lists"},
+    **dict.fromkeys(("answers", "answer_tokens", "mismatched_answers"), "answers"),
 }
 
 
@@ -281,23 +290,24 @@ class Context:
 
     def scorer(self, policy: ResponseLogps) -> SumScorer:
         """Sums without gradient, in the layout that this model and these pairs take."""
-        groups = [Group.of(p) for p in self.prepared.heldout]
+        groups = [Group.of(p) for p in self.prepared.heldout] or list(self.prepared.groups)
         alone = self.task.kind != "reference"  # one process evaluates
         return sum_scorer(policy, groups, self.job.train, self.accelerator, self.say, alone=alone)
 
     def groups(self, which: str) -> list[Group]:
-        """The sequences of one set. "heldout": a pair's two answers, and one that belongs to another prompt; of the last,
-        KTO's kl is made. It shares the row and so the prompt with the others, which makes it cheap enough for every run."""
-        if which in ("pairs", "tokens"):
-            return [Group.of(p) for p in self.prepared.train]
-        if which == "mismatched":
-            return self._readable(mismatched_groups(self.prepared.train, mismatch(self.prepared.train)))
+        """The sequences of one set. "lists", "answers": of the training pairs where the data have none. "heldout": a pair's two
+        answers, and one that belongs to another prompt; of the last, KTO's kl is made. It shares the row and so the prompt
+        with the others, which makes it cheap enough for every run."""
+        if which != "heldout":
+            items = self.prepared.items(_UNITS.get(which, "pairs"))
+            borrowed = which.startswith("mismatched")
+            return self._readable(mismatched_groups(items, mismatch(items))) if borrowed else [*map(Group.of, items)]
         pairs = self.prepared.heldout
         try:
-            borrowed = [(pairs[j].chosen,) for j in mismatch(pairs)]
+            lent = [(pairs[j].chosen,) for j in mismatch(pairs)]
         except PobenchError:  # all pairs share one prompt
             return [Group.of(p) for p in pairs]
-        groups = [Group(p.prompt, (p.chosen, p.rejected, *more)) for p, more in zip(pairs, borrowed, strict=True)]
+        groups = [Group(p.prompt, (p.chosen, p.rejected, *more)) for p, more in zip(pairs, lent, strict=True)]
         return self._readable(groups)
 
     def _readable(self, groups: list[Group]) -> list[Group]:
@@ -305,7 +315,7 @@ class Context:
         capacity = Capacity.of(
             self.start_path, self.job.data.max_length, trust_remote_code=self.job.model.trust_remote_code
         )
-        what, remedy = "a prompt with another pair's answer (for the kl)", "set a smaller data.max_length"
+        what, remedy = "a prompt with another row's answer (for the kl)", "set a smaller data.max_length"
         if faults := capacity.faults(Extent.of(groups), what, self.chat, remedy):
             raise PobenchError("\n".join(faults))
         return groups
@@ -317,7 +327,7 @@ class Context:
         causes = self.task.nodes[f"reference:{which}"].causes
         responses = sum(len(g.responses) for g in groups)
         with progress(f"reference: {_SETS[which]}", responses, "responses", shown=self.main) as advance:
-            compute_reference(folder, groups, scorer, causes, advance, per_token=which == "tokens")
+            compute_reference(folder, groups, scorer, causes, advance, per_token=which.endswith("tokens"))
 
     def references(self, *sets: str) -> ReferenceSums:
         """The stored sums of these sets, those that the task has."""

@@ -510,5 +510,7 @@ def _measured(tasks: Sequence[Task]) -> list[float]:
     seconds = []
     for path in root.glob("*/steps.jsonl"):
         rows = RunFolder(root.parent, f"{root.name}/{path.parent.name}").steps()
-        seconds += [row["seconds"] / row["pairs"] for row in rows[1:]]
+        seconds += [
+            row["seconds"] / row["pairs"] for row in rows[1:] if "pairs" in row
+        ]  # not lists, not single answers
     return seconds

@@ -69,6 +69,7 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     import torch
 
     from pobench.types import Inputs, Pair, SequenceLogps, TokenLogps
+    from pobench.units import read
 
     sums, lengths, reference_sums = (torch.tensor(rows) for rows in zip(*HARMLESS, strict=True))
     policy_sums = sums.requires_grad_() * 1.0  # not a leaf, as in training: a leaf refuses to be changed in place
@@ -85,10 +86,11 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
     inputs = Inputs(policy, reference, kl, tokens, scores, loss.batch_of(policy, reference, settings))
     if fault := _reads_more_than_ratios(loss, inputs, settings):
         return fault
-    output = loss.function(*loss.arguments(*inputs), **settings)
+    given = read(loss.unit, inputs)
+    output = loss.function(*loss.named(given), **settings)
     if changed := [what for what, tensor in tensors.items() if not torch.equal(tensor.detach(), before[what])]:
         return f"loss {loss.name!r} changes its input in place ({', '.join(changed)}); others still need it: make a new tensor"
-    if fault := wrong_output(output, policy.chosen.total, loss.unit):
+    if fault := wrong_output(output, given, loss.unit):
         return f"loss {loss.name!r} must return {fault}"
     if not output.loss.requires_grad:
         return (

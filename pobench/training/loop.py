@@ -41,7 +41,8 @@ from pobench.training.memory import (
 from pobench.training.objectives import Objective, PreferenceObjective
 from pobench.training.reference import EveryStep, ReferenceSums
 from pobench.training.saving import Pace, Saver, saves_beside
-from pobench.types import TokenPair
+from pobench.types import Item
+from pobench.units import in_a_batch
 
 STEPS_BETWEEN_TRIMS = 4  # trimming every step costs a third of its time, because freed pages are touched again
 
@@ -113,7 +114,7 @@ class Trained:
 def train(
     accelerator: Accelerator,
     model: Any,
-    pairs: Sequence[TokenPair],
+    items: Sequence[Item],
     epochs: Sequence[Sequence[int]],
     loss: Loss,
     settings: Mapping[str, Any],
@@ -130,15 +131,17 @@ def train(
     content: str = "",
     rows: RowFiles | None = None,
 ) -> Trained:
-    """Train `model` in place on `pairs`, in the order of `epochs` (indices into pairs, one sequence an epoch).
+    """Train `model` in place on `items`, in the order of `epochs` (indices into items, one sequence an epoch), with a batch of
+    `batch_size` pairs or lists, or of twice as many single answers.
 
     settings, reference, mismatched, seed: see `PreferenceObjective`. All else, errors included: see `minimise`.
     """
-    objective = PreferenceObjective(pairs, loss, settings, reference, mismatched, seed)
+    objective = PreferenceObjective(items, loss, settings, reference, mismatched, seed)
+    size = in_a_batch(items, config.batch_size)
     batches = [
-        (epoch + min(at + config.batch_size, len(order)) / len(order), list(order[at : at + config.batch_size]))
+        (epoch + min(at + size, len(order)) / len(order), list(order[at : at + size]))
         for epoch, order in enumerate(epochs)
-        for at in range(0, len(order), config.batch_size)
+        for at in range(0, len(order), size)
     ]
     return minimise(
         accelerator, model, objective, batches, config, folder=folder, log=log, say=say, rewind=rewind, watch=watch,
@@ -325,8 +328,7 @@ class _Run:
                     # A data-parallel wrapper averages over processes; we want the sum over them, divided by the whole
                     # batch.
                     accelerator.backward((values * slope).sum() * (world / size))
-        means = (accelerator.reduce(sums, "sum") / size).tolist()
-        return dict(zip(objective.names, means, strict=True))
+        return objective.means(accelerator.reduce(sums, "sum").tolist(), batch)
 
     def clip(self) -> float:
         """Clip the gradient to `max_grad_norm`; returns its norm before that."""

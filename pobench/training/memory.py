@@ -1,6 +1,6 @@
 """Memory in use, free memory, and the size of a micro-batch that fits.
 
-A probe sends the longest pairs through the model once, forward and backward, and measures how much memory that takes beyond
+A probe sends the longest rows through the model once, forward and backward, and measures how much memory that takes beyond
 weights and gradients. A micro-batch then gets as many such rows as fit into a share of the free memory. Activation
 checkpointing is switched on only if not even one row fits. Neither changes a result beyond fp32 rounding.
 """
@@ -188,7 +188,7 @@ def _reason(need: float, width: int, allowed: float, free: int, on: bool, automa
     def size(value: float) -> str:
         return "more than fits" if math.isinf(value) else f"{value / GIB:.2g} GiB"
 
-    text = f"{width} tokens of the longest pairs take {size(need)}"
+    text = f"{width} tokens of the longest rows take {size(need)}"
     if on:
         text += " with checkpointing" + (", and more than is allowed without" if automatic else "")
     text += f"; allowed: {SHARE:.0%} of what is left of {size(free)} after the optimiser's moments, {size(allowed)}"

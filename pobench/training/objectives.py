@@ -1,8 +1,9 @@
-"""The objectives that the loop minimises: a preference loss over pairs, and the likelihood of demonstrations (SFT).
+"""The objectives that the loop minimises: a preference loss of pairs, lists or answers, and the likelihood of demonstrations
+(SFT).
 
 An objective turns sums of log-probabilities into a gradient by these sums and into the metrics of a step. Metrics are sums
-over items; the loop adds them up over processes and divides by the batch. Their names (`rewards/*`, `logps/*`) are the
-ones that dashboards expect.
+over items; the loop adds them up over processes, and the objective makes means of the whole batch of them. Their names
+(`rewards/*`, `logps/*`) are the ones that dashboards expect.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pobench.errors import PobenchError
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss
 from pobench.training.reference import EveryStep, Moving, ReferenceSums
-from pobench.types import Batch, Group, Inputs, LossOutput, Pair, SequenceLogps, State, TokenLogps, TokenPair
+from pobench.types import Group, Item, State, TokenLogps
+from pobench.units import ROWS, Rows, Told
 
 STEP_METRICS = (
     "loss",
@@ -36,31 +38,48 @@ STEP_METRICS = (
 )
 
 
-def pair_of(totals: Tensor, lengths: Tensor) -> Pair:
-    """(2 × pairs,) in the order chosen, rejected, chosen, … → a Pair of (pairs,) each."""
-    return Pair(SequenceLogps(totals[0::2], lengths[0::2]), SequenceLogps(totals[1::2], lengths[1::2]))
+# The metrics that are means over the rows that tell of a chosen answer, and over those that tell of a rejected one. The others
+# are means over all.
+_CHOSEN = ("rewards/chosen", "logps/chosen", "logps/chosen_per_token")
+_REJECTED = ("rewards/rejected", "logps/rejected", "logps/rejected_per_token")
 
 
-def step_sums(policy: Pair, output: LossOutput, weight: Tensor) -> Tensor:
-    """(len(STEP_METRICS),) fp64 sums over the pairs of a micro-batch; divide by the pairs of the whole batch.
+def step_sums(told: Told, weight: Tensor) -> Tensor:
+    """(len(STEP_METRICS),) fp64 sums over the rows of a micro-batch.
 
-    weight: (pairs,) `|∂loss/∂w| + |∂loss/∂l|` per nat. A tie of rewards counts half.
+    weight: (rows,) the sum of `|∂loss/∂ log π|` over a row's responses, per nat. A tie of rewards counts half.
     """
-    won = (output.chosen_reward > output.rejected_reward).double()
-    tied = (output.chosen_reward == output.rejected_reward).double()
+    won = (told.chosen_reward > told.rejected_reward).double()
+    tied = (told.chosen_reward == told.rejected_reward).double()
     rows = (
-        output.loss,
-        output.chosen_reward,
-        output.rejected_reward,
-        output.chosen_reward - output.rejected_reward,
+        told.loss,
+        told.chosen_reward,
+        told.rejected_reward,
+        told.chosen_reward - told.rejected_reward,
         won + tied / 2,
-        policy.chosen.total,
-        policy.rejected.total,
-        policy.chosen.mean,
-        policy.rejected.mean,
+        told.chosen,
+        told.rejected,
+        told.chosen_mean,
+        told.rejected_mean,
         (weight < SATURATED).double(),
     )
     return torch.stack([row.detach().double().sum() for row in rows])
+
+
+def step_means(sums: Sequence[float], rows: int, chosen: int, rejected: int) -> dict[str, float]:
+    """STEP_METRICS of a whole batch from its sums. chosen, rejected: how many of its rows tell of such an answer.
+
+    Where a row tells of one answer alone, the margin is the difference of the means, and no accuracy is known.
+    """
+    divisors = {**dict.fromkeys(_CHOSEN, chosen), **dict.fromkeys(_REJECTED, rejected)}
+    means = {
+        name: total / n if (n := divisors.get(name, rows)) else math.nan
+        for name, total in zip(STEP_METRICS, sums, strict=True)
+    }
+    if chosen == rejected == rows:
+        return means
+    margin = means["rewards/chosen"] - means["rewards/rejected"]
+    return {**means, "rewards/margins": margin, "rewards/accuracies": math.nan}
 
 
 class Measured(NamedTuple):
@@ -72,9 +91,9 @@ class Measured(NamedTuple):
 
 
 class Objective(Protocol):
-    """What the loop minimises. groups: the sequences of each item. names: the logged metrics, `loss` first. unit: what `size`
-    counts. per_token: whether it is measured by each token's log-probability, not by the responses' sums. state: what it
-    carries over steps, which a checkpoint stores. second: a reference model that the steps move, and a checkpoint stores."""
+    """What the loop minimises. groups: the sequences of each item. names: the sums that are logged. unit: what `size` counts.
+    per_token: whether it is measured by each token's log-probability, not by the responses' sums. state: what it carries over
+    steps, second: a reference model that the steps move; a checkpoint stores both."""
 
     groups: Sequence[Group]
     names: Sequence[str]
@@ -98,7 +117,11 @@ class Objective(Protocol):
         ...
 
     def size(self, batch: Sequence[int]) -> int:
-        """The divisor of the sums over a whole optimiser batch."""
+        """The divisor of the objective's sum over a whole optimiser batch."""
+        ...
+
+    def means(self, sums: Sequence[float], batch: Sequence[int]) -> dict[str, float]:
+        """What a step logs, `loss` among it, from the sums of `names` over the whole batch."""
         ...
 
     def measure(self, items: list[int], values: Tensor) -> Measured:
@@ -111,52 +134,50 @@ class Objective(Protocol):
         ...
 
 
-def mismatched_groups(pairs: Sequence[TokenPair], mismatched: Sequence[int]) -> list[Group]:
-    """For each pair, its prompt with an answer of another pair, `mismatched[i]`. KTO estimates its kl from them.
+def mismatched_groups(items: Sequence[Item], mismatched: Sequence[int]) -> list[Group]:
+    """For each item, its prompt with an answer of another one, `mismatched[i]`. KTO estimates its kl from them.
 
-    The borrowed answer is alternately a chosen and a rejected one, so the estimate covers both.
+    Of a pair the borrowed answer is alternately a chosen and a rejected one, so the estimate covers both.
     """
-    return [
-        Group(p.prompt, ((pairs[j].chosen, pairs[j].rejected)[i % 2],))
-        for i, (p, j) in enumerate(zip(pairs, mismatched, strict=True))
-    ]
+    borrowed = [items[j].responses for j in mismatched]
+    return [Group(item.prompt, (of[i % len(of)],)) for i, (item, of) in enumerate(zip(items, borrowed, strict=True))]
 
 
 class PreferenceObjective:
-    """A registered loss over pairs. It gets what its signature names, see `pobench.types.Inputs`. One of lists or of answers
-    gets pairs read as those."""
+    """A registered loss of pairs, lists or single answers. It gets what its signature names, see `pobench.types.Inputs`,
+    `ListInputs` and `AnswerInputs`. One of lists or of answers gets pairs read as those, where the items are pairs."""
 
     names: Sequence[str] = STEP_METRICS
-    unit = "pairs"
 
     def __init__(
         self,
-        pairs: Sequence[TokenPair],
+        items: Sequence[Item],
         loss: Loss,
         settings: Mapping[str, Any],
         reference: ReferenceSums | EveryStep | None = None,
         mismatched: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
-        """settings: the loss's own. reference: the reference sums of the pairs' responses, for a loss that needs them, and of
-        `mismatched_groups`, for a loss that needs `kl`; or what computes them, batch by batch. mismatched: for each pair the
-        index of the pair that lends its answer, for a loss that needs `kl`. seed: of what is drawn anew in every step.
+        """settings: the loss's own. reference: the reference sums of the items' responses, for a loss that needs them, and of
+        `mismatched_groups`, for a loss that needs `kl`; or what computes them, batch by batch. mismatched: for each item the
+        index of the item that lends its answer, for a loss that needs `kl`. seed: of what is drawn anew in every step.
 
-        Raises PobenchError if the loss needs sums or scores that are missing.
+        Raises PobenchError if the loss does not read such items, or needs sums or scores that are missing.
         """
-        self.pairs, self.loss, self.settings, self.reference = pairs, loss, settings, reference
-        self.groups: Sequence[Group] = [Group.of(p) for p in pairs]
-        self.lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in pairs])
+        self.items, self.loss, self.settings, self.reference = items, loss, settings, reference
+        self.rows: Rows = ROWS[loss.unit](items)
+        self.unit: str = self.rows.name
+        self.groups: Sequence[Group] = [Group.of(item) for item in items]
         self.borrowed: list[Group] = []
-        self.known: Tensor | None = None
+        self.known: Tensor | None = None  # (responses,) of all items, as `Rows` has them
         self.known_borrowed: Tensor | None = None
         self.kl: Tensor | None = None
         self.per_token = "tokens" in loss.needs
-        self.step_tokens: dict[int, Tensor] = {}  # pair → its tokens under a reference that computes them in every step
-        self.batch: Batch | None = None  # of this step
-        self.places: dict[int, int] = {}  # pair → place in that batch
+        self.step_tokens: dict[int, Tensor] = {}  # item → its tokens under a reference that computes them in every step
+        self.batch: Any = None  # of this step
+        self.places: dict[int, Tensor] = {}  # item → its places in that batch
         self.state: State = {}
-        self.scores = _scores_of(pairs, loss) if "scores" in loss.needs else None
+        self.scores = self.rows.ratings(loss.name) if "scores" in loss.needs else None
         self.seed, self.step = seed, 0
         self.second: nn.Module | None = None
         if not loss.reads_reference:
@@ -167,27 +188,27 @@ class PreferenceObjective:
             if not isinstance(reference, Moving):
                 raise PobenchError(f"{loss.name} moves its reference; pass `reference`, a model in `Moving`")
             self.second = reference.scorer.policy
-        self.known = torch.full((len(pairs), 2), math.nan)
+        self.known = torch.full((len(self.rows.lengths),), math.nan)
         if "kl" in loss.needs:
             if mismatched is None:
-                raise PobenchError(f"{loss.name} needs kl; pass `mismatched`, the pairs that lend their answers")
-            self.borrowed = mismatched_groups(pairs, mismatched)
-            self.known_borrowed = torch.full((len(pairs),), math.nan)
+                raise PobenchError(f"{loss.name} needs kl; pass `mismatched`, the items that lend their answers")
+            self.borrowed = mismatched_groups(items, mismatched)
+            self.known_borrowed = torch.full((len(items),), math.nan)
         if isinstance(reference, ReferenceSums):
-            self._read_reference(range(len(pairs)))
+            self._read_reference(range(len(items)))
 
     def _read_reference(self, items: Sequence[int]) -> None:
-        """Take the reference sums of these pairs: of all at once from a store, of a batch from a model in its step."""
+        """Take the reference sums of these items: of all at once from a store, of a batch from a model in its step."""
         if self.reference is None or self.known is None:
             return
         items = list(items)
-        groups = [self.groups[i] for i in items]
+        groups, at = [self.groups[i] for i in items], self.rows.of(items)
         if isinstance(self.reference, EveryStep) and self.per_token and "reference" in self.loss.needs:
             tokens = self.reference.tokens(groups)
-            self.known[items] = _sums(tokens, self.lengths[items].flatten()).view(-1, 2)
-            self.step_tokens = dict(zip(items, tokens.split(self.lengths[items].sum(1).tolist()), strict=True))
+            self.known[at] = _sums(tokens, self.rows.lengths[at])
+            self.step_tokens = dict(zip(items, tokens.split([g.learnt_tokens for g in groups]), strict=True))
         else:
-            self.known[items] = self.reference.of(groups).float().view(-1, 2)
+            self.known[at] = self.reference.of(groups).float()
         if self.known_borrowed is not None:
             self.known_borrowed[items] = self.reference.of([self.borrowed[i] for i in items]).float()
 
@@ -198,8 +219,8 @@ class PreferenceObjective:
         probed = list(first[:8])
         if isinstance(self.reference, EveryStep):
             self._read_reference(probed)
-        sums = scorer.sums([self.groups[i] for i in probed])
-        gap = float(((sums - self.known[probed].flatten()).abs() / self.lengths[probed].flatten()).mean())
+        sums, at = scorer.sums([self.groups[i] for i in probed]), self.rows.of(probed)
+        gap = float(((sums - self.known[at]).abs() / self.rows.lengths[at]).mean())
         tolerance = 1e-4 if exact else 5e-2  # bf16 rounds differently in rows of other widths
         if not gap < tolerance:
             raise PobenchError(
@@ -211,7 +232,7 @@ class PreferenceObjective:
 
     def begin_step(self, scorer: SumScorer, batch: Sequence[int], step: int) -> dict[str, float]:
         """Compute what the loss asks for of the whole batch. kl: the unclamped mean of log π - log π_ref over its mismatched
-        pairs, in nats, detached."""
+        items, in nats, detached."""
         self.step = step
         if isinstance(self.reference, EveryStep):
             self._read_reference(batch)
@@ -234,63 +255,69 @@ class PreferenceObjective:
         """Score the whole batch without gradient, and take the state a step further."""
         device = scorer.accelerator.device
         sums = scorer.sums([self.groups[i] for i in batch]).float().to(device)
-        policy = pair_of(sums, self.lengths[list(batch)].flatten().to(device))
-        self.batch = self.loss.batch_of(policy, self._reference_of(batch, device), self.settings, self.state)
-        assert self.batch is not None
-        self.places, self.state = {item: place for place, item in enumerate(batch)}, self.batch.state
+        label = self.rows.label(batch)
+        self.batch = self.loss.batch_of(
+            self.rows.logps(batch, sums),
+            self._reference_of(batch, device),
+            self.settings,
+            self.state,
+            None if label is None else label.to(device),
+        )
+        places = self.rows.places(batch).split([len(self.rows.places([i])) for i in batch])
+        self.places, self.state = dict(zip(batch, places, strict=True)), self.batch.state
 
-    def _reference_of(self, items: Sequence[int], device: torch.device) -> Pair | None:
-        if self.known is None:
-            return None
-        return pair_of(self.known[list(items)].flatten().to(device), self.lengths[list(items)].flatten().to(device))
+    def _reference_of(self, items: Sequence[int], device: torch.device) -> Any:
+        return None if self.known is None else self.rows.logps(items, self.known[self.rows.of(items)].to(device))
 
-    def _tokens_of(self, items: Sequence[int], policy: Tensor, lengths: Tensor) -> TokenLogps:
-        """policy: (tokens,) nats. lengths: (responses,)."""
+    def _tokens_of(self, items: Sequence[int], policy: Tensor) -> TokenLogps:
+        """policy: (tokens,) nats."""
         known = None
         if "reference" in self.loss.needs and self.reference is not None:
             every_step = isinstance(self.reference, EveryStep)
             groups = [self.groups[i] for i in items]
             known = torch.cat([self.step_tokens[i] for i in items]) if every_step else self.reference.tokens(groups)
             known = known.to(policy.device)
-        draw = torch.tensor([drawn_number(self.seed, self.step, self.pairs[i].id) for i in items])
-        return TokenLogps.of(lengths, policy, known)._replace(draw=draw)
+        lengths = self.rows.shaped(items, self.rows.lengths[self.rows.of(items)], 0)
+        draw = torch.tensor([drawn_number(self.seed, self.step, self.items[i].id) for i in items])
+        return TokenLogps.of(lengths.to(policy.device), policy, known)._replace(draw=draw)
 
     def size(self, batch: Sequence[int]) -> int:
         return len(batch)
 
     def measure(self, items: list[int], values: Tensor) -> Measured:
-        leaf = values.detach().requires_grad_()
-        lengths = self.lengths[items].flatten().to(leaf.device)
-        tokens = self._tokens_of(items, leaf, lengths) if self.per_token else None
-        policy = pair_of(_sums(leaf, lengths) if self.per_token else leaf, lengths)
-        scores = None if self.scores is None else self.scores[items].to(leaf)
-        batch = self.batch
-        if batch is not None:
-            batch = batch._replace(place=torch.tensor([self.places[i] for i in items], device=leaf.device))
-        inputs = Inputs(policy, self._reference_of(items, leaf.device), self.kl, tokens, scores, batch)
-        output = self.loss.evaluate(*inputs, **self.settings)
-        (slope,) = torch.autograd.grad(output.loss.sum(), leaf)
-        weight = (
-            _sums(slope.abs(), lengths) / lengths if self.per_token else slope.abs()
+        leaf, at = values.detach().requires_grad_(), self.rows.of(items)
+        lengths = self.rows.lengths[at].to(leaf.device)
+        policy = self.rows.logps(items, _sums(leaf, lengths) if self.per_token else leaf)
+        inputs = self.rows.inputs(items, policy, self._reference_of(items, leaf.device), self._beside(items, leaf))
+        output = self.loss.on(inputs, **self.settings)
+        told = self.rows.told(items, policy, output)
+        (slope,) = torch.autograd.grad(told.loss.sum(), leaf)
+        pull = (
+            slope.abs() if not self.per_token else _sums(slope.abs(), lengths) / lengths
         )  # the mean of a response's tokens
-        return Measured(slope, step_sums(policy, output, weight[0::2] + weight[1::2]))
+        return Measured(slope, step_sums(told, _sums(pull, self.rows.counts[items].to(leaf.device))))
+
+    def _beside(self, items: list[int], values: Tensor) -> dict[str, Any]:
+        """What the loss may ask for beside sums: kl, tokens, scores, batch."""
+        tokens = self._tokens_of(items, values) if self.per_token else None
+        scores, batch = None, None
+        if self.scores is not None:
+            scores = self.rows.shaped(items, self.scores[self.rows.of(items)], math.nan).to(values)
+        if self.batch is not None:
+            batch = self.batch._replace(place=torch.cat([self.places[i] for i in items]).to(values.device))
+        return {"kl": self.kl, "tokens": tokens, "scores": scores, "batch": batch}
+
+    def means(self, sums: Sequence[float], batch: Sequence[int]) -> dict[str, float]:
+        return step_means(sums, len(batch), *self.rows.divisors(batch))
 
     def describe(self, batch: Sequence[int]) -> str:
-        return f"pairs in the batch: {_some([self.pairs[i].id for i in batch])}"
+        return f"{self.unit} in the batch: {_some([self.items[i].id for i in batch])}"
 
 
-def _sums(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """(responses,) sums of (tokens,), added up as the model adds them."""
-    return tokens.new_zeros(len(lengths)).index_add(0, torch.repeat_interleave(lengths), tokens)
-
-
-def _scores_of(pairs: Sequence[TokenPair], loss: Loss) -> Tensor:
-    """(pairs, 2) fp64. Raises PobenchError that names pairs without."""
-    if missing := [pair.id for pair in pairs if pair.scores is None]:
-        raise PobenchError(
-            f"{loss.name} needs scores, and {len(missing)} of {len(pairs)} pairs have none: {_some(missing)}"
-        )
-    return torch.tensor([pair.scores for pair in pairs], dtype=torch.float64)
+def _sums(values: Tensor, counts: Tensor) -> Tensor:
+    """(responses,) sums of (tokens,) values, added up as the model adds them; or (items,) ones of (responses,) values.
+    counts: how many are added up for each."""
+    return values.new_zeros(len(counts)).index_add(0, torch.repeat_interleave(counts), values)
 
 
 def drawn_number(seed: int, step: int, item: str) -> int:
@@ -324,6 +351,9 @@ class LikelihoodObjective:
 
     def size(self, batch: Sequence[int]) -> int:
         return sum(self.groups[i].learnt_tokens for i in batch)
+
+    def means(self, sums: Sequence[float], batch: Sequence[int]) -> dict[str, float]:
+        return {name: total / self.size(batch) for name, total in zip(self.names, sums, strict=True)}
 
     def measure(self, items: list[int], values: Tensor) -> Measured:
         return Measured(torch.full_like(values, -1.0), -values.detach().double().sum()[None])

@@ -2,7 +2,8 @@
 
 The verdict is `holds` or `fails`, or `note` for a property that a reader should know and that is neither right nor wrong.
 Most laws evaluate the function on pairs in fp64 (and fp32 at the extremes); the last ones compare whole training steps of
-a small random model, with the same batch split in different ways (`pobench.workflows.invariance`).
+a small random model, with the same batch split in different ways (`pobench.workflows.invariance`). A loss of lists or of
+answers is tried on pairs, on lists or answers of its own (`pobench.workflows.check_units`), and in steps on such rows.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +24,8 @@ from pobench.registry import Loss, load_plugin, losses
 from pobench.settings.faults import broken_contract
 from pobench.settings.resolve import resolve_names
 from pobench.types import Inputs, LossOutput, Pair, SequenceLogps, TokenLogps
+from pobench.units import places_in
+from pobench.workflows.check_units import OWN, relative
 from pobench.workflows.invariance import SPLITS, TOLERANCE, WHOLE, difference, take_steps, take_steps_in_two_processes
 
 
@@ -104,7 +108,7 @@ class Subject:
         scores = torch.stack((at.chosen_score, at.rejected_score), dim=1)
         batch = self.loss.batch_of(*(beside.batch if beside else at).pairs, settings)
         if beside and batch is not None:
-            batch = batch._replace(place=beside.place)
+            batch = batch._replace(place=places_in(self.loss.unit, beside.place))
         tokens = None
         if "tokens" in self.loss.needs:
             policy, reference = at.pairs
@@ -215,9 +219,9 @@ def _alone(subject: Subject) -> tuple[str, str]:
     worst = 0.0
     for field in ("loss", "chosen_reward", "rejected_reward"):
         each = torch.cat([getattr(a.output, field) for a in alone])
-        worst = max(worst, _relative(getattr(together.output, field), each))
-    worst = max(worst, _relative(together.by_chosen, torch.cat([a.by_chosen for a in alone])))
-    worst = max(worst, _relative(together.by_rejected, torch.cat([a.by_rejected for a in alone])))
+        worst = max(worst, relative(getattr(together.output, field), each))
+    worst = max(worst, relative(together.by_chosen, torch.cat([a.by_chosen for a in alone])))
+    worst = max(worst, relative(together.by_rejected, torch.cat([a.by_rejected for a in alone])))
     if worst > 1e-12:
         return "fails", (
             f"a pair's loss or gradient depends on the pairs beside it (relative {worst:.1g}): the objective would change"
@@ -396,9 +400,7 @@ def _settings(subject: Subject) -> tuple[str, str]:
 def _rewards(subject: Subject) -> tuple[str, str]:
     pairs = ordinary()
     here, there = subject(pairs, 1.0), subject(pairs.swapped(), 1.0)
-    off = max(
-        _relative(here.chosen_reward, there.rejected_reward), _relative(here.rejected_reward, there.chosen_reward)
-    )
+    off = max(relative(here.chosen_reward, there.rejected_reward), relative(here.rejected_reward, there.chosen_reward))
     if off > 1e-9:
         return (
             "note",
@@ -455,12 +457,6 @@ def _saturation(subject: Subject) -> tuple[str, str]:
 
 def joined(*several: Numbers) -> Numbers:
     return Numbers(*(torch.cat(columns) for columns in zip(*several, strict=True)))
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest value; inf where one is not finite."""
-    off = float(((a - b).abs().max() / torch.maximum(b.abs().max(), torch.tensor(1e-30, dtype=b.dtype))).detach())
-    return off if math.isfinite(off) else math.inf
 
 
 def _not_finite(got: Evaluated) -> tuple[str, int] | None:
@@ -521,6 +517,12 @@ def _steps(subject: Subject, plugins: Sequence[str]) -> Iterator[Finding]:
     yield Finding(name, verdict, f"loss and gradient differ by {off_two:.1g} relative (allowed {TOLERANCE:g}), gloo")
 
 
+def laws_of(subject: Subject) -> list[tuple[str, Callable[[], tuple[str, str]]]]:
+    """The laws that a loss is held to, each with what tries it: of pairs, then of its own unit."""
+    of_pairs = [(name, partial(function, subject)) for name, function in LAWS]
+    return of_pairs + [(name, partial(own, subject.loss, subject.settings)) for name, own in OWN[subject.loss.unit]]
+
+
 def check(
     loss: Loss, changes: Mapping[str, Any] | None = None, plugins: Sequence[str] = (), *, steps: bool = True
 ) -> Iterator[Finding]:
@@ -528,12 +530,12 @@ def check(
     processes import to register the loss. steps: also take training steps (about twenty seconds)."""
     subject = Subject(loss, changes)
     trainable = True
-    for name, function in LAWS:
+    for name, tell in laws_of(subject):
         try:
-            verdict, seen = function(subject)
+            verdict, seen = tell()
         except Exception as error:  # a user's loss may raise anything; the other laws still run
             verdict, seen = "fails", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        trainable = trainable and not (function is _shapes and verdict == "fails")
+        trainable = trainable and not (name == LAWS[0][0] and verdict == "fails")
         yield Finding(name, verdict, seen)  # type: ignore[arg-type]
     if steps and trainable:
         yield from _steps(subject, plugins)

@@ -3,7 +3,8 @@ process or two.
 
 Each way takes whole steps of a small random model with the real training loop, and the gradient is read where the
 optimiser reads it. Two steps are compared, on a batch of eight pairs and on a short last batch of three, at weights that
-have moved away from the reference.
+have moved away from the reference. A loss of lists takes lists of two to five answers instead, one of answers twice as many
+single answers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from pobench.settings.schema import TrainConfig
 from pobench.training.loop import train
 from pobench.training.objectives import mismatched_groups
 from pobench.training.reference import Moving, ReferenceSums
-from pobench.types import Group, TokenPair
+from pobench.types import Group, Item, TokenAnswer, TokenList, TokenPair, Unit
+from pobench.units import in_a_batch
 
 PAIRS, BATCH = 11, 8  # two batches: eight, and a short last one of three
 VOCABULARY = 61
@@ -117,12 +119,38 @@ def small_pairs(n: int = PAIRS, seed: int = 1) -> list[TokenPair]:
     return [TokenPair(f"p{i}", ids(2, 8), ids(1, 9), ids(1, 9), (5.0 + i % 4, 1.0 + i % 5)) for i in range(n)]
 
 
+def small_items(unit: Unit, n: int = PAIRS, seed: int = 1) -> Sequence[Item]:
+    """Random rows for a loss of a unit, as `small_pairs`: pairs; lists of two to five answers, ties among them; or 2n single
+    answers, two thirds of them desirable."""
+    pairs = small_pairs(n, seed)
+    if unit == "pairs":
+        return pairs
+    if unit == "answers":
+        halves = [(pair, side) for pair in pairs for side in (0, 1)]
+        return [
+            TokenAnswer(f"a{i}", pair.prompt, pair.responses[side], i % 3 > 0, (pair.scores or (0.0, 0.0))[side])
+            for i, (pair, side) in enumerate(halves)
+        ]
+    more = [answer for pair in small_pairs(3 * n, seed + 1) for answer in pair.responses]
+    return [
+        TokenList(f"l{i}", pair.prompt, (*pair.responses, *more[6 * i : 6 * i + i % 4]), *_ranked(2 + i % 4, i))
+        for i, pair in enumerate(pairs)
+    ]
+
+
+def _ranked(k: int, turn: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """(ranks, ratings) of k answers, the second and third best of some lists tied."""
+    ranks = [1, 2, 2, 4, 5][:k] if turn % 3 else [1, 2, 3, 4, 5][:k]
+    turned = [ranks[(i + turn) % k] for i in range(k)]
+    return tuple(turned), tuple(6.0 - rank for rank in turned)
+
+
 @cache
-def small_reference(pairs: tuple[TokenPair, ...], per_token: bool = False) -> ReferenceSums:
+def small_reference(items: tuple[Item, ...], per_token: bool = False) -> ReferenceSums:
     """The small model's reference sums, in memory; every process computes all of them, once for all losses."""
     policy = ResponseLogps(small_model())
     scorer = SumScorer(policy, policy.layout("shared_prefix"), make_accelerator("fp32", cpu=True), alone=True)
-    groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
+    groups = [*map(Group.of, items), *mismatched_groups(items, mismatch(items))]
     return ReferenceSums.of_groups(groups, scorer, per_token=per_token)
 
 
@@ -131,16 +159,17 @@ def take_steps(loss: Loss, settings: Mapping[str, Any], split: Split, folder: Pa
 
     Raises whatever training raises: PobenchError for a loss of the wrong shape or without a number.
     """
-    pairs = small_pairs()
+    items = small_items(loss.unit)
     start = folder / "start"
     if not start.is_dir():
-        _train(loss, settings, WHOLE, pairs, folder, start, [range(PAIRS)], MOVE)  # leaves a checkpoint after step 1
+        _train(loss, settings, WHOLE, items, start, [range(len(items))], MOVE)  # leaves a checkpoint after step 1
     run = folder / split.name
     if _is_main():
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(start, run, dirs_exist_ok=True)  # another process may have made the folder
     # Step 1 of this plan is done; then come the short batch of three and a batch of eight.
-    losses, gradients = _train(loss, settings, split, pairs, folder, run, [range(PAIRS), range(BATCH)], STAND_STILL)
+    epochs = [range(len(items)), range(in_a_batch(items, BATCH))]
+    losses, gradients = _train(loss, settings, split, items, run, epochs, STAND_STILL)
     return Steps(torch.tensor(losses, dtype=torch.float64), torch.stack(gradients))
 
 
@@ -195,8 +224,7 @@ def _train(
     loss: Loss,
     settings: Mapping[str, Any],
     split: Split,
-    pairs: Sequence[TokenPair],
-    folder: Path,
+    items: Sequence[Item],
     run: Path,
     epochs: Sequence[range],
     rate: float,
@@ -210,7 +238,7 @@ def _train(
         max_grad_norm=1e30,
         precision="fp32",
         layout=split.layout,  # type: ignore[arg-type]
-        micro_tokens=_budget(split, pairs[:BATCH]),
+        micro_tokens=_budget(split, items[: in_a_batch(items, BATCH)]),
         head_tile=split.head_tile,
         checkpoint_seconds=0.0 if rate == MOVE else 1e9,
     )
@@ -231,14 +259,14 @@ def _train(
         train(
             accelerator,
             small_model(),
-            pairs,
+            items,
             [list(epoch) for epoch in epochs],
             loss,
             settings,
             config,
             folder=run,
-            reference=_reference_for(loss, pairs, accelerator),
-            mismatched=mismatch(pairs),
+            reference=_reference_for(loss, items, accelerator),
+            mismatched=mismatch(items),
             log=lambda row: rows.append(row["loss"]),
         )
     finally:
@@ -246,17 +274,17 @@ def _train(
     return rows, gradients
 
 
-def _reference_for(loss: Loss, pairs: Sequence[TokenPair], accelerator: Accelerator) -> ReferenceSums | Moving | None:
+def _reference_for(loss: Loss, items: Sequence[Item], accelerator: Accelerator) -> ReferenceSums | Moving | None:
     """What a loss reads its reference from; a model of its own, if it moves it."""
     if not loss.reads_reference:
         return None
     if not loss.moves_reference:
-        return small_reference(tuple(pairs), "tokens" in loss.needs)
+        return small_reference(tuple(items), "tokens" in loss.needs)
     policy = ResponseLogps(small_model().requires_grad_(False))
     return Moving(SumScorer(policy, policy.layout("shared_prefix"), accelerator))
 
 
-def _budget(split: Split, pairs: Sequence[TokenPair]) -> int:
-    """The smallest token budget of a micro-batch that divides `pairs` into no more micro-batches than the split has."""
-    groups, layout = [Group.of(p) for p in pairs], get_layout(split.layout)
+def _budget(split: Split, items: Sequence[Item]) -> int:
+    """The smallest token budget of a micro-batch that divides the items into no more micro-batches than the split has."""
+    groups, layout = [Group.of(item) for item in items], get_layout(split.layout)
     return next(b for b in range(1, 10_000) if len(layout.plan(groups, b)) <= split.micro_batches)

@@ -360,7 +360,7 @@ def tokens_of_pairs(model: Any, reference: Any, groups: list[Group]) -> TokenLog
 
     with torch.no_grad():
         known = logps_of(reference)
-    return TokenLogps.of(torch.tensor([len(r) for g in groups for r in g.responses]), logps_of(model), known)
+    return TokenLogps.of(torch.tensor([[len(r) for r in g.responses] for g in groups]), logps_of(model), known)
 
 
 # ---------------------------------------------------------------- the tests

@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pobench import Batch, LossOutput, Pair, TokenLogps, register_loss
+from pobench import (
+    AnswerBatch,
+    AnswerOutput,
+    Batch,
+    ListBatch,
+    ListOutput,
+    LossOutput,
+    Pair,
+    Responses,
+    SequenceLogps,
+    TokenLogps,
+    register_loss,
+)
 
 
 def log_ratios(policy: Pair, reference: Pair) -> tuple[Tensor, Tensor]:
@@ -101,3 +113,85 @@ def t_bco(policy: Pair, reference: Pair, batch: Batch, *, beta: float = 0.1) -> 
     u, v = (beta * ratio for ratio in log_ratios(policy, reference))
     shift = batch.state["mean"]
     return LossOutput(-logsigmoid(u - shift) - logsigmoid(shift - v), u.detach(), v.detach())
+
+
+# ---------------------------------------------------------------- lists
+def against_shares(rewards: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    """(prompts,) the cross-entropy of the rewards' softmax with that of `wanted`."""
+    shares, target = (t.masked_fill(~mask, -math.inf).log_softmax(1) for t in (rewards, wanted))
+    return -(target.exp() * shares).masked_fill(~mask, 0).sum(1)
+
+
+@register_loss("t_rated_list", source="a test: ListNet with the data's ratings")
+def t_rated_list(responses: Responses, reference: Responses, scores: Tensor, *, beta: float = 0.1) -> ListOutput:
+    rewards = beta * (responses.total - reference.total)
+    return ListOutput(against_shares(rewards, scores, responses.mask), rewards.detach())
+
+
+@register_loss("t_list_of_tokens", source="a test: the shares of the answers' least likely tokens")
+def t_list_of_tokens(responses: Responses, tokens: TokenLogps, *, beta: float = 0.5) -> ListOutput:
+    least = -beta * (-tokens.policy).masked_fill(~tokens.mask, -1e9).logsumexp(-1)  # a pad has no token
+    rewards = least.masked_fill(~responses.mask, 0)
+    return ListOutput(against_shares(rewards, -responses.rank.to(rewards.dtype), responses.mask), rewards.detach())
+
+
+@register_loss(
+    "t_list_of_a_batch", source="a test: the logarithm of the batch's mean chance that the best answer is chosen"
+)
+def t_list_of_a_batch(responses: Responses, reference: Responses, batch: ListBatch, *, beta: float = 0.1) -> ListOutput:
+    def objective(whole: Responses) -> Tensor:
+        rewards = beta * (whole.total - batch.reference.total)
+        best = whole.mask & (whole.rank == 1)
+        chances = rewards.masked_fill(~whole.mask, -math.inf).softmax(1).masked_fill(~best, 0).sum(1)
+        return -chances.mean().log()
+
+    return ListOutput(batch.share(objective, responses), beta * (responses.total - reference.total).detach())
+
+
+# ---------------------------------------------------------------- answers
+def mean_reward(batch: AnswerBatch, *, beta: float) -> dict[str, float]:
+    """Of all answers so far."""
+    rewards = beta * (batch.policy.total - batch.reference.total).double()
+    seen = batch.state.get("seen", 0)
+    total = batch.state.get("mean", 0.0) * seen + float(rewards.sum())
+    return {"seen": seen + len(rewards), "mean": total / (seen + len(rewards))}
+
+
+@register_loss("t_bco_answers", source="arXiv 2404.04656, unpaired", update=mean_reward)
+def t_bco_answers(
+    response: SequenceLogps, label: Tensor, reference: SequenceLogps, batch: AnswerBatch, *, beta: float = 0.1
+) -> AnswerOutput:
+    rewards = beta * (response.total - reference.total)
+    off = rewards - batch.state["mean"]
+    return AnswerOutput(-logsigmoid(torch.where(label, off, -off)), rewards.detach())
+
+
+@register_loss("t_rated_answers", source="a test: the reward is the rating's distance from a half")
+def t_rated_answers(
+    response: SequenceLogps, reference: SequenceLogps, scores: Tensor, *, beta: float = 0.1
+) -> AnswerOutput:
+    rewards = beta * (response.total - reference.total)
+    return AnswerOutput((rewards - 5 * (scores - 0.5)).square(), rewards.detach())
+
+
+@register_loss("t_answers_of_tokens", source="a test: tokens that have become less likely count twice")
+def t_answers_of_tokens(
+    response: SequenceLogps, label: Tensor, reference: SequenceLogps, tokens: TokenLogps, *, beta: float = 0.1
+) -> AnswerOutput:
+    ratios = tokens.policy - tokens.reference
+    rewards = beta * (ratios + ratios.clamp(max=0)).sum(-1)
+    return AnswerOutput(-logsigmoid(torch.where(label, rewards, -rewards)), rewards.detach())
+
+
+@register_loss(
+    "t_answers_of_a_batch", source="a test: the mean of the desirable answers must exceed that of the others"
+)
+def t_answers_of_a_batch(
+    response: SequenceLogps, reference: SequenceLogps, batch: AnswerBatch, *, beta: float = 0.1
+) -> AnswerOutput:
+    def objective(whole: SequenceLogps) -> Tensor:
+        rewards = beta * (whole.total - batch.reference.total)
+        sides = [torch.where(side, rewards, 0).sum() / side.sum().clamp(min=1) for side in (batch.label, ~batch.label)]
+        return -logsigmoid(sides[0] - sides[1])
+
+    return AnswerOutput(batch.share(objective, response), beta * (response.total - reference.total).detach())

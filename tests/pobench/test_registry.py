@@ -16,7 +16,7 @@ from pobench.registry import (
     register_figure,
     register_loss,
 )
-from pobench.types import Inputs
+from pobench.types import AnswerInputs, Inputs, ListInputs
 
 PAPER = ["simpo", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo", "rrhf", "slic_hf", "simpo_no_ln", "dpo_ln", "dpo_gamma"]
 
@@ -113,12 +113,11 @@ def test_the_signature_is_the_declaration(empty) -> None:
             lambda policy, responses: 0,
             ["policy, responses: a loss takes one of `policy` of pairs, `responses` of lists, "],
         ),
-        (lambda policy, label: 0, ["label: this is a loss of pairs, which is given policy, reference, kl, "]),
-        (lambda responses, kl: 0, ["kl: this is a loss of lists, which is given responses, reference, scores"]),
         (
-            lambda response, scores: 0,
-            ["scores: this is a loss of answers, which is given response, label, reference, kl"],
+            lambda responses, kl: 0,
+            ["kl: this is a loss of lists, which is given responses, reference, tokens, scores, "],
         ),
+        (lambda policy, label: 0, ["label: this is a loss of pairs, which is given policy, reference, kl, tokens, "]),
         (lambda policy, *, scores=1: 0, ["scores: is an input, which the harness supplies; it goes before '*'"]),
         (lambda polcy, *, beta: 0, ["polcy", "did you mean 'policy'?", "beta: a setting needs a default"]),
     ],
@@ -132,7 +131,8 @@ def test_a_signature_that_cannot_be_served_is_refused_with_every_reason(function
 
 
 def test_the_names_of_the_inputs_are_those_of_their_record() -> None:
-    assert Inputs._fields == INPUTS_OF["pairs"]
+    fields = {"pairs": Inputs._fields, "lists": ListInputs._fields, "answers": AnswerInputs._fields}
+    assert fields == INPUTS_OF
     assert all(list(names) == [name for name in SUPPLIED if name in names] for names in INPUTS_OF.values())
     assert {name for names in INPUTS_OF.values() for name in names} == set(SUPPLIED)
 

@@ -2,7 +2,8 @@
 
 Four sets of sequences, each a folder of its own in the cache: the held-out pairs (every run reports KL), the training
 pairs (losses that ask for `reference`), their single tokens (losses that ask for `tokens`, too), and the mismatched pairs
-(losses that ask for `kl`).
+(losses that ask for `kl`). Where the data have lists or single answers, losses of these read sets of their own, by the same
+rules.
 """
 
 from __future__ import annotations
@@ -18,24 +19,40 @@ if TYPE_CHECKING:
     from pobench.runs.context import Context
 
 FOLDER = "reference"  # below the cache folder
+# Unit of a loss → its set.
+TOKENS = {"pairs": "tokens", "lists": "list_tokens", "answers": "answer_tokens"}
+MISMATCHED = {"pairs": "mismatched", "answers": "mismatched_answers"}
+# Set → that of the training pairs, where the data have no lists or answers, and the unit.
+_LIKE_PAIRS = {
+    "lists": ("pairs", "lists"),
+    "list_tokens": ("tokens", "lists"),
+    "answers": ("pairs", "answers"),
+    "answer_tokens": ("tokens", "answers"),
+    "mismatched_answers": ("mismatched", "answers"),
+}
 
 
 def sets_of(job: Job, kind: str, stages: tuple[str, ...]) -> list[str]:
-    """Which sets of sequences these stages of a run read: "heldout", "pairs", "tokens", "mismatched"."""
+    """Which sets of sequences these stages of a run read: "heldout"; "pairs", "lists", "answers" or one of `TOKENS`; one of
+    `MISMATCHED`."""
     loss = get_loss(job.loss) if kind == "loss" else None
     watched = kind == "loss" and "train" in stages and job.train.evaluate_every > 0
     sets = ["heldout"] if "heldout" in stages or watched else []
     if loss is not None and "train" in stages and job.train.reference == "cached":
         by_token = {"reference", "tokens"} <= loss.needs
-        sets += [("tokens" if by_token else "pairs")] if loss.reads_reference else []
-        sets += ["mismatched"] if "kl" in loss.needs else []
+        sets += [TOKENS[loss.unit] if by_token else loss.unit] if loss.reads_reference else []
+        sets += [MISMATCHED[loss.unit]] if "kl" in loss.needs else []
     if "trainpairs" in stages:
         sets += ["pairs"]
     return list(dict.fromkeys(sets))
 
 
 def node_of(job: Job, content: Content, which: str) -> Node:
-    """The folder of one set. The digits depend on weights, sequences and arithmetic, and on nothing else."""
+    """The folder of one set. The digits depend on weights, sequences and arithmetic, and on nothing else; so where lists and
+    answers are read of the training pairs, their sums are those of the pairs."""
+    of_pairs, unit = _LIKE_PAIRS.get(which, (which, "pairs"))
+    if unit not in content.own:
+        which = of_pairs
     adapter = job.train.adapter
     base: tuple[str, ...] | None = None if adapter is None else (adapter.quantize, adapter.base_precision)
     if base is not None:  # a name with two words only holds sums that the base gave in fp32
@@ -49,7 +66,7 @@ def node_of(job: Job, content: Content, which: str) -> Node:
         "base": base,
         **content.rounding(job.train),
     }
-    sequences = content.heldout if which == "heldout" else content.pairs
+    sequences = content.heldout if which == "heldout" else content.items_of(unit)
     return Node("reference", {"weights": content.weights, "set": which, "sequences": sequences, **arithmetic})
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pobench.errors import reason_of
 from pobench.registry import get_loss
 from pobench.runs.stage import Content, Stage
+from pobench.runs.stages.reference import TOKENS
 from pobench.settings.job import Job
 
 if TYPE_CHECKING:
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from pobench.runs.context import Context
     from pobench.training.reference import EveryStep, ReferenceSums
 
+_ONE = {"pairs": "a pair", "lists": "a list", "answers": "an answer"}
+
 
 def causes(job: Job, content: Content) -> Mapping[str, Any]:
+    """`pairs` is the digest of the items of the loss's unit, which are lists or answers where the data have them."""
+    loss = get_loss(job.loss)
     return {
         "loss": job.loss,
         "source": content.source("loss", job.loss),
@@ -31,9 +36,9 @@ def causes(job: Job, content: Content) -> Mapping[str, Any]:
             **content.rounding(job.train),
         },
         **job.model.layers,
-        "pairs": content.pairs,
+        "pairs": content.items_of(loss.unit),
         "weights": content.weights,
-        **({"scores": content.scores} if "scores" in get_loss(job.loss).needs else {}),
+        **({"scores": content.scores_of(loss.unit)} if "scores" in loss.needs else {}),
     }
 
 
@@ -41,19 +46,21 @@ def run(context: Context) -> None:
     """Train, and store the model with the digests of its files; `trained.json` is written last."""
     import torch
 
-    from pobench.data.order import data_order, mismatch
+    from pobench.data.order import data_order, mismatch, unit_of
     from pobench.identity import name_of
     from pobench.model import adapters
     from pobench.progress import progress
     from pobench.training import leaving
     from pobench.training.loop import train
+    from pobench.units import in_a_batch
 
-    job, folder, pairs, accelerator = context.job, context.folder, context.prepared.train, context.accelerator
-    loss = context.loss
+    job, folder, loss, accelerator = context.job, context.folder, context.loss, context.accelerator
     assert loss is not None
+    items = context.prepared.items(loss.unit)
+    unit = unit_of(items)
     torch.manual_seed(job.seed)
-    order = data_order(pairs, job.seed, job.train.epochs)
-    steps = math.ceil(len(pairs) / job.train.batch_size) * job.train.epochs
+    order = data_order(items, job.seed, job.train.epochs)
+    steps = math.ceil(len(items) / in_a_batch(items, job.train.batch_size)) * job.train.epochs
     model, rows = context.trainable(context.start_path)
     reference = _reference(context)
     adapter = job.train.adapter
@@ -66,7 +73,7 @@ def run(context: Context) -> None:
             folder.log_step(row)
             finite = {k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}
             _beside(context, "the tracker's row", lambda: accelerator.log(finite, step=row["step"]))
-            pace = f"{row['seconds'] / row['pairs']:.2f} s a pair"
+            pace = f"{row['seconds'] / row[unit]:.2f} s {_ONE[unit]}"
             advance(note=f"loss {row['loss']:.4g} · margin {row['rewards/margins']:+.3g} · {pace}", done=row["step"])
 
         def watch(scorer: SumScorer) -> dict[str, float]:
@@ -76,14 +83,14 @@ def run(context: Context) -> None:
         trained = train(
             accelerator,
             model,
-            pairs,
+            items,
             [epoch.tolist() for epoch in order.epochs],
             loss,
             job.loss_settings,
             job.train,
             folder=folder.path,
             reference=reference,
-            mismatched=mismatch(pairs) if "kl" in loss.needs else None,
+            mismatched=mismatch(items) if "kl" in loss.needs else None,
             seed=job.seed,
             log=log if context.main else lambda row: None,
             say=context.say,
@@ -94,7 +101,7 @@ def run(context: Context) -> None:
         )
     if job.train.trackers:
         accelerator.end_training()
-    facts = {"pairs": len(pairs), "order": order.digest, **_cost_of(reference)}
+    facts = {unit: len(items), "order": order.digest, **_cost_of(reference)}
     with leaving.held():  # the last steps have no checkpoint
         _store(context, model, adapted, {**asdict(trained), **facts})
     accelerator.wait_for_everyone()
@@ -109,8 +116,8 @@ def _heldout_means(context: Context, scorer: SumScorer) -> dict[str, float]:
 
 
 def _reference(context: Context) -> ReferenceSums | EveryStep | None:
-    """The stored reference sums of the pairs, or a start model that computes them in every step, frozen or moved by the loss;
-    None for a loss that reads none."""
+    """The stored reference sums of what is trained on, or a start model that computes them in every step, frozen or moved by
+    the loss; None for a loss that reads none."""
     from pobench.model.policy_sums import sum_scorer
     from pobench.training.reference import EveryStep, Moving
 
@@ -118,13 +125,13 @@ def _reference(context: Context) -> ReferenceSums | EveryStep | None:
     if loss is None or not loss.reads_reference:
         return None
     if config.reference == "cached":
-        return context.references("pairs", "mismatched", "tokens")
+        return context.references(loss.unit, TOKENS[loss.unit], *("mismatched", "mismatched_answers"))
     policy = context.start_policy()
     policy.requires_grad_(False)
     kind = Moving if loss.moves_reference else EveryStep
     if loss.moves_reference:
         context.say(f"{context.task.title}: its reference moves, so a second model computes it in every step")
-    return kind(sum_scorer(policy, context.groups("pairs"), config, context.accelerator, context.say))
+    return kind(sum_scorer(policy, context.groups(loss.unit), config, context.accelerator, context.say))
 
 
 def _cost_of(reference: ReferenceSums | EveryStep | None) -> dict[str, Any]:

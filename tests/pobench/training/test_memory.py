@@ -143,7 +143,7 @@ def test_a_real_probe_leaves_the_step_as_it_is(fit, pairs, monkeypatch) -> None:
         monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
         _, result, found = fit(pairs, "dpo", folder=f"auto{i}", batch_size=8, **AUTO)
         assert (result.micro_tokens, result.gradient_checkpointing) == (tokens, checkpointing)
-        assert "longest pairs take" in result.memory_reason
+        assert "longest rows take" in result.memory_reason
         for row, first in zip(found, rows, strict=True):
             for name in ("loss", "grad_norm", "logps/chosen"):
                 assert row[name] == pytest.approx(first[name], rel=2e-5, abs=2e-5), name

@@ -48,7 +48,7 @@ def test_tokens_and_their_gradients_are_the_models_own(layout, how, start_model,
 
 
 def test_every_response_has_a_row_of_its_own_tokens() -> None:
-    tokens = TokenLogps.of(torch.tensor([2, 1, 1, 3]), -torch.arange(1.0, 8), None)
+    tokens = TokenLogps.of(torch.tensor([[2, 1], [1, 3]]), -torch.arange(1.0, 8), None)
     assert tokens.policy.tolist() == [[[-1, -2, 0], [-3, 0, 0]], [[-4, 0, 0], [-5, -6, -7]]]
     assert tokens.mask.sum(-1).tolist() == [[2, 1], [1, 3]] and tokens.reference is None
     sides = (SequenceLogps(torch.tensor([-9.0, -4.0]), torch.tensor([3, 1])) for _ in range(2))
