@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -96,6 +99,20 @@ def test_stored_sums_do_not_serve_a_reference_that_moves(fit, pairs, reference_o
     for reference in (reference_of(pairs), EveryStep(moving().scorer)):
         with pytest.raises(PobenchError, match="moves its reference; pass `reference`, a model in `Moving`"):
             fit(pairs, "tr(dpo)", reference=reference)
+
+
+@pytest.mark.slow
+def test_held_out_rewards_are_against_the_start_model(work_here, tmp_path) -> None:
+    moved, plain = (work_here(loss, ("train", "heldout"), tr__every=1, train__epochs=3) for loss in ("tr(dpo)", "dpo"))
+    about = json.loads((moved / "trained.json").read_text())
+    assert about["reference"] == "every_step" and about["step0_gap"] < 1e-5
+    assert not list(tmp_path.glob("cache/reference/*/tokens-*")) and not list(moved.glob("checkpoint-*"))
+    frames = [pd.read_parquet(next(run.glob("heldout-*/heldout.parquet"))) for run in (moved, plain)]
+    known = [frame[["reference_chosen_logp", "reference_rejected_logp"]] for frame in frames]
+    assert known[0].equals(known[1])
+    reward = 0.1 * (frames[0]["chosen_logp"] - frames[0]["reference_chosen_logp"])
+    assert np.allclose(frames[0]["chosen_reward"], reward, atol=1e-5) and frames[0]["chosen_reward"].abs().min() > 0
+    assert not np.allclose(frames[0]["chosen_logp"], frames[1]["chosen_logp"], atol=1e-5)
 
 
 # ---------------------------------------------------------------- tokens that are drawn
