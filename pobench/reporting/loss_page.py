@@ -63,7 +63,18 @@ its learning rate does not, as it was chosen for DPO alone: `losses: {"dpo + 0.2
 `pobench tune --losses "dpo + 0.2*sft"` looks for it.
 
 A modifier is a file like a loss's: a function `f(loss, …)` behind `@register_modifier`. `loss()` is the loss within,
-`loss(policy=…)` that loss of other sums, and `loss.swapped()` that of the pair with its responses exchanged."""
+`loss(policy=…)` that loss of other sums, and `loss.swapped()` that of the pair with its responses exchanged.
+
+What stands outside comes first. A modifier that takes `tokens` changes them and their sums, and what it has made of them is what
+the modifier within reads: `humanline(ld(dpo))` clamps each token's log-ratio and then weighs it, `ld(humanline(dpo))` weighs and
+then clamps. A modifier of sums alone stands within those of tokens, as `ld(f_divergence(dpo))`; the other way round it is refused,
+because `ld` would add the tokens up anew.
+
+A modifier registered with `moves`, as `tr`, moves the reference model. There is one for all terms, so each term that reads it
+stands within `tr`: `tr(dpo) + 0.5*tr(kto)`. Its sums are computed in every step by a second model, which costs the memory of its
+weights and time in every step; its weights are a part of each checkpoint; and stored sums serve the held-out pairs alone, whose
+rewards and KL are against the start model, as those of all losses. With an adapter it is refused: the mean of two adapters'
+factors is not the adapter of the mean of their weights."""
 
 MEANINGS = {  # of settings that several losses share; a loss declares other names in its own `meanings`
     "beta": "scale of the reward",
@@ -200,6 +211,7 @@ def _sizes(loss: Loss) -> str:
 
 def _modifier(modifier: Modifier) -> str:
     fits = "losses that read policy and reference by their difference alone" if modifier.of_ratios else "every loss"
+    fits = fits if modifier.moves is None else "every loss that reads a reference"
     needs = ", ".join(sorted(modifier.needs)) or "nothing more"
     parts = [
         f"### {modifier.name}",

@@ -18,6 +18,7 @@ from pobench.errors import PobenchError
 from pobench.registry import get_loss
 from pobench.training.objectives import PreferenceObjective
 from pobench.training.reference import EveryStep
+from pobench.workflows.invariance import SPLITS, TOLERANCE, WHOLE, difference, take_steps
 
 SOON = {"tr.every": 2, "tr.alpha": 0.6}
 
@@ -93,6 +94,14 @@ def test_a_damaged_file_of_the_reference_is_a_damaged_checkpoint(fit, pairs, mov
     said: list[str] = []
     fit(pairs, "tr(dpo)", **{**options, "reference": moving()}, say=said.append)
     assert [text for text in said if file.name in text and text.endswith("training starts from the beginning")]
+
+
+def test_a_batch_may_be_cut_in_any_way_while_the_reference_moves(tmp_path) -> None:
+    loss = get_loss("tr(kto)")
+    settings = {**loss.settings, "tr.every": 1}
+    whole, cut = (take_steps(loss, settings, split, tmp_path) for split in (WHOLE, SPLITS[1]))
+    assert difference(cut, whole) <= TOLERANCE
+    assert difference(take_steps(loss, loss.settings, WHOLE, tmp_path / "still"), whole) > 1e-3
 
 
 def test_stored_sums_do_not_serve_a_reference_that_moves(fit, pairs, reference_of, moving) -> None:
