@@ -16,7 +16,7 @@ from pobench.errors import PobenchError
 if TYPE_CHECKING:
     import pandas as pd
 
-# A pair is saturated at a step where |∂loss/∂ log π(chosen)| + |∂loss/∂ log π(rejected)| is below this, per nat.
+# A pair, list or answer is saturated at a step where Σ |∂loss/∂ log π| over its answers is below this, per nat.
 SATURATED = 1e-6
 
 
@@ -146,7 +146,14 @@ _RUNS = Frame(
         Column("epochs", "float", "", "passes over the training pairs"),
         Column("batch_size", "int", "pairs", "pairs of one optimiser step"),
         Column("start", "text", "", "the run of its start model"),
-        Column("pairs", "int", "pairs", "pairs it was trained on; nan until it has finished"),
+        Column("pairs", "int", "pairs", "pairs, lists or answers it was trained on; nan until it has finished"),
+        Column(
+            "trained_on",
+            "text",
+            "",
+            "what those are: `pairs`, the data's own `lists` or `answers`, or `pairs read as lists` or `pairs read as answers` by "
+            "a loss of these; empty until it has finished",
+        ),
         Column("seconds", "float", "s", "wall time of the training steps", measured=True),
         Column(
             "waited",
@@ -194,8 +201,11 @@ _RUNS = Frame(
 
 _STEPS = Frame(
     "steps",
-    "One row an optimiser step of a run. Each number is a mean over the pairs of the batch unless it says otherwise. "
-    "`heldout/*` are means over held-out pairs, at the steps of `train.evaluate_every`; nan at the others.",
+    "One row an optimiser step of a run. Each number is a mean over the pairs of the batch unless it says otherwise. A run on "
+    "lists has means over lists, of which the best-ranked answer is the chosen one and the worst-ranked the rejected one, and "
+    "the mean of those that tie; a run on single answers means over the desirable ones (chosen) and over the others "
+    "(rejected), each over their own count in the batch. `heldout/*` are means over held-out pairs, at the steps of "
+    "`train.evaluate_every`; nan at the others.",
     ("run", "step"),
     "No run has logged a training step",
     (
@@ -209,7 +219,10 @@ _STEPS = Frame(
         Column("rewards/rejected", "float", "own unit", "the same of the rejected answer"),
         Column("rewards/margins", "float", "own unit", "chosen minus rejected reward"),
         Column(
-            "rewards/accuracies", "float", "", "share of pairs whose chosen answer has the higher reward; ties half"
+            "rewards/accuracies",
+            "float",
+            "",
+            "share of pairs whose chosen answer has the higher reward, ties half; nan for single answers, which meet no other",
         ),
         Column("logps/chosen", "float", "nats", "summed log-probability of the chosen answer"),
         Column("logps/rejected", "float", "nats", "the same of the rejected answer"),
@@ -219,9 +232,10 @@ _STEPS = Frame(
             "saturated",
             "float",
             "",
-            f"share of pairs that hardly pull: |∂loss/∂ log π| of both answers together is below {SATURATED:.0e} per nat",
+            f"share of pairs that hardly pull: |∂loss/∂ log π| of both answers together is below {SATURATED:.0e} per nat; of a "
+            "list, of all its answers; of a single answer, of itself",
         ),
-        Column("kl", "float", "nats", "mean log-ratio over mismatched pairs; nan unless the loss uses it"),
+        Column("kl", "float", "nats", "mean log-ratio over mismatched pairs or answers; nan unless the loss uses it"),
         Column("seconds", "float", "s", "wall time of training so far", measured=True),
         Column("heldout/kl", "float", "nats/token", "estimate of KL(reference ‖ policy) on held-out winners"),
         Column("heldout/chosen_per_token", "float", "nats/token", "log-probability per token of held-out winners"),

@@ -677,13 +677,8 @@ def register_modifier(
         doc = inspect.getdoc(function) or sys.modules[function.__module__].__doc__ or ""
         shown = (dict(units or {}), dict(meanings or {}), dict(defaults or {}))
         needs = frozenset(taken) - {"policy"}
-        modifiers.add(
-            Modifier(
-                name, function, source, needs, settings, doc, title or name, *shown, tuple(taken), of_ratios, canonical,
-                moves,
-            ),  # fmt: skip
-            aliases,
-        )
+        facts = (*shown, tuple(taken), of_ratios, canonical, moves)
+        modifiers.add(Modifier(name, function, source, needs, settings, doc, title or name, *facts), aliases)
         return function
 
     return register

@@ -99,8 +99,8 @@ class TokenLogps(NamedTuple):
 
     policy, reference: nats, 0 at the pads; reference is None unless the loss asks for `reference` too. mask: bool, True at
     tokens. The sums of `policy` over its tokens are the responses' sums, and gradients flow through either.
-    draw: of pairs, (pairs,) int64, in training a random number of each, another in each step, the same however its batch is cut;
-    None outside of training.
+    draw: of pairs, (pairs,) int64, in training a random number of each, another in each step, the same however its batch is
+    cut; None outside of training.
     """
 
     policy: Tensor

@@ -295,7 +295,8 @@ def test_the_readmes_loss_runs_and_keeps_the_laws(empty, tmp_path) -> None:
 
 
 def test_the_losses_on_the_page_of_python_keep_every_law(tmp_path, empty) -> None:
-    shown = [b for b in blocks((ROOT / "docs/python.md").read_text(encoding="utf-8")) if b.startswith("@register_loss")]
+    page_ = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    shown = [b for b in blocks(page_) if b.startswith("@register_loss")]
     head = """import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -303,7 +304,10 @@ from pobench import AnswerOutput, Batch, ListOutput, LossOutput, Pair, Responses
 """
     (tmp_path / "shown.py").write_text("\n".join([head, *shown]), encoding="utf-8")
     load_plugin(tmp_path / "shown.py")
-    assert empty.names() == ["my_aot", "my_hinge", "my_ld", "my_listnet"]
+    for number, block in enumerate(b for b in blocks(page_) if b.startswith('"""') and "@register_loss" in b):
+        (tmp_path / f"file{number}.py").write_text(block, encoding="utf-8")
+        load_plugin(tmp_path / f"file{number}.py")
+    assert empty.names() == ["my_aot", "my_bco", "my_hinge", "my_ld", "my_listnet", "my_ratings"]
     for name in empty.names():
         assert not [f for f in check(empty.get(name), {}, [], steps=False) if f.verdict == "fails"]
 

@@ -4,7 +4,7 @@
 
 Lu et al. 2024, arXiv 2406.10957, for DPO. Where the two are equally long, it is the loss itself.
 Elsewhere: the authors' code draws the policy's tokens and the reference's separately, so that the two sums are of different
-tokens; here, as in the paper's formula, they are of the same. Its IPO divides by the whole lengths; here by the tokens that count.
+tokens; here they are of the same. Its IPO divides by the whole lengths; here means are over the tokens that count.
 Beware: the loss of a step is a draw. The draw depends on seed, step and pair alone, not on how a batch is cut.
 
 Reward: the inner loss's, of the drawn tokens.

@@ -3,11 +3,11 @@
     loss = L; after every `every`-th step: reference <- alpha * policy + (1 - alpha) * reference, weight by weight
 
 Gorbatovski et al. 2024, arXiv 2404.09656 (TR-DPO): a soft update mixes often, a hard one (alpha 1) copies seldom.
-Elsewhere: TRL's `sync_ref_model` with `ref_model_mixup_alpha` and `ref_model_sync_steps`, the same arithmetic; TRL refuses it with
-an adapter, as do we. turbo-alignment copies in every step unless told otherwise.
+Elsewhere: TRL's `sync_ref_model` with `ref_model_mixup_alpha` and `ref_model_sync_steps`, the same arithmetic; with an adapter
+it is refused there, as here. turbo-alignment copies in every step unless told otherwise.
 Beware: stored reference sums belong to the start model, so a second model computes the reference in every step, whatever
-`train.reference` says. Held-out rewards and KL are measured against the start model, as for all losses. At alpha 0, or with fewer
-steps than `every`, it is the loss itself. It may stand anywhere around a loss, with the same result.
+`train.reference` says. Held-out rewards and KL are measured against the start model, as for all losses. At alpha 0, or with
+fewer steps than `every`, it is the loss itself. It may stand anywhere around a loss, with the same result.
 
 Reward: the inner loss's, against the reference of that step.
 """

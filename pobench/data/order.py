@@ -21,7 +21,7 @@ from pobench.errors import PobenchError
 from pobench.types import Item, TokenAnswer, TokenList, TokenPair, Unit
 
 # ---------------------------------------------------------------- split, subset, order
-Labelled = TypeVar("Labelled", TokenPair, Preference)
+TwoAnswers = TypeVar("TwoAnswers", TokenPair, Preference)
 
 
 class WithId(Protocol):
@@ -41,14 +41,22 @@ def split_by_prompt(
     the prompts is held out, and each side has at least one prompt. key: item -> its prompt's `text_key`.
     Raises PobenchError if the fraction is outside (0, 1) or all items share one prompt.
     """
+    keys = [key(item) for item in items]
+    held = held_out_by(keys, fraction, seed)
+    training = [item for item, of_item in zip(items, keys, strict=True) if not held(of_item)]
+    return training, [item for item, of_item in zip(items, keys, strict=True) if held(of_item)]
+
+
+def held_out_by(keys: Sequence[str], fraction: float, seed: int) -> Callable[[str], bool]:
+    """Whether the prompt with a key is held out, see `split_by_prompt`. keys: of the items, among whose prompts each side has
+    at least one."""
     if not 0 < fraction < 1:
         raise PobenchError(f"the held-out share is {fraction}; a share between 0 and 1 is needed")
-    places = [_uniform("split", seed, key(item)) for item in items]
-    if len(set(places)) < 2:
-        raise PobenchError(f"{len(items)} pairs with {len(set(places))} prompt cannot be split by prompt")
+    places = {_uniform("split", seed, key) for key in keys}
+    if len(places) < 2:
+        raise PobenchError(f"{len(keys)} pairs with {len(places)} prompt cannot be split by prompt")
     border = min(max(fraction, math.nextafter(min(places), 1)), max(places))
-    training = [item for item, place in zip(items, places, strict=True) if place >= border]
-    return training, [item for item, place in zip(items, places, strict=True) if place < border]
+    return lambda key: _uniform("split", seed, key) < border
 
 
 def subset(items: Sequence[Sampled], most: int | None, seed: int = 0) -> list[Sampled]:
@@ -59,7 +67,7 @@ def subset(items: Sequence[Sampled], most: int | None, seed: int = 0) -> list[Sa
     return [items[i] for i in sorted(ranks[:most])]
 
 
-def bias_labels(items: Sequence[Labelled], share: float, seed: int) -> list[Labelled]:
+def bias_labels(items: Sequence[TwoAnswers], share: float, seed: int) -> list[TwoAnswers]:
     """Make the longer answer the chosen one in a seeded random `share` of the items, whatever the label.
 
     Length in characters for preferences, in tokens for token pairs. Raises PobenchError if share is outside [0, 1].
@@ -67,7 +75,7 @@ def bias_labels(items: Sequence[Labelled], share: float, seed: int) -> list[Labe
     if not 0 <= share <= 1:
         raise PobenchError(f"data.length_bias is {share}; a share in [0, 1] is needed")
 
-    def biased(item: Labelled) -> Labelled:
+    def biased(item: TwoAnswers) -> TwoAnswers:
         if not decided_by_length(item, share, seed) or len(item.chosen) >= len(item.rejected):
             return item
         scores = None if item.scores is None else item.scores[::-1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,8 @@ class PairsFolder(MarkedFolder):
 
     Its parts are `train` and `heldout`, and `lists` or `answers` where there are any; each is a Parquet file.
     about: causes, digests (part → hex sha256), pairs (part → count), ratings (part → `Ratings`), prompts (of the training
-    pairs), tokens (mean of a training pair), extent (largest token id and most tokens of a sequence), summary, files.
+    pairs), tokens (mean of a training pair), extent (largest token id and most tokens of a sequence), summary, files, and
+    own (`Own`) where there are lists or answers.
     """
 
     marker = "data.json"
@@ -51,6 +52,7 @@ class PairsFolder(MarkedFolder):
                 "tokens": mean_tokens(prepared.train),
                 "extent": Extent.of(prepared.groups),
                 "summary": prepared.summary,
+                **({"own": own} if (own := own_of(prepared)) else {}),
                 "files": digests_of(partial),
             }
             (partial / self.marker).write_text(json.dumps(about, indent=1), encoding="utf-8")
@@ -78,6 +80,25 @@ def parts_of(prepared: Prepared) -> dict[str, Sequence[Item]]:
     """The parts of a folder by name: both lists of pairs, and lists and answers where the data have any."""
     own: dict[str, Sequence[Item]] = {"lists": prepared.lists, "answers": prepared.answers}
     return {"train": prepared.train, "heldout": prepared.heldout, **{k: items for k, items in own.items() if items}}
+
+
+class Own(NamedTuple):
+    """Of lists or answers: how many, how many prompts they have, the mean tokens of one with its prompt, and the most."""
+
+    items: int
+    prompts: int
+    tokens: float
+    longest: int
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> Own:
+        longest = max(Group.of(item).tokens for item in items)
+        return cls(len(items), len({item.prompt for item in items}), mean_tokens(items), longest)
+
+
+def own_of(prepared: Prepared) -> dict[str, Own]:
+    """Of the lists or answers that the data have, by unit."""
+    return {name: Own.of(items) for name, items in parts_of(prepared).items() if name not in PAIRS}
 
 
 def mean_tokens(items: Sequence[Item]) -> float:

@@ -12,17 +12,32 @@ from typing import Any, Literal, NamedTuple
 
 from pobench.data.annotation_shapes import ANNOTATION_SHAPES, ROW_BY_ROW
 from pobench.data.column_map import check_columns, is_empty, map_columns, text_columns
-from pobench.data.public_shapes import PUBLIC_SHAPES, UNPAIRED, UNPAIRED_SHAPES, Shape, better_of, label_of, named
-from pobench.data.row_reader import CONTRADICTED, OUTVOTED, PROMPTS, TIE, Draft, RowReader, number_or_none
+from pobench.data.public_shapes import PUBLIC_SHAPES, UNPAIRED, UNPAIRED_SHAPES, Shape, better_of, named, needs
+from pobench.data.row_reader import (
+    CONTRADICTED,
+    OUTVOTED,
+    PROMPTS,
+    TIE,
+    Draft,
+    Listed,
+    RowReader,
+    dense_ranks,
+    number_or_none,
+)
 from pobench.data.rows import (
     ANSWERS,
+    RANKS,
     SCORES,
     Fault,
     Found,
+    Labelled,
     Message,
     Preference,
+    Ranking,
     Row,
     _short,
+    pair_id,
+    places_of_pairs,
     read_rows,
     refuse,
     shared_start,
@@ -30,6 +45,7 @@ from pobench.data.rows import (
 from pobench.data.turns import markup_inside
 from pobench.errors import PobenchError, nearest
 from pobench.row_files import RowFiles
+from pobench.settings.schema import PairsFrom
 
 _TEXTS = ("response", "text", "content", "completion", "output", "generation")
 _TIES = ("status", "winner", "preference", "label", "verdict", "tie", "is_tie")  # columns that may call a row a tie
@@ -88,8 +104,8 @@ def _read_listed(row: RowReader) -> Draft | None:
 
 
 def _read_ratings(row: RowReader) -> Draft | None:
-    """Rated answers: the best against the worst, the first among equals; no pair if all ratings are equal."""
-    name = next(k for k in ANSWERS if k in row.row)
+    """Rated or ranked answers; no pair and no list if all are equal."""
+    name = next(k for k in (*ANSWERS, "response") if k in row.row)
     answers = row.row[name]
     if not isinstance(answers, list) or len(answers) < 2:
         return row.wrong(name, "not a list of two or more answers", answers)
@@ -100,17 +116,25 @@ def _read_ratings(row: RowReader) -> Draft | None:
         answers = [next((a[k] for k in _TEXTS if k in a), None) for a in answers]
     else:
         scores = next((row.row[k] for k in SCORES if k in row.row), None)
-    if not isinstance(scores, list) or len(scores) != len(answers):
-        return row.fault(name, "not one score per answer", f"{len(answers)} answers, scores {_short(scores)}")
-    numbers = [number for score in scores if (number := number_or_none(score)) is not None]
-    if len(numbers) < len(scores):
-        return row.fault(name, "score is no number", _short(next(s for s in scores if number_or_none(s) is None)))
-    places = row.best_and_worst([numbers])
-    if places is None:
+    ranks = next((row.row[k] for k in RANKS if k in row.row), None)
+    places = None if ranks is None else _numbers(row, name, "rank", ranks, len(answers))
+    numbers = None if ranks is not None and scores is None else _numbers(row, name, "score", scores, len(answers))
+    if row.faults:
         return None
-    best, worst = places
-    rated = (numbers[best], numbers[worst]) if one_scale else None
-    return row.pair([row.answer(f"{name}[{i}]", answers[i]) for i in places], row.prompt(), rated)
+    vote = numbers if places is None else [-place for place in places]
+    assert vote is not None
+    fields = [(f"{name}[{i}]", text) for i, text in enumerate(answers)]
+    return row.ranked(fields, [vote], scores=numbers if one_scale else None)
+
+
+def _numbers(row: RowReader, name: str, what: str, values: Any, count: int) -> list[float] | None:
+    """One number an answer; records a fault for anything else. what: "score" or "rank"."""
+    if not isinstance(values, list) or len(values) != count:
+        return row.fault(name, f"not one {what} per answer", f"{count} answers, {what}s {_short(values)}")
+    numbers = [number for value in values if (number := number_or_none(value)) is not None]
+    if len(numbers) < count:
+        return row.fault(name, f"{what} is no number", _short(next(v for v in values if number_or_none(v) is None)))
+    return numbers
 
 
 def _scores_of(row: RowReader, answers: Sequence[Mapping[str, Any]]) -> tuple[list[Any], bool]:
@@ -160,6 +184,13 @@ SHAPES = (
         source="princeton-nlp/SimPO, on_policy_data_gen; argilla-io/distilabel, UltraFeedback",
     ),
     Shape(
+        "ranks in a list",
+        (PROMPTS, ANSWERS, RANKS),
+        "prompt, responses, ranks (the lowest is the best)",
+        _read_ratings,
+        source="ours, for lists without ratings",
+    ),
+    Shape(
         "rated completions",
         (PROMPTS, ANSWERS),
         "instruction, completions with response and score",
@@ -167,6 +198,14 @@ SHAPES = (
         source="the data set's card, openbmb/UltraFeedback",
     ),
     *UNPAIRED_SHAPES,
+    Shape(
+        "RRHF",
+        needs("prompt", "response", "scores"),
+        "prompt, response: [answer, …], scores",
+        _read_ratings,
+        source="GanjinZero/RRHF, data_generation/scoring_responses.py",
+        fits=lambda row: isinstance(row["response"], list),
+    ),
     Shape(
         "two outputs",
         (("instruction", *PROMPTS), ("output",)),
@@ -193,10 +232,12 @@ def load_preferences(
     columns: Columns | None = None,
     ignore: Sequence[str] = (),
     duplicates: Literal["drop", "keep"] = "drop",
+    pairs_from: PairsFrom = "best_worst",
 ) -> Found:
     """`recognise(read_rows(files))`. Raises PobenchError if a file cannot be read or none of the rows is known."""
     name = files.name if isinstance(files, RowFiles) else Path(files).name
-    return recognise(read_rows(files), source=name, columns=columns, ignore=ignore, duplicates=duplicates)
+    rows = read_rows(files)
+    return recognise(rows, source=name, columns=columns, ignore=ignore, duplicates=duplicates, pairs_from=pairs_from)
 
 
 def recognise(
@@ -206,13 +247,16 @@ def recognise(
     columns: Columns | None = None,
     ignore: Sequence[str] = (),
     duplicates: Literal["drop", "keep"] = "drop",
+    pairs_from: PairsFrom = "best_worst",
 ) -> Found:
-    """Rows as preferences. The file's shape is the shape of most rows; a row of another shape is a fault.
+    """Rows as preferences, and as the lists or single answers that they are. The file's shape is the shape of most rows; a row
+    of another shape is a fault.
 
     columns, ignore: see `map_columns`. duplicates: "drop" keeps the first of equal rows. Duplicates are noted either way.
+    pairs_from: which pairs are made of a list (`places_of_pairs`).
     Rows that contradict an earlier one (the same two answers swapped) are noted and kept. A non-empty column of
     `WITH_MEANING` that the shape does not read is a fault. Raises PobenchError if there are no rows, if `columns` names a
-    column that no row has, if no row has a known shape, or if no prompt of unpaired rows has both a good and a bad answer.
+    column that no row has, or if no row has a known shape.
     """
     numbered = list(rows)
     if not numbered:
@@ -225,7 +269,7 @@ def recognise(
     shape = _shape_of_file(readable, faults, source)
     notes: defaultdict[str, list[int]] = defaultdict(list)
     unread = Counter[str]()
-    drafts, labels = list[_Numbered](), list[bool | None]()
+    drafts = list[_Numbered]()
     for number, row in _fitting(readable, shape, faults):
         reader = RowReader(number, row, ignore)
         scores = _scores_beside(reader)
@@ -237,19 +281,23 @@ def recognise(
             unread.update(reader.row.unread().keys() - {"id"})
             if not reader.faults:
                 drafts.append(_Numbered(number, _own_id(row), draft))
-                labels.append(label_of(row))
         for note in dict.fromkeys(reader.notes) if not reader.faults else ():
             notes[note].append(number)
         faults += reader.faults
     if shape.name == ROW_BY_ROW:
         drafts = _voted(drafts, notes)
     drafts = _without_repeated_prompts(drafts, notes)
-    if shape.name == UNPAIRED and drafts:
-        drafts = _pair_up(drafts, labels, notes, source, bool(faults))
+    drop, answers = duplicates == "drop", list[Labelled]()
+    if shape.name == UNPAIRED:
+        drafts = _with_an_answer(drafts, faults)
+        answers = _labelled(drafts, notes, drop)
+        drafts = _pair_up(drafts, notes)
     drafts = _with_two_answers(drafts, faults)
+    lists = _rankings(drafts, notes, drop)
+    made = pairs_of_lists(lists, pairs_from) if lists and pairs_from != "best_worst" else _unique(drafts, notes, drop)
     faults.sort(key=lambda fault: fault.row)
-    preferences = _unique(drafts, notes, duplicates == "drop")
-    return Found(preferences, faults, dict(notes), len(numbered), shape.name, source, dict(sorted(unread.items())))
+    about = (dict(notes), len(numbered), shape.name, source, dict(sorted(unread.items())))
+    return Found(made, faults, *about, lists, answers, pairs_from)
 
 
 def _fitting(
@@ -310,7 +358,11 @@ def _without_repeated_prompts(drafts: Sequence[_Numbered], notes: defaultdict[st
     for number, own, draft in drafts:
         notes[_REPEATED[len(repeated[number])]].append(number)
         asked = len(draft.prompt[-1].content.strip())
-        cut = {name: getattr(draft, name).lstrip()[asked:].lstrip() for name in repeated[number]}
+        cut: dict[str, Any] = {n: getattr(draft, n).lstrip()[asked:].lstrip() for n in repeated[number]}
+        if draft.listed is not None:
+            words = draft.prompt[-1].content.strip()
+            texts = (t.lstrip()[asked:].lstrip() if _begins_with(t.lstrip(), words) else t for t in draft.listed.texts)
+            cut["listed"] = draft.listed._replace(texts=tuple(texts))
         stripped.append(_Numbered(number, own, draft._replace(**cut)))
     return stripped
 
@@ -332,6 +384,13 @@ def _begins_with(text: str, words: str) -> bool:
     """Whether a text begins with these words, which end where a word of the text ends."""
     behind = text[len(words) : len(words) + 1]
     return text.startswith(words) and (not behind.strip() or not words[-1].isalnum())
+
+
+def _with_an_answer(drafts: Sequence[_Numbered], faults: list[Fault]) -> list[_Numbered]:
+    """The drafts of single answers that are not empty; a fault for every other one."""
+    empty = [numbered.row for numbered in drafts if not numbered.draft.chosen.strip()]
+    faults += [Fault(row, "completion", "empty answer", "nothing behind the repeated prompt") for row in empty]
+    return [numbered for numbered in drafts if numbered.draft.chosen.strip()]
 
 
 def _with_two_answers(drafts: Sequence[_Numbered], faults: list[Fault]) -> list[_Numbered]:
@@ -397,40 +456,103 @@ def _voted(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]]) -> l
     return sorted(kept, key=lambda numbered: numbered.row)
 
 
-def _pair_up(
-    drafts: Sequence[_Numbered], labels: Sequence[bool | None], notes: dict[str, list[int]], source: str, faulty: bool
-) -> list[_Numbered]:
-    """Pair the first good answer to a prompt with the first bad one, the second with the second; note the rest. faulty: whether
-    rows are bad, which are named then even if no pair is left."""
+UNMET = "single answer without a partner at its prompt: in no pair"
+
+
+def _pair_up(drafts: Sequence[_Numbered], notes: dict[str, list[int]]) -> list[_Numbered]:
+    """Pair the first good answer to a prompt with the first bad one, the second with the second; note the rest."""
     sides: dict[tuple[Message, ...], tuple[list[_Numbered], list[_Numbered]]] = {}
-    for numbered, label in zip(drafts, labels, strict=True):
-        sides.setdefault(numbered.draft.prompt, ([], []))[0 if label else 1].append(numbered)
+    for numbered in drafts:
+        sides.setdefault(numbered.draft.prompt, ([], []))[0 if numbered.draft.label else 1].append(numbered)
     pairs, unpaired = [], []
     for good, bad in sides.values():
         matches = list(zip(good, bad, strict=False))
-        pairs += [_Numbered(g.row, None, g.draft._replace(rejected=b.draft.chosen, scores=None)) for g, b in matches]
+        pairs += [_Numbered(g.row, None, Draft(*g.draft[:2], b.draft.chosen)) for g, b in matches]
         unpaired += [numbered.row for numbered in good[len(matches) :] + bad[len(matches) :]]
-    if not pairs and not faulty:
-        raise PobenchError(
-            f"{source}: {len(drafts)} unpaired rows (prompt, completion, label), and no prompt has both a good and a "
-            "bad completion. Every loss here compares two answers to one prompt: add the other answers, or make pairs "
-            "with `pobench data onpolicy`."
-        )
     if unpaired:
-        notes["unpaired row without a partner"] = sorted(unpaired)
+        notes[UNMET] = sorted(unpaired)
     return sorted(pairs, key=lambda pair: pair.row)
 
 
-def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> list[Preference]:
-    """Preferences without duplicates (where `drop`), each under an id of its own.
+def _labelled(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> list[Labelled]:
+    """Single answers without duplicates (where `drop`), each under an id of its own; see `_unique`."""
+    kept = dict[str, tuple[str, _Numbered]]()
+    for place, numbered in enumerate(drafts):
+        row, own, draft = numbered
+        content = _digest((draft.prompt, draft.chosen, draft.label))
+        if content in kept:
+            notes["duplicated row"].append(row)
+        elif _digest((draft.prompt, draft.chosen, not draft.label)) in kept:
+            notes["contradicts an earlier row"].append(row)
+        if not (drop and content in kept):
+            kept[content if content not in kept else f"{content}{place}"] = (own or content[:16], numbered)
+    names = _names([name for name, _ in kept.values()])
+    return [
+        Labelled(name, draft.prompt, draft.chosen, bool(draft.label), row, draft.score)
+        for name, (_, (row, _, draft)) in zip(names, kept.values(), strict=True)
+    ]
 
-    The id is the row's, or the first 16 hex digits of a hash of its text. A repeated id names a group: its pairs are
-    `id#1`, `id#2`, … in row order.
-    """
+
+REPEATED_ANSWER = "an answer left out of its list: it repeats another"
+
+
+def _rankings(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> list[Ranking]:
+    """The drafts' lists without duplicates (where `drop`). A list's id is that of the pair of its best and worst answer."""
+    kept = list[tuple[str, _Numbered, Listed]]()
+    seen = set[str]()
+    for numbered in drafts:
+        row, own, draft = numbered
+        if draft.listed is None:
+            continue
+        listed = _different(draft.listed)
+        if len(listed.texts) < len(draft.listed.texts):
+            notes[REPEATED_ANSWER].append(row)
+        content = _digest((draft.prompt, sorted(zip(listed.texts, listed.ranks, strict=True))))
+        if not (drop and content in seen):
+            kept.append((own or _digest(draft[:3])[:16], numbered, listed))
+        seen.add(content)
+    names = _names([name for name, _, _ in kept])
+    return [
+        Ranking(name, numbered.draft.prompt, listed.texts, listed.ranks, numbered.row, listed.scores)
+        for name, (_, numbered, listed) in zip(names, kept, strict=True)
+    ]
+
+
+def _different(listed: Listed) -> Listed:
+    """The list without answers that repeat another. Of equal ones the first stays; the best and the worst answer always do."""
+    ((best, worst),) = places_of_pairs(listed.ranks, "best_worst")
+    seen = dict[str, int]()
+    for place in (best, worst, *range(len(listed.texts))):
+        seen.setdefault(listed.texts[place].strip(), place)
+    places = sorted(seen.values())
+    texts, scores = listed.texts, listed.scores
+    ranks = dense_ranks([listed.ranks[i] for i in places])
+    return Listed(tuple(texts[i] for i in places), ranks, scores and tuple(scores[i] for i in places))
+
+
+def pairs_of_lists(lists: Sequence[Ranking], how: PairsFrom) -> list[Preference]:
+    """The pairs of lists, list by list; the ids are those that `tokenize` gives them."""
+    return [
+        Preference(
+            pair_id(one.id, i, j),
+            one.prompt,
+            one.answers[i],
+            one.answers[j],
+            one.row,
+            None if one.scores is None else (one.scores[i], one.scores[j]),
+        )
+        for one in lists
+        for i, j in places_of_pairs(one.ranks, how)
+    ]
+
+
+def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> list[Preference]:
+    """Preferences without duplicates (where `drop`), each under an id of its own: the row's, or the first 16 hex digits of a
+    hash of its text; see `_names`."""
     drafts_by_name, seen = list[tuple[str, _Numbered]](), set[str]()
     for numbered in drafts:
         row, own, draft = numbered
-        content, swapped = _digest(draft), _digest(draft._replace(chosen=draft.rejected, rejected=draft.chosen))
+        content, swapped = _digest(draft[:3]), _digest((draft.prompt, draft.rejected, draft.chosen))
         if content in seen:
             notes["duplicated row"].append(row)
             if drop:
@@ -439,23 +561,32 @@ def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], dro
             notes["contradicts an earlier row"].append(row)
         seen.add(content)
         drafts_by_name.append((own or content[:16], numbered))
-    count = Counter(name for name, _ in drafts_by_name)
-    ids, place = {name for name in count if count[name] == 1}, Counter[str]()
-    preferences = []
-    for name, (row, _, draft) in drafts_by_name:
+    names = _names([name for name, _ in drafts_by_name])
+    return [
+        Preference(name, *draft[:3], row, draft.scores)
+        for name, (_, (row, _, draft)) in zip(names, drafts_by_name, strict=True)
+    ]
+
+
+def _names(names: Sequence[str]) -> list[str]:
+    """Every name once. A repeated name names a group: its members are `name#1`, `name#2`, … in row order."""
+    count = Counter(names)
+    taken, place = {name for name in count if count[name] == 1}, Counter[str]()
+    different = []
+    for name in names:
         if count[name] > 1:
             group = name
-            while (name := f"{group}#{place[group] + 1}") in ids:  # another row's own id
+            while (name := f"{group}#{place[group] + 1}") in taken:  # another row's own id
                 place[group] += 1
             place[group] += 1
-            ids.add(name)
-        preferences.append(Preference(name, *draft[:3], row, draft.scores))
-    return preferences
+            taken.add(name)
+        different.append(name)
+    return different
 
 
 # ---------------------------------------------------------------- words for messages
-def _digest(draft: Draft) -> str:
-    return hashlib.sha256(json.dumps(draft[:3], ensure_ascii=True).encode()).hexdigest()
+def _digest(content: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
 
 
 def _own_id(row: Mapping[str, Any]) -> str | None:

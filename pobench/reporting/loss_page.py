@@ -32,8 +32,9 @@ defaults on three pairs, with kl = 0. A negative weight raises the response.
 An objective that needs `scores` reads `score_chosen` and `score_rejected` too, the data's ratings of the responses: `--losses
 rated` names all of these. One that needs `batch` depends on the whole optimiser batch, and one that needs `tokens` on the
 log-probability of each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given. One that needs
-`responses` is about a list of answers, and one that needs `response` about a single answer. Training reads pairs: each is a
-list of two, or two answers, a desirable and an undesirable one, whose mean loss is the pair's. Gradients are given for pairs.
+`responses` is about a list of answers, and one that needs `response` about a single answer. They train on the lists or single
+answers of the data; of pairs each is a list of two, or two answers, a desirable and an undesirable one, whose mean loss is the
+pair's. Gradients are given for pairs.
 
 Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py.
 [peers.md](peers.md) says which programs have which objective."""
@@ -65,16 +66,16 @@ its learning rate does not, as it was chosen for DPO alone: `losses: {"dpo + 0.2
 A modifier is a file like a loss's: a function `f(loss, …)` behind `@register_modifier`. `loss()` is the loss within,
 `loss(policy=…)` that loss of other sums, and `loss.swapped()` that of the pair with its responses exchanged.
 
-What stands outside comes first. A modifier that takes `tokens` changes them and their sums, and what it has made of them is what
-the modifier within reads: `humanline(ld(dpo))` clamps each token's log-ratio and then weighs it, `ld(humanline(dpo))` weighs and
-then clamps. A modifier of sums alone stands within those of tokens, as `ld(f_divergence(dpo))`; the other way round it is refused,
-because `ld` would add the tokens up anew.
+What stands outside comes first. A modifier that takes `tokens` changes them and their sums, and what it has made of them is
+what the modifier within reads: `humanline(ld(dpo))` clamps each token's log-ratio and then weighs it, `ld(humanline(dpo))`
+weighs and then clamps. A modifier of sums alone stands within those of tokens, as `ld(f_divergence(dpo))`; the other way round
+it is refused, because `ld` would add the tokens up anew.
 
 A modifier registered with `moves`, as `tr`, moves the reference model. There is one for all terms, so each term that reads it
-stands within `tr`: `tr(dpo) + 0.5*tr(kto)`. Its sums are computed in every step by a second model, which costs the memory of its
-weights and time in every step; its weights are a part of each checkpoint; and stored sums serve the held-out pairs alone, whose
-rewards and KL are against the start model, as those of all losses. With an adapter it is refused: the mean of two adapters'
-factors is not the adapter of the mean of their weights."""
+stands within `tr`: `tr(dpo) + 0.5*tr(kto)`. A second model computes the reference's sums in every step, which takes time and
+the memory of its weights, and they are a part of each checkpoint. Held-out rewards and KL are against the start model, as those
+of all losses. With an adapter it is refused: the mean of two adapters' factors is not the adapter of the mean of their
+weights."""
 
 MEANINGS = {  # of settings that several losses share; a loss declares other names in its own `meanings`
     "beta": "scale of the reward",

@@ -97,7 +97,7 @@ class ModelConfig(_Strict):
 # pobench's names of columns, which `data.columns` may give to a file's own
 _COLUMNS = """
 prompt chosen rejected system history input instruction label completion responses scores preference output_1 output_2
-score_chosen score_rejected status id
+score_chosen score_rejected score ranks status id
 messages rejected_response query response preferred_output non_preferred_output response_0 response_1 response_2
 better_response_id human_ref_A human_ref_B labels preference_strength context response1 response2 overall_preference
 question answer_0 answer_1 score_0 score_1 conversation_a conversation_b winner response_a response_b winner_model_a
@@ -117,8 +117,11 @@ def _names(value: Any) -> Any:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
+PairsFrom = Literal["best_worst", "all", "adjacent"]
+
+
 class DataConfig(_Strict):
-    """Preference pairs, and how they become tokens."""
+    """Preference pairs, ranked lists or labelled answers, and how they become tokens."""
 
     source: str  # local file, hub name, or `builtin:FILE`
     subset: str | None = None  # the configuration of a hub data set
@@ -132,7 +135,9 @@ class DataConfig(_Strict):
     held_out: str | None = None  # a source of held-out pairs; None: split `source` by prompt
     held_out_split: str | None = None
     held_out_fraction: float = Field(0.1, gt=0, lt=1)  # used if held_out and held_out_split are None
-    max_pairs: Count | None = None
+    # of a ranked list: the best answer against the worst, every two, or each with those of the next worse rank; ties make none
+    pairs_from: PairsFrom = "best_worst"
+    max_pairs: Count | None = None  # of lists as many, of single answers twice as many
     max_held_out: Count | None = None
     # scored after training by the stage `trainpairs`, picked by the hash of their ids; a cause of that stage alone
     max_trainpairs: Annotated[Count, RUNTIME] = 10_000
@@ -143,6 +148,10 @@ class DataConfig(_Strict):
     count_header: bool = False  # |y| as in the SimPO repository: with header, what follows the end of turn, end of text
     length_bias: float = Field(0.0, ge=0, le=1)  # share of labels replaced by "the longer answer wins"
     seed: Seed = 0  # of the split, the subset and the bias
+
+    def causes(self) -> dict[str, Any]:
+        """`pairs_from` is a cause where it is not the default, by which data had their names before there was a choice."""
+        return {k: v for k, v in super().causes().items() if (k, v) != ("pairs_from", "best_worst")}
 
 
 def _module_names(value: Any) -> Any:
@@ -233,7 +242,7 @@ class LoopConfig(_Strict):
 
 
 class TrainConfig(LoopConfig):
-    """Training on pairs: `batch_size` counts pairs."""
+    """Training on pairs: `batch_size` counts pairs; or as many lists, or twice as many single answers."""
 
     adapter: AdapterConfig | None = None  # None: every weight is trained
     # where a loss's reference sums come from. cached: one pass of the start model over the pairs, stored and shared by losses

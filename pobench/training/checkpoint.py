@@ -1,5 +1,5 @@
-"""Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), everything else in `state.json`. Where the
-reference model moves, its weights are a part of the checkpoint.
+"""Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), everything else in `state.json`.
+Where the reference model moves, its weights are a part of the checkpoint.
 
 A checkpoint is a folder that appears whole (`pobench.files.whole`); the older ones are removed after that. Weights that are
 split over processes are written by all of them, each its own rows (`torch.distributed.checkpoint`); any number of processes

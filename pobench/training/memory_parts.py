@@ -26,10 +26,10 @@ class TrainingMemory:
     """Bytes on one device at the peak of a training step.
 
     masters: weights. gradients: of the trained ones. moments: Adam's two. copies: weights in the type of the product.
-    activations: kept for the backward pass. start_model: beside the policy, frozen or moved. staged: a processor's copy of what a
-    checkpoint is written from beside the steps; that of a GPU lies in its machine's memory. Three kinds of work come one after
-    the other, so only the largest of them counts. logits: of a tile of the vocabulary, with the head's gradient. layer: what a
-    layer's backward pass takes. buckets: of a layer's gradients on their way between devices.
+    activations: kept for the backward pass. start_model: beside the policy, frozen or moved. staged: a processor's copy of what
+    a checkpoint is written from beside the steps; that of a GPU lies in its machine's memory. Three kinds of work come one
+    after the other, so only the largest of them counts. logits: of a tile of the vocabulary, with the head's gradient. layer:
+    what a layer's backward pass takes. buckets: of a layer's gradients on their way between devices.
     """
 
     masters: float

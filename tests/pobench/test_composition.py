@@ -159,7 +159,10 @@ def by_tokens(name: str, policy: list[list[float]], reference: list[list[float]]
     rows.requires_grad_()
     ours = Pair(*(side._replace(total=rows[:, i].sum(-1)) for i, side in enumerate(ours)))
     loss = get_loss(name)
-    given = {"tokens": TokenLogps(rows, known if "reference" in loss.needs else None, mask, draw), "kl": torch.tensor(2.0)}
+    given = {
+        "tokens": TokenLogps(rows, known if "reference" in loss.needs else None, mask, draw),
+        "kl": torch.tensor(2.0),
+    }
     output = loss.evaluate(ours, base, **given, **{**loss.settings, **settings})
     return output, torch.autograd.grad(output.loss.sum(), rows)[0]
 
@@ -184,9 +187,13 @@ def test_of_the_longer_answer_as_many_tokens_are_drawn_as_the_shorter_has() -> N
     masks = [by_tokens("sampo(dpo)", policy, reference, draw=draw, **settings)[1][0] != 0 for draw in range(60)]
     assert all(mask.sum(-1).tolist() == [2, 2] for mask in masks)
     drawn = torch.stack([mask[0] for mask in masks]).double().mean(0)
-    assert len({tuple(mask[0].tolist()) for mask in masks}) == 6 and ((drawn - 0.5).abs() < 0.2).all()  # all pairs of four
+    assert (
+        len({tuple(mask[0].tolist()) for mask in masks}) == 6 and ((drawn - 0.5).abs() < 0.2).all()
+    )  # all pairs of four
     output, _ = by_tokens("sampo(dpo)", policy, reference, draw=5, **settings)
-    assert (output.chosen_reward.item(), output.rejected_reward.item()) == pytest.approx((1.0, 0.5))  # the same tokens' ratios
+    assert (output.chosen_reward.item(), output.rejected_reward.item()) == pytest.approx(
+        (1.0, 0.5)
+    )  # the same tokens' ratios
     means, slopes = by_tokens("sampo(simpo)", policy, reference, draw=5, **{"simpo.beta": 1.0})
     taken = torch.tensor(policy[0])[slopes[0, 0] != 0]
     assert means.chosen_reward.item() == pytest.approx(taken.mean().item())  # of the tokens that count

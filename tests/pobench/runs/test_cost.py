@@ -67,7 +67,9 @@ def test_a_reference_that_moves_is_a_second_model_in_memory_and_in_every_checkpo
     plain, moving = (estimate_cost(tasks(tmp_path, names, "llama3-base"), None) for names in ("dpo", "dpo, tr(dpo)"))
     assert plain.parts is not None and moving.parts is not None
     assert plain.parts["start_model"] == 0 and moving.parts["start_model"] == moving.parts["masters"]
-    assert moving.disk - plain.disk == pytest.approx((4 + 2 * 4) * plain.parameters)  # one more model; in two checkpoints
+    assert moving.disk - plain.disk == pytest.approx(
+        (4 + 2 * 4) * plain.parameters
+    )  # one more model; in two checkpoints
 
 
 def test_answers_are_counted_at_their_longest(tmp_path) -> None:

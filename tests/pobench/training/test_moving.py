@@ -32,7 +32,9 @@ def weights(model: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("settings", [{"tr.alpha": 0.0, "tr.every": 1}, {"tr.every": 7}, {}], ids=str)
-def test_a_reference_that_takes_nothing_trains_as_the_loss_itself_does(settings, fit, pairs, start_model, moving) -> None:
+def test_a_reference_that_takes_nothing_trains_as_the_loss_itself_does(
+    settings, fit, pairs, start_model, moving
+) -> None:
     plain, _, rows = fit(pairs, "dpo", epochs=2, reference=moving())  # six steps
     reference = moving()
     model, _, same = fit(pairs, "tr(dpo)", epochs=2, folder="tr", reference=reference, settings=settings)

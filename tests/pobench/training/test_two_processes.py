@@ -17,9 +17,9 @@ from pobench.registry import get_loss, list_losses
 from pobench.settings.schema import TrainConfig
 from pobench.training import reference
 from pobench.training.loop import train
-from pobench.training.objectives import mismatched_groups
+from pobench.training.objectives import STEP_METRICS, mismatched_groups
 from pobench.types import Group
-from pobench.workflows.invariance import small_model, small_pairs
+from pobench.workflows.invariance import small_items, small_model, small_pairs
 
 PAIRS = 9  # in batches of 8: the second has nothing for the second process
 
@@ -36,24 +36,28 @@ def work(folder: Path, names: tuple[str, ...]) -> None:
         "computed": reference.compute_reference(folder / "reference", groups, scorer, {}),
         "left": reference.compute_reference(folder / "part", groups, scorer, {}) if (folder / "part").is_dir() else 0,
     }
-    sums = reference.ReferenceSums.load(folder / "reference")
+    sums = {"pairs": reference.ReferenceSums.load(folder / "reference")}
     for name in names:
         rows: list[dict[str, Any]] = []
         loss = get_loss(name)
+        items = small_items(loss.unit, PAIRS)
+        if loss.unit not in sums:
+            of_items = [*map(Group.of, items), *mismatched_groups(items, mismatch(items))]
+            sums[loss.unit] = reference.ReferenceSums.of_groups(of_items, scorer)
         config = TrainConfig(
             lr=1e-3, batch_size=8, precision="fp32", warmup_ratio=0.0, micro_tokens=64, evaluate_every=1
         )
         train(
             accelerator,
             small_model(),
-            pairs,
-            [range(PAIRS)],
+            items,
+            [range(len(items))],
             loss,
             loss.settings,
             config,
             folder=folder / name,
-            reference=sums,
-            mismatched=mismatch(pairs),
+            reference=sums[loss.unit],
+            mismatched=mismatch(items),
             log=rows.append,
             watch=lambda scorer: {"watched": float(scorer.sums(groups[:1]).sum())},
         )
@@ -76,16 +80,17 @@ def assert_alike(one: dict[str, Any], two: dict[str, Any], *names: str) -> None:
     assert (one["processes"], two["processes"]) == (1, 2)
     assert one["computed"] == two["computed"] == 3 * PAIRS
     for name in names:
-        assert [row["pairs"] for row in two[name]] == [8, 1]
+        unit = get_loss(name).unit
+        assert [row[unit] for row in two[name]] == ([16, 2] if unit == "answers" else [8, 1])
         for row, alone in zip(two[name], one[name], strict=True):
-            compared = {"loss", "grad_norm", "logps/chosen", "watched", "kl"} & row.keys()
+            compared = {*STEP_METRICS, "grad_norm", "watched", "kl"} & row.keys()
             assert {k: row[k] for k in compared} == pytest.approx(
                 {k: alone[k] for k in compared}, rel=1e-4, abs=1e-5, nan_ok=True
             ), name
 
 
 def test_nine_pairs_in_batches_of_eight_and_a_reference_pass_with_one_pair_left_end(tmp_path) -> None:
-    pairs, names = small_pairs(PAIRS), ("kto", "dpo", "simpo")
+    pairs, names = small_pairs(PAIRS), ("kto", "dpo", "simpo", "plackett_luce", "kto_unpaired")
     groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
     part = reference._Part(tmp_path / "two" / "part")
     part.sums = {key: -1.0 for group in groups[1:] for key in reference.sequence_keys(group)}

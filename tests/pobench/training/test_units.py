@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pobench.data.order import mismatch
 from pobench.errors import PobenchError
-from pobench.registry import get_loss, register_loss
+from pobench.model.layouts import get_layout
+from pobench.model.logps import ResponseLogps
+from pobench.registry import get_loss, load_plugin, register_loss
 from pobench.training.objectives import PreferenceObjective, mismatched_groups
-from pobench.training.reference import ReferenceSums, sequence_keys
+from pobench.training.reference import EveryStep, ReferenceSums, sequence_keys
 from pobench.types import (
+    AnswerBatch,
     AnswerOutput,
     Group,
     ListOutput,
     Responses,
+    SequenceLogps,
     TokenAnswer,
     TokenList,
     TokenLogps,
     TokenPair,
 )
+from pobench.workflows.check_units import _of_the_batch
+from pobench.workflows.invariance import small_items
 
 LISTS = [
     TokenList("l0", (1, 2), ((3,), (4, 5), (6, 7, 8, 9)), (2, 1, 3), (3.0, 5.0, 1.0)),
@@ -135,3 +146,110 @@ def test_a_loss_reads_rows_of_its_own_unit_or_pairs_and_of_one_kind(forget) -> N
     with pytest.raises(PobenchError, match=r"t_rated needs scores, and 1 of 4 answers have none: a0"):
         register_loss("t_rated", source="here")(lambda response, scores: AnswerOutput(response.total, response.total))
         PreferenceObjective([ANSWERS[0]._replace(score=None), *ANSWERS[1:]], get_loss("t_rated"), {})
+
+
+# ---------------------------------------------------------------- rows and batches
+def test_small_rows_are_lists_of_two_to_five_with_ties_and_more_desirable_answers_than_others() -> None:
+    lists, answers = small_items("lists"), small_items("answers")
+    assert {len(item.responses) for item in lists} == {2, 3, 4, 5} and len(lists) == 11 and len(answers) == 22
+    assert {len(set(item.ranks)) < len(item.ranks) for item in lists} == {True, False}
+    assert all(len(item.ranks) == len(item.responses) == len(item.scores) for item in lists)
+    assert 0 < sum(not answer.label for answer in answers) < 11
+
+
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+def test_the_answers_of_a_list_share_a_row_and_each_has_the_sum_it_has_alone(layout, start_model) -> None:
+    groups = [Group.of(item) for item in small_items("lists")]
+    policy = ResponseLogps(copy.deepcopy(start_model))
+    batch = get_layout(layout).collate(groups)
+    assert [len(place.responses) for place in batch.places] == [len(g.responses) for g in groups][: len(batch.places)]
+    assert len(batch.places) == (11 if layout == "shared_prefix" else 0)
+    alone = [policy(get_layout("padded").collate([Group(g.prompt, (r,))])) for g in groups for r in g.responses]
+    torch.testing.assert_close(policy(batch), torch.cat(alone), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["t_list_of_a_batch", "kto_unpaired", "t_answers_of_tokens"])
+def test_a_reference_of_every_step_gives_lists_and_answers_what_the_stored_one_gives(
+    name, fit, start_model, scorer_of, losses_that_ask
+) -> None:
+    items = small_items(get_loss(name).unit)
+    _, _, stored = fit(items, name)
+    live_sums = EveryStep(scorer_of(copy.deepcopy(start_model)))
+    _, trained, live = fit(items, name, folder="live", reference=live_sums)
+    assert trained.steps == 3 and trained.step0_gap < 1e-5
+    for ours, theirs in zip(live, stored, strict=True):
+        for metric in ("loss", "rewards/chosen", "rewards/margins", "kl", "grad_norm"):
+            assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6, nan_ok=True), metric
+
+
+def test_the_law_tells_which_losses_have_the_gradient_of_their_whole_batch(losses_that_ask) -> None:
+    names = ("t_list_of_a_batch", "t_answers_of_a_batch", "t_bco_answers", "plackett_luce")
+    verdicts = [_of_the_batch(get_loss(name), get_loss(name).settings)[0] for name in names]
+    assert verdicts == ["holds", "holds", "note", "holds"]
+
+
+def test_what_is_carried_over_steps_is_made_of_every_answer_of_a_batch_with_its_label(forget, fit) -> None:
+    items, seen = small_items("answers"), []
+
+    def update(batch: AnswerBatch) -> dict[str, int]:
+        seen.append(
+            (batch.label.tolist(), batch.policy.length.tolist(), batch.place.tolist(), batch.state.get("steps", 0))
+        )
+        return {"steps": batch.state.get("steps", 0) + 1}
+
+    @register_loss("t_steps", source="here", update=update)
+    def t_steps(response: SequenceLogps, label: torch.Tensor, batch: AnswerBatch) -> AnswerOutput:
+        assert torch.equal(batch.label[batch.place], label) and batch.state["steps"] == len(seen)
+        assert torch.allclose(batch.policy.total[batch.place], response.total, atol=1e-4)
+        return AnswerOutput(-response.mean, response.mean.detach())
+
+    fit(items, "t_steps", micro_tokens=40)
+    parts = (items[:8], items[8:16], items[16:])
+    assert seen == [
+        ([a.label for a in part], [len(a.response) for a in part], list(range(len(part))), step)
+        for step, part in enumerate(parts)
+    ]
+
+
+# ---------------------------------------------------------------- whole jobs
+def rows_of(kind: str) -> list[dict[str, Any]]:
+    if kind == "lists":
+        return [
+            {
+                "id": str(i),
+                "prompt": f"say w{i}",
+                "responses": [f"w{i} w1", "w2", f"w{i} w3 w4"],
+                "ranks": [2, 1, 2 + i % 2],
+            }
+            for i in range(10)
+        ]
+    return [
+        {"id": f"{i}-{j}", "prompt": f"say w{i}", "completion": f"w{i} w{j}", "label": (i + j) % 3 > 0}
+        for i in range(10)
+        for j in range(1 + i % 3)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "unit"), [("plackett_luce", "lists"), ("kto_unpaired", "answers"), ("t_answers_of_tokens", "answers")]
+)
+def test_a_job_trains_on_the_lists_or_answers_of_its_file(name, unit, work_here, tmp_path, losses_that_ask) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of(unit)))
+    source = str(tmp_path / "rows.jsonl")
+    folder: Path = work_here(name, ("train", "heldout"), plugins=[losses_that_ask], data__source=source)
+    trained = json.loads((folder / "trained.json").read_text())
+    steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    assert "pairs" not in trained and sum(row[unit] for row in steps) == trained[unit] > 4
+    assert trained["reference"] == "cached" and trained["step0_gap"] < 1e-5
+    assert [row[unit] for row in steps[:-1]] == [4 if unit == "lists" else 8] * (len(steps) - 1)
+
+
+@pytest.mark.parametrize("name", ["my_ratings", "my_bco"])
+def test_the_files_on_the_page_of_python_train_on_lists_and_on_single_answers(name, fit, forget, tmp_path) -> None:
+    page = (Path(__file__).parents[3] / "docs/python.md").read_text(encoding="utf-8")
+    (file,) = [b for b in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if f'@register_loss("{name}"' in b]
+    (tmp_path / f"{name}.py").write_text(file, encoding="utf-8")
+    load_plugin(tmp_path / f"{name}.py")
+    _, trained, rows = fit(small_items(get_loss(name).unit), name, epochs=4, lr=1e-2)
+    assert trained.steps == 12 and rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["rewards/margins"] > 0.01
