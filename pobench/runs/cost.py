@@ -392,7 +392,7 @@ def step_of(job: Job, shape: ModelShape, shards: int = 1, longest: int = 0) -> S
     pair = longest or 2 * job.data.max_length
     step = Step.of(job.train, pair, shards=shards, gpu=gpu, narrow=gpu or bf16_pays(torch.device("cpu")))
     most = max(pair, -(-job.train.batch_size // shards) * pair)
-    return replace(step, tokens=min(step.tokens, most), responses=min(step.responses, most))
+    return replace(step, tokens=min(step.tokens, most), responses=min(step.responses, most), moves=_moves(job))
 
 
 def answering_of(job: Job, shape: ModelShape) -> AnsweringMemory:
@@ -467,8 +467,12 @@ def _state_bytes(job: Job) -> float:
     """Bytes a parameter of a checkpoint."""
     if job.train.adapter is not None:
         return 0.01 * 12.0
-    moves = job.train.reference == "every_step" and get_loss(job.loss).moves_reference
-    return 16.0 if moves else 12.0
+    return 16.0 if _moves(job) else 12.0
+
+
+def _moves(job: Job) -> bool:
+    """Whether a second model follows the policy; it never does in an SFT stage."""
+    return job.train.reference == "every_step" and get_loss(job.loss).moves_reference
 
 
 def _copied_for_vllm(task: Task) -> float:
