@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -146,6 +147,8 @@ INPUTS_OF: dict[Unit, tuple[str, ...]] = {
     "lists": ("responses", "reference", "tokens", "scores", "batch"),
     "answers": ("response", "label", "reference", "kl", "tokens", "scores", "batch"),
 }
+REFERENCED = ("reference", "kl", "forward_kl")  # inputs that the reference model gives
+BY_TOKEN = ("tokens", "collision", "entropy", "forward_kl")  # inputs that a pair's sums do not give
 READ_AS = {"pairs": "", "lists": "a pair is read as a list of two", "answers": "a pair is read as two labelled answers"}
 OUTPUT_OF = {  # the type that it returns, and the shapes for n pairs, lists or answers
     "pairs": ("LossOutput", "one value per pair, ({n},)"),
@@ -201,7 +204,7 @@ class Loss:
     @property
     def reads_reference(self) -> bool:
         """Whether it needs log-probabilities of the reference model."""
-        return self.runs_reference or not self.needs.isdisjoint(("reference", "kl"))
+        return not self.needs.isdisjoint(REFERENCED)
 
     @property
     def runs_reference(self) -> bool:
@@ -389,6 +392,8 @@ class Modifier:
     of_ratios: bool = False  # it fits losses that read policy and reference by their difference alone
     weighs: bool = False  # it multiplies a pair's loss and changes no input
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict  # as of a loss
+    # f(step, *, settings) -> the share of the policy that the reference takes behind that step
+    moves: Callable[..., float] | None = None
 
 
 modifiers: Registry[Modifier] = Registry(
@@ -442,7 +447,7 @@ def _composed(text: str) -> Loss:
             except UnknownNameError as error:
                 faults.append(f"{text!r}: {error}")
     if not faults:
-        found = *faults_of(terms), *_not_of_pairs(parts.values()), *_unmodified(terms, parts)
+        found = *faults_of(terms), *_not_of_pairs(parts.values()), *_unmodified(terms, parts), *_moved(terms, parts)
         faults += [f"{text!r}: {fault}" for fault in found]
     if faults:
         raise PobenchError("\n".join(faults))
@@ -456,17 +461,49 @@ def _not_of_pairs(parts: Iterable[Loss | Modifier]) -> Iterator[str]:
 
 
 def _unmodified(terms: Iterable[Term], parts: Mapping[str, Loss | Modifier]) -> Iterator[str]:
-    """A fault for each modifier around a loss that reads what no modifier changes, or whose pairs have no loss of their own."""
-    of_tokens = {"tokens", "collision", "entropy", "forward_kl"}
+    """A fault for each modifier around a loss or modifier that reads what it does not change."""
     for term in terms:
-        if not term.modifiers or term.loss == SFT:
-            continue
-        name, needs = term.modifiers[-1], parts[term.loss].needs
-        weighs = all(getattr(parts[modifier], "weighs", False) for modifier in term.modifiers)
-        if weighs and "batch" in needs:
-            yield f"{name} weighs each pair's loss, and {term.loss} reads batch: a pair has no loss of its own there"
-        for read in sorted(needs & {"batch", *of_tokens}) if not weighs else ():
-            yield f"{name} changes a pair's sums, and {term.loss} reads {read}, which stay as they are"
+        around = [part for name in term.modifiers if isinstance(part := parts[name], Modifier)]
+        changing = [modifier for modifier in around if not (_moves(modifier) or modifier.weighs)]
+        for name in sorted(parts[term.loss].needs & {"batch", *BY_TOKEN}) if changing and term.loss != SFT else ():
+            if leaving := [modifier.name for modifier in changing if name not in modifier.takes]:
+                yield f"{leaving[-1]} changes a pair's sums, and {term.loss} reads {name}, which stay as they are"
+        if "batch" in parts[term.loss].needs and (weighing := [part.name for part in around if part.weighs]):
+            yield f"{weighing[-1]} weighs each pair's loss, and {term.loss} reads batch: a pair has no loss of its own there"
+        for outer, inner in combinations([part for part in around if not _moves(part)], 2):
+            if outer.weighs:
+                continue
+            for name in sorted(inner.needs & {*BY_TOKEN} - {"tokens"} - {*outer.takes}):
+                yield f"{outer.name} changes a pair's sums, and {inner.name} reads {name}, which stay as they are"
+            if "tokens" not in outer.takes and "tokens" in inner.takes:
+                yield (
+                    f"{outer.name} changes a pair's sums, which {inner.name} adds up anew from the tokens; write "
+                    f"{inner.name} around {outer.name}"
+                )
+
+
+def _moves(part: Loss | Modifier) -> bool:
+    return isinstance(part, Modifier) and part.moves is not None
+
+
+def _moved(terms: Iterable[Term], parts: Mapping[str, Loss | Modifier]) -> Iterator[str]:
+    """A fault for a modifier that moves the reference around what reads none, or beside a term that reads it unmoved, or beside
+    another that moves it."""
+    movers: list[str] = []
+    unmoved: list[str] = []
+    for term in terms:
+        names = [name for name in (*term.modifiers, term.loss) if name != SFT]
+        moving = [name for name in names if _moves(parts[name])]
+        reads = any(not parts[name].needs.isdisjoint(REFERENCED) for name in names)
+        if moving and not reads:
+            yield f"{moving[0]} moves the reference, and {term.loss} reads none"
+        if reads and not moving:
+            unmoved.append(str(term._replace(weight=1.0)))
+        movers += moving
+    if movers and unmoved:
+        yield f"{movers[0]} moves the one reference that all terms read; write {movers[0]} around {' and '.join(unmoved)}, too"
+    if len(set(movers)) > 1:
+        yield f"{' and '.join(dict.fromkeys(movers))} move the one reference; use one of them"
 
 
 def _loss_of(terms: list[Term], parts: Mapping[str, Loss | Modifier]) -> Loss:
@@ -620,12 +657,16 @@ def register_modifier(
     of_ratios: bool = False,
     weighs: bool = False,
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+    moves: Callable[..., float] | None = None,
 ) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
     """Register a modifier of losses under `name`: `f(loss, *inputs, **settings) -> LossOutput`, see `Modifier`.
 
     source, aliases, title, units, meanings, defaults, canonical: as of `register_loss`. of_ratios: it fits losses that read
     policy and reference by their difference alone; others are refused. weighs: it only multiplies each pair's loss, so that it
-    fits losses of tokens too. Raises PobenchError as `register_loss`.
+    fits losses of tokens too. moves: it moves the reference towards the policy; a
+    function (step, *, settings of the modifier by their names) → the share of the policy that the reference takes behind that
+    step, counted from 1; 0: it stays. A modifier that takes `tokens` hands on changed ones as well as their sums.
+    Raises PobenchError as `register_loss`.
     """
 
     def register(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
@@ -636,6 +677,8 @@ def register_modifier(
             faults.insert(0, f"{first or 'no parameter'}: the first parameter is `loss`, the loss that is modified")
         settings = _settings(signature)
         faults += _undeclared(settings, units=units, meanings=meanings, defaults=defaults)
+        if moves is not None and list(inspect.signature(moves).parameters) != ["step", *settings]:
+            faults.append(f"moves: takes (step, *, {', '.join(settings) or 'no setting'})")
         if _normal(name) in losses._aliases:
             faults.append(f"{name!r} is the name of a loss; choose another")
         if faults:
@@ -643,23 +686,8 @@ def register_modifier(
         doc = inspect.getdoc(function) or sys.modules[function.__module__].__doc__ or ""
         shown = (dict(units or {}), dict(meanings or {}), dict(defaults or {}))
         needs = frozenset(taken) - {"policy"}
-        modifiers.add(
-            Modifier(
-                name,
-                function,
-                source,
-                needs,
-                settings,
-                doc,
-                title or name,
-                *shown,
-                tuple(taken),
-                of_ratios,
-                weighs,
-                canonical,
-            ),
-            aliases,
-        )
+        facts = (*shown, tuple(taken), of_ratios, weighs, canonical, moves)
+        modifiers.add(Modifier(name, function, source, needs, settings, doc, title or name, *facts), aliases)
         return function
 
     return register

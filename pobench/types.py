@@ -43,9 +43,11 @@ class Group(NamedTuple):
 # beyond what any paper uses, and within what fp32 computes with.
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+NonPositive = Annotated[float, Field(ge=-1e6, le=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Steps = Annotated[int, Field(ge=1, le=10**9)]  # a number of optimiser steps
 FlipRate = Annotated[float, Field(ge=0, lt=0.5)]  # share of pairs with swapped labels; 0.5 leaves no information
 PositiveFlipRate = Annotated[float, Field(gt=0, lt=0.5)]
 Reduction = Literal["sum", "mean"]  # over the tokens of one response, never over a batch
@@ -112,11 +114,18 @@ class TokenLogps(NamedTuple):
 
     policy, reference: nats, 0 at the pads; reference is None unless the loss asks for `reference` too. mask: bool, True at
     tokens. The sums of `policy` over its tokens are the responses' sums, and gradients flow through either.
+    draw: of pairs, (pairs,) int64, in training a random number of each, another in each step, the same however its batch is
+    cut; None outside of training.
     """
 
     policy: Tensor
     reference: Tensor | None
     mask: Tensor
+    draw: Tensor | None = None
+
+    def seeds(self) -> list[int]:
+        """`draw` as the seeds of generators, one a pair; outside of training all are 0."""
+        return [0] * len(self.mask) if self.draw is None else self.draw.tolist()
 
     @classmethod
     def of(cls, lengths: Tensor, policy: Tensor, reference: Tensor | None) -> TokenLogps:

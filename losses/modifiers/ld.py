@@ -32,10 +32,13 @@ from pobench.types import LossOutput, Pair, Share, TokenLogps
 def ld(loss: Inner, policy: Pair, tokens: TokenLogps, *, alpha: Share = 0.5) -> LossOutput:
     common = tokens.mask.all(dim=1, keepdim=True)  # (pairs, 1, tokens)
 
-    def weighed(logps: Tensor) -> Pair:
-        chosen, rejected = torch.where(common, logps, alpha * logps).sum(-1).unbind(1)
+    def weighed(logps: Tensor) -> Tensor:
+        return torch.where(common, logps, alpha * logps)
+
+    def sums(logps: Tensor) -> Pair:
+        chosen, rejected = logps.sum(-1).unbind(1)
         return Pair(policy.chosen._replace(total=chosen), policy.rejected._replace(total=rejected))
 
-    if tokens.reference is None:
-        return loss(policy=weighed(tokens.policy))
-    return loss(policy=weighed(tokens.policy), reference=weighed(tokens.reference))
+    ours, known = weighed(tokens.policy), None if tokens.reference is None else weighed(tokens.reference)
+    given = {"policy": sums(ours), "tokens": tokens._replace(policy=ours, reference=known)}
+    return loss(**given) if known is None else loss(**given, reference=sums(known))

@@ -67,7 +67,18 @@ its learning rate does not, as it was chosen for DPO alone: `losses: {"dpo + 0.2
 `pobench tune --losses "dpo + 0.2*sft"` looks for it.
 
 A modifier is a file like a loss's: a function `f(loss, …)` behind `@register_modifier`. `loss()` is the loss within,
-`loss(policy=…)` that loss of other sums, and `loss.swapped()` that of the pair with its responses exchanged."""
+`loss(policy=…)` that loss of other sums, and `loss.swapped()` that of the pair with its responses exchanged.
+
+What stands outside comes first. A modifier that takes `tokens` changes them and their sums, and what it has made of them is
+what the modifier within reads: `humanline(ld(dpo))` clamps each token's log-ratio and then weighs it, `ld(humanline(dpo))`
+weighs and then clamps. A modifier of sums alone stands within those of tokens, as `ld(f_divergence(dpo))`; the other way round
+it is refused, because `ld` would add the tokens up anew.
+
+A modifier registered with `moves`, as `tr`, moves the reference model. There is one for all terms, so each term that reads it
+stands within `tr`: `tr(dpo) + 0.5*tr(kto)`. A second model computes the reference's sums in every step, which takes time and
+the memory of its weights, and they are a part of each checkpoint. Held-out rewards and KL are against the start model, as those
+of all losses. With an adapter it is refused: the mean of two adapters' factors is not the adapter of the mean of their
+weights."""
 
 MEANINGS = {  # of settings that several losses share; a loss declares other names in its own `meanings`
     "beta": "scale of the reward",
@@ -86,7 +97,6 @@ MEANINGS = {  # of settings that several losses share; a loss declares other nam
 
 LEFT_OUT = {  # published objectives that ask for what no loss is given yet, or whose formula is not settled
     "MallowsPO by Kendall's distance": "is in the paper alone; no public code has it",
-    "TR-DPO": "moves the reference with the policy; the stored reference sums are those of the start model",
     "DRO": "trains a model of a prompt's value beside the policy; with a baseline in its place it would be another objective",
     "BCO's density-ratio weights": "come from a classifier of prompts, on embeddings of them by a second model",
     "SPIN": "is DPO's loss, on pairs of a human answer and one of the reference's own",
@@ -205,6 +215,7 @@ def _modifier(modifier: Modifier) -> str:
     of_sums = "losses that read sums alone"
     fits = "losses that read policy and reference by their difference alone" if modifier.of_ratios else of_sums
     fits = "losses that do not read `batch`" if modifier.weighs else fits
+    fits = fits if modifier.moves is None else "every loss that reads a reference"
     needs = ", ".join(sorted(modifier.needs)) or "nothing more"
     parts = [
         f"### {modifier.name}",

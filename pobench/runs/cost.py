@@ -156,7 +156,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         ranking = _ranking_calls(drawn_job)
         calls += ranking
         judge_tokens += ranking * 2.0 * _new_tokens(drawn_job) if ranking else 0.0
-    memory, micro_tokens = _largest(sft, _first_of_units(trained), shape, counts)
+    memory, micro_tokens = _largest(sft, _first_of_kinds(trained), shape, counts)
     spoken = answering_of(job, shape) if answering else None
     return Cost(
         seconds=training / devices + evaluation + _starting(tasks, size),
@@ -176,9 +176,11 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     )
 
 
-def _first_of_units(trained: Sequence[Task]) -> list[Task]:
-    """The first training of each unit of losses; those of one unit need the same memory."""
-    return list({get_loss(task.job.loss).unit: task for task in reversed(trained)}.values())
+def _first_of_kinds(trained: Sequence[Task]) -> list[Task]:
+    """The first training of each unit of losses, with the reference stored or beside the policy; those of one kind need the
+    same memory."""
+    kinds = {(get_loss(task.job.loss).unit, task.job.train.reference): task for task in reversed(trained)}
+    return list(kinds.values())
 
 
 def _largest(
@@ -390,7 +392,7 @@ def step_of(job: Job, shape: ModelShape, shards: int = 1, longest: int = 0) -> S
     pair = longest or 2 * job.data.max_length
     step = Step.of(job.train, pair, shards=shards, gpu=gpu, narrow=gpu or bf16_pays(torch.device("cpu")))
     most = max(pair, -(-job.train.batch_size // shards) * pair)
-    return replace(step, tokens=min(step.tokens, most), responses=min(step.responses, most))
+    return replace(step, tokens=min(step.tokens, most), responses=min(step.responses, most), moves=_moves(job))
 
 
 def answering_of(job: Job, shape: ModelShape) -> AnsweringMemory:
@@ -451,14 +453,26 @@ def sharding_faults(job: Job) -> list[str]:
 
 
 def _disk(trained: Sequence[Task], size: int) -> float:
-    """Each trained model, and two checkpoints with moments, as a new one is written before the old one goes; of an adapter
-    about one per cent of that, and the merged model that vLLM reads while it answers."""
+    """Each trained model, and two checkpoints with moments and a reference that moves, as a new one is written before the old
+    one goes; of an adapter about one per cent of that, and the merged model that vLLM reads while it answers."""
     weights = sum(
         4.0 * size * (1.0 if t.job.train.adapter is None or t.job.train.adapter.merge else 0.01) for t in trained
     )
-    largest = max((1.0 if t.job.train.adapter is None else 0.01 for t in trained), default=0.0)
+    largest = max((_state_bytes(t.job) for t in trained), default=0.0)
     written = max((_copied_for_vllm(t) for t in trained), default=0.0) * layout_of_devices()[0]
-    return weights + size * max(2 * 12.0 * largest, written)
+    return weights + size * max(2 * largest, written)
+
+
+def _state_bytes(job: Job) -> float:
+    """Bytes a parameter of a checkpoint."""
+    if job.train.adapter is not None:
+        return 0.01 * 12.0
+    return 16.0 if _moves(job) else 12.0
+
+
+def _moves(job: Job) -> bool:
+    """Whether a second model follows the policy; it never does in an SFT stage."""
+    return job.train.reference == "every_step" and get_loss(job.loss).moves_reference
 
 
 def _copied_for_vllm(task: Task) -> float:

@@ -112,7 +112,11 @@ def _reads_more_than_ratios(loss: Loss, inputs: Any, settings: Mapping[str, Any]
     def shifted(pair: Any) -> Any:
         return pair._replace(chosen=pair.chosen._replace(total=pair.chosen.total - 2.5))
 
-    moved = inputs._replace(policy=shifted(inputs.policy), reference=shifted(inputs.reference))
+    first = torch.zeros(inputs.tokens.mask.shape)
+    first[:, 0, 0] = 2.5  # the chosen answer's first token has what its sum has less
+    known = None if inputs.tokens.reference is None else inputs.tokens.reference - first
+    tokens = inputs.tokens._replace(policy=inputs.tokens.policy - first, reference=known)
+    moved = inputs._replace(policy=shifted(inputs.policy), reference=shifted(inputs.reference), tokens=tokens)
     for modifier, inner in loss.function.within_ratios() if isinstance(loss.function, Composed) else ():
         before, after = (inner(*(getattr(at, name) for name in inner.takes), **settings).loss for at in (inputs, moved))
         if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):

@@ -301,8 +301,10 @@ class _Draft:
             train = TrainConfig.model_validate({**shared, **self._own_training(name)})
             if not loss.reads_reference:  # it reads no reference sums, so where they come from makes no other run
                 train = train.model_copy(update={"reference": "cached"})
-            if loss.runs_reference:
+            if loss.runs_reference or loss.moves_reference:
                 train = train.model_copy(update={"reference": "every_step"})
+            if loss.moves_reference:
+                faults += _moved_adapter(loss, train)
         except pydantic.ValidationError as error:
             self.faults += explain(error, f"losses.{name}.")
         self.faults += faults
@@ -379,7 +381,18 @@ class _Draft:
         sections = {*SECTIONS, "onpolicy", name, *(part.name for part in get_loss(name).parts)}
         shown = {key: where for key, where in self.origin.items() if where and _owner(key)[0] in sections}
         own = self._own_training(name)
-        return shown | {f"train.{k}": self.origin.get(f"{name}.{k}") or f"{self.setting}: of {name}" for k in own}
+        shown |= {f"train.{k}": self.origin.get(f"{name}.{k}") or f"{self.setting}: of {name}" for k in own}
+        return shown | ({"train.reference": f"{name}: its reference moves"} if get_loss(name).moves_reference else {})
+
+
+def _moved_adapter(loss: Loss, train: TrainConfig) -> list[str]:
+    """The fault of an adapter beside a reference that moves."""
+    if train.adapter is None:
+        return []
+    return [
+        f"train.adapter: {loss.name} moves its reference weight by weight, and the mean of two adapters' factors is not the "
+        "adapter of the mean of their weights; leave the adapter out, and all weights are trained"
+    ]
 
 
 def _owner(key: str) -> tuple[str, str]:

@@ -1,4 +1,5 @@
 """Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), everything else in `state.json`.
+Where the reference model moves, its weights are a part of the checkpoint.
 
 A checkpoint is a folder that appears whole (`pobench.files.whole`); the older ones are removed after that. Weights that are
 split over processes are written by all of them, each its own rows (`torch.distributed.checkpoint`); any number of processes
@@ -35,6 +36,7 @@ from pobench.files import OTHER_BYTES, corrupt_files, refuse_corrupt, sha256_of,
 
 SHARD_BYTES = 64 * 1024**2
 STATE = "state.json"
+SECOND = "reference"  # the kind of the tensors of a reference model that moves
 ROWS = "shard-"  # the beginning of files that hold one process's rows, as `HuggingFaceStorageWriter` names them
 
 
@@ -55,7 +57,7 @@ class Saving:
 
     facts: small values that `about` and `load` return. content: the name of what the job is made from. beside: a thread writes
     a copy of weights and moments in the processor's memory, while the steps go on; else they are written before this returns.
-    group: of processes, for what the thread exchanges.
+    group: of processes, for what the thread exchanges. second: a reference model that the steps move.
     """
 
     def __init__(
@@ -69,11 +71,12 @@ class Saving:
         *,
         beside: bool = False,
         group: dist.ProcessGroup | None = None,
+        second: nn.Module | None = None,
     ) -> None:
         self._target, self._state = folder / f"checkpoint-{step}", {"step": step, "content": content, **facts}
         self._split = _is_split(model)
         self._main = not self._split or dist.get_rank() == 0
-        tensors = {"weights": _weights(model), "adam": _moments(model, optimizer)}
+        tensors = {"weights": _weights(model), "adam": _moments(model, optimizer), SECOND: _of_second(model, second)}
         if beside:
             tensors = BlockingAsyncStager().stage(tensors)
         with contextlib.ExitStack() as place:
@@ -82,7 +85,7 @@ class Saving:
                 self._partial.mkdir(parents=True)
             into = _from_first(self._partial)[0] if self._split else self._partial
             assert isinstance(into, Path)
-            write = partial(_save_rows, {**tensors["weights"], **tensors["adam"]}, into, group)
+            write = partial(_save_rows, {key: t for named in tensors.values() for key, t in named.items()}, into, group)
             if not self._split:
                 write = partial(_save_whole, tensors, into)
             self._files: Future[dict[str, str]] = Future()
@@ -122,15 +125,16 @@ def resume(
     optimizer: torch.optim.Optimizer,
     content: str = "",
     say: Callable[[str], None] = lambda text: None,
+    second: nn.Module | None = None,
 ) -> dict[str, Any] | None:
     """Load the newest checkpoint of this content that is intact; returns its state, or None where there is none.
 
-    say: takes one sentence for each newer checkpoint that is not used.
+    say: takes one sentence for each newer checkpoint that is not used. second: as of `Saving`.
     """
     faults, state = [], None
     for path in _newest_first(folder):
         try:
-            state = load(path, model, optimizer, content)
+            state = load(path, model, optimizer, content, second)
             break
         except PobenchError as error:
             faults.append(str(error))
@@ -140,7 +144,13 @@ def resume(
     return state
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, content: str = "") -> dict[str, Any]:
+def load(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    content: str = "",
+    second: nn.Module | None = None,
+) -> dict[str, Any]:
     """Put weights and moments in place; returns the state: `step`, `content`, `files`, and the facts that `save` was given.
 
     Raises CorruptError for bytes other than those that were written, PobenchError for a checkpoint of other content. Model
@@ -153,13 +163,15 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, content
             f"checkpoint {str(path)!r} is ignored: it is of the content {state['content']!r}, and this job's is {content!r}"
         )
     if _is_split(model) or any(name.startswith(ROWS) for name in state["files"]):
-        _load_rows(path, state["files"], model, optimizer)
+        _load_rows(path, state["files"], model, optimizer, second)
         return state
     tensors = {name: _read(path / name, digest) for name, digest in state["files"].items()}
-    weights, moments = ({k: t for k, t in _of_kind(tensors, kind)} for kind in ("weights", "adam"))
+    weights, moments, others = (dict(_of_kind(tensors, kind)) for kind in ("weights", "adam", SECOND))
     with torch.no_grad():
         for name, parameter in _trained(model).items():
             parameter.copy_(weights[name])
+        for name, weight in _of_second(model, second).items():
+            weight.copy_(others[name])
     of_optimizer = {}
     for i, (name, parameter) in enumerate(_in_order(model, optimizer)):
         of_optimizer[i] = {
@@ -188,9 +200,10 @@ def about(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def state_bytes(model: nn.Module) -> int:
-    """Of the trained weights and their moments that this process holds."""
-    return sum(3 * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in _trained(model).values())
+def state_bytes(model: nn.Module, second: nn.Module | None = None) -> int:
+    """Of the trained weights and their moments that this process holds, and of as many weights of a second model."""
+    copies = 3 if second is None else 4
+    return sum(copies * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in _trained(model).values())
 
 
 def clear(folder: Path, keep: Path | None = None) -> None:
@@ -280,7 +293,13 @@ def _save_rows(tensors: Mapping[str, Tensor], folder: Path, group: dist.ProcessG
     return _synced(folder.glob(f"{ROWS}{dist.get_rank() + 1:05d}-*"))
 
 
-def _load_rows(path: Path, files: Mapping[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _load_rows(
+    path: Path,
+    files: Mapping[str, str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    second: nn.Module | None,
+) -> None:
     """Check all files, then copy this process's rows into the weights and into fresh moments. Each of several processes checks
     its share of the files."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -295,7 +314,8 @@ def _load_rows(path: Path, files: Mapping[str, str], model: nn.Module, optimizer
         for key in ("exp_avg", "exp_avg_sq")
     }
     steps = {f"step/{name}": torch.zeros(()) for name, _ in _in_order(model, optimizer)}
-    dcp.load({**_weights(model), **moments, **steps}, storage_reader=dcp.HuggingFaceStorageReader(str(path)))
+    tensors = {**_weights(model), **moments, **steps, **_of_second(model, second)}
+    dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)))
     for name, parameter in _in_order(model, optimizer):
         step = steps[f"step/{name}"].to(parameter.device if _fused(optimizer) else "cpu")
         of_parameter = {key: moments[f"{key}/{name}"] for key in ("exp_avg", "exp_avg_sq")}
@@ -327,6 +347,12 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().contiguous() for name, p in _trained(model).items()}
+
+
+def _of_second(model: nn.Module, second: nn.Module | None) -> dict[str, Tensor]:
+    """The second model's weights that the first one trains, under names that the first one's do not have."""
+    weights = {} if second is None else dict(second.named_parameters())
+    return {f"{SECOND}/{name}": weights[name].detach() for name in _trained(model)} if weights else {}
 
 
 def _in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:

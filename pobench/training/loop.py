@@ -123,6 +123,7 @@ def train(
     folder: Path,
     reference: ReferenceSums | EveryStep | None = None,
     mismatched: Sequence[int] | None = None,
+    seed: int = 0,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
@@ -133,9 +134,9 @@ def train(
     """Train `model` in place on `items`, in the order of `epochs` (indices into items, one sequence an epoch), with a batch of
     `batch_size` pairs or lists, or of twice as many single answers.
 
-    settings, reference, mismatched: see `PreferenceObjective`. All else, errors included: see `minimise`.
+    settings, reference, mismatched, seed: see `PreferenceObjective`. All else, errors included: see `minimise`.
     """
-    objective = PreferenceObjective(items, loss, settings, reference, mismatched)
+    objective = PreferenceObjective(items, loss, settings, reference, mismatched, seed)
     size = in_a_batch(items, config.batch_size)
     batches = [
         (epoch + min(at + size, len(order)) / len(order), list(order[at : at + size]))
@@ -190,11 +191,12 @@ def minimise(
                 epoch, batch = batches[step]
                 rate = learning_rate(config, step, len(batches))
                 # ------------------------------------------------ the step
-                beside = objective.begin_step(run.scorer, batch)
+                beside = objective.begin_step(run.scorer, batch, step + 1)
                 values = run.forward_backward(batch)
                 grad_norm = run.clip()
                 run.refuse_non_finite(step, batch, values["loss"], grad_norm)
                 run.step(rate)
+                objective.end_step(run.policy, step + 1)
                 # ------------------------------------------------ memory, watching, logging, checkpoints
                 run.trim(step)
                 took = Spent.so_far().since(started)
@@ -278,7 +280,7 @@ class _Run:
 
     def resume(self, folder: Path, content: str, say: Callable[[str], None]) -> tuple[int, Spent]:
         """(steps done, the time they took) of the checkpoint that training goes on from; no step, no time without one."""
-        state = checkpoint.resume(folder, self.policy, self.plain_optimizer, content, say)
+        state = checkpoint.resume(folder, self.policy, self.plain_optimizer, content, say, self.objective.second)
         done = state["step"] if state else 0
         self.objective.state = state.get("objective", {}) if state else {}
         spent = Spent(state["seconds"], state.get("waited", math.nan)) if state else Spent()
@@ -353,10 +355,10 @@ class _Run:
             give_back_freed_memory()
 
     def saver(self, folder: Path, content: str) -> Saver:
-        accelerator, config = self.accelerator, self.config
+        accelerator, config, second = self.accelerator, self.config, self.objective.second
         return Saver(
             folder, content, self.policy, self.plain_optimizer, Pace(config.checkpoint_seconds, config.checkpoint_share),
-            writes=accelerator.is_main_process, beside=saves_beside(accelerator, self.policy, config),
+            writes=accelerator.is_main_process, beside=saves_beside(accelerator, self.policy, config, second), second=second,
         )  # fmt: skip
 
     def save_if_due(self, saver: Saver, step: int, spent: Spent) -> None:
@@ -459,7 +461,7 @@ def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, re
         policy.arithmetic.in_place = accelerator.device.type == "cpu" and accelerator.num_processes == 1
         moments = sum(2 * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in trained)
         if config.checkpoint_async is True and accelerator.device.type == "cpu":
-            moments += checkpoint.state_bytes(policy)  # the copy that is written
+            moments += checkpoint.state_bytes(policy, objective.second)  # the copy that is written
         window, device, most = scorer.window, accelerator.device, scorer.most if split else None
         here = choose(config, objective.groups, scorer.layout, window, device, step, checkpointing, moments, most)
         policy.zero_grad(set_to_none=True)

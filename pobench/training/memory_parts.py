@@ -26,10 +26,10 @@ class TrainingMemory:
     """Bytes on one device at the peak of a training step.
 
     masters: weights. gradients: of the trained ones. moments: Adam's two. copies: weights in the type of the product.
-    activations: kept for the backward pass. start_model: frozen, beside the policy. staged: a processor's copy of what a
-    checkpoint is written from beside the steps; that of a GPU lies in its machine's memory. Three kinds of work come one after
-    the other, so only the largest of them counts. logits: of a tile of the vocabulary, with the head's gradient. layer: what a
-    layer's backward pass takes. buckets: of a layer's gradients on their way between devices.
+    activations: kept for the backward pass. start_model: beside the policy, frozen or moved. staged: a processor's copy of what
+    a checkpoint is written from beside the steps; that of a GPU lies in its machine's memory. Three kinds of work come one
+    after the other, so only the largest of them counts. logits: of a tile of the vocabulary, with the head's gradient. layer:
+    what a layer's backward pass takes. buckets: of a layer's gradients on their way between devices.
     """
 
     masters: float
@@ -59,7 +59,7 @@ class TrainingMemory:
 class Step:
     """How a step computes, as far as memory goes. tokens: of the largest micro-batch, pads included. responses: those of them
     that the head reads. shards: devices that share weights, gradients and moments. narrow: whether products are bf16. staged: a
-    checkpoint is written from a copy in the device's memory."""
+    checkpoint is written from a copy in the device's memory. moves: the start model follows the policy, and is in that copy."""
 
     tokens: int
     responses: int
@@ -71,6 +71,7 @@ class Step:
     head_tile: int | None = None
     start_model: bool = False
     staged: bool = False
+    moves: bool = False
 
     @classmethod
     def of(
@@ -119,7 +120,7 @@ def training_memory(shape: ModelShape, step: Step) -> TrainingMemory:
         copies=_copies(shape, step),
         activations=_activations(shape, step),
         start_model=_frozen_bytes(shape, step.base) / shards if step.start_model else 0.0,
-        staged=12.0 * trained / shards if step.staged else 0.0,
+        staged=(16.0 if step.moves else 12.0) * trained / shards if step.staged else 0.0,
         libraries=LIBRARIES,
         logits=_logits(shape, step),
         layer=_layer_at_work(shape, step),

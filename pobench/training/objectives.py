@@ -8,12 +8,13 @@ over items; the loop adds them up over processes, and the objective makes means 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pobench.columns import SATURATED
 from pobench.errors import PobenchError
@@ -21,7 +22,7 @@ from pobench.model import layouts
 from pobench.model.policy_sums import SumScorer
 from pobench.model.vocabulary import OF_REFERENCE, Beside, Kind
 from pobench.registry import Loss
-from pobench.training.reference import EveryStep, ReferenceSums
+from pobench.training.reference import EveryStep, Moving, ReferenceSums
 from pobench.types import Entropy, Group, Item, State, TokenLogps, by_token
 from pobench.units import ROWS, Rows, Told
 
@@ -94,27 +95,32 @@ class Measured(NamedTuple):
 class Objective(Protocol):
     """What the loop minimises. groups: the sequences of each item. names: the sums that are logged. unit: what `size` counts.
     per_token: whether it is measured by each token's log-probability, not by the responses' sums. state: what it carries over
-    steps, which a checkpoint stores."""
+    steps, second: a reference model that the steps move; a checkpoint stores both."""
 
     groups: Sequence[Group]
     names: Sequence[str]
     unit: str
     per_token: bool
     state: State
+    second: nn.Module | None
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         """Called once, before step 1, in every process. first: indices of the first batch. exact: fp32 throughout.
         Returns the mean |policy - reference| a token, in nats; nan without a reference."""
         ...
 
-    def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
-        """Called before a step's first micro-batch, in every process. batch: indices of all its items.
+    def begin_step(self, scorer: SumScorer, batch: Sequence[int], step: int) -> dict[str, float]:
+        """Called before a step's first micro-batch, in every process. batch: indices of all its items. step: counted from 1.
         Returns further metrics to log."""
         ...
 
     def vocabulary(self, batch: layouts.Batch) -> Beside | None:
         """Called before each micro-batch's forward pass, in every process: what it computes beside the tokens'
         log-probabilities."""
+        ...
+
+    def end_step(self, policy: nn.Module, step: int) -> None:
+        """Called when a step has changed the weights, in every process."""
         ...
 
     def size(self, batch: Sequence[int]) -> int:
@@ -157,10 +163,11 @@ class PreferenceObjective:
         settings: Mapping[str, Any],
         reference: ReferenceSums | EveryStep | None = None,
         mismatched: Sequence[int] | None = None,
+        seed: int = 0,
     ) -> None:
         """settings: the loss's own. reference: the reference sums of the items' responses, for a loss that needs them, and of
         `mismatched_groups`, for a loss that needs `kl`; or what computes them, batch by batch. mismatched: for each item the
-        index of the item that lends its answer, for a loss that needs `kl`.
+        index of the item that lends its answer, for a loss that needs `kl`. seed: of what is drawn anew in every step.
 
         Raises PobenchError if the loss does not read such items, or needs sums or scores that are missing.
         """
@@ -180,10 +187,16 @@ class PreferenceObjective:
         self.places: dict[int, Tensor] = {}  # item → its places in that batch
         self.state: State = {}
         self.scores = self.rows.ratings(loss.name) if "scores" in loss.needs else None
+        self.seed, self.step = seed, 0
+        self.second: nn.Module | None = None
         if not loss.reads_reference:
             return
         if reference is None:
             raise PobenchError(f"{loss.name} needs {' and '.join(sorted(loss.needs))}, and there are no reference sums")
+        if loss.moves_reference:
+            if not isinstance(reference, Moving):
+                raise PobenchError(f"{loss.name} moves its reference; pass `reference`, a model in `Moving`")
+            self.second = reference.scorer.policy
         self.known = torch.full((len(self.rows.lengths),), math.nan)
         if "kl" in loss.needs:
             if mismatched is None:
@@ -247,9 +260,10 @@ class PreferenceObjective:
             )
         return gap
 
-    def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
+    def begin_step(self, scorer: SumScorer, batch: Sequence[int], step: int) -> dict[str, float]:
         """Compute what the loss asks for of the whole batch. kl: the unclamped mean of log π - log π_ref over its mismatched
         items, in nats, detached."""
+        self.step = step
         if isinstance(self.reference, EveryStep):
             self.step_tokens = {}
             if "reference" not in self.kinds or "batch" in self.loss.needs:  # else they come with the micro-batches
@@ -271,6 +285,12 @@ class PreferenceObjective:
             return Beside(self.kinds)
         assert isinstance(self.reference, EveryStep)  # as it was asked for
         return Beside(self.kinds, self.reference.positions(batch))
+
+    def end_step(self, policy: nn.Module, step: int) -> None:
+        """Move the reference, if the loss does and this is a step behind which it moves."""
+        share = self.loss.taken_by_reference(step, self.settings)
+        if isinstance(self.reference, Moving) and share:
+            self.reference.take(policy, share)
 
     def _take_batch(self, scorer: SumScorer, batch: Sequence[int]) -> None:
         """Score the whole batch without gradient, and take the state a step further."""
@@ -299,7 +319,8 @@ class PreferenceObjective:
             known = torch.cat([self.step_tokens[i] for i in items]) if every_step else self.reference.tokens(groups)
             known = known.to(policy.device)
         lengths = self.rows.shaped(items, self.rows.lengths[self.rows.of(items)], 0)
-        return TokenLogps.of(lengths.to(policy.device), policy, known)
+        draw = torch.tensor([drawn_number(self.seed, self.step, self.items[i].id) for i in items])
+        return TokenLogps.of(lengths.to(policy.device), policy, known)._replace(draw=draw)
 
     def size(self, batch: Sequence[int]) -> int:
         return len(batch)
@@ -372,6 +393,12 @@ def kinds_of(loss: Loss) -> tuple[Kind, ...]:
     return tuple(kind for kind, is_asked in asked.items() if is_asked)
 
 
+def drawn_number(seed: int, step: int, item: str) -> int:
+    """A random number below 2^63 for an item in a step, the same in whatever micro-batch or process the item is."""
+    digest = hashlib.sha256(f"{seed} {step} {item}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
 class LikelihoodObjective:
     """loss = -Σ log π(learnt token) / learnt tokens. Both sums run over the whole optimiser batch, so each token has the same
     weight however the batch is split."""
@@ -384,15 +411,19 @@ class LikelihoodObjective:
         """groups: each has one response; `Group.learnt` may select a part of it."""
         self.groups = groups
         self.state: State = {}
+        self.second: nn.Module | None = None
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         return math.nan
 
-    def begin_step(self, scorer: SumScorer, batch: Sequence[int]) -> dict[str, float]:
+    def begin_step(self, scorer: SumScorer, batch: Sequence[int], step: int) -> dict[str, float]:
         return {}
 
     def vocabulary(self, batch: layouts.Batch) -> Beside | None:
         return None
+
+    def end_step(self, policy: nn.Module, step: int) -> None:
+        pass
 
     def size(self, batch: Sequence[int]) -> int:
         return sum(self.groups[i].learnt_tokens for i in batch)

@@ -33,7 +33,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import load_file as mapped_tensors
 from safetensors.torch import save as bytes_of
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pobench.errors import CorruptError, PobenchError
 from pobench.files import sha256_of, write_bytes
@@ -161,6 +162,23 @@ class EveryStep:
         """The start model at the response positions of a micro-batch; called by all processes alike."""
         with self.scorer.autocast():
             return self.scorer.policy.positions(batch)
+
+
+class Moving(EveryStep):
+    """Reference sums of a model that begins as the start model and takes a share of the policy behind some steps."""
+
+    @torch.no_grad()
+    def take(self, policy: nn.Module, share: float) -> None:
+        """Every weight that the policy trains becomes `share` of the policy's and the rest of its own. Where weights are split,
+        every process moves its rows."""
+        own = dict(self.scorer.policy.named_parameters())
+        for name, weight in policy.named_parameters():
+            if weight.requires_grad:
+                _local(own[name].detach()).mul_(1 - share).add_(_local(weight.detach()), alpha=share)
+
+
+def _local(weight: Tensor) -> Tensor:
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def about_reference(folder: Path) -> dict[str, Any] | None:

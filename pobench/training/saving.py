@@ -58,7 +58,9 @@ class Pace:
         self.took, self._began = self.last - self._began, None
 
 
-def saves_beside(accelerator: Accelerator, policy: nn.Module, config: LoopConfig) -> bool:
+def saves_beside(
+    accelerator: Accelerator, policy: nn.Module, config: LoopConfig, second: nn.Module | None = None
+) -> bool:
     """Whether the steps go on while a checkpoint is written. `auto`: on GPUs, where every machine has room for the copy. On a
     processor the thread would take cores and memory from the steps, so nothing is won. All processes call it, and agree."""
     if config.checkpoint_async != "auto":
@@ -67,7 +69,7 @@ def saves_beside(accelerator: Accelerator, policy: nn.Module, config: LoopConfig
         return False
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_sharded(policy) else accelerator.is_local_main_process
     free = free_memory(torch.device("cpu"))
-    fits = free is not None and ROOM * copies * state_bytes(policy) <= free
+    fits = free is not None and ROOM * copies * state_bytes(policy, second) <= free
     if accelerator.num_processes == 1:
         return fits
     return bool(accelerator.gather(torch.tensor([fits], device=accelerator.device)).all())
@@ -76,7 +78,7 @@ def saves_beside(accelerator: Accelerator, policy: nn.Module, config: LoopConfig
 class Saver:
     """The checkpoints of one training. All processes call its methods alike; of whole copies the main process writes its own.
 
-    folder, content: as of `Saving`. beside: whether the steps go on while one is written.
+    folder, content, second: as of `Saving`. beside: whether the steps go on while one is written.
     """
 
     def __init__(
@@ -89,9 +91,11 @@ class Saver:
         *,
         writes: bool,
         beside: bool,
+        second: nn.Module | None = None,
     ) -> None:
         self.folder, self.content, self.policy, self.optimizer = folder, content, policy, optimizer
         self.pace, self.beside, self.writes = pace, beside, writes or is_sharded(policy)
+        self.second = second
         # The thread's exchanges must not meet those of the steps.
         self._group = dist.new_group(backend="gloo") if beside and is_sharded(policy) else None
         self._saving: Saving | None = None
@@ -108,7 +112,7 @@ class Saver:
         if self.writes:
             beside = self.beside and not wait
             given = (self.folder, step, self.policy, self.optimizer, facts, self.content)
-            self._saving = Saving(*given, beside=beside, group=self._group)
+            self._saving = Saving(*given, beside=beside, group=self._group, second=self.second)
         if wait or not self.beside:
             self.finish()
 

@@ -403,20 +403,31 @@ def _needs(subject: Subject) -> tuple[str, str]:
 @law("every setting counts")
 def _settings(subject: Subject) -> tuple[str, str]:
     pairs = joined(ordinary(), misranked())
+    if "tokens" in subject.loss.needs:  # what clamps single tokens needs some that have moved far
+        pairs = joined(pairs, misranked(clearly=True))
     base, dead, tried = subject(pairs, 1.0).loss, [], []
     for name, value in subject.settings.items():
         if isinstance(value, bool):
             other: Any = not value
-        elif isinstance(value, int | float):
+        elif isinstance(value, int):
+            other = value + max(1, value // 2)
+        elif isinstance(value, float):
             other = value * 1.5 if value else 0.1
         else:
             continue  # one of several words, or another name of the same setting
         tried.append(name)
-        if torch.equal(subject(pairs, 1.0, **{name: other}).loss, base):
+        changed = {**subject.settings, name: other}
+        same = torch.equal(subject(pairs, 1.0, **{name: other}).loss, base)
+        if same and _moved_by(subject.loss, changed) == _moved_by(subject.loss, subject.settings):
             dead.append(f"{name} ({value} or {other})")
     if dead:
         return "fails", f"{', '.join(dead)} changes nothing"
     return "holds", f"{', '.join(tried) or 'no number to set'}"
+
+
+def _moved_by(loss: Loss, settings: Mapping[str, Any]) -> list[float]:
+    """What the reference takes of the policy behind each of the first steps, by these settings."""
+    return [loss.taken_by_reference(step, settings) for step in range(1, 2001)] if loss.moves_reference else []
 
 
 @law("a reward belongs to its response")

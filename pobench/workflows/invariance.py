@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -36,7 +37,7 @@ from pobench.registry import Loss, get_loss, load_plugin
 from pobench.settings.schema import TrainConfig
 from pobench.training.loop import train
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import EveryStep, ReferenceSums
+from pobench.training.reference import EveryStep, Moving, ReferenceSums
 from pobench.types import Group, Item, TokenAnswer, TokenList, TokenPair, Unit
 from pobench.units import in_a_batch
 
@@ -146,6 +147,8 @@ def _ranked(k: int, turn: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
 
 def small_reference(loss: Loss, items: Sequence[Item], layout: str) -> ReferenceSums | EveryStep | None:
     """What training with the loss reads of the small model as reference: sums, or the model itself, in that layout."""
+    if loss.moves_reference:
+        return Moving(_small_scorer(layout))
     if loss.runs_reference:
         return EveryStep(_small_scorer(layout))
     return _small_sums(tuple(items), "tokens" in loss.needs) if loss.reads_reference else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -429,6 +430,8 @@ def pair_of(name: str) -> Callable[..., Any]:
         return LISTS[name]([Answer(c.w, c.rw, c.nw, 1, c.sw), Answer(c.l, c.rl, c.nl, 2, c.sl)], **settings)
 
     return formula
+
+
 def collected(what: str, n: int) -> Any:
     """The sum over a response of n tokens of what `Vocabulary.spread` hands to a loss for each."""
     base, height, ahead = {
@@ -829,10 +832,12 @@ def mpo(c: Case, **of: Any) -> Any:
     return dpo(c, of["dpo.beta"]) + mpf("0.8") * bco_pair(c, of["bco_pair.beta"]) - c.w / c.nw
 
 
+@cache
 def shares(n: int, phase: float) -> list[Any]:
     """Of a response of n tokens, the share of its sum that each token has, as `TokenLogps.spread` hands it to a loss."""
     wave = [mpf(x) for x in torch.sin(torch.arange(n) + phase).double().tolist()]
-    return [(1 + (x - sum(wave) / n) / 6) / n for x in wave]
+    level = sum(wave) / n
+    return [(1 + (x - level) / 6) / n for x in wave]
 
 
 def ld_dpo(c: Case, **of: Any) -> Any:
@@ -852,6 +857,26 @@ def own_likelihood(c: Case, **of: Any) -> Any:
 
 def plain_dpo(c: Case, **of: Any) -> Any:
     return dpo(c, of["dpo.beta"])
+
+
+def humanline_dpo(c: Case, **of: Any) -> Any:
+    def clamped(total: Any, base: Any, n: Any) -> Any:
+        ratios = [total * a - base * b for a, b in zip(shares(int(n), 0.0), shares(int(n), 1.0), strict=True)]
+        return sum(min(max(x, of["humanline.low"]), of["humanline.high"]) for x in ratios)
+
+    return nls(of["dpo.beta"] * (clamped(c.w, c.rw, c.nw) - clamped(c.l, c.rl, c.nl)))
+
+
+def sampo_dpo(c: Case, **of: Any) -> Any:
+    shorter = int(min(c.nw, c.nl))
+
+    def taken(total: Any, n: Any, phase: float) -> Any:
+        drawn = torch.randperm(int(n), generator=torch.Generator().manual_seed(0))[:shorter].tolist()
+        parts = shares(int(n), phase)
+        return total * sum(parts[i] for i in (range(shorter) if n == shorter else drawn))
+
+    u = taken(c.w, c.nw, 0.0) - taken(c.rw, c.nw, 1.0)
+    return nls(of["dpo.beta"] * (u - taken(c.l, c.nl, 0.0) + taken(c.rl, c.nl, 1.0)))
 
 
 F_DPO = {"f_divergence.alpha": 0.5, "dpo.beta": 0.1}
@@ -874,6 +899,19 @@ EXPRESSIONS["wpo(dpo)"] = Row(
 )
 EXPRESSIONS["ld(dpo)"] = Row(  # equally long, so DPO's
     ld_dpo, [{"ld.alpha": 0.5, "dpo.beta": 0.1}, {"ld.alpha": 0.0, "dpo.beta": 0.01}], 0.437487950393, 0.4
+)
+EXPRESSIONS["sampo(dpo)"] = Row(sampo_dpo, [{"dpo.beta": 0.1}, {"dpo.beta": 0.01}], 0.437487950393, 0.4)  # the same
+EXPRESSIONS["tr(dpo)"] = Row(  # the reference moves between steps
+    lambda c, **of: dpo(c, of["dpo.beta"]), [{"tr.alpha": 0.6, "tr.every": 2, "dpo.beta": 0.1}], 0.437487950393, 0.4
+)
+EXPRESSIONS["humanline(dpo)"] = Row(
+    humanline_dpo,
+    [
+        {"humanline.low": -1.0, "humanline.high": 1.5, "dpo.beta": 0.1},
+        {"humanline.low": -0.2, "humanline.high": 0.4, "dpo.beta": 0.1},
+    ],
+    0.437487950393,  # no token moves as far as a nat: DPO's
+    0.4,
 )
 ROWS = {**ORACLES, **EXPRESSIONS}
 

@@ -26,7 +26,7 @@ from pobench.registry import get_loss, judges, load_plugin, losses
 from pobench.settings.schema import AdapterConfig, TrainConfig
 from pobench.training.loop import Trained, train
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import EveryStep, ReferenceSums
+from pobench.training.reference import EveryStep, Moving, ReferenceSums
 from pobench.types import Group, TokenPair
 from pobench.workflows.invariance import small_model, small_pairs
 
@@ -93,9 +93,17 @@ def _reference(start_model: Any, scorer_of: Any, pairs: tuple[TokenPair, ...], p
 
 def _reference_for(loss: Any, pairs: list[TokenPair], start_model: Any, scorer_of: Any, reference_of: Any) -> Any:
     """What the loss reads as reference, if it reads one: sums, or the start model itself."""
-    if loss.runs_reference:
-        return EveryStep(scorer_of(copy.deepcopy(start_model)))
+    if loss.moves_reference or loss.runs_reference:
+        return (Moving if loss.moves_reference else EveryStep)(
+            scorer_of(copy.deepcopy(start_model).requires_grad_(False))
+        )
     return reference_of(pairs, "tokens" in loss.needs) if loss.reads_reference else None
+
+
+@pytest.fixture
+def moving(start_model: Any, scorer_of: Any) -> Callable[[], Moving]:
+    """A reference model that may move, as the start model yet."""
+    return lambda: Moving(scorer_of(copy.deepcopy(start_model).requires_grad_(False)))
 
 
 @pytest.fixture
@@ -114,10 +122,11 @@ def fit(
         seed: int | None = None,
         adapter: dict[str, Any] | None = None,
         watch: Any = None,
-        reference: ReferenceSums | None = None,
+        reference: ReferenceSums | EveryStep | None = None,
         content: str = "",
         say: Any = lambda text: None,
         dtype: torch.dtype = torch.float32,
+        settings: dict[str, Any] | None = None,
         **changes: Any,
     ) -> tuple[Any, Trained, list[dict[str, Any]]]:
         model = copy.deepcopy(start_model).to(dtype)
@@ -135,11 +144,12 @@ def fit(
             pairs,
             order,
             registered,
-            registered.settings,
+            {**registered.settings, **(settings or {})},
             TrainConfig(**values),
             folder=tmp_path / folder,
             reference=reference or _reference_for(registered, pairs, start_model, scorer_of, reference_of),
             mismatched=mismatch(pairs),
+            seed=seed or 0,
             log=log or rows.append,
             watch=watch,
             content=content,

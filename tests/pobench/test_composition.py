@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import pobench.registry as registry
 from pobench.composition import folder_name, parse, split
@@ -65,6 +67,10 @@ def test_commas_inside_brackets_do_not_separate() -> None:
         ("2*sft", "sft is a term of a sum"),
         ("label_smoothing(aot)", "label_smoothing changes a pair's sums, and aot reads batch"),
         ("label_smoothing(sft) + dpo", "modifies a loss over pairs; sft is none"),
+        ("f_divergence(ld(dpo))", "which ld adds up anew from the tokens; write ld around f_divergence"),
+        ("sampo(aot)", "sampo changes a pair's sums, and aot reads batch"),
+        ("tr(simpo)", "tr moves the reference, and simpo reads none"),
+        ("tr(dpo) + 0.5*kto", "tr moves the one reference that all terms read; write tr around kto, too"),
         ("f_divergance(dpo)", "unknown modifier 'f_divergance'; did you mean 'f_divergence'?"),
         ("dpo + simpo2 + ipo3", "unknown loss 'simpo2'"),
     ],
@@ -136,6 +142,89 @@ def test_tokens_beyond_the_shorter_response_count_less() -> None:
     settings = {"ld.alpha": 0.5, "simpo.beta": 1.0}
     means = get_loss("ld(simpo)").evaluate(policy, tokens=TokenLogps(logps, None, mask), **settings)
     assert means.chosen_reward.item() == pytest.approx(-3.0 / 4)  # of the whole length
+
+
+def of_tokens(chosen: list[float], rejected: list[float]) -> tuple[Pair, Tensor, Tensor]:
+    """Sums, tokens and mask of one pair."""
+    width = max(len(chosen), len(rejected))
+    rows = torch.tensor([[[*one, *[0.0] * (width - len(one))] for one in (chosen, rejected)]], dtype=torch.float64)
+    mask = torch.arange(width) < torch.tensor([[len(chosen), len(rejected)]])[..., None]
+    return Pair(*(SequenceLogps(rows[:, i].sum(-1), mask[:, i].sum(-1)) for i in (0, 1))), rows, mask
+
+
+def by_tokens(name: str, policy: list[list[float]], reference: list[list[float]], **settings: Any) -> tuple[Any, Any]:
+    """(output, its gradient by the policy's tokens) of a pair's tokens; draw: of the pair."""
+    draw = torch.tensor([settings.pop("draw", 0)])
+    (ours, rows, mask), (base, known, _) = of_tokens(*policy), of_tokens(*reference)
+    rows.requires_grad_()
+    ours = Pair(*(side._replace(total=rows[:, i].sum(-1)) for i, side in enumerate(ours)))
+    loss = get_loss(name)
+    given = {
+        "tokens": TokenLogps(rows, known if "reference" in loss.needs else None, mask, draw),
+        "kl": torch.tensor(2.0),
+    }
+    output = loss.evaluate(ours, base, **given, **{**loss.settings, **settings})
+    return output, torch.autograd.grad(output.loss.sum(), rows)[0]
+
+
+def test_a_token_beyond_the_limits_counts_as_one_at_the_limit_and_has_no_gradient() -> None:
+    # log-ratios 3, 0.5 and -2 clamp to 1.5, 0.5 and -1; 0.5 and 0.25 stay: 1 - 0.75
+    policy, reference = [[-1.0, -1.0, -3.0], [-1.0, -1.0]], [[-4.0, -1.5, -1.0], [-1.5, -1.25]]
+    output, slopes = by_tokens("humanline(dpo)", policy, reference, **{"dpo.beta": 1.0})
+    assert (output.chosen_reward.item(), output.rejected_reward.item()) == pytest.approx((1.0, 0.75))
+    assert (slopes[0, 0] != 0).tolist() == [False, True, False] and (slopes[0, 1, :2] != 0).all()
+    wide = {"humanline.low": -9.0, "humanline.high": 9.0}
+    for name in ("dpo", "kto", "nca_pair"):
+        inner = {f"{name}.beta": 0.3}
+        plain = by_tokens(f"sampo({name})", [side[:2] for side in policy], [side[:2] for side in reference], **inner)[0]
+        wider = by_tokens(f"humanline({name})", [p[:2] for p in policy], [r[:2] for r in reference], **wide, **inner)[0]
+        assert wider.loss.item() == pytest.approx(plain.loss.item(), rel=1e-12), name
+
+
+def test_of_the_longer_answer_as_many_tokens_are_drawn_as_the_shorter_has() -> None:
+    policy, reference = [[-1.0, -2.0, -4.0, -8.0], [-3.0, -3.0]], [[-1.5, -2.5, -4.5, -8.5], [-3.25, -3.25]]
+    settings = {"dpo.beta": 1.0}
+    masks = [by_tokens("sampo(dpo)", policy, reference, draw=draw, **settings)[1][0] != 0 for draw in range(60)]
+    assert all(mask.sum(-1).tolist() == [2, 2] for mask in masks)
+    drawn = torch.stack([mask[0] for mask in masks]).double().mean(0)
+    assert (
+        len({tuple(mask[0].tolist()) for mask in masks}) == 6 and ((drawn - 0.5).abs() < 0.2).all()
+    )  # all pairs of four
+    output, _ = by_tokens("sampo(dpo)", policy, reference, draw=5, **settings)
+    assert (output.chosen_reward.item(), output.rejected_reward.item()) == pytest.approx(
+        (1.0, 0.5)
+    )  # the same tokens' ratios
+    means, slopes = by_tokens("sampo(simpo)", policy, reference, draw=5, **{"simpo.beta": 1.0})
+    taken = torch.tensor(policy[0])[slopes[0, 0] != 0]
+    assert means.chosen_reward.item() == pytest.approx(taken.mean().item())  # of the tokens that count
+    equal, alike = [policy[0], [-3.0] * 4], [reference[0], [-3.5, -3.0, -3.0, -2.0]]
+    at_zero = {"ld.alpha": 0.0, "dpo.beta": 0.3}
+    assert by_tokens("sampo(dpo)", equal, alike, **{"dpo.beta": 0.3})[0].loss.item() == pytest.approx(
+        by_tokens("ld(dpo)", equal, alike, **at_zero)[0].loss.item(), rel=1e-12
+    )  # both are the loss itself where the answers are equally long
+
+
+def test_the_outer_modifier_changes_the_tokens_that_the_inner_one_reads() -> None:
+    # ratios 2, 2 and 1: clamped 1.5, 1.5 and 1
+    policy, reference = [[-1.0, -1.0], [-1.0]], [[-3.0, -3.0], [-2.0]]
+    settings = {"ld.alpha": 0.5, "dpo.beta": 1.0}
+    clamped_first, _ = by_tokens("humanline(ld(dpo))", policy, reference, **settings)
+    weighed_first, _ = by_tokens("ld(humanline(dpo))", policy, reference, **settings)
+    assert clamped_first.chosen_reward.item() == pytest.approx(1.5 + 0.75)
+    assert weighed_first.chosen_reward.item() == pytest.approx(1.5 + 1.0)  # half of the second token's 2 nats
+    both = [by_tokens(name, policy, reference, **settings)[0].loss.item() for name in ("sampo(ld(dpo))", "sampo(dpo)")]
+    assert both[0] == pytest.approx(both[1], rel=1e-12)  # equally long already
+
+
+def test_a_reference_that_moves_changes_no_value_and_is_one_for_all_terms() -> None:
+    for name in ("dpo", "kto", "label_smoothing(dpo)", "dpo + 0.2*sft"):
+        moved = " + ".join(term if "sft" in term else f"tr({term})" for term in name.split(" + "))
+        assert value(moved) == value(name) and not get_loss(name).moves_reference
+    loss = get_loss("label_smoothing(tr(dpo)) + 0.5*tr(kto)")
+    settings = {**loss.settings, "tr.alpha": 0.3, "tr.every": 4}
+    assert loss.moves_reference
+    assert [loss.taken_by_reference(step, settings) for step in range(1, 9)] == [0, 0, 0, 0.3, 0, 0, 0, 0.3]
+    assert get_loss("dpo").taken_by_reference(512, {}) == 0
 
 
 def test_modifiers_apply_from_the_inside() -> None:
@@ -223,6 +312,8 @@ def test_a_modifier_says_what_is_wrong_with_its_signature(monkeypatch) -> None:
     assert "units: 'speed' is no setting" in str(refused.value)
     with pytest.raises(PobenchError, match="'dpo' is the name of a loss"):
         register_modifier("dpo", source="here")(lambda loss: loss())
+    with pytest.raises(PobenchError, match=r"moves: takes \(step, \*, share\)"):
+        register_modifier("ema", source="here", moves=lambda step: 0.1)(lambda loss, *, share=0.1: loss())
 
 
 def test_an_expression_describes_itself() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pobench.errors import reason_of
-from pobench.registry import get_loss
+from pobench.registry import Loss, get_loss
 from pobench.runs.stage import Content, Stage
 from pobench.runs.stages.reference import TOKENS
 from pobench.settings.job import Job
@@ -63,6 +63,8 @@ def run(context: Context) -> None:
     steps = math.ceil(len(items) / in_a_batch(items, job.train.batch_size)) * job.train.epochs
     model, rows = context.trainable(context.start_path)
     reference = _reference(context)
+    if loss.moves_reference:
+        context.say(f"{context.task.title}: {_how_it_moves(loss, job, steps)}")
     adapter = job.train.adapter
     adapted = adapters.attach(model, adapter, job.seed) if adapter else None
     if job.train.trackers:
@@ -91,6 +93,7 @@ def run(context: Context) -> None:
             folder=folder.path,
             reference=reference,
             mismatched=mismatch(items) if "kl" in loss.needs else None,
+            seed=job.seed,
             log=log if context.main else lambda row: None,
             say=context.say,
             rewind=folder.rewind_steps if context.main else lambda step: None,
@@ -115,10 +118,10 @@ def _heldout_means(context: Context, scorer: SumScorer) -> dict[str, float]:
 
 
 def _reference(context: Context) -> ReferenceSums | EveryStep | None:
-    """The stored reference sums of what is trained on, or a frozen start model that computes them in every step; None for a
-    loss that reads none."""
+    """The stored reference sums of what is trained on, or a start model that computes them in every step, frozen or moved by
+    the loss; None for a loss that reads none."""
     from pobench.model.policy_sums import sum_scorer
-    from pobench.training.reference import EveryStep
+    from pobench.training.reference import EveryStep, Moving
 
     config, loss = context.job.train, context.loss
     if loss is None or not loss.reads_reference:
@@ -127,7 +130,16 @@ def _reference(context: Context) -> ReferenceSums | EveryStep | None:
         return context.references(loss.unit, TOKENS[loss.unit], *("mismatched", "mismatched_answers"))
     policy = context.start_policy()
     policy.requires_grad_(False)
-    return EveryStep(sum_scorer(policy, context.groups(loss.unit), config, context.accelerator, context.say))
+    kind = Moving if loss.moves_reference else EveryStep
+    return kind(sum_scorer(policy, context.groups(loss.unit), config, context.accelerator, context.say))
+
+
+def _how_it_moves(loss: Loss, job: Job, steps: int) -> str:
+    """A sentence on a reference that moves. A move behind the last step changes nothing."""
+    moves = sum(loss.taken_by_reference(step, job.loss_settings) > 0 for step in range(1, steps))
+    if not moves:
+        return f"its reference moves behind none of {steps} steps, so it trains as it would without; see {loss.name}'s settings"
+    return f"its reference moves behind {moves} of {steps} steps, so a second model computes it in every step"
 
 
 def _cost_of(reference: ReferenceSums | EveryStep | None) -> dict[str, Any]:

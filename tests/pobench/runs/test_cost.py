@@ -63,6 +63,15 @@ def test_one_reference_pass_serves_all_losses_that_want_one(tmp_path) -> None:
     assert get_loss("ipo").needs == {"reference"}
 
 
+def test_a_reference_that_moves_is_a_second_model_in_memory_and_in_every_checkpoint(tmp_path) -> None:
+    plain, moving = (estimate_cost(tasks(tmp_path, names, "llama3-base"), None) for names in ("dpo", "dpo, tr(dpo)"))
+    assert plain.parts is not None and moving.parts is not None
+    assert plain.parts["start_model"] == 0 and moving.parts["start_model"] == moving.parts["masters"]
+    assert moving.disk - plain.disk == pytest.approx(
+        (4 + 2 * 4) * plain.parameters
+    )  # one more model; in two checkpoints
+
+
 def test_answers_are_counted_at_their_longest(tmp_path) -> None:
     without = estimate_cost(tasks(tmp_path, "simpo", "llama3-base", answers__source=None), None)
     short = estimate_cost(tasks(tmp_path, "simpo", "llama3-base", answers__max_new_tokens=1024), None)

@@ -10,15 +10,19 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from pobench.errors import PobenchError
+from pobench.registry import get_loss
 from pobench.results.load import load_frames
 from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.stage import Node
 from pobench.runs.stages import DEFAULT, reference
+from pobench.runs.stages.train import _how_it_moves
 from pobench.runs.task import Task
 from pobench.settings.job import Job
 from pobench.settings.resolve import resolve
@@ -161,6 +165,24 @@ def test_a_reference_in_every_step_is_a_run_of_its_own_and_only_where_a_loss_rea
     assert "reference" not in stored.train.causes()  # the names of runs from before there was a choice
     assert reference.sets_of(live, "loss", ("train", "heldout")) == ["heldout"]
     assert reference.sets_of(stored, "loss", ("train", "heldout")) == ["heldout", "pairs", "mismatched"]
+
+
+def test_a_reference_that_moves_is_computed_in_every_step_whatever_the_setting_says(setting, tmp_path) -> None:
+    def jobs(**overrides: Any) -> list[Job]:
+        changes = {k.replace("__", "."): v for k, v in overrides.items()}
+        return resolve(str(tmp_path / "small.yaml"), "dpo, tr(kto)", overrides=changes)
+
+    for how in ("cached", "every_step"):
+        _, moving = jobs(train__reference=how)
+        assert moving.train.reference == "every_step" and moving.key == jobs()[1].key
+        assert moving.origin["train.reference"] == "tr(kto): its reference moves"
+    assert jobs()[0].train.reference == "cached" and "train.reference" not in jobs()[0].origin
+    assert reference.sets_of(moving, "loss", ("train", "heldout")) == ["heldout"]  # of the start model
+    assert jobs(tr__every=3)[1].key != moving.key == jobs(tr__every=512)[1].key
+    told = [_how_it_moves(get_loss(job.loss), job, 9) for job in (jobs(tr__every=4)[1], jobs(tr__every=9)[1])]
+    assert "moves behind 2 of 9 steps, so a second model" in told[0] and "behind none of 9 steps" in told[1]
+    with pytest.raises(PobenchError, match=r"train.adapter: tr\(kto\) moves its reference weight by weight"):
+        jobs(train__adapter={"r": 4})
 
 
 def test_a_run_says_how_its_reference_came_about_and_what_it_took_beside_the_steps(work_here, tmp_path) -> None:

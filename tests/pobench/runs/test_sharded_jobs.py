@@ -98,10 +98,12 @@ def test_weights_split_in_bf16_have_a_name_of_their_own(work_here, two_devices, 
 
 
 @pytest.mark.slow
-def test_a_frozen_start_model_in_every_step_is_split_too(work_here, two_devices, monkeypatch) -> None:
-    two = work_here("dpo", STAGES, "two", train__sharding="fsdp2", train__reference="every_step")
+@pytest.mark.parametrize("loss", ["dpo", "tr(dpo)"])
+def test_a_start_model_in_every_step_is_split_too_frozen_or_moved(loss, work_here, two_devices, monkeypatch) -> None:
+    changes = {"tr__every": 1} if loss == "tr(dpo)" else {"train__reference": "every_step"}
+    two = work_here(loss, STAGES, "two", train__sharding="fsdp2", **changes)
     monkeypatch.setenv(device.PROCESSES, "1")
-    alike(work_here("dpo", STAGES, "one", train__reference="every_step"), two)
+    alike(work_here(loss, STAGES, "one", **changes), two)
 
 
 def test_an_outline_has_no_memory_for_weights_and_is_refused_where_names_differ(setting, tmp_path) -> None:

@@ -38,6 +38,8 @@ def test_a_checkpoint_beside_the_steps_takes_a_copy_of_masters_and_moments_on_a_
     config = TrainConfig(lr=1, checkpoint_async=True)
     copies = [training_memory(MISTRAL, Step.of(config, 4096, shards=8, gpu=gpu)).staged for gpu in (True, False)]
     assert copies == [0, pytest.approx(12 * MISTRAL.parameters / 8)]
+    moved = replace(Step.of(config, 4096, shards=8, gpu=False), moves=True)
+    assert training_memory(MISTRAL, moved).staged == pytest.approx(16 * MISTRAL.parameters / 8)  # the reference, too
 
 
 def test_eight_devices_of_eighty_hold_seven_billion_and_one_does_not() -> None:

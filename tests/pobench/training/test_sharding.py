@@ -23,11 +23,11 @@ from pobench.model.device import make_accelerator
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer
 from pobench.model.sharding import is_sharded, shard, whole_weights
-from pobench.registry import get_loss, list_losses
+from pobench.registry import Loss, get_loss, list_losses
 from pobench.settings.schema import AdapterConfig, TrainConfig
 from pobench.training.loop import train
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import ReferenceSums, compute_reference
+from pobench.training.reference import Moving, ReferenceSums, compute_reference
 from pobench.training.saving import Saver
 from pobench.types import Group, TokenPair
 
@@ -108,10 +108,10 @@ def take_steps(folder: Path, name: str, way: Way, stop: bool = False, **changes:
         pairs,
         [range(PAIRS)] * EPOCHS,
         loss,
-        loss.settings,
+        {**loss.settings, **({"tr.every": 3} if loss.moves_reference else {})},
         config,
         folder=folder,
-        reference=ReferenceSums.load(folder.parent / "reference") if loss.reads_reference else None,
+        reference=reference_of(folder.parent / "reference", loss, way),
         mismatched=mismatch(pairs),
         log=rows.append,
         watch=watch,
@@ -123,13 +123,24 @@ def take_steps(folder: Path, name: str, way: Way, stop: bool = False, **changes:
         save_file({k: v.contiguous() for k, v in weights.items()}, folder / "weights.safetensors")
 
 
-def reference_pass(folder: Path, way: Way) -> None:
-    """The start model's sums, by all processes together."""
-    accelerator, pairs = make_accelerator(way.precision, cpu=True), pairs_of_all_lengths()
-    policy = ResponseLogps(model_of(way).eval())
-    if way.sharding == "fsdp2":
+def start_scorer(way: Way) -> SumScorer:
+    """Of the start model, by all processes together."""
+    accelerator = make_accelerator(way.precision, cpu=True)
+    policy = ResponseLogps(model_of(way).eval().requires_grad_(False))
+    if way.sharding == "fsdp2" and accelerator.num_processes > 1:
         shard(policy, accelerator.device, torch.float32)
-    scorer = SumScorer(policy, policy.layout("shared_prefix"), accelerator, budget=40)
+    return SumScorer(policy, policy.layout("shared_prefix"), accelerator, budget=40)
+
+
+def reference_of(folder: Path, loss: Loss, way: Way) -> ReferenceSums | Moving | None:
+    if not loss.reads_reference:
+        return None
+    return Moving(start_scorer(way)) if loss.moves_reference else ReferenceSums.load(folder)
+
+
+def reference_pass(folder: Path, way: Way) -> None:
+    """The start model's sums."""
+    pairs, scorer = pairs_of_all_lengths(), start_scorer(way)
     compute_reference(folder, [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))], scorer, {})
 
 
@@ -267,6 +278,24 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_four_and_by_one_and_the_oth
         shutil.copytree(tmp_path / start, folder)
         resume(folder, "kto", way) if processes == 1 else in_processes(processes, resume, folder, "kto", way)
         assert max(distance(tmp_path / "whole" / "kto", folder / "kto", first=5)) <= TOLERANCE, folder.name
+
+
+@pytest.mark.slow
+def test_a_reference_that_moves_is_split_and_resumed_as_the_policy_is(tmp_path) -> None:
+    name, split = "tr(kto)", Way("fsdp2")
+    run(tmp_path / "one", 1, [name], Way())
+    run(tmp_path / "still", 1, ["kto"], Way())
+    assert distance(tmp_path / "one" / name, tmp_path / "still" / "kto").loss > 1e-3  # it has moved
+    for title, way in (("DDP", Way()), ("FSDP2", split)):
+        run(tmp_path / title, 2, [name], way)
+        assert max(distance(tmp_path / "one" / name, tmp_path / title / name)) <= TOLERANCE, title
+    folder = tmp_path / "by two"
+    in_processes(2, stopped, folder, name, split)  # one step after the reference has moved
+    for processes, way in ((2, split), (4, split), (1, Way())):
+        again = tmp_path / f"then {processes}"
+        shutil.copytree(folder, again)
+        resume(again, name, way) if processes == 1 else in_processes(processes, resume, again, name, way)
+        assert max(distance(tmp_path / "one" / name, again / name, first=5)) <= TOLERANCE, processes
 
 
 @pytest.mark.slow

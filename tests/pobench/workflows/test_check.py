@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pobench.registry import get_loss, list_losses
+from pobench.registry import get_loss, list_losses, modifiers
 from pobench.workflows.check import LAWS, check
 from pobench.workflows.check_units import OWN
 
@@ -24,7 +24,9 @@ CAUGHT = {  # fixture: (the law that catches it, words of the reason)
 }
 
 
-@pytest.mark.parametrize("name", list_losses())
+@pytest.mark.parametrize(
+    "name", [*list_losses(), *(f"{name}(dpo)" for name in modifiers.names()), "tr(humanline(kto))"]
+)
 def test_no_registered_loss_breaks_a_law(name) -> None:
     findings = list(check(get_loss(name), steps=False))
     assert [f.law for f in findings] == [law for law, _ in (*LAWS, *OWN[get_loss(name).unit])]
