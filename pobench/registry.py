@@ -212,6 +212,20 @@ class Loss:
         in every step."""
         return "forward_kl" in self.needs or {"entropy", "reference"} <= self.needs
 
+    @property
+    def moves_reference(self) -> bool:
+        """Whether the reference model moves towards the policy, so that no stored sums of it serve."""
+        return any(map(_moves, self.parts))
+
+    def taken_by_reference(self, step: int, settings: Mapping[str, Any]) -> float:
+        """The share of the policy that the reference takes behind a step, counted from 1; 0: it stays as it is."""
+        shares = [
+            part.moves(step, **own_settings(part.name, settings))
+            for part in self.parts
+            if isinstance(part, Modifier) and part.moves is not None
+        ]
+        return max(shares, default=0.0)
+
     def lacks(self, *inputs: Any) -> list[str]:
         """The inputs that it needs and that are not among these: pairs', in the order of `pobench.types.Inputs`."""
         at_hand = {name for name, value in zip(INPUTS_OF["pairs"], inputs, strict=False) if value is not None}
@@ -465,10 +479,11 @@ def _unmodified(terms: Iterable[Term], parts: Mapping[str, Loss | Modifier]) -> 
     for term in terms:
         around = [part for name in term.modifiers if isinstance(part := parts[name], Modifier)]
         changing = [modifier for modifier in around if not (_moves(modifier) or modifier.weighs)]
-        for name in sorted(parts[term.loss].needs & {"batch", *BY_TOKEN}) if changing and term.loss != SFT else ():
+        needs = frozenset[str]() if term.loss == SFT else parts[term.loss].needs
+        for name in sorted(needs & {"batch", *BY_TOKEN}) if changing else ():
             if leaving := [modifier.name for modifier in changing if name not in modifier.takes]:
                 yield f"{leaving[-1]} changes a pair's sums, and {term.loss} reads {name}, which stay as they are"
-        if "batch" in parts[term.loss].needs and (weighing := [part.name for part in around if part.weighs]):
+        if "batch" in needs and (weighing := [part.name for part in around if part.weighs]):
             yield f"{weighing[-1]} weighs each pair's loss, and {term.loss} reads batch: a pair has no loss of its own there"
         for outer, inner in combinations([part for part in around if not _moves(part)], 2):
             if outer.weighs:
