@@ -19,6 +19,7 @@ import torch
 
 from pobench.data.prompts import eval_prompts
 from pobench.data.published import DATASETS, MODELS
+from pobench.data.round_prompts import is_split
 from pobench.data.rows import read_rows
 from pobench.data.sampled import sampled_rows
 from pobench.data.shapes import load_preferences
@@ -337,7 +338,7 @@ def _drawn_prompts(job: Job) -> float:
         prompts = sum(float(sizes.get(part, math.nan)) for part in (split or "train").split("+"))
     else:
         prompts = float(len(sampled_rows(job))) if is_local(source) else math.nan
-    return min(prompts, config.max_prompts or math.inf)
+    return min(prompts, config.max_prompts or math.inf) / (job.round.of if is_split(job) else 1)
 
 
 def ranker_of(job: Job) -> str | None:

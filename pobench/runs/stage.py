@@ -33,7 +33,7 @@ class Content:
     rows: of the prompts' rows as a judge reads them. scores, heldout_scores: of the pairs' ratings. precision: what `auto`
     comes to on this machine, "bf16" or "fp32".
     source: a registered function's kind and name → the digest of its code. rendering: of the chat template and tokenizer
-    (`Chat.digest`).
+    (`Chat.digest`). begins: of the last round's model, from which a later round trains; "" where the start model is it.
     """
 
     weights: str
@@ -46,6 +46,11 @@ class Content:
     rendering: str
     scores: str = ""
     heldout_scores: str = ""
+    begins: str = ""
+
+    def compared_to(self, job: Job) -> str:
+        """The weights that a loss with a reference is trained against."""
+        return self.begins if self.begins and job.rounds.reference == "last" else self.weights
 
     def precise(self, wanted: str) -> str:
         """A precision without `auto`."""

@@ -2,7 +2,7 @@
 
 Four sets of sequences, each a folder of its own in the cache: the held-out pairs (every run reports KL), the training
 pairs (losses that ask for `reference`), their single tokens (losses that ask for `tokens`, too), and the mismatched pairs
-(losses that ask for `kl`).
+(losses that ask for `kl`). In later rounds of iterative training the last three may be of the last round's model.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def node_of(job: Job, content: Content, which: str) -> Node:
         "base": base,
         **content.rounding(job.train),
     }
-    sequences = content.heldout if which == "heldout" else content.pairs
-    return Node("reference", {"weights": content.weights, "set": which, "sequences": sequences, **arithmetic})
+    held = which == "heldout"  # measured against the start model in every round
+    weights, sequences = (content.weights, content.heldout) if held else (content.compared_to(job), content.pairs)
+    return Node("reference", {"weights": weights, "set": which, "sequences": sequences, **arithmetic})
 
 
 def run(context: Context) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any]:
+    """`reference` is a cause of its own where it is not the model that training begins from."""
+    loss = get_loss(job.loss)
+    other_reference = content.begins and loss.reads_reference and content.compared_to(job) != content.begins
     return {
         "loss": job.loss,
         "source": content.source("loss", job.loss),
@@ -32,8 +35,9 @@ def causes(job: Job, content: Content) -> Mapping[str, Any]:
         },
         **job.model.layers,
         "pairs": content.pairs,
-        "weights": content.weights,
-        **({"scores": content.scores} if "scores" in get_loss(job.loss).needs else {}),
+        "weights": content.begins or content.weights,
+        **({"reference": content.weights} if other_reference else {}),
+        **({"scores": content.scores} if "scores" in loss.needs else {}),
     }
 
 
@@ -54,7 +58,7 @@ def run(context: Context) -> None:
     torch.manual_seed(job.seed)
     order = data_order(pairs, job.seed, job.train.epochs)
     steps = math.ceil(len(pairs) / job.train.batch_size) * job.train.epochs
-    model, rows = context.trainable(context.start_path)
+    model, rows = context.trainable(context.begin_path)
     reference = _reference(context)
     adapter = job.train.adapter
     adapted = adapters.attach(model, adapter, job.seed) if adapter else None
@@ -118,7 +122,7 @@ def _reference(context: Context) -> ReferenceSums | EveryStep | None:
         return None
     if config.reference == "cached":
         return context.references("pairs", "mismatched", "tokens")
-    policy = context.start_policy()
+    policy = context.reference_policy()
     policy.requires_grad_(False)
     return EveryStep(sum_scorer(policy, context.groups("pairs"), config, context.accelerator, context.say))
 
@@ -177,15 +181,16 @@ def _store_adapter(context: Context, adapted: Any, folder: Path, state: Mapping[
 
     adapter, model = context.job.train.adapter, context.job.model
     assert adapter is not None
-    whole_source = context.job.sft is None and "base" not in origin(context.start_path)
-    base = (model.source, model.revision) if whole_source else (str(context.start_path), None)
+    begin = context.begin_path
+    whole_source = begin == context.start_path and context.job.sft is None and "base" not in origin(begin)
+    base = (model.source, model.revision) if whole_source else (str(begin), None)
     if not adapter.merge:
         adapters.save(adapted, folder, *base, state=state)
         return
     if state is not None:
         with tempfile.TemporaryDirectory() as temporary:
             adapters.save(adapted, Path(temporary), *base, state=state)
-            adapted = put_in(context.load(context.start_path), Path(temporary))
+            adapted = put_in(context.load(begin), Path(temporary))
     adapters.merged(adapted).save_pretrained(folder)
 
 
@@ -218,7 +223,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 STAGE = Stage(
     name="train",
-    does="train every loss from the start model",
+    does="train every loss from the start model, or from the last round's",
     reads=("sft", "onpolicy", "reference"),
     writes=("model/", "steps.jsonl", "trained.json"),
     decided_by="pairs (their ratings, if the loss asks for them), start weights, the loss's source and settings, the train "
