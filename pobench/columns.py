@@ -154,7 +154,12 @@ _RUNS = Frame(
             "",
             "from round 2 on, what a loss with a reference was trained against: `last`, the model it began from, or `start`",
         ),
-        Column("recipe", "text", "", "from round 2 on, a digest of how its pairs were made, without the model that answered"),
+        Column(
+            "recipe",
+            "text",
+            "",
+            "from round 2 on, a digest of how its pairs were made, without the model that answered",
+        ),
         Column("pairs", "int", "pairs", "pairs it was trained on; nan until it has finished"),
         Column("seconds", "float", "s", "wall time of the training steps", measured=True),
         Column(

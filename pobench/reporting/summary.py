@@ -16,6 +16,7 @@ from pobench.results.claims import VERDICTS
 from pobench.results.comparable import Comparable, Selection
 from pobench.results.contrast import Pair, all_pairs, gains
 from pobench.results.crossed import VERDICT_SEEDS
+from pobench.results.rounds import earlier_rounds
 from pobench.results.scores import DISTINCT
 from pobench.types import Estimate
 
@@ -51,6 +52,8 @@ def summarise(
     sentences += [*_sentence("bad", "Looks", looks), *_sentence("note", "Next", noise)]
     if home.left_out:
         sentences.append(Finding("note", "Variants of settings", home.left_out))
+    if rounds := earlier_rounds(every_arm.frames["runs"]):
+        sentences.append(Finding("note", "Rounds", rounds))
     return [*sentences, *_not_judged(every_arm), *_data_order(every_arm)]
 
 
@@ -71,6 +74,7 @@ def _not_judged(selection: Selection) -> list[Finding]:
 
 def _data_order(selection: Selection) -> list[Finding]:
     runs = selection.frames["runs"]
+    runs = runs[runs["round"].fillna(1) == 1]  # in later rounds each loss has pairs of its own
     orders = runs[runs["loss"] != "start"].dropna(subset=["order"]).query("order != ''")
     alike = orders.groupby(["seed", "epochs"], dropna=False)  # more epochs are another order by what they are
     if (alike["order"].nunique() == 1).all():

@@ -8,7 +8,7 @@ from typing import Any
 
 from pobench.errors import PobenchError
 from pobench.identity import name_of
-from pobench.registry import judges
+from pobench.registry import get_loss, judges
 from pobench.settings.schema import (
     SECTIONS,
     START_SEED,
@@ -93,8 +93,9 @@ class Job:
         how its pairs are made."""
         if self.round.number == 1:
             return {}
-        reference, recipe = self.rounds.reference, self.round.recipe
-        return {"round": self.round.number, "begins": self.round.run, "rounds_reference": reference, "recipe": recipe}
+        reference = self.rounds.reference if get_loss(self.loss).reads_reference else ""
+        facts = {"round": self.round.number, "begins": self.round.run, "rounds_reference": reference}
+        return {**facts, "recipe": self.round.recipe}
 
     def value(self, key: str) -> Any:
         """The resolved value of `key` ("train.lr", "simpo.beta"); None if there is no such key."""
