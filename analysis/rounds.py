@@ -114,4 +114,8 @@ def _line(ax: plot.Axes, rows: pd.DataFrame, chain: Chain, aside: float, title: 
     ax.plot(at, here["value"], color=colour, marker=marker, markersize=4.5, label=chain.label)
     ax.vlines(at, here["low"], here["high"], color=colour, linewidth=2, alpha=0.6)
     ax.plot(seeds["round"] + aside, seeds["value"], color=colour, marker=".", linestyle="none", alpha=0.35)
-    plot.hint_estimates(ax, at, here, f"{chain.label}, {title}, round")
+    texts = [
+        f"{chain.label}, round {row.round}, {title}: {row.value:.3g} [{row.low:.3g}, {row.high:.3g}], n = {row.n:.0f}"
+        for row in here.itertuples()
+    ]
+    plot.hint(ax, at, here["value"], [text.replace("-", "−") for text in texts])

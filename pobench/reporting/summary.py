@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 
 from pobench.reporting.tables import clean, decimals_that_tell, listing, show_number
-from pobench.results.arms import Arm, judges_of, score_of
+from pobench.results.arms import Arm, begun_from, judges_of, score_of
 from pobench.results.claims import VERDICTS
 from pobench.results.comparable import Comparable, Selection
 from pobench.results.contrast import Pair, all_pairs, gains
 from pobench.results.crossed import VERDICT_SEEDS
-from pobench.results.rounds import earlier_rounds
 from pobench.results.scores import DISTINCT
 from pobench.types import Estimate
 
@@ -31,6 +30,11 @@ class Finding:
     tone: str
     head: str
     text: str
+
+
+ROUNDS = (
+    "A loss trained in rounds stands with its last one, which has pairs of its own; “Rounds of training” shows all."
+)
 
 
 def summarise(
@@ -52,8 +56,8 @@ def summarise(
     sentences += [*_sentence("bad", "Looks", looks), *_sentence("note", "Next", noise)]
     if home.left_out:
         sentences.append(Finding("note", "Variants of settings", home.left_out))
-    if rounds := earlier_rounds(every_arm.frames["runs"]):
-        sentences.append(Finding("note", "Rounds", rounds))
+    if begun_from(every_arm.frames["runs"]):
+        sentences.append(Finding("note", "Rounds", ROUNDS))
     return [*sentences, *_not_judged(every_arm), *_data_order(every_arm)]
 
 

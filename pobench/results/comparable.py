@@ -19,10 +19,9 @@ from pobench.columns import STORED
 from pobench.errors import PobenchError, nearest
 from pobench.registry import Figure
 from pobench.results import metrics
-from pobench.results.arms import Arm, arms_of, homes_of
+from pobench.results.arms import Arm, arms_of, begun_from, homes_of
 from pobench.results.derived import Frames
 from pobench.results.frame_files import counted
-from pobench.results.rounds import earlier_rounds
 from pobench.results.rows import Rows
 from pobench.results.score_rows import ScoreRows
 
@@ -60,9 +59,8 @@ class Selection:
     @property
     def notes(self) -> str:
         """Sentences on what a figure of these runs does not show."""
-        return (
-            f"{self.left_out} {earlier_rounds(self.frames['runs'])}".strip() if "runs" in self.frames else self.left_out
-        )
+        rounds = "Of rounds of training the last is shown." if begun_from(self.frames["runs"]) else ""
+        return f"{self.left_out} {rounds}".strip()
 
     @property
     def trained(self) -> list[Arm]:

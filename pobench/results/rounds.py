@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from pobench.results.arms import Arm, arms_of, begun_from, round_of
+from pobench.results.arms import Arm, arms_of, round_of
 
 
 class Chain(NamedTuple):
@@ -34,13 +34,3 @@ def chains_of(runs: pd.DataFrame) -> list[Chain]:
             label = re.sub(r"\(round \d+(, )?", "(", last.label).removesuffix(" ()")
             chains.append(Chain(last.loss, label, tuple(arms)))
     return sorted(chains, key=lambda chain: (chain.label, chain.arms[-1].id))
-
-
-def earlier_rounds(runs: pd.DataFrame) -> str:
-    """A sentence on the rounds that figures and tables do not show; "" where no loss was trained in several."""
-    if not begun_from(runs):
-        return ""
-    return (
-        "A loss that was trained in rounds stands with its last one, whose pairs are its own; the others are in “Rounds of "
-        "training”."
-    )
