@@ -122,6 +122,7 @@ def train(
     folder: Path,
     reference: ReferenceSums | EveryStep | None = None,
     mismatched: Sequence[int] | None = None,
+    begins_elsewhere: bool = False,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
@@ -131,9 +132,9 @@ def train(
 ) -> Trained:
     """Train `model` in place on `pairs`, in the order of `epochs` (indices into pairs, one sequence an epoch).
 
-    settings, reference, mismatched: see `PreferenceObjective`. All else, errors included: see `minimise`.
+    settings, reference, mismatched, begins_elsewhere: see `PreferenceObjective`. All else, errors included: see `minimise`.
     """
-    objective = PreferenceObjective(pairs, loss, settings, reference, mismatched)
+    objective = PreferenceObjective(pairs, loss, settings, reference, mismatched, begins_elsewhere=begins_elsewhere)
     batches = [
         (epoch + min(at + config.batch_size, len(order)) / len(order), list(order[at : at + config.batch_size]))
         for epoch, order in enumerate(epochs)

@@ -130,14 +130,17 @@ class PreferenceObjective:
         settings: Mapping[str, Any],
         reference: ReferenceSums | EveryStep | None = None,
         mismatched: Sequence[int] | None = None,
+        begins_elsewhere: bool = False,
     ) -> None:
         """settings: the loss's own. reference: the reference sums of the pairs' responses, for a loss that needs them, and of
         `mismatched_groups`, for a loss that needs `kl`; or what computes them, batch by batch. mismatched: for each pair the
-        index of the pair that lends its answer, for a loss that needs `kl`.
+        index of the pair that lends its answer, for a loss that needs `kl`. begins_elsewhere: whether training begins from
+        another model than the reference.
 
         Raises PobenchError if the loss needs sums or scores that are missing.
         """
         self.pairs, self.loss, self.settings, self.reference = pairs, loss, settings, reference
+        self.begins_elsewhere = begins_elsewhere
         self.groups: Sequence[Group] = [Group.of(p) for p in pairs]
         self.lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in pairs])
         self.borrowed: list[Group] = []
@@ -179,8 +182,8 @@ class PreferenceObjective:
             self.known_borrowed[items] = self.reference.of([self.borrowed[i] for i in items]).float()
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
-        """Raises PobenchError if the reference sums are not those of the policy before step 1."""
-        if self.known is None or self.reference is None:
+        """Raises PobenchError if the reference sums are not those of the policy before step 1, where they should be."""
+        if self.known is None or self.reference is None or self.begins_elsewhere:
             return math.nan
         probed = list(first[:8])
         if isinstance(self.reference, EveryStep):

@@ -88,6 +88,7 @@ def run(context: Context) -> None:
             folder=folder.path,
             reference=reference,
             mismatched=mismatch(pairs) if "kl" in loss.needs else None,
+            begins_elsewhere=context.reference_path != context.begin_path,
             log=log if context.main else lambda row: None,
             say=context.say,
             rewind=folder.rewind_steps if context.main else lambda step: None,
