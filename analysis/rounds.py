@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from pobench.registry import register_figure, register_table
 from pobench.reporting import plot
 from pobench.reporting.looks import START, look_of
-from pobench.results.arms import Arm, score_of
+from pobench.results.arms import Arm, round_of, score_of
 from pobench.results.rounds import Chain, chains_of
 from pobench.results.rows import Rows
 
@@ -72,13 +73,13 @@ def rounds_table(runs: pd.DataFrame, scores: Rows) -> pd.DataFrame:
     for chain in _chains(runs):
         for number, arm in enumerate(chain.arms, start=_first(runs, chain)):
             own = facts.loc[list(arm.runs)]
-            reference = str(own["reference"].iloc[0]) and (str(own["rounds_reference"].iloc[0]) or "start")
+            reads = _text(own["reference"].iloc[0])
             rows.append(
                 {
                     "Loss": chain.label,
                     "Round": number,
                     **{metric: score_of(scores, arm, metric) for metric in SHOWN},
-                    "Reference": reference or "–",
+                    "Reference": (_text(own["rounds_reference"].iloc[0]) or "start") if reads else "–",
                     "Pairs": float(own["pairs"].mean()),
                     "Seconds": float(own["seconds"].mean()),
                     "Seeds": len(arm.runs),
@@ -96,7 +97,11 @@ def _chains(runs: pd.DataFrame) -> list[Chain]:
 
 def _first(runs: pd.DataFrame, chain: Chain) -> int:
     """The round of a chain's first arm."""
-    return int(runs.loc[runs["run"] == chain.arms[0].runs[0], "round"].iloc[0])
+    return round_of(runs[runs["run"] == chain.arms[0].runs[0]].iloc[0])
+
+
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)
 
 
 def _estimates(scores: Rows, arm: Arm, metric: str) -> Sequence[tuple[str, dict[str, float]]]:
