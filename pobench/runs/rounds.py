@@ -173,8 +173,8 @@ def _layout_of(first: Layout, job: Job, pairs: Pairs, before: RunFolder) -> Layo
     digests, ratings = pairs.digests, pairs.ratings
     if digests["heldout"] != first.content.heldout:
         raise PobenchError(f"{before.run}: the pairs held out in round {job.round.number} are not those of round 1")
-    begun = {"begins": job.round.weights, "pairs": digests["train"], "scores": ratings["train"].digest}
-    return replace(first, pairs=pairs, content=replace(first.content, **begun))
+    content = replace(first.content, pairs=digests["train"], scores=ratings["train"].digest, begins=job.round.weights)
+    return replace(first, pairs=pairs, content=content)
 
 
 def _reach(job: Job) -> int | None:

@@ -12,11 +12,14 @@ import yaml
 from pobench.data.round_prompts import round_rows
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError
-from pobench.registry import losses, register_loss
+from pobench.registry import ExecutorType, executors, losses, register_loss
 from pobench.results.run_folder import RunFolder
 from pobench.runs import execute
+from pobench.runs import job as job_of_a_node
 from pobench.runs.execute import plan_and_execute
+from pobench.runs.executor import make_executor
 from pobench.runs.plan import describe, make_plan
+from pobench.runs.remote import Remote
 from pobench.runs.rounds import in_rounds
 from pobench.runs.task import Task
 from pobench.runs.worker import run as work
@@ -52,7 +55,7 @@ class World:
     def folders(self, loss):
         """Round → the run's folder."""
         found = [RunFolder(self.runs, f"small/{path.name}") for path in (self.runs / "small").glob(f"{loss}-*")]
-        return {folder.config.get("round", 1): folder for folder in found}
+        return {f.config.get("round", 1): f for f in found if f.config.get("rounds_reference") != "start"}
 
     def pairs(self, run):
         """The pairs that a stored run was trained on, as text."""
@@ -299,3 +302,65 @@ def test_a_job_carries_its_round_to_other_processes(world, tmp_path):
     task.dump(tmp_path / "task.json")
     read = Task.load(tmp_path / "task.json")
     assert read.job.round == task.job.round and read.job.rounds == task.job.rounds and read.title == task.title
+
+
+def test_the_command_adds_the_stage_that_makes_the_pairs(world, pobench_cli):
+    command = (
+        "run",
+        "--setting",
+        str(world.folder / "small.yaml"),
+        "--losses",
+        "dpo",
+        "--rounds",
+        "2",
+        "--dry-run",
+        "--json",
+    )
+    status, out, err = pobench_cli(*command)
+    assert status == 0, err
+    assert [job["left"] for job in json.loads(out)["jobs"] if job["kind"] == "onpolicy"] == [["onpolicy"], ["onpolicy"]]
+    status, _, err = pobench_cli(*command, "--stages", "train")
+    assert status == 2 and "add onpolicy" in " ".join(err.split())
+
+
+@pytest.mark.slow
+def test_a_rehearsal_plays_two_rounds_to_the_report(pobench_cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(execute, "_fork", lambda *tasks: max(map(work, tasks)))
+    command = ("run", "--losses", "dpo,simpo", "--setting", "tiny", "--rounds", "2", "--rehearse", "--seeds", "1,2")
+    status, out, err = pobench_cli(*command, "--json")
+    assert status == 0, err
+    said = json.loads(out)
+    assert sum(o["title"].endswith(", round 2") for o in said["outcomes"]) == 4
+    tables = tmp_path / "runs/rehearsal/report/tiny-rehearsal/tables"
+    table = (tables / "rounds-table.csv").read_text()
+    assert table.count("\nDPO,") == table.count("\nSimPO,") == 2
+    assert "DPO (round 2)" in (tables / "main-table.csv").read_text()
+
+
+class AtOnce(Remote):
+    """A cluster that does a job while it is submitted."""
+
+    name = "atonce"
+    seconds = 0.0
+
+    def submit(self, job, after, uses):
+        job_of_a_node.work(job)
+        return "1"
+
+    def states(self, ids):
+        return {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["local", "atonce"])
+def test_rounds_are_the_same_runs_whatever_executor_walks_them(world, tmp_path, monkeypatch, kind):
+    executors.names()
+    monkeypatch.setitem(executors._items, "atonce", ExecutorType("atonce", AtOnce))
+    monkeypatch.setitem(executors._aliases, "atonce", "atonce")
+    jobs, where = world.jobs("dpo"), make_executor(kind, {}, parallel=2 if kind == "local" else 1)
+    plan, outcomes = plan_and_execute(
+        lambda: make_plan(jobs, tmp_path / "runs", STAGES, rounds=2), lambda plan: execute.execute(plan, executor=where)
+    )
+    assert not plan.waits and {o.status for o in outcomes} == {"finished"}, [o.reason for o in outcomes]
+    assert {o.run for o in outcomes if "/dpo-" in o.run} == {folder.run for folder in world.folders("dpo").values()}
