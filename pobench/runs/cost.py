@@ -125,8 +125,9 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     training = sum(pace.pair * pairs * t.job.train.epochs * _first_passes(t.job.loss) for t in trained)
     reading = [t for t in trained if get_loss(t.job.loss).reads_reference]
     read = [t.job.train for t in reading]
-    # one for all, and one for all that read tokens
-    passes = len({"tokens" in get_loss(t.job.loss).needs for t in reading if t.job.train.reference == "cached"})
+    # one for all, and one for all that read tokens; after the first round one for each run
+    cached = [t for t in reading if t.job.train.reference == "cached"]
+    passes = len({("tokens" in get_loss(t.job.loss).needs, t.run * (t.job.round.number > 1)) for t in cached})
     passes += sum(train.epochs for train in read if train.reference == "every_step")
     training += REFERENCE_SHARE * pace.pair * pairs * passes if passes else 0.0
     # a conversation counts as a pair: two answers to one prompt are about as long

@@ -128,6 +128,7 @@ class Later:
             self.pairs.append(pairs)
             layout = _layout_of(first, ahead, pairs, folder)
             training, evaluation = layout.loss(MadePairs(made.data).as_data(ahead))
+            _refuse_without_model(folder, training)
             self.tasks += [training, evaluation]
             self.passes += layout.reference_tasks([training, evaluation])
         self.last.append(evaluation)
@@ -160,11 +161,21 @@ def _pairs_of(
     job = replace(job, round=begun)
     made, recipe = pairs_task(job, layout.runs, layout.plugins, dry, layout.notes, layout.damaged)
     job = replace(job, round=replace(begun, recipe=recipe))
+    _refuse_without_model(before, made)
     if not made.done:
         return job, made, None
     trained = MadePairs(made.data).as_data(job)
     chat = Chat.of(base_model(job), job.model)
     return job, made, find_pairs(trained, layout.runs, chat, layout.notes.append, remember=not dry)
+
+
+def _refuse_without_model(before: RunFolder, task: Task) -> None:
+    """Raises PobenchError where something is left of a task that begins from a model which was removed."""
+    if task.stages and not before.has("model"):
+        raise PobenchError(
+            f"{task.title} begins from the model of {before.run}, which is gone; to train it again, remove "
+            f"{str(before.path / 'trained.json')!r}"
+        )
 
 
 def _layout_of(first: Layout, job: Job, pairs: Pairs, before: RunFolder) -> Layout:

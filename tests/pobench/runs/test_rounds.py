@@ -193,6 +193,17 @@ def test_a_command_that_was_cut_off_goes_on_in_its_round(world):
     assert RunFolder(world.runs, second.run).weights == before
 
 
+def test_a_model_that_was_removed_is_missed_only_where_a_round_begins_from_it(world):
+    first, second = (world.folders("simpo")[number] for number in (1, 2))
+    (first.path / "model").rename(first.path / "elsewhere")
+    (second.path / "trained.json").rename(second.path / "kept.json")
+    with pytest.raises(PobenchError, match=f"round 2 begins from the model of {first.run}, which is gone"):
+        world.plan()
+    (second.path / "kept.json").rename(second.path / "trained.json")
+    assert not world.plan().left
+    (first.path / "elsewhere").rename(first.path / "model")
+
+
 def test_pairs_of_a_round_that_are_gone_are_made_anew_by_the_model_of_the_round_before(world):
     second = world.folders("dpo")[2]
     pairs = second.path.parent / second.config["data"]["source"]
