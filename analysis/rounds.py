@@ -23,6 +23,7 @@ QUANTITIES = [  # metric, title, printed as per cent
     ("length_tokens", "length, tokens", False),
     ("margin", "reward margin, own unit", False),
 ]
+WAYS = ("solid", "dotted", "dashdot", "dashed")  # of several chains of one loss
 SHOWN = ("pass_rate", "pass_rate_gain", "win_rate", "kl_winners", "length_tokens", "margin", "reward_accuracy")
 
 
@@ -53,7 +54,8 @@ def rounds(runs: pd.DataFrame, scores: Rows) -> plot.Drawing:
             ax.axhline(start, color=START.colour, linestyle=(0, (4, 3)), linewidth=1)
         for place, chain in enumerate(chains):
             own = data[(data["metric"] == metric) & (data["loss"] == chain.loss) & (data["label"] == chain.label)]
-            _line(ax, own, chain, (place - (len(chains) - 1) / 2) * 0.06, title)
+            way = [other.label for other in chains if other.loss == chain.loss].index(chain.label)
+            _line(ax, own, chain, (place - (len(chains) - 1) / 2) * 0.06, WAYS[way % len(WAYS)], title)
         if percent:
             plot.percent_axis(ax, "y")
         ax.set_title(title, fontsize=8)
@@ -111,12 +113,12 @@ def _estimates(scores: Rows, arm: Arm, metric: str) -> Sequence[tuple[str, dict[
     return [(of, plot.estimate_columns(e)) for of, e in (("all", score_of(scores, arm, metric)), *each)]
 
 
-def _line(ax: plot.Axes, rows: pd.DataFrame, chain: Chain, aside: float, title: str) -> None:
+def _line(ax: plot.Axes, rows: pd.DataFrame, chain: Chain, aside: float, dashes: str, title: str) -> None:
     """One chain: the line of its estimates with intervals, and its seeds. aside: how far it stands beside its round."""
     colour, marker = look_of(chain.loss)
     here, seeds = rows[rows["of"] == "all"], rows[rows["of"] != "all"]
     at = here["round"] + aside
-    ax.plot(at, here["value"], color=colour, marker=marker, markersize=4.5, label=chain.label)
+    ax.plot(at, here["value"], color=colour, marker=marker, markersize=4.5, linestyle=dashes, label=chain.label)
     ax.vlines(at, here["low"], here["high"], color=colour, linewidth=2, alpha=0.6)
     ax.plot(seeds["round"] + aside, seeds["value"], color=colour, marker=".", linestyle="none", alpha=0.35)
     texts = [

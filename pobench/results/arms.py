@@ -34,7 +34,7 @@ class Arm(NamedTuple):
 
 
 GREEK = {"beta": "β", "gamma": "γ", "tau": "τ", "alpha": "α", "delta": "δ", "gamma_beta_ratio": "γ/β"}
-GREEK |= {"length_bias": "length bias", "rounds_reference": "compared with"}
+GREEK |= {"length_bias": "length bias", "rounds_reference": "reference model"}
 
 
 _FIXED = ("lr", "epochs", "batch_size", "pairs", "length_bias", "reference")

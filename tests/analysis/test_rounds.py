@@ -70,8 +70,8 @@ def test_two_ways_to_go_on_from_one_round_are_two_chains(frames) -> None:
     other = runs[runs["round"] == 2].assign(run=lambda f: f["run"] + "b", rounds_reference="start")
     chains = chains_of(pd.concat([runs, other], ignore_index=True))
     assert [(chain.label, len(chain.arms)) for chain in chains] == [
-        ("DPO (compared with = last)", 3),
-        ("DPO (compared with = start)", 2),
+        ("DPO (reference model = last)", 3),
+        ("DPO (reference model = start)", 2),
     ]
     assert chains[0].arms[0] == chains[1].arms[0]
 
