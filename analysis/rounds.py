@@ -60,7 +60,7 @@ def rounds(runs: pd.DataFrame, scores: Rows) -> plot.Drawing:
             plot.percent_axis(ax, "y")
         ax.set_title(title, fontsize=8)
         ax.xaxis.set_major_locator(plot.MaxNLocator(integer=True))
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=7)
     plot.outer_labels(figure, "round", "")
     return plot.Drawing(figure, data.reset_index(drop=True), plot.counted(data["n"], "prompts or pairs"))
 

@@ -375,3 +375,22 @@ def test_rounds_are_the_same_runs_whatever_executor_walks_them(world, tmp_path, 
     )
     assert not plan.waits and {o.status for o in outcomes} == {"finished"}, [o.reason for o in outcomes]
     assert {o.run for o in outcomes if "/dpo-" in o.run} == {folder.run for folder in world.folders("dpo").values()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["last", "start"])
+@pytest.mark.parametrize(
+    "loss, values",
+    [
+        ("kto", {}),
+        ("dpo", {"train__reference": "every_step"}),
+        ("dpo", {"train__adapter__r": 2, "train__adapter__merge": True}),
+        ("dpo + 0.2*sft", {"train__evaluate_every": 1}),
+    ],
+)
+def test_every_way_to_a_reference_goes_through_rounds(world, loss, values, reference):
+    outcomes, plans = world.run(loss, **values, rounds__reference=reference)
+    assert {o.status for o in outcomes} <= {"finished", "skipped"}, [o.reason for o in outcomes]
+    (second,) = {task.run for task in plans[-1].tasks if task.kind == "loss" and task.job.round.number == 2}
+    steps = RunFolder(world.runs, second).steps()
+    assert (steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-6)) == (reference == "last")
