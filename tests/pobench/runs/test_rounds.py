@@ -308,6 +308,15 @@ def test_a_dry_run_has_every_round_and_writes_nothing(world, tmp_path):
     assert described["cost"]["disk"] > describe(once)["cost"]["disk"]
 
 
+def test_losses_meet_head_to_head_with_their_last_rounds(world):
+    stages = (*STAGES, "answers", "judge", "compare")
+    plan = make_plan(world.jobs(judge__name="rehearsed"), world.runs, stages, opponents="all", rounds=2)
+    (pair,) = (task for task in plan.tasks if task.kind == "pair")
+    assert pair.sides == tuple(world.folders(loss)[2].run for loss in ("dpo", "simpo"))
+    first = make_plan(world.jobs(judge__name="rehearsed"), world.runs, stages, opponents="all", rounds=3)
+    assert first.waits and not [task for task in first.tasks if task.kind == "pair"]
+
+
 def test_a_job_carries_its_round_to_other_processes(world, tmp_path):
     task = next(t for t in world.plan().tasks if t.kind == "loss" and t.job.round.number == 2)
     task.dump(tmp_path / "task.json")
