@@ -168,9 +168,7 @@ def make_plan(
     evaluated = [layout.start(job) for job in {layout.start_name(job): job for job in jobs}.values()]
     trained = [task for job in jobs for task in layout.loss(job)]
     passes = layout.reference_tasks([*evaluated, *trained])
-    later = Later()
-    for resolved_job, training, evaluation in zip(resolved, trained[::2], trained[1::2], strict=True):
-        later.follow(resolved_job, layout, training, evaluation, dry)
+    later = Later.of(resolved, layout, trained, dry)
     passes += later.passes
     notes += _old_cache_note(passes)
     pairs_tasks = _pairs(layout, later.last, opponents) if later.last and {"judge", "compare"} & set(stages) else []

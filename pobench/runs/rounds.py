@@ -112,6 +112,14 @@ class Later:
     last: list[Task] = field(default_factory=list)
     waits: bool = False
 
+    @classmethod
+    def of(cls, jobs: Sequence[Job], first: Layout, trained: Sequence[Task], dry: bool) -> Later:
+        """Behind the first round. jobs: as resolved. trained: of each its training and its evaluation, which `first` names."""
+        later = cls()
+        for job, training, evaluation in zip(jobs, trained[::2], trained[1::2], strict=True):
+            later.follow(job, first, training, evaluation, dry)
+        return later
+
     def follow(self, job: Job, first: Layout, training: Task, evaluation: Task, dry: bool) -> None:
         """Plan the rounds of one loss and seed as far as they can be named. job: as resolved, without pairs of its own.
         training, evaluation: its first round."""
