@@ -25,7 +25,7 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
     hand. The same data order means that the losses saw the same pairs in the same order; do not
     compare losses whose orders differ within one seed."""
     rows, seeds, place = [], runs["seed"].to_numpy(), {run: k for k, run in enumerate(runs["run"])}
-    for arm in arms_of(runs):
+    for arm in arms_of(runs, every_round=True):
         if arm.is_start:
             continue
         members = runs.iloc[sorted(sorted(place[run] for run in arm.runs), key=lambda k: seeds[k])]

@@ -146,6 +146,20 @@ _RUNS = Frame(
         Column("epochs", "float", "", "passes over the training pairs"),
         Column("batch_size", "int", "pairs", "pairs of one optimiser step"),
         Column("start", "text", "", "the run of its start model"),
+        Column("round", "int", "", "the round of iterative training (`--rounds`); 1 for all other runs"),
+        Column("begins", "text", "", "the last round's run, from whose model it was trained; empty in round 1"),
+        Column(
+            "rounds_reference",
+            "text",
+            "",
+            "from round 2 on, what a loss with a reference was trained against: `last`, the model it began from, or `start`",
+        ),
+        Column(
+            "recipe",
+            "text",
+            "",
+            "from round 2 on, a digest of how its pairs were made, without the model that answered",
+        ),
         Column("pairs", "int", "pairs", "pairs, lists or answers it was trained on; nan until it has finished"),
         Column(
             "trained_on",

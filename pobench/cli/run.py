@@ -65,6 +65,15 @@ def run(
             "the answers of a loss that you name, or of `all`, every loss against every other.",
         ),
     ] = "start",
+    rounds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=100,
+            help="Iterative training: each round makes pairs of the last one's answers, as the setting's `onpolicy` section "
+            "says, and trains from its model.",
+        ),
+    ] = 1,
     plugin: Plugins = None,
     executor: ExecutorName = "local",
     executor_set: ExecutorSets = None,
@@ -92,6 +101,8 @@ def run(
     values = parse_each(faults, sets, parse_overrides)
     seed_list = or_fault(faults, lambda: parse_seeds(seeds))
     stage_list = or_fault(faults, lambda: parse_stages(stages)) or []
+    if stages is None and rounds > 1:  # which make their pairs
+        stage_list = ["onpolicy", *stage_list]
     if dry_run and rehearse:
         faults.append("--dry-run and --rehearse cannot be combined: --dry-run runs nothing")
     sources = {"data": data, "model": model, "benchmark_names": benchmarks}
@@ -107,7 +118,7 @@ def run(
     from pobench.runs.stages import PREPARING
 
     if dry_run:
-        plan = make_plan(jobs, runs, stage_list, plugins, opponents=opponents, dry=True)
+        plan = make_plan(jobs, runs, stage_list, plugins, opponents=opponents, rounds=rounds, dry=True)
         described = describe(plan)
         print(json.dumps(described, indent=1)) if as_json else _print_plan(described)
         _end(plan.left_out and benchmarks is not None)
@@ -126,7 +137,7 @@ def run(
 
     with continuing(where):
         plan, outcomes = plan_and_execute(
-            lambda: make_plan(jobs, runs, stage_list, plugins, opponents=opponents), run_plan
+            lambda: make_plan(jobs, runs, stage_list, plugins, opponents=opponents, rounds=rounds), run_plan
         )
     if print_submitted(outcomes, as_json):
         return

@@ -20,7 +20,9 @@ in `pobench/runs/stages`. Its result is named by what decides it, and is made an
 ```
 
 Two stages stand before them. `sft` makes the start model of a setting that names a base model; `onpolicy` makes the pairs
-from the start model's own answers. Runs are named by the content of both. The start model is evaluated as every trained
+from the start model's own answers. Runs are named by the content of both. With `--rounds N` these two stages are a chain
+for every loss and seed: `train` of one round → `onpolicy` of the next → its `train`
+([data.md](data.md#rounds-answer-rank-train-again)). The start model is evaluated as every trained
 model is, so that each result has something to be compared with. Scores, figures and the report are computed from what is
 stored; they are no stages."""
 

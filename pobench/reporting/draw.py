@@ -21,25 +21,25 @@ from pobench.results.rows import Frame
 def draw(shown: registry.Figure, selection: Selection | Mapping[str, pd.DataFrame], **settings: Any) -> Any:
     """Call a registered figure or table with the frames it names, in our style.
 
-    selection: from `Comparable.shown_in`; its note on left-out arms is added to the figure's notes. Plain frames are drawn
-    as they are. Returns a Drawing or a DataFrame. Raises NothingToDraw where a frame is absent or
-    empty.
+    selection: from `Comparable.shown_in`; its notes on arms and rounds left out are added to the figure's. Plain frames are
+    drawn as they are. Returns a Drawing or a DataFrame. Raises NothingToDraw where a frame is absent or empty.
     """
     if not isinstance(selection, Selection):
         selection = Selection(selection if isinstance(selection, Frames) else Frames(selection))
     supplied = _supplied(shown, selection.frames)
+    notes = selection.left_out if shown.every_arm or "runs" not in shown.frames else selection.notes
     with style(f"pobench-{shown.name}"):
         drawn = shown(*supplied, **settings)
         if not isinstance(drawn, Drawing):
-            if selection.left_out:
-                drawn.attrs["notes"] = f"{drawn.attrs.get('notes', '')} {selection.left_out}".strip()
+            if notes:
+                drawn.attrs["notes"] = f"{drawn.attrs.get('notes', '')} {notes}".strip()
             return drawn
         if isinstance(drawn.figure, _Panels):
             drawn.figure.align()
         if (layout := drawn.figure.get_layout_engine()) is not None:
             layout.execute(drawn.figure)  # lay out once, so that every format has the same geometry
         drawn.figure.set_layout_engine(None)  # "none" leaves a placeholder, for which saving draws everything twice
-        return drawn._replace(notes=f"{drawn.notes} {selection.left_out}".strip())
+        return drawn._replace(notes=f"{drawn.notes} {notes}".strip())
 
 
 def _supplied(shown: registry.Figure, frames: Frames) -> list[Frame | None]:

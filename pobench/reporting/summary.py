@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pobench.reporting.tables import clean, decimals_that_tell, listing, show_number
-from pobench.results.arms import Arm, judges_of, score_of
+from pobench.results.arms import Arm, begun_from, judges_of, score_of
 from pobench.results.claims import VERDICTS
 from pobench.results.comparable import Comparable, Selection
 from pobench.results.contrast import Pair, all_pairs, gains
@@ -30,6 +30,11 @@ class Finding:
     tone: str
     head: str
     text: str
+
+
+ROUNDS = (
+    "A loss trained in rounds stands with its last one, which has pairs of its own; “Rounds of training” shows all."
+)
 
 
 def summarise(
@@ -51,6 +56,8 @@ def summarise(
     sentences += [*_sentence("bad", "Looks", looks), *_sentence("note", "Next", noise)]
     if home.left_out:
         sentences.append(Finding("note", "Variants of settings", home.left_out))
+    if begun_from(every_arm.frames["runs"]):
+        sentences.append(Finding("note", "Rounds", ROUNDS))
     return [*sentences, *_not_judged(every_arm), *_data_order(every_arm)]
 
 
@@ -71,6 +78,7 @@ def _not_judged(selection: Selection) -> list[Finding]:
 
 def _data_order(selection: Selection) -> list[Finding]:
     runs = selection.frames["runs"]
+    runs = runs[runs["round"].fillna(1) == 1]  # in later rounds each loss has pairs of its own
     orders = runs[runs["loss"] != "start"].dropna(subset=["order"]).query("order != ''")
     alike = orders.groupby(["seed", "epochs"], dropna=False)  # more epochs are another order by what they are
     if (alike["order"].nunique() == 1).all():

@@ -34,30 +34,29 @@ class Arm(NamedTuple):
 
 
 GREEK = {"beta": "β", "gamma": "γ", "tau": "τ", "alpha": "α", "delta": "δ", "gamma_beta_ratio": "γ/β"}
-GREEK |= {"length_bias": "length bias"}
+GREEK |= {"length_bias": "length bias", "rounds_reference": "reference model"}
 
 
 _FIXED = ("lr", "epochs", "batch_size", "pairs", "length_bias", "reference")
-_FACTS = (
-    "run",
-    "setting",
-    "loss",
-    "title",
-    "settings",
-    "trained_on",
-    *_FIXED,
-)  # of a run, by which arms are formed and named
+_OF_ROUND = ("round", "rounds_reference", "recipe")  # of runs after the first round; `pairs` then differs between seeds
+# of a run, by which arms are formed and named
+_FACTS = ("run", "setting", "loss", "title", "settings", "trained_on", "begins", "status", *_FIXED, *_OF_ROUND)
 
 
-def arms_of(runs: pd.DataFrame) -> list[Arm]:
-    """The arms of the `runs` frame: the start model first, then the losses by name.
+def arms_of(runs: pd.DataFrame, *, every_round: bool = False) -> list[Arm]:
+    """The arms of the `runs` frame: the start model first, then the losses by name. Of losses that were trained in rounds the
+    last round stands for all; every_round: each is an arm.
 
-    A label is the loss's title. If the loss has several arms, the settings that differ are added.
+    A label is the loss's title. If the loss has several arms, the settings that differ are added, and after the first round
+    which one it is.
     """
     rows = sorted(_facts(runs), key=lambda row: str(row["run"]))
     groups: dict[ArmKey, list[dict[Any, Any]]] = {}
     for row in rows:
         groups.setdefault(_arm_key(row), []).append(row)
+    if not every_round:
+        begun = begun_from(runs)
+        groups = {k: own for k, own in groups.items() if begun.isdisjoint(str(row["run"]) for row in own)}
     shown = {key: _shown_facts(members[0]) for key, members in groups.items()}
     differing = _differing(shown)
     arms = []
@@ -82,22 +81,44 @@ def _read_as(row: Mapping[Any, Any]) -> str:
     return read if isinstance(read, str) and read != "pairs" else ""
 
 
-# Setting, loss, its settings (JSON), the values of _FIXED, what was not read as pairs; of a start model its run too.
+def begun_from(runs: pd.DataFrame) -> set[str]:
+    """The runs from whose models finished runs of a later round were trained."""
+    if "begins" not in runs:
+        return set()
+    finished = runs[runs["status"] == "finished"] if "status" in runs else runs
+    return {str(run) for run in finished["begins"].dropna()} - {""}
+
+
+def round_of(row: Mapping[Any, Any]) -> int:
+    """The round of one row of `runs`; earlier versions did not store it."""
+    number = row.get("round")
+    return 1 if number is None or pd.isna(number) else int(number)
+
+
+# Setting, loss, its settings (JSON), the values of _FIXED, what was not read as pairs; of a start model its run too, of a later
+# round those of _OF_ROUND.
 ArmKey = tuple[str, ...]
 
 
 def _arm_key(row: dict[Any, Any]) -> ArmKey:
     """The key that runs of one arm share: setting, loss, its settings and fixed facts."""
-    fixed = [_shown_or_empty(row.get(name)) for name in _FIXED]
+    fixed = [_shown_or_empty(row.get(name)) for name in _fixed(row)]
     key = (str(row["setting"]), str(row["loss"]), json.dumps(settings_of(row), sort_keys=True), *fixed)
     key = (*key, read) if (read := _read_as(row)) else key
     # only the run id tells two start models apart
     return (*key, str(row["run"])) if row["loss"] == "start" else key
 
 
+def _fixed(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The facts that runs of one arm share, beside the loss's settings."""
+    if round_of(row) == 1:
+        return _FIXED
+    return (*(name for name in _FIXED if name != "pairs"), *_OF_ROUND)
+
+
 def _shown_facts(row: dict[Any, Any]) -> dict[str, str]:
     """The settings that the run was trained with, as text."""
-    fixed = {name: show_setting(row.get(name)) for name in _FIXED if not pd.isna(row.get(name))}
+    fixed = {name: show_setting(row.get(name)) for name in _fixed(row) if not pd.isna(row.get(name))}
     read = {"trained on": read} if (read := _read_as(row)) else {}
     return {**{name: show_setting(value) for name, value in settings_of(row).items()}, **fixed, **read}
 
@@ -119,8 +140,10 @@ def _label(row: dict[Any, Any], facts: dict[str, str], differing: set[str]) -> s
     label = label.encode("utf-8", "replace").decode()  # a frame of labels must be possible
     if row["loss"] == "start":
         return "Start model" if label.casefold() in ("start", "start model") else label
-    values = ", ".join(f"{GREEK.get(name, name)} = {value}" for name, value in facts.items() if name in differing)
-    return f"{label} ({values})" if values else label
+    values = [f"round {facts['round']}"] if "round" in facts else []
+    named = [(name, value) for name, value in facts.items() if name in differing and name != "round"]
+    values += [f"{GREEK.get(name, name)} = {value}" for name, value in named]
+    return f"{label} ({', '.join(values)})" if values else label
 
 
 class Line(NamedTuple):
@@ -144,7 +167,7 @@ def lines_of(runs: pd.DataFrame) -> list[Line]:
     lines, sources = [], _sources(runs)
     for loss, members in _facts_by_loss(runs).items():
         through = _home(sources, members)
-        for name in sorted({n for _, facts in members for n in facts}):
+        for name in sorted({n for _, facts in members for n in facts} - {"round"}):
             groups: dict[str, list[tuple[float, Arm]]] = {}
             for arm, facts in members:
                 value = facts.get(name)
@@ -207,7 +230,7 @@ def _facts_by_loss(runs: pd.DataFrame) -> dict[str, list[tuple[Arm, dict[str, An
     for arm in arms_of(runs):
         if not arm.is_start:
             row = rows[arm.runs[0]]
-            facts = {**settings_of(row), **{k: row.get(k) for k in _FIXED}}
+            facts = {**settings_of(row), **{k: row.get(k) for k in _fixed(row)}}
             known = {k: v for k, v in facts.items() if isinstance(v, list | dict) or not pd.isna(v)}
             facts_by_loss.setdefault(arm.loss, []).append((arm, known))
     return facts_by_loss

@@ -19,7 +19,7 @@ from pobench.columns import STORED
 from pobench.errors import PobenchError, nearest
 from pobench.registry import Figure
 from pobench.results import metrics
-from pobench.results.arms import Arm, arms_of, homes_of
+from pobench.results.arms import Arm, arms_of, begun_from, homes_of
 from pobench.results.derived import Frames
 from pobench.results.frame_files import counted
 from pobench.results.rows import Rows
@@ -55,6 +55,12 @@ class Selection:
     def arms(self) -> list[Arm]:
         """The arms of these runs, the start model first. A label tells how an arm differs from the others of this selection."""
         return arms_of(self.frames["runs"])
+
+    @property
+    def notes(self) -> str:
+        """Sentences on what a figure of these runs does not show."""
+        rounds = "Of rounds of training the last is shown." if begun_from(self.frames["runs"]) else ""
+        return f"{self.left_out} {rounds}".strip()
 
     @property
     def trained(self) -> list[Arm]:
@@ -206,7 +212,7 @@ def _frames_of(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: int
             by_run[name] = rows.of_arms(runs, seed) if isinstance(rows, ScoreRows) else rows.only(kept)
             continue
         if name == "scores":
-            kept = finished | {arm.id for arm in arms_of(runs)}
+            kept = finished | {arm.id for arm in arms_of(runs, every_round=True)}
         if name in ("audit", "tuning"):
             column, kept = "setting", tuned if name == "tuning" else set(runs["setting"])
         part[name] = frames[name][frames[name][column].isin(kept)].reset_index(drop=True)

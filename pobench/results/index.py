@@ -214,6 +214,8 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "epochs": math.nan if start else config["train"]["epochs"],
         "batch_size": math.nan if start else config["train"]["batch_size"],
         "start": config["start"],
+        "round": config.get("round", 1),
+        **{name: config.get(name, "") for name in ("begins", "rounds_reference", "recipe")},
         "pairs": about.get(unit, math.nan),
         "trained_on": unit,
         "seconds": about.get("seconds", math.nan),

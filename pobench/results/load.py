@@ -151,7 +151,7 @@ def _of_setting(frames: Frames, root: Path, setting: str | None) -> Frames:
     if setting not in set(runs["setting"]):
         raise no_runs(root, setting, set(runs["setting"]))
     own = runs[runs["setting"] == setting]
-    kept = frames.of_runs([*own["run"], *(arm.id for arm in arms_of(own))])
+    kept = frames.of_runs([*own["run"], *(arm.id for arm in arms_of(own, every_round=True))])
     of_setting = {name: kept[name][kept[name]["setting"] == setting] for name in ("audit", "looks")}
     return Frames({**kept.stored, **of_setting})
 

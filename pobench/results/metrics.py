@@ -348,7 +348,7 @@ def scored_sets(runs: pd.DataFrame, known: Collection[str] = ()) -> Iterator[Sco
     finished = runs[runs["status"] == "finished"]
     columns = finished.reindex(columns=["run", "start"])
     start_of = {str(run): start for run, start in zip(columns["run"], columns["start"], strict=True)}
-    for arm in arms_of(finished):
+    for arm in arms_of(finished, every_round=True):
         sets: list[tuple[str, tuple[str, ...]]] = [(run, (run,)) for run in arm.runs if run not in known]
         sets += [(arm.id, arm.runs)] if len(arm.runs) > 1 and arm.id not in known else []
         for name, members in sets:

@@ -178,7 +178,7 @@ class RunFolder:
     def write_config(self, job: Job, kind: str, start: str) -> None:
         """Write `config.yaml`: every value, and the origin of each that is not a default. start: the start model's run."""
         about = {"kind": kind, "protocol": PROTOCOL, "start": start, **job.provenance(), "origin": dict(job.origin)}
-        values = {**job.values(), **about}
+        values = {**job.values(), **about, **job.facts_of_round()}
         text, path = yaml.safe_dump(values, sort_keys=False, allow_unicode=True), self.path / "config.yaml"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)

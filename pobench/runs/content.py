@@ -169,6 +169,11 @@ def start_weights(job: Job, reach: int | None, *, remember: bool = True) -> str:
     """
     made = stage_folder(job, remember=remember).run if job.sft is not None else None
     weights = made or weights_digest(base_model(job), remember=remember)
+    return with_reach(weights, reach)
+
+
+def with_reach(weights: str, reach: int | None) -> str:
+    """The digest of weights that compute with the rotary frequencies for so many tokens."""
     return weights if reach is None else f"{weights} with rotary frequencies for {reach} tokens"
 
 

@@ -88,6 +88,17 @@ class Context:
         return start_model(self.job)
 
     @cached_property
+    def begin_path(self) -> Path:
+        """The model that training begins from: the start model, or the last round's."""
+        return Path(self.job.round.model) if self.job.round.model else self.start_path
+
+    @property
+    def reference_path(self) -> Path:
+        """The model that training is compared with."""
+        last = self.task.kind == "reference" or self.job.rounds.reference == "last"
+        return self.begin_path if last else self.start_path
+
+    @cached_property
     def chat(self) -> Chat:
         return Chat.of(self.start_path, self.job.model)
 
@@ -207,9 +218,9 @@ class Context:
         use_flex(outline.model, self.job.model.attention, self.accelerator.device)
         return outline
 
-    def start_policy(self) -> ResponseLogps:
-        """The start model as it computes reference sums, on its device or split over processes."""
-        model, rows = self.trainable(self.start_path)
+    def reference_policy(self) -> ResponseLogps:
+        """The reference as it computes sums, on its device or split over processes."""
+        model, rows = self.trainable(self.reference_path)
         device, config = self.accelerator.device, self.job.train
         if not self.splits:
             model.to(device)
@@ -323,7 +334,7 @@ class Context:
     def fill_reference(self, which: str, folder: Path) -> None:
         """Compute what is missing of one set of reference sums."""
         groups = self.groups(which)
-        scorer = self.scorer(self._hold("reference", self.start_policy))
+        scorer = self.scorer(self._hold("reference", self.reference_policy))
         causes = self.task.nodes[f"reference:{which}"].causes
         responses = sum(len(g.responses) for g in groups)
         with progress(f"reference: {_SETS[which]}", responses, "responses", shown=self.main) as advance:

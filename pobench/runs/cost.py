@@ -20,6 +20,7 @@ import torch
 from pobench.data.pairs_folder import Own
 from pobench.data.prompts import eval_prompts
 from pobench.data.published import DATASETS, MODELS
+from pobench.data.round_prompts import is_split
 from pobench.data.rows import read_rows
 from pobench.data.sampled import sampled_rows
 from pobench.data.shapes import load_preferences
@@ -131,8 +132,9 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     training = sum(pace.pair * data.worth(t.job.loss) * t.job.train.epochs * _first_passes(t.job.loss) for t in trained)
     reading = [t for t in trained if get_loss(t.job.loss).reads_reference]
     read = [t.job.train for t in reading]
-    # one for all, and one for all that read tokens
-    passes = len({"tokens" in get_loss(t.job.loss).needs for t in reading if t.job.train.reference == "cached"})
+    # one for all, and one for all that read tokens; after the first round one for each run
+    cached = [t for t in reading if t.job.train.reference == "cached"]
+    passes = len({("tokens" in get_loss(t.job.loss).needs, t.run * (t.job.round.number > 1)) for t in cached})
     passes += sum(train.epochs for train in read if train.reference == "every_step")
     training += REFERENCE_SHARE * pace.pair * pairs * passes if passes else 0.0
     # a conversation counts as a pair: two answers to one prompt are about as long
@@ -365,7 +367,7 @@ def _drawn_prompts(job: Job) -> float:
         prompts = sum(float(sizes.get(part, math.nan)) for part in (split or "train").split("+"))
     else:
         prompts = float(len(sampled_rows(job))) if is_local(source) else math.nan
-    return min(prompts, config.max_prompts or math.inf)
+    return min(prompts, config.max_prompts or math.inf) / (job.round.of if is_split(job) else 1)
 
 
 def ranker_of(job: Job) -> str | None:

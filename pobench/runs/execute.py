@@ -79,8 +79,8 @@ def execute(
         folders = dict.fromkeys(t.data if t.kind == "sft" else t.runs / t.job.setting for t in left)
         for folder in [folder for folder in folders if folder not in held]:
             locks.enter_context(alone(folder))
-        if plan.pairs is not None:
-            plan.pairs.store()  # also where nothing is left: damaged pairs, and those that other code had read
+        for pairs in filter(None, (plan.pairs, *plan.round_pairs)):
+            pairs.store()  # also where nothing is left: damaged pairs, and those that other code had read
         for path in plan.damaged:
             _set_aside(path)
         _point_to(plan)
@@ -97,13 +97,21 @@ def execute(
 def plan_and_execute(
     make: Callable[[], Plan], run: Callable[[Plan], list[Outcome]] = execute
 ) -> tuple[Plan, list[Outcome]]:
-    """Make a plan and run it; where its tasks make the pairs, plan once more with these, and run that. Returns the plan that
-    was made last, and how every task ended."""
+    """Make a plan and run it; while more stands behind what its tasks make, plan once more with that, and run it. What has
+    failed is not tried again. Returns the plan that was made last, and how every task ended."""
     plan = make()
     outcomes = {outcome.run: outcome for outcome in run(plan)}
-    if plan.waits and all(outcome.status in ("finished", "skipped") for outcome in outcomes.values()):
-        plan = make()
-        outcomes = {**{outcome.run: outcome for outcome in run(plan)}, **outcomes}
+    tried = {(task.run, task.stages) for task in plan.left}
+    while plan.waits and not any(outcome.status == "submitted" for outcome in outcomes.values()):
+        later = make().without([run for run, outcome in outcomes.items() if outcome.status == "failed"])
+        new = {(task.run, task.stages) for task in later.left} - tried
+        if later.waits and not new:  # all that could go on has failed
+            break
+        plan, tried = later, tried | new
+        ended = {outcome.run: outcome for outcome in run(plan)}
+        outcomes |= {
+            run: outcome for run, outcome in ended.items() if run not in outcomes or outcome.status == "failed"
+        }
     return plan, list(outcomes.values())
 
 
@@ -273,13 +281,15 @@ def run_setting(
     runs: str | Path = "runs",
     stages: Sequence[str] = DEFAULT,
     opponents: str = START,
+    rounds: int = 1,
     rehearse: bool = False,
     executor: str = "local",
     executor_settings: Mapping[str, Any] | None = None,
 ) -> list[Outcome]:
     """`pobench run` from Python: plan and execute. `load_frames(runs)` reads the results.
 
-    losses, setting, seeds, overrides ("train.lr" → value), data, model, runs, stages, opponents: as on the command line.
+    losses, setting, seeds, overrides ("train.lr" → value), data, model, runs, stages, opponents, rounds: as on the command
+    line; rounds need the stage `onpolicy`.
     rehearse: on stand-ins, see `pobench.runs.rehearsal`; below `runs/rehearsal`. executor, executor_settings: as `--executor`
     and `--executor-set`.
     Raises PobenchError that lists every fault of names, keys, values and data.
@@ -293,4 +303,6 @@ def run_setting(
     def run_plan(plan: Plan) -> list[Outcome]:
         return execute(plan, executor=where)
 
-    return plan_and_execute(lambda: make_plan(jobs, Path(runs), stages, opponents=opponents), run_plan)[1]
+    return plan_and_execute(lambda: make_plan(jobs, Path(runs), stages, opponents=opponents, rounds=rounds), run_plan)[
+        1
+    ]

@@ -22,7 +22,7 @@ from pobench.runs.content import Pairs
 from pobench.runs.stage import Content, Node, Stage
 from pobench.runs.stages import answers, compare, reference, train
 from pobench.runs.task import Task, benchmarks_of
-from pobench.settings.job import Job
+from pobench.settings.job import Job, Round
 from pobench.sources import cache_folder
 from pobench.training.reference import ReferenceSums, about_reference
 
@@ -85,7 +85,8 @@ class Layout:
     def loss(self, job: Job) -> list[Task]:
         """The training of a run, and its evaluation."""
         if self.content is None:
-            run = f"{job.setting}/{folder_name(job.loss)}-{job.key}"
+            later = f"-round-{job.round.number}" if job.round.number > 1 else ""
+            run = f"{job.setting}/{folder_name(job.loss)}-{job.key}{later}"
             base = Task(job, "loss", self.runs, run, (), self.data, start=self.start_name(job), plugins=self.plugins)
             wanted = [s.name for s in stage_list.STAGES if s.per_run and s.name in self.stages]
             first = tuple(s for s in wanted if s == "train")
@@ -104,7 +105,7 @@ class Layout:
             self.damaged.append(folder.path / "trained.json")
         if trained and gone and evaluation.stages:
             trained = False
-        if not trained:
+        if not trained and job.round.number == 1:
             self._note_change(task)
         fresh = "train" in self.stages and not trained
         if not (trained or fresh):  # nothing trained yet, and training not asked for
@@ -225,8 +226,14 @@ class Layout:
             if self._sums_there(folder):
                 continue
             arithmetic = {k: v for k, v in node.causes.items() if k not in ("set", "sequences")}
+            assert self.content is not None
+            job = task.job
+            if self.content.begins:  # the pairs are the round's own
+                arithmetic["pairs"] = self.content.pairs
+                if node.causes["weights"] == self.content.weights:
+                    job = replace(job, round=Round())
             run = f"pass-{name_of(arithmetic)}"
-            new = Task(task.job, "reference", cache_folder() / reference.FOLDER, run, ("reference",), self.data)
+            new = Task(job, "reference", cache_folder() / reference.FOLDER, run, ("reference",), self.data)
             known = passes.setdefault(run, replace(new, plugins=self.plugins))
             if folder in known.references.values():  # the same sequences under another set's name
                 continue

@@ -1,4 +1,5 @@
 """A setting's pairs on policy: its start model's own answers to the prompts of its `onpolicy` section, ranked by its ranker.
+From the second round of iterative training on (`pobench.runs.rounds`) the last round's model answers.
 
 The stage `onpolicy` and the command `pobench data onpolicy` make them by the same function, `make_pairs_of`. The stage's lie in
 
@@ -27,12 +28,13 @@ import transformers
 from accelerate import PartialState
 
 from pobench import shards
-from pobench.data import sampled
+from pobench.data import round_prompts, sampled
 from pobench.data.audit import unknown_fault, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
+from pobench.data.round_prompts import is_split, round_rows
 from pobench.data.rows import messages
-from pobench.data.sampled import answered_rows, prompt_files, sampled_rows
+from pobench.data.sampled import answered_rows, prompt_files
 from pobench.errors import PobenchError
 from pobench.files import MarkedFolder, digests_of, whole, write_json
 from pobench.identity import PROTOCOL, code_digest, name_of, room_digest
@@ -54,7 +56,7 @@ from pobench.settings.faults import explain, judge_faults
 from pobench.settings.job import Job
 from pobench.settings.resolve import OF_ONE_SOURCE, resolve
 from pobench.settings.schema import DataConfig, JudgeConfig, ModelConfig, OnPolicyConfig
-from pobench.sources import rows_digest, weights_digest
+from pobench.sources import file_digest, rows_digest, weights_digest
 
 FILE = "pairs.jsonl"
 SECTION = "onpolicy"
@@ -127,7 +129,13 @@ def decoding_of(job: Job) -> Decoding:
     config = job.onpolicy
     precision = auto_precision() if config.precision == "auto" else config.precision
     length = config.max_new_tokens or job.answers.max_new_tokens
-    return Decoding(length, config.temperature, config.top_p, config.samples, config.seed, precision)
+    seed = config.seed + job.round.number - 1  # a prompt that is asked again gets other random numbers
+    return Decoding(length, config.temperature, config.top_p, config.samples, seed, precision)
+
+
+def speaker_of(job: Job) -> Path:
+    """The folder of the model that answers: the start model, or that of the last round."""
+    return Path(job.round.model) if job.round.model else start_model(job)
 
 
 class Asked(NamedTuple):
@@ -143,7 +151,7 @@ def ask(recipe: Recipe, folder: Path, note: Callable[[str], None]) -> Asked:
     """Read and check the prompts. folder: of a model with the tokenizer and the context of the one that will answer. note:
     takes a warning. Raises PobenchError that lists what is wrong with them."""
     job = recipe.job
-    rows: list[Row] = [{**row, "prompt": row["messages"]} for row in sampled_rows(job)]
+    rows: list[Row] = [{**row, "prompt": row["messages"]} for row in round_rows(job)]
     chat, new = Chat.of(folder, job.model), decoding_of(job).max_new_tokens
     asked = [chat.prompt_ids(row["prompt"]) for row in rows]
     shares, extent = unknown_shares({"prompt": asked}, chat.unknown), Extent.of_prompts(asked, new)
@@ -155,7 +163,11 @@ def ask(recipe: Recipe, folder: Path, note: Callable[[str], None]) -> Asked:
         raise PobenchError("\n".join(faults))
     if warning := unknown_text(shares):
         note(f"onpolicy.prompts: {warning}")
-    made_by: dict[str, Any] = {"source": job.model.source, "digest": weights_digest(folder), "rendering": chat.digest}
+    made_by: dict[str, Any] = {
+        "source": job.round.run or job.model.source,
+        "digest": weights_digest(folder),
+        "rendering": chat.digest,
+    }
     made_by |= {} if capacity.reach is None else {"rope_reach": capacity.reach}
     evaluated = frozenset(prompt_key(row["messages"]) for row in answered_rows(job))
     return Asked(rows, made_by, evaluated)
@@ -164,10 +176,12 @@ def ask(recipe: Recipe, folder: Path, note: Callable[[str], None]) -> Asked:
 # ---------------------------------------------------------------- the stage's folders
 @dataclass(frozen=True)
 class OwnPairs:
-    """Where a job's pairs on policy lie, or will: in `run`, the folder of the samples, the folder `node`."""
+    """Where a job's pairs on policy lie, or will: in `run`, the folder of the samples, the folder `node`. recipe: a digest of
+    what decides them but the weights that answer."""
 
     run: str
     node: Node
+    recipe: str
 
     @classmethod
     def of(cls, recipe: Recipe, *, remember: bool = True) -> OwnPairs:
@@ -178,12 +192,13 @@ class OwnPairs:
         asked, answered = prompt_files(job)
         drawn = {
             "protocol": PROTOCOL,
-            "weights": start_weights(job, capacity.reach, remember=remember),
+            "weights": job.round.weights or start_weights(job, capacity.reach, remember=remember),
             "rendering": Chat.of(base, job.model).digest,
             "prompts": rows_digest(asked, remember=remember),
             "max_prompts": job.onpolicy.max_prompts,
             "reader": room_digest(sampled.__file__),
             "decoding": asdict(decoding_of(job)),
+            **_round_causes(job, remember=remember),
         }
         judge = judges.get(ranker.name or "")
         causes = {
@@ -191,10 +206,23 @@ class OwnPairs:
             "ranker": judge.name,
             "settings": replace(job, judge=ranker).judge_causes(),
             "source": code_digest(judge.function),
-            "held_out_fraction": job.onpolicy.held_out_fraction,
+            "held_out_fraction": _held_out_fraction(job),
             "evaluated": rows_digest(answered, remember=remember) if answered is not None else None,
         }
-        return cls(f"{job.setting}/onpolicy-{name_of(drawn)}", Node("pairs", causes))
+        recipe_digest = name_of({**drawn, **causes, "weights": "", "samples": ""})
+        return cls(f"{job.setting}/onpolicy-{name_of(drawn)}", Node("pairs", causes), recipe_digest)
+
+
+def _round_causes(job: Job, *, remember: bool) -> dict[str, Any]:
+    """What decides the prompts of a round, where it asks other ones than the stage alone does."""
+    part = {"part": f"{job.round.number} of {job.round.of}"} if is_split(job) else {}
+    left_out = {"left_out": file_digest(Path(job.round.held_out), remember=remember)} if job.round.held_out else {}
+    return {**part, **left_out, "round_reader": room_digest(round_prompts.__file__)} if part or left_out else {}
+
+
+def _held_out_fraction(job: Job) -> float:
+    """Of the round's pairs: after the first, all are trained on."""
+    return 0.0 if job.round.held_out else job.onpolicy.held_out_fraction
 
 
 class MadePairs(MarkedFolder):
@@ -220,8 +248,8 @@ class MadePairs(MarkedFolder):
         return held["train"], held["held_out"]
 
     def as_data(self, job: Job) -> Job:
-        """The job, trained on these pairs."""
-        held_out = None if self.held_out is None else str(self.held_out)
+        """The job, trained on these pairs; what the first round holds out is held out in all."""
+        held_out = job.round.held_out or (None if self.held_out is None else str(self.held_out))
         kept = job.data.model_dump(exclude=set(OF_ONE_SOURCE))
         data = DataConfig.model_validate({**kept, "source": str(self.file), "held_out": held_out})
         origin = {key: how for key, how in job.origin.items() if key.removeprefix("data.") not in OF_ONE_SOURCE}
@@ -252,7 +280,7 @@ def make_pairs_of(
     """Make the pairs of a recipe, with as many processes as `pobench run` trains with; shows progress. Returns the content of
     the recipe file. out: the samples lie beside it. pairs: the file of the pairs; None: `out`."""
     job, judge, ranker = recipe
-    folder = start_model(job)
+    folder = speaker_of(job)
     asked = ask(recipe, folder, say)
     sampling = Sampling(asked.rows, out, asked.made_by, decoding_of(job))
     with only_writer(out):
@@ -268,7 +296,7 @@ def make_pairs_of(
             sampling,
             judge,
             out=pairs,
-            held_out=job.onpolicy.held_out_fraction,
+            held_out=_held_out_fraction(job),
             evaluated=asked.evaluated,
             judge_settings=ranker.settings,
             read_all=None if ranking is None else ranking.read_all,

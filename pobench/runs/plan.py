@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,22 +38,23 @@ from pobench.runs.cost import (
     with_sharding,
 )
 from pobench.runs.nodes import Layout
-from pobench.runs.onpolicy import MadePairs, OwnPairs, ask, decoding_of, recipe_of
+from pobench.runs.onpolicy import MadePairs
 from pobench.runs.opponents import START, pairs_of, why_none
+from pobench.runs.rounds import Later, in_rounds, pairs_task, rounds_faults
 from pobench.runs.stage import Content
 from pobench.runs.stages import reference
 from pobench.runs.start_model import (
     STAGES_ROOT,
     base_model,
+    model_at_hand,
     not_made,
     prepare_stage,
     read_demonstrations,
     stage_folder,
-    start_model,
 )
 from pobench.runs.task import Task, benchmarks_of
 from pobench.settings.job import Job
-from pobench.sources import cache_folder, cached_model, weights_digest
+from pobench.sources import cache_folder
 from pobench.training.reference import old_caches
 
 
@@ -65,8 +66,9 @@ class Plan:
     tasks: those with nothing left among them. pairs, content: None where neither pairs nor model are at hand. notes:
     sentences for the terminal. left_out: those of them that name a benchmark whose packages are absent. demonstrations:
     what an SFT stage that is left learns from. damaged: stored files and folders that may not be used; they are kept under
-    another name. waits: its tasks make the pairs; what stands behind them is named by their content, so it is planned when
-    they are there. root: the command's folder of runs.
+    another name. waits: its tasks make pairs, or a model that a later round begins from; what stands behind them is named by
+    their content, so it is planned when they are there. root: the command's folder of runs. round_pairs: the token pairs of
+    the rounds after the first.
     """
 
     tasks: tuple[Task, ...]
@@ -78,6 +80,14 @@ class Plan:
     left_out: tuple[str, ...] = ()
     waits: bool = False
     root: Path | None = None
+    round_pairs: tuple[Pairs, ...] = ()
+
+    def without(self, failed: Collection[str]) -> Plan:
+        """The plan with nothing left to do for runs that have failed, and without reference passes that nothing else reads."""
+        kept = [replace(t, stages=(), references={}) if t.run in failed else t for t in self.tasks]
+        read = {sums for task in kept if task.kind != "reference" for sums in task.references.values()}
+        tasks = (task for task in kept if task.kind != "reference" or read & set(task.references.values()))
+        return replace(self, tasks=tuple(tasks))
 
     @property
     def left(self) -> list[Task]:
@@ -87,8 +97,8 @@ class Plan:
         """For the terminal: what was read for that which is left, and what was left out."""
         kinds = {t.kind for t in self.left}
         lines = [self.demonstrations.text()] if "sft" in kinds and self.demonstrations is not None else []
-        if kinds - stage_list.PREPARING and self.pairs is not None:
-            lines.append(self.pairs.summary)
+        read = {task.data for task in self.left if task.kind not in stage_list.PREPARING}
+        lines += [p.summary for p in (self.pairs, *self.round_pairs) if p is not None and p.folder.path in read]
         return "\n".join([*lines, *self.notes])
 
     @property
@@ -119,26 +129,27 @@ def make_plan(
     plugins: Sequence[str] = (),
     *,
     opponents: str = START,
+    rounds: int = 1,
     dry: bool = False,
     like: Plan | None = None,
 ) -> Plan:
     """Read and check the data, and lay out the tasks. Nothing is written below `runs`.
 
     opponents: whom the losses' answers are judged against besides the start model, see `pairs_of`; the stage `compare` is
-    theirs, and runs behind `judge`. dry: touch nothing at all, not even a cache; the data is read only if it is at hand.
-    like: a plan of the same model, data and prompts, whose content need not be gathered again. Raises PobenchError with all
-    faults.
+    theirs, and runs behind `judge`. rounds: of iterative training (`pobench.runs.rounds`). dry: touch nothing at all, not
+    even a cache; the data is read only if it is at hand. like: a plan of the same model, data and prompts, whose content need
+    not be gathered again. Raises PobenchError with all faults.
     """
     stages, plugins = tuple(stages), tuple(plugins)
-    jobs, left_out = _without_absent([with_sharding(job) for job in jobs], stages)
-    job = jobs[0]
+    jobs, left_out = _without_absent([with_sharding(job) for job in in_rounds(jobs, rounds)], stages)
+    resolved, job = jobs, jobs[0]
     _check(jobs, runs, stages, opponents, dry)
-    if like is None and (folder := _model_at_hand(job)) is not None:
+    if like is None and (folder := model_at_hand(job)) is not None:
         check_model(folder, trust_remote_code=job.model.trust_remote_code)
     first, demonstrations = _sft_task(job, stages, plugins, dry)
     notes, broken = [*left_out], list[Path]()
     if "onpolicy" in stages:
-        own = _own_pairs(job, runs, plugins, dry, notes, broken)
+        own, _ = pairs_task(job, runs, plugins, dry, notes, broken)
         first = (*first, own)
         jobs = [MadePairs(own.data).as_data(each) if own.done else each for each in jobs]
         job = jobs[0]
@@ -148,7 +159,7 @@ def make_plan(
         waits = to_come and runs_wanted
         return Plan(first, tuple(notes), demonstrations, damaged=tuple(broken), waits=waits, root=runs)
     pairs, content = (None, None) if like is None else (like.pairs, like.content)
-    if like is None and not to_come and (not dry or _model_at_hand(job) is not None):
+    if like is None and not to_come and (not dry or model_at_hand(job) is not None):
         chat = Chat.of(base_model(job), job.model)
         pairs = find_pairs(job, runs, chat, notes.append, remember=not dry)
         asked = () if dry else benchmarks_of(job, stages)  # a dry run reads no questions
@@ -163,10 +174,22 @@ def make_plan(
     evaluated = [layout.start(job) for job in {layout.start_name(job): job for job in jobs}.values()]
     trained = [task for job in jobs for task in layout.loss(job)]
     passes = layout.reference_tasks([*evaluated, *trained])
+    later = Later.of(resolved, layout, trained, dry)
+    passes += later.passes
     notes += _old_cache_note(passes)
-    pairs_tasks = _pairs(layout, trained[1::2], opponents) if {"judge", "compare"} & set(stages) else []
-    tasks, damaged = (*first, *passes, *evaluated, *trained, *pairs_tasks), tuple(dict.fromkeys(layout.damaged))
-    return Plan(tasks, tuple(dict.fromkeys(notes)), demonstrations, pairs, content, damaged, left_out, root=runs)
+    pairs_tasks = _pairs(layout, later.last, opponents) if later.last and {"judge", "compare"} & set(stages) else []
+    return Plan(
+        (*first, *passes, *evaluated, *trained, *later.tasks, *pairs_tasks),
+        tuple(dict.fromkeys(notes)),
+        demonstrations,
+        pairs,
+        content,
+        tuple(dict.fromkeys(layout.damaged)),
+        left_out,
+        waits=later.waits and not dry,
+        root=runs,
+        round_pairs=tuple(later.pairs),
+    )
 
 
 def _pairs(layout: Layout, evaluations: Sequence[Task], opponents: str) -> list[Task]:
@@ -183,6 +206,7 @@ def _check(jobs: Sequence[Job], runs: Path, stages: tuple[str, ...], opponents: 
     absent = [t for t in job.train.trackers if importlib.util.find_spec(t) is None]
     faults = [f"train.trackers: {', '.join(absent)} not installed; pip install {' '.join(absent)}"] if absent else []
     faults += device_faults()
+    faults += rounds_faults(jobs, stages)
     faults += dict.fromkeys(fault for job in jobs for fault in adapters.missing(job.train.adapter))
     faults += dict.fromkeys(fault for job in jobs for fault in sharding_faults(job))
     faults += flash.missing(job.model.attention, job.train.layout, job.train.precision)
@@ -273,7 +297,7 @@ def _sft_task(
             )
         return (), None
     home = cache_folder() / STAGES_ROOT
-    if dry and not (_model_at_hand(job) and is_local(job.sft.source)):
+    if dry and not (model_at_hand(job) and is_local(job.sft.source)):
         unnamed = Task(job, "sft", home, "not-made", ("sft",), home / "not-made", plugins=plugins)
         return ((unnamed,) if "sft" in stages else ()), None
     folder = stage_folder(job, remember=not dry)
@@ -288,46 +312,11 @@ def _sft_task(
     return (task,), read_demonstrations(job) if dry else prepare_stage(job)[1]
 
 
-def _own_pairs(
-    job: Job, runs: Path, plugins: tuple[str, ...], dry: bool, notes: list[str], damaged: list[Path]
-) -> Task:
-    """What makes the pairs from the start model's own answers; done where they are there.
-
-    notes: takes sentences, damaged: folders that may not be used. Raises PobenchError for a ranker or prompts that will not do.
-    """
-    recipe, decoding = recipe_of(job), decoding_of(job)
-    about = replace(job, onpolicy=job.onpolicy.model_copy(update={"precision": decoding.precision}))
-    unnamed = f"{job.setting}/onpolicy-not-made"
-    sources = filter(None, (job.onpolicy.prompts or job.data.source, job.answers.source))
-    if dry and not (_model_at_hand(job) and all(map(is_local, sources))):
-        return Task(about, "onpolicy", runs, unnamed, ("onpolicy",), runs / unnamed, plugins=plugins)
-    own = OwnPairs.of(recipe, remember=not dry)
-    pairs = MadePairs(runs / own.run / own.node.name)
-    task = Task(about, "onpolicy", runs, own.run, (), pairs.path, nodes={"onpolicy": own.node}, plugins=plugins)
-    if pairs.finished:
-        damage = [f"{fault}; it is made anew" for fault in pairs.faults()]
-        damaged += [pairs.path] if damage else []
-        model_made = job.sft is None or stage_folder(job, remember=not dry).trained is not None
-        if not damage and model_made and pairs.about["model"] != weights_digest(start_model(job), remember=not dry):
-            damage = [f"{pairs.path.parent}: another start model answered there; it is made anew"]
-            damaged.append(pairs.path.parent)
-        if not damage:
-            return task
-        notes += damage
-    if not dry:
-        ask(recipe, base_model(job), lambda warning: None)
-    return replace(task, stages=("onpolicy",))
-
-
 def _old_cache_note(passes: Iterable[Task]) -> list[str]:
     old = old_caches(cache_folder() / reference.FOLDER) if any(not task.done for task in passes) else []
     if not old:
         return []
     return [f"reference sums of protocol 1 are not read: {', '.join(old)}; the pass is made once more, as whole files"]
-
-
-def _model_at_hand(job: Job) -> Path | None:
-    return cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256, base=job.model.base)
 
 
 # ---------------------------------------------------------------- what it will cost

@@ -35,7 +35,7 @@ class Content:
     own: "lists" or "answers", where the data have them → (digest of the items, of their ratings). without: "train" or
     "heldout", where the data have no such pairs.
     source: a registered function's kind and name → the digest of its code. rendering: of the chat template and tokenizer
-    (`Chat.digest`).
+    (`Chat.digest`). begins: of the last round's model, from which a later round trains; "" where the start model is it.
     """
 
     weights: str
@@ -48,6 +48,7 @@ class Content:
     rendering: str
     scores: str = ""
     heldout_scores: str = ""
+    begins: str = ""
     own: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     without: frozenset[str] = frozenset()
 
@@ -58,6 +59,10 @@ class Content:
     def scores_of(self, unit: str) -> str:
         """The digest of its ratings."""
         return self.own[unit][1] if unit in self.own else self.scores
+
+    def compared_to(self, job: Job) -> str:
+        """The weights that a loss with a reference is trained against."""
+        return self.begins if self.begins and job.rounds.reference == "last" else self.weights
 
     def precise(self, wanted: str) -> str:
         """A precision without `auto`."""

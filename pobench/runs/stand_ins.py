@@ -237,6 +237,7 @@ class _Stage:
             judge=judge,
             origin=origin,
             onpolicy=_smaller_sampling(job, folder) if self.samples else job.onpolicy,
+            rounds=job.rounds.model_copy(update={"prompts": "all"}),  # a part of so few would be none
             benchmarks={name: _smaller_benchmark(name, settings) for name, settings in job.benchmarks.items()},
         )
 

@@ -31,7 +31,7 @@ from pobench.progress import progress
 from pobench.results.run_folder import RunFolder
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
-from pobench.sources import cache_folder, fetch_model, rows_digest, weights_digest
+from pobench.sources import cache_folder, cached_model, fetch_model, rows_digest, weights_digest
 from pobench.training import checkpoint, leaving
 from pobench.training.sft import batches, learn
 
@@ -68,6 +68,11 @@ def base_model(job: Job) -> Path:
         trust_remote_code=model.trust_remote_code,
         base=model.base,
     )
+
+
+def model_at_hand(job: Job) -> Path | None:
+    """The folder of the model that the setting names; None where it would have to be fetched."""
+    return cached_model(job.model.source, revision=job.model.revision, sha256=job.model.sha256, base=job.model.base)
 
 
 def _config(job: Job) -> SftConfig:

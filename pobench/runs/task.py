@@ -15,13 +15,14 @@ from pobench.registry import benchmarks, get_loss
 from pobench.results.arms import GREEK, show_setting
 from pobench.results.run_folder import RunFolder
 from pobench.runs.stage import Node
-from pobench.settings.job import Job
+from pobench.settings.job import Job, Round
 from pobench.settings.schema import (
     AnswersConfig,
     DataConfig,
     JudgeConfig,
     ModelConfig,
     OnPolicyConfig,
+    RoundsConfig,
     SftConfig,
     TrainConfig,
     TunedConfig,
@@ -88,8 +89,18 @@ class Task:
             "onpolicy": "pairs of the start model's own answers",
             "reference": "reference pass of the start model",
         }
+        if self.job.round.number > 1:
+            titles |= self._titles_of_round()
         against = "".join(f" against {side.rpartition('/')[2].rpartition('-')[0]}" for side in self.sides[1:])
         return titles.get(self.kind, f"{self.job.loss}{self._varied()}{against}, seed {self.job.seed}")
+
+    def _titles_of_round(self) -> dict[str, str]:
+        """Kind → title, of what belongs to a round after the first."""
+        number = self.job.round.number
+        name = f"{self.job.loss}{self._varied()}, seed {self.job.seed}"
+        own = {"onpolicy": f"pairs of {name}, round {number}: answers of round {number - 1}"}
+        own["reference"] = f"reference pass of {name}, round {number}"
+        return own if self.kind == "pair" else {**own, "loss": f"{name}, round {number}"}
 
     def _varied(self) -> str:
         """What tells jobs of one loss apart: the values that a study, a search or the command line gave."""
@@ -113,7 +124,8 @@ class Task:
     def dump(self, path: Path) -> None:
         """Write the task as JSON, for processes that a launcher starts."""
         about = {"origin": dict(self.job.origin), "benchmarks": dict(self.job.benchmarks)}
-        about["onpolicy"] = self.job.onpolicy.model_dump(mode="json")
+        about |= {name: getattr(self.job, name).model_dump(mode="json") for name in ("onpolicy", "rounds")}
+        about["round"] = asdict(self.job.round)
         job = {**self.job.values(), **self.job.provenance(), **about}
         nodes = {name: asdict(node) for name, node in self.nodes.items()}
         plain = {
@@ -134,12 +146,13 @@ class Task:
             "answers": AnswersConfig,
             "judge": JudgeConfig,
             "onpolicy": OnPolicyConfig,
+            "rounds": RoundsConfig,
             **({"sft": SftConfig} if job.get("sft") else {}),
             **({"tuned": TunedConfig} if job["tuned"] else {}),
         }
         parsed = {name: schema.model_validate(job[name]) for name, schema in sections.items()}
         changes = {
-            "job": Job(**{**job, **parsed}),
+            "job": Job(**{**job, **parsed, "round": Round(**job["round"])}),
             "runs": Path(values["runs"]),
             "data": Path(values["data"]),
             "stages": tuple(values["stages"]),

@@ -8,7 +8,7 @@ from typing import Any
 
 from pobench.errors import PobenchError
 from pobench.identity import name_of
-from pobench.registry import judges
+from pobench.registry import get_loss, judges
 from pobench.settings.schema import (
     SECTIONS,
     START_SEED,
@@ -17,10 +17,29 @@ from pobench.settings.schema import (
     JudgeConfig,
     ModelConfig,
     OnPolicyConfig,
+    RoundsConfig,
     SftConfig,
     TrainConfig,
     TunedConfig,
 )
+
+
+@dataclass(frozen=True)
+class Round:
+    """Which round of iterative training a job is; the plan says it.
+
+    number: from 1, `of` so many. run, model, weights: the last round's run, the folder of its model, and a digest of that;
+    held_out: the file of the pairs that no round trains on; recipe: a digest of how this round's pairs are made, without the
+    weights that answer. These are "" in the first round.
+    """
+
+    number: int = 1
+    of: int = 1
+    run: str = ""
+    model: str = ""
+    weights: str = ""
+    held_out: str = ""
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,8 @@ class Job:
     onpolicy: OnPolicyConfig = field(
         default_factory=OnPolicyConfig
     )  # how the stage makes pairs; these count by content, so not in `values`
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    round: Round = Round()  # weights and pairs of its round count by content, too
 
     def values(self) -> dict[str, Any]:
         """Every value, nested, as `config.yaml` stores it."""
@@ -66,6 +87,15 @@ class Job:
         """Where the values come from, as `config.yaml` stores it. It decides no result, so it is in neither `values` nor
         `key`."""
         return {"values_from": self.values_from, "tuned": self.tuned.model_dump(mode="json") if self.tuned else None}
+
+    def facts_of_round(self) -> dict[str, Any]:
+        """From round 2 on, for `config.yaml`: which round it is, the run that it begins from, the reference of training, and
+        how its pairs are made."""
+        if self.round.number == 1:
+            return {}
+        reference = self.rounds.reference if get_loss(self.loss).reads_reference else ""
+        facts = {"round": self.round.number, "begins": self.round.run, "rounds_reference": reference}
+        return {**facts, "recipe": self.round.recipe}
 
     def value(self, key: str) -> Any:
         """The resolved value of `key` ("train.lr", "simpo.beta"); None if there is no such key."""

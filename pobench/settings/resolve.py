@@ -336,6 +336,7 @@ class _Draft:
             values_from=values_from,
             tuned=tuned,
             onpolicy=parsed.onpolicy,
+            rounds=parsed.rounds,
         )
 
     def _values_from(self, name: str, settings: Mapping[str, Any], lr: float) -> tuple[str, TunedConfig | None]:
@@ -378,7 +379,7 @@ class _Draft:
 
     def _origin_for(self, name: str) -> dict[str, str]:
         """Key → where its value comes from, for the sections and this loss. A loss's own lr is listed as `train.lr`."""
-        sections = {*SECTIONS, "onpolicy", name, *(part.name for part in get_loss(name).parts)}
+        sections = {*SECTIONS, "onpolicy", "rounds", name, *(part.name for part in get_loss(name).parts)}
         shown = {key: where for key, where in self.origin.items() if where and _owner(key)[0] in sections}
         own = self._own_training(name)
         shown |= {f"train.{k}": self.origin.get(f"{name}.{k}") or f"{self.setting}: of {name}" for k in own}

@@ -360,6 +360,18 @@ class OnPolicyConfig(_Strict):
     held_out_fraction: float = Field(0.1, ge=0, lt=1)
 
 
+class RoundsConfig(_Strict):
+    """How `--rounds N` trains: each round answers, ranks and trains from the last round's model. It names no run by itself."""
+
+    # what losses with a reference compare with after round 1. last: the model of the round before, as in SPPO (arXiv
+    # 2405.00675) and REBEL (arXiv 2404.16767); start: the start model in every round, as in RLHFlow's iterative DPO
+    # (arXiv 2405.07863)
+    reference: Literal["last", "start"] = "last"
+    # split: round r of N asks every Nth prompt, from the r-th on, as SPPO and Snorkel-Mistral-PairRM-DPO ask a third of
+    # UltraFeedback in each of three rounds; all: every round asks all of them
+    prompts: Literal["split", "all"] = "split"
+
+
 class Setting(_Strict):
     """One YAML of experiments/settings."""
 
@@ -373,6 +385,7 @@ class Setting(_Strict):
     judge: JudgeConfig = JudgeConfig()
     tune: TuneConfig = TuneConfig()
     onpolicy: OnPolicyConfig = OnPolicyConfig()
+    rounds: RoundsConfig = RoundsConfig()
     sft: SftConfig | None = (
         None  # None: `model` names a finished start model; else `model` is the base model that SFT starts from
     )
@@ -389,4 +402,4 @@ SECTIONS: dict[str, type[_Strict]] = {
     "sft": SftConfig,
 }
 # Sections that do not name a run; the command or the stage of the same name reads them.
-COMMANDS: dict[str, type[_Strict]] = {"tune": TuneConfig, "onpolicy": OnPolicyConfig}
+COMMANDS: dict[str, type[_Strict]] = {"tune": TuneConfig, "onpolicy": OnPolicyConfig, "rounds": RoundsConfig}

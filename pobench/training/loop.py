@@ -124,6 +124,7 @@ def train(
     reference: ReferenceSums | EveryStep | None = None,
     mismatched: Sequence[int] | None = None,
     seed: int = 0,
+    begins_elsewhere: bool = False,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
@@ -134,9 +135,9 @@ def train(
     """Train `model` in place on `items`, in the order of `epochs` (indices into items, one sequence an epoch), with a batch of
     `batch_size` pairs or lists, or of twice as many single answers.
 
-    settings, reference, mismatched, seed: see `PreferenceObjective`. All else, errors included: see `minimise`.
+    settings, reference, mismatched, seed, begins_elsewhere: see `PreferenceObjective`. All else: see `minimise`.
     """
-    objective = PreferenceObjective(items, loss, settings, reference, mismatched, seed)
+    objective = PreferenceObjective(items, loss, settings, reference, mismatched, seed, begins_elsewhere)
     size = in_a_batch(items, config.batch_size)
     batches = [
         (epoch + min(at + size, len(order)) / len(order), list(order[at : at + size]))

@@ -164,14 +164,17 @@ class PreferenceObjective:
         reference: ReferenceSums | EveryStep | None = None,
         mismatched: Sequence[int] | None = None,
         seed: int = 0,
+        begins_elsewhere: bool = False,
     ) -> None:
         """settings: the loss's own. reference: the reference sums of the items' responses, for a loss that needs them, and of
         `mismatched_groups`, for a loss that needs `kl`; or what computes them, batch by batch. mismatched: for each item the
         index of the item that lends its answer, for a loss that needs `kl`. seed: of what is drawn anew in every step.
+        begins_elsewhere: whether training begins from another model than the reference.
 
         Raises PobenchError if the loss does not read such items, or needs sums or scores that are missing.
         """
         self.items, self.loss, self.settings, self.reference = items, loss, settings, reference
+        self.begins_elsewhere = begins_elsewhere
         self.rows: Rows = ROWS[loss.unit](items)
         self.unit: str = self.rows.name
         self.groups: Sequence[Group] = [Group.of(item) for item in items]

@@ -41,6 +41,8 @@ OF_STUDIES = {  # they want several settings of a loss
     "beside-paper-downstream",
     "claims-across-settings",
     "gains-across-settings",
+    "rounds",
+    "rounds-table",
 }
 
 

@@ -18,10 +18,11 @@ def run(context: Context) -> None:
 
 STAGE = Stage(
     name="onpolicy",
-    does="make the pairs that are trained on from the start model's own answers, as the `onpolicy` section says",
+    does="make the pairs that are trained on from the start model's own answers, as the `onpolicy` section says; in later "
+    "rounds (`--rounds`) from the last round's",
     reads=("sft",),
     writes=("pairs.samples.jsonl", "pairs.jsonl", "pairs.heldout.jsonl", "pairs.recipe.json"),
-    decided_by="start weights, rendering, prompts, decoding; for the pairs also the ranker, and what is held out",
+    decided_by="the weights that answer, rendering, prompts, decoding; for the pairs also the ranker, and what is held out",
     run=run,
     optional=True,
     prepares=True,

@@ -3,7 +3,7 @@
 Four sets of sequences, each a folder of its own in the cache: the held-out pairs (every run reports KL), the training
 pairs (losses that ask for `reference`), their single tokens (losses that ask for `tokens`, too), and the mismatched pairs
 (losses that ask for `kl`). Where the data have lists or single answers, losses of these read sets of their own, by the same
-rules.
+rules. In later rounds of iterative training all but the first may be of the last round's model.
 """
 
 from __future__ import annotations
@@ -66,8 +66,11 @@ def node_of(job: Job, content: Content, which: str) -> Node:
         "base": base,
         **content.rounding(job.train),
     }
-    sequences = content.heldout if which == "heldout" else content.items_of(unit)
-    return Node("reference", {"weights": content.weights, "set": which, "sequences": sequences, **arithmetic})
+    held = which == "heldout"  # measured against the start model in every round
+    weights, sequences = (
+        (content.weights, content.heldout) if held else (content.compared_to(job), content.items_of(unit))
+    )
+    return Node("reference", {"weights": weights, "set": which, "sequences": sequences, **arithmetic})
 
 
 def run(context: Context) -> None:

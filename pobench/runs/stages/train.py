@@ -23,8 +23,10 @@ _ONE = {"pairs": "a pair", "lists": "a list", "answers": "an answer"}
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any]:
-    """`pairs` is the digest of the items of the loss's unit, which are lists or answers where the data have them."""
+    """`pairs` is the digest of the items of the loss's unit, which are lists or answers where the data have them. `reference` is
+    a cause of its own where it is not the model that training begins from."""
     loss = get_loss(job.loss)
+    other_reference = content.begins and loss.reads_reference and content.compared_to(job) != content.begins
     return {
         "loss": job.loss,
         "source": content.source("loss", job.loss),
@@ -37,7 +39,8 @@ def causes(job: Job, content: Content) -> Mapping[str, Any]:
         },
         **job.model.layers,
         "pairs": content.items_of(loss.unit),
-        "weights": content.weights,
+        "weights": content.begins or content.weights,
+        **({"reference": content.weights} if other_reference else {}),
         **({"scores": content.scores_of(loss.unit)} if "scores" in loss.needs else {}),
     }
 
@@ -61,7 +64,7 @@ def run(context: Context) -> None:
     torch.manual_seed(job.seed)
     order = data_order(items, job.seed, job.train.epochs)
     steps = math.ceil(len(items) / in_a_batch(items, job.train.batch_size)) * job.train.epochs
-    model, rows = context.trainable(context.start_path)
+    model, rows = context.trainable(context.begin_path)
     reference = _reference(context)
     if loss.moves_reference:
         context.say(f"{context.task.title}: {_how_it_moves(loss, job, steps)}")
@@ -94,6 +97,7 @@ def run(context: Context) -> None:
             reference=reference,
             mismatched=mismatch(items) if "kl" in loss.needs else None,
             seed=job.seed,
+            begins_elsewhere=context.reference_path != context.begin_path,
             log=log if context.main else lambda row: None,
             say=context.say,
             rewind=folder.rewind_steps if context.main else lambda step: None,
@@ -128,7 +132,7 @@ def _reference(context: Context) -> ReferenceSums | EveryStep | None:
         return None
     if config.reference == "cached":
         return context.references(loss.unit, TOKENS[loss.unit], *("mismatched", "mismatched_answers"))
-    policy = context.start_policy()
+    policy = context.reference_policy()
     policy.requires_grad_(False)
     kind = Moving if loss.moves_reference else EveryStep
     return kind(sum_scorer(policy, context.groups(loss.unit), config, context.accelerator, context.say))
@@ -196,15 +200,16 @@ def _store_adapter(context: Context, adapted: Any, folder: Path, state: Mapping[
 
     adapter, model = context.job.train.adapter, context.job.model
     assert adapter is not None
-    whole_source = context.job.sft is None and "base" not in origin(context.start_path)
-    base = (model.source, model.revision) if whole_source else (str(context.start_path), None)
+    begin = context.begin_path
+    whole_source = begin == context.start_path and context.job.sft is None and "base" not in origin(begin)
+    base = (model.source, model.revision) if whole_source else (str(begin), None)
     if not adapter.merge:
         adapters.save(adapted, folder, *base, state=state)
         return
     if state is not None:
         with tempfile.TemporaryDirectory() as temporary:
             adapters.save(adapted, Path(temporary), *base, state=state)
-            adapted = put_in(context.load(context.start_path), Path(temporary))
+            adapted = put_in(context.load(begin), Path(temporary))
     adapters.merged(adapted).save_pretrained(folder)
 
 
@@ -237,7 +242,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 STAGE = Stage(
     name="train",
-    does="train every loss from the start model",
+    does="train every loss from the start model, or from the last round's",
     reads=("sft", "onpolicy", "reference"),
     writes=("model/", "steps.jsonl", "trained.json"),
     decided_by="pairs (their ratings, if the loss asks for them), start weights, the loss's source and settings, the train "
