@@ -241,7 +241,7 @@ class PreferenceObjective:
         """Raises PobenchError if the reference sums are not those of the policy before step 1, or if the reference runs in
         another layout."""
         self.largest_entropy = math.log(scorer.policy.vocabulary)
-        if self.known is None or self.reference is None:
+        if self.known is None or self.reference is None or self.begins_elsewhere:
             return math.nan
         probed = list(first[:8])
         if isinstance(self.reference, EveryStep):

@@ -23,8 +23,8 @@ _ONE = {"pairs": "a pair", "lists": "a list", "answers": "an answer"}
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any]:
-    """`pairs` is the digest of the items of the loss's unit, which are lists or answers where the data have them. `reference` is
-    a cause of its own where it is not the model that training begins from."""
+    """`pairs` is the digest of the items of the loss's unit, which are lists or answers where the data have them. `reference`
+    is a cause of its own where it is not the model that training begins from."""
     loss = get_loss(job.loss)
     other_reference = content.begins and loss.reads_reference and content.compared_to(job) != content.begins
     return {
