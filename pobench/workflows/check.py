@@ -528,10 +528,10 @@ def _steps(subject: Subject, plugins: Sequence[str]) -> Iterator[Finding]:
     yield Finding(name, verdict, f"loss and gradient differ by {off_two:.1g} relative (allowed {TOLERANCE:g}), gloo")
 
 
-def laws_of(subject: Subject) -> list[tuple[str, Callable[[], tuple[str, str]]]]:
+def laws_of(subject: Subject) -> Iterator[tuple[str, Callable[[], tuple[str, str]]]]:
     """The laws that a loss is held to, each with what tries it: of pairs, then of its own unit."""
-    of_pairs = [(name, partial(function, subject)) for name, function in LAWS]
-    return of_pairs + [(name, partial(own, subject.loss, subject.settings)) for name, own in OWN[subject.loss.unit]]
+    yield from ((name, partial(function, subject)) for name, function in LAWS)
+    yield from ((name, partial(own, subject.loss, subject.settings)) for name, own in OWN[subject.loss.unit])
 
 
 def check(

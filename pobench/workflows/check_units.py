@@ -32,7 +32,8 @@ class Lists(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Lists:
         """With every tensor changed alike."""
-        return Lists(*(Responses(*map(change, part)) for part in self[:2]), change(self.scores))
+        policy, reference = (Responses(*map(change, part)) for part in (self.policy, self.reference))
+        return Lists(policy, reference, change(self.scores))
 
     def take(self, lists: Tensor) -> Lists:
         """Some of them, no wider than the longest."""
@@ -53,12 +54,8 @@ class Answers(NamedTuple):
         return AnswerInputs(policy, self.label, self.reference, kl, tokens, self.scores.to(policy.total.dtype), batch)
 
     def take(self, answers: Tensor) -> Answers:
-        return Answers(
-            *(SequenceLogps(*(t[answers] for t in part)) for part in self[:2]), *(t[answers] for t in self[2:])
-        )
-
-
-Rows = Lists | Answers
+        policy, reference = (SequenceLogps(*(t[answers] for t in part)) for part in (self.policy, self.reference))
+        return Answers(policy, reference, self.scores[answers], self.label[answers])
 
 
 class Tried(NamedTuple):
@@ -263,10 +260,9 @@ def _lists_in_any_order(loss: Loss, settings: Mapping[str, Any]) -> Verdict:
 def _pads(loss: Loss, settings: Mapping[str, Any]) -> Verdict:
     at = lists()
     n, width = at.policy.total.shape
-    wide = Lists(
-        *(Responses(*(_wider(t, pad) for t, pad in zip(part, (0.0, 1, 9, False), strict=True))) for part in at[:2]),
-        _wider(at.scores, math.nan),
-    )
+    pads = (0.0, 1, 9, False)  # of sums, lengths, ranks, and the mask
+    policy, reference = (Responses(*map(_wider, part, pads)) for part in (at.policy, at.reference))
+    wide = Lists(policy, reference, _wider(at.scores, math.nan))
     here, there = tried(loss, settings, at), tried(loss, settings, wide)
     off = max(
         relative(there.loss, here.loss),

@@ -17,13 +17,16 @@ from pobench.errors import PobenchError
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.registry import get_loss, load_plugin, register_loss
+from pobench.results.cross_loss import evaluate
 from pobench.training.objectives import PreferenceObjective, mismatched_groups
 from pobench.training.reference import EveryStep, ReferenceSums, sequence_keys
 from pobench.types import (
     AnswerBatch,
     AnswerOutput,
     Group,
+    Inputs,
     ListOutput,
+    Pair,
     Responses,
     SequenceLogps,
     TokenAnswer,
@@ -176,7 +179,7 @@ def test_a_reference_of_every_step_gives_lists_and_answers_what_the_stored_one_g
     _, _, stored = fit(items, name)
     live_sums = EveryStep(scorer_of(copy.deepcopy(start_model)))
     _, trained, live = fit(items, name, folder="live", reference=live_sums)
-    assert trained.steps == 3 and trained.step0_gap < 1e-5
+    assert trained.steps == 3 and trained.step0_gap < 1e-5 and trained.layout == "shared_prefix"
     for ours, theirs in zip(live, stored, strict=True):
         for metric in ("loss", "rewards/chosen", "rewards/margins", "kl", "grad_norm"):
             assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6, nan_ok=True), metric
@@ -209,6 +212,22 @@ def test_what_is_carried_over_steps_is_made_of_every_answer_of_a_batch_with_its_
         ([a.label for a in part], [len(a.response) for a in part], list(range(len(part))), step)
         for step, part in enumerate(parts)
     ]
+
+
+def test_held_out_pairs_give_a_loss_of_lists_or_of_answers_all_that_it_asks_for(losses_that_ask) -> None:
+    policy = Pair(*(SequenceLogps(torch.tensor(t), torch.tensor([3, 4])) for t in ([-8.0, -9.0], [-16.0, -19.0])))
+    known = Pair(*(SequenceLogps(torch.full((2,), -12.0), torch.tensor([3, 4])) for _ in range(2)))
+    inputs = Inputs(policy, known, scores=torch.tensor([[0.9, 0.1], [0.5, 0.5]]))
+    bco = evaluate(get_loss("t_bco_answers"), {"beta": 0.1}, inputs)
+    # rewards 0.4, -0.4 and 0.3, -0.7: their mean is -0.1; the first pair's loss is the mean of -log σ(0.5) and -log σ(0.3)
+    assert bco.loss[0].item() == pytest.approx((math.log1p(math.exp(-0.5)) + math.log1p(math.exp(-0.3))) / 2)
+    rated = evaluate(get_loss("t_rated_answers"), {"beta": 0.1}, inputs)
+    assert rated.loss[0].item() == pytest.approx(((0.4 - 2) ** 2 + (-0.4 + 2) ** 2) / 2)
+    whole = evaluate(get_loss("t_list_of_a_batch"), {"beta": 0.1}, inputs)
+    # chances σ(0.8) and σ(1.0): -log of their mean
+    chances = [1 / (1 + math.exp(-x)) for x in (0.8, 1.0)]
+    assert whole.loss.tolist() == pytest.approx([-math.log(sum(chances) / 2)] * 2)
+    assert evaluate(get_loss("t_list_of_tokens"), {"beta": 0.1}, inputs).loss.isnan().all()  # tokens are not stored
 
 
 # ---------------------------------------------------------------- whole jobs
