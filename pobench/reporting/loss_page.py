@@ -95,8 +95,6 @@ MEANINGS = {  # of settings that several losses share; a loss declares other nam
 LEFT_OUT = {  # published objectives that ask for what no loss is given yet, or whose formula is not settled
     "WPO": "weighs a pair by the probabilities of the whole vocabulary at every token",
     "TDPO and MallowsPO": "read the whole vocabulary at every token",
-    "γ-PO": "solves for the margins of a batch and of two thousand pairs before it",
-    "TR-DPO": "moves the reference with the policy; the stored reference sums are those of the start model",
     "TPO": "needs a third, best response to the same prompt",
     "PRO and LiPO-λ": "rank more than two responses to a prompt, and training reads pairs",
     "DRO": "trains a value model beside the policy",
@@ -211,8 +209,11 @@ def _sizes(loss: Loss) -> str:
 
 
 def _modifier(modifier: Modifier) -> str:
-    fits = "losses that read policy and reference by their difference alone" if modifier.of_ratios else "every loss"
-    fits = fits if modifier.moves is None else "every loss that reads a reference"
+    fits = "every loss that reads no `batch`"
+    if modifier.of_ratios:
+        fits = "losses that read policy and reference by their difference alone"
+    if modifier.moves is not None:
+        fits = "every loss that reads a reference"
     needs = ", ".join(sorted(modifier.needs)) or "nothing more"
     parts = [
         f"### {modifier.name}",
