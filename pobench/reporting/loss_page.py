@@ -212,10 +212,11 @@ def _sizes(loss: Loss) -> str:
 
 
 def _modifier(modifier: Modifier) -> str:
-    of_sums = "losses that read sums alone"
-    fits = "losses that read policy and reference by their difference alone" if modifier.of_ratios else of_sums
-    fits = "losses that do not read `batch`" if modifier.weighs else fits
-    fits = fits if modifier.moves is None else "every loss that reads a reference"
+    fits = "every loss that reads no `batch`" + ("" if modifier.weighs else " and nothing of the whole vocabulary")
+    if modifier.of_ratios:
+        fits = "losses that read policy and reference by their difference alone"
+    if modifier.moves is not None:
+        fits = "every loss that reads a reference"
     needs = ", ".join(sorted(modifier.needs)) or "nothing more"
     parts = [
         f"### {modifier.name}",
