@@ -41,7 +41,10 @@ def _job(setting: str, data: str | None, model: str | None, sets: list[str] | No
 
 @app.command()
 def audit(
-    file: Annotated[str, typer.Argument(help="A file, folder, pattern, `builtin:…` or hub name.")],
+    file: Annotated[
+        str | None,
+        typer.Argument(help="A file, folder, pattern, `builtin:…` or hub name; default: the setting's own data."),
+    ] = None,
     setting: SettingName = "smollm2",
     model: ModelName = None,
     characters: Annotated[
@@ -53,13 +56,15 @@ def audit(
     """Count and list what is wrong with preference data. Nothing is trained or written."""
     from pobench.cli.show_pairs import render_audit
     from pobench.data.audit import Audit
-    from pobench.data.prepare import read_pairs, read_preferences
+    from pobench.data.prepare import read_preferences, read_sources
 
     job = _job(setting, file, model, [*(sets or []), "data.on_bad_row=drop"])
-    if characters:
-        out.print(render_audit(Audit.of_file(read_preferences(job))))
-    else:
-        out.print(render_audit(read_pairs(job)[1]))
+    audits = map(Audit.of_file, read_preferences(job)) if characters else (read.audit for read in read_sources(job))
+    for part, audit in zip(job.data.parts, audits, strict=True):
+        if part.name:
+            weight = "" if part.weight is None else f", weight {part.weight:g}"
+            out.print(f"{part.name}{weight}:", highlight=False, markup=False)
+        out.print(render_audit(audit))
 
 
 @app.command()
@@ -77,7 +82,7 @@ def convert(
     from pobench.files import write_text
 
     job = _job(setting, file, None, sets)
-    loaded = read_preferences(job)
+    (loaded,) = read_preferences(job)
     if job.data.on_bad_row == "stop":
         refuse(loaded.faults, source=loaded.source, rows=loaded.rows)
     if not loaded.preferences:
@@ -122,7 +127,7 @@ def inspect(
     With --rehearse: check that each shipped setting trains on the prompt tokens that generation asks with.
     """
     from pobench.cli.show_pairs import render_inspection
-    from pobench.data.prepare import inspect_pairs, read_pairs
+    from pobench.data.prepare import inspect_pairs, read_sources
 
     sets = [*(sets or []), "data.on_bad_row=drop"]
     if rehearse:
@@ -130,8 +135,10 @@ def inspect(
     elif as_json:
         _print_rows([row._asdict() for row in inspect_pairs(_job(setting or "smollm2", file, model, sets), rows)])
     else:
-        pairs, _, chat = read_pairs(_job(setting or "smollm2", file, model, sets))
-        out.print(render_inspection(pairs, chat, rows=rows or 3, ids=ids))
+        for read in read_sources(_job(setting or "smollm2", file, model, sets)):
+            if read.name:
+                out.print(f"{read.name}:", highlight=False, markup=False)
+            out.print(render_inspection(read.pairs, read.chat, rows=rows or 3, ids=ids))
 
 
 def _inspect_rehearsed(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 import pandas as pd
 
 from pobench.data.rows import Fault, Found, Preference, RowNumber
+from pobench.data.spool import Mapped
+from pobench.data.token_rows import TokenRows
 from pobench.errors import PobenchError
 from pobench.types import TokenPair
 
@@ -22,8 +25,10 @@ def unknown_shares(parts: Mapping[str, Iterable[Sequence[int]]], unknown: int | 
     """Part → the share in [0, 1] of its tokens that are `unknown`. {} where the tokenizer has no such token (None)."""
     shares = {}
     for name, sequences in parts.items() if unknown is not None else ():
-        counts = [(ids.count(unknown), len(ids)) for ids in sequences]
-        shares[name] = sum(n for n, _ in counts) / max(1, sum(n for _, n in counts))
+        found = total = 0
+        for ids in sequences:
+            found, total = found + ids.count(unknown), total + len(ids)
+        shares[name] = found / max(1, total)
     return shares
 
 
@@ -53,6 +58,13 @@ def refuse_unknown(source: str, shares: Mapping[str, float]) -> None:
 
 # ---------------------------------------------------------------- audit
 COLUMNS = ["fault", "count", "rows"]
+PARTS = ("prompt", "chosen", "rejected")
+
+
+def _lengths(item: TokenPair | Preference) -> tuple[int, int, int]:
+    """Of the parts: characters of a preference, tokens of a pair."""
+    prompt = sum(len(m.content) for m in item.prompt) if isinstance(item, Preference) else len(item.prompt)
+    return prompt, len(item.chosen), len(item.rejected)
 
 
 @dataclass(frozen=True)
@@ -88,14 +100,13 @@ class Audit:
         """The audit of token pairs (lengths in tokens) or of preferences (lengths in characters). unknown: the id of the
         tokenizer's unknown token, if it has one."""
         as_text = bool(items) and isinstance(items[0], Preference)
-        prompts = [sum(len(m.content) for m in i.prompt) if isinstance(i, Preference) else len(i.prompt) for i in items]
-        lengths = {
-            "prompt": np.array(prompts, dtype=np.int64),
-            "chosen": np.array([len(i.chosen) for i in items], dtype=np.int64),
-            "rejected": np.array([len(i.rejected) for i in items], dtype=np.int64),
-        }
+        if isinstance(items, TokenRows):
+            lengths = {name: items.lengths(name) for name in PARTS}
+        else:
+            counts = np.fromiter(map(_lengths, items), dtype=(np.int64, 3), count=len(items))
+            lengths = dict(zip(PARTS, counts.T, strict=True))
         unit = "characters" if as_text else "tokens"
-        parts = {name: [getattr(item, name) for item in items] for name in lengths} if not as_text else {}
+        parts = {name: Mapped(attrgetter(name), items) for name in PARTS} if not as_text else {}
         shares = unknown_shares(parts, unknown)
         about = (loaded.source, loaded.shape, shares, loaded.unread)
         return cls(loaded.rows, len(items), faults, notes, lengths, unit, *about)

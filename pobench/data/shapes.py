@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pobench.data.annotation_shapes import ANNOTATION_SHAPES, ROW_BY_ROW
-from pobench.data.column_map import check_columns, is_empty, map_columns, text_columns
+from pobench.data.column_map import ColumnCheck, is_empty, map_columns, text_columns
 from pobench.data.public_shapes import PUBLIC_SHAPES, UNPAIRED, UNPAIRED_SHAPES, Shape, better_of, label_of, named
 from pobench.data.row_reader import CONTRADICTED, OUTVOTED, PROMPTS, TIE, Draft, RowReader, number_or_none
 from pobench.data.rows import (
@@ -22,11 +23,12 @@ from pobench.data.rows import (
     Message,
     Preference,
     Row,
+    RowStream,
     _short,
-    read_rows,
     refuse,
     shared_start,
 )
+from pobench.data.spool import Mapped, Spool
 from pobench.data.turns import markup_inside
 from pobench.errors import PobenchError, nearest
 from pobench.row_files import RowFiles
@@ -178,6 +180,9 @@ SHAPES = (
 )
 
 
+_UNKNOWN = 255  # in place of a shape's
+
+
 def shape_of(row: Mapping[str, Any]) -> Shape | None:
     """The first known shape whose fields the row has; None if no shape fits."""
     return next((shape for shape in SHAPES if not shape.missing(row) and shape.fits(row)), None)
@@ -194,9 +199,12 @@ def load_preferences(
     ignore: Sequence[str] = (),
     duplicates: Literal["drop", "keep"] = "drop",
 ) -> Found:
-    """`recognise(read_rows(files))`. Raises PobenchError if a file cannot be read or none of the rows is known."""
+    """`recognise` of the rows of files, which are read twice and not held.
+
+    Raises PobenchError if a file cannot be read or none of the rows is known.
+    """
     name = files.name if isinstance(files, RowFiles) else Path(files).name
-    return recognise(read_rows(files), source=name, columns=columns, ignore=ignore, duplicates=duplicates)
+    return recognise(RowStream(files), source=name, columns=columns, ignore=ignore, duplicates=duplicates)
 
 
 def recognise(
@@ -213,20 +221,16 @@ def recognise(
     Rows that contradict an earlier one (the same two answers swapped) are noted and kept. A non-empty column of
     `WITH_MEANING` that the shape does not read is a fault. Raises PobenchError if there are no rows, if `columns` names a
     column that no row has, if no row has a known shape, or if no prompt of unpaired rows has both a good and a bad answer.
+
+    rows: read twice; those of an iterator, which can be read once, are held. Annotations in rows of their own and unpaired rows
+    are held too, as any two of them may belong together; the texts of others lie in a `Spool`.
     """
-    numbered = list(rows)
-    if not numbered:
-        raise PobenchError(f"{source}: no rows")
-    faults = [row for _, row in numbered if isinstance(row, Fault)]
-    readable = [(number, row) for number, row in numbered if not isinstance(row, Fault)]
-    if columns or ignore:
-        check_columns([row for _, row in readable], columns or {}, source)
-        readable = [(number, map_columns(row, columns or {}, ignore)) for number, row in readable]
-    shape = _shape_of_file(readable, faults, source)
-    notes: defaultdict[str, list[int]] = defaultdict(list)
-    unread = Counter[str]()
-    drafts, labels = list[_Numbered](), list[bool | None]()
-    for number, row in _fitting(readable, shape, faults):
+    rows = list(rows) if isinstance(rows, Iterator) else rows
+    seen = _Seen.of(rows, columns or {}, ignore, source)
+    shape, faults, notes = seen.shape, seen.faults, defaultdict[str, list[int]](list)
+    unread, labels = Counter[str](), list[bool | None]()
+    spool = Spool[_Numbered]()
+    for number, row in seen.fitting(rows, columns or {}, ignore):
         reader = RowReader(number, row, ignore)
         scores = _scores_beside(reader)
         draft = reader.tie() if _is_tie(reader, shape, scores) else shape.read(reader)
@@ -236,39 +240,72 @@ def recognise(
             reader.check_unread(draft)
             unread.update(reader.row.unread().keys() - {"id"})
             if not reader.faults:
-                drafts.append(_Numbered(number, _own_id(row), draft))
-                labels.append(label_of(row))
+                spool.append(_Numbered(number, _own_id(row), draft))
+                labels += [label_of(row)] if shape.name == UNPAIRED else []
         for note in dict.fromkeys(reader.notes) if not reader.faults else ():
             notes[note].append(number)
         faults += reader.faults
-    if shape.name == ROW_BY_ROW:
-        drafts = _voted(drafts, notes)
-    drafts = _without_repeated_prompts(drafts, notes)
-    if shape.name == UNPAIRED and drafts:
-        drafts = _pair_up(drafts, labels, notes, source, bool(faults))
-    drafts = _with_two_answers(drafts, faults)
+    drafts = _voted(spool, notes) if shape.name == ROW_BY_ROW else spool
+    if shape.name == UNPAIRED:
+        drafts = list(_without_repeated_prompts(drafts, notes))
+        drafts = _pair_up(drafts, labels, notes, source, bool(faults)) if drafts else []
+        different = _with_two_answers(drafts, faults)
+    else:
+        different = _with_two_answers(_without_repeated_prompts(drafts, notes), faults)
+    preferences = _unique(different, notes, duplicates == "drop")
     faults.sort(key=lambda fault: fault.row)
-    preferences = _unique(drafts, notes, duplicates == "drop")
-    return Found(preferences, faults, dict(notes), len(numbered), shape.name, source, dict(sorted(unread.items())))
+    return Found(preferences, faults, dict(notes), seen.rows, shape.name, source, dict(sorted(unread.items())))
 
 
-def _fitting(
-    rows: Sequence[tuple[int, dict[str, Any]]], shape: Shape, faults: list[Fault]
-) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of the file's shape; a fault for every other one."""
-    fitting = []
-    for number, row in rows:
-        own = shape_of(row)
-        part = own is not None and own.needs and set(own.needs) <= set(shape.needs)
-        if own is not None and own is not shape and not part:
-            faults.append(Fault(number, "", f"another shape than the rest of the file ({shape.example})", _fields(row)))
-        elif missing := shape.missing(row):
-            faults += [
-                Fault(number, name, "missing field", _fields(row) + nearest(name, row).rstrip("?")) for name in missing
-            ]
-        else:
-            fitting.append((number, row))
-    return fitting
+@dataclass
+class _Seen:
+    """What a first look at the rows of a file tells. shapes: of each readable row, the place of its shape in `SHAPES`, or
+    `_UNKNOWN`. shape: of most."""
+
+    rows: int
+    faults: list[Fault]
+    shapes: bytearray
+    shape: Shape
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], columns: Columns, ignore: Sequence[str], source: str) -> _Seen:
+        count, faults, shapes, check = 0, list[Fault](), bytearray(), ColumnCheck(columns)
+        first: tuple[int, Mapping[str, Any]] | None = None
+        for number, row in rows:
+            count += 1
+            if isinstance(row, Fault):
+                faults.append(row)
+                continue
+            check.see(row)
+            row = map_columns(row, columns, ignore) if columns or ignore else row
+            first = first or (number, row)
+            own = shape_of(row)
+            shapes.append(_UNKNOWN if own is None else SHAPES.index(own))
+        if not count:
+            raise PobenchError(f"{source}: no rows")
+        check.refuse(source)
+        return cls(count, faults, shapes, _shape_of_file(shapes, first, faults, source))
+
+    def fitting(
+        self, rows: Iterable[Row], columns: Columns, ignore: Sequence[str]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The rows of the file's shape; a fault for every other one."""
+        shape, places = self.shape, iter(self.shapes)
+        for number, row in rows:
+            if isinstance(row, Fault):
+                continue
+            row = map_columns(row, columns, ignore) if columns or ignore else row
+            place = next(places)
+            own = None if place == _UNKNOWN else SHAPES[place]
+            part = own is not None and own.needs and set(own.needs) <= set(shape.needs)
+            if own is not None and own is not shape and not part:
+                text = f"another shape than the rest of the file ({shape.example})"
+                self.faults.append(Fault(number, "", text, _fields(row)))
+            elif missing := shape.missing(row):
+                got = [(name, _fields(row) + nearest(name, row).rstrip("?")) for name in missing]
+                self.faults += [Fault(number, name, "missing field", fields) for name, fields in got]
+            else:
+                yield number, row
 
 
 def _is_tie(reader: RowReader, shape: Shape, scores: Sequence[tuple[float, float]]) -> bool:
@@ -297,22 +334,28 @@ def _scores_beside(reader: RowReader) -> list[tuple[float, float]]:
     return [(a, b) for a, b in scores if a is not None and b is not None]
 
 
-def _without_repeated_prompts(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]]) -> list[_Numbered]:
+def _without_repeated_prompts(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]]) -> Iterable[_Numbered]:
     """The drafts without a prompt that an answer repeats at its start, where most rows of the file repeat theirs. In files
     whose other rows do not, the answers keep their words, and the rows are noted."""
-    repeated = {numbered.row: _repeats(numbered.draft) for numbered in drafts}
-    rows = [row for row, names in repeated.items() if names]
-    if 2 * len(rows) <= len(drafts):
-        if rows:
-            notes["an answer begins with the prompt, unlike in most rows; kept as it is"] += rows
-        return list(drafts)
-    stripped = []
-    for number, own, draft in drafts:
-        notes[_REPEATED[len(repeated[number])]].append(number)
-        asked = len(draft.prompt[-1].content.strip())
-        cut = {name: getattr(draft, name).lstrip()[asked:].lstrip() for name in repeated[number]}
-        stripped.append(_Numbered(number, own, draft._replace(**cut)))
-    return stripped
+    rows = defaultdict[int, list[int]](list)  # number of answers that repeat the prompt → rows
+    for numbered in drafts:
+        rows[len(_repeats(numbered.draft))].append(numbered.row)
+    repeating = sorted(row for answers, numbers in rows.items() if answers for row in numbers)
+    if 2 * len(repeating) > len(drafts):
+        for answers, numbers in rows.items():
+            notes[_REPEATED[answers]] += numbers
+        return map(_stripped, drafts)
+    if repeating:
+        notes["an answer begins with the prompt, unlike in most rows; kept as it is"] += repeating
+    return drafts
+
+
+def _stripped(numbered: _Numbered) -> _Numbered:
+    """A draft without the prompt that its answers repeat."""
+    draft = numbered.draft
+    asked = len(draft.prompt[-1].content.strip())
+    cut = {name: getattr(draft, name).lstrip()[asked:].lstrip() for name in _repeats(draft)}
+    return numbered._replace(draft=draft._replace(**cut))
 
 
 _REPEATED = (
@@ -334,9 +377,8 @@ def _begins_with(text: str, words: str) -> bool:
     return text.startswith(words) and (not behind.strip() or not words[-1].isalnum())
 
 
-def _with_two_answers(drafts: Sequence[_Numbered], faults: list[Fault]) -> list[_Numbered]:
+def _with_two_answers(drafts: Iterable[_Numbered], faults: list[Fault]) -> Iterator[_Numbered]:
     """The drafts with two different answers; a fault for every other one."""
-    different = []
     for numbered in drafts:
         row, _, draft = numbered
         empty = [name for name in ("chosen", "rejected") if not getattr(draft, name).strip()]
@@ -345,17 +387,21 @@ def _with_two_answers(drafts: Sequence[_Numbered], faults: list[Fault]) -> list[
         elif empty:
             faults.append(Fault(row, empty[0], "empty answer", "nothing behind the repeated prompt"))
         else:
-            different.append(numbered)
-    return different
+            yield numbered
 
 
-def _shape_of_file(rows: Sequence[tuple[int, Mapping[str, Any]]], faults: Sequence[Fault], source: str) -> Shape:
-    shapes = Counter(SHAPES.index(shape) for _, row in rows if (shape := shape_of(row)))
-    if shapes:
-        return SHAPES[shapes.most_common(1)[0][0]]
-    if not rows:
+def _shape_of_file(
+    shapes: bytearray, first: tuple[int, Mapping[str, Any]] | None, faults: Sequence[Fault], source: str
+) -> Shape:
+    """The shape of most rows, the first among equals. first: readable row, for the message."""
+    counts = Counter(shapes)
+    del counts[_UNKNOWN]
+    if counts:
+        return SHAPES[counts.most_common(1)[0][0]]
+    if first is None:
         refuse(faults, source=source, rows=len(faults))
-    number, row = rows[0]
+    assert first is not None
+    number, row = first
     close = max(SHAPES, key=lambda shape: (len(shape.own(row)), -len(shape.missing(row))))
     if not {name for name in close.own(row) if name not in PROMPTS}:
         close = next(shape for shape in SHAPES if shape.name == "preference")
@@ -421,41 +467,53 @@ def _pair_up(
     return sorted(pairs, key=lambda pair: pair.row)
 
 
-def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> list[Preference]:
+def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> Sequence[Preference]:
     """Preferences without duplicates (where `drop`), each under an id of its own.
 
     The id is the row's, or the first 16 hex digits of a hash of its text. A repeated id names a group: its pairs are
     `id#1`, `id#2`, … in row order.
     """
-    drafts_by_name, seen = list[tuple[str, _Numbered]](), set[str]()
+    by_name, seen = Spool[tuple[str, _Numbered]](), set[bytes]()
+    once, repeated = set[str](), set[str]()
     for numbered in drafts:
         row, own, draft = numbered
-        content, swapped = _digest(draft), _digest(draft._replace(chosen=draft.rejected, rejected=draft.chosen))
-        if content in seen:
+        content = _digest(draft)
+        if content[:16] in seen:
             notes["duplicated row"].append(row)
             if drop:
                 continue
-        elif swapped in seen:
+        elif _digest(draft._replace(chosen=draft.rejected, rejected=draft.chosen))[:16] in seen:
             notes["contradicts an earlier row"].append(row)
-        seen.add(content)
-        drafts_by_name.append((own or content[:16], numbered))
-    count = Counter(name for name, _ in drafts_by_name)
-    ids, place = {name for name in count if count[name] == 1}, Counter[str]()
-    preferences = []
-    for name, (row, _, draft) in drafts_by_name:
-        if count[name] > 1:
-            group = name
-            while (name := f"{group}#{place[group] + 1}") in ids:  # another row's own id
-                place[group] += 1
-            place[group] += 1
+        seen.add(content[:16])
+        name = own or content[:8].hex()
+        (repeated if name in once else once).add(name)
+        by_name.append((name, numbered))
+    ids = _ids_of_groups((name for name, _ in by_name), once - repeated, repeated) if repeated else {}
+
+    def preference(place: int) -> Preference:
+        name, (row, _, draft) = by_name[place]
+        return Preference(ids.get(place, name), *draft[:3], row, draft.scores)
+
+    preferences = Mapped(preference, range(len(by_name)))
+    return list(preferences) if by_name.in_memory else preferences
+
+
+def _ids_of_groups(names: Iterable[str], ids: set[str], repeated: set[str]) -> dict[int, str]:
+    """Place → id of the rows whose name is repeated. ids: those of the others."""
+    found, count = dict[int, str](), Counter[str]()
+    for place, group in enumerate(names):
+        if group in repeated:
+            while (name := f"{group}#{count[group] + 1}") in ids:  # another row's own id
+                count[group] += 1
+            count[group] += 1
             ids.add(name)
-        preferences.append(Preference(name, *draft[:3], row, draft.scores))
-    return preferences
+            found[place] = name
+    return found
 
 
 # ---------------------------------------------------------------- words for messages
-def _digest(draft: Draft) -> str:
-    return hashlib.sha256(json.dumps(draft[:3], ensure_ascii=True).encode()).hexdigest()
+def _digest(draft: Draft) -> bytes:
+    return hashlib.sha256(json.dumps(draft[:3], ensure_ascii=True).encode()).digest()
 
 
 def _own_id(row: Mapping[str, Any]) -> str | None:

@@ -1,6 +1,6 @@
 """Turn preferences into token pairs: render, tokenise, apply the length limits, and audit every row that is left out.
 
-    Found -> tokenize -> (TokenPairs, Audit) -> split_by_prompt -> data_order
+    Found -> tokenize -> (TokenRows, Audit) -> split by prompt -> data_order
 
 The prompt of a pair has exactly the token ids that generation uses. A token that would cross the border between prompt and
 answer is split there, as in generation (`Chat.answered`). So neither answer loses a token to the prompt, and training and
@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 from pobench.data.audit import UNKNOWN, Audit, refuse_unknown
 from pobench.data.chat import CHECKED, Answered, Chat
 from pobench.data.rows import Fault, Found, Preference, refuse, shared_start
+from pobench.data.token_rows import TokenRows, TokenWriter
 from pobench.errors import PobenchError
 from pobench.types import TokenPair
 
@@ -38,8 +39,9 @@ def tokenize(
     count_header: bool = False,
     on_bad_row: OnBadRow = "stop",
     template: str | None = None,
+    origin: str = "",
     progress: Callable[[int], None] | None = None,
-) -> tuple[list[TokenPair], Audit]:
+) -> tuple[TokenRows[TokenPair], Audit]:
     """Token pairs of the preferences, and the audit of rows that were left out or changed.
 
     tokenizer: a transformers tokenizer, or a `Chat`.
@@ -52,6 +54,7 @@ def tokenize(
     on_bad_row: "stop" raises one PobenchError that lists every bad row, including rows that could not be read; "drop"
         continues and counts them in the audit.
     template: "plain", a Jinja file or Jinja text; replaces the tokenizer's own template.
+    origin: the name of the data set, which every pair carries as its source.
     progress: called with the number of preferences done since the last call.
 
     Raises PobenchError for bad rows, impossible lengths, or a missing chat template, if no pair is left, if 5 % or more of
@@ -66,8 +69,7 @@ def tokenize(
     loaded = preferences if isinstance(preferences, Found) else Found(list(preferences), rows=len(preferences))
     chat = tokenizer if isinstance(tokenizer, Chat) else Chat(tokenizer, template)
     faults, notes = list(loaded.faults), {note: list(rows) for note, rows in loaded.notes.items()}
-    pairs: list[TokenPair] = []
-    first: list[Preference] = []
+    writer, first = TokenWriter(TokenPair), list[Preference]()
     remaining = iter(loaded.preferences)
     while chunk := list(islice(remaining, 1024)):
         rendered = []
@@ -87,13 +89,14 @@ def tokenize(
                 parts = (made.pair.prompt, made.pair.chosen, made.pair.rejected)
                 if chat.unknown is not None and any(chat.unknown in ids for ids in parts):
                     notes.setdefault(UNKNOWN, []).append(preference.row)
-                pairs.append(made.pair)
+                writer.add(made.pair._replace(source=origin))
                 first += [preference] if len(first) < CHECKED else []
         if progress is not None:
             progress(len(chunk))
     faults.sort(key=lambda fault: fault.row)
     if on_bad_row == "stop":
         refuse(faults, source=loaded.source, rows=loaded.rows)
+    pairs = writer.rows()
     audit = Audit.of(pairs, loaded, faults, notes, chat.unknown)
     if not pairs:
         examples = "".join(f"\n  {fault}" for fault in faults[:3])

@@ -20,7 +20,7 @@ from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import Ratings, pairs_digest
-from pobench.data.pairs_folder import LISTS, PairsFolder
+from pobench.data.pairs_folder import LISTS, PairsFolder, distinct_prompts
 from pobench.data.prepare import Prepared, prepare, reader_digest, source_files
 from pobench.data.prompts import eval_prompts
 from pobench.errors import PobenchError
@@ -70,7 +70,7 @@ class Pairs(NamedTuple):
         """Whether all training pairs share one prompt."""
         if self.prepared is None:
             return self.folder.about.get("prompts") == 1  # earlier versions did not write it
-        return len({pair.prompt for pair in self.prepared.train}) == 1
+        return distinct_prompts(self.prepared.train) == 1
 
     @property
     def extent(self) -> Extent:

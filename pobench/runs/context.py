@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -366,7 +366,7 @@ class Context:
         self,
         stage: str,
         title: str,
-        pairs: list[TokenPair],
+        pairs: Sequence[TokenPair],
         groups: list[Group],
         reference: torch.Tensor,
         scorer: SumScorer | None,

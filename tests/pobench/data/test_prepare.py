@@ -10,7 +10,7 @@ from pobench.data.chat import load_tokenizer
 from pobench.data.demonstrations import tokenise
 from pobench.data.order import Ratings, pairs_digest
 from pobench.data.pairs_folder import PairsFolder
-from pobench.data.prepare import prepare, read_pairs, source_faults
+from pobench.data.prepare import prepare, read_sources, source_faults
 from pobench.errors import PobenchError
 from pobench.runs.plan import make_plan
 from pobench.runs.stages import DEFAULT
@@ -26,7 +26,7 @@ def test_a_file_that_is_not_there_is_named_before_a_model_is_fetched(monkeypatch
     (tmp_path / "junk.jsonl").write_text("[1]\n")
     for name, expected in (("none.jsonl", "no such file"), (str(tmp_path / "junk.jsonl"), "not a row")):
         with pytest.raises(PobenchError, match=expected):
-            read_pairs(resolve("smollm2", "dpo", data=name)[0])
+            read_sources(resolve("smollm2", "dpo", data=name)[0])
 
 
 def test_two_tokenizers_split_a_file_alike(setting, tmp_path) -> None:
