@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +23,13 @@ from pobench.cli.options import (
 from pobench.cli.terminal import escape, out
 from pobench.errors import PobenchError, or_fault
 
+Units = Literal["pairs", "lists", "answers"]
 app = typer.Typer(cls=Group, **STYLE)
+
+AsUnit = Annotated[
+    Units | None,
+    typer.Option("--unit", help="Pairs, the ranked lists or the labelled answers; default: pairs, or what there is."),
+]
 
 
 @app.callback()
@@ -59,7 +65,9 @@ def audit(
     from pobench.data.prepare import read_preferences, read_sources
 
     job = _job(setting, file, model, [*(sets or []), "data.on_bad_row=drop"])
-    audits = map(Audit.of_file, read_preferences(job)) if characters else (read.audit for read in read_sources(job))
+    audits = (
+        map(Audit.of_file, read_preferences(job)) if characters else (read.items.audit for read in read_sources(job))
+    )
     for part, audit in zip(job.data.parts, audits, strict=True):
         if part.name:
             weight = "" if part.weight is None else f", weight {part.weight:g}"
@@ -70,14 +78,17 @@ def audit(
 @app.command()
 def convert(
     file: Annotated[str, typer.Argument(help="A file, folder, pattern, `builtin:…` or hub name.")],
-    to: Annotated[Path, typer.Option("--out", help="JSONL file for the pairs: id, prompt, chosen, rejected, row.")],
+    to: Annotated[
+        Path, typer.Option("--out", help="JSONL file for the rows, such as id, prompt, chosen, rejected, row.")
+    ],
     setting: SettingName = "smollm2",
+    unit: AsUnit = None,
     sets: Sets = None,
     debug: Debug = False,
 ) -> None:
     """Write preference data as it is read, in one plain shape. No tokenizer is needed."""
     from pobench.data.audit import Audit
-    from pobench.data.prepare import read_preferences, source_files
+    from pobench.data.prepare import of_unit, read_preferences, source_files
     from pobench.data.rows import preference_lines, refuse
     from pobench.files import write_text
 
@@ -85,17 +96,22 @@ def convert(
     (loaded,) = read_preferences(job)
     if job.data.on_bad_row == "stop":
         refuse(loaded.faults, source=loaded.source, rows=loaded.rows)
-    if not loaded.preferences:
+    if not (loaded.preferences or loaded.answers):
         raise PobenchError(f"{Audit.of_file(loaded).text()}\nno pair is left; {str(to)!r} is not written")
+    unit = unit or ("pairs" if loaded.preferences else "answers")
+    rows = of_unit(loaded.source, {"pairs": loaded.preferences, "lists": loaded.lists, "answers": loaded.answers}, unit)
     if to.is_dir() or not to.parent.is_dir():
         raise PobenchError(
             f"--out {str(to)!r}: {'a folder; name a file' if to.is_dir() else 'its folder does not exist'}"
         )
     if to.resolve() in [path.resolve() for path in source_files(job)["pairs"].paths]:
         raise PobenchError(f"--out {str(to)!r}: the data themselves; name another file")
-    write_text(to, preference_lines(loaded.preferences))
+    write_text(to, preference_lines(rows))
     out.print(Audit.of_file(loaded).text(), highlight=False, markup=False)
-    out.print(f"pairs: {to}", highlight=False, markup=False)
+    if own := "lists" if loaded.lists else "answers" if loaded.answers else "":
+        other = f"; --unit {own} writes the {own} themselves" if unit == "pairs" else ""
+        out.print(f"{len(rows)} {unit} written{other}", highlight=False, markup=False)
+    out.print(f"{unit}: {to}", highlight=False, markup=False)
 
 
 @app.command()
@@ -107,6 +123,7 @@ def inspect(
     rows: Annotated[
         int | None, typer.Option(min=1, help="How many pairs; default: 3, with --json or --rehearse all.")
     ] = None,
+    unit: AsUnit = None,
     ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
     setting: Annotated[
         str | None,
@@ -127,18 +144,18 @@ def inspect(
     With --rehearse: check that each shipped setting trains on the prompt tokens that generation asks with.
     """
     from pobench.cli.show_pairs import render_inspection
-    from pobench.data.prepare import inspect_pairs, read_sources
+    from pobench.data.prepare import inspect_items, read_sources
 
     sets = [*(sets or []), "data.on_bad_row=drop"]
     if rehearse:
         _inspect_rehearsed(setting, file, model, sets, rows, as_json)
     elif as_json:
-        _print_rows([row._asdict() for row in inspect_pairs(_job(setting or "smollm2", file, model, sets), rows)])
+        _print_rows([row.row() for row in inspect_items(_job(setting or "smollm2", file, model, sets), rows, unit)])
     else:
         for read in read_sources(_job(setting or "smollm2", file, model, sets)):
             if read.name:
                 out.print(f"{read.name}:", highlight=False, markup=False)
-            out.print(render_inspection(read.pairs, read.chat, rows=rows or 3, ids=ids))
+            out.print(render_inspection(read.of_unit(unit), read.chat, rows=rows or 3, ids=ids))
 
 
 def _inspect_rehearsed(
@@ -146,7 +163,7 @@ def _inspect_rehearsed(
 ) -> None:
     """Inspect one setting, or all that ship, over stand-ins. Raises PobenchError that names those whose prompts are not what
     generation asks with."""
-    from pobench.data.prepare import inspect_pairs
+    from pobench.data.prepare import inspect_items
     from pobench.runs.rehearsal import rehearse
     from pobench.settings.read import list_settings
 
@@ -155,7 +172,7 @@ def _inspect_rehearsed(
     for name in [setting] if setting else list_settings():
 
         def inspected(name: str = name) -> Any:
-            return inspect_pairs(rehearse([_job(name, file, model, sets)])[0], rows)
+            return inspect_items(rehearse([_job(name, file, model, sets)])[0], rows)
 
         pairs = or_fault(faults, inspected)
         if pairs is None:
@@ -167,7 +184,7 @@ def _inspect_rehearsed(
                 f"{name}: {len(different)} pairs are trained on other prompt tokens than generation asks with; "
                 f"the first is {different[0]}"
             )
-        inspected_rows += [{"setting": name, **pair._asdict()} if setting is None else pair._asdict() for pair in pairs]
+        inspected_rows += [{"setting": name, **pair.row()} if setting is None else pair.row() for pair in pairs]
         if not as_json:
             tokens = sum(len(pair.prompt) for pair in pairs)
             out.print(f"{name:<24}{len(pairs):>4} pairs, {tokens:>6} prompt tokens, as asked", highlight=False)

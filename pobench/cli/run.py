@@ -214,6 +214,8 @@ def _print_plan(plan: dict[str, Any]) -> None:
         if plan["pairs"] is not None
         else "pairs not counted: the model is not at hand"
     )
+    own = {"lists": "lists", "answers": "single answers"}
+    pairs += "".join(f"; {plan[unit]} {name}" for unit, name in own.items() if unit in plan)
     out.print(
         f"[bold]{plan['setting']}[/]  {escape(plan['model']['source'])}  ←  {escape(plan['data']['source'])}  ({pairs})",
         highlight=False,

@@ -1,7 +1,8 @@
-"""Token pairs and audits, drawn for a terminal: what the model will see.
+"""Token pairs, lists and answers, and audits, drawn for a terminal: what the model will see.
 
-The prompt is dim, the chosen answer green, the rejected one red; special tokens are yellow; a bar marks the cut, behind
-which every token counts towards |y|. Data is shown as text, never as markup, and control characters are escaped.
+The prompt is dim, the chosen answer green, the rejected one red, those between them plain; special tokens are yellow; a bar
+marks the cut, behind which every token counts towards |y|. Data is shown as text, never as markup, and control characters are
+escaped.
 """
 
 from __future__ import annotations
@@ -18,28 +19,26 @@ from rich.text import Text
 
 from pobench.data.audit import Audit, unknown_text
 from pobench.data.chat import Chat
-from pobench.types import TokenPair
+from pobench.data.order import unit_of
+from pobench.types import Item, TokenAnswer, TokenPair
 
 CUT = "▌"
 _SPECIAL = "bold yellow"
 _UNDECODED = "\ufffd"
 
 
-def render_inspection(
-    pairs: Sequence[TokenPair], tokenizer: Any, *, rows: int = 3, ids: bool = False
-) -> RenderableType:
-    """The first `rows` pairs, token by token, neighbouring tokens told apart by an underline.
+def render_inspection(items: Sequence[Item], tokenizer: Any, *, rows: int = 3, ids: bool = False) -> RenderableType:
+    """The first `rows` items, token by token, neighbouring tokens told apart by an underline.
 
     tokenizer: of transformers, or a `Chat` around one. ids: show each token's id behind it.
     """
     tokenizer = tokenizer.tokenizer if isinstance(tokenizer, Chat) else tokenizer
-    shown = list(pairs[: max(rows, 0)])
+    shown = list(items[: max(rows, 0)])
     parts: list[RenderableType] = [_legend()]
-    for number, pair in enumerate(shown, start=1):
-        parts += [Rule(Text(f"pair {number} of {len(pairs)} · {_safe(pair.id)}"), align="left"), Text("")]
-        for name, sequence, style in zip(
-            ("prompt", "chosen", "rejected"), pair.sequences, ("dim", "green", "red"), strict=True
-        ):
+    for number, item in enumerate(shown, start=1):
+        unit = unit_of(items).removesuffix("s")
+        parts += [Rule(Text(f"{unit} {number} of {len(items)} · {_safe(item.id)}"), align="left"), Text("")]
+        for name, sequence, style in [("prompt", item.prompt, "dim"), *_answers(item)]:
             head = Text(f"{name}, {len(sequence)} tokens", style=f"bold {style}")
             cut = Text("" if name == "prompt" else CUT, style=style)
             body = Text.assemble(cut, *token_texts(tokenizer, sequence, style, ids))
@@ -47,6 +46,22 @@ def render_inspection(
                 body.append(CUT, style="bold")
             parts += [head, Padding(body, (0, 0, 1, 2))]
     return Group(*parts)
+
+
+def _answers(item: Item) -> list[tuple[str, tuple[int, ...], str]]:
+    """(name, token ids, style) of each answer."""
+    if isinstance(item, TokenPair):
+        return [("chosen", item.chosen, "green"), ("rejected", item.rejected, "red")]
+    if isinstance(item, TokenAnswer):
+        rated = "" if item.score is None else f", score {item.score:g}"
+        good = item.label
+        return [(("desirable" if good else "undesirable") + rated, item.response, "green" if good else "red")]
+    styles = {max(item.ranks): "red", min(item.ranks): "green"}
+    scores = [""] * len(item.ranks) if item.scores is None else [f", score {score:g}" for score in item.scores]
+    return [
+        (f"rank {rank}{score}", response, styles.get(rank, "default"))
+        for response, rank, score in zip(item.responses, item.ranks, scores, strict=True)
+    ]
 
 
 def token_texts(tokenizer: Any, sequence: Sequence[int], style: str, ids: bool) -> Iterator[Text]:
@@ -86,6 +101,7 @@ def render_audit(audit: Audit) -> RenderableType:
     share = f"{audit.chosen_longer:.1%}" if audit.pairs else "–"
     parts: list[RenderableType] = [
         Text(f"{_safe(audit.source)}: {audit.rows} rows, {audit.pairs} pairs kept", style="bold"),
+        *(Text(f"{line[:1].upper()}{line[1:]}.") for line in audit.beside),
         Text(f"The chosen answer is the longer one in {share} of {audit.pairs} pairs.\n"),
         lengths,
     ]

@@ -85,7 +85,7 @@ def _column(row: Mapping[str, Any], name: str) -> str:
 
 
 def _read_argilla(row: RowReader) -> Draft | None:
-    """A ranking question whose values are the names of fields, or a rating question `ANSWER-rating` for each answer. A pair's
+    """A ranking question whose values are the names of fields, or a rating question `ANSWER-rating` for each answer. The
     scores are the means of its ratings over the annotators who rated all answers; ranks are no ratings."""
     if _is_nested(row.row):
         fix = "export `dataset.records.to_datasets()`, which has it"
@@ -110,14 +110,11 @@ def _read_argilla(row: RowReader) -> Draft | None:
         return row.unjudged()
     for name in names:
         row.row.get(name)
-    if (places := row.best_and_worst(complete)) is None:
-        return None
     if not any(name in row.row for name in PROMPTS):
         return row.no_prompt("compared answers without a prompt")
     ranked, _ = _comparing(row.row, questions)
-    best, worst = (sum(vote[place] for vote in complete) / len(complete) for place in places)
-    answers = [row.answer(names[place], row.row[names[place]]) for place in places]
-    return row.pair(answers, row.prompt(), None if ranked else (best, worst))
+    means = None if ranked else [sum(numbers) / len(complete) for numbers in zip(*complete, strict=True)]
+    return row.ranked([(name, row.row[name]) for name in names], complete, scores=means)
 
 
 def _votes(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pobench.data.rows import Fault, Found, Preference, RowNumber
+from pobench.data.rows import Fault, Found, Labelled, Preference, Ranking, RowNumber
 from pobench.data.spool import Mapped
 from pobench.data.token_rows import TokenRows
 from pobench.errors import PobenchError
-from pobench.types import TokenPair
+from pobench.settings.schema import PairsFrom
+from pobench.types import TokenAnswer, TokenList, TokenPair
 
 # ---------------------------------------------------------------- unknown tokens
 UNKNOWN = "tokens that the tokenizer does not know"  # the audit's note on rows
@@ -56,15 +61,68 @@ def refuse_unknown(source: str, shares: Mapping[str, float]) -> None:
         raise PobenchError(fault)
 
 
+# ---------------------------------------------------------------- lists and single answers
+_MADE = {"best_worst": "the best answer against the worst", "all": "every two answers", "adjacent": "adjacent ranks"}
+
+
+def told_of(items: Sequence[Any], how: PairsFrom, pairs: int | None = None) -> list[str]:
+    """Sentences on lists or single answers, as text or as token ids. [] for none. pairs: how many were made of them."""
+    if not items:
+        return []
+    if isinstance(items[0], Ranking | TokenList):
+        ranks = [item.ranks for item in items]
+        sizes = sorted(map(len, ranks))
+        size = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
+        tied = sum(n * (n - 1) // 2 for of_list in ranks for n in Counter(of_list).values())
+        made = "" if pairs is None else f"; {pairs} pairs made of them: {_MADE[how]} (data.pairs_from: {how})"
+        ties = f", with {tied} ties of two answers, which make no pair" if tied else ""
+        return [f"{len(items)} lists of {size} answers{ties}{made}"]
+    labels = Counter(item.label for item in items)
+    made = "" if pairs is None else f"; {pairs} pairs made of them, where a prompt has both"
+    prompts = len({hashlib.sha256(repr(item.prompt).encode("utf-8", "surrogatepass")).digest() for item in items})
+    return [
+        f"{len(items)} single answers to {prompts} prompts, {labels[True]} desirable, {labels[False]} undesirable{made}",
+        balance(labels[True], labels[False]),
+    ]
+
+
+def _answers(item: Any) -> Sequence[Any]:
+    """Of a list or a single answer, as text or as token ids."""
+    if isinstance(item, Ranking):
+        return item.answers
+    return (item.answer,) if isinstance(item, Labelled) else item.responses
+
+
+def _lengths(name: str, rows: Sequence[Any], as_text: bool) -> np.ndarray:
+    """(rows,) the length of a field of every row; of a prompt as text that of all its messages."""
+    if isinstance(rows, TokenRows):
+        return rows.lengths(name)
+    if as_text and name == "prompt":
+        return np.array([sum(len(message.content) for message in row.prompt) for row in rows], dtype=np.int64)
+    return np.array([len(getattr(row, name)) for row in rows], dtype=np.int64)
+
+
+def balance(desirable: int, undesirable: int) -> str:
+    """A sentence on the weights that KTO's authors advise for so many answers of each kind.
+
+    By arXiv 2402.01306 desirable_weight × desirable over undesirable_weight × undesirable lies in [1, 3/2] (Eq. 9 of its later
+    versions), in [1, 4/3] in its first version, by which TRL warns (`KTOTrainer`, 1 to 1.33). Named is what both allow.
+    """
+    if not (desirable and undesirable):
+        return "all have one label, which no weights balance"
+    ratio = desirable / undesirable
+    advice = "KTO's authors advise that desirable answers weigh 1 to 4/3 times as much as undesirable ones"
+    if 1 <= ratio <= 4 / 3:
+        return f"{advice}: so they do, at weights of 1 ({ratio:.3g} times)"
+    if ratio < 1:
+        name, low, high = "desirable_weight", 1 / ratio, 4 / 3 / ratio
+    else:
+        name, low, high = "undesirable_weight", ratio * 3 / 4, ratio
+    return f"{advice}; here {ratio:.3g} times at weights of 1, so set the loss's {name} from {low:.4g} to {high:.4g}"
+
+
 # ---------------------------------------------------------------- audit
 COLUMNS = ["fault", "count", "rows"]
-PARTS = ("prompt", "chosen", "rejected")
-
-
-def _lengths(item: TokenPair | Preference) -> tuple[int, int, int]:
-    """Of the parts: characters of a preference, tokens of a pair."""
-    prompt = sum(len(m.content) for m in item.prompt) if isinstance(item, Preference) else len(item.prompt)
-    return prompt, len(item.chosen), len(item.rejected)
 
 
 @dataclass(frozen=True)
@@ -72,9 +130,11 @@ class Audit:
     """Counts, lengths and left-out rows of a data set.
 
     rows: read from the file. pairs: ready for training. faults: why rows were left out. notes: other rows left out or
-    changed: reason -> row numbers. lengths: (pairs,) each of "prompt", "chosen", "rejected", in `unit`. unknown: the same
+    changed: reason -> row numbers. lengths: in `unit`, of "chosen" and "rejected", (pairs,) each, of the prompts, and of "every
+    answer" of lists and single answers, whose prompts these are then. unknown: the same
     parts -> the share of unknown tokens; {} for text, and where the tokenizer knows everything.
-    unread: column that was not read -> rows in which it holds something.
+    unread: column that was not read -> rows in which it holds something. beside: sentences on the lists or single answers of
+    which the pairs were made.
     """
 
     rows: int
@@ -87,6 +147,7 @@ class Audit:
     shape: str = ""
     unknown: Mapping[str, float] = field(default_factory=dict)
     unread: dict[str, int] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -96,25 +157,27 @@ class Audit:
         faults: list[Fault],
         notes: dict[str, list[int]],
         unknown: int | None = None,
+        own: Sequence[TokenList | TokenAnswer] | Sequence[Ranking] | Sequence[Labelled] = (),
     ) -> Audit:
         """The audit of token pairs (lengths in tokens) or of preferences (lengths in characters). unknown: the id of the
-        tokenizer's unknown token, if it has one."""
-        as_text = bool(items) and isinstance(items[0], Preference)
-        if isinstance(items, TokenRows):
-            lengths = {name: items.lengths(name) for name in PARTS}
-        else:
-            counts = np.fromiter(map(_lengths, items), dtype=(np.int64, 3), count=len(items))
-            lengths = dict(zip(PARTS, counts.T, strict=True))
+        tokenizer's unknown token, if it has one. own: the lists or single answers of which they were made."""
+        as_text = isinstance(next(chain(items, own), None), Preference | Ranking | Labelled)
+        parts: dict[str, Sequence[Any]] = {"prompt": own or items, "chosen": items, "rejected": items}
+        lengths = {name: _lengths(name, rows, as_text) for name, rows in parts.items()}
+        sequences: dict[str, Iterable[Any]] = {n: Mapped(attrgetter(n), rows) for n, rows in parts.items()}
+        if own:
+            lengths["every answer"] = np.fromiter((len(one) for item in own for one in _answers(item)), np.int64)
+            sequences["every answer"] = (one for item in own for one in _answers(item))
         unit = "characters" if as_text else "tokens"
-        parts = {name: Mapped(attrgetter(name), items) for name in PARTS} if not as_text else {}
-        shares = unknown_shares(parts, unknown)
-        about = (loaded.source, loaded.shape, shares, loaded.unread)
+        shares = {} if as_text else unknown_shares(sequences, unknown)
+        beside = tuple(told_of(own, loaded.pairs_from, len(items)))
+        about = (loaded.source, loaded.shape, shares, loaded.unread, beside)
         return cls(loaded.rows, len(items), faults, notes, lengths, unit, *about)
 
     @classmethod
     def of_file(cls, loaded: Found) -> Audit:
         """The audit of a file before tokenisation, with lengths in characters."""
-        return cls.of(loaded.preferences, loaded, loaded.faults, loaded.notes)
+        return cls.of(loaded.preferences, loaded, loaded.faults, loaded.notes, own=loaded.lists or loaded.answers)
 
     @property
     def chosen_longer(self) -> float:
@@ -144,7 +207,7 @@ class Audit:
         return pd.DataFrame(lines, columns=COLUMNS)
 
     def quantiles(self) -> pd.DataFrame:
-        """Quantiles of the lengths in `unit`, one line each for prompt, chosen, rejected; nan if there are no pairs."""
+        """Quantiles of the lengths in `unit`, one line for each of `lengths`; nan where there are none."""
         at = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
         values = {
             name: np.quantile(lengths, list(at.values())) if len(lengths) else np.full(len(at), np.nan)
@@ -159,6 +222,7 @@ class Audit:
             f"{self.source}: {self.rows} rows"
             + (f" ({self.shape})" if self.shape else "")
             + f", {self.pairs} pairs kept",
+            *(f"  {line}" for line in self.beside),
             f"  chosen is the longer answer in {share} of {self.pairs} pairs",
             f"  {self.unit:<12}" + "".join(f"{name:>9}" for name in self.quantiles().columns),
         ]

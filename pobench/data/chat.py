@@ -238,12 +238,13 @@ class Chat:
             return prompt + conversation[len(stem) :]
         return None
 
-    def fault_of(self, preference: Preference, prompt: str, chosen: str, rejected: str) -> Fault | None:
-        """The first fault of a rendered preference: special tokens in its text, lost text, or another prompt. prompt: rendered
-        with the generation prompt."""
-        row = preference.row
-        written = [(f"prompt[{i}]", m.content, prompt, m.role) for i, m in enumerate(preference.prompt)]
-        answers = [("chosen", preference.chosen, chosen, ""), ("rejected", preference.rejected, rejected, "")]
+    def fault_of(
+        self, row: int, asked: Sequence[Message], prompt: str, answered: Sequence[tuple[str, str, str]]
+    ) -> Fault | None:
+        """The first fault of a rendered row: special tokens in its text, lost text, or another prompt. prompt: `asked`, rendered
+        with the generation prompt. answered: of each answer its field, its text, and the rendered conversation."""
+        written = [(f"prompt[{i}]", m.content, prompt, m.role) for i, m in enumerate(asked)]
+        answers = [(name, text, rendered, "") for name, text, rendered in answered]
         for name, raw, rendered, role in (*written, *answers):
             text = without_empty_thought(raw)  # a template may leave it out, or write it in another way
             if role == "assistant" and text.strip() not in rendered:
@@ -252,7 +253,7 @@ class Chat:
                 return Fault(row, name, "holds a special token of the tokenizer as text", repr(match.group()))
             if text.strip() not in rendered:
                 return Fault(row, name, "the chat template drops or changes text", repr(text.strip()[:40]))
-        for rendered in (chosen, rejected):
+        for _, _, rendered in answered:
             if self.behind(prompt, rendered) is None:
                 at = shared_start(prompt, rendered)
                 got = (

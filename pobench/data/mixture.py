@@ -1,21 +1,20 @@
-"""A mixture of data sets: which pairs of each source are trained on, in proportion to the sources' weights.
+"""A mixture of data sets: which rows of each source are trained on, in proportion to the sources' weights.
 
 The stopping strategies are those of `datasets.interleave_datasets`. That function draws the source of every row from a random
 generator and takes a source's rows in file order, so that the shares are near the weights and one more row changes all that
-follow. Here the shares are the weights, to one pair; which pairs of a source are taken is decided by hashes of their ids; and a
+follow. Here the shares are the weights, to one pair; which rows of a source are taken is decided by hashes of their ids; and a
 smaller mixture is part of a larger one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from pobench.data.order import ranks
-from pobench.data.token_rows import TokenRows
-from pobench.types import TokenPair
+from pobench.data.token_rows import T, TokenRows
 
 Stopping = Literal["first_exhausted", "all_exhausted"]
 
@@ -43,31 +42,36 @@ def interleaved(sizes: Sequence[int], weights: Sequence[float], stopping: Stoppi
     return np.concatenate(sources)[order], np.concatenate(numbers)[order]
 
 
-def mixture(
-    pairs: TokenRows[TokenPair], weights: Mapping[str, float], stopping: Stopping, most: int | None, seed: int
-) -> TokenRows[TokenPair]:
-    """At most `most` pairs of several sources, in their old order. weights: source → its share, relative to the others'.
+def source_of(id: str) -> str:
+    """The source of a row, whose name stands before its id."""
+    return id.partition("/")[0]
 
-    A pair that is taken a second time has `~2` behind its id.
+
+def mixture(
+    rows: TokenRows[T], weights: Mapping[str, float], stopping: Stopping, most: int | None, seed: int
+) -> TokenRows[T]:
+    """At most `most` rows of several sources, in their old order. weights: source → its share, relative to the others'.
+
+    A row that is taken a second time has `~2` behind its id.
     """
-    names = list(pairs.column("source"))
+    names = list(map(source_of, rows.ids))
     of_source = {name: np.array([i for i, own in enumerate(names) if own == name], dtype=np.int64) for name in weights}
     sizes = [len(places) for places in of_source.values()]
     sources, numbers = interleaved(sizes, list(weights.values()), stopping)
     places = np.empty(len(sources), dtype=np.int64)
     for source, own in enumerate(of_source.values()):
         taken = sources == source
-        drawn = own[ranks("subset", seed, ids=pairs.take(own).ids)]
+        drawn = own[ranks("subset", seed, ids=rows.take(own).ids)]
         places[taken] = drawn[numbers[taken] % max(1, len(drawn))]
     times = numbers // np.maximum(1, np.asarray(sizes))[sources] + 1
     places, times = places[:most], times[:most]
     in_order = np.lexsort((times, places))
     places, times = places[in_order], times[in_order]
-    mixed = pairs.take(places)
+    mixed = rows.take(places)
     if (times == 1).all():
         return mixed
-    return TokenRows.of(TokenPair, map(_once_more, mixed, times.tolist()))
+    return TokenRows.of(rows.kind, map(_once_more, mixed, times.tolist()))
 
 
-def _once_more(pair: TokenPair, time: int) -> TokenPair:
-    return pair if time == 1 else pair._replace(id=f"{pair.id}~{time}")
+def _once_more(row: Any, time: int) -> Any:
+    return row if time == 1 else row._replace(id=f"{row.id}~{time}")

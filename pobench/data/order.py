@@ -1,4 +1,7 @@
-"""Split, subset and order of the pairs, label bias, and mismatched partners. All by hash, so the same on every machine."""
+"""Split, subset and order of the items, label bias, and mismatched partners. All by hash, so the same on every machine.
+
+An item is a pair, a list or a single answer.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,26 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 
 from pobench.data.rows import Message, Preference
 from pobench.data.token_rows import TokenRows
 from pobench.errors import PobenchError
-from pobench.types import TokenPair
+from pobench.types import Item, TokenAnswer, TokenList, TokenPair, Unit
 
 # ---------------------------------------------------------------- split, subset, order
-Item = TypeVar("Item", TokenPair, Preference)
+TwoAnswers = TypeVar("TwoAnswers", TokenPair, Preference)
+
+
+class WithId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+Sampled = TypeVar("Sampled", bound=WithId)
+Row = TypeVar("Row", TokenPair, TokenList, TokenAnswer)
 
 
 def split_by_prompt(
@@ -30,7 +42,8 @@ def split_by_prompt(
     the prompts is held out, and each side has at least one prompt. key: item -> its prompt's `text_key`.
     Raises PobenchError if the fraction is outside (0, 1) or all items share one prompt.
     """
-    held = held_out([place_of(key(item), seed) for item in items], fraction)
+    places = np.array([place_of(key(item), seed) for item in items])
+    held = places < split_border(places, fraction)
     training = [item for item, out in zip(items, held, strict=True) if not out]
     return training, [item for item, out in zip(items, held, strict=True) if out]
 
@@ -40,30 +53,31 @@ def place_of(prompt: str, seed: int) -> float:
     return _uniform("split", seed, prompt)
 
 
-def held_out(places: Sequence[float] | np.ndarray, fraction: float) -> np.ndarray:
-    """(items,) bool, whether each is held out. places: of their prompts. Raises PobenchError as `split_by_prompt` does."""
+def split_border(places: np.ndarray, fraction: float) -> float:
+    """Prompts at places below it are held out, see `split_by_prompt`.
+
+    places: (items,) of their prompts, among which each side has at least one.
+    """
     if not 0 < fraction < 1:
         raise PobenchError(f"the held-out share is {fraction}; a share between 0 and 1 is needed")
-    places = np.asarray(places, dtype=np.float64)
     if (prompts := len(np.unique(places))) < 2:
         raise PobenchError(f"{len(places)} pairs with {prompts} prompt cannot be split by prompt")
-    border = min(max(fraction, math.nextafter(places.min(), 1)), places.max())
-    return np.asarray(places < border)
+    return min(max(fraction, math.nextafter(float(places.min()), 1)), float(places.max()))
 
 
 @overload
-def subset(items: TokenRows[TokenPair], max_pairs: int | None, seed: int = 0) -> TokenRows[TokenPair]: ...
+def subset(items: TokenRows[Row], most: int | None, seed: int = 0) -> TokenRows[Row]: ...
 @overload
-def subset(items: Sequence[Item], max_pairs: int | None, seed: int = 0) -> Sequence[Item]: ...
-def subset(items: Any, max_pairs: int | None, seed: int = 0) -> Any:
-    """`max_pairs` items chosen by a hash of id and seed, in their old order. A smaller subset is part of a larger one."""
-    if max_pairs is None or max_pairs >= len(items):
+def subset(items: Sequence[Sampled], most: int | None, seed: int = 0) -> Sequence[Sampled]: ...
+def subset(items: Any, most: int | None, seed: int = 0) -> Any:
+    """`most` items chosen by a hash of id and seed, in their old order. A smaller subset is part of a larger one."""
+    if most is None or most >= len(items):
         return items
-    places = np.sort(ranks("subset", seed, ids=ids_of(items))[:max_pairs])
+    places = np.sort(ranks("subset", seed, ids=ids_of(items))[:most])
     return items.take(places) if isinstance(items, TokenRows) else [items[i] for i in places.tolist()]
 
 
-def biased(item: Item, share: float, seed: int) -> Item:
+def biased(item: TwoAnswers, share: float, seed: int) -> TwoAnswers:
     """The item with the longer answer as the chosen one, whatever the label, if it is in a seeded random `share` of the items.
 
     Length in characters for preferences, in tokens for token pairs.
@@ -84,7 +98,7 @@ def decided_by_length(id: str, share: float, seed: int) -> bool:
     return _uniform("length bias", seed, id) < share
 
 
-def ids_of(items: Sequence[Item]) -> Iterator[str]:
+def ids_of(items: Sequence[WithId]) -> Iterator[str]:
     """The items' ids; of stored ones without their tokens."""
     return items.ids if isinstance(items, TokenRows) else (item.id for item in items)
 
@@ -96,19 +110,19 @@ def ranks(*parts: object, ids: Iterable[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of the pairs in training. epochs: one (pairs,) array of indices per epoch. digest: hex sha256 of the pairs'
-    ids in that order over all epochs, so runs with equal digests saw the same pairs in the same order."""
+    """The order of the items in training. epochs: one (items,) array of indices per epoch. digest: hex sha256 of the items'
+    ids in that order over all epochs, so runs with equal digests saw the same items in the same order."""
 
     epochs: list[np.ndarray]
     digest: str
 
 
-def data_order(pairs: Sequence[TokenPair], seed: int, epochs: int) -> Order:
+def data_order(items: Sequence[Item], seed: int, epochs: int) -> Order:
     """One order per (data, seed), the same for every loss; more epochs begin with the same ones.
 
     By hash, not by a random generator: the same on every machine and version of numpy.
     """
-    digest, orders, ids = hashlib.sha256(), [], list(ids_of(pairs))
+    digest, orders, ids = hashlib.sha256(), [], list(ids_of(items))
     for epoch in range(epochs):
         orders.append(ranks("order", seed, epoch, ids=ids))
         digest.update(f"epoch {epoch}\n".encode())
@@ -117,22 +131,34 @@ def data_order(pairs: Sequence[TokenPair], seed: int, epochs: int) -> Order:
     return Order(orders, digest.hexdigest())
 
 
-def data_digest(pairs: Iterable[TokenPair]) -> str:
-    """Hex sha256 of the pairs' token ids, in order. Row ids and ratings do not count."""
+def data_digest(items: Iterable[Item]) -> str:
+    """Hex sha256 of the items' token ids, with the ranks of a list and the label of an answer, in order. Row ids and ratings do
+    not count."""
     digest = hashlib.sha256()
-    for pair in pairs:
-        for ids in pair.sequences:
+    for item in items:
+        for ids in (item.prompt, *item.responses):
             digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, dtype="<i4").tobytes())
+        if isinstance(item, TokenList):
+            digest.update(b"ranks" + np.asarray(item.ranks, dtype="<i4").tobytes())
+        elif isinstance(item, TokenAnswer):
+            digest.update(b"label" + bytes([item.label]))
     return digest.hexdigest()
 
 
-def pairs_digest(pairs: Sequence[TokenPair]) -> str:
-    """Hex sha256 of the pairs' token ids and row ids, in order. Row ids count because they decide the training order."""
-    return _joined(chain([data_digest(pairs)], ids_of(pairs)))
+def items_digest(items: Sequence[Item]) -> str:
+    """Hex sha256 of what `data_digest` reads and of the row ids, in order. Row ids count because they decide the training
+    order."""
+    return _joined(chain([data_digest(items)], ids_of(items)))
+
+
+def unit_of(items: Sequence[Item]) -> Unit:
+    """What these items are; pairs where there are none."""
+    kinds: dict[type, Unit] = {TokenList: "lists", TokenAnswer: "answers"}
+    return kinds.get(type(items[0]), "pairs") if items else "pairs"
 
 
 class Ratings(NamedTuple):
-    """What is known of the ratings of some pairs. digest: hex sha256 of all, in order. missing: how many pairs have none.
+    """What is known of the ratings of some items. digest: hex sha256 of all, in order. missing: how many items have none.
     first_missing: ids of up to eight of those."""
 
     digest: str
@@ -140,32 +166,38 @@ class Ratings(NamedTuple):
     first_missing: tuple[str, ...]
 
     @classmethod
-    def of(cls, pairs: Sequence[TokenPair]) -> Ratings:
+    def of(cls, items: Sequence[Item]) -> Ratings:
         missing, first = 0, list[str]()
-        digest = _joined(str(pair.scores) for pair in pairs)
-        for pair in pairs:
-            if pair.scores is None:
-                missing += 1
-                first += [pair.id] if len(first) < 8 else []
-        return cls(digest, missing, tuple(first))
+
+        def scores() -> Iterator[str]:
+            nonlocal missing
+            for item in items:
+                given = item.score if isinstance(item, TokenAnswer) else item.scores
+                if given is None:
+                    missing += 1
+                    first.extend([item.id] if missing <= 8 else [])
+                yield str(given)
+
+        return cls(_joined(scores()), missing, tuple(first))
 
 
-def mismatch(pairs: Sequence[TokenPair]) -> list[int]:
-    """For each pair the index of a partner pair with another prompt. KTO combines this prompt with the partner's answers.
+def mismatch(items: Sequence[Item]) -> list[int]:
+    """For each item the index of a partner with another prompt. KTO combines this prompt with the partner's answers.
 
-    The data alone decides the partners, so one reference pass serves all seeds. Every pair is a partner exactly once, unless
-    more than half of the pairs share one prompt. Raises PobenchError if all pairs share one prompt.
+    The data alone decides the partners, so one reference pass serves all seeds. Every item is a partner exactly once, unless
+    more than half of the items share one prompt. Raises PobenchError if all items share one prompt.
     """
-    prompts = _digests(_hashed("mismatch", _ids_digest(pair.prompt)) for pair in pairs)
-    order = np.lexsort(
-        (_digests(_hashed(data_digest([p]), p.id) for p in pairs), prompts)
-    )  # equal prompts are adjacent
+    prompts = _digests(_hashed("mismatch", ids_digest(item.prompt)) for item in items)
+    contents = _digests(_hashed(data_digest([item]), item.id) for item in items)
+    order = np.lexsort((contents, prompts))  # items with one prompt are adjacent
     distinct, prompt_of, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
     if len(distinct) < 2:
-        raise PobenchError(f"{len(pairs)} pairs share one prompt; mismatched pairs (KTO) need at least two prompts")
+        raise PobenchError(
+            f"{len(items)} {unit_of(items)} share one prompt; mismatched pairs (KTO) need at least two prompts"
+        )
     common, largest = int(sizes.argmax()), int(sizes.max())
-    partner_of = np.empty(len(pairs), dtype=np.int64)
-    if 2 * largest <= len(pairs):  # a shift by the size of the largest group always leads to another group
+    partner_of = np.empty(len(items), dtype=np.int64)
+    if 2 * largest <= len(items):  # a shift by the size of the largest group always leads to another group
         partner_of[order] = np.roll(order, -largest)
     else:
         crowd, others = (order[(prompt_of[order] == common) == inside] for inside in (True, False))
@@ -179,12 +211,9 @@ def text_key(prompt: Iterable[Message]) -> str:
     return json.dumps([(m.role, " ".join(m.content.casefold().split())) for m in prompt])
 
 
-def _ids_digest(ids: Sequence[int]) -> str:
+def ids_digest(ids: Sequence[int]) -> str:
+    """Hex sha256 of token ids."""
     return hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).hexdigest()
-
-
-def _hash(*parts: object) -> str:
-    return _joined(map(str, parts))
 
 
 def _hashed(*parts: object) -> bytes:
@@ -206,4 +235,4 @@ def _digests(digests: Iterable[bytes]) -> np.ndarray:
 
 def _uniform(*parts: object) -> float:
     """A number in [0, 1) from a hash of the parts."""
-    return int(_hash(*parts)[:13], 16) / 16**13
+    return int(_hashed(*parts).hex()[:13], 16) / 16**13

@@ -1,77 +1,110 @@
-"""Token pairs on disk, in a folder `data-<12 hex>`. Its name is a hash of the source files, the chat template, the values of
+"""Training items on disk, in a folder `data-<12 hex>`. Its name is a hash of the source files, the chat template, the values of
 the data section and the code that reads rows, so a repeated command finds its pairs without tokenising again.
 
-The folder appears whole. `data.json` holds the causes, the digests of both lists of pairs, and the sha256 of every file.
+The folder appears whole. `data.json` holds the causes, the digests of the items, and the sha256 of every file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from pobench.data.capacity import Extent
-from pobench.data.order import Ratings, pairs_digest
+from pobench.data.order import Ratings, ids_digest, items_digest
 from pobench.data.prepare import Prepared
-from pobench.data.token_rows import TokenRows
+from pobench.data.token_rows import T, TokenRows
 from pobench.files import MarkedFolder, digests_of, refuse_corrupt, whole
-from pobench.types import TokenPair
+from pobench.types import Group, Item, TokenAnswer, TokenList, TokenPair
 
-LISTS = ("train", "heldout")
+PAIRS = ("train", "heldout")
 SEQUENCES = ("prompt", "chosen", "rejected")
 
 
 class PairsFolder(MarkedFolder):
-    """A folder with training pairs, held-out pairs (Arrow, see `TokenRows`), their audit and their digests.
+    """A folder with training pairs, held-out pairs, the lists or answers that the data have, their audit and their digests.
 
-    about: causes, digests (list → hex sha256), pairs (list → count), ratings (list → `Ratings`), prompts (of the training
-    pairs), tokens (mean of a training pair), extent (largest token id and most tokens of a pair), summary, files.
+    Its parts are `train` and `heldout`, and `lists` or `answers` where there are any; each is an Arrow file (`TokenRows`).
+    about: causes, digests (part → hex sha256), pairs (part → count), ratings (part → `Ratings`), prompts (of the training
+    pairs), tokens (mean of a training pair), extent (largest token id and most tokens of a sequence), summary, files, and
+    own (`Own`) where there are lists or answers.
     """
 
     marker = "data.json"
 
     def store(self, prepared: Prepared, causes: Mapping[str, Any]) -> None:
         """Write the folder, whole."""
+        parts = parts_of(prepared)
         with whole(self.path) as partial:
             partial.mkdir(parents=True)
-            for name in LISTS:
-                getattr(prepared, name).write(partial / f"{name}.arrow")
+            for name, items in parts.items():
+                items.write(partial / f"{name}.arrow")
             (partial / "audit.json").write_text(prepared.audit.to_json(orient="records", indent=1))
             about = {
                 "causes": dict(causes),
-                "digests": {name: pairs_digest(getattr(prepared, name)) for name in LISTS},
-                "pairs": {name: len(getattr(prepared, name)) for name in LISTS},
-                "ratings": {name: Ratings.of(getattr(prepared, name)) for name in LISTS},
+                "digests": {name: items_digest(items) for name, items in parts.items()},
+                "pairs": {name: len(items) for name, items in parts.items()},
+                "ratings": {name: Ratings.of(items) for name, items in parts.items()},
                 "prompts": distinct_prompts(prepared.train),
                 "tokens": mean_tokens(prepared.train),
                 "extent": Extent.of(prepared.groups),
                 "summary": prepared.summary,
+                **({"own": own} if (own := own_of(prepared)) else {}),
                 "files": digests_of(partial),
             }
             (partial / self.marker).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
     @property
     def extent(self) -> Extent:
-        """Of all stored pairs."""
+        """Of all stored items."""
         known = self.about.get("extent")
         return Extent(*known) if known is not None else Extent.of(self.load().groups)
 
     def load(self) -> Prepared:
-        """The stored pairs. Raises CorruptError if the bytes of a file are not those that were written."""
+        """The stored items. Raises CorruptError if the bytes of a file are not those that were written."""
         about = self.about
         refuse_corrupt(self.path, about["files"])
-        train, heldout = (TokenRows.read(TokenPair, self.path / f"{name}.arrow") for name in LISTS)
+
+        def part(kind: type[T], name: str) -> TokenRows[T]:
+            file = f"{name}.arrow"
+            return TokenRows.read(kind, self.path / file) if file in about["files"] else TokenRows(kind)
+
+        train, heldout = (part(TokenPair, name) for name in PAIRS)
         audit = pd.DataFrame(json.loads((self.path / "audit.json").read_bytes()))
-        return Prepared(train, heldout, audit, about["summary"])
+        return Prepared(train, heldout, audit, about["summary"], part(TokenList, "lists"), part(TokenAnswer, "answers"))
 
 
-def mean_tokens(pairs: TokenRows[TokenPair]) -> float:
-    """The mean number of tokens of a pair: prompt and both responses."""
-    return tokens_of(pairs).sum() / max(1, len(pairs))  # type: ignore[no-any-return]
+def parts_of(prepared: Prepared) -> dict[str, TokenRows[Any]]:
+    """The parts of a folder by name: both lists of pairs, and lists and answers where the data have any."""
+    own: dict[str, TokenRows[Any]] = {"lists": prepared.lists, "answers": prepared.answers}
+    return {"train": prepared.train, "heldout": prepared.heldout, **{k: items for k, items in own.items() if items}}
+
+
+class Own(NamedTuple):
+    """Of lists or answers: how many, how many prompts they have, the mean tokens of one with its prompt, and the most."""
+
+    count: int
+    prompts: int
+    tokens: float
+    longest: int
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> Own:
+        longest = max(Group.of(item).tokens for item in items)
+        return cls(len(items), distinct_prompts(items), mean_tokens(items), longest)
+
+
+def own_of(prepared: Prepared) -> dict[str, Own]:
+    """Of the lists or answers that the data have, by unit."""
+    return {name: Own.of(items) for name, items in parts_of(prepared).items() if name not in PAIRS}
+
+
+def mean_tokens(items: Sequence[Item]) -> float:
+    """The mean number of tokens of an item: its prompt and all its responses."""
+    return sum(Group.of(item).tokens for item in items) / max(1, len(items))
 
 
 def tokens_of(pairs: TokenRows[TokenPair]) -> np.ndarray:
@@ -79,6 +112,6 @@ def tokens_of(pairs: TokenRows[TokenPair]) -> np.ndarray:
     return sum((pairs.lengths(name) for name in SEQUENCES), start=np.zeros(len(pairs), np.int64))
 
 
-def distinct_prompts(pairs: Iterable[TokenPair]) -> int:
-    """How many prompts the pairs have."""
-    return len({hashlib.sha256(np.asarray(pair.prompt, dtype="<i4").tobytes()).digest() for pair in pairs})
+def distinct_prompts(items: Iterable[Item]) -> int:
+    """How many prompts the items have."""
+    return len({ids_digest(item.prompt) for item in items})

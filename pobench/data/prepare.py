@@ -5,54 +5,65 @@ This runs once per setting before any run folder exists, so bad data stops a com
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from pobench.data.audit import Audit
+from pobench.data.audit import told_of
 from pobench.data.chat import Chat
-from pobench.data.mixture import mixture
-from pobench.data.order import biased, decided_by_length, held_out, place_of, subset, text_key
+from pobench.data.mixture import mixture, source_of
+from pobench.data.order import biased, decided_by_length, split_border, subset
 from pobench.data.prompts import eval_prompts
-from pobench.data.rows import Found, Preference
+from pobench.data.rows import Found
 from pobench.data.shapes import load_preferences
 from pobench.data.spool import Mapped
 from pobench.data.token_rows import TokenRows
-from pobench.data.tokens import Inspected, inspected, tokenize
+from pobench.data.tokens import Inspected, Items, inspected, read_items
 from pobench.errors import PobenchError, or_fault
 from pobench.identity import room_digest
 from pobench.row_files import RowFiles
 from pobench.settings.job import Job
 from pobench.settings.schema import DataConfig, SftConfig, SourceConfig
 from pobench.sources import fetch_model, fetch_rows
-from pobench.types import Group, TokenPair
+from pobench.types import Group, Item, TokenAnswer, TokenList, TokenPair, Unit
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Token pairs for training and evaluation, in memory-mapped files, and the audit (columns fault, count, rows)."""
+    """Token pairs for training and evaluation, in memory-mapped files, and the audit (columns fault, count, rows).
+
+    lists, answers: for training too, where the data have ranked or rated lists, or single labelled answers. train is then
+    made of these; it may be empty where no prompt has answers of both labels, and so may heldout.
+    """
 
     train: TokenRows[TokenPair]
     heldout: TokenRows[TokenPair]
     audit: pd.DataFrame
     summary: str = ""
+    lists: TokenRows[TokenList] = field(default_factory=lambda: TokenRows(TokenList))
+    answers: TokenRows[TokenAnswer] = field(default_factory=lambda: TokenRows(TokenAnswer))
 
     def text(self) -> str:
         """A summary for the terminal: how much was read, and what was left out."""
         return self.summary
 
+    def items(self, unit: Unit) -> Sequence[Item]:
+        """What a loss of this unit is trained on: lists or answers where the data have them, else the training pairs."""
+        own: Mapping[Unit, Sequence[Item]] = {"lists": self.lists, "answers": self.answers}
+        return own.get(unit) or self.train
+
     @property
     def groups(self) -> Iterator[Group]:
-        """All pairs, of both lists."""
-        return map(Group.of, chain(self.train, self.heldout))
+        """Of all items: training pairs, held-out pairs, lists, answers."""
+        parts: tuple[Iterable[Item], ...] = (self.train, self.heldout, self.lists, self.answers)
+        return map(Group.of, chain.from_iterable(parts))
 
 
 @cache
@@ -66,14 +77,33 @@ class Read(NamedTuple):
     """What one source gives. name: of one of several sources, else ""."""
 
     name: str
-    pairs: TokenRows[TokenPair]
-    audit: Audit
+    items: Items
     chat: Chat
     found: Found
 
+    def of_unit(self, unit: Unit | None) -> TokenRows[Any]:
+        """Its pairs, lists or single answers. unit: None, the pairs, or where there are none what it has. Raises PobenchError
+        where it has none of this unit."""
+        items = self.items
+        if unit is None:
+            return items.pairs or items.own
+        of_units: dict[Unit, TokenRows[Any]] = {"pairs": items.pairs, "lists": items.lists, "answers": items.answers}
+        return of_unit(self.found.source, of_units, unit)
+
+
+Rows = TypeVar("Rows", bound=Sequence[Any])
+
+
+def of_unit(source: str, rows: Mapping[Unit, Rows], unit: Unit) -> Rows:
+    """The rows of a unit. Raises PobenchError that names the units there are, if there are none of this one."""
+    if not rows[unit]:
+        there = " and ".join(name for name, given in rows.items() if given)
+        raise PobenchError(f"{source}: it has no {unit}; it has {there or 'nothing'}")
+    return rows[unit]
+
 
 def read_sources(job: Job) -> list[Read]:
-    """The token pairs of each source of the job's data.
+    """What each source of the job's data gives.
 
     Raises PobenchError that lists the faults of all: a source that cannot be read, bad rows under `data.on_bad_row: stop`.
     """
@@ -81,20 +111,14 @@ def read_sources(job: Job) -> list[Read]:
     return reads
 
 
-def inspect_pairs(job: Job, rows: int | None = None) -> list[Inspected]:
-    """The first `rows` token pairs of each source (None: all), each with the prompt ids that generation would use.
-
-    Raises PobenchError as `read_sources` does.
-    """
+def inspect_items(job: Job, rows: int | None = None, unit: Unit | None = None) -> list[Inspected]:
+    """The first `rows` items of each source (None: all), each with the prompt ids that generation would use. unit: see
+    `Read.of_unit`, and so the errors raised, besides those of `read_sources`."""
     data = job.data
     cut_to = data.max_prompt_length if data.truncation == "cut" else None
-    return [
-        row
-        for read in read_sources(job)
-        for row in inspected(
-            read.pairs[:rows], read.found.preferences, read.chat, count_header=data.count_header, cut_to=cut_to
-        )
-    ]
+    how: dict[str, Any] = {"count_header": data.count_header, "cut_to": cut_to}
+    reads = read_sources(job)
+    return [row for r in reads for row in inspected(r.of_unit(unit)[:rows], r.found, r.chat, **how)]
 
 
 def _model(job: Job) -> Path:
@@ -122,19 +146,22 @@ def _options(job: Job) -> list[tuple[SourceConfig, str]]:
 
 def read_preferences(job: Job) -> list[Found]:
     """The rows of each source of the job's data as text, before any tokenizer. Raises as `load_preferences` does."""
-    return [_found(part, option) for part, option in _options(job)[: len(job.data.parts)]]
+    return [_found(job, part, option) for part, option in _options(job)[: len(job.data.parts)]]
 
 
-def _found(part: SourceConfig, option: str) -> Found:
-    """The preferences of a source; of one of several, its name stands before their ids."""
-    found = load_preferences(_rows(part, option), columns=part.columns, ignore=part.ignore)
+def _found(job: Job, part: SourceConfig, option: str) -> Found:
+    """The rows of a source; of one of several, its name stands before their ids."""
+    files = _rows(part, option)
+    found = load_preferences(files, columns=part.columns, ignore=part.ignore, pairs_from=job.data.pairs_from)
     if not part.name:
         return found
 
-    def named(preference: Preference) -> Preference:
-        return preference._replace(id=f"{part.name}/{preference.id}")
+    def named(row: Any) -> Any:
+        return row._replace(id=f"{part.name}/{row.id}")
 
-    return replace(found, preferences=Mapped(named, found.preferences))
+    rows = (found.preferences, found.lists, found.answers)
+    preferences, lists, answers = (Mapped(named, some) for some in rows)
+    return replace(found, preferences=preferences, lists=lists, answers=answers)
 
 
 def source_files(job: Job) -> dict[str, RowFiles]:
@@ -173,9 +200,9 @@ def source_faults(job: Job, stages: Sequence[str]) -> list[str]:
 
 def _read(job: Job, part: SourceConfig, option: str) -> Read:
     model, data = job.model, job.data
-    found = _found(part, option)
+    found = _found(job, part, option)
     chat = Chat.of(_model(job), model)  # after the rows, which are read at once; a model may have to be fetched
-    pairs, audit = tokenize(
+    items = read_items(
         found,
         chat,
         max_length=data.max_length,
@@ -183,9 +210,10 @@ def _read(job: Job, part: SourceConfig, option: str) -> Read:
         truncation=data.truncation,
         count_header=data.count_header,
         on_bad_row=data.on_bad_row,
+        seed=data.seed,
         origin=part.name,
     )
-    return Read(part.name, pairs, audit, chat, found)
+    return Read(part.name, items, chat, found)
 
 
 def _read_all(job: Job, *, held_out: bool = True) -> tuple[list[Read], list[Read]]:
@@ -199,114 +227,142 @@ def _read_all(job: Job, *, held_out: bool = True) -> tuple[list[Read], list[Read
     return whole[:count], whole[count:]
 
 
-class _Side:
-    """Pairs that are trained on or held out. keys: (pairs,) digests of their prompts; places: (pairs,) see `place_of`."""
+@dataclass(frozen=True)
+class _Keyed:
+    """The rows of one unit of some sources. prompts: (rows,) see `Items.prompts`."""
 
-    def __init__(self, reads: Sequence[Read], seed: int) -> None:
-        several = len(reads) > 1
-        self.pairs = TokenRows.joined([read.pairs for read in reads]) if several else reads[0].pairs
-        rows = chain.from_iterable(_prompts_of(read, seed) for read in reads)
-        prompts = np.fromiter(rows, dtype=[("key", "S16"), ("place", np.float64)], count=len(self.pairs))
-        self.keys, self.places = prompts["key"], prompts["place"]
+    rows: TokenRows[Any]
+    prompts: np.ndarray
+
+    @classmethod
+    def of(cls, unit: Unit, reads: Sequence[Read]) -> _Keyed:
+        parts: list[TokenRows[Any]] = [getattr(read.items, unit) for read in reads]
+        rows = parts[0] if len(parts) == 1 else TokenRows.joined(parts)
+        return cls(rows, np.concatenate([read.items.prompts[unit] for read in reads]))
+
+    def among(self, keys: np.ndarray) -> np.ndarray:
+        """(rows,) whether each has a prompt with one of these keys."""
+        return np.isin(self.prompts["key"], keys)
+
+    def where(self, chosen: np.ndarray) -> TokenRows[Any]:
+        """The rows for which it holds. chosen: (rows,) bool."""
+        return self.rows if chosen.all() else self.rows.take(np.flatnonzero(chosen))
 
 
-def _prompts_of(read: Read, seed: int) -> Iterator[tuple[bytes, float]]:
-    """Of each pair, a digest of its prompt's `text_key`, and its place in the split. Pairs stand in the order of the rows."""
-    preferences = iter(read.found.preferences)
-    for id in read.pairs.ids:
-        key = text_key(next(p for p in preferences if p.id == id).prompt)
-        yield hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:16], place_of(key, seed)
-
-
-def _lines(counts: Mapping[str, int]) -> pd.DataFrame:
-    """Lines of an audit without row numbers."""
-    return pd.DataFrame([{"fault": f, "count": n, "rows": "[]"} for f, n in counts.items()])
+def _keyed(reads: Sequence[Read]) -> dict[Unit, _Keyed]:
+    units: tuple[Unit, ...] = ("pairs", "lists", "answers")
+    return {unit: _Keyed.of(unit, reads) for unit in units}
 
 
 @dataclass
-class _Report:
-    """What `prepare` did: the lines of the audit, and those for the terminal."""
+class _Log:
+    """What becomes of the data: frames of the audit, and sentences for the terminal."""
 
     frames: list[pd.DataFrame]
     summary: list[str]
 
-    @classmethod
-    def of(cls, reads: Sequence[Read], held_out: Sequence[Read]) -> _Report:
-        report = cls([], [])
-        for what, some in (("", reads), ("held out: ", held_out)):
-            for read in some:
-                before = what + (f"{read.name}: " if read.name else "")
-                report.frames.append(read.audit.frame().assign(fault=lambda f, before=before: before + f.fault))
-                report.summary.append(f"{read.name} = {read.audit.text()}" if read.name else read.audit.text())
-        return report
+    def count(self, fault: str, count: int) -> None:
+        self.frames.append(pd.DataFrame([{"fault": fault, "count": count, "rows": "[]"}]))
 
-    def add(self, counts: Mapping[str, int], text: str = "") -> None:
-        self.frames.append(_lines(counts))
-        self.summary += [text] if text else []
+    def add(self, reads: Sequence[Read], what: str = "") -> None:
+        """The audits of sources. what: stands before their faults."""
+        for read in reads:
+            before = what + (f"{read.name}: " if read.name else "")
+            frame = read.items.audit.frame()
+            self.frames.append(frame.assign(fault=before + frame["fault"]) if before else frame)
+            self.summary.append((f"{read.name} = " if read.name else "") + read.items.audit.text())
 
 
 def prepare(job: Job) -> Prepared:
     """Fetch, read, audit, split and tokenise a job's data. Raises PobenchError that lists all faults of all its files."""
-    data = job.data
+    data, log = job.data, _Log([], [])
     reads, own_heldout = _read_all(job)
-    report, side = _Report.of(reads, own_heldout), _Side(reads, data.seed)
+    keyed = _keyed(reads)
+    log.add(reads)
     if own_heldout:
-        other = _Side(own_heldout, data.seed)
-        held, kept = other.pairs, ~np.isin(side.keys, other.keys)
-        pairs = side.pairs if kept.all() else side.pairs.take(np.flatnonzero(kept))
-        if left_out := int((~kept).sum()):  # never train on what is evaluated
-            report.add(
-                {"prompt is held out, left out of training": left_out},
-                f"  {left_out} training pairs left out: their prompts are held out",
-            )
+        log.add(own_heldout, "held out: ")
+        held_keyed = _keyed(own_heldout)
+        held = held_keyed["pairs"].rows
+        seen = np.concatenate([of_unit.prompts["key"] for of_unit in held_keyed.values()])
+        _count_shared(keyed, seen, log)
     else:
-        out = held_out(side.places, data.held_out_fraction)
-        pairs, held = (side.pairs.take(np.flatnonzero(which)) for which in (~out, out))
-    pairs = _chosen(pairs, data, report)
+        seen = _seen(keyed, data)
+        held = keyed["pairs"].where(keyed["pairs"].among(seen))
+    pairs, lists, answers = (of_unit.where(~of_unit.among(seen)) for of_unit in keyed.values())
+    pairs = _chosen(pairs, data, data.max_pairs, log, "pairs")
+    lists = _chosen(lists, data, data.max_pairs, log, "lists")
+    answers = _chosen(answers, data, None if data.max_pairs is None else 2 * data.max_pairs, log, "answers")
     held = subset(held, data.max_held_out, data.seed)
-    if not pairs or not held:
+    if not (pairs and held) and not answers:
         names = ", ".join(part.source for part in data.parts)
         raise PobenchError(
             f"{names}: {len(pairs)} training pairs and {len(held)} held-out pairs are left; both are needed"
         )
     if data.length_bias > 0:
-        pairs = _biased(pairs, data, report)
-    by_source = {
-        f"{use}: {name}": count
-        for use, some in (("used for training", pairs), ("held out", held))
-        for name, count in Counter(some.column("source")).items()
-        if name
-    }
-    report.add(
-        {"used for training": len(pairs), "held out": len(held), **by_source},
-        f"training on {len(pairs)} pairs, {len(held)} held out",
-    )
-    return Prepared(pairs, held, pd.concat(report.frames, ignore_index=True), "\n".join(report.summary))
+        pairs, own = _biased(data, pairs, bool(lists or answers), log), TokenRows[Any]
+        lists, answers = own(TokenList), own(TokenAnswer)
+    for unit, some in (("lists", lists), ("answers", answers)):
+        if some:
+            log.count(f"used for training, {unit}", len(some))
+            log.summary += [f"losses of {unit} train on:", *(f"  {line}" for line in told_of(some, data.pairs_from))]
+    log.summary.append(f"training on {len(pairs)} pairs, {len(held)} held out")
+    for use, some in (("used for training", pairs), ("held out", held)):
+        log.count(use, len(some))
+        for name, count in Counter(filter(None, some.column("source"))).items():
+            log.count(f"{name}: {use}", count)
+    audit = pd.concat(log.frames, ignore_index=True)
+    return Prepared(pairs, held, audit, "\n".join(log.summary), lists, answers)
 
 
-def _chosen(pairs: TokenRows[TokenPair], data: DataConfig, report: _Report) -> TokenRows[TokenPair]:
-    """The pairs to train on, up to `max_pairs`: of several sources by their weights, if they have some."""
+def _count_shared(keyed: Mapping[Unit, _Keyed], seen: np.ndarray, log: _Log) -> None:
+    """Count what is left out of training, as its prompt is held out: what is evaluated is never trained on."""
+    for unit, of_unit in keyed.items():
+        if shared := int(of_unit.among(seen).sum()):
+            what = "" if unit == "pairs" else f" ({unit})"
+            log.count(f"prompt is held out, left out of training{what}", shared)
+            log.summary.append(f"  {shared} training {unit} left out: their prompts are held out")
+
+
+def _seen(keyed: Mapping[Unit, _Keyed], data: DataConfig) -> np.ndarray:
+    """The keys of the prompts that are held out: a share of those of all items. Among the prompts of the pairs each side has at
+    least one, where they have two; else among all."""
+    prompts = np.concatenate([of_unit.prompts for of_unit in keyed.values()])
+    of_pairs = keyed["pairs"].prompts["place"]
+    border = split_border(of_pairs if len(np.unique(of_pairs)) > 1 else prompts["place"], data.held_out_fraction)
+    return prompts["key"][prompts["place"] < border]
+
+
+def _chosen(rows: TokenRows[Any], data: DataConfig, most: int | None, log: _Log, unit: Unit) -> TokenRows[Any]:
+    """At most `most` rows to train on: of several sources by their weights, if they have some."""
     weights = {part.name: part.weight for part in data.parts if part.weight is not None}
-    if not weights:
-        return subset(pairs, data.max_pairs, data.seed)
-    mixed = mixture(pairs, weights, data.stopping, data.max_pairs, data.seed)
-    before, after = Counter(pairs.column("source")), Counter(mixed.column("source"))
+    if not weights or not rows:
+        return subset(rows, most, data.seed)
+    mixed = mixture(rows, weights, data.stopping, most, data.seed)
+    before, after = (Counter(map(source_of, some.ids)) for some in (rows, mixed))
     shares = (
-        f"{name} {weight:g}: {after[name]} pairs of {before[name]} ({after[name] / max(1, len(mixed)):.1%})"
+        f"{name} {weight:g}: {after[name]} {unit} of {before[name]} ({after[name] / max(1, len(mixed)):.1%})"
         for name, weight in weights.items()
     )
-    report.summary.append(f"  mixed by weight, {data.stopping}: {', '.join(shares)}")
+    log.summary.append(f"  mixed by weight, {data.stopping}: {', '.join(shares)}")
     return mixed
 
 
-def _biased(pairs: TokenRows[TokenPair], data: DataConfig, report: _Report) -> TokenRows[TokenPair]:
-    """The pairs with `data.length_bias` in their labels."""
+def _biased(data: DataConfig, pairs: TokenRows[TokenPair], own: bool, log: _Log) -> TokenRows[TokenPair]:
+    """The pairs with a share of their labels decided by length. own: whether the data have lists or single answers; losses of
+    these then read the pairs. Raises PobenchError where there are no pairs."""
+    if not pairs:
+        raise PobenchError("data.length_bias: it decides which answer of a pair is chosen, and the data have no pairs")
     share, seed = data.length_bias, data.seed
     decides = np.fromiter((decided_by_length(id, share, seed) for id in pairs.ids), bool, len(pairs))
     swapped = int((decides & (pairs.lengths("chosen") < pairs.lengths("rejected"))).sum())
     decided = int(decides.sum())
-    report.add(
-        {"label decided by length": decided, "label swapped, as the loser was longer": swapped},
-        f"  {decided} training labels decided by length, which swapped {swapped}; held-out labels are true",
+    log.count("label decided by length", decided)
+    log.count("label swapped, as the loser was longer", swapped)
+    log.summary.append(
+        f"  {decided} training labels decided by length, which swapped {swapped}; held-out labels are true"
     )
+    if own:
+        log.summary.append(
+            "  lists and single answers keep their true labels, so losses of these read the biased pairs"
+        )
     return TokenRows.of(TokenPair, (biased(pair, share, seed) for pair in pairs))

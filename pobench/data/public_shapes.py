@@ -209,8 +209,9 @@ def _read_swift(row: RowReader) -> Draft | None:
 
 
 # ---------------------------------------------------------------- ranked lists
-def _ranked(prompt: str, listed: str, text: str) -> Callable[[RowReader], Draft | None]:
-    """Reads a list of objects with `rank`, the best of which has the lowest: the best against the worst."""
+def _ranked(prompt: str | None, listed: str, *texts: str) -> Callable[[RowReader], Draft | None]:
+    """Reads a list of objects with `rank`, the best of which has the lowest, and the text under one of these names; `score`
+    rates it, where all have one."""
 
     def read(row: RowReader) -> Draft | None:
         answers = row.row[listed]
@@ -220,12 +221,24 @@ def _ranked(prompt: str, listed: str, text: str) -> Callable[[RowReader], Draft 
         numbers = [rank for rank in ranks if rank is not None]
         if len(numbers) < len(ranks):
             return row.fault(listed, "rank is no number", _short([answer.get("rank") for answer in answers]))
-        places = row.best_and_worst([[-rank for rank in numbers]])
-        if places is None:
-            return None
-        return row.pair([row.answer(f"{listed}[{i}].{text}", answers[i].get(text)) for i in places], row.prompt(prompt))
+        scores = [score for answer in answers if (score := number_or_none(answer.get("score"))) is not None]
+        names = [next((name for name in texts if name in answer), texts[0]) for answer in answers]
+        fields = [(f"{listed}[{i}].{name}", answers[i].get(name)) for i, name in enumerate(names)]
+        return row.ranked(
+            fields, [[-rank for rank in numbers]], prompt, scores if len(scores) == len(answers) else None
+        )
 
     return read
+
+
+def _of_objects(listed: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a column does not hold a list of texts, which another shape reads."""
+
+    def fits(row: Mapping[str, Any]) -> bool:
+        answers = row[listed]
+        return not (isinstance(answers, (list, tuple)) and answers and isinstance(answers[0], str))
+
+    return fits
 
 
 # ---------------------------------------------------------------- one answer and a label
@@ -238,16 +251,21 @@ def label_of(row: Mapping[str, Any]) -> bool | None:
 
 
 def _read_unpaired(row: RowReader) -> Draft | None:
-    """One answer, put on both sides; pairing later uses the label to choose the side."""
-    label = next(name for name in LABELS if name in row.row)
-    value = row.row[label]
-    if label_of(row.row) is None:
-        row.wrong(label, "label is neither true nor false (1 or 0, desirable or undesirable)", value)
+    """One answer, put on both sides; pairing later uses the label to choose the side. `score` rates it, if it is a number."""
+    column = next(name for name in LABELS if name in row.row)
+    value, label = row.row[column], label_of(row.row)
+    if label is None:
+        row.wrong(column, "label is neither true nor false (1 or 0, desirable or undesirable)", value)
+    score = number_or_none(row.row.peek("score"))
+    if score is not None:
+        row.row.get("score")
     name = next(n for n in ("completion", "messages", "conversations", "output") if n in row.row)
     answer = row.answer(name, row.row[name])
     if name in ("messages", "conversations"):
-        return None if answer is None else row.pair([answer, answer])
-    return row.pair([answer, answer], row.prompt())
+        draft = None if answer is None else row.pair([answer, answer])
+    else:
+        draft = row.pair([answer, answer], row.prompt())
+    return None if draft is None else draft._replace(label=label, score=score)
 
 
 LABELS = ("label", "kto_tag")
@@ -326,9 +344,10 @@ PUBLIC_SHAPES = (
     Shape(
         "Nectar",
         needs("prompt", "answers"),
-        "prompt, answers with answer and rank",
-        _ranked("prompt", "answers", "answer"),
-        source="the data set's card, berkeley-nest/Nectar",
+        "prompt, answers with answer (or text), rank and, if rated, score",
+        _ranked("prompt", "answers", "answer", "text"),
+        source="the data set's card, berkeley-nest/Nectar; what `pobench data convert --unit lists` writes",
+        fits=_of_objects("answers"),
     ),
     Shape(
         "NeMo-RL",

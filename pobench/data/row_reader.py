@@ -36,19 +36,31 @@ _MESSAGES_AS_TEXT = re.compile(  # JSON or Python; an answer that is another lis
 _READ_KEYS = {"role", "from", "content", "value"}
 
 
+class Listed(NamedTuple):
+    """The answers of a list, in the row's order. ranks: the lowest is the best. scores: ratings; None where there are none."""
+
+    texts: tuple[str, ...]
+    ranks: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
+
+
 class Draft(NamedTuple):
     """A preference without id and row number. scores: the ratings of the chosen and the rejected answer; None where the row has
-    none."""
+    none. listed: the list whose best and worst answer these are. label, score: of a single answer, which stands on both
+    sides."""
 
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
     scores: tuple[float, float] | None = None
+    listed: Listed | None = None
+    label: bool | None = None
+    score: float | None = None
 
     @property
     def content(self) -> Draft:
         """Without scores: what tells two rows apart."""
-        return self._replace(scores=None)
+        return Draft(*self[:3])
 
 
 class Answer(NamedTuple):
@@ -93,11 +105,7 @@ class RowReader:
         The order of an annotator's numbers counts, not their size: each is one vote on every two answers (Borda's count). It is
         a tie if not more annotators prefer the best answer to the worst than the other way round.
         """
-        ordered = [sorted(vote) for vote in votes]
-        standing = [  # of each answer: how many it beats less how many beat it
-            sum(bisect_left(o, v[i]) + bisect_right(o, v[i]) - len(o) for o, v in zip(ordered, votes, strict=True))
-            for i in range(len(votes[0]))
-        ]
+        standing = standings(votes)
         best, worst = standing.index(max(standing)), standing.index(min(standing))
         ahead, behind = (sum(v[a] > v[b] for v in votes) for a, b in ((best, worst), (worst, best)))
         if ahead <= behind:
@@ -105,6 +113,44 @@ class RowReader:
         if behind:
             self.notes.append(OUTVOTED)
         return best, worst
+
+    def ranked(
+        self,
+        answers: Sequence[tuple[str, Any]],
+        votes: Sequence[Sequence[float]],
+        prompt: str | None = None,
+        scores: Sequence[float] | None = None,
+    ) -> Draft | None:
+        """The best answer against the worst, and the list of all. answers: (field, value) each. votes: see `best_and_worst`.
+        prompt: its field. scores: ratings on a scale that other rows share.
+
+        An answer between the two that cannot be read is left out of the list, and the row is noted.
+        """
+        places = self.best_and_worst(votes)
+        if places is None:
+            return None
+        best, worst = (self.answer(*answers[place]) for place in places)
+        asked = self.prompt(prompt)
+        draft = self.pair([best, worst], asked, None if scores is None else (scores[places[0]], scores[places[1]]))
+        if draft is None:
+            return None
+        texts = {places[0]: draft.chosen, places[1]: draft.rejected}
+        for place, (field, value) in enumerate(answers):
+            other = RowReader(self.number, self.row, self.ignore)
+            other.from_transcript = self.from_transcript
+            if place not in texts and (made := other.pair([best, other.answer(field, value)], asked)) is not None:
+                texts[place] = made.rejected
+                self.notes += other.notes
+            elif place not in texts:
+                self.notes.append(f"an answer left out of its list: {other.faults[0].problem}")
+        kept, standing = sorted(texts), standings(votes)
+        ranks = dense_ranks([-standing[place] for place in kept])
+        rated = None if scores is None else tuple(scores[place] for place in kept)
+        if (
+            rated is not None and dense_ranks([-score for score in rated]) != ranks
+        ):  # annotators' votes and mean ratings may differ
+            rated = None
+        return draft._replace(listed=Listed(tuple(texts[place] for place in kept), ranks, rated))
 
     def number_of(self, field: str) -> float | None:
         """A column as a finite number; records a fault for anything else."""
@@ -365,6 +411,21 @@ def _only(value: Any) -> Any:
         return value
     split = split_turns(text, keep_open=True)
     return text if split and (split.template or split.turns[-1] == ("assistant", "")) else value
+
+
+def standings(votes: Sequence[Sequence[float]]) -> list[int]:
+    """Of each answer: how many answers it beats less how many beat it, over all votes."""
+    ordered = [sorted(vote) for vote in votes]
+    return [
+        sum(bisect_left(o, v[i]) + bisect_right(o, v[i]) - len(o) for o, v in zip(ordered, votes, strict=True))
+        for i in range(len(votes[0]))
+    ]
+
+
+def dense_ranks(values: Sequence[float]) -> tuple[int, ...]:
+    """Ranks from 1 without gaps; the lowest value has rank 1, and equal values have one rank."""
+    places = {value: place for place, value in enumerate(sorted(set(values)), start=1)}
+    return tuple(places[value] for value in values)
 
 
 def number_or_none(value: Any) -> float | None:

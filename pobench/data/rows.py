@@ -19,11 +19,13 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pobench.errors import PobenchError
 from pobench.row_files import ENDINGS, RowFiles, kind_of
+from pobench.settings.schema import PairsFrom
 
 
 class Message(NamedTuple):
@@ -68,6 +70,53 @@ class Preference(NamedTuple):
     scores: tuple[float, float] | None = None
 
 
+class Ranking(NamedTuple):
+    """A prompt and k ranked answers as text, at least two, all different.
+
+    id, prompt, row: as of a `Preference`; the id is that of the pair of the best and the worst answer. ranks: 1 is the best;
+    answers of equal rank tie, but not all of them. scores: the data's ratings, which order the answers as the ranks do; None
+    where it has none.
+    """
+
+    id: str
+    prompt: tuple[Message, ...]
+    answers: tuple[str, ...]
+    ranks: tuple[int, ...]
+    row: int
+    scores: tuple[float, ...] | None = None
+
+
+class Labelled(NamedTuple):
+    """A prompt and one answer, which is desirable or not (label), as text. score: the data's rating; None where it has none."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    answer: str
+    label: bool
+    row: int
+    score: float | None = None
+
+
+def places_of_pairs(ranks: Sequence[int], how: PairsFrom) -> list[tuple[int, int]]:
+    """(better, worse) places of a list's answers that make a pair; answers of equal rank make none.
+
+    "best_worst": one pair, of the first of the best with the first of the worst. "all": every two. "adjacent": each answer
+    with every one of the next worse rank.
+    """
+    if how == "best_worst":
+        best, worst = ranks.index(min(ranks)), ranks.index(max(ranks))
+        return [(best, worst)] if ranks[best] < ranks[worst] else []
+    behind = dict(pairwise(sorted(set(ranks))))  # rank → the next worse one
+    order = sorted(range(len(ranks)), key=lambda i: ranks[i])
+    pairs = [(i, j) for i in order for j in order if ranks[i] < ranks[j]]
+    return pairs if how == "all" else [(i, j) for i, j in pairs if behind[ranks[i]] == ranks[j]]
+
+
+def pair_id(of_list: str, better: int, worse: int) -> str:
+    """The id of one of several pairs of a list, by its answers' places."""
+    return f"{of_list}#{better + 1}-{worse + 1}"
+
+
 class RowNumber(int):
     """A row's number among the rows of several files, which orders and tells them apart. As text: its file, and the number that
     a person counts there."""
@@ -88,18 +137,35 @@ class RowNumber(int):
         return f"{self.file}:{self.row}"
 
 
-def preference_lines(preferences: Iterable[Preference]) -> str:
-    """Preferences as JSON lines: id, prompt (chat messages), chosen, rejected, row, file where there are several, and
-    score_chosen, score_rejected where there are ratings."""
+def preference_lines(rows: Iterable[Preference | Ranking | Labelled]) -> str:
+    """Rows as JSON lines, each with id, prompt (chat messages), row, and file where there are several.
+
+    Preferences: chosen, rejected, and score_chosen, score_rejected where there are ratings. Lists: answers, a list of text,
+    rank, and score where there are ratings. Single answers: completion, label, and score where there is one.
+    """
     lines = []
-    for p in preferences:
-        place = {"row": p.row.row, "file": p.row.file} if isinstance(p.row, RowNumber) else {}
-        scores = dict(zip(("score_chosen", "score_rejected"), p.scores or (), strict=False))
-        columns = {k: v for k, v in p._asdict().items() if k != "scores"}
-        lines.append(
-            json.dumps({**columns, "prompt": messages(p.prompt), **place, **scores}, ensure_ascii=False) + "\n"
-        )
+    for one in rows:
+        place = {"row": one.row.row, "file": one.row.file} if isinstance(one.row, RowNumber) else {"row": one.row}
+        line = {"id": one.id, "prompt": messages(one.prompt), **_said(one), **place, **_rated(one)}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return "".join(lines)
+
+
+def _said(row: Preference | Ranking | Labelled) -> dict[str, Any]:
+    if isinstance(row, Preference):
+        return {"chosen": row.chosen, "rejected": row.rejected}
+    if isinstance(row, Labelled):
+        return {"completion": row.answer, "label": row.label}
+    answers = [{"text": text, "rank": rank} for text, rank in zip(row.answers, row.ranks, strict=True)]
+    for answer, score in zip(answers, row.scores or (), strict=False):
+        answer["score"] = score  # type: ignore[assignment]
+    return {"answers": answers}
+
+
+def _rated(row: Preference | Ranking | Labelled) -> dict[str, float]:
+    if isinstance(row, Preference):
+        return dict(zip(("score_chosen", "score_rejected"), row.scores or (), strict=False))
+    return {"score": row.score} if isinstance(row, Labelled) and row.score is not None else {}
 
 
 class Fault(NamedTuple):
@@ -118,7 +184,9 @@ class Fault(NamedTuple):
 @dataclass(frozen=True)
 class Found:
     """The contents of a preference file. notes: rows left out or changed without a fault (ties, …): reason -> row numbers.
-    unread: column that was not read -> rows in which it holds something."""
+    unread: column that was not read -> rows in which it holds something. lists: where its rows rank or rate several answers;
+    preferences are made of them as `pairs_from` says. answers: where its rows label one answer each; preferences are those of
+    them that meet at a prompt."""
 
     preferences: Sequence[Preference]
     faults: list[Fault] = field(default_factory=list)
@@ -127,6 +195,9 @@ class Found:
     shape: str = ""
     source: str = "rows"
     unread: dict[str, int] = field(default_factory=dict)
+    lists: Sequence[Ranking] = ()
+    answers: Sequence[Labelled] = ()
+    pairs_from: PairsFrom = "best_worst"
 
 
 # ---------------------------------------------------------------- reading
@@ -288,9 +359,10 @@ def _cell(column: str, value: str | None) -> Any:
     return decoded if is_known or column in _STRUCTURED else value
 
 
-ANSWERS = ("completions", "responses", "all_generated_responses", "generations")
+ANSWERS = ("completions", "responses", "all_generated_responses", "generations", "answers")
 SCORES = ("scores", "ratings", "all_rm_scores")
-_STRUCTURED = (*ANSWERS, *SCORES, "answers", "output", "rating", "history", "annotations", "data", "tools", "images")
+RANKS = ("ranks", "rankings")
+_STRUCTURED = (*ANSWERS, *SCORES, *RANKS, "output", "rating", "history", "annotations", "data", "tools", "images")
 
 
 def shared_start(*sequences: Sequence[Any]) -> int:

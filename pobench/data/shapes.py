@@ -6,25 +6,40 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pobench.data.annotation_shapes import ANNOTATION_SHAPES, ROW_BY_ROW
 from pobench.data.column_map import ColumnCheck, is_empty, map_columns, text_columns
-from pobench.data.public_shapes import PUBLIC_SHAPES, UNPAIRED, UNPAIRED_SHAPES, Shape, better_of, label_of, named
-from pobench.data.row_reader import CONTRADICTED, OUTVOTED, PROMPTS, TIE, Draft, RowReader, number_or_none
+from pobench.data.public_shapes import PUBLIC_SHAPES, UNPAIRED, UNPAIRED_SHAPES, Shape, better_of, named, needs
+from pobench.data.row_reader import (
+    CONTRADICTED,
+    OUTVOTED,
+    PROMPTS,
+    TIE,
+    Draft,
+    Listed,
+    RowReader,
+    dense_ranks,
+    number_or_none,
+)
 from pobench.data.rows import (
     ANSWERS,
+    RANKS,
     SCORES,
     Fault,
     Found,
+    Labelled,
     Message,
     Preference,
+    Ranking,
     Row,
     RowStream,
     _short,
+    pair_id,
+    places_of_pairs,
     refuse,
     shared_start,
 )
@@ -32,6 +47,7 @@ from pobench.data.spool import Mapped, Spool
 from pobench.data.turns import markup_inside
 from pobench.errors import PobenchError, nearest
 from pobench.row_files import RowFiles
+from pobench.settings.schema import PairsFrom
 
 _TEXTS = ("response", "text", "content", "completion", "output", "generation")
 _TIES = ("status", "winner", "preference", "label", "verdict", "tie", "is_tie")  # columns that may call a row a tie
@@ -90,8 +106,8 @@ def _read_listed(row: RowReader) -> Draft | None:
 
 
 def _read_ratings(row: RowReader) -> Draft | None:
-    """Rated answers: the best against the worst, the first among equals; no pair if all ratings are equal."""
-    name = next(k for k in ANSWERS if k in row.row)
+    """Rated or ranked answers; no pair and no list if all are equal."""
+    name = next(k for k in (*ANSWERS, "response") if k in row.row)
     answers = row.row[name]
     if not isinstance(answers, list) or len(answers) < 2:
         return row.wrong(name, "not a list of two or more answers", answers)
@@ -102,17 +118,28 @@ def _read_ratings(row: RowReader) -> Draft | None:
         answers = [next((a[k] for k in _TEXTS if k in a), None) for a in answers]
     else:
         scores = next((row.row[k] for k in SCORES if k in row.row), None)
-    if not isinstance(scores, list) or len(scores) != len(answers):
-        return row.fault(name, "not one score per answer", f"{len(answers)} answers, scores {_short(scores)}")
-    numbers = [number for score in scores if (number := number_or_none(score)) is not None]
-    if len(numbers) < len(scores):
-        return row.fault(name, "score is no number", _short(next(s for s in scores if number_or_none(s) is None)))
-    places = row.best_and_worst([numbers])
-    if places is None:
+    ranks = next((row.row[k] for k in RANKS if k in row.row), None)
+    if ranks is not None and (places := _numbers(row, name, "rank", ranks, len(answers))) is None:
         return None
-    best, worst = places
-    rated = (numbers[best], numbers[worst]) if one_scale else None
-    return row.pair([row.answer(f"{name}[{i}]", answers[i]) for i in places], row.prompt(), rated)
+    if ranks is None or scores is not None:
+        if (numbers := _numbers(row, name, "score", scores, len(answers))) is None:
+            return None
+    else:
+        numbers, one_scale = places, False
+    votes = numbers if ranks is None else [-rank for rank in places]
+    return row.ranked(
+        [(f"{name}[{i}]", text) for i, text in enumerate(answers)], [votes], scores=numbers if one_scale else None
+    )
+
+
+def _numbers(row: RowReader, name: str, what: str, values: Any, count: int) -> list[float] | None:
+    """One number an answer; records a fault for anything else. what: "score" or "rank"."""
+    if not isinstance(values, list) or len(values) != count:
+        return row.fault(name, f"not one {what} per answer", f"{count} answers, {what}s {_short(values)}")
+    numbers = [number for value in values if (number := number_or_none(value)) is not None]
+    if len(numbers) < count:
+        return row.fault(name, f"{what} is no number", _short(next(v for v in values if number_or_none(v) is None)))
+    return numbers
 
 
 def _scores_of(row: RowReader, answers: Sequence[Mapping[str, Any]]) -> tuple[list[Any], bool]:
@@ -162,6 +189,13 @@ SHAPES = (
         source="princeton-nlp/SimPO, on_policy_data_gen; argilla-io/distilabel, UltraFeedback",
     ),
     Shape(
+        "ranks in a list",
+        (PROMPTS, ANSWERS, RANKS),
+        "prompt, responses, ranks (the lowest is the best)",
+        _read_ratings,
+        source="ours, for lists without ratings",
+    ),
+    Shape(
         "rated completions",
         (PROMPTS, ANSWERS),
         "instruction, completions with response and score",
@@ -169,6 +203,14 @@ SHAPES = (
         source="the data set's card, openbmb/UltraFeedback",
     ),
     *UNPAIRED_SHAPES,
+    Shape(
+        "RRHF",
+        needs("prompt", "response", "scores"),
+        "prompt, response: [answer, …], scores",
+        _read_ratings,
+        source="GanjinZero/RRHF, data_generation/scoring_responses.py",
+        fits=lambda row: isinstance(row["response"], list),
+    ),
     Shape(
         "two outputs",
         (("instruction", *PROMPTS), ("output",)),
@@ -198,13 +240,15 @@ def load_preferences(
     columns: Columns | None = None,
     ignore: Sequence[str] = (),
     duplicates: Literal["drop", "keep"] = "drop",
+    pairs_from: PairsFrom = "best_worst",
 ) -> Found:
     """`recognise` of the rows of files, which are read twice and not held.
 
     Raises PobenchError if a file cannot be read or none of the rows is known.
     """
     name = files.name if isinstance(files, RowFiles) else Path(files).name
-    return recognise(RowStream(files), source=name, columns=columns, ignore=ignore, duplicates=duplicates)
+    rows = RowStream(files)
+    return recognise(rows, source=name, columns=columns, ignore=ignore, duplicates=duplicates, pairs_from=pairs_from)
 
 
 def recognise(
@@ -214,23 +258,57 @@ def recognise(
     columns: Columns | None = None,
     ignore: Sequence[str] = (),
     duplicates: Literal["drop", "keep"] = "drop",
+    pairs_from: PairsFrom = "best_worst",
 ) -> Found:
-    """Rows as preferences. The file's shape is the shape of most rows; a row of another shape is a fault.
+    """Rows as preferences, and as the lists or single answers that they are. The file's shape is the shape of most rows; a row
+    of another shape is a fault.
 
     columns, ignore: see `map_columns`. duplicates: "drop" keeps the first of equal rows. Duplicates are noted either way.
+    pairs_from: which pairs are made of a list (`places_of_pairs`).
     Rows that contradict an earlier one (the same two answers swapped) are noted and kept. A non-empty column of
     `WITH_MEANING` that the shape does not read is a fault. Raises PobenchError if there are no rows, if `columns` names a
-    column that no row has, if no row has a known shape, or if no prompt of unpaired rows has both a good and a bad answer.
+    column that no row has, or if no row has a known shape.
 
     rows: read twice; those of an iterator, which can be read once, are held. Annotations in rows of their own and unpaired rows
     are held too, as any two of them may belong together; the texts of others lie in a `Spool`.
     """
     rows = list(rows) if isinstance(rows, Iterator) else rows
     seen = _Seen.of(rows, columns or {}, ignore, source)
-    shape, faults, notes = seen.shape, seen.faults, defaultdict[str, list[int]](list)
-    unread, labels = Counter[str](), list[bool | None]()
-    spool = Spool[_Numbered]()
-    for number, row in seen.fitting(rows, columns or {}, ignore):
+    shape, faults, notes, unread = seen.shape, seen.faults, defaultdict[str, list[int]](list), Counter[str]()
+    drafts = _drafts(seen.fitting(rows, columns or {}, ignore), shape, ignore, faults, notes, unread)
+    if shape.name == ROW_BY_ROW:
+        drafts = _voted(drafts, notes)
+    bare = _without_repeated_prompts(drafts, notes)
+    drop = duplicates == "drop"
+    answers: Sequence[Labelled] = ()
+    lists: Sequence[Ranking] = ()
+    if shape.name == UNPAIRED:
+        labelled = _with_an_answer(bare, faults)
+        answers, bare = _labelled(labelled, notes, drop), _pair_up(labelled, notes)
+    different: Iterable[_Numbered] = _with_two_answers(bare, faults)
+    if any(numbered.draft.listed is not None for numbered in drafts):
+        different = Spool.of(different)
+        lists = _rankings(different, notes, drop)
+    if lists and pairs_from != "best_worst":
+        pairs = Spool.of(pairs_of_lists(lists, pairs_from)).or_list()
+    else:
+        pairs = _unique(different, notes, drop)
+    faults.sort(key=lambda fault: fault.row)
+    about = (dict(notes), seen.rows, shape.name, source, dict(sorted(unread.items())))
+    return Found(pairs, faults, *about, lists, answers, pairs_from)
+
+
+def _drafts(
+    rows: Iterable[tuple[int, Mapping[str, Any]]],
+    shape: Shape,
+    ignore: Sequence[str],
+    faults: list[Fault],
+    notes: defaultdict[str, list[int]],
+    unread: Counter[str],
+) -> Sequence[_Numbered]:
+    """What the rows of a shape say. faults, notes, unread: take what is found."""
+    drafts = Spool[_Numbered]()
+    for number, row in rows:
         reader = RowReader(number, row, ignore)
         scores = _scores_beside(reader)
         draft = reader.tie() if _is_tie(reader, shape, scores) else shape.read(reader)
@@ -240,21 +318,11 @@ def recognise(
             reader.check_unread(draft)
             unread.update(reader.row.unread().keys() - {"id"})
             if not reader.faults:
-                spool.append(_Numbered(number, _own_id(row), draft))
-                labels += [label_of(row)] if shape.name == UNPAIRED else []
+                drafts.append(_Numbered(number, _own_id(row), draft))
         for note in dict.fromkeys(reader.notes) if not reader.faults else ():
             notes[note].append(number)
         faults += reader.faults
-    drafts = _voted(spool, notes) if shape.name == ROW_BY_ROW else spool
-    if shape.name == UNPAIRED:
-        drafts = list(_without_repeated_prompts(drafts, notes))
-        drafts = _pair_up(drafts, labels, notes, source, bool(faults)) if drafts else []
-        different = _with_two_answers(drafts, faults)
-    else:
-        different = _with_two_answers(_without_repeated_prompts(drafts, notes), faults)
-    preferences = _unique(different, notes, duplicates == "drop")
-    faults.sort(key=lambda fault: fault.row)
-    return Found(preferences, faults, dict(notes), seen.rows, shape.name, source, dict(sorted(unread.items())))
+    return drafts
 
 
 @dataclass
@@ -353,8 +421,14 @@ def _without_repeated_prompts(drafts: Sequence[_Numbered], notes: defaultdict[st
 def _stripped(numbered: _Numbered) -> _Numbered:
     """A draft without the prompt that its answers repeat."""
     draft = numbered.draft
-    asked = len(draft.prompt[-1].content.strip())
-    cut = {name: getattr(draft, name).lstrip()[asked:].lstrip() for name in _repeats(draft)}
+    words = draft.prompt[-1].content.strip()
+
+    def bare(text: str) -> str:
+        return text.lstrip()[len(words) :].lstrip() if _begins_with(text.lstrip(), words) else text
+
+    cut: dict[str, Any] = {name: bare(getattr(draft, name)) for name in _repeats(draft)}
+    if draft.listed is not None:
+        cut["listed"] = draft.listed._replace(texts=tuple(map(bare, draft.listed.texts)))
     return numbered._replace(draft=draft._replace(**cut))
 
 
@@ -375,6 +449,17 @@ def _begins_with(text: str, words: str) -> bool:
     """Whether a text begins with these words, which end where a word of the text ends."""
     behind = text[len(words) : len(words) + 1]
     return text.startswith(words) and (not behind.strip() or not words[-1].isalnum())
+
+
+def _with_an_answer(drafts: Iterable[_Numbered], faults: list[Fault]) -> list[_Numbered]:
+    """The drafts of single answers that are not empty; a fault for every other one."""
+    kept = []
+    for numbered in drafts:
+        if numbered.draft.chosen.strip():
+            kept.append(numbered)
+        else:
+            faults.append(Fault(numbered.row, "completion", "empty answer", "nothing behind the repeated prompt"))
+    return kept
 
 
 def _with_two_answers(drafts: Iterable[_Numbered], faults: list[Fault]) -> Iterator[_Numbered]:
@@ -443,77 +528,152 @@ def _voted(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]]) -> l
     return sorted(kept, key=lambda numbered: numbered.row)
 
 
-def _pair_up(
-    drafts: Sequence[_Numbered], labels: Sequence[bool | None], notes: dict[str, list[int]], source: str, faulty: bool
-) -> list[_Numbered]:
-    """Pair the first good answer to a prompt with the first bad one, the second with the second; note the rest. faulty: whether
-    rows are bad, which are named then even if no pair is left."""
+UNMET = "single answer without a partner at its prompt: in no pair"
+
+
+def _pair_up(drafts: Sequence[_Numbered], notes: dict[str, list[int]]) -> list[_Numbered]:
+    """Pair the first good answer to a prompt with the first bad one, the second with the second; note the rest."""
     sides: dict[tuple[Message, ...], tuple[list[_Numbered], list[_Numbered]]] = {}
-    for numbered, label in zip(drafts, labels, strict=True):
-        sides.setdefault(numbered.draft.prompt, ([], []))[0 if label else 1].append(numbered)
+    for numbered in drafts:
+        sides.setdefault(numbered.draft.prompt, ([], []))[0 if numbered.draft.label else 1].append(numbered)
     pairs, unpaired = [], []
     for good, bad in sides.values():
         matches = list(zip(good, bad, strict=False))
-        pairs += [_Numbered(g.row, None, g.draft._replace(rejected=b.draft.chosen, scores=None)) for g, b in matches]
+        pairs += [_Numbered(g.row, None, Draft(*g.draft[:2], b.draft.chosen)) for g, b in matches]
         unpaired += [numbered.row for numbered in good[len(matches) :] + bad[len(matches) :]]
-    if not pairs and not faulty:
-        raise PobenchError(
-            f"{source}: {len(drafts)} unpaired rows (prompt, completion, label), and no prompt has both a good and a "
-            "bad completion. Every loss here compares two answers to one prompt: add the other answers, or make pairs "
-            "with `pobench data onpolicy`."
-        )
     if unpaired:
-        notes["unpaired row without a partner"] = sorted(unpaired)
+        notes[UNMET] = sorted(unpaired)
     return sorted(pairs, key=lambda pair: pair.row)
 
 
-def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> Sequence[Preference]:
-    """Preferences without duplicates (where `drop`), each under an id of its own.
-
-    The id is the row's, or the first 16 hex digits of a hash of its text. A repeated id names a group: its pairs are
-    `id#1`, `id#2`, … in row order.
-    """
-    by_name, seen = Spool[tuple[str, _Numbered]](), set[bytes]()
-    once, repeated = set[str](), set[str]()
+def _labelled(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> Sequence[Labelled]:
+    """Single answers without duplicates (where `drop`), each under an id of its own; see `_unique`."""
+    kept, seen = Spool[tuple[str, _Numbered]](), set[bytes]()
     for numbered in drafts:
         row, own, draft = numbered
-        content = _digest(draft)
-        if content[:16] in seen:
+        content = _digest((draft.prompt, draft.chosen, draft.label))
+        if content in seen:
             notes["duplicated row"].append(row)
             if drop:
                 continue
-        elif _digest(draft._replace(chosen=draft.rejected, rejected=draft.chosen))[:16] in seen:
+        elif _digest((draft.prompt, draft.chosen, not draft.label)) in seen:
             notes["contradicts an earlier row"].append(row)
-        seen.add(content[:16])
-        name = own or content[:8].hex()
+        seen.add(content)
+        kept.append((own or content[:8].hex(), numbered))
+
+    def labelled(name: str, numbered: _Numbered) -> Labelled:
+        row, _, draft = numbered
+        return Labelled(name, draft.prompt, draft.chosen, bool(draft.label), row, draft.score)
+
+    return _each_named(kept, labelled)
+
+
+REPEATED_ANSWER = "an answer left out of its list: it repeats another"
+
+
+def _rankings(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> Sequence[Ranking]:
+    """The drafts' lists without duplicates (where `drop`). A list's id is that of the pair of its best and worst answer."""
+    kept, seen = Spool[tuple[str, tuple[_Numbered, Listed]]](), set[bytes]()
+    for numbered in drafts:
+        row, own, draft = numbered
+        if draft.listed is None:
+            continue
+        listed = _different(draft.listed)
+        if len(listed.texts) < len(draft.listed.texts):
+            notes[REPEATED_ANSWER].append(row)
+        content = _digest((draft.prompt, sorted(zip(listed.texts, listed.ranks, strict=True))))
+        if not (drop and content in seen):
+            kept.append((own or _digest(draft[:3])[:8].hex(), (numbered, listed)))
+        seen.add(content)
+
+    def ranking(name: str, entry: tuple[_Numbered, Listed]) -> Ranking:
+        (row, _, draft), listed = entry
+        return Ranking(name, draft.prompt, listed.texts, listed.ranks, row, listed.scores)
+
+    return _each_named(kept, ranking)
+
+
+def _different(listed: Listed) -> Listed:
+    """The list without answers that repeat another. Of equal ones the first stays; the best and the worst answer always do."""
+    ((best, worst),) = places_of_pairs(listed.ranks, "best_worst")
+    seen = dict[str, int]()
+    for place in (best, worst, *range(len(listed.texts))):
+        seen.setdefault(listed.texts[place].strip(), place)
+    places = sorted(seen.values())
+    texts, scores = listed.texts, listed.scores
+    ranks = dense_ranks([listed.ranks[i] for i in places])
+    return Listed(tuple(texts[i] for i in places), ranks, scores and tuple(scores[i] for i in places))
+
+
+def pairs_of_lists(lists: Iterable[Ranking], how: PairsFrom) -> Iterator[Preference]:
+    """The pairs of lists, list by list; the ids are those that `read_items` gives them."""
+    for one in lists:
+        for i, j in places_of_pairs(one.ranks, how):
+            scores = None if one.scores is None else (one.scores[i], one.scores[j])
+            yield Preference(pair_id(one.id, i, j), one.prompt, one.answers[i], one.answers[j], one.row, scores)
+
+
+def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> Sequence[Preference]:
+    """Preferences without duplicates (where `drop`), each under an id of its own: the row's, or the first 16 hex digits of a hash
+    of its text; see `_each_named`."""
+    kept, seen = Spool[tuple[str, _Numbered]](), set[bytes]()
+    for numbered in drafts:
+        row, own, draft = numbered
+        content = _digest(draft[:3])
+        if content in seen:
+            notes["duplicated row"].append(row)
+            if drop:
+                continue
+        elif _digest((draft.prompt, draft.rejected, draft.chosen)) in seen:
+            notes["contradicts an earlier row"].append(row)
+        seen.add(content)
+        kept.append((own or content[:8].hex(), numbered))
+
+    def preference(name: str, numbered: _Numbered) -> Preference:
+        row, _, draft = numbered
+        return Preference(name, *draft[:3], row, draft.scores)
+
+    return _each_named(kept, preference)
+
+
+Entry = TypeVar("Entry")
+Made = TypeVar("Made")
+
+
+def _each_named(entries: Spool[tuple[str, Entry]], make: Callable[[str, Entry], Made]) -> Sequence[Made]:
+    """What `make` makes of every entry and a name of its own.
+
+    A repeated name names a group: its members are `name#1`, `name#2`, … in row order.
+    """
+    once, repeated = set[str](), set[str]()
+    for name, _ in entries:
         (repeated if name in once else once).add(name)
-        by_name.append((name, numbered))
-    ids = _ids_of_groups((name for name, _ in by_name), once - repeated, repeated) if repeated else {}
+    ids = _ids_of_groups((name for name, _ in entries), once - repeated, repeated) if repeated else {}
 
-    def preference(place: int) -> Preference:
-        name, (row, _, draft) = by_name[place]
-        return Preference(ids.get(place, name), *draft[:3], row, draft.scores)
+    def made(place: int) -> Made:
+        name, entry = entries[place]
+        return make(ids.get(place, name), entry)
 
-    preferences = Mapped(preference, range(len(by_name)))
-    return list(preferences) if by_name.in_memory else preferences
+    rows = Mapped(made, range(len(entries)))
+    return list(rows) if entries.in_memory else rows
 
 
-def _ids_of_groups(names: Iterable[str], ids: set[str], repeated: set[str]) -> dict[int, str]:
-    """Place → id of the rows whose name is repeated. ids: those of the others."""
+def _ids_of_groups(names: Iterable[str], taken: set[str], repeated: set[str]) -> dict[int, str]:
+    """Place → id of the rows whose name is repeated. taken: the names of the others."""
     found, count = dict[int, str](), Counter[str]()
     for place, group in enumerate(names):
         if group in repeated:
-            while (name := f"{group}#{count[group] + 1}") in ids:  # another row's own id
+            while (name := f"{group}#{count[group] + 1}") in taken:  # another row's own id
                 count[group] += 1
             count[group] += 1
-            ids.add(name)
+            taken.add(name)
             found[place] = name
     return found
 
 
 # ---------------------------------------------------------------- words for messages
-def _digest(draft: Draft) -> bytes:
-    return hashlib.sha256(json.dumps(draft[:3], ensure_ascii=True).encode()).digest()
+def _digest(content: Sequence[Any]) -> bytes:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).digest()[:16]
 
 
 def _own_id(row: Mapping[str, Any]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 
 T = TypeVar("T")
@@ -24,6 +24,13 @@ class Spool(Sequence[T]):
         self._starts: list[int] = []  # of each chunk in the file, bytes
         self._chunk: tuple[int, list[T]] = (-1, [])  # the one that was read last
 
+    @classmethod
+    def of(cls, entries: Iterable[T]) -> Spool[T]:
+        spool = cls()
+        for entry in entries:
+            spool.append(entry)
+        return spool
+
     def append(self, entry: T) -> None:
         self._last.append(entry)
         if len(self._last) >= (IN_MEMORY if self._file is None else CHUNK):
@@ -32,6 +39,10 @@ class Spool(Sequence[T]):
     @property
     def in_memory(self) -> bool:
         return self._file is None
+
+    def or_list(self) -> Sequence[T]:
+        """The spool; a list where it lies in memory."""
+        return list(self) if self.in_memory else self
 
     def __len__(self) -> int:
         return len(self._starts) * CHUNK + len(self._last)

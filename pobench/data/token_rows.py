@@ -39,7 +39,7 @@ class TokenRows(Sequence[T]):
     batches: of the files, in order. places: of this view's rows among all rows of the batches; None: all.
     """
 
-    def __init__(self, kind: type[T], batches: Sequence[_Batch], places: np.ndarray | None = None) -> None:
+    def __init__(self, kind: type[T], batches: Sequence[_Batch] = (), places: np.ndarray | None = None) -> None:
         self.kind, self._batches = kind, list(batches)
         self._stops = np.cumsum([len(batch) for batch in self._batches], dtype=np.int64)
         self._places = places

@@ -19,8 +19,8 @@ from pobench.composed import Composed
 from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
-from pobench.data.order import Ratings, pairs_digest
-from pobench.data.pairs_folder import LISTS, PairsFolder, distinct_prompts
+from pobench.data.order import Ratings, items_digest
+from pobench.data.pairs_folder import PAIRS, Own, PairsFolder, distinct_prompts, own_of, parts_of
 from pobench.data.prepare import Prepared, prepare, reader_digest, source_files
 from pobench.data.prompts import eval_prompts
 from pobench.errors import PobenchError
@@ -32,6 +32,7 @@ from pobench.runs.stage import Content
 from pobench.runs.start_model import base_model, stage_folder
 from pobench.settings.job import Job
 from pobench.sources import rows_digest, weights_digest
+from pobench.types import Unit
 
 SOURCES = (
     "source",
@@ -44,8 +45,8 @@ SOURCES = (
 
 
 class Pairs(NamedTuple):
-    """A plan's token pairs. folder: where they lie, or will. causes: what names the folder. prepared: the pairs, where they
-    had to be read now; None where the folder is there."""
+    """A plan's training items and held-out pairs. folder: where they lie, or will. causes: what names the folder. prepared: the
+    items, where they had to be read now; None where the folder is there. Parts: see `PairsFolder`."""
 
     folder: PairsFolder
     causes: dict[str, Any]
@@ -53,21 +54,40 @@ class Pairs(NamedTuple):
 
     @property
     def digests(self) -> dict[str, str]:
-        """ "train" and "heldout" → hex sha256."""
+        """Part → hex sha256."""
         if self.prepared is None:
             return dict(self.folder.about["digests"])
-        return {name: pairs_digest(getattr(self.prepared, name)) for name in LISTS}
+        return {name: items_digest(items) for name, items in parts_of(self.prepared).items()}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Part → how many items."""
+        if self.prepared is None:
+            return dict(self.folder.about["pairs"])
+        return {name: len(items) for name, items in parts_of(self.prepared).items()}
 
     @property
     def ratings(self) -> dict[str, Ratings]:
-        """ "train" and "heldout" → what is known of the ratings."""
+        """Part → what is known of the ratings."""
         if self.prepared is None:
             return {name: Ratings(*known) for name, known in self.folder.about["ratings"].items()}
-        return {name: Ratings.of(getattr(self.prepared, name)) for name in LISTS}
+        return {name: Ratings.of(items) for name, items in parts_of(self.prepared).items()}
+
+    def part(self, unit: Unit) -> str:
+        """The part that a loss of this unit is trained on."""
+        return unit if unit in self.counts else "train"
 
     @property
-    def of_one_prompt(self) -> bool:
-        """Whether all training pairs share one prompt."""
+    def own(self) -> dict[str, Own]:
+        """Unit → what is known of the lists or answers that the data have."""
+        if self.prepared is None:
+            return {unit: Own(*known) for unit, known in self.folder.about.get("own", {}).items()}
+        return own_of(self.prepared)
+
+    def of_one_prompt(self, unit: Unit) -> bool:
+        """Whether all items that a loss of this unit is trained on share one prompt."""
+        if unit in self.own:
+            return self.own[unit].prompts == 1
         if self.prepared is None:
             return self.folder.about.get("prompts") == 1  # earlier versions did not write it
         return distinct_prompts(self.prepared.train) == 1
@@ -94,6 +114,8 @@ def find_pairs(job: Job, runs: Path, chat: Chat, note: Callable[[str], None], *,
     """
     files = {name: rows_digest(found, remember=remember) for name, found in source_files(job).items()}
     values = {k: v for k, v in job.data.causes().items() if k not in SOURCES}
+    if job.data.sources:
+        values["sources"] = [{k: v for k, v in source.items() if k not in SOURCES} for source in values["sources"]]
     rendering = {"rendering": chat.digest, "reader": reader_digest()}
     causes = {"protocol": PROTOCOL, "files": files, **rendering, "data": values}
     folder = PairsFolder(runs / job.setting / f"data-{name_of(causes)}")
@@ -138,6 +160,7 @@ def gather(
         rendering=chat.digest,
         scores=ratings["train"].digest,
         heldout_scores=ratings["heldout"].digest,
+        own={name: (digest, ratings[name].digest) for name, digest in digests.items() if name not in PAIRS},
     )
 
 

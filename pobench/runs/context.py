@@ -38,13 +38,16 @@ from pobench.runs.start_model import start_model
 from pobench.runs.task import Task
 from pobench.training.objectives import mismatched_groups
 from pobench.training.reference import ReferenceSums, compute_reference
-from pobench.types import Group, TokenPair
+from pobench.types import Group, TokenPair, Unit
 
 _SETS = {
     "heldout": "held-out pairs",
     "pairs": "training pairs",
     "mismatched": "mismatched pairs",
     "tokens": "tokens of the training pairs",
+    "lists": "lists",
+    "answers": "answers",
+    "mismatched_answers": "mismatched answers",
 }
 
 
@@ -286,12 +289,15 @@ class Context:
         return sum_scorer(policy, groups, self.job.train, self.accelerator, self.say, alone=alone)
 
     def groups(self, which: str) -> list[Group]:
-        """The sequences of one set. "heldout": a pair's two answers, and one that belongs to another prompt; of the last,
-        KTO's kl is made. It shares the row and so the prompt with the others, which makes it cheap enough for every run."""
-        if which in ("pairs", "tokens"):
-            return [Group.of(p) for p in self.prepared.train]
-        if which == "mismatched":
-            return self._readable(mismatched_groups(self.prepared.train, mismatch(self.prepared.train)))
+        """The sequences of one set. "lists", "answers": of the training pairs where the data have none. "heldout": a pair's two
+        answers, and one that belongs to another prompt; of the last, KTO's kl is made. It shares the row and so the prompt
+        with the others, which makes it cheap enough for every run."""
+        if which in ("pairs", "tokens", "lists", "answers"):
+            unit: Unit = "pairs" if which == "tokens" else which  # type: ignore[assignment]
+            return [Group.of(item) for item in self.prepared.items(unit)]
+        if which in ("mismatched", "mismatched_answers"):
+            items = self.prepared.items("pairs" if which == "mismatched" else "answers")
+            return self._readable(mismatched_groups(items, mismatch(items)))
         pairs = self.prepared.heldout
         try:
             borrowed = [(pairs[j].chosen,) for j in mismatch(pairs)]

@@ -11,12 +11,13 @@ import glob
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from pobench.data.pairs_folder import Own
 from pobench.data.prompts import eval_prompts
 from pobench.data.published import DATASETS, MODELS
 from pobench.data.rows import read_rows
@@ -86,12 +87,18 @@ class Cost:
 
 class Counts(NamedTuple):
     """Of a plan's data. tokens: of a training pair, prompt and both responses, on average. longest: of the longest one; 0 where
-    the pairs are not read."""
+    the pairs are not read. own: of the lists or answers that the data have, by unit."""
 
     train: int
     heldout: int
     tokens: float
     longest: int = 0
+    own: Mapping[str, Own] = {}
+
+    def longest_of(self, loss: str) -> int:
+        """Tokens of the longest item that a loss is trained on; 0 where it is not known."""
+        unit = get_loss(loss).unit
+        return self.own[unit].longest if unit in self.own else self.longest
 
 
 def _first_passes(loss: str) -> float:
@@ -121,7 +128,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     pace = _pace(tasks, data, size, config)
     prompts = asked_prompts(job)
     tokens = prompts * job.answers.samples * job.answers.max_new_tokens
-    training = sum(pace.pair * pairs * t.job.train.epochs * _first_passes(t.job.loss) for t in trained)
+    training = sum(pace.pair * data.worth(t.job.loss) * t.job.train.epochs * _first_passes(t.job.loss) for t in trained)
     reading = [t for t in trained if get_loss(t.job.loss).reads_reference]
     read = [t.job.train for t in reading]
     # one for all, and one for all that read tokens
@@ -149,7 +156,7 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
         ranking = _ranking_calls(drawn_job)
         calls += ranking
         judge_tokens += ranking * 2.0 * _new_tokens(drawn_job) if ranking else 0.0
-    memory, micro_tokens = _largest([*sft, *trained[:1]], shape, counts.longest if counts else 0)
+    memory, micro_tokens = _largest(sft, _first_of_units(trained), shape, counts)
     spoken = answering_of(job, shape) if answering else None
     return Cost(
         seconds=training / devices + evaluation + _starting(tasks, size),
@@ -169,9 +176,18 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     )
 
 
-def _largest(tasks: Sequence[Task], shape: ModelShape, longest: int) -> tuple[TrainingMemory | None, int]:
+def _first_of_units(trained: Sequence[Task]) -> list[Task]:
+    """The first training of each unit of losses; those of one unit need the same memory."""
+    return list({get_loss(task.job.loss).unit: task for task in reversed(trained)}.values())
+
+
+def _largest(
+    sft: Sequence[Task], trained: Sequence[Task], shape: ModelShape, counts: Counts | None
+) -> tuple[TrainingMemory | None, int]:
     """(memory, tokens of a micro-batch) of the task that needs the most; (None, 0) where none trains."""
-    steps = [step_of(t.job, shape, _shards(t.job), longest) for t in tasks]
+    longest = [(t, counts.longest if counts else 0) for t in sft]
+    longest += [(t, counts.longest_of(t.job.loss) if counts else 0) for t in trained]
+    steps = [step_of(t.job, shape, _shards(t.job), tokens) for t, tokens in longest]
     found = [(training_memory(shape, step), step.tokens) for step in steps]
     return max(found, key=lambda one: one[0].total) if found else (None, 0)
 
@@ -253,13 +269,21 @@ class _Data:
     pairs: float
     held_out: float
     tokens: float  # of a pair: prompt and both responses
+    own: Mapping[str, Own] = field(default_factory=dict)
+
+    def worth(self, loss: str) -> float:
+        """How many pairs have as many tokens as all that a loss is trained on."""
+        own = self.own.get(get_loss(loss).unit)
+        return self.pairs if own is None else own.count * own.tokens / self.tokens
 
     @classmethod
     def of(cls, job: Job, counts: Counts | None) -> _Data:
         """Counted where pairs are prepared; from the texts of a local file, four characters a token; else published."""
         data = job.data
+        if counts is not None and counts.train == 0 and (answers := counts.own.get("answers")):
+            return cls(answers.count / 2, counts.heldout, 2 * answers.tokens, counts.own)
         if counts is not None:
-            return cls(counts.train, counts.heldout, counts.tokens or math.nan)
+            return cls(counts.train, counts.heldout, counts.tokens or math.nan, counts.own)
         apart = data.held_out is not None or data.held_out_split is not None
         pairs, tokens = _rows(data, data.source, data.split)
         held = _rows(data, data.held_out or data.source, data.held_out_split or data.split)[0] if apart else math.nan
@@ -276,10 +300,12 @@ def _rows(data: DataConfig, source: str, split: str | None) -> tuple[float, floa
         return math.nan, math.nan
     try:
         files = fetch_rows(source, split=split, subset=data.subset)
-        preferences = load_preferences(files, columns=data.columns, ignore=data.ignore).preferences
+        found = load_preferences(files, columns=data.columns, ignore=data.ignore, pairs_from=data.pairs_from)
     except PobenchError:
         return math.nan, math.nan
-    texts = [sum(len(m.content) for m in p.prompt) + len(p.chosen) + len(p.rejected) for p in preferences]
+    texts = [sum(len(m.content) for m in p.prompt) + len(p.chosen) + len(p.rejected) for p in found.preferences]
+    if not texts:  # two single answers are as long as a pair
+        texts = [2 * (sum(len(m.content) for m in a.prompt) + len(a.answer)) for a in found.answers[::2]]
     return float(len(texts)), statistics.mean(texts) / 4 if texts else math.nan
 
 

@@ -225,6 +225,8 @@ class Layout:
             run = f"pass-{name_of(arithmetic)}"
             new = Task(task.job, "reference", cache_folder() / reference.FOLDER, run, ("reference",), self.data)
             known = passes.setdefault(run, replace(new, plugins=self.plugins))
+            if folder in known.references.values():  # the same sequences under another set's name
+                continue
             passes[run] = replace(
                 known,
                 references={**known.references, which: folder},

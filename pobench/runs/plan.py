@@ -14,6 +14,7 @@ from typing import Any
 
 from pobench.data.chat import Chat
 from pobench.data.demonstrations import Demonstrations
+from pobench.data.order import Ratings
 from pobench.data.pairs_folder import mean_tokens, tokens_of
 from pobench.data.prepare import source_faults
 from pobench.data.sampled import prompt_files
@@ -21,7 +22,7 @@ from pobench.errors import PobenchError, or_fault
 from pobench.model import adapters, flash, liger, vllm
 from pobench.model.device import device_faults
 from pobench.model.load import check_model
-from pobench.registry import get_loss
+from pobench.registry import get_loss, list_losses
 from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs, find_pairs, gather
@@ -96,10 +97,11 @@ class Plan:
         if self.pairs is None:
             return None
         if (prepared := self.pairs.prepared) is not None:
-            longest = int(tokens_of(prepared.train).max())
-            return Counts(len(prepared.train), len(prepared.heldout), mean_tokens(prepared.train), longest)
+            longest = int(tokens_of(prepared.train).max(initial=0))
+            tokens = mean_tokens(prepared.train)
+            return Counts(len(prepared.train), len(prepared.heldout), tokens, longest, self.pairs.own)
         about = self.pairs.folder.about
-        return Counts(about["pairs"]["train"], about["pairs"]["heldout"], about["tokens"])
+        return Counts(about["pairs"]["train"], about["pairs"]["heldout"], about["tokens"], own=self.pairs.own)
 
     @property
     def runs(self) -> dict[str, list[Task]]:
@@ -211,27 +213,46 @@ def _without_absent(jobs: Sequence[Job], stages: tuple[str, ...]) -> tuple[list[
 
 
 def _refuse_data(jobs: Sequence[Job], pairs: Pairs) -> None:
-    """Raises PobenchError for losses that need `kl`, where all training pairs share one prompt, and for losses that need
-    `scores`, where some have none."""
-
-    def wanting(what: str) -> str:
-        return ", ".join(sorted({job.loss for job in jobs if what in get_loss(job.loss).needs}))
-
+    """Raises PobenchError for losses that find no item to train on, for losses that need `kl`, where all training items share one
+    prompt, and for losses that need `scores`, where some have none."""
+    unit_of = {job.loss: get_loss(job.loss).unit for job in jobs}
+    counts, ratings = pairs.counts, pairs.ratings
     faults = []
-    if (names := wanting("kl")) and pairs.of_one_prompt:
+    if names := _names(loss for loss, unit in unit_of.items() if not counts[pairs.part(unit)]):
+        able = _names(loss.name for loss in map(get_loss, list_losses()) if loss.unit in pairs.own)
         faults.append(
-            f"{names}: all training pairs share one prompt, and kl is estimated from answers to other prompts; "
-            "train on at least two prompts, or leave this loss out"
+            f"{names}: no prompt of the data has both a desirable and an undesirable answer, so there is no pair to train on; "
+            f"add the other answers, or train losses of single answers ({able})"
         )
-    if (names := wanting("scores")) and (ratings := pairs.ratings["train"]).missing:
-        some = ", ".join(ratings.first_missing) + (" …" if ratings.missing > len(ratings.first_missing) else "")
-        faults.append(
-            f"{names}: needs the data's ratings of both answers (scores), and {ratings.missing} training pairs have none: "
-            f"{some}; name the columns (data.columns.score_chosen=COLUMN data.columns.score_rejected=COLUMN), "
-            "or leave this loss out"
-        )
+    for unit in dict.fromkeys(unit_of.values()):
+        of_unit = [loss for loss in unit_of if unit_of[loss] == unit]
+        part = pairs.part(unit)
+        items = f"training {unit if part == unit else 'pairs'}"
+        if (names := _names(loss for loss in of_unit if "kl" in get_loss(loss).needs)) and pairs.of_one_prompt(unit):
+            faults.append(
+                f"{names}: all {items} share one prompt, and kl is estimated from answers to other prompts; "
+                "train on at least two prompts, or leave this loss out"
+            )
+        names = _names(loss for loss in of_unit if "scores" in get_loss(loss).needs)
+        if names and ratings[part].missing:
+            faults.append(f"{names}: {_unrated(items, ratings[part])}, or leave this loss out")
     if faults:
         raise PobenchError("\n".join(faults))
+
+
+def _names(losses: Iterable[str]) -> str:
+    return ", ".join(sorted(set(losses)))
+
+
+def _unrated(items: str, ratings: Ratings) -> str:
+    some = ", ".join(ratings.first_missing) + (" …" if ratings.missing > len(ratings.first_missing) else "")
+    columns = "(data.columns.score_chosen=COLUMN data.columns.score_rejected=COLUMN)"
+    if items != "training pairs":
+        columns = "(data.columns.scores=COLUMN, or of single answers data.columns.score=COLUMN)"
+    return (
+        f"needs the data's ratings of {'both answers' if 'pairs' in items else 'each answer'} (scores), and "
+        f"{ratings.missing} {items} have none: {some}; name the columns {columns}"
+    )
 
 
 def _sft_task(
@@ -347,6 +368,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                 "data": job.data.model_dump(),
                 "pairs": counts.train if counts else None,
                 "held_out": counts.heldout if counts else None,
+                **({unit: own.count for unit, own in counts.own.items()} if counts else {}),
                 "jobs": [_described(tasks) for tasks in plan.runs.values()],
                 "notes": list(plan.notes),
                 "cost": {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in cost.__dict__.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pobench.identity import name_of
@@ -32,6 +32,7 @@ class Content:
     their ids included. prompts: of the ids and token ids that the model is asked with; None where nothing is asked.
     rows: of the prompts' rows as a judge reads them. scores, heldout_scores: of the pairs' ratings. precision: what `auto`
     comes to on this machine, "bf16" or "fp32".
+    own: "lists" or "answers", where the data have them → (digest of the items, of their ratings).
     source: a registered function's kind and name → the digest of its code. rendering: of the chat template and tokenizer
     (`Chat.digest`).
     """
@@ -46,6 +47,15 @@ class Content:
     rendering: str
     scores: str = ""
     heldout_scores: str = ""
+    own: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def items_of(self, unit: str) -> str:
+        """The digest of what a loss of this unit is trained on."""
+        return self.own[unit][0] if unit in self.own else self.pairs
+
+    def scores_of(self, unit: str) -> str:
+        """The digest of its ratings."""
+        return self.own[unit][1] if unit in self.own else self.scores
 
     def precise(self, wanted: str) -> str:
         """A precision without `auto`."""

@@ -109,7 +109,7 @@ class ModelConfig(_Strict):
 # pobench's names of columns, which `data.columns` may give to a file's own
 _COLUMNS = """
 prompt chosen rejected system history input instruction label completion responses scores preference output_1 output_2
-score_chosen score_rejected status id
+score_chosen score_rejected score ranks status id
 messages rejected_response query response preferred_output non_preferred_output response_0 response_1 response_2
 better_response_id human_ref_A human_ref_B labels preference_strength context response1 response2 overall_preference
 question answer_0 answer_1 score_0 score_1 conversation_a conversation_b winner response_a response_b winner_model_a
@@ -168,10 +168,11 @@ def _short_name(source: str) -> str:
 
 
 OF_ONE_SOURCE = ("subset", "split", "revision", "columns", "ignore")  # of `data`; each of several sources has its own
+PairsFrom = Literal["best_worst", "all", "adjacent"]
 
 
 class DataConfig(_Strict):
-    """Preference pairs, and how they become tokens."""
+    """Preference pairs, ranked lists or labelled answers, and how they become tokens."""
 
     # several data sets instead of `source`: [{source: A, weight: 3}, {source: B, weight: 1}]
     sources: Annotated[list[SourceConfig], AfterValidator(_named)] = []
@@ -188,7 +189,9 @@ class DataConfig(_Strict):
     held_out: str | None = None  # a source of held-out pairs; None: split `source` by prompt
     held_out_split: str | None = None
     held_out_fraction: float = Field(0.1, gt=0, lt=1)  # used if held_out and held_out_split are None
-    max_pairs: Count | None = None
+    # of a ranked list: the best answer against the worst, every two, or each with those of the next worse rank; ties make none
+    pairs_from: PairsFrom = "best_worst"
+    max_pairs: Count | None = None  # of lists as many, of single answers twice as many
     max_held_out: Count | None = None
     # scored after training by the stage `trainpairs`, picked by the hash of their ids; a cause of that stage alone
     max_trainpairs: Annotated[Count, RUNTIME] = 10_000
@@ -237,8 +240,11 @@ class DataConfig(_Strict):
         return SourceConfig.model_construct(source=source, split=split, **own)
 
     def causes(self) -> dict[str, Any]:
-        """`sources` and `stopping` only where there are several: results of one keep the names that they had before."""
-        return {k: v for k, v in super().causes().items() if self.sources or k not in ("sources", "stopping")}
+        """What is not used is no cause, and neither is the default of `pairs_from`: data have the names that they had before
+        there was a choice."""
+        values = super().causes()
+        unused = () if self.sources else ("sources", "stopping")
+        return {k: v for k, v in values.items() if k not in unused and (k, v) != ("pairs_from", "best_worst")}
 
 
 def _module_names(value: Any) -> Any:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 def causes(job: Job, content: Content) -> Mapping[str, Any]:
+    """`pairs` is the digest of the items of the loss's unit, which are lists or answers where the data have them."""
+    loss = get_loss(job.loss)
     return {
         "loss": job.loss,
         "source": content.source("loss", job.loss),
@@ -31,9 +33,9 @@ def causes(job: Job, content: Content) -> Mapping[str, Any]:
             **content.rounding(job.train),
         },
         **job.model.layers,
-        "pairs": content.pairs,
+        "pairs": content.items_of(loss.unit),
         "weights": content.weights,
-        **({"scores": content.scores} if "scores" in get_loss(job.loss).needs else {}),
+        **({"scores": content.scores_of(loss.unit)} if "scores" in loss.needs else {}),
     }
 
 
@@ -117,7 +119,7 @@ def _reference(context: Context) -> ReferenceSums | EveryStep | None:
     if loss is None or not loss.reads_reference:
         return None
     if config.reference == "cached":
-        return context.references("pairs", "mismatched", "tokens")
+        return context.references("pairs", "lists", "answers", "mismatched", "mismatched_answers", "tokens")
     policy = context.start_policy()
     policy.requires_grad_(False)
     return EveryStep(sum_scorer(policy, context.groups("pairs"), config, context.accelerator, context.say))

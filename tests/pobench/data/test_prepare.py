@@ -8,7 +8,7 @@ import pytest
 
 from pobench.data.chat import load_tokenizer
 from pobench.data.demonstrations import tokenise
-from pobench.data.order import Ratings, pairs_digest
+from pobench.data.order import Ratings, items_digest
 from pobench.data.pairs_folder import PairsFolder
 from pobench.data.prepare import prepare, read_sources, source_faults
 from pobench.errors import PobenchError
@@ -64,7 +64,7 @@ def test_ratings_are_stored_with_their_pairs_and_change_no_name(setting, tmp_pat
     known = [Ratings(*folder.about["ratings"]["train"]) for folder in folders]
     assert (known[0].missing, known[1].missing, list(known[1].first_missing)) == (len(plain.train), 1, ["4"])
     assert known[0].digest != known[1].digest
-    assert pairs_digest(scored.train) == pairs_digest([p._replace(scores=None) for p in scored.train])
+    assert items_digest(scored.train) == items_digest([p._replace(scores=None) for p in scored.train])
 
 
 def test_a_prompt_that_is_held_out_in_another_spelling_is_not_trained_on(setting, tmp_path) -> None:

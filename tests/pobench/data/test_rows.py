@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pobench.data.prompts import prompt_rows
 from pobench.data.rows import Fault, Found, Message, read_rows, refuse
-from pobench.data.shapes import load_preferences, recognise
+from pobench.data.shapes import UNMET, load_preferences, recognise
 from pobench.errors import PobenchError
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
@@ -167,13 +167,13 @@ def test_unpaired_rows_meet_within_their_prompt_and_the_rest_is_noted() -> None:
     ]
     found = found_in(*rows)
     assert [(p.chosen, p.rejected, p.row) for p in found.preferences] == [("a+", "a-", 1)]
-    assert found.notes == {"unpaired row without a partner": [2, 4]}
+    assert found.notes == {UNMET: [2, 4]}
 
 
-def test_unpaired_rows_that_never_meet_are_refused_with_a_way_out() -> None:
+def test_unpaired_rows_that_never_meet_stay_single_answers() -> None:
     rows = [{"prompt": "a", "completion": "x", "label": True}, {"prompt": "b", "completion": "y", "label": False}]
-    with pytest.raises(PobenchError, match="no prompt has both a good and a bad"):
-        found_in(*rows)
+    found = found_in(*rows)
+    assert not found.preferences and [(a.answer, a.label) for a in found.answers] == [("x", True), ("y", False)]
 
 
 # ---------------------------------------------------------------- bad rows

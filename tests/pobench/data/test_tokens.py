@@ -420,8 +420,8 @@ def test_what_is_trained_on_in_front_of_an_answer_is_what_generation_asks_with(
         shown = inspected(pairs, rows, chat, count_header=count_header, cut_to=how.get("max_prompt_length"))
         for pair, one in zip(pairs, shown, strict=True):
             assert one.prompt == one.asked and one.counted_from == len(pair.prompt) <= len(one.prompt)
-            assert one.prompt + one.chosen == pair.prompt + pair.chosen
-            assert one.prompt + one.rejected == pair.prompt + pair.rejected
+            assert one.prompt + one.responses[0] == pair.prompt + pair.chosen
+            assert one.prompt + one.responses[1] == pair.prompt + pair.rejected
         assert shown[0].asked == chat.prompt_ids(rows[0].prompt)
     if count_header and Chat(any_tokenizer).template == LLAMA3:
         assert shown[0].counted_from < len(shown[0].prompt)
