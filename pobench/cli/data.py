@@ -99,7 +99,8 @@ def convert(
     if not (loaded.preferences or loaded.answers):
         raise PobenchError(f"{Audit.of_file(loaded).text()}\nno pair is left; {str(to)!r} is not written")
     unit = unit or ("pairs" if loaded.preferences else "answers")
-    rows = of_unit(loaded.source, {"pairs": loaded.preferences, "lists": loaded.lists, "answers": loaded.answers}, unit)
+    there: dict[Units, Any] = {"pairs": loaded.preferences, "lists": loaded.lists, "answers": loaded.answers}
+    rows = of_unit(loaded.source, there, unit)
     if to.is_dir() or not to.parent.is_dir():
         raise PobenchError(
             f"--out {str(to)!r}: {'a folder; name a file' if to.is_dir() else 'its folder does not exist'}"

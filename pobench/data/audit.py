@@ -157,7 +157,7 @@ class Audit:
         faults: list[Fault],
         notes: dict[str, list[int]],
         unknown: int | None = None,
-        own: Sequence[TokenList | TokenAnswer] | Sequence[Ranking] | Sequence[Labelled] = (),
+        own: Sequence[TokenList | TokenAnswer | Ranking | Labelled] = (),
     ) -> Audit:
         """The audit of token pairs (lengths in tokens) or of preferences (lengths in characters). unknown: the id of the
         tokenizer's unknown token, if it has one. own: the lists or single answers of which they were made."""

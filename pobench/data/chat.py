@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pobench.data.published import LLAMA3_TEMPLATE, ZEPHYR_TEMPLATE
-from pobench.data.rows import Fault, Message, Preference, Prompt, messages, shared_start
+from pobench.data.rows import Fault, Message, Prompt, messages, shared_start
 from pobench.errors import PobenchError
 from pobench.settings.schema import ModelConfig
 
@@ -241,8 +241,8 @@ class Chat:
     def fault_of(
         self, row: int, asked: Sequence[Message], prompt: str, answered: Sequence[tuple[str, str, str]]
     ) -> Fault | None:
-        """The first fault of a rendered row: special tokens in its text, lost text, or another prompt. prompt: `asked`, rendered
-        with the generation prompt. answered: of each answer its field, its text, and the rendered conversation."""
+        """The first fault of a rendered row: special tokens in its text, lost text, or another prompt. prompt: `asked`,
+        rendered with the generation prompt. answered: of each answer its field, its text, and the rendered conversation."""
         written = [(f"prompt[{i}]", m.content, prompt, m.role) for i, m in enumerate(asked)]
         answers = [(name, text, rendered, "") for name, text, rendered in answered]
         for name, raw, rendered, role in (*written, *answers):

@@ -86,7 +86,7 @@ def parts_of(prepared: Prepared) -> dict[str, TokenRows[Any]]:
 class Own(NamedTuple):
     """Of lists or answers: how many, how many prompts they have, the mean tokens of one with its prompt, and the most."""
 
-    count: int
+    items: int
     prompts: int
     tokens: float
     longest: int

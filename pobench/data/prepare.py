@@ -261,7 +261,7 @@ class _Log:
     frames: list[pd.DataFrame]
     summary: list[str]
 
-    def count(self, fault: str, count: int) -> None:
+    def counted(self, fault: str, count: int) -> None:
         self.frames.append(pd.DataFrame([{"fault": fault, "count": count, "rows": "[]"}]))
 
     def add(self, reads: Sequence[Read], what: str = "") -> None:
@@ -303,13 +303,13 @@ def prepare(job: Job) -> Prepared:
         lists, answers = own(TokenList), own(TokenAnswer)
     for unit, some in (("lists", lists), ("answers", answers)):
         if some:
-            log.count(f"used for training, {unit}", len(some))
+            log.counted(f"used for training, {unit}", len(some))
             log.summary += [f"losses of {unit} train on:", *(f"  {line}" for line in told_of(some, data.pairs_from))]
     log.summary.append(f"training on {len(pairs)} pairs, {len(held)} held out")
     for use, some in (("used for training", pairs), ("held out", held)):
-        log.count(use, len(some))
+        log.counted(use, len(some))
         for name, count in Counter(filter(None, some.column("source"))).items():
-            log.count(f"{name}: {use}", count)
+            log.counted(f"{name}: {use}", count)
     audit = pd.concat(log.frames, ignore_index=True)
     return Prepared(pairs, held, audit, "\n".join(log.summary), lists, answers)
 
@@ -319,7 +319,7 @@ def _count_shared(keyed: Mapping[Unit, _Keyed], seen: np.ndarray, log: _Log) -> 
     for unit, of_unit in keyed.items():
         if shared := int(of_unit.among(seen).sum()):
             what = "" if unit == "pairs" else f" ({unit})"
-            log.count(f"prompt is held out, left out of training{what}", shared)
+            log.counted(f"prompt is held out, left out of training{what}", shared)
             log.summary.append(f"  {shared} training {unit} left out: their prompts are held out")
 
 
@@ -356,8 +356,8 @@ def _biased(data: DataConfig, pairs: TokenRows[TokenPair], own: bool, log: _Log)
     decides = np.fromiter((decided_by_length(id, share, seed) for id in pairs.ids), bool, len(pairs))
     swapped = int((decides & (pairs.lengths("chosen") < pairs.lengths("rejected"))).sum())
     decided = int(decides.sum())
-    log.count("label decided by length", decided)
-    log.count("label swapped, as the loser was longer", swapped)
+    log.counted("label decided by length", decided)
+    log.counted("label swapped, as the loser was longer", swapped)
     log.summary.append(
         f"  {decided} training labels decided by length, which swapped {swapped}; held-out labels are true"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pobench.data.column_map import (
@@ -73,7 +73,7 @@ class Answer(NamedTuple):
 class RowReader:
     """Reads one row. Every method returns None after it has recorded a fault."""
 
-    def __init__(self, number: int, row: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
+    def __init__(self, number: int, row: Mapping[str, Any], ignore: Collection[str] = ()) -> None:
         self.number, self.row, self.ignore = number, TrackedRow(row), frozenset(ignore)
         self.faults, self.notes = list[Fault](), list[str]()
         self.prompt_field, self.from_transcript = "", False

@@ -119,17 +119,14 @@ def _read_ratings(row: RowReader) -> Draft | None:
     else:
         scores = next((row.row[k] for k in SCORES if k in row.row), None)
     ranks = next((row.row[k] for k in RANKS if k in row.row), None)
-    if ranks is not None and (places := _numbers(row, name, "rank", ranks, len(answers))) is None:
+    places = None if ranks is None else _numbers(row, name, "rank", ranks, len(answers))
+    numbers = None if ranks is not None and scores is None else _numbers(row, name, "score", scores, len(answers))
+    if row.faults:
         return None
-    if ranks is None or scores is not None:
-        if (numbers := _numbers(row, name, "score", scores, len(answers))) is None:
-            return None
-    else:
-        numbers, one_scale = places, False
-    votes = numbers if ranks is None else [-rank for rank in places]
-    return row.ranked(
-        [(f"{name}[{i}]", text) for i, text in enumerate(answers)], [votes], scores=numbers if one_scale else None
-    )
+    vote = numbers if places is None else [-place for place in places]
+    assert vote is not None
+    fields = [(f"{name}[{i}]", text) for i, text in enumerate(answers)]
+    return row.ranked(fields, [vote], scores=numbers if one_scale else None)
 
 
 def _numbers(row: RowReader, name: str, what: str, values: Any, count: int) -> list[float] | None:
@@ -614,8 +611,8 @@ def pairs_of_lists(lists: Iterable[Ranking], how: PairsFrom) -> Iterator[Prefere
 
 
 def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> Sequence[Preference]:
-    """Preferences without duplicates (where `drop`), each under an id of its own: the row's, or the first 16 hex digits of a hash
-    of its text; see `_each_named`."""
+    """Preferences without duplicates (where `drop`), each under an id of its own: the row's, or the first 16 hex digits of a
+    hash of its text; see `_each_named`."""
     kept, seen = Spool[tuple[str, _Numbered]](), set[bytes]()
     for numbered in drafts:
         row, own, draft = numbered

@@ -40,6 +40,7 @@ from pobench.data.rows import (
 )
 from pobench.data.token_rows import TokenRows, TokenWriter
 from pobench.errors import PobenchError
+from pobench.settings.schema import PairsFrom
 from pobench.types import Item, TokenAnswer, TokenList, TokenPair, Unit
 
 # ---------------------------------------------------------------- tokenisation
@@ -151,8 +152,8 @@ class _Texts(NamedTuple):
 
 
 class _Ids(NamedTuple):
-    """`_Texts` as token ids. answers: None where no tokens spell one, or it is left out. border: index in the prompt's ids where
-    |y| begins."""
+    """`_Texts` as token ids. answers: None where no tokens spell one, or it is left out. border: index in the prompt's ids
+    where |y| begins."""
 
     answers: tuple[Answered | None, ...]
     border: int
@@ -178,8 +179,8 @@ NO_TOKENS = "no tokens spell the answer after the prompt's tokens"
 
 
 class _Side(NamedTuple):
-    """One answer behind its prompt, before the length limits. header: what both begin with if it counts towards |y|. ending: the
-    end-of-turn token, and what counts behind it."""
+    """One answer behind its prompt, before the length limits. header: tokens of the assistant's header, if it counts towards
+    |y|. ending: the end-of-turn token, and what counts behind it."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
@@ -200,8 +201,8 @@ class _Reader:
         self.notes = {note: list(rows) for note, rows in loaded.notes.items()}
 
     def read(self) -> tuple[TokenRows[TokenPair], TokenRows[TokenList], TokenRows[TokenAnswer]]:
-        """Pairs, lists, answers. Pairs of single answers, which are held, and those that are not the best against the worst of a
-        list are made of what is tokenised already."""
+        """Pairs, lists, answers. Pairs of single answers, which are held, and those that are not the best against the worst of
+        a list are made of what is tokenised already."""
         loaded = self.loaded
         pairs, lists, answers = TokenWriter(TokenPair), TokenWriter(TokenList), TokenWriter(TokenAnswer)
         for row, ids in self._tokenized(loaded.answers):
@@ -221,7 +222,7 @@ class _Reader:
             if made is None:
                 continue
             self._keep("lists", lists, row, made)
-            for pair in _pairs_of(made, places, loaded) if loaded.pairs_from != "best_worst" else ():
+            for pair in _pairs_of(made, places, loaded.pairs_from):
                 self._keep("pairs", pairs, row, pair)
         return pairs.rows(), lists.rows(), answers.rows()
 
@@ -439,9 +440,10 @@ class _Reader:
         return None if faults else (notes, prompt, responses)
 
 
-def _pairs_of(made: TokenList, places: Sequence[int], loaded: Found) -> Iterator[TokenPair]:
-    """The pairs of a list. places: its answers' places in the row, by which the pairs are named."""
-    for i, j in places_of_pairs(made.ranks, loaded.pairs_from):
+def _pairs_of(made: TokenList, places: Sequence[int], how: PairsFrom) -> Iterator[TokenPair]:
+    """The pairs of a list, but for that of its best and worst answer, which is tokenised as a pair. places: its answers' places
+    in the row, by which the pairs are named."""
+    for i, j in places_of_pairs(made.ranks, how) if how != "best_worst" else ():
         scores = None if made.scores is None else (made.scores[i], made.scores[j])
         name = pair_id(made.id, places[i], places[j])
         yield TokenPair(name, made.prompt, made.responses[i], made.responses[j], scores)
@@ -471,8 +473,8 @@ class Inspected(NamedTuple):
         return self.item.id
 
     def row(self) -> dict[str, Any]:
-        """Plain data: id, prompt, what was answered, asked, counted_from. Of a pair, chosen and rejected; of a list, answers with
-        ids, rank and score; of a single answer, completion, label and score."""
+        """Plain data: id, prompt, what was answered, asked, counted_from. Of a pair, chosen and rejected; of a list, answers
+        with ids, rank and score; of a single answer, completion, label and score."""
         item, said = self.item, dict[str, Any]()
         if isinstance(item, TokenPair):
             said = dict(zip(("chosen", "rejected"), self.responses, strict=True))

@@ -32,7 +32,6 @@ from pobench.runs.stage import Content
 from pobench.runs.start_model import base_model, stage_folder
 from pobench.settings.job import Job
 from pobench.sources import rows_digest, weights_digest
-from pobench.types import Unit
 
 SOURCES = (
     "source",
@@ -73,7 +72,7 @@ class Pairs(NamedTuple):
             return {name: Ratings(*known) for name, known in self.folder.about["ratings"].items()}
         return {name: Ratings.of(items) for name, items in parts_of(self.prepared).items()}
 
-    def part(self, unit: Unit) -> str:
+    def part(self, unit: str) -> str:
         """The part that a loss of this unit is trained on."""
         return unit if unit in self.counts else "train"
 
@@ -84,7 +83,7 @@ class Pairs(NamedTuple):
             return {unit: Own(*known) for unit, known in self.folder.about.get("own", {}).items()}
         return own_of(self.prepared)
 
-    def of_one_prompt(self, unit: Unit) -> bool:
+    def of_one_prompt(self, unit: str) -> bool:
         """Whether all items that a loss of this unit is trained on share one prompt."""
         if unit in self.own:
             return self.own[unit].prompts == 1
@@ -142,7 +141,7 @@ def gather(
     note: takes a warning about the prompts. benchmarks: those whose questions are asked. Raises PobenchError for pairs, prompts
     and questions that the model cannot read, or that the tokenizer does not know.
     """
-    digests, ratings = pairs.digests, pairs.ratings
+    digests, ratings, counts = pairs.digests, pairs.ratings, pairs.counts
     capacity = Capacity.of(base_model(job), job.data.max_length, trust_remote_code=job.model.trust_remote_code)
     faults = capacity.faults(pairs.extent, "data.source", chat, f"set data.max_length={capacity.positions}")
     prompts, rows = _prompts(job, stages, chat, capacity, faults, note)
@@ -161,6 +160,7 @@ def gather(
         scores=ratings["train"].digest,
         heldout_scores=ratings["heldout"].digest,
         own={name: (digest, ratings[name].digest) for name, digest in digests.items() if name not in PAIRS},
+        without=frozenset(name for name in PAIRS if not counts[name]),
     )
 
 

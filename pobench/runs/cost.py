@@ -274,14 +274,14 @@ class _Data:
     def worth(self, loss: str) -> float:
         """How many pairs have as many tokens as all that a loss is trained on."""
         own = self.own.get(get_loss(loss).unit)
-        return self.pairs if own is None else own.count * own.tokens / self.tokens
+        return self.pairs if own is None else own.items * own.tokens / self.tokens
 
     @classmethod
     def of(cls, job: Job, counts: Counts | None) -> _Data:
         """Counted where pairs are prepared; from the texts of a local file, four characters a token; else published."""
         data = job.data
         if counts is not None and counts.train == 0 and (answers := counts.own.get("answers")):
-            return cls(answers.count / 2, counts.heldout, 2 * answers.tokens, counts.own)
+            return cls(answers.items / 2, counts.heldout, 2 * answers.tokens, counts.own)
         if counts is not None:
             return cls(counts.train, counts.heldout, counts.tokens or math.nan, counts.own)
         apart = data.held_out is not None or data.held_out_split is not None

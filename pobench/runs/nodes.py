@@ -136,6 +136,8 @@ class Layout:
                 causes["scores"] = self.content.heldout_scores if stage.name == "heldout" else self.content.scores
             nodes[stage.name] = Node(stage.name, causes)
         for which in reference.sets_of(job, kind, stage_list.ALL):
+            if {"heldout": "heldout", "pairs": "train"}.get(which) in self.content.without:
+                continue
             nodes[f"reference:{which}"] = reference.node_of(job, self.content, which)
         return nodes
 
@@ -214,7 +216,8 @@ class Layout:
         read = [(task, which) for task in tasks for which in task.references]
         if "reference" in self.stages and not {"train", "heldout"} & set(self.stages) and self.content is not None:
             losses = [task for task in tasks if task.kind == "loss"]
-            read += [(t, which) for t in losses for which in reference.sets_of(t.job, t.kind, stage_list.DEFAULT)]
+            sets = [(t, which) for t in losses for which in reference.sets_of(t.job, t.kind, stage_list.DEFAULT)]
+            read += [(task, which) for task, which in sets if f"reference:{which}" in task.nodes]
         passes: dict[str, Task] = {}
         for task, which in read:
             node = task.nodes[f"reference:{which}"]

@@ -155,6 +155,10 @@ def make_plan(
         content = gather(job, stages, pairs, chat, notes.append, asked, remember=not dry)
     if "train" in stages and pairs is not None:
         _refuse_data(jobs, pairs)
+    if content is not None and "heldout" in content.without:
+        notes.append(
+            "the data have no held-out pairs, so what is measured on them is missing; data.held_out may name some"
+        )
     layout = Layout(runs, stages, plugins, pairs, content, notes, broken)
     evaluated = [layout.start(job) for job in {layout.start_name(job): job for job in jobs}.values()]
     trained = [task for job in jobs for task in layout.loss(job)]
@@ -213,8 +217,8 @@ def _without_absent(jobs: Sequence[Job], stages: tuple[str, ...]) -> tuple[list[
 
 
 def _refuse_data(jobs: Sequence[Job], pairs: Pairs) -> None:
-    """Raises PobenchError for losses that find no item to train on, for losses that need `kl`, where all training items share one
-    prompt, and for losses that need `scores`, where some have none."""
+    """Raises PobenchError for losses that find no item to train on, for losses that need `kl`, where all training items share
+    one prompt, and for losses that need `scores`, where some have none."""
     unit_of = {job.loss: get_loss(job.loss).unit for job in jobs}
     counts, ratings = pairs.counts, pairs.ratings
     faults = []
@@ -368,7 +372,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                 "data": job.data.model_dump(),
                 "pairs": counts.train if counts else None,
                 "held_out": counts.heldout if counts else None,
-                **({unit: own.count for unit, own in counts.own.items()} if counts else {}),
+                **({unit: own.items for unit, own in counts.own.items()} if counts else {}),
                 "jobs": [_described(tasks) for tasks in plan.runs.values()],
                 "notes": list(plan.notes),
                 "cost": {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in cost.__dict__.items()},

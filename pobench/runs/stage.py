@@ -32,7 +32,8 @@ class Content:
     their ids included. prompts: of the ids and token ids that the model is asked with; None where nothing is asked.
     rows: of the prompts' rows as a judge reads them. scores, heldout_scores: of the pairs' ratings. precision: what `auto`
     comes to on this machine, "bf16" or "fp32".
-    own: "lists" or "answers", where the data have them → (digest of the items, of their ratings).
+    own: "lists" or "answers", where the data have them → (digest of the items, of their ratings). without: "train" or
+    "heldout", where the data have no such pairs.
     source: a registered function's kind and name → the digest of its code. rendering: of the chat template and tokenizer
     (`Chat.digest`).
     """
@@ -48,6 +49,7 @@ class Content:
     scores: str = ""
     heldout_scores: str = ""
     own: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    without: frozenset[str] = frozenset()
 
     def items_of(self, unit: str) -> str:
         """The digest of what a loss of this unit is trained on."""

@@ -349,7 +349,8 @@ def _pair_keys(key: str, data: DataConfig, source: str, split: str | None) -> li
     """The keys of the prompts of preference rows."""
     rows = fetch_rows(source, split=split, subset=data.subset, revision=data.revision, option=f"--set {key}=PATH")
     loaded = load_preferences(rows, columns=data.columns, ignore=data.ignore)
-    return [text_key(row.prompt) for row in (*loaded.preferences, *loaded.lists, *loaded.answers)]
+    prompts = [row.prompt for row in loaded.preferences] + [row.prompt for row in loaded.lists]
+    return list(map(text_key, prompts + [row.prompt for row in loaded.answers]))
 
 
 def describe_tuning(tuning: Tuning) -> dict[str, Any]:

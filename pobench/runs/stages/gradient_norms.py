@@ -20,7 +20,9 @@ MOST_PAIRS = 64  # two backward passes each
 COLUMNS = FRAMES["norms"].names[1:]
 
 
-def causes(job: Job, content: Content) -> Mapping[str, Any]:
+def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
+    if "heldout" in content.without:
+        return None
     return {"pairs": content.heldout, "most": MOST_PAIRS}
 
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from pobench.runs.context import Context
 
 
-def causes(job: Job, content: Content) -> Mapping[str, Any]:
+def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
+    if "heldout" in content.without:
+        return None
     return {"pairs": content.heldout, "reference": reference.node_of(job, content, "heldout").name}
 
 

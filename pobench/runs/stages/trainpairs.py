@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pobench.runs.context import Context
 
 
-def causes(job: Job, content: Content) -> Mapping[str, Any]:
+def causes(job: Job, content: Content) -> Mapping[str, Any] | None:
+    if "train" in content.without:
+        return None
     sums = reference.node_of(job, content, "pairs").name
     return {"pairs": content.pairs, "reference": sums, "most": job.data.max_trainpairs}
 
