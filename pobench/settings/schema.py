@@ -223,19 +223,20 @@ class DataConfig(_Strict):
     @property
     def parts(self) -> list[SourceConfig]:
         """The sources; a single one has no name."""
-        return self.sources or [self._part(self.source, self.split)]
+        return self.sources or [self.part(self.source, self.split)]
 
     @property
     def held_out_parts(self) -> list[SourceConfig]:
         """The sources of held-out pairs; [] where `parts` are split by prompt."""
         if self.held_out is not None:
-            part = self._part(self.held_out, self.held_out_split or self.split)
+            part = self.part(self.held_out, self.held_out_split or self.split)
             return [part.model_copy(update={"name": _short_name(self.held_out)}) if self.sources else part]
         if self.held_out_split is not None:
             return [part.model_copy(update={"split": self.held_out_split}) for part in self.parts]
         return []
 
-    def _part(self, source: str, split: str | None) -> SourceConfig:
+    def part(self, source: str, split: str | None) -> SourceConfig:
+        """Another source, read as `source` is."""
         own = {name: getattr(self, name) for name in OF_ONE_SOURCE if name != "split"}
         return SourceConfig.model_construct(source=source, split=split, **own)
 

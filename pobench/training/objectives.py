@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pobench.columns import SATURATED
+from pobench.data.spool import Mapped
 from pobench.errors import PobenchError
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss
@@ -138,7 +139,7 @@ class PreferenceObjective:
         Raises PobenchError if the loss needs sums or scores that are missing.
         """
         self.pairs, self.loss, self.settings, self.reference = pairs, loss, settings, reference
-        self.groups: Sequence[Group] = [Group.of(p) for p in pairs]
+        self.groups: Sequence[Group] = Mapped(Group.of, pairs)
         self.lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in pairs])
         self.borrowed: list[Group] = []
         self.known: Tensor | None = None
