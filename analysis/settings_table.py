@@ -41,7 +41,7 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
                 "Learning rate": _number(first.get("lr")),
                 "Epochs": _number(first.get("epochs")),
                 "Batch": _number(first.get("batch_size")),
-                "Pairs": _number(first.get("pairs")),
+                "Pairs": _items(first),
                 "Seeds": ", ".join(_number(s) for s in members["seed"]),
                 "Data order": ", ".join(dict.fromkeys(str(o) for o in members["order"].dropna() if str(o))),
             }
@@ -58,6 +58,12 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
     if notes:
         table.attrs["notes"] = " ".join(notes)
     return table
+
+
+def _items(run: pd.Series) -> str:
+    """How many pairs it was trained on, or lists or answers, by their name."""
+    name = str(run.get("trained_on") or "").removeprefix("pairs").strip()
+    return f"{_number(run.get('pairs'))} {name}".strip()
 
 
 def _number(value: object) -> str:

@@ -146,7 +146,14 @@ _RUNS = Frame(
         Column("epochs", "float", "", "passes over the training pairs"),
         Column("batch_size", "int", "pairs", "pairs of one optimiser step"),
         Column("start", "text", "", "the run of its start model"),
-        Column("pairs", "int", "pairs", "pairs it was trained on; nan until it has finished"),
+        Column("pairs", "int", "pairs", "pairs, lists or answers it was trained on; nan until it has finished"),
+        Column(
+            "trained_on",
+            "text",
+            "",
+            "what those are: `pairs`, the data's own `lists` or `answers`, or `pairs read as lists` or `pairs read as answers` "
+            "by a loss of these; empty until it has finished",
+        ),
         Column("seconds", "float", "s", "wall time of the training steps", measured=True),
         Column(
             "waited",

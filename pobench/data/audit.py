@@ -113,12 +113,12 @@ def balance(desirable: int, undesirable: int) -> str:
     ratio = desirable / undesirable
     advice = "KTO's authors advise that desirable answers weigh 1 to 4/3 times as much as undesirable ones"
     if 1 <= ratio <= 4 / 3:
-        return f"{advice}: so they do, at weights of 1 ({ratio:.3g} times)"
+        return f"{advice}; here {ratio:.3g} times at weights of 1, as advised"
     if ratio < 1:
         name, low, high = "desirable_weight", 1 / ratio, 4 / 3 / ratio
     else:
         name, low, high = "undesirable_weight", ratio * 3 / 4, ratio
-    return f"{advice}; here {ratio:.3g} times at weights of 1, so set the loss's {name} from {low:.4g} to {high:.4g}"
+    return f"{advice}; here {ratio:.3g} times at weights of 1; set the loss's {name} from {low:.4g} to {high:.4g}"
 
 
 # ---------------------------------------------------------------- audit

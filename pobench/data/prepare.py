@@ -303,7 +303,9 @@ def prepare(job: Job) -> Prepared:
         lists, answers = own(TokenList), own(TokenAnswer)
     for unit, some in (("lists", lists), ("answers", answers)):
         if some:
-            log.counted(f"used for training, {unit}", len(some))
+            kinds = Counter(map(_kind, some))
+            for kind in sorted(kinds):
+                log.counted(f"used for training, {kind}", kinds[kind])
             log.summary += [f"losses of {unit} train on:", *(f"  {line}" for line in told_of(some, data.pairs_from))]
     log.summary.append(f"training on {len(pairs)} pairs, {len(held)} held out")
     for use, some in (("used for training", pairs), ("held out", held)):
@@ -312,6 +314,12 @@ def prepare(job: Job) -> Prepared:
             log.counted(f"{name}: {use}", count)
     audit = pd.concat(log.frames, ignore_index=True)
     return Prepared(pairs, held, audit, "\n".join(log.summary), lists, answers)
+
+
+def _kind(item: TokenList | TokenAnswer) -> str:
+    if isinstance(item, TokenList):
+        return "lists"
+    return "desirable answers" if item.label else "undesirable answers"
 
 
 def _count_shared(keyed: Mapping[Unit, _Keyed], seen: np.ndarray, log: _Log) -> None:

@@ -322,9 +322,11 @@ def facts(comparable: Comparable) -> str:
     if variants > trained["loss"].nunique():
         parts.append(f"{variants} variants of settings")
     parts.append(_count(trained["seed"].nunique(), "seed", "seeds"))
-    pairs = sorted({int(p) for p in trained["pairs"].dropna()})
-    if pairs:
-        parts.append(f"{'–'.join(show_number(p) for p in dict.fromkeys((pairs[0], pairs[-1])))} training pairs")
+    for unit in ("pairs", "lists", "answers"):  # of pairs, also those that losses of lists or of answers read
+        of_unit = trained[trained["trained_on"].replace("", "pairs").str.startswith(unit)]
+        if counts := sorted({int(count) for count in of_unit["pairs"].dropna()}):
+            few_many = dict.fromkeys((counts[0], counts[-1]))
+            parts.append(f"{'–'.join(map(show_number, few_many))} training {unit}")
     for name, column, one, many in (
         ("heldout", "pair", "held-out pair", "held-out pairs"),
         ("answers", "prompt", "prompt", "prompts"),

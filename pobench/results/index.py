@@ -71,6 +71,8 @@ def run_row(entry: Entry) -> dict[str, Any]:
         with suppress(PobenchError):  # a plug-in that is not loaded now
             loss = losses.get(row["loss"])
             title, reference = loss.title, row["configured_reference"] if loss.reads_reference else ""
+            if row["trained_on"] == "pairs" and loss.unit != "pairs":
+                row["trained_on"] = f"pairs read as {loss.unit}"
     seconds = row["reference_seconds"]
     row |= {"title": title, "reference": reference}
     row["reference_seconds"] = (math.nan if reference == "cached" else 0.0) if seconds is None else seconds
@@ -199,6 +201,7 @@ def _row(folder: RunFolder) -> dict[str, Any]:
     failure = folder.failure
     name = "start" if start else config["loss"]
     reference = "" if start else config["train"].get("reference", "cached")
+    unit = next((name for name in ("pairs", "lists", "answers") if name in about), "")
     return {
         "run": folder.run,
         "setting": config["setting"],
@@ -211,7 +214,8 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "epochs": math.nan if start else config["train"]["epochs"],
         "batch_size": math.nan if start else config["train"]["batch_size"],
         "start": config["start"],
-        "pairs": about.get("pairs", math.nan),
+        "pairs": about.get(unit, math.nan),
+        "trained_on": unit,
         "seconds": about.get("seconds", math.nan),
         "waited": about.get("waited", math.nan),
         "reference": "" if start else about.get("reference", ""),

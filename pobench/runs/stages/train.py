@@ -90,7 +90,7 @@ def run(context: Context) -> None:
             say=context.say,
             rewind=folder.rewind_steps if context.main else lambda step: None,
             content=name_of(context.task.causes),
-            watch=watch if job.train.evaluate_every else None,
+            watch=watch if job.train.evaluate_every and context.prepared.heldout else None,
             rows=rows,
         )
     if job.train.trackers:

@@ -23,7 +23,7 @@ from pobench.data.tokens import LEFT_LIST, read_items
 from pobench.errors import CorruptError, PobenchError
 from pobench.registry import get_loss, list_losses
 from pobench.runs.cost import Counts
-from pobench.runs.plan import make_plan
+from pobench.runs.plan import describe, make_plan
 from pobench.runs.stage import Content
 from pobench.runs.stages import reference, train
 from pobench.settings.resolve import resolve
@@ -186,13 +186,20 @@ def test_every_labelled_row_stays_an_answer_and_pairs_are_made_where_a_prompt_ha
         counted
         == "4 single answers to 2 prompts, 2 desirable, 2 undesirable; 1 pairs made of them, where a prompt has both"
     )
-    assert "so they do" in advice
+    assert advice.endswith("here 1 times at weights of 1, as advised")
+
+
+@given(st.permutations(range(len(UNPAIRED))))
+def test_the_order_of_labelled_rows_changes_no_answer(order: list[int]) -> None:
+    rows = [(a.id, a.answer, a.label, a.score) for a in found_in(*(UNPAIRED[i] for i in order)).answers]
+    assert sorted(rows) == sorted((a.id, a.answer, a.label, a.score) for a in found_in(*UNPAIRED).answers)
+    assert [answer for _, answer, *_ in rows] == [UNPAIRED[i]["completion"] for i in order]
 
 
 @given(st.integers(1, 500), st.integers(1, 500))
 def test_the_advised_weights_bring_the_kinds_into_balance(good: int, bad: int) -> None:
     words = balance(good, bad).split()
-    if "do," in words:
+    if words[-1] == "advised":
         assert 1 <= good / bad <= 4 / 3
         return
     name, low, high = words[-5], float(words[-3]), float(words[-1])
@@ -339,6 +346,10 @@ def test_a_smaller_set_has_as_many_lists_as_pairs_and_twice_as_many_answers(sett
     assert {p.id for p in ranked.train} == {one.id for one in ranked.lists}  # the same prompts
     single = prepare(job_of(tmp_path, "simpo", labelled_rows(10, True, False, False), data__max_pairs=3))
     assert len(single.train) == 3 and len(single.answers) == 6
+    counts = dict(zip(single.audit["fault"], single.audit["count"], strict=True))
+    labels = [answer.label for answer in single.answers]
+    assert counts["used for training, desirable answers"] == labels.count(True) < 6
+    assert counts["used for training, undesirable answers"] == labels.count(False) < 6
     assert not {a.prompt for a in single.answers} & {p.prompt for p in single.heldout}
 
 
@@ -401,6 +412,36 @@ def test_a_loss_of_pairs_without_pairs_is_refused_with_the_losses_that_can_train
     assert not (tmp_path / "runs").exists()
     plan = make_plan([job_of(tmp_path, "kto_unpaired", rows)], tmp_path / "runs", ("train",))
     assert plan.counts == Counts(0, 0, 0.0, 0, plan.pairs.own) and plan.pairs.own["answers"].items > 0
+
+
+def test_what_is_measured_on_pairs_is_left_out_in_a_sentence_where_there_are_none(
+    setting, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    stages = ("train", "heldout", "trainpairs", "gradient_norms", "answers", "judge")
+    plan = make_plan([job_of(tmp_path, "kto_unpaired", labelled_rows(9, True))], tmp_path / "runs", stages)
+    assert [task.stages for task in plan.tasks if task.kind == "loss"] == [("train",), ("answers", "judge")]
+    assert {which for task in plan.tasks for which in task.references} == {"answers", "mismatched_answers"}
+    assert [note for note in plan.notes if "held-out pairs" in note and "data.held_out" in note]
+    only = make_plan([job_of(tmp_path, "kto_unpaired", labelled_rows(9, True))], tmp_path / "runs", ("reference",))
+    assert {which for task in only.tasks for which in task.references} == {"answers", "mismatched_answers"}
+    held = {"data__held_out": str(tmp_path / "pairs.jsonl")}
+    whole = make_plan([job_of(tmp_path, "kto_unpaired", labelled_rows(12, True), **held)], tmp_path / "runs", stages)
+    assert {*whole.tasks[-1].stages} == {"heldout", "gradient_norms", "answers", "judge"} and whole.counts.heldout == 10
+
+
+def test_an_estimate_counts_what_a_loss_is_trained_on(setting, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    plan = make_plan(
+        [job_of(tmp_path, loss, ranked_rows(10)) for loss in ("dpo", "plackett_luce")], tmp_path / "r", ("train",)
+    )
+    longest = max(Group.of(one).tokens for one in prepare(job_of(tmp_path, "dpo", ranked_rows(10))).lists)
+    for counts in (plan.counts, plan.counts._replace(longest=5)):
+        assert counts.longest_of("plackett_luce") == longest > counts.longest_of("dpo") == counts.longest
+    plan.pairs.store()
+    again = make_plan([job_of(tmp_path, "dpo", ranked_rows(10))], tmp_path / "r", ("train",))
+    assert again.pairs.prepared is None and again.counts.own == plan.counts.own
+    assert describe(again)["lists"] == len(plan.pairs.prepared.lists)
 
 
 def test_runs_are_named_by_what_their_losses_train_on(setting, tmp_path, monkeypatch) -> None:
