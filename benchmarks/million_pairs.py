@@ -1,9 +1,9 @@
-"""How fast pairs become tokens, and in how much memory: rows of generated text are read, tokenised, split, stored, loaded and put
-in order for an epoch, in a process of their own.
+"""How fast pairs become tokens, and in how much memory: rows of generated text are read, tokenised, split, stored, loaded and
+put in order for an epoch, in a process of their own.
 
-    python benchmarks/million_pairs.py 1000000 --model SmolLM2_FOLDER --out benchmarks/results/million-pairs.json
+    python benchmarks/million_pairs.py 1000000 --model SmolLM2_FOLDER
 
-The text has about 100 tokens a response. The result of an earlier size stands beside the new one. See benchmarks/NOTES.md.
+The text has about 100 tokens a response. What was measured stands in benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ WORDS = (
     "the of and to in is that it was for on are with as his they be at one have this from or had by hot but some what there "
     "we can out other were all your when up use word how said an each she which do their time if will way about many then them "
     "would write like so these her long make thing see him two has look more day could go come did my sound no most number who"
-).split()  # noqa: SIM905 (a text to read)
+)
 
 
 def write_rows(file: Path, rows: int) -> None:
     """Preferences of random words, about 80 words a response and 20 a prompt; no two are alike."""
-    rng = random.Random(0)
+    rng, words = random.Random(0), WORDS.split()
     with file.open("w", encoding="utf-8") as stream:
         for i in range(rows):
-            chosen, rejected = (" ".join(rng.choices(WORDS, k=rng.randint(60, 130))) for _ in range(2))
-            prompt = f"{' '.join(rng.choices(WORDS, k=20))} {i}?"
+            chosen, rejected = (" ".join(rng.choices(words, k=rng.randint(60, 130))) for _ in range(2))
+            prompt = f"{' '.join(rng.choices(words, k=20))} {i}?"
             stream.write(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
 
 
@@ -74,7 +74,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=int)
     parser.add_argument("--model", required=True, help="a model's folder; only its tokenizer is read")
-    parser.add_argument("--out", type=Path, help="JSON file: rows → what was measured")
     parser.add_argument("--file", type=Path, help="the rows, in the process that measures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -86,9 +85,6 @@ def main() -> None:
         command = [sys.executable, __file__, str(options.rows), "--model", options.model, "--file", str(file)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     print(json.dumps(found, indent=1))
-    if options.out is not None:
-        known = json.loads(options.out.read_text()) if options.out.is_file() else {}
-        options.out.write_text(json.dumps({**known, str(options.rows): found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pobench.types import Item, TokenAnswer, TokenList, TokenPair
 
 T = TypeVar("T", bound=Item)
 BATCH = 1024  # rows that are written at once
+AT_HAND = 64  # batches of a loop whose pages stay in this process's memory
 
 _IDS, _NUMBERS = pa.list_(pa.int32()), pa.list_(pa.float64())
 SCHEMAS: dict[type[Any], pa.Schema] = {
@@ -133,10 +134,14 @@ class TokenRows(Sequence[T]):
         places = self._all_places
         numbers = np.searchsorted(self._stops, places, side="right")
         cuts = np.flatnonzero(np.diff(numbers)) + 1
-        for run, of_run in zip(np.split(places, cuts), np.split(numbers, cuts), strict=True):
+        for count, (run, of_run) in enumerate(
+            zip(np.split(places, cuts), np.split(numbers, cuts), strict=True), start=1
+        ):
             if len(run):
                 batch = self._batches[of_run[0]]
                 yield batch, run - int(self._stops[of_run[0]]) + len(batch)
+                if count % AT_HAND == 0:
+                    batch.let_go()
 
 
 class TokenWriter(Generic[T]):
@@ -174,10 +179,15 @@ class TokenWriter(Generic[T]):
 
 
 class _Batch:
-    """A record batch in a file. row: the fields of its row i."""
+    """A record batch in a memory map of a file. row: the fields of its row i."""
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self._batch = batch
+    def __init__(self, batch: pa.RecordBatch, mapped: mmap.mmap) -> None:
+        self._batch, self._mapped = batch, mapped
+
+    def let_go(self) -> None:
+        """Leave the map's pages to the system, which has them in its own memory while there is room."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def __len__(self) -> int:
         return int(self._batch.num_rows)
@@ -213,4 +223,4 @@ def _batches(stream: BinaryIO) -> list[_Batch]:
     """The batches of an Arrow file, in a memory map of it."""
     mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
-    return [_Batch(reader.get_batch(i)) for i in range(reader.num_record_batches)]
+    return [_Batch(reader.get_batch(i), mapped) for i in range(reader.num_record_batches)]

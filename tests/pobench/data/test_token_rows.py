@@ -36,6 +36,7 @@ ROWS = st.one_of(st.lists(PAIR, max_size=7), st.lists(ANSWER, max_size=7), st.li
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_rows, "BATCH", 3)
+    monkeypatch.setattr(token_rows, "AT_HAND", 2)
 
 
 @given(rows=ROWS, data=st.data())
