@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,7 @@ class Audit:
     ) -> Audit:
         """The audit of token pairs (lengths in tokens) or of preferences (lengths in characters). unknown: the id of the
         tokenizer's unknown token, if it has one. own: the lists or single answers of which they were made."""
-        as_text = isinstance((*items, *own, None)[0], Preference | Ranking | Labelled)
+        as_text = isinstance(next(chain(items, own), None), Preference | Ranking | Labelled)
         sides = {name: [getattr(item, name) for item in items] for name in ("chosen", "rejected")}
         if own:
             sides["every answer"] = [answer for item in own for answer in _answers(item)]
