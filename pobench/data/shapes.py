@@ -293,8 +293,9 @@ def recognise(
         answers = _labelled(drafts, notes, drop)
         drafts = _pair_up(drafts, notes)
     drafts = _with_two_answers(drafts, faults)
-    lists = _rankings(drafts, notes, drop)
-    made = pairs_of_lists(lists, pairs_from) if lists and pairs_from != "best_worst" else _unique(drafts, notes, drop)
+    as_pairs = pairs_from == "best_worst"
+    lists = _rankings(drafts, notes, drop, noted=not as_pairs)
+    made = _unique(drafts, notes, drop) if as_pairs or not lists else pairs_of_lists(lists, pairs_from)
     faults.sort(key=lambda fault: fault.row)
     about = (dict(notes), len(numbered), shape.name, source, dict(sorted(unread.items())))
     return Found(made, faults, *about, lists, answers, pairs_from)
@@ -496,8 +497,11 @@ def _labelled(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]], d
 REPEATED_ANSWER = "an answer left out of its list: it repeats another"
 
 
-def _rankings(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> list[Ranking]:
-    """The drafts' lists without duplicates (where `drop`). A list's id is that of the pair of its best and worst answer."""
+def _rankings(
+    drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]], drop: bool, *, noted: bool
+) -> list[Ranking]:
+    """The drafts' lists without duplicates (where `drop`), which are noted unless their pairs are. A list's id is that of the
+    pair of its best and worst answer."""
     kept = list[tuple[str, _Numbered, Listed]]()
     seen = set[str]()
     for numbered in drafts:
@@ -508,6 +512,8 @@ def _rankings(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]], d
         if len(listed.texts) < len(draft.listed.texts):
             notes[REPEATED_ANSWER].append(row)
         content = _digest((draft.prompt, sorted(zip(listed.texts, listed.ranks, strict=True))))
+        if content in seen and noted:
+            notes["duplicated row"].append(row)
         if not (drop and content in seen):
             kept.append((own or _digest(draft[:3])[:16], numbered, listed))
         seen.add(content)
