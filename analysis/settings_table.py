@@ -62,7 +62,8 @@ def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _items(run: pd.Series) -> str:
     """How many pairs it was trained on, or lists or answers, by their name."""
-    name = str(run.get("trained_on") or "").removeprefix("pairs").strip()
+    read = run.get("trained_on")
+    name = read.removeprefix("pairs").strip() if isinstance(read, str) else ""
     return f"{_number(run.get('pairs'))} {name}".strip()
 
 

@@ -285,7 +285,7 @@ def recognise(
     different: Iterable[_Numbered] = _with_two_answers(bare, faults)
     if any(numbered.draft.listed is not None for numbered in drafts):
         different = Spool.of(different)
-        lists = _rankings(different, notes, drop)
+        lists = _rankings(different, notes, drop, noted=pairs_from != "best_worst")
     if lists and pairs_from != "best_worst":
         pairs = Spool.of(pairs_of_lists(lists, pairs_from)).or_list()
     else:
@@ -568,8 +568,11 @@ def _labelled(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], d
 REPEATED_ANSWER = "an answer left out of its list: it repeats another"
 
 
-def _rankings(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> Sequence[Ranking]:
-    """The drafts' lists without duplicates (where `drop`). A list's id is that of the pair of its best and worst answer."""
+def _rankings(
+    drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool, *, noted: bool
+) -> Sequence[Ranking]:
+    """The drafts' lists without duplicates (where `drop`), which are noted unless their pairs are. A list's id is that of the
+    pair of its best and worst answer."""
     kept, seen = Spool[tuple[str, tuple[_Numbered, Listed]]](), set[bytes]()
     for numbered in drafts:
         row, own, draft = numbered
@@ -579,6 +582,8 @@ def _rankings(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], d
         if len(listed.texts) < len(draft.listed.texts):
             notes[REPEATED_ANSWER].append(row)
         content = _digest((draft.prompt, sorted(zip(listed.texts, listed.ranks, strict=True))))
+        if content in seen and noted:
+            notes["duplicated row"].append(row)
         if not (drop and content in seen):
             kept.append((own or _digest(draft[:3])[:8].hex(), (numbered, listed)))
         seen.add(content)

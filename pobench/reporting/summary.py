@@ -322,8 +322,9 @@ def facts(comparable: Comparable) -> str:
     if variants > trained["loss"].nunique():
         parts.append(f"{variants} variants of settings")
     parts.append(_count(trained["seed"].nunique(), "seed", "seeds"))
+    read = trained["trained_on"].fillna("").replace("", "pairs")
     for unit in ("pairs", "lists", "answers"):  # of pairs, also those that losses of lists or of answers read
-        of_unit = trained[trained["trained_on"].replace("", "pairs").str.startswith(unit)]
+        of_unit = trained[read.str.startswith(unit)]
         if counts := sorted({int(count) for count in of_unit["pairs"].dropna()}):
             few_many = dict.fromkeys((counts[0], counts[-1]))
             parts.append(f"{'–'.join(map(show_number, few_many))} training {unit}")

@@ -38,7 +38,15 @@ GREEK |= {"length_bias": "length bias"}
 
 
 _FIXED = ("lr", "epochs", "batch_size", "pairs", "length_bias", "reference")
-_FACTS = ("run", "setting", "loss", "title", "settings", *_FIXED)  # of a run, by which arms are formed and named
+_FACTS = (
+    "run",
+    "setting",
+    "loss",
+    "title",
+    "settings",
+    "trained_on",
+    *_FIXED,
+)  # of a run, by which arms are formed and named
 
 
 def arms_of(runs: pd.DataFrame) -> list[Arm]:
@@ -68,13 +76,21 @@ def _facts(runs: pd.DataFrame) -> list[dict[Any, Any]]:
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-ArmKey = tuple[str, ...]  # setting, loss, its settings (JSON), the values of _FIXED; of a start model its run too
+def _read_as(row: Mapping[Any, Any]) -> str:
+    """What a run was trained on, if not on pairs as pairs; "" otherwise."""
+    read = row.get("trained_on")
+    return read if isinstance(read, str) and read != "pairs" else ""
+
+
+# Setting, loss, its settings (JSON), the values of _FIXED, what was not read as pairs; of a start model its run too.
+ArmKey = tuple[str, ...]
 
 
 def _arm_key(row: dict[Any, Any]) -> ArmKey:
     """The key that runs of one arm share: setting, loss, its settings and fixed facts."""
     fixed = [_shown_or_empty(row.get(name)) for name in _FIXED]
     key = (str(row["setting"]), str(row["loss"]), json.dumps(settings_of(row), sort_keys=True), *fixed)
+    key = (*key, read) if (read := _read_as(row)) else key
     # only the run id tells two start models apart
     return (*key, str(row["run"])) if row["loss"] == "start" else key
 
@@ -82,7 +98,8 @@ def _arm_key(row: dict[Any, Any]) -> ArmKey:
 def _shown_facts(row: dict[Any, Any]) -> dict[str, str]:
     """The settings that the run was trained with, as text."""
     fixed = {name: show_setting(row.get(name)) for name in _FIXED if not pd.isna(row.get(name))}
-    return {**{name: show_setting(value) for name, value in settings_of(row).items()}, **fixed}
+    read = {"trained on": read} if (read := _read_as(row)) else {}
+    return {**{name: show_setting(value) for name, value in settings_of(row).items()}, **fixed, **read}
 
 
 def _differing(shown: Mapping[ArmKey, Mapping[str, str]]) -> dict[str, set[str]]:

@@ -159,8 +159,12 @@ def test_an_answer_that_cannot_be_read_or_repeats_another_leaves_its_list() -> N
 
 def test_lists_lose_the_prompt_that_most_answers_repeat_and_equal_lists_are_one() -> None:
     row = {"prompt": "Why?", "responses": ["Why? a", "Why? b", "Why? c"], "scores": [1, 2, 3]}
-    found = found_in(row, row, {**row, "id": "own"}, pairs_from="all")
-    assert [one.answers for one in found.lists] == [("a", "b", "c")] and len(found.preferences) == 3
+    for how, pairs in (("best_worst", 1), ("all", 3)):
+        found = found_in(row, row, {**row, "id": "own"}, pairs_from=how)
+        assert [one.answers for one in found.lists] == [("a", "b", "c")] and len(found.preferences) == pairs
+        assert found.notes["duplicated row"] == [2, 3]
+    kept = found_in(row, {**row, "id": "own"}, row, duplicates="keep")
+    assert [one.id for one in kept.lists] == [pair.id for pair in kept.preferences] and len(kept.lists) == 3
 
 
 # ---------------------------------------------------------------- rows that are single answers
