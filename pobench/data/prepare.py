@@ -5,6 +5,9 @@ This runs once per setting before any run folder exists, so bad data stops a com
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -220,11 +223,26 @@ def _read_all(job: Job, *, held_out: bool = True) -> tuple[list[Read], list[Read
     """What the sources of pairs give, and those of held-out pairs. Raises PobenchError that lists the faults of all."""
     faults, count = list[str](), len(job.data.parts)
     options = _options(job)[: None if held_out else count]
-    reads = [or_fault(faults, partial(_read, job, part, option)) for part, option in options]
+    with _room_for_rows():
+        reads = [or_fault(faults, partial(_read, job, part, option)) for part, option in options]
     if faults:
         raise PobenchError("\n".join(faults))
     whole = [read for read in reads if read is not None]
     return whole[:count], whole[count:]
+
+
+@contextlib.contextmanager
+def _room_for_rows() -> Iterator[None]:
+    """A PobenchError with a remedy where the disk with the temporary files is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise PobenchError(
+            f"the disk is full: {tempfile.gettempdir()!r}, where rows lie while they are read; make room there, or set TMPDIR to "
+            "a folder that has it"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -89,6 +90,15 @@ def test_every_source_that_cannot_be_had_is_named_before_anything_is_read(settin
     assert [next(n for n in named if n in line) for line in lines] == named
     assert [len(source_faults(job, stages)) for stages in (("sft",), ("train",), ("train", "answers"))] == [2, 3, 4]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_for_temporary_files_has_a_remedy(setting, tmp_path, monkeypatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(PobenchError, match="the disk is full: .*set TMPDIR"):
+        prepare(resolve(str(tmp_path / "small.yaml"), "simpo")[0])
 
 
 def test_prompts_that_the_tokenizer_does_not_know_stop_a_plan(setting, tmp_path) -> None:
