@@ -240,8 +240,8 @@ def _room_for_rows() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise PobenchError(
-            f"the disk is full: {tempfile.gettempdir()!r}, where rows lie while they are read; make room there, or set TMPDIR to "
-            "a folder that has it"
+            f"the disk is full: {tempfile.gettempdir()!r}, where rows lie while they are read; make room there, or set TMPDIR "
+            "to a folder that has it"
         ) from error
 
 

@@ -97,7 +97,7 @@ def test_a_full_disk_for_temporary_files_has_a_remedy(setting, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(PobenchError, match="the disk is full: .*set TMPDIR"):
+    with pytest.raises(PobenchError, match=r"the disk is full: .*set TMPDIR"):
         prepare(resolve(str(tmp_path / "small.yaml"), "simpo")[0])
 
 
