@@ -282,6 +282,7 @@ _HELDOUT = Frame(
             "chosen_score", "float", "", "the data's rating of the chosen answer; nan unless the run's loss asks for it"
         ),
         Column("rejected_score", "float", "", "the data's rating of the rejected answer, likewise"),
+        Column("source", "text", "", "the name of the pair's data set; missing where there is one (`data.sources`)"),
     ),
 )
 

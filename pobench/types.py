@@ -388,7 +388,8 @@ class TokenPair(NamedTuple):
     """One preference pair as token ids: two responses to the same prompt.
 
     id: the row's id in all files. prompt, chosen, rejected: token ids, none empty; responses end with the end-of-turn
-    token. scores: the data's ratings of chosen and rejected, on its own scale; None where it has none.
+    token. scores: the data's ratings of chosen and rejected, on its own scale; None where it has none. source: the name of the
+    data set that it comes from, where there are several; else "".
     """
 
     id: str
@@ -396,6 +397,7 @@ class TokenPair(NamedTuple):
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     scores: tuple[float, float] | None = None
+    source: str = ""
 
     @property
     def sequences(self) -> tuple[tuple[int, ...], ...]:

@@ -47,7 +47,10 @@ def _job(setting: str, data: str | None, model: str | None, sets: list[str] | No
 
 @app.command()
 def audit(
-    file: Annotated[str, typer.Argument(help="A file, folder, pattern, `builtin:…` or hub name.")],
+    file: Annotated[
+        str | None,
+        typer.Argument(help="A file, folder, pattern, `builtin:…` or hub name; default: the setting's own data."),
+    ] = None,
     setting: SettingName = "smollm2",
     model: ModelName = None,
     characters: Annotated[
@@ -59,13 +62,17 @@ def audit(
     """Count and list what is wrong with preference data. Nothing is trained or written."""
     from pobench.cli.show_pairs import render_audit
     from pobench.data.audit import Audit
-    from pobench.data.prepare import read_pairs, read_preferences
+    from pobench.data.prepare import read_preferences, read_sources
 
     job = _job(setting, file, model, [*(sets or []), "data.on_bad_row=drop"])
-    if characters:
-        out.print(render_audit(Audit.of_file(read_preferences(job))))
-    else:
-        out.print(render_audit(read_pairs(job)[1]))
+    audits = (
+        map(Audit.of_file, read_preferences(job)) if characters else (read.items.audit for read in read_sources(job))
+    )
+    for part, audit in zip(job.data.parts, audits, strict=True):
+        if part.name:
+            weight = "" if part.weight is None else f", weight {part.weight:g}"
+            out.print(f"{part.name}{weight}:", highlight=False, markup=False)
+        out.print(render_audit(audit))
 
 
 @app.command()
@@ -86,13 +93,14 @@ def convert(
     from pobench.files import write_text
 
     job = _job(setting, file, None, sets)
-    loaded = read_preferences(job)
+    (loaded,) = read_preferences(job)
     if job.data.on_bad_row == "stop":
         refuse(loaded.faults, source=loaded.source, rows=loaded.rows)
     if not (loaded.preferences or loaded.answers):
         raise PobenchError(f"{Audit.of_file(loaded).text()}\nno pair is left; {str(to)!r} is not written")
     unit = unit or ("pairs" if loaded.preferences else "answers")
-    rows = of_unit(loaded.source, {"pairs": loaded.preferences, "lists": loaded.lists, "answers": loaded.answers}, unit)
+    there: dict[Units, Any] = {"pairs": loaded.preferences, "lists": loaded.lists, "answers": loaded.answers}
+    rows = of_unit(loaded.source, there, unit)
     if to.is_dir() or not to.parent.is_dir():
         raise PobenchError(
             f"--out {str(to)!r}: {'a folder; name a file' if to.is_dir() else 'its folder does not exist'}"
@@ -137,7 +145,7 @@ def inspect(
     With --rehearse: check that each shipped setting trains on the prompt tokens that generation asks with.
     """
     from pobench.cli.show_pairs import render_inspection
-    from pobench.data.prepare import inspect_items, read_unit
+    from pobench.data.prepare import inspect_items, read_sources
 
     sets = [*(sets or []), "data.on_bad_row=drop"]
     if rehearse:
@@ -145,8 +153,10 @@ def inspect(
     elif as_json:
         _print_rows([row.row() for row in inspect_items(_job(setting or "smollm2", file, model, sets), rows, unit)])
     else:
-        items, chat = read_unit(_job(setting or "smollm2", file, model, sets), unit)
-        out.print(render_inspection(items, chat, rows=rows or 3, ids=ids))
+        for read in read_sources(_job(setting or "smollm2", file, model, sets)):
+            if read.name:
+                out.print(f"{read.name}:", highlight=False, markup=False)
+            out.print(render_inspection(read.of_unit(unit), read.chat, rows=rows or 3, ids=ids))
 
 
 def _inspect_rehearsed(

@@ -228,7 +228,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
     own = {"lists": "lists", "answers": "single answers"}
     pairs += "".join(f"; {plan[unit]} {name}" for unit, name in own.items() if unit in plan)
     out.print(
-        f"[bold]{plan['setting']}[/]  {escape(plan['model']['source'])}  ←  {escape(plan['data']['source'])}  ({pairs})",
+        f"[bold]{plan['setting']}[/]  {escape(plan['model']['source'])}  ←  {escape(_source(plan['data']))}  ({pairs})",
         highlight=False,
     )
     met = [job for job in plan["jobs"] if job["kind"] == "pair"]
@@ -246,6 +246,13 @@ def _print_plan(plan: dict[str, Any]) -> None:
     for note in plan["notes"]:
         out.print(f"\n{escape(note)}", highlight=False)
     print_cost(plan, "\n")
+
+
+def _source(data: dict[str, Any]) -> str:
+    """The source of a plan's data; of several each with its weight and its place."""
+    weights = ("" if part["weight"] is None else f" {part['weight']:g}" for part in data["sources"])
+    shown = (f"{part['name']}{w}: {part['source']}" for part, w in zip(data["sources"], weights, strict=True))
+    return " + ".join(shown) or str(data["source"])
 
 
 def _scores(runs: Path, outcomes: list[Any]) -> dict[str, Any]:

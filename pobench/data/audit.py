@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pobench.data.rows import Fault, Found, Labelled, Preference, Ranking, RowNumber
+from pobench.data.spool import Mapped
+from pobench.data.token_rows import TokenRows
 from pobench.errors import PobenchError
 from pobench.settings.schema import PairsFrom
 from pobench.types import TokenAnswer, TokenList, TokenPair
@@ -25,8 +30,10 @@ def unknown_shares(parts: Mapping[str, Iterable[Sequence[int]]], unknown: int | 
     """Part → the share in [0, 1] of its tokens that are `unknown`. {} where the tokenizer has no such token (None)."""
     shares = {}
     for name, sequences in parts.items() if unknown is not None else ():
-        counts = [(ids.count(unknown), len(ids)) for ids in sequences]
-        shares[name] = sum(n for n, _ in counts) / max(1, sum(n for _, n in counts))
+        found = total = 0
+        for ids in sequences:
+            found, total = found + ids.count(unknown), total + len(ids)
+        shares[name] = found / max(1, total)
     return shares
 
 
@@ -72,7 +79,7 @@ def told_of(items: Sequence[Any], how: PairsFrom, pairs: int | None = None) -> l
         return [f"{len(items)} lists of {size} answers{ties}{made}"]
     labels = Counter(item.label for item in items)
     made = "" if pairs is None else f"; {pairs} pairs made of them, where a prompt has both"
-    prompts = len({item.prompt for item in items})
+    prompts = len({hashlib.sha256(repr(item.prompt).encode("utf-8", "surrogatepass")).digest() for item in items})
     return [
         f"{len(items)} single answers to {prompts} prompts, {labels[True]} desirable, {labels[False]} undesirable{made}",
         balance(labels[True], labels[False]),
@@ -84,6 +91,15 @@ def _answers(item: Any) -> Sequence[Any]:
     if isinstance(item, Ranking):
         return item.answers
     return (item.answer,) if isinstance(item, Labelled) else item.responses
+
+
+def _lengths(name: str, rows: Sequence[Any], as_text: bool) -> np.ndarray:
+    """(rows,) the length of a field of every row; of a prompt as text that of all its messages."""
+    if isinstance(rows, TokenRows):
+        return rows.lengths(name)
+    if as_text and name == "prompt":
+        return np.array([sum(len(message.content) for message in row.prompt) for row in rows], dtype=np.int64)
+    return np.array([len(getattr(row, name)) for row in rows], dtype=np.int64)
 
 
 def balance(desirable: int, undesirable: int) -> str:
@@ -145,17 +161,15 @@ class Audit:
     ) -> Audit:
         """The audit of token pairs (lengths in tokens) or of preferences (lengths in characters). unknown: the id of the
         tokenizer's unknown token, if it has one. own: the lists or single answers of which they were made."""
-        as_text = isinstance((*items, *own, None)[0], Preference | Ranking | Labelled)
-        sides = {name: [getattr(item, name) for item in items] for name in ("chosen", "rejected")}
+        as_text = isinstance(next(chain(items, own), None), Preference | Ranking | Labelled)
+        parts: dict[str, Sequence[Any]] = {"prompt": own or items, "chosen": items, "rejected": items}
+        lengths = {name: _lengths(name, rows, as_text) for name, rows in parts.items()}
+        sequences: dict[str, Iterable[Any]] = {n: Mapped(attrgetter(n), rows) for n, rows in parts.items()}
         if own:
-            sides["every answer"] = [answer for item in own for answer in _answers(item)]
-        rows: Sequence[Any] = own or items
-        asked = [sum(len(m.content) for m in row.prompt) if as_text else len(row.prompt) for row in rows]
-        lengths = {"prompt": np.array(asked, dtype=np.int64)}
-        lengths |= {name: np.array([len(one) for one in side], dtype=np.int64) for name, side in sides.items()}
+            lengths["every answer"] = np.fromiter((len(one) for item in own for one in _answers(item)), np.int64)
+            sequences["every answer"] = (one for item in own for one in _answers(item))
         unit = "characters" if as_text else "tokens"
-        parts = {} if as_text else {"prompt": [row.prompt for row in rows], **sides}
-        shares = unknown_shares(parts, unknown)
+        shares = {} if as_text else unknown_shares(sequences, unknown)
         beside = tuple(told_of(own, loaded.pairs_from, len(items)))
         about = (loaded.source, loaded.shape, shares, loaded.unread, beside)
         return cls(loaded.rows, len(items), faults, notes, lengths, unit, *about)

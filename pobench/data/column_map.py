@@ -150,16 +150,29 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str | Sequence[str
     return left | new
 
 
-def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | Sequence[str]], source: str) -> None:
-    """Raises PobenchError for a name in `columns` that no row has."""
-    for target, names in columns.items():
-        for name in [names] if isinstance(names, str) else names:
-            if rows and all(_look(row, name) is _ABSENT for row in rows):
-                known = dict.fromkeys(key for row in rows[:100] for key in row)
-                raise PobenchError(
-                    f"{source}: data.columns.{target} names {name!r}, which no row has{nearest(name, known)} "
-                    f"Columns: {', '.join(map(repr, known))}"
-                )
+class ColumnCheck:
+    """Looks for the names in `columns`, row by row."""
+
+    def __init__(self, columns: Mapping[str, str | Sequence[str]]) -> None:
+        named = {target: [names] if isinstance(names, str) else list(names) for target, names in columns.items()}
+        self._missing = {(target, name): None for target, names in named.items() for name in names}
+        self._known: dict[str, None] = {}  # columns of the first rows
+        self._rows = 0
+
+    def see(self, row: Mapping[str, Any]) -> None:
+        for target, name in [pair for pair in self._missing if _look(row, pair[1]) is not _ABSENT]:
+            del self._missing[target, name]
+        if self._rows < 100:
+            self._known |= dict.fromkeys(row)
+        self._rows += 1
+
+    def refuse(self, source: str) -> None:
+        """Raises PobenchError for a name that no row has had."""
+        for target, name in self._missing if self._rows else ():
+            raise PobenchError(
+                f"{source}: data.columns.{target} names {name!r}, which no row has{nearest(name, self._known)} "
+                f"Columns: {', '.join(map(repr, self._known))}"
+            )
 
 
 def look(row: Mapping[str, Any], name: str) -> Any:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
-from typing import Any, NamedTuple, Protocol, TypeVar
+from itertools import chain, cycle, islice
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 
 from pobench.data.rows import Message, Preference
+from pobench.data.token_rows import TokenRows
 from pobench.errors import PobenchError
 from pobench.types import Item, TokenAnswer, TokenList, TokenPair, Unit
 
@@ -30,6 +30,7 @@ class WithId(Protocol):
 
 
 Sampled = TypeVar("Sampled", bound=WithId)
+Row = TypeVar("Row", TokenPair, TokenList, TokenAnswer)
 
 
 def split_by_prompt(
@@ -41,52 +42,70 @@ def split_by_prompt(
     the prompts is held out, and each side has at least one prompt. key: item -> its prompt's `text_key`.
     Raises PobenchError if the fraction is outside (0, 1) or all items share one prompt.
     """
-    keys = [key(item) for item in items]
-    held = held_out_by(keys, fraction, seed)
-    training = [item for item, of_item in zip(items, keys, strict=True) if not held(of_item)]
-    return training, [item for item, of_item in zip(items, keys, strict=True) if held(of_item)]
+    places = np.array([place_of(key(item), seed) for item in items])
+    held = places < split_border(places, fraction)
+    training = [item for item, out in zip(items, held, strict=True) if not out]
+    return training, [item for item, out in zip(items, held, strict=True) if out]
 
 
-def held_out_by(keys: Sequence[str], fraction: float, seed: int) -> Callable[[str], bool]:
-    """Whether the prompt with a key is held out, see `split_by_prompt`. keys: of the items, among whose prompts each side has
-    at least one."""
+def place_of(prompt: str, seed: int) -> float:
+    """The place in [0, 1) that decides on which side of the split a prompt stands. prompt: its `text_key`."""
+    return _uniform("split", seed, prompt)
+
+
+def split_border(places: np.ndarray, fraction: float) -> float:
+    """Prompts at places below it are held out, see `split_by_prompt`.
+
+    places: (items,) of their prompts, among which each side has at least one.
+    """
     if not 0 < fraction < 1:
         raise PobenchError(f"the held-out share is {fraction}; a share between 0 and 1 is needed")
-    places = {_uniform("split", seed, key) for key in keys}
-    if len(places) < 2:
-        raise PobenchError(f"{len(keys)} pairs with {len(places)} prompt cannot be split by prompt")
-    border = min(max(fraction, math.nextafter(min(places), 1)), max(places))
-    return lambda key: _uniform("split", seed, key) < border
+    if (prompts := len(np.unique(places))) < 2:
+        raise PobenchError(f"{len(places)} pairs with {prompts} prompt cannot be split by prompt")
+    return min(max(fraction, math.nextafter(float(places.min()), 1)), float(places.max()))
 
 
-def subset(items: Sequence[Sampled], most: int | None, seed: int = 0) -> list[Sampled]:
+@overload
+def subset(items: TokenRows[Row], most: int | None, seed: int = 0) -> TokenRows[Row]: ...
+@overload
+def subset(items: Sequence[Sampled], most: int | None, seed: int = 0) -> Sequence[Sampled]: ...
+def subset(items: Any, most: int | None, seed: int = 0) -> Any:
     """`most` items chosen by a hash of id and seed, in their old order. A smaller subset is part of a larger one."""
     if most is None or most >= len(items):
-        return list(items)
-    ranks = sorted(range(len(items)), key=lambda i: _hash("subset", seed, items[i].id))
-    return [items[i] for i in sorted(ranks[:most])]
+        return items
+    places = np.sort(ranks("subset", seed, ids=ids_of(items))[:most])
+    return items.take(places) if isinstance(items, TokenRows) else [items[i] for i in places.tolist()]
 
 
-def bias_labels(items: Sequence[TwoAnswers], share: float, seed: int) -> list[TwoAnswers]:
-    """Make the longer answer the chosen one in a seeded random `share` of the items, whatever the label.
+def biased(item: TwoAnswers, share: float, seed: int) -> TwoAnswers:
+    """The item with the longer answer as the chosen one, whatever the label, if it is in a seeded random `share` of the items.
 
-    Length in characters for preferences, in tokens for token pairs. Raises PobenchError if share is outside [0, 1].
+    Length in characters for preferences, in tokens for token pairs.
+    """
+    if not decided_by_length(item.id, share, seed) or len(item.chosen) >= len(item.rejected):
+        return item
+    scores = None if item.scores is None else item.scores[::-1]
+    return item._replace(chosen=item.rejected, rejected=item.chosen, scores=scores)  # type: ignore[return-value]
+
+
+def decided_by_length(id: str, share: float, seed: int) -> bool:
+    """Whether an item is in the seeded random `share` whose labels follow length. A larger share contains a smaller one.
+
+    id: the item's. Raises PobenchError if share is outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise PobenchError(f"data.length_bias is {share}; a share in [0, 1] is needed")
-
-    def biased(item: TwoAnswers) -> TwoAnswers:
-        if not decided_by_length(item, share, seed) or len(item.chosen) >= len(item.rejected):
-            return item
-        scores = None if item.scores is None else item.scores[::-1]
-        return item._replace(chosen=item.rejected, rejected=item.chosen, scores=scores)  # type: ignore[return-value]
-
-    return [biased(item) for item in items]
+    return _uniform("length bias", seed, id) < share
 
 
-def decided_by_length(item: Preference | TokenPair, share: float, seed: int) -> bool:
-    """Whether the item is in the seeded random `share` whose labels follow length. A larger share contains a smaller one."""
-    return _uniform("length bias", seed, item.id) < share
+def ids_of(items: Sequence[WithId]) -> Iterator[str]:
+    """The items' ids; of stored ones without their tokens."""
+    return items.ids if isinstance(items, TokenRows) else (item.id for item in items)
+
+
+def ranks(*parts: object, ids: Iterable[str]) -> np.ndarray:
+    """(items,) places of the items, sorted by the hash of the parts and of each item's id; equal ids stay in order."""
+    return np.argsort(_digests(_hashed(*parts, id) for id in ids), kind="stable")
 
 
 @dataclass(frozen=True)
@@ -103,11 +122,12 @@ def data_order(items: Sequence[Item], seed: int, epochs: int) -> Order:
 
     By hash, not by a random generator: the same on every machine and version of numpy.
     """
-    digest, orders = hashlib.sha256(), []
+    digest, orders, ids = hashlib.sha256(), [], list(ids_of(items))
     for epoch in range(epochs):
-        ranks = sorted(range(len(items)), key=lambda i: (_hash("order", seed, epoch, items[i].id), i))
-        orders.append(np.array(ranks, dtype=np.int64))
-        digest.update("\n".join([f"epoch {epoch}", *(items[i].id for i in ranks), ""]).encode())
+        orders.append(ranks("order", seed, epoch, ids=ids))
+        digest.update(f"epoch {epoch}\n".encode())
+        for i in orders[-1].tolist():
+            digest.update(f"{ids[i]}\n".encode())
     return Order(orders, digest.hexdigest())
 
 
@@ -128,7 +148,7 @@ def data_digest(items: Iterable[Item]) -> str:
 def items_digest(items: Sequence[Item]) -> str:
     """Hex sha256 of what `data_digest` reads and of the row ids, in order. Row ids count because they decide the training
     order."""
-    return _hash(data_digest(items), *(item.id for item in items))
+    return _joined(chain([data_digest(items)], ids_of(items)))
 
 
 def unit_of(items: Sequence[Item]) -> Unit:
@@ -147,9 +167,18 @@ class Ratings(NamedTuple):
 
     @classmethod
     def of(cls, items: Sequence[Item]) -> Ratings:
-        scores = [item.score if isinstance(item, TokenAnswer) else item.scores for item in items]
-        missing = [item.id for item, given in zip(items, scores, strict=True) if given is None]
-        return cls(_hash(*scores), len(missing), tuple(missing[:8]))
+        missing, first = 0, list[str]()
+
+        def scores() -> Iterator[str]:
+            nonlocal missing
+            for item in items:
+                given = item.score if isinstance(item, TokenAnswer) else item.scores
+                if given is None:
+                    missing += 1
+                    first.extend([item.id] if missing <= 8 else [])
+                yield str(given)
+
+        return cls(_joined(scores()), missing, tuple(first))
 
 
 def mismatch(items: Sequence[Item]) -> list[int]:
@@ -158,20 +187,23 @@ def mismatch(items: Sequence[Item]) -> list[int]:
     The data alone decides the partners, so one reference pass serves all seeds. Every item is a partner exactly once, unless
     more than half of the items share one prompt. Raises PobenchError if all items share one prompt.
     """
-    keys = [(_hash("mismatch", _ids_digest(item.prompt)), _hash(data_digest([item]), item.id)) for item in items]
-    order = sorted(range(len(items)), key=keys.__getitem__)  # items with one prompt are adjacent
-    sizes = Counter(prompt for prompt, _ in keys)
-    if len(sizes) < 2:
+    prompts = _digests(_hashed("mismatch", ids_digest(item.prompt)) for item in items)
+    contents = _digests(_hashed(data_digest([item]), item.id) for item in items)
+    order = np.lexsort((contents, prompts))  # items with one prompt are adjacent
+    distinct, prompt_of, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
+    if len(distinct) < 2:
         raise PobenchError(
             f"{len(items)} {unit_of(items)} share one prompt; mismatched pairs (KTO) need at least two prompts"
         )
-    (common, largest), *_ = sizes.most_common(1)
+    common, largest = int(sizes.argmax()), int(sizes.max())
+    partner_of = np.empty(len(items), dtype=np.int64)
     if 2 * largest <= len(items):  # a shift by the size of the largest group always leads to another group
-        partner_of = dict(zip(order, order[largest:] + order[:largest], strict=True))
+        partner_of[order] = np.roll(order, -largest)
     else:
-        crowd, others = ([i for i in order if (keys[i][0] == common) is inside] for inside in (True, False))
-        partner_of = dict(zip(crowd, cycle(others), strict=False)) | dict(zip(others, crowd, strict=False))
-    return [partner_of[i] for i in range(len(items))]
+        crowd, others = (order[(prompt_of[order] == common) == inside] for inside in (True, False))
+        partner_of[crowd] = list(islice(cycle(others.tolist()), len(crowd)))
+        partner_of[others] = crowd[: len(others)]
+    return partner_of.tolist()  # type: ignore[no-any-return]
 
 
 def text_key(prompt: Iterable[Message]) -> str:
@@ -179,14 +211,28 @@ def text_key(prompt: Iterable[Message]) -> str:
     return json.dumps([(m.role, " ".join(m.content.casefold().split())) for m in prompt])
 
 
-def _ids_digest(ids: Sequence[int]) -> str:
+def ids_digest(ids: Sequence[int]) -> str:
+    """Hex sha256 of token ids."""
     return hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).hexdigest()
 
 
-def _hash(*parts: object) -> str:
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).hexdigest()
+def _hashed(*parts: object) -> bytes:
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
+
+
+def _joined(parts: Iterable[str]) -> str:
+    """Hex sha256 of texts with a separator between them."""
+    digest = hashlib.sha256()
+    for i, part in enumerate(parts):
+        digest.update((("\x1f" if i else "") + part).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _digests(digests: Iterable[bytes]) -> np.ndarray:
+    """(n,) digests of 32 bytes, which sort as their hex digits do."""
+    return np.frombuffer(b"".join(digests), dtype="S32")
 
 
 def _uniform(*parts: object) -> float:
     """A number in [0, 1) from a hash of the parts."""
-    return int(_hash(*parts)[:13], 16) / 16**13
+    return int(_hashed(*parts).hex()[:13], 16) / 16**13

@@ -6,18 +6,18 @@ The folder appears whole. `data.json` holds the causes, the digests of the items
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from pobench.data.capacity import Extent
-from pobench.data.order import Ratings, items_digest
+from pobench.data.order import Ratings, ids_digest, items_digest
 from pobench.data.prepare import Prepared
-from pobench.files import MarkedFolder, checked_bytes, digests_of, whole
+from pobench.data.token_rows import T, TokenRows
+from pobench.files import MarkedFolder, digests_of, refuse_corrupt, whole
 from pobench.types import Group, Item, TokenAnswer, TokenList, TokenPair
 
 PAIRS = ("train", "heldout")
@@ -27,7 +27,7 @@ SEQUENCES = ("prompt", "chosen", "rejected")
 class PairsFolder(MarkedFolder):
     """A folder with training pairs, held-out pairs, the lists or answers that the data have, their audit and their digests.
 
-    Its parts are `train` and `heldout`, and `lists` or `answers` where there are any; each is a Parquet file.
+    Its parts are `train` and `heldout`, and `lists` or `answers` where there are any; each is an Arrow file (`TokenRows`).
     about: causes, digests (part → hex sha256), pairs (part → count), ratings (part → `Ratings`), prompts (of the training
     pairs), tokens (mean of a training pair), extent (largest token id and most tokens of a sequence), summary, files, and
     own (`Own`) where there are lists or answers.
@@ -41,14 +41,14 @@ class PairsFolder(MarkedFolder):
         with whole(self.path) as partial:
             partial.mkdir(parents=True)
             for name, items in parts.items():
-                frame(items).to_parquet(partial / f"{name}.parquet", index=False)
+                items.write(partial / f"{name}.arrow")
             (partial / "audit.json").write_text(prepared.audit.to_json(orient="records", indent=1))
             about = {
                 "causes": dict(causes),
                 "digests": {name: items_digest(items) for name, items in parts.items()},
                 "pairs": {name: len(items) for name, items in parts.items()},
                 "ratings": {name: Ratings.of(items) for name, items in parts.items()},
-                "prompts": len({pair.prompt for pair in prepared.train}),
+                "prompts": distinct_prompts(prepared.train),
                 "tokens": mean_tokens(prepared.train),
                 "extent": Extent.of(prepared.groups),
                 "summary": prepared.summary,
@@ -66,19 +66,20 @@ class PairsFolder(MarkedFolder):
     def load(self) -> Prepared:
         """The stored items. Raises CorruptError if the bytes of a file are not those that were written."""
         about = self.about
-        data = {name: checked_bytes(self.path / name, digest) for name, digest in about["files"].items()}
+        refuse_corrupt(self.path, about["files"])
 
-        def part(name: str) -> pd.DataFrame | None:
-            return pd.read_parquet(io.BytesIO(data[f"{name}.parquet"])) if f"{name}.parquet" in data else None
+        def part(kind: type[T], name: str) -> TokenRows[T]:
+            file = f"{name}.arrow"
+            return TokenRows.read(kind, self.path / file) if file in about["files"] else TokenRows(kind)
 
-        train, heldout = (_pairs(part(name)) for name in PAIRS)
-        audit = pd.DataFrame(json.loads(data["audit.json"]))
-        return Prepared(train, heldout, audit, about["summary"], _lists(part("lists")), _answers(part("answers")))
+        train, heldout = (part(TokenPair, name) for name in PAIRS)
+        audit = pd.DataFrame(json.loads((self.path / "audit.json").read_bytes()))
+        return Prepared(train, heldout, audit, about["summary"], part(TokenList, "lists"), part(TokenAnswer, "answers"))
 
 
-def parts_of(prepared: Prepared) -> dict[str, Sequence[Item]]:
+def parts_of(prepared: Prepared) -> dict[str, TokenRows[Any]]:
     """The parts of a folder by name: both lists of pairs, and lists and answers where the data have any."""
-    own: dict[str, Sequence[Item]] = {"lists": prepared.lists, "answers": prepared.answers}
+    own: dict[str, TokenRows[Any]] = {"lists": prepared.lists, "answers": prepared.answers}
     return {"train": prepared.train, "heldout": prepared.heldout, **{k: items for k, items in own.items() if items}}
 
 
@@ -93,7 +94,7 @@ class Own(NamedTuple):
     @classmethod
     def of(cls, items: Sequence[Item]) -> Own:
         longest = max(Group.of(item).tokens for item in items)
-        return cls(len(items), len({item.prompt for item in items}), mean_tokens(items), longest)
+        return cls(len(items), distinct_prompts(items), mean_tokens(items), longest)
 
 
 def own_of(prepared: Prepared) -> dict[str, Own]:
@@ -106,55 +107,11 @@ def mean_tokens(items: Sequence[Item]) -> float:
     return sum(Group.of(item).tokens for item in items) / max(1, len(items))
 
 
-def frame(items: Sequence[Item]) -> pd.DataFrame:
-    """One row per item: its id, its token ids, the ranks of a list, the label of an answer, and scores where any item has
-    some."""
-    rows = pd.DataFrame([_row(item) for item in items], columns=None if items else ["id", *SEQUENCES])
-    name = "score" if items and isinstance(items[0], TokenAnswer) else "scores"
-    scores = [getattr(item, name) for item in items]
-    if any(given is not None for given in scores):
-        rows[name] = [list(given) if isinstance(given, tuple) else given for given in scores]
-    return rows
+def tokens_of(pairs: TokenRows[TokenPair]) -> np.ndarray:
+    """(pairs,) tokens of each pair: prompt and both responses."""
+    return sum((pairs.lengths(name) for name in SEQUENCES), start=np.zeros(len(pairs), np.int64))
 
 
-def _row(item: Item) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": item.id, "prompt": list(item.prompt)}
-    if isinstance(item, TokenPair):
-        return {**row, "chosen": list(item.chosen), "rejected": list(item.rejected)}
-    if isinstance(item, TokenList):
-        return {**row, "responses": list(map(list, item.responses)), "ranks": list(item.ranks)}
-    return {**row, "response": list(item.response), "label": item.label}
-
-
-def _pairs(frame: pd.DataFrame | None) -> list[TokenPair]:
-    if frame is None:
-        return []
-    columns = [[_ids(ids) for ids in frame[name]] for name in SEQUENCES]
-    scores = [None if both is None else (float(both[0]), float(both[1])) for both in _given(frame, "scores")]
-    return [TokenPair(*row) for row in zip(frame["id"], *columns, scores, strict=True)]
-
-
-def _lists(frame: pd.DataFrame | None) -> list[TokenList]:
-    if frame is None:
-        return []
-    prompts, ranks = ([_ids(ids) for ids in frame[name]] for name in ("prompt", "ranks"))
-    responses = [tuple(map(_ids, of_list)) for of_list in frame["responses"]]
-    scores = [None if given is None else tuple(map(float, given)) for given in _given(frame, "scores")]
-    return [TokenList(*row) for row in zip(frame["id"], prompts, responses, ranks, scores, strict=True)]
-
-
-def _answers(frame: pd.DataFrame | None) -> list[TokenAnswer]:
-    if frame is None:
-        return []
-    prompts, responses = ([_ids(ids) for ids in frame[name]] for name in ("prompt", "response"))
-    scores = [None if score is None or score != score else float(score) for score in _given(frame, "score")]
-    labels = map(bool, frame["label"])
-    return [TokenAnswer(*row) for row in zip(frame["id"], prompts, responses, labels, scores, strict=True)]
-
-
-def _ids(ids: Any) -> tuple[int, ...]:
-    return tuple(np.asarray(ids).tolist())
-
-
-def _given(frame: pd.DataFrame, name: str) -> Sequence[Any]:
-    return frame[name].tolist() if name in frame else [None] * len(frame)
+def distinct_prompts(items: Iterable[Item]) -> int:
+    """How many prompts the items have."""
+    return len({ids_digest(item.prompt) for item in items})

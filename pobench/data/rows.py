@@ -10,16 +10,18 @@ A bad row raises nothing: it becomes a `Fault`, and `refuse` lists all faults in
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pobench.errors import PobenchError
 from pobench.row_files import ENDINGS, RowFiles, kind_of
@@ -128,6 +130,9 @@ class RowNumber(int):
         number.file, number.row = file, row
         return number
 
+    def __getnewargs__(self) -> tuple[int, str, int]:  # type: ignore[override]
+        return int(self) - self.row, self.file, self.row
+
     def __str__(self) -> str:
         return f"{self.file}:{self.row}"
 
@@ -183,15 +188,15 @@ class Found:
     preferences are made of them as `pairs_from` says. answers: where its rows label one answer each; preferences are those of
     them that meet at a prompt."""
 
-    preferences: list[Preference]
+    preferences: Sequence[Preference]
     faults: list[Fault] = field(default_factory=list)
     notes: dict[str, list[int]] = field(default_factory=dict)
     rows: int = 0
     shape: str = ""
     source: str = "rows"
     unread: dict[str, int] = field(default_factory=dict)
-    lists: list[Ranking] = field(default_factory=list)
-    answers: list[Labelled] = field(default_factory=list)
+    lists: Sequence[Ranking] = ()
+    answers: Sequence[Labelled] = ()
     pairs_from: PairsFrom = "best_worst"
 
 
@@ -199,6 +204,7 @@ class Found:
 Row = tuple[int, "dict[str, Any] | Fault"]
 
 _JSON_LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
+_AT_ONCE = 1024  # rows of a table
 
 
 def read_rows(source: RowFiles | Path | str) -> list[Row]:
@@ -207,55 +213,80 @@ def read_rows(source: RowFiles | Path | str) -> list[Row]:
     A line that is not JSON or not UTF-8 becomes a Fault. CSV cells may hold messages and lists as JSON.
     Raises PobenchError if a file is absent, has another ending, or cannot be read at all.
     """
-    files = source if isinstance(source, RowFiles) else RowFiles("", (Path(source),))
-    if len(files.paths) == 1:
-        return _rows_of(files.paths[0])
-    rows, before = list[Row](), 0
-    for path in files.paths:
-        for row_number, row in _rows_of(path):
-            number = RowNumber(before, files.label(path), row_number)
-            rows.append((number, row._replace(row=number) if isinstance(row, Fault) else row))
-        before = int(rows[-1][0]) if rows else 0
-    return rows
+    return list(RowStream(source))
 
 
-def _rows_of(path: Path) -> list[Row]:
+class RowStream:
+    """The same rows, read anew by every loop. Only JSON that is no JSON lines, and UTF-16, is held as a whole."""
+
+    def __init__(self, source: RowFiles | Path | str) -> None:
+        self._files = source if isinstance(source, RowFiles) else RowFiles("", (Path(source),))
+
+    def __iter__(self) -> Iterator[Row]:
+        if len(self._files.paths) == 1:
+            yield from _rows_of(self._files.paths[0])
+            return
+        last = 0
+        for path in self._files.paths:
+            before = last
+            for row_number, row in _rows_of(path):
+                number = RowNumber(before, self._files.label(path), row_number)
+                last = int(number)
+                yield number, row._replace(row=number) if isinstance(row, Fault) else row
+
+
+def _rows_of(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise PobenchError(f"data: no file {str(path)!r}")
     kind = kind_of(path)
+    if kind not in ENDINGS:
+        raise PobenchError(f"data: {path.name!r} is no {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file")
     try:
         if kind in (".parquet", ".arrow"):
-            return list(enumerate(_columns(path, kind).to_pylist(), start=1))
-        if kind not in ENDINGS:
-            raise PobenchError(f"data: {path.name!r} is no {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file")
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" or raw.startswith(b"\x1f\x8b") else raw
-        raw = raw.decode("utf-16").encode() if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else raw
-    except (OSError, EOFError, ValueError) as error:  # pyarrow's errors are OSError or ValueError
+            yield from enumerate(_table(path, kind), start=1)
+            return
+        with path.open("rb") as opened:
+            yield from _text_rows(opened, path, kind)
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's errors are OSError or ValueError
         raise PobenchError(f"data: {path.name!r} cannot be read: {_short(str(error))}") from error
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
+
+
+def _text_rows(opened: IO[bytes], path: Path, kind: str) -> Iterator[Row]:
+    zipped = path.suffix == ".gz" or opened.peek(2)[:2] == b"\x1f\x8b"  # type: ignore[attr-defined]
+    raw: Any = io.BufferedReader(gzip.GzipFile(fileobj=opened)) if zipped else opened
+    if raw.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raw = io.BufferedReader(io.BytesIO(raw.read().decode("utf-16").encode()))
+    if raw.peek(3)[:3] == b"\xef\xbb\xbf":
+        raw.read(3)
     if kind in _TABLES:
-        return list(_table_rows(raw, "\t" if kind == ".tsv" else ","))
-    return list(_json_lines(raw)) if kind in _JSON_LINES else _json_rows(raw, path.name)
+        yield from _table_rows(raw, "\t" if kind == ".tsv" else ",")
+    else:
+        yield from _json_lines(raw) if kind in _JSON_LINES else _json_rows(raw.read(), path.name)
 
 
-def _columns(path: Path, kind: str) -> Any:
-    """The table of a Parquet file, or of an Arrow stream or file."""
+def _table(path: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, or of an Arrow stream or file."""
     import pyarrow
     import pyarrow.parquet
 
-    if kind == ".parquet":
-        return pyarrow.parquet.read_table(path)
-    with pyarrow.memory_map(str(path)) as file:
-        return (
-            pyarrow.ipc.open_file(file) if file.read(6) == b"ARROW1" else pyarrow.ipc.open_stream(str(path))
-        ).read_all()
+    with contextlib.ExitStack() as opened:
+        if kind == ".parquet":
+            batches: Any = opened.enter_context(pyarrow.parquet.ParquetFile(path)).iter_batches(_AT_ONCE)
+        else:
+            file = opened.enter_context(pyarrow.memory_map(str(path)))
+            as_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            reader = pyarrow.ipc.open_file(file) if as_file else pyarrow.ipc.open_stream(file)
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if as_file else reader
+        for batch in batches:
+            for start in range(0, batch.num_rows, _AT_ONCE):
+                yield from batch.slice(start, _AT_ONCE).to_pylist()
 
 
-def _json_lines(raw: bytes) -> Iterator[Row]:
-    for number, line in enumerate(raw.split(b"\n"), start=1):
+def _json_lines(lines: Iterable[bytes]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield number, _json_line(number, line)
+            yield number, _json_line(number, line.removesuffix(b"\n"))
 
 
 def _json_line(number: int, line: bytes) -> dict[str, Any] | Fault:
@@ -284,7 +315,7 @@ def _json_rows(raw: bytes, name: str) -> list[Row]:
         value = json.loads(raw.decode("utf-8", errors="surrogateescape"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         if raw.lstrip().startswith(b"{"):
-            return list(_json_lines(raw))  # JSON lines under the name .json, as many hubs serve them
+            return list(_json_lines(raw.split(b"\n")))  # JSON lines under the name .json, as many hubs serve them
         raise PobenchError(f"data: {name!r} is no JSON: {_short(str(error))}") from error
     if isinstance(value, dict):
         inner = list(value.values())  # {"data": [rows]}, or a single row
@@ -298,9 +329,9 @@ def _json_rows(raw: bytes, name: str) -> list[Row]:
     ]
 
 
-def _table_rows(raw: bytes, delimiter: str) -> Iterator[Row]:
+def _table_rows(raw: IO[bytes], delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
-    text = io.StringIO(raw.decode("utf-8", errors="surrogateescape"), newline="")  # only \n and \r end a line
+    text = io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", newline="")  # only \n and \r end a line
     reader = csv.DictReader(text, delimiter=delimiter)
     try:
         if twice := [name for name, n in Counter(reader.fieldnames or ()).items() if n > 1]:

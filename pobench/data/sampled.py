@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pobench.data.prompts import prompt_rows
+from pobench.errors import PobenchError
 from pobench.row_files import RowFiles
 from pobench.settings.job import Job
 from pobench.sources import fetch_rows
@@ -38,4 +39,8 @@ def prompt_files(job: Job) -> tuple[RowFiles, RowFiles | None]:
 def _sampled(job: Job) -> tuple[str, str | None, str | None]:
     """(source, split, subset) of the prompts to sample answers to: the section's own, else those of the pairs."""
     config, data = job.onpolicy, job.data
+    if config.prompts is None and data.sources:
+        raise PobenchError(
+            "onpolicy.prompts: data.sources names several data sets; name the one with the prompts to sample"
+        )
     return config.prompts or data.source, config.prompts_split or data.split, None if config.prompts else data.subset

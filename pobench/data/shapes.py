@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pobench.data.annotation_shapes import ANNOTATION_SHAPES, ROW_BY_ROW
-from pobench.data.column_map import check_columns, is_empty, map_columns, text_columns
+from pobench.data.column_map import ColumnCheck, is_empty, map_columns, text_columns
 from pobench.data.public_shapes import PUBLIC_SHAPES, UNPAIRED, UNPAIRED_SHAPES, Shape, better_of, named, needs
 from pobench.data.row_reader import (
     CONTRADICTED,
@@ -35,13 +36,14 @@ from pobench.data.rows import (
     Preference,
     Ranking,
     Row,
+    RowStream,
     _short,
     pair_id,
     places_of_pairs,
-    read_rows,
     refuse,
     shared_start,
 )
+from pobench.data.spool import Mapped, Spool
 from pobench.data.turns import markup_inside
 from pobench.errors import PobenchError, nearest
 from pobench.row_files import RowFiles
@@ -217,6 +219,9 @@ SHAPES = (
 )
 
 
+_UNKNOWN = 255  # in place of a shape's
+
+
 def shape_of(row: Mapping[str, Any]) -> Shape | None:
     """The first known shape whose fields the row has; None if no shape fits."""
     return next((shape for shape in SHAPES if not shape.missing(row) and shape.fits(row)), None)
@@ -234,9 +239,12 @@ def load_preferences(
     duplicates: Literal["drop", "keep"] = "drop",
     pairs_from: PairsFrom = "best_worst",
 ) -> Found:
-    """`recognise(read_rows(files))`. Raises PobenchError if a file cannot be read or none of the rows is known."""
+    """`recognise` of the rows of files, which are read twice and not held.
+
+    Raises PobenchError if a file cannot be read or none of the rows is known.
+    """
     name = files.name if isinstance(files, RowFiles) else Path(files).name
-    rows = read_rows(files)
+    rows = RowStream(files)
     return recognise(rows, source=name, columns=columns, ignore=ignore, duplicates=duplicates, pairs_from=pairs_from)
 
 
@@ -257,20 +265,47 @@ def recognise(
     Rows that contradict an earlier one (the same two answers swapped) are noted and kept. A non-empty column of
     `WITH_MEANING` that the shape does not read is a fault. Raises PobenchError if there are no rows, if `columns` names a
     column that no row has, or if no row has a known shape.
+
+    rows: read twice; those of an iterator, which can be read once, are held. Annotations in rows of their own and unpaired rows
+    are held too, as any two of them may belong together; the texts of others lie in a `Spool`.
     """
-    numbered = list(rows)
-    if not numbered:
-        raise PobenchError(f"{source}: no rows")
-    faults = [row for _, row in numbered if isinstance(row, Fault)]
-    readable = [(number, row) for number, row in numbered if not isinstance(row, Fault)]
-    if columns or ignore:
-        check_columns([row for _, row in readable], columns or {}, source)
-        readable = [(number, map_columns(row, columns or {}, ignore)) for number, row in readable]
-    shape = _shape_of_file(readable, faults, source)
-    notes: defaultdict[str, list[int]] = defaultdict(list)
-    unread = Counter[str]()
-    drafts = list[_Numbered]()
-    for number, row in _fitting(readable, shape, faults):
+    rows = list(rows) if isinstance(rows, Iterator) else rows
+    seen = _Seen.of(rows, columns or {}, ignore, source)
+    shape, faults, notes, unread = seen.shape, seen.faults, defaultdict[str, list[int]](list), Counter[str]()
+    drafts = _drafts(seen.fitting(rows, columns or {}, ignore), shape, ignore, faults, notes, unread)
+    if shape.name == ROW_BY_ROW:
+        drafts = _voted(drafts, notes)
+    bare = _without_repeated_prompts(drafts, notes)
+    drop = duplicates == "drop"
+    answers: Sequence[Labelled] = ()
+    lists: Sequence[Ranking] = ()
+    if shape.name == UNPAIRED:
+        labelled = _with_an_answer(bare, faults)
+        answers, bare = _labelled(labelled, notes, drop), _pair_up(labelled, notes)
+    different: Iterable[_Numbered] = _with_two_answers(bare, faults)
+    if any(numbered.draft.listed is not None for numbered in drafts):
+        different = Spool.of(different)
+        lists = _rankings(different, notes, drop, noted=pairs_from != "best_worst")
+    if lists and pairs_from != "best_worst":
+        pairs = Spool.of(pairs_of_lists(lists, pairs_from)).or_list()
+    else:
+        pairs = _unique(different, notes, drop)
+    faults.sort(key=lambda fault: fault.row)
+    about = (dict(notes), seen.rows, shape.name, source, dict(sorted(unread.items())))
+    return Found(pairs, faults, *about, lists, answers, pairs_from)
+
+
+def _drafts(
+    rows: Iterable[tuple[int, Mapping[str, Any]]],
+    shape: Shape,
+    ignore: Sequence[str],
+    faults: list[Fault],
+    notes: defaultdict[str, list[int]],
+    unread: Counter[str],
+) -> Sequence[_Numbered]:
+    """What the rows of a shape say. faults, notes, unread: take what is found."""
+    drafts = Spool[_Numbered]()
+    for number, row in rows:
         reader = RowReader(number, row, ignore)
         scores = _scores_beside(reader)
         draft = reader.tie() if _is_tie(reader, shape, scores) else shape.read(reader)
@@ -284,39 +319,58 @@ def recognise(
         for note in dict.fromkeys(reader.notes) if not reader.faults else ():
             notes[note].append(number)
         faults += reader.faults
-    if shape.name == ROW_BY_ROW:
-        drafts = _voted(drafts, notes)
-    drafts = _without_repeated_prompts(drafts, notes)
-    drop, answers = duplicates == "drop", list[Labelled]()
-    if shape.name == UNPAIRED:
-        drafts = _with_an_answer(drafts, faults)
-        answers = _labelled(drafts, notes, drop)
-        drafts = _pair_up(drafts, notes)
-    drafts = _with_two_answers(drafts, faults)
-    lists = _rankings(drafts, notes, drop)
-    made = pairs_of_lists(lists, pairs_from) if lists and pairs_from != "best_worst" else _unique(drafts, notes, drop)
-    faults.sort(key=lambda fault: fault.row)
-    about = (dict(notes), len(numbered), shape.name, source, dict(sorted(unread.items())))
-    return Found(made, faults, *about, lists, answers, pairs_from)
+    return drafts
 
 
-def _fitting(
-    rows: Sequence[tuple[int, dict[str, Any]]], shape: Shape, faults: list[Fault]
-) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of the file's shape; a fault for every other one."""
-    fitting = []
-    for number, row in rows:
-        own = shape_of(row)
-        part = own is not None and own.needs and set(own.needs) <= set(shape.needs)
-        if own is not None and own is not shape and not part:
-            faults.append(Fault(number, "", f"another shape than the rest of the file ({shape.example})", _fields(row)))
-        elif missing := shape.missing(row):
-            faults += [
-                Fault(number, name, "missing field", _fields(row) + nearest(name, row).rstrip("?")) for name in missing
-            ]
-        else:
-            fitting.append((number, row))
-    return fitting
+@dataclass
+class _Seen:
+    """What a first look at the rows of a file tells. shapes: of each readable row, the place of its shape in `SHAPES`, or
+    `_UNKNOWN`. shape: of most."""
+
+    rows: int
+    faults: list[Fault]
+    shapes: bytearray
+    shape: Shape
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], columns: Columns, ignore: Sequence[str], source: str) -> _Seen:
+        count, faults, shapes, check = 0, list[Fault](), bytearray(), ColumnCheck(columns)
+        first: tuple[int, Mapping[str, Any]] | None = None
+        for number, row in rows:
+            count += 1
+            if isinstance(row, Fault):
+                faults.append(row)
+                continue
+            check.see(row)
+            row = map_columns(row, columns, ignore) if columns or ignore else row
+            first = first or (number, row)
+            own = shape_of(row)
+            shapes.append(_UNKNOWN if own is None else SHAPES.index(own))
+        if not count:
+            raise PobenchError(f"{source}: no rows")
+        check.refuse(source)
+        return cls(count, faults, shapes, _shape_of_file(shapes, first, faults, source))
+
+    def fitting(
+        self, rows: Iterable[Row], columns: Columns, ignore: Sequence[str]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The rows of the file's shape; a fault for every other one."""
+        shape, places = self.shape, iter(self.shapes)
+        for number, row in rows:
+            if isinstance(row, Fault):
+                continue
+            row = map_columns(row, columns, ignore) if columns or ignore else row
+            place = next(places)
+            own = None if place == _UNKNOWN else SHAPES[place]
+            part = own is not None and own.needs and set(own.needs) <= set(shape.needs)
+            if own is not None and own is not shape and not part:
+                text = f"another shape than the rest of the file ({shape.example})"
+                self.faults.append(Fault(number, "", text, _fields(row)))
+            elif missing := shape.missing(row):
+                got = [(name, _fields(row) + nearest(name, row).rstrip("?")) for name in missing]
+                self.faults += [Fault(number, name, "missing field", fields) for name, fields in got]
+            else:
+                yield number, row
 
 
 def _is_tie(reader: RowReader, shape: Shape, scores: Sequence[tuple[float, float]]) -> bool:
@@ -345,26 +399,34 @@ def _scores_beside(reader: RowReader) -> list[tuple[float, float]]:
     return [(a, b) for a, b in scores if a is not None and b is not None]
 
 
-def _without_repeated_prompts(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]]) -> list[_Numbered]:
+def _without_repeated_prompts(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]]) -> Iterable[_Numbered]:
     """The drafts without a prompt that an answer repeats at its start, where most rows of the file repeat theirs. In files
     whose other rows do not, the answers keep their words, and the rows are noted."""
-    repeated = {numbered.row: _repeats(numbered.draft) for numbered in drafts}
-    rows = [row for row, names in repeated.items() if names]
-    if 2 * len(rows) <= len(drafts):
-        if rows:
-            notes["an answer begins with the prompt, unlike in most rows; kept as it is"] += rows
-        return list(drafts)
-    stripped = []
-    for number, own, draft in drafts:
-        notes[_REPEATED[len(repeated[number])]].append(number)
-        asked = len(draft.prompt[-1].content.strip())
-        cut: dict[str, Any] = {n: getattr(draft, n).lstrip()[asked:].lstrip() for n in repeated[number]}
-        if draft.listed is not None:
-            words = draft.prompt[-1].content.strip()
-            texts = (t.lstrip()[asked:].lstrip() if _begins_with(t.lstrip(), words) else t for t in draft.listed.texts)
-            cut["listed"] = draft.listed._replace(texts=tuple(texts))
-        stripped.append(_Numbered(number, own, draft._replace(**cut)))
-    return stripped
+    rows = defaultdict[int, list[int]](list)  # number of answers that repeat the prompt → rows
+    for numbered in drafts:
+        rows[len(_repeats(numbered.draft))].append(numbered.row)
+    repeating = sorted(row for answers, numbers in rows.items() if answers for row in numbers)
+    if 2 * len(repeating) > len(drafts):
+        for answers, numbers in rows.items():
+            notes[_REPEATED[answers]] += numbers
+        return map(_stripped, drafts)
+    if repeating:
+        notes["an answer begins with the prompt, unlike in most rows; kept as it is"] += repeating
+    return drafts
+
+
+def _stripped(numbered: _Numbered) -> _Numbered:
+    """A draft without the prompt that its answers repeat."""
+    draft = numbered.draft
+    words = draft.prompt[-1].content.strip()
+
+    def bare(text: str) -> str:
+        return text.lstrip()[len(words) :].lstrip() if _begins_with(text.lstrip(), words) else text
+
+    cut: dict[str, Any] = {name: bare(getattr(draft, name)) for name in _repeats(draft)}
+    if draft.listed is not None:
+        cut["listed"] = draft.listed._replace(texts=tuple(map(bare, draft.listed.texts)))
+    return numbered._replace(draft=draft._replace(**cut))
 
 
 _REPEATED = (
@@ -386,16 +448,19 @@ def _begins_with(text: str, words: str) -> bool:
     return text.startswith(words) and (not behind.strip() or not words[-1].isalnum())
 
 
-def _with_an_answer(drafts: Sequence[_Numbered], faults: list[Fault]) -> list[_Numbered]:
+def _with_an_answer(drafts: Iterable[_Numbered], faults: list[Fault]) -> list[_Numbered]:
     """The drafts of single answers that are not empty; a fault for every other one."""
-    empty = [numbered.row for numbered in drafts if not numbered.draft.chosen.strip()]
-    faults += [Fault(row, "completion", "empty answer", "nothing behind the repeated prompt") for row in empty]
-    return [numbered for numbered in drafts if numbered.draft.chosen.strip()]
+    kept = []
+    for numbered in drafts:
+        if numbered.draft.chosen.strip():
+            kept.append(numbered)
+        else:
+            faults.append(Fault(numbered.row, "completion", "empty answer", "nothing behind the repeated prompt"))
+    return kept
 
 
-def _with_two_answers(drafts: Sequence[_Numbered], faults: list[Fault]) -> list[_Numbered]:
+def _with_two_answers(drafts: Iterable[_Numbered], faults: list[Fault]) -> Iterator[_Numbered]:
     """The drafts with two different answers; a fault for every other one."""
-    different = []
     for numbered in drafts:
         row, _, draft = numbered
         empty = [name for name in ("chosen", "rejected") if not getattr(draft, name).strip()]
@@ -404,17 +469,21 @@ def _with_two_answers(drafts: Sequence[_Numbered], faults: list[Fault]) -> list[
         elif empty:
             faults.append(Fault(row, empty[0], "empty answer", "nothing behind the repeated prompt"))
         else:
-            different.append(numbered)
-    return different
+            yield numbered
 
 
-def _shape_of_file(rows: Sequence[tuple[int, Mapping[str, Any]]], faults: Sequence[Fault], source: str) -> Shape:
-    shapes = Counter(SHAPES.index(shape) for _, row in rows if (shape := shape_of(row)))
-    if shapes:
-        return SHAPES[shapes.most_common(1)[0][0]]
-    if not rows:
+def _shape_of_file(
+    shapes: bytearray, first: tuple[int, Mapping[str, Any]] | None, faults: Sequence[Fault], source: str
+) -> Shape:
+    """The shape of most rows, the first among equals. first: readable row, for the message."""
+    counts = Counter(shapes)
+    del counts[_UNKNOWN]
+    if counts:
+        return SHAPES[counts.most_common(1)[0][0]]
+    if first is None:
         refuse(faults, source=source, rows=len(faults))
-    number, row = rows[0]
+    assert first is not None
+    number, row = first
     close = max(SHAPES, key=lambda shape: (len(shape.own(row)), -len(shape.missing(row))))
     if not {name for name in close.own(row) if name not in PROMPTS}:
         close = next(shape for shape in SHAPES if shape.name == "preference")
@@ -474,32 +543,37 @@ def _pair_up(drafts: Sequence[_Numbered], notes: dict[str, list[int]]) -> list[_
     return sorted(pairs, key=lambda pair: pair.row)
 
 
-def _labelled(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> list[Labelled]:
+def _labelled(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> Sequence[Labelled]:
     """Single answers without duplicates (where `drop`), each under an id of its own; see `_unique`."""
-    kept = dict[str, tuple[str, _Numbered]]()
-    for place, numbered in enumerate(drafts):
+    kept, seen = Spool[tuple[str, _Numbered]](), set[bytes]()
+    for numbered in drafts:
         row, own, draft = numbered
         content = _digest((draft.prompt, draft.chosen, draft.label))
-        if content in kept:
+        if content in seen:
             notes["duplicated row"].append(row)
-        elif _digest((draft.prompt, draft.chosen, not draft.label)) in kept:
+            if drop:
+                continue
+        elif _digest((draft.prompt, draft.chosen, not draft.label)) in seen:
             notes["contradicts an earlier row"].append(row)
-        if not (drop and content in kept):
-            kept[content if content not in kept else f"{content}{place}"] = (own or content[:16], numbered)
-    names = _names([name for name, _ in kept.values()])
-    return [
-        Labelled(name, draft.prompt, draft.chosen, bool(draft.label), row, draft.score)
-        for name, (_, (row, _, draft)) in zip(names, kept.values(), strict=True)
-    ]
+        seen.add(content)
+        kept.append((own or content[:8].hex(), numbered))
+
+    def labelled(name: str, numbered: _Numbered) -> Labelled:
+        row, _, draft = numbered
+        return Labelled(name, draft.prompt, draft.chosen, bool(draft.label), row, draft.score)
+
+    return _each_named(kept, labelled)
 
 
 REPEATED_ANSWER = "an answer left out of its list: it repeats another"
 
 
-def _rankings(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> list[Ranking]:
-    """The drafts' lists without duplicates (where `drop`). A list's id is that of the pair of its best and worst answer."""
-    kept = list[tuple[str, _Numbered, Listed]]()
-    seen = set[str]()
+def _rankings(
+    drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool, *, noted: bool
+) -> Sequence[Ranking]:
+    """The drafts' lists without duplicates (where `drop`), which are noted unless their pairs are. A list's id is that of the
+    pair of its best and worst answer."""
+    kept, seen = Spool[tuple[str, tuple[_Numbered, Listed]]](), set[bytes]()
     for numbered in drafts:
         row, own, draft = numbered
         if draft.listed is None:
@@ -508,14 +582,17 @@ def _rankings(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]], d
         if len(listed.texts) < len(draft.listed.texts):
             notes[REPEATED_ANSWER].append(row)
         content = _digest((draft.prompt, sorted(zip(listed.texts, listed.ranks, strict=True))))
+        if content in seen and noted:
+            notes["duplicated row"].append(row)
         if not (drop and content in seen):
-            kept.append((own or _digest(draft[:3])[:16], numbered, listed))
+            kept.append((own or _digest(draft[:3])[:8].hex(), (numbered, listed)))
         seen.add(content)
-    names = _names([name for name, _, _ in kept])
-    return [
-        Ranking(name, numbered.draft.prompt, listed.texts, listed.ranks, numbered.row, listed.scores)
-        for name, (_, numbered, listed) in zip(names, kept, strict=True)
-    ]
+
+    def ranking(name: str, entry: tuple[_Numbered, Listed]) -> Ranking:
+        (row, _, draft), listed = entry
+        return Ranking(name, draft.prompt, listed.texts, listed.ranks, row, listed.scores)
+
+    return _each_named(kept, ranking)
 
 
 def _different(listed: Listed) -> Listed:
@@ -530,63 +607,75 @@ def _different(listed: Listed) -> Listed:
     return Listed(tuple(texts[i] for i in places), ranks, scores and tuple(scores[i] for i in places))
 
 
-def pairs_of_lists(lists: Sequence[Ranking], how: PairsFrom) -> list[Preference]:
-    """The pairs of lists, list by list; the ids are those that `tokenize` gives them."""
-    return [
-        Preference(
-            pair_id(one.id, i, j),
-            one.prompt,
-            one.answers[i],
-            one.answers[j],
-            one.row,
-            None if one.scores is None else (one.scores[i], one.scores[j]),
-        )
-        for one in lists
-        for i, j in places_of_pairs(one.ranks, how)
-    ]
+def pairs_of_lists(lists: Iterable[Ranking], how: PairsFrom) -> Iterator[Preference]:
+    """The pairs of lists, list by list; the ids are those that `read_items` gives them."""
+    for one in lists:
+        for i, j in places_of_pairs(one.ranks, how):
+            scores = None if one.scores is None else (one.scores[i], one.scores[j])
+            yield Preference(pair_id(one.id, i, j), one.prompt, one.answers[i], one.answers[j], one.row, scores)
 
 
-def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> list[Preference]:
+def _unique(drafts: Iterable[_Numbered], notes: defaultdict[str, list[int]], drop: bool) -> Sequence[Preference]:
     """Preferences without duplicates (where `drop`), each under an id of its own: the row's, or the first 16 hex digits of a
-    hash of its text; see `_names`."""
-    drafts_by_name, seen = list[tuple[str, _Numbered]](), set[str]()
+    hash of its text; see `_each_named`."""
+    kept, seen = Spool[tuple[str, _Numbered]](), set[bytes]()
     for numbered in drafts:
         row, own, draft = numbered
-        content, swapped = _digest(draft[:3]), _digest((draft.prompt, draft.rejected, draft.chosen))
+        content = _digest(draft[:3])
         if content in seen:
             notes["duplicated row"].append(row)
             if drop:
                 continue
-        elif swapped in seen:
+        elif _digest((draft.prompt, draft.rejected, draft.chosen)) in seen:
             notes["contradicts an earlier row"].append(row)
         seen.add(content)
-        drafts_by_name.append((own or content[:16], numbered))
-    names = _names([name for name, _ in drafts_by_name])
-    return [
-        Preference(name, *draft[:3], row, draft.scores)
-        for name, (_, (row, _, draft)) in zip(names, drafts_by_name, strict=True)
-    ]
+        kept.append((own or content[:8].hex(), numbered))
+
+    def preference(name: str, numbered: _Numbered) -> Preference:
+        row, _, draft = numbered
+        return Preference(name, *draft[:3], row, draft.scores)
+
+    return _each_named(kept, preference)
 
 
-def _names(names: Sequence[str]) -> list[str]:
-    """Every name once. A repeated name names a group: its members are `name#1`, `name#2`, … in row order."""
-    count = Counter(names)
-    taken, place = {name for name in count if count[name] == 1}, Counter[str]()
-    different = []
-    for name in names:
-        if count[name] > 1:
-            group = name
-            while (name := f"{group}#{place[group] + 1}") in taken:  # another row's own id
-                place[group] += 1
-            place[group] += 1
+Entry = TypeVar("Entry")
+Made = TypeVar("Made")
+
+
+def _each_named(entries: Spool[tuple[str, Entry]], make: Callable[[str, Entry], Made]) -> Sequence[Made]:
+    """What `make` makes of every entry and a name of its own.
+
+    A repeated name names a group: its members are `name#1`, `name#2`, … in row order.
+    """
+    once, repeated = set[str](), set[str]()
+    for name, _ in entries:
+        (repeated if name in once else once).add(name)
+    ids = _ids_of_groups((name for name, _ in entries), once - repeated, repeated) if repeated else {}
+
+    def made(place: int) -> Made:
+        name, entry = entries[place]
+        return make(ids.get(place, name), entry)
+
+    rows = Mapped(made, range(len(entries)))
+    return list(rows) if entries.in_memory else rows
+
+
+def _ids_of_groups(names: Iterable[str], taken: set[str], repeated: set[str]) -> dict[int, str]:
+    """Place → id of the rows whose name is repeated. taken: the names of the others."""
+    found, count = dict[int, str](), Counter[str]()
+    for place, group in enumerate(names):
+        if group in repeated:
+            while (name := f"{group}#{count[group] + 1}") in taken:  # another row's own id
+                count[group] += 1
+            count[group] += 1
             taken.add(name)
-        different.append(name)
-    return different
+            found[place] = name
+    return found
 
 
 # ---------------------------------------------------------------- words for messages
-def _digest(content: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
+def _digest(content: Sequence[Any]) -> bytes:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).digest()[:16]
 
 
 def _own_id(row: Mapping[str, Any]) -> str | None:

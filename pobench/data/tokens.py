@@ -14,12 +14,17 @@ that the template writes after the end-of-turn token, and the end-of-text token,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from pobench.data.audit import UNKNOWN, Audit, refuse_unknown
 from pobench.data.chat import CHECKED, Answered, Chat
+from pobench.data.order import place_of, text_key
 from pobench.data.row_reader import dense_ranks
 from pobench.data.rows import (
     Fault,
@@ -33,31 +38,39 @@ from pobench.data.rows import (
     refuse,
     shared_start,
 )
+from pobench.data.token_rows import TokenRows, TokenWriter
 from pobench.errors import PobenchError
 from pobench.settings.schema import PairsFrom
-from pobench.types import Item, TokenAnswer, TokenList, TokenPair
+from pobench.types import Item, TokenAnswer, TokenList, TokenPair, Unit
 
 # ---------------------------------------------------------------- tokenisation
 Truncation = Literal["drop", "cut"]
 OnBadRow = Literal["stop", "drop"]
 
 
+# Of a row's prompt as text: a digest of its `text_key`, and its place in the split (`place_of`).
+PROMPT = np.dtype([("key", "S16"), ("place", "<f8")])
+
+
 class Items(NamedTuple):
     """What a file's rows are as token ids. lists, answers: where it has them; the pairs are then made of them. audit: of the
-    rows that were left out or changed."""
+    rows that were left out or changed. prompts: of each of these rows, (rows,) `PROMPT`."""
 
-    pairs: list[TokenPair]
-    lists: list[TokenList]
-    answers: list[TokenAnswer]
+    pairs: TokenRows[TokenPair]
+    lists: TokenRows[TokenList]
+    answers: TokenRows[TokenAnswer]
     audit: Audit
+    prompts: Mapping[Unit, np.ndarray]
 
     @property
-    def own(self) -> Sequence[Item]:
+    def own(self) -> TokenRows[Any]:
         """What the file's rows are: lists or answers, else pairs."""
         return self.lists or self.answers or self.pairs
 
 
-def tokenize(preferences: Found | Sequence[Preference], tokenizer: Any, **how: Any) -> tuple[list[TokenPair], Audit]:
+def tokenize(
+    preferences: Found | Sequence[Preference], tokenizer: Any, **how: Any
+) -> tuple[TokenRows[TokenPair], Audit]:
     """The pairs and the audit of `read_items`, with the same arguments."""
     items = read_items(preferences, tokenizer, **how)
     return items.pairs, items.audit
@@ -73,6 +86,8 @@ def read_items(
     count_header: bool = False,
     on_bad_row: OnBadRow = "stop",
     template: str | None = None,
+    seed: int = 0,
+    origin: str = "",
 ) -> Items:
     """Token pairs of the preferences, the lists and single answers that the file has, and the audit.
 
@@ -86,6 +101,7 @@ def read_items(
     on_bad_row: "stop" raises one PobenchError that lists every bad row, including rows that could not be read; "drop"
         continues and counts them in the audit.
     template: "plain", a Jinja file or Jinja text; replaces the tokenizer's own template.
+    seed: of the split. origin: the name of the data set, which every pair carries as its source.
 
     An answer that alone is bad leaves its list, and the row is noted; a bad row has no list.
     Raises PobenchError for bad rows, impossible lengths, or a missing chat template, if nothing is left, if 5 % or more of
@@ -97,21 +113,24 @@ def read_items(
             f"data.max_prompt_length is {max_prompt_length}, data.max_length {max_length}: a prompt needs at least one "
             "token, and at least two of the whole must be left for the response"
         )
-    loaded = preferences if isinstance(preferences, Found) else Found(list(preferences), rows=len(preferences))
+    loaded = preferences if isinstance(preferences, Found) else Found(preferences, rows=len(preferences))
     chat = tokenizer if isinstance(tokenizer, Chat) else Chat(tokenizer, template)
-    reader = _Reader(chat, loaded, _Limits(max_length, max_prompt_length, truncation, count_header))
+    reader = _Reader(chat, loaded, _Limits(max_length, max_prompt_length, truncation, count_header), seed, origin)
     pairs, lists, answers = reader.read()
     faults = sorted(reader.faults, key=lambda fault: fault.row)
     if on_bad_row == "stop":
         refuse(faults, source=loaded.source, rows=loaded.rows)
     audit = Audit.of(pairs, loaded, faults, reader.notes, chat.unknown, lists or answers)
-    items = Items(pairs, lists, answers, audit)
+    items = Items(
+        pairs, lists, answers, audit, {unit: np.frombuffer(rows, PROMPT) for unit, rows in reader.prompts.items()}
+    )
     if not items.own:
         examples = "".join(f"\n  {fault}" for fault in faults[:3])
         raise PobenchError(f"{loaded.source}: no pair is left\n{audit.text()}{examples}")
     refuse_unknown(loaded.source, audit.unknown)
     cut_to = max_prompt_length if truncation == "cut" else None
-    for kind in (pairs, lists, answers):
+    kinds: tuple[TokenRows[Any], ...] = (pairs, lists, answers)
+    for kind in kinds:
         check_prompt(inspected(kind[:CHECKED], loaded, chat, count_header=count_header, cut_to=cut_to), chat)
     return items
 
@@ -173,30 +192,45 @@ class _Side(NamedTuple):
 
 
 class _Reader:
-    """Tokenises one file's rows; gathers faults and notes."""
+    """Tokenises one file's rows; gathers faults and notes. prompts: the rows of `Items.prompts`, as bytes."""
 
-    def __init__(self, chat: Chat, loaded: Found, limits: _Limits) -> None:
-        self.chat, self.loaded, self.limits = chat, loaded, limits
+    def __init__(self, chat: Chat, loaded: Found, limits: _Limits, seed: int, origin: str) -> None:
+        self.chat, self.loaded, self.limits, self.seed, self.origin = chat, loaded, limits, seed, origin
+        self.prompts: dict[Unit, bytearray] = {"pairs": bytearray(), "lists": bytearray(), "answers": bytearray()}
         self.faults = list(loaded.faults)
         self.notes = {note: list(rows) for note, rows in loaded.notes.items()}
 
-    def read(self) -> tuple[list[TokenPair], list[TokenList], list[TokenAnswer]]:
-        """Pairs, lists, answers. Pairs of single answers, and those that are not the best against the worst of a list, are made
-        of what is tokenised already."""
+    def read(self) -> tuple[TokenRows[TokenPair], TokenRows[TokenList], TokenRows[TokenAnswer]]:
+        """Pairs, lists, answers. Pairs of single answers, which are held, and those that are not the best against the worst of
+        a list are made of what is tokenised already."""
         loaded = self.loaded
-        pairs, lists, answers = list[TokenPair](), list[TokenList](), list[TokenAnswer]()
+        pairs, lists, answers = TokenWriter(TokenPair), TokenWriter(TokenList), TokenWriter(TokenAnswer)
+        for row, ids in self._tokenized(loaded.answers):
+            if (answer := self._answer(row, ids)) is not None:
+                self._keep("answers", answers, row, answer)
         if loaded.answers:
-            answers = [answer for row, ids in self._tokenized(loaded.answers) if (answer := self._answer(row, ids))]
-            return self._met(answers), lists, answers
+            kept = answers.rows()
+            self._met(kept, pairs)
+            return pairs.rows(), lists.rows(), kept
         if not loaded.lists or loaded.pairs_from == "best_worst":
-            pairs = [pair for row, ids in self._tokenized(loaded.preferences) if (pair := self._pair(row, ids))]
+            for row, ids in self._tokenized(loaded.preferences):
+                if (pair := self._pair(row, ids)) is not None:
+                    self._keep("pairs", pairs, row, pair)
         bad = {fault.row for fault in self.faults}
-        for row, ids in self._tokenized([one for one in loaded.lists if one.row not in bad]):
-            one, places = self._list(row, ids)
-            if one is not None:
-                lists.append(one)
-                pairs += _pairs_of(one, places, loaded.pairs_from)
-        return pairs, lists, answers
+        for row, ids in self._tokenized(one for one in loaded.lists if one.row not in bad):
+            made, places = self._list(row, ids)
+            if made is None:
+                continue
+            self._keep("lists", lists, row, made)
+            for pair in _pairs_of(made, places, loaded.pairs_from):
+                self._keep("pairs", pairs, row, pair)
+        return pairs.rows(), lists.rows(), answers.rows()
+
+    def _keep(self, unit: Unit, writer: TokenWriter[Any], row: TextRow, item: Any) -> None:
+        writer.add(item._replace(source=self.origin) if unit == "pairs" else item)
+        key = text_key(row.prompt)
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:16]
+        self.prompts[unit] += digest + struct.pack("<d", place_of(key, self.seed))
 
     def _note(self, row: int, *notes: str) -> None:
         for note in notes:
@@ -209,7 +243,7 @@ class _Reader:
 
     # -- text to ids
 
-    def _tokenized(self, rows: Sequence[Any]) -> Iterator[tuple[Any, _Ids]]:
+    def _tokenized(self, rows: Iterable[Any]) -> Iterator[tuple[Any, _Ids]]:
         """The rows that the template renders, with their ids."""
         remaining = iter(rows)
         while chunk := list(islice(remaining, 1024)):
@@ -329,11 +363,10 @@ class _Reader:
         scores = None if row.scores is None else tuple(row.scores[place] for place in sides)
         return TokenList(row.id, prompt, responses, ranks, scores), [*sides]
 
-    def _met(self, answers: Sequence[TokenAnswer]) -> list[TokenPair]:
-        """The pairs of single answers that meet at a prompt."""
+    def _met(self, answers: Iterable[TokenAnswer], pairs: TokenWriter[TokenPair]) -> None:
+        """Keep the pairs of single answers that meet at a prompt."""
         ids = {answer.id: answer for answer in answers}
         of_text = {(row.prompt, row.answer): ids[row.id] for row in self.loaded.answers if row.id in ids}
-        pairs = []
         for row in self.loaded.preferences:
             chosen, rejected = (of_text.get((row.prompt, text)) for text in (row.chosen, row.rejected))
             if chosen is None or rejected is None:
@@ -341,8 +374,8 @@ class _Reader:
             if chosen.response == rejected.response:
                 self._note(row.row, CUT_TO_IDENTICAL)
                 continue
-            pairs.append(TokenPair(row.id, chosen.prompt, chosen.response, rejected.response, row.scores))
-        return pairs
+            pair = TokenPair(row.id, chosen.prompt, chosen.response, rejected.response, row.scores)
+            self._keep("pairs", pairs, row, pair)
 
     # -- checks and limits
 
@@ -473,7 +506,7 @@ def inspected(
 
     cut_to: `max_prompt_length` if longer prompts were cut to their end, else None.
     """
-    prompts = prompts_of(loaded if isinstance(loaded, Found) else Found(list(loaded)), items)
+    prompts = prompts_of(loaded if isinstance(loaded, Found) else Found(loaded), items)
     inspections = []
     for item in items:
         prompt_ids = chat.prompt_ids(prompts[item.id])
@@ -493,12 +526,23 @@ def inspected(
 
 def prompts_of(loaded: Found, items: Sequence[Item]) -> dict[str, tuple[Message, ...]]:
     """Id → prompt as text, of rows that are what the items are: pairs, lists or answers."""
+    if items and isinstance(items[0], TokenPair) and loaded.lists and loaded.pairs_from != "best_worst":
+        of_list = {item.id: item.id.rpartition("#")[0] for item in items}  # see `pair_id`
+        wanted = set(of_list.values())
+        asked = {one.id: one.prompt for one in loaded.lists if one.id in wanted}
+        return {pair: asked[one] for pair, one in of_list.items()}
     rows: Sequence[TextRow] = loaded.preferences
     if items and isinstance(items[0], TokenList):
         rows = loaded.lists
     elif items and isinstance(items[0], TokenAnswer):
         rows = loaded.answers
-    return {row.id: row.prompt for row in rows}
+    wanted, found = {item.id for item in items}, dict[str, tuple[Message, ...]]()
+    for row in rows if wanted else ():
+        if row.id in wanted:
+            found[row.id] = row.prompt
+            if len(found) == len(wanted):
+                break
+    return found
 
 
 def check_prompt(rows: Sequence[Inspected], chat: Chat) -> None:

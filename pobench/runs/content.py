@@ -20,7 +20,7 @@ from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
 from pobench.data.order import Ratings, items_digest
-from pobench.data.pairs_folder import PAIRS, Own, PairsFolder, own_of, parts_of
+from pobench.data.pairs_folder import PAIRS, Own, PairsFolder, distinct_prompts, own_of, parts_of
 from pobench.data.prepare import Prepared, prepare, reader_digest, source_files
 from pobench.data.prompts import eval_prompts
 from pobench.errors import PobenchError
@@ -89,7 +89,7 @@ class Pairs(NamedTuple):
             return self.own[unit].prompts == 1
         if self.prepared is None:
             return self.folder.about.get("prompts") == 1  # earlier versions did not write it
-        return len({pair.prompt for pair in self.prepared.train}) == 1
+        return distinct_prompts(self.prepared.train) == 1
 
     @property
     def extent(self) -> Extent:
@@ -113,6 +113,8 @@ def find_pairs(job: Job, runs: Path, chat: Chat, note: Callable[[str], None], *,
     """
     files = {name: rows_digest(found, remember=remember) for name, found in source_files(job).items()}
     values = {k: v for k, v in job.data.causes().items() if k not in SOURCES}
+    if job.data.sources:
+        values["sources"] = [{k: v for k, v in source.items() if k not in SOURCES} for source in values["sources"]]
     rendering = {"rendering": chat.digest, "reader": reader_digest()}
     causes = {"protocol": PROTOCOL, "files": files, **rendering, "data": values}
     folder = PairsFolder(runs / job.setting / f"data-{name_of(causes)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from pobench.data.chat import Chat
 from pobench.data.order import mismatch, subset
 from pobench.data.pairs_folder import PairsFolder
 from pobench.data.prepare import Prepared
+from pobench.data.spool import Mapped
 from pobench.errors import PobenchError
 from pobench.model import adapters
 from pobench.model.device import make_accelerator
@@ -301,18 +302,19 @@ class Context:
 
     def scorer(self, policy: ResponseLogps) -> SumScorer:
         """Sums without gradient, in the layout that this model and these pairs take."""
-        groups = [Group.of(p) for p in self.prepared.heldout] or list(self.prepared.groups)
+        held = self.prepared.heldout
+        groups = Mapped(Group.of, held) if len(held) else list(self.prepared.groups)
         alone = self.task.kind != "reference"  # one process evaluates
         return sum_scorer(policy, groups, self.job.train, self.accelerator, self.say, alone=alone)
 
-    def groups(self, which: str) -> list[Group]:
+    def groups(self, which: str) -> Sequence[Group]:
         """The sequences of one set. "lists", "answers": of the training pairs where the data have none. "heldout": a pair's two
         answers, and one that belongs to another prompt; of the last, KTO's kl is made. It shares the row and so the prompt
         with the others, which makes it cheap enough for every run."""
         if which != "heldout":
             items = self.prepared.items(_UNITS.get(which, "pairs"))
             borrowed = which.startswith("mismatched")
-            return self._readable(mismatched_groups(items, mismatch(items))) if borrowed else [*map(Group.of, items)]
+            return self._readable(mismatched_groups(items, mismatch(items))) if borrowed else Mapped(Group.of, items)
         pairs = self.prepared.heldout
         try:
             lent = [(pairs[j].chosen,) for j in mismatch(pairs)]
@@ -321,7 +323,7 @@ class Context:
         groups = [Group(p.prompt, (p.chosen, p.rejected, *more)) for p, more in zip(pairs, lent, strict=True)]
         return self._readable(groups)
 
-    def _readable(self, groups: list[Group]) -> list[Group]:
+    def _readable(self, groups: Sequence[Group]) -> Sequence[Group]:
         """The groups, if the model can read them: a prompt with a borrowed answer may be longer than any pair is."""
         capacity = Capacity.of(
             self.start_path, self.job.data.max_length, trust_remote_code=self.job.model.trust_remote_code
@@ -345,7 +347,7 @@ class Context:
         return ReferenceSums.load(*(Path(self.task.references[s]) for s in sets if s in self.task.references))
 
     @cached_property
-    def _heldout_reference(self) -> tuple[list[Group], torch.Tensor]:
+    def _heldout_reference(self) -> tuple[Sequence[Group], torch.Tensor]:
         groups = self.groups("heldout")
         return groups, self.references("heldout").of(groups).view(len(groups), -1)
 
@@ -361,7 +363,7 @@ class Context:
         reference = self.references("pairs").of(groups).view(len(groups), -1)
         return self._frame("trainpairs", "training pairs", pairs, groups, reference, None)
 
-    def _cut_sums(self, stage: str, title: str, groups: list[Group]) -> torch.Tensor | None:
+    def _cut_sums(self, stage: str, title: str, groups: Sequence[Group]) -> torch.Tensor | None:
         """The sums of the run's final model, in the micro-batches of one process, whichever process computes each."""
         scorer = self.scorer(self.scoring_policy())
         totals, places = empty_values(groups)
@@ -387,8 +389,8 @@ class Context:
         self,
         stage: str,
         title: str,
-        pairs: list[TokenPair],
-        groups: list[Group],
+        pairs: Sequence[TokenPair],
+        groups: Sequence[Group],
         reference: torch.Tensor,
         scorer: SumScorer | None,
     ) -> pd.DataFrame | None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pobench.data.mixture import interleaved
 from pobench.data.pairs_folder import Own
 from pobench.data.prompts import eval_prompts
 from pobench.data.published import DATASETS, MODELS
@@ -32,7 +33,7 @@ from pobench.registry import get_loss, judges
 from pobench.results.run_folder import RunFolder
 from pobench.runs.task import Task
 from pobench.settings.job import Job
-from pobench.settings.schema import MICRO_TOKENS, DataConfig, LoopConfig, TrainConfig
+from pobench.settings.schema import MICRO_TOKENS, DataConfig, LoopConfig, SourceConfig, TrainConfig
 from pobench.sources import cached_config, fetch_rows
 from pobench.training.memory_parts import GIB as GIB
 from pobench.training.memory_parts import (
@@ -288,23 +289,27 @@ class _Data:
             return cls(answers.items / 2, counts.heldout, 2 * answers.tokens, counts.own)
         if counts is not None:
             return cls(counts.train, counts.heldout, counts.tokens or math.nan, counts.own)
-        apart = data.held_out is not None or data.held_out_split is not None
-        pairs, tokens = _rows(data, data.source, data.split)
-        held = _rows(data, data.held_out or data.source, data.held_out_split or data.split)[0] if apart else math.nan
-        if not apart:
+        found = [_rows(data, part) for part in data.parts]
+        pairs = sum(n for n, _ in found)
+        weights = [part.weight for part in data.parts if part.weight is not None]
+        if weights and pairs < math.inf:  # false for nan
+            pairs = float(len(interleaved([int(n) for n, _ in found], weights, data.stopping)[0]))
+        tokens = sum(n * of_pair for n, of_pair in found) / pairs if pairs else math.nan
+        held = sum(_rows(data, part)[0] for part in data.held_out_parts)
+        if not data.held_out_parts:
             pairs, held = (1 - data.held_out_fraction) * pairs, data.held_out_fraction * pairs
         return cls(min(pairs, data.max_pairs or math.inf), min(held, data.max_held_out or math.inf), tokens)
 
 
-def _rows(data: DataConfig, source: str, split: str | None) -> tuple[float, float]:
+def _rows(data: DataConfig, part: SourceConfig) -> tuple[float, float]:
     """(pairs, tokens of a pair) of a data set that no tokenizer has seen; nan where neither at hand nor published."""
-    if source in DATASETS:
-        return float(DATASETS[source].splits.get(split or "train", math.nan)), math.nan
-    if not is_local(source):
+    if part.source in DATASETS:
+        return float(DATASETS[part.source].splits.get(part.split or "train", math.nan)), math.nan
+    if not is_local(part.source):
         return math.nan, math.nan
     try:
-        files = fetch_rows(source, split=split, subset=data.subset)
-        found = load_preferences(files, columns=data.columns, ignore=data.ignore, pairs_from=data.pairs_from)
+        files = fetch_rows(part.source, split=part.split, subset=part.subset)
+        found = load_preferences(files, columns=part.columns, ignore=part.ignore, pairs_from=data.pairs_from)
     except PobenchError:
         return math.nan, math.nan
     texts = [sum(len(m.content) for m in p.prompt) + len(p.chosen) + len(p.rejected) for p in found.preferences]
@@ -341,7 +346,8 @@ def asked_prompts(job: Job) -> float:
     if answers.source is None:
         return 0.0
     if answers.source in DATASETS:
-        return min(_rows(job.data, answers.source, answers.split)[0], answers.max_prompts or math.inf)
+        splits = DATASETS[answers.source].splits
+        return min(float(splits.get(answers.split or "train", math.nan)), answers.max_prompts or math.inf)
     try:
         return float(len(eval_prompts(answers))) if is_local(answers.source) else math.nan
     except PobenchError:

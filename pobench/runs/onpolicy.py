@@ -54,7 +54,8 @@ from pobench.runs.start_model import base_model, start_model
 from pobench.runs.task import Task
 from pobench.settings.faults import explain, judge_faults
 from pobench.settings.job import Job
-from pobench.settings.resolve import OF_ONE_SOURCE, resolve
+from pobench.settings.read import OF_SOURCES
+from pobench.settings.resolve import resolve
 from pobench.settings.schema import DataConfig, JudgeConfig, ModelConfig, OnPolicyConfig
 from pobench.sources import file_digest, rows_digest, weights_digest
 
@@ -250,9 +251,9 @@ class MadePairs(MarkedFolder):
     def as_data(self, job: Job) -> Job:
         """The job, trained on these pairs; what the first round holds out is held out in all."""
         held_out = job.round.held_out or (None if self.held_out is None else str(self.held_out))
-        kept = job.data.model_dump(exclude=set(OF_ONE_SOURCE))
+        kept = job.data.model_dump(exclude=set(OF_SOURCES))
         data = DataConfig.model_validate({**kept, "source": str(self.file), "held_out": held_out})
-        origin = {key: how for key, how in job.origin.items() if key.removeprefix("data.") not in OF_ONE_SOURCE}
+        origin = {key: how for key, how in job.origin.items() if key.removeprefix("data.") not in OF_SOURCES}
         job = replace(job, data=data, origin={**origin, "data.source": "made by the stage onpolicy"})
         if job.tuned is None:
             return job

@@ -15,12 +15,14 @@ def pairs_frame(
     pairs: Sequence[TokenPair], totals: torch.Tensor, reference: torch.Tensor, *, rated: bool = False
 ) -> pd.DataFrame:
     """One row a pair. totals, reference: (pairs, 2 or 3) nats of the chosen, the rejected and the mismatched answer, if
-    there is one; rewards are nan until a loss gives them. rated: with the data's ratings, which the run's loss asks for."""
+    there is one; rewards are nan until a loss gives them. rated: with the data's ratings, which the run's loss asks for. The
+    pairs' sources stand in it where they have some."""
     sums = ("chosen_logp", "rejected_logp", "mismatched_logp")
     blank = torch.full((len(pairs),), math.nan)
     policy_of, reference_of = (dict(zip(sums, [*t.T, blank], strict=False)) for t in (totals, reference))
     scores = [p.scores or (math.nan, math.nan) for p in pairs]
     ratings = dict(zip(("chosen_score", "rejected_score"), zip(*scores, strict=True), strict=True)) if rated else {}
+    sources = [p.source for p in pairs]
     return pd.DataFrame(
         {
             "pair": [p.id for p in pairs],
@@ -34,6 +36,7 @@ def pairs_frame(
             "chosen_reward": math.nan,
             "rejected_reward": math.nan,
             **ratings,
+            **({"source": sources} if any(sources) else {}),
         }
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 from pobench.data.chat import Chat
 from pobench.data.demonstrations import Demonstrations
 from pobench.data.order import Ratings
-from pobench.data.pairs_folder import mean_tokens
+from pobench.data.pairs_folder import mean_tokens, tokens_of
 from pobench.data.prepare import source_faults
 from pobench.data.sampled import prompt_files
 from pobench.errors import PobenchError, or_fault
@@ -107,7 +107,7 @@ class Plan:
         if self.pairs is None:
             return None
         if (prepared := self.pairs.prepared) is not None:
-            longest = max((len(p.prompt) + len(p.chosen) + len(p.rejected) for p in prepared.train), default=0)
+            longest = int(tokens_of(prepared.train).max(initial=0))
             tokens = mean_tokens(prepared.train)
             return Counts(len(prepared.train), len(prepared.heldout), tokens, longest, self.pairs.own)
         about = self.pairs.folder.about

@@ -26,7 +26,7 @@ from pobench.progress import without_bars
 from pobench.registry import benchmarks, judges
 from pobench.row_files import RowFiles
 from pobench.settings.job import Job
-from pobench.settings.schema import JudgeConfig, OnPolicyConfig, SftConfig
+from pobench.settings.schema import JudgeConfig, OnPolicyConfig, SftConfig, SourceConfig
 from pobench.sources import cache_folder, cached_model, fetch_rows, is_hub_name, read_config
 
 VERSION = 2  # of the stand-ins: part of their folder's name
@@ -194,8 +194,10 @@ class _Stage:
     def stand_in(self, job: Job, folder: Path) -> Job:
         """`job` with every source replaced by a stand-in, and with small sizes."""
         data, answers, train = job.data, job.answers, job.train
-        local: dict[str, Any] = {"source": _replaced(data.source, data.split, folder)}
-        if data.held_out is not None or data.held_out_split is not None:
+        local: dict[str, Any] = {"sources": [_smaller_source(part, folder) for part in data.sources]}
+        if not data.sources:
+            local = {"source": _replaced(data.source, data.split, folder)}
+        if data.held_out is not None or (data.held_out_split is not None and not data.sources):
             held_out = data.held_out or data.source
             local["held_out"] = _replaced(held_out, data.held_out_split or data.split, folder)
             local["held_out_split"] = None if held_out in DATASETS else data.held_out_split
@@ -240,6 +242,14 @@ class _Stage:
             rounds=job.rounds.model_copy(update={"prompts": "all"}),  # a part of so few would be none
             benchmarks={name: _smaller_benchmark(name, settings) for name, settings in job.benchmarks.items()},
         )
+
+
+def _smaller_source(part: SourceConfig, folder: Path) -> SourceConfig:
+    """One of several sources, replaced by its stand-in, which has no splits."""
+    split = None if part.source in DATASETS else part.split
+    return part.model_copy(
+        update={"source": _replaced(part.source, part.split, folder), "split": split, "revision": None}
+    )
 
 
 def _smaller_benchmark(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -430,10 +440,13 @@ def _verdicts(job: Job, folder: Path) -> list[dict[str, Any]]:
 def _sources(job: Job, samples: bool) -> list[tuple[str, str, str, str | None]]:
     """(key, source, split, subset) of every source of rows, each once."""
     data, answers, drawn = job.data, job.answers, job.onpolicy
-    sources = [("data.split", data.source, data.split or "train", data.subset)]
-    if data.held_out is not None or data.held_out_split is not None:
-        split = data.held_out_split or data.split or "train"
-        sources.append(("data.held_out_split", data.held_out or data.source, split, data.subset))
+    sources = [("data.split", part.source, part.split or "train", part.subset) for part in data.parts]
+    if data.held_out is None and data.held_out_split and any(part.source in DATASETS for part in data.sources):
+        raise PobenchError(
+            "data.held_out_split: a rehearsal has no splits of several published data sets; leave it out"
+        )
+    for part in data.held_out_parts:
+        sources.append(("data.held_out_split", part.source, part.split or "train", part.subset))
     if answers.source is not None:
         sources.append(("answers.split", answers.source, answers.split or "train", answers.subset))
     if job.sft is not None:

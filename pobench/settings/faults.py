@@ -196,6 +196,8 @@ def explain(error: pydantic.ValidationError, prefix: str = "", schema: type[Base
 def _schema_at(schema: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
     """The schema of the section at `path`."""
     for part in path:
+        if isinstance(part, int):  # a place in a list of such sections
+            continue
         declared = schema.model_fields[str(part)].annotation
         kinds = [k for k in (declared, *typing.get_args(declared)) if isinstance(k, type) and issubclass(k, BaseModel)]
         schema = kinds[0] if kinds else schema

@@ -12,6 +12,7 @@ from pobench.errors import PobenchError, nearest
 from pobench.files import name_fault
 from pobench.registry import get_loss, judges
 from pobench.settings.plain_yaml import plain_yaml
+from pobench.settings.schema import OF_ONE_SOURCE
 
 if TYPE_CHECKING:
     import yaml
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # (`pobench.settings.schema.TunedConfig`).
 OF_VALUES = ("values", "tuned")
 OF_SEARCH = ("model", "sft", "data")  # a search is made for the sources that these sections name
+# of `data`: dropped when other sources are named
+OF_SOURCES = (*OF_ONE_SOURCE, "sources", "stopping", "held_out", "held_out_split")
 NOT_A_SETTING = ("report", "rehearsal")  # other folders below RUNS
 
 
@@ -134,6 +137,7 @@ def _extended(
             merged[section] = loss_sections
         elif isinstance(section_values, dict) and isinstance(inherited_values, dict):
             dropped = of_another_judge(inherited_values, section_values) if section == "judge" else set()
+            dropped |= of_other_sources(inherited_values, section_values) if section == "data" else set()
             merged[section] = {k: v for k, v in inherited_values.items() if k not in dropped} | section_values
             replaced |= {f"{section}.{key}" for key in (*section_values, *dropped)}
         else:
@@ -161,7 +165,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def sources_of(values: Mapping[str, Any]) -> list[Any]:
     """What a setting's values are tuned for: the sources of its start model and of its pairs."""
-    return [_mapping(values.get(section)).get("source") for section in OF_SEARCH]
+    sections = [_mapping(values.get(section)) for section in OF_SEARCH]
+    return [section.get("sources") or section.get("source") for section in sections]
 
 
 def _untuned(values: Any) -> Any:
@@ -182,6 +187,14 @@ def of_another_judge(inherited: Mapping[str, Any], section: Mapping[str, Any]) -
     """Keys of the inherited judge section to drop because `section` names another judge."""
     same = "name" not in section or judges.canonical(section["name"]) == judges.canonical(inherited.get("name"))
     return set() if same else {"settings"}
+
+
+def of_other_sources(inherited: Mapping[str, Any], section: Mapping[str, Any]) -> set[str]:
+    """Keys of the inherited data section to drop because `section` names several sources instead of one, or one instead of
+    several."""
+    if section.get("sources") and not inherited.get("sources"):
+        return {"source", *OF_SOURCES}
+    return set(OF_SOURCES) if section.get("source") and inherited.get("sources") else set()
 
 
 def _comments(node: yaml.Node, lines: list[str], prefix: str = "") -> dict[str, str]:

@@ -15,12 +15,10 @@ from pobench.registry import Loss, benchmarks, get_loss, losses, modifiers, part
 from pobench.settings.faults import check_loss_settings, explain, judge_faults, unknown_loss_key
 from pobench.settings.job import Job
 from pobench.settings.plain_yaml import plain_yaml
-from pobench.settings.read import OF_VALUES, of_another_judge, read_setting, sources_of
+from pobench.settings.read import OF_SOURCES, OF_VALUES, of_another_judge, of_other_sources, read_setting, sources_of
 from pobench.settings.schema import COMMANDS, SECTIONS, JudgeConfig, Setting, TrainConfig, TunedConfig
 
 SETTABLE = {**SECTIONS, **COMMANDS}
-# of `data`: dropped when another source is named
-OF_ONE_SOURCE = ("subset", "split", "revision", "columns", "ignore", "held_out", "held_out_split")
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -108,6 +106,7 @@ def resolve(
     draft.use_model_and_data(model, data)
     draft.read_losses()
     draft.drop_settings_of_another_judge(overrides or {})
+    draft.drop_other_sources(overrides or {})
     for key, value in (overrides or {}).items():
         draft.override(key, value)
 
@@ -160,7 +159,7 @@ class _Draft:
             self.origin["model.source"] = "--model"
         if data is not None:
             section = self._section("data") or {}
-            remaining = {key: value for key, value in section.items() if key not in OF_ONE_SOURCE}
+            remaining = {key: value for key, value in section.items() if key not in OF_SOURCES}
             self.values["data"] = {**remaining, "source": data}
             self.origin["data.source"] = "--data"
 
@@ -210,6 +209,14 @@ class _Draft:
             for key in of_another_judge(judge, _below(section, overrides)):
                 judge.pop(key, None)
                 self.origin = {k: v for k, v in self.origin.items() if not f"{k}.".startswith(f"{section}.{key}.")}
+
+    def drop_other_sources(self, overrides: Mapping[str, Any]) -> None:
+        """Drop what the YAML says of its data if the command line names one source instead of several, or several instead of
+        one."""
+        section = self._section("data") or {}
+        for key in of_other_sources(section, _below("data", overrides)):
+            section.pop(key, None)
+            self.origin = {k: v for k, v in self.origin.items() if not f"{k}.".startswith(f"data.{key}.")}
 
     def override(self, key: str, value: Any) -> None:
         """One `--set KEY=VALUE`."""

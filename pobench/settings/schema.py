@@ -8,11 +8,23 @@ The comment behind a value in the YAML is its source; it is copied with the valu
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from pobench.errors import nearest
+from pobench.files import name_fault
 
 MICRO_TOKENS = 2048  # of a micro-batch by default, and of evaluation when the setting says `auto`
 
@@ -117,21 +129,63 @@ def _names(value: Any) -> Any:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
+_Columns = Annotated[dict[str, str | list[str]], BeforeValidator(_column_names)]
+_Ignored = Annotated[list[str], BeforeValidator(_names)]
+
+
+class SourceConfig(_Strict):
+    """One of several data sets that are mixed."""
+
+    source: str  # local file, hub name, or `builtin:FILE`
+    name: str = ""  # stands before its pairs' ids, in the audit and in tables; default: the last part of `source`
+    # its share of the training pairs, relative to the others'; given for all sources or for none, which takes all pairs
+    weight: float | None = Field(None, gt=0, le=1e6)
+    subset: str | None = None  # this and the next four as in `data`, of this source alone
+    split: str | None = None
+    revision: str | None = None
+    columns: _Columns = {}
+    ignore: _Ignored = []
+
+
+def _named(sources: list[SourceConfig]) -> list[SourceConfig]:
+    """The sources, each with its name. Raises ValueError for names that cannot be, and for weights of some."""
+    named = [s.model_copy(update={"name": s.name or _short_name(s.source)}) for s in sources]
+    for place, source in enumerate(named):
+        if fault := name_fault(source.name):
+            raise ValueError(f"name: {fault}")
+        if source.name in (other.name for other in named[:place]):
+            raise ValueError(f"two sources are called {source.name!r}; give each a name")
+    if len({source.weight is None for source in named}) > 1:
+        without = ", ".join(source.name for source in named if source.weight is None)
+        raise ValueError(f"no weight of {without}; give all sources one, or none, which takes all pairs of all")
+    return named
+
+
+def _short_name(source: str) -> str:
+    """The last part of a path or hub name that is more than a pattern, without its endings."""
+    words = (re.sub(r"[^\w+-]+", "-", part.partition(".")[0]).strip("-+") for part in re.split(r"[/:]", source)[::-1])
+    return next(filter(None, words), "source")[:64]
+
+
+OF_ONE_SOURCE = ("subset", "split", "revision", "columns", "ignore")  # of `data`; each of several sources has its own
 PairsFrom = Literal["best_worst", "all", "adjacent"]
 
 
 class DataConfig(_Strict):
     """Preference pairs, ranked lists or labelled answers, and how they become tokens."""
 
-    source: str  # local file, hub name, or `builtin:FILE`
+    # several data sets instead of `source`: [{source: A, weight: 3}, {source: B, weight: 1}]
+    sources: Annotated[list[SourceConfig], AfterValidator(_named)] = []
+    # where sources have weights, training takes pairs in their proportion. first_exhausted: until one source has no further
+    # pair; all_exhausted: until every pair was taken, some of smaller sources several times
+    stopping: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    source: str = Field("", validate_default=True)  # local file, hub name, or `builtin:FILE`
     subset: str | None = None  # the configuration of a hub data set
     split: str | None = None
     revision: str | None = None
     # pobench's name of a column → the file's, dots lead into objects; texts of a list are joined: {prompt: [context, prompt]}
-    columns: Annotated[dict[str, str | list[str]], BeforeValidator(_column_names)] = {}
-    ignore: Annotated[
-        list[str], BeforeValidator(_names)
-    ] = []  # columns to leave out; scores too, which would find ties
+    columns: _Columns = {}
+    ignore: _Ignored = []  # columns to leave out; scores too, which would find ties
     held_out: str | None = None  # a source of held-out pairs; None: split `source` by prompt
     held_out_split: str | None = None
     held_out_fraction: float = Field(0.1, gt=0, lt=1)  # used if held_out and held_out_split are None
@@ -147,11 +201,51 @@ class DataConfig(_Strict):
     on_bad_row: Literal["stop", "drop"] = "stop"
     count_header: bool = False  # |y| as in the SimPO repository: with header, what follows the end of turn, end of text
     length_bias: float = Field(0.0, ge=0, le=1)  # share of labels replaced by "the longer answer wins"
-    seed: Seed = 0  # of the split, the subset and the bias
+    seed: Seed = 0  # of the split, the subset, the mixture and the bias
+
+    @field_validator("source")
+    @classmethod
+    def _one_or_several(cls, source: str, info: ValidationInfo) -> str:
+        several = info.data.get("sources")
+        if several is not None and not (source or several):
+            raise PydanticKnownError("missing")
+        if source and several:
+            raise ValueError("`data.sources` names the data already; one of the two is needed")
+        return source
+
+    @field_validator(*OF_ONE_SOURCE)
+    @classmethod
+    def _of_its_source(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("sources"):
+            raise ValueError("`data.sources` names several data sets; it stands in each of them")
+        return value
+
+    @property
+    def parts(self) -> list[SourceConfig]:
+        """The sources; a single one has no name."""
+        return self.sources or [self.part(self.source, self.split)]
+
+    @property
+    def held_out_parts(self) -> list[SourceConfig]:
+        """The sources of held-out pairs; [] where `parts` are split by prompt."""
+        if self.held_out is not None:
+            part = self.part(self.held_out, self.held_out_split or self.split)
+            return [part.model_copy(update={"name": _short_name(self.held_out)}) if self.sources else part]
+        if self.held_out_split is not None:
+            return [part.model_copy(update={"split": self.held_out_split}) for part in self.parts]
+        return []
+
+    def part(self, source: str, split: str | None) -> SourceConfig:
+        """Another source, read as `source` is."""
+        own = {name: getattr(self, name) for name in OF_ONE_SOURCE if name != "split"}
+        return SourceConfig.model_construct(source=source, split=split, **own)
 
     def causes(self) -> dict[str, Any]:
-        """`pairs_from` is a cause where it is not the default, by which data had their names before there was a choice."""
-        return {k: v for k, v in super().causes().items() if (k, v) != ("pairs_from", "best_worst")}
+        """What is not used is no cause, and neither is the default of `pairs_from`: data have the names that they had before
+        there was a choice."""
+        values = super().causes()
+        unused = () if self.sources else ("sources", "stopping")
+        return {k: v for k, v in values.items() if k not in unused and (k, v) != ("pairs_from", "best_worst")}
 
 
 def _module_names(value: Any) -> Any:

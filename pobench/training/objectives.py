@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pobench.columns import SATURATED
+from pobench.data.spool import Mapped
 from pobench.errors import PobenchError
 from pobench.model import layouts
 from pobench.model.policy_sums import SumScorer
@@ -177,7 +178,7 @@ class PreferenceObjective:
         self.begins_elsewhere = begins_elsewhere
         self.rows: Rows = ROWS[loss.unit](items)
         self.unit: str = self.rows.name
-        self.groups: Sequence[Group] = [Group.of(item) for item in items]
+        self.groups: Sequence[Group] = Mapped(Group.of, items)
         self.borrowed: list[Group] = []
         self.known: Tensor | None = None  # (responses,) of all items, as `Rows` has them
         self.known_borrowed: Tensor | None = None

@@ -42,7 +42,7 @@ from pobench.settings.faults import explain
 from pobench.settings.job import Job
 from pobench.settings.read import read_setting
 from pobench.settings.resolve import resolve, resolve_names, section_of
-from pobench.settings.schema import DataConfig, TuneConfig
+from pobench.settings.schema import SourceConfig, TuneConfig
 from pobench.sources import fetch_rows
 from pobench.workflows.grid import Point, Space, points_of, search_spaces
 from pobench.workflows.trials import made_before
@@ -158,7 +158,9 @@ def plan_tuning(
         plugins=tuple(plugins),
         made_before=FRAMES["tuning"].of() if before is None else before,
     )
-    if not dry or all(map(is_local, filter(None, (about.prompts, about.pairs, base[0].data.source)))):
+    if not dry or all(
+        map(is_local, filter(None, (about.prompts, about.pairs, *(part.source for part in base[0].data.parts))))
+    ):
         check_disjoint(setting, about, overrides or {})
     if sampler == "grid":
         _resolve_cells(tuning)
@@ -298,7 +300,7 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
     """
     job = resolve(setting, "simpo", overrides=overrides)[0]
     data, answers = job.data, job.answers
-    own_heldout = data.held_out is not None or data.held_out_split is not None
+    own_heldout = bool(data.held_out_parts)
     faults: list[str] = []
 
     def read(keys: Callable[..., list[str]], *source: Any) -> list[str]:
@@ -309,16 +311,15 @@ def check_disjoint(setting: str, about: TuneConfig, overrides: Mapping[str, Any]
         prompts = read(lambda: _keys_of(eval_prompts(answers)))
         reported["reported prompts"] = set(prompts)
     if own_heldout:
-        split, key = data.held_out_split or data.split, "data.held_out" if data.held_out else "data.source"
-        pairs = read(_pair_keys, key, data, data.held_out or data.source, split)
-        reported["reported held-out pairs"] = set(pairs)
-    training = set(read(_pair_keys, "data.source", data, data.source, data.split))
+        key = "data.held_out" if data.held_out else "data.source"
+        reported["reported held-out pairs"] = {p for part in data.held_out_parts for p in read(_pair_keys, key, part)}
+    training = {p for part in data.parts for p in read(_pair_keys, "data.source", part)}
     if about.prompts is not None:
         source, split, most = about.prompts, about.prompts_split, about.max_prompts
         tuned_on = read(lambda: _keys_of(prompt_rows(source, split, "tune.prompts")[:most]))
         faults += _shared("tune.prompts", tuned_on, {**reported, "training pairs": training})
     if about.pairs is not None:
-        tuned_on = read(_pair_keys, "tune.pairs", data, about.pairs, about.pairs_split)
+        tuned_on = read(_pair_keys, "tune.pairs", data.part(about.pairs, about.pairs_split))
         # The held-out part of the training file is unknown until the split, so none of that file may be tuned on.
         used = reported if own_heldout else {**reported, "pairs to train on or hold out": training}
         faults += _shared("tune.pairs", tuned_on, used)
@@ -345,10 +346,11 @@ def _keys_of(rows: list[dict[str, Any]]) -> list[str]:
     return [text_key(Message(m["role"], m["content"]) for m in row["messages"]) for row in rows]
 
 
-def _pair_keys(key: str, data: DataConfig, source: str, split: str | None) -> list[str]:
+def _pair_keys(key: str, part: SourceConfig) -> list[str]:
     """The keys of the prompts of preference rows."""
-    rows = fetch_rows(source, split=split, subset=data.subset, revision=data.revision, option=f"--set {key}=PATH")
-    loaded = load_preferences(rows, columns=data.columns, ignore=data.ignore)
+    option = f"--set {key}=PATH"
+    rows = fetch_rows(part.source, split=part.split, subset=part.subset, revision=part.revision, option=option)
+    loaded = load_preferences(rows, columns=part.columns, ignore=part.ignore)
     prompts = [row.prompt for row in loaded.preferences] + [row.prompt for row in loaded.lists]
     return list(map(text_key, prompts + [row.prompt for row in loaded.answers]))
 

@@ -159,8 +159,12 @@ def test_an_answer_that_cannot_be_read_or_repeats_another_leaves_its_list() -> N
 
 def test_lists_lose_the_prompt_that_most_answers_repeat_and_equal_lists_are_one() -> None:
     row = {"prompt": "Why?", "responses": ["Why? a", "Why? b", "Why? c"], "scores": [1, 2, 3]}
-    found = found_in(row, row, {**row, "id": "own"}, pairs_from="all")
-    assert [one.answers for one in found.lists] == [("a", "b", "c")] and len(found.preferences) == 3
+    for how, pairs in (("best_worst", 1), ("all", 3)):
+        found = found_in(row, row, {**row, "id": "own"}, pairs_from=how)
+        assert [one.answers for one in found.lists] == [("a", "b", "c")] and len(found.preferences) == pairs
+        assert found.notes["duplicated row"] == [2, 3]
+    kept = found_in(row, {**row, "id": "own"}, row, duplicates="keep")
+    assert [one.id for one in kept.lists] == [pair.id for pair in kept.preferences] and len(kept.lists) == 3
 
 
 # ---------------------------------------------------------------- rows that are single answers
@@ -380,7 +384,7 @@ def test_items_are_stored_beside_the_pairs_and_damage_is_found(setting, tmp_path
     unit = "lists" if prepared.lists else "answers"
     assert folder.about["pairs"][unit] == len(prepared.items(unit)) and folder.extent == Extent.of(prepared.groups)
     assert folder.about["digests"][unit] == items_digest(prepared.items(unit))
-    path = folder.path / f"{unit}.parquet"
+    path = folder.path / f"{unit}.arrow"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert [str(fault) for fault in folder.faults()]
     with pytest.raises(CorruptError, match=unit):
@@ -393,8 +397,8 @@ def test_a_folder_of_pairs_alone_is_what_it_was(setting, tmp_path) -> None:
     assert sorted(path.name for path in folder.path.iterdir()) == [
         "audit.json",
         "data.json",
-        "heldout.parquet",
-        "train.parquet",
+        "heldout.arrow",
+        "train.arrow",
     ]
     kept = ("causes", "digests", "pairs", "ratings", "prompts", "tokens", "extent", "summary", "files")
     assert tuple(folder.about) == kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from pobench.data.chat import load_tokenizer
 from pobench.data.demonstrations import tokenise
 from pobench.data.order import Ratings, items_digest
 from pobench.data.pairs_folder import PairsFolder
-from pobench.data.prepare import prepare, read_pairs, source_faults
+from pobench.data.prepare import prepare, read_sources, source_faults
 from pobench.errors import PobenchError
 from pobench.runs.plan import make_plan
 from pobench.runs.stages import DEFAULT
@@ -26,7 +27,7 @@ def test_a_file_that_is_not_there_is_named_before_a_model_is_fetched(monkeypatch
     (tmp_path / "junk.jsonl").write_text("[1]\n")
     for name, expected in (("none.jsonl", "no such file"), (str(tmp_path / "junk.jsonl"), "not a row")):
         with pytest.raises(PobenchError, match=expected):
-            read_pairs(resolve("smollm2", "dpo", data=name)[0])
+            read_sources(resolve("smollm2", "dpo", data=name)[0])
 
 
 def test_two_tokenizers_split_a_file_alike(setting, tmp_path) -> None:
@@ -89,6 +90,15 @@ def test_every_source_that_cannot_be_had_is_named_before_anything_is_read(settin
     assert [next(n for n in named if n in line) for line in lines] == named
     assert [len(source_faults(job, stages)) for stages in (("sft",), ("train",), ("train", "answers"))] == [2, 3, 4]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_for_temporary_files_has_a_remedy(setting, tmp_path, monkeypatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(PobenchError, match=r"the disk is full: .*set TMPDIR"):
+        prepare(resolve(str(tmp_path / "small.yaml"), "simpo")[0])
 
 
 def test_prompts_that_the_tokenizer_does_not_know_stop_a_plan(setting, tmp_path) -> None:

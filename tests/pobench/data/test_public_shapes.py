@@ -115,6 +115,9 @@ READ: dict[str, dict[str, Any]] = {
 }
 
 
+LISTS = ("nectar", "nemo-rl", "distilabel", "ultrafeedback's 10 for 1")  # of two answers each
+
+
 @pytest.mark.parametrize("name", READ)
 def test_the_better_answer_of_a_public_layout_is_chosen_behind_its_prompt(name: str) -> None:
     found = found_in(READ[name])
@@ -122,6 +125,8 @@ def test_the_better_answer_of_a_public_layout_is_chosen_behind_its_prompt(name: 
     (pair,) = found.preferences
     turns = [(m.role, m.content) for m in pair.prompt if m.content]
     assert (turns, pair.chosen, pair.rejected) == ([("user", ASK)], GOOD, BAD)
+    ranks = [dict(zip(one.answers, one.ranks, strict=True)) for one in found.lists]
+    assert ranks == [{GOOD: 1, BAD: 2}] * (name in LISTS) and [one.id for one in found.lists] == [pair.id] * len(ranks)
 
 
 RATED: dict[str, tuple[dict[str, Any], tuple[float, float] | None]] = {

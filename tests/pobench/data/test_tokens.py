@@ -22,7 +22,7 @@ from pobench.cli.show_pairs import pieces, render_audit, render_inspection
 from pobench.data.audit import Audit
 from pobench.data.chat import Chat, with_values
 from pobench.data.demonstrations import tokenise as demonstrations
-from pobench.data.order import bias_labels, data_digest, data_order, mismatch, split_by_prompt, subset, text_key
+from pobench.data.order import biased, data_digest, data_order, mismatch, split_by_prompt, subset, text_key
 from pobench.data.published import ZEPHYR_TEMPLATE
 from pobench.data.rows import Message, Preference
 from pobench.data.shapes import load_preferences, recognise
@@ -731,16 +731,16 @@ def test_mismatched_pairs_need_two_prompts() -> None:
 
 def test_a_length_bias_makes_the_longer_answer_win_in_the_asked_share() -> None:
     rows = [preference("a", "a longer one", row=i) for i in range(400)]
-    assert bias_labels(rows, 0.0, seed=0) == rows
-    assert all(row.chosen == "a longer one" for row in bias_labels(rows, 1.0, seed=0))
-    swapped = [row.chosen != "a" for row in bias_labels(rows, 0.3, seed=0)]
+    assert [biased(row, 0.0, seed=0) for row in rows] == rows
+    assert all(biased(row, 1.0, seed=0).chosen == "a longer one" for row in rows)
+    swapped = [biased(row, 0.3, seed=0).chosen != "a" for row in rows]
     assert 0.23 < np.mean(swapped) < 0.37  # 0.3 ± 3 standard errors
-    more = [row.chosen != "a" for row in bias_labels(rows, 0.6, seed=0)]
+    more = [biased(row, 0.6, seed=0).chosen != "a" for row in rows]
     assert all(m for s, m in zip(swapped, more, strict=True) if s)  # a larger share keeps the smaller one's rows
-    right = [preference("a longer one", "a")]
-    assert bias_labels(right, 1.0, seed=0) == right
+    right = preference("a longer one", "a")
+    assert biased(right, 1.0, seed=0) == right
     with pytest.raises(PobenchError, match="share in"):
-        bias_labels(rows, 1.5, seed=0)
+        biased(right, 1.5, seed=0)
 
 
 # ---------------------------------------------------------------- real data
