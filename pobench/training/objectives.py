@@ -271,9 +271,9 @@ class PreferenceObjective:
         output = self.loss.on(inputs, **self.settings)
         told = self.rows.told(items, policy, output)
         (slope,) = torch.autograd.grad(told.loss.sum(), leaf)
-        pull = (
-            slope.abs() if not self.per_token else _sums(slope.abs(), lengths) / lengths
-        )  # the mean of a response's tokens
+        pull = slope.abs()
+        if self.per_token:
+            pull = _sums(pull, lengths) / lengths  # the mean of a response's tokens
         return Measured(slope, step_sums(told, _sums(pull, self.rows.counts[items].to(leaf.device))))
 
     def _beside(self, items: list[int], values: Tensor) -> dict[str, Any]:
