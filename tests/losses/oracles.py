@@ -34,8 +34,9 @@ class Case(NamedTuple):
 class Pull(NamedTuple):
     """Where a loss by its design lowers a chosen answer or raises a rejected one, and a case where it does."""
 
-    where: Callable[..., bool]  # of a case's log-ratios (chosen, rejected), in nats, and the loss's settings
+    where: Callable[..., bool]  # of what `of` makes of a case, and the loss's settings
     witness: Case
+    of: Callable[[Case], tuple[float, float]] = lambda c: (c.w - c.rw, c.l - c.rl)  # log-ratios, in nats
 
 
 class Row(NamedTuple):
@@ -106,6 +107,10 @@ def rdpo(c: Case, beta: float, alpha: float) -> Any:
 def ipo(c: Case, tau: float, average: bool) -> Any:
     nw, nl = (c.nw, c.nl) if average else (1, 1)
     return ((c.w - c.rw) / nw - (c.l - c.rl) / nl - 1 / (2 * tau)) ** 2
+
+
+def ipo_no_reference(c: Case, tau: float, sft_weight: float, sft_reduction: str) -> Any:
+    return (c.w / c.nw - c.l / c.nl - 1 / (2 * tau)) ** 2 + sft_weight * nll(c, sft_reduction)
 
 
 def cpo(c: Case, beta: float, sft_weight: float, sft_reduction: str) -> Any:
@@ -514,6 +519,19 @@ ORACLES = {
         4.0,
         # past its target of the margin
         pull=Pull(lambda w, l, tau, **_: w - l > 1 / (2 * tau), drifted(4.0, -2.0)),  # noqa: E741
+    ),
+    # (-1 + 3 - 2.5)² = 0.25, and 0.4 of 1 nat a token
+    "ipo_no_reference": Row(
+        ipo_no_reference,
+        [{"tau": 0.2, "sft_weight": 0.4, **how} for how in (MEAN, SUM)],
+        0.65,
+        -1.0,
+        # past its target of the means' difference
+        pull=Pull(
+            lambda w, l, tau, **_: w - l > 1 / (2 * tau),  # noqa: E741
+            Case(-1.0, -100.0, -1.0, -100.0, 20, 20),
+            of=lambda c: (c.w / c.nw, c.l / c.nl),
+        ),
     ),
     # log(1 + e^-1.6) = 0.18390074, and 1·8 = 8
     "cpo": Row(cpo, [{"beta": 0.1, "sft_weight": 1.0, **how} for how in (SUM, MEAN)], 8.1839007409, -0.8),

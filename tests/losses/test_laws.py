@@ -256,7 +256,7 @@ PULLS_BACK = {name: row.pull for name, row in ORACLES.items() if row.pull is not
 
 def pulls_back(name: str, case: Case, **given: Any) -> bool:
     settings = {**get_loss(name).settings, **given}
-    return name in PULLS_BACK and PULLS_BACK[name].where(case.w - case.rw, case.l - case.rl, **settings)
+    return name in PULLS_BACK and PULLS_BACK[name].where(*PULLS_BACK[name].of(case), **settings)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -84,6 +84,12 @@ MATCHES = [
         {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 1.0},
     ),
     Match("cpo", {"beta": 0.05, "sft_weight": 0.0}, "CPO", {"loss_type": "sigmoid", "beta": 0.05, "cpo_alpha": 0.0}),
+    Match(
+        "ipo_no_reference",
+        {"tau": 0.1, "sft_weight": 0.5},
+        "CPO",
+        {"loss_type": "ipo", "beta": 0.1, "cpo_alpha": 0.5},
+    ),
     # max(0, 1 - β (w - l)) = β max(0, 1/β - (w - l)), and so is the weight of the second term
     Match(
         "slic_hf",

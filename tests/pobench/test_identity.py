@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pobench.identity import changed, code_digest, meaning, name_of
-from pobench.registry import get_loss
+from pobench.identity import MATH, _file_of, _imported, _shipped_files, changed, code_digest, meaning, name_of
+from pobench.registry import get_loss, list_losses
 
 plain = st.recursive(
     st.none()
@@ -119,6 +119,25 @@ def test_a_function_without_a_file_counts_by_its_byte_code() -> None:
 def test_shipped_losses_count_by_their_own_file() -> None:
     digests = {name: code_digest(get_loss(name).function) for name in ("simpo", "dpo", "ipo")}
     assert len(set(digests.values())) == 3
+
+
+def test_a_shipped_loss_counts_by_all_that_it_computes_with() -> None:
+    files = {name: [p.name for p in _shipped_files(_path(name))] for name in list_losses()}
+    assert files["dpo"] == ["dpo.py"] and files["pro"] == ["pro.py", "loss_math.py", "list_math.py"]
+    ours = {
+        name.split(".")[1] for loss in list_losses() for name in _imported(_path(loss)) if name.startswith("pobench.")
+    }
+    assert ours <= {
+        "types",
+        "registry",
+        *(name.removeprefix("pobench.") for name in MATH),
+    }  # types and registry compute nothing
+
+
+def _path(loss: str) -> Path:
+    path = _file_of(get_loss(loss).function)
+    assert path is not None
+    return path
 
 
 def test_what_a_registration_says_for_readers_does_not_count() -> None:
