@@ -27,7 +27,7 @@ from pobench.registry import get_loss, list_losses
 from pobench.settings.schema import AdapterConfig, TrainConfig
 from pobench.training.loop import train
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import ReferenceSums, compute_reference
+from pobench.training.reference import EveryStep, ReferenceSums, compute_reference
 from pobench.training.saving import Saver
 from pobench.types import Group, TokenPair
 
@@ -90,6 +90,7 @@ def take_steps(folder: Path, name: str, way: Way, stop: bool = False, **changes:
     pairs, loss, model = pairs_of_all_lengths(), get_loss(name), model_of(way)
     adapted = adapters.attach(model, AdapterConfig(r=3, alpha=6), 5) if way.adapter else None
     rows: list[dict[str, Any]] = []
+    stored = ReferenceSums.load(folder.parent / "reference")
     watched = [Group.of(pair) for pair in pairs[:3]]
 
     def watch(scorer: SumScorer) -> dict[str, float]:
@@ -111,7 +112,7 @@ def take_steps(folder: Path, name: str, way: Way, stop: bool = False, **changes:
         loss.settings,
         config,
         folder=folder,
-        reference=ReferenceSums.load(folder.parent / "reference") if loss.reads_reference else None,
+        reference=EveryStep(start_scorer(way)) if loss.runs_reference else stored if loss.reads_reference else None,
         mismatched=mismatch(pairs),
         log=rows.append,
         watch=watch,
@@ -125,12 +126,18 @@ def take_steps(folder: Path, name: str, way: Way, stop: bool = False, **changes:
 
 def reference_pass(folder: Path, way: Way) -> None:
     """The start model's sums, by all processes together."""
-    accelerator, pairs = make_accelerator(way.precision, cpu=True), pairs_of_all_lengths()
-    policy = ResponseLogps(model_of(way).eval())
-    if way.sharding == "fsdp2":
+    pairs = pairs_of_all_lengths()
+    groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
+    compute_reference(folder, groups, start_scorer(way), {})
+
+
+def start_scorer(way: Way) -> SumScorer:
+    """Of the frozen start model, split as the policy is."""
+    accelerator = make_accelerator(way.precision, cpu=True)
+    policy = ResponseLogps(model_of(way).eval().requires_grad_(False))
+    if way.sharding == "fsdp2" and accelerator.num_processes > 1:
         shard(policy, accelerator.device, torch.float32)
-    scorer = SumScorer(policy, policy.layout("shared_prefix"), accelerator, budget=40)
-    compute_reference(folder, [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))], scorer, {})
+    return SumScorer(policy, policy.layout("shared_prefix"), accelerator, budget=40)
 
 
 def work(folder: Path, names: Sequence[str], way: Way) -> None:
@@ -217,6 +224,15 @@ SESSIONS: dict[str, dict[str, tuple[int, Way]]] = {
         "FSDP2, 4 processes, LoRA": (4, Way("fsdp2", adapter=True)),
     },
 }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_reference_that_runs_beside_the_policy_is_split_as_it_is(tied, tmp_path) -> None:
+    names = ("mallows_dpo", "tdpo1")
+    run(tmp_path / "one", 1, names, Way(tied=tied))
+    run(tmp_path / "two", 2, names, Way("fsdp2", tied=tied))
+    assert_alike(tmp_path / "one", tmp_path / "two", names)
 
 
 @pytest.mark.slow
