@@ -27,7 +27,7 @@ from pobench.registry import Loss, get_loss, list_losses
 from pobench.settings.schema import AdapterConfig, TrainConfig
 from pobench.training.loop import train
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import Moving, ReferenceSums, compute_reference
+from pobench.training.reference import EveryStep, Moving, ReferenceSums, compute_reference
 from pobench.training.saving import Saver
 from pobench.types import Group, TokenPair
 
@@ -132,10 +132,10 @@ def start_scorer(way: Way) -> SumScorer:
     return SumScorer(policy, policy.layout("shared_prefix"), accelerator, budget=40)
 
 
-def reference_of(folder: Path, loss: Loss, way: Way) -> ReferenceSums | Moving | None:
-    if not loss.reads_reference:
-        return None
-    return Moving(start_scorer(way)) if loss.moves_reference else ReferenceSums.load(folder)
+def reference_of(folder: Path, loss: Loss, way: Way) -> ReferenceSums | EveryStep | None:
+    if loss.moves_reference or loss.runs_reference:
+        return (Moving if loss.moves_reference else EveryStep)(start_scorer(way))
+    return ReferenceSums.load(folder) if loss.reads_reference else None
 
 
 def reference_pass(folder: Path, way: Way) -> None:
@@ -228,6 +228,15 @@ SESSIONS: dict[str, dict[str, tuple[int, Way]]] = {
         "FSDP2, 4 processes, LoRA": (4, Way("fsdp2", adapter=True)),
     },
 }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_reference_that_runs_beside_the_policy_is_split_as_it_is(tied, tmp_path) -> None:
+    names = ("mallows_dpo", "tdpo1")
+    run(tmp_path / "one", 1, names, Way(tied=tied))
+    run(tmp_path / "two", 2, names, Way("fsdp2", tied=tied))
+    assert_alike(tmp_path / "one", tmp_path / "two", names)
 
 
 @pytest.mark.slow

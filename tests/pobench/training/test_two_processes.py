@@ -56,7 +56,7 @@ def work(folder: Path, names: tuple[str, ...]) -> None:
             loss.settings,
             config,
             folder=folder / name,
-            reference=sums[loss.unit],
+            reference=reference.EveryStep(scorer) if loss.runs_reference else sums[loss.unit],
             mismatched=mismatch(items),
             log=rows.append,
             watch=lambda scorer: {"watched": float(scorer.sums(groups[:1]).sum())},
