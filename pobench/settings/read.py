@@ -12,7 +12,6 @@ from pobench.errors import PobenchError, nearest
 from pobench.files import name_fault
 from pobench.registry import get_loss, judges
 from pobench.settings.plain_yaml import plain_yaml
-from pobench.settings.schema import OF_ONE_SOURCE
 
 if TYPE_CHECKING:
     import yaml
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 OF_VALUES = ("values", "tuned")
 OF_SEARCH = ("model", "sft", "data")  # a search is made for the sources that these sections name
 # of `data`: dropped when other sources are named
-OF_SOURCES = (*OF_ONE_SOURCE, "sources", "stopping", "held_out", "held_out_split")
+OF_SOURCES = ("sources", "stopping", "subset", "split", "revision", "columns", "ignore", "held_out", "held_out_split")
 NOT_A_SETTING = ("report", "rehearsal")  # other folders below RUNS
 
 

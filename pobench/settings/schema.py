@@ -167,7 +167,8 @@ def _short_name(source: str) -> str:
     return next(filter(None, words), "source")[:64]
 
 
-OF_ONE_SOURCE = ("subset", "split", "revision", "columns", "ignore")  # of `data`; each of several sources has its own
+# of `data`; each of several sources has its own
+OF_ONE_SOURCE = tuple(name for name in SourceConfig.model_fields if name not in ("source", "name", "weight"))
 PairsFrom = Literal["best_worst", "all", "adjacent"]
 
 
