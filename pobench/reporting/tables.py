@@ -69,11 +69,14 @@ NO_EFFECT = {"pass_rate_gain": 0.0, "win_rate": 0.5}
 
 @dataclass
 class Table:
-    """A table ready to print; `frame` has the raw numbers."""
+    """A table ready to print; `frame` has the raw numbers. folded: the title under which the page folds the rows from number
+    `shown` on, "" where it folds none."""
 
     heads: list[Head]
     rows: list[list[Cell]]
     frame: pd.DataFrame
+    shown: int
+    folded: str
 
 
 def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) -> Table:
@@ -98,7 +101,8 @@ def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) ->
     marks = frame.attrs.get("marks", {})  # text → "up" | "down", for words that mean better or worse
     for cell in (cell for column in columns for cell in column if cell.text in marks):
         cell.sign = marks[cell.text]
-    return Table(heads, [list(row) for row in zip(*columns, strict=True)], frame)
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return Table(heads, rows, frame, *frame.attrs.get("folded", (len(rows), "")))
 
 
 def _cell(value: Any, metric: metrics.Metric | None, marks: Sequence[float]) -> Cell:
