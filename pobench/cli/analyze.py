@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pobench.cli.answer import print_answers
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Plugins, StoredRuns, load_plugins, raise_faults
 from pobench.cli.terminal import err, escape, out
@@ -42,8 +43,11 @@ def analyze(
 ) -> None:
     """Draw every figure and table, and write report.html, summary.md and tables.tex, from stored runs alone. The same runs
     give the same bytes."""
+    from pobench.results.load import open_frames
+
     load_plugins(plugin)
     report, whole = write_report(runs, setting, figures, out_dir, formats)
+    print_answers(open_frames(runs, setting))
     out.print(escape(f"report: {report}"), highlight=False)
     if not whole:
         raise typer.Exit(1)

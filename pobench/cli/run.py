@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pobench.cli.analyze import write_report
+from pobench.cli.answer import print_answers
 from pobench.cli.complete import complete_stages
 from pobench.cli.cost import print_cost
 from pobench.cli.detach import announce, continuing, detached_here, print_submitted
@@ -33,7 +34,7 @@ from pobench.cli.options import (
     parse_stages,
     raise_faults,
 )
-from pobench.cli.terminal import err, escape, make_table, out
+from pobench.cli.terminal import err, escape, out
 from pobench.errors import or_fault
 
 app = typer.Typer(**STYLE)
@@ -243,22 +244,20 @@ def _scores(runs: Path, outcomes: list[Any]) -> dict[str, Any]:
 
 
 def _print_summary(runs: Path, outcomes: list[Any]) -> None:
-    """A table of the main scores, pass rates with 95 % intervals; the report has the rest."""
-    columns = {"pass_rate": "pass rate", "pass_rate_gain": "gain", "reward_accuracy": "accuracy", "kl_winners": "KL"}
-    states = {o.status for o in outcomes}
-    last = ["state"] if len(states) > 1 else []  # all finished or all skipped: no column is spent on it
-    table = make_table("", *columns.values(), "tokens", *last, padding=(0, 1, 0, 0))
-    scores = _scores(runs, outcomes)
-    for o in outcomes:
-        rows = {row["metric"]: row for row in scores.get(o.run, [])}
-        cells = [_cell(rows.get(m), interval=m.startswith("pass_rate")) for m in (*columns, "length_tokens")]
-        table.add_row(escape(o.title), *cells, *([o.status] if last else []))
-    out.print(table, highlight=False)
+    """A line a loss and the report's card; of benchmarks, a line a run."""
+    from pobench.results.load import open_frames
+
+    there = [o for o in outcomes if o.status in ("finished", "skipped")]
+    if there:
+        print_answers(open_frames(runs, there[0].run.partition("/")[0]), {o.run for o in there})
+        out.print()
     for o in outcomes:
         for result in _results(runs, o.run):
             (first,) = result["rows"][:1] or [{}]
-            score = f"{result['name']}: {first.get('metric', '')} {_cell(first or None, interval=False)}"
+            score = f"{result['name']}: {first.get('metric', '')} {_cell(first or None)}"
             out.print(f"{escape(o.title)}  [dim]{escape(score)} (n = {first.get('n', 0)})[/]", highlight=False)
+    if before := sum(o.status == "skipped" for o in outcomes):
+        out.print(f"done before: {before} of {len(outcomes)} runs", highlight=False)
 
 
 def _print_pairs(outcomes: list[Any]) -> None:
@@ -275,11 +274,5 @@ def _results(runs: Path, run: str) -> list[dict[str, Any]]:
     return RunFolder(runs, run).benchmark_results()
 
 
-def _cell(row: dict[str, Any] | None, *, interval: bool) -> str:
-    if row is None or row["value"] is None or row["n"] == 0:
-        return "–"
-    value = f"{row['value']:.3g}"
-    if not interval or row["low"] is None:
-        return value
-    low, high = (f"{row[end]:.2f}".replace("0.", ".", 1) for end in ("low", "high"))
-    return f"{value} [{low}, {high}]"
+def _cell(row: dict[str, Any] | None) -> str:
+    return "–" if row is None or row["value"] is None or row["n"] == 0 else f"{row['value']:.3g}"
