@@ -15,6 +15,7 @@ from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Json, Plugins, StoredRuns, load_plugins
 from pobench.cli.terminal import escape, make_table, out
 from pobench.errors import PobenchError, nearest
+from pobench.printing import say, say_json
 
 app = typer.Typer(**STYLE)
 
@@ -169,16 +170,16 @@ def _print_runs(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
         seed = "" if row["seed"] is None else f"seed {row['seed']}"
         rate = "" if row["pass_rate"] is None else f"{100 * row['pass_rate']:.1f} %"
-        print(f"{row['run']:<44} {seed:<10} {row['state']:<10} {row['when']}  {rate}".rstrip())
+        say(f"{row['run']:<44} {seed:<10} {row['state']:<10} {row['when']}  {rate}".rstrip(), out=True)
 
 
 def _print_json(rows: Iterable[dict[str, Any]]) -> None:
     """A JSON list, one row a line."""
     before = "[\n "
     for row in rows:
-        print(before + json.dumps(row, ensure_ascii=False), end="")
+        say(before + json.dumps(row), end="", out=True)
         before = ",\n "
-    print("\n]")
+    say("\n]", out=True)
 
 
 def _loss_page() -> str:
@@ -224,14 +225,14 @@ def list_(
     if markdown:
         if what not in PAGES or as_json:
             raise PobenchError(f"list: --markdown is for {', '.join(f'`{name}`' for name in PAGES)}, without --json")
-        print(PAGES[what](), end="")
+        say(PAGES[what](), end="", out=True)
         return
     if what == RUNS:
         (_print_json if as_json else _print_runs)(_run_rows(runs, setting))
         return
     rows = KINDS[what]()
     if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        say_json(rows)
     elif what == "losses":
         _print_losses(rows)
     else:

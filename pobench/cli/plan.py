@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +21,7 @@ from pobench.cli.options import (
 )
 from pobench.cli.terminal import escape, make_table, out
 from pobench.errors import PobenchError, or_fault
+from pobench.printing import say_json
 
 if TYPE_CHECKING:
     from pobench.runs.hardware import Fit
@@ -75,7 +75,7 @@ def plan(
     raise_faults(faults)
     found = sample_size(comparable_runs(frames), jobs[0], difference, names)
     if as_json:
-        print(json.dumps(found.describe(setting), indent=1))
+        say_json(found.describe(setting))
         return
     _print(found, setting)
 
@@ -101,7 +101,7 @@ def _fits(hardware: str, setting: str, losses: str | None, sets: list[str] | Non
 
 def _print_fits(fits: list[Fit], setting: str, as_json: bool) -> None:
     if as_json:
-        print(json.dumps([found.describe() for found in fits], indent=1))
+        say_json([found.describe() for found in fits])
         return
     table = make_table("machine", "training", "GiB a device", "tokens", "answers at once")
     for found in fits:

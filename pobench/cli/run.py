@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +35,7 @@ from pobench.cli.options import (
 )
 from pobench.cli.terminal import err, escape, out
 from pobench.errors import or_fault
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
@@ -110,7 +110,7 @@ def run(
     if dry_run:
         plan = make_plan(jobs, runs, stage_list, plugins, opponents=opponents, dry=True)
         described = describe(plan)
-        print(json.dumps(described, indent=1)) if as_json else _print_plan(described)
+        say_json(described) if as_json else _print_plan(described)
         _end(plan.left_out and benchmarks is not None)
         return
     if rehearse:
@@ -158,7 +158,7 @@ def _print_results(plan: Any, runs: Path, outcomes: list[Any], report: Path, as_
             "left_out": list(plan.left_out),
             "report": str(report),
         }
-        print(json.dumps(described, indent=1))
+        say_json(described)
         return
     pairs = {task.run for task in plan.tasks if task.kind == "pair"}
     models = {task.run for task in plan.tasks if task.kind in ("start", "loss")}
@@ -177,7 +177,7 @@ def _print_prepared(plan: Any, failed: list[Any], as_json: bool) -> None:
     models = [str(task.data / "model") for task in made if task.kind == "sft"]
     pairs = [_pairs_made(task) for task in made if task.kind == "onpolicy"]
     if as_json:
-        print(json.dumps({"start_models": models, "pairs": pairs, "failed": [o.__dict__ for o in failed]}, indent=1))
+        say_json({"start_models": models, "pairs": pairs, "failed": [o.__dict__ for o in failed]})
     else:
         for folder in models:
             out.print(escape(f"start model: {folder}"), highlight=False)

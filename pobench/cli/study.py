@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +31,7 @@ from pobench.cli.options import (
 )
 from pobench.cli.terminal import err, escape, make_table, out
 from pobench.errors import or_fault
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
@@ -89,7 +89,7 @@ def study_(
     plans = make_plans(jobs, runs, study.every_stage, plugins, dry=dry_run)
     if dry_run:
         described = describe_study(study, plans)
-        print(json.dumps(described, indent=1)) if as_json else _print_study(described)
+        say_json(described) if as_json else _print_study(described)
         return
     summaries = [plan.text().splitlines() for plan in plans if plan.left or plan.notes]
     for line in dict.fromkeys(line for text in summaries for line in text):  # plans of several data sets share lines
@@ -110,7 +110,7 @@ def study_(
     if as_json:
         counts = {s: sum(o.status == s for o in outcomes) for s in ("finished", "skipped", "failed")}
         summary = {"study": study.name, "counts": counts, "outcomes": [o.__dict__ for o in outcomes], "claims": card}
-        print(json.dumps({**summary, "report": str(report)}, indent=1, ensure_ascii=False))
+        say_json({**summary, "report": str(report)})
     else:
         _print_claims(card)
         for o in failed:

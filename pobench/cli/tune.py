@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from pathlib import Path
@@ -32,6 +31,7 @@ from pobench.cli.options import (
 )
 from pobench.cli.terminal import err, escape, make_table, out
 from pobench.errors import or_fault
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
@@ -97,7 +97,7 @@ def tune_(
     raise_faults(faults)
     if dry_run:
         described = describe_tuning(search)
-        print(json.dumps(described, indent=1)) if as_json else _print_search(described)
+        say_json(described) if as_json else _print_search(described)
         return
     with continuing(where):
         tuned = tune(search, keep_models=keep_models, parallel=parallel, executor=where, announce=announce)
@@ -105,7 +105,7 @@ def tune_(
     if as_json:
         best = {b.loss: b.__dict__ for b in tuned.best}
         about = {"best": best, "failed": tuned.failed, "made": tuned.made, "trials": str(tuned.csv)}
-        print(json.dumps({**about, "setting": str(tuned.chosen), "report": str(report)}, indent=1))
+        say_json({**about, "setting": str(tuned.chosen), "report": str(report)})
     else:
         _print_tuned(search, tuned)
         out.print(escape(f"every trial: {tuned.csv}\nreport: {report}"), highlight=False)

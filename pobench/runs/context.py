@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -29,6 +28,7 @@ from pobench.model.load import attention_of, load_base, load_outline
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer, empty_values, sum_scorer
 from pobench.model.sharding import RowFiles, shard
+from pobench.printing import say
 from pobench.progress import Advance, progress
 from pobench.registry import Loss, get_loss
 from pobench.results.cross_loss import evaluate, inputs_of
@@ -85,7 +85,7 @@ class Context:
     def say(self, text: str) -> None:
         """A sentence for the terminal, once for all processes."""
         if self.main:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     # -- results of stages
 
