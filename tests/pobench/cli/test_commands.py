@@ -265,7 +265,7 @@ def test_a_dry_run_prints_values_with_their_sources_and_touches_nothing(pobench_
     assert written(tmp_path) == before
 
 
-def test_list_names_every_loss_with_formula_settings_and_needs(pobench_cli) -> None:
+def test_list_names_every_loss_in_a_line_and_one_in_full(pobench_cli) -> None:
     from pobench.registry import list_losses
 
     status, out, _ = pobench_cli("list", "losses", "--json")
@@ -273,8 +273,19 @@ def test_list_names_every_loss_with_formula_settings_and_needs(pobench_cli) -> N
     assert status == 0 and set(rows) == set(list_losses())
     assert all(row["formula"] and row["source"] for row in rows.values())
     assert rows["kto"]["needs"] == ["kl", "reference"] and rows["simpo"]["needs"] == []
-    listed = pobench_cli("list", "losses")[1]
-    assert "log sigmoid" in listed and "d loss / d rejected = beta * s" in listed
+    lines = [line.split() for line in pobench_cli("list", "losses")[1].splitlines()[1:] if line[:1].strip()]
+    assert {line[0] for line in lines} >= set(list_losses())
+    (kto,) = [line for line in lines if line[0] == "kto"]
+    assert {"kl,", "reference", "beta"} <= set(kto)
+    whole = pobench_cli("list", "losses", "R-DPO")[1]
+    assert whole.startswith("rdpo  R-DPO") and "log sigmoid" in whole and "published" in whole and "length" in whole
+    assert "rejected = beta * s" in pobench_cli("list", "losses", "dpo")[1]
+    status, out, _ = pobench_cli("list", "losses", "dpo", "--json")
+    assert [row["name"] for row in json.loads(out)] == ["dpo"] and "pass" in pobench_cli(
+        "list", "figures", "pass-rate"
+    )[1]
+    status, _, err = pobench_cli("list", "losses", "simp0")
+    assert status == 2 and "unknown name 'simp0'; did you mean 'simpo'?" in err
 
 
 def test_list_losses_as_a_page(pobench_cli) -> None:
