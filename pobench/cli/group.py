@@ -18,6 +18,36 @@ STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": Fa
 ALSO_CALLED = {"--at-once": "--parallel", "--jobs": "--parallel", "--cluster": "--executor"}
 
 
+COMPARED, WORK, PLACE, FIRST, OUTPUT = PANELS = (
+    "What is compared",
+    "What is done",
+    "Where it runs",
+    "Before it runs",
+    "Output",
+)
+
+
+class Command(TyperCommand):
+    """A command whose help lists its options by panel, and its examples line by line. (Typer draws panels by rich, which takes
+    long to import.)"""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            given = "Arguments" if option.param_type_name == "argument" else getattr(option, "rich_help_panel", None)
+            if record is not None:
+                panels.setdefault(given or OUTPUT, []).append(record)
+        for title in ("Arguments", *PANELS):
+            if title in panels:
+                with formatter.section(title):
+                    formatter.write_dl(panels[title])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        if self.epilog:
+            formatter.write("\nExamples:\n" + "".join(f"  {line}\n" for line in self.epilog.strip().splitlines()))
+
+
 class Group(TyperGroup):
     """Lists the first paragraph of each command's help. Without arguments it prints its own help."""
 

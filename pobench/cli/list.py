@@ -11,13 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from pobench.cli.complete import complete, complete_names
-from pobench.cli.group import STYLE
+from pobench.cli.group import PLACE, STYLE, Command
 from pobench.cli.options import Debug, Json, Plugins, StoredRuns, load_plugins
 from pobench.cli.terminal import escape, make_table, out
 from pobench.errors import PobenchError, _normal, nearest
 from pobench.printing import say, say_json
 
 app = typer.Typer(**STYLE)
+
+EXAMPLES = """
+pobench list losses
+pobench list losses simpo
+pobench list runs --setting tiny
+"""
 
 
 def _loss_rows() -> list[dict[str, Any]]:
@@ -205,7 +211,7 @@ LISTED = (*KINDS, RUNS)
 PAGES: dict[str, Callable[[], str]] = {"losses": _loss_page, "claims": _claim_page, "stages": _stage_page}
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXAMPLES)
 def list_(
     what: Annotated[
         str,
@@ -216,7 +222,9 @@ def list_(
         typer.Argument(help="One of them, with all that is known of it.", autocompletion=complete_names),
     ] = None,
     runs: StoredRuns = "runs",
-    setting: Annotated[str | None, typer.Option(help="Of `runs`: only those of this setting.")] = None,
+    setting: Annotated[
+        str | None, typer.Option(help="Of `runs`: only those of this setting.", rich_help_panel=PLACE)
+    ] = None,
     plugin: Plugins = None,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a page: losses, claims or stages.")] = False,
@@ -275,13 +283,16 @@ def _print_losses(rows: list[dict[str, Any]]) -> None:
     """One line a loss."""
     table = make_table("", "title", "needs", "defaults", padding=(0, 1, 0, 0))
     for column in table.columns:
-        column.no_wrap = True
+        column.no_wrap, column.overflow = True, "ellipsis"
+    widths = [[len(text) for text in (row["name"], row["title"], ", ".join(row["needs"]))] for row in rows]
+    for column, lengths in zip(table.columns, zip(*widths, strict=True), strict=False):
+        column.min_width = max(lengths)  # where room is short, the defaults are cut
     for row in rows:
         given = {name: about["default"] for name, about in row["settings"].items() if about["default"] is not None}
         defaults = ", ".join(f"{name} = {value}" for name, value in given.items())
         needs = ", ".join(row["needs"]) or "–"
         table.add_row(f"[bold]{escape(row['name'])}[/]", *map(escape, (row["title"], needs, defaults)))
-    out.print(table, highlight=False)
+    out.print(table, highlight=False, soft_wrap=not out.console.is_terminal)
     out.print("\npobench list losses NAME  shows one with its formula, gradient, settings and source", highlight=False)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pobench.cli.group import STYLE
+from pobench.cli.group import COMPARED, STYLE, WORK, Command
 from pobench.cli.options import (
     Debug,
     Json,
@@ -29,22 +29,31 @@ if TYPE_CHECKING:
 
 app = typer.Typer(**STYLE)
 
+EXAMPLES = """
+pobench plan --difference 3 --setting tiny
+pobench plan --hardware 8x80,1x24 --setting mistral-base
+"""
+
 SHOWN = 5  # designs; --json has all
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXAMPLES)
 def plan(
-    difference: Annotated[float | None, typer.Option(help="The difference of two losses to detect, in points.")] = None,
+    difference: Annotated[
+        float | None, typer.Option(help="The difference of two losses to detect, in points.", rich_help_panel=WORK)
+    ] = None,
     hardware: Annotated[
         str | None,
         typer.Option(
             metavar="DEVICESxGB,…",
             help="Instead: does the setting fit on such machines, e.g. 8x80,4x80,1x141,1x24, and with which changes?",
+            rich_help_panel=WORK,
         ),
     ] = None,
     setting: SettingName = "smollm2",
     losses: Annotated[
-        str | None, typer.Option(help="Only these; default: all that are stored with two seeds or more.")
+        str | None,
+        typer.Option(help="Only these; default: all that are stored with two seeds or more.", rich_help_panel=COMPARED),
     ] = None,
     sets: Sets = None,
     runs: StoredRuns = "runs",

@@ -12,11 +12,12 @@ from pobench.cli.answer import print_answers
 from pobench.cli.complete import complete_stages
 from pobench.cli.cost import print_cost
 from pobench.cli.detach import announce, continuing, detached_here, print_submitted
-from pobench.cli.group import STYLE
+from pobench.cli.group import COMPARED, FIRST, STYLE, WORK, Command
 from pobench.cli.options import (
     Debug,
     Detach,
     Devices,
+    DryRun,
     ExecutorName,
     ExecutorSets,
     Json,
@@ -39,31 +40,48 @@ from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
+EXAMPLES = """
+pobench run --losses simpo,dpo --setting smollm2 --dry-run
+pobench run --losses simpo,dpo --setting smollm2 --seeds 42,43,44
+pobench run --losses simpo,dpo,kto --data my_pairs.jsonl --model my/model
+pobench run --losses "dpo, dpo + 0.2*sft" --setting tiny --set dpo.beta=0.05
+pobench run --losses paper --setting mistral-base --rehearse
+"""
 
-@app.command()
+
+@app.command(cls=Command, epilog=EXAMPLES)
 def run(
     losses: Losses = "simpo,dpo",
     setting: SettingName = "smollm2",
-    seeds: Annotated[str | None, typer.Option(help="Comma-separated; default: the setting's.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Comma-separated; default: the setting's.", rich_help_panel=COMPARED)
+    ] = None,
     sets: Sets = None,
-    data: Annotated[str | None, typer.Option(help="Other preference pairs: a file or a hub name.")] = None,
-    model: Annotated[str | None, typer.Option(help="Another start model: a folder or a hub name.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Other preference pairs: a file or a hub name.", rich_help_panel=COMPARED)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Another start model: a folder or a hub name.", rich_help_panel=COMPARED)
+    ] = None,
     runs: Runs = Path("runs"),
     stages: Annotated[
         str | None,
         typer.Option(
             help="Comma-separated; default: all but the optional ones of `pobench list stages`.",
             autocompletion=complete_stages,
+            rich_help_panel=WORK,
         ),
     ] = None,
     benchmarks: Annotated[
-        str | None, typer.Option(help="Comma-separated, or `none`; default: those that the setting names.")
+        str | None,
+        typer.Option(help="Comma-separated, or `none`; default: those that the setting names.", rich_help_panel=WORK),
     ] = None,
     opponents: Annotated[
         str,
         typer.Option(
             help="Whom the losses' answers are judged against, by a judge that compares: `start`, the start model; also "
             "the answers of a loss that you name, or of `all`, every loss against every other.",
+            rich_help_panel=WORK,
         ),
     ] = "start",
     plugin: Plugins = None,
@@ -72,11 +90,13 @@ def run(
     parallel: Parallel = 1,
     detach: Detach = False,
     devices: Devices = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
+    dry_run: DryRun = False,
     rehearse: Annotated[
         bool,
         typer.Option(
-            "--rehearse", help="Run everything in minutes, offline, with a tiny random model of the same family."
+            "--rehearse",
+            help="Run everything in minutes, offline, with a tiny random model of the same family.",
+            rich_help_panel=FIRST,
         ),
     ] = False,
     as_json: Json = False,

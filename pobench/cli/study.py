@@ -11,10 +11,11 @@ from pobench.cli.analyze import drawn
 from pobench.cli.complete import complete_studies
 from pobench.cli.cost import print_cost
 from pobench.cli.detach import announce, continuing, detached_here, print_submitted
-from pobench.cli.group import STYLE
+from pobench.cli.group import COMPARED, STYLE, Command
 from pobench.cli.options import (
     Debug,
     Detach,
+    DryRun,
     ExecutorName,
     ExecutorSets,
     Json,
@@ -35,8 +36,13 @@ from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
+EXAMPLES = """
+pobench study kl-vs-beta --setting tiny --dry-run
+pobench study length-normalisation --setting tiny-long --seeds 1,2,3
+"""
 
-@app.command()
+
+@app.command(cls=Command, epilog=EXAMPLES)
 def study_(
     name: Annotated[
         str,
@@ -45,8 +51,13 @@ def study_(
         ),
     ],
     setting: SettingName = "smollm2",
-    losses: Annotated[str | None, typer.Option(help="Only these losses; default: all that the study names.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Comma-separated; default: the study's, or the setting's.")] = None,
+    losses: Annotated[
+        str | None, typer.Option(help="Only these losses; default: all that the study names.", rich_help_panel=COMPARED)
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated; default: the study's, or the setting's.", rich_help_panel=COMPARED),
+    ] = None,
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
@@ -54,7 +65,7 @@ def study_(
     executor_set: ExecutorSets = None,
     parallel: Parallel = 1,
     detach: Detach = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -12,7 +12,7 @@ import typer
 from pobench.cli.analyze import drawn
 from pobench.cli.cost import print_cost
 from pobench.cli.detach import announce, continuing
-from pobench.cli.group import STYLE
+from pobench.cli.group import COMPARED, FIRST, OUTPUT, PLACE, STYLE, WORK, Command
 from pobench.cli.options import (
     Debug,
     ExecutorName,
@@ -35,34 +35,62 @@ from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
+EXAMPLES = """
+pobench tune --losses simpo,dpo --setting tiny --trials 8 --dry-run
+pobench tune --losses paper --setting mine.yaml --trials 8 --into mine.yaml
+"""
 
-@app.command()
+
+@app.command(cls=Command, epilog=EXAMPLES)
 def tune_(
     losses: Losses = "simpo,dpo",
     setting: SettingName = "smollm2",
     trials: Annotated[
-        int | None, typer.Option(help="Trials of each loss; default: as many as the smallest grid has cells.")
+        int | None,
+        typer.Option(
+            help="Trials of each loss; default: as many as the smallest grid has cells.", rich_help_panel=WORK
+        ),
     ] = None,
-    sampler: Annotated[str, typer.Option(help="grid, or random or tpe between the ends of the grid.")] = "grid",
-    grid: Annotated[str | None, typer.Option(help="A shipped grid or a YAML path; default: the setting's.")] = None,
-    metric: Annotated[str | None, typer.Option(help="The metric that chooses; default: the setting's.")] = None,
+    sampler: Annotated[
+        str, typer.Option(help="grid, or random or tpe between the ends of the grid.", rich_help_panel=WORK)
+    ] = "grid",
+    grid: Annotated[
+        str | None, typer.Option(help="A shipped grid or a YAML path; default: the setting's.", rich_help_panel=WORK)
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="The metric that chooses; default: the setting's.", rich_help_panel=WORK)
+    ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Seeds of each trial, comma-separated; default: the setting's first.")
+        str | None,
+        typer.Option(
+            help="Seeds of each trial, comma-separated; default: the setting's first.", rich_help_panel=COMPARED
+        ),
     ] = None,
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
     parallel: Annotated[
         int,
-        typer.Option(min=1, help="Trials at one time; on this machine each has its GPUs or its share of the cores."),
+        typer.Option(
+            min=1,
+            help="Trials at one time; on this machine each has its GPUs or its share of the cores.",
+            rich_help_panel=PLACE,
+        ),
     ] = 1,
     executor: ExecutorName = "local",
     executor_set: ExecutorSets = None,
     into: Annotated[
-        Path | None, typer.Option(help="Write the chosen values into this setting's file, if no trial is missing.")
+        Path | None,
+        typer.Option(
+            help="Write the chosen values into this setting's file, if no trial is missing.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the weights of every trial.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the search and its cost; write nothing.")] = False,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep the weights of every trial.", rich_help_panel=OUTPUT)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the search and its cost; write nothing.", rich_help_panel=FIRST)
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
