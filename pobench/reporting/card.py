@@ -25,6 +25,7 @@ from pobench.types import Estimate
 
 MOST_NAMED = 5  # losses in one sentence with their numbers; of more, it names the FIRST, and the tables have all
 FIRST = 3
+MOST_AT_RISK = 2  # losses whose alarms have their numbers
 MOST_AT_THE_TOP = 8  # losses that the answer names
 
 
@@ -345,18 +346,20 @@ def _risks(selection: Selection) -> list[Finding]:
     if start is None or not measured:
         return []
     found = {arm: health.alarms(estimates[arm], start) for arm in measured}
+    alarming = sorted((arm for arm in measured if found[arm]), key=lambda arm: -len(found[arm]))
     texts = [
         f"{clean(arm.label)}: {', '.join(_alarm(a, estimates[arm][a.metric], start[a.metric]) for a in found[arm])}"
-        for arm in sorted(measured, key=lambda arm: -len(found[arm]))
-        if found[arm]
+        for arm in alarming[:MOST_AT_RISK]
     ]
+    if len(alarming) > MOST_AT_RISK:
+        texts.append(f"Also {listing(few([clean(arm.label) for arm in alarming[MOST_AT_RISK:]]))}")
     n = max(estimates[arm]["length_tokens"].n for arm in measured)
     if not texts:
         text = (
             "Length, repetition, variety, cut-off answers and the winners’ log-probability stay near the start model’s"
         )
         return [Finding("note", "Risks", f"{text} (n = {n} prompts; limits under “Health of training and answers”).")]
-    return [Finding("bad", "Risks", f"{'. '.join(few(texts))} (n = {n} prompts).")]
+    return [Finding("bad", "Risks", f"{'. '.join(texts)} (n = {n} prompts; “Health of training and answers”).")]
 
 
 def _alarm(alarm: health.Alarm, own: Estimate, start: Estimate) -> str:
