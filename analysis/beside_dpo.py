@@ -133,6 +133,8 @@ def _square(ax: plot.Axes, arm: Arm, dpo: Arm, shares: dict[tuple[str, str], Est
         ax.add_patch(plot.rectangle(x + 0.02, y + 0.02, 0.96, 0.96, **fill))
         text = "–" if np.isnan(e.value) else f"{100 * e.value:.0f}"
         ax.text(x + 0.5, y + 0.52, text, ha="center", va="center", fontsize=9, weight="bold" if x != y else "normal")
+        says = f"{plot.short(arm.label)} {across}, {plot.short(dpo.label)} {down}"
+        plot.hint_cell(ax, x + 0.5, y + 0.5, says, e, plot.percent)
     at = np.arange(len(names)) + 0.5
     ax.set(xlim=(0, 3), ylim=(3, 0), aspect="equal")
     ax.set_xticks(at, names)

@@ -21,7 +21,7 @@ from pobench.results.rows import Rows
 from pobench.types import Estimate
 
 
-@register_table("claims", title="The paper's claims on these runs", chapter="results", order=2, every_arm=True)
+@register_table("claims", title="The paper's claims on these runs", chapter="paper", order=2, every_arm=True)
 def claims(
     runs: pd.DataFrame,
     heldout: Rows | None = None,
@@ -47,7 +47,7 @@ def claims(
 @register_table(
     "claims-across-settings",
     title="The paper's claims about several settings",
-    chapter="results",
+    chapter="paper",
     order=3,
     every_setting=True,
 )
@@ -96,6 +96,8 @@ def _card(shown: list[Claim], evidence: Evidence | Settings) -> pd.DataFrame:
     table.attrs["data"] = rows
     table.attrs["bounds"] = [_bounds(registered.get(name)) for name in table["Name"]]
     table.attrs["marks"] = {"supported": "up", "contradicted": "down"}
+    if measured < len(rows):
+        table.attrs["folded"] = (measured, f"{len(rows) - measured} claims that these runs do not measure")
     table.attrs["notes"] = (
         f"Of {len(rows)} claims: {', '.join(f'{counts[v]} {v}' for v in VERDICTS if v in counts)}. "
         f"Decided: {decided} of {measured} measured ({100 * decided / measured:.0f} %)."

@@ -52,7 +52,10 @@ def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "l
     figure, ax = plot.single(0.24 * len(names) + 1.3, width=min(plot.WIDTH, 0.66 * len(arms) + 2.4))
     start = next((i for i, arm in enumerate(arms) if arm.is_start), None)
     depth = _depth(values, None if start is None else values[:, start], higher=metric != "loss")
+    shown = plot.percent if metric == "reward_accuracy" else "{:.4g}".format
     for i, j in np.ndindex(*values.shape):
+        says = f"trained with {plot.short(arms[j].label)}, evaluated by {plot.short(titles[names[i]])}"
+        plot.hint_cell(ax, j + 0.5, i + 0.5, says, estimates.get((arms[j].id, names[i]), blank), shown)
         _cell(ax, i, j, values[i, j], depth[i, j], arms[j].loss == names[i], metric)
     plot.matrix_axes(ax, [plot.short(titles[name], 22) for name in names], [plot.short(arm.label, 22) for arm in arms])
     ax.set(xlabel="trained with", ylabel="evaluated by")

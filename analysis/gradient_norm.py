@@ -46,6 +46,7 @@ def gradient_norm(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing:
             points["tokens"].to_numpy(), points["norm"].to_numpy(), points["pair"], points["run"], bins=5
         )
         ax.plot(line["x"], line["value"], color=INK, linewidth=1.3)
+        plot.hint_estimates(ax, line["x"], line, f"{plot.short(arm.label)}, tokens")
         ax.set_ylim(0, max(2.0, float(np.quantile(points["norm"], 0.98)) * 1.15))
         plot.heading(ax, arm)
         ax.annotate(plot.rho(rho), (0.97, 0.92), xycoords="axes fraction", ha="right", fontsize=8, color=INK)

@@ -53,6 +53,7 @@ def gradient_weight(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing
             line = lines[side]
             ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
             ax.plot(line["x"], line["value"], color=colour, linestyle=style)
+            plot.hint_estimates(ax, line["x"], line, f"{plot.short(arm.label)}, {side}, tokens")
         _one_over_length(ax, lines["chosen"])
         ax.set_ylim(bottom=0)
         plot.heading(ax, arm)

@@ -60,3 +60,6 @@ def _line(ax: plot.Axes, rows: pd.DataFrame, colour: str, depth: float, label: s
     ax.plot(
         [0, *mean.index], [0.0, *mean], color=colour, alpha=depth, marker="o", markersize=2.5, label=settings or label
     )
+    seeds = rows["run"].nunique()
+    says = [f"{plot.short(label)}, step {at}: {v:.3g}, {seeds} seed{'s'[: seeds != 1]}" for at, v in mean.items()]
+    plot.hint(ax, mean.index, mean, [text.replace("-", "−") for text in says])

@@ -54,6 +54,8 @@ def length_bias(runs: pd.DataFrame, heldout: Rows, scores: Rows) -> plot.Drawing
             ax.plot(
                 points["at"], points["value"], color=colour, marker=marker, markersize=4, label=plot.short(label, 18)
             )
+            show = plot.percent if percent else "{:.3g}".format
+            plot.hint_estimates(ax, points["at"], points, f"{plot.short(label, 18)}, {says}", show)
             if data["loss"].nunique() <= 4:  # more bands hide each other; the CSV has them
                 ax.fill_between(points["at"], points["low"], points["high"], color=colour, alpha=0.12, linewidth=0)
         start = plot.start_score(runs, scores, name).value

@@ -56,6 +56,8 @@ def margin_density(runs: pd.DataFrame, heldout: Rows) -> plot.Drawing:
         at = np.linspace(low - 0.08 * (high - low), high + 0.08 * (high - low), GRID)
         density = gaussian_kde(x)(at)
         ax.plot(at, density, color=look_of(loss).colour, alpha=0.25 + 0.75 * depth, label=f"γ = {gamma:g}")
+        says = f"{plot.short(labels[loss])}, γ = {gamma:g}, n = {len(x)} pairs: mean {x.mean():.3g}".replace("-", "−")
+        plot.hint(ax, [x.mean()], [np.interp(x.mean(), at, density)], [says])
         ax.set_xlabel(titles[name])
         ax.yaxis.set_major_locator(plot.MaxNLocator(3))
         same = {"loss": loss, "label": label, "quantity": name, "gamma": gamma, "n": len(x), "mean": x.mean()}

@@ -12,6 +12,7 @@ from pobench.results import stats
 from pobench.results.arms import arms_of
 from pobench.results.contrast import MISSING, compare, contrast, scores
 from pobench.results.groups import prompt_groups
+from pobench.types import Estimate
 
 MOST_KINDS = 24
 
@@ -54,7 +55,10 @@ def pass_by_kind(runs: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFra
     data = pd.DataFrame(rows)
     figure, ax = plot.single(0.33 * len(names) + 1.1, width=min(plot.WIDTH, 0.66 * len(arms) + 3.4))
     for k, row in enumerate(data.itertuples()):
-        _cell(ax, k // len(arms), k % len(arms), row.value, row.gain_value)
+        i, j = divmod(k, len(arms))
+        _cell(ax, i, j, row.value, row.gain_value)
+        e = Estimate(row.value, row.low, row.high, int(row.n))
+        plot.hint_cell(ax, j + 0.5, i + 0.5, f"{plot.short(row.label)}, {plot.short(row.kind, 32)}", e, plot.percent)
     labels = [f"{plot.short(kind, 32)}  ({count})" for kind, count in names.items()]
     plot.matrix_axes(ax, labels, [plot.short(arm.label, 22) for arm in arms], names_above=True)
     return plot.Drawing(figure, data)

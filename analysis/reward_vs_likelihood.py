@@ -83,6 +83,7 @@ def _square(ax: plot.Axes, arm: Arm, shares: dict[str, Estimate]) -> None:
         fill = {"color": colour, "alpha": 0.08 + 0.8 * e.value} if right != likelier else {"color": SHADE}
         ax.add_patch(plot.rectangle(x + 0.02, y + 0.02, 0.96, 0.96, **fill))
         ax.text(x + 0.5, y + 0.56, f"{100 * e.value:.0f} %", ha="center", va="center", fontsize=10, weight="bold")
+        plot.hint_cell(ax, x + 0.5, y + 0.5, f"{plot.short(arm.label)}, {name}", e, plot.percent)
         ax.text(x + 0.5, y + 0.27, name, ha="center", va="center", fontsize=6.5, color=INK)
     ax.set(xlim=(0, 2), ylim=(0, 2), aspect="equal", xticks=[], yticks=[])
     ax.grid(False)

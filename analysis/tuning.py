@@ -19,7 +19,7 @@ from pobench.results.equal_tuning import values_of
 @register_figure("tuning", title="The search for values", paper="Tables 7 and 8", chapter="methods", order=440)
 def tuning(tuning: pd.DataFrame) -> plot.Drawing:
     """Every trial: the objective on the tuning split against the learning rate, trials of one rate side by side, with
-    95 % intervals; filled: chosen; the dashed line is the start model. All losses had the same number of trials. If
+    95 % intervals; filled: chosen; the dashed line is the start model. A panel's title counts its trials. If
     the best is at the end of the range, a wider search may find better; if intervals overlap, the choice is largely
     chance."""
     trials = tuning[pd.to_numeric(tuning["value"], errors="coerce").notna()].copy()
@@ -62,6 +62,11 @@ def _panel(ax: plot.Axes, here: pd.DataFrame) -> None:
             markerfacecolor=face,
             markersize=size,
         )
+    for trial in here.itertuples():
+        values = ", ".join(f"{GREEK.get(k, k)} = {show_setting(v)}" for k, v in json.loads(trial.settings).items())
+        says = f"{loss}, lr = {trial.lr:g}{f', {values}' if values else ''}{', chosen' if str(trial.chosen) == 'True' else ''}"
+        numbers = (float(number) for number in (trial.value, trial.low, trial.high))
+        plot.hint_cell(ax, trial.at, float(trial.value), says, stats.Estimate(*numbers, int(trial.n)))
     ax.set(xscale="log")
     ax.set_title(f"{loss}, {len(here)} trials", color=colour)
 

@@ -41,8 +41,7 @@ def variance(
     table = pd.DataFrame([_row(*entry) for entry in shown])
     table.attrs["data"] = pd.DataFrame([_stored(*entry) for entry in [*first, *alone, *pairs]])
     closest = closest_open(runs, verdicts, answers, arms_of(runs), comparisons)
-    table.attrs["summary"] = sentence(closest) if closest else ""
-    table.attrs["notes"] = " ".join(filter(None, [*_notes([*alone, *pairs], len(pairs)), table.attrs["summary"]]))
+    table.attrs["notes"] = " ".join([*_notes([*alone, *pairs], len(pairs)), *([sentence(closest)] if closest else [])])
     return table
 
 

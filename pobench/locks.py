@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from filelock import SoftFileLease, Timeout
 
 from pobench.errors import PobenchError
+from pobench.printing import say
 
 SECONDS = 120.0
 
@@ -70,7 +70,7 @@ def _acquire(lease: SoftFileLease, path: Path, wait: bool) -> None:
         holder, before = holder_of(path), _touched(path)
         if holder is None or lease.owner is None or lease.owner.hostname == _this_host():
             raise HeldError(path, holder or "another process") from None
-    print(f"{path} is held by {holder}; waiting for a sign that it still works", file=sys.stderr)
+    say(f"{path} is held by {holder}; waiting for a sign that it still works")
     try:
         lease.acquire(timeout=2 * SECONDS, poll_interval=SECONDS / 100, cancel_check=lambda: _touched(path) != before)
     except Timeout:
@@ -93,5 +93,5 @@ def _this_host() -> str:
 
 
 def _stop(path: Path) -> None:
-    print(f"pobench: the lock {path} was removed, or another command has taken it; this one stops", file=sys.stderr)
+    say(f"pobench: the lock {path} was removed, or another command has taken it; this one stops")
     _thread.interrupt_main()

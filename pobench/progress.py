@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pobench.printing import make_console, say
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -89,7 +90,7 @@ def _bar(title: str, total: float, unit: str) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=make_console(stderr=True)) as bars:
         task = bars.add_task(title, total=total, note="", left="")
         pace = _Pace(unit)
 
@@ -112,7 +113,7 @@ def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
             return
         shown = time.monotonic()
         text = f"{title}  {pace.done:g}/{total:g} {unit}".rstrip()
-        print(f"{text}  {pace.rate}  {pace.left(total)} left  {note}".rstrip(), file=sys.stderr, flush=True)
+        say(f"{text}  {pace.rate}  {pace.left(total)} left  {note}".rstrip())
 
     def keep_showing() -> None:
         nonlocal shown
@@ -120,7 +121,7 @@ def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
             if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
                 shown = time.monotonic()
                 text = f"{title}  {pace.done:g}/{total:g} {unit}".rstrip()
-                print(f"{text}  {_clock(pace.seconds)} so far", file=sys.stderr, flush=True)
+                say(f"{text}  {_clock(pace.seconds)} so far")
 
     threading.Thread(target=keep_showing, daemon=True).start()
     try:
@@ -128,7 +129,7 @@ def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
     finally:
         ended.set()
     text = f"{title}  {pace.done:g}/{total:g} {unit}".rstrip()
-    print(f"{text}  done in {_clock(pace.seconds)}", file=sys.stderr, flush=True)
+    say(f"{text}  done in {_clock(pace.seconds)}")
 
 
 def _rate(done: float, seconds: float, unit: str) -> str:

@@ -814,7 +814,9 @@ figures: Registry[Figure] = Registry("figure", "pobench.analysis")
 
 # Chapters of a report page in order: name → title.
 CHAPTERS = {
+    "answer": "The answer",  # its first figure stands beside the card on the first screen
     "results": "Results",
+    "paper": "The paper’s claims",
     "training": "Is training healthy?",
     "length": "Likelihood and length",
     "more": "More figures",

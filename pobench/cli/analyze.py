@@ -10,23 +10,33 @@ from typing import Annotated, Any
 
 import typer
 
-from pobench.cli.group import STYLE
+from pobench.cli.answer import print_answers
+from pobench.cli.group import COMPARED, OUTPUT, STYLE, Command
 from pobench.cli.options import Debug, Plugins, StoredRuns, load_plugins, raise_faults
 from pobench.cli.terminal import err, escape, out
 from pobench.errors import UndrawnError, or_fault
 
 app = typer.Typer(**STYLE)
 
+EXAMPLES = """
+pobench analyze
+pobench analyze --setting tiny --figures pass-rate --format png --out here
+"""
 
-@app.command()
+
+@app.command(cls=Command, epilog=EXAMPLES)
 def analyze(
     runs: StoredRuns = "runs",
-    setting: Annotated[str | None, typer.Option(help="Only the runs of this setting.")] = None,
-    figures: Annotated[str, typer.Option(help="`all`, or names, comma-separated.")] = "all",
+    setting: Annotated[
+        str | None, typer.Option(help="Only the runs of this setting.", rich_help_panel=COMPARED)
+    ] = None,
+    figures: Annotated[str, typer.Option(help="`all`, or names, comma-separated.", rich_help_panel=OUTPUT)] = "all",
     out_dir: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Where the report goes; default: RUNS/report, or ./report where RUNS is an address."
+            "--out",
+            help="Where the report goes; default: RUNS/report, or ./report where RUNS is an address.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     formats: Annotated[
@@ -35,6 +45,7 @@ def analyze(
             "--format",
             help="`all`, or of html, md, tex, csv, png, svg; also parquet: the frames that the report is computed from, in a "
             "folder that --runs reads.",
+            rich_help_panel=OUTPUT,
         ),
     ] = "all",
     plugin: Plugins = None,
@@ -42,8 +53,11 @@ def analyze(
 ) -> None:
     """Draw every figure and table, and write report.html, summary.md and tables.tex, from stored runs alone. The same runs
     give the same bytes."""
+    from pobench.results.load import open_frames
+
     load_plugins(plugin)
     report, whole = write_report(runs, setting, figures, out_dir, formats)
+    print_answers(open_frames(runs, setting))
     out.print(escape(f"report: {report}"), highlight=False)
     if not whole:
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Json, Runs
 from pobench.cli.terminal import escape, out
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
@@ -30,7 +30,7 @@ def cancel(
 
     cancelled = cancel_jobs(runs, names or [])
     if as_json:
-        print(json.dumps({"cancelled": [str(job) for job in cancelled]}, indent=1))
+        say_json({"cancelled": [str(job) for job in cancelled]})
         return
     for job in cancelled:
         out.print(escape(f"cancelled: {job.about['title']} ({job})"), highlight=False)

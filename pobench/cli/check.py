@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Json, Sets, parse_each, raise_faults
 from pobench.cli.terminal import escape, out
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
@@ -63,7 +63,7 @@ def check_(
                 out.print(f"  [{colour}]{sign}[/] {finding.law}: [dim]{escape(finding.seen)}[/]", highlight=False)
     failed = [row for row in rows if row["verdict"] == "fails"]
     if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        say_json(rows)
     else:
         held = sum(row["verdict"] == "holds" for row in rows)
         notes = len(rows) - held - len(failed)

@@ -19,6 +19,13 @@ def complete_losses(incomplete: str) -> list[str]:
     return [f"{before}{comma}{name}" for name in complete(names, started)]
 
 
+def complete_names(incomplete: str) -> list[str]:
+    """Names of losses, behind `pobench list losses`."""
+    from pobench.registry import losses
+
+    return complete([path.stem for path in losses.files()], incomplete)
+
+
 def complete_executors(incomplete: str) -> list[str]:
     """Names of shipped executors."""
     from pobench.registry import executors

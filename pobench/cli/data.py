@@ -22,6 +22,7 @@ from pobench.cli.options import (
 )
 from pobench.cli.terminal import escape, out
 from pobench.errors import PobenchError, or_fault
+from pobench.printing import say, say_json
 
 Units = Literal["pairs", "lists", "answers"]
 app = typer.Typer(cls=Group, **STYLE)
@@ -196,7 +197,7 @@ def _inspect_rehearsed(
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     """A JSON list, a row a line."""
-    print("[" + ",\n".join(json.dumps(row) for row in rows) + "]")
+    say("[" + ",\n".join(json.dumps(row) for row in rows) + "]", out=True)
 
 
 @app.command()
@@ -259,7 +260,7 @@ def onpolicy(
     raise_faults(faults)
     recipe = make_pairs_of(planned, to)
     if as_json:
-        print(json.dumps(recipe, indent=1, ensure_ascii=False))
+        say_json(recipe)
         return
     _print_made(recipe)
     out.print(escape(f"pairs: {to}"), highlight=False)

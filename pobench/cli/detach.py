@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pobench.cli.terminal import err, escape, out
+from pobench.printing import say_json
 
 LATER = "pobench status shows them, pobench cancel ends them; the same command, once they have ended, writes the report"
 
@@ -51,7 +51,7 @@ def print_submitted(outcomes: Sequence[Any], as_json: bool) -> bool:
     """Whether runs are under way that the command does not wait for; then it says so."""
     submitted = [outcome for outcome in outcomes if outcome.status == "submitted"]
     if submitted and as_json:
-        print(json.dumps({"outcomes": [outcome.__dict__ for outcome in outcomes]}, indent=1))
+        say_json({"outcomes": [outcome.__dict__ for outcome in outcomes]})
     elif submitted:
         out.print(f"{len(submitted)} runs are under way; {LATER}", highlight=False)
     return bool(submitted)

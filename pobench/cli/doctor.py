@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +10,9 @@ import typer
 
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Json
-from pobench.cli.terminal import err, escape, out, printable
+from pobench.cli.terminal import err, escape, out
 from pobench.errors import PobenchError
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
@@ -39,7 +39,7 @@ def doctor(
     judged, advised = judge_uses(cache, Path("runs")), advice()
     if as_json:
         uses = [use._asdict() for use in judged]
-        print(json.dumps({**about, "uses": uses, "advice": advised}, indent=1))
+        say_json({**about, "uses": uses, "advice": advised})
         _end(judged)
         return
     packages = about.pop("packages")
@@ -52,9 +52,9 @@ def doctor(
         colour = "green" if use.verdict == "ready" else "yellow"
         out.print(f"{use.use:24} [{colour}]{use.verdict}[/]", highlight=False)
         for sentence in use.missing:
-            out.print(f"{'':24} {printable(sentence)}", highlight=False)
+            out.print(f"{'':24} {escape(sentence)}", highlight=False)
     for sentence in advised:
-        out.print(printable(f"advice: {sentence}"), highlight=False)
+        out.print(escape(f"advice: {sentence}"), highlight=False)
     _end(judged)
 
 
@@ -75,7 +75,7 @@ def _verify(runs: Path, as_json: bool) -> None:
         raise PobenchError(f"--verify: no folder {str(runs)!r}")
     verified = verify(runs)
     if as_json:
-        print(json.dumps(verified._asdict(), indent=1))
+        say_json(verified._asdict())
     else:
         for fault in verified.faults:
             err.print(escape(fault), style="red")

@@ -9,11 +9,43 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from pobench.printing import say
+
 STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 
 # What an option is called elsewhere, or was called here: too far from its name for a look at the letters.
 ALSO_CALLED = {"--at-once": "--parallel", "--jobs": "--parallel", "--cluster": "--executor"}
+
+
+COMPARED, WORK, PLACE, FIRST, OUTPUT = PANELS = (
+    "What is compared",
+    "What is done",
+    "Where it runs",
+    "Before it runs",
+    "Output",
+)
+
+
+class Command(TyperCommand):
+    """A command whose help lists its options by panel, and its examples line by line. (Typer draws panels by rich, which takes
+    long to import.)"""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            given = "Arguments" if option.param_type_name == "argument" else getattr(option, "rich_help_panel", None)
+            if record is not None:
+                panels.setdefault(given or OUTPUT, []).append(record)
+        for title in ("Arguments", *PANELS):
+            if title in panels:
+                with formatter.section(title):
+                    formatter.write_dl(panels[title])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        if self.epilog:
+            formatter.write("\nExamples:\n" + "".join(f"  {line}\n" for line in self.epilog.strip().splitlines()))
 
 
 class Group(TyperGroup):
@@ -26,7 +58,7 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:
-            print(ctx.get_help())
+            say(ctx.get_help(), out=True)
             raise typer.Exit()
         return super().parse_args(ctx, args)
 

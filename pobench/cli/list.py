@@ -10,13 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from pobench.cli.complete import complete
-from pobench.cli.group import STYLE
+from pobench.cli.complete import complete, complete_names
+from pobench.cli.group import PLACE, STYLE, Command
 from pobench.cli.options import Debug, Json, Plugins, StoredRuns, load_plugins
 from pobench.cli.terminal import escape, make_table, out
-from pobench.errors import PobenchError, nearest
+from pobench.errors import PobenchError, _normal, nearest
+from pobench.printing import say, say_json
 
 app = typer.Typer(**STYLE)
+
+EXAMPLES = """
+pobench list losses
+pobench list losses simpo
+pobench list runs --setting tiny
+"""
 
 
 def _loss_rows() -> list[dict[str, Any]]:
@@ -28,6 +35,7 @@ def _loss_rows() -> list[dict[str, Any]]:
         {
             "name": loss.name,
             "title": loss.title,
+            "about": loss.doc,
             "formula": loss.formula,
             "gradient": loss.gradient,
             "settings": {
@@ -169,16 +177,16 @@ def _print_runs(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
         seed = "" if row["seed"] is None else f"seed {row['seed']}"
         rate = "" if row["pass_rate"] is None else f"{100 * row['pass_rate']:.1f} %"
-        print(f"{row['run']:<44} {seed:<10} {row['state']:<10} {row['when']}  {rate}".rstrip())
+        say(f"{row['run']:<44} {seed:<10} {row['state']:<10} {row['when']}  {rate}".rstrip(), out=True)
 
 
 def _print_json(rows: Iterable[dict[str, Any]]) -> None:
     """A JSON list, one row a line."""
     before = "[\n "
     for row in rows:
-        print(before + json.dumps(row, ensure_ascii=False), end="")
+        say(before + json.dumps(row), end="", out=True)
         before = ",\n "
-    print("\n]")
+    say("\n]", out=True)
 
 
 def _loss_page() -> str:
@@ -203,39 +211,63 @@ LISTED = (*KINDS, RUNS)
 PAGES: dict[str, Callable[[], str]] = {"losses": _loss_page, "claims": _claim_page, "stages": _stage_page}
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXAMPLES)
 def list_(
     what: Annotated[
         str,
         typer.Argument(help=" | ".join(LISTED), autocompletion=lambda incomplete: complete(LISTED, incomplete)),
     ] = "losses",
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One of them, with all that is known of it.", autocompletion=complete_names),
+    ] = None,
     runs: StoredRuns = "runs",
-    setting: Annotated[str | None, typer.Option(help="Of `runs`: only those of this setting.")] = None,
+    setting: Annotated[
+        str | None, typer.Option(help="Of `runs`: only those of this setting.", rich_help_panel=PLACE)
+    ] = None,
     plugin: Plugins = None,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a page: losses, claims or stages.")] = False,
     debug: Debug = False,
 ) -> None:
     """List losses, modifiers, settings, studies, figures, claims, judges or stages, with their names; or the stored runs:
-    state, last change, pass rate."""
+    state, last change, pass rate. With a NAME behind it, one of them in full."""
     load_plugins(plugin)
     if what not in LISTED:
         raise PobenchError(f"list: unknown kind {what!r}{nearest(what, LISTED)} Known: {', '.join(LISTED)}")
+    if name is not None and (markdown or what == RUNS):
+        raise PobenchError(f"list: {name!r}: a name goes neither with `runs` nor with --markdown")
     if markdown:
         if what not in PAGES or as_json:
             raise PobenchError(f"list: --markdown is for {', '.join(f'`{name}`' for name in PAGES)}, without --json")
-        print(PAGES[what](), end="")
+        say(PAGES[what](), end="", out=True)
         return
     if what == RUNS:
         (_print_json if as_json else _print_runs)(_run_rows(runs, setting))
         return
-    rows = KINDS[what]()
+    rows = KINDS[what]() if name is None else [_named(KINDS[what](), what, name)]
     if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        say_json(rows)
+    elif name is not None:
+        (_print_loss if what == "losses" else _print_one)(rows[0])
     elif what == "losses":
         _print_losses(rows)
     else:
         _print_table(rows)
+
+
+def _named(rows: list[dict[str, Any]], what: str, name: str) -> dict[str, Any]:
+    """The row of a name or alias. Raises PobenchError with the nearest name."""
+    for row in rows:
+        if _normal(name) in {_normal(row["name"]), *row.get("aliases", ())}:
+            return row
+    known = [row["name"] for row in rows]
+    raise PobenchError(f"list {what}: unknown name {name!r}{nearest(name, known)} Known: {', '.join(known)}")
+
+
+def _print_one(row: dict[str, Any]) -> None:
+    for key, value in row.items():
+        out.print(f"[bold]{escape(key)}[/]  {escape(str(value))}", highlight=False)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -248,21 +280,40 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_losses(rows: list[dict[str, Any]]) -> None:
+    """One line a loss."""
+    table = make_table("", "title", "needs", "defaults", padding=(0, 1, 0, 0))
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "ellipsis"
+    widths = [[len(text) for text in (row["name"], row["title"], ", ".join(row["needs"]))] for row in rows]
+    for column, lengths in zip(table.columns, zip(*widths, strict=True), strict=False):
+        column.min_width = max(lengths)  # where room is short, the defaults are cut
     for row in rows:
-        needs = ", ".join(row["needs"]) or "policy alone"
+        given = {name: about["default"] for name, about in row["settings"].items() if about["default"] is not None}
+        defaults = ", ".join(f"{name} = {value}" for name, value in given.items())
+        needs = ", ".join(row["needs"]) or "–"
+        table.add_row(f"[bold]{escape(row['name'])}[/]", *map(escape, (row["title"], needs, defaults)))
+    out.print(table, highlight=False, soft_wrap=not out.console.is_terminal)
+    out.print("\npobench list losses NAME  shows one with its formula, gradient, settings and source", highlight=False)
+
+
+def _print_loss(row: dict[str, Any]) -> None:
+    """All that is known of one loss."""
+    needs = ", ".join(row["needs"]) or "policy alone"
+    out.print(
+        f"[bold]{escape(row['name'])}[/]  {escape(row['title'])}  [dim]{escape(row['source'])}[/]", highlight=False
+    )
+    others = f" · also called {', '.join(row['aliases'])}" if row["aliases"] else ""
+    out.print(f"[dim]needs {escape(needs)} · trains on {escape(row['unit'])}{escape(others)}[/]\n", highlight=False)
+    out.print(escape(row["about"].strip()), highlight=False)
+    if row["settings"]:
+        out.print("\n[bold]settings[/]", highlight=False)
+    for name, about in row["settings"].items():
+        facts = (
+            about["unit"],
+            about["default_from"],
+            about["published_range"] and f"published {about['published_range']}",
+        )
         out.print(
-            f"[bold]{row['name']}[/]  {escape(row['title'])}  [dim]{escape(row['source'])} · needs {needs}[/]",
+            f"    [cyan]{escape(name)}[/] = {about['default']}  [dim]{escape(' · '.join(filter(None, facts)))}[/]",
             highlight=False,
         )
-        for line in row["formula"].splitlines():
-            out.print(f"    {escape(line)}", highlight=False)
-        for line in row["gradient"].splitlines():
-            by = "d loss / d " if line.startswith(("chosen =", "rejected =")) else ""
-            out.print(f"    [dim]{by}{escape(line)}[/]", highlight=False)
-        for name, about in row["settings"].items():
-            tried = f" · published {about['published_range']}" if about["published_range"] else ""
-            out.print(
-                f"    [cyan]{name}[/] = {about['default']}  [dim]{escape(about['unit'])}{escape(tried)}[/]",
-                highlight=False,
-            )
-        out.print()

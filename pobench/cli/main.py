@@ -14,6 +14,7 @@ import typer
 
 from pobench.cli.group import STYLE, CommandFiles
 from pobench.errors import PobenchError
+from pobench.printing import say
 from pobench.training import leaving
 
 
@@ -45,7 +46,7 @@ def _print_version(show: bool) -> None:
     if show:
         import pobench
 
-        print(f"pobench {pobench.__version__}")
+        say(f"pobench {pobench.__version__}", out=True)
         raise typer.Exit()
 
 
@@ -72,15 +73,15 @@ def main() -> None:
     except PobenchError as error:
         if debug:
             raise
-        print(f"pobench: {error}", file=sys.stderr)
+        say(f"pobench: {error}")
         sys.exit(2)
     except Exception as error:
         if debug:
             raise
-        print(f"pobench: {_unforeseen(error)}", file=sys.stderr)
+        say(f"pobench: {_unforeseen(error)}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; repeat the command to continue", file=sys.stderr)
+        say("interrupted; repeat the command to continue")
         sys.exit(130)
 
 

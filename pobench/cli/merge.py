@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Json
 from pobench.cli.terminal import escape, out
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
@@ -27,7 +27,7 @@ def merge_(
 
     merged = merge(into, other)
     if as_json:
-        print(json.dumps(merged._asdict(), indent=1))
+        say_json(merged._asdict())
         return
     lines = [f"{merged.copied} results copied ({len(merged.runs)} runs are new), {merged.there} were there"]
     if merged.trials:

@@ -10,7 +10,7 @@ import typer
 from pobench.cli.complete import complete
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug
-from pobench.cli.terminal import out, printable
+from pobench.cli.terminal import escape, out
 
 app = typer.Typer(**STYLE)
 
@@ -35,6 +35,6 @@ def new_(
     from pobench.workflows.new import write_new
 
     path, commands = write_new(kind, name, folder)
-    out.print(f"{printable(str(path))}; next:", highlight=False)
+    out.print(f"{escape(str(path))}; next:", highlight=False)
     for command in commands:
-        out.print(f"  {printable(command)}", highlight=False)
+        out.print(f"  {escape(command)}", highlight=False)

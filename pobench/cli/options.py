@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pobench.cli.complete import complete_executors, complete_losses, complete_settings
+from pobench.cli.group import COMPARED, FIRST, OUTPUT, PLACE
 from pobench.errors import PobenchError, nearest, or_fault
 
 
@@ -25,10 +26,14 @@ def _no_address(runs: Path) -> Path:
     return runs
 
 
-Runs = Annotated[Path, typer.Option(callback=_no_address, help="Folder of the stored runs.")]
+Runs = Annotated[Path, typer.Option(callback=_no_address, help="Folder of the stored runs.", rich_help_panel=PLACE)]
 StoredRuns = Annotated[
     str,
-    typer.Option(metavar="PATH", help="Folder of the stored runs, or an address that fsspec reads: s3://bucket/runs."),
+    typer.Option(
+        metavar="PATH",
+        help="Folder of the stored runs, or an address that fsspec reads: s3://bucket/runs.",
+        rich_help_panel=PLACE,
+    ),
 ]
 Losses = Annotated[
     str,
@@ -37,38 +42,77 @@ Losses = Annotated[
         "compares; `all` that pairs can train; `rated`: those that read ratings. Also sums and modifiers: "
         "`dpo + 0.2*sft`, `label_smoothing(dpo)`.",
         autocompletion=complete_losses,
+        rich_help_panel=COMPARED,
     ),
 ]
-SettingName = Annotated[str, typer.Option(help="A shipped setting or a YAML path.", autocompletion=complete_settings)]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value; repeatable.")]
+SettingName = Annotated[
+    str,
+    typer.Option(help="A shipped setting or a YAML path.", autocompletion=complete_settings, rich_help_panel=COMPARED),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value; repeatable.", rich_help_panel=COMPARED),
+]
 Plugins = Annotated[
     list[Path] | None,
-    typer.Option("--plugin", metavar="FILE.py", help="A Python file that registers losses, judges or figures."),
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py",
+        help="A Python file that registers losses, judges or figures.",
+        rich_help_panel=COMPARED,
+    ),
 ]
-ModelName = Annotated[str | None, typer.Option(help="The model whose tokenizer is used; default: the setting's.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option(help="The model whose tokenizer is used; default: the setting's.", rich_help_panel=COMPARED),
+]
 Parallel = Annotated[
     int,
-    typer.Option(min=1, help="Jobs that this machine runs at one time, each with its GPUs or its share of the cores."),
+    typer.Option(
+        min=1,
+        help="Jobs that this machine runs at one time, each with its GPUs or its share of the cores.",
+        rich_help_panel=PLACE,
+    ),
 ]
 Devices = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Devices of a training job, a process each; default: all GPUs, or your `accelerate config`'s."
+        min=1,
+        help="Devices of a training job, a process each; default: all GPUs, or your `accelerate config`'s.",
+        rich_help_panel=PLACE,
     ),
 ]
 ExecutorName = Annotated[
     str,
-    typer.Option("--executor", help="Where jobs run: `local`, `slurm` or `ray`.", autocompletion=complete_executors),
+    typer.Option(
+        "--executor",
+        help="Where jobs run: `local`, `slurm` or `ray`.",
+        autocompletion=complete_executors,
+        rich_help_panel=PLACE,
+    ),
 ]
 ExecutorSets = Annotated[
     list[str] | None,
-    typer.Option("--executor-set", metavar="KEY=VALUE", help="Such as partition=gpu, for the executor; repeatable."),
+    typer.Option(
+        "--executor-set",
+        metavar="KEY=VALUE",
+        help="Such as partition=gpu, for the executor; repeatable.",
+        rich_help_panel=PLACE,
+    ),
 ]
 Detach = Annotated[
-    bool, typer.Option("--detach", help="End as soon as the jobs are on their way; `pobench status` shows them.")
+    bool,
+    typer.Option(
+        "--detach", help="End as soon as the jobs are on their way; `pobench status` shows them.", rich_help_panel=PLACE
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print a summary for machines on standard output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.", rich_help_panel=FIRST)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print a summary for machines on standard output.", rich_help_panel=OUTPUT)
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=OUTPUT)]
 
 
 def load_plugins(plugins: list[Path] | None) -> list[str]:

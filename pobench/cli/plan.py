@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pobench.cli.group import STYLE
+from pobench.cli.group import COMPARED, STYLE, WORK, Command
 from pobench.cli.options import (
     Debug,
     Json,
@@ -22,6 +21,7 @@ from pobench.cli.options import (
 )
 from pobench.cli.terminal import escape, make_table, out
 from pobench.errors import PobenchError, or_fault
+from pobench.printing import say_json
 
 if TYPE_CHECKING:
     from pobench.runs.hardware import Fit
@@ -29,22 +29,31 @@ if TYPE_CHECKING:
 
 app = typer.Typer(**STYLE)
 
+EXAMPLES = """
+pobench plan --difference 3 --setting tiny
+pobench plan --hardware 8x80,1x24 --setting mistral-base
+"""
+
 SHOWN = 5  # designs; --json has all
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXAMPLES)
 def plan(
-    difference: Annotated[float | None, typer.Option(help="The difference of two losses to detect, in points.")] = None,
+    difference: Annotated[
+        float | None, typer.Option(help="The difference of two losses to detect, in points.", rich_help_panel=WORK)
+    ] = None,
     hardware: Annotated[
         str | None,
         typer.Option(
             metavar="DEVICESxGB,…",
             help="Instead: does the setting fit on such machines, e.g. 8x80,4x80,1x141,1x24, and with which changes?",
+            rich_help_panel=WORK,
         ),
     ] = None,
     setting: SettingName = "smollm2",
     losses: Annotated[
-        str | None, typer.Option(help="Only these; default: all that are stored with two seeds or more.")
+        str | None,
+        typer.Option(help="Only these; default: all that are stored with two seeds or more.", rich_help_panel=COMPARED),
     ] = None,
     sets: Sets = None,
     runs: StoredRuns = "runs",
@@ -75,7 +84,7 @@ def plan(
     raise_faults(faults)
     found = sample_size(comparable_runs(frames), jobs[0], difference, names)
     if as_json:
-        print(json.dumps(found.describe(setting), indent=1))
+        say_json(found.describe(setting))
         return
     _print(found, setting)
 
@@ -101,7 +110,7 @@ def _fits(hardware: str, setting: str, losses: str | None, sets: list[str] | Non
 
 def _print_fits(fits: list[Fit], setting: str, as_json: bool) -> None:
     if as_json:
-        print(json.dumps([found.describe() for found in fits], indent=1))
+        say_json([found.describe() for found in fits])
         return
     table = make_table("machine", "training", "GiB a device", "tokens", "answers at once")
     for found in fits:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pobench.cli.analyze import write_report
+from pobench.cli.answer import print_answers
 from pobench.cli.complete import complete_stages
 from pobench.cli.cost import print_cost
 from pobench.cli.detach import announce, continuing, detached_here, print_submitted
-from pobench.cli.group import STYLE
+from pobench.cli.group import COMPARED, FIRST, STYLE, WORK, Command
 from pobench.cli.options import (
     Debug,
     Detach,
     Devices,
+    DryRun,
     ExecutorName,
     ExecutorSets,
     Json,
@@ -33,36 +34,54 @@ from pobench.cli.options import (
     parse_stages,
     raise_faults,
 )
-from pobench.cli.terminal import err, escape, make_table, out
+from pobench.cli.terminal import err, escape, out
 from pobench.errors import or_fault
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
+EXAMPLES = """
+pobench run --losses simpo,dpo --setting smollm2 --dry-run
+pobench run --losses simpo,dpo --setting smollm2 --seeds 42,43,44
+pobench run --losses simpo,dpo,kto --data my_pairs.jsonl --model my/model
+pobench run --losses "dpo, dpo + 0.2*sft" --setting tiny --set dpo.beta=0.05
+pobench run --losses paper --setting mistral-base --rehearse
+"""
 
-@app.command()
+
+@app.command(cls=Command, epilog=EXAMPLES)
 def run(
     losses: Losses = "simpo,dpo",
     setting: SettingName = "smollm2",
-    seeds: Annotated[str | None, typer.Option(help="Comma-separated; default: the setting's.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Comma-separated; default: the setting's.", rich_help_panel=COMPARED)
+    ] = None,
     sets: Sets = None,
-    data: Annotated[str | None, typer.Option(help="Other preference pairs: a file or a hub name.")] = None,
-    model: Annotated[str | None, typer.Option(help="Another start model: a folder or a hub name.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Other preference pairs: a file or a hub name.", rich_help_panel=COMPARED)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Another start model: a folder or a hub name.", rich_help_panel=COMPARED)
+    ] = None,
     runs: Runs = Path("runs"),
     stages: Annotated[
         str | None,
         typer.Option(
             help="Comma-separated; default: all but the optional ones of `pobench list stages`.",
             autocompletion=complete_stages,
+            rich_help_panel=WORK,
         ),
     ] = None,
     benchmarks: Annotated[
-        str | None, typer.Option(help="Comma-separated, or `none`; default: those that the setting names.")
+        str | None,
+        typer.Option(help="Comma-separated, or `none`; default: those that the setting names.", rich_help_panel=WORK),
     ] = None,
     opponents: Annotated[
         str,
         typer.Option(
             help="Whom the losses' answers are judged against, by a judge that compares: `start`, the start model; also "
             "the answers of a loss that you name, or of `all`, every loss against every other.",
+            rich_help_panel=WORK,
         ),
     ] = "start",
     rounds: Annotated[
@@ -80,11 +99,13 @@ def run(
     parallel: Parallel = 1,
     detach: Detach = False,
     devices: Devices = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
+    dry_run: DryRun = False,
     rehearse: Annotated[
         bool,
         typer.Option(
-            "--rehearse", help="Run everything in minutes, offline, with a tiny random model of the same family."
+            "--rehearse",
+            help="Run everything in minutes, offline, with a tiny random model of the same family.",
+            rich_help_panel=FIRST,
         ),
     ] = False,
     as_json: Json = False,
@@ -120,7 +141,7 @@ def run(
     if dry_run:
         plan = make_plan(jobs, runs, stage_list, plugins, opponents=opponents, rounds=rounds, dry=True)
         described = describe(plan)
-        print(json.dumps(described, indent=1)) if as_json else _print_plan(described)
+        say_json(described) if as_json else _print_plan(described)
         _end(plan.left_out and benchmarks is not None)
         return
     if rehearse:
@@ -168,7 +189,7 @@ def _print_results(plan: Any, runs: Path, outcomes: list[Any], report: Path, as_
             "left_out": list(plan.left_out),
             "report": str(report),
         }
-        print(json.dumps(described, indent=1))
+        say_json(described)
         return
     pairs = {task.run for task in plan.tasks if task.kind == "pair"}
     models = {task.run for task in plan.tasks if task.kind in ("start", "loss")}
@@ -187,7 +208,7 @@ def _print_prepared(plan: Any, failed: list[Any], as_json: bool) -> None:
     models = [str(task.data / "model") for task in made if task.kind == "sft"]
     pairs = [_pairs_made(task) for task in made if task.kind == "onpolicy"]
     if as_json:
-        print(json.dumps({"start_models": models, "pairs": pairs, "failed": [o.__dict__ for o in failed]}, indent=1))
+        say_json({"start_models": models, "pairs": pairs, "failed": [o.__dict__ for o in failed]})
     else:
         for folder in models:
             out.print(escape(f"start model: {folder}"), highlight=False)
@@ -263,22 +284,20 @@ def _scores(runs: Path, outcomes: list[Any]) -> dict[str, Any]:
 
 
 def _print_summary(runs: Path, outcomes: list[Any]) -> None:
-    """A table of the main scores, pass rates with 95 % intervals; the report has the rest."""
-    columns = {"pass_rate": "pass rate", "pass_rate_gain": "gain", "reward_accuracy": "accuracy", "kl_winners": "KL"}
-    states = {o.status for o in outcomes}
-    last = ["state"] if len(states) > 1 else []  # all finished or all skipped: no column is spent on it
-    table = make_table("", *columns.values(), "tokens", *last, padding=(0, 1, 0, 0))
-    scores = _scores(runs, outcomes)
-    for o in outcomes:
-        rows = {row["metric"]: row for row in scores.get(o.run, [])}
-        cells = [_cell(rows.get(m), interval=m.startswith("pass_rate")) for m in (*columns, "length_tokens")]
-        table.add_row(escape(o.title), *cells, *([o.status] if last else []))
-    out.print(table, highlight=False)
+    """A line a loss and the report's card; of benchmarks, a line a run."""
+    from pobench.results.load import open_frames
+
+    there = [o for o in outcomes if o.status in ("finished", "skipped")]
+    if there:
+        print_answers(open_frames(runs, there[0].run.partition("/")[0]), {o.run for o in there})
+        out.print()
     for o in outcomes:
         for result in _results(runs, o.run):
             (first,) = result["rows"][:1] or [{}]
-            score = f"{result['name']}: {first.get('metric', '')} {_cell(first or None, interval=False)}"
+            score = f"{result['name']}: {first.get('metric', '')} {_cell(first or None)}"
             out.print(f"{escape(o.title)}  [dim]{escape(score)} (n = {first.get('n', 0)})[/]", highlight=False)
+    if before := sum(o.status == "skipped" for o in outcomes):
+        out.print(f"done before: {before} of {len(outcomes)} runs", highlight=False)
 
 
 def _print_pairs(outcomes: list[Any]) -> None:
@@ -295,11 +314,5 @@ def _results(runs: Path, run: str) -> list[dict[str, Any]]:
     return RunFolder(runs, run).benchmark_results()
 
 
-def _cell(row: dict[str, Any] | None, *, interval: bool) -> str:
-    if row is None or row["value"] is None or row["n"] == 0:
-        return "–"
-    value = f"{row['value']:.3g}"
-    if not interval or row["low"] is None:
-        return value
-    low, high = (f"{row[end]:.2f}".replace("0.", ".", 1) for end in ("low", "high"))
-    return f"{value} [{low}, {high}]"
+def _cell(row: dict[str, Any] | None) -> str:
+    return "–" if row is None or row["value"] is None or row["n"] == 0 else f"{row['value']:.3g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,8 @@ import typer
 
 from pobench.cli.group import STYLE, Group
 from pobench.cli.options import Debug, Json
-from pobench.cli.terminal import escape, make_table, out, printable
+from pobench.cli.terminal import escape, make_table, out
+from pobench.printing import say_json
 
 app = typer.Typer(cls=Group, **STYLE)
 Verdicts = Annotated[Path, typer.Argument(metavar="FILE", help="Stored verdicts: JSON, JSONL, CSV or Parquet.")]
@@ -91,16 +91,16 @@ def score_mt_bench(
 def print_scored(scored: Any, as_json: bool) -> None:
     """A benchmark's numbers with their intervals, or the same as JSON."""
     if as_json:
-        print(json.dumps(scored.as_json(), indent=1))
+        say_json(scored.as_json())
         return
     about = ", ".join([*([scored.model] if scored.model else []), f"judged by {scored.judge or '(not named)'}"])
-    out.print(f"[bold]{printable(scored.benchmark)}[/]  {printable(about)}", highlight=False)
+    out.print(f"[bold]{escape(scored.benchmark)}[/]  {escape(about)}", highlight=False)
     table = make_table("", "value", "95 %", "n", "")
     for line in scored.lines:
         e = line.estimate
         value, low, high = ("–" if math.isnan(x) else f"{x:{line.format}}" for x in (e.value, e.low, e.high))
         interval = "–" if math.isnan(e.low) else escape(f"[{low}, {high}]")
-        table.add_row(printable(line.title), value, interval, str(e.n), f"[dim]{escape(line.note)}[/]")
+        table.add_row(escape(line.title), value, interval, str(e.n), f"[dim]{escape(line.note)}[/]")
     out.print(table, highlight=False)
     for note in scored.notes:
-        out.print(f"note: {printable(note)}", highlight=False)
+        out.print(f"note: {escape(note)}", highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Json, Runs
 from pobench.cli.terminal import escape, make_table, out
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
@@ -31,7 +31,7 @@ def status(
 
     rows = job_rows(runs)
     if as_json:
-        print(json.dumps(rows, indent=1))
+        say_json(rows)
     elif not rows:
         out.print(escape(f"no jobs were submitted below {str(runs)!r}"), highlight=False)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +11,11 @@ from pobench.cli.analyze import drawn
 from pobench.cli.complete import complete_studies
 from pobench.cli.cost import print_cost
 from pobench.cli.detach import announce, continuing, detached_here, print_submitted
-from pobench.cli.group import STYLE
+from pobench.cli.group import COMPARED, STYLE, Command
 from pobench.cli.options import (
     Debug,
     Detach,
+    DryRun,
     ExecutorName,
     ExecutorSets,
     Json,
@@ -32,11 +32,17 @@ from pobench.cli.options import (
 )
 from pobench.cli.terminal import err, escape, make_table, out
 from pobench.errors import or_fault
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
+EXAMPLES = """
+pobench study kl-vs-beta --setting tiny --dry-run
+pobench study length-normalisation --setting tiny-long --seeds 1,2,3
+"""
 
-@app.command()
+
+@app.command(cls=Command, epilog=EXAMPLES)
 def study_(
     name: Annotated[
         str,
@@ -45,8 +51,13 @@ def study_(
         ),
     ],
     setting: SettingName = "smollm2",
-    losses: Annotated[str | None, typer.Option(help="Only these losses; default: all that the study names.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Comma-separated; default: the study's, or the setting's.")] = None,
+    losses: Annotated[
+        str | None, typer.Option(help="Only these losses; default: all that the study names.", rich_help_panel=COMPARED)
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated; default: the study's, or the setting's.", rich_help_panel=COMPARED),
+    ] = None,
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
@@ -54,7 +65,7 @@ def study_(
     executor_set: ExecutorSets = None,
     parallel: Parallel = 1,
     detach: Detach = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -89,7 +100,7 @@ def study_(
     plans = make_plans(jobs, runs, study.every_stage, plugins, dry=dry_run)
     if dry_run:
         described = describe_study(study, plans)
-        print(json.dumps(described, indent=1)) if as_json else _print_study(described)
+        say_json(described) if as_json else _print_study(described)
         return
     summaries = [plan.text().splitlines() for plan in plans if plan.left or plan.notes]
     for line in dict.fromkeys(line for text in summaries for line in text):  # plans of several data sets share lines
@@ -110,7 +121,7 @@ def study_(
     if as_json:
         counts = {s: sum(o.status == s for o in outcomes) for s in ("finished", "skipped", "failed")}
         summary = {"study": study.name, "counts": counts, "outcomes": [o.__dict__ for o in outcomes], "claims": card}
-        print(json.dumps({**summary, "report": str(report)}, indent=1, ensure_ascii=False))
+        say_json({**summary, "report": str(report)})
     else:
         _print_claims(card)
         for o in failed:

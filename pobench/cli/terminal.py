@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pobench.printing import make_console
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -18,9 +20,7 @@ class Terminal:
 
     @cached_property
     def console(self) -> Console:
-        from rich.console import Console
-
-        return Console(stderr=self.stderr, soft_wrap=True)
+        return make_console(stderr=self.stderr, soft_wrap=True)
 
     def print(self, *things: Any, **style: Any) -> None:
         self.console.print(*things, **style)
@@ -35,11 +35,6 @@ def escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-def printable(text: str) -> str:
-    """Text from a file, fit for a terminal: control characters become a sign, and nothing is markup."""
-    return escape("".join(c if c.isprintable() else "\ufffd" for c in text))
 
 
 def make_table(*columns: str, padding: tuple[int, int, int, int] = (0, 2, 0, 0)) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from pobench.cli.analyze import drawn
 from pobench.cli.cost import print_cost
 from pobench.cli.detach import announce, continuing
-from pobench.cli.group import STYLE
+from pobench.cli.group import COMPARED, FIRST, OUTPUT, PLACE, STYLE, WORK, Command
 from pobench.cli.options import (
     Debug,
     ExecutorName,
@@ -32,37 +31,66 @@ from pobench.cli.options import (
 )
 from pobench.cli.terminal import err, escape, make_table, out
 from pobench.errors import or_fault
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 
+EXAMPLES = """
+pobench tune --losses simpo,dpo --setting tiny --trials 8 --dry-run
+pobench tune --losses paper --setting mine.yaml --trials 8 --into mine.yaml
+"""
 
-@app.command()
+
+@app.command(cls=Command, epilog=EXAMPLES)
 def tune_(
     losses: Losses = "simpo,dpo",
     setting: SettingName = "smollm2",
     trials: Annotated[
-        int | None, typer.Option(help="Trials of each loss; default: as many as the smallest grid has cells.")
+        int | None,
+        typer.Option(
+            help="Trials of each loss; default: as many as the smallest grid has cells.", rich_help_panel=WORK
+        ),
     ] = None,
-    sampler: Annotated[str, typer.Option(help="grid, or random or tpe between the ends of the grid.")] = "grid",
-    grid: Annotated[str | None, typer.Option(help="A shipped grid or a YAML path; default: the setting's.")] = None,
-    metric: Annotated[str | None, typer.Option(help="The metric that chooses; default: the setting's.")] = None,
+    sampler: Annotated[
+        str, typer.Option(help="grid, or random or tpe between the ends of the grid.", rich_help_panel=WORK)
+    ] = "grid",
+    grid: Annotated[
+        str | None, typer.Option(help="A shipped grid or a YAML path; default: the setting's.", rich_help_panel=WORK)
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="The metric that chooses; default: the setting's.", rich_help_panel=WORK)
+    ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Seeds of each trial, comma-separated; default: the setting's first.")
+        str | None,
+        typer.Option(
+            help="Seeds of each trial, comma-separated; default: the setting's first.", rich_help_panel=COMPARED
+        ),
     ] = None,
     sets: Sets = None,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
     parallel: Annotated[
         int,
-        typer.Option(min=1, help="Trials at one time; on this machine each has its GPUs or its share of the cores."),
+        typer.Option(
+            min=1,
+            help="Trials at one time; on this machine each has its GPUs or its share of the cores.",
+            rich_help_panel=PLACE,
+        ),
     ] = 1,
     executor: ExecutorName = "local",
     executor_set: ExecutorSets = None,
     into: Annotated[
-        Path | None, typer.Option(help="Write the chosen values into this setting's file, if no trial is missing.")
+        Path | None,
+        typer.Option(
+            help="Write the chosen values into this setting's file, if no trial is missing.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the weights of every trial.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the search and its cost; write nothing.")] = False,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep the weights of every trial.", rich_help_panel=OUTPUT)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the search and its cost; write nothing.", rich_help_panel=FIRST)
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -97,7 +125,7 @@ def tune_(
     raise_faults(faults)
     if dry_run:
         described = describe_tuning(search)
-        print(json.dumps(described, indent=1)) if as_json else _print_search(described)
+        say_json(described) if as_json else _print_search(described)
         return
     with continuing(where):
         tuned = tune(search, keep_models=keep_models, parallel=parallel, executor=where, announce=announce)
@@ -105,7 +133,7 @@ def tune_(
     if as_json:
         best = {b.loss: b.__dict__ for b in tuned.best}
         about = {"best": best, "failed": tuned.failed, "made": tuned.made, "trials": str(tuned.csv)}
-        print(json.dumps({**about, "setting": str(tuned.chosen), "report": str(report)}, indent=1))
+        say_json({**about, "setting": str(tuned.chosen), "report": str(report)})
     else:
         _print_tuned(search, tuned)
         out.print(escape(f"every trial: {tuned.csv}\nreport: {report}"), highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pobench.columns import FRAMES, Column, Frame
+from pobench.printing import say
 
 INTRODUCTION = """\
 # The frames
@@ -53,4 +54,4 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    print(frame_page(), end="")
+    say(frame_page(), end="", out=True)

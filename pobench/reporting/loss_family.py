@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import NamedTuple
 
+from pobench.printing import say
 from pobench.registry import Loss, losses
 
 BOX, GAP, ROW = 150, 290, 34  # widths of a box and of the arrows' space, height of a row, in pixels
@@ -102,4 +103,4 @@ def _arrow(general: Placed, special: Placed) -> str:
 
 
 if __name__ == "__main__":
-    print(family_figure(), end="")
+    say(family_figure(), end="", out=True)

@@ -25,9 +25,10 @@ from markupsafe import Markup, escape
 from pobench import registry
 from pobench.errors import PobenchError, UndrawnError, UnknownNameError, nearest
 from pobench.files import whole
+from pobench.reporting.card import Card, Finding, make_card
 from pobench.reporting.items import Download, Item, Task, _draw_all, list_made_from
 from pobench.reporting.looks import look_of
-from pobench.reporting.summary import Finding, both_fell, facts, scorecard, summarise
+from pobench.reporting.summary import both_fell, facts, scorecard, summarise
 from pobench.reporting.tables import TEX_NEEDS, clean, latex, listing, markdown, to_latex, to_markdown
 from pobench.results import metrics
 from pobench.results.arms import Arm, json_object, judges_of, of_arm, settings_of, show_setting
@@ -300,6 +301,8 @@ class Section:
     title: str
     facts: str
     notes: list[str]
+    card: Card | None  # None where settings stand beside each other
+    beside: list[Item]  # the figure beside the card, if it was drawn
     findings: list[Finding]
     chapters: list[tuple[str, str, list[Item], list[Item]]]  # anchor, title, items drawn, items that cannot be
     samples: list[SamplePrompt]
@@ -318,6 +321,7 @@ def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) ->
     items = [*drawn, list_made_from(drawn, comparable, anchor)]
     tables = _tables(items)
     health = tables.get("training-health")
+    beside = [item for item in items if item.chapter == "answer" and item.picture][:1]
     models = [str(n) for n in comparable.frames["runs"]["note"].dropna()]
     notes = dict.fromkeys(clean(note, 600) for note in [comparable.apart, *models] if note.strip())
     return Section(
@@ -326,8 +330,10 @@ def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) ->
         title=clean(comparable.title, 120),
         facts=facts(comparable),
         notes=list(notes),
-        findings=summarise(comparable, health, *map(tables.get, ("claims", "looked-before", "variance"))),
-        chapters=_chapters(items),
+        card=make_card(comparable),
+        beside=beside,
+        findings=summarise(comparable, *map(tables.get, ("claims", "looked-before"))),
+        chapters=_chapters([item for item in items if item not in beside]),
         samples=sample_answers(comparable.home),
         formulas=formulas(comparable.home),
         environment=environment(comparable.frames["runs"]),
@@ -345,6 +351,8 @@ def _build_across(several: Comparable, drawn: Sequence[Item]) -> Section:
         title=several.title,
         facts=clean(several.setting),
         notes=[],
+        card=None,
+        beside=[],
         findings=scorecard(_tables(items).get("claims-across-settings")),
         chapters=_chapters(items),
         samples=[],
@@ -430,15 +438,29 @@ TONES = {"good": "▲", "bad": "▼", "open": "○", "note": "·"}
 
 
 def summary_markdown(section: Section) -> str:
-    """The section in Markdown for a pull request: facts, findings and the first table of results."""
-    sentences = [f"- {TONES[f.tone]} **{markdown(f.head)}.** {markdown(f.text)}" for f in section.findings]
+    """The section in Markdown for a pull request: facts, the card, findings and the first table of results."""
+    card = section.card
+    answer = [f"**{markdown(card.answer)}**"] if card else []
+    lists = [_bullets(findings) for findings in (card.lines if card else [], section.findings) if findings]
     notes = [f"> {markdown(note)}" for note in section.notes]
-    _, _, results, _ = section.chapters[0]
-    tables = [to_markdown(item.table) for item in results[:1] if item.table]
-    blocks = [f"## {markdown(section.title)}", markdown(section.facts), *notes, "\n".join(sentences), *tables]
+    first = [item for name, _, drawn, _ in section.chapters if name == "results" for item in drawn][:1]
+    tables = [to_markdown(item.table) for item in first if item.table]
+    blocks = [
+        f"## {markdown(section.title)}",
+        markdown(section.facts),
+        *answer,
+        *lists[:1],
+        *notes,
+        *lists[1:],
+        *tables,
+    ]
     if tables:
         blocks.append("In brackets: 95 % interval and the number n of prompts or pairs behind each value.")
     return "\n\n".join(block.rstrip() for block in blocks) + "\n"
+
+
+def _bullets(findings: Iterable[Finding]) -> str:
+    return "\n".join(f"- {TONES[f.tone]} **{markdown(f.head)}.** {markdown(f.text)}" for f in findings)
 
 
 def all_tables(sections: Sequence[Section]) -> str:

@@ -422,6 +422,20 @@ def hint(ax: Axes, x: ArrayLike, y: ArrayLike, texts: Sequence[str], *, aloud: b
     ax.add_artist(_Hints([points[i] for i in picked], aloud))
 
 
+def percent(value: float) -> str:
+    """A share in [0, 1]: `12.3 %`."""
+    return f"{100 * value:.1f} %"
+
+
+def hint_cell(
+    ax: Axes, x: float, y: float, label: str, e: Estimate, show: Callable[[float], str] = "{:.3g}".format
+) -> None:
+    """The hint of one estimate, such as a cell of a matrix, at (x, y)."""
+    if not math.isnan(e.value):
+        ends = "" if math.isnan(e.low) else f" [{show(e.low)}, {show(e.high)}]"
+        hint(ax, [x], [y], [f"{label}: {show(e.value)}{ends}, n = {e.n}".replace("-", "−")], aloud=False)
+
+
 def hint_estimates(
     ax: Axes, x: ArrayLike, rows: pd.DataFrame, label: str, show: Callable[[float], str] = "{:.3g}".format
 ) -> None:

@@ -1,35 +1,15 @@
-"""Computes the summary at the top of a report: sentences from the frames, with n and intervals, to be read in a minute."""
+"""Sentences below a report's card: what failed, what weakens its numbers, and the facts in its first line."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
 import pandas as pd
 
-from pobench.reporting.tables import clean, decimals_that_tell, listing, show_number
-from pobench.results.arms import Arm, begun_from, judges_of, score_of
+from pobench.reporting.card import Finding, few
+from pobench.reporting.tables import clean, listing, show_number
+from pobench.results.arms import begun_from, judges_of
 from pobench.results.claims import VERDICTS
 from pobench.results.comparable import Comparable, Selection
-from pobench.results.contrast import Pair, all_pairs, gains
-from pobench.results.crossed import VERDICT_SEEDS
 from pobench.results.scores import DISTINCT
-from pobench.types import Estimate
-
-MOST_NAMED = 5  # losses in one sentence; of more, it names the FIRST, and the tables have all
-FIRST = 3
-
-
-@dataclass
-class Finding:
-    """One sentence of the summary; tone: "good" | "bad" | "open" | "note"."""
-
-    tone: str
-    head: str
-    text: str
 
 
 ROUNDS = (
@@ -39,21 +19,15 @@ ROUNDS = (
 
 def summarise(
     comparable: Comparable,
-    health: pd.DataFrame | None = None,
     claims: pd.DataFrame | None = None,
     looks: pd.DataFrame | None = None,
-    noise: pd.DataFrame | None = None,
 ) -> list[Finding]:
-    """The findings: losses better or worse than the start model, differences between losses, the verdicts on the paper's
-    claims, failures, warnings, and the next command.
+    """What the card leaves out: failures, what weakens the numbers, and how many of the paper's claims have which verdict.
 
-    health, claims, looks, noise: the tables `training-health`, `claims`, `looked-before` and `variance`, if they were drawn.
-    Losses are compared as in the tables,
-    each with its setting's own values; failures include every arm.
+    claims, looks: the tables `claims` and `looked-before`, if they were drawn. Failures include every arm.
     """
     home, every_arm = comparable.home, comparable.every_arm
-    sentences = [*_gains(home), *_between(home), *scorecard(claims), *_failures(every_arm), *_warnings(health)]
-    sentences += [*_sentence("bad", "Looks", looks), *_sentence("note", "Next", noise)]
+    sentences = [*_failures(every_arm), *_sentence("bad", "Looks", looks), *scorecard(claims)]
     if home.left_out:
         sentences.append(Finding("note", "Variants of settings", home.left_out))
     if begun_from(every_arm.frames["runs"]):
@@ -85,166 +59,6 @@ def _data_order(selection: Selection) -> list[Finding]:
         return []
     text = "Runs with the same seed saw pairs in different orders, which may cause part of any difference."
     return [Finding("bad", "Data order", text)]
-
-
-# ---------------------------------------------------------------- against the start model
-def _gains(selection: Selection) -> list[Finding]:
-    """Better and worse than the start model, by `gains`; what has too few seeds for a verdict stands apart."""
-    found = gains(*_judged(selection), selection.arms)
-    if not found:
-        return _without_judge(selection)
-    decided = [pair for pair in found if pair.gap.decides]
-    up = [pair for pair in decided if pair.differs and pair.gap.estimate.value > 0]
-    down = [pair for pair in reversed(decided) if pair.differs and pair.gap.estimate.value < 0]
-    open_ = [pair for pair in decided if not pair.differs]
-    groups = [
-        ("good", "Better than the start model", up, _correction(decided)),
-        ("bad", "Worse than the start model", down, _correction(decided)),
-        ("open", "Not told apart from the start model", open_, _least_seen(open_)),
-        ("open", "No verdict on the start model", [p for p in found if not p.gap.decides], _too_few_seeds(found)),
-    ]
-    n = max(pair.gap.estimate.n for pair in found)
-    basis = f" Pass rates on n = {n} prompts{_level(selection)}."
-    sentences: list[Finding] = []
-    for tone, head, pairs, rest in groups:
-        if pairs:
-            text = f"{_how_many(pairs, found)}{_points_of(pairs)}.{'' if sentences else basis}{rest}"
-            sentences.append(Finding(tone, head, text))
-    return sentences
-
-
-def _judged(selection: Selection) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:
-    return selection.frames["runs"], selection.frames["verdicts"], selection.frames.get("answers")
-
-
-def _correction(decided: Sequence[Pair]) -> str:
-    return f" Holm’s correction for {len(decided)} comparisons is made." if len(decided) > 1 else ""
-
-
-def _least_seen(open_: Sequence[Pair]) -> str:
-    """How large a gain of these would have been seen, in four of five repetitions; with several, the median."""
-    needed = [pair.gap.crossed.detectable() for pair in open_ if pair.gap.crossed is not None]
-    known = [points for points in needed if not math.isnan(points)]
-    return f" These runs would show a gain of {np.median(known):.0f} points four times in five." if known else ""
-
-
-def _too_few_seeds(found: Sequence[Pair]) -> str:
-    """Why the pairs without a verdict have none."""
-    seeds = sorted({pair.gap.seeds for pair in found if not pair.gap.decides})
-    if seeds == [1]:
-        return " One run of each: the intervals cover other prompts, not the luck of a training run. " + _ASK
-    return f" Fewer than {VERDICT_SEEDS} seeds: their intervals may be too narrow. {_ASK}"
-
-
-_ASK = f"A verdict needs {VERDICT_SEEDS} seeds (`--seeds 42,43,44`)."
-
-
-def _how_many(pairs: Sequence[Pair], found: Sequence[Pair]) -> str:
-    """The beginning of a list that names only the first of many: their number and range."""
-    if len(pairs) <= MOST_NAMED:
-        return ""
-    ends = sorted(pair.gap.estimate.value for pair in pairs)
-    return (
-        f"{len(pairs)} of {len(found)} losses, from {_signed(ends[0])} to {_signed(ends[-1])} points. "
-        f"The {FIRST} furthest: "
-    )
-
-
-def _points_of(pairs: Sequence[Pair]) -> str:
-    """`SimPO +22.1 points (95 % interval +15.0 to +29.2); DPO +12.0 (+4.9 to +19.1)`: units only at the first."""
-    points: list[str] = []
-    for pair in pairs if len(pairs) <= MOST_NAMED else pairs[:FIRST]:
-        unit, what = ("", "") if points else (" points", "95 % interval ")
-        gap = pair.gap.estimate
-        points.append(f"{clean(pair.ours.label)} {_signed(gap.value)}{unit}{_interval(gap, '+', what)}")
-    return "; ".join(points)
-
-
-def _level(selection: Selection) -> str:
-    """The start model's pass rate, as the end of a sentence."""
-    for arm in selection.arms:
-        if arm.is_start and not math.isnan((rate := score_of(selection.frames["scores"], arm, "pass_rate")).value):
-            return f"; the start model’s is {100 * rate.value:.1f} %"
-    return ""
-
-
-def _without_judge(selection: Selection) -> list[Finding]:
-    scores = selection.frames["scores"]
-    accuracies = {arm: score_of(scores, arm, "reward_accuracy").scaled(100) for arm in selection.trained}
-    ranked = sorted((a for a in accuracies if not math.isnan(accuracies[a].value)), key=lambda a: -accuracies[a].value)
-    if not ranked:
-        return [Finding("open", "Nothing to compare", "No judged answers or held-out rewards are shown here.")]
-    shares = _few([f"{clean(a.label)} {accuracies[a].value:.1f} %{_interval(accuracies[a], '')}" for a in ranked])
-    n = max(accuracies[a].n for a in ranked)
-    text = (
-        "Answers were not judged beside a start model, so nothing is known about quality. Held-out pairs ranked right"
-    )
-    return [Finding("open", "No judge", f"{text}: {'; '.join(shares)} (n = {n} pairs).")]
-
-
-# ---------------------------------------------------------------- against each other
-def _between(selection: Selection) -> list[Finding]:
-    """Which losses differ, by the pairs of the figure `who-beats-whom`."""
-    pairs = all_pairs(*_judged(selection), selection.arms, selection.frames.get("comparisons"))
-    between = [pair for pair in pairs if not (pair.ours.is_start or pair.theirs.is_start)]
-    if not between:
-        return []
-    lack = _without_verdict(between)
-    if not any(pair.decides for pair in between):
-        return [Finding("open", "Between the losses", f"No verdict. {lack}")]
-    n = max(pair.gap.estimate.n for pair in between)
-    how = f"mean scores on {n} prompts, for other prompts and other seeds, Holm’s correction"
-    wins = [pair.in_order for pair in between if pair.differs]
-    if not wins:
-        verb = "The one pair does not differ" if len(between) == 1 else f"None of the {len(between)} pairs differs"
-        return [Finding("open", "Between the losses", f"{verb} by more than chance ({how}). {lack}".strip())]
-    rest = len(between) - len(wins)
-    decided = f"Undecided: {rest} of {len(between)} pairs" if rest else "Every pair is decided"
-    return [Finding("good", "Between the losses", f"{_who_wins(wins)}. {decided} ({how}). {lack}".strip())]
-
-
-def _without_verdict(pairs: Sequence[Pair]) -> str:
-    """Why some pairs have none: not tuned alike, too few seeds."""
-    unlike = sum(not pair.comparable for pair in pairs)
-    few = sum(pair.comparable and not pair.gap.decides for pair in pairs)
-    said = []
-    if unlike:
-        said.append(f"{_pairs(unlike, len(pairs))}not tuned alike (“Values” in the table says how).")
-    if few:
-        said.append(f"{_pairs(few, len(pairs))}without the {VERDICT_SEEDS} seeds that a verdict needs.")
-    return " ".join(said)
-
-
-def _pairs(number: int, of: int) -> str:
-    return (
-        f"{number} of {of} pair{'' if of == 1 else 's'}: "
-        if number < of
-        else "Every pair: "
-        if of > 1
-        else "The pair: "
-    )
-
-
-def _who_wins(wins: Sequence[tuple[Arm, Arm]]) -> str:
-    """Every pair by name, or for more than eight pairs the losses that win and lose most often."""
-    if len(wins) > 8:
-        most_wins, most_losses = (_tally(side) for side in zip(*wins, strict=True))
-        return f"Most often ahead: {most_wins}; most often behind: {most_losses} (“Who beats whom” shows each pair)"
-    beaten: dict[Arm, list[str]] = {}
-    for winner, loser in wins:
-        beaten.setdefault(winner, []).append(clean(loser.label))
-    ranked = sorted(beaten, key=lambda arm: (-len(beaten[arm]), arm.label))
-    return "; ".join(f"{clean(arm.label)} beats {listing(beaten[arm])}" for arm in ranked)
-
-
-def _tally(arms: Iterable[Arm]) -> str:
-    """`SimPO in 13 pairs, DPO in 7, …`: the arms that occur most often."""
-    counts = Counter(arms)
-    ranked = sorted(counts, key=lambda arm: (-counts[arm], arm.label))[:FIRST]
-    return ", ".join(
-        f"{clean(arm.label)} in {counts[arm]}" + ("" if place else f" pair{'s'[: counts[arm] - 1]}")
-        for place, arm in enumerate(ranked)
-    )
 
 
 # ---------------------------------------------------------------- the paper's claims
@@ -294,17 +108,6 @@ def _failures(selection: Selection) -> list[Finding]:
     return sentences
 
 
-def _warnings(health: pd.DataFrame | None) -> list[Finding]:
-    if health is None:
-        return []
-    sentences = [
-        f"{clean(str(loss))}: {clean(str(what))}"
-        for loss, what in zip(health["Loss"], health["Warnings"], strict=True)
-        if what
-    ]
-    return [Finding("bad", "Watch", ". ".join(_few(sentences)) + ".")] if sentences else []
-
-
 def both_fell(health: pd.DataFrame | None) -> str:
     """For which losses both log-probabilities fell, and whether the gap still widened; "" if that is not known."""
     if health is None:
@@ -314,9 +117,9 @@ def both_fell(health: pd.DataFrame | None) -> str:
         return ""
     fell = [loss for loss, how in moved if how.startswith("both fell")]
     wrong = [loss for loss, how in moved if how.endswith(("no gap", "wrong way"))]
-    text = f"Here, on held-out pairs, both fell for {listing(_few(fell)) or 'no loss'}."
+    text = f"Here, on held-out pairs, both fell for {listing(few(fell)) or 'no loss'}."
     if wrong:
-        return text + f" {listing(_few(wrong))} learned no gap between the two: look into it."
+        return text + f" {listing(few(wrong))} learned no gap between the two: look into it."
     return text + " Every loss widened the gap between the two."
 
 
@@ -352,21 +155,3 @@ def facts(comparable: Comparable) -> str:
 # ---------------------------------------------------------------- words
 def _count(number: int, one: str, many: str) -> str:
     return f"{show_number(number)} {one if number == 1 else many}"
-
-
-def _few(texts: Sequence[str]) -> list[str]:
-    """The first few texts, and the number of the others."""
-    rest = len(texts) - MOST_NAMED
-    return list(texts) if rest <= 1 else [*texts[:MOST_NAMED], f"{rest} more"]
-
-
-def _signed(value: float) -> str:
-    return f"{value:+z.1f}".replace("-", "−")
-
-
-def _interval(e: Estimate, form: str, what: str = "95 % interval ") -> str:
-    if math.isnan(e.low):
-        return ""
-    decimals = decimals_that_tell(e, (0.0,), 1)
-    low, high = (f"{x:{form}.{decimals}f}".replace("-", "−") for x in (e.low, e.high))
-    return f" ({what}{low} to {high})"

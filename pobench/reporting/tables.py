@@ -14,25 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pobench.printing import visible
 from pobench.results import metrics, stats
 from pobench.types import Estimate
 
+
 # ---------------------------------------------------------------- untrusted text
-_HIDDEN = {
-    *range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0x61C, 0xAD, 0x200B, 0x200E, 0x200F,
-    *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080),
-}  # fmt: skip
-_VISIBLE = {c: f"⟨U+{c:04X}⟩" for c in _HIDDEN} | {0x0D: "⟨U+000D⟩"}
-
-
 def clean(text: str, longest: int | None = None) -> str:
     """Text that is safe to display: broken UTF-8 as �, invisible and direction-changing characters by their number.
 
     The result is not HTML: the page still escapes it.
     """
-    cut = text if longest is None or len(text) <= longest else text[:longest] + "…"
-    valid = cut.replace("\r\n", "\n").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return valid.translate(_VISIBLE)
+    return visible(text if longest is None or len(text) <= longest else text[:longest] + "…")
 
 
 def listing(names: Sequence[str]) -> str:
@@ -69,11 +62,14 @@ NO_EFFECT = {"pass_rate_gain": 0.0, "win_rate": 0.5}
 
 @dataclass
 class Table:
-    """A table ready to print; `frame` has the raw numbers."""
+    """A table ready to print; `frame` has the raw numbers. folded: the title under which the page folds the rows from number
+    `shown` on, "" where it folds none."""
 
     heads: list[Head]
     rows: list[list[Cell]]
     frame: pd.DataFrame
+    shown: int
+    folded: str
 
 
 def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) -> Table:
@@ -98,7 +94,8 @@ def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) ->
     marks = frame.attrs.get("marks", {})  # text → "up" | "down", for words that mean better or worse
     for cell in (cell for column in columns for cell in column if cell.text in marks):
         cell.sign = marks[cell.text]
-    return Table(heads, [list(row) for row in zip(*columns, strict=True)], frame)
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return Table(heads, rows, frame, *frame.attrs.get("folded", (len(rows), "")))
 
 
 def _cell(value: Any, metric: metrics.Metric | None, marks: Sequence[float]) -> Cell:

@@ -38,6 +38,12 @@ def equally_tuned(runs: pd.DataFrame, a: Arm, b: Arm) -> bool:
     return len(ours) == 1 and ours == theirs and not {values for values, _ in ours} & {"set", ""}
 
 
+def trials_of(runs: pd.DataFrame, arm: Arm) -> int:
+    """How many trials of a search chose the arm's values; 0 where no search did, or not that of all its runs."""
+    origins = _origins(runs, arm)
+    return min(int(trials) if values == "tuned" else 0 for values, trials in origins)
+
+
 def _origins(runs: pd.DataFrame, arm: Arm) -> set[tuple[str, float]]:
     """(values, trials) of the arm's runs; 0 trials where none were made."""
     rows = of_arm(runs, arm).reindex(columns=["values", "trials"])

@@ -208,7 +208,13 @@ def memory(runs: pd.DataFrame) -> pd.Series:
 
 def step_seconds(runs: pd.DataFrame) -> pd.Series:
     """Seconds of all training steps."""
-    return pd.to_numeric(runs["seconds"], errors="coerce")
+    return pd.to_numeric(runs.reindex(columns=["seconds"])["seconds"], errors="coerce")
+
+
+def working_seconds(runs: pd.DataFrame) -> pd.Series:
+    """Seconds of all training steps without those in which other work had the processor, where the system counts them."""
+    waited = pd.to_numeric(runs.reindex(columns=["waited"])["waited"], errors="coerce")
+    return step_seconds(runs) - waited.fillna(0.0)
 
 
 def crowded(runs: pd.DataFrame) -> pd.Series:

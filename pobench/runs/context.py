@@ -30,6 +30,7 @@ from pobench.model.load import attention_of, load_base, load_outline
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer, empty_values, sum_scorer
 from pobench.model.sharding import RowFiles, shard
+from pobench.printing import say
 from pobench.progress import Advance, progress
 from pobench.registry import Loss, get_loss
 from pobench.results.cross_loss import evaluate, inputs_of
@@ -106,7 +107,7 @@ class Context:
     def say(self, text: str) -> None:
         """A sentence for the terminal, once for all processes."""
         if self.main:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     # -- results of stages
 

@@ -11,6 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
+from pobench.printing import say
 from pobench.registry import load_plugin
 from pobench.results.run_folder import RunFolder
 from pobench.runs.content import auto_precision
@@ -50,11 +51,11 @@ def work(job: JobFolder, main: bool = True) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
-            traceback.print_exc()
+            say(traceback.format_exc())
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if main:
             job.end("failed" if why else "finished", why or "")
-            print(f"{task.title}: {why or 'finished'}", file=sys.stderr)
+            say(f"{task.title}: {why or 'finished'}")
         return 1 if why else 0
 
 

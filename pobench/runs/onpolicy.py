@@ -43,6 +43,7 @@ from pobench.judging.ranking import Read, Row, best_against_worst, comparisons
 from pobench.judging.weights import rows_of_shard
 from pobench.model.generate import PRECISIONS, Decoding
 from pobench.model.load import attention_of, load_model
+from pobench.printing import say
 from pobench.progress import progress
 from pobench.registry import judges
 from pobench.runs.content import auto_precision, start_weights
@@ -276,7 +277,7 @@ def make_pairs_of(
     out: Path,
     *,
     pairs: Path | None = None,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    say: Callable[[str], None] = say,
 ) -> dict[str, Any]:
     """Make the pairs of a recipe, with as many processes as `pobench run` trains with; shows progress. Returns the content of
     the recipe file. out: the samples lie beside it. pairs: the file of the pairs; None: `out`."""

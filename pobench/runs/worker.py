@@ -17,6 +17,7 @@ import transformers
 
 from pobench.errors import PobenchError, reason_of
 from pobench.model.device import environment
+from pobench.printing import say
 from pobench.registry import load_plugin
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
@@ -62,7 +63,7 @@ def _keep_traceback(folder: RunFolder, error: Exception) -> None:
     if not isinstance(error, PobenchError):
         (folder.path / "traceback.txt").write_text(traceback.format_exc())
     if os.environ.get("POBENCH_DEBUG"):
-        traceback.print_exc()
+        say(traceback.format_exc())
 
 
 def _work(task: Task) -> None:

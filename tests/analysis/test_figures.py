@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -111,6 +112,14 @@ def test_every_figure_gives_a_picture_and_the_numbers_behind_it(drawn) -> None:
             assert isinstance(found, plot.Drawing) and len(found.data), name
         else:
             assert isinstance(found, pd.DataFrame) and len(found), name
+
+
+def test_a_pointer_finds_numbers_in_every_figure(drawn) -> None:
+    for name, made in drawn.items():
+        if isinstance(made, plot.Drawing):
+            found = plot.hints(made.figure)
+            assert found, name
+            assert any(re.search(r"\d", hint.text) for hint in found) and all(hint.text.strip() for hint in found), name
 
 
 @pytest.mark.parametrize("name", NAMES)

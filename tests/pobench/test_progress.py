@@ -6,6 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import pobench.progress
+from pobench.printing import say
 from pobench.progress import progress
 
 
@@ -38,9 +39,7 @@ def test_the_time_left_is_right_where_work_comes_in_batches_or_was_done_before(m
 def test_a_line_appears_also_while_the_work_reports_nothing(monkeypatch, capsys) -> None:
     printed = threading.Event()
     monkeypatch.setattr(pobench.progress, "SECONDS_BETWEEN_LINES", 0.01)
-    monkeypatch.setattr(
-        pobench.progress, "print", lambda text, **how: (print(text, **how), printed.set()), raising=False
-    )
+    monkeypatch.setattr(pobench.progress, "say", lambda text: (say(text), printed.set()))
     with progress("answers", 10, "answers"):
         assert printed.wait(600)
     assert capsys.readouterr().err.startswith("answers  0/10 answers  0:00 so far")

@@ -233,11 +233,11 @@ def test_print_shows_every_answer_and_no_navigation(opened) -> None:
     assert opened.execute_script(too_wide) == []
 
 
-def test_the_keyboard_reaches_the_summary_first(opened) -> None:
+def test_the_keyboard_reaches_the_answer_first(opened) -> None:
     body = opened.find_element(By.TAG_NAME, "body")
     body.send_keys(Keys.TAB)
     skip = opened.switch_to.active_element
-    assert skip.text == "Skip to the summary" and skip.rect["x"] >= 0
+    assert skip.text == "Skip to the answer" and skip.rect["x"] >= 0
     outline = opened.execute_script("return getComputedStyle(arguments[0]).outlineStyle", skip)
     assert outline == "solid"
     skip.send_keys(Keys.ENTER)
@@ -248,7 +248,7 @@ def test_screen_readers_find_names_levels_and_landmarks(opened) -> None:
     levels = opened.execute_script("return [...document.querySelectorAll('h1, h2, h3, h4')].map((h) => +h.tagName[1])")
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(b - a <= 1 for a, b in pairwise(levels))
-    for landmark in ("main", "nav[aria-label]", "[role=region][aria-label=Summary]", "html[lang=en]"):
+    for landmark in ("main", "nav[aria-label]", ".card[role=region][aria-label]", "html[lang=en]"):
         assert len(opened.find_elements(By.CSS_SELECTOR, landmark)) == 1, landmark
     pictures = opened.execute_script(
         "return [...document.querySelectorAll('.picture > svg, img')].map((e) => e.getAttribute('aria-label') ?? e.alt)"

@@ -13,7 +13,7 @@ from pobench.cli.analyze import drawn
 from pobench.errors import UndrawnError
 from pobench.judging.benchmarks import base
 from pobench.judging.benchmarks.downstream import Downstream
-from pobench.registry import benchmarks
+from pobench.registry import benchmarks, losses
 
 
 def test_a_report_with_a_figure_that_failed_is_printed_and_is_not_whole(tmp_path, capsys) -> None:
@@ -265,7 +265,7 @@ def test_a_dry_run_prints_values_with_their_sources_and_touches_nothing(pobench_
     assert written(tmp_path) == before
 
 
-def test_list_names_every_loss_with_formula_settings_and_needs(pobench_cli) -> None:
+def test_list_names_every_loss_in_a_line_and_one_in_full(pobench_cli) -> None:
     from pobench.registry import list_losses
 
     status, out, _ = pobench_cli("list", "losses", "--json")
@@ -273,8 +273,19 @@ def test_list_names_every_loss_with_formula_settings_and_needs(pobench_cli) -> N
     assert status == 0 and set(rows) == set(list_losses())
     assert all(row["formula"] and row["source"] for row in rows.values())
     assert rows["kto"]["needs"] == ["kl", "reference"] and rows["simpo"]["needs"] == []
-    listed = pobench_cli("list", "losses")[1]
-    assert "log sigmoid" in listed and "d loss / d rejected = beta * s" in listed
+    lines = [line.split() for line in pobench_cli("list", "losses")[1].splitlines()[1:] if line[:1].strip()]
+    assert {line[0] for line in lines} >= set(list_losses())
+    (kto,) = [line for line in lines if line[0] == "kto"]
+    assert {"kl,", "reference", "beta"} <= set(kto)
+    whole = pobench_cli("list", "losses", "R-DPO")[1]
+    assert whole.startswith("rdpo  R-DPO") and "log sigmoid" in whole and "published" in whole and "length" in whole
+    assert "rejected = beta * s" in pobench_cli("list", "losses", "dpo")[1]
+    status, out, _ = pobench_cli("list", "losses", "dpo", "--json")
+    assert [row["name"] for row in json.loads(out)] == ["dpo"] and "pass" in pobench_cli(
+        "list", "figures", "pass-rate"
+    )[1]
+    status, _, err = pobench_cli("list", "losses", "simp0")
+    assert status == 2 and "unknown name 'simp0'; did you mean 'simpo'?" in err
 
 
 def test_list_losses_as_a_page(pobench_cli) -> None:
@@ -295,6 +306,44 @@ from pobench import LossOutput, Pair, register_loss
 def mine(policy: Pair, *, weight: float = 1.0) -> LossOutput:
     return LossOutput(-weight * policy.chosen.mean, policy.chosen.mean.detach(), policy.rejected.mean.detach())
 '''
+
+
+SEQUENCE = "\x1b]0;owned\x07\x1b[31m\u202e"
+
+
+def obeyed(text: str) -> set[str]:
+    """The characters in printed text that a terminal would obey."""
+    return set(text) & set(SEQUENCE + "\x9b") - set("0123456789;[]ownedm")
+
+
+def test_a_row_that_holds_control_sequences_is_printed_as_signs(pobench_cli, setting, tmp_path) -> None:
+    row = {"prompt": f"say {SEQUENCE}", "chosen": f"w1 {SEQUENCE}", "rejected": "w2", f"extra{SEQUENCE}": "x"}
+    (tmp_path / "odd.jsonl").write_text(f"{json.dumps(row)}\n" * 3 + '{"prompt": "x"}\n')
+    for command in (("audit", "odd.jsonl"), ("inspect", "odd.jsonl"), ("convert", "odd.jsonl", "--out", "o.jsonl")):
+        status, out, err = pobench_cli("data", *command)
+        assert (out + err).strip() and not obeyed(out + err), (command, status)
+
+
+def test_a_settings_name_that_holds_control_sequences_is_printed_as_signs(pobench_cli, setting, tmp_path) -> None:
+    (tmp_path / "odd.yaml").write_text(json.dumps({**setting, "name": f"odd {SEQUENCE}"}))  # JSON is YAML
+    status, out, err = pobench_cli("run", "--setting", "odd.yaml", "--losses", "simpo", "--dry-run")
+    assert status == 2 and "cannot be a name" in err and not obeyed(out + err)
+    status, out, err = pobench_cli("run", "--setting", f"no{SEQUENCE}", "--losses", f"sim{SEQUENCE}")
+    assert status == 2 and not obeyed(out + err)
+
+
+def test_a_losss_exception_that_holds_control_sequences_is_printed_as_signs(pobench_cli, tmp_path, monkeypatch) -> None:
+    for held in ("_items", "_aliases"):  # the plug-in's loss is forgotten again
+        monkeypatch.setattr(losses, held, dict(getattr(losses, held)))
+    body = PLUGIN.replace('"mine"', '"odd_one"').replace(
+        "    return", f"    raise ValueError({SEQUENCE!r})\n    return"
+    )
+    (tmp_path / "odd.py").write_text(body)
+    status, out, err = pobench_cli("check", "odd.py", "--quick")
+    assert status == 2 and "ValueError: ⟨U+001B⟩" in err and not obeyed(out + err)
+    (tmp_path / "broken.py").write_text(f"raise ValueError({SEQUENCE!r})\n")
+    status, out, err = pobench_cli("run", "--plugin", "broken.py")
+    assert status == 2 and "⟨U+001B⟩" in err and not obeyed(out + err)
 
 
 @pytest.mark.slow

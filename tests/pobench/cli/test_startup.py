@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import pobench
 from pobench.cli import shipped_losses
+from pobench.cli.group import PANELS
 from pobench.cli.main import Commands
 from pobench.registry import Loss, Registry, losses
 
@@ -122,6 +125,19 @@ def test_every_command_is_listed_by_the_first_lines_of_its_help(pobench_cli) -> 
         status, text, _ = pobench_cli(name, "--help")
         about = " ".join(text.split("\n\n")[1].split())
         assert status == 0 and f"{name} {about}" in words
+
+
+@pytest.mark.parametrize("name", ["run", "study", "tune", "analyze", "plan", "list"])
+def test_a_big_commands_help_has_panels_and_examples_that_it_understands(name, pobench_cli) -> None:
+    _, text, _ = pobench_cli(name, "--help")
+    _, *panels = re.split(r"\n\n([A-Z][a-z ]+):\n", text)
+    titled = dict(zip(panels[::2], panels[1::2], strict=True))
+    assert set(titled) - {"Arguments", "Examples"} <= set(PANELS) and len(titled) > 2 and "Output" in titled
+    shown = Counter(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))
+    assert set(shown.values()) == {1} and {"--help", "--debug"} <= set(shown)
+    for line in titled["Examples"].strip().splitlines():
+        assert line.strip().startswith(f"pobench {name}") and len(line) <= 80
+        assert set(re.findall(r" (--[a-z-]+)", line)) <= set(shown), line
 
 
 def test_the_version_stands_in_one_place(pobench_cli) -> None:

@@ -43,7 +43,7 @@ def test_a_difference_of_nothing_needs_more_than_seeds(synthetic) -> None:
     runs, verdicts, arms = world(synthetic, {"a": 0.0, "b": 0.0}, 3, 0.0, prompts=12)
     closest = closest_open(runs, verdicts, None, arms)
     assert closest is not None and closest.seeds is None
-    assert "No number of seeds below 20 would decide it" in sentence(closest)
+    assert "no number of seeds below 20 would separate them" in sentence(closest)
 
 
 def test_nothing_is_proposed_where_all_is_decided_or_no_pair_has_two_seeds(synthetic) -> None:
