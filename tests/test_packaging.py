@@ -55,7 +55,7 @@ def test_a_wheel_holds_every_module_and_every_shipped_file(wheel) -> None:
     shipped = [p for folder in ("pobench", "losses", "analysis") for p in (ROOT / folder).rglob("*.py")]
     for folder in ("settings", "grids", "studies", "data", "models"):
         shipped += [p for p in (ROOT / "experiments" / folder).rglob("*") if p.is_file()]
-    shipped += [p for p in (ROOT / "reports").glob("*") if p.suffix in (".html", ".css", ".js")]
+    shipped += [p for p in (ROOT / "reports").glob("*") if p.suffix in (".html", ".css", ".js", ".md")]
     shipped += (ROOT / "pobench").rglob("*.txt")
     inside = set(wheel.namelist())
     names = [str(p.relative_to(ROOT)) for p in shipped if not p.name.startswith(".") and "__pycache__" not in p.parts]

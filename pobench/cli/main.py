@@ -32,6 +32,8 @@ class Commands(CommandFiles):
         "score",
         "judge",
         "export",
+        "push",
+        "diff",
         "merge",
         "doctor",
         "new",
