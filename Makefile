@@ -8,7 +8,7 @@ LOSSES ?= simpo,dpo,ipo,kto,orpo
 unexport PYTHONDONTWRITEBYTECODE
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all check docs clean
+.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all check docs site clean
 .DEFAULT_GOAL := help
 
 help:       ## list the targets
@@ -91,6 +91,9 @@ docs: $(VENV)/.installed      ## write the pages of losses, claims, frames and s
 	mv docs/frames.md.part docs/frames.md
 	$(BIN)/pobench list stages --markdown > docs/stages.md.part
 	mv docs/stages.md.part docs/stages.md
+
+site: $(VENV)/.installed-test ## build the documentation's site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:      ## remove what building and testing left; keep runs and the environment
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

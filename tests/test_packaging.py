@@ -55,7 +55,8 @@ def test_a_wheel_holds_every_module_and_every_shipped_file(wheel) -> None:
     shipped = [p for folder in ("pobench", "losses", "analysis") for p in (ROOT / folder).rglob("*.py")]
     for folder in ("settings", "grids", "studies", "data", "models"):
         shipped += [p for p in (ROOT / "experiments" / folder).rglob("*") if p.is_file()]
-    shipped += [p for p in (ROOT / "reports").glob("*") if p.suffix in (".html", ".css", ".js")]
+    shipped += [p for p in (ROOT / "reports").glob("*") if p.suffix in (".html", ".css", ".js", ".md")]
+    shipped += (ROOT / "pobench").rglob("*.txt")
     inside = set(wheel.namelist())
     names = [str(p.relative_to(ROOT)) for p in shipped if not p.name.startswith(".") and "__pycache__" not in p.parts]
     wanted = {name if name.startswith("pobench/") else f"pobench/{name}" for name in names}
@@ -116,3 +117,12 @@ def test_pythons_own_pip_finds_every_extra(wheel) -> None:
     run = subprocess.run([sys.executable, f"{bundled}/pip", "install", *options, asked], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     assert "does not provide the extra" not in run.stdout + run.stderr
+
+
+def test_the_dockerfile_is_without_a_fault_and_copies_what_the_package_is_made_of() -> None:
+    run = subprocess.run([str(Path(sys.executable).with_name("hadolint")), "Dockerfile"], cwd=ROOT, capture_output=True)
+    assert run.returncode == 0, run.stdout.decode()
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
+    assert {name for names in copied for name in names.split()} == let_in
+    assert let_in == {"pobench", *CONTENT, "constraints.txt", "pyproject.toml", "README.md", "LICENSE"}

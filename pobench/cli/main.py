@@ -33,6 +33,8 @@ class Commands(CommandFiles):
         "score",
         "judge",
         "export",
+        "push",
+        "diff",
         "merge",
         "doctor",
         "new",

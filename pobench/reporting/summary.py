@@ -11,7 +11,6 @@ from pobench.results.claims import VERDICTS
 from pobench.results.comparable import Comparable, Selection
 from pobench.results.scores import DISTINCT
 
-
 ROUNDS = (
     "A loss trained in rounds stands with its last one, which has pairs of its own; “Rounds of training” shows all."
 )

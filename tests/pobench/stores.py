@@ -26,7 +26,7 @@ def trained_run(
     (folder.path / "model" / "model.safetensors").write_text(weights)
     folder.log_step({"step": 1, "loss": 0.5, "seconds": float(np.random.default_rng().random())})
     folder.write_json("environment.json", {"packages": {}})
-    folder.finish_training({"loss": name}, {"pairs": 3, "seconds": 1.0, "order": "o"})
+    folder.finish_training({"loss": name}, {"pairs": 3, "steps": 1, "seconds": 1.0, "order": "o"})
     _evaluated(folder, judge, passed)
     (job,) = resolve("tiny", name.partition("-")[0], seeds=[seed])
     folder.write_config(job, "loss", START)
