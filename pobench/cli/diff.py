@@ -8,7 +8,8 @@ import typer
 
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Json
-from pobench.cli.terminal import make_table, out, printable
+from pobench.cli.terminal import escape, make_table, out
+from pobench.printing import say_json
 
 app = typer.Typer(**STYLE)
 SOURCE = "A folder of runs, or of frames that `pobench analyze --format parquet` wrote, or an address of either."
@@ -27,19 +28,19 @@ def diff(
 
     found = workflow.differences(before, after, setting)
     if as_json:
-        print(workflow.as_json(found))
+        say_json([one.plain() for one in found])
         return
     for one in found:
-        out.print(f"[bold]{printable(one.setting)}[/bold]", highlight=False)
+        out.print(f"[bold]{escape(one.setting)}[/bold]", highlight=False)
         for sentence in workflow.sentences(one):
-            out.print(f"  {printable(sentence)}", highlight=False)
+            out.print(f"  {escape(sentence)}", highlight=False)
         if one.moved:
             table = make_table("loss", "metric", "first", "second", "")
             for number in one.moved:
-                table.add_row(*map(printable, workflow.shown(number)))
+                table.add_row(*map(escape, workflow.shown(number)))
             out.print(table)
         if one.made_with:
             table = make_table("made with", "first", "second")
             for row in one.made_with:
-                table.add_row(*map(printable, row))
+                table.add_row(*map(escape, row))
             out.print(table)

@@ -3,7 +3,6 @@ and what the runs were made with."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -237,7 +236,3 @@ def shown(number: Number) -> tuple[str, str, str, str, str]:
 
     unit = f"{metric.title}, {metric.unit}" if metric.unit else metric.title
     return number.arm, unit, text(number.before), text(number.after), "apart" if number.apart else ""
-
-
-def as_json(found: Iterable[Differences]) -> str:
-    return json.dumps([one.plain() for one in found], indent=1, allow_nan=True)
