@@ -144,7 +144,7 @@ def _worse(between: Sequence[Pair]) -> list[Finding]:
     if not behind:
         return []
     shown = sorted(behind.items(), key=lambda item: -abs(item[1].gap.estimate.value))
-    texts = []
+    texts: list[str] = []
     for loser, pair in shown[: FIRST + (len(shown) == FIRST + 1)]:
         gap = _negative(pair.gap.estimate)
         basis = f", n = {gap.n} prompts" if not texts else ""
