@@ -41,6 +41,7 @@ OF_STUDIES = {  # they want several settings of a loss
     "beside-paper-downstream",
     "claims-across-settings",
     "gains-across-settings",
+    "heldout-by-source",  # of several data sets
 }
 
 
