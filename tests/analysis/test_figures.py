@@ -44,6 +44,7 @@ OF_STUDIES = {  # they want several settings of a loss
     "gains-across-settings",
     "rounds",
     "rounds-table",
+    "heldout-by-source",  # of several data sets
 }
 
 
