@@ -112,6 +112,7 @@ def _drawn(item: Item, shown: registry.Figure, comparable: Comparable, pictures:
         f"{1e4 * x:.0f} {1e4 * y:.0f} {' '.join(clean(text, 200).split())}" for x, y, text in plot.hints(drawn.figure)
     )
     alt = ". ".join(filter(None, (shown.title, clean(plot.described(drawn.figure)), item.notes)))
+    plot.mark_losses(drawn.figure, comparable.every_arm.arms + comparable.home.arms)
     lettered = clean(plot.svg(drawn.figure, f"pobench-{shown.name}", text=True))
     inline = plot.inline_svg(lettered, item.anchor, alt)
     if len(inline) <= len(png) * 4 / 3:

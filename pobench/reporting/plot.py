@@ -11,6 +11,7 @@ import io
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,10 +22,13 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgba_array
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Rectangle
+from matplotlib.spines import Spine
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
@@ -302,7 +306,7 @@ def dots(
         ax.axvline(baseline.value, color=START.colour, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     for place, row in enumerate(rows):
         colour, marker = look_of(row.arm.loss)
-        e = row.estimate
+        e, before = row.estimate, set(ax.get_children())
         ax.plot(
             row.seeds, [place] * len(row.seeds), marker=marker, color=colour, alpha=0.3, markersize=4, linestyle="none"
         )
@@ -321,6 +325,8 @@ def dots(
             text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=FAINT,
             annotation_clip=False,
         )  # fmt: skip
+        for artist in set(ax.get_children()) - before:
+            artist.set_label(f"{OF_LOSS}{row.arm.loss}")
     ax.set_yticks(range(len(rows)), [short(row.arm.label) for row in rows])
     ax.tick_params(axis="y", labelcolor=INK, labelsize=9)
     ax.set_ylim(len(rows) - 0.4, -0.6)
@@ -396,6 +402,44 @@ def binned(
         e = stats.mean(y[inside], pairs[inside], runs[inside], prompts_of(pairs[inside]))
         rows.append((x[inside].mean(), edges[k], edges[min(k + 1, len(edges) - 1)], *_fields(e)))
     return pd.DataFrame(rows, columns=columns)
+
+
+# ---------------------------------------------------------------- what belongs to a loss
+OF_LOSS = "_loss:"  # before a loss's name, in an artist's label; a legend leaves out labels with an underscore
+
+
+def mark_losses(figure: Figure, arms: Sequence[Arm]) -> None:
+    """Give every artist that belongs to one loss an id, by which `inline_svg` tells the page's script: rows of a dot plot;
+    panels with a loss's heading; names of arms; what has a colour that only one of the losses has."""
+    losses = {arm.loss for arm in arms if not arm.is_start}
+    colours = Counter(look_of(loss).colour.lower() for loss in losses)
+    by_colour = {look_of(loss).colour.lower(): loss for loss in losses if colours[look_of(loss).colour.lower()] == 1}
+    by_name = {short(arm.label, longest): arm.loss for arm in arms if not arm.is_start for longest in (16, 20, 22, 28, 999)}
+    for ax in figure.axes:
+        panel = re.fullmatch("\u2003(.+?)(…?)", ax.get_title(loc="left"))
+        of = {arm.loss for arm in arms if panel and (arm.label.startswith(panel[1]) if panel[2] else arm.label == panel[1])}
+        if len(of) == 1:
+            ax.set_gid(f"{OF_LOSS}{of.pop()}")
+    for artist in figure.findobj():
+        label = str(artist.get_label())
+        if label.startswith(OF_LOSS):
+            artist.set_gid(label)
+        elif isinstance(artist, Text):
+            loss = by_name.get(artist.get_text())
+            artist.set_gid(loss and f"{OF_LOSS}{loss}")
+        elif loss := by_colour.get(_only_colour(artist)):
+            artist.set_gid(f"{OF_LOSS}{loss}")
+
+
+def _only_colour(artist: Artist) -> str:
+    """The artist's colour, `#rrggbb`; "" where it has several or none."""
+    found: list[Any] = []
+    for name in ("get_color", "get_facecolor", "get_edgecolor"):
+        value = getattr(artist, name, lambda: None)()
+        array = np.atleast_2d(to_rgba_array(value)) if value is not None and not isinstance(artist, Spine) else []
+        found += [to_hex(rgba) for rgba in array if rgba[3] > 0]
+    rest = set(found) - {PAPER.lower()}
+    return rest.pop() if len(rest) == 1 else ""
 
 
 # ---------------------------------------------------------------- hints under the pointer
@@ -508,6 +552,7 @@ def inline_svg(text: str, prefix: str, label: str) -> str:
     screen readers. Coordinates keep a tenth of a point, those of markers a hundredth; letters take the font of the page."""
     text = text[text.index("<svg") :]
     used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", text))
+    text = re.sub(rf' id="{OF_LOSS}([^"]+)"', r' data-loss="\1"', text)
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{prefix}-", text)
     for colour, variable in PAGE_COLOURS.items():
