@@ -71,10 +71,11 @@
     models.some((one, at) => one.answers.get(key)?.flipped === 1 || models.slice(at + 1).some((other) => battle(held, one, other)?.flips.get(key) === 1));
 
   // ---- words that differ: the longest common subsequence
-  const words = (text) => text.match(/\s+|[^\s]+/g) ?? [];
+  const words = (text) => text.match(/\s+|\S+\s*/g) ?? []; // each with the space behind it
   const diff = (one, other) => { // of each text: [word, whether the other lacks it]; null where the texts are too long
-    const [a, b] = [words(one), words(other)];
-    let from = 0, [endA, endB] = [a.length, b.length];
+    const [before, after] = [words(one), words(other)];
+    const [a, b] = [before, after].map((texts) => texts.map((word) => word.trim()));
+    let from = 0, [endA, endB] = [a.length, b.length]; // what both begin and end with needs no table
     while (from < endA && from < endB && a[from] === b[from]) from++;
     while (endA > from && endB > from && a[endA - 1] === b[endB - 1]) { endA--; endB--; }
     const [n, m] = [endA - from, endB - from];
@@ -92,7 +93,7 @@
       else if (j >= m || (i < n && length[here + m + 1] >= length[here + 1])) lacks[0][from + i++] = true;
       else lacks[1][from + j++] = true;
     }
-    return [a.map((word, at) => [word, lacks[0][at]]), b.map((word, at) => [word, lacks[1][at]])];
+    return [before.map((word, at) => [word, lacks[0][at]]), after.map((word, at) => [word, lacks[1][at]])];
   };
   const differing = (marks, tag) => { // words in a row of one kind as one text or element
     const parts = [];
@@ -180,19 +181,28 @@
     const scored = held.models.some((model) => model.score);
     const passes = select([["", "any"], ["1", "first better than second"], ["-1", "second better than first"], ["0", "equal"], ...(held.compares ? [["flip", "the order decided"]] : [["all", "all pass"], ["none", "none passes"]])]);
     const kind = select([["", "any"], ...kinds.map((name) => [name, visible(name)])]);
+    const length = select([["", "any"], ["1", "first longer than second"], ["-1", "second longer than first"], ["far", "one over 1.5 times another"], ["cut", "one cut off at the limit"]]);
     const order = select([["", "as picked by rule"], ["long", "longest first"], ["short", "shortest first"], ["apart", "lengths most apart"]]);
     const search = make("input", { type: "search", placeholder: "in prompts and answers" });
     const marking = make("input", { type: "checkbox" });
+    const legend = make("p", { className: "told legend", textContent: "Struck through: not in the second answer. Underlined: not in the first." });
     const count = make("output", { className: "told" });
-    const list = make("div", { className: "list" });
+    const list = make("div", { className: "list", tabIndex: -1 });
     const chosen = () => picks.map(({ control }) => models[control.value]).filter((model, at, every) => model?.answers && every.indexOf(model) === at);
     const lengths = (key) => chosen().map((model) => model.answers.get(key)?.tokens ?? model.answers.get(key)?.text.length ?? 0);
     const orders = { long: (key) => -Math.max(...lengths(key)), short: (key) => Math.max(...lengths(key)), apart: (key) => Math.min(...lengths(key)) - Math.max(...lengths(key)) };
+    const lengthFits = (key, answers) => {
+      if (length.value === "cut") return answers.some(({ finished }) => finished === 0);
+      const tokens = length.value ? lengths(key) : [];
+      if (length.value === "far") return Math.max(...tokens) > 1.5 * Math.min(...tokens);
+      return !length.value || (tokens.length > 1 && Math.sign(tokens[0] - tokens[1]) === Number(length.value));
+    };
     const fits = (key) => {
       const shown = chosen(), answers = shown.map((model) => model.answers.get(key)).filter(Boolean);
       const [, own, instruction] = prompts.get(key), word = search.value.trim().toLowerCase();
       if (!answers.length || (kind.value && own !== kind.value)) return false;
       if (word && ![instruction, ...answers.map(({ text }) => text)].some((text) => text.toLowerCase().includes(word))) return false;
+      if (!lengthFits(key, answers)) return false;
       if (passes.value === "all" || passes.value === "none") return answers.every(({ score }) => known(score) && (score === 1) === (passes.value === "all"));
       if (passes.value === "flip") return flipped(held, shown, key);
       return !passes.value || (shown.length > 1 && judged(held, shown[0], shown[1], key) === Number(passes.value));
@@ -203,6 +213,7 @@
         return make("div", { className: "one" }, question(prompts.get(key)), make("div", { className: "shown" }, ...showAnswers(held, shown, key, marking.checked)));
       }));
       count.textContent = matching.length ? `${from + 1} to ${end} of ${matching.length} prompts` : "No prompt fits.";
+      legend.hidden = !marking.checked || shown.length < 2;
       before.disabled = from === 0;
       after.disabled = end >= matching.length;
     };
@@ -233,6 +244,7 @@
       voting = { one, other, keys, at: 0, turned: (key) => mixed(`${key}${seed}`) % 2 === 1 };
       document.addEventListener("keydown", press);
       ballot();
+      list.focus({ preventScroll: true });
     };
     const cast = (side) => { // 1 left, 2 right, 0 neither
       const key = voting.keys[voting.at];
@@ -255,7 +267,7 @@
         button("1 is better", () => cast(1)), button("2 is better", () => cast(2)), button("0: neither", () => cast(0)), button("Stop and compare with the judge", stop));
       list.replaceChildren(make("div", { className: "one ballot" }, question(prompts.get(key)), make("div", { className: "shown" }, ...texts), choices));
       count.textContent = `Vote ${voting.at + 1} of ${voting.keys.length}: keys 1, 2, 0`;
-      controls.hidden = pager.hidden = start.hidden = true;
+      controls.hidden = pager.hidden = start.hidden = legend.hidden = true;
       result.replaceChildren();
     };
     const stop = () => {
@@ -307,10 +319,10 @@
     const start = button("Vote blind", begin);
     const controls = make("div", { className: "controls" },
       ...picks.map(({ text, control }) => labelled(text, control)),
-      ...(scored ? [labelled("Judge", passes)] : []), ...(kinds.length > 1 ? [labelled("Kind", kind)] : []),
-      labelled("Order", order), labelled("Search", search), make("label", { className: "tick" }, marking, make("span", { textContent: "mark words that differ" })));
+      ...(scored ? [labelled(held.judge ? `Judge: ${visible(held.judge)}` : "Judge", passes)] : []), ...(kinds.length > 1 ? [labelled("Kind", kind)] : []),
+      labelled("Length", length), labelled("Order", order), labelled("Search", search), make("label", { className: "tick" }, marking, make("span", { textContent: "mark words that differ" })));
     const pager = make("div", { className: "tools" }, before, after);
-    for (const control of [...picks.map((pick) => pick.control), passes, kind, order, marking]) control.addEventListener("change", filter);
+    for (const control of [...picks.map((pick) => pick.control), passes, kind, length, order, marking]) control.addEventListener("change", filter);
     search.addEventListener("input", filter);
     const follow = () => { // what is pinned is read
       narrow();
@@ -328,7 +340,7 @@
     picks[1].control.value = trained[0] ?? "";
     picks[2].control.value = trained[1] ?? "";
     narrowing.heard.push(follow);
-    held.place.append(controls, make("div", { className: "status" }, count, start), result, list, pager);
+    held.place.append(controls, make("div", { className: "status" }, count, start), legend, result, list, pager);
     held.place.hidden = false;
     for (const plain of held.section.querySelectorAll(".picked, .rule")) plain.classList.add("replaced");
     filter();
