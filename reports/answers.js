@@ -27,7 +27,8 @@
     const data = await unpack(place.dataset.packed).json();
     const section = place.closest("section");
     const models = data.arms.map((arm, at) => ({ ...arm, at, place, title: arm.label, answers: columnsOf(arm, data.prompts) }));
-    return { ...data, place, section, setting: section.querySelector("h1, h2").textContent, models };
+    const passes = !data.compares && data.arms.every(({ score }) => (score ?? []).every((value) => !known(value) || value === 0 || value === 1));
+    return { ...data, passes, place, section, setting: section.querySelector("h1, h2").textContent, models };
   };
   const besides = async (held) => { // models whose answers lie in files: `load` reads them
     const address = held.place.dataset.beside;
@@ -107,8 +108,8 @@
   // ---- one answer
   const verdict = (held, answer) => {
     if (!known(answer.score)) return [];
-    if (!held.compares && answer.score === 1) return [make("span", { className: "mark up", textContent: "✓ passes" })];
-    if (!held.compares && answer.score === 0) return [make("span", { className: "mark down", textContent: "✗ fails" })];
+    if (held.passes && answer.score === 1) return [make("span", { className: "mark up", textContent: "✓ passes" })];
+    if (held.passes && answer.score === 0) return [make("span", { className: "mark down", textContent: "✗ fails" })];
     const text = `${held.compares ? "P(beats the start model)" : "score"} ${answer.score.toFixed(2)}${answer.flipped === 1 ? ", the order decided" : ""}`;
     return [make("span", { className: "mark", textContent: text })];
   };
@@ -179,7 +180,7 @@
     };
     const kinds = [...new Set(held.prompts.map(([, kind]) => kind))].filter(Boolean).sort();
     const scored = held.models.some((model) => model.score);
-    const passes = select([["", "any"], ["1", "first better than second"], ["-1", "second better than first"], ["0", "equal"], ...(held.compares ? [["flip", "the order decided"]] : [["all", "all pass"], ["none", "none passes"]])]);
+    const passes = select([["", "any"], ["1", "first better than second"], ["-1", "second better than first"], ["0", "equal"], ...(held.compares ? [["flip", "the order decided"]] : []), ...(held.passes ? [["all", "all pass"], ["none", "none passes"]] : [])]);
     const kind = select([["", "any"], ...kinds.map((name) => [name, visible(name)])]);
     const length = select([["", "any"], ["1", "first longer than second"], ["-1", "second longer than first"], ["far", "one over 1.5 times another"], ["cut", "one cut off at the limit"]]);
     const order = select([["", "as picked by rule"], ["long", "longest first"], ["short", "shortest first"], ["apart", "lengths most apart"]]);

@@ -41,7 +41,7 @@ const narrowing = { hidden: new Set(), pins: [], heard: [], titles: new Map() };
       const own = names.get(article.querySelector("header b").textContent);
       if (own) marked.push([article, [own]]);
     }
-    for (const mark of part.querySelectorAll("svg [data-loss]")) marked.push([mark, [mark.dataset.loss]]);
+    for (const mark of part.querySelectorAll("svg [data-loss]")) marked.push([mark, mark.dataset.loss.split(" | ")]);
   }
   const first = (text, { spoken }) => spoken.find(([label]) => text.startsWith(label) && /^($|[,:;(]| )/.test(text.slice(label.length)));
   narrowed.hides = (text, picture) => {

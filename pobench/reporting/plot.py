@@ -12,7 +12,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -408,18 +408,18 @@ def binned(
 OF_LOSS = "_loss:"  # before a loss's name, in an artist's label; a legend leaves out labels with an underscore
 
 
+BOTH = " | "  # between the losses of a matrix's cell
+KEPT = "_kept"  # the id of a panel's title that stays where the panel's loss is hidden
+
+
 def mark_losses(figure: Figure, arms: Sequence[Arm]) -> None:
-    """Give every artist that belongs to one loss an id, by which `inline_svg` tells the page's script: rows of a dot plot;
-    panels with a loss's heading; names of arms; what has a colour that only one of the losses has."""
-    losses = {arm.loss for arm in arms if not arm.is_start}
-    colours = Counter(look_of(loss).colour.lower() for loss in losses)
-    by_colour = {look_of(loss).colour.lower(): loss for loss in losses if colours[look_of(loss).colour.lower()] == 1}
-    by_name = {short(arm.label, longest): arm.loss for arm in arms if not arm.is_start for longest in (16, 20, 22, 28, 999)}
-    for ax in figure.axes:
-        panel = re.fullmatch("\u2003(.+?)(…?)", ax.get_title(loc="left"))
-        of = {arm.loss for arm in arms if panel and (arm.label.startswith(panel[1]) if panel[2] else arm.label == panel[1])}
-        if len(of) == 1:
-            ax.set_gid(f"{OF_LOSS}{of.pop()}")
+    """Give every artist that belongs to losses an id, by which `inline_svg` tells the page's script: rows of a dot plot, names
+    of arms, what has a colour that only one of the losses has, cells of a matrix, and panels of one loss."""
+    trained = [arm for arm in arms if not arm.is_start]
+    colours = {loss: look_of(loss).colour.lower() for loss in {arm.loss for arm in trained}}
+    often = Counter(colours.values())
+    by_colour = {colour: loss for loss, colour in colours.items() if often[colour] == 1}
+    by_name = {short(arm.label, longest): arm.loss for arm in trained for longest in (18, 20, 22, 28, 999)}
     for artist in figure.findobj():
         label = str(artist.get_label())
         if label.startswith(OF_LOSS):
@@ -429,6 +429,40 @@ def mark_losses(figure: Figure, arms: Sequence[Arm]) -> None:
             artist.set_gid(loss and f"{OF_LOSS}{loss}")
         elif loss := by_colour.get(_only_colour(artist)):
             artist.set_gid(f"{OF_LOSS}{loss}")
+    for ax in figure.axes:
+        _mark_cells(ax, by_name)
+        _mark_panel(ax, trained)
+
+
+def _mark_cells(ax: Axes, by_name: Mapping[str, str]) -> None:
+    """The cells of `matrix_axes`: they belong to the losses of their row and of their column."""
+    rows, columns = ([by_name.get(t.get_text()) for t in ticks] for ticks in (ax.get_yticklabels(), ax.get_xticklabels()))
+    if ax.get_ylim() != (len(rows), 0) or ax.get_xlim() != (0, len(columns)):
+        return
+    places = [(patch, patch.get_xy()) for patch in ax.patches if isinstance(patch, Rectangle)]
+    places += [(text, text.get_position()) for text in ax.texts]
+    places += [(line, line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata())]
+    for artist, (x, y) in places:
+        if 0 <= y < len(rows) and 0 <= x < len(columns):
+            losses = {rows[int(y)], columns[int(x)]} - {None}
+            artist.set_gid(f"{OF_LOSS}{BOTH.join(sorted(map(str, losses)))}" if losses else None)
+
+
+def _mark_panel(ax: Axes, trained: Sequence[Arm]) -> None:
+    """A panel with a loss's `heading`, or whose lines and dots are all of one loss; then its title, a column's, is kept."""
+    title = ax.get_title(loc="left")
+    head = re.fullmatch("\u2003(.+?)(…?)", title)
+    losses = {
+        f"{OF_LOSS}{arm.loss}"
+        for arm in trained
+        if head and (arm.label.startswith(head[1]) if head[2] else arm.label == head[1])
+    }
+    if not losses:
+        losses = {str(artist.get_gid()) for artist in (*ax.lines, *ax.collections) if artist.get_gid()}
+        for text in (ax.title, getattr(ax, "_left_title", ax.title)):
+            text.set_gid(KEPT)
+    if len(losses) == 1:
+        ax.set_gid(losses.pop())
 
 
 def _only_colour(artist: Artist) -> str:
@@ -553,6 +587,7 @@ def inline_svg(text: str, prefix: str, label: str) -> str:
     text = text[text.index("<svg") :]
     used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", text))
     text = re.sub(rf' id="{OF_LOSS}([^"]+)"', r' data-loss="\1"', text)
+    text = text.replace(f' id="{KEPT}"', " data-kept")
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{prefix}-", text)
     for colour, variable in PAGE_COLOURS.items():
