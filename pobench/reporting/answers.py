@@ -136,9 +136,9 @@ class Packed(NamedTuple):
 def pack_answers(selection: Selection, limit: int = MOST_PACKED) -> Packed | None:
     """Each arm's first answers (the lowest seed's, one a prompt) to as many prompts as `limit` bytes hold; None without texts.
 
-    Prompts are taken by `_answered_by_most`, those that fewer models answered last. The JSON has `judge` and `compares`; `prompts`: [id,
-    kind, instruction]; `arms`: label, loss, colour, run, seed, and the columns of `_columns`, one value a prompt; `battles`: verdicts
-    on two arms' answers, where a judge compared them.
+    Prompts are taken by `_answered_by_most`, those that fewer models answered last. The JSON has `judge` and `compares`;
+    `prompts`: [id, kind, instruction]; `arms`: label, loss, colour, run, and the columns of `_columns`, one value a
+    prompt; `battles`: verdicts on two arms' answers, where a judge compared them.
     """
     if selection.frames["answers"]["text"].isna().all():
         return None
@@ -211,12 +211,12 @@ UNJUDGED = (math.nan, math.nan)
 
 
 def _columns(answers: pd.DataFrame, judged: Mapping[tuple[Any, Any, Any], Verdict], longest: int) -> dict[str, Any]:
-    """The answers as columns, null where there is none: text, score and flipped (of the main judge), tokens, finished; cut: place
-    of each answer that is longer than `longest` characters → how many are left out. answers: by prompt."""
+    """The answers as columns, null where there is none: text, score and flipped (of the main judge), tokens, finished; cut:
+    place of each answer that is longer than `longest` characters → how many are left out. answers: by prompt."""
     texts = [None if pd.isna(text) else str(text) for text in answers["text"]]
     keys = zip(answers["run"], answers.index, answers["sample"], strict=True)
     verdicts = [judged.get(key, UNJUDGED) for key in keys]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "text": [None if text is None else _valid(text[:longest]) for text in texts],
         "score": [_number(score) for score, _ in verdicts],
         "flipped": [_number(flipped) for _, flipped in verdicts],
@@ -279,8 +279,9 @@ def write_answers(comparable: Comparable, folder: str | Path) -> list[Path]:
     """Write every answer of every arm: `index.json` with the prompts and the arms, and a file an arm. Returns the paths; []
     without texts.
 
-    The index has `judge`, `compares` and `prompts` as `pack_answers` has them, and `arms`: label, loss, colour, file. An arm's file has
-    `answers`: for each run and sample its run, seed, sample, and the columns of `_columns`, one value a prompt of the index.
+    The index has `judge`, `compares` and `prompts` as `pack_answers` has them, and `arms`: label, loss, colour, file. An
+    arm's file has `answers`: for each run and sample its run, seed, sample, and the columns of `_columns`, one value a prompt
+    of the index.
     """
     selection, folder = comparable.every_arm, Path(folder)
     runs, answers, verdicts = (selection.frames[name] for name in ("runs", "answers", "verdicts"))

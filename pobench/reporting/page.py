@@ -288,8 +288,8 @@ def _build_across(several: Comparable, drawn: Sequence[Item]) -> Section:
 
 
 def list_losses(comparable: Comparable) -> str:
-    """JSON of every trained loss, by name: [name, title, colour, labels]. The page's script finds a loss's rows and panels by the
-    labels of its arms."""
+    """JSON of every trained loss, by name: [name, title, colour, labels]. The page's script finds a loss's rows by the labels
+    of its arms."""
     found: dict[str, list[str]] = {}
     for arm in [*comparable.every_arm.trained, *comparable.home.trained]:
         found.setdefault(arm.loss, []).append(clean(arm.label))

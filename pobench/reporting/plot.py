@@ -436,12 +436,14 @@ def mark_losses(figure: Figure, arms: Sequence[Arm]) -> None:
 
 def _mark_cells(ax: Axes, by_name: Mapping[str, str]) -> None:
     """The cells of `matrix_axes`: they belong to the losses of their row and of their column."""
-    rows, columns = ([by_name.get(t.get_text()) for t in ticks] for ticks in (ax.get_yticklabels(), ax.get_xticklabels()))
+    rows, columns = (
+        [by_name.get(t.get_text()) for t in ticks] for ticks in (ax.get_yticklabels(), ax.get_xticklabels())
+    )
     if ax.get_ylim() != (len(rows), 0) or ax.get_xlim() != (0, len(columns)):
         return
-    places = [(patch, patch.get_xy()) for patch in ax.patches if isinstance(patch, Rectangle)]
+    places: list[tuple[Artist, Any]] = [(patch, patch.get_xy()) for patch in ax.patches if isinstance(patch, Rectangle)]
     places += [(text, text.get_position()) for text in ax.texts]
-    places += [(line, line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata())]
+    places += [(line, at[0]) for line in ax.lines if len(at := np.asarray(line.get_xydata()))]
     for artist, (x, y) in places:
         if 0 <= y < len(rows) and 0 <= x < len(columns):
             losses = {rows[int(y)], columns[int(x)]} - {None}
@@ -470,8 +472,8 @@ def _only_colour(artist: Artist) -> str:
     found: list[Any] = []
     for name in ("get_color", "get_facecolor", "get_edgecolor"):
         value = getattr(artist, name, lambda: None)()
-        array = np.atleast_2d(to_rgba_array(value)) if value is not None and not isinstance(artist, Spine) else []
-        found += [to_hex(rgba) for rgba in array if rgba[3] > 0]
+        if value is not None and not isinstance(artist, Spine):
+            found += [to_hex(rgba) for rgba in to_rgba_array(value) if rgba[3] > 0]
     rest = set(found) - {PAPER.lower()}
     return rest.pop() if len(rest) == 1 else ""
 

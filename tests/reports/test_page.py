@@ -26,7 +26,17 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver on this machine")
 
-SHOWN = ["main-table", "who-beats-whom", "claims", "pass-rate", "training-health", "both-rewards", "settings-table", "data-audit", "cost"]
+SHOWN = [
+    "main-table",
+    "who-beats-whom",
+    "claims",
+    "pass-rate",
+    "training-health",
+    "both-rewards",
+    "settings-table",
+    "data-audit",
+    "cost",
+]
 HOSTILE = [
     "<script>document.title = 'broken into'</script><img src=x onerror=\"document.title='broken into'\">",
     "broken \udcff\ud800 \x00\x07 end",
@@ -291,8 +301,10 @@ def test_picked_models_stand_side_by_side_and_what_is_sought_is_found(opened) ->
     choose(reader, "Judge", "any")
     reader.find_element(By.CSS_SELECTOR, "input[type=search]").send_keys("document.title")
     texts = reader.find_elements(By.CSS_SELECTOR, ".one")
-    assert texts and all("<script>document.title" in text.text for text in texts) and not opened.find_elements(
-        By.CSS_SELECTOR, ".reader script, .reader img"
+    assert (
+        texts
+        and all("<script>document.title" in text.text for text in texts)
+        and not opened.find_elements(By.CSS_SELECTOR, ".reader script, .reader img")
     )
 
 
@@ -341,7 +353,8 @@ SEEN = "return [...document.querySelectorAll(%r)].filter((e) => e.checkVisibilit
 
 
 def test_a_loss_without_its_tick_leaves_tables_figures_and_answers(opened) -> None:
-    rows = "return [...document.querySelectorAll('[id$=main-table] tbody th')].filter((e) => e.checkVisibility()).map((e) => e.textContent)"
+    rows = """return [...document.querySelectorAll('[id$=main-table] tbody th')].filter((e) => e.checkVisibility())
+        .map((e) => e.textContent)"""
     assert "SimPO" in opened.execute_script(rows)
     marks = "[id$=pass-rate] svg [data-loss=simpo]"
     assert opened.execute_script(SEEN % marks) > 1
