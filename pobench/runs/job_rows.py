@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pobench.errors import PobenchError
+from pobench.progress import read_progress
 from pobench.runs.jobs import JobFolder, State, executor_of, jobs_below, states_of
 
 
@@ -39,7 +40,7 @@ def _row(job: JobFolder, state: State) -> dict[str, Any]:
         "submitted": about.get("time"),
         "began": started.get("time"),
         "ended": ended.get("time"),
-        "progress": _progress(job) if state.word == "running" else "",
+        "progress": progress_text(_run_folder(job)) if state.word == "running" else "",
         "log": str(logs[0]) if logs else None,  # .err comes first
     }
 
@@ -52,17 +53,18 @@ def _why_gone(job: JobFolder) -> str:
         return ""
 
 
-def _progress(job: JobFolder) -> str:
-    """`step 12 of 75` of a training job; "" of others."""
-    if "train" not in job.about.get("stages", []):
-        return ""
+def _run_folder(job: JobFolder) -> Path:
     values = job.read("task")
-    file = Path(values.get("runs", "")) / values.get("run", "") / "steps.jsonl"
-    try:
-        last = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
-    except (OSError, IndexError, json.JSONDecodeError):
+    return Path(values.get("runs", "")) / values.get("run", "")
+
+
+def progress_text(folder: Path) -> str:
+    """`step 12 of 75` of the job at work in a run's folder; "" where it has reported nothing."""
+    if not (own := read_progress(folder)):
         return ""
-    return f"step {last['step']} of {last['steps']}"
+    unit = str(own["unit"]).removesuffix("s") or str(own["title"])
+    resumed = f", from {own['resumed']:g}" if own["resumed"] else ""
+    return f"{unit} {own['done']:g} of {own['total']:g}{resumed}"
 
 
 def cancel_jobs(runs: Path, names: Sequence[str]) -> list[JobFolder]:
