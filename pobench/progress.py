@@ -247,17 +247,24 @@ def _lines(work: _Work) -> Iterator[Advance]:
         return f"{work.head}  {pace.done:g}/{work.total:g} {pace.unit}".rstrip()
 
     def advance(n: float = 1, note: str = "", done: float | None = None, resumed: bool = False) -> None:
-        nonlocal shown
         work.advance(n, note, done, resumed)
         if time.monotonic() - shown < SECONDS_BETWEEN_LINES or pace.done >= work.total:
             return
+        tell()
+
+    def tell() -> None:
+        nonlocal shown
         shown = time.monotonic()
-        say("  ".join(part for part in (numbers(), pace.rate, " · ".join(work.times), note) if part))
+        say("  ".join(part for part in (numbers(), pace.rate, " · ".join(work.times), work.note) if part))
 
     def keep_showing() -> None:
         nonlocal shown
         while not ended.wait(SECONDS_BETWEEN_LINES):
-            if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
+            if time.monotonic() - shown < SECONDS_BETWEEN_LINES:
+                continue
+            if pace.fresh > 0:
+                tell()
+            else:
                 shown = time.monotonic()
                 say(f"{numbers()}  {_clock(pace.seconds)} so far")
 

@@ -113,13 +113,28 @@ def expected(jobs: Sequence[Entry]) -> list[float]:
     return [of(job) for job in jobs]
 
 
+def with_late(jobs: Sequence[Entry], now: float, reported: Mapping[str, float]) -> list[Entry]:
+    """The jobs, those that run for longer than expected as if they ended as soon as they can: so those to come are corrected
+    before they end. reported: place of a running job → seconds that its work has left."""
+    last = [now + reported.get(job.place, 0.0) for job in jobs]
+    late = [
+        job.state == "running" and end - job.began > seconds  # false for nan
+        for job, end, seconds in zip(jobs, last, expected(jobs), strict=True)
+    ]
+    return [
+        replace(job, state="finished", ended=end) if is_late else job
+        for job, end, is_late in zip(jobs, last, late, strict=True)
+    ]
+
+
 def time_left(jobs: Sequence[Entry], parallel: int, now: float, reported: Mapping[str, float] | None = None) -> Left:
-    """Of all jobs. parallel: how many run at one time. reported: place of a running job → seconds that its work has left."""
+    """Of all jobs. parallel: how many run at one time. reported: as for `with_late`."""
+    reported = reported or {}
     each = []
-    for job, seconds in zip(jobs, expected(jobs), strict=True):
+    for job, seconds in zip(jobs, expected(with_late(jobs, now, reported)), strict=True):
         if job.state == "running" and not math.isnan(job.began):
             rest = max(seconds - (now - job.began), 0.0)
-            each.append(max(rest, (reported or {}).get(job.place, 0.0)) if not math.isnan(rest) else rest)
+            each.append(max(rest, reported.get(job.place, 0.0)) if not math.isnan(rest) else rest)
         elif job.under_way:
             each.append(seconds)
     n = sum(not math.isnan(job.took) for job in jobs)
@@ -158,10 +173,17 @@ class Command:
 
     def left(self, now: float) -> Left:
         """The time left of all its jobs."""
-        progress = {job.place: read_progress(Path(job.folder)) for job in self.jobs if job.state == "running"}
-        reported = {place: own["left"] for place, own in progress.items() if own.get("left") is not None}
         at_once = sum(job.state == "running" for job in self.jobs) if self.executor != "local" else self.parallel
-        return time_left(self.jobs, at_once, now, reported)
+        return time_left(self.jobs, at_once, now, self._reported())
+
+    def expected(self, now: float) -> list[float]:
+        """Seconds that each of its jobs will take from its beginning; nan where it is not known."""
+        return expected(with_late(self.jobs, now, self._reported()))
+
+    def _reported(self) -> dict[str, float]:
+        """Place of a running job → seconds that it says its work has left."""
+        progress = {job.place: read_progress(Path(job.folder)) for job in self.jobs if job.state == "running"}
+        return {place: own["left"] for place, own in progress.items() if own.get("left") is not None}
 
     def write(self) -> None:
         values = {name: value for name, value in asdict(self).items() if name != "path"}
@@ -307,8 +329,9 @@ def standing_of(task: Task) -> Standing:
     place = str(place_of(task))
     if command is None or place not in [job.place for job in command.jobs]:
         return Standing(folder=folder, began=began)
-    own = next(e for e, job in zip(expected(command.jobs), command.jobs, strict=True) if job.place == place)
+    now = time.time()
+    own = next(e for e, job in zip(command.expected(now), command.jobs, strict=True) if job.place == place)
     others = [job for job in command.jobs if job.place != place]
-    behind = time_left(others, command.parallel, time.time()).seconds
+    behind = time_left(others, command.parallel, now).seconds
     alone = len(command.jobs) == 1 and not command.more
     return Standing(name_in_command(task), own, math.nan if alone else behind, folder, began)

@@ -29,7 +29,7 @@ from pobench.progress import read_progress
 from pobench.results.live import Alarm, StepLog, answer_alarms, training_alarms
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
-from pobench.runs.command import Command, Entry, commands_below, expected
+from pobench.runs.command import Command, Entry, commands_below
 from pobench.runs.job_rows import progress_text
 
 ADDRESS = "127.0.0.1"
@@ -97,7 +97,7 @@ class Board:
         shown = [command for command in every if command.under_way] or every[-1:]
         facts, jobs = self._facts_of(shown), dict[str, dict[str, Any]]()
         for command in shown:
-            for job, seconds in zip(command.jobs, expected(command.jobs), strict=True):
+            for job, seconds in zip(command.jobs, command.expected(time.time()), strict=True):
                 jobs[job.place] = self._job(job, seconds, len(jobs) + 1)
                 self._folders[len(jobs)] = job.folder
         if set(self._jobs) - set(jobs):  # another command
@@ -135,8 +135,8 @@ class Board:
             {
                 "number": number, "title": job.title, "run": job.run, "kind": job.kind,
                 "stages": job.stage_states(), "state": job.state, "began": job.began, "ended": job.ended,
-                "expected": seconds, "reason": job.reason, "doing": progress.get("title", ""), "share": share,
-                "progress": progress_text(Path(job.folder)) if running else "", "left": progress.get("left"),
+                "expected": _rounded(seconds), "reason": job.reason, "doing": progress.get("title", ""), "share": share,
+                "progress": progress_text(Path(job.folder)) if running else "", "left": _rounded(progress.get("left")),
                 "alarms": [alarm.sentence for alarm in self._alarms_of(job)], "curves": "train" in job.stages,
             }
         )  # type: ignore[no-any-return]  # fmt: skip
@@ -154,6 +154,11 @@ class Board:
         if key not in self._alarms:
             self._alarms[key] = _alarms_of_scores(job)
         return self._alarms[key]
+
+
+def _rounded(seconds: float | None) -> float | None:
+    """To two digits, so that an estimate that hardly changed is not sent again."""
+    return None if seconds is None or math.isnan(seconds) else float(f"{seconds:.2g}")
 
 
 def _alarms_of_scores(job: Entry) -> list[Alarm]:

@@ -68,10 +68,8 @@ def test_the_state_names_jobs_stages_and_the_time_left(folder) -> None:
     assert first["stages"] == [["answers", "done"]] and second["stages"] == [["train", "running"]]
     assert third["stages"] == [["answers", "done"], ["judge", "waiting"]], "its answers are stored already"
     assert second["progress"] == "step 0 of 75" and second["curves"] and not first["curves"]
-    # 20 s for an evaluation that was estimated at 40; the training ratio is that of all: 20 s, begun 20 s ago
-    assert second["expected"] == pytest.approx(20, abs=0.1) and state["done_at"] == pytest.approx(
-        time.time() + 20, abs=10
-    )
+    # an evaluation that was estimated at 40 s took 20; so will the next one, and a training of 40 s that began 20 s ago
+    assert third["expected"] == 20 and state["done_at"] == pytest.approx(time.time() + 20, abs=60)
     assert str(folder.runs) not in json.dumps(state)
 
 
