@@ -26,7 +26,7 @@ from pobench import registry
 from pobench.errors import PobenchError, UndrawnError, UnknownNameError, nearest
 from pobench.files import whole
 from pobench.reporting.card import Card, Finding, make_card
-from pobench.reporting.items import Download, Item, Task, _draw_all, list_made_from
+from pobench.reporting.items import Download, Item, Task, _draw_all, list_made_from, list_runs, say_made_from
 from pobench.reporting.looks import look_of
 from pobench.reporting.summary import both_fell, facts, scorecard, summarise
 from pobench.reporting.tables import TEX_NEEDS, clean, latex, listing, markdown, to_latex, to_markdown
@@ -65,22 +65,13 @@ def build_report(
     Raises PobenchError when there is no run, or for unknown names; UndrawnError, once the rest is written, where the code of a
     figure failed.
     """
-    shown, known = _chosen(figures), (*FORMATS, FRAMES)
+    known = (*FORMATS, FRAMES)
     unknown = [f"unknown format {name!r}{nearest(name, known)}" for name in formats if name not in known]
     if unknown:
         raise PobenchError("\n".join([*unknown, f"formats are {', '.join(known)}"]))
-    stored = ordered(frames)
+    shown, stored = _chosen(figures), ordered(frames)
     groups = split(stored, setting=setting, seed=seed)
-    anchored = [(group, _slug(group.title) or f"section-{place}") for place, group in enumerate(groups)]
-    across = [figure for figure in shown if figure.every_setting] if len(groups) > 1 else []
-    within = [figure for figure in shown if figure not in across]
-    several = side_by_side(groups)
-    pictures = not PICTURES.isdisjoint(formats)
-    tasks = [Task(figure, several, ACROSS, pictures) for figure in across]
-    tasks += [Task(figure, group, anchor, pictures) for group, anchor in anchored for figure in within]
-    items = iter(_draw_all(tasks))
-    sections = [_build_across(several, [next(items) for _ in across])] if across else []
-    sections += [build_section(group, anchor, [next(items) for _ in within]) for group, anchor in anchored]
+    sections = build_sections(groups, shown, not PICTURES.isdisjoint(formats))
     out = Path(out)
     for section in sections:
         for item in section.items:
@@ -96,9 +87,29 @@ def build_report(
     if FRAMES in formats:
         _write_frames(stored, groups, out / "frames")
     report = out / "report.html" if "html" in formats else out
+    refuse_undrawn(sections, report)
+    return report
+
+
+def build_sections(
+    groups: Sequence[Comparable], shown: Sequence[registry.Figure], pictures: bool = True
+) -> list[Section]:
+    """The sections of a page: of several groups first what is shown of all together, then each group's, in order."""
+    anchored = [(group, _slug(group.title) or f"section-{place}") for place, group in enumerate(groups)]
+    across = [figure for figure in shown if figure.every_setting] if len(groups) > 1 else []
+    within = [figure for figure in shown if figure not in across]
+    several = side_by_side(groups)
+    tasks = [Task(figure, several, ACROSS, pictures) for figure in across]
+    tasks += [Task(figure, group, anchor, pictures) for group, anchor in anchored for figure in within]
+    items = iter(_draw_all(tasks))
+    sections = [_build_across(several, [next(items) for _ in across])] if across else []
+    return sections + [build_section(group, anchor, [next(items) for _ in within]) for group, anchor in anchored]
+
+
+def refuse_undrawn(sections: Iterable[Section], report: Path) -> None:
+    """Raises UndrawnError where the code of a figure failed."""
     if failed := {item.name: item.failure for section in sections for item in section.items if item.failure}:
         raise UndrawnError(report, failed)
-    return report
 
 
 def _write_frames(frames: Frames, groups: Sequence[Comparable], folder: Path) -> None:
@@ -318,7 +329,8 @@ class Section:
 
 def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) -> Section:
     """The section of a group: its items by chapter, findings, samples and formulas."""
-    items = [*drawn, list_made_from(drawn, comparable, anchor)]
+    say_made_from(drawn, comparable.frames["runs"])
+    items = [*drawn, list_made_from(drawn, comparable, anchor), list_runs(comparable, anchor)]
     tables = _tables(items)
     health = tables.get("training-health")
     beside = [item for item in items if item.chapter == "answer" and item.picture][:1]
@@ -344,7 +356,8 @@ def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) ->
 
 def _build_across(several: Comparable, drawn: Sequence[Item]) -> Section:
     """The section of what is shown of several settings together."""
-    items = [*drawn, list_made_from(drawn, several, ACROSS)]
+    say_made_from(drawn, several.frames["runs"])
+    items = [*drawn, list_made_from(drawn, several, ACROSS), list_runs(several, ACROSS)]
     return Section(
         anchor=ACROSS,
         folder=ACROSS,

@@ -147,6 +147,15 @@ def test_a_table_says_which_runs_each_figure_was_made_from(synthetic, tmp_path) 
     assert "No search has been made" in read(tmp_path)
 
 
+def test_what_all_runs_made_says_so_and_what_some_made_names_them(whole, frames) -> None:
+    html = read(whole)
+    assert 'Made from <a href="#tiny-runs">all 5 finished runs</a>.' in html
+    assert re.search(r"<summary>Made from \d runs?</summary>", html)
+    runs = pd.read_csv(whole / "tiny/tables/runs.csv")
+    assert sorted(runs["Run"]) == sorted(frames["runs"]["run"])
+    assert all(f'data-full="{run}"' in html for run in frames["runs"]["run"])
+
+
 def test_nothing_of_where_it_was_written_is_on_the_page(whole) -> None:
     assert str(whole) not in read(whole)
 
@@ -342,7 +351,7 @@ def test_only_the_formats_asked_for_are_written(frames, tmp_path) -> None:
     where = page.build_report(frames, tmp_path, figures=["main-table", "kl"], formats=["md", "tex"])
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
     assert where == tmp_path
-    tables = {f"tiny/tables/{name}.{ending}" for name in ("main-table", "made-from") for ending in ("md", "tex")}
+    tables = {f"tiny/tables/{name}.{ending}" for name in ("main-table", "made-from", "runs") for ending in ("md", "tex")}
     assert files == {"summary.md", "tables.tex", *tables}
 
 
