@@ -35,6 +35,7 @@ class Commands(CommandFiles):
         "export",
         "push",
         "diff",
+        "share",
         "merge",
         "doctor",
         "new",

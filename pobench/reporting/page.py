@@ -69,7 +69,7 @@ def build_report(
     unknown = [f"unknown format {name!r}{nearest(name, known)}" for name in formats if name not in known]
     if unknown:
         raise PobenchError("\n".join([*unknown, f"formats are {', '.join(known)}"]))
-    shown, stored = _chosen(figures), ordered(frames)
+    shown, stored = chosen(figures), ordered(frames)
     groups = split(stored, setting=setting, seed=seed)
     sections = build_sections(groups, shown, not PICTURES.isdisjoint(formats))
     out = Path(out)
@@ -85,7 +85,7 @@ def build_report(
         if name.rpartition(".")[2] in formats:
             _write(out / name, page().encode("utf-8", "replace"))
     if FRAMES in formats:
-        _write_frames(stored, groups, out / "frames")
+        write_group_frames(stored, groups, out / "frames")
     report = out / "report.html" if "html" in formats else out
     refuse_undrawn(sections, report)
     return report
@@ -112,14 +112,14 @@ def refuse_undrawn(sections: Iterable[Section], report: Path) -> None:
         raise UndrawnError(report, failed)
 
 
-def _write_frames(frames: Frames, groups: Sequence[Comparable], folder: Path) -> None:
+def write_group_frames(frames: Frames, groups: Sequence[Comparable], folder: Path) -> None:
     """The frames of the groups, with the scores of every arm."""
     own = frames.of_runs(run for group in groups for run in group.frames["runs"]["run"])
     scores = pd.concat([group.frames["scores"] for group in groups], ignore_index=True)
     write_frames({**own, "scores": scores.sort_values(["run", "metric"], kind="stable")}, folder)
 
 
-def _chosen(names: Sequence[str] | None) -> list[registry.Figure]:
+def chosen(names: Sequence[str] | None) -> list[registry.Figure]:
     if names is None or list(names) == ["all"]:
         names = registry.figures.names()
     figures, faults = [], []
@@ -394,20 +394,40 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")[:80]
 
 
-def render(sections: Sequence[Section]) -> str:
+@dataclass(frozen=True)
+class Site:
+    """What the page of a shared site has beside: the social card's sentence and picture, and files as (path, what it is)."""
+
+    sentence: str
+    picture: str
+    files: Sequence[tuple[str, str]]
+
+
+def link_runs(section: Section, arms: Mapping[str, str], runs: Mapping[str, str]) -> None:
+    """Lead the names of arms and runs to their pages. arms: label → address. runs: name → address."""
+    for item in section.items:
+        for row in item.table.rows if item.table else ():
+            row[0].href = arms.get(row[0].text, "")
+            for cell in row:
+                cell.href = cell.href or runs.get(cell.full, "")
+        for cell in item.behind:
+            cell.href = runs.get(cell.full, "")
+
+
+def render(sections: Sequence[Section], site: Site | None = None) -> str:
     """The page as one string of at most `LARGEST_PAGE` bytes; the largest pictures are left out of a larger page."""
-    page = _render(sections)
+    page = _render(sections, site)
     drawn = [(item, section) for section in sections for item in section.items if item.picture]
     for item, section in sorted(drawn, key=lambda d: -len(d[0].picture or "")):
         if len(page.encode("utf-8", "replace")) <= LARGEST_PAGE:
             break
         where = f"{section.folder}/figures/{item.name}.svg"
         item.picture, item.hints = Markup("<p>Too large for this page: {}</p>").format(where), ""
-        page = _render(sections)
+        page = _render(sections, site)
     return page
 
 
-def _render(sections: Sequence[Section]) -> str:
+def _render(sections: Sequence[Section], site: Site | None) -> str:
     folder = importlib.resources.files("pobench.reports")
     read = {name: (folder / name).read_text("utf-8") for name in ("report.html", "report.css", "report.js")}
     pages = jinja2.Environment(
@@ -420,6 +440,7 @@ def _render(sections: Sequence[Section]) -> str:
     pages.filters["code"] = _code
     page = pages.get_template("report.html").render(
         sections=sections,
+        site=site,
         settings=sum(section.anchor != ACROSS for section in sections),
         metrics=_used_metrics(sections),
         version=importlib.metadata.version("pobench"),

@@ -80,7 +80,7 @@ class Page(HTMLParser):
 
 
 def section_of(comparable: Comparable, names: list[str]) -> page.Section:
-    return page.build_section(comparable, "x", [build_item(shown, comparable, "x") for shown in page._chosen(names)])
+    return page.build_section(comparable, "x", [build_item(shown, comparable, "x") for shown in page.chosen(names)])
 
 
 def read(out: Path) -> str:
