@@ -227,7 +227,9 @@ def _alike(runs: pd.DataFrame) -> dict[frozenset[str], str]:
         "run": finished | ~finished,
     }
     return {
-        frozenset(runs.loc[chosen, "run"]): f"all {chosen.sum()} {name}s" for name, chosen in sets.items() if chosen.sum() > 1
+        frozenset(runs.loc[chosen, "run"]): f"all {chosen.sum()} {name}s"
+        for name, chosen in sets.items()
+        if chosen.sum() > 1
     }
 
 
@@ -270,7 +272,9 @@ def list_runs(comparable: Comparable, prefix: str) -> Item:
     runs = comparable.frames["runs"].set_index("run")
     short = short_names(runs.index)
     arm_of = {run: arm for arm in arms_of(comparable.frames["runs"], every_round=True) for run in arm.runs}
-    names = [run for arm in dict.fromkeys(arm_of.values()) for run in sorted(arm.runs, key=lambda r: (runs["seed"][r], r))]
+    names = [
+        run for arm in dict.fromkeys(arm_of.values()) for run in sorted(arm.runs, key=lambda r: (runs["seed"][r], r))
+    ]
     rows = [
         {
             "Loss": arm_of[run].label,
@@ -283,7 +287,7 @@ def list_runs(comparable: Comparable, prefix: str) -> Item:
     item = Item(
         "runs", f"{prefix}-runs", "table", "Runs", "",
         "Every run that this report was made from. Of a run's digest so many digits stand here as tell it from the others, and "
-        "commands take it so; a click shows the whole name and copies it.",
+        "commands take it so. A click shows the whole name and copies it, or leads to the run's page where there is one.",
         "methods",
     )  # fmt: skip
     shown = pd.DataFrame(rows)

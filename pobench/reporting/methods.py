@@ -76,7 +76,10 @@ def _training(trained: pd.DataFrame, configs: Sequence[Config]) -> Iterator[str]
         parts.append(f"batches of {batch}")
     if schedule := _one(configs, "train", "schedule"):
         warm = _one(configs, "train", "warmup_ratio")
-        parts.append(f"a {schedule} schedule" + (f" behind a warm-up of {show_setting(100 * warm)} % of the steps" if warm else ""))
+        parts.append(
+            f"a {schedule} schedule"
+            + (f" behind a warm-up of {show_setting(100 * warm)} % of the steps" if warm else "")
+        )
     if (decay := _one(configs, "train", "weight_decay")) is not None:
         parts.append(f"weight decay {show_setting(decay)}")
     if norm := _one(configs, "train", "max_grad_norm"):
@@ -101,10 +104,16 @@ def _values(arms: Sequence[Arm], trained: pd.DataFrame) -> Iterator[str]:
         if row["values"] == "tuned" and not pd.isna(row["trials"]):
             source += f" of {int(row['trials'])} trials for each loss"
         values = {"learning rate": row["lr"], **settings_of(row)}
-        named = [f"{GREEK.get(k, k)} = {show_setting(v)}" for k, v in values.items() if v is not None and not pd.isna(v)]
+        named = [
+            f"{GREEK.get(k, k)} = {show_setting(v)}" for k, v in values.items() if v is not None and not pd.isna(v)
+        ]
         by_source.setdefault(source, []).append(f"{arm.label}: {', '.join(named)}")
     for source, texts in by_source.items():
-        head = f"Learning rates and the losses' own settings were {source}" if source else "Learning rates and settings were"
+        head = (
+            f"Learning rates and the losses' own settings were {source}"
+            if source
+            else "Learning rates and settings were"
+        )
         yield f"{head} ({'; '.join(texts)})."
 
 
@@ -171,7 +180,9 @@ def _statistics(comparable: Comparable, trained: pd.DataFrame) -> Iterator[str]:
 
 def _machine(runs: pd.DataFrame) -> Iterator[str]:
     environments = [json_object(text) for text in runs["environment"]]
-    packages = [f"{name} {version}" for name in ("torch", "transformers") if (version := _one(environments, "packages", name))]
+    packages = [
+        f"{name} {version}" for name in ("torch", "transformers") if (version := _one(environments, "packages", name))
+    ]
     facts = {name: {str(env[name]) for env in environments if name in env} for name in ("precision", "device")}
     known = {name: values.pop() for name, values in facts.items() if len(values) == 1}
     if packages or known:

@@ -88,7 +88,9 @@ def command_of(config: Mapping[str, Any]) -> str:
     """The command that trains the run again, with the values that were set by hand."""
     origin = config["origin"]
     given = {key for key, where in origin.items() if where == "--set" and key.partition(".")[0] != "judge"}
-    words = [f"pobench run --losses {quote(config['loss'])} --setting {quote(config['setting'])} --seeds {config['seed']}"]
+    words = [
+        f"pobench run --losses {quote(config['loss'])} --setting {quote(config['setting'])} --seeds {config['seed']}"
+    ]
     for key in sorted(given):
         section, _, name = key.partition(".")
         values = config["loss_settings"] if section == config["loss"] else config.get(section, {})

@@ -105,7 +105,8 @@ class RunPage:
     formula: str
     scores: list[Score]
     curves: list[Markup]
-    values: list[tuple[str, str, str]]
+    values: list[tuple[str, str, str]]  # key, value, where it comes from
+    defaults: list[tuple[str, str, str]]  # likewise
     results: list[Result]
     others: int
     environment: list[tuple[str, str]]
@@ -122,7 +123,7 @@ class ArmPage:
     title: str
     colour: str
     heads: list[str]
-    rows: list[tuple[Text, list[str]]]
+    rows: list[tuple[Text, list[tuple[str, str]]]]  # run, (value, interval) of each metric
 
 
 @dataclass
@@ -163,21 +164,24 @@ class Pages:
         title, source, formula = ("Start model", "", []) if start else title_of(row["loss"])
         label = title if start else arm.label if arm else title
         answers = self._answers(run)
+        values = [(clean(key), clean(value, 600), clean(where, 300)) for key, value, where in values_of(config)]
+        firsts = [answer for answer in answers if answer["sample"] == answers[0]["sample"]]
         page = RunPage(
             title=clean(label if start else f"{label}, seed {row['seed']}"),
             colour=START.colour if start else look_of(row["loss"]).colour,
             name=clean(run),
             facts=[(name, text) for name, text in self._facts(row, folder, source) if text.text],
             formula=clean("\n".join(formula)),
-            scores=[_score(row) for row in self.scores.get(run, []) if row["n"]],
+            scores=[_score(row) for row in sorted(self.scores.get(run, []), key=_place) if row["n"]],
             curves=list(_curves(self._rows("steps", run), look_of(row["loss"]).colour)),
-            values=[(clean(key), clean(value, 600), clean(where, 300)) for key, value, where in values_of(config)],
+            values=[value for value in values if value[2] != "default"],
+            defaults=[value for value in values if value[2] == "default"],
             results=list(_results(folder)),
             others=int(row["others"]) if not pd.isna(row["others"]) else 0,
             environment=[(clean(key), clean(value, 300)) for key, value in _flat(json_object(row["environment"]))],
             commands=_commands(config, self.short[run], start),
             seeds=[self._link(other) for other in (arm.runs if arm else ()) if other != run],
-            answers=[_shown(answer) for answer in answers[:SHOWN_ANSWERS]],
+            answers=[_shown(answer) for answer in firsts[:SHOWN_ANSWERS]],
             every_answer=page_of(run, "").rpartition("/")[2].removesuffix(".html") + ".answers.json" if answers else "",
         )
         return page, answers
@@ -253,11 +257,19 @@ def _of(rows: Sequence[Mapping[Any, Any]], metric: str) -> Mapping[Any, Any] | N
     return next((row for row in rows if row["metric"] == metric and row["n"]), None)
 
 
-def _brief(row: Mapping[Any, Any] | None) -> str:
+def _place(row: Mapping[Any, Any]) -> tuple[int, str]:
+    """In the order in which metrics are declared."""
+    names = list(metrics.METRICS)
+    name = str(row["metric"]).partition("@")[0]
+    return names.index(name) if name in names else len(names), str(row["metric"])
+
+
+def _brief(row: Mapping[Any, Any] | None) -> tuple[str, str]:
+    """(value, interval)."""
     if row is None:
-        return "–"
+        return "–", ""
     score = _score(row)
-    return f"{score.value} {score.interval}".removesuffix(" –")
+    return score.value, score.interval
 
 
 def _score(row: Mapping[Any, Any]) -> Score:
@@ -265,7 +277,7 @@ def _score(row: Mapping[Any, Any]) -> Score:
     show = known.show if known else show_number
     value, low, high = (float(row[key]) for key in ("value", "low", "high"))
     unit = f" {known.unit}" if known and known.unit else ""
-    interval = f"[{show(low)}, {show(high)}]" if math.isfinite(low) else "–"
+    interval = f"[{show(low)}, {show(high)}]" if math.isfinite(low) else ""
     better = row["better"] if isinstance(row["better"], str) else ""
     title = clean(known.title if known else str(row["metric"]))
     return Score(title, f"{show(value)}{unit}", interval, str(row["n"]), better, known.definition if known else "")
@@ -320,9 +332,19 @@ def _curve(title: str, unit: str, series: Sequence[tuple[str, Points]], colour: 
         LEFT, HEIGHT - 3, first, WIDTH - 4, HEIGHT - 3, last
     )
     key = " and ".join([series[0][0], *(f"{name} (dashed)" for name, _ in series[1:])]) if len(series) > 1 else ""
-    drawn = Markup('<svg viewBox="0 0 {} {}" role="img"><title>{}</title><desc>{}</desc>').format(WIDTH, HEIGHT, words, said)
+    drawn = Markup('<svg viewBox="0 0 {} {}" role="img"><title>{}</title><desc>{}</desc>').format(
+        WIDTH, HEIGHT, words, said
+    )
     caption = Markup("<figcaption>{}{}</figcaption>").format(words, f": {key}" if key else "")
-    return Markup('<figure class="curve">') + drawn + Markup("").join(lines) + labels + Markup("</svg>") + caption + Markup("</figure>")
+    return (
+        Markup('<figure class="curve">')
+        + drawn
+        + Markup("").join(lines)
+        + labels
+        + Markup("</svg>")
+        + caption
+        + Markup("</figure>")
+    )
 
 
 # ---------------------------------------------------------------- results by digest
@@ -389,7 +411,9 @@ def _shown(row: Mapping[str, Any]) -> Answer:
     text, score = str(row["text"] or ""), row.get("score")
     mark = "" if score is None else {1.0: "passes", 0.0: "fails"}.get(float(score), f"score {float(score):.2f}")
     hidden = max(0, len(text) - LONGEST_ANSWER)
-    return Answer(clean(str(row["instruction"] or row["prompt"]), LONGEST_ANSWER), clean(text[:LONGEST_ANSWER]), hidden, mark)
+    return Answer(
+        clean(str(row["instruction"] or row["prompt"]), LONGEST_ANSWER), clean(text[:LONGEST_ANSWER]), hidden, mark
+    )
 
 
 # ---------------------------------------------------------------- the page itself

@@ -13,7 +13,16 @@ import pandas as pd
 from pobench.errors import PobenchError
 from pobench.files import MarkedFolder, digests_of, whole
 from pobench.reporting.methods import bibtex, methods
-from pobench.reporting.page import Section, Site, build_sections, chosen, link_runs, refuse_undrawn, render, write_group_frames
+from pobench.reporting.page import (
+    Section,
+    Site,
+    build_sections,
+    chosen,
+    link_runs,
+    refuse_undrawn,
+    render,
+    write_group_frames,
+)
 from pobench.reporting.run_facts import without_paths
 from pobench.reporting.run_page import Pages, answers_file, page_of, page_of_arm, render_page
 from pobench.reporting.social_card import social_card
@@ -50,7 +59,9 @@ def share(runs: str | Path, out: Path, setting: str | None = None, figures: Sequ
     refuse_foreign(out)
     root = local_runs(runs)
     if is_frames(root):
-        raise PobenchError(f"share: {str(runs)!r} holds frames as files; name the folder of runs, which has a page's facts")
+        raise PobenchError(
+            f"share: {str(runs)!r} holds frames as files; name the folder of runs, which has a page's facts"
+        )
     frames = ordered(public(open_frames(root, setting)))
     groups = split(frames, setting=setting)
     sections = build_sections(groups, chosen(figures))
@@ -80,14 +91,18 @@ def refuse_foreign(out: Path) -> None:
         return
     folder = SiteFolder(out)
     if not out.is_dir() or not folder.finished:
-        raise PobenchError(f"share: {str(out)!r} is there, and `pobench share` did not write it; name another with --out")
+        raise PobenchError(
+            f"share: {str(out)!r} is there, and `pobench share` did not write it; name another with --out"
+        )
     written = folder.about.get("files")
     present = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()} - {SiteFolder.marker}
     foreign = sorted(present - set(written if isinstance(written, dict) else ()))
     foreign += [error.path.relative_to(out).as_posix() for error in folder.faults() if error.path.is_file()]
     if foreign:
         first = ", ".join(map(repr, foreign[:5])) + (f" and {len(foreign) - 5} more" if foreign[5:] else "")
-        raise PobenchError(f"share: {str(out)!r} holds what `pobench share` did not write: {first}; name another with --out")
+        raise PobenchError(
+            f"share: {str(out)!r} holds what `pobench share` did not write: {first}; name another with --out"
+        )
 
 
 def public(frames: Frames) -> Frames:
@@ -168,7 +183,12 @@ def _picture(sections: Sequence[Section]) -> bytes:
     shown = next(section for section in sections if section.card)
     title = shown.title if len(sections) == 1 else f"{sum(section.card is not None for section in sections)} settings"
     main = [item.files["png"] for item in shown.beside if "png" in item.files]
-    return social_card(f"Preference objectives on {title}", shown.card.answer if shown.card else "", shown.facts, next(iter(main), None))
+    return social_card(
+        f"Preference objectives on {title}",
+        shown.card.answer if shown.card else "",
+        shown.facts,
+        next(iter(main), None),
+    )
 
 
 def _files(site: Path) -> Iterator[tuple[str, str]]:
@@ -185,5 +205,3 @@ def _files(site: Path) -> Iterator[tuple[str, str]]:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode("utf-8", "replace"))
-
-

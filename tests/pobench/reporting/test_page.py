@@ -351,7 +351,9 @@ def test_only_the_formats_asked_for_are_written(frames, tmp_path) -> None:
     where = page.build_report(frames, tmp_path, figures=["main-table", "kl"], formats=["md", "tex"])
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
     assert where == tmp_path
-    tables = {f"tiny/tables/{name}.{ending}" for name in ("main-table", "made-from", "runs") for ending in ("md", "tex")}
+    tables = {
+        f"tiny/tables/{name}.{ending}" for name in ("main-table", "made-from", "runs") for ending in ("md", "tex")
+    }
     assert files == {"summary.md", "tables.tex", *tables}
 
 
