@@ -25,8 +25,10 @@ def share(
     plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
-    """Write the report as a folder for any static host: the page, a page a run, data, methods, BibTeX and a social card. It names
-    no path of this machine and nothing of the judge but its name."""
+    """Write the report as a folder for any static host: the page, a page a run, data, methods, BibTeX and a social card.
+
+    It names no path of this machine and nothing of the judge but its name.
+    """
     from pobench.results.earlier_looks import record_look
     from pobench.results.load import open_frames
     from pobench.results.mirror import is_address

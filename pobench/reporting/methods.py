@@ -1,5 +1,6 @@
-"""What a paper says of runs: a paragraph on the methods and references as BibTeX. Each clause is made from what is stored; what is
-not stored is left out."""
+"""What a paper says of runs: a paragraph on the methods, and references as BibTeX.
+
+Each clause is made from what is stored; what is not stored is left out."""
 
 from __future__ import annotations
 
@@ -168,8 +169,8 @@ def _statistics(comparable: Comparable, trained: pd.DataFrame) -> Iterator[str]:
         yield f"Intervals hold at {confidence} for other prompts and other seeds, by analysis of variance."
     else:
         yield (
-            f"Intervals of losses with one seed hold at {confidence} for other prompts alone, by a bootstrap of whole prompts; they "
-            "do not cover the luck of training."
+            f"Intervals of losses with one seed hold at {confidence} for other prompts alone, by a bootstrap of whole prompts; "
+            "they do not cover the luck of training."
         )
     if len(seeds) > 1:
         yield (
@@ -202,7 +203,7 @@ def _one(configs: Iterable[Config], section: str, key: str) -> Any:
 
 # ---------------------------------------------------------------- references
 def bibtex(losses: Iterable[str]) -> str:
-    """pobench and the papers of the losses, by what their sources say. What a source does not say, such as a title, is not there."""
+    """pobench and the papers of the losses, by what their sources say; a source says no title, so none is there."""
     entries = [
         "@software{pobench,\n"
         "  title   = {pobench: a benchmark suite for preference-optimization losses},\n"

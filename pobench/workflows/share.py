@@ -1,5 +1,6 @@
-"""A report as a static site: the page, a page for every run and arm, the frames as Parquet and CSV, references, a paragraph on the
-methods and a picture. It names no path of the machine, no key, and of the judge the name alone."""
+"""A report as a static site: the page, a page for every run and arm, frames as Parquet and CSV, references, methods, a picture.
+
+It names no path of the machine, no key, and of the judge the name alone."""
 
 from __future__ import annotations
 
@@ -53,8 +54,8 @@ class SiteFolder(MarkedFolder):
 def share(runs: str | Path, out: Path, setting: str | None = None, figures: Sequence[str] | None = None) -> Path:
     """Write the site as `out` and return its index.html. The same runs give the same bytes.
 
-    runs: a folder of runs or its address. figures: names, default all. Raises PobenchError where there are no runs, or where `out`
-    holds anything that `share` did not write; UndrawnError, once all is written, where the code of a figure failed.
+    runs: a folder of runs or its address. figures: names, default all. Raises PobenchError where there are no runs, or where
+    `out` holds anything that `share` did not write; UndrawnError, once all is written, where the code of a figure failed.
     """
     refuse_foreign(out)
     root = local_runs(runs)

@@ -1,4 +1,4 @@
-"""A shared site leads everywhere it says, is the same twice, names no key and no path, and overwrites nothing that is not its own."""
+"""A shared site leads everywhere it says, is the same twice, names no key and no path, and overwrites only itself."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_what_share_did_not_write_is_never_overwritten(runs: Path, site: Path, t
     shutil.copytree(site, copied)
     (copied / "CNAME").write_text("example.org")
     (copied / "methods.md").write_text("edited by hand")
-    with pytest.raises(PobenchError, match="'CNAME', 'methods.md'"):
+    with pytest.raises(PobenchError, match=r"'CNAME', 'methods\.md'"):
         share(runs, copied, figures=FIGURES)
     assert (mine / "thesis.tex").read_text() == "years" and (copied / "CNAME").is_file()
     with pytest.raises(PobenchError, match="holds frames"):
