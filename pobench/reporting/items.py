@@ -70,7 +70,7 @@ class Item:
     files: dict[str, bytes] = field(default_factory=dict)  # format → content
     runs: tuple[str, ...] = ()  # that it was made from
     from_every: str = ""  # "all 16 runs", where these are all of its section
-    behind: list[Cell] = field(default_factory=list)  # the runs, by their short names, where they are only some
+    behind: list[Cell] = field(default_factory=list)  # else the first `MOST_RUNS` of them, by their short names
 
     @property
     def downloads(self) -> list[Download]:
@@ -214,7 +214,7 @@ def say_made_from(items: Sequence[Item], runs: pd.DataFrame) -> None:
     for item in items:
         item.from_every = alike.get(frozenset(item.runs), "")
         names = [] if item.from_every else [run for run in item.runs if run in short]
-        item.behind = [Cell(clean(short[run]), full=clean(run)) for run in names]
+        item.behind = [Cell(clean(short[run]), full=clean(run)) for run in names[:MOST_RUNS]]
 
 
 def _alike(runs: pd.DataFrame) -> dict[frozenset[str], str]:
@@ -249,7 +249,8 @@ def list_made_from(items: Sequence[Item], comparable: Comparable, prefix: str) -
             "Runs": len(behind) or math.nan,
         }
         names = [cell.text for cell in item.behind]
-        first = ", ".join(names[:NAMED_RUNS]) + (f" and {len(names) - NAMED_RUNS} more" if names[NAMED_RUNS:] else "")
+        further = len(behind) - NAMED_RUNS
+        first = ", ".join(names[:NAMED_RUNS]) + (f" and {further} more" if further > 0 else "")
         from_runs = item.from_every or first or item.missing or "what every run shares"
         rows.append({**row, "Made from": from_runs})
         stored.append({"name": item.name, **row, "Made from": " ".join(behind.index)})
@@ -265,6 +266,7 @@ def list_made_from(items: Sequence[Item], comparable: Comparable, prefix: str) -
 
 NAMED_RUNS = 3
 ROWS_OF_RUNS = 24  # that are not folded
+MOST_RUNS = 200  # that the page names; the CSV has all
 
 
 def list_runs(comparable: Comparable, prefix: str) -> Item:
@@ -284,17 +286,19 @@ def list_runs(comparable: Comparable, prefix: str) -> Item:
         }
         for run in names
     ]
+    further = f" {len(names) - MOST_RUNS} more are in the CSV." if len(names) > MOST_RUNS else ""
     item = Item(
         "runs", f"{prefix}-runs", "table", "Runs", "",
         "Every run that this report was made from. Of a run's digest so many digits stand here as tell it from the others, and "
-        "commands take it so. A click shows the whole name and copies it, or leads to the run's page where there is one.",
+        "commands take it so. A click shows the whole name and copies it, or leads to the run's page where there is one."
+        + further,
         "methods",
     )  # fmt: skip
-    shown = pd.DataFrame(rows)
-    shown.attrs["data"] = shown.assign(Run=names)
-    if len(rows) > ROWS_OF_RUNS:
-        shown.attrs["folded"] = (ROWS_OF_RUNS, f"{len(rows) - ROWS_OF_RUNS} more runs")
+    shown = pd.DataFrame(rows[:MOST_RUNS])
+    shown.attrs["data"] = pd.DataFrame(rows).assign(Run=names)
+    if len(shown) > ROWS_OF_RUNS:
+        shown.attrs["folded"] = (ROWS_OF_RUNS, f"{len(shown) - ROWS_OF_RUNS} more runs")
     made = _as_table(item, shown, _colours(comparable))
-    for row, run in zip(made.table.rows if made.table else (), names, strict=True):
+    for row, run in zip(made.table.rows if made.table else (), names, strict=False):
         row[2].full = clean(run)
     return made

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from pobench.reporting.run_facts import shown_source, title_of
+from pobench.reporting.run_facts import shown_source, title_of, without_paths
 from pobench.reporting.tables import clean, listing, markdown
 from pobench.results.arms import GREEK, Arm, json_object, judges_of, of_arm, settings_of, show_setting
 from pobench.results.comparable import Comparable
@@ -44,7 +44,11 @@ def methods(comparable: Comparable, configs: Mapping[str, Config]) -> str:
         *_statistics(comparable, trained),
         *_machine(runs),
     ]
-    return f"## {markdown(comparable.title)}\n\n" + " ".join(markdown(clean(sentence)) for sentence in sentences) + "\n"
+    return (
+        f"## {markdown(comparable.title)}\n\n"
+        + " ".join(markdown(clean(without_paths(sentence))) for sentence in sentences)
+        + "\n"
+    )
 
 
 # ---------------------------------------------------------------- clause by clause

@@ -156,6 +156,14 @@ def test_what_all_runs_made_says_so_and_what_some_made_names_them(whole, frames)
     assert all(f'data-full="{run}"' in html for run in frames["runs"]["run"])
 
 
+def test_of_many_runs_the_page_names_some_and_the_csv_all(synthetic, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("pobench.reporting.items.MOST_RUNS", 3)
+    made = synthetic.make_frames(seeds=(1, 2), prompts=4, samples=1, pairs=4, steps=2, failed=("ipo",))
+    out = page.build_report(made, tmp_path, figures=["pass-rate"]).parent
+    assert "8 more are in the CSV." in read(out) and len(pd.read_csv(out / "tiny/tables/runs.csv")) == 11
+    assert len(set(re.findall(r'data-full="([^"]+)"', read(out)))) == 3
+
+
 def test_nothing_of_where_it_was_written_is_on_the_page(whole) -> None:
     assert str(whole) not in read(whole)
 
@@ -299,7 +307,7 @@ def test_a_figure_whose_code_fails_says_so_in_its_place_and_costs_nothing_else(f
 
     table = registry.figures.get("settings-table")
     mine = dataclasses.replace(table, name="mine", title="My own table", function=broken, frames=("runs",), order=0)
-    monkeypatch.setattr(page, "_chosen", lambda _: [mine, table])
+    monkeypatch.setattr(page, "chosen", lambda _: [mine, table])
     with pytest.raises(UndrawnError, match="mine could not be drawn: KeyError: '<b>no such column</b>'") as failed:
         page.build_report(frames, tmp_path)
     html = failed.value.path.read_text("utf-8")

@@ -39,20 +39,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for place, name in enumerate(RUNS):
         trained_run(root, name, seed=1 + place % 2, passed=0.5 + place / 10)
     for name in (START, *(f"tiny/{name}" for name in RUNS)):
-        _rewrite(RunFolder(root, name))
+        _hostile(RunFolder(root, name))
     config = yaml.safe_load((root / "tiny" / RUNS[0] / "config.yaml").read_text())
     config["data"]["source"] = "https://me:hunter2@host/secret-project/pairs.jsonl"
-    config["model"]["note"] = "Read from '/home/some one/secret-project/model' with sk-planted0123456789abcdef."
     config["judge"] = {"name": "endpoint", "settings": {"base_url": "http://10.0.0.1/v1", "key_variable": "MY_KEY"}}
     config["origin"] |= {"data.source": "/home/me/secret-project/my.yaml: mine", "judge.settings.base_url": "--set"}
     (root / "tiny" / RUNS[0] / "config.yaml").write_text(yaml.safe_dump(config))
     failed = trained_run(root, "kto-cccccccccccc")
+    _hostile(failed)
     failed.fail("out of memory: /home/me/secret-project/x.py, sk-planted0123456789abcdef")
     return root
 
 
-def _rewrite(folder: RunFolder) -> None:
-    """Hostile answers and an instruction that a spreadsheet would compute."""
+def _hostile(folder: RunFolder) -> None:
+    """Hostile answers, an instruction that a spreadsheet would compute, and a note with a path and a key."""
+    config = yaml.safe_load((folder.path / "config.yaml").read_text())
+    config["model"]["note"] = "Read from '/home/some one/secret-project/model' with sk-planted0123456789abcdef."
+    (folder.path / "config.yaml").write_text(yaml.safe_dump(config))
     node = folder.node("answers-000000000001")
     frame, about = node.read_frame("answers"), node.about
     frame = frame.assign(text=HOSTILE, instruction="=cmd|' /C calc'!A0", kind="+1", topic="sea", finished=True)
@@ -163,7 +166,7 @@ def test_no_name_leads_out_of_the_site(name: str) -> None:
 def test_the_methods_say_what_was_done_and_leave_out_what_is_not_known(site: Path) -> None:
     text = (site / "methods.md").read_text("utf-8")
     assert "with DPO (arXiv 2305.18290) and SimPO (arXiv 2405.14734)" in text.replace(", KTO (arXiv 2402.01306)", "")
-    assert "3 prompts" in text and "judged by verifiable" in text
+    assert "Read from 'model' with …." in text and "3 prompts" in text and "judged by verifiable" in text
     assert "by a bootstrap of whole prompts" in text and "held-out pairs" not in text and "torch" not in text
     assert "nan" not in text and "None" not in text
 
