@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from pobench.cli.group import app_of
+from pobench.cli.key_page import key_page
 from pobench.cli.main import Commands
 from pobench.cli.stage_page import stage_page
 from pobench.columns import FRAMES
@@ -83,6 +84,13 @@ def test_the_written_page_of_stages_is_todays() -> None:
     written = WRITTEN.with_name("stages.md").read_text(encoding="utf-8")
     assert written == stage_page(), "docs/stages.md is stale: run `make docs`"
     assert re.findall(r"^## (.*)$", written, re.MULTILINE) == [stage.name for stage in STAGES]
+
+
+def test_the_written_page_of_keys_is_todays() -> None:
+    written = WRITTEN.with_name("keys.md").read_text(encoding="utf-8")
+    assert written == key_page(), "docs/keys.md is stale: run `make docs`"
+    rows = [line.replace("\\|", "").count("|") for line in written.splitlines() if line.startswith("| ")]
+    assert len(rows) > 150 and set(rows) == {6}, "a cell holds a bar"
 
 
 def test_the_page_is_the_same_twice(text) -> None:
