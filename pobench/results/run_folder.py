@@ -16,8 +16,9 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -217,21 +218,39 @@ class RunFolder:
 
     def rewind_steps(self, step: int) -> None:
         """Remove the rows after `step`, and a last line that a kill cut short."""
-        kept = [json.dumps(row) for row in self.steps() if row["step"] <= step]
+        kept = [json.dumps(row) for row in self.logged() if row["step"] <= step]
         write_text(self.path / "steps.jsonl", "".join(line + "\n" for line in kept))
 
     def steps(self) -> list[dict[str, Any]]:
-        """What each step logged. Raises CorruptError where training is done and the bytes are not those that it wrote."""
+        """What each step logged. Raises CorruptError where a step is missing or stands twice, and where training is done and
+        the bytes are not those that it wrote."""
         path = self.path / "steps.jsonl"
         if (trained := self.trained) is not None and "steps.jsonl" in trained.get("files", {}):
             checked_bytes(path, trained["files"]["steps.jsonl"])
-        rows = []
+        rows = self.logged()
+        if fault := step_fault([row["step"] for row in rows], len(rows)):
+            raise CorruptError(path, fault)
+        return rows
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The rows of `steps.jsonl` as they stand, up to one that a kill cut short."""
+        path, rows = self.path / "steps.jsonl", []
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:  # the last line of a killed run
                 break
         return rows
+
+
+def step_fault(steps: Sequence[int], done: int) -> str:
+    """Why these logged steps are not 1, 2, …, `done`, in words; "" where they are."""
+    for expected, step in zip_longest(range(1, done + 1), steps):
+        if step is None or (expected is not None and step > expected):
+            return f"step {expected} is missing"
+        if expected is None or step < expected:
+            return f"step {step} stands twice"
+    return ""
 
 
 @lru_cache(maxsize=8)

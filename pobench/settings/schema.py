@@ -332,6 +332,11 @@ class LoopConfig(_Strict):
         60.0, ge=0, allow_inf_nan=True
     )  # at least between two; 0: after every step; .inf: none
     checkpoint_share: Annotated[float, RUNTIME] = Field(0.05, gt=0, le=1)  # of the time, at most, that saving takes
+    # newest ones that are kept, so that a damaged one costs only the steps since the one before; 1 where weights are split
+    keep_checkpoints: Annotated[int, RUNTIME] = Field(2, ge=1, le=1000)
+    # between the signal to leave and the end, where the scheduler's own time is not known: a checkpoint that takes longer is
+    # not begun
+    grace_seconds: Annotated[float, RUNTIME] = Field(30.0, ge=0, allow_inf_nan=True)
     # true: steps go on while a checkpoint is written, from a copy in the processor's memory; auto: on GPUs, where it has room
     checkpoint_async: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto), RUNTIME] = "auto"
 
