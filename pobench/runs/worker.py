@@ -53,9 +53,12 @@ def run(task: Task) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        if _first_to_fail(folder):
-            _keep_traceback(folder, error)
-            folder.fail(reason_of(error))
+        try:
+            if _first_to_fail(folder):
+                _keep_traceback(folder, error)
+                folder.fail(reason_of(error))
+        except OSError:  # nothing can be written there: the disk is full, or the folder is gone
+            say(f"{task.title}: {reason_of(error)}")
         return 1
 
 

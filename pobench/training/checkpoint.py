@@ -1,9 +1,9 @@
 """Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), everything else in `state.json`.
 Where the reference model moves, its weights are a part of the checkpoint.
 
-A checkpoint is a folder that appears whole (`pobench.files.whole`); all but the newest few are removed after that. Weights that are
-split over processes are written by all of them, each its own rows (`torch.distributed.checkpoint`); any number of processes
-resumes from either form. The data order and the learning rate are functions of the step, so they need no saving.
+A checkpoint is a folder that appears whole (`pobench.files.whole`); all but the newest few are removed after that. Weights
+that are split over processes are written by all of them, each its own rows (`torch.distributed.checkpoint`); any number of
+processes resumes from either form. The data order and the learning rate are functions of the step, so they need no saving.
 `state.json` holds the step, the name of the job's content, the sha256 of every file of tensors, and a sha256 of its own. A job
 resumes only from a checkpoint of its own content whose bytes are those that were written.
 """

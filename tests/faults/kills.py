@@ -3,10 +3,11 @@
     python -m tests.faults.kills --count 200 --seed 1        about half a minute of one core each
     python -m tests.faults.kills --count 20 --only server    of one victim alone
 
-A trial has runs and a cache of its own. It starts the command, waits for a random moment of a random stage, and sends a signal to
-one of: the command (`parent`), the process that works (`worker`), the server that forks it (`server`), or all of them (`group`).
-Then all its processes must be gone, and the command is repeated until it ends with status 0. Survived: results bit-identical to
-those of the undisturbed run (all but measured columns), every step logged once, no orphan. Everything else is lost, and named.
+A trial has runs and a cache of its own. It starts the command, waits for a random moment of a random stage, and sends a
+signal to one of: the command (`parent`), the process that works (`worker`), the server that forks it (`server`), or all of
+them (`group`). Then all its processes must be gone, and the command is repeated until it ends with status 0. Survived: results
+bit-identical to those of the undisturbed run (all but measured columns), every step logged once, no orphan. Everything else
+is lost, and named.
 """
 
 from __future__ import annotations

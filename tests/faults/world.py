@@ -1,5 +1,5 @@
-"""The smallest whole world: a random model of two layers, a word tokenizer, forty preference rows, three prompts, an exact judge;
-and what may not differ between two runs of one command in it."""
+"""The smallest whole world: a random model of two layers, a word tokenizer, forty preference rows, three prompts, an exact
+judge; and what may not differ between two runs of one command in it."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def make_world(folder: Path, *, epochs: int = 4) -> Path:
 
 
 def results(runs: Path, cache: Path) -> dict[str, str]:
-    """Name → digest, of all that two runs of one command must have alike: trained weights, every frame but its measured columns,
-    the names of reference sums, which are digests of their bytes, and the numbers of the logged steps."""
+    """Name → digest, of all that two runs of one command must have alike: trained weights, every frame but its measured
+    columns, the names of reference sums, which are digests of their bytes, and the numbers of the logged steps."""
     found = {str(path.relative_to(runs)): _sha256(path.read_bytes()) for path in runs.rglob("model/*.safetensors")}
     found |= {str(path.relative_to(cache)): "" for path in cache.rglob("reference/*/sums-*")}
     for path in runs.glob("*/*/steps.jsonl"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pobench.runs import worker
 from pobench.runs.context import Context
 from pobench.runs.execute import SERVER_GONE, execute, why_failed
 from pobench.runs.stages import BY_NAME
+from pobench.training import checkpoint
 
 
 def test_kto_runs_beside_a_held_out_set_of_one_pair_whose_own_loss_is_missing(work_here) -> None:
@@ -117,3 +119,22 @@ def test_a_run_that_another_process_writes_is_refused_with_its_holder_and_left_a
 def test_a_server_that_was_killed_is_reported_as_what_it_was(plan_here) -> None:
     task = plan_here("simpo", ("train",)).tasks[-1]
     assert "the server that starts processes was killed" in (why_failed(task, SERVER_GONE) or "")
+
+
+def test_a_full_disk_ends_a_training_in_one_sentence_and_with_room_it_goes_on(plan_here, monkeypatch, capsys) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    plan = plan_here("simpo", ("train",), train__checkpoint_seconds=0, train__epochs=2)
+    folder = RunFolder(plan.tasks[-1].runs, plan.tasks[-1].run)
+    save = checkpoint._save
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            checkpoint, "_save", lambda *given: full(given[1]) if len(folder.logged()) == 3 else save(*given)
+        )
+        patched.setattr(RunFolder, "fail", lambda *given: full(folder.path))
+        execute(plan)
+    assert "OSError: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.path.glob("*checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert execute(plan)[-1].status == "finished"
+    assert [row["step"] for row in folder.steps()] == [1, 2, 3, 4]
