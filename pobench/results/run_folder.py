@@ -106,7 +106,7 @@ class RunFolder:
     def failure(self) -> str | None:
         """Why the last attempt failed, or None."""
         path = self.path / "failed.json"
-        return str(json.loads(path.read_text(encoding="utf-8"))["reason"]) if path.is_file() else None
+        return str(read_marker(path).get("reason", "")) if path.is_file() else None
 
     def fail(self, reason: str) -> None:
         self.write_json("failed.json", {"reason": reason})
@@ -186,14 +186,23 @@ class RunFolder:
 
     @property
     def config(self) -> dict[str, Any]:
-        """`config.yaml`."""
-        return copy.deepcopy(_parsed((self.path / "config.yaml").read_text(encoding="utf-8")))
+        """`config.yaml`. Raises CorruptError where it cannot be read."""
+        path = self.path / "config.yaml"
+        try:
+            return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, yaml.YAMLError) as error:
+            raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
 
     def write_json(self, name: str, value: Any) -> None:
         write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any:
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        """Raises CorruptError where it is not JSON."""
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
 
     def benchmark_results(self) -> list[dict[str, Any]]:
         """The stored `score.json` for each benchmark and judge: the one with the most questions, or the latest of these.

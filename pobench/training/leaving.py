@@ -39,7 +39,7 @@ def ignore() -> None:
 def heed() -> None:
     """Undo `ignore`: the signals end this process, or raise Leave while it is `listening`."""
     for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)
 
 
 def asked() -> int | None:
