@@ -67,7 +67,11 @@ def open_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
     for name in sorted({row["setting"] for row in rows}):
         parts["comparisons"] += _comparisons(root, name)
         for audit in _audits(root / name):
-            faults = pd.DataFrame(json.loads(audit.read_text()))
+            try:
+                faults = pd.DataFrame(json.loads(audit.read_text(encoding="utf-8")))
+            except ValueError as error:
+                say(f"the audit {str(audit)!r} is left out: it cannot be read ({type(error).__name__})")
+                continue
             parts["audit"].append(faults.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
         parts["looks"].append(pd.DataFrame(stored_looks(root, name)))
     for trials in (root / "trials.csv", *sorted(root.glob("*/tuning/trials.csv"))):

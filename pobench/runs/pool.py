@@ -4,18 +4,18 @@ machine for them; and no process outlives its command."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from pobench.orphans import end_with
 
 T = TypeVar("T")
 
@@ -100,19 +100,13 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         raise RuntimeError("this process was started by no other one of multiprocessing")
-    _killed_with_parent()  # of the server
+    end_with(os.getppid())  # the server
 
     def watch() -> None:
         parent.join()
         os.kill(os.getpid(), signal.SIGKILL)  # any moment is a good one: files appear whole
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _killed_with_parent() -> None:
-    """Let the system kill this process when its parent ends. Linux alone can; elsewhere a thread that waits has to do."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 LEAVE = "POBENCH_LEAVE"  # names the file that appears when the processes of a launcher are to leave

@@ -58,8 +58,8 @@ def make_world(folder: Path, *, epochs: int = 4) -> Path:
 
 
 def results(runs: Path, cache: Path) -> dict[str, str]:
-    """Name → digest, of all that two runs of one command must have alike: trained weights, every frame but its
-    measured columns and the looks, the names of reference sums, which are digests of their bytes, and the numbers of the logged steps."""
+    """Name → digest, of all that two runs of one command must have alike: trained weights, every frame but its measured columns
+    and the looks, the names of reference sums, which are digests of their bytes, and the numbers of the logged steps."""
     found = {str(path.relative_to(runs)): _sha256(path.read_bytes()) for path in runs.rglob("model/*.safetensors")}
     found |= {str(path.relative_to(cache)): "" for path in cache.rglob("reference/*/sums-*")}
     for path in runs.glob("*/*/steps.jsonl"):
