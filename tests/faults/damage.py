@@ -11,6 +11,8 @@ end with the results of the undamaged folder or refuse in one sentence.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import shutil
@@ -118,8 +120,9 @@ def ask(place: Path, file: Path, setting: Path, expected: dict[str, str]) -> tup
         return "named" if file.name in text else text and f"said: {text[:200]}"
 
     def report() -> str:
-        load_frames(place / "runs")
-        return ""
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            load_frames(place / "runs")
+        return printed.getvalue()
 
     def again() -> str:
         if failed := repeat(setting, place):

@@ -362,6 +362,8 @@ def test_from_training_to_the_report_then_nothing_left_to_do(pobench_cli, settin
     report = Path(summary["report"]).read_bytes()
     pobench_cli("analyze", "--plugin", "my_loss.py")
     assert Path(summary["report"]).read_bytes() == report
+    _, out, _ = pobench_cli(*command[:-1])
+    assert "done before: 4 of 4 runs" in out and "No verdict between these losses yet" in " ".join(out.split())
 
 
 @pytest.mark.slow
@@ -375,7 +377,11 @@ def test_one_loss_that_fails_leaves_the_others_running(pobench_cli, setting, tmp
     )
     assert status == 1, err
     assert "failed: broken" in err and "step 1: loss nan" in err
-    assert "finished" in out and (tmp_path / "runs/report/report.html").is_file()
+    assert (
+        "SimPO" in out
+        and "No verdict on SimPO yet: with one seed" in out
+        and (tmp_path / "runs/report/report.html").is_file()
+    )
 
 
 @pytest.mark.parametrize("command", [["run"], ["tune"], ["study", "margin"]])
