@@ -19,6 +19,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from pobench import registry
+from pobench.orphans import end_with_and_at_signals
 from pobench.reporting import plot
 from pobench.reporting.draw import draw
 from pobench.reporting.looks import look_of
@@ -178,7 +179,8 @@ def _draw_all(tasks: Sequence[Task]) -> list[Item]:
                         rows.of(arm.runs)
     _waiting[:] = tasks
     try:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+        context, ends = multiprocessing.get_context("fork"), (os.getpid(),)
+        with ProcessPoolExecutor(processes, context, end_with_and_at_signals, ends) as pool:
             return list(pool.map(_draw_waiting, range(len(tasks))))
     finally:
         _waiting.clear()
