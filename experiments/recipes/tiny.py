@@ -292,7 +292,9 @@ def answers(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], **dec
     return [Sample(rows[a.prompt]["id"], a.sample, a.text, a.tokens, a.finished) for a in generated]
 
 
-def distinct(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
+def distinct(
+    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
+) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
     """Each row with the different answers among its samples, in the order of sampling, without unfinished and empty ones."""
     by_id: dict[str, list[str]] = {row["id"]: [] for row in rows}
     for sample in sorted(samples, key=lambda s: s.sample):
@@ -302,10 +304,16 @@ def distinct(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]) -> It
         yield row, list(dict.fromkeys(by_id[row["id"]]))
 
 
-def rated_lists(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def rated_lists(
+    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Lists of at least `LIST` different answers with the judge's scores, and counts. Equal scores tie; a list of nothing else
     is left out."""
-    judge, lists, counts = TinyWorldJudge(), [], {"prompts": len(rows), "short": 0, "tied": 0, "answers": Counter[int]()}
+    judge, lists, counts = (
+        TinyWorldJudge(),
+        [],
+        {"prompts": len(rows), "short": 0, "tied": 0, "answers": Counter[int]()},
+    )
     for row, texts in distinct(rows, samples):
         rated = [{"text": text, "score": judge.score(row, text)} for text in texts]
         if len(rated) < LIST:
@@ -318,7 +326,9 @@ def rated_lists(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]) ->
     return lists, {**counts, "answers": dict(sorted(counts["answers"].items())), "lists": len(lists)}
 
 
-def labelled(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def labelled(
+    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Single answers with a label, whether every demand is met, and counts."""
     judge = TinyWorldJudge(graded=False)
     answers = [
@@ -327,7 +337,12 @@ def labelled(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]) -> tu
         for text in texts
     ]
     desirable = sum(answer["label"] for answer in answers)
-    counts = {"prompts": len(rows), "desirable": desirable, "undesirable": len(answers) - desirable, "answers": len(answers)}
+    counts = {
+        "prompts": len(rows),
+        "desirable": desirable,
+        "undesirable": len(answers) - desirable,
+        "answers": len(answers),
+    }
     return answers, counts
 
 

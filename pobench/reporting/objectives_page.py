@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,20 +25,20 @@ INTRODUCTION = """\
 <!-- Written by `python -m pobench.reporting.objectives_page RUNS` from stored runs. -->
 
 A check that every objective trains, and **no ranking**: one seed each, and most at values that nobody searched. `tuned`: the
-values that eight trials chose on `tiny`; `default`: those of the loss's own file, at the learning rate that the setting has for
-all. The rows stand in the order of their names. Every loss trained on the same {pairs} pairs for {steps} steps, and answered the
-same {prompts} prompts, {samples} samples each: a loss of lists takes a pair as a list of two, one of single answers as two answers.
+values that eight trials chose on `tiny`; `default`: those of the loss's own file, at the learning rate that the setting has
+for all; `set`: with a value set by hand. The rows stand in the order of their names. Every loss trained on the same {pairs}
+pairs, {batch} a step, for {epochs} epochs, and answered the same {prompts} prompts, {samples} samples each. A loss of lists
+takes a pair as a list of two, a loss of single answers as two answers.
 
-Gain: the mean share of answers that meet every demand, minus the start model's ({start} %), in points, paired by prompt, with a
-95 % interval for other prompts (n = {prompts}), not for other seeds. Time: of a processor for training alone, one thread, beside
-other work that slows it; waiting is left out.
+Gain: the mean share of answers that meet every demand, minus the start model's ({start} %), in points, paired by prompt; with
+a 95 % interval for other prompts (n = {prompts}), not for other seeds. Time: of training, on one thread of a processor, in
+seconds; other work slowed it, and waiting is left out.
 
 `pobench run --losses all,rated --setting tiny` makes the runs{more}."""
 
 
-def objectives_page(runs: str | Path) -> str:
-    """The page as Markdown, from the runs of `tiny` below a folder. Raises PobenchError if there are none."""
-    frames = load_frames(runs, SETTING)
+def objectives_page(frames: Mapping[str, pd.DataFrame]) -> str:
+    """The page as Markdown. frames: those of one setting, of which a loss has one run."""
     of_losses = frames["runs"][frames["runs"]["kind"] == "loss"]
     finished = of_losses[of_losses["status"] == "finished"].sort_values("loss")
     found = gains(frames["runs"], frames["verdicts"], frames["answers"], arms_of(frames["runs"]))
@@ -59,10 +58,10 @@ def _introduction(frames: Mapping[str, pd.DataFrame], judged: pd.DataFrame) -> s
     of_start = frames["runs"].loc[frames["runs"]["loss"] == "start", "run"]
     start = 100 * verdicts.loc[verdicts["run"].isin(of_start), "score"].mean()
     composed = [f"`{name}`" for name in judged["loss"] if name not in losses.names()]
-    pairs = judged.loc[judged["trained_on"] == "pairs", "pairs"]
     return INTRODUCTION.format(
-        pairs=int(pairs.iloc[0]),
-        steps=int(-(-pairs.iloc[0] // judged["batch_size"].iloc[0]) * judged["epochs"].iloc[0]),
+        pairs=int(judged["pairs"].iloc[0]),
+        batch=int(judged["batch_size"].iloc[0]),
+        epochs=f"{judged['epochs'].iloc[0]:g}",
         prompts=answers["prompt"].nunique(),
         samples=answers["sample"].nunique(),
         start=f"{start:.1f}",
@@ -93,4 +92,4 @@ def _behind(reason: Any) -> str:
 
 
 if __name__ == "__main__":
-    say(objectives_page(sys.argv[1]), end="", out=True)
+    say(objectives_page(load_frames(sys.argv[1], SETTING)), end="", out=True)

@@ -81,7 +81,9 @@ def test_the_worlds_of_lists_and_of_answers_differ_from_tiny_in_what_is_trained_
     for part in ("model", "answers", "judge", "benchmarks"):
         assert getattr(own, part) == getattr(tiny, part)
     assert own.data == tiny.data.model_copy(update={"source": own.data.source})
-    assert {job.values_from for job in resolve(name, "all")} == {"default"}, "what was chosen on pairs is not taken over"
+    assert {job.values_from for job in resolve(name, "all")} == {"default"}, (
+        "what was chosen on pairs is not taken over"
+    )
 
 
 def test_mistral_base_ships_with_both_of_its_maximum_lengths() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pobench.errors import PobenchError
 from pobench.data.shapes import load_preferences
+from pobench.errors import PobenchError
 from pobench.judging.tiny_world import GROUP_OF, STYLES, TOPIC_OF, TOPICS, TinyWorldJudge, demands, parse, write
 from pobench.model.word_level import word_tokenizer
 from pobench.registry import judges
@@ -218,7 +218,9 @@ def test_shipped_lists_and_labelled_answers_are_judged_right_and_answer_the_trai
 @pytest.mark.parametrize("name", ["pairs", "heldout_pairs", "lists"])
 def test_every_shipped_pair_and_list_is_read_with_its_ratings(name) -> None:
     found = load_preferences(DATA / f"{name}.jsonl")
-    assert not found.faults and all(pair.scores is not None and pair.scores[0] > pair.scores[1] for pair in found.preferences)
+    assert not found.faults and all(
+        pair.scores is not None and pair.scores[0] > pair.scores[1] for pair in found.preferences
+    )
     assert all(one.scores is not None for one in found.lists) and bool(found.lists) is (name == "lists")
 
 
