@@ -40,16 +40,19 @@ seconds; other work slowed it, and waiting is left out.
 def objectives_page(frames: Mapping[str, pd.DataFrame]) -> str:
     """The page as Markdown. frames: those of one setting, of which a loss has one run."""
     of_losses = frames["runs"][frames["runs"]["kind"] == "loss"]
-    finished = of_losses[of_losses["status"] == "finished"].sort_values("loss")
+    trained = of_losses[of_losses["seconds"].notna() & (of_losses["status"] != "failed")].sort_values("loss")
     found = gains(frames["runs"], frames["verdicts"], frames["answers"], arms_of(frames["runs"]))
     by_run = {pair.ours.runs[0]: pair for pair in found}
-    judged = finished[finished["run"].isin(by_run)]
+    judged = trained[trained["run"].isin(by_run)]
     lines = [
         "| objective | unit | needs | values | s | gain, points |",
         "| --- | --- | --- | --- | ---: | ---: |",
         *(_row(run, by_run[run["run"]]) for run in judged.to_dict("records")),
     ]
-    return "\n\n".join([_introduction(frames, judged), "\n".join(lines), *_not_there(of_losses, set(by_run))]) + "\n"
+    return (
+        "\n\n".join([_introduction(frames, judged), "\n".join(lines), *_not_there(of_losses, set(judged["loss"]))])
+        + "\n"
+    )
 
 
 def _introduction(frames: Mapping[str, pd.DataFrame], judged: pd.DataFrame) -> str:
@@ -79,10 +82,9 @@ def _row(run: Mapping[Any, Any], pair: Pair) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _not_there(of_losses: pd.DataFrame, judged: set[str]) -> list[str]:
+def _not_there(of_losses: pd.DataFrame, there: set[str]) -> list[str]:
     """A paragraph on the losses that have no row, and why; none where every registered loss has one."""
     reasons = dict(zip(of_losses["loss"], of_losses["status"] + of_losses["reason"].map(_behind), strict=True))
-    there = set(of_losses.loc[of_losses["run"].isin(judged), "loss"])
     missing = [f"`{name}` ({reasons.get(name, 'not run')})" for name in losses.names() if name not in there]
     return [f"Without a row: {', '.join(missing)}."] if missing else []
 
