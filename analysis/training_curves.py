@@ -89,6 +89,7 @@ def both_rewards(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
             curve(ax, moved, column, arm, style)
         plot.heading(ax, arm)
         parts.append(moved[["run", "step", *pairs]].assign(label=arm.label))
+    plot.name_lines(axes[0])
     plot.outer_labels(figure, "optimiser step", "change, nats per token")
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
 
@@ -103,7 +104,7 @@ def curve(ax: plot.Axes, logged: pd.DataFrame, column: str, arm: Arm, style: obj
     over_seeds = logged.groupby("step", sort=True)[column].mean()
     window = max(1, len(over_seeds) // 12)
     smooth = over_seeds.rolling(window, center=True, min_periods=1).mean()
-    ax.plot(smooth.index, smooth, color=colour, linestyle=style)
+    ax.plot(smooth.index, smooth, color=colour, linestyle=style, label=column.partition("/")[2].partition("_")[0])
     says = f"{plot.short(label)}, {column.replace('/', ' ').replace('_', ' ')}"
     plot.hint(ax, smooth.index, smooth, [f"{says}, step {at}: {v:.3g}".replace("-", "−") for at, v in smooth.items()])
 
