@@ -28,7 +28,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pobench.reporting.looks import FAINT, GRID, INK, PAGE_COLOURS, PAPER, SHADE, START, look_of
 from pobench.results import stats
@@ -48,6 +48,9 @@ class Figure(matplotlib.figure.Figure):
 
     def _repr_png_(self) -> bytes:
         return png(self)
+
+
+Numbers = NDArray[np.float64]
 
 
 class Drawing(NamedTuple):
@@ -248,6 +251,20 @@ def rho(e: Estimate) -> str:
         return "ρ undefined"
     interval = "" if math.isnan(e.low) else f"  [{e.low:.2f}, {e.high:.2f}]"
     return f"ρ = {e.value:.2f}{interval}".replace("-", "−")
+
+
+def thinned(x: ArrayLike, y: ArrayLike, most: int) -> tuple[Numbers, Numbers]:
+    """About `most` of the points of a line, x rising: of every stretch its lowest and its highest, so that the line looks the
+    same where stretches are narrower than its stroke. A line of fewer points stays as it is."""
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if len(xs) <= most:
+        return xs, ys
+    kept = {0, len(xs) - 1}
+    for part in np.array_split(np.arange(len(xs)), max(1, most // 2)):
+        known = part[np.isfinite(ys[part])]
+        kept |= {int(known[ys[known].argmin()]), int(known[ys[known].argmax()])} if len(known) else {int(part[0])}
+    places = sorted(kept)
+    return xs[places], ys[places]
 
 
 # ---------------------------------------------------------------- names at the ends of lines
