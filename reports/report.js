@@ -136,10 +136,10 @@ addEventListener("beforeprint", () => {
   document.querySelectorAll("details:not([open])").forEach((fold) => { opened.add(fold); fold.open = true; });
 });
 addEventListener("afterprint", () => { opened.forEach((fold) => (fold.open = false)); opened.clear(); });
-const print = document.querySelector("button.print");
-if (print) {
-  print.hidden = false;
-  print.addEventListener("click", async () => { await Promise.all(undrawn().map(unpacked)); undrawn().forEach(draw); window.print(); });
+const printer = document.querySelector("button.print");
+if (printer) {
+  printer.hidden = false;
+  printer.addEventListener("click", async () => { await Promise.all(undrawn().map(unpacked)); undrawn().forEach(draw); window.print(); });
 }
 
 // Open what a link leads into.

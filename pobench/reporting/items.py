@@ -81,8 +81,8 @@ class Item:
 
     @property
     def drawing(self) -> str:
-        """The picture and its hints, packed, where the page draws them only when a reader comes near; "" where they stand on it:
-        beside the card, and where they are small."""
+        """The picture and its hints, packed, where the page draws them only when a reader comes near; "" where they stand on
+        it: beside the card, and where they are small."""
         if self.picture is None or self.chapter == "answer" or len(self.picture) < SMALLEST_PACKED:
             return ""
         hints = Markup('<span class="hints" hidden>{}</span>').format(self.hints) if self.hints else ""
