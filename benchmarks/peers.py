@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pobench.data.order import data_order, mismatch, subset
-from pobench.data.prepare import read_pairs
+from pobench.data.prepare import read_sources
 from pobench.errors import PobenchError
 from pobench.files import write_text
 from pobench.model.device import make_accelerator
@@ -651,7 +651,8 @@ def job_of(
 
 def pairs_of(job: Job, count: int) -> list[TokenPair]:
     """`count` token pairs of the job's data. Raises PobenchError where it has fewer."""
-    pairs, _, _ = read_pairs(job)
+    (read,) = read_sources(job)
+    pairs = read.of_unit("pairs")
     if len(pairs) < count:
         raise PobenchError(f"--pairs {count}: {job.data.source} has {len(pairs)} that fit {job.data.max_length} tokens")
     return subset(pairs, count)

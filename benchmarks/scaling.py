@@ -23,7 +23,7 @@ from typing import Any
 import peers
 
 from pobench.data.chat import Chat
-from pobench.data.prepare import read_pairs
+from pobench.data.prepare import read_sources
 from pobench.data.rows import Preference
 from pobench.data.shapes import load_preferences
 from pobench.data.tokens import tokenize
@@ -75,12 +75,14 @@ def one_size(job: Job, work: peers.Work, size: int) -> dict[str, Any]:
 
     One batch goes ahead of the clock: what is paid once a process, whatever the size, would flatter the growth.
     """
-    pairs, _, _ = read_pairs(job)
+    (read,) = read_sources(job)
+    pairs = read.of_unit("pairs")
     with tempfile.TemporaryDirectory() as elsewhere:
         peers.save_pairs(Path(work.pairs), pairs[: work.batch_size])
         peers.run_pobench(replace(work, place=elsewhere))
     started = time.perf_counter()
-    pairs, _, _ = read_pairs(job)
+    (read,) = read_sources(job)
+    pairs = read.of_unit("pairs")
     data = time.perf_counter() - started
     if len(pairs) != size:
         raise PobenchError(f"{size} rows were made, {len(pairs)} pairs are left of them")

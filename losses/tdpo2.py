@@ -29,7 +29,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "tdpo2",
     title="TDPO2",
-    colour="#9c5a9c",
+    colour="#a65fa6",
     marker="$2$",
     source="arXiv 2404.11999",
     units={"beta": "per nat", "alpha": "nats per nat of divergence"},

@@ -48,9 +48,9 @@ class Content:
     rendering: str
     scores: str = ""
     heldout_scores: str = ""
-    begins: str = ""
     own: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     without: frozenset[str] = frozenset()
+    begins: str = ""
 
     def items_of(self, unit: str) -> str:
         """The digest of what a loss of this unit is trained on."""
