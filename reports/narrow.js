@@ -41,8 +41,16 @@ const narrowing = { hidden: new Set(), pins: [], heard: [], titles: new Map() };
       const own = names.get(article.querySelector("header b").textContent);
       if (own) marked.push([article, [own]]);
     }
-    for (const mark of part.querySelectorAll("svg [data-loss]")) marked.push([mark, mark.dataset.loss.split(" | ")]);
   }
+  const hide = ([element, losses]) => element.classList.toggle("off", losses.some((name) => narrowing.hidden.has(name)));
+  const markPicture = (picture) => { // a picture is drawn when it comes near
+    for (const mark of picture.querySelectorAll("svg [data-loss]")) {
+      marked.push([mark, mark.dataset.loss.split(" | ")]);
+      hide(marked.at(-1));
+    }
+  };
+  document.querySelectorAll(".picture").forEach(markPicture);
+  document.addEventListener("drawn", ({ target }) => markPicture(target));
   const first = (text, { spoken }) => spoken.find(([label]) => text.startsWith(label) && /^($|[,:;(]| )/.test(text.slice(label.length)));
   narrowed.hides = (text, picture) => {
     const part = parts.find((one) => one.part.contains(picture));
@@ -178,7 +186,7 @@ const narrowing = { hidden: new Set(), pins: [], heard: [], titles: new Map() };
   };
 
   const change = (written = true) => {
-    for (const [element, losses] of marked) element.classList.toggle("off", losses.some((name) => narrowing.hidden.has(name)));
+    marked.forEach(hide);
     for (const name of every) {
       const isPinned = narrowing.pins.includes(name);
       boxes.get(name).checked = !narrowing.hidden.has(name);

@@ -22,11 +22,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// Unpack a file when it is asked for.
-const unpack = (packed) => { // a response with the unpacked bytes
+// Gzipped bytes in base64 → a response with what they hold.
+const unpack = (packed) => {
   const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")));
 };
+
+// Unpack a file when it is asked for.
 const save = (content, file) => {
   const href = URL.createObjectURL(content);
   Object.assign(document.createElement("a"), { href, download: file }).click();
@@ -57,7 +59,8 @@ document.addEventListener("keydown", (event) => {
 // Say what stands where the pointer is, or, with the arrow keys, point by point.
 const reach = 28; // pixels
 const narrowed = { hides: () => false }; // of a point's text; narrow.js says which
-for (const picture of document.querySelectorAll(".picture")) {
+const listen = (pictures) => {
+for (const picture of pictures) {
   const lines = picture.querySelector(".hints")?.textContent.split("\n") ?? [];
   const every = lines.map((line) => /^(-?\d+) (-?\d+) (.*)$/.exec(line)).filter(Boolean).map(([, x, y, text]) => ({ x: x / 1e4, y: y / 1e4, text }));
   if (!every.length) continue;
@@ -100,6 +103,8 @@ for (const picture of document.querySelectorAll(".picture")) {
     event.preventDefault();
   });
 }
+};
+listen(document.querySelectorAll(".picture:not([data-drawing])"));
 
 // Light or dark: as the system has it until the button is pressed, then as the reader chose.
 const theme = document.querySelector("button.theme");
@@ -118,8 +123,60 @@ theme.addEventListener("click", () => { wear(isDark() ? "light" : "dark"); remem
 night.addEventListener("change", () => wear());
 wear(remembered.get());
 
-// Open everything before printing; show in the contents where the reader is.
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => (d.open = true)));
+// Draw a picture when it comes near. All are unpacked, as text, while the page is idle: printing waits for nothing.
+const markup = new Map(); // picture → its SVG and hints, or the promise of them
+const unpacked = async (picture) => {
+  if (!markup.has(picture)) markup.set(picture, unpack(picture.dataset.drawing).text());
+  markup.set(picture, await markup.get(picture));
+};
+const draw = (picture) => {
+  if (!("drawing" in picture.dataset) || typeof markup.get(picture) !== "string") return;
+  picture.innerHTML = markup.get(picture);
+  delete picture.dataset.drawing;
+  markup.delete(picture);
+  listen([picture]);
+  picture.dispatchEvent(new Event("drawn", { bubbles: true }));
+};
+const undrawn = () => [...document.querySelectorAll("[data-drawing]")];
+const coming = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    coming.unobserve(target);
+    unpacked(target).then(() => draw(target));
+  }
+}, { rootMargin: "800px 0px" });
+undrawn().forEach((picture) => coming.observe(picture));
+const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 200));
+const unpackNext = () => {
+  const next = undrawn().find((picture) => !markup.has(picture));
+  if (next) unpacked(next).then(() => idle(unpackNext));
+};
+idle(unpackNext);
+
+// Open everything before printing, and close it again; the button waits until all is drawn.
+const opened = new Set();
+addEventListener("beforeprint", () => {
+  undrawn().forEach(draw);
+  document.querySelectorAll("details:not([open])").forEach((fold) => { opened.add(fold); fold.open = true; });
+});
+addEventListener("afterprint", () => { opened.forEach((fold) => (fold.open = false)); opened.clear(); });
+const printer = document.querySelector("button.print");
+if (printer) {
+  printer.hidden = false;
+  printer.addEventListener("click", async () => { await Promise.all(undrawn().map(unpacked)); undrawn().forEach(draw); window.print(); });
+}
+
+// Open what a link leads into.
+const reveal = (hash, scroll) => {
+  const target = document.getElementById(decodeURIComponent(hash.slice(1)));
+  for (let fold = target?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  if (target && scroll) target.scrollIntoView();
+};
+document.addEventListener("click", (event) => { const link = event.target.closest("a[href^='#']"); if (link) reveal(link.hash, false); });
+addEventListener("hashchange", () => reveal(location.hash, true));
+if (location.hash) reveal(location.hash, true);
+
+// Show in the contents where the reader is.
 const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {

@@ -28,10 +28,10 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Rectangle
 from matplotlib.spines import Spine
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pobench.reporting.looks import FAINT, GRID, INK, PAGE_COLOURS, PAPER, SHADE, START, look_of
 from pobench.results import stats
@@ -51,6 +51,9 @@ class Figure(matplotlib.figure.Figure):
 
     def _repr_png_(self) -> bytes:
         return png(self)
+
+
+Numbers = NDArray[np.float64]
 
 
 class Drawing(NamedTuple):
@@ -171,7 +174,7 @@ def heading(ax: Axes, arm: Arm) -> None:
     """The panel's title: the arm's label after its marker."""
     spec = ax.get_subplotspec()
     longest = 96 // spec.get_gridspec().ncols if spec is not None else 34
-    colour, marker = look_of(arm.loss)
+    colour, marker, _ = look_of(arm.loss)
     ax.set_title("\u2003" + short(arm.label, longest))
     place = ScaledTranslation(3.5 / 72, (STYLE["axes.titlepad"] + 3.4) / 72, ax.figure.dpi_scale_trans)
     ax.add_artist(
@@ -253,6 +256,68 @@ def rho(e: Estimate) -> str:
     return f"ρ = {e.value:.2f}{interval}".replace("-", "−")
 
 
+def thinned(x: ArrayLike, y: ArrayLike, most: int) -> tuple[Numbers, Numbers]:
+    """About `most` of the points of a line, x rising: of every stretch its lowest and its highest, so that the line looks the
+    same where stretches are narrower than its stroke. A line of fewer points stays as it is."""
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if len(xs) <= most:
+        return xs, ys
+    kept = {0, len(xs) - 1}
+    for part in np.array_split(np.arange(len(xs)), max(1, most // 2)):
+        known = part[np.isfinite(ys[part])]
+        kept |= {int(known[ys[known].argmin()]), int(known[ys[known].argmax()])} if len(known) else {int(part[0])}
+    places = sorted(kept)
+    return xs[places], ys[places]
+
+
+# ---------------------------------------------------------------- names at the ends of lines
+MOST_NAMED = 16  # lines of a panel; more names would hide each other
+NAME_SIZE = 7.0  # points
+_LINE_NAME = "name of a line"  # marks the texts that `part_names` moves
+
+
+def name_lines(ax: Axes, longest: int = 18) -> bool:
+    """Write the label of each line beside its last point. With more than `MOST_NAMED` lines: nothing, and False."""
+    lines, labels = ax.get_legend_handles_labels()
+    if len(lines) > MOST_NAMED:
+        return False
+    for line, label in zip(lines, labels, strict=True):
+        points = np.column_stack([np.asarray(values, dtype=float) for values in line.get_data()])
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points):
+            name = ax.annotate(
+                short(label, longest), points[-1], (1.03, 0.5), "data", "axes fraction", annotation_clip=False, va="center",
+                arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2},
+                fontsize=NAME_SIZE, color=INK,
+            )  # fmt: skip
+            name.set_label(_LINE_NAME)
+    return True
+
+
+def part_names(figure: Figure) -> None:
+    """Set the height of each line's name, in the figure's present layout: near the line's end, no two on each other."""
+    for ax in figure.axes:
+        names = [t for t in ax.texts if isinstance(t, Annotation) and t.get_label() == _LINE_NAME]
+        height = {name: float(ax.transAxes.inverted().transform(ax.transData.transform(name.xy))[1]) for name in names}
+        names.sort(key=height.__getitem__)
+        gap = 1.25 * NAME_SIZE / 72 * figure.dpi / ax.bbox.height
+        for name, at in zip(names, apart([height[name] for name in names], gap), strict=True):
+            name.set_position((1.03, at))
+
+
+def apart(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places at least `gap` apart, as near to the wanted ones, which rise, as can be, and within [0, 1] where they fit."""
+    blocks: list[list[float]] = []  # of places that touch; each less the gaps below it
+    for k, at in enumerate(wanted):
+        blocks.append([at - k * gap])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            upper = blocks.pop()
+            blocks[-1] += upper
+    lowest = [float(np.mean(block)) for block in blocks for _ in block]
+    highest = max(0.0, 1 - gap * (len(wanted) - 1))
+    return [min(max(at, 0.0), highest) + k * gap for k, at in enumerate(lowest)]
+
+
 BETTER, WORSE = "#2a78d6", "#d4541a"  # colours of a cell that is better or worse than its comparison
 
 
@@ -305,7 +370,7 @@ def dots(
             ax.axvspan(baseline.low, baseline.high, color=SHADE, linewidth=0, zorder=0)
         ax.axvline(baseline.value, color=START.colour, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     for place, row in enumerate(rows):
-        colour, marker = look_of(row.arm.loss)
+        colour, marker, _ = look_of(row.arm.loss)
         e, before = row.estimate, set(ax.get_children())
         ax.plot(
             row.seeds, [place] * len(row.seeds), marker=marker, color=colour, alpha=0.3, markersize=4, linestyle="none"

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from pobench.data.rows import read_rows
+from pobench.reporting.looks import look_of
 from pobench.reporting.page import build_report
 from pobench.results import metrics
 
@@ -80,13 +81,32 @@ def browser(tmp_path_factory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def opened(browser, page) -> Any:
+def fresh(browser, page) -> Any:
+    """The page as it is when it has loaded."""
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     like(browser, "light")
     browser.get(page.as_uri())
     browser.execute_script("try { localStorage.clear(); } catch {}")
     browser.get(page.as_uri())
     return browser
+
+
+@pytest.fixture
+def opened(fresh) -> Any:
+    """The page with every chapter open and every picture drawn, as its button for printing leaves it to the printer."""
+    script = """
+        const done = arguments[0];
+        document.querySelectorAll("details.fold").forEach((fold) => (fold.open = true));
+        window.print = () => done(document.querySelectorAll("[data-drawing]").length);
+        document.querySelector("button.print").click();"""
+    assert fresh.execute_async_script(script) == 0
+    return fresh
+
+
+def sized(browser: Any, width: int, *, mobile: bool = False) -> None:
+    """Make the window `width` CSS pixels wide."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": mobile}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def like(browser: Any, theme: str, media: str = "") -> None:
@@ -194,10 +214,10 @@ def test_hints_stand_on_their_markers(opened) -> None:
         const lines = picture.querySelector(".hints").textContent.split("\\n");
         const at = lines.filter((l) => l.includes("SimPO, default:")).map((l) => l.split(" ").slice(0, 2).map(Number))[0];
         const here = [box.x + at[0] / 1e4 * box.width, box.y + at[1] / 1e4 * box.height];
-        const blue = [...svg.querySelectorAll("use, path")].filter((e) => /#2a78d6/.test(e.getAttribute("style") ?? ""));
-        return Math.min(...blue.map((e) => { const b = e.getBoundingClientRect();
+        const own = [...svg.querySelectorAll("[style]")].filter((e) => e.getAttribute("style").includes(arguments[0]));
+        return Math.min(...own.map((e) => { const b = e.getBoundingClientRect();
             return Math.hypot(b.x + b.width / 2 - here[0], b.y + b.height / 2 - here[1]); }));"""
-    assert opened.execute_script(script) < 2
+    assert opened.execute_script(script, look_of("simpo").colour) < 2
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -235,8 +255,7 @@ def test_a_click_unpacks_the_file_that_lies_beside_the_page(opened, page) -> Non
 
 
 def test_a_telephone_scrolls_tables_and_pictures_not_the_page(opened) -> None:
-    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    sized(opened, 390, mobile=True)
     too_wide = """return [...document.querySelectorAll("main *, nav *")].filter((e) => !e.closest(".scroll > *, .picture > *")
         && e.getBoundingClientRect().right > 390).map((e) => `${e.tagName}.${e.className}: ${e.textContent.slice(0, 40)}`)"""
     assert opened.execute_script(too_wide) == []
@@ -249,12 +268,101 @@ def test_print_shows_every_answer_and_no_navigation(opened) -> None:
     assert all(opened.execute_script(seen % ".answers .text"))
     assert not any(opened.execute_script(seen % "nav, .downloads"))
     assert opened.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    too_wide = """return [...document.querySelectorAll("table")].filter((t) => t.scrollWidth > 700 * 1.35)
+    too_wide = """return [...document.querySelectorAll("table")].filter((t) => t.scrollWidth > innerWidth * 1.35)
         .map((t) => [t.caption.textContent, t.scrollWidth])"""
-    opened.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 688, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-    )  # A4 within its margins; a browser shrinks what is a third too wide
-    assert opened.execute_script(too_wide) == []
+    for width in (700, 1017):  # A4 within its margins, upright and across; a browser shrinks what is a third too wide
+        sized(opened, width)
+        assert opened.execute_script(too_wide) == []
+
+
+def test_chapters_are_folded_and_a_picture_is_drawn_when_it_comes_near(fresh) -> None:
+    folds = fresh.execute_script("return [...document.querySelectorAll('details.fold')].map((d) => d.open)")
+    assert folds[0] and len(folds) > 4 and not any(folds[1:])
+    picture = fresh.find_element(By.CSS_SELECTOR, "[id$='-both-rewards'] .picture")
+    assert picture.find_elements(By.TAG_NAME, "svg") == []
+    height = "return arguments[0].getBoundingClientRect().height"
+    script = """
+        const [picture, done] = arguments;
+        picture.addEventListener("drawn", () => done(picture.querySelector("svg").getAttribute("aria-label")));
+        picture.closest("details").open = true;
+        picture.scrollIntoView({ behavior: "instant" });"""
+    assert "SimPO" in fresh.execute_async_script(script, picture)
+    assert fresh.execute_script(height, picture) > 100
+    fresh.execute_script("arguments[0].focus()", picture)
+    picture.send_keys(Keys.ARROW_RIGHT)
+    assert "step 1:" in picture.find_element(By.CSS_SELECTOR, ".tip").text
+
+
+def test_an_undrawn_picture_has_the_size_of_the_drawn_one(fresh) -> None:
+    script = """
+        const done = arguments[0], picture = document.querySelector("[id$='-both-rewards'] .picture");
+        picture.closest("details").open = true;
+        const before = picture.getBoundingClientRect().height;
+        picture.addEventListener("drawn", () => done([before, picture.getBoundingClientRect().height]));
+        picture.scrollIntoView({ behavior: "instant" });"""
+    before, after = fresh.execute_async_script(script)
+    assert after == pytest.approx(before, rel=0.02)
+
+
+def test_a_link_into_a_folded_chapter_opens_it(fresh, page) -> None:
+    shown = "return document.querySelector(arguments[0]).checkVisibility({ contentVisibilityAuto: true })"
+    for selector in ("[id$='-settings-table']", "[id$='-formulas'] ~ p, details:has([id$='-formulas']) .formulas"):
+        assert not fresh.execute_script(shown, selector)
+    fresh.execute_script("document.querySelector(\"nav a[href$='-settings-table']\").click()")
+    assert fresh.execute_script(shown, "[id$='-settings-table']")
+    name = fresh.execute_script("return document.querySelector(\"[id$='-cost']\").id")
+    fresh.get("about:blank")
+    fresh.get(f"{page.as_uri()}#{name}")
+    assert fresh.execute_script(shown, f"#{name}")
+
+
+@pytest.mark.parametrize(("width", "mobile"), [(390, True), (1400, False)])
+def test_what_one_taps_is_large_enough_and_intervals_are_smaller_than_values(opened, width, mobile) -> None:
+    """WCAG 2.2, 2.5.8: targets of 24 by 24 CSS pixels, on a telephone."""
+    sized(opened, width, mobile=mobile)
+    small = """return [...document.querySelectorAll("a, button, summary, input")].filter((e) => e.getClientRects().length)
+        .map((e) => [e, e.getBoundingClientRect()]).filter(([, b]) => b.width < 24 || b.height < 24)
+        .map(([e, b]) => `${e.outerHTML.slice(0, 80)}: ${b.width} by ${b.height}`)"""
+    if mobile:
+        assert opened.execute_script(small) == []
+    size = """const size = (e) => parseFloat(getComputedStyle(e).fontSize);
+        return [...document.querySelectorAll("table.data td small")].map((e) => size(e) / size(e.parentElement))"""
+    for media in ("", "print"):
+        like(opened, "light", media=media)
+        ratios = opened.execute_script(size)
+        assert len(ratios) > 10 and max(ratios) < 0.9
+
+
+def test_the_losses_stay_in_sight_while_a_table_scrolls(opened) -> None:
+    sized(opened, 390, mobile=True)
+    script = """
+        const box = document.querySelector("table.data").closest(".scroll"), head = box.querySelector("tbody th");
+        box.scrollLeft = 300;
+        const [b, h] = [box.getBoundingClientRect(), head.getBoundingClientRect()];
+        return [box.scrollLeft, Math.abs(h.left - b.left), h.width / b.width];"""
+    scrolled, away, share = opened.execute_script(script)
+    assert scrolled == 300 and away < 1 and share < 0.5
+    like(opened, "light", media="print")
+    assert opened.execute_script("return getComputedStyle(document.querySelector('tbody th')).position") == "static"
+
+
+def test_print_opens_chapters_and_closes_them_again(opened) -> None:
+    opened.execute_script("document.querySelectorAll('details').forEach((d) => (d.open = false))")
+    closed = (
+        "dispatchEvent(new Event(%r)); return [...document.querySelectorAll('details')].filter((d) => !d.open).length"
+    )
+    folds = len(opened.find_elements(By.TAG_NAME, "details"))
+    assert opened.execute_script(closed % "beforeprint") == 0 and opened.execute_script(closed % "afterprint") == folds
+    like(opened, "light", media="print")
+    link = opened.execute_script(
+        "return getComputedStyle(document.querySelector('main a[href^=http]'), '::after').content"
+    )
+    assert "http" in link
+    assert not any(
+        opened.execute_script(
+            "return [...document.querySelectorAll('.tools, .downloads')].map((e) => e.checkVisibility())"
+        )
+    )
 
 
 def test_the_keyboard_reaches_the_answer_first(opened) -> None:

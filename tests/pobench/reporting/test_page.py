@@ -370,6 +370,16 @@ def test_only_the_formats_asked_for_are_written(frames, tmp_path) -> None:
     assert files == {"summary.md", "tables.tex", *tables}
 
 
+def test_pictures_are_packed_but_beside_the_card(whole) -> None:
+    """A page that opens holds one picture; every other is text for the script, which gives back the drawn one."""
+    page = read(whole)
+    before_first_fold = page[: page.index('<details class="fold"')]
+    assert page.count("<svg ") == before_first_fold.count("<svg ") == 1
+    held = [gzip.decompress(base64.b64decode(text)).decode() for text in re.findall(r'data-drawing="([^"]+)"', page)]
+    assert len(held) > 10 and all(text.startswith(("<svg ", "<img ")) for text in held)
+    assert sum('class="hints"' in text for text in held) > 5
+
+
 def test_a_page_that_grows_too_large_leaves_its_largest_pictures_out(frames, monkeypatch) -> None:
     (comparable,) = split(ordered(frames))
     section = section_of(comparable, ["kl", "both-rewards"])
