@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,13 @@ class Loss:
     def on(self, given: Any, **settings: Any) -> Any:
         """What the function returns for the inputs of its own unit: an `Inputs`, a `ListInputs` or an `AnswerInputs`. Raises
         PobenchError as `evaluate`."""
-        output = self.function(*self.named(given), **settings)
+        named = self.named(given)
+        before = [tensor._version for tensor in _tensors(named)]
+        output = self.function(*named, **settings)
+        if before != [tensor._version for tensor in _tensors(named)]:
+            raise PobenchError(
+                f"loss {self.name!r} changes the tensors that it is given; it must return new ones (a + b, not a += b)"
+            )
         if fault := wrong_output(output, given, self.unit):
             raise PobenchError(f"loss {self.name!r} must return {fault}")
         return output
@@ -234,3 +240,12 @@ def formula_of(doc: str) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join(line.strip() for line in text.splitlines() if line.startswith("    ") and line.strip())
+
+
+def _tensors(values: Any) -> Iterator[Any]:
+    """Those in nested tuples whose changes in place are counted."""
+    if isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)
+    elif hasattr(values, "is_inference") and not values.is_inference():
+        yield values
