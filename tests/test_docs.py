@@ -23,7 +23,7 @@ from pobench.cli.stage_page import stage_page
 from pobench.columns import FRAMES
 from pobench.composition import split
 from pobench.errors import or_fault
-from pobench.registry import Registry, get_loss, list_losses, load_plugin, modifiers, register_loss
+from pobench.registry import Registry, get_loss, list_losses, load_plugin, losses, modifiers, register_loss
 from pobench.reporting import loss_page as page
 from pobench.reporting.frame_page import frame_page
 from pobench.reporting.loss_family import family_figure
@@ -53,11 +53,9 @@ def text() -> str:
 
 @pytest.fixture
 def empty(monkeypatch: pytest.MonkeyPatch) -> Registry[Any]:
-    fresh: Registry[Any] = Registry("loss", "pobench.losses")
-    fresh._loaded = True
-    monkeypatch.setattr("pobench.registry.losses", fresh)
-    monkeypatch.setattr(page, "losses", fresh)
-    return fresh
+    for place, value in {"_items": {}, "_aliases": {}, "_loaded": True}.items():
+        monkeypatch.setattr(losses, place, value)
+    return losses
 
 
 def section(text: str, title: str) -> str:

@@ -14,7 +14,7 @@ from pobench.cli.answer import print_answers
 from pobench.cli.group import COMPARED, OUTPUT, STYLE, Command
 from pobench.cli.options import Debug, Plugins, StoredRuns, load_plugins, raise_faults
 from pobench.cli.terminal import err, escape, out
-from pobench.errors import UndrawnError, or_fault
+from pobench.errors import UndrawnError, nearest, or_fault
 
 app = typer.Typer(**STYLE)
 
@@ -90,7 +90,7 @@ def write_report(
     kinds = [kind for named in kinds for kind in (FORMATS if named == "all" else (named,))]
     known = (*FORMATS, FRAMES, ANSWERS)
     faults = [
-        f"--format: unknown {kind!r}{registry.nearest(kind, known)} Known: all, {', '.join(known)}"
+        f"--format: unknown {kind!r}{nearest(kind, known)} Known: all, {', '.join(known)}"
         for kind in kinds
         if kind not in known
     ]
