@@ -34,6 +34,21 @@ for (const button of document.querySelectorAll("button[data-packed]")) {
   });
 }
 
+// A link to a heading or a row is copied as it is followed; a short digest shows itself whole, and is copied.
+const copy = (text) => navigator.clipboard?.writeText(text).catch(() => {}); // a page opened from disk may be refused
+document.addEventListener("click", ({ target }) => {
+  const anchor = target.closest("a.anchor");
+  const short = target.closest("[data-full]");
+  if (anchor) copy(anchor.href);
+  if (!short) return;
+  short.textContent = short.dataset.full;
+  getSelection().selectAllChildren(short);
+  copy(short.dataset.full);
+});
+document.addEventListener("keydown", (event) => {
+  if ((event.key === "Enter" || event.key === " ") && event.target.matches("[data-full]")) { event.preventDefault(); event.target.click(); }
+});
+
 // Say what stands where the pointer is, or, with the arrow keys, point by point.
 const reach = 28; // pixels
 for (const picture of document.querySelectorAll(".picture")) {

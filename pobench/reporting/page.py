@@ -26,7 +26,7 @@ from pobench import registry
 from pobench.errors import PobenchError, UndrawnError, UnknownNameError, nearest
 from pobench.files import whole
 from pobench.reporting.card import Card, Finding, make_card
-from pobench.reporting.items import Download, Item, Task, _draw_all, list_made_from
+from pobench.reporting.items import Download, Item, Task, _draw_all, list_made_from, list_runs, say_made_from
 from pobench.reporting.looks import look_of
 from pobench.reporting.summary import both_fell, facts, scorecard, summarise
 from pobench.reporting.tables import TEX_NEEDS, clean, latex, listing, markdown, to_latex, to_markdown
@@ -65,22 +65,13 @@ def build_report(
     Raises PobenchError when there is no run, or for unknown names; UndrawnError, once the rest is written, where the code of a
     figure failed.
     """
-    shown, known = _chosen(figures), (*FORMATS, FRAMES)
+    known = (*FORMATS, FRAMES)
     unknown = [f"unknown format {name!r}{nearest(name, known)}" for name in formats if name not in known]
     if unknown:
         raise PobenchError("\n".join([*unknown, f"formats are {', '.join(known)}"]))
-    stored = ordered(frames)
+    shown, stored = chosen(figures), ordered(frames)
     groups = split(stored, setting=setting, seed=seed)
-    anchored = [(group, _slug(group.title) or f"section-{place}") for place, group in enumerate(groups)]
-    across = [figure for figure in shown if figure.every_setting] if len(groups) > 1 else []
-    within = [figure for figure in shown if figure not in across]
-    several = side_by_side(groups)
-    pictures = not PICTURES.isdisjoint(formats)
-    tasks = [Task(figure, several, ACROSS, pictures) for figure in across]
-    tasks += [Task(figure, group, anchor, pictures) for group, anchor in anchored for figure in within]
-    items = iter(_draw_all(tasks))
-    sections = [_build_across(several, [next(items) for _ in across])] if across else []
-    sections += [build_section(group, anchor, [next(items) for _ in within]) for group, anchor in anchored]
+    sections = build_sections(groups, shown, not PICTURES.isdisjoint(formats))
     out = Path(out)
     for section in sections:
         for item in section.items:
@@ -94,21 +85,41 @@ def build_report(
         if name.rpartition(".")[2] in formats:
             _write(out / name, page().encode("utf-8", "replace"))
     if FRAMES in formats:
-        _write_frames(stored, groups, out / "frames")
+        write_group_frames(stored, groups, out / "frames")
     report = out / "report.html" if "html" in formats else out
-    if failed := {item.name: item.failure for section in sections for item in section.items if item.failure}:
-        raise UndrawnError(report, failed)
+    refuse_undrawn(sections, report)
     return report
 
 
-def _write_frames(frames: Frames, groups: Sequence[Comparable], folder: Path) -> None:
+def build_sections(
+    groups: Sequence[Comparable], shown: Sequence[registry.Figure], pictures: bool = True
+) -> list[Section]:
+    """The sections of a page: of several groups first what is shown of all together, then each group's, in order."""
+    anchored = [(group, _slug(group.title) or f"section-{place}") for place, group in enumerate(groups)]
+    across = [figure for figure in shown if figure.every_setting] if len(groups) > 1 else []
+    within = [figure for figure in shown if figure not in across]
+    several = side_by_side(groups)
+    tasks = [Task(figure, several, ACROSS, pictures) for figure in across]
+    tasks += [Task(figure, group, anchor, pictures) for group, anchor in anchored for figure in within]
+    items = iter(_draw_all(tasks))
+    sections = [_build_across(several, [next(items) for _ in across])] if across else []
+    return sections + [build_section(group, anchor, [next(items) for _ in within]) for group, anchor in anchored]
+
+
+def refuse_undrawn(sections: Iterable[Section], report: Path) -> None:
+    """Raises UndrawnError where the code of a figure failed."""
+    if failed := {item.name: item.failure for section in sections for item in section.items if item.failure}:
+        raise UndrawnError(report, failed)
+
+
+def write_group_frames(frames: Frames, groups: Sequence[Comparable], folder: Path) -> None:
     """The frames of the groups, with the scores of every arm."""
     own = frames.of_runs(run for group in groups for run in group.frames["runs"]["run"])
     scores = pd.concat([group.frames["scores"] for group in groups], ignore_index=True)
     write_frames({**own, "scores": scores.sort_values(["run", "metric"], kind="stable")}, folder)
 
 
-def _chosen(names: Sequence[str] | None) -> list[registry.Figure]:
+def chosen(names: Sequence[str] | None) -> list[registry.Figure]:
     if names is None or list(names) == ["all"]:
         names = registry.figures.names()
     figures, faults = [], []
@@ -318,7 +329,8 @@ class Section:
 
 def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) -> Section:
     """The section of a group: its items by chapter, findings, samples and formulas."""
-    items = [*drawn, list_made_from(drawn, comparable, anchor)]
+    say_made_from(drawn, comparable.frames["runs"])
+    items = [*drawn, list_made_from(drawn, comparable, anchor), list_runs(comparable, anchor)]
     tables = _tables(items)
     health = tables.get("training-health")
     beside = [item for item in items if item.chapter == "answer" and item.picture][:1]
@@ -344,7 +356,8 @@ def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) ->
 
 def _build_across(several: Comparable, drawn: Sequence[Item]) -> Section:
     """The section of what is shown of several settings together."""
-    items = [*drawn, list_made_from(drawn, several, ACROSS)]
+    say_made_from(drawn, several.frames["runs"])
+    items = [*drawn, list_made_from(drawn, several, ACROSS), list_runs(several, ACROSS)]
     return Section(
         anchor=ACROSS,
         folder=ACROSS,
@@ -381,20 +394,40 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")[:80]
 
 
-def render(sections: Sequence[Section]) -> str:
+@dataclass(frozen=True)
+class Site:
+    """What the page of a shared site has beside: the social card's sentence and picture, and files as (path, what it is)."""
+
+    sentence: str
+    picture: str
+    files: Sequence[tuple[str, str]]
+
+
+def link_runs(section: Section, arms: Mapping[str, str], runs: Mapping[str, str]) -> None:
+    """Lead the names of arms and runs to their pages. arms: label → address. runs: name → address."""
+    for item in section.items:
+        for row in item.table.rows if item.table else ():
+            row[0].href = arms.get(row[0].text, "")
+            for cell in row:
+                cell.href = cell.href or runs.get(cell.full, "")
+        for cell in item.behind:
+            cell.href = runs.get(cell.full, "")
+
+
+def render(sections: Sequence[Section], site: Site | None = None) -> str:
     """The page as one string of at most `LARGEST_PAGE` bytes; the largest pictures are left out of a larger page."""
-    page = _render(sections)
+    page = _render(sections, site)
     drawn = [(item, section) for section in sections for item in section.items if item.picture]
     for item, section in sorted(drawn, key=lambda d: -len(d[0].picture or "")):
         if len(page.encode("utf-8", "replace")) <= LARGEST_PAGE:
             break
         where = f"{section.folder}/figures/{item.name}.svg"
         item.picture, item.hints = Markup("<p>Too large for this page: {}</p>").format(where), ""
-        page = _render(sections)
+        page = _render(sections, site)
     return page
 
 
-def _render(sections: Sequence[Section]) -> str:
+def _render(sections: Sequence[Section], site: Site | None) -> str:
     folder = importlib.resources.files("pobench.reports")
     read = {name: (folder / name).read_text("utf-8") for name in ("report.html", "report.css", "report.js")}
     pages = jinja2.Environment(
@@ -407,6 +440,7 @@ def _render(sections: Sequence[Section]) -> str:
     pages.filters["code"] = _code
     page = pages.get_template("report.html").render(
         sections=sections,
+        site=site,
         settings=sum(section.anchor != ACROSS for section in sections),
         metrics=_used_metrics(sections),
         version=importlib.metadata.version("pobench"),

@@ -260,3 +260,20 @@ def test_screen_readers_find_names_levels_and_landmarks(opened) -> None:
     assert opened.find_elements(By.CSS_SELECTOR, "th:not([scope])") == []
     names = "return [...document.querySelectorAll('a, button')].map((e) => (e.ariaLabel ?? e.textContent).trim())"
     assert all(opened.execute_script(names))
+
+
+def test_a_short_digest_shows_itself_whole_and_a_heading_has_a_link_of_its_own(opened) -> None:
+    run = opened.find_element(By.CSS_SELECTOR, "[id$='-runs'] [data-full]")
+    short, whole = run.text, run.get_attribute("data-full")
+    assert whole.rpartition("/")[2].startswith(short) and len(short) < len(whole.rpartition("/")[2])
+    opened.execute_script("arguments[0].focus()", run)
+    ActionChains(opened).send_keys(Keys.ENTER).perform()
+    assert run.text == whole and opened.execute_script("return getSelection().toString()") == whole
+    heading = opened.find_element(By.CSS_SELECTOR, "[id$='-main-table'] .head > *")
+    anchor = heading.find_element(By.CSS_SELECTOR, "a.anchor")
+    ActionChains(opened).move_to_element(heading).perform()
+    assert opened.execute_script("return getComputedStyle(arguments[0]).opacity", anchor) == "1"
+    anchor.click()
+    assert opened.current_url.endswith("-main-table")
+    rows = opened.execute_script("return [...document.querySelectorAll('tr[id]')].map((row) => row.id)")
+    assert len(rows) == len(set(rows)) > 20
