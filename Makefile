@@ -4,11 +4,12 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 LOSSES ?= simpo,dpo,ipo,kto,orpo
+COUNT  ?= 200
 # Tests start many processes, each of which would compile pobench again where Python may not write what it has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all check docs site clean
+.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all faults check docs site clean
 .DEFAULT_GOAL := help
 
 help:       ## list the targets
@@ -73,6 +74,10 @@ test: $(VENV)/.installed-test ## run the fast tests, in minutes
 
 test-all: $(VENV)/.installed-test ## all tests, the slow ones too
 	$(TESTS) -m ""
+
+faults: $(VENV)/.installed-test ## kill commands and damage stored files, hundreds of times; hours (COUNT: how many kills)
+	$(BIN)/python -m tests.faults.kills --count $(COUNT)
+	$(BIN)/python -m tests.faults.damage
 
 check: $(VENV)/.installed-test ## check formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -397,6 +397,12 @@ class LoopConfig(Section):
     """Seconds between two checkpoints, at least. 0: one after every step. .inf: none."""
     checkpoint_share: Annotated[float, RUNTIME] = Field(0.05, gt=0, le=1)
     """The share of the time that saving takes, at most."""
+    keep_checkpoints: Annotated[int, RUNTIME] = Field(2, ge=1, le=1000)
+    """The newest checkpoints that are kept, so that a damaged one costs only the steps since the one before; 1 where weights
+    are split over devices."""
+    grace_seconds: Annotated[float, RUNTIME] = Field(30.0, ge=0, allow_inf_nan=True)
+    """Seconds between the signal to leave and the end, where the scheduler's own time is not known. A checkpoint that takes
+    longer is not begun."""
     checkpoint_async: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto), RUNTIME] = "auto"
     """true: steps go on while a checkpoint is written, from a copy in the processor's memory. auto: on GPUs, where there is
     room."""
