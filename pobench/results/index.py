@@ -244,12 +244,21 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "order": about.get("order", ""),
         "protocol": config["protocol"],
         "note": config["model"].get("note", ""),
-        "environment": json.dumps(folder.read_json("environment.json") if folder.has("environment.json") else {}),
+        "environment": json.dumps(_environment(folder)),
         "sources": json.dumps({} if start else _sources(config["origin"], config["loss"], config["loss_settings"])),
         "length_bias": math.nan if start else config["data"].get("length_bias", 0.0),
         "others": sum(map(folder.others, folder.shown)),
         **_values_from(config, start),
     }
+
+
+def _environment(folder: RunFolder) -> Any:
+    """Versions, machine and devices; a run without is a run all the same."""
+    try:
+        return folder.read_json("environment.json") if folder.has("environment.json") else {}
+    except CorruptError as error:
+        say(f"the environment of {folder.run} is left out: {error}")
+        return {}
 
 
 def _values_from(config: Mapping[str, Any], start: bool) -> dict[str, Any]:

@@ -183,7 +183,7 @@ class RunFolder:
         about = {"kind": kind, "protocol": PROTOCOL, "start": start, **job.provenance(), "origin": dict(job.origin)}
         values = {**job.values(), **about, **job.facts_of_round()}
         text, path = yaml.safe_dump(values, sort_keys=False, allow_unicode=True), self.path / "config.yaml"
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
 
     @property

@@ -139,7 +139,7 @@ def _point_to(plan: Plan) -> None:
             folder.show({stage: node.name for stage, node in task.nodes.items()})
         if task.kind not in ("start", "loss") or not task.nodes:
             continue
-        if not folder.has("config.yaml") and not any(t.stages for t in tasks):
+        if not folder.path.is_dir() and not any(t.stages for t in tasks):
             continue  # nothing is stored, and nothing will be
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(task.job, task.kind, task.start)
