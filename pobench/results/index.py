@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pobench.errors import PobenchError, nearest
+from pobench.errors import CorruptError, PobenchError, nearest
 from pobench.files import whole
 from pobench.identity import code_digest, name_of
 from pobench.registry import losses
@@ -179,8 +179,14 @@ def _is_result(name: str) -> bool:
 
 # ---------------------------------------------------------------- of one run
 def read_entry(folder: RunFolder) -> Entry:
-    """The entry of a run, from its files. Raises CorruptError where a marker cannot be read."""
-    return Entry(_row(folder), homes_of(folder))
+    """The entry of a run, from its files. Raises CorruptError where a marker or the configuration cannot be read."""
+    try:
+        row = _row(folder)
+        if wrong := [name for name in ("setting", "kind", "loss", "start") if not isinstance(row[name], str)]:
+            raise TypeError(f"{wrong[0]} is no text")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CorruptError(folder.path / "config.yaml", f"it describes no run ({type(error).__name__}: {error})") from error
+    return Entry(row, homes_of(folder))
 
 
 def homes_of(folder: RunFolder) -> dict[str, Home]:
