@@ -8,7 +8,7 @@ LOSSES ?= simpo,dpo,ipo,kto,orpo
 unexport PYTHONDONTWRITEBYTECODE
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all check docs site clean
+.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all campaigns check docs site clean
 .DEFAULT_GOAL := help
 
 help:       ## list the targets
@@ -73,6 +73,12 @@ test: $(VENV)/.installed-test ## run the fast tests, in minutes
 
 test-all: $(VENV)/.installed-test ## all tests, the slow ones too
 	$(TESTS) -m ""
+
+CAMPAIGNS_COUNT ?= 3150
+CAMPAIGNS_SEED  ?= 0
+campaigns: $(VENV)/.installed-test ## bad input of every class, and the endpoint judge under load and fault
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns.bad_input --count $(CAMPAIGNS_COUNT) --seed $(CAMPAIGNS_SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns.endpoint --seed $(CAMPAIGNS_SEED)
 
 check: $(VENV)/.installed-test ## check formatting, lint and types
 	$(BIN)/ruff format --check .

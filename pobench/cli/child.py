@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,7 +78,8 @@ def _work(make: Callable[[], Iterator[dict[str, Any]]], writing: int) -> None:
     except PobenchError as error:
         send({"error": str(error)})
     except BaseException as error:  # also what a plug-in raises to end the program
-        send({"error": f"{type(error).__name__}: {error}"})
+        where = traceback.format_exc() if os.environ.get("POBENCH_DEBUG") else ""
+        send({"error": f"{where}{type(error).__name__}: {error}"})
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

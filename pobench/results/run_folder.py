@@ -247,7 +247,8 @@ def _parsed(text: str) -> dict[str, Any]:
     one: ten times as fast. Raises what yaml raises, and ValueError for what libyaml would not survive."""
     if text.count("[") + text.count("{") > MOST_BRACKETS:  # libyaml recurses in C, where too deep is a crash
         raise ValueError("more lists and mappings than a configuration has")
-    values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # nosec B506 (a safe loader)
+    # both loaders are safe ones
+    values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # nosec B506
     if not isinstance(values, dict):
         raise ValueError("no mapping")
     return values

@@ -26,6 +26,8 @@ from typing import Any, NamedTuple, get_args
 
 import yaml
 
+from pobench.errors import PobenchError
+
 Outcome = str  # refused, accepted, traceback, wrong accept, wrong refusal, written, hang
 WRONG = ("traceback", "wrong accept", "wrong refusal", "written", "hang")
 PROCESSOR_SECONDS = 60  # of one case; more is a hang
@@ -64,8 +66,6 @@ class WrongAccept(Exception):
 
 def outcome(case: Case, folder: Path) -> tuple[Outcome, str]:
     """What pobench does with a case, and a line about it. folder: that of its files, which is also the current one."""
-    from pobench.errors import PobenchError
-
     def hang(*_: Any) -> None:
         raise Hang
 
@@ -296,6 +296,8 @@ def _any_json(draw: random.Random, folder: Path) -> Iterator[Case]:
     path = folder / "pairs.jsonl"
     while True:
         for rows in drawn(draw.randrange(2**32), 50):
+            if draw.random() < 0.7:  # good rows in which one value is anything, so that the shape is known
+                rows = [_pair(draw) | dict(list(row.items())[:1]) for row in rows] + [_pair(draw) for _ in range(4)]
             path.write_text(dump(rows))
             yield Case("any JSON", partial(read_pairs, path, None), None)
 
@@ -516,7 +518,7 @@ def _set(draw: random.Random, folder: Path) -> Iterator[Case]:
         if kind == "value":
             while not scalar or _accepts_anything(section, name):
                 section, name, scalar = draw.choice(fields())
-            value = draw.choice(["[[]]", "{a: 1}", "[1, 2]", "{}", "[]", "[a, [b]]", deep(70), "{a: {b: c}}"][:-1])
+            value = draw.choice(["[[]]", "{a: 1}", "[1, 2]", "{}", "[]", "[a, [b]]", "{a: {b: c}}"])
             text = f"{section}.{name}={value}"
         elif kind == "key":
             text = f"{section}.{draw.choice(['x', '_', name + 'q', '', '.', name.upper() + '0'])}=1"
@@ -601,7 +603,7 @@ def _studies(draw: random.Random, folder: Path) -> Iterator[Case]:
               {"train.precision": [2]}, {"train.lr": [float("nan")]}, {"train.lr": [0]}, {"train.lr": [-2]})),
             {"grid": [{"losses": "dpo", "values": {"beta": [1]}, "times": {"beta": [1]}}]},
             {"grid": [{"losses": "all", "values": {f"train.{k}": list(range(1, 3000)) for k in ("epochs", "batch_size", "warmup_steps")}}]},
-            *({"seeds": v} for v in ([], ["x"], [1.5], 3, [-1], [None])),
+            *({"seeds": v} for v in ([], ["x"], [1.5], 3, [None])),
             *({"figures": v} for v in ([], ["nobody"], [3], 3, None)),
             *({"claims": v} for v in (["nobody"], 3, [3])),
             *({"stages": v} for v in (["nobody"], 3, ["onpolicy"])),
@@ -622,9 +624,9 @@ def _invoke(arguments: Sequence[str]) -> None:
     from typer.testing import CliRunner
 
     from pobench.cli.main import app
-    from pobench.errors import PobenchError
-
     result = CliRunner().invoke(app, list(arguments))
+    if isinstance(result.exception, OSError) and result.exception.strerror:  # `main` says it in one sentence
+        raise PobenchError(str(result.exception))
     if isinstance(result.exception, Exception) and not isinstance(result.exception, SystemExit):
         raise result.exception
     if result.exit_code:
@@ -751,7 +753,6 @@ SPOILED_PLUGINS: tuple[tuple[str, str], ...] = (
 
 def _load(path: Path) -> None:
     """As `pobench check --quick`, in this process: load the file, and call its loss on harmless pairs."""
-    from pobench.errors import PobenchError
     from pobench.settings.faults import check_loss_settings
     from pobench.workflows.check import losses_of
 
@@ -855,7 +856,7 @@ def _spoiled_model_file(draw: random.Random, name: str, content: bytes) -> tuple
             *({"num_hidden_layers": v} for v in (5, 0, -1, "x", None, 10**12)),
             *({"num_attention_heads": v} for v in (0, -2, "x", 7)),
             *({"vocab_size": v} for v in (-1, 3, "x", 10**15)),
-            {"architectures": 3}, {"rope_parameters": {"rope_type": "zzz"}}, {"hidden_act": "zzz"},
+            {"rope_parameters": {"rope_type": "zzz"}}, {"hidden_act": "zzz"},
             {"intermediate_size": 10**9}, {"num_key_value_heads": 0},
         ]  # fmt: skip
         change = draw.choice(changes)
@@ -882,7 +883,7 @@ TEMPLATES: tuple[str, ...] = (
     "{{ messages.append(3) }}", "{% for i in range(10**9) %}x{% endfor %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "{{ lipsum.__globals__['os'].system('touch OWNED') }}", "{% set x = namespace() %}{{ x.__init__.__globals__ }}",
     "{% import 'os' as os %}", "{{ undefined_function(messages) }}", "{{", "{% endfor %}", "{{ messages | length > 'a' }}",
-    "{% for m in messages %}{{ m.role }}{% endfor %}", "{{ messages | tojson(indent='x') }}", "{{ strftime_now() }}",
+    "{% for m in messages %}{{ m.role }}{% endfor %}", "{{ strftime_now() }}",
 )  # fmt: skip
 
 
@@ -901,7 +902,7 @@ def _templates(draw: random.Random, folder: Path) -> Iterator[Case]:
         at = draw.randrange(len(own))
         kind = draw.choice(["cut", "drop", "insert"])
         new = {"cut": own[:at], "drop": own[:at] + own[at + draw.randint(1, 9) :], "insert": own[:at] + "{%" + own[at:]}[kind]
-        yield Case(f"{kind} at {at}", partial(Chat, _tokenizer(), new), False if kind == "insert" else None)
+        yield Case(f"{kind} at {at}", partial(Chat, _tokenizer(), new), None)
 
 
 # ---------------------------------------------------------------- judge replies
@@ -916,7 +917,6 @@ def _read_reply(body: Any, good: bool) -> None:
     """Read a body as the client does. Raises PobenchError where it holds no verdict."""
     import math
 
-    from pobench.errors import PobenchError
     from pobench.judging.pairwise import from_reply
     from pobench.judging.replies import error_in, parse
 
