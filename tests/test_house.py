@@ -158,7 +158,9 @@ def reads_a_clock(path: Path) -> Iterator[str]:
             yield f"{path.relative_to(path.parents[1])}:{node.lineno}: {name} for {min(seconds)} s"
 
 
-PICKLES = re.compile(r"\bpickle\.loads?\(|torch\.load\(|joblib|\bdill\b|allow_pickle=True|weights_only=False|yaml\.(?:unsafe_|full_)load")
+PICKLES = re.compile(
+    r"\bpickle\.loads?\(|torch\.load\(|joblib|\bdill\b|allow_pickle=True|weights_only=False|yaml\.(?:unsafe_|full_)load"
+)
 ITS_OWN = "pobench/data/spool.py"  # reads a file without a name that it has written itself
 
 

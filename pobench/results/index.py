@@ -187,7 +187,9 @@ def read_entry(folder: RunFolder) -> Entry:
         if wrong := [name for name in ("setting", "kind", "loss", "start") if not isinstance(row[name], str)]:
             raise TypeError(f"{wrong[0]} is no text")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CorruptError(folder.path / "config.yaml", f"it describes no run ({type(error).__name__}: {error})") from error
+        raise CorruptError(
+            folder.path / "config.yaml", f"it describes no run ({type(error).__name__}: {error})"
+        ) from error
     return Entry(row, homes_of(folder))
 
 

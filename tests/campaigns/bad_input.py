@@ -66,6 +66,7 @@ class WrongAccept(Exception):
 
 def outcome(case: Case, folder: Path) -> tuple[Outcome, str]:
     """What pobench does with a case, and a line about it. folder: that of its files, which is also the current one."""
+
     def hang(*_: Any) -> None:
         raise Hang
 
@@ -83,7 +84,7 @@ def outcome(case: Case, folder: Path) -> tuple[Outcome, str]:
         seen, words = "wrong accept", str(error)
     except Hang:
         return "hang", f"more than {PROCESSOR_SECONDS} processor seconds"
-    except Exception as error:
+    except BaseException as error:
         return "traceback", f"{type(error).__name__}: {error}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -97,7 +98,11 @@ def outcome(case: Case, folder: Path) -> tuple[Outcome, str]:
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
-    return {str(p): (p.lstat().st_size, p.lstat().st_mtime_ns) for p in folder.rglob("*") if not p.is_dir() and p.suffix != ".pyc"}
+    return {
+        str(p): (p.lstat().st_size, p.lstat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if not p.is_dir() and p.suffix != ".pyc"
+    }
 
 
 # ---------------------------------------------------------------- spoiling
@@ -123,7 +128,9 @@ def deep(levels: int, kind: str = "[]") -> str:
 
 
 def words(draw: random.Random, most: int = 6) -> str:
-    return " ".join("".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 7))) for _ in range(draw.randint(1, most)))
+    return " ".join(
+        "".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 7))) for _ in range(draw.randint(1, most))
+    )
 
 
 def dump(rows: Sequence[Any]) -> str:
@@ -313,7 +320,8 @@ def drawn(seed: int, count: int) -> list[list[Any]]:
     leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
     roles = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "x"]), "content": leaf})
     value = st.recursive(
-        leaf | roles, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+        leaf | roles,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     )
     made: list[list[Any]] = []
 
@@ -412,9 +420,13 @@ def _setting_values(draw: random.Random, folder: Path) -> Iterator[Case]:
         elif kind == "section":
             values[draw.choice(["trian", "Model", "loss", "x", ""])] = {}
         elif kind == "losses":
-            values["losses"] = draw.choice([{"dpoo": {}}, {"dpo": {"bta": 1}}, {"dpo": 3}, ["dpo"], 3, {"dpo": {"beta": "x"}}])
+            values["losses"] = draw.choice(
+                [{"dpoo": {}}, {"dpo": {"bta": 1}}, {"dpo": 3}, ["dpo"], 3, {"dpo": {"beta": "x"}}]
+            )
         else:
-            values["name"] = draw.choice(["../up", "/etc/x", "a/b", "", ".x", "-x", 3, None, ["a"], "x" * 65, "a\nb", "report"])
+            values["name"] = draw.choice(
+                ["../up", "/etc/x", "a/b", "", ".x", "-x", 3, None, ["a"], "x" * 65, "a\nb", "report"]
+            )
         path.write_text(yaml.safe_dump(values))
         known = _accepts_anything(section, name) if kind == "value" else False
         yield Case(label, partial(_resolve, path), True if good else None if known else False)
@@ -422,7 +434,13 @@ def _setting_values(draw: random.Random, folder: Path) -> Iterator[Case]:
 
 def _accepts_anything(section: str, name: str) -> bool:
     """Whether a field may hold what `BAD_VALUES` holds: a judge's settings, which only the judge knows, and a remark."""
-    return (section, name) in {("data", "sources")} or name in ("settings", "ignore", "columns", "template_arguments", "note")
+    return (section, name) in {("data", "sources")} or name in (
+        "settings",
+        "ignore",
+        "columns",
+        "template_arguments",
+        "note",
+    )
 
 
 @cases("settings: data.sources")
@@ -523,7 +541,9 @@ def _set(draw: random.Random, folder: Path) -> Iterator[Case]:
         elif kind == "key":
             text = f"{section}.{draw.choice(['x', '_', name + 'q', '', '.', name.upper() + '0'])}=1"
         elif kind == "form":
-            text = draw.choice(["", "=", "=1", "train.lr", "train", "train=1", ".lr=1", "train.=1", "lr=1", "dpo=1", "\x1b[31m"])
+            text = draw.choice(
+                ["", "=", "=1", "train.lr", "train", "train=1", ".lr=1", "train.=1", "lr=1", "dpo=1", "\x1b[31m"]
+            )
         elif kind == "section":
             text = f"{draw.choice(['trian', 'x', 'losses', '../train', 'Train '])}.{name}=1"
         else:
@@ -593,7 +613,13 @@ def _studies(draw: random.Random, folder: Path) -> Iterator[Case]:
             yield next(broken)
             continue
         grid = [{"losses": ["dpo"], "values": {"beta": [0.1, 0.5]}, "times": {"train.lr": [1, 2.0]}}]
-        study: dict[str, Any] = {"title": "t", "question": "q", "figures": ["settings-table"], "seeds": [1], "grid": grid}
+        study: dict[str, Any] = {
+            "title": "t",
+            "question": "q",
+            "figures": ["settings-table"],
+            "seeds": [1],
+            "grid": grid,
+        }
         good = draw.random() < 0.1
         spoils: list[dict[str, Any]] = [
             *({"grid": v} for v in ([], {}, 3, "x", [3], [{}], [{"losses": "dpoo"}], [{"losses": 3}])),
@@ -624,6 +650,7 @@ def _invoke(arguments: Sequence[str]) -> None:
     from typer.testing import CliRunner
 
     from pobench.cli.main import app
+
     result = CliRunner().invoke(app, list(arguments))
     if isinstance(result.exception, OSError) and result.exception.strerror:  # `main` says it in one sentence
         raise PobenchError(str(result.exception))
@@ -819,7 +846,9 @@ def _models(draw: random.Random, folder: Path) -> Iterator[Case]:
     while True:
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(shipped, model, copy_function=os.link)
-        name = draw.choice(["config.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+        name = draw.choice(
+            ["config.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        )
         content = (shipped / name).read_bytes()
         (model / name).unlink()
         if draw.random() < 0.06:
@@ -901,7 +930,11 @@ def _templates(draw: random.Random, folder: Path) -> Iterator[Case]:
             continue
         at = draw.randrange(len(own))
         kind = draw.choice(["cut", "drop", "insert"])
-        new = {"cut": own[:at], "drop": own[:at] + own[at + draw.randint(1, 9) :], "insert": own[:at] + "{%" + own[at:]}[kind]
+        new = {
+            "cut": own[:at],
+            "drop": own[:at] + own[at + draw.randint(1, 9) :],
+            "insert": own[:at] + "{%" + own[at:],
+        }[kind]
         yield Case(f"{kind} at {at}", partial(Chat, _tokenizer(), new), None)
 
 
@@ -909,7 +942,12 @@ def _templates(draw: random.Random, folder: Path) -> Iterator[Case]:
 def _completion(draw: random.Random, text: str) -> dict[str, Any]:
     top = [{"token": "A", "logprob": -0.1}, {"token": "B", "logprob": -2.4}]
     logprobs = {"content": [{"token": text[:1], "logprob": -0.1, "top_logprobs": top}]}
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}, "logprobs": logprobs}
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": text},
+        "logprobs": logprobs,
+    }
     return {"id": "1", "choices": [choice], "usage": {"prompt_tokens": draw.randint(1, 99), "completion_tokens": 1}}
 
 
@@ -924,16 +962,38 @@ def _read_reply(body: Any, good: bool) -> None:
         if error_in(body):
             raise PobenchError("an error in place of a reply")
         reply = parse(body, 8)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:  # what the client takes for no chat completion
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:  # what the client takes for no chat completion
         raise PobenchError(f"no chat completion: {error!r}") from None
     verdict = from_reply(reply.answer, reply.top) if reply.answer else math.nan
     if math.isnan(verdict):
         raise PobenchError(f"no verdict: {reply.missing or reply.answer!r}")
-    if not 0 <= verdict <= 1 or not all(type(n) is int and n >= 0 for n in (reply.prompt_tokens, reply.completion_tokens)):
+    if not 0 <= verdict <= 1 or not all(
+        type(n) is int and n >= 0 for n in (reply.prompt_tokens, reply.completion_tokens)
+    ):
         raise WrongAccept(f"{verdict} {reply}")
 
 
-NO_VERDICT = ("", " ", "C", "AB", "A or B", "A\nB", "neither", "<think>A", "</think>", "both", "A B", "Answer A: …", "\x00", "1")
+NO_VERDICT = (
+    "",
+    " ",
+    "C",
+    "AB",
+    "A or B",
+    "A\nB",
+    "neither",
+    "<think>A",
+    "</think>",
+    "both",
+    "A B",
+    "Answer A: …",
+    "\x00",
+    "1",
+)
 
 
 @cases("judge replies")
@@ -978,12 +1038,16 @@ def _stored(draw: random.Random, folder: Path) -> Iterator[Case]:
         elif kind == "bytes":
             text = text[: draw.randint(1, len(text) - 5)]
         elif kind == "trained":
-            trained = draw.choice(["", "[]", "3", "null", "{", '{"files": 3}', '{"files": {"../../x": "a"}}', "\x00", deep(100_000)])
+            trained = draw.choice(
+                ["", "[]", "3", "null", "{", '{"files": 3}', '{"files": {"../../x": "a"}}', "\x00", deep(100_000)]
+            )
         (run / "config.yaml").write_text(text, encoding="utf-8")
         (run / "trained.json").unlink(missing_ok=True)
         if trained is not None:
             (run / "trained.json").write_text(trained, encoding="utf-8")
-        yield Case(f"stored: {kind} {trained or ''}"[:80], partial(load_frames, folder / "runs"), True if good else None)
+        yield Case(
+            f"stored: {kind} {trained or ''}"[:80], partial(load_frames, folder / "runs"), True if good else None
+        )
 
 
 @cache
@@ -1054,11 +1118,16 @@ def main() -> None:
     logging.disable(logging.ERROR)
     names = {given.only: given.count} if given.only else shares(given.count)
     kinds = ("refused", "accepted", *WRONG)
-    print("| class | cases | " + " | ".join(kinds) + " | processor seconds |\n|" + "---|" * (len(kinds) + 3), flush=True)
+    print(
+        "| class | cases | " + " | ".join(kinds) + " | processor seconds |\n|" + "---|" * (len(kinds) + 3), flush=True
+    )
     total, wrong, seconds = Counter[Outcome](), list[tuple[Outcome, str, str]](), 0.0
     for name, count in names.items():
         tally = campaign(name, count, given.seed)
-        print(f"| {name} | {count} | " + " | ".join(str(tally.counts[k]) for k in kinds) + f" | {tally.seconds:.1f} |", flush=True)
+        print(
+            f"| {name} | {count} | " + " | ".join(str(tally.counts[k]) for k in kinds) + f" | {tally.seconds:.1f} |",
+            flush=True,
+        )
         total, seconds = total + tally.counts, seconds + tally.seconds
         wrong += [(seen, f"{name}: {label}", words) for seen, label, words in tally.wrong]
     print(f"| all | {sum(names.values())} | " + " | ".join(str(total[k]) for k in kinds) + f" | {seconds:.1f} |")

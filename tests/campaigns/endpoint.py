@@ -128,7 +128,9 @@ def meet(seed: int, folder: Path, requests: int = 40) -> Seen:
     share, capped = draw.choice([0.0, 0.2, 0.4]), draw.random() < 0.4
     never = frozenset(draw.sample(range(4, requests), draw.randint(0, 4)))
     cap = round(draw.uniform(0.2, 0.6), 2) if capped else None
-    asked = [Request(({"role": "user", "content": f"Which is better, number {i}"},), max_tokens=4) for i in range(requests)]
+    asked = [
+        Request(({"role": "user", "content": f"Which is better, number {i}"},), max_tokens=4) for i in range(requests)
+    ]
     faults: list[str] = []
     replies: list[Any] = []
     with Faulty(seed, share, never) as server:
@@ -166,7 +168,9 @@ def meet(seed: int, folder: Path, requests: int = 40) -> Seen:
             faults.append(f"{text!r} has the reply {reply.text!r}")
         else:
             right += 1
-    faults += [f"the key in {file.name}" for file in folder.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
+    faults += [
+        f"the key in {file.name}" for file in folder.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()
+    ]
     return Seen(right, missing, met, faults)
 
 

@@ -37,7 +37,11 @@ def test_the_campaign_sees_what_it_counts(tmp_path: Path) -> None:
         refuse()
 
     assert (seen(refuse), seen(refuse, True), seen(write)) == ("refused", "wrong refusal", "written")
-    assert (seen(lambda: None), seen(lambda: None, True), seen(lambda: 1 / 0)) == ("wrong accept", "accepted", "traceback")
+    assert (seen(lambda: None), seen(lambda: None, True), seen(lambda: 1 / 0)) == (
+        "wrong accept",
+        "accepted",
+        "traceback",
+    )
 
 
 def test_a_case_that_does_not_end_is_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
