@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from pobench.loss_math import certainty, relative_logps
+from pobench.dispersion import certainty, relative_logps
 from pobench.registry import register_loss
 from pobench.types import Entropy, LossOutput, Pair, Positive
 

@@ -23,7 +23,7 @@ Reward: x, without the certainty.
 
 from __future__ import annotations
 
-from pobench.loss_math import certainty, relative_logps
+from pobench.dispersion import certainty, relative_logps
 from pobench.registry import register_loss
 from pobench.types import Entropy, LossOutput, Pair, Positive
 

@@ -39,7 +39,12 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 # ---------------------------------------------------------------- source code
-MATH = ("pobench.loss_math", "pobench.list_math", "pobench.shared_margins")  # what losses compute with
+MATH = (
+    "pobench.loss_math",
+    "pobench.list_math",
+    "pobench.shared_margins",
+    "pobench.dispersion",
+)  # what losses compute with
 
 
 def code_digest(function: Callable[..., Any]) -> str:

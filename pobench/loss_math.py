@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from pobench.errors import PobenchError
-from pobench.types import Entropy, Pair, SequenceLogps
+from pobench.types import SequenceLogps
 
-LEAST_DISPERSION = 1e-6  # keeps MallowsPO's certainty finite
 LARGEST_LOGP = -1e-6  # keeps the log-odds of a certain answer finite in fp32
 
 
@@ -78,22 +77,3 @@ def exp_difference(a: Tensor, b: Tensor) -> Tensor:
     gap = a - b
     near = b.exp() * torch.expm1(gap.clamp(-1, 1))  # clamped, so that the branch not taken stays finite
     return torch.where(gap.abs() < math.log(2), near, a.exp() - b.exp())
-
-
-def relative_logps(policy: Pair, reference: Pair | None, average: bool) -> tuple[Tensor, Tensor]:
-    """(pairs,) each, of chosen and rejected: the log-probability, less the reference's if there is one; a token's mean if
-    `average`."""
-    totals = [side.total for side in policy]
-    if reference is not None:
-        totals = [total - base.total for total, base in zip(totals, reference, strict=True)]
-    chosen, rejected = (total / side.length if average else total for total, side in zip(totals, policy, strict=True))
-    return chosen, rejected
-
-
-def certainty(entropy: Entropy, policy: Pair, scale: float) -> Tensor:
-    """(pairs,) MallowsPO's `-scale * log(dispersion)`: the dispersion is the mean of the two responses' mean entropies under
-    the reference, as a share of the largest entropy. policy: for the lengths."""
-    assert entropy.reference is not None
-    lengths = torch.stack([side.length for side in policy], dim=1)
-    dispersion = (entropy.reference.sum(-1) / lengths).mean(1) / entropy.largest
-    return -scale * dispersion.clamp(min=LEAST_DISPERSION).log()

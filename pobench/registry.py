@@ -250,7 +250,13 @@ class Loss:
     def on(self, given: Any, **settings: Any) -> Any:
         """What the function returns for the inputs of its own unit: an `Inputs`, a `ListInputs` or an `AnswerInputs`. Raises
         PobenchError as `evaluate`."""
-        output = self.function(*self.named(given), **settings)
+        named = self.named(given)
+        before = [tensor._version for tensor in _tensors(named)]
+        output = self.function(*named, **settings)
+        if before != [tensor._version for tensor in _tensors(named)]:
+            raise PobenchError(
+                f"loss {self.name!r} changes the tensors that it is given; it must return new ones (a + b, not a += b)"
+            )
         if fault := wrong_output(output, given, self.unit):
             raise PobenchError(f"loss {self.name!r} must return {fault}")
         return output
@@ -434,6 +440,15 @@ class Losses(Registry[Loss]):
 
 
 losses = Losses("loss", "pobench.losses", entry_points="pobench.losses", reserved=NOT_A_LOSS)
+
+
+def _tensors(values: Any) -> Iterator[Any]:
+    """Those in nested tuples whose changes in place are counted."""
+    if isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)
+    elif hasattr(values, "is_inference") and not values.is_inference():
+        yield values
 
 
 def part_of(name: str) -> Loss | Modifier:

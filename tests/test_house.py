@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 TIERS = """
-    types errors columns registry files locks printing progress row_files sources loss_math list_math shared_margins composition composed units identity positions adapter_folder shards
+    types errors columns registry files locks orphans printing progress row_files sources loss_math list_math shared_margins dispersion composition composed units identity positions adapter_folder shards
     settings
     data model results
     training judging reporting
@@ -23,7 +23,7 @@ TIERS = """
     cli
 """  # noqa: E501 (a room imports from the lines above its own; the names of one line, the first excepted, are strangers)
 CONTENT = {  # folder: what it may import of pobench, and the packages besides Python's own
-    "losses": ({"types", "registry", "loss_math", "list_math", "shared_margins", "composed"}, {"torch"}),
+    "losses": ({"types", "registry", "loss_math", "list_math", "shared_margins", "dispersion", "composed"}, {"torch"}),
     "analysis": (
         {"types", "registry", "columns", "results", "reporting.plot", "reporting.looks"},
         {"numpy", "pandas", "matplotlib", "scipy"},

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from pobench.cli.child import in_child
 from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Json, Sets, parse_each, raise_faults
-from pobench.cli.child import in_child
 from pobench.cli.terminal import escape, out
 from pobench.printing import say_json
 

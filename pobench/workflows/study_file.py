@@ -19,7 +19,6 @@ from pobench.settings.plain_yaml import plain_yaml
 from pobench.settings.resolve import resolve_names
 from pobench.settings.schema import SECTIONS, Seed
 
-
 MOST_JOBS = 10_000  # combinations of values of one entry of a grid; each is a job for every loss and seed
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: B023, E501, RUF005 (changes are called in the turn that makes them; tables of values are wide)
 """Give pobench bad input of every class, and count what it does: `python -m tests.campaigns.bad_input --count N --seed S`.
 
 A case is a good input with one change that is known to spoil it, or a good input as it is. pobench must refuse the first with one

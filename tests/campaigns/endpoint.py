@@ -1,8 +1,8 @@
 """The endpoint judge under load and fault: `python -m tests.campaigns.endpoint --count N --seed S`.
 
-A loopback server meets every request with a fault drawn by the seed, or answers it. For each client: every reply is the one that the
-server gave for that question, or is counted as missing; nothing that was answered is asked and paid for again; no more requests are
-on their way than allowed; the cap holds to the cent.
+A loopback server meets every request with a fault drawn by the seed, or answers it. For each client: every reply is the one
+that the server gave for that question, or is counted as missing; nothing that was answered is asked and paid for again; no
+more requests are on their way than allowed; the cap holds to the cent.
 """
 
 from __future__ import annotations

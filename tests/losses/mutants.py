@@ -2,7 +2,8 @@
 
     python tests/losses/mutants.py [NAMES]
 
-Mutations are made in the syntax tree of a loss's own function, and of every function of `list_math` and `shared_margins`,
+Mutations are made in the syntax tree of a loss's own function, and of every function of `list_math`, `shared_margins` and
+`dispersion`,
 which are names too: a sign turned, a factor dropped, a sum taken for a mean (or the other way round), the two responses
 exchanged, a detached reward replaced, an `and` for an `or`, a tie let in or out. Each mutant runs the tests of tests/losses for
 its loss in a forked process; one that passes them all is printed, and the exit status is 1.
@@ -42,7 +43,7 @@ OPPOSITE: dict[type, type] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
 }
 # Modules that losses compute with: file → the losses whose tests try it, as pytest's `-k` names them.
-SHARED = {"list_math": "list or a_pair_is", "shared_margins": "gamma_po"}
+SHARED = {"list_math": "list or a_pair_is", "shared_margins": "gamma_po", "dispersion": "mallows"}
 
 
 def mutations(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:

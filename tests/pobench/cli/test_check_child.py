@@ -27,5 +27,5 @@ def test_values_come_one_by_one_and_a_fault_behind_them_is_raised() -> None:
 
     given = in_child(some, 600, "some")
     assert next(given) == {"law": "first"}
-    with pytest.raises(PobenchError, match="^no more$"):
+    with pytest.raises(PobenchError, match=r"^no more$"):
         next(given)

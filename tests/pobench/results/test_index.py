@@ -28,6 +28,7 @@ ROW = {
         ("dpo", "pairs", "pairs"),
         ("plackett_luce", "pairs", "pairs read as lists"),
         ("kto_unpaired", "pairs", "pairs read as answers"),
+        ("kto_unpaired", "pairs from all", "pairs from all read as answers"),
         ("plackett_luce", "lists", "lists"),
         ("kto_unpaired", "", ""),
         ("a_plugin_that_is_not_loaded", "pairs", "pairs"),
