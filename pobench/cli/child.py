@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -89,8 +90,6 @@ def _work(make: Callable[[], Iterator[dict[str, Any]]], writing: int) -> None:
 def _end(child: int) -> None:
     """Kill the child's group and wait for the child."""
     for kill, of in ((os.killpg, child), (os.kill, child)):  # it may not have its group yet
-        try:
+        with contextlib.suppress(ProcessLookupError):
             kill(of, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     os.waitpid(child, 0)

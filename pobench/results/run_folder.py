@@ -46,7 +46,6 @@ from pobench.results.manifest import manifest
 from pobench.settings.job import Job
 from pobench.sources import file_digest
 
-
 MOST_BRACKETS = 10_000  # of a configuration; those of long searches have some hundreds
 
 
