@@ -9,7 +9,7 @@ COUNT  ?= 200
 unexport PYTHONDONTWRITEBYTECODE
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all faults check docs site clean
+.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all faults campaigns check docs site clean
 .DEFAULT_GOAL := help
 
 help:       ## list the targets
@@ -74,6 +74,12 @@ test: $(VENV)/.installed-test ## run the fast tests, in minutes
 
 test-all: $(VENV)/.installed-test ## all tests, the slow ones too
 	$(TESTS) -m ""
+
+CAMPAIGNS_COUNT ?= 3150
+CAMPAIGNS_SEED  ?= 0
+campaigns: $(VENV)/.installed-test ## bad input of every class, and the endpoint judge under load and fault
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns.bad_input --count $(CAMPAIGNS_COUNT) --seed $(CAMPAIGNS_SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns.endpoint --seed $(CAMPAIGNS_SEED)
 
 faults: $(VENV)/.installed-test ## kill commands and damage stored files, hundreds of times; hours (COUNT: how many kills)
 	$(BIN)/python -m tests.faults.kills --count $(COUNT)

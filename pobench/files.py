@@ -115,7 +115,7 @@ def read_marker(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file that marks a finished result. Raises CorruptError where it cannot be read."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
     if not isinstance(stored, dict):
         raise CorruptError(path, "it holds no mapping")

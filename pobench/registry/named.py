@@ -131,9 +131,9 @@ def load_plugin(path: str | Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except PobenchError:
+    except (PobenchError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit, or a kind of its own
         raise PobenchError(f"--plugin: {str(path)!r} {import_fault(error)}") from error
 
 

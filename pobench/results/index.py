@@ -84,6 +84,8 @@ def run_row(entry: Entry) -> dict[str, Any]:
 def entries(root: Path, setting: str | None = None) -> Iterator[Entry]:
     """The entry of every stored run, or of a setting's, by name."""
     by_setting: dict[str, list[str]] = {}
+    if setting is not None and Path(setting).name != setting:  # a path, which may lead out of the folder
+        return
     for path in sorted(root.glob(f"{_literal(setting)}/*/config.yaml")):
         by_setting.setdefault(path.parent.parent.name, []).append(path.parent.name)
     for name in sorted(by_setting):
@@ -189,11 +191,16 @@ def _is_result(name: str) -> bool:
 
 # ---------------------------------------------------------------- of one run
 def read_entry(folder: RunFolder) -> Entry:
-    """The entry of a run, from its files. Raises CorruptError where one of them cannot be read."""
+    """The entry of a run, from its files. Raises CorruptError where a marker or the configuration cannot be read."""
     try:
-        return Entry(_row(folder), homes_of(folder))
-    except KeyError as error:
-        raise CorruptError(folder.path / "config.yaml", f"it or a marker beside it lacks {error}") from error
+        row = _row(folder)
+        if wrong := [name for name in ("setting", "kind", "loss", "start") if not isinstance(row[name], str)]:
+            raise TypeError(f"{wrong[0]} is no text")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CorruptError(
+            folder.path / "config.yaml", f"it describes no run ({type(error).__name__}: {error})"
+        ) from error
+    return Entry(row, homes_of(folder))
 
 
 def homes_of(folder: RunFolder) -> dict[str, Home]:

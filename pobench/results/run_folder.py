@@ -46,6 +46,8 @@ from pobench.results.manifest import manifest
 from pobench.settings.job import Job
 from pobench.sources import file_digest
 
+MOST_BRACKETS = 10_000  # of a configuration; those of long searches have some hundreds
+
 
 class NodeFolder(MarkedFolder):
     """`<stage>-<12 hex>`: one result, its causes, and the digests of its files.
@@ -188,11 +190,11 @@ class RunFolder:
 
     @property
     def config(self) -> dict[str, Any]:
-        """`config.yaml`. Raises CorruptError where it cannot be read."""
+        """`config.yaml`. Raises CorruptError where it holds no mapping of plain values."""
         path = self.path / "config.yaml"
         try:
             return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, yaml.YAMLError) as error:
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
 
     def write_json(self, name: str, value: Any) -> None:
@@ -267,8 +269,14 @@ def step_fault(steps: Sequence[int], done: int) -> str:
 @lru_cache(maxsize=8)
 def _parsed(text: str) -> dict[str, Any]:
     """A `config.yaml`. A report asks several times for that of every run, so the last ones are kept; by libyaml where there is
-    one: ten times as fast."""
-    return dict(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    one: ten times as fast. Raises what yaml raises, and ValueError for what libyaml would not survive."""
+    if text.count("[") + text.count("{") > MOST_BRACKETS:  # libyaml recurses in C, where too deep is a crash
+        raise ValueError("more lists and mappings than a configuration has")
+    # both loaders are safe ones
+    values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # nosec B506
+    if not isinstance(values, dict):
+        raise ValueError("no mapping")
+    return values
 
 
 # ---------------------------------------------------------------- names
