@@ -83,9 +83,8 @@ def build_report(
     for section in sections:
         for item in section.items:
             _write_item(item, out / section.folder, formats)
-    for group, section in zip(groups, sections[-len(groups) :], strict=True):
-        if ANSWERS in formats and write_answers(group, out / section.folder / ANSWERS):
-            section.beside_page = f"{section.folder}/{ANSWERS}/{INDEX}"
+    if ANSWERS in formats:
+        lay_answers_beside(sections, groups, out)
     pages = {
         "report.html": lambda: render(sections),
         "summary.md": lambda: "\n".join(map(summary_markdown, sections)),
@@ -115,6 +114,14 @@ def build_sections(
     sections = [_build_across(several, [next(items) for _ in across])] if across else []
     most = MOST_PACKED // len(groups)
     return sections + [build_section(group, anchor, [next(items) for _ in within], most) for group, anchor in anchored]
+
+
+def lay_answers_beside(sections: Sequence[Section], groups: Sequence[Comparable], out: Path) -> None:
+    """Write every answer as files below the page's folder, which a page that is served reads. sections: those of the groups come
+    last."""
+    for group, section in zip(groups, sections[-len(groups) :], strict=True):
+        if write_answers(group, out / section.folder / ANSWERS):
+            section.beside_page = f"{section.folder}/{ANSWERS}/{INDEX}"
 
 
 def refuse_undrawn(sections: Iterable[Section], report: Path) -> None:

@@ -282,6 +282,7 @@ def name_lines(ax: Axes, longest: int = 18) -> bool:
     if len(lines) > MOST_NAMED:
         return False
     for line, label in zip(lines, labels, strict=True):
+        assert isinstance(line, Line2D)
         points = np.column_stack([np.asarray(values, dtype=float) for values in line.get_data()])
         points = points[np.isfinite(points).all(axis=1)]
         if len(points):
@@ -708,8 +709,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the 
 
 
 def csv(data: pd.DataFrame) -> bytes:
-    """The numbers behind a figure, six significant digits, missing as an empty field. Text that a spreadsheet would compute as a
-    formula stands behind an apostrophe; in front of what is a number it stands nowhere."""
+    """The numbers behind a figure, six significant digits, missing as an empty field. Text that a spreadsheet would compute as
+    a formula stands behind an apostrophe; in front of what is a number it stands nowhere."""
     plain = data.rename(columns=_no_formula).map(_no_formula)
     text: str = plain.to_csv(index=False, float_format="%.6g", lineterminator="\n", errors="replace")
     return text.encode("utf-8", "replace")

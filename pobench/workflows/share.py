@@ -19,6 +19,7 @@ from pobench.reporting.page import (
     Site,
     build_sections,
     chosen,
+    lay_answers_beside,
     link_runs,
     refuse_undrawn,
     render,
@@ -72,6 +73,7 @@ def share(runs: str | Path, out: Path, setting: str | None = None, figures: Sequ
         for group in groups:
             _write_pages(Pages(group, lambda run: RunFolder(root, run)), site)
         _link(sections, groups)
+        lay_answers_beside(sections, groups, site)
         write_group_frames(frames, groups, site / "data")
         _write_csv(site / "data")
         losses = frames["runs"].loc[frames["runs"]["loss"] != "start", "loss"]
