@@ -335,7 +335,7 @@ def commands(page_: Path) -> Iterator[list[str]]:
     for block in blocks(page_.read_text(encoding="utf-8")):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("pobench ") and not line.startswith("pobench/"):
-                yield [word for word in shlex.split(line, comments=True)[1:] if word != "…"]
+                yield [word for word in shlex.split(line, comments=True)[1:] if word not in ("…", "&")]
 
 
 @cache

@@ -40,7 +40,8 @@ answers of the data; of pairs each is a list of two, or two answers, a desirable
 pair's. Gradients are given for pairs.
 
 Values and gradients of objectives that TRL also has are tested against TRL's trainers: tests/losses/test_trl_parity.py.
-[peers.md](peers.md) says which programs have which objective."""
+[peers.md](peers.md) says which programs have which objective, and which published ones are
+[not here, and why](peers.md#what-others-have)."""
 
 FAMILY = """\
 ## Which is which
@@ -95,14 +96,6 @@ MEANINGS = {  # of settings that several losses share; a loss declares other nam
     "label_smoothing": "share of pairs taken to be labelled the wrong way round",
 }
 
-LEFT_OUT = {  # published objectives that ask for what no loss is given yet, or whose formula is not settled
-    "MallowsPO by Kendall's distance": "is in the paper alone; no public code has it",
-    "DRO": "trains a model of a prompt's value beside the policy; with a baseline in its place it would be another objective",
-    "BCO's density-ratio weights": "come from a classifier of prompts, on embeddings of them by a second model",
-    "SPIN": "is DPO's loss, on pairs of a human answer and one of the reference's own",
-    "FocalPO": "has no public code, and secondary sources do not say whether its factor is detached",
-}
-
 LABELS = (
     "Elsewhere",
     "Beware",
@@ -144,7 +137,6 @@ def loss_page() -> str:
         if group:
             parts += [f"## {heading}", *map(_section, group)]
     parts += [EXPRESSIONS, *(_modifier(modifiers.get(name)) for name in modifiers.names())]
-    parts += ["## Left out", "\n".join(f"- **{name}** {why}." for name, why in LEFT_OUT.items())]
     return "\n\n".join(parts) + "\n"
 
 
