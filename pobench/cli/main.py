@@ -36,6 +36,7 @@ class Commands(CommandFiles):
         "export",
         "push",
         "diff",
+        "share",
         "merge",
         "doctor",
         "new",
