@@ -26,6 +26,7 @@ class Commands(CommandFiles):
         "tune",
         "plan",
         "status",
+        "watch",
         "cancel",
         "list",
         "check",

@@ -7,6 +7,7 @@ import gzip
 import math
 import multiprocessing
 import os
+import struct
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from pobench import registry
+from pobench.orphans import end_with_and_at_signals
 from pobench.reporting import plot
 from pobench.reporting.draw import draw
 from pobench.reporting.looks import look_of
@@ -29,6 +31,7 @@ from pobench.results.derived import DERIVED
 from pobench.results.run_folder import short_names
 
 # ---------------------------------------------------------------- figures and tables of a section
+SMALLEST_PACKED = 4000  # characters of a picture
 DOWNLOADS = {
     "csv": ("CSV", "text/csv;charset=utf-8"),
     "md": ("Markdown", "text/markdown;charset=utf-8"),
@@ -47,7 +50,12 @@ class Download(NamedTuple):
     @classmethod
     def of(cls, file: str, content: bytes) -> Download:
         title, kind = DOWNLOADS[file.rpartition(".")[2]]
-        return cls(title, file, kind, base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii"))
+        return cls(title, file, kind, packed(content))
+
+
+def packed(content: bytes) -> str:
+    """The content, gzipped, in base64, as the page's script unpacks it."""
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii")
 
 
 @dataclass
@@ -75,6 +83,21 @@ class Item:
     @property
     def downloads(self) -> list[Download]:
         return [Download.of(f"{self.name}.{f}", self.files[f]) for f in DOWNLOADS if f in self.files]
+
+    @property
+    def drawing(self) -> str:
+        """The picture and its hints, packed, where the page draws them only when a reader comes near; "" where they stand on
+        it: beside the card, and where they are small."""
+        if self.picture is None or self.chapter == "answer" or len(self.picture) < SMALLEST_PACKED:
+            return ""
+        hints = Markup('<span class="hints" hidden>{}</span>').format(self.hints) if self.hints else ""
+        return packed(f"{self.picture}{hints}".encode("utf-8", "replace"))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture in CSS pixels, at its full size."""
+        width, height = struct.unpack(">II", self.files["png"][16:24])  # the header of a PNG
+        return width // 2, height // 2  # it has 200 dots an inch
 
 
 def build_item(shown: registry.Figure, comparable: Comparable, prefix: str, pictures: bool = True) -> Item:
@@ -116,6 +139,7 @@ def _drawn(item: Item, shown: registry.Figure, comparable: Comparable, pictures:
         f"{1e4 * x:.0f} {1e4 * y:.0f} {' '.join(clean(text, 200).split())}" for x, y, text in plot.hints(drawn.figure)
     )
     alt = ". ".join(filter(None, (shown.title, clean(plot.described(drawn.figure)), item.notes)))
+    plot.mark_losses(drawn.figure, comparable.every_arm.arms + comparable.home.arms)
     lettered = clean(plot.svg(drawn.figure, f"pobench-{shown.name}", text=True))
     inline = plot.inline_svg(lettered, item.anchor, alt)
     if len(inline) <= len(png) * 4 / 3:
@@ -178,7 +202,8 @@ def _draw_all(tasks: Sequence[Task]) -> list[Item]:
                         rows.of(arm.runs)
     _waiting[:] = tasks
     try:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+        context, ends = multiprocessing.get_context("fork"), (os.getpid(),)
+        with ProcessPoolExecutor(processes, context, end_with_and_at_signals, ends) as pool:
             return list(pool.map(_draw_waiting, range(len(tasks))))
     finally:
         _waiting.clear()

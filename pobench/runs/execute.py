@@ -20,6 +20,7 @@ from pobench.errors import PobenchError
 from pobench.locks import HeldError, hold
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
+from pobench.runs.command import Writing, command_file
 from pobench.runs.executor import Executor, make_executor
 from pobench.runs.jobs import note_shared
 from pobench.runs.launch import environment, launch, machines, process_count
@@ -35,6 +36,7 @@ from pobench.shards import Share, forget_claims
 from pobench.training import leaving
 
 LOCK = ".lease"  # in a setting's folder of runs, while a command is at work there
+SERVER_GONE = 255  # what multiprocessing knows of a process whose server has ended; no task's process ends so
 SLOW_IMPORTS = ("fastchat.llm_judge.common",)  # of optional packages
 
 
@@ -56,22 +58,24 @@ def execute(
     detach: bool = False,
     announce: Callable[[str], None] = lambda text: None,
     held: Collection[Path] = (),
+    later: Sequence[Plan] = (),
 ) -> list[Outcome]:
     """Run what is left, each task in a process of its own. If a task fails, those that need its result fail too, and the
     others run.
 
     executor: where they run; default: on this machine, one at a time. detach: return once the jobs are with the executor.
-    held: folders in which the caller itself keeps other commands out (`alone`).
+    held: folders in which the caller itself keeps other commands out (`alone`). later: plans that the caller executes next.
 
     Raises PobenchError when another command is at work in the same folder, or the disk is too small; KeyboardInterrupt.
     """
     executor = executor or make_executor("local", {})
-    left = plan.left
+    left, writing = plan.left, Writing.at(command_file(plan))
     outcomes = {t.run: Outcome(t.run, t.title, "skipped") for t in plan.tasks if t.kind != "reference"}
     if left:
         check_disk(plan)
 
     def ended(task: Task, why: str | None) -> None:
+        writing.ended(task, why)
         if task.kind != "reference" and outcomes[task.run].status != "failed":
             outcomes[task.run] = Outcome(task.run, task.title, "failed" if why else "finished", why or "")
 
@@ -84,9 +88,11 @@ def execute(
         for path in plan.damaged:
             _set_aside(path)
         _point_to(plan)
-        executor.begin(left, announce, ended)
-        if plan.root is not None and executor.name != "local":
-            note_shared(plan.root, left)
+        with writing.until_its_end() if left else contextlib.nullcontext():
+            left = writing.plan(plan, later, executor.name, getattr(executor, "parallel", 1)) if left else []
+            executor.begin(left, announce, ended)
+            if plan.root is not None and executor.name != "local":
+                note_shared(plan.root, left)
     if not detach:
         executor.wait(ended)
         return list(outcomes.values())
@@ -133,7 +139,7 @@ def _point_to(plan: Plan) -> None:
             folder.show({stage: node.name for stage, node in task.nodes.items()})
         if task.kind not in ("start", "loss") or not task.nodes:
             continue
-        if not folder.has("config.yaml") and not any(t.stages for t in tasks):
+        if not folder.path.is_dir() and not any(t.stages for t in tasks):
             continue  # nothing is stored, and nothing will be
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(task.job, task.kind, task.start)
@@ -156,6 +162,8 @@ def alone(folder: Path) -> Iterator[None]:
 def do_task(task: Task) -> str | None:
     """Run a task in a process of its own. Returns why it failed, or None."""
     _begin(task)
+    if task.command:
+        Writing.at(Path(task.command)).began(task)
     return why_failed(task, _launch(task) if process_count() > 1 else _fork(task))
 
 
@@ -181,11 +189,16 @@ def is_cut(task: Task) -> bool:
 def why_failed(task: Task, status: int) -> str | None:
     """What the exit status of a task's process comes to: the reason why it failed, or None. Raises KeyboardInterrupt."""
     folder = RunFolder(task.runs, task.run)
-    if status in (INTERRUPTED, -signal.SIGTERM):  # the second where a pool ends its processes
+    if status in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):  # the others where it had not begun to listen
         raise KeyboardInterrupt
     if status == 0:
         return None
-    if status < 0:
+    if status == SERVER_GONE:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.fail(
+            "the server that starts processes was killed, and its processes ended with it; the same command goes on"
+        )
+    elif status < 0:
         hint = ": the system may have run out of memory" if status == -9 else ""
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.fail(f"killed by signal {-status}{hint}")

@@ -168,6 +168,11 @@ def test_nothing_of_where_it_was_written_is_on_the_page(whole) -> None:
     assert str(whole) not in read(whole)
 
 
+def test_a_page_by_itself_may_load_nothing(whole) -> None:
+    assert "connect-src" not in read(whole) and "data-beside=" not in read(whole)
+    assert not list(whole.rglob("answers"))
+
+
 def test_every_figure_has_a_picture_and_the_numbers_as_files(whole) -> None:
     pictures = {p.name for p in (whole / "tiny" / "figures").iterdir()}
     for name in ("kl", "pass-rate", "training-curves"):
@@ -363,6 +368,16 @@ def test_only_the_formats_asked_for_are_written(frames, tmp_path) -> None:
         f"tiny/tables/{name}.{ending}" for name in ("main-table", "made-from", "runs") for ending in ("md", "tex")
     }
     assert files == {"summary.md", "tables.tex", *tables}
+
+
+def test_pictures_are_packed_but_beside_the_card(whole) -> None:
+    """A page that opens holds one picture; every other is text for the script, which gives back the drawn one."""
+    page = read(whole)
+    before_first_fold = page[: page.index('<details class="fold"')]
+    assert page.count("<svg ") == before_first_fold.count("<svg ") == 1
+    held = [gzip.decompress(base64.b64decode(text)).decode() for text in re.findall(r'data-drawing="([^"]+)"', page)]
+    assert len(held) > 10 and all(text.startswith(("<svg ", "<img ")) for text in held)
+    assert sum('class="hints"' in text for text in held) > 5
 
 
 def test_a_page_that_grows_too_large_leaves_its_largest_pictures_out(frames, monkeypatch) -> None:
