@@ -327,7 +327,7 @@ def _curve(title: str, unit: str, series: Sequence[tuple[str, Points]], colour: 
     said = "; ".join(f"{name}: {show_number(p[0][1])} to {show_number(p[-1][1])}" for name, p in series)
     words = f"{title}{f', {unit}' if unit else ''}"
     labels = Markup('<text x="{}" y="12" class="end">{}</text><text x="{}" y="{}" class="end">{}</text>').format(
-        LEFT - 5, show_number(high), LEFT - 5, HEIGHT - BOTTOM - 4, show_number(low)
+        LEFT - 5, _tick(high), LEFT - 5, HEIGHT - BOTTOM - 4, _tick(low)
     ) + Markup('<text x="{}" y="{}">step {:.0f}</text><text x="{}" y="{}" class="end">{:.0f}</text>').format(
         LEFT, HEIGHT - 3, first, WIDTH - 4, HEIGHT - 3, last
     )
@@ -345,6 +345,10 @@ def _curve(title: str, unit: str, series: Sequence[tuple[str, Points]], colour: 
         + caption
         + Markup("</figure>")
     )
+
+
+def _tick(value: float) -> str:
+    return f"{value:.1g}".replace("-", "−") if 0 < abs(value) < 1e-3 else show_number(value)
 
 
 # ---------------------------------------------------------------- results by digest
