@@ -84,12 +84,14 @@ check: $(VENV)/.installed-test ## check formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed      ## write the pages of losses, claims, frames and stages from the code
+docs: $(VENV)/.installed      ## write the pages of losses, keys, claims, frames and stages from the code
 	@mkdir -p docs
 	$(BIN)/pobench list losses --markdown > docs/losses.md.part
 	mv docs/losses.md.part docs/losses.md
 	$(BIN)/python -m pobench.reporting.loss_family > docs/losses-family.svg.part
 	mv docs/losses-family.svg.part docs/losses-family.svg
+	$(BIN)/pobench list keys --markdown > docs/keys.md.part
+	mv docs/keys.md.part docs/keys.md
 	$(BIN)/pobench list claims --markdown > docs/claims.md.part
 	mv docs/claims.md.part docs/claims.md
 	$(BIN)/python -m pobench.reporting.frame_page > docs/frames.md.part

@@ -58,7 +58,7 @@ def gains_over_dpo(
         plot.dots(ax, rows, show=lambda v: f"{v:+z.1f}".replace("-", "−"), zero=0.0)
         for place, row in enumerate(rows):
             if row.arm.loss in printed:
-                colour, marker = look_of(row.arm.loss)
+                colour, marker, _ = look_of(row.arm.loss)
                 ax.plot(
                     [printed[row.arm.loss]], [place], marker=marker, color=colour, markerfacecolor="none", markersize=8
                 )

@@ -52,11 +52,12 @@ def gradient_weight(runs: pd.DataFrame, gradients: pd.DataFrame) -> plot.Drawing
         for side, style in SIDES:
             line = lines[side]
             ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
-            ax.plot(line["x"], line["value"], color=colour, linestyle=style)
+            ax.plot(line["x"], line["value"], color=colour, linestyle=style, label=side)
             plot.hint_estimates(ax, line["x"], line, f"{plot.short(arm.label)}, {side}, tokens")
         _one_over_length(ax, lines["chosen"])
         ax.set_ylim(bottom=0)
         plot.heading(ax, arm)
+    plot.name_lines(axes[0])
     plot.outer_labels(figure, "length of the answer, tokens", "pull, times the loss's average")
     rows = [
         line.assign(loss=arm.loss, label=arm.label, side=side, average=mean)

@@ -124,7 +124,7 @@ def _fits(runs: pd.DataFrame, verdicts: pd.DataFrame, answers: pd.DataFrame, com
 
 
 def _hollow(ax: plot.Axes, arm: Arm, e: Estimate, place: float) -> None:
-    colour, marker = look_of(arm.loss)
+    colour, marker, _ = look_of(arm.loss)
     if not np.isnan(e.low):
         ax.plot([e.low, e.high], [place, place], color=colour, linewidth=1.0, alpha=0.75)
     ax.plot([e.value], [place], marker=marker, color=colour, markerfacecolor=PAPER, markersize=5.5)

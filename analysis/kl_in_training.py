@@ -21,7 +21,7 @@ COLUMNS = ["heldout/kl", "heldout/accuracy", "heldout/margin", "heldout/chosen_p
 )
 def kl_in_training(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
     """Estimated KL(reference ‖ policy) per token on the chosen answers of held-out pairs, at steps of training; one line
-    for each of a loss's settings (the deeper the colour, the later in the legend), the mean over seeds, thin for each
+    for each of a loss's settings (the deeper the colour, the later in order), the mean over seeds, thin for each
     seed. It starts at zero, where policy and reference are equal. A line flattens when the learning rate has decayed or
     β holds the policy; a line that still rises at the end would rise further with more steps. (The paper, Mistral-Base:
     DPO ends at 0.414 with β = 0.01 and at 0.021 with 0.1; SimPO at 0.536 with β = 2 and at 0.420 with 10.) The CSV has
@@ -44,7 +44,7 @@ def kl_in_training(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
             parts.append(rows.assign(loss=loss, label=arm.label))
         ax.axhline(0, color=FAINT, linewidth=0.8)
         plot.heading(ax, of_loss[0]._replace(label=of_loss[0].label.partition(" (")[0]))
-        if len(of_loss) > 1:
+        if len(of_loss) > 1 and not plot.name_lines(ax):
             ax.legend(fontsize=7)
     plot.outer_labels(figure, "optimiser step", "nats per token")
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))

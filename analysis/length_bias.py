@@ -49,11 +49,12 @@ def length_bias(runs: pd.DataFrame, heldout: Rows, scores: Rows) -> plot.Drawing
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for ax, (name, says, percent) in zip(axes, shown, strict=True):
         for loss, points in data[data["quantity"] == name].groupby("loss", sort=True):
-            colour, marker = look_of(str(loss))
+            colour, marker, dash = look_of(str(loss))
             label = next((line.points[0][1].label.partition(" (")[0] for line in lines if line.loss == loss), str(loss))
             ax.plot(
-                points["at"], points["value"], color=colour, marker=marker, markersize=4, label=plot.short(label, 18)
-            )
+                points["at"], points["value"], color=colour, marker=marker, linestyle=dash, markersize=4,
+                label=plot.short(label, 18),
+            )  # fmt: skip
             show = plot.percent if percent else "{:.3g}".format
             plot.hint_estimates(ax, points["at"], points, f"{plot.short(label, 18)}, {says}", show)
             if data["loss"].nunique() <= 4:  # more bands hide each other; the CSV has them
@@ -64,8 +65,8 @@ def length_bias(runs: pd.DataFrame, heldout: Rows, scores: Rows) -> plot.Drawing
         if percent:
             plot.percent_axis(ax, "y")
         ax.set_title(says, fontsize=8.5)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=6)
+    if not all([plot.name_lines(ax) for ax in axes]):
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
     figure.supxlabel("share of labels decided by length", fontsize=8.5, color=FAINT)
     return plot.Drawing(figure, data, plot.counted(data["n"], "prompts or pairs"))
 

@@ -115,7 +115,7 @@ def _lines(
 
 
 def _panel(ax: plot.Axes, arm: Arm, lines: dict[str, Line]) -> None:
-    colour, marker = look_of(arm.loss)
+    colour, marker, _ = look_of(arm.loss)
     ax.axhline(0, color=FAINT, linewidth=0.8)
     ax.axvline(0, color=GRID, linewidth=0.8)
     for of, (line, _) in lines.items():

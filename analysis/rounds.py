@@ -10,7 +10,7 @@ import pandas as pd
 
 from pobench.registry import register_figure, register_table
 from pobench.reporting import plot
-from pobench.reporting.looks import START, look_of
+from pobench.reporting.looks import START, Dash, look_of
 from pobench.results.arms import Arm, round_of, score_of
 from pobench.results.rounds import Chain, chains_of
 from pobench.results.rows import Rows
@@ -54,13 +54,15 @@ def rounds(runs: pd.DataFrame, scores: Rows) -> plot.Drawing:
             ax.axhline(start, color=START.colour, linestyle=(0, (4, 3)), linewidth=1)
         for place, chain in enumerate(chains):
             own = data[(data["metric"] == metric) & (data["loss"] == chain.loss) & (data["label"] == chain.label)]
-            way = [other.label for other in chains if other.loss == chain.loss].index(chain.label)
-            _line(ax, own, chain, (place - (len(chains) - 1) / 2) * 0.06, WAYS[way % len(WAYS)], title)
+            same = [other.label for other in chains if other.loss == chain.loss]
+            dash = WAYS[same.index(chain.label) % len(WAYS)] if len(same) > 1 else look_of(chain.loss).dash
+            _line(ax, own, chain, (place - (len(chains) - 1) / 2) * 0.06, dash, title)
         if percent:
             plot.percent_axis(ax, "y")
         ax.set_title(title, fontsize=8)
         ax.xaxis.set_major_locator(plot.MaxNLocator(integer=True))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=7)
+    if not all([plot.name_lines(ax) for ax in axes]):
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=7)
     plot.outer_labels(figure, "round", "")
     return plot.Drawing(figure, data.reset_index(drop=True), plot.counted(data["n"], "prompts or pairs"))
 
@@ -113,12 +115,12 @@ def _estimates(scores: Rows, arm: Arm, metric: str) -> Sequence[tuple[str, dict[
     return [(of, plot.estimate_columns(e)) for of, e in (("all", score_of(scores, arm, metric)), *each)]
 
 
-def _line(ax: plot.Axes, rows: pd.DataFrame, chain: Chain, aside: float, dashes: str, title: str) -> None:
+def _line(ax: plot.Axes, rows: pd.DataFrame, chain: Chain, aside: float, dash: str | Dash, title: str) -> None:
     """One chain: the line of its estimates with intervals, and its seeds. aside: how far it stands beside its round."""
-    colour, marker = look_of(chain.loss)
+    colour, marker, _ = look_of(chain.loss)
     here, seeds = rows[rows["of"] == "all"], rows[rows["of"] != "all"]
     at = here["round"] + aside
-    ax.plot(at, here["value"], color=colour, marker=marker, markersize=4.5, linestyle=dashes, label=chain.label)
+    ax.plot(at, here["value"], color=colour, marker=marker, markersize=4.5, linestyle=dash, label=chain.label)
     ax.vlines(at, here["low"], here["high"], color=colour, linewidth=2, alpha=0.6)
     ax.plot(seeds["round"] + aside, seeds["value"], color=colour, marker=".", linestyle="none", alpha=0.35)
     texts = [

@@ -68,7 +68,7 @@ def sweep(runs: pd.DataFrame, scores: Rows) -> plot.Drawing:
 
 
 def _panel(ax: plot.Axes, here: pd.DataFrame, loss: str, start: float) -> None:
-    colour, marker = look_of(loss)
+    colour, marker, _ = look_of(loss)
     if not math.isnan(start):
         ax.axhline(start, color=START.colour, linestyle=(0, (4, 3)), linewidth=1)
     ax.plot(here["at"], here["value"], color=colour, alpha=0.5)

@@ -20,6 +20,8 @@ QUANTITIES = [
     ("gradient norm", ["grad_norm"], True, True),
 ]
 
+MOST_POINTS = 120  # of a line: a panel is about as many points wide
+
 
 @register_figure("training-curves", title="Training curves", chapter="training", order=210)
 def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
@@ -89,6 +91,7 @@ def both_rewards(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
             curve(ax, moved, column, arm, style)
         plot.heading(ax, arm)
         parts.append(moved[["run", "step", *pairs]].assign(label=arm.label))
+    plot.name_lines(axes[0])
     plot.outer_labels(figure, "optimiser step", "change, nats per token")
     return plot.Drawing(figure, pd.concat(parts, ignore_index=True))
 
@@ -99,11 +102,18 @@ def curve(ax: plot.Axes, logged: pd.DataFrame, column: str, arm: Arm, style: obj
         return
     label, colour = arm.label, look_of(arm.loss).colour
     for _, run in logged.groupby("run", sort=True):
-        ax.plot(run["step"], run[column], color=colour, alpha=0.3, linewidth=0.6)
+        ax.plot(*plot.thinned(run["step"], run[column], MOST_POINTS), color=colour, alpha=0.3, linewidth=0.6)
     over_seeds = logged.groupby("step", sort=True)[column].mean()
     window = max(1, len(over_seeds) // 12)
     smooth = over_seeds.rolling(window, center=True, min_periods=1).mean()
-    ax.plot(smooth.index, smooth, color=colour, linestyle=style)
+    at = np.unique(np.linspace(0, len(smooth) - 1, min(len(smooth), MOST_POINTS // 2)).round().astype(int))
+    ax.plot(
+        smooth.index[at],
+        smooth.iloc[at],
+        color=colour,
+        linestyle=style,
+        label=column.partition("/")[2].partition("_")[0],
+    )
     says = f"{plot.short(label)}, {column.replace('/', ' ').replace('_', ' ')}"
     plot.hint(ax, smooth.index, smooth, [f"{says}, step {at}: {v:.3g}".replace("-", "−") for at, v in smooth.items()])
 

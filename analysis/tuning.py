@@ -46,7 +46,7 @@ def tuning(tuning: pd.DataFrame) -> plot.Drawing:
 
 def _panel(ax: plot.Axes, here: pd.DataFrame) -> None:
     loss = str(here["loss"].iloc[0])
-    colour, marker = look_of(loss)
+    colour, marker, _ = look_of(loss)
     start = pd.to_numeric(here["start"], errors="coerce").mean()
     if not math.isnan(start):
         ax.axhline(start, color=START.colour, linestyle=(0, (4, 3)), linewidth=1)

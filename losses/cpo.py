@@ -28,7 +28,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
 @register_loss(
     "cpo",
     title="CPO",
-    colour="#c9609b",
+    colour="#a3457f",
     marker="*",
     source="arXiv 2401.08417",
     units={"beta": "per nat", "sft_weight": "per nat (sum) or per (nat per token) (mean)"},

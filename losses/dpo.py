@@ -26,7 +26,7 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "dpo",
     title="DPO",
-    colour="#d4541a",
+    colour="#c05712",
     marker="s",
     source="arXiv 2305.18290, Eq. 7",
     units={"beta": "per nat"},

@@ -27,7 +27,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "dpo_gamma",
     title="DPO w/ γ",
-    colour="#a9663a",
+    colour="#965234",
     marker="X",
     aliases=("DPO w/ γ", "DPO w/ gamma"),
     source="arXiv 2405.14734, Table 15",

@@ -27,7 +27,7 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "dpo_ln",
     title="DPO w/ LN",
-    colour="#c9802b",
+    colour="#e67000",
     marker="P",
     aliases=("DPO w/ LN", "LN-DPO", "dpo_norm", "sigmoid_norm"),
     source="arXiv 2405.14734, Table 15",

@@ -27,7 +27,7 @@ from pobench.types import LossOutput, Pair, Positive
 @register_loss(
     "ipo",
     title="IPO",
-    colour="#139a74",
+    colour="#089a7c",
     marker="v",
     source="arXiv 2310.12036, Eq. 17",
     units={"tau": "1 / nat; the target is 1 / (2 tau)", "average": "log-ratios per token"},

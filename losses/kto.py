@@ -34,7 +34,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "kto",
     title="KTO",
-    colour="#8f63c4",
+    colour="#7c70a5",
     marker="h",
     source="arXiv 2402.01306",
     units={"beta": "per nat", "desirable_weight": "loss per chosen", "undesirable_weight": "loss per rejected"},

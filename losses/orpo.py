@@ -31,7 +31,7 @@ from pobench.types import LossOutput, NonNegative, Pair
 @register_loss(
     "orpo",
     title="ORPO",
-    colour="#a88a12",
+    colour="#a8915b",
     marker="<",
     source="arXiv 2403.07691, Eq. 6-7",
     units={"odds_weight": "nats per token, per unit of -log sigmoid"},

@@ -28,7 +28,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "rdpo",
     title="R-DPO",
-    colour="#c2493d",
+    colour="#c64b61",
     marker="^",
     source="arXiv 2403.19159",
     units={"beta": "per nat", "alpha": "reward per token of length difference"},

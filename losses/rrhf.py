@@ -28,7 +28,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Reduction
 @register_loss(
     "rrhf",
     title="RRHF",
-    colour="#5f8f3a",
+    colour="#2a7c5c",
     marker=">",
     source="arXiv 2304.05302",
     units={"sft_weight": "per nat (sum) or per (nat per token) (mean)"},

@@ -28,7 +28,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "simpo",
     title="SimPO",
-    colour="#2a78d6",
+    colour="#3a73ff",
     marker="D",
     source="arXiv 2405.14734, Eq. 6",
     units={

@@ -28,7 +28,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive
 @register_loss(
     "simpo_no_ln",
     title="SimPO w/o LN",
-    colour="#5a8ff0",
+    colour="#6795d8",
     marker="d",
     aliases=("SimPO w/o LN",),
     source="arXiv 2405.14734, Section 4.2",

@@ -29,7 +29,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Positive, Reduction
 @register_loss(
     "simpo_sft",
     title="SimPO w/ SFT",
-    colour="#5b63c9",
+    colour="#5957bf",
     marker="p",
     aliases=("SimPO w/ SFT",),
     source="arXiv 2405.14734, Appendix H",

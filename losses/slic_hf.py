@@ -30,7 +30,7 @@ from pobench.types import LossOutput, NonNegative, Pair, Reduction
 @register_loss(
     "slic_hf",
     title="SLiC-HF",
-    colour="#2596ab",
+    colour="#539eaa",
     marker=(4, 1, 0),
     aliases=("SLiC",),
     source="arXiv 2305.10425",

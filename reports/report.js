@@ -22,24 +22,49 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
+// Gzipped bytes in base64 → a response with what they hold.
+const unpack = (packed) => {
+  const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")));
+};
+
 // Unpack a file when it is asked for.
+const save = (content, file) => {
+  const href = URL.createObjectURL(content);
+  Object.assign(document.createElement("a"), { href, download: file }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
+};
 for (const button of document.querySelectorAll("button[data-packed]")) {
   button.addEventListener("click", async () => {
     const { file, kind, packed } = button.dataset;
-    const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-    const content = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    const href = URL.createObjectURL(new Blob([await new Response(content).arrayBuffer()], { type: kind }));
-    Object.assign(document.createElement("a"), { href, download: file }).click();
-    setTimeout(() => URL.revokeObjectURL(href), 60_000);
+    save(new Blob([await unpack(packed).arrayBuffer()], { type: kind }), file);
   });
 }
 
+// A link to a heading or a row is copied as it is followed; a short digest shows itself whole, and is copied.
+const copy = (text) => navigator.clipboard?.writeText(text).catch(() => {}); // a page opened from disk may be refused
+document.addEventListener("click", ({ target }) => {
+  const anchor = target.closest("a.anchor");
+  const short = target.closest("[data-full]");
+  if (anchor) copy(anchor.href);
+  if (!short) return;
+  short.textContent = short.dataset.full;
+  getSelection().selectAllChildren(short);
+  copy(short.dataset.full);
+});
+document.addEventListener("keydown", (event) => {
+  if ((event.key === "Enter" || event.key === " ") && event.target.matches("[data-full]")) { event.preventDefault(); event.target.click(); }
+});
+
 // Say what stands where the pointer is, or, with the arrow keys, point by point.
 const reach = 28; // pixels
-for (const picture of document.querySelectorAll(".picture")) {
+const narrowed = { hides: () => false }; // of a point's text; narrow.js says which
+const listen = (pictures) => {
+for (const picture of pictures) {
   const lines = picture.querySelector(".hints")?.textContent.split("\n") ?? [];
-  const points = lines.map((line) => /^(-?\d+) (-?\d+) (.*)$/.exec(line)).filter(Boolean).map(([, x, y, text]) => ({ x: x / 1e4, y: y / 1e4, text }));
-  if (!points.length) continue;
+  const every = lines.map((line) => /^(-?\d+) (-?\d+) (.*)$/.exec(line)).filter(Boolean).map(([, x, y, text]) => ({ x: x / 1e4, y: y / 1e4, text }));
+  if (!every.length) continue;
+  let points = every;
   const drawn = picture.querySelector("svg, img");
   const tip = picture.appendChild(Object.assign(document.createElement("output"), { className: "tip" }));
   const ring = picture.appendChild(Object.assign(document.createElement("span"), { className: "at" }));
@@ -55,7 +80,10 @@ for (const picture of document.querySelectorAll(".picture")) {
     const most = picture.scrollLeft + picture.clientWidth - tip.offsetWidth;
     Object.assign(tip.style, { left: `${Math.max(0, Math.min(left + 12, most))}px`, top: `${top < 48 ? top + 14 : top - tip.offsetHeight - 10}px` });
   };
+  const narrow = () => { points = every.filter((point) => !narrowed.hides(point.text, picture)); };
   const near = (event) => {
+    narrow();
+    if (!points.length) return say(-1);
     const box = drawn.getBoundingClientRect();
     const far = ({ x, y }) => Math.hypot(box.left + x * box.width - event.clientX, box.top + y * box.height - event.clientY);
     const place = points.reduce((best, point, i) => (far(point) < far(points[best]) ? i : best), 0);
@@ -68,12 +96,15 @@ for (const picture of document.querySelectorAll(".picture")) {
   picture.addEventListener("blur", () => say(-1));
   picture.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step) say((Math.max(at, step > 0 ? -1 : 0) + step + points.length) % points.length);
+    if (step) narrow();
+    if (step && points.length) say((Math.max(at, step > 0 ? -1 : 0) + step + points.length) % points.length);
     else if (event.key === "Escape") say(-1);
     else return;
     event.preventDefault();
   });
 }
+};
+listen(document.querySelectorAll(".picture:not([data-drawing])"));
 
 // Light or dark: as the system has it until the button is pressed, then as the reader chose.
 const theme = document.querySelector("button.theme");
@@ -92,8 +123,60 @@ theme.addEventListener("click", () => { wear(isDark() ? "light" : "dark"); remem
 night.addEventListener("change", () => wear());
 wear(remembered.get());
 
-// Open everything before printing; show in the contents where the reader is.
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => (d.open = true)));
+// Draw a picture when it comes near. All are unpacked, as text, while the page is idle: printing waits for nothing.
+const markup = new Map(); // picture → its SVG and hints, or the promise of them
+const unpacked = async (picture) => {
+  if (!markup.has(picture)) markup.set(picture, unpack(picture.dataset.drawing).text());
+  markup.set(picture, await markup.get(picture));
+};
+const draw = (picture) => {
+  if (!("drawing" in picture.dataset) || typeof markup.get(picture) !== "string") return;
+  picture.innerHTML = markup.get(picture);
+  delete picture.dataset.drawing;
+  markup.delete(picture);
+  listen([picture]);
+  picture.dispatchEvent(new Event("drawn", { bubbles: true }));
+};
+const undrawn = () => [...document.querySelectorAll("[data-drawing]")];
+const coming = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    coming.unobserve(target);
+    unpacked(target).then(() => draw(target));
+  }
+}, { rootMargin: "800px 0px" });
+undrawn().forEach((picture) => coming.observe(picture));
+const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 200));
+const unpackNext = () => {
+  const next = undrawn().find((picture) => !markup.has(picture));
+  if (next) unpacked(next).then(() => idle(unpackNext));
+};
+idle(unpackNext);
+
+// Open everything before printing, and close it again; the button waits until all is drawn.
+const opened = new Set();
+addEventListener("beforeprint", () => {
+  undrawn().forEach(draw);
+  document.querySelectorAll("details:not([open])").forEach((fold) => { opened.add(fold); fold.open = true; });
+});
+addEventListener("afterprint", () => { opened.forEach((fold) => (fold.open = false)); opened.clear(); });
+const printer = document.querySelector("button.print");
+if (printer) {
+  printer.hidden = false;
+  printer.addEventListener("click", async () => { await Promise.all(undrawn().map(unpacked)); undrawn().forEach(draw); window.print(); });
+}
+
+// Open what a link leads into.
+const reveal = (hash, scroll) => {
+  const target = document.getElementById(decodeURIComponent(hash.slice(1)));
+  for (let fold = target?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  if (target && scroll) target.scrollIntoView();
+};
+document.addEventListener("click", (event) => { const link = event.target.closest("a[href^='#']"); if (link) reveal(link.hash, false); });
+addEventListener("hashchange", () => reveal(location.hash, true));
+if (location.hash) reveal(location.hash, true);
+
+// Show in the contents where the reader is.
 const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {

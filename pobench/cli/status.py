@@ -1,7 +1,8 @@
-"""pobench status: the jobs that go on without their command, and what became of those that ended."""
+"""pobench status: the jobs of commands that are at work or were submitted, how those that ended did, and the time left."""
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,8 @@ def status(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the jobs that were submitted or detached: which wait, run, have finished or failed, and where their logs are.
+    """Show the jobs that were submitted or detached, and those of the command at work here: which wait, run, have finished or
+    failed, how long all will take, and where their logs are. `pobench watch` shows the same as a page.
 
     Exit status 1 if a job has failed or was lost; the command that submitted it submits it again.
     """
@@ -36,6 +38,7 @@ def status(
         out.print(escape(f"no jobs were submitted below {str(runs)!r}"), highlight=False)
     else:
         _print(rows, every)
+        _print_left(runs)
     if any(row["state"] in ("failed", "lost") for row in rows):
         raise typer.Exit(1)
 
@@ -43,12 +46,14 @@ def status(
 def _print(rows: list[dict[str, Any]], every: bool) -> None:
     states = [row["state"] for row in rows]
     out.print(" · ".join(f"{states.count(word)} {word}" for word in dict.fromkeys(states)), highlight=False)
-    shown = [row for row in rows if every or row["state"] not in ("finished", "cancelled", "failed", "lost")]
+    shown = [
+        row for row in rows if every or row["state"] not in ("finished", "cancelled", "interrupted", "failed", "lost")
+    ]
     if shown:
         table = make_table("", "state", "where", "since", "progress")
         for row in shown:
             since = "" if row["began"] is None else _clock(time.time() - row["began"])
-            if row["ended"] is not None:
+            if row["ended"] is not None or row["state"] == "interrupted":
                 since = ""
             where = f"{row['executor']} {row['id']}" + (f" on {row['host']}" if row["host"] else "")
             again = f", attempt {row['attempt']}" if row["attempt"] > 1 else ""
@@ -64,6 +69,20 @@ def _print(rows: list[dict[str, Any]], every: bool) -> None:
             out.print(
                 escape(f"{row['state']}: {row['title']} ({row['job']}){reason}{log}"), style=colour, highlight=False
             )
+
+
+def _print_left(runs: Path) -> None:
+    """A line on the time left of each command that is under way."""
+    from pobench.runs.command import commands_below
+
+    for command in commands_below(runs):
+        seconds, n = command.left(time.time())
+        if command.under_way and not math.isnan(seconds):
+            over = sum(not job.under_way for job in command.jobs)
+            basis = f"corrected by {n} finished" if n else "no job has finished yet"
+            where = escape(command.path.parent.name)
+            text = f"{where}: {over} of {len(command.jobs)} jobs have ended; about {_clock(seconds)} left ({basis})"
+            out.print(text, highlight=False)
 
 
 def _clock(seconds: float) -> str:

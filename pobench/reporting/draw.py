@@ -38,6 +38,7 @@ def draw(shown: registry.Figure, selection: Selection | Mapping[str, pd.DataFram
             drawn.figure.align()
         if (layout := drawn.figure.get_layout_engine()) is not None:
             layout.execute(drawn.figure)  # lay out once, so that every format has the same geometry
+        plot.part_names(drawn.figure)
         drawn.figure.set_layout_engine(None)  # "none" leaves a placeholder, for which saving draws everything twice
         return drawn._replace(notes=f"{drawn.notes} {notes}".strip())
 

@@ -7,6 +7,7 @@ import gzip
 import math
 import multiprocessing
 import os
+import struct
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -23,11 +24,14 @@ from pobench.orphans import end_with_and_at_signals
 from pobench.reporting import plot
 from pobench.reporting.draw import draw
 from pobench.reporting.looks import look_of
-from pobench.reporting.tables import Table, clean, listing, make_table, numbers, to_latex, to_markdown
+from pobench.reporting.tables import Cell, Table, clean, listing, make_table, numbers, to_latex, to_markdown
+from pobench.results.arms import arms_of
 from pobench.results.comparable import Comparable, Selection
 from pobench.results.derived import DERIVED
+from pobench.results.run_folder import short_names
 
 # ---------------------------------------------------------------- figures and tables of a section
+SMALLEST_PACKED = 4000  # characters of a picture
 DOWNLOADS = {
     "csv": ("CSV", "text/csv;charset=utf-8"),
     "md": ("Markdown", "text/markdown;charset=utf-8"),
@@ -46,7 +50,12 @@ class Download(NamedTuple):
     @classmethod
     def of(cls, file: str, content: bytes) -> Download:
         title, kind = DOWNLOADS[file.rpartition(".")[2]]
-        return cls(title, file, kind, base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii"))
+        return cls(title, file, kind, packed(content))
+
+
+def packed(content: bytes) -> str:
+    """The content, gzipped, in base64, as the page's script unpacks it."""
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii")
 
 
 @dataclass
@@ -68,10 +77,27 @@ class Item:
     hints: str = ""  # lines of "x y text", x and y in ten-thousandths of the picture
     files: dict[str, bytes] = field(default_factory=dict)  # format → content
     runs: tuple[str, ...] = ()  # that it was made from
+    from_every: str = ""  # "all 16 runs", where these are all of its section
+    behind: list[Cell] = field(default_factory=list)  # else the first `MOST_RUNS` of them, by their short names
 
     @property
     def downloads(self) -> list[Download]:
         return [Download.of(f"{self.name}.{f}", self.files[f]) for f in DOWNLOADS if f in self.files]
+
+    @property
+    def drawing(self) -> str:
+        """The picture and its hints, packed, where the page draws them only when a reader comes near; "" where they stand on
+        it: beside the card, and where they are small."""
+        if self.picture is None or self.chapter == "answer" or len(self.picture) < SMALLEST_PACKED:
+            return ""
+        hints = Markup('<span class="hints" hidden>{}</span>').format(self.hints) if self.hints else ""
+        return packed(f"{self.picture}{hints}".encode("utf-8", "replace"))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture in CSS pixels, at its full size."""
+        width, height = struct.unpack(">II", self.files["png"][16:24])  # the header of a PNG
+        return width // 2, height // 2  # it has 200 dots an inch
 
 
 def build_item(shown: registry.Figure, comparable: Comparable, prefix: str, pictures: bool = True) -> Item:
@@ -113,6 +139,7 @@ def _drawn(item: Item, shown: registry.Figure, comparable: Comparable, pictures:
         f"{1e4 * x:.0f} {1e4 * y:.0f} {' '.join(clean(text, 200).split())}" for x, y, text in plot.hints(drawn.figure)
     )
     alt = ". ".join(filter(None, (shown.title, clean(plot.described(drawn.figure)), item.notes)))
+    plot.mark_losses(drawn.figure, comparable.every_arm.arms + comparable.home.arms)
     lettered = clean(plot.svg(drawn.figure, f"pobench-{shown.name}", text=True))
     inline = plot.inline_svg(lettered, item.anchor, alt)
     if len(inline) <= len(png) * 4 / 3:
@@ -205,6 +232,32 @@ def made_from(data: pd.DataFrame, shown: registry.Figure, selection: Selection) 
 NAMES_ARMS = ("Loss", "label", "trained", "row", "column", "beside", "start")  # columns with labels of arms
 
 
+def say_made_from(items: Sequence[Item], runs: pd.DataFrame) -> None:
+    """Fill in `from_every` or `behind` of the items of a section. runs: all of the section."""
+    short = short_names(runs["run"])
+    alike = _alike(runs)
+    for item in items:
+        item.from_every = alike.get(frozenset(item.runs), "")
+        names = [] if item.from_every else [run for run in item.runs if run in short]
+        item.behind = [Cell(clean(short[run]), full=clean(run)) for run in names[:MOST_RUNS]]
+
+
+def _alike(runs: pd.DataFrame) -> dict[frozenset[str], str]:
+    """Sets of runs that have a name of their own."""
+    trained, finished = runs["loss"] != "start", runs["status"] == "finished"
+    sets = {
+        "finished trained run": trained & finished,
+        "finished run": finished,
+        "trained run": trained,
+        "run": finished | ~finished,
+    }
+    return {
+        frozenset(runs.loc[chosen, "run"]): f"all {chosen.sum()} {name}s"
+        for name, chosen in sets.items()
+        if chosen.sum() > 1
+    }
+
+
 def list_made_from(items: Sequence[Item], comparable: Comparable, prefix: str) -> Item:
     """The table of all figures and tables with the runs behind each; its CSV names every run."""
     runs = comparable.frames["runs"].set_index("run")
@@ -220,13 +273,15 @@ def list_made_from(items: Sequence[Item], comparable: Comparable, prefix: str) -
             "Seeds": listing([str(seed) for seed in seeds]) or "–",
             "Runs": len(behind) or math.nan,
         }
-        names = [run.rpartition("/")[2] for run in behind.index]
-        first = ", ".join(names[:NAMED_RUNS]) + (f" and {len(names) - NAMED_RUNS} more" if names[NAMED_RUNS:] else "")
-        rows.append({**row, "Made from": first or item.missing or "what every run shares"})
+        names = [cell.text for cell in item.behind]
+        further = len(behind) - NAMED_RUNS
+        first = ", ".join(names[:NAMED_RUNS]) + (f" and {further} more" if further > 0 else "")
+        from_runs = item.from_every or first or item.missing or "what every run shares"
+        rows.append({**row, "Made from": from_runs})
         stored.append({"name": item.name, **row, "Made from": " ".join(behind.index)})
     item = Item(
         "made-from", f"{prefix}-made-from", "table", "All figures and tables, and what each was made from", "",
-        "Runs by the names of their folders, the start model first; the CSV names all. Where there is nothing, the reason.",
+        "“Runs” has the runs by name, and the CSV the names behind each row. Where there is nothing, the reason.",
         "methods",
     )  # fmt: skip
     shown = pd.DataFrame(rows)
@@ -235,3 +290,40 @@ def list_made_from(items: Sequence[Item], comparable: Comparable, prefix: str) -
 
 
 NAMED_RUNS = 3
+ROWS_OF_RUNS = 24  # that are not folded
+MOST_RUNS = 200  # that the page names; the CSV has all
+
+
+def list_runs(comparable: Comparable, prefix: str) -> Item:
+    """The table of all runs, by arm; its CSV has their whole names."""
+    runs = comparable.frames["runs"].set_index("run")
+    short = short_names(runs.index)
+    arm_of = {run: arm for arm in arms_of(comparable.frames["runs"], every_round=True) for run in arm.runs}
+    names = [
+        run for arm in dict.fromkeys(arm_of.values()) for run in sorted(arm.runs, key=lambda r: (runs["seed"][r], r))
+    ]
+    rows = [
+        {
+            "Loss": arm_of[run].label,
+            "Seed": "–" if runs["loss"][run] == "start" else str(runs["seed"][run]),
+            "Run": short[run],
+            "State": runs["status"][run],
+        }
+        for run in names
+    ]
+    further = f" {len(names) - MOST_RUNS} more are in the CSV." if len(names) > MOST_RUNS else ""
+    item = Item(
+        "runs", f"{prefix}-runs", "table", "Runs", "",
+        "Every run that this report was made from. Of a run's digest so many digits stand here as tell it from the others, and "
+        "commands take it so. A click shows the whole name and copies it, or leads to the run's page where there is one."
+        + further,
+        "methods",
+    )  # fmt: skip
+    shown = pd.DataFrame(rows[:MOST_RUNS])
+    shown.attrs["data"] = pd.DataFrame(rows).assign(Run=names)
+    if len(shown) > ROWS_OF_RUNS:
+        shown.attrs["folded"] = (ROWS_OF_RUNS, f"{len(shown) - ROWS_OF_RUNS} more runs")
+    made = _as_table(item, shown, _colours(comparable))
+    for row, run in zip(made.table.rows if made.table else (), names, strict=False):
+        row[2].full = clean(run)
+    return made

@@ -15,14 +15,12 @@ from typing import Any
 
 import jinja2
 
-from pobench.errors import UnknownNameError
-from pobench.registry import get_loss
+from pobench.reporting.run_facts import command_of, on_hub, shown_source, title_of
 from pobench.reporting.tables import markdown, show_number
 from pobench.results import metrics
 from pobench.results.run_folder import RunFolder, run_names
 from pobench.results.scores import scores_of
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What a card says of the training, by the section and key of a run's configuration.
 TRAINING = (
     ("start weights", "model", "source"),
@@ -42,13 +40,13 @@ def model_card(runs: Path, run: str, repo: str, licence: str | None = None) -> s
 
     folder = RunFolder(runs, run)
     config = folder.config
-    title = f"{_title(config['loss'])[0]} on {config['setting']}"
+    title = f"{title_of(config['loss'])[0]} on {config['setting']}"
     scores = [row for row in scores_of(runs, run) if row["n"] and row["value"] is not None]
     adapter = config["train"]["adapter"] is not None and not config["train"]["adapter"]["merge"]
     base, data = config["model"]["source"], config["data"]["source"]
     about = ModelCardData(
-        base_model=base if _on_hub(base) else None,
-        datasets=[data] if _on_hub(data) else None,
+        base_model=base if on_hub(base) else None,
+        datasets=[data] if on_hub(data) else None,
         eval_results=_results(scores, config) or None,
         library_name="peft" if adapter else "transformers",
         license=licence,
@@ -71,8 +69,8 @@ def _template() -> jinja2.Template:
 def _about(runs: Path, run: str, config: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The facts of the page, as Markdown that says what it says: every value from a file is escaped."""
     trained = RunFolder(runs, run).trained or {}
-    title, source, formula = _title(config["loss"])
-    facts = [(name, _shown_source(config[section][key])) for name, section, key in TRAINING if config[section][key]]
+    title, source, formula = title_of(config["loss"])
+    facts = [(name, shown_source(config[section][key])) for name, section, key in TRAINING if config[section][key]]
     facts.append(("training pairs, steps", f"{trained['pairs']}, {trained['steps']}"))
     return {
         "title": markdown(title),
@@ -80,35 +78,15 @@ def _about(runs: Path, run: str, config: Mapping[str, Any], scores: Sequence[Map
         "formula": formula,
         "version": importlib.metadata.version("pobench"),
         "seed": config["seed"],
-        "start": markdown(_shown_source(config["model"]["source"])),
+        "start": markdown(shown_source(config["model"]["source"])),
         "training": [(name, markdown(value)) for name, value in facts],
         "settings": _values(config),
         "measured": _measured(config, scores),
         "scores": [_row(row) for row in scores],
         "luck": _luck(runs, run, config),
-        "command": _command(config),
+        "command": command_of(config),
         "repeat": "The digits depend on the kind of processor; the setting's other values are those that ship under its name.",
     }
-
-
-def _title(loss: str) -> tuple[str, str, list[str]]:
-    """(title, source, formula) of a loss; of one that is not registered here, its name."""
-    try:
-        found = get_loss(loss)
-    except UnknownNameError:
-        return loss, "a loss of the user's own", []
-    return found.title, found.source, found.formula.splitlines()
-
-
-def _on_hub(source: str) -> bool:
-    return HUB_NAME.fullmatch(source) is not None and not Path(source).exists()
-
-
-def _shown_source(source: Any) -> str:
-    """A source, of a file the name alone."""
-    text = str(source)
-    local = not _on_hub(text) and not re.match(r"(builtin|package):", text)
-    return Path(text).name if local else text
 
 
 def _values(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -124,7 +102,7 @@ def _measured(config: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) ->
         return "Nothing was measured."
     judge = config["judge"]["name"]
     asked = (
-        f"the prompts of {_shown_source(config['answers']['source'])}" if config["answers"]["source"] else "no prompts"
+        f"the prompts of {shown_source(config['answers']['source'])}" if config["answers"]["source"] else "no prompts"
     )
     text = f"Answers to {asked}" + (f", scored by the judge `{judge}`." if judge else ", not judged.")
     return f"{markdown(text)} Gains are over the start model, paired by prompt."
@@ -163,27 +141,11 @@ def _luck(runs: Path, run: str, config: Mapping[str, Any]) -> str:
     )
 
 
-def _command(config: Mapping[str, Any]) -> str:
-    """The command that trains the run again, with the values that were set by hand."""
-    origin = config["origin"]
-    given = {key for key, where in origin.items() if where == "--set" and key.partition(".")[0] != "judge"}
-    words = [f"pobench run --losses '{config['loss']}' --setting {config['setting']} --seeds {config['seed']}"]
-    for key in sorted(given):
-        section, _, name = key.partition(".")
-        values = config["loss_settings"] if section == config["loss"] else config.get(section, {})
-        value = values.get(name) if isinstance(values, Mapping) else None
-        if not isinstance(value, Mapping | list | None) and not (
-            isinstance(value, str) and "/" in value and not _on_hub(value)
-        ):
-            words.append(f"--set {key}={value}")
-    return " ".join(words)
-
-
 def _results(scores: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[Any]:
     """The scores as the hub's `model-index` has them. It knows no intervals; those stand in the name."""
     from huggingface_hub import EvalResult
 
-    name = _shown_source(config["answers"]["source"] or config["data"]["source"])
+    name = shown_source(config["answers"]["source"] or config["data"]["source"])
     results = []
     for row in scores:
         known, shown = metrics.metric(row["metric"]), _row(row)

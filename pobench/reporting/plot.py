@@ -11,7 +11,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,13 +22,16 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgba_array
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Rectangle
+from matplotlib.spines import Spine
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pobench.reporting.looks import FAINT, GRID, INK, PAGE_COLOURS, PAPER, SHADE, START, look_of
 from pobench.results import stats
@@ -47,6 +51,9 @@ class Figure(matplotlib.figure.Figure):
 
     def _repr_png_(self) -> bytes:
         return png(self)
+
+
+Numbers = NDArray[np.float64]
 
 
 class Drawing(NamedTuple):
@@ -167,7 +174,7 @@ def heading(ax: Axes, arm: Arm) -> None:
     """The panel's title: the arm's label after its marker."""
     spec = ax.get_subplotspec()
     longest = 96 // spec.get_gridspec().ncols if spec is not None else 34
-    colour, marker = look_of(arm.loss)
+    colour, marker, _ = look_of(arm.loss)
     ax.set_title("\u2003" + short(arm.label, longest))
     place = ScaledTranslation(3.5 / 72, (STYLE["axes.titlepad"] + 3.4) / 72, ax.figure.dpi_scale_trans)
     ax.add_artist(
@@ -249,6 +256,68 @@ def rho(e: Estimate) -> str:
     return f"ρ = {e.value:.2f}{interval}".replace("-", "−")
 
 
+def thinned(x: ArrayLike, y: ArrayLike, most: int) -> tuple[Numbers, Numbers]:
+    """About `most` of the points of a line, x rising: of every stretch its lowest and its highest, so that the line looks the
+    same where stretches are narrower than its stroke. A line of fewer points stays as it is."""
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if len(xs) <= most:
+        return xs, ys
+    kept = {0, len(xs) - 1}
+    for part in np.array_split(np.arange(len(xs)), max(1, most // 2)):
+        known = part[np.isfinite(ys[part])]
+        kept |= {int(known[ys[known].argmin()]), int(known[ys[known].argmax()])} if len(known) else {int(part[0])}
+    places = sorted(kept)
+    return xs[places], ys[places]
+
+
+# ---------------------------------------------------------------- names at the ends of lines
+MOST_NAMED = 16  # lines of a panel; more names would hide each other
+NAME_SIZE = 7.0  # points
+_LINE_NAME = "name of a line"  # marks the texts that `part_names` moves
+
+
+def name_lines(ax: Axes, longest: int = 18) -> bool:
+    """Write the label of each line beside its last point. With more than `MOST_NAMED` lines: nothing, and False."""
+    lines, labels = ax.get_legend_handles_labels()
+    if len(lines) > MOST_NAMED:
+        return False
+    for line, label in zip(lines, labels, strict=True):
+        points = np.column_stack([np.asarray(values, dtype=float) for values in line.get_data()])
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points):
+            name = ax.annotate(
+                short(label, longest), points[-1], (1.03, 0.5), "data", "axes fraction", annotation_clip=False, va="center",
+                arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2},
+                fontsize=NAME_SIZE, color=INK,
+            )  # fmt: skip
+            name.set_label(_LINE_NAME)
+    return True
+
+
+def part_names(figure: Figure) -> None:
+    """Set the height of each line's name, in the figure's present layout: near the line's end, no two on each other."""
+    for ax in figure.axes:
+        names = [t for t in ax.texts if isinstance(t, Annotation) and t.get_label() == _LINE_NAME]
+        height = {name: float(ax.transAxes.inverted().transform(ax.transData.transform(name.xy))[1]) for name in names}
+        names.sort(key=height.__getitem__)
+        gap = 1.25 * NAME_SIZE / 72 * figure.dpi / ax.bbox.height
+        for name, at in zip(names, apart([height[name] for name in names], gap), strict=True):
+            name.set_position((1.03, at))
+
+
+def apart(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places at least `gap` apart, as near to the wanted ones, which rise, as can be, and within [0, 1] where they fit."""
+    blocks: list[list[float]] = []  # of places that touch; each less the gaps below it
+    for k, at in enumerate(wanted):
+        blocks.append([at - k * gap])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            upper = blocks.pop()
+            blocks[-1] += upper
+    lowest = [float(np.mean(block)) for block in blocks for _ in block]
+    highest = max(0.0, 1 - gap * (len(wanted) - 1))
+    return [min(max(at, 0.0), highest) + k * gap for k, at in enumerate(lowest)]
+
+
 BETTER, WORSE = "#2a78d6", "#d4541a"  # colours of a cell that is better or worse than its comparison
 
 
@@ -301,8 +370,8 @@ def dots(
             ax.axvspan(baseline.low, baseline.high, color=SHADE, linewidth=0, zorder=0)
         ax.axvline(baseline.value, color=START.colour, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     for place, row in enumerate(rows):
-        colour, marker = look_of(row.arm.loss)
-        e = row.estimate
+        colour, marker, _ = look_of(row.arm.loss)
+        e, before = row.estimate, set(ax.get_children())
         ax.plot(
             row.seeds, [place] * len(row.seeds), marker=marker, color=colour, alpha=0.3, markersize=4, linestyle="none"
         )
@@ -321,6 +390,8 @@ def dots(
             text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=FAINT,
             annotation_clip=False,
         )  # fmt: skip
+        for artist in set(ax.get_children()) - before:
+            artist.set_label(f"{OF_LOSS}{row.arm.loss}")
     ax.set_yticks(range(len(rows)), [short(row.arm.label) for row in rows])
     ax.tick_params(axis="y", labelcolor=INK, labelsize=9)
     ax.set_ylim(len(rows) - 0.4, -0.6)
@@ -396,6 +467,80 @@ def binned(
         e = stats.mean(y[inside], pairs[inside], runs[inside], prompts_of(pairs[inside]))
         rows.append((x[inside].mean(), edges[k], edges[min(k + 1, len(edges) - 1)], *_fields(e)))
     return pd.DataFrame(rows, columns=columns)
+
+
+# ---------------------------------------------------------------- what belongs to a loss
+OF_LOSS = "_loss:"  # before a loss's name, in an artist's label; a legend leaves out labels with an underscore
+
+
+BOTH = " | "  # between the losses of a matrix's cell
+KEPT = "_kept"  # the id of a panel's title that stays where the panel's loss is hidden
+
+
+def mark_losses(figure: Figure, arms: Sequence[Arm]) -> None:
+    """Give every artist that belongs to losses an id, by which `inline_svg` tells the page's script: rows of a dot plot, names
+    of arms, what has a colour that only one of the losses has, cells of a matrix, and panels of one loss."""
+    trained = [arm for arm in arms if not arm.is_start]
+    colours = {loss: look_of(loss).colour.lower() for loss in {arm.loss for arm in trained}}
+    often = Counter(colours.values())
+    by_colour = {colour: loss for loss, colour in colours.items() if often[colour] == 1}
+    by_name = {short(arm.label, longest): arm.loss for arm in trained for longest in (18, 20, 22, 28, 999)}
+    for artist in figure.findobj():
+        label = str(artist.get_label())
+        if label.startswith(OF_LOSS):
+            artist.set_gid(label)
+        elif isinstance(artist, Text):
+            loss = by_name.get(artist.get_text())
+            artist.set_gid(loss and f"{OF_LOSS}{loss}")
+        elif loss := by_colour.get(_only_colour(artist)):
+            artist.set_gid(f"{OF_LOSS}{loss}")
+    for ax in figure.axes:
+        _mark_cells(ax, by_name)
+        _mark_panel(ax, trained)
+
+
+def _mark_cells(ax: Axes, by_name: Mapping[str, str]) -> None:
+    """The cells of `matrix_axes`: they belong to the losses of their row and of their column."""
+    rows, columns = (
+        [by_name.get(t.get_text()) for t in ticks] for ticks in (ax.get_yticklabels(), ax.get_xticklabels())
+    )
+    if ax.get_ylim() != (len(rows), 0) or ax.get_xlim() != (0, len(columns)):
+        return
+    places: list[tuple[Artist, Any]] = [(patch, patch.get_xy()) for patch in ax.patches if isinstance(patch, Rectangle)]
+    places += [(text, text.get_position()) for text in ax.texts]
+    places += [(line, at[0]) for line in ax.lines if len(at := np.asarray(line.get_xydata()))]
+    for artist, (x, y) in places:
+        if 0 <= y < len(rows) and 0 <= x < len(columns):
+            losses = {rows[int(y)], columns[int(x)]} - {None}
+            artist.set_gid(f"{OF_LOSS}{BOTH.join(sorted(map(str, losses)))}" if losses else None)
+
+
+def _mark_panel(ax: Axes, trained: Sequence[Arm]) -> None:
+    """A panel with a loss's `heading`, or whose lines and dots are all of one loss; then its title, a column's, is kept."""
+    title = ax.get_title(loc="left")
+    head = re.fullmatch("\u2003(.+?)(…?)", title)
+    losses = {
+        f"{OF_LOSS}{arm.loss}"
+        for arm in trained
+        if head and (arm.label.startswith(head[1]) if head[2] else arm.label == head[1])
+    }
+    if not losses:
+        losses = {str(artist.get_gid()) for artist in (*ax.lines, *ax.collections) if artist.get_gid()}
+        for text in (ax.title, getattr(ax, "_left_title", ax.title)):
+            text.set_gid(KEPT)
+    if len(losses) == 1:
+        ax.set_gid(losses.pop())
+
+
+def _only_colour(artist: Artist) -> str:
+    """The artist's colour, `#rrggbb`; "" where it has several or none."""
+    found: list[Any] = []
+    for name in ("get_color", "get_facecolor", "get_edgecolor"):
+        value = getattr(artist, name, lambda: None)()
+        if value is not None and not isinstance(artist, Spine):
+            found += [to_hex(rgba) for rgba in to_rgba_array(value) if rgba[3] > 0]
+    rest = set(found) - {PAPER.lower()}
+    return rest.pop() if len(rest) == 1 else ""
 
 
 # ---------------------------------------------------------------- hints under the pointer
@@ -508,6 +653,8 @@ def inline_svg(text: str, prefix: str, label: str) -> str:
     screen readers. Coordinates keep a tenth of a point, those of markers a hundredth; letters take the font of the page."""
     text = text[text.index("<svg") :]
     used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", text))
+    text = re.sub(rf' id="{OF_LOSS}([^"]+)"', r' data-loss="\1"', text)
+    text = text.replace(f' id="{KEPT}"', " data-kept")
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{prefix}-", text)
     for colour, variable in PAGE_COLOURS.items():

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,10 @@ class Head:
 
 @dataclass
 class Cell:
-    """A printed cell: the value, its interval and n, the sort key, and whether the interval excludes "no effect"."""
+    """A printed cell: the value, its interval and n, the sort key, and whether the interval excludes "no effect".
+
+    href: where its text leads. full: what a shortened text stands for; a click shows and copies it.
+    """
 
     text: str
     interval: str = ""
@@ -55,6 +60,8 @@ class Cell:
     sort: str = ""
     sign: str = ""  # "up" | "down" where the interval excludes no effect
     colour: str = ""
+    href: str = ""
+    full: str = ""
 
 
 NO_EFFECT = {"pass_rate_gain": 0.0, "win_rate": 0.5}
@@ -63,13 +70,23 @@ NO_EFFECT = {"pass_rate_gain": 0.0, "win_rate": 0.5}
 @dataclass
 class Table:
     """A table ready to print; `frame` has the raw numbers. folded: the title under which the page folds the rows from number
-    `shown` on, "" where it folds none."""
+    `shown` on, "" where it folds none. row_ids: of each row, what an anchor to it ends with."""
 
     heads: list[Head]
     rows: list[list[Cell]]
     frame: pd.DataFrame
     shown: int
     folded: str
+
+    @cached_property
+    def row_ids(self) -> list[str]:
+        seen: Counter[str] = Counter()
+        names = [re.sub(r"[^a-z0-9]+", "-", row[0].text.casefold()).strip("-")[:60] or "row" for row in self.rows]
+        ids = []
+        for name in names:
+            seen[name] += 1
+            ids.append(f"{name}--{seen[name]}" if names.count(name) > 1 else name)
+        return ids
 
 
 def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) -> Table:

@@ -72,8 +72,8 @@ def run_row(entry: Entry) -> dict[str, Any]:
         with suppress(PobenchError):  # a plug-in that is not loaded now
             loss = losses.get(row["loss"])
             title, reference = loss.title, row["configured_reference"] if loss.reads_reference else ""
-            if row["trained_on"] == "pairs" and loss.unit != "pairs":
-                row["trained_on"] = f"pairs read as {loss.unit}"
+            if row["trained_on"].startswith("pairs") and loss.unit != "pairs":
+                row["trained_on"] += f" read as {loss.unit}"
     seconds = row["reference_seconds"]
     row |= {"title": title, "reference": reference}
     row["reference_seconds"] = (math.nan if reference == "cached" else 0.0) if seconds is None else seconds
@@ -215,6 +215,7 @@ def _row(folder: RunFolder) -> dict[str, Any]:
     name = "start" if start else config["loss"]
     reference = "" if start else config["train"].get("reference", "cached")
     unit = next((name for name in ("pairs", "lists", "answers") if name in about), "")
+    pairs_from = "best_worst" if start else config["data"].get("pairs_from", "best_worst")
     return {
         "run": folder.run,
         "setting": config["setting"],
@@ -230,7 +231,7 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "round": config.get("round", 1),
         **{name: config.get(name, "") for name in ("begins", "rounds_reference", "recipe")},
         "pairs": about.get(unit, math.nan),
-        "trained_on": unit,
+        "trained_on": f"pairs from {pairs_from}" if unit == "pairs" and pairs_from != "best_worst" else unit,
         "seconds": about.get("seconds", math.nan),
         "waited": about.get("waited", math.nan),
         "reference": "" if start else about.get("reference", ""),

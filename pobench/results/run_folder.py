@@ -16,7 +16,9 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -274,6 +276,28 @@ def run_names(runs: Path) -> Iterator[str]:
     """`<setting>/<folder>` of every stored run."""
     for path in sorted(runs.glob("*/*/config.yaml")):
         yield f"{path.parent.parent.name}/{path.parent.name}"
+
+
+LEAST_DIGITS = 6
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Each run's name → its folder's name with as few of its digest's digits, at least `LEAST_DIGITS`, as begin no other run's
+    name; a name without a digest stays whole. `find_run` takes the short ones."""
+    folders = {name: name.rpartition("/")[2] for name in names}
+    every = sorted(folders.values())
+    short = {}
+    for name, folder in folders.items():
+        digest = re.search(r"(?<=-)[0-9a-f]{8,}$", folder)
+        least = len(folder) if digest is None else digest.start() + LEAST_DIGITS
+        ends = range(least, len(folder))
+        short[name] = next((folder[:end] for end in ends if _begin(every, folder[:end]) == 1), folder)
+    return short
+
+
+def _begin(every: Sequence[str], prefix: str) -> int:
+    """How many of the sorted names begin so."""
+    return bisect_left(every, prefix + "\U0010ffff") - bisect_left(every, prefix)
 
 
 def find_run(runs: Path, name: str) -> str:

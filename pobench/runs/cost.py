@@ -120,17 +120,15 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     size = shape.parameters
     sft = [replace(t, job=_as_training(t.job)) for t in tasks if t.kind == "sft" and t.stages]
     trained = [t for t in tasks if "train" in t.stages]
-    scored = sum("heldout" in t.stages for t in tasks)
     answering = sum("answers" in t.stages for t in tasks)
     judging = [t for t in tasks if "judge" in t.stages]
     devices = layout_of_devices()[0]
     sharded = any(_shards(t.job) > 1 for t in [*sft, *trained])
     data = _Data.of(job, counts)
-    pairs, held = data.pairs, data.held_out
+    pairs = data.pairs
     pace = _pace(tasks, data, size, config)
     prompts = asked_prompts(job)
-    tokens = prompts * job.answers.samples * job.answers.max_new_tokens
-    training = sum(pace.pair * data.worth(t.job.loss) * t.job.train.epochs * _first_passes(t.job.loss) for t in trained)
+    training = sum(_training(t, pace, data) for t in trained)
     reading = [t for t in trained if get_loss(t.job.loss).reads_reference]
     read = [t.job.train for t in reading]
     # one for all, and one for all that read tokens; after the first round one for each run
@@ -138,17 +136,10 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     passes = len({("tokens" in get_loss(t.job.loss).needs, t.run * (t.job.round.number > 1)) for t in cached})
     passes += sum(train.epochs for train in read if train.reference == "every_step")
     training += REFERENCE_SHARE * pace.pair * pairs * passes if passes else 0.0
-    # a conversation counts as a pair: two answers to one prompt are about as long
-    training += sum(pace.pair * _conversations(t.job) * t.job.train.epochs for t in sft)
-    # a forward pass is a third of a step; one process evaluates
-    speaking = _speaking(size, pace.flops)
-    evaluation = scored * pace.pair / 3 * held if scored else 0.0
-    training_pairs = sum("trainpairs" in t.stages for t in tasks) * min(pairs, job.data.max_trainpairs)
-    evaluation += pace.pair / 3 * training_pairs if training_pairs else 0.0
-    evaluation += answering * speaking * tokens if answering else 0.0
+    training += sum(_demonstrating(t.job, pace) for t in sft)
+    evaluation = sum(_evaluating(t, pace, data, size, prompts) for t in tasks)
+    evaluation += _speaking(size, pace.flops) * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
     drawn = [t.job for t in tasks if "onpolicy" in t.stages]
-    evaluation += speaking * sum(map(drawn_tokens, drawn)) if drawn else 0.0
-    evaluation += speaking * sum(row["spoken_tokens"] for row in estimate_benchmarks(tasks))
     free, compares = _judge_facts(job.judge.name)
     pairs_judged = sum("compare" in t.stages for t in tasks)
     compared = sum(t.kind == "loss" for t in judging) + pairs_judged
@@ -179,6 +170,57 @@ def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
     )
 
 
+def seconds_of_each(tasks: Sequence[Task], counts: Counts | None) -> list[float]:
+    """Wall time of each task by itself, from the start of its process; nan where it is not known."""
+    config = model_config(tasks[0].job) if tasks else None
+    shape = _shape(config)
+    if config is None or shape is None:
+        return [math.nan] * len(tasks)
+    job, size, devices = tasks[0].job, shape.parameters, layout_of_devices()[0]
+    data = _Data.of(job, counts)
+    pace = _pace(tasks, data, size, config)
+    prompts = asked_prompts(job)
+
+    def of(task: Task) -> float:
+        training = _training(task, pace, data) if "train" in task.stages else 0.0
+        if training and get_loss(task.job.loss).reads_reference and task.job.train.reference == "every_step":
+            training += REFERENCE_SHARE * pace.pair * data.pairs * task.job.train.epochs
+        if task.kind == "sft":
+            training += _demonstrating(_as_training(task.job), pace)
+        if task.kind == "reference":
+            training += REFERENCE_SHARE * pace.pair * data.pairs
+        spoken = _speaking(size, pace.flops) * sum(row["spoken_tokens"] for row in estimate_benchmarks([task]))
+        return training / devices + _evaluating(task, pace, data, size, prompts) + spoken + _process_starts(size)
+
+    return [of(task) for task in tasks]
+
+
+def _training(task: Task, pace: _Pace, data: _Data) -> float:
+    """Device seconds of a training's steps."""
+    return pace.pair * data.worth(task.job.loss) * task.job.train.epochs * _first_passes(task.job.loss)
+
+
+def _demonstrating(job: Job, pace: _Pace) -> float:
+    """Device seconds of an SFT stage. A conversation counts as a pair: two answers to one prompt are about as long. job: of
+    `_as_training`."""
+    return pace.pair * _conversations(job) * job.train.epochs
+
+
+def _evaluating(task: Task, pace: _Pace, data: _Data, size: int, prompts: float) -> float:
+    """Seconds of the stages of a task that one process does, but for benchmarks. A forward pass is a third of a step. prompts:
+    that are answered."""
+    job, speaking, seconds = task.job, _speaking(size, pace.flops), 0.0
+    if "heldout" in task.stages:
+        seconds += pace.pair / 3 * data.held_out
+    if "trainpairs" in task.stages:
+        seconds += pace.pair / 3 * min(data.pairs, job.data.max_trainpairs)
+    if "answers" in task.stages:
+        seconds += speaking * prompts * job.answers.samples * job.answers.max_new_tokens
+    if "onpolicy" in task.stages:
+        seconds += speaking * drawn_tokens(job)
+    return seconds
+
+
 def _first_of_kinds(trained: Sequence[Task]) -> list[Task]:
     """The first training of each unit of losses, with the reference stored or beside the policy; those of one kind need the
     same memory."""
@@ -200,7 +242,12 @@ def _largest(
 def _starting(tasks: Sequence[Task], size: int) -> float:
     """Seconds until the processes of what is left have begun to compute."""
     left = sum(bool(t.stages) for t in tasks)
-    return left * (START_SECONDS + READ_SECONDS * 4e-9 * size) + (IMPORT_SECONDS if left else 0.0)
+    return left * _process_starts(size) + (IMPORT_SECONDS if left else 0.0)
+
+
+def _process_starts(size: int) -> float:
+    """Seconds until a process has read the model and begins to compute."""
+    return START_SECONDS + READ_SECONDS * 4e-9 * size
 
 
 def _speaking(size: int, flops: float) -> float:
@@ -216,7 +263,7 @@ def answering_seconds(job: Job, prompts: float, samples: float) -> float:
         return math.nan
     size = shape.parameters
     tokens = prompts * samples * job.answers.max_new_tokens
-    return START_SECONDS + READ_SECONDS * 4e-9 * size + _speaking(size, _flops(size)) * tokens
+    return _process_starts(size) + _speaking(size, _flops(size)) * tokens
 
 
 def _judge_facts(name: str | None) -> tuple[bool, bool]:

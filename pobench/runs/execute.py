@@ -20,6 +20,7 @@ from pobench.errors import PobenchError
 from pobench.locks import HeldError, hold
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
+from pobench.runs.command import Writing, command_file
 from pobench.runs.executor import Executor, make_executor
 from pobench.runs.jobs import note_shared
 from pobench.runs.launch import environment, launch, machines, process_count
@@ -57,22 +58,24 @@ def execute(
     detach: bool = False,
     announce: Callable[[str], None] = lambda text: None,
     held: Collection[Path] = (),
+    later: Sequence[Plan] = (),
 ) -> list[Outcome]:
     """Run what is left, each task in a process of its own. If a task fails, those that need its result fail too, and the
     others run.
 
     executor: where they run; default: on this machine, one at a time. detach: return once the jobs are with the executor.
-    held: folders in which the caller itself keeps other commands out (`alone`).
+    held: folders in which the caller itself keeps other commands out (`alone`). later: plans that the caller executes next.
 
     Raises PobenchError when another command is at work in the same folder, or the disk is too small; KeyboardInterrupt.
     """
     executor = executor or make_executor("local", {})
-    left = plan.left
+    left, writing = plan.left, Writing.at(command_file(plan))
     outcomes = {t.run: Outcome(t.run, t.title, "skipped") for t in plan.tasks if t.kind != "reference"}
     if left:
         check_disk(plan)
 
     def ended(task: Task, why: str | None) -> None:
+        writing.ended(task, why)
         if task.kind != "reference" and outcomes[task.run].status != "failed":
             outcomes[task.run] = Outcome(task.run, task.title, "failed" if why else "finished", why or "")
 
@@ -85,9 +88,11 @@ def execute(
         for path in plan.damaged:
             _set_aside(path)
         _point_to(plan)
-        executor.begin(left, announce, ended)
-        if plan.root is not None and executor.name != "local":
-            note_shared(plan.root, left)
+        with writing.until_its_end() if left else contextlib.nullcontext():
+            left = writing.plan(plan, later, executor.name, getattr(executor, "parallel", 1)) if left else []
+            executor.begin(left, announce, ended)
+            if plan.root is not None and executor.name != "local":
+                note_shared(plan.root, left)
     if not detach:
         executor.wait(ended)
         return list(outcomes.values())
@@ -157,6 +162,8 @@ def alone(folder: Path) -> Iterator[None]:
 def do_task(task: Task) -> str | None:
     """Run a task in a process of its own. Returns why it failed, or None."""
     _begin(task)
+    if task.command:
+        Writing.at(Path(task.command)).began(task)
     return why_failed(task, _launch(task) if process_count() > 1 else _fork(task))
 
 

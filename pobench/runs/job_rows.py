@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pobench.errors import PobenchError
+from pobench.progress import read_progress
+from pobench.runs.command import Command, Entry, commands_below
 from pobench.runs.jobs import JobFolder, State, executor_of, jobs_below, states_of
 
 
 def job_rows(runs: Path) -> list[dict[str, Any]]:
     """One row a job, in the order in which they wait for each other: its run, state and reason, where it is, when it began and
-    ended (seconds since 1970), how often it began, its progress, its log."""
-    return [_row(job, state) for job, state in states_of(jobs_below(runs)).items()]
+    ended (seconds since 1970), how often it began, its progress, its log. Those that were submitted or detached, and those of
+    the last command on this machine in each setting."""
+    taken = [_row(job, state) for job, state in states_of(jobs_below(runs)).items()]
+    local = [command for command in commands_below(runs) if command.executor == "local"]
+    return taken + [_row_of_entry(command, job) for command in local for job in command.jobs]
+
+
+def _row_of_entry(command: Command, job: Entry) -> dict[str, Any]:
+    at_work = job.state == "running"
+    return {
+        "job": Path(job.place).name,
+        "run": job.run,
+        "title": job.title,
+        "kind": job.kind,
+        "stages": list(job.stages),
+        "state": job.state,
+        "reason": job.reason,
+        "executor": "local",
+        "id": f"{command.host}:{command.pid}",
+        "host": command.host if at_work else "",
+        "attempt": 1,
+        "times": 0 if math.isnan(job.began) else 1,
+        "submitted": command.began,
+        "began": None if math.isnan(job.began) else job.began,
+        "ended": None if math.isnan(job.ended) else job.ended,
+        "progress": progress_text(Path(job.folder)) if at_work else "",
+        "log": None,
+    }
 
 
 def _row(job: JobFolder, state: State) -> dict[str, Any]:
@@ -39,7 +68,7 @@ def _row(job: JobFolder, state: State) -> dict[str, Any]:
         "submitted": about.get("time"),
         "began": started.get("time"),
         "ended": ended.get("time"),
-        "progress": _progress(job) if state.word == "running" else "",
+        "progress": progress_text(_run_folder(job)) if state.word == "running" else "",
         "log": str(logs[0]) if logs else None,  # .err comes first
     }
 
@@ -52,17 +81,18 @@ def _why_gone(job: JobFolder) -> str:
         return ""
 
 
-def _progress(job: JobFolder) -> str:
-    """`step 12 of 75` of a training job; "" of others."""
-    if "train" not in job.about.get("stages", []):
-        return ""
+def _run_folder(job: JobFolder) -> Path:
     values = job.read("task")
-    file = Path(values.get("runs", "")) / values.get("run", "") / "steps.jsonl"
-    try:
-        last = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
-    except (OSError, IndexError, json.JSONDecodeError):
+    return Path(values.get("runs", "")) / values.get("run", "")
+
+
+def progress_text(folder: Path) -> str:
+    """`step 12 of 75` of the job at work in a run's folder; "" where it has reported nothing."""
+    if not (own := read_progress(folder)):
         return ""
-    return f"step {last['step']} of {last['steps']}"
+    unit = str(own["unit"]).removesuffix("s") or str(own["title"])
+    resumed = f", from {own['resumed']:g}" if own["resumed"] else ""
+    return f"{unit} {own['done']:g} of {own['total']:g}{resumed}"
 
 
 def cancel_jobs(runs: Path, names: Sequence[str]) -> list[JobFolder]:

@@ -44,6 +44,7 @@ class Task:
     start model's run. data: the folder of the token pairs. references: set of sequences → folder of its sums. causes: of
     the run itself. rendering, precision: the chat (`Chat.digest`) and the precision that the model generates with; empty
     where the plan did not read the model. share: which of the processes that evaluate the run together this one is.
+    command: the file that says what else its command does (`pobench.runs.command`); "" where none was written.
     """
 
     job: Job
@@ -61,6 +62,7 @@ class Task:
     precision: str = ""
     sides: tuple[str, ...] = ()
     share: Share = ALONE
+    command: str = ""
 
     @property
     def spoken(self) -> Spoken | None:

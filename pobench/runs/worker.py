@@ -21,9 +21,11 @@ from pobench.errors import PobenchError, reason_of
 from pobench.locks import HeldError, hold
 from pobench.model.device import environment
 from pobench.printing import say
+from pobench.progress import standing
 from pobench.registry import load_plugin
 from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
+from pobench.runs.command import standing_of
 from pobench.runs.context import Context
 from pobench.runs.pool import watch_launcher
 from pobench.runs.stages import BY_NAME
@@ -48,7 +50,8 @@ def run(task: Task) -> int:
         with leaving.listening(), _alone(task):
             for plugin in task.plugins:
                 load_plugin(plugin)
-            _work(task)
+            with standing(standing_of(task)):
+                _work(task)
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED

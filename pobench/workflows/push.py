@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pobench.errors import PobenchError
-from pobench.reporting.model_card import HUB_NAME, model_card
+from pobench.reporting.model_card import model_card
+from pobench.reporting.run_facts import HUB_NAME
 from pobench.results.run_folder import RunFolder
 
 CARD = "README.md"

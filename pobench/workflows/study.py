@@ -124,8 +124,8 @@ def execute_all(plans: Sequence[Plan], **how: Any) -> list[Outcome]:
     """Run the tasks that are left in every plan. The plans share a start model, which is reported once. how: arguments of
     `execute`, whose faults are raised."""
     outcomes: dict[str, Outcome] = {}
-    for plan in plans:
-        for outcome in execute(plan, **how):
+    for at, plan in enumerate(plans):
+        for outcome in execute(plan, later=plans[at + 1 :], **how):
             outcomes.setdefault(outcome.run, outcome)
     return list(outcomes.values())
 

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -40,15 +39,6 @@ COLUMNS = [
 ELSEWHERE = {"ln-no-help-dpo-unbiased", "beta-ten-helps-llama3-instruct", "gemma-hardly-moves-with-rate"}
 
 Frames = dict[str, pd.DataFrame]
-
-
-@pytest.fixture(scope="module")
-def worlds() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("worlds", Path(__file__).parent / "worlds.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def table_of(frames: Frames, name: str = "claims") -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from pobench import registry
-from pobench.reporting import plot
+from pobench.reporting import colour_vision, plot
 from pobench.reporting.draw import draw
 from pobench.reporting.looks import RESERVED_COLOURS, RESERVED_MARKERS, look_of
 from pobench.results import metrics, pair_values, stats
@@ -333,6 +333,71 @@ def test_every_shipped_loss_has_a_look_of_its_own() -> None:
     without = [name for name in SHIPPED if not registry.get_loss(name).colour]
     assert not without, f"give register_loss a colour and a marker: {', '.join(without)}"
     assert len({look.colour for look in LOOKS.values()}) == len({look.marker for look in LOOKS.values()}) == len(LOOKS)
+
+
+PAPER = ["simpo_sft", *(name for name in SHIPPED if registry.get_loss(name).in_paper)]
+
+
+@pytest.mark.parametrize("vision", colour_vision.VISIONS)
+def test_the_papers_losses_differ_in_colour_for_every_kind_of_eyes(vision) -> None:
+    assert len(PAPER) == 13
+    apart = colour_vision.distances([LOOKS[name].colour for name in PAPER], vision)
+    near = [f"{PAPER[i]} and {PAPER[j]}: {apart[i, j]:.1f}" for i, j in np.argwhere(np.triu(apart < 10, 1)) if i < j]
+    assert near == []
+
+
+def test_losses_of_like_colours_differ_in_marker_and_dash_taken_together() -> None:
+    names = list(LOOKS)
+    near = colour_vision.least_distances([LOOKS[name].colour for name in names]) < 10
+    alike = [
+        (names[i], names[j]) for i, j in np.argwhere(np.triu(near, 1)) if LOOKS[names[i]][1:] == LOOKS[names[j]][1:]
+    ]
+    assert near.sum() > 2 * len(names) and alike == []
+    assert len({look.dash for look in LOOKS.values()}) > 4
+
+
+def test_colour_differences_are_those_of_the_published_test_data() -> None:
+    """Sharma, Wu, Dalal 2005, Table 1, pairs 1, 7, 14, 25 and 34: hue, grey, a half turn of hue, and dark colours."""
+    pairs = np.array(
+        [
+            [[50, 2.6772, -79.7751], [50, 0, -82.7485]],
+            [[50, 0, 0], [50, -1, 2]],
+            [[50, 2.5, 0], [50, 0, -2.5]],
+            [[60.2574, -34.0099, 36.2677], [60.4626, -34.1751, 39.4387]],
+            [[2.0776, 0.0795, -1.1350], [0.9033, -0.0636, -0.5514]],
+        ]
+    )
+    found = colour_vision.ciede2000(pairs[:, 0], pairs[:, 1])
+    assert found == pytest.approx([2.0425, 2.3669, 4.3065, 1.2644, 0.9082], abs=1e-4)
+
+
+def test_red_and_green_are_one_colour_to_a_deuteranope_and_grey_stays_grey() -> None:
+    red, green, grey = "#c05712", "#808000", "#808080"
+    trichromat, deuteranope = (colour_vision.distances([red, green, grey], v) for v in ("trichromat", "deuteranope"))
+    assert trichromat[0, 1] > 4 * deuteranope[0, 1]
+    assert deuteranope[0, 2] > 10 and deuteranope.diagonal() == pytest.approx([0, 0, 0])
+
+
+# ---------------------------------------------------------------- names at the ends of lines
+
+
+def test_names_keep_their_distance_and_move_as_little_as_they_can() -> None:
+    assert plot.apart([0.2, 0.5, 0.8], 0.1) == pytest.approx([0.2, 0.5, 0.8])
+    assert plot.apart([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])  # half a gap each
+    assert plot.apart([0.98, 0.99, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
+    assert plot.apart([0.3, 0.31, 0.9], 0.1) == pytest.approx([0.255, 0.355, 0.9])
+
+
+def test_lines_are_named_at_their_ends_and_no_name_stands_on_another(worlds) -> None:
+    made = worlds.make(1, only={"start", "simpo", "dpo", "dpo_ln"}, seeds=(1,))
+    made["scores"] = metrics.complete(made)
+    figure = draw(registry.figures.get("length-bias"), made).figure
+    assert not figure.legends
+    for ax in figure.axes:
+        names = [text for text in ax.texts if text.get_label() == plot._LINE_NAME]
+        assert {name.get_text() for name in names} == {"simpo", "dpo", "dpo_ln"}
+        heights = sorted(name.xyann[1] * ax.bbox.height for name in names)
+        assert all(b - a > plot.NAME_SIZE / 72 * figure.dpi for a, b in pairwise(heights))
 
 
 def test_a_users_loss_always_gets_the_same_look_out_of_the_reserved_part() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pobench.data.rows import read_rows
+from pobench.reporting.looks import look_of
 from pobench.reporting.page import build_report
 from pobench.results import metrics
 
@@ -19,12 +21,23 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver on this machine")
 
-SHOWN = ["main-table", "claims", "pass-rate", "training-health", "both-rewards", "settings-table", "data-audit", "cost"]
+SHOWN = [
+    "main-table",
+    "who-beats-whom",
+    "claims",
+    "pass-rate",
+    "training-health",
+    "both-rewards",
+    "settings-table",
+    "data-audit",
+    "cost",
+]
 HOSTILE = [
     "<script>document.title = 'broken into'</script><img src=x onerror=\"document.title='broken into'\">",
     "broken \udcff\ud800 \x00\x07 end",
@@ -68,7 +81,8 @@ def browser(tmp_path_factory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def opened(browser, page) -> Any:
+def fresh(browser, page) -> Any:
+    """The page as it is when it has loaded."""
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     like(browser, "light")
     browser.get(page.as_uri())
@@ -77,11 +91,41 @@ def opened(browser, page) -> Any:
     return browser
 
 
+@pytest.fixture
+def opened(fresh) -> Any:
+    """The page with every chapter open and every picture drawn, as its button for printing leaves it to the printer."""
+    script = """
+        const done = arguments[0];
+        document.querySelectorAll("details.fold").forEach((fold) => (fold.open = true));
+        window.print = () => done(document.querySelectorAll("[data-drawing]").length);
+        document.querySelector("button.print").click();"""
+    assert fresh.execute_async_script(script) == 0
+    return fresh
+
+
+def sized(browser: Any, width: int, *, mobile: bool = False) -> None:
+    """Make the window `width` CSS pixels wide."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": mobile}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
 def like(browser: Any, theme: str, media: str = "") -> None:
     """Set the system's preference for light or dark (and for stillness), and the screen or print medium."""
     wishes = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
     features = [{"name": name, "value": value} for name, value in wishes.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+
+
+def unpacked(browser: Any) -> Any:
+    """The reader of answers, once it is there: a script makes it when it comes near the screen."""
+    browser.execute_script("document.querySelector('.held').scrollIntoView({behavior: 'instant'})")
+    WebDriverWait(browser, 600).until(lambda b: b.find_elements(By.CSS_SELECTOR, ".reader .list .one"))
+    return browser.find_element(By.CSS_SELECTOR, ".reader")
+
+
+def choose(reader: Any, label: str, option: str) -> None:
+    path = f".//label[span[starts-with(text(), '{label}')]]/select"
+    Select(reader.find_element(By.XPATH, path)).select_by_visible_text(option)
 
 
 def column(browser: Any, place: int) -> list[str]:
@@ -170,10 +214,10 @@ def test_hints_stand_on_their_markers(opened) -> None:
         const lines = picture.querySelector(".hints").textContent.split("\\n");
         const at = lines.filter((l) => l.includes("SimPO, default:")).map((l) => l.split(" ").slice(0, 2).map(Number))[0];
         const here = [box.x + at[0] / 1e4 * box.width, box.y + at[1] / 1e4 * box.height];
-        const blue = [...svg.querySelectorAll("use, path")].filter((e) => /#2a78d6/.test(e.getAttribute("style") ?? ""));
-        return Math.min(...blue.map((e) => { const b = e.getBoundingClientRect();
+        const own = [...svg.querySelectorAll("[style]")].filter((e) => e.getAttribute("style").includes(arguments[0]));
+        return Math.min(...own.map((e) => { const b = e.getBoundingClientRect();
             return Math.hypot(b.x + b.width / 2 - here[0], b.y + b.height / 2 - here[1]); }));"""
-    assert opened.execute_script(script) < 2
+    assert opened.execute_script(script, look_of("simpo").colour) < 2
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -211,8 +255,7 @@ def test_a_click_unpacks_the_file_that_lies_beside_the_page(opened, page) -> Non
 
 
 def test_a_telephone_scrolls_tables_and_pictures_not_the_page(opened) -> None:
-    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    sized(opened, 390, mobile=True)
     too_wide = """return [...document.querySelectorAll("main *, nav *")].filter((e) => !e.closest(".scroll > *, .picture > *")
         && e.getBoundingClientRect().right > 390).map((e) => `${e.tagName}.${e.className}: ${e.textContent.slice(0, 40)}`)"""
     assert opened.execute_script(too_wide) == []
@@ -225,12 +268,101 @@ def test_print_shows_every_answer_and_no_navigation(opened) -> None:
     assert all(opened.execute_script(seen % ".answers .text"))
     assert not any(opened.execute_script(seen % "nav, .downloads"))
     assert opened.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    too_wide = """return [...document.querySelectorAll("table")].filter((t) => t.scrollWidth > 700 * 1.35)
+    too_wide = """return [...document.querySelectorAll("table")].filter((t) => t.scrollWidth > innerWidth * 1.35)
         .map((t) => [t.caption.textContent, t.scrollWidth])"""
-    opened.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 688, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-    )  # A4 within its margins; a browser shrinks what is a third too wide
-    assert opened.execute_script(too_wide) == []
+    for width in (700, 1017):  # A4 within its margins, upright and across; a browser shrinks what is a third too wide
+        sized(opened, width)
+        assert opened.execute_script(too_wide) == []
+
+
+def test_chapters_are_folded_and_a_picture_is_drawn_when_it_comes_near(fresh) -> None:
+    folds = fresh.execute_script("return [...document.querySelectorAll('details.fold')].map((d) => d.open)")
+    assert folds[0] and len(folds) > 4 and not any(folds[1:])
+    picture = fresh.find_element(By.CSS_SELECTOR, "[id$='-both-rewards'] .picture")
+    assert picture.find_elements(By.TAG_NAME, "svg") == []
+    height = "return arguments[0].getBoundingClientRect().height"
+    script = """
+        const [picture, done] = arguments;
+        picture.addEventListener("drawn", () => done(picture.querySelector("svg").getAttribute("aria-label")));
+        picture.closest("details").open = true;
+        picture.scrollIntoView({ behavior: "instant" });"""
+    assert "SimPO" in fresh.execute_async_script(script, picture)
+    assert fresh.execute_script(height, picture) > 100
+    fresh.execute_script("arguments[0].focus()", picture)
+    picture.send_keys(Keys.ARROW_RIGHT)
+    assert "step 1:" in picture.find_element(By.CSS_SELECTOR, ".tip").text
+
+
+def test_an_undrawn_picture_has_the_size_of_the_drawn_one(fresh) -> None:
+    script = """
+        const done = arguments[0], picture = document.querySelector("[id$='-both-rewards'] .picture");
+        picture.closest("details").open = true;
+        const before = picture.getBoundingClientRect().height;
+        picture.addEventListener("drawn", () => done([before, picture.getBoundingClientRect().height]));
+        picture.scrollIntoView({ behavior: "instant" });"""
+    before, after = fresh.execute_async_script(script)
+    assert after == pytest.approx(before, rel=0.02)
+
+
+def test_a_link_into_a_folded_chapter_opens_it(fresh, page) -> None:
+    shown = "return document.querySelector(arguments[0]).checkVisibility({ contentVisibilityAuto: true })"
+    for selector in ("[id$='-settings-table']", "[id$='-formulas'] ~ p, details:has([id$='-formulas']) .formulas"):
+        assert not fresh.execute_script(shown, selector)
+    fresh.execute_script("document.querySelector(\"nav a[href$='-settings-table']\").click()")
+    assert fresh.execute_script(shown, "[id$='-settings-table']")
+    name = fresh.execute_script("return document.querySelector(\"[id$='-cost']\").id")
+    fresh.get("about:blank")
+    fresh.get(f"{page.as_uri()}#{name}")
+    assert fresh.execute_script(shown, f"#{name}")
+
+
+@pytest.mark.parametrize(("width", "mobile"), [(390, True), (1400, False)])
+def test_what_one_taps_is_large_enough_and_intervals_are_smaller_than_values(opened, width, mobile) -> None:
+    """WCAG 2.2, 2.5.8: targets of 24 by 24 CSS pixels, on a telephone."""
+    sized(opened, width, mobile=mobile)
+    small = """return [...document.querySelectorAll("a, button, summary, input")].filter((e) => e.getClientRects().length)
+        .map((e) => [e, e.getBoundingClientRect()]).filter(([, b]) => b.width < 24 || b.height < 24)
+        .map(([e, b]) => `${e.outerHTML.slice(0, 80)}: ${b.width} by ${b.height}`)"""
+    if mobile:
+        assert opened.execute_script(small) == []
+    size = """const size = (e) => parseFloat(getComputedStyle(e).fontSize);
+        return [...document.querySelectorAll("table.data td small")].map((e) => size(e) / size(e.parentElement))"""
+    for media in ("", "print"):
+        like(opened, "light", media=media)
+        ratios = opened.execute_script(size)
+        assert len(ratios) > 10 and max(ratios) < 0.9
+
+
+def test_the_losses_stay_in_sight_while_a_table_scrolls(opened) -> None:
+    sized(opened, 390, mobile=True)
+    script = """
+        const box = document.querySelector("table.data").closest(".scroll"), head = box.querySelector("tbody th");
+        box.scrollLeft = 300;
+        const [b, h] = [box.getBoundingClientRect(), head.getBoundingClientRect()];
+        return [box.scrollLeft, Math.abs(h.left - b.left), h.width / b.width];"""
+    scrolled, away, share = opened.execute_script(script)
+    assert scrolled == 300 and away < 1 and share < 0.5
+    like(opened, "light", media="print")
+    assert opened.execute_script("return getComputedStyle(document.querySelector('tbody th')).position") == "static"
+
+
+def test_print_opens_chapters_and_closes_them_again(opened) -> None:
+    opened.execute_script("document.querySelectorAll('details').forEach((d) => (d.open = false))")
+    closed = (
+        "dispatchEvent(new Event(%r)); return [...document.querySelectorAll('details')].filter((d) => !d.open).length"
+    )
+    folds = len(opened.find_elements(By.TAG_NAME, "details"))
+    assert opened.execute_script(closed % "beforeprint") == 0 and opened.execute_script(closed % "afterprint") == folds
+    like(opened, "light", media="print")
+    link = opened.execute_script(
+        "return getComputedStyle(document.querySelector('main a[href^=http]'), '::after').content"
+    )
+    assert "http" in link
+    assert not any(
+        opened.execute_script(
+            "return [...document.querySelectorAll('.tools, .downloads')].map((e) => e.checkVisibility())"
+        )
+    )
 
 
 def test_the_keyboard_reaches_the_answer_first(opened) -> None:
@@ -260,3 +392,117 @@ def test_screen_readers_find_names_levels_and_landmarks(opened) -> None:
     assert opened.find_elements(By.CSS_SELECTOR, "th:not([scope])") == []
     names = "return [...document.querySelectorAll('a, button')].map((e) => (e.ariaLabel ?? e.textContent).trim())"
     assert all(opened.execute_script(names))
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_picked_models_stand_side_by_side_and_what_is_sought_is_found(opened) -> None:
+    reader = unpacked(opened)
+    for label, option in (("First", "SimPO"), ("Second", "DPO"), ("Third", "–")):
+        choose(reader, label, option)
+    heads = [e.text for e in reader.find_elements(By.CSS_SELECTOR, ".one:first-child header b")]
+    assert heads == ["SimPO", "DPO"] and reader.find_element(By.TAG_NAME, "output").text == "1 to 5 of 24 prompts"
+    choose(reader, "Judge", "first better than second")
+    marks = [e.text for e in reader.find_elements(By.CSS_SELECTOR, "header .mark")]
+    assert marks and marks == ["✓ passes", "✗ fails"] * (len(marks) // 2)
+    choose(reader, "Judge", "any")
+    reader.find_element(By.CSS_SELECTOR, "input[type=search]").send_keys("document.title")
+    texts = reader.find_elements(By.CSS_SELECTOR, ".one")
+    assert (
+        texts
+        and all("<script>document.title" in text.text for text in texts)
+        and not opened.find_elements(By.CSS_SELECTOR, ".reader script, .reader img")
+    )
+
+
+def test_words_that_differ_are_marked_in_both_answers(opened) -> None:
+    reader = unpacked(opened)
+    choose(reader, "First", "SimPO")
+    choose(reader, "Second", "DPO")
+    reader.find_element(By.CSS_SELECTOR, "label.tick input").click()
+    script = """return [...document.querySelectorAll('.reader .one .shown')].map((e) => [...e.children].slice(0, 2).map((a) => {
+        const text = a.querySelector('.text'), kept = text.cloneNode(true);
+        kept.querySelectorAll('ins, del').forEach((mark) => mark.remove());
+        return [text.textContent, kept.textContent.split(/\\s+/).filter(Boolean).join(' ')]; }))"""
+    for (one, kept), (other, also_kept) in opened.execute_script(script):
+        assert kept == also_kept, "what is not marked is the same in both"
+        assert (kept == " ".join(one.split())) == (one.split() == other.split())
+
+
+def test_votes_are_blind_compared_with_the_judge_and_saved_as_pairs_that_pobench_reads(opened, tmp_path) -> None:
+    reader = unpacked(opened)
+    choose(reader, "First", "SimPO")
+    choose(reader, "Second", "DPO")
+    reader.find_element(By.XPATH, ".//button[text()='Vote blind']").click()
+    assert [e.text for e in reader.find_elements(By.CSS_SELECTOR, ".ballot header")] == ["Answer 1", "Answer 2"]
+    shown = []
+    for key in "120":
+        shown.append([e.text for e in reader.find_elements(By.CSS_SELECTOR, ".ballot .text")])
+        opened.switch_to.active_element.send_keys(key)
+    opened.switch_to.active_element.send_keys(Keys.ESCAPE)
+    said = reader.find_element(By.CSS_SELECTOR, ".result").text
+    assert "3 votes, 1 without a preference." in said and "n = 2." in said and "judge" in said
+    script = """
+        const done = arguments[0], make = URL.createObjectURL;
+        URL.createObjectURL = (blob) => { blob.text().then(done); return make.call(URL, blob); };
+        [...document.querySelectorAll(".reader .result button")].at(-1).click();"""
+    file = tmp_path / "votes.jsonl"
+    file.write_text(opened.execute_async_script(script), "utf-8")
+    saved = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert [set(pair) for pair in saved] == [{"prompt", "chosen", "rejected"}] * 2
+    assert len(list(read_rows(file))) == 2
+    first, second = (pair["chosen"].strip()[:40] for pair in saved)
+    assert shown[0][0].startswith(first[:8]) and shown[1][1].startswith(second[:8])
+
+
+# ---------------------------------------------------------------- narrowing
+SEEN = "return [...document.querySelectorAll(%r)].filter((e) => e.checkVisibility({ visibilityProperty: true })).length"
+
+
+def test_a_loss_without_its_tick_leaves_tables_figures_and_answers(opened) -> None:
+    rows = """return [...document.querySelectorAll('[id$=main-table] tbody th')].filter((e) => e.checkVisibility())
+        .map((e) => e.textContent)"""
+    assert "SimPO" in opened.execute_script(rows)
+    marks = "[id$=pass-rate] svg [data-loss=simpo]"
+    assert opened.execute_script(SEEN % marks) > 1
+    opened.find_element(By.CSS_SELECTOR, ".narrow summary").click()
+    opened.find_element(By.XPATH, "//*[contains(@class, 'narrow')]//label[text()='SimPO']").click()
+    left = opened.execute_script(rows)
+    assert "SimPO" not in left and "DPO" in left and "Start model" in left
+    assert opened.execute_script(SEEN % marks) == 0 and opened.execute_script(SEEN % marks.replace("simpo", "dpo")) > 1
+    assert opened.current_url.endswith("#not=simpo")
+    opened.refresh()  # the choice stands in the address
+    assert opened.execute_script(rows) == left
+
+
+def test_two_pinned_losses_are_compared_with_their_interval(opened, page) -> None:
+    opened.find_element(By.CSS_SELECTOR, ".narrow summary").click()
+    for title in ("SimPO", "DPO"):
+        opened.find_element(By.CSS_SELECTOR, f"[aria-label='pin {title} to compare it']").click()
+    versus = opened.find_element(By.CSS_SELECTOR, ".versus")
+    WebDriverWait(opened, 600).until(lambda _: "points" in versus.text)
+    pairs = pd.read_csv(next(page.parent.rglob("who-beats-whom.csv"))).set_index(["row", "column"])
+    e = pairs.loc["SimPO", "DPO"]
+    signed = [f"{number:+.1f}".replace("-", "−") for number in (e["value"], e["low"], e["high"])]
+    assert f"SimPO − DPO: {signed[0]} points [{signed[1]}, {signed[2]}], n = 24 prompts: no verdict" in versus.text
+    assert "Pass rate" in versus.text
+    reader = unpacked(opened)
+    assert [e.text for e in reader.find_elements(By.CSS_SELECTOR, ".one:first-child header b")][:2] == ["SimPO", "DPO"]
+
+
+def test_a_short_digest_shows_itself_whole_and_a_heading_has_a_link_of_its_own(opened) -> None:
+    run = opened.find_element(By.CSS_SELECTOR, "[id$='-runs'] [data-full]")
+    short, whole = run.text, run.get_attribute("data-full")
+    assert whole.rpartition("/")[2].startswith(short) and len(short) < len(whole.rpartition("/")[2])
+    opened.execute_script("arguments[0].focus()", run)
+    ActionChains(opened).send_keys(Keys.ENTER).perform()
+    assert run.text == whole and opened.execute_script("return getSelection().toString()") == whole
+    heading = opened.find_element(By.CSS_SELECTOR, "[id$='-main-table'] .head > *")
+    anchor = heading.find_element(By.CSS_SELECTOR, "a.anchor")
+    ActionChains(opened).move_to_element(heading).perform()
+    assert opened.execute_script("return getComputedStyle(arguments[0]).opacity", anchor) == "1"
+    anchor.click()
+    assert opened.current_url.endswith("-main-table")
+    rows = opened.execute_script("return [...document.querySelectorAll('tr[id]')].map((row) => row.id)")
+    assert len(rows) == len(set(rows)) > 20

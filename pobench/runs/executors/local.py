@@ -13,6 +13,7 @@ from typing import Any
 from pobench.errors import PobenchError
 from pobench.registry import register_executor
 from pobench.results.run_folder import RunFolder
+from pobench.runs.command import name_in_command
 from pobench.runs.edges import lacking, ready, stages_of
 from pobench.runs.execute import do_task
 from pobench.runs.executor import Ended, Executor
@@ -42,7 +43,8 @@ class Local(Executor):
                         RunFolder(task.runs, task.run).fail(why)
                         running[now(lambda why: why, why)] = task
                     else:
-                        announce(f"{task.title}{stages_of(task)}  →  {task.runs / task.run}")
+                        place = f"{name} · " if (name := name_in_command(task)) else ""
+                        announce(f"{place}{task.title}{stages_of(task)}  →  {task.runs / task.run}")
                         running[submit(do_task, task)] = task
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     task, why = running.pop(future), future.result()

@@ -89,6 +89,12 @@ def run(context: Context) -> None:
             measured = _beside(context, "the held-out pairs", lambda: _heldout_means(context, scorer))
             return measured or {}
 
+        def rewind(step: int) -> None:
+            if step:
+                context.say(f"{context.task.title}: goes on from step {step} of {steps}")
+                advance(done=step, resumed=True)
+            folder.rewind_steps(step)
+
         trained = train(
             accelerator,
             model,
@@ -104,7 +110,7 @@ def run(context: Context) -> None:
             begins_elsewhere=context.reference_path != context.begin_path,
             log=log if context.main else lambda row: None,
             say=context.say,
-            rewind=folder.rewind_steps if context.main else lambda step: None,
+            rewind=rewind if context.main else lambda step: None,
             content=content,
             watch=watch if job.train.evaluate_every and context.prepared.heldout else None,
             rows=rows,

@@ -80,7 +80,7 @@ class Page(HTMLParser):
 
 
 def section_of(comparable: Comparable, names: list[str]) -> page.Section:
-    return page.build_section(comparable, "x", [build_item(shown, comparable, "x") for shown in page._chosen(names)])
+    return page.build_section(comparable, "x", [build_item(shown, comparable, "x") for shown in page.chosen(names)])
 
 
 def read(out: Path) -> str:
@@ -147,8 +147,30 @@ def test_a_table_says_which_runs_each_figure_was_made_from(synthetic, tmp_path) 
     assert "No search has been made" in read(tmp_path)
 
 
+def test_what_all_runs_made_says_so_and_what_some_made_names_them(whole, frames) -> None:
+    html = read(whole)
+    assert 'Made from <a href="#tiny-runs">all 5 finished runs</a>.' in html
+    assert re.search(r"<summary>Made from \d runs?</summary>", html)
+    runs = pd.read_csv(whole / "tiny/tables/runs.csv")
+    assert sorted(runs["Run"]) == sorted(frames["runs"]["run"])
+    assert all(f'data-full="{run}"' in html for run in frames["runs"]["run"])
+
+
+def test_of_many_runs_the_page_names_some_and_the_csv_all(synthetic, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("pobench.reporting.items.MOST_RUNS", 3)
+    made = synthetic.make_frames(seeds=(1, 2), prompts=4, samples=1, pairs=4, steps=2, failed=("ipo",))
+    out = page.build_report(made, tmp_path, figures=["pass-rate"]).parent
+    assert "8 more are in the CSV." in read(out) and len(pd.read_csv(out / "tiny/tables/runs.csv")) == 11
+    assert len(set(re.findall(r'data-full="([^"]+)"', read(out)))) == 3
+
+
 def test_nothing_of_where_it_was_written_is_on_the_page(whole) -> None:
     assert str(whole) not in read(whole)
+
+
+def test_a_page_by_itself_may_load_nothing(whole) -> None:
+    assert "connect-src" not in read(whole) and "data-beside=" not in read(whole)
+    assert not list(whole.rglob("answers"))
 
 
 def test_every_figure_has_a_picture_and_the_numbers_as_files(whole) -> None:
@@ -290,7 +312,7 @@ def test_a_figure_whose_code_fails_says_so_in_its_place_and_costs_nothing_else(f
 
     table = registry.figures.get("settings-table")
     mine = dataclasses.replace(table, name="mine", title="My own table", function=broken, frames=("runs",), order=0)
-    monkeypatch.setattr(page, "_chosen", lambda _: [mine, table])
+    monkeypatch.setattr(page, "chosen", lambda _: [mine, table])
     with pytest.raises(UndrawnError, match="mine could not be drawn: KeyError: '<b>no such column</b>'") as failed:
         page.build_report(frames, tmp_path)
     html = failed.value.path.read_text("utf-8")
@@ -342,8 +364,20 @@ def test_only_the_formats_asked_for_are_written(frames, tmp_path) -> None:
     where = page.build_report(frames, tmp_path, figures=["main-table", "kl"], formats=["md", "tex"])
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
     assert where == tmp_path
-    tables = {f"tiny/tables/{name}.{ending}" for name in ("main-table", "made-from") for ending in ("md", "tex")}
+    tables = {
+        f"tiny/tables/{name}.{ending}" for name in ("main-table", "made-from", "runs") for ending in ("md", "tex")
+    }
     assert files == {"summary.md", "tables.tex", *tables}
+
+
+def test_pictures_are_packed_but_beside_the_card(whole) -> None:
+    """A page that opens holds one picture; every other is text for the script, which gives back the drawn one."""
+    page = read(whole)
+    before_first_fold = page[: page.index('<details class="fold"')]
+    assert page.count("<svg ") == before_first_fold.count("<svg ") == 1
+    held = [gzip.decompress(base64.b64decode(text)).decode() for text in re.findall(r'data-drawing="([^"]+)"', page)]
+    assert len(held) > 10 and all(text.startswith(("<svg ", "<img ")) for text in held)
+    assert sum('class="hints"' in text for text in held) > 5
 
 
 def test_a_page_that_grows_too_large_leaves_its_largest_pictures_out(frames, monkeypatch) -> None:
