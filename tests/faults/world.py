@@ -63,7 +63,10 @@ def results(runs: Path, cache: Path) -> dict[str, str]:
     found = {str(path.relative_to(runs)): _sha256(path.read_bytes()) for path in runs.rglob("model/*.safetensors")}
     found |= {str(path.relative_to(cache)): "" for path in cache.rglob("reference/*/sums-*")}
     for path in runs.glob("*/*/steps.jsonl"):
-        steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+        try:
+            steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+        except ValueError:
+            steps = ["a line that cannot be read"]
         found[str(path.relative_to(runs))] = ",".join(map(str, steps))
     for name, frame in load_frames(runs).items():
         if name == "looks":  # which reports were made on the way
