@@ -4,11 +4,12 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 LOSSES ?= simpo,dpo,ipo,kto,orpo
+COUNT  ?= 200
 # Tests start many processes, each of which would compile pobench again where Python may not write what it has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all check docs site clean
+.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all faults campaigns check docs site clean
 .DEFAULT_GOAL := help
 
 help:       ## list the targets
@@ -74,17 +75,29 @@ test: $(VENV)/.installed-test ## run the fast tests, in minutes
 test-all: $(VENV)/.installed-test ## all tests, the slow ones too
 	$(TESTS) -m ""
 
+CAMPAIGNS_COUNT ?= 3150
+CAMPAIGNS_SEED  ?= 0
+campaigns: $(VENV)/.installed-test ## bad input of every class, and the endpoint judge under load and fault
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns.bad_input --count $(CAMPAIGNS_COUNT) --seed $(CAMPAIGNS_SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns.endpoint --seed $(CAMPAIGNS_SEED)
+
+faults: $(VENV)/.installed-test ## kill commands and damage stored files, hundreds of times; hours (COUNT: how many kills)
+	$(BIN)/python -m tests.faults.kills --count $(COUNT)
+	$(BIN)/python -m tests.faults.damage
+
 check: $(VENV)/.installed-test ## check formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed      ## write the pages of losses, claims, frames and stages from the code
+docs: $(VENV)/.installed      ## write the pages of losses, keys, claims, frames and stages from the code
 	@mkdir -p docs
 	$(BIN)/pobench list losses --markdown > docs/losses.md.part
 	mv docs/losses.md.part docs/losses.md
 	$(BIN)/python -m pobench.reporting.loss_family > docs/losses-family.svg.part
 	mv docs/losses-family.svg.part docs/losses-family.svg
+	$(BIN)/pobench list keys --markdown > docs/keys.md.part
+	mv docs/keys.md.part docs/keys.md
 	$(BIN)/pobench list claims --markdown > docs/claims.md.part
 	mv docs/claims.md.part docs/claims.md
 	$(BIN)/python -m pobench.reporting.frame_page > docs/frames.md.part

@@ -165,8 +165,9 @@ _RUNS = Frame(
             "trained_on",
             "text",
             "",
-            "what those are: `pairs`, the data's own `lists` or `answers`, or `pairs read as lists` or `pairs read as answers` "
-            "by a loss of these; empty until it has finished",
+            "what those are: `pairs`, `pairs from all` or `pairs from adjacent` (another `data.pairs_from` than the default), "
+            "the data's own `lists` or `answers`, or `pairs read as lists` or `pairs read as answers` by a loss of these; "
+            "empty until it has finished",
         ),
         Column("seconds", "float", "s", "wall time of the training steps", measured=True),
         Column(

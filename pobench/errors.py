@@ -66,11 +66,18 @@ def reason_of(error: Exception) -> str:
     return text if isinstance(error, PobenchError) else f"{type(error).__name__}: {text}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: `"; did you mean 'simpo'?"`, or `"."` if no known name is close."""
-    close = difflib.get_close_matches(_normal(name), {_normal(k): k for k in known}, n=1, cutoff=0.6)
+def nearest(name: str, known: Iterable[str], meanings: Mapping[str, str] | None = None) -> str:
+    """The end of a sentence about an unknown name: `"; did you mean 'simpo'?"`, or `"."` if no known name is close.
+
+    meanings: known name → what it means, whose first sentence follows in brackets.
+    """
     by_normal = {_normal(k): k for k in known}
-    return f"; did you mean {by_normal[close[0]]!r}?" if close else "."
+    close = difflib.get_close_matches(_normal(name), by_normal, n=1, cutoff=0.6)
+    if not close:
+        return "."
+    found = by_normal[close[0]]
+    meaning = (meanings or {}).get(found, "").partition(". ")[0].removesuffix(".")
+    return f"; did you mean {found!r}?" + (f" ({meaning}.)" if meaning else "")
 
 
 def _normal(name: str) -> str:

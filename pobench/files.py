@@ -1,7 +1,7 @@
 """Write files atomically, and check their digests.
 
-A file is written under a temporary name beside its target, synced to disk, then renamed, so readers never see a part of
-it. In JSON, nan is written as null.
+A file is written under a temporary name beside its target, synced to disk, then renamed, and the folder is synced too, so
+neither readers nor a machine that loses its power see a part of it. In JSON, nan is written as null.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,12 +44,16 @@ def whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
     )  # unique, even in a folder that machines share
     try:
         yield partial
-        for file in (partial.rglob("*") if partial.is_dir() else [partial]) if sync else ():
-            if file.is_file():
-                sync_file(file)
+        for inner in ([*partial.rglob("*"), partial] if partial.is_dir() else [partial]) if sync else ():
+            if inner.is_dir():
+                sync_folder(inner)
+            elif inner.is_file():
+                sync_file(inner)
         if partial.is_dir():
             _remove(path)
         os.replace(partial, path)
+        if sync:
+            sync_folder(path.parent)
     finally:
         _remove(partial)
 
@@ -111,7 +115,7 @@ def read_marker(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file that marks a finished result. Raises CorruptError where it cannot be read."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
     if not isinstance(stored, dict):
         raise CorruptError(path, "it holds no mapping")
@@ -148,6 +152,16 @@ def sync_file(file: Path) -> None:
     """Wait until the file's bytes are on the disk."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in the folder are on the disk, where the file system can say so."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -33,14 +33,14 @@ class HeldError(PobenchError):
 
 
 @contextlib.contextmanager
-def hold(path: Path, *, wait: bool = False) -> Iterator[None]:
+def hold(path: Path, *, wait: bool = False, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path` for as long as the block runs. Its folder must be there.
 
-    wait: until it is free. Else raises HeldError where another command holds it; where that runs on another machine, once it
-    has shown that it is alive.
+    wait: until it is free. Else raises HeldError where another command holds it: on this machine after `patience` seconds, on
+    another one once it has shown that it is alive.
     """
     lease = SoftFileLease(path, lease_duration=SECONDS, thread_local=False, on_compromise=lambda lost: _stop(path))
-    _acquire(lease, path, wait)
+    _acquire(lease, path, wait, patience)
     try:
         yield
     finally:
@@ -59,12 +59,12 @@ def holder_of(path: Path) -> str | None:
     return f"process {owner.pid} on {owner.hostname.partition('?')[0]}, alive at {seen}"
 
 
-def _acquire(lease: SoftFileLease, path: Path, wait: bool) -> None:
+def _acquire(lease: SoftFileLease, path: Path, wait: bool, patience: float) -> None:
     if wait:
         lease.acquire(poll_interval=0.2)
         return
     try:
-        lease.acquire(blocking=False)
+        lease.acquire(timeout=patience, poll_interval=0.1)
         return
     except Timeout:
         holder, before = holder_of(path), _touched(path)

@@ -49,8 +49,9 @@ def local_rows(
     of a split (`train[:10]`), a pattern that no file matches, and a folder whose files are not clearly those of one data set.
     """
     local = Path(source).expanduser()
-    pattern = not local.exists() and glob.has_magic(source)
-    if not (local.exists() or pattern):
+    there = os.path.exists(local)  # False, and no error, for a name that is too long
+    pattern = not there and glob.has_magic(source)
+    if not (there or pattern):
         return None
     if split and re.search(r"[\[+%]", split):
         raise PobenchError(

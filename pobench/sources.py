@@ -72,9 +72,9 @@ def fetch_model(
     if source.startswith("package:"):
         return _from_package(source, sha256)
     local = Path(source).expanduser()
-    if local.suffix == ".gguf" and local.is_file():
+    if local.suffix == ".gguf" and os.path.isfile(local):
         return _from_gguf_file(local, sha256)
-    if local.exists():
+    if os.path.exists(local):  # False, and no error, for a name that is too long
         folder = local
     elif is_hub_name(source):
         folder = _model_from_hub(source, revision, trust_remote_code, option=option)
@@ -98,11 +98,11 @@ def cached_model(
     if source.startswith("package:"):
         target = _package_target(source, sha256)
         return target if target.is_dir() else None
-    if local.suffix == ".gguf" and local.is_file():
+    if local.suffix == ".gguf" and os.path.isfile(local):
         return None
     if is_adapter(local):
         return _merged(local, source, base, False, offline=True)
-    if source.startswith("builtin:") or local.exists() or not is_hub_name(source):
+    if source.startswith("builtin:") or os.path.exists(local) or not is_hub_name(source):
         return fetch_model(source, base=base)
     try:
         folder = _model_from_hub(source, revision, with_code=False, offline=True)
@@ -374,7 +374,9 @@ def _package_folder(source: str, sha256: str | None) -> Path:
                 if not members:
                     raise PobenchError(f"{Path(str(archive.filename)).name} contains no {package.member!r}")
                 for name in members:
-                    file = unfinished / name.removeprefix(package.member)
+                    file = (unfinished / name.removeprefix(package.member)).resolve()
+                    if not file.is_relative_to(unfinished.resolve()):  # FOLDER//etc/x leads to /etc/x
+                        raise PobenchError(f"{Path(str(archive.filename)).name}: {name!r} leads out of its folder")
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(archive.read(name))
     return target

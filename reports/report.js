@@ -29,12 +29,15 @@ const unpack = (packed) => {
 };
 
 // Unpack a file when it is asked for.
+const save = (content, file) => {
+  const href = URL.createObjectURL(content);
+  Object.assign(document.createElement("a"), { href, download: file }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
+};
 for (const button of document.querySelectorAll("button[data-packed]")) {
   button.addEventListener("click", async () => {
     const { file, kind, packed } = button.dataset;
-    const href = URL.createObjectURL(new Blob([await unpack(packed).arrayBuffer()], { type: kind }));
-    Object.assign(document.createElement("a"), { href, download: file }).click();
-    setTimeout(() => URL.revokeObjectURL(href), 60_000);
+    save(new Blob([await unpack(packed).arrayBuffer()], { type: kind }), file);
   });
 }
 
@@ -55,11 +58,13 @@ document.addEventListener("keydown", (event) => {
 
 // Say what stands where the pointer is, or, with the arrow keys, point by point.
 const reach = 28; // pixels
+const narrowed = { hides: () => false }; // of a point's text; narrow.js says which
 const listen = (pictures) => {
 for (const picture of pictures) {
   const lines = picture.querySelector(".hints")?.textContent.split("\n") ?? [];
-  const points = lines.map((line) => /^(-?\d+) (-?\d+) (.*)$/.exec(line)).filter(Boolean).map(([, x, y, text]) => ({ x: x / 1e4, y: y / 1e4, text }));
-  if (!points.length) continue;
+  const every = lines.map((line) => /^(-?\d+) (-?\d+) (.*)$/.exec(line)).filter(Boolean).map(([, x, y, text]) => ({ x: x / 1e4, y: y / 1e4, text }));
+  if (!every.length) continue;
+  let points = every;
   const drawn = picture.querySelector("svg, img");
   const tip = picture.appendChild(Object.assign(document.createElement("output"), { className: "tip" }));
   const ring = picture.appendChild(Object.assign(document.createElement("span"), { className: "at" }));
@@ -75,7 +80,10 @@ for (const picture of pictures) {
     const most = picture.scrollLeft + picture.clientWidth - tip.offsetWidth;
     Object.assign(tip.style, { left: `${Math.max(0, Math.min(left + 12, most))}px`, top: `${top < 48 ? top + 14 : top - tip.offsetHeight - 10}px` });
   };
+  const narrow = () => { points = every.filter((point) => !narrowed.hides(point.text, picture)); };
   const near = (event) => {
+    narrow();
+    if (!points.length) return say(-1);
     const box = drawn.getBoundingClientRect();
     const far = ({ x, y }) => Math.hypot(box.left + x * box.width - event.clientX, box.top + y * box.height - event.clientY);
     const place = points.reduce((best, point, i) => (far(point) < far(points[best]) ? i : best), 0);
@@ -88,7 +96,8 @@ for (const picture of pictures) {
   picture.addEventListener("blur", () => say(-1));
   picture.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step) say((Math.max(at, step > 0 ? -1 : 0) + step + points.length) % points.length);
+    if (step) narrow();
+    if (step && points.length) say((Math.max(at, step > 0 ? -1 : 0) + step + points.length) % points.length);
     else if (event.key === "Escape") say(-1);
     else return;
     event.preventDefault();

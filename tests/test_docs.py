@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,34 @@ import pytest
 import typer
 
 from pobench.cli.group import app_of
+from pobench.cli.key_page import key_page
 from pobench.cli.main import Commands
+from pobench.cli.options import parse_stages
 from pobench.cli.stage_page import stage_page
 from pobench.columns import FRAMES
-from pobench.registry import Registry, get_loss, list_losses, load_plugin, modifiers, register_loss
+from pobench.composition import split
+from pobench.errors import or_fault
+from pobench.registry import Registry, get_loss, list_losses, load_plugin, losses, modifiers, register_loss
 from pobench.reporting import loss_page as page
 from pobench.reporting.frame_page import frame_page
 from pobench.reporting.loss_family import family_figure
+from pobench.runs.executor import make_executor
+from pobench.runs.opponents import with_opponents
 from pobench.runs.stages import STAGES
+from pobench.settings.faults import judge_faults
+from pobench.settings.resolve import nested, parse_overrides, parse_settings, resolve, resolve_names
 from pobench.types import LossOutput, Pair
 from pobench.workflows.check import check
+from pobench.workflows.study_file import read_study
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = ROOT / "docs/losses.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 LOSSES = list_losses()
+USAGE: Any = (
+    typer.BadParameter.__base__
+)  # what click raises for words that do not parse; typer may carry a click of its own
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +53,9 @@ def text() -> str:
 
 @pytest.fixture
 def empty(monkeypatch: pytest.MonkeyPatch) -> Registry[Any]:
-    fresh: Registry[Any] = Registry("loss", "pobench.losses")
-    fresh._loaded = True
-    monkeypatch.setattr("pobench.registry.losses", fresh)
-    monkeypatch.setattr(page, "losses", fresh)
-    return fresh
+    for place, value in {"_items": {}, "_aliases": {}, "_loaded": True}.items():
+        monkeypatch.setattr(losses, place, value)
+    return losses
 
 
 def section(text: str, title: str) -> str:
@@ -83,6 +94,13 @@ def test_the_written_page_of_stages_is_todays() -> None:
     written = WRITTEN.with_name("stages.md").read_text(encoding="utf-8")
     assert written == stage_page(), "docs/stages.md is stale: run `make docs`"
     assert re.findall(r"^## (.*)$", written, re.MULTILINE) == [stage.name for stage in STAGES]
+
+
+def test_the_written_page_of_keys_is_todays() -> None:
+    written = WRITTEN.with_name("keys.md").read_text(encoding="utf-8")
+    assert written == key_page(), "docs/keys.md is stale: run `make docs`"
+    rows = [line.replace("\\|", "").count("|") for line in written.splitlines() if line.startswith("| ")]
+    assert len(rows) > 150 and set(rows) == {6}, "a cell holds a bar"
 
 
 def test_the_page_is_the_same_twice(text) -> None:
@@ -317,20 +335,79 @@ def commands(page_: Path) -> Iterator[list[str]]:
     for block in blocks(page_.read_text(encoding="utf-8")):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("pobench ") and not line.startswith("pobench/"):
-                yield shlex.split(line, comments=True)[1:]
+                yield [word for word in shlex.split(line, comments=True)[1:] if word != "…"]
 
 
-def test_commands_on_the_pages_have_the_options_they_name() -> None:
+@cache
+def command_called(name: str) -> Any:
+    return typer.main.get_command(app_of(name))
+
+
+def faults_of_command(words: list[str]) -> Iterator[str]:
+    """What is wrong with a command: its options and values, and the settings, keys, losses, stages, studies and executors that
+    they name. A file of the reader's own (`mine.yaml`, `--plugin mine.py`) is not there, and neither is what it registers."""
+    if words[0] not in Commands.files:
+        yield f"no command {words[0]}"
+        return
+    command, rest = command_called(words[0]), words[1:]
+    if hasattr(command, "commands"):
+        command, rest = command.commands[words[1]], rest[1:]
+    try:
+        given = command.make_context(words[0], rest).params
+    except USAGE as error:
+        yield error.format_message()
+        return
+    own = {path.stem for path in given.get("plugin") or ()}
+    setting = given.get("setting") or "smollm2"
+    setting = "smollm2" if setting.endswith(".yaml") else setting
+    named = [name for name in split(given.get("losses") or "dpo") if name not in own]
+    sets, faults = given.get("sets") or [], list[str]()
+    if words[0] == "judge":
+        faults += judge_faults(given["judge"], nested(parse_settings(sets, "--set")))
+    else:
+        sources = {key: given.get(key) for key in ("data", "model")} if words[0] == "run" else {}
+        sources |= {"benchmark_names": given.get("benchmarks"), "overrides": parse_overrides(sets)}
+        or_fault(faults, lambda: resolve(setting, named, **sources))
+    or_fault(faults, lambda: with_opponents(named, given.get("opponents") or "start"))
+    or_fault(faults, lambda: parse_stages(given.get("stages")))
+    executor, of_executor = given.get("executor") or "local", given.get("executor_set") or []
+    or_fault(faults, lambda: make_executor(executor, parse_settings(of_executor, "--executor-set")))
+    if words[0] == "study":
+        or_fault(faults, lambda: read_study(given["name"]))
+    if words[0] == "check" and not given["target"].endswith(".py"):
+        faults += resolve_names(given["target"])[1]
+    yield from faults
+
+
+def test_commands_on_the_pages_parse_and_name_what_there_is() -> None:
     shown = [(page_.name, words) for page_ in PAGES for words in commands(page_)]
-    assert len(shown) > 25
-    for name, words in shown:
-        assert words[0] in Commands.files, f"{name}: no command {words[0]}"
-        command: Any = typer.main.get_command(app_of(words[0]))
-        if hasattr(command, "commands"):
-            command = command.commands[words[1]]
-        known = {option for parameter in command.params for option in parameter.opts}
-        unknown = {word for word in words if word.startswith("--")} - known
-        assert not unknown, f"{name}: pobench {words[0]} has no {unknown}"
+    assert len(shown) > 60
+    wrong = [f"{name}: pobench {shlex.join(words)}: {f}" for name, words in shown for f in faults_of_command(words)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [
+        ("rum --losses dpo", "no command rum"),
+        ("run --lossess dpo", "No such option: --lossess"),
+        ("run --parallel two", "--parallel"),
+        ("run --setting tyny", "did you mean 'tiny'?"),
+        ("run --losses 'dpo + 0.2*stf'", "unknown loss 'stf'"),
+        ("run --set train.lrr=1", "did you mean 'lr'?"),
+        ("run --set train.lr=fast", "train.lr: got 'fast'"),
+        ("run --stages train,held", "unknown stage 'held'"),
+        ("run --opponents dppo", "--opponents: unknown loss"),
+        ("run --benchmarks alpaca", "--benchmarks: unknown benchmark 'alpaca'"),
+        ("run --executor slurm --executor-set partitoin=gpu", "did you mean 'partition'?"),
+        ("run --plugin mine.py --losses mine,yours", "unknown loss 'yours'"),
+        ("judge check --judge endpoint --set modle=NAME --data f.jsonl", "did you mean 'model'?"),
+        ("study margins", "did you mean 'margin'?"),
+        ("check 'ld(dop)'", "unknown loss 'dop'"),
+    ],
+)
+def test_the_test_of_commands_sees(command, fault) -> None:
+    assert fault in "\n".join(faults_of_command(shlex.split(command)))
 
 
 def test_the_page_of_the_house_repeats_the_rule() -> None:

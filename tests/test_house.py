@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 TIERS = """
-    types errors columns registry files locks printing progress row_files sources loss_math list_math shared_margins dispersion composition composed units identity positions adapter_folder shards
+    types errors columns registry files locks orphans printing progress row_files sources loss_math list_math shared_margins dispersion composition composed units identity positions adapter_folder shards
     settings
     data model results
     training judging reporting
@@ -156,6 +156,21 @@ def reads_a_clock(path: Path) -> Iterator[str]:
             yield f"{path.relative_to(path.parents[1])}:{node.lineno}: {name}"
         elif name in WAITS and min(seconds, default=HANG) < HANG:
             yield f"{path.relative_to(path.parents[1])}:{node.lineno}: {name} for {min(seconds)} s"
+
+
+PICKLES = re.compile(
+    r"\bpickle\.loads?\(|torch\.load\(|joblib|\bdill\b|allow_pickle=True|weights_only=False|yaml\.(?:unsafe_|full_)load"
+)
+ITS_OWN = "pobench/data/spool.py"  # reads a file without a name that it has written itself
+
+
+def test_nothing_that_is_loaded_is_a_pickle() -> None:
+    folders = ("pobench", "losses", "analysis", "experiments", "reports", "benchmarks")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    read = {str(path.relative_to(ROOT)) for path in files if PICKLES.search(path.read_text(encoding="utf-8"))}
+    assert read == {ITS_OWN}
+    for line in ("pickle.load(file)", "torch.load(path)", "np.load(p, allow_pickle=True)", "yaml.unsafe_load(t)"):
+        assert PICKLES.search(line)
 
 
 def test_no_test_depends_on_how_fast_the_machine_is() -> None:

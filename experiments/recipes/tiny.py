@@ -13,6 +13,8 @@ The judge (`pobench/judging/tiny_world.py`) defines the world; this file draws f
    meets the others. The model learns the demands, and sometimes misses one.
 3. a word-level tokenizer, and a Llama trained from scratch on the demonstrations (`pobench.training.sft`).
 4. on-policy pairs: samples of that model are judged, and the best is paired with the worst; ties are dropped.
+5. the samples for the training pairs once more, for `tiny-lists` and `tiny-unpaired`: all different answers to a prompt with
+   their scores, and each answer by itself with what the judge says of it: every demand met, or not.
 
 `recipe.json` records every number, the digests of the files written, and the start model's pass rates.
 """
@@ -25,6 +27,7 @@ import itertools
 import json
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -235,6 +238,7 @@ PROMPTS = {"eval": 300, "tune": 120, "train": 700, "heldout": 210}  # drawn befo
 HELDOUT = 1_395  # held-out instructions in all, which give 1,200 pairs; those not in PROMPTS are drawn last
 CURRICULUM = {"drills": 4_000, "careful": 90_000, "forgetful": 24_000}  # demonstrations, in this order
 TRAINING = {"lr": 2e-3, "batch_size": 16, "warmup_ratio": 0.05, "adam_beta2": 0.98, "seed": SEED, "shuffle": False}
+LIST = 3  # different answers in a list, at least
 DECODING = {"samples": 5, "temperature": 0.8, "top_p": 1.0, "max_new_tokens": 64, "seed": SEED}
 
 
@@ -286,6 +290,60 @@ def answers(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], **dec
     prompts = [chat.prompt_ids(row["prompt"]) for row in rows]
     generated = generate(model, chat, prompts, Decoding(**decoding), batch_size=250)
     return [Sample(rows[a.prompt]["id"], a.sample, a.text, a.tokens, a.finished) for a in generated]
+
+
+def distinct(
+    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
+) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
+    """Each row with the different answers among its samples, in the order of sampling, without unfinished and empty ones."""
+    by_id: dict[str, list[str]] = {row["id"]: [] for row in rows}
+    for sample in sorted(samples, key=lambda s: s.sample):
+        if sample.finished and sample.text.strip():
+            by_id[sample.id].append(sample.text.strip())
+    for row in rows:
+        yield row, list(dict.fromkeys(by_id[row["id"]]))
+
+
+def rated_lists(
+    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Lists of at least `LIST` different answers with the judge's scores, and counts. Equal scores tie; a list of nothing else
+    is left out."""
+    judge, lists, counts = (
+        TinyWorldJudge(),
+        [],
+        {"prompts": len(rows), "short": 0, "tied": 0, "answers": Counter[int]()},
+    )
+    for row, texts in distinct(rows, samples):
+        rated = [{"text": text, "score": judge.score(row, text)} for text in texts]
+        if len(rated) < LIST:
+            counts["short"] += 1
+        elif len({answer["score"] for answer in rated}) == 1:
+            counts["tied"] += 1
+        else:
+            counts["answers"][len(rated)] += 1
+            lists.append({"id": row["id"], "prompt": row["prompt"], "answers": rated})
+    return lists, {**counts, "answers": dict(sorted(counts["answers"].items())), "lists": len(lists)}
+
+
+def labelled(
+    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Single answers with a label, whether every demand is met, and counts."""
+    judge = TinyWorldJudge(graded=False)
+    answers = [
+        {"prompt": row["prompt"], "completion": text, "label": judge.score(row, text) == 1}
+        for row, texts in distinct(rows, samples)
+        for text in texts
+    ]
+    desirable = sum(answer["label"] for answer in answers)
+    counts = {
+        "prompts": len(rows),
+        "desirable": desirable,
+        "undesirable": len(answers) - desirable,
+        "answers": len(answers),
+    }
+    return answers, counts
 
 
 def pass_rates(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]) -> dict[str, Any]:
@@ -340,6 +398,11 @@ def main() -> None:
         samples = answers(model, tokenizer, splits[split], **DECODING)
         pairs, counts[name] = best_against_worst(splits[split], samples, judge)
         write_lines(DATA / f"{name}.jsonl", [pair.plain() for pair in pairs])
+        if split == "train":
+            lists, counts["lists"] = rated_lists(splits[split], samples)
+            singles, counts["unpaired"] = labelled(splits[split], samples)
+            write_lines(DATA / "lists.jsonl", lists)
+            write_lines(DATA / "unpaired.jsonl", singles)
     for split, rows in splits.items():
         write_lines(DATA / f"{split}_prompts.jsonl", rows)
     start = pass_rates(splits["eval"], answers(model, tokenizer, splits["eval"], **DECODING))
@@ -352,6 +415,7 @@ def main() -> None:
         "training": training,
         "decoding": DECODING,
         "judge": judge.name,
+        **{name: counts.pop(name) for name in ("lists", "unpaired")},
         "pairs": counts,
         "start_model_passes": start,
         "versions": {

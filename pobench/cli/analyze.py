@@ -14,7 +14,7 @@ from pobench.cli.answer import print_answers
 from pobench.cli.group import COMPARED, OUTPUT, STYLE, Command
 from pobench.cli.options import Debug, Plugins, StoredRuns, load_plugins, raise_faults
 from pobench.cli.terminal import err, escape, out
-from pobench.errors import UndrawnError, or_fault
+from pobench.errors import UndrawnError, nearest, or_fault
 
 app = typer.Typer(**STYLE)
 
@@ -44,7 +44,7 @@ def analyze(
         typer.Option(
             "--format",
             help="`all`, or of html, md, tex, csv, png, svg; also parquet: the frames that the report is computed from, in a "
-            "folder that --runs reads.",
+            "folder that --runs reads; and answers: every answer as files that the page loads where it is served.",
             rich_help_panel=OUTPUT,
         ),
     ] = "all",
@@ -79,7 +79,7 @@ def write_report(
     """Draw the runs below `runs`, store that they were looked at, and return as `drawn` does. Raises PobenchError that
     lists all unknown names."""
     from pobench import registry
-    from pobench.reporting.page import FORMATS, FRAMES, build_report
+    from pobench.reporting.page import ANSWERS, FORMATS, FRAMES, build_report
     from pobench.results.arms import arms_of
     from pobench.results.earlier_looks import looks_at, record_look, warning
     from pobench.results.frame_files import is_frames
@@ -88,9 +88,9 @@ def write_report(
 
     names, kinds = ([n.strip() for n in text.split(",") if n.strip()] for text in (figures, formats))
     kinds = [kind for named in kinds for kind in (FORMATS if named == "all" else (named,))]
-    known = (*FORMATS, FRAMES)
+    known = (*FORMATS, FRAMES, ANSWERS)
     faults = [
-        f"--format: unknown {kind!r}{registry.nearest(kind, known)} Known: all, {', '.join(known)}"
+        f"--format: unknown {kind!r}{nearest(kind, known)} Known: all, {', '.join(known)}"
         for kind in kinds
         if kind not in known
     ]

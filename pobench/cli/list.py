@@ -1,4 +1,4 @@
-"""pobench list: names of losses, modifiers, settings, studies, figures, claims, judges and stages, and the stored runs."""
+"""pobench list: losses, modifiers, settings, keys, studies, figures, claims, judges and stages, and the stored runs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ app = typer.Typer(**STYLE)
 EXAMPLES = """
 pobench list losses
 pobench list losses simpo
+pobench list keys train
 pobench list runs --setting tiny
 """
 
@@ -71,6 +72,12 @@ def _setting_rows() -> list[dict[str, Any]]:
     from pobench.settings.read import describe_settings
 
     return [dict(row) for row in describe_settings()]
+
+
+def _key_rows() -> list[dict[str, Any]]:
+    from pobench.settings.keys import key_sections
+
+    return [key._asdict() for section in key_sections() for key in section.keys]
 
 
 def _study_rows() -> list[dict[str, Any]]:
@@ -134,6 +141,7 @@ KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "losses": _loss_rows,
     "modifiers": _modifier_rows,
     "settings": _setting_rows,
+    "keys": _key_rows,
     "studies": _study_rows,
     "figures": _figure_rows,
     "claims": _claim_rows,
@@ -207,8 +215,19 @@ def _claim_page() -> str:
     return claim_page()
 
 
+def _key_page() -> str:
+    from pobench.cli.key_page import key_page
+
+    return key_page()
+
+
 LISTED = (*KINDS, RUNS)
-PAGES: dict[str, Callable[[], str]] = {"losses": _loss_page, "claims": _claim_page, "stages": _stage_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "losses": _loss_page,
+    "keys": _key_page,
+    "claims": _claim_page,
+    "stages": _stage_page,
+}
 
 
 @app.command(cls=Command, epilog=EXAMPLES)
@@ -219,7 +238,9 @@ def list_(
     ] = "losses",
     name: Annotated[
         str | None,
-        typer.Argument(help="One of them, with all that is known of it.", autocompletion=complete_names),
+        typer.Argument(
+            help="One of them, with all that is known of it; or a section of keys.", autocompletion=complete_names
+        ),
     ] = None,
     runs: StoredRuns = "runs",
     setting: Annotated[
@@ -227,11 +248,11 @@ def list_(
     ] = None,
     plugin: Plugins = None,
     as_json: Json = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As a page: losses, claims or stages.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a page: losses, keys, claims or stages.")] = False,
     debug: Debug = False,
 ) -> None:
-    """List losses, modifiers, settings, studies, figures, claims, judges or stages, with their names; or the stored runs:
-    state, last change, pass rate. With a NAME behind it, one of them in full."""
+    """List losses, modifiers, settings, the keys of a setting, studies, figures, claims, judges or stages, with their names; or
+    the stored runs: state, last change, pass rate. With a NAME behind it, one of them in full, or the keys of a section."""
     load_plugins(plugin)
     if what not in LISTED:
         raise PobenchError(f"list: unknown kind {what!r}{nearest(what, LISTED)} Known: {', '.join(LISTED)}")
@@ -245,10 +266,10 @@ def list_(
     if what == RUNS:
         (_print_json if as_json else _print_runs)(_run_rows(runs, setting))
         return
-    rows = KINDS[what]() if name is None else [_named(KINDS[what](), what, name)]
+    rows = KINDS[what]() if name is None else _named(KINDS[what](), what, name)
     if as_json:
         say_json(rows)
-    elif name is not None:
+    elif name is not None and len(rows) == 1:
         (_print_loss if what == "losses" else _print_one)(rows[0])
     elif what == "losses":
         _print_losses(rows)
@@ -256,13 +277,16 @@ def list_(
         _print_table(rows)
 
 
-def _named(rows: list[dict[str, Any]], what: str, name: str) -> dict[str, Any]:
-    """The row of a name or alias. Raises PobenchError with the nearest name."""
+def _named(rows: list[dict[str, Any]], what: str, name: str) -> list[dict[str, Any]]:
+    """The row of a name or alias, or those of all keys of a section. Raises PobenchError with the nearest name."""
+    if section := [row for row in rows if row["name"].startswith(f"{name}.")]:
+        return section
     for row in rows:
         if _normal(name) in {_normal(row["name"]), *row.get("aliases", ())}:
-            return row
+            return [row]
     known = [row["name"] for row in rows]
-    raise PobenchError(f"list {what}: unknown name {name!r}{nearest(name, known)} Known: {', '.join(known)}")
+    named = ", ".join(known) if len(known) < 100 else f"the {len(known)} that `pobench list {what}` names"
+    raise PobenchError(f"list {what}: unknown name {name!r}{nearest(name, known)} Known: {named}")
 
 
 def _print_one(row: dict[str, Any]) -> None:
@@ -271,7 +295,15 @@ def _print_one(row: dict[str, Any]) -> None:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    too_long = ("claims", "claimed", "smallest_effect", "statistic", "where")  # for a line; --json has them
+    too_long = (
+        "claims",
+        "claimed",
+        "smallest_effect",
+        "statistic",
+        "where",
+        "allowed",
+        "decides",
+    )  # for a line; --json has them
     columns = [column for column in (rows[0] if rows else ["name"]) if column not in too_long]
     table = make_table(*columns, padding=(0, 1, 0, 1))
     for row in rows:

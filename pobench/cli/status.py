@@ -53,7 +53,7 @@ def _print(rows: list[dict[str, Any]], every: bool) -> None:
         table = make_table("", "state", "where", "since", "progress")
         for row in shown:
             since = "" if row["began"] is None else _clock(time.time() - row["began"])
-            if row["ended"] is not None:
+            if row["ended"] is not None or row["state"] == "interrupted":
                 since = ""
             where = f"{row['executor']} {row['id']}" + (f" on {row['host']}" if row["host"] else "")
             again = f", attempt {row['attempt']}" if row["attempt"] > 1 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pobench.data.column_map import left_unread
+from pobench.data.column_map import has_meaning, is_empty, left_unread
 from pobench.data.rows import Fault, _kind, _short, messages, read_rows
 from pobench.data.turns import template_around
 from pobench.errors import PobenchError
@@ -41,7 +41,7 @@ def prompt_rows(source: str, split: str | None, key: str, subset: str | None = N
             faults.append(f"{source}: row {number}: no `prompt` (text, or chat messages with role and content){got}")
             continue
         name, turns = str(row.get("id", int(number))), messages(prompt)
-        if wrong := _turn_fault(turns) or _column_fault(row, turns):
+        if wrong := _left_in_turns(prompt) or _turn_fault(turns) or _column_fault(row, turns):
             faults.append(f"{source}: row {number}: {wrong}")
             continue
         if name not in first:
@@ -56,10 +56,21 @@ def prompt_rows(source: str, split: str | None, key: str, subset: str | None = N
     return rows
 
 
+def _left_in_turns(prompt: Any) -> str:
+    """What a message holds beside its words that changes what is asked; "" if there is nothing."""
+    for turn in prompt if isinstance(prompt, list) else ():
+        for name in turn:
+            if name not in ("role", "content") and has_meaning(name) and not is_empty(turn[name]):
+                return f"a message with `{name}`, which is not read; put its words into `content`"
+    return ""
+
+
 def _turn_fault(turns: list[dict[str, str]]) -> str:
     """Why nobody could answer these turns; "" if one could."""
     if strange := [turn["role"] for turn in turns if turn["role"] not in ("system", "user", "assistant")]:
         return f"unknown role; got {strange[0]!r}; allowed system, user, assistant"
+    if not all(_is_valid(turn["content"]) for turn in turns):
+        return "broken UTF-8"
     last = turns[-1]
     if last["role"] != "user":
         return f"the last message must be the user's; got one of the {last['role']}"
@@ -72,6 +83,11 @@ def _column_fault(row: dict[str, Any], turns: list[dict[str, str]]) -> str:
     """Which column changes what is asked and is not read; "" if there is none."""
     name = left_unread(row, ("prompt", "messages"), "\n".join(turn["content"] for turn in turns))
     return f"`{name}` changes what is asked and is not read; put its words into `prompt`" if name else ""
+
+
+def _is_valid(text: str) -> bool:
+    """Whether a text can be encoded."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _is_prompt(value: Any) -> bool:

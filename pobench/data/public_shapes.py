@@ -210,23 +210,23 @@ def _read_swift(row: RowReader) -> Draft | None:
 
 # ---------------------------------------------------------------- ranked lists
 def _ranked(prompt: str | None, listed: str, *texts: str) -> Callable[[RowReader], Draft | None]:
-    """Reads a list of objects with `rank`, the best of which has the lowest, and the text under one of these names; `score`
-    rates it, where all have one."""
+    """Reads a list of objects with the text under one of these names and `rank`, of which the best has the lowest, or `score`,
+    of which it has the highest; `score` rates the answers, where all have one."""
 
     def read(row: RowReader) -> Draft | None:
         answers = row.row[listed]
         if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(a, Mapping) for a in answers):
             return row.wrong(listed, "not a list of two or more ranked answers", answers)
-        ranks = [number_or_none(answer.get("rank")) for answer in answers]
-        numbers = [rank for rank in ranks if rank is not None]
-        if len(numbers) < len(ranks):
-            return row.fault(listed, "rank is no number", _short([answer.get("rank") for answer in answers]))
         scores = [score for answer in answers if (score := number_or_none(answer.get("score"))) is not None]
+        rated = scores if len(scores) == len(answers) else None
+        votes = rated
+        if rated is None or any("rank" in answer for answer in answers):
+            votes = [-rank for answer in answers if (rank := number_or_none(answer.get("rank"))) is not None]
+        if votes is None or len(votes) < len(answers):
+            return row.fault(listed, "rank is no number", _short([answer.get("rank") for answer in answers]))
         names = [next((name for name in texts if name in answer), texts[0]) for answer in answers]
         fields = [(f"{listed}[{i}].{name}", answers[i].get(name)) for i, name in enumerate(names)]
-        return row.ranked(
-            fields, [[-rank for rank in numbers]], prompt, scores if len(scores) == len(answers) else None
-        )
+        return row.ranked(fields, [votes], prompt, rated)
 
     return read
 
@@ -344,7 +344,7 @@ PUBLIC_SHAPES = (
     Shape(
         "Nectar",
         needs("prompt", "answers"),
-        "prompt, answers with answer (or text), rank and, if rated, score",
+        "prompt, answers with answer (or text), rank or score, or both",
         _ranked("prompt", "answers", "answer", "text"),
         source="the data set's card, berkeley-nest/Nectar; what `pobench data convert --unit lists` writes",
         fits=_of_objects("answers"),

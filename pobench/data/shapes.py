@@ -386,17 +386,26 @@ def _is_tie(reader: RowReader, shape: Shape, scores: Sequence[tuple[float, float
 
 
 def _scores_beside(reader: RowReader) -> list[tuple[float, float]]:
-    """(chosen, rejected) of every two columns, or column of two, that rate both answers, in the order of the columns."""
+    """(chosen, rejected) of every two columns, or column of two, that rate both answers, in the order of the columns; then of
+    every two fields of `meta`, where the pairs of `best_against_worst` have them."""
     row = reader.row
-    pairs = [(name, f"{m[1]}rejected{m[2]}") for name in list(row) if (m := _CHOSEN_SCORE.fullmatch(name))]
-    scores = [tuple(number_or_none(row[name]) for name in pair) for pair in pairs if pair[1] in row]
+    scores = [tuple(number_or_none(row[name]) for name in pair) for pair in _rating_names(row)]
     for name in ("rating", "ratings", "scores"):
         if name in row and "chosen" in row and isinstance(row[name], (list, tuple)) and len(row[name]) == 2:
             scores.append(tuple(sorted((number_or_none(value) for value in row[name]), key=lambda v: -(v or 0))))
     for name in ("score", "scores", "rating", "ratings", "reward", "rewards"):
         if isinstance(both := row.peek(name), Mapping) and both.keys() >= {"chosen", "rejected"}:
             scores.append((number_or_none(both["chosen"]), number_or_none(both["rejected"])))
+    if isinstance(meta := row.peek("meta"), Mapping):
+        scores += [tuple(number_or_none(meta[name]) for name in pair) for pair in _rating_names(meta)]
     return [(a, b) for a, b in scores if a is not None and b is not None]
+
+
+def _rating_names(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every two names that rate the chosen and the rejected answer."""
+    matches = ((name, _CHOSEN_SCORE.fullmatch(name)) for name in fields)
+    pairs = [(name, f"{match[1]}rejected{match[2]}") for name, match in matches if match]
+    return [pair for pair in pairs if pair[1] in fields]
 
 
 def _without_repeated_prompts(drafts: Sequence[_Numbered], notes: defaultdict[str, list[int]]) -> Iterable[_Numbered]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import pickle  # nosec B403
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
@@ -74,7 +74,8 @@ class Spool(Sequence[T]):
     def _read(self, number: int) -> list[T]:
         if self._chunk[0] != number:
             self._file.seek(self._starts[number])
-            self._chunk = (number, pickle.load(self._file))
+            # the file has no name, so nobody else writes it
+            self._chunk = (number, pickle.load(self._file))  # nosec B301
         return self._chunk[1]
 
 

@@ -306,7 +306,8 @@ class Client:
                 after = _retry_after(error.response.headers)
             except openai.APIConnectionError as error:  # time-outs too
                 why = self._clean(error)
-            except (ValueError, TypeError, LookupError, AttributeError) as error:  # not JSON, or not a chat completion
+            # not JSON, JSON too deep to read, or not a chat completion
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
                 why = f"the server's answer is no chat completion ({type(error).__name__})"
             if attempt == self.retries or (after or 0) > LONGEST_WAIT:
                 return self._failed(f"no reply after {attempt + 1} attempts: {why[:SHOWN]}", FAILURES_IN_A_ROW)
@@ -471,7 +472,7 @@ class Client:
         try:
             stored = Reply(**json.loads(self._file(key).read_text(encoding="utf-8")))
             return self._without_key(replace(stored, cached=True))
-        except (OSError, ValueError, TypeError, AttributeError):  # absent or damaged: ask again
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # absent or damaged: ask again
             return None
 
     def _store(self, key: str, reply: Reply) -> None:
@@ -498,7 +499,8 @@ def identity(base_url: str) -> str:
     except ValueError:
         return ""
     host = (url.hostname or "").lower()
-    host = "local" if host in ("localhost", "127.0.0.1", "0.0.0.0", "::1") else host
+    # a name to compare with, nothing is bound
+    host = "local" if host in ("localhost", "127.0.0.1", "0.0.0.0", "::1") else host  # nosec B104
     return f"{host}{'' if port == 443 else f':{port}'}{url.path.rstrip('/')}"
 
 

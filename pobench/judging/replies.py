@@ -36,6 +36,7 @@ _CUT_OFF = (
     "model_length",
     "max_output_tokens",
 )  # finish reasons: OpenAI's, Google's, Mistral's
+MOST_TOKENS = 10**9  # of a reply or a request: a larger count is a fault of the server
 ROUNDING = 0.01  # nats above 0 that a log-probability may have; more is no log-probability
 
 
@@ -97,10 +98,15 @@ def parse(body: Any, limit: int) -> Reply:
     return Reply(
         text,
         {} if thought else _alternatives(choice.get("logprobs"), text),
-        int(usage.get("prompt_tokens") or 0),
-        int(usage.get("completion_tokens") or 0),
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
         cut_off=limit > 1 and str(choice.get("finish_reason")).lower() in _CUT_OFF,
     )
+
+
+def _count(stated: Any) -> int:
+    """A count of tokens; 0 for what is none. A count below 0 would give back what was paid for others."""
+    return stated if type(stated) is int and 0 <= stated <= MOST_TOKENS else 0
 
 
 def _text(content: Any) -> str:

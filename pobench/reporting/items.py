@@ -20,6 +20,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from pobench import registry
+from pobench.orphans import end_with_and_at_signals
 from pobench.reporting import plot
 from pobench.reporting.draw import draw
 from pobench.reporting.looks import look_of
@@ -138,6 +139,7 @@ def _drawn(item: Item, shown: registry.Figure, comparable: Comparable, pictures:
         f"{1e4 * x:.0f} {1e4 * y:.0f} {' '.join(clean(text, 200).split())}" for x, y, text in plot.hints(drawn.figure)
     )
     alt = ". ".join(filter(None, (shown.title, clean(plot.described(drawn.figure)), item.notes)))
+    plot.mark_losses(drawn.figure, comparable.every_arm.arms + comparable.home.arms)
     lettered = clean(plot.svg(drawn.figure, f"pobench-{shown.name}", text=True))
     inline = plot.inline_svg(lettered, item.anchor, alt)
     if len(inline) <= len(png) * 4 / 3:
@@ -200,7 +202,8 @@ def _draw_all(tasks: Sequence[Task]) -> list[Item]:
                         rows.of(arm.runs)
     _waiting[:] = tasks
     try:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+        context, ends = multiprocessing.get_context("fork"), (os.getpid(),)
+        with ProcessPoolExecutor(processes, context, end_with_and_at_signals, ends) as pool:
             return list(pool.map(_draw_waiting, range(len(tasks))))
     finally:
         _waiting.clear()

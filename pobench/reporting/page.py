@@ -10,9 +10,8 @@ import base64
 import hashlib
 import importlib.metadata
 import importlib.resources
-import math
+import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,22 @@ from markupsafe import Markup, escape
 from pobench import registry
 from pobench.errors import PobenchError, UndrawnError, UnknownNameError, nearest
 from pobench.files import whole
+from pobench.reporting.answers import (
+    INDEX,
+    MOST_PACKED,
+    Packed,
+    SamplePrompt,
+    pack_answers,
+    sample_answers,
+    write_answers,
+)
 from pobench.reporting.card import Card, Finding, make_card
 from pobench.reporting.items import Download, Item, Task, _draw_all, list_made_from, list_runs, say_made_from
 from pobench.reporting.looks import look_of
 from pobench.reporting.summary import both_fell, facts, scorecard, summarise
 from pobench.reporting.tables import TEX_NEEDS, clean, latex, listing, markdown, to_latex, to_markdown
 from pobench.results import metrics
-from pobench.results.arms import Arm, json_object, judges_of, of_arm, settings_of, show_setting
+from pobench.results.arms import json_object, of_arm, settings_of, show_setting
 from pobench.results.comparable import Comparable, Selection, ordered, side_by_side, split
 from pobench.results.derived import Frames
 from pobench.results.frame_files import write_frames
@@ -41,11 +49,9 @@ TABLE_FORMATS = ("md", "csv", "tex")
 FORMATS = ("html", "png", "svg", "csv", "md", "tex")
 PICTURES = {"html", "png", "svg"}  # formats with a figure's picture
 FRAMES = "parquet"  # a format of its own, which a report has where it is asked for: `pobench.results.frame_files`
+ANSWERS = "answers"  # likewise: every answer as files beside the page, which a page that is served reads
 ACROSS = "several-settings"  # the section of what is shown of all settings together
 LARGEST_PAGE = 10_000_000  # bytes; beyond it, the largest pictures stay files
-
-SAMPLE_PROMPTS = 4
-LONGEST_ANSWER = 1200  # characters shown
 
 
 def build_report(
@@ -61,11 +67,12 @@ def build_report(
     folder's without the format html.
 
     frames: as `pobench.results.load` gives them; figures whose frame is missing say so.
-    figures: names of figures and tables, default all. setting: only this one. formats: any of `FORMATS`, and `FRAMES`.
+    figures: names of figures and tables, default all. setting: only this one. formats: any of `FORMATS`, and `FRAMES` and
+    `ANSWERS`.
     Raises PobenchError when there is no run, or for unknown names; UndrawnError, once the rest is written, where the code of a
     figure failed.
     """
-    known = (*FORMATS, FRAMES)
+    known = (*FORMATS, FRAMES, ANSWERS)
     unknown = [f"unknown format {name!r}{nearest(name, known)}" for name in formats if name not in known]
     if unknown:
         raise PobenchError("\n".join([*unknown, f"formats are {', '.join(known)}"]))
@@ -76,6 +83,9 @@ def build_report(
     for section in sections:
         for item in section.items:
             _write_item(item, out / section.folder, formats)
+    for group, section in zip(groups, sections[-len(groups) :], strict=True):
+        if ANSWERS in formats and write_answers(group, out / section.folder / ANSWERS):
+            section.beside_page = f"{section.folder}/{ANSWERS}/{INDEX}"
     pages = {
         "report.html": lambda: render(sections),
         "summary.md": lambda: "\n".join(map(summary_markdown, sections)),
@@ -103,7 +113,8 @@ def build_sections(
     tasks += [Task(figure, group, anchor, pictures) for group, anchor in anchored for figure in within]
     items = iter(_draw_all(tasks))
     sections = [_build_across(several, [next(items) for _ in across])] if across else []
-    return sections + [build_section(group, anchor, [next(items) for _ in within]) for group, anchor in anchored]
+    most = MOST_PACKED // len(groups)
+    return sections + [build_section(group, anchor, [next(items) for _ in within], most) for group, anchor in anchored]
 
 
 def refuse_undrawn(sections: Iterable[Section], report: Path) -> None:
@@ -131,104 +142,6 @@ def chosen(names: Sequence[str] | None) -> list[registry.Figure]:
     if faults:
         raise PobenchError("\n".join(faults))
     return sorted({f.name: f for f in figures}.values(), key=lambda f: (f.order, f.name))
-
-
-# ---------------------------------------------------------------- answers side by side
-@dataclass
-class Sample:
-    """One answer on the page."""
-
-    label: str
-    colour: str
-    text: str
-    hidden: int  # characters not shown
-    mark: str  # "pass" | "fail" | a score | ""
-    tokens: str
-    finished: bool
-
-
-@dataclass
-class SamplePrompt:
-    prompt: str
-    kind: str
-    instruction: str
-    answers: list[Sample]
-
-
-def sample_answers(selection: Selection, count: int = SAMPLE_PROMPTS) -> list[SamplePrompt]:
-    """The answers to a few prompts, side by side. A fixed rule picks them: of the prompts that most models answered, those
-    whose id has the smallest SHA-256; of each model, the lowest seed's first sample."""
-    if selection.frames["answers"]["text"].isna().all():  # also where there are no answers
-        return []
-    firsts = _first_answers(selection)
-    scores = _scores_of(selection.frames["verdicts"])
-    shown = []
-    for prompt in _answered_by_most(firsts.values())[:count]:
-        rows = {arm: frame.loc[prompt] for arm, frame in firsts.items() if prompt in frame.index}
-        first = next(iter(rows.values()))
-        samples = [
-            _sample(arm, row, scores.get((row["run"], prompt, row["sample"]), math.nan)) for arm, row in rows.items()
-        ]
-        shown.append(
-            SamplePrompt(clean(str(prompt)), _text(first, "kind"), clean(_raw(first, "instruction"), 2000), samples)
-        )
-    return shown
-
-
-def _first_answers(selection: Selection) -> dict[Arm, pd.DataFrame]:
-    """Arm → the first answers of its lowest seed, by prompt; arms without answers are left out."""
-    runs, answers = selection.frames["runs"], selection.frames["answers"]
-    firsts = {}
-    for arm in selection.arms:
-        members = of_arm(runs, arm).sort_values(["seed", "run"], kind="stable")["run"]
-        run = next((r for r in members if (answers["run"] == r).any()), None)
-        if run is not None:
-            firsts[arm] = answers[answers["run"] == run].drop_duplicates("prompt").set_index("prompt")
-    return firsts
-
-
-def _answered_by_most(firsts: Iterable[pd.DataFrame]) -> list[Any]:
-    """The prompts that most models answered, ordered by the SHA-256 of their id."""
-    counts = Counter(prompt for frame in firsts for prompt in frame.index)
-    most = max(counts.values(), default=0)
-    return sorted((p for p, n in counts.items() if n == most), key=lambda p: hashlib.sha256(_bytes(p)).hexdigest())
-
-
-def _scores_of(verdicts: pd.DataFrame) -> dict[tuple[Any, Any, Any], float]:
-    """(run, prompt, sample) → the main judge's score."""
-    if verdicts.empty:
-        return {}
-    judged = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])].drop_duplicates(["run", "prompt", "sample"])
-    return {(r, p, s): v for r, p, s, v in judged[["run", "prompt", "sample", "score"]].itertuples(index=False)}
-
-
-def _sample(arm: Arm, row: pd.Series, verdict: float) -> Sample:
-    text = _raw(row, "text")
-    mark = "" if pd.isna(verdict) else {1.0: "pass", 0.0: "fail"}.get(float(verdict), f"{float(verdict):.2f}")
-    tokens = row.get("tokens")
-    ended = row.get("finished")
-    return Sample(
-        clean(arm.label),
-        look_of(arm.loss).colour,
-        clean(text[:LONGEST_ANSWER]),
-        max(0, len(text) - LONGEST_ANSWER),
-        mark,
-        "" if tokens is None or pd.isna(tokens) else f"{int(tokens)}",
-        not (ended is not None and not pd.isna(ended) and not bool(ended)),
-    )
-
-
-def _raw(row: pd.Series, column: str) -> str:
-    value = row.get(column)
-    return "" if value is None or (not isinstance(value, str) and pd.isna(value)) else str(value)
-
-
-def _text(row: pd.Series, column: str) -> str:
-    return clean(_raw(row, column), 200)
-
-
-def _bytes(text: Any) -> bytes:
-    return str(text).encode("utf-8", "surrogatepass")
 
 
 # ---------------------------------------------------------------- formulas, environment
@@ -317,18 +230,23 @@ class Section:
     findings: list[Finding]
     chapters: list[tuple[str, str, list[Item], list[Item]]]  # anchor, title, items drawn, items that cannot be
     samples: list[SamplePrompt]
+    packed: Packed | None  # answers for the reader
     formulas: list[Formula]
     environment: list[tuple[str, str]]
     both_fell: str
     items: list[Item]
+    losses: str  # JSON: name, title, colour and the labels of each trained loss
+    beside_page: str = ""  # the index of answers that lie as files beside the page
 
     @property
     def summary(self) -> Download:
         return Download.of(f"{self.folder}.md", summary_markdown(self).encode("utf-8", "replace"))
 
 
-def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) -> Section:
-    """The section of a group: its items by chapter, findings, samples and formulas."""
+def build_section(
+    comparable: Comparable, anchor: str, drawn: Sequence[Item], most_packed: int = MOST_PACKED
+) -> Section:
+    """The section of a group: its items by chapter, findings, samples and formulas. most_packed: bytes of packed answers."""
     say_made_from(drawn, comparable.frames["runs"])
     items = [*drawn, list_made_from(drawn, comparable, anchor), list_runs(comparable, anchor)]
     tables = _tables(items)
@@ -347,10 +265,12 @@ def build_section(comparable: Comparable, anchor: str, drawn: Sequence[Item]) ->
         findings=summarise(comparable, *map(tables.get, ("claims", "looked-before"))),
         chapters=_chapters([item for item in items if item not in beside]),
         samples=sample_answers(comparable.home),
+        packed=pack_answers(comparable.home, most_packed),
         formulas=formulas(comparable.home),
         environment=environment(comparable.frames["runs"]),
         both_fell=both_fell(health),
         items=items,
+        losses=list_losses(comparable),
     )
 
 
@@ -369,11 +289,27 @@ def _build_across(several: Comparable, drawn: Sequence[Item]) -> Section:
         findings=scorecard(_tables(items).get("claims-across-settings")),
         chapters=_chapters(items),
         samples=[],
+        packed=None,
         formulas=[],
         environment=[],
         both_fell="",
         items=items,
+        losses=list_losses(several),
     )
+
+
+def list_losses(comparable: Comparable) -> str:
+    """JSON of every trained loss, by name: [name, title, colour, labels]. The page's script finds a loss's rows by the labels
+    of its arms."""
+    found: dict[str, list[str]] = {}
+    for arm in [*comparable.every_arm.trained, *comparable.home.trained]:
+        found.setdefault(arm.loss, []).append(clean(arm.label))
+    rows = []
+    for loss in sorted(found):
+        labels = list(dict.fromkeys(found[loss]))
+        title = labels[0] if len(labels) == 1 else min(labels, key=len).partition(" (")[0]
+        rows.append([clean(loss), title, look_of(loss).colour, labels])
+    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
 
 
 def _tables(items: Iterable[Item]) -> dict[str, pd.DataFrame]:
@@ -427,9 +363,13 @@ def render(sections: Sequence[Section], site: Site | None = None) -> str:
     return page
 
 
+PAGE_FILES = ("report.html", "report.css", "answers.css", "report.js", "narrow.js", "answers.js")
+
+
 def _render(sections: Sequence[Section], site: Site | None) -> str:
     folder = importlib.resources.files("pobench.reports")
-    read = {name: (folder / name).read_text("utf-8") for name in ("report.html", "report.css", "report.js")}
+    read = {name: (folder / name).read_text("utf-8") for name in PAGE_FILES}
+    script, look = ("\n".join(text for name, text in read.items() if name.endswith(end)) for end in (".js", ".css"))
     pages = jinja2.Environment(
         loader=jinja2.DictLoader(read),
         autoescape=True,
@@ -444,9 +384,9 @@ def _render(sections: Sequence[Section], site: Site | None) -> str:
         settings=sum(section.anchor != ACROSS for section in sections),
         metrics=_used_metrics(sections),
         version=importlib.metadata.version("pobench"),
-        css=Markup(read["report.css"]),
-        js=Markup(read["report.js"]),
-        js_hash=base64.b64encode(hashlib.sha256(read["report.js"].encode()).digest()).decode(),
+        css=Markup(look),
+        js=Markup(script),
+        js_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return page.lstrip()
 

@@ -11,7 +11,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,11 +22,13 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgba_array
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Rectangle
-from matplotlib.text import Annotation
+from matplotlib.spines import Spine
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
@@ -368,7 +371,7 @@ def dots(
         ax.axvline(baseline.value, color=START.colour, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     for place, row in enumerate(rows):
         colour, marker, _ = look_of(row.arm.loss)
-        e = row.estimate
+        e, before = row.estimate, set(ax.get_children())
         ax.plot(
             row.seeds, [place] * len(row.seeds), marker=marker, color=colour, alpha=0.3, markersize=4, linestyle="none"
         )
@@ -387,6 +390,8 @@ def dots(
             text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=FAINT,
             annotation_clip=False,
         )  # fmt: skip
+        for artist in set(ax.get_children()) - before:
+            artist.set_label(f"{OF_LOSS}{row.arm.loss}")
     ax.set_yticks(range(len(rows)), [short(row.arm.label) for row in rows])
     ax.tick_params(axis="y", labelcolor=INK, labelsize=9)
     ax.set_ylim(len(rows) - 0.4, -0.6)
@@ -462,6 +467,80 @@ def binned(
         e = stats.mean(y[inside], pairs[inside], runs[inside], prompts_of(pairs[inside]))
         rows.append((x[inside].mean(), edges[k], edges[min(k + 1, len(edges) - 1)], *_fields(e)))
     return pd.DataFrame(rows, columns=columns)
+
+
+# ---------------------------------------------------------------- what belongs to a loss
+OF_LOSS = "_loss:"  # before a loss's name, in an artist's label; a legend leaves out labels with an underscore
+
+
+BOTH = " | "  # between the losses of a matrix's cell
+KEPT = "_kept"  # the id of a panel's title that stays where the panel's loss is hidden
+
+
+def mark_losses(figure: Figure, arms: Sequence[Arm]) -> None:
+    """Give every artist that belongs to losses an id, by which `inline_svg` tells the page's script: rows of a dot plot, names
+    of arms, what has a colour that only one of the losses has, cells of a matrix, and panels of one loss."""
+    trained = [arm for arm in arms if not arm.is_start]
+    colours = {loss: look_of(loss).colour.lower() for loss in {arm.loss for arm in trained}}
+    often = Counter(colours.values())
+    by_colour = {colour: loss for loss, colour in colours.items() if often[colour] == 1}
+    by_name = {short(arm.label, longest): arm.loss for arm in trained for longest in (18, 20, 22, 28, 999)}
+    for artist in figure.findobj():
+        label = str(artist.get_label())
+        if label.startswith(OF_LOSS):
+            artist.set_gid(label)
+        elif isinstance(artist, Text):
+            loss = by_name.get(artist.get_text())
+            artist.set_gid(loss and f"{OF_LOSS}{loss}")
+        elif loss := by_colour.get(_only_colour(artist)):
+            artist.set_gid(f"{OF_LOSS}{loss}")
+    for ax in figure.axes:
+        _mark_cells(ax, by_name)
+        _mark_panel(ax, trained)
+
+
+def _mark_cells(ax: Axes, by_name: Mapping[str, str]) -> None:
+    """The cells of `matrix_axes`: they belong to the losses of their row and of their column."""
+    rows, columns = (
+        [by_name.get(t.get_text()) for t in ticks] for ticks in (ax.get_yticklabels(), ax.get_xticklabels())
+    )
+    if ax.get_ylim() != (len(rows), 0) or ax.get_xlim() != (0, len(columns)):
+        return
+    places: list[tuple[Artist, Any]] = [(patch, patch.get_xy()) for patch in ax.patches if isinstance(patch, Rectangle)]
+    places += [(text, text.get_position()) for text in ax.texts]
+    places += [(line, at[0]) for line in ax.lines if len(at := np.asarray(line.get_xydata()))]
+    for artist, (x, y) in places:
+        if 0 <= y < len(rows) and 0 <= x < len(columns):
+            losses = {rows[int(y)], columns[int(x)]} - {None}
+            artist.set_gid(f"{OF_LOSS}{BOTH.join(sorted(map(str, losses)))}" if losses else None)
+
+
+def _mark_panel(ax: Axes, trained: Sequence[Arm]) -> None:
+    """A panel with a loss's `heading`, or whose lines and dots are all of one loss; then its title, a column's, is kept."""
+    title = ax.get_title(loc="left")
+    head = re.fullmatch("\u2003(.+?)(…?)", title)
+    losses = {
+        f"{OF_LOSS}{arm.loss}"
+        for arm in trained
+        if head and (arm.label.startswith(head[1]) if head[2] else arm.label == head[1])
+    }
+    if not losses:
+        losses = {str(artist.get_gid()) for artist in (*ax.lines, *ax.collections) if artist.get_gid()}
+        for text in (ax.title, getattr(ax, "_left_title", ax.title)):
+            text.set_gid(KEPT)
+    if len(losses) == 1:
+        ax.set_gid(losses.pop())
+
+
+def _only_colour(artist: Artist) -> str:
+    """The artist's colour, `#rrggbb`; "" where it has several or none."""
+    found: list[Any] = []
+    for name in ("get_color", "get_facecolor", "get_edgecolor"):
+        value = getattr(artist, name, lambda: None)()
+        if value is not None and not isinstance(artist, Spine):
+            found += [to_hex(rgba) for rgba in to_rgba_array(value) if rgba[3] > 0]
+    rest = set(found) - {PAPER.lower()}
+    return rest.pop() if len(rest) == 1 else ""
 
 
 # ---------------------------------------------------------------- hints under the pointer
@@ -574,6 +653,8 @@ def inline_svg(text: str, prefix: str, label: str) -> str:
     screen readers. Coordinates keep a tenth of a point, those of markers a hundredth; letters take the font of the page."""
     text = text[text.index("<svg") :]
     used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", text))
+    text = re.sub(rf' id="{OF_LOSS}([^"]+)"', r' data-loss="\1"', text)
+    text = text.replace(f' id="{KEPT}"', " data-kept")
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{prefix}-", text)
     for colour, variable in PAGE_COLOURS.items():
@@ -623,10 +704,26 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
+
+
 def csv(data: pd.DataFrame) -> bytes:
-    """The numbers behind a figure, six significant digits, missing as an empty field."""
-    text: str = data.to_csv(index=False, float_format="%.6g", lineterminator="\n", errors="replace")
+    """The numbers behind a figure, six significant digits, missing as an empty field. Text that a spreadsheet would compute as a
+    formula stands behind an apostrophe; in front of what is a number it stands nowhere."""
+    plain = data.rename(columns=_no_formula).map(_no_formula)
+    text: str = plain.to_csv(index=False, float_format="%.6g", lineterminator="\n", errors="replace")
     return text.encode("utf-8", "replace")
+
+
+def _no_formula(value: Any) -> Any:
+    """The value of a cell, or the name of a column, as a spreadsheet shows it and does not compute it."""
+    if not (isinstance(value, str) and value.lstrip(" \n").startswith(_FORMULA)):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def _attribute(text: str) -> str:

@@ -119,7 +119,8 @@ def _fixed(row: Mapping[Any, Any]) -> tuple[str, ...]:
 def _shown_facts(row: dict[Any, Any]) -> dict[str, str]:
     """The settings that the run was trained with, as text."""
     fixed = {name: show_setting(row.get(name)) for name in _fixed(row) if not pd.isna(row.get(name))}
-    read = {"trained on": read} if (read := _read_as(row)) else {}
+    stored = row.get("trained_on")
+    read = {"trained on": stored} if isinstance(stored, str) and stored else {}
     return {**{name: show_setting(value) for name, value in settings_of(row).items()}, **fixed, **read}
 
 

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pobench.errors import PobenchError, nearest
+from pobench.errors import CorruptError, PobenchError, nearest
 from pobench.files import whole
 from pobench.identity import code_digest, name_of
+from pobench.printing import say
 from pobench.registry import losses
 from pobench.results.run_folder import NodeFolder, RunFolder
 from pobench.sources import cache_folder
@@ -71,8 +72,8 @@ def run_row(entry: Entry) -> dict[str, Any]:
         with suppress(PobenchError):  # a plug-in that is not loaded now
             loss = losses.get(row["loss"])
             title, reference = loss.title, row["configured_reference"] if loss.reads_reference else ""
-            if row["trained_on"] == "pairs" and loss.unit != "pairs":
-                row["trained_on"] = f"pairs read as {loss.unit}"
+            if row["trained_on"].startswith("pairs") and loss.unit != "pairs":
+                row["trained_on"] += f" read as {loss.unit}"
     seconds = row["reference_seconds"]
     row |= {"title": title, "reference": reference}
     row["reference_seconds"] = (math.nan if reference == "cached" else 0.0) if seconds is None else seconds
@@ -83,10 +84,17 @@ def run_row(entry: Entry) -> dict[str, Any]:
 def entries(root: Path, setting: str | None = None) -> Iterator[Entry]:
     """The entry of every stored run, or of a setting's, by name."""
     by_setting: dict[str, list[str]] = {}
+    if setting is not None and Path(setting).name != setting:  # a path, which may lead out of the folder
+        return
     for path in sorted(root.glob(f"{_literal(setting)}/*/config.yaml")):
         by_setting.setdefault(path.parent.parent.name, []).append(path.parent.name)
     for name in sorted(by_setting):
         yield from _of_setting(root, name, by_setting[name])
+
+
+def leave_out(run: str, error: CorruptError) -> None:
+    """Say that a damaged run is not read; the others are."""
+    say(f"{run} is left out: {error}")
 
 
 def settings_below(root: Path) -> list[str]:
@@ -117,7 +125,11 @@ def _of_setting(root: Path, setting: str, names: list[str]) -> Iterator[Entry]:
         text = known.get(digest)
         entry = None if text is None else _entry(text)
         if entry is None or entry.run != folder.run:
-            entry, new = read_entry(folder), True
+            try:
+                entry, new = read_entry(folder), True
+            except CorruptError as error:
+                leave_out(folder.run, error)
+                continue
             text = json.dumps(asdict(entry))
         texts[digest] = str(text)
         yield entry
@@ -179,8 +191,16 @@ def _is_result(name: str) -> bool:
 
 # ---------------------------------------------------------------- of one run
 def read_entry(folder: RunFolder) -> Entry:
-    """The entry of a run, from its files. Raises CorruptError where a marker cannot be read."""
-    return Entry(_row(folder), homes_of(folder))
+    """The entry of a run, from its files. Raises CorruptError where a marker or the configuration cannot be read."""
+    try:
+        row = _row(folder)
+        if wrong := [name for name in ("setting", "kind", "loss", "start") if not isinstance(row[name], str)]:
+            raise TypeError(f"{wrong[0]} is no text")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CorruptError(
+            folder.path / "config.yaml", f"it describes no run ({type(error).__name__}: {error})"
+        ) from error
+    return Entry(row, homes_of(folder))
 
 
 def homes_of(folder: RunFolder) -> dict[str, Home]:
@@ -202,6 +222,7 @@ def _row(folder: RunFolder) -> dict[str, Any]:
     name = "start" if start else config["loss"]
     reference = "" if start else config["train"].get("reference", "cached")
     unit = next((name for name in ("pairs", "lists", "answers") if name in about), "")
+    pairs_from = "best_worst" if start else config["data"].get("pairs_from", "best_worst")
     return {
         "run": folder.run,
         "setting": config["setting"],
@@ -217,7 +238,7 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "round": config.get("round", 1),
         **{name: config.get(name, "") for name in ("begins", "rounds_reference", "recipe")},
         "pairs": about.get(unit, math.nan),
-        "trained_on": unit,
+        "trained_on": f"pairs from {pairs_from}" if unit == "pairs" and pairs_from != "best_worst" else unit,
         "seconds": about.get("seconds", math.nan),
         "waited": about.get("waited", math.nan),
         "reference": "" if start else about.get("reference", ""),
@@ -230,12 +251,21 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "order": about.get("order", ""),
         "protocol": config["protocol"],
         "note": config["model"].get("note", ""),
-        "environment": json.dumps(folder.read_json("environment.json") if folder.has("environment.json") else {}),
+        "environment": json.dumps(_environment(folder)),
         "sources": json.dumps({} if start else _sources(config["origin"], config["loss"], config["loss_settings"])),
         "length_bias": math.nan if start else config["data"].get("length_bias", 0.0),
         "others": sum(map(folder.others, folder.shown)),
         **_values_from(config, start),
     }
+
+
+def _environment(folder: RunFolder) -> Any:
+    """Versions, machine and devices; a run without is a run all the same."""
+    try:
+        return folder.read_json("environment.json") if folder.has("environment.json") else {}
+    except CorruptError as error:
+        say(f"the environment of {folder.run} is left out: {error}")
+        return {}
 
 
 def _values_from(config: Mapping[str, Any], start: bool) -> dict[str, Any]:

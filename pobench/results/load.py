@@ -19,11 +19,12 @@ import pandas as pd
 from pobench.columns import FRAMES, STORED
 from pobench.errors import CorruptError
 from pobench.files import read_marker
+from pobench.printing import say
 from pobench.results.arms import arms_of
 from pobench.results.derived import Frames
 from pobench.results.earlier_looks import stored_looks
 from pobench.results.frame_files import counted, is_frames, read_frames
-from pobench.results.index import Entry, entries, no_runs, run_row, settings_below
+from pobench.results.index import Entry, entries, leave_out, no_runs, run_row, settings_below
 from pobench.results.mirror import local_runs
 from pobench.results.rows import Read, Rows
 from pobench.results.run_folder import RunFolder
@@ -48,8 +49,7 @@ def open_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
     """The frames of `load_frames`, of which `steps`, `heldout`, `trainpairs`, `norms`, `answers`, `verdicts` and `scores` are
     read when they are asked for, of the runs that they are asked for.
 
-    Raises PobenchError if no run is stored, and CorruptError where the bytes of a frame that scores are computed from are not
-    those that were written.
+    A run whose files are damaged is left out with a sentence. Raises PobenchError if no run is stored, or none is whole.
     """
     root = local_runs(runs)
     if is_frames(root):
@@ -67,7 +67,11 @@ def open_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
     for name in sorted({row["setting"] for row in rows}):
         parts["comparisons"] += _comparisons(root, name)
         for audit in _audits(root / name):
-            faults = pd.DataFrame(json.loads(audit.read_text()))
+            try:
+                faults = pd.DataFrame(json.loads(audit.read_text(encoding="utf-8")))
+            except ValueError as error:
+                say(f"the audit {str(audit)!r} is left out: it cannot be read ({type(error).__name__})")
+                continue
             parts["audit"].append(faults.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
         parts["looks"].append(pd.DataFrame(stored_looks(root, name)))
     for trials in (root / "trials.csv", *sorted(root.glob("*/tuning/trials.csv"))):
@@ -92,8 +96,12 @@ class Store:
         self.entries = {entry.run: entry for entry in entries(root, setting)}
         self.summary = lru_cache(maxsize=64)(self._summary)  # an arm's runs are asked for their metrics one by one
         self.facts: dict[str, Facts] = {}
-        for run in self.entries:
-            self.facts[run] = self.summary(run).facts
+        for run in list(self.entries):
+            try:
+                self.facts[run] = self.summary(run).facts
+            except CorruptError as error:
+                leave_out(run, error)
+                del self.entries[run]
 
     def rows(self, name: str) -> Rows:
         """A frame of these runs."""
@@ -123,7 +131,11 @@ class Store:
         return counted(rows) if COUNTED & set(columns) else rows
 
     def _steps(self, run: str, columns: Sequence[str] | None) -> pd.DataFrame:
-        return pd.DataFrame(RunFolder(self.root, run).steps()).assign(run=run)
+        try:
+            return pd.DataFrame(RunFolder(self.root, run).steps()).assign(run=run)
+        except CorruptError as error:
+            say(f"the steps of {run} are left out: {error}")
+            return FRAMES["steps"].of()
 
 
 class StoredRows(Rows):

@@ -20,6 +20,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ from pobench.identity import PROTOCOL, name_of
 from pobench.results.manifest import manifest
 from pobench.settings.job import Job
 from pobench.sources import file_digest
+
+MOST_BRACKETS = 10_000  # of a configuration; those of long searches have some hundreds
 
 
 class NodeFolder(MarkedFolder):
@@ -107,7 +110,7 @@ class RunFolder:
     def failure(self) -> str | None:
         """Why the last attempt failed, or None."""
         path = self.path / "failed.json"
-        return str(json.loads(path.read_text(encoding="utf-8"))["reason"]) if path.is_file() else None
+        return str(read_marker(path).get("reason", "")) if path.is_file() else None
 
     def fail(self, reason: str) -> None:
         self.write_json("failed.json", {"reason": reason})
@@ -182,19 +185,28 @@ class RunFolder:
         about = {"kind": kind, "protocol": PROTOCOL, "start": start, **job.provenance(), "origin": dict(job.origin)}
         values = {**job.values(), **about, **job.facts_of_round()}
         text, path = yaml.safe_dump(values, sort_keys=False, allow_unicode=True), self.path / "config.yaml"
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
 
     @property
     def config(self) -> dict[str, Any]:
-        """`config.yaml`."""
-        return copy.deepcopy(_parsed((self.path / "config.yaml").read_text(encoding="utf-8")))
+        """`config.yaml`. Raises CorruptError where it holds no mapping of plain values."""
+        path = self.path / "config.yaml"
+        try:
+            return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
 
     def write_json(self, name: str, value: Any) -> None:
         write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any:
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        """Raises CorruptError where it is not JSON."""
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
 
     def benchmark_results(self) -> list[dict[str, Any]]:
         """The stored `score.json` for each benchmark and judge: the one with the most questions, or the latest of these.
@@ -219,15 +231,23 @@ class RunFolder:
 
     def rewind_steps(self, step: int) -> None:
         """Remove the rows after `step`, and a last line that a kill cut short."""
-        kept = [json.dumps(row) for row in self.steps() if row["step"] <= step]
+        kept = [json.dumps(row) for row in self.logged() if row["step"] <= step]
         write_text(self.path / "steps.jsonl", "".join(line + "\n" for line in kept))
 
     def steps(self) -> list[dict[str, Any]]:
-        """What each step logged. Raises CorruptError where training is done and the bytes are not those that it wrote."""
+        """What each step logged. Raises CorruptError where a step is missing or stands twice, and where training is done and
+        the bytes are not those that it wrote."""
         path = self.path / "steps.jsonl"
         if (trained := self.trained) is not None and "steps.jsonl" in trained.get("files", {}):
             checked_bytes(path, trained["files"]["steps.jsonl"])
-        rows = []
+        rows = self.logged()
+        if fault := step_fault([row["step"] for row in rows], len(rows)):
+            raise CorruptError(path, fault)
+        return rows
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The rows of `steps.jsonl` as they stand, up to one that a kill cut short."""
+        path, rows = self.path / "steps.jsonl", []
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:
                 rows.append(json.loads(line))
@@ -236,11 +256,27 @@ class RunFolder:
         return rows
 
 
+def step_fault(steps: Sequence[int], done: int) -> str:
+    """Why these logged steps are not 1, 2, …, `done`, in words; "" where they are."""
+    for expected, step in zip_longest(range(1, done + 1), steps):
+        if step is None or (expected is not None and step > expected):
+            return f"step {expected} is missing"
+        if expected is None or step < expected:
+            return f"step {step} stands twice"
+    return ""
+
+
 @lru_cache(maxsize=8)
 def _parsed(text: str) -> dict[str, Any]:
     """A `config.yaml`. A report asks several times for that of every run, so the last ones are kept; by libyaml where there is
-    one: ten times as fast."""
-    return dict(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    one: ten times as fast. Raises what yaml raises, and ValueError for what libyaml would not survive."""
+    if text.count("[") + text.count("{") > MOST_BRACKETS:  # libyaml recurses in C, where too deep is a crash
+        raise ValueError("more lists and mappings than a configuration has")
+    # both loaders are safe ones
+    values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # nosec B506
+    if not isinstance(values, dict):
+        raise ValueError("no mapping")
+    return values
 
 
 # ---------------------------------------------------------------- names

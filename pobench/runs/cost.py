@@ -508,14 +508,19 @@ def sharding_faults(job: Job) -> list[str]:
 
 
 def _disk(trained: Sequence[Task], size: int) -> float:
-    """Each trained model, and two checkpoints with moments and a reference that moves, as a new one is written before the old
-    one goes; of an adapter about one per cent of that, and the merged model that vLLM reads while it answers."""
+    """Each trained model, and its checkpoints with moments and a reference that moves: those that are kept, and one more, as a
+    new one is written before an old one goes; of an adapter about one per cent of that, and the merged model that vLLM reads
+    while it answers."""
     weights = sum(
         4.0 * size * (1.0 if t.job.train.adapter is None or t.job.train.adapter.merge else 0.01) for t in trained
     )
-    largest = max((_state_bytes(t.job) for t in trained), default=0.0)
+    largest = max((_state_bytes(t.job) * (1 + _kept_checkpoints(t.job.train)) for t in trained), default=0.0)
     written = max((_copied_for_vllm(t) for t in trained), default=0.0) * layout_of_devices()[0]
-    return weights + size * max(2 * largest, written)
+    return weights + size * max(largest, written)
+
+
+def _kept_checkpoints(config: LoopConfig) -> int:
+    return 1 if config.sharding == "fsdp2" else config.keep_checkpoints
 
 
 def _state_bytes(job: Job) -> float:
@@ -596,7 +601,7 @@ def _measured(tasks: Sequence[Task]) -> list[float]:
     root = tasks[-1].runs / tasks[-1].job.setting
     seconds = []
     for path in root.glob("*/steps.jsonl"):
-        rows = RunFolder(root.parent, f"{root.name}/{path.parent.name}").steps()
+        rows = RunFolder(root.parent, f"{root.name}/{path.parent.name}").logged()
         seconds += [
             row["seconds"] / row["pairs"] for row in rows[1:] if "pairs" in row
         ]  # not lists, not single answers

@@ -36,6 +36,7 @@ from pobench.shards import Share, forget_claims
 from pobench.training import leaving
 
 LOCK = ".lease"  # in a setting's folder of runs, while a command is at work there
+SERVER_GONE = 255  # what multiprocessing knows of a process whose server has ended; no task's process ends so
 SLOW_IMPORTS = ("fastchat.llm_judge.common",)  # of optional packages
 
 
@@ -138,7 +139,7 @@ def _point_to(plan: Plan) -> None:
             folder.show({stage: node.name for stage, node in task.nodes.items()})
         if task.kind not in ("start", "loss") or not task.nodes:
             continue
-        if not folder.has("config.yaml") and not any(t.stages for t in tasks):
+        if not folder.path.is_dir() and not any(t.stages for t in tasks):
             continue  # nothing is stored, and nothing will be
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(task.job, task.kind, task.start)
@@ -188,11 +189,16 @@ def is_cut(task: Task) -> bool:
 def why_failed(task: Task, status: int) -> str | None:
     """What the exit status of a task's process comes to: the reason why it failed, or None. Raises KeyboardInterrupt."""
     folder = RunFolder(task.runs, task.run)
-    if status in (INTERRUPTED, -signal.SIGTERM):  # the second where a pool ends its processes
+    if status in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):  # the others where it had not begun to listen
         raise KeyboardInterrupt
     if status == 0:
         return None
-    if status < 0:
+    if status == SERVER_GONE:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.fail(
+            "the server that starts processes was killed, and its processes ended with it; the same command goes on"
+        )
+    elif status < 0:
         hint = ": the system may have run out of memory" if status == -9 else ""
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.fail(f"killed by signal {-status}{hint}")

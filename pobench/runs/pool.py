@@ -15,6 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pobench.orphans import end_with
+
 T = TypeVar("T")
 
 
@@ -93,11 +95,12 @@ def lives(process: int) -> bool:
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, however that ended: the repeated command would find an
-    orphan at work in the folder."""
+    """End this process as soon as the command that started it is gone, or the server that forked it, however they ended: the
+    repeated command would find an orphan at work in the folder."""
     parent = multiprocessing.parent_process()
     if parent is None:
         raise RuntimeError("this process was started by no other one of multiprocessing")
+    end_with(os.getppid())  # the server
 
     def watch() -> None:
         parent.join()

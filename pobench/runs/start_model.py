@@ -139,6 +139,9 @@ def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = l
         "trust_remote_code": job.model.trust_remote_code,
         "length": config.max_length,
     }
+    if main:
+        checkpoint.refuse_holes(folder.path, folder.path.name, [row["step"] for row in folder.logged()], say)
+    accelerator.wait_for_everyone()
     split = config.sharding == "fsdp2" and accelerator.num_processes > 1
     outline = load_outline(base, dtype=torch.float32, **options) if split else None
     model, rows = outline or (load_model(base, dtype=torch.float32, **options), None)

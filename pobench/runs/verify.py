@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pobench.errors import CorruptError
+from pobench.errors import CorruptError, or_fault
 from pobench.files import corrupt_files
+from pobench.results.run_folder import RunFolder, run_names
 from pobench.sources import cache_folder
 from pobench.training.reference import ReferenceSums, about_reference
 
@@ -50,5 +52,17 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
                 folders, files = folders + 1, files + 1
         except CorruptError as error:
             faults.append(str(error))
+    for run in run_names(runs):
+        faults += _unread(RunFolder(runs, run))
     unsigned = sorted(str(p.parent) for p in runs.rglob("finished.json") if not (p.parent / "shown.json").is_file())
     return Verified(folders, files, faults, unsigned)
+
+
+def _unread(folder: RunFolder) -> list[str]:
+    """One line for each small file of a run that has no digest and cannot be read."""
+    faults: list[str] = []
+    or_fault(faults, lambda: folder.config)
+    for name in ("environment.json", "shown.json", "scores.json", "failed.json"):
+        if folder.has(name):
+            or_fault(faults, partial(folder.read_json, name))
+    return faults

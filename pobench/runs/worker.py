@@ -5,17 +5,20 @@ Started by `execute` as a forked child, or on several devices as each process of
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import transformers
 
 from pobench.errors import PobenchError, reason_of
+from pobench.locks import HeldError, hold
 from pobench.model.device import environment
 from pobench.printing import say
 from pobench.progress import standing
@@ -30,6 +33,9 @@ from pobench.runs.task import INTERRUPTED, Task
 from pobench.shards import POLL
 from pobench.training import leaving
 
+LOCK = ".worker.lease"  # in a run's folder, while a process is at work there
+PATIENCE = 10.0  # seconds; one whose command was killed ends in less
+
 
 def run(task: Task) -> int:
     """Do the stages of a task. Returns the exit status: 0; 1 with the reason in the run folder's `failed.json`; `INTERRUPTED`,
@@ -41,7 +47,7 @@ def run(task: Task) -> int:
         warnings.filterwarnings("ignore")
     folder = RunFolder(task.runs, task.run)
     try:
-        with leaving.listening():
+        with leaving.listening(), _alone(task):
             for plugin in task.plugins:
                 load_plugin(plugin)
             with standing(standing_of(task)):
@@ -50,10 +56,29 @@ def run(task: Task) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        if _first_to_fail(folder):
-            _keep_traceback(folder, error)
-            folder.fail(reason_of(error))
+        try:
+            if _first_to_fail(folder):
+                _keep_traceback(folder, error)
+                folder.fail(reason_of(error))
+        except OSError:  # nothing can be written there: the disk is full, or the folder is gone
+            say(f"{task.title}: {reason_of(error)}")
         return 1
+
+
+@contextlib.contextmanager
+def _alone(task: Task) -> Iterator[None]:
+    """Keep other processes out of the run's folder; of those that share the task, the first holds it for all. A reference pass,
+    which several commands may need, waits for the other one. Raises PobenchError that names who is at work there."""
+    folder = task.runs / task.run
+    if not task.share.first or int(os.environ.get("RANK", "0")):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with hold(folder / LOCK, wait=task.kind == "reference", patience=PATIENCE):
+            yield
+    except HeldError as held:
+        raise PobenchError(f"another process writes {str(folder)!r} ({held.holder}); wait until it has ended") from None
 
 
 def _first_to_fail(folder: RunFolder) -> bool:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from pobench.composition import own_settings
 from pobench.errors import PobenchError, nearest
 from pobench.registry import Loss, Modifier, NamedFunction, judges, wrong_output
+from pobench.settings.keys import meanings, section_within
 from pobench.settings.schema import Setting, TrainConfig
 
 
@@ -22,7 +23,8 @@ def unknown_loss_key(where: str, part: Loss | Modifier, key: str) -> list[str]:
     if key in part.settings or key in trained:
         return []
     takes = ", ".join(part.settings) or "no setting"
-    close = nearest(key, [*part.settings, *trained])
+    known = {**(meanings(TrainConfig) if trained else {}), **part.meanings}
+    close = nearest(key, [*part.settings, *trained], known)
     return [f"{where}: {part.name} has no {key!r}{close} It takes {takes}{', and fields of train' if trained else ''}"]
 
 
@@ -183,8 +185,9 @@ def explain(error: pydantic.ValidationError, prefix: str = "", schema: type[Base
     for fault in error.errors():
         where = prefix + ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            known = _schema_at(schema, fault["loc"][:-1]).model_fields
-            lines.append(f"{where}: unknown key{nearest(str(fault['loc'][-1]), known)} Known: {', '.join(known)}")
+            section = _schema_at(schema, fault["loc"][:-1])
+            known, key = section.model_fields, str(fault["loc"][-1])
+            lines.append(f"{where}: unknown key{nearest(key, known, meanings(section))} Known: {', '.join(known)}")
         elif fault["type"] == "missing":
             lines.append(f"{where}: missing; this setting must say it")
         else:
@@ -198,7 +201,5 @@ def _schema_at(schema: type[BaseModel], path: Sequence[str | int]) -> type[BaseM
     for part in path:
         if isinstance(part, int):  # a place in a list of such sections
             continue
-        declared = schema.model_fields[str(part)].annotation
-        kinds = [k for k in (declared, *typing.get_args(declared)) if isinstance(k, type) and issubclass(k, BaseModel)]
-        schema = kinds[0] if kinds else schema
+        schema = section_within(schema, str(part)) or schema
     return schema

@@ -14,6 +14,7 @@ from pobench.errors import PobenchError, nearest
 from pobench.registry import Loss, benchmarks, get_loss, losses, modifiers, part_of
 from pobench.settings.faults import check_loss_settings, explain, judge_faults, unknown_loss_key
 from pobench.settings.job import Job
+from pobench.settings.keys import meanings
 from pobench.settings.plain_yaml import plain_yaml
 from pobench.settings.read import OF_SOURCES, OF_VALUES, of_another_judge, of_other_sources, read_setting, sources_of
 from pobench.settings.schema import COMMANDS, SECTIONS, JudgeConfig, Setting, TrainConfig, TunedConfig
@@ -230,10 +231,12 @@ class _Draft:
             self._override_loss(section, name, value, f"--set {key}")
 
     def _override_section(self, section: str, name: str, value: Any) -> None:
-        key, fields = f"{section}.{name}", SETTABLE[section].model_fields
+        key, schema = f"{section}.{name}", SETTABLE[section]
+        fields = schema.model_fields
         if name.partition(".")[0] not in fields:
             known = ", ".join(fields)
-            self.faults.append(f"--set {key}: {section} has no {name!r}{nearest(name, fields)} Known: {known}")
+            close = nearest(name, fields, meanings(schema))
+            self.faults.append(f"--set {key}: {section} has no {name!r}{close} Known: {known}")
         elif self._section(section) is not None:
             # the last part of a column's or a template argument's name may hold dots, that of a judge's setting does not
             _put_inside(self.values, key.split(".", -1 if section in ("judge", "onpolicy") else 2), value)

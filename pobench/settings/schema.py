@@ -3,13 +3,15 @@
 The schema is strict: an unknown key, a wrong type or a value out of range is a fault, and all faults are listed together.
 Every number has two ends: one far beyond them is a slip of the keyboard that would cost memory or time.
 The comment behind a value in the YAML is its source; it is copied with the value into every run's `config.yaml`.
+
+The text below a field says what it is; `pobench list keys` and docs/keys.md print it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -44,8 +46,12 @@ Count = Annotated[int, Field(ge=1, le=10**9)]  # of pairs, prompts or tokens
 Rate = Annotated[float, Field(gt=0, le=10)]  # a learning rate
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Section(BaseModel):
+    """A section of a setting."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    read_by: ClassVar[str] = ""  # for people: the commands and stages that read it
 
     def causes(self) -> dict[str, Any]:
         """The values that decide a result, as plain data. The layout and the micro-batch count too: they change the last
@@ -71,29 +77,37 @@ def _plain_arguments(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Section):
     """The start model."""
 
-    source: (
-        str  # local path, hub name, `builtin:NAME`, or `package:NAME==VERSION/FILE`; a whole model, or a peft adapter
-    )
-    base: str | None = None  # the base of an adapter, where it is not at the place that its adapter_config.json names
+    read_by: ClassVar[str] = "every stage that loads the start model, or the model that `sft` begins with"
+
+    source: str
+    """A folder, a hub name, `builtin:NAME`, or `package:NAME==VERSION/FILE`; a whole model, or a peft adapter."""
+    base: str | None = None
+    """The base of an adapter, where it is not at the place that its adapter_config.json names."""
     revision: str | None = None
-    sha256: str | None = None  # of the package, when the source is one
+    """Of a hub name: the branch, tag or commit. null: its main branch."""
+    sha256: str | None = None
+    """Of the package, when the source is one."""
     trust_remote_code: bool = False
-    # flex: FlexAttention in training, on a GPU; auto: flex if a check passes, else sdpa, or eager for capped scores
-    # flash_attention_2: over padded rows, in bf16, on a GPU with flash-attn; if a check passes, else as auto
+    """Whether code that comes with the model may run."""
     attention: Literal["auto", "flex", "flash_attention_2", "sdpa", "eager"] = "auto"
-    # liger: norms and MLPs of training and scoring by liger-kernel, on a GPU, if a check passes
+    """Attention in training. flex: FlexAttention, on a GPU. flash_attention_2: over padded rows, in bf16, on a GPU with
+    flash-attn, if a check passes, else as auto. auto: flex if a check passes, else sdpa, or eager for capped scores."""
     kernels: Literal["none", "liger"] = "none"
-    chat_template: str | None = None  # a Jinja file, or the name of a shipped one; None: the tokenizer's own
-    system_message: str | None = None  # added to every conversation without one; "": an empty system message
-    # passed to the chat template in training and generation: {enable_thinking: false}
+    """liger: norms and MLPs of training and scoring by liger-kernel, on a GPU, if a check passes."""
+    chat_template: str | None = None
+    """A Jinja file, or the name of a shipped template. null: the tokenizer's own."""
+    system_message: str | None = None
+    """Added to every conversation without one; "": an empty system message."""
     template_arguments: Annotated[dict[str, Any], AfterValidator(_plain_arguments)] = {}
-    # where the empty thought counts that a template writes before answers and not behind a question (Qwen 3): in training and
-    # generation to the prompt, or to |y|
+    """Passed to the chat template in training and generation: `{enable_thinking: false}`."""
     empty_thought: Literal["prompt", "answer"] = "prompt"
-    note: Annotated[str, RUNTIME] = ""  # a remark about these weights, printed in the report
+    """Where the empty thought counts that a template writes before answers and not behind a question (Qwen 3): in training and
+    generation to the prompt, or to |y|."""
+    note: Annotated[str, RUNTIME] = ""
+    """A remark about these weights, printed in the report."""
 
     @property
     def layers(self) -> dict[str, str]:
@@ -133,18 +147,25 @@ _Columns = Annotated[dict[str, str | list[str]], BeforeValidator(_column_names)]
 _Ignored = Annotated[list[str], BeforeValidator(_names)]
 
 
-class SourceConfig(_Strict):
+class SourceConfig(Section):
     """One of several data sets that are mixed."""
 
-    source: str  # local file, hub name, or `builtin:FILE`
-    name: str = ""  # stands before its pairs' ids, in the audit and in tables; default: the last part of `source`
-    # its share of the training pairs, relative to the others'; given for all sources or for none, which takes all pairs
+    source: str
+    """A local file, a hub name, or `builtin:FILE`."""
+    name: str = ""
+    """Stands before its pairs' ids, in the audit and in tables. "": the last part of `source`."""
     weight: float | None = Field(None, gt=0, le=1e6)
-    subset: str | None = None  # this and the next four as in `data`, of this source alone
+    """Its share of the training pairs, relative to the others'. Given for all sources, or for none, which takes all pairs."""
+    subset: str | None = None
+    """As in `data`, of this source alone; so are the next four."""
     split: str | None = None
+    """Of a hub data set."""
     revision: str | None = None
+    """Of a hub data set: the branch, tag or commit."""
     columns: _Columns = {}
+    """pobench's name of a column → the file's."""
     ignore: _Ignored = []
+    """Columns to leave out."""
 
 
 def _named(sources: list[SourceConfig]) -> list[SourceConfig]:
@@ -172,37 +193,59 @@ OF_ONE_SOURCE = tuple(name for name in SourceConfig.model_fields if name not in 
 PairsFrom = Literal["best_worst", "all", "adjacent"]
 
 
-class DataConfig(_Strict):
+class DataConfig(Section):
     """Preference pairs, ranked lists or labelled answers, and how they become tokens."""
 
-    # several data sets instead of `source`: [{source: A, weight: 3}, {source: B, weight: 1}]
+    read_by: ClassVar[str] = "`pobench data`, and every stage that reads pairs"
+
     sources: Annotated[list[SourceConfig], AfterValidator(_named)] = []
-    # where sources have weights, training takes pairs in their proportion. first_exhausted: until one source has no further
-    # pair; all_exhausted: until every pair was taken, some of smaller sources several times
+    """Several data sets instead of `source`: `[{source: A, weight: 3}, {source: B, weight: 1}]`."""
     stopping: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
-    source: str = Field("", validate_default=True)  # local file, hub name, or `builtin:FILE`
-    subset: str | None = None  # the configuration of a hub data set
+    """Where sources have weights, training takes pairs in their proportion. first_exhausted: until one source has no further
+    pair. all_exhausted: until every pair was taken, some of smaller sources several times."""
+    source: str = Field("", validate_default=True)
+    """A local file, a hub name, or `builtin:FILE`. This or `sources` must be given."""
+    subset: str | None = None
+    """The configuration of a hub data set."""
     split: str | None = None
+    """Of a hub data set: the split of the training pairs."""
     revision: str | None = None
-    # pobench's name of a column → the file's, dots lead into objects; texts of a list are joined: {prompt: [context, prompt]}
+    """Of a hub data set: the branch, tag or commit. null: its main branch."""
     columns: _Columns = {}
-    ignore: _Ignored = []  # columns to leave out; scores too, which would find ties
-    held_out: str | None = None  # a source of held-out pairs; None: split `source` by prompt
+    """pobench's name of a column → the file's. Dots lead into objects, texts of a list are joined:
+    `{prompt: [context, prompt]}`."""
+    ignore: _Ignored = []
+    """Columns to leave out. Of scores too, which would find ties."""
+    held_out: str | None = None
+    """A source of held-out pairs. null: those of `held_out_split`, or of `source` split by prompt."""
     held_out_split: str | None = None
-    held_out_fraction: float = Field(0.1, gt=0, lt=1)  # used if held_out and held_out_split are None
-    # of a ranked list: the best answer against the worst, every two, or each with those of the next worse rank; ties make none
+    """The split of the held-out pairs, of `held_out` or of `source`."""
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    """The share of prompts whose pairs are held out, where neither `held_out` nor `held_out_split` is given."""
     pairs_from: PairsFrom = "best_worst"
-    max_pairs: Count | None = None  # of lists as many, of single answers twice as many
+    """The pairs of a ranked list: the best answer against the worst, all of two, or each with those of the next worse rank.
+    Ties make none."""
+    max_pairs: Count | None = None
+    """Training pairs at most; of lists as many, of single answers twice as many. null: all."""
     max_held_out: Count | None = None
-    # scored after training by the stage `trainpairs`, picked by the hash of their ids; a cause of that stage alone
+    """Held-out pairs at most. null: all."""
     max_trainpairs: Annotated[Count, RUNTIME] = 10_000
-    max_length: int = Field(2048, ge=2, le=10**9)  # tokens, prompt + response
-    max_prompt_length: Count = 1800  # tokens
+    """Training pairs that the stage `trainpairs` scores after training, at most; picked by the hash of their ids.
+    It names the result of that stage alone."""
+    max_length: int = Field(2048, ge=2, le=10**9)
+    """Tokens of prompt and response, at most."""
+    max_prompt_length: Count = 1800
+    """Tokens of a prompt, at most."""
     truncation: Literal["drop", "cut"] = "drop"
+    """drop: a longer pair is a bad row. cut: the end of its prompt and the beginning of a response are kept."""
     on_bad_row: Literal["stop", "drop"] = "stop"
-    count_header: bool = False  # |y| as in the SimPO repository: with header, what follows the end of turn, end of text
-    length_bias: float = Field(0.0, ge=0, le=1)  # share of labels replaced by "the longer answer wins"
-    seed: Seed = 0  # of the split, the subset, the mixture and the bias
+    """Whether a row that cannot be read stops the command, or is left out and counted."""
+    count_header: bool = False
+    """Whether |y| counts as in the SimPO repository: with header, what follows the end of turn, end of text."""
+    length_bias: float = Field(0.0, ge=0, le=1)
+    """The share of labels replaced by "the longer answer wins"."""
+    seed: Seed = 0
+    """Of the split, the subset, the mixture and the bias."""
 
     @field_validator("source")
     @classmethod
@@ -258,16 +301,23 @@ def _module_names(value: Any) -> Any:
     return names
 
 
-class AdapterConfig(_Strict):
+class AdapterConfig(Section):
     """LoRA: train low-rank matrices beside the linear layers of a frozen model. See `pobench.model.adapters`."""
 
-    r: int = Field(16, ge=1, le=10**5)  # rank; a common choice, none is published for these losses
-    alpha: int = Field(32, ge=1, le=10**6)  # the matrices' product is scaled by alpha / r
+    r: int = Field(16, ge=1, le=10**5)  # a common choice, none is published for these losses
+    """The rank of the matrices."""
+    alpha: int = Field(32, ge=1, le=10**6)
+    """The matrices' product is scaled by alpha / r."""
     dropout: float = Field(0.0, ge=0, le=1)
-    target_modules: Annotated[str | list[str], BeforeValidator(_module_names)] = "all-linear"  # never the output head
-    quantize: Literal["none", "nf4"] = "none"  # of the frozen weights; nf4: QLoRA, needs a GPU and bitsandbytes
-    base_precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen weights; trained weights are always fp32
-    merge: bool = False  # store the whole model with the adapter merged, instead of the adapter alone
+    """Must be 0: the reference has no dropout."""
+    target_modules: Annotated[str | list[str], BeforeValidator(_module_names)] = "all-linear"
+    """The layers that get matrices: all-linear, or names such as q_proj,v_proj. Never the output head."""
+    quantize: Literal["none", "nf4"] = "none"
+    """Of the frozen weights. nf4: QLoRA, needs a GPU and bitsandbytes."""
+    base_precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the frozen weights; trained weights are always fp32."""
+    merge: bool = False
+    """Whether the whole model with the adapter merged is stored, instead of the adapter alone."""
 
     @field_validator("dropout")
     @classmethod
@@ -304,51 +354,75 @@ def _switch_or_auto(value: Any) -> Any:
 Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
 
 
-class LoopConfig(_Strict):
-    """The training loop. `batch_size` is items per optimiser step, for any layout, number of devices and accumulation."""
+class LoopConfig(Section):
+    """The training loop."""
 
     lr: Rate
+    """The learning rate behind the warm-up."""
     epochs: int = Field(1, ge=1, le=1000)
+    """How often each item is trained on."""
     batch_size: Count = 128
+    """Items of an optimiser step, for any layout, number of devices and accumulation."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls behind the warm-up."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    """The share of the steps in which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0, le=100)
-    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=True)  # .inf: no clipping
+    """AdamW's, on matrices."""
+    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=True)
+    """A gradient of a larger norm is scaled down to it. .inf: no clipping."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """The decay of the mean gradient."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """The decay of the mean squared gradient."""
     adam_epsilon: float = Field(1e-8, gt=0, le=1)
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the arithmetic; trained weights are always fp32
+    """Added to the root of the mean squared gradient."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the arithmetic; trained weights are always fp32."""
     layout: Literal["auto", "shared_prefix", "padded"] = "auto"
-    # tokens of a micro-batch, padding included; auto: measured by a memory probe
+    """How items lie in rows: answers of one prompt behind it once, or each sequence in a row of its own."""
     micro_tokens: Annotated[Count | Literal["auto"], BeforeValidator(_tokens_or_auto)] = MICRO_TOKENS
-    head_tile: Count | None = None  # vocabulary entries per tile of the output head; None: by device
-    # auto: only if one pair does not fit into memory without it
+    """Tokens of a micro-batch, padding included. auto: measured by a memory probe."""
+    head_tile: Count | None = None
+    """Vocabulary entries per tile of the output head. null: by device."""
     gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto)] = False
-    compile: bool = False  # torch.compile every layer; takes minutes, so for long runs on a GPU
-    # fsdp2: the processes of a job hold a share each of weights, gradients and moments; none: a copy each; auto: shares where
-    # the estimate of a copy does not fit a device
+    """Whether activations are computed again in the backward pass. auto: only if one pair does not fit into memory
+    otherwise."""
+    compile: bool = False
+    """Whether torch.compile compiles every layer; it takes minutes, so for long runs on a GPU."""
     sharding: Annotated[Literal["auto", "none", "fsdp2"], RUNTIME] = "auto"
-    checkpoint_seconds: Annotated[float, RUNTIME] = Field(
-        60.0, ge=0, allow_inf_nan=True
-    )  # at least between two; 0: after every step; .inf: none
-    checkpoint_share: Annotated[float, RUNTIME] = Field(0.05, gt=0, le=1)  # of the time, at most, that saving takes
-    # true: steps go on while a checkpoint is written, from a copy in the processor's memory; auto: on GPUs, where it has room
+    """fsdp2: the processes of a job hold a share each of weights, gradients and moments. none: a copy each. auto: shares where
+    the estimate of a copy does not fit a device."""
+    checkpoint_seconds: Annotated[float, RUNTIME] = Field(60.0, ge=0, allow_inf_nan=True)
+    """Seconds between two checkpoints, at least. 0: one after every step. .inf: none."""
+    checkpoint_share: Annotated[float, RUNTIME] = Field(0.05, gt=0, le=1)
+    """The share of the time that saving takes, at most."""
+    keep_checkpoints: Annotated[int, RUNTIME] = Field(2, ge=1, le=1000)
+    """The newest checkpoints that are kept, so that a damaged one costs only the steps since the one before; 1 where weights
+    are split over devices."""
+    grace_seconds: Annotated[float, RUNTIME] = Field(30.0, ge=0, allow_inf_nan=True)
+    """Seconds between the signal to leave and the end, where the scheduler's own time is not known. A checkpoint that takes
+    longer is not begun."""
     checkpoint_async: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto), RUNTIME] = "auto"
+    """true: steps go on while a checkpoint is written, from a copy in the processor's memory. auto: on GPUs, where there is
+    room."""
 
 
 class TrainConfig(LoopConfig):
     """Training on pairs: `batch_size` counts pairs; or as many lists, or twice as many single answers."""
 
-    adapter: AdapterConfig | None = None  # None: every weight is trained
-    # where a loss's reference sums come from. cached: one pass of the start model over the pairs, stored and shared by losses
-    # and seeds. every_step: a frozen start model beside the policy computes the same sums in every step, as the paper ran it;
-    # for measuring what a reference costs, and always where a loss compares whole distributions
+    read_by: ClassVar[str] = "the stages `reference` and `train`; a loss may have values of its own, in `losses`"
+
+    adapter: AdapterConfig | None = None
+    """LoRA. null: every weight is trained."""
     reference: Literal["cached", "every_step"] = "cached"
-    # those of Accelerate, each by the name of its package; they see steps and settings, no judge and no key
+    """Where a loss's reference sums come from. cached: one pass of the start model over the pairs, stored and shared by losses
+    and seeds. every_step: a frozen start model beside the policy computes the same sums in every step, as the paper ran it; for
+    measuring what a reference costs, and always where a loss compares whole distributions."""
     trackers: Annotated[list[Tracker], RUNTIME] = []
-    evaluate_every: Annotated[int, RUNTIME] = Field(
-        0, ge=0, le=10**9
-    )  # steps between measurements on the held-out pairs; 0: none
+    """Those of Accelerate, each by the name of its package; they see steps and settings, no judge and no key."""
+    evaluate_every: Annotated[int, RUNTIME] = Field(0, ge=0, le=10**9)
+    """Steps between measurements on the held-out pairs. 0: none."""
 
     def causes(self) -> dict[str, Any]:
         """`reference` is a cause only as `every_step`: a batch's micro-batches may then have other widths than the stored pass
@@ -360,135 +434,212 @@ class TrainConfig(LoopConfig):
 class SftConfig(LoopConfig):
     """Supervised fine-tuning, which makes the start model from a base model. All weights are trained."""
 
-    source: str  # conversations (`messages`, or `prompt` and `response`): local file, hub name, or `builtin:FILE`
-    subset: str | None = None  # the configuration of a hub data set
+    read_by: ClassVar[str] = "the stage `sft`"
+
+    source: str
+    """Conversations (`messages`, or `prompt` and `response`): a local file, a hub name, or `builtin:FILE`."""
+    subset: str | None = None
+    """The configuration of a hub data set."""
     split: str | None = None
+    """Of a hub data set."""
     revision: str | None = None
+    """Of a hub data set: the branch, tag or commit. null: its main branch."""
     max_conversations: Count | None = None
-    max_length: int = Field(2048, ge=2, le=10**9)  # tokens of a conversation; later turns are left out
+    """Conversations at most. null: all."""
+    max_length: int = Field(2048, ge=2, le=10**9)
+    """Tokens of a conversation, at most; later turns are left out."""
     on_bad_row: Literal["stop", "drop"] = "stop"
-    # true: batch_size counts rows of max_length tokens, each filled with whole conversations; false: conversations
+    """Whether a row that cannot be read stops the command, or is left out and counted."""
     packing: bool = False
-    shuffle: bool = True  # false: keep the file's order, for a curriculum
-    seed: Seed = 42  # of the order and of the subset
+    """true: `batch_size` counts rows of `max_length` tokens, each filled with whole conversations. false: conversations."""
+    shuffle: bool = True
+    """false: the file's order is kept, for a curriculum."""
+    seed: Seed = 42
+    """Of the order and of the subset."""
 
 
-class AnswersConfig(_Strict):
+class AnswersConfig(Section):
     """The prompts to answer after training, and the decoding."""
 
-    source: str | None = None  # None: no answers
-    subset: str | None = None  # the configuration of a hub data set
+    read_by: ClassVar[str] = "the stage `answers`"
+
+    source: str | None = None
+    """A file or data set of prompts. null: no answers."""
+    subset: str | None = None
+    """The configuration of a hub data set."""
     split: str | None = None
+    """Of a hub data set."""
     max_prompts: Count | None = None
+    """Prompts at most. null: all."""
     max_new_tokens: Count = 512
-    temperature: float = Field(0.0, ge=0, le=100)  # 0: greedy
+    """Tokens of an answer, at most."""
+    temperature: float = Field(0.0, ge=0, le=100)
+    """Of the draws. 0: greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Draws are among the likeliest tokens that have this probability together."""
     samples: int = Field(1, ge=1, le=10_000)
-    # of the draws. None: the run's own seed, the same for all losses of that seed; START_SEED for the start model
+    """Answers to each prompt."""
     seed: Seed | None = None
+    """Of the draws. null: the run's own seed, the same for all losses of that seed; 0 for the start model."""
     batch_size: Annotated[Count, RUNTIME] = 64
+    """Prompts that are answered together."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    # auto: vLLM if it is installed and there is a GPU; its answers may differ from transformers', even greedy ones
+    """Of the arithmetic."""
     engine: Literal["auto", "transformers", "vllm"] = "auto"
-    # of the GPU's whole memory, for vLLM's weights and cache
+    """auto: vLLM if it is installed and there is a GPU; its answers may differ from transformers', even greedy ones."""
     vllm_memory_share: Annotated[float, RUNTIME] = Field(0.9, gt=0, le=1)
+    """The share of a GPU's whole memory that vLLM takes for weights and cache."""
 
     def causes(self) -> dict[str, Any]:
         """Without the seed and the nucleus where decoding is greedy: nothing is drawn, so they decide nothing."""
         return {k: v for k, v in super().causes().items() if self.temperature > 0 or k not in OF_DRAWS}
 
 
-class JudgeConfig(_Strict):
+class JudgeConfig(Section):
     """The judge of the answers."""
 
-    name: str | None = None  # None: answers are stored without verdicts
+    read_by: ClassVar[str] = "the stage `judge`"
+
+    name: str | None = None
+    """One of `pobench list judges`. null: answers are stored without verdicts."""
     settings: dict[str, Any] = {}
+    """Those of the judge, which `pobench list judges NAME` names."""
 
 
-class TuneConfig(_Strict):
+class TuneConfig(Section):
     """How `pobench tune` chooses values: the metric, and a split that is neither trained on nor reported."""
 
+    read_by: ClassVar[str] = "`pobench tune`; it names no run"
+
     metric: str = "pass_rate"
-    prompts: str | None = None  # every trial answers these instead of `answers.source`
+    """The metric by which the best trial is chosen."""
+    prompts: str | None = None
+    """Every trial answers these instead of `answers.source`."""
     prompts_split: str | None = None
+    """Of a hub data set."""
     max_prompts: Count | None = None
-    pairs: str | None = None  # every trial holds these out instead of `data.held_out`, and does not train on them
+    """Prompts at most. null: all."""
+    pairs: str | None = None
+    """Every trial holds these out instead of `data.held_out`, and does not train on them."""
     pairs_split: str | None = None
+    """Of a hub data set."""
     max_pairs: Count | None = None
-    grid: str | None = None  # a name in experiments/grids, or a YAML path
-    trials: str | None = (
-        None  # a CSV of trials made before (`trials.csv`); those of the same content are not made again
-    )
+    """Pairs at most. null: all."""
+    grid: str | None = None
+    """A name in experiments/grids, or a YAML path."""
+    trials: str | None = None
+    """A CSV of trials made before (`trials.csv`); those of the same content are not made again."""
 
 
-class TunedConfig(_Strict):
-    """What `pobench tune` writes beside the values that it chose for a loss: how they were chosen. It decides no result.
+class TunedConfig(Section):
+    """What `pobench tune` writes beside the values that it chose for a loss: how they were chosen."""
 
-    trials: how many were made for the loss, failed ones among them. metric: the objective. value, low, high, n: what the
-    best trial reached on the tuning split, with its 95 % interval. study: the search, as the file of its trials names it.
-    """
+    read_by: ClassVar[str] = "the report; it decides no result"
 
-    trials: Count
-    metric: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    n: Count
-    study: str
+    trials: Annotated[Count, RUNTIME]
+    """How many were made for the loss, failed ones among them."""
+    metric: Annotated[str, RUNTIME]
+    """The objective of the search."""
+    value: Annotated[float, RUNTIME]
+    """What the best trial reached on the tuning split."""
+    low: Annotated[float | None, RUNTIME] = None
+    """The lower end of the 95 % interval of `value`."""
+    high: Annotated[float | None, RUNTIME] = None
+    """Its upper end."""
+    n: Annotated[Count, RUNTIME]
+    """What `value` is a mean of: prompts or pairs."""
+    study: Annotated[str, RUNTIME]
+    """The search, as the file of its trials names it."""
 
 
-class OnPolicyConfig(_Strict):
+class RankerConfig(JudgeConfig):
+    """The judge that ranks the answers of which pairs are made."""
+
+    read_by: ClassVar[str] = "the stage `onpolicy`"
+
+    name: str | None = None
+    """One of `pobench list judges`. null: the setting's judge."""
+
+
+class OnPolicyConfig(Section):
     """How the stage `onpolicy` makes pairs: it samples the start model's own answers and ranks them. Pairs of prompts that
     `answers.source` asks are held out."""
 
-    prompts: str | None = None  # None: those of `data.source`
+    read_by: ClassVar[str] = "the stage `onpolicy`, so with `--rounds` too; runs are named by the pairs that it makes"
+
+    prompts: str | None = None
+    """A file or data set of prompts. null: those of `data.source`."""
     prompts_split: str | None = None
+    """Of a hub data set."""
     max_prompts: Count | None = None
+    """Prompts at most. null: all."""
     samples: int = Field(5, ge=2, le=10_000)  # SimPO repository, on_policy_data_gen; also the next two
+    """Answers to each prompt."""
     temperature: float = Field(0.8, gt=0, le=100)
+    """Of the draws."""
     top_p: float = Field(0.95, gt=0, le=1)
-    max_new_tokens: Count | None = None  # None: as in `answers`
-    seed: Seed = 0  # with the prompt and the answer's number, it decides the answer's random numbers
+    """Draws are among the likeliest tokens that have this probability together."""
+    max_new_tokens: Count | None = None
+    """Tokens of an answer, at most. null: as in `answers`."""
+    seed: Seed = 0
+    """With the prompt and the answer's number, it decides the answer's random numbers."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    ranker: JudgeConfig = JudgeConfig()  # no name: the setting's judge
-    # of the prompts, those of `answers.source` among them; 0: none but these
+    """Of the arithmetic."""
+    ranker: RankerConfig = RankerConfig()
+    """What ranks the answers."""
     held_out_fraction: float = Field(0.1, ge=0, lt=1)
+    """The share of prompts that are held out, those of `answers.source` among them. 0: none but these."""
 
 
-class RoundsConfig(_Strict):
+class RoundsConfig(Section):
     """How `--rounds N` trains: each round answers, ranks and trains from the last round's model. It names no run by itself."""
 
-    # what losses with a reference compare with after round 1. last: the model of the round before, as in SPPO (arXiv
-    # 2405.00675) and REBEL (arXiv 2404.16767); start: the start model in every round, as in RLHFlow's iterative DPO
-    # (arXiv 2405.07863)
+    read_by: ClassVar[str] = "`pobench run --rounds N`"
+
+    # as in SPPO (arXiv 2405.00675) and REBEL (arXiv 2404.16767); start: as in RLHFlow's iterative DPO (arXiv 2405.07863)
     reference: Literal["last", "start"] = "last"
-    # split: round r of N asks every Nth prompt, from the r-th on, as SPPO and Snorkel-Mistral-PairRM-DPO ask a third of
-    # UltraFeedback in each of three rounds; all: every round asks all of them
+    """What losses with a reference compare with after round 1: the model of the round before, or the start model."""
+    # a third of UltraFeedback in each of three rounds: SPPO, Snorkel-Mistral-PairRM-DPO
     prompts: Literal["split", "all"] = "split"
+    """split: round r of N asks every Nth prompt, from the r-th on. all: every round asks all of them."""
 
 
-class Setting(_Strict):
+class Setting(Section):
     """One YAML of experiments/settings."""
 
-    name: str
-    description: str = ""
+    read_by: ClassVar[str] = "every command that takes `--setting`"
+
+    name: Annotated[str, RUNTIME]
+    """The folder of its runs below `runs/`. Where a file does not say it: the file's name."""
+    description: Annotated[str, RUNTIME] = ""
+    """One line for `pobench list settings`."""
     seeds: list[Seed] = Field([42], min_length=1)
+    """One run of each loss for each. `--seeds` replaces them."""
     model: ModelConfig
+    """The start model."""
     data: DataConfig
+    """The pairs."""
     train: TrainConfig
+    """The training loop."""
     answers: AnswersConfig = AnswersConfig()
+    """Prompts and decoding."""
     judge: JudgeConfig = JudgeConfig()
+    """The judge of the answers."""
     tune: TuneConfig = TuneConfig()
+    """How values are chosen."""
     onpolicy: OnPolicyConfig = OnPolicyConfig()
+    """How pairs are made from the start model's answers."""
     rounds: RoundsConfig = RoundsConfig()
-    sft: SftConfig | None = (
-        None  # None: `model` names a finished start model; else `model` is the base model that SFT starts from
-    )
-    losses: dict[str, dict[str, Any]] = {}  # loss name -> its settings, train fields (lr, …), where they come from
-    benchmarks: dict[str, dict[str, Any]] = {}  # benchmark name -> its settings, see `pobench.judging.benchmarks.base`
+    """How rounds follow each other."""
+    sft: SftConfig | None = None
+    """Supervised fine-tuning of `model`, which is then a base model. null: `model` is a finished start model."""
+    losses: dict[str, dict[str, Any]] = {}
+    """Name of a loss → its own settings, its own values of `train` (lr, …), and where they come from (`values`, `tuned`)."""
+    benchmarks: dict[str, dict[str, Any]] = {}
+    """Name of a benchmark → its settings; docs/benchmarks.md lists them."""
 
 
-SECTIONS: dict[str, type[_Strict]] = {
+SECTIONS: dict[str, type[Section]] = {
     "model": ModelConfig,
     "data": DataConfig,
     "train": TrainConfig,
@@ -497,4 +648,4 @@ SECTIONS: dict[str, type[_Strict]] = {
     "sft": SftConfig,
 }
 # Sections that do not name a run; the command or the stage of the same name reads them.
-COMMANDS: dict[str, type[_Strict]] = {"tune": TuneConfig, "onpolicy": OnPolicyConfig, "rounds": RoundsConfig}
+COMMANDS: dict[str, type[Section]] = {"tune": TuneConfig, "onpolicy": OnPolicyConfig, "rounds": RoundsConfig}

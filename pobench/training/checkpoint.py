@@ -1,9 +1,9 @@
 """Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), everything else in `state.json`.
 Where the reference model moves, its weights are a part of the checkpoint.
 
-A checkpoint is a folder that appears whole (`pobench.files.whole`); the older ones are removed after that. Weights that are
-split over processes are written by all of them, each its own rows (`torch.distributed.checkpoint`); any number of processes
-resumes from either form. The data order and the learning rate are functions of the step, so they need no saving.
+A checkpoint is a folder that appears whole (`pobench.files.whole`); all but the newest few are removed after that. Weights
+that are split over processes are written by all of them, each its own rows (`torch.distributed.checkpoint`); any number of
+processes resumes from either form. The data order and the learning rate are functions of the step, so they need no saving.
 `state.json` holds the step, the name of the job's content, the sha256 of every file of tensors, and a sha256 of its own. A job
 resumes only from a checkpoint of its own content whose bytes are those that were written.
 """
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,7 @@ from torch.distributed.tensor import DTensor
 
 from pobench.errors import CorruptError, PobenchError
 from pobench.files import OTHER_BYTES, corrupt_files, refuse_corrupt, sha256_of, sync_file, whole
+from pobench.results.run_folder import step_fault
 
 SHARD_BYTES = 64 * 1024**2
 STATE = "state.json"
@@ -42,13 +45,7 @@ ROWS = "shard-"  # the beginning of files that hold one process's rows, as `Hugg
 
 def latest(folder: Path, content: str = "") -> Path | None:
     """The newest checkpoint of this content in `folder` whose `state.json` is intact, or None. It reads no tensors."""
-    for path in _newest_first(folder):
-        try:
-            if about(path)["content"] == content:
-                return path
-        except CorruptError:
-            continue
-    return None
+    return next(_newest_first(folder, content=content), None)
 
 
 class Saving:
@@ -57,7 +54,8 @@ class Saving:
 
     facts: small values that `about` and `load` return. content: the name of what the job is made from. beside: a thread writes
     a copy of weights and moments in the processor's memory, while the steps go on; else they are written before this returns.
-    group: of processes, for what the thread exchanges. second: a reference model that the steps move.
+    group: of processes, for what the thread exchanges. second: a reference model that the steps move. keep: how many
+    checkpoints of this content stand when it is whole, itself included.
     """
 
     def __init__(
@@ -72,7 +70,9 @@ class Saving:
         beside: bool = False,
         group: dist.ProcessGroup | None = None,
         second: nn.Module | None = None,
+        keep: int = 1,
     ) -> None:
+        self._keep = keep
         self._target, self._state = folder / f"checkpoint-{step}", {"step": step, "content": content, **facts}
         self._split = _is_split(model)
         self._main = not self._split or dist.get_rank() == 0
@@ -101,7 +101,7 @@ class Saving:
         return self._files.done()
 
     def finish(self) -> None:
-        """Wait until the bytes of all processes are on their disks; then the checkpoint appears, and all others are removed.
+        """Wait until the bytes of all processes are on their disks; then the checkpoint appears, and old ones are removed.
         Raises in every process what went wrong in one."""
         with self._place:
             error = self._files.exception()
@@ -116,7 +116,8 @@ class Saving:
                 return
             state = {**self._state, "files": files}
             (self._partial / STATE).write_text(json.dumps({"state": state, "sha256": _digest(state)}))
-        clear(self._target.parent, keep=self._target)
+        before = _newest_first(self._target.parent, below=self._state["step"], content=self._state["content"])
+        clear(self._target.parent, keep=[self._target, *itertools.islice(before, self._keep - 1)])
 
 
 def resume(
@@ -206,16 +207,33 @@ def state_bytes(model: nn.Module, second: nn.Module | None = None) -> int:
     return sum(copies * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in _trained(model).values())
 
 
-def clear(folder: Path, keep: Path | None = None) -> None:
+def clear(folder: Path, keep: Collection[Path] = ()) -> None:
     """Remove checkpoints and half-written ones."""
     for path in [*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*.partial")]:
-        if path != keep:
+        if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    paths = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(paths, key=lambda path: -int(path.name.rpartition("-")[2]))
+def refuse_holes(folder: Path, content: str, steps: Sequence[int], say: Callable[[str], None]) -> None:
+    """Remove the checkpoints if a step before the newest is missing among the logged ones, or stands there twice: a training
+    that went on from them would store a log that is not its own. steps: the logged ones, in order. say: takes a sentence."""
+    newest = latest(folder, content)
+    if newest is None:
+        return
+    done = int(about(newest)["step"])
+    if fault := step_fault([step for step in steps if step <= done], done):
+        say(f"{str(folder / 'steps.jsonl')!r} is damaged: {fault}; training starts from the beginning")
+        clear(folder)
+
+
+def _newest_first(folder: Path, below: float = math.inf, content: str | None = None) -> Iterator[Path]:
+    """Checkpoints of fewer steps than `below`; with `content`, intact ones of that content."""
+    numbers = {path: path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")}
+    paths = [path for path, number in numbers.items() if number.isdigit() and int(number) < below]
+    for path in sorted(paths, key=lambda path: -int(numbers[path])):
+        with contextlib.suppress(CorruptError):
+            if content is None or about(path)["content"] == content:
+                yield path
 
 
 def _digest(state: Mapping[str, Any]) -> str:

@@ -1,18 +1,22 @@
-"""Leaving when the system asks: SIGTERM, or SIGUSR2, by which SLURM warns a job before its time is over.
+"""Leaving when the system asks: SIGTERM, SIGINT (Ctrl-C), or SIGUSR2, by which SLURM warns a job before its time is over.
 
 A process leaves at once, except in training: there it finishes the step, saves a checkpoint and leaves. Either way what is
-finished stays, and the same job goes on from there.
+finished stays, and the same job goes on from there. A second Ctrl-C ends the step too, and the last checkpoint stands.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+GRACE = "POBENCH_GRACE_SECONDS"  # set where the scheduler's time between its signal and the end of a job is known
+AGAIN = 2.0  # seconds after which another SIGINT is another Ctrl-C: a launcher hands the first one on
 
 
 class Leave(KeyboardInterrupt):
@@ -22,6 +26,7 @@ class Leave(KeyboardInterrupt):
 class _State:
     listening = False
     asked: int | None = None
+    since = 0.0
     held = False
 
 
@@ -40,6 +45,12 @@ def heed() -> None:
 def asked() -> int | None:
     """The signal that asked this process to leave, while it listens; None where none did."""
     return _State.asked
+
+
+def time_left(grace: float) -> float:
+    """Seconds until the system ends this process, which it has asked to leave. grace: how long it waits, where the scheduler's
+    own time is not known."""
+    return float(os.environ.get(GRACE) or grace) - (time.monotonic() - _State.since)
 
 
 def leave_if_asked() -> None:
@@ -78,14 +89,18 @@ def listening() -> Iterator[None]:
     _State.listening = True
 
     def leave(number: int, frame: Any) -> None:
-        first, _State.asked = _State.asked is None, number
-        if first and not _State.held:  # a second one would interrupt the clearing up
+        now, before = time.monotonic(), _State.asked
+        again = number == before == signal.SIGINT and now - _State.since > AGAIN
+        _State.asked = number
+        if before is None:
+            _State.since = now
+        if again or (before is None and not _State.held):  # another signal would interrupt the clearing up
             raise Leave
 
-    before = {number: signal.signal(number, leave) for number in SIGNALS}
+    handlers = {number: signal.signal(number, leave) for number in SIGNALS}
     try:
         yield
     finally:
         _State.listening, _State.asked, _State.held = False, None, False
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -186,6 +186,7 @@ def minimise(
         rewind(done)
         run.make_room_for_gradients()
         leaving.hold()  # until the checkpoint behind a step
+        stands = done  # the step of the last checkpoint
         with run.saver(folder, content).finishing() as saver:
             for step in range(done, len(batches)):
                 started = Spent.so_far()
@@ -208,7 +209,7 @@ def minimise(
                     row = {"step": step + 1, "epoch": epoch, **values, **beside, "lr": rate, "grad_norm": grad_norm}
                     log({**row, "seconds": took.seconds, objective.unit: objective.size(batch), "steps": len(batches)})
                 if step + 1 < len(batches):
-                    run.save_if_due(saver, step + 1, spent)
+                    stands = run.save_if_due(saver, step + 1, spent, stands, say)
     finally:
         leaving.let_go()
         run.release()
@@ -360,33 +361,45 @@ class _Run:
         return Saver(
             folder, content, self.policy, self.plain_optimizer, Pace(config.checkpoint_seconds, config.checkpoint_share),
             writes=accelerator.is_main_process, beside=saves_beside(accelerator, self.policy, config, second), second=second,
+            keep=config.keep_checkpoints,
         )  # fmt: skip
 
-    def save_if_due(self, saver: Saver, step: int, spent: Spent) -> None:
+    def save_if_due(self, saver: Saver, step: int, spent: Spent, stands: int, say: Callable[[str], None]) -> int:
         """Behind a step: finish the checkpoint on its way once its bytes are written, and begin one where it is due. Where any
-        process is asked to leave, raises Leave behind a whole one."""
-        due, leave, written = self.agreed(saver.pace.due, leaving.asked() is not None, saver.written)
+        process is asked to leave, raises Leave behind a whole one; or without, where the last one took longer than the system
+        waits. Returns the step of the newest checkpoint, that on its way included. stands: the same before."""
+        asked, grace = leaving.asked() is not None, self.config.grace_seconds
+        late = asked and saver.pace.took > leaving.time_left(grace)
+        due, leave, late, written = self.agreed(saver.pace.due, asked, late, saver.written)
         if written:
             saver.finish()
-        if due or leave:
+        if leave and late:
+            lost = f"{step - stands} step{'s' * (step - stands != 1)}"
+            say(
+                f"asked to leave, and a checkpoint takes {saver.pace.took:.0f} s, longer than the system waits "
+                f"(train.grace_seconds: {grace:g}): that of step {stands} stands, and {lost} will be made again"
+            )
+        elif due or leave:
             if self.accelerator.device.type == "cpu":
                 give_back_freed_memory()  # saving needs memory too
             facts = {**spent._asdict(), "memory": self.choice._asdict()}
             if self.objective.state:
                 facts["objective"] = self.objective.state
             saver.save(step, facts, wait=leave)
+            stands = step
             if not saver.pace.begun:
                 self.accelerator.wait_for_everyone()
         if leave:
             raise leaving.Leave
+        return stands
 
-    def agreed(self, due: bool, leave: bool, written: bool) -> tuple[bool, bool, bool]:
+    def agreed(self, due: bool, leave: bool, late: bool, written: bool) -> tuple[bool, bool, bool, bool]:
         """Whether a checkpoint is due, as the main process says, for clocks differ; whether any process is to leave; whether
-        all have written theirs. All processes save and leave, or none."""
+        any has no time left for one; whether all have written theirs. All processes save and leave, or none."""
         if self.accelerator.num_processes == 1:
-            return due, leave, written
-        everyone = self.accelerator.gather(torch.tensor([[due, leave, written]], device=self.accelerator.device))
-        return bool(everyone[0, 0]), bool(everyone[:, 1].any()), bool(everyone[:, 2].all())
+            return due, leave, late, written
+        everyone = self.accelerator.gather(torch.tensor([[due, leave, late, written]], device=self.accelerator.device))
+        return bool(everyone[0, 0]), bool(everyone[:, 1].any()), bool(everyone[:, 2].any()), bool(everyone[:, 3].all())
 
     def release(self) -> None:
         """Free gradients, moments and the wrapper; the caller keeps the model."""

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 
+from pobench.files import sync_file
 from pobench.model.device import free_memory
 from pobench.model.sharding import is_sharded
 from pobench.settings.schema import LoopConfig
@@ -78,7 +79,7 @@ def saves_beside(
 class Saver:
     """The checkpoints of one training. All processes call its methods alike; of whole copies the main process writes its own.
 
-    folder, content, second: as of `Saving`. beside: whether the steps go on while one is written.
+    folder, content, second, keep: as of `Saving`. beside: whether the steps go on while one is written.
     """
 
     def __init__(
@@ -92,10 +93,11 @@ class Saver:
         writes: bool,
         beside: bool,
         second: nn.Module | None = None,
+        keep: int = 1,
     ) -> None:
         self.folder, self.content, self.policy, self.optimizer = folder, content, policy, optimizer
         self.pace, self.beside, self.writes = pace, beside, writes or is_sharded(policy)
-        self.second = second
+        self.second, self.keep = second, 1 if is_sharded(policy) else keep
         # The thread's exchanges must not meet those of the steps.
         self._group = dist.new_group(backend="gloo") if beside and is_sharded(policy) else None
         self._saving: Saving | None = None
@@ -110,9 +112,11 @@ class Saver:
         self.finish()
         self.pace.begin()
         if self.writes:
+            for rows in self.folder.glob("*.jsonl"):
+                sync_file(rows)  # the log of the steps behind which it stands
             beside = self.beside and not wait
             given = (self.folder, step, self.policy, self.optimizer, facts, self.content)
-            self._saving = Saving(*given, beside=beside, group=self._group, second=self.second)
+            self._saving = Saving(*given, beside=beside, group=self._group, second=self.second, keep=self.keep)
         if wait or not self.beside:
             self.finish()
 

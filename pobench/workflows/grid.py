@@ -6,6 +6,7 @@ import hashlib
 import importlib.resources
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from pobench.settings.schema import Rate
 # ---------------------------------------------------------------- what is searched
 Point = dict[str, Any]  # "lr" or a setting of the loss → value
 Space = dict[str, list[Any]]
+MOST_CELLS = 100_000  # of a loss's grid; those that ship have some fifty
 
 
 class Grid(pydantic.BaseModel):
@@ -62,7 +64,7 @@ def search_space(loss: Loss, grid: Grid) -> Space:
     """Learning rates × settings of the loss: those in the grid, otherwise those with a published range. An expression that the
     grid does not name has those of its parts.
 
-    Raises PobenchError for a setting that the loss does not have.
+    Raises PobenchError for a setting that the loss does not have, and for more than `MOST_CELLS` combinations.
     """
     by_loss = {part_of(name).name: values for name, values in grid.losses.items()}
     own = by_loss.get(loss.name)
@@ -74,7 +76,12 @@ def search_space(loss: Loss, grid: Grid) -> Space:
         raise PobenchError(
             f"tune.grid: {loss.name} has no {', '.join(map(repr, unknown))}; it takes {', '.join(loss.settings) or 'none'}"
         )
-    return {"lr": list(grid.lr), **{key: list(values) for key, values in own.items()}}
+    space = {"lr": list(grid.lr), **{key: list(values) for key, values in own.items()}}
+    if (cells := math.prod(map(len, space.values()))) > MOST_CELLS:
+        raise PobenchError(
+            f"tune.grid: {loss.name} has {cells:,} combinations, more than {MOST_CELLS:,}; leave values out"
+        )
+    return space
 
 
 def _own_space(part: Loss | Modifier, by_loss: Mapping[str, Space]) -> Space:

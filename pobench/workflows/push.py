@@ -61,8 +61,11 @@ def checked(runs: Path, run: str, repo: str, licence: str | None = None) -> tupl
 
 
 def _plainly(error: Exception) -> str:
-    """The hub's own sentence, without addresses of requests."""
-    said = getattr(error, "server_message", None) or str(error).splitlines()[0]
+    """The hub's own sentence, without addresses of requests and without the token, which a server may repeat."""
+    from huggingface_hub import get_token
+
+    said: str = getattr(error, "server_message", None) or str(error).splitlines()[0]
     status = getattr(getattr(error, "response", None), "status_code", None)
     hint = {401: "; is the token right? (`hf auth login`)", 403: "; may this token write there?"}.get(status or 0, "")
-    return f"{said}{hint}"
+    token = get_token()
+    return f"{said.replace(token, '(token)') if token else said}{hint}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.resources
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pobench.registry import claims, figures
 from pobench.settings.plain_yaml import plain_yaml
 from pobench.settings.resolve import resolve_names
 from pobench.settings.schema import SECTIONS, Seed
+
+MOST_JOBS = 10_000  # combinations of values of one entry of a grid; each is a job for every loss and seed
 
 
 class _Strict(BaseModel):
@@ -155,6 +158,8 @@ def _entry_faults(entry: Entry) -> list[str]:
             faults.append(
                 f"grid: {key}: no section {section!r}{nearest(section, SECTIONS)} Known: {', '.join(SECTIONS)}"
             )
+    if (jobs := math.prod(map(len, (*entry.values.values(), *entry.times.values())))) > MOST_JOBS:
+        faults.append(f"grid: {jobs:,} combinations of values, more than {MOST_JOBS:,}; leave values out")
     return [*faults, *resolve_names(entry.losses)[1]]
 
 

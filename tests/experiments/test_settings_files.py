@@ -75,6 +75,17 @@ def test_simpo_and_dpo_have_their_published_values(name) -> None:
         assert (job.train.schedule, job.train.warmup_ratio, job.train.precision) == ("cosine", 0.1, "bf16")
 
 
+@pytest.mark.parametrize("name", ["tiny-lists", "tiny-unpaired"])
+def test_the_worlds_of_lists_and_of_answers_differ_from_tiny_in_what_is_trained_on_alone(name) -> None:
+    (own,), (tiny,) = (resolve(setting, "plackett_luce") for setting in (name, "tiny"))
+    for part in ("model", "answers", "judge", "benchmarks"):
+        assert getattr(own, part) == getattr(tiny, part)
+    assert own.data == tiny.data.model_copy(update={"source": own.data.source})
+    assert {job.values_from for job in resolve(name, "all")} == {"default"}, (
+        "what was chosen on pairs is not taken over"
+    )
+
+
 def test_mistral_base_ships_with_both_of_its_maximum_lengths() -> None:
     short, long = (resolve(name, "all")[0] for name in ("mistral-base", "mistral-base-2048"))
     assert (short.data.max_length, long.data.max_length) == (1024, 2048)

@@ -194,9 +194,8 @@ def test_where_takes_one_side_only() -> None:
 def test_a_loss_of_a_users_own_needs_no_statement(monkeypatch: pytest.MonkeyPatch) -> None:
     from pobench import registry
 
-    fresh: Any = registry.Registry("loss", "pobench.losses")
-    fresh._loaded = True
-    monkeypatch.setattr(registry, "losses", fresh)
+    for place, value in {"_items": {}, "_aliases": {}, "_loaded": True}.items():
+        monkeypatch.setattr(registry.losses, place, value)
 
     def mine(policy: Pair, *, beta: float = 1.0) -> LossOutput:
         """Mine.

@@ -210,9 +210,8 @@ def test_answers_that_are_not_of_pairs_are_scored_by_their_labels() -> None:
 def test_what_a_loss_of_another_unit_must_return_is_said(name, function, fault, monkeypatch) -> None:
     from pobench import registry
 
-    fresh: registry.Registry = registry.Registry("loss", "pobench.losses")
-    fresh._loaded = True
-    monkeypatch.setattr(registry, "losses", fresh)
+    for place, value in {"_items": {}, "_aliases": {}, "_loaded": True}.items():
+        monkeypatch.setattr(registry.losses, place, value)
     registry.register_loss("mine", source="here")(function)
     side = SequenceLogps(torch.tensor([-5.0, -6.0]), torch.tensor([3, 4]))
     assert get_loss("mine").unit == name

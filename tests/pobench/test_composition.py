@@ -12,7 +12,7 @@ from torch import Tensor
 import pobench.registry as registry
 from pobench.composition import folder_name, parse, split
 from pobench.errors import PobenchError, UnknownNameError
-from pobench.registry import Registry, get_loss, losses, register_modifier
+from pobench.registry import get_loss, losses, register_modifier
 from pobench.runs.content import _source
 from pobench.runs.opponents import with_opponents
 from pobench.settings.faults import check_loss_settings
@@ -303,7 +303,7 @@ def test_a_grid_of_parts_is_the_grid_of_an_expression() -> None:
 
 
 def test_a_modifier_says_what_is_wrong_with_its_signature(monkeypatch) -> None:
-    monkeypatch.setattr(registry, "modifiers", Registry("modifier", "pobench.losses.modifiers"))
+    monkeypatch.setattr(registry.modifiers, "_items", dict(registry.modifiers._items))
 
     def wrong(policy, strength=1.0): ...
 

@@ -23,11 +23,10 @@ PAPER = ["simpo", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo", "rrhf", "slic_hf",
 
 @pytest.fixture
 def empty(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """A registry of losses for one test, so that nothing of it stays behind."""
-    fresh: Registry = Registry("loss", "pobench.losses")
-    fresh._loaded = True
-    monkeypatch.setattr(registry, "losses", fresh)
-    return fresh
+    """The registry of losses, empty for one test, so that nothing of it stays behind."""
+    for place, value in {"_items": {}, "_aliases": {}, "_loaded": True}.items():
+        monkeypatch.setattr(registry.losses, place, value)
+    return registry.losses
 
 
 def test_the_thirteen_losses_are_found() -> None:
@@ -150,12 +149,12 @@ def test_expressions_are_of_losses_of_pairs(text) -> None:
 
 
 def test_an_input_that_is_missing_is_named(empty) -> None:
-    register_loss("rated", source="here")(lambda policy, reference, scores: 0)
-    with pytest.raises(PobenchError, match="loss 'rated' needs reference and scores, which it was not given"):
-        get_loss("rated").evaluate("p", kl="k")
+    register_loss("scored", source="here")(lambda policy, reference, scores: 0)
+    with pytest.raises(PobenchError, match="loss 'scored' needs reference and scores, which it was not given"):
+        get_loss("scored").evaluate("p", kl="k")
     given = Inputs("p", "r", scores="s")
-    assert get_loss("rated").arguments(*given) == ["p", "r", "s"]
-    assert get_loss("rated").reads_reference and not get_loss("rated").lacks(*given)
+    assert get_loss("scored").arguments(*given) == ["p", "r", "s"]
+    assert get_loss("scored").reads_reference and not get_loss("scored").lacks(*given)
 
 
 def test_units_and_ranges_speak_of_settings_only(empty) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pobench.data.rows import read_rows
 from pobench.reporting.looks import look_of
 from pobench.reporting.page import build_report
 from pobench.results import metrics
@@ -20,12 +21,23 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver on this machine")
 
-SHOWN = ["main-table", "claims", "pass-rate", "training-health", "both-rewards", "settings-table", "data-audit", "cost"]
+SHOWN = [
+    "main-table",
+    "who-beats-whom",
+    "claims",
+    "pass-rate",
+    "training-health",
+    "both-rewards",
+    "settings-table",
+    "data-audit",
+    "cost",
+]
 HOSTILE = [
     "<script>document.title = 'broken into'</script><img src=x onerror=\"document.title='broken into'\">",
     "broken \udcff\ud800 \x00\x07 end",
@@ -102,6 +114,18 @@ def like(browser: Any, theme: str, media: str = "") -> None:
     wishes = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
     features = [{"name": name, "value": value} for name, value in wishes.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+
+
+def unpacked(browser: Any) -> Any:
+    """The reader of answers, once it is there: a script makes it when it comes near the screen."""
+    browser.execute_script("document.querySelector('.held').scrollIntoView({behavior: 'instant'})")
+    WebDriverWait(browser, 600).until(lambda b: b.find_elements(By.CSS_SELECTOR, ".reader .list .one"))
+    return browser.find_element(By.CSS_SELECTOR, ".reader")
+
+
+def choose(reader: Any, label: str, option: str) -> None:
+    path = f".//label[span[starts-with(text(), '{label}')]]/select"
+    Select(reader.find_element(By.XPATH, path)).select_by_visible_text(option)
 
 
 def column(browser: Any, place: int) -> list[str]:
@@ -368,6 +392,103 @@ def test_screen_readers_find_names_levels_and_landmarks(opened) -> None:
     assert opened.find_elements(By.CSS_SELECTOR, "th:not([scope])") == []
     names = "return [...document.querySelectorAll('a, button')].map((e) => (e.ariaLabel ?? e.textContent).trim())"
     assert all(opened.execute_script(names))
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_picked_models_stand_side_by_side_and_what_is_sought_is_found(opened) -> None:
+    reader = unpacked(opened)
+    for label, option in (("First", "SimPO"), ("Second", "DPO"), ("Third", "–")):
+        choose(reader, label, option)
+    heads = [e.text for e in reader.find_elements(By.CSS_SELECTOR, ".one:first-child header b")]
+    assert heads == ["SimPO", "DPO"] and reader.find_element(By.TAG_NAME, "output").text == "1 to 5 of 24 prompts"
+    choose(reader, "Judge", "first better than second")
+    marks = [e.text for e in reader.find_elements(By.CSS_SELECTOR, "header .mark")]
+    assert marks and marks == ["✓ passes", "✗ fails"] * (len(marks) // 2)
+    choose(reader, "Judge", "any")
+    reader.find_element(By.CSS_SELECTOR, "input[type=search]").send_keys("document.title")
+    texts = reader.find_elements(By.CSS_SELECTOR, ".one")
+    assert (
+        texts
+        and all("<script>document.title" in text.text for text in texts)
+        and not opened.find_elements(By.CSS_SELECTOR, ".reader script, .reader img")
+    )
+
+
+def test_words_that_differ_are_marked_in_both_answers(opened) -> None:
+    reader = unpacked(opened)
+    choose(reader, "First", "SimPO")
+    choose(reader, "Second", "DPO")
+    reader.find_element(By.CSS_SELECTOR, "label.tick input").click()
+    script = """return [...document.querySelectorAll('.reader .one .shown')].map((e) => [...e.children].slice(0, 2).map((a) => {
+        const text = a.querySelector('.text'), kept = text.cloneNode(true);
+        kept.querySelectorAll('ins, del').forEach((mark) => mark.remove());
+        return [text.textContent, kept.textContent.split(/\\s+/).filter(Boolean).join(' ')]; }))"""
+    for (one, kept), (other, also_kept) in opened.execute_script(script):
+        assert kept == also_kept, "what is not marked is the same in both"
+        assert (kept == " ".join(one.split())) == (one.split() == other.split())
+
+
+def test_votes_are_blind_compared_with_the_judge_and_saved_as_pairs_that_pobench_reads(opened, tmp_path) -> None:
+    reader = unpacked(opened)
+    choose(reader, "First", "SimPO")
+    choose(reader, "Second", "DPO")
+    reader.find_element(By.XPATH, ".//button[text()='Vote blind']").click()
+    assert [e.text for e in reader.find_elements(By.CSS_SELECTOR, ".ballot header")] == ["Answer 1", "Answer 2"]
+    shown = []
+    for key in "120":
+        shown.append([e.text for e in reader.find_elements(By.CSS_SELECTOR, ".ballot .text")])
+        opened.switch_to.active_element.send_keys(key)
+    opened.switch_to.active_element.send_keys(Keys.ESCAPE)
+    said = reader.find_element(By.CSS_SELECTOR, ".result").text
+    assert "3 votes, 1 without a preference." in said and "n = 2." in said and "judge" in said
+    script = """
+        const done = arguments[0], make = URL.createObjectURL;
+        URL.createObjectURL = (blob) => { blob.text().then(done); return make.call(URL, blob); };
+        [...document.querySelectorAll(".reader .result button")].at(-1).click();"""
+    file = tmp_path / "votes.jsonl"
+    file.write_text(opened.execute_async_script(script), "utf-8")
+    saved = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert [set(pair) for pair in saved] == [{"prompt", "chosen", "rejected"}] * 2
+    assert len(list(read_rows(file))) == 2
+    first, second = (pair["chosen"].strip()[:40] for pair in saved)
+    assert shown[0][0].startswith(first[:8]) and shown[1][1].startswith(second[:8])
+
+
+# ---------------------------------------------------------------- narrowing
+SEEN = "return [...document.querySelectorAll(%r)].filter((e) => e.checkVisibility({ visibilityProperty: true })).length"
+
+
+def test_a_loss_without_its_tick_leaves_tables_figures_and_answers(opened) -> None:
+    rows = """return [...document.querySelectorAll('[id$=main-table] tbody th')].filter((e) => e.checkVisibility())
+        .map((e) => e.textContent)"""
+    assert "SimPO" in opened.execute_script(rows)
+    marks = "[id$=pass-rate] svg [data-loss=simpo]"
+    assert opened.execute_script(SEEN % marks) > 1
+    opened.find_element(By.CSS_SELECTOR, ".narrow summary").click()
+    opened.find_element(By.XPATH, "//*[contains(@class, 'narrow')]//label[text()='SimPO']").click()
+    left = opened.execute_script(rows)
+    assert "SimPO" not in left and "DPO" in left and "Start model" in left
+    assert opened.execute_script(SEEN % marks) == 0 and opened.execute_script(SEEN % marks.replace("simpo", "dpo")) > 1
+    assert opened.current_url.endswith("#not=simpo")
+    opened.refresh()  # the choice stands in the address
+    assert opened.execute_script(rows) == left
+
+
+def test_two_pinned_losses_are_compared_with_their_interval(opened, page) -> None:
+    opened.find_element(By.CSS_SELECTOR, ".narrow summary").click()
+    for title in ("SimPO", "DPO"):
+        opened.find_element(By.CSS_SELECTOR, f"[aria-label='pin {title} to compare it']").click()
+    versus = opened.find_element(By.CSS_SELECTOR, ".versus")
+    WebDriverWait(opened, 600).until(lambda _: "points" in versus.text)
+    pairs = pd.read_csv(next(page.parent.rglob("who-beats-whom.csv"))).set_index(["row", "column"])
+    e = pairs.loc["SimPO", "DPO"]
+    signed = [f"{number:+.1f}".replace("-", "−") for number in (e["value"], e["low"], e["high"])]
+    assert f"SimPO − DPO: {signed[0]} points [{signed[1]}, {signed[2]}], n = 24 prompts: no verdict" in versus.text
+    assert "Pass rate" in versus.text
+    reader = unpacked(opened)
+    assert [e.text for e in reader.find_elements(By.CSS_SELECTOR, ".one:first-child header b")][:2] == ["SimPO", "DPO"]
 
 
 def test_a_short_digest_shows_itself_whole_and_a_heading_has_a_link_of_its_own(opened) -> None:

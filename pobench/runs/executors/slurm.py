@@ -214,6 +214,7 @@ class Work:
             port = 20_000 + int(here.job_id) % 20_000
             machines = {"count": here.num_nodes, "rank": here.node, "main": here.hostnames[0], "port": port}
             os.environ["POBENCH_MACHINES"] = json.dumps(machines)
+        os.environ[leaving.GRACE] = str(Slurm(**job.about["settings"]).signal_delay_s)
         with leaving.listening():
             status = work(job, main=here.global_rank == 0)
             number = leaving.asked()

@@ -53,7 +53,7 @@ def run(context: Context) -> None:
     from pobench.identity import name_of
     from pobench.model import adapters
     from pobench.progress import progress
-    from pobench.training import leaving
+    from pobench.training import checkpoint, leaving
     from pobench.training.loop import train
     from pobench.units import in_a_batch
 
@@ -64,6 +64,10 @@ def run(context: Context) -> None:
     torch.manual_seed(job.seed)
     order = data_order(items, job.seed, job.train.epochs)
     steps = math.ceil(len(items) / in_a_batch(items, job.train.batch_size)) * job.train.epochs
+    content = name_of(context.task.causes)
+    if context.main:
+        checkpoint.refuse_holes(folder.path, content, [row["step"] for row in folder.logged()], context.say)
+    accelerator.wait_for_everyone()
     model, rows = context.trainable(context.begin_path)
     reference = _reference(context)
     if loss.moves_reference:
@@ -107,7 +111,7 @@ def run(context: Context) -> None:
             log=log if context.main else lambda row: None,
             say=context.say,
             rewind=rewind if context.main else lambda step: None,
-            content=name_of(context.task.causes),
+            content=content,
             watch=watch if job.train.evaluate_every and context.prepared.heldout else None,
             rows=rows,
         )

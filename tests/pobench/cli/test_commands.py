@@ -80,7 +80,7 @@ def written(folder: Path) -> list[str]:
             ("'tiny'", "--seeds '': expected whole numbers"),
         ),
         (("list", "loses"), ("did you mean 'losses'?",)),
-        (("list", "settings", "--markdown"), ("--markdown is for `losses`, `claims`, `stages`",)),
+        (("list", "settings", "--markdown"), ("--markdown is for `losses`, `keys`, `claims`, `stages`",)),
     ],
 )
 def test_a_wrong_command_is_one_plain_message_and_writes_nothing(
@@ -286,6 +286,15 @@ def test_list_names_every_loss_in_a_line_and_one_in_full(pobench_cli) -> None:
     )[1]
     status, _, err = pobench_cli("list", "losses", "simp0")
     assert status == 2 and "unknown name 'simp0'; did you mean 'simpo'?" in err
+
+
+def test_list_keys_of_a_section_and_one_in_full(pobench_cli) -> None:
+    rows = json.loads(pobench_cli("list", "keys", "train.adapter", "--json")[1])
+    assert [row["name"] for row in rows][:2] == ["train.adapter.r", "train.adapter.alpha"]
+    out = pobench_cli("list", "keys", "train.checkpoint_share")[1]
+    assert "number > 0, ≤ 1" in out and "decides  False" in out and "The share of the time that saving takes" in out
+    status, _, err = pobench_cli("list", "keys", "train.lrr")
+    assert status == 2 and "did you mean 'train.lr'?" in err and "`pobench list keys` names" in err
 
 
 def test_list_losses_as_a_page(pobench_cli) -> None:

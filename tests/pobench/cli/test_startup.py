@@ -160,7 +160,7 @@ def test_every_exported_name_is_there() -> None:
         ("run --setting smol", ["smollm2"]),
         ("study kl", ["kl-vs-beta"]),
         ("list stu", ["studies"]),
-        ("list losses rrhf_", ["rrhf_list"]),
+        ("list losses rrh", ["rrhf", "rrhf_list"]),
         ("exp", ["export"]),
         ("run --rehea", ["--rehearse"]),
     ],

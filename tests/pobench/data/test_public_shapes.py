@@ -134,6 +134,14 @@ RATED: dict[str, tuple[dict[str, Any], tuple[float, float] | None]] = {
     "ultrafeedback binarized": ({**PLAIN, "score_chosen": 8, "score_rejected": "6.5"}, (8.0, 6.5)),
     "argilla's": ({**PLAIN, "chosen-rating": 4.75, "rejected-rating": 2, "chosen-model": "m"}, (4.75, 2.0)),
     "an object": ({**PLAIN, "rewards": {"chosen": 0.1, "rejected": -3}}, (0.1, -3.0)),
+    "those of the shipped pairs": (
+        {**PLAIN, "meta": {"chosen_score": 1.0, "rejected_score": 0.75, "kind": "k"}},
+        (1.0, 0.75),
+    ),
+    "a list of objects without ranks": (
+        {"prompt": ASK, "answers": [{"text": BAD, "score": 0.5}, {"text": GOOD, "score": 1}]},
+        (1.0, 0.5),
+    ),
     "contradictory": ({**PLAIN, "chosen_score": 1, "rejected_score": 2}, (1.0, 2.0)),
     "of one answer alone": ({**PLAIN, "score_chosen": 8}, None),
     "argilla orca": ({**READ["argilla orca"], "rating": [7.0, 9.0]}, (9.0, 7.0)),

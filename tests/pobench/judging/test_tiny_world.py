@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError
 from pobench.judging.tiny_world import GROUP_OF, STYLES, TOPIC_OF, TOPICS, TinyWorldJudge, demands, parse, write
 from pobench.model.word_level import word_tokenizer
@@ -199,8 +200,34 @@ def test_shipped_pairs_are_judged_right_and_their_prompts_lie_apart() -> None:
     assert len(_lines("pairs.jsonl")) >= 400 and len(_lines("heldout_pairs.jsonl")) == 1_200
 
 
+def test_shipped_lists_and_labelled_answers_are_judged_right_and_answer_the_training_prompts() -> None:
+    rows = {r["prompt"]: r for r in _lines("train_prompts.jsonl")}
+    lists, singles = _lines("lists.jsonl"), _lines("unpaired.jsonl")
+    for one in lists:
+        answers = {a["text"]: a["score"] for a in one["answers"]}
+        assert rows[one["prompt"]]["id"] == one["id"] and tiny.LIST <= len(answers) == len(one["answers"]) <= 5
+        assert answers == {text: TinyWorldJudge().score(rows[one["prompt"]], text) for text in answers}
+        assert len(set(answers.values())) > 1, "a list of ties alone orders nothing"
+    for one in singles:
+        passes = TinyWorldJudge(graded=False).score(rows[one["prompt"]], one["completion"])
+        assert one.keys() == {"prompt", "completion", "label"} and one["label"] is (passes == 1.0)
+    pairs = {r["id"]: {r["chosen"], r["rejected"]} for r in _lines("pairs.jsonl")}
+    assert all(pairs[one["id"]] <= {a["text"] for a in one["answers"]} for one in lists if one["id"] in pairs)
+
+
+@pytest.mark.parametrize("name", ["pairs", "heldout_pairs", "lists"])
+def test_every_shipped_pair_and_list_is_read_with_its_ratings(name) -> None:
+    found = load_preferences(DATA / f"{name}.jsonl")
+    assert not found.faults and all(
+        pair.scores is not None and pair.scores[0] > pair.scores[1] for pair in found.preferences
+    )
+    assert all(one.scores is not None for one in found.lists) and bool(found.lists) is (name == "lists")
+
+
 def test_the_recipe_counts_what_is_shipped() -> None:
     recipe = json.loads((DATA / "recipe.json").read_text(encoding="utf-8"))
+    assert recipe["lists"]["lists"] == len(_lines("lists.jsonl"))
+    assert recipe["unpaired"]["answers"] == len(_lines("unpaired.jsonl"))
     assert recipe["prompts"] == {split: len(_lines(f"{split}_prompts.jsonl")) for split in tiny.PROMPTS}
     assert {name: counts["pairs"] for name, counts in recipe["pairs"].items()} == {
         name: len(_lines(f"{name}.jsonl")) for name in ("pairs", "heldout_pairs")

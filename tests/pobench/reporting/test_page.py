@@ -168,6 +168,11 @@ def test_nothing_of_where_it_was_written_is_on_the_page(whole) -> None:
     assert str(whole) not in read(whole)
 
 
+def test_a_page_by_itself_may_load_nothing(whole) -> None:
+    assert "connect-src" not in read(whole) and "data-beside=" not in read(whole)
+    assert not list(whole.rglob("answers"))
+
+
 def test_every_figure_has_a_picture_and_the_numbers_as_files(whole) -> None:
     pictures = {p.name for p in (whole / "tiny" / "figures").iterdir()}
     for name in ("kl", "pass-rate", "training-curves"):

@@ -28,6 +28,7 @@ ROW = {
         ("dpo", "pairs", "pairs"),
         ("plackett_luce", "pairs", "pairs read as lists"),
         ("kto_unpaired", "pairs", "pairs read as answers"),
+        ("kto_unpaired", "pairs from all", "pairs from all read as answers"),
         ("plackett_luce", "lists", "lists"),
         ("kto_unpaired", "", ""),
         ("a_plugin_that_is_not_loaded", "pairs", "pairs"),
@@ -44,6 +45,11 @@ def test_runs_on_lists_and_on_pairs_read_as_lists_are_two_arms_that_say_so() -> 
     assert [arm.label for arm in arms_of(runs)] == [
         "Plackett-Luce (trained on = lists)",
         "Plackett-Luce (trained on = pairs read as lists)",
+    ]
+    of_lists = runs.assign(loss="dpo", title="DPO", trained_on=["pairs", "pairs from adjacent"])
+    assert [arm.label for arm in arms_of(of_lists)] == [
+        "DPO (trained on = pairs)",
+        "DPO (trained on = pairs from adjacent)",
     ]
     pairs = runs.assign(loss="dpo", title="DPO", trained_on="pairs")
     assert len(arms_of(pairs)) == 1 and arms_of(pairs)[0].id == arms_of(pairs.drop(columns="trained_on"))[0].id

@@ -68,8 +68,8 @@ def test_a_reference_that_moves_is_a_second_model_in_memory_and_in_every_checkpo
     assert plain.parts is not None and moving.parts is not None
     assert plain.parts["start_model"] == 0 and moving.parts["start_model"] == moving.parts["masters"]
     assert moving.disk - plain.disk == pytest.approx(
-        (4 + 2 * 4) * plain.parameters
-    )  # one more model; in two checkpoints
+        (4 + 3 * 4) * plain.parameters
+    )  # one more model; in three checkpoints
 
 
 def test_answers_are_counted_at_their_longest(tmp_path) -> None:
@@ -106,9 +106,9 @@ def test_auto_splits_weights_where_a_copy_does_not_fit_a_device(tmp_path, monkey
     assert with_sharding(tasks(tmp_path, "simpo", "llama3-base")[-1].job).train.sharding == "none"
 
 
-def test_the_disk_holds_a_checkpoint_beside_the_one_that_it_replaces(tmp_path) -> None:
+def test_the_disk_holds_a_checkpoint_beside_the_two_that_are_kept(tmp_path) -> None:
     found = estimate_cost(tasks(tmp_path, "simpo", "llama3-base"), None)
-    assert found.disk == pytest.approx((4 + 2 * 12) * 8_030_261_248)
+    assert found.disk == pytest.approx((4 + 3 * 12) * 8_030_261_248)
 
 
 def test_an_adapter_needs_no_moments_of_the_frozen_weights(tmp_path) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pobench.errors import PobenchError
+from pobench.locks import hold
 from pobench.results.run_folder import RunFolder
+from pobench.runs import worker
 from pobench.runs.context import Context
-from pobench.runs.execute import execute
+from pobench.runs.execute import SERVER_GONE, execute, why_failed
 from pobench.runs.stages import BY_NAME
+from pobench.training import checkpoint
 
 
 def test_kto_runs_beside_a_held_out_set_of_one_pair_whose_own_loss_is_missing(work_here) -> None:
@@ -95,3 +100,41 @@ def test_a_stage_that_fails_leaves_those_that_do_not_read_it(broken, lost, plan_
     stored = {s for s in ("heldout", "answers", "judge") if folder.node(plan.tasks[-1].nodes[s].name).finished}
     assert stored == {"heldout", "answers", "judge"} - lost
     assert "no such thing" in (folder.path / "traceback.txt").read_text()
+
+
+def test_a_run_that_another_process_writes_is_refused_with_its_holder_and_left_alone(plan_here, monkeypatch) -> None:
+    monkeypatch.setattr(worker, "PATIENCE", 0.0)
+    plan = plan_here("simpo", ("train",))
+    task = plan.tasks[-1]
+    folder = task.runs / task.run
+    folder.mkdir(parents=True)
+    with hold(folder / worker.LOCK):
+        (outcome,) = [outcome for outcome in execute(plan) if outcome.status == "failed"]
+    assert f"(process {os.getpid()} on " in outcome.reason and str(folder) in outcome.reason
+    assert not (folder / "steps.jsonl").exists()
+    assert execute(plan)[-1].status == "finished"
+    assert not (folder / worker.LOCK).exists()
+
+
+def test_a_server_that_was_killed_is_reported_as_what_it_was(plan_here) -> None:
+    task = plan_here("simpo", ("train",)).tasks[-1]
+    assert "the server that starts processes was killed" in (why_failed(task, SERVER_GONE) or "")
+
+
+def test_a_full_disk_ends_a_training_in_one_sentence_and_with_room_it_goes_on(plan_here, monkeypatch, capsys) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    plan = plan_here("simpo", ("train",), train__checkpoint_seconds=0, train__epochs=2)
+    folder = RunFolder(plan.tasks[-1].runs, plan.tasks[-1].run)
+    save = checkpoint._save
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            checkpoint, "_save", lambda *given: full(given[1]) if len(folder.logged()) == 3 else save(*given)
+        )
+        patched.setattr(RunFolder, "fail", lambda *given: full(folder.path))
+        execute(plan)
+    assert "OSError: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.path.glob("*checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert execute(plan)[-1].status == "finished"
+    assert [row["step"] for row in folder.steps()] == [1, 2, 3, 4]

@@ -169,7 +169,7 @@ def test_a_stored_run_says_where_its_values_come_from_and_one_of_an_earlier_vers
 @pytest.mark.parametrize("name", list_settings())
 def test_a_loss_that_has_the_papers_values_has_no_number_that_is_not_published(name) -> None:
     values, comments = read_setting(name)
-    for loss, own in values["losses"].items():
+    for loss, own in (values["losses"] or {}).items():
         if own.get("values") == "paper":
             numbers = {"lr", *(k for k, v in get_loss(loss).settings.items() if v is None or type(v) is float)}
             assert numbers - set(own) <= {"gamma_beta_ratio"}, f"{name}: {loss} has a number of another source"

@@ -113,7 +113,7 @@ def test_all_faults_come_in_one_message(setting) -> None:
     for expected in (
         "unknown loss 'simp0'; did you mean 'simpo'?",
         "'trian' is neither a section nor a loss; did you mean 'train'?",
-        "train has no 'batch_sise'; did you mean 'batch_size'?",
+        "train has no 'batch_sise'; did you mean 'batch_size'? (Items of an optimiser step, for any layout",
         "simpo has no 'bta'; did you mean 'beta'?",
         "dpo has no 'gamma'",
         "simpo.beta: got -1",

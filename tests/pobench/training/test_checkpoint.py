@@ -96,20 +96,43 @@ def test_a_foreign_checkpoint_does_not_hide_an_older_one_of_the_job(killed, resu
     again, first, said = resumed("run", "a job")
     assert torch.equal(again, undisturbed) and first == 5
     assert len(said) == 1 and said[0].endswith("; training starts from the checkpoint of step 4")
-    # Afterwards there is one checkpoint in the folder, the job's own.
-    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-5"]
+    # Afterwards the folder holds the job's own alone, the newest two.
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
 
 
 @pytest.mark.parametrize("kind", ["weights-", "adam-", "state"])
-def test_a_changed_byte_is_named_and_the_checkpoint_is_not_used(kind, killed, resumed) -> None:
+def test_a_changed_byte_is_named_and_the_checkpoint_before_it_is_used(kind, killed, resumed) -> None:
     undisturbed, _, _ = resumed("whole", "a job")
     saved = killed("run", "a job")
     file = next(path for path in sorted(saved.iterdir()) if path.name.startswith(kind))
     flip_a_byte(file)
     again, first, said = resumed("run", "a job")
-    assert torch.equal(again, undisturbed) and first == 1
+    assert torch.equal(again, undisturbed) and first == 4
     (text,) = said
-    assert text.startswith(f"{str(file)!r} is damaged: ") and text.endswith("; training starts from the beginning")
+    assert text.startswith(f"{str(file)!r} is damaged: ")
+    assert text.endswith("; training starts from the checkpoint of step 3")
+
+
+def test_where_no_checkpoint_is_intact_training_starts_from_the_beginning(killed, resumed, tmp_path) -> None:
+    undisturbed, _, _ = resumed("whole", "a job")
+    saved = killed("run", "a job")
+    for folder in saved.parent.glob("checkpoint-*"):
+        flip_a_byte(folder / "state.json")
+    again, first, said = resumed("run", "a job")
+    assert torch.equal(again, undisturbed) and first == 1
+    assert [text.endswith("; training starts from the beginning") for text in said] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("steps", "fault"), [([1, 2, 4], "step 3 is missing"), ([1, 2, 2, 3, 4], "step 2 stands twice"), ([1, 2, 3, 4], "")]
+)
+def test_a_log_with_a_hole_or_a_doubled_step_is_named_and_not_gone_on_from(steps, fault, killed, tmp_path) -> None:
+    saved, said = killed("run", "a job"), []
+    checkpoint.refuse_holes(tmp_path / "run", "a job", steps, said.append)
+    assert saved.exists() is (fault == "")
+    assert [f" is damaged: {fault}; training starts from the beginning" in text for text in said] == [True] * bool(
+        fault
+    )
 
 
 def test_behind_a_damaged_checkpoint_the_one_before_it_serves(killed, resumed, tmp_path) -> None:
@@ -201,7 +224,17 @@ def beside(fit, pairs, tmp_path, monkeypatch):
             if let_go.is_set():
                 wait_for_the_thread()
 
-        fit(pairs, "dpo", folder="run", content="a job", log=logged, checkpoint_async=True, **OPTIONS, **changes)
+        fit(
+            pairs,
+            "dpo",
+            folder="run",
+            content="a job",
+            log=logged,
+            checkpoint_async=True,
+            keep_checkpoints=1,
+            **OPTIONS,
+            **changes,
+        )
 
     monkeypatch.setattr(checkpoint, "_save_whole", save)
     run.let_go, run.written = let_go, written

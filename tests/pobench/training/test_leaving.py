@@ -44,6 +44,26 @@ def test_training_leaves_behind_a_checkpoint_and_goes_on_bit_for_bit(number, fit
     assert all(torch.equal(p, q) for p, q in zip(undisturbed.parameters(), resumed.parameters(), strict=True))
 
 
+def test_a_checkpoint_for_which_no_time_is_left_is_not_begun_and_the_last_one_stands(fit, pairs, tmp_path) -> None:
+    said: list[str] = []
+
+    def log(row: dict[str, Any]) -> None:
+        if row["step"] == 5:
+            ask()
+
+    with leaving.listening(), pytest.raises(leaving.Leave):
+        fit(pairs, folder="b", epochs=2, log=log, say=said.append, checkpoint_seconds=0, grace_seconds=0)
+    assert (tmp_path / "b/checkpoint-4").is_dir() and not (tmp_path / "b/checkpoint-5").is_dir()
+    assert said[-1].endswith("(train.grace_seconds: 0): that of step 4 stands, and 1 step will be made again")
+
+
+def test_the_time_that_a_scheduler_gives_counts_where_it_is_known(monkeypatch) -> None:
+    monkeypatch.setattr(leaving._State, "since", leaving.time.monotonic())
+    assert 29 < leaving.time_left(30) <= 30
+    monkeypatch.setenv(leaving.GRACE, "120")
+    assert 119 < leaving.time_left(30) <= 120
+
+
 def test_a_process_that_is_asked_in_the_last_step_stores_the_model(plan_here, monkeypatch) -> None:
     plan = plan_here("simpo", ("train",))
     logged, stored = RunFolder.log_step, RunFolder.finish_training

@@ -176,6 +176,35 @@ def test_a_nan_stops_at_its_step_and_names_the_pairs(fit, pairs, monkeypatch) ->
         losses._aliases.pop("nanwhenitrises")
 
 
+def test_a_loss_that_changes_what_it_is_given_is_refused_at_step_one(fit, pairs, forget) -> None:
+    @register_loss("in_place", source="this test")
+    def in_place(policy: Pair, reference: Pair) -> LossOutput:
+        difference = policy.chosen.total - policy.rejected.total
+        reference.chosen.total.mul_(0)
+        return LossOutput(-difference, policy.chosen.total.detach(), policy.rejected.total.detach())
+
+    with pytest.raises(PobenchError, match="'in_place' changes the tensors that it is given"):
+        fit(pairs, "in_place")
+
+
+@pytest.mark.parametrize("power", [0.5, -1.0])  # at 0: a gradient that is infinite times 0; an infinite value
+def test_what_is_not_finite_stops_before_the_weights_change_and_the_last_checkpoint_stays(
+    power, fit, pairs, tmp_path, forget
+) -> None:
+    calls: list[int] = []
+
+    @register_loss("breaks", source="this test")
+    def breaks(policy: Pair) -> LossOutput:
+        calls.append(1)
+        margin = policy.chosen.total - policy.rejected.total
+        loss = (0 * margin).pow(power) if len(calls) == 3 else -margin
+        return LossOutput(loss, margin.detach(), margin.detach())
+
+    with pytest.raises(NonFiniteError, match=r"step 3: .*The last checkpoint is kept"):
+        fit(pairs, "breaks", checkpoint_seconds=0)
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
+
+
 def test_a_loss_of_the_wrong_shape_is_refused(fit, pairs) -> None:
     @register_loss("mean_by_itself", source="this test")
     def mean_by_itself(policy: Pair) -> LossOutput:

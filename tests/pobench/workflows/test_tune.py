@@ -187,12 +187,12 @@ def test_the_papers_grid_has_the_papers_learning_rates() -> None:
     assert read_grid("paper").lr == [3e-7, 5e-7, 6e-7, 1e-6]
 
 
-@pytest.mark.parametrize("name", ["smollm2", "tiny", "tiny-long"])
+@pytest.mark.parametrize("name", ["smollm2", "tiny", "tiny-lists", "tiny-long", "tiny-unpaired"])
 def test_the_shipped_tuning_prompts_are_neither_trained_on_nor_reported(name) -> None:
     assert plan_tuning("simpo,dpo,orpo,cpo", name, trials=4).trials == 4
 
 
-@pytest.mark.parametrize("name", [n for n in list_settings() if n not in ("smollm2", "tiny", "tiny-long")])
+@pytest.mark.parametrize("name", [n for n in list_settings() if n != "smollm2" and not n.startswith("tiny")])
 def test_a_paper_setting_can_be_searched_for_all_of_the_papers_losses(name) -> None:
     tuning = plan_tuning("paper", name, trials=12, dry=True)
     assert {s.space["lr"][0] for s in tuning.searches} == {3e-7} and len(tuning.searches) == 12

@@ -1,0 +1,36 @@
+"""No process outlives the one that started it: the repeated command would find an orphan at work."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+
+
+def end_with(parent: int) -> None:
+    """End this process as soon as its parent is gone, however that ended. Linux kills it; elsewhere a thread looks.
+
+    parent: its process number, so that one that ended before this call is noticed.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def end_with_and_at_signals(parent: int) -> None:
+    """The same, in a process that computes for another: a signal to leave ends it, whatever its parent does at one."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    end_with(parent)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)  # any moment is a good one: files appear whole

@@ -1,0 +1,320 @@
+"""Models' answers: a few on the page as text, as many as fit packed into it for its reader, and all as files beside it.
+
+The page's script (`reports/answers.js`) unpacks what `pack_answers` packs and reads what `write_answers` writes.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from pobench.files import write_bytes
+from pobench.reporting.looks import look_of
+from pobench.reporting.tables import clean, show_number
+from pobench.results.arms import Arm, judges_of, of_arm
+from pobench.results.comparable import Comparable, Selection
+from pobench.results.head_to_head import compares
+
+SAMPLE_PROMPTS = 4
+LONGEST_ANSWER = 1200  # characters of an answer shown as text
+LONGEST_PACKED = 20_000  # characters of an answer packed into the page
+MOST_PACKED = 1_000_000  # bytes that all packed answers of a page take
+
+
+# ---------------------------------------------------------------- a few as text
+@dataclass
+class Sample:
+    """One answer on the page."""
+
+    label: str
+    colour: str
+    text: str
+    hidden: int  # characters not shown
+    mark: str  # "pass" | "fail" | a score | ""
+    tokens: str
+    finished: bool
+
+
+@dataclass
+class SamplePrompt:
+    prompt: str
+    kind: str
+    instruction: str
+    answers: list[Sample]
+
+
+def sample_answers(selection: Selection, count: int = SAMPLE_PROMPTS) -> list[SamplePrompt]:
+    """The answers to a few prompts, side by side. A fixed rule picks them: of the prompts that most models answered, those
+    whose id has the smallest SHA-256; of each model, the lowest seed's first sample."""
+    if selection.frames["answers"]["text"].isna().all():  # also where there are no answers
+        return []
+    firsts = _first_answers(selection)
+    judged = _judged(selection.frames["verdicts"])
+    shown = []
+    for prompt in _answered_by_most(firsts.values())[:count]:
+        rows = {arm: frame.loc[prompt] for arm, frame in firsts.items() if prompt in frame.index}
+        first = next(iter(rows.values()))
+        samples = [
+            _sample(arm, row, judged.get((row["run"], prompt, row["sample"]), UNJUDGED)[0]) for arm, row in rows.items()
+        ]
+        shown.append(
+            SamplePrompt(clean(str(prompt)), _text(first, "kind"), clean(_raw(first, "instruction"), 2000), samples)
+        )
+    return shown
+
+
+def _first_answers(selection: Selection) -> dict[Arm, pd.DataFrame]:
+    """Arm → the first answers of its lowest seed, by prompt; arms without answers are left out."""
+    runs, answers = selection.frames["runs"], selection.frames["answers"]
+    firsts = {}
+    for arm in selection.arms:
+        members = of_arm(runs, arm).sort_values(["seed", "run"], kind="stable")["run"]
+        run = next((r for r in members if (answers["run"] == r).any()), None)
+        if run is not None:
+            firsts[arm] = answers[answers["run"] == run].drop_duplicates("prompt").set_index("prompt")
+    return firsts
+
+
+def _answered_by_most(firsts: Iterable[pd.DataFrame]) -> list[Any]:
+    """The prompts that most models answered, ordered by the SHA-256 of their id."""
+    counts = Counter(prompt for frame in firsts for prompt in frame.index)
+    most = max(counts.values(), default=0)
+    return sorted((p for p, n in counts.items() if n == most), key=_digest)
+
+
+def _digest(prompt: Any) -> str:
+    return hashlib.sha256(_bytes(prompt)).hexdigest()
+
+
+def _sample(arm: Arm, row: pd.Series, verdict: float) -> Sample:
+    text = _raw(row, "text")
+    mark = "" if pd.isna(verdict) else {1.0: "pass", 0.0: "fail"}.get(float(verdict), f"{float(verdict):.2f}")
+    tokens = row.get("tokens")
+    ended = row.get("finished")
+    return Sample(
+        clean(arm.label),
+        look_of(arm.loss).colour,
+        clean(text[:LONGEST_ANSWER]),
+        max(0, len(text) - LONGEST_ANSWER),
+        mark,
+        "" if tokens is None or pd.isna(tokens) else f"{int(tokens)}",
+        not (ended is not None and not pd.isna(ended) and not bool(ended)),
+    )
+
+
+def _raw(row: pd.Series, column: str) -> str:
+    return _or_empty(row.get(column))
+
+
+def _text(row: pd.Series, column: str) -> str:
+    return clean(_raw(row, column), 200)
+
+
+def _bytes(text: Any) -> bytes:
+    return str(text).encode("utf-8", "surrogatepass")
+
+
+# ---------------------------------------------------------------- packed into the page
+class Packed(NamedTuple):
+    """Answers for the page's reader. content: JSON, gzipped, in base64. note: how many answers these are, of how many."""
+
+    content: str
+    note: str
+
+
+def pack_answers(selection: Selection, limit: int = MOST_PACKED) -> Packed | None:
+    """Each arm's first answers (the lowest seed's, one a prompt) to as many prompts as `limit` bytes hold; None without texts.
+
+    Prompts are taken by `_answered_by_most`, those that fewer models answered last. The JSON has `judge` and `compares`;
+    `prompts`: [id, kind, instruction]; `arms`: label, loss, colour, run, and the columns of `_columns`, one value a
+    prompt; `battles`: verdicts on two arms' answers, where a judge compared them.
+    """
+    if selection.frames["answers"]["text"].isna().all():
+        return None
+    firsts = _first_answers(selection)
+    most = _answered_by_most(firsts.values())
+    every = {prompt for frame in firsts.values() for prompt in frame.index}
+    prompts = most + sorted(every - set(most), key=_digest)
+    count, content = len(prompts), _packed(_payload(selection, firsts, prompts))
+    while len(content) > limit and count:
+        count = min(count - 1, int(count * 0.97 * limit / len(content)))
+        content = _packed(_payload(selection, firsts, prompts[:count]))
+    kept = prompts[:count]
+    held = sum(int(frame.index.isin(kept).sum()) for frame in firsts.values())
+    stored = int(selection.frames["answers"]["text"].notna().sum())
+    models, asked = _count(len(firsts), "model"), _count(len(prompts), "prompt")
+    whose = f"of {models} the lowest seed’s first sample, to {show_number(count)} of {asked}"
+    note = f"This page holds {show_number(held)} of {show_number(stored)} answers: {whose}."
+    return Packed(content, note) if count else None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{show_number(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def _packed(payload: Mapping[str, Any]) -> str:
+    return base64.b64encode(gzip.compress(_json(payload), 9, mtime=0)).decode("ascii")
+
+
+def _json(data: Any) -> bytes:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+
+
+def _payload(selection: Selection, firsts: Mapping[Arm, pd.DataFrame], prompts: Sequence[Any]) -> dict[str, Any]:
+    verdicts = selection.frames["verdicts"]
+    judged = _judged(verdicts)
+    arms = []
+    for arm, frame in firsts.items():
+        run = str(frame["run"].iloc[0])
+        columns = _columns(frame.reindex(prompts), judged, LONGEST_PACKED)
+        arms.append({**_about(arm), "run": run, **columns})
+    return {
+        **_judge(verdicts),
+        "prompts": _prompts(firsts.values(), prompts),
+        "arms": arms,
+        "battles": _battles(selection, firsts, prompts),
+    }
+
+
+def _judge(verdicts: pd.DataFrame) -> dict[str, Any]:
+    """The main judge's name, and whether its scores are P(better than the start model's answer)."""
+    name = next(iter(judges_of(verdicts)), "") if len(verdicts) else ""
+    return {"judge": _valid(name), "compares": len(verdicts) > 0 and compares(verdicts)}
+
+
+def _about(arm: Arm) -> dict[str, str]:
+    return {"label": clean(arm.label), "loss": _valid(arm.loss), "colour": look_of(arm.loss).colour}
+
+
+def _prompts(frames: Iterable[pd.DataFrame], prompts: Sequence[Any]) -> list[list[str]]:
+    """[id, kind, instruction] of each prompt."""
+    facts: dict[Any, list[str]] = {}
+    for frame in frames:
+        for prompt, kind, instruction in frame[["kind", "instruction"]].itertuples():
+            facts.setdefault(prompt, [_valid(str(prompt)), _valid(_or_empty(kind)), _valid(_or_empty(instruction))])
+    return [facts[prompt] for prompt in prompts]
+
+
+Verdict = tuple[float, float]  # score, flipped
+UNJUDGED = (math.nan, math.nan)
+
+
+def _columns(answers: pd.DataFrame, judged: Mapping[tuple[Any, Any, Any], Verdict], longest: int) -> dict[str, Any]:
+    """The answers as columns, null where there is none: text, score and flipped (of the main judge), tokens, finished; cut:
+    place of each answer that is longer than `longest` characters → how many are left out. answers: by prompt."""
+    texts = [None if pd.isna(text) else str(text) for text in answers["text"]]
+    keys = zip(answers["run"], answers.index, answers["sample"], strict=True)
+    verdicts = [judged.get(key, UNJUDGED) for key in keys]
+    columns: dict[str, list[Any]] = {
+        "text": [None if text is None else _valid(text[:longest]) for text in texts],
+        "score": [_number(score) for score, _ in verdicts],
+        "flipped": [_number(flipped) for _, flipped in verdicts],
+        "tokens": [_number(tokens) for tokens in answers["tokens"]],
+        "finished": [None if pd.isna(ended) else int(bool(ended)) for ended in answers["finished"]],
+    }
+    cut = {str(place): len(text) - longest for place, text in enumerate(texts) if text and len(text) > longest}
+    filled = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    return {**filled, **({"cut": cut} if cut else {})}
+
+
+def _battles(selection: Selection, firsts: Mapping[Arm, pd.DataFrame], prompts: Sequence[Any]) -> list[dict[str, Any]]:
+    """The main judge's verdicts on two arms' packed answers: first and second, places among the arms; score, P(the first is
+    better), and flipped, one value a prompt."""
+    comparisons, verdicts = selection.frames.get("comparisons"), selection.frames["verdicts"]
+    if comparisons is None or comparisons.empty:
+        return []
+    place = {str(frame["run"].iloc[0]): number for number, frame in enumerate(firsts.values())}
+    main = comparisons[comparisons["judge"].isin(judges_of(verdicts)[:1])]
+    main = main[main["run"].isin(list(place)) & main["opponent"].isin(list(place))]
+    battles = []
+    for (run, opponent), rows in main.groupby(["run", "opponent"], sort=True):
+        own = rows.sort_values("sample", kind="stable").drop_duplicates("prompt").set_index("prompt").reindex(prompts)
+        verdict = {name: [_number(value) for value in own[name]] for name in ("score", "flipped")}
+        battles.append({"first": place[str(run)], "second": place[str(opponent)], **verdict})
+    return battles
+
+
+def _judged(verdicts: pd.DataFrame) -> dict[tuple[Any, Any, Any], Verdict]:
+    """(run, prompt, sample) → the main judge's score, and whether the order of the two answers decided."""
+    if verdicts.empty:
+        return {}
+    judged = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])].drop_duplicates(["run", "prompt", "sample"])
+    rows = judged[["run", "prompt", "sample", "score", "flipped"]].itertuples(index=False)
+    return {(run, prompt, sample): (score, flipped) for run, prompt, sample, score, flipped in rows}
+
+
+def _number(value: Any) -> float | int | None:
+    """A number in few characters; None where it is missing."""
+    if value is None or pd.isna(value) or not math.isfinite(value):
+        return None
+    number = round(float(value), 4)
+    return int(number) if number == int(number) else number
+
+
+def _or_empty(value: Any) -> str:
+    return "" if value is None or (not isinstance(value, str) and pd.isna(value)) else str(value)
+
+
+def _valid(text: str) -> str:
+    """Text with broken UTF-8 as �; everything else as it is, for the page's script shows it safely and exports it whole."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+# ---------------------------------------------------------------- files beside the page
+INDEX = "index.json"
+
+
+def write_answers(comparable: Comparable, folder: str | Path) -> list[Path]:
+    """Write every answer of every arm: `index.json` with the prompts and the arms, and a file an arm. Returns the paths; []
+    without texts.
+
+    The index has `judge`, `compares` and `prompts` as `pack_answers` has them, and `arms`: label, loss, colour, file. An
+    arm's file has `answers`: for each run and sample its run, seed, sample, and the columns of `_columns`, one value a prompt
+    of the index.
+    """
+    selection, folder = comparable.every_arm, Path(folder)
+    runs, answers, verdicts = (selection.frames[name] for name in ("runs", "answers", "verdicts"))
+    told = answers[answers["text"].notna()]
+    if told.empty:
+        return []
+    by_prompt = told.drop_duplicates("prompt").set_index("prompt")
+    prompts = sorted(by_prompt.index, key=str)
+    judged, seeds = _judged(verdicts), dict(zip(runs["run"], runs["seed"], strict=True))
+    paths, arms = [], []
+    for arm in selection.arms:
+        groups = of_arm(told, arm).groupby(["run", "sample"], sort=True)
+        entries = [
+            {
+                "run": _valid(str(run)),
+                "seed": int(seeds[run]),
+                "sample": int(sample),
+                **_columns(rows.drop_duplicates("prompt").set_index("prompt").reindex(prompts), judged, LARGEST),
+            }
+            for (run, sample), rows in groups
+        ]
+        if entries:
+            paths.append(folder / f"{_file_name(arm)}.json")
+            write_bytes(paths[-1], _json({"answers": entries}))
+            arms.append({**_about(arm), "file": paths[-1].name})
+    write_bytes(folder / INDEX, _json({**_judge(verdicts), "prompts": _prompts([by_prompt], prompts), "arms": arms}))
+    return [folder / INDEX, *paths]
+
+
+LARGEST = 1_000_000  # characters of an answer in a file
+
+
+def _file_name(arm: Arm) -> str:
+    """The loss and what tells its arms apart."""
+    word = re.sub(r"[^a-z0-9]+", "-", arm.loss.casefold()).strip("-")[:40]
+    return f"{word or 'loss'}-{hashlib.sha256(_bytes(arm.id)).hexdigest()[:8]}"

@@ -1,0 +1,69 @@
+"""A slice of each campaign; `make campaigns` runs them whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.campaigns import bad_input, endpoint
+
+
+@pytest.mark.parametrize("name", bad_input.CLASSES)
+def test_bad_input_ends_in_one_message_and_nothing_is_written(name: str) -> None:
+    tally = bad_input.campaign(name, 15, seed=7)
+    assert tally.wrong == [] and sum(tally.counts.values()) == 15
+    assert tally.counts["refused"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bad_input.CLASSES)
+def test_bad_input_of_another_seed_too(name: str) -> None:
+    tally = bad_input.campaign(name, 150, seed=8)
+    assert tally.wrong == []
+    assert tally.counts["accepted"] or name in ("rows: bytes", "settings: YAML", "--set", "command lines")
+
+
+def test_the_campaign_sees_what_it_counts(tmp_path: Path) -> None:
+    def seen(give, good: bool | None = False) -> str:
+        return bad_input.outcome(bad_input.Case("", give, good), tmp_path)[0]
+
+    def refuse() -> None:
+        raise bad_input.PobenchError("no")
+
+    def write() -> None:
+        (tmp_path / "x").write_text("x")
+        refuse()
+
+    assert (seen(refuse), seen(refuse, True), seen(write)) == ("refused", "wrong refusal", "written")
+    assert (seen(lambda: None), seen(lambda: None, True), seen(lambda: 1 / 0)) == (
+        "wrong accept",
+        "accepted",
+        "traceback",
+    )
+
+
+def test_a_case_that_does_not_end_is_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bad_input, "PROCESSOR_SECONDS", 0.1)
+
+    def loop() -> None:
+        while True:
+            pass
+
+    assert bad_input.outcome(bad_input.Case("", loop), tmp_path)[0] == "hang"
+
+
+def _fits(seen: list[endpoint.Seen]) -> None:
+    assert [fault for one in seen for fault in one.faults] == []
+    met = sum((one.met for one in seen), Counter[str]())
+    assert sum(one.right for one in seen) and len(met) > 8
+
+
+def test_the_endpoint_judge_gets_every_reply_or_counts_it_as_missing_whatever_the_server_does(tmp_path: Path) -> None:
+    _fits(endpoint.campaign(3, 100, tmp_path))
+
+
+@pytest.mark.slow
+def test_the_endpoint_judge_of_another_seed_too(tmp_path: Path) -> None:
+    _fits(endpoint.campaign(40, 200, tmp_path))
