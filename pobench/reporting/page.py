@@ -117,8 +117,8 @@ def build_sections(
 
 
 def lay_answers_beside(sections: Sequence[Section], groups: Sequence[Comparable], out: Path) -> None:
-    """Write every answer as files below the page's folder, which a page that is served reads. sections: those of the groups come
-    last."""
+    """Write every answer as files below the page's folder, which a page that is served reads. sections: those of the groups
+    come last."""
     for group, section in zip(groups, sections[-len(groups) :], strict=True):
         if write_answers(group, out / section.folder / ANSWERS):
             section.beside_page = f"{section.folder}/{ANSWERS}/{INDEX}"
