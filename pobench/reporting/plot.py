@@ -643,8 +643,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the 
 
 
 def csv(data: pd.DataFrame) -> bytes:
-    """The numbers behind a figure, six significant digits, missing as an empty field. Text that a spreadsheet would compute as a
-    formula stands behind an apostrophe; in front of what is a number it stands nowhere."""
+    """The numbers behind a figure, six significant digits, missing as an empty field. Text that a spreadsheet would
+    compute as a formula stands behind an apostrophe; a number does not."""
     plain = data.rename(columns=_no_formula).map(_no_formula)
     text: str = plain.to_csv(index=False, float_format="%.6g", lineterminator="\n", errors="replace")
     return text.encode("utf-8", "replace")
