@@ -84,7 +84,7 @@ def run_row(entry: Entry) -> dict[str, Any]:
 def entries(root: Path, setting: str | None = None) -> Iterator[Entry]:
     """The entry of every stored run, or of a setting's, by name."""
     by_setting: dict[str, list[str]] = {}
-    if setting is not None and Path(setting).name != setting:  # a path, which may lead out of the folder
+    if setting is not None and (setting in ("", "..") or Path(setting).name != setting):  # may lead out of the folder
         return
     for path in sorted(root.glob(f"{_literal(setting)}/*/config.yaml")):
         by_setting.setdefault(path.parent.parent.name, []).append(path.parent.name)

@@ -680,6 +680,8 @@ def commands() -> dict[tuple[str, ...], Any]:
             found[words] = command
 
     for name in Commands.files:
+        if name == "watch":  # it waits for runs until it is stopped
+            continue
         walk((name,), typer.main.get_command(app_of(name)))
     return found
 

@@ -94,7 +94,7 @@ def test_a_configuration_that_describes_no_run_is_named(text: str, tmp_path: Pat
         read_entry(RunFolder(tmp_path, "tiny/dpo-0123456789ab"))
 
 
-@pytest.mark.parametrize("setting", ["/etc", "../other", "a/b", ".."])
+@pytest.mark.parametrize("setting", ["/etc", "../other", "a/b", "..", ""])
 def test_a_settings_name_does_not_lead_out_of_the_folder_of_runs(setting: str, tmp_path: Path) -> None:
     (tmp_path / "other/x").mkdir(parents=True)
     (tmp_path / "other/x/config.yaml").write_text("{}")
