@@ -18,7 +18,11 @@ SHOWN = (".md", ".html", ".png", ".csv")  # of reports/examples; their frames st
 
 def on_files(files: Files, config: Any) -> Files:
     """Give the pages outside `docs/` their places."""
-    places = {"index.md": ROOT / "README.md", "CHANGELOG.md": ROOT / "CHANGELOG.md", "SECURITY.md": ROOT / "SECURITY.md"}
+    places = {
+        "index.md": ROOT / "README.md",
+        "CHANGELOG.md": ROOT / "CHANGELOG.md",
+        "SECURITY.md": ROOT / "SECURITY.md",
+    }
     for folder in ("reports/examples", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in SHOWN and "frames" not in path.parts:

@@ -24,8 +24,8 @@ PLANNED = "--setting smollm2"
 
 def lines_of(page: str) -> Iterator[str]:
     """What the page's blocks of commands have one type; a block of another language has its name behind the fence."""
-    for block in re.findall(r"^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
-        yield from (line for line in block.splitlines() if not line.startswith(INSTALLING))
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        yield from (line for line in block.splitlines() if not language and not line.startswith(INSTALLING))
 
 
 @pytest.fixture

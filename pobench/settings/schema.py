@@ -400,7 +400,7 @@ class LoopConfig(Section):
     keep_checkpoints: Annotated[int, RUNTIME] = Field(2, ge=1, le=1000)
     """The newest checkpoints that are kept, so that a damaged one costs only the steps since the one before; 1 where weights
     are split over devices."""
-    grace_seconds: Annotated[float, RUNTIME] = Field(30.0, ge=0, allow_inf_nan=True)
+    grace_seconds: Annotated[float, RUNTIME] = Field(30.0, ge=0, le=10**6)
     """Seconds between the signal to leave and the end, where the scheduler's own time is not known. A checkpoint that takes
     longer is not begun."""
     checkpoint_async: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto), RUNTIME] = "auto"

@@ -259,7 +259,7 @@ def test_every_fault_of_an_adapter_is_named_in_one_message(setting, tmp_path) ->
     for expected in (
         "train.adapter.r: got 0",
         "train.adapter.dropout: got 0.1; allowed: 0.",
-        "train.adapter.quantise: unknown key; did you mean 'quantize'? Known: r, alpha",
+        "train.adapter.quantise: unknown key; did you mean 'quantize'? (Of the frozen weights.) Known: r, alpha",
         "train.adapter.target_modules: got 3; allowed: all-linear, or names",
         "train.micro_tokens: got 'many'; allowed: a whole number of tokens, from 1 to 1,000,000,000, or auto",
         "train.gradient_checkpointing: got 'perhaps'; allowed: true, false, auto",
