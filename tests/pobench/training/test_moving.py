@@ -95,7 +95,9 @@ def test_a_damaged_file_of_the_reference_is_a_damaged_checkpoint(fit, pairs, mov
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     said: list[str] = []
     fit(pairs, "tr(dpo)", **{**options, "reference": moving()}, say=said.append)
-    assert [text for text in said if file.name in text and text.endswith("training starts from the checkpoint of step 1")], said
+    assert [
+        text for text in said if file.name in text and text.endswith("training starts from the checkpoint of step 1")
+    ], said
 
 
 def test_a_batch_may_be_cut_in_any_way_while_the_reference_moves(tmp_path) -> None:
