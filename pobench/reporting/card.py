@@ -203,7 +203,7 @@ def _without_verdict(pairs: Sequence[Pair]) -> str:
     if unlike:
         said.append(f"{_pairs(unlike, len(pairs))}not tuned alike (“Values” in the table says how).")
     if few:
-        said.append(f"{_pairs(few, len(pairs))}without the {VERDICT_SEEDS} seeds that a verdict needs.")
+        said.append(f"{_pairs(few, len(pairs))}fewer than the {VERDICT_SEEDS} seeds that a verdict needs.")
     return " ".join(said)
 
 
@@ -330,11 +330,13 @@ def _cost(selection: Selection) -> list[Finding]:
 
 
 def _minutes(e: Estimate, first: bool) -> str:
-    digits = 1 if e.value >= 1 else 2
-    value, low, high = (f"{end:.{digits}f}" for end in (e.value, e.low, e.high))
+    """In seconds below a minute."""
+    short = e.value < 1
+    shown = e.scaled(60) if short else e
+    value, low, high = (f"{end:.{int(shown.value < 10)}f}" for end in (shown.value, shown.low, shown.high))
     basis = f"n = {e.n} run{'s'[: e.n != 1]}"
     ends = "" if math.isnan(e.low) else f"{INTERVAL if first else ''}{low} to {high}, "
-    return f"{value} min ({ends}{basis})"
+    return f"{value} {'s' if short else 'min'} ({ends}{basis})"
 
 
 def _risks(selection: Selection) -> list[Finding]:
