@@ -34,7 +34,8 @@ Gain: the mean share of answers that meet every demand, minus the start model's 
 a 95 % interval for other prompts (n = {prompts}), not for other seeds. Time: of training, on one thread of a processor, in
 seconds; other work slowed it, and waiting is left out.
 
-`pobench run --losses all,rated --setting tiny --set answers.samples={samples} --stages train,answers,judge` makes the runs{more}."""
+`pobench run --losses all,rated --setting tiny --set answers.samples={samples} --stages train,answers,judge` makes
+the runs{more}."""
 
 
 def objectives_page(frames: Mapping[str, pd.DataFrame]) -> str:
