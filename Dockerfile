@@ -2,7 +2,7 @@
 #   docker build --build-arg TORCH_INDEX=ADDRESS -t pobench .
 # On NVIDIA GPUs, with the container toolkit; torch brings CUDA's libraries:
 #   docker build -t pobench:cuda .
-#   docker run --gpus all -v "$PWD/runs:/work/runs" -v pobench-cache:/cache pobench:cuda run --losses simpo,dpo --setting smollm2
+#   docker run --gpus all -v "$PWD/runs:/data/runs" -v pobench-cache:/cache pobench:cuda run --losses simpo,dpo --setting smollm2
 FROM python:3.12-slim
 
 ARG TORCH_INDEX=""
@@ -21,10 +21,10 @@ COPY reports reports
 RUN if [ -n "$TORCH_INDEX" ]; then pip install -c constraints.txt --index-url "$TORCH_INDEX" torch; fi \
     && pip install -c constraints.txt ".$EXTRAS" \
     && useradd --create-home --uid 1000 pobench \
-    && mkdir -p /cache /work/runs && chown -R pobench /cache /work
+    && mkdir -p /cache /data/runs && chown -R pobench /cache /data
 
 USER 1000
-WORKDIR /work
-VOLUME ["/cache", "/work/runs"]
+WORKDIR /data
+VOLUME ["/cache", "/data/runs"]
 ENTRYPOINT ["pobench"]
 CMD ["doctor"]
