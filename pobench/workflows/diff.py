@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from pobench.errors import PobenchError
+from pobench.errors import PobenchError, or_fault
 from pobench.reporting.draw import table
 from pobench.results import metrics
 from pobench.results.arms import Arm, json_object, of_arm, settings_of, show_setting
@@ -71,7 +72,10 @@ def differences(before: str, after: str, setting: str | None = None) -> list[Dif
     start models or protocols of one setting are not told apart by a name, so each such group needs a partner with as many.
     Raises PobenchError that lists what cannot be read.
     """
-    groups = [_groups(source, setting) for source in (before, after)]
+    faults: list[str] = []
+    groups = [or_fault(faults, partial(_groups, source, setting)) or {} for source in (before, after)]
+    if faults:
+        raise PobenchError("\n".join(dict.fromkeys(faults)))
     names = sorted({name for side in groups for name in side})
     unequal = [name for name in names if len({len(side[name]) for side in groups if name in side}) > 1]
     if unequal:

@@ -11,6 +11,7 @@ from stores import start_run, trained_run
 from typer.testing import CliRunner
 
 from pobench.cli.diff import app
+from pobench.errors import PobenchError
 from pobench.workflows.diff import differences, sentences
 
 
@@ -59,3 +60,9 @@ def test_a_loss_with_other_values_is_compared_and_the_values_are_named(before, t
     assert not found.only_before and not found.only_after and found.same == 10
     (row,) = [row for row in found.made_with if row[0] == "simpo.beta"]
     assert row[2] == f"1{row[1]}"
+
+
+def test_both_sources_that_cannot_be_read_are_named_at_once(tmp_path) -> None:
+    with pytest.raises(PobenchError) as refused:
+        differences(str(tmp_path / "one"), str(tmp_path / "other"))
+    assert "/one'" in str(refused.value) and "/other'" in str(refused.value) and list(tmp_path.iterdir()) == []
