@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from pobench.reporting.run_facts import command_of, on_hub, shown_source, title_of
+from pobench.reporting.run_facts import command_of, on_hub, shown_source, title_of, values_of
 from pobench.reporting.tables import markdown, show_number
 from pobench.results import metrics
 from pobench.results.run_folder import RunFolder, run_names
@@ -91,10 +91,9 @@ def _about(runs: Path, run: str, config: Mapping[str, Any], scores: Sequence[Map
 
 def _values(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Learning rate, batch and the loss's own settings, each with its source as the setting or the command gave it."""
-    origin, loss = config["origin"], config["loss"]
-    own = [(f"{loss}.{k}", v, origin.get(f"{loss}.{k}")) for k, v in config["loss_settings"].items() if v is not None]
-    shared = [(f"train.{k}", config["train"][k], origin.get(f"train.{k}")) for k in ("lr", "epochs", "batch_size")]
-    return [(name, markdown(str(value)), markdown(str(where or "default"))) for name, value, where in [*own, *shared]]
+    shared = ("train.lr", "train.epochs", "train.batch_size")
+    shown = [row for row in values_of(config) if row[0] in shared or row[0].startswith(f"{config['loss']}.")]
+    return [(name, markdown(value), markdown(where)) for name, value, where in shown]
 
 
 def _measured(config: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) -> str:

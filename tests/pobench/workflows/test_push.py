@@ -80,6 +80,7 @@ def test_a_card_names_no_path_of_the_machine_and_no_value_of_the_judge(runs) -> 
     config["data"]["source"] = "/home/someone/secret-project/pairs | x.jsonl"
     config["judge"] = {"name": "endpoint", "settings": {"base_url": "http://10.0.0.1/v1", "key_variable": "MY_KEY"}}
     config["origin"] |= {"data.source": "--set", "judge.settings.base_url": "--set"}
+    config["origin"]["train.lr"] = "mine: the sweep in /home/someone/secret-project/notes.md"
     (runs / RUN / "config.yaml").write_text(yaml.safe_dump(config))
     card, _ = checked(runs, RUN, "me/simpo")
     assert "| pairs from | pairs \\| x.jsonl |" in card and "`endpoint`" in card
