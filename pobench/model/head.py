@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pobench.model.products import add_products
+from pobench.model.scratch import scratch_like
 
 KEPT_BYTES = {
     "cpu": 64 * 2**20,
@@ -74,10 +75,19 @@ class _Head(NamedTuple):
         return (hidden.float() * weight.index_select(0, target).float()).sum(-1)
 
     def logits(
-        self, narrow: Tensor, bias: Tensor | None, tile: _Tile, own: Tensor | None, dtype: torch.dtype = torch.float32
+        self,
+        narrow: Tensor,
+        bias: Tensor | None,
+        tile: _Tile,
+        own: Tensor | None,
+        dtype: torch.dtype = torch.float32,
+        *,
+        reuse: bool = False,
     ) -> Tensor:
-        """(tokens, tile) of `dtype`."""
-        logits = (narrow @ self.product_weight[tile.entries].T).to(dtype)
+        """(tokens, tile) of `dtype`. reuse: into memory that the next such call takes, if the product is narrower."""
+        product = narrow @ self.product_weight[tile.entries].T
+        reuse = reuse and product.dtype != dtype
+        logits = scratch_like("logits", product, dtype).copy_(product) if reuse else product.to(dtype)
         if own is not None:
             tile.put(own, logits)
         if self.scale != 1.0:
@@ -112,7 +122,8 @@ class _Gradients:
             self.by_bias[tile.entries] += slope.sum(0)
         if self.head.scale != 1.0:
             slope *= self.head.scale
-        slope = slope.to(self.head.dtype)
+        if slope.dtype != self.head.dtype:
+            slope = scratch_like("slope", slope, self.head.dtype).copy_(slope)
         if self.by_hidden is not None:
             add_products(self.by_hidden, slope, self.head.product_weight[tile.entries])
         if self.by_weight is not None:
@@ -141,7 +152,7 @@ class _TiledHead(torch.autograd.Function):
         chosen = hidden.new_zeros(len(target), dtype=torch.float32)
         logsumexp = torch.full_like(chosen, -math.inf)
         for tile in head.tiles(target):
-            logits = head.logits(narrow, bias, tile, own)
+            logits = head.logits(narrow, bias, tile, own, reuse=True)
             chosen = torch.where(tile.holds, logits.gather(1, tile.place)[:, 0], chosen)
             peak = logits.amax(1)
             steep = None if head.softcap is None or expected is None else head.steepness(logits)
@@ -178,7 +189,8 @@ class _TiledHead(torch.autograd.Function):
             # grad · d logp / d(scaled logits before the cap) = grad · (onehot - softmax)
             if 2 * turn < len(softmax_parts):
                 mass, peak = softmax_parts[2 * turn : 2 * turn + 2]
-                g = mass * ((peak - logsumexp).exp() * -grad)[:, None]
+                # Widened first: torch would widen it into fresh memory, and write the product to more of it.
+                g = scratch_like("logits", mass, head.sums).copy_(mass).mul_(((peak - logsumexp).exp() * -grad)[:, None])
                 tile.add(grad, g)
             else:
                 logits = head.logits(narrow, bias, tile, own)

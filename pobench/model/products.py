@@ -9,7 +9,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from pobench.model.scratch import scratch
+
 ROWS = 8192  # rows of a gradient that are computed at once if the product is narrower than the gradient
+# Numbers of a narrower product that a processor adds at once. torch widens both sides of a sum first, into fresh memory; so few
+# stay in the cache.
+ADDED = 2**17
 
 
 def product_type(x: Tensor) -> torch.dtype:
@@ -84,7 +89,16 @@ def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
         return
     for at in range(0, len(left), ROWS):
-        total[at : at + ROWS] += left[at : at + ROWS] @ right
+        rows = left[at : at + ROWS]
+        product = scratch("product", (len(rows), right.shape[1]), left.dtype, left.device)
+        _add(total[at : at + ROWS], torch.mm(rows, right, out=product))
+
+
+def _add(total: Tensor, narrow: Tensor) -> None:
+    """`total += narrow`, both of (rows, columns)."""
+    rows = len(total) if total.device.type != "cpu" else max(1, ADDED // total.shape[1])
+    for into, part in zip(total.split(rows), narrow.split(rows), strict=True):
+        into.add_(part)
 
 
 def sum_of_products(products: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
@@ -92,8 +106,5 @@ def sum_of_products(products: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtyp
     (left, right), *others = products
     total = (left @ right).to(dtype)
     for left, right in others:
-        if left.dtype == dtype:
-            total.addmm_(left, right)
-        else:
-            total += left @ right
+        add_products(total, left, right)
     return total

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pobench.model.cpu.prefix_attention import attend, attend_backward, parts_under, whole_rows
 from pobench.model.products import Arithmetic, add_products, sum_of_products, version
+from pobench.model.scratch import scratch_like
 
 Forward = Callable[..., Any]
 
@@ -79,16 +80,17 @@ class NormFactors(NamedTuple):
     scale: Tensor
     offset: float  # of the scale
 
-    def product(self) -> Tensor:
-        """The norm's output, (…, features)."""
-        return (self.x * self.inverse_rms).mul_(self.scale + self.offset if self.offset else self.scale)
+    def product(self, out: Tensor | None = None) -> Tensor:
+        """The norm's output, (…, features). out: where to write it."""
+        normal = torch.mul(self.x, self.inverse_rms, out=out)
+        return normal.mul_(self.scale + self.offset if self.offset else self.scale)
 
 
 class KeptInput(NamedTuple):
     """How the backward pass gets an input, (tokens, features) in the type of the product.
 
-    tensors: to save; the input itself, or the factors of the norm that it comes from. restore: computes the input from them.
-    It must hold no tensor itself, because autograd and activation checkpointing could not free that.
+    tensors: to save; the input itself, or the factors of the norm that it comes from. restore: computes the input from them,
+    into scratch memory. It must hold no tensor itself, because autograd and activation checkpointing could not free that.
     """
 
     tensors: tuple[Tensor, ...]
@@ -111,7 +113,8 @@ def kept_input(x: Tensor, narrow: Tensor) -> KeptInput:
 
 def _product_again(offset: float, dtype: torch.dtype, *factors: Tensor) -> Tensor:
     x, inverse_rms, scale = factors
-    return NormFactors(x, inverse_rms, scale, offset).product().to(dtype).flatten(0, -2)
+    product = NormFactors(x, inverse_rms, scale, offset).product(out=scratch_like("norm", x))
+    return product.to(dtype).flatten(0, -2)
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -206,7 +209,8 @@ class _GatedMlp(torch.autograd.Function):
         saved_input = kept_input(x, narrow)
         ctx.save_for_backward(gated, lifted, *weights, gate, up, down, *saved_input.tensors)
         ctx.act, ctx.arithmetic, ctx.like, ctx.restore = act, arithmetic, (x.shape, x.dtype), saved_input.restore
-        return ((act(gated) * lifted) @ weights[2].T).view(x.shape)
+        middle = torch.mul(act(gated), lifted, out=scratch_like("middle", gated))
+        return (middle @ weights[2].T).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
@@ -214,12 +218,16 @@ class _GatedMlp(torch.autograd.Function):
         shape, dtype = ctx.like
         grad = grad.flatten(0, -2)
         want_x, *want_weights = ctx.needs_input_grad[:4]
-        leaves = gated.detach().requires_grad_(), lifted.detach().requires_grad_()
+        leaf = gated.detach().requires_grad_()
         with torch.enable_grad():
-            middle = ctx.act(leaves[0]) * leaves[1]
-        grad_down = _weight_grad(ctx.arithmetic, down, grad, middle.detach()) if want_weights[2] else None
-        grad_gated, grad_lifted = torch.autograd.grad(middle, leaves, grad @ product_down)
-        del middle, leaves
+            activated = ctx.act(leaf)
+        middle = torch.mul(activated.detach(), lifted, out=scratch_like("middle", gated))
+        grad_down = _weight_grad(ctx.arithmetic, down, grad, middle) if want_weights[2] else None
+        grad_middle = torch.mm(grad, product_down, out=scratch_like("grad of middle", gated))
+        grad_activated = torch.mul(grad_middle, lifted, out=middle)
+        (grad_gated,) = torch.autograd.grad(activated, leaf, grad_activated)
+        grad_lifted = grad_middle.mul_(activated.detach())
+        del activated, leaf
         narrow = ctx.restore(*saved_input) if any(want_weights[:2]) else None
         products = (grad_gated, product_gate), (grad_lifted, product_up)
         return (
@@ -401,12 +409,15 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         x, inverse, weight = ctx.saved_tensors
-        normal = x * inverse
-        grad_weight = (grad * normal).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        normal = torch.mul(x, inverse, out=scratch_like("norm", x))
+        product = scratch_like("product with the norm", x)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.mul(grad, normal, out=product).flatten(0, -2).sum(0)
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, None, None
         grad_x = grad * (weight + ctx.offset if ctx.offset else weight)
-        along = (grad_x * normal).mean(-1, keepdim=True)  # the norm takes the length of x out, and its gradient too
+        along = torch.mul(grad_x, normal, out=product).mean(-1, keepdim=True)  # the norm takes the length of x out, and its gradient too
         return grad_x.sub_(normal.mul_(along)).mul_(inverse), grad_weight, None, None
 
 

@@ -15,7 +15,6 @@ The backward pass computes the scores S and their softmax P again, from queries 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from pobench.model.attention import added_mask
 from pobench.model.layouts import Batch, Place
+from pobench.model.scratch import scratch, scratch_like
 
 QUERIES = 128  # most queries of a block: more would compute more masked scores, fewer would make the products small
 SCORES = 2**21  # most scores of a block, all heads together: 8 MB
@@ -128,20 +128,6 @@ def _blocks(part: Part, heads: int) -> list[tuple[slice, Tensor]]:
     ]
 
 
-_scratch = threading.local()
-
-
-def _buffer(which: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """One of this thread's buffers for scores. They are reused: touching fresh memory for every block would cost as much as the
-    products."""
-    size, name = math.prod(shape), f"{which} {dtype}"
-    buffer: Tensor | None = getattr(_scratch, name, None)
-    if buffer is None or buffer.numel() < size:
-        buffer = torch.empty(size, dtype=dtype)
-        setattr(_scratch, name, buffer)
-    return buffer[:size].view(shape)
-
-
 def _by_head(x: Tensor) -> Tensor:
     """(rows, width, heads, features) as (rows, heads, width, features), at least fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).transpose(1, 2)
@@ -156,11 +142,11 @@ def _keys(x: Tensor, part: Part, shared: int) -> Tensor:
 
 
 def _softmax(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
-    """(heads, queries, keys), in the second buffer; the first is free again."""
+    """(heads, queries, keys), in scratch memory; that of the scores is free again."""
     shape = (*query.shape[:2], key.shape[1])
-    scores = torch.bmm(query, key.transpose(1, 2), out=_buffer(0, shape, query.dtype)).add_(bias)
+    scores = torch.bmm(query, key.transpose(1, 2), out=scratch("scores", shape, query.dtype, query.device)).add_(bias)
     # softmax, not exp: exp takes six times as long where it underflows, and it would for every masked score.
-    return torch.softmax(scores, -1, out=_buffer(1, shape, query.dtype))
+    return torch.softmax(scores, -1, out=scratch("softmax", shape, query.dtype, query.device))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, parts: Sequence[Part]) -> Tensor:
@@ -206,7 +192,7 @@ def attend_backward(
             q, do, o = (t[part.row, :, queries] for t in (query, grad, along))
             p = _softmax(q, k[:, seen], bias)
             to_value = torch.bmm(p.transpose(1, 2), do)
-            free = _buffer(0, tuple(p.shape), p.dtype)
+            free = scratch_like("scores", p)
             ds = torch.bmm(do, v[:, seen].transpose(1, 2), out=free).sub_(o).mul_(p)
             grads[0][part.row, queries] = torch.bmm(ds, k[:, seen]).transpose(0, 1)
             to_key = torch.bmm(ds.transpose(1, 2), q)
