@@ -317,6 +317,7 @@ class Inputs(NamedTuple):
     collision: (pairs, 2, tokens) nats, 0 at pads: log Σ_v p(v)² of the policy's distribution p before each token, detached.
     entropy: of the distributions before each token.
     forward_kl: (pairs, 2, tokens) nats, 0 at pads: Σ_v q(v) log(q(v) / p(v)), q the reference's; with gradient to the policy.
+    density_ratio: (pairs, 2), of a loss that reads pairs as answers; None: 1, as a pair's answers share their prompt.
     """
 
     policy: Pair
@@ -328,6 +329,7 @@ class Inputs(NamedTuple):
     collision: Tensor | None = None
     entropy: Entropy | None = None
     forward_kl: Tensor | None = None
+    density_ratio: Tensor | None = None
 
 
 class ListInputs(NamedTuple):
@@ -342,7 +344,9 @@ class ListInputs(NamedTuple):
 
 class AnswerInputs(NamedTuple):
     """What a loss of single answers may ask for, as `Inputs` are of pairs. label: (answers,) bool, True for a desirable one.
-    kl: of each answer's prompt with the answer of another row. scores: (answers,)."""
+    kl: of each answer's prompt with the answer of another row. scores: (answers,). density_ratio: (answers,) above 0: how much
+    more often the answer's prompt has a desirable answer than an undesirable one, as a classifier of prompts estimates it
+    (`pobench.training.density_ratio`); 1 of a pair's answers, which share their prompt."""
 
     response: SequenceLogps
     label: Tensor
@@ -351,6 +355,7 @@ class AnswerInputs(NamedTuple):
     tokens: TokenLogps | None = None
     scores: Tensor | None = None
     batch: AnswerBatch | None = None
+    density_ratio: Tensor | None = None
 
 
 class LossOutput(NamedTuple):

@@ -26,7 +26,7 @@ from pobench.settings.faults import broken_contract
 from pobench.settings.resolve import resolve_names
 from pobench.types import Inputs, LossOutput, Pair, SequenceLogps, TokenLogps, Vocabulary
 from pobench.units import places_in
-from pobench.workflows.check_units import OWN, relative
+from pobench.workflows.check_units import OWN, ratios_of, relative
 from pobench.workflows.invariance import SPLITS, TOLERANCE, WHOLE, difference, take_steps, take_steps_in_two_processes
 
 
@@ -128,7 +128,8 @@ class Subject:
                 forward_kl=torch.zeros_like(vocabulary.forward_kl)
             )  # the policy is the reference
         inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch)
-        inputs = inputs._replace(**vocabulary._asdict())
+        ratios = ratios_of(torch.stack((at.chosen_length, at.rejected_length), dim=1)).to(at[0].dtype)
+        inputs = inputs._replace(**vocabulary._asdict(), density_ratio=ratios)
         return self.loss.by_pair(self.loss(*self.loss.arguments(*inputs), **settings))
 
     def evaluate(self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, **changes: Any) -> Evaluated:
