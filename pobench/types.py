@@ -317,7 +317,6 @@ class Inputs(NamedTuple):
     collision: (pairs, 2, tokens) nats, 0 at pads: log Σ_v p(v)² of the policy's distribution p before each token, detached.
     entropy: of the distributions before each token.
     forward_kl: (pairs, 2, tokens) nats, 0 at pads: Σ_v q(v) log(q(v) / p(v)), q the reference's; with gradient to the policy.
-    density_ratio: (pairs, 2), of a loss that reads pairs as answers; None: 1, as a pair's answers share their prompt.
     """
 
     policy: Pair
@@ -329,7 +328,6 @@ class Inputs(NamedTuple):
     collision: Tensor | None = None
     entropy: Entropy | None = None
     forward_kl: Tensor | None = None
-    density_ratio: Tensor | None = None
 
 
 class ListInputs(NamedTuple):

@@ -69,8 +69,8 @@ def read(unit: Unit, given: Inputs) -> Inputs | ListInputs | AnswerInputs:
     if tokens is not None:
         known_tokens = None if tokens.reference is None else tokens.reference.flatten(0, 1)
         tokens = TokenLogps(tokens.policy.flatten(0, 1), known_tokens, tokens.mask.flatten(0, 1))
-    ratio = torch.ones_like(answers.total) if given.density_ratio is None else given.density_ratio.flatten()
-    return AnswerInputs(answers, _labels(answers.total), known_answers, given.kl, tokens, scores, batch, ratio)
+    labels, ratios = _labels(answers.total), torch.ones_like(answers.total)  # a pair's answers share their prompt
+    return AnswerInputs(answers, labels, known_answers, given.kl, tokens, scores, batch, ratios)
 
 
 def _labels(answers: Tensor) -> Tensor:

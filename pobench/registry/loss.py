@@ -140,7 +140,6 @@ class Loss:
         collision: Tensor | None = None,
         entropy: Entropy | None = None,
         forward_kl: Tensor | None = None,
-        density_ratio: Tensor | None = None,
         **settings: Any,
     ) -> LossOutput:
         """Call the function with the inputs that its signature names. A loss of lists gives its list's loss, one of answers the
@@ -149,7 +148,7 @@ class Loss:
         from pobench.types import Inputs  # with torch
         from pobench.units import read
 
-        given = Inputs(policy, reference, kl, tokens, scores, batch, collision, entropy, forward_kl, density_ratio)
+        given = Inputs(policy, reference, kl, tokens, scores, batch, collision, entropy, forward_kl)
         return self.by_pair(self.on(read(self.unit, given), **settings))
 
     def batch_of(

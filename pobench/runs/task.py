@@ -39,11 +39,11 @@ class Task:
 
     run: `<setting>/<loss>-<12 hex>`, its folder below `runs`; of a pair `<setting>/pair-<12 hex>`. sides: of a pair, the runs
     of both losses. stages: what is to do, in order; none is left where it is empty. nodes: stage → its result, of every stage
-    that the job has (`reference:<set>` of the reference's, `density_ratio:answers`, `start:answers` of the start model's answers that a judge compares
-    with). start: the start model's run. data: the folder of the token pairs. references: set of sequences → folder of its
-    sums, and `density_ratio` → that of the ratios. causes: of the run itself. rendering, precision: the chat (`Chat.digest`)
-    and the precision that the model generates with; empty where the plan did not read the model. share: which of the
-    processes that evaluate the run together this one is.
+    that the job has (`reference:<set>` of the reference's, `density_ratio:answers` of the ratios, `start:answers` of the start
+    model's answers that a judge compares with). start: the start model's run. data: the folder of the token pairs. references:
+    set of sequences → folder of its sums, and `density_ratio` → that of the ratios. causes: of the run itself. rendering,
+    precision: the chat (`Chat.digest`) and the precision that the model generates with; empty where the plan did not read the
+    model. share: which of the processes that evaluate the run together this one is.
     command: the file that says what else its command does (`pobench.runs.command`); "" where none was written.
     """
 

@@ -122,7 +122,8 @@ def run(context: Context) -> None:
     if job.train.trackers:
         accelerator.end_training()
     facts = {unit: len(items), "order": order.digest, **_cost_of(reference)}
-    facts |= {"density_ratio": ratios.facts} if ratios else {}
+    if ratios:
+        facts["density_ratio"] = {**ratios.facts, "embedder": Path(job.data.prompt_embedder or "").name}
     with leaving.held():  # the last steps have no checkpoint
         _store(context, model, adapted, {**asdict(trained), **facts})
     accelerator.wait_for_everyone()
