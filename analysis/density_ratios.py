@@ -14,10 +14,10 @@ from pobench.results.arms import START_EMBEDS, arms_of, json_object, of_arm
 
 @register_table("density-ratios", title="Density ratios of prompts", chapter="methods", order=425)
 def density_ratios(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of losses of single answers that weigh undesirable answers by how much their prompts are like those of desirable ones: the
-    classifier of prompts by its AUC and balanced accuracy on prompts that it has not seen (0.5: it cannot tell them apart), and
-    quantiles of the ratios of undesirable answers, before the loss clips them. "below 0.5" and "above 10" are the shares that BCO
-    clips by default. A dash where every ratio is 1: with one kind of answer alone, or too few prompts."""
+    """Of losses that weigh undesirable answers by how much their prompts are like those of desirable ones: the classifier of
+    prompts by its AUC and balanced accuracy on prompts that it has not seen (0.5: it cannot tell them apart), and quantiles of
+    the ratios of undesirable answers, before the loss clips them. "Below 0.5" and "above 10" are the shares that BCO clips by
+    default. A dash where every ratio is 1: with one kind of answer alone, or too few prompts."""
     rows = []
     for arm in arms_of(runs):
         for text in dict.fromkeys(of_arm(runs, arm).get("density_ratio", pd.Series(dtype=object)).dropna()):

@@ -1,18 +1,18 @@
-"""BCO with underlying-distribution matching: undesirable answers weigh by how much their prompts are like those of desirable ones.
+"""BCO with underlying-distribution matching: undesirable answers weigh by how much their prompts are like desirable ones'.
 
     loss = -log sigmoid( reward - shift )           of a desirable answer
            -weight * log sigmoid( shift - reward )  of an undesirable one
     reward = beta * (response - reference_response)
     weight = clip( density_ratio, min_ratio, max_ratio )
 
-Jung et al. 2024, arXiv 2404.04656: density_ratio is p / (1 - p), p the probability, by a logistic regression on embeddings of the
-prompts, that the prompt of an undesirable answer is one of a desirable answer; without gradient. shift is the mean reward of all
-answers of this step and the steps before, whatever their label and weight, without gradient. Where all weights are 1 it is
-`bco_unpaired`. A loss of single answers, whose mean is over answers. The two answers of a pair share their prompt, so their ratio
-is 1: what is measured on held-out pairs has no weights.
-Elsewhere: TRL's BCO trainer has this weight, this clipping and this shift, by the answers of a micro-batch. Its regression is fit
-once, on at most 1024 prompts of each kind by default, and also asked about those. Here the ratio of a prompt is that of a
-regression which has not seen this prompt.
+Jung et al. 2024, arXiv 2404.04656: density_ratio is p / (1 - p), p the probability, by a logistic regression on embeddings of
+the prompts, that the prompt of an undesirable answer is one of a desirable answer; without gradient. shift is the mean reward
+of all answers of this step and the steps before, whatever their label and weight, without gradient. A loss of single answers,
+whose mean is over answers. The two answers of a pair share their prompt, so their ratio is 1, and what is measured on held-out
+pairs has no weights.
+Elsewhere: TRL's BCO trainer has this weight, clipping and shift, by the answers of a micro-batch. Its regression is fit once,
+on at most 1024 prompts of each kind by default, and is also asked about those; here a prompt's ratio is that of a regression
+which has not seen it.
 Beware: the mean is over answers, not over their weights, so weights below 1 lower the part of undesirable answers in each step.
 
 Reward: beta * log-ratio to the reference.

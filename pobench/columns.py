@@ -198,8 +198,8 @@ _RUNS = Frame(
             "density_ratio",
             "JSON",
             "",
-            "of a loss that asks for it, on single answers: their numbers, the quality of the classifier of prompts, quantiles of the "
-            "ratios of undesirable answers, and who embedded the prompts (empty: the start model); else {}",
+            "of a loss that asks for it, on single answers: their numbers, the quality of the classifier of prompts, quantiles "
+            "of the ratios of undesirable answers, and who embedded the prompts (empty: the start model); else {}",
         ),
         Column("order", "text", "", "digest of the order of the training pairs"),
         Column("protocol", "int", "", "version of the protocol; results of two versions are not compared"),

@@ -24,11 +24,11 @@ def embed(
     advance: Callable[[int], None] = lambda prompts: None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """(prompts, features) fp32, on the CPU. model: one that gives hidden states, in evaluation mode, on its device. prompts: token
-    ids, none empty. advance: called with the number of prompts done since the last call.
+    """(prompts, features) fp32, on the CPU. model: one that gives hidden states, in evaluation mode, on its device. prompts:
+    token ids, none empty. advance: called with the number of prompts done since the last call.
 
-    Shorter prompts of a batch are padded on the right and masked, so that a causal model and an encoder read each as it would be
-    alone. Raises PobenchError where the model gives none, or values that are not finite.
+    Shorter prompts of a batch are padded on the right and masked, so that a causal model and an encoder read each as it would
+    be alone. Raises PobenchError where the model gives no hidden states, or values that are not finite.
     """
     embedded: dict[int, Tensor] = {}
     for batch in _batches([len(prompt) for prompt in prompts]):

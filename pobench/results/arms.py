@@ -41,7 +41,11 @@ START_EMBEDS = "start model"  # where a setting names no `data.prompt_embedder`
 _FIXED = ("lr", "epochs", "batch_size", "pairs", "length_bias", "reference")
 _OF_ROUND = ("round", "rounds_reference", "recipe")  # of runs after the first round; `pairs` then differs between seeds
 # of a run, by which arms are formed and named
-_FACTS = ("run", "setting", "loss", "title", "settings", "trained_on", "density_ratio", "begins", "status", *_FIXED, *_OF_ROUND)
+_FACTS = (
+    *("run", "setting", "loss", "title", "settings", "trained_on", "density_ratio", "begins", "status"),
+    *_FIXED,
+    *_OF_ROUND,
+)
 
 
 def arms_of(runs: pd.DataFrame, *, every_round: bool = False) -> list[Arm]:

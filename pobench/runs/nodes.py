@@ -259,9 +259,10 @@ class Layout:
                 continue
             folder = density_ratio.folder_of(node)
             if folder not in made and not self._ratios_there(folder):
-                new = Task(task.job, "reference", folder.parent, f"pass-{folder.name}", (density_ratio.NAME,), self.data)
-                of_them = {"nodes": {density_ratio.NODE: node}, "references": {density_ratio.NAME: folder}}
-                made[folder] = replace(new, plugins=self.plugins, **of_them)
+                run, stages = f"pass-{folder.name}", (density_ratio.NAME,)
+                new = Task(task.job, "reference", folder.parent, run, stages, self.data, plugins=self.plugins)
+                nodes, ratios = {density_ratio.NODE: node}, {density_ratio.NAME: folder}
+                made[folder] = replace(new, nodes=nodes, references=ratios)
         return list(made.values())
 
     def _ratios_there(self, folder: Path) -> bool:

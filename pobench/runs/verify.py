@@ -29,8 +29,8 @@ class Verified(NamedTuple):
 
 
 def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> Verified:
-    """Hash everything below `runs`, and the reference sums, density ratios and start models in the cache folder. Nothing is remembered,
-    and nothing is changed.
+    """Hash everything below `runs`, and the reference sums, density ratios and start models in the cache folder. Nothing is
+    remembered, and nothing is changed.
 
     advance: called with the name of each folder before it is read.
     """

@@ -1,9 +1,9 @@
 """Density ratios of prompts: how much more often a prompt has a desirable answer than an undesirable one, as a classifier
 estimates it from the prompt's embedding. BCO weighs undesirable answers by them (Jung et al. 2024, arXiv 2404.04656).
 
-The classifier is a logistic regression in which both kinds of answers weigh the same, so that p / (1 - p) is the ratio of the two
-densities of prompts. Each prompt's ratio is that of a classifier which was fit on other prompts: of a classifier that has seen
-the prompt, with hundreds of features, it would tell the label and not the density. A folder holds the ratios of one data set:
+The classifier is a logistic regression in which both kinds of answers weigh the same, so that p / (1 - p) is the ratio of the
+two densities of prompts. Each prompt's ratio is that of a classifier which was fit on other prompts: with hundreds of features,
+one that has seen the prompt knows its label, whatever the densities. A folder holds the ratios of one data set:
 
     ratios-<digest>.safetensors   keys (prompts, 32) bytes, sorted, and log_ratios (prompts,) fp64 nats
     density_ratio.json            causes, facts (counts, the classifier's quality, quantiles), seconds, the file and its sha256;
@@ -77,7 +77,9 @@ class DensityRatios:
         """(prompts,) fp64, above 0. Raises PobenchError for a prompt without one."""
         values = [self._log_ratios.get(prompt_key(prompt)) for prompt in prompts]
         if missing := values.count(None):
-            raise PobenchError(f"{missing} of {len(values)} prompts have no density ratio among {len(self._log_ratios)}")
+            raise PobenchError(
+                f"{missing} of {len(values)} prompts have no density ratio among {len(self._log_ratios)}"
+            )
         return torch.tensor(values, dtype=torch.float64).clamp(-FAR, FAR).exp()
 
 
@@ -97,7 +99,9 @@ def about_density_ratio(folder: Path) -> dict[str, Any] | None:
 
 def facts_text(facts: Mapping[str, Any]) -> str:
     """What is known of a data set's density ratios, for people."""
-    counts = f"{facts['desirable']} desirable and {facts['undesirable']} undesirable answers to {facts['prompts']} prompts"
+    counts = (
+        f"{facts['desirable']} desirable and {facts['undesirable']} undesirable answers to {facts['prompts']} prompts"
+    )
     if facts["why_one"]:
         return f"{counts}: {facts['why_one']}, so every density ratio is 1"
     low, _, middle, _, high = facts["quantiles"]
@@ -158,8 +162,8 @@ def fitted(embeddings: np.ndarray, desirable: np.ndarray, undesirable: np.ndarra
 
 
 def _folds(counts: Counts) -> list[np.ndarray]:
-    """Up to `FOLDS` parts of the prompts with as many of each kind as can be; [] where no classifier can be fit on prompts that it
-    is not asked about."""
+    """Up to `FOLDS` parts of the prompts, each with its share of each kind; [] where the others of a part lack a kind of
+    answer, so that no classifier can be fit on them."""
     kinds = (counts.desirable > 0) + 2 * (counts.undesirable > 0)
     part = np.zeros(len(kinds), dtype=int)
     for kind in (1, 2, 3):
@@ -209,8 +213,8 @@ def compute_density_ratios(
     embed: Callable[[Sequence[Prompt]], Tensor],
     causes: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Fill `folder`, which the caller names after `causes`, with the ratios of all prompts; nothing where it is finished. embed:
-    prompts → (prompts, features); it is not called where no classifier can be fit. Returns the facts."""
+    """Fill `folder`, which the caller names after `causes`, with the ratios of all prompts; nothing where it is finished.
+    embed: prompts → (prompts, features); it is not called where no classifier can be fit. Returns the facts."""
     if (about := about_density_ratio(folder)) is not None:
         return dict(about["facts"])
     started, counts = time.monotonic(), Counts.of(answers)

@@ -172,8 +172,8 @@ class PreferenceObjective:
         """settings: the loss's own. reference: the reference sums of the items' responses, for a loss that needs them, and of
         `mismatched_groups`, for a loss that needs `kl`; or what computes them, batch by batch. mismatched: for each item the
         index of the item that lends its answer, for a loss that needs `kl`. seed: of what is drawn anew in every step.
-        begins_elsewhere: whether training begins from another model than the reference. density_ratios: of the prompts of single
-        answers, for a loss that asks for `density_ratio`.
+        begins_elsewhere: whether training begins from another model than the reference. density_ratios: of the prompts of
+        single answers, for a loss that asks for `density_ratio`.
 
         Raises PobenchError if the loss does not read such items, or needs sums or scores that are missing.
         """
@@ -221,12 +221,14 @@ class PreferenceObjective:
             self._read_borrowed(range(len(items)))
 
     def _ratios(self, density_ratios: DensityRatios | None) -> Tensor:
-        """(responses,) density ratios of the prompts of all items; 1 where the items are pairs, whose answers share their prompts.
-        Raises PobenchError where there are none."""
+        """(responses,) density ratios of the prompts of all items; 1 where the items are pairs, whose answers share their
+        prompts. Raises PobenchError where there are none."""
         if self.rows.pairs:
             return torch.ones(len(self.rows.lengths))
         if density_ratios is None:
-            raise PobenchError(f"{self.loss.name} needs density_ratio; pass `density_ratios`, those of the items' prompts")
+            raise PobenchError(
+                f"{self.loss.name} needs density_ratio; pass `density_ratios`, those of the items' prompts"
+            )
         return density_ratios.of(item.prompt for item in self.items).float()
 
     def _read_reference(self, items: Sequence[int]) -> None:

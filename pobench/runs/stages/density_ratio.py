@@ -1,5 +1,5 @@
-"""Density ratios of the training prompts: how much more often each has a desirable answer than an undesirable one, estimated once
-for every loss that asks for `density_ratio`, seed and learning rate.
+"""Density ratios of the training prompts: how much more often each has a desirable answer than an undesirable one, estimated
+once for every loss that asks for `density_ratio`, seed and learning rate.
 
 Prompts are embedded by the start model, or by the model that `data.prompt_embedder` names. Data of pairs need none: the two
 answers of a pair share their prompt, so its ratio is 1.
@@ -47,9 +47,10 @@ def run(context: Context) -> None:
     """Compute the ratios that the task names, and say what became of them."""
     from pobench.progress import progress
     from pobench.training.density_ratio import compute_density_ratios, facts_text
+    from pobench.types import TokenAnswer
 
     folder, causes = Path(context.task.references[NAME]), context.task.nodes[NODE].causes
-    answers = context.prepared.items("answers")
+    answers = (item for item in context.prepared.items("answers") if isinstance(item, TokenAnswer))
 
     def embed(prompts: Sequence[Prompt]) -> Tensor:
         with progress("density ratios: prompts", len(prompts), "prompts", shown=context.main) as advance:
