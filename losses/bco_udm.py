@@ -40,7 +40,7 @@ def seen(batch: AnswerBatch, *, beta: float) -> State:
     "bco_udm",
     title="BCO w/ UDM",
     colour="#2f7fb8",
-    marker="$U$",
+    marker="$\\Omega$",
     aliases=("BCO w/ UDM",),
     source="arXiv 2404.04656",
     units={"beta": "per nat", "min_ratio": "ratio of densities", "max_ratio": "ratio of densities"},
