@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM
 
 from pobench.errors import CorruptError, PobenchError
 from pobench.model import embeddings
-from pobench.model.embeddings import embed
+from pobench.model.embeddings import embed, load_embedder
 from pobench.registry import get_loss
 from pobench.training.density_ratio import (
     MARKER,
@@ -127,6 +129,29 @@ def test_an_embedding_is_the_mean_of_the_last_hidden_states_whatever_stands_besi
         assert sum(done) == 4 and len(done) == (1 if tokens > 6 else 3)
     with pytest.raises(PobenchError, match="gives no hidden states"):
         embed(start_model, prompts)  # of the head there are logits alone
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_encoder_embeds_the_text_of_prompts_as_far_as_it_reads_and_needs_all_its_weights(
+    word_tokenizer, tmp_path
+) -> None:
+    config = BertConfig(
+        vocab_size=len(word_tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=5,
+    )  # fmt: skip
+    encoder = BertForMaskedLM(config).eval()  # which has no pooler
+    encoder.save_pretrained(tmp_path)
+    word_tokenizer.save_pretrained(tmp_path)
+    model, tokenise = load_embedder(tmp_path, torch.device("cpu"))
+    ids = tokenise(["w1 w2", "w1 w2 w3 w4 w5 w6 w7"])
+    assert [len(row) for row in ids] == [2, 5] and ids[0] == ids[1][:2]
+    alone = [encoder.bert(torch.tensor([row])).last_hidden_state[0].mean(0).detach() for row in ids]
+    torch.testing.assert_close(embed(model, ids), torch.stack(alone))
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("bert.encoder.layer.0.output.dense.weight")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(PobenchError, match=r"data.prompt_embedder: .*are missing"):
+        load_embedder(tmp_path, torch.device("cpu"))
 
 
 def objective(items: Any, ratios: DensityRatios | None) -> PreferenceObjective:
