@@ -6,7 +6,8 @@
 Jung et al. 2024, arXiv 2404.04656: shift is the mean reward of all answers of this step and the steps before, without
 gradient. Where it is held at 0 the objective is `bco_pair`.
 Elsewhere: TRL's BCO trainer weighs devices by their counts, as here; its `loss_type="bco_pair"` of the DPO trainer has no
-shift, and LLaMA-Factory averages the means of batches. Weights of densities of unpaired data are not offered on pairs.
+shift, and LLaMA-Factory averages the means of batches. Weights by densities of prompts are of single answers (`bco_udm`): a
+pair's answers share their prompt.
 Beware: all history counts alike, so the shift lags behind once many steps are done.
 
 Reward: beta * log-ratio to the reference.

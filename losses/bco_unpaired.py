@@ -8,8 +8,7 @@ Jung et al. 2024, arXiv 2404.04656: shift is the mean reward of all answers of t
 label, without gradient. A loss of single answers, whose mean is over answers. A pair is two of them, and gives half of what the
 loss `bco_shift` gives.
 Elsewhere: TRL's BCO trainer has this formula and this mean of all history, by the answers of a micro-batch. It can weigh
-undesirable answers by how like a desirable answer's their prompt is, from embeddings of the prompts by a second model; that is
-not offered here. LLaMA-Factory averages the means of batches.
+undesirable answers by how like a desirable answer's their prompt is: `bco_udm`. LLaMA-Factory averages the means of batches.
 Beware: all history counts alike, so the shift lags behind once many steps are done, and with more answers of one kind it
 follows that kind.
 

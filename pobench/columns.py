@@ -194,6 +194,13 @@ _RUNS = Frame(
         Column("tokens", "int", "tokens", "tokens it was trained on, without padding"),
         Column("status", "text", "", "`finished`, `failed` or `unfinished`"),
         Column("reason", "text", "", "why it failed; empty otherwise"),
+        Column(
+            "density_ratio",
+            "JSON",
+            "",
+            "of a loss that asks for it, on single answers: their numbers, the quality of the classifier of prompts, quantiles "
+            "of the ratios of undesirable answers, and who embedded the prompts (empty: the start model); else {}",
+        ),
         Column("order", "text", "", "digest of the order of the training pairs"),
         Column("protocol", "int", "", "version of the protocol; results of two versions are not compared"),
         Column("note", "text", "", "what to know about the start weights"),

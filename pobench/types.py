@@ -342,7 +342,9 @@ class ListInputs(NamedTuple):
 
 class AnswerInputs(NamedTuple):
     """What a loss of single answers may ask for, as `Inputs` are of pairs. label: (answers,) bool, True for a desirable one.
-    kl: of each answer's prompt with the answer of another row. scores: (answers,)."""
+    kl: of each answer's prompt with the answer of another row. scores: (answers,). density_ratio: (answers,) above 0: how much
+    more often the answer's prompt has a desirable answer than an undesirable one, as a classifier of prompts estimates it
+    (`pobench.training.density_ratio`); 1 of a pair's answers, which share their prompt."""
 
     response: SequenceLogps
     label: Tensor
@@ -351,6 +353,7 @@ class AnswerInputs(NamedTuple):
     tokens: TokenLogps | None = None
     scores: Tensor | None = None
     batch: AnswerBatch | None = None
+    density_ratio: Tensor | None = None
 
 
 class LossOutput(NamedTuple):

@@ -69,7 +69,8 @@ def read(unit: Unit, given: Inputs) -> Inputs | ListInputs | AnswerInputs:
     if tokens is not None:
         known_tokens = None if tokens.reference is None else tokens.reference.flatten(0, 1)
         tokens = TokenLogps(tokens.policy.flatten(0, 1), known_tokens, tokens.mask.flatten(0, 1))
-    return AnswerInputs(answers, _labels(answers.total), known_answers, given.kl, tokens, scores, batch)
+    labels, ratios = _labels(answers.total), torch.ones_like(answers.total)  # a pair's answers share their prompt
+    return AnswerInputs(answers, labels, known_answers, given.kl, tokens, scores, batch, ratios)
 
 
 def _labels(answers: Tensor) -> Tensor:
@@ -152,7 +153,8 @@ class Rows:
         return pair_of(totals, self.lengths[self.of(rows)].to(totals.device))
 
     def inputs(self, rows: Sequence[int], policy: Any, reference: Any, beside: dict[str, Any]) -> Any:
-        """What a loss may ask for of these rows. policy, reference: of `logps`. beside: kl, tokens, scores, batch."""
+        """What a loss may ask for of these rows. policy, reference: of `logps`. beside: kl, tokens, scores, batch, and of
+        answers density_ratio."""
         return Inputs(policy, reference, **beside)
 
     def places(self, rows: Sequence[int]) -> Tensor:

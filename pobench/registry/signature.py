@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 SUPPLIED = (
     *("policy", "responses", "response", "label", "reference", "kl", "tokens", "scores", "batch"),
     *("collision", "entropy", "forward_kl"),
+    "density_ratio",
 )
 # By what a loss has one value of, what it can ask for: the fields of `Inputs`, `ListInputs` and `AnswerInputs` in
 # `pobench.types`. It must ask for the first.
 INPUTS_OF: dict[Unit, tuple[str, ...]] = {
     "pairs": ("policy", "reference", "kl", "tokens", "scores", "batch", "collision", "entropy", "forward_kl"),
     "lists": ("responses", "reference", "tokens", "scores", "batch"),
-    "answers": ("response", "label", "reference", "kl", "tokens", "scores", "batch"),
+    "answers": ("response", "label", "reference", "kl", "tokens", "scores", "batch", "density_ratio"),
 }
 REFERENCED = ("reference", "kl", "forward_kl")  # inputs that the reference model gives
 BY_TOKEN = ("tokens", "collision", "entropy", "forward_kl")  # inputs that a pair's sums do not give

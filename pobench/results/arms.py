@@ -37,10 +37,15 @@ GREEK = {"beta": "β", "gamma": "γ", "tau": "τ", "alpha": "α", "delta": "δ",
 GREEK |= {"length_bias": "length bias", "rounds_reference": "reference model"}
 
 
+START_EMBEDS = "start model"  # where a setting names no `data.prompt_embedder`
 _FIXED = ("lr", "epochs", "batch_size", "pairs", "length_bias", "reference")
 _OF_ROUND = ("round", "rounds_reference", "recipe")  # of runs after the first round; `pairs` then differs between seeds
 # of a run, by which arms are formed and named
-_FACTS = ("run", "setting", "loss", "title", "settings", "trained_on", "begins", "status", *_FIXED, *_OF_ROUND)
+_FACTS = (
+    *("run", "setting", "loss", "title", "settings", "trained_on", "density_ratio", "begins", "status"),
+    *_FIXED,
+    *_OF_ROUND,
+)
 
 
 def arms_of(runs: pd.DataFrame, *, every_round: bool = False) -> list[Arm]:
@@ -105,6 +110,7 @@ def _arm_key(row: dict[Any, Any]) -> ArmKey:
     fixed = [_shown_or_empty(row.get(name)) for name in _fixed(row)]
     key = (str(row["setting"]), str(row["loss"]), json.dumps(settings_of(row), sort_keys=True), *fixed)
     key = (*key, read) if (read := _read_as(row)) else key
+    key = (*key, embedder) if (embedder := _embedder(row)) not in ("", START_EMBEDS) else key
     # only the run id tells two start models apart
     return (*key, str(row["run"])) if row["loss"] == "start" else key
 
@@ -121,7 +127,14 @@ def _shown_facts(row: dict[Any, Any]) -> dict[str, str]:
     fixed = {name: show_setting(row.get(name)) for name in _fixed(row) if not pd.isna(row.get(name))}
     stored = row.get("trained_on")
     read = {"trained on": stored} if isinstance(stored, str) and stored else {}
-    return {**{name: show_setting(value) for name, value in settings_of(row).items()}, **fixed, **read}
+    embedded = {"prompts embedded by": by} if (by := _embedder(row)) else {}
+    return {**{name: show_setting(value) for name, value in settings_of(row).items()}, **fixed, **read, **embedded}
+
+
+def _embedder(row: Mapping[Any, Any]) -> str:
+    """The model that embedded prompts for the run's density ratios; "" where it read none."""
+    ratios = json_object(row.get("density_ratio"))
+    return str(ratios.get("embedder") or START_EMBEDS) if ratios else ""
 
 
 def _differing(shown: Mapping[ArmKey, Mapping[str, str]]) -> dict[str, set[str]]:

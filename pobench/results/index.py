@@ -248,6 +248,7 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "tokens": about.get("tokens", math.nan),
         "status": "failed" if failure else "finished" if _finished(folder, start) else "unfinished",
         "reason": failure or "",
+        "density_ratio": json.dumps(about.get("density_ratio", {})),
         "order": about.get("order", ""),
         "protocol": config["protocol"],
         "note": config["model"].get("note", ""),

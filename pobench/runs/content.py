@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from pobench.registry import get_loss, judges
 from pobench.runs.stage import Content
 from pobench.runs.start_model import base_model, stage_folder
 from pobench.settings.job import Job
-from pobench.sources import rows_digest, weights_digest
+from pobench.sources import fetch_model, is_hub_name, rows_digest, weights_digest
 
 SOURCES = (
     "source",
@@ -161,6 +161,7 @@ def gather(
         heldout_scores=ratings["heldout"].digest,
         own={name: (digest, ratings[name].digest) for name, digest in digests.items() if name not in PAIRS},
         without=frozenset(name for name in PAIRS if not counts[name]),
+        embedder=cache(partial(_embedder, remember=remember)),
     )
 
 
@@ -172,6 +173,18 @@ def start_weights(job: Job, reach: int | None, *, remember: bool = True) -> str:
     made = stage_folder(job, remember=remember).run if job.sft is not None else None
     weights = made or weights_digest(base_model(job), remember=remember)
     return with_reach(weights, reach)
+
+
+def embedder_folder(source: str) -> Path:
+    """The folder of the model that `data.prompt_embedder` names. Raises PobenchError where it cannot be had."""
+    return fetch_model(source, option="data.prompt_embedder")
+
+
+def _embedder(source: str, *, remember: bool) -> str:
+    """The digest of the weights; in a dry run, which fetches nothing, the name of a model on the hub."""
+    if not remember and is_hub_name(source) and not Path(source).exists():
+        return source
+    return weights_digest(embedder_folder(source), remember=remember)
 
 
 def with_reach(weights: str, reach: int | None) -> str:

@@ -33,7 +33,8 @@ def lacking(task: Task, failed: Sequence[tuple[Task, str]]) -> str | None:
         if other.kind == "sft":
             return f"its start model could not be made: {why}"
         if other.kind == "reference" and set(other.references.values()) & set(task.references.values()):
-            return f"its reference pass failed: {why}"
+            ratios = "density_ratio" in other.references
+            return f"its {'density ratios could not be made' if ratios else 'reference pass failed'}: {why}"
         if other.run == task.run and "train" in other.stages:
             return why
         if other.run in task.sides and "train" in other.stages:

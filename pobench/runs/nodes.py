@@ -20,10 +20,11 @@ from pobench.results.run_folder import NodeFolder, RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs
 from pobench.runs.stage import Content, Node, Stage
-from pobench.runs.stages import answers, compare, reference, train
+from pobench.runs.stages import answers, compare, density_ratio, reference, train
 from pobench.runs.task import Task, benchmarks_of
 from pobench.settings.job import Job, Round
 from pobench.sources import cache_folder
+from pobench.training.density_ratio import DensityRatios, about_density_ratio
 from pobench.training.reference import ReferenceSums, about_reference
 
 
@@ -140,6 +141,8 @@ class Layout:
             if {"heldout": "heldout", "pairs": "train"}.get(which) in self.content.without:
                 continue
             nodes[f"reference:{which}"] = reference.node_of(job, self.content, which)
+        if kind == "loss" and (ratios := density_ratio.node_of(job, self.content)):
+            nodes[density_ratio.NODE] = ratios
         return nodes
 
     def pair(self, one: Task, other: Task) -> Task:
@@ -206,15 +209,17 @@ class Layout:
         return True
 
     def _with_references(self, task: Task) -> Task:
-        """The folders of the reference sums that the task's stages read."""
+        """The folders of the reference sums, and of the density ratios, that the task's stages read."""
         sets = reference.sets_of(task.job, task.kind, task.stages)
         folders = {s: _sums_folder(task.nodes[f"reference:{s}"]) for s in sets if f"reference:{s}" in task.nodes}
+        if "train" in task.stages and density_ratio.NODE in task.nodes:
+            folders[density_ratio.NAME] = density_ratio.folder_of(task.nodes[density_ratio.NODE])
         return replace(task, references=folders)
 
     def reference_tasks(self, tasks: Sequence[Task]) -> list[Task]:
         """One for each arithmetic: the sets of sequences that a task reads, or `--stages reference` names, and that are not
-        there."""
-        read = [(task, which) for task in tasks for which in task.references]
+        there. Behind them one for each set of density ratios."""
+        read = [(task, which) for task in tasks for which in task.references if which != density_ratio.NAME]
         if "reference" in self.stages and not {"train", "heldout"} & set(self.stages) and self.content is not None:
             losses = [task for task in tasks if task.kind == "loss"]
             sets = [(t, which) for t in losses for which in reference.sets_of(t.job, t.kind, stage_list.DEFAULT)]
@@ -242,7 +247,35 @@ class Layout:
                 references={**known.references, which: folder},
                 nodes={**known.nodes, f"reference:{which}": node},
             )
-        return list(passes.values())
+        return [*passes.values(), *self._ratio_tasks(tasks)]
+
+    def _ratio_tasks(self, tasks: Sequence[Task]) -> list[Task]:
+        """The density ratios that a task's training reads, or `--stages density_ratio` names, and that are not there."""
+        named = density_ratio.NAME in self.stages and "train" not in self.stages
+        made: dict[Path, Task] = {}
+        for task in tasks:
+            node = task.nodes.get(density_ratio.NODE)
+            if node is None or not (named or density_ratio.NAME in task.references):
+                continue
+            folder = density_ratio.folder_of(node)
+            if folder not in made and not self._ratios_there(folder):
+                run, stages = f"pass-{folder.name}", (density_ratio.NAME,)
+                new = Task(task.job, "reference", folder.parent, run, stages, self.data, plugins=self.plugins)
+                nodes, ratios = {density_ratio.NODE: node}, {density_ratio.NAME: folder}
+                made[folder] = replace(new, nodes=nodes, references=ratios)
+        return list(made.values())
+
+    def _ratios_there(self, folder: Path) -> bool:
+        """Whether density ratios are stored, with the bytes that were written."""
+        try:
+            if about_density_ratio(folder) is None:
+                return False
+            DensityRatios.load(folder)
+        except CorruptError as error:
+            self.notes.append(f"{error}; the ratios are computed once more")
+            self.damaged.append(folder)
+            return False
+        return True
 
     def _sums_there(self, folder: Path) -> bool:
         """Whether a set of reference sums is stored, with the bytes that were written."""
@@ -296,6 +329,8 @@ def still_left(task: Task) -> Task:
             there = (made := NodeFolder(task.data)).finished and not made.faults()
         elif name == "reference":
             there = all(layout._sums_there(sums) for sums in task.references.values())
+        elif name == density_ratio.NAME:
+            there = layout._ratios_there(task.references[name])
         elif name == "benchmarks":
             there = (spoken := task.spoken) is not None and all(b.done(folder.path, spoken) for b in task.benchmarks)
         else:
@@ -321,6 +356,7 @@ _WORDS = {
     "rows": "the prompts' rows",
     "protocol": "the protocol",
     "answers": "the answers",
+    "density_ratio": "the density ratios of the prompts",
     "start": "the start model",
 }
 
@@ -339,7 +375,7 @@ def _earlier(stored: Sequence[tuple[str, dict[str, Any]]], task: Task) -> tuple[
         keys = changed(causes, now)
         if (
             keys
-            and set(keys) <= {"source", "pairs", "scores", "weights", "protocol"}
+            and set(keys) <= {"source", "pairs", "scores", "density_ratio", "weights", "protocol"}
             and (best is None or len(keys) < len(best[1]))
         ):
             best = (name, keys)

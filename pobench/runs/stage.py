@@ -36,6 +36,7 @@ class Content:
     "heldout", where the data have no such pairs.
     source: a registered function's kind and name → the digest of its code. rendering: of the chat template and tokenizer
     (`Chat.digest`). begins: of the last round's model, from which a later round trains; "" where the start model is it.
+    embedder: a model that embeds prompts → the digest of its weights.
     """
 
     weights: str
@@ -51,6 +52,7 @@ class Content:
     own: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     without: frozenset[str] = frozenset()
     begins: str = ""
+    embedder: Callable[[str], str] = str
 
     def items_of(self, unit: str) -> str:
         """The digest of what a loss of this unit is trained on."""

@@ -233,7 +233,7 @@ class _Stage:
             setting=f"{job.setting}-rehearsal",
             sft=None if job.sft is None else _smaller_sft(job.sft, folder),
             model=job.model.model_copy(update=model),
-            data=data.model_copy(update={**local, "max_pairs": pairs, "max_held_out": held}),
+            data=data.model_copy(update={**local, "max_pairs": pairs, "max_held_out": held, "prompt_embedder": None}),
             train=train.model_copy(update=smaller),
             answers=answers.model_copy(update=answer_settings),
             judge=judge,

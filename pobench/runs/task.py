@@ -34,16 +34,16 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Task:
-    """kind: "sft" makes the start model, "onpolicy" pairs of its answers, "reference" its sums, "start" evaluates it, "loss"
-    trains from it and evaluates, "pair" judges two losses' answers against each other.
+    """kind: "sft" makes the start model, "onpolicy" pairs of its answers, "reference" its sums or density ratios of prompts,
+    "start" evaluates it, "loss" trains from it and evaluates, "pair" judges two losses' answers against each other.
 
     run: `<setting>/<loss>-<12 hex>`, its folder below `runs`; of a pair `<setting>/pair-<12 hex>`. sides: of a pair, the runs
     of both losses. stages: what is to do, in order; none is left where it is empty. nodes: stage → its result, of every stage
-    that the job has (`reference:<set>` of the reference's, `start:answers` of the start model's answers that a judge compares
-    with). start: the
-    start model's run. data: the folder of the token pairs. references: set of sequences → folder of its sums. causes: of
-    the run itself. rendering, precision: the chat (`Chat.digest`) and the precision that the model generates with; empty
-    where the plan did not read the model. share: which of the processes that evaluate the run together this one is.
+    that the job has (`reference:<set>` of the reference's, `density_ratio:answers` of the ratios, `start:answers` of the start
+    model's answers that a judge compares with). start: the start model's run. data: the folder of the token pairs. references:
+    set of sequences → folder of its sums, and `density_ratio` → that of the ratios. causes: of the run itself. rendering,
+    precision: the chat (`Chat.digest`) and the precision that the model generates with; empty where the plan did not read the
+    model. share: which of the processes that evaluate the run together this one is.
     command: the file that says what else its command does (`pobench.runs.command`); "" where none was written.
     """
 
@@ -91,6 +91,8 @@ class Task:
             "onpolicy": "pairs of the start model's own answers",
             "reference": "reference pass of the start model",
         }
+        if "density_ratio" in self.references:
+            titles["reference"] = "density ratios of the prompts"
         if self.job.round.number > 1:
             titles |= self._titles_of_round()
         against = "".join(f" against {side.rpartition('/')[2].rpartition('-')[0]}" for side in self.sides[1:])

@@ -12,6 +12,7 @@ from pobench.errors import CorruptError, or_fault
 from pobench.files import corrupt_files
 from pobench.results.run_folder import RunFolder, run_names
 from pobench.sources import cache_folder
+from pobench.training.density_ratio import DensityRatios
 from pobench.training.reference import ReferenceSums, about_reference
 
 MARKERS = ("trained.json", "node.json", "data.json")  # each holds {"files": path below its folder → sha256}
@@ -28,8 +29,8 @@ class Verified(NamedTuple):
 
 
 def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> Verified:
-    """Hash everything below `runs`, and the reference sums and start models in the cache folder. Nothing is remembered,
-    and nothing is changed.
+    """Hash everything below `runs`, and the reference sums, density ratios and start models in the cache folder. Nothing is
+    remembered, and nothing is changed.
 
     advance: called with the name of each folder before it is read.
     """
@@ -50,6 +51,13 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
             if about_reference(marker.parent) is not None:
                 ReferenceSums.load(marker.parent)
                 folders, files = folders + 1, files + 1
+        except CorruptError as error:
+            faults.append(str(error))
+    for marker in sorted((cache_folder() / "density_ratio").glob("*/density_ratio.json")):
+        advance(str(marker.parent))
+        try:
+            DensityRatios.load(marker.parent)
+            folders, files = folders + 1, files + 1
         except CorruptError as error:
             faults.append(str(error))
     for run in run_names(runs):

@@ -242,6 +242,9 @@ class DataConfig(Section):
     """Whether a row that cannot be read stops the command, or is left out and counted."""
     count_header: bool = False
     """Whether |y| counts as in the SimPO repository: with header, what follows the end of turn, end of text."""
+    prompt_embedder: Annotated[str | None, RUNTIME] = None
+    """A folder or hub name of the model that embeds prompts for losses that ask for `density_ratio`, by the mean of its last
+    hidden states. null: the start model. Its weights name the density ratios, and the runs that read them."""
     length_bias: float = Field(0.0, ge=0, le=1)
     """The share of labels replaced by "the longer answer wins"."""
     seed: Seed = 0

@@ -30,6 +30,7 @@ from pobench.registry import Loss
 from pobench.settings.schema import LoopConfig, TrainConfig
 from pobench.training import checkpoint, leaving
 from pobench.training.clock import Spent
+from pobench.training.density_ratio import DensityRatios
 from pobench.training.memory import (
     Choice,
     choose,
@@ -125,6 +126,7 @@ def train(
     mismatched: Sequence[int] | None = None,
     seed: int = 0,
     begins_elsewhere: bool = False,
+    density_ratios: DensityRatios | None = None,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda text: None,
     rewind: Callable[[int], None] = lambda step: None,
@@ -135,9 +137,12 @@ def train(
     """Train `model` in place on `items`, in the order of `epochs` (indices into items, one sequence an epoch), with a batch of
     `batch_size` pairs or lists, or of twice as many single answers.
 
-    settings, reference, mismatched, seed, begins_elsewhere: see `PreferenceObjective`. All else: see `minimise`.
+    settings, reference, mismatched, seed, begins_elsewhere, density_ratios: see `PreferenceObjective`. All else: see
+    `minimise`.
     """
-    objective = PreferenceObjective(items, loss, settings, reference, mismatched, seed, begins_elsewhere)
+    objective = PreferenceObjective(
+        items, loss, settings, reference, mismatched, seed, begins_elsewhere, density_ratios
+    )
     size = in_a_batch(items, config.batch_size)
     batches = [
         (epoch + min(at + size, len(order)) / len(order), list(order[at : at + size]))

@@ -23,6 +23,7 @@ from pobench.model import layouts
 from pobench.model.policy_sums import SumScorer
 from pobench.model.vocabulary import OF_REFERENCE, Beside, Kind
 from pobench.registry import Loss
+from pobench.training.density_ratio import DensityRatios
 from pobench.training.reference import EveryStep, Moving, ReferenceSums
 from pobench.types import Entropy, Group, Item, State, TokenLogps, by_token
 from pobench.units import ROWS, Rows, Told
@@ -166,11 +167,13 @@ class PreferenceObjective:
         mismatched: Sequence[int] | None = None,
         seed: int = 0,
         begins_elsewhere: bool = False,
+        density_ratios: DensityRatios | None = None,
     ) -> None:
         """settings: the loss's own. reference: the reference sums of the items' responses, for a loss that needs them, and of
         `mismatched_groups`, for a loss that needs `kl`; or what computes them, batch by batch. mismatched: for each item the
         index of the item that lends its answer, for a loss that needs `kl`. seed: of what is drawn anew in every step.
-        begins_elsewhere: whether training begins from another model than the reference.
+        begins_elsewhere: whether training begins from another model than the reference. density_ratios: of the prompts of
+        single answers, for a loss that asks for `density_ratio`.
 
         Raises PobenchError if the loss does not read such items, or needs sums or scores that are missing.
         """
@@ -191,6 +194,7 @@ class PreferenceObjective:
         self.places: dict[int, Tensor] = {}  # item → its places in that batch
         self.state: State = {}
         self.scores = self.rows.ratings(loss.name) if "scores" in loss.needs else None
+        self.density_ratio = self._ratios(density_ratios) if "density_ratio" in loss.needs else None
         self.seed, self.step = seed, 0
         self.second: nn.Module | None = None
         if not loss.reads_reference:
@@ -215,6 +219,17 @@ class PreferenceObjective:
                 )
             self._read_reference(range(len(items)))
             self._read_borrowed(range(len(items)))
+
+    def _ratios(self, density_ratios: DensityRatios | None) -> Tensor:
+        """(responses,) density ratios of the prompts of all items; 1 where the items are pairs, whose answers share their
+        prompts. Raises PobenchError where there are none."""
+        if self.rows.pairs:
+            return torch.ones(len(self.rows.lengths))
+        if density_ratios is None:
+            raise PobenchError(
+                f"{self.loss.name} needs density_ratio; pass `density_ratios`, those of the items' prompts"
+            )
+        return density_ratios.of(item.prompt for item in self.items).float()
 
     def _read_reference(self, items: Sequence[int]) -> None:
         """Take the reference sums of these items: of all at once from a store, of a batch from a model in its step."""
@@ -348,14 +363,17 @@ class PreferenceObjective:
         return Measured(slope, step_sums(told, _sums(pull, self.rows.counts[items].to(leaf.device))))
 
     def _beside(self, items: list[int], values: Tensor) -> dict[str, Any]:
-        """What the loss may ask for beside sums: kl, tokens, scores, batch."""
+        """What the loss may ask for beside sums: kl, tokens, scores, batch, density_ratio."""
         tokens = self._tokens_of(items, values) if "tokens" in self.loss.needs else None
         scores, batch = None, None
         if self.scores is not None:
             scores = self.rows.shaped(items, self.scores[self.rows.of(items)], math.nan).to(values)
         if self.batch is not None:
             batch = self.batch._replace(place=torch.cat([self.places[i] for i in items]).to(values.device))
-        return {"kl": self.kl, "tokens": tokens, "scores": scores, "batch": batch}
+        beside = {"kl": self.kl, "tokens": tokens, "scores": scores, "batch": batch}
+        if self.density_ratio is not None:
+            beside["density_ratio"] = self.density_ratio[self.rows.of(items)].to(values)
+        return beside
 
     def _of_vocabulary(self, items: list[int], by_kind: Mapping[Kind, Tensor]) -> dict[str, Any]:
         """The fields of `Vocabulary` that the loss asks for. by_kind: (tokens,) each."""

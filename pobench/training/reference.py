@@ -55,16 +55,16 @@ TURNS_BETWEEN_CHECKS = 16  # then all processes learn of a sum that is not finit
 # ---------------------------------------------------------------- keys
 def sequence_keys(group: Group) -> list[bytes]:
     """One key a response: sha256 over the prompt's length, the prompt's token ids and the response's token ids."""
-    of_prompt = hashlib.sha256(_int32([len(group.prompt)]) + _int32(group.prompt))
+    of_prompt = hashlib.sha256(token_bytes([len(group.prompt)]) + token_bytes(group.prompt))
     keys = []
     for response in group.responses:
         sequence = of_prompt.copy()
-        sequence.update(_int32(response))
+        sequence.update(token_bytes(response))
         keys.append(sequence.digest())
     return keys
 
 
-def _int32(tokens: Sequence[int]) -> bytes:
+def token_bytes(tokens: Sequence[int]) -> bytes:
     """Little-endian."""
     numbers = array("i", tokens)
     if sys.byteorder == "big":

@@ -25,8 +25,8 @@ from pobench.registry import Loss, Modifier, load_plugin, losses
 from pobench.settings.faults import broken_contract
 from pobench.settings.resolve import resolve_names
 from pobench.types import Inputs, LossOutput, Pair, SequenceLogps, TokenLogps, Vocabulary
-from pobench.units import places_in
-from pobench.workflows.check_units import OWN, relative
+from pobench.units import places_in, read
+from pobench.workflows.check_units import OWN, ratios_of, relative
 from pobench.workflows.invariance import SPLITS, TOLERANCE, WHOLE, difference, take_steps, take_steps_in_two_processes
 
 
@@ -128,8 +128,10 @@ class Subject:
                 forward_kl=torch.zeros_like(vocabulary.forward_kl)
             )  # the policy is the reference
         inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch)
-        inputs = inputs._replace(**vocabulary._asdict())
-        return self.loss.by_pair(self.loss(*self.loss.arguments(*inputs), **settings))
+        given: Any = read(self.loss.unit, inputs._replace(**vocabulary._asdict()))
+        if "density_ratio" in self.loss.needs:  # of other prompts than a pair's one
+            given = given._replace(density_ratio=ratios_of(given.response.length).to(at[0].dtype))
+        return self.loss.by_pair(self.loss(*self.loss.named(given), **settings))
 
     def evaluate(self, at: Numbers, kl: float = 0.0, beside: Beside | None = None, **changes: Any) -> Evaluated:
         leaves = [t.clone().requires_grad_() for t in at[:2]]

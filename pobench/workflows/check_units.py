@@ -42,20 +42,22 @@ class Lists(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Single answers to try a loss on. scores: (answers,)."""
+    """Single answers to try a loss on. scores, density_ratio: (answers,)."""
 
     policy: SequenceLogps
     reference: SequenceLogps
     scores: Tensor
     label: Tensor
+    density_ratio: Tensor
 
     def inputs(self, policy: SequenceLogps, beside: Mapping[str, Any]) -> AnswerInputs:
         kl, tokens, batch = (beside[name] for name in ("kl", "tokens", "batch"))
-        return AnswerInputs(policy, self.label, self.reference, kl, tokens, self.scores.to(policy.total.dtype), batch)
+        scores, ratio = (values.to(policy.total.dtype) for values in (self.scores, self.density_ratio))
+        return AnswerInputs(policy, self.label, self.reference, kl, tokens, scores, batch, ratio)
 
     def take(self, answers: Tensor) -> Answers:
         policy, reference = (SequenceLogps(*(t[answers] for t in part)) for part in (self.policy, self.reference))
-        return Answers(policy, reference, self.scores[answers], self.label[answers])
+        return Answers(policy, reference, *(values[answers] for values in self[2:]))
 
 
 class Tried(NamedTuple):
@@ -153,7 +155,13 @@ def answers(n: int = 13, seed: int = 8) -> Answers:
     total = -length * (0.05 + torch.rand(n, generator=draw, dtype=torch.float64))
     moved = 6 * torch.randn(n, generator=draw, dtype=torch.float64)
     scores = 0.5 * label + 0.5 * torch.rand(n, generator=draw, dtype=torch.float64)
-    return Answers(SequenceLogps(total, length), SequenceLogps(total - moved, length), scores, label)
+    reference = SequenceLogps(total - moved, length)
+    return Answers(SequenceLogps(total, length), reference, scores, label, ratios_of(length))
+
+
+def ratios_of(length: Tensor) -> Tensor:
+    """Density ratios from 0.05 to 12.8 in the shape of the lengths, to try a loss on; each is told by its answer's length."""
+    return 0.05 * 2.0 ** (length % 9).double()
 
 
 def far_answers() -> Answers:
@@ -161,7 +169,8 @@ def far_answers() -> Answers:
     rows = torch.tensor(list(product((-1e4, -1e-3), (-1e4, -1e-3), (1, 900), (0, 1))), dtype=torch.float64).T
     policy, reference, length, label = rows
     length = length.long()
-    return Answers(SequenceLogps(policy, length), SequenceLogps(reference, length), 0.9 * label, label.bool())
+    far = torch.where(length > 1, 1e13, 1e-13)  # about as far as they go
+    return Answers(SequenceLogps(policy, length), SequenceLogps(reference, length), 0.9 * label, label.bool(), far)
 
 
 # ---------------------------------------------------------------- laws
@@ -387,6 +396,7 @@ def _needs(loss: Loss, settings: Mapping[str, Any]) -> Verdict:
         yield "batch", tried(loss, settings, at, whole=_moved(known, shift), place=all_of)
         if loss.unit == "answers":
             yield "label", tried(loss, settings, at._replace(label=~at.label))
+            yield "density_ratio", tried(loss, settings, at._replace(density_ratio=at.density_ratio.flip(0)))
 
     unused = [name for name, there in changed() if name in loss.needs and torch.equal(there.loss, here.loss)]
     if unused:

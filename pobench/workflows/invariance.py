@@ -34,6 +34,7 @@ from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss, get_loss, load_plugin
 from pobench.settings.schema import TrainConfig
+from pobench.training.density_ratio import DensityRatios, prompt_key
 from pobench.training.loop import train
 from pobench.training.objectives import mismatched_groups
 from pobench.training.reference import EveryStep, Moving, ReferenceSums
@@ -151,6 +152,12 @@ def small_reference(loss: Loss, items: Sequence[Item], layout: str) -> Reference
     if loss.runs_reference:
         return EveryStep(_small_scorer(layout))
     return _small_sums(tuple(items), "tokens" in loss.needs) if loss.reads_reference else None
+
+
+def small_ratios(items: Sequence[Item]) -> DensityRatios:
+    """Density ratios of the items' prompts, from 0.03 to 33."""
+    prompts = dict.fromkeys(item.prompt for item in items)
+    return DensityRatios({prompt_key(prompt): i % 8 - 3.5 for i, prompt in enumerate(prompts)})
 
 
 def _small_scorer(layout: str) -> SumScorer:
@@ -279,6 +286,7 @@ def _train(
             folder=run,
             reference=small_reference(loss, items, split.layout),
             mismatched=mismatch(items),
+            density_ratios=small_ratios(items),
             log=lambda row: rows.append(row["loss"]),
         )
     finally:

@@ -45,6 +45,7 @@ OF_STUDIES = {  # they want several settings of a loss
     "rounds",
     "rounds-table",
     "heldout-by-source",  # of several data sets
+    "density-ratios",  # of single answers
 }
 
 

@@ -1010,6 +1010,14 @@ def bco_unpaired(cases: Sequence[Case], before: Sequence[Case], beta: float) -> 
     return mean([nls(ahead) for pair in sides for ahead in pair])
 
 
+def bco_udm(cases: Sequence[Case], before: Sequence[Case], beta: float, min_ratio: float, max_ratio: float) -> Any:
+    """As `bco_unpaired`, whose undesirable answers weigh more or less: the two answers of a pair share their prompt, so its
+    density ratio is 1."""
+    shift, weight = mean([beta * x for c in before for x in drift(c)]), min(max(mpf(1), min_ratio), max_ratio)
+    sides = [(nls(beta * drift(c)[0] - shift), weight * nls(shift - beta * drift(c)[1])) for c in cases]
+    return mean([part for pair in sides for part in pair])
+
+
 def beta_dpo(cases: Sequence[Case], before: Sequence[Case], beta: float, strength: float) -> Any:
     """Of a batch of two, from which both are kept."""
     gap = mean([margin_of(c, 1) for c in before])
@@ -1058,6 +1066,16 @@ BATCHES = {
     "bco_shift": Batch(bco_shift, [{"beta": 0.1}, {"beta": 0.01}], 1.29936913555),
     # half of the pairs'
     "bco_unpaired": Batch(bco_unpaired, [{"beta": 0.1}, {"beta": 0.01}], 0.649684567775),
+    # nls of 0.35, -0.15 and twice of 0.25, -0.05: 0.53338244, 0.77095705, 2·0.57593942, 2·0.71845966
+    "bco_udm": Batch(
+        bco_udm,
+        [
+            {"beta": 0.1, "min_ratio": 2.0, "max_ratio": 10.0},
+            {"beta": 0.1, "min_ratio": 0.5, "max_ratio": 10.0},
+            {"beta": 0.01, "min_ratio": 0.1, "max_ratio": 0.7},
+        ],
+        0.973284334748,
+    ),
     # gaps 6 and -2, mean 2; beta 0.1 (1 + 0.6·1.8) = 0.208
     "beta_dpo": Batch(beta_dpo, [{"beta": 0.1, "strength": 0.6}, {"beta": 0.1, "strength": 0.0}], 0.587499901818),
     # gaps 4 and 0.5; margins x and 2 - x where log x + σ(x - 4) = log(2 - x) + σ(1.5 - x): 1.24641; nls(2.75359), nls(-0.25359)

@@ -149,6 +149,24 @@ def test_the_shift_of_bco_is_the_mean_of_all_answers_so_far_whatever_their_label
     assert output.loss.tolist() == pytest.approx([0.437487950393, 0.693147180560, 0.437487950393])
 
 
+def test_udm_weighs_undesirable_answers_by_their_clipped_ratios_and_desirable_ones_by_1() -> None:
+    loss, label = get_loss("bco_udm"), torch.tensor([True, False, False, False])
+    length, reference = torch.full((4,), 9), torch.full((4,), -40.0, dtype=torch.float64)
+    policy = (torch.tensor([4.0, -2.0, -8.0, 6.0], dtype=torch.float64) - 40).requires_grad_()
+    sums, known = SequenceLogps(policy, length), SequenceLogps(reference, length)
+    settings = {"beta": 0.1, "min_ratio": 0.5, "max_ratio": 10.0}
+    batch = loss.batch_of(sums, known, settings, label=label)
+    ratios = torch.tensor([3.0, 0.2, 1.5, 70.0], dtype=torch.float64, requires_grad=True)
+    output = loss(sums, label, known, batch, ratios, **settings)
+    # the mean log-ratio is 0: log(1 + e^-0.4), half of log(1 + e^-0.2), 1.5 times log(1 + e^-0.8), ten times log(1 + e^0.6)
+    expected = [0.513015252, 0.5 * 0.598138869, 1.5 * 0.371100666, 10 * 1.037487950]
+    assert output.loss.tolist() == pytest.approx(expected, rel=1e-8)
+    output.loss.sum().backward()
+    assert ratios.grad is None and bool((policy.grad != 0).all())
+    plain = get_loss("bco_unpaired")(sums, label, known, batch, beta=0.1).loss
+    torch.testing.assert_close(loss(sums, label, known, batch, torch.ones(4), **settings).loss, plain)
+
+
 def test_beta_dpo_leaves_out_the_oddest_pairs_and_the_same_ones_each_time(evaluate) -> None:
     cases = [*ordinary(9, seed=2), Case(-10.0, -4000.0, -2000.0, -10.0, 5, 5)]
     got, again = evaluate("beta_dpo", cases), evaluate("beta_dpo", cases)

@@ -1,11 +1,11 @@
 """The stages of a run, one file each, found by name, in the order in which they happen.
 
-    start model ─┬─ reference ── train ─┬─ heldout
-                 │                      ├─ trainpairs
-                 │                      ├─ gradient_norms
-                 │                      ├─ answers ─┬─ judge
-                 │                      │           └─ compare, with the answers of another loss
-                 │                      └─ benchmarks
+    start model ─┬─ reference, density_ratio ── train ─┬─ heldout
+                 │                                     ├─ trainpairs
+                 │                                     ├─ gradient_norms
+                 │                                     ├─ answers ─┬─ judge
+                 │                                     │           └─ compare, with the answers of another loss
+                 │                                     └─ benchmarks
                  └─ the same stages, of the start model itself
 
 A new stage is a new file in this folder that sets `STAGE`. The files import nothing heavy at the top: the command line

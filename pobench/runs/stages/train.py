@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pobench.errors import reason_of
 from pobench.registry import Loss, get_loss
 from pobench.runs.stage import Content, Stage
+from pobench.runs.stages import density_ratio
 from pobench.runs.stages.reference import TOKENS
 from pobench.settings.job import Job
 
 if TYPE_CHECKING:
     from pobench.model.policy_sums import SumScorer
     from pobench.runs.context import Context
+    from pobench.training.density_ratio import DensityRatios
     from pobench.training.reference import EveryStep, ReferenceSums
 
 _ONE = {"pairs": "a pair", "lists": "a list", "answers": "an answer"}
@@ -42,6 +44,7 @@ def causes(job: Job, content: Content) -> Mapping[str, Any]:
         "weights": content.begins or content.weights,
         **({"reference": content.weights} if other_reference else {}),
         **({"scores": content.scores_of(loss.unit)} if "scores" in loss.needs else {}),
+        **({"density_ratio": ratios.name} if (ratios := density_ratio.node_of(job, content)) else {}),
     }
 
 
@@ -69,7 +72,7 @@ def run(context: Context) -> None:
         checkpoint.refuse_holes(folder.path, content, [row["step"] for row in folder.logged()], context.say)
     accelerator.wait_for_everyone()
     model, rows = context.trainable(context.begin_path)
-    reference = _reference(context)
+    reference, ratios = _reference(context), _density_ratios(context)
     if loss.moves_reference:
         context.say(f"{context.task.title}: {_how_it_moves(loss, job, steps)}")
     adapter = job.train.adapter
@@ -108,6 +111,7 @@ def run(context: Context) -> None:
             mismatched=mismatch(items) if "kl" in loss.needs else None,
             seed=job.seed,
             begins_elsewhere=context.reference_path != context.begin_path,
+            density_ratios=ratios,
             log=log if context.main else lambda row: None,
             say=context.say,
             rewind=rewind if context.main else lambda step: None,
@@ -118,6 +122,8 @@ def run(context: Context) -> None:
     if job.train.trackers:
         accelerator.end_training()
     facts = {unit: len(items), "order": order.digest, **_cost_of(reference)}
+    if ratios:
+        facts["density_ratio"] = {**ratios.facts, "embedder": Path(job.data.prompt_embedder or "").name}
     with leaving.held():  # the last steps have no checkpoint
         _store(context, model, adapted, {**asdict(trained), **facts})
     accelerator.wait_for_everyone()
@@ -146,6 +152,14 @@ def _reference(context: Context) -> ReferenceSums | EveryStep | None:
     policy.requires_grad_(False)
     kind = Moving if loss.moves_reference else EveryStep
     return kind(sum_scorer(policy, context.groups(loss.unit), config, context.accelerator, context.say))
+
+
+def _density_ratios(context: Context) -> DensityRatios | None:
+    """The stored density ratios of the training prompts; None where the loss asks for none, or trains on pairs."""
+    from pobench.training.density_ratio import DensityRatios
+
+    folder = context.task.references.get(density_ratio.NAME)
+    return None if folder is None else DensityRatios.load(Path(folder))
 
 
 def _how_it_moves(loss: Loss, job: Job, steps: int) -> str:
@@ -253,7 +267,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 STAGE = Stage(
     name="train",
     does="train every loss from the start model, or from the last round's",
-    reads=("sft", "onpolicy", "reference"),
+    reads=("sft", "onpolicy", "reference", "density_ratio"),
     writes=("model/", "steps.jsonl", "trained.json"),
     decided_by="pairs (their ratings, if the loss asks for them), start weights, the loss's source and settings, the train "
     "section, seed",

@@ -18,6 +18,7 @@ CAUGHT = {  # fixture: (the law that catches it, words of the reason)
     "wrong_shape": ("one value per pair", "loss ()"),
     "nan_on_equal_responses": ("equal responses", "is nan where both answers have the same log-probability"),
     "unused_reference": ("it uses what it asks for", "asks for reference and does not use it"),
+    "unused_density_ratio": ("answers: it uses what it asks for", "asks for density_ratio and does not use it"),
     "list_by_place": ("lists: the order in which a list is written", "read `rank`, not the place"),
     "list_mean_over_pads": ("lists: pads", "three more pads change the loss"),
     "answers_in_twos": ("answers: one value each", "RuntimeError: shape '[-1, 2]' is invalid"),
