@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
+from children import in_child
 
 from pobench.data.chat import Chat
 from pobench.data.prepare import read_sources
@@ -54,7 +55,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             data = place / "pairs.jsonl"
             write_text(data, "".join(json.dumps(row) + "\n" for row in crossed(found[:base], size)))
             work = peers.work_of(given, job, place / "pairs.json", place)
-            runs[size] = peers.in_child(
+            runs[size] = in_child(
                 one_size, replace(job, data=job.data.model_copy(update={"source": str(data)})), work, size
             )
             peers.say(f"{size} pairs: {runs[size]['seconds']:.1f} s, peak {runs[size]['peak_memory'] / 1e9:.2f} GB")
