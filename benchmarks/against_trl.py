@@ -34,7 +34,18 @@ from pobench.files import write_text
 
 FOLDER = Path(__file__).parent
 # Options of vs_trl.py that every cell gets, and that must be the same for a stored cell to stand.
-PASSED = ("model", "pairs", "batch_size", "rounds", "warm_up", "lr", "search", "search_seconds", "trial_pairs", "threads")
+PASSED = (
+    "model",
+    "pairs",
+    "batch_size",
+    "rounds",
+    "warm_up",
+    "lr",
+    "search",
+    "search_seconds",
+    "trial_pairs",
+    "threads",
+)
 
 
 def main() -> None:

@@ -81,8 +81,8 @@ def in_turn(
                 for name, child in list(left.items()):
                     if not _one_turn(child, deadline):
                         del left[name]
-        except TookTooLongError as error:
-            raise TookTooLongError(f"{', '.join(calls)}: {error} of {seconds:.0f} s") from None
+        except TookTooLongError:
+            raise TookTooLongError(f"{', '.join(calls)}: ended after {seconds:.0f} s") from None
         finally:
             for child in children.values():
                 _end(child)
@@ -114,7 +114,7 @@ def _one_turn(child: _Child, deadline: float | None) -> bool:
     rest = None if deadline is None else max(0.0, deadline - time.monotonic())
     ready = wait([child.turn, child.process.sentinel], rest)
     if not ready:
-        raise TookTooLongError("ended after the time")
+        raise TookTooLongError("the deadline")
     try:
         child.turn.recv()
     except (EOFError, OSError):

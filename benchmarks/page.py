@@ -1,8 +1,9 @@
-"""Turn benchmarks/results/*.json into a README with the numbers and a picture (PNG and SVG) for every file.
+"""Turn benchmarks/results into a README with the numbers and a picture (PNG and SVG) for every file, and say in
+docs/benchmarks.md what was measured on a GPU.
 
     python benchmarks/page.py [--results FOLDER]
 
-Equal files give equal bytes.
+Results are *.json, and rows of `gpu.py`, *.jsonl. Equal files give equal bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from pobench.reporting.looks import FAINT, INK, look_of
 from pobench.reporting.tables import clean, make_table, show_number, to_markdown
 from pobench.types import Estimate
 
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+GPU_BLOCK = ("<!-- written by benchmarks/page.py: -->", "<!-- until here -->")
 # No loss's colours: what is compared here are programs.
 OURS, THEIRS, AS_IT_COMES = INK, FAINT, "#aeb6bf"
 SIDES = {
@@ -36,20 +40,25 @@ SIDES = {
 
 
 class Kind(NamedTuple):
-    """One benchmark: its heading, captions, and the functions that make its table and picture from a result."""
+    """One benchmark: its heading, captions, and the functions that make its table and picture from a result. more: further
+    tables by what stands above them."""
 
     title: str
     about: str
     rows: Callable[[dict[str, Any]], list[dict[str, Any]]]
     figure: Callable[[dict[str, Any]], Figure]
     absent: str = ""  # what the page says while there is no result; "": nothing
+    more: Callable[[dict[str, Any]], dict[str, list[dict[str, Any]]]] = lambda result: {}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     try:
-        print(build(parser.parse_args().results))
+        folder = parser.parse_args().results
+        print(build(folder))
+        if folder.resolve() == RESULTS.resolve():
+            write_gpu_block(folder)
     except PobenchError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -59,9 +68,9 @@ def build(folder: Path) -> Path:
     """Write pictures and README.md into `folder`; returns the README's path. Raises PobenchError that lists all unusable
     files."""
     results, faults = {}, []
-    for file in sorted(folder.glob("*.json")):
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]):
         try:
-            result = json.loads(file.read_text(encoding="utf-8"))
+            result = _gpu_result(file) if file.suffix == ".jsonl" else json.loads(file.read_text(encoding="utf-8"))
             if result["benchmark"] not in KINDS:
                 raise KeyError("benchmark")
             results[file.stem] = result
@@ -82,8 +91,9 @@ def build(folder: Path) -> Path:
             for stem, result in mine.items()
             for row in kind.rows(result)
         ]
-        parts += [f"## {kind.title}", kind.about, to_markdown(make_table(pd.DataFrame(rows))).rstrip()]
+        parts += [f"## {kind.title}", kind.about, _table(rows)]
         for stem, result in mine.items():
+            parts += [part for about, more in kind.more(result).items() for part in (about, _table(more))]
             with plot.style(f"pobench-{stem}"):
                 figure = kind.figure(result)
                 pictures = {"png": plot.png(figure), "svg": plot.svg(figure, f"pobench-{stem}").encode()}
@@ -94,6 +104,10 @@ def build(folder: Path) -> Path:
     page = folder / "README.md"
     write_text(page, "\n\n".join(parts) + "\n")
     return page
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    return to_markdown(make_table(pd.DataFrame(rows))).rstrip()
 
 
 def _conditions(results: dict[str, dict[str, Any]]) -> str:
@@ -132,6 +146,63 @@ def _vs_trl_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for loss, found in result["losses"].items()
     ]
+
+
+def cell_line(cell: dict[str, Any]) -> str:
+    """A cell of `against_trl.py` as a line."""
+    (found,) = cell["result"]["losses"].values()
+    default, best = (found[f"ratio_{side}_at_equal_rate"]["median"] for side in ("default", "best"))
+    return (
+        f"{default:.3g} times TRL as it comes, {best:.3g} times TRL at its best; memory "
+        f"{found['memory_ratio']['median']:.2f} of its best; {found['interleaved']}"
+    )
+
+
+def _against_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for cell in result["cells"].values():
+        row = {"arithmetic": cell["dtype"], "TRL's": cell["trainer"], "tokens a pair": cell["tokens"]}
+        if "fault" in cell:
+            rows.append({**row, "best options, not measured": cell["fault"]})
+            continue
+        (loss, found), *_ = cell["result"]["losses"].items()
+        rows.append(
+            {
+                **row,
+                "loss": loss,
+                "times faster than TRL as it comes": _estimate(found["ratio_default_at_equal_rate"]),
+                "than TRL at its best": _estimate(found["ratio_best_at_equal_rate"]),
+                "memory, whole process": _estimate(found["memory_ratio"]),
+                "beyond weights, gradients, moments": _estimate(found["activation_ratio"]),
+                "share of the peak": _estimate(found["sides"]["pobench"]["mfu"]),
+                "best options, not measured": _options(found["trl_best"]),
+                "difference of losses": f"{found['agreement']['largest_relative_difference']:.1e}",
+                "processor": cell["result"]["environment"]["cpu"],
+            }
+        )
+    return rows
+
+
+def _options(best: dict[str, Any]) -> str:
+    """TRL's fastest options, shortly, and how many were tried."""
+    said = [f"micro-batches of {best['micro']}"]
+    said += [name for name in ("precomputed", "checkpointing", "grouped", "compiled", "liger") if best[name]]
+    said += [f"{name} {best[name]}" for name in ("workers", "optimiser", "attention") if best[name]]
+    tried = [row for row in best["search"] if "fault" not in row]
+    return f"{', '.join(said)}; {len(tried)} tried" if tried else ", ".join(said)
+
+
+def _against_figure(result: dict[str, Any]) -> Figure:
+    cells = {name: cell for name, cell in result["cells"].items() if "fault" not in cell}
+    figure, (ax,) = plot.panels(1, columns=1, height=0.8 + 0.34 * max(1, len(cells)), sharex=False, sharey=False)
+    for place, cell in enumerate(cells.values()):
+        (found,) = cell["result"]["losses"].values()
+        for shift, (side, colour) in enumerate({"default": AS_IT_COMES, "best": THEIRS}.items()):
+            value = found[f"ratio_{side}_at_equal_rate"]
+            _bar(ax, place + 0.36 * shift - 0.18, value["median"], colour, (value["min"], value["max"]), height=0.34)
+    _bars_axis(ax, list(cells), "times pobench's time, light: TRL as it comes, dark: at its best")
+    ax.axvline(1, color=OURS, linewidth=1)
+    return figure
 
 
 def _vs_trl_figure(result: dict[str, Any]) -> Figure:
@@ -185,23 +256,136 @@ def _profile_figure(result: dict[str, Any]) -> Figure:
 # ---------------------------------------------------------------- one GPU
 
 
+def _gpu_result(file: Path) -> dict[str, Any]:
+    """The rows of `gpu.py`, the last of each kind, as a result. Raises KeyError if there is no row of the machine, or if the
+    rows are a trial's."""
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in _whole_rows(file):
+        latest[tuple(row.get(key) for key in ("part", "loss", "model", "program", "variant"))] = row
+    rows = list(latest.values())
+    machine = next((row for row in rows if row["part"] == "machine" and row["status"] == "measured"), {"trial": True})
+    if machine["trial"]:
+        raise KeyError("machine")
+    trained = [row for row in rows if "step_seconds" in row]
+    return {
+        "benchmark": "gpu",
+        "model": ", ".join(dict.fromkeys(row["model"] for row in trained)),
+        "data": "random tokens",
+        "dtype": machine["asked"]["dtype"],
+        "batch_size": machine["asked"]["batch_size"],
+        "environment": machine["environment"],
+        "rows": rows,
+    }
+
+
+def _whole_rows(file: Path) -> list[dict[str, Any]]:
+    """Without what was cut off when a run was ended."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in found if isinstance(row, dict) and {"part", "status"} <= set(row)]
+
+
+def _trained(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in result["rows"] if "step_seconds" in row]
+
+
 def _gpu_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
-            "layers": side.removesuffix(" layers"),
-            "parameters, billions": result["parameters"] / 1e9,
-            "pairs": result["pairs"],
-            "seconds a pair": _estimate(found["seconds_per_pair"]),
-            "peak memory, GB": _estimate({k: v / (1 if k == "n" else 1e9) for k, v in found["peak_memory"].items()}),
-            "share of the matrix-product peak": _estimate(found["mfu"]),
-            "largest difference of losses from the CPU's": f"{result['agreement']['largest_relative_difference']:.1e}",
+            "model": row["model"],
+            "loss": row["loss"],
+            "program": row["variant"],
+            "parameters, billions": row["parameters"] / 1e9,
+            "seconds a pair": _estimate(row["seconds_per_pair"]),
+            "useful tokens a second": round(row["useful_tokens_per_second"]),
+            "share of the matrix-product peak": row["mfu"],
+            "peak memory, GB": row["peak_memory"] / 1e9,
+            "compiling, s": row["compile_seconds"],
+            "graphs after the warm-up": row["graphs_after_warm_up"],
+            "times pobench's time": _over_pobench(row, result),
         }
-        for side, found in result["sides"].items()
+        for row in _trained(result)
     ]
 
 
+def _over_pobench(row: dict[str, Any], result: dict[str, Any]) -> float | None:
+    """Seconds a pair over those of pobench in the same part; None for pobench's own."""
+    ours = [
+        other["seconds_per_pair"]["median"]
+        for other in _trained(result)
+        if other["variant"] == "pobench" and other["loss"] == row["loss"] and other["model"] == row["model"]
+    ]
+    return row["seconds_per_pair"]["median"] / ours[0] if ours and row["program"] != "pobench" else None
+
+
+def _gpu_more(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    rows = result["rows"]
+    answers = [
+        {
+            "program": {"generate": "transformers' generate", "vllm": "vLLM"}.get(row["program"], row["program"]),
+            "model": row["model"],
+            "answers": row["answers"],
+            "tokens a second": round(row["tokens_per_second"]),
+            "seconds before the first answer": row["ready_seconds"],
+        }
+        for row in rows
+        if row["part"] == "answers" and row["status"] == "measured"
+    ]
+    agreement = [
+        {"loss": row["loss"], "largest difference of losses": f"{row['largest_relative_difference']:.1e}"}
+        for row in rows
+        if row["part"] == "agreement" and row["status"] == "measured"
+    ]
+    missing = [
+        {"part": row["part"], "what": row.get("variant") or row.get("program"), "loss": row.get("loss"),
+         "not measured": row["status"], "why": row.get("why")}
+        for row in rows
+        if row["status"] != "measured"
+    ]  # fmt: skip
+    tables = {
+        "Answers, greedy, 64 in a batch; the same prompts, as many tokens from each.": answers,
+        "Losses on the GPU and on the processor: a small model, three steps, fp32.": agreement,
+        "Not measured:": missing,
+    }
+    return {about: found for about, found in tables.items() if found}
+
+
 def _gpu_figure(result: dict[str, Any]) -> Figure:
-    return _step_figure({side: (found, OURS) for side, found in result["sides"].items()})
+    def once(value: float) -> dict[str, float]:
+        return dict.fromkeys(("median", "min", "max"), value)
+
+    return _step_figure(
+        {
+            f"{row['variant']}, {row['loss']}\n{row['model']}": (
+                {**row, "peak_memory": once(row["peak_memory"]), "mfu": once(row["mfu"])},
+                OURS if row["program"] == "pobench" else AS_IT_COMES if "as it comes" in row["variant"] else THEIRS,
+            )
+            for row in _trained(result)
+        }
+    )
+
+
+def gpu_block(folder: Path) -> str:
+    """What docs/benchmarks.md says of a GPU: a table of what was measured there, or that nothing was."""
+    results = [_gpu_result(file) for file in sorted(folder.glob("gpu*.jsonl"))]
+    if not results:
+        return KINDS["gpu"].absent
+    lines = [f"Measured on {result['environment']['device']}:\n\n{_table(_gpu_rows(result))}" for result in results]
+    return "\n\n".join(lines)
+
+
+def write_gpu_block(folder: Path, page: Path = DOCS) -> None:
+    """Put `gpu_block` between its two marks. Raises PobenchError if the page has none."""
+    text = page.read_text(encoding="utf-8")
+    before, found, rest = text.partition(GPU_BLOCK[0])
+    _, ended, after = rest.partition(GPU_BLOCK[1])
+    if not (found and ended):
+        raise PobenchError(f"{page.name} has no place for what was measured on a GPU")
+    write_text(page, f"{before}{GPU_BLOCK[0]}\n\n{gpu_block(folder)}\n\n{GPU_BLOCK[1]}{after}")
 
 
 # ---------------------------------------------------------------- growth
@@ -216,24 +400,32 @@ def _scaling_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "seconds": run["seconds"],
             "of which data": run["data_seconds"],
             "of which reference": run["reference_seconds"],
+            **_at_equal_rate(run, result),
             "peak memory, GB": run["peak_memory"] / 1e9,
         }
         for run in result["sizes"].values()
     ]
 
 
+def _at_equal_rate(run: dict[str, Any], result: dict[str, Any]) -> dict[str, float]:
+    """The seconds that a size would have taken at the first size's rate of products, where rates were measured."""
+    first = next(iter(result["sizes"].values())).get("mean_flops")
+    return {"seconds at the first size's rate": run["seconds"] * run["mean_flops"] / first} if first else {}
+
+
 def _scaling_figure(result: dict[str, Any]) -> Figure:
     runs = list(result["sizes"].values())
     pairs = np.array([run["pairs"] for run in runs], dtype=float)
     figure, (left, right) = plot.panels(2, columns=2, height=2.6, sharey=False)
-    seconds = np.array([run["seconds"] for run in runs])
+    seconds = np.array(
+        [_at_equal_rate(run, result).get("seconds at the first size's rate", run["seconds"]) for run in runs]
+    )
+    grown, rated = seconds[-1] / seconds[0], ", at one rate" if runs[0].get("mean_flops") else ""
     left.plot(
         pairs, seconds[0] * pairs / pairs[0], color=THEIRS, linestyle=(0, (4, 3)), linewidth=1, label="proportional"
     )
     left.plot(pairs, seconds, color=OURS, marker="o", markersize=5, label="measured")
-    left.set(
-        yscale="log", title=f"time: × {result['growth_ratio']:.3g} for × {result['pairs_ratio']:.3g} pairs", ylabel="s"
-    )
+    left.set(yscale="log", title=f"time: × {grown:.3g} for × {result['pairs_ratio']:.3g} pairs{rated}", ylabel="s")
     left.legend()
     right.plot(pairs, [run["peak_memory"] / 1e9 for run in runs], color=OURS, marker="o", markersize=5)
     right.set(title=f"peak memory: × {result['memory_growth_ratio']:.3g}", ylabel="GB")
@@ -284,9 +476,11 @@ def _suite_figure(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def _bar(ax: Axes, place: int, value: float, colour: str, ends: tuple[float, float] | None = None) -> None:
+def _bar(
+    ax: Axes, place: float, value: float, colour: str, ends: tuple[float, float] | None = None, height: float = 0.62
+) -> None:
     """A bar from zero, the number behind it; ends: the least and greatest over rounds, as a thin line."""
-    ax.barh(place, value, height=0.62, color=colour, linewidth=0)
+    ax.barh(place, value, height=height, color=colour, linewidth=0)
     if ends is not None:
         ax.plot(ends, [place, place], color=look_of("dpo").colour, linewidth=1.2)
     farthest = max(value, ends[1] if ends else value)
@@ -315,6 +509,16 @@ KINDS = {
         _vs_trl_rows,
         _vs_trl_figure,
     ),
+    "against_trl": Kind(
+        "Every trainer of TRL",
+        "As above, pairs cut from the setting's texts to 160 and 300 tokens, and TRL's options searched: each is changed in "
+        "turn and kept where a trial found it to pay. Ratios have the machine's rate divided out, which every program measures "
+        "between its steps. TRL has no trainer for BCO; its DPO trainer has that loss on pairs. ORPO is compared with the "
+        "likelihood term that its paper prints, and timed with TRL's own.",
+        _against_rows,
+        _against_figure,
+        "Not measured yet. `python benchmarks/against_trl.py` takes hours, and goes on where it was stopped.",
+    ),
     "profile": Kind(
         "Where the step's time goes",
         "One optimiser step under torch's profiler, by the operations' own time. The limit counts the useful products "
@@ -323,13 +527,14 @@ KINDS = {
         _profile_figure,
     ),
     "gpu": Kind(
-        "The training step on one GPU",
-        "A random model of Llama's shape, bf16 arithmetic over fp32 weights, pairs of UltraFeedback's proportions; layers as "
-        "pobench has them, and by torch.compile. The losses are compared with the CPU's on a smaller model. The goal is a "
-        "share of 0.5.",
+        "On one GPU",
+        "A random model of Llama's shape, bf16 arithmetic over fp32 weights, pairs with UltraFeedback's lengths. Programs "
+        "of one part take their steps in turn; the median step, in brackets the least and the greatest. Compiling is what the "
+        "warm-up took beyond as many later steps. Pairs are equal in all programs; TRL shuffles them.",
         _gpu_rows,
         _gpu_figure,
-        "Not measured: no GPU at hand. `python benchmarks/gpu.py --out benchmarks/results/gpu.json` does it on one.",
+        "Not measured: no GPU at hand. `python benchmarks/gpu.py` measures it there in ten minutes.",
+        _gpu_more,
     ),
     "scaling": Kind(
         "Growth with the number of pairs",

@@ -11,8 +11,8 @@ libraries included.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
-import importlib.metadata
 import json
 import math
 import os
@@ -35,7 +35,7 @@ from pobench.data.order import data_order, mismatch, subset
 from pobench.data.prepare import read_sources
 from pobench.errors import PobenchError
 from pobench.files import write_text
-from pobench.model.device import make_accelerator
+from pobench.model.device import make_accelerator, version_of
 from pobench.model.flex import use_flex
 from pobench.model.load import load_model
 from pobench.model.logps import ResponseLogps
@@ -53,10 +53,10 @@ from pobench.training.reference import (
     compute_reference,
     reference_causes,
     reference_folder,
-    sequence_keys,
 )
 from pobench.types import Group, TokenPair
 
+RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-5  # relative difference of two losses that count as the same, fp32
 MOVED = 1e-3  # relative change of the loss below which equal losses would prove nothing
 STATE_BYTES = 16  # a parameter's share of weights, gradients and two moments, all fp32
@@ -67,7 +67,9 @@ class Work:
     """One training run. pairs: a JSON file of token pairs, of which the first `count` are taken (None: all).
 
     trained: so many of them are trained on (None: all), the others only need their reference. warm_up: steps before the
-    clock starts, on the first pairs again. place: folder for caches, shared by the runs of one comparison.
+    clock starts, on the first pairs again. place: folder for caches, shared by the runs of one comparison. rated: the machine's
+    rate is measured between the steps, without a warm-up too. stop_at: by `time.time`, after which a run ends with the steps
+    that it has done, of which one at least is behind the warm-up.
     """
 
     model: str
@@ -87,6 +89,8 @@ class Work:
     threads: int = 1
     variant: Variant = field(default_factory=Variant)
     compile: bool = False
+    rated: bool = False
+    stop_at: float | None = None
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -110,11 +114,11 @@ class Shape(NamedTuple):
 
 def limit_flops(shape: Shape, pair: TokenPair, *, recomputed_head: bool = False, mismatched: bool = False) -> int:
     """The least FLOPs of a training step for one pair: 6N(P + C + R) + 6HV(C + R), without the products between queries, keys
-    and values, which grow with the square of the length. recomputed_head: + 2HV(C + R). mismatched: + 2N(C + R) + 2HV(C + R),
-    for KTO's answers behind another pair's prompt, whose keys and values are there."""
+    and values, which grow with the square of the length. recomputed_head: + 2HV(C + R). mismatched: + N(C + R) + HV(C + R), for
+    KTO's one answer a pair, chosen or rejected, behind another pair's prompt, whose keys and values are there."""
     responses = len(pair.chosen) + len(pair.rejected)
-    head = (8 if recomputed_head else 6) + 2 * mismatched
-    body = 6 * (len(pair.prompt) + responses) + 2 * mismatched * responses
+    head = (8 if recomputed_head else 6) + mismatched
+    body = 6 * (len(pair.prompt) + responses) + mismatched * responses
     return body * shape.body + head * shape.hidden * shape.vocabulary * responses
 
 
@@ -221,6 +225,10 @@ def matmul_rates(precision: str, device: Any, times: int, size: int) -> list[flo
 PRODUCT = {"cpu": 1024, "cuda": 8192}  # a processor is at its peak with 1024 already; 12 MB do not show in its memory
 
 
+class Enough(Exception):
+    """A run has reached its `stop_at`."""
+
+
 class StepClock:
     """When each step began and ended. Between steps, off the clock, a few matrix products tell how fast the machine
     multiplies just then: a shared processor's rate may halve within a minute, and a share of its peak would be the
@@ -244,6 +252,10 @@ class StepClock:
         pass_turn()
         self.begun.append(now(self.device))
 
+    def is_enough(self, work: Work) -> bool:
+        """Whether the run should end with the steps that it has done."""
+        return work.stop_at is not None and time.time() > work.stop_at and len(self.ended) > work.warm_up
+
     def steps(self) -> list[float]:
         """Seconds of every step, those of the warm-up too."""
         return [ended - begun for begun, ended in zip(self.begun, self.ended, strict=False)]
@@ -251,6 +263,14 @@ class StepClock:
     def seconds(self, warm_up: int) -> float:
         """Of all steps after the first `warm_up`."""
         return sum(self.steps()[warm_up:])
+
+    def between(self) -> float:
+        """Seconds off the clock, between steps."""
+        return sum(begun - ended for ended, begun in zip(self.ended, self.begun[1:], strict=False))
+
+    def mean_rate(self) -> float:
+        """FLOP/s, the mean over the steps: seconds times it are the products that the machine could have made in them."""
+        return statistics.fmean(self._rates or [self.rate()])
 
     def rate(self) -> float:
         """FLOP/s, the median."""
@@ -263,14 +283,6 @@ def cpu_name() -> str:
     with open("/proc/cpuinfo", encoding="utf-8") if os.path.exists("/proc/cpuinfo") else open(os.devnull) as file:
         names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def version_of(package: str) -> str | None:
-    """None: not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def about_machine(accelerator: Any) -> dict[str, Any]:
@@ -328,14 +340,15 @@ def run_pobench(work: Work) -> dict[str, Any]:
     shape = Shape.of(model)
     loss = get_loss(work.loss)
     losses: list[float] = []
-    clock = StepClock(work.precision, accelerator.device, multiplies=work.warm_up > 0)
-
+    clock = StepClock(work.precision, accelerator.device, multiplies=work.warm_up > 0 or work.rated)
     graphs: list[int] = []
 
     def log(row: dict[str, Any]) -> None:
         clock()
         losses.append(row["loss"])
         graphs.append(compiled_graphs())
+        if clock.is_enough(work):
+            raise Enough
 
     started = now(accelerator.device)
     reference, computed, reference_seconds = None, 0, 0.0
@@ -344,7 +357,8 @@ def run_pobench(work: Work) -> dict[str, Any]:
         passes = [[Group.of(p) for p in pairs], *([mismatched_groups(pairs, others)] if others else [])]
         weights, cache = weights_digest(Path(work.model)), Path(work.place) / "reference"
         reference, computed, reference_seconds = reference_of(cache, model, weights, passes, config, accelerator)
-    with tempfile.TemporaryDirectory() as folder:
+    trained = None
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         trained = train(
             accelerator,
             model,
@@ -358,14 +372,15 @@ def run_pobench(work: Work) -> dict[str, Any]:
             mismatched=others,
             log=log,
         )
-    whole = now(accelerator.device) - started
+    whole = now(accelerator.device) - started - clock.between()
     return {
         **measured(work, accelerator, shape, libraries, clock, pairs, mismatched=others is not None),
         "losses": losses,
         "graphs": graphs,
-        "layout": trained.layout,
-        "layout_reason": trained.layout_reason,
+        "layout": trained.layout if trained else None,
+        "layout_reason": trained.layout_reason if trained else "not known: ended before its time",
         "train_seconds": whole,
+        "mean_flops": clock.mean_rate() if work.rated else None,
         "reference_seconds": reference_seconds,
         "reference_computed": computed,
     }
@@ -403,15 +418,15 @@ def measured(
     counted = pairs[: work.trained]
     if work.warm_up:
         seconds = clock.seconds(work.warm_up)
-        tokens = work.epochs * sum(Group.of(p).tokens for p in counted)
-        flops = work.epochs * sum(limit_flops(shape, p, mismatched=mismatched) for p in counted)
+        done = (len(clock.ended) - work.warm_up) * work.batch_size
+        passes = min(work.epochs, done / len(counted))  # a run that ends before its time has done a part of one
+        tokens = passes * sum(Group.of(p).tokens for p in counted)
+        flops = passes * sum(limit_flops(shape, p, mismatched=mismatched) for p in counted)
         rate = clock.rate()
-        recomputed = work.epochs * sum(
-            limit_flops(shape, p, recomputed_head=True, mismatched=mismatched) for p in counted
-        )
+        recomputed = passes * sum(limit_flops(shape, p, recomputed_head=True, mismatched=mismatched) for p in counted)
         values |= {
             "seconds": seconds,
-            "seconds_per_pair": seconds / (work.epochs * len(counted)),
+            "seconds_per_pair": seconds / (passes * len(counted)),
             "useful_tokens_per_second": tokens / seconds,
             "mfu": flops / seconds / rate,
             "mfu_with_recomputed_head": recomputed / seconds / rate,

@@ -57,7 +57,7 @@ def make_model(folder: Path, shape: dict[str, Any]) -> int:
 
 
 def random_pairs(count: int, vocabulary: int, shrink: float = 1) -> list[TokenPair]:
-    """Pairs of random tokens. A part's length is log-normal with the mean `PROPORTIONS` / shrink, at most `LONGEST` / shrink."""
+    """Pairs of random tokens. A part's length is log-normal, of mean `PROPORTIONS` / shrink, at most `LONGEST` / shrink."""
     draw = random.Random(0)
 
     def part(name: str) -> tuple[int, ...]:

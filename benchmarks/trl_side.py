@@ -36,6 +36,7 @@ from trl_variants import TWINS, WITH_REFERENCE, Variant, changes
 from pobench.data.order import mismatch
 from pobench.errors import PobenchError
 from pobench.loss_math import absolute_gamma
+from pobench.training.objectives import mismatched_groups
 from pobench.training.reference import sequence_keys
 from pobench.types import Group, TokenPair
 
@@ -52,10 +53,11 @@ def need_trl() -> None:
 # ---------------------------------------------------------------- data, as TRL's own preparation leaves it
 
 
-def columns_of(trainer: str, pairs: Sequence[TokenPair]) -> dict[str, list[Any]]:
-    """The columns of a trainer's data set. `length` is what its sampler that groups by length asks for."""
+def columns_of(trainer: str, pairs: Sequence[TokenPair], *, by_length: bool = False) -> dict[str, list[Any]]:
+    """The columns of a trainer's data set. `length` is what its sampler that groups by length asks for; by_length: KTO has no
+    such sampler, so its rows are in that order."""
     if trainer == "kto":
-        return _single_answers(pairs)
+        return _single_answers(pairs, by_length)
     lengths = {"length": [len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs]}
     if trainer == "dpo":
         ids = {f"{part}_ids": [list(getattr(p, part)) for p in pairs] for part in ("prompt", "chosen", "rejected")}
@@ -70,12 +72,15 @@ def columns_of(trainer: str, pairs: Sequence[TokenPair]) -> dict[str, list[Any]]
     return found | lengths
 
 
-def _single_answers(pairs: Sequence[TokenPair]) -> dict[str, list[Any]]:
-    """KTO's rows, two a pair: each has the answer of the same label of another pair, for the estimate of kl."""
+def _single_answers(pairs: Sequence[TokenPair], by_length: bool) -> dict[str, list[Any]]:
+    """KTO's rows, two a pair. For the estimate of kl each has an answer of another pair: the one that pobench takes, twice. The
+    longest come first, as in transformers' sampler: memory that does not suffice fails at once."""
+    borrowed = [group.responses[0] for group in mismatched_groups(pairs, mismatch(pairs))]
+    lent = list(zip(pairs, borrowed, strict=True))
+    if by_length:
+        lent.sort(key=lambda one: -(len(one[0].prompt) + max(map(len, one[0].responses))))
     rows = [
-        (p.prompt, getattr(p, part), part == "chosen", getattr(pairs[partner], part))
-        for p, partner in zip(pairs, mismatch(pairs), strict=True)
-        for part in ("chosen", "rejected")
+        (p.prompt, getattr(p, part), part == "chosen", other) for p, other in lent for part in ("chosen", "rejected")
     ]
     prompts, answers, labels, others = zip(*rows, strict=True)
     return {
@@ -84,11 +89,6 @@ def _single_answers(pairs: Sequence[TokenPair]) -> dict[str, list[Any]]:
         "label": list(labels),
         "KL_completion_ids": [list(ids) for ids in others],
     }
-
-
-def _by_length(pairs: Sequence[TokenPair]) -> list[TokenPair]:
-    """The longest first, as transformers' own sampler begins: memory that does not suffice fails at once."""
-    return sorted(pairs, key=lambda p: -(len(p.prompt) + max(len(p.chosen), len(p.rejected))))
 
 
 def shown_in(inputs: dict[str, Any]) -> Iterator[tuple[list[int], list[int]]]:
@@ -241,18 +241,17 @@ def peer_class(work: Work, warm: Sequence[int], heard: Heard, watched: bool) -> 
 
 
 def data_of(work: Work, pairs: Sequence[TokenPair]) -> Any:
-    """The trainer's data set. It lies on disk, so that TRL finds its own cache of reference sums again; in bf16 these are others
-    than in fp32."""
+    """The trainer's data set. It lies on disk, so that TRL finds its own cache of reference sums again, another for each
+    precision."""
     from datasets import Dataset, load_from_disk
 
     trainer = TWINS[work.loss].trainer
-    rows = _by_length(pairs) if trainer == "kto" and work.variant.grouped else pairs
-    kind = f"{trainer}-sorted" if rows is not pairs else trainer
-    table = Path(work.place) / f"trl-{kind}-{len(pairs)}-{work.precision}"
+    grouped = work.variant.grouped
+    table = Path(work.place) / f"trl-{trainer}-{'grouped' if grouped else 'as-is'}-{len(pairs)}-{work.precision}"
     if not table.exists():
-        Dataset.from_dict(columns_of(trainer, rows)).save_to_disk(str(table))
+        Dataset.from_dict(columns_of(trainer, pairs, by_length=grouped)).save_to_disk(str(table))
     found = load_from_disk(str(table))
-    return found if work.variant.grouped or "length" not in found.column_names else found.remove_columns("length")
+    return found if grouped or "length" not in found.column_names else found.remove_columns("length")
 
 
 def run_trl(work: Work, watched: bool = False) -> dict[str, Any]:
@@ -276,6 +275,7 @@ def run_trl(work: Work, watched: bool = False) -> dict[str, Any]:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             clock()
             heard.losses.append([])
+            control.should_training_stop = clock.is_enough(work) or control.should_training_stop
 
     attention = {} if work.variant.attention is None else {"attn_implementation": work.variant.attention}
     clock = StepClock(work.precision, device, multiplies=work.warm_up > 0)
@@ -336,7 +336,9 @@ def search(
     """
     deadline = time.monotonic() + seconds
     best, least, rows = start, math.inf, []
-    options = changes(start, micro_sizes(work), reference=TWINS[work.loss].trainer in WITH_REFERENCE, gpu=gpu_packages())
+    options = changes(
+        start, micro_sizes(work), reference=TWINS[work.loss].trainer in WITH_REFERENCE, gpu=gpu_packages()
+    )
     for name in ["as at the start", *options]:
         # From the best so far: an option that pays stays on while the next is tried.
         wanted = start if name == "as at the start" else _changed(best, start, options[name])
@@ -365,9 +367,7 @@ def search(
 
 def _changed(best: Variant, start: Variant, wanted: Variant) -> Variant:
     """`best` with that which tells `wanted` from `start`."""
-    differing = {
-        name: value for name, value in vars(wanted).items() if value != getattr(start, name)
-    }
+    differing = {name: value for name, value in vars(wanted).items() if value != getattr(start, name)}
     return replace(best, **differing)
 
 

@@ -191,9 +191,7 @@ def fits_at_once(peaks: dict[str, int]) -> bool:
     return free is not None and ROOM * sum(peaks.values()) < free
 
 
-def one_round(
-    sides: dict[str, tuple[Callable[..., dict[str, Any]], Work]], by_step: bool
-) -> dict[str, dict[str, Any]]:
+def one_round(sides: dict[str, tuple[Callable[..., dict[str, Any]], Work]], by_step: bool) -> dict[str, dict[str, Any]]:
     """A run of every side, in turn step by step or one after the other. Raises PobenchError if one fails."""
     if not by_step:
         return {side: in_child(*call) for side, call in sides.items()}
@@ -205,7 +203,7 @@ def one_round(
 
 
 def same_loss(work: Work) -> tuple[dict[str, Any], dict[str, int]]:
-    """(how far the losses agree, the peak of memory of each side): all sides train on the first batch several times, in fp32. In
+    """(how far the losses agree, the peak of memory of each side): all train on the first batch several times, in fp32. In
     step 1 policy = reference, in later steps not.
 
     Raises PobenchError when losses differ or the trainers were shown other tokens.
