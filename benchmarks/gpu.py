@@ -182,6 +182,20 @@ def run(given: argparse.Namespace) -> None:
                 setup.rows.append(whole)
                 say(f"  {line_of(whole)}")
     say(f"rows are in {given.out}")
+    if not given.small:
+        print(tables(given.out))
+
+
+def tables(file: Path) -> str:
+    """What the page will say, as Markdown; a fault of the drawing is no reason to fail, since the rows are there."""
+    try:
+        from gpu_page import gpu_more, gpu_result, gpu_rows, table
+
+        result = gpu_result(file)
+        more = [f"{about}\n\n{table(rows)}" for about, rows in gpu_more(result).items()]
+        return "\n\n".join([table(gpu_rows(result)), *more])
+    except Exception as error:
+        return f"no table: {type(error).__name__}: {error}"
 
 
 def rows_of(part: Part, setup: Setup, left: float) -> Iterator[Row]:

@@ -16,22 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
+from drawn import AS_IT_COMES, OURS, THEIRS, bar, bars_axis, estimate, step_figure, table
+from gpu_page import ABSENT, gpu_figure, gpu_more, gpu_result, gpu_rows, write_gpu_block
 from matplotlib.figure import Figure
 
 from pobench.errors import PobenchError
 from pobench.files import whole, write_text
 from pobench.reporting import plot
-from pobench.reporting.looks import FAINT, INK, look_of
-from pobench.reporting.tables import clean, make_table, show_number, to_markdown
-from pobench.types import Estimate
+from pobench.reporting.looks import look_of
+from pobench.reporting.tables import clean
 
 RESULTS = Path(__file__).parent / "results"
-DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-GPU_BLOCK = ("<!-- written by benchmarks/page.py: -->", "<!-- until here -->")
-# No loss's colours: what is compared here are programs.
-OURS, THEIRS, AS_IT_COMES = INK, FAINT, "#aeb6bf"
 SIDES = {
     "pobench": ("pobench", OURS),
     "trl_best": ("TRL at its best", THEIRS),
@@ -70,7 +65,7 @@ def build(folder: Path) -> Path:
     results, faults = {}, []
     for file in sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]):
         try:
-            result = _gpu_result(file) if file.suffix == ".jsonl" else json.loads(file.read_text(encoding="utf-8"))
+            result = gpu_result(file) if file.suffix == ".jsonl" else json.loads(file.read_text(encoding="utf-8"))
             if result["benchmark"] not in KINDS:
                 raise KeyError("benchmark")
             results[file.stem] = result
@@ -91,9 +86,9 @@ def build(folder: Path) -> Path:
             for stem, result in mine.items()
             for row in kind.rows(result)
         ]
-        parts += [f"## {kind.title}", kind.about, _table(rows)]
+        parts += [f"## {kind.title}", kind.about, table(rows)]
         for stem, result in mine.items():
-            parts += [part for about, more in kind.more(result).items() for part in (about, _table(more))]
+            parts += [part for about, more in kind.more(result).items() for part in (about, table(more))]
             with plot.style(f"pobench-{stem}"):
                 figure = kind.figure(result)
                 pictures = {"png": plot.png(figure), "svg": plot.svg(figure, f"pobench-{stem}").encode()}
@@ -104,10 +99,6 @@ def build(folder: Path) -> Path:
     page = folder / "README.md"
     write_text(page, "\n\n".join(parts) + "\n")
     return page
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    return to_markdown(make_table(pd.DataFrame(rows))).rstrip()
 
 
 def _conditions(results: dict[str, dict[str, Any]]) -> str:
@@ -124,10 +115,6 @@ def _conditions(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _estimate(spread: dict[str, float]) -> Estimate:
-    return Estimate(spread["median"], spread["min"], spread["max"], int(spread["n"]))
-
-
 # ---------------------------------------------------------------- against TRL
 
 
@@ -136,12 +123,12 @@ def _vs_trl_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "loss": loss,
             "pairs": result["pairs"],
-            "times faster than TRL as it comes": _estimate(found["ratio_default"]),
-            "times faster than TRL at its best": _estimate(found["ratio_best"]),
-            "memory, whole process": _estimate(found["memory_ratio"]),
-            "memory beyond weights, gradients, moments": _estimate(found["activation_ratio"]),
-            "and beyond libraries": _estimate(found["activation_ratio_beyond_libraries"]),
-            "share of the matrix-product peak": _estimate(found["sides"]["pobench"]["mfu"]),
+            "times faster than TRL as it comes": estimate(found["ratio_default"]),
+            "times faster than TRL at its best": estimate(found["ratio_best"]),
+            "memory, whole process": estimate(found["memory_ratio"]),
+            "memory beyond weights, gradients, moments": estimate(found["activation_ratio"]),
+            "and beyond libraries": estimate(found["activation_ratio_beyond_libraries"]),
+            "share of the matrix-product peak": estimate(found["sides"]["pobench"]["mfu"]),
             "largest difference of losses": f"{found['agreement']['largest_relative_difference']:.1e}",
         }
         for loss, found in result["losses"].items()
@@ -170,11 +157,11 @@ def _against_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 **row,
                 "loss": loss,
-                "times faster than TRL as it comes": _estimate(found["ratio_default_at_equal_rate"]),
-                "than TRL at its best": _estimate(found["ratio_best_at_equal_rate"]),
-                "memory, whole process": _estimate(found["memory_ratio"]),
-                "beyond weights, gradients, moments": _estimate(found["activation_ratio"]),
-                "share of the peak": _estimate(found["sides"]["pobench"]["mfu"]),
+                "times faster than TRL as it comes": estimate(found["ratio_default_at_equal_rate"]),
+                "than TRL at its best": estimate(found["ratio_best_at_equal_rate"]),
+                "memory, whole process": estimate(found["memory_ratio"]),
+                "beyond weights, gradients, moments": estimate(found["activation_ratio"]),
+                "share of the peak": estimate(found["sides"]["pobench"]["mfu"]),
                 "best options, not measured": _options(found["trl_best"]),
                 "difference of losses": f"{found['agreement']['largest_relative_difference']:.1e}",
                 "processor": cell["result"]["environment"]["cpu"],
@@ -199,36 +186,20 @@ def _against_figure(result: dict[str, Any]) -> Figure:
         (found,) = cell["result"]["losses"].values()
         for shift, (side, colour) in enumerate({"default": AS_IT_COMES, "best": THEIRS}.items()):
             value = found[f"ratio_{side}_at_equal_rate"]
-            _bar(ax, place + 0.36 * shift - 0.18, value["median"], colour, (value["min"], value["max"]), height=0.34)
-    _bars_axis(ax, list(cells), "times pobench's time, light: TRL as it comes, dark: at its best")
+            bar(ax, place + 0.36 * shift - 0.18, value["median"], colour, (value["min"], value["max"]), height=0.34)
+    bars_axis(ax, list(cells), "times pobench's time, light: TRL as it comes, dark: at its best")
     ax.axvline(1, color=OURS, linewidth=1)
     return figure
 
 
 def _vs_trl_figure(result: dict[str, Any]) -> Figure:
-    return _step_figure(
+    return step_figure(
         {
             f"{label}, {loss}": (found["sides"][side], colour)
             for loss, found in result["losses"].items()
             for side, (label, colour) in SIDES.items()
         }
     )
-
-
-def _step_figure(rows: dict[str, tuple[dict[str, Any], str]]) -> Figure:
-    """Time, memory and use of the machine, a bar a row. rows: label → (what was measured, colour)."""
-    shown = {
-        "seconds_per_pair": ("seconds a pair", 1.0),
-        "peak_memory": ("peak memory, GB", 1e-9),
-        "mfu": ("share of the matrix-product peak", 1.0),
-    }
-    figure, axes = plot.panels(len(shown), columns=3, height=0.5 + 0.28 * len(rows), sharex=False)
-    for ax, (key, (label, unit)) in zip(axes, shown.items(), strict=True):
-        for place, (measured, colour) in enumerate(rows.values()):
-            spread = {k: v * unit for k, v in measured[key].items()}
-            _bar(ax, place, spread["median"], colour, (spread["min"], spread["max"]))
-        _bars_axis(ax, list(rows), label)
-    return figure
 
 
 # ---------------------------------------------------------------- where the step's time goes
@@ -246,146 +217,11 @@ def _profile_figure(result: dict[str, Any]) -> Figure:
     figure, (ax,) = plot.panels(1, columns=1, height=0.8 + 0.24 * len(result["seconds"]), sharex=False, sharey=False)
     rows = {**result["seconds"], "limit": result["limit_seconds"]}
     for place, (kind, seconds) in enumerate(rows.items()):
-        _bar(ax, place, seconds, THEIRS if kind == "limit" else OURS)
+        bar(ax, place, seconds, THEIRS if kind == "limit" else OURS)
     labels = [*result["seconds"], "the limit's products\nat the machine's rate"]
-    _bars_axis(ax, labels, f"s, one optimiser step of {result['pairs']} pairs")
+    bars_axis(ax, labels, f"s, one optimiser step of {result['pairs']} pairs")
     ax.set_yticks(range(len(labels)), labels)
     return figure
-
-
-# ---------------------------------------------------------------- one GPU
-
-
-def _gpu_result(file: Path) -> dict[str, Any]:
-    """The rows of `gpu.py`, the last of each kind, as a result. Raises KeyError if there is no row of the machine, or if the
-    rows are a trial's."""
-    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in _whole_rows(file):
-        latest[tuple(row.get(key) for key in ("part", "loss", "model", "program", "variant"))] = row
-    rows = list(latest.values())
-    machine = next((row for row in rows if row["part"] == "machine" and row["status"] == "measured"), {"trial": True})
-    if machine["trial"]:
-        raise KeyError("machine")
-    trained = [row for row in rows if "step_seconds" in row]
-    return {
-        "benchmark": "gpu",
-        "model": ", ".join(dict.fromkeys(row["model"] for row in trained)),
-        "data": "random tokens",
-        "dtype": machine["asked"]["dtype"],
-        "batch_size": machine["asked"]["batch_size"],
-        "environment": machine["environment"],
-        "rows": rows,
-    }
-
-
-def _whole_rows(file: Path) -> list[dict[str, Any]]:
-    """Without what was cut off when a run was ended."""
-    found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in found if isinstance(row, dict) and {"part", "status"} <= set(row)]
-
-
-def _trained(result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for row in result["rows"] if "step_seconds" in row]
-
-
-def _gpu_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "model": row["model"],
-            "loss": row["loss"],
-            "program": row["variant"],
-            "parameters, billions": row["parameters"] / 1e9,
-            "seconds a pair": _estimate(row["seconds_per_pair"]),
-            "useful tokens a second": round(row["useful_tokens_per_second"]),
-            "share of the matrix-product peak": row["mfu"],
-            "peak memory, GB": row["peak_memory"] / 1e9,
-            "compiling, s": row["compile_seconds"],
-            "graphs after the warm-up": row["graphs_after_warm_up"],
-            "times pobench's time": _over_pobench(row, result),
-        }
-        for row in _trained(result)
-    ]
-
-
-def _over_pobench(row: dict[str, Any], result: dict[str, Any]) -> float | None:
-    """Seconds a pair over those of pobench in the same part; None for pobench's own."""
-    ours = [
-        other["seconds_per_pair"]["median"]
-        for other in _trained(result)
-        if other["variant"] == "pobench" and other["loss"] == row["loss"] and other["model"] == row["model"]
-    ]
-    return row["seconds_per_pair"]["median"] / ours[0] if ours and row["program"] != "pobench" else None
-
-
-def _gpu_more(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    rows = result["rows"]
-    answers = [
-        {
-            "program": {"generate": "transformers' generate", "vllm": "vLLM"}.get(row["program"], row["program"]),
-            "model": row["model"],
-            "answers": row["answers"],
-            "tokens a second": round(row["tokens_per_second"]),
-            "seconds before the first answer": row["ready_seconds"],
-        }
-        for row in rows
-        if row["part"] == "answers" and row["status"] == "measured"
-    ]
-    agreement = [
-        {"loss": row["loss"], "largest difference of losses": f"{row['largest_relative_difference']:.1e}"}
-        for row in rows
-        if row["part"] == "agreement" and row["status"] == "measured"
-    ]
-    missing = [
-        {"part": row["part"], "what": row.get("variant") or row.get("program"), "loss": row.get("loss"),
-         "not measured": row["status"], "why": row.get("why")}
-        for row in rows
-        if row["status"] != "measured"
-    ]  # fmt: skip
-    tables = {
-        "Answers, greedy, 64 in a batch; the same prompts, as many tokens from each.": answers,
-        "Losses on the GPU and on the processor: a small model, three steps, fp32.": agreement,
-        "Not measured:": missing,
-    }
-    return {about: found for about, found in tables.items() if found}
-
-
-def _gpu_figure(result: dict[str, Any]) -> Figure:
-    def once(value: float) -> dict[str, float]:
-        return dict.fromkeys(("median", "min", "max"), value)
-
-    return _step_figure(
-        {
-            f"{row['variant']}, {row['loss']}\n{row['model']}": (
-                {**row, "peak_memory": once(row["peak_memory"]), "mfu": once(row["mfu"])},
-                OURS if row["program"] == "pobench" else AS_IT_COMES if "as it comes" in row["variant"] else THEIRS,
-            )
-            for row in _trained(result)
-        }
-    )
-
-
-def gpu_block(folder: Path) -> str:
-    """What docs/benchmarks.md says of a GPU: a table of what was measured there, or that nothing was."""
-    results = [_gpu_result(file) for file in sorted(folder.glob("gpu*.jsonl"))]
-    if not results:
-        return KINDS["gpu"].absent
-    lines = [f"Measured on {result['environment']['device']}:\n\n{_table(_gpu_rows(result))}" for result in results]
-    return "\n\n".join(lines)
-
-
-def write_gpu_block(folder: Path, page: Path = DOCS) -> None:
-    """Put `gpu_block` between its two marks. Raises PobenchError if the page has none."""
-    text = page.read_text(encoding="utf-8")
-    before, found, rest = text.partition(GPU_BLOCK[0])
-    _, ended, after = rest.partition(GPU_BLOCK[1])
-    if not (found and ended):
-        raise PobenchError(f"{page.name} has no place for what was measured on a GPU")
-    write_text(page, f"{before}{GPU_BLOCK[0]}\n\n{gpu_block(folder)}\n\n{GPU_BLOCK[1]}{after}")
 
 
 # ---------------------------------------------------------------- growth
@@ -461,8 +297,8 @@ def _suite_figure(result: dict[str, Any]) -> Figure:
     losses, totals = result["losses"], result["trl_seconds"]
     figure, (left, right) = plot.panels(2, columns=2, height=0.5 + 0.2 * len(losses), sharex=False, sharey=False)
     for place, (loss, seconds) in enumerate(losses.items()):
-        _bar(left, place, seconds, look_of(loss).colour)
-    _bars_axis(left, list(losses), "s, one epoch")
+        bar(left, place, seconds, look_of(loss).colour)
+    bars_axis(left, list(losses), "s, one epoch")
     bars = {
         "pobench, measured": (result["pobench_seconds"], OURS),
         "TRL at its best,\none reference pass": (totals["best_reference_kept"], THEIRS),
@@ -470,34 +306,10 @@ def _suite_figure(result: dict[str, Any]) -> Figure:
         "TRL as it comes": (totals["default"], AS_IT_COMES),
     }
     for place, (seconds, colour) in enumerate(bars.values()):
-        _bar(right, place, seconds, colour)
-    _bars_axis(right, list(bars), "s, all losses; TRL's are estimates from measured steps")
+        bar(right, place, seconds, colour)
+    bars_axis(right, list(bars), "s, all losses; TRL's are estimates from measured steps")
     right.set_ylim(max(len(losses), len(bars)) / 2 - 0.4, -0.6)  # bars a little thicker than a loss's, not fat
     return figure
-
-
-def _bar(
-    ax: Axes, place: float, value: float, colour: str, ends: tuple[float, float] | None = None, height: float = 0.62
-) -> None:
-    """A bar from zero, the number behind it; ends: the least and greatest over rounds, as a thin line."""
-    ax.barh(place, value, height=height, color=colour, linewidth=0)
-    if ends is not None:
-        ax.plot(ends, [place, place], color=look_of("dpo").colour, linewidth=1.2)
-    farthest = max(value, ends[1] if ends else value)
-    ax.annotate(
-        show_number(value), (farthest, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,
-        color=FAINT,
-    )  # fmt: skip
-
-
-def _bars_axis(ax: Axes, labels: list[str], unit: str) -> None:
-    ax.set_yticks(range(len(labels)), [label if "\n" in label else plot.short(label) for label in labels])
-    ax.tick_params(axis="y", labelcolor=INK)
-    ax.set_ylim(len(labels) - 0.4, -0.6)
-    ax.margins(x=0.18)
-    ax.set_xlim(left=0)
-    ax.grid(False, axis="y")
-    ax.set_xlabel(unit)
 
 
 KINDS = {
@@ -531,10 +343,10 @@ KINDS = {
         "A random model of Llama's shape, bf16 arithmetic over fp32 weights, pairs with UltraFeedback's lengths. Programs "
         "of one part take their steps in turn; the median step, in brackets the least and the greatest. Compiling is what the "
         "warm-up took beyond as many later steps. Pairs are equal in all programs; TRL shuffles them.",
-        _gpu_rows,
-        _gpu_figure,
-        "Not measured: no GPU at hand. `python benchmarks/gpu.py` measures it there in ten minutes.",
-        _gpu_more,
+        gpu_rows,
+        gpu_figure,
+        ABSENT,
+        gpu_more,
     ),
     "scaling": Kind(
         "Growth with the number of pairs",

@@ -364,13 +364,13 @@ def test_the_page_names_every_file_that_is_no_result(tmp_path: Path) -> None:
 
 
 def test_the_page_says_that_no_gpu_was_measured_until_one_is(tmp_path: Path) -> None:
-    page = script("page")
+    gpu_page = script("gpu_page")
     docs = tmp_path / "docs.md"
-    docs.write_text(f"before\n{page.GPU_BLOCK[0]}\nold\n{page.GPU_BLOCK[1]}\nafter\n")
-    page.write_gpu_block(tmp_path, docs)
+    docs.write_text(f"before\n{gpu_page.GPU_BLOCK[0]}\nold\n{gpu_page.GPU_BLOCK[1]}\nafter\n")
+    gpu_page.write_gpu_block(tmp_path, docs)
     assert "Not measured: no GPU at hand" in docs.read_text() and "old" not in docs.read_text()
     write_gpu_rows(tmp_path / "gpu.jsonl", gpu_rows())
-    page.write_gpu_block(tmp_path, docs)
+    gpu_page.write_gpu_block(tmp_path, docs)
     text = docs.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "Not measured" not in text
     assert "Measured on a GPU:" in text and "| TRL at its best |" in text
@@ -378,7 +378,7 @@ def test_the_page_says_that_no_gpu_was_measured_until_one_is(tmp_path: Path) -> 
     assert row.endswith("| 3 |")  # times pobench's time
     docs.write_text("no marks")
     with pytest.raises(PobenchError, match="no place"):
-        page.write_gpu_block(tmp_path, docs)
+        gpu_page.write_gpu_block(tmp_path, docs)
 
 
 def test_rows_of_a_trial_are_no_measurement(tmp_path: Path) -> None:
@@ -389,8 +389,8 @@ def test_rows_of_a_trial_are_no_measurement(tmp_path: Path) -> None:
 
 
 def test_docs_say_of_a_gpu_what_the_results_say() -> None:
-    page = script("page")
-    assert page.gpu_block(page.RESULTS) in page.DOCS.read_text(encoding="utf-8")
+    page, gpu_page = script("page"), script("gpu_page")
+    assert gpu_page.gpu_block(page.RESULTS) in gpu_page.DOCS.read_text(encoding="utf-8")
 
 
 def test_only_cells_that_are_missing_failed_or_asked_otherwise_are_measured(
