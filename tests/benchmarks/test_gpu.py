@@ -89,7 +89,7 @@ def test_every_part_runs_to_its_end(gpu: Any, tmp_path: Path) -> None:
     assert {row["part"] for row in rows} == {part.name for part in gpu.PARTS}
     assert not [row for row in rows if row["status"] == "no time left"], rows
     lean = [row for row in rows if row.get("variant") == "lean layers"]
-    assert {row["status"] for row in lean} == {"measured"} and len(lean) == 2
+    assert {row["status"] for row in lean} == {"measured"} and len(lean) == 2  # of both models
 
 
 def test_a_part_that_fails_is_a_row_and_is_tried_again(
@@ -170,6 +170,20 @@ def test_a_side_without_memory_beside_the_others_runs_again_by_itself(
         ("a", "measured", True),
         ("b", "measured", False),
     ]
+
+
+def test_a_run_that_should_stop_ends_with_the_first_step_behind_the_warm_up(
+    gpu: Any, in_this_process: None, tmp_path: Path
+) -> None:
+    setup = gpu.Setup(gpu.complete(options(tmp_path / "rows", pairs=24)), tmp_path)
+    work = setup.work("random-tiny", "simpo")
+    whole, cut = (gpu.run_pobench(gpu.replace(work, stop_at=at)) for at in (None, 0.0))
+    assert (whole["steps"], cut["steps"]) == (7, 2)  # one to warm up, six or one to time
+    assert whole["seconds_per_pair"] == pytest.approx(whole["seconds"] / 24)
+    assert cut["seconds_per_pair"] == pytest.approx(cut["seconds"] / 4)
+    # useful tokens of the whole epoch, and a sixth of them
+    of = {name: run["useful_tokens_per_second"] * run["seconds"] for name, run in {"whole": whole, "cut": cut}.items()}
+    assert of["cut"] == pytest.approx(of["whole"] / 6)
 
 
 def test_a_wrong_command_line_lists_all_its_faults(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
