@@ -76,7 +76,14 @@ class Setup:
 
     def work(self, name: str, loss: str, **changes: Any) -> Work:
         given, settings = self.given, {**get_loss(loss).settings, **(TWINS[loss].settings if loss in TWINS else {})}
+        folder = self.model(name)
         values: dict[str, Any] = {
+            "model": str(folder),
+            "pairs": str(folder / "pairs.json"),
+            "loss": loss,
+            "settings": settings,
+            "lr": 1e-6,
+            "place": str(self.place),
             "precision": given.dtype,
             "batch_size": given.batch_size,
             "micro_tokens": given.micro_tokens,
@@ -84,10 +91,7 @@ class Setup:
             "warm_up": given.warm_up,
             "variant": Variant(min(8, given.batch_size)),
         }
-        folder = self.model(name)
-        return Work(
-            str(folder), str(folder / "pairs.json"), loss, settings, 1e-6, str(self.place), **{**values, **changes}
-        )
+        return Work(**{**values, **changes})
 
     def faster_layers(self) -> bool:
         """Whether compiled layers took less time than lean ones, as measured; lean ones where nothing was."""

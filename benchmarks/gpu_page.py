@@ -24,7 +24,9 @@ def gpu_result(file: Path) -> dict[str, Any]:
     for row in _whole_rows(file):
         latest[tuple(row.get(key) for key in ("part", "loss", "model", "program", "variant"))] = row
     rows = list(latest.values())
-    machine = next((row for row in rows if row["part"] == "machine" and row["status"] == "measured"), {"trial": True})
+    machine: dict[str, Any] = next(
+        (row for row in rows if row["part"] == "machine" and row["status"] == "measured"), {"trial": True}
+    )
     if machine["trial"]:
         raise KeyError("machine")
     trained = [row for row in rows if "step_seconds" in row]

@@ -150,7 +150,7 @@ def _against_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     for cell in result["cells"].values():
         row = {"arithmetic": cell["dtype"], "TRL's": cell["trainer"], "tokens a pair": cell["tokens"]}
         if "fault" in cell:
-            rows.append({**row, "best options, not measured": cell["fault"]})
+            rows.append({**row, "TRL's best options, or why nothing was measured": cell["fault"]})
             continue
         (loss, found), *_ = cell["result"]["losses"].items()
         rows.append(
@@ -162,7 +162,7 @@ def _against_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
                 "memory, whole process": estimate(found["memory_ratio"]),
                 "beyond weights, gradients, moments": estimate(found["activation_ratio"]),
                 "share of the peak": estimate(found["sides"]["pobench"]["mfu"]),
-                "best options, not measured": _options(found["trl_best"]),
+                "TRL's best options, or why nothing was measured": _options(found["trl_best"]),
                 "difference of losses": f"{found['agreement']['largest_relative_difference']:.1e}",
                 "processor": cell["result"]["environment"]["cpu"],
             }
@@ -323,7 +323,7 @@ KINDS = {
     ),
     "against_trl": Kind(
         "Every trainer of TRL",
-        "As above, pairs cut from the setting's texts to 160 and 300 tokens, and TRL's options searched: each is changed in "
+        "As above, pairs cut from the setting's texts to a mean length, and TRL's options searched: each is changed in "
         "turn and kept where a trial found it to pay. Ratios have the machine's rate divided out, which every program measures "
         "between its steps. TRL has no trainer for BCO; its DPO trainer has that loss on pairs. ORPO is compared with the "
         "likelihood term that its paper prints, and timed with TRL's own.",

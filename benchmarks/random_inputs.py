@@ -64,7 +64,7 @@ def random_pairs(count: int, vocabulary: int, shrink: float = 1) -> list[TokenPa
         length = min(spread_length(draw, PROPORTIONS[name] / shrink), round(LONGEST[name] / shrink))
         return tuple(draw.randrange(len(SPECIAL), vocabulary) for _ in range(max(1, length)))
 
-    return [TokenPair(f"{i}", *map(part, PROPORTIONS)) for i in range(count)]
+    return [TokenPair(f"{i}", part("prompt"), part("chosen"), part("rejected")) for i in range(count)]
 
 
 def spread_length(draw: random.Random, mean: float) -> int:
@@ -87,4 +87,4 @@ def cut_to(pairs: Sequence[TokenPair], count: int, tokens: int, longest: int) ->
         starts[name] += length
         return tuple(run[(start + i) % len(run)] for i in range(length))
 
-    return [TokenPair(f"{i}", *map(part, PROPORTIONS)) for i in range(count)]
+    return [TokenPair(f"{i}", part("prompt"), part("chosen"), part("rejected")) for i in range(count)]

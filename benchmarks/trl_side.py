@@ -234,7 +234,7 @@ def peer_class(work: Work, warm: Sequence[int], heard: Heard, watched: bool) -> 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             loss = super().compute_loss(model, inputs, *args, **kwargs)
             heard.losses[-1].append(float(loss.detach()))
-            heard.shown |= {sequence_keys(Group(p, (r,)))[0].hex() for p, r in shown_in(inputs)}
+            heard.shown |= {sequence_keys(Group(tuple(p), (tuple(r),)))[0].hex() for p, r in shown_in(inputs)}
             return loss
 
     return Watched if watched else Peer
