@@ -9,7 +9,7 @@ COUNT  ?= 200
 unexport PYTHONDONTWRITEBYTECODE
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all faults campaigns check docs site clean
+.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all faults campaigns against-trl check docs site clean
 .DEFAULT_GOAL := help
 
 help:       ## list the targets
@@ -89,6 +89,9 @@ check: $(VENV)/.installed-test ## check formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+against-trl: $(VENV)/.installed-test ## pobench beside every trainer of TRL; hours, resumable
+	$(BIN)/python benchmarks/against_trl.py
 
 docs: $(VENV)/.installed      ## write the pages of losses, keys, claims, frames and stages from the code
 	@mkdir -p docs

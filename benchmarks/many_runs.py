@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
+from children import in_child
 
 from pobench.errors import PobenchError
 from pobench.identity import PROTOCOL, name_of
@@ -55,11 +56,11 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         raise PobenchError(f"--commands: unknown {unknown[0]!r}; known: {', '.join(COMMANDS)}")
     with contextlib.ExitStack() as stack:
         root = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        made = peers.in_child(spent_on, make_runs, root, given.like, given.count)
+        made = in_child(spent_on, make_runs, root, given.like, given.count)
         peers.say(f"{made['value']} runs made: {made['seconds']:.1f} s of a processor")
         rows = {}
         for name in given.commands.split(","):
-            rows[name] = peers.in_child(spent_on, COMMANDS[name], root, given.count)
+            rows[name] = in_child(spent_on, COMMANDS[name], root, given.count)
             peers.say(f"{name}: {rows[name]['seconds']:.1f} s of a processor, peak {rows[name]['peak'] / 1e9:.2f} GB")
     return {"benchmark": "many_runs", "runs": made["value"], "made": made, "commands": rows}
 

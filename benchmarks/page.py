@@ -1,8 +1,9 @@
-"""Turn benchmarks/results/*.json into a README with the numbers and a picture (PNG and SVG) for every file.
+"""Turn benchmarks/results into a README with the numbers and a picture (PNG and SVG) for every file, and say in
+docs/benchmarks.md what was measured on a GPU.
 
     python benchmarks/page.py [--results FOLDER]
 
-Equal files give equal bytes.
+Results are *.json, and rows of `gpu.py`, *.jsonl. Equal files give equal bytes.
 """
 
 from __future__ import annotations
@@ -15,19 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
+from drawn import AS_IT_COMES, OURS, THEIRS, bar, bars_axis, estimate, step_figure, table
+from gpu_page import ABSENT, gpu_figure, gpu_more, gpu_result, gpu_rows, write_gpu_block
 from matplotlib.figure import Figure
 
 from pobench.errors import PobenchError
 from pobench.files import whole, write_text
 from pobench.reporting import plot
-from pobench.reporting.looks import FAINT, INK, look_of
-from pobench.reporting.tables import clean, make_table, show_number, to_markdown
-from pobench.types import Estimate
+from pobench.reporting.looks import look_of
+from pobench.reporting.tables import clean
 
-# No loss's colours: what is compared here are programs.
-OURS, THEIRS, AS_IT_COMES = INK, FAINT, "#aeb6bf"
+RESULTS = Path(__file__).parent / "results"
 SIDES = {
     "pobench": ("pobench", OURS),
     "trl_best": ("TRL at its best", THEIRS),
@@ -36,20 +35,25 @@ SIDES = {
 
 
 class Kind(NamedTuple):
-    """One benchmark: its heading, captions, and the functions that make its table and picture from a result."""
+    """One benchmark: its heading, captions, and the functions that make its table and picture from a result. more: further
+    tables by what stands above them."""
 
     title: str
     about: str
     rows: Callable[[dict[str, Any]], list[dict[str, Any]]]
     figure: Callable[[dict[str, Any]], Figure]
     absent: str = ""  # what the page says while there is no result; "": nothing
+    more: Callable[[dict[str, Any]], dict[str, list[dict[str, Any]]]] = lambda result: {}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     try:
-        print(build(parser.parse_args().results))
+        folder = parser.parse_args().results
+        print(build(folder))
+        if folder.resolve() == RESULTS.resolve():
+            write_gpu_block(folder)
     except PobenchError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -59,9 +63,9 @@ def build(folder: Path) -> Path:
     """Write pictures and README.md into `folder`; returns the README's path. Raises PobenchError that lists all unusable
     files."""
     results, faults = {}, []
-    for file in sorted(folder.glob("*.json")):
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]):
         try:
-            result = json.loads(file.read_text(encoding="utf-8"))
+            result = gpu_result(file) if file.suffix == ".jsonl" else json.loads(file.read_text(encoding="utf-8"))
             if result["benchmark"] not in KINDS:
                 raise KeyError("benchmark")
             results[file.stem] = result
@@ -82,8 +86,9 @@ def build(folder: Path) -> Path:
             for stem, result in mine.items()
             for row in kind.rows(result)
         ]
-        parts += [f"## {kind.title}", kind.about, to_markdown(make_table(pd.DataFrame(rows))).rstrip()]
+        parts += [f"## {kind.title}", kind.about, table(rows)]
         for stem, result in mine.items():
+            parts += [part for about, more in kind.more(result).items() for part in (about, table(more))]
             with plot.style(f"pobench-{stem}"):
                 figure = kind.figure(result)
                 pictures = {"png": plot.png(figure), "svg": plot.svg(figure, f"pobench-{stem}").encode()}
@@ -110,10 +115,6 @@ def _conditions(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _estimate(spread: dict[str, float]) -> Estimate:
-    return Estimate(spread["median"], spread["min"], spread["max"], int(spread["n"]))
-
-
 # ---------------------------------------------------------------- against TRL
 
 
@@ -122,42 +123,83 @@ def _vs_trl_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "loss": loss,
             "pairs": result["pairs"],
-            "times faster than TRL as it comes": _estimate(found["ratio_default"]),
-            "times faster than TRL at its best": _estimate(found["ratio_best"]),
-            "memory, whole process": _estimate(found["memory_ratio"]),
-            "memory beyond weights, gradients, moments": _estimate(found["activation_ratio"]),
-            "and beyond libraries": _estimate(found["activation_ratio_beyond_libraries"]),
-            "share of the matrix-product peak": _estimate(found["sides"]["pobench"]["mfu"]),
+            "times faster than TRL as it comes": estimate(found["ratio_default"]),
+            "times faster than TRL at its best": estimate(found["ratio_best"]),
+            "memory, whole process": estimate(found["memory_ratio"]),
+            "memory beyond weights, gradients, moments": estimate(found["activation_ratio"]),
+            "and beyond libraries": estimate(found["activation_ratio_beyond_libraries"]),
+            "share of the matrix-product peak": estimate(found["sides"]["pobench"]["mfu"]),
             "largest difference of losses": f"{found['agreement']['largest_relative_difference']:.1e}",
         }
         for loss, found in result["losses"].items()
     ]
 
 
+def cell_line(cell: dict[str, Any]) -> str:
+    """A cell of `against_trl.py` as a line."""
+    (found,) = cell["result"]["losses"].values()
+    default, best = (found[f"ratio_{side}_at_equal_rate"]["median"] for side in ("default", "best"))
+    return (
+        f"{default:.3g} times TRL as it comes, {best:.3g} times TRL at its best; memory "
+        f"{found['memory_ratio']['median']:.2f} of its best; {found['interleaved']}"
+    )
+
+
+def _against_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for cell in result["cells"].values():
+        row = {"arithmetic": cell["dtype"], "TRL's": cell["trainer"], "tokens a pair": cell["tokens"]}
+        if "fault" in cell:
+            rows.append({**row, "TRL's best options, or why nothing was measured": cell["fault"]})
+            continue
+        (loss, found), *_ = cell["result"]["losses"].items()
+        rows.append(
+            {
+                **row,
+                "loss": loss,
+                "times faster than TRL as it comes": estimate(found["ratio_default_at_equal_rate"]),
+                "than TRL at its best": estimate(found["ratio_best_at_equal_rate"]),
+                "memory, whole process": estimate(found["memory_ratio"]),
+                "beyond weights, gradients, moments": estimate(found["activation_ratio"]),
+                "share of the peak": estimate(found["sides"]["pobench"]["mfu"]),
+                "TRL's best options, or why nothing was measured": _options(found["trl_best"]),
+                "difference of losses": f"{found['agreement']['largest_relative_difference']:.1e}",
+                "processor": cell["result"]["environment"]["cpu"],
+            }
+        )
+    return rows
+
+
+def _options(best: dict[str, Any]) -> str:
+    """TRL's fastest options, shortly, and how many were tried."""
+    said = [f"micro-batches of {best['micro']}"]
+    said += [name for name in ("precomputed", "checkpointing", "grouped", "compiled", "liger") if best[name]]
+    said += [f"{name} {best[name]}" for name in ("workers", "optimiser", "attention") if best[name]]
+    tried = [row for row in best["search"] if "fault" not in row]
+    return f"{', '.join(said)}; {len(tried)} tried" if tried else ", ".join(said)
+
+
+def _against_figure(result: dict[str, Any]) -> Figure:
+    cells = {name: cell for name, cell in result["cells"].items() if "fault" not in cell}
+    figure, (ax,) = plot.panels(1, columns=1, height=0.8 + 0.34 * max(1, len(cells)), sharex=False, sharey=False)
+    for place, cell in enumerate(cells.values()):
+        (found,) = cell["result"]["losses"].values()
+        for shift, (side, colour) in enumerate({"default": AS_IT_COMES, "best": THEIRS}.items()):
+            value = found[f"ratio_{side}_at_equal_rate"]
+            bar(ax, place + 0.36 * shift - 0.18, value["median"], colour, (value["min"], value["max"]), height=0.34)
+    bars_axis(ax, list(cells), "times pobench's time, light: TRL as it comes, dark: at its best")
+    ax.axvline(1, color=OURS, linewidth=1)
+    return figure
+
+
 def _vs_trl_figure(result: dict[str, Any]) -> Figure:
-    return _step_figure(
+    return step_figure(
         {
             f"{label}, {loss}": (found["sides"][side], colour)
             for loss, found in result["losses"].items()
             for side, (label, colour) in SIDES.items()
         }
     )
-
-
-def _step_figure(rows: dict[str, tuple[dict[str, Any], str]]) -> Figure:
-    """Time, memory and use of the machine, a bar a row. rows: label → (what was measured, colour)."""
-    shown = {
-        "seconds_per_pair": ("seconds a pair", 1.0),
-        "peak_memory": ("peak memory, GB", 1e-9),
-        "mfu": ("share of the matrix-product peak", 1.0),
-    }
-    figure, axes = plot.panels(len(shown), columns=3, height=0.5 + 0.28 * len(rows), sharex=False)
-    for ax, (key, (label, unit)) in zip(axes, shown.items(), strict=True):
-        for place, (measured, colour) in enumerate(rows.values()):
-            spread = {k: v * unit for k, v in measured[key].items()}
-            _bar(ax, place, spread["median"], colour, (spread["min"], spread["max"]))
-        _bars_axis(ax, list(rows), label)
-    return figure
 
 
 # ---------------------------------------------------------------- where the step's time goes
@@ -175,33 +217,11 @@ def _profile_figure(result: dict[str, Any]) -> Figure:
     figure, (ax,) = plot.panels(1, columns=1, height=0.8 + 0.24 * len(result["seconds"]), sharex=False, sharey=False)
     rows = {**result["seconds"], "limit": result["limit_seconds"]}
     for place, (kind, seconds) in enumerate(rows.items()):
-        _bar(ax, place, seconds, THEIRS if kind == "limit" else OURS)
+        bar(ax, place, seconds, THEIRS if kind == "limit" else OURS)
     labels = [*result["seconds"], "the limit's products\nat the machine's rate"]
-    _bars_axis(ax, labels, f"s, one optimiser step of {result['pairs']} pairs")
+    bars_axis(ax, labels, f"s, one optimiser step of {result['pairs']} pairs")
     ax.set_yticks(range(len(labels)), labels)
     return figure
-
-
-# ---------------------------------------------------------------- one GPU
-
-
-def _gpu_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "layers": side.removesuffix(" layers"),
-            "parameters, billions": result["parameters"] / 1e9,
-            "pairs": result["pairs"],
-            "seconds a pair": _estimate(found["seconds_per_pair"]),
-            "peak memory, GB": _estimate({k: v / (1 if k == "n" else 1e9) for k, v in found["peak_memory"].items()}),
-            "share of the matrix-product peak": _estimate(found["mfu"]),
-            "largest difference of losses from the CPU's": f"{result['agreement']['largest_relative_difference']:.1e}",
-        }
-        for side, found in result["sides"].items()
-    ]
-
-
-def _gpu_figure(result: dict[str, Any]) -> Figure:
-    return _step_figure({side: (found, OURS) for side, found in result["sides"].items()})
 
 
 # ---------------------------------------------------------------- growth
@@ -216,24 +236,32 @@ def _scaling_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "seconds": run["seconds"],
             "of which data": run["data_seconds"],
             "of which reference": run["reference_seconds"],
+            **_at_equal_rate(run, result),
             "peak memory, GB": run["peak_memory"] / 1e9,
         }
         for run in result["sizes"].values()
     ]
 
 
+def _at_equal_rate(run: dict[str, Any], result: dict[str, Any]) -> dict[str, float]:
+    """The seconds that a size would have taken at the first size's rate of products, where rates were measured."""
+    first = next(iter(result["sizes"].values())).get("mean_flops")
+    return {"seconds at the first size's rate": run["seconds"] * run["mean_flops"] / first} if first else {}
+
+
 def _scaling_figure(result: dict[str, Any]) -> Figure:
     runs = list(result["sizes"].values())
     pairs = np.array([run["pairs"] for run in runs], dtype=float)
     figure, (left, right) = plot.panels(2, columns=2, height=2.6, sharey=False)
-    seconds = np.array([run["seconds"] for run in runs])
+    seconds = np.array(
+        [_at_equal_rate(run, result).get("seconds at the first size's rate", run["seconds"]) for run in runs]
+    )
+    grown, rated = seconds[-1] / seconds[0], ", at one rate" if runs[0].get("mean_flops") else ""
     left.plot(
         pairs, seconds[0] * pairs / pairs[0], color=THEIRS, linestyle=(0, (4, 3)), linewidth=1, label="proportional"
     )
     left.plot(pairs, seconds, color=OURS, marker="o", markersize=5, label="measured")
-    left.set(
-        yscale="log", title=f"time: × {result['growth_ratio']:.3g} for × {result['pairs_ratio']:.3g} pairs", ylabel="s"
-    )
+    left.set(yscale="log", title=f"time: × {grown:.3g} for × {result['pairs_ratio']:.3g} pairs{rated}", ylabel="s")
     left.legend()
     right.plot(pairs, [run["peak_memory"] / 1e9 for run in runs], color=OURS, marker="o", markersize=5)
     right.set(title=f"peak memory: × {result['memory_growth_ratio']:.3g}", ylabel="GB")
@@ -269,8 +297,8 @@ def _suite_figure(result: dict[str, Any]) -> Figure:
     losses, totals = result["losses"], result["trl_seconds"]
     figure, (left, right) = plot.panels(2, columns=2, height=0.5 + 0.2 * len(losses), sharex=False, sharey=False)
     for place, (loss, seconds) in enumerate(losses.items()):
-        _bar(left, place, seconds, look_of(loss).colour)
-    _bars_axis(left, list(losses), "s, one epoch")
+        bar(left, place, seconds, look_of(loss).colour)
+    bars_axis(left, list(losses), "s, one epoch")
     bars = {
         "pobench, measured": (result["pobench_seconds"], OURS),
         "TRL at its best,\none reference pass": (totals["best_reference_kept"], THEIRS),
@@ -278,32 +306,10 @@ def _suite_figure(result: dict[str, Any]) -> Figure:
         "TRL as it comes": (totals["default"], AS_IT_COMES),
     }
     for place, (seconds, colour) in enumerate(bars.values()):
-        _bar(right, place, seconds, colour)
-    _bars_axis(right, list(bars), "s, all losses; TRL's are estimates from measured steps")
+        bar(right, place, seconds, colour)
+    bars_axis(right, list(bars), "s, all losses; TRL's are estimates from measured steps")
     right.set_ylim(max(len(losses), len(bars)) / 2 - 0.4, -0.6)  # bars a little thicker than a loss's, not fat
     return figure
-
-
-def _bar(ax: Axes, place: int, value: float, colour: str, ends: tuple[float, float] | None = None) -> None:
-    """A bar from zero, the number behind it; ends: the least and greatest over rounds, as a thin line."""
-    ax.barh(place, value, height=0.62, color=colour, linewidth=0)
-    if ends is not None:
-        ax.plot(ends, [place, place], color=look_of("dpo").colour, linewidth=1.2)
-    farthest = max(value, ends[1] if ends else value)
-    ax.annotate(
-        show_number(value), (farthest, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,
-        color=FAINT,
-    )  # fmt: skip
-
-
-def _bars_axis(ax: Axes, labels: list[str], unit: str) -> None:
-    ax.set_yticks(range(len(labels)), [label if "\n" in label else plot.short(label) for label in labels])
-    ax.tick_params(axis="y", labelcolor=INK)
-    ax.set_ylim(len(labels) - 0.4, -0.6)
-    ax.margins(x=0.18)
-    ax.set_xlim(left=0)
-    ax.grid(False, axis="y")
-    ax.set_xlabel(unit)
 
 
 KINDS = {
@@ -315,6 +321,16 @@ KINDS = {
         _vs_trl_rows,
         _vs_trl_figure,
     ),
+    "against_trl": Kind(
+        "Every trainer of TRL",
+        "As above, pairs cut from the setting's texts to a mean length, and TRL's options searched: each is changed in "
+        "turn and kept where a trial found it to pay. Ratios have the machine's rate divided out, which every program measures "
+        "between its steps. TRL has no trainer for BCO; its DPO trainer has that loss on pairs. ORPO is compared with the "
+        "likelihood term that its paper prints, and timed with TRL's own.",
+        _against_rows,
+        _against_figure,
+        "Not measured yet. `python benchmarks/against_trl.py` takes hours, and goes on where it was stopped.",
+    ),
     "profile": Kind(
         "Where the step's time goes",
         "One optimiser step under torch's profiler, by the operations' own time. The limit counts the useful products "
@@ -323,13 +339,14 @@ KINDS = {
         _profile_figure,
     ),
     "gpu": Kind(
-        "The training step on one GPU",
-        "A random model of Llama's shape, bf16 arithmetic over fp32 weights, pairs of UltraFeedback's proportions; layers as "
-        "pobench has them, and by torch.compile. The losses are compared with the CPU's on a smaller model. The goal is a "
-        "share of 0.5.",
-        _gpu_rows,
-        _gpu_figure,
-        "Not measured: no GPU at hand. `python benchmarks/gpu.py --out benchmarks/results/gpu.json` does it on one.",
+        "On one GPU",
+        "A random model of Llama's shape, bf16 arithmetic over fp32 weights, pairs with UltraFeedback's lengths. Programs "
+        "of one part take their steps in turn; the median step, in brackets the least and the greatest. Compiling is what the "
+        "warm-up took beyond as many later steps. Pairs are equal in all programs; TRL shuffles them.",
+        gpu_rows,
+        gpu_figure,
+        ABSENT,
+        gpu_more,
     ),
     "scaling": Kind(
         "Growth with the number of pairs",

@@ -1,10 +1,8 @@
-"""Shared by the benchmarks: run one training of pobench or TRL in its own process, and compute with the results.
+"""Shared by the benchmarks: run one training of pobench, measure it, and compute with the results.
 
-Both sides get the same token ids, batch size, learning rate (linear decay, no warm-up, AdamW without decay, gradients
-clipped at 1: TRL's defaults) and number of steps. pobench goes through `pobench.training.loop.train`. TRL's installed
-DPOTrainer is changed in four places, none of them in its step: it gets token ids instead of text; its sampler puts the
-warm-up batches first; the sampler that groups by length gets the lengths (the column filter would drop them); and its
-reference pass is timed. Saving, reporting and progress bars are off.
+pobench and its peers (`trl_side`) get the same token ids, batch size, learning rate (linear decay, no warm-up, AdamW without
+decay, gradients clipped at 1: TRL's defaults) and number of steps. pobench goes through `pobench.training.loop.train`. Saving,
+reporting and progress bars are off.
 
 Time covers the steps after the warm-up, with collation. Memory is the peak of the whole process (on a GPU, of its memory),
 libraries included.
@@ -13,12 +11,10 @@ libraries included.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
-import importlib.metadata
-import importlib.util
 import json
 import math
-import multiprocessing
 import os
 import platform
 import resource
@@ -27,17 +23,19 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from children import pass_turn, wait_for_turn
+from trl_variants import Variant
 
 from pobench.data.order import data_order, mismatch, subset
 from pobench.data.prepare import read_sources
 from pobench.errors import PobenchError
 from pobench.files import write_text
-from pobench.model.device import make_accelerator
+from pobench.model.device import make_accelerator, version_of
 from pobench.model.flex import use_flex
 from pobench.model.load import load_model
 from pobench.model.logps import ResponseLogps
@@ -55,44 +53,13 @@ from pobench.training.reference import (
     compute_reference,
     reference_causes,
     reference_folder,
-    sequence_keys,
 )
 from pobench.types import Group, TokenPair
 
+RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-5  # relative difference of two losses that count as the same, fp32
 MOVED = 1e-3  # relative change of the loss below which equal losses would prove nothing
-FAULT = "fault"  # what a child's result holds in place of a traceback
 STATE_BYTES = 16  # a parameter's share of weights, gradients and two moments, all fp32
-
-
-class Twin(NamedTuple):
-    """A loss of TRL's DPOTrainer that equals one of pobench's. setting: pobench's name for TRL's `beta`. settings: those under
-    which the two are equal."""
-
-    loss_type: str
-    setting: str
-    settings: dict[str, Any]
-
-
-TWINS = {
-    "dpo": Twin("sigmoid", "beta", {}),
-    "dpo_ln": Twin("sigmoid_norm", "beta", {}),
-    "ipo": Twin("ipo", "tau", {"average": True}),
-}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A configuration of TRL's trainer. By default all is TRL's own, with `micro` pairs a forward pass."""
-
-    micro: int = 8
-    precomputed: bool = False
-    checkpointing: bool | None = None  # None: TRL's own default
-    grouped: bool = False  # batches of like lengths
-
-    @classmethod
-    def best(cls, micro: int) -> Variant:
-        return cls(micro, precomputed=True, checkpointing=False, grouped=True)
 
 
 @dataclass(frozen=True)
@@ -100,7 +67,9 @@ class Work:
     """One training run. pairs: a JSON file of token pairs, of which the first `count` are taken (None: all).
 
     trained: so many of them are trained on (None: all), the others only need their reference. warm_up: steps before the
-    clock starts, on the first pairs again. place: folder for caches, shared by the runs of one comparison.
+    clock starts, on the first pairs again. place: folder for caches, shared by the runs of one comparison. rated: the machine's
+    rate is measured between the steps, without a warm-up too. stop_at: by `time.time`, after which a run ends with the steps
+    that it has done, of which one at least is behind the warm-up.
     """
 
     model: str
@@ -120,6 +89,8 @@ class Work:
     threads: int = 1
     variant: Variant = field(default_factory=Variant)
     compile: bool = False
+    rated: bool = False
+    stop_at: float | None = None
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -141,12 +112,14 @@ class Shape(NamedTuple):
         return cls(body, head.shape[1], head.shape[0], sum(p.numel() for p in model.parameters() if p.requires_grad))
 
 
-def limit_flops(shape: Shape, pair: TokenPair, *, recomputed_head: bool = False) -> int:
+def limit_flops(shape: Shape, pair: TokenPair, *, recomputed_head: bool = False, mismatched: bool = False) -> int:
     """The least FLOPs of a training step for one pair: 6N(P + C + R) + 6HV(C + R), without the products between queries, keys
-    and values, which grow with the square of the length. recomputed_head: + 2HV(C + R)."""
+    and values, which grow with the square of the length. recomputed_head: + 2HV(C + R). mismatched: + N(C + R) + HV(C + R), for
+    KTO's one answer a pair, chosen or rejected, behind another pair's prompt, whose keys and values are there."""
     responses = len(pair.chosen) + len(pair.rejected)
-    head = 8 if recomputed_head else 6
-    return 6 * shape.body * (len(pair.prompt) + responses) + head * shape.hidden * shape.vocabulary * responses
+    head = (8 if recomputed_head else 6) + mismatched
+    body = 6 * (len(pair.prompt) + responses) + mismatched * responses
+    return body * shape.body + head * shape.hidden * shape.vocabulary * responses
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -188,45 +161,6 @@ def check_same_loss(runs: dict[str, Sequence[float]]) -> float:
 
 
 # ---------------------------------------------------------------- a process of its own
-
-
-def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Call `function` in a fresh interpreter; returns its result. Raises PobenchError if that process fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        child = multiprocessing.get_context("spawn").Process(target=_child, args=(function, arguments, result))
-        child.start()
-        try:
-            child.join()
-        except BaseException:
-            child.terminate()
-            child.join(20)
-            child.kill()
-            raise
-        if child.exitcode or not result.is_file():
-            hint = " (the system may have run out of memory)" if child.exitcode == -9 else ""
-            raise PobenchError(f"{function.__name__}: its process ended with status {child.exitcode}{hint}")
-        found = json.loads(result.read_text())
-        if FAULT in found:
-            raise PobenchError(f"{function.__name__}: {found[FAULT]}")
-        return found
-
-
-def _child(function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], result: Path) -> None:
-    os.dup2(2, 1)  # standard output belongs to the parent's JSON
-    if not os.environ.get("POBENCH_DEBUG"):
-        warnings.filterwarnings("ignore")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        found = function(*arguments)
-    except Exception as error:
-        if os.environ.get("POBENCH_DEBUG"):
-            raise
-        found = {FAULT: str(error) if isinstance(error, PobenchError) else f"{type(error).__name__}: {error}"}
-    write_text(result, json.dumps(found))
 
 
 def pin_threads(threads: int) -> None:
@@ -291,6 +225,10 @@ def matmul_rates(precision: str, device: Any, times: int, size: int) -> list[flo
 PRODUCT = {"cpu": 1024, "cuda": 8192}  # a processor is at its peak with 1024 already; 12 MB do not show in its memory
 
 
+class Enough(Exception):
+    """A run has reached its `stop_at`."""
+
+
 class StepClock:
     """When each step began and ended. Between steps, off the clock, a few matrix products tell how fast the machine
     multiplies just then: a shared processor's rate may halve within a minute, and a share of its peak would be the
@@ -301,6 +239,7 @@ class StepClock:
 
     def __init__(self, precision: str, device: Any, multiplies: bool) -> None:
         self.precision, self.device, self.multiplies = precision, device, multiplies and device.type != "cuda"
+        wait_for_turn()
         self.begun: list[float] = [now(device)]  # of the step after so many
         self.ended: list[float] = []
         self._rates: list[float] = []
@@ -310,11 +249,28 @@ class StepClock:
         self.ended.append(now(self.device))
         if self.multiplies:
             self._rates += matmul_rates(self.precision, self.device, 4, PRODUCT["cpu"])[1:]
+        pass_turn()
         self.begun.append(now(self.device))
+
+    def is_enough(self, work: Work) -> bool:
+        """Whether the run should end with the steps that it has done."""
+        return work.stop_at is not None and time.time() > work.stop_at and len(self.ended) > work.warm_up
+
+    def steps(self) -> list[float]:
+        """Seconds of every step, those of the warm-up too."""
+        return [ended - begun for begun, ended in zip(self.begun, self.ended, strict=False)]
 
     def seconds(self, warm_up: int) -> float:
         """Of all steps after the first `warm_up`."""
-        return sum(self.ended[warm_up:]) - sum(self.begun[warm_up:-1])
+        return sum(self.steps()[warm_up:])
+
+    def between(self) -> float:
+        """Seconds off the clock, between steps."""
+        return sum(begun - ended for ended, begun in zip(self.ended, self.begun[1:], strict=False))
+
+    def mean_rate(self) -> float:
+        """FLOP/s, the mean over the steps: seconds times it are the products that the machine could have made in them."""
+        return statistics.fmean(self._rates or [self.rate()])
 
     def rate(self) -> float:
         """FLOP/s, the median."""
@@ -334,14 +290,11 @@ def about_machine(accelerator: Any) -> dict[str, Any]:
     from pobench.model.device import environment
 
     found = environment(accelerator)
-    try:
-        found["packages"]["trl"] = importlib.metadata.version("trl")
-    except importlib.metadata.PackageNotFoundError:
-        found["packages"]["trl"] = None
+    found["packages"]["trl"] = version_of("trl")
     return {**found, "cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else None}
 
 
-# ---------------------------------------------------------------- the two sides
+# ---------------------------------------------------------------- pobench
 
 
 def reference_of(
@@ -360,7 +313,7 @@ def reference_of(
 
 
 def run_pobench(work: Work) -> dict[str, Any]:
-    """Train with pobench: see `_measured`; reference_seconds and reference_computed (responses) tell the cost of the
+    """Train with pobench: see `measured`; reference_seconds and reference_computed (responses) tell the cost of the
     reference pass, 0 where the cache had it all; train_seconds is all that `train` took, that pass included."""
     import torch
 
@@ -381,29 +334,31 @@ def run_pobench(work: Work) -> dict[str, Any]:
         compile=work.compile,
         checkpoint_seconds=1e9,
     )
-    libraries = libraries_memory(work.model)
+    libraries = 0 if accelerator.device.type == "cuda" else libraries_memory(work.model)
     model = load_model(Path(work.model), dtype=torch.float32)
     use_flex(model, device=accelerator.device)
     shape = Shape.of(model)
     loss = get_loss(work.loss)
-    weights, cache = weights_digest(Path(work.model)), Path(work.place) / "reference"
     losses: list[float] = []
-    clock = StepClock(work.precision, accelerator.device, multiplies=work.warm_up > 0)
-
+    clock = StepClock(work.precision, accelerator.device, multiplies=work.warm_up > 0 or work.rated)
     graphs: list[int] = []
 
     def log(row: dict[str, Any]) -> None:
         clock()
         losses.append(row["loss"])
         graphs.append(compiled_graphs())
+        if clock.is_enough(work):
+            raise Enough
 
     started = now(accelerator.device)
     reference, computed, reference_seconds = None, 0, 0.0
     others = mismatch(pairs) if "kl" in loss.needs else None
     if loss.reads_reference:
         passes = [[Group.of(p) for p in pairs], *([mismatched_groups(pairs, others)] if others else [])]
+        weights, cache = weights_digest(Path(work.model)), Path(work.place) / "reference"
         reference, computed, reference_seconds = reference_of(cache, model, weights, passes, config, accelerator)
-    with tempfile.TemporaryDirectory() as folder:
+    trained = None
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         trained = train(
             accelerator,
             model,
@@ -417,14 +372,15 @@ def run_pobench(work: Work) -> dict[str, Any]:
             mismatched=others,
             log=log,
         )
-    whole = now(accelerator.device) - started
+    whole = now(accelerator.device) - started - clock.between()
     return {
-        **_measured(work, accelerator, shape, libraries, clock, pairs),
+        **measured(work, accelerator, shape, libraries, clock, pairs, mismatched=others is not None),
         "losses": losses,
         "graphs": graphs,
-        "layout": trained.layout,
-        "layout_reason": trained.layout_reason,
+        "layout": trained.layout if trained else None,
+        "layout_reason": trained.layout_reason if trained else "not known: ended before its time",
         "train_seconds": whole,
+        "mean_flops": clock.mean_rate() if work.rated else None,
         "reference_seconds": reference_seconds,
         "reference_computed": computed,
     }
@@ -436,151 +392,25 @@ def compiled_graphs() -> int:
     return int(module.counters["stats"]["unique_graphs"]) if module is not None else 0
 
 
-def need_trl() -> None:
-    """Raises PobenchError if TRL is not installed."""
-    if importlib.util.find_spec("trl") is None:
-        raise PobenchError("TRL is not installed, and there is nothing to compare with; pip install trl==1.16.0")
-
-
-def _trl_config(work: Work, folder: str) -> Any:
-    """TRL's settings for the same work, as the variant changes its defaults."""
-    import torch
-    from trl import DPOConfig
-
-    twin, variant = TWINS[work.loss], work.variant
-    return DPOConfig(
-        output_dir=folder,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        per_device_train_batch_size=variant.micro,
-        gradient_accumulation_steps=work.batch_size // variant.micro,
-        learning_rate=work.lr,
-        num_train_epochs=work.epochs,
-        max_length=work.max_length,
-        bf16=work.precision == "bf16",
-        use_cpu=not torch.cuda.is_available(),  # or it refuses bf16
-        loss_type=[twin.loss_type],
-        beta=work.settings[twin.setting],
-        precompute_ref_log_probs=variant.precomputed,
-        **({} if variant.checkpointing is None else {"gradient_checkpointing": variant.checkpointing}),
-        **({"train_sampling_strategy": "group_by_length"} if variant.grouped else {}),
-    )
-
-
-def run_trl(work: Work, watched: bool = False) -> dict[str, Any]:
-    """Train with TRL's DPOTrainer: see `_measured`. watched: also the loss of every step, and the keys of the token
-    sequences that the model was shown; it costs time, so timed runs go without."""
-    import torch
-    from accelerate import Accelerator
-    from datasets import Dataset, load_from_disk
-    from torch.utils.data import Sampler
-    from transformers import PrinterCallback, TrainerCallback
-    from trl import DPOTrainer
-
-    torch.set_num_threads(work.threads)
-    pairs = load_pairs(Path(work.pairs))[: work.count]
-    order = training_order(pairs)
-    warm = warm_up_order(order, work.warm_up * work.batch_size)
-    # On disk, so that TRL finds its own cache of reference sums again; in bf16 these are others than in fp32.
-    table = Path(work.place) / f"trl-{len(pairs)}-{work.precision}"
-    if not table.exists():
-        Dataset.from_dict(_columns(pairs)).save_to_disk(str(table))
-    device = Accelerator().device
-    clock = StepClock(work.precision, device, multiplies=work.warm_up > 0)
-    reference: list[float] = []
-    losses: list[list[float]] = [[]]
-    shown: set[str] = set()
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            clock()
-            losses.append([])
-
-    class WarmFirst(Sampler):
-        def __init__(self, then: Any) -> None:
-            self.then = then
-
-        def __iter__(self) -> Iterator[int]:
-            yield from warm
-            yield from self.then
-
-        def __len__(self) -> int:
-            return len(warm) + len(self.then)
-
-    class Peer(DPOTrainer):
-        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
-            return dataset
-
-        def _set_signature_columns_if_needed(self) -> None:
-            super()._set_signature_columns_if_needed()
-            self._signature_columns = list(dict.fromkeys([*self._signature_columns, "length"]))
-
-        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-            return WarmFirst(super()._get_train_sampler(*args, **kwargs))
-
-        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
-            started = now(self.args.device)
-            dataset = super()._precompute_ref_logps(*args, **kwargs)
-            reference.append(now(self.args.device) - started)
-            return dataset
-
-    class Watched(Peer):
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            losses[-1].append(float(loss.detach()))
-            rows = zip(inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"], strict=True)
-            for ids, held, answer in rows:
-                prompt, response = (ids[held.bool() & (answer == kind)].tolist() for kind in (0, 1))
-                shown.add(sequence_keys(Group(prompt, (response,)))[0].hex())
-            return loss
-
-    libraries = libraries_memory(work.model)
-    with tempfile.TemporaryDirectory() as folder:
-        config = _trl_config(work, folder)
-        trainer = (Watched if watched else Peer)(
-            model=work.model, args=config, train_dataset=load_from_disk(str(table)), callbacks=[Clock()]
-        )
-        trainer.remove_callback(PrinterCallback)
-        shape = Shape.of(trainer.model)
-        trainer.train()
-    return {
-        **_measured(work, Accelerator(), shape, libraries, clock, pairs),
-        "losses": [statistics.mean(step) for step in losses if step],
-        "shown": sorted(shown),
-        "reference_seconds": sum(reference),
-        "checkpointing": bool(config.gradient_checkpointing),
-    }
-
-
-TRIAL_PAIRS = 32
-
-
-def fastest_micro(work: Work) -> tuple[int, dict[int, dict[str, Any]]]:
-    """(pairs a forward pass, what every size that was tried gave) of TRL at its best, on a few pairs."""
-    trials = {}
-    for size in [n for n in (8, 4, 2, 1) if work.batch_size % n == 0]:
-        trials[size] = in_child(run_trl, replace(work, count=TRIAL_PAIRS, variant=Variant.best(size)))
-        say(f"trl_best with micro-batches of {size}: {trials[size]['seconds_per_pair']:.3g} s a pair")
-    return min(trials, key=lambda size: trials[size]["seconds_per_pair"]), trials
-
-
-def reference_cost(runs: Sequence[dict[str, Any]], pairs: int) -> float:
-    """Seconds of TRL's reference pass over all pairs: of the first run that made it, since the others find its cache."""
-    return max(run["reference_seconds"] for run in runs if run["pairs"] == pairs)
-
-
-def _measured(
-    work: Work, accelerator: Any, shape: Shape, libraries: int, clock: StepClock, pairs: Sequence[TokenPair]
+def measured(
+    work: Work,
+    accelerator: Any,
+    shape: Shape,
+    libraries: int,
+    clock: StepClock,
+    pairs: Sequence[TokenPair],
+    *,
+    mismatched: bool = False,
 ) -> dict[str, Any]:
-    """Times in seconds, memory in bytes."""
+    """Times in seconds, memory in bytes. libraries: held before training. mismatched: see `limit_flops`."""
     device = accelerator.device
     peak = highest_memory(device)
     values: dict[str, Any] = {
         "peak_memory": peak,
-        "libraries_memory": 0 if device.type == "cuda" else libraries,
+        "libraries_memory": libraries,
         "state_memory": STATE_BYTES * shape.parameters,
         "steps": len(clock.ended),
+        "step_seconds": clock.steps(),
         "pairs": len(pairs),
         "shape": list(shape),
         "environment": about_machine(accelerator),
@@ -588,13 +418,15 @@ def _measured(
     counted = pairs[: work.trained]
     if work.warm_up:
         seconds = clock.seconds(work.warm_up)
-        tokens = work.epochs * sum(Group.of(p).tokens for p in counted)
-        flops = work.epochs * sum(limit_flops(shape, p) for p in counted)
+        done = (len(clock.ended) - work.warm_up) * work.batch_size
+        passes = min(work.epochs, done / len(counted))  # a run that ends before its time has done a part of one
+        tokens = passes * sum(Group.of(p).tokens for p in counted)
+        flops = passes * sum(limit_flops(shape, p, mismatched=mismatched) for p in counted)
         rate = clock.rate()
-        recomputed = work.epochs * sum(limit_flops(shape, p, recomputed_head=True) for p in counted)
+        recomputed = passes * sum(limit_flops(shape, p, recomputed_head=True, mismatched=mismatched) for p in counted)
         values |= {
             "seconds": seconds,
-            "seconds_per_pair": seconds / (work.epochs * len(counted)),
+            "seconds_per_pair": seconds / (passes * len(counted)),
             "useful_tokens_per_second": tokens / seconds,
             "mfu": flops / seconds / rate,
             "mfu_with_recomputed_head": recomputed / seconds / rate,
@@ -614,16 +446,6 @@ def training_order(pairs: Sequence[TokenPair]) -> list[int]:
 def warm_up_order(order: Sequence[int], pairs: int) -> list[int]:
     """The first `pairs` indices, repeated from the start if there are fewer."""
     return [order[i % len(order)] for i in range(pairs)]
-
-
-def _columns(pairs: Sequence[TokenPair]) -> dict[str, list[Any]]:
-    """As TRL's own preparation leaves them, and the length that its grouping sampler asks for."""
-    return {
-        "prompt_ids": [list(p.prompt) for p in pairs],
-        "chosen_ids": [list(p.chosen) for p in pairs],
-        "rejected_ids": [list(p.rejected) for p in pairs],
-        "length": [len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs],
-    }
 
 
 def save_pairs(path: Path, pairs: Sequence[TokenPair]) -> None:

@@ -4,6 +4,8 @@
     python benchmarks/scaling.py --model smollm2 --data pairs.jsonl
 
 The time covers all work of a job on its pairs: reading, tokenising, the audit, the reference pass, one epoch of training.
+Between steps, off the clock, the machine's rate is measured: `growth_ratio_at_equal_rate` has it divided out. A size that takes
+longer than `--size-seconds` ends the run; sizes that `--out` holds under the same options are not measured again.
 If the file has too few pairs, prompts are combined with other pairs' answers. Every size then has the same prompts and
 answers equally often, so tokens grow exactly with pairs, and no two rows are equal.
 """
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
+from children import in_child
 
 from pobench.data.chat import Chat
 from pobench.data.prepare import read_sources
@@ -38,6 +41,7 @@ def main() -> None:
     parser = peers.parser_of(__doc__, model="tiny")
     parser.add_argument("--sizes", default="1000,2000,4000,8000", help="pairs, smallest first")
     parser.add_argument("--loss", default="dpo")
+    parser.add_argument("--size-seconds", type=float, default=7200.0, help="of one size, at most")
     peers.run_script(measure, parser)
 
 
@@ -46,28 +50,51 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     job = peers.job_of(given.model, given.loss, data=given.data, lr=given.lr, max_length=given.max_length)
     found = fitting(job)
     base = largest_divisor(math.gcd(*sizes), len(found))
-    runs: dict[int, dict[str, Any]] = {}
+    about = {"benchmark": "scaling", **peers.common(given, job), "loss": job.loss, "distinct_prompts": base}
+    runs = stored(given.out, about)
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
+            if size in runs:
+                peers.say(f"{size} pairs: stored")
+                continue
             place = Path(folder) / str(size)
             place.mkdir()
             data = place / "pairs.jsonl"
             write_text(data, "".join(json.dumps(row) + "\n" for row in crossed(found[:base], size)))
             work = peers.work_of(given, job, place / "pairs.json", place)
-            runs[size] = peers.in_child(
-                one_size, replace(job, data=job.data.model_copy(update={"source": str(data)})), work, size
-            )
+            of_size = replace(job, data=job.data.model_copy(update={"source": str(data)}))
+            runs[size] = in_child(one_size, of_size, work, size, seconds=given.size_seconds)
             peers.say(f"{size} pairs: {runs[size]['seconds']:.1f} s, peak {runs[size]['peak_memory'] / 1e9:.2f} GB")
-    environment = runs[sizes[0]]["environment"]
+            if given.out:
+                write_text(given.out, json.dumps(result_of(about, runs), indent=1) + "\n")
+    return result_of(about, {size: runs[size] for size in sizes})
+
+
+def result_of(about: dict[str, Any], runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What is known after some of the sizes."""
     return {
-        "benchmark": "scaling",
-        **peers.common(given, job),
-        "loss": job.loss,
-        "distinct_prompts": base,
-        "sizes": {str(size): {k: v for k, v in run.items() if k != "environment"} for size, run in runs.items()},
+        **about,
+        "sizes": {
+            str(size): {k: v for k, v in run.items() if k != "environment"} for size, run in sorted(runs.items())
+        },
         **growth(runs),
-        "environment": environment,
+        "environment": runs[min(runs)]["environment"],
     }
+
+
+def stored(file: Path | None, about: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The sizes that a file holds, if they were measured under the same options."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.is_file() else {}
+        if {key: found.get(key) for key in about} != about:
+            return {}
+        return {
+            int(size): {**run, "environment": found["environment"]}
+            for size, run in found["sizes"].items()
+            if run.get("mean_flops")
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def one_size(job: Job, work: peers.Work, size: int) -> dict[str, Any]:
@@ -87,13 +114,14 @@ def one_size(job: Job, work: peers.Work, size: int) -> dict[str, Any]:
     if len(pairs) != size:
         raise PobenchError(f"{size} rows were made, {len(pairs)} pairs are left of them")
     peers.save_pairs(Path(work.pairs), pairs)
-    run = peers.run_pobench(work)
+    run = peers.run_pobench(replace(work, rated=True))
     return {
         "seconds": data + run["train_seconds"],
         "data_seconds": data,
         "reference_seconds": run["reference_seconds"],
         "train_seconds": run["train_seconds"] - run["reference_seconds"],
         "peak_memory": run["peak_memory"],
+        "mean_flops": run["mean_flops"],
         "pairs": len(pairs),
         "tokens": sum(Group.of(p).tokens for p in pairs),
         "steps": run["steps"],
@@ -109,6 +137,7 @@ def growth(runs: dict[int, dict[str, Any]]) -> dict[str, float]:
         "tokens_ratio": last["tokens"] / first["tokens"],
         "growth_ratio": last["seconds"] / first["seconds"],
         "training_growth_ratio": last["train_seconds"] / first["train_seconds"],
+        "growth_ratio_at_equal_rate": last["seconds"] * last["mean_flops"] / (first["seconds"] * first["mean_flops"]),
         "memory_growth_ratio": last["peak_memory"] / first["peak_memory"],
     }
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from peers import StepClock, Work, in_child, load_pairs
+from children import in_child
+from peers import StepClock, Work, load_pairs
 
 from pobench.errors import PobenchError
 

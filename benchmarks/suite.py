@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from peers import Variant, Work, in_child, run_pobench, run_trl, say
+from children import in_child
+from peers import Work, run_pobench, say
+from trl_side import fastest_micro, need_trl, reference_cost, run_trl
+from trl_variants import Variant
 
 from pobench.errors import PobenchError
 from pobench.registry import get_loss, list_losses
@@ -44,7 +47,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         raise PobenchError(f"--best-micro {given.best_micro}: a divisor of --batch-size {given.batch_size} is needed")
     if min(given.rounds, given.warm_up) < 1:
         raise PobenchError("--rounds and --warm-up: at least 1")
-    peers.need_trl()
+    need_trl()
     names = list_losses()
 
     def job_of(name: str) -> Any:
@@ -59,7 +62,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         trials: dict[int, dict[str, Any]] = {}
         micro = given.best_micro
         if micro is None:
-            micro, trials = peers.fastest_micro(trl)
+            micro, trials = fastest_micro(trl)
         variants = {
             "default": Variant(given.batch_size),
             "default_without_reference": Variant(given.batch_size, precomputed=True),
@@ -78,7 +81,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 say(f"round {turn + 1}: TRL, {name}: {theirs[name][-1]['seconds_per_pair']:.3g} s a pair")
         step = {name: statistics.median(run["seconds"] for run in runs) for name, runs in theirs.items()}
         everywhere = [run for runs in theirs.values() for run in runs] + list(trials.values())
-        reference = peers.reference_cost(everywhere, given.pairs)
+        reference = reference_cost(everywhere, given.pairs)
     needing = [name for name in names if "reference" in get_loss(name).needs]
     total = statistics.median(run["seconds"] for run in ours)
     estimate = estimates(step, reference, len(needing), len(names) - len(needing))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -166,13 +167,21 @@ def make_accelerator(precision: str = "auto", *, cpu: bool | None = None, **kwar
     )
 
 
+def version_of(package: str) -> str | None:
+    """None: not installed, as pobench itself where a checkout is used as it is."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def environment(accelerator: Any) -> dict[str, Any]:
     """Packages, device and processes of this run; no host name, no path, no key."""
     packages = ["pobench", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "pandas", "scipy"]
     packages += [p for p in ("peft", "bitsandbytes") if importlib.util.find_spec(p) is not None]
     device = accelerator.device
     return {
-        "packages": {p: importlib.metadata.version(p) for p in packages},
+        "packages": {p: version_of(p) for p in packages},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

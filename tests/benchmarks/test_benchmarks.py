@@ -7,7 +7,6 @@ import importlib
 import json
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,7 @@ from pobench.settings.schema import TrainConfig
 from pobench.types import Pair, SequenceLogps, TokenPair
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("vs_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes")
-
-
-@pytest.fixture(autouse=True)
-def on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Scripts import their neighbours by bare names, as they do when started."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield
-    for name in set(sys.modules) - before:
-        if name in (*SCRIPTS, "peers"):
-            del sys.modules[name]
+SCRIPTS = ("vs_trl", "against_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes")
 
 
 def script(name: str) -> Any:
@@ -70,6 +58,8 @@ def test_limit_flops_are_those_of_the_formula() -> None:
     # 6 · 100 · (5 + 3 + 4) = 7 200; 6 · 10 · 50 · (3 + 4) = 21 000; the head once more: 2 · 10 · 50 · 7 = 7 000
     assert peers.limit_flops(shape, pair) == 28_200
     assert peers.limit_flops(shape, pair, recomputed_head=True) == 35_200
+    # half of the answers once more without gradient: 100 · (3 + 4) = 700; 10 · 50 · (3 + 4) = 3 500
+    assert peers.limit_flops(shape, pair, mismatched=True) == 32_400
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
@@ -103,19 +93,22 @@ def test_memory_ratios_leave_out_what_both_must_hold() -> None:
         "useful_tokens_per_second": 1.0,
         "mfu": 0.5,
         "mfu_with_recomputed_head": 0.5,
-        "matmul_flops": 1.0,
         "state_memory": 4,
     }
     runs = {
-        "pobench": [{**run, "peak_memory": 10, "libraries_memory": 2}],
-        "trl_best": [{**run, "peak_memory": 20, "libraries_memory": 8, "seconds_per_pair": 3.0}],
-        "trl_default": [{**run, "peak_memory": 40, "libraries_memory": 8, "seconds_per_pair": 6.0}],
+        "pobench": [{**run, "peak_memory": 10, "libraries_memory": 2, "matmul_flops": 2.0}],
+        "trl_best": [{**run, "peak_memory": 20, "libraries_memory": 8, "seconds_per_pair": 3.0, "matmul_flops": 2.0}],
+        "trl_default": [
+            {**run, "peak_memory": 40, "libraries_memory": 8, "seconds_per_pair": 6.0, "matmul_flops": 1.0}
+        ],
     }
     found = script("vs_trl").summary(runs)
     medians = {key: value["median"] for key, value in found.items() if key != "sides"}
     assert medians == {
         "ratio_default": 6.0,
         "ratio_best": 3.0,
+        "ratio_default_at_equal_rate": 3.0,  # TRL met the machine at half the rate
+        "ratio_best_at_equal_rate": 3.0,
         "memory_ratio": 0.5,  # 10 / 20
         "memory_ratio_default": 0.25,  # 10 / 40
         "activation_ratio": 6 / 16,  # (10 - 4) / (20 - 4)
@@ -125,18 +118,19 @@ def test_memory_ratios_leave_out_what_both_must_hold() -> None:
 
 def test_a_wrong_command_line_lists_all_its_faults() -> None:
     given = argparse.Namespace(
-        losses="dpo,simpo,dpp", rounds=0, warm_up=1, batch_size=8, threads=1, pairs=12, best_micro=3
-    )
+        trainer="dpo", losses="dpo,simpo,dpp", rounds=0, warm_up=1, batch_size=8, threads=1, pairs=12, best_micro=3,
+        trial_pairs=8, tokens=3,
+    )  # fmt: skip
     with pytest.raises(PobenchError) as caught:
         script("vs_trl").check(given)
     told = str(caught.value)
-    for words in ("no 'simpo'", "did you mean", "--rounds 0", "--pairs 12", "--best-micro 3"):
+    for words in ("no 'simpo'", "did you mean", "--rounds 0", "--pairs 12", "--best-micro 3", "--tokens 3"):
         assert words in told
 
 
-@pytest.mark.parametrize("name", ["dpo", "dpo_ln", "ipo"])
+@pytest.mark.parametrize("name", ["dpo", "dpo_ln", "ipo", "bco_pair", "simpo", "kto", "orpo"])
 def test_a_twin_names_settings_that_the_loss_has(name: str) -> None:
-    twin, loss = script("peers").TWINS[name], get_loss(name)
+    twin, loss = script("trl_variants").TWINS[name], get_loss(name)
     assert {twin.setting, *twin.settings} <= set(loss.settings)
 
 
@@ -151,9 +145,12 @@ def test_twins_are_the_formulas_that_trl_documents() -> None:
         "dpo": torch.log1p(torch.exp(torch.tensor(-0.1 * 5.0))),  # sigmoid
         "dpo_ln": torch.log1p(torch.exp(torch.tensor(-0.1 * 1.0))),  # sigmoid_norm
         "ipo": torch.tensor((1.0 - 1 / (2 * 0.1)) ** 2),  # ipo, per token
+        "bco_pair": torch.log1p(torch.exp(torch.tensor([-0.1 * 2.0, 0.1 * -3.0]))).sum(),
     }
-    for name, twin in script("peers").TWINS.items():
-        loss = get_loss(name)
+    variants = script("trl_variants")
+    assert variants.losses_of("dpo") == list(wanted) and variants.losses_of("bco") == ["bco_pair"]
+    for name in wanted:
+        loss, twin = get_loss(name), variants.TWINS[name]
         output = loss(policy, reference, **{**loss.settings, **twin.settings, twin.setting: 0.1})
         assert output.loss.item() == pytest.approx(float(wanted[name]), rel=1e-6), name
 
@@ -205,17 +202,29 @@ def test_crossed_rows_are_distinct_and_every_size_holds_each_answer_equally_ofte
 
 def test_growth_is_from_the_smallest_size_to_the_largest() -> None:
     runs = {
-        2: {"pairs": 2, "tokens": 10, "seconds": 1.0, "train_seconds": 0.5, "peak_memory": 100},
-        16: {"pairs": 16, "tokens": 80, "seconds": 8.5, "train_seconds": 4.0, "peak_memory": 110},
-        4: {"pairs": 4, "tokens": 20, "seconds": 99.0, "train_seconds": 99.0, "peak_memory": 999},
+        2: {"pairs": 2, "tokens": 10, "seconds": 1.0, "train_seconds": 0.5, "peak_memory": 100, "mean_flops": 4.0},
+        16: {"pairs": 16, "tokens": 80, "seconds": 8.5, "train_seconds": 4.0, "peak_memory": 110, "mean_flops": 3.0},
+        4: {"pairs": 4, "tokens": 20, "seconds": 99.0, "train_seconds": 99.0, "peak_memory": 999, "mean_flops": 9.0},
     }
     assert script("scaling").growth(runs) == {
         "pairs_ratio": 8.0,
         "tokens_ratio": 8.0,
         "growth_ratio": 8.5,
         "training_growth_ratio": 8.0,
+        "growth_ratio_at_equal_rate": 8.5 * 3 / 4,  # the machine was slower at the end
         "memory_growth_ratio": 1.1,
     }
+
+
+def test_a_size_that_was_measured_under_the_same_options_is_not_measured_again(tmp_path: Path) -> None:
+    scaling, file, about = script("scaling"), tmp_path / "scaling.json", {"benchmark": "scaling", "lr": 1e-5}
+    run = {"pairs": 2, "tokens": 9, "seconds": 1.0, "train_seconds": 1.0, "peak_memory": 9, "environment": {"cpu": "x"}}
+    runs = {8: {**run, "mean_flops": 1.0}}
+    file.write_text(json.dumps(scaling.result_of(about, runs)))
+    assert scaling.stored(file, about) == runs
+    assert scaling.stored(file, {**about, "lr": 2e-5}) == {} == scaling.stored(tmp_path / "absent", about)
+    file.write_text(json.dumps(scaling.result_of(about, runs)).replace("mean_flops", "other"))  # of an older code
+    assert scaling.stored(file, about) == {}
 
 
 def test_sizes_must_grow() -> None:
@@ -235,6 +244,32 @@ def test_the_estimate_of_a_suite_charges_the_reference_only_where_it_is_needed()
     assert script("suite").estimates(step, 1.5, 3, 2) == {"default": 44.0, "best": 24.5, "best_reference_kept": 21.5}
 
 
+def gpu_rows() -> list[dict[str, Any]]:
+    """Rows of `gpu.py`: of the machine, of pobench and TRL, of answers, and of what was not measured."""
+    machine = {"packages": {"torch": "2"}, "device": "a GPU", "threads": 16, "python": "3.12", "cpu": "a processor"}
+    trained = {
+        "part": "dpo", "status": "measured", "loss": "dpo", "model": "random-1b", "parameters": 1.2e9, "step_seconds": [1.0],
+        "useful_tokens_per_second": 1e5, "mfu": 0.5, "peak_memory": 5e10, "compile_seconds": 30.0, "graphs_after_warm_up": 0,
+    }  # fmt: skip
+    seconds = {"median": 0.01, "min": 0.01, "max": 0.02, "n": 6}
+    theirs = {**seconds, "median": 0.03}
+    return [
+        {"part": "machine", "status": "failed", "why": "the first try"},
+        {"part": "machine", "status": "measured", "trial": False, "environment": machine,
+         "asked": {"dtype": "bf16", "batch_size": 64}},
+        {**trained, "program": "pobench", "variant": "pobench", "seconds_per_pair": seconds},
+        {**trained, "program": "TRL", "variant": "TRL at its best", "seconds_per_pair": theirs, "graphs_after_warm_up": None},
+        {"part": "answers", "status": "measured", "program": "generate", "model": "random-1b", "answers": 128,
+         "tokens_per_second": 9876.5, "ready_seconds": 2.0},
+        {"part": "agreement", "status": "measured", "loss": "dpo", "largest_relative_difference": 2e-7},
+        {"part": "answers", "status": "not installed", "program": "vllm", "why": "pip install"},
+    ]  # fmt: skip
+
+
+def write_gpu_rows(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"part": "cut o')
+
+
 def results() -> dict[str, dict[str, Any]]:
     """One result a benchmark, as small as the page takes them."""
     spread = {"median": 2.0, "min": 1.5, "max": 2.5, "n": 3}
@@ -252,7 +287,10 @@ def results() -> dict[str, dict[str, Any]]:
             "python": "3.11",
         },
     }
-    ratios = ("ratio_default", "ratio_best", "memory_ratio", "activation_ratio", "activation_ratio_beyond_libraries")
+    ratios = (
+        "ratio_default", "ratio_best", "memory_ratio", "activation_ratio", "activation_ratio_beyond_libraries",
+        "ratio_default_at_equal_rate", "ratio_best_at_equal_rate",
+    )  # fmt: skip
     side = {key: spread for key in ("seconds_per_pair", "peak_memory", "mfu")}
     sizes = {
         str(n): {
@@ -262,23 +300,29 @@ def results() -> dict[str, dict[str, Any]]:
         for n in (8, 16)
     }  # fmt: skip
     totals = {"default": 9.0, "best": 6.0, "best_reference_kept": 5.0}
+    options = {
+        "micro": 2, "precomputed": True, "checkpointing": False, "grouped": True, "compiled": False, "liger": False,
+        "workers": 2, "optimiser": None, "attention": None,
+        "search": [{"option": "a"}, {"option": "b", "fault": "no time left"}],
+    }  # fmt: skip
+    against = {
+        **common,
+        "losses": {
+            "dpo": {
+                **dict.fromkeys(ratios, spread),
+                "sides": dict.fromkeys(("pobench", "trl_best", "trl_default"), side),
+                "agreement": {"largest_relative_difference": 3e-7},
+                "trl_best": options,
+            }
+        },
+    }
+    cells = {
+        "dpo-160-fp32": {"trainer": "dpo", "tokens": 160, "dtype": "fp32", "result": against},
+        "kto-300-bf16": {"trainer": "kto", "tokens": 300, "dtype": "bf16", "fault": "ended after 9 s"},
+    }
     return {
-        "vs_trl": {
-            **common,
-            "losses": {
-                "dpo": {
-                    **dict.fromkeys(ratios, spread),
-                    "sides": dict.fromkeys(("pobench", "trl_best", "trl_default"), side),
-                    "agreement": {"largest_relative_difference": 3e-7},
-                }
-            },
-        },
-        "gpu": {
-            **common,
-            "parameters": 1.2e9,
-            "sides": dict.fromkeys(("lean layers", "compiled layers"), side),
-            "agreement": {"largest_relative_difference": 3e-7},
-        },
+        "vs_trl": against,
+        "against_trl": {**common, "cells": cells},
         "scaling": {
             **common, "loss": "dpo", "sizes": sizes, "growth_ratio": 2.0, "pairs_ratio": 2.0, "memory_growth_ratio": 1.0,
         },
@@ -289,20 +333,22 @@ def results() -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-@pytest.mark.slow  # four pictures in two formats, twice
+@pytest.mark.slow  # five pictures in two formats, twice
 def test_the_page_draws_every_result_and_is_the_same_twice(tmp_path: Path) -> None:
     page = script("page")
     for name, result in results().items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"benchmark": name, **result}))
+    write_gpu_rows(tmp_path / "gpu.jsonl", gpu_rows())
     page.build(tmp_path)
     names = {f"{name}.{suffix}" for name in results() for suffix in ("json", "png", "svg")}
-    assert {p.name for p in tmp_path.iterdir()} == names | {"README.md"}
+    assert {p.name for p in tmp_path.iterdir()} == names | {"README.md", "gpu.jsonl", "gpu.png", "gpu.svg"}
     first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     page.build(tmp_path)
     assert first == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     text = first["README.md"].decode()
     assert "2.0 [1.5, 2.5] (n = 3)" in text
     assert "tiny | <b>" not in text.split("## ", 1)[1]  # a cell's bar is escaped
+    assert "micro-batches of 2, precomputed, grouped, workers 2; 1 tried" in text and "ended after 9 s" in text
 
 
 def test_the_page_names_every_file_that_is_no_result(tmp_path: Path) -> None:
@@ -318,66 +364,80 @@ def test_the_page_names_every_file_that_is_no_result(tmp_path: Path) -> None:
 
 
 def test_the_page_says_that_no_gpu_was_measured_until_one_is(tmp_path: Path) -> None:
-    page = script("page")
-    found = results()
-    (tmp_path / "a.json").write_text(json.dumps({"benchmark": "scaling", **found["scaling"]}))
-    assert "Not measured: no GPU at hand" in page.build(tmp_path).read_text()
-    (tmp_path / "b.json").write_text(json.dumps({"benchmark": "gpu", **found["gpu"]}))
-    text = page.build(tmp_path).read_text()
-    assert "Not measured" not in text and "| compiled |" in text
+    gpu_page = script("gpu_page")
+    docs = tmp_path / "docs.md"
+    docs.write_text(f"before\n{gpu_page.GPU_BLOCK[0]}\nold\n{gpu_page.GPU_BLOCK[1]}\nafter\n")
+    gpu_page.write_gpu_block(tmp_path, docs)
+    assert "Not measured: no GPU at hand" in docs.read_text() and "old" not in docs.read_text()
+    write_gpu_rows(tmp_path / "gpu.jsonl", gpu_rows())
+    gpu_page.write_gpu_block(tmp_path, docs)
+    text = docs.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "Not measured" not in text
+    assert "Measured on a GPU:" in text and "| TRL at its best |" in text
+    (row,) = [line for line in text.splitlines() if "TRL at its best" in line]
+    assert row.endswith("| 3 |")  # times pobench's time
+    docs.write_text("no marks")
+    with pytest.raises(PobenchError, match="no place"):
+        gpu_page.write_gpu_block(tmp_path, docs)
 
 
-def test_random_pairs_have_ultrafeedbacks_proportions() -> None:
-    pairs = script("gpu").random_pairs(2000, 100, 1)
-    means = script("peers").lengths_of(pairs)
-    # uniform over ±50 %: a standard deviation of 0.5 / √3 = 0.29 of the mean, so 0.0065 of it for the mean of 2000
-    assert means == pytest.approx({"prompt": 150, "chosen": 300, "rejected": 250}, rel=0.03)
-    assert len({len(p.chosen) for p in pairs}) > 100
+def test_rows_of_a_trial_are_no_measurement(tmp_path: Path) -> None:
+    page, rows = script("page"), gpu_rows()
+    write_gpu_rows(tmp_path / "gpu.jsonl", [{**row, "trial": True} for row in rows])
+    with pytest.raises(PobenchError, match=r"gpu\.jsonl"):
+        page.build(tmp_path)
 
 
-def test_the_gpu_benchmark_names_all_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = script("gpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    wrong = argparse.Namespace(
-        small=False, loss="dpo", pairs=10, batch_size=4, micro_tokens=1, warm_up=1, rounds=1, threads=1
-    )
+def test_docs_say_of_a_gpu_what_the_results_say() -> None:
+    page, gpu_page = script("page"), script("gpu_page")
+    assert gpu_page.gpu_block(page.RESULTS) in gpu_page.DOCS.read_text(encoding="utf-8")
+
+
+def test_only_cells_that_are_missing_failed_or_asked_otherwise_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    against, measured = script("against_trl"), []
+    stored = results()["against_trl"]["cells"]
+    whole = {**stored["dpo-160-fp32"]["result"], "model": "tiny", "data": "pairs.jsonl"}
+
+    def one_cell(given: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]:
+        measured.append("-".join(map(str, cell.values())))
+        return {"fault": "no memory"} if cell["trainer"] == "kto" else {"result": whole}
+
+    monkeypatch.setattr(against, "one_cell", one_cell)
+    monkeypatch.setattr(against, "need_trl", lambda: None)
+    monkeypatch.setattr(against.page, "build", lambda folder: folder)
+    passed = dict.fromkeys(against.PASSED, 1) | {"model": "tiny"}
+    values = {"trainers": "dpo,kto", "tokens": "160", "dtypes": "fp32", "out": tmp_path / "against.json", **passed}
+    for again in (False, True):
+        measured.clear()
+        found = against.measure(argparse.Namespace(**values))
+        assert measured == (["kto-160-fp32"] if again else ["dpo-160-fp32", "kto-160-fp32"])
+    assert found["model"] == "tiny" and set(found["cells"]) == {"dpo-160-fp32", "kto-160-fp32"}
+    assert json.loads((tmp_path / "against.json").read_text()) == found
+    measured.clear()
+    against.measure(argparse.Namespace(**{**values, "rounds": 2}))
+    assert measured == ["dpo-160-fp32", "kto-160-fp32"]
     with pytest.raises(PobenchError) as caught:
-        gpu.check(wrong)
-    for word in ("multiple of --batch-size 4", "dpo: it needs reference", "there is none"):
-        assert word in str(caught.value)
+        against.measure(argparse.Namespace(**{**values, "trainers": "grpo", "tokens": "x", "dtypes": "fp8"}))
+    assert all(words in str(caught.value) for words in ("grpo", "'x'", "fp8"))
 
 
-def test_a_graph_that_is_compiled_after_the_warm_up_stops_the_gpu_benchmark() -> None:
-    gpu = script("gpu")
-    given = argparse.Namespace(small=False, warm_up=2)
-    run = {"graphs": [1, 2, 2, 2], "layout": "shared_prefix", "layout_reason": "by blocks of attention, equals …"}
-    gpu.refuse(run, given)
-    with pytest.raises(PobenchError, match="1 graphs were compiled after the warm-up of 2 steps, in steps 4"):
-        gpu.refuse({**run, "graphs": [1, 2, 2, 3]}, given)
-    with pytest.raises(PobenchError, match="attention by blocks was not used: padded"):
-        gpu.refuse({**run, "layout": "padded", "layout_reason": "equals one sequence at a time"}, given)
-
-
-def test_the_gpu_benchmark_scores_and_answers(tmp_path: Path) -> None:
-    gpu, peers = script("gpu"), script("peers")
-    gpu.make_model(tmp_path / "model", gpu.SHAPES["random-small"])
-    peers.save_pairs(tmp_path / "pairs.json", gpu.random_pairs(8, 512, 20))
-    work = peers.Work(str(tmp_path / "model"), str(tmp_path / "pairs.json"), "simpo", {}, 1e-6, str(tmp_path))
-    found = gpu.evaluate(work, 3, 4)
-    assert found["answers"] == 3 and min(found.values()) > 0
+@pytest.mark.slow  # commands that start Python
+def test_a_cell_ends_with_its_time_and_says_why_it_failed(tmp_path: Path) -> None:
+    against = script("against_trl")
+    given = argparse.Namespace(
+        **dict.fromkeys(against.PASSED, 1) | {"model": "absent", "search": "micro", "cell_seconds": 600.0}
+    )
+    cell = {"trainer": "dpo", "tokens": 3, "dtype": "fp32"}
+    assert "--tokens 3" in against.one_cell(given, cell)["fault"]
+    given.cell_seconds = 0.1
+    assert against.one_cell(given, cell) == {"fault": "ended after 0 s"}
 
 
 def test_results_are_printed_with_their_spread() -> None:
     flat = dict(script("peers")._flat({"a": {"b": {"median": 2.0, "min": 1.0, "max": 3.0, "n": 3}}, "c": "x"}))
     assert flat == {"a.b": "2  [1, 3]  n = 3", "c": "x"}
-
-
-@pytest.mark.slow  # the child imports torch and TRL
-def test_a_fault_in_a_child_is_a_plain_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("POBENCH_DEBUG", raising=False)
-    peers = script("peers")
-    with pytest.raises(PobenchError, match="load_pairs: FileNotFoundError"):
-        peers.in_child(peers.load_pairs, tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
