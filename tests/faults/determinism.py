@@ -23,8 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pobench.columns import FRAMES
@@ -44,7 +45,7 @@ class Variant(NamedTuple):
     be the same; where not, the report says how much moved."""
 
     name: str
-    variables: dict[str, str] = {}
+    variables: Mapping[str, str] = MappingProxyType({})
     arguments: tuple[str, ...] = ()
     interrupted: bool = False
     same: bool = True

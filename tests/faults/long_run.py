@@ -143,8 +143,10 @@ def main() -> None:
     if given.out:
         given.out.write_text(json.dumps(made, indent=1) + "\n")
     of_memory = made["memory"]
-    print(f"{made['steps']:,} steps: {of_memory['first'] / 1e6:.0f} MB at step {SETTLED:,}, {of_memory['last'] / 1e6:.0f} MB at "
-          f"the last, at most {of_memory['grown']:+.1%}; at most {made['checkpoints']} checkpoints")  # fmt: skip
+    print(
+        f"{made['steps']:,} steps: {of_memory['first'] / 1e6:.0f} MB at step {SETTLED:,}, {of_memory['last'] / 1e6:.0f} at the "
+        f"last, at most {of_memory['grown']:+.1%}; at most {made['checkpoints']} checkpoints"
+    )
     sys.exit(made["status"] != 0 or of_memory["grown"] > ALLOWED)
 
 
