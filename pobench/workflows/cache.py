@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import time
@@ -20,6 +21,7 @@ from pobench.results.run_folder import RunFolder, run_names
 from pobench.sources import cache_folder, weights_digest
 
 DAY = 86_400.0  # seconds
+LOCKS = (".lease", ".worker.lease")  # in the folder of what is being made
 
 
 class Kind(NamedTuple):
@@ -114,14 +116,18 @@ def prune(
 
 # ---------------------------------------------------------------- an entry
 def _entry(kind: str, path: Path, named: frozenset[str], now: float) -> Entry:
-    stats = []
-    for file in [path] if path.is_file() else [path, *path.rglob("*")]:
+    stats = {}
+    for file in [path] if path.is_file() else path.rglob("*"):
         with contextlib.suppress(OSError):  # gone in between
-            stats.append(file.stat())
-    used = max((max(stat.st_mtime, stat.st_atime) for stat in stats), default=0.0)
-    return Entry(
-        kind, path.name, path, sum(stat.st_size for stat in stats), used, _keeps(kind, path, named, now - used)
-    )
+            if file.is_file():
+                stats[file] = file.stat()
+    used = max((max(stat.st_mtime, stat.st_atime) for stat in stats.values()), default=path.stat().st_mtime)
+    keeps = _keeps(kind, path, named, now - used)
+    for file, stat in stats.items():  # a look is no use
+        with contextlib.suppress(OSError):
+            if file.stat().st_atime_ns != stat.st_atime_ns:
+                os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    return Entry(kind, path.name, path, sum(stat.st_size for stat in stats.values()), used, keeps)
 
 
 def _keeps(kind: str, path: Path, named: frozenset[str], age: float) -> str:
@@ -130,6 +136,8 @@ def _keeps(kind: str, path: Path, named: frozenset[str], age: float) -> str:
         return KINDS[kind].again or "shared"
     if kind in ("index", "digests"):
         return ""
+    if path.with_name(f".{path.name}.lease").exists() or any((path / lock).exists() for lock in LOCKS):
+        return "a command is at work there"
     if names_of(kind, path) & named or any(_reads(kind, path, text) for text in named):
         return "a run names it"
     return "used within a day" if age < DAY else ""
