@@ -34,7 +34,9 @@ PAIRS, BATCH, HELD_OUT = 400, 4, 0.3
 
 
 class Sample(NamedTuple):
-    """What the process at work held behind a step. memory, disk: bytes. files: that it has open. checkpoints: in its folder."""
+    """What the process at work held behind a step. memory: the most since the last sample, in bytes: a checkpoint returns freed
+    memory to the system, so a single look would depend on how long ago that was. files: that it has open. disk: bytes.
+    checkpoints: in its folder."""
 
     step: int
     memory: int
@@ -79,7 +81,7 @@ def command(folder: Path, steps: int, precision: str, loss: str) -> subprocess.P
 
 def samples(process: subprocess.Popen[bytes], runs: Path) -> Iterator[Sample]:
     """One behind about every `EVERY`th step, until the command ends."""
-    seen, due, read = 0, EVERY, 0
+    seen, due, read, most = 0, EVERY, 0, 0
     while process.poll() is None:
         time.sleep(0.05)
         for log in runs.glob("small/*/steps.jsonl"):
@@ -88,21 +90,19 @@ def samples(process: subprocess.Popen[bytes], runs: Path) -> Iterator[Sample]:
                 new = file.read()
             read += len(new)
             seen += new.count(b"\n")
-            if seen >= due and (sample := _sample(log.parent, seen)):
-                due = seen + EVERY
-                yield sample
+            with contextlib.suppress(OSError, IndexError):  # the process has ended
+                worker = _worker(log.parent)
+                most = max(most, int((worker / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+                if seen >= due:
+                    files = len(list((worker / "fd").iterdir()))
+                    disk = sum(path.stat().st_size for path in log.parent.rglob("*") if path.is_file())
+                    yield Sample(seen, most, files, disk, len(list(log.parent.glob("checkpoint-*"))))
+                    due, most = seen + EVERY, 0
 
 
-def _sample(folder: Path, step: int) -> Sample | None:
-    holder = holder_of(folder / LOCK)
-    if holder is None:
-        return None
-    with contextlib.suppress(OSError):
-        process = Path("/proc") / holder.split()[1]
-        memory = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        return Sample(step, memory, len(list((process / "fd").iterdir())), disk, len(list(folder.glob("checkpoint-*"))))
-    return None
+def _worker(folder: Path) -> Path:
+    """The process that holds a run's folder, below /proc."""
+    return Path("/proc") / (holder_of(folder / LOCK) or "").split()[1]
 
 
 def grown(taken: list[Sample], what: str) -> float:
