@@ -9,7 +9,7 @@ COUNT  ?= 200
 unexport PYTHONDONTWRITEBYTECODE
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all faults campaigns against-trl check docs site clean
+.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all faults determinism long campaigns against-trl check docs site clean
 .DEFAULT_GOAL := help
 
 help:       ## list the targets
@@ -84,6 +84,14 @@ campaigns: $(VENV)/.installed-test ## bad input of every class, and the endpoint
 faults: $(VENV)/.installed-test ## kill commands and damage stored files, hundreds of times; hours (COUNT: how many kills)
 	$(BIN)/python -m tests.faults.kills --count $(COUNT)
 	$(BIN)/python -m tests.faults.damage
+
+determinism: $(VENV)/.installed-test ## one command under other circumstances, byte by byte, and as other processors compute; half an hour
+	$(BIN)/python -m tests.faults.determinism
+	$(BIN)/python -m tests.faults.determinism --setting tiny --seeds 42 --only threads,processor
+
+long: $(VENV)/.installed-test ## 20,000 steps of training, with memory and disk watched, in fp32 and bf16; half an hour
+	$(BIN)/python -m tests.faults.long_run
+	$(BIN)/python -m tests.faults.long_run --precision bf16
 
 check: $(VENV)/.installed-test ## check formatting, lint and types
 	$(BIN)/ruff format --check .

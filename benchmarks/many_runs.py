@@ -18,7 +18,8 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from pobench.errors import PobenchError
 from pobench.identity import PROTOCOL, name_of
 from pobench.results.run_folder import RunFolder, run_names
 from pobench.results.scores import VECTORS, scores_of
+from pobench.runs.command import FILE, Command, Entry
+from pobench.runs.jobs import place_of
 from pobench.runs.plan import Plan, make_plan
 from pobench.runs.task import Task
 from pobench.settings.job import Job
@@ -103,6 +106,7 @@ def make_runs(root: Path, like: Path, count: int) -> int:
         if task.kind in sources and task.run not in seen:
             seen.add(task.run)
             write_run(task, next(sources[task.kind]))
+    write_jobs(root, [task for task in plan.tasks if task.kind == "loss"])
     return sum(task.kind == "loss" for task in plan.tasks) // 2
 
 
@@ -157,6 +161,29 @@ def write_run(task: Task, like: RunFolder) -> None:
     write(folder.path / "shown.json", shown)
 
 
+def write_jobs(root: Path, tasks: Sequence[Task]) -> None:
+    """The jobs of these tasks, as a command of this machine has done them, and those of training as submitted ones too."""
+    entries = [
+        replace(Entry.of(task, 60.0), state="finished", began=0.0, ended=50.0 + i % 20) for i, task in enumerate(tasks)
+    ]
+    Command(root / SETTING / FILE, (*entries[:-1], replace(entries[-1], state="waiting")), began=0.0).write()
+    for task in tasks:
+        if "train" in task.stages:
+            place = place_of(task) / "1"
+            place.mkdir(parents=True)
+            about = {
+                "title": task.title,
+                "kind": task.kind,
+                "run": task.run,
+                "stages": task.stages,
+                "executor": "slurm",
+            }
+            write(place / "job.json", {**about, "settings": {}, "after": [], "time": 0.0})
+            write(place / "submitted.json", {"id": "1", "time": 0.0})
+            write(place / "started.json", {"host": "node", "pid": 1, "times": 1, "time": 0.0})
+            write(place / "ended.json", {"status": "finished", "reason": "", "time": 0.0})
+
+
 def write(path: Path, value: Any) -> None:
     """As the project's own writers do, without waiting for the disk."""
     path.write_text(json.dumps(value, indent=1, default=dict))
@@ -191,8 +218,17 @@ def list_runs(root: Path, count: int) -> int:
     from pobench.cli.list import list_
 
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        list_("runs", root, as_json=True)
+        list_("runs", runs=str(root), as_json=True)
     return len(json.loads(printed.getvalue()))
+
+
+def status(root: Path, count: int) -> int:
+    """`pobench status`."""
+    from pobench.cli.status import status as show
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        show(root)
+    return len(printed.getvalue())
 
 
 def tables(root: Path, count: int) -> str:
@@ -209,6 +245,13 @@ def analyze(root: Path, count: int) -> str:
     return str(write_report(root, None, "all", root / "report")[0])
 
 
+def share(root: Path, count: int) -> str:
+    """`pobench share`: the report as a site, with a page a run."""
+    from pobench.workflows.share import share as write_site
+
+    return str(write_site(str(root), root / "site", None))
+
+
 TABLES = (
     "main-table",
     "claims",
@@ -222,10 +265,12 @@ TABLES = (
 COMMANDS: dict[str, Callable[[Path, int], Any]] = {
     "plan": plan,
     "list": list_runs,
+    "status": status,
     "find": find,
     "load": load,
     "tables": tables,
     "analyze": analyze,
+    "share": share,
 }
 
 

@@ -40,6 +40,7 @@ class Commands(CommandFiles):
         "merge",
         "doctor",
         "new",
+        "cache",
     )
 
 

@@ -101,16 +101,22 @@ def expected(jobs: Sequence[Entry]) -> list[float]:
     """Seconds of each job from its beginning: its estimate times what finished jobs of its kind took in the ratio to their
     estimates, else all finished jobs; without an estimate, the mean of those of its kind. nan where nothing is known."""
     measured = [job for job in jobs if not math.isnan(job.took)]
+    alike: dict[str, list[Entry]] = {}
+    for job in measured:
+        alike.setdefault(job.what, []).append(job)
+    means = {what: sum(job.took for job in of_kind) / len(of_kind) for what, of_kind in alike.items()}
+    ratios, overall = {what: _ratio(of_kind) for what, of_kind in alike.items()}, _ratio(measured)
+    return [
+        means.get(job.what, math.nan) if math.isnan(job.seconds) else job.seconds * ratios.get(job.what, overall)
+        for job in jobs
+    ]
 
-    def of(job: Entry) -> float:
-        alike = [other for other in measured if other.what == job.what]
-        if math.isnan(job.seconds):
-            return sum(other.took for other in alike) / len(alike) if alike else math.nan
-        estimated = [other for other in alike or measured if other.seconds > 0]
-        total = sum(other.seconds for other in estimated)
-        return job.seconds * (sum(other.took for other in estimated) / total if total else 1.0)
 
-    return [of(job) for job in jobs]
+def _ratio(measured: Iterable[Entry]) -> float:
+    """What finished jobs took by their estimates; 1 where none had one."""
+    estimated = [job for job in measured if job.seconds > 0]
+    total = sum(job.seconds for job in estimated)
+    return sum(job.took for job in estimated) / total if total else 1.0
 
 
 def with_late(jobs: Sequence[Entry], now: float, reported: Mapping[str, float]) -> list[Entry]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pobench.errors import PobenchError
+from pobench.files import whole
 from pobench.runs.jobs import JobFolder, claim, newest, states_of
 from pobench.training import leaving
 
 COMMAND = "pobench.cli"  # the module that a command line starts
+MOST = 16 * 1024**2  # bytes of a log
 
 
 def detach(folder: Path, arguments: Sequence[str]) -> JobFolder:
@@ -46,6 +50,8 @@ def main() -> None:
         told = False
         while process.poll() is None:
             time.sleep(0.1)
+            for log in job.path.glob("*_log.???"):
+                rotate(log)
             if leaving.asked() is not None and not told:
                 told = True
                 process.terminate()
@@ -57,6 +63,16 @@ def main() -> None:
             f"exit status {process.returncode}" * bool(process.returncode),
         )
     sys.exit(process.returncode)
+
+
+def rotate(log: Path, most: int = MOST) -> None:
+    """Move what a log holds to `….old`, in place of what stood there, once it is larger than `most` bytes. The command goes on
+    writing into the log, to which it appends."""
+    if log.stat().st_size > most:
+        with contextlib.suppress(OSError):  # a full disk: nothing is added to the log either
+            with whole(log.with_name(f"{log.name}.old"), sync=False) as partial:
+                shutil.copyfile(log, partial)
+            os.truncate(log, 0)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,36 @@ def tokenizer() -> Any:
     return made
 
 
-def make_world(folder: Path, *, epochs: int = 4) -> Path:
-    """Write the world; returns its setting. A checkpoint is saved behind every step. epochs: of nine steps each."""
+def make_world(
+    folder: Path,
+    *,
+    epochs: int = 4,
+    rows: Sequence[Mapping[str, str]] = (),
+    train: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the world; returns its setting. A checkpoint is saved behind every step. epochs: of nine steps each. rows: others
+    than the forty. train: further keys of that section."""
     small_model().save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
-    rows = [{"id": str(i), "prompt": f"say w{i}", "chosen": f"w{i} w1", "rejected": f"w{i} w2 w3"} for i in range(40)]
+    rows = rows or [
+        {"id": str(i), "prompt": f"say w{i}", "chosen": f"w{i} w1", "rejected": f"w{i} w2 w3"} for i in range(40)
+    ]
     prompts = [{"id": f"e{i}", "prompt": f"say w{i}", "check": {"kind": "at_most_words", "n": 3}} for i in range(3)]
     for name, lines in (("pairs", rows), ("prompts", prompts)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    train = {"lr": 1e-3, "batch_size": 4, "precision": "fp32", "micro_tokens": 200, "epochs": epochs}
+    usual = {
+        "lr": 1e-3,
+        "batch_size": 4,
+        "precision": "fp32",
+        "micro_tokens": 200,
+        "epochs": epochs,
+        "checkpoint_seconds": 0,
+    }
     setting = {
         "name": "small",
         "model": {"source": str(folder / "model")},
         "data": {"source": str(folder / "pairs.jsonl"), "held_out_fraction": 0.3},
-        "train": {**train, "checkpoint_seconds": 0},
+        "train": {**usual, **(train or {})},
         "answers": {"source": str(folder / "prompts.jsonl"), "max_new_tokens": 4, "precision": "fp32"},
         "judge": {"name": "verifiable"},
     }

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -48,6 +49,23 @@ def test_estimates_are_corrected_by_finished_jobs_of_their_kind_else_by_all() ->
         entry("e.onpolicy", math.nan),
     ]
     assert expected(jobs)[2:6] == pytest.approx([90, 20, 35, 150]) and math.isnan(expected(jobs)[6])
+
+
+class Counted(Entry):
+    """Counts how often it is asked what it took."""
+
+    looks: ClassVar[int] = 0
+
+    @property
+    def took(self) -> float:
+        type(self).looks += 1
+        return super().took
+
+
+def test_a_finished_job_is_not_looked_at_again_for_every_other_one() -> None:
+    ended = Counted("a.train", "tiny/x", "x", "loss", ("train",), "nowhere", {}, 100, "finished", 0, 150)
+    assert expected([*[ended] * 300, *[replace(ended, state="waiting")] * 300]) == [150.0] * 600
+    assert 300 < Counted.looks < 600 * 6
     assert expected([entry("a.train", 70)]) == [70], "nothing has finished"
 
 

@@ -15,6 +15,7 @@ from pobench.errors import PobenchError
 from pobench.registry import ExecutorType, executors
 from pobench.results.run_folder import RunFolder
 from pobench.runs import job as node
+from pobench.runs.detached import rotate
 from pobench.runs.execute import execute
 from pobench.runs.executor import make_executor
 from pobench.runs.jobs import JobFolder, claim_task, newest, place_of, under_way
@@ -242,3 +243,15 @@ def test_no_file_of_a_job_holds_a_key(plan_here, fake, monkeypatch) -> None:
     given(plan)
     files = [path for path in Path(plan.tasks[-1].runs).rglob("*") if path.is_file()]
     assert files and not [path for path in files if b"sk-a-secret" in path.read_bytes()]
+
+
+def test_a_log_that_has_grown_large_begins_anew_and_what_it_held_stays_once(tmp_path: Path) -> None:
+    log = tmp_path / "command_log.err"
+    with log.open("ab", buffering=0) as file:
+        for text in (b"first", b"second", b"third"):
+            file.write(text)
+            rotate(log, most=4)
+        file.write(b"on")
+    assert (log.read_bytes(), log.with_name("command_log.err.old").read_bytes()) == (b"on", b"third")
+    rotate(log, most=4)
+    assert log.read_bytes() == b"on"
