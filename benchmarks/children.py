@@ -22,6 +22,8 @@ from pobench.errors import PobenchError
 from pobench.files import write_text
 
 FAULT = "fault"  # what a child's result holds in place of a traceback
+ENDED = "ended after"  # begins the fault of a child that was
+GRACE = 20.0  # seconds
 Call = tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]  # a function and its arguments
 
 
@@ -52,7 +54,7 @@ def in_child(function: Callable[..., dict[str, Any]], *arguments: Any, seconds: 
         try:
             child.process.join(seconds)
             if child.process.is_alive():
-                raise TookTooLongError(f"{function.__name__}: ended after {seconds:.0f} s")
+                raise TookTooLongError(f"{function.__name__}: {ENDED} {seconds:.0f} s")
         finally:
             _end(child)
         found = _result(function.__name__, child)
@@ -66,27 +68,34 @@ def in_turn(
 ) -> dict[str, dict[str, Any]]:
     """Call every function in a process of its own, one step of each after the other; returns the results by name.
 
-    A process that fails leaves the others running, and its result holds `FAULT`. load_together: they load at the same time,
-    which a GPU's machine has processors for. Raises TookTooLongError after `seconds`.
+    A process that fails leaves the others running, and its result holds `FAULT`. So does that of one whose turn does not end in
+    `seconds` less a quarter, at most `GRACE`; in these the others may end by themselves. load_together: they load at the same
+    time, which a GPU's machine has processors for.
     """
-    deadline = None if seconds is None else time.monotonic() + seconds
+    last = None if seconds is None else time.monotonic() + seconds
+    deadline = None if last is None or seconds is None else last - min(GRACE, seconds / 4)
     with tempfile.TemporaryDirectory() as folder:
         children = {
             name: _start(function, arguments, Path(folder) / f"{i}.json", takes_turns=True, load_first=load_together)
             for i, (name, (function, arguments)) in enumerate(calls.items())
         }
         try:
-            left = dict(children)
+            left, late = dict(children), set()
             while left:
                 for name, child in list(left.items()):
-                    if not _one_turn(child, deadline):
+                    try:
+                        goes_on = _one_turn(child, deadline)
+                    except TookTooLongError:
+                        _end(child)
+                        late.add(name)
+                        goes_on, deadline = False, last
+                    if not goes_on:
                         del left[name]
-        except TookTooLongError:
-            raise TookTooLongError(f"{', '.join(calls)}: ended after {seconds:.0f} s") from None
         finally:
             for child in children.values():
                 _end(child)
-        return {name: _outcome(name, child) for name, child in children.items()}
+        ended = {FAULT: f"{ENDED} {seconds:.0f} s"} if late else {}
+        return {name: ended if name in late else _outcome(name, child) for name, child in children.items()}
 
 
 def wait_for_turn() -> None:

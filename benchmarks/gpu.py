@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import from_checkout  # noqa: F401  # first: it lets the others find pobench
 import peers
 import torch
-from children import FAULT, TookTooLongError, in_child, in_turn
+from children import ENDED, FAULT, TookTooLongError, in_child, in_turn
 from gpu_answers import AT_ONCE, answer
 from peers import Work, run_pobench, say, spread
 from random_inputs import SHAPES, make_model, random_pairs
@@ -45,6 +45,7 @@ from pobench.types import TokenPair
 
 CHECKED_STEPS = 3
 LEAVING = 30  # seconds before a part's end, after which its programs end with the steps that they have done
+TRIAL = 80  # seconds of one option of TRL, at most
 # Pairs a forward pass of TRL at its best: eight rows of up to 1,900 tokens take 30 GB without checkpointing, and the other
 # programs hold 70 meanwhile. `search`, with the GPU to itself, tries larger ones.
 MICRO_PAIRS = 4
@@ -405,7 +406,7 @@ def search_rows(setup: Setup, seconds: float) -> Iterator[Row]:
             yield {"status": "no time left", "program": "TRL", "variant": label}
             continue
         work = replace(setup.work(setup.main, "dpo"), variant=variant)
-        yield from compared(setup, setup.main, "dpo", {f"TRL, {label}": (run_trl, work)}, left)
+        yield from compared(setup, setup.main, "dpo", {f"TRL, {label}": (run_trl, work)}, min(left, TRIAL))
 
 
 def compared(setup: Setup, model: str, loss: str, sides: dict[str, Any], seconds: float) -> Iterator[Row]:
@@ -428,7 +429,8 @@ def compared(setup: Setup, model: str, loss: str, sides: dict[str, Any], seconds
             "variant": name,
         }
         if FAULT in run:
-            yield {"status": "failed", **label, "why": run[FAULT][:500]}
+            status = "no time left" if run[FAULT].startswith(ENDED) else "failed"
+            yield {"status": status, **label, "why": run[FAULT][:500]}
         else:
             yield {"status": "measured", **label, "interleaved": not alone, **training_row(run, work)}
 
