@@ -154,7 +154,8 @@ def weights(loss: Loss, pair: Typical) -> tuple[float, float]:
     batch = loss.batch_of(policy, reference, loss.settings)  # of this pair alone
     tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
     kl = torch.tensor(0.0, dtype=torch.float64)
-    output = loss.evaluate(*Inputs(policy, reference, kl, tokens, scores, batch, *Vocabulary.spread(policy)))
+    value = scores.mean(1)
+    output = loss.evaluate(*Inputs(policy, reference, kl, tokens, scores, batch, *Vocabulary.spread(policy), value))
     by = torch.autograd.grad(output.loss.sum(), (policy.chosen.total, policy.rejected.total), materialize_grads=True)
     return by[0].item(), by[1].item()
 
