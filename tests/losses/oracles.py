@@ -800,7 +800,7 @@ ORACLES = {
     # (2 - 1 - 2)² = 1 and (0.5 - 1 + 1)² = 0.25, by 2·0.5; their mean
     "dro_v": Row(
         dro_v,
-        [{"tau": 0.5}, {"tau": 1.0}, {"tau": 5.0}],
+        [{"tau": 0.5}, {"tau": 1.0}, {"tau": 4.0}],
         0.625,
         2.0,
         pull=Pull(lambda w, l, tau: tau * w > 1.0 or tau * l < -0.5, drifted(20.0, -20.0)),  # noqa: E741

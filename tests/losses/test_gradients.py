@@ -26,7 +26,7 @@ Gradient:
     rejected = <d loss / d rejected sum>
     s = <auxiliary definitions, any number>
 
-in chosen, rejected, reference_chosen, reference_rejected, |chosen|, |rejected|, kl, score_chosen, score_rejected,
+in chosen, rejected, reference_chosen, reference_rejected, |chosen|, |rejected|, kl, score_chosen, score_rejected, value,
 kl_chosen, kl_rejected (sums of `forward_kl`), entropy (the reference's mean one, a share of the largest), the settings,
 and {functions}"""
 

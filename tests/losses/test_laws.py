@@ -18,7 +18,15 @@ REFERENCED = [name for name in LOSSES if "reference" in get_loss(name).needs]
 nats = st.floats(-2000, 0)
 tokens = st.integers(1, 2000)
 cases = st.builds(
-    Case, nats, nats, nats, nats, tokens, tokens, st.floats(-50, 50), st.just(WORKED.sw), st.just(WORKED.sl)
+    Case,
+    nats,
+    nats,
+    nats,
+    nats,
+    tokens,
+    tokens,
+    st.floats(-50, 50),
+    *map(st.just, (WORKED.sw, WORKED.sl, WORKED.value)),
 )
 laws = settings(max_examples=60, derandomize=True)
 # A law of every loss is tried on a dozen pairs at once, which share a kl: an evaluation costs as much as of one.
