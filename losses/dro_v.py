@@ -3,12 +3,9 @@
     loss = ( score - value - tau * (response - reference_response) )² / (2 * tau)
 
 Richemond et al. 2024, arXiv 2405.19107 (Direct Reward Optimisation with a value): half the square, with two steps, each of
-which holds the other model fixed; the policy's is divided by tau. With miss = score - value - tau * log-ratio, the slopes are
-
-    -miss   by the response's log-probability, which is the printed loss's divided by tau
-    -miss   by value, which is the printed loss's own
-
-The loss here is the printed one divided by tau, and its slope by value is multiplied by tau, so that both are exact.
+which holds the other model fixed; the policy's is divided by tau. So both slopes, by the response's log-probability and by
+value, are -(score - value - tau * log-ratio). The loss here is the paper's divided by tau, and its slope by value is multiplied
+by tau, which makes both exact.
 A loss of single answers, whose mean is over answers. A pair is two of them, with the gradient below. `value` is V(prompt), by a
 model that is trained beside the policy: it begins as its copy, with a linear head on the prompt's last token that begins at 0.
 Its learning rate is `train.value_learning_rate`; by default the policy's, as public summaries of the paper give it. They also

@@ -34,7 +34,8 @@ rated` names all of these. One that needs `batch` depends on the whole optimiser
 log-probability of each token, and one that needs `collision`, `entropy` or `forward_kl` on the distribution over the whole
 vocabulary before each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given. In a gradient,
 `kl_chosen` and `kl_rejected` are the sums of `forward_kl`, and `entropy` is the reference's mean one as a share of the
-largest; the examples have invented values of these. One that needs
+largest; the examples have invented values of these. One that needs `value` is trained with a second model, which says V of the
+prompt; in a gradient it is a number, in the examples the mean of the two ratings. One that needs
 `responses` is about a list of answers, and one that needs `response` about a single answer. They train on the lists or single
 answers of the data; of pairs each is a list of two, or two answers, a desirable and an undesirable one, whose mean loss is the
 pair's. Gradients are given for pairs.
