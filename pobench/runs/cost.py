@@ -107,7 +107,7 @@ def _first_passes(loss: str) -> float:
     """A training step's time with the further passes that the loss asks for, in steps without: a forward pass over a borrowed
     answer a pair for `kl`, over the pair itself for `batch`; forward and backward over its prompt for `value`."""
     needs = get_loss(loss).needs
-    return 1.0 + ("kl" in needs) / 4 + ("batch" in needs) / 3 + ("value" in needs) / 3
+    return 1.0 + ("kl" in needs) / 4 + ("batch" in needs) / 3 + ("value" in needs) / 5
 
 
 def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
