@@ -60,6 +60,12 @@ def with_batch(policy: Pair, reference: Pair, batch: Batch) -> LossOutput:
     return dpo(policy, reference)._replace(loss=batch.share(lambda whole: dpo(whole, batch.reference).loss, policy))
 
 
+@register_loss("with_value", source="a benchmark")
+def with_value(policy: Pair, reference: Pair, value: torch.Tensor) -> LossOutput:
+    plain = dpo(policy, reference)
+    return plain._replace(loss=plain.loss + value**2 - value)
+
+
 LOSSES = {  # what is asked for → the loss; the others are compared with the first
     "reference": "dpo",
     "policy alone": "simpo",
@@ -70,6 +76,7 @@ LOSSES = {  # what is asked for → the loss; the others are compared with the f
     "forward_kl": "tdpo1",
     "scores": "with_scores",
     "batch": "with_batch",
+    "value": "with_value",
 }
 
 

@@ -237,6 +237,13 @@ _STEPS = Frame(
         Column("loss", "float", "own unit", "the objective"),
         Column("lr", "float", "", "learning rate of the step"),
         Column("grad_norm", "float", "", "length of the gradient by all weights, before clipping"),
+        Column(
+            "value",
+            "float",
+            "rating",
+            "V of the prompts, by the value model of a loss that trains one; else nan",
+        ),
+        Column("value_grad_norm", "float", "", "length of the value model's gradient, before clipping; else nan"),
         Column("rewards/chosen", "float", "own unit", "the loss's own reward of the chosen answer"),
         Column("rewards/rejected", "float", "own unit", "the same of the rejected answer"),
         Column("rewards/margins", "float", "own unit", "chosen minus rejected reward"),

@@ -282,8 +282,8 @@ class Entropy(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """What a loss may ask for of the distribution over the whole vocabulary before each token of each pair's responses; the
-    last fields of `Inputs`, and described there."""
+    """What a loss may ask for of the distribution over the whole vocabulary before each token of each pair's responses; fields
+    of `Inputs`, and described there."""
 
     collision: Tensor | None = None
     entropy: Entropy | None = None
@@ -317,6 +317,7 @@ class Inputs(NamedTuple):
     collision: (pairs, 2, tokens) nats, 0 at pads: log Σ_v p(v)² of the policy's distribution p before each token, detached.
     entropy: of the distributions before each token.
     forward_kl: (pairs, 2, tokens) nats, 0 at pads: Σ_v q(v) log(q(v) / p(v)), q the reference's; with gradient to the policy.
+    value: (pairs,) V of each pair's prompt, by a model that is trained beside the policy, by the loss's gradient through it.
     """
 
     policy: Pair
@@ -328,23 +329,25 @@ class Inputs(NamedTuple):
     collision: Tensor | None = None
     entropy: Entropy | None = None
     forward_kl: Tensor | None = None
+    value: Tensor | None = None
 
 
 class ListInputs(NamedTuple):
-    """What a loss of lists may ask for, as `Inputs` are of pairs. scores: (prompts, k), nan at pads."""
+    """What a loss of lists may ask for, as `Inputs` are of pairs. scores: (prompts, k), nan at pads. value: (prompts,)."""
 
     responses: Responses
     reference: Responses | None = None
     tokens: TokenLogps | None = None
     scores: Tensor | None = None
     batch: ListBatch | None = None
+    value: Tensor | None = None
 
 
 class AnswerInputs(NamedTuple):
     """What a loss of single answers may ask for, as `Inputs` are of pairs. label: (answers,) bool, True for a desirable one.
-    kl: of each answer's prompt with the answer of another row. scores: (answers,). density_ratio: (answers,) above 0: how much
-    more often the answer's prompt has a desirable answer than an undesirable one, as a classifier of prompts estimates it
-    (`pobench.training.density_ratio`); 1 of a pair's answers, which share their prompt."""
+    kl: of each answer's prompt with the answer of another row. scores, value: (answers,). density_ratio: (answers,) above 0:
+    how much more often the answer's prompt has a desirable answer than an undesirable one, as a classifier of prompts
+    estimates it (`pobench.training.density_ratio`); 1 of a pair's answers, which share their prompt."""
 
     response: SequenceLogps
     label: Tensor
@@ -354,6 +357,7 @@ class AnswerInputs(NamedTuple):
     scores: Tensor | None = None
     batch: AnswerBatch | None = None
     density_ratio: Tensor | None = None
+    value: Tensor | None = None
 
 
 class LossOutput(NamedTuple):

@@ -63,14 +63,15 @@ def read(unit: Unit, given: Inputs) -> Inputs | ListInputs | AnswerInputs:
         return given
     if unit == "lists":
         known = None if given.reference is None else as_list(given.reference)
-        return ListInputs(as_list(given.policy), known, given.tokens, given.scores, batch)
+        return ListInputs(as_list(given.policy), known, given.tokens, given.scores, batch, given.value)
     answers, known_answers = as_answers(given.policy), None if given.reference is None else as_answers(given.reference)
     scores, tokens = None if given.scores is None else given.scores.flatten(), given.tokens
     if tokens is not None:
         known_tokens = None if tokens.reference is None else tokens.reference.flatten(0, 1)
         tokens = TokenLogps(tokens.policy.flatten(0, 1), known_tokens, tokens.mask.flatten(0, 1))
+    value = None if given.value is None else given.value.repeat_interleave(2)
     labels, ratios = _labels(answers.total), torch.ones_like(answers.total)  # a pair's answers share their prompt
-    return AnswerInputs(answers, labels, known_answers, given.kl, tokens, scores, batch, ratios)
+    return AnswerInputs(answers, labels, known_answers, given.kl, tokens, scores, batch, ratios, value)
 
 
 def _labels(answers: Tensor) -> Tensor:
@@ -144,16 +145,24 @@ class Rows:
         """(responses,) where the responses of these rows stand among all."""
         return torch.cat([torch.arange(self._first[i], self._first[i] + int(self.counts[i])) for i in rows])
 
+    def firsts(self, rows: Sequence[int]) -> list[int]:
+        """(rows,) where the first response of each stands among those of all these rows."""
+        return [0, *self.counts[list(rows)].cumsum(0).tolist()][:-1]
+
     def shaped(self, rows: Sequence[int], values: Tensor, pad: float = 0.0) -> Tensor:
         """(responses,) of these rows → in the shape of the loss's own: here (pairs, 2)."""
         return values.view(-1, 2)
+
+    def of_prompts(self, rows: Sequence[int], values: Tensor) -> Tensor:
+        """(responses,) of these rows, the same for all to one prompt → as the loss gets them, one a pair or a list."""
+        return self.shaped(rows, values)[:, 0]
 
     def logps(self, rows: Sequence[int], totals: Tensor) -> Any:
         """The loss's first input, from these rows' sums, (responses,)."""
         return pair_of(totals, self.lengths[self.of(rows)].to(totals.device))
 
     def inputs(self, rows: Sequence[int], policy: Any, reference: Any, beside: dict[str, Any]) -> Any:
-        """What a loss may ask for of these rows. policy, reference: of `logps`. beside: kl, tokens, scores, batch, and of
+        """What a loss may ask for of these rows. policy, reference: of `logps`. beside: kl, tokens, scores, batch, value, and of
         answers density_ratio."""
         return Inputs(policy, reference, **beside)
 
@@ -255,6 +264,10 @@ class AnswerRows(Rows):
         self._labels = torch.tensor([label for of_row in labels for label in of_row])
 
     def shaped(self, rows: Sequence[int], values: Tensor, pad: float = 0.0) -> Tensor:
+        """(answers,)."""
+        return values
+
+    def of_prompts(self, rows: Sequence[int], values: Tensor) -> Tensor:
         """(answers,)."""
         return values
 

@@ -325,7 +325,16 @@ from pobench import AnswerOutput, Batch, ListOutput, LossOutput, Pair, Responses
     for number, block in enumerate(b for b in blocks(page_) if b.startswith('"""') and "@register_loss" in b):
         (tmp_path / f"file{number}.py").write_text(block, encoding="utf-8")
         load_plugin(tmp_path / f"file{number}.py")
-    assert empty.names() == ["my_aot", "my_bco", "my_hinge", "my_ld", "my_listnet", "my_price", "my_ratings"]
+    assert empty.names() == [
+        "my_aot",
+        "my_bco",
+        "my_hinge",
+        "my_ld",
+        "my_listnet",
+        "my_price",
+        "my_ratings",
+        "my_value",
+    ]
     for name in empty.names():
         assert not [f for f in check(empty.get(name), {}, [], steps=False) if f.verdict == "fails"]
 

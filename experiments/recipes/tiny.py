@@ -14,7 +14,7 @@ The judge (`pobench/judging/tiny_world.py`) defines the world; this file draws f
 3. a word-level tokenizer, and a Llama trained from scratch on the demonstrations (`pobench.training.sft`).
 4. on-policy pairs: samples of that model are judged, and the best is paired with the worst; ties are dropped.
 5. the samples for the training pairs once more, for `tiny-lists` and `tiny-unpaired`: all different answers to a prompt with
-   their scores, and each answer by itself with what the judge says of it: every demand met, or not.
+   their scores, and each answer by itself with its score and a label: every demand met, or not.
 
 `recipe.json` records every number, the digests of the files written, and the start model's pass rates.
 """
@@ -329,12 +329,11 @@ def rated_lists(
 def labelled(
     rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Single answers with a label, whether every demand is met, and counts."""
-    judge = TinyWorldJudge(graded=False)
+    """Single answers with the judge's score and a label, whether every demand is met, and counts."""
+    judge = TinyWorldJudge()
+    rated = [(row["prompt"], text, judge.score(row, text)) for row, texts in distinct(rows, samples) for text in texts]
     answers = [
-        {"prompt": row["prompt"], "completion": text, "label": judge.score(row, text) == 1}
-        for row, texts in distinct(rows, samples)
-        for text in texts
+        {"prompt": prompt, "completion": text, "label": score == 1, "score": score} for prompt, text, score in rated
     ]
     desirable = sum(answer["label"] for answer in answers)
     counts = {

@@ -37,6 +37,7 @@ from pobench.model.layouts import WIDTH_STEP, Batch, Layout, get_layout
 from pobench.model.liger import NAME as LIGER
 from pobench.model.liger import drop_liger, takes_liger, use_kernels, without_liger
 from pobench.model.products import Arithmetic
+from pobench.model.value import PromptValue
 from pobench.model.vocabulary import Beside, Positions, values_of
 
 T = TypeVar("T")
@@ -73,6 +74,7 @@ class ResponseLogps(nn.Module):
             use_matrices(model)
         elif on_processor and not compiled:
             cpu.use_parts(model)
+        self.value: PromptValue | None = None  # trained beside the policy, for a loss that asks for it
         self.tile = tile
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
@@ -182,9 +184,18 @@ class ResponseLogps(nn.Module):
         kinds = {"full_attention": None, "sliding_attention": batch.window}
         return {kind: self._mask(batch, window, dtype) for kind, window in kinds.items()}
 
-    def forward(self, batch: Batch, per_token: bool = False, beside: Beside | None = None) -> Tensor:
+    def forward(
+        self, batch: Batch, per_token: bool = False, beside: Beside | None = None, valued: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """(responses,) sums; per_token: (tokens,) log-probabilities, response by response; beside: (1 + kinds, tokens), below
-        the tokens' log-probabilities what it asks for."""
+        the tokens' log-probabilities what it asks for. valued: and (responses,) `value` of each response's prompt."""
+        logps = self._logps(batch, per_token, beside)
+        if not valued:
+            return logps
+        assert self.value is not None
+        return logps, self.value(batch)
+
+    def _logps(self, batch: Batch, per_token: bool, beside: Beside | None) -> Tensor:
         here, target = self._positions(batch)
         with torch.autocast(batch.input_ids.device.type, enabled=False):
             if beside is not None:

@@ -73,6 +73,11 @@ class Loss:
         return "forward_kl" in self.needs or {"entropy", "reference"} <= self.needs
 
     @property
+    def trains_value(self) -> bool:
+        """Whether a value model is trained beside the policy."""
+        return "value" in self.needs
+
+    @property
     def moves_reference(self) -> bool:
         """Whether the reference model moves towards the policy, so that no stored sums of it serve."""
         return any(part.moves_reference for part in self.parts)
@@ -140,6 +145,7 @@ class Loss:
         collision: Tensor | None = None,
         entropy: Entropy | None = None,
         forward_kl: Tensor | None = None,
+        value: Tensor | None = None,
         **settings: Any,
     ) -> LossOutput:
         """Call the function with the inputs that its signature names. A loss of lists gives its list's loss, one of answers the
@@ -148,7 +154,7 @@ class Loss:
         from pobench.types import Inputs  # with torch
         from pobench.units import read
 
-        given = Inputs(policy, reference, kl, tokens, scores, batch, collision, entropy, forward_kl)
+        given = Inputs(policy, reference, kl, tokens, scores, batch, collision, entropy, forward_kl, value)
         return self.by_pair(self.on(read(self.unit, given), **settings))
 
     def batch_of(

@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 # The inputs that training can pass to a loss, in this order.
 SUPPLIED = (
     *("policy", "responses", "response", "label", "reference", "kl", "tokens", "scores", "batch"),
-    *("collision", "entropy", "forward_kl"),
-    "density_ratio",
+    *("collision", "entropy", "forward_kl", "density_ratio", "value"),
 )
 # By what a loss has one value of, what it can ask for: the fields of `Inputs`, `ListInputs` and `AnswerInputs` in
 # `pobench.types`. It must ask for the first.
 INPUTS_OF: dict[Unit, tuple[str, ...]] = {
-    "pairs": ("policy", "reference", "kl", "tokens", "scores", "batch", "collision", "entropy", "forward_kl"),
-    "lists": ("responses", "reference", "tokens", "scores", "batch"),
-    "answers": ("response", "label", "reference", "kl", "tokens", "scores", "batch", "density_ratio"),
+    "pairs": ("policy", "reference", "kl", "tokens", "scores", "batch", "collision", "entropy", "forward_kl", "value"),
+    "lists": ("responses", "reference", "tokens", "scores", "batch", "value"),
+    "answers": ("response", "label", "reference", "kl", "tokens", "scores", "batch", "density_ratio", "value"),
 }
 REFERENCED = ("reference", "kl", "forward_kl")  # inputs that the reference model gives
 BY_TOKEN = ("tokens", "collision", "entropy", "forward_kl")  # inputs that a pair's sums do not give

@@ -34,7 +34,8 @@ rated` names all of these. One that needs `batch` depends on the whole optimiser
 log-probability of each token, and one that needs `collision`, `entropy` or `forward_kl` on the distribution over the whole
 vocabulary before each token; [python.md](python.md#what-a-loss-may-ask-for) says what they are given. In a gradient,
 `kl_chosen` and `kl_rejected` are the sums of `forward_kl`, and `entropy` is the reference's mean one as a share of the
-largest; the examples have invented values of these. One that needs
+largest; the examples have invented values of these. One that needs `value` is trained with a second model, which says V of the
+prompt; in a gradient it is a number, in the examples the mean of the two ratings. One that needs
 `responses` is about a list of answers, and one that needs `response` about a single answer. They train on the lists or single
 answers of the data; of pairs each is a list of two, or two answers, a desirable and an undesirable one, whose mean loss is the
 pair's. Gradients are given for pairs.
@@ -154,7 +155,8 @@ def weights(loss: Loss, pair: Typical) -> tuple[float, float]:
     batch = loss.batch_of(policy, reference, loss.settings)  # of this pair alone
     tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
     kl = torch.tensor(0.0, dtype=torch.float64)
-    output = loss.evaluate(*Inputs(policy, reference, kl, tokens, scores, batch, *Vocabulary.spread(policy)))
+    value = scores.mean(1)
+    output = loss.evaluate(*Inputs(policy, reference, kl, tokens, scores, batch, *Vocabulary.spread(policy), value))
     by = torch.autograd.grad(output.loss.sum(), (policy.chosen.total, policy.rejected.total), materialize_grads=True)
     return by[0].item(), by[1].item()
 

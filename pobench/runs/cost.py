@@ -104,10 +104,10 @@ class Counts(NamedTuple):
 
 
 def _first_passes(loss: str) -> float:
-    """A training step's time with the passes without gradient that the loss asks for, in steps without: a forward pass over a
-    borrowed answer a pair for `kl`, over the pair itself for `batch`."""
+    """A training step's time with the further passes that the loss asks for, in steps without: a forward pass over a borrowed
+    answer a pair for `kl`, over the pair itself for `batch`; forward and backward over its prompt for `value`."""
     needs = get_loss(loss).needs
-    return 1.0 + ("kl" in needs) / 4 + ("batch" in needs) / 3
+    return 1.0 + ("kl" in needs) / 4 + ("batch" in needs) / 3 + ("value" in needs) / 5
 
 
 def estimate_cost(tasks: Sequence[Task], counts: Counts | None) -> Cost:
@@ -224,7 +224,9 @@ def _evaluating(task: Task, pace: _Pace, data: _Data, size: int, prompts: float)
 def _first_of_kinds(trained: Sequence[Task]) -> list[Task]:
     """The first training of each unit of losses, with the reference stored or beside the policy; those of one kind need the
     same memory."""
-    kinds = {(get_loss(task.job.loss).unit, task.job.train.reference): task for task in reversed(trained)}
+    kinds = {
+        (get_loss(task.job.loss).unit, task.job.train.reference, _valued(task.job)): task for task in reversed(trained)
+    }
     return list(kinds.values())
 
 
@@ -478,10 +480,11 @@ def _sharding(job: Job) -> str:
     """`auto`: as the user's `accelerate config` says, else where the estimate of a whole copy does not fit a device."""
     devices, configured = layout_of_devices()
     quantised = job.train.adapter is not None and job.train.adapter.quantize != "none"
+    whole = quantised or _valued(job)
     if devices == 1 or job.train.sharding != "auto":
         return "none" if devices == 1 else job.train.sharding
-    if configured or quantised:
-        return "none" if quantised else "fsdp2"
+    if configured or whole:
+        return "none" if whole else "fsdp2"
     shape = model_shape(job)
     fits = shape is None or training_of(job, shape).total <= USABLE * device_memory()
     return "none" if fits else "fsdp2"
@@ -501,6 +504,10 @@ def sharding_faults(job: Job) -> list[str]:
         faults.append(
             f"train.sharding: fsdp2 does not split weights of {job.train.adapter.quantize}; use none: a copy on each device "
             "takes half a byte a weight"
+        )
+    if _valued(job):
+        faults.append(
+            f"train.sharding: {job.loss} trains a value model beside the policy, which fsdp2 does not split; use none"
         )
     if job.train.compile:
         faults.append("train.sharding: fsdp2 with train.compile is not tested; use --set train.compile=false")
@@ -524,15 +531,20 @@ def _kept_checkpoints(config: LoopConfig) -> int:
 
 
 def _state_bytes(job: Job) -> float:
-    """Bytes a parameter of a checkpoint."""
+    """Bytes a parameter of a checkpoint: weights and moments, of a value model too; the weights of a reference that moves."""
     if job.train.adapter is not None:
         return 0.01 * 12.0
-    return 16.0 if _moves(job) else 12.0
+    return 12.0 * (2 if _valued(job) else 1) + (4.0 if _moves(job) else 0.0)
 
 
 def _moves(job: Job) -> bool:
     """Whether a second model follows the policy; it never does in an SFT stage."""
     return job.train.reference == "every_step" and get_loss(job.loss).moves_reference
+
+
+def _valued(job: Job) -> bool:
+    """Whether a value model is trained beside the policy; it never is in an SFT stage."""
+    return job.train.value_learning_rate is not None
 
 
 def _copied_for_vllm(task: Task) -> float:

@@ -80,13 +80,14 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
         return Pair(*(SequenceLogps(totals[:, side], lengths[:, side]) for side in (0, 1)))
 
     kl, scores = torch.zeros(()), torch.tensor([[8.0, 5.0], [5.0, 4.5], [9.0, 1.0], [3.0, 2.0]])
+    value = torch.tensor([6.0, 5.0, 5.0, 2.5], requires_grad=True) * 1.0
     tensors = {"the policy's sums": policy_sums, "lengths": lengths, "the reference's sums": reference_sums, "kl": kl}
-    tensors["scores"] = scores
+    tensors |= {"scores": scores, "value": value}
     before = {what: tensor.detach().clone() for what, tensor in tensors.items()}
     policy, reference = pair(policy_sums), pair(reference_sums)
     tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
     batch = loss.batch_of(policy, reference, settings)
-    inputs = Inputs(policy, reference, kl, tokens, scores, batch, *Vocabulary.spread(policy))
+    inputs = Inputs(policy, reference, kl, tokens, scores, batch, *Vocabulary.spread(policy), value)
     if fault := _reads_more_than_ratios(loss, inputs, settings):
         return fault
     given = read(loss.unit, inputs)
@@ -100,6 +101,9 @@ def broken_contract(loss: Loss, settings: Mapping[str, Any]) -> str:
             f"loss {loss.name!r} must return a loss that can be differentiated by the policy's sums; its `loss` is detached "
             "from them (by detach(), item(), numpy or no_grad), so nothing would be learned"
         )
+    by_value = torch.autograd.grad(output.loss.sum(), value, allow_unused=True)[0]
+    if loss.trains_value and (by_value is None or not by_value.any()):
+        return f"loss {loss.name!r} asks for `value` and has no slope by it, so its value model would learn nothing"
     return ""
 
 

@@ -313,8 +313,9 @@ class _Draft:
                 train = train.model_copy(update={"reference": "cached"})
             if loss.runs_reference or loss.moves_reference:
                 train = train.model_copy(update={"reference": "every_step"})
-            if loss.moves_reference:
-                faults += _moved_adapter(loss, train)
+            own_rate = (train.value_learning_rate or train.lr) if loss.trains_value else None
+            train = train.model_copy(update={"value_learning_rate": own_rate})
+            faults += _adapter_faults(loss, train)
         except pydantic.ValidationError as error:
             self.faults += explain(error, f"losses.{name}.")
         self.faults += faults
@@ -396,14 +397,22 @@ class _Draft:
         return shown | ({"train.reference": f"{name}: its reference moves"} if get_loss(name).moves_reference else {})
 
 
-def _moved_adapter(loss: Loss, train: TrainConfig) -> list[str]:
-    """The fault of an adapter beside a reference that moves."""
+def _adapter_faults(loss: Loss, train: TrainConfig) -> list[str]:
+    """The faults of an adapter beside a reference that moves, or beside a value model."""
     if train.adapter is None:
         return []
-    return [
-        f"train.adapter: {loss.name} moves its reference weight by weight, and the mean of two adapters' factors is not the "
-        "adapter of the mean of their weights; leave the adapter out, and all weights are trained"
-    ]
+    faults = []
+    if loss.moves_reference:
+        faults.append(
+            f"train.adapter: {loss.name} moves its reference weight by weight, and the mean of two adapters' factors is not "
+            "the adapter of the mean of their weights; leave the adapter out, and all weights are trained"
+        )
+    if loss.trains_value:
+        faults.append(
+            f"train.adapter: {loss.name} trains a value model beside the policy, a copy of it whose weights are all trained; "
+            "leave the adapter out, and the policy's are too"
+        )
+    return faults
 
 
 def _owner(key: str) -> tuple[str, str]:

@@ -422,6 +422,8 @@ class TrainConfig(LoopConfig):
     """Where a loss's reference sums come from. cached: one pass of the start model over the pairs, stored and shared by losses
     and seeds. every_step: a frozen start model beside the policy computes the same sums in every step, as the paper ran it; for
     measuring what a reference costs, and always where a loss compares whole distributions."""
+    value_learning_rate: Rate | None = None
+    """Of the value model that a loss such as DRO trains beside the policy; it falls as `lr` does. null: `lr`."""
     trackers: Annotated[list[Tracker], RUNTIME] = []
     """Those of Accelerate, each by the name of its package; they see steps and settings, no judge and no key."""
     evaluate_every: Annotated[int, RUNTIME] = Field(0, ge=0, le=10**9)
@@ -430,8 +432,9 @@ class TrainConfig(LoopConfig):
     def causes(self) -> dict[str, Any]:
         """`reference` is a cause only as `every_step`: a batch's micro-batches may then have other widths than the stored pass
         had, which changes last bits of its sums. Such a run has a name, time and memory of its own; runs with stored sums
-        keep the names that they had before there was a choice."""
-        return {k: v for k, v in super().causes().items() if (k, v) != ("reference", "cached")}
+        keep the names that they had before there was a choice. So do runs without a value model's own rate."""
+        unused = (("reference", "cached"), ("value_learning_rate", None))
+        return {k: v for k, v in super().causes().items() if (k, v) not in unused}
 
 
 class SftConfig(LoopConfig):

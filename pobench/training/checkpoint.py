@@ -1,5 +1,5 @@
 """Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), everything else in `state.json`.
-Where the reference model moves, its weights are a part of the checkpoint.
+Where the reference model moves, its weights are a part of the checkpoint. A value model is trained, so it is among the weights.
 
 A checkpoint is a folder that appears whole (`pobench.files.whole`); all but the newest few are removed after that. Weights
 that are split over processes are written by all of them, each its own rows (`torch.distributed.checkpoint`); any number of
@@ -202,9 +202,9 @@ def about(path: Path) -> dict[str, Any]:
 
 
 def state_bytes(model: nn.Module, second: nn.Module | None = None) -> int:
-    """Of the trained weights and their moments that this process holds, and of as many weights of a second model."""
-    copies = 3 if second is None else 4
-    return sum(copies * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in _trained(model).values())
+    """Of the trained weights and their moments that this process holds, and of a second model's weights."""
+    held = [*(3 * [*_trained(model).values()]), *_of_second(model, second).values()]
+    return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in held)
 
 
 def clear(folder: Path, keep: Collection[Path] = ()) -> None:
@@ -370,7 +370,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _of_second(model: nn.Module, second: nn.Module | None) -> dict[str, Tensor]:
     """The second model's weights that the first one trains, under names that the first one's do not have."""
     weights = {} if second is None else dict(second.named_parameters())
-    return {f"{SECOND}/{name}": weights[name].detach() for name in _trained(model)} if weights else {}
+    return {f"{SECOND}/{name}": weights[name].detach() for name in _trained(model) if name in weights}
 
 
 def _in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:

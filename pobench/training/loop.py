@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from pobench.model.layouts import Batch
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer, sum_scorer
 from pobench.model.sharding import RowFiles, give_back, is_sharded, shard
+from pobench.model.value import PromptValue
+from pobench.model.vocabulary import Beside
 from pobench.registry import Loss
 from pobench.settings.schema import LoopConfig, TrainConfig
 from pobench.training import checkpoint, leaving
@@ -73,7 +75,8 @@ def learning_rate(config: LoopConfig, step: int, total: int) -> float:
 
 
 def make_optimizer(policy: torch.nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW over fp32 weights; matrices decay, vectors (norms, biases) do not. Raises PobenchError for other types."""
+    """AdamW over fp32 weights; matrices decay, vectors (norms, biases) do not. A group's `share` times the step's rate is its
+    own: 1, or for a value model `value_learning_rate` / `lr`. Raises PobenchError for other types."""
     trained = [p for p in policy.parameters() if p.requires_grad]
     narrow = {str(p.dtype) for p in trained if p.dtype != torch.float32}
     if narrow:
@@ -81,9 +84,16 @@ def make_optimizer(policy: torch.nn.Module, config: LoopConfig) -> torch.optim.A
             f"trained weights are {', '.join(sorted(narrow))}; they must be float32: "
             "narrower types round away steps as small as Adam's"
         )
+    value = policy.value if isinstance(policy, ResponseLogps) else None
+    of_value = set() if value is None else {*value.parameters()}
+    share = (getattr(config, "value_learning_rate", None) or config.lr) / config.lr
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in part if (p.ndim >= 2) == matrices], "weight_decay": decay, "share": own}
+        for part, own in (
+            ([p for p in trained if p not in of_value], 1.0),
+            ([p for p in trained if p in of_value], share),
+        )
+        for matrices, decay in ((True, config.weight_decay), (False, 0.0))
     ]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]],
@@ -200,8 +210,8 @@ def minimise(
                 # ------------------------------------------------ the step
                 beside = objective.begin_step(run.scorer, batch, step + 1)
                 values = run.forward_backward(batch)
-                grad_norm = run.clip()
-                run.refuse_non_finite(step, batch, values["loss"], grad_norm)
+                norms = run.clip()
+                run.refuse_non_finite(step, batch, values["loss"], norms)
                 run.step(rate)
                 objective.end_step(run.policy, step + 1)
                 # ------------------------------------------------ memory, watching, logging, checkpoints
@@ -211,7 +221,7 @@ def minimise(
                 if watch is not None and watch_every and ((step + 1) % watch_every == 0 or step + 1 == len(batches)):
                     beside = {**beside, **watch(run.scorer)}
                 if accelerator.is_main_process:
-                    row = {"step": step + 1, "epoch": epoch, **values, **beside, "lr": rate, "grad_norm": grad_norm}
+                    row = {"step": step + 1, "epoch": epoch, **values, **beside, "lr": rate, **norms}
                     log({**row, "seconds": took.seconds, objective.unit: objective.size(batch), "steps": len(batches)})
                 if step + 1 < len(batches):
                     stands = run.save_if_due(saver, step + 1, spent, stands, say)
@@ -268,7 +278,7 @@ class _Run:
             keep_large_tensors_apart()
         elif accelerator.device.type == "cpu":
             keep_few_kernels()
-        policy = _placed(accelerator, model.train(), config, rows)
+        policy = _placed(accelerator, model.train(), config, rows, valued=objective.valued)
         if policy.dropout.note:
             say(policy.dropout.note)
         scorer = sum_scorer(policy, objective.groups, config, accelerator, say)
@@ -327,33 +337,42 @@ class _Run:
             for turn, indices in enumerate(plan, start=1):
                 with self.turn(last=turn == len(plan)):
                     rows = scorer.collate([groups[i] for i in indices])
-                    values = self.prepared(rows, objective.per_token, objective.vocabulary(rows))
+                    outputs = _outputs(self.prepared(rows, *_asked_of(objective, rows)))
                     if not indices:  # no items in this turn, but every process must join the sum of gradients
-                        accelerator.backward((values * 0).sum())
+                        accelerator.backward(_added((values * 0).sum() for values in outputs))
                         continue
-                    slope, logged = objective.measure([batch[i] for i in indices], values)
-                    sums += logged.to(sums.device)
+                    measured = objective.measure([batch[i] for i in indices], *outputs)
+                    sums += measured.logged.to(sums.device)
                     # A data-parallel wrapper averages over processes; we want the sum over them, divided by the whole
                     # batch.
-                    accelerator.backward((values * slope).sum() * (world / size))
+                    pulled = ((value * slope).sum() for value, slope in zip(outputs, measured.slopes, strict=True))
+                    accelerator.backward(_added(pulled) * (world / size))
         return objective.means(accelerator.reduce(sums, "sum").tolist(), batch)
 
-    def clip(self) -> float:
-        """Clip the gradient to `max_grad_norm`; returns its norm before that."""
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    def clip(self) -> dict[str, float]:
+        """Clip the policy's gradient to `max_grad_norm`, and a value model's by itself. Returns the norms before that."""
+        models = {"grad_norm": self.policy.model, "value_grad_norm": self.policy.value}
+        norms = {
+            name: torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+            for name, model in models.items()
+            if model is not None
+        }
+        return {name: float(norm.full_tensor() if isinstance(norm, DTensor) else norm) for name, norm in norms.items()}
 
-    def refuse_non_finite(self, step: int, batch: Sequence[int], loss: float, grad_norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+    def refuse_non_finite(self, step: int, batch: Sequence[int], loss: float, norms: Mapping[str, float]) -> None:
+        if not (math.isfinite(loss) and all(map(math.isfinite, norms.values()))):
+            shown = ", ".join(
+                f"{name.replace('grad', 'gradient').replace('_', ' ')} {n:g}" for name, n in norms.items()
+            )
             raise NonFiniteError(
-                f"step {step + 1}: loss {loss:g}, gradient norm {grad_norm:g}; {self.objective.describe(batch)}. "
+                f"step {step + 1}: loss {loss:g}, {shown}; {self.objective.describe(batch)}. "
                 "The last checkpoint is kept; try a smaller learning rate"
             )
 
     def step(self, rate: float) -> None:
         """Update the weights and reset the gradient."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
 
@@ -430,17 +449,38 @@ class _Run:
         return plain
 
 
-def _placed(accelerator: Accelerator, model: Any, config: LoopConfig, rows: RowFiles | None) -> ResponseLogps:
-    """The model as a function, on its device or split over all processes."""
+def _asked_of(objective: Objective, rows: Batch) -> tuple[bool, Beside | None, bool]:
+    """What a forward pass over a micro-batch computes, as the arguments of `ResponseLogps.forward` behind the batch."""
+    return objective.per_token, objective.vocabulary(rows), objective.valued
+
+
+def _added(numbers: Iterable[torch.Tensor]) -> torch.Tensor:
+    """0-d. numbers: 0-d."""
+    return torch.stack([*numbers]).sum()
+
+
+def _outputs(output: Any) -> tuple[torch.Tensor, ...]:
+    """The outputs of a forward pass, which `Objective.measure` takes."""
+    return output if isinstance(output, tuple) else (output,)
+
+
+def _placed(
+    accelerator: Accelerator, model: Any, config: LoopConfig, rows: RowFiles | None, *, valued: bool
+) -> ResponseLogps:
+    """The model as a function, on its device or split over all processes; with a value model, if it shall be `valued`."""
     several, narrow = accelerator.num_processes > 1, accelerator.mixed_precision == "bf16"
     split = config.sharding == "fsdp2" and several
     if config.sharding == "fsdp2" and narrow and not several:
         raise PobenchError(
             "sharding: fsdp2 in bf16 rounds weights as one process does not, and this is one process; use sharding: none"
         )
+    if split and valued:
+        raise PobenchError("a value model beside a policy is not split over devices; use sharding: none")
     if not split:
         model.to(accelerator.device)
+    value = PromptValue(model) if valued else None
     policy = ResponseLogps(model, config.head_tile, compiled=config.compile, device=accelerator.device)
+    policy.value = value
     if split:
         shard(policy, accelerator.device, torch.bfloat16 if narrow else torch.float32, rows)
     return policy
@@ -453,20 +493,21 @@ def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, re
     resumed: the state of the job's newest checkpoint; {} without one.
     """
     policy, accelerator = scorer.policy, scorer.accelerator
-    model, switched_on = policy.model, False
+    models, switched_on = [policy.model, *([policy.value.body] if policy.value else [])], False
 
     def checkpointing(on: bool) -> None:
         nonlocal switched_on
-        if on and not switched_on:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        elif switched_on and not on:
-            model.gradient_checkpointing_disable()
+        for model in models:
+            if on and not switched_on:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            elif switched_on and not on:
+                model.gradient_checkpointing_disable()
         switched_on = on
 
     def step(batch: Batch) -> None:
         with scorer.autocast():
-            values = policy(batch, objective.per_token, objective.vocabulary(batch))
-        values.sum().backward()
+            outputs = _outputs(policy(batch, *_asked_of(objective, batch)))
+        _added(values.sum() for values in outputs).backward()
 
     if config.micro_tokens != "auto" and config.gradient_checkpointing != "auto":
         choice = Choice(config.micro_tokens, config.gradient_checkpointing, "as the setting says")

@@ -26,10 +26,11 @@ class TrainingMemory:
     """Bytes on one device at the peak of a training step.
 
     masters: weights. gradients: of the trained ones. moments: Adam's two. copies: weights in the type of the product.
-    activations: kept for the backward pass. start_model: beside the policy, frozen or moved. staged: a processor's copy of what
-    a checkpoint is written from beside the steps; that of a GPU lies in its machine's memory. Three kinds of work come one
-    after the other, so only the largest of them counts. logits: of a tile of the vocabulary, with the head's gradient. layer:
-    what a layer's backward pass takes. buckets: of a layer's gradients on their way between devices.
+    activations: kept for the backward pass. start_model: beside the policy, frozen or moved. value_model: beside the policy,
+    with gradients, moments and activations of its own. staged: a processor's copy of what a checkpoint is written from beside
+    the steps; that of a GPU lies in its machine's memory. Three kinds of work come one after the other, so only the largest of
+    them counts. logits: of a tile of the vocabulary, with the head's gradient. layer: what a layer's backward pass takes.
+    buckets: of a layer's gradients on their way between devices.
     """
 
     masters: float
@@ -38,6 +39,7 @@ class TrainingMemory:
     copies: float
     activations: float
     start_model: float
+    value_model: float
     staged: float
     libraries: float
     logits: float
@@ -59,7 +61,8 @@ class TrainingMemory:
 class Step:
     """How a step computes, as far as memory goes. tokens: of the largest micro-batch, pads included. responses: those of them
     that the head reads. shards: devices that share weights, gradients and moments. narrow: whether products are bf16. staged: a
-    checkpoint is written from a copy in the device's memory. moves: the start model follows the policy, and is in that copy."""
+    checkpoint is written from a copy in the device's memory. moves: the start model follows the policy, and is in that copy.
+    valued: a value model is trained beside the policy."""
 
     tokens: int
     responses: int
@@ -72,6 +75,7 @@ class Step:
     start_model: bool = False
     staged: bool = False
     moves: bool = False
+    valued: bool = False
 
     @classmethod
     def of(
@@ -87,6 +91,7 @@ class Step:
             tokens, tokens, shards, gpu, bf16, config.gradient_checkpointing is True,
             getattr(config, "adapter", None), config.head_tile, getattr(config, "reference", "") == "every_step",
             config.checkpoint_async is True and not gpu,
+            valued=getattr(config, "value_learning_rate", None) is not None,
         )  # fmt: skip
 
     @property
@@ -120,12 +125,24 @@ def training_memory(shape: ModelShape, step: Step) -> TrainingMemory:
         copies=_copies(shape, step),
         activations=_activations(shape, step),
         start_model=_frozen_bytes(shape, step.base) / shards if step.start_model else 0.0,
-        staged=(16.0 if step.moves else 12.0) * trained / shards if step.staged else 0.0,
+        value_model=_value_model(shape, step) if step.valued else 0.0,
+        staged=_staged_bytes(step) * trained / shards,
         libraries=LIBRARIES,
         logits=_logits(shape, step),
         layer=_layer_at_work(shape, step),
         buckets=_buckets(shape, step),
     )
+
+
+def _staged_bytes(step: Step) -> float:
+    """Of a trained weight."""
+    return 12.0 * (1 + step.valued) + 4.0 * step.moves if step.staged else 0.0
+
+
+def _value_model(shape: ModelShape, step: Step) -> float:
+    """16 bytes a weight, as of the policy; copies in the type of the product; and what its own code keeps of the prompts, which
+    are at most a micro-batch's tokens."""
+    return 16.0 * shape.parameters + _copies(shape, step) + _activations(shape, replace(step, gpu=True))
 
 
 def _frozen_bytes(shape: ModelShape, base: str) -> float:

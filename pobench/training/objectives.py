@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -88,21 +88,31 @@ def step_means(sums: Sequence[float], rows: int, chosen: int, rejected: int) -> 
 
 class Measured(NamedTuple):
     """A micro-batch's result. slope: d objective / d value, in the shape of the values, where the objective is a sum over
-    items. logged: (names,) fp64 sums."""
+    items; by_prompt: the same by the value model's. logged: (names,) fp64 sums."""
 
     slope: Tensor
     logged: Tensor
+    by_prompt: Tensor | None = None
+
+    @property
+    def slopes(self) -> Iterator[Tensor]:
+        """By each output of the forward pass."""
+        yield self.slope
+        if self.by_prompt is not None:
+            yield self.by_prompt
 
 
 class Objective(Protocol):
     """What the loop minimises. groups: the sequences of each item. names: the sums that are logged. unit: what `size` counts.
-    per_token: whether it is measured by each token's log-probability, not by the responses' sums. state: what it carries over
-    steps, second: a reference model that the steps move; a checkpoint stores both."""
+    per_token: whether it is measured by each token's log-probability, not by the responses' sums. valued: whether it is
+    measured by each prompt's value, too, so that a value model is trained beside the policy. state: what it carries over steps,
+    second: a reference model that the steps move; a checkpoint stores both."""
 
     groups: Sequence[Group]
     names: Sequence[str]
     unit: str
     per_token: bool
+    valued: bool
     state: State
     second: nn.Module | None
 
@@ -133,9 +143,10 @@ class Objective(Protocol):
         """What a step logs, `loss` among it, from the sums of `names` over the whole batch."""
         ...
 
-    def measure(self, items: list[int], values: Tensor) -> Measured:
+    def measure(self, items: list[int], values: Tensor, of_prompts: Tensor | None = None) -> Measured:
         """values: (responses,) nats of these items' responses, in order, or by token, (tokens,); below those, what `vocabulary`
-        asked for, (1 + kinds, tokens). Nothing is sent back through its graph."""
+        asked for, (1 + kinds, tokens). of_prompts: (responses,) the value model's, where it is `valued`. Nothing is sent back
+        through their graphs."""
         ...
 
     def describe(self, batch: Sequence[int]) -> str:
@@ -155,8 +166,6 @@ def mismatched_groups(items: Sequence[Item], mismatched: Sequence[int]) -> list[
 class PreferenceObjective:
     """A registered loss of pairs, lists or single answers. It gets what its signature names, see `pobench.types.Inputs`,
     `ListInputs` and `AnswerInputs`. One of lists or of answers gets pairs read as those, where the items are pairs."""
-
-    names: Sequence[str] = STEP_METRICS
 
     def __init__(
         self,
@@ -188,6 +197,8 @@ class PreferenceObjective:
         self.kl: Tensor | None = None
         self.kinds = kinds_of(loss)
         self.per_token = bool(self.kinds) or "tokens" in loss.needs
+        self.valued = loss.trains_value
+        self.names: Sequence[str] = (*STEP_METRICS, *(["value"] if self.valued else []))
         self.largest_entropy = math.nan
         self.step_tokens: dict[int, Tensor] = {}  # item → its tokens under a reference that computes them in every step
         self.batch: Any = None  # of this step
@@ -344,8 +355,9 @@ class PreferenceObjective:
     def size(self, batch: Sequence[int]) -> int:
         return len(batch)
 
-    def measure(self, items: list[int], values: Tensor) -> Measured:
+    def measure(self, items: list[int], values: Tensor, of_prompts: Tensor | None = None) -> Measured:
         leaf, at = values.detach().requires_grad_(), self.rows.of(items)
+        leaves = [leaf] if of_prompts is None else [leaf, of_prompts.detach().requires_grad_()]
         by_kind = dict(zip(self.kinds, leaf[1:], strict=True)) if self.kinds else {}
         own = leaf[0] if self.kinds else leaf
         if "reference" in by_kind:
@@ -353,14 +365,20 @@ class PreferenceObjective:
         lengths = self.rows.lengths[at].to(leaf.device)
         policy = self.rows.logps(items, _sums(own, lengths) if self.per_token else own)
         beside = {**self._beside(items, own), **self._of_vocabulary(items, by_kind)}
+        if self.valued:
+            beside["value"] = self.rows.of_prompts(items, leaves[1])
         inputs = self.rows.inputs(items, policy, self._reference_of(items, leaf.device), beside)
         output = self.loss.on(inputs, **self.settings)
         told = self.rows.told(items, policy, output)
-        (slope,) = torch.autograd.grad(told.loss.sum(), leaf)
+        slope, *by_prompt = torch.autograd.grad(told.loss.sum(), leaves)
         pull = (slope[0] if self.kinds else slope).abs()
         if self.per_token:
             pull = _sums(pull, lengths) / lengths  # the mean of a response's tokens
-        return Measured(slope, step_sums(told, _sums(pull, self.rows.counts[items].to(leaf.device))))
+        logged = step_sums(told, _sums(pull, self.rows.counts[items].to(leaf.device)))
+        if not by_prompt:
+            return Measured(slope, logged)
+        first = leaves[1].detach()[lengths.new_tensor(self.rows.firsts(items))]
+        return Measured(slope, torch.cat([logged, first.double().sum()[None]]), by_prompt[0])
 
     def _beside(self, items: list[int], values: Tensor) -> dict[str, Any]:
         """What the loss may ask for beside sums: kl, tokens, scores, batch, density_ratio."""
@@ -391,7 +409,8 @@ class PreferenceObjective:
         return found
 
     def means(self, sums: Sequence[float], batch: Sequence[int]) -> dict[str, float]:
-        return step_means(sums, len(batch), *self.rows.divisors(batch))
+        means = step_means(sums[: len(STEP_METRICS)], len(batch), *self.rows.divisors(batch))
+        return {**means, "value": sums[-1] / len(batch)} if self.valued else means
 
     def describe(self, batch: Sequence[int]) -> str:
         return f"{self.unit} in the batch: {_some([self.items[i].id for i in batch])}"
@@ -427,7 +446,7 @@ class LikelihoodObjective:
 
     names: Sequence[str] = ("loss",)
     unit = "tokens"
-    per_token = False
+    per_token = valued = False
 
     def __init__(self, groups: Sequence[Group]) -> None:
         """groups: each has one response; `Group.learnt` may select a part of it."""
@@ -453,7 +472,7 @@ class LikelihoodObjective:
     def means(self, sums: Sequence[float], batch: Sequence[int]) -> dict[str, float]:
         return {name: total / self.size(batch) for name, total in zip(self.names, sums, strict=True)}
 
-    def measure(self, items: list[int], values: Tensor) -> Measured:
+    def measure(self, items: list[int], values: Tensor, of_prompts: Tensor | None = None) -> Measured:
         return Measured(torch.full_like(values, -1.0), -values.detach().double().sum()[None])
 
     def describe(self, batch: Sequence[int]) -> str:

@@ -173,7 +173,7 @@ class Moving(EveryStep):
         every process moves its rows."""
         own = dict(self.scorer.policy.named_parameters())
         for name, weight in policy.named_parameters():
-            if weight.requires_grad:
+            if weight.requires_grad and name in own:  # no value model's
                 _local(own[name].detach()).mul_(1 - share).add_(_local(weight.detach()), alpha=share)
 
 

@@ -26,7 +26,7 @@ from pobench.settings.faults import broken_contract
 from pobench.settings.resolve import resolve_names
 from pobench.types import Inputs, LossOutput, Pair, SequenceLogps, TokenLogps, Vocabulary
 from pobench.units import places_in, read
-from pobench.workflows.check_units import OWN, ratios_of, relative
+from pobench.workflows.check_units import OWN, ratios_of, relative, value_near
 from pobench.workflows.invariance import SPLITS, TOLERANCE, WHOLE, difference, take_steps, take_steps_in_two_processes
 
 
@@ -109,8 +109,8 @@ class Subject:
         phases: Mapping[str, float] = MappingProxyType({}),
         **changes: Any,
     ) -> LossOutput:
-        """beside: the whole batch, of which the pairs are a part; None: they are all of it. phases: an input by token → which
-        tokens have more of it."""
+        """beside: the whole batch, of which the pairs are a part; None: they are all of it. phases: an input by token,
+        or `value` → which tokens or prompts have more of it."""
         settings = {**self.settings, **changes}
         scores = torch.stack((at.chosen_score, at.rejected_score), dim=1)
         batch = self.loss.batch_of(*(beside.batch if beside else at).pairs, settings)
@@ -128,7 +128,9 @@ class Subject:
                 forward_kl=torch.zeros_like(vocabulary.forward_kl)
             )  # the policy is the reference
         inputs = Inputs(*at.pairs, torch.tensor(kl, dtype=at[0].dtype), tokens, scores, batch)
-        given: Any = read(self.loss.unit, inputs._replace(**vocabulary._asdict()))
+        lengths = (at.chosen_length + at.rejected_length).to(at[0].dtype)
+        inputs = inputs._replace(value=value_near(lengths, phases.get("value", 0.0)), **vocabulary._asdict())
+        given: Any = read(self.loss.unit, inputs)
         if "density_ratio" in self.loss.needs:  # of other prompts than a pair's one
             given = given._replace(density_ratio=ratios_of(given.response.length).to(at[0].dtype))
         return self.loss.by_pair(self.loss(*self.loss.named(given), **settings))
@@ -379,7 +381,7 @@ def _needs(subject: Subject) -> tuple[str, str]:
             unused.append("reference")
     if "kl" in subject.loss.needs and torch.equal(subject(pairs, 1.0).loss, subject(pairs, 9.0).loss):
         unused.append("kl")
-    for name in ("tokens", *Vocabulary._fields):
+    for name in ("tokens", "value", *Vocabulary._fields):
         if name in subject.loss.needs:
             elsewhere = subject(pairs, 1.0, phases={name: 2.0})
             unused += [name] if torch.equal(subject(pairs, 1.0).loss, elsewhere.loss) else []

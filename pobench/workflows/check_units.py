@@ -28,7 +28,8 @@ class Lists(NamedTuple):
     scores: Tensor
 
     def inputs(self, policy: Responses, beside: Mapping[str, Any]) -> ListInputs:
-        return ListInputs(policy, self.reference, beside["tokens"], self.scores.to(policy.total.dtype), beside["batch"])
+        tokens, batch, value = (beside[name] for name in ("tokens", "batch", "value"))
+        return ListInputs(policy, self.reference, tokens, self.scores.to(policy.total.dtype), batch, value)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Lists:
         """With every tensor changed alike."""
@@ -51,9 +52,9 @@ class Answers(NamedTuple):
     density_ratio: Tensor
 
     def inputs(self, policy: SequenceLogps, beside: Mapping[str, Any]) -> AnswerInputs:
-        kl, tokens, batch = (beside[name] for name in ("kl", "tokens", "batch"))
+        kl, tokens, batch, value = (beside[name] for name in ("kl", "tokens", "batch", "value"))
         scores, ratio = (values.to(policy.total.dtype) for values in (self.scores, self.density_ratio))
-        return AnswerInputs(policy, self.label, self.reference, kl, tokens, scores, batch, ratio)
+        return AnswerInputs(policy, self.label, self.reference, kl, tokens, scores, batch, ratio, value)
 
     def take(self, answers: Tensor) -> Answers:
         policy, reference = (SequenceLogps(*(t[answers] for t in part)) for part in (self.policy, self.reference))
@@ -78,9 +79,10 @@ def tried(
     place: Tensor | None = None,
     kl: float = 1.0,
     phase: float = 0.0,
+    value_phase: float = 0.0,
 ) -> Tried:
     """whole: the batch of which the rows are a part; None: they are all of it. place: where the rows stand in it. phase: how
-    tokens share a sum."""
+    tokens share a sum. value_phase: which prompts have a larger value."""
     total = at.policy.total.clone().requires_grad_()
     policy, of = at.policy._replace(total=total), at if whole is None else whole
     batch = loss.batch_of(of.policy, of.reference, settings, None, getattr(of, "label", None))
@@ -89,7 +91,9 @@ def tried(
     tokens = None
     if "tokens" in loss.needs:
         tokens = TokenLogps.spread(policy, at.reference if "reference" in loss.needs else None, phase)
-    beside = {"kl": torch.tensor(kl, dtype=total.dtype), "tokens": tokens, "batch": batch}
+    lengths = policy.length * policy.mask if loss.unit == "lists" else policy.length
+    value = value_near(lengths.view(len(total), -1).sum(1).to(total.dtype), value_phase)
+    beside = {"kl": torch.tensor(kl, dtype=total.dtype), "tokens": tokens, "batch": batch, "value": value}
     output = loss.on(at.inputs(policy, beside), **settings)
     (slopes,) = (
         torch.autograd.grad(output.loss.sum(), [total], materialize_grads=True)
@@ -97,6 +101,12 @@ def tried(
         else [torch.zeros_like(total)]
     )
     return Tried(output.loss.detach(), output[1].detach(), slopes)
+
+
+def value_near(lengths: Tensor, phase: float) -> Tensor:
+    """Values of prompts to try a loss on, near the middle of ratings from 0 to 1: a row's own, whatever rows stand beside it.
+    lengths: (rows,) tokens of its answers, as the values' type."""
+    return 0.5 + torch.sin(lengths + phase) / 5
 
 
 # ---------------------------------------------------------------- rows to try a loss on
@@ -392,6 +402,7 @@ def _needs(loss: Loss, settings: Mapping[str, Any]) -> Verdict:
         yield "reference", tried(loss, settings, known)
         yield "kl", tried(loss, settings, at, kl=9.0)
         yield "tokens", tried(loss, settings, at, phase=2.0)
+        yield "value", tried(loss, settings, at, value_phase=2.0)
         yield "scores", tried(loss, settings, at._replace(scores=at.scores * 0.5 + shift / 10))
         yield "batch", tried(loss, settings, at, whole=_moved(known, shift), place=all_of)
         if loss.unit == "answers":

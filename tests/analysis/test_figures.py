@@ -446,7 +446,7 @@ def test_a_model_stands_under_every_loss_and_what_is_not_stored_is_a_dash(drawn,
     assert data.loc[("Start model", "dpo"), "value"] == pytest.approx(math.log(2), rel=1e-6)
     assert math.isnan(data.loc[("DPO", "kto"), "value"]) and data.loc[("DPO", "kto"), "n"] == 0
     texts = [t.get_text() for t in found.figure.axes[0].texts]
-    not_stored = {"kl", "scores", "collision", "entropy", "forward_kl"}
+    not_stored = {"kl", "scores", "value", "collision", "entropy", "forward_kl"}
     unknown = [n for n in registry.list_losses() if registry.get_loss(n).needs & not_stored]
     assert len(texts) == 6 * len(registry.list_losses()) and texts.count("–") == 6 * len(unknown)
     shares = draw(registry.figures.get("cross-loss"), frames, metric="reward_accuracy").data["value"].dropna()

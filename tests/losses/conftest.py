@@ -15,7 +15,7 @@ from pobench.types import LossOutput, Pair, SequenceLogps, TokenLogps, Vocabular
 
 
 class Evaluated:
-    """A loss at some cases, which share one kl: output and the gradients by the policy's sums, each (cases,)."""
+    """A loss at some cases, which share one kl: output and the gradients by the policy's sums and the values, each (cases,)."""
 
     def __init__(self, name: str, cases: Sequence[Case], settings: dict[str, Any], dtype: torch.dtype) -> None:
         w, l, rw, rl = (torch.tensor([float(c[i]) for c in cases], dtype=dtype) for i in range(4))  # noqa: E741
@@ -28,9 +28,12 @@ class Evaluated:
         scores = torch.tensor([[float(c.sw), float(c.sl)] for c in cases], dtype=torch.float64)
         batch = loss.batch_of(policy, reference, {**loss.settings, **settings})  # these cases are the whole batch
         tokens = TokenLogps.spread(policy, reference if "reference" in loss.needs else None)
-        given = (policy, reference, kl, tokens, scores.to(dtype), batch, *Vocabulary.spread(policy))
+        value = torch.tensor([float(c.value) for c in cases], dtype=dtype, requires_grad=True)
+        given = (policy, reference, kl, tokens, scores.to(dtype), batch, *Vocabulary.spread(policy), value)
         self.output: LossOutput = loss.evaluate(*given, **settings)
-        self.by_w, self.by_l = torch.autograd.grad(self.output.loss.sum(), (self.w, self.l), materialize_grads=True)
+        self.by_w, self.by_l, self.by_value = torch.autograd.grad(
+            self.output.loss.sum(), (self.w, self.l, value), materialize_grads=True
+        )
 
     @property
     def margin(self) -> Tensor:

@@ -18,7 +18,8 @@ mp.dps = 350  # a slope of 1e-290 is the difference of two values near 1
 
 
 class Case(NamedTuple):
-    """One pair: summed nats under policy (w, l) and reference (rw, rl), lengths in tokens; kl in nats; ratings (sw, sl)."""
+    """One pair: summed nats under policy (w, l) and reference (rw, rl), lengths in tokens; kl in nats; ratings (sw, sl); V of
+    the prompt."""
 
     w: float
     l: float  # noqa: E741 (the contract's own name)
@@ -29,6 +30,7 @@ class Case(NamedTuple):
     kl: float = 0.0
     sw: float = 2.0
     sl: float = 0.5
+    value: float = 1.0
 
 
 class Pull(NamedTuple):
@@ -265,6 +267,10 @@ def odpo(c: Case, beta: float, alpha: float) -> Any:
 
 def rebel(c: Case, eta: float) -> Any:
     return (margin_of(c, 1 / eta) - (c.sw - c.sl)) ** 2
+
+
+def dro_v(c: Case, tau: float) -> Any:
+    return mean([(s - c.value - tau * u) ** 2 / (2 * tau) for s, u in zip((c.sw, c.sl), drift(c), strict=True)])
 
 
 def sppo_soft(c: Case, beta: float) -> Any:
@@ -790,6 +796,14 @@ ORACLES = {
         0.81,
         0.4,
         pull=Pull(lambda w, l, beta, reward_scale: beta * (w - l) > reward_scale * GAP, drifted(20.0, -20.0)),  # noqa: E741
+    ),
+    # (2 - 1 - 2)² = 1 and (0.5 - 1 + 1)² = 0.25, by 2·0.5; their mean
+    "dro_v": Row(
+        dro_v,
+        [{"tau": 0.5}, {"tau": 1.0}, {"tau": 4.0}],
+        0.625,
+        2.0,
+        pull=Pull(lambda w, l, tau: tau * w > 1.0 or tau * l < -0.5, drifted(20.0, -20.0)),  # noqa: E741
     ),
     # both answers diverge alike: DPO's
     "tdpo1": Row(tdpo1, [{"beta": 0.1}, {"beta": 0.01}], 0.437487950393, 0.1 * (4 + float(collected("forward_kl", 8)))),

@@ -26,7 +26,7 @@ Gradient:
     rejected = <d loss / d rejected sum>
     s = <auxiliary definitions, any number>
 
-in chosen, rejected, reference_chosen, reference_rejected, |chosen|, |rejected|, kl, score_chosen, score_rejected,
+in chosen, rejected, reference_chosen, reference_rejected, |chosen|, |rejected|, kl, score_chosen, score_rejected, value,
 kl_chosen, kl_rejected (sums of `forward_kl`), entropy (the reference's mean one, a share of the largest), the settings,
 and {functions}"""
 
@@ -122,7 +122,7 @@ def stated(loss: Loss, case: Case, settings: Mapping[str, Any]) -> tuple[float, 
     """(by chosen, by rejected) as the docstring says. γ and its like are spelled out first, as in a run's record."""
     numbers = {k: mpf(v) if type(v) is float else v for k, v in loss.canonical({**loss.settings, **settings}).items()}
     for name, value in zip(
-        (*SUMS, "length_chosen", "length_rejected", "kl", "score_chosen", "score_rejected"),
+        (*SUMS, "length_chosen", "length_rejected", "kl", "score_chosen", "score_rejected", "value"),
         case,
         strict=True,
     ):

@@ -18,7 +18,15 @@ REFERENCED = [name for name in LOSSES if "reference" in get_loss(name).needs]
 nats = st.floats(-2000, 0)
 tokens = st.integers(1, 2000)
 cases = st.builds(
-    Case, nats, nats, nats, nats, tokens, tokens, st.floats(-50, 50), st.just(WORKED.sw), st.just(WORKED.sl)
+    Case,
+    nats,
+    nats,
+    nats,
+    nats,
+    tokens,
+    tokens,
+    st.floats(-50, 50),
+    *map(st.just, (WORKED.sw, WORKED.sl, WORKED.value)),
 )
 laws = settings(max_examples=60, derandomize=True)
 # A law of every loss is tried on a dozen pairs at once, which share a kl: an evaluation costs as much as of one.
@@ -283,6 +291,19 @@ def test_what_is_said_to_pull_back_does(name, evaluate) -> None:
     got = evaluate(name, witness)
     assert pulls_back(name, witness)
     assert got.by_w.item() > 0 or got.by_l.item() < 0
+
+
+@laws
+@given(case=cases, tau=st.sampled_from([0.1, 1.0, 5.0]))
+def test_the_steps_of_dro_v_are_those_of_the_printed_loss_and_the_policys_is_divided_by_tau(
+    case, tau, evaluate
+) -> None:
+    got = evaluate("dro_v", case, tau=tau)
+    w, l = case.w - case.rw, case.l - case.rl  # noqa: E741
+    missed = [score - case.value - tau * u for score, u in ((case.sw, w), (case.sl, l))]
+    # half the square: -tau * miss by a log-probability, -miss by the value; the mean of the two answers
+    assert (got.by_w.item() * tau, got.by_l.item() * tau) == near((-tau * missed[0] / 2, -tau * missed[1] / 2))
+    assert got.by_value.item() == near(-(missed[0] + missed[1]) / 2)
 
 
 def test_apo_down_lowers_both_answers(evaluate) -> None:

@@ -25,7 +25,9 @@ def ordinary(n: int) -> list[Case]:
         nw, nl = draw.randint(1, 400), draw.randint(1, 400)
         w, l = -nw * draw.uniform(0.01, 3), -nl * draw.uniform(0.01, 3)  # noqa: E741
         ratings = round(draw.uniform(0, 3), 3), round(draw.uniform(0, 3), 3)
-        cases.append(Case(w, l, w - draw.gauss(0, 9), l - draw.gauss(0, 9), nw, nl, draw.gauss(2, 6), *ratings))
+        cases.append(
+            Case(w, l, w - draw.gauss(0, 9), l - draw.gauss(0, 9), nw, nl, draw.gauss(2, 6), *ratings, nw / 100)
+        )
     return cases
 
 
@@ -53,7 +55,7 @@ def test_every_loss_has_an_oracle() -> None:
 
 def test_random_cases_vary() -> None:
     cases = ordinary(50)
-    assert all(len({c[i] for c in cases}) > 25 for i in range(9))
+    assert all(len({c[i] for c in cases}) > 25 for i in range(10))
     assert {c.nw > c.nl for c in cases} == {c.w > c.l for c in cases} == {c.kl > 0 for c in cases} == {True, False}
 
 

@@ -195,3 +195,20 @@ def t_answers_of_a_batch(
         return -logsigmoid(sides[0] - sides[1])
 
     return AnswerOutput(batch.share(objective, response), beta * (response.total - reference.total).detach())
+
+
+# ---------------------------------------------------------------- value
+@register_loss("t_valued_pairs", source="a test: the mean rating of a pair is its value plus the mean reward")
+def t_valued_pairs(policy: Pair, reference: Pair, scores: Tensor, value: Tensor, *, beta: float = 0.1) -> LossOutput:
+    u, v = (beta * ratio for ratio in log_ratios(policy, reference))
+    missed = scores[:, 0] - value - u, scores[:, 1] - value - v
+    return LossOutput(missed[0] ** 2 + missed[1] ** 2, u.detach(), v.detach())
+
+
+@register_loss("t_valued_lists", source="a test: the same of a list")
+def t_valued_lists(
+    responses: Responses, reference: Responses, scores: Tensor, value: Tensor, *, beta: float = 0.1
+) -> ListOutput:
+    rewards = beta * (responses.total - reference.total)
+    missed = torch.where(responses.mask, scores.nan_to_num() - value[:, None] - rewards, 0)
+    return ListOutput((missed**2).sum(1), rewards.detach())

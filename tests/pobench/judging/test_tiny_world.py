@@ -209,19 +209,21 @@ def test_shipped_lists_and_labelled_answers_are_judged_right_and_answer_the_trai
         assert answers == {text: TinyWorldJudge().score(rows[one["prompt"]], text) for text in answers}
         assert len(set(answers.values())) > 1, "a list of ties alone orders nothing"
     for one in singles:
-        passes = TinyWorldJudge(graded=False).score(rows[one["prompt"]], one["completion"])
-        assert one.keys() == {"prompt", "completion", "label"} and one["label"] is (passes == 1.0)
+        score = TinyWorldJudge().score(rows[one["prompt"]], one["completion"])
+        assert one == {"prompt": one["prompt"], "completion": one["completion"], "label": score == 1.0, "score": score}
     pairs = {r["id"]: {r["chosen"], r["rejected"]} for r in _lines("pairs.jsonl")}
     assert all(pairs[one["id"]] <= {a["text"] for a in one["answers"]} for one in lists if one["id"] in pairs)
 
 
 @pytest.mark.parametrize("name", ["pairs", "heldout_pairs", "lists"])
-def test_every_shipped_pair_and_list_is_read_with_its_ratings(name) -> None:
+def test_every_shipped_row_is_read_with_its_ratings(name) -> None:
     found = load_preferences(DATA / f"{name}.jsonl")
     assert not found.faults and all(
         pair.scores is not None and pair.scores[0] > pair.scores[1] for pair in found.preferences
     )
     assert all(one.scores is not None for one in found.lists) and bool(found.lists) is (name == "lists")
+    singles = load_preferences(DATA / "unpaired.jsonl").answers
+    assert singles and all(one.score is not None for one in singles)
 
 
 def test_the_recipe_counts_what_is_shipped() -> None:

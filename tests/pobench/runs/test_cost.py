@@ -11,7 +11,7 @@ import pytest
 from pobench.model.load import count_parameters
 from pobench.registry import get_loss
 from pobench.runs import cost
-from pobench.runs.cost import GIB, Counts, _Data, estimate_cost, with_sharding
+from pobench.runs.cost import GIB, Counts, _Data, estimate_cost, sharding_faults, with_sharding
 from pobench.runs.stages import MANY
 from pobench.runs.task import Task
 from pobench.settings.resolve import resolve
@@ -70,6 +70,20 @@ def test_a_reference_that_moves_is_a_second_model_in_memory_and_in_every_checkpo
     assert moving.disk - plain.disk == pytest.approx(
         (4 + 3 * 4) * plain.parameters
     )  # one more model; in three checkpoints
+
+
+def test_a_value_model_is_a_second_model_in_training_and_in_every_checkpoint(tmp_path, monkeypatch) -> None:
+    plain, valued = (estimate_cost(tasks(tmp_path, name, "llama3-base"), None) for name in ("kto_unpaired", "dro_v"))
+    assert plain.parts is not None and valued.parts is not None
+    state = sum(valued.parts[name] for name in ("masters", "gradients", "moments"))
+    assert plain.parts["value_model"] == 0 and state < valued.parts["value_model"] < 1.5 * state
+    assert valued.disk - plain.disk == pytest.approx(3 * 12 * plain.parameters)  # in three checkpoints
+    monkeypatch.setattr(cost, "layout_of_devices", lambda: (8, True))
+    for sharding, chosen in (("auto", "none"), ("fsdp2", "fsdp2")):
+        job = with_sharding(tasks(tmp_path, "dro_v", "llama3-base", train__sharding=sharding)[-1].job)
+        assert job.train.sharding == chosen
+        refused = ["train.sharding: dro_v trains a value model beside the policy, which fsdp2 does not split; use none"]
+        assert sharding_faults(job) == (refused if chosen == "fsdp2" else [])
 
 
 def test_answers_are_counted_at_their_longest(tmp_path) -> None:

@@ -185,6 +185,22 @@ def test_a_reference_that_moves_is_computed_in_every_step_whatever_the_setting_s
         jobs(train__adapter={"r": 4})
 
 
+def test_a_value_models_rate_is_the_policys_or_its_own_and_counts_for_losses_that_have_one(setting, tmp_path) -> None:
+    def jobs(**overrides: Any) -> list[Job]:
+        changes = {k.replace("__", "."): v for k, v in overrides.items()}
+        return resolve(str(tmp_path / "small.yaml"), "dpo, dro_v", overrides=changes)
+
+    (plain, valued), (same, own) = jobs(), jobs(train__value_learning_rate=0.5)
+    assert plain.train.value_learning_rate is None and "value_learning_rate" not in plain.train.causes()
+    assert plain.key == same.key and valued.key != own.key
+    assert (valued.train.value_learning_rate, own.train.value_learning_rate) == (valued.train.lr, 0.5)
+    assert jobs(dro_v__value_learning_rate=0.5)[1].key == own.key
+    with pytest.raises(
+        PobenchError, match=r"^train.adapter: dro_v trains a value model beside the policy, a copy of it"
+    ):
+        jobs(train__adapter={"r": 4})
+
+
 def test_a_run_says_how_its_reference_came_about_and_what_it_took_beside_the_steps(work_here, tmp_path) -> None:
     for how in ("cached", "every_step"):
         work_here("dpo", ("train",), train__reference=how)

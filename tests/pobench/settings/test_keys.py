@@ -61,5 +61,5 @@ def test_a_default_is_allowed_and_a_value_beyond_a_printed_end_is_not() -> None:
 def test_a_key_decides_a_result_as_the_causes_say() -> None:
     sections = {section.name: section for section in key_sections()}
     decides = {key.name: key.decides for key in sections["train"].keys}
-    causes = TrainConfig(lr=1e-6, reference="every_step").causes()
+    causes = TrainConfig(lr=1e-6, reference="every_step", value_learning_rate=1e-6).causes()
     assert {name.removeprefix("train.") for name, yes in decides.items() if yes} == set(causes)

@@ -40,6 +40,8 @@ def test_a_checkpoint_beside_the_steps_takes_a_copy_of_masters_and_moments_on_a_
     assert copies == [0, pytest.approx(12 * MISTRAL.parameters / 8)]
     moved = replace(Step.of(config, 4096, shards=8, gpu=False), moves=True)
     assert training_memory(MISTRAL, moved).staged == pytest.approx(16 * MISTRAL.parameters / 8)  # the reference, too
+    valued = Step.of(TrainConfig(lr=1, checkpoint_async=True, value_learning_rate=1), 4096, gpu=False)
+    assert training_memory(MISTRAL, valued).staged == pytest.approx(24 * MISTRAL.parameters)
 
 
 def test_eight_devices_of_eighty_hold_seven_billion_and_one_does_not() -> None:

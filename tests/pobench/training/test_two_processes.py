@@ -83,14 +83,14 @@ def assert_alike(one: dict[str, Any], two: dict[str, Any], *names: str) -> None:
         unit = get_loss(name).unit
         assert [row[unit] for row in two[name]] == ([16, 2] if unit == "answers" else [8, 1])
         for row, alone in zip(two[name], one[name], strict=True):
-            compared = {*STEP_METRICS, "grad_norm", "watched", "kl"} & row.keys()
+            compared = {*STEP_METRICS, "grad_norm", "value", "value_grad_norm", "watched", "kl"} & row.keys()
             assert {k: row[k] for k in compared} == pytest.approx(
                 {k: alone[k] for k in compared}, rel=1e-4, abs=1e-5, nan_ok=True
             ), name
 
 
 def test_nine_pairs_in_batches_of_eight_and_a_reference_pass_with_one_pair_left_end(tmp_path) -> None:
-    pairs, names = small_pairs(PAIRS), ("kto", "dpo", "simpo", "plackett_luce", "kto_unpaired")
+    pairs, names = small_pairs(PAIRS), ("kto", "dpo", "simpo", "plackett_luce", "kto_unpaired", "dro_v")
     groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
     part = reference._Part(tmp_path / "two" / "part")
     part.sums = {key: -1.0 for group in groups[1:] for key in reference.sequence_keys(group)}

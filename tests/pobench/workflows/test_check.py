@@ -53,8 +53,8 @@ def test_a_broken_loss_is_caught_and_told_why(fixture, pobench_cli, forget) -> N
         assert set(failed) == {law}
 
 
-ASKING = ("t_offset", "t_ld", "t_worst", "t_aot", "t_aot_unpaired", "t_dr_dpo", "t_beta_dpo", "t_bco")
-OF_LISTS = ("t_rated_list", "t_list_of_tokens", "t_list_of_a_batch")
+ASKING = ("t_offset", "t_ld", "t_worst", "t_aot", "t_aot_unpaired", "t_dr_dpo", "t_beta_dpo", "t_bco", "t_valued_pairs")
+OF_LISTS = ("t_rated_list", "t_list_of_tokens", "t_list_of_a_batch", "t_valued_lists")
 OF_ANSWERS = ("t_bco_answers", "t_rated_answers", "t_answers_of_tokens", "t_answers_of_a_batch")
 
 
