@@ -374,6 +374,9 @@ def test_one_command_goes_from_prompts_to_pairs_to_runs(run_here, tmp_path):
     about = json.loads(data.read_text())
     assert about["pairs"] == {"train": len(train), "heldout": len(held)}
     assert json.loads(trained.read_text())["causes"]["pairs"] == about["digests"]["train"]  # of any data: by content
+    assert about["ratings"]["train"][1] == about["ratings"]["heldout"][1] == 0  # none lacks the ranker's scores
+    status, said, err = run_here("onpolicy,train", "--losses", "odpo,plackett_luce", "--dry-run")
+    assert status == 0 and [job["state"] for job in said["jobs"] if job["kind"] == "loss"] == ["to do"] * 2, err
     # say w0, say w1 and say w2 are what `answers.source` asks
     asked = {f"say w{i}" for i in range(3)}
     assert {p["prompt"] for p in train}.isdisjoint(asked) and {p["prompt"] for p in held} & asked
