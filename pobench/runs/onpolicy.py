@@ -190,7 +190,9 @@ def _with_human_answers(job: Job, rows: Sequence[Row], note: Callable[[str], Non
     """The rows whose prompts have a human answer, with it. Raises PobenchError where none has one."""
     answers = human_answers(job)
     keys = [prompt_key(row["prompt"]) for row in rows]
-    answered = [{**row, "human_answer": answers[key]} for row, key in zip(rows, keys, strict=True) if key in answers]
+    answered: list[Row] = [
+        {**row, "human_answer": answers[key]} for row, key in zip(rows, keys, strict=True) if key in answers
+    ]
     without = len(rows) - len(answered)
     if not answered:
         raise PobenchError(
@@ -326,7 +328,7 @@ def make_pairs_of(
         if len(sampling.gather()) < sampling.total:
             _draw_in_processes(sampling, folder, job.model, job.data.max_length, job.answers.batch_size)
             sampling.gather()
-        if hasattr(judge, "estimate"):
+        if judge is not None and hasattr(judge, "estimate"):
             say(judge.estimate([two for _, two in comparisons(sampling.answers())]))
         ranking = Ranking.of(recipe, sampling)
         if ranking is not None and process_count() > 1 and len(sampling.read()) > rows_of_shard(judge):
