@@ -309,8 +309,8 @@ def _drafts(
         reader = RowReader(number, row, ignore)
         scores = _scores_beside(reader)
         draft = reader.tie() if _is_tie(reader, shape, scores) else shape.read(reader)
-        if draft is not None and draft.scores is None and scores:
-            draft = draft._replace(scores=scores[0])
+        if draft is not None and draft.scores is None:
+            draft = draft._replace(scores=scores[0] if scores else _scores_of_generated(reader, draft))
         if draft is not None and not reader.faults:
             reader.check_unread(draft)
             unread.update(reader.row.unread().keys() - {"id"})
@@ -399,6 +399,18 @@ def _scores_beside(reader: RowReader) -> list[tuple[float, float]]:
     if isinstance(meta := row.peek("meta"), Mapping):
         scores += [tuple(number_or_none(meta[name]) for name in pair) for pair in _rating_names(meta)]
     return [(a, b) for a, b in scores if a is not None and b is not None]
+
+
+def _scores_of_generated(reader: RowReader, draft: Draft) -> tuple[float, float] | None:
+    """The ranker's (chosen, rejected) scores of pairs on policy, whose rows have all answers with their scores; None where one
+    of the two is not among them or has none. They call no row a tie: the pair was made by them."""
+    names = ("all_generated_responses", "all_rm_scores")
+    if not all(isinstance(reader.row.peek(name), list) for name in names):
+        return None
+    texts, scores = (reader.row[name] for name in names)
+    known = {str(text).strip(): number_or_none(score) for text, score in zip(texts, scores, strict=False)}
+    chosen, rejected = (known.get(text.strip()) for text in (draft.chosen, draft.rejected))
+    return None if chosen is None or rejected is None else (chosen, rejected)
 
 
 def _rating_names(fields: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,4 +1,5 @@
-"""Make a preference from several answers to a prompt: the best against the worst by a judge's ranking.
+"""Make preferences from a model's answers to a prompt: the best against the worst by a judge's ranking, or a human answer
+against each of them.
 
     a pointwise judge     ranks by its score; a reward model by the reward
     a pairwise judge      ranks by the mean probability to win against the other answers to the prompt; PairRM by its scores
@@ -57,16 +58,62 @@ class Ranked(NamedTuple):
 
     def published(self) -> dict[str, Any]:
         """The row in the columns of the published on-policy data sets: both conversations, and all answers with scores."""
-        prompt = messages(self.row["prompt"])
-        return {
-            "id": self.row["id"],
-            "prompt_id": self.row["id"],
-            "prompt": prompt[-1]["content"],
-            "all_generated_responses": [answer.text for answer in self.answers],
-            "all_rm_scores": [None if math.isnan(score) else score for score in self.scores],
-            "chosen": [*prompt, {"role": "assistant", "content": self.chosen.text}],
-            "rejected": [*prompt, {"role": "assistant", "content": self.rejected.text}],
-        }
+        scores = [None if math.isnan(score) else score for score in self.scores]
+        generated = {"all_generated_responses": [answer.text for answer in self.answers], "all_rm_scores": scores}
+        return _published(self.row, generated, self.chosen.text, self.rejected.text)
+
+
+class HumanOverOwn(NamedTuple):
+    """A prompt's row with its `human_answer`, and an answer of the model's own, which stands below it."""
+
+    row: Row
+    own: Sample
+
+    def published(self) -> dict[str, Any]:
+        """The row as of a `Ranked`, without what a judge says."""
+        return _published(self.row, {}, self.row["human_answer"], self.own.text)
+
+
+def _published(row: Row, generated: Mapping[str, Any], chosen: str, rejected: str) -> dict[str, Any]:
+    prompt = messages(row["prompt"])
+    return {
+        "id": row["id"],
+        "prompt_id": row["id"],
+        "prompt": prompt[-1]["content"],
+        **generated,
+        "chosen": [*prompt, {"role": "assistant", "content": chosen}],
+        "rejected": [*prompt, {"role": "assistant", "content": rejected}],
+    }
+
+
+def human_over_own(rows: Sequence[Row], samples: Iterable[Sample]) -> tuple[list[HumanOverOwn], dict[str, Any]]:
+    """A pair for every different usable answer to a prompt, in the order of `rows`, and counts of prompts and answers.
+
+    rows: each with `human_answer`. Counts: prompts; answers; unfinished and empty answers; identical ones, to the human answer
+    or to an earlier one, without outer white space; pairs.
+    """
+    by_prompt = _by_prompt(samples)
+    counts = Counter({k: 0 for k in ("answers", "unfinished", "empty", "identical", "pairs")})
+    pairs = []
+    for row in rows:
+        seen = {row["human_answer"].strip()}
+        for sample in by_prompt[row["id"]]:
+            text = sample.text.strip()
+            counts.update(answers=1, unfinished=not sample.finished, empty=not text)
+            if not _usable(sample):
+                continue
+            counts["identical" if text in seen else "pairs"] += 1
+            if text not in seen:
+                pairs.append(HumanOverOwn(row, sample))
+            seen.add(text)
+    return pairs, {"prompts": len(rows), **counts}
+
+
+def _by_prompt(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    by_prompt: dict[str, list[Sample]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda s: (s.id, s.sample)):
+        by_prompt[sample.id].append(sample)
+    return by_prompt
 
 
 def best_against_worst(
@@ -84,9 +131,7 @@ def best_against_worst(
     unread: how many gave no verdict. A pointwise judge adds mean_score over all scored answers, unfinished ones included,
     and the same by kind if the rows have kinds. Raises PobenchError if the judge can neither score nor compare.
     """
-    by_prompt: dict[str, list[Sample]] = defaultdict(list)
-    for sample in sorted(samples, key=lambda s: (s.id, s.sample)):
-        by_prompt[sample.id].append(sample)
+    by_prompt = _by_prompt(samples)
     answers = [(row, sample) for row in rows for sample in by_prompt[row["id"]]]
     graded = grades(judge)
     candidates = answers if graded else [(row, sample) for row, sample in answers if _usable(sample)]

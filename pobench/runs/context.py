@@ -38,7 +38,8 @@ from pobench.runs.pair_frames import pairs_frame
 from pobench.runs.start_model import start_model
 from pobench.runs.task import Task
 from pobench.training.objectives import mismatched_groups
-from pobench.training.reference import ReferenceSums, compute_reference
+from pobench.training.reference import EveryStep, ReferenceSums, compute_reference
+from pobench.training.token_inputs import TokenValues, by_token, compares_tokens, evaluate_by_token, token_values
 from pobench.types import Group, TokenPair, Unit
 
 _SETS = {
@@ -264,7 +265,10 @@ class Context:
         return self._hold("scoring", self._scoring)  # type: ignore[no-any-return]
 
     def _scoring(self) -> ResponseLogps:
-        model, config = self.final_model()[0], self.job.train
+        return self._scored(self.final_model()[0])
+
+    def _scored(self, model: Any) -> ResponseLogps:
+        config = self.job.train
         if self.rounds:  # buffers, such as rotary frequencies, stay as they are
             for weight in model.parameters():
                 weight.data = weight.data.to(torch.bfloat16)
@@ -385,6 +389,16 @@ class Context:
             totals[list(places[i])] = torch.tensor(of_group, dtype=torch.float64)
         return totals
 
+    def _token_values(self, loss: Loss, title: str, pairs: Sequence[TokenPair]) -> TokenValues:
+        """Of the run's final model and, where the loss asks for them, of the start model, by this process alone."""
+        reference = None
+        if compares_tokens(loss):
+            start = self._scored(self.load(self.start_path).to(self.accelerator.device).eval())
+            reference = EveryStep(self.scorer(start))
+        groups = [Group.of(pair) for pair in pairs]
+        with self.progress(f"{title} by token", len(groups), "pairs") as advance:
+            return token_values(loss, groups, self.scorer(self.scoring_policy()), reference, advance)
+
     def _frame(
         self,
         stage: str,
@@ -394,13 +408,17 @@ class Context:
         reference: torch.Tensor,
         scorer: SumScorer | None,
     ) -> pd.DataFrame | None:
-        """One row a pair, with the run's own loss and rewards."""
+        """One row a pair, with the run's own loss and rewards; while training, a loss that asks for single tokens has none."""
         if self.loss is None:
             return pairs_frame(pairs, reference, reference)
         totals = self._cut_sums(stage, title, groups) if scorer is None else scorer.sums(groups)
         if totals is None:
             return None
         frame = pairs_frame(pairs, totals.view(len(groups), -1), reference, rated="scores" in self.loss.needs)
-        output = evaluate(self.loss, self.job.loss_settings, inputs_of(frame))
+        if scorer is None and by_token(self.loss):
+            values = self._token_values(self.loss, title, pairs)
+            output = evaluate_by_token(self.loss, self.job.loss_settings, inputs_of(frame), values)
+        else:
+            output = evaluate(self.loss, self.job.loss_settings, inputs_of(frame))
         frame["loss"], frame["chosen_reward"], frame["rejected_reward"] = (t.double().numpy() for t in output)
         return frame

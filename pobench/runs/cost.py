@@ -426,8 +426,8 @@ def _drawn_prompts(job: Job) -> float:
 
 
 def ranker_of(job: Job) -> str | None:
-    """The judge that ranks the samples of the stage `onpolicy`."""
-    return job.onpolicy.ranker.name or job.judge.name
+    """The judge that ranks the samples of the stage `onpolicy`; None where they are not ranked."""
+    return None if job.onpolicy.pairs == "human_over_own" else job.onpolicy.ranker.name or job.judge.name
 
 
 def _ranking_calls(job: Job) -> float:

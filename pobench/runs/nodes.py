@@ -26,6 +26,7 @@ from pobench.settings.job import Job, Round
 from pobench.sources import cache_folder
 from pobench.training.density_ratio import DensityRatios, about_density_ratio
 from pobench.training.reference import ReferenceSums, about_reference
+from pobench.training.token_inputs import by_token
 
 
 @dataclass
@@ -136,6 +137,8 @@ class Layout:
                     causes["start"] = f"{start}/{nodes['start:answers'].name}"
             if kind == "loss" and "scores" in get_loss(job.loss).needs and stage.name in ("heldout", "trainpairs"):
                 causes["scores"] = self.content.heldout_scores if stage.name == "heldout" else self.content.scores
+            if kind == "loss" and stage.name in ("heldout", "trainpairs") and (asked := by_token(get_loss(job.loss))):
+                causes["by_token"] = asked  # earlier versions did not compute them, so the loss was missing
             nodes[stage.name] = Node(stage.name, causes)
         for which in reference.sets_of(job, kind, stage_list.ALL):
             if {"heldout": "heldout", "pairs": "train"}.get(which) in self.content.without:

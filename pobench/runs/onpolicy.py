@@ -1,11 +1,12 @@
-"""A setting's pairs on policy: its start model's own answers to the prompts of its `onpolicy` section, ranked by its ranker.
-From the second round of iterative training on (`pobench.runs.rounds`) the last round's model answers.
+"""A setting's pairs on policy: its start model's own answers to the prompts of its `onpolicy` section, ranked by its ranker,
+or each below a human answer. From the second round of iterative training on (`pobench.runs.rounds`) the last round's model
+answers.
 
 The stage `onpolicy` and the command `pobench data onpolicy` make them by the same function, `make_pairs_of`. The stage's lie in
 
     runs/<setting>/onpolicy-<12 hex>/     the samples, named by what decides them: start model, prompts, decoding
         pairs-<12 hex>/                   pairs.jsonl, pairs.heldout.jsonl, pairs.recipe.json and node.json, named also by the
-                                          ranker and by what is held out
+                                          ranker or the human answers, and by what is held out
 
 so that another ranker ranks the same samples. Trained models are named by the digest of the pairs, as with any other data.
 """
@@ -32,6 +33,7 @@ from pobench.data import round_prompts, sampled
 from pobench.data.audit import unknown_fault, unknown_shares, unknown_text
 from pobench.data.capacity import Capacity, Extent
 from pobench.data.chat import Chat
+from pobench.data.human_answers import human_answers, source_of
 from pobench.data.round_prompts import is_split, round_rows
 from pobench.data.rows import messages
 from pobench.data.sampled import answered_rows, prompt_files
@@ -49,7 +51,7 @@ from pobench.registry import judges
 from pobench.runs.content import auto_precision, start_weights
 from pobench.runs.launch import launch, process_count
 from pobench.runs.pool import watch_launcher
-from pobench.runs.sampling import Judge, Sampling, draw, only_writer, prompt_key, write_pairs
+from pobench.runs.sampling import Judge, Sampling, digest_of, draw, only_writer, prompt_key, write_pairs
 from pobench.runs.stage import Node
 from pobench.runs.start_model import base_model, start_model
 from pobench.runs.task import Task
@@ -65,10 +67,11 @@ SECTION = "onpolicy"
 
 
 class Recipe(NamedTuple):
-    """How a job's pairs are made: its section `onpolicy`, and the judge that ranks."""
+    """How a job's pairs are made: its section `onpolicy`, and the judge that ranks. judge: None where human answers stand over
+    the model's own."""
 
     job: Job
-    judge: Judge
+    judge: Judge | None
     ranker: JudgeConfig
 
 
@@ -78,6 +81,12 @@ def recipe_of(job: Job, where: str = "onpolicy.ranker.name", prefix: str = "onpo
 
     Raises PobenchError where no judge is named to rank by, or its settings are wrong.
     """
+    if job.onpolicy.pairs == "human_over_own":
+        if where == "--ranker":
+            raise PobenchError(
+                "--ranker: onpolicy.pairs is human_over_own, for which nothing is ranked; leave one of them out"
+            )
+        return Recipe(job, None, JudgeConfig())
     ranker = job.onpolicy.ranker if job.onpolicy.ranker.name else job.judge
     if ranker.name is None:
         raise PobenchError(
@@ -150,10 +159,12 @@ class Asked(NamedTuple):
 
 
 def ask(recipe: Recipe, folder: Path, note: Callable[[str], None]) -> Asked:
-    """Read and check the prompts. folder: of a model with the tokenizer and the context of the one that will answer. note:
-    takes a warning. Raises PobenchError that lists what is wrong with them."""
+    """Read and check the prompts; of a recipe with human answers those that have one. folder: of a model with the tokenizer and
+    the context of the one that will answer. note: takes a warning. Raises PobenchError that lists what is wrong with them."""
     job = recipe.job
     rows: list[Row] = [{**row, "prompt": row["messages"]} for row in round_rows(job)]
+    if recipe.judge is None:
+        rows = _with_human_answers(job, rows, note)
     chat, new = Chat.of(folder, job.model), decoding_of(job).max_new_tokens
     asked = [chat.prompt_ids(row["prompt"]) for row in rows]
     shares, extent = unknown_shares({"prompt": asked}, chat.unknown), Extent.of_prompts(asked, new)
@@ -175,6 +186,26 @@ def ask(recipe: Recipe, folder: Path, note: Callable[[str], None]) -> Asked:
     return Asked(rows, made_by, evaluated)
 
 
+def _with_human_answers(job: Job, rows: Sequence[Row], note: Callable[[str], None]) -> list[Row]:
+    """The rows whose prompts have a human answer, with it. Raises PobenchError where none has one."""
+    answers = human_answers(job)
+    keys = [prompt_key(row["prompt"]) for row in rows]
+    answered: list[Row] = [
+        {**row, "human_answer": answers[key]} for row, key in zip(rows, keys, strict=True) if key in answers
+    ]
+    without = len(rows) - len(answered)
+    if not answered:
+        raise PobenchError(
+            f"onpolicy.pairs: none of the {without} prompts has a human answer in {source_of(job)}; name a file with answers "
+            "to these prompts by --set onpolicy.human_answers=PATH, or its prompts by --set onpolicy.prompts=PATH"
+        )
+    if without:
+        note(
+            f"onpolicy.pairs: {without} of {len(rows)} prompts have no human answer in {source_of(job)} and are left out"
+        )
+    return answered
+
+
 # ---------------------------------------------------------------- the stage's folders
 @dataclass(frozen=True)
 class OwnPairs:
@@ -188,7 +219,7 @@ class OwnPairs:
     @classmethod
     def of(cls, recipe: Recipe, *, remember: bool = True) -> OwnPairs:
         """Named by content; nothing is written. remember: digests of large files."""
-        job, ranker = recipe.job, recipe.ranker
+        job = recipe.job
         base = base_model(job)
         capacity = Capacity.of(base, job.data.max_length, trust_remote_code=job.model.trust_remote_code)
         asked, answered = prompt_files(job)
@@ -202,17 +233,25 @@ class OwnPairs:
             "decoding": asdict(decoding_of(job)),
             **_round_causes(job, remember=remember),
         }
-        judge = judges.get(ranker.name or "")
+        if recipe.judge is None:  # they also say which prompts are sampled
+            drawn["human_answers"] = digest_of(sorted(human_answers(job).items()))
         causes = {
             "samples": name_of(drawn),
-            "ranker": judge.name,
-            "settings": replace(job, judge=ranker).judge_causes(),
-            "source": code_digest(judge.function),
+            **_pairing_causes(recipe),
             "held_out_fraction": _held_out_fraction(job),
             "evaluated": rows_digest(answered, remember=remember) if answered is not None else None,
         }
         recipe_digest = name_of({**drawn, **causes, "weights": "", "samples": ""})
         return cls(f"{job.setting}/onpolicy-{name_of(drawn)}", Node("pairs", causes), recipe_digest)
+
+
+def _pairing_causes(recipe: Recipe) -> dict[str, Any]:
+    """What makes pairs of the samples: the judge that ranks them, or the rule that ranks none."""
+    if recipe.judge is None:
+        return {"pairs": recipe.job.onpolicy.pairs}
+    judge = judges.get(recipe.ranker.name or "")
+    settings = replace(recipe.job, judge=recipe.ranker).judge_causes()
+    return {"ranker": judge.name, "settings": settings, "source": code_digest(judge.function)}
 
 
 def _round_causes(job: Job, *, remember: bool) -> dict[str, Any]:
@@ -289,7 +328,7 @@ def make_pairs_of(
         if len(sampling.gather()) < sampling.total:
             _draw_in_processes(sampling, folder, job.model, job.data.max_length, job.answers.batch_size)
             sampling.gather()
-        if hasattr(judge, "estimate"):
+        if judge is not None and hasattr(judge, "estimate"):
             say(judge.estimate([two for _, two in comparisons(sampling.answers())]))
         ranking = Ranking.of(recipe, sampling)
         if ranking is not None and process_count() > 1 and len(sampling.read()) > rows_of_shard(judge):
@@ -374,9 +413,11 @@ class Ranking:
 
     @classmethod
     def of(cls, recipe: Recipe, sampling: Sampling) -> Ranking | None:
-        """None where the judge has no weights, or is a plug-in's, which other processes do not know."""
+        """None where no judge ranks, where it has no weights, or is a plug-in's, which other processes do not know."""
+        if recipe.judge is None or not hasattr(recipe.judge, "weights"):
+            return None
         kind = judges.get(recipe.ranker.name or "")
-        if not hasattr(recipe.judge, "weights") or not kind.function.__module__.startswith("pobench."):
+        if not kind.function.__module__.startswith("pobench."):
             return None
         settings = replace(recipe.job, judge=recipe.ranker).judge_causes()
         causes = {"samples": sampling.origin, "settings": settings, "source": code_digest(kind.function)}

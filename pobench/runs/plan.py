@@ -40,7 +40,7 @@ from pobench.runs.cost import (
 from pobench.runs.nodes import Layout
 from pobench.runs.onpolicy import MadePairs
 from pobench.runs.opponents import START, pairs_of, why_none
-from pobench.runs.rounds import Later, in_rounds, pairs_task, rounds_faults
+from pobench.runs.rounds import Later, in_rounds, pairs_task, rating_faults, rounds_faults
 from pobench.runs.stage import Content
 from pobench.runs.stages import reference
 from pobench.runs.start_model import (
@@ -207,6 +207,7 @@ def _check(jobs: Sequence[Job], runs: Path, stages: tuple[str, ...], opponents: 
     faults = [f"train.trackers: {', '.join(absent)} not installed; pip install {' '.join(absent)}"] if absent else []
     faults += device_faults()
     faults += rounds_faults(jobs, stages)
+    faults += rating_faults(jobs, stages)
     faults += dict.fromkeys(fault for job in jobs for fault in adapters.missing(job.train.adapter))
     faults += dict.fromkeys(fault for job in jobs for fault in sharding_faults(job))
     faults += flash.missing(job.model.attention, job.train.layout, job.train.precision)

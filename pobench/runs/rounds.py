@@ -16,6 +16,7 @@ from pathlib import Path
 from pobench.data.capacity import Capacity
 from pobench.data.chat import Chat
 from pobench.errors import PobenchError
+from pobench.registry import get_loss
 from pobench.results.run_folder import RunFolder
 from pobench.runs.content import Pairs, find_pairs, with_reach
 from pobench.runs.cost import is_local
@@ -25,6 +26,17 @@ from pobench.runs.start_model import base_model, model_at_hand, stage_folder
 from pobench.runs.task import Task
 from pobench.settings.job import Job, Round
 from pobench.sources import weights_digest
+
+
+def rating_faults(jobs: Sequence[Job], stages: Sequence[str]) -> list[str]:
+    """Why losses that read ratings cannot be trained on the pairs that the stage `onpolicy` makes."""
+    losses = sorted({job.loss for job in jobs if "scores" in get_loss(job.loss).needs})
+    if not losses or not {"onpolicy", "train"} <= set(stages) or jobs[0].onpolicy.pairs == "ranked":
+        return []
+    return [
+        f"{', '.join(losses)}: needs ratings of both answers (scores), and onpolicy.pairs=human_over_own has none, as no judge "
+        "rates; set onpolicy.pairs=ranked, or leave this loss out"
+    ]
 
 
 def rounds_faults(jobs: Sequence[Job], stages: Sequence[str]) -> list[str]:
@@ -62,8 +74,7 @@ def pairs_task(
     """
     recipe, decoding = recipe_of(job), decoding_of(job)
     about = replace(job, onpolicy=job.onpolicy.model_copy(update={"precision": decoding.precision}))
-    sources = filter(None, (job.onpolicy.prompts or job.data.source, job.answers.source))
-    if dry and not (model_at_hand(job) and all(map(is_local, sources))):
+    if dry and not (model_at_hand(job) and all(map(is_local, _sources(job)))):
         return unnamed_pairs(about, runs, plugins), ""
     own = OwnPairs.of(recipe, remember=not dry)
     pairs = MadePairs(runs / own.run / own.node.name)
@@ -84,6 +95,15 @@ def pairs_task(
     if not dry:
         ask(recipe, base_model(job), lambda warning: None)
     return replace(task, stages=("onpolicy",)), own.recipe
+
+
+def _sources(job: Job) -> list[str]:
+    """Of the rows that a job's pairs on policy are made of."""
+    sources = [job.onpolicy.prompts or job.data.source, job.answers.source]
+    if job.onpolicy.pairs == "human_over_own":
+        own = job.onpolicy.human_answers
+        sources += [part.source for part in job.data.parts] if own is None else [own]
+    return [source for source in sources if source]
 
 
 def unnamed_pairs(job: Job, runs: Path, plugins: tuple[str, ...]) -> Task:

@@ -1,4 +1,5 @@
-"""Makes preference pairs from a model's own answers: sample several, rank them, and pair the best with the worst.
+"""Makes preference pairs from a model's own answers: sample several, rank them, and pair the best with the worst; or pair each
+with a human answer.
 
     prompts → samples, a share for each process → `pobench.judging.ranking` → pairs, split by prompt
 
@@ -17,8 +18,9 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pobench.data.chat import Chat
 from pobench.data.order import split_by_prompt, text_key
@@ -27,12 +29,13 @@ from pobench.errors import PobenchError
 from pobench.files import write_text
 from pobench.judging import PairwiseJudge, PointwiseJudge
 from pobench.judging.pairwise import Progress
-from pobench.judging.ranking import Ranked, ReadAll, Row, Sample, best_against_worst
+from pobench.judging.ranking import HumanOverOwn, Ranked, ReadAll, Row, Sample, best_against_worst, human_over_own
 from pobench.locks import HeldError, hold
 from pobench.model.generate import Decoding, generate_batches
 from pobench.progress import progress
 
 Judge = PointwiseJudge | PairwiseJudge
+Made = TypeVar("Made", Ranked, HumanOverOwn)
 
 
 class Sampling:
@@ -132,16 +135,17 @@ def draw(
 
 def write_pairs(
     sampling: Sampling,
-    judge: Judge,
+    judge: Judge | None,
     *,
     out: Path | None = None,
     held_out: float = 0.0,
     evaluated: Collection[str] = (),
-    shape: Callable[[Ranked], dict[str, Any]] = Ranked.published,
+    shape: Callable[[Any], dict[str, Any]] = methodcaller("published"),
     judge_settings: Mapping[str, Any] | None = None,
     read_all: ReadAll | None = None,
 ) -> dict[str, Any]:
-    """Rank the samples, and write pairs and recipe; returns the recipe. read_all: as in `best_against_worst`.
+    """Rank the samples, and write pairs and recipe; returns the recipe. judge: None: nothing is ranked, and each sample stands
+    below the `human_answer` of its prompt's row. read_all: as in `best_against_worst`.
 
     out: the file of the pairs; None: the sampling's. held_out: the share of prompts whose pairs go to
     `<name>.heldout.jsonl`; evaluated: keys (`prompt_key`) of prompts that are asked later, whose pairs all go there.
@@ -149,19 +153,19 @@ def write_pairs(
     """
     out = out or sampling.out
     samples = sampling.gather()
-    with progress(f"ranked by {judge.name}", len(samples), "answers") as advance:
-        pairs, counts = best_against_worst(
-            sampling.rows, samples, judge, lambda done, total: advance(done=done / total * len(samples)), read_all
-        )
-        advance(done=len(samples))
+    pairs, counts = _paired(sampling, samples, judge, read_all)
     counts["repeated"] = sampling.repeated
+    who = "onpolicy.pairs: human_over_own" if judge is None else judge.name
     if not pairs:
-        raise PobenchError(f"{judge.name} leaves no pair to learn from: {json.dumps(counts)}")
-    recipe = {**sampling.origin, "judge": judge.name, "rule": "best against worst, closest in length", "counts": counts}
+        raise PobenchError(f"{who} leaves no pair to learn from: {json.dumps(counts)}")
+    how = {"rule": "a human answer over each of the model's own"}
+    if judge is not None:
+        how = {"judge": judge.name, "rule": "best against worst, closest in length"}
+    recipe: dict[str, Any] = {**sampling.origin, **how, "counts": counts}
     if judge_settings:
         recipe["judge_settings"] = dict(judge_settings)
     seed = sampling.decoding.seed
-    files = {out: pairs}
+    files: dict[Path, Sequence[Any]] = {out: pairs}
     files[out], held_out_pairs = _split(pairs, held_out, seed, frozenset(evaluated))
     if held_out_pairs:
         files[out.with_suffix(".heldout.jsonl")] = held_out_pairs
@@ -177,9 +181,20 @@ def write_pairs(
     return recipe
 
 
-def _split(
-    pairs: list[Ranked], fraction: float, seed: int, evaluated: frozenset[str]
-) -> tuple[list[Ranked], list[Ranked]]:
+def _paired(
+    sampling: Sampling, samples: Sequence[Sample], judge: Judge | None, read_all: ReadAll | None
+) -> tuple[list[Any], dict[str, Any]]:
+    if judge is None:
+        return human_over_own(sampling.rows, samples)
+    with progress(f"ranked by {judge.name}", len(samples), "answers") as advance:
+        made = best_against_worst(
+            sampling.rows, samples, judge, lambda done, total: advance(done=done / total * len(samples)), read_all
+        )
+        advance(done=len(samples))
+    return made
+
+
+def _split(pairs: list[Made], fraction: float, seed: int, evaluated: frozenset[str]) -> tuple[list[Made], list[Made]]:
     """(training, held-out): no prompt that is evaluated is trained on; of the others, as many are held out as the fraction
     still lacks. Raises PobenchError where no pair is left to train on."""
     keys = [prompt_key(pair.row["prompt"]) for pair in pairs]

@@ -259,7 +259,8 @@ def _smaller_benchmark(name: str, settings: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _smaller_sampling(job: Job, folder: Path) -> OnPolicyConfig:
-    """The same sampling with a few short answers, ranked by chance: a random model's answers are all alike to a real ranker."""
+    """The same sampling with a few short answers, ranked by chance: a random model's answers are all alike to a real ranker.
+    Human answers are the stand-in data's, and their prompts are sampled."""
     config, data = job.onpolicy, job.data
     source, split = config.prompts or data.source, config.prompts_split or data.split
     changes: dict[str, Any] = {
@@ -270,6 +271,8 @@ def _smaller_sampling(job: Job, folder: Path) -> OnPolicyConfig:
         "max_new_tokens": min(config.max_new_tokens or job.answers.max_new_tokens, NEW_TOKENS),
         "ranker": JudgeConfig(name="rehearsed"),
     }
+    if config.pairs == "human_over_own":
+        changes |= {"prompts": None, "prompts_split": None, "human_answers": None, "human_answers_split": None}
     return config.model_copy(update=changes)
 
 

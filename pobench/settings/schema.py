@@ -568,8 +568,8 @@ class RankerConfig(JudgeConfig):
 
 
 class OnPolicyConfig(Section):
-    """How the stage `onpolicy` makes pairs: it samples the start model's own answers and ranks them. Pairs of prompts that
-    `answers.source` asks are held out."""
+    """How the stage `onpolicy` makes pairs: it samples the start model's own answers and ranks them, or puts a human answer
+    over each. Pairs of prompts that `answers.source` asks are held out."""
 
     read_by: ClassVar[str] = "the stage `onpolicy`, so with `--rounds` too; runs are named by the pairs that it makes"
 
@@ -579,8 +579,16 @@ class OnPolicyConfig(Section):
     """Of a hub data set."""
     max_prompts: Count | None = None
     """Prompts at most. null: all."""
-    samples: int = Field(5, ge=2, le=10_000)  # SimPO repository, on_policy_data_gen; also the next two
-    """Answers to each prompt."""
+    pairs: Literal["ranked", "human_over_own"] = "ranked"
+    """ranked: the ranker's best of the model's answers against the worst. human_over_own: a human answer against each of the
+    model's answers, as in SPIN; no judge ranks."""
+    human_answers: str | None = None
+    """A file or data set with the human answers of `human_over_own`: the better answers of pairs, lists or labelled answers, or
+    demonstrations. null: those of the section `data`."""
+    human_answers_split: str | None = None
+    """Of a hub data set."""
+    samples: int = Field(5, ge=1, le=10_000)  # SimPO repository, on_policy_data_gen; also the next two
+    """Answers to each prompt; two or more where they are ranked."""
     temperature: float = Field(0.8, gt=0, le=100)
     """Of the draws."""
     top_p: float = Field(0.95, gt=0, le=1)
@@ -595,6 +603,13 @@ class OnPolicyConfig(Section):
     """What ranks the answers."""
     held_out_fraction: float = Field(0.1, ge=0, lt=1)
     """The share of prompts that are held out, those of `answers.source` among them. 0: none but these."""
+
+    @field_validator("samples")
+    @classmethod
+    def _enough_to_rank(cls, samples: int, info: ValidationInfo) -> int:
+        if samples < 2 and info.data.get("pairs") == "ranked":
+            raise ValueError("two answers or more are ranked; one is enough for onpolicy.pairs=human_over_own")
+        return samples
 
 
 class RoundsConfig(Section):

@@ -399,14 +399,7 @@ class PreferenceObjective:
             return {}
         device = next(iter(by_kind.values())).device
         lengths = self.rows.shaped(items, self.rows.lengths[self.rows.of(items)], 0).to(device)
-        padded = {kind: by_token(lengths, values) for kind, values in by_kind.items()}
-        found: dict[str, Any] = {"forward_kl": padded["forward_kl"]} if "forward_kl" in padded else {}
-        if "collision" in padded:
-            found["collision"] = padded["collision"].detach()
-        if "entropy" in padded:
-            of_reference = padded["reference_entropy"].detach() if "reference_entropy" in padded else None
-            found["entropy"] = Entropy(padded["entropy"].detach(), of_reference, self.largest_entropy)
-        return found
+        return vocabulary_inputs(lengths, by_kind, self.largest_entropy)
 
     def means(self, sums: Sequence[float], batch: Sequence[int]) -> dict[str, float]:
         means = step_means(sums[: len(STEP_METRICS)], len(batch), *self.rows.divisors(batch))
@@ -420,6 +413,19 @@ def _sums(values: Tensor, counts: Tensor) -> Tensor:
     """(responses,) sums of (tokens,) values, added up as the model adds them; or (items,) ones of (responses,) values.
     counts: how many are added up for each."""
     return values.new_zeros(len(counts)).index_add(0, torch.repeat_interleave(counts), values)
+
+
+def vocabulary_inputs(lengths: Tensor, by_kind: Mapping[Kind, Tensor], largest: float) -> dict[str, Any]:
+    """The fields of `Vocabulary` that are made of these kinds. lengths: (pairs, 2). by_kind: (tokens,) each. largest: of an
+    entropy."""
+    padded = {kind: by_token(lengths, values) for kind, values in by_kind.items()}
+    found: dict[str, Any] = {"forward_kl": padded["forward_kl"]} if "forward_kl" in padded else {}
+    if "collision" in padded:
+        found["collision"] = padded["collision"].detach()
+    if "entropy" in padded:
+        of_reference = padded["reference_entropy"].detach() if "reference_entropy" in padded else None
+        found["entropy"] = Entropy(padded["entropy"].detach(), of_reference, largest)
+    return found
 
 
 def kinds_of(loss: Loss) -> tuple[Kind, ...]:

@@ -1,4 +1,5 @@
-"""Pairs on policy: the start model's own answers, the best against the worst by the ranker of the section `onpolicy`."""
+"""Pairs on policy: the start model's own answers, the best against the worst by the ranker of the section `onpolicy`, or each
+below a human answer."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ STAGE = Stage(
     "rounds (`--rounds`) from the last round's",
     reads=("sft",),
     writes=("pairs.samples.jsonl", "pairs.jsonl", "pairs.heldout.jsonl", "pairs.recipe.json"),
-    decided_by="the weights that answer, rendering, prompts, decoding; for the pairs also the ranker, and what is held out",
+    decided_by="the weights that answer, rendering, prompts, decoding; for the pairs also the ranker or the human answers, and "
+    "what is held out",
     run=run,
     optional=True,
     prepares=True,

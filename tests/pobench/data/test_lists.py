@@ -19,7 +19,7 @@ from pobench.data.pairs_folder import PairsFolder
 from pobench.data.prepare import inspect_items, prepare
 from pobench.data.rows import Found, places_of_pairs
 from pobench.data.shapes import UNMET, load_preferences, pairs_of_lists, recognise
-from pobench.data.tokens import LEFT_LIST, read_items
+from pobench.data.tokens import LEFT_LIST, NO_LIST, read_items
 from pobench.errors import CorruptError, PobenchError
 from pobench.registry import get_loss, list_losses
 from pobench.runs.cost import Counts
@@ -252,6 +252,57 @@ def test_an_over_long_answer_leaves_its_list_and_the_others_keep_their_names(wor
     assert len(cut.responses[1]) == len(whole.responses[2]) and cut.responses[1][-1] == whole.responses[1][-1]
     with pytest.raises(PobenchError, match="over-long prompt"):
         lists_of(LIST, tokenizer=word_tokenizer, pairs_from="all", **{**how, "max_prompt_length": 1})
+
+
+LOST = "w9 w9 w9 w9 w9 w9"  # over-long; its ranks and the others' are those of FOUR
+FOUR = {"id": "l", "prompt": "say w1", "responses": ["w2", LOST, "w3 w4", "w7 w8"], "scores": [4, 3, 3, 1]}
+
+
+@pytest.mark.parametrize(
+    "responses, why, adjacent",
+    [
+        (["w2", LOST, "w3 w4", "w7 w8"], "over-long answer", ["l#1-3", "l#3-4"]),  # a tied one: its rank stays
+        (["w2", "w3 w4", LOST, "w7 w8"], "over-long answer", ["l#1-2", "l#2-4"]),
+        (["w2", "w3 w4", "w2", "w7 w8"], "it repeats another", ["l#1-2", "l#2-3"]),  # the worse of the same words
+        (["w2", " ", "w3 w4", "w7 w8"], "empty answer", ["l#1-2", "l#2-3"]),
+        (
+            ["w2", LOST, f"{LOST} w9", "w7 w8"],
+            "over-long answer",
+            ["l#1-4"],
+        ),  # the whole rank: its neighbours are adjacent
+    ],
+)
+def test_a_lost_answer_is_in_no_pair_and_what_stood_around_it_is_adjacent(
+    word_tokenizer: Any, responses: list[str], why: str, adjacent: list[str]
+) -> None:
+    (whole,) = lists_of(FOUR, tokenizer=word_tokenizer).lists
+    limit = len(whole.prompt) + len(whole.responses[3])
+    how: dict[str, Any] = {"tokenizer": word_tokenizer, "max_length": limit, "max_prompt_length": len(whole.prompt)}
+    row = {**FOUR, "responses": responses}
+    every, near, ends = (lists_of(row, pairs_from=of, **how) for of in ("all", "adjacent", "best_worst"))
+    (made,) = every.lists
+    assert made == near.lists[0] == ends.lists[0] and LEFT_LIST.format(why) in near.audit.notes
+    assert [pair.id for pair in near.pairs] == adjacent
+    best_worst = [(pair.chosen, pair.rejected) for pair in ends.pairs]
+    assert best_worst == [(whole.responses[0], whole.responses[3])]  # as of the whole list, and among all
+    of = {
+        kind: {(p.chosen, p.rejected, p.scores) for p in items.pairs}
+        for kind, items in (("all", every), ("near", near))
+    }
+    ranks = dict(zip(made.responses, zip(made.ranks, made.scores or (), strict=True), strict=True))
+    expected = {
+        (a, b, (ranks[a][1], ranks[b][1])) for a in ranks for b in ranks if ranks[a][0] < ranks[b][0]
+    }  # fmt: skip
+    assert of["all"] == expected and of["near"] <= of["all"] and len(every.pairs) == len(expected)
+
+
+def test_a_list_that_keeps_one_rank_gives_no_pair_and_is_counted(word_tokenizer: Any) -> None:
+    (whole,) = lists_of(FOUR, tokenizer=word_tokenizer).lists
+    how: dict[str, Any] = {"max_length": len(whole.prompt) + 3, "max_prompt_length": len(whole.prompt)}
+    row = {**FOUR, "responses": [LOST, "w3 w4", "w5 w6", f"{LOST} w9"]}
+    for of in ("all", "adjacent"):
+        items = lists_of(row, {**FOUR, "prompt": "say w2"}, tokenizer=word_tokenizer, pairs_from=of, **how)
+        assert len(items.lists) == 1 and items.audit.notes[NO_LIST] == [1] and not items.audit.faults
 
 
 def test_a_row_that_is_bad_as_a_pair_has_no_list(word_tokenizer: Any) -> None:

@@ -153,6 +153,18 @@ RATED: dict[str, tuple[dict[str, Any], tuple[float, float] | None]] = {
         (8.0, 2.0),
     ),
     "ultrafeedback's 10 for 1, whose other scale is no other row's": (READ["ultrafeedback's 10 for 1"], None),
+    "answers on policy, all with the ranker's scores": (
+        {**PLAIN, "all_generated_responses": ["Red.", f"{GOOD} ", BAD], "all_rm_scores": [0.5, 0.75, -1]},
+        (0.75, -1.0),
+    ),
+    "answers on policy that the ranker has not scored": (
+        {**PLAIN, "all_generated_responses": [GOOD, BAD], "all_rm_scores": [0.75, None]},
+        None,
+    ),
+    "answers on policy among which the pair's are not": (
+        {**PLAIN, "all_generated_responses": [GOOD, "Red."], "all_rm_scores": [0.75, 0.5]},
+        None,
+    ),
     "ranks": (READ["nectar"], None),
     "a strength": (READ["helpsteer 2"], None),
 }

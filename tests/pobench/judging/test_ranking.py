@@ -9,7 +9,7 @@ import pytest
 from pobench.data.shapes import recognise
 from pobench.errors import PobenchError
 from pobench.judging.pairwise import Comparison, TwoOrders, Verdict
-from pobench.judging.ranking import Ranked, Sample, best_against_worst
+from pobench.judging.ranking import Ranked, Sample, best_against_worst, human_over_own
 
 ROWS = [{"id": f"p{i}", "prompt": text, "kind": "any"} for i, text in enumerate(("hi", "what is a bee?", "go on"))]
 
@@ -95,7 +95,25 @@ def test_both_shapes_hold_the_same_preference():
     assert published["chosen"] == [*system, {"role": "assistant", "content": "ant"}]
     read = [recognise([(1, shape)]).preferences[0] for shape in (plain, published)]
     assert read[0].scores == (1.0, 0.0)  # the plain shape says them; the published one has those of all its answers
-    assert read[0]._replace(scores=None) == read[1] and [m.content for m in read[0].prompt] == ["Be brief.", "hi"]
+    assert read[0] == read[1] and [m.content for m in read[0].prompt] == ["Be brief.", "hi"]
+
+
+def test_a_human_answer_stands_over_every_different_answer_of_the_models_own():
+    rows = [{**ROWS[0], "human_answer": "an ant"}, {**ROWS[1], "human_answer": "a bee"}]
+    samples = [
+        *of("p0", ("cow", 1), (" an ant\n", 2), ("cow ", 1), ("dog", 1)),
+        *of("p1", ("", 1), ("ant", 1)),
+        Sample("p1", 2, "cut off", 9, False),
+    ]
+    pairs, counts = human_over_own(rows, samples)
+    read = [recognise([(1, pair.published())]).preferences[0] for pair in pairs]
+    assert [(p.id, p.chosen, p.rejected) for p in read] == [
+        ("p0", "an ant", "cow"), ("p0", "an ant", "dog"), ("p1", "a bee", "ant")
+    ]  # fmt: skip
+    assert {p.scores for p in read} == {None}
+    assert counts == {
+        "prompts": 2, "answers": 7, "unfinished": 1, "empty": 1, "identical": 2, "pairs": 3
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- judges that do not grade

@@ -374,6 +374,9 @@ def test_one_command_goes_from_prompts_to_pairs_to_runs(run_here, tmp_path):
     about = json.loads(data.read_text())
     assert about["pairs"] == {"train": len(train), "heldout": len(held)}
     assert json.loads(trained.read_text())["causes"]["pairs"] == about["digests"]["train"]  # of any data: by content
+    assert about["ratings"]["train"][1] == about["ratings"]["heldout"][1] == 0  # none lacks the ranker's scores
+    status, said, err = run_here("onpolicy,train", "--losses", "odpo,plackett_luce", "--dry-run")
+    assert status == 0 and [job["state"] for job in said["jobs"] if job["kind"] == "loss"] == ["to do"] * 2, err
     # say w0, say w1 and say w2 are what `answers.source` asks
     asked = {f"say w{i}" for i in range(3)}
     assert {p["prompt"] for p in train}.isdisjoint(asked) and {p["prompt"] for p in held} & asked
@@ -389,6 +392,74 @@ def test_another_ranker_ranks_the_same_samples_and_trains_a_model_of_its_own(run
     assert status == 0, err
     assert len(list((tmp_path / "runs/small").glob("onpolicy-*/pairs-*"))) == 2
     assert samples.stat().st_mtime_ns == before and len(list(samples.parent.parent.glob("onpolicy-*"))) == 1
+
+
+SELF_PLAY = ("--set", "onpolicy.pairs=human_over_own", "--set", "onpolicy.samples=1")
+
+
+def test_answers_of_the_data_stand_over_the_models_own_and_no_judge_is_needed(run_here, short_report, tmp_path):
+    values = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    del values["judge"], values["onpolicy"]["ranker"]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
+    status, said, err = run_here("onpolicy,train", *SELF_PLAY)
+    assert status == 0 and {o["status"] for o in said["outcomes"] if o["run"].startswith("small/simpo-")} == {
+        "finished"
+    }, err
+    assert "2 of 12 prompts have no human answer in data.source" in " ".join(err.split())  # say w10 and say w11
+    (made,) = (tmp_path / "runs/small").glob("onpolicy-*/pairs-*")
+    train, held = pairs_of(made / "pairs.jsonl"), pairs_of(made / "pairs.heldout.jsonl")
+    answers = {sample["id"]: sample["text"] for sample in pairs_of(made.parent / "pairs.samples.jsonl")[1:]}
+    assert len(answers) == 10 and train and held
+    for pair in (*train, *held):
+        number = pair["prompt"].removeprefix("say w")
+        assert pair["chosen"][-1]["content"] == f"w{number} w1"
+        assert pair["rejected"][-1]["content"] == answers[pair["id"]]
+    again = run_here("onpolicy,train", *SELF_PLAY, "--dry-run")
+    assert again[0] == 0 and {job["kind"]: job["state"] for job in again[1]["jobs"]}["onpolicy"] == "done", again[2]
+
+
+def test_other_human_answers_make_other_pairs(run_here, tmp_path):
+    assert run_here("onpolicy", *SELF_PLAY)[0] == 0
+    rows = [{"prompt": f"say w{i}", "response": f"w{i} w5"} for i in range(3, 10)]
+    (tmp_path / "people.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, _, err = run_here("onpolicy", *SELF_PLAY, "--set", "onpolicy.human_answers=people.jsonl")
+    assert status == 0, err
+    made = [pairs_of(path) for path in (tmp_path / "runs/small").glob("onpolicy-*/pairs-*/pairs*.jsonl")]
+    said = {pair["chosen"][-1]["content"] for pairs in made for pair in pairs}
+    assert said & {f"w{i} w5" for i in range(3, 10)} and said & {f"w{i} w1" for i in range(10)}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            ("onpolicy.human_answers=others.jsonl",),
+            "none of the 12 prompts has a human answer in onpolicy.human_answers",
+        ),
+        (("onpolicy.human_answers=bad.jsonl",), "it has no better, desirable or demonstrated answer"),
+        (("onpolicy.human_answers=broken.jsonl",), "row 2: expected `messages`, or `prompt` and `response`"),
+        (("onpolicy.human_answers=nowhere.jsonl",), "no such file"),
+        (("onpolicy.pairs=ranked",), "two answers or more are ranked"),
+        (("onpolicy.pairs=own",), "'ranked' or 'human_over_own'"),
+    ],
+)
+def test_what_cannot_be_put_over_the_models_own_is_refused_in_a_sentence(run_here, tmp_path, changes, message):
+    rows = {
+        "others": [{"prompt": "say nothing", "response": "w1"}],
+        "bad": [{"prompt": f"say w{i}", "completion": "w1", "label": False} for i in range(3)],
+        "broken": [{"prompt": "say w1", "response": "w1"}, {"prompt": "say w2"}],
+    }
+    for name, some in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    status, _, err = run_here("onpolicy", *SELF_PLAY, *(word for change in changes for word in ("--set", change)))
+    assert status == 2 and message in " ".join(err.split()), err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_of_ratings_is_refused_before_a_human_answer_is_put_over_any(run_here, tmp_path):
+    status, _, err = run_here("onpolicy,train", *SELF_PLAY, "--losses", "odpo,simpo")
+    assert status == 2 and "odpo: needs ratings of both answers" in " ".join(err.split()), err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_damaged_pairs_are_made_anew_from_their_samples_and_stay_beside(run_here, tmp_path):

@@ -344,15 +344,16 @@ def test_the_command_adds_the_stage_that_makes_the_pairs(world, pobench_cli):
 
 
 @pytest.mark.slow
-def test_a_rehearsal_plays_two_rounds_to_the_report(pobench_cli, tmp_path, monkeypatch):
+@pytest.mark.parametrize("setting", ["tiny", "tiny-spin"])
+def test_a_rehearsal_plays_two_rounds_to_the_report(pobench_cli, tmp_path, monkeypatch, setting):
     monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(execute, "_fork", lambda *tasks: max(map(work, tasks)))
-    command = ("run", "--losses", "dpo,simpo", "--setting", "tiny", "--rounds", "2", "--rehearse", "--seeds", "1,2")
+    command = ("run", "--losses", "dpo,simpo", "--setting", setting, "--rounds", "2", "--rehearse", "--seeds", "1,2")
     status, out, err = pobench_cli(*command, "--json")
     assert status == 0, err
     said = json.loads(out)
     assert sum(o["title"].endswith(", round 2") for o in said["outcomes"]) == 4
-    tables = tmp_path / "runs/rehearsal/report/tiny-rehearsal/tables"
+    tables = tmp_path / f"runs/rehearsal/report/{setting}-rehearsal/tables"
     table = (tables / "rounds-table.csv").read_text()
     assert table.count("\nDPO,") == table.count("\nSimPO,") == 2
     assert "DPO (round 2)" in (tables / "main-table.csv").read_text()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pobench.data.spool import Mapped
 from pobench.model import device
 from pobench.model.layouts import get_layout
 from pobench.settings.schema import MICRO_TOKENS, TrainConfig
@@ -30,7 +31,7 @@ def choose(monkeypatch):
     groups = [Group((1,) * rng.randint(8, 30), ((2,) * rng.randint(4, 20),) * 2) for _ in range(20)]
     groups.append(Group((1,) * 32, ((2,) * 32, (3,) * 32)))
 
-    def run(free: int | None, later: int = 0, layout: str = "shared_prefix", **changes):
+    def run(free: int | None, later: int = 0, layout: str = "shared_prefix", groups=groups, **changes):
         seen, on = [], []
         monkeypatch.setattr(memory, "free_memory", lambda device: free)
 
@@ -61,6 +62,29 @@ def test_less_memory_gives_smaller_micro_batches_and_only_the_least_gives_checkp
     assert choose(int(0.11 * row))[:2] == (96, True)
     least = choose(int(0.05 * row))
     assert least[:2] == (96, True) and "may not fit" in least.reason
+
+
+def test_of_many_groups_the_longest_are_held_and_no_others(choose, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "PROBED", 8)
+    lengths = [20] * 300 + [40] + [20] * 300
+    held: list[int] = []
+
+    class Counted(tuple):
+        """A prompt that is counted while it lives."""
+
+        def __del__(self) -> None:
+            held.pop()
+
+    def group(length: int) -> Group:
+        prompt = Counted((1,) * length)
+        held.append(length)
+        most.append(len(held))
+        return Group(prompt, ((2,) * 8, (3,) * 8))
+
+    most: list[int] = []
+    row = (40 + 16) * A_TOKEN / memory.SHARE
+    assert choose(int(2.5 * row), groups=Mapped(group, lengths))[:2] == (2 * 64, False)  # 56 tokens in a row of 64
+    assert len(most) == 601 and max(most) <= 8 + 2  # and the one at hand
 
 
 def test_what_the_optimiser_will_take_is_not_counted_as_free(choose) -> None:

@@ -149,5 +149,10 @@ def test_a_whole_job_stores_the_tokens_of_its_reference_once(work_here, losses_t
     assert trained is not None and trained["step0_gap"] < 1e-5
     (stored,) = folder.glob("heldout-*/heldout.parquet")
     held = RunFolder(folder.parent.parent, f"small/{folder.name}").node(stored.parent.name).read_frame("heldout")
-    assert held["loss"].isna().all() and held["chosen_logp"].notna().all()  # held-out tokens are not stored
+    assert (
+        held[["loss", "chosen_reward", "rejected_reward", "chosen_logp"]].notna().all(axis=None)
+    )  # computed beside sums
+    ratio = 0.1 * (held["chosen_logp"] - held["reference_chosen_logp"])
+    whole = held["chosen_length"] <= held["rejected_length"]  # LD-DPO discounts no token of the shorter answer
+    assert whole.any() and held["chosen_reward"][whole].to_numpy() == pytest.approx(ratio[whole].to_numpy(), abs=1e-5)
     assert json.loads((folder / "trained.json").read_text())["reference"] == "cached"

@@ -15,9 +15,11 @@ from pobench.model.logps import ResponseLogps
 from pobench.registry import get_loss
 from pobench.results.run_folder import RunFolder
 from pobench.settings.resolve import resolve
+from pobench.training import token_inputs
 from pobench.training.objectives import PreferenceObjective
 from pobench.training.reference import EveryStep
-from pobench.types import Group
+from pobench.types import Group, Inputs
+from pobench.units import pair_of
 from pobench.workflows.invariance import SPLITS, WHOLE, difference, take_steps, take_steps_in_two_processes
 
 NAMES = ["tdpo1", "tdpo2", "mallows_dpo", "wpo(dpo)"]
@@ -45,16 +47,22 @@ def whole_softmaxes(name: str, model, reference, pair) -> torch.Tensor:
     return torch.exp(aligned[0] + aligned[1]).clamp(max=1).detach() * -logsigmoid(0.1 * margin)
 
 
-@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_micro_batch_has_the_gradient_of_whole_softmaxes(
-    name, layout, pairs, start_model, scorer_of, reference_of
-) -> None:
+def moved(start_model):
+    """Another model than the start model."""
     model = copy.deepcopy(start_model)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for weight in model.parameters():
             weight += 0.2 * weight.std() * torch.randn_like(weight) if weight.ndim > 1 else 0.0
+    return model
+
+
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_micro_batch_has_the_gradient_of_whole_softmaxes(
+    name, layout, pairs, start_model, scorer_of, reference_of
+) -> None:
+    model = moved(start_model)
     plain, items, loss = copy.deepcopy(model).double(), [2, 0, 5], get_loss(name)
     expected = torch.stack([whole_softmaxes(name, plain, copy.deepcopy(start_model).double(), pairs[i]) for i in items])
     expected.sum().backward()
@@ -72,6 +80,26 @@ def test_a_micro_batch_has_the_gradient_of_whole_softmaxes(
     assert float(logged[0]) == pytest.approx(expected.sum().item(), rel=2e-6)
     assert float((ours - theirs).norm() / theirs.norm()) < 5e-6
     assert values.shape == (1 + len(objective.kinds), sum(Group.of(pairs[i]).learnt_tokens for i in items))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pairs_that_are_measured_have_the_loss_of_whole_softmaxes(
+    name, pairs, start_model, scorer_of, monkeypatch
+) -> None:
+    monkeypatch.setattr(token_inputs, "PAIRS_AT_ONCE", 2)  # of five
+    model, some, loss = moved(start_model), pairs[:5], get_loss(name)
+    scorer, frozen = scorer_of(model), EveryStep(scorer_of(copy.deepcopy(start_model)))
+    groups = [Group.of(pair) for pair in some]
+    lengths = torch.tensor([len(response) for pair in some for response in pair.responses])
+    sums = Inputs(*(pair_of(of.sums(groups).float(), lengths) for of in (scorer, frozen.scorer)))
+    reference = frozen if token_inputs.compares_tokens(loss) else None
+    values = token_inputs.token_values(loss, groups, scorer, reference)
+    output = token_inputs.evaluate_by_token(loss, loss.settings, sums, values)
+    plain, plain_start = copy.deepcopy(model).double(), copy.deepcopy(start_model).double()
+    with torch.no_grad():
+        expected = torch.stack([whole_softmaxes(name, plain, plain_start, pair) for pair in some])
+    assert output.loss.double() == pytest.approx(expected.numpy(), rel=1e-5)
+    assert len({round(float(x), 4) for x in output.loss}) > 1 and output.chosen_reward.isfinite().all()
 
 
 def test_a_loss_pays_for_what_it_reads_alone(pairs, start_model, scorer_of, reference_of) -> None:
@@ -145,4 +173,5 @@ def test_a_whole_job_runs_the_reference_beside_the_policy(work_here) -> None:
     assert trained is not None and trained["reference"] == "every_step" and trained["step0_gap"] < 1e-5
     (stored,) = folder.glob("heldout-*/heldout.parquet")
     held = RunFolder(folder.parent.parent, f"small/{folder.name}").node(stored.parent.name).read_frame("heldout")
-    assert held["loss"].isna().all() and held["chosen_logp"].notna().all()  # distributions are not stored
+    assert held[["loss", "chosen_reward", "rejected_reward", "chosen_logp"]].notna().all(axis=None)
+    assert held["chosen_reward"].nunique() > 1

@@ -187,7 +187,7 @@ def test_the_papers_grid_has_the_papers_learning_rates() -> None:
     assert read_grid("paper").lr == [3e-7, 5e-7, 6e-7, 1e-6]
 
 
-@pytest.mark.parametrize("name", ["smollm2", "tiny", "tiny-lists", "tiny-long", "tiny-unpaired"])
+@pytest.mark.parametrize("name", ["smollm2", "tiny", "tiny-lists", "tiny-long", "tiny-spin", "tiny-unpaired"])
 def test_the_shipped_tuning_prompts_are_neither_trained_on_nor_reported(name) -> None:
     assert plan_tuning("simpo,dpo,orpo,cpo", name, trials=4).trials == 4
 
