@@ -162,8 +162,8 @@ class Rows:
         return pair_of(totals, self.lengths[self.of(rows)].to(totals.device))
 
     def inputs(self, rows: Sequence[int], policy: Any, reference: Any, beside: dict[str, Any]) -> Any:
-        """What a loss may ask for of these rows. policy, reference: of `logps`. beside: kl, tokens, scores, batch, value, and of
-        answers density_ratio."""
+        """What a loss may ask for of these rows. policy, reference: of `logps`. beside: kl, tokens, scores, batch, value, and
+        of answers density_ratio."""
         return Inputs(policy, reference, **beside)
 
     def places(self, rows: Sequence[int]) -> Tensor:

@@ -190,7 +190,11 @@ class _TiledHead(torch.autograd.Function):
             if 2 * turn < len(softmax_parts):
                 mass, peak = softmax_parts[2 * turn : 2 * turn + 2]
                 # Widened first: torch would widen it into fresh memory, and write the product to more of it.
-                g = scratch_like("logits", mass, head.sums).copy_(mass).mul_(((peak - logsumexp).exp() * -grad)[:, None])
+                g = (
+                    scratch_like("logits", mass, head.sums)
+                    .copy_(mass)
+                    .mul_(((peak - logsumexp).exp() * -grad)[:, None])
+                )
                 tile.add(grad, g)
             else:
                 logits = head.logits(narrow, bias, tile, own)

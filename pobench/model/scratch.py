@@ -1,7 +1,7 @@
 """Memory for values that one function makes and uses up, given out again and again.
 
-Fresh memory costs a processor's system a page fault every four kilobytes: for the large tensors between two matrix products, that
-takes longer than to compute them.
+Fresh memory costs a processor's system a page fault every four kilobytes: for the large tensors between two matrix products,
+that takes longer than to compute them.
 """
 
 from __future__ import annotations

@@ -417,7 +417,9 @@ class _RmsNorm(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, None, None
         grad_x = grad * (weight + ctx.offset if ctx.offset else weight)
-        along = torch.mul(grad_x, normal, out=product).mean(-1, keepdim=True)  # the norm takes the length of x out, and its gradient too
+        along = torch.mul(grad_x, normal, out=product).mean(
+            -1, keepdim=True
+        )  # the norm takes the length of x out, and its gradient too
         return grad_x.sub_(normal.mul_(along)).mul_(inverse), grad_weight, None, None
 
 
