@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 
 def end_with(parent: int) -> None:
@@ -28,6 +29,17 @@ def end_with_and_at_signals(parent: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     end_with(parent)
+
+
+def has_ended(process: int) -> bool:
+    """Whether there is no such process, or one that nobody has asked how it ended."""
+    try:
+        if sys.platform == "linux":
+            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        os.kill(process, 0)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return False
 
 
 def _watch(parent: int) -> None:

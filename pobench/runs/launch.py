@@ -14,8 +14,9 @@ import torch
 from pobench.model.device import layout_of_devices
 from pobench.runs.pool import LEAVE, share
 from pobench.runs.processes import machines as machines
-from pobench.runs.task import INTERRUPTED
 from pobench.training import leaving
+
+SECONDS_TO_END = 20.0
 
 
 def process_count() -> int:
@@ -45,6 +46,9 @@ def launch(module: str, file: Path) -> int:
                     leave.touch()
         except BaseException:
             process.terminate()
-            process.wait(20)
+            try:
+                process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()  # its processes end with it
             raise
-        return INTERRUPTED if leave.exists() and process.returncode else process.returncode
+        return leaving.INTERRUPTED if leaving.asked() is not None and process.returncode else process.returncode

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import signal
 import threading
@@ -15,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pobench.orphans import end_with
+from pobench.runs import children
+from pobench.training import leaving
 
 T = TypeVar("T")
 
@@ -55,23 +55,26 @@ def share() -> Share:
 @contextlib.contextmanager
 def pool(parallel: int) -> Iterator[Callable[..., Future[Any]]]:
     """What runs a function and gives its Future: here and now, or in one of several threads, which have a share of the machine
-    each. Where it is interrupted, the processes that they wait for end."""
+    each. Where it is interrupted, the processes that they wait for are asked to leave, and it waits for them."""
     if parallel == 1:
         yield now
         return
-    slots = itertools.count()
+    slots, event = itertools.count(), threading.Event()
 
     def begin() -> None:
         _here.share = Share(next(slots), parallel)
+        children.stop_with(event)
 
-    with ThreadPoolExecutor(parallel, initializer=begin) as threads:
-        try:
-            yield threads.submit
-        except BaseException:
+    threads = ThreadPoolExecutor(parallel, initializer=begin)
+    try:
+        yield threads.submit
+    except BaseException:
+        with leaving.held():
             threads.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
+            children.end_all(event)
+            threads.shutdown()
+        raise
+    threads.shutdown()
 
 
 def now(function: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -92,21 +95,6 @@ def lives(process: int) -> bool:
     except PermissionError:  # another user's
         return True
     return True
-
-
-def end_with_parent() -> None:
-    """End this process as soon as the command that started it is gone, or the server that forked it, however they ended: the
-    repeated command would find an orphan at work in the folder."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        raise RuntimeError("this process was started by no other one of multiprocessing")
-    end_with(os.getppid())  # the server
-
-    def watch() -> None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)  # any moment is a good one: files appear whole
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 LEAVE = "POBENCH_LEAVE"  # names the file that appears when the processes of a launcher are to leave

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-INTERRUPTED = 130
+from pobench.training.leaving import INTERRUPTED
+
 SECONDS_TO_LEAVE = 120  # of processes that are asked to end: for a step and a checkpoint
 
 

@@ -29,7 +29,7 @@ from pobench.runs.command import standing_of
 from pobench.runs.context import Context
 from pobench.runs.pool import watch_launcher
 from pobench.runs.stages import BY_NAME
-from pobench.runs.task import INTERRUPTED, Task
+from pobench.runs.task import Task
 from pobench.shards import POLL
 from pobench.training import leaving
 
@@ -54,7 +54,7 @@ def run(task: Task) -> int:
                 _work(task)
         return 0
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return leaving.INTERRUPTED
     except Exception as error:
         try:
             if _first_to_fail(folder):
