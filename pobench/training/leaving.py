@@ -127,8 +127,8 @@ def listening() -> Iterator[None]:
 
 
 class _Watch:
-    """A thread that ends this process where it was asked to leave and stays. It waits at a pipe, as a handler of signals may write
-    to one at any moment."""
+    """A thread that ends this process where it was asked to leave and stays. It waits at a pipe, as a handler of signals may
+    write to one at any moment."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
