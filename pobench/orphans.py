@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -29,6 +30,17 @@ def end_with_and_at_signals(parent: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     end_with(parent)
+
+
+STARTER = (
+    "POBENCH_STARTER"  # holds the number of the process that starts another one, which may end before that can ask
+)
+
+
+def watch_starter() -> Callable[[], bool]:
+    """What tells whether the process that started this one is gone."""
+    above, named = os.getppid(), int(os.environ.get(STARTER, "0"))
+    return lambda: os.getppid() != above or (named > 0 and has_ended(named))
 
 
 def has_ended(process: int) -> bool:

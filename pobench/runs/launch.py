@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from pobench.model.device import layout_of_devices
+from pobench.orphans import STARTER
 from pobench.runs.pool import LEAVE, share
 from pobench.runs.processes import machines as machines
 from pobench.training import leaving
@@ -38,7 +39,8 @@ def launch(module: str, file: Path) -> int:
     command = [sys.executable, "-m", "pobench.runs.processes", str(process_count()), module, str(file), *port]
     with tempfile.TemporaryDirectory() as temporary, leaving.held():
         leave = Path(temporary) / "leave"
-        process = subprocess.Popen(command, env=os.environ | environment() | {LEAVE: str(leave)})
+        variables = {LEAVE: str(leave), STARTER: str(os.getpid())}
+        process = subprocess.Popen(command, env=os.environ | environment() | variables)
         try:
             while process.poll() is None:
                 time.sleep(0.1)

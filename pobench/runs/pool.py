@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pobench.orphans import watch_starter
 from pobench.runs import children
 from pobench.training import leaving
 
@@ -103,14 +104,14 @@ LEAVE = "POBENCH_LEAVE"  # names the file that appears when the processes of a l
 def watch_launcher() -> None:
     """In a process that a launcher started: end as soon as the launcher is gone, as it would go on beside the next attempt; and
     leave when the command that called the launcher is asked to: the launcher would hand on no more than a short time."""
-    launcher, leave = os.getppid(), os.environ.get(LEAVE, "")
+    gone, leave = watch_starter(), os.environ.get(LEAVE, "")
 
     def watch() -> None:
-        while os.getppid() == launcher and not (leave and os.path.exists(leave)):
+        while not gone() and not (leave and os.path.exists(leave)):
             time.sleep(0.5)
-        listens = os.getppid() == launcher and callable(signal.getsignal(signal.SIGUSR2))
+        listens = not gone() and callable(signal.getsignal(signal.SIGUSR2))
         os.kill(os.getpid(), signal.SIGUSR2 if listens else signal.SIGKILL)
-        while listens and os.getppid() == launcher:
+        while listens and not gone():
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
 

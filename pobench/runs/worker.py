@@ -27,7 +27,6 @@ from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
 from pobench.runs.command import standing_of
 from pobench.runs.context import Context
-from pobench.runs.pool import watch_launcher
 from pobench.runs.stages import BY_NAME
 from pobench.runs.task import Task
 from pobench.shards import POLL
@@ -141,10 +140,5 @@ def _wait_for(context: Context, name: str) -> None:
 
 
 def main() -> None:
-    """`python -m pobench.runs.worker TASK.json`, in each process of a job."""
-    watch_launcher()
+    """`pobench.runs.rank` calls it with `TASK.json`, in each process of a job."""
     sys.exit(run(Task.load(Path(sys.argv[1]))))
-
-
-if __name__ == "__main__":
-    main()

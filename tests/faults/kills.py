@@ -161,28 +161,8 @@ class Command:
         return begun
 
     def processes(self) -> dict[int, str]:
-        """Process → "parent", "server", "worker", "launcher" or "rank", of those that live; of other helpers "other"."""
-        found: dict[int, tuple[str, str, int]] = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                state, starter, _, session = _stat(path)
-                if int(session) == self.pid or f"{MARK}={self.mark}".encode() in (path / "environ").read_bytes():
-                    line = (path / "cmdline").read_text() + (path / "comm").read_text()
-                    found[int(path.name)] = (line, state, int(starter))
-        servers = {
-            process for process, (line, _, starter) in found.items()
-            if "forkserver" in line and starter == self.pid
-        }  # fmt: skip
-        kinds = {}
-        for process, (line, state, starter) in found.items():
-            if state == "Z":
-                continue
-            if process in servers or starter in servers:
-                kinds[process] = "server" if process in servers else "worker"
-            else:
-                names = {"pobench.runs.processes": "launcher", "pobench.runs.worker": "rank"}
-                kinds[process] = next((kind for name, kind in names.items() if name in line), "other")
-        return kinds | ({self.pid: "parent"} if self.pid in kinds else {})
+        """Process → kind, see `processes_of`."""
+        return processes_of(self.pid, self.mark)
 
     def stacks(self) -> str:
         """Where each process stands: of prepared ones their Python stacks, of others what the system says."""
@@ -195,6 +175,29 @@ class Command:
                     time.sleep(0.5)
         frames = [line.strip() for _, line in self.lines if line.startswith(("  File", "Thread", "Current thread"))]
         return " | ".join(shown + frames)
+
+
+def processes_of(command: int, mark: str) -> dict[int, str]:
+    """Process → "parent", "server", "worker", "launcher" or "rank", of those of a command that live; of other helpers "other".
+    mark: the value of `MARK` in their variables."""
+    found: dict[int, tuple[str, str, int]] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, starter, _, session = _stat(path)
+            if int(session) == command or f"{MARK}={mark}".encode() in (path / "environ").read_bytes():
+                line = (path / "cmdline").read_text() + (path / "comm").read_text()
+                found[int(path.name)] = (line, state, int(starter))
+    servers = {process for process, (line, _, starter) in found.items() if "forkserver" in line and starter == command}
+    kinds = {}
+    for process, (line, state, starter) in found.items():
+        if state == "Z":
+            continue
+        if process in servers or starter in servers:
+            kinds[process] = "server" if process in servers else "worker"
+        else:
+            names = {"pobench.runs.processes": "launcher", "pobench.runs.rank": "rank"}
+            kinds[process] = next((kind for name, kind in names.items() if name in line), "other")
+    return kinds | ({command: "parent"} if command in kinds else {})
 
 
 def _stat(path: Path) -> list[str]:
