@@ -165,7 +165,8 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         raise RuntimeError("this process was started by no other one of multiprocessing")
-    end_with(os.getppid())  # the server
+    server = sys.modules.get("pobench.runs.fork_server")  # which has imported it
+    end_with(getattr(server, "SERVER", os.getppid()))
 
     def watch() -> None:
         parent.join()

@@ -7,6 +7,9 @@ a worker inherits that, and what is sent to it before it listens is kept for it.
 
 from __future__ import annotations
 
+import os
+
 from pobench.training import leaving
 
+SERVER = os.getpid()  # so that a child knows whether it has ended meanwhile
 leaving.block()

@@ -38,6 +38,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.faults.processes import FAULTS, MARK, processes_of
 from tests.faults.world import make_world, results
 
 # Each stage begins with a line of the command's that matches; the first begins with the command.
@@ -51,12 +52,6 @@ STAGES = {
     "report": r"dpo, .*: verdicts .*done",
 }
 SHARED = "training in two processes"
-FAULTS = [
-    ("group", signal.SIGTERM), ("group", signal.SIGINT), ("group", signal.SIGKILL),
-    ("parent", signal.SIGTERM), ("parent", signal.SIGKILL),
-    ("worker", signal.SIGTERM), ("worker", signal.SIGKILL),
-    ("server", signal.SIGTERM), ("server", signal.SIGKILL),
-]  # fmt: skip
 SHARED_FAULTS = [
     ("group", signal.SIGTERM), ("group", signal.SIGINT), ("parent", signal.SIGTERM), ("parent", signal.SIGKILL),
     ("launcher", signal.SIGTERM), ("launcher", signal.SIGKILL), ("rank", signal.SIGTERM), ("rank", signal.SIGKILL),
@@ -64,7 +59,6 @@ SHARED_FAULTS = [
 COLD = 10  # of so many commands one is started as users do
 LIMIT = 300.0  # seconds after which a command hangs
 ORPHAN = 10.0  # seconds that a process may outlive its command
-MARK = "POBENCH_FAULTS_TRIAL"  # the variable by which a trial's processes are known
 
 
 class Starter:
@@ -175,34 +169,6 @@ class Command:
                     time.sleep(0.5)
         frames = [line.strip() for _, line in self.lines if line.startswith(("  File", "Thread", "Current thread"))]
         return " | ".join(shown + frames)
-
-
-def processes_of(command: int, mark: str) -> dict[int, str]:
-    """Process → "parent", "server", "worker", "launcher" or "rank", of those of a command that live; of other helpers "other".
-    mark: the value of `MARK` in their variables."""
-    found: dict[int, tuple[str, str, int]] = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            state, starter, _, session = _stat(path)
-            if int(session) == command or f"{MARK}={mark}".encode() in (path / "environ").read_bytes():
-                line = (path / "cmdline").read_text() + (path / "comm").read_text()
-                found[int(path.name)] = (line, state, int(starter))
-    servers = {process for process, (line, _, starter) in found.items() if "forkserver" in line and starter == command}
-    kinds = {}
-    for process, (line, state, starter) in found.items():
-        if state == "Z":
-            continue
-        if process in servers or starter in servers:
-            kinds[process] = "server" if process in servers else "worker"
-        else:
-            names = {"pobench.runs.processes": "launcher", "pobench.runs.rank": "rank"}
-            kinds[process] = next((kind for name, kind in names.items() if name in line), "other")
-    return kinds | ({command: "parent"} if command in kinds else {})
-
-
-def _stat(path: Path) -> list[str]:
-    """[state, parent, group, session] of a process."""
-    return (path / "stat").read_text().rpartition(")")[2].split()[:4]
 
 
 @dataclass(frozen=True)

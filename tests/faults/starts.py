@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pobench.runs.children import run_each
 from pobench.training import leaving
-from tests.faults.kills import FAULTS, MARK, processes_of
+from tests.faults.processes import FAULTS, MARK, processes_of
 
 WORK = 4.0  # seconds that the child sleeps
 SWEEP = 1.0  # seconds from the first line on, over which the moments are spread
