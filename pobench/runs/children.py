@@ -43,7 +43,7 @@ def run_each(function: Callable[..., int], each: Sequence[tuple[Any, ...]], prel
     Raises Leave where the system asks this process to leave; the children then have the time that they need for a checkpoint.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pobench.runs.fork_server", *preload])
+    context.set_forkserver_preload(["pobench.runs.fork_server", *preload, "pobench.runs.fork_server_ready"])
     children: list[BaseProcess] = []
     asked = False
     try:

@@ -8,8 +8,12 @@ a worker inherits that, and what is sent to it before it listens is kept for it.
 from __future__ import annotations
 
 import os
+import sys
 
+from pobench.orphans import end_with
 from pobench.training import leaving
 
 SERVER = os.getpid()  # so that a child knows whether it has ended meanwhile
 leaving.block()
+if sys.platform == "linux":
+    end_with(os.getppid())  # until `fork_server_ready`: the other imports take seconds

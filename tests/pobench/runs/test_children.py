@@ -157,6 +157,14 @@ def test_a_server_that_is_killed_is_known_as_that_at_work_and_while_it_imports(o
     assert process.communicate(timeout=600)[0] == "True\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends when it has imported")
+def test_a_server_that_imports_ends_with_a_command_that_is_killed(command, tmp_path) -> None:
+    process = command('children.run_each(wait, [()], ["slow_server"])')
+    until(tmp_path / "importing")
+    process.kill()
+    assert process.communicate(timeout=600) == ("", "")  # as soon as nobody has the pipes any more
+
+
 def test_a_child_that_is_gone_is_not_waited_for_where_the_server_does_not_say_so(command, tmp_path) -> None:
     process = command("""
 from multiprocessing import forkserver
