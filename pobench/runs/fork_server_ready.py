@@ -1,5 +1,5 @@
-"""Imported by the server that forks the workers, behind all else: from here on it sees at a pipe that the command has ended, and
-no longer ends with the thread that started it."""
+"""Imported by the server that forks the workers, behind all else: from here on it sees at a pipe that the command has ended,
+and no longer ends with the thread that started it."""
 
 from __future__ import annotations
 
