@@ -76,6 +76,8 @@ def main() -> None:
         else:
             torch_launch(torch_options(count), module, file)
     except ChildFailedError as error:
+        if error.get_first_failure()[1].exitcode == INTERRUPTED:  # one alone was asked to leave, and all left
+            sys.exit(INTERRUPTED)
         if why := _killed(error, count):
             ended_file(file).write_text(why, encoding="utf-8")
         sys.exit(1)
