@@ -22,6 +22,7 @@ from pobench.errors import PobenchError
 from pobench.printing import say
 
 SECONDS = 120.0
+EMPTY = 5.0  # seconds in which a holder that lives has written its name into its lock
 
 
 class HeldError(PobenchError):
@@ -61,12 +62,14 @@ def holder_of(path: Path) -> str | None:
 
 def _acquire(lease: SoftFileLease, path: Path, wait: bool, patience: float) -> None:
     if wait:
-        lease.acquire(poll_interval=0.2)
+        _wait(lease, path)
         return
     try:
         lease.acquire(timeout=patience, poll_interval=0.1)
         return
     except Timeout:
+        if _forget_empty(path):
+            return _acquire(lease, path, wait, patience)
         holder, before = holder_of(path), _touched(path)
         if holder is None or lease.owner is None or lease.owner.hostname == _this_host():
             raise HeldError(path, holder or "another process") from None
@@ -75,6 +78,35 @@ def _acquire(lease: SoftFileLease, path: Path, wait: bool, patience: float) -> N
         lease.acquire(timeout=2 * SECONDS, poll_interval=SECONDS / 100, cancel_check=lambda: _touched(path) != before)
     except Timeout:
         raise HeldError(path, holder_of(path) or holder) from None
+
+
+def _wait(lease: SoftFileLease, path: Path) -> None:
+    told = False
+    while True:
+        try:
+            lease.acquire(timeout=SECONDS / 12, poll_interval=0.2)
+            return
+        except Timeout:
+            if not _forget_empty(path) and not told:
+                told = True
+                say(f"{path} is held by {holder_of(path)}; waiting until it is free")
+
+
+def _forget_empty(path: Path) -> bool:
+    """Remove a lock that stays empty: its holder was killed before it had written its name, and the library takes it for held
+    for good. Returns whether the lock may be free."""
+    try:
+        before = path.stat()
+        if before.st_size:
+            return False
+        time.sleep(EMPTY)
+        after = path.stat()
+    except FileNotFoundError:
+        return True
+    if (after.st_ino, after.st_size, after.st_mtime_ns) != (before.st_ino, 0, before.st_mtime_ns):
+        return False
+    path.unlink(missing_ok=True)
+    return True
 
 
 def _touched(path: Path) -> int | None:

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from pobench import registry
+from pobench.errors import PobenchError
 from pobench.orphans import end_with_and_at_signals
 from pobench.reporting import plot
 from pobench.reporting.draw import draw
@@ -184,7 +186,7 @@ _waiting: list[Task] = []  # forked processes inherit the frames from here, so t
 
 def _draw_all(tasks: Sequence[Task]) -> list[Item]:
     """Draw every item, in order, with one process for each core; with one process outside Linux, where forking is not safe.
-    The bytes are the same."""
+    The bytes are the same. Raises PobenchError where one of them was killed."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     processes = min(cores, len(tasks), MOST_PROCESSES)
     if processes < 2:
@@ -205,6 +207,10 @@ def _draw_all(tasks: Sequence[Task]) -> list[Item]:
         context, ends = multiprocessing.get_context("fork"), (os.getpid(),)
         with ProcessPoolExecutor(processes, context, end_with_and_at_signals, ends) as pool:
             return list(pool.map(_draw_waiting, range(len(tasks))))
+    except BrokenProcessPool:
+        raise PobenchError(
+            "a process that draws the report was killed: the system may have run out of memory; the same command goes on"
+        ) from None
     finally:
         _waiting.clear()
 

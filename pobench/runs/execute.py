@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -20,23 +17,23 @@ from pobench.errors import PobenchError
 from pobench.locks import HeldError, hold
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
+from pobench.runs.children import SERVER_GONE as SERVER_GONE
+from pobench.runs.children import run_each
 from pobench.runs.command import Writing, command_file
 from pobench.runs.executor import Executor, make_executor
 from pobench.runs.jobs import note_shared
 from pobench.runs.launch import environment, launch, machines, process_count
 from pobench.runs.opponents import START, with_opponents
 from pobench.runs.plan import Plan, check_disk, make_plan
-from pobench.runs.pool import end_with_parent
 from pobench.runs.processes import ended_file
 from pobench.runs.stages import BY_NAME, DEFAULT
-from pobench.runs.task import INTERRUPTED, Task
+from pobench.runs.task import Task
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
 from pobench.shards import Share, forget_claims
-from pobench.training import leaving
+from pobench.training.leaving import INTERRUPTED
 
 LOCK = ".lease"  # in a setting's folder of runs, while a command is at work there
-SERVER_GONE = 255  # what multiprocessing knows of a process whose server has ended; no task's process ends so
 SLOW_IMPORTS = ("fastchat.llm_judge.common",)  # of optional packages
 
 
@@ -206,40 +203,14 @@ def why_failed(task: Task, status: int) -> str | None:
 
 
 def _fork(*tasks: Task) -> int:
-    """Run the tasks at one time, each in a child, forked from a server that has imported the packages and computed nothing, so
-    it starts fast. Returns the status of the first task, or that of another one that fails; then all end."""
-    context = multiprocessing.get_context("forkserver")
-    # If the checks before the plan have imported these, every child needs them too, and would take seconds to import them.
-    preload = ["pobench.runs.fork_server", "pobench.runs.worker"]
-    context.set_forkserver_preload([*preload, *(name for name in SLOW_IMPORTS if name in sys.modules)])
-    children = [context.Process(target=_child, args=(task, environment())) for task in tasks]
-    patience: float | None = 20
-    try:
-        for child in children:
-            child.start()
-        running = list(children)
-        while children[0] in running and not any(child.exitcode for child in children):
-            multiprocessing.connection.wait([child.sentinel for child in running])
-            running = [child for child in running if child.exitcode is None]
-        statuses = [child.exitcode for child in children if child.exitcode is not None]
-    except leaving.Leave:
-        patience = None  # who is asked to leave has the time that the system gives
-        raise
-    finally:
-        for child in children:
-            if child.is_alive():
-                child.terminate()
-        for child in children:
-            if child.pid is not None:
-                child.join(patience)
-                child.kill()
-    return next((status for status in statuses if status), 0)
+    """Run the tasks at one time, each in a child. Returns the status of the first task, or that of another one that fails; then
+    all end."""
+    # If the checks before the plan have imported the slow ones, every child needs them too, and would take seconds to do so.
+    preload = [__name__, *(name for name in SLOW_IMPORTS if name in sys.modules)]
+    return run_each(_in_child, [(task, environment()) for task in tasks], preload)
 
 
-def _child(task: Task, variables: dict[str, str]) -> None:
-    gc.freeze()  # a collection of garbage through all that the server has imported takes a quarter of a second
-    leaving.heed()  # the server ignores the signals
-    end_with_parent()
+def _in_child(task: Task, variables: dict[str, str]) -> int:
     os.environ.update(variables)
     if "OMP_NUM_THREADS" in variables:  # torch, which the server has imported, has read the variable
         import torch
@@ -247,7 +218,7 @@ def _child(task: Task, variables: dict[str, str]) -> None:
         torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
     if task.share.world > 1:
         _keep_to_share(task.share)
-    sys.exit(run(task))
+    return run(task)
 
 
 def _keep_to_share(share: Share) -> None:

@@ -19,7 +19,7 @@ from pobench.runs.edges import lacking
 from pobench.runs.execute import do_task_here
 from pobench.runs.jobs import JobFolder
 from pobench.runs.nodes import still_left
-from pobench.runs.task import INTERRUPTED, Task
+from pobench.runs.task import Task
 from pobench.training import leaving
 
 LATE = 60.0  # seconds until another machine's file is seen on a network file system, at the latest
@@ -49,7 +49,7 @@ def work(job: JobFolder, main: bool = True) -> int:
             elif (left := still_left(task)).stages:
                 why = do_task_here(left)
         except KeyboardInterrupt:
-            return INTERRUPTED
+            return leaving.INTERRUPTED
         except Exception as error:
             say(traceback.format_exc())
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 
 from pobench.model.device import layout_of_devices
+from pobench.orphans import STARTER
 from pobench.runs.pool import LEAVE, share
 from pobench.runs.processes import machines as machines
-from pobench.runs.task import INTERRUPTED
 from pobench.training import leaving
+
+SECONDS_TO_END = 20.0
 
 
 def process_count() -> int:
@@ -37,7 +39,8 @@ def launch(module: str, file: Path) -> int:
     command = [sys.executable, "-m", "pobench.runs.processes", str(process_count()), module, str(file), *port]
     with tempfile.TemporaryDirectory() as temporary, leaving.held():
         leave = Path(temporary) / "leave"
-        process = subprocess.Popen(command, env=os.environ | environment() | {LEAVE: str(leave)})
+        variables = {LEAVE: str(leave), STARTER: str(os.getpid())}
+        process = subprocess.Popen(command, env=os.environ | environment() | variables)
         try:
             while process.poll() is None:
                 time.sleep(0.1)
@@ -45,6 +48,9 @@ def launch(module: str, file: Path) -> int:
                     leave.touch()
         except BaseException:
             process.terminate()
-            process.wait(20)
+            try:
+                process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()  # its processes end with it
             raise
-        return INTERRUPTED if leave.exists() and process.returncode else process.returncode
+        return leaving.INTERRUPTED if leaving.asked() is not None and process.returncode else process.returncode

@@ -50,7 +50,6 @@ from pobench.progress import progress
 from pobench.registry import judges
 from pobench.runs.content import auto_precision, start_weights
 from pobench.runs.launch import launch, process_count
-from pobench.runs.pool import watch_launcher
 from pobench.runs.sampling import Judge, Sampling, digest_of, draw, only_writer, prompt_key, write_pairs
 from pobench.runs.stage import Node
 from pobench.runs.start_model import base_model, start_model
@@ -486,8 +485,7 @@ class Ranking:
 
 
 def main() -> None:
-    """`python -m pobench.runs.onpolicy CALL.json`: one process's share, in each process of a job."""
-    watch_launcher()
+    """`pobench.runs.rank` calls it with `CALL.json`: one process's share, in each process of a job."""
     call = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sampling = Sampling(call["rows"], Path(call["out"]), call["made_by"], Decoding(**call["decoding"]))
     try:
@@ -498,7 +496,3 @@ def main() -> None:
         _draw_share(sampling, Path(call["folder"]), ModelConfig(**call["model"]), call["length"], call["batch_size"])
     except PobenchError as error:
         sys.exit(f"pobench: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import signal
 import threading
@@ -15,7 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pobench.orphans import end_with
+from pobench.orphans import watch_starter
+from pobench.runs import children
+from pobench.training import leaving
 
 T = TypeVar("T")
 
@@ -55,23 +56,26 @@ def share() -> Share:
 @contextlib.contextmanager
 def pool(parallel: int) -> Iterator[Callable[..., Future[Any]]]:
     """What runs a function and gives its Future: here and now, or in one of several threads, which have a share of the machine
-    each. Where it is interrupted, the processes that they wait for end."""
+    each. Where it is interrupted, the processes that they wait for are asked to leave, and it waits for them."""
     if parallel == 1:
         yield now
         return
-    slots = itertools.count()
+    slots, event = itertools.count(), threading.Event()
 
     def begin() -> None:
         _here.share = Share(next(slots), parallel)
+        children.stop_with(event)
 
-    with ThreadPoolExecutor(parallel, initializer=begin) as threads:
-        try:
-            yield threads.submit
-        except BaseException:
+    threads = ThreadPoolExecutor(parallel, initializer=begin)
+    try:
+        yield threads.submit
+    except BaseException:
+        with leaving.held():
             threads.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
+            children.end_all(event)
+            threads.shutdown()
+        raise
+    threads.shutdown()
 
 
 def now(function: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -94,35 +98,20 @@ def lives(process: int) -> bool:
     return True
 
 
-def end_with_parent() -> None:
-    """End this process as soon as the command that started it is gone, or the server that forked it, however they ended: the
-    repeated command would find an orphan at work in the folder."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        raise RuntimeError("this process was started by no other one of multiprocessing")
-    end_with(os.getppid())  # the server
-
-    def watch() -> None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)  # any moment is a good one: files appear whole
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 LEAVE = "POBENCH_LEAVE"  # names the file that appears when the processes of a launcher are to leave
 
 
 def watch_launcher() -> None:
     """In a process that a launcher started: end as soon as the launcher is gone, as it would go on beside the next attempt; and
     leave when the command that called the launcher is asked to: the launcher would hand on no more than a short time."""
-    launcher, leave = os.getppid(), os.environ.get(LEAVE, "")
+    gone, leave = watch_starter(), os.environ.get(LEAVE, "")
 
     def watch() -> None:
-        while os.getppid() == launcher and not (leave and os.path.exists(leave)):
+        while not gone() and not (leave and os.path.exists(leave)):
             time.sleep(0.5)
-        listens = os.getppid() == launcher and callable(signal.getsignal(signal.SIGUSR2))
+        listens = not gone() and callable(signal.getsignal(signal.SIGUSR2))
         os.kill(os.getpid(), signal.SIGUSR2 if listens else signal.SIGKILL)
-        while listens and os.getppid() == launcher:
+        while listens and not gone():
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
 

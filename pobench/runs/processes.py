@@ -20,16 +20,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-INTERRUPTED = 130
+from pobench.orphans import STARTER, watch_starter
+from pobench.training.leaving import INTERRUPTED
+
+RANK = "pobench.runs.rank"  # each process
 SECONDS_TO_LEAVE = 120  # of processes that are asked to end: for a step and a checkpoint
 
 
 def end_with_starter() -> None:
     """End this process as soon as the one that started it is gone, however that ended."""
-    starter = os.getppid()
+    gone = watch_starter()
 
     def watch() -> None:
-        while os.getppid() == starter:
+        while not gone():
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)  # any moment is a good one: files appear whole
 
@@ -53,6 +56,7 @@ def main() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     count, module, file = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     end_with_starter()
+    os.environ[STARTER] = str(os.getpid())
 
     import torch
     from accelerate.commands.config import default_config_file
@@ -72,6 +76,8 @@ def main() -> None:
         else:
             torch_launch(torch_options(count), module, file)
     except ChildFailedError as error:
+        if error.get_first_failure()[1].exitcode == INTERRUPTED:  # one alone was asked to leave, and all left
+            sys.exit(INTERRUPTED)
         if why := _killed(error, count):
             ended_file(file).write_text(why, encoding="utf-8")
         sys.exit(1)
@@ -108,14 +114,14 @@ def torch_options(count: int) -> list[str]:
 def accelerate_launch(options: list[str], module: str, file: Path) -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    launch_command(launch_command_parser().parse_args([*options, "-m", module, str(file)]))
+    launch_command(launch_command_parser().parse_args([*options, "-m", RANK, module, str(file)]))
 
 
 def torch_launch(options: list[str], module: str, file: Path) -> None:
     """On processors `accelerate launch` needs MPI, and this does not."""
     from torch.distributed.run import get_args_parser, run
 
-    run(get_args_parser().parse_args([*options, "-m", module, str(file)]))
+    run(get_args_parser().parse_args([*options, "-m", RANK, module, str(file)]))
 
 
 def _killed(error: Any, count: int) -> str:

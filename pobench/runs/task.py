@@ -29,8 +29,6 @@ from pobench.settings.schema import (
 )
 from pobench.shards import ALONE, Share
 
-INTERRUPTED = 130
-
 
 @dataclass(frozen=True)
 class Task:

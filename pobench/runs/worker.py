@@ -27,9 +27,8 @@ from pobench.results.run_folder import RunFolder
 from pobench.results.scores import scores_of
 from pobench.runs.command import standing_of
 from pobench.runs.context import Context
-from pobench.runs.pool import watch_launcher
 from pobench.runs.stages import BY_NAME
-from pobench.runs.task import INTERRUPTED, Task
+from pobench.runs.task import Task
 from pobench.shards import POLL
 from pobench.training import leaving
 
@@ -54,7 +53,7 @@ def run(task: Task) -> int:
                 _work(task)
         return 0
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return leaving.INTERRUPTED
     except Exception as error:
         try:
             if _first_to_fail(folder):
@@ -141,10 +140,5 @@ def _wait_for(context: Context, name: str) -> None:
 
 
 def main() -> None:
-    """`python -m pobench.runs.worker TASK.json`, in each process of a job."""
-    watch_launcher()
+    """`pobench.runs.rank` calls it with `TASK.json`, in each process of a job."""
     sys.exit(run(Task.load(Path(sys.argv[1]))))
-
-
-if __name__ == "__main__":
-    main()

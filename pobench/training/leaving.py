@@ -2,6 +2,9 @@
 
 A process leaves at once, except in training: there it finishes the step, saves a checkpoint and leaves. Either way what is
 finished stays, and the same job goes on from there. A second Ctrl-C ends the step too, and the last checkpoint stands.
+
+A library may swallow what a signal raises, and the process would go on. One that has neither left nor held the signals for
+`PATIENCE` seconds is ended, and says where it stood.
 """
 
 from __future__ import annotations
@@ -9,13 +12,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from pobench.printing import say
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+INTERRUPTED = 130  # the exit status of a process that left
 GRACE = "POBENCH_GRACE_SECONDS"  # set where the scheduler's time between its signal and the end of a job is known
+PATIENCE = 150.0  # seconds; longer than a request in flight to a judge, which is paid for
 AGAIN = 2.0  # seconds after which another SIGINT is another Ctrl-C: a launcher hands the first one on
 
 
@@ -30,16 +38,24 @@ class _State:
     held = False
 
 
-def ignore() -> None:
-    """Let the signals do nothing in this process, and in those that it forks until they `heed` them."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def block() -> None:
+    """Take no signal in this thread, and in the processes that it starts: the system keeps them until `unblock`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def heed() -> None:
-    """Undo `ignore`: the signals end this process, or raise Leave while it is `listening`."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+def unblock() -> None:
+    """Undo `block`. What was kept is delivered now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """`block` while the block runs, for moments: what is done in it is done whole."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def asked() -> int | None:
@@ -94,13 +110,47 @@ def listening() -> Iterator[None]:
         _State.asked = number
         if before is None:
             _State.since = now
+            watch.begin()
         if again or (before is None and not _State.held):  # another signal would interrupt the clearing up
             raise Leave
 
+    watch = _Watch()
     handlers = {number: signal.signal(number, leave) for number in SIGNALS}
     try:
         yield
     finally:
-        _State.listening, _State.asked, _State.held = False, None, False
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        with blocked():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            watch.end()
+            _State.listening, _State.asked, _State.held = False, None, False
+
+
+class _Watch:
+    """A thread that ends this process where it was asked to leave and stays. It waits at a pipe, as a handler of signals may
+    write to one at any moment."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name="leaving", daemon=True).start()
+
+    def begin(self) -> None:
+        os.write(self._writer, b"!")
+
+    def end(self) -> None:
+        self._ended.set()
+        os.close(self._writer)
+
+    def _run(self) -> None:
+        begun = os.read(self._reader, 1)
+        os.close(self._reader)
+        since = time.monotonic()
+        while begun and not self._ended.wait(0.1):
+            if _State.held:
+                since = time.monotonic()
+            elif time.monotonic() - since > PATIENCE:
+                frame = sys._current_frames().get(threading.main_thread().ident or 0)
+                place = f" at {frame.f_code.co_filename}:{frame.f_lineno}, {frame.f_code.co_name}" if frame else ""
+                say(f"process {os.getpid()} was asked to leave {PATIENCE:g} s ago, stood{place}, and is ended")
+                os._exit(INTERRUPTED)

@@ -63,6 +63,26 @@ def test_a_holder_of_this_machine_that_was_killed_loses_the_lock_at_once(other) 
         assert str(os.getpid()) in str(holder_of(path))
 
 
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_lock_whose_holder_was_killed_before_it_wrote_its_name_is_taken_over(wait, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(locks, "EMPTY", 0.05)
+    monkeypatch.setattr(locks, "SECONDS", 1.2)
+    path = tmp_path / ".lease"
+    path.touch()
+    with hold(path, wait=wait):
+        assert str(os.getpid()) in str(holder_of(path))
+
+
+def test_who_waits_names_the_holder_and_goes_on_when_it_has_ended(other, monkeypatch, capsys) -> None:
+    process, path = other
+    monkeypatch.setattr(locks, "say", lambda text: (print(text), process.communicate("")))
+    monkeypatch.setattr(locks, "SECONDS", 1.2)
+    path.write_text(path.read_text().replace("duration=120.0", "duration=1.2"))
+    with hold(path, wait=True):
+        assert str(os.getpid()) in str(holder_of(path))
+    assert f"is held by process {process.pid} on " in capsys.readouterr().out
+
+
 def test_a_holder_of_another_machine_loses_the_lock_after_a_time_without_a_sign_of_life(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(locks, "SECONDS", 0.3)
     path = tmp_path / ".lease"

@@ -23,7 +23,6 @@ from pobench.runs.job import work
 from pobench.runs.jobs import JobFolder
 from pobench.runs.pool import lives
 from pobench.runs.remote import Remote, Uses
-from pobench.runs.task import INTERRUPTED
 from pobench.training import leaving
 
 WAITS = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "REQUEUE_FED")
@@ -218,13 +217,13 @@ class Work:
         with leaving.listening():
             status = work(job, main=here.global_rank == 0)
             number = leaving.asked()
-        if status == INTERRUPTED and number == signal.SIGUSR2:
+        if status == leaving.INTERRUPTED and number == signal.SIGUSR2:
             try:
                 signal.raise_signal(number)  # to submitit, which queues the job again and ends this process
             except Exception as error:
                 job.end("failed", " ".join(str(error).split()))
                 raise
-        if status == INTERRUPTED:
+        if status == leaving.INTERRUPTED:
             sys.exit(128 + (number or signal.SIGTERM))
         if status and here.global_rank == 0:
             raise PobenchError(job.read("ended").get("reason", f"exit status {status}"))

@@ -6,8 +6,10 @@ import base64
 import dataclasses
 import gzip
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -131,6 +133,18 @@ def test_the_same_frames_in_any_order_by_one_process_or_several_give_the_same_by
     monkeypatch.setattr("pobench.reporting.items.MOST_PROCESSES", 1)
     shuffled = {k: f.sample(frac=1, random_state=3) for k, f in reversed(frames.items())}
     assert_same_bytes(few, page.build_report(shuffled, tmp_path, figures=[*FEW, "cross-loss"]).parent)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="elsewhere one process draws")
+def test_a_process_that_draws_and_is_killed_is_reported_as_that(frames, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr("pobench.reporting.items._draw_waiting", killed)
+    with pytest.raises(PobenchError, match="a process that draws the report was killed"):
+        page.build_report(frames, tmp_path, figures=FEW)
+
+
+def killed(place: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_table_says_which_runs_each_figure_was_made_from(synthetic, tmp_path) -> None:

@@ -343,9 +343,11 @@ def test_slurm_on_one_node(plan_here, tmp_path, monkeypatch, pobench_cli) -> Non
 WORLD_SIZE = """
 import os, sys
 import torch.distributed as dist
-dist.init_process_group("gloo")
-open(f"{sys.argv[1]}.{dist.get_rank()}", "w").write(str(dist.get_world_size()))
-dist.destroy_process_group()
+
+def main():
+    dist.init_process_group("gloo")
+    open(f"{sys.argv[1]}.{dist.get_rank()}", "w").write(str(dist.get_world_size()))
+    dist.destroy_process_group()
 """
 
 

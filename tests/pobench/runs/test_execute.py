@@ -65,7 +65,7 @@ def test_an_interrupted_pool_marks_no_run_as_failed(plan_here, monkeypatch) -> N
 
 KILLED = """
 import multiprocessing, os, signal, threading
-from pobench.runs.pool import end_with_parent
+from pobench.runs.children import end_with_parent
 
 def work(pipe):
     end_with_parent()

@@ -19,9 +19,9 @@ from pobench.training import leaving
 
 
 def worker(connection):
-    leaving.heed()
     with leaving.listening():
         try:
+            leaving.unblock()
             connection.send("ready")
             signal.pause()
         except leaving.Leave:

@@ -191,7 +191,7 @@ def test_where_a_process_is_killed_the_others_end_and_the_repeated_command_conti
     first = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     while first.poll() is None and not list(tmp_path.glob("runs/long/simpo-*/checkpoint-*")):
         time.sleep(0.02)
-    mine = [pid for pid in processes_of("pobench.runs.worker") if f"{tmp_path}".encode() in cwd_of(pid)]
+    mine = [pid for pid in processes_of("pobench.runs.rank") if f"{tmp_path}".encode() in cwd_of(pid)]
     assert len(mine) == 2
     os.kill(max(mine), signal.SIGKILL)
     _, err = first.communicate()

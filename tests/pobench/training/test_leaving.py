@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +120,21 @@ def leave(folder: Path) -> None:
 def test_where_one_process_is_asked_all_leave_behind_the_same_step(tmp_path) -> None:
     in_two_processes(leave, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "left-0", "left-1"]
+
+
+STAYS = """
+import os, signal, threading
+from pobench.training import leaving
+leaving.PATIENCE = 0.2
+with leaving.listening():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException:  # as a library may
+        pass
+    threading.Event().wait()
+"""
+
+
+def test_a_process_that_swallowed_what_asked_it_to_leave_is_ended_and_says_where_it_stood() -> None:
+    ended = subprocess.run([sys.executable, "-c", STAYS], capture_output=True, text=True, timeout=600)
+    assert ended.returncode == leaving.INTERRUPTED and "threading.py:" in ended.stderr, ended.stderr
