@@ -303,6 +303,13 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     return short
 
 
+def short_digests(digests: Iterable[str]) -> dict[str, str]:
+    """Each digest → as few of its digits, at least `LEAST_DIGITS`, as begin no other."""
+    every = sorted(set(digests))
+    ends = {digest: range(LEAST_DIGITS, len(digest)) for digest in every}
+    return {d: next((d[:end] for end in ends[d] if _begin(every, d[:end]) == 1), d) for d in every}
+
+
 def _begin(every: Sequence[str], prefix: str) -> int:
     """How many of the sorted names begin so."""
     return bisect_left(every, prefix + "\U0010ffff") - bisect_left(every, prefix)
