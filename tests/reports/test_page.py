@@ -54,6 +54,15 @@ def page(synthetic, tmp_path_factory) -> Path:
     frames["scores"] = metrics.complete(frames)
     runs, answers = frames["runs"], frames["answers"]
     answers["text"] = pd.Series([HOSTILE[i % 5] for i in range(len(answers))], index=answers.index, dtype=object)
+    frames["verdicts"]["reason"] = "no \u202edemand <b>met</b>"
+    beside = {"benchmark": "arena_hard", "judge": "gpt", "kind": "", "prompt": "Why?", "baseline": "It is so."}
+    frames["benchmark_answers"] = pd.DataFrame(
+        [
+            {"run": run, "question": f"u{n}", "text": "So it is.", "score": 1.0, "reason": "B is wordy", **beside}
+            for run in runs["run"]
+            for n in range(2)
+        ]
+    )
     runs["note"] = "<script>document.title = 'broken into'</script>"
     runs["environment"] = json.dumps({"python": "3.11", "packages": {"torch": "2.13"}})
     runs.loc[runs["loss"] == "kto", "title"] = "<b onclick=alert(1)>KTO</b>"
@@ -414,6 +423,23 @@ def test_picked_models_stand_side_by_side_and_what_is_sought_is_found(opened) ->
         and all("<script>document.title" in text.text for text in texts)
         and not opened.find_elements(By.CSS_SELECTOR, ".reader script, .reader img")
     )
+
+
+def test_the_judges_reason_is_read_beside_its_verdict_and_a_baselines_answers_beside_a_models(opened) -> None:
+    reader = unpacked(opened)
+    reason = reader.find_element(By.CSS_SELECTOR, "details.reason")
+    reason.find_element(By.TAG_NAME, "summary").click()
+    assert "no ⟨U+202E⟩demand <b>met</b>" in reason.text
+    script = "document.querySelectorAll('.held')[1].scrollIntoView({behavior: 'instant'})"
+    opened.execute_script(script)
+    WebDriverWait(opened, 60).until(lambda b: len(b.find_elements(By.CSS_SELECTOR, ".reader .list .one")) > 5)
+    beside = opened.find_elements(By.CSS_SELECTOR, ".reader")[1]
+    heads = [e.text for e in beside.find_elements(By.CSS_SELECTOR, ".one:first-child header b")]
+    texts = [e.text for e in beside.find_elements(By.CSS_SELECTOR, ".one:first-child article > .text")]
+    assert heads[0] == "Baseline of arena_hard" and texts[:2] == ["It is so.", "So it is."]
+    assert beside.find_element(By.CSS_SELECTOR, "header .mark").text == "P(beats the baseline) 1.00"
+    choose(beside, "Judge", "first better than second")
+    assert beside.find_element(By.TAG_NAME, "output").text == "No prompt fits."
 
 
 def test_words_that_differ_are_marked_in_both_answers(opened) -> None:
