@@ -344,11 +344,13 @@ def _slug(text: str) -> str:
 
 @dataclass(frozen=True)
 class Site:
-    """What the page of a shared site has beside: the social card's sentence and picture, and files as (path, what it is)."""
+    """What the page of a shared site has beside: the social card's sentence and picture, files as (path, what it is), and the
+    address at which it will stand, ending in a slash, where that is known."""
 
     sentence: str
     picture: str
     files: Sequence[tuple[str, str]]
+    address: str = ""
 
 
 def link_runs(section: Section, arms: Mapping[str, str], runs: Mapping[str, str]) -> None:
