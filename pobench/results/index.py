@@ -277,8 +277,8 @@ def _values_from(config: Mapping[str, Any], start: bool) -> dict[str, Any]:
 
 
 def _finished(folder: RunFolder, start: bool) -> bool:
-    """Whether the model is trained, and the last of heldout, answers and judge that the newest command named is stored. They are
-    made in this order, so one before it that is absent was left out by `--stages`."""
+    """Whether the model is trained, and the last of heldout, answers and judge that the newest command named is stored. They
+    are made in this order, so one before it that is absent was left out by `--stages`."""
     if not folder.shown:
         return folder.has("finished.json")
     last = next((folder.shown[stage] for stage in ("judge", "answers", "heldout") if stage in folder.shown), None)

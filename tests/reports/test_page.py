@@ -452,7 +452,8 @@ def test_words_that_differ_are_marked_in_both_answers(opened) -> None:
     choose(reader, "First", "SimPO")
     choose(reader, "Second", "DPO")
     reader.find_element(By.CSS_SELECTOR, "label.tick input").click()
-    script = """return [...document.querySelector('.reader').querySelectorAll('.one .shown')].map((e) => [...e.children].slice(0, 2).map((a) => {
+    script = """const shown = document.querySelector('.reader').querySelectorAll('.one .shown');
+        return [...shown].map((e) => [...e.children].slice(0, 2).map((a) => {
         const text = a.querySelector('.text'), kept = text.cloneNode(true);
         kept.querySelectorAll('ins, del').forEach((mark) => mark.remove());
         return [text.textContent, kept.textContent.split(/\\s+/).filter(Boolean).join(' ')]; }))"""
