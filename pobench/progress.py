@@ -1,6 +1,6 @@
-"""Progress on stderr: a line with a bar on a terminal; elsewhere, and where several jobs share one, a plain line every half minute,
-also while the work reports nothing. Of a job, its place in the command and the time left of all jobs stand beside it, and a file holds the same for those
-who look from outside."""
+"""Progress on stderr: a line with a bar on a terminal; elsewhere, and where several jobs share one, a plain line every half
+minute, also while the work reports nothing. Of a job, its place in the command and the time left of all jobs stand beside it,
+and a file holds the same for those who look from outside."""
 
 from __future__ import annotations
 
