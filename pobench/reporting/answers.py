@@ -211,7 +211,7 @@ def _pack_benchmark(firsts: Mapping[Arm, pd.DataFrame], benchmark: str, judge: s
         ]
         for arm, own in asked.items():
             at = own.reindex(list(kept))
-            columns = {
+            columns: dict[str, list[Any]] = {
                 "text": [None if pd.isna(t) else _valid(t[:LONGEST_PACKED]) for t in at["text"]],
                 "score": [_number(score) for score in at["score"]],
                 "reason": [_valid(_or_empty(reason)) or None for reason in at["reason"]],
