@@ -366,6 +366,7 @@ _VERDICTS = Frame(
         Column("backward", "float", "", "P(better) with the start model's answer shown last"),
         Column("flipped", "float", "", "1 where the order decided, else 0"),
         Column("longer", "float", "", "1 where this answer has more characters, 0.5 where both have as many, else 0"),
+        Column("reason", "text", "", "what the judge wrote beside its verdict; missing where it gives no reason"),
     ),
 )
 
@@ -387,6 +388,7 @@ _COMPARISONS = Frame(
         Column(
             "longer", "float", "", "1 where the run's answer has more characters, 0.5 where both have as many, else 0"
         ),
+        Column("reason", "text", "", "what the judge wrote beside its verdicts; missing where it gives no reason"),
         Column("tokens", "int", "tokens", "length of the run's answer"),
         Column("opponent_tokens", "int", "tokens", "length of the opponent's"),
     ),
@@ -468,6 +470,26 @@ _QUESTIONS = Frame(
             "",
             "what it shares with other questions: the passage it asks about; empty where nothing is known",
         ),
+    ),
+)
+
+_BENCHMARK_ANSWERS = Frame(
+    "benchmark_answers",
+    "One row a question of a benchmark for a run whose answer a judge read beside a baseline's (AlpacaEval, Arena-Hard): both "
+    "answers, and what the judge said of them.",
+    ("run", "benchmark", "judge", "question"),
+    "No benchmark has stored answers beside a baseline's (`--stages benchmarks`)",
+    (
+        _RUN,
+        Column("benchmark", "text", "", "the benchmark's registered name"),
+        Column("judge", "text", "", "the judge's name"),
+        Column("question", "text", "", "its id, as in `questions`"),
+        Column("kind", "text", "", "the question's category; empty where the benchmark has none"),
+        Column("prompt", "text", "", "the question"),
+        Column("text", "text", "", "the run's answer"),
+        Column("baseline", "text", "", "the baseline's answer"),
+        Column("score", "float", "", "in [0, 1]: 1 where the run's answer won, 0.5 for a tie; nan: no verdict"),
+        Column("reason", "text", "", "what the judge wrote; missing where it wrote a letter alone"),
     ),
 )
 
@@ -579,7 +601,7 @@ FRAMES = {
     frame.name: frame
     for frame in (
         *(_RUNS, _STEPS, _HELDOUT, _TRAINPAIRS, _NORMS, _ANSWERS, _VERDICTS, _COMPARISONS, _SCORES, _BENCHMARKS),
-        *(_QUESTIONS, _LOOKS, _AUDIT, _TUNING, _CROSS_LOSS, _GRADIENTS, _PAPER),
+        *(_QUESTIONS, _BENCHMARK_ANSWERS, _LOOKS, _AUDIT, _TUNING, _CROSS_LOSS, _GRADIENTS, _PAPER),
     )
 }
 STORED = [frame for frame in FRAMES.values() if not frame.made]

@@ -1,6 +1,6 @@
-"""Progress on stderr: a line with a bar on a terminal, elsewhere a plain line every half minute, also while the work reports
-nothing. Of a job, its place in the command and the time left of all jobs stand beside it, and a file holds the same for those
-who look from outside."""
+"""Progress on stderr: a line with a bar on a terminal; elsewhere, and where several jobs share one, a plain line every half
+minute, also while the work reports nothing. Of a job, its place in the command and the time left of all jobs stand beside it,
+and a file holds the same for those who look from outside."""
 
 from __future__ import annotations
 
@@ -57,13 +57,14 @@ class Advance(Protocol):
 @dataclass(frozen=True)
 class Standing:
     """name: `job 7 of 29`. own, behind: seconds that this job, and those which are to come, are expected to take; nan where it
-    is not known. folder: where the job's progress is kept."""
+    is not known. folder: where the job's progress is kept. shares: other jobs write to the same terminal at the same time."""
 
     name: str = ""
     own: float = math.nan
     behind: float = math.nan
     folder: Path | None = None
     began: float = 0.0  # of `time.monotonic`
+    shares: bool = False
 
     def left(self, seconds: float) -> float:
         """Seconds until all jobs are done, where the work at hand has so many left."""
@@ -104,7 +105,7 @@ def progress(title: str, total: float, unit: str = "", *, shown: bool = True) ->
         yield lambda n=1, note="", done=None, resumed=False: None
         return
     work = _Work(title, total, unit, _standing)
-    yield from _bar(work) if sys.stderr.isatty() else _lines(work)
+    yield from _bar(work) if sys.stderr.isatty() and not work.job.shares else _lines(work)
 
 
 class _Pace:

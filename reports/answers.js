@@ -18,8 +18,8 @@
     prompts.forEach((prompt, at) => {
       const text = columns.text?.[at];
       if (!known(text)) return;
-      const [score, flipped, tokens, finished] = ["score", "flipped", "tokens", "finished"].map((name) => columns[name]?.[at] ?? null);
-      answers.set(promptKey(prompt), { text, score, flipped, tokens, finished, cut: columns.cut?.[at] ?? 0 });
+      const [score, flipped, reason, tokens, finished] = ["score", "flipped", "reason", "tokens", "finished"].map((name) => columns[name]?.[at] ?? null);
+      answers.set(promptKey(prompt), { text, score, flipped, reason, tokens, finished, cut: columns.cut?.[at] ?? 0 });
     });
     return answers;
   };
@@ -28,7 +28,7 @@
     const section = place.closest("section");
     const models = data.arms.map((arm, at) => ({ ...arm, at, place, title: arm.label, answers: columnsOf(arm, data.prompts) }));
     const passes = !data.compares && data.arms.every(({ score }) => (score ?? []).every((value) => !known(value) || value === 0 || value === 1));
-    return { ...data, passes, place, section, setting: section.querySelector("h1, h2").textContent, models };
+    return { against: "start", ...data, passes, place, section, setting: section.querySelector("h1, h2").textContent, models };
   };
   const besides = async (held) => { // models whose answers lie in files: `load` reads them
     const address = held.place.dataset.beside;
@@ -53,8 +53,9 @@
     const [a, b] = [one.answers.get(key), other.answers.get(key)];
     if (!a || !b) return null;
     if (!held.compares) return known(a.score) && known(b.score) ? sign(a.score - b.score) : null;
-    if (other.loss === "start" && one.loss !== "start") return known(a.score) ? sign(a.score - 0.5) : null;
-    if (one.loss === "start" && other.loss !== "start") return known(b.score) ? sign(0.5 - b.score) : null;
+    if (other.loss === held.against && one.loss !== held.against) return known(a.score) ? sign(a.score - 0.5) : null;
+    if (one.loss === held.against && other.loss !== held.against) return known(b.score) ? sign(0.5 - b.score) : null;
+    if (held.against === "baseline") return known(a.score) && known(b.score) ? sign(a.score - b.score) : null;
     const met = battle(held, one, other);
     const score = met?.scores.get(key);
     return known(score) ? sign(met.turned ? 0.5 - score : score - 0.5) : null;
@@ -64,7 +65,7 @@
       const turned = met.first === other.at && met.second === one.at;
       if (!turned && !(met.first === one.at && met.second === other.at)) continue;
       const column = (values) => new Map(held.prompts.map((prompt, at) => [promptKey(prompt), values[at]]));
-      return { turned, scores: (met.scores ??= column(met.score)), flips: (met.flips ??= column(met.flipped)) };
+      return { turned, scores: (met.scores ??= column(met.score)), flips: (met.flips ??= column(met.flipped)), reasons: (met.reasons ??= column(met.reason ?? [])) };
     }
     return undefined;
   };
@@ -110,13 +111,20 @@
     if (!known(answer.score)) return [];
     if (held.passes && answer.score === 1) return [make("span", { className: "mark up", textContent: "✓ passes" })];
     if (held.passes && answer.score === 0) return [make("span", { className: "mark down", textContent: "✗ fails" })];
-    const text = `${held.compares ? "P(beats the start model)" : "score"} ${answer.score.toFixed(2)}${answer.flipped === 1 ? ", the order decided" : ""}`;
+    const text = `${held.compares ? `P(beats the ${held.against === "start" ? "start model" : "baseline"})` : "score"} ${answer.score.toFixed(2)}${answer.flipped === 1 ? ", the order decided" : ""}`;
     return [make("span", { className: "mark", textContent: text })];
   };
-  const article = (head, content, foot) => {
+  const article = (head, content, foot, ...more) => {
     const text = make("div", { className: "text", dir: "auto", tabIndex: 0 }, ...content);
-    return make("article", {}, make("header", {}, ...head), text, make("footer", { textContent: foot }));
+    return make("article", {}, make("header", {}, ...head), text, make("footer", { textContent: foot }), ...more);
   };
+  const why = (reason, title = "The judge’s reason") =>
+    known(reason) ? [make("details", { className: "reason" }, make("summary", { textContent: title }), make("div", { className: "text", dir: "auto", textContent: visible(reason) }))] : [];
+  const whyOfTwo = (held, models, key) => models.flatMap((one, at) => models.slice(at + 1).flatMap((other) => {
+    const met = battle(held, one, other);
+    const [first, second] = met?.turned ? [other, one] : [one, other]; // whose answer the judge calls this one, and the other
+    return why(met?.reasons.get(key) ?? null, `The judge’s reason: this is ${visible(first.title)}, the other ${visible(second.title)}`);
+  }));
   const size = ({ tokens, finished, cut }) =>
     [cut ? `${cut} more characters not here` : "", known(tokens) ? `${tokens} tokens` : "", finished === 0 ? "cut off at the limit" : ""].filter(Boolean).join(" · ");
   const showAnswers = (held, models, key, marking) => {
@@ -127,7 +135,7 @@
       if (!answer) return article(head, ["–"], "no answer");
       const other = at ? answers[0] : answers[1];
       const marks = marking && other ? (at ? diff(other.text, answer.text)?.[1] : diff(answer.text, other.text)?.[0]) : null;
-      return article([...head, ...verdict(held, answer)], marks ? differing(marks, at ? "ins" : "del") : [visible(answer.text)], size(answer));
+      return article([...head, ...verdict(held, answer)], marks ? differing(marks, at ? "ins" : "del") : [visible(answer.text)], size(answer), ...why(answer.reason));
     });
   };
   const question = ([id, kind, instruction]) =>
@@ -180,7 +188,7 @@
     };
     const kinds = [...new Set(held.prompts.map(([, kind]) => kind))].filter(Boolean).sort();
     const scored = held.models.some((model) => model.score);
-    const passes = select([["", "any"], ["1", "first better than second"], ["-1", "second better than first"], ["0", "equal"], ...(held.compares ? [["flip", "the order decided"]] : []), ...(held.passes ? [["all", "all pass"], ["none", "none passes"]] : [])]);
+    const passes = select([["", "any"], ["1", "first better than second"], ["-1", "second better than first"], ["0", "equal"], ...(held.compares && held.against === "start" ? [["flip", "the order decided"]] : []), ...(held.passes ? [["all", "all pass"], ["none", "none passes"]] : [])]);
     const kind = select([["", "any"], ...kinds.map((name) => [name, visible(name)])]);
     const length = select([["", "any"], ["1", "first longer than second"], ["-1", "second longer than first"], ["far", "one over 1.5 times another"], ["cut", "one cut off at the limit"]]);
     const order = select([["", "as picked by rule"], ["long", "longest first"], ["short", "shortest first"], ["apart", "lengths most apart"]]);
@@ -211,7 +219,7 @@
     const show = () => {
       const end = Math.min(from + AT_ONCE, matching.length), shown = chosen();
       list.replaceChildren(...matching.slice(from, end).map((key) => {
-        return make("div", { className: "one" }, question(prompts.get(key)), make("div", { className: "shown" }, ...showAnswers(held, shown, key, marking.checked)));
+        return make("div", { className: "one" }, question(prompts.get(key)), make("div", { className: "shown" }, ...showAnswers(held, shown, key, marking.checked)), ...whyOfTwo(held, shown, key));
       }));
       count.textContent = matching.length ? `${from + 1} to ${end} of ${matching.length} prompts` : "No prompt fits.";
       legend.hidden = !marking.checked || shown.length < 2;
@@ -335,7 +343,7 @@
       }
     };
     offer();
-    const startAt = models.findIndex((model) => model.loss === "start");
+    const startAt = models.findIndex((model) => model.loss === held.against);
     const trained = models.map((_, at) => at).filter((at) => at !== startAt);
     picks[0].control.value = startAt >= 0 ? startAt : 0;
     picks[1].control.value = trained[0] ?? "";

@@ -56,6 +56,27 @@ document.addEventListener("keydown", (event) => {
   if ((event.key === "Enter" || event.key === " ") && event.target.matches("[data-full]")) { event.preventDefault(); event.target.click(); }
 });
 
+// A number leads to where it comes from: to its row's page, there to the same number of each run, or, in a page that stands
+// alone, to the row's runs below.
+const originOf = (cell) => {
+  const row = cell.parentElement, table = cell.closest("table");
+  const page = row.cells[0].querySelector("a[href]:not(.anchor)");
+  const { metric } = table.tHead.rows[0].cells[cell.cellIndex].dataset;
+  if (page) return page.getAttribute("href") + (metric ? `#metric-${encodeURIComponent(metric)}` : "");
+  const label = row.cells[0].textContent.trim();
+  const runs = document.getElementById(`${table.closest("section")?.id}-runs`);
+  const rows = [...(runs?.querySelectorAll("tbody tr") ?? [])].map((run) => [run, run.cells[0].textContent.trim()]);
+  const own = rows.find(([, text]) => text === label) ?? rows.find(([, text]) => text.startsWith(`${label} (`));
+  return own && own[0] !== row ? `#${own[0].id}` : "";
+};
+document.addEventListener("click", (event) => {
+  const cell = event.target.closest("table.sortable tbody td.num");
+  if (!cell || event.target.closest("a, button, [data-full]") || !getSelection().isCollapsed) return;
+  const origin = originOf(cell);
+  if (origin && (event.ctrlKey || event.metaKey)) window.open(origin);
+  else if (origin) location.assign(origin);
+});
+
 // Say what stands where the pointer is, or, with the arrow keys, point by point.
 const reach = 28; // pixels
 const narrowed = { hides: () => false }; // of a point's text; narrow.js says which
@@ -126,6 +147,7 @@ wear(remembered.get());
 // Draw a picture when it comes near. All are unpacked, as text, while the page is idle: printing waits for nothing.
 const markup = new Map(); // picture → its SVG and hints, or the promise of them
 const unpacked = async (picture) => {
+  if (!("drawing" in picture.dataset)) return; // drawn by now
   if (!markup.has(picture)) markup.set(picture, unpack(picture.dataset.drawing).text());
   markup.set(picture, await markup.get(picture));
 };

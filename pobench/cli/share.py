@@ -22,6 +22,9 @@ def share(
         Path, typer.Option("--out", help="The site's folder; one that `share` did not write is refused.")
     ] = Path("site"),
     setting: Annotated[str | None, typer.Option(help="Only the runs of this setting.")] = None,
+    url: Annotated[
+        str, typer.Option(help="Where the site will stand, https://…/: social cards need whole addresses.")
+    ] = "",
     plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
@@ -35,7 +38,7 @@ def share(
     from pobench.workflows.share import share as write
 
     load_plugins(plugin)
-    index, complete = drawn(lambda: write(runs, to, setting))
+    index, complete = drawn(lambda: write(runs, to, setting, address=url))
     if not is_address(runs):  # a shared report was looked at
         shown = open_frames(runs, setting)["runs"]
         record_look(Path(runs), shown, shown)

@@ -8,6 +8,10 @@ If its score is pass or fail, it may also say how far the answer came, given the
 
     judge.grade(row, text, finished=True) -> float in [0, 1], 1 where the answer passes; nan if it has no opinion
 
+Any of them may say why in a few words, which the answers' reader shows:
+
+    judge.reason(row, text, finished=True) -> str; "" if it has nothing to say
+
 A pairwise judge compares two answers to one prompt, in both orders, and averages:
 
     judge.judge(prompt, a, b) -> P(b is better) in [0, 1]; nan if no verdict could be read

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pobench.judging.benchmarks.verdict_files import short
 from pobench.judging.client import LIMITS, Client, Cost, Request, address, allowed_tokens, identity
-from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, from_reply, question
+from pobench.judging.pairwise import Comparison, Progress, Read, TwoOrders, from_reply, question, reason_in
 from pobench.judging.replies import Reply
 from pobench.registry import register_judge
 from pobench.settings.schema import Count
@@ -53,7 +53,8 @@ class EndpointJudge(TwoOrders):
             where = "extra" if any(name in self.client.extra for name in LIMITS) else "max_tokens"
             return Read(math.nan, f"{reply.missing}: raise judge.settings.{where}, now {limit} tokens")
         second = from_reply(reply.answer, reply.top)
-        return Read(second, f"neither A nor B: {short(reply.answer)}" if math.isnan(second) else "")
+        error = f"neither A nor B: {short(reply.answer)}" if math.isnan(second) else ""
+        return Read(second, error, reason_in(reply.text))
 
 
 def _canonical(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,10 +52,12 @@ class Comparison(NamedTuple):
 
 
 class Read(NamedTuple):
-    """The verdict for one order. second: P(the second answer shown is better); nan if none could be read. error: why."""
+    """The verdict for one order. second: P(the second answer shown is better); nan if none could be read. error: why. reason:
+    what the judge wrote beside its letter."""
 
     second: float
     error: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,22 @@ class Verdict:
     """The verdict on two answers. probability: P(b is better), the mean of both orders; nan if either could not be read.
 
     forward: P(b is better) with a shown first. backward: P(b is better) with b shown first. Both are nan if the judge does
-    not report single orders. error: why there is no probability.
+    not report single orders. error: why there is no probability. reason: what the judge wrote beside its letters.
     """
 
     probability: float
     forward: float = math.nan
     backward: float = math.nan
     error: str = ""
+    reason: str = ""
 
     @classmethod
     def of(cls, forward: Read, backward: Read) -> Verdict:
         """Combine the readings with a shown first and with b shown first."""
         ahead, behind = forward.second, 1.0 - backward.second
-        return cls((ahead + behind) / 2, ahead, behind, forward.error or backward.error)
+        said = (("A: the other, B: this answer", forward), ("A: this answer, B: the other", backward))
+        reason = "\n\n".join(f"[{order}] {read.reason}" for order, read in said if read.reason)
+        return cls((ahead + behind) / 2, ahead, behind, forward.error or backward.error, reason)
 
     @property
     def flipped(self) -> float:
@@ -198,6 +203,16 @@ def from_reply(reply: str, top: Mapping[str, float]) -> float:
     begins = not math.isnan(_letter(next(iter(_lines(reply)), "")))
     verdict, likely = from_text(reply), from_alternatives(top)
     return verdict if math.isnan(verdict) or math.isnan(likely) or not begins else likely
+
+
+LONGEST_REASON = 4000  # characters
+
+
+def reason_in(reply: str) -> str:
+    """What a reply says beside its letter, its thought included; "" for the letter alone."""
+    text = reply.strip()
+    lines = _lines(text)
+    return "" if len(lines) == 1 and not math.isnan(_letter(lines[0])) else text[:LONGEST_REASON]
 
 
 def _lines(text: str) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +66,8 @@ def sample_answers(selection: Selection, count: int = SAMPLE_PROMPTS) -> list[Sa
         rows = {arm: frame.loc[prompt] for arm, frame in firsts.items() if prompt in frame.index}
         first = next(iter(rows.values()))
         samples = [
-            _sample(arm, row, judged.get((row["run"], prompt, row["sample"]), UNJUDGED)[0]) for arm, row in rows.items()
+            _sample(arm, row, judged.get((row["run"], prompt, row["sample"]), UNJUDGED).score)
+            for arm, row in rows.items()
         ]
         shown.append(
             SamplePrompt(clean(str(prompt)), _text(first, "kind"), clean(_raw(first, "instruction"), 2000), samples)
@@ -146,16 +147,84 @@ def pack_answers(selection: Selection, limit: int = MOST_PACKED) -> Packed | Non
     most = _answered_by_most(firsts.values())
     every = {prompt for frame in firsts.values() for prompt in frame.index}
     prompts = most + sorted(every - set(most), key=_digest)
-    count, content = len(prompts), _packed(_payload(selection, firsts, prompts))
-    while len(content) > limit and count:
-        count = min(count - 1, int(count * 0.97 * limit / len(content)))
-        content = _packed(_payload(selection, firsts, prompts[:count]))
+    content, count = _fitting(prompts, lambda kept: _payload(selection, firsts, kept), limit)
     kept = prompts[:count]
     held = sum(int(frame.index.isin(kept).sum()) for frame in firsts.values())
     stored = int(selection.frames["answers"]["text"].notna().sum())
     models, asked = _count(len(firsts), "model"), _count(len(prompts), "prompt")
     whose = f"of {models} the lowest seed’s first sample, to {show_number(count)} of {asked}"
     note = f"This page holds {show_number(held)} of {show_number(stored)} answers: {whose}."
+    return Packed(content, note) if count else None
+
+
+def _fitting(
+    prompts: Sequence[Any], payload: Callable[[Sequence[Any]], Mapping[str, Any]], limit: int
+) -> tuple[str, int]:
+    """The payload of as many of the prompts as `limit` bytes hold, packed, and how many these are."""
+    count, content = len(prompts), _packed(payload(prompts))
+    while len(content) > limit and count:
+        count = min(count - 1, int(count * 0.97 * limit / len(content)))
+        content = _packed(payload(prompts[:count]))
+    return content, count
+
+
+def pack_benchmarks(selection: Selection, limit: int = MOST_PACKED) -> list[Packed]:
+    """Of each benchmark whose answers a judge read beside a baseline's, and of each of its judges: the baseline's answers and
+    each arm's (the lowest seed's), as `pack_answers` packs them, in `limit` bytes together.
+
+    The JSON has `against`: "baseline", which is also the `loss` of the baseline's entry among the `arms`; their `score` is 1
+    where the arm's answer won against it, and `reason` the judge's words.
+    """
+    rows = selection.frames.rows("benchmark_answers")
+    if rows is None or not len(rows):
+        return []
+    runs, stored = selection.frames["runs"], set(rows.runs)
+    firsts = {}
+    for arm in selection.arms:
+        members = of_arm(runs, arm).sort_values(["seed", "run"], kind="stable")["run"]
+        run = next((r for r in members if r in stored), None)
+        if run is not None:
+            firsts[arm] = rows.of([run])
+    named = sorted({key for own in firsts.values() for key in zip(own["benchmark"], own["judge"], strict=True)})
+    packed = [_pack_benchmark(firsts, benchmark, judge, limit // len(named)) for benchmark, judge in named]
+    return [one for one in packed if one is not None]
+
+
+def _pack_benchmark(firsts: Mapping[Arm, pd.DataFrame], benchmark: str, judge: str, limit: int) -> Packed | None:
+    """One benchmark as one judge saw it. firsts: arm → its rows of `benchmark_answers`."""
+    asked = {
+        arm: own[(own["benchmark"] == benchmark) & (own["judge"] == judge)]
+        .drop_duplicates("question")
+        .set_index("question")
+        for arm, own in firsts.items()
+    }
+    asked = {arm: own for arm, own in asked.items() if len(own)}
+    baseline = pd.concat(asked.values())
+    baseline = baseline[~baseline.index.duplicated()]
+    questions = sorted(baseline.index, key=_digest)
+
+    def payload(kept: Sequence[Any]) -> dict[str, Any]:
+        told = baseline.loc[list(kept)]
+        beside = {"label": f"Baseline of {clean(benchmark)}", "loss": "baseline", "colour": look_of("start").colour}
+        arms: list[dict[str, Any]] = [
+            {**beside, "run": "", "text": [_valid(t[:LONGEST_PACKED]) for t in told["baseline"]]}
+        ]
+        for arm, own in asked.items():
+            at = own.reindex(list(kept))
+            columns: dict[str, list[Any]] = {
+                "text": [None if pd.isna(t) else _valid(t[:LONGEST_PACKED]) for t in at["text"]],
+                "score": [_number(score) for score in at["score"]],
+                "reason": [_valid(_or_empty(reason)) or None for reason in at["reason"]],
+            }
+            arms.append({**_about(arm), "run": str(own["run"].iloc[0]), **_filled(columns)})
+        facts = zip(told.index, told["kind"], told["prompt"], strict=True)
+        prompts = [[_valid(str(name)), _valid(_or_empty(kind)), _valid(text)] for name, kind, text in facts]
+        about = {"judge": _valid(judge), "compares": True, "against": "baseline"}
+        return {**about, "prompts": prompts, "arms": arms, "battles": []}
+
+    content, count = _fitting(questions, payload, limit)
+    whose = f"the baseline’s answers and those of {_count(len(asked), 'model')}, of each its lowest seed’s"
+    note = f"{clean(benchmark)}, {show_number(count)} of {_count(len(questions), 'question')}: {whose}."
     return Packed(content, note) if count else None
 
 
@@ -206,31 +275,43 @@ def _prompts(frames: Iterable[pd.DataFrame], prompts: Sequence[Any]) -> list[lis
     return [facts[prompt] for prompt in prompts]
 
 
-Verdict = tuple[float, float]  # score, flipped
-UNJUDGED = (math.nan, math.nan)
+class Verdict(NamedTuple):
+    """The main judge's on an answer. flipped: whether the order of the two answers decided. reason: what it wrote."""
+
+    score: float
+    flipped: float
+    reason: Any = None
+
+
+UNJUDGED = Verdict(math.nan, math.nan)
 
 
 def _columns(answers: pd.DataFrame, judged: Mapping[tuple[Any, Any, Any], Verdict], longest: int) -> dict[str, Any]:
-    """The answers as columns, null where there is none: text, score and flipped (of the main judge), tokens, finished; cut:
-    place of each answer that is longer than `longest` characters → how many are left out. answers: by prompt."""
+    """The answers as columns, null where there is none: text, score, flipped and reason (of the main judge), tokens, finished;
+    cut: place of each answer that is longer than `longest` characters → how many are left out. answers: by prompt."""
     texts = [None if pd.isna(text) else str(text) for text in answers["text"]]
     keys = zip(answers["run"], answers.index, answers["sample"], strict=True)
     verdicts = [judged.get(key, UNJUDGED) for key in keys]
     columns: dict[str, list[Any]] = {
         "text": [None if text is None else _valid(text[:longest]) for text in texts],
-        "score": [_number(score) for score, _ in verdicts],
-        "flipped": [_number(flipped) for _, flipped in verdicts],
+        "score": [_number(verdict.score) for verdict in verdicts],
+        "flipped": [_number(verdict.flipped) for verdict in verdicts],
+        "reason": [_valid(_or_empty(verdict.reason)) or None for verdict in verdicts],
         "tokens": [_number(tokens) for tokens in answers["tokens"]],
         "finished": [None if pd.isna(ended) else int(bool(ended)) for ended in answers["finished"]],
     }
     cut = {str(place): len(text) - longest for place, text in enumerate(texts) if text and len(text) > longest}
-    filled = {name: values for name, values in columns.items() if any(value is not None for value in values)}
-    return {**filled, **({"cut": cut} if cut else {})}
+    return {**_filled(columns), **({"cut": cut} if cut else {})}
+
+
+def _filled(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The columns that have a value."""
+    return {name: values for name, values in columns.items() if any(value is not None for value in values)}
 
 
 def _battles(selection: Selection, firsts: Mapping[Arm, pd.DataFrame], prompts: Sequence[Any]) -> list[dict[str, Any]]:
     """The main judge's verdicts on two arms' packed answers: first and second, places among the arms; score, P(the first is
-    better), and flipped, one value a prompt."""
+    better), flipped and reason, one value a prompt."""
     comparisons, verdicts = selection.frames.get("comparisons"), selection.frames["verdicts"]
     if comparisons is None or comparisons.empty:
         return []
@@ -241,17 +322,18 @@ def _battles(selection: Selection, firsts: Mapping[Arm, pd.DataFrame], prompts: 
     for (run, opponent), rows in main.groupby(["run", "opponent"], sort=True):
         own = rows.sort_values("sample", kind="stable").drop_duplicates("prompt").set_index("prompt").reindex(prompts)
         verdict = {name: [_number(value) for value in own[name]] for name in ("score", "flipped")}
-        battles.append({"first": place[str(run)], "second": place[str(opponent)], **verdict})
+        reasons = _filled({"reason": [_valid(_or_empty(reason)) or None for reason in own["reason"]]})
+        battles.append({"first": place[str(run)], "second": place[str(opponent)], **verdict, **reasons})
     return battles
 
 
 def _judged(verdicts: pd.DataFrame) -> dict[tuple[Any, Any, Any], Verdict]:
-    """(run, prompt, sample) → the main judge's score, and whether the order of the two answers decided."""
+    """(run, prompt, sample) → the main judge's verdict."""
     if verdicts.empty:
         return {}
     judged = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])].drop_duplicates(["run", "prompt", "sample"])
-    rows = judged[["run", "prompt", "sample", "score", "flipped"]].itertuples(index=False)
-    return {(run, prompt, sample): (score, flipped) for run, prompt, sample, score, flipped in rows}
+    rows = judged[["run", "prompt", "sample", *Verdict._fields]].itertuples(index=False)
+    return {(run, prompt, sample): Verdict(*verdict) for run, prompt, sample, *verdict in rows}
 
 
 def _number(value: Any) -> float | int | None:

@@ -119,7 +119,7 @@ def _top_over_start(top: Sequence[Arm], over_start: Sequence[Pair]) -> str:
         subject = "It" if len(top) == 1 else "Both" if len(top) == 2 else "All"
         return f"{subject} {'is' if len(top) == 1 else 'are'} better than the start model."
     whose = f"Only {len(better)} of them" if better else "None of them" if len(top) > 1 else "It"
-    verb = "is" if better or len(top) > 1 else "is not"
+    verb = "are" if len(better) > 1 else "is" if better or len(top) > 1 else "is not"
     return f"{whose} {verb} shown to be better than the start model."
 
 

@@ -30,6 +30,7 @@ from pobench.reporting.answers import (
     Packed,
     SamplePrompt,
     pack_answers,
+    pack_benchmarks,
     sample_answers,
     write_answers,
 )
@@ -238,6 +239,7 @@ class Section:
     chapters: list[tuple[str, str, list[Item], list[Item]]]  # anchor, title, items drawn, items that cannot be
     samples: list[SamplePrompt]
     packed: Packed | None  # answers for the reader
+    benchmarks: list[Packed]  # and those to the questions of benchmarks, beside their baselines'
     formulas: list[Formula]
     environment: list[tuple[str, str]]
     both_fell: str
@@ -259,6 +261,7 @@ def build_section(
     tables = _tables(items)
     health = tables.get("training-health")
     beside = [item for item in items if item.chapter == "answer" and item.picture][:1]
+    benchmarks = pack_benchmarks(comparable.home, most_packed // 2)
     models = [str(n) for n in comparable.frames["runs"]["note"].dropna()]
     notes = dict.fromkeys(clean(note, 600) for note in [comparable.apart, *models] if note.strip())
     return Section(
@@ -272,7 +275,8 @@ def build_section(
         findings=summarise(comparable, *map(tables.get, ("claims", "looked-before"))),
         chapters=_chapters([item for item in items if item not in beside]),
         samples=sample_answers(comparable.home),
-        packed=pack_answers(comparable.home, most_packed),
+        packed=pack_answers(comparable.home, most_packed - sum(len(one.content) for one in benchmarks)),
+        benchmarks=benchmarks,
         formulas=formulas(comparable.home),
         environment=environment(comparable.frames["runs"]),
         both_fell=both_fell(health),
@@ -297,6 +301,7 @@ def _build_across(several: Comparable, drawn: Sequence[Item]) -> Section:
         chapters=_chapters(items),
         samples=[],
         packed=None,
+        benchmarks=[],
         formulas=[],
         environment=[],
         both_fell="",
@@ -339,11 +344,13 @@ def _slug(text: str) -> str:
 
 @dataclass(frozen=True)
 class Site:
-    """What the page of a shared site has beside: the social card's sentence and picture, and files as (path, what it is)."""
+    """What the page of a shared site has beside: the social card's sentence and picture, files as (path, what it is), and the
+    address at which it will stand, ending in a slash, where that is known."""
 
     sentence: str
     picture: str
     files: Sequence[tuple[str, str]]
+    address: str = ""
 
 
 def link_runs(section: Section, arms: Mapping[str, str], runs: Mapping[str, str]) -> None:

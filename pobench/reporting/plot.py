@@ -205,9 +205,17 @@ def log_scale(axis_of: Axes, which: str = "y") -> None:
     """A logarithmic axis with plain numbers."""
     axis_of.set(**{f"{which}scale": "log"})
     axis = axis_of.yaxis if which == "y" else axis_of.xaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=4))
+    axis.set_major_locator(_FewTicks(numticks=4))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+class _FewTicks(LogLocator):
+    """Ticks at 1, 2 and 5 times the powers of ten; over more than two of them, at powers of ten alone."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        self.set_params(subs=(1, 2, 5) if vmax < 100 * vmin else (1,))
+        return super().tick_values(vmin, vmax)
 
 
 def value_axis(ax: Axes, values: ArrayLike) -> None:
@@ -319,7 +327,7 @@ def apart(wanted: Sequence[float], gap: float) -> list[float]:
     return [min(max(at, 0.0), highest) + k * gap for k, at in enumerate(lowest)]
 
 
-BETTER, WORSE = "#2a78d6", "#d4541a"  # colours of a cell that is better or worse than its comparison
+BETTER, WORSE = "#1c5fb0", "#b3401a"  # of a cell that is better or worse than its comparison; no loss has them
 
 
 def matrix_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str], *, names_above: bool = False) -> None:

@@ -70,6 +70,7 @@ class Text(NamedTuple):
 
 
 class Score(NamedTuple):
+    metric: str
     title: str
     value: str
     interval: str
@@ -122,7 +123,7 @@ class ArmPage:
 
     title: str
     colour: str
-    heads: list[str]
+    heads: list[tuple[str, str]]  # metric, title
     rows: list[tuple[Text, list[tuple[str, str]]]]  # run, (value, interval) of each metric
 
 
@@ -240,7 +241,7 @@ class Pages:
         if len(arm.runs) > 1 and arm.id in self.scores:
             lines.append((Text("all seeds together"), arm.id))
         rows = [(text, [_brief(_of(self.scores.get(name, []), metric)) for metric in shown]) for text, name in lines]
-        titles = [metrics.METRICS[name].title for name in shown]
+        titles = [(name, metrics.METRICS[name].title) for name in shown]
         return ArmPage(clean(arm.label), look_of(arm.loss).colour, titles, rows)
 
 
@@ -280,7 +281,15 @@ def _score(row: Mapping[Any, Any]) -> Score:
     interval = f"[{show(low)}, {show(high)}]" if math.isfinite(low) else ""
     better = row["better"] if isinstance(row["better"], str) else ""
     title = clean(known.title if known else str(row["metric"]))
-    return Score(title, f"{show(value)}{unit}", interval, str(row["n"]), better, known.definition if known else "")
+    return Score(
+        clean(str(row["metric"])),
+        title,
+        f"{show(value)}{unit}",
+        interval,
+        str(row["n"]),
+        better,
+        known.definition if known else "",
+    )
 
 
 # ---------------------------------------------------------------- curves

@@ -38,13 +38,14 @@ def listing(names: Sequence[str]) -> str:
 # ---------------------------------------------------------------- a printed table
 @dataclass
 class Head:
-    """A column: its title, unit, tooltip, and which direction is better."""
+    """A column: its title, unit, tooltip, which direction is better, and the metric that it shows, if any."""
 
     title: str
     unit: str = ""
     help: str = ""
     better: str = ""
     numeric: bool = False
+    metric: str = ""
 
 
 @dataclass
@@ -96,7 +97,7 @@ def make_table(frame: pd.DataFrame, colours: Mapping[str, str] | None = None) ->
         metric, values = metrics.metric(str(name)), list(frame[name])
         numeric = any(isinstance(v, Estimate) or _numeric(v) for v in values)
         heads.append(
-            Head(metric.title, metric.unit, metric.definition, metric.better, True)
+            Head(metric.title, metric.unit, metric.definition, metric.better, True, str(name))
             if metric
             else Head(clean(str(name)), numeric=numeric)
         )

@@ -278,11 +278,12 @@ def _values_from(config: Mapping[str, Any], start: bool) -> dict[str, Any]:
 
 
 def _finished(folder: RunFolder, start: bool) -> bool:
-    """Whether the model is trained, and the results of heldout, answers and judge that the newest command named are stored."""
+    """Whether the model is trained, and the last of heldout, answers and judge that the newest command named is stored. They
+    are made in this order, so one before it that is absent was left out by `--stages`."""
     if not folder.shown:
         return folder.has("finished.json")
-    needed = [name for stage, name in folder.shown.items() if stage in ("heldout", "answers", "judge")]
-    return (start or folder.trained is not None) and all(folder.node(name).finished for name in needed)
+    last = next((folder.shown[stage] for stage in ("judge", "answers", "heldout") if stage in folder.shown), None)
+    return (start or folder.trained is not None) and (last is None or folder.node(last).finished)
 
 
 def _sources(origin: Mapping[str, str], loss: str, settings: Iterable[str]) -> dict[str, str]:

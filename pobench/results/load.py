@@ -31,6 +31,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.results.score_rows import ScoreRows
 from pobench.results.scores import DISTINCT, Facts, Summary, entry_of, read_frame, summary_of
 
+BY_RUN = ("heldout", "trainpairs", "norms", "answers", "verdicts", "benchmark_answers", "steps")  # read when asked for
 COUNTED = {"characters", "repeated"}  # columns of `answers` that are counted from the texts
 
 
@@ -46,8 +47,8 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
 
 
 def open_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames:
-    """The frames of `load_frames`, of which `steps`, `heldout`, `trainpairs`, `norms`, `answers`, `verdicts` and `scores` are
-    read when they are asked for, of the runs that they are asked for.
+    """The frames of `load_frames`, of which those of `BY_RUN` and `scores` are read when they are asked for, of the runs that
+    they are asked for.
 
     A run whose files are damaged is left out with a sentence. Raises PobenchError if no run is stored, or none is whole.
     """
@@ -79,7 +80,7 @@ def open_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
             parts["tuning"].append(read_trials(trials))
     stored = {name: FRAMES[name].of(_joined(own)) for name, own in parts.items()}
     every_run = FRAMES["runs"].of(pd.DataFrame(rows))
-    by_run = {name: store.rows(name) for name in ("heldout", "trainpairs", "norms", "answers", "verdicts", "steps")}
+    by_run = {name: store.rows(name) for name in BY_RUN}
     return Frames(
         {"runs": every_run, **stored}, by_run={**by_run, "scores": ScoreRows.stored(store.entries, store.summary)}
     )
@@ -105,6 +106,9 @@ class Store:
 
     def rows(self, name: str) -> Rows:
         """A frame of these runs."""
+        if name == "benchmark_answers":
+            having = [run for run in self.entries if any((self.root / run).glob("benchmarks/*/*/*/beside.jsonl"))]
+            return Rows(name, having, self._beside)
         if name == "steps":
             return Rows(name, [run for run in self.entries if (self.root / run / "steps.jsonl").is_file()], self._steps)
         runs = [
@@ -129,6 +133,13 @@ class Store:
         wanted = [*columns, *(["text"] if COUNTED & set(columns) else [])]
         rows = read_frame(self.root, home, name, wanted).assign(run=run)
         return counted(rows) if COUNTED & set(columns) else rows
+
+    def _beside(self, run: str, columns: Sequence[str] | None) -> pd.DataFrame:
+        try:
+            return pd.DataFrame(RunFolder(self.root, run).benchmark_answers()).assign(run=run)
+        except CorruptError as error:
+            say(f"the benchmarks' answers of {run} are left out: {error}")
+            return FRAMES["benchmark_answers"].of()
 
     def _steps(self, run: str, columns: Sequence[str] | None) -> pd.DataFrame:
         try:

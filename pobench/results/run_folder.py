@@ -213,14 +213,30 @@ class RunFolder:
 
         Raises CorruptError where its bytes are not those that were written.
         """
-        best: dict[tuple[str, str], dict[str, Any]] = {}
+        return [result for result, _ in self._benchmark_results()]
+
+    def benchmark_answers(self) -> list[dict[str, Any]]:
+        """Of the results of `benchmark_results` that have `beside.jsonl`, its rows, with benchmark and judge."""
+        rows = []
+        for result, folder in self._benchmark_results():
+            named = {"benchmark": result["benchmark"], "judge": result["judge"]}
+            digest = manifest(folder).get("files", {}).get("beside.jsonl")
+            if digest is not None:
+                lines = checked_bytes(folder / "beside.jsonl", digest).decode("utf-8").split("\n")
+                rows += [{**named, **json.loads(line)} for line in lines if line]
+        return rows
+
+    def _benchmark_results(self) -> list[tuple[dict[str, Any], Path]]:
+        """Those of `benchmark_results`, each with its folder."""
+        best: dict[tuple[str, str], tuple[dict[str, Any], Path]] = {}
         for path in sorted(self.path.glob("benchmarks/**/score.json")):
             made = manifest(path.parent)
             if made and path.name not in made["files"]:
                 continue  # unfinished
             result = json.loads(checked_bytes(path, made["files"][path.name]) if made else path.read_bytes())
             key = result["benchmark"], result["judge"]
-            best[key] = max(best.get(key, result), result, key=lambda r: (r["asked"], r["made"]))
+            found = result, path.parent
+            best[key] = max(best.get(key, found), found, key=lambda one: (one[0]["asked"], one[0]["made"]))
         return [best[key] for key in sorted(best)]
 
     # -- steps
@@ -301,6 +317,13 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
         ends = range(least, len(folder))
         short[name] = next((folder[:end] for end in ends if _begin(every, folder[:end]) == 1), folder)
     return short
+
+
+def short_digests(digests: Iterable[str]) -> dict[str, str]:
+    """Each digest → as few of its digits, at least `LEAST_DIGITS`, as begin no other."""
+    every = sorted(set(digests))
+    ends = {digest: range(LEAST_DIGITS, len(digest)) for digest in every}
+    return {d: next((d[:end] for end in ends[d] if _begin(every, d[:end]) == 1), d) for d in every}
 
 
 def _begin(every: Sequence[str], prefix: str) -> int:

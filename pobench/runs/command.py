@@ -340,4 +340,5 @@ def standing_of(task: Task) -> Standing:
     others = [job for job in command.jobs if job.place != place]
     behind = time_left(others, command.parallel, now).seconds
     alone = len(command.jobs) == 1 and not command.more
-    return Standing(name_in_command(task), own, math.nan if alone else behind, folder, began)
+    shares = command.parallel > 1 and len(command.jobs) > 1
+    return Standing(name_in_command(task), own, math.nan if alone else behind, folder, began, shares)

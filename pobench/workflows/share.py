@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pandas as pd
 
@@ -52,13 +53,17 @@ class SiteFolder(MarkedFolder):
     marker = "site.json"
 
 
-def share(runs: str | Path, out: Path, setting: str | None = None, figures: Sequence[str] | None = None) -> Path:
+def share(
+    runs: str | Path, out: Path, setting: str | None = None, figures: Sequence[str] | None = None, address: str = ""
+) -> Path:
     """Write the site as `out` and return its index.html. The same runs give the same bytes.
 
-    runs: a folder of runs or its address. figures: names, default all. Raises PobenchError where there are no runs, or where
-    `out` holds anything that `share` did not write; UndrawnError, once all is written, where the code of a figure failed.
+    runs: a folder of runs or its address. figures: names, default all. address: where the site will stand on the web, which
+    networks need for the social card. Raises PobenchError where there are no runs, or where `out` holds anything that `share`
+    did not write; UndrawnError, once all is written, where the code of a figure failed.
     """
     refuse_foreign(out)
+    address = web_address(address)
     root = local_runs(runs)
     if is_frames(root):
         raise PobenchError(
@@ -81,11 +86,31 @@ def share(runs: str | Path, out: Path, setting: str | None = None, figures: Sequ
         paragraphs = [methods(group, configs) for group in groups]
         _write(site / "methods.md", "# Methods\n\n" + "\n".join(paragraphs))
         (site / "card.png").write_bytes(_picture(sections))
-        _write(site / "index.html", render(sections, Site(_sentence(sections), "card.png", list(_files(site)))))
+        _write(
+            site / "index.html", render(sections, Site(_sentence(sections), "card.png", list(_files(site)), address))
+        )
         about = {"made by": "pobench share", "files": digests_of(site)}
         _write(site / SiteFolder.marker, json.dumps(about, indent=1) + "\n")
     refuse_undrawn(sections, out / "index.html")
     return out / "index.html"
+
+
+def web_address(text: str) -> str:
+    """The address of a site's folder, with a slash at its end; "" stays. Raises PobenchError for what is none."""
+    if not text:
+        return ""
+    try:
+        parts = urlsplit(text)
+        known = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and not (parts.query or parts.fragment or parts.username)
+        )
+    except ValueError:
+        known = False
+    if not known:
+        raise PobenchError(f"--url: {text!r} is no address of a folder on the web, such as https://example.org/report/")
+    return text.removesuffix("index.html").rstrip("/") + "/"
 
 
 def refuse_foreign(out: Path) -> None:

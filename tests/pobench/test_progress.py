@@ -93,6 +93,15 @@ def test_on_a_terminal_the_bar_says_which_job_it_is_and_what_is_left_of_all(monk
     assert "left · 1:01:" in shown[-1] and "in all" in shown[-1]
 
 
+def test_jobs_that_share_a_terminal_write_lines_and_no_bars(monkeypatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with standing(Standing("job 7 of 29", shares=True)), progress("simpo, seed 42", 2, "steps") as advance:
+        advance(done=2)
+    assert terminal.getvalue().startswith("job 7 of 29 · simpo, seed 42  2/2 steps  done in 0:00")
+    assert "\x1b" not in terminal.getvalue() and "\r" not in terminal.getvalue()
+
+
 def test_without_a_terminal_a_line_comes_every_half_minute() -> None:
     assert pobench.progress.SECONDS_BETWEEN_LINES == 30.0
 

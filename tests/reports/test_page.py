@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +14,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from stores import start_run, trained_run
 
 from pobench.data.rows import read_rows
 from pobench.reporting.looks import look_of
 from pobench.reporting.page import build_report
 from pobench.results import metrics
+from pobench.workflows.share import share
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
@@ -54,6 +59,15 @@ def page(synthetic, tmp_path_factory) -> Path:
     frames["scores"] = metrics.complete(frames)
     runs, answers = frames["runs"], frames["answers"]
     answers["text"] = pd.Series([HOSTILE[i % 5] for i in range(len(answers))], index=answers.index, dtype=object)
+    frames["verdicts"]["reason"] = "no \u202edemand <b>met</b>"
+    beside = {"benchmark": "arena_hard", "judge": "gpt", "kind": "", "prompt": "Why?", "baseline": "It is so."}
+    frames["benchmark_answers"] = pd.DataFrame(
+        [
+            {"run": run, "question": f"u{n}", "text": "So it is.", "score": 1.0, "reason": "B is wordy", **beside}
+            for run in runs["run"]
+            for n in range(2)
+        ]
+    )
     runs["note"] = "<script>document.title = 'broken into'</script>"
     runs["environment"] = json.dumps({"python": "3.11", "packages": {"torch": "2.13"}})
     runs.loc[runs["loss"] == "kto", "title"] = "<b onclick=alert(1)>KTO</b>"
@@ -416,12 +430,30 @@ def test_picked_models_stand_side_by_side_and_what_is_sought_is_found(opened) ->
     )
 
 
+def test_the_judges_reason_is_read_beside_its_verdict_and_a_baselines_answers_beside_a_models(opened) -> None:
+    reader = unpacked(opened)
+    reason = reader.find_element(By.CSS_SELECTOR, "details.reason")
+    reason.find_element(By.TAG_NAME, "summary").click()
+    assert "no ⟨U+202E⟩demand <b>met</b>" in reason.text
+    script = "document.querySelectorAll('.held')[1].scrollIntoView({behavior: 'instant'})"
+    opened.execute_script(script)
+    WebDriverWait(opened, 60).until(lambda b: len(b.find_elements(By.CSS_SELECTOR, ".reader .list .one")) > 5)
+    beside = opened.find_elements(By.CSS_SELECTOR, ".reader")[1]
+    heads = [e.text for e in beside.find_elements(By.CSS_SELECTOR, ".one:first-child header b")]
+    texts = [e.text for e in beside.find_elements(By.CSS_SELECTOR, ".one:first-child article > .text")]
+    assert heads[0] == "Baseline of arena_hard" and texts[:2] == ["It is so.", "So it is."]
+    assert beside.find_element(By.CSS_SELECTOR, "header .mark").text == "P(beats the baseline) 1.00"
+    choose(beside, "Judge", "first better than second")
+    assert beside.find_element(By.TAG_NAME, "output").text == "No prompt fits."
+
+
 def test_words_that_differ_are_marked_in_both_answers(opened) -> None:
     reader = unpacked(opened)
     choose(reader, "First", "SimPO")
     choose(reader, "Second", "DPO")
     reader.find_element(By.CSS_SELECTOR, "label.tick input").click()
-    script = """return [...document.querySelectorAll('.reader .one .shown')].map((e) => [...e.children].slice(0, 2).map((a) => {
+    script = """const shown = document.querySelector('.reader').querySelectorAll('.one .shown');
+        return [...shown].map((e) => [...e.children].slice(0, 2).map((a) => {
         const text = a.querySelector('.text'), kept = text.cloneNode(true);
         kept.querySelectorAll('ins, del').forEach((mark) => mark.remove());
         return [text.textContent, kept.textContent.split(/\\s+/).filter(Boolean).join(' ')]; }))"""
@@ -489,6 +521,54 @@ def test_two_pinned_losses_are_compared_with_their_interval(opened, page) -> Non
     assert "Pass rate" in versus.text
     reader = unpacked(opened)
     assert [e.text for e in reader.find_elements(By.CSS_SELECTOR, ".one:first-child header b")][:2] == ["SimPO", "DPO"]
+
+
+def test_a_number_leads_to_its_losss_runs(opened) -> None:
+    row = opened.find_element(By.XPATH, "//table[contains(@class, 'sortable')]//tr[th[starts-with(., 'DPO')]]")
+    script = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
+    cell = row.find_element(By.CSS_SELECTOR, "td.num")
+    opened.execute_script(script, cell)
+    cell.click()
+    reached = opened.find_element(By.CSS_SELECTOR, "tr:target")
+    assert "-runs--" in reached.get_attribute("id") and reached.text.startswith("DPO")
+    assert opened.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_a_shared_site_that_is_served_loads_answers_takes_votes_and_leads_from_a_number_to_its_run(
+    browser, tmp_path
+) -> None:
+    root = tmp_path / "runs"
+    start_run(root)
+    for seed, name in enumerate(("simpo-0123456789ab", "simpo-aaaaaaaaaaaa", "dpo-bbbbbbbbbbbb")):
+        trained_run(root, name, seed=seed, passed=seed / 2)
+    share(root, tmp_path / "site", figures=["main-table"])
+    serve = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", tmp_path / "site"]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            port = re.search(r"port (\d+)", server.stdout.readline())[1]
+            browser.get(f"http://127.0.0.1:{port}/")
+            browser.execute_script("document.querySelectorAll('details.fold').forEach((fold) => (fold.open = true))")
+            reader = unpacked(browser)
+            WebDriverWait(browser, 60).until(lambda b: "More seeds and samples" in reader.text)
+            choose(reader, "More seeds", "SimPO")
+            reader.find_element(By.XPATH, ".//button[text()='Load all its answers']").click()
+            WebDriverWait(browser, 60).until(lambda b: "SimPO, seed 1, sample 1" in reader.text)
+            choose(reader, "First", "SimPO, seed 1, sample 1")
+            choose(reader, "Second", "DPO")
+            assert "tiny/simpo-aaaaaaaaaaaa" in reader.find_element(By.CSS_SELECTOR, ".text").text
+            reader.find_element(By.XPATH, ".//button[text()='Vote blind']").click()
+            browser.switch_to.active_element.send_keys("1", Keys.ESCAPE)
+            assert "1 vote" in reader.find_element(By.CSS_SELECTOR, ".result").text
+            number = browser.find_element(By.XPATH, "//tr[th[starts-with(., 'DPO')]]/td[contains(., 'n =')]")
+            browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", number)
+            number.click()
+            WebDriverWait(browser, 60).until(lambda b: "/runs/tiny/dpo-bbbbbbbbbbbb.html#metric-" in b.current_url)
+            assert browser.find_element(By.CSS_SELECTOR, ":target").is_displayed()
+            said = [entry for entry in browser.get_log("browser") if f":{port}/" in entry["message"]]
+            assert [entry["message"] for entry in said if "favicon" not in entry["message"]] == []
+        finally:
+            server.terminate()
 
 
 def test_a_short_digest_shows_itself_whole_and_a_heading_has_a_link_of_its_own(opened) -> None:

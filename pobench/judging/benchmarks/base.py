@@ -1,7 +1,7 @@
 """Base classes of the benchmarks: generate a stored run's answers, let a judge compare or grade them, and score.
 
     <run>/benchmarks/<name>/<12 hex>/            config.yaml, manifest.json, answers.jsonl
-    <run>/benchmarks/<name>/<12 hex>/<12 hex>/   config.yaml, manifest.json, verdicts.jsonl, score.json
+    <run>/benchmarks/<name>/<12 hex>/<12 hex>/   config.yaml, manifest.json, verdicts.jsonl, score.json, beside.jsonl
 
 The first digits are made from the questions, the chat template and tokenizer, the decoding and the precision; the second
 from the judge, the questions' own rows and the benchmark's code. So another decoding makes new answers beside the old
@@ -43,6 +43,8 @@ from pobench.data.chat import Chat
 from pobench.errors import PobenchError
 from pobench.files import checked_bytes, nan_as_null, write_json, write_text
 from pobench.identity import code_digest, name_of
+from pobench.judging.benchmarks.beside import FILE as BESIDE
+from pobench.judging.benchmarks.beside import baseline_of, beside_baseline
 from pobench.judging.benchmarks.verdict_files import Scored, fingerprint
 from pobench.judging.client import Client, Request, address, allowed_tokens, identity
 from pobench.judging.replies import Reply
@@ -579,8 +581,10 @@ class Judged(Asking):
             write_lines(stored, rows)
             finish(folder, "verdicts.jsonl")
         errors = [row["error"] for row in rows if "error" in row]
-        self._write_score(folder, self.scored(stored, questions), questions, errors, self.by_question(rows))
+        by_question = self.by_question(rows)
+        self._write_score(folder, self.scored(stored, questions), questions, errors, by_question)
         finish(folder, "score.json")
+        _write_beside(folder, answered, rows, by_question)
 
     def _asking(self, client: Client | Replayed, speaker: Speaker) -> Ask:
         """The client's `ask`, with a cost estimate and a progress bar."""
@@ -631,6 +635,26 @@ class Judged(Asking):
                 "values": scored.as_json(),
             },
         )
+
+
+def _write_beside(
+    folder: Path,
+    answered: Sequence[Answered],
+    verdicts: Sequence[Mapping[str, Any]],
+    by_question: Sequence[QuestionScore],
+) -> None:
+    """Write the answers beside those of the baseline, where the benchmark has one. verdicts: of the answers, in order."""
+    if not all(baseline_of(a.question.row) is not None and len(a.turns) == 1 for a in answered):
+        return
+    share = {one.question: one.score / 100 for one in by_question}
+    rows = [
+        beside_baseline(
+            a.question.id, a.question.row, a.question.turns[0], a.turns[0], v, share.get(a.question.id, math.nan)
+        )
+        for a, v in zip(answered, verdicts, strict=True)
+    ]
+    write_lines(folder / BESIDE, rows)
+    finish(folder, BESIDE)
 
 
 def digest_of_answers(folder: Path) -> str:

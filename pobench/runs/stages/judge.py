@@ -68,11 +68,11 @@ def run(context: Context) -> None:
 
 
 def _graded(context: Context, judge: Any, rows: Mapping[str, Any], answers: pd.DataFrame) -> pd.DataFrame | None:
-    """A judge's score of every answer, and its grade where it gives one; None in all processes but the first."""
+    """A judge's score of every answer, its grade and its reason where it gives them; None in all processes but the first."""
     judged = [(rows[a.prompt], a.text, a.finished) for a in answers.itertuples()]
-    columns = ["score", *(["grade"] if hasattr(judge, "grade") else [])]
+    columns = ["score", *(name for name in ("grade", "reason") if hasattr(judge, name))]
 
-    def grade(places: Sequence[int], progress: Progress | None) -> list[list[float]]:
+    def grade(places: Sequence[int], progress: Progress | None) -> list[list[Any]]:
         found = []
         for done, i in enumerate(places, start=1):
             found.append([getattr(judge, column)(*judged[i]) for column in columns])
@@ -122,6 +122,7 @@ def compared(
     notes = [f"{len(unread)} of {len(shown)} verdicts could not be read ({unread[0]})"] if unread else []
     for note in [*getattr(judge, "notes", ()), *notes]:
         context.say(f"{context.task.title}: {note}")
+    reasons = {"reason": [v.reason or None for v in verdicts]} if any(v.reason for v in verdicts) else {}
     return both[["prompt", "sample"]].assign(
         judge=judge.name,
         score=[v.probability for v in verdicts],
@@ -130,6 +131,7 @@ def compared(
         backward=[v.backward for v in verdicts],
         flipped=[v.flipped for v in verdicts],
         longer=[Longer().judge(*comparison) for comparison in shown],
+        **reasons,
     )
 
 

@@ -31,6 +31,7 @@ from pobench.judging.pairwise import (
     from_text,
     judge_many,
     question,
+    reason_in,
 )
 from pobench.judging.reward_model import reward_model
 from pobench.registry import JudgeType, judges
@@ -220,6 +221,15 @@ def test_the_endpoint_judge_averages_the_probabilities_of_both_orders(polite_ser
 
 def test_without_logprobs_the_letter_decides(polite_server) -> None:
     assert endpoint(model="m", base_url=polite_server.url, logprobs=0).judge(*AB) == 0.0
+
+
+def test_what_a_judge_writes_beside_its_letter_is_its_reason_in_each_order() -> None:
+    with OpenAIServer(lambda body: says("Both greet, but B is rude.\n\nA")) as server:
+        (verdict,) = endpoint(model="m", base_url=server.url).judge_many([AB])
+    said = "Both greet, but B is rude.\n\nA"
+    assert verdict.forward == 0.0 and verdict.backward == 1.0
+    assert verdict.reason == f"[A: the other, B: this answer] {said}\n\n[A: this answer, B: the other] {said}"
+    assert reason_in("**A**") == reason_in("The better answer is B.") == ""
 
 
 def test_an_unreadable_reply_is_no_verdict_and_says_what_it_was() -> None:

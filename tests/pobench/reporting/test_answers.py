@@ -9,7 +9,7 @@ import json
 import pandas as pd
 import pytest
 
-from pobench.reporting.answers import pack_answers, write_answers
+from pobench.reporting.answers import pack_answers, pack_benchmarks, write_answers
 from pobench.reporting.page import build_report
 from pobench.results.comparable import ordered, split
 
@@ -101,3 +101,32 @@ def test_a_page_asks_for_files_only_where_they_were_written(synthetic, tmp_path)
     html = served.read_text("utf-8")
     assert "connect-src 'self'" in html and 'data-beside="tiny/answers/index.json"' in html
     assert (tmp_path / "tiny/answers/index.json").is_file()
+
+
+def test_a_judges_reasons_and_a_benchmarks_baseline_are_packed(synthetic) -> None:
+    losses = {name: synthetic.LOSSES[name] for name in ("simpo", "dpo")}
+    frames = synthetic.make_frames(losses, prompts=3, samples=1, pairs=4, steps=2)
+    frames["verdicts"]["reason"] = [f"because {i}" for i in range(len(frames["verdicts"]))]
+    rows = [
+        {
+            **{"run": run, "benchmark": "arena_hard", "judge": "gpt", "question": question, "kind": "", "score": 1.0},
+            **{"prompt": "Why?", "text": f"{run} says so", "baseline": "it is so", "reason": "shorter"},
+        }
+        for run in frames["runs"]["run"]
+        for question in ("u1", "u2")
+    ]
+    frames["benchmark_answers"] = pd.DataFrame(rows)
+    home = split(ordered(frames))[0].home
+    reasons = frames["verdicts"].set_index(["run", "prompt"])["reason"]
+    data = read(pack_answers(home).content)
+    for arm in data["arms"]:
+        assert arm["reason"] == [reasons[arm["run"], prompt] for prompt, *_ in data["prompts"]]
+    (packed,) = pack_benchmarks(home)
+    assert packed.note.startswith("arena_hard, 2 of 2 questions: the baseline’s answers and those of 3 models")
+    beside = read(packed.content)
+    assert (
+        beside["against"] == beside["arms"][0]["loss"] == "baseline" and beside["arms"][0]["text"] == ["it is so"] * 2
+    )
+    assert [arm["reason"] for arm in beside["arms"][1:]] == [["shorter"] * 2] * 3
+    del frames["benchmark_answers"]
+    assert pack_benchmarks(split(ordered(frames))[0].home) == []

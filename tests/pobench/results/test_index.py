@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from pobench.analysis.settings_table import settings_table
+from stores import trained_run
 
 from pobench.results.arms import arms_of
-from pobench.results.index import Entry, run_row
+from pobench.results.index import Entry, read_entry, run_row
 
 ROW = {
     **{"run": "s/a", "setting": "s", "kind": "loss", "loss": "plackett_luce", "title": "", "settings": "{}", "seed": 1},
@@ -59,3 +62,11 @@ def test_the_table_of_settings_names_what_is_not_pairs() -> None:
     runs = pd.DataFrame([run_row(Entry({**ROW, "trained_on": read}, {})) for read in ("pairs", "lists")])
     table = settings_table(runs.assign(run=["s/a", "s/b"]))
     assert list(table["Pairs"]) == ["7 lists", "7 read as lists"] and set(table.columns) >= {"Loss", "Values"}
+
+
+def test_a_run_without_heldout_pairs_is_finished_where_a_later_stage_is(tmp_path: Path) -> None:
+    folder = trained_run(tmp_path, "dpo-0123456789ab")
+    folder.show({"heldout": "heldout-aaaaaaaaaaaa"})  # `--stages train,answers,judge` names it, and makes none
+    assert read_entry(folder).row["status"] == "finished"
+    folder.show({"judge": "judge-bbbbbbbbbbbb"})
+    assert read_entry(folder).row["status"] == "unfinished"

@@ -186,6 +186,17 @@ def test_the_card_has_the_size_that_networks_ask_for(site: Path) -> None:
     assert '<meta property="og:image" content="card.png">' in (site / "index.html").read_text("utf-8")
 
 
+def test_with_its_address_the_card_has_whole_ones(runs: Path, tmp_path: Path) -> None:
+    index = share(runs, tmp_path / "site", figures=["main-table"], address="https://example.org/a/index.html")
+    text = index.read_text("utf-8")
+    assert '<meta property="og:image" content="https://example.org/a/card.png">' in text
+    assert '<meta property="og:url" content="https://example.org/a/">' in text
+    for address in ("example.org/a", "file:///a", "https://me:pw@example.org", "https://example.org/?a", "https://[a/"):
+        with pytest.raises(PobenchError, match="is no address"):
+            share(runs, tmp_path / "other", address=address)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_digest_is_as_short_as_tells_it_from_others_and_commands_take_it(runs: Path) -> None:
     names = [START, *(f"tiny/{name}" for name in RUNS)]
     short = short_names(names)

@@ -150,7 +150,13 @@ def work_here(work_here, finished, tmp_path) -> Callable[..., Path]:
 def test_every_benchmark_is_answered_judged_and_scored_on_both_models(work_here, prompts, server, tmp_path) -> None:
     work_here("dpo", **prompts, **judged_by(server))
     assert server.paid <= REQUESTS  # equal requests, such as those about equal answers, are paid for once
-    frame = load_frames(tmp_path / "runs")["benchmarks"]
+    frames = load_frames(tmp_path / "runs")
+    frame, beside = frames["benchmarks"], frames["benchmark_answers"]
+    assert len(beside) == 2 * 2 * PROMPTS and set(beside["benchmark"]) == {"alpaca_eval", "arena_hard"}
+    hard = beside[beside["benchmark"] == "arena_hard"]
+    assert set(hard["baseline"]) == {f"base {i}" for i in range(PROMPTS)} and (hard["score"] == 0.5).all()
+    assert hard["reason"].str.startswith("[A: the baseline, B: this answer] My verdict: [[A>>B]]\n\n[A: this").all()
+    assert beside[beside["benchmark"] == "alpaca_eval"]["reason"].isna().all(), "a letter is no reason"
     assert set(frame["loss"]) == {"start", "dpo"} and set(frame["judge"]) == {"tester"}
     of_start = frame[frame["loss"] == "start"].set_index(["benchmark", "metric"])
     # m and M are the first and the second answer shown; shown in either order, 0.75 for the first is 0.25 or 0.75
