@@ -30,6 +30,7 @@ from pobench.results.rows import Read, Rows
 from pobench.results.run_folder import RunFolder
 from pobench.results.score_rows import ScoreRows
 from pobench.results.scores import DISTINCT, Facts, Summary, entry_of, read_frame, summary_of
+from pobench.spreadsheet import original
 
 COUNTED = {"characters", "repeated"}  # columns of `answers` that are counted from the texts
 
@@ -171,7 +172,8 @@ def _of_setting(frames: Frames, root: Path, setting: str | None) -> Frames:
 def read_trials(path: Path) -> pd.DataFrame:
     """The trials of a search, a file `trials.csv`, with the numbers that were written to the last digit."""
     text = {c.name: "str" for c in FRAMES["tuning"].columns if c.type in ("text", "JSON")}
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, float_precision="round_trip")
+    trials = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, float_precision="round_trip")
+    return trials.assign(**{name: trials[name].map(original, na_action="ignore") for name in text if name in trials})
 
 
 def _comparisons(root: Path, setting: str) -> list[pd.DataFrame]:

@@ -35,6 +35,7 @@ from pobench.results.frame_files import is_frames
 from pobench.results.load import open_frames
 from pobench.results.mirror import local_runs
 from pobench.results.run_folder import RunFolder
+from pobench.spreadsheet import csv_bytes
 
 # Columns of text that pobench or the user wrote, and not a model or a data set.
 WRITTEN = {
@@ -43,7 +44,6 @@ WRITTEN = {
     "tuning": ("reason",),
 }
 MOST_ROWS = 200_000  # of a frame as CSV; a larger one is there as Parquet
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a cell begins that a spreadsheet would compute
 
 
 class SiteFolder(MarkedFolder):
@@ -168,14 +168,7 @@ def _write_csv(folder: Path) -> None:
     for file in sorted(folder.glob("*.parquet")):
         frame = pd.read_parquet(file)
         if len(frame) <= MOST_ROWS:
-            words = [name for name in frame if frame[name].map(lambda value: isinstance(value, str)).any()]
-            frame = frame.assign(**{name: frame[name].map(_no_formula) for name in words})
-            text: str = frame.to_csv(index=False, lineterminator="\n", errors="replace")
-            file.with_suffix(".csv").write_bytes(text.encode("utf-8", "replace"))
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+            file.with_suffix(".csv").write_bytes(csv_bytes(frame))
 
 
 def _sentence(sections: Sequence[Section]) -> str:

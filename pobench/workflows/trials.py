@@ -17,10 +17,11 @@ from typing import Any
 import pandas as pd
 
 from pobench.columns import FRAMES
-from pobench.files import whole, write_bytes, write_text
+from pobench.files import whole, write_bytes
 from pobench.results.load import read_trials
 from pobench.settings.job import Job
 from pobench.sources import fetch_rows
+from pobench.spreadsheet import csv_bytes
 from pobench.workflows.grid import Point, Space
 
 
@@ -163,7 +164,7 @@ def trial_rows(storage: Any, counted: Mapping[str, Sequence[Any]]) -> list[dict[
 
 def write_trials(path: Path, storage: Any, counted: Mapping[str, Sequence[Any]] | None = None) -> None:
     """Write `trials.csv`: all trials of a search's folder."""
-    write_text(path, FRAMES["tuning"].of(trial_rows(storage, counted or {})).to_csv(index=False))
+    write_bytes(path, csv_bytes(FRAMES["tuning"].of(trial_rows(storage, counted or {}))))
 
 
 def rank(sign: int) -> Callable[[Any], tuple[float, float, int]]:
