@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from pobench.errors import PobenchError
-from pobench.files import write_text
+from pobench.errors import CorruptError, PobenchError
+from pobench.files import read_marker, sealed, write_text
 from pobench.judging.replies import Reply, blamed, error_in, parse, refuses_system, without_system
 from pobench.sources import cache_folder
 
@@ -470,15 +470,15 @@ class Client:
 
     def _stored(self, key: str) -> Reply | None:
         try:
-            stored = Reply(**json.loads(self._file(key).read_text(encoding="utf-8")))
+            stored = Reply(**read_marker(self._file(key)))
             return self._without_key(replace(stored, cached=True))
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # absent or damaged: ask again
+        except (CorruptError, ValueError, TypeError, AttributeError):  # absent or damaged: ask again
             return None
 
     def _store(self, key: str, reply: Reply) -> None:
         stored = {k: v for k, v in asdict(reply).items() if k not in ("cached", "error")}
         try:
-            write_text(self._file(key), json.dumps(stored, ensure_ascii=False) + "\n")
+            write_text(self._file(key), json.dumps(sealed(stored), ensure_ascii=False) + "\n")
         except OSError as error:
             raise PobenchError(
                 f"replies cannot be stored in {str(self.cache)!r} ({error.strerror}); make room, or set POBENCH_CACHE"

@@ -38,8 +38,8 @@ from pobench.results import stats
 from pobench.results.arms import Arm, arms_of, score_of, seed_values
 from pobench.results.equal_tuning import values_of
 from pobench.results.groups import prompts_of
-from pobench.spreadsheet import csv_bytes
 from pobench.results.rows import Frame
+from pobench.spreadsheet import csv_bytes
 from pobench.types import Estimate
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from pobench.errors import PobenchError
-from pobench.files import MarkedFolder, digests_of, whole
+from pobench.files import MarkedFolder, digests_of, sealed, whole
 from pobench.reporting.methods import bibtex, methods
 from pobench.reporting.page import (
     Section,
@@ -83,7 +83,7 @@ def share(runs: str | Path, out: Path, setting: str | None = None, figures: Sequ
         (site / "card.png").write_bytes(_picture(sections))
         _write(site / "index.html", render(sections, Site(_sentence(sections), "card.png", list(_files(site)))))
         about = {"made by": "pobench share", "files": digests_of(site)}
-        _write(site / SiteFolder.marker, json.dumps(about, indent=1) + "\n")
+        _write(site / SiteFolder.marker, json.dumps(sealed(about), indent=1) + "\n")
     refuse_undrawn(sections, out / "index.html")
     return out / "index.html"
 
