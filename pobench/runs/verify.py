@@ -50,7 +50,8 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
                 continue
             folders, files = folders + 1, files + len(listed)
             faults += map(str, corrupt_files(marker.parent, listed))
-    for marker in sorted((cache_folder() / "reference").glob("*/reference.json")):
+    references = sorted((cache_folder() / "reference").glob("*/reference.json"))
+    for marker in [path for path in references if path.parent.suffix != ".damaged"]:
         advance(str(marker.parent))
         try:
             if about_reference(marker.parent) is not None:

@@ -96,10 +96,12 @@ Again = Callable[
 
 
 class Place(NamedTuple):
-    """again: the command. begin: makes the folder that is damaged; None: the command does."""
+    """again: the command. begin: makes the folder that is damaged; None: the command does. of: a pattern of the files that are
+    damaged; default: all."""
 
     again: Again
     begin: Again | None = None
+    of: str = ""
 
 
 def planned(setting: Path, losses: str, stages: tuple[str, ...], **options: Any) -> Again:
@@ -195,25 +197,28 @@ def places(world: Path) -> dict[str, Place]:
 
     return {
         "runs": Place(planned(compared, "dpo,simpo", stages, opponents="all")),
-        "interrupted": Place(whole_run, interrupted(whole_run)),
-        "rounds": Place(planned(rounds, "dpo", ("onpolicy", "train", "heldout"), rounds=2)),
-        "sft": Place(planned(sft, "dpo", ("sft", "train", "heldout"))),
-        "search": Place(search),
+        "interrupted": Place(whole_run, interrupted(whole_run), "checkpoint-|steps.jsonl|environment"),
+        "rounds": Place(planned(rounds, "dpo", ("onpolicy", "train", "heldout"), rounds=2), of="onpolicy"),
+        "sft": Place(planned(sft, "dpo", ("sft", "train", "heldout")), of="cache/sft"),
+        "search": Place(search, of="/tuning/[^/]*$"),
         "report": Place(report),
     }
 
 
 # ---------------------------------------------------------------- cases
-def cases(only: str = "", place: str = "") -> Iterator[Case]:
-    """One for each folder, each kind of stored file and each damage."""
+def cases(only: str = "", place: str = "", damage: str = "") -> Iterator[Case]:
+    """One for each folder, each kind of stored file and each damage, of those whose names hold these words."""
+    chosen = {name: do for name, do in DAMAGES.items() if damage in name}
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)
         for name, made in places(base / "world").items():
             if place in ("", name):
-                yield from _cases(name, made, base, only)
+                yield from _cases(name, made, base, only, chosen)
 
 
-def _cases(name: str, made: Place, base: Path, only: str) -> Iterator[Case]:
+def _cases(
+    name: str, made: Place, base: Path, only: str, damages: dict[str, Callable[[Path], object]]
+) -> Iterator[Case]:
     whole = base / "whole"
     if failed := made.again(whole):
         raise RuntimeError(f"the undisturbed command failed: {failed}")
@@ -227,10 +232,12 @@ def _cases(name: str, made: Place, base: Path, only: str) -> Iterator[Case]:
         of_report = "report" in part.parts
         if (file.parent.name == "model" and file.name not in OF_A_MODEL) or of_report is not (name == "report"):
             continue
-        kinds.setdefault(ONE_OF.sub("…", str(part)).replace("simpo-", "dpo-"), part)
+        kind = ONE_OF.sub("…", str(part)).replace("simpo-", "dpo-")
+        if re.search(made.of, kind) and only in kind:
+            kinds.setdefault(kind, part)
     shutil.move(whole, base / "intact")
     for kind, file in kinds.items():
-        for damage, do in DAMAGES.items() if only in kind else ():
+        for damage, do in damages.items():
             shutil.copytree(base / "intact", whole)  # paths are as they were
             do(whole / file)
             yield Case(name, kind, damage, *ask(whole, file, made.again, expected))
@@ -323,10 +330,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--place", default="")
+    parser.add_argument("--damage", default="", help="those whose name holds a word")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     done = []
-    for case in cases(given.only, given.place):
+    for case in cases(given.only, given.place, given.damage):
         done.append(case)
         print(f"{len(done)}: {' · '.join(found or '–' for found in case)}", file=sys.stderr, flush=True)
     print(f"{table(done)}\n\n{counts(done)}")

@@ -61,7 +61,8 @@ def results(runs: Path, cache: Path) -> dict[str, str]:
     """Name → digest, of all that two runs of one command must have alike: trained weights, every frame but its measured columns
     and the looks, the names of reference sums, which are digests of their bytes, and the numbers of the logged steps."""
     found = {str(path.relative_to(runs)): digest_of(path.read_bytes()) for path in runs.rglob("model/*.safetensors")}
-    found |= {str(path.relative_to(cache)): "" for path in cache.rglob("reference/*/sums-*")}
+    sums = (path for path in cache.glob("reference/*/sums-*") if path.parent.suffix != ".damaged")
+    found |= {str(path.relative_to(cache)): "" for path in sums}
     for path in runs.glob("*/*/steps.jsonl"):
         try:
             steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
