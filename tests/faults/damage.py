@@ -261,7 +261,7 @@ def ask(place: Path, file: Path, again: Again, expected: dict[str, str]) -> tupl
     def report() -> str:
         with contextlib.redirect_stderr(io.StringIO()) as printed:
             try:
-                load_frames(place / "runs/report/frames" if "report" in file.parts else place / "runs")
+                load_frames(place / "runs/report/frames" if "report" in file.parts else stored_in(place))
             except PobenchError as error:
                 return printed.getvalue() + str(error)
         return printed.getvalue()
@@ -290,9 +290,14 @@ def ask(place: Path, file: Path, again: Again, expected: dict[str, str]) -> tupl
 
 
 def found_in(folder: Path) -> dict[str, str]:
-    found = results(folder / "runs", folder / "cache")
-    frames = folder / "runs/report/frames"
-    return found | {f"report {path.name}": digest_of(path.read_bytes()) for path in sorted(frames.glob("*.parquet"))}
+    found = results(stored_in(folder), folder / "cache")
+    frames = [path for path in (folder / "runs/report/frames").glob("*.parquet") if path.name != "looks.parquet"]
+    return found | {f"report {path.name}": digest_of(path.read_bytes()) for path in frames}
+
+
+def stored_in(folder: Path) -> Path:
+    """Where its runs lie: a search keeps those of its trials apart."""
+    return next((folder / "runs").glob("*/tuning"), folder / "runs")
 
 
 def table(done: list[Case]) -> str:

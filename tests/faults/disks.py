@@ -12,30 +12,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.faults.forked import FIGURES, Ended, pobench
 from tests.faults.world import make_world, results
 
-LIMIT = 300.0  # seconds after which a command hangs
+LIMIT = 600.0  # seconds after which a command hangs
 ROOM = 64  # megabytes of a file system
-LEFT = (0, 8, 40, 80, 120, 160, 200, 260)  # kilobytes
+LEFT = (8, 40, 80, 120, 200, 300)  # kilobytes
 FULL = "is full"
-
-
-class Ended(NamedTuple):
-    """Of a command."""
-
-    status: int
-    words: str
-    seconds: float
 
 
 class Trial(NamedTuple):
@@ -83,22 +74,7 @@ class Disks:
         subprocess.run(["mount", "-o", f"remount,{'ro' if only else 'rw'}", str(place)], check=True)
 
     def command(self, *arguments: str, while_it_runs: Callable[[], bool] = lambda: True) -> Ended:
-        """Run pobench. while_it_runs: called until it returns True."""
-        variables = {**os.environ, "POBENCH_CACHE": str(self.cache), "OMP_NUM_THREADS": "1"}
-        began = time.monotonic()
-        with tempfile.TemporaryFile("w+", errors="replace") as printed:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pobench.cli", *arguments], env=variables, stdout=printed, stderr=printed
-            )
-            try:
-                while process.poll() is None and not while_it_runs():
-                    time.sleep(0.05)
-                status = process.wait(LIMIT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                status = process.wait()
-            printed.seek(0)
-            return Ended(status, printed.read(), time.monotonic() - began)
+        return pobench(arguments, {"POBENCH_CACHE": str(self.cache)}, while_it_runs=while_it_runs, limit=LIMIT)
 
 
 def campaign(only: str = "") -> Iterator[Trial]:
@@ -174,7 +150,7 @@ def report_on(disks: Disks, setting: Path, disturb: Callable[[Disks], None]) -> 
     disks.command(*run_in(disks, setting))
     shutil.rmtree(disks.runs / "report")
     disturb(disks)
-    ended = disks.command("analyze", "--runs", str(disks.runs))
+    ended = disks.command("analyze", "--runs", str(disks.runs), "--figures", FIGURES)
     disks.read_only(disks.runs, False)
     (disks.runs / "filler").unlink(missing_ok=True)
     return ended, "" if ended.status else "status 0"
@@ -184,7 +160,9 @@ def report_elsewhere(disks: Disks, setting: Path) -> tuple[Ended, str]:
     """Of runs that may only be read: all is done."""
     disks.command(*run_in(disks, setting))
     disks.read_only(disks.runs, True)
-    ended = disks.command("analyze", "--runs", str(disks.runs), "--out", str(disks.folder / "out"))
+    ended = disks.command(
+        "analyze", "--runs", str(disks.runs), "--figures", FIGURES, "--out", str(disks.folder / "out")
+    )
     disks.read_only(disks.runs, False)
     shutil.rmtree(disks.folder / "out", ignore_errors=True)
     return ended, f"status {ended.status}" if ended.status else ""
@@ -223,11 +201,6 @@ def table(done: list[Trial]) -> str:
     return "\n".join(lines)
 
 
-def last_words(ended: Ended) -> str:
-    lines = [line for line in ended.words.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
-
-
 def main() -> None:
     """Exits with status 1 where something was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -238,7 +211,7 @@ def main() -> None:
     done = []
     for one in campaign(given.only):
         done.append(one)
-        print(f"{one.name}: status {one.ended.status}: {last_words(one.ended)}", file=sys.stderr, flush=True)
+        print(f"{one.name}: status {one.ended.status}: {one.ended.message}", file=sys.stderr, flush=True)
         if one.lost:
             print(f"LOST {one.name}: {one.lost}\n{one.ended.words[-1500:]}", file=sys.stderr, flush=True)
     print(table(done))
