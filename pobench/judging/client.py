@@ -490,8 +490,8 @@ class Client:
 
 @lru_cache(maxsize=8)
 def _forms(key: str) -> tuple[str, ...]:
-    """What gives a key away, longest first: itself, also in an address, in base64 behind any other text, and either half, as some
-    servers print one."""
+    """What gives a key away, longest first: itself, also in an address, in base64 behind any other text, and either half, as
+    some servers print one."""
     if len(key) < SHORTEST_KEY:
         return ()
     forms = {key, quote(key, safe="")}

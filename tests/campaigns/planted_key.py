@@ -1,8 +1,9 @@
 """Look for a judge's key in all that a whole command leaves: `python -m tests.campaigns.planted_key`.
 
-A model is trained and judged by an endpoint on this machine that repeats the key in its replies, in their tokens, in headers and in
-errors: whole, in base64, as an address spells it, and by halves. Then a report is written, and the runs are shared as a site. Every file
-of runs, cache, report and site, and all that the commands printed, is searched for any of these, Parquet and packed pictures included.
+A model is trained and judged by an endpoint on this machine that repeats the key in its replies, in their tokens, in headers
+and in errors: whole, in base64, as an address spells it, and by halves. Then a report is written, and the runs are shared as a
+site. Every file of runs, cache, report and site, and all that the commands printed, is searched for any of these, Parquet and
+packed pictures included.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import contextlib
 import gzip
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import zlib
@@ -30,10 +30,12 @@ if __name__ == "__main__":
 
 from openai_server import Failure, OpenAIServer, says  # type: ignore[import-not-found]
 
+from tests.faults.forked import Ended, pobench
 from tests.faults.world import make_world
 
 KEY = "sk-planted/0123456789+abcdefXYZ"
 VARIABLE = "PLANTED_KEY"
+FIGURES = "settings-table"
 
 
 def forms() -> list[str]:
@@ -59,11 +61,15 @@ class Echo(OpenAIServer):
         self.count = 0
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        half = len(KEY) // 2
+        coded = [base64.b64encode(before + KEY.encode()).decode() for before in (b"", b"u", b"us", b"user:")]
         told = [
             KEY,
-            base64.b64encode(KEY.encode()).decode(),
-            base64.b64encode(f"user:{KEY}".encode()).decode(),
-            *forms(),
+            quote(KEY, safe=""),
+            KEY[:half],
+            KEY[half:],
+            *coded,
+            base64.urlsafe_b64encode(KEY.encode()).decode(),
         ]
         reply = says(f"A {' '.join(told)}", A=-0.1, B=-2.0, **{KEY: -5.0}) | {
             "id": KEY,
@@ -119,26 +125,25 @@ def _inside(file: Path) -> Iterator[bytes]:
                     yield unpack(plain)
 
 
-def whole_run(folder: Path) -> tuple[str, int]:
-    """Train, judge, report and share below the folder. Returns what was printed, and how many requests the server had."""
+def whole_run(folder: Path) -> tuple[list[Ended], int]:
+    """Train, judge, report and share below the folder. Returns how the commands ended, and the number of requests."""
     setting = make_world(folder / "world", epochs=1)
     judge = {"model": "judge", "key_variable": VARIABLE, "retries": 4, "price_in": 1.0, "price_out": 1.0}
-    printed = ""
     with Echo() as server:
         values = yaml.safe_load(setting.read_text())
         values["judge"] = {"name": "endpoint", "settings": {**judge, "base_url": server.url}}
         setting.write_text(yaml.safe_dump(values))
-        runs = ["--runs", str(folder / "runs")]
-        run = ["run", "--losses", "dpo,simpo", "--setting", str(setting), *runs]
-        variables = {**os.environ, VARIABLE: KEY, "POBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-        for command in ([*run, "--dry-run"], [*run, "--opponents", "all"], [*run, "--json"], ["analyze", *runs, "--format", "all"],
-                        ["share", str(folder / "runs"), "--out", str(folder / "site")], ["doctor"], ["status", *runs]):  # fmt: skip
-            done = subprocess.run(
-                [sys.executable, "-m", "pobench.cli", *command], env=variables, capture_output=True, text=True, errors="replace",
-                check=False, cwd=folder,
-            )  # fmt: skip
-            printed += f"\n$ {' '.join(command)}\n{done.stdout}{done.stderr}\nstatus {done.returncode}"
-    return printed, server.count
+        runs = ("--runs", str(folder / "runs"))
+        run = ("run", "--losses", "dpo,simpo", "--setting", str(setting), *runs)
+        commands: list[tuple[str, ...]] = [
+            (*run, "--dry-run"), (*run, "--opponents", "all"), (*run, "--json"),
+            ("analyze", *runs, "--format", "all", "--figures", FIGURES),
+            ("share", str(folder / "runs"), "--out", str(folder / "site")),
+            ("doctor",), ("status", *runs), ("list", "runs", *runs),
+        ]  # fmt: skip
+        variables = {VARIABLE: KEY, "POBENCH_CACHE": str(folder / "cache")}
+        ended = [pobench(command, variables, figures=FIGURES) for command in commands]
+    return ended, server.count
 
 
 def main() -> None:
@@ -148,9 +153,10 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
-        printed, requests = whole_run(folder)
+        ended, requests = whole_run(folder)
+        printed = "\n".join(one.words for one in ended)
         found = search(folder, printed)
-    print("\n".join(line for line in printed.splitlines() if line.startswith(("$ ", "status "))))
+    print(f"commands ended with {[one.status for one in ended]}")
     print(
         f"{requests} requests; {found.files} files of {found.bytes / 1e6:.1f} MB and {len(printed)} characters searched"
     )
