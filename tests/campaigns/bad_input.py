@@ -793,7 +793,7 @@ def _rounds(draw: random.Random, folder: Path) -> Iterator[Case]:
     while True:
         line = (*base, *(("--rounds", "2") if (good := draw.random() < 0.05) else draw.choice(BAD_ROUNDS)))
         yield Case(
-            " ".join(line)[:90], partial(_invoke, line), True if good else None if "none.jsonl" in line else False
+            " ".join(line)[:90], partial(_invoke, line), True if good else None if "none.jsonl" in line[-1] else False
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import damage, kills
+from tests.faults import damage, disks, kills
 
 
 @pytest.mark.slow
@@ -21,6 +21,13 @@ def test_a_killed_command_loses_nothing_and_leaves_no_orphan() -> None:
 def test_a_damaged_file_is_found_and_no_wrong_result_is_taken_for_a_right_one() -> None:
     done = list(damage.cases())
     assert [case for case in done if case.fault] == [] and len(done) > 60
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not disks.may_mount(), reason="mounting a file system is not allowed here")
+def test_a_disk_that_is_full_read_only_or_gone_costs_nothing() -> None:
+    trials = [*disks.campaign("120 kB"), *disks.campaign("read-only"), *disks.campaign("vanishes")]
+    assert [one for one in trials if one.lost] == [] and len(trials) > 6
 
 
 def test_every_fault_is_a_row_of_the_table_with_its_counts() -> None:
