@@ -100,7 +100,8 @@ def _journal_fault(journal: Path) -> str:
     stands there too."""
     data, digest = journal.read_bytes(), digest_file(journal)
     if digest.is_file():
-        known, *_, size = digest.read_text(encoding="utf-8", errors="replace").split() or ["", ""]
+        words = digest.read_text(encoding="utf-8", errors="replace").split()
+        known, size = (words[0], words[-1]) if words else ("", "")
         if not size.isdecimal() or len(data) < int(size) or hashlib.sha256(data[: int(size)]).hexdigest() != known:
             return OTHER_BYTES
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pobench
 from pobench import sources
 from pobench.columns import FRAMES
 from pobench.data.prompts import prompt_rows
+from pobench.data.shapes import load_preferences
 from pobench.errors import CorruptError, PobenchError
 from pobench.judging.replies import parse
 from pobench.registry import get_loss
@@ -52,6 +54,19 @@ def test_trials_hold_no_formula_and_are_read_as_they_were(tmp_path: Path) -> Non
 def test_there_is_one_way_to_write_csv() -> None:
     code = Path(pobench.__file__).parent.rglob("*.py")
     assert [path.name for path in code if ".to_csv(" in path.read_text(encoding="utf-8")] == ["spreadsheet.py"]
+
+
+def test_a_conversation_of_many_turns_is_read_in_a_time_that_grows_as_they_do(tmp_path: Path) -> None:
+    def seconds(turns: int) -> float:
+        path = tmp_path / f"{turns}.jsonl"
+        whole = "\n\nHuman: x\n\nAssistant: y" * turns
+        path.write_text(json.dumps({"chosen": f"{whole} a", "rejected": f"{whole} b"}) + "\n")
+        began = time.process_time()
+        assert len(load_preferences(path).preferences[0].prompt) == 2 * turns - 1
+        return time.process_time() - began
+
+    seconds(100)
+    assert seconds(8000) < 8 * (seconds(2000) + 0.05)  # of the square it was sixteen times
 
 
 @pytest.mark.parametrize("name", ["files//{}/out", "files/../../out"])
