@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -56,17 +55,11 @@ def test_there_is_one_way_to_write_csv() -> None:
     assert [path.name for path in code if ".to_csv(" in path.read_text(encoding="utf-8")] == ["spreadsheet.py"]
 
 
-def test_a_conversation_of_many_turns_is_read_in_a_time_that_grows_as_they_do(tmp_path: Path) -> None:
-    def seconds(turns: int) -> float:
-        path = tmp_path / f"{turns}.jsonl"
-        whole = "\n\nHuman: x\n\nAssistant: y" * turns
-        path.write_text(json.dumps({"chosen": f"{whole} a", "rejected": f"{whole} b"}) + "\n")
-        began = time.process_time()
-        assert len(load_preferences(path).preferences[0].prompt) == 2 * turns - 1
-        return time.process_time() - began
-
-    seconds(100)
-    assert seconds(8000) < 8 * (seconds(2000) + 0.05)  # of the square it was sixteen times
+def test_a_conversation_of_twenty_thousand_turns_is_read_and_is_no_hang(tmp_path: Path) -> None:
+    """Half a second of a processor; by a search that goes back to every label it was three minutes."""
+    whole = "\n\nHuman: x\n\nAssistant: y" * 10_000
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"chosen": f"{whole} a", "rejected": f"{whole} b"}) + "\n")
+    assert len(load_preferences(tmp_path / "pairs.jsonl").preferences[0].prompt) == 19_999
 
 
 @pytest.mark.parametrize("name", ["files//{}/out", "files/../../out"])
