@@ -54,7 +54,7 @@ class Frames(Mapping[str, pd.DataFrame]):
         self.stored: dict[str, pd.DataFrame] = dict(stored if inner is None else inner.stored)
         self.later: dict[str, Callable[[], pd.DataFrame]] = {**({} if inner is None else inner.later), **(later or {})}
         self.by_run: dict[str, Rows] = {**({} if inner is None else inner.by_run), **(by_run or {})}
-        self.left_out = tuple(left_out) or (() if inner is None else inner.left_out)
+        self.left_out: tuple[str, ...] = tuple(left_out) or (() if inner is None else inner.left_out)
         self._made: dict[str, pd.DataFrame] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:

@@ -168,7 +168,7 @@ class RunFolder:
         if self.has("shown.json"):
             return dict(self.read_json("shown.json"))
         if next(self._finished_nodes(), None) is not None:
-            raise CorruptError(self.path / "shown.json", "the file is gone; repeat the command, and it is made anew")
+            raise CorruptError(self.path / "shown.json", "the file is gone")
         return {}
 
     def show(self, nodes: Mapping[str, str]) -> None:

@@ -25,7 +25,13 @@ def test_bad_input_ends_in_one_message_and_nothing_is_written(name: str) -> None
 def test_bad_input_of_another_seed_too(name: str) -> None:
     tally = bad_input.campaign(name, 150, seed=8)
     assert tally.wrong == []
-    assert tally.counts["accepted"] or name in ("rows: bytes", "settings: YAML", "--set", "command lines", "command lines: reports")
+    assert tally.counts["accepted"] or name in (
+        "rows: bytes",
+        "settings: YAML",
+        "--set",
+        "command lines",
+        "command lines: reports",
+    )
 
 
 def test_the_campaign_sees_what_it_counts(tmp_path: Path) -> None:
